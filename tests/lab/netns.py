@@ -1,0 +1,230 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The topology as plain network namespaces: raised in a fraction of a second, removed whatever happens.
+
+    with NamespaceLab(prefix="k", hosts=["client", "router", "a", "b"]) as lab:
+        lab["a"].run(["ip", "rule"])
+
+Two labs with different prefixes do not see each other. A lab that died without cleaning up is removed by the next one
+with its prefix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from tests.lab import topology as topology_data
+from tests.lab import wiring
+from tests.lab.servers import NginxServer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CLI = "from l4proxy._cli import main; raise SystemExit(main())"
+
+
+class LabError(RuntimeError):
+    """The lab cannot do what was asked; the message says what to do."""
+
+
+def engine_path() -> Path:
+    """A directory for PYTHONPATH in which the engines are the package ``l4proxy``, as they are in the archive."""
+    path = REPOSITORY / ".build" / "run"
+    path.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (path / "l4proxy").symlink_to("../../plugins/module_utils")
+    return path
+
+
+class LabHost:
+    """A running host of a lab: its addresses, and ways to do things in its namespace."""
+
+    def __init__(self, lab: NamespaceLab, host: topology_data.Host):
+        self.spec = host
+        self.name, self.dev = host.name, host.dev
+        self.ipv4, self.ipv6, self.mac = host.ipv4, host.ipv6, host.mac
+        self.netns = lab.netns_of(host.name)
+        self._lab = lab
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.netns}>"
+
+    def on(self, network: str) -> topology_data.Interface:
+        """The host's interface in a network: .dev .ipv4 .ipv6 .mac .port"""
+        return self.spec.on(network)
+
+    def run(self, argv: list[str], *, check: bool = True, timeout: float = 20, **options):
+        """Run a command to its end: a CompletedProcess with text. CommandFailed shows what the command said."""
+        return wiring.run(self._argv(argv), check=check, timeout=timeout, **options)
+
+    def spawn(self, argv: list[str], **options) -> subprocess.Popen:
+        """Start a command that ends with the lab; its output goes to the file ``.log`` unless redirected."""
+        return self._lab.track(self._argv(argv), self.name, options)
+
+    def inside(self) -> contextlib.AbstractContextManager[None]:
+        """Move the calling thread into this host's namespace and back."""
+        return wiring.inside(self.netns)
+
+    def sysctl(self, name: str, value: str) -> None:
+        """Set a sysctl, written with dots (an interface name must not have one)."""
+        with self.inside():
+            Path("/proc/sys", *name.split(".")).write_text(value, encoding="ascii")
+
+    def _argv(self, argv: list[str]) -> list[str]:
+        # "ip netns exec" ends in exec: the pid is the command's own. It also mounts the namespace's /sys.
+        return ["ip", "netns", "exec", self.netns, *map(str, argv)]
+
+
+class NamespaceLab:
+    """A context manager: the chosen hosts as namespaces ``<prefix>-<host>``, and ``<prefix>-switch``.
+
+    ``networks`` gives hosts other legs than the topology file: ``{"b": ["inside", "side"]}``.
+    """
+
+    def __init__(self, prefix: str, hosts: Iterable[str], networks: Mapping[str, list[str]] | None = None):
+        self.prefix = prefix
+        self.topology = topology_data.load().select(hosts, networks)
+        self.switch = f"{prefix}-switch"
+        self.hosts: dict[str, LabHost] = {}
+        self.tmp = Path()
+        self._processes: list[subprocess.Popen] = []
+        self._lock: socket.socket | None = None
+
+    def __getitem__(self, name: str) -> LabHost:
+        return self.hosts[name]
+
+    def __enter__(self) -> NamespaceLab:
+        self._take_lock()
+        try:
+            _remove(self.prefix)
+            self.tmp = Path(tempfile.mkdtemp(prefix=f"l4proxy-lab-{self.prefix}-"))
+            self._raise()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def netns_of(self, name: str) -> str:
+        return f"{self.prefix}-{name}"
+
+    def close(self) -> None:
+        """Terminate what was started and remove every namespace. May be called again."""
+        for process in reversed(self._processes):
+            stop(process)
+        self._processes.clear()
+        _remove(self.prefix)
+        if self.tmp != Path():
+            shutil.rmtree(self.tmp, ignore_errors=True)
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def track(self, argv: list[str], name: str, options: dict) -> subprocess.Popen:
+        """Start a process that ends with the lab."""
+        log = self.tmp / f"{name}-{len(self._processes)}.log"
+        with log.open("w", encoding="utf-8") as output:
+            options.setdefault("stdout", output)
+            options.setdefault("stderr", subprocess.STDOUT)
+            options.setdefault("stdin", subprocess.DEVNULL)
+            process = subprocess.Popen(argv, text=True, **options)
+        process.log = log
+        self._processes.append(process)
+        return process
+
+    def nginx(self, host: str, ports: Iterable[int] = (8080,)) -> NginxServer:
+        """Start the distribution's nginx on a host; it answers every request with the host's name and a newline."""
+        directory = Path(tempfile.mkdtemp(prefix=f"nginx-{host}-", dir=self.tmp))
+        server = NginxServer(self[host], directory, list(ports))
+        server.start()
+        return server
+
+    def l4proxy(
+        self, host: str, args: list[str], *, check: bool = False, timeout: float = 60, python: str = sys.executable
+    ):
+        """Run the ``l4proxy`` command on a host to its end; the caller looks at the returncode, or says check=True."""
+        return self[host].run([python, "-c", CLI, *args], check=check, timeout=timeout, env=cli_environment())
+
+    def spawn_l4proxy(self, host: str, args: list[str], *, python: str = sys.executable, **options) -> subprocess.Popen:
+        """Start an ``l4proxy`` daemon on a host; it is terminated at the end of the lab."""
+        options["env"] = {**cli_environment(), **options.get("env", {})}
+        return self[host].spawn([python, "-c", CLI, *args], **options)
+
+    def _raise(self) -> None:
+        names = list(self.topology.hosts)
+        wiring.ip_batch([f"netns add {self.netns_of(name)}" for name in [*names, "switch"]])
+        wiring.make_switch(self.topology, self.switch)
+        wiring.connect_hosts(self.topology, list(self.topology.hosts.values()), self.switch, self.netns_of)
+        self.hosts = {name: LabHost(self, host) for name, host in self.topology.hosts.items()}
+
+    def _take_lock(self) -> None:
+        # An abstract socket name goes with its process, also with a killed one: no stale lock is possible.
+        lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            lock.bind(f"\0l4proxy-lab-{self.prefix}")
+        except OSError as error:
+            lock.close()
+            raise LabError(
+                f"a lab with prefix {self.prefix} is up in another process; choose another prefix"
+            ) from error
+        self._lock = lock
+
+
+def cli_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(engine_path()), "PYTHONUNBUFFERED": "1"}
+
+
+def stop(process: subprocess.Popen, patience: float = 5.0) -> None:
+    """Terminate a process and wait for it; kill it when ``patience`` seconds did not do."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream:
+            stream.close()
+
+
+def _remove(prefix: str) -> None:
+    """Remove the namespaces of a prefix and the processes that still live in them."""
+    names = wiring.namespaces(prefix)
+    deadline = time.monotonic() + 5
+    while (pids := list(_pids(names))) and time.monotonic() < deadline:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    wiring.remove_namespaces(names)
+
+
+def _pids(names: list[str]) -> Iterator[int]:
+    """Processes in the namespaces, found by the namespace's inode as ``ip netns pids`` does, in one pass for all."""
+    inodes = {(stat.st_dev, stat.st_ino) for stat in (os.stat(wiring.NETNS_DIR / name) for name in names)}
+    if not inodes:
+        return
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                stat = os.stat(entry / "ns" / "net")
+                if (stat.st_dev, stat.st_ino) in inodes and not _is_zombie(entry):
+                    yield int(entry.name)
+
+
+def _is_zombie(entry: Path) -> bool:
+    # The state is the field after the command, which is in parentheses and may itself contain them (proc_pid_stat(5)).
+    return (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] == "Z"

@@ -1,0 +1,178 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Namespaces, bridges and veth pairs: what both labs build their hosts' networks from.
+
+Commands are made by pure functions and run in batches: one ``ip`` process for each namespace, not for each command.
+A namespace is known by its name under /run/netns, also that of a container (``ip netns attach``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.lab.topology import Host, Network, Topology
+
+NETNS_DIR = Path("/run/netns")
+CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+#: The kernel's own defaults, written out: a new namespace copies IPv4's from the machine, which may have changed them.
+#: No duplicate address detection: an address that is tentative for a second makes tests flaky.
+HOST_SYSCTLS = {
+    "net.ipv4.ip_forward": "0",
+    "net.ipv4.conf.all.rp_filter": "0",
+    "net.ipv4.conf.default.rp_filter": "0",
+    "net.ipv4.conf.all.accept_redirects": "1",
+    "net.ipv4.conf.default.accept_redirects": "1",
+    "net.ipv4.conf.all.send_redirects": "1",
+    "net.ipv4.conf.default.send_redirects": "1",
+    "net.ipv4.conf.all.arp_ignore": "0",
+    "net.ipv4.conf.default.arp_ignore": "0",
+    "net.ipv4.conf.all.src_valid_mark": "0",
+    "net.ipv4.conf.default.src_valid_mark": "0",
+    "net.ipv6.conf.all.disable_ipv6": "0",
+    "net.ipv6.conf.default.disable_ipv6": "0",
+    "net.ipv6.conf.all.accept_dad": "0",
+    "net.ipv6.conf.default.accept_dad": "0",
+    "net.ipv6.conf.default.accept_ra": "0",
+}
+ROUTER_SYSCTLS = {"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"}
+#: Frames the switch carries must not pass through iptables (the files exist only where br_netfilter does).
+SWITCH_SYSCTLS = {
+    "net.bridge.bridge-nf-call-iptables": "0",
+    "net.bridge.bridge-nf-call-ip6tables": "0",
+    "net.bridge.bridge-nf-call-arptables": "0",
+    "net.ipv6.conf.default.disable_ipv6": "1",
+}
+
+
+class CommandFailed(subprocess.CalledProcessError):
+    """A command failed; unlike its parent it says what the command said."""
+
+    def __str__(self) -> str:
+        said = "\n".join(text.strip() for text in (self.stdout, self.stderr) if text)
+        return f"{super().__str__()}\n{said}"
+
+
+def run(argv: list[str], *, check: bool = True, timeout: float = 60, **options) -> subprocess.CompletedProcess:
+    """subprocess.run with captured text and an error that shows it."""
+    done = subprocess.run(argv, check=False, timeout=timeout, text=True, capture_output=True, **options)
+    if check and done.returncode:
+        raise CommandFailed(done.returncode, argv, done.stdout, done.stderr)
+    return done
+
+
+def ip_batch(commands: list[str], netns: str | None = None) -> None:
+    """Run ``ip`` commands in one process, in the named namespace; the first failure raises CommandFailed."""
+    if commands:
+        where = ["-netns", netns] if netns else []
+        run(["ip", *where, "-batch", "-"], input="\n".join(commands) + "\n")
+
+
+# --- what to build: pure ---------------------------------------------------------------------------------------------
+
+
+def bridge_commands(networks: list[Network]) -> list[str]:
+    """In the switch namespace: one bridge a network, forwarding at once."""
+    return [
+        command
+        for net in networks
+        for command in (
+            f"link add {net.bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+            f"link set {net.bridge} up",
+        )
+    ]
+
+
+def port_commands(host: Host, netns: str) -> list[str]:
+    """In the switch namespace: the host's cables; the far end appears in its namespace as eth0, eth1 ..."""
+    return [
+        command
+        for leg in host.interfaces
+        for command in (
+            f"link add {leg.port} type veth peer name {leg.dev} address {leg.mac} netns {netns}",
+            f"link set {leg.port} master {leg.network.bridge} up",
+        )
+    ]
+
+
+def host_commands(topology: Topology, host: Host) -> list[str]:
+    """In the host's namespace: links up, addresses, and the router of the first network as default route."""
+    commands = ["link set lo up"]
+    for leg in host.interfaces:
+        commands += [
+            f"addr add {leg.ipv4}/{leg.network.ipv4.prefixlen} brd + dev {leg.dev}",
+            f"link set {leg.dev} up",
+            f"addr add {leg.ipv6}/{leg.network.ipv6.prefixlen} dev {leg.dev} nodad",
+        ]
+    gateway = topology.router_on(host.interfaces[0].network.name)
+    if gateway and not host.is_router:
+        commands += [
+            f"route add default via {gateway.ipv4} dev {host.dev}",
+            f"route add ::/0 via {gateway.ipv6} dev {host.dev}",
+        ]
+    return commands
+
+
+# --- doing it --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def inside(netns: str) -> Iterator[None]:
+    """Move the calling thread into a namespace and back: its sockets and /proc/sys/net are then those of that host."""
+    # /proc/thread-self, not /proc/self: setns moves one thread, and this may not be the first one.
+    with open("/proc/thread-self/ns/net", "rb") as home, open(NETNS_DIR / netns, "rb") as away:
+        _setns(away.fileno())
+        try:
+            yield
+        finally:
+            _setns(home.fileno())
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, CLONE_NEWNET):
+        error = ctypes.get_errno()
+        raise OSError(error, f"setns: {os.strerror(error)}")
+
+
+def write_sysctls(values: dict[str, str]) -> None:
+    """Write sysctls of the calling thread's namespace; names this kernel does not have are passed over."""
+    for name, value in values.items():
+        path = Path("/proc/sys", *name.split("."))
+        if path.exists():
+            path.write_text(value, encoding="ascii")
+
+
+def make_switch(topology: Topology, netns: str) -> None:
+    """Turn an empty namespace into the switch of the topology."""
+    with inside(netns):
+        write_sysctls(SWITCH_SYSCTLS)
+    ip_batch(bridge_commands(list(topology.networks.values())), netns)
+
+
+def connect_hosts(topology: Topology, hosts: list[Host], switch: str, netns_of: Callable[[str], str]) -> None:
+    """Plug hosts into the switch and configure their interfaces."""
+    for host in hosts:
+        with inside(netns_of(host.name)):
+            write_sysctls({**HOST_SYSCTLS, **(ROUTER_SYSCTLS if host.is_router else {})})
+    ip_batch([command for host in hosts for command in port_commands(host, netns_of(host.name))], switch)
+    for host in hosts:
+        ip_batch(host_commands(topology, host), netns_of(host.name))
+
+
+def namespaces(prefix: str) -> list[str]:
+    """The names of the lab's namespaces that exist."""
+    return sorted(path.name for path in NETNS_DIR.glob(f"{prefix}-*")) if NETNS_DIR.is_dir() else []
+
+
+def remove_namespaces(names: list[str]) -> None:
+    """Remove namespaces; their veths and bridges go with them."""
+    ip_batch([f"netns del {name}" for name in names if (NETNS_DIR / name).exists()])
