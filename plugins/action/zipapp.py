@@ -1,0 +1,73 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Put the ``l4proxy`` archive onto a host; documented in plugins/modules/zipapp.py."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.trueip.l4proxy.plugins.module_utils._version import VERSION
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._archive import archive, archive_name, sources
+
+LINK = "l4proxy.pyz"
+MODULE_UTILS = Path(__file__).resolve().parent.parent / "module_utils"
+
+
+class ActionModule(ActionBase):
+    """Build on the controller, hand the file to copy and the link to file, so that both are as usual."""
+
+    TRANSFERS_FILES = True
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the action."""
+        super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec({"directory": {"type": "str", "required": True}})
+        directory = arguments["directory"]
+        content = archive(sources(MODULE_UTILS))
+        name = archive_name(VERSION, content)
+        path = os.path.join(directory, name)
+        copied = self._copy(content, path, task_vars)
+        if copied.get("failed"):
+            return copied
+        linked = self._link(name, os.path.join(directory, LINK), task_vars)
+        return {
+            **{key: linked[key] for key in ("failed", "msg") if key in linked},
+            "changed": bool(copied.get("changed") or linked.get("changed")),
+            "diff": [result["diff"] for result in (linked,) if result.get("diff")],
+            "path": path,
+            "link": os.path.join(directory, LINK),
+            "version": VERSION,
+        }
+
+    def _copy(self, content: bytes, path: str, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        with tempfile.NamedTemporaryFile(prefix="l4proxy-", suffix=".pyz") as local:
+            local.write(content)
+            local.flush()
+            task = self._task.copy()
+            # The content is code of this very collection; a diff of it would hide the changes that matter.
+            task.diff = False
+            task.args = {"src": local.name, "dest": path, "owner": "root", "group": "root", "mode": "0755"}
+            copy = self._shared_loader_obj.action_loader.get(
+                "ansible.legacy.copy",
+                task=task,
+                connection=self._connection,
+                play_context=self._play_context,
+                loader=self._loader,
+                templar=self._templar,
+                shared_loader_obj=self._shared_loader_obj,
+            )
+            return copy.run(task_vars=task_vars)
+
+    def _link(self, name: str, link: str, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        return self._execute_module(
+            module_name="ansible.legacy.file",
+            # "force": in check mode the archive is not there yet, and a link to it is right all the same.
+            module_args={"src": name, "dest": link, "state": "link", "force": True, "follow": False},
+            task_vars=task_vars,
+        )

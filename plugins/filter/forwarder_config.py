@@ -1,0 +1,68 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: forwarder_config
+author: The trueip.l4proxy authors (@trueip)
+version_added: 0.1.0
+short_description: Derive the forwarder's config of one proxy host
+description:
+  - From the services of the fleet, derive what the forwarder on one proxy host reads from C(forwarder.json).
+  - The result has been accepted by the same check that C(l4proxy check) makes on the host.
+positional: fleet, hostvars, settings
+options:
+  _input:
+    description: The services, as in the variable O(ignore:l4proxy_services). None is refused with a sentence.
+    type: list
+    elements: dict
+    required: true
+  fleet:
+    description:
+      - >-
+        The fleet as seen from one host. A dictionary with C(host) (that host's name), C(proxies), C(backends) and
+        C(inventory) (lists of names), and C(known) (documents that an earlier run left on that host).
+    type: dict
+    required: true
+  hostvars:
+    description: The variables of all hosts, as in the magic variable C(hostvars).
+    type: dict
+    required: true
+  settings:
+    description: Top-level keys of the config that do not come from the services, such as C(drain_timeout).
+    type: dict
+    default: {}
+"""
+
+EXAMPLES = r"""
+config: "{{ l4proxy_services | trueip.l4proxy.forwarder_config(fleet, hostvars, {'drain_timeout': 30}) }}"
+"""
+
+RETURN = r"""
+_value:
+  description: The config.
+  type: dict
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _documents
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fleet_filter
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
+
+
+@fleet_filter
+def forwarder_config(fleet: Fleet, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Derive the config of the host the fleet is seen from."""
+    return _documents.forwarder_config(fleet, fleet.name, settings or {})
+
+
+class FilterModule:
+    """The filter plugin of this file."""
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filter by name."""
+        return {"forwarder_config": forwarder_config}

@@ -1,0 +1,62 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: local_delivery
+author: The trueip.l4proxy authors (@trueip)
+version_added: 0.1.0
+short_description: Derive the state document of local delivery on one proxy host
+description:
+  - Derive the rules and routes that make a proxy host accept its backends' replies to addresses it does not own.
+positional: fleet, hostvars
+options:
+  _input:
+    description: The services, as in the variable O(ignore:l4proxy_services). None is refused with a sentence.
+    type: list
+    elements: dict
+    required: true
+  fleet:
+    description:
+      - >-
+        The fleet as seen from one host. A dictionary with C(host) (that host's name), C(proxies), C(backends) and
+        C(inventory) (lists of names), and C(known) (documents that an earlier run left on that host).
+    type: dict
+    required: true
+  hostvars:
+    description: The variables of all hosts, as in the magic variable C(hostvars).
+    type: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+document: "{{ l4proxy_services | trueip.l4proxy.local_delivery(fleet, hostvars) }}"
+"""
+
+RETURN = r"""
+_value:
+  description: The document, for O(trueip.l4proxy.routing_state#module:document).
+  type: dict
+"""
+
+from typing import Any
+
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _documents
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fleet_filter
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
+
+
+@fleet_filter
+def local_delivery(fleet: Fleet) -> dict[str, Any]:
+    """Derive the document of the host the fleet is seen from."""
+    return _documents.local_delivery(fleet, fleet.name)
+
+
+class FilterModule:
+    """The filter plugin of this file."""
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filter by name."""
+        return {"local_delivery": local_delivery}

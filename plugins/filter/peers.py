@@ -1,0 +1,68 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: peers
+author: The trueip.l4proxy authors (@trueip)
+version_added: 0.1.0
+short_description: List the hosts whose addresses a configuration depends on
+description:
+  - For the hosts that are being configured, list those whose facts are needed, themselves included.
+  - A backend depends on the proxies it is reached from, a proxy on the backends it forwards to.
+positional: fleet, hostvars, names
+options:
+  _input:
+    description: The services, as in the variable O(ignore:l4proxy_services). None is refused with a sentence.
+    type: list
+    elements: dict
+    required: true
+  fleet:
+    description:
+      - >-
+        The fleet as seen from one host. A dictionary with C(host) (that host's name), C(proxies), C(backends) and
+        C(inventory) (lists of names), and C(known) (documents that an earlier run left on that host).
+    type: dict
+    required: true
+  hostvars:
+    description: The variables of all hosts, as in the magic variable C(hostvars).
+    type: dict
+    required: true
+  names:
+    description: The hosts that are being configured.
+    type: list
+    elements: str
+    required: true
+"""
+
+EXAMPLES = r"""
+needed: "{{ l4proxy_services | trueip.l4proxy.peers(fleet, hostvars, ansible_play_hosts) }}"
+"""
+
+RETURN = r"""
+_value:
+  description: Names of hosts.
+  type: list
+  elements: str
+"""
+
+from typing import Any
+
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fleet_filter
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
+
+
+@fleet_filter
+def peers(fleet: Fleet, names: list[str]) -> list[str]:
+    """List the peers of some hosts."""
+    return fleet.peers([str(name) for name in names])
+
+
+class FilterModule:
+    """The filter plugin of this file."""
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filter by name."""
+        return {"peers": peers}

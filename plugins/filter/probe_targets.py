@@ -1,0 +1,63 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: probe_targets
+author: The trueip.l4proxy authors (@trueip)
+version_added: 0.1.0
+short_description: List what a proxy host has to reach
+description:
+  - List every backend of every service that a proxy host serves, once for each family the service listens on.
+positional: fleet, hostvars
+options:
+  _input:
+    description: The services, as in the variable O(ignore:l4proxy_services). None is refused with a sentence.
+    type: list
+    elements: dict
+    required: true
+  fleet:
+    description:
+      - >-
+        The fleet as seen from one host. A dictionary with C(host) (that host's name), C(proxies), C(backends) and
+        C(inventory) (lists of names), and C(known) (documents that an earlier run left on that host).
+    type: dict
+    required: true
+  hostvars:
+    description: The variables of all hosts, as in the magic variable C(hostvars).
+    type: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+targets: "{{ l4proxy_services | trueip.l4proxy.probe_targets(fleet, hostvars) }}"
+"""
+
+RETURN = r"""
+_value:
+  description: The list, for O(trueip.l4proxy.handshake_probe#module:targets).
+  type: list
+  elements: dict
+"""
+
+from typing import Any
+
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _documents
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fleet_filter
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
+
+
+@fleet_filter
+def probe_targets(fleet: Fleet) -> list[dict[str, Any]]:
+    """List the targets of the host the fleet is seen from."""
+    return _documents.probe_targets(fleet, fleet.name)
+
+
+class FilterModule:
+    """The filter plugin of this file."""
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filter by name."""
+        return {"probe_targets": probe_targets}

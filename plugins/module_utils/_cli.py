@@ -1,0 +1,119 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ``l4proxy`` command. Every subcommand imports its engine when it runs and not before.
+
+No module imports this file: AnsiballZ would follow the imports and ship both engines with each task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+from collections.abc import Sequence
+
+from ._version import VERSION
+
+CONFIG = "/etc/l4proxy/forwarder.json"
+DOCUMENTS = "/etc/l4proxy/routing.d"
+
+EXIT_FAULT = 1
+EXIT_USAGE = 2
+
+
+def _forward(arguments: argparse.Namespace) -> int:
+    from ._forwarder import supervisor
+
+    return supervisor.run(arguments.config)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from ._forwarder import check
+
+    return check.run(arguments.file)
+
+
+def _reload(arguments: argparse.Namespace) -> int:
+    from ._forwarder import reload
+
+    return reload.run(wait=arguments.wait)
+
+
+def _keep(arguments: argparse.Namespace) -> int:
+    from ._routing import keeper
+
+    return keeper.run(arguments.directory, once=arguments.once, dry_run=arguments.dry_run)
+
+
+def _split_endpoint(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or not 1 <= int(port) <= 65535 or (":" in host and not host.startswith("[")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT (IPv6: [ADDRESS]:PORT)")
+    return host.strip("[]"), int(port)
+
+
+def _resolved(host: str, source: str) -> str:
+    """Return the address of ``host`` in the family of ``source``."""
+    family = socket.AF_INET6 if ":" in source else socket.AF_INET
+    return str(socket.getaddrinfo(host, None, family, socket.SOCK_STREAM)[0][4][0])
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from . import _probe as engine
+
+    host, port = arguments.target
+    try:
+        address = _resolved(host, arguments.source)
+    except OSError as error:
+        sys.stderr.write(
+            f"l4proxy probe: {host} has no address of the family of --source {arguments.source}: {error}\n"
+        )
+        return EXIT_USAGE
+    verdict = engine.probe(engine.Target(address, port, arguments.source), arguments.timeout)
+    sys.stdout.write((json.dumps(verdict.to_dict()) if arguments.json else verdict.sentence) + "\n")
+    return 0 if verdict.step == engine.ESTABLISHED else EXIT_FAULT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="l4proxy", description="IP-transparent layer-4 reverse proxy")
+    parser.add_argument("--version", action="version", version=f"l4proxy {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    forward = commands.add_parser("forward", help="run the forwarder (what the systemd unit does)")
+    forward.add_argument("--config", default=CONFIG, metavar="FILE", help="default: %(default)s")
+    forward.set_defaults(run=_forward)
+
+    check = commands.add_parser("check", help="say everything that is wrong with a forwarder config")
+    check.add_argument("file", nargs="?", default=CONFIG, metavar="FILE", help="default: %(default)s")
+    check.set_defaults(run=_check)
+
+    reload = commands.add_parser("reload", help="make the running forwarder load config and archive anew")
+    reload.add_argument("--wait", action="store_true", help="return when the new generation serves, or say why not")
+    reload.set_defaults(run=_reload)
+
+    keep = commands.add_parser("keep", help="apply the state documents of this host, retrying until all is in place")
+    keep.add_argument("--directory", default=DOCUMENTS, metavar="DIR", help="default: %(default)s")
+    keep.add_argument("--once", action="store_true", help="try once instead of waiting for links and addresses")
+    keep.add_argument("--dry-run", action="store_true", help="print the difference, change nothing; 2 if there is one")
+    keep.set_defaults(run=_keep)
+
+    probe = commands.add_parser(
+        "probe", help="one handshake with a spoofed source: does it work, and if not, who is it"
+    )
+    probe.add_argument("target", type=_split_endpoint, metavar="HOST:PORT", help="the backend")
+    probe.add_argument("--source", required=True, metavar="ADDRESS", help="the address to come from")
+    probe.add_argument("--timeout", type=float, default=3.5, metavar="SECONDS", help="default: %(default)s")
+    probe.add_argument("--json", action="store_true", help="print step, seconds and sentence as JSON")
+    probe.set_defaults(run=_probe)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    :returns: the exit status: 0 done, 1 a fault was found, 2 wrong usage or drift (``keep --dry-run``).
+    """
+    arguments = _parser().parse_args(argv)
+    return int(arguments.run(arguments))

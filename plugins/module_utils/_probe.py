@@ -1,0 +1,181 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The handshake probe: one TCP handshake from this host with a spoofed source, and the culprit if it fails.
+
+The culprit is found by method, not by guess:
+
+* the kernel refuses the socket: the *capability*;
+* the handshake completes: *established*; the backend answers with a reset: the *server* (the path is whole, nothing
+  listens);
+* silence, and this host's own route lookup would not deliver the backend's reply locally: *local delivery*;
+* silence, local delivery is right, and the backend answers this host's own address: the *return path*;
+* silence to both: the *backend* itself.
+
+This module is the one place that knows both engines: sockets from the forwarder, route lookups from routing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ._forwarder import sockets
+from ._routing import kernel
+
+# Silence is told from slowness by waiting; three SYNs go out in this time (retransmits after 1 s and 3 s, RFC 6298).
+DEFAULT_TIMEOUT = 3.5
+
+ESTABLISHED = "established"
+SERVER = "server"
+CAPABILITY = "capability"
+SOURCE = "source"
+LOCAL_DELIVERY = "local_delivery"
+RETURN_PATH = "return_path"
+BACKEND = "backend"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is probed: address and port (1-65535) of a backend, the source to spoof, and a name for messages."""
+
+    address: str
+    port: int
+    source: str
+    name: str = ""
+
+    @property
+    def endpoint(self) -> str:
+        """Address and port as people write them."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How one connect ended: ``error`` is an errno or 0; ``seconds`` how long it took."""
+
+    error: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result: which step is at fault (``established`` for none), in how many seconds, and a sentence."""
+
+    step: str
+    seconds: float
+    sentence: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data, seconds rounded to microseconds."""
+        return {**asdict(self), "seconds": round(self.seconds, 6)}
+
+
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _connect(make_socket: Any, target: Target, timeout: float) -> Attempt:
+    """Connect once and close by reset, so that the backend's server has nothing to log and no TIME_WAIT stays."""
+    started = time.monotonic()
+    error = 0
+    try:
+        with make_socket() as probe:
+            probe.settimeout(timeout)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            probe.connect((target.address, target.port))
+    except socket.timeout:
+        error = errno.ETIMEDOUT
+    except OSError as failure:
+        error = failure.errno or errno.EIO
+    return Attempt(error, time.monotonic() - started)
+
+
+def spoofed_attempt(target: Target, timeout: float) -> Attempt:
+    """Connect from the spoofed source. Needs CAP_NET_RAW."""
+    return _connect(lambda: sockets.transparent_socket(_family(target.address), target.source), target, timeout)
+
+
+def own_attempt(target: Target, timeout: float) -> Attempt:
+    """Connect from this host's own address."""
+    return _connect(lambda: socket.socket(_family(target.address), socket.SOCK_STREAM), target, timeout)
+
+
+def reply_lookup(target: Target) -> str:
+    """Ask this host's kernel what it would do with the backend's reply.
+
+    :returns: ``local``, or what it would do instead, in words.
+    """
+    towards = kernel.route_get(target.address)
+    try:
+        answer = kernel.route_get(target.source, src=target.address, iif=towards.dev, ip_proto="tcp")
+    except OSError as error:
+        return f"refused: {os.strerror(error.errno or errno.EIO)} (rp_filter of {towards.dev}?)"
+    if answer.type == "local":
+        return "local"
+    return " ".join([answer.type] + [f"{word} {value}" for word, value in _shown(answer) if value])
+
+
+def _shown(answer: Any) -> list[tuple[str, Any]]:
+    return [("via", answer.via), ("dev", answer.dev)]
+
+
+def diagnose(target: Target, spoofed: Attempt, lookup: str = "local", own: Attempt | None = None) -> Verdict:
+    """Name the step at fault. Pure: everything it goes by is passed in.
+
+    :param lookup: the answer of :func:`reply_lookup`, asked for when ``spoofed`` met silence.
+    :param own: the attempt from this host's own address, made when ``spoofed`` met silence.
+    """
+    step, sentence = _judge(target, spoofed, lookup, own)
+    return Verdict(step, spoofed.seconds, f"{target.name}: {sentence}" if target.name else sentence)
+
+
+def _judge(target: Target, spoofed: Attempt, lookup: str, own: Attempt | None) -> tuple[str, str]:
+    where, source = target.endpoint, target.source
+    if spoofed.error == 0:
+        return ESTABLISHED, f"established with {where} as {source} in {spoofed.seconds * 1000:.1f} ms"
+    if spoofed.error in (errno.EPERM, errno.EACCES):
+        return (
+            CAPABILITY,
+            "capability: the kernel refused a transparent socket (EPERM); run as root or with CAP_NET_RAW",
+        )
+    if spoofed.error in (errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EINVAL):
+        return (
+            SOURCE,
+            f"source: {source} cannot be used as a source here ({os.strerror(spoofed.error)}); choose another",
+        )
+    if spoofed.error == errno.ECONNREFUSED:
+        return SERVER, f"server: {where} refused the connection; the path is whole, but nothing listens on that port"
+    if lookup != "local":
+        return LOCAL_DELIVERY, (
+            f"local delivery on this host: the kernel would not accept replies of {target.address} to {source} "
+            f"(route lookup: {lookup}; expected: local); run `l4proxy keep --once` here, or the forwarder role"
+        )
+    if own is not None and own.error in (0, errno.ECONNREFUSED):
+        return RETURN_PATH, (
+            f"return path on the backend: {where} answers this host's own address, but its replies to {source} do not "
+            "come back here; run `l4proxy keep --once` on the backend, or the return_path role"
+        )
+    reason = os.strerror((own or spoofed).error)
+    return (
+        BACKEND,
+        f"backend: {where} does not answer this host at all ({reason}); is it up, and does a firewall drop us?",
+    )
+
+
+def probe(target: Target, timeout: float = DEFAULT_TIMEOUT) -> Verdict:
+    """Probe one target.
+
+    :param timeout: seconds to wait for each handshake.
+    :raises kernel.KernelError: the route lookup is not possible (python3-pyroute2 is missing).
+    """
+    spoofed = spoofed_attempt(target, timeout)
+    verdict = diagnose(target, spoofed)
+    if verdict.step != BACKEND:
+        return verdict
+    return diagnose(target, spoofed, reply_lookup(target), own_attempt(target, timeout))

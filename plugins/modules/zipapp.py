@@ -1,0 +1,50 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: zipapp
+author: The trueip.l4proxy authors (@trueip)
+version_added: 0.1.0
+short_description: Put the l4proxy archive onto a host
+description:
+  - Build the C(l4proxy) command out of the engines in this collection, as one executable archive that needs nothing but
+    python3, and put it onto the host under a name that carries its version and checksum.
+  - The same sources give the same bytes, wherever they are built.
+  - A link C(l4proxy.pyz) beside it names the current archive and is switched last. Earlier archives stay, because a
+    program that still runs from one reads from it.
+options:
+  directory:
+    description: The directory on the host. It has to exist.
+    type: path
+    required: true
+extends_documentation_fragment:
+  - trueip.l4proxy.attributes
+  - trueip.l4proxy.attributes.action
+"""
+
+EXAMPLES = r"""
+- name: Install the l4proxy archive
+  trueip.l4proxy.zipapp:
+    directory: /usr/local/lib/l4proxy
+"""
+
+RETURN = r"""
+path:
+  description: The archive on the host.
+  returned: success
+  type: str
+  sample: /usr/local/lib/l4proxy/l4proxy-0.1.0-0a1b2c3d.pyz
+link:
+  description: The link to the current archive.
+  returned: success
+  type: str
+  sample: /usr/local/lib/l4proxy/l4proxy.pyz
+version:
+  description: The version of the collection that built it.
+  returned: success
+  type: str
+  sample: 0.1.0
+"""

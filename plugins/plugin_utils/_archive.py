@@ -1,0 +1,57 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Build the ``l4proxy`` archive: the engines of this collection as one executable zip, the same bytes every time.
+
+The bytes depend on the sources alone: names are sorted, times and permissions fixed, and nothing is compressed,
+because compressors differ from one version of zlib to the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+PACKAGE = "l4proxy"
+
+# -I: neither the caller's environment nor the working directory may change what is imported.
+SHEBANG = b"#!/usr/bin/python3 -I\n"
+MAIN = b"from l4proxy._cli import main\n\nraise SystemExit(main())\n"
+
+# The earliest time a zip can carry (APPNOTE.TXT 4.4.6), and a regular file of mode 0644 made on Unix.
+EPOCH = (1980, 1, 1, 0, 0, 0)
+UNIX = 3
+MODE = 0o100644 << 16
+
+# What serves Ansible's modules only, and has no place on a host without Ansible.
+LEFT_OUT = ("_python.py",)
+
+
+def sources(root: Path) -> list[tuple[str, bytes]]:
+    """Read the Python files below ``module_utils``.
+
+    :returns: (name in the archive, content), sorted by name.
+    """
+    files = [path for path in root.rglob("*.py") if path.name not in LEFT_OUT]
+    return sorted((f"{PACKAGE}/{path.relative_to(root).as_posix()}", path.read_bytes()) for path in files)
+
+
+def archive(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """Put files into an executable archive."""
+    packed = io.BytesIO()
+    packed.write(SHEBANG)
+    with zipfile.ZipFile(packed, "a", zipfile.ZIP_STORED) as target:
+        for name, content in [*files, ("__main__.py", MAIN)]:
+            entry = zipfile.ZipInfo(name, EPOCH)
+            entry.create_system = UNIX
+            entry.external_attr = MODE
+            target.writestr(entry, content)
+    return packed.getvalue()
+
+
+def archive_name(version: str, content: bytes) -> str:
+    """Name an archive by version and content: ``l4proxy-1.2.3-0a1b2c3d.pyz``."""
+    return f"{PACKAGE}-{version}-{hashlib.sha256(content).hexdigest()[:8]}.pyz"

@@ -1,0 +1,196 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``l4proxy_services`` as values: shorthand expanded, names resolved, every fault with its path.
+
+Pure. Only the shape is checked here; what a port or a weight may be is said once, by ``_forwarder.config``, which
+the derivation calls on its own result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any
+
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+
+VARIABLE = "l4proxy_services"
+
+
+@dataclass(frozen=True)
+class BackendRef:
+    """A backend as the user wrote it: an inventory host, an address, or both.
+
+    :ivar options: what else was written (weight and so on), passed on as it is.
+    """
+
+    path: str
+    host: str | None
+    address: str | None
+    port: Any
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The name under which it is shown."""
+        return self.host or self.address or self.path
+
+
+@dataclass(frozen=True)
+class ServiceRef:
+    """A service as the user wrote it, with listeners as (address, port) and backends as :class:`BackendRef`."""
+
+    index: int
+    name: str
+    listen: tuple[tuple[str, Any], ...]
+    backends: tuple[BackendRef, ...]
+    proxies: tuple[str, ...] | None
+    options: Mapping[str, Any]
+
+    @property
+    def path(self) -> str:
+        """Where it stands in the variable."""
+        return f"{VARIABLE}[{self.index}]"
+
+
+def split_endpoint(text: str) -> tuple[str, int | None]:
+    """Split ``host``, ``host:port``, ``1.2.3.4:port``, ``::1`` or ``[::1]:port`` into name and port (None: no port).
+
+    :raises ValueError: the port is not a number, or a bracket is left open.
+    """
+    if text.startswith("["):
+        name, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"{text!r} is not [address] or [address]:port")
+        port = rest[1:]
+    elif text.count(":") == 1:
+        name, _colon, port = text.partition(":")
+    else:
+        name, port = text, ""
+    if port and not port.isdigit():
+        raise ValueError(f"{port!r} is not a port number")
+    return name, int(port) if port else None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+class _Parser:
+    def __init__(self, inventory: Collection[str]) -> None:
+        self.inventory = inventory
+        self.errors: list[str] = []
+
+    def listener(self, path: str, value: Any) -> tuple[str, Any] | None:
+        if isinstance(value, Mapping):
+            return str(value.get("address", "")), value.get("port")
+        try:
+            address, port = split_endpoint(str(value))
+        except ValueError as error:
+            self.errors.append(f"{path}: {error}")
+            return None
+        if port is None or not _is_address(address):
+            self.errors.append(f"{path}: {value!r} is not a listen address; write 0.0.0.0:80, 192.0.2.1:80 or [::]:80")
+            return None
+        return address, port
+
+    def backend(self, path: str, value: Any, default_port: Any) -> BackendRef | None:
+        if isinstance(value, Mapping):
+            options = dict(value)
+            host, address = options.pop("host", None), options.pop("address", None)
+            port = options.pop("port", default_port)
+        else:
+            try:
+                name, port = split_endpoint(str(value))
+            except ValueError as error:
+                self.errors.append(f"{path}: {error}")
+                return None
+            host, address = (None, name) if _is_address(name) else (name, None)
+            port, options = default_port if port is None else port, {}
+        return self._checked(BackendRef(path, host and str(host), address and str(address), port, options))
+
+    def _checked(self, ref: BackendRef) -> BackendRef | None:
+        before = len(self.errors)
+        if ref.host is None and ref.address is None:
+            self.errors.append(f"{ref.path}: a backend needs a host of the inventory or an address")
+        if ref.host is not None and ref.host not in self.inventory:
+            self.errors.append(
+                f"{ref.path}.host: {ref.host!r} is not in the inventory; add the host, or give its address instead"
+            )
+        if ref.address is not None and not _is_address(ref.address):
+            self.errors.append(f"{ref.path}.address: {ref.address!r} is not an IP address")
+        if ref.port is None:
+            self.errors.append(f"{ref.path}.port: is missing, and the service listens on more than one port")
+        return ref if len(self.errors) == before else None
+
+    def proxies(self, path: str, value: Any, group: Collection[str]) -> tuple[str, ...] | None:
+        if value is None:
+            return None
+        names = tuple(str(name) for name in ([value] if isinstance(value, str) else value))
+        if not names:
+            self.errors.append(f"{path}.proxies: is empty, so no proxy would serve it; name one or leave the key out")
+        for name in names:
+            if name not in group:
+                known = ", ".join(sorted(group)) or "nobody"
+                self.errors.append(f"{path}.proxies: {name!r} is not in the group of proxies ({known})")
+        return names
+
+    def service(self, index: int, value: Any, group: Collection[str]) -> ServiceRef | None:
+        path = f"{VARIABLE}[{index}]"
+        if not isinstance(value, Mapping):
+            self.errors.append(f"{path}: expected a mapping with name, listen and backends, found {value!r}")
+            return None
+        options = dict(value)
+        listen = _as_sequence(options.pop("listen", None))
+        backends = _as_sequence(options.pop("backends", None))
+        proxies = self.proxies(path, options.pop("proxies", None), group)
+        listeners = [self.listener(f"{path}.listen[{i}]", one) for i, one in enumerate(listen)]
+        ports = {one[1] for one in listeners if one}
+        default_port = ports.pop() if len(ports) == 1 else None
+        if not backends:
+            self.errors.append(f"{path}.backends: a service without backends cannot forward; name at least one")
+        if not listen:
+            self.errors.append(f'{path}.listen: is missing; write for example ["0.0.0.0:80", "[::]:80"]')
+        refs = [self.backend(f"{path}.backends[{i}]", one, default_port) for i, one in enumerate(backends)]
+        return ServiceRef(
+            index=index,
+            name=str(options.get("name", "")),
+            listen=tuple(one for one in listeners if one),
+            backends=tuple(ref for ref in refs if ref),
+            proxies=proxies,
+            options=options,
+        )
+
+
+def _as_sequence(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, (str, Mapping)) else list(value)
+
+
+def parse_services(value: Any, inventory: Collection[str], proxies: Collection[str]) -> list[ServiceRef]:
+    """Read ``l4proxy_services``.
+
+    :param inventory: names of all hosts of the inventory.
+    :param proxies: names in the group of proxies.
+    :raises DerivationError: with every fault of the variable.
+    """
+    if value is None:
+        raise DerivationError(
+            [f"{VARIABLE} is not defined on this host; it belongs in group_vars/all, because both ends derive from it"]
+        )
+    if isinstance(value, (str, Mapping)) or not value:
+        raise DerivationError([f"{VARIABLE}: expected a list of services, found {value!r}"])
+    parser = _Parser(inventory)
+    services = [parser.service(index, one, proxies) for index, one in enumerate(value)]
+    if not proxies:
+        parser.errors.append("the group of proxies has no hosts; put at least one host into it")
+    if parser.errors:
+        raise DerivationError(parser.errors)
+    return [service for service in services if service]
