@@ -104,7 +104,7 @@ class TestNothingRemains:
             wait_for_the_end_of(pid)
 
     def test_of_a_lab_that_died_without_cleaning_up(self):
-        wiring.ip_batch([f"netns add {PREFIX}-a", f"netns add {PREFIX}-zombie"])
+        wiring.ip_batch([f"netns add {PREFIX}-a", f"netns add {PREFIX}-d"])
         with NamespaceLab(PREFIX, ["a"]) as lab:
             assert wiring.namespaces(PREFIX) == [lab["a"].netns, lab.switch]
         assert not leftovers()

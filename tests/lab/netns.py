@@ -27,6 +27,7 @@ from pathlib import Path
 
 from tests.lab import topology as topology_data
 from tests.lab import wiring
+from tests.lab.hosts import LabHost
 from tests.lab.servers import NginxServer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -44,45 +45,6 @@ def engine_path() -> Path:
     with contextlib.suppress(FileExistsError):
         (path / "l4proxy").symlink_to("../../plugins/module_utils")
     return path
-
-
-class LabHost:
-    """A running host of a lab: its addresses, and ways to do things in its namespace."""
-
-    def __init__(self, lab: NamespaceLab, host: topology_data.Host):
-        self.spec = host
-        self.name, self.dev = host.name, host.dev
-        self.ipv4, self.ipv6, self.mac = host.ipv4, host.ipv6, host.mac
-        self.netns = lab.netns_of(host.name)
-        self._lab = lab
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.netns}>"
-
-    def on(self, network: str) -> topology_data.Interface:
-        """The host's interface in a network: .dev .ipv4 .ipv6 .mac .port"""
-        return self.spec.on(network)
-
-    def run(self, argv: list[str], *, check: bool = True, timeout: float = 20, **options):
-        """Run a command to its end: a CompletedProcess with text. CommandFailed shows what the command said."""
-        return wiring.run(self._argv(argv), check=check, timeout=timeout, **options)
-
-    def spawn(self, argv: list[str], **options) -> subprocess.Popen:
-        """Start a command that ends with the lab; its output goes to the file ``.log`` unless redirected."""
-        return self._lab.track(self._argv(argv), self.name, options)
-
-    def inside(self) -> contextlib.AbstractContextManager[None]:
-        """Move the calling thread into this host's namespace and back."""
-        return wiring.inside(self.netns)
-
-    def sysctl(self, name: str, value: str) -> None:
-        """Set a sysctl, written with dots (an interface name must not have one)."""
-        with self.inside():
-            Path("/proc/sys", *name.split(".")).write_text(value, encoding="ascii")
-
-    def _argv(self, argv: list[str]) -> list[str]:
-        # "ip netns exec" ends in exec: the pid is the command's own. It also mounts the namespace's /sys.
-        return ["ip", "netns", "exec", self.netns, *map(str, argv)]
 
 
 class NamespaceLab:
@@ -132,7 +94,7 @@ class NamespaceLab:
             self._lock.close()
             self._lock = None
 
-    def track(self, argv: list[str], name: str, options: dict) -> subprocess.Popen:
+    def track(self, name: str, argv: list[str], options: dict) -> subprocess.Popen:
         """Start a process that ends with the lab."""
         log = self.tmp / f"{name}-{len(self._processes)}.log"
         with log.open("w", encoding="utf-8") as output:
@@ -163,11 +125,13 @@ class NamespaceLab:
         return self[host].spawn([python, "-c", CLI, *args], **options)
 
     def _raise(self) -> None:
-        names = list(self.topology.hosts)
-        wiring.ip_batch([f"netns add {self.netns_of(name)}" for name in [*names, "switch"]])
+        hosts = list(self.topology.hosts.values())
         wiring.make_switch(self.topology, self.switch)
-        wiring.connect_hosts(self.topology, list(self.topology.hosts.values()), self.switch, self.netns_of)
-        self.hosts = {name: LabHost(self, host) for name, host in self.topology.hosts.items()}
+        wiring.make_hosts(hosts, self.netns_of)
+        wiring.connect_hosts(self.topology, hosts, self.switch, self.netns_of)
+        self.hosts = {
+            name: LabHost(host, self.netns_of(name), self.track) for name, host in self.topology.hosts.items()
+        }
 
     def _take_lock(self) -> None:
         # An abstract socket name goes with its process, also with a killed one: no stale lock is possible.
@@ -203,13 +167,18 @@ def stop(process: subprocess.Popen, patience: float = 5.0) -> None:
 def _remove(prefix: str) -> None:
     """Remove the namespaces of a prefix and the processes that still live in them."""
     names = wiring.namespaces(prefix)
+    kill_processes_in(names)
+    wiring.remove_namespaces(names)
+
+
+def kill_processes_in(names: list[str]) -> None:
+    """Kill what lives in namespaces of a lab: whatever was started there and escaped from its parent."""
     deadline = time.monotonic() + 5
     while (pids := list(_pids(names))) and time.monotonic() < deadline:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-    wiring.remove_namespaces(names)
 
 
 def _pids(names: list[str]) -> Iterator[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.lab.netns import LabHost
+    from tests.lab.hosts import LabHost
 
 #: The first field is the address nginx saw: what the whole product is about.
 LOG_FORMAT = '$remote_addr $remote_port [$time_iso8601] $server_port "$request" $status $body_bytes_sent'

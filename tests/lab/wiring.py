@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.lab.topology import Host, Network, Topology
+from tests.lab.topology import Host, Network, Topology, load
 
 NETNS_DIR = Path("/run/netns")
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
@@ -152,25 +152,32 @@ def write_sysctls(values: dict[str, str]) -> None:
 
 
 def make_switch(topology: Topology, netns: str) -> None:
-    """Turn an empty namespace into the switch of the topology."""
+    """Make the switch: a namespace with a bridge for each network."""
+    ip_batch([f"netns add {netns}"])
     with inside(netns):
         write_sysctls(SWITCH_SYSCTLS)
     ip_batch(bridge_commands(list(topology.networks.values())), netns)
 
 
-def connect_hosts(topology: Topology, hosts: list[Host], switch: str, netns_of: Callable[[str], str]) -> None:
-    """Plug hosts into the switch and configure their interfaces."""
+def make_hosts(hosts: list[Host], netns_of: Callable[[str], str]) -> None:
+    """Make a namespace for each host, with the kernel's defaults in it; no cable yet."""
+    ip_batch([f"netns add {netns_of(host.name)}" for host in hosts])
     for host in hosts:
         with inside(netns_of(host.name)):
             write_sysctls({**HOST_SYSCTLS, **(ROUTER_SYSCTLS if host.is_router else {})})
+
+
+def connect_hosts(topology: Topology, hosts: list[Host], switch: str, netns_of: Callable[[str], str]) -> None:
+    """Plug hosts into the switch and configure their interfaces. No sysctl: a host that booted may have set them."""
     ip_batch([command for host in hosts for command in port_commands(host, netns_of(host.name))], switch)
     for host in hosts:
         ip_batch(host_commands(topology, host), netns_of(host.name))
 
 
 def namespaces(prefix: str) -> list[str]:
-    """The names of the lab's namespaces that exist."""
-    return sorted(path.name for path in NETNS_DIR.glob(f"{prefix}-*")) if NETNS_DIR.is_dir() else []
+    """The names of the lab's namespaces that exist; a prefix that begins like another one does not see its."""
+    candidates = [f"{prefix}-{name}" for name in [*load().hosts, "switch"]]
+    return sorted(name for name in candidates if (NETNS_DIR / name).exists())
 
 
 def remove_namespaces(names: list[str]) -> None:

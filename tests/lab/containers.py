@@ -1,0 +1,211 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The topology as systemd containers: managed hosts boot Debian, client and router are plain namespaces.
+
+What is up is known by names (``<prefix>-<host>`` for container and namespace alike) and written to
+.build/lab/<prefix>/lab.json, so any process, and one after a crash, can go on with it or take it down.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.lab import image, podman, wiring
+from tests.lab import topology as topology_data
+from tests.lab.hosts import ContainerHost, LabHost
+from tests.lab.netns import LabError, kill_processes_in
+
+STATE = image.BUILD
+DEFAULT_PREFIX = "lab"
+DEFAULT_HOSTS = ("client", "router", "a", "b", "c", "d")
+
+
+class ContainerLab:
+    """A lab of containers; also a context manager that takes it down at the end."""
+
+    def __init__(
+        self,
+        prefix: str = DEFAULT_PREFIX,
+        hosts: Iterable[str] = DEFAULT_HOSTS,
+        report: Callable[[str], None] = lambda line: None,
+    ):
+        self.prefix, self.switch, self._report = prefix, f"{prefix}-switch", report
+        self.topology = topology_data.load().select(hosts)
+        self._pids: dict[str, int] = {}
+
+    @classmethod
+    def attach(cls, prefix: str = DEFAULT_PREFIX, report: Callable[[str], None] = lambda line: None) -> ContainerLab:
+        """The lab that is up under this prefix, raised by whatever process."""
+        try:
+            state = json.loads(_state_file(prefix).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise LabError(
+                f"no lab with prefix {prefix} is up; raise it: python -m tests.lab up --prefix {prefix}"
+            ) from None
+        lab = cls(prefix, state["hosts"], report)
+        lab._pids = state["pids"]
+        return lab
+
+    def __enter__(self) -> ContainerLab:
+        try:
+            self.up()
+        except BaseException:
+            self.down()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.down()
+
+    def __getitem__(self, name: str) -> LabHost:
+        host = self._host(name)
+        if not host.release:
+            return LabHost(host, self.name_of(name))
+        return ContainerHost(host, self.name_of(name), self._running(name))
+
+    def name_of(self, host: str) -> str:
+        """The name of the host's container and of its network namespace."""
+        return f"{self.prefix}-{host}"
+
+    @property
+    def managed(self) -> list[str]:
+        return [name for name, host in self.topology.hosts.items() if host.release]
+
+    # --- the whole lab ---
+
+    def up(self) -> None:
+        """Build missing images, boot the containers, then plug everything in. Replaces what is up under the prefix."""
+        releases = sorted({self.topology.hosts[name].release for name in self.managed})
+        images = image.ensure(releases, self._report)
+        self.down()
+        self._report(f"booting {' '.join(self.managed)}")
+        plain = [name for name in self.topology.hosts if name not in self.managed]
+        self._save()
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            pids = pool.map(lambda name: self._boot(name, images[self.topology.hosts[name].release]), self.managed)
+            wiring.ip_batch([f"netns add {self.name_of(name)}" for name in [*plain, "switch"]])
+            wiring.make_switch(self.topology, self.switch)
+            self._connect(plain)
+            self._pids = dict(zip(self.managed, pids))
+        self._report("plugging them in")
+        for name in self.managed:
+            wiring.run(["ip", "netns", "attach", self.name_of(name), str(self._pids[name])])
+        self._connect(self.managed)
+        self._save()
+
+    def down(self) -> None:
+        """Remove containers, namespaces and state; what is already gone is no error."""
+        podman.remove(list(podman.containers(self.prefix)))
+        names = wiring.namespaces(self.prefix)
+        kill_processes_in(names)
+        wiring.remove_namespaces(names)
+        self._pids = {}
+        state = _state_file(self.prefix)
+        state.unlink(missing_ok=True)
+        if state.parent.is_dir() and not any(state.parent.iterdir()):
+            state.parent.rmdir()
+
+    def status(self) -> dict[str, str]:
+        """What each host is doing: ``up``, ``off`` (powered off), ``unplugged`` or ``missing``."""
+        pids = podman.containers(self.prefix)
+        spaces = wiring.namespaces(self.prefix)
+        return {name: self._status(name, pids, spaces) for name in self.topology.hosts}
+
+    # --- one host ---
+
+    def restart(self, name: str) -> None:
+        """Reboot a host: a *new* network namespace, which is plugged in after systemd has booted."""
+        self._unplug_after(name, podman.restart)
+        self._plug_in(name)
+
+    def stop(self, name: str) -> None:
+        """Power a host off in good order; it keeps its disk."""
+        self._unplug_after(name, podman.stop)
+        self._save()
+
+    def start(self, name: str) -> None:
+        """Power a stopped host on and plug it in."""
+        self._unplug_after(name, podman.start)
+        self._plug_in(name)
+
+    def rewire(self, name: str) -> None:
+        """Pull the host's cables and plug them in again: its addresses, routes and link state are those of a new link."""
+        self._unplug(name)
+        self._connect([name])
+
+    def exec(self, name: str, argv: list[str], *, check: bool = True, timeout: float = 60, **options):
+        """Run a command on a host to its end."""
+        return self[name].run(argv, check=check, timeout=timeout, **options)
+
+    # --- steps ---
+
+    def _boot(self, name: str, image_name: str) -> int:
+        container = self.name_of(name)
+        podman.create(container, self.prefix, name, image_name)
+        pid = podman.init_pid(container)
+        podman.wait_booted(pid, container)
+        return pid
+
+    def _unplug_after(self, name: str, operation: Callable[[str], None]) -> None:
+        if not self._host(name).release:
+            raise LabError(f"{name} is a plain namespace; only {', '.join(self.managed)} can be powered off and on")
+        operation(self.name_of(name))
+        self._unplug(name)
+        wiring.remove_namespaces([self.name_of(name)])
+        self._pids[name] = 0
+
+    def _plug_in(self, name: str) -> None:
+        container = self.name_of(name)
+        self._pids[name] = pid = podman.init_pid(container)
+        podman.wait_booted(pid, container)
+        wiring.run(["ip", "netns", "attach", container, str(pid)])
+        self._connect([name])
+        self._save()
+
+    def _connect(self, names: list[str]) -> None:
+        wiring.connect_hosts(self.topology, [self.topology.hosts[name] for name in names], self.switch, self.name_of)
+
+    def _unplug(self, name: str) -> None:
+        # Ports of a namespace that has just died disappear some time later, by themselves: so absence is no error.
+        for leg in self._host(name).interfaces:
+            wiring.run(["ip", "-netns", self.switch, "link", "delete", leg.port], check=False)
+
+    def _host(self, name: str) -> topology_data.Host:
+        if name not in self.topology.hosts:
+            raise LabError(f"no host {name} in the lab {self.prefix} (it has: {', '.join(self.topology.hosts)})")
+        return self.topology.hosts[name]
+
+    def _running(self, name: str) -> int:
+        pid = self._pids.get(name, 0)
+        if not pid:
+            raise LabError(f"{name} is powered off; python -m tests.lab start {name} --prefix {self.prefix}")
+        return pid
+
+    def _status(self, name: str, pids: dict[str, int], spaces: list[str]) -> str:
+        full = self.name_of(name)
+        if self.topology.hosts[name].release:
+            if full not in pids:
+                return "missing"
+            if not pids[full]:
+                return "off"
+            return "up" if full in spaces else "unplugged"
+        return "up" if full in spaces else "missing"
+
+    def _save(self) -> None:
+        state = _state_file(self.prefix)
+        state.parent.mkdir(parents=True, exist_ok=True)
+        data = {"prefix": self.prefix, "hosts": list(self.topology.hosts), "pids": self._pids}
+        # In one step: the connection plugin may be reading.
+        new = state.with_suffix(".new")
+        new.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        new.replace(state)
+
+
+def _state_file(prefix: str) -> Path:
+    return STATE / prefix / "lab.json"
