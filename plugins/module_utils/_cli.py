@@ -99,9 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     keep.add_argument("--dry-run", action="store_true", help="print the difference, change nothing; 2 if there is one")
     keep.set_defaults(run=_keep)
 
-    probe = commands.add_parser(
-        "probe", help="one handshake with a spoofed source: does it work, and if not, who is it"
-    )
+    probe = commands.add_parser("probe", help="one handshake with a spoofed source: does it work, and if not, why")
     probe.add_argument("target", type=_split_endpoint, metavar="HOST:PORT", help="the backend")
     probe.add_argument("--source", required=True, metavar="ADDRESS", help="the address to come from")
     probe.add_argument("--timeout", type=float, default=3.5, metavar="SECONDS", help="default: %(default)s")

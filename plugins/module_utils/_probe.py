@@ -142,12 +142,12 @@ def _judge(target: Target, spoofed: Attempt, lookup: str, own: Attempt | None) -
     if spoofed.error in (errno.EPERM, errno.EACCES):
         return (
             CAPABILITY,
-            "capability: the kernel refused a transparent socket (EPERM); run as root or with CAP_NET_RAW",
+            "capability: a transparent socket was refused (EPERM); run as root or with CAP_NET_RAW",
         )
     if spoofed.error in (errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EINVAL):
         return (
             SOURCE,
-            f"source: {source} cannot be used as a source here ({os.strerror(spoofed.error)}); choose another",
+            f"source: {source} cannot be used here ({os.strerror(spoofed.error)}); choose another",
         )
     if spoofed.error == errno.ECONNREFUSED:
         return SERVER, f"server: {where} refused the connection; the path is whole, but nothing listens on that port"
@@ -164,7 +164,7 @@ def _judge(target: Target, spoofed: Attempt, lookup: str, own: Attempt | None) -
     reason = os.strerror((own or spoofed).error)
     return (
         BACKEND,
-        f"backend: {where} does not answer this host at all ({reason}); is it up, and does a firewall drop us?",
+        f"backend: {where} does not answer this host at all ({reason}); is it up, or is it a firewall?",
     )
 
 

@@ -12,8 +12,8 @@ short_description: Prove the path to backends by handshakes with a spoofed sourc
 description:
   - Run on a proxy host. Open a TCP connection to each target from a source address that the host does not own, as the
     forwarder does for its clients, and close it by a reset.
-  - Where a handshake fails, say which step is at fault, by asking the kernel and not by guessing - the capability, local
-    delivery on this host, the return path on the backend, the server, or the backend itself.
+  - Where a handshake fails, say which step is at fault, by asking the kernel and not by guessing - the capability,
+    local delivery on this host, the return path on the backend, the server, or the backend itself.
   - Sends packets, but changes nothing on any host. In check mode nothing is sent and the targets are skipped.
 options:
   targets:

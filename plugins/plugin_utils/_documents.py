@@ -83,7 +83,7 @@ def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> d
     """
     errors: list[str] = []
     mine = fleet.services_of_proxy(proxy)
-    if not mine:
+    if not mine or proxy not in fleet.proxies:
         raise DerivationError([unserved(fleet, proxy)])
     services = [
         {
@@ -111,10 +111,12 @@ def _user_path(message: str, services: list[ServiceRef]) -> str:
 
 def unserved(fleet: Fleet, name: str) -> str:
     """Say why a host that is in a group has nothing to do."""
-    role, state = ("forwarder", "serves no service") if name in fleet.proxies else ("return_path", "is in no service")
+    role, group = ("forwarder", "proxies") if name in fleet.proxies else ("return_path", "backends")
+    if name not in [*fleet.proxies, *fleet.backends]:
+        return f"{name} is neither in the group proxies nor in the group backends; add it to one of them"
     return (
-        f"{name} {state} of {VARIABLE}, and an empty configuration would end what it serves now; name it in a service, "
-        f"take it out of the group, or set {role}_state: absent for it"
+        f"{name} is in the group {group}, but in no service of {VARIABLE}, and an empty configuration would end what "
+        f"it serves now; name it in a service, take it out of the group, or set {role}_state: absent for it"
     )
 
 
