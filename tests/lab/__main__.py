@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.verb == "up":
         started = time.monotonic()
-        ContainerLab(args.prefix, args.hosts, say).up()
+        ContainerLab(args.prefix, args.hosts, say).__enter__()  # takes it down again if it fails
         say(f"{args.prefix} is up after {time.monotonic() - started:.1f} s: {' '.join(args.hosts)}")
         return 0
     if args.verb == "down":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.lab.netns import LabError, kill_processes_in
 
 STATE = image.BUILD
 DEFAULT_PREFIX = "lab"
+PREFIX = re.compile("[a-z0-9][a-z0-9-]{0,19}")
 DEFAULT_HOSTS = ("client", "router", "a", "b", "c", "d")
 
 
@@ -35,6 +37,8 @@ class ContainerLab:
         hosts: Iterable[str] = DEFAULT_HOSTS,
         report: Callable[[str], None] = lambda line: None,
     ):
+        if not PREFIX.fullmatch(prefix):
+            raise LabError(f"prefix {prefix!r}: expected letters, digits and dashes, at most 20 characters")
         self.prefix, self.switch, self._report = prefix, f"{prefix}-switch", report
         self.topology = topology_data.load().select(hosts)
         self._pids: dict[str, int] = {}
@@ -45,9 +49,7 @@ class ContainerLab:
         try:
             state = json.loads(_state_file(prefix).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise LabError(
-                f"no lab with prefix {prefix} is up; raise it: python -m tests.lab up --prefix {prefix}"
-            ) from None
+            raise LabError(f"no lab {prefix} is up; raise it: python -m tests.lab up --prefix {prefix}") from None
         lab = cls(prefix, state["hosts"], report)
         lab._pids = state["pids"]
         return lab
@@ -89,8 +91,8 @@ class ContainerLab:
         self._save()
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             pids = pool.map(lambda name: self._boot(name, images[self.topology.hosts[name].release]), self.managed)
-            wiring.ip_batch([f"netns add {self.name_of(name)}" for name in [*plain, "switch"]])
             wiring.make_switch(self.topology, self.switch)
+            wiring.make_hosts([self.topology.hosts[name] for name in plain], self.name_of)
             self._connect(plain)
             self._pids = dict(zip(self.managed, pids))
         self._report("plugging them in")
@@ -135,7 +137,7 @@ class ContainerLab:
         self._plug_in(name)
 
     def rewire(self, name: str) -> None:
-        """Pull the host's cables and plug them in again: its addresses, routes and link state are those of a new link."""
+        """Pull a host's cables and plug them in again: a new link, with the topology's addresses and routes only."""
         self._unplug(name)
         self._connect([name])
 

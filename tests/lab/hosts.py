@@ -76,15 +76,5 @@ ROOT_ENVIRONMENT = [
 
 def enter_container(pid: int, command: list[str]) -> list[str]:
     """The command line that runs a command beside a container's init, whose pid on this machine is given."""
-    return [
-        "nsenter",
-        "--all",
-        f"--target={pid}",
-        "--",
-        "/usr/bin/env",
-        "-i",
-        "-C",
-        "/root",
-        *ROOT_ENVIRONMENT,
-        *command,
-    ]
+    clean = ["/usr/bin/env", "--ignore-environment", "--chdir=/root", *ROOT_ENVIRONMENT]
+    return ["nsenter", "--all", f"--target={pid}", "--", *clean, *command]

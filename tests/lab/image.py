@@ -44,6 +44,7 @@ PACKAGES = [*BASE, "ca-certificates", "nginx", "curl", "conntrack", "tcpdump", "
 OPTIONS = [
     "--variant=minbase",
     "--mode=root",
+    "--skip=cleanup/apt",  # the lists of the local repository stay
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-exclude=/usr/share/man/*",
     "--dpkgopt=path-exclude=/usr/share/locale/*",
@@ -101,7 +102,6 @@ def _make(release: str, archive: str, log: Path) -> None:
         *[f"--aptopt={option}" for option in apt_options()],
         f"--include={','.join(PACKAGES)}",
         f"--customize-hook={CUSTOMIZE}",
-        "--skip=cleanup/apt",  # the lists of the local repository stay,
         release,
         archive,
         *sources(release),

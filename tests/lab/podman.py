@@ -35,7 +35,10 @@ def podman(*args: str, check: bool = True, timeout: float = 180):
 
 
 def create(name: str, prefix: str, hostname: str, image: str) -> None:
-    podman("run", *RUN_OPTIONS, f"--name={name}", f"--hostname={hostname}", f"--label={LABEL}={prefix}", image)
+    # Set before init starts, at every boot; what systemd and the roles set later stays.
+    sysctls = [f"--sysctl={key}={value}" for key, value in wiring.HOST_SYSCTLS.items()]
+    identity = [f"--name={name}", f"--hostname={hostname}", f"--label={LABEL}={prefix}"]
+    podman("run", *RUN_OPTIONS, *sysctls, *identity, image)
 
 
 def containers(prefix: str) -> dict[str, int]:
@@ -68,14 +71,15 @@ def start(name: str) -> None:
 
 
 def wait_booted(pid: int, name: str, timeout: float = 60) -> None:
-    """Return when systemd has finished booting; ``degraded`` is booted too: a failed unit is the scenario's business."""
+    """Return when systemd has booted; ``degraded`` is booted too: a failed unit is the scenario's business."""
     deadline = time.monotonic() + timeout
     state = ""
     while state not in ("running", "degraded"):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{name} is {state or 'not answering'} after {timeout:.0f} s; see: podman logs {name}")
+            logs = podman("logs", "--tail=20", name, check=False).stdout
+            raise TimeoutError(f"{name} is {state or 'not answering'} after {timeout:.0f} s; its console:\n{logs}")
         if not Path(f"/proc/{pid}").exists():
-            raise RuntimeError(f"{name}: its init ended while booting; see: podman logs {name}")
+            raise TimeoutError(f"{name}: its init ended while booting; see: podman logs {name}")
         # nsenter instead of podman exec: 5 ms instead of 100, and this is asked often.
         command = ["nsenter", "--all", f"--target={pid}", "--", "systemctl", "is-system-running"]
         state = wiring.run(command, check=False).stdout.strip()
