@@ -51,7 +51,7 @@ class ContainerLab:
         except FileNotFoundError:
             raise LabError(f"no lab {prefix} is up; raise it: python -m tests.lab up --prefix {prefix}") from None
         lab = cls(prefix, state["hosts"], report)
-        lab._pids = state["pids"]
+        lab._pids = {name: host["pid"] for name, host in state["hosts"].items() if host["pid"]}
         return lab
 
     def __enter__(self) -> ContainerLab:
@@ -199,10 +199,16 @@ class ContainerLab:
             return "up" if full in spaces else "unplugged"
         return "up" if full in spaces else "missing"
 
+    def _describe(self, name: str) -> dict[str, object]:
+        """What the connection plugin needs: ``enter`` is the command line into the host, null when it is off."""
+        host, pid = self.topology.hosts[name], self._pids.get(name, 0)
+        reachable = pid or not host.release
+        return {"netns": self.name_of(name), "pid": pid, "enter": self[name].argv([]) if reachable else None}
+
     def _save(self) -> None:
         state = _state_file(self.prefix)
         state.parent.mkdir(parents=True, exist_ok=True)
-        data = {"prefix": self.prefix, "hosts": list(self.topology.hosts), "pids": self._pids}
+        data = {"prefix": self.prefix, "hosts": {name: self._describe(name) for name in self.topology.hosts}}
         # In one step: the connection plugin may be reading.
         new = state.with_suffix(".new")
         new.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

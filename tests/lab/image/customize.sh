@@ -21,7 +21,7 @@ for deb in "$root$repo"/*.deb; do
     echo
 done > "$root$repo/Packages"
 rm --force "$root"/etc/apt/sources.list.d/* "$root"/etc/apt/apt.conf.d/99mmdebstrap
-echo "deb [trusted=yes] file:$repo ./" > "$root/etc/apt/sources.list"
+echo "deb [trusted=yes lang=none] file:$repo ./" > "$root/etc/apt/sources.list"
 rm --recursive --force "$root"/var/lib/apt/lists/*
 chroot "$root" apt-get update
 
