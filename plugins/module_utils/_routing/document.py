@@ -1,0 +1,147 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The state document: the one border at which rules, routes, marks and sysctls are checked.
+
+    {"schema": 1, "owner": "return_path", "protocol": 202,
+     "rules": [...], "routes": [...], "marks": [...], "sysctls": [...]}
+
+``load`` takes parsed JSON and gives a ``Document`` of normalised objects, or raises ``DocumentError`` with *all*
+errors, each with its path. ``dump`` is its inverse. Which keys an object has is said in ``schema``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from . import schema, text
+from .errors import DocumentError
+from .model import OWNERS, Mark, Route, Rule, Sysctl
+
+SCHEMA = 1
+KEYS = ("schema", "owner", "protocol", "rules", "routes", "marks", "sysctls")
+
+
+@dataclass(frozen=True)
+class Document:
+    owner: str
+    protocol: int
+    rules: tuple[Rule, ...] = ()
+    routes: tuple[Route, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    sysctls: tuple[Sysctl, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.rules or self.routes or self.marks or self.sysctls)
+
+
+def load(data: Any) -> Document:
+    """Check and normalise. Raises DocumentError with every error found."""
+    if not isinstance(data, dict):
+        raise DocumentError([f"the document is a {type(data).__name__}, expected an object with {', '.join(KEYS)}"])
+    _refuse_other_schema(data)
+    errors: list[str] = [
+        f"{key}: unknown key, expected one of {', '.join(KEYS)}" for key in sorted(set(data) - set(KEYS))
+    ]
+    owner, protocol = _owner(data, errors)
+    rules = _objects(data, "rules", schema.RULE, schema.check_rule, Rule, errors)
+    routes = _objects(data, "routes", schema.ROUTE, schema.check_route, Route, errors)
+    marks = _objects(data, "marks", schema.MARK, schema.check_mark, schema.make_mark, errors)
+    sysctls = _objects(data, "sysctls", schema.SYSCTL, None, Sysctl, errors)
+    for section, values in (("rules", rules), ("routes", routes), ("marks", marks), ("sysctls", sysctls)):
+        errors.extend(_duplicates(section, values))
+    errors.extend(_marks_together(marks))
+    if errors:
+        raise DocumentError(errors)
+    return Document(owner, protocol, *(tuple(v for v in values) for values in (rules, routes, marks, sysctls)))
+
+
+def _refuse_other_schema(data: dict[str, Any]) -> None:
+    found = data.get("schema")
+    if found != SCHEMA or isinstance(found, bool):
+        newer = isinstance(found, int) and found > SCHEMA
+        remedy = "it is from a newer l4proxy: update this host's l4proxy" if newer else f"expected {SCHEMA}"
+        raise DocumentError([f"schema: {found!r} is not understood here, {remedy}"])
+
+
+def _owner(data: dict[str, Any], errors: list[str]) -> tuple[str, int]:
+    found = {}
+    for name, convert in (("owner", schema.owner), ("protocol", schema.protocol)):
+        try:
+            found[name] = convert(data[name])
+        except KeyError:
+            errors.append(f"{name}: required")
+        except ValueError as error:
+            errors.append(f"{name}: {error}")
+    owner, protocol = found.get("owner"), found.get("protocol")
+    for known, number in OWNERS.items():
+        if owner and protocol and (owner == known) != (protocol == number):
+            errors.append(f"protocol: {protocol} does not go with owner {owner}: {number} is the owner {known}'s")
+    return owner or "", protocol or 0
+
+
+def _objects(data: dict[str, Any], section: str, fields: Any, check: Any, make: Any, errors: list[str]) -> list[Any]:
+    """The objects of one section; a faulty one leaves None in its place, so that the others keep their index."""
+    items = data.get(section, [])
+    if not isinstance(items, list):
+        errors.append(f"{section}: is a {type(items).__name__}, expected a list")
+        return []
+    return [_object(item, f"{section}[{index}]", fields, check, make, errors) for index, item in enumerate(items)]
+
+
+def _object(item: Any, path: str, fields: Any, check: Any, make: Any, errors: list[str]) -> Any | None:
+    values, wrong = schema.convert(item, fields)
+    if not wrong and check:
+        wrong = check(values)
+    if not wrong:
+        try:
+            return make(**values)
+        except ValueError as error:
+            wrong = [("", str(error))]
+    errors.extend(f"{path}.{name}: {problem}" if name else f"{path}: {problem}" for name, problem in wrong)
+    return None
+
+
+def _duplicates(section: str, values: list[Any]) -> list[str]:
+    errors, seen = [], {}
+    for index, value in enumerate(values):
+        if value is None:
+            continue
+        if value.key in seen:
+            errors.append(f"{section}[{index}]: is {section}[{seen[value.key]}] once more ({text.of(value)})")
+        seen.setdefault(value.key, index)
+    return errors
+
+
+def _marks_together(marks: list[Mark | None]) -> list[str]:
+    """Conditions between marks: one mask, and a MAC and a name mean one proxy. (One id: see _duplicates.)"""
+    errors: list[str] = []
+    owners: dict[str, int] = {}
+    first: Mark | None = None
+    for index, mark in enumerate(marks):
+        if mark is None:
+            continue
+        first = first or mark
+        if mark.mask != first.mask:
+            errors.append(f"marks[{index}].mask: {mark.mask:#x} differs from {first.mask:#x}; all marks share one mask")
+        for field, values in (("name", [mark.name]), ("mac", mark.macs), ("via", mark.via)):
+            for value in values:
+                if owners.setdefault(f"{field} {value}", index) != index:
+                    errors.append(
+                        f"marks[{index}].{field}: {value} is already that of marks[{owners[f'{field} {value}']}]"
+                    )
+    return errors
+
+
+def dump(document: Document) -> dict[str, Any]:
+    """The document as JSON data, every object normalised and in its natural order."""
+    sections = {name: sorted(getattr(document, name), key=lambda value: value.order) for name in KEYS[3:]}
+    return {
+        "schema": SCHEMA,
+        "owner": document.owner,
+        "protocol": document.protocol,
+        **{name: [schema.dump(value) for value in values] for name, values in sections.items()},
+    }

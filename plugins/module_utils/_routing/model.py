@@ -1,0 +1,231 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a host must have, as values that compare equal exactly when the kernel would say they are the same.
+
+Everything is normalised on construction: addresses are canonical, prefixes carry their length, ``0.0.0.0/0`` is
+``default`` (or nothing, as a selector), MACs are lower case, protocols and tables are numbers, a route has its metric.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+
+FAMILIES = ("ipv4", "ipv6")
+# IANA protocol numbers, under the names that ip(8) uses.
+IP_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58}
+# The protocol numbers (owners) of our own documents; see rt_protos(5): none is in use there.
+OWNERS = {"local_delivery": 201, "return_path": 202}
+RULE_ACTIONS = ("lookup", "unreachable", "prohibit", "blackhole")
+ROUTE_TYPES = ("unicast", "local", "unreachable", "prohibit", "blackhole")
+# IP6_RT_PRIO_USER in include/net/ip6_route.h: what the kernel gives an IPv6 route without a metric.
+DEFAULT_METRIC = {"ipv4": 0, "ipv6": 1024}
+MAX_U32 = 0xFFFFFFFF
+
+PortRange = tuple[int, int]
+
+
+def family_of(value: str) -> str:
+    """``ipv4`` or ``ipv6`` for an address or a prefix. ValueError when it is neither."""
+    return f"ipv{ipaddress.ip_network(value, strict=False).version}"
+
+
+def address(value: str) -> str:
+    """The canonical spelling of an address. ValueError when it is none."""
+    return str(ipaddress.ip_address(value))
+
+
+def prefix(value: str) -> str:
+    """The canonical ``address/length``, or ``default``. ValueError for a prefix with host bits: mostly a typo."""
+    if value in ("default", "all"):
+        return "default"
+    network = ipaddress.ip_network(value)
+    return "default" if network.prefixlen == 0 else str(network)
+
+
+def mac(value: str) -> str:
+    """A unicast MAC in lower case with colons. ValueError otherwise."""
+    text = value.strip().lower().replace("-", ":")
+    if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text):
+        raise ValueError(f"{value!r} is not a MAC address")
+    if int(text[:2], 16) & 1 or text == "00:00:00:00:00:00":
+        raise ValueError(f"{value!r} is not the MAC address of one interface")
+    return text
+
+
+def ip_protocol(value: object) -> int:
+    """The number of ``tcp``, ``udp``, ``icmp``, ``ipv6-icmp``, or of a number itself. ValueError otherwise."""
+    if isinstance(value, str) and value.lower() in IP_PROTOCOLS:
+        return IP_PROTOCOLS[value.lower()]
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 255:
+        return value
+    raise ValueError(f"{value!r} is not an IP protocol ({', '.join(IP_PROTOCOLS)}, or a number 1-255)")
+
+
+def ip_protocol_name(number: int) -> str:
+    return next((name for name, known in IP_PROTOCOLS.items() if known == number), str(number))
+
+
+def _set(instance: object, **values: object) -> None:
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
+
+
+def _selector(value: str | None) -> str | None:
+    text = None if value is None else prefix(value)
+    return None if text == "default" else text
+
+
+def _sortable(values: tuple) -> tuple:
+    """The same values, such that None, numbers, tuples and texts compare."""
+    return tuple((value is not None, str(type(value)), value if value is not None else 0) for value in values)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A policy rule. ``lookup`` has a table; the other actions end the search: such a rule is a guard."""
+
+    family: str
+    priority: int
+    action: str = "lookup"
+    table: int | None = None
+    src: str | None = None
+    dst: str | None = None
+    iif: str | None = None
+    fwmark: int | None = None
+    fwmask: int | None = None
+    ip_proto: int | None = None
+    sport: PortRange | None = None
+    dport: PortRange | None = None
+    retiring: bool = field(default=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _set(self, src=_selector(self.src), dst=_selector(self.dst))
+        if self.fwmark is not None and self.fwmask is None:
+            _set(self, fwmask=MAX_U32)
+        if self.ip_proto is not None:
+            _set(self, ip_proto=ip_protocol(self.ip_proto))
+
+    @property
+    def selectors(self) -> tuple:
+        return (self.src, self.dst, self.iif, self.fwmark, self.fwmask, self.ip_proto, self.sport, self.dport)
+
+    @property
+    def key(self) -> tuple:
+        """Which rule it is, whatever it does with the packet."""
+        return (self.family, self.priority, *self.selectors)
+
+    @property
+    def order(self) -> tuple:
+        return _sortable((*self.key, self.action, self.table))
+
+    @property
+    def is_guard(self) -> bool:
+        return self.action != "lookup"
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route. ``dev`` None means: the kernel finds it by ``via``, and the engine fills it in before it compares."""
+
+    family: str
+    table: int
+    dst: str = "default"
+    type: str = "unicast"
+    via: str | None = None
+    dev: str | None = None
+    src: str | None = None
+    metric: int | None = None
+    retiring: bool = field(default=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _set(self, dst=prefix(self.dst))
+        _set(self, via=self.via and address(self.via), src=self.src and address(self.src))
+        if self.metric is None:
+            _set(self, metric=DEFAULT_METRIC[self.family])
+        if self.type == "local" and self.dev is None:
+            _set(self, dev="lo")
+        if self.type not in ("unicast", "local"):
+            _set(self, via=None, dev=None)  # IPv6 lists them with "dev lo", IPv4 without
+
+    @property
+    def key(self) -> tuple:
+        return (self.family, self.table, self.dst, self.metric)
+
+    @property
+    def order(self) -> tuple:
+        return _sortable((*self.key, self.type, self.via, self.dev, self.src))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Packets from a proxy (by its MACs) get ``id`` under ``mask``; their connection's replies must leave by ``via``.
+
+    ``macs`` empty means: to be found in the neighbour table for ``via``.
+    """
+
+    name: str
+    id: int
+    mask: int
+    macs: tuple[str, ...] = ()
+    via: tuple[str, ...] = ()
+    retiring: bool = field(default=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _set(self, macs=tuple(sorted({mac(value) for value in self.macs})))
+        _set(self, via=tuple(sorted({address(value) for value in self.via}, key=lambda text: (":" in text, text))))
+
+    @property
+    def key(self) -> tuple:
+        return (self.id,)
+
+    @property
+    def order(self) -> tuple:
+        return (self.id, self.name)
+
+
+@dataclass(frozen=True)
+class Sysctl:
+    """A kernel setting: its name in sysctl(8)'s spelling (``net.ipv4.conf.eth0/100.rp_filter``) and its value."""
+
+    name: str
+    value: str
+
+    def __post_init__(self) -> None:
+        _set(self, name=sysctl_name(self.name), value=sysctl_value(self.value))
+
+    @property
+    def key(self) -> tuple:
+        return (self.name,)
+
+    @property
+    def order(self) -> tuple:
+        return (self.name,)
+
+
+def sysctl_value(value: object) -> str:
+    """The kernel separates several numbers by tabs, people by blanks."""
+    return " ".join(str(value).split())
+
+
+def sysctl_name(name: str) -> str:
+    """One spelling for a sysctl: dots separate, and a dot within an interface's name is written ``/`` (sysctl(8)).
+
+    Understood as well: ``net/ipv4/conf/eth0.100/rp_filter``, and the ambiguous ``net.ipv4.conf.eth0.100.rp_filter``.
+    ValueError for anything that is not a name.
+    """
+    separator = re.search(r"[./]", name)
+    if separator and separator.group() == "/":
+        name = name.translate(str.maketrans("./", "/."))
+    per_link = re.fullmatch(r"(net\.ipv[46]\.(?:conf|neigh))\.(.+)\.(\w+)", name)
+    if per_link:
+        name = ".".join((per_link.group(1), per_link.group(2).replace(".", "/"), per_link.group(3)))
+    parts = name.split(".")
+    if len(parts) < 2 or not all(re.fullmatch(r"[\w/:@-]+", part) for part in parts):
+        raise ValueError(f"{name!r} is not the name of a sysctl")
+    if any(part.strip("/") != part or "//" in part for part in parts):
+        raise ValueError(f"{name!r} is not the name of a sysctl")
+    return name

@@ -1,0 +1,217 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""From what is wanted and what is there to the changes between, in an order that never breaks what lives. Pure.
+
+Adding comes before removing. Within the adding: settings, then the guard rules (so that it fails closed from the first
+moment), then routes, then the rules that look them up, then the marks that make packets match those rules. Removing is
+the same in reverse. A route with another next hop is replaced in one step; marks are one nft table and change at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from . import text
+from .model import Mark, Route, Rule, Sysctl
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A sysctl on the host: its value, whether this owner holds it, and what giving it up would restore (or None)."""
+
+    name: str
+    value: str
+    held: bool = False
+    restore: str | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """An owned set: as wanted, or as read from the host.
+
+    ``sysctls`` is a tuple of Sysctl in a wanted state, of Setting in one that was read. ``sound`` is False when the
+    live nft table is not exactly what ``marks`` renders to (someone changed it, or it is an empty leftover).
+    """
+
+    rules: tuple[Rule, ...] = ()
+    routes: tuple[Route, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    sysctls: tuple = ()
+    sound: bool = True
+
+
+@dataclass(frozen=True)
+class Change:
+    """One step. ``verb`` is add, remove or replace; ``before`` and ``after`` are the object, None where there is none.
+
+    For kind ``marks`` they are tuples of all marks; for kind ``sysctl`` before is a Setting and after a Sysctl.
+    """
+
+    kind: str
+    verb: str
+    before: Any = None
+    after: Any = None
+
+    @property
+    def sentence(self) -> str:
+        if self.kind == "sysctl":
+            return _sysctl_sentence(self.before, self.after)
+        if self.kind == "marks":
+            names = ", ".join(f"{mark.name} ({mark.id:#x})" for mark in self.after or self.before) or "none"
+            return f"{self.verb} the nft table of marks: {names}"
+        return f"{self.verb} {text.of(self.after or self.before)}"
+
+
+def _sysctl_sentence(before: Setting, after: Sysctl | None) -> str:
+    if after is None:
+        if before.restore in (None, before.value):
+            return f"give up sysctl {before.name} (stays {before.value})"
+        return f"restore sysctl {before.name}: {before.value} -> {before.restore}"
+    if before.value == after.value:
+        return f"hold sysctl {after.name} at {after.value}"
+    return f"set sysctl {after.name}: {before.value} -> {after.value}"
+
+
+def plan(want: State, have: State, purge: bool = True) -> tuple[Change, ...]:
+    """The changes that turn ``have`` into ``want``, in order. Without ``purge`` only what is replaced is removed.
+
+    Retiring objects stay as they are where they are, and are never added.
+    """
+    add_rules, remove_rules = _rules(want.rules, have.rules, purge)
+    set_routes, remove_routes = _routes(want.routes, have.routes, purge)
+    settings, releases = _sysctls(want.sysctls, have.sysctls, purge)
+    guards = [change for change in add_rules if change.after.is_guard]
+    lookups = [change for change in add_rules if not change.after.is_guard]
+    late = [change for change in remove_rules if change.before.is_guard]
+    early = [change for change in remove_rules if not change.before.is_guard]
+    steps = (settings, guards, set_routes, lookups, _marks(want, have, purge), early, remove_routes, late, releases)
+    return tuple(change for step in steps for change in step)
+
+
+def _split(want: Iterable[Any]) -> tuple[dict, set]:
+    """Wanted objects by key, and the keys of retiring ones."""
+    objects = list(want)
+    active = {value.key: value for value in objects if not value.retiring}
+    return active, {value.key for value in objects if value.retiring}
+
+
+def _rules(want: Iterable[Rule], have: Sequence[Rule], purge: bool) -> tuple[list[Change], list[Change]]:
+    active, retiring = _split(want)
+    add = [Change("rule", "add", after=rule) for rule in _ordered(active.values()) if rule not in have]
+    gone = [rule for rule in have if rule != active.get(rule.key) and rule.key not in retiring]
+    remove = [rule for rule in gone if purge or rule.key in active]
+    return add, [Change("rule", "remove", before=rule) for rule in reversed(_ordered(remove))]
+
+
+def _routes(want: Iterable[Route], have: Sequence[Route], purge: bool) -> tuple[list[Change], list[Change]]:
+    active, retiring = _split(want)
+    present = {route.key: route for route in have}
+    changes = [
+        Change("route", "replace" if route.key in present else "add", present.get(route.key), route)
+        for route in _ordered(active.values())
+        if present.get(route.key) != route
+    ]
+    gone = [route for route in have if purge and route.key not in active and route.key not in retiring]
+    return changes, [Change("route", "remove", before=route) for route in reversed(_ordered(gone))]
+
+
+def _marks(want: State, have: State, purge: bool) -> list[Change]:
+    active, retiring = _split(want.marks)
+    kept = [mark for mark in have.marks if mark.key not in active and (mark.key in retiring or not purge)]
+    target = tuple(_ordered([*active.values(), *kept]))
+    if target == tuple(_ordered(have.marks)) and have.sound:
+        return []
+    verb = "remove" if not target else "replace" if have.marks or not have.sound else "add"
+    return [Change("marks", verb, have.marks, target)]
+
+
+def _sysctls(want: Iterable[Sysctl], have: Iterable[Setting], purge: bool) -> tuple[list[Change], list[Change]]:
+    wanted = {sysctl.name: sysctl for sysctl in want}
+    current = {setting.name: setting for setting in have}
+    changes = [
+        Change("sysctl", "replace", current[name], sysctl)
+        for name, sysctl in sorted(wanted.items())
+        if current[name].value != sysctl.value or not current[name].held
+    ]
+    given_up = [setting for setting in have if purge and setting.held and setting.name not in wanted]
+    return changes, [Change("sysctl", "remove", setting) for setting in sorted(given_up, key=lambda found: found.name)]
+
+
+def _ordered(values: Iterable[Any]) -> list:
+    return sorted(values, key=lambda value: value.order)
+
+
+def predict(have: State, changes: Iterable[Change]) -> State:
+    """The state after the changes: what check mode shows, and what the read-back must confirm."""
+    rules, routes = list(have.rules), list(have.routes)
+    marks, sound = have.marks, have.sound
+    settings = {setting.name: setting for setting in have.sysctls}
+    for change in changes:
+        if change.kind in ("rule", "route"):
+            values = rules if change.kind == "rule" else routes
+            if change.before is not None:
+                values.remove(change.before)
+            if change.after is not None:
+                values.append(change.after)
+        elif change.kind == "marks":
+            marks, sound = change.after, True
+        else:
+            settings[change.before.name] = _after_sysctl(change.before, change.after)
+    return State(tuple(rules), tuple(routes), marks, tuple(settings.values()), sound)
+
+
+def _after_sysctl(before: Setting, after: Sysctl | None) -> Setting:
+    if after is None:
+        value = before.value if before.restore is None else before.restore
+        return replace(before, value=value, held=False, restore=None)
+    return replace(before, value=after.value, held=True, restore=before.restore if before.held else before.value)
+
+
+def lines(state: State) -> str:
+    """The set as text, one line an object, for a difference a person reads."""
+    objects = [*_ordered(state.rules), *_ordered(state.routes), *_ordered(state.marks)]
+    settings = [Sysctl(setting.name, setting.value) for setting in sorted(state.sysctls, key=lambda found: found.name)]
+    listing = [text.of(value) for value in [*objects, *settings]]
+    if not state.sound:
+        listing.append("nft table of marks is not as it was written")
+    return "".join(f"{line}\n" for line in listing)
+
+
+def diff(before: State, after: State) -> dict[str, str]:
+    """``{"before": ..., "after": ...}`` for Ansible's --diff."""
+    return {"before": lines(before), "after": lines(after)}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What others own on the host, as far as it can be in our way: (rule, protocol) and (route's table ...)."""
+
+    rules: tuple[tuple[Rule, int], ...] = ()
+    # (family, table, protocol, the route as text)
+    routes: tuple[tuple[str, int, int, str], ...] = field(default=())
+
+
+def conflicts(want: State, foreign: Foreign) -> list[str]:
+    """Why the wanted set cannot live beside what others own; empty when it can. Sentences."""
+    errors = []
+    ours = {rule.key: rule for rule in want.rules if not rule.retiring}
+    for rule, protocol in foreign.rules:
+        if rule.key in ours:
+            errors.append(
+                f"rule priority {rule.priority} already has these selectors for another owner "
+                f"({text.owner_name(protocol)}): {text.rule(rule)}; remove that rule or choose another priority"
+            )
+    tables = {(route.family, route.table) for route in want.routes if not route.retiring}
+    named = set()
+    for family, table, protocol, line in foreign.routes:
+        if (family, table) in tables and (family, table) not in named:
+            named.add((family, table))
+            errors.append(
+                f"table {table} already holds routes of another owner ({text.owner_name(protocol)}): {line}; "
+                f"remove them or choose another table"
+            )
+    return errors

@@ -1,0 +1,270 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The keys of a rule, a route, a mark and a sysctl in a state document: how each is read, checked and written."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Callable
+
+from . import model
+from .model import FAMILIES, MAX_U32, ROUTE_TYPES, RULE_ACTIONS, Mark, PortRange, Route, Rule, Sysctl
+
+Problems = list[tuple[str, str]]
+# name: (convert, required)
+Fields = dict[str, tuple[Callable[[Any], Any], bool]]
+
+# Main is at 32766 and local at 0 (ip-rule(8)); a rule outside of that range would shadow one or never be asked.
+PRIORITIES = (1, 32765)
+# linux/rtnetlink.h: up to 192 belong to the kernel and to routing daemons.
+PROTOCOLS = (193, 255)
+RESERVED_TABLES = {0: "unspec", 253: "default", 254: "main", 255: "local"}
+# IFNAMSIZ is 16 with the terminating zero; the kernel refuses blanks and slashes (dev_valid_name).
+LINK_NAME = re.compile(r"[^\s/:]{1,15}")
+
+
+def number(low: int, high: int, what: str) -> Callable[[Any], int]:
+    """An integer in a range; a text of digits is accepted, since templates produce it."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, str) and re.fullmatch(r"0x[0-9a-fA-F]+|[0-9]+", value):
+            value = int(value, 0) if value.startswith("0x") else int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"{value!r} is not {what} ({low}-{high})")
+        return value
+
+    return read
+
+
+def one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+        return value
+
+    return read
+
+
+def _text(pattern: str, what: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r} is not {what}")
+        return value
+
+    return read
+
+
+def boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is not true or false")
+    return value
+
+
+def _string(normalise: Callable[[str], str]) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r} is not a text")
+        return normalise(value)
+
+    return read
+
+
+def link(value: Any) -> str:
+    if not isinstance(value, str) or not LINK_NAME.fullmatch(value) or value in (".", ".."):
+        raise ValueError(f"{value!r} is not the name of a network interface")
+    return value
+
+
+def table(value: Any) -> int:
+    found = number(1, MAX_U32, "a routing table")(value)
+    if found in RESERVED_TABLES:
+        raise ValueError(f"{found} is the table {RESERVED_TABLES[found]}, which is never ours")
+    return found
+
+
+def ports(value: Any) -> PortRange:
+    """``53``, ``"53"``, ``"53-60"`` → (53, 60)."""
+    low, dash, high = str(value).partition("-")
+    read = number(1, 65535, "a port")
+    found = (read(low), read(high if dash else low))
+    if found[0] > found[1]:
+        raise ValueError(f"{value!r} is an empty range of ports")
+    return found
+
+
+def addresses(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{value!r} is not a list of the proxy's addresses")
+    return tuple(_string(model.address)(item) for item in value)
+
+
+def sysctl_value(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(f"{value!r} is not a number or a text")
+    return model.sysctl_value(value)
+
+
+owner = _text(r"[a-z][a-z0-9_]{0,31}", "an owner: a lower-case word of up to 32 letters, digits and _")
+protocol = number(*PROTOCOLS, "a protocol number for an owner")
+
+_COMMON: Fields = {"retiring": (boolean, False)}
+RULE: Fields = {
+    "family": (one_of(FAMILIES), True),
+    "priority": (number(*PRIORITIES, "a rule priority between local and main"), True),
+    "action": (one_of(RULE_ACTIONS), True),
+    "table": (table, False),
+    "src": (_string(model.prefix), False),
+    "dst": (_string(model.prefix), False),
+    "iif": (link, False),
+    "fwmark": (number(1, MAX_U32, "a mark"), False),
+    "fwmask": (number(1, MAX_U32, "a mask"), False),
+    "ip_proto": (model.ip_protocol, False),
+    "sport": (ports, False),
+    "dport": (ports, False),
+    **_COMMON,
+}
+ROUTE: Fields = {
+    "family": (one_of(FAMILIES), True),
+    "table": (table, True),
+    "dst": (_string(model.prefix), True),
+    "type": (one_of(ROUTE_TYPES), False),
+    "via": (_string(model.address), False),
+    "dev": (link, False),
+    "src": (_string(model.address), False),
+    "metric": (number(0, MAX_U32, "a metric"), False),
+    **_COMMON,
+}
+MARK: Fields = {
+    # The name becomes an nft comment, which ends at 128 bytes.
+    "name": (
+        _text(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "a proxy's name: letters, digits, '.', '_', '-', up to 100"),
+        True,
+    ),
+    "id": (number(1, MAX_U32, "a mark"), True),
+    "mask": (number(1, MAX_U32, "a mask"), True),
+    "mac": (_string(model.mac), False),
+    "via": (addresses, True),
+    **_COMMON,
+}
+SYSCTL: Fields = {"name": (_string(model.sysctl_name), True), "value": (sysctl_value, True)}
+
+
+def convert(item: Any, fields: Fields) -> tuple[dict[str, Any], Problems]:
+    """An object's values by name, and what is wrong with them. A key with null counts as left out."""
+    if not isinstance(item, dict):
+        return {}, [("", f"is a {type(item).__name__}, expected an object with {', '.join(fields)}")]
+    wrong: Problems = [
+        (str(key), f"unknown key, expected one of {', '.join(fields)}") for key in item if key not in fields
+    ]
+    values: dict[str, Any] = {}
+    for name, (read, required) in fields.items():
+        if item.get(name) is None:
+            if required:
+                wrong.append((name, "required"))
+            continue
+        try:
+            values[name] = read(item[name])
+        except ValueError as error:
+            wrong.append((name, str(error)))
+    return values, wrong
+
+
+def _one_family(values: dict[str, Any], names: tuple[str, ...]) -> Problems:
+    return [
+        (name, f"{values[name]} is not {values['family']}")
+        for name in names
+        if values.get(name, "default") != "default" and model.family_of(values[name]) != values["family"]
+    ]
+
+
+def check_rule(values: dict[str, Any]) -> Problems:
+    """What a rule's keys must be together."""
+    wrong = _one_family(values, ("src", "dst"))
+    if values["action"] == "lookup" and "table" not in values:
+        wrong.append(("table", "required with action lookup"))
+    if values["action"] != "lookup" and "table" in values:
+        wrong.append(("table", f"has no meaning with action {values['action']}"))
+    if "fwmask" in values and "fwmark" not in values:
+        wrong.append(("fwmask", "needs fwmark"))
+    wrong += _inside("fwmark", values.get("fwmark", 0), values.get("fwmask", MAX_U32))
+    if ("sport" in values or "dport" in values) and values.get("ip_proto") not in (6, 17):
+        wrong.append(("ip_proto", "sport and dport need tcp or udp"))
+    icmp = {"ipv4": "ipv6-icmp", "ipv6": "icmp"}[values["family"]]
+    if values.get("ip_proto") == model.IP_PROTOCOLS[icmp]:
+        wrong.append(("ip_proto", f"{icmp} never occurs in {values['family']}"))
+    selectors = {values.get(name, "default") for name in RULE if name not in NO_SELECTORS}
+    if selectors == {"default"}:
+        wrong.append(("", "has no selector and would catch every packet of the host"))
+    return wrong
+
+
+NO_SELECTORS = ("family", "priority", "action", "table", "fwmask", "retiring")
+
+
+def check_route(values: dict[str, Any]) -> Problems:
+    """What a route's keys must be together."""
+    wrong = _one_family(values, ("dst", "via", "src"))
+    kind = values.get("type", "unicast")
+    if kind == "unicast" and not {"via", "dev"} & set(values):
+        wrong.append(("via", "a unicast route needs via or dev"))
+    if kind != "unicast":
+        useless = {"via", "src"} if kind == "local" else {"via", "src", "dev"}
+        wrong += [(name, f"has no meaning with type {kind}") for name in sorted(useless & set(values))]
+    if values.get("via", "").startswith("fe80:") and "dev" not in values:
+        wrong.append(("dev", "required with a link-local via"))
+    if values["family"] == "ipv6" and values.get("metric") == 0:
+        wrong.append(("metric", "the kernel turns 0 into 1024 for IPv6; leave it out"))
+    return wrong
+
+
+def check_mark(values: dict[str, Any]) -> Problems:
+    return _inside("id", values["id"], values["mask"])
+
+
+def _inside(name: str, mark: int, mask: int) -> Problems:
+    outside = mark & ~mask
+    return [(name, f"{mark:#x} has bits outside its mask {mask:#x}")] if outside else []
+
+
+def make_mark(mac: Any = None, **values: Any) -> Mark:
+    return Mark(macs=(mac,) if mac else (), **values)
+
+
+def dump(value: Rule | Route | Mark | Sysctl) -> dict[str, Any]:
+    """An object as JSON data; what it does not use is left out, except where null says something (dev, mac)."""
+    if isinstance(value, Sysctl):
+        return {"name": value.name, "value": value.value}
+    if isinstance(value, Mark):
+        mac = value.macs[0] if len(value.macs) == 1 else None
+        data: dict[str, Any] = {
+            "name": value.name,
+            "id": value.id,
+            "mask": value.mask,
+            "mac": mac,
+            "via": list(value.via),
+        }
+    else:
+        fields = RULE if isinstance(value, Rule) else ROUTE
+        data = {name: getattr(value, name) for name in fields if name != "retiring"}
+        data = {name: part for name, part in data.items() if part is not None}
+    if isinstance(value, Rule):
+        for name in {"sport", "dport"} & set(data):
+            data[name] = "-".join(map(str, sorted(set(data[name]))))
+        if "ip_proto" in data:
+            data["ip_proto"] = _protocol(data["ip_proto"])
+    if isinstance(value, Route):
+        data = _dump_route(value, data)
+    return {**data, "retiring": True} if value.retiring else data
+
+
+def _dump_route(value: Route, data: dict[str, Any]) -> dict[str, Any]:
+    if value.metric == model.DEFAULT_METRIC[value.family]:
+        del data["metric"]
+    return {**data, "dev": None} if value.type == "unicast" and value.dev is None else data
+
+
+def _protocol(value: int) -> str | int:
+    name = model.ip_protocol_name(value)
+    return value if name == str(value) else name

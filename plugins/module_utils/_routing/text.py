@@ -1,0 +1,75 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Rules, routes and marks in the words of ``ip rule`` and ``ip route``, for differences, errors and logs."""
+
+from __future__ import annotations
+
+from .model import DEFAULT_METRIC, OWNERS, Mark, PortRange, Route, Rule, Sysctl, ip_protocol_name
+
+# rt_protos(5), for the owners one meets most.
+KNOWN_PROTOCOLS = {0: "unspec", 2: "kernel", 3: "boot", 4: "static", 9: "ra", 11: "zebra", 12: "bird", 16: "dhcp"}
+
+
+def command(family: str) -> str:
+    return "ip" if family == "ipv4" else "ip -6"
+
+
+def owner_name(protocol: int) -> str:
+    """``proto static``, or ``owner return_path (proto 202)`` for our own documents."""
+    for owner, number in OWNERS.items():
+        if number == protocol:
+            return f"owner {owner} (proto {number})"
+    return f"proto {KNOWN_PROTOCOLS.get(protocol, protocol)}"
+
+
+def _ports(ports: PortRange) -> str:
+    return str(ports[0]) if ports[0] == ports[1] else f"{ports[0]}-{ports[1]}"
+
+
+def _host(prefix: str) -> str:
+    """ip(8) leaves out the length of a prefix that is one address."""
+    return prefix.rsplit("/", 1)[0] if prefix.endswith("/128" if ":" in prefix else "/32") else prefix
+
+
+def rule(value: Rule) -> str:
+    words = [command(value.family), "rule", f"{value.priority}:", "from", _host(value.src) if value.src else "all"]
+    if value.dst:
+        words += ["to", _host(value.dst)]
+    if value.fwmark is not None:
+        words += ["fwmark", f"{value.fwmark:#x}/{value.fwmask:#x}"]
+    if value.iif:
+        words += ["iif", value.iif]
+    if value.ip_proto is not None:
+        words += ["ipproto", ip_protocol_name(value.ip_proto)]
+    for name, ports in (("sport", value.sport), ("dport", value.dport)):
+        if ports:
+            words += [name, _ports(ports)]
+    words += ["lookup", str(value.table)] if value.action == "lookup" else [value.action]
+    return " ".join(words)
+
+
+def route(value: Route) -> str:
+    words = [command(value.family), "route"] + ([] if value.type == "unicast" else [value.type]) + [_host(value.dst)]
+    for name, part in (("via", value.via), ("dev", value.dev), ("table", value.table), ("src", value.src)):
+        if part is not None:
+            words += [name, str(part)]
+    if value.metric != DEFAULT_METRIC[value.family]:
+        words += ["metric", str(value.metric)]
+    return " ".join(words)
+
+
+def mark(value: Mark) -> str:
+    macs = ",".join(value.macs) or "(not yet known)"
+    via = f" via {','.join(value.via)}" if value.via else ""
+    return f"nft mark {value.name} {value.id:#x}/{value.mask:#x} from {macs}{via}"
+
+
+def sysctl(value: Sysctl) -> str:
+    return f"sysctl {value.name} = {value.value}"
+
+
+def of(value: Rule | Route | Mark | Sysctl) -> str:
+    """One line for any object."""
+    return {Rule: rule, Route: route, Mark: mark, Sysctl: sysctl}[type(value)](value)
