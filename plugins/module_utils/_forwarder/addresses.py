@@ -1,0 +1,57 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The addresses this host owns, read without privileges and without netlink (a hardened unit may forbid it)."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import ipaddress
+import socket
+import struct
+
+SIOCGIFCONF = 0x8912  # linux/sockios.h: every IPv4 address of every interface, secondary ones too (netdevice(7))
+IFREQ_SIZE = 40 if struct.calcsize("P") == 8 else 32  # struct ifreq: 16 bytes of name, then a union
+IF_INET6 = "/proc/self/net/if_inet6"
+REFRESH = 10.0  # seconds between two looks of a worker
+
+
+def own_addresses():
+    """Return a frozenset of this network namespace's addresses in canonical text form; raise OSError."""
+    return frozenset(_ipv4()) | frozenset(_ipv6())
+
+
+def parse_ifconf(data):
+    """Return the addresses in the struct ifreq array that SIOCGIFCONF fills (AF_INET entries only)."""
+    found = []
+    for start in range(0, len(data) - IFREQ_SIZE + 1, IFREQ_SIZE):
+        family = struct.unpack_from("H", data, start + 16)[0]
+        if family == socket.AF_INET:
+            found.append(socket.inet_ntoa(data[start + 20 : start + 24]))
+    return found
+
+
+def parse_if_inet6(text):
+    """Return the addresses in the text of /proc/net/if_inet6 (32 hexadecimal digits lead each line)."""
+    return [str(ipaddress.IPv6Address(int(line.split()[0], 16))) for line in text.splitlines() if line.strip()]
+
+
+def _ipv4():
+    room = 100 * IFREQ_SIZE
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        while True:
+            buffer = array.array("B", bytes(room))
+            request = struct.pack("iP", room, buffer.buffer_info()[0])  # struct ifconf
+            used = struct.unpack("iP", fcntl.ioctl(sock.fileno(), SIOCGIFCONF, request))[0]
+            if used <= room - IFREQ_SIZE:  # a full buffer may be a truncated list
+                return parse_ifconf(buffer.tobytes()[:used])
+            room *= 4
+
+
+def _ipv6():
+    try:
+        with open(IF_INET6, encoding="ascii") as stream:
+            return parse_if_inet6(stream.read())
+    except FileNotFoundError:
+        return []  # a kernel without IPv6

@@ -1,0 +1,315 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The forwarder's configuration: a JSON document in, frozen dataclasses out, every error at once.
+
+Pure: load() and dump() touch no file. All defaults of the forwarder live here. Durations are seconds, addresses are
+strings in their canonical form (RFC 5952 for IPv6).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from dataclasses import asdict, dataclass, field
+
+from .validation import Fields
+
+SCHEMA = 1
+IPV4, IPV6 = "ipv4", "ipv6"
+
+PROTOCOLS = ("tcp",)
+BALANCES = ("round_robin",)
+LOG_FORMATS = ("json",)
+
+_SPELLED = {IPV4: "IPv4", IPV6: "IPv6"}
+
+DEFAULT_DRAIN_TIMEOUT = 30.0
+DEFAULT_CONNECT_TIMEOUT = 1.0
+DEFAULT_CONNECT_DEADLINE = 5.0
+DEFAULT_RETRIES = 2
+DEFAULT_BACKLOG = 4096  # the kernel caps it at net.core.somaxconn, whose default is 4096 since Linux 5.4
+DEFAULT_WEIGHT = 1
+
+MAX_WEIGHT = 65535
+MAX_BACKLOG = 65535
+MAX_RETRIES = 64
+
+
+class ConfigError(ValueError):
+    """The document is refused; ``errors`` lists one line for each thing that is wrong with it."""
+
+    def __init__(self, errors):
+        super().__init__("\n".join(errors))
+        self.errors = list(errors)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One server of a service; it is reached by the family the client came with."""
+
+    name: str
+    port: int
+    ipv4: str | None = None
+    ipv6: str | None = None
+    weight: int = DEFAULT_WEIGHT
+
+    def address(self, family):
+        """Return this backend's address of ``family`` ("ipv4" or "ipv6"), or None."""
+        return self.ipv4 if family == IPV4 else self.ipv6
+
+
+@dataclass(frozen=True)
+class Listener:
+    """One address and port a service accepts on."""
+
+    address: str
+    port: int
+
+    @property
+    def family(self):
+        """Either "ipv4" or "ipv6"."""
+        return IPV6 if ":" in self.address else IPV4
+
+    @property
+    def wildcard(self):
+        """Whether it accepts on every address of its family."""
+        return self.address in ("0.0.0.0", "::")
+
+    def __str__(self):
+        return f"[{self.address}]:{self.port}" if self.family == IPV6 else f"{self.address}:{self.port}"
+
+    def overlaps(self, other):
+        """Whether one connection could belong to both listeners."""
+        if self.port != other.port or self.family != other.family:
+            return False
+        return self.address == other.address or self.wildcard or other.wildcard
+
+
+@dataclass(frozen=True)
+class Service:
+    """A listener and what it forwards to."""
+
+    name: str
+    listen: tuple[Listener, ...]
+    backends: tuple[Backend, ...]
+    protocol: str = "tcp"
+    balance: str = "round_robin"
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
+    connect_deadline: float = DEFAULT_CONNECT_DEADLINE
+    retries: int = DEFAULT_RETRIES
+    backlog: int = DEFAULT_BACKLOG
+
+    def backends_of(self, family):
+        """Return the backends that have an address of ``family``, in the document's order."""
+        return tuple(backend for backend in self.backends if backend.address(family))
+
+
+@dataclass(frozen=True)
+class Log:
+    """How the log is written."""
+
+    format: str = "json"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole document."""
+
+    proxy_id: int
+    services: tuple[Service, ...]
+    drain_timeout: float = DEFAULT_DRAIN_TIMEOUT
+    log: Log = field(default_factory=Log)
+
+
+def load(data):
+    """Return the Config of a parsed JSON document; raise ConfigError with all that is wrong with it."""
+    errors = []
+    document = Fields(data, "", errors)
+    document.integer("schema", SCHEMA, SCHEMA, "the schema this version reads")
+    proxy_id = document.integer("proxy_id", 1, 255, "a proxy id")
+    drain_timeout = document.seconds("drain_timeout", 0, 86400, DEFAULT_DRAIN_TIMEOUT)
+    section = document.section("log")
+    log = Log(format=section.choice("format", LOG_FORMATS, "json"))
+    section.done()
+    parts = document.objects("services", "service")
+    services = [_service(part) for part in parts]
+    document.done()
+    _refuse_duplicate_names(parts, services)
+    _refuse_overlapping_listeners(parts, services)
+    if errors:
+        raise ConfigError(errors)
+    return Config(proxy_id=proxy_id, services=tuple(services), drain_timeout=drain_timeout, log=log)
+
+
+def dump(config):
+    """Return the JSON document of ``config``, all defaults spelled out: load(dump(config)) == config."""
+    document = json.loads(json.dumps(asdict(config)))  # tuples become lists, as in JSON
+    for service in document["services"]:
+        for backend in service["backends"]:
+            for family in (IPV4, IPV6):
+                if backend[family] is None:
+                    del backend[family]
+    return {"schema": SCHEMA, **document}
+
+
+def parse(text, source):
+    """Return the Config of JSON ``text`` (str or bytes); ``source`` names it in errors. Raise ConfigError."""
+    try:
+        data = json.loads(text, object_pairs_hook=_object_without_duplicates)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ConfigError([f"{source}: not a JSON document: {error}"]) from None
+    return load(data)
+
+
+def load_file(path):
+    """Return the Config in the file at ``path``; raise ConfigError, also for a file that cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            text = stream.read()
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    return parse(text, path)
+
+
+def _object_without_duplicates(pairs):
+    """Refuse what json.loads would silently settle: two values for one key."""
+    seen = dict(pairs)
+    if len(seen) != len(pairs):
+        names = [key for key, _value in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"key {', '.join(map(repr, twice))} appears twice in one object")
+    return seen
+
+
+def _service(part):
+    """Return the Service of one object of ``services``; fields that were refused are None."""
+    listen_parts = part.objects("listen", "listen address")
+    backend_parts = part.objects("backends", "backend")
+    service = Service(
+        name=part.name("name"),
+        listen=tuple(_listener(listen) for listen in listen_parts),
+        backends=tuple(_backend(backend) for backend in backend_parts),
+        protocol=part.choice("protocol", PROTOCOLS, "tcp"),
+        balance=part.choice("balance", BALANCES, "round_robin"),
+        connect_timeout=part.seconds("connect_timeout", 0.1, 600, DEFAULT_CONNECT_TIMEOUT),
+        connect_deadline=part.seconds("connect_deadline", 0.1, 600, DEFAULT_CONNECT_DEADLINE),
+        retries=part.integer("retries", 0, MAX_RETRIES, "a number of retries", DEFAULT_RETRIES),
+        backlog=part.integer("backlog", 1, MAX_BACKLOG, "a backlog", DEFAULT_BACKLOG),
+    )
+    part.done()
+    timeout, deadline = service.connect_timeout, service.connect_deadline
+    if timeout and deadline and deadline < timeout:
+        part.error(
+            "connect_deadline", f"{deadline:g} is below connect_timeout ({timeout:g}): no attempt could use its time"
+        )
+    _refuse_twin_backends(backend_parts, service.backends)
+    _refuse_family_without_backend(listen_parts, service)
+    return service
+
+
+def _listener(part):
+    address = part.address("address")
+    port = part.integer("port", 1, 65535, "a port")
+    part.done()
+    if address is not None and not address.is_unspecified:
+        _refuse_unusable(part, "address", address, "listen on")
+    return Listener(address=str(address) if address is not None else "", port=port or 0)
+
+
+def _backend(part):
+    ipv4 = part.address("ipv4", 4, None)
+    ipv6 = part.address("ipv6", 6, None)
+    backend = Backend(
+        name=part.name("name"),
+        port=part.integer("port", 1, 65535, "a port"),
+        ipv4=str(ipv4) if ipv4 else None,
+        ipv6=str(ipv6) if ipv6 else None,
+        weight=part.integer("weight", 1, MAX_WEIGHT, "a weight", DEFAULT_WEIGHT),
+    )
+    part.done()
+    if part.data is not None and not {IPV4, IPV6} & set(part.data):
+        part.error("", "has no address; give ipv4, ipv6 or both")
+    for key, address in ((IPV4, ipv4), (IPV6, ipv6)):
+        if address is not None:
+            _refuse_unusable(part, key, address, "forward to")
+            if address.is_loopback:
+                part.error(
+                    key,
+                    f"{address} is a loopback address: replies to a client's address never leave that host;"
+                    " give the backend's address on the network it shares with the proxy",
+                )
+    return backend
+
+
+def _refuse_unusable(part, key, address, verb):
+    """Refuse addresses no server can have, and those that need more than an address to be reached."""
+    mapped = getattr(address, "ipv4_mapped", None)
+    if mapped:
+        part.error(key, f"{address} is IPv4 in IPv6 clothes: give {mapped}")
+        return
+    checks = (
+        (address.is_unspecified, "the unspecified address"),
+        (address.is_multicast, "a multicast address"),
+        (address.is_link_local, "a link-local address"),
+        (address == ipaddress.IPv4Address("255.255.255.255"), "the broadcast address"),
+    )
+    for wrong, what in checks:
+        if wrong:
+            part.error(key, f"{address} is {what}; no service can {verb} it")
+
+
+def _refuse_twin_backends(parts, backends):
+    """Refuse two backends of one name, or of one address and port, in a service: weight says the same more clearly."""
+    for index, backend in enumerate(backends):
+        for other in range(index):
+            earlier = backends[other]
+            if backend.name is not None and backend.name == earlier.name:
+                parts[index].error("name", f'"{backend.name}" is already the name of backends[{other}] of this service')
+            for family in (IPV4, IPV6):
+                address = backend.address(family)
+                if address and (address, backend.port) == (earlier.address(family), earlier.port):
+                    parts[index].error(
+                        family,
+                        f"{address} port {backend.port} is already backends[{other}] of this service; use weight",
+                    )
+
+
+def _refuse_family_without_backend(parts, service):
+    """A client of one family is forwarded to that family: each listener needs a backend that has it."""
+    if not service.backends:
+        return  # said already
+    for part, listener in zip(parts, service.listen):
+        if listener.address and not service.backends_of(listener.family):
+            part.error(
+                "address",
+                f"{listener.address} is {_SPELLED[listener.family]}, but no backend of service"
+                f" {service.name} has {listener.family}; give one, or remove this listener",
+            )
+
+
+def _refuse_duplicate_names(parts, services):
+    first = {}
+    for index, service in enumerate(services):
+        if service.name is None:
+            continue
+        if service.name in first:
+            parts[index].error("name", f'"{service.name}" is already the name of services[{first[service.name]}]')
+        first.setdefault(service.name, index)
+
+
+def _refuse_overlapping_listeners(parts, services):
+    """Two listeners that could take the same connection are refused, within one service as well."""
+    placed = []
+    for index, service in enumerate(services):
+        for number, listener in enumerate(service.listen):
+            if not (listener.address and listener.port):
+                continue  # refused already
+            for other_index, other_number, other in placed:
+                if listener.overlaps(other):
+                    parts[index].error(
+                        f"listen[{number}]",
+                        f"{listener} overlaps {other} of services[{other_index}].listen[{other_number}]"
+                        " (same port; a wildcard covers every address of its family)",
+                    )
+            placed.append((index, number, listener))

@@ -1,0 +1,96 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The log: one JSON object a line, written so that it never blocks the forwarder.
+
+Lines are gathered while the loop runs its callbacks and written by flush(), at most PIPE_BUF bytes at a time: that much
+reaches a pipe or the journal's socket whole or not at all (pipe(7)), so supervisor and workers can share one. Where the
+reader is too slow lines are dropped and counted, and the next one that gets through says how many.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import time
+from collections import deque
+
+PIPE_BUF = 4096  # bytes, linux/limits.h
+MAX_WAITING = 1000  # lines, about 300 kB: what is kept while the reader is slow
+RETRY = 0.5  # seconds after which a loop that has nothing else to do should flush() again
+
+_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
+
+
+class Log:
+    """Writes to the file descriptor ``fd``; ``base`` is in every line."""
+
+    def __init__(self, fd=1, **base):
+        self._write = _non_blocking_writer(fd)
+        self._base = base
+        self._lines = deque()
+        self._unreported = 0
+        self.dropped = 0
+
+    @property
+    def waiting(self):
+        """Whether lines wait for a slow reader."""
+        return bool(self._lines)
+
+    def event(self, event, **fields):
+        """Log ``event`` (a short name) with its fields, all JSON values."""
+        if len(self._lines) >= MAX_WAITING:
+            self._unreported += 1
+            self.dropped += 1
+            return
+        if self._unreported:
+            self._append("log lines dropped", {"count": self._unreported})
+            self._unreported = 0
+        self._append(event, fields)
+
+    def flush(self):
+        """Hand what is waiting to the kernel, as much as it takes at once."""
+        lines = self._lines
+        while lines:
+            piece = lines.popleft()
+            while lines and len(piece) + len(lines[0]) <= PIPE_BUF:
+                piece += lines.popleft()
+            taken = self._write(piece)
+            if taken < len(piece):
+                lines.appendleft(piece[taken:])
+                return
+
+    def _append(self, event, fields):
+        line = {"event": event, "time": round(time.time(), 3), **self._base, **fields}
+        self._lines.append(_encode(line).encode("ascii") + b"\n")
+
+
+def _non_blocking_writer(fd):
+    """Return a function(bytes) -> number of bytes taken, which takes 0 where a plain write would wait."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(mode):  # the journal
+        sock = socket.socket(fileno=os.dup(fd))
+        return lambda data: _taken(sock.send, data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    if not stat.S_ISREG(mode):
+        fd = _own_description(fd)
+    return lambda data: _taken(os.write, fd, data)
+
+
+def _own_description(fd):
+    """Open a pipe or terminal anew, so that O_NONBLOCK is ours alone and not of everyone who shares it."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError:  # made by another user: then it has to be set on the shared description
+        os.set_blocking(fd, False)
+        return fd
+
+
+def _taken(write, *arguments):
+    try:
+        return write(*arguments)
+    except BlockingIOError:
+        return 0
+    except OSError:  # the reader is gone: a log is no reason to stop forwarding
+        return sum(len(part) for part in arguments if isinstance(part, bytes))

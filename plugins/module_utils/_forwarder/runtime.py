@@ -1,0 +1,114 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The runtime file: what the forwarder that runs has loaded, so that it can be compared with what is installed.
+
+{"schema": 1, "pid": int, "started": int (clock ticks after boot, proc_pid_stat(5) field 22), "generation": int,
+ "version": str, "config": {"path", "sha256"}, "archive": {"path", "sha256"} or null when it runs from a directory,
+ "loaded_at": "2026-01-31T12:00:00Z",
+ "last_reload": {"attempt": int (0: the start), "ok": bool, "error": str or null, "at": time}}
+
+Everything but ``last_reload`` describes what serves: a reload that failed leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+
+SCHEMA = 1
+DEFAULT_DIRECTORY = "/run/l4proxy"
+NAME = "forwarder.json"
+
+
+def directory(environ=None):
+    """Return the runtime directory: systemd's $RUNTIME_DIRECTORY (the first of its list), or the default."""
+    environ = os.environ if environ is None else environ
+    return environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or DEFAULT_DIRECTORY
+
+
+def path(runtime_dir=None):
+    """Return the path of the runtime file."""
+    return os.path.join(runtime_dir or directory(), NAME)
+
+
+def timestamp():
+    """Return the time now in UTC, RFC 3339, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def sha256(data):
+    """Return the SHA-256 of bytes in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(name):
+    """Return the SHA-256 of a file in hexadecimal; raise OSError."""
+    digest = hashlib.sha256()
+    with open(name, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def running_archive():
+    """Return {"path", "sha256"} of the zip archive this code was imported from, None when it was a directory."""
+    archive = getattr(__loader__, "archive", None)
+    if not archive:
+        return None
+    real = os.path.realpath(archive)
+    return {"path": real, "sha256": sha256_file(real)}
+
+
+def write(document, name):
+    """Write the runtime file atomically, readable by all; raise OSError."""
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    temporary = f"{name}.{os.getpid()}.new"
+    try:
+        with open(temporary, "w", encoding="utf-8") as stream:
+            json.dump(document, stream, indent=1)
+            stream.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, name)
+    except OSError:
+        remove(temporary)
+        raise
+
+
+def remove(name):
+    """Remove the runtime file of a forwarder that has ended."""
+    try:
+        os.unlink(name)
+    except OSError:
+        pass
+
+
+def read(name):
+    """Return the document in a runtime file, None when there is none or it is not one; raise OSError if unreadable."""
+    try:
+        with open(name, encoding="utf-8") as stream:
+            document = json.load(stream)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) and document.get("schema") == SCHEMA else None
+
+
+def start_time(pid):
+    """Return when a process started in clock ticks after boot, None when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+            # The command (field 2) is in parentheses and may contain anything; field 3 is what follows the last one.
+            fields = stream.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def alive(document):
+    """Whether the process that wrote a runtime file still runs (not another one that was given its number since)."""
+    started = start_time(document.get("pid"))
+    return started is not None and started == document.get("started")

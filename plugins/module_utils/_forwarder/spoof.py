@@ -1,0 +1,48 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which client addresses may be used as the source of an upstream connection.
+
+Pure, but for the cache. Some addresses cannot work as a source on the wire: the backend's kernel drops such packets as
+martians, or the replies never leave it. A client with such an address is refused with RST and the reason in the log: the
+connection would otherwise hang until its deadline. Refusing is this version's only answer; forwarding from the proxy's
+own address instead would hide the client, which is what this product is not to do silently.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+
+OWN = "client address is the proxy's own"
+BACKENDS_OWN = "client address is the backend's own"
+
+_IPV4_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+
+
+@lru_cache(maxsize=8192)
+def never_spoofed(address):
+    """Return why ``address`` (text form, maybe with %zone) is never used as a source, None when it may be."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    kinds = (
+        (mapped is not None, "v4-mapped"),
+        (parsed.is_loopback, "loopback"),
+        (parsed.is_unspecified, "unspecified"),
+        (parsed.is_multicast, "multicast"),
+        (parsed.is_link_local, "link-local"),
+        (parsed == _IPV4_BROADCAST, "broadcast"),
+    )
+    for wrong, kind in kinds:
+        if wrong:
+            return f"client address is {kind}"
+    return None
+
+
+def refusal(address, own_addresses):
+    """Return why no upstream connection can be made for this client, None when one can.
+
+    ``own_addresses`` is the set of the proxy's addresses in text form. Whether the client is one particular backend is
+    asked of each backend (``backend.address(family) == client``): the others can still serve it.
+    """
+    return never_spoofed(address) or (OWN if address in own_addresses else None)

@@ -1,0 +1,146 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A reload is an upgrade: the supervisor becomes the program that is installed now, in the same process.
+
+1. check: ``l4proxy check CONFIG`` runs with the archive that is installed now. A broken archive or a bad config ends here.
+2. exec: the supervisor replaces itself, same command line, signals blocked until the new handlers are there. Listeners
+   and the pipes to the workers stay open and are handed over by name; the workers remain its children.
+3. The new program loads the config and starts a worker (supervisor.py); only when that is ready do the others drain.
+
+One at a time: a SIGHUP that comes meanwhile is served afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import sys
+
+from . import children, handover, notify
+
+CHECK_TIMEOUT = 20.0  # seconds
+MOST_OUTPUT = 65536  # bytes of the check's output that are kept
+
+
+def command_line():
+    """Return the arguments this process was started with, the interpreter's own included."""
+    with open("/proc/self/cmdline", "rb") as stream:
+        return [os.fsdecode(part) for part in stream.read().split(b"\0")[:-1]]
+
+
+def check_command(command, own_arguments, config_path):
+    """Return the command line that checks a config with the interpreter and archive of ``command``.
+
+    ``own_arguments`` is how many of its last arguments are the program's own.
+    """
+    return [*command[: len(command) - own_arguments], "check", config_path]
+
+
+class Upgrade:
+    """The reload under way, if any; ``attempt`` counts those that were begun."""
+
+    def __init__(self, supervisor, command):
+        self.wanted = False
+        self.attempt = 0
+        self._supervisor = supervisor
+        self._command = command
+        self._check = None  # (pid, descriptor of its output)
+        self._code = None  # exit code of the check
+        self._output = b""
+        self._overdue = None
+
+    def descriptors(self):
+        """Return the descriptors open for the check."""
+        return [self._check[1]] if self._check and self._check[1] is not None else []
+
+    def step(self):
+        """Do what can be done now."""
+        supervisor = self._supervisor
+        if self._check:
+            if self._code is not None and self._check[1] is None:
+                self._checked()
+        elif self.wanted and supervisor.serving and not supervisor.candidate and not supervisor.starting():
+            self.wanted = False
+            self._begin()
+
+    def cancel(self):
+        """The forwarder is stopping."""
+        self.wanted = False
+        if self._check:
+            os.kill(self._check[0], signal.SIGKILL)  # not reaped yet: child_ended() sees to that
+
+    def child_ended(self, pid, code):
+        """A child that is no worker has ended."""
+        if self._check and pid == self._check[0]:
+            self._code = code
+
+    def _begin(self):
+        supervisor = self._supervisor
+        self.attempt += 1
+        self._code, self._output = None, b""
+        supervisor.log.event("reload", attempt=self.attempt)
+        notify.reloading()
+        environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
+        argv = check_command(self._command, len(sys.argv) - 1, supervisor.path)
+        try:
+            pid, output = children.start_check(argv, environment, supervisor.inherited())
+        except OSError as error:
+            supervisor.reload_failed(f"the check cannot be started: {error}")
+            return
+        self._check = (pid, output)
+        supervisor.selector.register(output, selectors.EVENT_READ, self._hear)
+        self._overdue = supervisor.wheel.add(supervisor.now() + CHECK_TIMEOUT, self._too_slow)
+
+    def _hear(self):
+        pid, output = self._check
+        data = os.read(output, 4096)
+        if len(self._output) < MOST_OUTPUT:
+            self._output += data
+        if not data:
+            self._supervisor.selector.unregister(output)
+            os.close(output)
+            self._check = (pid, None)
+
+    def _too_slow(self):
+        self._output += f"\nthe check took longer than {CHECK_TIMEOUT:g} s".encode()
+        os.kill(self._check[0], signal.SIGKILL)
+
+    def _checked(self):
+        supervisor = self._supervisor
+        supervisor.wheel.discard(self._overdue, self._too_slow)
+        self._check = None
+        if self._code != 0:
+            said = self._output.decode("utf-8", "replace").strip().splitlines()
+            supervisor.reload_failed("; ".join(said[-20:]) or f"the check ended with code {self._code}")
+            return
+        if supervisor.starting():  # a worker died during the check; its successor's pipe cannot be handed over
+            self.wanted = True
+            self.attempt -= 1
+            return
+        self._exec()
+
+    def _exec(self):
+        """Become the installed program; only a failure returns."""
+        supervisor = self._supervisor
+        listeners = {name: sock.fileno() for name, sock in supervisor.held.items()}
+        workers = [child.record() for child in supervisor.workers.values()]
+        state = {
+            "listeners": listeners,
+            "workers": workers,
+            "worker": supervisor.serving.worker.pid if supervisor.serving.worker else None,
+            "serving": supervisor.serving.record(),
+            "last_reload": supervisor.last_reload,
+            "attempt": self.attempt,
+        }
+        descriptors = [*listeners.values(), *(record["lifeline"] for record in workers)]
+        supervisor.log.flush()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        variable = handover.leave(state, descriptors)
+        try:
+            os.execve(sys.executable, self._command, {**os.environ, **variable})
+        except OSError as error:
+            handover.recall(variable, descriptors)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            supervisor.reload_failed(f"{sys.executable} cannot be executed: {error}")

@@ -1,0 +1,138 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Take a JSON object apart key by key and collect every error with its path, instead of stopping at the first.
+
+A Fields object stands for one JSON object of the document. Each method takes one key, returns its value, and on a bad
+value records ``PATH: VALUE is not WHAT`` in the list all Fields of a document share, and returns None.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+
+REQUIRED = object()  # as a default: the key must be there
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
+
+
+def show(value):
+    """Spell a bad value as the document does, shortened to one readable line."""
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Fields:
+    """One JSON object under validation; ``path`` is where it stands in the document ("" for the document itself)."""
+
+    def __init__(self, data, path, errors):
+        self.path = path
+        self.errors = errors
+        self._taken = set()
+        if not isinstance(data, dict):
+            self.error("", f"{show(data)} is not a JSON object")
+            data = None
+        self.data = data
+
+    def where(self, key):
+        """Return the path of ``key``, or of this object when ``key`` is empty."""
+        return ".".join(part for part in (self.path, key) if part) or "document"
+
+    def error(self, key, text):
+        """Record one error at ``key``; returns None, so that a check can end with ``return fields.error(...)``."""
+        self.errors.append(f"{self.where(key)}: {text}")
+
+    def _take(self, key, default):
+        """Return (present, value) of ``key``; a missing required key is recorded."""
+        self._taken.add(key)
+        if self.data is None:
+            return False, None  # the object itself was refused already
+        if key in self.data:
+            return True, self.data[key]
+        if default is REQUIRED:
+            self.error(key, "is required")
+            return False, None
+        return False, default
+
+    def integer(self, key, low, high, what="a whole number", default=REQUIRED):
+        """Return an int from low to high; true and false are no numbers here."""
+        present, value = self._take(key, default)
+        if not present:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            return self.error(key, f"{show(value)} is not {what} ({low}-{high})")
+        return value
+
+    def seconds(self, key, low, high, default=REQUIRED):
+        """Return a duration in seconds as float."""
+        present, value = self._take(key, default)
+        if not present:
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            return self.error(key, f"{show(value)} is not a duration in seconds ({low}-{high})")
+        return float(value)
+
+    def name(self, key, default=REQUIRED):
+        """Return a name that is safe in logs, metrics and file names."""
+        present, value = self._take(key, default)
+        if not present:
+            return value
+        if not isinstance(value, str) or not _NAME.match(value):
+            return self.error(
+                key,
+                f"{show(value)} is not a name (1-63 letters, digits, '_', '-' or '.', beginning with a letter or digit)",
+            )
+        return value
+
+    def choice(self, key, supported, default=REQUIRED):
+        """Return one of ``supported``; anything else is named as not in this version."""
+        present, value = self._take(key, default)
+        if not present:
+            return value
+        if not isinstance(value, str) or value not in supported:
+            return self.error(key, f"not in this version: {show(value)} (supported: {', '.join(supported)})")
+        return value
+
+    def address(self, key, family=None, default=REQUIRED):
+        """Return an ipaddress object of ``family`` (4, 6 or None for either)."""
+        present, value = self._take(key, default)
+        if not present:
+            return value
+        what = {4: "an IPv4 address", 6: "an IPv6 address", None: "an IP address"}[family]
+        try:
+            parsed = ipaddress.ip_address(value) if isinstance(value, str) else None
+        except ValueError:
+            parsed = None
+        if parsed is None or (family is not None and parsed.version != family):
+            return self.error(key, f"{show(value)} is not {what}")
+        if "%" in value:
+            return self.error(key, f"{show(value)} has a zone; link-local addresses are not supported")
+        return parsed
+
+    def section(self, key):
+        """Return the Fields of an optional sub-object (an empty one when the key is missing)."""
+        present, value = self._take(key, {})
+        return Fields(value if present else {}, self.where(key), self.errors)
+
+    def objects(self, key, what):
+        """Return the Fields of each object in a required list that must not be empty."""
+        present, value = self._take(key, REQUIRED)
+        if not present:
+            return []
+        if not isinstance(value, list):
+            self.error(key, f"{show(value)} is not a list of {what}s")
+            return []
+        if not value:
+            self.error(key, f"is empty, at least one {what} is expected")
+        return [Fields(item, f"{self.where(key)}[{index}]", self.errors) for index, item in enumerate(value)]
+
+    def done(self):
+        """Record every key nobody asked for."""
+        for key in self.data or ():
+            if key not in self._taken:
+                known = ", ".join(sorted(self._taken))
+                self.error(str(key), f"is not a known key (known here: {known})")

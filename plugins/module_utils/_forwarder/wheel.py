@@ -1,0 +1,48 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One coarse timer wheel: many deadlines, one short dictionary, no timer a connection.
+
+Pure; time is passed in (monotonic seconds). Deadlines are rounded up to the next tick, never down, so a timeout is kept
+for at least its length and at most one TICK longer.
+"""
+
+from __future__ import annotations
+
+TICK = 0.1  # seconds: an attempt timeout of 1 s ends after 1.0-1.1 s
+
+
+class Wheel:
+    """Items by deadline. An item is a callable without arguments, run by expire()."""
+
+    def __init__(self):
+        self._slots = {}  # tick number -> {item: None} (a dict keeps the order of adding)
+
+    def add(self, deadline, item):
+        """Have ``item`` run once ``deadline`` has passed; returns the handle discard() takes."""
+        tick = int(deadline / TICK) + 1
+        self._slots.setdefault(tick, {})[item] = None
+        return tick
+
+    def discard(self, handle, item):
+        """Forget an item; nothing happens when it has run already."""
+        slot = self._slots.get(handle)
+        if slot is not None:
+            slot.pop(item, None)
+            if not slot:
+                del self._slots[handle]
+
+    def timeout(self, now):
+        """Return the seconds until the next item is due (0 when one is), None when there is none."""
+        if not self._slots:
+            return None
+        return max(0.0, min(self._slots) * TICK - now)
+
+    def expire(self, now):
+        """Run every item that is due; items added meanwhile wait for their own turn."""
+        if not self._slots:
+            return
+        current = int(now / TICK)
+        for tick in sorted(tick for tick in self._slots if tick <= current):
+            for item in self._slots.pop(tick, ()):
+                item()
