@@ -174,7 +174,8 @@ class Kernel:
             answer = route_get(address, oif=dev)
         except OSError:
             return None
-        return answer.dev if answer.type == "unicast" and answer.via is None else None
+        # Without a table the kernel only assumes so, because an interface was named (ip_route_output_key_hash_rcu).
+        return answer.dev if answer.type == "unicast" and answer.via is None and answer.table else None
 
     def neighbour(self, address: str, wait: float = 2.0) -> str | None:
         """The MAC of an on-link address; None when it does not answer within ``wait`` seconds (0: do not ask it)."""

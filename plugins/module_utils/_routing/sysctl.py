@@ -35,7 +35,10 @@ class Sysctls:
         self._memory, self._proc = memory, proc
 
     def read(self, owner: str, wanted: tuple[Sysctl, ...]) -> tuple[Setting, ...]:
-        """The settings that an owner wants or holds. NotReady for one that does not exist (yet), Refused for a quarrel."""
+        """The settings that an owner wants or holds.
+
+        NotReady for one that does not exist (yet), Refused for one that another owner holds at another value.
+        """
         remembered = self._remembered()
         held = [name for name, entry in remembered.items() if owner in entry["owners"]]
         values = {sysctl.name: sysctl.value for sysctl in wanted}
@@ -74,17 +77,18 @@ class Sysctls:
                 del remembered[setting.name]
             self._remember(remembered)
 
-    def undo(self, owner: str, before: Setting) -> None:
-        """Back to a setting as it was read: value and memory."""
-        if before.held:
-            remembered = self._remembered()
-            found = before.value if before.restore is None else before.restore
-            entry = remembered.setdefault(before.name, {"found": found, "owners": {}})
-            entry["owners"].setdefault(owner, before.value)
-            self._remember(remembered)
+    def memory(self) -> str | None:
+        """What is remembered, to be given to ``rewind``."""
+        return files.read(self._memory)
+
+    def rewind(self, before: Setting, memory: str | None) -> None:
+        """Back to a setting and a memory as they were read."""
+        if before.value:
+            self._write(before.name, before.value)
+        if memory is None:
+            files.remove(self._memory)
         else:
-            self.release(owner, Setting(before.name, before.value))
-        self._write(before.name, before.value)
+            files.write(self._memory, memory)
 
     def flush_redirects(self, name: str) -> None:
         """Forget what ICMP redirects have taught about IPv4 routes, as ``ip route flush cache`` does (ip-sysctl)."""

@@ -1,0 +1,191 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Bring a host to a document, or take an owner's set away: gather, plan, apply or undo, read back.
+
+    outcome = reconcile(document.load(data), Host(), directory="/etc/l4proxy/routing.d")
+    outcome = remove("return_path", Host(), directory="/etc/l4proxy/routing.d")
+
+Both hold the host's one lock while they change anything, the file of the document included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+from . import apply, files, gather, plan, schema, store
+from .document import Document
+from .errors import MissingPackage, Refused, RoutingError
+from .gather import Host, View
+from .model import OWNERS, Sysctl
+from .plan import Change, State
+
+__all__ = ["Host", "Outcome", "reconcile", "remove"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was (in check mode: would be) done.
+
+    ``changes`` are sentences; ``diff`` is a list of Ansible's before/after pairs; ``waiting`` says what is applied
+    without for now and needs another run (the MAC of a silent proxy); ``owned`` is the set as document sections.
+    """
+
+    changes: tuple[str, ...]
+    diff: tuple[dict[str, str], ...]
+    waiting: tuple[str, ...]
+    warnings: tuple[str, ...]
+    owned: dict[str, Any]
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.changes)
+
+
+def reconcile(
+    document: Document,
+    host: Host,
+    *,
+    purge: bool = True,
+    check: bool = False,
+    allow_empty: bool = False,
+    directory: str | None = None,
+) -> Outcome:
+    """Make the owner's set what the document says; with ``directory`` the document is then stored there.
+
+    Raises Refused and NotReady before anything is touched, MissingPackage (with ``check`` only a warning), ApplyError
+    after everything was undone.
+    """
+    if document.is_empty and not allow_empty:
+        sentence = f"the document of {document.owner} is empty and would remove all that this owner has on the host"
+        raise Refused([f"{sentence}; that is what state absent is for, or say allow_empty"])
+    with _lock(host, check):
+        _refuse_shared_protocol(document, directory)
+        view = _view(host, document, check)
+        errors = plan.conflicts(view.want, view.foreign)
+        if errors:
+            raise Refused(errors)
+        return _finish(document, host, view, purge, check, directory, store.content_of(document))
+
+
+def remove(
+    owner: str,
+    host: Host,
+    *,
+    protocol: int | None = None,
+    check: bool = False,
+    directory: str | None = None,
+) -> Outcome:
+    """Take away all that an owner has: rules, routes, marks, settings (restored) and, with ``directory``, its file.
+
+    The protocol number is the given one, else that of the stored document, else that of a known owner.
+    """
+    with _lock(host, check):
+        document = Document(owner, protocol or _protocol_of(owner, directory))
+        view = _view(host, document, check)
+        return _finish(document, host, view, True, check, directory, None)
+
+
+def _lock(host: Host, check: bool) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if check else files.locked(host.lock)
+
+
+def _refuse_shared_protocol(document: Document, directory: str | None) -> None:
+    for stored in store.load_all(directory) if directory else []:
+        other = stored.document
+        if other and other.owner != document.owner and other.protocol == document.protocol:
+            raise Refused([f"protocol: {document.protocol} is already that of owner {other.owner} ({stored.path})"])
+
+
+def _protocol_of(owner: str, directory: str | None) -> int:
+    if owner in OWNERS:
+        return OWNERS[owner]
+    with contextlib.suppress(RoutingError, OSError):
+        if directory:
+            return store.load(store.path_of(directory, owner)).protocol
+    raise Refused([f"owner {owner}: its protocol number is not known on this host; give its document"])
+
+
+def _view(host: Host, document: Document, check: bool) -> View:
+    try:
+        return gather.view(host, document)
+    except MissingPackage as missing:
+        if not check:
+            raise
+        return gather.view_without_tools(host, document, missing)
+
+
+def _finish(
+    document: Document,
+    host: Host,
+    view: View,
+    purge: bool,
+    check: bool,
+    directory: str | None,
+    content: str | None,
+) -> Outcome:
+    """Plan and, unless it is only to be shown, perform."""
+    changes = plan.plan(view.want, view.have, purge)
+    after = plan.predict(view.have, changes)
+    file_diff = _file_diff(directory, document.owner, content)
+    sentences = [change.sentence for change in changes]
+    if file_diff:
+        sentences.append(f"{'remove' if content is None else 'write'} {file_diff['after_header']}")
+    if sentences and not check:
+        _perform(document, host, view.want, changes, purge, file_diff and (file_diff["after_header"], content))
+    diff = [_kernel_diff(view.have, after), file_diff] if file_diff else [_kernel_diff(view.have, after)]
+    return Outcome(
+        tuple(sentences), tuple(pair for pair in diff if pair), tuple(view.waiting), tuple(view.warnings), _owned(after)
+    )
+
+
+def _perform(
+    document: Document,
+    host: Host,
+    want: State,
+    changes: tuple[Change, ...],
+    purge: bool,
+    file: tuple[str, str | None] | None,
+) -> None:
+    def verify() -> str | None:
+        have, _foreign = gather.read(kernel, host, document)
+        left = plan.plan(want, have, purge)
+        return (
+            f"after applying, the host still needs: {'; '.join(change.sentence for change in left)}" if left else None
+        )
+
+    with host.make_kernel() as kernel:
+        todo = apply.steps(changes, kernel, host, document.owner, document.protocol)
+        if file:
+            todo.append(apply.file_step(*file, store.MODE))
+        apply.perform(todo, verify)
+
+
+def _kernel_diff(before: State, after: State) -> dict[str, str] | None:
+    texts = plan.diff(before, after)
+    if texts["before"] == texts["after"]:
+        return None
+    return {**texts, "before_header": "routing", "after_header": "routing"}
+
+
+def _file_diff(directory: str | None, owner: str, content: str | None) -> dict[str, str] | None:
+    if directory is None:
+        return None
+    path = store.path_of(directory, owner)
+    present = files.read(path)
+    if present == content:
+        return None
+    return {"before": present or "", "after": content or "", "before_header": path, "after_header": path}
+
+
+def _owned(state: State) -> dict[str, Any]:
+    """The set as sections of a document."""
+    held = [Sysctl(setting.name, setting.value) for setting in state.sysctls if setting.held]
+    sections = {"rules": state.rules, "routes": state.routes, "marks": state.marks, "sysctls": held}
+    return {
+        name: [schema.dump(value) for value in sorted(values, key=lambda value: value.order)]
+        for name, values in sections.items()
+    }

@@ -1,0 +1,217 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The module ``routing_state``: a whole owned set of rules, routes, marks and settings."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: routing_state
+short_description: Make a host's policy rules, routes, packet marks and sysctls what a state document says
+version_added: 0.1.0
+author:
+  - The trueip.l4proxy authors (@trueip)
+description:
+  - Applies a whole owned set at once and stores the document for the keeper, which applies it again at boot.
+  - What the owner has on the host and the document does not name is removed. What others have is never touched, and a
+    document that collides with it is refused before anything is changed.
+  - A step that fails is undone together with all steps before it.
+  - Adding comes before removing, so that a change does not interrupt connections that it does not concern.
+extends_documentation_fragment:
+  - trueip.l4proxy.attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - Without pyroute2 or nft on the host, check mode compares with an empty owned set and warns.
+  diff_mode:
+    support: full
+  platform:
+    support: full
+requirements:
+  - python3-pyroute2 on the host (0.7.2 or newer)
+  - nftables on the host, when the document has marks (1.0.6 or newer)
+options:
+  owner:
+    description:
+      - The name of the owned set, such as V(return_path) or V(local_delivery).
+    type: str
+    required: true
+  document:
+    description:
+      - The state document, with the keys C(schema), C(owner), C(protocol), C(rules), C(routes), C(marks) and C(sysctls).
+      - Required with O(state=present). With O(state=absent) only its C(protocol) is used.
+    type: dict
+  state:
+    description:
+      - V(present) makes the owned set what O(document) says.
+      - V(absent) removes all that the owner has, restores the sysctls it has changed, and removes the stored document.
+    type: str
+    choices: [present, absent]
+    default: present
+  purge:
+    description:
+      - Whether what the owner has and O(document) does not name is removed.
+      - The keeper always purges; with V(false) the surplus stays until the next boot at most.
+    type: bool
+    default: true
+  allow_empty:
+    description:
+      - Whether O(state=present) may be given a document without any object, which removes all that the owner has.
+    type: bool
+    default: false
+  persist:
+    description:
+      - Whether the document is stored in O(directory) once it is applied, or removed from there with O(state=absent).
+    type: bool
+    default: true
+  directory:
+    description:
+      - The directory of stored documents, C(OWNER.json) each.
+    type: path
+    default: /etc/l4proxy/routing.d
+"""
+
+EXAMPLES = r"""
+- name: Send replies back to the proxy that they came from
+  trueip.l4proxy.routing_state:
+    owner: return_path
+    document:
+      schema: 1
+      owner: return_path
+      protocol: 202
+      rules:
+        - {family: ipv4, priority: 1100, fwmark: 11, fwmask: 255, action: lookup, table: 20111}
+        - {family: ipv4, priority: 1101, fwmark: 11, fwmask: 255, action: unreachable}
+      routes:
+        - {family: ipv4, table: 20111, dst: default, type: unicast, via: 198.18.0.11}
+      marks:
+        - {name: a, id: 11, mask: 255, mac: null, via: [198.18.0.11]}
+      sysctls:
+        - {name: net.ipv4.conf.all.accept_redirects, value: "0"}
+
+- name: Leave the host as it was
+  trueip.l4proxy.routing_state:
+    owner: return_path
+    state: absent
+"""
+
+RETURN = r"""
+changes:
+  description: What was changed, or in check mode would be, in order; one sentence each.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - "add ip rule 1101: from all fwmark 0xb/0xff unreachable"
+    - "add ip route default via 198.18.0.11 dev eth0 table 20111"
+waiting:
+  description: What is applied without for now, such as the MAC of a proxy that does not answer; the keeper follows it.
+  returned: success
+  type: list
+  elements: str
+owned:
+  description: What the owner has on the host afterwards, in the sections of a state document.
+  returned: success
+  type: dict
+  contains:
+    rules:
+      description: Policy rules.
+      type: list
+      elements: dict
+    routes:
+      description: Routes, with the interface that they leave by.
+      type: list
+      elements: dict
+    marks:
+      description: Packet marks, with the MAC that they were given.
+      type: list
+      elements: dict
+    sysctls:
+      description: Settings held by this owner.
+      type: list
+      elements: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.common import respawn
+
+from ..module_utils._routing import document, engine, errors, kernel, runner
+
+# Where pyroute2 is, when it is a package of the distribution: its own python3, under the names it has.
+INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
+ARGUMENTS = {
+    "owner": {"type": "str", "required": True},
+    "document": {"type": "dict"},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "purge": {"type": "bool", "default": True},
+    "allow_empty": {"type": "bool", "default": False},
+    "persist": {"type": "bool", "default": True},
+    "directory": {"type": "path", "default": "/etc/l4proxy/routing.d"},
+}
+
+
+def respawn_for_pyroute2() -> None:
+    """Go on under an interpreter that has pyroute2, if there is one."""
+    if kernel.PYROUTE2_ERROR and not respawn.has_respawned():
+        interpreter = respawn.probe_interpreters_for_module(INTERPRETERS, "pyroute2")
+        if interpreter:
+            respawn.respawn_module(interpreter)
+
+
+def command_runner(module: AnsibleModule) -> runner.Runner:
+    """The engine's way to start a command, through the module's."""
+
+    def run(argv, stdin=None):
+        path = module.get_bin_path(argv[0], opt_dirs=["/usr/sbin", "/sbin"])
+        if path is None:
+            raise runner.MissingCommand(argv[0])
+        return runner.Completed(*module.run_command([path, *argv[1:]], data=stdin, use_unsafe_shell=False))
+
+    return run
+
+
+def perform(module: AnsibleModule) -> engine.Outcome:
+    """Call the engine as the options say."""
+    options = module.params
+    host = engine.Host(runner=command_runner(module))
+    common = {"check": module.check_mode, "directory": options["directory"] if options["persist"] else None}
+    wanted = None if options["document"] is None else document.load(options["document"])
+    if wanted and wanted.owner != options["owner"]:
+        raise errors.DocumentError([f"owner: {wanted.owner} is not the option's {options['owner']}"])
+    if options["state"] == "absent":
+        return engine.remove(options["owner"], host, protocol=wanted and wanted.protocol, **common)
+    return engine.reconcile(wanted, host, purge=options["purge"], allow_empty=options["allow_empty"], **common)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec=ARGUMENTS, supports_check_mode=True, required_if=[("state", "present", ["document"])]
+    )
+    respawn_for_pyroute2()
+    try:
+        outcome = perform(module)
+    except errors.DocumentError as error:
+        module.fail_json(msg="document: " + "\n".join(error.errors), errors=error.errors)
+    except errors.MissingPackage as error:
+        details = {"exception": kernel.PYROUTE2_ERROR} if error.package == "python3-pyroute2" else {}
+        library = missing_required_lib(error.package)
+        module.fail_json(msg=f"{error}. {library}", **details)
+    except (errors.RoutingError, OSError) as error:
+        module.fail_json(msg=str(error), errors=getattr(error, "errors", [str(error)]))
+    for sentence in outcome.warnings:
+        module.warn(sentence)
+    for sentence in outcome.waiting:
+        module.warn(f"applied, but still {sentence}")
+    module.exit_json(
+        changed=outcome.changed,
+        changes=list(outcome.changes),
+        diff=list(outcome.diff),
+        waiting=list(outcome.waiting),
+        owned=outcome.owned,
+    )
+
+
+if __name__ == "__main__":
+    main()
