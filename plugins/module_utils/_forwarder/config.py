@@ -200,9 +200,7 @@ def _service(part):
     part.done()
     timeout, deadline = service.connect_timeout, service.connect_deadline
     if timeout and deadline and deadline < timeout:
-        part.error(
-            "connect_deadline", f"{deadline:g} is below connect_timeout ({timeout:g}): no attempt could use its time"
-        )
+        part.error("connect_deadline", f"{deadline:g} is below connect_timeout ({timeout:g})")
     _refuse_twin_backends(backend_parts, service.backends)
     _refuse_family_without_backend(listen_parts, service)
     return service

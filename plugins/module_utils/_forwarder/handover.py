@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a supervisor leaves to the program that replaces it in its own process at a reload.
 
-The state is a JSON document in a memfd: it has no size limit (an environment variable ends at 128 kB) and no name in any
-file system. The environment names the descriptor and, so that no other process can take it for its own, the pid.
+The state is a JSON document in a memfd: it has no size limit (an environment variable ends at 128 kB) and no name in
+any file system. The environment names the descriptor and, so that no other process can take it for its own, the pid.
 """
 
 from __future__ import annotations

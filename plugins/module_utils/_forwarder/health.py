@@ -4,8 +4,8 @@
 """What is known about the backends' health from the connections themselves.
 
 Pure; time is passed in (monotonic seconds). Without a checker, a backend that is down would cost every n-th client the
-whole attempt timeout. So a backend whose connect failed is skipped for SKIP seconds; then one connection tries it again,
-and while that trial is under way all others still skip it.
+whole attempt timeout. So a backend whose connect failed is skipped for SKIP seconds; then one connection tries it
+again, and while that trial is under way all others still skip it.
 """
 
 from __future__ import annotations

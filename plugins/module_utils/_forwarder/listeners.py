@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The listening sockets: one SO_REUSEPORT socket for each listen address and worker slot, held by the supervisor.
 
-They outlive workers, generations and the supervisor's own re-exec, so no reload refuses a connection: what arrives while
-nobody accepts waits in the backlog. A listener is known by its name.
+They outlive workers, generations and the supervisor's own re-exec, so no reload refuses a connection: what arrives
+while nobody accepts waits in the backlog. A listener is known by its name.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
 """The life of one relayed TCP connection as a table: events in, actions out.
 
 Pure. Everything that decides what happens to the two sockets is in TABLE; the relay (tcp.py) reports what it saw and
-carries out the actions. Data is no event: it changes nothing here, only its end does. A direction ends when the receiver
-has been given everything, because the relay does not read a side whose last chunk it still holds; so an EOF can be
-carried on at once.
+carries out the actions. Data is no event: it changes nothing here, only its end does. A direction ends when the
+receiver has been given everything, because the relay does not read a side whose last chunk it still holds; so an EOF
+can be carried on at once.
 
 ``client`` and ``backend`` are the two sides. CLOSE means close(2), which sends FIN if none was sent; RESET means that
 the peer gets RST; SHUT means shutdown(SHUT_WR): FIN, and the other direction goes on.

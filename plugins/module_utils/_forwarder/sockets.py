@@ -65,8 +65,8 @@ def transparent_socket(family, source, source_port=0, kind=socket.SOCK_STREAM, b
     """Return an unconnected socket bound to ``source``, an address this host need not own; raise OSError.
 
     ``family`` is socket.AF_INET or AF_INET6, ``source`` an address in text form. A ``source_port`` of 0 lets the kernel
-    choose at connect(), where it knows the whole 4-tuple and so is not limited to one connection a port. EPERM becomes a
-    CapabilityError. The caller connects and closes it.
+    choose at connect(), where it knows the whole 4-tuple and so is not limited to one connection a port. EPERM
+    becomes a CapabilityError. The caller connects and closes it.
     """
     upstream = socket.socket(family, kind if blocking else kind | socket.SOCK_NONBLOCK)
     try:

@@ -4,9 +4,9 @@
 """Which client addresses may be used as the source of an upstream connection.
 
 Pure, but for the cache. Some addresses cannot work as a source on the wire: the backend's kernel drops such packets as
-martians, or the replies never leave it. A client with such an address is refused with RST and the reason in the log: the
-connection would otherwise hang until its deadline. Refusing is this version's only answer; forwarding from the proxy's
-own address instead would hide the client, which is what this product is not to do silently.
+martians, or the replies never leave it. A client with such an address is refused with RST and the reason in the log:
+the connection would otherwise hang until its deadline. Refusing is this version's only answer; forwarding from the
+proxy's own address instead would hide the client, which is what this product is not to do silently.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 
 It never touches traffic. Signal handlers only enqueue; everything happens in one selector loop:
 
-- SIGHUP: a reload (upgrade.py). Whatever fails on the way, the old worker goes on, and the runtime file and the log say why.
+- SIGHUP: a reload (upgrade.py). Whatever fails on the way, the old worker goes on, and the runtime file and the log
+  say why.
 - SIGTERM, SIGINT: close the listeners, drain the workers, exit; the second one means now.
 - SIGCHLD: a worker that died is replaced, with growing delay; connections wait in the backlog meanwhile.
 """
@@ -263,10 +264,8 @@ class Supervisor:
 
     def _drain(self, child):
         child.state = DRAINING
-        timeout = (
-            max(g.drain_timeout for g in (self.serving, self.candidate) if g) if self.serving or self.candidate else 0
-        )
-        child.kill_at = self.now() + timeout + DRAIN_GRACE
+        timeouts = [generation.drain_timeout for generation in (self.serving, self.candidate) if generation]
+        child.kill_at = self.now() + max(timeouts, default=0) + DRAIN_GRACE
         child.signal(signal.SIGTERM)
         self.wheel.add(child.kill_at, partial(self._kill_overdue, child))
 

@@ -5,11 +5,11 @@
 
 session.py decides, this module does. What keeps it fast (forwarder.md has the measurements): one buffer for the whole
 worker; what was received is sent on at once and is kept only when the other side does not take it; a short read means
-drained, so nobody asks again only to hear EAGAIN; a socket's interest changes only when a direction blocks or ends; and a
-side that wants nothing is unregistered, because epoll reports errors and hangups whether one asks or not.
+drained, so nobody asks again only to hear EAGAIN; a socket's interest changes only when a direction blocks or ends;
+and a side that wants nothing is unregistered, because epoll reports errors and hangups whether one asks or not.
 
-Backpressure: at most one chunk (BUFFER_SIZE) waits for a side, and while it waits its source is not read, so the kernel's
-windows close all the way to the sender.
+Backpressure: at most one chunk (BUFFER_SIZE) waits for a side, and while it waits its source is not read, so the
+kernel's windows close all the way to the sender.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ READS_IN_A_ROW = 4  # full buffers one side may bring before the others get thei
 _buffer = bytearray(BUFFER_SIZE)  # safe to share: between recv_into and send nothing else runs in this process
 _view = memoryview(_buffer)
 
-# Errors that say something about the backend or the way to it. All others are about this host, and no backend is to blame.
+# Errors that are about the backend or the way to it. All others are about this host, and no backend is to blame.
 _BACKENDS_FAULT = {
     errno.ECONNREFUSED,
     errno.ECONNRESET,
@@ -270,7 +270,7 @@ class Relay:
         self.handle(Event.ATTEMPT_FAILED)
 
     def _connect_done(self, mask):
-        """The selector's callback while connecting. Only WRITE: connected; READ as well: an error, or the server spoke."""
+        """The callback while connecting. Only WRITE: connected. READ as well: an error, or the server spoke first."""
         if self.session.state is not State.CONNECTING:
             return
         if mask & READ:

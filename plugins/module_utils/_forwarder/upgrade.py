@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A reload is an upgrade: the supervisor becomes the program that is installed now, in the same process.
 
-1. check: ``l4proxy check CONFIG`` runs with the archive that is installed now. A broken archive or a bad config ends here.
+1. check: ``l4proxy check CONFIG`` runs with the archive that is installed now. A broken archive or a bad config ends
+   here.
 2. exec: the supervisor replaces itself, same command line, signals blocked until the new handlers are there. Listeners
    and the pipes to the workers stay open and are handed over by name; the workers remain its children.
 3. The new program loads the config and starts a worker (supervisor.py); only when that is ready do the others drain.

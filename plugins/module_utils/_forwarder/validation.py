@@ -82,10 +82,8 @@ class Fields:
         if not present:
             return value
         if not isinstance(value, str) or not _NAME.match(value):
-            return self.error(
-                key,
-                f"{show(value)} is not a name (1-63 letters, digits, '_', '-' or '.', beginning with a letter or digit)",
-            )
+            rule = "1-63 letters, digits, '_', '-' or '.', beginning with a letter or digit"
+            return self.error(key, f"{show(value)} is not a name ({rule})")
         return value
 
     def choice(self, key, supported, default=REQUIRED):

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A worker: one process, one selector, all the traffic of one slot.
 
-It is made after the fork (an inherited epoll would be shared with the supervisor). key.data of every registration is the
-callback. It says READY over a pipe before it accepts, drains on SIGTERM, stops at once on the second, and drains as well
-when its supervisor is gone, which it notices by the end of a pipe.
+It is made after the fork (an inherited epoll would be shared with the supervisor). key.data of every registration is
+the callback. It says READY over a pipe before it accepts, drains on SIGTERM, stops at once on the second, and drains
+as well when its supervisor is gone, which it notices by the end of a pipe.
 """
 
 from __future__ import annotations

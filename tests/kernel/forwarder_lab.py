@@ -1,0 +1,245 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the forwarder's kernel tests share: routing set by hand as in the article, a forwarder on a, and raw sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from tests.lab.netns import NamespaceLab
+
+BACKENDS = ("b", "c", "d")
+PATIENCE = 20.0  # seconds; how long a positive expectation may take on a busy machine
+PROXY_ID = 11
+TABLE = 20111
+LOCAL_TABLE = 20100
+
+
+def raise_lab(name: str) -> NamespaceLab:
+    """A lab, not yet entered, with a prefix of this process's own."""
+    return NamespaceLab(prefix=f"kf{name}{os.getpid() % 10000}", hosts=["client", "router", "a", *BACKENDS])
+
+
+def wire(lab: NamespaceLab) -> None:
+    """Local delivery on a and the return path on every backend, by ip and nft."""
+    a = lab["a"]
+    for family, icmp in (("-4", "icmp"), ("-6", "ipv6-icmp")):
+        a.run(["ip", family, "route", "add", "local", "default", "dev", "lo", "table", str(LOCAL_TABLE)])
+        for name in BACKENDS:
+            source = lab[name].ipv4 if family == "-4" else lab[name].ipv6
+            for protocol in ("tcp", icmp):
+                rule = ["from", source, "ipproto", protocol, "lookup", str(LOCAL_TABLE), "pref", "1100"]
+                a.run(["ip", family, "rule", "add", *rule])
+    for name in BACKENDS:
+        _return_path(lab, name)
+
+
+def _return_path(lab: NamespaceLab, name: str) -> None:
+    host, a = lab[name], lab["a"]
+    ruleset = f"""
+table inet lab {{
+  chain in {{
+    type filter hook input priority mangle
+    ct mark and 0xff == 0 ct direction original ether saddr {a.mac} ct mark set {PROXY_ID}
+  }}
+  chain out {{
+    type route hook output priority mangle
+    ct mark and 0xff == {PROXY_ID} meta mark set {PROXY_ID}
+  }}
+}}
+"""
+    host.run(["nft", "-f", "-"], input=ruleset)
+    for family, via in (("-4", a.ipv4), ("-6", a.ipv6)):
+        host.run(["ip", family, "route", "add", "default", "via", via, "table", str(TABLE)])
+        mark = ["fwmark", f"{PROXY_ID}/0xff", "lookup", str(TABLE), "pref", "1100"]
+        host.run(["ip", family, "rule", "add", *mark])
+
+
+def service(lab: NamespaceLab, name: str, port: int, backend_port: int, backends=BACKENDS, **options) -> dict:
+    """A service on both wildcard addresses of a."""
+    return {
+        "name": name,
+        "listen": [{"address": "0.0.0.0", "port": port}, {"address": "::", "port": port}],
+        "backends": [
+            {"name": host, "ipv4": lab[host].ipv4, "ipv6": lab[host].ipv6, "port": backend_port} for host in backends
+        ],
+        **options,
+    }
+
+
+def config(*services: dict, **options) -> dict:
+    return {"schema": 1, "proxy_id": PROXY_ID, "services": list(services), **options}
+
+
+class Forwarder:
+    """``l4proxy forward`` on a host: started, reloaded, read and stopped by the tests."""
+
+    def __init__(self, lab: NamespaceLab, document: dict, *, host: str = "a", wrapper: tuple = (), **options):
+        self.lab = lab
+        self.directory = Path(tempfile.mkdtemp(prefix="forwarder-", dir=lab.tmp))
+        self.directory.chmod(0o777)
+        self.config = self.directory / "config.json"
+        self.configure(document)
+        self.environment = {"RUNTIME_DIRECTORY": str(self.directory)}
+        command = ["forward", "--config", str(self.config)]
+        if wrapper:
+            self.process = _spawn_wrapped(lab, host, wrapper, command, self.environment)
+        else:
+            self.process = lab.spawn_l4proxy(host, command, env=self.environment, **options)
+
+    def configure(self, document: dict | str) -> None:
+        """Replace the config file; nothing is reloaded."""
+        text = document if isinstance(document, str) else json.dumps(document)
+        self.config.write_text(text, encoding="utf-8")
+
+    def runtime(self) -> dict:
+        path = self.directory / "forwarder.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def serve(self) -> Forwarder:
+        """Wait until it serves."""
+        wait(lambda: self.runtime() or self.process.poll() is not None, "the forwarder serves", self.show)
+        assert self.process.poll() is None, self.show()
+        return self
+
+    def reload(self) -> subprocess.CompletedProcess:
+        """Run ``l4proxy reload --wait``; the caller looks at the outcome."""
+        from tests.lab import netns, wiring
+
+        argv = [netns.sys.executable, "-c", netns.CLI, "reload", "--wait"]
+        return wiring.run(argv, check=False, timeout=90, env={**netns.cli_environment(), **self.environment})
+
+    def workers(self) -> list[int]:
+        """The pids of its children."""
+        listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in listing.read_text(encoding="ascii").split()]
+
+    def log(self, event: str | None = None) -> list[dict]:
+        lines = self.process.log.read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines if line.startswith("{")]
+        return [record for record in records if event in (None, record["event"])]
+
+    def connections(self, count: int) -> list[dict]:
+        """The connection lines, once there are ``count``."""
+        wait(lambda: len(self.log("connection")) >= count, f"{count} connections in the log", self.show)
+        return self.log("connection")
+
+    def show(self) -> str:
+        return self.process.log.read_text(encoding="utf-8")[-4000:]
+
+    def stop(self, number: int = signal.SIGTERM, patience: float = PATIENCE) -> int:
+        """Signal it and wait; returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(patience)
+
+    def __enter__(self) -> Forwarder:
+        return self.serve()
+
+    def __exit__(self, *exc_info: object) -> None:
+        for _attempt in range(2):  # the second signal is: now
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+                time.sleep(0.05)
+        self.process.wait(PATIENCE)
+
+
+def _spawn_wrapped(lab, host, wrapper, command, environment):
+    from tests.lab import netns
+
+    argv = [*wrapper, "/usr/bin/python3", "-c", netns.CLI, *command]
+    return lab[host].spawn(argv, env={**netns.cli_environment(), **environment})
+
+
+def wait(condition, what: str, explain=lambda: "", patience: float = PATIENCE):
+    """Poll until ``condition()`` is true; returns its value."""
+    deadline = time.monotonic() + patience
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {patience:g} s: {what}\n{explain()}"
+        time.sleep(0.01)
+
+
+def connect(lab: NamespaceLab, address: str, port: int, host: str = "client", timeout: float = PATIENCE):
+    """A connected TCP socket of a lab host, usable from anywhere."""
+    with lab[host].inside():
+        return socket.create_connection((address, port), timeout=timeout)
+
+
+def listen(lab: NamespaceLab, host: str, port: int) -> socket.socket:
+    """A TCP listener of a lab host on its IPv4 address."""
+    with lab[host].inside():
+        listener = socket.create_server((lab[host].ipv4, port), backlog=512)
+    listener.settimeout(PATIENCE)
+    return listener
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    sock, _address = listener.accept()
+    sock.settimeout(PATIENCE)
+    return sock
+
+
+def pair(lab: NamespaceLab, listener: socket.socket, port: int) -> tuple[socket.socket, socket.socket]:
+    """(client's socket, backend's socket) of one connection through a; one byte was exchanged to prove it."""
+    client = connect(lab, lab["a"].ipv4, port)
+    client.sendall(b"?")
+    server = accept(listener)
+    assert server.recv(1) == b"?"
+    return client, server
+
+
+def get(lab: NamespaceLab, address: str, port: int, timeout: float = PATIENCE) -> bytes:
+    """The body of one HTTP/1.0 request from the client; raises OSError."""
+    with connect(lab, address, port, timeout=timeout) as sock:
+        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return receive_all(sock).partition(b"\r\n\r\n")[2]
+
+
+def receive_all(sock: socket.socket) -> bytes:
+    """Everything until EOF."""
+    parts = []
+    while part := sock.recv(1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def in_threads(work, count: int, patience: float = 60) -> list:
+    """Run ``work(index)`` in ``count`` threads; returns the results in order, raises the first error."""
+    results: list = [None] * count
+    errors: list[BaseException] = []
+
+    def run(index: int) -> None:
+        try:
+            results[index] = work(index)
+        except BaseException as error:  # noqa: BLE001  # raised again below, in the test's own thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + patience
+    for thread in threads:
+        thread.join(max(0, deadline - time.monotonic()))
+    if errors:
+        raise errors[0]
+    assert not any(thread.is_alive() for thread in threads), f"work not done within {patience:g} s"
+    return results
