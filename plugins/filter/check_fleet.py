@@ -11,20 +11,20 @@ version_added: 0.1.0
 short_description: Find every fault of the services before any host is touched
 description:
   - Derive the documents of all hosts of a run, and refuse with every fault at once if any of them cannot be derived.
-positional: views, hostvars
+positional: names, hostvars
 options:
   _input:
     description: The services, as in the variable O(ignore:l4proxy_services). None is refused with a sentence.
     type: list
     elements: dict
     required: true
-  views:
+  names:
     description:
-      - >-
-        One dictionary a host: C(fleet) as the other filters take it, and C(roles), a dictionary of C(forwarder) and
-        C(return_path) with the settings of each role, or null where the role is absent.
+      - The hosts of the run. Of each, the fleet as seen from it is read from the variable C(__l4proxy_fleet) and the
+        state of its roles from their variables.
+      - A host that did not answer is left out, as nothing is about to be done to it.
     type: list
-    elements: dict
+    elements: str
     required: true
   hostvars:
     description: The variables of all hosts, as in the magic variable C(hostvars).
@@ -33,7 +33,7 @@ options:
 """
 
 EXAMPLES = r"""
-summary: "{{ l4proxy_services | trueip.l4proxy.check_fleet(views, hostvars) }}"
+summary: "{{ l4proxy_services | trueip.l4proxy.check_fleet(ansible_play_hosts, hostvars) }}"
 """
 
 RETURN = r"""
@@ -51,14 +51,23 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 
 
-def check_fleet(services: Any, views: Sequence[Mapping[str, Any]], hostvars: Mapping[str, Any]) -> str:
+def roles_of(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Read which roles a host is to have, with what the derivation needs to know of their settings."""
+    forwarder = {} if variables.get("forwarder_state", "present") == "present" else None
+    return_path = {"strategy": variables.get("return_path_strategy", "mark")}
+    present = variables.get("return_path_state", "present") == "present"
+    return {"forwarder": forwarder, "return_path": return_path if present else None}
+
+
+def check_fleet(services: Any, names: Sequence[str], hostvars: Mapping[str, Any]) -> str:
     """Derive everything for every host of a run, or raise with every fault."""
     try:
-        fleets = [(Fleet(services, view["fleet"], hostvars), view["roles"]) for view in views]
+        hosts = [hostvars[name] for name in names if hostvars[name]["__l4proxy_fleet"]["reachable"]]
+        fleets = [(Fleet(services, host["__l4proxy_fleet"], hostvars), roles_of(host)) for host in hosts]
         _documents.check_fleet(fleets)
     except DerivationError as error:
         raise readable(error) from error
-    return f"{len(services)} services, {len(fleets)} hosts: every document can be derived"
+    return f"{len(services or ())} services, {len(fleets)} hosts: every document can be derived"
 
 
 class FilterModule:

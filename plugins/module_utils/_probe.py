@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ._forwarder import sockets
-from ._routing import kernel
+from ._routing import route_query
 
 # Silence is told from slowness by waiting; three SYNs go out in this time (retransmits after 1 s and 3 s, RFC 6298).
 DEFAULT_TIMEOUT = 3.5
@@ -111,18 +111,14 @@ def reply_lookup(target: Target) -> str:
 
     :returns: ``local``, or what it would do instead, in words.
     """
-    towards = kernel.route_get(target.address)
-    try:
-        answer = kernel.route_get(target.source, src=target.address, iif=towards.dev, ip_proto="tcp")
-    except OSError as error:
-        return f"refused: {os.strerror(error.errno or errno.EIO)} (rp_filter of {towards.dev}?)"
-    if answer.type == "local":
-        return "local"
-    return " ".join([answer.type] + [f"{word} {value}" for word, value in _shown(answer) if value])
-
-
-def _shown(answer: Any) -> list[tuple[str, Any]]:
-    return [("via", answer.via), ("dev", answer.dev)]
+    towards = route_query.route_get(target.address)
+    if towards.dev is None:
+        return f"no route to {target.address}: {towards.type}"
+    answer = route_query.route_get(target.source, src=target.address, iif=towards.dev, ip_proto="tcp")
+    if answer.type in ("local", "refused"):
+        return answer.type if answer.type == "local" else f"{answer.error}, a martian source or rp_filter"
+    shown = [("via", answer.via), ("dev", answer.dev), ("error", answer.error)]
+    return " ".join([answer.type] + [f"{word} {value}" for word, value in shown if value])
 
 
 def diagnose(target: Target, spoofed: Attempt, lookup: str = "local", own: Attempt | None = None) -> Verdict:
@@ -172,7 +168,6 @@ def probe(target: Target, timeout: float = DEFAULT_TIMEOUT) -> Verdict:
     """Probe one target.
 
     :param timeout: seconds to wait for each handshake.
-    :raises kernel.KernelError: the route lookup is not possible (python3-pyroute2 is missing).
     """
     spoofed = spoofed_attempt(target, timeout)
     verdict = diagnose(target, spoofed)

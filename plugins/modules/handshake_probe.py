@@ -82,7 +82,6 @@ import ipaddress
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _probe
-from ansible_collections.trueip.l4proxy.plugins.module_utils._python import need_pyroute2
 
 TARGET_SPEC = {
     "address": {"type": "str", "required": True},
@@ -125,7 +124,6 @@ def main() -> None:
         module.fail_json(msg="; ".join(wrong))
     if module.check_mode:
         module.exit_json(changed=False, results=[], skipped=True, msg="nothing is sent in check mode")
-    need_pyroute2(module)
     verdicts = [_probe.probe(_probe.Target(**target), module.params["timeout"]) for target in targets]
     results = [verdict.to_dict() for verdict in verdicts]
     broken = [verdict.sentence for verdict in verdicts if verdict.step != _probe.ESTABLISHED]

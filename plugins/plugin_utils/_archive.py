@@ -26,16 +26,13 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 UNIX = 3
 MODE = 0o100644 << 16
 
-# What serves Ansible's modules only, and has no place on a host without Ansible.
-LEFT_OUT = ("_python.py",)
-
 
 def sources(root: Path) -> list[tuple[str, bytes]]:
     """Read the Python files below ``module_utils``.
 
     :returns: (name in the archive, content), sorted by name.
     """
-    files = [path for path in root.rglob("*.py") if path.name not in LEFT_OUT]
+    files = root.rglob("*.py")
     return sorted((f"{PACKAGE}/{path.relative_to(root).as_posix()}", path.read_bytes()) for path in files)
 
 

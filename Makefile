@@ -1,0 +1,60 @@
+# Everything a developer or a runner does here. Every target sets up what it needs: see tests/lab/bootstrap.sh.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .build/venv/bin
+PYTHON := $(VENV)/python
+BOOTSTRAP := bash tests/lab/bootstrap.sh
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build/collections
+export ANSIBLE_HOME := $(CURDIR)/.build/ansible
+export PYTHONDONTWRITEBYTECODE := 1
+unexport ANSIBLE_CONFIG
+
+.PHONY: help demo demo-shell demo-down test check lint unit kernel molecule package clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: ## Raise the lab, run the real site playbook, and show the client's address in the backends' logs
+	@$(BOOTSTRAP) lab
+	@$(PYTHON) -m tests.demo
+
+demo-shell: ## Open a shell on a host of the demo: make demo-shell HOST=a
+	@$(PYTHON) -m tests.lab shell --prefix demo $(HOST)
+
+demo-down: ## Remove the demo
+	@$(PYTHON) -m tests.lab down --prefix demo
+
+test: ## Run everything that decides whether we ship
+	@bash tests/run.sh lint unit kernel molecule
+
+check: ## Run the quick part
+	@bash tests/run.sh lint unit
+
+lint: ## ansible-lint, yamllint, ruff
+	@$(BOOTSTRAP) check
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check --quiet .
+	@$(VENV)/yamllint --strict .
+	@PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/ansible-lint --profile production --offline
+
+unit: ## The unit tests, which need no privileges
+	@$(BOOTSTRAP) check
+	@$(PYTHON) -m pytest -q tests/unit
+
+kernel: ## The engines against the real kernel, in network namespaces (root)
+	@$(BOOTSTRAP) lab
+	@$(PYTHON) -m pytest -q tests/kernel
+
+package: ## Build the collection and install it as a user gets it, into .build/package
+	@$(BOOTSTRAP) check
+	@bash tests/package.sh
+
+molecule: package ## Every scenario, against the built collection, in systemd containers (root)
+	@$(BOOTSTRAP) lab
+	@PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/molecule test --all --report
+
+clean: ## Remove what the targets made, images and containers included
+	@[ ! -x $(PYTHON) ] || $(PYTHON) -m tests.lab clean
+	@rm -rf .build

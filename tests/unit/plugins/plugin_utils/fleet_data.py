@@ -1,0 +1,50 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A fleet as variables and facts, for the tests of the derivation: proxies a and a2, backends b, c and d."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+WEB = {
+    "name": "web",
+    "listen": ["0.0.0.0:80", "[::]:80"],
+    "backends": [{"host": "b", "port": 8080}, {"host": "c", "port": 8080}, "d:8080"],
+}
+
+NUMBERS = {"a": 11, "a2": 12, "b": 21, "c": 22, "d": 23}
+
+
+def facts(number: int, **changes: Any) -> dict[str, Any]:
+    """Facts of a host with one interface in 198.18.0.0/24 and 2001:db8::/64, as ansible.builtin.setup gives them."""
+    ethernet = {
+        "device": "eth0",
+        "macaddress": f"02:00:00:00:00:{number}",
+        "ipv4": {"address": f"198.18.0.{number}", "prefix": "24", "netmask": "255.255.255.0"},
+        "ipv6": [
+            {"address": f"2001:db8::{number}", "prefix": "64", "scope": "global"},
+            {"address": f"fe80::{number}", "prefix": "64", "scope": "link"},
+        ],
+    }
+    ethernet.update(changes)
+    return {
+        "default_ipv4": {"address": f"198.18.0.{number}", "interface": "eth0"},
+        "eth0": ethernet,
+        "lo": {"device": "lo", "ipv4": {"address": "127.0.0.1", "prefix": "8"}},
+    }
+
+
+def hostvars(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Variables of the whole fleet; ``changes`` adds to those of a host, or replaces its facts."""
+    found = {name: {"ansible_host": name, "ansible_facts": facts(number)} for name, number in NUMBERS.items()}
+    for name, values in changes.items():
+        found[name].update(values)
+    return copy.deepcopy(found)
+
+
+def view(host: str, **changes: Any) -> dict[str, Any]:
+    """The fleet as seen from a host, with one proxy unless ``changes`` says otherwise."""
+    names = sorted(NUMBERS)
+    return {"host": host, "inventory": names, "proxies": ["a"], "backends": ["b", "c", "d"], "known": {}, **changes}

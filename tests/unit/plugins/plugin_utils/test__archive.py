@@ -1,0 +1,54 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import yaml
+from ansible_collections.trueip.l4proxy.plugins.module_utils._version import VERSION
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
+
+ROOT = Path(__file__).resolve().parents[4]
+MODULE_UTILS = ROOT / "plugins" / "module_utils"
+
+
+def test_the_same_sources_give_the_same_bytes_wherever_they_lie(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    for name, content in reversed(_archive.sources(MODULE_UTILS)):
+        path = elsewhere / Path(name).relative_to(_archive.PACKAGE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(0o600)
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    built = _archive.archive(_archive.sources(elsewhere))
+    assert built == _archive.archive(_archive.sources(MODULE_UTILS))
+
+
+def test_another_content_has_another_name():
+    one, other = (_archive.archive([("l4proxy/x.py", text)]) for text in (b"1", b"2"))
+    assert _archive.archive_name("1.0.0", one) != _archive.archive_name("1.0.0", other)
+
+
+def test_it_carries_no_file_that_needs_ansible():
+    with zipfile.ZipFile(io.BytesIO(_archive.archive(_archive.sources(MODULE_UTILS)))) as packed:
+        for name in packed.namelist():
+            assert b"import ansible" not in packed.read(name), name
+            assert b"from ansible" not in packed.read(name), name
+
+
+def test_it_runs_and_says_its_version(tmp_path):
+    path = tmp_path / "l4proxy.pyz"
+    path.write_bytes(_archive.archive(_archive.sources(MODULE_UTILS)))
+    done = subprocess.run([sys.executable, "-I", str(path), "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"l4proxy {VERSION}\n"
+
+
+def test_galaxy_carries_the_same_version():
+    assert yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))["version"] == VERSION

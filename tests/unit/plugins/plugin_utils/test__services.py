@@ -1,0 +1,95 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import parse_services, split_endpoint
+
+INVENTORY = ["a", "b", "c"]
+PROXIES = ["a"]
+GOOD = {"name": "web", "listen": ["0.0.0.0:80"], "backends": ["b"]}
+
+ENDPOINTS = [
+    ("b", ("b", None)),
+    ("b:8080", ("b", 8080)),
+    ("198.51.100.44:8080", ("198.51.100.44", 8080)),
+    ("198.51.100.44", ("198.51.100.44", None)),
+    ("2001:db8::5", ("2001:db8::5", None)),
+    ("[2001:db8::5]:443", ("2001:db8::5", 443)),
+    ("[2001:db8::5]", ("2001:db8::5", None)),
+]
+
+BAD_ENDPOINTS = ["b:http", "[2001:db8::5", "[2001:db8::5]443", "[::]:x"]
+
+REFUSED = [
+    (None, "l4proxy_services is not defined on this host; it belongs in group_vars/all"),
+    ([], "l4proxy_services: expected a list of services"),
+    ({"name": "web"}, "l4proxy_services: expected a list of services"),
+    (["web"], "l4proxy_services[0]: expected a mapping"),
+    ([{**GOOD, "backends": []}], "l4proxy_services[0].backends: a service without backends cannot forward"),
+    ([{"name": "web", "backends": ["b"]}], "l4proxy_services[0].listen: is missing"),
+    ([{**GOOD, "listen": ["80"]}], "l4proxy_services[0].listen[0]: '80' is not a listen address"),
+    ([{**GOOD, "listen": ["0.0.0.0:http"]}], "l4proxy_services[0].listen[0]: 'http' is not a port number"),
+    ([{**GOOD, "backends": ["x:80"]}], "l4proxy_services[0].backends[0].host: 'x' is not in the inventory"),
+    ([{**GOOD, "backends": [{"port": 80}]}], "l4proxy_services[0].backends[0]: a backend needs a host"),
+    ([{**GOOD, "backends": [{"address": "no"}]}], "l4proxy_services[0].backends[0].address: 'no' is not an IP address"),
+    ([GOOD, {**GOOD, "proxies": []}], "l4proxy_services[1].proxies: is empty, so no proxy would serve it"),
+    ([{**GOOD, "proxies": ["z"]}], "l4proxy_services[0].proxies: 'z' is not in the group of proxies (a)"),
+    ([{**GOOD, "listen": ["0.0.0.0:80", "0.0.0.0:81"]}], "l4proxy_services[0].backends[0].port: is missing"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), ENDPOINTS)
+def test_endpoint(text, expected):
+    assert split_endpoint(text) == expected
+
+
+@pytest.mark.parametrize("text", BAD_ENDPOINTS)
+def test_bad_endpoint(text):
+    with pytest.raises(ValueError, match="is not"):
+        split_endpoint(text)
+
+
+@pytest.mark.parametrize(("value", "sentence"), REFUSED)
+def test_refused(value, sentence):
+    with pytest.raises(DerivationError) as caught:
+        parse_services(value, INVENTORY, PROXIES)
+    assert any(error.startswith(sentence) for error in caught.value.errors), caught.value.errors
+
+
+def test_every_fault_of_the_variable_is_named():
+    services = [{**GOOD, "backends": ["x", "y"]}, {**GOOD, "listen": ["nowhere"]}]
+    with pytest.raises(DerivationError) as caught:
+        parse_services(services, INVENTORY, PROXIES)
+    paths = [error.split(": ")[0] for error in caught.value.errors]
+    assert paths == [
+        "l4proxy_services[0].backends[0].host",
+        "l4proxy_services[0].backends[1].host",
+        "l4proxy_services[1].listen[0]",
+        "l4proxy_services[1].backends[0].port",
+    ]
+
+
+def test_empty_group_of_proxies():
+    with pytest.raises(DerivationError, match="the group of proxies has no hosts"):
+        parse_services([GOOD], INVENTORY, [])
+
+
+def test_a_backend_listens_where_the_service_does_unless_it_says_otherwise():
+    (service,) = parse_services([{**GOOD, "backends": ["b", "c:8080", "198.51.100.44"]}], INVENTORY, PROXIES)
+    assert [(ref.host, ref.address, ref.port) for ref in service.backends] == [
+        ("b", None, 80),
+        ("c", None, 8080),
+        (None, "198.51.100.44", 80),
+    ]
+
+
+def test_what_is_not_understood_here_is_passed_on():
+    (service,) = parse_services(
+        [{**GOOD, "balance": "random", "backends": [{"host": "b", "wieght": 2}]}], ["b"], PROXIES
+    )
+    assert service.options == {"name": "web", "balance": "random"}
+    assert service.backends[0].options == {"wieght": 2}
