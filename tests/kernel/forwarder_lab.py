@@ -87,6 +87,7 @@ class Forwarder:
     def __init__(self, lab: NamespaceLab, document: dict, *, host: str = "a", wrapper: tuple = (), **options):
         self.lab = lab
         self.directory = Path(tempfile.mkdtemp(prefix="forwarder-", dir=lab.tmp))
+        lab.tmp.chmod(0o711)  # a forwarder that runs as an ordinary user has to get there
         self.directory.chmod(0o777)
         self.config = self.directory / "config.json"
         self.configure(document)

@@ -15,7 +15,7 @@ import ipaddress
 from functools import lru_cache
 
 OWN = "client address is the proxy's own"
-BACKENDS_OWN = "client address is the backend's own"
+BACKENDS_OWN = "client address is a backend's own"
 
 _IPV4_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 
@@ -39,10 +39,15 @@ def never_spoofed(address):
     return None
 
 
-def refusal(address, own_addresses):
+def refusal(address, own_addresses, backend_addresses):
     """Return why no upstream connection can be made for this client, None when one can.
 
-    ``own_addresses`` is the set of the proxy's addresses in text form. Whether the client is one particular backend is
-    asked of each backend (``backend.address(family) == client``): the others can still serve it.
+    Both sets hold addresses in text form: the proxy's, and those of all backends it forwards to. A backend drops
+    packets that come from its own address; and a connection to *another* backend does not leave the proxy either,
+    because the local delivery rule ``from BACKEND`` matches what the proxy itself sends with that source.
     """
-    return never_spoofed(address) or (OWN if address in own_addresses else None)
+    if address in own_addresses:
+        return never_spoofed(address) or OWN
+    if address in backend_addresses:
+        return BACKENDS_OWN
+    return never_spoofed(address)

@@ -161,7 +161,7 @@ class Side:
 class Relay:
     """One connection of a client, from accept to the line in the log.
 
-    ``worker`` has .selector .wheel .log .now() .own_addresses .finished(relay) .count(name); ``service`` is a
+    ``worker`` has .selector .wheel .log .now() .own_addresses .backend_addresses .finished(relay); ``service`` is a
     config.Service, ``backends`` the balancer.Backends of the client's family, ``listener`` a config.Listener.
     """
 
@@ -204,7 +204,7 @@ class Relay:
 
     def start(self):
         """Begin: refuse a client that cannot be spoofed, or make the first attempt."""
-        refusal = spoof.refusal(self.client_address[0], self.worker.own_addresses)
+        refusal = spoof.refusal(self.client_address[0], self.worker.own_addresses, self.worker.backend_addresses)
         if refusal:
             self.handle(Event.GIVEN_UP, refusal)
         else:
@@ -240,10 +240,6 @@ class Relay:
             self.tried += (index,)
             self.index, self.backend = index, self.backends.backends[index]
             address = self.backend.address(family)
-            if address == client:
-                # That host drops packets from its own address; the others take them.
-                self._failure = self._failure or spoof.BACKENDS_OWN
-                continue
             self.attempts += 1
             try:
                 sock = sockets.connect_upstream(client, address, self.backend.port)

@@ -82,6 +82,13 @@ class Worker:
         self.sessions = set()
         self.counters = Counter()
         self.own_addresses = addresses.own_addresses()
+        self.backend_addresses = frozenset(
+            address
+            for service in config.services
+            for backend in service.backends
+            for address in (backend.ipv4, backend.ipv6)
+            if address
+        )
         self._next_look = self.now() + addresses.REFRESH
         self._config = config
         self._lifeline = lifeline
