@@ -73,8 +73,13 @@ ROOT_ENVIRONMENT = [
     "TERM=dumb",
 ]
 
+#: The fork into the pid namespace is the shell's, not nsenter's. A host that is powered off stops its processes before
+#: it kills them (systemd-shutdown); nsenter would then stop itself too (it waits with WUNTRACED) and never reap its
+#: child, and the pid namespace could not end. "exit" keeps the shell from replacing itself with the command.
+FORK = ["/bin/sh", "-c", '"$@"; exit $?', "sh"]
+
 
 def enter_container(pid: int, command: list[str]) -> list[str]:
     """The command line that runs a command beside a container's init, whose pid on this machine is given."""
     clean = ["/usr/bin/env", "--ignore-environment", "--chdir=/root", *ROOT_ENVIRONMENT]
-    return ["nsenter", "--all", f"--target={pid}", "--", *clean, *command]
+    return ["nsenter", "--all", "--no-fork", f"--target={pid}", "--", *FORK, *clean, *command]

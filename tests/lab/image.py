@@ -50,7 +50,7 @@ OPTIONS = [
     "--dpkgopt=path-exclude=/usr/share/locale/*",
 ]
 #: systemd halts on SIGRTMIN+3 (systemd(1), SIGNALS).
-CHANGES = ['CMD ["/sbin/init"]', "STOPSIGNAL SIGRTMIN+3", "ENV container=podman LANG=C.UTF-8"]
+CHANGES = ['CMD ["/sbin/init"]', "STOPSIGNAL SIGRTMIN+3", "ENV LANG=C.UTF-8"]
 
 
 class ImageError(RuntimeError):

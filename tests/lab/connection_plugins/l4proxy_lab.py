@@ -33,7 +33,7 @@ options:
   lab_host:
     description: The host's name in the lab.
     type: str
-    vars: [{name: inventory_hostname}, {name: l4proxy_lab_host}]
+    vars: [{name: inventory_hostname}, {name: ansible_host}, {name: l4proxy_lab_host}]
   state_directory:
     description: Where the lab keeps what it knows.
     type: path
@@ -106,11 +106,16 @@ class Connection(ConnectionBase):
 
 
 def _is_up(host: dict) -> bool:
-    """The namespace must be there and, for a container, be that of the pid we know: pids are used again."""
+    """The namespace is there and, for a container, is that of the pid we know (pids are used again), and it stays up.
+
+    Tasks of a host that goes down are killed by systemd-shutdown, which has then taken the place of its init.
+    """
     try:
         named = os.stat(f"/run/netns/{host['netns']}")
-        return bool(host["enter"]) and (
-            not host["pid"] or os.path.samestat(named, os.stat(f"/proc/{host['pid']}/ns/net"))
-        )
-    except FileNotFoundError:
+        if not host["pid"]:
+            return bool(host["enter"])
+        process = Path(f"/proc/{host['pid']}")
+        init = (process / "comm").read_text(encoding="utf-8")
+        return os.path.samestat(named, os.stat(process / "ns" / "net")) and not init.startswith("systemd-shutdow")
+    except (FileNotFoundError, ProcessLookupError):
         return False
