@@ -11,11 +11,13 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
+from tests.lab import netns, wiring
 from tests.lab.netns import NamespaceLab
 
 BACKENDS = ("b", "c", "d")
@@ -84,7 +86,9 @@ def config(*services: dict, **options) -> dict:
 class Forwarder:
     """``l4proxy forward`` on a host: started, reloaded, read and stopped by the tests."""
 
-    def __init__(self, lab: NamespaceLab, document: dict, *, host: str = "a", wrapper: tuple = (), **options):
+    def __init__(
+        self, lab: NamespaceLab, document: dict, *, host: str = "a", wrapper: tuple = (), archive: Path | None = None
+    ):
         self.lab = lab
         self.directory = Path(tempfile.mkdtemp(prefix="forwarder-", dir=lab.tmp))
         lab.tmp.chmod(0o711)  # a forwarder that runs as an ordinary user has to get there
@@ -93,10 +97,13 @@ class Forwarder:
         self.configure(document)
         self.environment = {"RUNTIME_DIRECTORY": str(self.directory)}
         command = ["forward", "--config", str(self.config)]
-        if wrapper:
-            self.process = _spawn_wrapped(lab, host, wrapper, command, self.environment)
-        else:
-            self.process = lab.spawn_l4proxy(host, command, env=self.environment, **options)
+        # Another user may not be able to read this interpreter.
+        python = "/usr/bin/python3" if wrapper else sys.executable
+        program = [python, str(archive)] if archive else [python, "-c", netns.CLI]
+        environment = {**netns.cli_environment(), **self.environment}
+        if archive:
+            del environment["PYTHONPATH"]
+        self.process = lab[host].spawn([*wrapper, *program, *command], env=environment)
 
     def configure(self, document: dict | str) -> None:
         """Replace the config file; nothing is reloaded."""
@@ -115,9 +122,7 @@ class Forwarder:
 
     def reload(self) -> subprocess.CompletedProcess:
         """Run ``l4proxy reload --wait``; the caller looks at the outcome."""
-        from tests.lab import netns, wiring
-
-        argv = [netns.sys.executable, "-c", netns.CLI, "reload", "--wait"]
+        argv = [sys.executable, "-c", netns.CLI, "reload", "--wait"]
         return wiring.run(argv, check=False, timeout=90, env={**netns.cli_environment(), **self.environment})
 
     def workers(self) -> list[int]:
@@ -153,13 +158,6 @@ class Forwarder:
                 self.process.send_signal(signal.SIGTERM)
                 time.sleep(0.05)
         self.process.wait(PATIENCE)
-
-
-def _spawn_wrapped(lab, host, wrapper, command, environment):
-    from tests.lab import netns
-
-    argv = [*wrapper, "/usr/bin/python3", "-c", netns.CLI, *command]
-    return lab[host].spawn(argv, env={**netns.cli_environment(), **environment})
 
 
 def wait(condition, what: str, explain=lambda: "", patience: float = PATIENCE):

@@ -1,0 +1,259 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Start, stop, reload and accident: what happens to connections and to the runtime file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+import zipapp
+from pathlib import Path
+
+import pytest
+
+from tests.kernel import forwarder_lab as fl
+from tests.lab import netns
+
+WEB, RAW = 8000, 7000
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with fl.raise_lab("l") as lab:
+        fl.wire(lab)
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def servers(lab):
+    return [lab.nginx(name, ports=[8080]) for name in fl.BACKENDS]
+
+
+@pytest.fixture
+def listener(lab):
+    with fl.listen(lab, "b", 9000) as listener:
+        yield listener
+
+
+def document(lab, *more, **options):
+    web, raw = fl.service(lab, "web", WEB, 8080), fl.service(lab, "raw", RAW, 9000, backends=["b"])
+    return fl.config(web, raw, *more, **options)
+
+
+@pytest.fixture
+def forwarder(lab, servers):
+    with fl.Forwarder(lab, document(lab)) as forwarder:
+        yield forwarder
+
+
+def refused(lab, port):
+    try:
+        fl.connect(lab, lab["a"].ipv4, port).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_sigterm_drains_a_long_transfer_and_takes_no_new_connection(lab, forwarder, listener):
+    client, server = fl.pair(lab, listener, RAW)
+    with client, server:
+        server.sendall(b"first half, ")
+        forwarder.process.send_signal(signal.SIGTERM)
+        fl.wait(lambda: refused(lab, WEB), "new connections are refused")
+        server.sendall(b"second half")
+        server.close()
+        assert fl.receive_all(client) == b"first half, second half"
+        assert forwarder.process.poll() is None, "the client has not ended yet"
+    assert forwarder.process.wait(fl.PATIENCE) == 0
+    assert forwarder.log("connection")[-1]["ended"] == "closed"
+    assert not (forwarder.directory / "forwarder.json").exists()
+
+
+def test_a_drain_ends_at_its_timeout(lab, servers, listener):
+    with fl.Forwarder(lab, document(lab, drain_timeout=0.5)) as forwarder:
+        client, server = fl.pair(lab, listener, RAW)
+        with client, server:
+            assert forwarder.stop() == 0
+            for end in (client, server):
+                with pytest.raises(ConnectionResetError):
+                    end.recv(1)
+        line = forwarder.log("connection")[-1]
+        assert line["ended"] == "drain timeout"
+        assert line["duration"] >= 0.5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_second_signal_means_now(lab, forwarder, listener, number):
+    client, server = fl.pair(lab, listener, RAW)
+    with client, server:
+        forwarder.process.send_signal(number)
+        fl.wait(lambda: forwarder.log("draining"), "the worker drains", forwarder.show)
+        assert forwarder.stop(number) == 0
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    assert forwarder.log("connection")[-1]["ended"] == "stopped"
+
+
+def test_reloads_under_load_lose_no_connection(lab, forwarder, listener):
+    """Requests in four threads, a connection held open throughout, and five reloads: nothing is refused or reset."""
+    held_client, held_server = fl.pair(lab, listener, RAW)
+    stop, done = threading.Event(), []
+
+    def ask(_index):
+        while not stop.is_set():
+            done.append(fl.get(lab, lab["a"].ipv4, WEB))
+
+    load = threading.Thread(target=lambda: done.append(fl.in_threads(ask, 4)))
+    load.start()
+    for _ in range(5):
+        before = len(done)
+        result = forwarder.reload()
+        assert result.returncode == 0, result.stderr
+        fl.wait(lambda before=before: len(done) > before + 50, "requests go on")
+    stop.set()
+    load.join()
+    assert done.pop() == [None] * 4, "a thread ended by an error"
+    assert len(done) >= 250
+    assert set(done) == {b"b\n", b"c\n", b"d\n"}
+    with held_client, held_server:
+        held_client.sendall(b"still here")
+        assert held_server.recv(100) == b"still here"
+    assert forwarder.runtime()["generation"] == 6
+    assert forwarder.runtime()["pid"] == forwarder.process.pid
+    fl.wait(lambda: len(forwarder.workers()) == 1, "old workers have ended", forwarder.show)
+    assert {line["ended"] for line in forwarder.log("connection")} == {"closed"}
+
+
+def test_a_killed_worker_is_replaced_and_nobody_is_refused(lab, forwarder):
+    for _ in range(3):
+        fl.wait(lambda: len(forwarder.workers()) == 1, "a worker is there")
+        worker = forwarder.workers()[0]
+        os.kill(worker, signal.SIGKILL)
+        assert fl.get(lab, lab["a"].ipv4, WEB) in (b"b\n", b"c\n", b"d\n"), "it waited in the backlog"
+        assert worker not in forwarder.workers()
+    assert [line["code"] for line in forwarder.log("worker ended")] == [-signal.SIGKILL] * 3
+    assert forwarder.runtime()["generation"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reasons"),
+    [
+        (lambda text: text.replace('"port": 8080', '"port": 70000', 1), ["70000 is not a port"]),
+        (lambda text: text[:-20], ["not a JSON document"]),
+        (
+            lambda text: text.replace('"balance"', '"x"').replace('"name": "raw"', '"nane": "raw"'),
+            ["services[1].name: is required", "services[1].nane: is not a known key"],
+        ),
+    ],
+)
+def test_a_bad_config_leaves_the_old_one_serving_and_the_runtime_file_says_why(lab, forwarder, change, reasons):
+    before, worker = forwarder.runtime(), forwarder.workers()
+    forwarder.configure(change(forwarder.config.read_text(encoding="utf-8")))
+    result = forwarder.reload()
+    assert result.returncode == 1
+    after = forwarder.runtime()
+    for reason in reasons:
+        assert reason in after["last_reload"]["error"]
+        assert reason in result.stderr
+    assert after.pop("last_reload")["ok"] is False
+    before.pop("last_reload")
+    assert after == before, "what serves has not changed, and so neither has what is said of it"
+    assert forwarder.workers() == worker
+    assert fl.get(lab, lab["a"].ipv4, WEB)
+
+
+def test_after_a_failed_reload_the_old_config_is_still_what_a_killed_worker_comes_back_with(lab, forwarder):
+    """The program has changed (exec) but not the config: the port it wants is taken, which only binding can tell."""
+    with lab["a"].inside():
+        squatter = socket.create_server(("0.0.0.0", 6000))
+    with squatter:
+        forwarder.configure(document(lab, fl.service(lab, "new", 6000, 8080), fl.service(lab, "newer", 6001, 8080)))
+        result = forwarder.reload()
+        assert result.returncode == 1
+        assert "service new: cannot listen on 0.0.0.0:6000: EADDRINUSE: Address already in use" in result.stderr
+        assert refused(lab, 6001), "all or nothing"
+        os.kill(forwarder.workers()[0], signal.SIGKILL)
+        assert fl.get(lab, lab["a"].ipv4, WEB)
+        assert forwarder.runtime()["generation"] == 1
+    assert forwarder.reload().returncode == 0
+    assert fl.get(lab, lab["a"].ipv4, 6001)
+    assert forwarder.runtime()["generation"] == 2
+
+
+def test_a_reload_adds_and_removes_listeners(lab, forwarder, listener):
+    client, server = fl.pair(lab, listener, RAW)
+    forwarder.configure(fl.config(fl.service(lab, "web2", 8001, 8080)))
+    assert forwarder.reload().returncode == 0
+    assert fl.get(lab, lab["a"].ipv6, 8001)
+    fl.wait(lambda: refused(lab, WEB) and refused(lab, RAW), "what is no longer configured is closed")
+    with client, server:
+        client.sendall(b"but what was accepted lives on")
+        assert server.recv(100) == b"but what was accepted lives on"
+
+
+def test_signals_that_come_together_are_served_one_after_the_other(lab, forwarder):
+    for _ in range(5):
+        forwarder.process.send_signal(signal.SIGHUP)
+        time.sleep(0.02)
+    fl.wait(lambda: forwarder.runtime()["generation"] >= 2, "a reload is done", forwarder.show)
+    assert forwarder.reload().returncode == 0
+    assert fl.get(lab, lab["a"].ipv4, WEB)
+    fl.wait(lambda: len(forwarder.workers()) == 1, "old workers have ended", forwarder.show)
+    assert not forwarder.log("reload failed")
+
+
+def test_when_the_supervisor_dies_its_worker_finishes_and_frees_the_port(lab, forwarder, listener):
+    client, server = fl.pair(lab, listener, RAW)
+    worker = forwarder.workers()[0]
+    forwarder.process.kill()
+    forwarder.process.wait()
+    fl.wait(lambda: refused(lab, WEB), "the port is free for a new forwarder")
+    with client, server:
+        client.sendall(b"served to the end")
+        assert server.recv(100) == b"served to the end"
+    fl.wait(lambda: not Path(f"/proc/{worker}").exists(), "the worker has ended")
+
+
+def archive(directory: Path, name: str, main="from l4proxy._cli import main\nraise SystemExit(main())\n") -> Path:
+    """A zip archive of the engines, as the roles install it."""
+    tree = directory / f"{name}.tree"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(netns.engine_path() / "l4proxy", tree / "l4proxy", ignore=ignore)
+    (tree / "__main__.py").write_text(main, encoding="utf-8")
+    zipapp.create_archive(tree, directory / name)
+    return directory / name
+
+
+def test_a_reload_changes_to_the_installed_archive_unless_it_is_broken(lab, servers, tmp_path):
+    first, second = archive(tmp_path, "1.pyz"), archive(tmp_path, "2.pyz", "from l4proxy._cli import main as m\nm()\n")
+    broken = archive(tmp_path, "3.pyz", "import l4proxy.missing\n")
+    link = tmp_path / "l4proxy.pyz"
+    link.symlink_to(first)
+
+    def install(target):
+        (tmp_path / "new").symlink_to(target)
+        (tmp_path / "new").replace(link)
+
+    with fl.Forwarder(lab, document(lab), archive=link) as forwarder:
+        assert forwarder.runtime()["archive"]["path"] == str(first)
+        sums = {forwarder.runtime()["archive"]["sha256"]}
+        install(broken)
+        result = forwarder.reload()
+        assert result.returncode == 1
+        assert "No module named 'l4proxy.missing'" in result.stderr
+        assert forwarder.runtime()["archive"]["path"] == str(first)
+        first.unlink()  # what runs must not need its file any more
+        assert fl.get(lab, lab["a"].ipv4, WEB)
+        install(second)
+        assert forwarder.reload().returncode == 0
+        assert forwarder.runtime()["archive"]["path"] == str(second)
+        assert forwarder.runtime()["archive"]["sha256"] not in sums
+        assert fl.get(lab, lab["a"].ipv4, WEB)
+        link.unlink()
+        assert forwarder.reload().returncode == 1
+        assert fl.get(lab, lab["a"].ipv4, WEB)
