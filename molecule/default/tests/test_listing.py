@@ -1,0 +1,60 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Full listings of the hosts: fresh, after check mode, and after the teardown."""
+
+from __future__ import annotations
+
+import json
+
+from tests.lab import listing
+
+
+def listings(lab, *, packages):
+    return {name: listing.take(lab[name], packages=packages) for name in lab.managed}
+
+
+def differences(before, after):
+    return [f"{name}: {line}" for name in before for line in listing.differences(before[name], after[name])]
+
+
+def test_list_the_fresh_hosts(lab, scratch):
+    for packages in (True, False):
+        found = listings(lab, packages=packages)
+        for name in lab.managed:
+            assert len(found[name]["sysctls"]) > 300, found[name]["sysctls"]
+            assert len(found[name]["contents"]) > 100, found[name]["contents"]
+        (scratch / f"fresh-{packages}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def test_check_mode_touched_nothing(lab, scratch):
+    before = json.loads((scratch / "fresh-True.json").read_text(encoding="utf-8"))
+    assert differences(before, listings(lab, packages=True)) == []
+
+
+def test_a_listing_sees_what_a_role_could_leave(lab):
+    # The control: each section notices one thing of its kind.
+    host = lab["c"]
+    before = listing.take(host, packages=False)
+    traces = {
+        "rules": ("ip rule add pref 1 from 192.0.2.1 lookup 7", "ip rule del pref 1"),
+        "routes": ("ip route add blackhole 192.0.2.1 table 7", "ip route del blackhole 192.0.2.1 table 7"),
+        "nftables": ("nft add table inet trace", "nft delete table inet trace"),
+        "sysctls": ("sysctl -w net.ipv4.conf.eth0.send_redirects=0", "sysctl -w net.ipv4.conf.eth0.send_redirects=1"),
+        "accounts": ("useradd trace", "userdel trace"),
+        "files": ("mkdir /etc/trace", "rmdir /etc/trace"),
+        "contents": ("touch /usr/local/trace", "rm /usr/local/trace"),
+        "runtime": ("touch /run/trace", "rm /run/trace"),
+    }
+    for leave, _take in traces.values():
+        host.run(["sh", "-c", leave])
+    after = listing.take(host, packages=False)
+    for _leave, take in traces.values():
+        host.run(["sh", "-c", take])
+    assert {line.split(":")[0] for line in listing.differences(before, after)} >= set(traces)
+    assert listing.differences(before, listing.take(host, packages=False)) == []
+
+
+def test_the_hosts_are_as_they_were(lab, scratch):
+    before = json.loads((scratch / "fresh-False.json").read_text(encoding="utf-8"))
+    assert differences(before, listings(lab, packages=False)) == []

@@ -1,0 +1,122 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the backends saw, what was on the wire, and that nothing works by accident."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from tests.lab.traffic import capture, get, logged, neighbour_mac, retransmits
+
+WEB, API = 80, 81
+BACKENDS = {WEB: ["b", "c", "d"], API: ["b", "c"]}
+FAMILIES = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+
+
+@FAMILIES
+@pytest.mark.parametrize("port", [WEB, API])
+def test_each_backend_logs_the_client_and_never_the_proxy(lab, family, port):
+    before = {name: logged(lab[name]) for name in BACKENDS[port]}
+    answers = [get(lab["client"], lab["a"], family, port) for _ in range(3 * len(BACKENDS[port]))]
+    assert set(answers) == set(BACKENDS[port])
+    for name, lines in before.items():
+        new = logged(lab[name])[len(lines) :]
+        assert len(new) == answers.count(name)
+        assert {line.split()[0] for line in new} == {getattr(lab["client"], family)}
+
+
+def test_weights_are_kept(lab):
+    answers = [get(lab["client"], lab["a"], "ipv4", API) for _ in range(12)]
+    assert (answers.count("b"), answers.count("c")) == (8, 4)
+
+
+@FAMILIES
+def test_addresses_on_the_wire(lab, family):
+    client, proxy, backend = lab["client"], lab["a"], lab["b"]
+    source = getattr(client, family)
+    with capture(backend, f"tcp port 8080 and host {source}") as packets:
+        while get(client, proxy, family, WEB) != "b":
+            pass
+    requests = [packet for packet in packets if packet.startswith(f"{proxy.mac} > {backend.mac}")]
+    replies = [packet for packet in packets if packet.startswith(f"{backend.mac} > ")]
+    assert requests
+    assert replies
+    assert all(f" {source}." in packet for packet in requests)
+    assert all(packet.startswith(f"{backend.mac} > {proxy.mac}") for packet in replies), replies
+
+
+def test_the_proxy_answers_arp_for_nothing_but_its_own_address(lab):
+    backend = lab["b"]
+    router = backend.run(["arping", "-c", "3", "-w", "4", "-I", "eth0", "198.18.0.1"]).stdout
+    assert set(re.findall(r"\[?((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})\]?", router)) == {lab["router"].on("inside").mac}
+    unused = backend.run(["arping", "-c", "3", "-w", "4", "-I", "eth0", "198.18.0.200"], check=False)
+    assert "Received 0 " in unused.stdout or "0 packets received" in unused.stdout, unused.stdout
+
+
+def test_the_proxy_answers_neighbour_discovery_for_nothing_but_its_own_address(lab):
+    backend = lab["b"]
+    for address, expected in (("2001:db8::1", lab["router"].on("inside").mac), ("2001:db8::200", None)):
+        backend.run(["ip", "-6", "neigh", "flush", "dev", "eth0"])
+        backend.run(["ping", "-6", "-c", "1", "-W", "2", address], check=False)
+        assert neighbour_mac(backend, address) == expected
+
+
+@FAMILIES
+def test_without_the_return_path_nothing_works_until_a_converge(lab, play, family):
+    proxy = lab["a"]
+    version = family[-1]
+    for name in BACKENDS[WEB]:
+        lab[name].run(["ip", f"-{version}", "rule", "del", "pref", "1100"])
+        lab[name].run(["ip", f"-{version}", "rule", "del", "pref", "1101"])
+    before = retransmits(proxy)
+    assert get(lab["client"], proxy, family, WEB, check=False) is None
+    assert retransmits(proxy) > before
+    failed = play("verify")
+    assert failed.status != 0
+    assert "return path on the backend" in failed.output
+    repaired = play("site")
+    assert set(repaired.changed) == set(BACKENDS[WEB]), repaired.output
+    wait_for(lambda: get(lab["client"], proxy, family, WEB, check=False))
+
+
+@FAMILIES
+def test_without_local_delivery_nothing_works_until_a_converge(lab, play, family):
+    proxy = lab["a"]
+    proxy.run(["ip", f"-{family[-1]}", "route", "flush", "table", "20100"])
+    before = retransmits(proxy)
+    assert get(lab["client"], proxy, family, WEB, check=False) is None
+    assert retransmits(proxy) > before
+    failed = play("verify")
+    assert failed.status != 0
+    assert "local delivery on this host" in failed.output
+    repaired = play("site")
+    assert repaired.changed == {"a": 1}, repaired.output
+    wait_for(lambda: get(lab["client"], proxy, family, WEB, check=False))
+
+
+def test_verify_proves_every_backend_of_every_service_in_both_families(play):
+    run = play("verify")
+    assert run.status == 0, run.output
+    for name, port in [(f"web: {one}", 8080) for one in "bcd"] + [(f"api: {one}", 8081) for one in "bc"]:
+        for address in (f"198.18.0.2{' bcd'.index(name[-1])}", f"[2001:db8::2{' bcd'.index(name[-1])}]"):
+            assert f"{name}: established with {address}:{port}" in run.output
+
+
+def test_the_unit_is_confined(lab):
+    status = lab["a"].run(["sh", "-c", "cat /proc/$(systemctl show -P MainPID l4proxy-forwarder)/status"]).stdout
+    uid = lab["a"].run(["id", "-u", "l4proxy"]).stdout.strip()
+    assert re.search(rf"^Uid:\s+{uid}\s+{uid}\s", status, re.MULTILINE)
+    # CAP_NET_BIND_SERVICE is 10, CAP_NET_RAW is 13 (linux/capability.h)
+    assert re.search(rf"^CapEff:\s+{(1 << 10) + (1 << 13):016x}$", status, re.MULTILINE)
+    assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
+
+
+def wait_for(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come back in time"
+        time.sleep(0.2)

@@ -1,0 +1,245 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Operations on a fleet with two proxies. The tests build on one another: the first finds fresh hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from tests.lab import ansible, listing
+from tests.lab.traffic import get
+
+PROXIES, BACKENDS = ["a", "a2"], ["b", "c"]
+WEB = {"name": "web", "listen": ["0.0.0.0:80", "[::]:80"], "backends": ["b:8080", "c:8080"]}
+
+
+def services(*changed):
+    """The extra variable that replaces the fleet's services."""
+    return ["--extra-vars", json.dumps({"l4proxy_services": list(changed)})]
+
+
+def cache(directory):
+    """An environment with a fact cache in files."""
+    return {
+        "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.jsonfile",
+        "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(directory),
+        "ANSIBLE_CACHE_PLUGIN_TIMEOUT": "0",
+    }
+
+
+def marks(lab, backend):
+    """The marks of a backend's document as {proxy: (id, MAC, addresses)}."""
+    document = json.loads(lab[backend].run(["cat", "/etc/l4proxy/routing.d/return_path.json"]).stdout)
+    return {mark["name"]: (mark["id"], mark["mac"], tuple(mark["via"])) for mark in document["marks"]}
+
+
+def expected_marks(lab):
+    return {
+        name: (lab.topology.hosts[name].number, lab[name].mac, (lab[name].ipv4, lab[name].ipv6)) for name in PROXIES
+    }
+
+
+def reached(lab, proxy):
+    """The backends that answer through a proxy, over both families."""
+    return {get(lab["client"], lab[proxy], family, 80) for family in ("ipv4", "ipv6") for _ in range(4)}
+
+
+REFUSED = [
+    ("no backends", services({**WEB, "backends": []}), "l4proxy_services[0].backends: a service without backends"),
+    ("a port out of range", services({**WEB, "backends": ["b:70000"]}), "l4proxy_services[0].backends[0].port: 70000"),
+    ("a family without any backend", services({**WEB, "backends": ["192.0.2.1:80"]}), "l4proxy_services[0]"),
+    ("one listen address twice", services(WEB, {**WEB, "name": "other"}), "l4proxy_services[1].listen[0]: 0.0.0.0:80"),
+    ("an unknown key", services({**WEB, "wieght": 3}), "wieght"),
+    ("no such host", services({**WEB, "backends": ["x:80"]}), "'x' is not in the inventory"),
+    ("two proxies with one id", ["--extra-vars", "l4proxy_id=7"], "proxies a and a2 have one id, 7"),
+    ("off the subnet", ["--extra-vars", "l4proxy_address=10.9.9.9"], "shares no subnet with backend"),
+    (
+        "a backend that no service names",
+        services({**WEB, "backends": ["b:80"]}),
+        "c is in the group backends, but in no",
+    ),
+    ("nothing defined", ["--extra-vars", '{"l4proxy_services": null}'], "l4proxy_services is not defined on this host"),
+]
+
+
+@pytest.fixture(scope="module")
+def untouched(lab):
+    """Listings of the fresh hosts, taken once."""
+    return {name: listing.take(lab[name], packages=True) for name in lab.managed}
+
+
+def assert_untouched(lab, before):
+    for name in lab.managed:
+        assert listing.differences(before[name], listing.take(lab[name], packages=True)) == []
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_refused_before_any_host_is_touched(lab, play, untouched, arguments, sentence):
+    run = play("site", *arguments)
+    assert run.status != 0
+    assert sentence in run.output, run.output
+    assert run.changed == {}, run.output
+    assert_untouched(lab, untouched)
+
+
+def test_every_fault_of_a_run_is_named_together(play):
+    broken = {**WEB, "backends": ["b:0", "c:70000"], "balance": "fastest"}
+    output = play("site", *services(broken)).output
+    for path in ("l4proxy_services[0].backends[0].port", "l4proxy_services[0].backends[1].port", "balance"):
+        assert path in output
+
+
+@pytest.mark.parametrize("group", ["proxies", "backends"])
+def test_an_empty_group_is_refused(lab, tmp_path, group):
+    other = "backends" if group == "proxies" else "proxies"
+    inventory = tmp_path / "inventory.yml"
+    inventory.write_text(json.dumps({other: {"hosts": {"b": {}}}, group: {}}), encoding="utf-8")
+    command = [
+        part if part != str(ansible.INVENTORY) else str(inventory)
+        for part in ansible.command("trueip.l4proxy.site", [])
+    ]
+    done = subprocess.run(
+        command, env=ansible.environment(lab.prefix), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert f"The group {group} is missing or empty" in done.stdout, done.stdout
+
+
+def test_limit_to_one_backend_with_a_cold_cache(lab, play, tmp_path, untouched):
+    run = play("site", "--limit", "b", variables=cache(tmp_path))
+    assert run.status == 0, run.output
+    assert set(run.changed) == {"b"}, run.output
+    assert marks(lab, "b") == expected_marks(lab)
+    for name in ("a", "a2", "c"):
+        assert listing.differences(untouched[name], listing.take(lab[name], packages=True)) == []
+
+
+def test_one_host_at_a_time(lab, play):
+    run = play("site", "--extra-vars", "l4proxy_serial=1")
+    assert run.status == 0, run.output
+    assert set(run.changed) == {"c", "a", "a2"}, run.output
+    assert marks(lab, "c") == marks(lab, "b") == expected_marks(lab)
+    for proxy in PROXIES:
+        assert reached(lab, proxy) == set(BACKENDS)
+
+
+@pytest.mark.parametrize("limit", [["--limit", "b"], ["--limit", "a"], []], ids=["backend", "proxy", "all"])
+def test_a_stale_cache_is_not_believed(lab, play, tmp_path, limit):
+    play("site", variables=cache(tmp_path))
+    for path in tmp_path.iterdir():
+        # Every host seems to have had another address when the cache was written.
+        path.write_text(path.read_text(encoding="utf-8").replace("198.18.0.", "198.18.0.10"), encoding="utf-8")
+        assert "198.18.0.10" in path.read_text(encoding="utf-8")
+    run = play("site", *limit, variables=cache(tmp_path))
+    assert run.status == 0, run.output
+    assert run.changed == {}, run.output
+
+
+def test_a_run_that_was_killed_before_the_reload_is_healed_by_the_next(lab, play):
+    changed = services({**WEB, "connect_timeout": 1.5})
+    sums = [sha256(lab["a"], "/etc/l4proxy/forwarder.json")]
+    kill_at(lab, "forwarder : Deliver replies of the backends", "trueip.l4proxy.site", "--limit", "a", *changed)
+    sums.append(sha256(lab["a"], "/etc/l4proxy/forwarder.json"))
+    assert sums[0] != sums[1]
+    assert running(lab["a"])["config"]["sha256"] == sums[0]
+    pid = running(lab["a"])["pid"]
+    healed = play("site", "--limit", "a", *changed)
+    assert healed.changed == {"a": 1}, healed.output
+    assert running(lab["a"])["config"]["sha256"] == sums[1]
+    assert running(lab["a"])["pid"] == pid
+    assert play("site", "--limit", "a").status == 0
+    assert reached(lab, "a") == set(BACKENDS)
+
+
+def test_a_config_that_is_refused_on_the_host_never_replaces_a_running_one(lab, play):
+    before = sha256(lab["a"], "/etc/l4proxy/forwarder.json")
+    # The host's own check has the last word: as if its archive were stricter than the controller.
+    command = lab["a"].run(["readlink", "/usr/local/bin/l4proxy"]).stdout.strip()
+    lab["a"].run(
+        ["sh", "-c", "printf '#!/bin/sh\\necho refused by the host; exit 1\\n' >/tmp/strict; chmod +x /tmp/strict"]
+    )
+    lab["a"].run(["ln", "-sfn", "/tmp/strict", "/usr/local/bin/l4proxy"])
+    try:
+        run = play("site", "--limit", "a", "--tags", "forwarder_configure", *services({**WEB, "connect_timeout": 2}))
+    finally:
+        lab["a"].run(["ln", "-sfn", command, "/usr/local/bin/l4proxy"])
+    assert run.status != 0
+    assert "refused by the host" in run.output
+    assert sha256(lab["a"], "/etc/l4proxy/forwarder.json") == before
+    assert reached(lab, "a") == set(BACKENDS)
+
+
+def test_one_of_operations_is_down(lab, play, tmp_path):
+    before = marks(lab, "b")
+    lab.stop("a2")
+    try:
+        run = play("site", variables=cache(tmp_path))
+        assert run.recap["a2"]["unreachable"] or run.recap["a2"]["ignored"], run.output
+        assert {name: run.recap[name]["failed"] for name in ("a", "b", "c")} == {"a": 0, "b": 0, "c": 0}, run.output
+        assert run.changed == {}, run.output
+        assert marks(lab, "b") == before
+        assert reached(lab, "a") == set(BACKENDS)
+        refuse_then_declare(lab, play)
+    finally:
+        lab.start("a2")
+
+
+def refuse_then_declare(lab, play):
+    """A backend that never met a2 cannot know its address; it is told, and then the inventory says it."""
+    taken = play("teardown", "--limit", "c")
+    assert taken.status == 0, taken.output
+    refused = play("site", "--limit", "c")
+    assert refused.status != 0
+    assert "the address of a2 is unknown to c" in refused.output, refused.output
+    assert not refused.changed
+    spec = lab.topology.hosts["a2"]
+    inventory = lab_inventory(spec)
+    declared = ansible.play(lab.prefix, "trueip.l4proxy.site", [scenario_inventory(), inventory], "--limit", "c")
+    assert declared.recap["c"]["failed"] == 0, declared.output
+    # The MAC is not declared: the keeper finds it when a2 is back.
+    assert marks(lab, "c")["a2"] == (spec.number, None, (spec.ipv4, spec.ipv6))
+
+
+def test_the_proxy_that_was_down_is_back(lab, play):
+    assert play("site").status == 0
+    for proxy in PROXIES:
+        assert reached(lab, proxy) == set(BACKENDS)
+    assert play("site").changed == {}
+
+
+def scenario_inventory():
+    return ansible.REPOSITORY / "molecule" / "operations" / "inventory.yml"
+
+
+def lab_inventory(spec):
+    """An inventory that declares a2's addresses."""
+    path = ansible.REPOSITORY / ".build" / "declared.json"
+    variables = {"l4proxy_address": [f"{spec.ipv4}/24", f"{spec.ipv6}/64"]}
+    path.write_text(json.dumps({"proxies": {"hosts": {"a2": variables}}}), encoding="utf-8")
+    return path
+
+
+def sha256(host, path):
+    return host.run(["sha256sum", path]).stdout.split()[0]
+
+
+def running(host):
+    return json.loads(host.run(["cat", "/run/l4proxy/forwarder.json"]).stdout)
+
+
+def kill_at(lab, task, playbook, *arguments):
+    """Kill a run, with everything it started, as soon as it announces a task."""
+    env = {**ansible.environment(lab.prefix), "ANSIBLE_NOCOLOR": "true", "PYTHONUNBUFFERED": "1"}
+    command = ansible.command(playbook, [scenario_inventory()], *arguments)
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        seen = any(task in line for line in process.stdout)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert seen
