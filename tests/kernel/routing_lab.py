@@ -1,0 +1,198 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the routing tests share: the two documents, the engine inside a namespace, and a spoofed TCP attempt."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+from contextlib import contextmanager
+
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine, sysctl
+
+FAMILIES = ("ipv4", "ipv6")
+PROTOCOLS = {"ipv4": ("tcp", "udp", "icmp"), "ipv6": ("tcp", "udp", "ipv6-icmp")}
+AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
+BITS = {"ipv4": 32, "ipv6": 128}
+# (level, IP_TRANSPARENT), of linux/in.h and linux/in6.h
+TRANSPARENT = {"ipv4": (socket.IPPROTO_IP, 19), "ipv6": (socket.IPPROTO_IPV6, 75)}
+PORT = 8080
+# Positives may take this long on a busy machine.
+PATIENCE = 20.0
+
+
+def address(host, family: str) -> str:
+    return getattr(host, family)
+
+
+def local_delivery(*backends) -> dict:
+    rules = [
+        {"family": family, "priority": 1100, "src": f"{address(host, family)}/{BITS[family]}"}
+        | {"ip_proto": protocol, "action": "lookup", "table": 20100}
+        for host in backends
+        for family in FAMILIES
+        for protocol in PROTOCOLS[family]
+    ]
+    routes = [{"family": family, "table": 20100, "dst": "default", "type": "local", "dev": "lo"} for family in FAMILIES]
+    return {"schema": 1, "owner": "local_delivery", "protocol": 201, "rules": rules, "routes": routes}
+
+
+def return_path(*proxies, mac: bool = False, sysctls: tuple = ()) -> dict:
+    """``proxies`` are hosts; the id is the host part of the IPv4 address."""
+    rules, routes, marks = [], [], []
+    for host in proxies:
+        number = int(host.ipv4.rsplit(".", 1)[1])
+        mark = {"fwmark": number, "fwmask": 255}
+        for family in FAMILIES:
+            lookup = {"action": "lookup", "table": 20100 + number}
+            rules.append({"family": family, "priority": 1100, **mark, **lookup})
+            rules.append({"family": family, "priority": 1101, **mark, "action": "unreachable"})
+            routes.append(
+                {"family": family, "table": 20100 + number, "dst": "default", "type": "unicast"}
+                | {"via": address(host, family)}
+            )
+        marks.append(
+            {"name": host.name, "id": number, "mask": 255, "mac": host.mac if mac else None}
+            | {"via": [host.ipv4, host.ipv6]}
+        )
+    settings = [{"name": name, "value": value} for name, value in sysctls]
+    names = ("rules", "routes", "marks", "sysctls")
+    return {"schema": 1, "owner": "return_path", "protocol": 202, **dict(zip(names, (rules, routes, marks, settings)))}
+
+
+class Engine:
+    """The engine on the hosts of a lab: each host has its own memory and lock."""
+
+    def __init__(self, directory):
+        self.directory = directory
+
+    def host(self, host, **options) -> engine.Host:
+        memory = str(self.directory / f"{host.name}-sysctl.json")
+        lock = str(self.directory / f"{host.name}.lock")
+        return engine.Host(**{"sysctls": sysctl.Sysctls(memory), "lock": lock, "neighbour_wait": PATIENCE, **options})
+
+    def apply(self, host, data: dict, options: dict | None = None, **arguments) -> engine.Outcome:
+        with host.inside():
+            return engine.reconcile(document.load(data), self.host(host, **(options or {})), **arguments)
+
+    def remove(self, host, owner: str, **arguments) -> engine.Outcome:
+        with host.inside():
+            return engine.remove(owner, self.host(host), **arguments)
+
+
+def listing(host) -> list[str]:
+    """Everything the engine could have touched, as the tools show it; counters left out."""
+    commands = [
+        ["ip", command, what, "show", *arguments]
+        for command in ("-4", "-6")
+        for what, arguments in (("rule", []), ("route", ["table", "all"]))
+    ]
+    lines = [line for command in commands for line in host.run(command).stdout.splitlines() if not _passing(line)]
+    return [*lines, *host.run(["nft", "-s", "list", "ruleset"]).stdout.splitlines()]
+
+
+def _passing(line: str) -> bool:
+    """Cached routes (a redirect, a path MTU) and the kernel's own for link-local and multicast come by themselves."""
+    return " expires " in line or "proto kernel" in line
+
+
+def counters(host, table: str) -> dict[str, int]:
+    """Packets counted in each chain of an inet table."""
+    found: dict[str, int] = {}
+    for item in json.loads(host.run(["nft", "-j", "list", "table", "inet", table]).stdout)["nftables"]:
+        for statement in item.get("rule", {}).get("expr", []):
+            if "counter" in statement:
+                chain = item["rule"]["chain"]
+                found[chain] = found.get(chain, 0) + statement["counter"]["packets"]
+    return found
+
+
+class Attempt:
+    """A TCP connection attempt from a host with a source address that need not be its own."""
+
+    def __init__(self, host, source: str, target: str, port: int = PORT, source_port: int = 0):
+        family = "ipv6" if ":" in target else "ipv4"
+        with host.inside():
+            self.socket = socket.socket(AF[family], socket.SOCK_STREAM)
+        self.socket.setsockopt(*TRANSPARENT[family], 1)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.setblocking(False)
+        self.socket.bind((source, source_port))
+        self.socket.connect_ex((target, port))
+
+    @property
+    def state(self) -> int:
+        """TCP_ESTABLISHED is 1, TCP_SYN_SENT is 2 (include/net/tcp_states.h)."""
+        return self._info()[0]
+
+    @property
+    def retransmits(self) -> int:
+        return self._info()[2]
+
+    def _info(self) -> tuple:
+        return struct.unpack("BBB", self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 3))
+
+    def outcome(self) -> str:
+        """``established``; ``silent`` once a SYN was sent again and nothing came back; else the error's name."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            # State first: a handshake that completes in between must not look silent.
+            retransmits, state = self.retransmits, self.state
+            if state == 1:
+                return "established"
+            if state == 2 and retransmits:
+                return "silent"
+            error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                return OSError(error, "").strerror or str(error)
+            time.sleep(0.01)
+        raise AssertionError("neither an answer nor a retransmit")
+
+    def close(self) -> None:
+        # RST instead of FIN: nothing lingers on either side.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+
+@contextmanager
+def attempt(*arguments, **options):
+    made = Attempt(*arguments, **options)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def handshake(host, source: str, target: str, port: int = PORT) -> str:
+    with attempt(host, source, target, port) as made:
+        return made.outcome()
+
+
+def eventually(question, patience: float = PATIENCE):
+    """The first true answer; AssertionError when none came in time."""
+    deadline = time.monotonic() + patience
+    while not (answer := question()):
+        assert time.monotonic() < deadline, f"still {answer!r} after {patience:g} s"
+        time.sleep(0.02)
+    return answer
+
+
+def snmp(host, group: str, name: str) -> int:
+    """A counter of the host's stack, from /proc/net/snmp or snmp6 (group ``6``)."""
+    if group == "6":
+        rows = host.run(["cat", "/proc/net/snmp6"]).stdout.splitlines()
+        return int(dict(row.split() for row in rows)[name])
+    rows = [row.split() for row in host.run(["cat", "/proc/net/snmp"]).stdout.splitlines()]
+    names, values = (row for row in rows if row[0] == f"{group}:")
+    return int(dict(zip(names, values))[name])
+
+
+def watch(host, name: str, chain: str, *rules: str) -> None:
+    """A table of the test's own with counting rules: ``chain`` is the text after ``type filter hook``."""
+    body = "\n".join(f"    {rule}" for rule in rules)
+    text = f"table inet {name} {{\n  chain {name} {{\n    type filter hook {chain};\n{body}\n  }}\n}}\n"
+    host.run(["nft", "-f", "-"], input=f"table inet {name}\ndelete table inet {name}\n{text}")
