@@ -1,0 +1,44 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``l4proxy check``: one line when all is well, every error on its own line when not."""
+
+from __future__ import annotations
+
+import json
+
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import check
+
+GOOD = {
+    "schema": 1,
+    "proxy_id": 1,
+    "services": [
+        {
+            "name": "web",
+            "listen": [{"address": "0.0.0.0", "port": 80}, {"address": "0.0.0.0", "port": 81}],
+            "backends": [{"name": "b", "ipv4": "198.18.0.21", "port": 8080}],
+        }
+    ],
+}
+
+
+def test_ok(tmp_path, capsys):
+    path = tmp_path / "forwarder.json"
+    path.write_text(json.dumps(GOOD), encoding="utf-8")
+    assert check.run(str(path)) == 0
+    assert capsys.readouterr().out == f"ok: {path}: 1 service, 2 listen addresses, 1 backend\n"
+
+
+def test_errors(tmp_path, capsys):
+    path = tmp_path / "forwarder.json"
+    path.write_text(json.dumps({**GOOD, "proxy_id": 0, "x": 1}), encoding="utf-8")
+    assert check.run(str(path)) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "proxy_id: 0 is not a proxy id (1-255)",
+        "x: is not a known key (known here: drain_timeout, log, proxy_id, schema, services)",
+    ]
+
+
+def test_no_file(tmp_path, capsys):
+    assert check.run(str(tmp_path / "none")) == 1
+    assert capsys.readouterr().out == f"{tmp_path / 'none'}: cannot be read: No such file or directory\n"

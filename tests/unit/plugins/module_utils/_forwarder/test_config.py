@@ -1,0 +1,259 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The forwarder's config: defaults, round trip, and a sentence for everything that is wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config
+
+
+def minimal():
+    return {
+        "schema": 1,
+        "proxy_id": 11,
+        "services": [
+            {
+                "name": "web",
+                "listen": [{"address": "0.0.0.0", "port": 80}],
+                "backends": [{"name": "b", "ipv4": "198.18.0.21", "port": 8080}],
+            }
+        ],
+    }
+
+
+def full():
+    return {
+        "schema": 1,
+        "proxy_id": 11,
+        "drain_timeout": 45.0,
+        "log": {"format": "json"},
+        "services": [
+            {
+                "name": "web",
+                "protocol": "tcp",
+                "listen": [{"address": "198.18.0.11", "port": 80}, {"address": "::", "port": 80}],
+                "balance": "round_robin",
+                "connect_timeout": 0.5,
+                "connect_deadline": 3.0,
+                "retries": 1,
+                "backlog": 512,
+                "backends": [
+                    {"name": "b", "ipv4": "198.18.0.21", "ipv6": "2001:db8::21", "port": 8080, "weight": 2},
+                    {"name": "c", "ipv6": "2001:db8::22", "port": 8080, "weight": 1},
+                ],
+            }
+        ],
+    }
+
+
+def errors_of(data):
+    with pytest.raises(config.ConfigError) as caught:
+        config.load(data)
+    assert str(caught.value) == "\n".join(caught.value.errors)
+    return caught.value.errors
+
+
+def test_the_defaults():
+    loaded = config.load(minimal())
+    service = loaded.services[0]
+    assert (loaded.proxy_id, loaded.drain_timeout, loaded.log.format) == (11, 30.0, "json")
+    assert (service.protocol, service.balance, service.retries, service.backlog) == ("tcp", "round_robin", 2, 4096)
+    assert (service.connect_timeout, service.connect_deadline, service.backends[0].weight) == (1.0, 5.0, 1)
+
+
+@pytest.mark.parametrize("data", [minimal(), full()])
+def test_dump_is_the_inverse_of_load(data):
+    loaded = config.load(data)
+    document = config.dump(loaded)
+    assert config.load(json.loads(json.dumps(document))) == loaded
+
+
+def test_dump_of_a_full_document_is_that_document():
+    assert config.dump(config.load(full())) == full()
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        config.load(minimal()).proxy_id = 12
+
+
+def test_backends_are_chosen_by_the_clients_family():
+    service = config.load(full()).services[0]
+    assert [backend.name for backend in service.backends_of("ipv4")] == ["b"]
+    assert [backend.name for backend in service.backends_of("ipv6")] == ["b", "c"]
+
+
+def test_addresses_become_canonical():
+    data = minimal()
+    data["services"][0]["listen"] = [{"address": "2001:DB8:0::0011", "port": 80}]
+    data["services"][0]["backends"][0]["ipv6"] = "2001:db8:0:0::21"
+    service = config.load(data).services[0]
+    assert str(service.listen[0]) == "[2001:db8::11]:80"
+    assert service.backends[0].ipv6 == "2001:db8::21"
+
+
+SERVICE, LISTEN, BACKEND = ("services", 0), ("services", 0, "listen", 0), ("services", 0, "backends", 0)
+MISSING = object()
+
+TEST_REFUSED = [
+    ((), "schema", 2, "schema: 2 is not the schema this version reads (1-1)"),
+    ((), "schema", MISSING, "schema: is required"),
+    ((), "proxy_id", MISSING, "proxy_id: is required"),
+    ((), "proxy_id", 0, "proxy_id: 0 is not a proxy id (1-255)"),
+    ((), "proxy_id", 256, "proxy_id: 256 is not a proxy id (1-255)"),
+    ((), "proxy_id", True, "proxy_id: true is not a proxy id (1-255)"),
+    ((), "proxy_id", "11", 'proxy_id: "11" is not a proxy id (1-255)'),
+    ((), "drain_timeout", -1, "drain_timeout: -1 is not a duration in seconds (0-86400)"),
+    ((), "drain_timeout", float("nan"), "drain_timeout: NaN is not a duration in seconds (0-86400)"),
+    ((), "log", {"format": "xml"}, 'log.format: not in this version: "xml" (supported: json)'),
+    ((), "log", {"level": 1}, "log.level: is not a known key (known here: format)"),
+    ((), "log", [], "log: [] is not a JSON object"),
+    ((), "services", [], "services: is empty, at least one service is expected"),
+    ((), "services", {}, "services: {} is not a list of services"),
+    ((), "services", MISSING, "services: is required"),
+    ((), "services", ["web"], 'services[0]: "web" is not a JSON object'),
+    ((), "extra", 1, "extra: is not a known key (known here: drain_timeout, log, proxy_id, schema, services)"),
+    (SERVICE, "name", MISSING, "services[0].name: is required"),
+    (SERVICE, "name", "a b", 'services[0].name: "a b" is not a name ('),
+    (SERVICE, "name", "", 'services[0].name: "" is not a name ('),
+    (SERVICE, "protocol", "udp", 'services[0].protocol: not in this version: "udp" (supported: tcp)'),
+    (SERVICE, "balance", "random", 'services[0].balance: not in this version: "random" (supported: round_robin)'),
+    (SERVICE, "connect_timeout", 0, "services[0].connect_timeout: 0 is not a duration in seconds (0.1-600)"),
+    (SERVICE, "connect_deadline", 0.5, "services[0].connect_deadline: 0.5 is below connect_timeout (1)"),
+    (SERVICE, "retries", -1, "services[0].retries: -1 is not a number of retries (0-64)"),
+    (SERVICE, "retries", 1.5, "services[0].retries: 1.5 is not a number of retries (0-64)"),
+    (SERVICE, "backlog", 0, "services[0].backlog: 0 is not a backlog (1-65535)"),
+    (SERVICE, "listen", [], "services[0].listen: is empty, at least one listen address is expected"),
+    (SERVICE, "backends", [], "services[0].backends: is empty, at least one backend is expected"),
+    (SERVICE, "wieght", 1, "services[0].wieght: is not a known key"),
+    (LISTEN, "port", 0, "services[0].listen[0].port: 0 is not a port (1-65535)"),
+    (LISTEN, "port", MISSING, "services[0].listen[0].port: is required"),
+    (LISTEN, "address", "localhost", 'services[0].listen[0].address: "localhost" is not an IP address'),
+    (LISTEN, "address", "224.0.0.1", "services[0].listen[0].address: 224.0.0.1 is a multicast address; no service can"),
+    (LISTEN, "address", "fe80::1%eth0", 'services[0].listen[0].address: "fe80::1%eth0" has a zone'),
+    (LISTEN, "address", "::ffff:198.18.0.1", "is IPv4 in IPv6 clothes: give 198.18.0.1"),
+    (LISTEN, "address", "::", "services[0].listen[0].address: :: is IPv6, but no backend of service web has ipv6"),
+    (BACKEND, "port", 70000, "services[0].backends[0].port: 70000 is not a port (1-65535)"),
+    (BACKEND, "weight", 0, "services[0].backends[0].weight: 0 is not a weight (1-65535)"),
+    (BACKEND, "name", MISSING, "services[0].backends[0].name: is required"),
+    (BACKEND, "ipv4", MISSING, "services[0].backends[0]: has no address; give ipv4, ipv6 or both"),
+    (BACKEND, "ipv4", "2001:db8::1", 'services[0].backends[0].ipv4: "2001:db8::1" is not an IPv4 address'),
+    (BACKEND, "ipv4", 1, "services[0].backends[0].ipv4: 1 is not an IPv4 address"),
+    (BACKEND, "ipv4", "127.0.0.1", "services[0].backends[0].ipv4: 127.0.0.1 is a loopback address"),
+    (BACKEND, "ipv4", "0.0.0.0", "services[0].backends[0].ipv4: 0.0.0.0 is the unspecified address"),
+    (BACKEND, "ipv4", "255.255.255.255", "services[0].backends[0].ipv4: 255.255.255.255 is the broadcast address"),
+    (BACKEND, "ipv6", "fe80::1", "services[0].backends[0].ipv6: fe80::1 is a link-local address"),
+    (
+        BACKEND,
+        "host",
+        "b",
+        "services[0].backends[0].host: is not a known key (known here: ipv4, ipv6, name, port, weight)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("where", "key", "value", "error"), TEST_REFUSED)
+def test_a_bad_value_is_named_with_its_path(where, key, value, error):
+    data = minimal()
+    target = data
+    for step in where:
+        target = target[step]
+    if value is MISSING:
+        del target[key]
+    else:
+        target[key] = value
+    assert any(error in line for line in errors_of(data)), errors_of(data)
+
+
+@pytest.mark.parametrize("data", [None, [], "x", 1])
+def test_a_document_that_is_no_object(data):
+    assert errors_of(data)[0].endswith("is not a JSON object")
+
+
+def test_a_bad_backend_is_one_error_and_not_a_family_without_backends_as_well():
+    data = minimal()
+    data["services"][0]["backends"].append({"name": "c", "ipv4": "198.18.0.22", "port": 70000})
+    assert errors_of(data) == ["services[0].backends[1].port: 70000 is not a port (1-65535)"]
+
+
+def test_all_errors_of_a_document_are_reported_together():
+    data = minimal()
+    data["proxy_id"] = 300
+    data["services"][0]["listen"][0]["port"] = 0
+    data["services"][0]["backends"][0]["weight"] = "two"
+    assert len(errors_of(data)) == 3
+
+
+def second_service(**changes):
+    data = minimal()
+    other = copy.deepcopy(data["services"][0])
+    other.update(name="other", **changes)
+    data["services"].append(other)
+    return data
+
+
+TEST_OVERLAPS = [
+    ("0.0.0.0", 80, True),
+    ("198.18.0.11", 80, True),
+    ("0.0.0.0", 81, False),
+]
+
+
+@pytest.mark.parametrize(("address", "port", "overlaps"), TEST_OVERLAPS)
+def test_two_services_on_one_listen_address(address, port, overlaps):
+    data = second_service(listen=[{"address": address, "port": port}])
+    if not overlaps:
+        assert len(config.load(data).services) == 2
+        return
+    assert errors_of(data) == [
+        f"services[1].listen[0]: {address}:80 overlaps 0.0.0.0:80 of services[0].listen[0]"
+        " (same port; a wildcard covers every address of its family)"
+    ]
+
+
+def test_the_wildcards_of_both_families_do_not_overlap():
+    data = minimal()
+    data["services"][0]["listen"].append({"address": "::", "port": 80})
+    data["services"][0]["backends"][0]["ipv6"] = "2001:db8::21"
+    assert len(config.load(data).services[0].listen) == 2
+
+
+def test_one_service_must_not_listen_twice_on_one_address():
+    data = minimal()
+    data["services"][0]["listen"] *= 2
+    assert len(errors_of(data)) == 1
+
+
+def test_duplicate_names():
+    data = second_service(listen=[{"address": "0.0.0.0", "port": 81}])
+    data["services"][1]["name"] = "web"
+    data["services"][0]["backends"].append({"name": "b", "ipv4": "198.18.0.21", "port": 8080})
+    assert errors_of(data) == [
+        'services[0].backends[1].name: "b" is already the name of backends[0] of this service',
+        "services[0].backends[1].ipv4: 198.18.0.21 port 8080 is already backends[0] of this service; use weight",
+        'services[1].name: "web" is already the name of services[0]',
+    ]
+
+
+def test_parse_names_the_source_of_what_is_no_json():
+    with pytest.raises(config.ConfigError, match=r"^the file: not a JSON document: .*line 1 column 2"):
+        config.parse("{", "the file")
+    with pytest.raises(config.ConfigError, match="key 'a' appears twice"):
+        config.parse('{"a": 1, "a": 2}', "the file")
+    with pytest.raises(config.ConfigError, match="not a JSON document"):
+        config.parse(b"\xff\xfe\xff", "the file")
+    with pytest.raises(config.ConfigError, match="not a JSON document"):
+        config.parse("[" * 100000, "the file")
+
+
+def test_load_file(tmp_path):
+    path = tmp_path / "forwarder.json"
+    with pytest.raises(config.ConfigError, match=r"forwarder.json: cannot be read: No such file or directory"):
+        config.load_file(str(path))
+    path.write_text(json.dumps(full()), encoding="utf-8")
+    assert config.load_file(str(path)) == config.load(full())

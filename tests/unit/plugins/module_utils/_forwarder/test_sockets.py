@@ -1,0 +1,140 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The options of every socket, read back from the kernel (on loopback: nothing here needs privileges)."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import socket
+import sys
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import sockets
+
+
+@pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_a_listener_and_what_is_accepted_from_it(address, family):
+    with sockets.listening_socket(address, 0, 16) as listener:
+        assert listener.family == family
+        assert listener.gettimeout() == 0.0
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+        if family == socket.AF_INET6:
+            assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        with sockets.listening_socket(address, listener.getsockname()[1], 16):
+            pass  # a second slot may have the same address
+        with socket.create_connection(listener.getsockname()[:2]) as client:
+            listener.settimeout(10)
+            accepted, _address = listener.accept()
+            with accepted, client:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_an_address_in_use_is_reported_and_the_socket_closed():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(OSError, match="in use"),
+    ):
+        sockets.listening_socket("127.0.0.1", other.getsockname()[1], 16)
+
+
+class FakeSocket:
+    """Stands in for socket.socket: records the options, and fails where told."""
+
+    made: list = []  # noqa: RUF012
+
+    def __init__(self, family, kind):
+        self.family, self.kind, self.options, self.calls = family, kind, {}, []
+        FakeSocket.made.append(self)
+
+    def setsockopt(self, level, option, value):
+        self.options[level, option] = value
+
+    def bind(self, address):
+        self.calls.append(("bind", address))
+
+    def connect(self, address):
+        self.calls.append(("connect", address))
+        raise BlockingIOError(errno.EINPROGRESS, "")
+
+    def close(self):
+        self.calls.append("close")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    FakeSocket.made = []
+    monkeypatch.setattr(sockets.socket, "socket", FakeSocket)
+    return FakeSocket
+
+
+TEST_TRANSPARENT = [
+    ("203.0.113.7", 0, (socket.IPPROTO_IP, 19), True),
+    ("203.0.113.7", 4000, (socket.IPPROTO_IP, 19), False),
+    ("2001:db8:1::10", 0, (socket.IPPROTO_IPV6, 75), True),
+]
+
+
+@pytest.mark.parametrize(("source", "port", "option", "no_port"), TEST_TRANSPARENT)
+def test_a_transparent_socket(fake, source, port, option, no_port):
+    made = sockets.transparent_socket(sockets.family_of(source), source, port)
+    assert made.options[option] == 1
+    assert made.options[socket.SOL_SOCKET, socket.SO_REUSEADDR] == 1
+    assert ((socket.IPPROTO_IP, sockets.IP_BIND_ADDRESS_NO_PORT) in made.options) is no_port
+    assert made.calls == [("bind", (source, port))]
+    assert made.kind == socket.SOCK_STREAM
+
+
+def test_an_upstream_connect_is_begun_without_waiting(fake):
+    made = sockets.connect_upstream("203.0.113.7", "198.18.0.21", 8080)
+    assert made.kind == socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+    assert made.options[socket.IPPROTO_TCP, socket.TCP_QUICKACK] == 0
+    assert made.options[socket.IPPROTO_TCP, socket.TCP_NODELAY] == 1
+    assert made.calls[-1] == ("connect", ("198.18.0.21", 8080))
+
+
+def test_a_connect_that_fails_at_once_closes_the_socket(fake, monkeypatch):
+    def unreachable(_self, _address):
+        raise OSError(errno.ENETUNREACH, "")
+
+    monkeypatch.setattr(FakeSocket, "connect", unreachable)
+    with pytest.raises(OSError) as caught:
+        sockets.connect_upstream("203.0.113.7", "198.18.0.21", 8080)
+    assert sockets.describe(caught.value) == "ENETUNREACH: Network is unreachable"
+    assert fake.made[0].calls[-1] == "close"
+
+
+@pytest.mark.parametrize(
+    ("method", "number", "text"),
+    [("setsockopt", errno.EPERM, "CAP_NET_RAW is missing"), ("bind", errno.EACCES, "CAP_NET_BIND_SERVICE is missing")],
+)
+def test_a_missing_capability_is_named(fake, monkeypatch, method, number, text):
+    def deny(*_arguments):
+        raise PermissionError(number, "denied")
+
+    monkeypatch.setattr(FakeSocket, method, deny)
+    with pytest.raises(sockets.CapabilityError) as caught:
+        sockets.transparent_socket(socket.AF_INET, "203.0.113.7", 80)
+    assert text in sockets.describe(caught.value)
+    assert fake.made[0].calls == ["close"]
+
+
+def test_reset_sends_rst():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        accepted, _address = server.accept()
+        with client:
+            sockets.reset(accepted)
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+
+
+def test_it_imports_the_standard_library_only():
+    """The handshake probe imports it, and must not pull the engine into its payload."""
+    with open(sockets.__file__, encoding="utf-8") as stream:
+        tree = ast.parse(stream.read())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported <= {*sys.stdlib_module_names, "__future__"}
+    assert not any(node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
