@@ -1,0 +1,95 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""forwarder_info: what runs against what is installed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import runtime
+from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_info
+
+
+@pytest.fixture
+def host(tmp_path):
+    """Paths of a host on which the installed config and archive are what runs: this very process."""
+    paths = {name: str(tmp_path / name) for name in ("runtime_file", "config", "archive")}
+    running = {"schema": 1, "pid": os.getpid(), "started": runtime.start_time(os.getpid()), "generation": 4}
+    for name in ("config", "archive"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+        running[name] = {"path": f"/old/{name}", "sha256": runtime.sha256_file(paths[name])}
+    running["last_reload"] = {"attempt": 0, "ok": True, "error": None, "at": "x"}
+    runtime.write(running, paths["runtime_file"])
+    return paths
+
+
+def run(paths, capsys, check_mode=False):
+    with patch_module_args({**paths, "_ansible_check_mode": check_mode}), pytest.raises(SystemExit):
+        forwarder_info.main()
+    return json.loads(capsys.readouterr().out)
+
+
+def change_runtime(paths, **fields):
+    runtime.write({**runtime.read(paths["runtime_file"]), **fields}, paths["runtime_file"])
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_current(host, capsys, check_mode):
+    result = run(host, capsys, check_mode)
+    assert result["current"] is True
+    assert result["changed"] is False
+    assert result["running"]["generation"] == 4
+    assert result["installed"]["config"] == result["running"]["config"]["sha256"]
+    assert result["reason"] == "the forwarder runs the installed config and archive"
+
+
+@pytest.mark.parametrize("name", ["config", "archive"])
+def test_a_newer_file_is_installed(host, capsys, name):
+    with open(host[name], "a", encoding="utf-8") as stream:
+        stream.write("new")
+    change_runtime(host, last_reload={"attempt": 1, "ok": False, "error": "services: is required", "at": "x"})
+    result = run(host, capsys)
+    assert result["current"] is False
+    assert result["reason"] == (
+        f"the forwarder is behind: the installed {name} is not the one it runs (/old/{name});"
+        " its last reload failed: services: is required"
+    )
+
+
+def test_nothing_is_installed(host, capsys):
+    os.unlink(host["config"])
+    result = run(host, capsys)
+    assert result["installed"]["config"] is None
+    assert "the config it runs (/old/config) is not installed any more" in result["reason"]
+
+
+def test_it_runs_from_a_directory(host, capsys):
+    change_runtime(host, archive=None)
+    assert "it does not run from an archive" in run(host, capsys)["reason"]
+
+
+def test_nothing_runs(host, capsys):
+    change_runtime(host, started=1)
+    result = run(host, capsys)
+    assert (result["running"], result["current"], result["reason"]) == (None, False, "no forwarder runs")
+    os.unlink(host["runtime_file"])
+    assert run(host, capsys)["running"] is None
+
+
+def test_a_file_that_cannot_be_read_is_named(host, capsys):
+    host["config"] = os.path.dirname(host["config"])
+    result = run(host, capsys)
+    assert result["failed"]
+    assert result["msg"] == f"{host['config']} cannot be read: Is a directory"
+
+
+def test_the_payload_is_small():
+    """AnsiballZ ships what is imported: runtime.py must not lead to the engine."""
+    with open(runtime.__file__, encoding="utf-8") as stream:
+        imports = [node for node in ast.walk(ast.parse(stream.read())) if isinstance(node, ast.ImportFrom)]
+    assert not any(node.level for node in imports)
