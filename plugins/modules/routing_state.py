@@ -40,7 +40,7 @@ options:
     required: true
   document:
     description:
-      - The state document, with the keys C(schema), C(owner), C(protocol), C(rules), C(routes), C(marks) and C(sysctls).
+      - The state document, with the keys C(schema), C(owner), C(protocol), C(rules), C(routes), C(marks), C(sysctls).
       - Required with O(state=present). With O(state=absent) only its C(protocol) is used.
     type: dict
   state:
@@ -136,8 +136,7 @@ owned:
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.common import respawn
-
-from ..module_utils._routing import document, engine, errors, kernel, runner
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine, errors, kernel, runner
 
 # Where pyroute2 is, when it is a package of the distribution: its own python3, under the names it has.
 INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")

@@ -36,7 +36,7 @@ class Host:
 
 @dataclass
 class View:
-    """Want and have, side by side. ``waiting``: what is applied without for now; ``warnings``: what a human should know."""
+    """Want and have, side by side; ``waiting`` is what is applied without for now, ``warnings`` are for a human."""
 
     want: State
     have: State
