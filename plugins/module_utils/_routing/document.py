@@ -77,9 +77,12 @@ def _owner(data: dict[str, Any], errors: list[str]) -> tuple[str, int]:
         except ValueError as error:
             errors.append(f"{name}: {error}")
     owner, protocol = found.get("owner"), found.get("protocol")
-    for known, number in OWNERS.items():
-        if owner and protocol and (owner == known) != (protocol == number):
-            errors.append(f"protocol: {protocol} does not go with owner {owner}: {number} is the owner {known}'s")
+    if owner and protocol:
+        taken = {number: known for known, number in OWNERS.items()}
+        if owner in OWNERS and protocol != OWNERS[owner]:
+            errors.append(f"protocol: {protocol} does not go with owner {owner}, expected {OWNERS[owner]}")
+        elif owner not in OWNERS and protocol in taken:
+            errors.append(f"protocol: {protocol} is that of owner {taken[protocol]}")
     return owner or "", protocol or 0
 
 
