@@ -13,7 +13,7 @@ import sys
 import time
 
 from tests.lab import image
-from tests.lab.containers import DEFAULT_HOSTS, DEFAULT_PREFIX, ContainerLab
+from tests.lab.containers import DEFAULT_HOSTS, DEFAULT_PREFIX, ContainerLab, raised
 from tests.lab.hosts import ContainerHost
 from tests.lab.netns import LabError
 from tests.lab.topology import TopologyError, load
@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("down", parents=[common], help="remove everything of this prefix")
     verbs.add_parser("status", parents=[common], help="what each host is doing")
     verbs.add_parser("images", help="build the images that are missing")
+    verbs.add_parser("clean", help="remove every lab of this checkout, and images that no container uses")
     for verb, text in (
         ("restart", "reboot a host: new network namespace, plugged in after boot"),
         ("stop", "power a host off"),
@@ -45,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    if os.geteuid() != 0:
+        print("lab: namespaces and containers need root; run this as root", file=sys.stderr)
+        return 1
     try:
         return run(args)
     except (LabError, TopologyError, image.ImageError, TimeoutError, subprocess.CalledProcessError) as error:
@@ -55,6 +59,11 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     if args.verb == "images":
         image.ensure(sorted({host.release for host in load().hosts.values() if host.release}), say)
+        return 0
+    if args.verb == "clean":
+        for prefix in raised():
+            ContainerLab(prefix, []).down()
+        image.remove_all()
         return 0
     if args.verb == "up":
         started = time.monotonic()

@@ -217,3 +217,8 @@ class ContainerLab:
 
 def _state_file(prefix: str) -> Path:
     return STATE / prefix / "lab.json"
+
+
+def raised() -> list[str]:
+    """The prefixes of the labs this checkout has up."""
+    return sorted(state.parent.name for state in STATE.glob("*/lab.json"))

@@ -22,6 +22,7 @@ from pathlib import Path
 from tests.lab import wiring
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY_NAME = "localhost/l4proxy-lab"
 BUILD = REPOSITORY / ".build" / "lab"
 CUSTOMIZE = Path(__file__).with_name("image") / "customize.sh"
 KEYRINGS = ("/usr/share/keyrings/debian-archive-keyring.pgp", "/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -60,7 +61,15 @@ class ImageError(RuntimeError):
 def tag(release: str) -> str:
     """The image's name: the release and the hash of everything the image is made from."""
     recipe = "\n".join([release, *PACKAGES, *OPTIONS, *CHANGES, CUSTOMIZE.read_text(encoding="utf-8")])
-    return f"localhost/l4proxy-lab:{release}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    return f"{REPOSITORY_NAME}:{release}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+def remove_all() -> None:
+    """Remove the lab's images of every recipe; one that a container uses stays."""
+    for name in wiring.run(
+        ["podman", "images", "--format", "{{.Repository}}:{{.Tag}}", REPOSITORY_NAME]
+    ).stdout.split():
+        wiring.run(["podman", "rmi", name], check=False)
 
 
 def exists(name: str) -> bool:

@@ -1,0 +1,144 @@
+#!/bin/bash
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Sets up what a fresh Debian lacks:   bootstrap.sh check   for lint and unit tests
+#                                      bootstrap.sh lab     also for namespaces, containers and molecule
+# When everything is there it is over in a fraction of a second and needs neither root nor the network.
+set -Eeuo pipefail
+
+level=${1:-}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+build=$root/.build
+log=$build/bootstrap.log
+python=/usr/bin/python3 # the distribution's: a version manager's may lack modules, and changes under one's feet
+requirements=$root/requirements/dev.txt
+current=start
+
+check_packages=(python3 python3-venv ca-certificates)
+lab_packages=(
+    podman runc netavark mmdebstrap debian-archive-keyring # containers and their images
+    iproute2 nftables iptables conntrack procps kmod       # the network
+    nginx curl tcpdump iputils-arping iputils-ping         # test servers and instruments
+)
+
+say() { printf 'bootstrap: %s\n' "$*" >&2; }
+
+step() {
+    current=$*
+    say "$current"
+}
+
+failed() {
+    say "FAILED: $current"
+    if [ -s "$log" ]; then
+        tail --lines 15 "$log" | sed 's/^/bootstrap: | /' >&2
+        say "the whole log: $log"
+    fi
+    exit 1
+}
+
+die() {
+    say "FAILED: $*"
+    exit 1
+}
+
+as_root() {
+    if [ "$(id --user)" = 0 ]; then
+        "$@"
+    elif command -v sudo > /dev/null; then
+        sudo "$@"
+    else
+        say "this step needs root: run it as root or install sudo"
+        return 1
+    fi
+}
+
+require_space() { # MEBIBYTES DIRECTORY
+    local free
+    free=$(df --output=avail --block-size=1M "$2" | tail --lines 1)
+    [ "$free" -ge "$1" ] || die "$2 has $free MiB free, $1 are needed; make room and run this again"
+}
+
+missing_packages() {
+    local package
+    for package in "$@"; do
+        [ "$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2> /dev/null)" = installed ] || echo "$package"
+    done
+}
+
+install_packages() {
+    local missing
+    mapfile -t missing < <(missing_packages "$@")
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    command -v apt-get > /dev/null || die "this is not Debian; install these yourself: ${missing[*]}"
+    step "reading the package lists (apt-get update)"
+    as_root apt-get update >> "$log" 2>&1
+    step "installing ${missing[*]}"
+    without_services env DEBIAN_FRONTEND=noninteractive \
+        apt-get install --yes --no-install-recommends "${missing[@]}" >> "$log" 2>&1
+    # The lab starts nginx where it wants it; on this machine it must not listen, now or after a reboot.
+    case " ${missing[*]} " in
+        *' nginx '*) as_root deb-systemd-helper disable nginx.service >> "$log" 2>&1 ;;
+    esac
+}
+
+# Runs a command as root while packages may not start services (policy-rc.d, the Debian way); an existing policy stays.
+without_services() {
+    local policy=/usr/sbin/policy-rc.d status=0
+    if [ -e "$policy" ]; then
+        as_root "$@"
+        return
+    fi
+    trap "as_root rm --force $policy" EXIT # also when interrupted
+    as_root sh -c "printf '#!/bin/sh\nexit 101\n' > $policy && chmod 755 $policy"
+    as_root "$@" || status=$?
+    as_root rm --force "$policy"
+    trap - EXIT
+    return "$status"
+}
+
+make_venv() {
+    local stamp=$build/venv/.requirements wanted
+    wanted=$(cat "$requirements" <("$python" --version) | sha256sum)
+    if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+        return 0
+    fi
+    if ! "$build/venv/bin/python" -c 'import sys' 2> /dev/null; then
+        step "making .build/venv with $("$python" --version)"
+        rm --recursive --force "$build/venv"
+        "$python" -m venv "$build/venv" >> "$log" 2>&1
+    fi
+    step "installing requirements/dev.txt into .build/venv (about a minute)"
+    "$build/venv/bin/python" -m pip install --requirement "$requirements" >> "$log" 2>&1
+    echo "$wanted" > "$stamp"
+}
+
+# ansible_collections.trueip.l4proxy must be a real path for Python and for Ansible, whatever this checkout is called.
+link_collection() {
+    local parent=$build/collections/ansible_collections/trueip
+    [ "$(readlink "$parent/l4proxy")" = ../../../.. ] && return 0
+    mkdir --parents "$parent"
+    ln --symbolic --force --no-dereference ../../../.. "$parent/l4proxy"
+}
+
+case $level in
+    check) packages=("${check_packages[@]}") space=1000 ;;
+    lab) packages=("${check_packages[@]}" "${lab_packages[@]}") space=4000 ;;
+    *)
+        echo "usage: ${BASH_SOURCE[0]} check | lab" >&2
+        exit 2
+        ;;
+esac
+
+mkdir --parents "$build"
+exec 9> "$build/bootstrap.lock"
+flock 9 # two targets at once: the second one waits and finds everything done
+: > "$log"
+trap failed ERR
+require_space "$space" "$build"
+[ "$level" = check ] || require_space "$space" /var/lib
+install_packages "${packages[@]}"
+make_venv
+link_collection
