@@ -22,6 +22,8 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +32,9 @@ from ._routing import route_query
 
 # Silence is told from slowness by waiting; three SYNs go out in this time (retransmits after 1 s and 3 s, RFC 6298).
 DEFAULT_TIMEOUT = 3.5
+
+# Enough to hide the waiting, few enough to look like no scan.
+MOST_AT_ONCE = 32
 
 ESTABLISHED = "established"
 SERVER = "server"
@@ -174,3 +179,9 @@ def probe(target: Target, timeout: float = DEFAULT_TIMEOUT) -> Verdict:
     if verdict.step != BACKEND:
         return verdict
     return diagnose(target, spoofed, reply_lookup(target), own_attempt(target, timeout))
+
+
+def probe_all(targets: Sequence[Target], timeout: float = DEFAULT_TIMEOUT) -> list[Verdict]:
+    """Probe many targets side by side, so that many silent ones take no longer than one. Results in the same order."""
+    with ThreadPoolExecutor(max_workers=MOST_AT_ONCE) as pool:
+        return list(pool.map(lambda target: probe(target, timeout), targets))

@@ -124,7 +124,7 @@ def main() -> None:
         module.fail_json(msg="; ".join(wrong))
     if module.check_mode:
         module.exit_json(changed=False, results=[], skipped=True, msg="nothing is sent in check mode")
-    verdicts = [_probe.probe(_probe.Target(**target), module.params["timeout"]) for target in targets]
+    verdicts = _probe.probe_all([_probe.Target(**target) for target in targets], module.params["timeout"])
     results = [verdict.to_dict() for verdict in verdicts]
     broken = [verdict.sentence for verdict in verdicts if verdict.step != _probe.ESTABLISHED]
     if broken and module.params["fail"]:

@@ -48,7 +48,8 @@ def neighbour_mac(host: LabHost, address: str) -> str | None:
 def capture(host: LabHost, expression: str, dev: str = "eth0") -> Iterator[list[str]]:
     """Capture packets while the block runs: lines of ``MAC > MAC, … source.port > destination.port: …``, at its end."""
     packets: list[str] = []
-    command = host.argv(["tcpdump", "-U", "-l", "-enn", "-t", "-i", dev, expression])
+    # Of a container, only the network namespace is entered: the process is our own child, so the signal reaches it.
+    command = ["ip", "netns", "exec", host.netns, "tcpdump", "-U", "-l", "-enn", "-t", "-i", dev, expression]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         # tcpdump says "listening on" when the socket is open; packets before that would be lost.
