@@ -1,0 +1,148 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A host of plain Python: rules and routes in lists, nft and /proc in memory. For engine, keeper and module."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import engine, nft, sysctl, text
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.kernel import Found
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.runner import Completed, MissingCommand
+
+
+class FakeKernel:
+    """Objects with their protocol number. ``fail`` names a method that raises; ``lose`` one that does nothing."""
+
+    def __init__(self):
+        self.held_rules, self.held_routes = [], []
+        self.neighbours: dict[str, str] = {}
+        self.near = {"198.18.0.11": "eth0", "198.18.0.12": "eth0", "2001:db8::11": "eth0"}
+        self.up, self.own = ["lo", "eth0"], ["198.18.0.21"]
+        self.calls: list[str] = []
+        self.fail, self.lose = "", ""
+        self.forgotten = 0
+
+    def _does(self, name: str, value: object) -> bool:
+        self.calls.append(f"{name} {text.of(value)}")
+        if self.fail and self.fail in self.calls[-1]:
+            raise OSError(12, "Cannot allocate memory")
+        return not (self.lose and self.lose in self.calls[-1])
+
+    def rules(self):
+        return [Found(rule, protocol, rule.family, 0, text.of(rule)) for rule, protocol in self.held_rules]
+
+    def routes(self):
+        return [
+            Found(route, protocol, route.family, route.table, text.of(route)) for route, protocol in self.held_routes
+        ]
+
+    def add_rule(self, rule, protocol):
+        if self._does("add", rule):
+            self.held_rules.append((rule, protocol))
+
+    def remove_rule(self, rule, protocol):
+        if self._does("remove", rule):
+            self.held_rules.remove((rule, protocol))
+
+    def set_route(self, route, protocol):
+        if self._does("set", route):
+            self.held_routes = [pair for pair in self.held_routes if pair[0].key != route.key] + [(route, protocol)]
+
+    def remove_route(self, route, protocol):
+        if self._does("remove", route):
+            self.held_routes.remove((route, protocol))
+
+    def links(self):
+        return self.up
+
+    def addresses(self):
+        return self.own
+
+    def on_link(self, address, dev=None):
+        found = self.near.get(address)
+        return found if dev in (None, found) else None
+
+    def neighbour(self, address, wait=0.0):
+        return self.neighbours.get(address)
+
+    def forget_redirects(self):
+        self.forgotten += 1
+
+
+class FakeNft:
+    """A runner that understands what the engine asks of nft."""
+
+    def __init__(self):
+        self.tables: dict[str, list] = {}
+        self.missing = False
+
+    def __call__(self, argv, stdin=None):
+        if self.missing:
+            raise MissingCommand(argv[0])
+        if stdin:
+            objects = [item["add"] for item in json.loads(stdin)["nftables"] if "add" in item]
+            name = objects[0]["table"]["name"]
+            self.tables.pop(name, None)
+            if len(objects) > 1:
+                self.tables[name] = objects[1:]
+            return Completed(0, "", "")
+        if argv[3] == "tables":
+            return Completed(0, json.dumps({"nftables": [objects[0] for objects in self.tables.values()]}), "")
+        return Completed(0, json.dumps({"nftables": self.tables[argv[5]]}), "")
+
+
+class FakeHost:
+    """``.engine`` is the engine's Host; the rest looks behind it. Without pyroute2 when ``.no_pyroute2``."""
+
+    def __init__(self, directory):
+        self.kernel, self.nft = FakeKernel(), FakeNft()
+        self.no_pyroute2 = False
+        self.redirects = directory / "proc" / "net" / "ipv4" / "conf" / "all" / "accept_redirects"
+        self.flush = directory / "proc" / "net" / "ipv4" / "route" / "flush"
+        for file in (self.redirects, self.flush):
+            file.parent.mkdir(parents=True)
+            file.write_text("1\n")
+        self.memory = directory / "sysctl.json"
+        self.lock = directory / "lock"
+        self.engine = engine.Host(
+            runner=self.nft,
+            sysctls=sysctl.Sysctls(str(self.memory), str(directory / "proc")),
+            make_kernel=self._kernel,
+            lock=str(self.lock),
+        )
+
+    @contextmanager
+    def _open(self):
+        yield self.kernel
+
+    def _kernel(self):
+        if self.no_pyroute2:
+            raise MissingPackage("python3-pyroute2", "rules and routes need Python's pyroute2")
+        return self._open()
+
+    def snapshot(self) -> tuple:
+        """Everything there is, comparable."""
+        marks = {name: nft.observe(name[8:], {"nftables": objects}) for name, objects in self.nft.tables.items()}
+        rules = sorted(((text.of(rule), protocol) for rule, protocol in self.kernel.held_rules))
+        routes = sorted(((text.of(route), protocol) for route, protocol in self.kernel.held_routes))
+        memory = self.memory.read_text() if self.memory.exists() else None
+        return rules, routes, marks, self.redirects.read_text().strip(), memory
+
+
+RETURN_PATH = {
+    "schema": 1,
+    "owner": "return_path",
+    "protocol": 202,
+    "rules": [
+        {"family": "ipv4", "priority": 1100, "fwmark": 11, "fwmask": 255, "action": "lookup", "table": 20111},
+        {"family": "ipv4", "priority": 1101, "fwmark": 11, "fwmask": 255, "action": "unreachable"},
+    ],
+    "routes": [{"family": "ipv4", "table": 20111, "dst": "default", "via": "198.18.0.11"}],
+    "marks": [{"name": "a", "id": 11, "mask": 255, "mac": "02:00:00:00:00:11", "via": ["198.18.0.11"]}],
+    "sysctls": [{"name": "net.ipv4.conf.all.accept_redirects", "value": "0"}],
+}

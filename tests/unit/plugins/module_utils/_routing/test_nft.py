@@ -1,0 +1,162 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Marks as nft's JSON: what is written, and how a listing is judged. The live side is in tests/kernel."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import nft
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage, RoutingError
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Mark
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.runner import Completed, MissingCommand
+
+# What nft 1.0.6 and nft 1.1.3 both list (but for their version) after MARKS were written on kernel 6.18.
+LISTING = json.loads(Path(__file__).with_name("nft_listing.json").read_text(encoding="utf-8"))
+OWNER = "return_path"
+MARKS = (
+    Mark("a", 11, 255, ("02:00:00:00:00:11",), ("198.18.0.11", "2001:db8::11")),
+    Mark("a2", 12, 255, (), ("198.18.0.12",)),
+    Mark("a3", 13, 255, ("02:00:00:00:00:12", "02:00:00:00:00:14"), ("198.18.0.13", "198.18.0.14")),
+)
+
+
+def rules_of(objects: list, chain: str) -> list:
+    return [item["rule"] for item in objects if item.get("rule", {}).get("chain") == chain]
+
+
+def test_the_recorded_listing_is_what_was_written():
+    assert nft.observe(OWNER, LISTING) == nft.Observed(MARKS, True)
+
+
+def test_what_is_rendered_is_observed_as_itself():
+    assert nft.observe(OWNER, {"nftables": nft.render(OWNER, MARKS)}) == nft.Observed(MARKS, True)
+
+
+def test_a_transaction_has_no_moment_without_the_table():
+    commands = nft.transaction(OWNER, MARKS)["nftables"]
+    table = {"table": {"family": "inet", "name": "l4proxy_return_path"}}
+    assert commands[:3] == [{"add": table}, {"delete": table}, {"add": table}]
+    assert nft.transaction(OWNER, ())["nftables"] == [{"add": table}, {"delete": table}]
+
+
+def test_chains_exist_before_rules_go_to_them():
+    kinds = [next(iter(item)) for item in nft.render(OWNER, MARKS)]
+    assert kinds == sorted(kinds, key=["table", "chain", "rule"].index)
+
+
+def test_only_bits_under_the_mask_are_set():
+    (rule,) = rules_of(nft.render(OWNER, [Mark("x", 0x0300, 0xFF00, (), ("198.18.0.3",))]), "restore_768")
+    value = {"|": [{"&": [{"meta": {"key": "mark"}}, 0xFFFF00FF]}, 0x0300]}
+    assert rule["expr"] == [{"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}}]
+
+
+def test_a_proxy_without_mac_saves_nothing_but_restores_and_guards():
+    objects = nft.render(OWNER, MARKS[1:2])
+    assert rules_of(objects, "input") == []
+    assert len(rules_of(objects, "output")) == len(rules_of(objects, "guard_12")) == 1
+
+
+def test_the_mark_is_saved_once_and_for_the_first_direction():
+    (rule,) = rules_of(nft.render(OWNER, MARKS), "input")
+    left = [statement["match"]["left"] for statement in rule["expr"][:2]]
+    assert left == [{"ct": {"key": "direction"}}, {"&": [{"ct": {"key": "mark"}}, 255]}]
+
+
+def without(data: dict, kind: str, **what: object) -> None:
+    data["nftables"] = [
+        item for item in data["nftables"] if not all(item.get(kind, {}).get(k) == v for k, v in what.items())
+    ]
+
+
+def first(data: dict, chain: str) -> dict:
+    return rules_of(data["nftables"], chain)[0]
+
+
+def put_value(data: dict, chain: str, old: str, new: str) -> None:
+    rule = first(data, chain)
+    rule["expr"] = json.loads(json.dumps(rule["expr"]).replace(old, new))
+
+
+DAMAGE = {
+    "a rule gone": lambda data: without(data, "rule", chain="save_11"),
+    "a rule more": lambda data: data["nftables"].append(copy.deepcopy({"rule": first(data, "restore_11")})),
+    "a chain gone": lambda data: without(data, "chain", name="save_12"),
+    "a chain more": lambda data: data["nftables"].append({"chain": {"name": "other"}}),
+    "another hook": lambda data: data["nftables"][2]["chain"].update(hook="forward"),
+    "another policy": lambda data: data["nftables"][2]["chain"].update(policy="drop"),
+    "another mark": lambda data: put_value(data, "restore_11", "11", "12"),
+    "another verdict": lambda data: put_value(data, "guard_11", '"drop"', '"accept"'),
+    "another sender": lambda data: put_value(data, "input", "00:11", "00:aa"),
+    "another next hop": lambda data: put_value(data, "guard_11", "198.18.0.11", "198.18.0.1"),
+    "a sender without its chain": lambda data: put_value(data, "input", "save_11", "save_12"),
+    "replies not restored": lambda data: without(data, "rule", chain="output"),
+    "everything gone": lambda data: without(data, "rule", family="inet"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_seen(damage):
+    data = copy.deepcopy(LISTING)
+    damage(data)
+    assert nft.observe(OWNER, data) != nft.Observed(MARKS, True)
+
+
+def test_counters_and_handles_do_not_matter():
+    text = json.dumps(LISTING).replace('"packets": 0', '"packets": 7').replace('"handle": ', '"handle": 1')
+    assert nft.observe(OWNER, json.loads(text)) == nft.Observed(MARKS, True)
+
+
+class Commands:
+    """A runner with prepared answers by argument."""
+
+    def __init__(self, **answers: Completed):
+        self.answers, self.calls = answers, []
+
+    def __call__(self, argv, stdin=None):
+        self.calls.append((list(argv), stdin))
+        return self.answers[argv[3] if "list" in argv else "write"]
+
+
+TABLES = Completed(0, json.dumps({"nftables": [{"metainfo": {}}, LISTING["nftables"][1]]}), "")
+
+
+def test_read():
+    run = Commands(tables=TABLES, table=Completed(0, json.dumps(LISTING), ""))
+    assert nft.Nft(run).read(OWNER).marks == MARKS
+    assert [argv for argv, _stdin in run.calls] == [
+        ["nft", "-j", "list", "tables"],
+        ["nft", "-j", "list", "table", "inet", "l4proxy_return_path"],
+    ]
+
+
+@pytest.mark.parametrize("output", ["", '{"nftables": [{"metainfo": {}}]}'])
+def test_no_table_means_no_marks(output):
+    assert nft.Nft(Commands(tables=Completed(0, output, ""))).read(OWNER) == nft.Observed((), True)
+
+
+def test_write_is_one_command():
+    run = Commands(write=Completed(0, "", ""))
+    nft.Nft(run).write(OWNER, MARKS)
+    ((argv, stdin),) = run.calls
+    assert argv == ["nft", "-j", "-f", "-"]
+    assert json.loads(stdin) == nft.transaction(OWNER, MARKS)
+
+
+def test_a_failure_is_told():
+    with pytest.raises(RoutingError, match=r"nft -j -f -: Error: no"):
+        nft.Nft(Commands(write=Completed(1, "", "Error: no\n"))).write(OWNER, MARKS)
+
+
+def test_a_missing_nft_is_named():
+    def missing(argv, stdin=None):
+        raise MissingCommand(argv[0])
+
+    with pytest.raises(MissingPackage, match="install the package nftables") as caught:
+        nft.Nft(missing).read(OWNER)
+    assert caught.value.package == "nftables"

@@ -1,0 +1,149 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The module: its options reach the engine, and what the engine says reaches the user."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from ansible.module_utils import basic
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import engine, kernel
+from ansible_collections.trueip.l4proxy.plugins.modules import routing_state
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """The module's engine works on a fake host."""
+    fake = fakes.FakeHost(tmp_path)
+    monkeypatch.setattr(engine, "Host", lambda runner: fake.engine)
+    monkeypatch.setattr(kernel, "PYROUTE2_ERROR", None)
+    fake.warnings = []
+    monkeypatch.setattr(basic.AnsibleModule, "warn", lambda _module, text: fake.warnings.append(text))
+    return fake
+
+
+@pytest.fixture
+def run(host, tmp_path, capsys):
+    """Call the module; its JSON."""
+
+    def call(check: bool = False, **options) -> dict:
+        options.setdefault("owner", "return_path")
+        options.setdefault("directory", str(tmp_path / "routing.d"))
+        with patch_module_args({**options, "_ansible_check_mode": check}), pytest.raises(SystemExit):
+            routing_state.main()
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def test_present(run, host, tmp_path):
+    result = run(document=fakes.RETURN_PATH)
+    assert result["changed"]
+    assert result["changes"][1] == "add ip rule 1101: from all fwmark 0xb/0xff unreachable"
+    assert result["owned"]["rules"] == fakes.RETURN_PATH["rules"]
+    assert len(result["diff"]) == 2
+    assert len(host.kernel.held_rules) == 2
+    assert json.loads((tmp_path / "routing.d" / "return_path.json").read_text())["protocol"] == 202
+    again = run(document=fakes.RETURN_PATH)
+    assert (again["changed"], again["changes"], again["diff"]) == (False, [], [])
+
+
+def test_check_mode(run, host, tmp_path):
+    assert run(check=True, document=fakes.RETURN_PATH)["changed"]
+    assert host.kernel.calls == []
+    assert not (tmp_path / "routing.d").exists()
+
+
+def test_absent(run, host):
+    run(document=fakes.RETURN_PATH)
+    assert run(state="absent")["changed"]
+    assert host.kernel.held_rules == []
+    assert not run(state="absent")["changed"]
+
+
+def test_without_persist_no_file(run, tmp_path):
+    run(document=fakes.RETURN_PATH, persist=False)
+    assert not (tmp_path / "routing.d").exists()
+
+
+def test_without_purge_the_surplus_stays(run, host):
+    run(document=fakes.RETURN_PATH)
+    smaller = {**fakes.RETURN_PATH, "rules": fakes.RETURN_PATH["rules"][1:]}
+    run(document=smaller, purge=False)
+    assert len(host.kernel.held_rules) == 2
+    run(document=smaller)
+    assert len(host.kernel.held_rules) == 1
+
+
+EMPTY = {key: fakes.RETURN_PATH[key] for key in ("schema", "owner", "protocol")}
+FAILURES = [
+    ({}, "state is present but all of the following are missing: document"),
+    ({"document": EMPTY}, "is empty and would remove all"),
+    ({"document": {**EMPTY, "rules": [{}]}}, "document: rules[0].family: required\nrules[0].priority: required"),
+    ({"document": fakes.RETURN_PATH, "owner": "other"}, "owner: return_path is not the option's other"),
+    ({"owner": "other", "state": "absent"}, "owner other: its protocol number is not known"),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), FAILURES)
+def test_refusals(run, host, options, expected):
+    result = run(**options)
+    assert result["failed"]
+    assert expected in result["msg"]
+    assert host.kernel.calls == []
+
+
+def test_allow_empty(run):
+    assert not run(document=EMPTY, allow_empty=True).get("failed")
+
+
+@pytest.mark.parametrize("package", ["python3-pyroute2", "nftables"])
+def test_a_missing_package(run, host, package):
+    host.no_pyroute2, host.nft.missing = package == "python3-pyroute2", package == "nftables"
+    failed = run(document=fakes.RETURN_PATH)
+    assert failed["failed"]
+    assert f"install the package {package}" in failed["msg"]
+    foretold = run(check=True, document=fakes.RETURN_PATH)
+    assert foretold["changed"]
+    assert package in host.warnings[0]
+
+
+def test_what_is_waited_for_is_a_warning(run, host):
+    marks = [{**fakes.RETURN_PATH["marks"][0], "mac": None}]
+    result = run(document={**fakes.RETURN_PATH, "marks": marks})
+    assert result["waiting"] == ["waiting for 198.18.0.11 to answer: the MAC of proxy a is not known yet"]
+    assert host.warnings == [f"applied, but still {result['waiting'][0]}"]
+
+
+def test_the_distributions_python_is_used_when_ours_has_no_pyroute2(monkeypatch):
+    monkeypatch.setattr(kernel, "PYROUTE2_ERROR", "ImportError")
+    respawned = []
+    monkeypatch.setattr(routing_state.respawn, "has_respawned", lambda: False)
+    monkeypatch.setattr(routing_state.respawn, "probe_interpreters_for_module", lambda paths, name: paths[0])
+    monkeypatch.setattr(routing_state.respawn, "respawn_module", respawned.append)
+    routing_state.respawn_for_pyroute2()
+    assert respawned == ["/usr/bin/python3"]
+
+
+def test_documentation_and_argument_spec_agree():
+    options = yaml.safe_load(routing_state.DOCUMENTATION)["options"]
+    assert set(options) == set(routing_state.ARGUMENTS)
+    for name, argument in routing_state.ARGUMENTS.items():
+        assert {key: options[name].get(key) for key in ("type", "default", "choices")} == {
+            key: argument.get(key) for key in ("type", "default", "choices")
+        }
+
+
+def test_the_command_runner_finds_commands_in_sbin():
+    with patch_module_args({}):
+        module = basic.AnsibleModule({})
+    run = routing_state.command_runner(module)
+    assert run(["cat"], "text").stdout.strip() == "text"
+    with pytest.raises(routing_state.runner.MissingCommand):
+        run(["nope-nope"])
