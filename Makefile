@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VENV := .build/venv/bin
+# Namespaces and containers need root; whoever is not root gets there by sudo.
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 PYTHON := $(VENV)/python
 BOOTSTRAP := bash tests/lab/bootstrap.sh
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build/collections
@@ -18,13 +20,13 @@ help: ## Show the targets
 
 demo: ## Raise the lab, run the real site playbook, and show the client's address in the backends' logs
 	@$(BOOTSTRAP) lab
-	@$(PYTHON) -m tests.demo
+	@$(ROOT) $(PYTHON) -m tests.demo
 
 demo-shell: ## Open a shell on a host of the demo: make demo-shell HOST=a
-	@$(PYTHON) -m tests.lab shell --prefix demo $(HOST)
+	@$(ROOT) $(PYTHON) -m tests.lab shell --prefix demo $(HOST)
 
 demo-down: ## Remove the demo
-	@$(PYTHON) -m tests.lab down --prefix demo
+	@$(ROOT) $(PYTHON) -m tests.lab down --prefix demo
 
 test: ## Run everything that decides whether we ship
 	@bash tests/run.sh lint unit kernel molecule
@@ -43,9 +45,9 @@ unit: ## The unit tests, which need no privileges
 	@$(BOOTSTRAP) check
 	@$(PYTHON) -m pytest -q tests/unit
 
-kernel: ## The engines against the real kernel, in network namespaces (root)
+kernel: ## The engines against the real kernel, in network namespaces; and the lab itself (root)
 	@$(BOOTSTRAP) lab
-	@$(PYTHON) -m pytest -q tests/kernel
+	@$(ROOT) $(PYTHON) -m pytest -q tests/kernel tests/lab
 
 package: ## Build the collection and install it as a user gets it, into .build/package
 	@$(BOOTSTRAP) check
@@ -53,8 +55,8 @@ package: ## Build the collection and install it as a user gets it, into .build/p
 
 molecule: package ## Every scenario, against the built collection, in systemd containers (root)
 	@$(BOOTSTRAP) lab
-	@PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/molecule test --all --report
+	@$(ROOT) env PATH="$(CURDIR)/$(VENV):$$PATH" MOLECULE_COMMAND_BORDERS=0 $(VENV)/molecule test --all --report
 
 clean: ## Remove what the targets made, images and containers included
-	@[ ! -x $(PYTHON) ] || $(PYTHON) -m tests.lab clean
-	@rm -rf .build
+	@[ ! -x $(PYTHON) ] || $(ROOT) $(PYTHON) -m tests.lab clean
+	@$(ROOT) rm -rf .build

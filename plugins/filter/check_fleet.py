@@ -66,7 +66,7 @@ def check_fleet(services: Any, names: Sequence[str], hostvars: Mapping[str, Any]
         fleets = [(Fleet(services, host["__l4proxy_fleet"], hostvars), roles_of(host)) for host in hosts]
         _documents.check_fleet(fleets)
     except DerivationError as error:
-        raise readable(error) from error
+        raise readable(error) from None
     return f"{len(services or ())} services, {len(fleets)} hosts: every document can be derived"
 
 

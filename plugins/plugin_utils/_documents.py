@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Callable
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config
@@ -27,6 +28,9 @@ PRIORITY_GUARD = 1101
 PROTOCOL_LOCAL_DELIVERY = 201
 PROTOCOL_RETURN_PATH = 202
 STRATEGIES = ("mark",)
+
+# Stands for an id that could not be derived while the rest of a config is checked all the same.
+NO_ID = 255
 
 # A bare `from BACKEND` would make the proxy answer ARP for the whole subnet; a port would leave out ICMP errors.
 IP_PROTOCOLS = {4: ("tcp", "udp", "icmp"), 6: ("tcp", "udp", "ipv6-icmp")}
@@ -60,18 +64,30 @@ def _backends(fleet: Fleet, proxy: str, service: ServiceRef, errors: list[str]) 
     labels = [ref.label for ref in service.backends]
     rows = []
     for ref in service.backends:
-        addresses = _collect(errors, fleet.backend_addresses, proxy, ref) or {}
+        addresses = _collect(errors, fleet.backend_addresses, proxy, ref) or _stand_in(len(rows))
         name = ref.label if labels.count(ref.label) == 1 else f"{ref.label}:{ref.port}"
         families = {FAMILY[version]: address for version, address in addresses.items()}
         rows.append({"name": name, "port": ref.port, **ref.options, **families})
     return rows
 
 
+def _stand_in(number: int) -> dict[int, str]:
+    """Return addresses under which a backend whose own are in doubt is checked for its other faults."""
+    return {4: str(IPv4Address("10.0.0.1") + number), 6: str(IPv6Address("2001:db8::1") + number)}
+
+
+def _proxy_id(fleet: Fleet, proxy: str) -> int:
+    return fleet.proxy_id(proxy, _all_meetings(fleet, proxy))
+
+
 def _all_meetings(fleet: Fleet, proxy: str) -> list[Meeting]:
-    found: list[Meeting] = []
-    for backend in fleet.backend_hosts_of_proxy(proxy):
-        found += fleet.meetings(proxy, backend).values()
-    return found
+    found = [
+        meeting
+        for service in fleet.services_of_proxy(proxy)
+        for ref in service.backends
+        for meeting in fleet.meetings_of(proxy, ref).values()
+    ]
+    return list(dict.fromkeys(found))
 
 
 def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,14 +109,14 @@ def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> d
         }
         for service in mine
     ]
-    if errors:
-        raise DerivationError(errors)
-    proxy_id = fleet.proxy_id(proxy, _all_meetings(fleet, proxy))
-    data = {"schema": SCHEMA, "proxy_id": proxy_id, **settings, "services": services}
+    proxy_id = _collect(errors, _proxy_id, fleet, proxy)
+    data = {"schema": SCHEMA, "proxy_id": proxy_id or NO_ID, **settings, "services": services}
     try:
         config.load(data)
     except config.ConfigError as error:
-        raise DerivationError([_user_path(one, mine) for one in error.errors]) from None
+        errors += [_user_path(one, mine) for one in error.errors]
+    if errors:
+        raise DerivationError(errors)
     return data
 
 
@@ -243,7 +259,7 @@ def check_ids(ids: Mapping[str, int]) -> None:
 
 def probe_targets(fleet: Fleet, proxy: str) -> list[dict[str, Any]]:
     """List every backend of every service of a proxy, once a family that the service listens on."""
-    number = fleet.proxy_id(proxy, _all_meetings(fleet, proxy))
+    number = _proxy_id(fleet, proxy)
     targets: dict[tuple[str, str, int], dict[str, Any]] = {}
     for service in fleet.services_of_proxy(proxy):
         listening = {6 if ":" in address else 4 for address, _port in service.listen}

@@ -31,6 +31,6 @@ def fleet_filter(derive: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return derive(Fleet(services, fleet, hostvars), *args, **kwargs)
         except DerivationError as error:
-            raise readable(error) from error
+            raise readable(error) from None
 
     return filtered

@@ -116,6 +116,14 @@ class Fleet:
             raise DerivationError([_no_shared_subnet(*ends)])
         return meetings
 
+    def meetings_of(self, proxy: str, ref: BackendRef) -> dict[int, Meeting]:
+        """Return where a proxy meets a backend, by IP version; one that is only an address may be off every link."""
+        if ref.host is not None:
+            return self.meetings(proxy, ref.host)
+        stranger = Host(ref.label, (HostAddress(ip_address(str(ref.address))),))
+        found = {version: meet(self.host(proxy), stranger, version) for version in VERSIONS}
+        return {version: meeting for version, meeting in found.items() if meeting}
+
     def proxy_id(self, proxy: str, meetings: Iterable[Meeting]) -> int:
         """Return the id of ``proxy``: declared, or the host part of its address.
 

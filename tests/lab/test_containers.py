@@ -32,7 +32,8 @@ def ansible(*args: str) -> subprocess.CompletedProcess:
         "ANSIBLE_CONNECTION_PLUGINS": str(REPOSITORY / "tests/lab/connection_plugins"),
         "L4PROXY_LAB_PREFIX": PREFIX,
     }
-    command = [str(Path(sys.executable).with_name("ansible")), "-i", str(REPOSITORY / "tests/lab/inventory/hosts.yml")]
+    inventory = ["-i", str(REPOSITORY / "tests/lab/inventory/hosts.yml"), "-i", "a,b,c,d"]
+    command = [str(Path(sys.executable).with_name("ansible")), *inventory]
     return subprocess.run(
         [*command, *args], env=environment, cwd=REPOSITORY, text=True, capture_output=True, timeout=120, check=False
     )

@@ -53,7 +53,7 @@ def reached(lab, proxy):
 REFUSED = [
     ("no backends", services({**WEB, "backends": []}), "l4proxy_services[0].backends: a service without backends"),
     ("a port out of range", services({**WEB, "backends": ["b:70000"]}), "l4proxy_services[0].backends[0].port: 70000"),
-    ("a family without any backend", services({**WEB, "backends": ["192.0.2.1:80"]}), "l4proxy_services[0]"),
+    ("a family without any backend", services({**WEB, "backends": ["192.0.2.1:80"]}), "l4proxy_services[0].listen[1]"),
     ("one listen address twice", services(WEB, {**WEB, "name": "other"}), "l4proxy_services[1].listen[0]: 0.0.0.0:80"),
     ("an unknown key", services({**WEB, "wieght": 3}), "wieght"),
     ("no such host", services({**WEB, "backends": ["x:80"]}), "'x' is not in the inventory"),

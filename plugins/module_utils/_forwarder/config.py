@@ -219,7 +219,7 @@ def _backend(part):
     ipv4 = part.address("ipv4", 4, None)
     ipv6 = part.address("ipv6", 6, None)
     backend = Backend(
-        name=part.name("name"),
+        name=part.name("name", colons=True),
         port=part.integer("port", 1, 65535, "a port"),
         ipv4=str(ipv4) if ipv4 else None,
         ipv6=str(ipv6) if ipv6 else None,

@@ -76,13 +76,16 @@ class Fields:
             return self.error(key, f"{show(value)} is not a duration in seconds ({low}-{high})")
         return float(value)
 
-    def name(self, key, default=REQUIRED):
-        """Return a name that is safe in logs, metrics and file names."""
+    def name(self, key, colons=False, default=REQUIRED):
+        """Return a name that is safe in logs and metrics; with ``colons`` also an IPv6 address or host:port."""
         present, value = self._take(key, default)
         if not present:
             return value
-        if not isinstance(value, str) or not _NAME.match(value):
-            rule = "1-63 letters, digits, '_', '-' or '.', beginning with a letter or digit"
+        plain = value.replace(":", "") if colons and isinstance(value, str) else value
+        if not isinstance(plain, str) or not _NAME.match(plain):
+            rule = (
+                f"1-63 letters, digits, '_', '-'{', colon' if colons else ''} or '.', beginning with a letter or digit"
+            )
             return self.error(key, f"{show(value)} is not a name ({rule})")
         return value
 

@@ -209,6 +209,21 @@ def test_probe_targets_follow_the_families_listened_on():
     assert targets == [{"name": "web: b", "address": "198.18.0.21", "port": 8080, "source": "198.51.100.11"}]
 
 
+def test_an_address_on_the_link_gives_an_id_as_well():
+    config = _documents.forwarder_config(
+        fleet("a", [{**WEB, "listen": ["0.0.0.0:80"], "backends": ["198.18.0.99:1"]}]), "a", {}
+    )
+    assert config["proxy_id"] == 11
+
+
+def test_what_is_in_doubt_does_not_hide_other_faults():
+    found = config_errors({**WEB, "backends": ["b:0", "c:8080"]}, variables=hostvars(c={"ansible_facts": {}}))
+    assert [one.split(":")[0] for one in found] == [
+        "the address of c is unknown to a",
+        "l4proxy_services[0].backends[0].port",
+    ]
+
+
 def test_the_check_of_a_fleet_finds_every_fault_of_every_host():
     broken = [{**WEB, "backends": ["b:0", "c:80"]}]
     variables = hostvars(c={"ansible_facts": facts(22, ipv4={"address": "10.0.0.1", "prefix": "24"}, ipv6=[])})
