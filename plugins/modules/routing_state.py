@@ -194,9 +194,10 @@ def main() -> None:
     except errors.DocumentError as error:
         module.fail_json(msg="document: " + "\n".join(error.errors), errors=error.errors)
     except errors.MissingPackage as error:
-        details = {"exception": kernel.PYROUTE2_ERROR} if error.package == "python3-pyroute2" else {}
-        library = missing_required_lib(error.package)
-        module.fail_json(msg=f"{error}. {library}", **details)
+        if error.package == "python3-pyroute2":
+            library = missing_required_lib("pyroute2")
+            module.fail_json(msg=f"{error}. {library}", exception=kernel.PYROUTE2_ERROR)
+        module.fail_json(msg=str(error))
     except (errors.RoutingError, OSError) as error:
         module.fail_json(msg=str(error), errors=getattr(error, "errors", [str(error)]))
     for sentence in outcome.warnings:
