@@ -10,11 +10,11 @@ author: The trueip.l4proxy authors (@trueip)
 version_added: 0.1.0
 short_description: Find every fault of the services before any host is touched
 description:
-  - Derive the documents of all hosts of a run, and refuse with every fault at once if any of them cannot be derived.
+  - Derive the documents of all hosts of a run, and say everything that keeps any of them from being derived.
 positional: names, hostvars
 options:
   _input:
-    description: The services, as in the variable O(ignore:l4proxy_services). None is refused with a sentence.
+    description: The services, as in the variable O(ignore:l4proxy_services). None is a fault.
     type: list
     elements: dict
     required: true
@@ -33,20 +33,20 @@ options:
 """
 
 EXAMPLES = r"""
-summary: "{{ l4proxy_services | trueip.l4proxy.check_fleet(ansible_play_hosts, hostvars) }}"
+faults: "{{ l4proxy_services | trueip.l4proxy.check_fleet(ansible_play_hosts, hostvars) }}"
 """
 
 RETURN = r"""
 _value:
-  description: One sentence that says what was checked.
-  type: str
+  description: One sentence a fault; empty where nothing is wrong.
+  type: list
+  elements: str
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _documents
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import readable
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 
@@ -59,15 +59,14 @@ def roles_of(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {"forwarder": forwarder, "return_path": return_path if present else None}
 
 
-def check_fleet(services: Any, names: Sequence[str], hostvars: Mapping[str, Any]) -> str:
-    """Derive everything for every host of a run, or raise with every fault."""
+def check_fleet(services: Any, names: Sequence[str], hostvars: Mapping[str, Any]) -> list[str]:
+    """Derive everything for every host of a run, and return what is wrong with it."""
     try:
         hosts = [hostvars[name] for name in names if hostvars[name]["__l4proxy_fleet"]["reachable"]]
-        fleets = [(Fleet(services, host["__l4proxy_fleet"], hostvars), roles_of(host)) for host in hosts]
-        _documents.check_fleet(fleets)
+        _documents.check_fleet([(Fleet(services, host["__l4proxy_fleet"], hostvars), roles_of(host)) for host in hosts])
     except DerivationError as error:
-        raise readable(error) from None
-    return f"{len(services or ())} services, {len(fleets)} hosts: every document can be derived"
+        return error.errors
+    return []
 
 
 class FilterModule:

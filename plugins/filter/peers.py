@@ -12,10 +12,11 @@ short_description: List the hosts whose addresses a configuration depends on
 description:
   - For the hosts that are being configured, list those whose facts are needed, themselves included.
   - A backend depends on the proxies it is reached from, a proxy on the backends it forwards to.
+  - Where the services cannot be read, there are none; P(trueip.l4proxy.check_fleet#filter) says why.
 positional: fleet, hostvars, names
 options:
   _input:
-    description: The services, as in the variable O(ignore:l4proxy_services). None is refused with a sentence.
+    description: The services, as in the variable O(ignore:l4proxy_services). None has no peers.
     type: list
     elements: dict
     required: true
@@ -48,16 +49,19 @@ _value:
   elements: str
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fleet_filter
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 
 
-@fleet_filter
-def peers(fleet: Fleet, names: list[str]) -> list[str]:
+def peers(services: Any, fleet: Mapping[str, Any], hostvars: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """List the peers of some hosts."""
-    return fleet.peers([str(name) for name in names])
+    try:
+        return Fleet(services, fleet, hostvars).peers([str(name) for name in names])
+    except DerivationError:
+        return []
 
 
 class FilterModule:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import socket
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ def _reload(arguments: argparse.Namespace) -> int:
 def _keep(arguments: argparse.Namespace) -> int:
     from ._routing import keeper
 
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     return keeper.run(arguments.directory, once=arguments.once, dry_run=arguments.dry_run)
 
 

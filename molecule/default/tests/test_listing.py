@@ -55,6 +55,11 @@ def test_a_listing_sees_what_a_role_could_leave(lab):
     assert listing.differences(before, listing.take(host, packages=False)) == []
 
 
-def test_the_hosts_are_as_they_were(lab, scratch):
+def test_the_hosts_are_as_they_were(lab, play, scratch):
+    run = play("teardown")
+    assert run.status == 0, run.output
+    assert set(run.changed) == set(lab.managed), run.output
+    assert "These packages stay, because others may need them: python3, python3-pyroute2" in run.output
     before = json.loads((scratch / "fresh-False.json").read_text(encoding="utf-8"))
     assert differences(before, listings(lab, packages=False)) == []
+    assert play("teardown").changed == {}

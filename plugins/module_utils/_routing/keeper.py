@@ -8,8 +8,9 @@ At boot links, addresses and proxies appear in any order, so what is not there y
 waiting cannot mend (a bad document, another owner's rule) is told, does not keep the other documents from being
 applied, and makes the exit status 1.
 
-A service of Type=notify with RemainAfterExit=yes: READY=1 is sent as soon as all that can be applied is applied, be it
-without the MAC of a proxy that is down; the process goes on asking for that MAC, and ends when nothing is left to do.
+A service with RemainAfterExit=yes and NotifyAccess=main: its status line says what is awaited. READY=1 is sent as
+soon as all that can be applied is applied, be it without the MAC of a proxy that is down; the process goes on asking
+for that MAC, and ends when nothing is left to do.
 """
 
 from __future__ import annotations
