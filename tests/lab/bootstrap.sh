@@ -23,7 +23,9 @@ lab_packages=(
     nginx curl tcpdump iputils-arping iputils-ping         # test servers and instruments
 )
 
-say() { printf 'bootstrap: %s\n' "$*" >&2; }
+# A failing step may have its output redirected; what is said is said to the caller all the same.
+exec 3>&2
+say() { printf 'bootstrap: %s\n' "$*" >&3; }
 
 step() {
     current=$*
@@ -33,7 +35,7 @@ step() {
 failed() {
     say "FAILED: $current"
     if [ -s "$log" ]; then
-        tail --lines 15 "$log" | sed 's/^/bootstrap: | /' >&2
+        tail --lines 15 "$log" | sed 's/^/bootstrap: | /' >&3
         say "the whole log: $log"
     fi
     exit 1
@@ -80,7 +82,7 @@ install_packages() {
         apt-get install --yes --no-install-recommends "${missing[@]}" >> "$log" 2>&1
     # The lab starts nginx where it wants it; on this machine it must not listen, now or after a reboot.
     case " ${missing[*]} " in
-        *' nginx '*) as_root deb-systemd-helper disable nginx.service >> "$log" 2>&1 ;;
+        *' nginx '*) ! command -v systemctl > /dev/null || as_root systemctl disable nginx.service >> "$log" 2>&1 ;;
     esac
 }
 
