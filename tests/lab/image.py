@@ -169,6 +169,6 @@ def _codename() -> str:
 
 @contextlib.contextmanager
 def _lock(release: str) -> Iterator[None]:
-    with open(f"/run/lock/l4proxy-lab-image-{release}", "w", encoding="ascii") as lock:
+    with open(f"/run/l4proxy-lab-image-{release}", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
