@@ -13,11 +13,6 @@ description:
   - Derive the documents of all hosts of a run, and say everything that keeps any of them from being derived.
 positional: names, hostvars
 options:
-  _input:
-    description: The services, as in the variable O(ignore:l4proxy_services). None is a fault.
-    type: list
-    elements: dict
-    required: true
   names:
     description:
       - The hosts of the run. Of each, the fleet as seen from it is read from the variable C(__l4proxy_fleet) and the
@@ -26,10 +21,8 @@ options:
     type: list
     elements: str
     required: true
-  hostvars:
-    description: The variables of all hosts, as in the magic variable C(hostvars).
-    type: dict
-    required: true
+extends_documentation_fragment:
+  - trueip.l4proxy.services
 """
 
 EXAMPLES = r"""

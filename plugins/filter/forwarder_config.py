@@ -14,26 +14,13 @@ description:
   - The result has been accepted by the same check that C(l4proxy check) makes on the host.
 positional: fleet, hostvars, settings
 options:
-  _input:
-    description: The services, as in the variable O(ignore:l4proxy_services). None is refused with a sentence.
-    type: list
-    elements: dict
-    required: true
-  fleet:
-    description:
-      - >-
-        The fleet as seen from one host. A dictionary with C(host) (that host's name), C(proxies), C(backends) and
-        C(inventory) (lists of names), and C(known) (documents that an earlier run left on that host).
-    type: dict
-    required: true
-  hostvars:
-    description: The variables of all hosts, as in the magic variable C(hostvars).
-    type: dict
-    required: true
   settings:
     description: Top-level keys of the config that do not come from the services, such as C(drain_timeout).
     type: dict
     default: {}
+extends_documentation_fragment:
+  - trueip.l4proxy.services
+  - trueip.l4proxy.services.view
 """
 
 EXAMPLES = r"""

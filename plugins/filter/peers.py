@@ -15,27 +15,14 @@ description:
   - Where the services cannot be read, there are none; P(trueip.l4proxy.check_fleet#filter) says why.
 positional: fleet, hostvars, names
 options:
-  _input:
-    description: The services, as in the variable O(ignore:l4proxy_services). None has no peers.
-    type: list
-    elements: dict
-    required: true
-  fleet:
-    description:
-      - >-
-        The fleet as seen from one host. A dictionary with C(host) (that host's name), C(proxies), C(backends) and
-        C(inventory) (lists of names), and C(known) (documents that an earlier run left on that host).
-    type: dict
-    required: true
-  hostvars:
-    description: The variables of all hosts, as in the magic variable C(hostvars).
-    type: dict
-    required: true
   names:
     description: The hosts that are being configured.
     type: list
     elements: str
     required: true
+extends_documentation_fragment:
+  - trueip.l4proxy.services
+  - trueip.l4proxy.services.view
 """
 
 EXAMPLES = r"""

@@ -13,27 +13,14 @@ description:
   - Derive the rules, routes, marks and sysctls that send a backend's replies to the proxy they came through.
 positional: fleet, hostvars, strategy
 options:
-  _input:
-    description: The services, as in the variable O(ignore:l4proxy_services). None is refused with a sentence.
-    type: list
-    elements: dict
-    required: true
-  fleet:
-    description:
-      - >-
-        The fleet as seen from one host. A dictionary with C(host) (that host's name), C(proxies), C(backends) and
-        C(inventory) (lists of names), and C(known) (documents that an earlier run left on that host).
-    type: dict
-    required: true
-  hostvars:
-    description: The variables of all hosts, as in the magic variable C(hostvars).
-    type: dict
-    required: true
   strategy:
     description: The return path strategy.
     type: str
     default: mark
     choices: [mark]
+extends_documentation_fragment:
+  - trueip.l4proxy.services
+  - trueip.l4proxy.services.view
 """
 
 EXAMPLES = r"""

@@ -1,0 +1,34 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Options that every filter of services shares."""
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options:
+  _input:
+    description:
+      - The services of the fleet, the value of the inventory-wide variable C(l4proxy_services).
+      - None is told apart from an empty list, as it means that the variable is not defined on a host.
+    type: list
+    elements: dict
+    required: true
+  hostvars:
+    description: The variables of all hosts, as in the magic variable C(hostvars).
+    type: dict
+    required: true
+"""
+
+    VIEW = r"""
+options:
+  fleet:
+    description:
+      - >-
+        The fleet as seen from one host. A dictionary with C(host) (that host's name), C(proxies), C(backends) and
+        C(inventory) (lists of names), and C(known) (documents that an earlier run left on that host).
+    type: dict
+    required: true
+"""
