@@ -34,12 +34,13 @@ test: ## Run everything that decides whether we ship
 check: ## Run the quick part
 	@bash tests/run.sh lint unit
 
-lint: ## ansible-lint, yamllint, ruff
+lint: ## ansible-lint, yamllint, ruff, and documentation that can be read
 	@$(BOOTSTRAP) check
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check --quiet .
 	@$(VENV)/yamllint --strict .
 	@PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/ansible-lint --profile production --offline
+	@$(VENV)/ansible-doc --metadata-dump trueip.l4proxy >/dev/null
 
 unit: ## The unit tests, which need no privileges
 	@$(BOOTSTRAP) check

@@ -20,6 +20,23 @@ attributes:
     platforms: linux
 """
 
+    # For action plugins that hand their work to copy and file.
+    ACTION = r"""
+options: {}
+attributes:
+  check_mode:
+    description: Can run in C(check_mode) and say truthfully what would be changed, without changing it.
+    support: full
+  diff_mode:
+    description: Shows which archive the link names; the archive itself is this collection's own code.
+    support: partial
+    details: The content of the archive is not shown.
+  platform:
+    description: The platform on which the module runs.
+    platforms: linux
+    support: full
+"""
+
     # For modules that only look.
     INFO = r"""
 options: {}

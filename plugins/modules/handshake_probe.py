@@ -47,7 +47,6 @@ options:
     type: bool
     default: true
 extends_documentation_fragment:
-  - trueip.l4proxy.attributes
   - trueip.l4proxy.attributes.info
 """
 

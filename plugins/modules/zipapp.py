@@ -21,7 +21,6 @@ options:
     type: path
     required: true
 extends_documentation_fragment:
-  - trueip.l4proxy.attributes
   - trueip.l4proxy.attributes.action
 """
 

@@ -17,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
+
 from tests.lab import netns, wiring
 from tests.lab.netns import NamespaceLab
 
@@ -83,6 +85,13 @@ def config(*services: dict, **options) -> dict:
     return {"schema": 1, "proxy_id": PROXY_ID, "services": list(services), **options}
 
 
+def build_archive(directory: Path) -> Path:
+    """The archive of the engines, as the roles install it."""
+    path = directory / "l4proxy.pyz"
+    path.write_bytes(_archive.archive(_archive.sources(netns.REPOSITORY / "plugins" / "module_utils")))
+    return path
+
+
 class Forwarder:
     """``l4proxy forward`` on a host: started, reloaded, read and stopped by the tests."""
 
@@ -97,8 +106,9 @@ class Forwarder:
         self.configure(document)
         self.environment = {"RUNTIME_DIRECTORY": str(self.directory)}
         command = ["forward", "--config", str(self.config)]
-        # Another user may not be able to read this interpreter.
+        # Another user may be able to read neither this interpreter nor the checkout.
         python = "/usr/bin/python3" if wrapper else sys.executable
+        archive = archive or (build_archive(self.directory) if wrapper else None)
         program = [python, str(archive)] if archive else [python, "-c", netns.CLI]
         environment = {**netns.cli_environment(), **self.environment}
         if archive:
