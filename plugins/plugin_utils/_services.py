@@ -10,13 +10,18 @@ the derivation calls on its own result.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from typing import Any
 
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 
 VARIABLE = "l4proxy_services"
+
+# A user names a host or an address where the config carries a name and an address a family.
+DERIVED_KEYS = {"name", "ipv4", "ipv6"}
+BACKEND_KEYS = {"host", "address"} | {one.name for one in fields(config.Backend)} - DERIVED_KEYS
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,11 @@ class _Parser:
 
     def backend(self, path: str, value: Any, default_port: Any) -> BackendRef | None:
         if isinstance(value, Mapping):
-            options = dict(value)
+            self.errors += [
+                f"{path}.{key}: is not a known key (known here: {', '.join(sorted(BACKEND_KEYS))})"
+                for key in sorted(set(value) - BACKEND_KEYS)
+            ]
+            options = {key: value[key] for key in value if key in BACKEND_KEYS}
             host, address = options.pop("host", None), options.pop("address", None)
             port = options.pop("port", default_port)
         else:

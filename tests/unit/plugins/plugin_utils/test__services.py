@@ -35,6 +35,10 @@ REFUSED = [
     ([{**GOOD, "listen": ["0.0.0.0:http"]}], "l4proxy_services[0].listen[0]: 'http' is not a port number"),
     ([{**GOOD, "backends": ["x:80"]}], "l4proxy_services[0].backends[0].host: 'x' is not in the inventory"),
     ([{**GOOD, "backends": [{"port": 80}]}], "l4proxy_services[0].backends[0]: a backend needs a host"),
+    (
+        [{**GOOD, "backends": [{"host": "b", "wieght": 2}]}],
+        "l4proxy_services[0].backends[0].wieght: is not a known key",
+    ),
     ([{**GOOD, "backends": [{"address": "no"}]}], "l4proxy_services[0].backends[0].address: 'no' is not an IP address"),
     ([GOOD, {**GOOD, "proxies": []}], "l4proxy_services[1].proxies: is empty, so no proxy would serve it"),
     ([{**GOOD, "proxies": ["z"]}], "l4proxy_services[0].proxies: 'z' is not in the group of proxies (a)"),
@@ -89,7 +93,7 @@ def test_a_backend_listens_where_the_service_does_unless_it_says_otherwise():
 
 def test_what_is_not_understood_here_is_passed_on():
     (service,) = parse_services(
-        [{**GOOD, "balance": "random", "backends": [{"host": "b", "wieght": 2}]}], ["b"], PROXIES
+        [{**GOOD, "balance": "random", "backends": [{"host": "b", "weight": 2}]}], ["b"], PROXIES
     )
     assert service.options == {"name": "web", "balance": "random"}
-    assert service.backends[0].options == {"wieght": 2}
+    assert service.backends[0].options == {"weight": 2}
