@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import time
 from contextlib import contextmanager
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine, sysctl
+
+from tests.lab.netns import NamespaceLab
 
 FAMILIES = ("ipv4", "ipv6")
 PROTOCOLS = {"ipv4": ("tcp", "udp", "icmp"), "ipv6": ("tcp", "udp", "ipv6-icmp")}
@@ -98,6 +101,24 @@ def listing(host) -> list[str]:
 def _passing(line: str) -> bool:
     """Cached routes (a redirect, a path MTU) and the kernel's own for link-local and multicast come by themselves."""
     return " expires " in line or "proto kernel" in line
+
+
+@contextmanager
+def with_engine(prefix: str, hosts: list[str], tmp_path_factory):
+    """Raise a lab whose ``.engine`` is an Engine with files of its own."""
+    with NamespaceLab(f"{prefix}{os.getpid()}", hosts) as raised:
+        raised.engine = Engine(tmp_path_factory.mktemp("engine"))
+        yield raised
+
+
+@contextmanager
+def left_as_found(lab: NamespaceLab, name: str):
+    """A host without anything of ours; the test's leavings are removed and must be all there was."""
+    host = lab[name]
+    before = listing(host)
+    yield host
+    lab.engine.remove(host, "return_path")
+    assert listing(host) == before
 
 
 def counters(host, table: str) -> dict[str, int]:

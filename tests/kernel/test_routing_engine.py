@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import ipaddress
-import os
 import re
 import socket
 
@@ -19,13 +18,11 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import (
     errors,
     keeper,
     kernel,
-    model,
     runner,
     store,
 )
 
 from tests.kernel import routing_lab as rl
-from tests.lab.netns import NamespaceLab
 
 REDIRECTS = tuple(
     (f"net.{family}.conf.{link}.accept_redirects", "0") for family in ("ipv4", "ipv6") for link in ("all", "eth0")
@@ -34,19 +31,14 @@ REDIRECTS = tuple(
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    with NamespaceLab(f"kre{os.getpid()}", ["client", "router", "a", "a2", "b"]) as raised:
-        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
+    with rl.with_engine("kre", ["client", "router", "a", "a2", "b"], tmp_path_factory) as raised:
         yield raised
 
 
 @pytest.fixture
 def b(lab):
-    """Backend b without anything of ours; the test's leavings are removed and must be all there was."""
-    host = lab["b"]
-    before = rl.listing(host)
-    yield host
-    lab.engine.remove(host, "return_path")
-    assert rl.listing(host) == before
+    with rl.left_as_found(lab, "b") as host:
+        yield host
 
 
 def document(lab, **options) -> dict:
@@ -309,95 +301,6 @@ def test_an_ipv6_redirect_does_not_undo_a_global_next_hop(lab, b, forwarding_a):
     provoke(b, target)
     assert rl.snmp(b, "6", "Icmp6InRedirects") > before
     assert way(b, target) == a.ipv6
-
-
-# --- kernel
-
-
-def test_removing_a_wide_rule_leaves_the_narrow_one(lab, b):
-    """The kernel would take ``from X`` as "any rule from X" and remove the first."""
-    narrow = model.Rule("ipv4", 1100, table=20100, src="198.18.0.99/32", ip_proto=6)
-    wide = model.Rule("ipv4", 1100, table=20100, src="198.18.0.99/32")
-    with b.inside(), kernel.Kernel() as netlink:
-        for rule in (narrow, wide):
-            netlink.add_rule(rule, 202)
-        netlink.remove_rule(wide, 202)
-        assert [found.value for found in netlink.rules() if found.protocol == 202] == [narrow]
-        with pytest.raises(kernel.NetlinkError):
-            netlink.remove_rule(wide, 202)
-        netlink.remove_rule(narrow, 202)
-
-
-RULES = [
-    model.Rule("ipv4", 1100, table=20100, src="198.18.0.0/24", dst="10.0.0.0/8", iif="lo", ip_proto=17, sport=(53, 60)),
-    model.Rule("ipv6", 1101, table=20100, src="2001:db8::/64", ip_proto=6, dport=(80, 80)),
-    model.Rule("ipv4", 1102, action="prohibit", fwmark=0x100, fwmask=0xFF00),
-    model.Rule("ipv6", 1103, action="blackhole", fwmark=0x100),
-]
-ROUTES = [
-    model.Route("ipv4", 20100, "10.1.0.0/16", via="198.18.0.1", dev="eth0", src="198.18.0.21", metric=7),
-    model.Route("ipv6", 20100, "default", via="2001:db8::1", dev="eth0", src="2001:db8::21"),
-    model.Route("ipv4", 20100, "10.2.0.0/16", dev="eth0"),
-    *[
-        model.Route(family, 20101, dst, type=kind)
-        for family, dst in (("ipv4", "10.3.0.0/16"), ("ipv6", "2001:db8:3::/48"))
-        for kind in ("local", "unreachable", "prohibit", "blackhole")
-    ],
-]
-
-
-@pytest.mark.parametrize("rule", RULES, ids=str)
-def test_a_rule_reads_back_as_it_was_written(lab, b, rule):
-    with b.inside(), kernel.Kernel() as netlink:
-        netlink.add_rule(rule, 202)
-        assert [found.value for found in netlink.rules() if found.protocol == 202] == [rule]
-        netlink.remove_rule(rule, 202)
-
-
-@pytest.mark.parametrize("route", ROUTES, ids=str)
-def test_a_route_reads_back_as_it_was_written(lab, b, route):
-    with b.inside(), kernel.Kernel() as netlink:
-        netlink.set_route(route, 202)
-        assert [found.value for found in netlink.routes() if found.protocol == 202] == [route]
-        netlink.remove_route(route, 202)
-        assert [found.value for found in netlink.routes() if found.protocol == 202] == []
-
-
-@pytest.mark.parametrize("family", rl.FAMILIES)
-def test_route_get_respects_protocol_and_ports(lab, b, family):
-    command = "-4" if family == "ipv4" else "-6"
-    rule = ["priority", "1200", "ipproto", "udp", "sport", "53", "dport", "99", "prohibit"]
-    b.run(["ip", command, "rule", "add", *rule])
-    target, router = rl.address(lab["client"], family), getattr(lab["router"].on("inside"), family)
-    with b.inside():
-        hit = kernel.route_get(target, ip_proto="udp", sport=53, dport=99)
-        misses = [
-            kernel.route_get(target, ip_proto=protocol, sport=sport, dport=dport)
-            for protocol, sport, dport in (("udp", 54, 99), ("tcp", 53, 99), ("udp", 53, 98))
-        ]
-    b.run(["ip", command, "rule", "del", *rule])
-    assert (hit.type, hit.error) == ("prohibit", "EACCES")
-    assert {(answer.type, answer.via, answer.dev) for answer in misses} == {("unicast", router, "eth0")}
-
-
-@pytest.mark.parametrize("family", rl.FAMILIES)
-def test_route_get_tells_local_delivery(lab, family):
-    a, b = lab["a"], lab["b"]
-    lab.engine.apply(a, rl.local_delivery(b))
-    spoofed = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}[family]
-    with a.inside():
-        with_rules = kernel.route_get(spoofed, src=rl.address(b, family), iif="eth0", ip_proto="tcp")
-    lab.engine.remove(a, "local_delivery")
-    with a.inside():
-        without = kernel.route_get(spoofed, src=rl.address(b, family), iif="eth0", ip_proto="tcp")
-    assert with_rules.type == "local"
-    assert without.type != "local"
-
-
-def test_a_silent_address_has_no_mac(lab, b):
-    with b.inside(), kernel.Kernel() as netlink:
-        assert netlink.neighbour("198.18.0.99", 0.1) is None
-        assert netlink.neighbour("203.0.113.1", 20.0) is None, "off-link: no waiting"
 
 
 # --- proxies that are not there, and the keeper
