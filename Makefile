@@ -4,8 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VENV := .build/venv/bin
-# Namespaces and containers need root; whoever is not root gets there by sudo.
-ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
+# Namespaces and containers need root; whoever is not root gets there by sudo, and keeps the files root makes apart.
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env env ANSIBLE_HOME=$(CURDIR)/.build/ansible-root)
 PYTHON := $(VENV)/python
 BOOTSTRAP := bash tests/lab/bootstrap.sh
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build/collections
