@@ -43,10 +43,22 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _documents
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 
+# The role's own variables that end up in the config; the role's defaults are right where a host says nothing.
+SETTINGS = ("drain_timeout",)
+
+
+def _number(value: Any) -> Any:
+    """Return what the role makes of a number that was given as text, as extra variables are."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
 
 def roles_of(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Read which roles a host is to have, with what the derivation needs to know of their settings."""
-    forwarder = {} if variables.get("forwarder_state", "present") == "present" else None
+    settings = {key: _number(variables[f"forwarder_{key}"]) for key in SETTINGS if f"forwarder_{key}" in variables}
+    forwarder = settings if variables.get("forwarder_state", "present") == "present" else None
     return_path = {"strategy": variables.get("return_path_strategy", "mark")}
     present = variables.get("return_path_state", "present") == "present"
     return {"forwarder": forwarder, "return_path": return_path if present else None}
@@ -55,7 +67,7 @@ def roles_of(variables: Mapping[str, Any]) -> dict[str, Any]:
 def check_fleet(services: Any, names: Sequence[str], hostvars: Mapping[str, Any]) -> list[str]:
     """Derive everything for every host of a run, and return what is wrong with it."""
     try:
-        hosts = [hostvars[name] for name in names if hostvars[name]["__l4proxy_fleet"]["reachable"]]
+        hosts = [hostvars[name] for name in names if hostvars[name].get("__l4proxy_fleet", {}).get("reachable")]
         _documents.check_fleet([(Fleet(services, host["__l4proxy_fleet"], hostvars), roles_of(host)) for host in hosts])
     except DerivationError as error:
         return error.errors

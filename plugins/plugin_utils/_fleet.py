@@ -104,25 +104,37 @@ class Fleet:
         return list(dict.fromkeys(refs))
 
     def meetings(self, proxy: str, backend: str) -> dict[int, Meeting]:
-        """Return where the two meet, by IP version.
+        """Return where a proxy and a backend meet, by IP version, over all services that join them.
 
-        :raises DerivationError: an address is unknown, or they share no subnet.
+        :raises DerivationError: an address is unknown, they share no subnet, or meet on two links in one family.
         """
-        ends = self.host(proxy), self.host(backend)
-        raise_all(_unknown_address(end, self.name) for end in ends if not end.addresses)
-        found = {version: meet(*ends, version) for version in VERSIONS}
-        meetings = {version: meeting for version, meeting in found.items() if meeting}
-        if not meetings:
-            raise DerivationError([_no_shared_subnet(*ends)])
-        return meetings
+        found: dict[int, Meeting] = {}
+        for ref in [ref for service in self.services_of_proxy(proxy) for ref in service.backends]:
+            if ref.host != backend:
+                continue
+            for version, meeting in self.meetings_of(proxy, ref).items():
+                if found.setdefault(version, meeting).proxy != meeting.proxy:
+                    raise DerivationError([_two_links(proxy, backend, found[version], meeting)])
+        return found
 
     def meetings_of(self, proxy: str, ref: BackendRef) -> dict[int, Meeting]:
-        """Return where a proxy meets a backend, by IP version; one that is only an address may be off every link."""
-        if ref.host is not None:
-            return self.meetings(proxy, ref.host)
-        stranger = Host(ref.label, (HostAddress(ip_address(str(ref.address))),))
-        found = {version: meet(self.host(proxy), stranger, version) for version in VERSIONS}
-        return {version: meeting for version, meeting in found.items() if meeting}
+        """Return where a proxy meets a backend as one service names it, by IP version.
+
+        A backend that is only an address may be off every link; a host of ours may not, since a way back has to be set.
+
+        :raises DerivationError: an address is unknown, or a host of ours shares no subnet with the proxy.
+        """
+        given = ip_address(ref.address) if ref.address is not None else None
+        mine = self.host(proxy)
+        other = self.host(ref.host) if ref.host is not None else Host(ref.label)
+        if given is not None:
+            other = other.only(given)
+        raise_all(_unknown_address(end, self.name) for end in (mine, other) if not end.addresses)
+        found = {version: meet(mine, other, version) for version in VERSIONS}
+        meetings = {version: meeting for version, meeting in found.items() if meeting}
+        if ref.host is not None and (not meetings or (given is not None and given.version not in meetings)):
+            raise DerivationError([_no_shared_subnet(mine, other)])
+        return meetings
 
     def proxy_id(self, proxy: str, meetings: Iterable[Meeting]) -> int:
         """Return the id of ``proxy``: declared, or the host part of its address.
@@ -155,13 +167,10 @@ class Fleet:
 
     def backend_addresses(self, proxy: str, ref: BackendRef) -> dict[int, str]:
         """Return the addresses at which ``proxy`` reaches one backend, by IP version."""
-        addresses: dict[int, str] = {}
-        if ref.host is not None:
-            addresses = {version: str(one.backend.address) for version, one in self.meetings(proxy, ref.host).items()}
-        if ref.address is not None:
-            given = ip_address(ref.address)
-            addresses = {**(addresses if ref.host else {}), given.version: str(given)}
-        return addresses
+        if ref.host is None:
+            address = ip_address(str(ref.address))
+            return {address.version: str(address)}
+        return {version: str(one.backend.address) for version, one in self.meetings_of(proxy, ref).items()}
 
 
 def raise_all(errors: Iterable[str]) -> None:
@@ -189,4 +198,12 @@ def _no_shared_subnet(proxy: Host, backend: Host) -> str:
         f"proxy {proxy.name} ({listed(proxy)}) shares no subnet with backend {backend.name} ({listed(backend)}): "
         "return path strategy mark needs both on one link; declare l4proxy_address where the wrong interface was "
         "looked at, or move one of them"
+    )
+
+
+def _two_links(proxy: str, backend: str, one: Meeting, other: Meeting) -> str:
+    ends = f"{one.backend.address} from {one.proxy.address}, and {other.backend.address} from {other.proxy.address}"
+    return (
+        f"proxy {proxy} would reach backend {backend} on two links ({ends}), but a backend knows one way back to a "
+        "proxy in each family; use addresses of one subnet for both"
     )

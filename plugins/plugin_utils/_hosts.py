@@ -15,7 +15,7 @@ Pure: variables and facts in, values out. Where an address comes from, best firs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any, Union
 
@@ -81,6 +81,12 @@ class Host:
     source: str = "nothing"
     proxy_id: int | None = None
     preferred: frozenset[str] = field(default_factory=frozenset)
+
+    def only(self, address: Address) -> Host:
+        """Return the host as if ``address`` were all it had in that family, with what facts tell of it."""
+        mine = [one for one in self.addresses if one.address == address] or [HostAddress(address)]
+        others = [one for one in self.addresses if one.address.version != address.version]
+        return replace(self, addresses=(*mine, *others))
 
     def of_family(self, version: int) -> list[HostAddress]:
         """Return the addresses of IP version 4 or 6, primary ones first, in a stable order."""

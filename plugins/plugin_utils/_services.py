@@ -94,7 +94,7 @@ class _Parser:
 
     def listener(self, path: str, value: Any) -> tuple[str, Any] | None:
         if isinstance(value, Mapping):
-            return str(value.get("address", "")), value.get("port")
+            return str(value.get("address", "")), _number(value.get("port"))
         try:
             address, port = split_endpoint(str(value))
         except ValueError as error:
@@ -111,7 +111,7 @@ class _Parser:
                 f"{path}.{key}: is not a known key (known here: {', '.join(sorted(BACKEND_KEYS))})"
                 for key in sorted(set(value) - BACKEND_KEYS)
             ]
-            options = {key: value[key] for key in value if key in BACKEND_KEYS}
+            options = {key: _number(value[key]) for key in value if key in BACKEND_KEYS}
             host, address = options.pop("host", None), options.pop("address", None)
             port = options.pop("port", default_port)
         else:
@@ -175,6 +175,11 @@ class _Parser:
             proxies=proxies,
             options=options,
         )
+
+
+def _number(value: Any) -> Any:
+    """Return a number that was given as text (a quoted or templated value) as a number, and all else as it is."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 def _as_sequence(value: Any) -> list[Any]:

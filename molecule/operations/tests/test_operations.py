@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -201,8 +202,16 @@ def refuse_then_declare(lab, play):
     inventory = lab_inventory(spec)
     declared = ansible.play(lab.prefix, "trueip.l4proxy.site", [scenario_inventory(), inventory], "--limit", "c")
     assert declared.recap["c"]["failed"] == 0, declared.output
-    # The MAC is not declared: the keeper finds it when a2 is back.
+    # The MAC is not declared: the keeper finds it when a2 is back, see the next test.
     assert marks(lab, "c")["a2"] == (spec.number, None, (spec.ipv4, spec.ipv6))
+
+
+def test_the_keeper_finds_the_proxy_that_was_down_without_ansible(lab):
+    deadline = time.monotonic() + 30
+    while lab["a2"].mac not in lab["c"].run(["nft", "list", "ruleset"]).stdout:
+        assert time.monotonic() < deadline, lab["c"].run(["systemctl", "status", "l4proxy-keeper"], check=False).stdout
+        time.sleep(0.5)
+    assert reached(lab, "a2") == set(BACKENDS)
 
 
 def test_the_proxy_that_was_down_is_back(lab, play):
@@ -210,6 +219,26 @@ def test_the_proxy_that_was_down_is_back(lab, play):
     for proxy in PROXIES:
         assert reached(lab, proxy) == set(BACKENDS)
     assert play("site").changed == {}
+
+
+def test_roles_in_a_play_of_ones_own_one_host_at_a_time(lab, tmp_path):
+    plays = [
+        {"hosts": group, "gather_facts": False, "serial": 1, "roles": [f"trueip.l4proxy.{role}"]}
+        for group, role in (("backends", "return_path"), ("proxies", "forwarder"))
+    ]
+    own = tmp_path / "own.yml"
+    own.write_text(json.dumps(plays), encoding="utf-8")
+    lab["b"].run(["ip", "rule", "del", "pref", "1100"])
+    run = ansible.play(lab.prefix, str(own), [scenario_inventory()])
+    assert run.status == 0, run.output
+    assert run.changed == {"b": 1}, run.output
+
+
+def test_absent_on_a_host_that_never_had_anything(lab, play):
+    assert play("teardown", "--limit", "c").changed == {"c": 3}
+    lab["c"].run(["dpkg", "--purge", "python3-pyroute2"])
+    run = play("teardown", "--limit", "c")
+    assert (run.status, run.changed) == (0, {}), run.output
 
 
 def scenario_inventory():

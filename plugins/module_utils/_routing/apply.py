@@ -68,6 +68,9 @@ def _marks(change: Change, nft: Nft, owner: str) -> Step:
 def _sysctl(change: Change, kernel: Any, host: Host, owner: str) -> Step:
     memory = []  # as it is just before this step, not before the whole
 
+    def undo() -> None:
+        host.sysctls.rewind(change.before, memory[0] if memory else None)
+
     def do() -> None:
         memory.append(host.sysctls.memory())
         if change.after is None:
@@ -75,11 +78,15 @@ def _sysctl(change: Change, kernel: Any, host: Host, owner: str) -> Step:
             return
         host.sysctls.hold(owner, change.after)
         if change.after.name.endswith(".accept_redirects") and change.after.value == "0":
-            # What was learnt before stays in force for 300 s otherwise.
-            host.sysctls.flush_redirects(change.after.name)
-            kernel.forget_redirects()
+            try:
+                # What was learnt before stays in force for 300 s otherwise.
+                host.sysctls.flush_redirects(change.after.name)
+                kernel.forget_redirects()
+            except BaseException:
+                undo()  # a step that fails has done nothing
+                raise
 
-    return Step(change.sentence, do, lambda: host.sysctls.rewind(change.before, memory[0] if memory else None))
+    return Step(change.sentence, do, undo)
 
 
 def file_step(path: str, content: str | None, mode: int) -> Step:

@@ -13,6 +13,7 @@ Both hold the host's one lock while they change anything, the file of the docume
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +86,8 @@ def remove(
     """
     with _lock(host, check):
         document = Document(owner, protocol or _protocol_of(owner, directory))
-        view = _view(host, document, check)
+        # A host on which the owner never had anything may never have had the packages either.
+        view = _view(host, document, check or not _has_left_traces(owner, host, directory))
         return _finish(document, host, view, True, check, directory, None)
 
 
@@ -109,11 +111,17 @@ def _protocol_of(owner: str, directory: str | None) -> int:
     raise Refused([f"owner {owner}: its protocol number is not known on this host; give its document"])
 
 
-def _view(host: Host, document: Document, check: bool) -> View:
+def _has_left_traces(owner: str, host: Host, directory: str | None) -> bool:
+    stored = directory is not None and os.path.exists(store.path_of(directory, owner))
+    return stored or bool(host.sysctls.held_by(owner))
+
+
+def _view(host: Host, document: Document, lenient: bool) -> View:
+    """What is and what is to be; where a tool is missing, ``lenient`` takes the owned set for empty and warns."""
     try:
         return gather.view(host, document)
     except MissingPackage as missing:
-        if not check:
+        if not lenient:
             raise
         return gather.view_without_tools(host, document, missing)
 

@@ -77,6 +77,10 @@ class Sysctls:
                 del remembered[setting.name]
             self._remember(remembered)
 
+    def held_by(self, owner: str) -> list[str]:
+        """The names of the settings that an owner holds."""
+        return [name for name, entry in self._remembered().items() if owner in entry["owners"]]
+
     def memory(self) -> str | None:
         """What is remembered, to be given to ``rewind``."""
         return files.read(self._memory)

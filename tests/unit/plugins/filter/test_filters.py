@@ -89,6 +89,18 @@ def test_the_check_refuses_an_unknown_strategy():
     ]
 
 
+def test_the_check_knows_the_roles_own_settings():
+    assert checked([WEB], a={"forwarder_drain_timeout": "60"}) == []
+    (found,) = checked([WEB], a={"forwarder_drain_timeout": "soon"})
+    assert found.startswith("drain_timeout: ")
+
+
+def test_the_check_passes_over_hosts_that_were_not_asked():
+    fleet = hostvars()
+    fleet["a"]["__l4proxy_fleet"] = {**view("a"), "reachable": True}
+    assert called(check_fleet, [WEB], ["a", "b"], fleet) == []
+
+
 def test_peers_of_services_that_cannot_be_read():
     assert called(peers, None, view("a"), hostvars(), ["a"]) == []
 

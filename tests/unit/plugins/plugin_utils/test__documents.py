@@ -215,6 +215,35 @@ def test_an_address_on_the_link_gives_an_id_as_well():
     assert config["proxy_id"] == 11
 
 
+def two_links(number, name):
+    """Facts of a host that is in 198.18.0.0/24 with eth0 and in 198.18.2.0/24 with eth1."""
+    second = {"address": f"198.18.2.{number}", "prefix": "24"}
+    more = {"eth1": {"device": "eth1", "macaddress": f"02:00:00:00:02:{number}", "ipv4": second}}
+    return {name: {"ansible_facts": {**facts(number), **more}}}
+
+
+def test_an_address_on_another_link_is_reached_and_answered_on_that_link():
+    variables = hostvars(**two_links(11, "a"), **two_links(21, "b"))
+    service = {**WEB, "backends": [{"host": "b", "address": "198.18.2.21", "port": 80}]}
+    config = _documents.forwarder_config(fleet("a", [service], variables), "a", {})
+    assert config["services"][0]["backends"][0]["ipv4"] == "198.18.2.21"
+    document = _documents.return_path(fleet("b", [service], variables), "b", "mark")
+    ipv4 = [route for route in document["routes"] if route["family"] == "ipv4"]
+    assert [(route["via"], route["dev"]) for route in ipv4] == [("198.18.2.11", "eth1")]
+
+
+def test_two_links_between_one_pair_are_refused():
+    variables = hostvars(**two_links(11, "a"), **two_links(21, "b"))
+    other = {**WEB, "name": "other", "listen": ["0.0.0.0:81"], "backends": [{"host": "b", "address": "198.18.2.21"}]}
+    (found,) = errors(_documents.return_path, fleet("b", [WEB, other], variables), "b", "mark")
+    assert found.startswith("proxy a would reach backend b on two links (198.18.0.21 from 198.18.0.11, and 198.18.2.21")
+
+
+def test_a_given_address_has_to_be_on_a_link_of_the_proxy():
+    (found,) = config_errors({**WEB, "backends": [{"host": "b", "address": "10.0.0.9", "port": 80}]})
+    assert "shares no subnet with backend b (10.0.0.9" in found
+
+
 def test_what_is_in_doubt_does_not_hide_other_faults():
     found = config_errors({**WEB, "backends": ["b:0", "c:8080"]}, variables=hostvars(c={"ansible_facts": {}}))
     assert [one.split(":")[0] for one in found] == [

@@ -97,3 +97,10 @@ def test_what_is_not_understood_here_is_passed_on():
     )
     assert service.options == {"name": "web", "balance": "random"}
     assert service.backends[0].options == {"weight": 2}
+
+
+def test_numbers_may_be_given_as_text():
+    written = {**GOOD, "listen": [{"address": "0.0.0.0", "port": "80"}], "backends": [{"host": "b", "weight": "2"}]}
+    (service,) = parse_services([written], INVENTORY, PROXIES)
+    assert service.listen == (("0.0.0.0", 80),)
+    assert (service.backends[0].port, service.backends[0].options) == (80, {"weight": 2})

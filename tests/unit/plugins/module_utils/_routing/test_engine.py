@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine, errors
@@ -235,6 +236,33 @@ def test_a_missing_tool(host, missing):
     outcome = apply(host, check=True)
     assert len(outcome.changes) == len(SENTENCES)
     assert missing in outcome.warnings[0]
+
+
+@pytest.mark.parametrize("missing", ["python3-pyroute2", "nftables"])
+def test_removing_needs_no_tool_where_the_owner_never_had_anything(host, missing):
+    host.no_pyroute2 = missing == "python3-pyroute2"
+    host.nft.missing = missing == "nftables"
+    outcome = engine.remove("return_path", host.engine)
+    assert not outcome.changed
+
+
+def test_removing_needs_its_tools_where_the_owner_holds_something(host):
+    apply(host)
+    host.no_pyroute2 = True
+    with pytest.raises(errors.MissingPackage, match="install the package python3-pyroute2"):
+        engine.remove("return_path", host.engine)
+
+
+def test_a_setting_whose_flush_fails_is_put_back(host):
+    before = host.snapshot()
+
+    def fail():
+        raise OSError(errno.EPERM, "no")
+
+    host.kernel.forget_redirects = fail
+    with pytest.raises(errors.ApplyError, match="nothing was changed"):
+        apply(host)
+    assert host.snapshot() == before
 
 
 def test_without_marks_nft_is_not_needed(host):
