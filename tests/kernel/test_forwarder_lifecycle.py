@@ -185,6 +185,25 @@ def test_after_a_failed_reload_the_old_config_is_still_what_a_killed_worker_come
     assert forwarder.runtime()["generation"] == 2
 
 
+def test_a_reload_that_fails_while_no_worker_lives_brings_the_old_one_back(lab, forwarder):
+    """The replacement is planned for later when the program is exchanged, and the new program cannot serve either."""
+    deaths = 6  # the replacement of the last one is 2 s away, more than the check and the exec take
+    for death in range(deaths):
+        fl.wait(lambda: len(forwarder.workers()) == 1, "a worker is there", forwarder.show)
+        os.kill(forwarder.workers()[0], signal.SIGKILL)
+        fl.wait(lambda death=death: len(forwarder.log("worker to be replaced")) > death, "its death is noticed")
+    with lab["a"].inside():
+        squatter = socket.create_server(("0.0.0.0", 6000))
+    with squatter:
+        forwarder.configure(document(lab, fl.service(lab, "new", 6000, 8080)))
+        result = forwarder.reload()
+        assert result.returncode == 1
+        assert "cannot listen on 0.0.0.0:6000" in result.stderr
+    assert len(forwarder.log("worker to be replaced")) == deaths
+    assert fl.get(lab, lab["a"].ipv4, WEB) in (b"b\n", b"c\n", b"d\n")
+    assert forwarder.runtime()["generation"] == 1
+
+
 def test_a_reload_adds_and_removes_listeners(lab, forwarder, listener):
     client, server = fl.pair(lab, listener, RAW)
     forwarder.configure(fl.config(fl.service(lab, "web2", 8001, 8080)))

@@ -63,6 +63,7 @@ class Supervisor:
         self.upgrade = Upgrade(self, command_line())
         self.last_reload = {"attempt": 0, "ok": True, "error": None, "at": runtime.timestamp()}
         self._deaths = 0  # of serving workers, in a row
+        self._replacing = False  # whether the wheel has a replacement of the serving worker
         self._exit_code = 0
         self._signals = deque()
         self._wakeup = ()
@@ -169,6 +170,8 @@ class Supervisor:
             self.candidate = None
         if self.serving:
             self.reload_failed("; ".join(errors))
+            if self.serving.worker is None and not self._replacing:  # it was planned, but an exec forgets the wheel
+                self._replace_after(0.0)
             return
         self.log.event("cannot start", errors=errors)
         sys.stderr.write("".join(f"l4proxy forward: {line}\n" for line in errors))
@@ -308,9 +311,14 @@ class Supervisor:
         delay = BACKOFF[min(self._deaths, len(BACKOFF) - 1)]
         self._deaths += 1
         self.log.event("worker to be replaced", delay=delay, deaths_in_a_row=self._deaths)
+        self._replace_after(delay)
+
+    def _replace_after(self, delay):
+        self._replacing = True
         self.wheel.add(self.now() + delay, self._replace)
 
     def _replace(self):
+        self._replacing = False
         if self.stopping or self.serving.worker is not None:
             return
         if self.serving.config is None:
@@ -320,4 +328,4 @@ class Supervisor:
             self._start_worker(self.serving)
         except OSError as error:
             self.log.event("worker not started", reason=str(error))
-            self.wheel.add(self.now() + BACKOFF[-1], self._replace)
+            self._replace_after(BACKOFF[-1])
