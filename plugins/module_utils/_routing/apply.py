@@ -17,8 +17,6 @@ from .kernel import NetlinkError, reason
 from .nft import Nft
 from .plan import Change
 
-FAILURES = (NetlinkError, OSError, RoutingError)
-
 
 @dataclass(frozen=True)
 class Step:
@@ -106,6 +104,7 @@ def perform(todo: Iterable[Step], verify: Callable[[], str | None]) -> None:
     ApplyError says which step failed, why, and what was left: nothing, when the undoing succeeded.
     """
     done: list[Step] = []
+    current = "begin"
     try:
         for step in todo:
             current = step.sentence
@@ -113,7 +112,7 @@ def perform(todo: Iterable[Step], verify: Callable[[], str | None]) -> None:
             done.append(step)
         current = "confirm the result"
         wrong = verify()
-    except FAILURES as error:
+    except (NetlinkError, OSError, RoutingError) as error:
         raise ApplyError(f"could not {current}: {reason(error)}; {_undo(done)}") from error
     except BaseException:
         _undo(done)  # a signal, or a fault of ours: leave nothing half done, and say what it was
@@ -127,7 +126,7 @@ def _undo(done: list[Step]) -> str:
     for step in reversed(done):
         try:
             step.undo()
-        except FAILURES as error:
+        except (NetlinkError, OSError, RoutingError) as error:
             left.append(f"{step.sentence} ({reason(error)})")
     if left:
         return f"undoing failed for: {', '.join(left)}"
