@@ -64,7 +64,7 @@ def run(
     host: Host | None = None,
     out: TextIO | None = None,
     sleep: Callable[[float], None] = time.sleep,
-    environ: Mapping[str, str] = os.environ,
+    environ: Mapping[str, str] | None = None,
 ) -> int:
     """Apply all documents of a directory; 0 when all is applied, 1 when something is wrong that waiting cannot mend.
 
@@ -72,6 +72,7 @@ def run(
     to ``out`` and returns 2 when there is one.
     """
     host = host or Host()
+    environ = os.environ if environ is None else environ
     if dry_run:
         return _show(directory, host, out or sys.stdout)
     pause, ready, story = FIRST_PAUSE, False, ""
