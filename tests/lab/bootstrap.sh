@@ -93,7 +93,9 @@ without_services() {
         as_root "$@"
         return
     fi
-    trap "as_root rm --force $policy" EXIT # also when interrupted
+    # Also when interrupted. Expanded now: the trap runs where the local variable is gone.
+    # shellcheck disable=SC2064
+    trap "as_root rm --force $policy" EXIT
     as_root sh -c "printf '#!/bin/sh\nexit 101\n' > $policy && chmod 755 $policy"
     as_root "$@" || status=$?
     as_root rm --force "$policy"
