@@ -70,7 +70,7 @@ class Upgrade:
         """The forwarder is stopping."""
         self.wanted = False
         if self._check:
-            os.kill(self._check[0], signal.SIGKILL)  # not reaped yet: child_ended() sees to that
+            self._kill()
 
     def child_ended(self, pid, code):
         """A child that is no worker has ended."""
@@ -106,7 +106,12 @@ class Upgrade:
 
     def _too_slow(self):
         self._output += f"\nthe check took longer than {CHECK_TIMEOUT:g} s".encode()
-        os.kill(self._check[0], signal.SIGKILL)
+        self._kill()
+
+    def _kill(self):
+        """End the check. Once it was reaped (its output may still be unread) its number may be another process's."""
+        if self._code is None:
+            os.kill(self._check[0], signal.SIGKILL)
 
     def _checked(self):
         supervisor = self._supervisor
