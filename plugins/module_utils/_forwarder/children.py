@@ -85,9 +85,7 @@ def start_worker(config, held, generation, now, inherited):
 
     ``inherited`` are descriptors of the supervisor the worker must not keep (among them other workers' lifelines).
     """
-    lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
-    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-    pid = _fork()
+    pid, (lifeline_read, lifeline_write), (ready_read, ready_write) = _fork_with_pipes(2)
     if pid:
         os.close(lifeline_read)
         os.close(ready_write)
@@ -109,8 +107,7 @@ def start_worker(config, held, generation, now, inherited):
 
 def start_check(argv, environment, inherited):
     """Run ``argv`` with its output in a pipe; return (pid, read end of the pipe). Raise OSError."""
-    read, write = os.pipe2(os.O_CLOEXEC)
-    pid = _fork()
+    pid, (read, write) = _fork_with_pipes(1)
     if pid:
         os.close(write)
         return pid, read
@@ -128,6 +125,19 @@ def start_check(argv, environment, inherited):
         os.write(write, f"{sys.executable}: {error}".encode())
     os._exit(127)
     return None
+
+
+def _fork_with_pipes(count):
+    """Make ``count`` pipes and fork; return pid, (read, write), ... Raise OSError; no pipe is then left open."""
+    pipes = []
+    try:
+        for _ in range(count):
+            pipes.append(os.pipe2(os.O_CLOEXEC))
+        return (_fork(), *pipes)
+    except OSError:
+        for number in sum(pipes, ()):
+            os.close(number)
+        raise
 
 
 def _fork():
