@@ -13,7 +13,7 @@ TICK = 0.1  # seconds: an attempt timeout of 1 s ends after 1.0-1.1 s
 
 
 class Wheel:
-    """Items by deadline. An item is a callable without arguments, run by expire()."""
+    """Items by deadline. An item is a callable without arguments, run by expire() or by who asks what is due()."""
 
     def __init__(self):
         self._slots = {}  # tick number -> {item: None} (a dict keeps the order of adding)
@@ -40,9 +40,13 @@ class Wheel:
 
     def expire(self, now):
         """Run every item that is due; items added meanwhile wait for their own turn."""
+        for item in self.due(now):
+            item()
+
+    def due(self, now):
+        """Hand out and forget every item that is due, for a caller that runs them in its own way."""
         if not self._slots:
             return
         current = int(now / TICK)
         for tick in sorted(tick for tick in self._slots if tick <= current):
-            for item in self._slots.pop(tick, ()):
-                item()
+            yield from self._slots.pop(tick, ())

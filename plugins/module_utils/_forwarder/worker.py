@@ -51,7 +51,7 @@ class Acceptor:
         worker = self.worker
         for _turn in range(limit):
             if worker.full:
-                worker.pause_accepting()
+                worker.pause_accepting("as many sessions as RLIMIT_NOFILE has descriptors for")
                 return
             try:
                 sock, address = self.sock.accept()
@@ -59,7 +59,7 @@ class Acceptor:
                 return
             except OSError as error:
                 if error.errno in _OUT_OF:
-                    worker.pause_accepting(os.strerror(error.errno))
+                    worker.pause_accepting(os.strerror(error.errno), ACCEPT_PAUSE)
                     return
                 continue  # this one connection went away before it was accepted (accept(2), "Error handling")
             sock.setblocking(False)
@@ -140,14 +140,16 @@ class Worker:
             else:
                 self.selector.unregister(acceptor.sock)
 
-    def pause_accepting(self, why=None):
-        """Stop accepting until a session ends, or for a moment when the host is short of something (``why``)."""
+    def pause_accepting(self, why, longest=None):
+        """Stop accepting until a session ends, or for ``longest`` seconds; the log says why, once a pause."""
         self.set_accepting(False)
+        if self._paused:  # another listener was ready in the same turn
+            return
         self._paused = True
-        if why:
-            self.counters["accept paused"] += 1
-            self.log.event("accept paused", reason=why, sessions=len(self.sessions))
-            self.wheel.add(self.now() + ACCEPT_PAUSE, self._resume_accepting)
+        self.counters["accept paused"] += 1
+        self.log.event("accept paused", reason=why, sessions=len(self.sessions))
+        if longest is not None:
+            self.wheel.add(self.now() + longest, self._resume_accepting)
 
     def _resume_accepting(self):
         if self._paused and not self.draining:
@@ -182,14 +184,19 @@ class Worker:
         if now >= self._next_look:
             self._look_at_addresses(now)
         for key, mask in ready:
-            try:
-                key.data(mask)
-            except Exception as error:  # noqa: BLE001
-                owner = getattr(key.data, "__self__", None)
-                self.contain(owner.relay if isinstance(owner, Side) else owner, error)
-        self.wheel.expire(self.now())
+            self._call(key.data, mask)
+        for item in self.wheel.due(self.now()):
+            self._call(item)
         if self.log.waiting:
             self.log.flush()
+
+    def _call(self, callback, *arguments):
+        """Run a callback of the selector or the wheel; what it raises ends the session it belongs to."""
+        try:
+            callback(*arguments)
+        except Exception as error:  # noqa: BLE001
+            owner = getattr(callback, "__self__", None)
+            self.contain(owner.relay if isinstance(owner, Side) else owner, error)
 
     def _timeout(self):
         timeout = self.wheel.timeout(self.now())

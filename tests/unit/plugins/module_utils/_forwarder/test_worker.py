@@ -1,0 +1,105 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The loop of a worker: what ends one session only, and what is said when it accepts no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import listeners
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Backend, Config, Listener, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.log import Log
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import Relay
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.worker import Worker
+
+
+class Host:
+    """A worker with two listeners in this process, and its log."""
+
+    def __init__(self, directory):
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+            self.ports = [sock.getsockname()[1] for sock in (one, two)]
+        backend = Backend(name="b", ipv4="198.18.0.21", port=80)
+        self.listen = tuple(Listener("127.0.0.1", port) for port in self.ports)
+        self.service = Service("web", self.listen, (backend,))
+        config = Config(proxy_id=1, services=(self.service,))
+        self.held = listeners.bind_missing(config, ())
+        self.log_path = directory / "log"
+        self.log_file = self.log_path.open("wb")
+        self.lifeline = os.pipe()
+        self.worker = Worker(config, self.held, Log(fd=self.log_file.fileno()), self.lifeline[0])
+
+    def relay(self):
+        """Return a session of a client that has not chosen a backend yet, and the client's end."""
+        client, accepted = socket.socketpair()
+        relay = Relay(self.worker, self.service, self.listen[0], None, accepted, ("203.0.113.7", 4000))
+        self.worker.sessions.add(relay)
+        return relay, client
+
+    def lines(self, event):
+        """Return the log's lines of an event."""
+        self.worker.log.flush()
+        lines = [json.loads(line) for line in self.log_path.read_text(encoding="ascii").splitlines()]
+        return [line for line in lines if line["event"] == event]
+
+    def close(self):
+        listeners.close_all(self.held)
+        self.worker.selector.close()
+        self.log_file.close()
+        for number in self.lifeline:
+            os.close(number)
+
+
+@pytest.fixture
+def host(tmp_path):
+    host = Host(tmp_path)
+    yield host
+    host.close()
+
+
+def test_a_defect_in_the_timer_of_a_session_ends_that_session_only(host, monkeypatch):
+    def defect(_relay, _number, _why):
+        raise ZeroDivisionError
+
+    ran = []
+    relay, client = host.relay()
+    other, other_client = host.relay()
+    monkeypatch.setattr(Relay, "_attempt_failed", defect)
+    host.worker.wheel.add(0.0, relay._too_slow)
+    host.worker.wheel.add(0.0, lambda: ran.append("the next timer of the same tick"))
+    with client, other_client:
+        host.worker._turn()
+        assert client.recv(1) == b""
+        assert host.worker.sessions == {other}
+        assert ran == ["the next timer of the same tick"]
+        assert host.lines("connection")[0]["ended"] == "internal error: ZeroDivisionError()"
+        assert host.lines("defect")[0]["trace"]
+        other.abort("over")
+
+
+def test_a_defect_in_the_workers_own_timer_is_not_hidden(host):
+    host.worker.wheel.add(0.0, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        host.worker._turn()
+
+
+def test_a_worker_that_is_full_says_so_once_and_goes_on_when_a_session_ends(host):
+    relay, client = host.relay()
+    host.worker._most_sessions = 1
+    host.worker.set_accepting(True)
+    clients = [socket.create_connection(("127.0.0.1", port)) for port in host.ports]
+    try:
+        host.worker._turn()
+        (line,) = host.lines("accept paused")
+        assert line["sessions"] == 1
+        assert "RLIMIT_NOFILE" in line["reason"]
+        assert not host.worker._accepting
+        relay.abort("over")
+        assert host.worker._accepting
+    finally:
+        for sock in (client, *clients):
+            sock.close()
