@@ -18,6 +18,13 @@ IP_TRANSPARENT = 19
 IPV6_TRANSPARENT = 75
 IP_BIND_ADDRESS_NO_PORT = 24
 
+# A peer that vanished without a word (power, a NAT that forgot) must not hold a session for ever. With these an idle
+# connection to one ends after 60 + 6 * 10 = 120 s; the kernel's own numbers make it more than two hours. A minute is
+# shorter than what firewalls and NATs on the way commonly allow an idle connection, so the probes keep it known there.
+KEEPALIVE_IDLE = 60  # seconds without data until the first probe
+KEEPALIVE_INTERVAL = 10  # seconds between probes
+KEEPALIVE_PROBES = 6  # unanswered ones until the connection is dead: a short outage of the network ends none
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 
 CAPABILITY_HINT = (
@@ -38,7 +45,7 @@ def family_of(address):
 def listening_socket(address, port, backlog):
     """Return a non-blocking TCP listener; raise OSError (CapabilityError when a capability is missing).
 
-    Connections accepted from it inherit TCP_NODELAY, so that costs nothing for each of them.
+    Connections accepted from it inherit TCP_NODELAY and keepalive, so they cost nothing for each of them.
     """
     family = family_of(address)
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -51,6 +58,7 @@ def listening_socket(address, port, backlog):
             # "::" takes IPv6 only, whatever bindv6only says: an IPv4 client must never appear as ::ffff:a.b.c.d.
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _keep_alive(listener)
         listener.bind((address, port))
         listener.listen(backlog)
     except OSError as error:
@@ -98,6 +106,7 @@ def connect_upstream(source, address, port):
     upstream = transparent_socket(family_of(address), source, blocking=False)
     try:
         upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _keep_alive(upstream)
         # The ACK that completes the handshake waits for the client's first bytes and travels with them.
         upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         upstream.connect((address, port))
@@ -107,6 +116,14 @@ def connect_upstream(source, address, port):
         upstream.close()
         raise
     return upstream
+
+
+def _keep_alive(sock):
+    """Have the kernel ask an idle peer whether it is still there."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
 
 
 def acknowledge_now(upstream):

@@ -12,6 +12,17 @@ import socket
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import sockets
 
+KEEPALIVE = (1, 60, 10, 6)  # on, idle seconds, seconds between probes, probes
+
+
+def keepalive(sock):
+    """What the kernel says of a connection's keepalive."""
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    return (
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        *(sock.getsockopt(socket.IPPROTO_TCP, option) for option in options),
+    )
+
 
 @pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
 def test_a_listener_and_what_is_accepted_from_it(address, family):
@@ -28,6 +39,7 @@ def test_a_listener_and_what_is_accepted_from_it(address, family):
             accepted, _address = listener.accept()
             with accepted, client:
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert keepalive(accepted) == KEEPALIVE
 
 
 def test_an_address_in_use_is_reported_and_the_socket_closed():
@@ -80,6 +92,20 @@ def test_a_transparent_socket(fake, source, port, option, no_port):
     assert ((socket.IPPROTO_IP, sockets.IP_BIND_ADDRESS_NO_PORT) in made.options) is no_port
     assert made.calls == [("bind", (source, port))]
     assert made.kind == socket.SOCK_STREAM
+
+
+@pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_an_upstream_connection_is_kept_alive(monkeypatch, address, family):
+    def ordinary(family, _source, blocking):  # a transparent one needs CAP_NET_RAW
+        assert blocking is False
+        return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
+    monkeypatch.setattr(sockets, "transparent_socket", ordinary)
+    with (
+        socket.create_server((address, 0), family=family) as server,
+        sockets.connect_upstream(address, address, server.getsockname()[1]) as upstream,
+    ):
+        assert keepalive(upstream) == KEEPALIVE
 
 
 def test_an_upstream_connect_is_begun_without_waiting(fake):
