@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from . import config, supervisor, worker  # noqa: F401
+from . import config, supervisor, worker  # noqa: F401  # pylint: disable=unused-import
 
 
 def run(path):

@@ -102,7 +102,6 @@ def start_worker(config, held, generation, now, inherited):
     except BaseException as error:  # noqa: BLE001  # nothing may return into the supervisor's stack
         _last_words(ready_write, error)
     os._exit(code)
-    return None
 
 
 def start_check(argv, environment, inherited):
@@ -124,7 +123,6 @@ def start_check(argv, environment, inherited):
     except BaseException as error:  # noqa: BLE001
         os.write(write, f"{sys.executable}: {error}".encode())
     os._exit(127)
-    return None
 
 
 def _fork_with_pipes(count):
