@@ -73,7 +73,7 @@ def show_requests(lab: ContainerLab) -> None:
     """Send the requests and print, for each backend and family, what its own log says."""
     proxy, client = lab["a"], lab["client"]
     for url in (f"http://{proxy.ipv4}/", f"http://[{proxy.ipv6}]/"):
-        answers = [request(lab, url) for _ in range(REQUESTS)]
+        answers = [request(lab, url) for _request in range(REQUESTS)]
         say(f"{REQUESTS} requests to {url} were answered by {' '.join(answers)}")
     print()
     for name in BACKENDS:

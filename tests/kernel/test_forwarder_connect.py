@@ -72,7 +72,7 @@ def reset_by(lab, address, port, host="client"):
 
 def test_with_one_backend_powered_off_every_request_succeeds_in_time(lab, servers, dead, forwarder):
     durations, bodies = [], Counter()
-    for _ in range(30):
+    for _request in range(30):
         begun = time.monotonic()
         bodies[fl.get(lab, lab["a"].ipv4, WEB)] += 1
         durations.append(time.monotonic() - begun)

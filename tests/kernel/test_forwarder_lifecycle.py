@@ -110,7 +110,7 @@ def test_reloads_under_load_lose_no_connection(lab, forwarder, listener):
 
     load = threading.Thread(target=lambda: done.append(fl.in_threads(ask, 4)))
     load.start()
-    for _ in range(5):
+    for _round in range(5):
         before = len(done)
         result = forwarder.reload()
         assert result.returncode == 0, result.stderr
@@ -130,7 +130,7 @@ def test_reloads_under_load_lose_no_connection(lab, forwarder, listener):
 
 
 def test_a_killed_worker_is_replaced_and_nobody_is_refused(lab, forwarder):
-    for _ in range(3):
+    for _round in range(3):
         fl.wait(lambda: len(forwarder.workers()) == 1, "a worker is there")
         worker = forwarder.workers()[0]
         os.kill(worker, signal.SIGKILL)
@@ -216,7 +216,7 @@ def test_a_reload_adds_and_removes_listeners(lab, forwarder, listener):
 
 
 def test_signals_that_come_together_are_served_one_after_the_other(lab, forwarder):
-    for _ in range(5):
+    for _round in range(5):
         forwarder.process.send_signal(signal.SIGHUP)
         time.sleep(0.02)
     fl.wait(lambda: forwarder.runtime()["generation"] >= 2, "a reload is done", forwarder.show)

@@ -57,7 +57,7 @@ def new_lines(forwarder):
 def test_the_backends_log_the_clients_own_address_in_turn(lab, servers, forwarder, new_lines, family):
     address, client = getattr(lab["a"], family), getattr(lab["client"], family)
     seen = {name: len(server.requests()) for name, server in servers.items()}
-    bodies = Counter(fl.get(lab, address, WEB) for _ in range(9))
+    bodies = Counter(fl.get(lab, address, WEB) for _request in range(9))
     assert bodies == {b"b\n": 3, b"c\n": 3, b"d\n": 3}
     for name, server in servers.items():
         lines = server.wait_requests(seen[name] + 3)[seen[name] :]

@@ -21,7 +21,7 @@ FAMILIES = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 @pytest.mark.parametrize("port", [WEB, API])
 def test_each_backend_logs_the_client_and_never_the_proxy(lab, family, port):
     before = {name: logged(lab[name]) for name in BACKENDS[port]}
-    answers = [get(lab["client"], lab["a"], family, port) for _ in range(3 * len(BACKENDS[port]))]
+    answers = [get(lab["client"], lab["a"], family, port) for _request in range(3 * len(BACKENDS[port]))]
     assert set(answers) == set(BACKENDS[port])
     for name, lines in before.items():
         new = logged(lab[name])[len(lines) :]
@@ -30,7 +30,7 @@ def test_each_backend_logs_the_client_and_never_the_proxy(lab, family, port):
 
 
 def test_weights_are_kept(lab):
-    answers = [get(lab["client"], lab["a"], "ipv4", API) for _ in range(12)]
+    answers = [get(lab["client"], lab["a"], "ipv4", API) for _request in range(12)]
     assert (answers.count("b"), answers.count("c")) == (8, 4)
 
 

@@ -48,7 +48,7 @@ def expected_marks(lab):
 
 def reached(lab, proxy):
     """The backends that answer through a proxy, over both families."""
-    return {get(lab["client"], lab[proxy], family, 80) for family in ("ipv4", "ipv6") for _ in range(4)}
+    return {get(lab["client"], lab[proxy], family, 80) for family in ("ipv4", "ipv6") for _request in range(4)}
 
 
 ELSEWHERE = ["--extra-vars", json.dumps({"l4proxy_address": ["10.9.9.9/24", "2001:db8:9::9/64"]})]

@@ -34,14 +34,14 @@ TEST_ORDER = [
 @pytest.mark.parametrize(("weights", "order"), TEST_ORDER)
 def test_smooth_weighted_round_robin(weights, order):
     some = backends(*weights)
-    assert "".join(str(some.next(CLIENT, (), 0.0)) for _ in order) == order
+    assert "".join(str(some.next(CLIENT, (), 0.0)) for _turn in order) == order
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=8))
 def test_a_full_round_gives_each_backend_exactly_its_weight(weights):
     some = backends(*weights)
     for _round in range(2):
-        chosen = Counter(some.next(CLIENT, (), 0.0) for _ in range(sum(weights)))
+        chosen = Counter(some.next(CLIENT, (), 0.0) for _turn in range(sum(weights)))
         assert [chosen[index] for index in range(len(weights))] == weights
 
 
@@ -66,24 +66,24 @@ def test_a_backend_that_failed_is_skipped_then_tried_by_one():
     assert some.health.failed(0, 100.0) is True
     assert {some.next(CLIENT, (), 100.0 + t) for t in (0, 1, 2, health.SKIP - 0.01)} == {1}
     due = 100.0 + health.SKIP
-    turns = [some.next(CLIENT, (), due) for _ in range(10)]
+    turns = [some.next(CLIENT, (), due) for _turn in range(10)]
     assert turns.count(0) == 1, "one trial, and the others wait for its outcome"
     assert some.health.failed(0, due + 1) is False, "it was known already"
     assert {some.next(CLIENT, (), due + 1 + t) for t in (0, 1, 2)} == {1}
     assert some.health.succeeded(0) is True
     assert some.health.all_well
-    assert Counter(some.next(CLIENT, (), due + 2) for _ in range(10)) == {0: 5, 1: 5}
+    assert Counter(some.next(CLIENT, (), due + 2) for _turn in range(10)) == {0: 5, 1: 5}
 
 
 def test_when_all_fail_all_are_tried():
     some = backends(1, 1, 1)
     for index in range(3):
         some.health.failed(index, 0.0)
-    assert {some.next(CLIENT, (), 1.0) for _ in range(3)} == {0, 1, 2}
+    assert {some.next(CLIENT, (), 1.0) for _turn in range(3)} == {0, 1, 2}
 
 
 def test_an_absent_backend_does_not_make_up_for_its_absence():
     some = backends(1, 1)
-    for _ in range(50):
+    for _turn in range(50):
         assert some.next(CLIENT, (0,), 0.0) == 1
-    assert Counter(some.next(CLIENT, (), 0.0) for _ in range(4)) == {0: 2, 1: 2}
+    assert Counter(some.next(CLIENT, (), 0.0) for _turn in range(4)) == {0: 2, 1: 2}

@@ -14,7 +14,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config i
 
 
 def free_ports(count):
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    held = [socket.create_server(("127.0.0.1", 0)) for _port in range(count)]
     ports = [sock.getsockname()[1] for sock in held]
     for sock in held:
         sock.close()

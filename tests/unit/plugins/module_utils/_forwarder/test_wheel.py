@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.wheel import TICK, Wheel
 from hypothesis import given
@@ -35,7 +37,7 @@ def test_the_timeout_leads_to_the_next_item():
 
 def test_discard():
     wheel, ran = Wheel(), []
-    first, second = (lambda: ran.append(1)), (lambda: ran.append(2))
+    first, second = partial(ran.append, 1), partial(ran.append, 2)
     handle = wheel.add(100.0, first)
     wheel.add(100.0, second)
     wheel.discard(handle, first)

@@ -25,8 +25,8 @@ def directory(tmp_path):
     return str(tmp_path / "routing.d")
 
 
-def apply(host, data=RETURN_PATH, **options):
-    return engine.reconcile(document.load(data), host.engine, **options)
+def apply(host, data=None, **options):
+    return engine.reconcile(document.load(RETURN_PATH if data is None else data), host.engine, **options)
 
 
 def variant(section: str, **values) -> dict:

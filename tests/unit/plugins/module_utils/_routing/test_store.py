@@ -60,7 +60,11 @@ def test_two_documents_with_one_protocol_are_both_faulty(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "file"
     files.write(str(path), "old")
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: (_ for _ in ()).throw(OSError(28, "No space left")))
+
+    def full(_descriptor):
+        raise OSError(28, "No space left")
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         files.write(str(path), "new")
     assert path.read_text() == "old"
