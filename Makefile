@@ -60,4 +60,4 @@ molecule: package ## Every scenario, against the built collection, in systemd co
 
 clean: ## Remove what the targets made, images and containers included
 	@[ ! -x $(PYTHON) ] || $(ROOT) $(PYTHON) -m tests.lab clean
-	@$(ROOT) rm -rf .build
+	@$(ROOT) rm -rf .build .hypothesis .pytest_cache .ruff_cache tests/output

@@ -116,8 +116,10 @@ def left_as_found(lab: NamespaceLab, name: str):
     """A host without anything of ours; the test's leavings are removed and must be all there was."""
     host = lab[name]
     before = listing(host)
-    yield host
-    lab.engine.remove(host, "return_path")
+    try:
+        yield host
+    finally:
+        lab.engine.remove(host, "return_path")
     assert listing(host) == before
 
 

@@ -129,7 +129,7 @@ def _fork_with_pipes(count):
     """Make ``count`` pipes and fork; return pid, (read, write), ... Raise OSError; no pipe is then left open."""
     pipes = []
     try:
-        for _ in range(count):
+        while len(pipes) < count:
             pipes.append(os.pipe2(os.O_CLOEXEC))
         return (_fork(), *pipes)
     except OSError:
