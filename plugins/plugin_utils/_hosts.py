@@ -19,8 +19,6 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any, Union
 
-FAMILIES = {"ipv4": 4, "ipv6": 6}
-
 # A return path id has to fit under the mask 0xff, so only a host part of eight bits or fewer can serve as one.
 ID_PREFIX = {4: 24, 6: 120}
 

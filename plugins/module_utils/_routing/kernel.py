@@ -35,7 +35,6 @@ except ImportError:
 __all__ = ["PYROUTE2_ERROR", "Found", "Kernel", "NetlinkError", "RouteAnswer", "reason", "route_get"]
 
 AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
-BITS = {"ipv4": 32, "ipv6": 128}
 # FR_ACT_* of linux/fib_rules.h, RTN_* and RT_SCOPE_* of linux/rtnetlink.h
 ACTIONS = {1: "lookup", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 ROUTE_TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
