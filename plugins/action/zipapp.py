@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.trueip.l4proxy.plugins.module_utils._version import VERSION
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._archive import archive, archive_name, sources
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 LINK = "l4proxy.pyz"
-MODULE_UTILS = Path(__file__).resolve().parent.parent / "module_utils"
+COLLECTION = Path(__file__).resolve().parents[2]
 
 
 class ActionModule(ActionBase):
@@ -29,8 +28,9 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec({"directory": {"type": "str", "required": True}})
         directory = arguments["directory"]
-        content = archive(sources(MODULE_UTILS))
-        name = archive_name(VERSION, content)
+        content = _archive.archive(_archive.sources(COLLECTION))
+        version = _archive.collection_version(COLLECTION)
+        name = _archive.archive_name(version, content)
         path = os.path.join(directory, name)
         copied = self._copy(content, path, task_vars)
         if copied.get("failed"):
@@ -42,7 +42,7 @@ class ActionModule(ActionBase):
             "diff": [result["diff"] for result in (linked,) if result.get("diff")],
             "path": path,
             "link": os.path.join(directory, LINK),
-            "version": VERSION,
+            "version": version,
         }
 
     def _copy(self, content: bytes, path: str, task_vars: dict[str, Any] | None) -> dict[str, Any]:

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+
+import yaml
 
 PACKAGE = "l4proxy"
 
@@ -27,13 +30,23 @@ UNIX = 3
 MODE = 0o100644 << 16
 
 
-def sources(root: Path) -> list[tuple[str, bytes]]:
-    """Read the Python files below ``module_utils``.
+def collection_version(collection: Path) -> str:
+    """Read the collection's version, said once: in galaxy.yml of a checkout, in MANIFEST.json of an installed one."""
+    manifest = collection / "MANIFEST.json"
+    if manifest.exists():
+        return str(json.loads(manifest.read_text(encoding="utf-8"))["collection_info"]["version"])
+    return str(yaml.safe_load((collection / "galaxy.yml").read_text(encoding="utf-8"))["version"])
+
+
+def sources(collection: Path) -> list[tuple[str, bytes]]:
+    """Read the Python files below ``plugins/module_utils``; ``_version.py`` gets the collection's version.
 
     :returns: (name in the archive, content), sorted by name.
     """
-    files = root.rglob("*.py")
-    return sorted((f"{PACKAGE}/{path.relative_to(root).as_posix()}", path.read_bytes()) for path in files)
+    root = collection / "plugins" / "module_utils"
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.py")}
+    files["_version.py"] = f"VERSION = {collection_version(collection)!r}\n".encode("ascii")
+    return sorted((f"{PACKAGE}/{name}", content) for name, content in files.items())
 
 
 def archive(files: Iterable[tuple[str, bytes]]) -> bytes:

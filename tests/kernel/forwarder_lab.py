@@ -88,7 +88,7 @@ def config(*services: dict, **options) -> dict:
 def build_archive(directory: Path) -> Path:
     """The archive of the engines, as the roles install it."""
     path = directory / "l4proxy.pyz"
-    path.write_bytes(_archive.archive(_archive.sources(netns.REPOSITORY / "plugins" / "module_utils")))
+    path.write_bytes(_archive.archive(_archive.sources(netns.REPOSITORY)))
     return path
 
 

@@ -6,29 +6,40 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import yaml
-from ansible_collections.trueip.l4proxy.plugins.module_utils._version import VERSION
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 ROOT = Path(__file__).resolve().parents[4]
-MODULE_UTILS = ROOT / "plugins" / "module_utils"
+VERSION = yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))["version"]
+
+
+def build(collection: Path) -> bytes:
+    return _archive.archive(_archive.sources(collection))
 
 
 def test_the_same_sources_give_the_same_bytes_wherever_they_lie(tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    for name, content in reversed(_archive.sources(MODULE_UTILS)):
-        path = elsewhere / Path(name).relative_to(_archive.PACKAGE)
+    utils = tmp_path / "plugins" / "module_utils"
+    for name, content in reversed(_archive.sources(ROOT)):
+        path = utils / Path(name).relative_to(_archive.PACKAGE)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         path.chmod(0o600)
         os.utime(path, (1_000_000_000, 1_000_000_000))
-    built = _archive.archive(_archive.sources(elsewhere))
-    assert built == _archive.archive(_archive.sources(MODULE_UTILS))
+    shutil.copy(ROOT / "galaxy.yml", tmp_path)
+    assert build(tmp_path) == build(ROOT)
+
+
+def test_another_source_gives_other_bytes(tmp_path):
+    shutil.copytree(ROOT / "plugins" / "module_utils", tmp_path / "plugins" / "module_utils")
+    shutil.copy(ROOT / "galaxy.yml", tmp_path)
+    (tmp_path / "plugins" / "module_utils" / "_cli.py").write_text("x = 1\n", encoding="utf-8")
+    assert build(tmp_path) != build(ROOT)
 
 
 def test_another_content_has_another_name():
@@ -37,7 +48,7 @@ def test_another_content_has_another_name():
 
 
 def test_it_carries_no_file_that_needs_ansible():
-    with zipfile.ZipFile(io.BytesIO(_archive.archive(_archive.sources(MODULE_UTILS)))) as packed:
+    with zipfile.ZipFile(io.BytesIO(build(ROOT))) as packed:
         for name in packed.namelist():
             assert b"import ansible" not in packed.read(name), name
             assert b"from ansible" not in packed.read(name), name
@@ -45,10 +56,12 @@ def test_it_carries_no_file_that_needs_ansible():
 
 def test_it_runs_and_says_its_version(tmp_path):
     path = tmp_path / "l4proxy.pyz"
-    path.write_bytes(_archive.archive(_archive.sources(MODULE_UTILS)))
+    path.write_bytes(build(ROOT))
     done = subprocess.run([sys.executable, "-I", str(path), "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"l4proxy {VERSION}\n"
 
 
-def test_galaxy_carries_the_same_version():
-    assert yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))["version"] == VERSION
+def test_an_installed_collection_says_its_version_in_the_manifest(tmp_path):
+    (tmp_path / "MANIFEST.json").write_text('{"collection_info": {"version": "7.8.9"}}', encoding="utf-8")
+    assert _archive.collection_version(tmp_path) == "7.8.9"
+    assert dict(_archive.sources(tmp_path)) == {"l4proxy/_version.py": b"VERSION = '7.8.9'\n"}
