@@ -1,0 +1,45 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A role's variables are said in three places, which have to agree: defaults, argument specs and its README."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
+# Variables of the inventory, which roles read and do not set.
+INVENTORY_WIDE = "l4proxy_"
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def options(role: Path) -> dict[str, dict[str, Any]]:
+    return read(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
+
+
+@pytest.fixture(params=ROLES, ids=lambda role: role.name)
+def role(request) -> Path:
+    return request.param
+
+
+def test_every_default_has_a_spec_with_the_same_value(role):
+    defaults = read(role / "defaults" / "main.yml")
+    specs = {name: option for name, option in options(role).items() if not name.startswith(INVENTORY_WIDE)}
+    assert {name: option.get("default") for name, option in specs.items()} == defaults
+
+
+def test_a_variable_carries_the_name_of_its_role(role):
+    assert [name for name in options(role) if not name.startswith((f"{role.name}_", INVENTORY_WIDE))] == []
+
+
+def test_the_readme_has_every_variable(role):
+    readme = (role / "README.md").read_text(encoding="utf-8")
+    assert [name for name in options(role) if f"`{name}`" not in readme] == []
