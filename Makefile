@@ -5,15 +5,16 @@ SHELL := /bin/bash
 
 VENV := .build/venv/bin
 # Namespaces and containers need root; whoever is not root gets there by sudo, and keeps the files root makes apart.
-ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env env ANSIBLE_HOME=$(CURDIR)/.build/ansible-root)
+ROOT := $(if $(filter 0,$(shell id -u)),env,sudo --preserve-env env ANSIBLE_HOME=$(CURDIR)/.build/ansible-root)
 PYTHON := $(VENV)/python
+ENVIRONMENT := $(PYTHON) -m tests.gates.environments
 BOOTSTRAP := bash tests/lab/bootstrap.sh
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build/collections
 export ANSIBLE_HOME := $(CURDIR)/.build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_CONFIG
 
-.PHONY: help demo demo-shell demo-down test check lint unit kernel molecule package clean
+.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy package clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,7 +30,7 @@ demo-down: ## Remove the demo
 	@$(ROOT) $(PYTHON) -m tests.lab down --prefix demo
 
 test: ## Run everything that decides whether we ship
-	@bash tests/run.sh lint unit kernel molecule
+	@bash tests/run.sh lint unit units sanity importer kernel pyroute2 molecule deploy
 
 check: ## Run the quick part
 	@bash tests/run.sh lint unit
@@ -46,9 +47,28 @@ unit: ## The unit tests, which need no privileges
 	@$(BOOTSTRAP) check
 	@$(PYTHON) -m pytest -q tests/unit
 
+units: package ## The unit tests on the other Pythons that we support, and the archive's bytes by all of them
+	@$(BOOTSTRAP) gates
+	@$(ENVIRONMENT) py39 -m pytest -q tests/unit/plugins/module_utils tests/unit/plugins/modules
+	@$(ENVIRONMENT) py311 -m pytest -q tests/unit
+	@$(ENVIRONMENT) py313 -m pytest -q tests/unit
+	@$(PYTHON) -m pytest -q tests/gates/test_archive.py
+
+sanity: ## ansible-test sanity
+	@$(BOOTSTRAP) gates
+	@bash tests/gates/sanity.sh
+
+importer: package ## galaxy-importer on the tarball
+	@bash tests/gates/importer.sh
+
 kernel: ## The engines against the real kernel, in network namespaces; and the lab itself (root)
 	@$(BOOTSTRAP) lab
 	@$(ROOT) $(PYTHON) -m pytest -q tests/kernel tests/lab
+
+pyroute2: ## The routing engine against the real kernel with the pyroute2 of Debian 12 and of Debian 13 (root)
+	@$(BOOTSTRAP) lab
+	@for version in 0.7.2 0.8.1; do $(ROOT) L4PROXY_TEST_PYROUTE2=$$version \
+		$(ENVIRONMENT) pyroute2-$$version -m pytest -q tests/kernel -k routing; done
 
 package: ## Build the collection and install it as a user gets it, into .build/package
 	@$(BOOTSTRAP) check
@@ -56,7 +76,12 @@ package: ## Build the collection and install it as a user gets it, into .build/p
 
 molecule: package ## Every scenario, against the built collection, in systemd containers (root)
 	@$(BOOTSTRAP) lab
-	@$(ROOT) env PATH="$(CURDIR)/$(VENV):$$PATH" MOLECULE_COMMAND_BORDERS=0 $(VENV)/molecule test --all --report
+	@$(ROOT) PATH="$(CURDIR)/$(VENV):$$PATH" MOLECULE_COMMAND_BORDERS=0 $(VENV)/molecule test --all --report
+
+deploy: package ## The built collection on the container lab under the newest ansible-core (root)
+	@$(BOOTSTRAP) lab
+	@$(BOOTSTRAP) gates
+	@$(ROOT) $(PYTHON) -m pytest -q tests/gates/test_deploy.py
 
 clean: ## Remove what the targets made, images and containers included
 	@[ ! -x $(PYTHON) ] || $(ROOT) $(PYTHON) -m tests.lab clean

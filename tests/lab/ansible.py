@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ CONNECTIONS = REPOSITORY / "tests" / "lab" / "connection_plugins"
 
 #: Where a scenario or the demo installs the built collection; the checkout's own link serves everything else.
 COLLECTIONS = REPOSITORY / ".build" / "collections"
+
+#: The command in place of this interpreter's own ansible-playbook, where another ansible-core is to be tested.
+COMMAND_VARIABLE = "L4PROXY_ANSIBLE_PLAYBOOK"
 
 RECAP = re.compile(r"^(?P<host>\S+)\s+: (?P<counts>ok=.*)$", re.MULTILINE)
 
@@ -50,10 +54,11 @@ def environment(prefix: str, collections: Path | None = None) -> dict[str, str]:
     }
 
 
-def command(playbook: str, inventories: list[Path], *arguments: str) -> list[str]:
+def command(playbook: str, inventories: list[Path], *arguments: str, program: str | None = None) -> list[str]:
     """The command line of one playbook, a file or a name such as ``trueip.l4proxy.site``."""
+    own = str(Path(sys.executable).with_name("ansible-playbook"))
     sources = [part for inventory in (INVENTORY, *inventories) for part in ("--inventory", str(inventory))]
-    return [str(Path(sys.executable).with_name("ansible-playbook")), *sources, *arguments, playbook]
+    return [*shlex.split(program or own), *sources, *arguments, playbook]
 
 
 def parse_recap(output: str) -> dict[str, dict[str, int]]:
@@ -79,7 +84,7 @@ def play(
     """
     env = {**environment(prefix), "ANSIBLE_NOCOLOR": "true", "ANSIBLE_FORCE_COLOR": "false", **(variables or {})}
     done = subprocess.run(
-        command(playbook, inventories, *arguments),
+        command(playbook, inventories, *arguments, program=env.get(COMMAND_VARIABLE)),
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -4,6 +4,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Sets up what a fresh Debian lacks:   bootstrap.sh check   for lint and unit tests
+#                                      bootstrap.sh gates   also for the checks of what is shipped
 #                                      bootstrap.sh lab     also for namespaces, containers and molecule
 # When everything is there it is over in a fraction of a second and needs neither root nor the network.
 set -Eeuo pipefail
@@ -17,6 +18,7 @@ requirements=$root/requirements/dev.txt
 current=start
 
 check_packages=(python3 python3-venv ca-certificates)
+gate_packages=(shellcheck mmdebstrap debian-archive-keyring) # mmdebstrap: the Pythons this machine lacks
 lab_packages=(
     podman runc netavark mmdebstrap debian-archive-keyring # containers and their images
     iproute2 nftables iptables conntrack procps kmod       # the network
@@ -129,9 +131,10 @@ link_collection() {
 
 case $level in
     check) packages=("${check_packages[@]}") space=1000 ;;
+    gates) packages=("${check_packages[@]}" "${gate_packages[@]}") space=2000 ;;
     lab) packages=("${check_packages[@]}" "${lab_packages[@]}") space=4000 ;;
     *)
-        echo "usage: ${BASH_SOURCE[0]} check | lab" >&2
+        echo "usage: ${BASH_SOURCE[0]} check | gates | lab" >&2
         exit 2
         ;;
 esac

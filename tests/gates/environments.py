@@ -1,0 +1,78 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Environments beside .build/venv: another Python, another ansible-core, tools that do not get along with ours.
+
+    python -m tests.gates.environments py313 -m pytest tests/unit      runs that environment's Python
+
+An environment is a Python and the packages of requirements/NAME.txt, every one of them pinned there. The packages are
+put into a directory of their own by the pip of .build/venv, for that Python: the interpreter needs no pip, no venv
+module and no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from tests.gates import interpreters
+
+REPOSITORY = interpreters.REPOSITORY
+SITES = REPOSITORY / ".build" / "site"
+#: Which Python an environment runs on; the others run on .build/venv's.
+PYTHONS = {"py39": "3.9", "py311": "3.11", "py313": "3.13"}
+#: Environments whose packages are another's.
+PACKAGES = {"py311": "dev"}
+
+
+def ensure(name: str) -> tuple[Path, Path]:
+    """Return (interpreter, directory of packages) of an environment, made where it is missing or out of date."""
+    own = ".".join(map(str, sys.version_info[:2]))
+    version = PYTHONS.get(name, own)
+    python = Path(sys.executable) if version == own else interpreters.ensure(version)
+    if python == Path(sys.executable) and PACKAGES.get(name) == "dev":
+        return python, Path(sysconfig.get_path("purelib"))  # .build/venv itself
+    requirements = REPOSITORY / "requirements" / f"{PACKAGES.get(name, name)}.txt"
+    site, stamp = SITES / name, SITES / f"{name}.stamp"
+    wanted = hashlib.sha256(requirements.read_bytes() + version.encode()).hexdigest()
+    if not stamp.exists() or stamp.read_text(encoding="ascii") != wanted:
+        print(f"installing {requirements.relative_to(REPOSITORY)} for Python {version}", flush=True)
+        shutil.rmtree(site, ignore_errors=True)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
+        # Pinned and complete: whether a package may run there was decided when it was pinned. (pip would take the
+        # question for one about its own Python.)
+        foreign = ["--ignore-requires-python", "--python-version", version, "--only-binary", ":all:"]
+        done = subprocess.run(
+            [*command, *foreign, "--requirement", str(requirements)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{requirements} cannot be installed:\n{done.stderr}")
+        stamp.write_text(wanted, encoding="ascii")
+    return python, site
+
+
+def variables(site: Path) -> dict[str, str]:
+    """Return the process environment in which an interpreter finds the packages, before any others of that name."""
+    path = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # bin: what a tool calls by name, such as ansible-doc, is this environment's.
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path),
+        "PATH": f"{site / 'bin'}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+def main() -> None:
+    """Become the environment's Python with the arguments given."""
+    name, *arguments = sys.argv[1:]
+    python, site = ensure(name)
+    os.execve(python, [str(python), *arguments], variables(site))
+
+
+if __name__ == "__main__":
+    main()

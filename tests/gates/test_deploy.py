@@ -1,0 +1,76 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tarball deploys the container lab under the newest ansible-core; molecule does it under the oldest.
+
+One fleet, in the order in which an operator meets it; each step leans on those before it.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.demo.__main__ import INVENTORY, WEB_SERVERS, request
+from tests.gates import environments
+from tests.lab import ansible
+from tests.lab.containers import ContainerLab
+
+PREFIX = "core"
+PACKAGE = environments.REPOSITORY / ".build" / "package"
+NEWEST = "2.21"
+
+
+@pytest.fixture(scope="module")
+def play():
+    """Run a playbook with the other environment's Python and ansible-core."""
+    python, site = environments.ensure("py313")
+    variables = {
+        **environments.variables(site),
+        "ANSIBLE_COLLECTIONS_PATH": str(PACKAGE),
+        ansible.COMMAND_VARIABLE: f"{python} -m ansible playbook",
+    }
+
+    def run(name, *arguments):
+        playbook = name if name.endswith(".yml") else f"trueip.l4proxy.{name}"
+        done = ansible.play(PREFIX, playbook, [INVENTORY], *arguments, variables=variables)
+        assert done.status == 0, done.output
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def lab(play):
+    with ContainerLab(PREFIX) as raised:
+        play(str(WEB_SERVERS))
+        yield raised
+
+
+def test_it_is_the_newest_core(play):
+    assert re.findall(r"core (\d+\.\d+)", play(str(WEB_SERVERS), "--version").output) == [NEWEST]
+
+
+def test_check_mode_on_fresh_hosts(lab, play):
+    assert set(play("site", "--check", "--diff").changed) == {"a", "b", "c", "d"}
+
+
+def test_deploy_and_serve(lab, play):
+    play("site")
+    for address in (lab["a"].ipv4, f"[{lab['a'].ipv6}]"):
+        assert {request(lab, f"http://{address}/") for _request in range(6)} == {"b", "c", "d"}
+
+
+def test_the_client_is_seen(lab, play):
+    play("verify")
+    logged = lab["b"].run(["cat", "/var/log/nginx/access.log"]).stdout
+    assert {lab["client"].ipv4, lab["client"].ipv6} == {line.split()[0] for line in logged.splitlines()}
+
+
+def test_a_second_run_changes_nothing(lab, play):
+    assert play("site").changed == {}
+
+
+def test_teardown(lab, play):
+    assert set(play("teardown").changed) == {"a", "b", "c", "d"}
