@@ -6,6 +6,7 @@
 # Sets up what a fresh Debian lacks:   bootstrap.sh check   for lint and unit tests
 #                                      bootstrap.sh gates   also for the checks of what is shipped
 #                                      bootstrap.sh lab     also for namespaces, containers and molecule
+#                                      bootstrap.sh bench   also for the peers of the benchmark
 # When everything is there it is over in a fraction of a second and needs neither root nor the network.
 set -Eeuo pipefail
 
@@ -19,6 +20,7 @@ current=start
 
 check_packages=(python3 python3-venv ca-certificates)
 gate_packages=(shellcheck mmdebstrap debian-archive-keyring) # mmdebstrap: the Pythons this machine lacks
+bench_packages=(haproxy libnginx-mod-stream iperf3 wrk ethtool gcc libc6-dev)
 lab_packages=(
     podman runc netavark mmdebstrap debian-archive-keyring # containers and their images
     iproute2 nftables iptables conntrack procps kmod       # the network
@@ -85,6 +87,7 @@ install_packages() {
     # The lab starts nginx where it wants it; on this machine it must not listen, now or after a reboot.
     case " ${missing[*]} " in
         *' nginx '*) ! command -v systemctl > /dev/null || as_root systemctl disable nginx.service >> "$log" 2>&1 ;;
+        *' haproxy '*) ! command -v systemctl > /dev/null || as_root systemctl disable haproxy.service >> "$log" 2>&1 ;;
     esac
 }
 
@@ -131,10 +134,11 @@ link_collection() {
 
 case $level in
     check) packages=("${check_packages[@]}") space=1000 ;;
+    bench) packages=("${check_packages[@]}" "${lab_packages[@]}" "${bench_packages[@]}") space=4000 ;;
     gates) packages=("${check_packages[@]}" "${gate_packages[@]}") space=2000 ;;
     lab) packages=("${check_packages[@]}" "${lab_packages[@]}") space=4000 ;;
     *)
-        echo "usage: ${BASH_SOURCE[0]} check | gates | lab" >&2
+        echo "usage: ${BASH_SOURCE[0]} check | gates | lab | bench" >&2
         exit 2
         ;;
 esac

@@ -1,0 +1,96 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab that is measured on: client, router, two proxy hosts (one for the kernel's DNAT) and a backend."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.bench import hold
+from tests.bench.peers import BULK, HOLD, HTTP, UDP
+from tests.kernel import routing_lab
+from tests.lab.netns import NamespaceLab
+
+SOURCE = Path(__file__).with_name("udp.c")
+#: Each of these accounts of the client has an address of its own.
+UIDS = tuple(range(61001, 61009))
+OFFLOADS = ("tso", "gso", "gro")
+
+
+class BenchLab(NamespaceLab):
+    """Raised with routing on both ends, servers on b, and the UDP tool at ``.udp``."""
+
+    def __enter__(self) -> BenchLab:
+        super().__enter__()
+        try:
+            self._set_up()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _set_up(self) -> None:
+        engine = routing_lab.Engine(self.tmp)
+        engine.apply(self["a"], routing_lab.local_delivery(self["b"]))
+        engine.apply(self["b"], routing_lab.return_path(self["a"], self["a2"]))
+        self._translate()
+        self._client_addresses()
+        self.udp = self.tmp / "udp"
+        subprocess.run(["gcc", "-O2", "-o", str(self.udp), str(SOURCE)], check=True)
+        b = self["b"]
+        self.nginx("b", ports=[HTTP])
+        b.spawn(["iperf3", "--server", "--port", str(BULK)])
+        b.spawn([sys.executable, hold.__file__, "server", "0.0.0.0", str(HOLD)])
+        b.spawn([str(self.udp), "echo", "0.0.0.0", str(UDP)])
+        self._wait_for(BULK, HOLD)
+
+    def _translate(self) -> None:
+        """On a2 the kernel does by address translation what a proxy does on a."""
+        a2 = self["a2"]
+        a2.sysctl("net.ipv4.ip_forward", "1")
+        a2.sysctl("net.ipv4.conf.all.send_redirects", "0")
+        a2.sysctl(f"net.ipv4.conf.{a2.dev}.send_redirects", "0")
+        for protocol, port in (("tcp", HTTP), ("tcp", BULK), ("tcp", HOLD), ("udp", UDP)):
+            match = ["-p", protocol, "-d", a2.ipv4, "--dport", str(port)]
+            target = ["-j", "DNAT", "--to-destination", self["b"].ipv4]
+            a2.run(["iptables", "-t", "nat", "-A", "PREROUTING", *match, *target])
+
+    def _client_addresses(self) -> None:
+        client = self["client"]
+        gateway = self["router"].on("outside").ipv4
+        for number, uid in enumerate(UIDS):
+            source = f"{client.ipv4.rsplit('.', 1)[0]}.{101 + number}"
+            client.run(["ip", "address", "add", f"{source}/32", "dev", client.dev])
+            client.run(["ip", "route", "add", "default", "via", gateway, "src", source, "table", str(uid)])
+            client.run(["ip", "rule", "add", "uidrange", f"{uid}-{uid}", "lookup", str(uid)])
+
+    def _wait_for(self, *ports: int) -> None:
+        """Return when the servers of b listen: /proc/net/tcp has the port, in state 0A."""
+        deadline = time.monotonic() + 20
+        wanted = {f":{port:04X}" for port in ports}
+        while True:
+            listing = self["b"].run(["cat", "/proc/net/tcp", "/proc/net/tcp6"]).stdout.splitlines()
+            fields = [line.split() for line in listing]
+            listening = {row[1][row[1].index(":") :] for row in fields if len(row) > 3 and row[3] == "0A"}
+            if wanted <= listening:
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the servers of b do not listen on {wanted - listening}")
+            time.sleep(0.02)
+
+    def offload(self, on: bool) -> None:
+        """Let the virtual wires carry large segments, or only what a real wire would."""
+        for host in self.hosts.values():
+            for interface in host.spec.interfaces:
+                flags = [word for name in OFFLOADS for word in (name, "on" if on else "off")]
+                host.run(["ethtool", "-K", interface.dev, *flags])
+
+
+def raise_lab() -> BenchLab:
+    """Return the lab, not yet entered, under a prefix of this process's own."""
+    return BenchLab(f"bench{os.getpid()}", ["client", "router", "a", "a2", "b"])

@@ -1,0 +1,97 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What processes have used, read from /proc, and what several rounds of one measurement come to."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TICK = 1 / os.sysconf("SC_CLK_TCK")
+PROC = Path("/proc")
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all that descend from it."""
+    children: dict[int, list[int]] = {}
+    for entry in PROC.iterdir():
+        if entry.name.isdigit():
+            try:
+                children.setdefault(int(_stat(entry)[1]), []).append(int(entry.name))
+            except OSError:
+                continue  # it ended between the two questions
+    found, new = [], [pid]
+    while new:
+        found += new
+        new = [child for parent in new for child in children.get(parent, ())]
+    return found
+
+
+def _stat(entry: Path) -> list[str]:
+    """Return the fields of proc_pid_stat(5) from the third on; the second, in parentheses, may contain anything."""
+    return (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Return what processes have used of the CPU, user and system, in seconds."""
+    total = 0
+    for pid in pids:
+        fields = _stat(PROC / str(pid))
+        total += int(fields[11]) + int(fields[12])  # utime and stime, fields 14 and 15
+    return total * TICK
+
+
+def memory(pids: Iterable[int]) -> int:
+    """Return the memory of processes in bytes; what several share is divided among them (Pss)."""
+    total = 0
+    for pid in pids:
+        for line in (PROC / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One round: units a second, latencies in seconds (None: not of this work), CPU seconds a unit, bytes."""
+
+    rate: float | None = None
+    p50: float | None = None
+    p99: float | None = None
+    cpu_per_unit: float | None = None
+    rss: float | None = None
+    #: Units that failed; a round with any is not a measurement of speed alone, and is shown.
+    failed: float | None = None
+
+
+FIELDS = tuple(Sample.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Several rounds of one value: their median, and their spread as (most - least) / median."""
+
+    median: float
+    spread: float
+    rounds: tuple[float, ...]
+
+
+def figure(values: Sequence[float]) -> Figure:
+    """Sum up the rounds of one value."""
+    middle = statistics.median(values)
+    spread = (max(values) - min(values)) / middle if middle else 0.0
+    return Figure(middle, spread, tuple(values))
+
+
+def figures(samples: Sequence[Sample]) -> dict[str, Figure]:
+    """Sum up the rounds of a measurement, each value that they have."""
+    found = {}
+    for name in FIELDS:
+        values = [value for sample in samples if (value := getattr(sample, name)) is not None]
+        if values:
+            found[name] = figure(values)
+    return found

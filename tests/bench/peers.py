@@ -1,0 +1,166 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who is measured: the forwarder as it ships, HAProxy and nginx at their defaults and at their best, and the kernel.
+
+Each peer forwards the same ports of the proxy host to the backend, with the client's address as the source. A peer of
+your own is one line: L4PROXY_BENCH_PEER='name=command … {listen} {backend}', where the two words become ADDRESS:PORT of
+the HTTP service.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench import measure
+from tests.kernel import forwarder_lab
+from tests.lab.netns import NamespaceLab, stop
+
+HTTP, BULK, HOLD, UDP = 8080, 5201, 9000, 5353
+TCP_PORTS = (HTTP, BULK, HOLD)
+MOST_FILES = 20000
+# The forwarder runs as the unit runs it: an ordinary user with two capabilities.
+CAPABILITIES = "+net_raw,+net_bind_service"
+AS_USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={CAPABILITIES}")
+AS_DAEMON = (*AS_USER, f"--ambient-caps={CAPABILITIES}", "--bounding-set", f"-all,{CAPABILITIES}", "--no-new-privs")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a peer is started: worker processes (or threads), and whether it logs a line a connection."""
+
+    workers: int = 1
+    log: bool = False
+
+
+class Running:
+    """A peer that forwards; ``cpu()`` and ``memory()`` are of all its processes together."""
+
+    def __init__(self, process: subprocess.Popen | None):
+        self._process = process
+
+    def pids(self) -> list[int]:
+        return measure.family(self._process.pid) if self._process else []
+
+    def cpu(self) -> float:
+        return measure.cpu_seconds(self.pids())
+
+    def memory(self) -> int:
+        return measure.memory(self.pids())
+
+    def said(self) -> str:
+        """What the peer has printed."""
+        return self._process.log.read_text(encoding="utf-8") if self._process else ""
+
+    def stop(self) -> None:
+        if self._process:
+            stop(self._process)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer by name: the host of the lab it is reached at, what it can do, and how it is started there."""
+
+    name: str
+    start: Callable[[NamespaceLab, Path, Setting], Running]
+    host: str = "a"
+    udp: bool = False
+    #: What it was set to beyond its defaults, for the page that shows the figures.
+    settings: str = "defaults"
+
+
+def l4proxy(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
+    """The archive as the role installs it, run by the distribution's python3."""
+
+    def service(port: int, protocol: str) -> dict:
+        return {
+            "name": f"{protocol}-{port}",
+            "protocol": protocol,
+            "listen": [{"address": lab["a"].ipv4, "port": port}],
+            "backends": [{"name": "b", "ipv4": lab["b"].ipv4, "port": port}],
+        }
+
+    services = [*(service(port, "tcp") for port in TCP_PORTS)]
+    document = forwarder_lab.config(*services)
+    forwarder = forwarder_lab.Forwarder(lab, document, wrapper=AS_DAEMON)
+    return Running(forwarder.serve().process)
+
+
+def _haproxy(tuning: str) -> Callable[[NamespaceLab, Path, Setting], Running]:
+    def start(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
+        frontends = "".join(
+            f"frontend f{port}\n  bind {lab['a'].ipv4}:{port}\n  default_backend b{port}\n"
+            f"backend b{port}\n  source 0.0.0.0 usesrc clientip\n  server b {lab['b'].ipv4}:{port}\n"
+            for port in TCP_PORTS
+        )
+        log = ("  log stdout format raw local0\n", "  log global\n  option tcplog\n") if setting.log else ("", "")
+        config = directory / "haproxy.cfg"
+        config.write_text(
+            f"global\n  maxconn 8500\n  maxpipes 1000\n  nbthread {setting.workers}\n{tuning}{log[0]}"
+            f"defaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 60s\n"
+            f"  timeout server 60s\n{log[1]}{frontends}",
+            encoding="utf-8",
+        )
+        return Running(lab["a"].spawn(["haproxy", "-db", "-f", str(config)]))
+
+    return start
+
+
+def _nginx(buffers: str) -> Callable[[NamespaceLab, Path, Setting], Running]:
+    def start(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
+        log = f"access_log {directory}/stream.log lines;" if setting.log else "access_log off;"
+        servers = "".join(
+            f"  server {{ listen {lab['a'].ipv4}:{port}{kind}; proxy_pass {lab['b'].ipv4}:{port}; {more} }}\n"
+            for port, kind, more in [*((port, " backlog=4096", "") for port in TCP_PORTS), (UDP, " udp reuseport", "")]
+        )
+        config = directory / "stream.conf"
+        config.write_text(
+            f"load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\nuser root;\n"
+            f"worker_processes {setting.workers};\nworker_rlimit_nofile {MOST_FILES};\npid {directory}/stream.pid;\n"
+            f"error_log {directory}/stream-error.log;\nevents {{ worker_connections {MOST_FILES - 100}; }}\nstream {{\n"
+            "  log_format lines '$remote_addr [$time_local] $protocol $status $bytes_sent $bytes_received"
+            " $session_time $upstream_addr';\n"
+            f"  {log}\n  proxy_bind $remote_addr transparent;\n  proxy_timeout 60s;\n{buffers}{servers}}}\n",
+            encoding="utf-8",
+        )
+        return Running(lab["a"].spawn(["nginx", "-c", str(config), "-e", str(directory / "stream-error.log")]))
+
+    return start
+
+
+def _nothing(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
+    return Running(None)  # the kernel forwards; its work is nobody's process
+
+
+HAPROXY_TUNING = "  tune.pipesize 262144\n  tune.bufsize 65536\n"
+NGINX_TUNING = "  proxy_buffer_size 256k;\n  tcp_nodelay on;\n"
+
+PEERS = (
+    Peer("l4proxy", l4proxy, udp=True, settings="as the role installs it, log: errors unless logging is measured"),
+    Peer("haproxy", _haproxy(""), settings="usesrc clientip, splice-auto"),
+    Peer("haproxy-tuned", _haproxy(HAPROXY_TUNING), settings=" ".join(HAPROXY_TUNING.split())),
+    Peer("nginx", _nginx(""), udp=True, settings="stream, proxy_bind $remote_addr transparent"),
+    Peer("nginx-tuned", _nginx(NGINX_TUNING), udp=True, settings=" ".join(NGINX_TUNING.split())),
+)
+#: The ends of the scale: no proxy, and the kernel's own address translation.
+DIRECT = Peer("direct", _nothing, host="b", udp=True, settings="no proxy")
+DNAT = Peer("dnat", _nothing, host="a2", udp=True, settings="iptables -t nat, on a proxy host of its own")
+
+
+def more() -> tuple[Peer, ...]:
+    """The peer of L4PROXY_BENCH_PEER, if there is one."""
+    name, _equals, command = os.environ.get("L4PROXY_BENCH_PEER", "").partition("=")
+    if not command:
+        return ()
+
+    def start(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
+        words = {"listen": f"{lab['a'].ipv4}:{HTTP}", "backend": f"{lab['b'].ipv4}:{HTTP}"}
+        return Running(lab["a"].spawn([word.format(**words) for word in shlex.split(command)]))
+
+    return (Peer(name, start, settings=json.dumps(command)),)
