@@ -14,7 +14,7 @@ export ANSIBLE_HOME := $(CURDIR)/.build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_CONFIG
 
-.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy bench package clean
+.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy bench package docs clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -86,6 +86,10 @@ deploy: package ## The built collection on the container lab under the newest an
 bench: ## The forwarder beside HAProxy and nginx, in one run: QUICK=1 for less, ONLY=PATTERN for some of it (root)
 	@$(BOOTSTRAP) bench
 	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections QUICK=$(QUICK) ONLY='$(ONLY)' $(PYTHON) -m tests.bench
+
+docs: ## Build the documentation as a site, .build/docs/html, and follow every link of it
+	@$(BOOTSTRAP) docs
+	@bash tests/docs/build.sh
 
 clean: ## Remove what the targets made, images and containers included
 	@[ ! -x $(PYTHON) ] || $(ROOT) $(PYTHON) -m tests.lab clean

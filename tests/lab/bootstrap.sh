@@ -5,6 +5,7 @@
 
 # Sets up what a fresh Debian lacks:   bootstrap.sh check   for lint and unit tests
 #                                      bootstrap.sh gates   also for the checks of what is shipped
+#                                      bootstrap.sh docs    also for the documentation
 #                                      bootstrap.sh lab     also for namespaces, containers and molecule
 #                                      bootstrap.sh bench   also for the peers of the benchmark
 # When everything is there it is over in a fraction of a second and needs neither root nor the network.
@@ -21,6 +22,7 @@ current=start
 check_packages=(python3 python3-venv ca-certificates)
 gate_packages=(shellcheck mmdebstrap debian-archive-keyring) # mmdebstrap: the Pythons this machine lacks
 bench_packages=(haproxy libnginx-mod-stream iperf3 wrk ethtool gcc libc6-dev)
+docs_packages=(graphviz) # draws the pictures
 lab_packages=(
     podman runc netavark mmdebstrap debian-archive-keyring # containers and their images
     iproute2 nftables iptables conntrack procps kmod       # the network
@@ -136,9 +138,10 @@ case $level in
     check) packages=("${check_packages[@]}") space=1000 ;;
     bench) packages=("${check_packages[@]}" "${lab_packages[@]}" "${bench_packages[@]}") space=4000 ;;
     gates) packages=("${check_packages[@]}" "${gate_packages[@]}") space=2000 ;;
+    docs) packages=("${check_packages[@]}" "${docs_packages[@]}") space=1000 ;;
     lab) packages=("${check_packages[@]}" "${lab_packages[@]}") space=4000 ;;
     *)
-        echo "usage: ${BASH_SOURCE[0]} check | gates | lab | bench" >&2
+        echo "usage: ${BASH_SOURCE[0]} check | docs | gates | lab | bench" >&2
         exit 2
         ;;
 esac
@@ -149,7 +152,7 @@ flock 9 # two targets at once: the second one waits and finds everything done
 : > "$log"
 trap failed ERR
 require_space "$space" "$build"
-[ "$level" = check ] || require_space "$space" /var/lib
+[ "$level" != lab ] || require_space "$space" /var/lib
 install_packages "${packages[@]}"
 make_venv
 link_collection
