@@ -26,7 +26,17 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-faults: "{{ l4proxy_services | trueip.l4proxy.check_fleet(ansible_play_hosts, hostvars) }}"
+- name: Learn the addresses of both ends
+  ansible.builtin.import_role:
+    name: trueip.l4proxy.keeper
+    tasks_from: peers
+
+- name: Refuse what cannot be derived
+  ansible.builtin.assert:
+    that: faults | length == 0
+    fail_msg: "{{ faults }}"
+  vars:
+    faults: "{{ l4proxy_services | trueip.l4proxy.check_fleet(ansible_play_hosts, hostvars) }}"
 """
 
 RETURN = r"""

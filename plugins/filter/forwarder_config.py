@@ -24,7 +24,15 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-config: "{{ l4proxy_services | trueip.l4proxy.forwarder_config(fleet, hostvars, {'drain_timeout': 30}) }}"
+- name: See what the forwarder on this proxy is to read
+  ansible.builtin.debug:
+    msg: "{{ l4proxy_services | trueip.l4proxy.forwarder_config(fleet, hostvars, {'drain_timeout': 30}) }}"
+  vars:
+    fleet:
+      host: "{{ inventory_hostname }}"
+      inventory: "{{ groups.all }}"
+      proxies: "{{ groups.proxies }}"
+      backends: "{{ groups.backends }}"
 """
 
 RETURN = r"""

@@ -18,7 +18,15 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-document: "{{ l4proxy_services | trueip.l4proxy.local_delivery(fleet, hostvars) }}"
+- name: See by which rules this proxy accepts its backends' replies
+  ansible.builtin.debug:
+    msg: "{{ l4proxy_services | trueip.l4proxy.local_delivery(fleet, hostvars) }}"
+  vars:
+    fleet:
+      host: "{{ inventory_hostname }}"
+      inventory: "{{ groups.all }}"
+      proxies: "{{ groups.proxies }}"
+      backends: "{{ groups.backends }}"
 """
 
 RETURN = r"""

@@ -26,7 +26,15 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-needed: "{{ l4proxy_services | trueip.l4proxy.peers(fleet, hostvars, ansible_play_hosts) }}"
+- name: See whose addresses the configuration of these hosts depends on
+  ansible.builtin.debug:
+    msg: "{{ l4proxy_services | trueip.l4proxy.peers(fleet, hostvars, ansible_play_hosts) }}"
+  vars:
+    fleet:
+      host: "{{ inventory_hostname }}"
+      inventory: "{{ groups.all }}"
+      proxies: "{{ groups.proxies }}"
+      backends: "{{ groups.backends }}"
 """
 
 RETURN = r"""

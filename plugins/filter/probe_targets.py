@@ -18,7 +18,15 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-targets: "{{ l4proxy_services | trueip.l4proxy.probe_targets(fleet, hostvars) }}"
+- name: See what the playbook verify probes from this proxy
+  ansible.builtin.debug:
+    msg: "{{ l4proxy_services | trueip.l4proxy.probe_targets(fleet, hostvars) }}"
+  vars:
+    fleet:
+      host: "{{ inventory_hostname }}"
+      inventory: "{{ groups.all }}"
+      proxies: "{{ groups.proxies }}"
+      backends: "{{ groups.backends }}"
 """
 
 RETURN = r"""

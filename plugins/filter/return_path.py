@@ -24,7 +24,15 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-document: "{{ l4proxy_services | trueip.l4proxy.return_path(fleet, hostvars) }}"
+- name: See by which rules, routes and marks this backend sends its replies back
+  ansible.builtin.debug:
+    msg: "{{ l4proxy_services | trueip.l4proxy.return_path(fleet, hostvars) }}"
+  vars:
+    fleet:
+      host: "{{ inventory_hostname }}"
+      inventory: "{{ groups.all }}"
+      proxies: "{{ groups.proxies }}"
+      backends: "{{ groups.backends }}"
 """
 
 RETURN = r"""

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The documents of both ends, derived from a fleet: forwarder config, local delivery, return path, probe targets.
 
-Pure. The numbers are those of docs/docsite/rst/architecture.rst: ids, masks, tables, priorities and owners are all derived here.
+Pure. Ids, masks, tables, priorities and owners are all derived here; docs/docsite/rst/architecture.rst has the numbers.
 Each document is checked by the very function that checks it on the host.
 """
 

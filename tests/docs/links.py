@@ -30,7 +30,8 @@ NOT_OURS = {".build", ".git", ".ansible", "node_modules", ".pytest_cache", ".ruf
 WITH_HOST, WITHOUT_HOST = {"http", "https"}, {"mailto", "data"}
 
 FENCE = re.compile(r"^\s*(```|~~~)")
-MARKDOWN_LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)")
+# The end of a link: what it shows may itself be a picture with a link of its own.
+MARKDOWN_LINK = re.compile(r"\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)")
 HEADING = re.compile(r"^(#{1,6})\s+(.*?)\s*#*\s*$")
 MARKDOWN_CODE = re.compile(r"(`+)(.+?)\1")
 

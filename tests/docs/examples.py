@@ -1,0 +1,116 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The examples in the documentation of modules and filters, as a play that runs each of them.
+
+Every task of the plugin itself is run three times: in check mode, for real, and again. Other tasks around it, such as a
+reload that depends on what was registered, are run once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.lab import ansible
+
+COLLECTION = "trueip.l4proxy"
+TYPES = ("module", "filter", "lookup", "test")
+CHECK, RUN, AGAIN = "check: ", "run: ", "again: "
+OUTCOME = re.compile(r"^(ok|changed|skipping|fatal|failed): \[", re.MULTILINE)
+
+
+def collections_environment(home: Path) -> dict[str, str]:
+    """The environment in which Ansible finds this checkout's collection."""
+    return {**ansible.environment("examples"), "ANSIBLE_HOME": str(home), "ANSIBLE_NOCOLOR": "true"}
+
+
+@functools.lru_cache(maxsize=1)
+def plugins() -> Mapping[str, Mapping[str, Any]]:
+    """What ansible-doc says of every module, filter and so on, by ``NAME#TYPE``."""
+    program = str(Path(sys.executable).with_name("ansible-doc"))
+    env = collections_environment(ansible.REPOSITORY / ".build" / "ansible")
+    dumped = subprocess.run(
+        [program, "--metadata-dump", COLLECTION], env=env, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found = json.loads(dumped.stdout)["all"]
+    return {
+        f"{name.removeprefix(COLLECTION + '.')}#{kind}": documentation
+        for kind in TYPES
+        for name, documentation in sorted(found.get(kind, {}).items())
+    }
+
+
+def tasks(documentation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The examples as tasks.
+
+    :raises ValueError: they are no list of tasks, each with a name of its own.
+    """
+    found = yaml.safe_load(documentation.get("examples") or "")
+    if not isinstance(found, list) or not all(isinstance(task, dict) and task.get("name") for task in found):
+        raise ValueError("EXAMPLES has to be a list of tasks, each with a name")
+    names = [task["name"] for task in found]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two examples have one name: {names}")
+    return found
+
+
+def only_looks(documentation: Mapping[str, Any]) -> bool:
+    """Whether a module has nothing to change, by its own attributes."""
+    return documentation["doc"].get("attributes", {}).get("diff_mode", {}).get("support") == "N/A"
+
+
+def play(name: str, host: str, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A play that runs the examples of the module or filter ``name``."""
+    steps = []
+    for task in examples:
+        own = f"{COLLECTION}.{name}" in task
+        if own:
+            steps.append({**task, "name": CHECK + task["name"], "check_mode": True})
+        steps.append({**task, "name": RUN + task["name"]})
+        if own:
+            steps.append({**task, "name": AGAIN + task["name"]})
+    return [{"name": f"Examples of {name}", "hosts": host, "gather_facts": False, "tasks": steps}]
+
+
+def outcomes(output: str) -> dict[str, str]:
+    """Read what became of each task (ok, changed, skipping, fatal) from the output of ansible-playbook."""
+    found = {}
+    for part in re.split(r"^TASK \[", output, flags=re.MULTILINE)[1:]:
+        name, _bracket, rest = part.partition("] **")
+        seen = OUTCOME.findall(rest)
+        found[name] = seen[-1] if seen else "nothing"
+    return found
+
+
+def faults(name: str, documentation: Mapping[str, Any], examples: list[dict[str, Any]], output: str) -> list[str]:
+    """Say what the run of a play shows to be wrong with the examples, or with the plugin."""
+    became, wrong = outcomes(output), []
+    used = False
+    for task in examples:
+        title, own = task["name"], f"{COLLECTION}.{name}" in task
+        used = used or own or f"{COLLECTION}.{name}" in json.dumps(task)
+        ran = became.get(RUN + title)
+        # The import of a role leaves no task of its own.
+        if ran not in ("ok", "changed") and "ansible.builtin.import_role" not in task:
+            wrong.append(f"{title}: {ran}, expected it to run")
+        if own:
+            expected = "ok" if only_looks(documentation) else "changed"
+            foretold = became.get(CHECK + title)
+            if ran != expected:
+                wrong.append(f"{title}: {ran} in its first run, expected {expected}")
+            if foretold != ran and not (foretold == "skipping" and ran == "ok"):
+                wrong.append(f"{title}: check mode says {foretold}, the run {ran}")
+            if became.get(AGAIN + title) != "ok":
+                wrong.append(f"{title}: {became.get(AGAIN + title)} in its second run, expected ok")
+    if not used:
+        wrong.append(f"no example uses {COLLECTION}.{name}")
+    return wrong

@@ -1,0 +1,58 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What people read, taken apart: the blocks of code in Markdown and RST, and the names that the text mentions."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+FENCED = re.compile(r"^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+DIRECTIVE = re.compile(r"^\.\. code-block:: (?P<language>\w+)\n\n(?P<text>(?:(?:   .*)?\n)+)", re.MULTILINE)
+LITERAL = re.compile(r"(`{1,2})(?P<text>[^`\n]+)\1")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code: the file it is in, its line there, its language and its text."""
+
+    path: str
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+def pages() -> list[Path]:
+    """The pages for users and for contributors; not those that are generated."""
+    top = ["README.md", "CONTRIBUTING.md", "SECURITY.md"]
+    found = [REPOSITORY / name for name in top]
+    return [*found, *sorted(REPOSITORY.glob("roles/*/README.md")), *sorted(REPOSITORY.glob("docs/docsite/rst/*.rst"))]
+
+
+def blocks(path: Path) -> list[Block]:
+    """The blocks of code of a page."""
+    text = path.read_text(encoding="utf-8")
+    name = str(path.relative_to(REPOSITORY))
+    pattern = DIRECTIVE if path.suffix == ".rst" else FENCED
+    return [
+        Block(name, text.count("\n", 0, found.start()) + 1, found["language"], textwrap.dedent(found["text"]))
+        for found in pattern.finditer(text)
+    ]
+
+
+def code(path: Path) -> Iterator[str]:
+    """Everything on a page that is set as code, in the text and in blocks, line by line."""
+    text = path.read_text(encoding="utf-8")
+    for block in blocks(path):
+        yield from block.text.splitlines()
+    for found in LITERAL.finditer(FENCED.sub("", text)):
+        yield found["text"]

@@ -1,0 +1,86 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A host of a namespace lab that may be written to: its /etc, /usr/local, /var/lib and /run are its own.
+
+    with NamespaceLab(prefix="k", hosts=["a"]) as lab:
+        host = Sandbox(lab, "a")
+        host.write("/etc/l4proxy/forwarder.json", "{}")     # the machine's own /etc does not notice
+
+What programs find there is the machine's, under what was written here. Everything goes with the lab.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.lab import wiring
+from tests.lab.netns import NamespaceLab
+
+OVERLAID = ("/etc", "/usr/local", "/var/lib")
+
+# "ip netns exec" has made mounts private already. /run is empty: sockets of the machine's own daemons are not for us.
+SCRIPT = """
+set -e
+mkdir -p "$1"
+mount -t tmpfs -o mode=0755 scratch "$1"
+shift_to=$1; ready=$2; shift 2
+for directory; do
+    upper=$shift_to/upper$directory work=$shift_to/work$directory
+    mkdir -p "$upper" "$work"
+    mount -t overlay -o "lowerdir=$directory,upperdir=$upper,workdir=$work" overlay "$directory"
+done
+mount -t tmpfs -o mode=0755 run /run
+: > "$ready"
+exec sleep infinity
+"""
+
+PATIENCE = 20.0
+
+
+class Sandbox:
+    """The host ``name`` of a lab, with files of its own. It ends with the lab."""
+
+    def __init__(self, lab: NamespaceLab, name: str):
+        self.name, self._lab = name, lab
+        ready = lab.tmp / f"{name}-ready"
+        arguments = [str(lab.tmp / f"{name}-scratch"), str(ready), *OVERLAID]
+        self._holder = lab[name].spawn(["sh", "-c", SCRIPT, "sh", *arguments])
+        deadline = time.monotonic() + PATIENCE
+        while not ready.exists():
+            if self._holder.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the sandbox of {name} did not come up: {self._holder.log.read_text()}")
+            time.sleep(0.01)
+
+    def argv(self, command: Iterable[str]) -> list[str]:
+        """The command line that runs a command in the sandbox."""
+        return ["nsenter", "--target", str(self._holder.pid), "--mount", "--net", "--", *command]
+
+    def run(self, command: Iterable[str], **options) -> subprocess.CompletedProcess:
+        """Run a command to its end; CommandFailed shows what it said."""
+        return wiring.run(self.argv(command), **{"check": True, "timeout": 60, **options})
+
+    def spawn(self, command: Iterable[str], **options) -> subprocess.Popen:
+        """Start a command that ends with the lab."""
+        return self._lab.track(self.name, self.argv(command), options)
+
+    def write(self, path: str, content: str | bytes, mode: str = "0644") -> None:
+        """Write a file, and the directories above it."""
+        staged = self._lab.tmp / f"{self.name}-staged"
+        staged.write_bytes(content.encode() if isinstance(content, str) else content)
+        self.run(["install", "-D", "-m", mode, str(staged), path])
+
+    def read(self, path: str) -> str:
+        """Return the text of a file."""
+        return self.run(["cat", path]).stdout
+
+    def eventually_exists(self, path: str | Path) -> None:
+        """Wait for a file to appear."""
+        deadline = time.monotonic() + PATIENCE
+        while self.run(["test", "-e", str(path)], check=False).returncode:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.name} has no {path} after {PATIENCE:g} s")
+            time.sleep(0.02)

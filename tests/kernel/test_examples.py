@@ -1,0 +1,139 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every example in the documentation of every module and filter runs, does what it says, and does it once.
+
+A plugin that is added is found by itself. Where its examples need something to be there first, it gets a line in
+``SCENES``. The hosts and addresses of the examples are those of the lab (tests/lab/topology.yml).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.trueip.l4proxy.plugins.filter import forwarder_config, local_delivery, return_path
+from ansible_collections.trueip.l4proxy.plugins.module_utils._version import VERSION
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._archive import archive, archive_name, sources
+
+from tests.docs import examples
+from tests.docs.sandbox import Sandbox
+from tests.lab import ansible
+from tests.lab.netns import NamespaceLab
+from tests.unit.plugins.plugin_utils.fleet_data import NUMBERS, WEB, hostvars, view
+
+LIBRARY = "/usr/local/lib/l4proxy"
+COMMAND = "/usr/local/bin/l4proxy"
+CONFIG = "/etc/l4proxy/forwarder.json"
+MODULE_UTILS = ansible.REPOSITORY / "plugins" / "module_utils"
+PLUGINS = sorted(examples.plugins())
+
+INVENTORY = {
+    "all": {
+        "vars": {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "l4proxy_services": [WEB],
+        },
+        "children": {
+            "proxies": {"hosts": {"a": None}},
+            "backends": {"hosts": {"b": None, "c": None, "d": None}},
+        },
+        # Declared, because "local" asks the host of the examples for everybody's facts, as in pull mode.
+        "hosts": {
+            name: {
+                "l4proxy_address": [f"198.18.0.{number}/24", f"2001:db8::{number}/64"],
+                "l4proxy_mac": f"02:00:00:00:00:{number}",
+            }
+            for name, number in NUMBERS.items()
+        },
+    }
+}
+
+
+def derived(module, host: str):
+    """A document of the lab's fleet, by the filter that the roles use."""
+    (derive,) = module.FilterModule().filters().values()
+    return derive([WEB], view(host), hostvars())
+
+
+def with_library(hosts):
+    """The directory that the archive goes to."""
+    hosts["a"].run(["mkdir", "-p", LIBRARY])
+
+
+def with_command(host: Sandbox):
+    """The l4proxy command, as the keeper role installs it."""
+    content = archive(sources(MODULE_UTILS))
+    path = f"{LIBRARY}/{archive_name(VERSION, content)}"
+    host.write(path, content, "0755")
+    host.run(["ln", "-s", path, f"{LIBRARY}/l4proxy.pyz"])
+    host.run(["mkdir", "-p", "/usr/local/bin"])
+    host.run(["ln", "-sfn", f"{LIBRARY}/l4proxy.pyz", COMMAND])
+
+
+def with_forwarder(hosts):
+    """A forwarder that runs, and a config that was installed since."""
+    host = hosts["a"]
+    with_command(host)
+    config = json.dumps(derived(forwarder_config, "a"))
+    host.write(CONFIG, config)
+    host.run(["mkdir", "-p", "/run/l4proxy"])
+    host.spawn([COMMAND, "forward"])
+    host.eventually_exists("/run/l4proxy/forwarder.json")
+    host.write(CONFIG, config + "\n")
+
+
+def with_path(hosts):
+    """Both ends of the path to b, and a server there."""
+    for name, module in (("a", local_delivery), ("b", return_path)):
+        document = derived(module, name)
+        hosts[name].write(f"/etc/l4proxy/routing.d/{document['owner']}.json", json.dumps(document))
+        with_command(hosts[name])
+        hosts[name].run([sys.executable, f"{LIBRARY}/l4proxy.pyz", "keep", "--once"])
+    hosts["lab"].nginx("b")
+
+
+# Where the examples of a plugin run, and what has to be there first. Without an entry: on a, with nothing.
+SCENES = {
+    "forwarder_info#module": ("a", with_forwarder),
+    "handshake_probe#module": ("a", with_path),
+    "return_path#filter": ("b", None),
+    "routing_state#module": ("b", None),
+    "zipapp#module": ("a", with_library),
+}
+
+
+@pytest.fixture
+def hosts():
+    with NamespaceLab(prefix="examples", hosts=["router", "a", "b"]) as lab:
+        yield {"lab": lab, "a": Sandbox(lab, "a"), "b": Sandbox(lab, "b")}
+
+
+def run_play(host: Sandbox, directory: Path, content) -> subprocess.CompletedProcess:
+    """Run a play on a host of the lab, which is its own controller."""
+    for name, data in (("inventory.yml", INVENTORY), ("play.yml", content)):
+        (directory / name).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "--inventory", str(directory / "inventory.yml")]
+    env = {**examples.collections_environment(directory / "home"), "ANSIBLE_LOCALHOST_WARNING": "false"}
+    return host.run([*command, str(directory / "play.yml")], env=env, check=False, timeout=120)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_examples(hosts, tmp_path, plugin):
+    documentation, (name, _hash, _kind) = examples.plugins()[plugin], plugin.partition("#")
+    host, prepare = SCENES.get(plugin, ("a", None))
+    if prepare:
+        prepare(hosts)
+    tasks = examples.tasks(documentation)
+    done = run_play(hosts[host], tmp_path, examples.play(name, host, tasks))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert examples.faults(name, documentation, tasks, done.stdout) == [], done.stdout
+
+
+def test_every_scene_is_of_a_plugin():
+    assert set(SCENES) <= set(PLUGINS)

@@ -1,0 +1,58 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What runs the documentation's examples notices when one of them does not do what it says."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.docs import examples
+
+TASKS = [{"name": "Set it", "trueip.l4proxy.thing": {}}, {"name": "Go on", "ansible.builtin.debug": {}}]
+CHANGES = {"doc": {"attributes": {"diff_mode": {"support": "full"}}}}
+LOOKS = {"doc": {"attributes": {"diff_mode": {"support": "N/A"}}}}
+GOOD = {"check: Set it": "changed", "run: Set it": "changed", "again: Set it": "ok", "run: Go on": "ok"}
+
+
+def output(became):
+    parts = [f"TASK [{name}] {'*' * 9}\n{word}: [a]\n\n" for name, word in became.items() if word]
+    return "PLAY [x] ***\n\n" + "".join(parts) + "PLAY RECAP ****\na : ok=1 changed=1\n"
+
+
+FAULTY = [
+    (CHANGES, {}, []),
+    (CHANGES, {"again: Set it": "changed"}, ["Set it: changed in its second run, expected ok"]),
+    (CHANGES, {"check: Set it": "ok"}, ["Set it: check mode says ok, the run changed"]),
+    (CHANGES, {"run: Go on": "skipping"}, ["Go on: skipping, expected it to run"]),
+    (CHANGES, {"run: Go on": None}, ["Go on: None, expected it to run"]),
+    (
+        CHANGES,
+        {"run: Set it": "ok"},
+        ["Set it: ok in its first run, expected changed", "Set it: check mode says changed, the run ok"],
+    ),
+    (LOOKS, {"check: Set it": "skipping", "run: Set it": "ok"}, []),
+    (LOOKS, {}, ["Set it: changed in its first run, expected ok"]),
+]
+
+
+@pytest.mark.parametrize(("documentation", "change", "expected"), FAULTY)
+def test_faults(documentation, change, expected):
+    assert examples.faults("thing", documentation, TASKS, output({**GOOD, **change})) == expected
+
+
+def test_a_plugin_that_no_example_uses():
+    (found,) = examples.faults("other", CHANGES, TASKS[1:], output({"run: Go on": "ok"}))
+    assert found == "no example uses trueip.l4proxy.other"
+
+
+def test_only_the_plugins_own_tasks_are_run_three_times():
+    (play,) = examples.play("thing", "a", TASKS)
+    assert [task["name"] for task in play["tasks"]] == ["check: Set it", "run: Set it", "again: Set it", "run: Go on"]
+    assert [task.get("check_mode") for task in play["tasks"]] == [True, None, None, None]
+
+
+@pytest.mark.parametrize("text", ["", "a: b", "- a: b", "- {name: x, a: b}\n- {name: x, c: d}"])
+def test_examples_that_are_no_tasks(text):
+    with pytest.raises(ValueError, match=r"EXAMPLES has to be a list of tasks|two examples have one name"):
+        examples.tasks({"examples": text})

@@ -1,0 +1,136 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the pages for users show and name is there: examples parse and derive, plays load, names exist."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.trueip.l4proxy.plugins.filter import forwarder_config, return_path
+from ansible_collections.trueip.l4proxy.plugins.module_utils import _cli
+
+from tests.docs import pages
+from tests.unit.plugins.plugin_utils.fleet_data import hostvars, view
+
+REPOSITORY = pages.REPOSITORY
+ROLES = [path.name for path in sorted((REPOSITORY / "roles").iterdir())]
+PAGES = pages.pages()
+YAML = [block for path in PAGES for block in pages.blocks(path) if block.language == "yaml"]
+PLAYS = [block for block in YAML if isinstance(yaml.safe_load(block.text), list)]
+BY_NAME = {"argvalues": PAGES, "ids": [str(path.relative_to(REPOSITORY)) for path in PAGES]}
+
+
+def services_in(data):
+    """Find l4proxy_services in an inventory or in group variables."""
+    if isinstance(data, dict):
+        if "l4proxy_services" in data:
+            return data["l4proxy_services"]
+        return next((found for value in data.values() if (found := services_in(value))), None)
+    return None
+
+
+SERVICES = [block for block in YAML if services_in(yaml.safe_load(block.text))]
+
+
+def test_the_pages_have_what_is_tested_here():
+    assert {block.path for block in SERVICES} == {"README.md", "docs/docsite/rst/operations.rst"}
+    assert {"README.md", "roles/forwarder/README.md"} <= {block.path for block in PLAYS}
+
+
+@pytest.mark.parametrize("block", SERVICES, ids=str)
+def test_the_services_that_are_shown_can_be_derived(block):
+    services = services_in(yaml.safe_load(block.text))
+    for module, host in ((forwarder_config, "a"), (return_path, "b")):
+        (derive,) = module.FilterModule().filters().values()
+        assert derive(services, view(host, proxies=["a", "a2"]), hostvars())
+
+
+@pytest.mark.parametrize("block", PLAYS, ids=str)
+def test_the_plays_that_are_shown_load(block, tmp_path):
+    """As files of a project, beside an inventory with their groups."""
+    (tmp_path / "play.yml").write_text(block.text, encoding="utf-8")
+    (tmp_path / "inventory.yml").write_text("proxies: {hosts: {a: {}}}\nbackends: {hosts: {b: {}}}\n", encoding="utf-8")
+    program = str(Path(sys.executable).with_name("ansible-playbook"))
+    collections = REPOSITORY / ".build" / "collections"
+    env = {**os.environ, "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_COLLECTIONS_PATH": str(collections)}
+    done = subprocess.run(
+        [program, "--syntax-check", "--inventory", str(tmp_path / "inventory.yml"), str(tmp_path / "play.yml")],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@functools.lru_cache(maxsize=1)
+def known_variables():
+    """Variables, tags and the documented return values of roles: all that the pages may call by a role's name."""
+    found = {"l4proxy_serial", "l4proxy_verify"}
+    for role in ROLES:
+        specs = yaml.safe_load((REPOSITORY / f"roles/{role}/meta/argument_specs.yml").read_text(encoding="utf-8"))
+        found |= set(specs["argument_specs"]["main"]["options"])
+        for path in (REPOSITORY / f"roles/{role}/tasks").glob("*.yml"):
+            found |= set(re.findall(rf"\b{role}_\w+\b", path.read_text(encoding="utf-8")))
+    for kind in ("modules", "filter"):
+        found |= {path.stem for path in (REPOSITORY / "plugins" / kind).glob("*.py")}
+    return found
+
+
+@pytest.mark.parametrize("path", **BY_NAME)
+def test_variables_and_tags_that_are_named_exist(path):
+    pattern = re.compile(rf"(?<![\w./-])((?:l4proxy|{'|'.join(ROLES)})_[a-z_]+)\b(?!\.json)")
+    named = {name for line in pages.code(path) for name in pattern.findall(line)}
+    assert named - known_variables() == set()
+
+
+@functools.lru_cache(maxsize=1)
+def subcommands():
+    """The options of each subcommand of l4proxy."""
+    (choices,) = [action.choices for action in _cli._parser()._actions if action.choices]
+    return {name: set(parser._option_string_actions) for name, parser in choices.items()}
+
+
+@pytest.mark.parametrize("path", **BY_NAME)
+def test_commands_that_are_named_exist(path):
+    for line in pages.code(path):
+        for name, rest in re.findall(r"(?:^|[#$(] ?)l4proxy ([a-z]+)((?: +[^ #|;)]+)*)", line):
+            assert name in subcommands(), line
+            assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= subcommands()[name], line
+        for playbook in re.findall(r"ansible-playbook .*\btrueip\.l4proxy\.(\w+)", line):
+            assert (REPOSITORY / "playbooks" / f"{playbook}.yml").exists(), line
+        for target in re.findall(r"(?:^|[$] )make ([a-z-]+)", line):
+            assert re.search(rf"^{target}:.*## ", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.M), line
+
+
+def shown(value):
+    """A default as the tables of the READMEs show it."""
+    if isinstance(value, list):
+        return ", ".join(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_table_of_a_role_has_each_variable_with_its_default(role):
+    text = (REPOSITORY / f"roles/{role}/README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]+`) \| ([^|]*?) ?\|", text, re.MULTILINE)
+    table = {name: default.strip().strip("`") for cell, default in rows for name in re.findall(r"`(\w+)`", cell)}
+    specs = yaml.safe_load((REPOSITORY / f"roles/{role}/meta/argument_specs.yml").read_text(encoding="utf-8"))
+    options = specs["argument_specs"]["main"]["options"]
+    assert set(table) == set(options)
+    wrong = {
+        name: (table[name], option["default"])
+        for name, option in options.items()
+        if "default" in option and table[name] != shown(option["default"])
+    }
+    assert wrong == {}
