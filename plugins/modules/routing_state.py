@@ -18,6 +18,10 @@ description:
     document that collides with it is refused before anything is changed.
   - A step that fails is undone together with all steps before it.
   - Adding comes before removing, so that a change does not interrupt connections that it does not concern.
+seealso:
+  - name: State documents
+    description: Every key of O(document).
+    link: https://github.com/trueip/l4proxy/blob/main/docs/docsite/rst/documents.rst
 extends_documentation_fragment:
   - trueip.l4proxy.attributes
 attributes:

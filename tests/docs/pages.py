@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 FENCED = re.compile(r"^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 DIRECTIVE = re.compile(r"^\.\. code-block:: (?P<language>\w+)\n\n(?P<text>(?:(?:   .*)?\n)+)", re.MULTILINE)
+ROW = re.compile(r"^   \* - ``(\w+)``\n     -(?: (.*))?$", re.MULTILINE)
 LITERAL = re.compile(r"(`{1,2})(?P<text>[^`\n]+)\1")
 
 
@@ -33,7 +34,7 @@ class Block:
 
 def pages() -> list[Path]:
     """The pages for users and for contributors; not those that are generated."""
-    top = ["README.md", "CONTRIBUTING.md", "SECURITY.md"]
+    top = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/README.md"]
     found = [REPOSITORY / name for name in top]
     return [*found, *sorted(REPOSITORY.glob("roles/*/README.md")), *sorted(REPOSITORY.glob("docs/docsite/rst/*.rst"))]
 
@@ -56,3 +57,12 @@ def code(path: Path) -> Iterator[str]:
         yield from block.text.splitlines()
     for found in LITERAL.finditer(FENCED.sub("", text)):
         yield found["text"]
+
+
+def table(path: Path, section: str) -> dict[str, str]:
+    """The table of keys in a section of an RST page: each key with the first line of the cell beside it."""
+    text = path.read_text(encoding="utf-8")
+    found = re.search(rf"^{re.escape(section)}\n-+\n(.*?)(?=^[^\n]+\n---+\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise ValueError(f"{path} has no section {section!r}")
+    return dict(ROW.findall(found[1]))

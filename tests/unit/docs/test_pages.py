@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -17,6 +18,9 @@ import pytest
 import yaml
 from ansible_collections.trueip.l4proxy.plugins.filter import forwarder_config, return_path
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _cli
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, schema
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _services
 
 from tests.docs import pages
 from tests.unit.plugins.plugin_utils.fleet_data import hostvars, view
@@ -42,7 +46,10 @@ SERVICES = [block for block in YAML if services_in(yaml.safe_load(block.text))]
 
 
 def test_the_pages_have_what_is_tested_here():
-    assert {block.path for block in SERVICES} == {"README.md", "docs/docsite/rst/operations.rst"}
+    assert {block.path for block in SERVICES} == {
+        "README.md",
+        *(f"docs/docsite/rst/{name}.rst" for name in ("operations", "services")),
+    }
     assert {"README.md", "roles/forwarder/README.md"} <= {block.path for block in PLAYS}
 
 
@@ -134,3 +141,30 @@ def test_the_table_of_a_role_has_each_variable_with_its_default(role):
         if "default" in option and table[name] != shown(option["default"])
     }
     assert wrong == {}
+
+
+REFERENCE = [
+    ("services.rst", "A service", {"proxies", *(one.name for one in dataclasses.fields(config.Service))}),
+    ("services.rst", "A backend", _services.BACKEND_KEYS),
+    ("documents.rst", "The document", document.KEYS),
+    ("documents.rst", "A rule", schema.RULE),
+    ("documents.rst", "A route", schema.ROUTE),
+    ("documents.rst", "A mark", schema.MARK),
+    ("documents.rst", "A sysctl", schema.SYSCTL),
+]
+
+
+@pytest.mark.parametrize(("page", "section", "keys"), REFERENCE, ids=[row[1] for row in REFERENCE])
+def test_the_reference_has_every_key(page, section, keys):
+    assert set(pages.table(REPOSITORY / "docs" / "docsite" / "rst" / page, section)) == set(keys)
+
+
+@pytest.mark.parametrize(("section", "cls"), [("A service", config.Service), ("A backend", config.Backend)])
+def test_the_reference_has_the_defaults(section, cls):
+    table = pages.table(REPOSITORY / "docs" / "docsite" / "rst" / "services.rst", section)
+    defaults = {
+        one.name: str(one.default)
+        for one in dataclasses.fields(cls)
+        if one.name in table and one.default is not dataclasses.MISSING
+    }
+    assert {name: table[name] for name in defaults} == defaults
