@@ -24,6 +24,8 @@ highlight_language = "YAML+Jinja"
 
 html_theme = "sphinx_rtd_theme"
 html_theme_options = {"navigation_depth": 2, "collapse_navigation": True, "prev_next_buttons_location": None}
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 html_use_index = False
 html_copy_source = False
