@@ -36,10 +36,13 @@ def collections_environment(home: Path) -> dict[str, str]:
 @functools.lru_cache(maxsize=1)
 def plugins() -> Mapping[str, Mapping[str, Any]]:
     """What ansible-doc says of every module, filter and so on, by ``NAME#TYPE``."""
-    program = str(Path(sys.executable).with_name("ansible-doc"))
     env = collections_environment(ansible.REPOSITORY / ".build" / "ansible")
     dumped = subprocess.run(
-        [program, "--metadata-dump", COLLECTION], env=env, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-m", "ansible", "doc", "--metadata-dump", COLLECTION],
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     found = json.loads(dumped.stdout)["all"]
     return {

@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.trueip.l4proxy.plugins.filter import forwarder_config, local_delivery, return_path
-from ansible_collections.trueip.l4proxy.plugins.module_utils._version import VERSION
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._archive import archive, archive_name, sources
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 from tests.docs import examples
 from tests.docs.sandbox import Sandbox
@@ -29,7 +28,6 @@ from tests.unit.plugins.plugin_utils.fleet_data import NUMBERS, WEB, hostvars, v
 LIBRARY = "/usr/local/lib/l4proxy"
 COMMAND = "/usr/local/bin/l4proxy"
 CONFIG = "/etc/l4proxy/forwarder.json"
-MODULE_UTILS = ansible.REPOSITORY / "plugins" / "module_utils"
 PLUGINS = sorted(examples.plugins())
 
 INVENTORY = {
@@ -68,8 +66,8 @@ def with_library(hosts):
 
 def with_command(host: Sandbox):
     """The l4proxy command, as the keeper role installs it."""
-    content = archive(sources(MODULE_UTILS))
-    path = f"{LIBRARY}/{archive_name(VERSION, content)}"
+    content = _archive.archive(_archive.sources(ansible.REPOSITORY))
+    path = f"{LIBRARY}/{_archive.archive_name(_archive.collection_version(ansible.REPOSITORY), content)}"
     host.write(path, content, "0755")
     host.run(["ln", "-s", path, f"{LIBRARY}/l4proxy.pyz"])
     host.run(["mkdir", "-p", "/usr/local/bin"])
@@ -118,7 +116,7 @@ def run_play(host: Sandbox, directory: Path, content) -> subprocess.CompletedPro
     """Run a play on a host of the lab, which is its own controller."""
     for name, data in (("inventory.yml", INVENTORY), ("play.yml", content)):
         (directory / name).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
-    command = [str(Path(sys.executable).with_name("ansible-playbook")), "--inventory", str(directory / "inventory.yml")]
+    command = [sys.executable, "-m", "ansible", "playbook", "--inventory", str(directory / "inventory.yml")]
     env = {**examples.collections_environment(directory / "home"), "ANSIBLE_LOCALHOST_WARNING": "false"}
     return host.run([*command, str(directory / "play.yml")], env=env, check=False, timeout=120)
 

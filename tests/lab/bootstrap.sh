@@ -152,7 +152,7 @@ flock 9 # two targets at once: the second one waits and finds everything done
 : > "$log"
 trap failed ERR
 require_space "$space" "$build"
-[ "$level" != lab ] || require_space "$space" /var/lib
+[ "$level" = check ] || require_space "$space" /var/lib
 install_packages "${packages[@]}"
 make_venv
 link_collection
