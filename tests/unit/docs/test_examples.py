@@ -41,6 +41,18 @@ def test_faults(documentation, change, expected):
     assert examples.faults("thing", documentation, TASKS, output({**GOOD, **change})) == expected
 
 
+def test_what_is_to_be_absent_may_never_have_been_there():
+    tasks = [{"name": "Set it", "trueip.l4proxy.thing": {"state": "absent"}}]
+    never = {"check: Set it": "ok", "run: Set it": "ok", "again: Set it": "ok"}
+    assert examples.faults("thing", CHANGES, tasks, output(never)) == []
+    assert examples.faults("thing", CHANGES, tasks, output(GOOD)) == []
+
+
+def test_a_loop_is_as_bad_as_its_worst_item():
+    text = "TASK [run: x] ****\nok: [a] => (item=1)\nchanged: [a] => (item=2)\nok: [a] => (item=3)\n\nTASK [y] ***\n"
+    assert examples.outcomes(text) == {"run: x": "changed", "y": "nothing"}
+
+
 def test_a_plugin_that_no_example_uses():
     (found,) = examples.faults("other", CHANGES, TASKS[1:], output({"run: Go on": "ok"}))
     assert found == "no example uses trueip.l4proxy.other"
