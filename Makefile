@@ -30,7 +30,7 @@ demo-down: ## Remove the demo
 	@$(ROOT) $(PYTHON) -m tests.lab down --prefix demo
 
 test: ## Run everything that decides whether we ship
-	@bash tests/run.sh lint unit units sanity importer kernel pyroute2 molecule deploy
+	@bash tests/run.sh lint unit docs units sanity importer kernel pyroute2 molecule deploy
 
 check: ## Run the quick part
 	@bash tests/run.sh lint unit
