@@ -138,12 +138,10 @@ owned:
       elements: dict
 """
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible.module_utils.common import respawn
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine, errors, kernel, runner
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine, errors
 
-# Where pyroute2 is, when it is a package of the distribution: its own python3, under the names it has.
-INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
 ARGUMENTS = {
     "owner": {"type": "str", "required": True},
     "document": {"type": "dict"},
@@ -155,30 +153,10 @@ ARGUMENTS = {
 }
 
 
-def respawn_for_pyroute2() -> None:
-    """Go on under an interpreter that has pyroute2, if there is one."""
-    if kernel.PYROUTE2_ERROR and not respawn.has_respawned():
-        interpreter = respawn.probe_interpreters_for_module(INTERPRETERS, "pyroute2")
-        if interpreter:
-            respawn.respawn_module(interpreter)
-
-
-def command_runner(module: AnsibleModule) -> runner.Runner:
-    """The engine's way to start a command, through the module's."""
-
-    def run(argv, stdin=None):
-        path = module.get_bin_path(argv[0], opt_dirs=["/usr/sbin", "/sbin"])
-        if path is None:
-            raise runner.MissingCommand(argv[0])
-        return runner.Completed(*module.run_command([path, *argv[1:]], data=stdin, use_unsafe_shell=False))
-
-    return run
-
-
 def perform(module: AnsibleModule) -> engine.Outcome:
     """Call the engine as the options say."""
     options = module.params
-    host = engine.Host(runner=command_runner(module))
+    host = engine.Host(runner=_host_module.command_runner(module))
     common = {"check": module.check_mode, "directory": options["directory"] if options["persist"] else None}
     wanted = None if options["document"] is None else document.load(options["document"])
     if wanted and wanted.owner != options["owner"]:
@@ -192,18 +170,9 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec=ARGUMENTS, supports_check_mode=True, required_if=[("state", "present", ["document"])]
     )
-    respawn_for_pyroute2()
-    try:
+    _host_module.respawn_for_pyroute2()
+    with _host_module.failures_told(module, "document: "):
         outcome = perform(module)
-    except errors.DocumentError as error:
-        module.fail_json(msg="document: " + "\n".join(error.errors), errors=error.errors)
-    except errors.MissingPackage as error:
-        if error.package == "python3-pyroute2":
-            library = missing_required_lib("pyroute2")
-            module.fail_json(msg=f"{error}. {library}", exception=kernel.PYROUTE2_ERROR)
-        module.fail_json(msg=str(error))
-    except (errors.RoutingError, OSError) as error:
-        module.fail_json(msg=str(error), errors=getattr(error, "errors", [str(error)]))
     for sentence in outcome.warnings:
         module.warn(sentence)
     for sentence in outcome.waiting:

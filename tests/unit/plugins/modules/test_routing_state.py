@@ -121,16 +121,6 @@ def test_what_is_waited_for_is_a_warning(run, host):
     assert host.warnings == [f"applied, but still {result['waiting'][0]}"]
 
 
-def test_the_distributions_python_is_used_when_ours_has_no_pyroute2(monkeypatch):
-    monkeypatch.setattr(kernel, "PYROUTE2_ERROR", "ImportError")
-    respawned = []
-    monkeypatch.setattr(routing_state.respawn, "has_respawned", lambda: False)
-    monkeypatch.setattr(routing_state.respawn, "probe_interpreters_for_module", lambda paths, name: paths[0])
-    monkeypatch.setattr(routing_state.respawn, "respawn_module", respawned.append)
-    routing_state.respawn_for_pyroute2()
-    assert respawned == ["/usr/bin/python3"]
-
-
 def test_documentation_and_argument_spec_agree():
     options = yaml.safe_load(routing_state.DOCUMENTATION)["options"]
     assert set(options) == set(routing_state.ARGUMENTS)
@@ -138,12 +128,3 @@ def test_documentation_and_argument_spec_agree():
         assert {key: options[name].get(key) for key in ("type", "default", "choices")} == {
             key: argument.get(key) for key in ("type", "default", "choices")
         }
-
-
-def test_the_command_runner_finds_commands_in_sbin():
-    with patch_module_args({}):
-        module = basic.AnsibleModule({})
-    run = routing_state.command_runner(module)
-    assert run(["cat"], "text").stdout.strip() == "text"
-    with pytest.raises(routing_state.runner.MissingCommand):
-        run(["nope-nope"])

@@ -1,0 +1,57 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the modules on the routing engine share: an interpreter with pyroute2, commands, and failures told in full."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.common import respawn
+
+from ._routing import errors, kernel, runner
+
+# Where pyroute2 is, when it is a package of the distribution: its own python3, under the names it has.
+INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
+
+
+def respawn_for_pyroute2() -> None:
+    """Go on under an interpreter that has pyroute2, if there is one."""
+    if kernel.PYROUTE2_ERROR and not respawn.has_respawned():
+        interpreter = respawn.probe_interpreters_for_module(INTERPRETERS, "pyroute2")
+        if interpreter:
+            respawn.respawn_module(interpreter)
+
+
+def command_runner(module: AnsibleModule) -> runner.Runner:
+    """The engine's way to start a command, through the module's."""
+
+    def run(argv, stdin=None):
+        path = module.get_bin_path(argv[0], opt_dirs=["/usr/sbin", "/sbin"])
+        if path is None:
+            raise runner.MissingCommand(argv[0])
+        return runner.Completed(*module.run_command([path, *argv[1:]], data=stdin, use_unsafe_shell=False))
+
+    return run
+
+
+@contextlib.contextmanager
+def failures_told(module: AnsibleModule, prefix: str = "") -> Iterator[None]:
+    """End the module with a sentence where the engine raises; ``errors`` has them one by one.
+
+    ``prefix`` stands before the errors of a document, whose paths begin at its root.
+    """
+    try:
+        yield
+    except errors.DocumentError as error:
+        module.fail_json(msg=prefix + "\n".join(error.errors), errors=error.errors)
+    except errors.MissingPackage as error:
+        if error.package == "python3-pyroute2":
+            library = missing_required_lib("pyroute2")
+            module.fail_json(msg=f"{error}. {library}", exception=kernel.PYROUTE2_ERROR)
+        module.fail_json(msg=str(error))
+    except (errors.RoutingError, OSError) as error:
+        module.fail_json(msg=str(error), errors=getattr(error, "errors", [str(error)]))
