@@ -29,6 +29,9 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 UNIX = 3
 MODE = 0o100644 << 16
 
+# What only modules import; on a host's own python3 there need not be any Ansible.
+ONLY_FOR_MODULES = ("_host_module.py",)
+
 
 def collection_version(collection: Path) -> str:
     """Read the collection's version, said once: in galaxy.yml of a checkout, in MANIFEST.json of an installed one."""
@@ -44,7 +47,8 @@ def sources(collection: Path) -> list[tuple[str, bytes]]:
     :returns: (name in the archive, content), sorted by name.
     """
     root = collection / "plugins" / "module_utils"
-    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.py")}
+    paths = (path for path in root.rglob("*.py") if path.name not in ONLY_FOR_MODULES)
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
     files["_version.py"] = f"VERSION = {collection_version(collection)!r}\n".encode("ascii")
     return sorted((f"{PACKAGE}/{name}", content) for name, content in files.items())
 

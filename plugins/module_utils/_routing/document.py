@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The state document: the one border at which rules, routes, marks and sysctls are checked.
+"""The state document: the one border at which rules, routes, marks, sysctls and addresses are checked.
 
     {"schema": 1, "owner": "return_path", "protocol": 202,
-     "rules": [...], "routes": [...], "marks": [...], "sysctls": [...]}
+     "rules": [...], "routes": [...], "marks": [...], "sysctls": [...], "addresses": [...]}
 
 ``load`` takes parsed JSON and gives a ``Document`` of normalised objects, or raises ``DocumentError`` with *all*
 errors, each with its path. ``dump`` is its inverse. Which keys an object has is said in ``schema``.
@@ -18,10 +18,11 @@ from typing import Any
 
 from . import schema, text
 from .errors import DocumentError
-from .model import OWNERS, Mark, Route, Rule, Sysctl
+from .model import OWNERS, SINGLE_OBJECTS, Address, Mark, Route, Rule, Sysctl
 
 SCHEMA = 1
-KEYS = ("schema", "owner", "protocol", "rules", "routes", "marks", "sysctls")
+SECTIONS = ("rules", "routes", "marks", "sysctls", "addresses")
+KEYS = ("schema", "owner", "protocol", *SECTIONS)
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,11 @@ class Document:
     routes: tuple[Route, ...] = ()
     marks: tuple[Mark, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
+    addresses: tuple[Address, ...] = ()
 
     @property
     def is_empty(self) -> bool:
-        return not (self.rules or self.routes or self.marks or self.sysctls)
+        return not any(getattr(self, section) for section in SECTIONS)
 
 
 def load(data: Any) -> Document:
@@ -47,16 +49,19 @@ def load(data: Any) -> Document:
         f"{key}: unknown key, expected one of {', '.join(KEYS)}" for key in sorted(set(data) - set(KEYS))
     ]
     owner, protocol = _owner(data, errors)
-    rules = _objects(data, "rules", schema.RULE, schema.check_rule, Rule, errors)
-    routes = _objects(data, "routes", schema.ROUTE, schema.check_route, Route, errors)
-    marks = _objects(data, "marks", schema.MARK, schema.check_mark, schema.make_mark, errors)
-    sysctls = _objects(data, "sysctls", schema.SYSCTL, None, Sysctl, errors)
-    for section, values in (("rules", rules), ("routes", routes), ("marks", marks), ("sysctls", sysctls)):
+    sections = {
+        "rules": _objects(data, "rules", schema.RULE, schema.check_rule, Rule, errors),
+        "routes": _objects(data, "routes", schema.ROUTE, schema.check_route, Route, errors),
+        "marks": _objects(data, "marks", schema.MARK, schema.check_mark, schema.make_mark, errors),
+        "sysctls": _objects(data, "sysctls", schema.SYSCTL, None, Sysctl, errors),
+        "addresses": _objects(data, "addresses", schema.ADDRESS, schema.check_address, Address, errors),
+    }
+    for section, values in sections.items():
         errors.extend(_duplicates(section, values))
-    errors.extend(_marks_together(marks))
+    errors.extend(_marks_together(sections["marks"]))
     if errors:
         raise DocumentError(errors)
-    return Document(owner, protocol, *(tuple(v for v in values) for values in (rules, routes, marks, sysctls)))
+    return Document(owner, protocol, **{name: tuple(values) for name, values in sections.items()})
 
 
 def _refuse_other_schema(data: dict[str, Any]) -> None:
@@ -83,6 +88,8 @@ def _owner(data: dict[str, Any], errors: list[str]) -> tuple[str, int]:
             errors.append(f"protocol: {protocol} does not go with owner {owner}, expected {OWNERS[owner]}")
         elif owner not in OWNERS and protocol in taken:
             errors.append(f"protocol: {protocol} is that of owner {taken[protocol]}")
+        elif protocol == SINGLE_OBJECTS:
+            errors.append(f"protocol: {protocol} is that of the modules policy_rule and policy_route")
     return owner or "", protocol or 0
 
 
@@ -120,7 +127,10 @@ def _duplicates(section: str, values: list[Any]) -> list[str]:
 
 
 def _marks_together(marks: list[Mark | None]) -> list[str]:
-    """Conditions between marks: one mask, and a MAC and a name mean one proxy. (One id: see _duplicates.)"""
+    """Conditions between marks: one mask, and a MAC and a name mean one proxy. (One id: see _duplicates.)
+
+    A retiring mark may be of a proxy that has another id now: then name and addresses are there twice.
+    """
     errors: list[str] = []
     owners: dict[str, int] = {}
     first: Mark | None = None
@@ -130,7 +140,8 @@ def _marks_together(marks: list[Mark | None]) -> list[str]:
         first = first or mark
         if mark.mask != first.mask:
             errors.append(f"marks[{index}].mask: {mark.mask:#x} differs from {first.mask:#x}; all marks share one mask")
-        for field, values in (("name", [mark.name]), ("mac", mark.macs), ("via", mark.via)):
+        once = {"mac": mark.macs} if mark.retiring else {"name": [mark.name], "mac": mark.macs, "via": mark.via}
+        for field, values in once.items():
             for value in values:
                 if owners.setdefault(f"{field} {value}", index) != index:
                     errors.append(
@@ -141,7 +152,7 @@ def _marks_together(marks: list[Mark | None]) -> list[str]:
 
 def dump(document: Document) -> dict[str, Any]:
     """The document as JSON data, every object normalised and in its natural order."""
-    sections = {name: sorted(getattr(document, name), key=lambda value: value.order) for name in KEYS[3:]}
+    sections = {name: sorted(getattr(document, name), key=lambda value: value.order) for name in SECTIONS}
     return {
         "schema": SCHEMA,
         "owner": document.owner,

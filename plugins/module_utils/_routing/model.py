@@ -19,13 +19,17 @@ FAMILIES = ("ipv4", "ipv6")
 IP_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58}
 # The protocol numbers (owners) of our own documents; see rt_protos(5): none is in use there.
 OWNERS = {"local_delivery": 201, "return_path": 202}
+# Of what the modules policy_rule and policy_route make, one object at a time; no document may have it.
+SINGLE_OBJECTS = 203
 RULE_ACTIONS = ("lookup", "unreachable", "prohibit", "blackhole")
 ROUTE_TYPES = ("unicast", "local", "unreachable", "prohibit", "blackhole")
+SCOPES = ("global", "link", "host")
 # IP6_RT_PRIO_USER in include/net/ip6_route.h: what the kernel gives an IPv6 route without a metric.
 DEFAULT_METRIC = {"ipv4": 0, "ipv6": 1024}
 MAX_U32 = 0xFFFFFFFF
 
 PortRange = tuple[int, int]
+UidRange = tuple[int, int]
 
 
 def family_of(value: str) -> str:
@@ -36,6 +40,11 @@ def family_of(value: str) -> str:
 def address(value: str) -> str:
     """The canonical spelling of an address. ValueError when it is none."""
     return str(ipaddress.ip_address(value))
+
+
+def host_address(value: str) -> str:
+    """The canonical address of ``198.18.0.121`` or ``198.18.0.121/24``. ValueError when it is neither."""
+    return str(ipaddress.ip_interface(value).ip)
 
 
 def prefix(value: str) -> str:
@@ -86,7 +95,11 @@ def _sortable(values: tuple) -> tuple:
 
 @dataclass(frozen=True)
 class Rule:
-    """A policy rule. ``lookup`` has a table; the other actions end the search: such a rule is a guard."""
+    """A policy rule. ``lookup`` has a table; the other actions end the search: such a rule is a guard.
+
+    ``suppress_prefixlength`` N makes a lookup ignore what it found when that is a prefix of N bits or fewer.
+    ``retire_at`` (seconds since the epoch) is when a retiring object goes at the latest; see ``retire``.
+    """
 
     family: str
     priority: int
@@ -95,12 +108,16 @@ class Rule:
     src: str | None = None
     dst: str | None = None
     iif: str | None = None
+    oif: str | None = None
     fwmark: int | None = None
     fwmask: int | None = None
     ip_proto: int | None = None
     sport: PortRange | None = None
     dport: PortRange | None = None
+    uid_range: UidRange | None = None
+    suppress_prefixlength: int | None = None
     retiring: bool = field(default=False, compare=False)
+    retire_at: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _set(self, src=_selector(self.src), dst=_selector(self.dst))
@@ -111,7 +128,8 @@ class Rule:
 
     @property
     def selectors(self) -> tuple:
-        return (self.src, self.dst, self.iif, self.fwmark, self.fwmask, self.ip_proto, self.sport, self.dport)
+        packet = (self.src, self.dst, self.iif, self.oif, self.fwmark, self.fwmask)
+        return (*packet, self.ip_proto, self.sport, self.dport, self.uid_range)
 
     @property
     def key(self) -> tuple:
@@ -120,7 +138,7 @@ class Rule:
 
     @property
     def order(self) -> tuple:
-        return _sortable((*self.key, self.action, self.table))
+        return _sortable((*self.key, self.action, self.table, self.suppress_prefixlength))
 
     @property
     def is_guard(self) -> bool:
@@ -129,7 +147,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Route:
-    """A route. ``dev`` None means: the kernel finds it by ``via``, and the engine fills it in before it compares."""
+    """A route. ``dev`` None means: the kernel finds it by ``via``, and the engine fills it in before it compares.
+
+    ``scope`` is the IPv4 scope (how far the destination is); IPv6 knows only ``global``. ``mtu`` and ``advmss`` are in
+    bytes. ``onlink`` takes ``via`` for a neighbour on ``dev`` although no prefix says so.
+    """
 
     family: str
     table: int
@@ -139,7 +161,12 @@ class Route:
     dev: str | None = None
     src: str | None = None
     metric: int | None = None
+    scope: str | None = None
+    onlink: bool = False
+    mtu: int | None = None
+    advmss: int | None = None
     retiring: bool = field(default=False, compare=False)
+    retire_at: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _set(self, dst=prefix(self.dst))
@@ -150,6 +177,8 @@ class Route:
             _set(self, dev="lo")
         if self.type not in ("unicast", "local"):
             _set(self, via=None, dev=None)  # IPv6 lists them with "dev lo", IPv4 without
+        if self.scope is None:
+            _set(self, scope=default_scope(self.family, self.type, self.via))
 
     @property
     def key(self) -> tuple:
@@ -157,7 +186,37 @@ class Route:
 
     @property
     def order(self) -> tuple:
-        return _sortable((*self.key, self.type, self.via, self.dev, self.src))
+        details = (self.src, self.scope, self.onlink, self.mtu, self.advmss)
+        return _sortable((*self.key, self.type, self.via, self.dev, *details))
+
+
+def default_scope(family: str, kind: str, via: str | None) -> str:
+    """What ip-route(8) gives a route without one: in IPv4 local ones ``host``, those without next hop ``link``."""
+    if family == "ipv6":
+        return "global"
+    return "host" if kind == "local" else "link" if kind == "unicast" and via is None else "global"
+
+
+@dataclass(frozen=True)
+class Address:
+    """An address beside the host's own: a /32 or /128 that adds no prefix route and is no source unless asked for."""
+
+    family: str
+    address: str
+    dev: str
+    retiring: bool = field(default=False, compare=False)
+    retire_at: int | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        _set(self, address=host_address(self.address))
+
+    @property
+    def key(self) -> tuple:
+        return (self.address,)
+
+    @property
+    def order(self) -> tuple:
+        return (self.family, self.address, self.dev)
 
 
 @dataclass(frozen=True)
@@ -173,6 +232,7 @@ class Mark:
     macs: tuple[str, ...] = ()
     via: tuple[str, ...] = ()
     retiring: bool = field(default=False, compare=False)
+    retire_at: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _set(self, macs=tuple(sorted({mac(value) for value in self.macs})))

@@ -2,15 +2,16 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The keys of a rule, a route, a mark and a sysctl in a state document: how each is read, checked and written."""
+"""The keys of the objects in a state document: how each is read, checked and written."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Any, Callable
 
 from . import model
-from .model import FAMILIES, MAX_U32, ROUTE_TYPES, RULE_ACTIONS, Mark, PortRange, Route, Rule, Sysctl
+from .model import FAMILIES, MAX_U32, ROUTE_TYPES, RULE_ACTIONS, SCOPES, Address, Mark, Route, Rule, Sysctl
 
 Problems = list[tuple[str, str]]
 # name: (convert, required)
@@ -84,14 +85,23 @@ def table(value: Any) -> int:
     return found
 
 
-def ports(value: Any) -> PortRange:
-    """``53``, ``"53"``, ``"53-60"`` → (53, 60)."""
-    low, dash, high = str(value).partition("-")
-    read = number(1, 65535, "a port")
-    found = (read(low), read(high if dash else low))
-    if found[0] > found[1]:
-        raise ValueError(f"{value!r} is an empty range of ports")
-    return found
+def _range(low: int, high: int, what: str, many: str) -> Callable[[Any], tuple[int, int]]:
+    """``53``, ``"53"``, ``"53-60"`` → (53, 60)"""
+    read = number(low, high, what)
+
+    def read_range(value: Any) -> tuple[int, int]:
+        first, dash, last = str(value).partition("-")
+        found = (read(first), read(last if dash else first))
+        if found[0] > found[1]:
+            raise ValueError(f"{value!r} is an empty range of {many}")
+        return found
+
+    return read_range
+
+
+ports = _range(1, 65535, "a port", "ports")
+# 2**32-1 is "no user" (uid_valid in linux/uidgid.h).
+users = _range(0, MAX_U32 - 1, "a user's number", "users")
 
 
 def addresses(value: Any) -> tuple[str, ...]:
@@ -109,7 +119,10 @@ def sysctl_value(value: Any) -> str:
 owner = _text(r"[a-z][a-z0-9_]{0,31}", "an owner: a lower-case word of up to 32 letters, digits and _")
 protocol = number(*PROTOCOLS, "a protocol number for an owner")
 
-_COMMON: Fields = {"retiring": (boolean, False)}
+_COMMON: Fields = {
+    "retiring": (boolean, False),
+    "retire_at": (number(0, 2**63 - 1, "a time in seconds since 1970"), False),
+}
 RULE: Fields = {
     "family": (one_of(FAMILIES), True),
     "priority": (number(*PRIORITIES, "a rule priority between local and main"), True),
@@ -118,11 +131,14 @@ RULE: Fields = {
     "src": (_string(model.prefix), False),
     "dst": (_string(model.prefix), False),
     "iif": (link, False),
+    "oif": (link, False),
     "fwmark": (number(1, MAX_U32, "a mark"), False),
     "fwmask": (number(1, MAX_U32, "a mask"), False),
     "ip_proto": (model.ip_protocol, False),
     "sport": (ports, False),
     "dport": (ports, False),
+    "uid_range": (users, False),
+    "suppress_prefixlength": (number(0, 128, "the length of a prefix"), False),
     **_COMMON,
 }
 ROUTE: Fields = {
@@ -134,6 +150,11 @@ ROUTE: Fields = {
     "dev": (link, False),
     "src": (_string(model.address), False),
     "metric": (number(0, MAX_U32, "a metric"), False),
+    "scope": (one_of(SCOPES), False),
+    "onlink": (boolean, False),
+    # RFC 791: every link carries 68 bytes. RTAX_MTU and RTAX_ADVMSS are bounded by fib_metrics.c.
+    "mtu": (number(68, 65535 - 15, "an MTU in bytes"), False),
+    "advmss": (number(1, 65535 - 40, "a segment size in bytes"), False),
     **_COMMON,
 }
 MARK: Fields = {
@@ -146,6 +167,13 @@ MARK: Fields = {
     "mask": (number(1, MAX_U32, "a mask"), True),
     "mac": (_string(model.mac), False),
     "via": (addresses, True),
+    **_COMMON,
+}
+ADDRESS: Fields = {
+    "family": (one_of(FAMILIES), True),
+    # A length is what people write with an address; the engine's is always /32 or /128.
+    "address": (_string(model.host_address), True),
+    "dev": (link, True),
     **_COMMON,
 }
 SYSCTL: Fields = {"name": (_string(model.sysctl_name), True), "value": (sysctl_value, True)}
@@ -194,13 +222,21 @@ def check_rule(values: dict[str, Any]) -> Problems:
     icmp = {"ipv4": "ipv6-icmp", "ipv6": "icmp"}[values["family"]]
     if values.get("ip_proto") == model.IP_PROTOCOLS[icmp]:
         wrong.append(("ip_proto", f"{icmp} never occurs in {values['family']}"))
+    if "suppress_prefixlength" in values and values["action"] != "lookup":
+        wrong.append(("suppress_prefixlength", f"has no meaning with action {values['action']}"))
+    if values.get("suppress_prefixlength", 0) > 32 and values["family"] == "ipv4":
+        wrong.append(("suppress_prefixlength", f"{values['suppress_prefixlength']} is longer than any ipv4 prefix"))
     selectors = {values.get(name, "default") for name in RULE if name not in NO_SELECTORS}
-    if selectors == {"default"}:
+    if selectors == {"default"} and "suppress_prefixlength" not in values:
         wrong.append(("", "has no selector and would catch every packet of the host"))
-    return wrong
+    return wrong + check_retiring(values)
 
 
-NO_SELECTORS = ("family", "priority", "action", "table", "fwmask", "retiring")
+NO_SELECTORS = ("family", "priority", "action", "table", "fwmask", "suppress_prefixlength", "retiring", "retire_at")
+
+
+def check_retiring(values: dict[str, Any]) -> Problems:
+    return [("retire_at", "needs retiring")] if "retire_at" in values and not values.get("retiring") else []
 
 
 def check_route(values: dict[str, Any]) -> Problems:
@@ -210,17 +246,37 @@ def check_route(values: dict[str, Any]) -> Problems:
     if kind == "unicast" and not {"via", "dev"} & set(values):
         wrong.append(("via", "a unicast route needs via or dev"))
     if kind != "unicast":
-        useless = {"via", "src"} if kind == "local" else {"via", "src", "dev"}
-        wrong += [(name, f"has no meaning with type {kind}") for name in sorted(useless & set(values))]
+        useless = {"via", "onlink", "mtu", "advmss"} | (set() if kind == "local" else {"src", "dev"})
+        wrong += [(name, f"has no meaning with type {kind}") for name in sorted(useless & set(values)) if values[name]]
     if values.get("via", "").startswith("fe80:") and "dev" not in values:
         wrong.append(("dev", "required with a link-local via"))
+    if values.get("onlink") and not {"via", "dev"} <= set(values):
+        wrong.append(("onlink", "needs via and dev"))
+    return wrong + _check_route_numbers(values) + check_retiring(values)
+
+
+def _check_route_numbers(values: dict[str, Any]) -> Problems:
+    wrong = []
     if values["family"] == "ipv6" and values.get("metric") == 0:
         wrong.append(("metric", "the kernel turns 0 into 1024 for IPv6; leave it out"))
+    if values["family"] == "ipv6" and values.get("scope", "global") != "global":
+        wrong.append(("scope", f"IPv6 routes have no scope {values['scope']}; leave it out"))
+    if values["family"] == "ipv6" and values.get("mtu", 1280) < 1280:
+        wrong.append(("mtu", f"{values['mtu']} is below 1280, which every IPv6 link carries (RFC 8200)"))
     return wrong
 
 
+def check_address(values: dict[str, Any]) -> Problems:
+    """What an address's keys must be together."""
+    wrong = _one_family(values, ("address",))
+    found = ipaddress.ip_address(values["address"])
+    if found.is_loopback or found.is_multicast or found.is_unspecified or found.is_link_local:
+        wrong.append(("address", f"{found} cannot be given to a host as an address of its own"))
+    return wrong + check_retiring(values)
+
+
 def check_mark(values: dict[str, Any]) -> Problems:
-    return _inside("id", values["id"], values["mask"])
+    return _inside("id", values["id"], values["mask"]) + check_retiring(values)
 
 
 def _inside(name: str, mark: int, mask: int) -> Problems:
@@ -232,37 +288,53 @@ def make_mark(mac: Any = None, **values: Any) -> Mark:
     return Mark(macs=(mac,) if mac else (), **values)
 
 
-def dump(value: Rule | Route | Mark | Sysctl) -> dict[str, Any]:
+def dump(value: Rule | Route | Mark | Sysctl | Address) -> dict[str, Any]:
     """An object as JSON data; what it does not use is left out, except where null says something (dev, mac)."""
     if isinstance(value, Sysctl):
         return {"name": value.name, "value": value.value}
-    if isinstance(value, Mark):
-        mac = value.macs[0] if len(value.macs) == 1 else None
-        data: dict[str, Any] = {
-            "name": value.name,
-            "id": value.id,
-            "mask": value.mask,
-            "mac": mac,
-            "via": list(value.via),
-        }
-    else:
-        fields = RULE if isinstance(value, Rule) else ROUTE
-        data = {name: getattr(value, name) for name in fields if name != "retiring"}
-        data = {name: part for name, part in data.items() if part is not None}
-    if isinstance(value, Rule):
-        for name in {"sport", "dport"} & set(data):
-            data[name] = "-".join(map(str, sorted(set(data[name]))))
-        if "ip_proto" in data:
-            data["ip_proto"] = _protocol(data["ip_proto"])
-    if isinstance(value, Route):
-        data = _dump_route(value, data)
-    return {**data, "retiring": True} if value.retiring else data
+    fields, finish = DUMPS[type(value)]
+    data = {name: getattr(value, name) for name in fields if name not in _COMMON and hasattr(value, name)}
+    data = finish(value, {name: part for name, part in data.items() if part is not None})
+    if value.retiring:
+        data["retiring"] = True
+    if value.retire_at is not None:
+        data["retire_at"] = value.retire_at
+    return data
+
+
+def _dump_rule(_value: Rule, data: dict[str, Any]) -> dict[str, Any]:
+    for name in {"sport", "dport", "uid_range"} & set(data):
+        data[name] = "-".join(map(str, sorted(set(data[name]))))
+    if "ip_proto" in data:
+        data["ip_proto"] = _protocol(data["ip_proto"])
+    return data
 
 
 def _dump_route(value: Route, data: dict[str, Any]) -> dict[str, Any]:
-    if value.metric == model.DEFAULT_METRIC[value.family]:
-        del data["metric"]
+    usual = {
+        "metric": model.DEFAULT_METRIC[value.family],
+        "scope": model.default_scope(value.family, value.type, value.via),
+        "onlink": False,
+    }
+    data = {name: part for name, part in data.items() if name not in usual or part != usual[name]}
     return {**data, "dev": None} if value.type == "unicast" and value.dev is None else data
+
+
+def _dump_mark(value: Mark, data: dict[str, Any]) -> dict[str, Any]:
+    mac = value.macs[0] if len(value.macs) == 1 else None
+    return {**data, "mac": mac, "via": list(value.via)}
+
+
+def _dump_address(_value: Address, data: dict[str, Any]) -> dict[str, Any]:
+    return data
+
+
+DUMPS: dict[type, tuple[Fields, Callable[[Any, dict[str, Any]], dict[str, Any]]]] = {
+    Rule: (RULE, _dump_rule),
+    Route: (ROUTE, _dump_route),
+    Mark: (MARK, _dump_mark),
+    Address: (ADDRESS, _dump_address),
+}
 
 
 def _protocol(value: int) -> str | int:

@@ -2,11 +2,22 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Rules, routes and marks in the words of ``ip rule`` and ``ip route``, for differences, errors and logs."""
+"""Rules, routes, addresses and marks in the words of ``ip rule`` and ``ip route``, for differences, errors and logs."""
 
 from __future__ import annotations
 
-from .model import DEFAULT_METRIC, OWNERS, Mark, PortRange, Route, Rule, Sysctl, ip_protocol_name
+from .model import (
+    DEFAULT_METRIC,
+    OWNERS,
+    SINGLE_OBJECTS,
+    Address,
+    Mark,
+    Route,
+    Rule,
+    Sysctl,
+    default_scope,
+    ip_protocol_name,
+)
 
 # rt_protos(5), for the owners one meets most.
 KNOWN_PROTOCOLS = {0: "unspec", 2: "kernel", 3: "boot", 4: "static", 9: "ra", 11: "zebra", 12: "bird", 16: "dhcp"}
@@ -21,11 +32,13 @@ def owner_name(protocol: int) -> str:
     for owner, number in OWNERS.items():
         if number == protocol:
             return f"owner {owner} (proto {number})"
+    if protocol == SINGLE_OBJECTS:
+        return f"modules policy_rule and policy_route (proto {protocol})"
     return f"proto {KNOWN_PROTOCOLS.get(protocol, protocol)}"
 
 
-def _ports(ports: PortRange) -> str:
-    return str(ports[0]) if ports[0] == ports[1] else f"{ports[0]}-{ports[1]}"
+def _range(found: tuple[int, int]) -> str:
+    return str(found[0]) if found[0] == found[1] else f"{found[0]}-{found[1]}"
 
 
 def _host(prefix: str) -> str:
@@ -39,14 +52,19 @@ def rule(value: Rule) -> str:
         words += ["to", _host(value.dst)]
     if value.fwmark is not None:
         words += ["fwmark", f"{value.fwmark:#x}/{value.fwmask:#x}"]
-    if value.iif:
-        words += ["iif", value.iif]
+    for name, link in (("iif", value.iif), ("oif", value.oif)):
+        if link:
+            words += [name, link]
+    if value.uid_range:
+        words += ["uidrange", "-".join(map(str, value.uid_range))]
     if value.ip_proto is not None:
         words += ["ipproto", ip_protocol_name(value.ip_proto)]
     for name, ports in (("sport", value.sport), ("dport", value.dport)):
         if ports:
-            words += [name, _ports(ports)]
+            words += [name, _range(ports)]
     words += ["lookup", str(value.table)] if value.action == "lookup" else [value.action]
+    if value.suppress_prefixlength is not None:
+        words += ["suppress_prefixlength", str(value.suppress_prefixlength)]
     return " ".join(words)
 
 
@@ -57,7 +75,17 @@ def route(value: Route) -> str:
             words += [name, str(part)]
     if value.metric != DEFAULT_METRIC[value.family]:
         words += ["metric", str(value.metric)]
+    if value.scope != default_scope(value.family, value.type, value.via):
+        words += ["scope", str(value.scope)]
+    words += ["onlink"] if value.onlink else []
+    for name, number in (("mtu", value.mtu), ("advmss", value.advmss)):
+        if number is not None:
+            words += [name, str(number)]
     return " ".join(words)
+
+
+def address(value: Address) -> str:
+    return f"{command(value.family)} addr {value.address} dev {value.dev}"
 
 
 def mark(value: Mark) -> str:
@@ -70,6 +98,9 @@ def sysctl(value: Sysctl) -> str:
     return f"sysctl {value.name} = {value.value}"
 
 
-def of(value: Rule | Route | Mark | Sysctl) -> str:
+def of(value: Rule | Route | Mark | Sysctl | Address) -> str:
     """One line for any object."""
-    return {Rule: rule, Route: route, Mark: mark, Sysctl: sysctl}[type(value)](value)
+    return WRITERS[type(value)](value)
+
+
+WRITERS = {Rule: rule, Route: route, Mark: mark, Sysctl: sysctl, Address: address}

@@ -80,13 +80,42 @@ def test_dump_is_the_inverse_of_load():
 
 def test_dump_keeps_every_selector():
     rule = {"family": "ipv6", "priority": 7, "action": "lookup", "table": 9, "src": "2001:db8::/64", "dst": "default"}
-    rule |= {"iif": "lo", "ip_proto": 17, "sport": "53-60", "dport": 99}
+    rule |= {"iif": "lo", "oif": "eth0", "ip_proto": 17, "sport": "53-60", "dport": 99, "uid_range": "0-5"}
+    rule |= {"suppress_prefixlength": 0, "retiring": True, "retire_at": 1732400000}
     data = changed("rules", [rule])
     dumped = document.dump(document.load(data))["rules"][0]
     del rule["dst"]
     assert dumped == {**rule, "ip_proto": "udp", "dport": "99"}
 
 
+ADDRESS = {"family": "ipv4", "address": "198.18.0.121/24", "dev": "eth0"}
+ROUTES = [
+    {"family": "ipv4", "table": 9, "dst": "10.0.0.0/8", "type": "unicast", "via": "10.9.9.9", "dev": "eth0"}
+    | {"scope": "link", "onlink": True, "mtu": 1400, "advmss": 1360, "metric": 5},
+    {"family": "ipv4", "table": 9, "dst": "10.1.0.0/16", "type": "unicast", "dev": "eth0"},
+    {"family": "ipv6", "table": 9, "dst": "default", "type": "local", "dev": "lo"},
+    {"family": "ipv6", "table": 8, "dst": "default", "type": "prohibit"},
+]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_dump_keeps_what_is_not_usual_of_a_route(route):
+    assert document.dump(document.load(changed("routes", [route])))["routes"] == [route]
+
+
+def test_an_address_is_kept_without_its_length():
+    dumped = document.dump(document.load(changed("addresses", [{**ADDRESS, "retiring": True, "retire_at": 5}])))
+    assert dumped["addresses"] == [{**ADDRESS, "address": "198.18.0.121", "retiring": True, "retire_at": 5}]
+
+
+def test_a_retiring_mark_may_be_of_a_proxy_with_a_new_id():
+    loaded = document.load(changed("marks.+", {**GOOD["marks"][1], "id": 13, "mac": None, "retiring": False}))
+    assert [mark.id for mark in loaded.marks] == [11, 12, 13]
+
+
+A3 = {"name": "a3", "id": 13, "mask": 255, "via": ["198.18.0.13"]}
+RULE6 = {"family": "ipv6", "priority": 9, "action": "lookup", "table": 9, "iif": "lo"}
+ROUTE6 = {"family": "ipv6", "table": 9, "dst": "default", "dev": "lo"}
 ONE_ERROR = [
     ("owner", "Return-Path", "owner: 'Return-Path' is not an owner"),
     ("owner", ..., "owner: required"),
@@ -134,15 +163,35 @@ ONE_ERROR = [
         {"family": "ipv6", "table": 9, "dst": "default", "dev": "lo", "metric": 0},
         "routes[1].metric: the ke",
     ),
+    ("protocol", 203, "protocol: 203 does not go with owner return_path"),
+    ("rules.0.uid_range", "9-5", "rules[0].uid_range: '9-5' is an empty range of users"),
+    ("rules.0.uid_range", "root", "rules[0].uid_range: 'root' is not a user's number"),
+    ("rules.0.oif", "a b", "rules[0].oif: 'a b' is not the name of a network interface"),
+    ("rules.0.suppress_prefixlength", 33, "rules[0].suppress_prefixlength: 33 is longer than any ipv4 prefix"),
+    ("rules.1.suppress_prefixlength", 0, "rules[1].suppress_prefixlength: has no meaning with action unreachable"),
+    ("rules.+", {**RULE6, "suppress_prefixlength": 129}, "rules[2].suppress_prefixlength: 129 is not the length"),
+    ("rules.0.retire_at", 5, "rules[0].retire_at: needs retiring"),
+    ("routes.0.scope", "site", "routes[0].scope: 'site' is not one of global, link, host"),
+    ("routes.+", {**ROUTE6, "scope": "link"}, "routes[1].scope: IPv6 routes have no scope link"),
+    ("routes.+", {**ROUTE6, "mtu": 1279}, "routes[1].mtu: 1279 is below 1280"),
+    ("routes.0.mtu", 67, "routes[0].mtu: 67 is not an MTU in bytes (68-65520)"),
+    ("routes.0.advmss", 65500, "routes[0].advmss: 65500 is not a segment size in bytes"),
+    ("routes.0.onlink", True, "routes[0].onlink: needs via and dev"),
+    ("routes.+", {**ROUTE6, "type": "local", "mtu": 1400}, "routes[1].mtu: has no meaning with type local"),
+    ("addresses", [{**ADDRESS, "address": "::1"}], "addresses[0].address: ::1 is not ipv4"),
+    ("addresses", [{**ADDRESS, "address": "127.0.0.5"}], "addresses[0].address: 127.0.0.5 cannot be given to a host"),
+    ("addresses", [{**ADDRESS, "address": "b"}], "addresses[0].address: 'b' does not appear to be"),
+    ("addresses", [{"family": "ipv4", "address": "198.18.0.121"}], "addresses[0].dev: required"),
+    ("addresses", [ADDRESS, {**ADDRESS, "address": "198.18.0.121", "dev": "b"}], "addresses[1]: is addresses[0] once"),
     ("marks.0.id", 0x10B, "marks[0].id: 0x10b has bits outside its mask 0xff"),
     ("marks.0.id", 0, "marks[0].id: 0 is not a mark"),
     ("marks.0.id", 12, "marks[1]: is marks[0] once more"),
     ("marks.0.mask", 0xFFF, "marks[1].mask: 0xff differs from 0xfff; all marks share one mask"),
     ("marks.0.mac", "02:00:00:00:00", "marks[0].mac: '02:00:00:00:00' is not a MAC address"),
     ("marks.0.mac", "02:00:00:00:00:12", "marks[1].mac: 02:00:00:00:00:12 is already that of marks[0]"),
-    ("marks.0.name", "a2", "marks[1].name: a2 is already that of marks[0]"),
+    ("marks.+", {**A3, "name": "a"}, "marks[2].name: a is already that of marks[0]"),
     ("marks.0.name", "a b", "marks[0].name: 'a b' is not a proxy's name"),
-    ("marks.0.via", ["198.18.0.12"], "marks[1].via: 198.18.0.12 is already that of marks[0]"),
+    ("marks.+", {**A3, "via": ["198.18.0.11"]}, "marks[2].via: 198.18.0.11 is already that of marks[0]"),
     ("marks.0.via", [], "marks[0].via: [] is not a list of the proxy's addresses"),
     ("marks.0.via", ..., "marks[0].via: required"),
     ("sysctls.0.name", "../x", "sysctls[0].name: '../x' is not the name of a sysctl"),
@@ -188,3 +237,8 @@ def test_all_errors_at_once():
 def test_numbers_that_templates_made_texts():
     data = changed("rules.0", {**GOOD["rules"][0], "priority": "1100", "fwmark": "0xb", "fwmask": "0xff"})
     assert document.load(data) == document.load(GOOD)
+
+
+def test_the_number_of_single_objects_is_no_owners():
+    data = {**GOOD, "owner": "mine", "protocol": 203}
+    assert errors_of(data) == ["protocol: 203 is that of the modules policy_rule and policy_route"]

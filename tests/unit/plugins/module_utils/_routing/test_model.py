@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import model, text
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Mark, Route, Rule, Sysctl
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Address, Mark, Route, Rule, Sysctl
 
 SAME = [
     (Rule("ipv4", 1100, table=20100, src="198.18.0.21"), Rule("ipv4", 1100, table=20100, src="198.18.0.21/32")),
@@ -22,6 +22,11 @@ SAME = [
     (Route("ipv6", 1, type="unreachable", dev="lo"), Route("ipv6", 1, type="unreachable")),
     (Mark("a", 11, 255, ("02-00-00-00-00-AA",)), Mark("a", 11, 255, ("02:00:00:00:00:aa",))),
     (Mark("a", 11, 255, (), ("2001:db8::11", "198.18.0.11")), Mark("a", 11, 255, (), ("198.18.0.11", "2001:DB8::11"))),
+    (Route("ipv4", 1, dev="eth0"), Route("ipv4", 1, dev="eth0", scope="link")),
+    (Route("ipv4", 1, type="local"), Route("ipv4", 1, type="local", scope="host")),
+    (Route("ipv6", 1, dev="eth0"), Route("ipv6", 1, dev="eth0", scope="global")),
+    (Address("ipv4", "198.18.0.121/24", "eth0"), Address("ipv4", "198.18.0.121", "eth0", True, 5)),
+    (Address("ipv6", "2001:DB8::0121/64", "eth0"), Address("ipv6", "2001:db8::121", "eth0")),
     (Sysctl("net/ipv4/ip_forward", "1\n"), Sysctl("net.ipv4.ip_forward", "1")),
     (Sysctl("net.ipv4.tcp_rmem", "1\t2\t3"), Sysctl("net.ipv4.tcp_rmem", "1 2 3")),
 ]
@@ -37,6 +42,9 @@ def test_equal_after_normalisation(one, other):
     (Rule("ipv4", 1100, table=1, iif="lo"), Rule("ipv4", 1100, table=2, iif="lo")),
     (Rule("ipv4", 1100, table=1, iif="lo"), Rule("ipv4", 1100, action="prohibit", iif="lo")),
     (Route("ipv4", 1, via="198.18.0.1"), Route("ipv4", 1, via="198.18.0.2")),
+    (Rule("ipv4", 1, table=1, iif="lo"), Rule("ipv4", 1, table=1, iif="lo", suppress_prefixlength=0)),
+    (Route("ipv4", 1, via="198.18.0.1"), Route("ipv4", 1, via="198.18.0.1", mtu=1400)),
+    (Address("ipv4", "198.18.0.121", "eth0"), Address("ipv4", "198.18.0.121", "eth1")),
     (Mark("a", 11, 255), Mark("a", 11, 255, ("02:00:00:00:00:11",))),
 ])  # fmt: skip
 def test_same_key_other_value(one, other):
@@ -84,6 +92,11 @@ TEXTS = [
     (Route("ipv6", 20100, type="local"), "ip -6 route local default dev lo table 20100"),
     (Route("ipv4", 7, "10.0.0.1/32", dev="eth0", src="10.0.0.2", metric=5),
      "ip route 10.0.0.1 dev eth0 table 7 src 10.0.0.2 metric 5"),
+    (Rule("ipv4", 9, table=254, oif="eth0", uid_range=(0, 5), suppress_prefixlength=0),
+     "ip rule 9: from all oif eth0 uidrange 0-5 lookup 254 suppress_prefixlength 0"),
+    (Route("ipv4", 7, "10.0.0.0/8", via="10.9.9.9", dev="eth0", scope="link", onlink=True, mtu=1400, advmss=1360),
+     "ip route 10.0.0.0/8 via 10.9.9.9 dev eth0 table 7 scope link onlink mtu 1400 advmss 1360"),
+    (Address("ipv6", "2001:db8::121", "eth0"), "ip -6 addr 2001:db8::121 dev eth0"),
     (Mark("a", 11, 255, (), ("198.18.0.11",)), "nft mark a 0xb/0xff from (not yet known) via 198.18.0.11"),
     (Sysctl("net.ipv4.ip_forward", "1"), "sysctl net.ipv4.ip_forward = 1"),
 ]  # fmt: skip
