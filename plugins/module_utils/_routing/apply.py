@@ -27,11 +27,16 @@ class Step:
 
 def steps(changes: Iterable[Change], kernel: Any, host: Host, owner: str, protocol: int) -> list[Step]:
     """The plan's changes with the means to make and to undo them."""
-    makers = {"rule": _rule, "route": _route}
+    pairs = {
+        "rule": (kernel.add_rule, kernel.remove_rule),
+        "address": (kernel.add_address, kernel.remove_address),
+    }
     found = []
     for change in changes:
-        if change.kind in makers:
-            found.append(makers[change.kind](change, kernel, protocol))
+        if change.kind in pairs:
+            found.append(_object(change, *pairs[change.kind], protocol))
+        elif change.kind == "route":
+            found.append(_route(change, kernel, protocol))
         elif change.kind == "marks":
             found.append(_marks(change, Nft(host.runner), owner))
         else:
@@ -39,15 +44,16 @@ def steps(changes: Iterable[Change], kernel: Any, host: Host, owner: str, protoc
     return found
 
 
-def _rule(change: Change, kernel: Any, protocol: int) -> Step:
-    def add() -> None:
-        kernel.add_rule(rule, protocol)
+def _object(change: Change, add: Callable[..., None], remove: Callable[..., None], protocol: int) -> Step:
+    value = change.after or change.before
 
-    def remove() -> None:
-        kernel.remove_rule(rule, protocol)
+    def present() -> None:
+        add(value, protocol)
 
-    rule = change.after or change.before
-    return Step(change.sentence, add, remove) if change.after else Step(change.sentence, remove, add)
+    def absent() -> None:
+        remove(value, protocol)
+
+    return Step(change.sentence, present, absent) if change.after else Step(change.sentence, absent, present)
 
 
 def _route(change: Change, kernel: Any, protocol: int) -> Step:

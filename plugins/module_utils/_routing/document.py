@@ -59,6 +59,7 @@ def load(data: Any) -> Document:
     for section, values in sections.items():
         errors.extend(_duplicates(section, values))
     errors.extend(_marks_together(sections["marks"]))
+    errors.extend(_addresses_together(sections["addresses"]))
     if errors:
         raise DocumentError(errors)
     return Document(owner, protocol, **{name: tuple(values) for name, values in sections.items()})
@@ -148,6 +149,16 @@ def _marks_together(marks: list[Mark | None]) -> list[str]:
                         f"marks[{index}].{field}: {value} is already that of marks[{owners[f'{field} {value}']}]"
                     )
     return errors
+
+
+def _addresses_together(addresses: list[Address | None]) -> list[str]:
+    """A host has an address once; one that retires may be on the interface that it moves from."""
+    first: dict[str, int] = {}
+    return [
+        f"addresses[{index}].address: {address.address} is already that of addresses[{first[address.address]}]"
+        for index, address in enumerate(addresses)
+        if address and not address.retiring and first.setdefault(address.address, index) != index
+    ]
 
 
 def dump(document: Document) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from . import apply, files, gather, plan, schema, store
-from .document import Document
+from . import apply, files, gather, plan, retire, schema, store, text
+from .document import SECTIONS, Document
 from .errors import MissingPackage, Refused, RoutingError
 from .gather import Host, View
 from .model import OWNERS, Sysctl
@@ -33,6 +33,8 @@ class Outcome:
 
     ``changes`` are sentences; ``diff`` is a list of Ansible's before/after pairs; ``waiting`` says what is applied
     without for now and needs another run (the MAC of a silent proxy); ``owned`` is the set as document sections.
+    ``retiring`` says what is kept for a while though no longer wanted, and ``next_due`` is in how many seconds another
+    run with ``now`` may find some of it over (None: nothing retires).
     """
 
     changes: tuple[str, ...]
@@ -40,6 +42,8 @@ class Outcome:
     waiting: tuple[str, ...]
     warnings: tuple[str, ...]
     owned: dict[str, Any]
+    retiring: tuple[str, ...] = ()
+    next_due: float | None = None
 
     @property
     def changed(self) -> bool:
@@ -54,9 +58,13 @@ def reconcile(
     check: bool = False,
     allow_empty: bool = False,
     directory: str | None = None,
+    drain: float = 0,
+    now: float | None = None,
 ) -> Outcome:
     """Make the owner's set what the document says; with ``directory`` the document is then stored there.
 
+    ``now`` (seconds since the epoch) ends what retires and is over. With it, what the host has and the document no longer
+    names is kept for ``drain`` seconds at most, retiring (and stored so) until no connection needs it; see ``retire``.
     Raises Refused and NotReady before anything is touched, MissingPackage (with ``check`` only a warning), ApplyError
     after everything was undone.
     """
@@ -66,10 +74,17 @@ def reconcile(
     with _lock(host, check):
         _refuse_shared_protocol(document, directory)
         view = _view(host, document, check)
+        if now is not None:
+            stored = _stored(document.owner, directory) if drain else None
+            document = retire.begin(document, view.have, stored, now + drain) if drain and purge else document
+            document = retire.due(document, now, host.count_connections)
+            view.want = retire.wanted(view.want, document)
         errors = plan.conflicts(view.want, view.foreign)
         if errors:
             raise Refused(errors)
-        return _finish(document, host, view, purge, check, directory, store.content_of(document))
+        outcome = _finish(document, host, view, purge, check, directory, store.content_of(document))
+        leaving = tuple(text.of(value) for value in retire.leaving(document))
+        return replace(outcome, retiring=leaving, next_due=None if now is None else retire.next_look(document, now))
 
 
 def remove(
@@ -105,10 +120,18 @@ def _refuse_shared_protocol(document: Document, directory: str | None) -> None:
 def _protocol_of(owner: str, directory: str | None) -> int:
     if owner in OWNERS:
         return OWNERS[owner]
+    stored = _stored(owner, directory)
+    if stored:
+        return stored.protocol
+    raise Refused([f"owner {owner}: its protocol number is not known on this host; give its document"])
+
+
+def _stored(owner: str, directory: str | None) -> Document | None:
+    """The owner's stored document, if there is one that can be read."""
     with contextlib.suppress(RoutingError, OSError):
         if directory:
-            return store.load(store.path_of(directory, owner)).protocol
-    raise Refused([f"owner {owner}: its protocol number is not known on this host; give its document"])
+            return store.load(store.path_of(directory, owner))
+    return None
 
 
 def _has_left_traces(owner: str, host: Host, directory: str | None) -> bool:
@@ -192,7 +215,7 @@ def _file_diff(directory: str | None, owner: str, content: str | None) -> dict[s
 def _owned(state: State) -> dict[str, Any]:
     """The set as sections of a document."""
     held = [Sysctl(setting.name, setting.value) for setting in state.sysctls if setting.held]
-    sections = {"rules": state.rules, "routes": state.routes, "marks": state.marks, "sysctls": held}
+    sections = {**{name: getattr(state, name) for name in SECTIONS}, "sysctls": held}
     return {
         name: [schema.dump(value) for value in sorted(values, key=lambda value: value.order)]
         for name, values in sections.items()

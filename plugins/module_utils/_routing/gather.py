@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import files, runner
+from . import conntrack, files, runner
 from .document import Document
 from .errors import MissingPackage, NotReady, Refused
 from .kernel import Kernel
-from .model import Mark, Route
+from .model import Found, Mark, Route
 from .nft import Nft, Observed
 from .plan import Foreign, State
 from .sysctl import Sysctls
@@ -25,11 +25,12 @@ NEIGHBOUR_WAIT = 2.0
 
 @dataclass(frozen=True)
 class Host:
-    """The ways to the host, each replaceable: commands, settings, the kernel and the lock."""
+    """The ways to the host, each replaceable: commands, settings, the kernel, connections by mark, and the lock."""
 
     runner: runner.Runner = runner.run
     sysctls: Sysctls = field(default_factory=Sysctls)
     make_kernel: Callable[[], Any] = Kernel
+    count_connections: Callable[[int, int], Any] = conntrack.count
     lock: str = files.LOCK
     neighbour_wait: float = NEIGHBOUR_WAIT
 
@@ -47,19 +48,23 @@ class View:
 
 def read(kernel: Any, host: Host, document: Document) -> tuple[State, Foreign]:
     """The owner's set as it is on the host, and what others own. ``document`` says the owner and the settings."""
-    rules, routes = kernel.rules(), kernel.routes()
-    ours = document.protocol
-    have = State(
-        rules=tuple(found.value for found in rules if found.protocol == ours and found.value is not None),
-        routes=tuple(found.value for found in routes if found.protocol == ours and found.value is not None),
-        sysctls=host.sysctls.read(document.owner, document.sysctls),
-    )
+    rules, other_rules = _split(kernel.rules(), document.protocol)
+    routes, other_routes = _split(kernel.routes(), document.protocol)
+    addresses, other_addresses = _split(kernel.addresses(), document.protocol)
+    settings = host.sysctls.read(document.owner, document.sysctls)
     observed = read_marks(host, document)
     foreign = Foreign(
-        tuple((found.value, found.protocol) for found in rules if found.protocol != ours and found.value is not None),
-        tuple((found.family, found.table, found.protocol, found.text) for found in routes if found.protocol != ours),
+        tuple((found.value, found.protocol) for found in other_rules if found.value is not None),
+        tuple((found.family, found.table, found.protocol, found.text) for found in other_routes),
+        tuple((found.value, found.protocol) for found in other_addresses),
     )
-    return replace(have, marks=observed.marks, sound=observed.sound), foreign
+    return State(rules, routes, observed.marks, settings, observed.sound, addresses), foreign
+
+
+def _split(found: list[Found], protocol: int) -> tuple[tuple[Any, ...], list[Found]]:
+    """The objects of an owner, as far as the model can say them, and those of others."""
+    ours = tuple(one.value for one in found if one.protocol == protocol and one.value is not None)
+    return ours, [one for one in found if one.protocol != protocol]
 
 
 def read_marks(host: Host, document: Document) -> Observed:
@@ -75,11 +80,7 @@ def view(host: Host, document: Document) -> View:
     """Read the host and resolve the document on it. NotReady, Refused, MissingPackage as they come."""
     with host.make_kernel() as kernel:
         have, foreign = read(kernel, host, document)
-        problems: list[str] = []
-        routes = tuple(_route(kernel, route, problems) for route in document.routes)
-        if problems:
-            raise NotReady(list(dict.fromkeys(problems)))
-        found = View(State(document.rules, routes, (), document.sysctls), have, foreign)
+        found = View(resolve(kernel, wish(document)), have, foreign)
         marks = tuple(_mark(kernel, host, mark, found) for mark in document.marks)
     _refuse_shared_macs(marks)
     found.want = replace(found.want, marks=marks)
@@ -89,29 +90,53 @@ def view(host: Host, document: Document) -> View:
 def view_without_tools(host: Host, document: Document, missing: MissingPackage) -> View:
     """For check mode on a fresh host: nothing of ours can be there yet, except for settings, which need no tool."""
     settings = host.sysctls.read(document.owner, document.sysctls)
-    want = State(document.rules, document.routes, document.marks, document.sysctls)
-    return View(want, State(sysctls=settings), warnings=[f"{missing}; compared with an empty owned set"])
+    warning = f"{missing}; compared with an empty owned set"
+    return View(wish(document), State(sysctls=settings), warnings=[warning])
 
 
-def _route(kernel: Any, route: Route, problems: list[str]) -> Route:
+def wish(document: Document) -> State:
+    """The document as a wanted state, nothing filled in yet."""
+    return State(document.rules, document.routes, document.marks, document.sysctls, addresses=document.addresses)
+
+
+def resolve(kernel: Any, want: State) -> State:
+    """The state with the interfaces of its routes. NotReady when something that it needs is not there."""
+    links = kernel.links()
+    own = {found.value.address for found in kernel.addresses()}
+    given = {address.address for address in want.addresses if not address.retiring}
+    problems = [
+        f"waiting for link {name} to exist"
+        for rule in want.rules
+        for name in (rule.iif, rule.oif)
+        if name and name not in links and not rule.retiring
+    ]
+    problems += [
+        f"waiting for link {address.dev} to be up"
+        for address in want.addresses
+        if not links.get(address.dev) and not address.retiring
+    ]
+    routes = tuple(_route(kernel, route, links, own | given, problems) for route in want.routes)
+    if problems:
+        raise NotReady(list(dict.fromkeys(problems)))
+    return replace(want, routes=routes)
+
+
+def _route(kernel: Any, route: Route, links: dict[str, bool], own: set[str], problems: list[str]) -> Route:
     """The route with its interface; what it still needs goes to ``problems``."""
-    if route.retiring or route.type != "unicast":
+    if route.retiring or route.type not in ("unicast", "local"):
         return route
-    if route.dev and route.dev not in kernel.links():
+    if route.dev and not links.get(route.dev):
         problems.append(f"waiting for link {route.dev} to be up")
-    elif route.src and route.src not in kernel.addresses():
+    elif route.src and route.src not in own:
         problems.append(f"waiting for address {route.src} to be on this host")
-    elif route.via:
+    elif route.via in own:
+        problems.append(f"{route.via} is an address of this host itself and cannot be its next hop")
+    elif route.via and not route.onlink:
         dev = kernel.on_link(route.via, route.dev)
         if dev:
             return replace(route, dev=dev)
-        own = route.via in kernel.addresses()
         where = f" on {route.dev}" if route.dev else ""
-        problems.append(
-            f"{route.via} is an address of this host itself and cannot be its next hop"
-            if own
-            else f"waiting for {route.via} to be on-link{where}"
-        )
+        problems.append(f"waiting for {route.via} to be on-link{where}")
     return route
 
 

@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Rules, routes, neighbours, links and addresses of the kernel. The only importer of pyroute2 (0.7.2 and 0.9.7).
+"""Rules, routes, addresses, links and neighbours of the kernel. The only importer of pyroute2 (0.7.2 to 0.9.7).
+
+Rules and addresses are netlink messages of our own: pyroute2 needs seconds and tens of megabytes for the thousands of
+rules that local delivery makes of hundreds of backends, and 0.7.2 does not know whose an address is.
 
 Everything concerns the network namespace that the calling thread is in when the ``Kernel`` is made.
 """
@@ -14,13 +17,12 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from . import text
+from . import address_messages, rule_messages, text
 from .errors import MissingPackage
-from .model import FAMILIES, MAX_U32, Route, Rule
+from .model import FAMILIES, Address, Found, Route, Rule
+from .netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, link_name
 from .route_query import RouteAnswer, route_get
 
 PYROUTE2_ERROR: str | None = None
@@ -35,28 +37,21 @@ except ImportError:
 __all__ = ["PYROUTE2_ERROR", "Found", "Kernel", "NetlinkError", "RouteAnswer", "reason", "route_get"]
 
 AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
-# FR_ACT_* of linux/fib_rules.h, RTN_* and RT_SCOPE_* of linux/rtnetlink.h
-ACTIONS = {1: "lookup", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+# RTN_*, RT_SCOPE_* and RTNH_F_* of linux/rtnetlink.h
 ROUTE_TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
-SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST, SCOPE_NOWHERE = 0, 253, 254, 255
+SCOPES = {0: "global", 253: "link", 254: "host"}
+SCOPE_NUMBERS = {name: number for number, name in SCOPES.items()}
+SCOPE_NOWHERE = 255
+RTNH_F_ONLINK = 0x4
 RTM_F_CLONED = 0x200
-FIB_RULE_INVERT = 0x2
-# What a rule can select by and we never write: such a rule is not one of ours, whatever its protocol number.
-OTHER_SELECTORS = ("FRA_OIFNAME", "FRA_TUN_ID", "FRA_L3MDEV", "FRA_UID_RANGE", "FRA_GOTO", "FRA_FLOW")
+# What a route can have and we never write: such a route is not one of ours.
+OTHER_DETAILS = ("RTA_MULTIPATH", "RTA_VIA", "RTA_NH_ID", "RTA_ENCAP", "RTA_FLOW")
+METRICS = {"RTAX_MTU": "mtu", "RTAX_ADVMSS": "advmss"}
+# unspec, default, main, local: the kernel's own, and everybody's
+COMMON_TABLES = (0, 253, 254, 255)
 # NUD_* of linux/neighbour.h: REACHABLE, STALE, DELAY, PROBE, PERMANENT have a usable address.
 NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 NTF_USE = 0x01
-
-
-@dataclass(frozen=True)
-class Found:
-    """An object of the kernel with its owner. ``value`` is None for one the model cannot say; ``text`` describes it."""
-
-    value: Any
-    protocol: int
-    family: str = ""
-    table: int = 0
-    text: str = ""
 
 
 def reason(error: Exception) -> str:
@@ -74,52 +69,77 @@ class Kernel:
         if PYROUTE2_ERROR:
             raise MissingPackage("python3-pyroute2", "rules and routes need Python's pyroute2")
         self._netlink = IPRoute()
+        self._messages = Netlink()
+        self._owned: dict[int, set[Rule]] = {}
 
     def __enter__(self) -> Kernel:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._netlink.close()
+        self._messages.close()
 
     # --- rules
 
     def rules(self) -> list[Found]:
-        """All policy rules, of every owner."""
-        return [_rule(message, family) for family in FAMILIES for message in self._netlink.get_rules(family=AF[family])]
+        """All policy rules, of every owner, in the order in which the kernel asks them (a family after the other)."""
+        return [
+            rule_messages.decode(body, family)
+            for family in FAMILIES
+            for body in self._messages.dump(rule_messages.RTM_GETRULE, rule_messages.listing(family))
+        ]
 
     def add_rule(self, rule: Rule, protocol: int) -> None:
-        """NetlinkError (EEXIST) when it is there already."""
-        self._netlink.rule("add", **_rule_arguments(rule, protocol))
+        """OSError (EEXIST) when it is there already."""
+        body = rule_messages.encode(rule, protocol)
+        self._messages.change(rule_messages.RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, body)
+        self._remembered(protocol).add(rule)
 
     def remove_rule(self, rule: Rule, protocol: int) -> None:
-        """Remove exactly this rule; NetlinkError (ENOENT) when it is not there.
+        """Remove exactly this rule; OSError (ENOENT) when it is not there.
 
-        The kernel takes a selector left out of the request for "any", and removes the first rule that fits: for
-        ``from X`` that may be ``from X ipproto tcp``. Such a bystander is put back.
+        Where the kernel could take another one in its place, it is seen which ones went, and they are put back.
         """
-        before = self._owned_rules(protocol)
-        if rule not in before:
-            raise NetlinkError(errno.ENOENT, os.strerror(errno.ENOENT))
-        bystanders: list[Rule] = []
-        while rule in self._owned_rules(protocol):
-            self._netlink.rule("del", **_rule_arguments(rule, protocol))
+        owned = self._remembered(protocol)
+        if rule not in owned:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        bystanders = [other for other in owned if other != rule and rule_messages.may_be_taken_for(rule, other)]
+        if bystanders:
+            self._remove_among(rule, protocol)
+        else:
+            self._delete(rule, protocol)
+        owned.discard(rule)
+
+    def _remove_among(self, rule: Rule, protocol: int) -> None:
+        before = left = self._owned_rules(protocol)
+        while rule in left:
+            self._delete(rule, protocol)
             left = self._owned_rules(protocol)
-            bystanders += [other for other in before if other not in left and other not in (rule, *bystanders)]
-        for other in bystanders:
-            self.add_rule(other, protocol)
+        for other in before:
+            if other not in left and other != rule:
+                self.add_rule(other, protocol)
+
+    def _delete(self, rule: Rule, protocol: int) -> None:
+        self._messages.change(rule_messages.RTM_DELRULE, 0, rule_messages.encode(rule, protocol))
+
+    def _remembered(self, protocol: int) -> set[Rule]:
+        """The owner's rules: read once, then followed; whoever changes them holds the lock of all owners."""
+        if protocol not in self._owned:
+            self._owned[protocol] = set(self._owned_rules(protocol))
+        return self._owned[protocol]
 
     def _owned_rules(self, protocol: int) -> list[Rule]:
         return [found.value for found in self.rules() if found.protocol == protocol and found.value is not None]
 
     # --- routes
 
-    def routes(self) -> list[Found]:
-        """All routes outside the tables main, local and default, of every owner."""
+    def routes(self, common: bool = False) -> list[Found]:
+        """All routes of every owner; those of the tables main, local and default only where ``common`` says so."""
         found = []
         for family in FAMILIES:
             for message in self._netlink.get_routes(family=AF[family]):
                 table = message.get_attr("RTA_TABLE") or message["table"]
-                if table not in (0, 253, 254, 255) and not message["flags"] & RTM_F_CLONED:
+                if (common or table not in COMMON_TABLES) and not message["flags"] & RTM_F_CLONED:
                     found.append(_route(message, family, table))
         return found
 
@@ -154,18 +174,25 @@ class Kernel:
 
     # --- links, addresses, neighbours
 
-    def links(self) -> list[str]:
-        """Names of the interfaces that are up."""
-        up = [message for message in self._netlink.get_links() if message["flags"] & 1]
-        return [message.get_attr("IFLA_IFNAME") for message in up]
+    def add_address(self, address: Address, protocol: int) -> None:
+        """OSError (EEXIST) when it is there already, ENODEV when its interface is not."""
+        body = address_messages.encode(address, protocol, socket.if_nametoindex(address.dev))
+        self._messages.change(address_messages.RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body)
 
-    def addresses(self) -> list[str]:
-        """The host's own addresses, of both families."""
-        return [
-            message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-            for message in self._netlink.get_addr()
-            if message.get_attr("IFA_ADDRESS")
-        ]
+    def remove_address(self, address: Address, protocol: int) -> None:
+        """OSError (EADDRNOTAVAIL) when it is not there."""
+        body = address_messages.encode(address, protocol, socket.if_nametoindex(address.dev))
+        self._messages.change(address_messages.RTM_DELADDR, 0, body)
+
+    def addresses(self) -> list[Found]:
+        """The host's own addresses, of both families; the protocol is that of an owner of ours, or 0."""
+        question = address_messages.BODY.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+        found = map(address_messages.decode, self._messages.dump(address_messages.RTM_GETADDR, question))
+        return [address for address in found if address is not None]
+
+    def links(self) -> dict[str, bool]:
+        """The names of all interfaces, and whether each is up."""
+        return {message.get_attr("IFLA_IFNAME"): bool(message["flags"] & 1) for message in self._netlink.get_links()}
 
     def on_link(self, address: str, dev: str | None = None) -> str | None:
         """The interface on which an address is a direct neighbour; None when it is behind a router, or nowhere."""
@@ -207,95 +234,35 @@ class Kernel:
         return True
 
 
-def _selectors(attributes: dict[str, Any]) -> Iterator[str]:
-    for name in OTHER_SELECTORS:
-        if attributes.get(name) not in (None, 0):
-            yield name
-    for name in ("FRA_SUPPRESS_PREFIXLEN", "FRA_SUPPRESS_IFGROUP"):
-        if attributes.get(name, MAX_U32) not in (MAX_U32, -1):
-            yield name
-
-
-def _ports(value: Any) -> tuple[int, int] | None:
-    low, _colon, high = str(value or "").partition(":")
-    return (int(low), int(high or low)) if low else None
-
-
-def _rule(message: Any, family: str) -> Found:
-    attributes = {pair[0]: pair[1] for pair in message["attrs"]}
-    protocol = attributes.get("FRA_PROTOCOL", 0)
-    known = message["action"] in ACTIONS and not message["tos"] and not message["flags"] & FIB_RULE_INVERT
-    if not known or next(_selectors(attributes), None):
-        return Found(None, protocol, family)
-    table = attributes.get("FRA_TABLE") or message["table"]
-    value = Rule(
-        family=family,
-        priority=attributes.get("FRA_PRIORITY", 0),
-        action=ACTIONS[message["action"]],
-        table=table if message["action"] == 1 else None,
-        src=_prefix(attributes.get("FRA_SRC"), message["src_len"]),
-        dst=_prefix(attributes.get("FRA_DST"), message["dst_len"]),
-        iif=attributes.get("FRA_IIFNAME"),
-        fwmark=attributes.get("FRA_FWMARK"),
-        fwmask=attributes.get("FRA_FWMASK") if "FRA_FWMARK" in attributes else None,
-        ip_proto=attributes.get("FRA_IP_PROTO") or None,
-        sport=_ports(attributes.get("FRA_SPORT_RANGE")),
-        dport=_ports(attributes.get("FRA_DPORT_RANGE")),
-    )
-    return Found(value, protocol, family, table, text.rule(value))
-
-
 def _prefix(address: str | None, length: int) -> str | None:
     return f"{address}/{length}" if address else None
 
 
-def _rule_arguments(rule: Rule, protocol: int) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"family": AF[rule.family], "priority": rule.priority, "protocol": protocol}
-    arguments["action"] = "to_tbl" if rule.action == "lookup" else rule.action
-    if rule.action == "lookup":
-        arguments["table"] = rule.table
-    for name, prefix in (("src", rule.src), ("dst", rule.dst)):
-        if prefix:
-            address, _slash, length = prefix.partition("/")
-            arguments.update({name: address, f"{name}_len": int(length)})
-    for name, value in (("fwmark", rule.fwmark), ("fwmask", rule.fwmask), ("ip_proto", rule.ip_proto)):
-        if value is not None:
-            arguments[name] = value
-    if rule.iif:
-        arguments["iifname"] = rule.iif
-    for name, ports in (("sport_range", rule.sport), ("dport_range", rule.dport)):
-        if ports:
-            arguments[name] = f"{ports[0]}:{ports[1]}"
-    return arguments
-
-
 def _route(message: Any, family: str, table: int) -> Found:
-    kind = ROUTE_TYPES.get(message["type"])
     index = message.get_attr("RTA_OIF")
     described = {
         "dst": _prefix(message.get_attr("RTA_DST"), message["dst_len"]) or "default",
         "via": message.get_attr("RTA_GATEWAY"),
-        "dev": _link_name(index) if index else None,
+        "dev": link_name(index) if index else None,
     }
+    kind, scope = ROUTE_TYPES.get(message["type"]), SCOPES.get(message["scope"])
+    metrics = dict((message.get_attr("RTA_METRICS") or {"attrs": []})["attrs"])
     value = None
-    if kind and not message.get_attr("RTA_MULTIPATH") and not message["tos"]:
+    plain = kind and scope and not message["tos"] and not any(message.get_attr(name) for name in OTHER_DETAILS)
+    if plain and set(metrics) <= set(METRICS):
         value = Route(
             family=family,
             table=table,
             type=kind,
             src=message.get_attr("RTA_PREFSRC"),
             metric=message.get_attr("RTA_PRIORITY") or 0,
+            scope=scope,
+            onlink=bool(message["flags"] & RTNH_F_ONLINK),
             **described,
+            **{METRICS[name]: number for name, number in metrics.items()},
         )
     line = text.route(value) if value else f"{text.command(family)} route {described['dst']} table {table}"
     return Found(value, message["proto"], family, table, line)
-
-
-def _link_name(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return f"if{index}"  # it vanished between the two questions
 
 
 def _route_arguments(route: Route, protocol: int) -> dict[str, Any]:
@@ -307,16 +274,14 @@ def _route_arguments(route: Route, protocol: int) -> dict[str, Any]:
         "dst_len": int(length),
         "type": route.type,
         "proto": protocol,
+        "scope": SCOPE_NUMBERS[route.scope],
+        "flags": RTNH_F_ONLINK if route.onlink else 0,
     }
-    if route.family == "ipv4":
-        on_link = SCOPE_LINK if route.type == "unicast" and not route.via else SCOPE_UNIVERSE
-        arguments["scope"] = SCOPE_HOST if route.type == "local" else on_link
-    if route.metric:
-        arguments["priority"] = route.metric
-    if route.via:
-        arguments["gateway"] = route.via
+    named = {"priority": route.metric, "gateway": route.via, "prefsrc": route.src}
+    arguments.update({name: value for name, value in named.items() if value})
     if route.dev:
         arguments["oif"] = socket.if_nametoindex(route.dev)
-    if route.src:
-        arguments["prefsrc"] = route.src
+    metrics = {name: getattr(route, name) for name in METRICS.values() if getattr(route, name) is not None}
+    if metrics:
+        arguments["metrics"] = metrics
     return arguments

@@ -10,9 +10,11 @@ Everything is normalised on construction: addresses are canonical, prefixes carr
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 FAMILIES = ("ipv4", "ipv6")
 # IANA protocol numbers, under the names that ip(8) uses.
@@ -47,6 +49,7 @@ def host_address(value: str) -> str:
     return str(ipaddress.ip_interface(value).ip)
 
 
+@functools.lru_cache(maxsize=4096)
 def prefix(value: str) -> str:
     """The canonical ``address/length``, or ``default``. ValueError for a prefix with host bits: mostly a typo."""
     if value in ("default", "all"):
@@ -212,7 +215,7 @@ class Address:
 
     @property
     def key(self) -> tuple:
-        return (self.address,)
+        return (self.address, self.dev)
 
     @property
     def order(self) -> tuple:
@@ -289,3 +292,14 @@ def sysctl_name(name: str) -> str:
     if any(part.strip("/") != part or "//" in part for part in parts):
         raise ValueError(f"{name!r} is not the name of a sysctl")
     return name
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object of the kernel with its owner. ``value`` is None for one the model cannot say; ``text`` describes it."""
+
+    value: Any
+    protocol: int
+    family: str = ""
+    table: int = 0
+    text: str = ""

@@ -4,9 +4,10 @@
 
 """From what is wanted and what is there to the changes between, in an order that never breaks what lives. Pure.
 
-Adding comes before removing. Within the adding: settings, then the guard rules (so that it fails closed from the first
-moment), then routes, then the rules that look them up, then the marks that make packets match those rules. Removing is
-the same in reverse. A route with another next hop is replaced in one step; marks are one nft table and change at once.
+Adding comes before removing. Within the adding: settings, then addresses (a route may name one as its source), then the
+guard rules (so that it fails closed from the first moment), then routes, then the rules that look them up, then the
+marks that make packets match those rules. Removing is the same in reverse. A route with another next hop is replaced in
+one step; marks are one nft table and change at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import text
-from .model import Mark, Route, Rule, Sysctl
+from .model import Address, Mark, Route, Rule, Sysctl
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class State:
     marks: tuple[Mark, ...] = ()
     sysctls: tuple = ()
     sound: bool = True
+    addresses: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,17 @@ def plan(want: State, have: State, purge: bool = True) -> tuple[Change, ...]:
 
     Retiring objects stay as they are where they are, and are never added.
     """
-    add_rules, remove_rules = _rules(want.rules, have.rules, purge)
+    add_addresses, remove_addresses = _objects("address", want.addresses, have.addresses, purge)
+    add_rules, remove_rules = _objects("rule", want.rules, have.rules, purge)
     set_routes, remove_routes = _routes(want.routes, have.routes, purge)
     settings, releases = _sysctls(want.sysctls, have.sysctls, purge)
     guards = [change for change in add_rules if change.after.is_guard]
     lookups = [change for change in add_rules if not change.after.is_guard]
     late = [change for change in remove_rules if change.before.is_guard]
     early = [change for change in remove_rules if not change.before.is_guard]
-    steps = (settings, guards, set_routes, lookups, _marks(want, have, purge), early, remove_routes, late, releases)
-    return tuple(change for step in steps for change in step)
+    additions = (settings, add_addresses, guards, set_routes, lookups, _marks(want, have, purge))
+    removals = (early, remove_routes, late, remove_addresses, releases)
+    return tuple(change for step in (*additions, *removals) for change in step)
 
 
 def _split(want: Iterable[Any]) -> tuple[dict, set]:
@@ -99,12 +103,17 @@ def _split(want: Iterable[Any]) -> tuple[dict, set]:
     return active, {value.key for value in objects if value.retiring}
 
 
-def _rules(want: Iterable[Rule], have: Sequence[Rule], purge: bool) -> tuple[list[Change], list[Change]]:
+def _objects(kind: str, want: Iterable[Any], have: Sequence[Any], purge: bool) -> tuple[list[Change], list[Change]]:
+    """For rules and addresses, of which an old and a new one can stand side by side."""
     active, retiring = _split(want)
-    add = [Change("rule", "add", after=rule) for rule in _ordered(active.values()) if rule not in have]
-    gone = [rule for rule in have if rule != active.get(rule.key) and rule.key not in retiring]
-    remove = [rule for rule in gone if purge or rule.key in active]
-    return add, [Change("rule", "remove", before=rule) for rule in reversed(_ordered(remove))]
+    present = set(have)
+    new = [value for value in active.values() if value not in present]
+    gone = [value for value in have if value != active.get(value.key) and value.key not in retiring]
+    old = [value for value in gone if purge or value.key in active]
+    return (
+        [Change(kind, "add", after=value) for value in _ordered(new)],
+        [Change(kind, "remove", before=value) for value in reversed(_ordered(old))],
+    )
 
 
 def _routes(want: Iterable[Route], have: Sequence[Route], purge: bool) -> tuple[list[Change], list[Change]]:
@@ -121,7 +130,13 @@ def _routes(want: Iterable[Route], have: Sequence[Route], purge: bool) -> tuple[
 
 def _marks(want: State, have: State, purge: bool) -> list[Change]:
     active, retiring = _split(want.marks)
-    kept = [mark for mark in have.marks if mark.key not in active and (mark.key in retiring or not purge)]
+    # One sender means one id: a proxy that has another id now sends its new connections under that one.
+    taken = {mac for mark in active.values() for mac in mark.macs}
+    kept = [
+        replace(mark, macs=tuple(mac for mac in mark.macs if mac not in taken))
+        for mark in have.marks
+        if mark.key not in active and (mark.key in retiring or not purge)
+    ]
     target = tuple(_ordered([*active.values(), *kept]))
     if target == tuple(_ordered(have.marks)) and have.sound:
         return []
@@ -147,21 +162,23 @@ def _ordered(values: Iterable[Any]) -> list:
 
 def predict(have: State, changes: Iterable[Change]) -> State:
     """The state after the changes: what check mode shows, and what the read-back must confirm."""
-    rules, routes = list(have.rules), list(have.routes)
+    # Sets that keep their order: a host may have thousands of rules.
+    objects = {"rule": have.rules, "route": have.routes, "address": have.addresses}
+    present = {kind: dict.fromkeys(values) for kind, values in objects.items()}
     marks, sound = have.marks, have.sound
     settings = {setting.name: setting for setting in have.sysctls}
     for change in changes:
-        if change.kind in ("rule", "route"):
-            values = rules if change.kind == "rule" else routes
+        if change.kind in present:
             if change.before is not None:
-                values.remove(change.before)
+                del present[change.kind][change.before]
             if change.after is not None:
-                values.append(change.after)
+                present[change.kind][change.after] = None
         elif change.kind == "marks":
             marks, sound = change.after, True
         else:
             settings[change.before.name] = _after_sysctl(change.before, change.after)
-    return State(tuple(rules), tuple(routes), marks, tuple(settings.values()), sound)
+    rules, routes, addresses = map(tuple, present.values())
+    return State(rules, routes, marks, tuple(settings.values()), sound, addresses)
 
 
 def _after_sysctl(before: Setting, after: Sysctl | None) -> Setting:
@@ -173,7 +190,9 @@ def _after_sysctl(before: Setting, after: Sysctl | None) -> Setting:
 
 def lines(state: State) -> str:
     """The set as text, one line an object, for a difference a person reads."""
-    objects = [*_ordered(state.rules), *_ordered(state.routes), *_ordered(state.marks)]
+    objects = [
+        value for values in (state.addresses, state.rules, state.routes, state.marks) for value in _ordered(values)
+    ]
     settings = [Sysctl(setting.name, setting.value) for setting in sorted(state.sysctls, key=lambda found: found.name)]
     listing = [text.of(value) for value in [*objects, *settings]]
     if not state.sound:
@@ -188,30 +207,43 @@ def diff(before: State, after: State) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Foreign:
-    """What others own on the host, as far as it can be in our way: (rule, protocol) and (route's table ...)."""
+    """What others own on the host, as far as it can be in our way: (rule, protocol), routes and addresses."""
 
     rules: tuple[tuple[Rule, int], ...] = ()
     # (family, table, protocol, the route as text)
     routes: tuple[tuple[str, int, int, str], ...] = field(default=())
+    # (address, protocol of another owner of ours, or 0)
+    addresses: tuple[tuple[Address, int], ...] = ()
 
 
 def conflicts(want: State, foreign: Foreign) -> list[str]:
     """Why the wanted set cannot live beside what others own; empty when it can. Sentences."""
-    errors = []
-    ours = {rule.key: rule for rule in want.rules if not rule.retiring}
-    for rule, protocol in foreign.rules:
-        if rule.key in ours:
-            errors.append(
-                f"rule priority {rule.priority} already has these selectors for another owner "
-                f"({text.owner_name(protocol)}): {text.rule(rule)}; remove that rule or choose another priority"
-            )
-    tables = {(route.family, route.table) for route in want.routes if not route.retiring}
-    named = set()
+    rules = {rule.key for rule in want.rules if not rule.retiring}
+    addresses = {address.address for address in want.addresses if not address.retiring}
+    errors = [
+        f"rule priority {rule.priority} already has these selectors for another owner "
+        f"({text.owner_name(protocol)}): {text.rule(rule)}; remove that rule or choose another priority"
+        for rule, protocol in foreign.rules
+        if rule.key in rules
+    ]
+    errors += [
+        f"address {address.address} is on this host already, and is not ours "
+        f"(dev {address.dev}, {text.owner_name(protocol) if protocol else 'set by another tool'}); "
+        f"remove it or choose another address"
+        for address, protocol in foreign.addresses
+        if address.address in addresses
+    ]
+    return errors + _shared_tables(want.routes, foreign)
+
+
+def _shared_tables(routes: Iterable[Route], foreign: Foreign) -> list[str]:
+    tables = {(route.family, route.table) for route in routes if not route.retiring}
+    first = {}
     for family, table, protocol, line in foreign.routes:
-        if (family, table) in tables and (family, table) not in named:
-            named.add((family, table))
-            errors.append(
-                f"table {table} already holds routes of another owner ({text.owner_name(protocol)}): {line}; "
-                f"remove them or choose another table"
-            )
-    return errors
+        if (family, table) in tables:
+            first.setdefault((family, table), (protocol, line))
+    return [
+        f"table {table} already holds routes of another owner ({text.owner_name(protocol)}): {line}; "
+        f"remove them or choose another table"
+        for (_family, table), (protocol, line) in first.items()
+    ]

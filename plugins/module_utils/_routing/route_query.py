@@ -15,12 +15,12 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .model import ip_protocol
+from .netlink import HEADER, NLMSG_ERROR, Netlink, attribute, attributes, message
 
-RTM_GETROUTE, NLMSG_ERROR, NLM_F_REQUEST = 26, 2, 1
+RTM_GETROUTE = 26
 RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC = 1, 2, 3, 4, 5, 7
 RTA_TABLE, RTA_MARK, RTA_VIA, RTA_IP_PROTO, RTA_SPORT, RTA_DPORT = 15, 16, 18, 27, 28, 29
 RTM_F_LOOKUP_TABLE = 0x1000
@@ -31,7 +31,6 @@ TYPES = {1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast"}
 TYPES.update({6: "blackhole", 7: "unreachable", 8: "prohibit"})
 # What a rule or a route of those types answers with (fib_props in net/ipv4/fib_semantics.c, fib4_rule_action).
 ERRORS = {errno.EACCES: "prohibit", errno.ENETUNREACH: "unreachable", errno.EHOSTUNREACH: "unreachable"}
-TIMEOUT = 2.0
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,6 @@ class RouteAnswer:
     redirected: bool = False
 
 
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
-
-
 def request(
     dst: str,
     src: str | None = None,
@@ -69,33 +64,31 @@ def request(
     """The RTM_GETROUTE message; interfaces by index, ``ip_proto`` by name or number."""
     target = ipaddress.ip_address(dst)
     family, bits = (socket.AF_INET, 32) if target.version == 4 else (socket.AF_INET6, 128)
-    attributes = [_attribute(RTA_DST, target.packed)]
+    parts = [attribute(RTA_DST, target.packed)]
     if src is not None:
-        attributes.append(_attribute(RTA_SRC, ipaddress.ip_address(src).packed))
+        parts.append(attribute(RTA_SRC, ipaddress.ip_address(src).packed))
     for kind, number in ((RTA_IIF, iif), (RTA_OIF, oif), (RTA_MARK, mark)):
         if number is not None:
-            attributes.append(_attribute(kind, struct.pack("=I", number)))
+            parts.append(attribute(kind, struct.pack("=I", number)))
     if ip_proto is not None:
-        attributes.append(_attribute(RTA_IP_PROTO, struct.pack("=B", ip_protocol(ip_proto))))
+        parts.append(attribute(RTA_IP_PROTO, struct.pack("=B", ip_protocol(ip_proto))))
     for kind, number in ((RTA_SPORT, sport), (RTA_DPORT, dport)):
         if number is not None:
-            attributes.append(_attribute(kind, struct.pack("!H", number)))
+            parts.append(attribute(kind, struct.pack("!H", number)))
     source_bits = bits if src is not None else 0
-    body = struct.pack("=BBBBBBBBI", family, bits, source_bits, 0, 0, 0, 0, 0, RTM_F_LOOKUP_TABLE) + b"".join(
-        attributes
-    )
-    return struct.pack("=IHHII", 16 + len(body), RTM_GETROUTE, NLM_F_REQUEST, 1, 0) + body
+    body = struct.pack("=BBBBBBBBI", family, bits, source_bits, 0, 0, 0, 0, 0, RTM_F_LOOKUP_TABLE) + b"".join(parts)
+    return message(RTM_GETROUTE, 0, body)
 
 
 def parse(reply: bytes) -> RouteAnswer:
     """The answer in a reply; a link is left as its index in ``dev``, as text."""
-    _length, kind = struct.unpack_from("=IH", reply)
+    kind = HEADER.unpack_from(reply)[1]
     if kind == NLMSG_ERROR:
         (code,) = struct.unpack_from("=i", reply, 16)
         name = errno.errorcode.get(-code, str(-code))
         return RouteAnswer(ERRORS.get(-code, "refused"), error=name)
     fields = struct.unpack_from("=BBBBBBBBI", reply, 16)
-    found = dict(_attributes(reply[28:]))
+    found = dict(attributes(reply[28:]))
     gateway = found.get(RTA_GATEWAY) or found.get(RTA_VIA, b"")[2:]
     numbers = {kind: struct.unpack("=I", found[kind])[0] for kind in (RTA_OIF, RTA_TABLE) if kind in found}
     return RouteAnswer(
@@ -108,26 +101,8 @@ def parse(reply: bytes) -> RouteAnswer:
     )
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, data[4:length]
-        data = data[(length + 3) & ~3 :]
-
-
 def _address(packed: bytes) -> str | None:
     return str(ipaddress.ip_address(packed)) if len(packed) in (4, 16) else None
-
-
-def ask(message: bytes) -> bytes:
-    """Send to the kernel of the calling thread's network namespace. OSError when it does not answer in time."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
-        netlink.settimeout(TIMEOUT)
-        netlink.bind((0, 0))
-        netlink.send(message)
-        return netlink.recv(65536)
 
 
 def route_get(
@@ -142,7 +117,8 @@ def route_get(
 ) -> RouteAnswer:
     """Which way a packet would take. Interfaces by name; OSError (ENODEV) when there is none of that name."""
     links = [None if name is None else _index(name) for name in (iif, oif)]
-    answer = parse(ask(request(dst, src, links[0], links[1], mark, ip_proto, sport, dport)))
+    with Netlink() as netlink:
+        answer = parse(netlink.ask(request(dst, src, links[0], links[1], mark, ip_proto, sport, dport)))
     values = {**answer.__dict__, "dev": socket.if_indextoname(int(answer.dev)) if answer.dev else None}
     return RouteAnswer(**values)
 

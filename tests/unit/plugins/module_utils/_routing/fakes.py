@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import engine, nft, sysctl, text
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.kernel import Found
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Address
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.runner import Completed, MissingCommand
 
 
@@ -22,7 +23,8 @@ class FakeKernel:
         self.held_rules, self.held_routes = [], []
         self.neighbours: dict[str, str] = {}
         self.near = {"198.18.0.11": "eth0", "198.18.0.12": "eth0", "2001:db8::11": "eth0"}
-        self.up, self.own = ["lo", "eth0"], ["198.18.0.21"]
+        self.links_up = {"lo": True, "eth0": True, "eth8": False}
+        self.held_addresses = [(Address("ipv4", "198.18.0.21", "eth0"), 0)]
         self.calls: list[str] = []
         self.fail, self.lose = "", ""
         self.forgotten = 0
@@ -57,11 +59,19 @@ class FakeKernel:
         if self._does("remove", route):
             self.held_routes.remove((route, protocol))
 
-    def links(self):
-        return self.up
+    def add_address(self, address, protocol):
+        if self._does("add", address):
+            self.held_addresses.append((address, protocol))
+
+    def remove_address(self, address, protocol):
+        if self._does("remove", address):
+            self.held_addresses.remove((address, protocol))
 
     def addresses(self):
-        return self.own
+        return [Found(address, protocol, address.family) for address, protocol in self.held_addresses]
+
+    def links(self):
+        return self.links_up
 
     def on_link(self, address, dev=None):
         found = self.near.get(address)
@@ -102,6 +112,7 @@ class FakeHost:
     def __init__(self, directory):
         self.kernel, self.nft = FakeKernel(), FakeNft()
         self.no_pyroute2 = False
+        self.connections: dict[int, int | None] = {}
         self.redirects = directory / "proc" / "net" / "ipv4" / "conf" / "all" / "accept_redirects"
         self.flush = directory / "proc" / "net" / "ipv4" / "route" / "flush"
         for file in (self.redirects, self.flush):
@@ -114,6 +125,7 @@ class FakeHost:
             sysctls=sysctl.Sysctls(str(self.memory), str(directory / "proc")),
             make_kernel=self._kernel,
             lock=str(self.lock),
+            count_connections=lambda mark, _mask: self.connections.get(mark, 0),
         )
 
     @contextmanager
@@ -130,8 +142,9 @@ class FakeHost:
         marks = {name: nft.observe(name[8:], {"nftables": objects}) for name, objects in self.nft.tables.items()}
         rules = sorted(((text.of(rule), protocol) for rule, protocol in self.kernel.held_rules))
         routes = sorted(((text.of(route), protocol) for route, protocol in self.kernel.held_routes))
+        addresses = sorted((text.of(address), protocol) for address, protocol in self.kernel.held_addresses)
         memory = self.memory.read_text() if self.memory.exists() else None
-        return rules, routes, marks, self.redirects.read_text().strip(), memory
+        return rules, routes, marks, addresses, self.redirects.read_text().strip(), memory
 
 
 RETURN_PATH = {

@@ -44,7 +44,6 @@ def test_equal_after_normalisation(one, other):
     (Route("ipv4", 1, via="198.18.0.1"), Route("ipv4", 1, via="198.18.0.2")),
     (Rule("ipv4", 1, table=1, iif="lo"), Rule("ipv4", 1, table=1, iif="lo", suppress_prefixlength=0)),
     (Route("ipv4", 1, via="198.18.0.1"), Route("ipv4", 1, via="198.18.0.1", mtu=1400)),
-    (Address("ipv4", "198.18.0.121", "eth0"), Address("ipv4", "198.18.0.121", "eth1")),
     (Mark("a", 11, 255), Mark("a", 11, 255, ("02:00:00:00:00:11",))),
 ])  # fmt: skip
 def test_same_key_other_value(one, other):

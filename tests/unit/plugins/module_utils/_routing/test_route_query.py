@@ -11,12 +11,12 @@ import socket
 import struct
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import route_query
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import netlink, route_query
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.route_query import RouteAnswer
 
 
 def attributes(message: bytes) -> dict[int, bytes]:
-    return dict(route_query._attributes(message[28:]))
+    return dict(netlink.attributes(message[28:]))
 
 
 def test_a_request_carries_every_selector():
@@ -44,7 +44,7 @@ def test_a_short_request_names_the_destination_only():
 
 def reply(kind: int, flags: int = 0, *pairs: tuple[int, bytes]) -> bytes:
     body = struct.pack("=BBBBBBBBI", 2, 32, 0, 0, 254, 0, 0, kind, flags)
-    body += b"".join(route_query._attribute(*pair) for pair in pairs)
+    body += b"".join(netlink.attribute(*pair) for pair in pairs)
     return struct.pack("=IHHII", 16 + len(body), 24, 0, 1, 0) + body
 
 

@@ -1,0 +1,131 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Netlink messages as bytes (netlink(7)): for what pyroute2 does not do, or not fast enough for thousands of objects.
+
+Everything concerns the network namespace that the calling thread is in when the ``Netlink`` is made.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
+NLM_F_DUMP_INTR = 0x10
+NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
+# In an acknowledgement: it carries attributes, and whether the request stands before them (linux/netlink.h).
+NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLMSGERR_ATTR_MSG = 1
+SOL_NETLINK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 270, 11, 12
+HEADER = struct.Struct("=IHHII")
+ATTRIBUTE = struct.Struct("=HH")
+# How long the kernel may take; it answers at once, or not at all.
+TIMEOUT = 5.0
+# A dump comes in pieces of up to 32 KiB (netlink_dump in net/netlink/af_netlink.c).
+BUFFER = 65536
+# Somebody changed what was being listed: it is listed anew, at most so often.
+ATTEMPTS = 10
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    return ATTRIBUTE.pack(4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
+
+
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(kind, payload) of each, without the flags that a kind may carry."""
+    start, end = 0, len(data)
+    while end - start >= 4:
+        length, kind = ATTRIBUTE.unpack_from(data, start)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, data[start + 4 : start + length]
+        start += (length + 3) & ~3
+
+
+def link_name(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return f"if{index}"  # it vanished between the two questions
+
+
+def message(kind: int, flags: int, body: bytes) -> bytes:
+    return HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | flags, 1, 0) + body
+
+
+class Netlink:
+    """A context manager over one socket of a netlink protocol; one question at a time."""
+
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE):
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._socket.settimeout(TIMEOUT)
+        self._socket.bind((0, 0))
+        # The kernel then says in words what it refuses (Linux 4.12).
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+
+    def __enter__(self) -> Netlink:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def ask(self, request: bytes) -> bytes:
+        """Send a whole message; the whole answer."""
+        self._socket.send(request)
+        return self._socket.recv(BUFFER)
+
+    def change(self, kind: int, flags: int, body: bytes) -> None:
+        """Have something changed. OSError with the kernel's reason when it refuses."""
+        answer = self.ask(message(kind, NLM_F_ACK | flags, body))
+        raise_error(answer)
+
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """The body of every object of a listing; OSError when the kernel refuses."""
+        for _attempt in range(ATTEMPTS):
+            self._socket.send(message(kind, NLM_F_DUMP, body))
+            found: list[bytes] = []
+            if self._collect(found):
+                return found
+        raise OSError(errno.EAGAIN, "what was to be listed kept changing")
+
+    def _collect(self, found: list[bytes]) -> bool:
+        """Read to the end of a listing; False when it was changed meanwhile."""
+        whole = True
+        while True:
+            piece = self._socket.recv(BUFFER)
+            start = 0
+            while start + HEADER.size <= len(piece):
+                length, kind, flags, _sequence, _port = HEADER.unpack_from(piece, start)
+                whole = whole and not flags & NLM_F_DUMP_INTR
+                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                    raise_error(piece[start : start + length])
+                    return whole
+                found.append(piece[start + HEADER.size : start + length])
+                start += (length + 3) & ~3
+
+
+def raise_error(answer: bytes) -> None:
+    """OSError for an acknowledgement, or the end of a listing, that carries an error number."""
+    length, kind, flags, _sequence, _port = HEADER.unpack_from(answer)
+    code = -struct.unpack_from("=i", answer, HEADER.size)[0] if length >= HEADER.size + 4 else 0
+    if code > 0:
+        words = _reason(answer[:length], flags) if kind == NLMSG_ERROR else None
+        raise OSError(code, words or os.strerror(code))
+
+
+def _reason(answer: bytes, flags: int) -> str | None:
+    if not flags & NLM_F_ACK_TLVS:
+        return None
+    (request,) = struct.unpack_from("=I", answer, HEADER.size + 4)
+    start = HEADER.size + 4 + (HEADER.size if flags & NLM_F_CAPPED else (request + 3) & ~3)
+    words = dict(attributes(answer[start:])).get(NLMSGERR_ATTR_MSG)
+    return words.rstrip(b"\0").decode(errors="replace") if words else None

@@ -1,0 +1,129 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Policy rules as netlink messages, written and read (linux/fib_rules.h). A host has them by the thousand."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+
+from .model import Found, Rule
+from .netlink import attribute, attributes
+
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 6, 10
+FRA_SUPPRESS_IFGROUP, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_OIFNAME = 13, 14, 15, 16, 17
+FRA_PAD, FRA_UID_RANGE, FRA_PROTOCOL, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE = 18, 20, 21, 22, 23, 24
+FRA_SPORT_MASK, FRA_DPORT_MASK = 28, 29
+FIB_RULE_INVERT = 0x2
+ACTIONS = {1: "lookup", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+NUMBERS = {name: number for number, name in ACTIONS.items()}
+AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
+# family, dst_len, src_len, tos, table, two reserved, action, flags
+BODY = struct.Struct("=BBBBBBBBI")
+U32, PORTS, USERS = struct.Struct("=I"), struct.Struct("=HH"), struct.Struct("=II")
+# What each rule carries, or what says nothing when it has this value.
+IDLE = {
+    FRA_SUPPRESS_IFGROUP: b"\xff\xff\xff\xff",
+    FRA_SUPPRESS_PREFIXLEN: b"\xff\xff\xff\xff",
+    FRA_SPORT_MASK: b"\xff\xff",
+    FRA_DPORT_MASK: b"\xff\xff",
+    FRA_IP_PROTO: b"\0",
+}
+KNOWN = {FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_OIFNAME, FRA_PRIORITY, FRA_FWMARK, FRA_FWMASK, FRA_SUPPRESS_PREFIXLEN}
+KNOWN |= {FRA_TABLE, FRA_PAD, FRA_UID_RANGE, FRA_PROTOCOL, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE}
+
+
+def listing(family: str) -> bytes:
+    """The body of a question for all rules of a family."""
+    return BODY.pack(AF[family], 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def encode(rule: Rule, protocol: int) -> bytes:
+    """The body of a request to add or to remove a rule."""
+    lengths, packed = {"src": 0, "dst": 0}, []
+    for name, kind, value in (("dst", FRA_DST, rule.dst), ("src", FRA_SRC, rule.src)):
+        if value:
+            network = ipaddress.ip_network(value)
+            lengths[name] = network.prefixlen
+            packed.append(attribute(kind, network.network_address.packed))
+    numbers = (
+        (FRA_PRIORITY, rule.priority),
+        (FRA_TABLE, rule.table),
+        (FRA_FWMARK, rule.fwmark),
+        (FRA_FWMASK, rule.fwmask),
+        (FRA_SUPPRESS_PREFIXLEN, rule.suppress_prefixlength),
+    )
+    packed += [attribute(kind, U32.pack(number)) for kind, number in numbers if number is not None]
+    names = ((FRA_IIFNAME, rule.iif), (FRA_OIFNAME, rule.oif))
+    packed += [attribute(kind, name.encode() + b"\0") for kind, name in names if name]
+    ranges = ((FRA_SPORT_RANGE, PORTS, rule.sport), (FRA_DPORT_RANGE, PORTS, rule.dport))
+    ranges += ((FRA_UID_RANGE, USERS, rule.uid_range),)
+    packed += [attribute(kind, shape.pack(*found)) for kind, shape, found in ranges if found]
+    if rule.ip_proto is not None:
+        packed.append(attribute(FRA_IP_PROTO, bytes([rule.ip_proto])))
+    packed.append(attribute(FRA_PROTOCOL, bytes([protocol])))
+    head = BODY.pack(AF[rule.family], lengths["dst"], lengths["src"], 0, 0, 0, 0, NUMBERS[rule.action], 0)
+    return head + b"".join(packed)
+
+
+def decode(body: bytes, family: str) -> Found:
+    """A rule with its owner. One that the model cannot say has no value: it is not one of ours, whoever made it."""
+    _family, dst_len, src_len, tos, short_table, _r1, _r2, action, flags = BODY.unpack_from(body)
+    found = {kind: value for kind, value in attributes(body[BODY.size :]) if value != IDLE.get(kind)}
+    protocol = found.get(FRA_PROTOCOL, b"\0")[0]
+    understood = action in ACTIONS and not tos and not flags & FIB_RULE_INVERT and found.keys() <= KNOWN
+    # "fwmark 0/MASK" selects packets without a mark; the kernel shows its mask alone.
+    if not understood or (FRA_FWMASK in found and FRA_FWMARK not in found):
+        return Found(None, protocol, family)
+    table = _number(found, FRA_TABLE, short_table)
+    value = Rule(
+        family=family,
+        priority=_number(found, FRA_PRIORITY, 0),
+        action=ACTIONS[action],
+        table=table if action == 1 else None,
+        src=_prefix(found.get(FRA_SRC), src_len),
+        dst=_prefix(found.get(FRA_DST), dst_len),
+        iif=_name(found.get(FRA_IIFNAME)),
+        oif=_name(found.get(FRA_OIFNAME)),
+        fwmark=_number(found, FRA_FWMARK, None),
+        fwmask=_number(found, FRA_FWMASK, None),
+        ip_proto=found[FRA_IP_PROTO][0] if FRA_IP_PROTO in found else None,
+        sport=PORTS.unpack(found[FRA_SPORT_RANGE]) if FRA_SPORT_RANGE in found else None,
+        dport=PORTS.unpack(found[FRA_DPORT_RANGE]) if FRA_DPORT_RANGE in found else None,
+        uid_range=USERS.unpack(found[FRA_UID_RANGE]) if FRA_UID_RANGE in found else None,
+        suppress_prefixlength=_number(found, FRA_SUPPRESS_PREFIXLEN, None),
+    )
+    return Found(value, protocol, family, table)
+
+
+def _number(found: dict[int, bytes], kind: int, otherwise: int | None) -> int | None:
+    return U32.unpack(found[kind])[0] if kind in found else otherwise
+
+
+def _name(value: bytes | None) -> str | None:
+    return None if value is None else value.rstrip(b"\0").decode(errors="replace")
+
+
+def _prefix(packed: bytes | None, length: int) -> str | None:
+    if packed is None:
+        return None
+    return f"{socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)}/{length}"
+
+
+def may_be_taken_for(rule: Rule, other: Rule) -> bool:
+    """Whether a request to remove ``rule`` could remove ``other``, of the same owner, in its place.
+
+    The kernel takes a selector left out of the request for "any" and removes the first rule that fits (rule_find in
+    net/core/fib_rules.c): for ``from X`` that may be ``from X ipproto tcp``.
+    """
+    if (rule.family, rule.priority, rule.action, rule.table) != (
+        other.family, other.priority, other.action, other.table,
+    ):  # fmt: skip
+        return False
+    wanted = (*rule.selectors, rule.suppress_prefixlength)
+    found = (*other.selectors, other.suppress_prefixlength)
+    return all(part in (None, theirs) for part, theirs in zip(wanted, found))
