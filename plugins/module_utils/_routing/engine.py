@@ -63,8 +63,8 @@ def reconcile(
 ) -> Outcome:
     """Make the owner's set what the document says; with ``directory`` the document is then stored there.
 
-    ``now`` (seconds since the epoch) ends what retires and is over. With it, what the host has and the document no longer
-    names is kept for ``drain`` seconds at most, retiring (and stored so) until no connection needs it; see ``retire``.
+    ``now`` (seconds since the epoch) ends what retires and is over. With it, what the document does not name any more
+    is kept for ``drain`` seconds at most, retiring (and stored so) until no connection needs it; see ``retire``.
     Raises Refused and NotReady before anything is touched, MissingPackage (with ``check`` only a warning), ApplyError
     after everything was undone.
     """

@@ -70,7 +70,7 @@ class Kernel:
             raise MissingPackage("python3-pyroute2", "rules and routes need Python's pyroute2")
         self._netlink = IPRoute()
         self._messages = Netlink()
-        self._owned: dict[int, set[Rule]] = {}
+        self._owned: dict[int, rule_messages.OwnedRules] = {}
 
     def __enter__(self) -> Kernel:
         return self
@@ -103,8 +103,7 @@ class Kernel:
         owned = self._remembered(protocol)
         if rule not in owned:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        bystanders = [other for other in owned if other != rule and rule_messages.may_be_taken_for(rule, other)]
-        if bystanders:
+        if owned.in_danger(rule):
             self._remove_among(rule, protocol)
         else:
             self._delete(rule, protocol)
@@ -122,10 +121,10 @@ class Kernel:
     def _delete(self, rule: Rule, protocol: int) -> None:
         self._messages.change(rule_messages.RTM_DELRULE, 0, rule_messages.encode(rule, protocol))
 
-    def _remembered(self, protocol: int) -> set[Rule]:
+    def _remembered(self, protocol: int) -> rule_messages.OwnedRules:
         """The owner's rules: read once, then followed; whoever changes them holds the lock of all owners."""
         if protocol not in self._owned:
-            self._owned[protocol] = set(self._owned_rules(protocol))
+            self._owned[protocol] = rule_messages.OwnedRules(self._owned_rules(protocol))
         return self._owned[protocol]
 
     def _owned_rules(self, protocol: int) -> list[Rule]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+from collections.abc import Iterable
 
 from .model import Found, Rule
 from .netlink import attribute, attributes
@@ -114,16 +115,44 @@ def _prefix(packed: bytes | None, length: int) -> str | None:
     return f"{socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)}/{length}"
 
 
-def may_be_taken_for(rule: Rule, other: Rule) -> bool:
-    """Whether a request to remove ``rule`` could remove ``other``, of the same owner, in its place.
+class OwnedRules:
+    """The rules of one owner, and which of them the kernel could remove in place of another.
 
-    The kernel takes a selector left out of the request for "any" and removes the first rule that fits (rule_find in
-    net/core/fib_rules.c): for ``from X`` that may be ``from X ipproto tcp``.
+    It takes a selector left out of the request for "any", and removes the first rule that fits (rule_find in
+    net/core/fib_rules.c): for ``from X`` that may be ``from X ipproto tcp``. So only a rule with more selectors is in
+    danger; the rules are kept by which selectors they have, of which there are few kinds among thousands.
     """
-    if (rule.family, rule.priority, rule.action, rule.table) != (
-        other.family, other.priority, other.action, other.table,
-    ):  # fmt: skip
-        return False
-    wanted = (*rule.selectors, rule.suppress_prefixlength)
-    found = (*other.selectors, other.suppress_prefixlength)
-    return all(part in (None, theirs) for part, theirs in zip(wanted, found))
+
+    def __init__(self, rules: Iterable[Rule]):
+        self._kinds: dict[tuple[bool, ...], set[Rule]] = {}
+        for rule in rules:
+            self.add(rule)
+
+    def __contains__(self, rule: Rule) -> bool:
+        return rule in self._kinds.get(_kind(rule), ())
+
+    def add(self, rule: Rule) -> None:
+        self._kinds.setdefault(_kind(rule), set()).add(rule)
+
+    def discard(self, rule: Rule) -> None:
+        self._kinds.get(_kind(rule), set()).discard(rule)
+
+    def in_danger(self, rule: Rule) -> bool:
+        """Whether a request to remove ``rule`` could remove another one."""
+        own = _kind(rule)
+        wider = [kind for kind in self._kinds if kind != own and all(has or not had for had, has in zip(own, kind))]
+        return any(_fits(rule, other) for kind in wider for other in self._kinds[kind])
+
+
+def _compared(rule: Rule) -> tuple:
+    return (*rule.selectors, rule.suppress_prefixlength)
+
+
+def _kind(rule: Rule) -> tuple[bool, ...]:
+    return tuple(part is not None for part in _compared(rule))
+
+
+def _fits(rule: Rule, other: Rule) -> bool:
+    whole = (rule.family, rule.priority, rule.action, rule.table)
+    same = whole == (other.family, other.priority, other.action, other.table)
+    return same and all(part in (None, theirs) for part, theirs in zip(_compared(rule), _compared(other)))
