@@ -7,15 +7,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.common import respawn
 
-from ._routing import errors, kernel, runner
+from ._routing import engine, errors, kernel, options, runner, single
 
 # Where pyroute2 is, when it is a package of the distribution: its own python3, under the names it has.
 INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
+# What the modules for single objects share; their documentation is the fragment single_object.
+SINGLE_OBJECT = {
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "family": {"type": "str", "choices": ["ipv4", "ipv6"]},
+    "protocol": {"type": "int", "default": 203},
+}
 
 
 def respawn_for_pyroute2() -> None:
@@ -55,3 +62,23 @@ def failures_told(module: AnsibleModule, prefix: str = "") -> Iterator[None]:
         module.fail_json(msg=str(error))
     except (errors.RoutingError, OSError) as error:
         module.fail_json(msg=str(error), errors=getattr(error, "errors", [str(error)]))
+
+
+def ensure_single(module: AnsibleModule, read: Callable[[dict[str, Any], bool], Any], name: str) -> None:
+    """Run a module for one object: ``read`` makes it of the options, ``name`` is what the result calls it."""
+    respawn_for_pyroute2()
+    given = {option: value for option, value in module.params.items() if option not in ("state", "protocol")}
+    present = module.params["state"] == "present"
+    with failures_told(module):
+        protocol = options.protocol(module.params["protocol"])
+        host = engine.Host(runner=command_runner(module))
+        outcome = single.ensure(read(given, present), host, protocol=protocol, present=present, check=module.check_mode)
+    for sentence in outcome.warnings:
+        module.warn(sentence)
+    found = [item for items in outcome.owned.values() for item in items]
+    module.exit_json(
+        changed=outcome.changed,
+        changes=list(outcome.changes),
+        diff=list(outcome.diff),
+        **{name: found[0] if found else {}},
+    )

@@ -71,7 +71,7 @@ def reconcile(
     if document.is_empty and not allow_empty:
         sentence = f"the document of {document.owner} is empty and would remove all that this owner has on the host"
         raise Refused([f"{sentence}; that is what state absent is for, or say allow_empty"])
-    with _lock(host, check):
+    with locked(host, check):
         _refuse_shared_protocol(document, directory)
         view = _view(host, document, check)
         if now is not None:
@@ -99,14 +99,15 @@ def remove(
 
     The protocol number is the given one, else that of the stored document, else that of a known owner.
     """
-    with _lock(host, check):
+    with locked(host, check):
         document = Document(owner, protocol or _protocol_of(owner, directory))
         # A host on which the owner never had anything may never have had the packages either.
         view = _view(host, document, check or not _has_left_traces(owner, host, directory))
         return _finish(document, host, view, True, check, directory, None)
 
 
-def _lock(host: Host, check: bool) -> contextlib.AbstractContextManager[None]:
+def locked(host: Host, check: bool) -> contextlib.AbstractContextManager[None]:
+    """Hold the host's lock, unless it is only to be looked at."""
     return contextlib.nullcontext() if check else files.locked(host.lock)
 
 
@@ -167,7 +168,7 @@ def _finish(
         sentences.append(f"{'remove' if content is None else 'write'} {file_diff['after_header']}")
     if sentences and not check:
         _perform(document, host, view.want, changes, purge, file_diff and (file_diff["after_header"], content))
-    diff = [_kernel_diff(view.have, after), file_diff] if file_diff else [_kernel_diff(view.have, after)]
+    diff = [difference(view.have, after), file_diff] if file_diff else [difference(view.have, after)]
     return Outcome(
         tuple(sentences), tuple(pair for pair in diff if pair), tuple(view.waiting), tuple(view.warnings), _owned(after)
     )
@@ -183,10 +184,7 @@ def _perform(
 ) -> None:
     def verify() -> str | None:
         have, _foreign = gather.read(kernel, host, document)
-        left = plan.plan(want, have, purge)
-        return (
-            f"after applying, the host still needs: {'; '.join(change.sentence for change in left)}" if left else None
-        )
+        return still_needed(plan.plan(want, have, purge))
 
     with host.make_kernel() as kernel:
         todo = apply.steps(changes, kernel, host, document.owner, document.protocol)
@@ -195,7 +193,13 @@ def _perform(
         apply.perform(todo, verify)
 
 
-def _kernel_diff(before: State, after: State) -> dict[str, str] | None:
+def still_needed(left: tuple[Change, ...]) -> str | None:
+    """The sentence when what was applied does not read back."""
+    return f"after applying, the host still needs: {'; '.join(change.sentence for change in left)}" if left else None
+
+
+def difference(before: State, after: State) -> dict[str, str] | None:
+    """Ansible's before/after pair; None where there is none."""
     texts = plan.diff(before, after)
     if texts["before"] == texts["after"]:
         return None

@@ -21,6 +21,8 @@ FAMILIES = ("ipv4", "ipv6")
 IP_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58}
 # The protocol numbers (owners) of our own documents; see rt_protos(5): none is in use there.
 OWNERS = {"local_delivery": 201, "return_path": 202}
+# Whose objects nobody else may manage: RTPROT_UNSPEC and RTPROT_KERNEL of linux/rtnetlink.h, and ours by document.
+RESERVED_PROTOCOLS = {0: "nobody", 2: "the kernel", **{number: f"owner {name}" for name, number in OWNERS.items()}}
 # Of what the modules policy_rule and policy_route make, one object at a time; no document may have it.
 SINGLE_OBJECTS = 203
 RULE_ACTIONS = ("lookup", "unreachable", "prohibit", "blackhole")
