@@ -2,13 +2,13 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The module ``routing_state``: a whole owned set of rules, routes, marks and settings."""
+"""The module ``routing_state``: a whole owned set of rules, routes, marks, settings and addresses."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: routing_state
-short_description: Make a host's policy rules, routes, packet marks and sysctls what a state document says
+short_description: Make a host's policy rules, routes, marks, sysctls and addresses what a state document says
 version_added: 0.1.0
 author:
   - The trueip.l4proxy authors (@trueip)
@@ -44,7 +44,8 @@ options:
     required: true
   document:
     description:
-      - The state document, with the keys C(schema), C(owner), C(protocol), C(rules), C(routes), C(marks), C(sysctls).
+      - The state document, with the keys C(schema), C(owner), C(protocol), C(rules), C(routes), C(marks), C(sysctls),
+        C(addresses).
       - Required with O(state=present). With O(state=absent) only its C(protocol) is used.
     type: dict
   state:
@@ -60,6 +61,16 @@ options:
       - The keeper always purges; with V(false) the surplus stays until the next boot at most.
     type: bool
     default: true
+  drain:
+    description:
+      - For how many seconds at most what O(document) no longer names is kept while connections use it. V(0) removes it
+        at once, and with it the connections.
+      - Kept objects are stored as C(retiring), with the time C(retire_at) at which they go at the latest. What has a
+        mark, and the rules and routes of that mark, go as soon as no connection carries it; the keeper looks for that.
+        What has none (addresses, rules by source) goes at that time.
+      - Sysctls are not kept. Has no meaning without O(purge).
+    type: int
+    default: 0
   allow_empty:
     description:
       - Whether O(state=present) may be given a document without any object, which removes all that the owner has.
@@ -95,6 +106,22 @@ EXAMPLES = r"""
       sysctls:
         - {name: net.ipv4.conf.all.accept_redirects, value: "0"}
 
+- name: Reply to a proxy through it by the address that it talks to, and let what is replaced end by itself
+  trueip.l4proxy.routing_state:
+    owner: return_path
+    drain: 300
+    document:
+      schema: 1
+      owner: return_path
+      protocol: 202
+      addresses:
+        - {family: ipv4, address: 198.18.0.121, dev: eth0}
+      rules:
+        - {family: ipv4, priority: 1100, iif: lo, src: 198.18.0.121, action: lookup, table: 20111}
+        - {family: ipv4, priority: 1101, iif: lo, src: 198.18.0.121, action: unreachable}
+      routes:
+        - {family: ipv4, table: 20111, dst: default, type: unicast, via: 198.18.0.11, src: 198.18.0.121}
+
 - name: Leave the host as it was
   trueip.l4proxy.routing_state:
     owner: return_path
@@ -112,6 +139,11 @@ changes:
     - "add ip route default via 198.18.0.11 dev eth0 table 20111"
 waiting:
   description: What is applied without for now, such as the MAC of a proxy that does not answer; the keeper follows it.
+  returned: success
+  type: list
+  elements: str
+retiring:
+  description: What is kept for a while though the document no longer names it, as text.
   returned: success
   type: list
   elements: str
@@ -136,7 +168,13 @@ owned:
       description: Settings held by this owner.
       type: list
       elements: dict
+    addresses:
+      description: Addresses beside the host's own.
+      type: list
+      elements: dict
 """
+
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
@@ -147,6 +185,7 @@ ARGUMENTS = {
     "document": {"type": "dict"},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "purge": {"type": "bool", "default": True},
+    "drain": {"type": "int", "default": 0},
     "allow_empty": {"type": "bool", "default": False},
     "persist": {"type": "bool", "default": True},
     "directory": {"type": "path", "default": "/etc/l4proxy/routing.d"},
@@ -163,7 +202,10 @@ def perform(module: AnsibleModule) -> engine.Outcome:
         raise errors.DocumentError([f"owner: {wanted.owner} is not the option's {options['owner']}"])
     if options["state"] == "absent":
         return engine.remove(options["owner"], host, protocol=wanted and wanted.protocol, **common)
-    return engine.reconcile(wanted, host, purge=options["purge"], allow_empty=options["allow_empty"], **common)
+    if options["drain"] < 0:
+        raise errors.Refused([f"drain: {options['drain']} is not a number of seconds (0 or more)"])
+    names = ("purge", "allow_empty", "drain")
+    return engine.reconcile(wanted, host, now=time.time(), **{name: options[name] for name in names}, **common)
 
 
 def main() -> None:
@@ -182,6 +224,7 @@ def main() -> None:
         changes=list(outcome.changes),
         diff=list(outcome.diff),
         waiting=list(outcome.waiting),
+        retiring=list(outcome.retiring),
         owned=outcome.owned,
     )
 

@@ -92,7 +92,7 @@ def listing(host) -> list[str]:
     commands = [
         ["ip", command, what, "show", *arguments]
         for command in ("-4", "-6")
-        for what, arguments in (("rule", []), ("route", ["table", "all"]))
+        for what, arguments in (("rule", []), ("route", ["table", "all"]), ("addr", []))
     ]
     lines = [line for command in commands for line in host.run(command).stdout.splitlines() if not _passing(line)]
     return [*lines, *host.run(["nft", "-s", "list", "ruleset"]).stdout.splitlines()]

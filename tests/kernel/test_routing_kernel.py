@@ -32,10 +32,37 @@ def test_removing_a_wide_rule_leaves_the_narrow_one(lab, b):
         for rule in (narrow, wide):
             netlink.add_rule(rule, 202)
         netlink.remove_rule(wide, 202)
-        assert [found.value for found in netlink.rules() if found.protocol == 202] == [narrow]
+        assert owned_rules(netlink) == [narrow]
         with pytest.raises(FileNotFoundError):
             netlink.remove_rule(wide, 202)
         netlink.remove_rule(narrow, 202)
+
+
+def test_removing_a_plain_lookup_leaves_the_one_that_suppresses(lab, b):
+    plain = model.Rule("ipv6", 1100, table=20100, iif="lo")
+    suppressing = model.Rule("ipv6", 1100, table=20100, iif="lo", suppress_prefixlength=0)
+    with b.inside(), kernel.Kernel() as netlink:
+        for rule in (suppressing, plain):
+            netlink.add_rule(rule, 202)
+        netlink.remove_rule(plain, 202)
+        assert owned_rules(netlink) == [suppressing]
+        netlink.remove_rule(suppressing, 202)
+
+
+def test_the_kernel_would_take_the_wrong_one(lab, b):
+    """The negative control: the same request, unguarded."""
+    narrow, wide = (model.Rule("ipv4", 1100, table=20100, iif="lo", ip_proto=number) for number in (6, None))
+    with b.inside(), kernel.Kernel() as netlink:
+        for rule in (narrow, wide):
+            netlink.add_rule(rule, 202)
+        netlink._delete(wide, 202)
+        assert owned_rules(netlink) == [wide]
+    with b.inside(), kernel.Kernel() as netlink:
+        netlink.remove_rule(wide, 202)
+
+
+def owned_rules(netlink: kernel.Kernel) -> list:
+    return [found.value for found in netlink.rules() if found.protocol == 202]
 
 
 RULES = [
@@ -43,6 +70,9 @@ RULES = [
     model.Rule("ipv6", 1101, table=20100, src="2001:db8::/64", ip_proto=6, dport=(80, 80)),
     model.Rule("ipv4", 1102, action="prohibit", fwmark=0x100, fwmask=0xFF00),
     model.Rule("ipv6", 1103, action="blackhole", fwmark=0x100),
+    model.Rule("ipv4", 1104, table=254, oif="eth0", uid_range=(1000, 2000), suppress_prefixlength=0),
+    model.Rule("ipv6", 1105, table=70000, iif="eth0", uid_range=(0, 0), suppress_prefixlength=128),
+    model.Rule("ipv4", 1106, table=1, dst="198.51.100.0/25", ip_proto=132),
 ]
 ROUTES = [
     model.Route("ipv4", 20100, "10.1.0.0/16", via="198.18.0.1", dev="eth0", src="198.18.0.21", metric=7),
@@ -53,6 +83,12 @@ ROUTES = [
         for family, dst in (("ipv4", "10.3.0.0/16"), ("ipv6", "2001:db8:3::/48"))
         for kind in ("local", "unreachable", "prohibit", "blackhole")
     ],
+    model.Route("ipv4", 20102, "10.4.0.0/16", via="10.99.0.1", dev="eth0", onlink=True, mtu=1400, advmss=1360),
+    model.Route("ipv6", 20102, "2001:db8:4::/48", via="2001:db8:99::1", dev="eth0", onlink=True, mtu=1400, advmss=1340),
+    model.Route("ipv4", 20102, "10.5.0.0/16", dev="eth0", scope="global"),
+    model.Route("ipv4", 20102, "10.6.0.0/16", via="198.18.0.1", dev="eth0", mtu=1280),
+    model.Route("ipv4", 20102, "10.7.0.1/32", dev="eth0", scope="host"),
+    model.Route("ipv4", 20102, "10.8.0.0/16", type="local", src="198.18.0.21"),
 ]
 
 
@@ -60,8 +96,42 @@ ROUTES = [
 def test_a_rule_reads_back_as_it_was_written(lab, b, rule):
     with b.inside(), kernel.Kernel() as netlink:
         netlink.add_rule(rule, 202)
-        assert [found.value for found in netlink.rules() if found.protocol == 202] == [rule]
+        assert owned_rules(netlink) == [rule]
         netlink.remove_rule(rule, 202)
+
+
+BEYOND_US = [
+    "not from 198.18.0.99 lookup 20100",
+    "from 198.18.0.99 tos 0x10 lookup 20100",
+    "fwmark 0/0xff lookup 20100",
+    "from all goto 32766",
+    "from all suppress_ifgroup 1 lookup 20100",
+    "from 198.18.0.99 tun_id 7 lookup 20100",
+]
+
+
+@pytest.mark.parametrize("words", BEYOND_US)
+def test_a_rule_the_model_cannot_say_is_not_taken_for_another(lab, b, words):
+    b.run(["ip", "rule", "add", "priority", "1100", *words.split(), "protocol", "202"])
+    with b.inside(), kernel.Kernel() as netlink:
+        assert owned_rules(netlink) == [None]
+    b.run(["ip", "rule", "del", "priority", "1100"])
+
+
+FOREIGN_ROUTES = [
+    "10.9.0.0/16 nexthop via 198.18.0.1 nexthop via 198.18.0.11",
+    "10.9.0.0/16 via 198.18.0.1 window 4000",
+    "10.9.0.0/16 via inet6 2001:db8::1 dev eth0",
+    "10.9.0.0/16 dev eth0 scope 200",
+]
+
+
+@pytest.mark.parametrize("words", FOREIGN_ROUTES)
+def test_a_route_the_model_cannot_say_is_not_taken_for_another(lab, b, words):
+    b.run(["ip", "route", "add", "table", "20103", "proto", "202", *words.split()])
+    with b.inside(), kernel.Kernel() as netlink:
+        assert [found.value for found in netlink.routes() if found.protocol == 202] == [None]
+    b.run(["ip", "route", "flush", "table", "20103"])
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=str)
@@ -108,3 +178,14 @@ def test_a_silent_address_has_no_mac(lab, b):
     with b.inside(), kernel.Kernel() as netlink:
         assert netlink.neighbour("198.18.0.99", 0.1) is None
         assert netlink.neighbour("203.0.113.1", 20.0) is None, "off-link: no waiting"
+
+
+def test_the_kernels_reason_is_told(lab, b):
+    rule = model.Rule("ipv4", 1100, table=20100, iif="lo")
+    with b.inside(), kernel.Kernel() as netlink:
+        netlink.add_rule(rule, 202)
+        with pytest.raises(FileExistsError):
+            netlink.add_rule(rule, 202)
+        netlink.remove_rule(rule, 202)
+        with pytest.raises(OSError, match=r"No such device.*nope0"):
+            netlink.add_address(model.Address("ipv4", "198.18.0.121", "nope0"), 202)

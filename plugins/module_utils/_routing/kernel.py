@@ -22,7 +22,7 @@ from typing import Any
 from . import address_messages, rule_messages, text
 from .errors import MissingPackage
 from .model import FAMILIES, Address, Found, Route, Rule
-from .netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, link_name
+from .netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, link_index, link_name
 from .route_query import RouteAnswer, route_get
 
 PYROUTE2_ERROR: str | None = None
@@ -175,12 +175,12 @@ class Kernel:
 
     def add_address(self, address: Address, protocol: int) -> None:
         """OSError (EEXIST) when it is there already, ENODEV when its interface is not."""
-        body = address_messages.encode(address, protocol, socket.if_nametoindex(address.dev))
+        body = address_messages.encode(address, protocol, link_index(address.dev))
         self._messages.change(address_messages.RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body)
 
     def remove_address(self, address: Address, protocol: int) -> None:
         """OSError (EADDRNOTAVAIL) when it is not there."""
-        body = address_messages.encode(address, protocol, socket.if_nametoindex(address.dev))
+        body = address_messages.encode(address, protocol, link_index(address.dev))
         self._messages.change(address_messages.RTM_DELADDR, 0, body)
 
     def addresses(self) -> list[Found]:
@@ -219,7 +219,7 @@ class Kernel:
 
     def _known_mac(self, address: str, dev: str) -> str | None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        for message in self._netlink.get_neighbours(family=family, ifindex=socket.if_nametoindex(dev)):
+        for message in self._netlink.get_neighbours(family=family, ifindex=link_index(dev)):
             if message.get_attr("NDA_DST") == address and message["state"] & NUD_USABLE:
                 found = message.get_attr("NDA_LLADDR")
                 return found.lower() if found else None
@@ -228,7 +228,7 @@ class Kernel:
     def _ask_neighbour(self, address: str, dev: str) -> bool:
         # NTF_USE makes the kernel resolve an entry as if it had a packet for it, without sending any.
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        index = socket.if_nametoindex(dev)
+        index = link_index(dev)
         self._netlink.neigh("replace", family=family, dst=address, ifindex=index, flags=NTF_USE, state=0)
         return True
 
@@ -279,7 +279,7 @@ def _route_arguments(route: Route, protocol: int) -> dict[str, Any]:
     named = {"priority": route.metric, "gateway": route.via, "prefsrc": route.src}
     arguments.update({name: value for name, value in named.items() if value})
     if route.dev:
-        arguments["oif"] = socket.if_nametoindex(route.dev)
+        arguments["oif"] = link_index(route.dev)
     metrics = {name: getattr(route, name) for name in METRICS.values() if getattr(route, name) is not None}
     if metrics:
         arguments["metrics"] = metrics

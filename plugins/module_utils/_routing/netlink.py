@@ -55,6 +55,14 @@ def link_name(index: int) -> str:
         return f"if{index}"  # it vanished between the two questions
 
 
+def link_index(name: str) -> int:
+    """OSError (ENODEV) with the name when there is no such interface."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name) from error
+
+
 def message(kind: int, flags: int, body: bytes) -> bytes:
     return HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | flags, 1, 0) + body
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import os
 import socket
 import struct
 from dataclasses import dataclass
 
 from .model import ip_protocol
-from .netlink import HEADER, NLMSG_ERROR, Netlink, attribute, attributes, message
+from .netlink import HEADER, NLMSG_ERROR, Netlink, attribute, attributes, link_index, link_name, message
 
 RTM_GETROUTE = 26
 RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC = 1, 2, 3, 4, 5, 7
@@ -116,15 +115,8 @@ def route_get(
     oif: str | None = None,
 ) -> RouteAnswer:
     """Which way a packet would take. Interfaces by name; OSError (ENODEV) when there is none of that name."""
-    links = [None if name is None else _index(name) for name in (iif, oif)]
+    links = [None if name is None else link_index(name) for name in (iif, oif)]
     with Netlink() as netlink:
         answer = parse(netlink.ask(request(dst, src, links[0], links[1], mark, ip_proto, sport, dport)))
-    values = {**answer.__dict__, "dev": socket.if_indextoname(int(answer.dev)) if answer.dev else None}
+    values = {**answer.__dict__, "dev": link_name(int(answer.dev)) if answer.dev else None}
     return RouteAnswer(**values)
-
-
-def _index(name: str) -> int:
-    try:
-        return socket.if_nametoindex(name)
-    except OSError as error:
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name) from error
