@@ -21,7 +21,15 @@ from .errors import DocumentError
 from .model import OWNERS, SINGLE_OBJECTS, Address, Mark, Route, Rule, Sysctl
 
 SCHEMA = 1
-SECTIONS = ("rules", "routes", "marks", "sysctls", "addresses")
+# section: (its objects' keys, what is checked of them together, what makes the object)
+SHAPES: dict[str, tuple[schema.Fields, Any, Any]] = {
+    "rules": (schema.RULE, schema.check_rule, Rule),
+    "routes": (schema.ROUTE, schema.check_route, Route),
+    "marks": (schema.MARK, schema.check_mark, schema.make_mark),
+    "sysctls": (schema.SYSCTL, None, Sysctl),
+    "addresses": (schema.ADDRESS, schema.check_address, Address),
+}
+SECTIONS = tuple(SHAPES)
 KEYS = ("schema", "owner", "protocol", *SECTIONS)
 
 
@@ -49,13 +57,7 @@ def load(data: Any) -> Document:
         f"{key}: unknown key, expected one of {', '.join(KEYS)}" for key in sorted(set(data) - set(KEYS))
     ]
     owner, protocol = _owner(data, errors)
-    sections = {
-        "rules": _objects(data, "rules", schema.RULE, schema.check_rule, Rule, errors),
-        "routes": _objects(data, "routes", schema.ROUTE, schema.check_route, Route, errors),
-        "marks": _objects(data, "marks", schema.MARK, schema.check_mark, schema.make_mark, errors),
-        "sysctls": _objects(data, "sysctls", schema.SYSCTL, None, Sysctl, errors),
-        "addresses": _objects(data, "addresses", schema.ADDRESS, schema.check_address, Address, errors),
-    }
+    sections = {section: _objects(data, section, errors) for section in SECTIONS}
     for section, values in sections.items():
         errors.extend(_duplicates(section, values))
     errors.extend(_marks_together(sections["marks"]))
@@ -94,16 +96,24 @@ def _owner(data: dict[str, Any], errors: list[str]) -> tuple[str, int]:
     return owner or "", protocol or 0
 
 
-def _objects(data: dict[str, Any], section: str, fields: Any, check: Any, make: Any, errors: list[str]) -> list[Any]:
+def _objects(data: dict[str, Any], section: str, errors: list[str]) -> list[Any]:
     """The objects of one section; a faulty one leaves None in its place, so that the others keep their index."""
     items = data.get(section, [])
     if not isinstance(items, list):
         errors.append(f"{section}: is a {type(items).__name__}, expected a list")
         return []
-    return [_object(item, f"{section}[{index}]", fields, check, make, errors) for index, item in enumerate(items)]
+    return [_object(item, section, f"{section}[{index}]", errors) for index, item in enumerate(items)]
 
 
-def _object(item: Any, path: str, fields: Any, check: Any, make: Any, errors: list[str]) -> Any | None:
+def storable(section: str, value: Any) -> bool:
+    """Whether a document can have an object, which may be one that somebody made under an owner's number."""
+    errors: list[str] = []
+    _object(schema.dump(value), section, section, errors)
+    return not errors
+
+
+def _object(item: Any, section: str, path: str, errors: list[str]) -> Any | None:
+    fields, check, make = SHAPES[section]
     values, wrong = schema.convert(item, fields)
     if not wrong and check:
         wrong = check(values)

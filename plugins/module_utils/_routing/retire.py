@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Optional
 
+from . import document as documents
 from .document import Document
 from .model import Mark, Route, Rule
 from .plan import State
@@ -39,13 +40,16 @@ def begin(document: Document, have: State, stored: Document | None, deadline: fl
     for section in SECTIONS:
         named = {value.key for value in getattr(document, section)}
         times = {value.key: value.retire_at for value in getattr(stored, section, ()) if value.retire_at is not None}
-        added[section] = tuple(
+        lacking = [
             _retiring(value, times.get(value.key, int(deadline)))
             for value in getattr(have, section)
             # Marks under two masks cannot share one table: one under another mask than now goes at once.
             if value.key not in named and (not isinstance(value, Mark) or masks <= {value.mask})
+        ]
+        added[section] = getattr(document, section) + tuple(
+            value for value in lacking if documents.storable(section, value)
         )
-    return replace(document, **{section: getattr(document, section) + added[section] for section in SECTIONS})
+    return replace(document, **added)
 
 
 def _retiring(value: Any, retire_at: int) -> Any:
