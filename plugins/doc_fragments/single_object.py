@@ -39,7 +39,8 @@ options:
       - The number of the object's owner, in C(ip)'s words its protocol (C(rt_protos)). Only objects of this owner are
         touched; one with the same key and another owner is refused.
       - V(203) is the number of objects made by M(trueip.l4proxy.policy_rule) and M(trueip.l4proxy.policy_route).
-        Say V(3) (C(boot)) to manage what C(ip rule) and C(ip route) have made by hand.
+        Say V(3) (C(boot)) to manage what C(ip route) has made by hand. What C(ip rule) has made by hand has no owner,
+        and has to be removed by hand before this module can have it.
       - V(201) and V(202) are refused, because M(trueip.l4proxy.routing_state) removes what they own and its
         document does not name.
     type: int

@@ -17,7 +17,10 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.runner imp
 
 
 class FakeKernel:
-    """Objects with their protocol number. ``fail`` names a method that raises; ``lose`` one that does nothing."""
+    """Objects with their protocol number. ``fail`` is in the text of a call that raises, ``lose`` of one in vain.
+
+    ``fail_at`` is the number of the one call that raises.
+    """
 
     def __init__(self):
         self.held_rules, self.held_routes = [], []
@@ -26,12 +29,12 @@ class FakeKernel:
         self.links_up = {"lo": True, "eth0": True, "eth8": False}
         self.held_addresses = [(Address("ipv4", "198.18.0.21", "eth0"), 0)]
         self.calls: list[str] = []
-        self.fail, self.lose = "", ""
+        self.fail, self.lose, self.fail_at = "", "", 0
         self.forgotten = 0
 
     def _does(self, name: str, value: object) -> bool:
         self.calls.append(f"{name} {text.of(value)}")
-        if self.fail and self.fail in self.calls[-1]:
+        if len(self.calls) == self.fail_at or (self.fail and self.fail in self.calls[-1]):
             raise OSError(12, "Cannot allocate memory")
         return not (self.lose and self.lose in self.calls[-1])
 

@@ -1,0 +1,100 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""For random documents on a host of plain Python: what is promised of any two sets. (tests/kernel: on a real one.)"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Address, Route, Rule
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import FakeHost
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.random_documents import documents
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+FOREIGN = (
+    (Rule("ipv4", 1100, table=20999, iif="eth0", dst="10.0.0.0/8"), 150),
+    (Route("ipv4", 20999, "10.0.0.0/8", dev="eth0"), 4),
+    (Address("ipv4", "198.18.0.130", "eth0"), 0),
+)
+
+
+class Fresh:
+    """A host with a little of what others own."""
+
+    def __init__(self):
+        self._directory = tempfile.TemporaryDirectory()
+        self.host = FakeHost(Path(self._directory.name))
+        rule, route, address = FOREIGN
+        self.host.kernel.held_rules.append(rule)
+        self.host.kernel.held_routes.append(route)
+        self.host.kernel.held_addresses.append(address)
+        self.start = self.host.snapshot()
+
+    def __enter__(self) -> Fresh:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._directory.cleanup()
+
+    def apply(self, data: dict, **options) -> engine.Outcome:
+        return engine.reconcile(document.load(data), self.host.engine, allow_empty=True, **options)
+
+
+@settings(max_examples=60, deadline=None)
+@given(documents(), documents())
+def test_what_was_there_before_makes_no_difference(first, second):
+    with Fresh() as used, Fresh() as clean:
+        used.apply(first)
+        used.apply(second)
+        clean.apply(second)
+        assert used.host.snapshot() == clean.host.snapshot()
+        engine.remove("return_path", used.host.engine)
+        assert used.host.snapshot() == used.start, "and what others own was never touched"
+
+
+@settings(max_examples=60, deadline=None)
+@given(documents(), documents(), st.booleans())
+def test_check_mode_foretells_and_the_second_time_there_is_nothing_to_do(first, second, purge):
+    with Fresh() as fresh:
+        fresh.apply(first)
+        before = fresh.host.snapshot()
+        foretold = fresh.apply(second, check=True, purge=purge)
+        assert fresh.host.snapshot() == before
+        assert foretold == fresh.apply(second, purge=purge)
+        after = fresh.host.snapshot()
+        again = fresh.apply(second, purge=purge)
+        assert (again.changes, again.diff, fresh.host.snapshot()) == ((), (), after)
+
+
+@settings(max_examples=40, deadline=None)
+@given(documents(), documents())
+def test_a_drain_ends_where_no_drain_does(first, second):
+    with Fresh() as drained, Fresh() as clean:
+        drained.host.connections = {11: 3, 12: 1}
+        drained.apply(first)
+        drained.apply(second, drain=60, now=1000.0)
+        assert drained.apply(second, drain=60, now=1030.0).changes == ()
+        drained.apply(second, now=1060.0)
+        clean.apply(second)
+        assert drained.host.snapshot() == clean.host.snapshot()
+
+
+@settings(max_examples=40, deadline=None)
+@given(documents(), documents(), st.integers(1, 30))
+def test_a_failure_leaves_what_was_there(first, second, number):
+    """Whichever change fails, and whatever was there."""
+    with Fresh() as fresh:
+        fresh.apply(first)
+        before, calls = fresh.host.snapshot(), len(fresh.host.kernel.calls)
+        fresh.host.kernel.fail_at = calls + number
+        try:
+            fresh.apply(second)
+        except engine.RoutingError:
+            assert fresh.host.snapshot() == before
+        else:
+            assert len(fresh.host.kernel.calls) < calls + number
