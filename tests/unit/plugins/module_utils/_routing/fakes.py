@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import engine, nft, sysctl, text
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.kernel import Found
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.kernel import COMMON_TABLES, Found
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Address
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.runner import Completed, MissingCommand
 
@@ -41,9 +41,11 @@ class FakeKernel:
     def rules(self):
         return [Found(rule, protocol, rule.family, 0, text.of(rule)) for rule, protocol in self.held_rules]
 
-    def routes(self):
+    def routes(self, common=False):
         return [
-            Found(route, protocol, route.family, route.table, text.of(route)) for route, protocol in self.held_routes
+            Found(route, protocol, route.family, route.table, text.of(route))
+            for route, protocol in self.held_routes
+            if common or route.table not in COMMON_TABLES
         ]
 
     def add_rule(self, rule, protocol):
