@@ -67,6 +67,14 @@ def test_absent(run, host):
     assert not run(state="absent")["changed"]
 
 
+def test_a_drain_is_told(run, host):
+    host.connections = {11: 1}
+    run(document=fakes.RETURN_PATH)
+    result = run(document={**fakes.RETURN_PATH, "marks": [], "rules": [], "routes": []}, drain=60)
+    assert len(result["retiring"]) == 4
+    assert len(host.kernel.held_rules) == 2
+
+
 def test_without_persist_no_file(run, tmp_path):
     run(document=fakes.RETURN_PATH, persist=False)
     assert not (tmp_path / "routing.d").exists()
@@ -83,6 +91,7 @@ def test_without_purge_the_surplus_stays(run, host):
 
 EMPTY = {key: fakes.RETURN_PATH[key] for key in ("schema", "owner", "protocol")}
 FAILURES = [
+    ({"document": fakes.RETURN_PATH, "drain": -1}, "drain: -1 is not a number of seconds"),
     ({}, "state is present but all of the following are missing: document"),
     ({"document": EMPTY}, "is empty and would remove all"),
     ({"document": {**EMPTY, "rules": [{}]}}, "document: rules[0].family: required\nrules[0].priority: required"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import json
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine, errors
@@ -287,3 +288,80 @@ def test_a_retiring_proxy_that_is_gone_is_not_waited_for(host):
     data["routes"][0]["via"] = "198.18.5.5"
     outcome = apply(host, data)
     assert (outcome.waiting, host.kernel.held_rules) == ((), [])
+
+
+ADDRESS = {"family": "ipv4", "address": "198.18.0.121", "dev": "eth0"}
+BY_ADDRESS = {**RETURN_PATH, "addresses": [ADDRESS]}
+BY_ADDRESS["routes"] = [{**RETURN_PATH["routes"][0], "src": "198.18.0.121"}]
+
+
+def test_an_address_comes_before_the_route_that_names_it(host):
+    outcome = apply(host, BY_ADDRESS)
+    assert outcome.changes[1] == "add ip addr 198.18.0.121 dev eth0"
+    assert outcome.owned["addresses"] == [ADDRESS]
+    assert not apply(host, BY_ADDRESS).changed
+
+
+@pytest.mark.parametrize(("dev", "expected"), [("eth7", "link eth7 to be up"), ("eth8", "link eth8 to be up")])
+def test_the_link_of_an_address_is_waited_for(host, dev, expected):
+    with pytest.raises(errors.NotReady, match=f"waiting for {expected}"):
+        apply(host, {**RETURN_PATH, "addresses": [{**ADDRESS, "dev": dev}]})
+    assert host.kernel.calls == []
+
+
+def test_the_interface_of_a_rule_is_waited_for(host):
+    data = variant("rules", iif="eth7")
+    with pytest.raises(errors.NotReady, match="waiting for link eth7 to exist"):
+        apply(host, data)
+    assert apply(host, variant("rules", iif="eth8")).changed, "it need not be up"
+
+
+def test_an_onlink_next_hop_is_believed(host):
+    assert apply(host, variant("routes", via="198.51.100.1", dev="eth0", onlink=True)).changed
+
+
+SMALLER = {**RETURN_PATH, "rules": [{"family": "ipv4", "priority": 9, "iif": "lo", "action": "lookup", "table": 9}]}
+SMALLER |= {"routes": [], "marks": []}
+
+
+def drained(host, directory, **options):
+    return apply(host, SMALLER, directory=directory, **options)
+
+
+def test_a_drain_keeps_what_has_connections_and_stores_it(host, directory):
+    apply(host, BY_ADDRESS, directory=directory)
+    host.connections = {11: 1}
+    outcome = drained(host, directory, drain=60, now=1000.5)
+    assert outcome.changes == (
+        "add ip rule 9: from all iif lo lookup 9",
+        f"write {directory}/return_path.json",
+    )
+    assert len(outcome.retiring) == 5
+    assert outcome.next_due == 5
+    stored = json.loads((host.lock.parent / "routing.d" / "return_path.json").read_text())
+    assert [rule.get("retire_at") for rule in stored["rules"]] == [None, 1060, 1060]
+    assert stored["addresses"] == [{**ADDRESS, "retiring": True, "retire_at": 1060}]
+    later = drained(host, directory, drain=60, now=1058)
+    assert (later.changes, later.next_due) == ((), 2), "the time is not put off"
+    ended = drained(host, directory, drain=60, now=1060)
+    assert (ended.retiring, ended.next_due) == ((), None)
+    assert len(host.kernel.held_rules) == 1
+    assert "retiring" not in json.dumps(ended.owned)
+
+
+def test_the_keeper_ends_a_drain_with_the_stored_document(host, directory):
+    apply(host, BY_ADDRESS, directory=directory)
+    host.connections = {11: 1}
+    drained(host, directory, drain=60, now=1000)
+    stored = json.loads((host.lock.parent / "routing.d" / "return_path.json").read_text())
+    assert apply(host, stored).next_due is None, "without the time nothing is over"
+    host.connections = {}
+    outcome = apply(host, stored, now=1030)
+    assert outcome.retiring == ("ip addr 198.18.0.121 dev eth0",)
+    assert len(host.kernel.held_rules) == 1
+
+
+def test_without_purge_nothing_retires(host, directory):
+    apply(host, BY_ADDRESS, directory=directory)
+    host.connections = {11: 1}
+    assert drained(host, directory, drain=60, now=1000, purge=False).retiring == ()

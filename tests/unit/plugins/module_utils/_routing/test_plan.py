@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import plan
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Mark, Route, Rule, Sysctl
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Address, Mark, Route, Rule, Sysctl
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.plan import Foreign, Setting, State
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,10 +19,12 @@ LOOKUP = Rule("ipv4", 1100, table=20111, fwmark=11, fwmask=255)
 GUARD = Rule("ipv4", 1101, action="unreachable", fwmark=11, fwmask=255)
 ROUTE = Route("ipv4", 20111, via="198.18.0.11", dev="eth0")
 MARK = Mark("a", 11, 255, ("02:00:00:00:00:11",), ("198.18.0.11",))
+ADDRESS = Address("ipv4", "198.18.0.121", "eth0")
 REDIRECTS = Sysctl("net.ipv4.conf.all.accept_redirects", "0")
 FRESH = State(sysctls=(Setting(REDIRECTS.name, "1"),))
-WANT = State((LOOKUP, GUARD), (ROUTE,), (MARK,), (REDIRECTS,))
-HELD = State((LOOKUP, GUARD), (ROUTE,), (MARK,), (Setting(REDIRECTS.name, "0", True, "1"),))
+WANT = State((LOOKUP, GUARD), (ROUTE,), (MARK,), (REDIRECTS,), addresses=(ADDRESS,))
+HELD = State((LOOKUP, GUARD), (ROUTE,), (MARK,), (Setting(REDIRECTS.name, "0", True, "1"),),
+             addresses=(ADDRESS,))  # fmt: skip
 
 
 def steps(want: State, have: State, purge: bool = True) -> list[tuple[str, str]]:
@@ -36,6 +38,7 @@ def sentences(want: State, have: State, purge: bool = True) -> list[str]:
 def test_adding_begins_with_the_guard_and_ends_with_the_marks():
     assert sentences(WANT, FRESH) == [
         "set sysctl net.ipv4.conf.all.accept_redirects: 1 -> 0",
+        "add ip addr 198.18.0.121 dev eth0",
         "add ip rule 1101: from all fwmark 0xb/0xff unreachable",
         "add ip route default via 198.18.0.11 dev eth0 table 20111",
         "add ip rule 1100: from all fwmark 0xb/0xff lookup 20111",
@@ -49,6 +52,7 @@ def test_removing_is_the_reverse():
         "remove ip rule 1100: from all fwmark 0xb/0xff lookup 20111",
         "remove ip route default via 198.18.0.11 dev eth0 table 20111",
         "remove ip rule 1101: from all fwmark 0xb/0xff unreachable",
+        "remove ip addr 198.18.0.121 dev eth0",
         "restore sysctl net.ipv4.conf.all.accept_redirects: 0 -> 1",
     ]
 
@@ -82,7 +86,7 @@ RETIRING = State(*(tuple(replace(value, retiring=True) for value in values) for 
 
 
 def test_retiring_objects_are_kept():
-    assert steps(RETIRING, replace(HELD, sysctls=())) == []
+    assert steps(RETIRING, replace(HELD, sysctls=(), addresses=())) == []
 
 
 def test_retiring_objects_are_kept_as_they_are():
@@ -98,6 +102,26 @@ def test_a_retiring_mark_stays_beside_a_new_one():
     new = Mark("a2", 12, 255, ("02:00:00:00:00:12",))
     (change,) = plan.plan(State(marks=(*RETIRING.marks, new)), State(marks=(MARK,)))
     assert change.after == (MARK, new)
+
+
+def test_a_retiring_mark_does_not_keep_the_mac_of_another_id():
+    new = Mark("a", 12, 255, MARK.macs)
+    (change,) = plan.plan(State(marks=(*RETIRING.marks, new)), State(marks=(MARK,)))
+    assert change.after == (replace(MARK, macs=()), new)
+
+
+def test_a_retiring_address_is_kept_and_never_added():
+    retiring = State(addresses=(replace(ADDRESS, retiring=True),))
+    assert steps(retiring, State(addresses=(ADDRESS,))) == []
+    assert steps(retiring, State()) == []
+
+
+def test_an_address_that_moves_is_added_before_it_is_removed():
+    want = State(addresses=(replace(ADDRESS, dev="eth1"),))
+    assert sentences(want, State(addresses=(ADDRESS,))) == [
+        "add ip addr 198.18.0.121 dev eth1",
+        "remove ip addr 198.18.0.121 dev eth0",
+    ]
 
 
 @pytest.mark.parametrize(("have", "verb"), [
@@ -144,6 +168,7 @@ def test_the_difference_reads_like_ip():
     shown = plan.diff(FRESH, plan.predict(FRESH, plan.plan(WANT, FRESH)))
     assert shown["before"] == "sysctl net.ipv4.conf.all.accept_redirects = 1\n"
     assert shown["after"].splitlines() == [
+        "ip addr 198.18.0.121 dev eth0",
         "ip rule 1100: from all fwmark 0xb/0xff lookup 20111",
         "ip rule 1101: from all fwmark 0xb/0xff unreachable",
         "ip route default via 198.18.0.11 dev eth0 table 20111",
@@ -160,6 +185,11 @@ CONFLICTS = [
     (Foreign(((replace(LOOKUP, priority=1099), 150),)), []),
     (Foreign(((replace(LOOKUP, fwmask=0xFF0F), 150),)), []),
     (Foreign((), (FOREIGN_ROUTE, FOREIGN_ROUTE)), ["table 20111 already holds routes of another owner (proto static)"]),
+    (Foreign(addresses=((ADDRESS, 0),)), ["address 198.18.0.121 is on this host already, and is not ours (dev eth0, set "
+                                          "by another tool)"]),
+    (Foreign(addresses=((replace(ADDRESS, dev="eth1"), 201),)), ["address 198.18.0.121 is on this host already, and is "
+                                                                 "not ours (dev eth1, owner local_delivery"]),
+    (Foreign(addresses=((Address("ipv4", "198.18.0.122", "eth0"), 0),)), []),
     (Foreign((), (("ipv6", *FOREIGN_ROUTE[1:]),)), []),
 ]  # fmt: skip
 
@@ -221,8 +251,14 @@ settings = st.tuples(*(
     )
     for name in NAMES
 ))  # fmt: skip
-wanted = st.builds(State, unique(rules()), unique(routes()), unique(marks), wanted_sysctls)
-held = st.builds(State, unique(rules()), unique(routes()), unique(marks), settings, st.booleans())
+addresses = st.builds(
+    lambda number, dev, retiring: Address("ipv4", f"198.18.0.{number}", dev, retiring=retiring),
+    small, st.sampled_from(["eth0", "eth1"]), st.booleans(),
+)  # fmt: skip
+wanted = st.builds(
+    State, unique(rules()), unique(routes()), unique(marks), wanted_sysctls, st.just(True), unique(addresses)
+)
+held = st.builds(State, unique(rules()), unique(routes()), unique(marks), settings, st.booleans(), unique(addresses))
 
 
 def active(objects: tuple) -> dict:
@@ -232,7 +268,7 @@ def active(objects: tuple) -> dict:
 @given(wanted, held, st.booleans())
 def test_after_the_plan_the_host_is_as_wanted(want, have, purge):
     after = plan.predict(have, plan.plan(want, have, purge))
-    for section in ("rules", "routes", "marks"):
+    for section in ("rules", "routes", "marks", "addresses"):
         wanted_objects, before, found = getattr(want, section), getattr(have, section), getattr(after, section)
         retiring = {value.key for value in wanted_objects if value.retiring}
         kept = {v.key: v for v in before if v.key not in active(wanted_objects) and (v.key in retiring or not purge)}
@@ -271,7 +307,7 @@ def test_at_no_moment_is_a_wanted_rule_without_its_guard_or_route(want, have, pu
 @given(wanted, held, st.booleans())
 def test_only_the_owned_set_is_touched(want, have, purge):
     """Every object a change removes or replaces was in the owned set that was read: foreign ones cannot be named."""
-    owned = {*have.rules, *have.routes}
+    owned = {*have.rules, *have.routes, *have.addresses}
     for change in plan.plan(want, have, purge):
-        if change.kind in ("rule", "route") and change.before is not None:
+        if change.kind in ("rule", "route", "address") and change.before is not None:
             assert change.before in owned
