@@ -194,7 +194,10 @@ class Kernel:
         return {message.get_attr("IFLA_IFNAME"): bool(message["flags"] & 1) for message in self._netlink.get_links()}
 
     def on_link(self, address: str, dev: str | None = None) -> str | None:
-        """The interface on which an address is a direct neighbour; None when it is behind a router, or nowhere."""
+        """The interface on which an address is a direct neighbour; None when it is behind a router, or nowhere.
+
+        As the host's rules have it, as the kernel itself asks: a rule for all that the host sends has its say.
+        """
         try:
             answer = route_get(address, oif=dev)
         except OSError:

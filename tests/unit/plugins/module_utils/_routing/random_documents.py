@@ -39,9 +39,13 @@ def _rules(family: str) -> st.SearchStrategy:
     )  # fmt: skip
     transport = st.sampled_from([{}, {"ip_proto": "tcp"}, {"ip_proto": "udp", "sport": "53-60"}])
     found = st.tuples(st.sampled_from((1100, 1101)), st.sampled_from(actions), selectors, transport)
-    return found.map(lambda parts: {"family": family, "priority": parts[0], **parts[1], **parts[2], **parts[3]}).filter(
-        lambda rule: set(rule) - {"family", "priority", "action", "table", "suppress_prefixlength"}
-    )
+    made = found.map(lambda parts: {"family": family, "priority": parts[0], **parts[1], **parts[2], **parts[3]})
+    return made.filter(_is_for_some)
+
+
+def _is_for_some(rule: dict) -> bool:
+    """A rule for all that the host sends would send the engine's own question for a next hop to that rule's table."""
+    return bool({"src", "fwmark", "ip_proto"} & set(rule)) or rule.get("iif") == "eth0"
 
 
 def routes() -> st.SearchStrategy:

@@ -185,8 +185,8 @@ CONFLICTS = [
     (Foreign(((replace(LOOKUP, priority=1099), 150),)), []),
     (Foreign(((replace(LOOKUP, fwmask=0xFF0F), 150),)), []),
     (Foreign((), (FOREIGN_ROUTE, FOREIGN_ROUTE)), ["table 20111 already holds routes of another owner (proto static)"]),
-    (Foreign(addresses=((ADDRESS, 0),)), ["address 198.18.0.121 is on this host already, and is not ours (dev eth0, set "
-                                          "by another tool)"]),
+    (Foreign(addresses=((ADDRESS, 0),)), ["address 198.18.0.121 is on this host already, and is not ours (dev eth0, "
+                                          "set by another tool)"]),
     (Foreign(addresses=((replace(ADDRESS, dev="eth1"), 201),)), ["address 198.18.0.121 is on this host already, and is "
                                                                  "not ours (dev eth1, owner local_delivery"]),
     (Foreign(addresses=((Address("ipv4", "198.18.0.122", "eth0"), 0),)), []),
