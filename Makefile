@@ -14,10 +14,10 @@ export ANSIBLE_HOME := $(CURDIR)/.build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_CONFIG
 
-.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy bench package docs clean
+.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy bench bench-routing package docs clean
 
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: ## Raise the lab, run the real site playbook, and show the client's address in the backends' logs
 	@$(BOOTSTRAP) lab
@@ -69,6 +69,10 @@ pyroute2: ## The routing engine against the real kernel with the pyroute2 of Deb
 	@$(BOOTSTRAP) lab
 	@for version in 0.7.2 0.8.1; do $(ROOT) L4PROXY_TEST_PYROUTE2=$$version \
 		$(ENVIRONMENT) pyroute2-$$version -m pytest -q tests/kernel -k routing; done
+
+bench-routing: ## The routing engine with 500 backends and 16 proxies in one document (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.routing
 
 package: ## Build the collection and install it as a user gets it, into .build/package
 	@$(BOOTSTRAP) check

@@ -32,7 +32,7 @@ class Outcome:
     """What was (in check mode: would be) done.
 
     ``changes`` are sentences; ``diff`` is a list of Ansible's before/after pairs; ``waiting`` says what is applied
-    without for now and needs another run (the MAC of a silent proxy); ``owned`` is the set as document sections.
+    without for now and needs another run (the MAC of a silent proxy); ``after`` is the owned set as it is then.
     ``retiring`` says what is kept for a while though no longer wanted, and ``next_due`` is in how many seconds another
     run with ``now`` may find some of it over (None: nothing retires).
     """
@@ -41,13 +41,23 @@ class Outcome:
     diff: tuple[dict[str, str], ...]
     waiting: tuple[str, ...]
     warnings: tuple[str, ...]
-    owned: dict[str, Any]
+    after: State
     retiring: tuple[str, ...] = ()
     next_due: float | None = None
 
     @property
     def changed(self) -> bool:
         return bool(self.changes)
+
+    @property
+    def owned(self) -> dict[str, Any]:
+        """The owned set as sections of a document."""
+        held = [Sysctl(setting.name, setting.value) for setting in self.after.sysctls if setting.held]
+        sections = {**{name: getattr(self.after, name) for name in SECTIONS}, "sysctls": held}
+        return {
+            name: [schema.dump(value) for value in sorted(values, key=lambda value: value.order)]
+            for name, values in sections.items()
+        }
 
 
 def reconcile(
@@ -170,7 +180,7 @@ def _finish(
         _perform(document, host, view.want, changes, purge, file_diff and (file_diff["after_header"], content))
     diff = [difference(view.have, after), file_diff] if file_diff else [difference(view.have, after)]
     return Outcome(
-        tuple(sentences), tuple(pair for pair in diff if pair), tuple(view.waiting), tuple(view.warnings), _owned(after)
+        tuple(sentences), tuple(pair for pair in diff if pair), tuple(view.waiting), tuple(view.warnings), after
     )
 
 
@@ -200,6 +210,8 @@ def still_needed(left: tuple[Change, ...]) -> str | None:
 
 def difference(before: State, after: State) -> dict[str, str] | None:
     """Ansible's before/after pair; None where there is none."""
+    if before == after:
+        return None  # thousands of lines need not be written to be found equal
     texts = plan.diff(before, after)
     if texts["before"] == texts["after"]:
         return None
@@ -214,13 +226,3 @@ def _file_diff(directory: str | None, owner: str, content: str | None) -> dict[s
     if present == content:
         return None
     return {"before": present or "", "after": content or "", "before_header": path, "after_header": path}
-
-
-def _owned(state: State) -> dict[str, Any]:
-    """The set as sections of a document."""
-    held = [Sysctl(setting.name, setting.value) for setting in state.sysctls if setting.held]
-    sections = {**{name: getattr(state, name) for name in SECTIONS}, "sysctls": held}
-    return {
-        name: [schema.dump(value) for value in sorted(values, key=lambda value: value.order)]
-        for name, values in sections.items()
-    }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import apply, engine, gather, plan, schema, text
+from . import apply, engine, gather, plan, text
 from .engine import Outcome
 from .errors import MissingPackage, NotReady, Refused
 from .gather import Host
@@ -20,11 +20,9 @@ from .kernel import COMMON_TABLES
 from .model import RESERVED_PROTOCOLS, Found, Route, Rule
 from .plan import State
 
-SECTIONS = {Rule: "rules", Route: "routes"}
-
 
 def ensure(value: Rule | Route, host: Host, *, protocol: int, present: bool = True, check: bool = False) -> Outcome:
-    """Make one object be there, exactly so, or not be there; ``owned`` of the outcome has it afterwards, or nothing.
+    """Make one object be there, exactly so, or not be there; ``after`` of the outcome has it, or nothing.
 
     Raises Refused before anything is touched, MissingPackage (with ``check`` only a warning), ApplyError after
     everything was undone.
@@ -43,8 +41,7 @@ def ensure(value: Rule | Route, host: Host, *, protocol: int, present: bool = Tr
         if changes and not check:
             _perform(value, host, want, changes, protocol)
     diff = engine.difference(have, after)
-    owned = {name: [schema.dump(item) for item in getattr(after, name)] for name in SECTIONS.values()}
-    return Outcome(tuple(change.sentence for change in changes), (diff,) if diff else (), (), warnings, owned)
+    return Outcome(tuple(change.sentence for change in changes), (diff,) if diff else (), (), warnings, after)
 
 
 def _state(*values: Rule | Route) -> State:

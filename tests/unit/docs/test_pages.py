@@ -134,6 +134,7 @@ REFERENCE = [
     ("documents.rst", "A route", schema.ROUTE),
     ("documents.rst", "A mark", schema.MARK),
     ("documents.rst", "A sysctl", schema.SYSCTL),
+    ("documents.rst", "An address", schema.ADDRESS),
 ]
 
 
