@@ -30,7 +30,7 @@ def lab(tmp_path_factory):
 
 # Shrinking repeats hundreds of runs; the example that failed is printed without it.
 bounded = settings(
-    max_examples=20,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     database=None,
