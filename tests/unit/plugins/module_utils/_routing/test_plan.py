@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import plan
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Address, Mark, Route, Rule, Sysctl
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.plan import Foreign, Setting, State
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 LOOKUP = Rule("ipv4", 1100, table=20111, fwmark=11, fwmask=255)
@@ -207,6 +207,9 @@ def test_what_is_retiring_conflicts_with_nothing():
 
 # --- for any two sets
 
+# How long one takes says how busy the machine is.
+untimed = settings(deadline=None)
+
 families = st.sampled_from(["ipv4", "ipv6"])
 small = st.integers(1, 3)
 
@@ -245,7 +248,7 @@ wanted_sysctls = st.dictionaries(st.sampled_from(NAMES), values).map(
     lambda found: tuple(Sysctl(name, value) for name, value in found.items())
 )
 # What a host shows: every setting has a value; only a held one can be restored.
-settings = st.tuples(*(
+found_settings = st.tuples(*(
     st.tuples(values, st.booleans(), st.none() | values).map(
         lambda found, name=name: Setting(name, found[0], found[1], found[2] if found[1] else None)
     )
@@ -258,13 +261,16 @@ addresses = st.builds(
 wanted = st.builds(
     State, unique(rules()), unique(routes()), unique(marks), wanted_sysctls, st.just(True), unique(addresses)
 )
-held = st.builds(State, unique(rules()), unique(routes()), unique(marks), settings, st.booleans(), unique(addresses))
+held = st.builds(
+    State, unique(rules()), unique(routes()), unique(marks), found_settings, st.booleans(), unique(addresses)
+)
 
 
 def active(objects: tuple) -> dict:
     return {value.key: value for value in objects if not value.retiring}
 
 
+@untimed
 @given(wanted, held, st.booleans())
 def test_after_the_plan_the_host_is_as_wanted(want, have, purge):
     after = plan.predict(have, plan.plan(want, have, purge))
@@ -282,12 +288,14 @@ def test_after_the_plan_the_host_is_as_wanted(want, have, purge):
     assert after.sound
 
 
+@untimed
 @given(wanted, held, st.booleans())
 def test_the_second_plan_is_empty(want, have, purge):
     after = plan.predict(have, plan.plan(want, have, purge))
     assert plan.plan(want, after, purge) == ()
 
 
+@untimed
 @given(wanted, held, st.booleans())
 def test_at_no_moment_is_a_wanted_rule_without_its_guard_or_route(want, have, purge):
     """Step by step: what was looked up before and is wanted after is never missing in between."""
@@ -304,6 +312,7 @@ def test_at_no_moment_is_a_wanted_rule_without_its_guard_or_route(want, have, pu
     assert not adds or not removals or max(adds) < min(removals)
 
 
+@untimed
 @given(wanted, held, st.booleans())
 def test_only_the_owned_set_is_touched(want, have, purge):
     """Every object a change removes or replaces was in the owned set that was read: foreign ones cannot be named."""
