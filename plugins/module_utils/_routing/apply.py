@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from . import files
+from . import files, marks
 from .errors import ApplyError, RoutingError
 from .gather import Host
 from .kernel import NetlinkError, reason
-from .nft import Nft
 from .plan import Change
 
 
@@ -38,7 +37,7 @@ def steps(changes: Iterable[Change], kernel: Any, host: Host, owner: str, protoc
         elif change.kind == "route":
             found.append(_route(change, kernel, protocol))
         elif change.kind == "marks":
-            found.append(_marks(change, Nft(host.runner), owner))
+            found.append(_marks(change, host, owner))
         else:
             found.append(_sysctl(change, kernel, host, owner))
     return found
@@ -65,8 +64,12 @@ def _route(change: Change, kernel: Any, protocol: int) -> Step:
     return Step(change.sentence, put(change.after, change.before), put(change.before, change.after))
 
 
-def _marks(change: Change, nft: Nft, owner: str) -> Step:
-    return Step(change.sentence, lambda: nft.write(owner, change.after), lambda: nft.write(owner, change.before))
+def _marks(change: Change, host: Host, owner: str) -> Step:
+    def put(engine: str | None, values: Any) -> Callable[[], None]:
+        return lambda: marks.write(host.runner, owner, engine, values)
+
+    before, after = change.engines
+    return Step(change.sentence, put(after, change.after), put(before, change.before))
 
 
 def _sysctl(change: Change, kernel: Any, host: Host, owner: str) -> Step:

@@ -5,7 +5,7 @@
 """The state document: the one border at which rules, routes, marks, sysctls and addresses are checked.
 
     {"schema": 1, "owner": "return_path", "protocol": 202,
-     "rules": [...], "routes": [...], "marks": [...], "sysctls": [...], "addresses": [...]}
+     "rules": [...], "routes": [...], "marks": [...], "sysctls": [...], "addresses": [...], "mark_engine": "auto"}
 
 ``load`` takes parsed JSON and gives a ``Document`` of normalised objects, or raises ``DocumentError`` with *all*
 errors, each with its path. ``dump`` is its inverse. Which keys an object has is said in ``schema``.
@@ -30,7 +30,7 @@ SHAPES: dict[str, tuple[schema.Fields, Any, Any]] = {
     "addresses": (schema.ADDRESS, schema.check_address, Address),
 }
 SECTIONS = tuple(SHAPES)
-KEYS = ("schema", "owner", "protocol", *SECTIONS)
+KEYS = ("schema", "owner", "protocol", *SECTIONS, "mark_engine")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Document:
     marks: tuple[Mark, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     addresses: tuple[Address, ...] = ()
+    mark_engine: str = "auto"
 
     @property
     def is_empty(self) -> bool:
@@ -57,6 +58,7 @@ def load(data: Any) -> Document:
         f"{key}: unknown key, expected one of {', '.join(KEYS)}" for key in sorted(set(data) - set(KEYS))
     ]
     owner, protocol = _owner(data, errors)
+    mark_engine = _mark_engine(data, errors)
     sections = {section: _objects(data, section, errors) for section in SECTIONS}
     for section, values in sections.items():
         errors.extend(_duplicates(section, values))
@@ -64,7 +66,8 @@ def load(data: Any) -> Document:
     errors.extend(_addresses_together(sections["addresses"]))
     if errors:
         raise DocumentError(errors)
-    return Document(owner, protocol, **{name: tuple(values) for name, values in sections.items()})
+    objects = {name: tuple(values) for name, values in sections.items()}
+    return Document(owner, protocol, **objects, mark_engine=mark_engine)
 
 
 def _refuse_other_schema(data: dict[str, Any]) -> None:
@@ -94,6 +97,14 @@ def _owner(data: dict[str, Any], errors: list[str]) -> tuple[str, int]:
         elif protocol == SINGLE_OBJECTS:
             errors.append(f"protocol: {protocol} is that of the modules policy_rule and policy_route")
     return owner or "", protocol or 0
+
+
+def _mark_engine(data: dict[str, Any], errors: list[str]) -> str:
+    try:
+        return schema.mark_engine(data.get("mark_engine") or "auto")
+    except ValueError as error:
+        errors.append(f"mark_engine: {error}")
+        return ""
 
 
 def _objects(data: dict[str, Any], section: str, errors: list[str]) -> list[Any]:
@@ -151,9 +162,11 @@ def _marks_together(marks: list[Mark | None]) -> list[str]:
         first = first or mark
         if mark.mask != first.mask:
             errors.append(f"marks[{index}].mask: {mark.mask:#x} differs from {first.mask:#x}; all marks share one mask")
-        once = {"mac": mark.macs} if mark.retiring else {"name": [mark.name], "mac": mark.macs, "via": mark.via}
+        once = {"mac": mark.macs}
+        if not mark.retiring:
+            once |= {"name": [mark.name], "via": mark.via, "iif": [mark.iif], "transparent": [mark.transparent]}
         for field, values in once.items():
-            for value in values:
+            for value in filter(None, values):
                 if owners.setdefault(f"{field} {value}", index) != index:
                     errors.append(
                         f"marks[{index}].{field}: {value} is already that of marks[{owners[f'{field} {value}']}]"
@@ -174,9 +187,11 @@ def _addresses_together(addresses: list[Address | None]) -> list[str]:
 def dump(document: Document) -> dict[str, Any]:
     """The document as JSON data, every object normalised and in its natural order."""
     sections = {name: sorted(getattr(document, name), key=lambda value: value.order) for name in SECTIONS}
+    engine = {} if document.mark_engine == "auto" else {"mark_engine": document.mark_engine}
     return {
         "schema": SCHEMA,
         "owner": document.owner,
         "protocol": document.protocol,
         **{name: [schema.dump(value) for value in values] for name, values in sections.items()},
+        **engine,
     }

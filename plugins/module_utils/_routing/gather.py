@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import conntrack, files, runner
+from . import conntrack, files, marks, runner
 from .document import Document
 from .errors import MissingPackage, NotReady, Refused
 from .kernel import Kernel
 from .model import Found, Mark, Route
-from .nft import Nft, Observed
 from .plan import Foreign, State
 from .sysctl import Sysctls
 
@@ -52,13 +51,13 @@ def read(kernel: Any, host: Host, document: Document) -> tuple[State, Foreign]:
     routes, other_routes = _split(kernel.routes(), document.protocol)
     addresses, other_addresses = _split(kernel.addresses(), document.protocol)
     settings = host.sysctls.read(document.owner, document.sysctls)
-    observed = read_marks(host, document)
+    live = marks.read(host.runner, document.owner, document.mark_engine, bool(document.marks))
     foreign = Foreign(
         tuple((found.value, found.protocol) for found in other_rules if found.value is not None),
         tuple((found.family, found.table, found.protocol, found.text) for found in other_routes),
         tuple((found.value, found.protocol) for found in other_addresses),
     )
-    return State(rules, routes, observed.marks, settings, observed.sound, addresses), foreign
+    return State(rules, routes, live.marks, settings, live.sound, addresses, live.engine), foreign
 
 
 def _split(found: list[Found], protocol: int) -> tuple[tuple[Any, ...], list[Found]]:
@@ -67,23 +66,17 @@ def _split(found: list[Found], protocol: int) -> tuple[tuple[Any, ...], list[Fou
     return ours, [one for one in found if one.protocol != protocol]
 
 
-def read_marks(host: Host, document: Document) -> Observed:
-    try:
-        return Nft(host.runner).read(document.owner)
-    except MissingPackage:
-        if document.marks:
-            raise
-        return Observed()  # without nft there is no table, and none is wanted
-
-
 def view(host: Host, document: Document) -> View:
     """Read the host and resolve the document on it. NotReady, Refused, MissingPackage as they come."""
     with host.make_kernel() as kernel:
         have, foreign = read(kernel, host, document)
         found = View(resolve(kernel, wish(document)), have, foreign)
-        marks = tuple(_mark(kernel, host, mark, found) for mark in document.marks)
-    _refuse_shared_macs(marks)
-    found.want = replace(found.want, marks=marks)
+        engine = found.want.engine or have.engine
+        wanted = tuple(_guard(kernel, engine, _mark(kernel, host, mark, found)) for mark in document.marks)
+    _refuse_shared_macs(wanted)
+    _refuse_unheard_sockets(host, document)
+    found.warnings += marks.limits(wanted, engine)
+    found.want = replace(found.want, marks=wanted, engine=engine)
     return found
 
 
@@ -96,7 +89,9 @@ def view_without_tools(host: Host, document: Document, missing: MissingPackage) 
 
 def wish(document: Document) -> State:
     """The document as a wanted state, nothing filled in yet."""
-    return State(document.rules, document.routes, document.marks, document.sysctls, addresses=document.addresses)
+    engine = None if document.mark_engine == marks.AUTO else document.mark_engine
+    sections = (document.rules, document.routes, document.marks, document.sysctls)
+    return State(*sections, addresses=document.addresses, engine=engine)
 
 
 def resolve(kernel: Any, want: State) -> State:
@@ -142,7 +137,7 @@ def _route(kernel: Any, route: Route, links: dict[str, bool], own: set[str], pro
 
 def _mark(kernel: Any, host: Host, mark: Mark, found: View) -> Mark:
     """The mark with its MAC: declared, or from the neighbour table, or as the live table has it."""
-    if mark.retiring:
+    if mark.retiring or not mark.follows_neighbour:
         return mark
     if mark.macs:
         for via in mark.via:
@@ -165,6 +160,14 @@ def _mark(kernel: Any, host: Host, mark: Mark, found: View) -> Mark:
     return mark
 
 
+def _guard(kernel: Any, engine: str | None, mark: Mark) -> Mark:
+    """The mark with the interface that leads to its proxy, when that is all its engine can guard by."""
+    if engine != "iptables":
+        return mark
+    devices = {kernel.on_link(via) for via in mark.via}
+    return replace(mark, oif=devices.pop() if len(devices) == 1 else None)
+
+
 def _compare(mark: Mark, via: str, mac: str | None, found: View) -> None:
     if mac and mac not in mark.macs:
         found.warnings.append(f"proxy {mark.name} is expected at {mark.macs[0]}, but {via} is at {mac}")
@@ -180,3 +183,14 @@ def _refuse_shared_macs(marks: tuple[Mark, ...]) -> None:
     ]
     if errors:
         raise Refused(errors)
+
+
+def _refuse_unheard_sockets(host: Host, document: Document) -> None:
+    """With src_valid_mark, the kernel asks the way back to the sender under the packet's mark, finds the sender to be
+    local, and drops the packet in silence (fib_validate_source; IPv4 only)."""
+    name = "net.ipv4.conf.all.src_valid_mark"
+    settled = {sysctl.name: sysctl.value for sysctl in document.sysctls}.get(name) or host.sysctls.value(name)
+    socketed = [mark.name for mark in document.marks if mark.transparent and not mark.retiring]
+    if socketed and settled == "1":
+        reason = f"{name} is 1, with which the kernel silently drops what this mark should deliver"
+        raise Refused([f"mark {socketed[0]}: {reason}; set it to 0"])

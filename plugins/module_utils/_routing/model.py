@@ -31,6 +31,8 @@ SCOPES = ("global", "link", "host")
 # IP6_RT_PRIO_USER in include/net/ip6_route.h: what the kernel gives an IPv6 route without a metric.
 DEFAULT_METRIC = {"ipv4": 0, "ipv6": 1024}
 MAX_U32 = 0xFFFFFFFF
+# What can hold marks, best first.
+MARK_ENGINES = ("nftables", "iptables")
 
 PortRange = tuple[int, int]
 UidRange = tuple[int, int]
@@ -226,9 +228,13 @@ class Address:
 
 @dataclass(frozen=True)
 class Mark:
-    """Packets from a proxy (by its MACs) get ``id`` under ``mask``; their connection's replies must leave by ``via``.
+    """Packets get ``id`` under ``mask``: those from ``macs``, or those that come in by ``iif``, or those that go to a
+    ``transparent`` socket of this host. Neither of them means: the MACs are to be found in the neighbour table for
+    ``via``.
 
-    ``macs`` empty means: to be found in the neighbour table for ``via``.
+    With ``conntrack`` the connection keeps the mark and its replies get it back, the forwarded ones too; without, each
+    incoming packet is marked by itself (always so with ``transparent``). Marked replies must leave by ``via``; ``oif``
+    is the interface that leads there, for an engine that cannot match a next hop.
     """
 
     name: str
@@ -236,12 +242,18 @@ class Mark:
     mask: int
     macs: tuple[str, ...] = ()
     via: tuple[str, ...] = ()
+    iif: str | None = None
+    transparent: bool = False
+    conntrack: bool = True
+    oif: str | None = None
     retiring: bool = field(default=False, compare=False)
     retire_at: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _set(self, macs=tuple(sorted({mac(value) for value in self.macs})))
         _set(self, via=tuple(sorted({address(value) for value in self.via}, key=lambda text: (":" in text, text))))
+        if self.transparent:
+            _set(self, conntrack=False)
 
     @property
     def key(self) -> tuple:
@@ -250,6 +262,20 @@ class Mark:
     @property
     def order(self) -> tuple:
         return (self.id, self.name)
+
+    @property
+    def follows_neighbour(self) -> bool:
+        """Its packets are told by their sender's MAC."""
+        return self.iif is None and not self.transparent
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What an engine's live objects say: an owner's marks, and whether they are exactly what these marks render to."""
+
+    marks: tuple[Mark, ...] = ()
+    sound: bool = True
+    engine: str | None = None
 
 
 @dataclass(frozen=True)

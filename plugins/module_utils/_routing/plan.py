@@ -7,7 +7,7 @@
 Adding comes before removing. Within the adding: settings, then addresses (a route may name one as its source), then the
 guard rules (so that it fails closed from the first moment), then routes, then the rules that look them up, then the
 marks that make packets match those rules. Removing is the same in reverse. A route with another next hop is replaced in
-one step; marks are one nft table and change at once.
+one step; marks are one set of the engine that holds them and change at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class State:
     """An owned set: as wanted, or as read from the host.
 
     ``sysctls`` is a tuple of Sysctl in a wanted state, of Setting in one that was read. ``sound`` is False when the
-    live nft table is not exactly what ``marks`` renders to (someone changed it, or it is an empty leftover).
+    live marks are not exactly what ``marks`` renders to (someone changed them, or they are an empty leftover).
+    ``engine`` is what holds the marks, or is to hold them; None where there is no saying.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -44,19 +45,22 @@ class State:
     sysctls: tuple = ()
     sound: bool = True
     addresses: tuple[Address, ...] = ()
+    engine: str | None = None
 
 
 @dataclass(frozen=True)
 class Change:
     """One step. ``verb`` is add, remove or replace; ``before`` and ``after`` are the object, None where there is none.
 
-    For kind ``marks`` they are tuples of all marks; for kind ``sysctl`` before is a Setting and after a Sysctl.
+    For kind ``marks`` they are tuples of all marks, and ``engines`` is what holds them before and after; for kind
+    ``sysctl`` before is a Setting and after a Sysctl.
     """
 
     kind: str
     verb: str
     before: Any = None
     after: Any = None
+    engines: tuple[str | None, str | None] = (None, None)
 
     @property
     def sentence(self) -> str:
@@ -64,7 +68,7 @@ class Change:
             return _sysctl_sentence(self.before, self.after)
         if self.kind == "marks":
             names = ", ".join(f"{mark.name} ({mark.id:#x})" for mark in self.after or self.before) or "none"
-            return f"{self.verb} the nft table of marks: {names}"
+            return f"{self.verb} {text.mark_set(self.engines[1])}: {names}"
         return f"{self.verb} {text.of(self.after or self.before)}"
 
 
@@ -131,17 +135,23 @@ def _routes(want: Iterable[Route], have: Sequence[Route], purge: bool) -> tuple[
 def _marks(want: State, have: State, purge: bool) -> list[Change]:
     active, retiring = _split(want.marks)
     # One sender means one id: a proxy that has another id now sends its new connections under that one.
-    taken = {mac for mark in active.values() for mac in mark.macs}
+    taken = {sender for mark in active.values() for sender in (*mark.macs, mark.iif)}
     kept = [
-        replace(mark, macs=tuple(mac for mac in mark.macs if mac not in taken))
+        replace(mark, macs=tuple(mac for mac in mark.macs if mac not in taken), iif=_unless(mark.iif, taken))
         for mark in have.marks
         if mark.key not in active and (mark.key in retiring or not purge)
     ]
     target = tuple(_ordered([*active.values(), *kept]))
-    if target == tuple(_ordered(have.marks)) and have.sound:
+    engines = (have.engine or want.engine, want.engine or have.engine)
+    moved = bool(target) and engines[0] != engines[1]
+    if target == tuple(_ordered(have.marks)) and have.sound and not moved:
         return []
     verb = "remove" if not target else "replace" if have.marks or not have.sound else "add"
-    return [Change("marks", verb, have.marks, target)]
+    return [Change("marks", verb, have.marks, target, engines)]
+
+
+def _unless(name: str | None, taken: set[str | None]) -> str | None:
+    return None if name in taken else name
 
 
 def _sysctls(want: Iterable[Sysctl], have: Iterable[Setting], purge: bool) -> tuple[list[Change], list[Change]]:
@@ -165,7 +175,7 @@ def predict(have: State, changes: Iterable[Change]) -> State:
     # Sets that keep their order: a host may have thousands of rules.
     objects = {"rule": have.rules, "route": have.routes, "address": have.addresses}
     present = {kind: dict.fromkeys(values) for kind, values in objects.items()}
-    marks, sound = have.marks, have.sound
+    marks, sound, engine = have.marks, have.sound, have.engine
     settings = {setting.name: setting for setting in have.sysctls}
     for change in changes:
         if change.kind in present:
@@ -174,11 +184,11 @@ def predict(have: State, changes: Iterable[Change]) -> State:
             if change.after is not None:
                 present[change.kind][change.after] = None
         elif change.kind == "marks":
-            marks, sound = change.after, True
+            marks, sound, engine = change.after, True, change.engines[1]
         else:
             settings[change.before.name] = _after_sysctl(change.before, change.after)
     rules, routes, addresses = map(tuple, present.values())
-    return State(rules, routes, marks, tuple(settings.values()), sound, addresses)
+    return State(rules, routes, marks, tuple(settings.values()), sound, addresses, engine)
 
 
 def _after_sysctl(before: Setting, after: Sysctl | None) -> Setting:
@@ -190,13 +200,12 @@ def _after_sysctl(before: Setting, after: Sysctl | None) -> Setting:
 
 def lines(state: State) -> str:
     """The set as text, one line an object, for a difference a person reads."""
-    objects = [
-        value for values in (state.addresses, state.rules, state.routes, state.marks) for value in _ordered(values)
-    ]
+    objects = [value for values in (state.addresses, state.rules, state.routes) for value in _ordered(values)]
+    marks = [text.mark(mark, state.engine) for mark in _ordered(state.marks)]
     settings = [Sysctl(setting.name, setting.value) for setting in sorted(state.sysctls, key=lambda found: found.name)]
-    listing = [text.of(value) for value in [*objects, *settings]]
+    listing = [*map(text.of, objects), *marks, *map(text.of, settings)]
     if not state.sound:
-        listing.append("nft table of marks is not as it was written")
+        listing.append(f"{text.mark_set(state.engine)} is not as it was written")
     return "".join(f"{line}\n" for line in listing)
 
 

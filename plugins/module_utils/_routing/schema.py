@@ -11,7 +11,19 @@ import re
 from typing import Any, Callable
 
 from . import model
-from .model import FAMILIES, MAX_U32, ROUTE_TYPES, RULE_ACTIONS, SCOPES, Address, Mark, Route, Rule, Sysctl
+from .model import (
+    FAMILIES,
+    MARK_ENGINES,
+    MAX_U32,
+    ROUTE_TYPES,
+    RULE_ACTIONS,
+    SCOPES,
+    Address,
+    Mark,
+    Route,
+    Rule,
+    Sysctl,
+)
 
 Problems = list[tuple[str, str]]
 # name: (convert, required)
@@ -118,6 +130,7 @@ def sysctl_value(value: Any) -> str:
 
 owner = _text(r"[a-z][a-z0-9_]{0,31}", "an owner: a lower-case word of up to 32 letters, digits and _")
 protocol = number(*PROTOCOLS, "a protocol number for an owner")
+mark_engine = one_of(("auto", *MARK_ENGINES))
 
 _COMMON: Fields = {
     "retiring": (boolean, False),
@@ -166,7 +179,11 @@ MARK: Fields = {
     "id": (number(1, MAX_U32, "a mark"), True),
     "mask": (number(1, MAX_U32, "a mask"), True),
     "mac": (_string(model.mac), False),
-    "via": (addresses, True),
+    # Both engines take other characters for wildcards or quotes.
+    "iif": (_text(r"[A-Za-z0-9_.-]{1,15}", "the name of a network interface: letters, digits, '.', '_', '-'"), False),
+    "transparent": (boolean, False),
+    "via": (addresses, False),
+    "conntrack": (boolean, False),
     **_COMMON,
 }
 ADDRESS: Fields = {
@@ -276,7 +293,17 @@ def check_address(values: dict[str, Any]) -> Problems:
 
 
 def check_mark(values: dict[str, Any]) -> Problems:
-    return _inside("id", values["id"], values["mask"]) + check_retiring(values)
+    """What a mark's keys must be together."""
+    wrong = _inside("id", values["id"], values["mask"])
+    matches = [name for name in ("mac", "iif", "transparent") if values.get(name)]
+    if len(matches) > 1:
+        wrong.append((matches[1], f"has no meaning beside {matches[0]}; a mark goes by one of mac, iif, transparent"))
+    if not matches and "via" not in values:
+        wrong.append(("via", "required, unless mac, iif or transparent says which packets are marked"))
+    if values.get("transparent"):
+        useless = [name for name in ("via", "conntrack") if values.get(name)]
+        wrong += [(name, "has no meaning with transparent: it marks packets, not connections") for name in useless]
+    return wrong + check_retiring(values)
 
 
 def _inside(name: str, mark: int, mask: int) -> Problems:
@@ -321,8 +348,11 @@ def _dump_route(value: Route, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dump_mark(value: Mark, data: dict[str, Any]) -> dict[str, Any]:
-    mac = value.macs[0] if len(value.macs) == 1 else None
-    return {**data, "mac": mac, "via": list(value.via)}
+    kept = {name: part for name, part in data.items() if part and name not in ("conntrack", "via")}
+    if value.follows_neighbour:
+        kept["mac"] = value.macs[0] if len(value.macs) == 1 else None
+    kept |= {"via": list(value.via)} if value.via else {}
+    return kept if value.conntrack or value.transparent else {**kept, "conntrack": False}
 
 
 def _dump_address(_value: Address, data: dict[str, Any]) -> dict[str, Any]:

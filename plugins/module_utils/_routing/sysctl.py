@@ -44,7 +44,7 @@ class Sysctls:
         values = {sysctl.name: sysctl.value for sysctl in wanted}
         settings, absent, quarrels = [], [], []
         for name in sorted({*values, *held}):
-            current = self._value(name)
+            current = self.value(name)
             entry = remembered.get(name, {"found": current, "owners": {}})
             quarrels += _quarrels(name, owner, values.get(name), entry["owners"])
             if current is None and name in values:
@@ -60,14 +60,14 @@ class Sysctls:
     def hold(self, owner: str, sysctl: Sysctl) -> None:
         """Set a value for an owner. Remembered before it is written, so that a crash between loses nothing."""
         remembered = self._remembered()
-        entry = remembered.setdefault(sysctl.name, {"found": self._value(sysctl.name), "owners": {}})
+        entry = remembered.setdefault(sysctl.name, {"found": self.value(sysctl.name), "owners": {}})
         entry["owners"][owner] = sysctl.value
         self._remember(remembered)
         self._write(sysctl.name, sysctl.value)
 
     def release(self, owner: str, setting: Setting) -> None:
         """Give a value up: restored when nobody else holds it and nobody else has changed it."""
-        if setting.restore is not None and self._value(setting.name) is not None:
+        if setting.restore is not None and self.value(setting.name) is not None:
             self._write(setting.name, setting.restore)
         remembered = self._remembered()
         entry = remembered.get(setting.name)
@@ -99,7 +99,8 @@ class Sysctls:
         if name.startswith("net.ipv4."):
             self._write("net.ipv4.route.flush", "-1")
 
-    def _value(self, name: str) -> str | None:
+    def value(self, name: str) -> str | None:
+        """The kernel's value now, None when there is no such setting."""
         try:
             with open(file_of(name, self._proc), encoding="ascii") as file:
                 return sysctl_value(file.read())

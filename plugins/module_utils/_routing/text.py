@@ -88,10 +88,24 @@ def address(value: Address) -> str:
     return f"{command(value.family)} addr {value.address} dev {value.dev}"
 
 
-def mark(value: Mark) -> str:
-    macs = ",".join(value.macs) or "(not yet known)"
-    via = f" via {','.join(value.via)}" if value.via else ""
-    return f"nft mark {value.name} {value.id:#x}/{value.mask:#x} from {macs}{via}"
+def mark(value: Mark, engine: str | None = None) -> str:
+    words = ["iptables" if engine == "iptables" else "nft", "mark", value.name, f"{value.id:#x}/{value.mask:#x}"]
+    if value.transparent:
+        words += ["to", "transparent", "sockets"]
+    elif value.iif:
+        words += ["iif", value.iif]
+    else:
+        words += ["from", ",".join(value.macs) or "(not yet known)"]
+    if not value.conntrack and not value.transparent:
+        words += ["without", "conntrack"]
+    for name, part in (("via", ",".join(value.via)), ("dev", value.oif)):
+        words += [name, part] if part else []
+    return " ".join(words)
+
+
+def mark_set(engine: str | None) -> str:
+    """What an engine keeps an owner's marks in."""
+    return "the iptables chains of marks" if engine == "iptables" else "the nft table of marks"
 
 
 def sysctl(value: Sysctl) -> str:

@@ -90,14 +90,14 @@ class FakeKernel:
 
 
 class FakeNft:
-    """A runner that understands what the engine asks of nft."""
+    """A runner that understands what the engine asks of nft; iptables is not installed."""
 
     def __init__(self):
         self.tables: dict[str, list] = {}
         self.missing = False
 
     def __call__(self, argv, stdin=None):
-        if self.missing:
+        if self.missing or argv[0] != "nft":
             raise MissingCommand(argv[0])
         if stdin:
             objects = [item["add"] for item in json.loads(stdin)["nftables"] if "add" in item]

@@ -113,6 +113,30 @@ def test_a_retiring_mark_may_be_of_a_proxy_with_a_new_id():
     assert [mark.id for mark in loaded.marks] == [11, 12, 13]
 
 
+@pytest.mark.parametrize("mark", [
+    {"name": "up", "id": 13, "mask": 255, "iif": "eth0.100"},
+    {"name": "up", "id": 13, "mask": 255, "iif": "eth1", "via": ["198.18.0.13"], "conntrack": False},
+    {"name": "sockets", "id": 13, "mask": 255, "transparent": True},
+    {"name": "a3", "id": 13, "mask": 255, "mac": "02:00:00:00:00:13"},
+    {"name": "a3", "id": 13, "mask": 255, "mac": None, "via": ["198.18.0.13"], "conntrack": False},
+])  # fmt: skip
+def test_a_mark_of_each_kind_is_kept(mark):
+    assert document.dump(document.load(changed("marks.+", mark)))["marks"][-1] == mark
+
+
+@pytest.mark.parametrize("twice", [{"iif": "eth1"}, {"transparent": True}])
+def test_what_one_mark_matches_no_other_may(twice):
+    data = changed("marks", [{"name": f"m{one}", "id": one, "mask": 255, **twice} for one in (1, 2)])
+    with pytest.raises(DocumentError, match=rf"marks\[1\].{next(iter(twice))}: .* is already that of marks\[0\]"):
+        document.load(data)
+
+
+@pytest.mark.parametrize(("given", "dumped"), [("iptables", "iptables"), ("auto", None), (None, None)])
+def test_the_engine_of_marks_is_kept_unless_it_is_the_usual(given, dumped):
+    assert document.dump(document.load(changed("mark_engine", given))).get("mark_engine") == dumped
+
+
+SOCKETS = {"name": "sockets", "id": 1, "mask": 255, "transparent": True}
 A3 = {"name": "a3", "id": 13, "mask": 255, "via": ["198.18.0.13"]}
 RULE6 = {"family": "ipv6", "priority": 9, "action": "lookup", "table": 9, "iif": "lo"}
 ROUTE6 = {"family": "ipv6", "table": 9, "dst": "default", "dev": "lo"}
@@ -198,6 +222,12 @@ ONE_ERROR = [
     ("marks.+", {**A3, "via": ["198.18.0.11"]}, "marks[2].via: 198.18.0.11 is already that of marks[0]"),
     ("marks.0.via", [], "marks[0].via: [] is not a list of the proxy's addresses"),
     ("marks.0.via", ..., "marks[0].via: required"),
+    ("marks.0.iif", "eth*", "marks[0].iif: 'eth*' is not the name of a network interface"),
+    ("marks.1.iif", "eth0", "marks[1].iif: has no meaning beside mac"),
+    ("marks.0.transparent", True, "marks[0].via: has no meaning with transparent"),
+    ("marks.+", {**SOCKETS, "conntrack": True}, "marks[2].conntrack: has no meaning with transparent"),
+    ("marks.0.conntrack", "no", "marks[0].conntrack: 'no' is not true or false"),
+    ("mark_engine", "ipset", "mark_engine: 'ipset' is not one of auto, nftables, iptables"),
     ("sysctls.0.name", "../x", "sysctls[0].name: '../x' is not the name of a sysctl"),
     ("sysctls.0.value", True, "sysctls[0].value: True is not a number or a text"),
     ("sysctls.+", {"name": "net/ipv4/conf/all/accept_redirects", "value": 1}, "sysctls[1]: is sysctls[0] once more"),

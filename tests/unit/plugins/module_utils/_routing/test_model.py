@@ -97,6 +97,8 @@ TEXTS = [
      "ip route 10.0.0.0/8 via 10.9.9.9 dev eth0 table 7 scope link onlink mtu 1400 advmss 1360"),
     (Address("ipv6", "2001:db8::121", "eth0"), "ip -6 addr 2001:db8::121 dev eth0"),
     (Mark("a", 11, 255, (), ("198.18.0.11",)), "nft mark a 0xb/0xff from (not yet known) via 198.18.0.11"),
+    (Mark("a", 11, 255, iif="eth1", conntrack=False), "nft mark a 0xb/0xff iif eth1 without conntrack"),
+    (Mark("a", 11, 255, transparent=True), "nft mark a 0xb/0xff to transparent sockets"),
     (Sysctl("net.ipv4.ip_forward", "1"), "sysctl net.ipv4.ip_forward = 1"),
 ]  # fmt: skip
 

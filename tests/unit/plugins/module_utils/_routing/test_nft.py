@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,15 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import nft
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage, RoutingError
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Mark
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.runner import Completed, MissingCommand
+from hypothesis import given
 
-# What nft 1.0.6 and nft 1.1.3 both list (but for their version) after MARKS were written on kernel 6.18.
+from .mark_data import MARKS, mark_sets
+
+# What nft 1.0.6 lists after MARKS were written on kernel 6.18.
 LISTING = json.loads(Path(__file__).with_name("nft_listing.json").read_text(encoding="utf-8"))
 OWNER = "return_path"
-MARKS = (
-    Mark("a", 11, 255, ("02:00:00:00:00:11",), ("198.18.0.11", "2001:db8::11")),
-    Mark("a2", 12, 255, (), ("198.18.0.12",)),
-    Mark("a3", 13, 255, ("02:00:00:00:00:12", "02:00:00:00:00:14"), ("198.18.0.13", "198.18.0.14")),
-)
+# nft matches next hops and needs no interface to guard by.
+READ_BACK = tuple(replace(mark, oif=None) for mark in MARKS)
 
 
 def rules_of(objects: list, chain: str) -> list:
@@ -31,11 +32,16 @@ def rules_of(objects: list, chain: str) -> list:
 
 
 def test_the_recorded_listing_is_what_was_written():
-    assert nft.observe(OWNER, LISTING) == nft.Observed(MARKS, True)
+    assert nft.observe(OWNER, LISTING) == nft.Observed(READ_BACK, True)
 
 
 def test_what_is_rendered_is_observed_as_itself():
-    assert nft.observe(OWNER, {"nftables": nft.render(OWNER, MARKS)}) == nft.Observed(MARKS, True)
+    assert nft.observe(OWNER, {"nftables": nft.render(OWNER, MARKS)}) == nft.Observed(READ_BACK, True)
+
+
+@given(mark_sets)
+def test_any_marks_are_observed_as_themselves(marks):
+    assert nft.observe(OWNER, {"nftables": nft.render(OWNER, marks)}) == nft.Observed(marks, bool(marks))
 
 
 def test_a_transaction_has_no_moment_without_the_table():
@@ -51,19 +57,37 @@ def test_chains_exist_before_rules_go_to_them():
 
 
 def test_only_bits_under_the_mask_are_set():
-    (rule,) = rules_of(nft.render(OWNER, [Mark("x", 0x0300, 0xFF00, (), ("198.18.0.3",))]), "restore_768")
+    (rule,) = rules_of(nft.render(OWNER, [Mark("x", 0x0300, 0xFF00, (), ("198.18.0.3",))]), "mark_768")
     value = {"|": [{"&": [{"meta": {"key": "mark"}}, 0xFFFF00FF]}, 0x0300]}
-    assert rule["expr"] == [{"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}}]
+    assert rule["expr"][1:] == [{"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}}]
+
+
+def test_a_mask_of_all_bits_is_none():
+    """As nft lists it."""
+    assert "&" not in json.dumps(nft.render(OWNER, [Mark("x", 3, 0xFFFFFFFF, ("02:00:00:00:00:11",))]))
 
 
 def test_a_proxy_without_mac_saves_nothing_but_restores_and_guards():
     objects = nft.render(OWNER, MARKS[1:2])
-    assert rules_of(objects, "input") == []
-    assert len(rules_of(objects, "output")) == len(rules_of(objects, "guard_12")) == 1
+    assert rules_of(objects, "input") == rules_of(objects, "forward") == []
+    for chain in ("output", "prerouting", "guard_12"):
+        assert len(rules_of(objects, chain)) == 1, chain
+
+
+def test_what_is_forwarded_is_marked_as_what_is_delivered():
+    objects = nft.render(OWNER, MARKS[:1])
+    for one, other in (("input", "forward"), ("output", "prerouting")):
+        assert rules_of(objects, one)[0]["expr"] == rules_of(objects, other)[0]["expr"]
+
+
+@pytest.mark.parametrize("mark", MARKS[4:], ids=lambda mark: mark.name)
+def test_without_conntrack_no_rule_asks_for_it(mark):
+    """A rule that does makes the kernel track connections."""
+    assert '"ct"' not in json.dumps(nft.render(OWNER, [mark]))
 
 
 def test_the_mark_is_saved_once_and_for_the_first_direction():
-    (rule,) = rules_of(nft.render(OWNER, MARKS), "input")
+    (rule,) = rules_of(nft.render(OWNER, MARKS[:3]), "input")
     left = [statement["match"]["left"] for statement in rule["expr"][:2]]
     assert left == [{"ct": {"key": "direction"}}, {"&": [{"ct": {"key": "mark"}}, 255]}]
 
@@ -83,19 +107,28 @@ def put_value(data: dict, chain: str, old: str, new: str) -> None:
     rule["expr"] = json.loads(json.dumps(rule["expr"]).replace(old, new))
 
 
+PORT_22 = {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 22}}
 DAMAGE = {
     "a rule gone": lambda data: without(data, "rule", chain="save_11"),
-    "a rule more": lambda data: data["nftables"].append(copy.deepcopy({"rule": first(data, "restore_11")})),
+    "a rule more": lambda data: data["nftables"].append(copy.deepcopy({"rule": first(data, "mark_11")})),
     "a chain gone": lambda data: without(data, "chain", name="save_12"),
     "a chain more": lambda data: data["nftables"].append({"chain": {"name": "other"}}),
     "another hook": lambda data: data["nftables"][2]["chain"].update(hook="forward"),
     "another policy": lambda data: data["nftables"][2]["chain"].update(policy="drop"),
-    "another mark": lambda data: put_value(data, "restore_11", "11", "12"),
+    "another mark": lambda data: put_value(data, "mark_11", "11", "12"),
     "another verdict": lambda data: put_value(data, "guard_11", '"drop"', '"accept"'),
     "another sender": lambda data: put_value(data, "input", "00:11", "00:aa"),
     "another next hop": lambda data: put_value(data, "guard_11", "198.18.0.11", "198.18.0.1"),
     "a sender without its chain": lambda data: put_value(data, "input", "save_11", "save_12"),
     "replies not restored": lambda data: without(data, "rule", chain="output"),
+    "forwarded replies not restored": lambda data: without(data, "rule", chain="prerouting"),
+    "the condition of a guard turned round": lambda data: put_value(data, "guard_11", "!=", "=="),
+    "the other direction": lambda data: put_value(data, "output", "reply", "original"),
+    "a condition more": lambda data: first(data, "save_11")["expr"].insert(0, PORT_22),
+    "the packet's mark for the connection's": lambda data: put_value(data, "save_11", '"ct"', '"meta"'),
+    "rules in another order": lambda data: data["nftables"].sort(
+        key=lambda item: -item.get("rule", {}).get("handle", 0)
+    ),
     "everything gone": lambda data: without(data, "rule", family="inet"),
 }
 
@@ -104,12 +137,12 @@ DAMAGE = {
 def test_damage_is_seen(damage):
     data = copy.deepcopy(LISTING)
     damage(data)
-    assert nft.observe(OWNER, data) != nft.Observed(MARKS, True)
+    assert nft.observe(OWNER, data) != nft.Observed(READ_BACK, True)
 
 
 def test_counters_and_handles_do_not_matter():
     text = json.dumps(LISTING).replace('"packets": 0', '"packets": 7').replace('"handle": ', '"handle": 1')
-    assert nft.observe(OWNER, json.loads(text)) == nft.Observed(MARKS, True)
+    assert nft.observe(OWNER, json.loads(text)) == nft.Observed(READ_BACK, True)
 
 
 class Commands:
@@ -128,7 +161,7 @@ TABLES = Completed(0, json.dumps({"nftables": [{"metainfo": {}}, LISTING["nftabl
 
 def test_read():
     run = Commands(tables=TABLES, table=Completed(0, json.dumps(LISTING), ""))
-    assert nft.Nft(run).read(OWNER).marks == MARKS
+    assert nft.Nft(run).read(OWNER).marks == READ_BACK
     assert [argv for argv, _stdin in run.calls] == [
         ["nft", "-j", "list", "tables"],
         ["nft", "-j", "list", "table", "inet", "l4proxy_return_path"],

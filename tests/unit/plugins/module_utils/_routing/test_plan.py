@@ -133,6 +133,28 @@ def test_a_damaged_table_is_written_anew(have, verb):
     assert steps(State(marks=(MARK,)), have) == [(verb, "marks")]
 
 
+MOVES = [
+    ("nftables", "nftables", []),
+    ("nftables", None, []),
+    ("nftables", "iptables", ["replace the iptables chains of marks: a (0xb)"]),
+    ("iptables", "nftables", ["replace the nft table of marks: a (0xb)"]),
+]
+
+
+@pytest.mark.parametrize(("held", "wanted", "sentences"), MOVES)
+def test_marks_move_to_the_engine_that_is_wanted(held, wanted, sentences):
+    have, want = State(marks=(MARK,), engine=held), State(marks=(MARK,), engine=wanted)
+    changes = plan.plan(want, have)
+    assert [change.sentence for change in changes] == sentences
+    after = plan.predict(have, changes)
+    assert after.engine == (wanted or held)
+    assert bool(plan.diff(have, after)["before"] != plan.diff(have, after)["after"]) == bool(sentences)
+
+
+def test_without_marks_no_engine_is_wanted():
+    assert not plan.plan(State(engine="iptables"), State(engine="nftables"))
+
+
 def test_an_empty_leftover_table_is_removed():
     assert steps(State(), State(sound=False)) == [("remove", "marks")]
 
