@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import engine, marks, runner
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Mark, Observed
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import OWNERS, Mark, Observed
 
 from tests.kernel import routing_lab as rl
 
@@ -59,6 +59,9 @@ class Marked:
         return self.lab.engine.apply(self.host, data, {"runner": self.variant.run}, **arguments)
 
     def remove(self, owner: str) -> None:
+        if owner not in OWNERS:
+            self.write((), owner)
+            return
         with self.host.inside():
             engine.remove(owner, self.lab.engine.host(self.host, runner=self.variant.run))
 

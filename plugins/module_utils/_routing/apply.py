@@ -37,7 +37,7 @@ def steps(changes: Iterable[Change], kernel: Any, host: Host, owner: str, protoc
         elif change.kind == "route":
             found.append(_route(change, kernel, protocol))
         elif change.kind == "marks":
-            found.append(_marks(change, host, owner))
+            found.append(marks_step(change, host, owner))
         else:
             found.append(_sysctl(change, kernel, host, owner))
     return found
@@ -64,7 +64,9 @@ def _route(change: Change, kernel: Any, protocol: int) -> Step:
     return Step(change.sentence, put(change.after, change.before), put(change.before, change.after))
 
 
-def _marks(change: Change, host: Host, owner: str) -> Step:
+def marks_step(change: Change, host: Host, owner: str) -> Step:
+    """Give all marks of an owner to the engine that is to hold them; the undoing gives back what was where it was."""
+
     def put(engine: str | None, values: Any) -> Callable[[], None]:
         return lambda: marks.write(host.runner, owner, engine, values)
 

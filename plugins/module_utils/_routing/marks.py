@@ -73,10 +73,12 @@ def write(run: Runner, owner: str, engine: str | None, marks: Iterable[Mark]) ->
 
 def limits(marks: Iterable[Mark], engine: str | None) -> list[str]:
     """What the engine does less well than asked; sentences."""
-    guarded = ", ".join(mark.name for mark in marks if mark.via and not mark.retiring)
+    guarded = [mark for mark in marks if mark.via and not mark.retiring]
     if engine != "iptables" or not guarded:
         return []
+    names = ", ".join(mark.name for mark in guarded)
+    links = " or ".join(sorted({mark.oif or "any interface" for mark in guarded}))
     return [
-        f"iptables cannot match a next hop: should the rules of {guarded} go missing, replies that leave by the "
-        f"proxy's own interface are not dropped; mark_engine nftables does that"
+        f"iptables cannot match a next hop: should the policy rules of {names} go missing, replies that leave by "
+        f"{links} are not dropped; nftables does drop them"
     ]

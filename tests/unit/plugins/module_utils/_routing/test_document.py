@@ -218,7 +218,7 @@ ONE_ERROR = [
     ("marks.0.mac", "02:00:00:00:00", "marks[0].mac: '02:00:00:00:00' is not a MAC address"),
     ("marks.0.mac", "02:00:00:00:00:12", "marks[1].mac: 02:00:00:00:00:12 is already that of marks[0]"),
     ("marks.+", {**A3, "name": "a"}, "marks[2].name: a is already that of marks[0]"),
-    ("marks.0.name", "a b", "marks[0].name: 'a b' is not a proxy's name"),
+    ("marks.0.name", "a b", "marks[0].name: 'a b' is not a mark's name"),
     ("marks.+", {**A3, "via": ["198.18.0.11"]}, "marks[2].via: 198.18.0.11 is already that of marks[0]"),
     ("marks.0.via", [], "marks[0].via: [] is not a list of the proxy's addresses"),
     ("marks.0.via", ..., "marks[0].via: required"),

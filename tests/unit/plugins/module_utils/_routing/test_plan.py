@@ -133,6 +133,12 @@ def test_a_damaged_table_is_written_anew(have, verb):
     assert steps(State(marks=(MARK,)), have) == [(verb, "marks")]
 
 
+def test_a_retiring_mark_gives_its_interface_to_the_new_one():
+    old, new = Mark("up", 12, 255, iif="eth1"), Mark("up", 13, 255, iif="eth1")
+    (change,) = plan.plan(State(marks=(replace(old, retiring=True), new)), State(marks=(old,)))
+    assert change.after == (replace(old, iif=None), new)
+
+
 MOVES = [
     ("nftables", "nftables", []),
     ("nftables", None, []),

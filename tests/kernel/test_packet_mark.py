@@ -1,0 +1,119 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""packet_mark as Ansible runs it, in a namespace: its own examples, and the life of a mark in each engine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.modules import packet_mark
+
+from tests.kernel import marks_lab as ml
+from tests.kernel import module_lab
+from tests.kernel import routing_lab as rl
+
+OWNERS = ("packet_mark", "my_proxy")
+# As if the alternatives system named the legacy commands; the mount is the process's own (ip-netns(8)).
+LEGACY = ("sh", "-c", 'mount --bind /usr/sbin/xtables-legacy-multi /usr/sbin/xtables-nft-multi && exec "$@"', "sh")
+ONE = {"name": "lb1", "id": "0x300", "mask": "0xff00", "mac": ["02:00:00:00:00:0b"], "via": ["198.18.0.11"]}
+OTHER = {"name": "up", "id": "0x200", "mask": "0xff00", "iif": "eth0"}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with rl.with_engine("kpm", ["a", "b"], tmp_path_factory, {"b": ["inside", "side"]}) as raised:
+        yield raised
+
+
+@pytest.fixture(params=ml.VARIANTS, ids=str)
+def b(lab, request):
+    with ml.marked(lab, "b", request.param, OWNERS) as made:
+        yield made
+
+
+def run(b: ml.Marked, check: bool = False, **options) -> dict:
+    """The module on a host where the command iptables is the variant's."""
+    within = LEGACY if b.variant.flavour == "iptables-legacy" else ()
+    return module_lab.run(b.host, packet_mark, check, within, **{"engine": b.variant.engine, **options})
+
+
+def test_the_examples_work_and_the_second_time_change_nothing(lab, tmp_path):
+    with ml.marked(lab, "b", ml.NFT, OWNERS) as b:
+        first = module_lab.run_examples(b.host, packet_mark, tmp_path)
+        assert first == [True, True, True, True, True, False]
+        listing = b.listing()
+        assert module_lab.run_examples(b.host, packet_mark, tmp_path) == [False] * len(first)
+        assert b.listing() == listing
+        assert [mark.name for mark in b.read("packet_mark").marks] == ["uplink2", "lb1", "lb2"]
+        b.run("ip rule del priority 1000")
+
+
+def test_the_life_of_a_mark(b):
+    before = b.variant.save(b.host), b.read("packet_mark")
+    foretold = run(b, check=True, **ONE)
+    assert (b.variant.save(b.host), b.read("packet_mark")) == before
+    done = run(b, **ONE)
+    assert foretold == done
+    assert done["changed"]
+    assert done["engine"] == b.variant.engine
+    assert "lb1 0x300/0xff00 from 02:00:00:00:00:0b via 198.18.0.11" in done["diff"][0]["after"]
+    assert not run(b, **ONE)["changed"]
+    assert [mark["name"] for mark in run(b, **OTHER)["marks"]] == ["up", "lb1"]
+    assert not run(b, **ONE)["changed"]
+    changed = run(b, **{**ONE, "id": "0x400"})
+    assert changed["changed"]
+    assert [mark["id"] for mark in changed["marks"]] == [0x200, 0x400]
+    assert [mark.name for mark in b.read("packet_mark").marks] == ["up", "lb1"]
+    for name in ("up", "lb1"):
+        assert run(b, check=True, name=name, state="absent")["changed"]
+        assert run(b, name=name, state="absent")["changed"]
+        assert not run(b, name=name, state="absent")["changed"]
+    assert b.variant.save(b.host) == []
+    assert b.read("packet_mark").marks == ()
+
+
+def test_damage_is_mended(b):
+    run(b, **ONE)
+    if b.variant is ml.NFT:
+        b.run("nft flush chain inet l4proxy_packet_mark save_768")
+    else:
+        b.run("iptables -t mangle -D INPUT -j L4PROXY_PACKET_MARK_IN")
+    assert run(b, **ONE)["changed"]
+    assert not run(b, **ONE)["changed"]
+
+
+def test_what_iptables_cannot_do_is_a_warning(b):
+    assert ("cannot match a next hop" in json.dumps(run(b, **ONE))) == (b.variant.engine == "iptables")
+
+
+def test_another_engine_takes_over_all_marks_of_the_owner(lab, b):
+    run(b, **ONE)
+    run(b, **OTHER)
+    target = "iptables" if b.variant is ml.NFT else "nftables"
+    assert run(b, engine=target, **OTHER)["changed"]
+    live = b.read("packet_mark")
+    assert (live.engine, live.sound, [mark.name for mark in live.marks]) == (target, True, ["up", "lb1"])
+    kept = run(b, engine="auto", **OTHER)
+    assert (kept["changed"], kept["engine"]) == (False, target)
+
+
+REFUSALS = [
+    ({"id": "0x10b", "mask": "0xff"}, "id: 0x10b has bits outside its mask 0xff"),
+    ({"mac": None, "iif": "eth9"}, "iif: this host has no interface eth9"),
+]
+
+
+def test_what_is_refused_is_refused_before_any_change(lab):
+    with ml.marked(lab, "b", ml.NFT, OWNERS) as b:
+        run(b, **ONE)
+        before = b.listing()
+        for options, sentence in REFUSALS:
+            given = {key: value for key, value in {**ONE, **options}.items() if value is not None}
+            for check in (True, False):
+                result = run(b, check, **given)
+                assert result.get("failed"), (options, result)
+                assert sentence in result["msg"]
+        assert b.listing() == before
