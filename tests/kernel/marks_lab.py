@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import engine, marks, runner
@@ -84,7 +84,7 @@ class Marked:
         return [*rl.listing(self.host), *(line for text in saved for line in text.splitlines() if line.startswith("-"))]
 
 
-@contextmanager
+@contextlib.contextmanager
 def marked(lab, name: str, variant: Variant, owners: tuple[str, ...] = ("return_path",)) -> Iterator[Marked]:
     """A host for one variant; whatever the owners have is gone in the end."""
     made = Marked(lab, lab[name], variant)
@@ -95,3 +95,13 @@ def marked(lab, name: str, variant: Variant, owners: tuple[str, ...] = ("return_
             made.remove(owner)
         assert made.read().marks == ()
         assert made.variant.save(made.host) == made.variant.save(made.host, "ip6tables") == []
+
+
+def outcomes(lab, host: str, sources: dict[str, str], port: int = rl.PORT, source_port: int = 0) -> list[str]:
+    """How handshakes with b end, one for each family; side by side, because silence takes a second to be told."""
+    with contextlib.ExitStack() as stack:
+        made = [
+            stack.enter_context(rl.attempt(lab[host], source, rl.address(lab["b"], family), port, source_port))
+            for family, source in sources.items()
+        ]
+        return [one.outcome() for one in made]

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import os
@@ -48,14 +47,8 @@ def b(lab, variant):
         yield made
 
 
-def spoofed(lab, port: int = rl.PORT, sources: dict | None = None, source_port: int = 0) -> set[str]:
-    """How handshakes of both families end; they run side by side, because silence takes a second to be told."""
-    with contextlib.ExitStack() as stack:
-        made = [
-            stack.enter_context(rl.attempt(lab["a"], source, rl.address(lab["b"], family), port, source_port))
-            for family, source in (sources or SOURCES).items()
-        ]
-        return {one.outcome() for one in made}
+def spoofed(lab, port: int = rl.PORT) -> set[str]:
+    return set(ml.outcomes(lab, "a", SOURCES, port))
 
 
 def by_interface(lab, name: str) -> dict:
@@ -199,7 +192,7 @@ def leaks_from_the_client(lab) -> list[bool]:
         rule = f"{word} saddr {rl.address(lab['b'], family)} tcp dport {port} counter"
         rl.watch(lab["router"], f"leaks_{word}", "forward priority 0", rule)
     sources = {family: rl.address(lab["client"], family) for family in rl.FAMILIES}
-    assert spoofed(lab, sources=sources, source_port=port) == {"silent"}
+    assert ml.outcomes(lab, "a", sources, source_port=port) == ["silent"] * 2
     for table in ("leaks_ip", "leaks_ip6"):
         found.append(rl.counters(lab["router"], table)[table] > 0)
         lab["router"].run(["nft", "delete", "table", "inet", table])

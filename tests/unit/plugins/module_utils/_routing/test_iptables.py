@@ -21,7 +21,7 @@ from .mark_data import MARKS, mark_sets
 
 OWNER = "return_path"
 COMMANDS = {"ipv4": "iptables", "ipv6": "ip6tables"}
-# What iptables-nft and iptables-legacy 1.8.9 both save after MARKS were written on kernel 6.18, beside a foreign rule.
+# What iptables-nft and iptables-legacy, 1.8.9 and 1.8.11, save after MARKS were written, beside a foreign rule.
 SAVED = {
     family: Path(__file__).with_name(f"{command}_save.txt").read_text(encoding="utf-8")
     for family, command in COMMANDS.items()

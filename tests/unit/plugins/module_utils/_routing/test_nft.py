@@ -20,7 +20,7 @@ from hypothesis import given
 
 from .mark_data import MARKS, mark_sets
 
-# What nft 1.0.6 lists after MARKS were written on kernel 6.18.
+# What nft 1.0.6 and nft 1.1.3 both list (but for their version) after MARKS were written on kernel 6.18.
 LISTING = json.loads(Path(__file__).with_name("nft_listing.json").read_text(encoding="utf-8"))
 OWNER = "return_path"
 # nft matches next hops and needs no interface to guard by.
