@@ -205,7 +205,7 @@ def main() -> None:
         owner = single_mark.owner_of(options)
         mark = single_mark.read(options) if options["state"] == "present" else None
         host = gather.Host(runner=_host_module.command_runner(module))
-        outcome, engine = single_mark.ensure(
+        outcome = single_mark.ensure(
             options["name"], mark, host, owner=owner, wanted=options["engine"], check=module.check_mode
         )
     for sentence in outcome.warnings:
@@ -214,8 +214,8 @@ def main() -> None:
         changed=outcome.changed,
         changes=list(outcome.changes),
         diff=list(outcome.diff),
-        engine=engine,
-        marks=outcome.owned["marks"],
+        engine=outcome.after.engine if outcome.after.marks else None,
+        marks=[single_mark.dump(mark) for mark in outcome.after.marks],
     )
 
 

@@ -54,11 +54,11 @@ def owner_of(options: dict[str, Any]) -> str:
 
 def ensure(
     name: str, mark: Mark | None, host: Host, *, owner: str, wanted: str = marks.AUTO, check: bool = False
-) -> tuple[Outcome, str | None]:
+) -> Outcome:
     """Make the owner have this ``mark`` and no other of that ``name`` (None: no mark of that name).
 
-    The second value is the engine that holds the marks. Raises Refused before anything is touched, MissingPackage
-    (with ``check`` only a warning), ApplyError after everything was undone.
+    ``after`` of the outcome has all marks of the owner and their engine. Raises Refused before anything is touched,
+    MissingPackage (with ``check`` only a warning), ApplyError after everything was undone.
     """
     with engine.locked(host, check):
         warnings = []
@@ -80,9 +80,7 @@ def ensure(
     warnings += marks.limits([mark] if mark else [], after.engine)
     diff = engine.difference(have, after)
     sentences = tuple(change.sentence for change in changes)
-    owned = {"marks": [dump(one) for one in after.marks]}
-    outcome = Outcome(sentences, (diff,) if diff else (), (), tuple(warnings), owned)
-    return outcome, after.engine if after.marks else None
+    return Outcome(sentences, (diff,) if diff else (), (), tuple(warnings), after)
 
 
 def dump(mark: Mark) -> dict[str, Any]:

@@ -26,14 +26,13 @@ def host(tmp_path):
 
 def present(host, options: dict, **arguments):
     mark = single_mark.read(options)
-    outcome, engine = single_mark.ensure(mark.name, mark, host.engine, owner="packet_mark", **arguments)
-    assert engine == "nftables"
+    outcome = single_mark.ensure(mark.name, mark, host.engine, owner="packet_mark", **arguments)
+    assert outcome.after.engine == "nftables"
     return outcome
 
 
 def absent(host, name: str, **arguments):
-    outcome, _engine = single_mark.ensure(name, None, host.engine, owner="packet_mark", **arguments)
-    return outcome
+    return single_mark.ensure(name, None, host.engine, owner="packet_mark", **arguments)
 
 
 def held(host) -> tuple[Mark, ...]:
@@ -95,7 +94,8 @@ def test_adding_and_removing_one_leaves_the_others(host):
     assert not present(host, ONE).changed
     assert present(host, {**ONE, "id": "0x400"}).changed
     assert [mark.id for mark in held(host)] == [0x200, 0x400]
-    assert absent(host, "lb1").owned["marks"] == [{"name": "up", "id": 0x200, "mask": 0xFF00, "iif": "lo"}]
+    (left,) = absent(host, "lb1").after.marks
+    assert single_mark.dump(left) == {"name": "up", "id": 0x200, "mask": 0xFF00, "iif": "lo"}
     assert held(host) == (UP,)
     assert absent(host, "up").changed
     assert not host.nft.tables
@@ -107,7 +107,7 @@ def test_check_mode_foretells(host):
     foretold = present(host, ONE, check=True)
     assert held(host) == (UP,)
     assert present(host, ONE) == foretold
-    assert foretold.owned["marks"][1]["mac"] == ["02:00:00:00:00:0b"]
+    assert single_mark.dump(foretold.after.marks[1])["mac"] == ["02:00:00:00:00:0b"]
 
 
 REFUSED = [
@@ -133,7 +133,7 @@ def test_without_any_engine_the_package_is_named(host):
     with pytest.raises(errors.MissingPackage, match="install the package nftables"):
         present(host, ONE)
     mark = single_mark.read(ONE)
-    outcome, _engine = single_mark.ensure("lb1", mark, host.engine, owner="packet_mark", check=True)
+    outcome = single_mark.ensure("lb1", mark, host.engine, owner="packet_mark", check=True)
     assert outcome.changed
     assert "compared with an owner without marks" in outcome.warnings[0]
     assert not absent(host, "lb1").changed
