@@ -61,6 +61,8 @@ def _retiring(value: Any, retire_at: int) -> Any:
 def due(document: Document, now: float, count: Count) -> Document:
     """The document without what is over."""
     counts: dict[Id, int | None] = {}
+    # Connections that carry no mark in conntrack cannot be counted: what they need stays for the whole time.
+    untracked = {(mark.id, mark.mask) for mark in document.marks if not mark.conntrack}
 
     def over(value: Any) -> bool:
         if not value.retiring or value.retire_at is None:
@@ -68,6 +70,8 @@ def due(document: Document, now: float, count: Count) -> Document:
         if value.retire_at <= now:
             return True
         ids = _ids(value, document)
+        if ids & untracked:
+            return False
         counts.update({one: count(*one) for one in ids - counts.keys()})
         return bool(ids) and all(counts[one] == 0 for one in ids)
 

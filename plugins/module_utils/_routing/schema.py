@@ -298,7 +298,8 @@ def check_mark(values: dict[str, Any]) -> Problems:
     matches = [name for name in ("mac", "iif", "transparent") if values.get(name)]
     if len(matches) > 1:
         wrong.append((matches[1], f"has no meaning beside {matches[0]}; a mark goes by one of mac, iif, transparent"))
-    if not matches and "via" not in values:
+    # One that retires has given its MAC to the mark that follows it.
+    if not matches and "via" not in values and not values.get("retiring"):
         wrong.append(("via", "required, unless mac, iif or transparent says which packets are marked"))
     if values.get("transparent"):
         useless = [name for name in ("via", "conntrack") if values.get(name)]

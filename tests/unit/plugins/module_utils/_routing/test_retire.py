@@ -74,7 +74,6 @@ ODD = [
     State((Rule("ipv4", 0, table=7, iif="lo"),)),
     State((Rule("ipv4", 5, table=254, iif="lo"),)),
     State(routes=(replace(ROUTE, table=254),)),
-    State(marks=(replace(MARK, via=()),)),
 ]
 
 
@@ -106,6 +105,20 @@ def test_a_table_that_two_ids_look_up_stays_for_the_other():
     )
     assert retire.due(both, 5, counting(m12=0, m13=1)).routes
     assert not retire.due(both, 5, counting(m12=0, m13=0)).routes
+
+
+def test_what_conntrack_does_not_know_stays_for_the_whole_time():
+    single = replace(MARK, conntrack=False)
+    begun = retire.begin(EMPTY, replace(HAVE, marks=(single,)), None, 1000)
+    assert {LOOKUP, GUARD, ROUTE, replace(single, macs=())} <= set(
+        retire.leaving(retire.due(begun, 999, counting(m12=0)))
+    )
+    assert retire.leaving(retire.due(begun, 1000, counting(m12=0))) == []
+
+
+def test_a_mark_without_next_hop_retires_and_can_be_stored():
+    begun = retire.begin(NEW, State(marks=(replace(MARK, via=()),)), None, 1000)
+    assert document.load(document.dump(begun)).marks == begun.marks
 
 
 def test_without_a_time_nothing_is_due():
