@@ -112,14 +112,14 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Connections that came in by the second uplink (1) - mark them
+- name: Connections that came in by this uplink (1) - mark them
   trueip.l4proxy.packet_mark:
-    name: uplink2
+    name: uplink
     id: 0x200
     mask: 0xff00
-    iif: eth1
+    iif: eth0
 
-- name: Connections that came in by the second uplink (2) - route their replies by its table
+- name: Connections that came in by this uplink (2) - route their replies by its table
   trueip.l4proxy.policy_rule:
     family: ipv4
     priority: 1000

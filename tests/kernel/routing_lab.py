@@ -104,9 +104,9 @@ def _passing(line: str) -> bool:
 
 
 @contextmanager
-def with_engine(prefix: str, hosts: list[str], tmp_path_factory, networks: dict | None = None):
+def with_engine(prefix: str, hosts: list[str], tmp_path_factory):
     """Raise a lab whose ``.engine`` is an Engine with files of its own."""
-    with NamespaceLab(f"{prefix}{os.getpid()}", hosts, networks) as raised:
+    with NamespaceLab(f"{prefix}{os.getpid()}", hosts) as raised:
         raised.engine = Engine(tmp_path_factory.mktemp("engine"))
         yield raised
 

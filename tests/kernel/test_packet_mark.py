@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""packet_mark as Ansible runs it, in a namespace: its own examples, and the life of a mark in each engine."""
+"""packet_mark in a namespace: the life of a mark in each engine. (Its examples run in test_examples.)"""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
 from ansible_collections.trueip.l4proxy.plugins.modules import packet_mark
 
 from tests.kernel import marks_lab as ml
-from tests.kernel import module_lab
 from tests.kernel import routing_lab as rl
 
 OWNERS = ("packet_mark", "my_proxy")
@@ -24,7 +23,7 @@ OTHER = {"name": "up", "id": "0x200", "mask": "0xff00", "iif": "eth0"}
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    with rl.with_engine("kpm", ["a", "b"], tmp_path_factory, {"b": ["inside", "side"]}) as raised:
+    with rl.with_engine("kpm", ["a", "b"], tmp_path_factory) as raised:
         yield raised
 
 
@@ -47,16 +46,6 @@ def run(capsys, monkeypatch):
         return json.loads(capsys.readouterr().out)
 
     return call
-
-
-def test_the_examples_work_and_the_second_time_change_nothing(lab, tmp_path):
-    with ml.marked(lab, "b", ml.NFT, OWNERS) as b:
-        assert module_lab.run_examples(b.host, packet_mark, tmp_path) == 5  # and one is absent already
-        listing = b.listing()
-        assert module_lab.run_examples(b.host, packet_mark, tmp_path) == 0
-        assert b.listing() == listing
-        assert [mark.name for mark in b.read("packet_mark").marks] == ["uplink2", "lb1", "lb2"]
-        b.run("ip rule del priority 1000")
 
 
 def test_the_life_of_a_mark(b, run):
