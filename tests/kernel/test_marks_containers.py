@@ -46,9 +46,10 @@ def lab(tmp_path_factory):
 
 
 def add_box(lab, stack) -> None:
-    """The container, its listening sockets and the published port. It goes with the lab: its name has the prefix."""
+    """The container, its listening sockets and the published port."""
     b, box = lab["b"], f"{lab.prefix}-box"
     wiring.run(["ip", "netns", "add", box])
+    stack.callback(wiring.run, ["ip", "netns", "del", box])
     b.run(["ip", "link", "add", "box0", "type", "veth", "peer", "name", "eth0", "netns", box])
     sides = ((b.netns, "box0", BRIDGE), (box, "eth0", BOX))
     for netns, dev, own in sides:
