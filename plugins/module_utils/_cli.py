@@ -78,6 +78,13 @@ def _probe(arguments: argparse.Namespace) -> int:
     return 0 if verdict.step == engine.ESTABLISHED else EXIT_FAULT
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    from ._routing.doctor import gather, report
+
+    sources = gather.Sources(directory=arguments.directory, config=arguments.config)
+    return report.run(sources, arguments.client, arguments.port, arguments.json, sys.stdout, sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="l4proxy", description="IP-transparent layer-4 reverse proxy")
     parser.add_argument("--version", action="version", version=f"l4proxy {VERSION}")
@@ -107,6 +114,18 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--timeout", type=float, default=3.5, metavar="SECONDS", help="default: %(default)s")
     probe.add_argument("--json", action="store_true", help="print step, seconds and sentence as JSON")
     probe.set_defaults(run=_probe)
+
+    doctor = commands.add_parser("doctor", help="say what is wrong with the path on this host, why, and what mends it")
+    doctor.add_argument("--directory", default=DOCUMENTS, metavar="DIR", help="state documents; default: %(default)s")
+    doctor.add_argument("--config", default=CONFIG, metavar="FILE", help="of the forwarder; default: %(default)s")
+    doctor.add_argument(
+        "--client", action="append", default=[], metavar="ADDRESS", help="a client to try for, one a family"
+    )
+    doctor.add_argument(
+        "--port", action="append", default=[], metavar="PORT[/udp]", help="a port that this host serves, repeatable"
+    )
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 

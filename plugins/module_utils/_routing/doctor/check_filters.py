@@ -1,0 +1,154 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Packet filters: those that drop clients, those that overwrite our marks, and those that translate addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from .facts import Facts
+from .finding import FAIL, WARN, Finding, skip
+from .firewall import Packet, Verdict
+from .packets import Reply
+
+TCP = 6
+NO_RULESET = "packet filters cannot be listed without nft"
+# A port of the far end, to stand for any.
+ANY_PORT = 40000
+
+
+def firewall(facts: Facts) -> Iterator[Finding]:
+    if facts.ruleset is None:
+        yield skip(NO_RULESET)
+        return
+    yield from _clients_at_backend(facts)
+    yield from _clients_at_proxy(facts)
+    yield from _replies_at_proxy(facts)
+
+
+def _clients_at_backend(facts: Facts) -> Iterator[Finding]:
+    """A port that admits the proxy and not the clients; a port that was named must admit the clients anyway."""
+    named = set(facts.ports)
+    listening = {(one.protocol, one.port) for one in facts.sockets if one.protocol == "tcp"}
+    for peer in facts.peers:
+        for protocol, port in sorted(named or listening) if peer.own and peer.dev else ():
+            packet = Packet(peer.family, facts.clients[peer.family], peer.own, protocol, ANY_PORT, port, peer.dev)
+            client = facts.ruleset.verdict("input", packet)
+            proxy = facts.ruleset.verdict("input", replace(packet, src=peer.via))
+            if client.accepted or not (proxy.accepted or (protocol, port) in named):
+                continue
+            who = f"admits proxy {peer.name} but drops" if proxy.accepted else "drops"
+            yield _dropped(
+                facts,
+                packet,
+                client,
+                f"a packet filter {who} clients such as {packet.src} at {protocol} port {port}",
+                "with a transparent proxy the backend sees the clients' own addresses, so a rule that names the proxy "
+                "does not let them in, while checks from the proxy stay green",
+                f"admit the clients: `nft insert rule TABLE CHAIN {protocol} dport {port} accept`",
+            )
+
+
+def _clients_at_proxy(facts: Facts) -> Iterator[Finding]:
+    for listener in facts.forwarder.listeners if facts.forwarder else ():
+        client = facts.clients[listener.family]
+        packet = Packet(listener.family, client, listener.address, listener.protocol, ANY_PORT, listener.port)
+        verdict = facts.ruleset.verdict("input", packet)
+        if not verdict.accepted:
+            yield _dropped(
+                facts,
+                packet,
+                verdict,
+                f"a packet filter drops clients such as {client} at {listener.protocol} port {listener.port}",
+                "the service listens there and nobody gets in",
+                f"`nft insert rule TABLE CHAIN {listener.protocol} dport {listener.port} accept`",
+            )
+
+
+def _replies_at_proxy(facts: Facts) -> Iterator[Finding]:
+    for reply in (one for one in facts.replies if one.iif and one.ip_proto == TCP):
+        packet = Packet(reply.family, reply.src, reply.dst, "tcp", None, ANY_PORT, reply.iif, state="established")
+        verdict = facts.ruleset.verdict("input", replace(packet, mark=reply.mark))
+        if not verdict.accepted:
+            yield _dropped(
+                facts,
+                packet,
+                verdict,
+                f"a packet filter drops replies of backend {reply.src} to clients such as {reply.dst}",
+                "their destination is not an address of this host, and they have to come in all the same",
+                "`nft insert rule TABLE CHAIN ct state established accept`",
+            )
+
+
+def _dropped(facts: Facts, packet: Packet, verdict: Verdict, what: str, why: str, fix: str) -> Finding:
+    """It fails for a client that was named; the sample stands for clients that may not be meant to get in."""
+    doubt = "" if verdict.certain else "; a rule before it is not understood here and may let them pass"
+    certain = verdict.certain and (packet.state == "established" or packet.family in facts.clients_given)
+    subject = f"{packet.protocol} {packet.dport}" if packet.dport else packet.src
+    return Finding(FAIL if certain else WARN, subject, f"{what} ({verdict.by}{doubt})", why, fix)
+
+
+HOOKS_OF_REQUESTS, HOOKS_OF_REPLIES = ("prerouting", "input"), ("output", "postrouting")
+
+
+def mark_clobbered(facts: Facts) -> Iterator[Finding]:
+    if facts.ruleset is None:
+        yield skip(NO_RULESET)
+        return
+    named = set()
+    for peer, reply in _marked_replies(facts):
+        for hook in (*HOOKS_OF_REQUESTS, *HOOKS_OF_REPLIES):
+            packet = _packet(peer, reply, hook)
+            for chain, rule, sure in facts.ruleset.reached(hook, packet):
+                # The packet's own mark matters once it is restored, which is on OUTPUT; the connection's always.
+                keys = ("ct", "meta") if hook == "output" else ("ct",)
+                bits = any(write.key in keys and write.bits & peer.mask for write in rule.writes)
+                if bits and (chain.table, rule.text) not in named:
+                    named.add((chain.table, rule.text))
+                    verb = "overwrites" if sure else "may overwrite"
+                    yield Finding(
+                        FAIL if sure else WARN,
+                        chain.table,
+                        f"`{rule.text}` in chain {chain.table} {chain.name} {verb} bits "
+                        f"{peer.mask:#x} of the mark, which tell the proxy",
+                        "replies that have lost their mark bypass the proxy, or go to another one",
+                        f"let that rule keep our bits: mark and {0xFFFFFFFF & peer.mask:#x} "
+                        "(iptables: a mask with --set-xmark, --restore-mark, --save-mark)",
+                    )
+
+
+def _marked_replies(facts: Facts) -> Iterator[tuple]:
+    for peer in facts.peers:
+        for reply in facts.replies:
+            if peer.id and reply.mark == peer.id and reply.family == peer.family and peer.dev and not reply.iif:
+                yield peer, reply
+
+
+def _packet(peer, reply: Reply, hook: str) -> Packet:
+    """The client's request as it comes in, or the reply as it goes out."""
+    if hook in HOOKS_OF_REQUESTS:
+        return Packet(peer.family, reply.dst, reply.src, "tcp", ANY_PORT, None, peer.dev)
+    return Packet(peer.family, reply.src, reply.dst, "tcp", None, ANY_PORT, None, peer.dev, "established", peer.id)
+
+
+def containers(facts: Facts) -> Iterator[Finding]:
+    """Replies of a container behind a published port are forwarded: OUTPUT never sees them."""
+    if facts.ruleset is None:
+        yield skip(NO_RULESET)
+        return
+    for peer, reply in _marked_replies(facts):
+        packet = _packet(peer, reply, "prerouting")
+        for chain, rule, _sure in facts.ruleset.reached("prerouting", packet):
+            if rule.translates and not facts.restores_forwarded:
+                yield Finding(
+                    WARN,
+                    chain.table,
+                    f"`{rule.text}` in chain {chain.table} {chain.name} sends published ports to containers",
+                    "replies of a container are forwarded, not sent by this host, and get no mark back",
+                    "serve the port from this host itself, or run the return_path role of a version that restores the "
+                    "mark in PREROUTING",
+                )
+                return

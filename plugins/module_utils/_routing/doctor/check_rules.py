@@ -1,0 +1,89 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Rules, routes and numbers of others that are in the way of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .. import text
+from ..plan import Foreign, State, conflicts
+from ..route_query import RouteAnswer
+from . import packets
+from .facts import Facts
+from .finding import Finding, fail, skip, warn
+from .packets import Reply
+
+MAIN = 254
+
+
+def taken(facts: Facts) -> Iterator[Finding]:
+    """The engine would refuse such a document; said here before anything is touched."""
+    if facts.rules is None or facts.routes is None:
+        yield skip("rules and routes cannot be listed without pyroute2")
+        return
+    ours = facts.protocols
+    foreign = Foreign(
+        tuple((one.value, one.protocol) for one in facts.rules if one.value and one.protocol not in ours),
+        tuple((one.family, one.table, one.protocol, one.text) for one in facts.routes if one.protocol not in ours),
+    )
+    for document in facts.documents:
+        for sentence in conflicts(State(document.rules, document.routes), foreign):
+            yield fail(
+                document.owner,
+                sentence,
+                f"the document of {document.owner} cannot be applied beside it",
+                "remove what is named here, then `l4proxy keep --once`",
+            )
+
+
+def rule_before(facts: Facts) -> Iterator[Finding]:
+    if facts.rules is None:
+        return
+    named = set()
+    for reply, answer in facts.replies.items():
+        for found in packets.before_ours(reply, facts.rules, facts.protocols):
+            rule = found.value
+            decides = rule.action != "lookup" or _answers(facts, reply, rule.table, answer)
+            if decides and rule not in named:
+                named.add(rule)
+                yield fail(
+                    found.text,
+                    f"`{found.text}` ({text.owner_name(found.protocol)}) is asked before our rule at priority "
+                    f"{reply.rule.priority} and takes {reply.text}",
+                    "the reply never gets to the table that would send it the right way",
+                    f"give that rule a priority above {reply.rule.priority + 1}, or take it away: "
+                    f"`{text.command(rule.family)} rule del priority {rule.priority}`",
+                )
+
+
+def _answers(facts: Facts, reply: Reply, table: int | None, answer: RouteAnswer) -> bool:
+    """Whether a foreign rule's table has a route for the reply, and another one than is wanted."""
+    if facts.applied:
+        # Asked for the same reply, the kernel has told which table answered.
+        return answer.table == table and not reply.is_well_sent(answer)
+    if table == MAIN:
+        return any(peer.unmarked and peer.unmarked.table == MAIN for peer in facts.peers)
+    defaults = [one.value for one in facts.routes or () if one.table == table and one.value]
+    return any(one.dst == "default" and reply.via not in (one.via, one.type) for one in defaults)
+
+
+def mark_shared(facts: Facts) -> Iterator[Finding]:
+    """Another's rule selects by bits that ours are made of."""
+    for document in facts.documents:
+        marks = {(rule.fwmark, rule.fwmask) for rule in packets.lookups(document) if rule.fwmark}
+        for found in facts.rules or ():
+            rule = found.value
+            if rule is None or found.protocol in facts.protocols:
+                continue
+            for mark, mask in sorted(marks):
+                if packets.marks_meet(rule, mark, mask):
+                    yield warn(
+                        found.text,
+                        f"`{found.text}` ({text.owner_name(found.protocol)}) goes by a mark that has our bits "
+                        f"({mark:#x}/{mask:#x})",
+                        "packets of the one may be routed as the other's",
+                        "let the other tool use bits outside 0xff, or give that proxy another l4proxy_id",
+                    )

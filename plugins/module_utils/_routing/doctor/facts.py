@@ -1,0 +1,183 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The snapshot that every check goes by: plain values, gathered once.
+
+Whatever could not be looked at is None, and the reason is in ``missing``: a fresh host has neither pyroute2 nor nft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..document import Document
+from ..kernel import Found
+from ..plan import Change
+from ..route_query import RouteAnswer
+from .firewall import Ruleset
+from .packets import Reply
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A proxy as this backend sees it, in one family: where its document sends replies, and what is there.
+
+    ``dev`` is the interface on which ``via`` is a direct neighbour, ``own`` this host's address towards it. ``mac`` is
+    what the neighbour table says, ``declared`` what the document does. ``arrival`` is the kernel's answer for a
+    client's packet that comes in by ``dev``, ``unmarked`` its route to the client without any mark.
+    """
+
+    name: str
+    family: str
+    via: str
+    table: int
+    id: int | None = None
+    mask: int = 0
+    wanted_dev: str | None = None
+    dev: str | None = None
+    own: str | None = None
+    is_local: bool = False
+    declared: tuple[str, ...] = ()
+    mac: str | None = None
+    arrival: RouteAnswer | None = None
+    unmarked: RouteAnswer | None = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend as this proxy sees it, and the interface it is on."""
+
+    family: str
+    address: str
+    dev: str | None = None
+
+
+@dataclass(frozen=True)
+class Socket:
+    """A listening TCP socket, or an unconnected UDP one. ``protocol`` is tcp or udp."""
+
+    protocol: str
+    address: str
+    port: int
+
+    @property
+    def family(self) -> str:
+        return "ipv6" if ":" in self.address else "ipv4"
+
+    @property
+    def is_wildcard(self) -> bool:
+        return self.address in ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True)
+class Conntrack:
+    """Entries now and at most; ``dropped`` counts packets refused because the table was full, since boot."""
+
+    count: int
+    most: int
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A systemd unit, in systemd's words: loaded | not-found, active | inactive | failed ..., enabled | disabled ..."""
+
+    load: str
+    active: str
+    enabled: str
+
+
+@dataclass(frozen=True)
+class Listener:
+    protocol: str
+    address: str
+    port: int
+
+    @property
+    def family(self) -> str:
+        return "ipv6" if ":" in self.address else "ipv4"
+
+
+@dataclass(frozen=True)
+class Forwarder:
+    """What forwarder.json wants, and what runs: ``pid`` and its effective capabilities, None when nothing runs."""
+
+    path: str
+    error: str | None = None
+    listeners: tuple[Listener, ...] = ()
+    backends: tuple[str, ...] = ()
+    pid: int | None = None
+    capabilities: int | None = None
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the host is from one document: the changes that are needed, or why that cannot be said."""
+
+    owner: str
+    changes: tuple[Change, ...] = ()
+    blocked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """``applied`` is False when ``documents`` are still to be applied. ``clients`` is one sample client a family."""
+
+    documents: tuple[Document, ...] = ()
+    faults: tuple[str, ...] = ()
+    applied: bool = True
+    clients: Mapping[str, str] = field(default_factory=dict)
+    # Families whose sample client was chosen by the caller, and so stands for real ones.
+    clients_given: frozenset[str] = frozenset()
+    ports: tuple[tuple[str, int], ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+    # name: whether it is up
+    links: Mapping[str, bool] = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    peers: tuple[Peer, ...] = ()
+    backends: tuple[Backend, ...] = ()
+    replies: Mapping[Reply, RouteAnswer] = field(default_factory=dict)
+    rules: tuple[Found, ...] | None = None
+    routes: tuple[Found, ...] | None = None
+    # destination: the gateway that a redirect has taught
+    redirected: Mapping[str, str] | None = None
+    ruleset: Ruleset | None = None
+    # Whether our own table gives forwarded packets their mark back.
+    restores_forwarded: bool = False
+    sockets: tuple[Socket, ...] = ()
+    conntrack: Conntrack | None = None
+    units: Mapping[str, Unit] | None = None
+    drop_ins: tuple[str, ...] = ()
+    forwarder: Forwarder | None = None
+    drift: tuple[Drift, ...] = ()
+
+    @property
+    def return_path(self) -> tuple[Document, ...]:
+        """The documents that send replies to a next hop: this host is a backend."""
+        return tuple(one for one in self.documents if any(route.via for route in one.routes))
+
+    @property
+    def local_delivery(self) -> tuple[Document, ...]:
+        """The documents that take replies in: this host is a proxy."""
+        return tuple(one for one in self.documents if any(route.type == "local" for route in one.routes))
+
+    @property
+    def protocols(self) -> frozenset[int]:
+        return frozenset(one.protocol for one in self.documents)
+
+    def setting(self, name: str, default: int = 0) -> int:
+        """A setting as a number; ``default`` where the kernel has none of that name."""
+        value = self.settings.get(name, "")
+        return int(value) if value.lstrip("-").isdigit() else default
+
+    def highest(self, family: str, link: str, key: str) -> int:
+        """The larger of ``all`` and the interface's own, which is how the kernel reads rp_filter and its like."""
+        return max(self.setting(conf(family, name, key)) for name in ("all", link))
+
+
+def conf(family: str, link: str, key: str) -> str:
+    """The name of a setting of one interface, as ``Sysctl`` spells it: a dot in the interface's name becomes /."""
+    return f"net.{family}.conf.{link.replace('.', '/')}.{key}"

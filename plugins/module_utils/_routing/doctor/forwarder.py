@@ -1,0 +1,48 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the forwarder's config wants and what runs, read from its files: routing does not know the forwarder's code."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .. import files
+from . import proc
+from .facts import Forwarder, Listener
+
+
+def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
+    """None where there is no config: no proxy of ours, or one that uses another forwarder."""
+    try:
+        content = files.read(config)
+        if content is None:
+            return None
+        wanted = _wanted(json.loads(content))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Forwarder(config, error=f"cannot be understood: {type(error).__name__}: {error}")
+    except OSError as error:
+        return Forwarder(config, error=f"cannot be read: {error.strerror}")
+    pid = _pid(runtime)
+    capabilities = proc.capabilities(proc_directory, pid) if pid else None
+    return Forwarder(config, None, *wanted, pid if capabilities is not None else None, capabilities)
+
+
+def _wanted(data: dict[str, Any]) -> tuple[tuple[Listener, ...], tuple[str, ...]]:
+    """Listeners, and the addresses of backends that are reached by a family somebody listens on."""
+    listeners, addresses = [], set()
+    for service in data["services"]:
+        here = [Listener(service.get("protocol", "tcp"), one["address"], one["port"]) for one in service["listen"]]
+        listeners += here
+        families = {one.family for one in here}
+        addresses |= {backend.get(family) for backend in service["backends"] for family in families}
+    return tuple(listeners), tuple(sorted(addresses - {None}))
+
+
+def _pid(runtime: str) -> int | None:
+    try:
+        return int(json.loads(files.read(runtime) or "{}").get("pid") or 0) or None
+    except (ValueError, AttributeError, OSError):
+        return None

@@ -1,0 +1,221 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""``nft -j list ruleset`` (libnftables-json(5)) as the model of ``firewall``. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..model import MAX_U32
+from .firewall import ACCEPT, DROP, RETURN, UNKNOWN, Chain, FilterRule, MarkWrite, Ruleset, Test, Value
+
+FAMILIES = {"ip": "ipv4", "ip6": "ipv6", "inet": "inet"}
+VERDICTS = {"accept": ACCEPT, "drop": DROP, "reject": DROP, "return": RETURN, "queue": None}
+NAT = ("dnat", "redirect")
+# What iptables-nft keeps in nft: told by the names of its chains, and read through iptables-save instead.
+IPTABLES = re.compile(r"PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING")
+# (protocol, field) of a payload, or ("meta", key), or ("ct", key) → the packet's field
+FIELDS = {
+    ("ip", "saddr"): "src", ("ip6", "saddr"): "src", ("ip", "daddr"): "dst", ("ip6", "daddr"): "dst",
+    ("tcp", "sport"): "sport", ("udp", "sport"): "sport", ("th", "sport"): "sport",
+    ("tcp", "dport"): "dport", ("udp", "dport"): "dport", ("th", "dport"): "dport",
+    ("ip", "protocol"): "protocol", ("ip6", "nexthdr"): "protocol", ("meta", "l4proto"): "protocol",
+    ("meta", "iifname"): "iif", ("meta", "iif"): "iif", ("meta", "oifname"): "oif", ("meta", "oif"): "oif",
+    ("meta", "nfproto"): "family", ("meta", "mark"): "mark", ("ct", "state"): "state",
+}  # fmt: skip
+
+
+def parse(listing: Mapping[str, Any], leave_out: Iterable[str] = ()) -> Ruleset:
+    """All chains but those of iptables, and of the tables named in ``leave_out`` (ours)."""
+    items = listing.get("nftables", [])
+    sets = {
+        (_table(one["set"]), one["set"]["name"]): one["set"].get("elem", [])
+        for one in items
+        if "set" in one and "timeout" not in one["set"]
+    }
+    chains = {}
+    for one in (item["chain"] for item in items if "chain" in item):
+        known = one["family"] in FAMILIES and one["table"] not in leave_out
+        if known and not IPTABLES.fullmatch(one["name"]):
+            rules = [item["rule"] for item in items if "rule" in item and _is_in(item["rule"], one)]
+            chains[_table(one), one["name"]] = Chain(
+                table=_table(one),
+                name=one["name"],
+                family=FAMILIES[one["family"]],
+                hook=one.get("hook", ""),
+                priority=one.get("prio", 0),
+                policy=one.get("policy", ACCEPT),
+                rules=tuple(part for rule in rules for part in _rules(rule, sets)),
+            )
+    return Ruleset(chains)
+
+
+def uses_iptables(listing: Mapping[str, Any]) -> bool:
+    """Whether some of the chains are those of iptables-nft."""
+    chains = [item["chain"]["name"] for item in listing.get("nftables", []) if "chain" in item]
+    return any(IPTABLES.fullmatch(name) for name in chains)
+
+
+def hooks(listing: Mapping[str, Any], tables: Iterable[str]) -> set[str]:
+    """The hooks at which chains of the named tables are."""
+    chains = [item["chain"] for item in listing.get("nftables", []) if "chain" in item]
+    return {one["hook"] for one in chains if one["table"] in tables and "hook" in one}
+
+
+def _table(item: Mapping[str, Any]) -> str:
+    return f"{item['family']} {item['table']}"
+
+
+def _is_in(rule: Mapping[str, Any], chain: Mapping[str, Any]) -> bool:
+    return (rule["family"], rule["table"], rule["chain"]) == (chain["family"], chain["table"], chain["name"])
+
+
+def _rules(rule: Mapping[str, Any], sets: Mapping) -> Iterable[FilterRule]:
+    """One rule; a verdict map gives one for each of its elements."""
+    tests: list[Test] = []
+    writes: list[MarkWrite] = []
+    translates = False
+    text = _text(rule["expr"])
+    for statement in rule["expr"]:
+        ((name, body),) = statement.items()
+        if name == "match":
+            tests.append(_test(body, _table(rule), sets))
+        elif name == "mangle":
+            writes += _writes(body)
+        elif name == "vmap":
+            yield from _mapped(body, tests, _table(rule), sets, text)
+        elif name in NAT:
+            translates = True
+        elif name in ("limit", "xt", "quota", "connlimit") or (name == "set" and "op" not in body):
+            tests.append(UNKNOWN)
+        elif name in VERDICTS or name in ("jump", "goto"):
+            yield _decided(statement, tests, writes, text)
+            return
+    if writes or translates:
+        yield FilterRule(tuple(tests), writes=tuple(writes), translates=translates, text=text)
+
+
+def _decided(statement: Mapping[str, Any], tests: list[Test], writes: list[MarkWrite], text: str) -> FilterRule:
+    ((name, body),) = statement.items()
+    if name in ("jump", "goto"):
+        return FilterRule(tuple(tests), None, body["target"], name == "jump", tuple(writes), text=text)
+    verdict = VERDICTS[name]
+    return FilterRule((*tests, UNKNOWN) if name == "queue" else tuple(tests), verdict or DROP, text=text)
+
+
+def _mapped(body: Mapping[str, Any], tests: list[Test], table: str, sets: Mapping, text: str) -> Iterable[FilterRule]:
+    pairs = body["data"].get("set", []) if isinstance(body["data"], dict) else []
+    if not pairs:  # a named map: its elements are not looked up
+        yield FilterRule((*tests, UNKNOWN), DROP, text=text)
+    for value, verdict in pairs:
+        one = _test({"op": "==", "left": body["key"], "right": value}, table, sets)
+        yield _decided(verdict, [*tests, one], [], text)
+
+
+def _test(match: Mapping[str, Any], table: str, sets: Mapping) -> Test:
+    field, masked = _field(match["left"])
+    right = match["right"]
+    if isinstance(right, str) and right.startswith("@"):
+        right = {"set": sets[table, right[1:]]} if (table, right[1:]) in sets else None
+    if field is None or masked or right is None or match["op"] not in ("==", "in", "!="):
+        return UNKNOWN
+    values = tuple(_value(field, one) for one in _elements(right))
+    if None in values:
+        return UNKNOWN
+    return Test(field, values, match["op"] == "!=")
+
+
+def _field(left: Any) -> tuple[str | None, bool]:
+    if not isinstance(left, dict):
+        return None, False
+    ((kind, body),) = left.items()
+    if kind == "&":
+        return None, True
+    if kind == "payload":
+        return FIELDS.get((body.get("protocol"), body.get("field"))), False
+    return FIELDS.get((kind, body.get("key"))) if isinstance(body, dict) else None, False
+
+
+def _elements(right: Any) -> list[Any]:
+    if isinstance(right, dict) and "set" in right:
+        return right["set"] if isinstance(right["set"], list) else [right["set"]]
+    return right if isinstance(right, list) else [right]
+
+
+def _value(field: str, value: Any) -> Value | None:
+    """One value as the model has it; None for one that is not understood."""
+    if isinstance(value, dict) and "elem" in value:
+        value = value["elem"].get("val")
+    if field in ("src", "dst"):
+        return _network(value)
+    if isinstance(value, dict):
+        ends = value.get("range")
+        return (ends[0], ends[1]) if ends and all(isinstance(end, int) for end in ends) else None
+    if isinstance(value, int):
+        return (value, value)
+    return value if isinstance(value, str) and not value.endswith("*") else None
+
+
+def _network(value: Any) -> Value | None:
+    try:
+        if isinstance(value, dict) and "prefix" in value:
+            value = f"{value['prefix']['addr']}/{value['prefix']['len']}"
+        return ipaddress.ip_network(value, strict=False)
+    except (ValueError, TypeError):
+        return None
+
+
+def _writes(body: Mapping[str, Any]) -> list[MarkWrite]:
+    """The bits a ``set`` of a mark may change: all, unless the old value is kept under a mask."""
+    key = body["key"]
+    for kind in ("meta", "ct"):
+        if key == {kind: {"key": "mark"}}:
+            return [MarkWrite(kind, _changed(key, body["value"]))]
+    return []
+
+
+def _changed(key: Any, value: Any) -> int:
+    if value == key:
+        return 0
+    if isinstance(value, dict) and len(value) == 1:
+        ((operator, parts),) = value.items()
+        if operator in ("|", "^") and isinstance(parts[1], int):
+            return _changed(key, parts[0]) | parts[1]
+        if operator == "&" and isinstance(parts[1], int):
+            return _changed(key, parts[0]) | (MAX_U32 & ~parts[1])
+    return MAX_U32
+
+
+def _text(statements: list[Any]) -> str:
+    """Enough of a rule for a person to find it."""
+    words = []
+    for statement in statements:
+        ((name, body),) = statement.items()
+        if name == "match":
+            operator = [] if body["op"] in ("==", "in") else [body["op"]]
+            words += [_word(body["left"]), *operator, _word(body["right"])]
+        elif name == "mangle":
+            words.append(f"{_word(body['key'])} set {_word(body['value'])}")
+        elif name in ("jump", "goto"):
+            words.append(f"{name} {body['target']}")
+        elif name not in ("counter", "log"):
+            words.append(name)
+    return " ".join(words)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, dict) and len(value) == 1:
+        ((kind, body),) = value.items()
+        if kind == "payload" and isinstance(body, dict) and "field" in body:
+            return f"{body['protocol']} {body['field']}"
+        if isinstance(body, dict) and "key" in body:
+            return f"{kind} {body['key']}"
+        if kind in ("|", "&", "^"):
+            return f"({_word(body[0])} {kind} {_word(body[1])})"
+    return f"{value:#x}" if isinstance(value, int) and value > 65535 else re.sub(r'["{}\[\]]', "", json.dumps(value))

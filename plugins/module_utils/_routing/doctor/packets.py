@@ -1,0 +1,114 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The packets that the path is about, which document wants them where, and which rule would take them. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ..document import Document
+from ..kernel import Found
+from ..model import MAX_U32, Rule
+from ..route_query import RouteAnswer
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A backend's reply to a client: routed by the backend (``iif`` None) or taken in by the proxy.
+
+    ``via`` is the next hop that the document wants, ``local`` for a reply the proxy has to take in; ``rule`` is the
+    document's rule that says so.
+    """
+
+    owner: str
+    rule: Rule
+    src: str
+    dst: str
+    via: str
+    ip_proto: int = 6
+    mark: int = 0
+    iif: str | None = None
+    sport: int | None = None
+
+    @property
+    def family(self) -> str:
+        return self.rule.family
+
+    def is_well_sent(self, answer: RouteAnswer) -> bool:
+        """Whether the kernel's answer for it is what the document wants."""
+        return answer.type == "local" if self.via == "local" else answer.via == self.via
+
+    @property
+    def text(self) -> str:
+        """In words, for a finding."""
+        mark = f" with mark {self.mark:#x}" if self.mark else ""
+        return f"a reply from {self.src} to {self.dst}{mark}"
+
+
+def host_of(prefix: str | None) -> str | None:
+    """The address of a prefix that is one address."""
+    if prefix is None:
+        return None
+    network = ipaddress.ip_network(prefix)
+    return str(network.network_address) if network.num_addresses == 1 else None
+
+
+def lookups(document: Document) -> Iterator[Rule]:
+    """The rules by which a document's packets find their table; guards only catch what is left."""
+    return (rule for rule in document.rules if rule.action == "lookup" and not rule.retiring)
+
+
+def takes(rule: Rule, reply: Reply) -> bool:
+    """Whether the kernel would apply this rule to that reply (fib_rules_lookup)."""
+    same_family = rule.family == reply.family
+    return same_family and all(
+        (
+            rule.src is None or _within(reply.src, rule.src),
+            rule.dst is None or _within(reply.dst, rule.dst),
+            rule.iif is None or rule.iif == (reply.iif or "lo"),
+            rule.fwmark is None or reply.mark & _mask(rule) == rule.fwmark,
+            rule.ip_proto is None or rule.ip_proto == reply.ip_proto,
+            rule.sport is None or _between(reply.sport, rule.sport),
+            rule.dport is None,
+        )
+    )
+
+
+def _within(address: str, prefix: str) -> bool:
+    return ipaddress.ip_address(address) in ipaddress.ip_network(prefix)
+
+
+def _between(port: int | None, ports: tuple[int, int]) -> bool:
+    return port is not None and ports[0] <= port <= ports[1]
+
+
+def _mask(rule: Rule) -> int:
+    return MAX_U32 if rule.fwmask is None else rule.fwmask
+
+
+def before_ours(reply: Reply, rules: Iterable[Found], ours: frozenset[int]) -> list[Found]:
+    """Rules of others that take the reply and are asked before the document's own rule, in the kernel's order.
+
+    The rules for the tables local (0) and main, default (from 32766 on) come with the kernel.
+    """
+    found = []
+    for one in rules:
+        foreign = one.value is not None and one.protocol not in ours
+        # Rules of one priority are asked in the order in which they were added, which is that of the listing.
+        if foreign and 0 < one.value.priority <= reply.rule.priority and takes(one.value, reply):
+            found.append(one)
+        elif one.value == reply.rule:
+            return found
+    return [one for one in found if one.value.priority < reply.rule.priority]
+
+
+def marks_meet(rule: Rule, mark: int, mask: int) -> bool:
+    """Whether some mark of another's could be taken for one with our bits, or ours for theirs."""
+    if rule.fwmark is None or not rule.fwmark:
+        return False
+    common = _mask(rule) & mask
+    return bool(common) and rule.fwmark & common == mark & common

@@ -1,0 +1,156 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the documents mean on this host: proxies, backends, and the kernel's answers for sample replies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from .. import route_query
+from ..document import Document
+from ..model import Mark, Route, Rule
+from ..route_query import RouteAnswer
+from . import packets
+from .facts import Backend, Facts, Peer
+from .packets import Reply
+
+
+def ask(dst: str, **question: Any) -> RouteAnswer | None:
+    """The kernel's answer; None when it cannot be asked, such as for an interface that has gone."""
+    try:
+        return route_query.route_get(dst, **question)
+    except OSError:
+        return None
+
+
+def own_sources(documents: Iterable[Document]) -> frozenset[str]:
+    """Of the addresses that documents send from, those this host has."""
+    wanted = {route.src for one in documents for route in one.routes if route.src}
+    return frozenset(address for address in wanted if _type(ask(address)) == "local")
+
+
+def _type(answer: RouteAnswer | None) -> str:
+    return answer.type if answer else ""
+
+
+def peers(facts: Facts, kernel: Any, wait: float) -> tuple[Peer, ...]:
+    """One for each next hop of a return path. ``kernel`` None: nothing is known of neighbours."""
+    return tuple(
+        _peer(facts, route, rule, document, kernel, wait)
+        for document in facts.return_path
+        for route, rule in _ways(document)
+    )
+
+
+def _ways(document: Document) -> Iterator[tuple[Route, Rule]]:
+    """Each default route by a next hop, with the first rule that looks it up."""
+    for route in document.routes:
+        if route.via and route.dst == "default" and not route.retiring:
+            rules = (one for one in packets.lookups(document) if (one.table, one.family) == (route.table, route.family))
+            rule = next(rules, None)
+            if rule:
+                yield route, rule
+
+
+def _peer(facts: Facts, route: Route, rule: Rule, document: Document, kernel: Any, wait: float) -> Peer:
+    mark = _mark(document, rule)
+    client = facts.clients[route.family]
+    towards = ask(route.via)
+    # Without a table the kernel only assumes that a named interface leads there.
+    dev = towards.dev if towards and towards.type == "unicast" and not towards.via and towards.table else None
+    own = packets.host_of(rule.src) or (towards.src if dev else None)
+    return Peer(
+        name=mark.name if mark else route.via,
+        family=route.family,
+        via=route.via,
+        table=route.table,
+        id=rule.fwmark,
+        mask=rule.fwmask or 0,
+        wanted_dev=route.dev,
+        dev=dev,
+        own=own,
+        is_local=_type(towards) == "local",
+        declared=mark.macs if mark else (),
+        mac=kernel.neighbour(route.via, wait) if kernel and dev else None,
+        arrival=ask(own, src=client, iif=dev) if own and dev else None,
+        unmarked=ask(client),
+    )
+
+
+def _mark(document: Document, rule: Rule) -> Mark | None:
+    return next((mark for mark in document.marks if mark.id == rule.fwmark), None)
+
+
+def backends(facts: Facts) -> tuple[Backend, ...]:
+    """Every backend that a document or the forwarder's config names."""
+    rules = [rule for one in facts.local_delivery for rule in packets.lookups(one)]
+    named = {packets.host_of(rule.src) for rule in rules if rule.src} - {None}
+    named |= set(facts.forwarder.backends if facts.forwarder and facts.local_delivery else ())
+    return tuple(_backend(address) for address in sorted(named))
+
+
+def _backend(address: str) -> Backend:
+    family = "ipv6" if ":" in address else "ipv4"
+    towards = ask(address)
+    return Backend(family, address, towards.dev if towards and towards.type == "unicast" else None)
+
+
+def replies(facts: Facts) -> dict[Reply, RouteAnswer]:
+    """A sample reply for each rule of the documents, and where the kernel would send it."""
+    samples = [*_sent(facts), *_taken_in(facts)]
+    answers = {
+        reply: ask(
+            reply.dst,
+            src=reply.src,
+            iif=reply.iif,
+            mark=reply.mark or None,
+            ip_proto=reply.ip_proto,
+            sport=reply.sport,
+        )
+        for reply in samples
+    }
+    return {reply: answer for reply, answer in answers.items() if answer}
+
+
+def _sent(facts: Facts) -> Iterator[Reply]:
+    """What a backend sends: one for each lookup rule and next hop."""
+    own = {(peer.family, peer.table): peer for peer in facts.peers}
+    for document in facts.return_path:
+        for rule in packets.lookups(document):
+            peer = own.get((rule.family, rule.table))
+            src = packets.host_of(rule.src) or (peer.own if peer else None)
+            if peer and src:
+                yield Reply(
+                    owner=document.owner,
+                    rule=rule,
+                    src=src,
+                    dst=facts.clients[rule.family],
+                    via=peer.via,
+                    ip_proto=rule.ip_proto or 6,
+                    mark=rule.fwmark or 0,
+                    sport=rule.sport[0] if rule.sport else None,
+                )
+
+
+def _taken_in(facts: Facts) -> Iterator[Reply]:
+    """What a proxy takes in: for each lookup rule from its backend, or from every one when it goes by a mark."""
+    for document in facts.local_delivery:
+        for rule in packets.lookups(document):
+            source = packets.host_of(rule.src)
+            for backend in facts.backends:
+                fits = backend.family == rule.family and source in (None, backend.address)
+                if fits and backend.dev:
+                    yield Reply(
+                        owner=document.owner,
+                        rule=rule,
+                        src=backend.address,
+                        dst=facts.clients[rule.family],
+                        via="local",
+                        ip_proto=rule.ip_proto or 6,
+                        mark=rule.fwmark or 0,
+                        iif=backend.dev,
+                        sport=rule.sport[0] if rule.sport else None,
+                    )

@@ -1,0 +1,90 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What /proc and the sockets interface tell of a host, without any package. Of the calling thread's namespace."""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+from .. import files
+from .facts import Conntrack, Socket
+
+# linux/sockios.h, linux/if.h
+SIOCGIFFLAGS = 0x8913
+IFF_UP = 1
+# include/net/tcp_states.h, as /proc/net/tcp and udp print it (proc_pid_net(5)).
+TCP_LISTEN, UDP_UNCONNECTED = "0A", "07"
+TABLES = (("tcp", "tcp"), ("tcp6", "tcp"), ("udp", "udp"), ("udp6", "udp"))
+
+
+def net(proc: str, name: str) -> str:
+    """The path of a file of /proc/net; of this thread's namespace, which need not be the process's."""
+    return os.path.join(proc, "thread-self", "net", name)
+
+
+def links() -> dict[str, bool]:
+    """Interfaces, and whether each is up."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as handle:
+        for _index, name in socket.if_nameindex():
+            try:
+                request = struct.pack("16sH22x", name.encode(), 0)
+                (flags,) = struct.unpack_from("H", fcntl.ioctl(handle, SIOCGIFFLAGS, request), 16)
+            except OSError:
+                continue  # it vanished between the two questions
+            found[name] = bool(flags & IFF_UP)
+    return found
+
+
+def sockets(proc: str) -> tuple[Socket, ...]:
+    """TCP sockets that listen, and UDP sockets without a peer."""
+    found = set()
+    for name, protocol in TABLES:
+        state = TCP_LISTEN if protocol == "tcp" else UDP_UNCONNECTED
+        lines = (files.read(net(proc, name)) or "").splitlines()[1:]
+        for fields in (line.split() for line in lines):
+            if fields[3] == state:
+                address, _colon, port = fields[1].partition(":")
+                found.add(Socket(protocol, _address(address), int(port, 16)))
+    return tuple(sorted(found, key=lambda one: (one.protocol, one.port, one.address)))
+
+
+def _address(text: str) -> str:
+    """The kernel prints words of 32 bits as numbers in the machine's byte order."""
+    words = (int(text[start : start + 8], 16) for start in range(0, len(text), 8))
+    return str(ipaddress.ip_address(b"".join(struct.pack("=I", word) for word in words)))
+
+
+def conntrack(proc: str) -> Conntrack | None:
+    """None where the kernel has no connection tracking (yet)."""
+    count, most = (
+        files.read(os.path.join(proc, "sys/net/netfilter", f"nf_conntrack_{name}")) for name in ("count", "max")
+    )
+    if count is None or most is None:
+        return None
+    return Conntrack(int(count), int(most), sum(_statistics(proc, "drop")))
+
+
+def _statistics(proc: str, column: str) -> Iterator[int]:
+    """A column of /proc/net/stat/nf_conntrack, one number a CPU, in hexadecimal."""
+    lines = (files.read(net(proc, "stat/nf_conntrack")) or "").splitlines()
+    for line in lines[1:]:
+        values = dict(zip(lines[0].split(), line.split()))
+        yield int(values.get(column, "0"), 16)
+
+
+def capabilities(proc: str, pid: int) -> int | None:
+    """The effective capabilities of a process (proc_pid_status(5)); None when there is no such process."""
+    try:
+        status = files.read(os.path.join(proc, str(pid), "status"))
+    except OSError:  # it ended while it was read
+        return None
+    line = next((line for line in (status or "").splitlines() if line.startswith("CapEff:")), None)
+    return int(line.split()[1], 16) if line else None

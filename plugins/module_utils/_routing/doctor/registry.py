@@ -1,0 +1,88 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Every check, in the order of cause and effect: of two things that are wrong, the first explains the second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Callable
+
+from . import check_basics as basics
+from . import check_filters as filters
+from . import check_limits as limits
+from . import check_rules as rules
+from . import check_services as services
+from . import check_settings as settings
+from . import check_state as state
+from .facts import Facts
+from .finding import OK, Finding
+
+ANY, BACKEND, PROXY = "any", "backend", "proxy"
+
+
+@dataclass(frozen=True)
+class Check:
+    """``run`` yields what is wrong, nothing when it is ``fine``. ``early`` ones run before the first change too."""
+
+    id: str
+    end: str
+    early: bool
+    run: Callable[[Facts], Iterable[Finding]]
+    fine: str
+
+    def concerns(self, facts: Facts) -> bool:
+        """Whether it has anything to say about this host."""
+        ends = {ANY: True, BACKEND: bool(facts.return_path), PROXY: bool(facts.local_delivery or facts.forwarder)}
+        return ends[self.end] and (facts.applied or self.early)
+
+    def findings(self, facts: Facts) -> Iterator[Finding]:
+        found = list(self.run(facts)) or [Finding(OK, "", self.fine)]
+        return (replace(one, id=self.id) for one in found)
+
+
+CHECKS = (
+    Check("packages", ANY, True, basics.packages, "what the engines need is installed"),
+    Check("documents", ANY, False, basics.documents, "the state documents can be read"),
+    Check("links", ANY, True, basics.links, "the interfaces of the documents are up"),
+    Check("proxy_on_link", BACKEND, True, basics.proxy_on_link, "every proxy is a direct neighbour"),
+    Check("proxy_mac", BACKEND, True, basics.proxy_mac, "every proxy is at the MAC that is expected"),
+    Check("default_route", BACKEND, True, settings.default_route, "there is a route before the mark is restored"),
+    Check("rp_filter", BACKEND, True, settings.rp_filter, "rp_filter lets packets of clients in"),
+    Check("src_valid_mark", PROXY, True, settings.src_valid_mark, "no mark of a socket meets src_valid_mark"),
+    Check("taken", ANY, True, rules.taken, "our priorities and tables are ours alone"),
+    Check("rule_before", ANY, True, rules.rule_before, "no rule of others is asked first for a reply"),
+    Check("mark_shared", ANY, True, rules.mark_shared, "no rule of others goes by our bits of the mark"),
+    Check("arp", PROXY, True, settings.arp, "this host answers ARP for its own addresses only"),
+    Check("firewall", ANY, True, filters.firewall, "no packet filter drops the sample client"),
+    Check("mark_clobbered", BACKEND, True, filters.mark_clobbered, "no packet filter overwrites our bits of the mark"),
+    Check("conntrack", BACKEND, True, limits.conntrack, "the conntrack table has room"),
+    Check("settings", ANY, False, state.settings, "the kernel's settings are as the documents say"),
+    Check("redirected", BACKEND, True, settings.redirected, "no redirect has taught another way to a client"),
+    Check("addresses", ANY, False, basics.addresses, "this host has the addresses of its documents"),
+    Check("waiting", ANY, False, state.waiting, "nothing that the documents need is missing"),
+    Check("routes", ANY, False, state.routes, "routes are as the documents say"),
+    Check("rules", ANY, False, state.rules, "rules are as the documents say"),
+    Check("marks", ANY, False, state.marks, "the table of marks is as the documents say"),
+    Check("forwarder", PROXY, False, services.forwarder, "the forwarder runs and may use clients' addresses"),
+    Check("listening", PROXY, False, services.listening, "the forwarder listens on every address of its config"),
+    Check("families", PROXY, False, services.families, "replies of every backend of the config are taken in"),
+    Check("lookup", ANY, False, state.lookup, "the kernel sends a sample client's replies where they belong"),
+    Check("udp_source", BACKEND, True, limits.udp_source, "no UDP server answers from another address"),
+    Check("containers", BACKEND, True, filters.containers, "replies of containers get their mark back"),
+    Check("ip_forward", PROXY, True, settings.ip_forward, "this host does not route for others"),
+    Check("port_range", PROXY, True, limits.port_range, "there are ephemeral ports enough"),
+    Check("accept_redirects", BACKEND, False, settings.accept_redirects, "redirects are not accepted"),
+    Check("send_redirects", PROXY, False, settings.send_redirects, "redirects are not sent"),
+    Check("keeper", ANY, False, services.keeper, "the keeper runs, now and at boot"),
+    Check("networkd", ANY, True, services.networkd, "systemd-networkd leaves rules of others alone"),
+)
+
+
+def examine(facts: Facts, ignore: Iterable[str] = ()) -> list[Finding]:
+    """The findings of every check that concerns the host, but for those with an id in ``ignore``; in causal order."""
+    left_out = frozenset(ignore)
+    chosen = (check for check in CHECKS if check.id not in left_out and check.concerns(facts))
+    return [finding for check in chosen for finding in check.findings(facts)]

@@ -1,0 +1,69 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""``l4proxy doctor``: findings as text or JSON, and the exit status."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+from . import gather, registry
+from .finding import FAIL, WARN, Finding, ordered
+
+SCHEMA = 1
+EXIT_FINE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+
+def by_family(clients: Iterable[str]) -> dict[str, str]:
+    """Sample clients by family. ValueError for one that is not an address, or the second of its family."""
+    found: dict[str, str] = {}
+    for text in clients:
+        address = ipaddress.ip_address(text)
+        family = f"ipv{address.version}"
+        if family in found:
+            raise ValueError(f"{found[family]} and {text} are both {family}; give one client a family")
+        found[family] = str(address)
+    return found
+
+
+def served(text: str) -> tuple[str, int]:
+    """``8080``, ``53/udp`` → (protocol, port). ValueError otherwise."""
+    number, _slash, protocol = text.partition("/")
+    if not number.isdigit() or not 1 <= int(number) <= 65535 or protocol not in ("", "tcp", "udp"):
+        raise ValueError(f"{text!r} is not PORT, PORT/tcp or PORT/udp")
+    return protocol or "tcp", int(number)
+
+
+def data(findings: Sequence[Finding]) -> dict[str, Any]:
+    """What --json prints; its shape is in the package's docstring."""
+    return {
+        "schema": SCHEMA,
+        "failed": count(findings, FAIL),
+        "warned": count(findings, WARN),
+        "findings": [finding.to_dict() for finding in ordered(findings)],
+    }
+
+
+def count(findings: Iterable[Finding], status: str) -> int:
+    return sum(finding.status == status for finding in findings)
+
+
+def run(
+    sources: gather.Sources, clients: Iterable[str], ports: Iterable[str], as_json: bool, out: TextIO, err: TextIO
+) -> int:
+    """Examine the host and print; 0 when nothing fails, 1 when something does, 2 when the call makes no sense."""
+    try:
+        facts = gather.look(sources, None, by_family(clients), [served(one) for one in ports])
+    except ValueError as error:
+        err.write(f"l4proxy doctor: {error}\n")
+        return EXIT_USAGE
+    findings = registry.examine(facts)
+    if as_json:
+        out.write(json.dumps(data(findings)) + "\n")
+    else:
+        out.writelines(f"{finding.line}\n" for finding in ordered(findings))
+    return EXIT_FAILED if count(findings, FAIL) else EXIT_FINE
