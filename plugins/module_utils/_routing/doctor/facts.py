@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from ..document import Document
 from ..kernel import Found
+from ..model import OWNERS
 from ..plan import Change
 from ..route_query import RouteAnswer
 from .firewall import Ruleset
@@ -166,7 +167,8 @@ class Facts:
 
     @property
     def protocols(self) -> frozenset[int]:
-        return frozenset(one.protocol for one in self.documents)
+        """The protocol numbers of ours, also of a document that is not looked at: a host may be at both ends."""
+        return frozenset(one.protocol for one in self.documents) | frozenset(OWNERS.values())
 
     def setting(self, name: str, default: int = 0) -> int:
         """A setting as a number; ``default`` where the kernel has none of that name."""

@@ -1,0 +1,202 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The module ``routing_state_info``: what is ours on a host, what is not, and what will hurt."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: routing_state_info
+short_description: Look at a host's policy routing, at what others do to it, and at what would break the path
+version_added: 0.1.0
+author:
+  - The trueip.l4proxy authors (@trueip)
+description:
+  - Lists what this collection owns on the host, owner by owner, and what others have near it.
+  - Runs the checks of C(l4proxy doctor) and returns what they found. Each finding says what is wrong, why it matters
+    here, and the command or variable that mends it.
+  - With O(document), checks a document that is not applied yet. That is what the roles do before their first change.
+  - Changes nothing and sends nothing but ARP and ND questions for the proxies of the stored documents.
+extends_documentation_fragment:
+  - trueip.l4proxy.attributes
+  - trueip.l4proxy.attributes.info
+requirements:
+  - python3-pyroute2 on the host, without which rules, routes and neighbours are not looked at
+options:
+  document:
+    description:
+      - A state document that is still to be applied. The checks are then those that make sense before it is.
+      - Without it the checks are about the documents in O(directory).
+    type: dict
+  directory:
+    description: The directory of stored documents.
+    type: path
+    default: /etc/l4proxy/routing.d
+  config:
+    description: The forwarder's config. A host without such a file is no proxy, or has another forwarder.
+    type: path
+    default: /etc/l4proxy/forwarder.json
+  clients:
+    description:
+      - Addresses of clients to try for, at most one a family. By default, addresses in ranges kept for documentation.
+      - A packet filter that drops a client that is named here is a failure, otherwise a warning.
+    type: list
+    elements: str
+    default: []
+  ports:
+    description: What this host serves, each V(PORT), V(PORT/tcp) or V(PORT/udp). By default, what listens is looked at.
+    type: list
+    elements: str
+    default: []
+  ignore_findings:
+    description: Ids of checks that are left out.
+    type: list
+    elements: str
+    default: []
+  fail_on_findings:
+    description: Whether a finding with status V(fail) fails the task. Those with status V(warn) become warnings then.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: See what is wrong with the path on this host
+  trueip.l4proxy.routing_state_info:
+  register: routing
+
+- name: Print it
+  ansible.builtin.debug:
+    msg: "{{ routing.findings | selectattr('status', 'in', ['fail', 'warn']) | map(attribute='line') }}"
+
+- name: Refuse to go on where a client would not get through
+  trueip.l4proxy.routing_state_info:
+    clients: [192.0.2.7]
+    ports: ["8080", 53/udp]
+    ignore_findings: [networkd]
+    fail_on_findings: true
+"""
+
+RETURN = r"""
+findings:
+  description: What each check found, what is wrong first, and causes before their symptoms.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    id:
+      description: The check.
+      type: str
+      sample: rp_filter
+    status:
+      description: V(fail) for what breaks the path, V(warn) for what may, V(skip) for what could not be looked at.
+      type: str
+      choices: [fail, warn, skip, ok]
+    subject:
+      description: The interface, proxy, rule or port that it is about.
+      type: str
+    what:
+      description: What is.
+      type: str
+    why:
+      description: What that does to the path; empty for V(skip) and V(ok).
+      type: str
+    fix:
+      description: The command or the variable that mends it; empty for V(skip) and V(ok).
+      type: str
+    line:
+      description: All of it in one line.
+      type: str
+owners:
+  description: What this collection has on the host, by owner; null without pyroute2 or nft.
+  returned: success
+  type: dict
+  contains:
+    OWNER:
+      description:
+        - The sections C(rules), C(routes) and C(marks) of a state document, as they are in the kernel, and C(sysctls).
+        - Each of C(sysctls) has C(name), C(value), and C(restore), which is the value that giving it up brings back.
+      type: dict
+foreign:
+  description: Rules of others (but for the kernel's own three), and their routes in the tables of the documents.
+  returned: success
+  type: dict
+  contains:
+    rules:
+      description: Each with C(family), C(text) in the words of C(ip rule), C(protocol) and C(owner).
+      type: list
+      elements: dict
+    routes:
+      description: Each with C(family), C(text) in the words of C(ip route), C(protocol) and C(owner).
+      type: list
+      elements: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, errors, gather
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import finding, listing, registry, report
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather as doctor
+
+STRINGS = {"type": "list", "elements": "str", "default": []}
+ARGUMENTS = {
+    "document": {"type": "dict"},
+    "directory": {"type": "path", "default": "/etc/l4proxy/routing.d"},
+    "config": {"type": "path", "default": "/etc/l4proxy/forwarder.json"},
+    "clients": STRINGS,
+    "ports": STRINGS,
+    "ignore_findings": STRINGS,
+    "fail_on_findings": {"type": "bool", "default": False},
+}
+
+
+def look(module: AnsibleModule) -> dict:
+    """All that the module returns. ValueError for options that make no sense."""
+    options = module.params
+    unknown = sorted(set(options["ignore_findings"]) - {check.id for check in registry.CHECKS})
+    if unknown:
+        raise ValueError(f"ignore_findings: there is no check {', '.join(unknown)}")
+    wanted = None if options["document"] is None else document.load(options["document"])
+    host = gather.Host(runner=_host_module.command_runner(module))
+    sources = doctor.Sources(host=host, directory=options["directory"], config=options["config"])
+    clients = report.by_family(options["clients"])
+    facts = doctor.look(sources, wanted, clients, [report.served(one) for one in options["ports"]])
+    findings = finding.ordered(registry.examine(facts, options["ignore_findings"]))
+    return {
+        "findings": [{**one.to_dict(), "line": one.line} for one in findings],
+        "owners": _owners(host, facts.documents),
+        "foreign": listing.foreign(facts),
+    }
+
+
+def _owners(host: gather.Host, documents: tuple) -> dict | None:
+    try:
+        return listing.owned(host, documents)
+    except errors.MissingPackage:
+        return None
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    _host_module.respawn_for_pyroute2()
+    try:
+        with _host_module.failures_told(module, "document: "):
+            result = look(module)
+    except ValueError as error:
+        module.fail_json(msg=str(error))
+    if module.params["fail_on_findings"]:
+        lines = {
+            status: [one["line"] for one in result["findings"] if one["status"] == status]
+            for status in (finding.FAIL, finding.WARN)
+        }
+        for line in lines[finding.WARN]:
+            module.warn(line)
+        if lines[finding.FAIL]:
+            told = "\n".join(f"- {line}" for line in lines[finding.FAIL])
+            module.fail_json(msg=f"the path would not work, because of {len(lines[finding.FAIL])} finding(s):\n{told}",
+                             findings=result["findings"])  # fmt: skip
+    module.exit_json(changed=False, **result)
+
+
+if __name__ == "__main__":
+    main()
