@@ -52,7 +52,9 @@ def by_address(proxy) -> dict:
         route = {"family": family, "table": SECOND_TABLE, "dst": "default", "type": "unicast", "src": own}
         routes.append({**route, "via": rl.address(proxy, family)})
     owner = {"schema": 1, "owner": "return_path", "protocol": 202}
-    return {**owner, "rules": rules, "routes": routes, "sysctls": settings("accept_redirects", "eth0")}
+    addresses = [{"family": family, "address": own, "dev": "eth0"} for family, own in SECOND.items()]
+    sections = {"rules": rules, "routes": routes, "addresses": addresses}
+    return {**owner, **sections, "sysctls": settings("accept_redirects", "eth0")}
 
 
 def documents(lab: NamespaceLab) -> dict[str, dict]:
@@ -83,12 +85,8 @@ class Clinic:
             (directory / name / f"{loaded.owner}.json").write_text(store.content_of(loaded))
 
     def heal(self, name: str) -> None:
-        """What the keeper does, and before it what a link or an address would bring back."""
-        host = self.lab[name]
-        if name == "d":
-            for own, bits in zip(SECOND.values(), rl.BITS.values()):
-                host.run(["ip", "addr", "replace", f"{own}/{bits}", "dev", "eth0", *(["nodad"] if bits == 128 else [])])
-        self.lab.engine.apply(host, self.documents[name])
+        """What the keeper does."""
+        self.lab.engine.apply(self.lab[name], self.documents[name])
 
     def sources(self, name: str, **options) -> gather.Sources:
         """Nothing of the machine's own: no systemd, no forwarder, unless a test says so."""

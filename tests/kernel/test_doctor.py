@@ -138,7 +138,7 @@ FAULTS = {
         ["ip link set eth1 up", "ip -6 addr replace 2001:db8:2::22/64 dev eth1 nodad"],
     ),
     "the second address is gone": Fault(
-        "d", "addresses", ["ip addr del 198.18.0.33/32 dev eth0"], "198.18.0.33 is not an address of this host"
+        "d", "addresses", ["ip addr del 198.18.0.33/32 dev eth0"], "add ip addr 198.18.0.33 dev eth0"
     ),
     "the local route is gone": Fault(
         "a", "routes", ["ip route flush table 20100"], "add ip route local default dev lo table 20100", silent=True

@@ -80,17 +80,6 @@ def proxy_on_link(facts: Facts) -> Iterator[Finding]:
             )
 
 
-def addresses(facts: Facts) -> Iterator[Finding]:
-    sources = {route.src for one in facts.documents for route in one.routes if route.src and not route.retiring}
-    for address in sorted(source for source in sources if source not in facts.own):
-        yield fail(
-            address,
-            f"{address} is not an address of this host",
-            "the document's replies come from it, and the proxy connects to it",
-            "`l4proxy keep --once`",
-        )
-
-
 def proxy_mac(facts: Facts) -> Iterator[Finding]:
     for peer in facts.peers:
         if peer.mac and peer.declared and peer.mac not in peer.declared:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import text
-from ..plan import Foreign, State, conflicts
+from .. import gather, text
+from ..model import Found, Rule
+from ..plan import Foreign, conflicts
 from ..route_query import RouteAnswer
 from . import packets
 from .facts import Facts
@@ -28,9 +29,10 @@ def taken(facts: Facts) -> Iterator[Finding]:
     foreign = Foreign(
         tuple((one.value, one.protocol) for one in facts.rules if one.value and one.protocol not in ours),
         tuple((one.family, one.table, one.protocol, one.text) for one in facts.routes if one.protocol not in ours),
+        tuple((one.value, one.protocol) for one in facts.addresses or () if one.protocol not in ours),
     )
     for document in facts.documents:
-        for sentence in conflicts(State(document.rules, document.routes), foreign):
+        for sentence in conflicts(gather.wish(document), foreign):
             yield fail(
                 document.owner,
                 sentence,
@@ -46,28 +48,34 @@ def rule_before(facts: Facts) -> Iterator[Finding]:
     for reply, answer in facts.replies.items():
         for found in packets.before_ours(reply, facts.rules, facts.protocols):
             rule = found.value
-            decides = rule.action != "lookup" or _answers(facts, reply, rule.table, answer)
+            decides = rule.action != "lookup" or _answers(facts, reply, rule, answer)
             if decides and rule not in named:
                 named.add(rule)
                 yield fail(
-                    found.text,
-                    f"`{found.text}` ({text.owner_name(found.protocol)}) is asked before our rule at priority "
-                    f"{reply.rule.priority} and takes {reply.text}",
+                    packets.words(found),
+                    f"{_whose(found)} is asked before our rule at priority {reply.rule.priority} and takes "
+                    f"{reply.text}",
                     "the reply never gets to the table that would send it the right way",
                     f"give that rule a priority above {reply.rule.priority + 1}, or take it away: "
                     f"`{text.command(rule.family)} rule del priority {rule.priority}`",
                 )
 
 
-def _answers(facts: Facts, reply: Reply, table: int | None, answer: RouteAnswer) -> bool:
+def _answers(facts: Facts, reply: Reply, rule: Rule, answer: RouteAnswer) -> bool:
     """Whether a foreign rule's table has a route for the reply, and another one than is wanted."""
     if facts.applied:
         # Asked for the same reply, the kernel has told which table answered.
-        return answer.table == table and not reply.is_well_sent(answer)
-    if table == MAIN:
+        return answer.table == rule.table and not reply.is_well_sent(answer)
+    if rule.suppress_prefixlength is not None:
+        return False  # made to leave the default route to the rules behind it
+    if rule.table == MAIN:
         return any(peer.unmarked and peer.unmarked.table == MAIN for peer in facts.peers)
-    defaults = [one.value for one in facts.routes or () if one.table == table and one.value]
+    defaults = [one.value for one in facts.routes or () if one.table == rule.table and one.value]
     return any(one.dst == "default" and reply.via not in (one.via, one.type) for one in defaults)
+
+
+def _whose(found: Found) -> str:
+    return f"`{packets.words(found)}` ({text.owner_name(found.protocol)})"
 
 
 def mark_shared(facts: Facts) -> Iterator[Finding]:
@@ -81,9 +89,8 @@ def mark_shared(facts: Facts) -> Iterator[Finding]:
             for mark, mask in sorted(marks):
                 if packets.marks_meet(rule, mark, mask):
                     yield warn(
-                        found.text,
-                        f"`{found.text}` ({text.owner_name(found.protocol)}) goes by a mark that has our bits "
-                        f"({mark:#x}/{mask:#x})",
+                        packets.words(found),
+                        f"{_whose(found)} goes by a mark that has our bits ({mark:#x}/{mask:#x})",
                         "packets of the one may be routed as the other's",
                         "let the other tool use bits outside 0xff, or give that proxy another l4proxy_id",
                     )

@@ -60,6 +60,15 @@ def marks(facts: Facts) -> Iterator[Finding]:
     return _drifted(facts, "marks", why)
 
 
+def addresses(facts: Facts) -> Iterator[Finding]:
+    why = "the document's replies come from it, and the proxy connects to it"
+    yield from _drifted(facts, "address", why)
+    given = {one.address for document in facts.documents for one in document.addresses}
+    sources = {route.src for one in facts.documents for route in one.routes if route.src and not route.retiring}
+    for address in sorted(sources - facts.own - given):
+        yield fail(address, f"{address} is not an address of this host", why, f"`ip addr add {address} dev LINK`")
+
+
 def lookup(facts: Facts) -> Iterator[Finding]:
     """The symptom: what the kernel says it would do, one finding an end and a family."""
     named = set()

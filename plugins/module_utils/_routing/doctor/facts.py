@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..document import Document
-from ..kernel import Found
-from ..model import OWNERS
+from ..model import OWNERS, Found
 from ..plan import Change
 from ..route_query import RouteAnswer
 from .firewall import Ruleset
@@ -136,6 +135,7 @@ class Facts:
     missing: Mapping[str, str] = field(default_factory=dict)
     # name: whether it is up
     links: Mapping[str, bool] = field(default_factory=dict)
+    # This host's addresses: all of them, or (without pyroute2) those that the documents ask for.
     own: frozenset[str] = frozenset()
     settings: Mapping[str, str] = field(default_factory=dict)
     peers: tuple[Peer, ...] = ()
@@ -143,6 +143,7 @@ class Facts:
     replies: Mapping[Reply, RouteAnswer] = field(default_factory=dict)
     rules: tuple[Found, ...] | None = None
     routes: tuple[Found, ...] | None = None
+    addresses: tuple[Found, ...] | None = None
     # destination: the gateway that a redirect has taught
     redirected: Mapping[str, str] | None = None
     ruleset: Ruleset | None = None

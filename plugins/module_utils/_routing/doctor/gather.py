@@ -97,7 +97,8 @@ def _with_kernel(facts: Facts, host: Host) -> Facts:
                 facts,
                 rules=tuple(kernel.rules()),
                 routes=tuple(kernel.routes()),
-                own=frozenset(kernel.addresses()),
+                addresses=tuple(kernel.addresses()),
+                own=frozenset(found.value.address for found in kernel.addresses()),
                 peers=paths.peers(facts, kernel, host.neighbour_wait if facts.applied else 0),
             )
     except MissingPackage as missing:
@@ -161,6 +162,6 @@ def _drift(host: Host, document: Document) -> Drift:
         return Drift(document.owner, blocked=tuple(error.errors))
     except MissingPackage:
         return Drift(document.owner)  # told of by the check of packages
-    except RoutingError as error:
+    except (RoutingError, OSError) as error:
         return Drift(document.owner, blocked=(str(error),))
     return Drift(document.owner, plan.plan(view.want, view.have), tuple(view.waiting))

@@ -14,6 +14,7 @@ from ..document import Document
 from ..gather import Host
 from ..model import OWNERS
 from ..plan import Setting
+from . import packets
 from .facts import Facts
 
 # RTPROT_KERNEL of linux/rtnetlink.h: the three rules every host has.
@@ -56,7 +57,7 @@ def foreign(facts: Facts) -> dict[str, list[dict[str, Any]]]:
 def _described(found: Any) -> dict[str, Any]:
     return {
         "family": found.family,
-        "text": found.text or "selects by what this version does not know",
+        "text": packets.words(found),
         "protocol": found.protocol,
         "owner": text.owner_name(found.protocol),
     }

@@ -10,9 +10,9 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from .. import text
 from ..document import Document
-from ..kernel import Found
-from ..model import MAX_U32, Rule
+from ..model import MAX_U32, Found, Rule
 from ..route_query import RouteAnswer
 
 
@@ -49,6 +49,12 @@ class Reply:
         return f"a reply from {self.src} to {self.dst}{mark}"
 
 
+def words(found: Found) -> str:
+    """An object of the kernel in the words of ip(8)."""
+    unknown = f"{text.command(found.family)} rule with a selector that is not known here"
+    return text.of(found.value) if found.value is not None else found.text or unknown
+
+
 def host_of(prefix: str | None) -> str | None:
     """The address of a prefix that is one address."""
     if prefix is None:
@@ -63,13 +69,14 @@ def lookups(document: Document) -> Iterator[Rule]:
 
 
 def takes(rule: Rule, reply: Reply) -> bool:
-    """Whether the kernel would apply this rule to that reply (fib_rules_lookup)."""
+    """Whether the kernel would apply this rule to that reply (fib_rule_match); any user may be the one who sends it."""
     same_family = rule.family == reply.family
     return same_family and all(
         (
             rule.src is None or _within(reply.src, rule.src),
             rule.dst is None or _within(reply.dst, rule.dst),
             rule.iif is None or rule.iif == (reply.iif or "lo"),
+            rule.oif is None,
             rule.fwmark is None or reply.mark & _mask(rule) == rule.fwmark,
             rule.ip_proto is None or rule.ip_proto == reply.ip_proto,
             rule.sport is None or _between(reply.sport, rule.sport),

@@ -61,7 +61,7 @@ CHECKS = (
     Check("conntrack", BACKEND, True, limits.conntrack, "the conntrack table has room"),
     Check("settings", ANY, False, state.settings, "the kernel's settings are as the documents say"),
     Check("redirected", BACKEND, True, settings.redirected, "no redirect has taught another way to a client"),
-    Check("addresses", ANY, False, basics.addresses, "this host has the addresses of its documents"),
+    Check("addresses", ANY, False, state.addresses, "this host has the addresses of its documents"),
     Check("waiting", ANY, False, state.waiting, "nothing that the documents need is missing"),
     Check("routes", ANY, False, state.routes, "routes are as the documents say"),
     Check("rules", ANY, False, state.rules, "rules are as the documents say"),
