@@ -85,7 +85,7 @@ def _rules(rule: Mapping[str, Any], sets: Mapping) -> Iterable[FilterRule]:
     for statement in rule["expr"]:
         ((name, body),) = statement.items()
         if name == "match":
-            tests.append(_test(body, _table(rule), sets))
+            tests += [*_implied(body["left"]), _test(body, _table(rule), sets)]
         elif name == "mangle":
             writes += _writes(body)
         elif name == "vmap":
@@ -115,7 +115,15 @@ def _mapped(body: Mapping[str, Any], tests: list[Test], table: str, sets: Mappin
         yield FilterRule((*tests, UNKNOWN), DROP, text=text)
     for value, verdict in pairs:
         one = _test({"op": "==", "left": body["key"], "right": value}, table, sets)
-        yield _decided(verdict, [*tests, one], [], text)
+        yield _decided(verdict, [*tests, *_implied(body["key"]), one], [], text)
+
+
+def _implied(left: Any) -> list[Test]:
+    """nft leaves unsaid that ``tcp dport`` is asked of TCP alone, and ``ip saddr`` of IPv4."""
+    protocol = left.get("payload", {}).get("protocol") if isinstance(left, dict) else None
+    if protocol in ("ip", "ip6"):
+        return [Test("family", (FAMILIES[protocol],))]
+    return [Test("protocol", (protocol,))] if protocol in ("tcp", "udp", "icmp") else []
 
 
 def _test(match: Mapping[str, Any], table: str, sets: Mapping) -> Test:
@@ -157,7 +165,7 @@ def _value(field: str, value: Any) -> Value | None:
     if isinstance(value, dict):
         ends = value.get("range")
         return (ends[0], ends[1]) if ends and all(isinstance(end, int) for end in ends) else None
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return (value, value)
     return value if isinstance(value, str) and not value.endswith("*") else None
 
@@ -204,6 +212,8 @@ def _text(statements: list[Any]) -> str:
             words.append(f"{_word(body['key'])} set {_word(body['value'])}")
         elif name in ("jump", "goto"):
             words.append(f"{name} {body['target']}")
+        elif name == "vmap":
+            words += [_word(body["key"]), name]
         elif name not in ("counter", "log"):
             words.append(name)
     return " ".join(words)

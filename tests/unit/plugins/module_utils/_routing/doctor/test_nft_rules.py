@@ -1,0 +1,96 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A ruleset as nft 1.0.6 lists it (ruleset.json), walked with packets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import nft_rules
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import Packet
+
+LISTING = json.loads(Path(__file__).with_name("ruleset.json").read_text(encoding="utf-8"))
+OURS = {"l4proxy_return_path"}
+RULESET = nft_rules.parse(LISTING, OURS)
+PACKET = Packet("ipv4", "10.1.2.3", "198.18.0.21", "tcp", 40000, 22, "eth0")
+PACKET6 = replace(PACKET, family="ipv6", src="2001:db8::7", dst="2001:db8::21", dport=80)
+
+# (packet, accepted, certain, by)
+VERDICTS = [
+    (PACKET, True, False, ""),  # behind a set that is filled at run time, which may drop it
+    (replace(PACKET, dport=85), True, False, ""),
+    (replace(PACKET, dport=91), False, False, "the policy of chain inet fw input"),
+    (replace(PACKET, dport=91, state="established"), True, True, ""),
+    (replace(PACKET, dport=91, state="invalid"), False, True, "ct state vmap"),
+    (replace(PACKET, dport=91, iif="lo"), True, True, ""),
+    (replace(PACKET, src="198.51.100.9", dport=8080), False, False, "tcp dport 8080 ip saddr != 198.51.100.3 reject"),
+    (replace(PACKET, src="198.51.100.3", dport=8080), True, False, ""),
+    (replace(PACKET, src="203.0.113.5", dport=8080), False, True, "ip saddr prefix: addr: 203.0.113.0, len: 24 drop"),
+    (replace(PACKET, dport=23), False, False, "tcp dport vmap"),
+    (replace(PACKET, dport=24), True, False, ""),
+    (replace(PACKET, dport=24, dst="192.0.2.9"), False, False, "policy"),
+    (replace(PACKET, protocol="udp", dport=53), True, False, ""),
+    (replace(PACKET, protocol="icmp", dport=None), True, False, ""),
+    (replace(PACKET, protocol="udp"), False, False, "policy"),
+    (replace(PACKET, dport=99), False, False, "policy"),
+    (PACKET6, True, True, ""),
+    (replace(PACKET6, src="2001:db9::7"), False, True, "policy"),
+    (replace(PACKET6, src="2001:db9::7", dport=24), False, True, "policy"),
+]
+
+
+@pytest.mark.parametrize(("packet", "accepted", "certain", "by"), VERDICTS)
+def test_verdicts(packet, accepted, certain, by):
+    found = RULESET.verdict("input", packet)
+    assert (found.accepted, found.certain) == (accepted, certain), found
+    assert by in found.by
+
+
+def test_marks_that_are_written():
+    written = [write for _chain, rule, _sure in RULESET.reached("output", PACKET) for write in rule.writes]
+    assert [(write.key, write.bits) for write in written] == [
+        ("meta", 0xFFFFFFFF),
+        ("meta", 0xFF),
+        ("meta", 0xFFFFFFFF),
+        ("ct", 0x10000),
+    ]
+
+
+def test_translations():
+    found = list(RULESET.reached("prerouting", replace(PACKET, dport=80)))
+    assert [rule.translates for _chain, rule, _sure in found] == [True]
+    assert list(RULESET.reached("prerouting", replace(PACKET, dport=81))) == []
+
+
+def test_what_is_left_out():
+    """Our own table, and the chains of iptables-nft, which are read by iptables-save."""
+    assert {table for table, _chain in RULESET.chains} == {"inet fw"}
+    assert nft_rules.uses_iptables(LISTING)
+    assert not nft_rules.uses_iptables({"nftables": []})
+    assert nft_rules.hooks(LISTING, OURS) == {"input", "prerouting"}
+
+
+# (a left side, a right side): each is a condition that may or may not hold
+NOT_UNDERSTOOD = [
+    ({"&": [{"meta": {"key": "mark"}}, 255]}, 1),
+    ({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, False),
+    ({"meta": {"key": "skuid"}}, 0),
+    ({"meta": {"key": "iifname"}}, "eth*"),
+    ({"payload": {"base": "th", "offset": 64, "len": 128}}, 7),
+    ({"payload": {"protocol": "ip", "field": "saddr"}}, "@elsewhere"),
+]
+
+
+@pytest.mark.parametrize(("left", "right"), NOT_UNDERSTOOD)
+def test_what_is_not_understood_is_never_certain(left, right):
+    place = {"family": "inet", "table": "t", "chain": "c"}
+    chain = {**place, "name": "c", "hook": "input", "prio": 0, "policy": "accept"}
+    match = {"match": {"op": "==", "left": left, "right": right}}
+    rule = {**place, "expr": [match, {"drop": None}]}
+    verdict = nft_rules.parse({"nftables": [{"chain": chain}, {"rule": rule}]}).verdict("input", PACKET)
+    assert (verdict.accepted, verdict.certain) == (True, False)

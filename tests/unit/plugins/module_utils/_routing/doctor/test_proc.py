@@ -1,0 +1,63 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Files of /proc, as the kernel writes them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import proc
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Conntrack, Socket
+
+HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+TABLES = {
+    "tcp": "   0: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1\n"
+    "   1: 150012C6:1F90 0A0112C6:9C40 01 00000000:00000000 00:00000000 00000000     0        0 2\n",
+    "tcp6": "   0: 00000000000000000000000000000000:0050 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 3\n",
+    "udp": "   0: 0100007F:0035 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4\n",
+}
+
+
+@pytest.fixture
+def root(tmp_path):
+    net = tmp_path / "thread-self" / "net"
+    (net / "stat").mkdir(parents=True)
+    (tmp_path / "sys" / "net" / "netfilter").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the table is of a little-endian machine")
+def test_sockets(root):
+    for name, rows in TABLES.items():
+        (root / "thread-self" / "net" / name).write_text(HEAD + rows)
+    assert proc.sockets(str(root)) == (
+        Socket("tcp", "::", 80),
+        Socket("tcp", "0.0.0.0", 8080),
+        Socket("udp", "127.0.0.1", 53),
+    )
+
+
+def test_conntrack(root):
+    assert proc.conntrack(str(root)) is None
+    for name, value in (("count", 5), ("max", 1000)):
+        (root / "sys" / "net" / "netfilter" / f"nf_conntrack_{name}").write_text(f"{value}\n")
+    assert proc.conntrack(str(root)) == Conntrack(5, 1000, 0)
+    statistics = "entries  clashres found drop early_drop\n00000005 0 0 0000000a 0\n00000005 0 0 00000001 0\n"
+    (root / "thread-self" / "net" / "stat" / "nf_conntrack").write_text(statistics)
+    assert proc.conntrack(str(root)) == Conntrack(5, 1000, 11)
+
+
+def test_capabilities(root):
+    (root / "7").mkdir()
+    (root / "7" / "status").write_text("Name:\tx\nCapPrm:\t0\nCapEff:\t0000000000002000\n")
+    assert proc.capabilities(str(root), 7) == 1 << 13
+    assert proc.capabilities(str(root), 8) is None
+
+
+def test_of_this_machine():
+    assert proc.links()["lo"] in (True, False)
+    assert proc.capabilities("/proc", os.getpid()) is not None

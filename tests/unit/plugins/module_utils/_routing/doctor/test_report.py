@@ -1,0 +1,88 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the command prints, in which order, and its exit status."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import finding, gather, registry, report
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
+
+BROKEN = cases.setting(cases.peer(mac="02:00:00:00:00:aa"), conf__all__accept_redirects="1")
+
+
+@pytest.fixture
+def call(monkeypatch):
+    def run(facts, as_json=False, clients=(), ports=()):
+        asked = []
+        monkeypatch.setattr(gather, "look", lambda *arguments: asked.append(arguments[2:]) or facts)
+        out, err = io.StringIO(), io.StringIO()
+        code = report.run(gather.Sources(), clients, ports, as_json, out, err)
+        return code, out.getvalue(), err.getvalue(), asked
+
+    return run
+
+
+def test_text_what_is_wrong_comes_first(call):
+    code, text, _err, _asked = call(BROKEN)
+    lines = text.splitlines()
+    assert code == 1
+    assert lines[0] == (
+        "FAIL proxy_mac: proxy a is expected at 02:00:00:00:00:11, but 198.18.0.11 is at 02:00:00:00:00:aa. Packets of "
+        "that MAC are not marked, so their replies bypass the proxy. Fix: correct l4proxy_mac in the host_vars of the "
+        "proxy (or leave it out), and run the return_path role."
+    )
+    assert [line[:4] for line in lines] == ["FAIL", "warn", *["ok  "] * (len(lines) - 2)]
+
+
+def test_json(call):
+    _code, text, _err, _asked = call(BROKEN, as_json=True)
+    found = json.loads(text)
+    assert (found["schema"], found["failed"], found["warned"]) == (1, 1, 1)
+    assert list(found["findings"][0]) == ["id", "status", "subject", "what", "why", "fix"]
+    assert found["findings"][0]["id"] == "proxy_mac"
+
+
+def test_a_whole_host_is_exit_status_0_and_a_warning_too(call):
+    assert call(cases.BACKEND)[0] == 0
+    assert call(cases.setting(cases.BACKEND, conf__all__accept_redirects="1"))[0] == 0
+
+
+def test_options_reach_the_gathering(call):
+    code, _text, _err, asked = call(cases.BACKEND, clients=["192.0.2.7", "2001:DB8::7"], ports=["80", "53/udp"])
+    assert code == 0
+    assert asked == [({"ipv4": "192.0.2.7", "ipv6": "2001:db8::7"}, [("tcp", 80), ("udp", 53)])]
+
+
+WRONG = [
+    ({"clients": ["b"]}, "'b' does not appear to be an IPv4 or IPv6 address"),
+    ({"clients": ["192.0.2.7", "192.0.2.8"]}, "192.0.2.7 and 192.0.2.8 are both ipv4"),
+    ({"ports": ["0"]}, "'0' is not PORT"),
+    ({"ports": ["80/icmp"]}, "'80/icmp' is not PORT"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), WRONG)
+def test_a_call_that_makes_no_sense(call, options, said):
+    code, text, err, _asked = call(cases.BACKEND, **options)
+    assert (code, text) == (2, "")
+    assert said in err
+
+
+def test_among_equals_the_order_of_the_checks_stays():
+    found = [finding.skip("x"), finding.warn("1", "", "", ""), finding.fail("1", "", "", ""), finding.fail("2", *"xxx")]
+    assert [(one.status, one.subject) for one in finding.ordered(found)] == [
+        ("fail", "1"),
+        ("fail", "2"),
+        ("warn", "1"),
+        ("skip", ""),
+    ]
+
+
+def test_a_check_can_be_left_out():
+    assert "proxy_mac" not in [one.id for one in registry.examine(BROKEN, ["proxy_mac"])]
