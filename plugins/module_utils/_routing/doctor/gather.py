@@ -139,7 +139,7 @@ def _ruleset(sources: Sources, documents: Iterable[Document]) -> dict[str, Any]:
         if any(one.marks for one in documents):
             found["missing"] = {"nftables": "marks cannot be set or looked at"}
     chains = dict(found["ruleset"].chains) if found["ruleset"] else {}
-    for command, family in _savers(sources.proc, nft_rules.uses_iptables(listing) or not chains):
+    for command, family in _savers(sources.proc, found["ruleset"] is None or nft_rules.uses_iptables(listing)):
         with suppress(MissingCommand):
             chains.update(iptables_rules.parse(run([command], None).stdout, family))
             found["ruleset"] = Ruleset(chains)

@@ -1,0 +1,65 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A fake host for the doctor: the engine's fake, a kernel that answers route questions, and commands that list."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, paths
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.route_query import RouteAnswer
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.runner import Completed, MissingCommand
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
+
+NEIGHBOUR = RouteAnswer("unicast", dev="eth0", src=cases.B, table=254)
+
+
+class FakeDoctor:
+    """``sources`` to give to the gathering. ``outputs`` are what commands say, by their first words."""
+
+    def __init__(self, directory, monkeypatch):
+        self.host = fakes.FakeHost(directory)
+        self.host.kernel.neighbours[cases.A] = cases.PEER.mac
+        self.stored = directory / "routing.d"
+        self.outputs = {"nft -j list ruleset": '{"nftables": []}', "ip -j -4": "", "ip -j -6": ""}
+        self.asked: list[tuple] = []
+        self.marked = cases.BY_PROXY
+        monkeypatch.setattr(paths, "ask", self._route)
+        host = replace(self.host.engine, runner=self._run)
+        names = ("config", "runtime", "proc", "systemd", "networkd")
+        none = {name: str(directory / "none") for name in names}
+        self.sources = gather.Sources(host=host, directory=str(self.stored), **none)
+
+    def apply(self) -> None:
+        """The document of a backend, in the fake kernel and stored."""
+        wanted = document.load(fakes.RETURN_PATH)
+        engine.reconcile(wanted, self.host.engine, directory=str(self.stored))
+
+    def _run(self, argv, stdin=None):
+        line = " ".join(argv)
+        for words, output in self.outputs.items():
+            if line.startswith(words):
+                if output is None:
+                    raise MissingCommand(argv[0])
+                return Completed(0, output, "")
+        if argv[0] != "nft":
+            raise MissingCommand(argv[0])
+        return self.host.nft(argv, stdin)
+
+    def _route(self, dst, **question):
+        self.asked.append((dst, question))
+        if dst == cases.A:
+            return NEIGHBOUR
+        if dst == cases.B:
+            return cases.LOCAL
+        return self.marked if question.get("mark") else cases.BY_ROUTER
+
+    def redirect(self, target: str) -> None:
+        """As ``ip -j route show cache`` shows it."""
+        route = {"dst": target, "gateway": cases.ROUTER, "dev": "eth0", "table": "20111", "cache": ["redirected"]}
+        self.outputs["ip -j -4"] = json.dumps([route])

@@ -1,0 +1,110 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""From a host to facts, and on to findings; on a fresh host, with less."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases, fake_doctor
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    return fake_doctor.FakeDoctor(tmp_path, monkeypatch)
+
+
+def test_an_applied_document(host):
+    host.apply()
+    facts = gather.look(host.sources)
+    assert facts.peers == (replace(cases.PEER, name="a"),)
+    assert facts.replies == {cases.REPLY: cases.BY_PROXY}
+    question = {"src": cases.B, "iif": None, "mark": 11, "ip_proto": 6, "sport": None}
+    assert (cases.CLIENT, question) in host.asked
+    assert cases.complaints(facts) == []
+
+
+def test_clients_and_ports_are_those_of_the_caller(host):
+    host.apply()
+    facts = gather.look(host.sources, None, {"ipv4": "192.0.2.7"}, [("tcp", 80)])
+    assert [reply.dst for reply in facts.replies] == ["192.0.2.7"]
+    assert facts.clients["ipv6"] == cases.CLIENTS["ipv6"]
+    assert (facts.clients_given, facts.ports) == (frozenset({"ipv4"}), (("tcp", 80),))
+
+
+def test_drift_and_redirects(host):
+    host.apply()
+    host.host.kernel.held_rules.pop()
+    host.redirect("192.0.2.9")
+    assert cases.complaints(gather.look(host.sources)) == [("fail", "redirected"), ("fail", "rules")]
+
+
+def test_a_document_that_waits(host):
+    host.apply()
+    host.host.kernel.near.clear()
+    assert ("fail", "waiting") in cases.complaints(gather.look(host.sources))
+
+
+def test_a_document_that_is_still_to_be_applied(host):
+    facts = gather.look(host.sources, document.load(fakes.RETURN_PATH))
+    assert not facts.applied
+    assert [peer.via for peer in facts.peers] == [cases.A]
+    assert facts.drift == ()
+    assert cases.complaints(facts) == []
+    assert "lookup" not in [one.id for one in registry.examine(facts)]
+
+
+def test_a_fresh_host_has_no_packages(host):
+    host.host.no_pyroute2 = True
+    host.outputs["nft -j list ruleset"] = None
+    facts = gather.look(host.sources, document.load(fakes.RETURN_PATH))
+    assert set(facts.missing) == {"nftables", "python3-pyroute2"}
+    assert (facts.rules, facts.routes, facts.ruleset) == (None, None, None)
+    assert [peer.dev for peer in facts.peers] == ["eth0"], "the kernel answers single questions without any package"
+    assert cases.complaints(facts) == []
+
+
+def test_packages_that_are_missing_later_are_a_fault(host):
+    host.apply()
+    host.host.no_pyroute2 = True
+    assert cases.complaints(gather.look(host.sources)) == [("fail", "packages")]
+
+
+def test_iptables_is_asked_only_where_it_may_have_rules(host):
+    host.apply()
+    host.outputs["iptables-save"] = "*filter\n:INPUT DROP [0:0]\nCOMMIT\n"
+    assert gather.look(host.sources).ruleset.chains == {}
+    chain = {"family": "ip", "table": "filter", "name": "INPUT", "hook": "input", "prio": 0, "policy": "drop"}
+    host.outputs["nft -j list ruleset"] = json.dumps({"nftables": [{"chain": chain}]})
+    assert list(gather.look(host.sources).ruleset.chains) == [("iptables filter", "INPUT")]
+
+
+def test_our_own_table_is_no_foreign_filter(host):
+    host.apply()
+    place = {"family": "inet", "table": "l4proxy_return_path"}
+    chain = {**place, "name": "prerouting", "hook": "prerouting", "prio": -150, "policy": "accept"}
+    host.outputs["nft -j list ruleset"] = json.dumps({"nftables": [{"chain": chain}]})
+    facts = gather.look(host.sources)
+    assert (dict(facts.ruleset.chains), facts.restores_forwarded) == ({}, True)
+
+
+def test_a_host_without_documents(host):
+    assert cases.complaints(gather.look(host.sources)) == [("fail", "documents")]
+
+
+def test_what_cannot_be_said_of_a_document_is_a_sentence(host, monkeypatch):
+    host.apply()
+
+    def refuse(*_arguments):
+        raise MissingPackage("nftables", "marks need the command nft")
+
+    monkeypatch.setattr(gather.engine_gather, "view", refuse)
+    assert gather.look(host.sources).drift[0].changes == ()

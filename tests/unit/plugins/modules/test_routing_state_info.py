@@ -1,0 +1,121 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The module: its options reach the doctor, and what the doctor says reaches the user."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from ansible.module_utils import basic
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import kernel
+from ansible_collections.trueip.l4proxy.plugins.modules import routing_state_info as module
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases, fake_doctor
+
+
+@pytest.fixture
+def doctor(tmp_path, monkeypatch):
+    fake = fake_doctor.FakeDoctor(tmp_path, monkeypatch)
+    monkeypatch.setattr(module.gather, "Host", lambda runner: fake.sources.host)
+    monkeypatch.setattr(kernel, "PYROUTE2_ERROR", None)
+    fake.warnings = []
+    monkeypatch.setattr(basic.AnsibleModule, "warn", lambda _module, text: fake.warnings.append(text))
+    return fake
+
+
+@pytest.fixture
+def run(doctor, tmp_path, capsys):
+    """Call the module; its JSON."""
+
+    def call(check: bool = False, **options) -> dict:
+        options.setdefault("directory", str(doctor.stored))
+        options.setdefault("config", str(tmp_path / "none"))
+        # The machine's own units and filters are no business of the test's.
+        options.setdefault("ignore_findings", ["keeper", "networkd"])
+        with patch_module_args({**options, "_ansible_check_mode": check}), pytest.raises(SystemExit):
+            module.main()
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def statuses(result: dict) -> list[str]:
+    return [f"{one['status']} {one['id']}" for one in result["findings"] if one["status"] in ("fail", "warn")]
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_what_is_ours_what_is_not_and_what_hurts(run, doctor, check):
+    doctor.apply()
+    doctor.host.kernel.held_rules.append((cases.foreign_rule(priority=100, table=254).value, 3))
+    doctor.marked = cases.BY_ROUTER
+    result = run(check=check)
+    assert not result["changed"]
+    assert result["owners"]["return_path"]["routes"] == [
+        {**fakes.RETURN_PATH["routes"][0], "type": "unicast", "dev": "eth0"}
+    ]
+    assert [row["text"] for row in result["foreign"]["rules"]] == ["ip rule 100: from all lookup 254"]
+    assert statuses(result)[0] == "fail lookup"
+    assert result["findings"][0]["line"].startswith("FAIL lookup: the kernel's own lookup")
+
+
+def test_a_document_that_is_not_applied_yet(run, doctor):
+    doctor.host.kernel.neighbours[cases.A] = "02:00:00:00:00:aa"
+    result = run(document=fakes.RETURN_PATH, fail_on_findings=True)
+    assert result["failed"]
+    assert result["msg"].startswith("the path would not work, because of 1 finding(s):\n- FAIL proxy_mac: proxy a is")
+    assert statuses(result) == ["fail proxy_mac"]
+    assert doctor.host.kernel.calls == []
+
+
+def test_a_finding_can_be_ignored(run, doctor):
+    doctor.host.kernel.neighbours[cases.A] = "02:00:00:00:00:aa"
+    ignored = ["proxy_mac", "keeper", "networkd"]
+    result = run(document=fakes.RETURN_PATH, fail_on_findings=True, ignore_findings=ignored)
+    assert statuses(result) == []
+
+
+def test_doubts_are_warnings(run, doctor):
+    doctor.host.kernel.held_rules.append(
+        (cases.foreign_rule(priority=2000, fwmark=0x10B, fwmask=0xFFF, table=7).value, 3)
+    )
+    result = run(document=fakes.RETURN_PATH, fail_on_findings=True)
+    assert statuses(result) == ["warn mark_shared"]
+    assert len(doctor.warnings) == 1
+    assert doctor.warnings[0].startswith("warn mark_shared: `ip rule 2000:")
+
+
+def test_a_fresh_host(run, doctor):
+    doctor.host.no_pyroute2 = True
+    doctor.outputs["nft -j list ruleset"] = None
+    result = run(check=True, document=fakes.RETURN_PATH, fail_on_findings=True)
+    assert result["owners"] is None
+    assert "skip" in [one["status"] for one in result["findings"]]
+    assert statuses(result) == []
+
+
+WRONG = [
+    ({"ignore_findings": ["proxy_mac", "nope"]}, "ignore_findings: there is no check nope"),
+    ({"clients": ["192.0.2.1", "192.0.2.2"]}, "192.0.2.1 and 192.0.2.2 are both ipv4"),
+    ({"ports": ["http"]}, "'http' is not PORT"),
+    ({"document": {"schema": 1}}, "document: owner: required"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), WRONG)
+def test_options_that_make_no_sense(run, options, said):
+    result = run(**options)
+    assert result["failed"]
+    assert said in result["msg"]
+
+
+def test_documentation_and_argument_spec_agree():
+    options = yaml.safe_load(module.DOCUMENTATION)["options"]
+    assert set(options) == set(module.ARGUMENTS)
+    for name, argument in module.ARGUMENTS.items():
+        keys = ("type", "default", "elements")
+        assert {key: options[name].get(key) for key in keys} == {key: argument.get(key) for key in keys}
