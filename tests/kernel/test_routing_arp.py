@@ -79,6 +79,19 @@ def test_with_a_bare_from_rule_it_answers_for_all(lab):
     assert answers[UNUSED["ipv4"]] == {a.mac}
 
 
+def test_arp_ignore_stops_a_bare_rule_from_doing_that(lab):
+    router, a = lab["router"].on("inside"), lab["a"]
+    rule = ["priority", "1099", "from", lab["b"].ipv4, "lookup", "20100"]
+    a.run(["ip", "rule", "add", *rule])
+    a.sysctl("net.ipv4.conf.eth0.arp_ignore", "1")
+    try:
+        answers = who_has(lab, router.ipv4, UNUSED["ipv4"], a.ipv4)
+    finally:
+        a.sysctl("net.ipv4.conf.eth0.arp_ignore", "0")
+        a.run(["ip", "rule", "del", *rule])
+    assert answers == {router.ipv4: {router.mac}, UNUSED["ipv4"]: set(), a.ipv4: {a.mac}}
+
+
 def test_a_advertises_its_own_ipv6_address_only(lab):
     a, b, router = lab["a"], lab["b"], lab["router"].on("inside")
     # The target is behind 8 bytes of header (RFC 4861, 4.4); nft 1.0.6 has no name for it.
