@@ -63,7 +63,7 @@ def documents(lab: NamespaceLab) -> dict[str, dict]:
     beyond = rl.return_path(on_side)
     for route in beyond["routes"]:
         route["dev"] = "eth1"
-    near = {**rl.local_delivery(lab["b"]), "sysctls": settings("send_redirects", "eth0")}
+    near = {**rl.local_delivery(lab["b"], lab["c"].on("side")), "sysctls": settings("send_redirects", "eth0", "eth1")}
     return {
         "a": near,
         "a2": by_mark_of_sockets(),
@@ -109,5 +109,6 @@ def clinic(prefix: str, tmp_path_factory):
         made = Clinic(raised, tmp_path_factory.mktemp("documents"))
         for name in made.documents:
             made.heal(name)
-        raised.nginx("b", ports=[rl.PORT])
+        for name in ("b", "c"):
+            raised.nginx(name, ports=[rl.PORT])
         yield made

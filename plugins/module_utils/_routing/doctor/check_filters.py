@@ -103,8 +103,9 @@ def mark_clobbered(facts: Facts) -> Iterator[Finding]:
         for hook in (*HOOKS_OF_REQUESTS, *HOOKS_OF_REPLIES):
             packet = _packet(peer, reply, hook)
             for chain, rule, sure in facts.ruleset.reached(hook, packet):
-                # The packet's own mark matters once it is restored, which is on OUTPUT; the connection's always.
-                keys = ("ct", "meta") if hook == "output" else ("ct",)
+                # The packet's own mark matters when the reply has it, on OUTPUT; the connection's always.
+                kept = ("ct",) if peer.tracked else ()
+                keys = (*kept, "meta") if hook == "output" else kept
                 bits = any(write.key in keys and write.bits & peer.mask for write in rule.writes)
                 if bits and (chain.table, rule.text) not in named:
                     named.add((chain.table, rule.text))

@@ -22,8 +22,8 @@ SMALL_RANGE = 14116
 
 
 def conntrack(facts: Facts) -> Iterator[Finding]:
-    """Only where replies carry a mark: it is kept there."""
-    if not any(one.marks for one in facts.return_path):
+    """Only where connections keep the mark."""
+    if not any(peer.tracked for peer in facts.peers):
         return
     table = facts.conntrack
     if table is None:

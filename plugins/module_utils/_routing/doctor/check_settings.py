@@ -18,9 +18,9 @@ RP_FILTER = {1: "strict", 2: "loose"}
 
 
 def default_route(facts: Facts) -> Iterator[Finding]:
-    """Only where replies carry a mark: they are routed once before the mark is restored."""
+    """Only where connections keep the mark: a reply is routed once before it is restored."""
     for peer in facts.peers:
-        if peer.id and peer.unmarked and peer.unmarked.type not in ("unicast", "local"):
+        if peer.tracked and peer.unmarked and peer.unmarked.type not in ("unicast", "local"):
             yield fail(
                 peer.name,
                 f"there is no {peer.family} route to {facts.clients[peer.family]} before the mark is restored "

@@ -35,6 +35,8 @@ class Peer:
     table: int
     id: int | None = None
     mask: int = 0
+    # Whether the mark is kept by the connection, and restored when its replies are sent.
+    tracked: bool = False
     wanted_dev: str | None = None
     dev: str | None = None
     own: str | None = None

@@ -13,12 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .. import files, plan, store, sysctl
+from .. import files, iptables, nft, plan, store, sysctl
 from .. import gather as engine_gather
 from ..document import Document
 from ..errors import MissingPackage, NotReady, Refused, RoutingError
 from ..gather import Host
-from ..nft import table_name
 from ..runner import MissingCommand
 from . import forwarder, iptables_rules, nft_rules, paths, proc, services
 from .facts import Drift, Facts, conf
@@ -77,7 +76,9 @@ def look(
     facts = _with_kernel(facts, sources.host)
     facts = replace(facts, backends=paths.backends(facts))
     facts = replace(facts, replies=paths.replies(facts))
-    return facts if wanted else replace(facts, drift=tuple(_drift(sources.host, one) for one in documents))
+    if wanted or facts.missing:
+        return facts  # without its packages nothing can be said of an applied document either
+    return replace(facts, drift=tuple(_drift(sources.host, one) for one in documents))
 
 
 def _settings(proc_directory: str, names: Iterable[str]) -> dict[str, str]:
@@ -125,34 +126,44 @@ def _redirected(host: Host) -> dict[str, str] | None:
     return found
 
 
-def _ruleset(sources: Sources, documents: Iterable[Document]) -> dict[str, Any]:
-    """The packet filters, ours left out, and whether our own table restores marks of forwarded packets."""
-    run, ours = sources.host.runner, {table_name(one.owner) for one in documents}
-    found: dict[str, Any] = {"ruleset": None}
-    listing: dict[str, Any] = {}
+def _ruleset(sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any]:
+    """The packet filters, our own marks left out, and whether those restore the marks of forwarded packets."""
+    listing = _nft_listing(sources.host)
+    tables = {nft.table_name(one.owner) for one in documents}
+    prefixes = tuple(iptables.prefix(one.owner) for one in documents)
+    chains = dict(nft_rules.parse(listing, tables).chains) if listing is not None else {}
+    saved = _saved(sources, listing is None or nft_rules.uses_iptables(listing))
+    for family, text in saved:
+        chains.update(iptables_rules.parse(text, family, prefixes))
+    restored = [f"{prefix}PRE" in text for prefix in prefixes for _family, text in saved]
+    hooks = nft_rules.hooks(listing or {}, tables)
+    found: dict[str, Any] = {"restores_forwarded": "prerouting" in hooks or any(restored)}
+    if listing is None and not saved:
+        marked = any(one.marks for one in documents)
+        return {**found, "missing": {"nftables": "marks cannot be set or looked at"} if marked else {}}
+    return {**found, "ruleset": Ruleset(chains)}
+
+
+def _nft_listing(host: Host) -> dict[str, Any] | None:
+    """None without nft."""
     try:
-        done = run(["nft", "-j", "list", "ruleset"], None)
-        listing = json.loads(done.stdout) if done.code == 0 and done.stdout.strip() else {}
-        found["ruleset"] = nft_rules.parse(listing, ours)
-        found["restores_forwarded"] = nft_rules.hooks(listing, ours) >= {"prerouting"}
+        done = host.runner(["nft", "-j", "list", "ruleset"], None)
     except MissingCommand:
-        if any(one.marks for one in documents):
-            found["missing"] = {"nftables": "marks cannot be set or looked at"}
-    chains = dict(found["ruleset"].chains) if found["ruleset"] else {}
-    for command, family in _savers(sources.proc, found["ruleset"] is None or nft_rules.uses_iptables(listing)):
-        with suppress(MissingCommand):
-            chains.update(iptables_rules.parse(run([command], None).stdout, family))
-            found["ruleset"] = Ruleset(chains)
-    return found
+        return None
+    return json.loads(done.stdout) if done.code == 0 and done.stdout.strip() else {}
 
 
-def _savers(proc_directory: str, by_nft: bool) -> Iterable[tuple[str, str]]:
-    """The commands that list iptables rules; only where there can be some, because they load modules."""
-    if by_nft:
-        yield from (("iptables-save", "ipv4"), ("ip6tables-save", "ipv6"))
+def _saved(sources: Sources, by_nft: bool) -> list[tuple[str, str]]:
+    """What iptables-save says of each family; asked only where there can be rules, because asking loads modules."""
+    commands = [("iptables-save", "ipv4"), ("ip6tables-save", "ipv6")] if by_nft else []
     for command, family, name in (("iptables", "ipv4", "ip_tables"), ("ip6tables", "ipv6", "ip6_tables")):
-        if (files.read(proc.net(proc_directory, f"{name}_names")) or "").strip():
-            yield f"{command}-legacy-save", family
+        if (files.read(proc.net(sources.proc, f"{name}_names")) or "").strip():
+            commands.append((f"{command}-legacy-save", family))
+    found = []
+    for command, family in commands:
+        with suppress(MissingCommand):
+            found.append((family, sources.host.runner([command], None).stdout))
+    return found
 
 
 def _drift(host: Host, document: Document) -> Drift:
@@ -160,8 +171,6 @@ def _drift(host: Host, document: Document) -> Drift:
         view = engine_gather.view(host, document)
     except (NotReady, Refused) as error:
         return Drift(document.owner, blocked=tuple(error.errors))
-    except MissingPackage:
-        return Drift(document.owner)  # told of by the check of packages
     except (RoutingError, OSError) as error:
         return Drift(document.owner, blocked=(str(error),))
     return Drift(document.owner, plan.plan(view.want, view.have), tuple(view.waiting))

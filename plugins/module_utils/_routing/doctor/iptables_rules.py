@@ -27,8 +27,11 @@ OF_TARGETS = ("--reject-with", "--to-destination", "--to-ports", "--to-source", 
 MARKS = ("--set-xmark", "--set-mark", "--and-mark", "--or-mark", "--xor-mark", "--restore-mark", "--save-mark")
 
 
-def parse(saved: str, family: str) -> dict[tuple[str, str], Chain]:
-    """The chains of ``iptables-save`` (family ipv4) or ``ip6tables-save`` (ipv6)."""
+def parse(saved: str, family: str, leave_out: tuple[str, ...] = ()) -> dict[tuple[str, str], Chain]:
+    """The chains of ``iptables-save`` (family ipv4) or ``ip6tables-save`` (ipv6).
+
+    Chains whose names begin with one of ``leave_out`` (ours) are left out; a jump to one of them leads nowhere.
+    """
     chains: dict[tuple[str, str], Chain] = {}
     rules: dict[tuple[str, str], list[FilterRule]] = {}
     table = ""
@@ -37,6 +40,8 @@ def parse(saved: str, family: str) -> dict[tuple[str, str], Chain]:
             table = line[1:]
         elif line.startswith(":"):
             name, policy = line[1:].split()[:2]
+            if name.startswith(leave_out):
+                continue
             hook = name.lower() if name in HOOKS else ""
             key = (_table(family, table), name)
             verdict = VERDICTS.get(policy, ACCEPT)

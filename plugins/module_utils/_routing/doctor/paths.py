@@ -69,6 +69,7 @@ def _peer(facts: Facts, route: Route, rule: Rule, document: Document, kernel: An
         table=route.table,
         id=rule.fwmark,
         mask=rule.fwmask or 0,
+        tracked=bool(mark and mark.conntrack),
         wanted_dev=route.dev,
         dev=dev,
         own=own,

@@ -38,7 +38,7 @@ BY_ROUTER = RouteAnswer("unicast", via=ROUTER, dev="eth0", src=B, table=254)
 BY_PROXY = RouteAnswer("unicast", via=A, dev="eth0", table=20111)
 SETTINGS = {"net.ipv4.ip_local_port_range": "32768\t60999"}
 PEER = Peer(
-    "a", "ipv4", A, 20111, id=11, mask=255, dev="eth0", own=B, mac="02:00:00:00:00:11",
+    "a", "ipv4", A, 20111, id=11, mask=255, tracked=True, dev="eth0", own=B, mac="02:00:00:00:00:11",
     declared=("02:00:00:00:00:11",), arrival=LOCAL, unmarked=BY_ROUTER,
 )  # fmt: skip
 UNITS = {

@@ -276,8 +276,8 @@ def test_every_complaint_has_a_reason_and_a_remedy():
 # What looks alike and is fine.
 FINE = [
     ("rp_filter", cases.setting(BACKEND, conf__eth0__rp_filter="1")),
-    ("default_route", replace(cases.peer(id=None, unmarked=NO_ROUTE), replies={})),
-    ("conntrack", replace(BACKEND, documents=(BY_ADDRESS,), conntrack=Conntrack(999, 1000))),
+    ("default_route", cases.peer(tracked=False, unmarked=NO_ROUTE)),
+    ("conntrack", replace(cases.peer(tracked=False), conntrack=Conntrack(999, 1000))),
     ("redirected", replace(BACKEND, redirected={"192.0.2.7": cases.A})),
     ("rule_before", with_rules(BACKEND, cases.foreign_rule(priority=0, table=255))),
     ("rule_before", with_rules(BACKEND, cases.foreign_rule(priority=32766, table=254))),

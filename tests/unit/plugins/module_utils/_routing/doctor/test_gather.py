@@ -96,6 +96,19 @@ def test_our_own_table_is_no_foreign_filter(host):
     assert (dict(facts.ruleset.chains), facts.restores_forwarded) == ({}, True)
 
 
+def test_our_own_chains_in_iptables_are_no_foreign_filter(host):
+    host.apply()
+    chain = {"family": "ip", "table": "mangle", "name": "OUTPUT", "hook": "output", "prio": -150, "policy": "accept"}
+    host.outputs["nft -j list ruleset"] = json.dumps({"nftables": [{"chain": chain}]})
+    ours = [":L4PROXY_RETURN_PATH_PRE - [0:0]", "-A L4PROXY_RETURN_PATH_PRE -j MARK --set-xmark 0xb/0xff"]
+    jump = "-A OUTPUT -j L4PROXY_RETURN_PATH_PRE"
+    host.outputs["iptables-save"] = "\n".join(["*mangle", ":OUTPUT ACCEPT [0:0]", *ours, jump, "COMMIT"])
+    facts = gather.look(host.sources)
+    assert list(facts.ruleset.chains) == [("iptables mangle", "OUTPUT")]
+    assert facts.restores_forwarded
+    assert "mark_clobbered" not in [check for _status, check in cases.complaints(facts)]
+
+
 def test_a_host_without_documents(host):
     assert cases.complaints(gather.look(host.sources)) == [("fail", "documents")]
 
@@ -107,4 +120,4 @@ def test_what_cannot_be_said_of_a_document_is_a_sentence(host, monkeypatch):
         raise MissingPackage("nftables", "marks need the command nft")
 
     monkeypatch.setattr(gather.engine_gather, "view", refuse)
-    assert gather.look(host.sources).drift[0].changes == ()
+    assert gather.look(host.sources).drift[0].blocked == ("marks need the command nft: install the package nftables",)
