@@ -94,10 +94,11 @@ class Clinic:
         own = {"host": self.lab.engine.host(self.lab[name]), "directory": str(self.directory / name)}
         return gather.Sources(**{**own, **nowhere, **options})
 
-    def complaints(self, name: str, ports=(), **options) -> list[finding.Finding]:
-        """What is wrong with a host, in the order of the report."""
+    def complaints(self, name: str, ports=(), wanted: dict | None = None, **options) -> list[finding.Finding]:
+        """What is wrong with a host, in the order of the report; with ``wanted``, before that is applied."""
+        loaded = wanted and document.load(wanted)
         with self.lab[name].inside():
-            facts = gather.look(self.sources(name, **options), None, CLIENTS, ports)
+            facts = gather.look(self.sources(name, **options), loaded, CLIENTS, ports)
         found = finding.ordered(registry.examine(facts))
         return [one for one in found if one.status in (finding.FAIL, finding.WARN)]
 

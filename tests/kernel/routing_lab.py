@@ -87,6 +87,12 @@ class Engine:
             return engine.remove(owner, self.host(host), **arguments)
 
 
+def make_whole(lab) -> None:
+    """The path between a and b; what a test took away is put back by the engine itself."""
+    lab.engine.apply(lab["a"], local_delivery(lab["b"]))
+    lab.engine.apply(lab["b"], return_path(lab["a"]))
+
+
 def listing(host) -> list[str]:
     """Everything the engine could have touched, as the tools show it; counters left out."""
     commands = [

@@ -265,6 +265,48 @@ def test_a_document_that_cannot_be_read_is_named(clinic, tmp_path):
     assert clinic.complaints("b", directory=str(tmp_path))[0].id == "documents"
 
 
+# What would be refused before the first change, on a host that has nothing of ours: (host, fault, check).
+EARLY = [
+    ("c", "rp_filter is strict where clients come in", "rp_filter"),
+    ("b", "there is no default route", "default_route"),
+    ("b", "a rule of another tool comes first", "rule_before"),
+    ("b", "another table overwrites the mark", "mark_clobbered"),
+    ("a", "the proxy's firewall drops replies", "firewall"),
+    ("a2", "src_valid_mark beside the mark of sockets", "src_valid_mark"),
+]
+
+
+@pytest.mark.parametrize(("name", "fault", "check"), EARLY, ids=[row[2] for row in EARLY])
+def test_the_roles_are_told_before_their_first_change(clinic, name, fault, check):
+    host, wanted = clinic.lab[name], clinic.documents[name]
+    assert clinic.complaints(name, wanted=wanted) == [], "a second run changes nothing, and nothing is in its way"
+    clinic.lab.engine.remove(host, wanted["owner"])
+    try:
+        assert clinic.complaints(name, wanted=wanted) == []
+        shell(host, FAULTS[fault].breaks)
+        assert {one.id for one in clinic.complaints(name, wanted=wanted)} == {check}
+    finally:
+        shell(host, FAULTS[fault].mends)
+        clinic.heal(name)
+
+
+def test_a_proxy_in_no_network_of_the_backend_is_refused_before_the_first_change(clinic):
+    far = {**clinic.documents["b"], "routes": []}
+    for route in clinic.documents["b"]["routes"]:
+        via = {"ipv4": "203.0.113.9", "ipv6": "2001:db8:77::9"}[route["family"]]
+        far["routes"].append({**route, "via": via})
+    assert {one.id for one in clinic.complaints("b", wanted=far)} == {"proxy_on_link"}
+
+
+def test_published_ports_of_containers_are_no_fault_where_marks_are_restored(clinic):
+    b = clinic.lab["b"]
+    b.run(["sh", "-c", TABLE.format("nat hook prerouting priority -100", "tcp dport 9999 dnat ip to 198.18.0.99")])
+    try:
+        assert clinic.complaints("b") == []
+    finally:
+        b.run(NO_TABLE.split())
+
+
 class TestTheForwarder:
     """With a real forwarder on a: its config is another source of what has to be."""
 

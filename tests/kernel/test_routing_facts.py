@@ -33,7 +33,7 @@ def lab(tmp_path_factory):
         raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
         raised.nginx("b", ports=[rl.PORT])
         add_second_addresses(raised["b"])
-        make_whole(raised)
+        rl.make_whole(raised)
         yield raised
 
 
@@ -43,15 +43,10 @@ def add_second_addresses(b) -> None:
         ip(b, family, "addr", "replace", f"{SECOND[family]}/{rl.BITS[family]}", "dev", "eth0", *more)
 
 
-def make_whole(lab) -> None:
-    lab.engine.apply(lab["a"], rl.local_delivery(lab["b"]))
-    lab.engine.apply(lab["b"], rl.return_path(lab["a"]))
-
-
 @pytest.fixture
 def whole(lab):
     yield lab
-    make_whole(lab)
+    rl.make_whole(lab)
 
 
 def ip(host, family: str, *words: str) -> None:

@@ -25,20 +25,14 @@ def lab(tmp_path_factory):
     with NamespaceLab(f"krp{os.getpid()}", ["client", "router", "a", "b"]) as raised:
         raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
         raised.nginx("b", ports=[rl.PORT])
-        make_whole(raised)
+        rl.make_whole(raised)
         yield raised
-
-
-def make_whole(lab) -> None:
-    lab.engine.apply(lab["a"], rl.local_delivery(lab["b"]))
-    lab.engine.apply(lab["b"], rl.return_path(lab["a"]))
 
 
 @pytest.fixture
 def whole(lab):
-    """Whatever a test took away is put back, by the engine itself."""
     yield lab
-    make_whole(lab)
+    rl.make_whole(lab)
 
 
 @pytest.mark.parametrize("family", rl.FAMILIES)

@@ -61,7 +61,7 @@ def port_range(facts: Facts) -> Iterator[Finding]:
             '`sysctl -w net.ipv4.ip_local_port_range="32768 60999"` (and in /etc/sysctl.d)',
         )
     for listener in facts.forwarder.listeners if facts.forwarder else ():
-        if listener.address in ("0.0.0.0", "::") and low <= listener.port <= high:
+        if listener.is_wildcard and low <= listener.port <= high:
             yield warn(
                 f"{listener.protocol} {listener.port}",
                 f"the service on {listener.protocol} port {listener.port} of every address is inside the range of "

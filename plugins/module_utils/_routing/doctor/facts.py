@@ -58,7 +58,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class Socket:
-    """A listening TCP socket, or an unconnected UDP one. ``protocol`` is tcp or udp."""
+    """A listening TCP socket, or an unconnected UDP one: there, or wanted by a config. ``protocol`` is tcp or udp."""
 
     protocol: str
     address: str
@@ -92,23 +92,12 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Listener:
-    protocol: str
-    address: str
-    port: int
-
-    @property
-    def family(self) -> str:
-        return "ipv6" if ":" in self.address else "ipv4"
-
-
-@dataclass(frozen=True)
 class Forwarder:
     """What forwarder.json wants, and what runs: ``pid`` and its effective capabilities, None when nothing runs."""
 
     path: str
     error: str | None = None
-    listeners: tuple[Listener, ...] = ()
+    listeners: tuple[Socket, ...] = ()
     backends: tuple[str, ...] = ()
     pid: int | None = None
     capabilities: int | None = None

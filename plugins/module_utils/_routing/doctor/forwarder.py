@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import files
 from . import proc
-from .facts import Forwarder, Listener
+from .facts import Forwarder, Socket
 
 
 def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
@@ -30,11 +30,11 @@ def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
     return Forwarder(config, None, *wanted, pid if capabilities is not None else None, capabilities)
 
 
-def _wanted(data: dict[str, Any]) -> tuple[tuple[Listener, ...], tuple[str, ...]]:
-    """Listeners, and the addresses of backends that are reached by a family somebody listens on."""
+def _wanted(data: dict[str, Any]) -> tuple[tuple[Socket, ...], tuple[str, ...]]:
+    """Sockets, and the addresses of backends that are reached by a family somebody listens on."""
     listeners, addresses = [], set()
     for service in data["services"]:
-        here = [Listener(service.get("protocol", "tcp"), one["address"], one["port"]) for one in service["listen"]]
+        here = [Socket(service.get("protocol", "tcp"), one["address"], one["port"]) for one in service["listen"]]
         listeners += here
         families = {one.family for one in here}
         addresses |= {backend.get(family) for backend in service["backends"] for family in families}

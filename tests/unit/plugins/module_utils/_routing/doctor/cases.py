@@ -11,7 +11,7 @@ from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import facts, packets, registry
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Backend, Facts, Listener, Peer
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Backend, Facts, Peer, Socket
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import Ruleset
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Found, Route, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.route_query import RouteAnswer
@@ -83,8 +83,8 @@ PROXY = Facts(
     own=frozenset({A}),
     backends=(Backend("ipv4", B, "eth0"),),
     replies=dict.fromkeys(TAKEN_IN, LOCAL),
-    forwarder=facts.Forwarder("f.json", None, (Listener("tcp", "0.0.0.0", 80),), (B,), 1, 1 << 13),
-    sockets=(facts.Socket("tcp", "0.0.0.0", 80),),
+    forwarder=facts.Forwarder("f.json", None, (Socket("tcp", "0.0.0.0", 80),), (B,), 1, 1 << 13),
+    sockets=(Socket("tcp", "0.0.0.0", 80),),
     **owned(LOCAL_DELIVERY),
     **COMMON,
 )

@@ -12,7 +12,7 @@ import os
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import forwarder
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Listener
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Socket
 
 CONFIG = {
     "schema": 1,
@@ -41,7 +41,7 @@ def read(tmp_path):
 def test_what_it_wants(read):
     config.load(CONFIG)
     found = read(json.dumps(CONFIG))
-    assert found.listeners == (Listener("tcp", "0.0.0.0", 80),)
+    assert found.listeners == (Socket("tcp", "0.0.0.0", 80),)
     assert found.backends == ("198.18.0.21",), "nobody listens on IPv6"
     assert (found.error, found.pid) == (None, None)
 
