@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..document import Document
 from . import packets
 from .facts import Facts
 from .finding import Finding, fail, skip, warn
@@ -17,6 +18,7 @@ NEARLY_FULL = 0.9
 # The kernel's own default on a machine with 1 GiB of memory (nf_conntrack-sysctl: 65536 buckets from there on); with
 # less, a few thousand clients fill the table.
 SMALL_TABLE = 16384
+UDP = 17
 # Half of the default range 32768-60999 (ip-sysctl).
 SMALL_RANGE = 14116
 
@@ -73,35 +75,37 @@ def port_range(facts: Facts) -> Iterator[Finding]:
 
 def udp_source(facts: Facts) -> Iterator[Finding]:
     """A wildcard UDP server answers from the address the kernel picks, not from the one it was asked at."""
-    udp = sorted(port for protocol, port in facts.ports if protocol == "udp")
+    remedy = "let the server listen on the address that the proxy connects to"
     for document in facts.return_path:
         rules = list(packets.lookups(document))
-        by_address = [rule for rule in rules if rule.src and not rule.fwmark]
-        served = sorted({*udp, *(port for rule in rules if rule.ip_proto == 17 and rule.sport for port in rule.sport)})
+        by_port = [(rule.family, rule.sport) for rule in rules if rule.ip_proto == UDP and rule.sport]
+        named = {port for protocol, port in facts.ports if protocol == "udp"}
+        named |= {port for _family, ports in by_port for port in range(ports[0], ports[1] + 1)}
+        by_address = {rule.family for rule in rules if rule.src and not rule.fwmark}
         for server in facts.sockets:
-            if server.protocol != "udp" or not server.is_wildcard or server.port not in served:
+            if server.protocol != "udp" or not server.is_wildcard or server.port not in named:
                 continue
-            covered = any(rule.ip_proto == 17 and rule.family == server.family for rule in rules)
-            if by_address and not covered:
+            what = f"a server listens on UDP port {server.port} of every address"
+            covered = any(family == server.family and ports[0] <= server.port <= ports[1] for family, ports in by_port)
+            if server.family in by_address and not covered:
                 yield fail(
                     f"udp {server.port}",
-                    f"a server listens on UDP port {server.port} of every address, and the rules of the document go by "
-                    "the source address alone",
+                    f"{what}, and the rules of the document go by the source address alone",
                     "the server's replies get their source only after they are routed, so they bypass the proxy",
-                    "let the server listen on the address that the proxy connects to",
+                    remedy,
                 )
             elif _chooses_another(facts, document, server.family):
                 yield warn(
                     f"udp {server.port}",
-                    f"a server listens on UDP port {server.port} of every address, and this host has several on that "
-                    "link",
+                    f"{what}, and this host has several towards the proxy",
                     "its replies come from the first of them, which is wrong when the proxy asked another",
-                    "let the server listen on the address that the proxy connects to",
+                    remedy,
                 )
 
 
-def _chooses_another(facts: Facts, document, family: str) -> bool:
-    sources = {peer.own for peer in facts.peers if peer.family == family and peer.own}
-    others = {one for one in facts.own if (":" in one) == (family == "ipv6") and not one.startswith(("127.", "fe80:"))}
-    fixed = any(route.src for route in document.routes if route.family == family)
-    return not fixed and len(others - {"::1"} | sources) > 1
+def _chooses_another(facts: Facts, document: Document, family: str) -> bool:
+    """Whether a proxy's interface has several addresses, and no route of the document says which is the source."""
+    links = {peer.dev for peer in facts.peers if peer.family == family}
+    addresses = [one.value for one in facts.addresses or () if one.family == family and one.value.dev in links]
+    several = len([one for one in addresses if not one.address.startswith("fe80:")]) > len(links)
+    return several and not any(route.src for route in document.routes if route.family == family)

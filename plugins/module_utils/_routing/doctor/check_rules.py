@@ -42,11 +42,12 @@ def taken(facts: Facts) -> Iterator[Finding]:
 
 
 def rule_before(facts: Facts) -> Iterator[Finding]:
-    if facts.rules is None:
+    foreign = packets.strangers(facts.rules or (), facts.protocols)
+    if not foreign:
         return
     named = set()
     for reply, answer in facts.replies.items():
-        for found in packets.before_ours(reply, facts.rules, facts.protocols):
+        for found in packets.before_ours(reply, facts.rules, foreign):
             rule = found.value
             decides = rule.action != "lookup" or _answers(facts, reply, rule, answer)
             if decides and rule not in named:
@@ -69,7 +70,7 @@ def _answers(facts: Facts, reply: Reply, rule: Rule, answer: RouteAnswer) -> boo
     if rule.suppress_prefixlength is not None:
         return False  # made to leave the default route to the rules behind it
     if rule.table == MAIN:
-        return any(peer.unmarked and peer.unmarked.table == MAIN for peer in facts.peers)
+        return not facts.peers or any(peer.unmarked and peer.unmarked.table == MAIN for peer in facts.peers)
     defaults = [one.value for one in facts.routes or () if one.table == rule.table and one.value]
     return any(one.dst == "default" and reply.via not in (one.via, one.type) for one in defaults)
 
@@ -82,10 +83,8 @@ def mark_shared(facts: Facts) -> Iterator[Finding]:
     """Another's rule selects by bits that ours are made of."""
     for document in facts.documents:
         marks = {(rule.fwmark, rule.fwmask) for rule in packets.lookups(document) if rule.fwmark}
-        for found in facts.rules or ():
+        for found in packets.strangers(facts.rules or (), facts.protocols):
             rule = found.value
-            if rule is None or found.protocol in facts.protocols:
-                continue
             for mark, mask in sorted(marks):
                 if packets.marks_meet(rule, mark, mask):
                     yield warn(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from .. import text
 from ..model import Rule
 from . import packets
-from .facts import Backend, Facts, conf
+from .facts import Facts, conf
 from .finding import Finding, fail, skip, warn
 
 RP_FILTER = {1: "strict", 2: "loose"}
@@ -139,8 +139,9 @@ def arp(facts: Facts) -> Iterator[Finding]:
     if facts.rules is None:
         yield skip("rules cannot be listed without pyroute2")
         return
+    bare = _bare_rules(facts)
     for backend in facts.backends:
-        rule = _bare_rule(facts, backend)
+        rule = bare.get(backend.address)
         if rule and backend.dev and not facts.highest("ipv4", backend.dev, "arp_ignore"):
             yield fail(
                 backend.address,
@@ -153,13 +154,13 @@ def arp(facts: Facts) -> Iterator[Finding]:
             )
 
 
-def _bare_rule(facts: Facts, backend: Backend) -> Rule | None:
-    """The rule that delivers whatever comes from that backend."""
+def _bare_rules(facts: Facts) -> dict[str | None, Rule]:
+    """Rules that deliver whatever comes from one address, by that address."""
     tables = {(one.family, one.table) for one in facts.routes or () if one.value and one.value.type == "local"}
+    found: dict[str | None, Rule] = {}
     for one in facts.rules or ():
         rule = one.value
-        if rule and rule.family == "ipv4" and packets.host_of(rule.src) == backend.address:
-            bare = not (rule.ip_proto or rule.fwmark or rule.dst or rule.sport or rule.dport)
-            if bare and (rule.family, rule.table) in tables:
-                return rule
-    return None
+        delivers = rule and rule.family == "ipv4" and rule.src and (rule.family, rule.table) in tables
+        if delivers and not (rule.ip_proto or rule.fwmark or rule.dst or rule.sport or rule.dport):
+            found.setdefault(packets.host_of(rule.src), rule)
+    return found

@@ -97,16 +97,18 @@ def _mask(rule: Rule) -> int:
     return MAX_U32 if rule.fwmask is None else rule.fwmask
 
 
-def before_ours(reply: Reply, rules: Iterable[Found], ours: frozenset[int]) -> list[Found]:
-    """Rules of others that take the reply and are asked before the document's own rule, in the kernel's order.
+def strangers(rules: Iterable[Found], ours: frozenset[int]) -> list[Found]:
+    """Rules of others that can be understood, but for the kernel's own: local (0), main and default (from 32766 on)."""
+    understood = (one for one in rules if one.value is not None and one.protocol not in ours)
+    return [one for one in understood if 0 < one.value.priority < 32766]
 
-    The rules for the tables local (0) and main, default (from 32766 on) come with the kernel.
-    """
+
+def before_ours(reply: Reply, rules: Iterable[Found], foreign: list[Found]) -> list[Found]:
+    """Of the ``foreign`` rules those that take the reply and are asked before the document's own, in that order."""
     found = []
     for one in rules:
-        foreign = one.value is not None and one.protocol not in ours
         # Rules of one priority are asked in the order in which they were added, which is that of the listing.
-        if foreign and 0 < one.value.priority <= reply.rule.priority and takes(one.value, reply):
+        if one in foreign and one.value.priority <= reply.rule.priority and takes(one.value, reply):
             found.append(one)
         elif one.value == reply.rule:
             return found

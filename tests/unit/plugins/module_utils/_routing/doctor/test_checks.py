@@ -13,7 +13,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import doc
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import facts, iptables_rules, registry
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Conntrack, Drift, Socket, Unit
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import Ruleset
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Address, Mark, Rule, Sysctl
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Address, Found, Mark, Rule, Sysctl
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.plan import Change, Setting
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.route_query import RouteAnswer
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
@@ -64,6 +64,7 @@ def with_rules(whole: facts.Facts, *rules, **more) -> facts.Facts:
 
 GIVEN = {"clients_given": frozenset({"ipv4"})}
 SERVED = {"ports": (("tcp", 8080),)}
+TWO_ADDRESSES = tuple(Found(Address("ipv4", one, "eth0"), 0, "ipv4") for one in (cases.B, "198.18.0.33"))
 UDP_SERVER = {"ports": (("udp", 53),), "sockets": (Socket("udp", "0.0.0.0", 53),)}
 BY_OTHER = {cases.REPLY: cases.BY_ROUTER}
 KEEPER, NETWORKD = "l4proxy-keeper.service", "systemd-networkd.service"
@@ -131,6 +132,12 @@ COMPLAINTS = [
     ),
     (
         with_rules(BACKEND, cases.foreign_rule(priority=5, table=254), applied=False),
+        "fail",
+        "rule_before",
+        "lookup 254",
+    ),
+    (
+        with_rules(PROXY, cases.foreign_rule(priority=5, table=254), applied=False),
         "fail",
         "rule_before",
         "lookup 254",
@@ -217,7 +224,7 @@ COMPLAINTS = [
         "go by the source address alone",
     ),
     (
-        replace(BACKEND, own=frozenset({cases.B, "198.18.0.33"}), **UDP_SERVER),
+        replace(BACKEND, addresses=TWO_ADDRESSES, **UDP_SERVER),
         "warn",
         "udp_source",
         "this host has several",
@@ -310,6 +317,9 @@ FINE = [
     )),
     ("accept_redirects", cases.setting(BACKEND, conf__all__accept_redirects="1", conf__eth0__forwarding="1")),
     ("forwarder", replace(PROXY, forwarder=None)),
+    ("udp_source", replace(BACKEND, **UDP_SERVER)),
+    ("udp_source", replace(BACKEND, addresses=TWO_ADDRESSES, sockets=UDP_SERVER["sockets"])),
+    ("udp_source", replace(BACKEND, addresses=TWO_ADDRESSES, ports=(("udp", 53),))),
 ]  # fmt: skip
 
 

@@ -60,7 +60,8 @@ BEFORE = [
 
 @pytest.mark.parametrize(("listing", "expected"), BEFORE)
 def test_rules_before_ours(listing, expected):
-    assert packets.before_ours(SENT, listing, frozenset({201, 202})) == expected
+    foreign = packets.strangers(listing, frozenset({201, 202}))
+    assert packets.before_ours(SENT, listing, foreign) == expected
 
 
 MEET = [(0x10B, 0xFFF, True), (0xB, 0xFF, True), (0x3, 0x3, True), (0x10000, 0xFF0000, False), (0xC, 0xFF, False)]
