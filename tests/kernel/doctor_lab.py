@@ -90,7 +90,7 @@ class Clinic:
 
     def sources(self, name: str, **options) -> gather.Sources:
         """Nothing of the machine's own: no systemd, no forwarder, unless a test says so."""
-        nowhere = dict.fromkeys(("config", "runtime", "systemd", "networkd"), str(self.directory / "none"))
+        nowhere = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(self.directory / "none"))
         own = {"host": self.lab.engine.host(self.lab[name]), "directory": str(self.directory / name)}
         return gather.Sources(**{**own, **nowhere, **options})
 

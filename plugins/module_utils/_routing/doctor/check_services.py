@@ -32,6 +32,19 @@ def keeper(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def contested(facts: Facts) -> Iterator[Finding]:
+    """The keeper tells what is undone as often as it is put back."""
+    contest = facts.contest
+    if contest:
+        who = contest.who or "another tool"
+        yield fail(
+            contest.owner or KEEPER,
+            f"{who} undoes what the keeper puts back, {contest.times} times in a row: {'; '.join(contest.changes)}",
+            "the path is broken from each time until the keeper has acted, and it acts ever more seldom",
+            f"make {who} leave our rules alone; `systemctl status {KEEPER}` says more",
+        )
+
+
 def networkd(facts: Facts) -> Iterator[Finding]:
     unit = (facts.units or {}).get(NETWORKD)
     if unit is not None and unit.active == "active" and not facts.drop_ins:

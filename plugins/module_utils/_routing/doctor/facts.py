@@ -92,6 +92,16 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Contest:
+    """What the keeper says of a repair that does not last: how often in a row, what it was, and who undoes it."""
+
+    times: int
+    owner: str = ""
+    changes: tuple[str, ...] = ()
+    who: str = ""
+
+
+@dataclass(frozen=True)
 class Forwarder:
     """What forwarder.json wants, and what runs: ``pid`` and its effective capabilities, None when nothing runs."""
 
@@ -144,6 +154,7 @@ class Facts:
     conntrack: Conntrack | None = None
     units: Mapping[str, Unit] | None = None
     drop_ins: tuple[str, ...] = ()
+    contest: Contest | None = None
     forwarder: Forwarder | None = None
     drift: tuple[Drift, ...] = ()
 

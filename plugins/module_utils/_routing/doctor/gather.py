@@ -40,6 +40,7 @@ class Sources:
     directory: str = store.DIRECTORY
     config: str = "/etc/l4proxy/forwarder.json"
     runtime: str = "/run/l4proxy/forwarder.json"
+    keeper: str = "/run/l4proxy-keeper/state.json"
     proc: str = "/proc"
     systemd: str = "/run/systemd/system"
     networkd: str = "/etc/systemd"
@@ -69,6 +70,7 @@ def look(
         conntrack=proc.conntrack(sources.proc),
         forwarder=forwarder.read(sources.config, sources.runtime, sources.proc) if wanted is None else None,
         units=services.units(sources.host.runner, sources.systemd),
+        contest=services.contest(sources.keeper),
         drop_ins=services.drop_ins(sources.networkd),
         redirected=_redirected(sources.host),
     )

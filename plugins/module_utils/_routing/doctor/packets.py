@@ -105,14 +105,13 @@ def strangers(rules: Iterable[Found], ours: frozenset[int]) -> list[Found]:
 
 def before_ours(reply: Reply, rules: Iterable[Found], foreign: list[Found]) -> list[Found]:
     """Of the ``foreign`` rules those that take the reply and are asked before the document's own, in that order."""
-    found = []
-    for one in rules:
-        # Rules of one priority are asked in the order in which they were added, which is that of the listing.
-        if one in foreign and one.value.priority <= reply.rule.priority and takes(one.value, reply):
-            found.append(one)
-        elif one.value == reply.rule:
-            return found
-    return [one for one in found if one.value.priority < reply.rule.priority]
+    taking = [one for one in foreign if one.value.priority <= reply.rule.priority and takes(one.value, reply)]
+    if not any(one.value.priority == reply.rule.priority for one in taking):
+        return taking
+    # Rules of one priority are asked in the order in which they were added, which is that of the listing.
+    listed = list(rules)
+    own = next((index for index, one in enumerate(listed) if one.value == reply.rule), 0)
+    return [one for one in taking if one.value.priority < reply.rule.priority or listed.index(one) < own]
 
 
 def marks_meet(rule: Rule, mark: int, mask: int) -> bool:

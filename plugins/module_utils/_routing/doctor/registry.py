@@ -59,6 +59,7 @@ CHECKS = (
     Check("firewall", ANY, True, filters.firewall, "no packet filter drops the sample client"),
     Check("mark_clobbered", BACKEND, True, filters.mark_clobbered, "no packet filter overwrites our bits of the mark"),
     Check("conntrack", BACKEND, True, limits.conntrack, "the conntrack table has room"),
+    Check("contested", ANY, False, services.contested, "nobody undoes what the keeper puts back"),
     Check("settings", ANY, False, state.settings, "the kernel's settings are as the documents say"),
     Check("redirected", BACKEND, True, settings.redirected, "no redirect has taught another way to a client"),
     Check("addresses", ANY, False, state.addresses, "this host has the addresses of its documents"),

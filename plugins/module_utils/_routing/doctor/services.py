@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 
 from .. import files
 from ..runner import MissingCommand, Runner
 from .check_services import FORWARDER, KEEPER, NETWORKD
-from .facts import Unit
+from .facts import Contest, Unit
 
 FOREIGN_RULES_STAY = re.compile(r"^\s*ManageForeignRoutingPolicyRules\s*=\s*(no|false|off|0)\s*$", re.MULTILINE)
 
@@ -40,6 +41,19 @@ def parse(shown: str) -> dict[str, Unit]:
                 values.get("LoadState", ""), values.get("ActiveState", ""), values.get("UnitFileState", "")
             )
     return found
+
+
+def contest(state: str) -> Contest | None:
+    """From the keeper's state file (see ``record``); None while what it repairs lasts, or where no keeper runs."""
+    try:
+        data = json.loads(files.read(state) or "{}")
+        if not data.get("undone"):
+            return None
+        last = data.get("last_repair") or {}
+        changes = tuple(str(one) for one in last.get("changes", ()))
+        return Contest(int(data["undone"]), last.get("owner", ""), changes, last.get("who", ""))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def drop_ins(directory: str) -> tuple[str, ...]:

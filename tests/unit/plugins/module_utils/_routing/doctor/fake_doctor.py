@@ -31,7 +31,7 @@ class FakeDoctor:
         self.marked = cases.BY_PROXY
         monkeypatch.setattr(paths, "ask", self._route)
         host = replace(self.host.engine, runner=self._run)
-        names = ("config", "runtime", "proc", "systemd", "networkd")
+        names = ("config", "runtime", "keeper", "proc", "systemd", "networkd")
         none = {name: str(directory / "none") for name in names}
         self.sources = gather.Sources(host=host, directory=str(self.stored), **none)
 

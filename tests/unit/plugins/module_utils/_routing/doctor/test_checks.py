@@ -185,6 +185,12 @@ COMPLAINTS = [
     (replace(BACKEND, conntrack=Conntrack(1, 4096)), "warn", "conntrack", "at most 4096"),
     (replace(BACKEND, conntrack=Conntrack(1, 262144, 7)), "warn", "conntrack", "7 packets were dropped"),
     (
+        replace(BACKEND, contest=facts.Contest(3, "return_path", ("add ip rule 1100",), "systemd-networkd")),
+        "fail",
+        "contested",
+        "systemd-networkd undoes what the keeper puts back, 3 times in a row: add ip rule 1100",
+    ),
+    (
         drifted("sysctl", "replace", Setting("net.ipv4.x", "1"), Sysctl("net.ipv4.x", "0")),
         "fail",
         "settings",

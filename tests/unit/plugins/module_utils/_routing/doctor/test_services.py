@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import services
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Unit
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Contest, Unit
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.runner import Completed, MissingCommand
 
 SHOWN = """LoadState=loaded
@@ -52,3 +54,23 @@ def test_drop_ins(tmp_path, name, content, stays):
     (tmp_path / "networkd.conf.d").mkdir()
     (tmp_path / name).write_text(content)
     assert bool(services.drop_ins(str(tmp_path))) == stays
+
+
+LAST = {"owner": "return_path", "changes": ["add ip rule 1100"], "who": "firewalld"}
+STATES = [
+    ({"undone": 2, "last_repair": LAST}, Contest(2, "return_path", ("add ip rule 1100",), "firewalld")),
+    ({"undone": 2, "last_repair": None}, Contest(2)),
+    ({"undone": 0, "last_repair": LAST}, None),
+    ({}, None),
+    ([], None),
+]
+
+
+@pytest.mark.parametrize(("state", "expected"), STATES)
+def test_contest(tmp_path, state, expected):
+    file = tmp_path / "state.json"
+    file.write_text(json.dumps(state))
+    assert services.contest(str(file)) == expected
+    file.write_text("{")
+    assert services.contest(str(file)) is None
+    assert services.contest(str(tmp_path / "none")) is None
