@@ -59,8 +59,8 @@ def test_what_is_ours_what_is_not_and_what_hurts(run, doctor, check):
         {**fakes.RETURN_PATH["routes"][0], "type": "unicast", "dev": "eth0"}
     ]
     assert [row["text"] for row in result["foreign"]["rules"]] == ["ip rule 100: from all lookup 254"]
-    assert statuses(result)[0] == "fail lookup"
-    assert result["findings"][0]["line"].startswith("FAIL lookup: the kernel's own lookup")
+    assert statuses(result) == ["fail rule_before", "fail lookup"]
+    assert result["findings"][0]["line"].startswith("FAIL rule_before: `ip rule 100: from all lookup 254`")
 
 
 def test_a_document_that_is_not_applied_yet(run, doctor):
