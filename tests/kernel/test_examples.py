@@ -100,7 +100,9 @@ def with_path(hosts):
 SCENES = {
     "forwarder_info#module": ("a", with_forwarder),
     "handshake_probe#module": ("a", with_path),
+    "policy_route#module": ("b", None),
     "return_path#filter": ("b", None),
+    "routing_state_info#module": ("a", with_path),
     "routing_state#module": ("b", None),
     "zipapp#module": ("a", with_library),
 }
