@@ -26,22 +26,25 @@ class Engines:
         self.log: list[str] = []
 
     def maker(self, name: str):
-        class One:
-            def __init__(_self, _run):
-                pass
+        return lambda _run: Engine(self, name)
 
-            def read(_self, _owner):
-                if name in self.broken:
-                    raise self.broken[name]
-                return self.held[name]
 
-            def write(_self, _owner, values):
-                if name in self.refusing:
-                    raise RoutingError(f"{name} refuses")
-                self.log.append(f"{name} {len(tuple(values))}")
-                self.held[name] = Observed(tuple(values))
+class Engine:
+    """One engine, as MAKERS makes it."""
 
-        return One
+    def __init__(self, host: Engines, name: str):
+        self.host, self.name = host, name
+
+    def read(self, _owner):
+        if self.name in self.host.broken:
+            raise self.host.broken[self.name]
+        return self.host.held[self.name]
+
+    def write(self, _owner, values):
+        if self.name in self.host.refusing:
+            raise RoutingError(f"{self.name} refuses")
+        self.host.log.append(f"{self.name} {len(tuple(values))}")
+        self.host.held[self.name] = Observed(tuple(values))
 
 
 @pytest.fixture
