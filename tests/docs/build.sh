@@ -20,9 +20,15 @@ trap 'echo "docs: FAILED; the whole log: $log" >&2' ERR
 # One tool of requirements/docs.txt, by module and arguments.
 run() { .build/venv/bin/python -m tests.gates.environments docs "$@"; }
 
-lint() {
+reference() {
     run -m antsibull_docs.cli.antsibull_docs lint-collection-docs --plugin-docs --validate-collection-refs=all \
         --disallow-unknown-collection-refs --check-extra-docs-refs .
+}
+
+lint() {
+    # It writes the name of its temporary directory into what it checks; one name in 37 ends in "_", which RST takes for
+    # a reference (antsibull-docs 2.28). A real fault is there the second time, too.
+    reference > "$log" 2>&1 || reference
     .build/venv/bin/python -m tests.docs.links markdown .
 }
 
