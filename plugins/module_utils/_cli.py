@@ -102,9 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     reload.add_argument("--wait", action="store_true", help="return when the new generation serves, or say why not")
     reload.set_defaults(run=_reload)
 
-    keep = commands.add_parser("keep", help="apply the state documents of this host, retrying until all is in place")
+    keep = commands.add_parser("keep", help="hold this host to its state documents (what the systemd unit does)")
     keep.add_argument("--directory", default=DOCUMENTS, metavar="DIR", help="default: %(default)s")
-    keep.add_argument("--once", action="store_true", help="try once instead of waiting for links and addresses")
+    keep.add_argument("--once", action="store_true", help="apply them once, and wait for nothing")
     keep.add_argument("--dry-run", action="store_true", help="print the difference, change nothing; 2 if there is one")
     keep.set_defaults(run=_keep)
 

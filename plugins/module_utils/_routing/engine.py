@@ -44,6 +44,8 @@ class Outcome:
     after: State
     retiring: tuple[str, ...] = ()
     next_due: float | None = None
+    # What each change is of, in the same order: rule, route, marks, sysctl, file.
+    kinds: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -70,18 +72,20 @@ def reconcile(
     directory: str | None = None,
     drain: float = 0,
     now: float | None = None,
+    have_lock: bool = False,
 ) -> Outcome:
     """Make the owner's set what the document says; with ``directory`` the document is then stored there.
 
     ``now`` (seconds since the epoch) ends what retires and is over. With it, what the document does not name any more
     is kept for ``drain`` seconds at most, retiring (and stored so) until no connection needs it; see ``retire``.
+    ``have_lock``: the caller holds the host's lock, because it has read the document under it.
     Raises Refused and NotReady before anything is touched, MissingPackage (with ``check`` only a warning), ApplyError
     after everything was undone.
     """
     if document.is_empty and not allow_empty:
         sentence = f"the document of {document.owner} is empty and would remove all that this owner has on the host"
         raise Refused([f"{sentence}; that is what state absent is for, or say allow_empty"])
-    with locked(host, check):
+    with locked(host, check or have_lock):
         _refuse_shared_protocol(document, directory)
         view = _view(host, document, check)
         if now is not None:
@@ -116,9 +120,9 @@ def remove(
         return _finish(document, host, view, True, check, directory, None)
 
 
-def locked(host: Host, check: bool) -> contextlib.AbstractContextManager[None]:
-    """Hold the host's lock, unless it is only to be looked at."""
-    return contextlib.nullcontext() if check else files.locked(host.lock)
+def locked(host: Host, without: bool) -> contextlib.AbstractContextManager[None]:
+    """Hold the host's lock, unless the host is only looked at, or the lock is held already."""
+    return contextlib.nullcontext() if without else files.locked(host.lock)
 
 
 def _refuse_shared_protocol(document: Document, directory: str | None) -> None:
@@ -173,14 +177,20 @@ def _finish(
     changes = plan.plan(view.want, view.have, purge)
     after = plan.predict(view.have, changes)
     file_diff = _file_diff(directory, document.owner, content)
-    sentences = [change.sentence for change in changes]
+    sentences, kinds = [change.sentence for change in changes], [change.kind for change in changes]
     if file_diff:
+        kinds.append("file")
         sentences.append(f"{'remove' if content is None else 'write'} {file_diff['after_header']}")
     if sentences and not check:
         _perform(document, host, view.want, changes, purge, file_diff and (file_diff["after_header"], content))
     diff = [difference(view.have, after), file_diff] if file_diff else [difference(view.have, after)]
     return Outcome(
-        tuple(sentences), tuple(pair for pair in diff if pair), tuple(view.waiting), tuple(view.warnings), after
+        tuple(sentences),
+        tuple(pair for pair in diff if pair),
+        tuple(view.waiting),
+        tuple(view.warnings),
+        after,
+        kinds=tuple(kinds),
     )
 
 

@@ -2,59 +2,44 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""``l4proxy keep``: apply every stored document at boot, again and again until the host is as they say.
+"""``l4proxy keep``: hold the host to its documents, from boot on and whatever takes away what they say.
 
-At boot links, addresses and proxies appear in any order, so what is not there yet is waited for, with a back-off. What
-waiting cannot mend (a bad document, another owner's rule) is told, does not keep the other documents from being
-applied, and makes the exit status 1.
+At boot links, addresses and proxies appear in any order, so what is not there yet is waited for. Afterwards the
+kernel's news (``watch``) tell when to look again; each look (``look``) reads the documents anew, compares and repairs.
+How often is ``pace``'s business; what is told to people is ``record``'s.
 
-A service with RemainAfterExit=yes and NotifyAccess=main: its status line says what is awaited. READY=1 is sent as
-soon as all that can be applied is applied, be it without the MAC of a proxy that is down; the process goes on asking
-for that MAC, and ends when nothing is left to do.
+A service of Type=exec with NotifyAccess=main and a status line: at boot nobody has to wait for it. It ends by SIGTERM
+and leaves everything in place. SIGHUP makes it look at everything now.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TextIO
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TextIO
 
-from . import engine, store
+from . import culprit, store
 from .document import Document
-from .engine import Host, Outcome
-from .errors import ApplyError, MissingPackage, NotReady, Refused, RoutingError
+from .engine import Host
+from .look import Look, look, settings_differ
+from .notify import notify
+from .pace import Pace
+from .record import NAME, Record, Repair
+from .watch import News, Watch
 
 EXIT_DONE, EXIT_FAILED, EXIT_DRIFT = 0, 1, 2
-# Seconds between two passes: quick while a boot is under way, then sparing.
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+# Seconds to wait for a proxy's MAC within a look: the answer is news, and others must not wait for it.
+NEIGHBOUR_WAIT = 0.03
+# From so many repairs undone in a row on, it is a fight, and the log says so.
+FIGHT = 3
 
 log = logging.getLogger("l4proxy.keep")
-
-
-@dataclass
-class Pass:
-    """What one look at all documents came to. Sentences, each beginning with the owner or the file."""
-
-    faults: list[str] = field(default_factory=list)
-    blocked: list[str] = field(default_factory=list)
-    waiting: list[str] = field(default_factory=list)
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
-
-    @property
-    def applied(self) -> bool:
-        """All that can be applied now is applied."""
-        return not self.blocked
-
-    @property
-    def story(self) -> str:
-        """The state in one line, for systemctl status."""
-        parts = [*self.blocked, *self.waiting, *self.faults]
-        return "; ".join(parts) or f"applied: {', '.join(self.outcomes) or 'no documents'}"
 
 
 def run(
@@ -63,85 +48,199 @@ def run(
     dry_run: bool = False,
     host: Host | None = None,
     out: TextIO | None = None,
-    sleep: Callable[[float], None] = time.sleep,
     environ: Mapping[str, str] | None = None,
 ) -> int:
-    """Apply all documents of a directory; 0 when all is applied, 1 when something is wrong that waiting cannot mend.
+    """Keep the documents of a directory until SIGTERM; 0 then.
 
-    ``once`` makes one pass only (1 when something is still missing). ``dry_run`` changes nothing, writes the difference
-    to ``out`` and returns 2 when there is one.
+    ``once`` makes one pass only: 0 when all is applied, 1 when something is missing or wrong. ``dry_run`` changes
+    nothing, writes the difference to ``out`` and returns 2 when there is one.
     """
     host = host or Host()
     environ = os.environ if environ is None else environ
     if dry_run:
         return _show(directory, host, out or sys.stdout)
-    pause, ready, story = FIRST_PAUSE, False, ""
-    while True:
-        done = look(directory, host)
-        if done.story != story:
-            story = done.story
-            log.info("%s", story)
-            _notify(f"STATUS={story}", environ)
-        if done.applied and not ready:
-            ready = True
-            _notify("READY=1", environ)
-        if once or not (done.blocked or done.waiting):
-            return EXIT_FAILED if done.faults or done.blocked or done.waiting else EXIT_DONE
-        # The later keeper waits here for the kernel's news (links, addresses, rules) as well as for the clock.
-        sleep(pause)
-        pause = min(pause * 2, LONGEST_PAUSE)
+    if once:
+        return _once(directory, host)
+    # Without systemd's RuntimeDirectory= somebody tries it by hand, beside the service perhaps.
+    runtime = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    record = Record(os.path.join(runtime, NAME) if runtime else None)
+    record.load()
+    with _signals() as (wake, received):
+        watch = Watch(wake)
+        try:
+            host = replace(host, neighbour_wait=NEIGHBOUR_WAIT)
+            Keeper(directory, host, watch, record, lambda text: notify(text, environ)).run(received)
+        finally:
+            watch.close()
+    return EXIT_DONE
 
 
-def look(directory: str, host: Host, check: bool = False) -> Pass:
-    """Read the directory and apply (with ``check``: compare) each document."""
-    found = Pass()
-    for stored in store.load_all(directory):
-        if stored.document is None:
-            found.faults += [f"{stored.path}: {error}" for error in stored.errors]
-            continue
-        _apply(stored.document, host, check, found)
-    return found
-
-
-def _apply(document: Document, host: Host, check: bool, found: Pass) -> None:
-    owner = document.owner
+@contextmanager
+def _signals() -> Iterator[tuple[int, list[int]]]:
+    """A descriptor that can be read once a signal has come, and the list to which SIGTERM, SIGINT and SIGHUP go."""
+    received: list[int] = []
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    handlers = {
+        number: signal.signal(number, lambda caught, _frame: received.append(caught))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
     try:
-        # An empty document was stored by someone who said so; there is nobody to ask at boot.
-        outcome = engine.reconcile(document, host, check=check, allow_empty=True)
-    except NotReady as error:
-        found.blocked += [f"{owner}: {sentence}" for sentence in error.errors]
-    except (Refused, MissingPackage) as error:
-        found.faults.append(f"{owner}: {error}")
-    except (ApplyError, RoutingError, OSError) as error:
-        # Perhaps a link went away in the middle of it: worth another try.
-        found.blocked.append(f"{owner}: {error}")
-    else:
-        found.outcomes[owner] = outcome
-        found.waiting += [f"{owner}: {sentence}" for sentence in outcome.waiting]
-        if not check:
-            for sentence in (*outcome.changes, *outcome.warnings):
-                log.info("%s: %s", owner, sentence)
+        yield reader, received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
+
+
+class Keeper:
+    """The loop. ``watch`` is a Watch or has what it has; ``tell`` sends a line to systemd."""
+
+    def __init__(
+        self,
+        directory: str,
+        host: Host,
+        watch: Any,
+        record: Record,
+        tell: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._directory, self._host, self._watch, self._record = directory, host, watch, record
+        self._tell, self._clock = tell, clock
+        self._pace = Pace(clock())
+        self._found = Look()
+        self._files: tuple = ()
+        self._applied: dict[str, Document] = {}
+        self._at_start: set[str] | None = None
+        self._story = ""
+
+    def run(self, received: list[int]) -> None:
+        """Go on until ``received`` holds SIGTERM or SIGINT."""
+        heard: list[News] = []
+        while not {signal.SIGTERM, signal.SIGINT} & set(received):
+            now = self._clock()
+            news = self._watch.wait(self._pace.sleep(now))
+            now = self._clock()
+            heard = [*heard, *news][-100:]
+            if news:
+                self._pace.heard(now)
+            asked = bool(received) and signal.SIGHUP in received
+            if asked:
+                received.remove(signal.SIGHUP)
+            if asked or self._pace.due(now) or self._differs(now):
+                self._look(heard)
+                heard = []
+
+    def _differs(self, now: float) -> bool:
+        """Whether something without news has changed: a setting, a document."""
+        if not self._pace.settings_due(now):
+            return False
+        self._tell("WATCHDOG=1")
+        return _files_of(self._directory) != self._files or settings_differ(self._found, self._host)
+
+    def _look(self, heard: list[News]) -> None:
+        before, self._files = self._found, _files_of(self._directory)
+        broken_at = self._pace.broken_at
+        found = self._found = look(self._directory, self._host)
+        now = self._clock()
+        repaired = [owner for owner in found.outcomes if self._was_repaired(owner, before)]
+        seconds = None if broken_at is None else now - broken_at
+        objects = [change for owner in repaired for change in found.outcomes[owner].changes]
+        self._pace.looked(now, objects, found.missing, found.failed, found.next_due)
+        self._watch.watch(found.interest)
+        self._tell("WATCHDOG=1")
+        for owner in found.outcomes:
+            if owner in repaired:
+                self._repaired(owner, heard, seconds)
+            else:
+                self._note_applied(owner)
+        # What is blocked now was applied all the same, and is repaired once it can be.
+        kept = {owner: document for owner, document in self._applied.items() if owner in found.documents}
+        self._applied = {**kept, **{owner: found.documents[owner] for owner in found.outcomes}}
+        self._warn(before)
+        self._record.undone = self._pace.undone if self._pace.undone >= FIGHT else 0
+        self._record.looked(found)
+        self._publish()
+
+    def _was_repaired(self, owner: str, before: Look) -> bool:
+        """It had been applied as the document still says, and the change is not merely what was waited for."""
+        awaited = before.outcomes[owner].waiting if owner in before.outcomes else ()
+        outcome = self._found.outcomes[owner]
+        arrived = set(awaited) - set(outcome.waiting)
+        return outcome.changed and not arrived and self._applied.get(owner) == self._found.documents[owner]
+
+    def _note_applied(self, owner: str) -> None:
+        outcome = self._found.outcomes[owner]
+        if self._at_start is None:
+            self._at_start = set(self._found.documents)
+        if outcome.changed:
+            log.info("%s: applied: %s", owner, "; ".join(outcome.changes))
+            if owner in self._at_start:
+                self._record.restored += len(outcome.changes)
+        self._at_start.discard(owner)
+
+    def _repaired(self, owner: str, heard: list[News], seconds: float | None) -> None:
+        outcome = self._found.outcomes[owner]
+        since = self._clock() - (seconds or 0.0)
+        verdict = culprit.find(outcome.kinds, heard, self._host.runner, self._watch.sees_processes, since)
+        repair = Repair(owner, outcome.changes, self._record.clock(), seconds, verdict.who)
+        self._record.repaired(repair, outcome.kinds)
+        took = "" if seconds is None else f" {seconds:.2f} s after it was gone"
+        by = f" ({verdict.who})" if verdict.who else ""
+        log.warning("%s: repaired%s%s: %s", owner, took, by, "; ".join(outcome.changes))
+        if self._pace.undone >= FIGHT:
+            remedy = f"; {verdict.remedy}" if verdict.remedy else ""
+            log.error(
+                "%s: undone %d times in a row%s, so the next repair waits %g s%s",
+                *(owner, self._pace.undone, by, self._pace.pause, remedy),
+            )
+
+    def _warn(self, before: Look) -> None:
+        known = {warning for outcome in before.outcomes.values() for warning in outcome.warnings}
+        for owner, outcome in self._found.outcomes.items():
+            for warning in outcome.warnings:
+                if warning not in known:
+                    log.warning("%s: %s", owner, warning)
+        for problem in self._found.problems:
+            if problem not in before.problems:
+                log.warning("%s", problem)
+
+    def _publish(self) -> None:
+        if self._record.story != self._story:
+            self._story = self._record.story
+            self._tell(f"STATUS={self._story}")
+        try:
+            self._record.write()
+        except OSError as error:
+            log.warning("cannot write %s: %s", self._record.path, error)
+
+
+def _files_of(directory: str) -> tuple:
+    """What tells that a document was written, without reading it."""
+    try:
+        with os.scandir(directory) as entries:
+            stats = [(entry.name, entry.stat()) for entry in entries if entry.name.endswith(".json")]
+    except OSError:
+        return ()
+    return tuple(sorted((name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats))
+
+
+def _once(directory: str, host: Host) -> int:
+    found = look(directory, host)
+    for owner, outcome in found.outcomes.items():
+        for sentence in (*outcome.changes, *outcome.warnings):
+            log.info("%s: %s", owner, sentence)
+    log.info("%s", "; ".join(found.problems) or f"applied: {', '.join(found.outcomes) or 'no documents'}")
+    return EXIT_FAILED if found.problems else EXIT_DONE
 
 
 def _show(directory: str, host: Host, out: TextIO) -> int:
     found = look(directory, host, check=True)
     for owner, outcome in found.outcomes.items():
         out.writelines(f"{owner}: {sentence}\n" for sentence in outcome.changes)
-    problems = [*found.faults, *found.blocked]
-    out.writelines(f"{sentence}\n" for sentence in [*problems, *found.waiting])
-    if problems:
+    out.writelines(f"{sentence}\n" for sentence in [*found.faults, *found.blocked, *found.waiting])
+    if found.faults or found.blocked:
         return EXIT_FAILED
     return EXIT_DRIFT if any(outcome.changed for outcome in found.outcomes.values()) else EXIT_DONE
-
-
-def _notify(message: str, environ: Mapping[str, str]) -> None:
-    """sd_notify(3); without NOTIFY_SOCKET nobody listens."""
-    path = environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    address = "\0" + path[1:] if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
-        try:
-            notify.sendto(message.encode(), address)
-        except OSError as error:
-            log.warning("cannot tell systemd (%s): %s", path, error)

@@ -1,0 +1,141 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Who took our objects away, as far as a host can tell, and what to do about it.
+
+From the best evidence to the weakest: the process the kernel names with the change; a service known for doing so that
+was (re)started just before; such services that run here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .runner import MissingCommand, Runner
+from .watch import News
+
+# A service that was started or reloaded so many seconds before the news is taken for the one that did it.
+RECENT = 5.0
+ROUTING, FILTERING = frozenset({"rule", "route", "address"}), frozenset({"marks"})
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A service that is known to remove what it did not make. ``processes`` are the names it runs as."""
+
+    unit: str
+    name: str
+    kinds: frozenset[str]
+    remedy: str
+    processes: tuple[str, ...] = ()
+
+
+SUSPECTS = (
+    Suspect(
+        "systemd-networkd.service",
+        "systemd-networkd",
+        ROUTING,
+        "set ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no in /etc/systemd/networkd.conf.d",
+        ("systemd-network",),
+    ),
+    Suspect(
+        "NetworkManager.service",
+        "NetworkManager",
+        ROUTING,
+        "leave the interface to other tools (unmanaged-devices), or keep tables and priorities of l4proxy out of its "
+        "profiles",
+        ("NetworkManager",),
+    ),
+    Suspect(
+        "keepalived.service",
+        "keepalived",
+        ROUTING,
+        "keep tables and priorities of l4proxy out of virtual_routes and virtual_rules",
+        ("keepalived",),
+    ),
+    Suspect(
+        "firewalld.service",
+        "firewalld",
+        FILTERING,
+        "let it flush its own tables only (FirewallBackend=nftables, FlushAllOnReload)",
+        ("firewalld",),
+    ),
+    Suspect("ufw.service", "ufw", FILTERING, "keep flushes of other tables out of /etc/ufw/*.rules"),
+    Suspect(
+        "docker.service", "docker", FILTERING, "look for scripts that flush tables when docker starts", ("dockerd",)
+    ),
+    Suspect(
+        "nftables.service",
+        "nftables.service",
+        FILTERING,
+        "replace `flush ruleset` in /etc/nftables.conf by a flush of its own tables",
+    ),
+)
+# Names of tools that anyone may have called: true, but not yet who.
+TOOLS = ("ip", "nft", "iptables", "ip6tables", "xtables-nft-mul", "iptables-restor", "ip6tables-resto")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``who`` is text such as "by ufw", empty where nothing is known; ``remedy`` what to do about it."""
+
+    who: str = ""
+    remedy: str = ""
+
+
+def find(kinds: Iterable[str], news: Iterable[News], run: Runner, sees_processes: bool, now: float) -> Verdict:
+    """Who is behind the news; ``kinds`` are those of the objects that were repaired, ``now`` is CLOCK_MONOTONIC."""
+    processes = _processes(list(news), sees_processes)
+    for suspect in SUSPECTS:
+        if any(process in suspect.processes for process in processes):
+            return Verdict(f"by {suspect.name}", suspect.remedy)
+    active = _active(run, [suspect for suspect in SUSPECTS if suspect.kinds & set(kinds)])
+    for suspect, times in active:
+        if any(abs(now - time) <= RECENT for time in times):
+            return Verdict(f"by {suspect.name}, it seems, which was started at that time", suspect.remedy)
+    called = ", ".join(dict.fromkeys(processes))
+    if called and not (active and set(processes) <= set(TOOLS)):
+        return Verdict(f"by a process named {called}")
+    if not active:
+        return Verdict()
+    who = " or ".join(suspect.name for suspect, _times in active)
+    by_tool = f" by way of {called}" if called else ""
+    return Verdict(f"perhaps by {who}{by_tool}", "; ".join(suspect.remedy for suspect, _times in active))
+
+
+def _processes(news: list[News], sees_processes: bool) -> list[str]:
+    found = [item.process for item in news if item.process]
+    for item in news:
+        # The kernel gives a process's first netlink socket the process's own number (netlink_autobind).
+        if sees_processes and item.port and item.port != os.getpid():
+            found += _name_of(item.port)
+    return found
+
+
+def _name_of(pid: int) -> list[str]:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return [file.read().strip()]
+    except OSError:
+        return []  # it has ended, or it was no process's number
+
+
+def _active(run: Runner, suspects: list[Suspect]) -> list[tuple[Suspect, list[float]]]:
+    """Those that are running, with when they were started or changed state, in seconds of CLOCK_MONOTONIC."""
+    times = ("ExecMainStartTimestampMonotonic", "ActiveEnterTimestampMonotonic", "StateChangeTimestampMonotonic")
+    names = ",".join(("Id", "ActiveState", *times))
+    try:
+        done = run(["systemctl", "show", f"--property={names}", *(suspect.unit for suspect in suspects)], None)
+    except MissingCommand:
+        return []
+    found = []
+    for block in done.stdout.split("\n\n"):
+        values = dict(re.findall(r"^(\w+)=(.*)$", block, re.MULTILINE))
+        suspect = next((known for known in suspects if known.unit == values.get("Id")), None)
+        if suspect and values.get("ActiveState") in ("active", "reloading", "activating"):
+            found.append((suspect, [int(values.get(name) or 0) / 1e6 for name in times]))
+    return found

@@ -1,0 +1,126 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One look at everything: each stored document is applied (or only compared), and what came of it is kept apart.
+
+A document that is wrong, or waits for something, does not keep the others from being applied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass, field
+
+from . import engine, files, nft, store
+from .document import Document
+from .engine import Host, Outcome
+from .errors import ApplyError, MissingPackage, NotReady, Refused, RoutingError
+from .watch import Interest
+
+log = logging.getLogger("l4proxy.keep")
+
+
+@dataclass
+class Look:
+    """What one look came to. Sentences, each beginning with the owner or the file.
+
+    ``blocked`` waits with all of its document, ``waiting`` is applied without for now, ``faults`` need a human.
+    ``failed`` when a document was applied in part and that was undone.
+    """
+
+    documents: dict[str, Document] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    blocked: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    failed: bool = False
+
+    @property
+    def missing(self) -> bool:
+        """Something is missing that may come by itself."""
+        return bool(self.blocked or self.waiting)
+
+    @property
+    def problems(self) -> list[str]:
+        return [*self.blocked, *self.waiting, *self.faults]
+
+    @property
+    def interest(self) -> Interest:
+        """What of the host the documents are about."""
+        found = Interest(anything=self.missing)
+        for owner, document in self.documents.items():
+            found |= _interest(document, self.outcomes.get(owner))
+        return found
+
+    @property
+    def next_due(self) -> float | None:
+        """Seconds until something is to be taken away though nothing happens (an object that retires)."""
+        dates = [getattr(outcome, "next_due", None) for outcome in self.outcomes.values()]
+        return min((date for date in dates if date is not None), default=None)
+
+
+def look(directory: str, host: Host, check: bool = False) -> Look:
+    """Read the directory and apply (with ``check``: compare) each document.
+
+    The documents are read under the lock: a run that is changing the host has not stored its document yet.
+    """
+    found = Look()
+    try:
+        with contextlib.nullcontext() if check else files.locked(host.lock):
+            for stored in store.load_all(directory):
+                if stored.document is None:
+                    found.faults += [f"{stored.path}: {error}" for error in stored.errors]
+                else:
+                    _apply(stored.document, host, check, found)
+    except (RoutingError, OSError) as error:
+        found.blocked.append(str(error))
+    return found
+
+
+def _apply(document: Document, host: Host, check: bool, found: Look) -> None:
+    owner = document.owner
+    found.documents[owner] = document
+    try:
+        # An empty document was stored by someone who said so; there is nobody to ask at boot.
+        outcome = engine.reconcile(document, host, check=check, allow_empty=True, locked=True)
+    except NotReady as error:
+        found.blocked += [f"{owner}: {sentence}" for sentence in error.errors]
+    except (Refused, MissingPackage) as error:
+        found.faults.append(f"{owner}: {error}")
+    except (ApplyError, RoutingError, OSError) as error:
+        # Perhaps a link went away in the middle of it: worth another try.
+        found.blocked.append(f"{owner}: {error}")
+        found.failed = True
+    else:
+        found.outcomes[owner] = outcome
+        found.waiting += [f"{owner}: {sentence}" for sentence in outcome.waiting]
+
+
+def settings_differ(found: Look, host: Host) -> bool:
+    """Whether a setting is not as its document says: no news tells of it. Reads some files of /proc and no more."""
+    for document in found.documents.values():
+        try:
+            have = {setting.name: setting.value for setting in host.sysctls.read(document.owner, document.sysctls)}
+        except (RoutingError, OSError):
+            return True  # what is wrong with it, the look will say
+        if any(have.get(wanted.name) != wanted.value for wanted in document.sysctls):
+            return True
+    return False
+
+
+def _interest(document: Document, outcome: Outcome | None) -> Interest:
+    tables = {value.table for value in (*document.rules, *document.routes) if value.table is not None}
+    hops = {via for mark in document.marks for via in mark.via} | {route.via for route in document.routes if route.via}
+    links = {route.dev for route in document.routes if route.dev}
+    if outcome:
+        # A next hop's interface is not in the document, but where the route is.
+        links |= {route["dev"] for route in outcome.owned["routes"] if route.get("dev")}
+    return Interest(
+        frozenset({document.protocol}),
+        frozenset(tables),
+        frozenset(hops),
+        frozenset(links),
+        frozenset({nft.table_name(document.owner)}),
+    )

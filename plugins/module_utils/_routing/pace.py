@@ -1,0 +1,111 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""When the keeper looks: soon after news, by the clock without any, and never so often that it only looks. Pure.
+
+All times are seconds of one monotonic clock, which is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# A tool that reconfigures a host sends its news in a burst: look when it is quiet for so long, at the latest after ...
+QUIET, BURST = 0.01, 0.1
+# After looks that found nothing to do the next one waits this long, twice as long each time: a flood of news that looks
+# like ours costs a few per cent of a core, and what is really broken is still repaired within a second.
+FIRST_GAP, LONGEST_GAP = 0.05, 0.8
+# What is broken again within CALM seconds after its own repair is being undone. The pause before the next repair, by
+# how often in a row: a restart of networkd takes two, and a fight must not become a busy loop.
+CALM = 5.0
+PAUSES = (0.0, 0.0, 0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+# While something is missing that only the clock may bring: quick while a boot is under way, then sparing.
+FIRST_RETRY, LONGEST_RETRY = 0.2, 15.0
+# Settings in /proc/sys and iptables-legacy have no news. Settings are cheap to look at, everything is not.
+SETTINGS, EVERYTHING = 5.0, 60.0
+
+
+class Pace:
+    """Told what happened and when; says when to look next, and how long what was found had been broken."""
+
+    def __init__(self, now: float):
+        self.broken_at: float | None = None
+        self.undone = 0
+        self._news_due: float | None = None
+        self._not_before = now
+        self._retry = 0.0
+        self._retry_due: float | None = now
+        self._everything_due = now
+        self._settings_due = now
+        self._repaired_at: float | None = None
+        self._repaired: frozenset[str] = frozenset()
+        self._fruitless = 0
+        self._looked_at = now
+
+    def heard(self, now: float) -> None:
+        """There was news that matters."""
+        if self.broken_at is None:
+            self.broken_at = now
+        if self._repaired_at is not None and now - self._repaired_at > CALM:
+            self._repaired_at, self.undone, self._not_before = None, 0, now
+        if now - self._looked_at > CALM:
+            self._fruitless = 0
+        self._news_due = min(now + QUIET, self.broken_at + BURST)
+
+    def due(self, now: float) -> bool:
+        """Whether it is time to look at everything."""
+        return self.next_look() <= now
+
+    def next_look(self) -> float:
+        """When to look at everything, if nothing happens before."""
+        dates = [date for date in (self._news_due, self._retry_due) if date is not None]
+        return min([max(date, self._not_before) for date in dates] + [self._everything_due])
+
+    def settings_due(self, now: float) -> bool:
+        """Whether it is time to look at the settings; then they are next due after SETTINGS."""
+        if now < self._settings_due:
+            return False
+        self._settings_due = now + SETTINGS
+        return True
+
+    def sleep(self, now: float) -> float:
+        """Seconds until there is something to do."""
+        return max(0.0, min(self.next_look(), self._settings_due) - now)
+
+    def looked(
+        self,
+        now: float,
+        repaired: Iterable[str] = (),
+        missing: bool = False,
+        failed: bool = False,
+        next_due: float | None = None,
+    ) -> None:
+        """A look has ended.
+
+        ``repaired``: what was put back, in words. ``missing``: it has to be tried again. ``failed``: that was after
+        something had been changed and changed back, which makes news of its own. ``next_due`` is when to look again at
+        the latest (seconds), whatever happens.
+        """
+        repairs = frozenset(repaired)
+        if repairs:
+            soon = self._repaired_at is not None and (self.broken_at or now) - self._repaired_at <= CALM
+            self.undone = self.undone + 1 if soon and repairs & self._repaired else 0
+            self._repaired, self._repaired_at, self._fruitless = repairs, now, 0
+            self._not_before = now + self.pause
+        elif self._news_due is not None:
+            self._not_before = max(self._not_before, now + min(FIRST_GAP * 2**self._fruitless, LONGEST_GAP))
+            self._fruitless = min(self._fruitless + 1, 8)
+        self._retry = min(self._retry * 2 or FIRST_RETRY, LONGEST_RETRY) if missing else 0.0
+        self._retry_due = now + self._retry if missing else None
+        if failed and self._retry_due is not None:
+            self._not_before = self._retry_due
+        self._everything_due = now + min(EVERYTHING, EVERYTHING if next_due is None else next_due)
+        self._settings_due = now + SETTINGS
+        self._news_due = self.broken_at = None
+        self._looked_at = now
+
+    @property
+    def pause(self) -> float:
+        """How long the next repair waits, after having been undone so often in a row."""
+        return PAUSES[min(self.undone, len(PAUSES) - 1)]

@@ -1,0 +1,89 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A keeper that runs on a host of a lab: started, listened to, stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document as documents
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import store
+
+from tests.kernel import routing_lab as rl
+from tests.lab.netns import cli_environment
+
+# The keeper as `l4proxy keep` runs it, but for its files: those of the machine are not the lab's.
+PROGRAM = """
+import logging, sys
+from l4proxy._routing import keeper, sysctl
+from l4proxy._routing.engine import Host
+logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+directory, memory, lock = sys.argv[1:]
+raise SystemExit(keeper.run(directory, host=Host(sysctls=sysctl.Sysctls(memory), lock=lock)))
+"""
+
+
+class Running:
+    """A keeper's process on a host, and its state file."""
+
+    def __init__(self, lab, host, directory: Path):
+        self.host, self.directory = host, directory
+        self.documents, self.runtime = directory / "routing.d", directory / "run"
+        for path in (self.documents, self.runtime):
+            path.mkdir(exist_ok=True)
+        self._lab, self.process = lab, None
+
+    def store(self, data: dict) -> None:
+        document = documents.load(data)
+        (self.documents / f"{document.owner}.json").write_text(store.content_of(document), encoding="utf-8")
+
+    def start(self) -> None:
+        (self.runtime / "state.json").unlink(missing_ok=True)
+        files = [self._lab.engine.directory / f"{self.host.name}{suffix}" for suffix in ("-sysctl.json", ".lock")]
+        argv = [sys.executable, "-c", PROGRAM, str(self.documents), *map(str, files)]
+        self.process = self.host.spawn(argv, env={**cli_environment(), "RUNTIME_DIRECTORY": str(self.runtime)})
+        rl.eventually(lambda: self.state)
+
+    def stop(self) -> int:
+        """End it as systemd does; its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(rl.PATIENCE)
+
+    @property
+    def state(self) -> dict:
+        path = self.runtime / "state.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    @property
+    def repairs(self) -> int:
+        return self.state["repairs"]["total"]
+
+    @property
+    def log(self) -> str:
+        return self.process.log.read_text(encoding="utf-8")
+
+    def cpu(self) -> float:
+        """Seconds of CPU so far, children included (proc_pid_stat(5), fields 14 to 17)."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def keeping(lab, name: str, directory: Path, *data: dict):
+    """A keeper of these documents, stopped at the end; what it did stays."""
+    running = Running(lab, lab[name], directory)
+    for item in data:
+        running.store(item)
+    running.start()
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.stop()
