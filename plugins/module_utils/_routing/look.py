@@ -99,8 +99,9 @@ def _apply(document: Document, host: Host, check: bool, found: Look) -> None:
 
 
 def settings_differ(found: Look, host: Host) -> bool:
-    """Whether a setting is not as its document says: no news tells of it. Reads some files of /proc and no more."""
-    for document in found.documents.values():
+    """Whether a setting is not as its document says, though it was: no news tells of it. Reads some files of /proc and no more."""
+    for owner in found.outcomes:
+        document = found.documents[owner]
         try:
             have = {setting.name: setting.value for setting in host.sysctls.read(document.owner, document.sysctls)}
         except (RoutingError, OSError):

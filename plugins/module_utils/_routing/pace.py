@@ -47,8 +47,8 @@ class Pace:
         """There was news that matters."""
         if self.broken_at is None:
             self.broken_at = now
-        if self._repaired_at is not None and now - self._repaired_at > CALM:
-            self._repaired_at, self.undone, self._not_before = None, 0, now
+            if self._is_calm(now):
+                self._repaired_at, self.undone, self._not_before = None, 0, now
         if now - self._looked_at > CALM:
             self._fruitless = 0
         self._news_due = min(now + QUIET, self.broken_at + BURST)
@@ -93,7 +93,9 @@ class Pace:
             self.undone = self.undone + 1 if soon and repairs & self._repaired else 0
             self._repaired, self._repaired_at, self._fruitless = repairs, now, 0
             self._not_before = now + self.pause
-        elif self._news_due is not None:
+        elif self._is_calm(now):
+            self._repaired_at, self.undone = None, 0
+        if not repairs and self._news_due is not None:
             self._not_before = max(self._not_before, now + min(FIRST_GAP * 2**self._fruitless, LONGEST_GAP))
             self._fruitless = min(self._fruitless + 1, 8)
         self._retry = min(self._retry * 2 or FIRST_RETRY, LONGEST_RETRY) if missing else 0.0
@@ -104,6 +106,10 @@ class Pace:
         self._settings_due = now + SETTINGS
         self._news_due = self.broken_at = None
         self._looked_at = now
+
+    def _is_calm(self, now: float) -> bool:
+        """The last repair has lasted."""
+        return self._repaired_at is not None and now - self._repaired_at > CALM
 
     @property
     def pause(self) -> float:

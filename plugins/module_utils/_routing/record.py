@@ -76,6 +76,7 @@ class Record:
         for kind in kinds:
             self.kinds[kind] = self.kinds.get(kind, 0) + 1
         self.last = repair
+        self._since.pop(repair.owner, None)
 
     def looked(self, found: Look) -> None:
         """Note how each document stands."""
@@ -157,7 +158,8 @@ def _short(changes: tuple[str, ...]) -> str:
 
 def timestamp(at: float) -> str:
     """RFC 3339 in UTC, to the millisecond."""
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(at))}.{int(at % 1 * 1000):03d}Z"
+    seconds, milliseconds = divmod(round(at * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{milliseconds:03d}Z"
 
 
 def running_archive() -> str | None:

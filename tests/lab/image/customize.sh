@@ -10,7 +10,8 @@ root=$1
 # What the roles will install on the lab's hosts, which have no network but the lab's: a small local repository. apt-get
 # update, install and check mode then behave as they do on a host with a mirror.
 repo=/var/lib/l4proxy-lab/packages
-chroot "$root" apt-get install --yes --no-install-recommends --download-only python3-pyroute2
+# firewalld and ufw are what the chaos tests set against the keeper.
+chroot "$root" apt-get install --yes --no-install-recommends --download-only python3-pyroute2 firewalld ufw
 mkdir -p "$root$repo"
 mv "$root"/var/cache/apt/archives/*.deb "$root$repo"
 for deb in "$root$repo"/*.deb; do

@@ -1,0 +1,38 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The fleet that is mistreated, and the table of what came of it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.chaos import fleet as fleets
+from tests.lab.containers import ContainerLab
+
+ROW = "{:<42} {:>8} {:>8} {:>12} {:>6} {:>9} {:>7}  {}"
+TITLES = ("what was done", "healed s", "repairs", "connections", "lost", "slowest s", "leaked", "who, says the keeper")
+ROWS = pytest.StashKey[list]()
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory):
+    with ContainerLab(f"chaos{os.getpid()}") as lab, fleets.under_load(lab, tmp_path_factory.mktemp("chaos")) as raised:
+        yield raised
+
+
+@pytest.fixture
+def report(request):
+    """Add a row to the table."""
+    return lambda *cells: request.config.stash.setdefault(ROWS, []).append(cells)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash.get(ROWS, [])
+    if rows:
+        terminalreporter.section(f"chaos, with {fleets.RATE} connections a second")
+        for row in (TITLES, *rows):
+            terminalreporter.write_line(ROW.format(*row))

@@ -1,0 +1,139 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A fleet in the container lab, under load: what is on its hosts, what its keepers did, what its clients noticed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.lab import ansible, wiring
+from tests.lab.containers import ContainerLab
+from tests.lab.netns import stop
+
+BACKENDS = ("b", "c", "d")
+RATE = 20
+#: The load ends by itself, also if nobody ends it: nothing here may take as long.
+LONGEST = 600
+PATIENCE = 20.0
+WEB_SERVERS = ansible.REPOSITORY / "tests" / "lab" / "playbooks" / "web_servers.yml"
+INVENTORY = ansible.REPOSITORY / "tests" / "demo" / "inventory.yml"
+LOAD = Path(__file__).with_name("load.py")
+
+#: Everything of ours on a host, in a form that is the same whenever it is whole.
+OURS = """
+for family in -4 -6; do
+    ip $family rule | grep -E 'proto 20[12]' | sort
+    ip $family route show table all | grep -E 'proto 20[12]' | sort
+done
+for owner in local_delivery return_path; do nft --stateless list table inet l4proxy_$owner 2>/dev/null; done
+true
+"""
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """What clients and the router saw between two moments. ``slowest`` in seconds, of those that were served."""
+
+    connections: int
+    lost: int
+    slowest: float
+    leaked: int
+
+
+class Fleet:
+    """``site`` has been run; 20 connections a second go from the client through a, in both families."""
+
+    def __init__(self, lab: ContainerLab, log: Path):
+        self.lab, self._log = lab, log
+
+    def __getitem__(self, name: str):
+        return self.lab[name]
+
+    def sh(self, name: str, script: str, timeout: float = 60) -> str:
+        return self.lab[name].run(["/bin/sh", "-ec", script], timeout=timeout).stdout
+
+    def ours(self, name: str) -> str:
+        return self.lab[name].run(["/bin/sh", "-c", OURS]).stdout
+
+    def state(self, name: str) -> dict:
+        """The keeper's state file; empty before it has written one."""
+        done = self.lab[name].run(["cat", "/run/l4proxy-keeper/state.json"], check=False)
+        return json.loads(done.stdout) if done.stdout else {}
+
+    def count(self, name: str) -> int:
+        """How many repairs the keeper of a host has counted since it was booted."""
+        return self.state(name).get("repairs", {}).get("total", 0)
+
+    def keeper(self, name: str, verb: str) -> None:
+        self.lab[name].run(["systemctl", verb, "l4proxy-keeper"])
+
+    def leaked(self) -> int:
+        """Replies that a backend has sent to the router instead of to its proxy, so far."""
+        listing = json.loads(self.lab["router"].run(["nft", "-j", "list", "table", "inet", "leaks"]).stdout)
+        rules = [item["rule"]["expr"] for item in listing["nftables"] if "rule" in item]
+        return sum(part["counter"]["packets"] for rule in rules for part in rule if "counter" in part)
+
+    def connections(self) -> list[dict]:
+        lines = self._log.read_text(encoding="utf-8").splitlines()
+        # The last line may be half written.
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def noticed(self, since: float, until: float, leaked_before: int) -> Noticed:
+        """What was noticed of a time whose connections have all ended."""
+        mine = [item for item in self.connections() if since <= item["at"] < until]
+        served = [item["seconds"] for item in mine if not item["error"]]
+        return Noticed(len(mine), len(mine) - len(served), max(served, default=0.0), self.leaked() - leaked_before)
+
+
+def eventually(question, patience: float = PATIENCE):
+    """The first true answer; AssertionError when none came in time."""
+    deadline = time.monotonic() + patience
+    while not (answer := question()):
+        assert time.monotonic() < deadline, f"still {answer!r} after {patience:g} s"
+        time.sleep(0.02)
+    return answer
+
+
+def count_leaks(lab: ContainerLab) -> None:
+    """Have the router count what backends send it in place of their proxy: replies from their servers' port."""
+    rules = [
+        f"{word} saddr {getattr(lab[name], family)} tcp sport 8080 counter"
+        for name in BACKENDS
+        for word, family in (("ip", "ipv4"), ("ip6", "ipv6"))
+    ]
+    chain = "chain leaks { type filter hook prerouting priority -300;\n" + "\n".join(rules) + "\n}"
+    lab["router"].run(["nft", "-f", "-"], input=f"table inet leaks {{\n{chain}\n}}\n")
+
+
+@contextmanager
+def under_load(lab: ContainerLab, directory: Path):
+    """Deploy, start the load, and give the fleet once it is served."""
+    for playbook in (str(WEB_SERVERS), "trueip.l4proxy.site"):
+        run = ansible.play(lab.prefix, playbook, [INVENTORY])
+        assert run.status == 0, run.output
+    count_leaks(lab)
+    log = directory / "load.log"
+    proxy = lab["a"]
+    argv = [sys.executable, str(LOAD), str(RATE), str(LONGEST), f"{proxy.ipv4}:80", f"[{proxy.ipv6}]:80"]
+    with log.open("w", encoding="utf-8") as output:
+        load = subprocess.Popen(lab["client"].argv(argv), stdout=output, stderr=subprocess.STDOUT)
+    try:
+        fleet = Fleet(lab, log)
+        eventually(lambda: sum(not item["error"] for item in fleet.connections()) > RATE)
+        yield fleet
+    finally:
+        stop(load)
+
+
+def plug_in_again(lab: ContainerLab, name: str) -> None:
+    """What ifupdown or networkd would do once a link is up again: IPv6 addresses and default routes are gone."""
+    for command in wiring.host_commands(lab.topology, lab.topology.hosts[name]):
+        wiring.run(["ip", "-netns", lab.name_of(name), *command.replace(" add ", " replace ").split()])

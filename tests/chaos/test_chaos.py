@@ -1,0 +1,198 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What other tools, people and hardware do to hosts, under load: each heals within 2 s, and is counted.
+
+The tests build on one another: the tools that are installed for one stay for the next.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from tests.chaos.fleet import BACKENDS, INVENTORY, Fleet, eventually, plug_in_again
+from tests.chaos.load import PATIENCE as CONNECTION
+from tests.lab import ansible
+
+WITHIN = 2.0
+#: How long a break is left alone, without a keeper, to see that it does not heal by itself.
+CONTROL = 1.5
+
+DOCUMENT = "/etc/l4proxy/routing.d/return_path.json"
+
+
+@dataclass(frozen=True)
+class Break:
+    """Something of ours is taken away on a host by a script; ``repaired`` is what kind of object the keeper counts."""
+
+    name: str
+    host: str
+    script: str
+    repaired: str
+
+
+BREAKS = [
+    Break("rules removed on B", "b", "ip rule flush protocol 202; ip -6 rule flush protocol 202", "rule"),
+    Break("rules removed on A", "a", "ip rule flush protocol 201; ip -6 rule flush protocol 201", "rule"),
+    Break("ip route flush table on B", "b", "ip route flush table 20111; ip -6 route flush table 20111", "route"),
+    Break("ip route flush table on A", "a", "ip route flush table 20100; ip -6 route flush table 20100", "route"),
+    Break("nft flush ruleset on B", "b", "nft flush ruleset", "marks"),
+    Break("restart of nftables.service on C", "c", "systemctl restart nftables", "marks"),
+]
+
+
+def measure(fleet: Fleet, report, name: str, host: str, harm: Callable[[], None], whole: str | None = None) -> dict:
+    """Do harm, see when the host is whole again, and report what was noticed until then and a while after.
+
+    ``whole`` is the listing to be reached, where it is not the one from before. Returns the keeper's state.
+    """
+    whole = whole or fleet.ours(host)
+    repairs, leaked, began = fleet.count(host), fleet.leaked(), time.time()
+    harm()
+    harmed = time.monotonic()
+    eventually(lambda: fleet.ours(host) == whole)
+    healed = time.monotonic() - harmed
+    until = time.time() + 0.5
+    eventually(lambda: time.time() > until + CONNECTION)
+    state = fleet.state(host)
+    noticed = fleet.noticed(began, until, leaked)
+    count = state["repairs"]["total"] - repairs
+    who = (state["last_repair"] or {}).get("who", "") if count else ""
+    cells = (noticed.connections, noticed.lost, f"{noticed.slowest:.2f}", noticed.leaked, who)
+    report(name, f"{healed:.2f}", count, *cells)
+    assert healed <= WITHIN
+    assert noticed.connections
+    return state
+
+
+@pytest.mark.parametrize("case", BREAKS, ids=[case.name for case in BREAKS])
+def test_what_was_removed_is_put_back(fleet, report, case):
+    before = fleet.state(case.host)["repairs"]["by_kind"].get(case.repaired, 0)
+    state = measure(fleet, report, case.name, case.host, lambda: fleet.sh(case.host, case.script))
+    assert state["repairs"]["by_kind"][case.repaired] > before
+    assert state["documents"].popitem()[1]["state"] == "in place"
+
+
+@pytest.mark.parametrize("case", BREAKS, ids=[case.name for case in BREAKS])
+def test_without_the_keeper_it_stays_removed(fleet, case):
+    whole = fleet.ours(case.host)
+    fleet.keeper(case.host, "stop")
+    try:
+        assert fleet.ours(case.host) == whole, "what is in place stays when the keeper stops"
+        fleet.sh(case.host, case.script)
+        deadline = time.monotonic() + CONTROL
+        while time.monotonic() < deadline:
+            assert fleet.ours(case.host) != whole
+            time.sleep(0.1)
+    finally:
+        fleet.keeper(case.host, "start")
+    eventually(lambda: fleet.ours(case.host) == whole)
+
+
+def flap(fleet: Fleet, host: str) -> None:
+    fleet.sh(host, "ip link set eth0 down; ip link set eth0 up")
+    plug_in_again(fleet.lab, host)
+
+
+def test_a_link_flap_on_a_backend(fleet, report):
+    before = fleet.count("b")
+    measure(fleet, report, "link flap on B", "b", lambda: flap(fleet, "b"))
+    assert fleet.count("b") > before
+
+
+def test_a_link_flap_on_the_proxy_takes_nothing_of_ours(fleet, report):
+    measure(fleet, report, "link flap on A", "a", lambda: flap(fleet, "a"))
+
+
+NETWORK = """
+mkdir -p /etc/systemd/network
+cat > /etc/systemd/network/10-eth0.network <<END
+[Match]
+Name=eth0
+[Network]
+Address={ipv4}/24
+Address={ipv6}/64
+Gateway=198.18.0.1
+Gateway=2001:db8::1
+END
+"""
+
+
+def test_networkd_restarts_with_its_defaults(fleet, report):
+    """As on a host that was not told: without the role's drop-in it removes every rule that it did not make."""
+    host = fleet["d"]
+    fleet.sh("d", NETWORK.format(ipv4=host.ipv4, ipv6=host.ipv6))
+    whole, before = fleet.ours("d"), fleet.count("d")
+    fleet.sh("d", "rm -f /etc/systemd/networkd.conf.d/50-l4proxy.conf; systemctl start systemd-networkd")
+    eventually(lambda: fleet.count("d") > before and fleet.ours("d") == whole)
+    before = fleet.count("d")
+    state = measure(
+        fleet,
+        report,
+        "restart of systemd-networkd on D",
+        "d",
+        lambda: fleet.sh("d", "systemctl restart systemd-networkd"),
+    )
+    assert fleet.count("d") > before
+    assert "systemd-networkd" in state["last_repair"]["who"]
+
+
+def test_with_the_drop_in_networkd_leaves_it_alone(fleet, report):
+    run = ansible.play(fleet.lab.prefix, "trueip.l4proxy.site", [INVENTORY], "--limit", "d")
+    assert run.status == 0, run.output
+    assert "ManageForeignRoutingPolicyRules=no" in fleet.sh("d", "cat /etc/systemd/networkd.conf.d/50-l4proxy.conf")
+    before = fleet.count("d")
+    measure(
+        fleet,
+        report,
+        "the same with the role's drop-in",
+        "d",
+        lambda: fleet.sh("d", "systemctl restart systemd-networkd"),
+    )
+    assert fleet.count("d") == before
+
+
+FIREWALLS = [
+    ("firewalld", "d", "firewall-cmd --permanent --add-port=8080/tcp", "firewall-cmd --reload"),
+    ("ufw", "c", "ufw allow 8080/tcp; ufw --force enable", "ufw reload"),
+]
+
+
+@pytest.mark.parametrize(("package", "host", "prepare", "reload"), FIREWALLS, ids=[row[0] for row in FIREWALLS])
+def test_a_firewall_reloads(fleet, report, package, host, prepare, reload):
+    fleet.sh(host, f"DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {package}", 120)
+    fleet.sh(host, prepare)
+    measure(fleet, report, f"{package} reload on {host.upper()}", host, lambda: fleet.sh(host, reload))
+
+
+def test_the_proxys_mac_changes(fleet, report):
+    """Followed where the document names a proxy by its address only.
+
+    A announces the change, as whoever moves an address does; else the client's own router would not know it either.
+    """
+    fleet.sh("a", "sysctl -qw net.ipv4.conf.eth0.arp_notify=1 net.ipv6.conf.eth0.ndisc_notify=1")
+    for name in BACKENDS:
+        document = json.loads(fleet.sh(name, f"cat {DOCUMENT}"))
+        for mark in document["marks"]:
+            mark["mac"] = None
+        fleet[name].run(["tee", DOCUMENT], input=json.dumps(document))
+        fleet.keeper(name, "reload")
+    old, new = fleet["a"].mac, "02:00:00:00:0a:0a"
+    whole = fleet.ours("b").replace(old, new)
+    before = fleet.count("b")
+    measure(fleet, report, "A's MAC changed", "b", lambda: fleet.sh("a", f"ip link set eth0 address {new}"), whole)
+    assert fleet.count("b") > before
+    for name in BACKENDS:
+        eventually(lambda name=name: new in fleet.ours(name))
+
+
+@pytest.mark.parametrize("host", ["b", "a"])
+def test_a_host_restarts(fleet, report, host):
+    measure(fleet, report, f"restart of {host.upper()}", host, lambda: fleet.lab.restart(host))
+    assert fleet.state(host)["restored_at_start"] > 0
