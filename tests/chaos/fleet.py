@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ LONGEST = 600
 PATIENCE = 20.0
 WEB_SERVERS = ansible.REPOSITORY / "tests" / "lab" / "playbooks" / "web_servers.yml"
 INVENTORY = ansible.REPOSITORY / "tests" / "demo" / "inventory.yml"
+DOCUMENT = "/etc/l4proxy/routing.d/return_path.json"
 LOAD = Path(__file__).with_name("load.py")
 
 #: Everything of ours on a host, in a form that is the same whenever it is whole.
@@ -34,6 +36,7 @@ for family in -4 -6; do
     ip $family route show table all | grep -E 'proto 20[12]' | sort
 done
 for owner in local_delivery return_path; do nft --stateless list table inet l4proxy_$owner 2>/dev/null; done
+for command in iptables-save ip6tables-save; do $command -t mangle 2>/dev/null | grep L4PROXY; done
 true
 """
 
@@ -74,6 +77,13 @@ class Fleet:
 
     def keeper(self, name: str, verb: str) -> None:
         self.lab[name].run(["systemctl", verb, "l4proxy-keeper"])
+
+    def change_document(self, name: str, change: Callable[[dict], None]) -> None:
+        """Edit a backend's document and have its keeper apply it."""
+        document = json.loads(self.sh(name, f"cat {DOCUMENT}"))
+        change(document)
+        self.lab[name].run(["tee", DOCUMENT], input=json.dumps(document))
+        self.keeper(name, "reload")
 
     def leaked(self) -> int:
         """Replies that a backend has sent to the router instead of to its proxy, so far."""

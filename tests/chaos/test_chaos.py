@@ -9,7 +9,6 @@ The tests build on one another: the tools that are installed for one stay for th
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from tests.lab import ansible
 WITHIN = 2.0
 #: How long a break is left alone, without a keeper, to see that it does not heal by itself.
 CONTROL = 1.5
-
-DOCUMENT = "/etc/l4proxy/routing.d/return_path.json"
 
 
 @dataclass(frozen=True)
@@ -71,16 +68,15 @@ def measure(fleet: Fleet, report, name: str, host: str, harm: Callable[[], None]
     return state
 
 
-@pytest.mark.parametrize("case", BREAKS, ids=[case.name for case in BREAKS])
-def test_what_was_removed_is_put_back(fleet, report, case):
+def put_back(fleet: Fleet, report, case: Break) -> None:
     before = fleet.state(case.host)["repairs"]["by_kind"].get(case.repaired, 0)
     state = measure(fleet, report, case.name, case.host, lambda: fleet.sh(case.host, case.script))
     assert state["repairs"]["by_kind"][case.repaired] > before
     assert state["documents"].popitem()[1]["state"] == "in place"
 
 
-@pytest.mark.parametrize("case", BREAKS, ids=[case.name for case in BREAKS])
-def test_without_the_keeper_it_stays_removed(fleet, case):
+def stays_removed(fleet: Fleet, case: Break) -> None:
+    """The negative control: the same without the keeper."""
     whole = fleet.ours(case.host)
     fleet.keeper(case.host, "stop")
     try:
@@ -93,6 +89,16 @@ def test_without_the_keeper_it_stays_removed(fleet, case):
     finally:
         fleet.keeper(case.host, "start")
     eventually(lambda: fleet.ours(case.host) == whole)
+
+
+@pytest.mark.parametrize("case", BREAKS, ids=[case.name for case in BREAKS])
+def test_what_was_removed_is_put_back(fleet, report, case):
+    put_back(fleet, report, case)
+
+
+@pytest.mark.parametrize("case", BREAKS, ids=[case.name for case in BREAKS])
+def test_without_the_keeper_it_stays_removed(fleet, case):
+    stays_removed(fleet, case)
 
 
 def flap(fleet: Fleet, host: str) -> None:
@@ -171,6 +177,17 @@ def test_a_firewall_reloads(fleet, report, package, host, prepare, reload):
     measure(fleet, report, f"{package} reload on {host.upper()}", host, lambda: fleet.sh(host, reload))
 
 
+IPTABLES = Break("iptables -t mangle -F on C", "c", "iptables -t mangle -F; ip6tables -t mangle -F", "marks")
+
+
+def test_marks_in_iptables_are_flushed(fleet, report):
+    """On the host that has got iptables with its firewall."""
+    fleet.change_document("c", lambda document: document.update(mark_engine="iptables"))
+    eventually(lambda: "L4PROXY_RETURN_PATH_OUT" in fleet.ours("c") and "table inet l4proxy" not in fleet.ours("c"))
+    put_back(fleet, report, IPTABLES)
+    stays_removed(fleet, IPTABLES)
+
+
 def test_the_proxys_mac_changes(fleet, report):
     """Followed where the document names a proxy by its address only.
 
@@ -178,11 +195,7 @@ def test_the_proxys_mac_changes(fleet, report):
     """
     fleet.sh("a", "sysctl -qw net.ipv4.conf.eth0.arp_notify=1 net.ipv6.conf.eth0.ndisc_notify=1")
     for name in BACKENDS:
-        document = json.loads(fleet.sh(name, f"cat {DOCUMENT}"))
-        for mark in document["marks"]:
-            mark["mac"] = None
-        fleet[name].run(["tee", DOCUMENT], input=json.dumps(document))
-        fleet.keeper(name, "reload")
+        fleet.change_document(name, lambda document: [mark.update(mac=None) for mark in document["marks"]])
     old, new = fleet["a"].mac, "02:00:00:00:0a:0a"
     whole = fleet.ours("b").replace(old, new)
     before = fleet.count("b")

@@ -136,7 +136,11 @@ def _route(kernel: Any, route: Route, links: dict[str, bool], own: set[str], pro
 
 
 def _mark(kernel: Any, host: Host, mark: Mark, found: View) -> Mark:
-    """The mark with its MAC: declared, or from the neighbour table, or as the live table has it."""
+    """The mark with its MAC: declared, or from the neighbour table, or as the live table has it.
+
+    Where the proxy's addresses are at several MACs, all count: it may have moved, and the entry of the address that it
+    is not spoken to by is an old one.
+    """
     if mark.retiring or not mark.follows_neighbour:
         return mark
     if mark.macs:
@@ -144,13 +148,10 @@ def _mark(kernel: Any, host: Host, mark: Mark, found: View) -> Mark:
             _compare(mark, via, kernel.neighbour(via, 0), found)
         return mark
     answers = ((via, kernel.neighbour(via, host.neighbour_wait)) for via in mark.via)
-    via, mac = next(((via, mac) for via, mac in answers if mac), ("", None))
-    if mac:
-        resolved = replace(mark, macs=(mac,))
-        for other in mark.via:
-            if other != via:
-                _compare(resolved, other, kernel.neighbour(other, 0), found)
-        return resolved
+    first = next(((via, mac) for via, mac in answers if mac), None)
+    if first:
+        others = [kernel.neighbour(via, 0) for via in mark.via if via != first[0]]
+        return replace(mark, macs=(first[1], *(mac for mac in others if mac)))
     live = next((known for known in found.have.marks if known.key == mark.key and known.via == mark.via), None)
     if live and live.macs:
         return replace(mark, macs=live.macs)

@@ -143,7 +143,7 @@ class Keeper:
     def _look(self, heard: list[News]) -> None:
         before, self._files = self._found, _files_of(self._directory)
         broken_at = self._pace.broken_at
-        found = self._found = look(self._directory, self._host)
+        found = self._found = look(self._directory, self._host, now=self._record.clock())
         now = self._clock()
         repaired = [owner for owner in found.outcomes if self._was_repaired(owner, before)]
         seconds = None if broken_at is None else now - broken_at
@@ -166,10 +166,11 @@ class Keeper:
 
     def _was_repaired(self, owner: str, before: Look) -> bool:
         """It had been applied as the document still says, and the change is not merely what was waited for."""
-        awaited = before.outcomes[owner].waiting if owner in before.outcomes else ()
-        outcome = self._found.outcomes[owner]
-        arrived = set(awaited) - set(outcome.waiting)
-        return outcome.changed and not arrived and self._applied.get(owner) == self._found.documents[owner]
+        outcome, earlier = self._found.outcomes[owner], before.outcomes.get(owner)
+        came_or_went = earlier is not None and (
+            set(earlier.waiting) - set(outcome.waiting) or set(earlier.retiring) - set(outcome.retiring)
+        )
+        return outcome.changed and not came_or_went and self._applied.get(owner) == self._found.documents[owner]
 
     def _note_applied(self, owner: str) -> None:
         outcome = self._found.outcomes[owner]

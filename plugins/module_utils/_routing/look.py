@@ -9,11 +9,11 @@ A document that is wrong, or waits for something, does not keep the others from 
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import time
 from dataclasses import dataclass, field
 
-from . import engine, files, nft, store
+from . import engine, iptables, nft, store
 from .document import Document
 from .engine import Host, Outcome
 from .errors import ApplyError, MissingPackage, NotReady, Refused, RoutingError
@@ -57,34 +57,34 @@ class Look:
     @property
     def next_due(self) -> float | None:
         """Seconds until something is to be taken away though nothing happens (an object that retires)."""
-        dates = [getattr(outcome, "next_due", None) for outcome in self.outcomes.values()]
+        dates = [outcome.next_due for outcome in self.outcomes.values()]
         return min((date for date in dates if date is not None), default=None)
 
 
-def look(directory: str, host: Host, check: bool = False) -> Look:
-    """Read the directory and apply (with ``check``: compare) each document.
+def look(directory: str, host: Host, check: bool = False, now: float | None = None) -> Look:
+    """Read the directory and apply (with ``check``: compare) each document, as of ``now`` (seconds of the epoch).
 
     The documents are read under the lock: a run that is changing the host has not stored its document yet.
     """
-    found = Look()
+    found, now = Look(), time.time() if now is None else now
     try:
-        with contextlib.nullcontext() if check else files.locked(host.lock):
+        with engine.locked(host, check):
             for stored in store.load_all(directory):
                 if stored.document is None:
                     found.faults += [f"{stored.path}: {error}" for error in stored.errors]
                 else:
-                    _apply(stored.document, host, check, found)
+                    _apply(stored.document, host, check, now, found)
     except (RoutingError, OSError) as error:
         found.blocked.append(str(error))
     return found
 
 
-def _apply(document: Document, host: Host, check: bool, found: Look) -> None:
+def _apply(document: Document, host: Host, check: bool, now: float, found: Look) -> None:
     owner = document.owner
     found.documents[owner] = document
     try:
         # An empty document was stored by someone who said so; there is nobody to ask at boot.
-        outcome = engine.reconcile(document, host, check=check, allow_empty=True, locked=True)
+        outcome = engine.reconcile(document, host, check=check, allow_empty=True, now=now, have_lock=True)
     except NotReady as error:
         found.blocked += [f"{owner}: {sentence}" for sentence in error.errors]
     except (Refused, MissingPackage) as error:
@@ -99,7 +99,7 @@ def _apply(document: Document, host: Host, check: bool, found: Look) -> None:
 
 
 def settings_differ(found: Look, host: Host) -> bool:
-    """Whether a setting is not as its document says, though it was: no news tells of it. Reads some files of /proc and no more."""
+    """Whether a setting is no longer as its document says, of which there is no news. Reads a few files only."""
     for owner in found.outcomes:
         document = found.documents[owner]
         try:
@@ -114,14 +114,11 @@ def settings_differ(found: Look, host: Host) -> bool:
 def _interest(document: Document, outcome: Outcome | None) -> Interest:
     tables = {value.table for value in (*document.rules, *document.routes) if value.table is not None}
     hops = {via for mark in document.marks for via in mark.via} | {route.via for route in document.routes if route.via}
-    links = {route.dev for route in document.routes if route.dev}
+    links = {value.dev for value in (*document.routes, *document.addresses) if value.dev}
     if outcome:
         # A next hop's interface is not in the document, but where the route is.
         links |= {route["dev"] for route in outcome.owned["routes"] if route.get("dev")}
-    return Interest(
-        frozenset({document.protocol}),
-        frozenset(tables),
-        frozenset(hops),
-        frozenset(links),
-        frozenset({nft.table_name(document.owner)}),
-    )
+    # Where iptables is a front of nftables, its chains have news, too.
+    names = {nft.table_name(document.owner), iptables.prefix(document.owner)}
+    sets = (frozenset(values) for values in ({document.protocol}, tables, hops, links, names))
+    return Interest(*sets)

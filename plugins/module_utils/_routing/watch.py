@@ -58,13 +58,16 @@ class News(NamedTuple):
 
 @dataclass(frozen=True)
 class Interest:
-    """What a document is about. ``anything``: something is missing, so every link, address and route may be it."""
+    """What a document is about. ``anything``: something is missing, so every link, address and route may be it.
+
+    ``nft_names`` are those of tables and chains, or what they begin with.
+    """
 
     protocols: frozenset[int] = frozenset()
     tables: frozenset[int] = frozenset()
     addresses: frozenset[str] = frozenset()
     links: frozenset[str] = frozenset()
-    nft_tables: frozenset[str] = frozenset()
+    nft_names: frozenset[str] = frozenset()
     anything: bool = False
 
     def __or__(self, other: Interest) -> Interest:
@@ -73,7 +76,7 @@ class Interest:
             self.tables | other.tables,
             self.addresses | other.addresses,
             self.links | other.links,
-            self.nft_tables | other.nft_tables,
+            self.nft_names | other.nft_names,
             self.anything or other.anything,
         )
 
@@ -142,10 +145,10 @@ class MarkNews:
         self._touched = False
 
     def watch(self, interest: Interest) -> None:
-        self._names = tuple(name.encode() + b"\0" for name in interest.nft_tables)
+        self._names = tuple(name.encode() for name in interest.nft_names)
 
     def read(self, data: memoryview) -> Iterator[News]:
-        """What a datagram says that matters: every message about an object has the name of its table in it."""
+        """What a datagram says that matters: a message about an object has the names of its table and chain in it."""
         (kind,) = struct.unpack_from("=H", data, 4)
         content = bytes(data)
         if kind == NEWGEN:

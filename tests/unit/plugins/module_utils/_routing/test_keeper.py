@@ -10,12 +10,10 @@ import io
 import json
 import logging
 import signal
-from dataclasses import replace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import keeper, pace
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.record import Record
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.runner import MissingCommand
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.watch import Interest, News
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import RETURN_PATH, FakeHost
 
@@ -32,14 +30,8 @@ class World:
     def __init__(self, directory, tmp_path):
         self.host, self.directory = FakeHost(tmp_path), directory
         self.now, self.events, self.received = 0.0, [], []
-        self.told, self.interests, self.looks = [], [], []
-        self.engine = replace(self.host.engine, runner=self.run)
+        self.told, self.interests, self.looks, self.kept = [], [], [], []
         self.record = Record(str(tmp_path / "run" / "state.json"), lambda: NOON + self.now)
-
-    def run(self, argv, stdin=None):
-        if argv[0] == "systemctl":
-            raise MissingCommand(argv[0])
-        return self.host.nft(argv, stdin)
 
     def at(self, second, action=lambda: None, news=RULE):
         self.events.append((second, action, list(news)))
@@ -62,8 +54,10 @@ class World:
 
     def keep(self, until):
         self.at(until, lambda: self.received.append(signal.SIGTERM), [])
-        told = lambda text: self.told.append(text)  # noqa: E731
-        keeper.Keeper(str(self.directory), self.engine, self, self.record, told, lambda: self.now).run(self.received)
+        made = keeper.Keeper(
+            str(self.directory), self.host.engine, self, self.record, self.told.append, lambda: self.now
+        )
+        made.run(self.received)
 
     @property
     def statuses(self):
@@ -119,7 +113,7 @@ def test_it_watches_what_the_documents_are_about(world):
         tables,
         frozenset({"198.18.0.11"}),
         frozenset({"eth0"}),
-        frozenset({"l4proxy_return_path"}),
+        frozenset({"l4proxy_return_path", "L4PROXY_RETURN_PATH_"}),
     )
     assert world.interests == [expected]
 
@@ -207,6 +201,23 @@ def test_a_document_that_a_run_has_written_is_read_and_nothing_repaired(world, h
     assert len(host.kernel.held_rules) == 1
     assert world.state["repairs"]["total"] == 0
     assert world.looks == [0.0, 15.0]
+
+
+def test_what_retires_leaves_in_time_and_is_no_repair(world, host, directory):
+    retiring = {**RETURN_PATH["rules"][0], "retiring": True, "retire_at": int(NOON) + 42}
+    world.at(
+        10,
+        lambda: (directory / "return_path.json").write_text(
+            json.dumps({**RETURN_PATH, "rules": [retiring, RETURN_PATH["rules"][1]]})
+        ),
+        [],
+    )
+    host.connections = {11: 1}
+    world.at(41, lambda: world.kept.append(len(host.kernel.held_rules)), [])
+    world.keep(50)
+    assert world.kept == [2]
+    assert len(host.kernel.held_rules) == 1
+    assert world.state["repairs"]["total"] == 0
 
 
 def test_a_hangup_signal_makes_it_look(world):
