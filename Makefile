@@ -14,7 +14,7 @@ export ANSIBLE_HOME := $(CURDIR)/.build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_CONFIG
 
-.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy bench bench-routing package docs clean
+.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper package docs clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -73,6 +73,14 @@ pyroute2: ## The routing engine against the real kernel with the pyroute2 of Deb
 bench-routing: ## The routing engine with 500 backends and 16 proxies in one document (root)
 	@$(BOOTSTRAP) lab
 	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.routing
+
+chaos: ## What other tools, people and hardware do to a fleet under load, and how it heals (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) $(PYTHON) -m pytest -q tests/chaos
+
+bench-keeper: ## Memory and CPU of the keeper at rest and in a storm, and how quick it repairs (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) env PYTHONPATH=$(ANSIBLE_COLLECTIONS_PATH) $(PYTHON) -m tests.bench.keeper
 
 package: ## Build the collection and install it as a user gets it, into .build/package
 	@$(BOOTSTRAP) check

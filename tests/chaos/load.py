@@ -17,8 +17,8 @@ import json
 import sys
 import time
 
-# A lost SYN is sent again after 1 s, then after 3 (TCP_TIMEOUT_INIT): who waits that long was still served.
-PATIENCE = 3.5
+# A lost SYN is sent again after 1 s (TCP_TIMEOUT_INIT): who waits that long was still served.
+PATIENCE = 2.5
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 
 

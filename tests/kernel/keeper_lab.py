@@ -75,6 +75,13 @@ class Running:
         return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
+def storm(host, count: int) -> None:
+    """So many routes come and go in a table that is not ours."""
+    routes = [f"198.19.{number >> 8}.{number & 255}/32 via 198.18.0.1 table 777" for number in range(count)]
+    lines = [f"route {verb} {route}" for verb in ("add", "del") for route in routes]
+    host.run(["ip", "-batch", "-"], input="\n".join(lines) + "\n")
+
+
 @contextmanager
 def keeping(lab, name: str, directory: Path, *data: dict):
     """A keeper of these documents, stopped at the end; what it did stays."""

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from .runner import MissingCommand, Runner
 from .watch import News
 
+# As the kernel knows the commands: a name has 15 characters (TASK_COMM_LEN).
+IPTABLES = ("iptables", "ip6tables", "iptables-restor", "ip6tables-resto", "xtables-nft-mul")
 # A service that was started or reloaded so many seconds before the news is taken for the one that did it.
 RECENT = 5.0
 ROUTING, FILTERING = frozenset({"rule", "route", "address"}), frozenset({"marks"})
@@ -25,13 +27,19 @@ ROUTING, FILTERING = frozenset({"rule", "route", "address"}), frozenset({"marks"
 
 @dataclass(frozen=True)
 class Suspect:
-    """A service that is known to remove what it did not make. ``processes`` are the names it runs as."""
+    """A service that is known to remove what it did not make.
+
+    ``processes`` are the names it runs as, ``tools`` those of the commands it starts. One that ``only_starts`` does
+    nothing after it was started.
+    """
 
     unit: str
     name: str
     kinds: frozenset[str]
     remedy: str
     processes: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    only_starts: bool = False
 
 
 SUSPECTS = (
@@ -64,19 +72,24 @@ SUSPECTS = (
         "let it flush its own tables only (FirewallBackend=nftables, FlushAllOnReload)",
         ("firewalld",),
     ),
-    Suspect("ufw.service", "ufw", FILTERING, "keep flushes of other tables out of /etc/ufw/*.rules"),
+    Suspect("ufw.service", "ufw", FILTERING, "keep flushes of other tables out of /etc/ufw/*.rules", tools=IPTABLES),
     Suspect(
-        "docker.service", "docker", FILTERING, "look for scripts that flush tables when docker starts", ("dockerd",)
+        "docker.service",
+        "docker",
+        FILTERING,
+        "look for scripts that flush tables when docker starts",
+        ("dockerd",),
+        IPTABLES,
     ),
     Suspect(
         "nftables.service",
         "nftables.service",
         FILTERING,
         "replace `flush ruleset` in /etc/nftables.conf by a flush of its own tables",
+        tools=("nft",),
+        only_starts=True,
     ),
 )
-# Names of tools that anyone may have called: true, but not yet who.
-TOOLS = ("ip", "nft", "iptables", "ip6tables", "xtables-nft-mul", "iptables-restor", "ip6tables-resto")
 
 
 @dataclass(frozen=True)
@@ -97,14 +110,20 @@ def find(kinds: Iterable[str], news: Iterable[News], run: Runner, sees_processes
     for suspect, times in active:
         if any(abs(now - time) <= RECENT for time in times):
             return Verdict(f"by {suspect.name}, it seems, which was started at that time", suspect.remedy)
-    called = ", ".join(dict.fromkeys(processes))
-    if called and not (active and set(processes) <= set(TOOLS)):
-        return Verdict(f"by a process named {called}")
-    if not active:
+    called = list(dict.fromkeys(processes))
+    likely = [suspect for suspect, _times in active if _may_be(suspect, called)]
+    if called and not likely:
+        return Verdict(f"by a process named {', '.join(called)}")
+    if not likely:
         return Verdict()
-    who = " or ".join(suspect.name for suspect, _times in active)
-    by_tool = f" by way of {called}" if called else ""
-    return Verdict(f"perhaps by {who}{by_tool}", "; ".join(suspect.remedy for suspect, _times in active))
+    who = " or ".join(suspect.name for suspect in likely)
+    by_tool = f" by way of {', '.join(called)}" if called else ""
+    return Verdict(f"perhaps by {who}{by_tool}", "; ".join(suspect.remedy for suspect in likely))
+
+
+def _may_be(suspect: Suspect, called: list[str]) -> bool:
+    """Whether a service that runs, and was not just started, may have had these commands run."""
+    return not suspect.only_starts and all(name in suspect.tools for name in called)
 
 
 def _processes(news: list[News], sees_processes: bool) -> list[str]:

@@ -27,7 +27,7 @@ from typing import Any, TextIO
 from . import culprit, store
 from .document import Document
 from .engine import Host
-from .look import Look, look, settings_differ
+from .look import Documents, Look, look, settings_differ
 from .notify import notify
 from .pace import Pace
 from .record import NAME, Record, Repair
@@ -55,12 +55,12 @@ def run(
     ``once`` makes one pass only: 0 when all is applied, 1 when something is missing or wrong. ``dry_run`` changes
     nothing, writes the difference to ``out`` and returns 2 when there is one.
     """
-    host = host or Host()
+    host, documents = host or Host(), Documents(directory)
     environ = os.environ if environ is None else environ
     if dry_run:
-        return _show(directory, host, out or sys.stdout)
+        return _show(documents, host, out or sys.stdout)
     if once:
-        return _once(directory, host)
+        return _once(documents, host)
     # Without systemd's RuntimeDirectory= somebody tries it by hand, beside the service perhaps.
     runtime = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
     record = Record(os.path.join(runtime, NAME) if runtime else None)
@@ -69,7 +69,7 @@ def run(
         watch = Watch(wake)
         try:
             host = replace(host, neighbour_wait=NEIGHBOUR_WAIT)
-            Keeper(directory, host, watch, record, lambda text: notify(text, environ)).run(received)
+            Keeper(documents, host, watch, record, lambda text: notify(text, environ)).run(received)
         finally:
             watch.close()
     return EXIT_DONE
@@ -96,22 +96,25 @@ def _signals() -> Iterator[tuple[int, list[int]]]:
 
 
 class Keeper:
-    """The loop. ``watch`` is a Watch or has what it has; ``tell`` sends a line to systemd."""
+    """The loop. ``watch`` is a Watch or has what it has; ``tell`` sends a line to systemd.
+
+    ``clock`` and ``cpu`` are seconds of monotonic time and of CPU, children included.
+    """
 
     def __init__(
         self,
-        directory: str,
+        documents: Documents,
         host: Host,
         watch: Any,
         record: Record,
         tell: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = lambda: sum(os.times()[:4]),
     ):
-        self._directory, self._host, self._watch, self._record = directory, host, watch, record
-        self._tell, self._clock = tell, clock
+        self._documents, self._host, self._watch, self._record = documents, host, watch, record
+        self._tell, self._clock, self._cpu = tell, clock, cpu
         self._pace = Pace(clock())
         self._found = Look()
-        self._files: tuple = ()
         self._applied: dict[str, Document] = {}
         self._at_start: set[str] | None = None
         self._story = ""
@@ -138,30 +141,26 @@ class Keeper:
         if not self._pace.settings_due(now):
             return False
         self._tell("WATCHDOG=1")
-        return _files_of(self._directory) != self._files or settings_differ(self._found, self._host)
+        return self._documents.changed or settings_differ(self._found, self._host)
 
     def _look(self, heard: list[News]) -> None:
-        before, self._files = self._found, _files_of(self._directory)
-        broken_at = self._pace.broken_at
-        found = self._found = look(self._directory, self._host, now=self._record.clock())
-        now = self._clock()
+        before = self._found
+        broken_at, cpu = self._pace.broken_at, self._cpu()
+        found = self._found = look(self._documents, self._host, now=self._record.clock())
+        now, cost = self._clock(), self._cpu() - cpu
         repaired = [owner for owner in found.outcomes if self._was_repaired(owner, before)]
-        seconds = None if broken_at is None else now - broken_at
-        objects = [change for owner in repaired for change in found.outcomes[owner].changes]
-        self._pace.looked(now, objects, found.missing, found.failed, found.next_due)
+        changes = [change for owner in repaired for change in found.outcomes[owner].changes]
+        self._pace.looked(now, changes, found.missing, found.failed, found.next_due, cost)
         self._watch.watch(found.interest)
-        self._tell("WATCHDOG=1")
         for owner in found.outcomes:
             if owner in repaired:
-                self._repaired(owner, heard, seconds)
+                self._repaired(owner, heard, None if broken_at is None else now - broken_at)
             else:
                 self._note_applied(owner)
         # What is blocked now was applied all the same, and is repaired once it can be.
         kept = {owner: document for owner, document in self._applied.items() if owner in found.documents}
         self._applied = {**kept, **{owner: found.documents[owner] for owner in found.outcomes}}
         self._warn(before)
-        self._record.undone = self._pace.undone if self._pace.undone >= FIGHT else 0
-        self._record.looked(found)
         self._publish()
 
     def _was_repaired(self, owner: str, before: Look) -> bool:
@@ -209,6 +208,9 @@ class Keeper:
                 log.warning("%s", problem)
 
     def _publish(self) -> None:
+        self._tell("WATCHDOG=1")
+        self._record.undone = self._pace.undone if self._pace.undone >= FIGHT else 0
+        self._record.looked(self._found)
         if self._record.story != self._story:
             self._story = self._record.story
             self._tell(f"STATUS={self._story}")
@@ -218,18 +220,8 @@ class Keeper:
             log.warning("cannot write %s: %s", self._record.path, error)
 
 
-def _files_of(directory: str) -> tuple:
-    """What tells that a document was written, without reading it."""
-    try:
-        with os.scandir(directory) as entries:
-            stats = [(entry.name, entry.stat()) for entry in entries if entry.name.endswith(".json")]
-    except OSError:
-        return ()
-    return tuple(sorted((name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats))
-
-
-def _once(directory: str, host: Host) -> int:
-    found = look(directory, host)
+def _once(documents: Documents, host: Host) -> int:
+    found = look(documents, host)
     for owner, outcome in found.outcomes.items():
         for sentence in (*outcome.changes, *outcome.warnings):
             log.info("%s: %s", owner, sentence)
@@ -237,8 +229,8 @@ def _once(directory: str, host: Host) -> int:
     return EXIT_FAILED if found.problems else EXIT_DONE
 
 
-def _show(directory: str, host: Host, out: TextIO) -> int:
-    found = look(directory, host, check=True)
+def _show(documents: Documents, host: Host, out: TextIO) -> int:
+    found = look(documents, host, check=True)
     for owner, outcome in found.outcomes.items():
         out.writelines(f"{owner}: {sentence}\n" for sentence in outcome.changes)
     out.writelines(f"{sentence}\n" for sentence in [*found.faults, *found.blocked, *found.waiting])

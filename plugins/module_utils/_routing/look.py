@@ -9,9 +9,9 @@ A document that is wrong, or waits for something, does not keep the others from 
 
 from __future__ import annotations
 
-import logging
+import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from . import engine, iptables, nft, store
 from .document import Document
@@ -19,12 +19,10 @@ from .engine import Host, Outcome
 from .errors import ApplyError, MissingPackage, NotReady, Refused, RoutingError
 from .watch import Interest
 
-log = logging.getLogger("l4proxy.keep")
-
 
 @dataclass
 class Look:
-    """What one look came to. Sentences, each beginning with the owner or the file.
+    """What one look came to. Sentences, each beginning with the owner or the file; ``watched`` is for ``interest``.
 
     ``blocked`` waits with all of its document, ``waiting`` is applied without for now, ``faults`` need a human.
     ``failed`` when a document was applied in part and that was undone.
@@ -36,6 +34,7 @@ class Look:
     waiting: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     failed: bool = False
+    watched: Interest = field(default_factory=Interest)
 
     @property
     def missing(self) -> bool:
@@ -49,10 +48,7 @@ class Look:
     @property
     def interest(self) -> Interest:
         """What of the host the documents are about."""
-        found = Interest(anything=self.missing)
-        for owner, document in self.documents.items():
-            found |= _interest(document, self.outcomes.get(owner))
-        return found
+        return self.watched | Interest(anything=self.missing)
 
     @property
     def next_due(self) -> float | None:
@@ -61,15 +57,44 @@ class Look:
         return min((date for date in dates if date is not None), default=None)
 
 
-def look(directory: str, host: Host, check: bool = False, now: float | None = None) -> Look:
-    """Read the directory and apply (with ``check``: compare) each document, as of ``now`` (seconds of the epoch).
+class Documents:
+    """The stored documents of a directory, read anew only when a file has changed."""
+
+    def __init__(self, directory: str):
+        self._directory = directory
+        self._seen: tuple | None = None
+        self._stored: list[store.Stored] = []
+
+    def load(self) -> list[store.Stored]:
+        if self.changed:
+            # Before the files: what is written meanwhile is another change.
+            self._seen = self._signs()
+            self._stored = store.load_all(self._directory)
+        return self._stored
+
+    @property
+    def changed(self) -> bool:
+        return self._signs() != self._seen
+
+    def _signs(self) -> tuple:
+        """What tells that a file was written, without reading it."""
+        try:
+            with os.scandir(self._directory) as entries:
+                stats = [(entry.name, entry.stat()) for entry in entries if entry.name.endswith(".json")]
+        except OSError:
+            return ()
+        return tuple(sorted((name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats))
+
+
+def look(documents: Documents, host: Host, check: bool = False, now: float | None = None) -> Look:
+    """Read the documents and apply (with ``check``: compare) each, as of ``now`` (seconds of the epoch).
 
     The documents are read under the lock: a run that is changing the host has not stored its document yet.
     """
     found, now = Look(), time.time() if now is None else now
     try:
         with engine.locked(host, check):
-            for stored in store.load_all(directory):
+            for stored in documents.load():
                 if stored.document is None:
                     found.faults += [f"{stored.path}: {error}" for error in stored.errors]
                 else:
@@ -82,6 +107,7 @@ def look(directory: str, host: Host, check: bool = False, now: float | None = No
 def _apply(document: Document, host: Host, check: bool, now: float, found: Look) -> None:
     owner = document.owner
     found.documents[owner] = document
+    found.watched |= _interest(document)
     try:
         # An empty document was stored by someone who said so; there is nobody to ask at boot.
         outcome = engine.reconcile(document, host, check=check, allow_empty=True, now=now, have_lock=True)
@@ -94,7 +120,9 @@ def _apply(document: Document, host: Host, check: bool, now: float, found: Look)
         found.blocked.append(f"{owner}: {error}")
         found.failed = True
     else:
-        found.outcomes[owner] = outcome
+        found.watched |= _where(outcome)
+        # Of thousands of rules the listing would be much to keep, and nobody asks for it.
+        found.outcomes[owner] = replace(outcome, owned={}, diff=())
         found.waiting += [f"{owner}: {sentence}" for sentence in outcome.waiting]
 
 
@@ -111,14 +139,16 @@ def settings_differ(found: Look, host: Host) -> bool:
     return False
 
 
-def _interest(document: Document, outcome: Outcome | None) -> Interest:
+def _interest(document: Document) -> Interest:
     tables = {value.table for value in (*document.rules, *document.routes) if value.table is not None}
     hops = {via for mark in document.marks for via in mark.via} | {route.via for route in document.routes if route.via}
     links = {value.dev for value in (*document.routes, *document.addresses) if value.dev}
-    if outcome:
-        # A next hop's interface is not in the document, but where the route is.
-        links |= {route["dev"] for route in outcome.owned["routes"] if route.get("dev")}
     # Where iptables is a front of nftables, its chains have news, too.
     names = {nft.table_name(document.owner), iptables.prefix(document.owner)}
     sets = (frozenset(values) for values in ({document.protocol}, tables, hops, links, names))
     return Interest(*sets)
+
+
+def _where(outcome: Outcome) -> Interest:
+    """The links that its routes have come to use: a next hop's interface is not in the document."""
+    return Interest(links=frozenset(route["dev"] for route in outcome.owned["routes"] if route.get("dev")))

@@ -22,8 +22,9 @@ CALM = 5.0
 PAUSES = (0.0, 0.0, 0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 # While something is missing that only the clock may bring: quick while a boot is under way, then sparing.
 FIRST_RETRY, LONGEST_RETRY = 0.2, 15.0
-# Settings in /proc/sys and iptables-legacy have no news. Settings are cheap to look at, everything is not.
-SETTINGS, EVERYTHING = 5.0, 60.0
+# Settings in /proc/sys and iptables-legacy have no news. Settings are cheap to look at; everything is not, with
+# thousands of rules, so it may take a two-thousandth of the time: a keeper at rest stays below 0.1 % of a core.
+SETTINGS, EVERYTHING, LONGEST_EVERYTHING, SHARE = 5.0, 60.0, 900.0, 2000
 
 
 class Pace:
@@ -80,12 +81,13 @@ class Pace:
         missing: bool = False,
         failed: bool = False,
         next_due: float | None = None,
+        cost: float = 0.0,
     ) -> None:
         """A look has ended.
 
         ``repaired``: what was put back, in words. ``missing``: it has to be tried again. ``failed``: that was after
         something had been changed and changed back, which makes news of its own. ``next_due`` is when to look again at
-        the latest (seconds), whatever happens.
+        the latest (seconds), whatever happens. ``cost`` is the CPU time of this look.
         """
         repairs = frozenset(repaired)
         if repairs:
@@ -102,7 +104,8 @@ class Pace:
         self._retry_due = now + self._retry if missing else None
         if failed and self._retry_due is not None:
             self._not_before = self._retry_due
-        self._everything_due = now + min(EVERYTHING, EVERYTHING if next_due is None else next_due)
+        everything = min(max(EVERYTHING, cost * SHARE), LONGEST_EVERYTHING)
+        self._everything_due = now + min(everything, everything if next_due is None else next_due)
         self._settings_due = now + SETTINGS
         self._news_due = self.broken_at = None
         self._looked_at = now

@@ -64,7 +64,7 @@ class Record:
 
     def load(self) -> None:
         """Go on with the counts of the keeper before this one; a file that cannot be understood counts nothing."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             data = json.loads((self.path and files.read(self.path)) or "{}")
             if data.get("schema") == SCHEMA:
                 repairs = data["repairs"]

@@ -12,7 +12,8 @@ import logging
 import signal
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import keeper, pace
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import keeper, pace, store
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.look import Documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.record import Record
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.watch import Interest, News
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import RETURN_PATH, FakeHost
@@ -30,8 +31,14 @@ class World:
     def __init__(self, directory, tmp_path):
         self.host, self.directory = FakeHost(tmp_path), directory
         self.now, self.events, self.received = 0.0, [], []
+        self.cost, self.used = 0.0, 0.0
         self.told, self.interests, self.looks, self.kept = [], [], [], []
         self.record = Record(str(tmp_path / "run" / "state.json"), lambda: NOON + self.now)
+
+    def cpu(self):
+        """Each look costs ``cost``: the clock is asked before and after."""
+        self.used += self.cost
+        return self.used
 
     def at(self, second, action=lambda: None, news=RULE):
         self.events.append((second, action, list(news)))
@@ -55,7 +62,13 @@ class World:
     def keep(self, until):
         self.at(until, lambda: self.received.append(signal.SIGTERM), [])
         made = keeper.Keeper(
-            str(self.directory), self.host.engine, self, self.record, self.told.append, lambda: self.now
+            Documents(str(self.directory)),
+            self.host.engine,
+            self,
+            self.record,
+            self.told.append,
+            lambda: self.now,
+            self.cpu,
         )
         made.run(self.received)
 
@@ -191,6 +204,12 @@ def test_what_has_no_news_is_seen_within_a_minute(world, host):
     assert host.nft.tables
 
 
+def test_a_look_that_costs_much_is_rare(world):
+    world.cost = 0.5
+    world.keep(1200)
+    assert world.looks == pytest.approx([0.0, 900.0], abs=1)
+
+
 def test_a_document_that_a_run_has_written_is_read_and_nothing_repaired(world, host, directory):
     def write():
         data = {**RETURN_PATH, "rules": RETURN_PATH["rules"][:1]}
@@ -322,13 +341,13 @@ def test_no_documents_is_nothing_to_keep(world, directory):
 def test_the_documents_are_read_under_the_lock(world, host, directory, monkeypatch):
     """A run changes the kernel first and stores its document last: news of it must not bring the old one back."""
     locked = []
-    load_all = keeper.look.__globals__["store"].load_all
+    load_all = store.load_all
 
     def seen(path):
         locked.append(host.lock.exists() and not _free(host.lock))
         return load_all(path)
 
-    monkeypatch.setattr(keeper.look.__globals__["store"], "load_all", seen)
+    monkeypatch.setattr(store, "load_all", seen)
     world.keep(1)
     assert locked == [True]
 
