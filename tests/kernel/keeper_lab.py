@@ -28,6 +28,8 @@ logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %
 directory, memory, lock = sys.argv[1:]
 raise SystemExit(keeper.run(directory, host=Host(sysctls=sysctl.Sysctls(memory), lock=lock)))
 """
+# What the unit sets, too.
+UNIT = {"MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
 class Running:
@@ -48,7 +50,7 @@ class Running:
         (self.runtime / "state.json").unlink(missing_ok=True)
         files = [self._lab.engine.directory / f"{self.host.name}{suffix}" for suffix in ("-sysctl.json", ".lock")]
         argv = [sys.executable, "-c", PROGRAM, str(self.documents), *map(str, files)]
-        self.process = self.host.spawn(argv, env={**cli_environment(), "RUNTIME_DIRECTORY": str(self.runtime)})
+        self.process = self.host.spawn(argv, env={**cli_environment(), **UNIT, "RUNTIME_DIRECTORY": str(self.runtime)})
         rl.eventually(lambda: self.state)
 
     def stop(self) -> int:

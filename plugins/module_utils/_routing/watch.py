@@ -183,12 +183,13 @@ class Watch:
 
     def __init__(self, wake: int | None = None) -> None:
         self._route = _listen(socket.NETLINK_ROUTE, ROUTE_GROUPS)
-        self._nft = _listen(NETLINK_NETFILTER, (NFNLGRP_NFTABLES,))
-        self._readers = {self._route: RouteNews(), self._nft: MarkNews()}
+        self._readers: dict[socket.socket, RouteNews | MarkNews] = {self._route: RouteNews()}
+        with contextlib.suppress(OSError):  # a kernel without nftables has no news of it
+            self._readers[_listen(NETLINK_NETFILTER, (NFNLGRP_NFTABLES,))] = MarkNews()
         self._buffer = memoryview(bytearray(1 << 16))
         self._wake = wake
         self._poll = select.epoll()
-        for source in (self._route, self._nft, *([] if wake is None else [wake])):
+        for source in (*self._readers, *([] if wake is None else [wake])):
             self._poll.register(source, select.EPOLLIN)
         self._interest: Interest | None = None
 
@@ -231,8 +232,8 @@ class Watch:
 
     def close(self) -> None:
         self._poll.close()
-        self._route.close()
-        self._nft.close()
+        for source in self._readers:
+            source.close()
 
 
 def _drain(descriptor: int) -> None:
