@@ -22,11 +22,14 @@ from tests.lab.netns import cli_environment
 # The keeper as `l4proxy keep` runs it, but for its files: those of the machine are not the lab's.
 PROGRAM = """
 import logging, sys
-from l4proxy._routing import keeper, sysctl
+from l4proxy._routing import keeper, runner, sysctl
 from l4proxy._routing.engine import Host
 logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
-directory, memory, lock = sys.argv[1:]
-raise SystemExit(keeper.run(directory, host=Host(sysctls=sysctl.Sysctls(memory), lock=lock)))
+directory, memory, lock, iptables = sys.argv[1:]
+def run(argv, stdin=None):  # Debian has two iptables; the alternatives system names one
+    name = argv[0].replace("tables", f"tables-{iptables}") if argv[0].startswith("ip") else argv[0]
+    return runner.run([name, *argv[1:]], stdin)
+raise SystemExit(keeper.run(directory, host=Host(runner=run, sysctls=sysctl.Sysctls(memory), lock=lock)))
 """
 # What the unit sets, too.
 UNIT = {"MALLOC_TRIM_THRESHOLD_": "131072"}
@@ -35,7 +38,8 @@ UNIT = {"MALLOC_TRIM_THRESHOLD_": "131072"}
 class Running:
     """A keeper's process on a host, and its state file."""
 
-    def __init__(self, lab, host, directory: Path):
+    def __init__(self, lab, host, directory: Path, iptables: str):
+        self._iptables = iptables
         self.host, self.directory = host, directory
         self.documents, self.runtime = directory / "routing.d", directory / "run"
         for path in (self.documents, self.runtime):
@@ -49,7 +53,7 @@ class Running:
     def start(self) -> None:
         (self.runtime / "state.json").unlink(missing_ok=True)
         files = [self._lab.engine.directory / f"{self.host.name}{suffix}" for suffix in ("-sysctl.json", ".lock")]
-        argv = [sys.executable, "-c", PROGRAM, str(self.documents), *map(str, files)]
+        argv = [sys.executable, "-c", PROGRAM, str(self.documents), *map(str, files), self._iptables]
         self.process = self.host.spawn(argv, env={**cli_environment(), **UNIT, "RUNTIME_DIRECTORY": str(self.runtime)})
         rl.eventually(lambda: self.state)
 
@@ -85,9 +89,9 @@ def storm(host, count: int) -> None:
 
 
 @contextmanager
-def keeping(lab, name: str, directory: Path, *data: dict):
-    """A keeper of these documents, stopped at the end; what it did stays."""
-    running = Running(lab, lab[name], directory)
+def keeping(lab, name: str, directory: Path, *data: dict, iptables: str = "nft"):
+    """A keeper of these documents, stopped at the end; what it did stays. ``iptables`` is nft or legacy."""
+    running = Running(lab, lab[name], directory, iptables)
     for item in data:
         running.store(item)
     running.start()

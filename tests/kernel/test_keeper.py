@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import watch
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import legacy, watch
 
 from tests.kernel import keeper_lab as kl
 from tests.kernel import routing_lab as rl
+from tests.kernel.marks_lab import Variant, marked
 
 SETTING = "net.ipv4.conf.eth0.accept_redirects"
 # A second is what is promised; more is allowed for a machine that is busy with other tests.
@@ -90,6 +91,40 @@ def test_without_a_keeper_it_stays_away(lab, b, keeper, harm):
     while time.monotonic() < deadline:
         assert whole(b) != before
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("flavour", ["nft", "legacy"])
+def test_marks_in_iptables_are_put_back(lab, tmp_path, flavour):
+    """iptables-nft has news; iptables-legacy has none, and is looked at every second."""
+    variant = Variant("iptables", f"iptables-{flavour}")
+    data = {**rl.return_path(lab["a"]), "mark_engine": "iptables"}
+    with marked(lab, "b", variant) as b, kl.keeping(lab, "b", tmp_path, data, iptables=flavour) as running:
+        rl.eventually(lambda: "in place" in running.state["story"])
+        before = variant.save(b.host)
+        assert before
+        for number in (1, 2):
+            b.run("iptables -t mangle -F")
+            rl.eventually(lambda number=number: running.repairs == number and variant.save(b.host) == before)
+        assert running.state["repairs"]["by_kind"] == {"marks": 2}
+        running.stop()
+        b.run("iptables -t mangle -F")
+        assert variant.save(b.host) != before
+
+
+def test_signs_of_iptables_legacy(lab):
+    """None where nobody uses it, and asking makes no table."""
+    b = lab["client"]
+    iptables = ["iptables-legacy", "-t", "mangle"]
+    with b.inside():
+        assert legacy.signs() == legacy.signs() == (b"", b"")
+    b.run([*iptables, "-N", "OTHERS"])
+    with b.inside():
+        empty = legacy.signs()
+        assert empty == legacy.signs()
+        assert (bool(empty[0]), empty[1]) == (True, b"")
+    b.run([*iptables, "-A", "OTHERS", "-j", "ACCEPT"])
+    with b.inside():
+        assert legacy.signs() != empty
 
 
 def test_a_setting_has_no_news_and_is_put_back_within_seconds(b, keeper):

@@ -114,7 +114,7 @@ class Keeper:
         self._documents, self._host, self._watch, self._record = documents, host, watch, record
         self._tell, self._clock, self._cpu = tell, clock, cpu
         self._pace = Pace(clock())
-        self._found = Look()
+        self._found, self._signs = Look(), ()
         self._applied: dict[str, Document] = {}
         self._at_start: set[str] | None = None
         self._story = ""
@@ -137,14 +137,15 @@ class Keeper:
                 heard = []
 
     def _differs(self, now: float) -> bool:
-        """Whether something without news has changed: a setting, a document."""
-        if not self._pace.settings_due(now):
+        """Whether something without news has changed: a document, iptables-legacy, a setting."""
+        if not self._pace.silent_due(now):
             return False
         self._tell("WATCHDOG=1")
-        return self._documents.changed or settings_differ(self._found, self._host)
+        return self._documents.changed or self._watch.signs != self._signs or settings_differ(self._found, self._host)
 
     def _look(self, heard: list[News]) -> None:
-        before = self._found
+        # Before the look: what changes meanwhile, be it by ourselves, is looked at once more.
+        before, self._signs = self._found, self._watch.signs
         broken_at, cpu = self._pace.broken_at, self._cpu()
         found = self._found = look(self._documents, self._host, now=self._record.clock())
         now, cost = self._clock(), self._cpu() - cpu

@@ -22,9 +22,10 @@ CALM = 5.0
 PAUSES = (0.0, 0.0, 0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 # While something is missing that only the clock may bring: quick while a boot is under way, then sparing.
 FIRST_RETRY, LONGEST_RETRY = 0.2, 15.0
-# Settings in /proc/sys and iptables-legacy have no news. Settings are cheap to look at; everything is not, with
-# thousands of rules, so it may take a two-thousandth of the time: a keeper at rest stays below 0.1 % of a core.
-SETTINGS, EVERYTHING, LONGEST_EVERYTHING, SHARE = 5.0, 60.0, 900.0, 2000
+# What has no news, but costs some microseconds to look at (settings, documents, iptables-legacy), is looked at every so
+# many seconds. Everything, in case that news were lost for good, is dear with thousands of rules: it may take a
+# two-thousandth of the time, so that a keeper at rest stays below 0.1 % of a core.
+SILENT, EVERYTHING, LONGEST_EVERYTHING, SHARE = 1.0, 60.0, 900.0, 2000
 
 
 class Pace:
@@ -38,7 +39,7 @@ class Pace:
         self._retry = 0.0
         self._retry_due: float | None = now
         self._everything_due = now
-        self._settings_due = now
+        self._silent_due = now
         self._repaired_at: float | None = None
         self._repaired: frozenset[str] = frozenset()
         self._fruitless = 0
@@ -63,16 +64,16 @@ class Pace:
         dates = [date for date in (self._news_due, self._retry_due) if date is not None]
         return min([max(date, self._not_before) for date in dates] + [self._everything_due])
 
-    def settings_due(self, now: float) -> bool:
-        """Whether it is time to look at the settings; then they are next due after SETTINGS."""
-        if now < self._settings_due:
+    def silent_due(self, now: float) -> bool:
+        """Whether it is time to look at what has no news; then it is next due after SILENT."""
+        if now < self._silent_due:
             return False
-        self._settings_due = now + SETTINGS
+        self._silent_due = now + SILENT
         return True
 
     def sleep(self, now: float) -> float:
         """Seconds until there is something to do."""
-        return max(0.0, min(self.next_look(), self._settings_due) - now)
+        return max(0.0, min(self.next_look(), self._silent_due) - now)
 
     def looked(
         self,
@@ -106,7 +107,7 @@ class Pace:
             self._not_before = self._retry_due
         everything = min(max(EVERYTHING, cost * SHARE), LONGEST_EVERYTHING)
         self._everything_due = now + min(everything, everything if next_due is None else next_due)
-        self._settings_due = now + SETTINGS
+        self._silent_due = now + SILENT
         self._news_due = self.broken_at = None
         self._looked_at = now
 

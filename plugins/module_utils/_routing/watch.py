@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import socket_filter
+from . import legacy, socket_filter
 from .socket_filter import NEIGHBOUR, ROUTE, RULE
 
 # linux/netlink.h
@@ -197,6 +197,11 @@ class Watch:
     def sees_processes(self) -> bool:
         """Whether netlink ports can be told from process ids: not in a container, which has ids of its own."""
         return self._route.getsockname()[0] == os.getpid()
+
+    @property
+    def signs(self) -> tuple[bytes, ...]:
+        """What there are no news of, to be compared with what it was."""
+        return legacy.signs()
 
     def watch(self, interest: Interest) -> None:
         """From now on tell only of this."""

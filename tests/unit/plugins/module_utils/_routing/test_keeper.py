@@ -27,6 +27,7 @@ class World:
     """A host, time, and what happens at which second: ``at(3.0, action, news)``. It ends at ``until``."""
 
     sees_processes = False
+    signs = ()
 
     def __init__(self, directory, tmp_path):
         self.host, self.directory = FakeHost(tmp_path), directory
@@ -193,8 +194,19 @@ def test_a_setting_is_put_back_without_news(world, host):
     world.at(7, lambda: host.redirects.write_text("1\n"), [])
     world.keep(20)
     assert host.redirects.read_text() == "0"
-    assert world.looks == [0.0, 10.0]
+    assert world.looks == [0.0, 7.0]
     assert world.state["last_repair"]["seconds"] is None
+
+
+def test_what_has_no_news_but_signs_is_put_back(world, host):
+    def flush():
+        host.nft.tables.clear()
+        world.signs = (b"another",)
+
+    world.at(7.5, flush, [])
+    world.keep(20)
+    assert host.nft.tables
+    assert world.looks == [0.0, 8.0]
 
 
 def test_what_has_no_news_is_seen_within_a_minute(world, host):
@@ -219,7 +231,7 @@ def test_a_document_that_a_run_has_written_is_read_and_nothing_repaired(world, h
     world.keep(20)
     assert len(host.kernel.held_rules) == 1
     assert world.state["repairs"]["total"] == 0
-    assert world.looks == [0.0, 15.0]
+    assert world.looks == [0.0, 11.0]
 
 
 def test_what_retires_leaves_in_time_and_is_no_repair(world, host, directory):
