@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,6 +80,16 @@ class Running:
         """Seconds of CPU so far, children included (proc_pid_stat(5), fields 14 to 17)."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+    def rest(self) -> None:
+        """Return when it has done what it had to do: a second in which it used next to no CPU."""
+
+        def rested() -> bool:
+            before = self.cpu()
+            time.sleep(1.0)
+            return self.cpu() - before <= 0.01
+
+        rl.eventually(rested)
 
 
 def storm(host, count: int) -> None:

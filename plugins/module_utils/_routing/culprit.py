@@ -92,6 +92,10 @@ SUSPECTS = (
 )
 
 
+# News that explain a repair without anybody's having taken something away.
+NOBODY = {"link": (ROUTING, "a link had changed"), "neighbour": (FILTERING, "a proxy had another MAC")}
+
+
 @dataclass(frozen=True)
 class Verdict:
     """``who`` is text such as "by ufw", empty where nothing is known; ``remedy`` what to do about it."""
@@ -102,7 +106,11 @@ class Verdict:
 
 def find(kinds: Iterable[str], news: Iterable[News], run: Runner, sees_processes: bool, now: float) -> Verdict:
     """Who is behind the news; ``kinds`` are those of the objects that were repaired, ``now`` is CLOCK_MONOTONIC."""
-    processes = _processes(list(news), sees_processes)
+    news = list(news)
+    for kind, (explained, who) in NOBODY.items():
+        if explained & set(kinds) and any(item.kind == kind for item in news):
+            return Verdict(who)
+    processes = _processes(news, sees_processes)
     for suspect in SUSPECTS:
         if any(process in suspect.processes for process in processes):
             return Verdict(f"by {suspect.name}", suspect.remedy)

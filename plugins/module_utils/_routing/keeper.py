@@ -114,7 +114,8 @@ class Keeper:
         self._documents, self._host, self._watch, self._record = documents, host, watch, record
         self._tell, self._clock, self._cpu = tell, clock, cpu
         self._pace = Pace(clock())
-        self._found, self._signs = Look(), ()
+        self._found = Look()
+        self._signs: tuple[bytes, ...] | None = None
         self._applied: dict[str, Document] = {}
         self._at_start: set[str] | None = None
         self._story = ""
@@ -127,12 +128,12 @@ class Keeper:
             news = self._watch.wait(self._pace.sleep(now))
             now = self._clock()
             heard = [*heard, *news][-100:]
-            if news:
+            if news or self._differs(now):
                 self._pace.heard(now)
-            asked = bool(received) and signal.SIGHUP in received
+            asked = signal.SIGHUP in received
             if asked:
                 received.remove(signal.SIGHUP)
-            if asked or self._pace.due(now) or self._differs(now):
+            if asked or self._pace.due(now):
                 self._look(heard)
                 heard = []
 
@@ -144,18 +145,20 @@ class Keeper:
         return self._documents.changed or self._watch.signs != self._signs or settings_differ(self._found, self._host)
 
     def _look(self, heard: list[News]) -> None:
-        # Before the look: what changes meanwhile, be it by ourselves, is looked at once more.
-        before, self._signs = self._found, self._watch.signs
+        before, signs = self._found, self._watch.signs
         broken_at, cpu = self._pace.broken_at, self._cpu()
         found = self._found = look(self._documents, self._host, now=self._record.clock())
         now, cost = self._clock(), self._cpu() - cpu
+        # Of before the look, lest a change meanwhile be missed; if we changed them ourselves, they are of no use.
+        ourselves = any(signs) and any(outcome.changed for outcome in found.outcomes.values())
+        self._signs = None if ourselves else signs
         repaired = [owner for owner in found.outcomes if self._was_repaired(owner, before)]
         changes = [change for owner in repaired for change in found.outcomes[owner].changes]
         self._pace.looked(now, changes, found.missing, found.failed, found.next_due, cost)
         self._watch.watch(found.interest)
         for owner in found.outcomes:
             if owner in repaired:
-                self._repaired(owner, heard, None if broken_at is None else now - broken_at)
+                self._repaired(owner, heard, now - broken_at if heard and broken_at is not None else None)
             else:
                 self._note_applied(owner)
         # What is blocked now was applied all the same, and is repaired once it can be.

@@ -46,7 +46,7 @@ class Pace:
         self._looked_at = now
 
     def heard(self, now: float) -> None:
-        """There was news that matters."""
+        """There was news that matters, or it was seen that something is not as it was."""
         if self.broken_at is None:
             self.broken_at = now
             if self._is_calm(now):

@@ -118,7 +118,8 @@ class RouteNews:
         index, flags = struct.unpack_from("=iI", body, 4)
         name = bytes(_attributes(body[16:]).get(IFLA_IFNAME, b"")).rstrip(b"\0").decode(errors="replace")
         state = (name, flags & LINK_STATE if kind == LINK[0] else -1)
-        before = self._links.get(index)
+        # A link of ours that was never told of is as it was when all was in place.
+        before = self._links.get(index, None if self._interest.anything else (name, LINK_STATE))
         if kind == LINK[0]:
             self._links[index] = state
         else:

@@ -76,6 +76,8 @@ CASES = [
     ("a service that only starts", MARKS, [News("marks")], systemd(nftables=1.0), ""),
     ("another process", MARKS, [News("marks", process="mine")], systemd(ufw=1.0), "by a process named mine"),
     ("a service of other things", MARKS, [News("marks")], systemd(systemd_networkd=999.0), ""),
+    ("a link", RULES, [News("rule"), News("link")], systemd(systemd_networkd=1.0), "a link had changed"),
+    ("a MAC", MARKS, [News("neighbour")], systemd(firewalld=1.0), "a proxy had another MAC"),
     ("nothing known", RULES, [News("rule")], systemd(), ""),
     ("no systemd", RULES, [News("rule")], without_systemd, ""),
 ]
