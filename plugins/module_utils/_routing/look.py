@@ -17,6 +17,7 @@ from . import engine, iptables, nft, store
 from .document import Document
 from .engine import Host, Outcome
 from .errors import ApplyError, MissingPackage, NotReady, Refused, RoutingError
+from .plan import State
 from .watch import Interest
 
 
@@ -122,7 +123,7 @@ def _apply(document: Document, host: Host, check: bool, now: float, found: Look)
     else:
         found.watched |= _where(outcome)
         # Of thousands of rules the listing would be much to keep, and nobody asks for it.
-        found.outcomes[owner] = replace(outcome, owned={}, diff=())
+        found.outcomes[owner] = replace(outcome, after=State(), diff=())
         found.waiting += [f"{owner}: {sentence}" for sentence in outcome.waiting]
 
 
@@ -151,4 +152,4 @@ def _interest(document: Document) -> Interest:
 
 def _where(outcome: Outcome) -> Interest:
     """The links that its routes have come to use: a next hop's interface is not in the document."""
-    return Interest(links=frozenset(route["dev"] for route in outcome.owned["routes"] if route.get("dev")))
+    return Interest(links=frozenset(route.dev for route in outcome.after.routes if route.dev))
