@@ -98,7 +98,7 @@ NOBODY = {"link": (ROUTING, "a link had changed"), "neighbour": (FILTERING, "a p
 
 @dataclass(frozen=True)
 class Verdict:
-    """``who`` is text such as "by ufw", empty where nothing is known; ``remedy`` what to do about it."""
+    """``who`` is text such as "perhaps ufw", empty where nothing is known; ``remedy`` what to do about it."""
 
     who: str = ""
     remedy: str = ""
@@ -113,20 +113,20 @@ def find(kinds: Iterable[str], news: Iterable[News], run: Runner, sees_processes
     processes = _processes(news, sees_processes)
     for suspect in SUSPECTS:
         if any(process in suspect.processes for process in processes):
-            return Verdict(f"by {suspect.name}", suspect.remedy)
+            return Verdict(suspect.name, suspect.remedy)
     active = _active(run, [suspect for suspect in SUSPECTS if suspect.kinds & set(kinds)])
     for suspect, times in active:
         if any(abs(now - time) <= RECENT for time in times):
-            return Verdict(f"by {suspect.name}, it seems, which was started at that time", suspect.remedy)
+            return Verdict(f"{suspect.name}, which was started at that time", suspect.remedy)
     called = list(dict.fromkeys(processes))
     likely = [suspect for suspect, _times in active if _may_be(suspect, called)]
     if called and not likely:
-        return Verdict(f"by a process named {', '.join(called)}")
+        return Verdict(f"a process named {', '.join(called)}")
     if not likely:
         return Verdict()
     who = " or ".join(suspect.name for suspect in likely)
     by_tool = f" by way of {', '.join(called)}" if called else ""
-    return Verdict(f"perhaps by {who}{by_tool}", "; ".join(suspect.remedy for suspect in likely))
+    return Verdict(f"perhaps {who}{by_tool}", "; ".join(suspect.remedy for suspect in likely))
 
 
 def _may_be(suspect: Suspect, called: list[str]) -> bool:

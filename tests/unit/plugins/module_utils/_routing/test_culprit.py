@@ -42,39 +42,39 @@ def without_systemd(argv, stdin=None):
 
 
 CASES = [
-    ("a process that is known", MARKS, [News("marks", process="firewalld")], systemd(), "by firewalld"),
+    ("a process that is known", MARKS, [News("marks", process="firewalld")], systemd(), "firewalld"),
     (
         "a service that was started just before",
         RULES,
         [News("rule")],
         systemd(systemd_networkd=999.0),
-        "by systemd-networkd, it seems, which was started at that time",
+        "systemd-networkd, which was started at that time",
     ),
     (
         "a service that was started while it happened",
         RULES,
         [News("rule")],
         systemd(systemd_networkd=1000.4),
-        "by systemd-networkd, it seems, which was started at that time",
+        "systemd-networkd, which was started at that time",
     ),
     (
         "services that merely run",
         RULES,
         [News("rule")],
         systemd(systemd_networkd=1.0, keepalived=1.0, docker=1.0),
-        "perhaps by systemd-networkd or keepalived",
+        "perhaps systemd-networkd or keepalived",
     ),
     (
         "a tool, and a service that uses such",
         MARKS,
         [News("marks", process="iptables-restor")],
         systemd(ufw=1.0),
-        "perhaps by ufw by way of iptables-restor",
+        "perhaps ufw by way of iptables-restor",
     ),
-    ("a tool alone", MARKS, [News("marks", process="nft")], systemd(), "by a process named nft"),
-    ("a tool of nobody here", MARKS, [News("marks", process="nft")], systemd(ufw=1.0), "by a process named nft"),
+    ("a tool alone", MARKS, [News("marks", process="nft")], systemd(), "a process named nft"),
+    ("a tool of nobody here", MARKS, [News("marks", process="nft")], systemd(ufw=1.0), "a process named nft"),
     ("a service that only starts", MARKS, [News("marks")], systemd(nftables=1.0), ""),
-    ("another process", MARKS, [News("marks", process="mine")], systemd(ufw=1.0), "by a process named mine"),
+    ("another process", MARKS, [News("marks", process="mine")], systemd(ufw=1.0), "a process named mine"),
     ("a service of other things", MARKS, [News("marks")], systemd(systemd_networkd=999.0), ""),
     ("a link", RULES, [News("rule"), News("link")], systemd(systemd_networkd=1.0), "a link had changed"),
     ("a MAC", MARKS, [News("neighbour")], systemd(firewalld=1.0), "a proxy had another MAC"),
@@ -96,7 +96,7 @@ def test_each_suspect_comes_with_what_to_do():
         assert verdict.remedy == suspect.remedy
 
 
-@pytest.mark.parametrize(("sees", "who"), [(True, "by a process named sleep"), (False, "")])
+@pytest.mark.parametrize(("sees", "who"), [(True, "a process named sleep"), (False, "")])
 def test_the_port_of_a_sender_is_its_process_unless_in_a_container(sees, who):
     with subprocess.Popen(["sleep", "60"]) as sender:
         while not Path(f"/proc/{sender.pid}/comm").read_text(encoding="utf-8").startswith("sleep"):
