@@ -42,7 +42,8 @@ def wire(lab: NamespaceLab) -> None:
         for name in BACKENDS:
             source = lab[name].ipv4 if family == "-4" else lab[name].ipv6
             for protocol in ("tcp", icmp):
-                rule = ["from", source, "ipproto", protocol, "lookup", str(LOCAL_TABLE), "pref", "1100"]
+                # By interface, or what a sends in the name of one backend to another never leaves it.
+                rule = ["from", source, "iif", a.dev, "ipproto", protocol, "lookup", str(LOCAL_TABLE), "pref", "1100"]
                 a.run(["ip", family, "rule", "add", *rule])
     for name in BACKENDS:
         _return_path(lab, name)

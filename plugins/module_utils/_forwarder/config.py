@@ -13,6 +13,8 @@ import ipaddress
 import json
 from dataclasses import asdict, dataclass, field
 
+from . import options
+from .options import Limits, PortRange
 from .validation import Fields
 
 SCHEMA = 1
@@ -46,25 +48,35 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Backend:
-    """One server of a service; it is reached by the family the client came with."""
+    """One server of a service; it is reached by the family the client came with.
+
+    With a ``last_port`` it has a port for each port of the service's ranges, the first for the first.
+    """
 
     name: str
     port: int
     ipv4: str | None = None
     ipv6: str | None = None
     weight: int = DEFAULT_WEIGHT
+    last_port: int | None = None
+    send_proxy: str | None = None
 
     def address(self, family):
         """Return this backend's address of ``family`` ("ipv4" or "ipv6"), or None."""
         return self.ipv4 if family == IPV4 else self.ipv6
 
+    def port_of(self, listener):
+        """Return the port for a client of this listener."""
+        return self.port + listener.offset if self.last_port else self.port
+
 
 @dataclass(frozen=True)
 class Listener:
-    """One address and port a service accepts on."""
+    """One address and port a service accepts on; ``offset`` is the port's place in the range it was given in."""
 
     address: str
     port: int
+    offset: int = 0
 
     @property
     def family(self):
@@ -99,6 +111,17 @@ class Service:
     connect_deadline: float = DEFAULT_CONNECT_DEADLINE
     retries: int = DEFAULT_RETRIES
     backlog: int = DEFAULT_BACKLOG
+    source_port: str = "any"
+    source_fallback: str = "refuse"
+    idle_timeout: float = options.DEFAULT_IDLE_TIMEOUT
+    half_closed_timeout: float = options.DEFAULT_HALF_CLOSED_TIMEOUT
+    tcp_user_timeout: float = options.DEFAULT_TCP_USER_TIMEOUT
+    keepalive: int = options.DEFAULT_KEEPALIVE
+    accept_proxy: tuple[str, ...] = ()
+    proxy_timeout: float = options.DEFAULT_PROXY_TIMEOUT
+    limits: Limits = field(default_factory=Limits)
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
 
     def backends_of(self, family):
         """Return the backends that have an address of ``family``, in the document's order."""
@@ -120,6 +143,7 @@ class Config:
     services: tuple[Service, ...]
     drain_timeout: float = DEFAULT_DRAIN_TIMEOUT
     log: Log = field(default_factory=Log)
+    source_ports: PortRange | None = None
 
 
 def load(data):
@@ -129,6 +153,7 @@ def load(data):
     document.integer("schema", SCHEMA, SCHEMA, "the schema this version reads")
     proxy_id = document.integer("proxy_id", 1, 255, "a proxy id")
     drain_timeout = document.seconds("drain_timeout", 0, 86400, DEFAULT_DRAIN_TIMEOUT)
+    source_ports = options.source_ports(document)
     section = document.section("log")
     log = Log(format=section.choice("format", LOG_FORMATS, "json"))
     section.done()
@@ -139,18 +164,44 @@ def load(data):
     _refuse_overlapping_listeners(parts, services)
     if errors:
         raise ConfigError(errors)
-    return Config(proxy_id=proxy_id, services=tuple(services), drain_timeout=drain_timeout, log=log)
+    return Config(
+        proxy_id=proxy_id,
+        services=tuple(services),
+        drain_timeout=drain_timeout,
+        log=log,
+        source_ports=source_ports,
+    )
 
 
 def dump(config):
     """Return the JSON document of ``config``, all defaults spelled out: load(dump(config)) == config."""
     document = json.loads(json.dumps(asdict(config)))  # tuples become lists, as in JSON
+    if document["source_ports"] is None:
+        del document["source_ports"]
     for service in document["services"]:
+        service["listen"] = _listen_entries(service["listen"])
         for backend in service["backends"]:
-            for family in (IPV4, IPV6):
-                if backend[family] is None:
-                    del backend[family]
+            last = backend.pop("last_port")
+            if last:
+                backend["port"] = f"{backend['port']}-{last}"
+            for key in (IPV4, IPV6, "send_proxy"):
+                if backend[key] is None:
+                    del backend[key]
     return {"schema": SCHEMA, **document}
+
+
+def _listen_entries(listeners):
+    """Return the entries that listeners (as dictionaries) came from: those of a range follow each other."""
+    ranges = []
+    for listener in listeners:
+        if listener["offset"]:
+            ranges[-1][1] = listener["port"]
+        else:
+            ranges.append([listener, listener["port"]])
+    return [
+        {"address": one["address"], "port": one["port"] if last == one["port"] else f"{one['port']}-{last}"}
+        for one, last in ranges
+    ]
 
 
 def parse(text, source):
@@ -186,9 +237,10 @@ def _service(part):
     """Return the Service of one object of ``services``; fields that were refused are None."""
     listen_parts = part.objects("listen", "listen address")
     backend_parts = part.objects("backends", "backend")
+    entries = [_listeners(listen) for listen in listen_parts]
     service = Service(
         name=part.name("name"),
-        listen=tuple(_listener(listen) for listen in listen_parts),
+        listen=tuple(listener for entry in entries for listener in entry),
         backends=tuple(_backend(backend) for backend in backend_parts),
         protocol=part.choice("protocol", PROTOCOLS, "tcp"),
         balance=part.choice("balance", BALANCES, "round_robin"),
@@ -196,34 +248,42 @@ def _service(part):
         connect_deadline=part.seconds("connect_deadline", 0.1, 600, DEFAULT_CONNECT_DEADLINE),
         retries=part.integer("retries", 0, MAX_RETRIES, "a number of retries", DEFAULT_RETRIES),
         backlog=part.integer("backlog", 1, MAX_BACKLOG, "a backlog", DEFAULT_BACKLOG),
+        **options.service_options(part),
     )
     part.done()
     timeout, deadline = service.connect_timeout, service.connect_deadline
     if timeout and deadline and deadline < timeout:
         part.error("connect_deadline", f"{deadline:g} is below connect_timeout ({timeout:g})")
     _refuse_twin_backends(backend_parts, service.backends)
-    _refuse_family_without_backend(listen_parts, service)
+    _refuse_uneven_ranges(backend_parts, service, entries)
+    _refuse_family_without_backend(listen_parts, service, entries)
     return service
 
 
-def _listener(part):
+def _listeners(part):
+    """Return the listeners of one entry of ``listen``, one for each port; what was refused has "" and 0 instead."""
     address = part.address("address")
-    port = part.integer("port", 1, 65535, "a port")
+    ports = part.ports("port", options.MAX_RANGE)
     part.done()
     if address is not None and not address.is_unspecified:
         _refuse_unusable(part, "address", address, "listen on")
-    return Listener(address=str(address) if address is not None else "", port=port or 0)
+    text = str(address) if address is not None else ""
+    return [Listener(address=text, port=port, offset=offset) for offset, port in enumerate(ports or (0,))]
 
 
 def _backend(part):
     ipv4 = part.address("ipv4", 4, None)
     ipv6 = part.address("ipv6", 6, None)
+    name = part.name("name", colons=True)
+    ports = part.ports("port", options.MAX_RANGE)
     backend = Backend(
-        name=part.name("name", colons=True),
-        port=part.integer("port", 1, 65535, "a port"),
+        name=name,
+        port=ports[0] if ports else None,
+        last_port=ports[-1] if ports and len(ports) > 1 else None,
         ipv4=str(ipv4) if ipv4 else None,
         ipv6=str(ipv6) if ipv6 else None,
         weight=part.integer("weight", 1, MAX_WEIGHT, "a weight", DEFAULT_WEIGHT),
+        send_proxy=part.choice("send_proxy", options.PROXY_VERSIONS, None),
     )
     part.done()
     if part.data is not None and not {IPV4, IPV6} & set(part.data):
@@ -273,16 +333,30 @@ def _refuse_twin_backends(parts, backends):
                     )
 
 
-def _refuse_family_without_backend(parts, service):
-    """A client of one family is forwarded to that family: each listener needs a backend that has it."""
-    if not service.backends:
-        return  # said already
-    for part, listener in zip(parts, service.listen):
+def _refuse_uneven_ranges(parts, service, entries):
+    """A backend with a range of ports needs one for each port of every listen entry."""
+    lengths = sorted({len(entry) for entry in entries})
+    for part, backend in zip(parts, service.backends):
+        if backend.last_port and lengths != [backend.last_port - backend.port + 1]:
+            part.error(
+                "port",
+                f"{backend.port}-{backend.last_port} is {backend.last_port - backend.port + 1} ports, and the listen"
+                f" addresses of this service have {' and '.join(map(str, lengths))}; give as many, or one port for all",
+            )
+
+
+def _refuse_family_without_backend(parts, service, entries):
+    """A client of one family is forwarded to that family, unless it may be hidden behind the proxy's own address."""
+    if not service.backends or service.source_fallback == "own":
+        return  # the former was said already
+    for part, entry in zip(parts, entries):
+        listener = entry[0]
         if listener.address and not service.backends_of(listener.family):
             part.error(
                 "address",
                 f"{listener.address} is {_SPELLED[listener.family]}, but no backend of service"
-                f" {service.name} has {listener.family}; give one, or remove this listener",
+                f" {service.name} has {listener.family}; give one, remove this listener, or set source_fallback: own"
+                " (the backends then see the proxy's address)",
             )
 
 
@@ -298,16 +372,21 @@ def _refuse_duplicate_names(parts, services):
 
 def _refuse_overlapping_listeners(parts, services):
     """Two listeners that could take the same connection are refused, within one service as well."""
-    placed = []
+    placed = {}  # (family, port) -> [(place, listener)]
+    refused = set()
     for index, service in enumerate(services):
-        for number, listener in enumerate(service.listen):
+        number = -1
+        for listener in service.listen:
+            number += listener.offset == 0
             if not (listener.address and listener.port):
                 continue  # refused already
-            for other_index, other_number, other in placed:
-                if listener.overlaps(other):
+            others = placed.setdefault((listener.family, listener.port), [])
+            for place, other in others:
+                if listener.overlaps(other) and (place, index, number) not in refused:
+                    refused.add((place, index, number))  # a range is refused once, not for each of its ports
                     parts[index].error(
                         f"listen[{number}]",
-                        f"{listener} overlaps {other} of services[{other_index}].listen[{other_number}]"
+                        f"{listener} overlaps {other} of services[{place[0]}].listen[{place[1]}]"
                         " (same port; a wildcard covers every address of its family)",
                     )
-            placed.append((index, number, listener))
+            others.append(((index, number), listener))

@@ -55,12 +55,13 @@ def bind_missing(config, held):
 
 
 def settle(config, held):
-    """Make ``held`` exactly what ``config`` wants: close what it no longer names, renew each backlog."""
+    """Make ``held`` exactly what ``config`` wants: close what it no longer names, renew what can be changed."""
     names = wanted(config)
     for name in [name for name in held if name not in names]:
         held.pop(name).close()
     for name, (service, _listener) in names.items():
         held[name].listen(service.backlog)  # on a listening socket this only changes the backlog
+        sockets.tune_listener(held[name], service.keepalive, service.tcp_user_timeout)
 
 
 def close_all(held):

@@ -17,13 +17,13 @@ import struct
 IP_TRANSPARENT = 19
 IPV6_TRANSPARENT = 75
 IP_BIND_ADDRESS_NO_PORT = 24
+IP_LOCAL_PORT_RANGE = 51  # Linux 6.3; of IPv6 sockets too
+TCP_USER_TIMEOUT = 18  # milliseconds
 
-# A peer that vanished without a word (power, a NAT that forgot) must not hold a session for ever. With these an idle
-# connection to one ends after 60 + 6 * 10 = 120 s; the kernel's own numbers make it more than two hours. A minute is
-# shorter than what firewalls and NATs on the way commonly allow an idle connection, so the probes keep it known there.
-KEEPALIVE_IDLE = 60  # seconds without data until the first probe
-KEEPALIVE_INTERVAL = 10  # seconds between probes
-KEEPALIVE_PROBES = 6  # unanswered ones until the connection is dead: a short outage of the network ends none
+# A peer that vanished without a word (power, a NAT that forgot) must not hold a session for ever: after ``keepalive``
+# seconds without data it is asked, and it is dead after PROBES unanswered ones at a sixth of that time each. With the
+# default of 60 that makes 120 s (the kernel's own numbers: more than two hours), and a short outage ends nothing.
+KEEPALIVE_PROBES = 6
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 
@@ -45,7 +45,8 @@ def family_of(address):
 def listening_socket(address, port, backlog):
     """Return a non-blocking TCP listener; raise OSError (CapabilityError when a capability is missing).
 
-    Connections accepted from it inherit TCP_NODELAY and keepalive, so they cost nothing for each of them.
+    Connections accepted from it inherit TCP_NODELAY and what tune_listener() sets, so they cost nothing for each of
+    them.
     """
     family = family_of(address)
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -58,7 +59,6 @@ def listening_socket(address, port, backlog):
             # "::" takes IPv6 only, whatever bindv6only says: an IPv4 client must never appear as ::ffff:a.b.c.d.
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _keep_alive(listener)
         listener.bind((address, port))
         listener.listen(backlog)
     except OSError as error:
@@ -69,23 +69,45 @@ def listening_socket(address, port, backlog):
     return listener
 
 
-def transparent_socket(family, source, source_port=0, kind=socket.SOCK_STREAM, blocking=True):
+def tune_listener(listener, keepalive, user_timeout):
+    """Have the connections accepted from here on kept alive and given up after these seconds (0: not at all)."""
+    keep_alive(listener, keepalive)
+    listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(user_timeout * 1000))
+
+
+def accept(listener, family):
+    """Return (socket, address) of a connection that waits, non-blocking; raise as accept(2) does.
+
+    socket.accept() would make a Python-level socket, which costs more than the system call: three enum members and a
+    larger object. SocketType is the C type below it, and does all that is needed here.
+    """
+    number, address = listener._accept()
+    sock = socket.SocketType(family, socket.SOCK_STREAM, 0, number)
+    sock.setblocking(False)
+    return sock, address
+
+
+def transparent_socket(family, source, source_port=0, kind=socket.SOCK_STREAM, ports=None, make=socket.socket):
     """Return an unconnected socket bound to ``source``, an address this host need not own; raise OSError.
 
     ``family`` is socket.AF_INET or AF_INET6, ``source`` an address in text form. A ``source_port`` of 0 lets the kernel
-    choose at connect(), where it knows the whole 4-tuple and so is not limited to one connection a port. EPERM
-    becomes a CapabilityError. The caller connects and closes it.
+    choose at connect(), where it knows the whole 4-tuple and so is not limited to one connection a port; ``ports``
+    (an option as port_range() makes it) says from where. ``kind`` may carry SOCK_NONBLOCK. EPERM becomes a
+    CapabilityError. The caller connects and closes it.
     """
-    upstream = socket.socket(family, kind if blocking else kind | socket.SOCK_NONBLOCK)
+    upstream = make(family, kind)
     try:
         if family == socket.AF_INET6:
             upstream.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
         else:
             upstream.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
-        # Two connections of one client may share its port towards different backends.
-        upstream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if not source_port:
+        if source_port:
+            # Two connections of one client may share its port towards different backends.
+            upstream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        else:
             upstream.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)  # governs IPv6 sockets as well
+            if ports:
+                upstream.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, ports)
         upstream.bind((source, source_port))
     except OSError as error:
         upstream.close()
@@ -97,37 +119,52 @@ def transparent_socket(family, source, source_port=0, kind=socket.SOCK_STREAM, b
     return upstream
 
 
-def connect_upstream(source, address, port):
-    """Begin a connect to a backend with ``source`` as our address; return the non-blocking socket; raise OSError.
+def begin_connect(upstream, address, port, user_timeout=0):
+    """Begin a connect of ``upstream``, a TCP socket, to a backend; it is closed when that raises OSError.
 
-    The connect is under way when this returns. No TCP_SYNCNT: the relay's own deadline ends an attempt earlier than any
-    number of retransmissions (the first comes after 1 s).
+    No TCP_SYNCNT: the relay's own deadline ends an attempt earlier than any number of retransmissions (the first comes
+    after 1 s).
     """
-    upstream = transparent_socket(family_of(address), source, blocking=False)
     try:
         upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _keep_alive(upstream)
         # The ACK that completes the handshake waits for the client's first bytes and travels with them.
         upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        if user_timeout:
+            upstream.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(user_timeout * 1000))
         upstream.connect((address, port))
     except BlockingIOError:
-        return upstream  # EINPROGRESS
+        return  # EINPROGRESS
     except OSError:
         upstream.close()
         raise
-    return upstream
 
 
-def _keep_alive(sock):
-    """Have the kernel ask an idle peer whether it is still there."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+def port_range(first, last):
+    """Return the value of IP_LOCAL_PORT_RANGE for the ports ``first`` to ``last`` (ip(7): two 16-bit halves)."""
+    return struct.pack("=I", last << 16 | first)
+
+
+def has_port_ranges():
+    """Whether this kernel has IP_LOCAL_PORT_RANGE (Linux 6.3 or a distribution that took it over)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        try:
+            sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, port_range(0, 0))
+        except OSError:
+            return False
+    return True
+
+
+def keep_alive(sock, idle):
+    """Have the kernel ask a peer that says nothing for ``idle`` seconds whether it is still there (0: never)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1 if idle else 0)
+    if idle:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // KEEPALIVE_PROBES))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
 
 
 def acknowledge_now(upstream):
-    """Send the held ACK of connect_upstream(): the client has nothing to say, so the server may be the one to begin."""
+    """Send the held ACK of begin_connect(): the client has nothing to say, so the server may be the one to begin."""
     upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 

@@ -4,9 +4,10 @@
 """Which client addresses may be used as the source of an upstream connection.
 
 Pure, but for the cache. Some addresses cannot work as a source on the wire: the backend's kernel drops such packets as
-martians, or the replies never leave it. A client with such an address is refused with RST and the reason in the log:
-the connection would otherwise hang until its deadline. Refusing is this version's only answer; forwarding from the
-proxy's own address instead would hide the client, which is what this product is not to do silently.
+martians, or the replies never leave it. What happens to a client with such an address is the service's
+``source_fallback``: it is refused with RST and the reason in the log, since the connection would otherwise hang until
+its deadline; or it is forwarded from the proxy's own address, which hides the client and is therefore never done
+unasked.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import ipaddress
 from functools import lru_cache
 
 OWN = "client address is the proxy's own"
-BACKENDS_OWN = "client address is a backend's own"
+BACKENDS_OWN = "client address is the backend's own"
 
 _IPV4_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 
@@ -39,15 +40,12 @@ def never_spoofed(address):
     return None
 
 
-def refusal(address, own_addresses, backend_addresses):
-    """Return why no upstream connection can be made for this client, None when one can.
+def refusal(address, own_addresses):
+    """Return why no backend can be given this client's address as the source, None when one can.
 
-    Both sets hold addresses in text form: the proxy's, and those of all backends it forwards to. A backend drops
-    packets that come from its own address; and a connection to *another* backend does not leave the proxy either,
-    because the local delivery rule ``from BACKEND`` matches what the proxy itself sends with that source.
+    ``own_addresses`` holds the proxy's addresses in text form. A backend's own address is asked about when the backend
+    is chosen: any other backend takes it.
     """
     if address in own_addresses:
         return never_spoofed(address) or OWN
-    if address in backend_addresses:
-        return BACKENDS_OWN
     return never_spoofed(address)

@@ -1,33 +1,24 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The TCP relay: one accepted connection, one upstream socket, and bytes both ways.
+"""The TCP relay: one accepted connection, one upstream socket, from accept to the line in the log.
 
-session.py decides, this module does. What keeps it fast (forwarder.md has the measurements): one buffer for the whole
-worker; what was received is sent on at once and is kept only when the other side does not take it; a short read means
-drained, so nobody asks again only to hear EAGAIN; a socket's interest changes only when a direction blocks or ends;
-and a side that wants nothing is unregistered, because epoll reports errors and hangups whether one asks or not.
-
-Backpressure: at most one chunk (BUFFER_SIZE) waits for a side, and while it waits its source is not read, so the
-kernel's windows close all the way to the sender.
+session.py decides, this module does; side.py moves the bytes.
 """
 
 from __future__ import annotations
 
 import errno
-import selectors
 
-from . import sockets, spoof
+from . import proxy_protocol, sockets, spoof
+from .config import IPV4, IPV6
+from .greeting import Greeting
+from .poller import ENDED, READ
 from .session import Action, Event, Session, State
+from .side import Side
+from .source import ANY, KEPT, OWN
 
-READ = selectors.EVENT_READ
-WRITE = selectors.EVENT_WRITE
-
-BUFFER_SIZE = 65536  # bytes
-READS_IN_A_ROW = 4  # full buffers one side may bring before the others get their turn
-
-_buffer = bytearray(BUFFER_SIZE)  # safe to share: between recv_into and send nothing else runs in this process
-_view = memoryview(_buffer)
+FOREIGN_FAMILY = "no backend has an address of the client's family"
 
 # Errors that are about the backend or the way to it. All others are about this host, and no backend is to blame.
 _BACKENDS_FAULT = {
@@ -44,171 +35,110 @@ _BACKENDS_FAULT = {
 _HOPELESS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-class Side:
-    """One socket of a relay. ``pending`` is what it has not taken yet, ``sent`` the bytes it took."""
-
-    __slots__ = ("eof", "interest", "peer", "pending", "relay", "reset", "sent", "sock")
-
-    def __init__(self, sock, relay, eof, reset):
-        self.sock = sock
-        self.relay = relay
-        self.eof = eof  # the events this side's end is reported as
-        self.reset = reset
-        self.peer = None
-        self.pending = None
-        self.interest = 0
-        self.sent = 0
-
-    def want(self, interest):
-        """Have the selector report ``interest`` and nothing else."""
-        if interest == self.interest:
-            return
-        selector = self.relay.worker.selector
-        if not self.interest:
-            selector.register(self.sock, interest, self.ready)
-        elif not interest:
-            selector.unregister(self.sock)
-        else:
-            selector.modify(self.sock, interest, self.ready)
-        self.interest = interest
-
-    def ready(self, mask):
-        """The selector's callback."""
-        if mask & WRITE and self.pending is not None:
-            self._flush()
-        if mask & READ and self.interest & READ:
-            self.pump()
-
-    def pump(self):
-        """Move what this side has sent to the other; returns whether there was anything (an end counts)."""
-        peer = self.peer
-        for _turn in range(READS_IN_A_ROW):
-            try:
-                count = self.sock.recv_into(_buffer)
-            except BlockingIOError:
-                return False
-            except OSError:
-                self.relay.handle(self.reset)
-                return True
-            if not count:
-                self.relay.handle(self.eof)
-                return True
-            try:
-                taken = peer.sock.send(_view[:count])
-            except BlockingIOError:
-                taken = 0
-            except OSError:
-                peer.salvage()
-                self.relay.handle(peer.reset)
-                return True
-            peer.sent += taken
-            if taken < count:
-                peer.pending = memoryview(bytes(_view[taken:count]))
-                peer.want(peer.interest | WRITE)
-                self.want(self.interest & ~READ)
-                return True
-            if count < BUFFER_SIZE:
-                return True
-        return True
-
-    def _flush(self):
-        try:
-            taken = self.sock.send(self.pending)
-        except BlockingIOError:
-            return
-        except OSError:
-            self.salvage()
-            self.relay.handle(self.reset)
-            return
-        self.sent += taken
-        if taken < len(self.pending):
-            self.pending = self.pending[taken:]
-            return
-        self.pending = None
-        self.want(self.interest & ~WRITE)
-        self.peer.want(self.peer.interest | READ)  # it was paused for this chunk, so it has not ended
-
-    def salvage(self):
-        """Pass on what this side sent before it reset us: a server that answers early and closes resets the upload.
-
-        The kernel still has it, and a client without a proxy in between would have received it.
-        """
-        peer = self.peer
-        if peer.pending is not None:
-            return  # the peer is behind: nothing more can reach it in order
-        try:
-            while True:
-                count = self.sock.recv_into(_buffer)
-                if not count:
-                    return
-                taken = peer.sock.send(_view[:count])
-                peer.sent += taken
-                if taken < count:
-                    return
-        except OSError:
-            return
-
-    def detach(self):
-        """Forget the socket and everything that refers back, so that no garbage is left to collect; return it."""
-        sock, self.sock = self.sock, None
-        if self.interest:
-            self.relay.worker.selector.unregister(sock)
-            self.interest = 0
-        self.peer = self.pending = self.relay = None
-        return sock
-
-
 class Relay:
-    """One connection of a client, from accept to the line in the log.
+    """One connection of a client.
 
-    ``worker`` has .selector .wheel .log .now() .own_addresses .backend_addresses .finished(relay); ``service`` is a
-    config.Service, ``backends`` the balancer.Backends of the client's family, ``listener`` a config.Listener.
+    ``worker`` has .selector .wheel .pipes .log .now() .own_addresses .count(name) .finished(relay); ``serving`` is an
+    acceptor.Serving, ``listener`` a config.Listener.
     """
 
     __slots__ = (
         "_deadline",
         "_failure",
+        "_hidden",
         "_timer",
+        "admitted",
         "attempts",
         "backend",
         "backends",
         "client",
         "client_address",
+        "family",
         "index",
+        "introduction",
         "listener",
+        "seen_at",
+        "seen_moved",
+        "seen_state",
         "service",
+        "serving",
         "session",
         "started",
+        "step",
         "tried",
         "upstream",
+        "via",
         "worker",
     )
 
-    def __init__(self, worker, service, listener, backends, sock, client_address):
+    def __init__(self, worker, serving, listener, sock, client_address):
         self.worker = worker
-        self.service = service
+        self.serving = serving
+        self.service = serving.service
         self.listener = listener
-        self.backends = backends
-        self.client_address = client_address  # as accept() gives it: (host, port, ...)
+        self.client_address = client_address  # (host, port, ...), as accept() or a PROXY header gives it
         self.session = Session()
         self.client = Side(sock, self, Event.CLIENT_EOF, Event.CLIENT_RESET)
         self.upstream = None
+        self.via = None  # the address of the proxy that made this connection for its client
+        self.introduction = None  # its Header
+        self.admitted = False  # counted by the gate
+        self.backends = None  # the balancer.Backends this client is for
+        self.family = None  # and their family
         self.backend = None  # the config.Backend of the current, and at the end of the last, attempt
         self.index = None
         self.tried = ()  # indexes this connection has had
         self.attempts = 0  # connects begun
+        self.step = None  # how the source was had: a step of source.py
         self.started = worker.now()
-        self._deadline = self.started + service.connect_deadline
+        self.seen_moved = self.seen_at = 0  # timeouts.py keeps its notes here
+        self.seen_state = None
+        self._deadline = self.started + self.service.connect_deadline
         self._failure = None
+        self._hidden = None  # why this client cannot be spoofed
         self._timer = None
 
     def start(self):
-        """Begin: refuse a client that cannot be spoofed, or make the first attempt."""
-        refusal = spoof.refusal(self.client_address[0], self.worker.own_addresses, self.worker.backend_addresses)
-        if refusal:
-            self.handle(Event.GIVEN_UP, refusal)
+        """Begin, with the PROXY header where the client is a proxy we trust."""
+        trusted = self.serving.trusted
+        if trusted is not None and self.client_address[0] in trusted:
+            Greeting(self, self.service.proxy_timeout)
         else:
-            self._choose()
+            self._admit()
+
+    def introduced(self, header):
+        """Another proxy has said who its client is."""
+        self.via = self.client_address[0]
+        if header.source is not None:
+            self.introduction = header
+            self.client_address = (header.source, header.source_port)
+        self._deadline = self.worker.now() + self.service.connect_deadline
+        self._admit()
+
+    def _admit(self):
+        """Refuse a client that may not come or cannot be spoofed, or make the first attempt."""
+        serving, address = self.serving, self.client_address[0]
+        if serving.guarded:
+            refusal = serving.refusal(address, self.started)
+            if refusal:
+                self.refuse(refusal)
+                return
+            self.admitted = True
+        family = IPV6 if ":" in address else IPV4
+        self._hidden = spoof.refusal(address, self.worker.own_addresses)
+        if family not in serving.groups:
+            self._hidden = self._hidden or FOREIGN_FAMILY
+            family = IPV4 if family == IPV6 else IPV6
+        if self._hidden and not serving.source.may_be_own:
+            self.worker.count("source: refused")
+            self.refuse(self._hidden)
+            return
+        self.family, self.backends = family, serving.groups[family]
+        self._choose()
+
+    def refuse(self, reason):
+        """Reset the client, before any attempt."""
+        self.handle(Event.GIVEN_UP, reason)
 
     def abort(self, reason):
         """Reset both sides, whatever they are doing."""
@@ -228,21 +158,15 @@ class Relay:
 
     def _choose(self):
         """Begin an attempt with the next backend, or give up."""
-        family = self.listener.family
         while self.attempts <= self.service.retries:
             now = self.worker.now()
             if now >= self._deadline:
                 break
-            client = self.client_address[0]
-            index = self.backends.next(client, self.tried, now)
-            if index is None:
+            if not self._next_backend(now):
                 break
-            self.tried += (index,)
-            self.index, self.backend = index, self.backends.backends[index]
-            address = self.backend.address(family)
             self.attempts += 1
             try:
-                sock = sockets.connect_upstream(client, address, self.backend.port)
+                sock = self._connect()
             except OSError as error:
                 self._attempt_failed(error.errno, sockets.describe(error))
                 if error.errno in _HOPELESS or isinstance(error, sockets.CapabilityError):
@@ -252,11 +176,42 @@ class Relay:
             return
         self.handle(Event.GIVEN_UP, self._failure or "connect deadline")
 
+    def _next_backend(self, now):
+        """Choose a backend; returns whether there was one. A client that is one itself is given any other."""
+        client, itself = self.client_address[0], None
+        while True:
+            index = self.backends.next(client, self.tried, now)
+            if index is None:
+                break
+            self.tried += (index,)
+            self.index, self.backend = index, self.backends.backends[index]
+            if self._hidden or self.backend.address(self.family) != client:
+                return True
+            itself = index
+        if itself is None:
+            return False
+        if not self.serving.source.may_be_own:
+            self.worker.count("source: refused")
+            self._failure = self._failure or spoof.BACKENDS_OWN
+            return False
+        self._hidden = spoof.BACKENDS_OWN
+        self.index, self.backend = itself, self.backends.backends[itself]
+        return True
+
+    def _connect(self):
+        source, backend = self.serving.source, self.backend
+        address, port = backend.address(self.family), backend.port_of(self.listener)
+        if self._hidden:
+            self.step = OWN
+            return source.connect_as_own(address, port)
+        sock, self.step = source.connect(*self.client_address[:2], address, port)
+        return sock
+
     def _begin_attempt(self, sock, now):
         self.handle(Event.ATTEMPT)
         upstream = self.upstream = Side(sock, self, Event.BACKEND_EOF, Event.BACKEND_RESET)
-        self.worker.selector.register(sock, READ | WRITE, self._connect_done)
-        upstream.interest = READ | WRITE
+        self.worker.selector.watch(upstream.number, self._connect_done, writable=True)
+        upstream.writable_watched = True
         deadline = min(now + self.service.connect_timeout, self._deadline)
         self._timer = self.worker.wheel.add(deadline, self._too_slow)
 
@@ -266,11 +221,14 @@ class Relay:
         self.handle(Event.ATTEMPT_FAILED)
 
     def _connect_done(self, mask):
-        """The callback while connecting. Only WRITE: connected. READ as well: an error, or the server spoke first."""
+        """The callback while connecting. Only WRITE: connected. More: an error, or the server spoke first."""
         if self.session.state is not State.CONNECTING:
             return
-        if mask & READ:
-            number = sockets.connect_error(self.upstream.sock)
+        upstream = self.upstream
+        upstream.readable = bool(mask & (READ | ENDED))
+        if upstream.readable:
+            upstream.thorough = bool(mask & ENDED)
+            number = sockets.connect_error(upstream.sock)
             if number:
                 self._attempt_failed(number, sockets.describe_errno(number))
                 self.handle(Event.ATTEMPT_FAILED)
@@ -278,6 +236,7 @@ class Relay:
         self._stop_timer()
         if self.backends.health.succeeded(self.index):
             self._log_health("backend answers again")
+        self.worker.count(COUNTERS[self.step])
         self.handle(Event.CONNECTED)
 
     def _attempt_failed(self, number, why):
@@ -287,9 +246,7 @@ class Relay:
             self._log_health("backend skipped", reason=why)
 
     def _log_health(self, event, **fields):
-        self.worker.log.event(
-            event, service=self.service.name, backend=self.backend.name, family=self.listener.family, **fields
-        )
+        self.worker.log.event(event, service=self.service.name, backend=self.backend.name, family=self.family, **fields)
 
     def _stop_timer(self):
         if self._timer is not None:
@@ -301,25 +258,44 @@ class Relay:
     def _relay(self):
         """Both ends are there: pass on what the client has sent meanwhile, then listen to both."""
         client, upstream = self.client, self.upstream
+        selector = self.worker.selector
         client.peer, upstream.peer = upstream, client
-        upstream.want(READ)
-        client.want(READ)
-        if not client.pump() and client.sock is not None:
+        selector.replace(upstream.number, upstream.ready)
+        if self.backend.send_proxy:
+            client.pending = memoryview(self._header())
+            client.push()
+        elif not client.pump():
             sockets.acknowledge_now(upstream.sock)
+        if client.sock is None:
+            return  # that was all
+        selector.watch(client.number, client.ready)
+        if upstream.readable:
+            upstream.pump()
 
-    def _shut(self, side, source):
-        """``source`` has ended: send FIN to ``side``, read ``source`` no more."""
-        source.want(source.interest & ~READ)
+    def _header(self):
+        """Return the PROXY header for the backend (bytes): the client, and the address it connected to."""
+        source, source_port = self.client_address[:2]
+        if self.introduction is not None:
+            destination, destination_port = self.introduction.destination, self.introduction.destination_port
+        else:
+            destination, destination_port = self.client.sock.getsockname()[:2]
+        version = self.backend.send_proxy
+        if (":" in source) != (":" in destination):
+            return proxy_protocol.unknown(version)
+        return proxy_protocol.build(version, source, source_port, destination, destination_port)
+
+    def _shut(self, side):
+        """The other side has ended: send FIN to ``side``."""
         try:
             side.sock.shutdown(1)
         except OSError:  # ENOTCONN: it was reset in this very moment
             self.handle(side.reset)
 
     def _shut_client(self):
-        self._shut(self.client, self.upstream)
+        self._shut(self.client)
 
     def _shut_backend(self):
-        self._shut(self.upstream, self.client)
+        self._shut(self.upstream)
 
     def _drop_attempt(self):
         self._stop_timer()
@@ -338,26 +314,44 @@ class Relay:
     def _reset_backend(self):
         sockets.reset(self.upstream.detach())
 
-    # -- the log ---------------------------------------------------------------------------------------------------
+    # -- what is asked from outside --------------------------------------------------------------------------------
+
+    def moved(self):
+        """Return the bytes that were passed on, both ways."""
+        return self.client.sent + (self.upstream.sent if self.upstream is not None else 0)
+
+    def lasts(self):
+        """This session is no short one: have the kernel watch over the connection to the backend, too."""
+        if self.service.keepalive and self.upstream is not None:
+            sockets.keep_alive(self.upstream.sock, self.service.keepalive)
 
     def summary(self):
         """Return the fields of this connection's line in the log; durations in seconds, sizes in bytes."""
         connected = self.upstream is not None and self.session.ended is not None
         backend = self.backend
-        return {
+        fields = {
             "service": self.service.name,
             "client": self.client_address[0],
             "client_port": self.client_address[1],
             "listener": str(self.listener),
             "backend": backend.name if backend else None,
-            "source": self.client_address[0] if connected else None,
+            "source": self._source() if connected else None,
             "attempts": self.attempts,
             "bytes_to_backend": self.upstream.sent if connected else 0,
             "bytes_to_client": self.client.sent,
             "duration": round(self.worker.now() - self.started, 6),
             "ended": self.session.ended,
         }
+        if self.via is not None:
+            fields["via"] = self.via
+        return fields
 
+    def _source(self):
+        """Return the address the backend has seen: the client's, or "own" where it was hidden."""
+        return OWN if self.step == OWN else self.client_address[0]
+
+
+COUNTERS = {KEPT: "source: kept", ANY: "source: any", OWN: "source: own"}
 
 _DO = {
     Action.RELAY: Relay._relay,

@@ -14,6 +14,7 @@ import json
 import re
 
 REQUIRED = object()  # as a default: the key must be there
+_PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 
 
@@ -69,11 +70,15 @@ class Fields:
 
     def seconds(self, key, low, high, default=REQUIRED):
         """Return a duration in seconds as float."""
+        return self.number(key, low, high, "a duration in seconds", default)
+
+    def number(self, key, low, high, what, default=REQUIRED):
+        """Return a number from low to high as float."""
         present, value = self._take(key, default)
         if not present:
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            return self.error(key, f"{show(value)} is not a duration in seconds ({low}-{high})")
+            return self.error(key, f"{show(value)} is not {what} ({low}-{high})")
         return float(value)
 
     def name(self, key, colons=False, default=REQUIRED):
@@ -113,6 +118,40 @@ class Fields:
         if "%" in value:
             return self.error(key, f"{show(value)} has a zone; link-local addresses are not supported")
         return parsed
+
+    def ports(self, key, most, default=REQUIRED):
+        """Return the ports of a number, or of a range ``"8000-8010"`` of at most ``most`` ports, as a range object."""
+        present, value = self._take(key, default)
+        if not present:
+            return value
+        first = last = value
+        found = _PORTS.match(value) if isinstance(value, str) else None
+        if found:
+            first, last = int(found[1]), int(found[2])
+            if first > last:
+                return self.error(key, f"{show(value)} ends before it begins")
+            if last - first >= most:
+                return self.error(key, f"{show(value)} is {last - first + 1} ports; a range has at most {most}")
+        if isinstance(first, bool) or not isinstance(first, int) or not 1 <= first <= last <= 65535:
+            return self.error(key, f'{show(value)} is not a port (1-65535) or a range like "8000-8010"')
+        return range(first, last + 1)
+
+    def networks(self, key):
+        """Return the networks of an optional list, in canonical text form; a single address is a network of one."""
+        present, value = self._take(key, [])
+        if not present:
+            return ()
+        if not isinstance(value, list):
+            self.error(key, f"{show(value)} is not a list of networks")
+            return ()
+        found = []
+        for index, item in enumerate(value):
+            try:
+                found.append(str(ipaddress.ip_network(item if isinstance(item, str) else "", strict=True)))
+            except ValueError as error:
+                why = "has host bits set" if "host bits" in str(error) else "is not a network like 192.0.2.0/24"
+                self.error(f"{key}[{index}]", f"{show(item)} {why}")
+        return tuple(found)
 
     def section(self, key):
         """Return the Fields of an optional sub-object (an empty one when the key is missing)."""

@@ -10,103 +10,71 @@ as well when its supervisor is gone, which it notices by the end of a pipe.
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
 import resource
-import selectors
 import signal
 import time
 from collections import Counter
 
-from . import addresses, listeners
+from . import addresses, config, listeners, sockets, splice, timeouts
+from .acceptor import PAUSE, Acceptor, Serving
 from .balancer import Backends
+from .greeting import Greeting
 from .log import RETRY
-from .tcp import Relay, Side
+from .poller import READ, Poller
+from .side import Side
+from .source import Ports
+from .tcp import Relay
 from .wheel import Wheel
 
 READY = b"ready\n"
-ACCEPTS_IN_A_ROW = 32  # a batch: then the sessions that are already there get their turn
-ACCEPT_PAUSE = 0.2  # seconds without accepting after the kernel ran out of something
 RESERVED_DESCRIPTORS = 32  # listeners come on top; the rest is two a session
-_OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-
-
-class Acceptor:
-    """One listening socket of a service, and the backends its clients go to."""
-
-    def __init__(self, worker, sock, service, listener, backends):
-        self.worker = worker
-        self.sock = sock
-        self.service = service
-        self.listener = listener
-        self.backends = backends
-
-    def ready(self, _mask):
-        """The selector's callback: accept a batch."""
-        self.accept(ACCEPTS_IN_A_ROW)
-
-    def accept(self, limit):
-        """Accept up to ``limit`` connections that are waiting."""
-        worker = self.worker
-        for _turn in range(limit):
-            if worker.full:
-                worker.pause_accepting("as many sessions as RLIMIT_NOFILE has descriptors for")
-                return
-            try:
-                sock, address = self.sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _OUT_OF:
-                    worker.pause_accepting(os.strerror(error.errno), ACCEPT_PAUSE)
-                    return
-                continue  # this one connection went away before it was accepted (accept(2), "Error handling")
-            sock.setblocking(False)
-            relay = Relay(worker, self.service, self.listener, self.backends, sock, address)
-            worker.sessions.add(relay)
-            try:
-                relay.start()
-            except Exception as error:  # noqa: BLE001
-                worker.contain(relay, error)
+PAUSE_LOGGED = 10.0  # seconds between two lines about pauses for one reason; each pause is counted
 
 
 class Worker:
-    """Serves ``config`` on ``held`` ({name: socket}); ``lifeline`` is a pipe that ends with the supervisor."""
+    """Serves ``settings``, a config.Config, on ``held`` ({name: socket}).
 
-    def __init__(self, config, held, log, lifeline):
+    ``lifeline`` is a pipe that ends with the supervisor.
+    """
+
+    def __init__(self, settings, held, log, lifeline):
         self.now = time.monotonic
         self.log = log
-        self.selector = selectors.EpollSelector()
+        self.selector = Poller()
         self.wheel = Wheel()
         self.sessions = set()
         self.counters = Counter()
         self.own_addresses = addresses.own_addresses()
-        self.backend_addresses = frozenset(
-            address
-            for service in config.services
-            for backend in service.backends
-            for address in (backend.ipv4, backend.ipv6)
-            if address
-        )
         self._next_look = self.now() + addresses.REFRESH
-        self._config = config
+        self._config = settings
         self._lifeline = lifeline
+        self.accepting = False
         self._acceptors = self._make_acceptors(held)
-        self._accepting = False
         self._paused = False
+        self._pauses_logged = {}  # reason -> when
+        self._look_interval = timeouts.interval(settings.services)
+        self._next_timeouts = self.now() + self._look_interval
         self.draining = False
         self._terminations = 0  # SIGTERMs so far: the first drains, the second is now
         soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most_sessions = max(1, (soft_limit - RESERVED_DESCRIPTORS - len(held)) // 2)
+        self.pipes = splice.Pool(splice.bound(listeners.SLOTS, soft_limit))
+        descriptors = soft_limit - RESERVED_DESCRIPTORS - len(held) - 2 * self.pipes.bound
+        self._most_sessions = max(1, descriptors // 2)
 
     def _make_acceptors(self, held):
-        backends, acceptors = {}, []
+        ports = Ports(self._config.source_ports, sockets.has_port_ranges())
+        serving, acceptors = {}, []
         for name, (service, listener) in listeners.wanted(self._config).items():
-            key = (service.name, listener.family)
-            if key not in backends:
-                backends[key] = Backends(service.backends_of(listener.family), service.balance)
-            acceptors.append(Acceptor(self, held[name], service, listener, backends[key]))
+            if service.name not in serving:
+                groups = {
+                    family: Backends(service.backends_of(family), service.balance)
+                    for family in (config.IPV4, config.IPV6)
+                    if service.backends_of(family)
+                }
+                serving[service.name] = Serving(service, groups, ports, self.count)
+            acceptors.append(Acceptor(self, held[name], serving[service.name], listener))
         return acceptors
 
     # -- what relays use -------------------------------------------------------------------------------------------
@@ -119,8 +87,19 @@ class Worker:
         if not relay.upstream:
             self.counters[f"refused: {summary['ended']}"] += 1
         self.log.event("connection", **summary)
+        gate = relay.serving.gate
+        if gate is not None:
+            gate.open -= 1
+            if relay.admitted:
+                gate.leave(relay.client_address[0])
+            if relay.serving.paused:
+                self._resume_service(relay.serving)
         if self._paused and not self.draining and not self.full:
             self._resume_accepting()
+
+    def count(self, name):
+        """Count one of ``name``."""
+        self.counters[name] += 1
 
     @property
     def full(self):
@@ -131,25 +110,46 @@ class Worker:
 
     def set_accepting(self, on):
         """Start or stop taking connections; what arrives meanwhile waits in the backlog."""
-        if on == self._accepting:
-            return
-        self._accepting = on
+        self.accepting = on
         for acceptor in self._acceptors:
-            if on:
-                self.selector.register(acceptor.sock, selectors.EVENT_READ, acceptor.ready)
-            else:
-                self.selector.unregister(acceptor.sock)
+            acceptor.update()
 
     def pause_accepting(self, why, longest=None):
-        """Stop accepting until a session ends, or for ``longest`` seconds; the log says why, once a pause."""
+        """Stop accepting until a session ends, or for ``longest`` seconds."""
         self.set_accepting(False)
         if self._paused:  # another listener was ready in the same turn
             return
         self._paused = True
-        self.counters["accept paused"] += 1
-        self.log.event("accept paused", reason=why, sessions=len(self.sessions))
+        self._log_pause(why, sessions=len(self.sessions))
         if longest is not None:
             self.wheel.add(self.now() + longest, self._resume_accepting)
+
+    def pause_service(self, serving):
+        """Stop accepting for a service that has all the connections it may have."""
+        if not serving.paused:
+            serving.pause(True)
+            self._log_pause("connection limit of the service", service=serving.service.name)
+            self._look_at_limit_again(serving)
+
+    def _look_at_limit_again(self, serving):
+        """Sessions of another worker may make room, and nobody tells."""
+        self.wheel.add(self.now() + PAUSE, lambda: serving.paused and self._resume_service(serving, again=True))
+
+    def _resume_service(self, serving, again=False):
+        if self.draining:
+            return
+        if not serving.gate.full:
+            serving.pause(False)
+        elif again:
+            self._look_at_limit_again(serving)
+
+    def _log_pause(self, why, **fields):
+        """Count a pause, and say so unless the same was said a moment ago."""
+        self.counters["accept paused"] += 1
+        key, now = (why, fields.get("service")), self.now()
+        if now - self._pauses_logged.get(key, -PAUSE_LOGGED) >= PAUSE_LOGGED:
+            self._pauses_logged[key] = now
+            self.log.event("accept paused", reason=why, **fields)
 
     def _resume_accepting(self):
         if self._paused and not self.draining:
@@ -161,8 +161,8 @@ class Worker:
     def run(self, ready):
         """Serve until drained; ``ready`` is the pipe on which the supervisor waits for READY. Returns the exit code."""
         wakeup = self._take_signals()
-        self.selector.register(wakeup, selectors.EVENT_READ, lambda _mask: os.read(wakeup, 64))
-        self.selector.register(self._lifeline, selectors.EVENT_READ, self._supervisor_gone)
+        self.selector.register(wakeup, READ, lambda _mask: os.read(wakeup, 64))
+        self.selector.register(self._lifeline, READ, self._supervisor_gone)
         self.set_accepting(True)
         gc.collect()
         gc.freeze()
@@ -183,23 +183,33 @@ class Worker:
         now = self.now()
         if now >= self._next_look:
             self._look_at_addresses(now)
-        for key, mask in ready:
-            self._call(key.data, mask)
-        for item in self.wheel.due(self.now()):
-            self._call(item)
+        for callback, mask in ready:
+            try:
+                callback(mask)
+            except Exception as error:  # noqa: BLE001
+                self.contain(getattr(callback, "__self__", None), error)
+        now = self.now()
+        for item in self.wheel.due(now):
+            try:
+                item()
+            except Exception as error:  # noqa: BLE001
+                self.contain(getattr(item, "__self__", None), error)
+        if now >= self._next_timeouts:
+            self._look_for_timeouts(now)
         if self.log.waiting:
             self.log.flush()
 
-    def _call(self, callback, *arguments):
-        """Run a callback of the selector or the wheel; what it raises ends the session it belongs to."""
-        try:
-            callback(*arguments)
-        except Exception as error:  # noqa: BLE001
-            owner = getattr(callback, "__self__", None)
-            self.contain(owner.relay if isinstance(owner, Side) else owner, error)
+    def _look_for_timeouts(self, now):
+        self._next_timeouts = now + self._look_interval
+        for relay, reason in timeouts.look(self.sessions, now):
+            relay.abort(reason)
 
     def _timeout(self):
-        timeout = self.wheel.timeout(self.now())
+        now = self.now()
+        timeout = self.wheel.timeout(now)
+        if self.sessions:
+            until = max(0.0, self._next_timeouts - now)
+            timeout = until if timeout is None else min(timeout, until)
         if self.log.waiting:  # its reader is slow, and nothing else may ever wake us
             return RETRY if timeout is None else min(RETRY, timeout)
         return timeout
@@ -211,13 +221,18 @@ class Worker:
         except OSError as error:  # short of descriptors: the old list does until the next look
             self.log.event("own addresses unknown", reason=str(error))
 
-    def contain(self, relay, error):
-        """A defect in one session ends that session and not the process; the log says where it is."""
-        if not isinstance(relay, Relay):
+    def contain(self, owner, error):
+        """A defect in one session ends that session and not the process; the log says where it is.
+
+        ``owner`` is what the failing callback belongs to: a relay or a part of one.
+        """
+        if not isinstance(owner, (Relay, Side, Greeting)):
             raise error
         self.counters["defects"] += 1
         self.log.event("defect", error=repr(error), trace=_places(error))
-        relay.abort(f"internal error: {error!r}")
+        relay = owner if isinstance(owner, Relay) else owner.relay
+        if relay is not None:  # else its session is over already
+            relay.abort(f"internal error: {error!r}")
 
     # -- ending ----------------------------------------------------------------------------------------------------
 
@@ -246,7 +261,7 @@ class Worker:
         self.draining = True
         self.set_accepting(False)
         for acceptor in self._acceptors:
-            acceptor.accept(acceptor.service.backlog)
+            acceptor.accept(acceptor.serving.service.backlog)
             acceptor.sock.close()
         timeout = self._config.drain_timeout
         self.log.event("draining", reason=why, sessions=len(self.sessions), timeout=timeout)

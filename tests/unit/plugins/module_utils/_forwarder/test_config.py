@@ -32,6 +32,7 @@ def full():
         "proxy_id": 11,
         "drain_timeout": 45.0,
         "log": {"format": "json"},
+        "source_ports": {"first": 32768, "last": 34531},
         "services": [
             {
                 "name": "web",
@@ -42,8 +43,31 @@ def full():
                 "connect_deadline": 3.0,
                 "retries": 1,
                 "backlog": 512,
+                "source_port": "keep",
+                "source_fallback": "own",
+                "idle_timeout": 600.0,
+                "half_closed_timeout": 30.0,
+                "tcp_user_timeout": 20.0,
+                "keepalive": 30,
+                "accept_proxy": ["198.18.0.12/32", "2001:db8::12/128"],
+                "proxy_timeout": 2.0,
+                "limits": {
+                    "connections": 1000,
+                    "connections_per_client": 100,
+                    "rate_per_client": 0.5,
+                    "at_limit": "refuse",
+                },
+                "allow": ["0.0.0.0/0"],
+                "deny": ["203.0.113.0/24"],
                 "backends": [
-                    {"name": "b", "ipv4": "198.18.0.21", "ipv6": "2001:db8::21", "port": 8080, "weight": 2},
+                    {
+                        "name": "b",
+                        "ipv4": "198.18.0.21",
+                        "ipv6": "2001:db8::21",
+                        "port": 8080,
+                        "weight": 2,
+                        "send_proxy": "v2",
+                    },
                     {"name": "c", "ipv6": "2001:db8::22", "port": 8080, "weight": 1},
                 ],
             }
@@ -88,6 +112,65 @@ def test_backends_are_chosen_by_the_clients_family():
     assert [backend.name for backend in service.backends_of("ipv6")] == ["b", "c"]
 
 
+def test_the_defaults_of_the_data_path():
+    service = config.load(minimal()).services[0]
+    assert (service.source_port, service.source_fallback) == ("any", "refuse")
+    assert (service.idle_timeout, service.half_closed_timeout, service.tcp_user_timeout) == (3600.0, 300.0, 0.0)
+    assert (service.keepalive, service.accept_proxy, service.proxy_timeout) == (60, (), 5.0)
+    assert service.limits == config.Limits(0, 0, 0.0, "pause")
+    assert (service.allow, service.deny, service.backends[0].send_proxy) == ((), (), None)
+    assert config.load(minimal()).source_ports is None
+
+
+def ranged(listen, backend):
+    data = minimal()
+    data["services"][0]["listen"] = [{"address": "198.18.0.11", "port": one} for one in listen]
+    data["services"][0]["backends"][0]["port"] = backend
+    return data
+
+
+TEST_RANGES = [
+    (["8000-8002"], 9000, [(8000, 9000), (8001, 9000), (8002, 9000)]),
+    (["8000-8002"], "9000-9002", [(8000, 9000), (8001, 9001), (8002, 9002)]),
+    (["8000-8001", "7000-7001"], "9000-9001", [(8000, 9000), (8001, 9001), (7000, 9000), (7001, 9001)]),
+    ([80, "8000-8000", 81], 9000, [(80, 9000), (8000, 9000), (81, 9000)]),
+    (["8000-8001", 8002], 9000, [(8000, 9000), (8001, 9000), (8002, 9000)]),
+]
+
+
+@pytest.mark.parametrize(("listen", "backend", "pairs"), TEST_RANGES)
+def test_port_ranges(listen, backend, pairs):
+    loaded = config.load(ranged(listen, backend))
+    service = loaded.services[0]
+    assert [(one.port, service.backends[0].port_of(one)) for one in service.listen] == pairs
+    assert config.load(config.dump(loaded)) == loaded
+
+
+def test_a_range_that_overlaps_is_refused_once():
+    assert errors_of(ranged(["8000-8900", "8100-9000"], 80)) == [
+        "services[0].listen[1]: 198.18.0.11:8100 overlaps 198.18.0.11:8100 of services[0].listen[0]"
+        " (same port; a wildcard covers every address of its family)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("listen", "backend", "said"),
+    [(["8000-8002"], "9000-9001", "have 3"), ([80, "8000-8001"], "90-91", "have 1 and 2")],
+)
+def test_a_backend_with_another_number_of_ports_is_refused(listen, backend, said):
+    (error,) = errors_of(ranged(listen, backend))
+    assert error.startswith(f"services[0].backends[0].port: {backend} is 2 ports, and the listen addresses")
+    assert said in error
+
+
+def test_a_listener_without_backends_of_its_family_may_hide_its_clients():
+    data = minimal()
+    data["services"][0]["listen"].append({"address": "::", "port": 80})
+    assert "or set source_fallback: own" in errors_of(data)[0]
+    data["services"][0]["source_fallback"] = "own"
+    assert len(config.load(data).services[0].listen) == 2
+
+
 def test_addresses_become_canonical():
     data = minimal()
     data["services"][0]["listen"] = [{"address": "2001:DB8:0::0011", "port": 80}]
@@ -117,7 +200,12 @@ TEST_REFUSED = [
     ((), "services", {}, "services: {} is not a list of services"),
     ((), "services", MISSING, "services: is required"),
     ((), "services", ["web"], 'services[0]: "web" is not a JSON object'),
-    ((), "extra", 1, "extra: is not a known key (known here: drain_timeout, log, proxy_id, schema, services)"),
+    (
+        (),
+        "extra",
+        1,
+        "extra: is not a known key (known here: drain_timeout, log, proxy_id, schema, services, source_ports)",
+    ),
     (SERVICE, "name", MISSING, "services[0].name: is required"),
     (SERVICE, "name", "a b", 'services[0].name: "a b" is not a name ('),
     (SERVICE, "name", "", 'services[0].name: "" is not a name ('),
@@ -138,6 +226,21 @@ TEST_REFUSED = [
     (LISTEN, "address", "fe80::1%eth0", 'services[0].listen[0].address: "fe80::1%eth0" has a zone'),
     (LISTEN, "address", "::ffff:198.18.0.1", "is IPv4 in IPv6 clothes: give 198.18.0.1"),
     (LISTEN, "address", "::", "services[0].listen[0].address: :: is IPv6, but no backend of service web has ipv6"),
+    ((), "source_ports", {"first": 40000, "last": 40010}, "source_ports: 40000 to 40010 is too few; give at least 64"),
+    ((), "source_ports", {"first": 80, "last": 40010}, "source_ports.first: 80 is not a source port (1024-65535)"),
+    (SERVICE, "source_port", "same", 'services[0].source_port: not in this version: "same" (supported: any, keep)'),
+    (SERVICE, "idle_timeout", -1, "services[0].idle_timeout: -1 is not a duration in seconds (0-604800)"),
+    (SERVICE, "keepalive", 1.5, "services[0].keepalive: 1.5 is not a number of seconds (0-32767)"),
+    (SERVICE, "allow", "10.0.0.0/8", 'services[0].allow: "10.0.0.0/8" is not a list of networks'),
+    (SERVICE, "deny", ["10.0.0.1/8"], 'services[0].deny[0]: "10.0.0.1/8" has host bits set'),
+    (SERVICE, "accept_proxy", ["a", 1], 'services[0].accept_proxy[0]: "a" is not a network like 192.0.2.0/24'),
+    (SERVICE, "limits", {"connections": -1}, "services[0].limits.connections: -1 is not a number of connections (0-"),
+    (SERVICE, "limits", {"rate_per_client": "1"}, 'services[0].limits.rate_per_client: "1" is not a rate of'),
+    (SERVICE, "limits", {"at_limit": "drop"}, "services[0].limits.at_limit: not in this version: "),
+    (LISTEN, "port", "8010-8000", 'services[0].listen[0].port: "8010-8000" ends before it begins'),
+    (LISTEN, "port", "1-65535", 'services[0].listen[0].port: "1-65535" is 65535 ports; a range has at most 1024'),
+    (LISTEN, "port", "80", 'services[0].listen[0].port: "80" is not a port (1-65535) or a range like "8000-8010"'),
+    (BACKEND, "send_proxy", "v3", 'services[0].backends[0].send_proxy: not in this version: "v3" (supported: v1, v2)'),
     (BACKEND, "port", 70000, "services[0].backends[0].port: 70000 is not a port (1-65535)"),
     (BACKEND, "weight", 0, "services[0].backends[0].weight: 0 is not a weight (1-65535)"),
     (BACKEND, "name", MISSING, "services[0].backends[0].name: is required"),
@@ -152,7 +255,7 @@ TEST_REFUSED = [
         BACKEND,
         "host",
         "b",
-        "services[0].backends[0].host: is not a known key (known here: ipv4, ipv6, name, port, weight)",
+        "services[0].backends[0].host: is not a known key (known here: ipv4, ipv6, name, port, send_proxy, weight)",
     ),
 ]
 
@@ -178,7 +281,9 @@ def test_a_document_that_is_no_object(data):
 def test_a_bad_backend_is_one_error_and_not_a_family_without_backends_as_well():
     data = minimal()
     data["services"][0]["backends"].append({"name": "c", "ipv4": "198.18.0.22", "port": 70000})
-    assert errors_of(data) == ["services[0].backends[1].port: 70000 is not a port (1-65535)"]
+    assert errors_of(data) == [
+        'services[0].backends[1].port: 70000 is not a port (1-65535) or a range like "8000-8010"'
+    ]
 
 
 def test_all_errors_of_a_document_are_reported_together():

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import errno
+import select
 import socket
+import sys
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import sockets
@@ -25,8 +27,10 @@ def keepalive(sock):
 
 
 @pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
-def test_a_listener_and_what_is_accepted_from_it(address, family):
+@pytest.mark.parametrize(("seconds", "said"), [(60, KEEPALIVE), (0, (0,)), (3, (1, 3, 1, 6))])
+def test_a_listener_and_what_is_accepted_from_it(address, family, seconds, said):
     with sockets.listening_socket(address, 0, 16) as listener:
+        sockets.tune_listener(listener, seconds, 2.5)
         assert listener.family == family
         assert listener.gettimeout() == 0.0
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
@@ -34,12 +38,18 @@ def test_a_listener_and_what_is_accepted_from_it(address, family):
             assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
         with sockets.listening_socket(address, listener.getsockname()[1], 16):
             pass  # a second slot may have the same address
+        with pytest.raises(BlockingIOError):
+            sockets.accept(listener, family)
         with socket.create_connection(listener.getsockname()[:2]) as client:
-            listener.settimeout(10)
-            accepted, _address = listener.accept()
-            with accepted, client:
-                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-                assert keepalive(accepted) == KEEPALIVE
+            select.select([listener], [], [], 10)
+            accepted, peer = sockets.accept(listener, family)
+            assert peer[:2] == client.getsockname()[:2]
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert keepalive(accepted)[: len(said)] == said
+            assert accepted.getsockopt(socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT) == 2500
+            with pytest.raises(BlockingIOError):
+                accepted.recv(1)
+            accepted.close()
 
 
 def test_an_address_in_use_is_reported_and_the_socket_closed():
@@ -77,6 +87,10 @@ def fake(monkeypatch):
     return FakeSocket
 
 
+def transparent(source, port=0, **options):
+    return sockets.transparent_socket(sockets.family_of(source), source, port, make=FakeSocket, **options)
+
+
 TEST_TRANSPARENT = [
     ("203.0.113.7", 0, (socket.IPPROTO_IP, 19), True),
     ("203.0.113.7", 4000, (socket.IPPROTO_IP, 19), False),
@@ -86,33 +100,55 @@ TEST_TRANSPARENT = [
 
 @pytest.mark.parametrize(("source", "port", "option", "no_port"), TEST_TRANSPARENT)
 def test_a_transparent_socket(fake, source, port, option, no_port):
-    made = sockets.transparent_socket(sockets.family_of(source), source, port)
+    made = transparent(source, port)
     assert made.options[option] == 1
-    assert made.options[socket.SOL_SOCKET, socket.SO_REUSEADDR] == 1
     assert ((socket.IPPROTO_IP, sockets.IP_BIND_ADDRESS_NO_PORT) in made.options) is no_port
+    assert ((socket.SOL_SOCKET, socket.SO_REUSEADDR) in made.options) is not no_port
     assert made.calls == [("bind", (source, port))]
-    assert made.kind == socket.SOCK_STREAM
+
+
+@pytest.mark.parametrize("source", ["203.0.113.7", "2001:db8:1::10"])
+def test_a_slice_is_for_a_port_the_kernel_chooses(fake, source):
+    ports = sockets.port_range(32768, 34531)
+    key = (socket.IPPROTO_IP, sockets.IP_LOCAL_PORT_RANGE)
+    assert transparent(source, ports=ports).options[key] == (34531 << 16 | 32768).to_bytes(4, sys.byteorder)
+    assert key not in transparent(source, 4000, ports=ports).options
 
 
 @pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
-def test_an_upstream_connection_is_kept_alive(monkeypatch, address, family):
-    def ordinary(family, _source, blocking):  # a transparent one needs CAP_NET_RAW
-        assert blocking is False
-        return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+def test_an_upstream_connection(address, family):
+    with socket.create_server((address, 0), family=family) as server:
+        upstream = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        with upstream:
+            sockets.begin_connect(upstream, address, server.getsockname()[1], 1.5)
+            assert upstream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert upstream.getsockopt(socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT) == 1500
+            assert sockets.connect_error(upstream) == 0
 
-    monkeypatch.setattr(sockets, "transparent_socket", ordinary)
-    with (
-        socket.create_server((address, 0), family=family) as server,
-        sockets.connect_upstream(address, address, server.getsockname()[1]) as upstream,
-    ):
-        assert keepalive(upstream) == KEEPALIVE
+
+@pytest.mark.skipif(not sockets.has_port_ranges(), reason="Linux 6.3 or newer")
+@pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_the_kernel_chooses_within_the_range(address, family):
+    first = 40000
+    with socket.create_server((address, 0), family=family, backlog=64) as server:
+        upstreams = []
+        for _connection in range(20):
+            upstream = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            upstream.setsockopt(socket.IPPROTO_IP, sockets.IP_LOCAL_PORT_RANGE, sockets.port_range(first, first + 63))
+            sockets.begin_connect(upstream, address, server.getsockname()[1])
+            upstreams.append(upstream)
+        assert {upstream.getsockname()[1] for upstream in upstreams} <= set(range(first, first + 64))
+        for upstream in upstreams:
+            upstream.close()
 
 
 def test_an_upstream_connect_is_begun_without_waiting(fake):
-    made = sockets.connect_upstream("203.0.113.7", "198.18.0.21", 8080)
-    assert made.kind == socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-    assert made.options[socket.IPPROTO_TCP, socket.TCP_QUICKACK] == 0
-    assert made.options[socket.IPPROTO_TCP, socket.TCP_NODELAY] == 1
+    made = FakeSocket(socket.AF_INET, socket.SOCK_STREAM)
+    sockets.begin_connect(made, "198.18.0.21", 8080)
+    assert made.options == {
+        (socket.IPPROTO_TCP, socket.TCP_QUICKACK): 0,
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY): 1,
+    }
     assert made.calls[-1] == ("connect", ("198.18.0.21", 8080))
 
 
@@ -121,10 +157,11 @@ def test_a_connect_that_fails_at_once_closes_the_socket(fake, monkeypatch):
         raise OSError(errno.ENETUNREACH, "")
 
     monkeypatch.setattr(FakeSocket, "connect", unreachable)
+    made = FakeSocket(socket.AF_INET, socket.SOCK_STREAM)
     with pytest.raises(OSError) as caught:
-        sockets.connect_upstream("203.0.113.7", "198.18.0.21", 8080)
+        sockets.begin_connect(made, "198.18.0.21", 8080)
     assert sockets.describe(caught.value) == "ENETUNREACH: Network is unreachable"
-    assert fake.made[0].calls[-1] == "close"
+    assert made.calls[-1] == "close"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +174,7 @@ def test_a_missing_capability_is_named(fake, monkeypatch, method, number, text):
 
     monkeypatch.setattr(FakeSocket, method, deny)
     with pytest.raises(sockets.CapabilityError) as caught:
-        sockets.transparent_socket(socket.AF_INET, "203.0.113.7", 80)
+        transparent("203.0.113.7", 80)
     assert text in sockets.describe(caught.value)
     assert fake.made[0].calls == ["close"]
 

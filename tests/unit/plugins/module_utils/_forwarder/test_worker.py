@@ -36,7 +36,8 @@ class Host:
     def relay(self):
         """Return a session of a client that has not chosen a backend yet, and the client's end."""
         client, accepted = socket.socketpair()
-        relay = Relay(self.worker, self.service, self.listen[0], None, accepted, ("203.0.113.7", 4000))
+        serving = self.worker._acceptors[0].serving
+        relay = Relay(self.worker, serving, self.listen[0], accepted, ("203.0.113.7", 4000))
         self.worker.sessions.add(relay)
         return relay, client
 
@@ -97,9 +98,9 @@ def test_a_worker_that_is_full_says_so_once_and_goes_on_when_a_session_ends(host
         (line,) = host.lines("accept paused")
         assert line["sessions"] == 1
         assert "RLIMIT_NOFILE" in line["reason"]
-        assert not host.worker._accepting
+        assert not host.worker.accepting
         relay.abort("over")
-        assert host.worker._accepting
+        assert host.worker.accepting
     finally:
         for sock in (client, *clients):
             sock.close()

@@ -1,0 +1,66 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Waiting for the PROXY header of a connection that another proxy makes for its client.
+
+The bytes are looked at (MSG_PEEK) and stay in the kernel until the header is whole; so nothing is kept here for those
+who are slow to send it, and what follows the header is read by the relay as if it had come first.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from . import proxy_protocol, sockets
+from .poller import ENDED
+from .proxy_protocol import LONGEST, MalformedHeader
+
+
+class Greeting:
+    """Reports the header to ``relay.introduced(header)``, or why there is none to ``relay.refuse(reason)``."""
+
+    __slots__ = ("_deadline", "_timeout", "relay")
+
+    def __init__(self, relay, timeout):
+        self.relay = relay
+        self._timeout = timeout
+        worker = relay.worker
+        self._deadline = worker.wheel.add(worker.now() + timeout, self._too_slow)
+        worker.selector.watch(relay.client.number, self.ready)
+
+    def ready(self, mask):
+        """The poller's callback."""
+        sock = self.relay.client.sock
+        if sock is None:
+            return  # aborted earlier in this turn
+        try:
+            data = sock.recv(LONGEST, socket.MSG_PEEK)
+            header = proxy_protocol.parse(data)
+            if header is None:
+                if mask & ENDED:
+                    self._over("the connection ended before its PROXY header was complete")
+                return
+            sock.recv(header.length)
+        except BlockingIOError:
+            return
+        except MalformedHeader as error:
+            self._over(f"not a PROXY header: {error}")
+        except OSError as error:
+            self._over(sockets.describe(error))
+        else:
+            self._leave()
+            self.relay.introduced(header)
+
+    def _too_slow(self):
+        if self.relay.client.sock is not None:
+            self._over(f"no PROXY header within {self._timeout:g} s")
+
+    def _over(self, reason):
+        self._leave()
+        self.relay.refuse(reason)
+
+    def _leave(self):
+        """Take the client out of the poller: what arrived meanwhile is then reported when the relay puts it in."""
+        worker = self.relay.worker
+        worker.wheel.discard(self._deadline, self._too_slow)
+        worker.selector.unregister(self.relay.client.number)

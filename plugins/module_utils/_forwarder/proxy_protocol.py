@@ -1,0 +1,141 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The PROXY protocol, versions 1 and 2: who the client of another proxy really is.
+
+Pure: bytes in, a Header out, and the reverse. The source is haproxy/doc/proxy-protocol.txt (2020/03/05); numbers in
+brackets are its sections.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import struct
+from dataclasses import dataclass
+
+V1, V2 = "v1", "v2"
+
+_V1_START = b"PROXY "
+_V1_LONGEST = 107  # bytes with CRLF [2.1]
+_V2_START = b"\r\n\r\n\0\r\nQUIT\n"
+_V2_FIXED = 16  # bytes before the addresses [2.2]
+
+# A header may carry up to 65,535 bytes of extensions. Nobody sends so many (a TLS certificate's name is the longest),
+# and whoever does holds that much of our memory before saying who he is.
+LONGEST = 4096  # bytes
+
+_LOCAL, _PROXY = 0, 1
+_ADDRESSES = {  # address family and protocol [2.2]: family, length of an address; UDP and the unix sockets are unknown
+    0x11: (socket.AF_INET, 4),
+    0x21: (socket.AF_INET6, 16),
+}
+_PORT = re.compile(rb"(?:0|[1-9][0-9]{0,4})\Z")
+
+
+class MalformedHeader(ValueError):
+    """This is no PROXY header, or none that can be accepted; the message says why."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """``length`` bytes of header; the addresses are None when it names none (health checks of the other proxy)."""
+
+    length: int
+    source: str | None = None
+    source_port: int = 0
+    destination: str | None = None
+    destination_port: int = 0
+
+
+def parse(data):
+    """Return the Header at the beginning of ``data`` (bytes), None when more is needed; raise MalformedHeader.
+
+    How the bytes were cut on the way makes no difference: what is refused whole is accepted in no part.
+    """
+    if data[: len(_V2_START)] == _V2_START[: len(data)]:
+        return _parse_v2(data) if len(data) >= _V2_FIXED else None
+    if data[: len(_V1_START)] == _V1_START[: len(data)]:
+        return _parse_v1(data)
+    raise MalformedHeader("it begins with something else")
+
+
+def _parse_v1(data):
+    end = data.find(b"\r\n", 0, _V1_LONGEST)
+    if end < 0:
+        if len(data) >= _V1_LONGEST:
+            raise MalformedHeader(f"no end of line within {_V1_LONGEST} bytes")
+        return None
+    length = end + 2
+    words = data[len(_V1_START) : end].split(b" ")
+    if words[0] == b"UNKNOWN":  # whatever follows is to be ignored [2.1]
+        return Header(length)
+    if words[0] not in (b"TCP4", b"TCP6") or len(words) != 5:
+        raise MalformedHeader("version 1 line is not PROXY TCP4|TCP6 SOURCE DESTINATION PORT PORT")
+    version = 4 if words[0] == b"TCP4" else 6
+    source, destination = (_v1_address(word, version) for word in words[1:3])
+    return Header(length, source, _v1_port(words[3]), destination, _v1_port(words[4]))
+
+
+def _v1_address(word, version):
+    try:
+        address = ipaddress.ip_address(word.decode("ascii"))
+    except ValueError:  # UnicodeDecodeError is one
+        address = None
+    if address is None or address.version != version or b"%" in word:
+        raise MalformedHeader(f"version 1 address is not IPv{version}")
+    return str(address)
+
+
+def _v1_port(word):
+    number = int(word) if _PORT.match(word) else 65536
+    if number > 65535:
+        raise MalformedHeader("version 1 port is not 0-65535")
+    return number
+
+
+def _parse_v2(data):
+    version_command, kind, length = struct.unpack_from("!BBH", data, len(_V2_START))
+    version, command = version_command >> 4, version_command & 15
+    if version != 2 or command not in (_LOCAL, _PROXY):
+        raise MalformedHeader(f"version {version} command {command} is not version 2 LOCAL or PROXY")
+    total = _V2_FIXED + length
+    if total > LONGEST:
+        raise MalformedHeader(f"a header of {total} bytes is longer than the {LONGEST} that are accepted")
+    family, size = _ADDRESSES.get(kind, (None, 0))
+    if command == _PROXY and length < 2 * size + 4 * (size > 0):
+        raise MalformedHeader("version 2 addresses are cut short")
+    if len(data) < total:
+        return None
+    if command == _LOCAL or family is None:  # the real endpoints count [2.2]
+        return Header(total)
+    at = _V2_FIXED
+    source = socket.inet_ntop(family, data[at : at + size])
+    destination = socket.inet_ntop(family, data[at + size : at + 2 * size])
+    source_port, destination_port = struct.unpack_from("!HH", data, at + 2 * size)
+    return Header(total, _canonical(source), source_port, _canonical(destination), destination_port)
+
+
+def _canonical(address):
+    """Spell an address as ipaddress does (inet_ntop has its own mind about ::ffff:1.2.3.4)."""
+    return str(ipaddress.ip_address(address))
+
+
+def build(version, source, source_port, destination, destination_port):
+    """Return the header (bytes) that names these endpoints: addresses in text form, both of one family."""
+    four = ":" not in source
+    if version == V1:
+        family = "TCP4" if four else "TCP6"
+        return f"PROXY {family} {source} {destination} {source_port} {destination_port}\r\n".encode("ascii")
+    family, kind = (socket.AF_INET, 0x11) if four else (socket.AF_INET6, 0x21)
+    body = socket.inet_pton(family, source) + socket.inet_pton(family, destination)
+    body += struct.pack("!HH", source_port, destination_port)
+    return _V2_START + struct.pack("!BBH", 2 << 4 | _PROXY, kind, len(body)) + body
+
+
+def unknown(version):
+    """Return the header for a connection whose endpoints are not of one family."""
+    if version == V1:
+        return b"PROXY UNKNOWN\r\n"
+    return _V2_START + struct.pack("!BBH", 2 << 4 | _LOCAL, 0, 0)

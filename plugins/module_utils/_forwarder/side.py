@@ -1,0 +1,261 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One socket of a relay: reading it and handing what it said to the other.
+
+What keeps it fast (forwarder.md has the measurements): one buffer for the whole worker; what was received is sent on at
+once and is kept only when the peer does not take it; a short read means drained, so nobody asks again only to hear
+EAGAIN; and a direction that fills the buffer twice in a row goes on through a pipe, without a copy, until it has less
+to say.
+
+Events are edges (poller.py), so a side remembers that it may have something to read until a read has said otherwise. A
+short read says so, except when the end or urgent data is on its way: that was reported with the edge, and then the side
+is read until it has really nothing more (``thorough``). A short *splice* says nothing: the pipe may have been full of
+small pieces.
+
+Backpressure: what a side has said and its peer has not taken (at most one buffer, or one pipe) waits, and while it
+waits the side is not read, so the kernel's windows close all the way to the sender.
+"""
+
+from __future__ import annotations
+
+from .poller import ENDED, ERROR, URGENT, WRITE
+from .splice import PIPE_SIZE, splice
+
+BUFFER_SIZE = 65536  # bytes
+READS_IN_A_ROW = 4  # full buffers one side may bring before the others get their turn
+FULL_READS = 2  # in a row: then this direction is bulk, and worth a pipe
+PATIENCE = 256  # full reads until a direction that got no pipe asks again
+
+_buffer = bytearray(BUFFER_SIZE)  # safe to share: between recv_into and send nothing else runs in this process
+_view = memoryview(_buffer)
+
+_UNUSUAL = ENDED | URGENT
+_ROOM = WRITE | ERROR
+
+
+class Side:
+    """``pending`` or ``pipe`` hold what this side said and its peer has not taken; ``sent`` is what this side took."""
+
+    __slots__ = (
+        "ended",
+        "eof",
+        "full",
+        "number",
+        "peer",
+        "pending",
+        "pipe",
+        "readable",
+        "relay",
+        "reset",
+        "sent",
+        "sock",
+        "thorough",
+        "writable_watched",
+    )
+
+    def __init__(self, sock, relay, eof, reset):
+        self.sock = sock
+        self.number = sock.fileno()
+        self.relay = relay
+        self.eof = eof  # the events this side's end is reported as
+        self.reset = reset
+        self.peer = None
+        self.pending = None
+        self.pipe = None
+        self.sent = 0
+        self.full = 0  # full reads in a row
+        self.readable = True  # until a read says otherwise
+        self.ended = False
+        self.thorough = False
+        self.writable_watched = False
+
+    def ready(self, mask):
+        """The poller's callback."""
+        peer = self.peer
+        if peer is None:
+            return  # closed earlier in this turn
+        if mask & _UNUSUAL:
+            self.thorough = True
+        if self.ended:
+            if mask & ERROR:
+                self.relay.handle(self.reset)
+                return
+        elif mask & ~WRITE:
+            self.readable = True
+            if self.pending is None and (self.pipe is None or not self.pipe.held):
+                self.pump()
+        if mask & _ROOM and (peer.pending is not None or peer.pipe is not None):
+            peer.push()
+
+    @property
+    def blocked(self):
+        """Whether the peer has yet to take something this side said."""
+        return self.pending is not None or (self.pipe is not None and self.pipe.held > 0)
+
+    def pump(self):
+        """Move what this side has said to the other; returns whether there was anything (an end counts)."""
+        if self.full >= FULL_READS and self.pipe is None:
+            self._take_pipe()
+        if self.pipe is not None:
+            self._pump_pipe()
+            return True
+        peer = self.peer
+        for _turn in range(READS_IN_A_ROW):
+            try:
+                count = self.sock.recv_into(_buffer)
+            except BlockingIOError:
+                self.readable = False
+                return False
+            except OSError:
+                self.relay.handle(self.reset)
+                return True
+            if not count:
+                self._end()
+                return True
+            try:
+                taken = peer.sock.send(_view[:count])
+            except BlockingIOError:
+                taken = 0
+            except OSError:
+                self._peer_is_gone()
+                return True
+            peer.sent += taken
+            if taken < count:
+                self.pending = memoryview(bytes(_view[taken:count]))
+                peer.watch_room()
+                return True
+            if count < BUFFER_SIZE:
+                self.full = 0
+                if not self.thorough:
+                    self.readable = False
+                    return True
+            else:
+                self.full += 1
+                if self.full >= FULL_READS:
+                    break
+        self.relay.worker.selector.again(self.ready)
+        return True
+
+    def push(self):
+        """The peer has room: hand over what waits for it, then go on reading."""
+        if self.pipe is not None:
+            if not self._drain():
+                return
+        elif self.pending is not None:
+            try:
+                taken = self.peer.sock.send(self.pending)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._peer_is_gone()
+                return
+            self.peer.sent += taken
+            if taken < len(self.pending):
+                self.pending = self.pending[taken:]
+                return
+            self.pending = None
+        if self.readable:
+            self.pump()
+
+    def watch_room(self):
+        """Have the poller say when this side takes more."""
+        if not self.writable_watched:
+            self.writable_watched = True
+            self.relay.worker.selector.watch_writable(self.number)
+
+    # -- bulk ------------------------------------------------------------------------------------------------------
+
+    def _take_pipe(self):
+        self.pipe = self.relay.worker.pipes.take()
+        if self.pipe is None:
+            self.full = FULL_READS - PATIENCE
+
+    def _return_pipe(self):
+        pipe, self.pipe = self.pipe, None
+        self.relay.worker.pipes.give_back(pipe)
+
+    def _pump_pipe(self):
+        """As pump(), through the pipe, which is empty: EAGAIN is then about the socket, and an end is seen.
+
+        The pipe is kept until the side is drained; whether the next read is bulk again depends on how much this was.
+        """
+        pipe = self.pipe
+        for _turn in range(READS_IN_A_ROW):
+            try:
+                pipe.held = splice(self.number, pipe.write_end, PIPE_SIZE)
+            except BlockingIOError:
+                self.readable = False
+                self._return_pipe()
+                return
+            except OSError:
+                self.relay.handle(self.reset)
+                return
+            if not pipe.held:
+                self._end()
+                return
+            if pipe.held < BUFFER_SIZE:
+                self.full = 0
+            if not self._drain():
+                return
+        self.relay.worker.selector.again(self.ready)
+
+    def _drain(self):
+        """Empty the pipe into the peer; returns whether that was possible."""
+        pipe, peer = self.pipe, self.peer
+        while pipe.held:
+            try:
+                taken = splice(pipe.read_end, peer.number, pipe.held)
+            except BlockingIOError:
+                peer.watch_room()
+                return False
+            except OSError:
+                self._peer_is_gone()
+                return False
+            pipe.held -= taken
+            peer.sent += taken
+        return True
+
+    # -- ends ------------------------------------------------------------------------------------------------------
+
+    def _end(self):
+        self.ended = True
+        self.readable = False
+        if self.pipe is not None:
+            self._return_pipe()
+        self.relay.handle(self.eof)
+
+    def _peer_is_gone(self):
+        """Sending failed. Pass on what the peer said before it reset us: a server may answer early and close.
+
+        The kernel still has it, and a client without a proxy in between would have received it.
+        """
+        peer = self.peer
+        if not peer.blocked and not peer.ended:  # else nothing more can reach this side in order
+            peer.salvage()
+        self.relay.handle(peer.reset)
+
+    def salvage(self):
+        """Send on what can still be read from this side."""
+        peer = self.peer
+        try:
+            while True:
+                count = self.sock.recv_into(_buffer)
+                if not count:
+                    return
+                taken = peer.sock.send(_view[:count])
+                peer.sent += taken
+                if taken < count:
+                    return
+        except OSError:
+            return
+
+    def detach(self):
+        """Forget the socket and everything that refers back, so that no garbage is left to collect; return it."""
+        sock, self.sock = self.sock, None
+        worker = self.relay.worker
+        worker.selector.forget(self.number)
+        if self.pipe is not None:
+            self._return_pipe()
+        self.peer = self.pending = self.relay = None
+        return sock

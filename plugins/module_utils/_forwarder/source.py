@@ -1,0 +1,112 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an upstream connection has as its source, step by step down the ladder.
+
+    the client's address and port (``source_port: keep``)
+    → the client's address and a port of this proxy's slice
+    → this host's own address (``source_fallback: own``), or nothing (``refuse``)
+
+(client, port, backend) must be unique among all proxies of a fleet, or two of them break each other's connections; so
+each may have a slice of the ports for itself (``source_ports``). Since Linux 6.3 the kernel chooses within it; before,
+ports are tried one after the other from a random start, at most TRIES for a connection. A kept port cannot be unique by
+construction, which is why a collision is a step of the ladder and not an error.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import socket
+
+from . import sockets
+
+KEPT, ANY, OWN = "kept", "any", "own"  # the steps, as the log and the counters name them
+TRIES = 64
+
+# The 4-tuple, or every port of the slice, is taken: EADDRINUSE by bind, EADDRNOTAVAIL by connect.
+_TAKEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
+_KIND = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+
+
+class Ports:
+    """The source ports of this proxy: ``first`` to ``last``, or None for the kernel's own range.
+
+    ``by_kernel`` says whether it can choose within a slice.
+    """
+
+    def __init__(self, slice_=None, by_kernel=True):
+        self.option = None  # what transparent_socket() takes as ports
+        self._explicit = None
+        if slice_ and by_kernel:
+            self.option = sockets.port_range(slice_.first, slice_.last)
+        elif slice_:
+            self._explicit = range(slice_.first, slice_.last + 1)
+            self._position = random.randrange(len(self._explicit))  # workers and restarts begin elsewhere
+
+    def candidates(self):
+        """Return an iterable of the ports to try; 0 means that the kernel chooses."""
+        return self._next_ones() if self._explicit else (0,)
+
+    def _next_ones(self):
+        ports = self._explicit
+        for _try in range(min(TRIES, len(ports))):
+            self._position = (self._position + 1) % len(ports)
+            yield ports[self._position]
+
+
+class Source:
+    """How connections of a service get their source; ``count`` takes the names of counters."""
+
+    def __init__(self, service, ports, count):
+        self._keep = service.source_port == "keep"
+        self.may_be_own = service.source_fallback == "own"
+        self._user_timeout = service.tcp_user_timeout
+        self._ports = ports
+        self._count = count
+
+    def connect(self, client, client_port, address, port):
+        """Begin a connect to ``address`` as ``client``; return (socket, step); raise OSError."""
+        family = sockets.family_of(address)
+        if self._keep:
+            try:
+                return self._spoofed(family, client, client_port, address, port), KEPT
+            except sockets.CapabilityError as error:
+                if error.errno != errno.EACCES:  # a low port: the next step needs none
+                    raise
+                self._count("source: port not permitted")
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+                self._count("source: port taken")
+        try:
+            return self._from_slice(family, client, address, port), ANY
+        except OSError as error:
+            if error.errno not in _TAKEN or not self.may_be_own:
+                raise
+            self._count("source: no port left")
+        return self.connect_as_own(address, port), OWN
+
+    def connect_as_own(self, address, port):
+        """Begin a connect from this host's own address; return the socket; raise OSError."""
+        upstream = socket.SocketType(sockets.family_of(address), _KIND)
+        sockets.begin_connect(upstream, address, port, self._user_timeout)
+        return upstream
+
+    def _from_slice(self, family, client, address, port):
+        taken = None
+        for candidate in self._ports.candidates():
+            try:
+                return self._spoofed(family, client, candidate, address, port)
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+                taken = error
+        raise taken
+
+    def _spoofed(self, family, client, client_port, address, port):
+        upstream = sockets.transparent_socket(
+            family, client, client_port, _KIND, self._ports.option, make=socket.SocketType
+        )
+        sockets.begin_connect(upstream, address, port, self._user_timeout)
+        return upstream
