@@ -15,7 +15,8 @@ import select
 
 READ = select.EPOLLIN  # the same bit as selectors.EVENT_READ
 WRITE = select.EPOLLOUT
-ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR  # a FIN was received, or the connection is gone
+FIN = select.EPOLLRDHUP
+ENDED = FIN | select.EPOLLHUP | select.EPOLLERR  # or the connection is gone
 ERROR = select.EPOLLERR
 URGENT = select.EPOLLPRI
 

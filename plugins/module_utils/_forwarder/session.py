@@ -17,8 +17,14 @@ from __future__ import annotations
 from enum import Enum
 
 
+# Members are looked up for each event: by identity, which is what they are compared by; Enum would hash the name, in
+# Python.
+
+
 class State(Enum):
     """Where a session is; the sides that are open follow from it (OPEN_SIDES)."""
+
+    __hash__ = object.__hash__
 
     CHOOSING = "choosing"  # a client, no upstream socket: before the first attempt and between two
     CONNECTING = "connecting"  # an upstream socket whose handshake is under way
@@ -30,6 +36,8 @@ class State(Enum):
 
 class Event(Enum):
     """What the relay saw."""
+
+    __hash__ = object.__hash__
 
     ATTEMPT = "attempt"  # an upstream socket was made and its connect begun
     CONNECTED = "connected"
@@ -44,6 +52,8 @@ class Event(Enum):
 
 class Action(Enum):
     """What the relay must do, in the order given."""
+
+    __hash__ = object.__hash__
 
     RELAY = "relay"  # start reading both sides
     DROP_ATTEMPT = "drop attempt"  # close the upstream socket of a failed attempt

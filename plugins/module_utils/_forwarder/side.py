@@ -13,13 +13,18 @@ short read says so, except when the end or urgent data is on its way: that was r
 is read until it has really nothing more (``thorough``). A short *splice* says nothing: the pipe may have been full of
 small pieces.
 
+When the FIN is known to be here already, the bytes before it are sent with MSG_MORE: they wait for the shutdown that
+follows in the same turn and leave in one segment with it, which saves two packets of a short connection.
+
 Backpressure: what a side has said and its peer has not taken (at most one buffer, or one pipe) waits, and while it
 waits the side is not read, so the kernel's windows close all the way to the sender.
 """
 
 from __future__ import annotations
 
-from .poller import ENDED, ERROR, URGENT, WRITE
+from socket import MSG_MORE
+
+from .poller import ENDED, ERROR, FIN, URGENT, WRITE
 from .splice import PIPE_SIZE, splice
 
 BUFFER_SIZE = 65536  # bytes
@@ -40,6 +45,7 @@ class Side:
     __slots__ = (
         "ended",
         "eof",
+        "flags",
         "full",
         "number",
         "peer",
@@ -64,6 +70,7 @@ class Side:
         self.pending = None
         self.pipe = None
         self.sent = 0
+        self.flags = 0  # for sending on what this side says
         self.full = 0  # full reads in a row
         self.readable = True  # until a read says otherwise
         self.ended = False
@@ -77,6 +84,8 @@ class Side:
             return  # closed earlier in this turn
         if mask & _UNUSUAL:
             self.thorough = True
+            if mask & FIN:
+                self.flags = MSG_MORE
         if self.ended:
             if mask & ERROR:
                 self.relay.handle(self.reset)
@@ -114,7 +123,7 @@ class Side:
                 self._end()
                 return True
             try:
-                taken = peer.sock.send(_view[:count])
+                taken = peer.sock.send(_view[:count], self.flags)
             except BlockingIOError:
                 taken = 0
             except OSError:
