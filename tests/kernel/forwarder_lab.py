@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -151,6 +152,11 @@ class Forwarder:
         wait(lambda: len(self.log("connection")) >= count, f"{count} connections in the log", self.show)
         return self.log("connection")
 
+    def settled(self) -> int:
+        """Wait until no worker has a connection; returns how many connections the log has by then."""
+        wait(lambda: all(_idle(pid) for pid in self.workers()), "the workers are idle", self.show)
+        return len(self.log("connection"))
+
     def show(self) -> str:
         return self.process.log.read_text(encoding="utf-8")[-4000:]
 
@@ -196,6 +202,50 @@ def listen(lab: NamespaceLab, host: str, port: int) -> socket.socket:
     return listener
 
 
+@contextlib.contextmanager
+def answering(lab: NamespaceLab, hosts, port: int):
+    """On each host, in both families: answer a connection with the address and port it came from, and close it."""
+    listeners = []
+    for host in hosts:
+        for address in (lab[host].ipv4, lab[host].ipv6):
+            with lab[host].inside():
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                listeners.append(socket.create_server((address, port), family=family, backlog=512))
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, peer = listener.accept()
+            except OSError:
+                return  # shut down below
+            with sock, contextlib.suppress(OSError):  # a client may be gone already
+                sock.sendall(f"{peer[0]} {peer[1]}".encode("ascii"))
+
+    threads = [threading.Thread(target=serve, args=(listener,), daemon=True) for listener in listeners]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for listener in listeners:
+            listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+            listener.close()
+        for thread in threads:
+            thread.join(PATIENCE)
+
+
+@contextlib.contextmanager
+def refusing(lab: NamespaceLab, host: str, port: int):
+    """A host whose firewall refuses a port with RST, as if nobody listened."""
+    rule = f"type filter hook input priority 0\ntcp dport {port} reject with tcp reset"
+    ruleset = f"table inet refusing {{\nchain in {{\n{rule}\n}}\n}}\n"
+    lab[host].run(["nft", "-f", "-"], input=ruleset)
+    try:
+        yield
+    finally:
+        lab[host].run(["nft", "delete", "table", "inet", "refusing"])
+
+
 def accept(listener: socket.socket) -> socket.socket:
     sock, _address = listener.accept()
     sock.settimeout(PATIENCE)
@@ -230,6 +280,35 @@ def reset(sock: socket.socket) -> None:
     """Close with RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
+
+
+def _idle(pid: int) -> bool:
+    """Whether a worker sleeps and has no TCP connection; what it had to log is then in the log."""
+    asleep = _stat(pid)[0] == "S"
+    sockets = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()}
+    table = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/{pid}/net/{name}").read_text(encoding="ascii").splitlines()[1:]
+    ]
+    listening = "0A"  # TCP_LISTEN in include/net/tcp_states.h
+    return asleep and not any(row[3] != listening and f"socket:[{row[9]}]" in sockets for row in table)
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat behind the command, the state first."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+
+
+def resident(pid: int) -> int:
+    """Resident memory of a process in bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+
+def cpu_ticks(pid: int) -> int:
+    """User and system time of a process in clock ticks of 10 ms."""
+    fields = _stat(pid)
+    return int(fields[11]) + int(fields[12])
 
 
 def in_threads(work, count: int, patience: float = 60) -> list:

@@ -88,7 +88,7 @@ def test_with_one_backend_powered_off_every_request_succeeds_in_time(lab, server
 
 
 def test_when_every_backend_refuses_the_client_is_reset_and_the_log_says_why(lab, servers, forwarder):
-    before = len(forwarder.log("connection"))
+    before = forwarder.settled()
     assert reset_by(lab, lab["a"].ipv6, REFUSED)
     line = forwarder.connections(before + 1)[-1]
     assert (line["ended"], line["attempts"]) == ("ECONNREFUSED: Connection refused", 2)
@@ -96,7 +96,7 @@ def test_when_every_backend_refuses_the_client_is_reset_and_the_log_says_why(lab
 
 
 def test_a_single_dead_backend_is_given_up_after_one_attempt(lab, servers, forwarder):
-    before, begun = len(forwarder.log("connection")), time.monotonic()
+    before, begun = forwarder.settled(), time.monotonic()
     assert reset_by(lab, lab["a"].ipv4, ALONE)
     assert time.monotonic() - begun < 5
     line = forwarder.connections(before + 1)[-1]
@@ -118,7 +118,7 @@ def test_a_single_dead_backend_is_given_up_after_one_attempt(lab, servers, forwa
 def test_an_address_that_is_never_spoofed_is_refused_with_its_reason(
     lab, servers, forwarder, host, address, port, reason
 ):
-    before = len(forwarder.log("connection"))
+    before = forwarder.settled()
     assert reset_by(lab, address, port, host=host)
     line = forwarder.connections(before + 1)[-1]
     assert (line["ended"], line["attempts"], line["source"]) == (reason, 0, None)

@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -49,7 +48,7 @@ def listener(lab):
 @pytest.fixture
 def new_lines(forwarder):
     """A function that returns the log lines of the connections of this test."""
-    before = len(forwarder.log("connection"))
+    before = forwarder.settled()
     return lambda count: forwarder.connections(before + count)[before:]
 
 
@@ -141,7 +140,7 @@ def test_an_early_answer_reaches_a_client_whose_upload_is_reset(lab, forwarder, 
 def test_a_slow_reader_makes_the_sender_wait_and_not_the_proxy_grow(lab, forwarder, listener, new_lines):
     client, server = fl.pair(lab, listener, RAW)
     worker = forwarder.workers()[0]
-    before = resident(worker)
+    before = fl.resident(worker)
     server.setblocking(False)
     chunk, sent, stalled = b"\xaa" * MIB, 0, 0
     while stalled < 20:  # nothing taken for a second: every queue on the way is full
@@ -152,10 +151,10 @@ def test_a_slow_reader_makes_the_sender_wait_and_not_the_proxy_grow(lab, forward
             stalled += 1
             time.sleep(0.05)
     assert sent < 64 * MIB, "somebody buffers without bound"
-    assert resident(worker) - before < 2 * MIB
-    ticks = cpu_ticks(worker)
+    assert fl.resident(worker) - before < 2 * MIB
+    ticks = fl.cpu_ticks(worker)
     time.sleep(0.5)
-    assert cpu_ticks(worker) - ticks <= 3, "the worker spins while it has to wait"
+    assert fl.cpu_ticks(worker) - ticks <= 3, "the worker spins while it has to wait"
     server.settimeout(fl.PATIENCE)
     closer = threading.Thread(target=lambda: (server.sendall(b"end"), server.close()))
     closer.start()
@@ -198,14 +197,3 @@ def exchange(sock, data):
         digest.update(part)
     sender.join()
     return digest.digest()
-
-
-def resident(pid):
-    """Resident memory of a process in bytes."""
-    return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
-
-
-def cpu_ticks(pid):
-    """User and system time of a process in clock ticks of 10 ms."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])

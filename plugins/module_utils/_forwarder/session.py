@@ -17,14 +17,10 @@ from __future__ import annotations
 from enum import Enum
 
 
-# Members are looked up for each event: by identity, which is what they are compared by; Enum would hash the name, in
-# Python.
-
-
 class State(Enum):
     """Where a session is; the sides that are open follow from it (OPEN_SIDES)."""
 
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # members are looked up for each event, and Enum would hash their names in Python
 
     CHOOSING = "choosing"  # a client, no upstream socket: before the first attempt and between two
     CONNECTING = "connecting"  # an upstream socket whose handshake is under way

@@ -84,7 +84,7 @@ class Side:
             return  # closed earlier in this turn
         if mask & _UNUSUAL:
             self.thorough = True
-            if mask & FIN:
+            if mask & ENDED == FIN:  # and no reset, which would take with it what was held back
                 self.flags = MSG_MORE
         if self.ended:
             if mask & ERROR:

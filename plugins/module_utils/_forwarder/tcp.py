@@ -46,6 +46,7 @@ class Relay:
         "_deadline",
         "_failure",
         "_hidden",
+        "_own",
         "_timer",
         "admitted",
         "attempts",
@@ -95,6 +96,7 @@ class Relay:
         self.seen_state = None
         self._deadline = self.started + self.service.connect_deadline
         self._failure = None
+        self._own = None  # this host's address where it stands in for the client's
         self._hidden = None  # why this client cannot be spoofed
         self._timer = None
 
@@ -237,6 +239,8 @@ class Relay:
         if self.backends.health.succeeded(self.index):
             self._log_health("backend answers again")
         self.worker.count(COUNTERS[self.step])
+        if self.step == OWN:
+            self._own = upstream.sock.getsockname()[0]
         self.handle(Event.CONNECTED)
 
     def _attempt_failed(self, number, why):
@@ -335,7 +339,8 @@ class Relay:
             "client_port": self.client_address[1],
             "listener": str(self.listener),
             "backend": backend.name if backend else None,
-            "source": self._source() if connected else None,
+            "source": self._own or self.client_address[0] if connected else None,
+            "source_step": self.step if connected else None,
             "attempts": self.attempts,
             "bytes_to_backend": self.upstream.sent if connected else 0,
             "bytes_to_client": self.client.sent,
@@ -345,10 +350,6 @@ class Relay:
         if self.via is not None:
             fields["via"] = self.via
         return fields
-
-    def _source(self):
-        """Return the address the backend has seen: the client's, or "own" where it was hidden."""
-        return OWN if self.step == OWN else self.client_address[0]
 
 
 COUNTERS = {KEPT: "source: kept", ANY: "source: any", OWN: "source: own"}

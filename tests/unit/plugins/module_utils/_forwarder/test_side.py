@@ -153,10 +153,11 @@ def test_both_ways_at_once_every_byte_arrives(pipes, total, sizes):
 @pytest.mark.parametrize("pipes", [0, 8])
 def test_what_comes_after_urgent_data_is_not_left_behind(pipes):
     """A read stops at the urgent byte: a short one, that does not mean drained."""
-    with Middle(pipes) as middle:
-        middle.client.send(b"before")
-        middle.client.send(b"!", socket.MSG_OOB)
-        middle.client.send(b"after")
+    middle = Middle(pipes)
+    middle.client.send(b"before")
+    middle.client.send(b"!", socket.MSG_OOB)
+    middle.client.send(b"after")
+    with middle:
         assert exactly(middle.server, 11) == b"beforeafter"
 
 

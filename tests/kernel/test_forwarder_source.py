@@ -1,0 +1,161 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which source the backend sees: slices of ports, the client's own port, and the steps down from there."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import source
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Backend, Listener, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.options import PortRange
+
+from tests.kernel import forwarder_lab as fl
+
+ANY, KEEP, HIDE, ALL, FOREIGN = 7100, 7101, 7102, 7103, 7104
+SLICE = PortRange(40000, 40099)
+FAMILIES = ["ipv4", "ipv6"]
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with fl.raise_lab("s") as lab:
+        fl.wire(lab)
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def servers(lab):
+    """On every backend, port 9000 answers with the address and port it sees."""
+    with fl.answering(lab, fl.BACKENDS, 9000):
+        yield
+
+
+def document(lab):
+    foreign = fl.service(lab, "foreign", FOREIGN, 9000, backends=["b"], source_fallback="own")
+    del foreign["backends"][0]["ipv6"]
+    return fl.config(
+        fl.service(lab, "any", ANY, 9000, backends=["b"]),
+        fl.service(lab, "keep", KEEP, 9000, backends=["b"], source_port="keep"),
+        fl.service(lab, "hide", HIDE, 9000, backends=["b"], source_fallback="own"),
+        fl.service(lab, "all", ALL, 9000),
+        foreign,
+        source_ports={"first": SLICE.first, "last": SLICE.last},
+    )
+
+
+@pytest.fixture(scope="module")
+def forwarder(lab, servers):
+    with fl.Forwarder(lab, document(lab)) as forwarder:
+        yield forwarder
+
+
+@pytest.fixture
+def new_lines(forwarder):
+    """A function that returns the log lines of the connections of this test."""
+    before = forwarder.settled()
+    return lambda count: forwarder.connections(before + count)[before:]
+
+
+def seen(lab, family, port, host="client", source_port=0):
+    """(address, port) the backend sees of a client's connection, and the client's own port."""
+    with lab[host].inside():
+        kind = socket.AF_INET6 if family == "ipv6" else socket.AF_INET
+        sock = socket.socket(kind, socket.SOCK_STREAM)
+    with sock:
+        sock.settimeout(fl.PATIENCE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("", source_port))
+        sock.connect((getattr(lab["a"], family), port))
+        address, number = fl.receive_all(sock).decode().split()
+        return (address, int(number)), sock.getsockname()[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_is_a_port_of_the_slice(lab, forwarder, family):
+    ports = {seen(lab, family, ANY)[0][1] for _connection in range(30)}
+    assert ports <= set(range(SLICE.first, SLICE.last + 1))
+    assert len(ports) > 5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_the_slice_by_the_kernel_and_by_trying(lab, servers, family, by_kernel):
+    """Every port of a slice can be in use at once, none twice; the next connection is refused, or hidden if allowed."""
+    address = getattr(lab["b"], family)
+    client = "203.0.113.9" if family == "ipv4" else "2001:db8:1::99"
+    small = PortRange(41000, 41063)
+    service = Service("web", (Listener("0.0.0.0", 80),), (Backend("b", 9000, ipv4=address),))
+    ladder = source.Source(service, source.Ports(small, by_kernel), lambda _name: None)
+    with lab["a"].inside():
+        held = [ladder.connect(client, 5000, address, 9000) for _connection in range(64)]
+        assert {sock.getsockname()[1] for sock, _step in held} == set(range(small.first, small.last + 1))
+        with pytest.raises(OSError, match=r"assign|in use"):
+            ladder.connect(client, 5000, address, 9000)
+        other, step = ladder.connect(client, 5000, address, 9001)
+        assert step == "any", "a port is taken for one backend only"
+    for sock in (other, *(sock for sock, _step in held)):
+        sock.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keep_is_the_clients_port_and_a_collision_is_a_step_down(lab, forwarder, new_lines, family):
+    client = getattr(lab["client"], family)
+    (address, port), own = seen(lab, family, KEEP, source_port=33333)
+    assert (address, port, own) == (client, 33333, 33333)
+    blocker = source.sockets.family_of(client)
+    with lab["a"].inside():
+        held = source.sockets.transparent_socket(blocker, client, 33334)
+        held.connect((getattr(lab["b"], family), 9000))
+    with held:
+        (address, port), own = seen(lab, family, KEEP, source_port=33334)
+    assert (address, own) == (client, 33334)
+    assert SLICE.first <= port <= SLICE.last
+    assert [line["source_step"] for line in new_lines(2)] == ["kept", "any"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_address_that_is_never_spoofed_is_hidden_where_that_is_allowed(lab, forwarder, new_lines, family):
+    (address, _port), _own = seen(lab, family, HIDE, host="a")
+    assert address == getattr(lab["a"], family)
+    (line,) = new_lines(1)
+    assert (line["source"], line["source_step"]) == (address, "own")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_client_that_is_a_backend_gets_another_one(lab, forwarder, new_lines, family):
+    client = getattr(lab["b"], family)
+    assert {seen(lab, family, ALL, host="b")[0][0] for _connection in range(6)} == {client}
+    assert {line["backend"] for line in new_lines(6)} == {"c", "d"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_client_that_is_the_only_backend_is_hidden_where_that_is_allowed(lab, forwarder, family):
+    assert seen(lab, family, HIDE, host="b")[0][0] == getattr(lab["a"], family)
+
+
+def test_a_v6_client_of_a_v4_backend_is_hidden_where_that_is_allowed(lab, forwarder, new_lines):
+    assert seen(lab, "ipv4", FOREIGN)[0][0] == lab["client"].ipv4
+    assert seen(lab, "ipv6", FOREIGN)[0][0] == lab["a"].ipv4
+    assert [line["source"] for line in new_lines(2)] == [lab["client"].ipv4, lab["a"].ipv4]
+
+
+def test_the_steps_are_counted(lab, servers):
+    services = [
+        fl.service(lab, "keep", 7201, 9000, backends=["b"], source_port="keep"),
+        fl.service(lab, "hide", 7202, 9000, backends=["b"], source_fallback="own"),
+    ]
+    with fl.Forwarder(lab, fl.config(*services)) as forwarder:
+        seen(lab, "ipv4", 7201)
+        seen(lab, "ipv4", 7202)
+        seen(lab, "ipv4", 7202, host="b")
+        forwarder.connections(3)
+        forwarder.stop()
+        counters = forwarder.log("worker ends")[0]["counters"]
+    assert {name: counters[name] for name in counters if name.startswith("source")} == {
+        "source: kept": 1,
+        "source: any": 1,
+        "source: own": 1,
+    }
