@@ -284,7 +284,6 @@ def reset(sock: socket.socket) -> None:
 
 def _idle(pid: int) -> bool:
     """Whether a worker sleeps and has no TCP connection; what it had to log is then in the log."""
-    asleep = _stat(pid)[0] == "S"
     sockets = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()}
     table = [
         line.split()
@@ -292,7 +291,12 @@ def _idle(pid: int) -> bool:
         for line in Path(f"/proc/{pid}/net/{name}").read_text(encoding="ascii").splitlines()[1:]
     ]
     listening = "0A"  # TCP_LISTEN in include/net/tcp_states.h
-    return asleep and not any(row[3] != listening and f"socket:[{row[9]}]" in sockets for row in table)
+    return asleep(pid) and not any(row[3] != listening and f"socket:[{row[9]}]" in sockets for row in table)
+
+
+def asleep(pid: int) -> bool:
+    """Whether a process waits."""
+    return _stat(pid)[0] == "S"
 
 
 def _stat(pid: int) -> list[str]:
