@@ -14,7 +14,7 @@ export ANSIBLE_HOME := $(CURDIR)/.build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_CONFIG
 
-.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper package docs clean
+.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper package docs clean fuzz
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -102,6 +102,10 @@ bench: ## The forwarder beside HAProxy and nginx, in one run: QUICK=1 for less, 
 docs: ## Build the documentation as a site, .build/docs/html, and follow every link of it
 	@$(BOOTSTRAP) docs
 	@bash tests/docs/build.sh
+
+SECONDS ?= 60
+fuzz: ## Fuzz the parsers of what strangers send, SECONDS=60 each; the fuzzer is installed into .build/fuzz
+	@bash tests/fuzz/run.sh $(SECONDS)
 
 clean: ## Remove what the targets made, images and containers included
 	@[ ! -x $(PYTHON) ] || $(ROOT) $(PYTHON) -m tests.lab clean

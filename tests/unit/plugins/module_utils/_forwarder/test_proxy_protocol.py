@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import proxy_protocol as pp
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.proxy_protocol import Header, MalformedHeader
@@ -127,3 +129,12 @@ def test_parse_is_the_inverse_of_build(version, names, rest):
 def test_a_header_that_names_nobody(version):
     header = pp.unknown(version)
     assert pp.parse(header) == Header(len(header))
+
+
+CORPUS = Path(__file__).parents[4] / "fuzz" / "corpus" / "proxy_protocol"
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.iterdir()), ids=lambda path: path.name)
+def test_the_corpus_of_the_fuzzer(path):
+    refused = {"garbage", "v1-no-end", "v2-short", "v2-too-long"}
+    assert (outcome(path.read_bytes()) is MalformedHeader) is (path.name in refused)

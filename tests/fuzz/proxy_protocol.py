@@ -1,0 +1,45 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Fuzz the parser of PROXY headers: ``make fuzz SECONDS=60``.
+
+Any bytes give a header, a wish for more, or MalformedHeader, and never another error; and cutting them in two makes no
+difference. Inputs that reach new code stay in .build/fuzz; what is worth keeping goes to tests/fuzz/corpus by hand.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "module_utils"))
+with atheris.instrument_imports():
+    from _forwarder import proxy_protocol
+
+
+def outcome(data: bytes) -> object:
+    """What parse() says; a refusal as its class, because its sentence may depend on how much was there."""
+    try:
+        return proxy_protocol.parse(data)
+    except proxy_protocol.MalformedHeader:
+        return proxy_protocol.MalformedHeader
+
+
+def one_input(data: bytes) -> None:
+    """What the fuzzer calls; an exception is a finding."""
+    whole = outcome(data)
+    early = outcome(data[: len(data) // 2])
+    if early is not None and early != whole:
+        raise RuntimeError(f"half of it says {early}, all of it {whole}")
+    if isinstance(whole, proxy_protocol.Header) and whole.source is not None:
+        rebuilt = proxy_protocol.build("v2", whole.source, whole.source_port, whole.destination, whole.destination_port)
+        again = proxy_protocol.parse(rebuilt)
+        if (again.source, again.destination) != (whole.source, whole.destination):
+            raise RuntimeError(f"{whole} became {again}")
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, one_input)
+    atheris.Fuzz()
