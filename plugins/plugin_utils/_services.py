@@ -20,7 +20,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import Deriv
 VARIABLE = "l4proxy_services"
 
 # A user names a host or an address where the config carries a name and an address a family.
-DERIVED_KEYS = {"name", "ipv4", "ipv6"}
+DERIVED_KEYS = {"name", "ipv4", "ipv6", "last_port"}
 BACKEND_KEYS = {"host", "address"} | {one.name for one in fields(config.Backend)} - DERIVED_KEYS
 
 
