@@ -72,19 +72,21 @@ table inet lab {{
 
 
 def service(lab: NamespaceLab, name: str, port: int, backend_port: int, backends=BACKENDS, **options) -> dict:
-    """A service on both wildcard addresses of a."""
+    """A service on both wildcard addresses of a; its backends are not asked for their health unless a test says so."""
     return {
         "name": name,
         "listen": [{"address": "0.0.0.0", "port": port}, {"address": "::", "port": port}],
         "backends": [
             {"name": host, "ipv4": lab[host].ipv4, "ipv6": lab[host].ipv6, "port": backend_port} for host in backends
         ],
+        "health": {"enabled": False},
         **options,
     }
 
 
 def config(*services: dict, **options) -> dict:
-    return {"schema": 1, "proxy_id": PROXY_ID, "services": list(services), **options}
+    """A config with one worker, so that a test knows whom it meets, unless it says otherwise."""
+    return {"schema": 1, "proxy_id": PROXY_ID, "workers": 1, "services": list(services), **options}
 
 
 def build_archive(directory: Path) -> Path:
@@ -138,9 +140,26 @@ class Forwarder:
         return wiring.run(argv, check=False, timeout=90, env={**netns.cli_environment(), **self.environment})
 
     def workers(self) -> list[int]:
-        """The pids of its children."""
+        """The pids of its workers, old ones included."""
+        return self.children("l4-worker")
+
+    def children(self, name: str) -> list[int]:
+        """The pids of its children whose name begins with ``name``."""
         listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in listing.read_text(encoding="ascii").split()]
+        pids = [int(pid) for pid in listing.read_text(encoding="ascii").split()]
+        return [pid for pid in pids if _comm(pid).startswith(name)]
+
+    def ask(self, op: str, **arguments) -> dict:
+        """One request to its admin socket."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(str(self.directory / "admin.sock"))
+            sock.sendall(json.dumps({"op": op, **arguments}).encode() + b"\n")
+            return json.loads(sock.makefile().readline())
+
+    def status(self) -> dict:
+        """Its status document."""
+        return self.ask("status")["status"]
 
     def log(self, event: str | None = None) -> list[dict]:
         lines = self.process.log.read_text(encoding="utf-8").splitlines()
@@ -175,6 +194,13 @@ class Forwarder:
                 self.process.send_signal(signal.SIGTERM)
                 time.sleep(0.05)
         self.process.wait(PATIENCE)
+
+
+def _comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8")
+    except OSError:  # it has ended meanwhile
+        return ""
 
 
 def wait(condition, what: str, explain=lambda: "", patience: float = PATIENCE):

@@ -23,16 +23,18 @@ _OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class Serving:
     """What the listeners of one service share: backends by family, the source, and who is admitted.
 
-    ``groups`` is {family: balancer.Backends}, only families that have backends; ``ports`` a source.Ports.
+    ``groups`` is {family: balancer.Backends}, only families that have backends; ``ports`` a source.Ports, ``tally`` the
+    tally.Tally of the service.
     """
 
-    def __init__(self, service, groups, ports, count):
+    def __init__(self, service, groups, ports, tally):
         self.service = service
         self.groups = groups
-        self.source = Source(service, ports, count)
+        self.tally = tally
+        self.source = Source(service, ports, tally.count)
         self.trusted = Networks(service.accept_proxy) if service.accept_proxy else None
         self.access = AccessList(service.allow, service.deny) if service.allow or service.deny else None
-        self.gate = Gate(service.limits) if service.limits != config.Limits() else None
+        self.gate = Gate(service.limits, tally.total) if service.limits != config.Limits() else None
         self.guarded = self.access is not None or self.gate is not None
         self.acceptors = []
         self.paused = False
@@ -52,11 +54,12 @@ class Serving:
 
 
 class Acceptor:
-    """One listening socket."""
+    """One listening socket, and the worker slot it is of."""
 
-    def __init__(self, worker, sock, serving, listener):
+    def __init__(self, worker, sock, slot, serving, listener):
         self.worker = worker
         self.sock = sock
+        self.slot = slot
         self.serving = serving
         self.listener = listener
         self._family = sockets.family_of(listener.address)
@@ -66,7 +69,8 @@ class Acceptor:
 
     def update(self):
         """Have the poller report connections exactly while worker and service want them."""
-        wanted = self.worker.accepting and not self.serving.paused
+        worker = self.worker
+        wanted = worker.accepting and self.slot in worker.slots and not self.serving.paused
         if wanted == self._listening:
             return
         self._listening = wanted
@@ -106,9 +110,7 @@ class Acceptor:
                     return False
                 continue  # this one connection went away before it was accepted (accept(2), "Error handling")
             relay = Relay(worker, self.serving, self.listener, sock, address)
-            worker.sessions.add(relay)
-            if gate is not None:
-                gate.open += 1
+            worker.began(relay)
             try:
                 if full:
                     relay.refuse(PER_SERVICE)

@@ -3,70 +3,203 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which backend takes a connection, and which one is next when it fails.
 
-Pure. A *strategy* turns a set of candidates into one choice; Backends holds one service's backends of one family and
-decides who is a candidate. Backends are named by their index in the list they were given as. Time is passed in
-(monotonic seconds).
+Backends holds one service's backends of one family as one worker sees them, decides who is a candidate, and leaves the
+choice to a strategy (strategies.py). Backends are named by their index in the list of their family. Time is passed in
+(monotonic seconds). What other processes know comes through shared memory (shared.py): as long as nobody changed
+anything, a choice costs two reads of it.
 """
 
 from __future__ import annotations
 
+import errno
+from operator import add
+
+from . import shared
 from .health import PassiveHealth
+from .strategies import STRATEGIES
+
+REFRESH = 0.1  # seconds between two looks at the connections other workers have
+RAMP_STEP = 1.0  # seconds between two steps of a slow start
+RAMP_FLOOR = 0.1  # the part of its weight a backend has at the beginning of a slow start
+
+NOBODY = "no backend is up"
+ALL_FULL = "every backend is at its limit"
+
+_CAUSES = {
+    errno.ECONNREFUSED: "refused",
+    errno.ETIMEDOUT: "timeout",
+    errno.ECONNRESET: "reset",
+    errno.ECONNABORTED: "reset",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ENETUNREACH: "unreachable",
+    errno.EHOSTDOWN: "unreachable",
+}
 
 
-class SmoothRoundRobin:
-    """nginx's smooth weighted round robin (ngx_http_upstream_round_robin.c): weights 5, 1, 1 give a a b a c a a.
+class Load:
+    """How many connections each backend has, over all workers; those of others are up to REFRESH seconds old."""
 
-    Every candidate gains its weight, the one with most is chosen and pays the sum of all gains. Backends that are left
-    out of a round neither gain nor pay, so one that comes back does not make up for its absence in one burst.
-    """
+    def __init__(self, region, slot, first, count):
+        self._cells = region.cells
+        starts = [region.cell(number, "target", "active", first) for number in range(region.slots + 1)]
+        self.own = starts.pop(slot)
+        self._others = starts
+        self._count = count
+        self._foreign = [0] * count
+        self._next_look = 0.0
 
-    def __init__(self, weights):
-        self._weights = tuple(weights)
-        self._credit = [0] * len(self._weights)
+    def look(self, now):
+        """Renew what is known of other workers, when it is time."""
+        if now < self._next_look:
+            return
+        self._next_look = now + REFRESH
+        total = [0] * self._count
+        for start in self._others:
+            total = list(map(add, total, self._cells[start : start + self._count].tolist()))
+        self._foreign = total
 
-    def choose(self, candidates, client):
-        """Return one of ``candidates`` (indexes, not empty) for ``client`` (an address; only hashes look at it)."""
-        credit, weights = self._credit, self._weights
-        best, total = -1, 0
-        for index in candidates:
-            credit[index] += weights[index]
-            total += weights[index]
-            if best < 0 or credit[index] > credit[best]:
-                best = index
-        credit[best] -= total
-        return best
+    def all(self):
+        """Return the connections of every backend, by index."""
+        return list(map(add, self._foreign, self._cells[self.own : self.own + self._count].tolist()))
 
-
-# A strategy is built from the weights and has choose(candidates, client) -> index.
-STRATEGIES = {"round_robin": SmoothRoundRobin}
+    def exact(self, index):
+        """Return the connections of one backend, as they are now."""
+        return self._cells[self.own + index] + sum(self._cells[start + index] for start in self._others)
 
 
 class Backends:
-    """The backends of one service and one family: who is next for a connection.
+    """The backends of a config.Service and one family in one worker slot: who is next for a connection."""
 
-    ``backends`` is a sequence of config.Backend, ``balance`` a key of STRATEGIES.
-    """
-
-    def __init__(self, backends, balance):
-        self.backends = tuple(backends)
-        self.health = PassiveHealth(len(self.backends))
-        self._strategy = STRATEGIES[balance]([backend.weight for backend in self.backends])
-        self._all = tuple(range(len(self.backends)))
+    def __init__(self, service, family, region, slot):
+        self.service = service
+        self.backends = service.backends_of(family)
+        count = len(self.backends)
+        self.health = PassiveHealth(count)
+        self._region = region
+        self._cells = region.cells
+        self._first = region.first_target(service.name, family)
+        self._load = Load(region, slot, self._first, count)
+        self._fields = {
+            name: region.cell(slot, "target", name, self._first)
+            for name in region.record["fields"]["target"]
+            if name not in shared.LATENCY_FIELDS
+        }
+        self._failures = region.cell(slot, "worker", "failures")
+        self._latency = shared.Latency(region, slot)
+        self._weights = [backend.weight for backend in self.backends]
+        self._strategy = STRATEGIES[service.balance]([b.name for b in self.backends], self._weights, self._load)
+        self._limited = any(backend.max_connections for backend in self.backends)
+        self._epoch = -1
+        self._next_review = 0.0
+        self._tiers = ()  # candidates: those of a later tier serve only when none of an earlier one can
+        self._ready = ()  # the first tier
+        self._doubtful = False  # whether the tiers hold backends whose return path is said to be broken
 
     def next(self, client, tried, now):
-        """Return the index of the backend for the next attempt, None when every one is in ``tried``.
+        """Return the index of the backend for the next attempt and count its connection; None when there is none.
 
         ``tried`` holds the indexes this connection has had; none is given twice. Backends that failed a moment ago are
-        skipped while any other is left, and tried all the same when none is.
+        skipped while any other is left, and tried all the same when none is. The caller gives back what it was given
+        by release().
         """
-        candidates = self._all
-        if tried:
-            candidates = [index for index in candidates if index not in tried]
-            if not candidates:
-                return None
-        if self.health.all_well:
-            return self._strategy.choose(candidates, client)
-        usable = [index for index in candidates if self.health.usable(index, now)]
-        index = self._strategy.choose(usable or candidates, client)
-        self.health.chosen(index, now)
+        cells = self._cells
+        if cells[shared.EPOCH_HEALTH] + cells[shared.EPOCH_ADMIN] != self._epoch or now >= self._next_review:
+            self._review(now)
+        candidates = self._ready
+        if tried or self._limited or not self.health.all_well:
+            candidates = self._narrow(tried, now)
+        if not candidates:
+            return None
+        self._load.look(now)
+        index = self._strategy.choose(candidates, client)
+        if not self.health.all_well:
+            self.health.chosen(index, now)
+        cells[self._load.own + index] += 1
         return index
+
+    def take(self, index):
+        """Count a connection to a backend that next() gave before."""
+        self._cells[self._load.own + index] += 1
+
+    def release(self, index):
+        """An attempt or a connection that next() gave has ended."""
+        self._cells[self._load.own + index] -= 1
+
+    def connected(self, index, seconds, now):
+        """A connect to this backend succeeded after ``seconds``; returns True when it was being skipped until now."""
+        cells, fields = self._cells, self._fields
+        cells[fields["connections"] + index] += 1
+        cells[fields["succeeded"] + index] = int(now * 1000)
+        self._latency.count(self._first + index, seconds)
+        return self.health.succeeded(index)
+
+    def failed(self, index, number, now, to_blame):
+        """A connect failed with errno ``number``; returns True when the backend is skipped from now on.
+
+        ``to_blame`` says whether the backend or the way to it is: what this host lacks is nobody else's fault.
+        """
+        cells, fields = self._cells, self._fields
+        cells[fields["failed_" + _CAUSES.get(number, "local")] + index] += 1
+        if not to_blame:
+            return False
+        cells[fields["failed"] + index] = int(now * 1000)
+        cells[self._failures] += 1  # the checker looks at the times when this has grown
+        return self.health.failed(index, now)
+
+    def carried(self, index, to_backend, to_client):
+        """Count the bytes of a connection that is over."""
+        self._cells[self._fields["bytes_to_backend"] + index] += to_backend
+        self._cells[self._fields["bytes_to_client"] + index] += to_client
+
+    def nobody(self):
+        """Return why next() gave nobody to a connection that had tried nobody."""
+        return ALL_FULL if any(self._tiers) else NOBODY
+
+    # -- who is a candidate ----------------------------------------------------------------------------------------
+
+    def _narrow(self, tried, now):
+        """Return the candidates when some backends are out of the question for this connection."""
+        rest = []
+        for tier in self._tiers:
+            left = [index for index in tier if index not in tried and not self._full(index)]
+            usable = [index for index in left if self.health.usable(index, now)]
+            if usable:
+                return usable
+            rest += left
+        return [] if self._doubtful else rest
+
+    def _full(self, index):
+        limit = self.backends[index].max_connections
+        return limit is not None and self._load.exact(index) >= limit
+
+    def _review(self, now):
+        """Look at the states anew: the checker, an operator, or the time of a slow start has changed something."""
+        self._epoch = self._cells[shared.EPOCH_HEALTH] + self._cells[shared.EPOCH_ADMIN]
+        self._next_review = float("inf")
+        state = self._region.state
+        indexes = range(len(self.backends))
+        taking = [index for index in indexes if state("admin", self._first + index) == shared.READY]
+        health = [state("health", self._first + index) for index in indexes]
+        up = [index for index in taking if health[index] in (shared.UNKNOWN, shared.UP)]
+        self._doubtful = not up and self.service.on_all_down == "refuse"
+        if not up:
+            # Nobody is known to be well. A broken return path is what a probe says, and the network may drop probes: it
+            # is believed for good once a client's connection has failed as well.
+            up = taking if not self._doubtful else [index for index in taking if health[index] == shared.BROKEN]
+        backup = {index for index in up if self.backends[index].backup}
+        self._tiers = (tuple(index for index in up if index not in backup), tuple(sorted(backup)))
+        self._ready = self._tiers[0] or self._tiers[1]
+        self._weigh(now)
+
+    def _weigh(self, now):
+        """Renew the weights: an operator's word before the config's, and less for one that has just recovered."""
+        for index, backend in enumerate(self.backends):
+            target = self._first + index
+            weight = self._region.state("weight", target) or backend.weight
+            recovered = self._region.state("recovered", target) / 1000
+            since = now - recovered
+            if recovered and since < self.service.slow_start and self._strategy.ramps:
+                weight *= max(RAMP_FLOOR, since / self.service.slow_start)
+                self._next_review = now + RAMP_STEP
+            self._weights[index] = weight
+        self._strategy.weights_changed()

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Processes the supervisor starts: workers, and the check of a config by the program that would replace it.
+"""Processes the supervisor starts: workers, the checker, and the check of a config by what would replace it.
 
 Forking is done with all signals blocked: the child must not run the supervisor's handlers, and what is sent to it
 before its own are there waits for them.
@@ -13,100 +13,126 @@ import gc
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from . import channel as channels
 from . import listeners
+from .channel import FAILED, Channel
+from .checker import Checker
 from .log import Log
-from .worker import READY, Worker
+from .worker import Worker
 
 STARTING, SERVING, DRAINING = "starting", "serving", "draining"
+WORKER, CHECKER = "worker", "checker"
 
 
-@dataclass
+@dataclass(eq=False)
 class Child:
-    """A worker: its process and the pipes to it."""
+    """A worker or a checker: its process and the line to it. ``slot`` is which of a generation's workers it is."""
 
     pid: int
+    role: str
+    slot: int
     generation: int
     state: str
-    lifeline: int  # our end of a pipe; when it closes, the worker knows that nobody supervises it
-    ready: int | None = None  # where it says READY, or why not; closed once it has
+    channel: Channel
     started: float = 0.0  # monotonic
     kill_at: float | None = None  # monotonic; when a draining worker has had its time
-    said: bytes = b""
+    failure: str | None = None
+    covers: list = field(default_factory=list)  # slots it serves beside its own
 
     def record(self):
-        """Return what the next program must know of this worker, as JSON (the monotonic clock outlives an exec)."""
-        return {
-            "pid": self.pid,
-            "generation": self.generation,
-            "state": self.state,
-            "lifeline": self.lifeline,
-            "started": self.started,
-            "kill_at": self.kill_at,
-        }
+        """Return what the next program must know of this child, as JSON (the monotonic clock outlives an exec)."""
+        kept = ("pid", "role", "slot", "generation", "state", "started", "kill_at", "covers")
+        return {"channel": self.channel.fileno(), **{key: getattr(self, key) for key in kept}}
 
     @classmethod
     def recorded(cls, record):
-        """Return the worker of a record(): a child of this process still, for exec keeps them."""
-        os.set_inheritable(record["lifeline"], False)
-        return cls(**record)
+        """Return the child of a record(): a child of this process still, for exec keeps them."""
+        return cls(**{**record, "channel": Channel.adopt(record["channel"])})
 
     def signal(self, number):
-        """Send a signal; a worker that has just ended does not mind."""
+        """Send a signal; a child that has just ended does not mind."""
         try:
             os.kill(self.pid, number)
         except ProcessLookupError:
             pass
 
-    def close_ready(self):
-        """Close the pipe on which it says READY; returns whether it was open."""
-        if self.ready is None:
-            return False
-        os.close(self.ready)
-        self.ready = None
-        return True
-
-    def hear(self):
-        """Read what the worker says; returns True once it is ready, False when it will not be, None: not yet known."""
-        data = os.read(self.ready, 4096)
-        self.said += data
-        if self.said.startswith(READY):
-            return True
-        return None if data else False
-
     def why(self):
-        """Return why a worker that is not ready is not."""
-        return self.said.decode("utf-8", "replace").strip() or "it ended before it was ready"
+        """Return why a child that is not ready is not."""
+        return self.failure or "it ended before it was ready"
 
 
-def start_worker(config, held, generation, now, inherited):
-    """Fork a worker of ``config`` on the listeners ``held``; return its Child. Raise OSError.
+def start_worker(generation, slot, held, logging, now, inherited):
+    """Fork the worker of a slot of ``generation`` on the listeners ``held``; return its Child. Raise OSError.
 
-    ``inherited`` are descriptors of the supervisor the worker must not keep (among them other workers' lifelines).
+    ``logging`` are the settings of its log; ``inherited`` are descriptors of the supervisor it must not keep.
     """
-    pid, (lifeline_read, lifeline_write), (ready_read, ready_write) = _fork_with_pipes(2)
-    if pid:
-        os.close(lifeline_read)
-        os.close(ready_write)
-        return Child(pid, generation, STARTING, lifeline_write, ready_read, now)
-    code = 1
-    try:
-        for number in (lifeline_write, ready_read, *inherited):
-            os.close(number)
-        wanted = listeners.wanted(config)
+
+    def run(line):
+        wanted = listeners.wanted(generation.config, generation.slots, held)
         for name in [name for name in held if name not in wanted]:
             held.pop(name).close()
-        log = Log(generation=generation, pid=os.getpid())
-        code = Worker(config, held, log, lifeline_read).run(ready_write)
+        log = Log(**logging, generation=generation.number, worker=slot, pid=os.getpid())
+        return Worker(generation.config, held, log, line, generation.region, slot).run()
+
+    return _start(Child(0, WORKER, slot, generation.number, STARTING, None, now), inherited, run)
+
+
+def start_checker(generation, held, logging, now, inherited):
+    """Fork the checker of ``generation``; return its Child. Raise OSError."""
+
+    def run(line):
+        listeners.close_all(held)
+        log = Log(**logging, generation=generation.number, role=CHECKER, pid=os.getpid())
+        return Checker(generation.config, log, line, generation.region).run()
+
+    return _start(Child(0, CHECKER, 0, generation.number, SERVING, None, now), inherited, run)
+
+
+def _start(child, inherited, run):
+    """Fork; in the new process call ``run(line)`` and end with what it returns. Return ``child``, completed."""
+    ours, theirs = channels.pair()
+    try:
+        pid = _fork()
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+    if pid:
+        theirs.close()
+        child.pid, child.channel = pid, ours
+        return child
+    code = 1
+    try:
+        ours.close()
+        for number in inherited:
+            os.close(number)
+        name_process(f"{child.role}{child.slot}" if child.role == WORKER else child.role)
+        code = run(theirs)
     except BaseException as error:  # noqa: BLE001  # nothing may return into the supervisor's stack
-        _last_words(ready_write, error)
+        _last_words(theirs, error)
     os._exit(code)
+
+
+def name_process(name):
+    """Have ps(1) and top(1) show ``l4-NAME`` (proc_pid_comm(5): 15 characters)."""
+    try:
+        with open("/proc/self/comm", "w", encoding="ascii") as stream:
+            stream.write(f"l4-{name}"[:15])
+    except OSError:  # only a nicety
+        pass
 
 
 def start_check(argv, environment, inherited):
     """Run ``argv`` with its output in a pipe; return (pid, read end of the pipe). Raise OSError."""
-    pid, (read, write) = _fork_with_pipes(1)
+    read, write = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid = _fork()
+    except OSError:
+        os.close(read)
+        os.close(write)
+        raise
     if pid:
         os.close(write)
         return pid, read
@@ -125,19 +151,6 @@ def start_check(argv, environment, inherited):
     os._exit(127)
 
 
-def _fork_with_pipes(count):
-    """Make ``count`` pipes and fork; return pid, (read, write), ... Raise OSError; no pipe is then left open."""
-    pipes = []
-    try:
-        while len(pipes) < count:
-            pipes.append(os.pipe2(os.O_CLOEXEC))
-        return (_fork(), *pipes)
-    except OSError:
-        for number in sum(pipes, ()):
-            os.close(number)
-        raise
-
-
 def _fork():
     """Fork with every signal blocked; in the parent the mask is restored, the child unblocks when it is ready."""
     gc.collect()
@@ -154,12 +167,10 @@ def _fork():
     return pid
 
 
-def _last_words(ready_write, error):
-    """Tell the supervisor, or when it no longer listens the log, what ended this worker."""
+def _last_words(line, error):
+    """Tell the supervisor, or when it no longer listens the log, what ended this process."""
     text = f"{type(error).__name__}: {error}"
-    try:
-        os.write(ready_write, text.encode())
-    except OSError:
+    if not line.send({FAILED: text}):
         log = Log(pid=os.getpid())
-        log.event("worker failed", reason=text)
+        log.event("process failed", level="error", reason=text)
         log.flush()

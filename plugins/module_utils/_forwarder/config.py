@@ -13,16 +13,17 @@ import ipaddress
 import json
 from dataclasses import asdict, dataclass, field
 
-from . import options
+from . import options, settings
 from .options import Limits, PortRange
+from .settings import IPV4, IPV6, Admin, Health, Log, Metrics
 from .validation import Fields
 
 SCHEMA = 1
-IPV4, IPV6 = "ipv4", "ipv6"
 
 PROTOCOLS = ("tcp",)
-BALANCES = ("round_robin",)
-LOG_FORMATS = ("json",)
+BALANCES = ("round_robin", "least_connections", "source_hash", "random")
+ON_ALL_DOWN = ("refuse", "try_all")
+SERVICE_LOGS = ("all", "errors", "none")
 
 _SPELLED = {IPV4: "IPv4", IPV6: "IPv6"}
 
@@ -36,6 +37,8 @@ DEFAULT_WEIGHT = 1
 MAX_WEIGHT = 65535
 MAX_BACKLOG = 65535
 MAX_RETRIES = 64
+MAX_WORKERS = 64
+MAX_CONNECTIONS = 10_000_000
 
 
 class ConfigError(ValueError):
@@ -60,6 +63,8 @@ class Backend:
     weight: int = DEFAULT_WEIGHT
     last_port: int | None = None
     send_proxy: str | None = None
+    backup: bool = False  # only used while no other backend is
+    max_connections: int | None = None  # at once, over all workers; None: no limit
 
     def address(self, family):
         """Return this backend's address of ``family`` ("ipv4" or "ipv6"), or None."""
@@ -122,17 +127,14 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    health: Health = field(default_factory=Health)
+    on_all_down: str = "refuse"
+    slow_start: float = 0.0
+    log: str = "all"
 
     def backends_of(self, family):
         """Return the backends that have an address of ``family``, in the document's order."""
         return tuple(backend for backend in self.backends if backend.address(family))
-
-
-@dataclass(frozen=True)
-class Log:
-    """How the log is written."""
-
-    format: str = "json"
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,9 @@ class Config:
     drain_timeout: float = DEFAULT_DRAIN_TIMEOUT
     log: Log = field(default_factory=Log)
     source_ports: PortRange | None = None
+    workers: int = 0  # 0: one a core
+    admin: Admin = field(default_factory=Admin)
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 def load(data):
@@ -153,41 +158,40 @@ def load(data):
     document.integer("schema", SCHEMA, SCHEMA, "the schema this version reads")
     proxy_id = document.integer("proxy_id", 1, 255, "a proxy id")
     drain_timeout = document.seconds("drain_timeout", 0, 86400, DEFAULT_DRAIN_TIMEOUT)
-    source_ports = options.source_ports(document)
-    section = document.section("log")
-    log = Log(format=section.choice("format", LOG_FORMATS, "json"))
-    section.done()
+    sections = {
+        "log": settings.log(document.section("log")),
+        "source_ports": options.source_ports(document),
+        "workers": document.integer("workers", 0, MAX_WORKERS, "a number of workers", 0),
+        "admin": settings.admin(document.section("admin")),
+        "metrics": settings.metrics(document.section("metrics")),
+    }
     parts = document.objects("services", "service")
-    services = [_service(part) for part in parts]
+    services = [_service(part, proxy_id or 1) for part in parts]
     document.done()
     _refuse_duplicate_names(parts, services)
     _refuse_overlapping_listeners(parts, services)
     if errors:
         raise ConfigError(errors)
-    return Config(
-        proxy_id=proxy_id,
-        services=tuple(services),
-        drain_timeout=drain_timeout,
-        log=log,
-        source_ports=source_ports,
-    )
+    return Config(proxy_id=proxy_id, services=tuple(services), drain_timeout=drain_timeout, **sections)
 
 
 def dump(config):
     """Return the JSON document of ``config``, all defaults spelled out: load(dump(config)) == config."""
     document = json.loads(json.dumps(asdict(config)))  # tuples become lists, as in JSON
-    if document["source_ports"] is None:
-        del document["source_ports"]
     for service in document["services"]:
         service["listen"] = _listen_entries(service["listen"])
         for backend in service["backends"]:
             last = backend.pop("last_port")
             if last:
                 backend["port"] = f"{backend['port']}-{last}"
-            for key in (IPV4, IPV6, "send_proxy"):
-                if backend[key] is None:
-                    del backend[key]
-    return {"schema": SCHEMA, **document}
+    return {"schema": SCHEMA, **_without_nulls(document)}
+
+
+def _without_nulls(value):
+    """Leave out what is None: in the document such a key is missing."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def _listen_entries(listeners):
@@ -233,7 +237,7 @@ def _object_without_duplicates(pairs):
     return seen
 
 
-def _service(part):
+def _service(part, proxy_id):
     """Return the Service of one object of ``services``; fields that were refused are None."""
     listen_parts = part.objects("listen", "listen address")
     backend_parts = part.objects("backends", "backend")
@@ -248,6 +252,10 @@ def _service(part):
         connect_deadline=part.seconds("connect_deadline", 0.1, 600, DEFAULT_CONNECT_DEADLINE),
         retries=part.integer("retries", 0, MAX_RETRIES, "a number of retries", DEFAULT_RETRIES),
         backlog=part.integer("backlog", 1, MAX_BACKLOG, "a backlog", DEFAULT_BACKLOG),
+        health=settings.health(part.section("health"), proxy_id),
+        on_all_down=part.choice("on_all_down", ON_ALL_DOWN, "refuse"),
+        slow_start=part.seconds("slow_start", 0, 3600, 0.0),
+        log=part.choice("log", SERVICE_LOGS, "all"),
         **options.service_options(part),
     )
     part.done()
@@ -283,6 +291,8 @@ def _backend(part):
         ipv4=str(ipv4) if ipv4 else None,
         ipv6=str(ipv6) if ipv6 else None,
         weight=part.integer("weight", 1, MAX_WEIGHT, "a weight", DEFAULT_WEIGHT),
+        backup=part.boolean("backup", False),
+        max_connections=part.integer("max_connections", 1, MAX_CONNECTIONS, "a number of connections", None),
         send_proxy=part.choice("send_proxy", options.PROXY_VERSIONS, None),
     )
     part.done()

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A generation: one loaded config, its listeners and its worker, from the file on disk to the process that is ready."""
+"""A generation: one loaded config, its listeners and the memory its processes share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from .._version import VERSION
 from . import config as config_module
-from . import listeners, runtime
-from .children import Child
+from . import listeners, runtime, shared
+from .endpoint import METRICS
 
 
 class LoadError(Exception):
@@ -23,16 +23,22 @@ class LoadError(Exception):
 
 @dataclass
 class Generation:
-    """``number`` counts loads from 1; ``bound`` names the listeners that were bound for it."""
+    """``number`` counts loads from 1; ``bound`` names the listeners that were bound for it.
+
+    ``region`` is the memory its processes share; it outlives them until its numbers have been taken over.
+    """
 
     number: int
     config: config_module.Config | None  # None: of another version, which this one cannot read
     config_file: dict  # {"path", "sha256"}
     archive: dict | None  # {"path", "sha256"}
+    slots: int
+    region: shared.Region
     version: str = VERSION
     loaded_at: str = ""
     bound: list = field(default_factory=list)
-    worker: Child | None = None
+    endpoints: dict = field(default_factory=dict)  # new sockets of the admin server and the metrics, by name
+    warnings: list = field(default_factory=list)
 
     def description(self):
         """Return the part of the runtime file that is about what serves."""
@@ -46,13 +52,14 @@ class Generation:
 
     @property
     def drain_timeout(self):
-        """Seconds its worker has for draining."""
+        """Seconds its workers have for draining."""
         return self.config.drain_timeout if self.config else config_module.DEFAULT_DRAIN_TIMEOUT
 
     def record(self):
         """Return what the next program must know of this generation, as JSON."""
         document = config_module.dump(self.config) if self.config else None
-        return {"description": self.description(), "config": document}
+        region = {"fd": self.region.fd, "record": self.region.record}
+        return {"description": self.description(), "config": document, "slots": self.slots, "region": region}
 
     @classmethod
     def recorded(cls, record):
@@ -67,38 +74,61 @@ class Generation:
             config=known,
             config_file=told["config"],
             archive=told["archive"],
+            slots=record["slots"],
+            region=shared.Region(record["region"]["record"], record["region"]["fd"]),
             version=told["version"],
             loaded_at=told["loaded_at"],
         )
 
 
-def load(path, number, archive, held):
+def load(path, number, archive, held, endpoints):
     """Return the Generation of the config at ``path``; its missing listeners are bound and added to ``held``.
 
-    Raise LoadError; ``held`` is then as it was.
+    ``endpoints`` is the Endpoints of the supervisor. Metrics that cannot be served are an error, for an address was
+    asked for; an admin socket that cannot be is only a warning. Raise LoadError; ``held`` is then as it was.
     """
     try:
         with open(path, "rb") as stream:
             text = stream.read()
         loaded = config_module.parse(text, path)
-        bound = listeners.bind_missing(loaded, held)
     except config_module.ConfigError as error:
         raise LoadError(error.errors) from None
-    except listeners.ListenError as error:
-        raise LoadError([error.strerror]) from None
     except OSError as error:
         raise LoadError([f"{path}: cannot be read: {error.strerror}"]) from None
+    slots = listeners.slots_of(loaded)
+    try:
+        bound = listeners.bind_missing(loaded, slots, held)
+    except listeners.ListenError as error:
+        raise LoadError([error.strerror]) from None
+    servers, failures = endpoints.bind_missing(loaded)
+    errors = [failure.sentence for failure in failures if failure.kind == METRICS]
+    if errors:
+        for sock in (*bound.values(), *servers.values()):
+            sock.close()
+        raise LoadError(errors)
     held.update(bound)
     return Generation(
         number=number,
         config=loaded,
         config_file={"path": path, "sha256": runtime.sha256(text)},
         archive=archive,
+        slots=slots,
+        region=shared.Region(shared.describe(loaded, slots)),
         bound=list(bound),
+        endpoints=servers,
+        warnings=[failure.sentence for failure in failures],
     )
 
 
+def recorded_regions(records):
+    """Return {number: Region} of generations that still drain, from {number as text: record}."""
+    return {int(number): shared.Region(record["record"], record["fd"]) for number, record in records.items()}
+
+
 def abandon(generation, held):
-    """Close what was bound for a generation that will not serve."""
+    """Close what was made for a generation that will not serve."""
     for name in generation.bound:
         held.pop(name).close()
+    for sock in generation.endpoints.values():
+        sock.close()
+    generation.region.close()

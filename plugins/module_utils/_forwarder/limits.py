@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How many connections a service and each of its clients may have.
 
-Pure; time is passed in (monotonic seconds). What is counted here is what this worker has. Who knows of the others'
-connections gives a Gate another ``total``.
+Pure; time is passed in (monotonic seconds). Connections of a service are those of all workers, those of a client what
+this worker has.
 """
 
 from __future__ import annotations
@@ -55,15 +55,11 @@ class Gate:
     ``limits`` is an options.Limits; ``total()`` the number of connections the service has, in all workers.
     """
 
-    def __init__(self, limits, total=None):
+    def __init__(self, limits, total):
         self._limits = limits
-        self.open = 0  # connections of this worker
-        self._total = total or self._own
+        self._total = total
         self._per_client = {}
         self._rate = Rate(limits.rate_per_client) if limits.rate_per_client else None
-
-    def _own(self):
-        return self.open
 
     @property
     def full(self):

@@ -1,19 +1,24 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The listening sockets: one SO_REUSEPORT socket for each listen address and worker slot, held by the supervisor.
+"""The listening sockets: one for each listen address and worker slot, made and held by the supervisor.
 
 They outlive workers, generations and the supervisor's own re-exec, so no reload refuses a connection: what arrives
 while nobody accepts waits in the backlog. A listener is known by its name.
+
+A socket that leaves its reuseport group resets what is queued in it. So when a reload asks for fewer workers, the
+sockets of the slots beyond stay and are served by the workers that are left: slot n by worker n modulo their number.
+Sockets that join lose nothing, for a handshake under way is found by its 4-tuple and not by its group.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 
 from . import sockets
 
-SLOTS = 1  # worker slots of this version
+MOST_DEFAULT_SLOTS = 16  # workers when none are asked for; beyond it one core is rarely the bound
 
 
 class ListenError(OSError):
@@ -25,23 +30,41 @@ def name_of(service, listener, slot):
     return f"{service.protocol}:{listener}#{slot}"
 
 
-def wanted(config):
-    """Return {name: (service, listener)} of all listening sockets ``config`` asks for."""
-    return {
-        name_of(service, listener, slot): (service, listener)
-        for service in config.services
-        for listener in service.listen
-        for slot in range(SLOTS)
-    }
+def slots_of(config):
+    """Return the number of worker slots ``config`` asks for; by default one for each core we may use."""
+    return config.workers or min(len(os.sched_getaffinity(0)), MOST_DEFAULT_SLOTS)
 
 
-def bind_missing(config, held):
+def slot_of(name):
+    """Return the slot in a listener's name."""
+    return int(name.rpartition("#")[2])
+
+
+def wanted(config, slots, held=()):
+    """Return {name: (service, listener)} of all listening sockets ``config`` asks for.
+
+    Those among ``held`` that are of a slot beyond ``slots`` are wanted as long as their address is.
+    """
+    extra = {}
+    for name in held:
+        if slot_of(name) >= slots:
+            extra.setdefault(name.rpartition("#")[0], []).append(slot_of(name))
+    found = {}
+    for service in config.services:
+        for listener in service.listen:
+            address = name_of(service, listener, 0).rpartition("#")[0]
+            for slot in (*range(slots), *extra.get(address, ())):
+                found[name_of(service, listener, slot)] = (service, listener)
+    return found
+
+
+def bind_missing(config, slots, held):
     """Return {name: socket} of the listeners ``config`` wants beyond ``held`` (names); raise ListenError.
 
     Either all are bound or none. They are listening, and queue connections from here on.
     """
     bound = {}
-    for name, (service, listener) in wanted(config).items():
+    for name, (service, listener) in wanted(config, slots).items():
         if name in held:
             continue
         try:
@@ -54,9 +77,9 @@ def bind_missing(config, held):
     return bound
 
 
-def settle(config, held):
+def settle(config, slots, held):
     """Make ``held`` exactly what ``config`` wants: close what it no longer names, renew what can be changed."""
-    names = wanted(config)
+    names = wanted(config, slots, held)
     for name in [name for name in held if name not in names]:
         held.pop(name).close()
     for name, (service, _listener) in names.items():

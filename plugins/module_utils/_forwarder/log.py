@@ -1,17 +1,19 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The log: one JSON object a line, written so that it never blocks the forwarder.
+"""The log: one JSON object or one logfmt record a line, written so that it never blocks the forwarder.
 
 Lines are gathered while the loop runs its callbacks and written by flush(), at most PIPE_BUF bytes at a time: that much
 reaches a pipe or the journal's socket whole or not at all (pipe(7)), so supervisor and workers can share one. Where the
-reader is too slow lines are dropped and counted, and the next one that gets through says how many.
+reader is too slow lines are dropped and counted, and the next one that gets through says how many. Warnings and errors
+of one kind are limited to MOST_A_SECOND, so that a storm of them does not push out everything else.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import time
@@ -19,36 +21,69 @@ from collections import deque
 
 PIPE_BUF = 4096  # bytes, linux/limits.h
 MAX_WAITING = 1000  # lines, about 300 kB: what is kept while the reader is slow
+MOST_A_SECOND = 20  # warnings or errors of one event; the next second says how many more there were
+LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 RETRY = 0.5  # seconds after which a loop that has nothing else to do should flush() again
 
-_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
+_json = json.JSONEncoder(separators=(",", ":"), default=str).encode
+_PLAIN = re.compile(r"[!#-<>-\[\]-~]+\Z")  # printable ASCII without space, '"', '=' and '\\'
 
 
 class Log:
-    """Writes to the file descriptor ``fd``; ``base`` is in every line."""
+    """Writes to the file descriptor ``fd``; ``base`` is in every line.
 
-    def __init__(self, fd=1, **base):
+    ``format`` is json or logfmt; events below ``level`` are not written.
+    """
+
+    def __init__(self, fd=1, format="json", level="info", **base):
         self._write = _non_blocking_writer(fd)
         self._base = base
         self._lines = deque()
         self._unreported = 0
+        self._second = 0
+        self._storm = {}  # warnings of this second by event
         self.dropped = 0
+        self.set_format(format)
+        self.set_level(level)
+
+    def set_format(self, format):
+        """Write json or logfmt from here on."""
+        self._encode = ENCODERS[format]
+
+    def set_level(self, level):
+        """Write events of ``level`` and above from here on."""
+        self.level = level
+        self._threshold = LEVELS[level]
 
     @property
     def waiting(self):
         """Whether lines wait for a slow reader."""
         return bool(self._lines)
 
-    def event(self, event, **fields):
+    def event(self, event, level="info", **fields):
         """Log ``event`` (a short name) with its fields, all JSON values."""
+        rank = LEVELS[level]
+        if rank < self._threshold or (rank >= LEVELS["warning"] and not self._admitted(event)):
+            return
         if len(self._lines) >= MAX_WAITING:
             self._unreported += 1
             self.dropped += 1
             return
         if self._unreported:
-            self._append("log lines dropped", {"count": self._unreported})
+            self._append("log lines dropped", "warning", {"count": self._unreported})
             self._unreported = 0
-        self._append(event, fields)
+        self._append(event, level, fields)
+
+    def _admitted(self, event):
+        """Whether one more warning of this kind may be written in this second."""
+        second = int(time.monotonic())
+        if second != self._second:
+            storm, self._storm, self._second = self._storm, {}, second
+            for name, count in storm.items():
+                if count > MOST_A_SECOND:
+                    self._append("log lines suppressed", "warning", {"of": name, "count": count - MOST_A_SECOND})
+        count = self._storm[event] = self._storm.get(event, 0) + 1
+        return count <= MOST_A_SECOND
 
     def flush(self):
         """Hand what is waiting to the kernel, as much as it takes at once."""
@@ -62,9 +97,25 @@ class Log:
                 lines.appendleft(piece[taken:])
                 return
 
-    def _append(self, event, fields):
-        line = {"event": event, "time": round(time.time(), 3), **self._base, **fields}
-        self._lines.append(_encode(line).encode("ascii") + b"\n")
+    def _append(self, event, level, fields):
+        line = {"event": event, "level": level, "time": round(time.time(), 3), **self._base, **fields}
+        self._lines.append(self._encode(line).encode("utf-8") + b"\n")
+
+
+def _logfmt(line):
+    """Spell a flat dictionary as key=value; what has a space, a quote or an equals sign is quoted as in JSON."""
+    return " ".join(f"{key}={_logfmt_value(value)}" for key, value in line.items())
+
+
+def _logfmt_value(value):
+    if isinstance(value, str):
+        return value if _PLAIN.match(value) else _json(value)
+    if isinstance(value, (dict, list)):
+        return _json(_json(value))
+    return "" if value is None else _json(value)
+
+
+ENCODERS = {"json": _json, "logfmt": _logfmt}
 
 
 def _non_blocking_writer(fd):

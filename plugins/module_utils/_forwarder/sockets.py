@@ -42,9 +42,10 @@ def family_of(address):
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def listening_socket(address, port, backlog):
+def listening_socket(address, port, backlog, shared=True):
     """Return a non-blocking TCP listener; raise OSError (CapabilityError when a capability is missing).
 
+    ``shared``: one of several on the same address, one for each worker slot (all by one user id: the kernel insists).
     Connections accepted from it inherit TCP_NODELAY and what tune_listener() sets, so they cost nothing for each of
     them.
     """
@@ -53,8 +54,8 @@ def listening_socket(address, port, backlog):
     try:
         # A restarted daemon binds at once although old connections are in TIME-WAIT.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # One socket for each worker slot on the same address (all by one user id: the kernel insists).
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             # "::" takes IPv6 only, whatever bindv6only says: an IPv4 client must never appear as ::ffff:a.b.c.d.
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -17,6 +17,7 @@ from functools import lru_cache
 
 OWN = "client address is the proxy's own"
 BACKENDS_OWN = "client address is the backend's own"
+FOREIGN_FAMILY = "no backend has an address of the client's family"
 
 _IPV4_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 

@@ -1,14 +1,16 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The supervisor: holds the listeners, keeps a worker alive, and switches generations without losing a connection.
+"""The supervisor: holds the listeners, keeps its workers alive, and switches generations without losing a connection.
 
 It never touches traffic. Signal handlers only enqueue; everything happens in one selector loop:
 
-- SIGHUP: a reload (upgrade.py). Whatever fails on the way, the old worker goes on, and the runtime file and the log
+- SIGHUP: a reload (upgrade.py). Whatever fails on the way, the old workers go on, and the runtime file and the log
   say why.
 - SIGTERM, SIGINT: close the listeners, drain the workers, exit; the second one means now.
-- SIGCHLD: a worker that died is replaced, with growing delay; connections wait in the backlog meanwhile.
+- SIGCHLD: a child that died is replaced (crew.py); a sibling serves its slot meanwhile.
+
+The admin socket and the metrics (endpoint.py) are served in the same loop.
 """
 
 from __future__ import annotations
@@ -22,20 +24,17 @@ from collections import deque
 from functools import partial
 
 from .._version import VERSION
-from . import children, handover, listeners, notify, runtime
+from . import admin, children, endpoint, handover, ledger, listeners, notify, page, runtime
 from . import generation as generations
-from .children import DRAINING, SERVING, STARTING, Child
+from .crew import Crew, reap
 from .log import RETRY, Log
+from .orders import Orders
 from .upgrade import Upgrade, command_line
 from .wheel import Wheel
 
 SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-START_TIMEOUT = 10.0  # seconds for a new worker to be ready
-DRAIN_GRACE = 5.0  # seconds after drain_timeout until a worker that is still there is killed
 STOP_GRACE = 2.0  # seconds for a worker to end at once
-BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before a dead worker is replaced, by deaths in a row
-STEADY = 10.0  # seconds a worker must have lived for its death to be the first in a row
-MOST_DRAINING = 4  # old workers; the oldest is stopped when there are more
+ACCOUNT = 1.0  # seconds between two looks at what generations that still drain have open
 
 
 def run(config_path):
@@ -45,7 +44,7 @@ def run(config_path):
 
 
 class Supervisor:
-    """One forwarder. ``serving`` is the generation that serves, ``candidate`` one whose worker is not ready yet."""
+    """One forwarder. ``serving`` is the generation that serves, ``candidate`` one whose workers are not ready yet."""
 
     def __init__(self, config_path):
         self.path = os.path.abspath(config_path)
@@ -56,26 +55,38 @@ class Supervisor:
         self.archive = runtime.running_archive()
         self.runtime_file = runtime.path()
         self.held = {}  # listeners by name
-        self.workers = {}  # Child by pid
+        self.crew = Crew(self)
         self.serving = None
         self.candidate = None
+        self.draining = {}  # regions of generations that end, by number
+        self.ledger = ledger.Ledger()
+        self.orders = Orders()
+        self.log_level = None  # what an operator has said, instead of the config
         self.stopping = 0  # how many times we were told to stop
         self.upgrade = Upgrade(self, command_line())
         self.last_reload = {"attempt": 0, "ok": True, "error": None, "at": runtime.timestamp()}
-        self._deaths = 0  # of serving workers, in a row
-        self._replacing = False  # whether the wheel has a replacement of the serving worker
+        self.reloads = {"ok": 0, "failed": 0}
+        self.admin = admin.Admin(self)
+        handlers = {
+            endpoint.ADMIN: (endpoint.line_handler(self.admin.answer), admin.TOO_LONG),
+            endpoint.METRICS: (endpoint.http_handler(partial(page.answer, self)), endpoint.http_error("400 Too Long")),
+        }
+        self.endpoints = endpoint.Endpoints(self, handlers)
         self._exit_code = 0
         self._signals = deque()
         self._wakeup = ()
 
     def run(self, left=None):
         """Serve until told to stop; ``left`` is what the program before this one handed over. Returns the exit code."""
+        children.name_process("supervisor")
         if left is not None:
             self._adopt(left)
         self._take_signals()
         self._begin()
+        self._account()
         while not self._done():
             self._turn()
+        self.endpoints.close()
         if self.serving:
             runtime.remove(self.runtime_file)
         self.log.event("stopped")
@@ -96,7 +107,7 @@ class Supervisor:
         self.log.flush()
 
     def _done(self):
-        return bool(self.stopping) and not self.workers
+        return bool(self.stopping) and not self.crew.children
 
     # -- signals ---------------------------------------------------------------------------------------------------
 
@@ -112,7 +123,8 @@ class Supervisor:
 
     def _dispatch(self, number):
         if number == signal.SIGCHLD:
-            self._reap()
+            for pid, code in reap():
+                self._child_ended(pid, code)
         elif number == signal.SIGHUP:
             self.upgrade.wanted = True
         else:
@@ -121,44 +133,69 @@ class Supervisor:
     def _stop(self, why):
         """The first time: no new connections, and drain. The second time: now."""
         self.stopping += 1
-        self.log.event("stopping", reason=why, now=self.stopping > 1, workers=len(self.workers))
+        self.log.event("stopping", reason=why, now=self.stopping > 1, processes=len(self.crew.children))
         if self.stopping == 1:
             notify.stopping()
             self.upgrade.cancel()
             listeners.close_all(self.held)  # before the workers: what they find queued afterwards is all there will be
-            for child in self.workers.values():
-                if child.state != DRAINING:
-                    self._drain(child)
+            self.crew.drain_all_but(None, self._drain_timeout())
             return
-        for child in self.workers.values():
-            child.signal(signal.SIGTERM)  # their second one, too
-        self.wheel.add(self.now() + STOP_GRACE, self._kill_all)
+        self.crew.signal_all(signal.SIGTERM)  # their second one, too
+        self.wheel.add(self.now() + STOP_GRACE, partial(self.crew.signal_all, signal.SIGKILL))
 
-    def _kill_all(self):
-        for child in self.workers.values():
-            child.signal(signal.SIGKILL)
+    def _drain_timeout(self):
+        timeouts = [generation.drain_timeout for generation in (self.serving, self.candidate) if generation]
+        return max(timeouts, default=0)
 
     # -- generations -----------------------------------------------------------------------------------------------
 
+    def handed_over(self):
+        """Return the state the next program begins with, and the descriptors that must stay open for it."""
+        held = {name: sock.fileno() for name, sock in self.held.items()}
+        workers = [child.record() for child in self.crew.children.values()]
+        endpoints = self.endpoints.listening()
+        state = {
+            "listeners": held,
+            "endpoints": endpoints,
+            "children": workers,
+            "serving": self.serving.record(),
+            "draining": {
+                number: {"fd": region.fd, "record": region.record} for number, region in self.draining.items()
+            },
+            "ledger": self.ledger.records(),
+            "orders": self.orders.records(),
+            "log_level": self.log_level,
+            "last_reload": self.last_reload,
+            "reloads": self.reloads,
+            "restarts": self.crew.restarts,
+            "attempt": self.upgrade.attempt,
+        }
+        regions = [self.serving.region.fd, *(region.fd for region in self.draining.values())]
+        return state, [*held.values(), *endpoints.values(), *(child["channel"] for child in workers), *regions]
+
     def _adopt(self, left):
-        """Take over what the program before this one held; its worker goes on serving."""
+        """Take over what the program before this one held; its workers go on serving."""
         self.held = listeners.adopt(left["listeners"])
         self.serving = generations.Generation.recorded(left["serving"])
-        self.last_reload = left["last_reload"]
+        self.draining = generations.recorded_regions(left["draining"])
+        self.ledger = ledger.Ledger(left["ledger"])
+        self.orders = Orders(left["orders"])
+        self.log_level = left["log_level"]
+        self.last_reload, self.reloads = left["last_reload"], left["reloads"]
         self.upgrade.attempt = left["attempt"]
-        for record in left["workers"]:
-            child = self.workers[record["pid"]] = Child.recorded(record)
-            if child.kill_at is not None:
-                self.wheel.add(child.kill_at, partial(self._kill_overdue, child))
-            if child.pid == left["worker"]:
-                self.serving.worker = child
+        self.crew.restarts = left["restarts"]
+        self.crew.adopt(left["children"])
+        self.endpoints.adopt(left["endpoints"])
 
     def _begin(self):
-        """Load the config and start a worker of it; what serves meanwhile is not touched."""
+        """Load the config and start workers of it; what serves meanwhile is not touched."""
         number = self.serving.number + 1 if self.serving else 1
         try:
-            self.candidate = generations.load(self.path, number, self.archive, self.held)
-            self._start_worker(self.candidate)
+            self.candidate = generations.load(self.path, number, self.archive, self.held, self.endpoints)
+            if self.serving:
+                self.candidate.region.inherit(self.serving.region)
+            self.orders.publish(self.candidate.region)
+            self.crew.start(self.candidate)
         except generations.LoadError as error:
             self._candidate_failed(error.errors)
         except OSError as error:
@@ -166,28 +203,40 @@ class Supervisor:
 
     def _candidate_failed(self, errors):
         if self.candidate:
+            self.crew.dismiss(self.candidate)
             generations.abandon(self.candidate, self.held)
             self.candidate = None
         if self.serving:
             self.reload_failed("; ".join(errors))
-            if self.serving.worker is None and not self._replacing:  # it was planned, but an exec forgets the wheel
-                self._replace_after(0.0)
+            self.crew.fill()  # replacements were planned, but an exec forgets the wheel
             return
-        self.log.event("cannot start", errors=errors)
+        self.log.event("cannot start", level="error", errors=errors)
         sys.stderr.write("".join(f"l4proxy forward: {line}\n" for line in errors))
         self._exit_code = 1
         self.stopping = self.stopping or 1
 
+    def worker_ready(self, child):
+        """A worker has said that it is ready; with the last one of the candidate it serves."""
+        candidate = self.candidate
+        if candidate and child.generation == candidate.number and self.crew.complete(candidate) and not self.stopping:
+            self._switch()
+
     def _switch(self):
-        """The candidate's worker is ready: it serves from here on, and all others drain."""
+        """All workers of the candidate are ready: it serves from here on, and all others drain."""
         generation, self.candidate = self.candidate, None
-        for child in self.workers.values():
-            if child is not generation.worker and child.state != DRAINING:
-                self._drain(child)
+        timeout = max(generation.drain_timeout, self._drain_timeout())
+        if self.serving:
+            self.draining[self.serving.number] = self.serving.region
         self.serving = generation
-        self._deaths = 0
-        listeners.settle(generation.config, self.held)
+        self.crew.drain_all_but(generation, timeout)
+        self.crew.settled()
+        self.crew.fill()  # the checker
+        listeners.settle(generation.config, generation.slots, self.held)
+        self.endpoints.settle(generation.config, generation.endpoints)
+        self.orders.settle(generation.config)
         generation.loaded_at = runtime.timestamp()
+        self._apply_log_settings()
+        self._account_now()
         self._record_reload(None)
         self.log.event(
             "serving",
@@ -195,137 +244,97 @@ class Supervisor:
             version=VERSION,
             config=generation.config_file,
             archive=self.archive,
+            workers=generation.slots,
             listeners=sorted(self.held),
         )
+        for error in generation.warnings:
+            self.log.event("endpoint not opened", level="error", reason=error)
         notify.ready(f"generation {generation.number} serves {len(generation.config.services)} service(s)")
-        draining = sorted((c for c in self.workers.values() if c.state == DRAINING), key=lambda c: c.generation)
-        for child in draining[: max(0, len(draining) - MOST_DRAINING)]:
-            child.signal(signal.SIGTERM)  # the second one: now
 
     def reload_failed(self, error):
         """What served goes on serving; say why nothing changed."""
         self._record_reload(error)
-        self.log.event("reload failed", reason=error, serving=self.serving.number)
+        self.log.event("reload failed", level="error", reason=error, serving=self.serving.number)
         notify.ready(f"generation {self.serving.number} serves; the last reload failed: {error}")
 
     def _record_reload(self, error):
         at = runtime.timestamp()
         self.last_reload = {"attempt": self.upgrade.attempt, "ok": error is None, "error": error, "at": at}
+        if self.upgrade.attempt:
+            self.reloads["ok" if error is None else "failed"] += 1
         pid = os.getpid()
         document = {"schema": runtime.SCHEMA, "pid": pid, "started": runtime.start_time(pid)}
         document.update(self.serving.description(), last_reload=self.last_reload)
         try:
             runtime.write(document, self.runtime_file)
         except OSError as failure:
-            self.log.event("runtime file not written", path=self.runtime_file, reason=str(failure))
+            self.log.event("runtime file not written", level="error", path=self.runtime_file, reason=str(failure))
 
-    # -- workers ---------------------------------------------------------------------------------------------------
+    # -- the log ---------------------------------------------------------------------------------------------------
+
+    def logging(self, generation):
+        """Return the settings of the log of a generation's processes."""
+        return {"format": generation.config.log.format, "level": self.log_level or generation.config.log.level}
+
+    def _apply_log_settings(self):
+        settings = self.logging(self.serving)
+        self.log.set_format(settings["format"])
+        self.log.set_level(settings["level"])
+
+    def set_log_level(self, level):
+        """Write events of ``level`` and above, in all processes; None: what the config says."""
+        self.log_level = level
+        settings = self.logging(self.serving)
+        self.log.set_level(settings["level"])
+        self.crew.tell({"log_level": settings["level"]})
+
+    # -- numbers ---------------------------------------------------------------------------------------------------
+
+    def totals(self):
+        """Return the Totals of all generations."""
+        return self.ledger.totals([self.serving.region, *self.draining.values()])
+
+    def _account(self):
+        """Once in a while: what draining generations still have open counts for the one that serves."""
+        self._account_now()
+        self.wheel.add(self.now() + ACCOUNT, self._account)
+
+    def _account_now(self):
+        if not self.serving:
+            return
+        for number in [number for number in self.draining if not self.crew.of(number)]:
+            region = self.draining.pop(number)
+            self.ledger.fold(region)
+            region.close()
+        for generation in (self.serving, self.candidate):
+            if generation:
+                others = [region for region in self.draining.values() if region is not generation.region]
+                if generation is self.candidate:
+                    others.append(self.serving.region)
+                ledger.elsewhere(generation.region, others)
+
+    # -- children --------------------------------------------------------------------------------------------------
 
     def inherited(self):
-        """Return the descriptors a forked child must close: all pipes and the selector, but no listener."""
-        numbers = [self.selector.fileno(), *self._wakeup, *self.upgrade.descriptors()]
-        for child in self.workers.values():
-            numbers.append(child.lifeline)
-            if child.ready is not None:
-                numbers.append(child.ready)
-        return numbers
+        """Return the descriptors a forked child must close: all channels, servers and the selector, but no listener."""
+        numbers = [self.selector.fileno(), *self._wakeup, *self.upgrade.descriptors(), *self.endpoints.descriptors()]
+        if self.candidate:
+            numbers += [sock.fileno() for sock in self.candidate.endpoints.values()]
+        return [*numbers, *(child.channel.fileno() for child in self.crew.children.values())]
 
-    def starting(self):
-        """Whether any worker is not ready yet."""
-        return any(child.state == STARTING for child in self.workers.values())
+    def answered(self, child, message):
+        """A worker has answered what an admin client asked."""
+        self.admin.answered(child, message)
 
-    def _start_worker(self, generation):
-        child = children.start_worker(generation.config, self.held, generation.number, self.now(), self.inherited())
-        generation.worker = child
-        self.workers[child.pid] = child
-        self.selector.register(child.ready, selectors.EVENT_READ, partial(self._hear, child))
-        self.wheel.add(self.now() + START_TIMEOUT, partial(self._start_overdue, child))
-
-    def _hear(self, child):
-        """A worker that was started said something, or ended."""
-        ready = child.hear()
-        if ready is None:
+    def _child_ended(self, pid, code):
+        child = self.crew.ended(pid, code)
+        if child is None:
+            self.upgrade.child_ended(pid, code)
             return
-        self._close_ready(child)
-        if not ready:
-            child.signal(signal.SIGKILL)  # it can only be ending; _reap() does the rest
+        self.admin.gone(child)
+        if self.stopping or child.state == children.DRAINING:
             return
-        if child.state == STARTING:
-            child.state = SERVING
-        if self.candidate and child is self.candidate.worker and not self.stopping:
-            self._switch()
-
-    def _close_ready(self, child):
-        if child.ready is not None:
-            self.selector.unregister(child.ready)
-            child.close_ready()
-
-    def _start_overdue(self, child):
-        if child.state == STARTING and child.pid in self.workers:
-            child.said = f"it was not ready within {START_TIMEOUT:g} s".encode()
-            child.signal(signal.SIGKILL)
-
-    def _drain(self, child):
-        child.state = DRAINING
-        timeouts = [generation.drain_timeout for generation in (self.serving, self.candidate) if generation]
-        child.kill_at = self.now() + max(timeouts, default=0) + DRAIN_GRACE
-        child.signal(signal.SIGTERM)
-        self.wheel.add(child.kill_at, partial(self._kill_overdue, child))
-
-    def _kill_overdue(self, child):
-        if child.pid in self.workers:
-            self.log.event("worker killed", worker=child.pid, reason="still there after its drain timeout")
-            child.signal(signal.SIGKILL)
-
-    def _reap(self):
-        """Take note of every child that has ended."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            if pid in self.workers:
-                self._worker_ended(self.workers.pop(pid), os.waitstatus_to_exitcode(status))
-            else:
-                self.upgrade.child_ended(pid, os.waitstatus_to_exitcode(status))
-
-    def _worker_ended(self, child, code):
-        if child.ready is not None:
-            child.hear()  # its last words
-        self._close_ready(child)
-        os.close(child.lifeline)
-        self.log.event("worker ended", worker=child.pid, of_generation=child.generation, state=child.state, code=code)
-        if self.stopping:
-            return
-        if self.candidate and child is self.candidate.worker:
+        if self.candidate and child.generation == self.candidate.number:
             self._candidate_failed([f"the new worker failed: {child.why()}"])
-        elif self.serving and child is self.serving.worker:
-            self._plan_replacement(child)
-
-    def _plan_replacement(self, child):
-        self.serving.worker = None
-        if self.now() - child.started > STEADY:
-            self._deaths = 0
-        delay = BACKOFF[min(self._deaths, len(BACKOFF) - 1)]
-        self._deaths += 1
-        self.log.event("worker to be replaced", delay=delay, deaths_in_a_row=self._deaths)
-        self._replace_after(delay)
-
-    def _replace_after(self, delay):
-        self._replacing = True
-        self.wheel.add(self.now() + delay, self._replace)
-
-    def _replace(self):
-        self._replacing = False
-        if self.stopping or self.serving.worker is not None:
-            return
-        if self.serving.config is None:
-            self.log.event("worker not replaced", reason="its config is of another version; reload a valid one")
-            return
-        try:
-            self._start_worker(self.serving)
-        except OSError as error:
-            self.log.event("worker not started", reason=str(error))
-            self._replace_after(BACKOFF[-1])
+        elif self.serving and child.generation == self.serving.number:
+            self.crew.replace(child)

@@ -18,8 +18,6 @@ from .session import Action, Event, Session, State
 from .side import Side
 from .source import ANY, KEPT, OWN
 
-FOREIGN_FAMILY = "no backend has an address of the client's family"
-
 # Errors that are about the backend or the way to it. All others are about this host, and no backend is to blame.
 _BACKENDS_FAULT = {
     errno.ECONNREFUSED,
@@ -38,11 +36,12 @@ _HOPELESS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class Relay:
     """One connection of a client.
 
-    ``worker`` has .selector .wheel .pipes .log .now() .own_addresses .count(name) .finished(relay); ``serving`` is an
+    ``worker`` has .selector .wheel .pipes .log .now() .own_addresses .finished(relay); ``serving`` is an
     acceptor.Serving, ``listener`` a config.Listener.
     """
 
     __slots__ = (
+        "_attempted",
         "_deadline",
         "_failure",
         "_hidden",
@@ -95,6 +94,7 @@ class Relay:
         self.seen_moved = self.seen_at = 0  # timeouts.py keeps its notes here
         self.seen_state = None
         self._deadline = self.started + self.service.connect_deadline
+        self._attempted = self.started  # when the current attempt began
         self._failure = None
         self._own = None  # this host's address where it stands in for the client's
         self._hidden = None  # why this client cannot be spoofed
@@ -129,10 +129,10 @@ class Relay:
         family = IPV6 if ":" in address else IPV4
         self._hidden = spoof.refusal(address, self.worker.own_addresses)
         if family not in serving.groups:
-            self._hidden = self._hidden or FOREIGN_FAMILY
+            self._hidden = self._hidden or spoof.FOREIGN_FAMILY
             family = IPV4 if family == IPV6 else IPV6
         if self._hidden and not serving.source.may_be_own:
-            self.worker.count("source: refused")
+            serving.tally.count("source: refused")
             self.refuse(self._hidden)
             return
         self.family, self.backends = family, serving.groups[family]
@@ -182,23 +182,32 @@ class Relay:
         """Choose a backend; returns whether there was one. A client that is one itself is given any other."""
         client, itself = self.client_address[0], None
         while True:
-            index = self.backends.next(client, self.tried, now)
-            if index is None:
+            self._give_back()
+            self.index = self.backends.next(client, self.tried, now)
+            if self.index is None:
                 break
-            self.tried += (index,)
-            self.index, self.backend = index, self.backends.backends[index]
+            self.tried += (self.index,)
+            self.backend = self.backends.backends[self.index]
             if self._hidden or self.backend.address(self.family) != client:
                 return True
-            itself = index
+            itself = self.index
         if itself is None:
+            if not self.tried:
+                self._failure = self.backends.nobody()
             return False
         if not self.serving.source.may_be_own:
-            self.worker.count("source: refused")
+            self.serving.tally.count("source: refused")
             self._failure = self._failure or spoof.BACKENDS_OWN
             return False
         self._hidden = spoof.BACKENDS_OWN
         self.index, self.backend = itself, self.backends.backends[itself]
+        self.backends.take(itself)
         return True
+
+    def _give_back(self):
+        """The last attempt is over: its connection counts no more."""
+        if self.index is not None:
+            self.backends.release(self.index)
 
     def _connect(self):
         source, backend = self.serving.source, self.backend
@@ -211,6 +220,7 @@ class Relay:
 
     def _begin_attempt(self, sock, now):
         self.handle(Event.ATTEMPT)
+        self._attempted = now
         upstream = self.upstream = Side(sock, self, Event.BACKEND_EOF, Event.BACKEND_RESET)
         self.worker.selector.watch(upstream.number, self._connect_done, writable=True)
         upstream.writable_watched = True
@@ -236,9 +246,10 @@ class Relay:
                 self.handle(Event.ATTEMPT_FAILED)
                 return
         self._stop_timer()
-        if self.backends.health.succeeded(self.index):
+        now = self.worker.now()
+        if self.backends.connected(self.index, now - self._attempted, now):
             self._log_health("backend answers again")
-        self.worker.count(COUNTERS[self.step])
+        self.serving.tally.count(COUNTERS[self.step])
         if self.step == OWN:
             self._own = upstream.sock.getsockname()[0]
         self.handle(Event.CONNECTED)
@@ -246,8 +257,8 @@ class Relay:
     def _attempt_failed(self, number, why):
         """Remember why, for the log, and for the next clients when the backend is to blame."""
         self._failure = why
-        if number in _BACKENDS_FAULT and self.backends.health.failed(self.index, self.worker.now()):
-            self._log_health("backend skipped", reason=why)
+        if self.backends.failed(self.index, number, self.worker.now(), number in _BACKENDS_FAULT):
+            self._log_health("backend skipped", level="warning", reason=why)
 
     def _log_health(self, event, **fields):
         self.worker.log.event(event, service=self.service.name, backend=self.backend.name, family=self.family, **fields)

@@ -6,8 +6,8 @@
 1. check: ``l4proxy check CONFIG`` runs with the archive that is installed now. A broken archive or a bad config ends
    here.
 2. exec: the supervisor replaces itself, same command line, signals blocked until the new handlers are there. Listeners
-   and the pipes to the workers stay open and are handed over by name; the workers remain its children.
-3. The new program loads the config and starts a worker (supervisor.py); only when that is ready do the others drain.
+   and the channels to the workers stay open and are handed over by name; the workers remain its children.
+3. The new program loads the config and starts workers (supervisor.py); only when all are ready do the others drain.
 
 One at a time: a SIGHUP that comes meanwhile is served afterwards.
 """
@@ -62,7 +62,7 @@ class Upgrade:
         if self._check:
             if self._code is not None and self._check[1] is None:
                 self._checked()
-        elif self.wanted and supervisor.serving and not supervisor.candidate and not supervisor.starting():
+        elif self.wanted and supervisor.serving and not supervisor.candidate and not supervisor.crew.starting():
             self.wanted = False
             self._begin()
 
@@ -121,7 +121,7 @@ class Upgrade:
             said = self._output.decode("utf-8", "replace").strip().splitlines()
             supervisor.reload_failed("; ".join(said[-20:]) or f"the check ended with code {self._code}")
             return
-        if supervisor.starting():  # a worker died during the check; its successor's pipe cannot be handed over
+        if supervisor.crew.starting():  # a worker died during the check; its successor's start is watched here
             self.wanted = True
             self.attempt -= 1
             return
@@ -130,17 +130,7 @@ class Upgrade:
     def _exec(self):
         """Become the installed program; only a failure returns."""
         supervisor = self._supervisor
-        listeners = {name: sock.fileno() for name, sock in supervisor.held.items()}
-        workers = [child.record() for child in supervisor.workers.values()]
-        state = {
-            "listeners": listeners,
-            "workers": workers,
-            "worker": supervisor.serving.worker.pid if supervisor.serving.worker else None,
-            "serving": supervisor.serving.record(),
-            "last_reload": supervisor.last_reload,
-            "attempt": self.attempt,
-        }
-        descriptors = [*listeners.values(), *(record["lifeline"] for record in workers)]
+        state, descriptors = supervisor.handed_over()
         supervisor.log.flush()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         variable = handover.leave(state, descriptors)

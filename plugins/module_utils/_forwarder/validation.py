@@ -81,6 +81,22 @@ class Fields:
             return self.error(key, f"{show(value)} is not {what} ({low}-{high})")
         return float(value)
 
+    def boolean(self, key, default=REQUIRED):
+        """Return true or false."""
+        present, value = self._take(key, default)
+        if present and not isinstance(value, bool):
+            return self.error(key, f"{show(value)} is neither true nor false")
+        return value
+
+    def text(self, key, longest, default=REQUIRED):
+        """Return a string of 1 to ``longest`` characters; null is the same as a missing key."""
+        present, value = self._take(key, default)
+        if not present or (value is None and default is None):
+            return value
+        if not isinstance(value, str) or not 1 <= len(value) <= longest:
+            return self.error(key, f"{show(value)} is not a text of 1-{longest} characters")
+        return value
+
     def name(self, key, colons=False, default=REQUIRED):
         """Return a name that is safe in logs and metrics; with ``colons`` also an IPv6 address or host:port."""
         present, value = self._take(key, default)
@@ -152,6 +168,20 @@ class Fields:
                 why = "has host bits set" if "host bits" in str(error) else "is not a network like 192.0.2.0/24"
                 self.error(f"{key}[{index}]", f"{show(item)} {why}")
         return tuple(found)
+
+    def addresses(self, key, default):
+        """Return a list of ipaddress objects; ``default`` are addresses in text form."""
+        present, value = self._take(key, list(default))
+        if present and not isinstance(value, list):
+            self.error(key, f"{show(value)} is not a list of addresses")
+            return []
+        found = []
+        for number, item in enumerate(value or ()):
+            try:
+                found.append(ipaddress.ip_address(item if isinstance(item, str) else ""))
+            except ValueError:
+                self.error(f"{key}[{number}]", f"{show(item)} is not an IP address")
+        return found
 
     def section(self, key):
         """Return the Fields of an optional sub-object (an empty one when the key is missing)."""

@@ -4,53 +4,63 @@
 """A worker: one process, one selector, all the traffic of one slot.
 
 It is made after the fork (an inherited epoll would be shared with the supervisor). key.data of every registration is
-the callback. It says READY over a pipe before it accepts, drains on SIGTERM, stops at once on the second, and drains
-as well when its supervisor is gone, which it notices by the end of a pipe.
+the callback. It tells the supervisor over its channel that it is READY before it accepts, serves the listeners of its
+slot and of those it is told to cover, drains on SIGTERM, stops at once on the second, and drains as well when its
+supervisor is gone, which it notices by the end of the channel.
 """
 
 from __future__ import annotations
 
 import gc
+import heapq
 import os
 import resource
 import signal
 import time
-from collections import Counter
 
 from . import addresses, config, listeners, sockets, splice, timeouts
 from .acceptor import PAUSE, Acceptor, Serving
 from .balancer import Backends
+from .channel import READY
 from .greeting import Greeting
 from .log import RETRY
 from .poller import READ, Poller
+from .session import BOTH_CLOSED
+from .shared import WORKER_FIELDS
 from .side import Side
 from .source import Ports
+from .tally import Tally
 from .tcp import Relay
 from .wheel import Wheel
 
-READY = b"ready\n"
 RESERVED_DESCRIPTORS = 32  # listeners come on top; the rest is two a session
 PAUSE_LOGGED = 10.0  # seconds between two lines about pauses for one reason; each pause is counted
 
 
 class Worker:
-    """Serves ``settings``, a config.Config, on ``held`` ({name: socket}).
+    """Serves slot ``slot`` of ``settings``, a config.Config, on ``held`` ({name: socket}).
 
-    ``lifeline`` is a pipe that ends with the supervisor.
+    ``line`` is the channel to the supervisor; ``region`` is the generation's shared memory, of which this process
+    writes the row of its slot.
     """
 
-    def __init__(self, settings, held, log, lifeline):
+    def __init__(self, settings, held, log, line, region, slot):
         self.now = time.monotonic
         self.log = log
         self.selector = Poller()
         self.wheel = Wheel()
         self.sessions = set()
-        self.counters = Counter()
+        self.region = region
+        self.slot = slot
+        region.reset_gauges(slot)
+        self._cells = region.cells
+        self._counted = {name: region.cell(slot, "worker", name) for name in WORKER_FIELDS}
         self.own_addresses = addresses.own_addresses()
         self._next_look = self.now() + addresses.REFRESH
         self._config = settings
-        self._lifeline = lifeline
+        self._line = line
         self.accepting = False
+        self.slots = {slot}  # those it serves
         self._acceptors = self._make_acceptors(held)
         self._paused = False
         self._pauses_logged = {}  # reason -> when
@@ -59,47 +69,58 @@ class Worker:
         self.draining = False
         self._terminations = 0  # SIGTERMs so far: the first drains, the second is now
         soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.pipes = splice.Pool(splice.bound(listeners.SLOTS, soft_limit))
+        self.pipes = splice.Pool(splice.bound(region.slots, soft_limit))
         descriptors = soft_limit - RESERVED_DESCRIPTORS - len(held) - 2 * self.pipes.bound
         self._most_sessions = max(1, descriptors // 2)
 
     def _make_acceptors(self, held):
         ports = Ports(self._config.source_ports, sockets.has_port_ranges())
         serving, acceptors = {}, []
-        for name, (service, listener) in listeners.wanted(self._config).items():
+        for name, (service, listener) in listeners.wanted(self._config, self.region.slots, held).items():
             if service.name not in serving:
                 groups = {
-                    family: Backends(service.backends_of(family), service.balance)
+                    family: Backends(service, family, self.region, self.slot)
                     for family in (config.IPV4, config.IPV6)
                     if service.backends_of(family)
                 }
-                serving[service.name] = Serving(service, groups, ports, self.count)
-            acceptors.append(Acceptor(self, held[name], serving[service.name], listener))
+                serving[service.name] = Serving(service, groups, ports, Tally(self.region, self.slot, service.name))
+            slot = listeners.slot_of(name) % self.region.slots
+            acceptors.append(Acceptor(self, held[name], slot, serving[service.name], listener))
         return acceptors
 
     # -- what relays use -------------------------------------------------------------------------------------------
 
+    def began(self, relay):
+        """Called for a session that was accepted, before anything else happens to it."""
+        self.sessions.add(relay)
+        self._cells[self._counted["sessions"]] += 1
+        relay.serving.tally.began()
+
     def finished(self, relay):
         """Called by a relay when its session is over: one line in the log."""
         self.sessions.discard(relay)
-        summary = relay.summary()
-        self.counters["connections"] += 1
+        self._cells[self._counted["sessions"]] -= 1
+        self._cells[self._counted["connections"]] += 1
+        tally, service = relay.serving.tally, relay.service
+        tally.finished()
+        if relay.index is not None:
+            relay.backends.release(relay.index)
         if not relay.upstream:
-            self.counters[f"refused: {summary['ended']}"] += 1
-        self.log.event("connection", **summary)
-        gate = relay.serving.gate
-        if gate is not None:
-            gate.open -= 1
-            if relay.admitted:
-                gate.leave(relay.client_address[0])
-            if relay.serving.paused:
-                self._resume_service(relay.serving)
+            tally.refused(relay.session.ended, relay.attempts)
+        elif relay.index is not None:
+            relay.backends.carried(relay.index, relay.upstream.sent, relay.client.sent)
+        if service.log == "all" or (service.log == "errors" and relay.session.ended != BOTH_CLOSED):
+            self.log.event("connection", **relay.summary())
+        if relay.admitted:
+            relay.serving.gate.leave(relay.client_address[0])
+        if relay.serving.paused:
+            self._resume_service(relay.serving)
         if self._paused and not self.draining and not self.full:
             self._resume_accepting()
 
     def count(self, name):
-        """Count one of ``name``."""
-        self.counters[name] += 1
+        """Count something of this worker, one of shared.WORKER_FIELDS."""
+        self._cells[self._counted[name]] += 1
 
     @property
     def full(self):
@@ -113,6 +134,12 @@ class Worker:
         self.accepting = on
         for acceptor in self._acceptors:
             acceptor.update()
+
+    def cover(self, slots):
+        """Serve these slots beside the own one, until told otherwise."""
+        self.slots = {self.slot, *slots}
+        if not self.draining:
+            self.set_accepting(self.accepting)
 
     def pause_accepting(self, why, longest=None):
         """Stop accepting until a session ends, or for ``longest`` seconds."""
@@ -145,11 +172,11 @@ class Worker:
 
     def _log_pause(self, why, **fields):
         """Count a pause, and say so unless the same was said a moment ago."""
-        self.counters["accept paused"] += 1
+        self.count("accept_paused")
         key, now = (why, fields.get("service")), self.now()
         if now - self._pauses_logged.get(key, -PAUSE_LOGGED) >= PAUSE_LOGGED:
             self._pauses_logged[key] = now
-            self.log.event("accept paused", reason=why, **fields)
+            self.log.event("accept paused", level="warning", reason=why, **fields)
 
     def _resume_accepting(self):
         if self._paused and not self.draining:
@@ -158,25 +185,53 @@ class Worker:
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
-    def run(self, ready):
-        """Serve until drained; ``ready`` is the pipe on which the supervisor waits for READY. Returns the exit code."""
+    def run(self):
+        """Serve until drained; tells the supervisor when it is READY. Returns the exit code."""
         wakeup = self._take_signals()
         self.selector.register(wakeup, READ, lambda _mask: os.read(wakeup, 64))
-        self.selector.register(self._lifeline, READ, self._supervisor_gone)
+        self.selector.register(self._line, READ, self._hear)
         self.set_accepting(True)
         gc.collect()
         gc.freeze()
-        os.write(ready, READY)
-        os.close(ready)
+        self._line.send({READY: True})
         while not (self.draining and not self.sessions):
             self._turn()
             if self._terminations and not self.draining:
                 self.drain("SIGTERM")
             if self._terminations > 1:
                 self._abort_all("stopped")
-        self.log.event("worker ends", counters=dict(self.counters), log_lines_dropped=self.log.dropped)
+        self.log.event("worker ends", counters=self._own_counters())
         self.log.flush()
         return 0
+
+    def _own_counters(self):
+        return {name: self._cells[cell] for name, cell in self._counted.items()}
+
+    def _hear(self, _mask):
+        """The supervisor said something, or is gone."""
+        messages, gone = self._line.receive()
+        for message in messages:
+            if "cover" in message:
+                self.cover(message["cover"])
+            if "log_level" in message:
+                self.log.set_level(message["log_level"])
+            if "sessions" in message:
+                self._line.send({"answer": message["sessions"], **self._some_sessions(message)})
+        if gone:
+            self.selector.unregister(self._line)
+            self.drain("the supervisor is gone")
+
+    def _some_sessions(self, message):
+        """Return the count and the oldest of the sessions asked for (``service`` or ``backend``, ``limit``)."""
+        service, backend = message.get("service"), message.get("backend")
+        wanted = [
+            relay
+            for relay in self.sessions
+            if service in (None, relay.service.name)
+            and (backend is None or (relay.backend is not None and relay.backend.name == backend))
+        ]
+        oldest = heapq.nsmallest(message["limit"], wanted, key=lambda relay: relay.started)
+        return {"count": len(wanted), "sessions": [relay.summary() for relay in oldest]}
 
     def _turn(self):
         ready = self.selector.select(self._timeout())
@@ -198,6 +253,7 @@ class Worker:
             self._look_for_timeouts(now)
         if self.log.waiting:
             self.log.flush()
+            self._cells[self._counted["log_dropped"]] = self.log.dropped
 
     def _look_for_timeouts(self, now):
         self._next_timeouts = now + self._look_interval
@@ -219,7 +275,7 @@ class Worker:
         try:
             self.own_addresses = addresses.own_addresses()
         except OSError as error:  # short of descriptors: the old list does until the next look
-            self.log.event("own addresses unknown", reason=str(error))
+            self.log.event("own addresses unknown", level="warning", reason=str(error))
 
     def contain(self, owner, error):
         """A defect in one session ends that session and not the process; the log says where it is.
@@ -228,8 +284,8 @@ class Worker:
         """
         if not isinstance(owner, (Relay, Side, Greeting)):
             raise error
-        self.counters["defects"] += 1
-        self.log.event("defect", error=repr(error), trace=_places(error))
+        self.count("defects")
+        self.log.event("defect", level="error", error=repr(error), trace=_places(error))
         relay = owner if isinstance(owner, Relay) else owner.relay
         if relay is not None:  # else its session is over already
             relay.abort(f"internal error: {error!r}")
@@ -250,10 +306,6 @@ class Worker:
     def _on_termination(self, _number, _frame):
         self._terminations += 1
 
-    def _supervisor_gone(self, _mask):
-        self.selector.unregister(self._lifeline)
-        self.drain("the supervisor is gone")
-
     def drain(self, why):
         """Take what is already queued, accept no more, and end when the sessions have, or at drain_timeout."""
         if self.draining:
@@ -261,7 +313,8 @@ class Worker:
         self.draining = True
         self.set_accepting(False)
         for acceptor in self._acceptors:
-            acceptor.accept(acceptor.serving.service.backlog)
+            if acceptor.slot in self.slots:
+                acceptor.accept(acceptor.serving.service.backlog)
             acceptor.sock.close()
         timeout = self._config.drain_timeout
         self.log.event("draining", reason=why, sessions=len(self.sessions), timeout=timeout)

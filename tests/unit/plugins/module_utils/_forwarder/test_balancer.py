@@ -1,53 +1,75 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who is next: the order of the smooth weighted round robin, failures, and never the same backend twice."""
+"""Who is next: failures, states, operators, limits, backups and slow starts; and never the same backend twice."""
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import balancer, health
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Backend
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import balancer, health, shared
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Backend, Config, Service
 from hypothesis import given
 from hypothesis import strategies as st
 
 CLIENT = "203.0.113.7"
 
 
-def backends(*weights):
-    made = [Backend(name=f"b{n}", ipv4=f"198.18.0.{n + 1}", port=80, weight=w) for n, w in enumerate(weights)]
-    return balancer.Backends(made, "round_robin")
+class Some(balancer.Backends):
+    """Backends of one service in slot 0 of two, with the region they share."""
 
+    def __init__(self, *weights, balance="round_robin", backups=(), limits=None, **options):
+        made = [
+            Backend(
+                name=f"b{n}",
+                ipv4=f"198.18.0.{n + 1}",
+                port=80,
+                weight=weight,
+                backup=n in backups,
+                max_connections=(limits or {}).get(n),
+            )
+            for n, weight in enumerate(weights)
+        ]
+        service = Service("web", (), tuple(made), balance=balance, **options)
+        self.region = shared.Region(shared.describe(Config(proxy_id=1, services=(service,)), 2))
+        super().__init__(service, "ipv4", self.region, 0)
+        self.sibling = balancer.Backends(service, "ipv4", self.region, 1)
 
-# The orders nginx's own documentation of the algorithm and its commit message give.
-TEST_ORDER = [
-    ((1, 1, 1), "012012"),
-    ((5, 1, 1), "0010200"),
-    ((1, 2), "101101"),
-    ((4, 3, 2), "012010210"),
-    ((7,), "000"),
-]
+    def __del__(self):
+        self.region.close()
 
+    def set(self, index, **states):
+        """The checker or an operator says something."""
+        for field, value in states.items():
+            self.region.set_state(field, index, value)
+        self.region.advance(shared.EPOCH_HEALTH)
 
-@pytest.mark.parametrize(("weights", "order"), TEST_ORDER)
-def test_smooth_weighted_round_robin(weights, order):
-    some = backends(*weights)
-    assert "".join(str(some.next(CLIENT, (), 0.0)) for _turn in order) == order
+    def take(self, count=1, now=1.0):
+        """Count who gets ``count`` connections, each of which ends at once."""
+        found = Counter()
+        for _turn in range(count):
+            index = self.next(CLIENT, (), now)
+            found[index] += 1
+            if index is not None:
+                self.release(index)
+        return dict(found)
+
+    def fail(self, index, now):
+        return self.failed(index, errno.ECONNREFUSED, now, True)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=8))
 def test_a_full_round_gives_each_backend_exactly_its_weight(weights):
-    some = backends(*weights)
+    some = Some(*weights)
     for _round in range(2):
-        chosen = Counter(some.next(CLIENT, (), 0.0) for _turn in range(sum(weights)))
-        assert [chosen[index] for index in range(len(weights))] == weights
+        assert some.take(sum(weights)) == dict(enumerate(weights))
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.data())
-def test_one_connection_never_gets_the_same_backend_twice_and_gets_all(weights, data):
-    some = backends(*weights)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from(sorted(balancer.STRATEGIES)), st.data())
+def test_one_connection_never_gets_the_same_backend_twice_and_gets_all(weights, balance, data):
+    some = Some(*weights, balance=balance)
     now, tried = 0.0, ()
     while True:
         index = some.next(CLIENT, tried, now)
@@ -56,34 +78,162 @@ def test_one_connection_never_gets_the_same_backend_twice_and_gets_all(weights, 
         assert index not in tried
         tried += (index,)
         if data.draw(st.booleans()):
-            some.health.failed(index, now)
+            some.fail(index, now)
         now += data.draw(st.floats(0, 10))
     assert sorted(tried) == list(range(len(weights)))
 
 
 def test_a_backend_that_failed_is_skipped_then_tried_by_one():
-    some = backends(1, 1)
-    assert some.health.failed(0, 100.0) is True
+    some = Some(1, 1)
+    assert some.fail(0, 100.0) is True
     assert {some.next(CLIENT, (), 100.0 + t) for t in (0, 1, 2, health.SKIP - 0.01)} == {1}
     due = 100.0 + health.SKIP
     turns = [some.next(CLIENT, (), due) for _turn in range(10)]
     assert turns.count(0) == 1, "one trial, and the others wait for its outcome"
-    assert some.health.failed(0, due + 1) is False, "it was known already"
+    assert some.fail(0, due + 1) is False, "it was known already"
     assert {some.next(CLIENT, (), due + 1 + t) for t in (0, 1, 2)} == {1}
-    assert some.health.succeeded(0) is True
+    assert some.connected(0, 0.001, due + 4) is True
     assert some.health.all_well
-    assert Counter(some.next(CLIENT, (), due + 2) for _turn in range(10)) == {0: 5, 1: 5}
+    assert some.take(10, due + 5) == {0: 5, 1: 5}
 
 
 def test_when_all_fail_all_are_tried():
-    some = backends(1, 1, 1)
+    some = Some(1, 1, 1)
     for index in range(3):
-        some.health.failed(index, 0.0)
+        some.fail(index, 0.0)
     assert {some.next(CLIENT, (), 1.0) for _turn in range(3)} == {0, 1, 2}
 
 
+def test_what_this_host_lacks_is_no_backends_fault():
+    some = Some(1, 1)
+    assert some.failed(0, errno.EMFILE, 1.0, False) is False
+    assert some.health.all_well
+    assert some.region.total("target", "failed_local", 0) == 1
+
+
 def test_an_absent_backend_does_not_make_up_for_its_absence():
-    some = backends(1, 1)
+    some = Some(1, 1)
     for _turn in range(50):
         assert some.next(CLIENT, (0,), 0.0) == 1
-    assert Counter(some.next(CLIENT, (), 0.0) for _turn in range(4)) == {0: 2, 1: 2}
+    assert some.take(4) == {0: 2, 1: 2}
+
+
+@pytest.mark.parametrize("state", [shared.BROKEN, shared.DOWN])
+def test_what_the_checker_takes_out_gets_nothing_and_what_it_brings_back_does(state):
+    some = Some(1, 1, 1)
+    assert some.take(6) == {0: 2, 1: 2, 2: 2}
+    some.set(1, health=state)
+    assert some.take(6) == {0: 3, 2: 3}
+    some.set(1, health=shared.UP)
+    assert some.take(6) == {0: 2, 1: 2, 2: 2}
+
+
+@pytest.mark.parametrize(("on_all_down", "taken"), [("refuse", {None: 4}), ("try_all", {0: 2, 1: 2})])
+def test_when_all_are_down(on_all_down, taken):
+    some = Some(1, 1, on_all_down=on_all_down)
+    for index in (0, 1):
+        some.set(index, health=shared.DOWN)
+    assert some.take(4) == taken
+    if on_all_down == "refuse":
+        assert some.nobody() == balancer.NOBODY
+
+
+def test_when_every_return_path_is_said_to_be_broken_real_connections_decide():
+    """A bogon filter drops the probes and no client; a broken path drops the clients' packets as well."""
+    some = Some(1, 1)
+    for index in (0, 1):
+        some.set(index, health=shared.BROKEN)
+    assert some.take(4) == {0: 2, 1: 2}
+    for index in (0, 1):
+        some.fail(index, 10.0)
+    assert some.take(4, now=11.0) == {None: 4}, "what clients saw fail is believed"
+    assert some.take(3, now=10.0 + health.SKIP) == {0: 1, 1: 1, None: 1}, "one trial each"
+    some.connected(0, 0.001, 16.0)
+    assert some.take(4, now=16.0) == {0: 4}
+
+
+@pytest.mark.parametrize("state", [shared.DRAINING, shared.MAINTENANCE])
+@pytest.mark.parametrize("on_all_down", ["refuse", "try_all"])
+def test_an_operators_word_is_final(state, on_all_down):
+    some = Some(1, 1, on_all_down=on_all_down)
+    some.set(0, admin=state)
+    assert some.take(4) == {1: 4}
+    some.set(1, admin=state)
+    assert some.take(4) == {None: 4}
+    some.set(0, admin=shared.READY)
+    assert some.take(4) == {0: 4}
+
+
+def test_backups_serve_only_while_nobody_else_does():
+    some = Some(1, 1, 1, backups=[2])
+    assert some.take(4) == {0: 2, 1: 2}
+    some.set(0, health=shared.DOWN)
+    assert some.take(2) == {1: 2}
+    some.fail(1, 1.0)
+    assert some.take(2, now=1.5) == {2: 2}, "the checker does not know yet that the last one fails"
+    some.set(1, health=shared.DOWN)
+    assert some.take(2) == {2: 2}
+    some.set(0, health=shared.UP)
+    assert some.take(2) == {0: 2}
+
+
+def test_a_limit_passes_on_to_the_next_and_then_refuses():
+    some = Some(1, 1, limits={0: 1, 1: 2})
+    held = [some.next(CLIENT, (), 1.0) for _connection in range(3)]
+    assert sorted(held) == [0, 1, 1]
+    assert some.next(CLIENT, (), 1.0) is None
+    assert some.nobody() == balancer.ALL_FULL
+    some.release(0)
+    assert some.next(CLIENT, (), 1.0) == 0
+
+
+def test_a_limit_holds_over_all_workers():
+    some = Some(1, limits={0: 2})
+    assert (some.sibling.next(CLIENT, (), 1.0), some.next(CLIENT, (), 1.0)) == (0, 0)
+    assert some.next(CLIENT, (), 1.0) is None
+    assert some.sibling.next(CLIENT, (), 1.0) is None
+    some.sibling.release(0)
+    assert some.next(CLIENT, (), 1.0) == 0
+
+
+def test_least_connections_sees_what_other_workers_have():
+    some = Some(1, 1, balance="least_connections")
+    assert [some.sibling.next(CLIENT, (), 1.0) for _connection in range(2)] == [0, 1]
+    some.sibling.release(1)
+    assert some.next(CLIENT, (), 1.0) == 1
+
+
+def test_an_operators_weight_goes_before_the_configs():
+    some = Some(1, 1)
+    some.set(0, weight=3)
+    assert some.take(4) == {0: 3, 1: 1}
+    some.set(0, weight=0)
+    assert some.take(4) == {0: 2, 1: 2}
+
+
+def test_slow_start_gives_a_growing_part():
+    some = Some(100, 100, slow_start=10.0)
+    some.set(0, health=shared.UP, recovered=1_000_000)
+    parts = [some.take(1000, now=1000.0 + age).get(0, 0) for age in (0.0, 2.5, 5.0, 10.0)]
+    expected = [1000 * part / (1 + part) for part in (balancer.RAMP_FLOOR, 0.25, 0.5, 1.0)]
+    assert parts == pytest.approx(expected, abs=3)
+
+
+def test_backends_that_never_failed_do_not_start_slowly():
+    some = Some(100, 100, slow_start=10.0)
+    assert some.take(100, now=1.0) == {0: 50, 1: 50}, "the clock counts from boot, which may be a second ago"
+
+
+def test_counts():
+    some = Some(1, 1)
+    index = some.next(CLIENT, (), 1.0)
+    total = some.region.total
+    assert total("target", "active", index) == 1
+    some.connected(index, 0.0007, 1.5)
+    some.carried(index, 10, 20)
+    some.release(index)
+    values = [total("target", name, index) for name in ("active", "connections", "bytes_to_backend", "bytes_to_client")]
+    assert values == [0, 1, 10, 20]
+    assert some.region.latest("succeeded", index) == 1500
+    assert total("target", "latency_2", index) == 1, "0.5 to 1 ms"
+    assert total("target", "connect_microseconds", index) == 700

@@ -35,7 +35,8 @@ def test_errors(tmp_path, capsys):
     assert check.run(str(path)) == 1
     assert capsys.readouterr().out.splitlines() == [
         "proxy_id: 0 is not a proxy id (1-255)",
-        "x: is not a known key (known here: drain_timeout, log, proxy_id, schema, services, source_ports)",
+        "x: is not a known key (known here: admin, drain_timeout, log, metrics, proxy_id, schema, services,"
+        " source_ports, workers)",
     ]
 
 

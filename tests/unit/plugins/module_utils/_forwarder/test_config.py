@@ -31,14 +31,17 @@ def full():
         "schema": 1,
         "proxy_id": 11,
         "drain_timeout": 45.0,
-        "log": {"format": "json"},
+        "log": {"format": "logfmt", "level": "warning"},
         "source_ports": {"first": 32768, "last": 34531},
+        "workers": 3,
+        "admin": {"socket": "/run/l4proxy/other.sock", "group": "adm"},
+        "metrics": {"listen": "127.0.0.1:9110"},
         "services": [
             {
                 "name": "web",
                 "protocol": "tcp",
                 "listen": [{"address": "198.18.0.11", "port": 80}, {"address": "::", "port": 80}],
-                "balance": "round_robin",
+                "balance": "least_connections",
                 "connect_timeout": 0.5,
                 "connect_deadline": 3.0,
                 "retries": 1,
@@ -59,6 +62,17 @@ def full():
                 },
                 "allow": ["0.0.0.0/0"],
                 "deny": ["203.0.113.0/24"],
+                "health": {
+                    "enabled": True,
+                    "interval": 5.0,
+                    "timeout": 2.0,
+                    "rise": 1,
+                    "fall": 4,
+                    "source": ["198.51.100.99"],
+                },
+                "on_all_down": "try_all",
+                "slow_start": 10.0,
+                "log": "errors",
                 "backends": [
                     {
                         "name": "b",
@@ -67,8 +81,10 @@ def full():
                         "port": 8080,
                         "weight": 2,
                         "send_proxy": "v2",
+                        "backup": False,
+                        "max_connections": 100,
                     },
-                    {"name": "c", "ipv6": "2001:db8::22", "port": 8080, "weight": 1},
+                    {"name": "c", "ipv6": "2001:db8::22", "port": 8080, "weight": 1, "backup": True},
                 ],
             }
         ],
@@ -88,6 +104,24 @@ def test_the_defaults():
     assert (loaded.proxy_id, loaded.drain_timeout, loaded.log.format) == (11, 30.0, "json")
     assert (service.protocol, service.balance, service.retries, service.backlog) == ("tcp", "round_robin", 2, 4096)
     assert (service.connect_timeout, service.connect_deadline, service.backends[0].weight) == (1.0, 5.0, 1)
+    assert (loaded.workers, loaded.metrics.endpoint, loaded.admin.socket) == (0, None, None)
+    assert (service.on_all_down, service.slow_start, service.log) == ("refuse", 0.0, "all")
+
+
+def test_the_health_source_follows_from_the_proxy_id():
+    health = config.load(minimal()).services[0].health
+    assert (health.enabled, health.interval, health.timeout, health.rise, health.fall) == (True, 2.0, 1.0, 2, 3)
+    assert [health.source_of(family) for family in ("ipv4", "ipv6")] == ["198.51.100.11", "2001:db8:ffff::11"]
+    declared = config.load(full()).services[0].health
+    assert [declared.source_of(family) for family in ("ipv4", "ipv6")] == ["198.51.100.99", None]
+
+
+@pytest.mark.parametrize(
+    ("listen", "endpoint"), [("127.0.0.1:9110", ("127.0.0.1", 9110)), ("[::1]:80", ("::1", 80)), (None, None)]
+)
+def test_the_endpoint_of_the_metrics(listen, endpoint):
+    data = {**minimal(), "metrics": {"listen": listen}}
+    assert config.load(data).metrics.endpoint == endpoint
 
 
 @pytest.mark.parametrize("data", [minimal(), full()])
@@ -193,24 +227,36 @@ TEST_REFUSED = [
     ((), "proxy_id", "11", 'proxy_id: "11" is not a proxy id (1-255)'),
     ((), "drain_timeout", -1, "drain_timeout: -1 is not a duration in seconds (0-86400)"),
     ((), "drain_timeout", float("nan"), "drain_timeout: NaN is not a duration in seconds (0-86400)"),
-    ((), "log", {"format": "xml"}, 'log.format: not in this version: "xml" (supported: json)'),
-    ((), "log", {"level": 1}, "log.level: is not a known key (known here: format)"),
+    ((), "log", {"format": "xml"}, 'log.format: not in this version: "xml" (supported: json, logfmt)'),
+    ((), "log", {"level": 1}, "log.level: not in this version: 1 (supported: debug, info, warning, error)"),
+    ((), "log", {"colour": 1}, "log.colour: is not a known key (known here: format, level)"),
+    ((), "workers", 65, "workers: 65 is not a number of workers (0-64)"),
+    ((), "admin", {"socket": "admin.sock"}, "admin.socket: admin.sock is not an absolute path"),
+    ((), "admin", {"socket": 1}, "admin.socket: 1 is not a text of 1-100 characters"),
+    ((), "metrics", {"listen": "9100"}, "metrics.listen: '9100' is not ADDRESS:PORT; write 127.0.0.1:9100"),
+    ((), "metrics", {"listen": "::1:9100"}, "metrics.listen: '::1:9100' is not ADDRESS:PORT"),
+    ((), "metrics", {"listen": "127.0.0.1:0"}, "metrics.listen: '127.0.0.1:0' is not ADDRESS:PORT"),
     ((), "log", [], "log: [] is not a JSON object"),
     ((), "services", [], "services: is empty, at least one service is expected"),
     ((), "services", {}, "services: {} is not a list of services"),
     ((), "services", MISSING, "services: is required"),
     ((), "services", ["web"], 'services[0]: "web" is not a JSON object'),
-    (
-        (),
-        "extra",
-        1,
-        "extra: is not a known key (known here: drain_timeout, log, proxy_id, schema, services, source_ports)",
-    ),
+    ((), "extra", 1, "extra: is not a known key (known here: admin, drain_timeout, log, metrics, proxy_id, "),
     (SERVICE, "name", MISSING, "services[0].name: is required"),
     (SERVICE, "name", "a b", 'services[0].name: "a b" is not a name ('),
     (SERVICE, "name", "", 'services[0].name: "" is not a name ('),
     (SERVICE, "protocol", "udp", 'services[0].protocol: not in this version: "udp" (supported: tcp)'),
-    (SERVICE, "balance", "random", 'services[0].balance: not in this version: "random" (supported: round_robin)'),
+    (SERVICE, "balance", "fastest", 'services[0].balance: not in this version: "fastest" (supported: round_robin, '),
+    (SERVICE, "health", {"enabled": 1}, "services[0].health.enabled: 1 is neither true nor false"),
+    (SERVICE, "health", {"timeout": 3}, "services[0].health.timeout: 3 is above interval (2)"),
+    (SERVICE, "health", {"fall": 0}, "services[0].health.fall: 0 is not a number of checks (1-100)"),
+    (SERVICE, "health", {"source": "198.51.100.1"}, 'health.source: "198.51.100.1" is not a list of addresses'),
+    (SERVICE, "health", {"source": [5]}, "services[0].health.source[0]: 5 is not an IP address"),
+    (SERVICE, "health", {"source": ["127.0.0.1"]}, "health.source: 127.0.0.1 cannot be a client's address"),
+    (SERVICE, "health", {"source": ["198.51.100.1", "198.51.100.2"]}, "source: has two addresses of one family"),
+    (SERVICE, "on_all_down", "panic", 'on_all_down: not in this version: "panic" (supported: refuse, try_all)'),
+    (SERVICE, "slow_start", -1, "services[0].slow_start: -1 is not a duration in seconds (0-3600)"),
+    (SERVICE, "log", "some", 'services[0].log: not in this version: "some" (supported: all, errors, none)'),
     (SERVICE, "connect_timeout", 0, "services[0].connect_timeout: 0 is not a duration in seconds (0.1-600)"),
     (SERVICE, "connect_deadline", 0.5, "services[0].connect_deadline: 0.5 is below connect_timeout (1)"),
     (SERVICE, "retries", -1, "services[0].retries: -1 is not a number of retries (0-64)"),
@@ -243,6 +289,8 @@ TEST_REFUSED = [
     (BACKEND, "send_proxy", "v3", 'services[0].backends[0].send_proxy: not in this version: "v3" (supported: v1, v2)'),
     (BACKEND, "port", 70000, "services[0].backends[0].port: 70000 is not a port (1-65535)"),
     (BACKEND, "weight", 0, "services[0].backends[0].weight: 0 is not a weight (1-65535)"),
+    (BACKEND, "backup", "yes", 'services[0].backends[0].backup: "yes" is neither true nor false'),
+    (BACKEND, "max_connections", 0, "services[0].backends[0].max_connections: 0 is not a number of connections"),
     (BACKEND, "name", MISSING, "services[0].backends[0].name: is required"),
     (BACKEND, "ipv4", MISSING, "services[0].backends[0]: has no address; give ipv4, ipv6 or both"),
     (BACKEND, "ipv4", "2001:db8::1", 'services[0].backends[0].ipv4: "2001:db8::1" is not an IPv4 address'),
@@ -255,7 +303,7 @@ TEST_REFUSED = [
         BACKEND,
         "host",
         "b",
-        "services[0].backends[0].host: is not a known key (known here: ipv4, ipv6, name, port, send_proxy, weight)",
+        "services[0].backends[0].host: is not a known key (known here: backup, ipv4, ipv6, max_connections,",
     ),
 ]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 
 def test_a_client_that_has_all_it_may_have_gets_another_when_one_ends():
-    gate = Gate(Limits(connections_per_client=2))
+    gate = Gate(Limits(connections_per_client=2), lambda: 0)
     assert [gate.enter("203.0.113.7", 0) for _connection in range(3)] == [None, None, PER_CLIENT]
     assert gate.enter("203.0.113.8", 0) is None
     gate.leave("203.0.113.7")
@@ -22,14 +22,14 @@ def test_a_client_that_has_all_it_may_have_gets_another_when_one_ends():
 
 
 def test_the_addresses_of_one_64_are_one_client():
-    gate = Gate(Limits(connections_per_client=1))
+    gate = Gate(Limits(connections_per_client=1), lambda: 0)
     assert gate.enter("2001:db8:1:2::1", 0) is None
     assert gate.enter("2001:db8:1:2:ffff::1", 0) == PER_CLIENT
     assert gate.enter("2001:db8:1:3::1", 0) is None
 
 
 def test_clients_that_left_are_forgotten():
-    gate = Gate(Limits(connections_per_client=1))
+    gate = Gate(Limits(connections_per_client=1), lambda: 0)
     for number in range(300):
         address = f"203.0.113.{number % 256}"
         assert gate.enter(address, 0) is None
@@ -49,7 +49,7 @@ def test_without_a_number_nobody_is_refused():
 
 
 def test_a_rate_admits_a_seconds_worth_at_once_and_then_its_pace():
-    gate = Gate(Limits(rate_per_client=5.0))
+    gate = Gate(Limits(rate_per_client=5.0), lambda: 0)
     assert [gate.enter("203.0.113.7", 100.0) for _connection in range(6)] == [None] * 5 + [RATE]
     assert gate.enter("203.0.113.7", 100.1) == RATE
     assert gate.enter("203.0.113.7", 100.25) is None

@@ -37,14 +37,14 @@ def connects(port):
 
 def test_bind_keep_and_close():
     first, second, third = free_ports(3)
-    held = listeners.bind_missing(config(first, second), ())
+    held = listeners.bind_missing(config(first, second), 1, ())
     assert sorted(held) == sorted([f"tcp:127.0.0.1:{first}#0", f"tcp:127.0.0.1:{second}#0"])
     kept = held[f"tcp:127.0.0.1:{second}#0"]
     after = config(second, third)
-    bound = listeners.bind_missing(after, held)
+    bound = listeners.bind_missing(after, 1, held)
     assert list(bound) == [f"tcp:127.0.0.1:{third}#0"]
     held.update(bound)
-    listeners.settle(after, held)
+    listeners.settle(after, 1, held)
     assert held[f"tcp:127.0.0.1:{second}#0"] is kept
     assert [connects(port) for port in (first, second, third)] == [False, True, True]
     listeners.close_all(held)
@@ -56,7 +56,7 @@ def test_all_or_none():
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         with pytest.raises(listeners.ListenError) as caught:
-            listeners.bind_missing(config(free, taken), ())
+            listeners.bind_missing(config(free, taken), 1, ())
     reason = f"service s{taken}: cannot listen on 127.0.0.1:{taken}: EADDRINUSE: Address already in use"
     assert caught.value.strerror == reason
     assert not connects(free)
@@ -64,7 +64,7 @@ def test_all_or_none():
 
 def test_adopt():
     (port,) = free_ports(1)
-    held = listeners.bind_missing(config(port), ())
+    held = listeners.bind_missing(config(port), 1, ())
     number = os.dup(held[f"tcp:127.0.0.1:{port}#0"].fileno())
     os.set_inheritable(number, True)
     listeners.close_all(held)
@@ -73,3 +73,29 @@ def test_adopt():
     assert adopted["name"].gettimeout() == 0.0
     assert not os.get_inheritable(number)
     listeners.close_all(adopted)
+
+
+def test_a_socket_for_each_slot_and_none_is_closed_when_there_are_fewer():
+    (port,) = free_ports(1)
+    held = listeners.bind_missing(config(port), 3, ())
+    names = [f"tcp:127.0.0.1:{port}#{slot}" for slot in range(3)]
+    assert sorted(held) == names
+    listeners.settle(config(port), 1, held)
+    assert sorted(held) == names, "a socket that leaves its group resets what is queued in it"
+    assert sorted(listeners.wanted(config(port), 2, held)) == names
+    assert sorted(listeners.wanted(config(port), 2)) == names[:2]
+    assert not listeners.bind_missing(config(port), 3, held)
+    (other,) = free_ports(1)
+    held.update(listeners.bind_missing(config(other), 1, held))
+    listeners.settle(config(other), 1, held)
+    assert list(held) == [f"tcp:127.0.0.1:{other}#0"]
+    listeners.close_all(held)
+    assert not connects(port), "an address that is no longer named is closed in all slots"
+
+
+def test_the_number_of_slots(monkeypatch):
+    assert listeners.slots_of(Config(proxy_id=1, services=(), workers=5)) == 5
+    monkeypatch.setattr(listeners.os, "sched_getaffinity", lambda _pid: set(range(4)))
+    assert listeners.slots_of(Config(proxy_id=1, services=())) == 4
+    monkeypatch.setattr(listeners.os, "sched_getaffinity", lambda _pid: set(range(200)))
+    assert listeners.slots_of(Config(proxy_id=1, services=())) == listeners.MOST_DEFAULT_SLOTS

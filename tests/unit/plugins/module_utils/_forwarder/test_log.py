@@ -9,6 +9,7 @@ import json
 import os
 import socket
 
+import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import log as log_module
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.log import MAX_WAITING, Log
 
@@ -32,6 +33,7 @@ def test_a_line_is_a_json_object_with_time_and_base(tmp_path):
         assert not log.waiting
     record = json.loads((tmp_path / "log").read_text(encoding="utf-8"))
     assert record.pop("time") > 1e9
+    assert record.pop("level") == "info"
     assert record == {"event": "connection", "pid": 7, "client": "2001:db8::1", "duration": 0.5}
 
 
@@ -86,3 +88,52 @@ def test_writes_to_a_socket_are_whole_lines_of_at_most_pipe_buf():
             assert packet.endswith(b"\n")
             numbers += [json.loads(line)["number"] for line in packet.splitlines()]
         assert numbers == list(range(100))
+
+
+def written(directory, work, **settings):
+    """Return the lines ``work(log)`` leads to."""
+    with open(directory / "log", "wb") as stream:
+        log = Log(stream.fileno(), **settings)
+        work(log)
+        log.flush()
+    return (directory / "log").read_text(encoding="utf-8").splitlines()
+
+
+def test_logfmt_quotes_what_has_to_be(tmp_path):
+    def work(log):
+        log.event("backend state", reason='he said "no"', path="/a=b", source=None, ok=True, many=[1, 2], number=0.5)
+
+    (line,) = written(tmp_path, work, format="logfmt", role="checker")
+    assert line.startswith('event="backend state" level=info time=')
+    assert line.endswith(
+        ' role=checker reason="he said \\"no\\"" path="/a=b" source= ok=true many="[1,2]" number=0.5'
+    ), line
+
+
+@pytest.mark.parametrize(("level", "seen"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
+def test_events_below_the_level_are_not_written(tmp_path, level, seen):
+    def work(log):
+        for each in log_module.LEVELS:
+            log.event("x", level=each)
+
+    assert len(written(tmp_path, work, level=level)) == seen
+
+
+def test_a_storm_of_one_warning_is_bounded_and_counted_and_others_pass(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
+
+    def work(log):
+        for _time in range(500):
+            log.event("storm", level="warning")
+            log.event("connection")
+        log.event("other", level="error")
+        now[0] += 1
+        log.event("storm", level="warning")
+
+    records = [json.loads(line) for line in written(tmp_path, work)]
+    assert sum(record["event"] == "storm" for record in records) == log_module.MOST_A_SECOND + 1
+    assert sum(record["event"] == "connection" for record in records) == 500
+    assert sum(record["event"] == "other" for record in records) == 1
+    (suppressed,) = [record for record in records if record["event"] == "log lines suppressed"]
+    assert (suppressed["of"], suppressed["count"]) == ("storm", 500 - log_module.MOST_A_SECOND)

@@ -26,9 +26,8 @@ def checking(monkeypatch, tmp_path):
     """An Upgrade whose check has begun; its output stays open."""
     output = (tmp_path / "output").open("w+b")
     monkeypatch.setattr(upgrade.children, "start_check", lambda *_arguments: (PID, output.fileno()))
-    supervisor = SimpleNamespace(
-        serving=True, candidate=None, starting=lambda: False, path="forwarder.json", now=lambda: 0.0, inherited=list
-    )
+    supervisor = SimpleNamespace(serving=True, candidate=None, path="forwarder.json", now=lambda: 0.0, inherited=list)
+    supervisor.crew = SimpleNamespace(starting=lambda: False)
     supervisor.log = SimpleNamespace(event=lambda *_names, **_fields: None)
     supervisor.selector = SimpleNamespace(register=lambda *_arguments: None)
     supervisor.wheel = SimpleNamespace(add=lambda *_arguments: None)

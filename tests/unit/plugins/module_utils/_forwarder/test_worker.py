@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
+from dataclasses import replace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import listeners
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import channel, listeners, shared
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Backend, Config, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.log import Log
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import Relay
@@ -27,18 +27,19 @@ class Host:
         self.listen = tuple(Listener("127.0.0.1", port) for port in self.ports)
         self.service = Service("web", self.listen, (backend,))
         config = Config(proxy_id=1, services=(self.service,))
-        self.held = listeners.bind_missing(config, ())
+        self.held = listeners.bind_missing(config, 2, ())
+        self.region = shared.Region(shared.describe(config, 2))
         self.log_path = directory / "log"
         self.log_file = self.log_path.open("wb")
-        self.lifeline = os.pipe()
-        self.worker = Worker(config, self.held, Log(fd=self.log_file.fileno()), self.lifeline[0])
+        self.line, theirs = channel.pair()
+        self.worker = Worker(config, self.held, Log(fd=self.log_file.fileno()), theirs, self.region, 0)
 
     def relay(self):
         """Return a session of a client that has not chosen a backend yet, and the client's end."""
         client, accepted = socket.socketpair()
         serving = self.worker._acceptors[0].serving
         relay = Relay(self.worker, serving, self.listen[0], accepted, ("203.0.113.7", 4000))
-        self.worker.sessions.add(relay)
+        self.worker.began(relay)
         return relay, client
 
     def lines(self, event):
@@ -51,8 +52,7 @@ class Host:
         listeners.close_all(self.held)
         self.worker.selector.close()
         self.log_file.close()
-        for number in self.lifeline:
-            os.close(number)
+        self.line.close()
 
 
 @pytest.fixture
@@ -91,6 +91,7 @@ def test_a_defect_in_the_workers_own_timer_is_not_hidden(host):
 def test_a_worker_that_is_full_says_so_once_and_goes_on_when_a_session_ends(host):
     relay, client = host.relay()
     host.worker._most_sessions = 1
+    host.worker.cover([1])  # a client may meet either socket of its address
     host.worker.set_accepting(True)
     clients = [socket.create_connection(("127.0.0.1", port)) for port in host.ports]
     try:
@@ -104,3 +105,59 @@ def test_a_worker_that_is_full_says_so_once_and_goes_on_when_a_session_ends(host
     finally:
         for sock in (client, *clients):
             sock.close()
+
+
+def served(host):
+    """Return the slots whose listeners the worker polls."""
+    return {acceptor.slot for acceptor in host.worker._acceptors if acceptor._listening}
+
+
+def test_a_worker_serves_its_slot_and_covers_others_when_told(host):
+    host.worker.set_accepting(True)
+    assert served(host) == {0}
+    host.line.send({"cover": [1]})
+    host.worker._hear(0)
+    assert served(host) == {0, 1}
+    host.worker.set_accepting(False)
+    assert served(host) == set()
+    host.line.send({"cover": []})
+    host.worker._hear(0)
+    assert served(host) == set(), "not while it does not accept"
+    host.worker.set_accepting(True)
+    assert served(host) == {0}
+
+
+def test_sessions_are_told_oldest_first_and_bounded(host):
+    relays = [host.relay() for _session in range(5)]
+    for age, (relay, _client) in enumerate(relays):
+        relay.started -= age
+    host.line.send({"sessions": 7, "limit": 2})
+    host.worker._hear(0)
+    ((reply,), _gone) = host.line.receive()
+    assert (reply["answer"], reply["count"]) == (7, 5)
+    assert [round(one["duration"]) for one in reply["sessions"]] == [4, 3]
+    host.line.send({"sessions": 8, "limit": 2, "service": "other"})
+    host.worker._hear(0)
+    assert host.line.receive()[0][0]["count"] == 0
+    for relay, client in relays:
+        relay.abort("over")
+        client.close()
+
+
+def test_a_worker_counts_in_its_row(host):
+    relay, client = host.relay()
+    assert host.region.total("service", "sessions", 0) == host.region.total("worker", "sessions") == 1
+    relay.refuse("client address is denied")
+    client.close()
+    assert host.region.total("service", "sessions", 0) == host.region.total("worker", "sessions") == 0
+    assert host.region.cells[host.region.cell(0, "service", "refused_denied")] == 1
+    assert host.region.cells[host.region.cell(1, "service", "refused_denied")] == 0
+
+
+@pytest.mark.parametrize(("mode", "lines"), [("all", 1), ("errors", 1), ("none", 0)])
+def test_what_a_service_logs(host, mode, lines):
+    relay, client = host.relay()
+    relay.service = replace(host.service, log=mode)
+    relay.abort("over")
+    client.close()
+    assert len(host.lines("connection")) == lines

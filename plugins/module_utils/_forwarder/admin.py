@@ -1,0 +1,159 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The admin socket: one JSON request a line, one JSON answer a line.
+
+{"op": "status"} · {"op": "drain" | "maintenance" | "ready", "backend": NAME, "service": NAME (none: every service that
+has the backend)} · {"op": "weight", "backend", "service", "weight": int or null (as configured)} ·
+{"op": "sessions", "service", "backend", "limit"} · {"op": "log_level", "level": NAME or null (as configured)}
+
+An answer is {"ok": true, …} or {"ok": false, "error": one sentence}. What is said of backends is kept over reloads.
+"""
+
+from __future__ import annotations
+
+import json
+
+from .config import MAX_WEIGHT
+from .log import LEVELS
+from .status import status
+
+TOO_LONG = b'{"ok": false, "error": "the request is longer than 16384 bytes"}\n'
+STATES = {"drain": "draining", "maintenance": "maintenance", "ready": None}
+SESSIONS_TIMEOUT = 2.0  # seconds the workers have to answer
+MOST_SESSIONS = 100  # of one worker in one answer
+
+
+class Refused(Exception):
+    """A request that cannot be served; the message is one sentence."""
+
+
+class Admin:
+    """Answers the requests of admin clients for a Supervisor."""
+
+    def __init__(self, supervisor):
+        self._supervisor = supervisor
+        self._asked = {}  # questions to the workers under way, by number
+        self._number = 0
+        self._ops = {
+            "status": self._status,
+            "weight": self._weight,
+            "log_level": self._log_level,
+            **dict.fromkeys(STATES, self._state),
+        }
+
+    def answer(self, client, line):
+        """Answer one line of a client (endpoint.Client)."""
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise Refused("a request is a JSON object")
+            if self._supervisor.serving is None or self._supervisor.serving.config is None:
+                raise Refused("no config is served yet")
+            op = request.get("op")
+            if op == "sessions":
+                self._sessions(client, request)
+                return
+            if not isinstance(op, str) or op not in self._ops:
+                raise Refused(f"op is one of {', '.join(sorted([*self._ops, 'sessions']))}")
+            reply = self._ops[op](request)
+        except Refused as error:
+            reply = {"ok": False, "error": str(error)}
+        except (ValueError, RecursionError):
+            reply = {"ok": False, "error": "a request is one JSON object on one line"}
+        _write(client, reply)
+
+    def _status(self, _request):
+        return {"ok": True, "status": status(self._supervisor)}
+
+    # -- what is said of backends ----------------------------------------------------------------------------------
+
+    def _state(self, request):
+        return self._order(request, "state", STATES[request["op"]])
+
+    def _weight(self, request):
+        weight = request.get("weight")
+        if weight is not None and (type(weight) is not int or not 1 <= weight <= MAX_WEIGHT):
+            raise Refused(f"weight is a whole number from 1 to {MAX_WEIGHT}, or null for the config's")
+        return self._order(request, "weight", weight)
+
+    def _order(self, request, key, value):
+        """Say something of a backend; the answer tells in which services, and whether that was new."""
+        supervisor = self._supervisor
+        backend, services = self._find(request)
+        changed = [name for name in services if supervisor.orders.give(name, backend, key, value)]
+        if changed:
+            for generation in (supervisor.serving, supervisor.candidate):
+                if generation:
+                    supervisor.orders.publish(generation.region)
+            supervisor.log.event("backend order", services=changed, backend=backend, **{key: value or "as configured"})
+        return {"ok": True, "changed": bool(changed), "services": services}
+
+    def _find(self, request):
+        """Return (backend, [services that have it]); raise Refused."""
+        backend, service = request.get("backend"), request.get("service")
+        services = self._supervisor.serving.config.services
+        if service is not None and service not in [one.name for one in services]:
+            raise Refused(f"there is no service {service!r} (there are {', '.join(one.name for one in services)})")
+        wanted = [one for one in services if service in (None, one.name)]
+        found = [one.name for one in wanted if backend in [each.name for each in one.backends]]
+        if not found:
+            names = sorted({each.name for one in wanted for each in one.backends})
+            raise Refused(f"there is no backend {backend!r} (there are {', '.join(names)})")
+        return backend, found
+
+    # -- the others ------------------------------------------------------------------------------------------------
+
+    def _log_level(self, request):
+        level = request.get("level")
+        if level is not None and (not isinstance(level, str) or level not in LEVELS):
+            raise Refused(f"level is one of {', '.join(LEVELS)}, or null for the config's")
+        before = self._supervisor.log.level
+        self._supervisor.set_log_level(level)
+        return {"ok": True, "changed": self._supervisor.log.level != before, "level": self._supervisor.log.level}
+
+    def _sessions(self, client, request):
+        """Ask the workers; the answer follows when they have answered, or when their time is over."""
+        limit = request.get("limit", MOST_SESSIONS)
+        if type(limit) is not int or not 1 <= limit <= MOST_SESSIONS:
+            raise Refused(f"limit is a whole number from 1 to {MOST_SESSIONS}")
+        self._number += 1
+        number = self._number
+        question = {key: request.get(key) for key in ("service", "backend")}
+        told = self._supervisor.crew.tell({"sessions": number, "limit": limit, **question})
+        waiting = {child.pid for child in told if child.role == "worker"}
+        self._asked[number] = {"client": client, "waiting": waiting, "count": 0, "sessions": [], "limit": limit}
+        self._supervisor.wheel.add(self._supervisor.now() + SESSIONS_TIMEOUT, lambda: self._finish(number))
+        self._finish_if_complete(number)
+
+    def answered(self, child, message):
+        """A worker has answered."""
+        asked = self._asked.get(message["answer"])
+        if asked is None or child.pid not in asked["waiting"]:
+            return
+        asked["waiting"].discard(child.pid)
+        asked["count"] += message["count"]
+        asked["sessions"] += message["sessions"]
+        self._finish_if_complete(message["answer"])
+
+    def gone(self, child):
+        """A worker has ended and will not answer."""
+        for number, asked in list(self._asked.items()):
+            asked["waiting"].discard(child.pid)
+            self._finish_if_complete(number)
+
+    def _finish_if_complete(self, number):
+        if number in self._asked and not self._asked[number]["waiting"]:
+            self._finish(number)
+
+    def _finish(self, number):
+        asked = self._asked.pop(number, None)
+        if asked is None:
+            return
+        oldest = sorted(asked["sessions"], key=lambda one: -one["duration"])[: asked["limit"]]
+        reply = {"ok": True, "count": asked["count"], "sessions": oldest, "silent_workers": len(asked["waiting"])}
+        _write(asked["client"], reply)
+
+
+def _write(client, reply):
+    client.write(json.dumps(reply).encode() + b"\n")

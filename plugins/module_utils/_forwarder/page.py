@@ -1,0 +1,71 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the metrics listener serves: /metrics for Prometheus, / for people, /status.json for both."""
+
+from __future__ import annotations
+
+import html
+import json
+
+from . import metrics
+from .status import status
+
+_HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5"><title>l4proxy</title><style>
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2em } table { border-collapse: collapse; margin: .5em 0 1.5em }
+th, td { padding: .2em .8em; text-align: left; border-bottom: 1px solid #ccc } td.n { text-align: right }
+.up { color: #060 } .down, .alarm { color: #a00 } .broken { color: #a50 }
+</style></head><body>
+"""
+_CLASSES = {"up": "up", "down": "down", "return path broken": "broken"}
+_COLUMNS = ("backend", "state", "server", "return path", "weight", "connections", "total", "to backend", "to client")
+
+
+def answer(supervisor, path):
+    """Return (status line, content type, body) for a path."""
+    if path == "/metrics" and supervisor.serving:
+        return "200 OK", metrics.CONTENT_TYPE, metrics.render(status(supervisor)).encode()
+    if path == "/status.json" and supervisor.serving:
+        return "200 OK", "application/json", json.dumps(status(supervisor)).encode()
+    if path == "/" and supervisor.serving:
+        return "200 OK", "text/html; charset=utf-8", render(status(supervisor)).encode()
+    return "404 Not Found", "text/plain", b"there are /, /metrics and /status.json\n"
+
+
+def render(document):
+    """Return the page of a status document."""
+    parts = [_HEAD, f"<h1>l4proxy {html.escape(document['version'])}</h1>"]
+    parts += [f'<p class="alarm">{html.escape(alarm)}</p>' for alarm in document["alarms"]]
+    last = document["last_reload"]
+    parts.append(f"<p>generation {document['generation']}, loaded {html.escape(document['loaded_at'])}")
+    parts.append(f"; the last reload failed: {html.escape(str(last['error']))}</p>" if last["error"] else "</p>")
+    parts += [_service(service) for service in document["services"]]
+    workers = ", ".join(f"{one['slot']}: pid {one['pid']}, {one['state']}" for one in document["workers"])
+    parts.append(f"<p>workers: {html.escape(workers)}</p></body></html>\n")
+    return "".join(parts)
+
+
+def _service(service):
+    listen = ", ".join(service["listen"])
+    head = f"<h2>{html.escape(service['name'])}</h2><p>{html.escape(listen)} ({html.escape(service['protocol'])}, "
+    head += f"{html.escape(service['balance'])}), {service['sessions']} sessions of {service['connections']}</p>"
+    titles = "".join(f"<th>{title}</th>" for title in _COLUMNS)
+    rows = "".join(_backend(backend) for backend in service["backends"])
+    return f"{head}<table><tr>{titles}</tr>{rows}</table>"
+
+
+def _backend(backend):
+    answers = list(backend["families"].values())
+    texts = [
+        backend["name"],
+        backend["state"],
+        " / ".join(one["server"] for one in answers),
+        " / ".join(one["return_path"] for one in answers),
+    ]
+    numbers = [backend[key] for key in ("weight", "active", "connections", "bytes_to_backend", "bytes_to_client")]
+    kind = _CLASSES.get(backend["state"], "")
+    cells = [
+        f"<td{f' class={kind}' if number == 1 else ''}>{html.escape(text)}</td>" for number, text in enumerate(texts)
+    ]
+    return "<tr>" + "".join([*cells, *(f'<td class="n">{number}</td>' for number in numbers)]) + "</tr>"

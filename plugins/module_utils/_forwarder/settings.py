@@ -1,0 +1,144 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sections of the config that are not about forwarding itself: health checks, admin socket, metrics, log.
+
+Pure, like config.py, which puts them together. Durations are seconds.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+IPV4, IPV6 = "ipv4", "ipv6"
+
+LOG_FORMATS = ("json", "logfmt")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+# What a spoofed question comes from: documentation ranges (RFC 5737, RFC 3849) that no client has, one for each proxy.
+HEALTH_SOURCE = {IPV4: "198.51.100.{0}", IPV6: "2001:db8:ffff::{0}"}
+
+DEFAULT_INTERVAL = 2.0
+DEFAULT_TIMEOUT = 1.0
+DEFAULT_RISE = 2
+DEFAULT_FALL = 3
+MAX_EXCHANGE = 512  # characters of request and expect: a question, not a transfer
+
+
+@dataclass(frozen=True)
+class Health:
+    """How the backends of a service are asked. ``request`` and ``expect`` are of UDP services only."""
+
+    enabled: bool = True
+    interval: float = DEFAULT_INTERVAL
+    timeout: float = DEFAULT_TIMEOUT
+    rise: int = DEFAULT_RISE
+    fall: int = DEFAULT_FALL
+    source: tuple[str, ...] = ()  # at most one of each family
+    request: str | None = None
+    expect: str | None = None
+
+    def source_of(self, family):
+        """Return the address the spoofed question of ``family`` comes from, None when it is not asked."""
+        for address in self.source:
+            if (":" in address) == (family == IPV6):
+                return address
+        return None
+
+
+@dataclass(frozen=True)
+class Admin:
+    """The admin socket. ``socket`` None: in the runtime directory."""
+
+    socket: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Where metrics and the status page are served; ``listen`` is ADDRESS:PORT, None: nowhere."""
+
+    listen: str | None = None
+
+    @property
+    def endpoint(self):
+        """The (address, port) to listen on, or None."""
+        return split_endpoint(self.listen) if self.listen else None
+
+
+@dataclass(frozen=True)
+class Log:
+    """How the log is written."""
+
+    format: str = "json"
+    level: str = "info"
+
+
+def health(part, proxy_id):
+    """Return the Health of the Fields ``part``; the default source follows from ``proxy_id``."""
+    default = tuple(text.format(proxy_id) for text in HEALTH_SOURCE.values())
+    found = Health(
+        enabled=part.boolean("enabled", True),
+        interval=part.seconds("interval", 0.1, 3600, DEFAULT_INTERVAL),
+        timeout=part.seconds("timeout", 0.05, 600, DEFAULT_TIMEOUT),
+        rise=part.integer("rise", 1, 100, "a number of checks", DEFAULT_RISE),
+        fall=part.integer("fall", 1, 100, "a number of checks", DEFAULT_FALL),
+        source=_sources(part, default),
+        request=part.text("request", MAX_EXCHANGE, None),
+        expect=part.text("expect", MAX_EXCHANGE, None),
+    )
+    part.done()
+    if found.interval and found.timeout and found.timeout > found.interval:
+        part.error("timeout", f"{found.timeout:g} is above interval ({found.interval:g})")
+    return found
+
+
+def _sources(part, default):
+    addresses = part.addresses("source", default)
+    families = [address.version for address in addresses]
+    if len(set(families)) != len(families):
+        part.error("source", "has two addresses of one family; give one for IPv4 and one for IPv6")
+    for address in addresses:
+        if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local:
+            part.error("source", f"{address} cannot be a client's address; give one that clients could come from")
+    return tuple(str(address) for address in addresses)
+
+
+def admin(part):
+    """Return the Admin of the Fields ``part``."""
+    found = Admin(socket=part.text("socket", 100, None), group=part.name("group", default=None))  # sun_path has 108
+    part.done()
+    if found.socket is not None and not found.socket.startswith("/"):
+        part.error("socket", f"{found.socket} is not an absolute path")
+    return found
+
+
+def metrics(part):
+    """Return the Metrics of the Fields ``part``."""
+    listen = part.text("listen", 100, None)
+    part.done()
+    if listen is not None and split_endpoint(listen) is None:
+        part.error("listen", f"{listen!r} is not ADDRESS:PORT; write 127.0.0.1:9100 or [::1]:9100")
+    return Metrics(listen=listen)
+
+
+def log(part):
+    """Return the Log of the Fields ``part``."""
+    found = Log(format=part.choice("format", LOG_FORMATS, "json"), level=part.choice("level", LOG_LEVELS, "info"))
+    part.done()
+    return found
+
+
+def split_endpoint(text):
+    """Return (address, port) of "127.0.0.1:9100" or "[::1]:9100", None when it is neither."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    if not colon or not port.isdigit() or not 1 <= int(port) <= 65535 or bracketed != (address.version == 6):
+        return None
+    return str(address), int(port)

@@ -1,0 +1,125 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The status document: what the forwarder does now, as JSON. Table, page and metrics are made from it.
+
+{"pid", "version", "generation", "archive", "config", "loaded_at", "last_reload", "reloads": {"ok", "failed"},
+ "restarts": int, "log_level": str, "alarms": [sentences], "totals": {field: int},
+ "workers": [{"slot", "pid", "state", "generation", "age" (seconds), "covers": [slots], "sessions"}],
+ "checker": {"pid"} or null,
+ "services": [{"name", "protocol", "balance", "listen": [str], field: int …, "backends": [{
+   "name", "port", "weight", "backup", "max_connections", "admin", "state", "active", field: int …,
+   "families": {"ipv4": {"address", "state", "since" (seconds), "server", "return_path", "checks",
+     "server_failures", "path_failures", "latency": {"count", "sum" (µs), "buckets": [int]}, field: int …}}}]}]}
+
+``state`` of a backend is an operator's word, or else the worst of its families; ``server`` and ``return_path`` are
+"yes", "no: ERRNO" or "not asked".
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import shared
+from .checker import LOCAL_DELIVERY
+from .children import CHECKER, WORKER
+from .shared import LATENCY_FIELDS, SERVICE_FIELDS, TARGET_FIELDS, TIMES, WORKER_FIELDS
+
+COUNTED = tuple(name for name in TARGET_FIELDS if name not in TIMES and name not in LATENCY_FIELDS)
+_WORST = (shared.UNKNOWN, shared.UP, shared.BROKEN, shared.DOWN)
+
+
+def status(supervisor):
+    """Return the status document of a supervisor."""
+    serving, totals, now = supervisor.serving, supervisor.totals(), supervisor.now()
+    config = serving.config
+    return {
+        **serving.description(),
+        "pid": os.getpid(),
+        "last_reload": supervisor.last_reload,
+        "reloads": supervisor.reloads,
+        "restarts": supervisor.crew.restarts,
+        "log_level": supervisor.log.level,
+        "alarms": [f"{family}: {LOCAL_DELIVERY}" for family in serving.region.common_causes()],
+        "totals": {name: totals.worker(name) for name in WORKER_FIELDS},
+        "workers": sorted((_worker(supervisor, child, now) for child in _workers(supervisor)), key=_order),
+        "checker": next(({"pid": c.pid} for c in supervisor.crew.of(serving.number) if c.role == CHECKER), None),
+        "services": [_service(supervisor, service, totals, now) for service in config.services] if config else [],
+    }
+
+
+def _workers(supervisor):
+    return [child for child in supervisor.crew.children.values() if child.role == WORKER]
+
+
+def _order(worker):
+    return -worker["generation"], worker["slot"]
+
+
+def _worker(supervisor, child, now):
+    region = supervisor.draining.get(child.generation)
+    if child.generation == supervisor.serving.number:
+        region = supervisor.serving.region
+    return {
+        "slot": child.slot,
+        "pid": child.pid,
+        "state": child.state,
+        "generation": child.generation,
+        "age": round(now - child.started, 1),
+        "covers": child.covers,
+        "sessions": region.cells[region.cell(child.slot, "worker", "sessions")] if region else 0,
+    }
+
+
+def _service(supervisor, service, totals, now):
+    return {
+        "name": service.name,
+        "protocol": service.protocol,
+        "balance": service.balance,
+        "listen": [str(listener) for listener in service.listen],
+        **{name: totals.service(service.name, name) for name in SERVICE_FIELDS},
+        "backends": [_backend(supervisor, service, backend, totals, now) for backend in service.backends],
+    }
+
+
+def _backend(supervisor, service, backend, totals, now):
+    region = supervisor.serving.region
+    families = {
+        family: _target(region, number, totals, now)
+        for number, (name, backend_name, family) in enumerate(region.targets)
+        if (name, backend_name) == (service.name, backend.name)
+    }
+    for family, found in families.items():
+        found["address"] = backend.address(family)
+    order = supervisor.orders.of(service.name, backend.name)
+    worst = max((found.pop("health") for found in families.values()), key=_WORST.index)
+    return {
+        "name": backend.name,
+        "port": backend.port,
+        "weight": order.get("weight", backend.weight),
+        "backup": backend.backup,
+        "max_connections": backend.max_connections,
+        "admin": order.get("state", "ready"),
+        "state": order.get("state", shared.STATES[worst]),
+        **{name: sum(found[name] for found in families.values()) for name in COUNTED},
+        "families": families,
+    }
+
+
+def _target(region, number, totals, now):
+    health, since = region.state("health", number), region.state("since", number)
+    buckets = [totals.target(*region.targets[number], name) for name in LATENCY_FIELDS]
+    return {
+        "health": health,
+        "state": shared.STATES[health],
+        "since": round(now - since / 1000, 1) if since else None,
+        "server": region.told("server", number),
+        "return_path": region.told("path", number),
+        **{name: region.state(name, number) for name in ("checks", "server_failures", "path_failures")},
+        **{name: totals.target(*region.targets[number], name) for name in COUNTED},
+        "latency": {
+            "buckets": buckets,
+            "count": sum(buckets),
+            "sum": totals.target(*region.targets[number], "connect_microseconds"),
+        },
+    }

@@ -1,0 +1,70 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The numbers of one service in the row of one worker slot, and the causes for which clients are turned away."""
+
+from __future__ import annotations
+
+from . import balancer, limits, spoof
+from .shared import LADDER, REFUSED
+
+_CAUSES = {
+    balancer.NOBODY: "no_backend",
+    balancer.ALL_FULL: "no_backend",
+    limits.PER_SERVICE: "limited",
+    limits.PER_CLIENT: "limited",
+    limits.RATE: "limited",
+    spoof.FOREIGN_FAMILY: "never_spoofed",
+    "client address is denied": "denied",
+    "client address is not allowed": "denied",
+}
+
+
+def cause_of(reason, attempts):
+    """Return which of shared.REFUSED a session that never had a backend ended of; ``reason`` is what its log says."""
+    if reason in _CAUSES:
+        return _CAUSES[reason]
+    if attempts:
+        return "connect_failed"
+    if reason.startswith("client address is "):
+        return "never_spoofed"
+    return "bad_header" if "PROXY header" in reason else "other"
+
+
+class Tally:
+    """Counts for one service; ``slot`` is whose row is written."""
+
+    def __init__(self, region, slot, service):
+        self._cells = region.cells
+        index = region.services.index(service)
+        self._sessions, self._connections = (
+            region.cell(slot, "service", name, index) for name in ("sessions", "connections")
+        )
+        self._all_sessions = [region.cell(row, "service", "sessions", index) for row in range(region.slots + 1)]
+        self._refused = {cause: region.cell(slot, "service", f"refused_{cause}", index) for cause in REFUSED}
+        self._steps = {
+            f"source: {step.replace('_', ' ')}": region.cell(slot, "service", f"source_{step}", index)
+            for step in LADDER
+        }
+
+    def began(self):
+        """A client was accepted."""
+        self._cells[self._sessions] += 1
+        self._cells[self._connections] += 1
+
+    def finished(self):
+        """Its session is over."""
+        self._cells[self._sessions] -= 1
+
+    def refused(self, reason, attempts):
+        """A client was turned away."""
+        self._cells[self._refused[cause_of(reason, attempts)]] += 1
+
+    def count(self, name):
+        """Count a step of the source ladder, such as "source: kept"."""
+        self._cells[self._steps[name]] += 1
+
+    def total(self):
+        """Return the sessions the service has, in all workers."""
+        cells = self._cells
+        return sum(cells[number] for number in self._all_sessions)
