@@ -14,11 +14,14 @@ import logging
 import socket
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ._version import VERSION
 
 CONFIG = "/etc/l4proxy/forwarder.json"
 DOCUMENTS = "/etc/l4proxy/routing.d"
+
+EVERY_SERVICE = "all"
 
 EXIT_FAULT = 1
 EXIT_USAGE = 2
@@ -40,6 +43,29 @@ def _reload(arguments: argparse.Namespace) -> int:
     from ._forwarder import reload
 
     return reload.run(wait=arguments.wait)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from ._forwarder import client, console
+
+    path = arguments.socket or client.default_socket()
+    return console.run(lambda: console.show_status(path, arguments.json))
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from ._forwarder import client, console
+
+    path = arguments.socket or client.default_socket()
+    return console.run(lambda: console.top(path, arguments.interval))
+
+
+def _order(arguments: argparse.Namespace) -> int:
+    from ._forwarder import client, console
+
+    path, service = arguments.socket or client.default_socket(), arguments.service
+    wait = arguments.timeout if getattr(arguments, "wait", False) else None
+    everywhere = None if service == EVERY_SERVICE else service
+    return console.run(lambda: console.order(path, arguments.command, arguments.backend, everywhere, wait))
 
 
 def _keep(arguments: argparse.Namespace) -> int:
@@ -102,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     reload.add_argument("--wait", action="store_true", help="return when the new generation serves, or say why not")
     reload.set_defaults(run=_reload)
 
+    _add_admin_commands(commands)
+
     keep = commands.add_parser("keep", help="hold this host to its state documents (what the systemd unit does)")
     keep.add_argument("--directory", default=DOCUMENTS, metavar="DIR", help="default: %(default)s")
     keep.add_argument("--once", action="store_true", help="apply them once, and wait for nothing")
@@ -127,6 +155,33 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_admin_commands(commands: Any) -> None:
+    """What is said over the forwarder's admin socket."""
+    status = commands.add_parser("status", help="show services, backends and workers of the running forwarder")
+    status.add_argument("--json", action="store_true", help="print the whole status document")
+    status.set_defaults(run=_status)
+
+    top = commands.add_parser("top", help="the same, again and again")
+    top.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="default: %(default)s")
+    top.set_defaults(run=_top)
+
+    orders = {
+        "drain": "give a backend no new connections; those it has go on",
+        "maintenance": "the same, shown as maintenance",
+        "ready": "give a backend connections again",
+    }
+    parsers = {name: commands.add_parser(name, help=text) for name, text in orders.items()}
+    for parser in parsers.values():
+        parser.add_argument("service", metavar="SERVICE", help=f"its name, or {EVERY_SERVICE}")
+        parser.add_argument("backend", metavar="BACKEND", help="its name")
+        parser.set_defaults(run=_order)
+    for name in ("drain", "maintenance"):
+        parsers[name].add_argument("--wait", action="store_true", help="return when it has no connections left")
+        parsers[name].add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="of --wait")
+    for parser in (status, top, *parsers.values()):
+        parser.add_argument("--socket", metavar="FILE", help="admin socket; default: in the runtime directory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@
 
 {"pid", "version", "generation", "archive", "config", "loaded_at", "last_reload", "reloads": {"ok", "failed"},
  "restarts": int, "log_level": str, "alarms": [sentences], "totals": {field: int},
- "workers": [{"slot", "pid", "state", "generation", "age" (seconds), "covers": [slots], "sessions"}],
+ "workers": [{"slot", "pid" (null: gone), "state", "generation", "age" (seconds), "covers": [slots], "sessions"}],
  "checker": {"pid"} or null,
  "services": [{"name", "protocol", "balance", "listen": [str], field: int …, "backends": [{
    "name", "port", "weight", "backup", "max_connections", "admin", "state", "active", field: int …,
@@ -42,14 +42,19 @@ def status(supervisor):
         "log_level": supervisor.log.level,
         "alarms": [f"{family}: {LOCAL_DELIVERY}" for family in serving.region.common_causes()],
         "totals": {name: totals.worker(name) for name in WORKER_FIELDS},
-        "workers": sorted((_worker(supervisor, child, now) for child in _workers(supervisor)), key=_order),
+        "workers": sorted(_workers(supervisor, now), key=_order),
         "checker": next(({"pid": c.pid} for c in supervisor.crew.of(serving.number) if c.role == CHECKER), None),
         "services": [_service(supervisor, service, totals, now) for service in config.services] if config else [],
     }
 
 
-def _workers(supervisor):
-    return [child for child in supervisor.crew.children.values() if child.role == WORKER]
+def _workers(supervisor, now):
+    """Return every worker, old ones included, and an entry without a pid for each slot that has none."""
+    serving = supervisor.serving
+    found = [_worker(supervisor, child, now) for child in supervisor.crew.children.values() if child.role == WORKER]
+    there = {one["slot"] for one in found if one["generation"] == serving.number}
+    gone = {"pid": None, "state": "gone", "generation": serving.number, "age": 0.0, "covers": [], "sessions": 0}
+    return found + [{"slot": slot, **gone} for slot in range(serving.slots) if slot not in there]
 
 
 def _order(worker):

@@ -1,0 +1,294 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The admin socket, the commands and the module that use it, and the metrics: with good clients and with bad ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import endpoint
+from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
+
+from tests.kernel import forwarder_lab as fl
+
+WEB, RAW, METRICS = 8000, 7000, 9110
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with fl.raise_lab("m") as lab:
+        fl.wire(lab)
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def forwarder(lab):
+    web, raw = fl.service(lab, "web", WEB, 9), fl.service(lab, "raw", RAW, 9000, backends=["b"])
+    document = fl.config(web, raw, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
+    with fl.Forwarder(lab, document) as forwarder:
+        yield forwarder
+
+
+@pytest.fixture(autouse=True)
+def ready(forwarder):
+    yield
+    for backend in fl.BACKENDS:
+        forwarder.ask("ready", backend=backend)
+
+
+@pytest.fixture
+def listener(lab):
+    with fl.listen(lab, "b", 9000) as listener:
+        yield listener
+
+
+def raw_client(forwarder):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(fl.PATIENCE)
+    sock.connect(str(forwarder.directory / "admin.sock"))
+    return sock
+
+
+def test_the_socket_is_for_its_owner_and_group(forwarder):
+    assert stat.S_IMODE(os.stat(forwarder.directory / "admin.sock").st_mode) == 0o660
+
+
+REFUSED = [
+    (b"\n", "one JSON object on one line"),
+    (b"\xff\xfe\x00\n", "one JSON object on one line"),
+    (b"[" * 5000 + b"\n", "one JSON object on one line"),
+    (b"[]\n", "a request is a JSON object"),
+    (b"{}\n", "op is one of drain, log_level"),
+    (b'{"op": ["status"]}\n', "op is one of"),
+    (b'{"op": "drain", "backend": "x"}\n', "there is no backend 'x' (there are b, c, d)"),
+    (b'{"op": "drain", "backend": {"a": 1}}\n', "there is no backend {'a': 1}"),
+    (b'{"op": "drain", "backend": "b", "service": "x"}\n', "there is no service 'x' (there are web, raw)"),
+    (b'{"op": "weight", "backend": "b", "weight": 0}\n', "weight is a whole number from 1 to 65535"),
+    (b'{"op": "weight", "backend": "b", "weight": true}\n', "weight is a whole number"),
+    (b'{"op": "sessions", "limit": 1000000}\n', "limit is a whole number from 1 to 100"),
+    (b'{"op": "log_level", "level": "loud"}\n', "level is one of debug, info, warning, error"),
+    (b'{"op": "status", "x": "' + b"y" * 70_000, "longer than 16384 bytes"),
+]
+
+
+@pytest.mark.parametrize(("request_line", "sentence"), REFUSED)
+def test_a_bad_request_gets_one_sentence(forwarder, request_line, sentence):
+    with raw_client(forwarder) as sock:
+        try:
+            sock.sendall(request_line)
+        except BrokenPipeError:
+            pass  # it has heard enough
+        answer = json.loads(sock.makefile().readline())
+    assert answer["ok"] is False
+    assert sentence in answer["error"]
+    assert forwarder.status()["generation"] == 1, "others are served"
+
+
+def test_clients_that_stall_are_bounded_and_others_are_served(forwarder):
+    stalled = [raw_client(forwarder) for _client in range(endpoint.MOST_CLIENTS - 1)]
+    try:
+        for sock in stalled:
+            sock.sendall(b'{"op": "sta')  # and nothing more
+        assert forwarder.status()["generation"] == 1, "one place is left"
+        last = raw_client(forwarder)
+        fl.wait(lambda: len(descriptors(forwarder)) >= endpoint.MOST_CLIENTS, "it was accepted")
+        with last, raw_client(forwarder) as one_too_many:
+            assert one_too_many.recv(1) == b"", "it is turned away at once"
+    finally:
+        for sock in stalled:
+            sock.close()
+    fl.wait(lambda: answers(forwarder), "their places are free again")
+
+
+def descriptors(forwarder):
+    return list(Path(f"/proc/{forwarder.process.pid}/fd").iterdir())
+
+
+def answers(forwarder):
+    try:
+        return forwarder.status()
+    except (OSError, ValueError):
+        return None
+
+
+def test_a_client_that_does_not_read_is_not_read_from(forwarder):
+    with raw_client(forwarder) as sock:
+        sock.setblocking(False)
+        sent = 0
+        with pytest.raises(BlockingIOError):
+            while True:
+                sent += sock.send(b'{"op": "status"}\n' * 100)
+        assert sent < 4 << 20
+        assert forwarder.status()["generation"] == 1
+        size = int(Path(f"/proc/{forwarder.process.pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
+        assert size < 100 << 20
+
+
+def test_sessions_of_all_workers(lab, forwarder, listener):
+    pairs = [fl.pair(lab, listener, RAW) for _connection in range(10)]
+    try:
+        answer = forwarder.ask("sessions", service="raw", limit=3)
+        assert (answer["count"], answer["silent_workers"], len(answer["sessions"])) == (10, 0, 3)
+        oldest = answer["sessions"][0]
+        assert (oldest["service"], oldest["backend"], oldest["client"]) == ("raw", "b", lab["client"].ipv4)
+        assert oldest["client_port"] == pairs[0][0].getsockname()[1]
+        assert forwarder.ask("sessions", backend="c")["count"] == 0
+    finally:
+        for end in sum(pairs, ()):
+            end.close()
+
+
+def test_the_log_level_reaches_every_process(lab, forwarder):
+    before = len(forwarder.log("connection"))
+    assert forwarder.ask("log_level", level="error")["level"] == "error"
+    with pytest.raises(OSError):
+        fl.get(lab, lab["a"].ipv4, WEB)
+    assert forwarder.ask("log_level", level=None)["level"] == "info"
+    with pytest.raises(OSError):
+        fl.get(lab, lab["a"].ipv4, WEB)
+    fl.wait(lambda: len(forwarder.log("connection")) == before + 1, "the second one is in the log", forwarder.show)
+
+
+# -- the command line ---------------------------------------------------------------------------------------------------
+
+
+def cli(lab, forwarder, *arguments):
+    return lab.l4proxy("a", [*arguments, "--socket", str(forwarder.directory / "admin.sock")])
+
+
+def test_status_is_a_table_or_json(lab, forwarder):
+    table = cli(lab, forwarder, "status").stdout
+    assert table.startswith("l4proxy ")
+    assert "2 of 2 workers" in table
+    assert "web  0.0.0.0:8000, [::]:8000  tcp, round_robin" in table
+    assert json.loads(cli(lab, forwarder, "status", "--json").stdout)["services"][1]["name"] == "raw"
+    nobody = lab.l4proxy("a", ["status", "--socket", "/nonexistent/admin.sock"])
+    assert nobody.returncode == 1
+    assert "no forwarder listens on /nonexistent/admin.sock" in nobody.stderr
+
+
+def test_drain_waits_until_the_last_connection_has_ended(lab, forwarder, listener):
+    client, server = fl.pair(lab, listener, RAW)
+    early = cli(lab, forwarder, "drain", "raw", "b", "--wait", "--timeout", "0.5")
+    assert early.returncode == 1
+    assert "b is draining in raw, but has 1 connection after 0.5 s" in early.stderr
+    with pytest.raises(ConnectionResetError), fl.connect(lab, lab["a"].ipv4, RAW) as other:
+        other.recv(1)
+    outcome = []
+    waiting = threading.Thread(target=lambda: outcome.append(cli(lab, forwarder, "drain", "raw", "b", "--wait")))
+    waiting.start()
+    with client, server:
+        client.sendall(b"the one that is there goes on")
+        assert server.recv(100) == b"the one that is there goes on"
+    waiting.join(fl.PATIENCE)
+    assert outcome[0].stdout == "b is draining and has no connections in raw (as before)\n"
+    assert cli(lab, forwarder, "ready", "all", "b").stdout == "b is ready in web, raw\n"
+    for end in fl.pair(lab, listener, RAW):
+        end.close()
+
+
+# -- the module ---------------------------------------------------------------------------------------------------------
+
+
+def module(forwarder, capsys, **params):
+    common = {"backend": "b", "socket": str(forwarder.directory / "admin.sock")}
+    with patch_module_args({**common, **params}), pytest.raises(SystemExit):
+        forwarder_backend.main()
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_module_is_idempotent_and_truthful_in_check_mode(forwarder, capsys):
+    planned = module(forwarder, capsys, state="drain", _ansible_check_mode=True)
+    assert planned["changed"] is True
+    assert planned["diff"] == {"before": "raw: ready\nweb: ready\n", "after": "raw: draining\nweb: draining\n"}
+    assert {one["admin"] for one in backends_named(forwarder, "b")} == {"ready"}
+    done = module(forwarder, capsys, state="drain", wait=True)
+    assert (done["changed"], done["diff"]) == (True, planned["diff"])
+    assert done["services"]["raw"] == {"before": "ready", "after": "draining", "connections": 0}
+    assert {one["admin"] for one in backends_named(forwarder, "b")} == {"draining"}
+    assert module(forwarder, capsys, state="drain")["changed"] is False
+    assert module(forwarder, capsys, state="maintenance", service="raw")["changed"] is True
+    assert [one["admin"] for one in backends_named(forwarder, "b")] == ["draining", "maintenance"]
+    assert module(forwarder, capsys, wait=True)["changed"] is True
+    assert module(forwarder, capsys)["changed"] is False
+
+
+def backends_named(forwarder, name):
+    services = forwarder.status()["services"]
+    return [one for service in services for one in service["backends"] if one["name"] == name]
+
+
+def test_the_module_fails_with_a_sentence(lab, forwarder, listener, capsys):
+    unknown = module(forwarder, capsys, backend="x")
+    assert unknown["msg"] == "there is no backend x in any service of this forwarder"
+    absent = module(forwarder, capsys, socket="/nonexistent/admin.sock")
+    assert "no forwarder listens on /nonexistent/admin.sock" in absent["msg"]
+    client, server = fl.pair(lab, listener, RAW)
+    with client, server:
+        busy = module(forwarder, capsys, state="drain", service="raw", wait=True, timeout=0.3)
+    assert busy["msg"] == "backend b still has 1 connection after 0.3 s"
+
+
+# -- metrics ------------------------------------------------------------------------------------------------------------
+
+
+def http(lab, request):
+    with lab["a"].inside():
+        sock = socket.create_connection(("127.0.0.1", METRICS), timeout=fl.PATIENCE)
+    with sock:
+        sock.sendall(request)
+        head, _blank, body = fl.receive_all(sock).partition(b"\r\n\r\n")
+    return head.split(b"\r\n")[0].decode(), body.decode()
+
+
+def test_metrics_and_pages(lab, forwarder, listener):
+    for end in fl.pair(lab, listener, RAW):
+        end.close()
+    fl.wait(lambda: forwarder.status()["services"][1]["sessions"] == 0, "it is over")
+    status, text = http(lab, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert status == "HTTP/1.0 200 OK"
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    total = int(samples['l4proxy_backend_connections_total{service="raw",backend="b"}'])
+    assert total >= 1
+    assert int(samples['l4proxy_connect_seconds_bucket{service="raw",backend="b",family="ipv4",le="+Inf"}']) == total
+    assert float(samples['l4proxy_connect_seconds_sum{service="raw",backend="b",family="ipv4"}']) > 0
+    assert samples['l4proxy_worker_up{slot="1"}'] == "1"
+    declared = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(declared) == len(set(declared))
+    status, page = http(lab, b"GET / HTTP/1.0\r\n\r\n")
+    assert "<h2>raw</h2>" in page
+    assert http(lab, b"GET /x HTTP/1.0\r\n\r\n")[0] == "HTTP/1.0 404 Not Found"
+    assert http(lab, b"POST / HTTP/1.0\r\n\r\n")[0] == "HTTP/1.0 405 Method Not Allowed"
+    assert http(lab, b"nonsense\r\n\r\n")[0] == "HTTP/1.0 400 Bad Request"
+    assert http(lab, b"GET /" + b"x" * 20_000)[0] == "HTTP/1.0 400 Too Long"
+
+
+def test_metrics_that_cannot_be_served_fail_the_reload(lab, forwarder):
+    document = json.loads(forwarder.config.read_text(encoding="utf-8"))
+    with lab["a"].inside(), socket.create_server(("127.0.0.1", 9111)):
+        forwarder.configure({**document, "metrics": {"listen": "127.0.0.1:9111"}})
+        outcome = forwarder.reload()
+    forwarder.configure(document)
+    assert outcome.returncode == 1
+    assert "metrics: cannot listen on 127.0.0.1:9111: EADDRINUSE" in outcome.stderr
+    assert http(lab, b"GET /metrics HTTP/1.0\r\n\r\n")[0] == "HTTP/1.0 200 OK"
+
+
+def test_an_admin_client_outlasts_no_stop(lab):
+    """A connection to the admin socket must not keep a forwarder that was told to stop."""
+    document = fl.config(fl.service(lab, "other", 8001, 9))
+    with fl.Forwarder(lab, document) as forwarder, raw_client(forwarder) as sock:
+        begun = time.monotonic()
+        assert forwarder.stop() == 0
+        assert sock.recv(1) == b""
+        assert time.monotonic() - begun < fl.PATIENCE
+        assert not (forwarder.directory / "admin.sock").exists()
