@@ -177,6 +177,7 @@ class Crew:
             of_generation=child.generation,
             state=child.state,
             code=code,
+            reason=child.failure,
         )
         return child
 

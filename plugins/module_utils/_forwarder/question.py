@@ -18,16 +18,19 @@ from . import sockets
 _PENDING = {errno.EINPROGRESS, errno.EALREADY}
 
 
+def _socket(family, kind, source):
+    """Return a socket that never waits, bound to ``source`` or, without one, to whatever the route gives."""
+    kind |= socket.SOCK_NONBLOCK
+    return socket.socket(family, kind) if source is None else sockets.transparent_socket(family, source, kind=kind)
+
+
 class TcpQuestion:
     """A handshake; ``source`` None asks from an address of our own. Raises OSError when it cannot be asked."""
 
     def __init__(self, address, port, source):
         self._peer = (address, port)
         family = sockets.family_of(address)
-        if source is None:
-            self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        else:
-            self._sock = sockets.transparent_socket(family, source, blocking=False)
+        self._sock = _socket(family, socket.SOCK_STREAM, source)
         try:
             self._answer = self._look()
         except OSError:
@@ -58,10 +61,7 @@ class UdpQuestion:
     def __init__(self, address, port, source, request, expect):
         self._expect = expect
         family = sockets.family_of(address)
-        if source is None:
-            self._sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        else:
-            self._sock = sockets.transparent_socket(family, source, kind=socket.SOCK_DGRAM, blocking=False)
+        self._sock = _socket(family, socket.SOCK_DGRAM, source)
         try:
             self._sock.connect((address, port))
             self._sock.send(request)
