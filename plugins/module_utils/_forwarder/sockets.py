@@ -132,12 +132,13 @@ def begin_connect(upstream, address, port, user_timeout=0):
         upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         if user_timeout:
             upstream.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(user_timeout * 1000))
-        upstream.connect((address, port))
-    except BlockingIOError:
-        return  # EINPROGRESS
+        error = upstream.connect_ex((address, port))  # no exception for what is the rule
     except OSError:
         upstream.close()
         raise
+    if error and error != errno.EINPROGRESS:
+        upstream.close()
+        raise OSError(error, os.strerror(error))
 
 
 def port_range(first, last):

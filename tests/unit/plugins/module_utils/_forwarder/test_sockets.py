@@ -60,6 +60,7 @@ def test_an_address_in_use_is_reported_and_the_socket_closed():
 class FakeSocket:
     """Stands in for socket.socket: records the options, and fails where told."""
 
+    error = errno.EINPROGRESS
     made: list = []  # noqa: RUF012
 
     def __init__(self, family, kind):
@@ -72,9 +73,9 @@ class FakeSocket:
     def bind(self, address):
         self.calls.append(("bind", address))
 
-    def connect(self, address):
+    def connect_ex(self, address):
         self.calls.append(("connect", address))
-        raise BlockingIOError(errno.EINPROGRESS, "")
+        return self.error
 
     def close(self):
         self.calls.append("close")
@@ -153,10 +154,7 @@ def test_an_upstream_connect_is_begun_without_waiting(fake):
 
 
 def test_a_connect_that_fails_at_once_closes_the_socket(fake, monkeypatch):
-    def unreachable(_self, _address):
-        raise OSError(errno.ENETUNREACH, "")
-
-    monkeypatch.setattr(FakeSocket, "connect", unreachable)
+    monkeypatch.setattr(FakeSocket, "error", errno.ENETUNREACH)
     made = FakeSocket(socket.AF_INET, socket.SOCK_STREAM)
     with pytest.raises(OSError) as caught:
         sockets.begin_connect(made, "198.18.0.21", 8080)
