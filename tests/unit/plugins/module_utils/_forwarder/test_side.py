@@ -193,3 +193,15 @@ def test_bulk_goes_through_a_pipe_and_small_data_does_not(monkeypatch):
         send(middle.client, bytes(20 << 20), [1 << 20])
         assert receive(middle.server)[0] == 20 << 20
         assert sum(moved) > 20 << 20, "in and out: most of it went through the pipe"
+
+
+@pytest.mark.parametrize(("flag", "segments"), [(socket.MSG_MORE, 2), (0, 3)])
+def test_the_end_leaves_with_the_last_bytes(monkeypatch, flag, segments):
+    monkeypatch.setattr(side_module, "MSG_MORE", flag)
+    middle = Middle(8)
+    middle.server.sendall(b"that is all")
+    middle.server.shutdown(socket.SHUT_WR)
+    with middle:
+        assert exactly(middle.client, 100) == b"that is all"
+        info = middle.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
+        assert struct.unpack_from("I", info, 140)[0] == segments  # tcpi_segs_in (linux/tcp.h); the first is the SYN
