@@ -310,7 +310,7 @@ def reset(sock: socket.socket) -> None:
 
 def _idle(pid: int) -> bool:
     """Whether a worker sleeps and has no TCP connection; what it had to log is then in the log."""
-    sockets = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()}
+    sockets = set(open_files(pid))
     table = [
         line.split()
         for name in ("tcp", "tcp6")
@@ -318,6 +318,15 @@ def _idle(pid: int) -> bool:
     ]
     listening = "0A"  # TCP_LISTEN in include/net/tcp_states.h
     return asleep(pid) and not any(row[3] != listening and f"socket:[{row[9]}]" in sockets for row in table)
+
+
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process are: "socket:[inode]", "pipe:[inode]" or a path."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found.append(os.readlink(entry))
+    return found
 
 
 def asleep(pid: int) -> bool:

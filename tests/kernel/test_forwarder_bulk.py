@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import random
 import socket
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -65,16 +63,8 @@ def new_lines(forwarder):
 
 
 def pipes(pid):
-    """How many pipes of PIPE_SIZE a process has."""
-    found = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            target = os.readlink(entry)
-        except OSError:
-            continue
-        if target.startswith("pipe:"):
-            found.add(target)
-    return len(found)
+    """How many pipes a process has."""
+    return len({one for one in fl.open_files(pid) if one.startswith("pipe:")})
 
 
 def pour(sock, mebibytes, end=True):

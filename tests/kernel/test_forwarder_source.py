@@ -151,11 +151,8 @@ def test_the_steps_are_counted(lab, servers):
         seen(lab, "ipv4", 7201)
         seen(lab, "ipv4", 7202)
         seen(lab, "ipv4", 7202, host="b")
-        forwarder.connections(3)
-        forwarder.stop()
-        counters = forwarder.log("worker ends")[0]["counters"]
-    assert {name: counters[name] for name in counters if name.startswith("source")} == {
-        "source: kept": 1,
-        "source: any": 1,
-        "source: own": 1,
-    }
+        forwarder.settled()
+        counters = {one["name"]: one for one in forwarder.status()["services"]}
+    steps = ("source_kept", "source_any", "source_own", "source_refused")
+    assert [counters["keep"][step] for step in steps] == [1, 0, 0, 0]
+    assert [counters["hide"][step] for step in steps] == [0, 1, 1, 0]

@@ -125,7 +125,7 @@ class Relay:
             if refusal:
                 self.refuse(refusal)
                 return
-            self.admitted = True
+            self.admitted = serving.gate is not None
         family = IPV6 if ":" in address else IPV4
         self._hidden = spoof.refusal(address, self.worker.own_addresses)
         if family not in serving.groups:
