@@ -69,10 +69,10 @@ EXAMPLES = r"""
       delegate_to: "{{ item }}"
       loop: "{{ groups['proxies'] }}"
 
-    - name: Upgrade the server
-      ansible.builtin.package:
+    - name: Do whatever must not be seen by clients
+      ansible.builtin.systemd_service:
         name: nginx
-        state: latest
+        state: restarted
 
     - name: Put it back
       trueip.l4proxy.forwarder_backend:

@@ -123,11 +123,13 @@ def answers(forwarder):
 def test_a_client_that_does_not_read_is_not_read_from(forwarder):
     with raw_client(forwarder) as sock:
         sock.setblocking(False)
-        sent = 0
-        with pytest.raises(BlockingIOError):
-            while True:
+        sent, most = 0, 4 << 20
+        try:
+            while sent < most:
                 sent += sock.send(b'{"op": "status"}\n' * 100)
-        assert sent < 4 << 20
+        except BlockingIOError:
+            pass  # the supervisor takes no more before its answers are read
+        assert sent < most
         assert forwarder.status()["generation"] == 1
         size = int(Path(f"/proc/{forwarder.process.pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
         assert size < 100 << 20
@@ -158,7 +160,7 @@ def test_the_log_level_reaches_every_process(lab, forwarder):
     fl.wait(lambda: len(forwarder.log("connection")) == before + 1, "the second one is in the log", forwarder.show)
 
 
-# -- the command line ---------------------------------------------------------------------------------------------------
+# -- the command line ------------------------------------------------------------------------------------------------
 
 
 def cli(lab, forwarder, *arguments):
@@ -196,7 +198,7 @@ def test_drain_waits_until_the_last_connection_has_ended(lab, forwarder, listene
         end.close()
 
 
-# -- the module ---------------------------------------------------------------------------------------------------------
+# -- the module ------------------------------------------------------------------------------------------------------
 
 
 def module(forwarder, capsys, **params):
@@ -238,7 +240,7 @@ def test_the_module_fails_with_a_sentence(lab, forwarder, listener, capsys):
     assert busy["msg"] == "backend b still has 1 connection after 0.3 s"
 
 
-# -- metrics ------------------------------------------------------------------------------------------------------------
+# -- metrics ---------------------------------------------------------------------------------------------------------
 
 
 def http(lab, request):

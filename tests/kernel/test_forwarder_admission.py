@@ -241,4 +241,4 @@ def test_a_flood_of_connect_and_reset_costs_no_memory_and_serves_the_others(lab,
     fl.wait(lambda: len(os.listdir(f"/proc/{worker}/fd")) <= descriptors + 2, "every session is over")
     forwarder.connections(sessions + count)
     assert fl.resident(worker) - before < 2 << 20
-    assert not forwarder.log("defect")
+    assert not forwarder.log("defect"), forwarder.log("defect")[0]

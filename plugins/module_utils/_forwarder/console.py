@@ -67,7 +67,7 @@ def order(path, op, backend, service, wait=None):
     return 0
 
 
-# -- the table: pure ----------------------------------------------------------------------------------------------------
+# -- the table: pure -------------------------------------------------------------------------------------------------
 
 _TITLES = ("BACKEND", "STATE", "SERVER", "RETURN PATH", "WEIGHT", "CONN", "TOTAL", "FAILED", "TO BACKEND", "TO CLIENT")
 

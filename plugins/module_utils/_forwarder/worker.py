@@ -111,10 +111,12 @@ class Worker:
             relay.backends.carried(relay.index, relay.upstream.sent, relay.client.sent)
         if service.log == "all" or (service.log == "errors" and relay.session.ended != BOTH_CLOSED):
             self.log.event("connection", **relay.summary())
-        if relay.admitted:
-            relay.serving.gate.leave(relay.client_address[0])
-        if relay.serving.paused:
-            self._resume_service(relay.serving)
+        gate = relay.serving.gate
+        if gate is not None:
+            if relay.admitted:
+                gate.leave(relay.client_address[0])
+            if relay.serving.paused:
+                self._resume_service(relay.serving)
         if self._paused and not self.draining and not self.full:
             self._resume_accepting()
 
