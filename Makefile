@@ -14,7 +14,7 @@ export ANSIBLE_HOME := $(CURDIR)/.build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_CONFIG
 
-.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper package docs clean fuzz
+.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper package docs clean fuzz soak
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -104,6 +104,10 @@ docs: ## Build the documentation as a site, .build/docs/html, and follow every l
 	@bash tests/docs/build.sh
 
 SECONDS ?= 60
+soak: ## Reload every second under load, for SECONDS=60: nothing may be refused, reset or wrong (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.soak $(SECONDS)
+
 fuzz: ## Fuzz the parsers of what strangers send, SECONDS=60 each; the fuzzer is installed into .build/fuzz
 	@bash tests/fuzz/run.sh $(SECONDS)
 

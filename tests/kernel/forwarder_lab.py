@@ -100,7 +100,15 @@ class Forwarder:
     """``l4proxy forward`` on a host: started, reloaded, read and stopped by the tests."""
 
     def __init__(
-        self, lab: NamespaceLab, document: dict, *, host: str = "a", wrapper: tuple = (), archive: Path | None = None
+        self,
+        lab: NamespaceLab,
+        document: dict,
+        *,
+        host: str = "a",
+        wrapper: tuple = (),
+        archive: Path | None = None,
+        environment: dict | None = None,
+        **spawn,
     ):
         self.lab = lab
         self.directory = Path(tempfile.mkdtemp(prefix="forwarder-", dir=lab.tmp))
@@ -114,10 +122,10 @@ class Forwarder:
         python = "/usr/bin/python3" if wrapper else sys.executable
         archive = archive or (build_archive(self.directory) if wrapper else None)
         program = [python, str(archive)] if archive else [python, "-c", netns.CLI]
-        environment = {**netns.cli_environment(), **self.environment}
+        environment = {**netns.cli_environment(), **self.environment, **(environment or {})}
         if archive:
             del environment["PYTHONPATH"]
-        self.process = lab[host].spawn([*wrapper, *program, *command], env=environment)
+        self.process = lab[host].spawn([*wrapper, *program, *command], env=environment, **spawn)
 
     def configure(self, document: dict | str) -> None:
         """Replace the config file; nothing is reloaded."""

@@ -55,6 +55,7 @@ class Supervisor:
         self.archive = runtime.running_archive()
         self.runtime_file = runtime.path()
         self.held = {}  # listeners by name
+        self.store = notify.Store()  # of listeners, at the service manager
         self.crew = Crew(self)
         self.serving = None
         self.candidate = None
@@ -79,8 +80,13 @@ class Supervisor:
     def run(self, left=None):
         """Serve until told to stop; ``left`` is what the program before this one handed over. Returns the exit code."""
         children.name_process("supervisor")
+        kept = notify.stored(os.environ)
         if left is not None:
             self._adopt(left)
+        elif kept:
+            self.held = listeners.adopt(kept)
+            self.store = notify.Store(kept)
+            self.log.event("listeners found", listeners=sorted(kept))
         self._take_signals()
         self._begin()
         self._account()
@@ -136,6 +142,7 @@ class Supervisor:
         self.log.event("stopping", reason=why, now=self.stopping > 1, processes=len(self.crew.children))
         if self.stopping == 1:
             notify.stopping()
+            self.store.keep({})
             self.upgrade.cancel()
             listeners.close_all(self.held)  # before the workers: what they find queued afterwards is all there will be
             self.crew.drain_all_but(None, self._drain_timeout())
@@ -169,6 +176,7 @@ class Supervisor:
             "reloads": self.reloads,
             "restarts": self.crew.restarts,
             "attempt": self.upgrade.attempt,
+            "stored": sorted(self.store.names),
         }
         regions = [self.serving.region.fd, *(region.fd for region in self.draining.values())]
         return state, [*held.values(), *endpoints.values(), *(child["channel"] for child in workers), *regions]
@@ -183,6 +191,7 @@ class Supervisor:
         self.log_level = left["log_level"]
         self.last_reload, self.reloads = left["last_reload"], left["reloads"]
         self.upgrade.attempt = left["attempt"]
+        self.store = notify.Store(left["stored"])
         self.crew.restarts = left["restarts"]
         self.crew.adopt(left["children"])
         self.endpoints.adopt(left["endpoints"])
@@ -232,6 +241,7 @@ class Supervisor:
         self.crew.settled()
         self.crew.fill()  # the checker
         listeners.settle(generation.config, generation.slots, self.held)
+        self.store.keep(self.held)
         self.endpoints.settle(generation.config, generation.endpoints)
         self.orders.settle(generation.config)
         generation.loaded_at = runtime.timestamp()

@@ -35,6 +35,30 @@ def test_what_the_service_manager_hears(manager):
     assert manager.recv(1000).startswith(b"STOPPING=1\n")
 
 
+def test_sockets_are_kept_by_name_and_given_back(manager, monkeypatch):
+    name = "tcp:[::]:80#0"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        store = notify.Store()
+        store.keep({name: listener})
+        data, (number,), _flags, _address = socket.recv_fds(manager, 1000, 2)
+        assert data == b"FDSTORE=1\nFDNAME=tcp%3A%5B%3A%3A%5D%3A80%230"
+        with socket.socket(fileno=number) as kept:
+            assert kept.getsockname() == listener.getsockname()
+        store.keep({name: listener})
+        store.keep({})
+        assert manager.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=tcp%3A%5B%3A%3A%5D%3A80%230"
+    environ = {
+        "LISTEN_PID": str(os.getpid()),
+        "LISTEN_FDS": "2",
+        "LISTEN_FDNAMES": "tcp%3A%5B%3A%3A%5D%3A80%230:b",
+        "x": "y",
+    }
+    assert notify.stored(environ) == {name: 3, "b": 4}
+    assert environ == {"x": "y"}
+    assert notify.stored({"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "a"}) == {}
+    assert notify.stored({}) == {}
+
+
 def test_without_a_service_manager_nothing_happens(monkeypatch):
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     assert notify.ready("x") is False
