@@ -18,6 +18,12 @@ from .session import Action, Event, Session, State
 from .side import Side
 from .source import ANY, KEPT, OWN
 
+# What every connection needs. Before Python 3.12 finding a member takes a descriptor written in Python, 0.1 to 0.4 µs.
+_CLIENT_ENDS = (Event.CLIENT_EOF, Event.CLIENT_RESET)
+_BACKEND_ENDS = (Event.BACKEND_EOF, Event.BACKEND_RESET)
+_ATTEMPT, _CONNECTED = Event.ATTEMPT, Event.CONNECTED
+_CONNECTING, _FINISHED = State.CONNECTING, State.FINISHED
+
 # Errors that are about the backend or the way to it. All others are about this host, and no backend is to blame.
 _BACKENDS_FAULT = {
     errno.ECONNREFUSED,
@@ -78,7 +84,7 @@ class Relay:
         self.listener = listener
         self.client_address = client_address  # (host, port, ...), as accept() or a PROXY header gives it
         self.session = Session()
-        self.client = Side(sock, self, Event.CLIENT_EOF, Event.CLIENT_RESET)
+        self.client = Side(sock, self, *_CLIENT_ENDS)
         self.upstream = None
         self.via = None  # the address of the proxy that made this connection for its client
         self.introduction = None  # its Header
@@ -149,7 +155,7 @@ class Relay:
     def handle(self, event, reason=None):
         """Report an event to the session and carry out what it says."""
         actions = self.session.handle(event, reason)
-        finishing = actions and self.session.state is State.FINISHED  # asked now: an action may report the next event
+        finishing = actions and self.session.state is _FINISHED  # asked now: an action may report the next event
         for action in actions:
             _DO[action](self)
         if finishing:
@@ -219,9 +225,9 @@ class Relay:
         return sock
 
     def _begin_attempt(self, sock, now):
-        self.handle(Event.ATTEMPT)
+        self.handle(_ATTEMPT)
         self._attempted = now
-        upstream = self.upstream = Side(sock, self, Event.BACKEND_EOF, Event.BACKEND_RESET)
+        upstream = self.upstream = Side(sock, self, *_BACKEND_ENDS)
         self.worker.selector.watch(upstream.number, self._connect_done, writable=True)
         upstream.writable_watched = True
         deadline = min(now + self.service.connect_timeout, self._deadline)
@@ -234,7 +240,7 @@ class Relay:
 
     def _connect_done(self, mask):
         """The callback while connecting. Only WRITE: connected. More: an error, or the server spoke first."""
-        if self.session.state is not State.CONNECTING:
+        if self.session.state is not _CONNECTING:
             return
         upstream = self.upstream
         upstream.readable = bool(mask & (READ | ENDED))
@@ -252,7 +258,7 @@ class Relay:
         self.serving.tally.count(COUNTERS[self.step])
         if self.step == OWN:
             self._own = upstream.sock.getsockname()[0]
-        self.handle(Event.CONNECTED)
+        self.handle(_CONNECTED)
 
     def _attempt_failed(self, number, why):
         """Remember why, for the log, and for the next clients when the backend is to blame."""
