@@ -170,7 +170,7 @@ class Forwarder:
         return self.ask("status")["status"]
 
     def log(self, event: str | None = None) -> list[dict]:
-        lines = self.process.log.read_text(encoding="utf-8").splitlines()
+        lines = self.process.log.read_text(encoding="utf-8").split("\n")[:-1]  # what follows is half a line, or nothing
         records = [json.loads(line) for line in lines if line.startswith("{")]
         return [record for record in records if event in (None, record["event"])]
 
