@@ -65,10 +65,11 @@ options:
     description:
       - For how many seconds at most what O(document) no longer names is kept while connections use it. V(0) removes it
         at once, and with it the connections.
-      - Kept objects are stored as C(retiring), with the time C(retire_at) at which they go at the latest. What has a
-        mark, and the rules and routes of that mark, go as soon as no connection carries it; the keeper looks for that.
-        What has none (addresses, rules by source) goes at that time.
-      - Sysctls are not kept. Has no meaning without O(purge).
+      - Kept objects are stored as C(retiring), with the time C(retire_at) at which they go at the latest. From half of
+        the time on, when the other end has had time to learn of the change, what has a mark in conntrack, and the rules
+        and routes of that mark, go as soon as no connection carries it; the keeper looks for that. What has none
+        (addresses, rules by source, sysctls, marks without conntrack) goes at that time.
+      - Has no meaning without O(purge).
     type: int
     default: 0
   allow_empty:

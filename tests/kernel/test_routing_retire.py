@@ -15,6 +15,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import con
 from tests.kernel import routing_lab as rl
 
 DRAIN = 600.0
+# Until then nothing leaves, since the proxy may not yet know that it is out.
+SETTLED = DRAIN / 2 + 1
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +35,9 @@ def b(lab):
         yield host
 
 
-def without_a2(lab, b, tmp_path, **options):
-    """Apply the document of one proxy where there were two, as the module does."""
-    return lab.engine.apply(b, rl.return_path(lab["a"]), directory=str(tmp_path), now=time.time(), **options)
+def without_a2(lab, b, tmp_path, later: float = 0, **options):
+    """Apply the document of one proxy where there were two, as the module does, ``later`` seconds from now."""
+    return lab.engine.apply(b, rl.return_path(lab["a"]), directory=str(tmp_path), now=time.time() + later, **options)
 
 
 def has_a2(b) -> bool:
@@ -60,7 +62,9 @@ def test_a_live_stream_survives_and_its_set_goes_when_it_has_ended(lab, b, tmp_p
         for _exchange in range(2):
             request(stream)
             assert b"200 OK" in stream.socket.recv(4096)
-    done = rl.eventually(lambda: None if (found := without_a2(lab, b, tmp_path, drain=DRAIN)).retiring else found)
+    done = rl.eventually(
+        lambda: None if (found := without_a2(lab, b, tmp_path, SETTLED, drain=DRAIN)).retiring else found
+    )
     assert done.next_due is None
     assert not has_a2(b)
     assert "retiring" not in (tmp_path / "return_path.json").read_text()
@@ -78,8 +82,16 @@ def test_without_drain_the_stream_breaks(lab, b, tmp_path):
             stream.socket.recv(1)
 
 
-def test_what_no_connection_uses_goes_at_once(lab, b, tmp_path):
-    assert without_a2(lab, b, tmp_path, drain=DRAIN).retiring == ()
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_what_no_connection_uses_stays_until_the_proxy_can_know(lab, b, tmp_path, family):
+    assert without_a2(lab, b, tmp_path, drain=DRAIN).retiring
+    assert rl.handshake(lab["a2"], rl.address(lab["client"], family), rl.address(b, family)) == "established"
+    again = without_a2(lab, b, tmp_path, drain=DRAIN)
+    assert (again.changes, bool(again.retiring)) == ((), True)
+    done = rl.eventually(
+        lambda: None if (found := without_a2(lab, b, tmp_path, SETTLED, drain=DRAIN)).retiring else found
+    )
+    assert done.next_due is None
     assert not has_a2(b)
 
 

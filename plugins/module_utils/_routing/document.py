@@ -7,6 +7,9 @@
     {"schema": 1, "owner": "return_path", "protocol": 202,
      "rules": [...], "routes": [...], "marks": [...], "sysctls": [...], "addresses": [...], "mark_engine": "auto"}
 
+``mark_engine`` says what holds the marks; ``settle_at`` (seconds since the epoch) is until when all that retires stays,
+see ``retire``.
+
 ``load`` takes parsed JSON and gives a ``Document`` of normalised objects, or raises ``DocumentError`` with *all*
 errors, each with its path. ``dump`` is its inverse. Which keys an object has is said in ``schema``.
 """
@@ -26,11 +29,11 @@ SHAPES: dict[str, tuple[schema.Fields, Any, Any]] = {
     "rules": (schema.RULE, schema.check_rule, Rule),
     "routes": (schema.ROUTE, schema.check_route, Route),
     "marks": (schema.MARK, schema.check_mark, schema.make_mark),
-    "sysctls": (schema.SYSCTL, None, Sysctl),
+    "sysctls": (schema.SYSCTL, schema.check_retiring, Sysctl),
     "addresses": (schema.ADDRESS, schema.check_address, Address),
 }
 SECTIONS = tuple(SHAPES)
-KEYS = ("schema", "owner", "protocol", *SECTIONS, "mark_engine")
+KEYS = ("schema", "owner", "protocol", *SECTIONS, "mark_engine", "settle_at")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Document:
     sysctls: tuple[Sysctl, ...] = ()
     addresses: tuple[Address, ...] = ()
     mark_engine: str = "auto"
+    settle_at: int | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -59,6 +63,7 @@ def load(data: Any) -> Document:
     ]
     owner, protocol = _owner(data, errors)
     mark_engine = _mark_engine(data, errors)
+    settle_at = _settle_at(data, errors)
     sections = {section: _objects(data, section, errors) for section in SECTIONS}
     for section, values in sections.items():
         errors.extend(_duplicates(section, values))
@@ -67,7 +72,7 @@ def load(data: Any) -> Document:
     if errors:
         raise DocumentError(errors)
     objects = {name: tuple(values) for name, values in sections.items()}
-    return Document(owner, protocol, **objects, mark_engine=mark_engine)
+    return Document(owner, protocol, **objects, mark_engine=mark_engine, settle_at=settle_at)
 
 
 def _refuse_other_schema(data: dict[str, Any]) -> None:
@@ -105,6 +110,14 @@ def _mark_engine(data: dict[str, Any], errors: list[str]) -> str:
     except ValueError as error:
         errors.append(f"mark_engine: {error}")
         return ""
+
+
+def _settle_at(data: dict[str, Any], errors: list[str]) -> int | None:
+    try:
+        return None if data.get("settle_at") is None else schema.time(data["settle_at"])
+    except ValueError as error:
+        errors.append(f"settle_at: {error}")
+        return None
 
 
 def _objects(data: dict[str, Any], section: str, errors: list[str]) -> list[Any]:
@@ -187,11 +200,13 @@ def _addresses_together(addresses: list[Address | None]) -> list[str]:
 def dump(document: Document) -> dict[str, Any]:
     """The document as JSON data, every object normalised and in its natural order."""
     sections = {name: sorted(getattr(document, name), key=lambda value: value.order) for name in SECTIONS}
-    engine = {} if document.mark_engine == "auto" else {"mark_engine": document.mark_engine}
+    rest = {} if document.mark_engine == "auto" else {"mark_engine": document.mark_engine}
+    if document.settle_at is not None:
+        rest["settle_at"] = document.settle_at
     return {
         "schema": SCHEMA,
         "owner": document.owner,
         "protocol": document.protocol,
         **{name: [schema.dump(value) for value in values] for name, values in sections.items()},
-        **engine,
+        **rest,
     }

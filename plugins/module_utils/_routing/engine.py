@@ -77,8 +77,9 @@ def reconcile(
     """Make the owner's set what the document says; with ``directory`` the document is then stored there.
 
     ``now`` (seconds since the epoch) ends what retires and is over. With it, what the document does not name any more
-    is kept for ``drain`` seconds at most, retiring (and stored so) until no connection needs it; see ``retire``.
-    ``have_lock``: the caller holds the host's lock, because it has read the document under it.
+    is kept for ``drain`` seconds at most, retiring (and stored so), and from half of that time on only while a
+    connection needs it; see ``retire``. ``have_lock``: the caller holds the host's lock, because it has read the
+    document under it.
     Raises Refused and NotReady before anything is touched, MissingPackage (with ``check`` only a warning), ApplyError
     after everything was undone.
     """
@@ -90,7 +91,8 @@ def reconcile(
         view = _view(host, document, check)
         if now is not None:
             stored = _stored(document.owner, directory) if drain else None
-            document = retire.begin(document, view.have, stored, now + drain) if drain and purge else document
+            if drain and purge:
+                document = retire.begin(document, view.have, stored, now + drain, now + drain / 2)
             document = retire.due(document, now, host.count_connections)
             view.want = retire.wanted(view.want, document)
         errors = plan.conflicts(view.want, view.foreign)

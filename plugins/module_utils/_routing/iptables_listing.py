@@ -4,7 +4,8 @@
 
 """How the output of iptables-save is read: chains, jumps to them, and the marks that a memo describes. Pure.
 
-A memo says a mark in lines of ``ID/MASK key value``: ``0xb/0xff name a``, ``0xb/0xff mac 02:00:00:00:00:11``, …
+A memo says a mark in lines of ``ID/MASK key value``: ``0xb/0xff name a``, ``0xb/0xff mac 02:00:00:00:00:11``, … and one
+without conntrack in lines of ``ID/MASK each key value``.
 """
 
 from __future__ import annotations
@@ -96,19 +97,19 @@ def memo(mark: Mark) -> Iterable[str]:
     facts = [("name", mark.name), ("iif", mark.iif), ("oif", mark.oif)]
     facts += [("mac", mac) for mac in mark.macs] + [("via", via) for via in mark.via]
     facts += [("match", "transparent socket")] if mark.transparent else []
-    facts += [] if mark.conntrack else [("conntrack", "no")]
-    return (f"{mark.id:#x}/{mark.mask:#x} {key} {value}" for key, value in facts if value is not None)
+    bits = f"{mark.id:#x}/{mark.mask:#x}" if mark.conntrack else f"{mark.id:#x}/{mark.mask:#x} each"
+    return (f"{bits} {key} {value}" for key, value in facts if value is not None)
 
 
 def marks(rules: Iterable[str]) -> Iterable[Mark]:
     """The marks that the rules of a memo describe; what cannot be read describes none."""
-    found: dict[tuple[int, int], dict[str, Any]] = {}
+    found: dict[tuple[int, int, bool], dict[str, Any]] = {}
     for rule in rules:
-        line = re.fullmatch(r'-m comment --comment "?0x([0-9a-f]+)/0x([0-9a-f]+) (\w+) ([^"]+)"?', rule)
+        line = re.fullmatch(r'-m comment --comment "?0x([0-9a-f]+)/0x([0-9a-f]+)( each)? (\w+) ([^"]+)"?', rule)
         if line:
-            number, mask, key, value = line.groups()
-            found.setdefault((int(number, 16), int(mask, 16)), {}).setdefault(key, []).append(value)
-    for (number, mask), facts in found.items():
+            number, mask, each, key, value = line.groups()
+            found.setdefault((int(number, 16), int(mask, 16), not each), {}).setdefault(key, []).append(value)
+    for (number, mask, tracked), facts in found.items():
         if "name" in facts:
             yield Mark(
                 facts["name"][0],
@@ -118,6 +119,6 @@ def marks(rules: Iterable[str]) -> Iterable[Mark]:
                 via=tuple(facts.get("via", ())),
                 iif=facts.get("iif", [None])[0],
                 transparent="match" in facts,
-                conntrack="conntrack" not in facts,
+                conntrack=tracked,
                 oif=facts.get("oif", [None])[0],
             )

@@ -257,11 +257,12 @@ class Mark:
 
     @property
     def key(self) -> tuple:
-        return (self.id,)
+        """One id may be there with and without conntrack, while one way of doing it takes over from the other."""
+        return (self.id, self.conntrack)
 
     @property
     def order(self) -> tuple:
-        return (self.id, self.name)
+        return (self.id, self.name, self.conntrack)
 
     @property
     def follows_neighbour(self) -> bool:
@@ -284,6 +285,8 @@ class Sysctl:
 
     name: str
     value: str
+    retiring: bool = field(default=False, compare=False)
+    retire_at: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _set(self, name=sysctl_name(self.name), value=sysctl_value(self.value))

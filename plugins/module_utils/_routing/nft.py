@@ -13,7 +13,7 @@
 
 Requests to a container behind a published port pass through forward instead of input, and its replies through
 prerouting instead of output. A mark without conntrack goes from input (a sender) or prerouting (a transparent socket)
-straight to mark_ID, and its guard goes by the packet's mark.
+straight to each_ID, and its guard, guard_each_ID, goes by the packet's mark.
 
 The connection's bits are set only once in its life: else another proxy's SYN on the same four-tuple would redirect a
 live connection. nft 1.0.6 cannot copy one mark to another under a mask, hence a chain for each id. Only our bits are
@@ -79,26 +79,27 @@ def _hooked(marks: list[Mark]) -> Rules:
         for hook in ("input", "forward")
         for senders in _senders(tracked, "save")
     ]
-    rules += [("input", "each packet", [_is(packet, 0), senders]) for senders in _senders(single, "mark")]
+    rules += [("input", "each packet", [_is(packet, 0), senders]) for senders in _senders(single, "each")]
     if tracked:
         known = _vmap(connection, [(mark.id, mark) for mark in tracked], "mark")
         rules += [(hook, "replies", [reply, known]) for hook in ("prerouting", "output")]
     for mark in single:
         if mark.transparent:
             socket = _is({"socket": {"key": "transparent"}}, 1)
-            rules.append(("prerouting", "for a transparent socket", [_is(packet, 0), socket, _goto(mark, "mark")]))
-    for chosen, key, condition in ((tracked, connection, [reply]), (single, packet, [])):
+            rules.append(("prerouting", "for a transparent socket", [_is(packet, 0), socket, _goto(mark, "each")]))
+    for chosen, key, condition, verb in ((tracked, connection, [reply], "guard"), (single, packet, [], "guard_each")):
         guarded = [(mark.id, mark) for mark in chosen if mark.via]
         if guarded:
-            rules.append(("postrouting", "replies leave by their proxy", [*condition, _vmap(key, guarded, "guard")]))
+            rules.append(("postrouting", "replies leave by their proxy", [*condition, _vmap(key, guarded, verb)]))
     return rules
 
 
 def _chains_of(mark: Mark) -> Rules:
     """The rules of a mark's own chains."""
+    verb, guard = ("mark", "guard") if mark.conntrack else ("each", "guard_each")
     rules: Rules = [(f"save_{mark.id}", mark.name, [COUNTER, _set(CT_MARK, mark)])] if mark.conntrack else []
-    rules.append((f"mark_{mark.id}", mark.name, [COUNTER, _set(META_MARK, mark)]))
-    rules.extend((f"guard_{mark.id}", mark.name, statements) for statements in _guards(mark))
+    rules.append((f"{verb}_{mark.id}", mark.name, [COUNTER, _set(META_MARK, mark)]))
+    rules.extend((f"{guard}_{mark.id}", mark.name, statements) for statements in _guards(mark))
     return rules
 
 

@@ -66,27 +66,27 @@ def _pair(value: list) -> list:
 
 
 def marks(objects: Objects) -> Iterable[Mark]:
-    """The marks that a listing describes: a chain mark_ID for each, whose rule has the name as its comment."""
+    """The marks that a listing describes: a chain mark_ID or each_ID, whose rule has the name as its comment."""
     rules = [item["rule"] for item in objects if "rule" in item]
-    chains = {item["chain"]["name"] for item in objects if "chain" in item}
     hooked = [rule for rule in rules if rule["chain"] in HOOK_CHAINS]
     senders = [pair for rule in hooked if rule["chain"] == "input" for pair in _pairs(rule["expr"])]
     sockets = {target for rule in hooked if rule["chain"] == "prerouting" for target in _gotos(rule["expr"])}
     mask = next((found for rule in hooked for found in _masks(rule["expr"])), MAX_U32)
     for rule in rules:
-        found = re.fullmatch(r"mark_([0-9]+)", rule["chain"])
+        found = re.fullmatch(r"(mark|each)_([0-9]+)", rule["chain"])
         if found and rule.get("comment"):
-            number = int(found.group(1))
-            mine = [sender for sender, target in senders if target in (f"save_{number}", f"mark_{number}")]
+            tracked, number = found.group(1) == "mark", int(found.group(2))
+            entry, guard = ("save", "guard") if tracked else ("each", "guard_each")
+            mine = [sender for sender, target in senders if target == f"{entry}_{number}"]
             yield Mark(
                 rule["comment"],
                 number,
                 mask,
                 macs=tuple(sender for sender in mine if ":" in sender),
-                via=tuple(_next_hops(other["expr"] for other in rules if other["chain"] == f"guard_{number}")),
+                via=tuple(_next_hops(other["expr"] for other in rules if other["chain"] == f"{guard}_{number}")),
                 iif=next((sender for sender in mine if ":" not in sender), None),
-                transparent=f"mark_{number}" in sockets,
-                conntrack=f"save_{number}" in chains,
+                transparent=f"{entry}_{number}" in sockets,
+                conntrack=tracked,
             )
 
 

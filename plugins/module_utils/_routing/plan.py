@@ -155,8 +155,9 @@ def _unless(name: str | None, taken: set[str | None]) -> str | None:
 
 
 def _sysctls(want: Iterable[Sysctl], have: Iterable[Setting], purge: bool) -> tuple[list[Change], list[Change]]:
-    wanted = {sysctl.name: sysctl for sysctl in want}
     current = {setting.name: setting for setting in have}
+    # What retires may be a setting of an interface that is gone by now.
+    wanted = {sysctl.name: sysctl for sysctl in want if sysctl.name in current or not sysctl.retiring}
     changes = [
         Change("sysctl", "replace", current[name], sysctl)
         for name, sysctl in sorted(wanted.items())

@@ -5,9 +5,10 @@
 """Objects that leave a host only when nothing needs them any more. Pure: the time and the counts are passed in.
 
 A ``retiring`` object stays on the host as it is, and is never added. Without ``retire_at`` it stays until the document
-no longer names it. With it, it leaves at that time (seconds since the epoch), or as soon as no connection carries its
-id: that of a mark, of a rule by its fwmark, and of a route by the rules that look its table up. An object without an id
-(an address, a rule by source) stays for the whole time.
+no longer names it. With it, it leaves at that time (seconds since the epoch), or after the document's ``settle_at`` as
+soon as no connection carries its id: that of a mark, of a rule by its fwmark, and of a route by the rules that look its
+table up. Before, the other end may still make new connections that need it. An object without an id (an address, a rule
+by source, a setting), or with that of a mark that is not kept in conntrack, stays for the whole time.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from . import document as documents
-from .document import Document
-from .model import Mark, Route, Rule
+from .document import SECTIONS, Document
+from .model import Mark, Route, Rule, Sysctl
 from .plan import State
 
-SECTIONS = ("rules", "routes", "marks", "addresses")
 # Nobody tells when the last connection ends: seconds until another look is worth while.
 LOOK_AGAIN = 5.0
 
@@ -30,26 +30,37 @@ Count = Callable[[int, int], Optional[int]]
 Id = tuple[int, int]
 
 
-def begin(document: Document, have: State, stored: Document | None, deadline: float) -> Document:
+def begin(
+    document: Document, have: State, stored: Document | None, deadline: float, settle_at: float | None = None
+) -> Document:
     """The document, and with it, retiring, all that the owner has on the host and the document does not name.
 
-    What retires already by the ``stored`` document keeps its earlier time.
+    What retires already by the ``stored`` document keeps its earlier time, and while nothing is added to it, that
+    document's ``settle_at`` counts.
     """
     masks = {mark.mask for mark in document.marks}
-    added = {}
+    added, more = {}, False
     for section in SECTIONS:
         named = {value.key for value in getattr(document, section)}
         times = {value.key: value.retire_at for value in getattr(stored, section, ()) if value.retire_at is not None}
         lacking = [
             _retiring(value, times.get(value.key, int(deadline)))
-            for value in getattr(have, section)
+            for value in _present(have, section)
             # Marks under two masks cannot share one table: one under another mask than now goes at once.
             if value.key not in named and (not isinstance(value, Mark) or masks <= {value.mask})
         ]
-        added[section] = getattr(document, section) + tuple(
-            value for value in lacking if documents.storable(section, value)
-        )
-    return replace(document, **added)
+        kept = tuple(value for value in lacking if documents.storable(section, value))
+        more = more or any(value.key not in times for value in kept)
+        added[section] = getattr(document, section) + kept
+    earlier = stored.settle_at if stored else None
+    return replace(document, **added, settle_at=int(settle_at) if more and settle_at is not None else earlier)
+
+
+def _present(have: State, section: str) -> list[Any]:
+    """What the owner has on the host: of settings, those it holds."""
+    if section != "sysctls":
+        return list(getattr(have, section))
+    return [Sysctl(setting.name, setting.value) for setting in have.sysctls if setting.held]
 
 
 def _retiring(value: Any, retire_at: int) -> Any:
@@ -69,6 +80,8 @@ def due(document: Document, now: float, count: Count) -> Document:
             return False
         if value.retire_at <= now:
             return True
+        if now < (document.settle_at or 0):
+            return False
         ids = _ids(value, document)
         if ids & untracked:
             return False
@@ -76,7 +89,8 @@ def due(document: Document, now: float, count: Count) -> Document:
         return bool(ids) and all(counts[one] == 0 for one in ids)
 
     left = {section: tuple(value for value in getattr(document, section) if not over(value)) for section in SECTIONS}
-    return replace(document, **left)
+    after = replace(document, **left)
+    return after if leaving(after) else replace(after, settle_at=None)
 
 
 def _ids(value: Any, document: Document) -> set[Id]:

@@ -132,9 +132,11 @@ owner = _text(r"[a-z][a-z0-9_]{0,31}", "an owner: a lower-case word of up to 32 
 protocol = number(*PROTOCOLS, "a protocol number for an owner")
 mark_engine = one_of(("auto", *MARK_ENGINES))
 
+time = number(0, 2**63 - 1, "a time in seconds since 1970")
+
 _COMMON: Fields = {
     "retiring": (boolean, False),
-    "retire_at": (number(0, 2**63 - 1, "a time in seconds since 1970"), False),
+    "retire_at": (time, False),
 }
 RULE: Fields = {
     "family": (one_of(FAMILIES), True),
@@ -193,7 +195,7 @@ ADDRESS: Fields = {
     "dev": (link, True),
     **_COMMON,
 }
-SYSCTL: Fields = {"name": (_string(model.sysctl_name), True), "value": (sysctl_value, True)}
+SYSCTL: Fields = {"name": (_string(model.sysctl_name), True), "value": (sysctl_value, True), **_COMMON}
 
 
 def convert(item: Any, fields: Fields) -> tuple[dict[str, Any], Problems]:
@@ -318,8 +320,6 @@ def make_mark(mac: Any = None, **values: Any) -> Mark:
 
 def dump(value: Rule | Route | Mark | Sysctl | Address) -> dict[str, Any]:
     """An object as JSON data; what it does not use is left out, except where null says something (dev, mac)."""
-    if isinstance(value, Sysctl):
-        return {"name": value.name, "value": value.value}
     fields, finish = DUMPS[type(value)]
     data = {name: getattr(value, name) for name in fields if name not in _COMMON and hasattr(value, name)}
     data = finish(value, {name: part for name, part in data.items() if part is not None})
@@ -356,6 +356,10 @@ def _dump_mark(value: Mark, data: dict[str, Any]) -> dict[str, Any]:
     return kept if value.conntrack or value.transparent else {**kept, "conntrack": False}
 
 
+def _dump_sysctl(_value: Sysctl, data: dict[str, Any]) -> dict[str, Any]:
+    return data
+
+
 def _dump_address(_value: Address, data: dict[str, Any]) -> dict[str, Any]:
     return data
 
@@ -365,6 +369,7 @@ DUMPS: dict[type, tuple[Fields, Callable[[Any, dict[str, Any]], dict[str, Any]]]
     Route: (ROUTE, _dump_route),
     Mark: (MARK, _dump_mark),
     Address: (ADDRESS, _dump_address),
+    Sysctl: (SYSCTL, _dump_sysctl),
 }
 
 

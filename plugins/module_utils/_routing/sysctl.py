@@ -42,12 +42,13 @@ class Sysctls:
         remembered = self._remembered()
         held = [name for name, entry in remembered.items() if owner in entry["owners"]]
         values = {sysctl.name: sysctl.value for sysctl in wanted}
+        retiring = {sysctl.name for sysctl in wanted if sysctl.retiring}
         settings, absent, quarrels = [], [], []
         for name in sorted({*values, *held}):
             current = self.value(name)
             entry = remembered.get(name, {"found": current, "owners": {}})
             quarrels += _quarrels(name, owner, values.get(name), entry["owners"])
-            if current is None and name in values:
+            if current is None and name in values and name not in retiring:
                 absent.append(f"sysctl {name} does not exist ({file_of(name, self._proc)})")
             else:
                 settings.append(_setting(name, current, owner, entry))

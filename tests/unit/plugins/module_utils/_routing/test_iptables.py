@@ -210,3 +210,11 @@ def test_a_missing_iptables_is_named():
     with pytest.raises(MissingPackage, match="iptables-save: install the package iptables") as caught:
         iptables.IpTables(missing).read(OWNER)
     assert caught.value.package == "iptables"
+
+
+def test_a_memo_tells_one_id_with_conntrack_from_the_same_without():
+    tracked = Mark("a", 11, 255, (), ("198.18.0.11",))
+    each = Mark("a", 11, 255, ("02:00:00:00:00:11",), ("198.18.0.11",), conntrack=False)
+    lines = [line for mark in (tracked, each) for line in iptables_listing.memo(mark)]
+    rules = [f'-m comment --comment "{line}"' for line in lines]
+    assert list(iptables_listing.marks(rules)) == [tracked, each]

@@ -193,3 +193,13 @@ def test_a_missing_nft_is_named():
     with pytest.raises(MissingPackage, match="install the package nftables") as caught:
         nft.Nft(missing).read(OWNER)
     assert caught.value.package == "nftables"
+
+
+def test_one_id_may_be_there_with_and_without_conntrack():
+    """While one way of marking takes over from the other."""
+    tracked = Mark("a", 11, 255, (), ("198.18.0.11",))
+    each = Mark("a", 11, 255, ("02:00:00:00:00:11",), ("198.18.0.11",), conntrack=False)
+    chains = {item["chain"]["name"] for item in nft.render(OWNER, (tracked, each)) if "chain" in item}
+    assert {"mark_11", "each_11", "guard_11", "guard_each_11"} <= chains
+    seen = nft.observe(OWNER, {"nftables": nft.render(OWNER, (tracked, each))})
+    assert (set(seen.marks), seen.sound) == ({tracked, each}, True)

@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, retire
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import Document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Address, Mark, Route, Rule
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.plan import State
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.plan import Setting, State
 
 LOOKUP = Rule("ipv4", 1100, table=20112, fwmark=12, fwmask=255)
 GUARD = Rule("ipv4", 1101, action="unreachable", fwmark=12, fwmask=255)
@@ -119,6 +119,29 @@ def test_what_conntrack_does_not_know_stays_for_the_whole_time():
 def test_a_mark_without_next_hop_retires_and_can_be_stored():
     begun = retire.begin(NEW, State(marks=(replace(MARK, via=()),)), None, 1000)
     assert document.load(document.dump(begun)).marks == begun.marks
+
+
+def test_before_it_is_settled_nothing_leaves_early():
+    begun = retire.begin(EMPTY, HAVE, None, 1000, 500)
+    assert begun.settle_at == 500
+    assert retire.due(begun, 499, counting()) == begun
+    assert set(objects(retire.due(begun, 500, counting()))) == WITHOUT_ID
+    assert retire.due(begun, 1000, counting()) == EMPTY
+
+
+def test_settling_begins_anew_only_with_what_is_new():
+    begun = retire.begin(EMPTY, HAVE, None, 1000, 500)
+    assert retire.begin(EMPTY, HAVE, begun, 1100, 600) == begun
+    more = replace(HAVE, rules=(*HAVE.rules, replace(LOOKUP, fwmark=13)))
+    assert retire.begin(EMPTY, more, begun, 1100, 600).settle_at == 600
+
+
+def test_a_setting_stays_as_long_as_what_it_is_for():
+    held = Setting("net.ipv4.tcp_fwmark_accept", "1", held=True, restore="0")
+    begun = retire.begin(EMPTY, State(sysctls=(held, Setting("net.ipv4.ip_forward", "0"))), None, 1000)
+    assert [(one.name, one.value, one.retiring) for one in begun.sysctls] == [(held.name, "1", True)]
+    assert retire.due(begun, 999, counting()).sysctls
+    assert not retire.due(begun, 1000, counting()).sysctls
 
 
 def test_without_a_time_nothing_is_due():
