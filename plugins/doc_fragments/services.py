@@ -28,7 +28,8 @@ options:
     description:
       - >-
         The fleet as seen from one host. A dictionary with C(host) (that host's name), C(proxies), C(backends) and
-        C(inventory) (lists of names), and C(known) (documents that an earlier run left on that host).
+        C(inventory) (lists of names), C(known) (documents that an earlier run left on that host), and C(settings)
+        (lines C(/proc/sys/NAME:VALUE) of that host).
     type: dict
     required: true
 """

@@ -49,12 +49,15 @@ _value:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _documents
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _check
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 
 # The role's own variables that end up in the config; the role's defaults are right where a host says nothing.
 SETTINGS = ("drain_timeout",)
+# What the roles pass to the derivation of their state documents, by the names it has there.
+LOCAL_DELIVERY = {"method": "forwarder_local_delivery", "mark_engine": "forwarder_mark_engine"}
+RETURN_PATH = {"mark_engine": "return_path_mark_engine"}
 
 
 def _number(value: Any) -> Any:
@@ -67,18 +70,26 @@ def _number(value: Any) -> Any:
 
 def roles_of(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Read which roles a host is to have, with what the derivation needs to know of their settings."""
+
+    def given(names: Mapping[str, str]) -> dict[str, Any]:
+        return {option: variables[name] for option, name in names.items() if name in variables}
+
     settings = {key: _number(variables[f"forwarder_{key}"]) for key in SETTINGS if f"forwarder_{key}" in variables}
-    forwarder = settings if variables.get("forwarder_state", "present") == "present" else None
-    return_path = {"strategy": variables.get("return_path_strategy", "mark")}
-    present = variables.get("return_path_state", "present") == "present"
-    return {"forwarder": forwarder, "return_path": return_path if present else None}
+    roles = {
+        "forwarder": {"config": settings, "local_delivery": given(LOCAL_DELIVERY)},
+        "return_path": given(RETURN_PATH),
+    }
+    return {
+        role: options if variables.get(f"{role}_state", "present") == "present" else None
+        for role, options in roles.items()
+    }
 
 
 def check_fleet(services: Any, names: Sequence[str], hostvars: Mapping[str, Any]) -> list[str]:
     """Derive everything for every host of a run, and return what is wrong with it."""
     try:
         hosts = [hostvars[name] for name in names if hostvars[name].get("__l4proxy_fleet", {}).get("reachable")]
-        _documents.check_fleet([(Fleet(services, host["__l4proxy_fleet"], hostvars), roles_of(host)) for host in hosts])
+        _check.check_fleet([(Fleet(services, host["__l4proxy_fleet"], hostvars), roles_of(host)) for host in hosts])
     except DerivationError as error:
         return error.errors
     return []

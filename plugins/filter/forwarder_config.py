@@ -44,7 +44,7 @@ _value:
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _documents
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _forwarder_config
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fleet_filter
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 
@@ -52,7 +52,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 @fleet_filter
 def forwarder_config(fleet: Fleet, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Derive the config of the host the fleet is seen from."""
-    return _documents.forwarder_config(fleet, fleet.name, settings or {})
+    return _forwarder_config.forwarder_config(fleet, fleet.name, settings or {})
 
 
 class FilterModule:

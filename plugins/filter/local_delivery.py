@@ -11,7 +11,21 @@ version_added: 0.1.0
 short_description: Derive the state document of local delivery on one proxy host
 description:
   - Derive the rules and routes that make a proxy host accept its backends' replies to addresses it does not own.
-positional: fleet, hostvars
+positional: fleet, hostvars, method, mark_engine
+options:
+  method:
+    description:
+      - How replies are told from other packets. V(rules) goes by the backends' addresses and the interface they come
+        in by. V(socket_mark) goes by the transparent socket a packet belongs to, so that the host can route for them.
+      - V(auto) keeps what an earlier run has applied, and otherwise takes V(socket_mark) on a router, else V(rules).
+    type: str
+    default: auto
+    choices: [rules, socket_mark, auto]
+  mark_engine:
+    description: What makes the mark of V(socket_mark).
+    type: str
+    default: auto
+    choices: [auto, nftables, iptables]
 extends_documentation_fragment:
   - trueip.l4proxy.services
   - trueip.l4proxy.services.view
@@ -37,15 +51,15 @@ _value:
 
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _documents
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _local_delivery
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fleet_filter
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 
 
 @fleet_filter
-def local_delivery(fleet: Fleet) -> dict[str, Any]:
+def local_delivery(fleet: Fleet, method: str = "auto", mark_engine: str = "auto") -> dict[str, Any]:
     """Derive the document of the host the fleet is seen from."""
-    return _documents.local_delivery(fleet, fleet.name)
+    return _local_delivery.local_delivery(fleet, fleet.name, method, mark_engine)
 
 
 class FilterModule:

@@ -10,7 +10,7 @@ author: The trueip.l4proxy authors (@trueip)
 version_added: 0.1.0
 short_description: List what a proxy host has to reach
 description:
-  - List every backend of every service that a proxy host serves, once for each family the service listens on.
+  - List every backend of every TCP service that a proxy host serves, once for each family the service listens on.
 positional: fleet, hostvars
 extends_documentation_fragment:
   - trueip.l4proxy.services
@@ -38,7 +38,7 @@ _value:
 
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _documents
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _probe_targets
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fleet_filter
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 
@@ -46,7 +46,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 @fleet_filter
 def probe_targets(fleet: Fleet) -> list[dict[str, Any]]:
     """List the targets of the host the fleet is seen from."""
-    return _documents.probe_targets(fleet, fleet.name)
+    return _probe_targets.probe_targets(fleet, fleet.name)
 
 
 class FilterModule:

@@ -10,14 +10,21 @@ author: The trueip.l4proxy authors (@trueip)
 version_added: 0.1.0
 short_description: Derive the state document of the return path on one backend
 description:
-  - Derive the rules, routes, marks and sysctls that send a backend's replies to the proxy they came through.
-positional: fleet, hostvars, strategy
+  - Derive the rules, routes, marks, addresses and sysctls that send a backend's replies to the proxy they came through.
+positional: fleet, hostvars, strategy, mark_engine
 options:
   strategy:
-    description: The return path strategy.
+    description:
+      - The return path strategy. It has to be what the inventory says in C(return_path_strategy) of the host, since the
+        proxies read it there; this option is for the role to say what it was given.
+      - P(trueip.l4proxy.return_path_strategy#filter) says which one V(auto) takes.
     type: str
-    default: mark
-    choices: [mark]
+    choices: [mark, address, fwmark_accept, auto]
+  mark_engine:
+    description: What makes the marks.
+    type: str
+    default: auto
+    choices: [auto, nftables, iptables]
 extends_documentation_fragment:
   - trueip.l4proxy.services
   - trueip.l4proxy.services.view
@@ -43,15 +50,15 @@ _value:
 
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _documents
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _return_path
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fleet_filter
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 
 
 @fleet_filter
-def return_path(fleet: Fleet, strategy: str = "mark") -> dict[str, Any]:
+def return_path(fleet: Fleet, strategy: str | None = None, mark_engine: str = "auto") -> dict[str, Any]:
     """Derive the document of the host the fleet is seen from."""
-    return _documents.return_path(fleet, fleet.name, strategy)
+    return _return_path.return_path(fleet, fleet.name, strategy, mark_engine)
 
 
 class FilterModule:

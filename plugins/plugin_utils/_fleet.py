@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The fleet of one inventory: which proxy serves which backend, and at which addresses they meet.
 
-Pure. The documents in :mod:`_documents` are written from this and from nothing else, so both ends agree.
+Pure. The documents of both ends are written from this and from nothing else, so they agree.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _dedicated, _strategy
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
+    Address,
     DerivationError,
     Host,
     HostAddress,
@@ -21,9 +23,15 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
     host_from_variables,
     meet,
 )
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import BackendRef, ServiceRef, parse_services
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import (
+    BackendRef,
+    Port,
+    ServiceRef,
+    parse_services,
+)
 
 VERSIONS = (4, 6)
+SPELLED = {4: "IPv4", 6: "IPv6"}
 
 
 def known_addresses(documents: Mapping[str, Any]) -> dict[str, list[HostAddress]]:
@@ -51,8 +59,10 @@ class Fleet:
 
     :param services: ``l4proxy_services`` as the user wrote it, or None.
     :param view: ``host`` (the name it is seen from), ``proxies``, ``backends`` and ``inventory`` (names), ``known``
-        (documents of an earlier run, see :func:`known_addresses`).
-    :param hostvars: variables of every host, by name.
+        (documents of an earlier run on that host: ``return_path``, ``local_delivery``, ``forwarder``), ``settings``
+        (lines ``/proc/sys/NAME:VALUE`` of that host).
+    :param hostvars: variables of every host, by name; ``__l4proxy_fleet`` is the view from that host, if it is in the
+        run.
     :raises DerivationError: faults of ``l4proxy_services`` itself, or an empty group.
     """
 
@@ -61,8 +71,10 @@ class Fleet:
         self.proxies = [str(name) for name in view.get("proxies", ())]
         self.backends = [str(name) for name in view.get("backends", ())]
         self.services = parse_services(services, [str(name) for name in view.get("inventory", ())], self.proxies)
+        self.known: Mapping[str, Any] = view.get("known") or {}
+        self.settings = _settings(view.get("settings") or ())
         self._hostvars = hostvars
-        self._known = known_addresses(view.get("known") or {})
+        self._known_addresses = known_addresses(self.known)
         self._hosts: dict[str, Host] = {}
         self._check_groups()
 
@@ -80,23 +92,107 @@ class Fleet:
         )
 
     def host(self, name: str) -> Host:
-        """Return one host of the inventory with the addresses that are known of it."""
+        """Return one host of the inventory with the addresses that are known of it.
+
+        Those it has for its proxies are not among them: others reach it elsewhere.
+        """
         if name not in self._hosts:
-            known = self._known.get(name, ()) if name != self.name else ()
-            self._hosts[name] = host_from_variables(name, self._hostvars[name], known)
+            known = self._known_addresses.get(name, ()) if name != self.name else ()
+            host = host_from_variables(name, self._hostvars[name], known)
+            self._hosts[name] = host.without(self._set_apart(name))
         return self._hosts[name]
+
+    def _set_apart(self, backend: str) -> set[Address]:
+        """Return the addresses that a backend has, or had until lately, for its proxies."""
+        declared = {one.address for addresses in self.dedicated(backend).values() for one in addresses}
+        return declared | _dedicated.owned(self._stored(backend))
+
+    def _stored(self, name: str) -> Mapping[str, Any] | None:
+        """Return the return path document that an earlier run left on a host, where that was read in this run."""
+        view = {"known": self.known} if name == self.name else self._hostvars[name].get("__l4proxy_fleet") or {}
+        return (view.get("known") or {}).get("return_path")
+
+    def dedicated(self, backend: str) -> _dedicated.Dedicated:
+        """Return the addresses that a backend has for each of its proxies.
+
+        :raises DerivationError: faults of ``return_path_addresses``.
+        """
+        value = self._hostvars[backend].get(_strategy.ADDRESSES_VARIABLE)
+        return _dedicated.read(backend, value, self.proxies)
+
+    def declared_strategy(self, backend: str) -> Any:
+        """Return ``return_path_strategy`` as the inventory has it."""
+        return self._hostvars[backend].get(_strategy.VARIABLE, _strategy.MARK)
+
+    def strategy(self, backend: str) -> _strategy.Choice:
+        """Return the return path strategy of a backend, and why it is that.
+
+        :raises DerivationError: it is unknown, or ``auto`` finds none that works.
+        """
+        wanted = self.declared_strategy(backend)
+        situation = self._situation(backend) if wanted == _strategy.AUTO else _strategy.Situation()
+        return _strategy.choose(backend, wanted, situation)
+
+    def _situation(self, backend: str) -> _strategy.Situation:
+        applied = _strategy.applied(self._stored(backend))
+        dedicated = {one.address for addresses in self.dedicated(backend).values() for one in addresses}
+        told = {one.address for one in self._known_addresses.get(backend, ())}
+        if applied is None and told:
+            # The backend could not be asked, but this proxy was told by an earlier run where to reach it.
+            applied = _strategy.ADDRESS if told & dedicated else _strategy.MARK
+        facts = self._hostvars[backend].get("ansible_facts") or {}
+        services = self.services_of_backend(backend)
+        served = {6 if ":" in address else 4 for service in services for address, _port in service.listen}
+        own = {one.address.version for one in self.host(backend).addresses}
+        missing = [
+            version for version in VERSIONS if version in served & own and not facts.get(f"default_ipv{version}")
+        ]
+        return _strategy.Situation(
+            applied=applied,
+            dedicated=bool(dedicated),
+            without_default=tuple(SPELLED[version] for version in missing) if facts else (),
+            udp=any(service.protocol == "udp" for service in services),
+        )
+
+    def seen_from(self, proxy: str, backend: str) -> Host:
+        """Return a backend with the addresses at which one proxy reaches it.
+
+        :raises DerivationError: by its strategy it needs addresses for this proxy, and has none.
+        """
+        host = self.host(backend)
+        if self.strategy(backend).strategy != _strategy.ADDRESS:
+            return host
+        addresses = self.dedicated(backend).get(proxy)
+        if not addresses:
+            raise DerivationError([_no_address_for(proxy, backend)])
+        return _dedicated.placed(host, addresses)
 
     def services_of_proxy(self, proxy: str) -> list[ServiceRef]:
         """Return the services that ``proxy`` serves."""
         return [one for one in self.services if one.proxies is None or proxy in one.proxies]
 
+    def services_of_backend(self, backend: str) -> list[ServiceRef]:
+        """Return the services that have ``backend`` as a server."""
+        return [one for one in self.services if any(ref.host == backend for ref in one.backends)]
+
+    def proxies_of_service(self, service: ServiceRef) -> list[str]:
+        """Return the proxies that serve ``service``, in inventory order."""
+        return [proxy for proxy in self.proxies if service.proxies is None or proxy in service.proxies]
+
     def proxies_of_backend(self, backend: str) -> list[str]:
         """Return the proxies from which ``backend`` is reached, in inventory order."""
-        serving: set[str] = set()
-        for service in self.services:
-            if any(ref.host == backend for ref in service.backends):
-                serving.update(self.proxies if service.proxies is None else service.proxies)
+        services = self.services_of_backend(backend)
+        serving = {proxy for service in services for proxy in self.proxies_of_service(service)}
         return [proxy for proxy in self.proxies if proxy in serving]
+
+    def udp_ports(self, backend: str) -> dict[Port, set[str]]:
+        """Return the UDP ports of a backend, each (or each range) with the proxies that forward to it."""
+        found: dict[Port, set[str]] = {}
+        for service in self.services_of_backend(backend):
+            for ref in service.backends:
+                if service.protocol == "udp" and ref.host == backend:
+                    found.setdefault(ref.port, set()).update(self.proxies_of_service(service))
+        return found
 
     def backend_hosts_of_proxy(self, proxy: str) -> list[str]:
         """Return the inventory hosts that ``proxy`` forwards to, each once."""
@@ -126,8 +222,9 @@ class Fleet:
         """
         given = ip_address(ref.address) if ref.address is not None else None
         mine = self.host(proxy)
-        other = self.host(ref.host) if ref.host is not None else Host(ref.label)
+        other = self.seen_from(proxy, ref.host) if ref.host is not None else Host(ref.label)
         if given is not None:
+            raise_all(self._not_reached_there(proxy, ref, other))
             other = other.only(given)
         raise_all(_unknown_address(end, self.name) for end in (mine, other) if not end.addresses)
         found = {version: meet(mine, other, version) for version in VERSIONS}
@@ -135,6 +232,17 @@ class Fleet:
         if ref.host is not None and (not meetings or (given is not None and given.version not in meetings)):
             raise DerivationError([_no_shared_subnet(mine, other)])
         return meetings
+
+    def _not_reached_there(self, proxy: str, ref: BackendRef, seen: Host) -> Iterable[str]:
+        """Say why a given address of a backend cannot be right: proxies reach it at those it has for them."""
+        if ref.host is None or self.strategy(ref.host).strategy != _strategy.ADDRESS:
+            return
+        addresses = [str(one.address) for one in seen.addresses]
+        if ref.address not in addresses:
+            yield (
+                f"{ref.path}.address: {ref.address} is not where {proxy} reaches {ref.host}, whose return path "
+                f"strategy is {_strategy.ADDRESS} ({', '.join(addresses)}); leave the key out"
+            )
 
     def proxy_id(self, proxy: str, meetings: Iterable[Meeting]) -> int:
         """Return the id of ``proxy``: declared, or the host part of its address.
@@ -161,7 +269,8 @@ class Fleet:
             if name in self.backends:
                 peers += self.proxies_of_backend(name)
             if name in self.proxies:
-                peers += self.backend_hosts_of_proxy(name)
+                # The other proxies too: each has its own part of the source ports.
+                peers += self.backend_hosts_of_proxy(name) + self.proxies
             wanted.update(dict.fromkeys(peers))
         return list(wanted)
 
@@ -171,6 +280,20 @@ class Fleet:
             address = ip_address(str(ref.address))
             return {address.version: str(address)}
         return {version: str(one.backend.address) for version, one in self.meetings_of(proxy, ref).items()}
+
+
+def _settings(lines: Iterable[str]) -> dict[str, str]:
+    """Read lines ``/proc/sys/net/ipv4/ip_forward:1``, as grep prints them, into sysctls by name."""
+    pairs = [line.rpartition(":") for line in lines]
+    return {path.replace("/proc/sys/", "").replace("/", "."): value.strip() for path, _colon, value in pairs}
+
+
+def _no_address_for(proxy: str, backend: str) -> str:
+    return (
+        f"{_strategy.VARIABLE} of {backend} is {_strategy.ADDRESS}, but {_strategy.ADDRESSES_VARIABLE} has none for "
+        f'proxy {proxy}; write for example {_strategy.ADDRESSES_VARIABLE}: {{{proxy}: ["192.0.2.121", '
+        f'"2001:db8::121"]}} in the host_vars of {backend}, with unused addresses of the subnet it shares with {proxy}'
+    )
 
 
 def raise_all(errors: Iterable[str]) -> None:
@@ -196,7 +319,7 @@ def _no_shared_subnet(proxy: Host, backend: Host) -> str:
 
     return (
         f"proxy {proxy.name} ({listed(proxy)}) shares no subnet with backend {backend.name} ({listed(backend)}): "
-        "return path strategy mark needs both on one link; declare l4proxy_address where the wrong interface was "
+        "every return path strategy needs both on one link; declare l4proxy_address where the wrong interface was "
         "looked at, or move one of them"
     )
 

@@ -14,7 +14,7 @@ Pure: variables and facts in, values out. Where an address comes from, best firs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any, Union
@@ -86,13 +86,18 @@ class Host:
         others = [one for one in self.addresses if one.address.version != address.version]
         return replace(self, addresses=(*mine, *others))
 
+    def without(self, addresses: Collection[Address]) -> Host:
+        """Return the host as if it had none of ``addresses``."""
+        return replace(self, addresses=tuple(one for one in self.addresses if one.address not in addresses))
+
     def of_family(self, version: int) -> list[HostAddress]:
         """Return the addresses of IP version 4 or 6, primary ones first, in a stable order."""
         mine = [address for address in self.addresses if address.address.version == version]
         return sorted(mine, key=lambda one: (one.secondary, str(one.address) not in self.preferred, int(one.address)))
 
 
-def _parsed(value: Any, where: str) -> HostAddress:
+def parse_address(value: Any, where: str) -> HostAddress:
+    """Read an address with or without its prefix length; ``where`` names it in the error."""
     try:
         interface = ip_interface(str(value))
     except ValueError as error:
@@ -114,7 +119,8 @@ def _as_list(value: Any) -> list[Any]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _usable(address: HostAddress) -> bool:
+def usable(address: HostAddress) -> bool:
+    """Say whether hosts can meet at an address: not where it means this host or this link."""
     return not (address.address.is_loopback or address.address.is_link_local or address.address.is_multicast)
 
 
@@ -142,14 +148,14 @@ def fact_addresses(facts: Mapping[str, Any]) -> list[HostAddress]:
             HostAddress(ip_address(str(row["address"])), _prefix_of(row), device, mac, secondary)
             for row, secondary in rows
         ]
-    return [address for address in found if _usable(address)]
+    return [address for address in found if usable(address)]
 
 
 def _declared(name: str, variables: Mapping[str, Any], facts: list[HostAddress]) -> list[HostAddress]:
     by_address = {one.address: one for one in facts}
     chosen = []
     for value in _as_list(variables.get("l4proxy_address")):
-        one = _parsed(value, f"l4proxy_address of {name}")
+        one = parse_address(value, f"l4proxy_address of {name}")
         chosen.append(by_address.get(one.address, one))
     return chosen
 
@@ -190,7 +196,7 @@ def host_from_variables(name: str, variables: Mapping[str, Any], known: Sequence
         addresses, source = list(known), "the last run"
     if not addresses:
         literal = _literal(variables.get("ansible_host", name))
-        addresses, source = ([literal], "ansible_host") if literal and _usable(literal) else ([], "nothing")
+        addresses, source = ([literal], "ansible_host") if literal and usable(literal) else ([], "nothing")
     preferred = {str(variables.get("ansible_host", ""))}
     preferred |= {str((facts_found.get(key) or {}).get("address", "")) for key in ("default_ipv4", "default_ipv6")}
     mac = variables.get("l4proxy_mac")

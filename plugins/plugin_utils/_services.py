@@ -9,10 +9,11 @@ the derivation calls on its own result.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Union
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
@@ -59,11 +60,20 @@ class ServiceRef:
         """Where it stands in the variable."""
         return f"{VARIABLE}[{self.index}]"
 
+    @property
+    def protocol(self) -> str:
+        """Either "tcp" or "udp"; what the user wrote, so it may be anything until the config was checked."""
+        return str(self.options.get("protocol", "tcp"))
 
-def split_endpoint(text: str) -> tuple[str, int | None]:
+
+# A port, or a range "8000-8009" as it was written.
+Port = Union[int, str]
+
+
+def split_endpoint(text: str) -> tuple[str, Port | None]:
     """Split ``host``, ``host:port``, ``1.2.3.4:port``, ``::1`` or ``[::1]:port`` into name and port (None: no port).
 
-    :raises ValueError: the port is not a number, or a bracket is left open.
+    :raises ValueError: the port is neither a number nor a range of two, or a bracket is left open.
     """
     if text.startswith("["):
         name, bracket, rest = text[1:].partition("]")
@@ -74,9 +84,14 @@ def split_endpoint(text: str) -> tuple[str, int | None]:
         name, _colon, port = text.partition(":")
     else:
         name, port = text, ""
-    if port and not port.isdigit():
-        raise ValueError(f"{port!r} is not a port number")
-    return name, int(port) if port else None
+    if port and not re.fullmatch(r"[0-9]+(-[0-9]+)?", port):
+        raise ValueError(f"{port!r} is not a port number, nor a range of them")
+    return name, _number(port) if port else None
+
+
+def first_port(port: Any) -> Any:
+    """Return a port, or the first of a range; what is neither, as it is."""
+    return _number(str(port).partition("-")[0]) if isinstance(port, str) else port
 
 
 def _is_address(text: str) -> bool:

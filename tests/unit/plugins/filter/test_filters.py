@@ -13,6 +13,7 @@ from ansible_collections.trueip.l4proxy.plugins.filter import (
     peers,
     probe_targets,
     return_path,
+    return_path_strategy,
 )
 
 from tests.unit.plugins.plugin_utils.fleet_data import WEB, hostvars, view
@@ -21,6 +22,7 @@ FILTERS = [
     (forwarder_config, "a", ()),
     (local_delivery, "a", ()),
     (return_path, "b", ()),
+    (return_path_strategy, "b", ()),
     (probe_targets, "a", ()),
 ]
 
@@ -75,9 +77,8 @@ def test_the_check_asks_nothing_of_a_role_that_is_absent():
 
 
 def test_the_check_leaves_out_hosts_that_did_not_answer():
-    unknown = {"ansible_facts": {}, "return_path_strategy": "tunnel"}
-    (found,) = checked([{**WEB, "backends": ["b:1", "c:1"]}], d=unknown)
-    assert "strategy" in found
+    (found,) = checked([{**WEB, "backends": ["b:1", "c:1"]}], d={"ansible_facts": {}})
+    assert found.startswith("d is in the group backends")
     assert (
         checked([{**WEB, "backends": ["b:1", "c:1"]}], d={"__l4proxy_fleet": {**view("d"), "reachable": False}}) == []
     )
@@ -85,8 +86,13 @@ def test_the_check_leaves_out_hosts_that_did_not_answer():
 
 def test_the_check_refuses_an_unknown_strategy():
     assert checked([WEB], b={"return_path_strategy": "tunnel"}) == [
-        "return_path_strategy of b: 'tunnel' is not in this version; use mark"
+        "return_path_strategy of b: 'tunnel' is not a strategy of this version; use mark, address, fwmark_accept, auto"
     ]
+
+
+def test_the_check_knows_what_the_roles_pass_on():
+    (found,) = checked([WEB], a={"forwarder_local_delivery": "guess"})
+    assert found == "forwarder_local_delivery of a: 'guess' is not known here; use rules, socket_mark, auto"
 
 
 def test_the_check_knows_the_roles_own_settings():

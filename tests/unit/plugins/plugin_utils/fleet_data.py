@@ -6,7 +6,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Callable
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 
 WEB = {
     "name": "web",
@@ -48,3 +53,22 @@ def view(host: str, **changes: Any) -> dict[str, Any]:
     """The fleet as seen from a host, with one proxy unless ``changes`` says otherwise."""
     names = sorted(NUMBERS)
     return {"host": host, "inventory": names, "proxies": ["a"], "backends": ["b", "c", "d"], "known": {}, **changes}
+
+
+def fleet(host: str, services: Sequence[Any] = (WEB,), variables: Any = None, **changes: Any) -> Fleet:
+    """The fleet as seen from a host; ``changes`` as for :func:`view`."""
+    return Fleet(list(services), view(host, **changes), variables or hostvars())
+
+
+def errors(call: Callable[..., Any], *arguments: Any) -> list[str]:
+    """The sentences with which a derivation is refused."""
+    with pytest.raises(DerivationError) as caught:
+        call(*arguments)
+    return caught.value.errors
+
+
+def two_links(number: int, name: str) -> dict[str, Any]:
+    """Facts of a host that is in 198.18.0.0/24 with eth0 and in 198.18.2.0/24 with eth1."""
+    second = {"address": f"198.18.2.{number}", "prefix": "24"}
+    more = {"eth1": {"device": "eth1", "macaddress": f"02:00:00:00:02:{number}", "ipv4": second}}
+    return {name: {"ansible_facts": {**facts(number), **more}}}

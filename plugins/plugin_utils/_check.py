@@ -1,0 +1,40 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Everything of a run derived once and thrown away, for its faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._derivation import check_ids, collect
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._forwarder_config import forwarder_config
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import local_delivery
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
+
+
+def check_fleet(views: Iterable[tuple[Fleet, Mapping[str, Any]]]) -> None:
+    """Derive everything for the hosts of a run.
+
+    :param views: for each host the fleet as seen from it, and its roles, None where a role is not to be present:
+        ``forwarder`` (``config``: settings of the config, ``local_delivery``: options of that derivation) and
+        ``return_path`` (options of that derivation).
+    :raises DerivationError: every fault of every host, each once.
+    """
+    errors: list[str] = []
+    ids: dict[str, int] = {}
+    for fleet, roles in views:
+        name = fleet.name
+        forwarder = roles.get("forwarder")
+        if forwarder is not None and name in fleet.proxies:
+            data = collect(errors, forwarder_config, fleet, name, forwarder.get("config", {}))
+            ids.update({name: data["proxy_id"]} if data else {})
+            collect(errors, local_delivery, fleet, name, **forwarder.get("local_delivery", {}))
+        if roles.get("return_path") is not None and name in fleet.backends:
+            collect(errors, return_path, fleet, name, **roles["return_path"])
+    collect(errors, check_ids, ids)
+    if errors:
+        raise DerivationError(errors)

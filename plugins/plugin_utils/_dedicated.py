@@ -1,0 +1,89 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The addresses that a backend has for its proxies: one a proxy and family, for strategy ``address``. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from ipaddress import ip_interface
+from typing import Any
+
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
+    Address,
+    DerivationError,
+    Host,
+    HostAddress,
+    parse_address,
+    usable,
+)
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._strategy import ADDRESSES_VARIABLE
+
+Dedicated = Mapping[str, tuple[HostAddress, ...]]
+
+
+def read(backend: str, value: Any, proxies: Collection[str]) -> Dedicated:
+    """Read ``return_path_addresses`` of a backend: a proxy's name to an address or a list of them.
+
+    :param proxies: the names in the group of proxies.
+    :returns: by proxy its addresses, at most one a family.
+    :raises DerivationError: with every fault of the variable.
+    """
+    where = f"{ADDRESSES_VARIABLE} of {backend}"
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise DerivationError([f"{where}: expected a proxy's name with its addresses, found {value!r}"])
+    errors = [
+        f"{where}: {proxy!r} is not in the group of proxies ({', '.join(sorted(proxies)) or 'nobody'}); correct the "
+        "name, or take it out"
+        for proxy in value
+        if proxy not in proxies
+    ]
+    found = {str(proxy): _addresses(f"{where} for {proxy}", given, errors) for proxy, given in value.items()}
+    owners: dict[Address, str] = {}
+    for proxy, addresses in found.items():
+        for one in addresses:
+            if owners.setdefault(one.address, proxy) != proxy:
+                errors.append(
+                    f"{where}: {one.address} is that of {owners[one.address]} and of {proxy}; each needs its own"
+                )
+    if errors:
+        raise DerivationError(errors)
+    return found
+
+
+def _addresses(where: str, given: Any, errors: list[str]) -> tuple[HostAddress, ...]:
+    found: dict[int, HostAddress] = {}
+    for value in [given] if isinstance(given, str) else given or ():
+        try:
+            one = parse_address(value, where)
+        except DerivationError as error:
+            errors.extend(error.errors)
+            continue
+        if not usable(one) or one.address.is_unspecified:
+            errors.append(f"{where}: {one.address} is no address that a proxy could reach it at")
+        if found.setdefault(one.address.version, one) is not one:
+            errors.append(
+                f"{where}: {found[one.address.version].address} and {one.address} are both IPv{one.address.version}; "
+                "one a family is enough"
+            )
+    return tuple(found.values())
+
+
+def owned(document: Mapping[str, Any] | None) -> set[Address]:
+    """Return the addresses that a return path document has put on its host, the retiring ones included."""
+    return {ip_interface(str(one["address"])).ip for one in (document or {}).get("addresses") or ()}
+
+
+def placed(host: Host, addresses: Collection[HostAddress]) -> Host:
+    """Return the host as if ``addresses`` were all it had: each on the interface whose subnet it is in."""
+    return replace(host, addresses=tuple(_placed(host, one) for one in addresses))
+
+
+def _placed(host: Host, one: HostAddress) -> HostAddress:
+    neighbour = next((own for own in host.of_family(one.address.version) if own.holds(one.address)), None)
+    if neighbour is None:
+        return one
+    return HostAddress(one.address, neighbour.prefix, neighbour.device, neighbour.mac)

@@ -1,0 +1,75 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The forwarder's config of one proxy host. Pure; checked by the very function that checks it on the host."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._derivation import collect, proxy_id, unserved
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import FAMILY, SCHEMA
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._port_slices import source_ports
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import VARIABLE, ServiceRef
+
+# Stands for an id that could not be derived while the rest of a config is checked all the same.
+NO_ID = 255
+
+
+def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Derive the forwarder's config for one proxy host.
+
+    :param settings: top-level keys of the config that do not come from the services (``drain_timeout``, ``log`` …).
+    :returns: a config that ``_forwarder.config.load`` has accepted.
+    :raises DerivationError: with every fault, each at its path in ``l4proxy_services``.
+    """
+    errors: list[str] = []
+    mine = fleet.services_of_proxy(proxy)
+    if not mine or proxy not in fleet.proxies:
+        raise DerivationError([unserved(fleet, proxy)])
+    services = [
+        {
+            **service.options,
+            "listen": [{"address": address, "port": port} for address, port in service.listen],
+            "backends": _backends(fleet, proxy, service, errors),
+        }
+        for service in mine
+    ]
+    number = collect(errors, proxy_id, fleet, proxy)
+    ports = source_ports(fleet, proxy)
+    own = {"source_ports": ports} if ports else {}
+    data = {"schema": SCHEMA, "proxy_id": number or NO_ID, **own, **settings, "services": services}
+    try:
+        config.load(data)
+    except config.ConfigError as error:
+        errors += [_user_path(one, mine) for one in error.errors]
+    if errors:
+        raise DerivationError(errors)
+    return data
+
+
+def _backends(fleet: Fleet, proxy: str, service: ServiceRef, errors: list[str]) -> list[dict[str, Any]]:
+    labels = [ref.label for ref in service.backends]
+    rows = []
+    for ref in service.backends:
+        addresses = collect(errors, fleet.backend_addresses, proxy, ref) or _stand_in(len(rows))
+        name = ref.label if labels.count(ref.label) == 1 else f"{ref.label}:{ref.port}"
+        families = {FAMILY[version]: address for version, address in addresses.items()}
+        rows.append({"name": name, "port": ref.port, **ref.options, **families})
+    return rows
+
+
+def _stand_in(number: int) -> dict[int, str]:
+    """Return addresses under which a backend whose own are in doubt is checked for its other faults."""
+    return {4: str(IPv4Address("10.0.0.1") + number), 6: str(IPv6Address("2001:db8::1") + number)}
+
+
+def _user_path(message: str, services: list[ServiceRef]) -> str:
+    """Turn a path of the config (``services[0]…``) into the user's, who may have given other services to others."""
+    return re.sub(r"\bservices\[(\d+)\]", lambda found: f"{VARIABLE}[{services[int(found[1])].index}]", message)

@@ -1,0 +1,134 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The return path: what sends a backend's replies to the proxy they came through. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _strategy, _ways_back
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._derivation import (
+    check_ids,
+    collect,
+    conf_sysctls,
+    state_document,
+    unserved,
+)
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError, Meeting
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import PROTOCOL_RETURN_PATH
+
+Meetings = Mapping[str, Mapping[int, Meeting]]
+
+
+def return_path(fleet: Fleet, backend: str, strategy: str | None = None, mark_engine: str = "auto") -> dict[str, Any]:
+    """Derive the state document of the return path.
+
+    :param strategy: what the role was given; the inventory's value where that is None.
+    :param mark_engine: what makes the marks.
+    """
+    proxies = fleet.proxies_of_backend(backend)
+    if not proxies:
+        raise DerivationError([unserved(fleet, backend)])
+    errors: list[str] = []
+    collect(errors, _same_as_inventory, fleet, backend, strategy)
+    choice = collect(errors, fleet.strategy, backend)
+    if choice is None:
+        raise DerivationError(errors)
+    met = {proxy: collect(errors, fleet.meetings, proxy, backend) for proxy in proxies}
+    if not errors:
+        errors += _refusals(fleet, backend, choice.strategy, met)
+    if errors:
+        raise DerivationError(errors)
+    ids = {proxy: fleet.proxy_id(proxy, meetings.values()) for proxy, meetings in met.items()}
+    check_ids(ids)
+    sections = _ways_back.together(_ways(fleet, backend, choice.strategy, ids, met))
+    sections["sysctls"] = _sysctls(choice.strategy, met.values())
+    return state_document("return_path", PROTOCOL_RETURN_PATH, sections, mark_engine)
+
+
+def _same_as_inventory(fleet: Fleet, backend: str, strategy: str | None) -> None:
+    """Refuse a strategy that only this role was told: the proxies, who have to know it too, read the inventory."""
+    declared = fleet.declared_strategy(backend)
+    if strategy not in (None, declared):
+        raise DerivationError(
+            [
+                f"{_strategy.VARIABLE} of {backend} is {strategy} in this play, but {declared} in the inventory, where "
+                f"the proxies look; set it in the host_vars or group_vars of {backend}"
+            ]
+        )
+
+
+def _refusals(fleet: Fleet, backend: str, strategy: str, met: Meetings) -> list[str]:
+    where = f"{_strategy.VARIABLE} of {backend}"
+    if strategy == _strategy.FWMARK_ACCEPT:
+        names = [service.name for service in fleet.services_of_backend(backend) if service.protocol == "udp"]
+        return [
+            f"{where}: {strategy} is for TCP alone, and service {name} is UDP; use {_strategy.MARK} or "
+            f"{_strategy.ADDRESS}"
+            for name in names
+        ]
+    if strategy != _strategy.ADDRESS:
+        return []
+    main = fleet.host(backend).preferred
+    found = [(proxy, one.backend) for proxy, meetings in met.items() for one in meetings.values()]
+    return [
+        f"{where}: {own.address} cannot be the address for {proxy}, because it is the one {backend} uses for all else, "
+        f"which would go to {proxy} as well; put an unused address into {_strategy.ADDRESSES_VARIABLE}"
+        for proxy, own in found
+        if str(own.address) in main
+    ] + [
+        f"{where}: {own.address}, the address for {proxy}, is in no subnet of {backend}'s interfaces; put one into "
+        f"{_strategy.ADDRESSES_VARIABLE} that is"
+        for proxy, own in found
+        if own.device is None
+    ]
+
+
+def _ways(
+    fleet: Fleet, backend: str, strategy: str, ids: Mapping[str, int], met: Meetings
+) -> Iterable[_ways_back.Sections]:
+    if strategy == _strategy.ADDRESS:
+        ports = fleet.udp_ports(backend)
+        for proxy, meetings in met.items():
+            own = [port for port, proxies in ports.items() if proxies == {proxy}]
+            yield _ways_back.by_address(ids[proxy], meetings, own)
+        return
+    for proxy, meetings in met.items():
+        yield _ways_back.by_mark(proxy, ids[proxy], meetings, conntrack=strategy == _strategy.MARK)
+
+
+def _sysctls(strategy: str, met: Iterable[Mapping[int, Meeting]]) -> list[dict[str, str]]:
+    devices: dict[int, set[str | None]] = {}
+    for meetings in met:
+        for version, meeting in meetings.items():
+            devices.setdefault(version, set()).add(meeting.backend.device)
+    found: list[dict[str, str]] = []
+    for version, names in sorted(devices.items()):
+        # A redirect that a backend has accepted outranks every policy route for 300 seconds.
+        found += conf_sysctls(version, names, "accept_redirects")
+    if strategy == _strategy.FWMARK_ACCEPT:
+        # An accepted connection takes the mark of its SYN, IPv6 too (ip-sysctl); what no socket sends (RST, ICMP
+        # errors) takes that of the packet it answers.
+        found.append({"name": "net.ipv4.tcp_fwmark_accept", "value": "1"})
+        found += [{"name": f"net.ipv{version}.fwmark_reflect", "value": "1"} for version in sorted(devices)]
+    return found
+
+
+def about(fleet: Fleet, backend: str) -> dict[str, Any]:
+    """Say which strategy a backend has and why, and what one has to know of it.
+
+    :returns: ``strategy``, ``reason``, ``notes`` (sentences).
+    """
+    choice = fleet.strategy(backend)
+    notes = []
+    if choice.strategy == _strategy.ADDRESS:
+        notes = [
+            f"UDP port {port} of {backend} is reached through {', '.join(sorted(proxies))}: a server that listens on "
+            "all addresses there has to answer from the address it was asked at; strategy mark does not need that"
+            for port, proxies in sorted(fleet.udp_ports(backend).items(), key=str)
+            if len(proxies) > 1
+        ]
+    return {"strategy": choice.strategy, "reason": choice.reason, "notes": notes}

@@ -1,0 +1,87 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a backend tells which proxy a connection came through: the strategies, and which one ``auto`` takes.
+
+Pure. ``auto`` is sticky: what an earlier run has applied stays, whatever the facts are by now, because a host's routes
+or addresses may change for a day, and a change of strategy moves every connection of the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+
+MARK, ADDRESS, FWMARK_ACCEPT, AUTO = "mark", "address", "fwmark_accept", "auto"
+STRATEGIES = (MARK, ADDRESS, FWMARK_ACCEPT)
+VARIABLE = "return_path_strategy"
+ADDRESSES_VARIABLE = "return_path_addresses"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A strategy, and in a sentence's second half why it is this one."""
+
+    strategy: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the choice of ``auto`` depends on.
+
+    :ivar applied: the strategy of an earlier run, None where there was none.
+    :ivar dedicated: whether ``return_path_addresses`` is given.
+    :ivar without_default: the families ("IPv4", "IPv6") that are served and have no default route.
+    :ivar udp: whether the backend serves UDP.
+    """
+
+    applied: str | None = None
+    dedicated: bool = False
+    without_default: tuple[str, ...] = ()
+    udp: bool = False
+
+
+def applied(document: Mapping[str, Any] | None) -> str | None:
+    """Tell the strategy of a return path document; None where there is none in it. What is retiring does not count."""
+
+    def active(section: str) -> list[Mapping[str, Any]]:
+        return [one for one in (document or {}).get(section) or () if not one.get("retiring")]
+
+    if any(rule.get("src") for rule in active("rules")):
+        return ADDRESS
+    for mark in active("marks"):
+        return MARK if mark.get("conntrack", True) else FWMARK_ACCEPT
+    return None
+
+
+def choose(backend: str, wanted: Any, situation: Situation) -> Choice:
+    """Return the strategy of a backend.
+
+    :param wanted: the value of ``return_path_strategy``.
+    :raises DerivationError: it is none, or none can work.
+    """
+    if wanted in STRATEGIES:
+        return Choice(wanted, f"{VARIABLE} says so")
+    if wanted != AUTO:
+        known = ", ".join((*STRATEGIES, AUTO))
+        raise DerivationError([f"{VARIABLE} of {backend}: {wanted!r} is not a strategy of this version; use {known}"])
+    if situation.applied:
+        return Choice(situation.applied, f"an earlier run has applied it; only a set {VARIABLE} changes it")
+    if situation.dedicated:
+        return Choice(ADDRESS, f"{ADDRESSES_VARIABLE} gives each proxy an address of its own")
+    if not situation.without_default:
+        return Choice(MARK, "the host has one address for all, and a default route that marked replies are taken off")
+    families = " and ".join(situation.without_default)
+    if situation.udp:
+        raise DerivationError(
+            [
+                f"{VARIABLE} of {backend}: auto finds none that works: without an {families} default route the replies "
+                f"of {MARK} are lost, and {FWMARK_ACCEPT} does not do UDP; set {ADDRESSES_VARIABLE} of {backend}, "
+                "or give it a default route"
+            ]
+        )
+    return Choice(FWMARK_ACCEPT, f"it has no {families} default route, without which the replies of {MARK} are lost")

@@ -1,0 +1,63 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._dedicated import owned, placed, read
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
+    DerivationError,
+    HostAddress,
+    host_from_variables,
+    parse_address,
+)
+
+from tests.unit.plugins.plugin_utils.fleet_data import facts
+
+WHERE = "return_path_addresses of b"
+
+
+def test_a_text_is_a_list_of_one():
+    found = read("b", {"a": "198.18.0.121/24", "a2": ["198.18.0.122", "2001:db8::122"]}, ["a", "a2"])
+    assert {proxy: [str(one.address) for one in addresses] for proxy, addresses in found.items()} == {
+        "a": ["198.18.0.121"],
+        "a2": ["198.18.0.122", "2001:db8::122"],
+    }
+
+
+REFUSED = [
+    (["198.18.0.121"], f"{WHERE}: expected a proxy's name with its addresses"),
+    ({"z": "198.18.0.121"}, f"{WHERE}: 'z' is not in the group of proxies (a, a2)"),
+    ({"a": ["here"]}, f"{WHERE} for a: 'here' is not an IP address"),
+    ({"a": ["127.0.0.1"]}, f"{WHERE} for a: 127.0.0.1 is no address that a proxy could reach it at"),
+    ({"a": ["198.18.0.121", "198.18.0.122"]}, f"{WHERE} for a: 198.18.0.121 and 198.18.0.122 are both IPv4"),
+    ({"a": "198.18.0.121", "a2": "198.18.0.121/24"}, f"{WHERE}: 198.18.0.121 is that of a and of a2"),
+]
+
+
+@pytest.mark.parametrize(("value", "sentence"), REFUSED, ids=[row[1].rpartition(": ")[2][:40] for row in REFUSED])
+def test_refused(value, sentence):
+    with pytest.raises(DerivationError) as caught:
+        read("b", value, ["a", "a2"])
+    assert [one for one in caught.value.errors if one.startswith(sentence)], caught.value.errors
+
+
+def test_every_fault_is_named():
+    with pytest.raises(DerivationError) as caught:
+        read("b", {"z": "x", "a": ["y"]}, ["a"])
+    assert len(caught.value.errors) == 3
+
+
+def test_owned_counts_what_is_retiring():
+    addresses = [{"address": "198.18.0.121/24"}, {"address": "2001:db8::121", "retiring": True}]
+    assert {str(one) for one in owned({"addresses": addresses})} == {"198.18.0.121", "2001:db8::121"}
+    assert owned(None) == set()
+
+
+def test_an_address_lies_on_the_interface_whose_subnet_it_is_in():
+    host = host_from_variables("b", {"ansible_facts": facts(21)})
+    given = [parse_address(text, "") for text in ("198.18.0.121/32", "10.0.0.1")]
+    near, far = placed(host, given).addresses
+    assert (near.device, near.prefix) == ("eth0", 24)
+    assert far == HostAddress(given[1].address)

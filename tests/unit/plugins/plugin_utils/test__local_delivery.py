@@ -1,0 +1,111 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import applied, choose, local_delivery
+
+from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, fleet, hostvars
+
+
+def test_an_address_outside_the_inventory_is_a_backend():
+    document = local_delivery(fleet("a", [{**WEB, "backends": ["198.51.100.44:80", "b:80"]}]), "a")
+    assert {rule["src"] for rule in document["rules"]} == {"198.51.100.44", "198.18.0.21", "2001:db8::21"}
+
+
+def test_local_delivery_names_protocols_and_no_ports():
+    document = local_delivery(fleet("a"), "a")
+    assert (document["owner"], document["protocol"]) == ("local_delivery", 201)
+    rules = [
+        (rule["src"], rule["ip_proto"]) for rule in document["rules"] if rule["src"] in ("198.18.0.21", "2001:db8::21")
+    ]
+    assert sorted(rules) == [
+        ("198.18.0.21", "icmp"),
+        ("198.18.0.21", "tcp"),
+        ("198.18.0.21", "udp"),
+        ("2001:db8::21", "ipv6-icmp"),
+        ("2001:db8::21", "tcp"),
+        ("2001:db8::21", "udp"),
+    ]
+    assert {(rule["priority"], rule["table"]) for rule in document["rules"]} == {(1100, 20100)}
+    assert not any("sport" in rule for rule in document["rules"])
+    assert [(route["family"], route["type"], route["dev"]) for route in document["routes"]] == [
+        ("ipv4", "local", "lo"),
+        ("ipv6", "local", "lo"),
+    ]
+    assert {one["name"] for one in document["sysctls"]} == {
+        "net.ipv4.conf.all.send_redirects",
+        "net.ipv4.conf.eth0.send_redirects",
+    }
+
+
+def test_rules_are_for_what_comes_in_from_a_backend():
+    rules = local_delivery(fleet("a"), "a")["rules"]
+    assert {rule["iif"] for rule in rules} == {"eth0"}
+
+
+def test_a_backend_off_every_link_may_come_in_anywhere():
+    rules = local_delivery(fleet("a", [{**WEB, "backends": ["198.51.100.44:80"]}]), "a")["rules"]
+    assert [rule["src"] for rule in rules if "iif" not in rule] == ["198.51.100.44"] * 3
+
+
+def test_socket_mark_is_one_mark_and_a_rule_a_family():
+    document = local_delivery(fleet("a"), "a", "socket_mark", "iptables")
+    (mark,) = document["marks"]
+    assert (mark["name"], mark["id"], mark["mask"], mark["transparent"]) == ("a", 11, 255, True)
+    rules = [(rule["family"], rule["fwmark"], rule["fwmask"], rule["table"]) for rule in document["rules"]]
+    assert rules == [("ipv4", 11, 255, 20100), ("ipv6", 11, 255, 20100)]
+    assert document["mark_engine"] == "iptables"
+
+
+ROUTER = {"net.ipv4.ip_forward": "1", "net.ipv4.conf.all.src_valid_mark": "0"}
+VPN = {"net.ipv4.ip_forward": "1", "net.ipv4.conf.wg0.src_valid_mark": "1"}
+CHOICES = [
+    ("a host", "auto", None, {"net.ipv4.ip_forward": "0"}, "rules"),
+    ("a router", "auto", None, ROUTER, "socket_mark"),
+    ("a router of IPv6", "auto", None, {"net.ipv6.conf.all.forwarding": "1"}, "socket_mark"),
+    ("a router on which marks count in source validation", "auto", None, VPN, "rules"),
+    ("a host that became a router", "auto", "rules", ROUTER, "rules"),
+    ("a router no more", "auto", "socket_mark", {}, "socket_mark"),
+    ("rules on a router", "rules", None, ROUTER, "rules"),
+]
+KNOWN = {
+    None: None,
+    "rules": {"rules": [{"src": "198.18.0.21"}]},
+    "socket_mark": {"rules": [{"fwmark": 11}], "marks": [{"id": 11, "transparent": True}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "settings", "expected"), [row[1:] for row in CHOICES], ids=[row[0] for row in CHOICES]
+)
+def test_choice(wanted, known, settings, expected):
+    assert choose("a", wanted, KNOWN[known], settings) == expected
+
+
+def test_what_is_retiring_is_not_what_is_applied():
+    switched = {"rules": [{"src": "198.18.0.21", "retiring": True}], **{"marks": KNOWN["socket_mark"]["marks"]}}
+    assert applied(switched) == "socket_mark"
+    assert applied({"rules": [{"src": "198.18.0.21", "retiring": True}]}) is None
+
+
+@pytest.mark.parametrize("device", ["all", "eth0"])
+def test_socket_mark_is_refused_where_marks_count_in_source_validation(device):
+    settings = [f"/proc/sys/net/ipv4/conf/{device}/src_valid_mark:1", "/proc/sys/net/ipv4/ip_forward:1"]
+    (found,) = errors(local_delivery, fleet("a", settings=settings), "a", "socket_mark")
+    assert found.startswith(
+        f"forwarder_local_delivery of a: socket_mark cannot work while net.ipv4.conf.{device}.src_valid_mark is 1"
+    )
+
+
+def test_another_interface_may_count_marks():
+    settings = [f"/proc/sys/net/ipv4/conf/{device}/src_valid_mark:1" for device in ("default", "wg0")]
+    assert local_delivery(fleet("a", settings=["/proc/sys/net/ipv4/ip_forward:1", *settings]), "a")["marks"]
+
+
+def test_an_address_of_its_own_for_this_proxy_is_what_replies_come_from():
+    variables = hostvars(b={"return_path_strategy": "address", "return_path_addresses": {"a": "198.18.0.121"}})
+    document = local_delivery(fleet("a", [{**WEB, "backends": ["b:8080"]}], variables), "a")
+    assert {(rule["src"], rule["iif"]) for rule in document["rules"]} == {("198.18.0.121", "eth0")}

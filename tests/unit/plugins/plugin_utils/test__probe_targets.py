@@ -1,0 +1,32 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._probe_targets import probe_targets
+
+from tests.unit.plugins.plugin_utils.fleet_data import WEB, fleet, hostvars
+
+
+def test_probe_targets_follow_the_families_listened_on():
+    targets = probe_targets(fleet("a", [{**WEB, "listen": ["0.0.0.0:80"], "backends": ["b:8080"]}]), "a")
+    assert targets == [{"name": "web: b", "address": "198.18.0.21", "port": 8080, "source": "198.51.100.11"}]
+
+
+def test_of_a_range_the_first_port_is_probed():
+    services = [{**WEB, "listen": ["0.0.0.0:8000-8009"], "backends": ["b"]}]
+    assert [target["port"] for target in probe_targets(fleet("a", services), "a")] == [8000]
+
+
+def test_a_handshake_is_for_tcp():
+    services = [{**WEB, "listen": ["0.0.0.0:80"], "backends": ["b:1"], "protocol": "udp"}]
+    assert probe_targets(fleet("a", services), "a") == []
+
+
+def test_a_backend_is_probed_at_the_address_it_has_for_this_proxy():
+    own = {"return_path_strategy": "address", "return_path_addresses": {"a": "198.18.0.121", "a2": "198.18.0.122"}}
+    services = [{**WEB, "backends": ["b:8080"]}]
+    for proxy, address in (("a", "198.18.0.121"), ("a2", "198.18.0.122")):
+        seen = fleet(proxy, services, hostvars(b=own), proxies=["a", "a2"])
+        assert [target["address"] for target in probe_targets(seen, proxy)] == [address]

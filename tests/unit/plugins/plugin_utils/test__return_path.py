@@ -1,0 +1,200 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import about, return_path
+
+from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet, hostvars, two_links
+
+
+def test_return_path_of_two_proxies():
+    document = return_path(fleet("b", proxies=["a", "a2"]), "b")
+    assert [(mark["name"], mark["id"], mark["mac"], mark["via"]) for mark in document["marks"]] == [
+        ("a", 11, "02:00:00:00:00:11", ["198.18.0.11", "2001:db8::11"]),
+        ("a2", 12, "02:00:00:00:00:12", ["198.18.0.12", "2001:db8::12"]),
+    ]
+    lookups = [
+        (rule["family"], rule["fwmark"], rule["table"]) for rule in document["rules"] if rule["action"] == "lookup"
+    ]
+    assert lookups == [("ipv4", 11, 20111), ("ipv6", 11, 20111), ("ipv4", 12, 20112), ("ipv6", 12, 20112)]
+    guards = [rule for rule in document["rules"] if rule["action"] == "unreachable"]
+    assert {rule["priority"] for rule in guards} == {1101}
+    assert len(guards) == 4
+    assert {(route["via"], route["table"], route["dev"]) for route in document["routes"]} == {
+        ("198.18.0.11", 20111, "eth0"),
+        ("2001:db8::11", 20111, "eth0"),
+        ("198.18.0.12", 20112, "eth0"),
+        ("2001:db8::12", 20112, "eth0"),
+    }
+
+
+def test_an_interface_with_a_dot_is_a_sysctl_with_slashes():
+    variables = hostvars(b={"ansible_facts": facts(21, device="eth0.100")})
+    names = {one["name"] for one in return_path(fleet("b", variables=variables), "b")["sysctls"]}
+    assert "net/ipv4/conf/eth0.100/accept_redirects" in names
+
+
+def test_a_proxy_off_the_backends_subnet():
+    elsewhere = facts(11, ipv4={"address": "10.9.9.9", "prefix": "24"}, ipv6=[])
+    (found,) = errors(return_path, fleet("b", variables=hostvars(a={"ansible_facts": elsewhere})), "b")
+    assert found.startswith("proxy a (10.9.9.9/24) shares no subnet with backend b (198.18.0.21/24, 2001:db8::21/64)")
+
+
+def test_two_proxies_with_one_id():
+    variables = hostvars(a2={"l4proxy_id": 11})
+    (found,) = errors(return_path, fleet("b", variables=variables, proxies=["a", "a2"]), "b")
+    assert found.startswith("proxies a and a2 have one id, 11")
+
+
+def test_an_id_that_cannot_be_derived():
+    wide = {
+        name: {"ansible_facts": facts(number, ipv4={"address": f"10.0.0.{number}", "prefix": "16"}, ipv6=[])}
+        for name, number in (("a", 11), ("b", 21))
+    }
+    (found,) = errors(return_path, fleet("b", variables=hostvars(**wide)), "b")
+    assert found.startswith("proxy a needs l4proxy_id (1 to 255)")
+
+
+def test_an_unknown_address_fails_and_the_proxy_is_not_left_out():
+    variables = hostvars(a2={"ansible_facts": {}})
+    (found,) = errors(return_path, fleet("b", variables=variables, proxies=["a", "a2"]), "b")
+    assert found.startswith("the address of a2 is unknown to b")
+
+
+def test_a_proxy_that_is_down_keeps_what_the_last_run_knew_of_it():
+    before = return_path(fleet("b", proxies=["a", "a2"]), "b")
+    variables = hostvars(a2={"ansible_facts": {}})
+    after = fleet("b", variables=variables, proxies=["a", "a2"], known={"return_path": before})
+    assert return_path(after, "b") == before
+
+
+def test_a_backend_nobody_names_is_not_emptied():
+    (found,) = errors(return_path, fleet("d", [{**WEB, "backends": ["b:80"]}]), "d")
+    assert found.startswith("d is in the group backends, but in no service of l4proxy_services")
+
+
+def test_two_links_between_one_pair_are_refused():
+    variables = hostvars(**two_links(11, "a"), **two_links(21, "b"))
+    other = {**WEB, "name": "other", "listen": ["0.0.0.0:81"], "backends": [{"host": "b", "address": "198.18.2.21"}]}
+    (found,) = errors(return_path, fleet("b", [WEB, other], variables), "b")
+    assert found.startswith("proxy a would reach backend b on two links (198.18.0.21 from 198.18.0.11, and 198.18.2.21")
+
+
+OWN = {"a": ["198.18.0.121", "2001:db8::121"], "a2": ["198.18.0.122/24", "2001:db8::122"]}
+ADDRESS = {"return_path_strategy": "address", "return_path_addresses": OWN}
+ACCEPT = {"return_path_strategy": "fwmark_accept"}
+DNS = {"name": "dns", "protocol": "udp", "listen": ["0.0.0.0:53", "[::]:53"], "backends": ["b"]}
+TWO = ["a", "a2"]
+
+
+def by_address(services=(WEB,), **changes):
+    return fleet("b", services, hostvars(b=ADDRESS), **{"proxies": TWO, **changes})
+
+
+def test_an_address_for_each_proxy():
+    document = return_path(by_address(), "b")
+    assert document["marks"] == []
+    assert [(one["family"], one["address"], one["dev"]) for one in document["addresses"]] == [
+        ("ipv4", "198.18.0.121", "eth0"),
+        ("ipv6", "2001:db8::121", "eth0"),
+        ("ipv4", "198.18.0.122", "eth0"),
+        ("ipv6", "2001:db8::122", "eth0"),
+    ]
+    rules = [(rule["src"], rule["iif"], rule["priority"], rule.get("table")) for rule in document["rules"]]
+    assert rules[:2] == [("198.18.0.121", "lo", 1100, 20411), ("198.18.0.121", "lo", 1101, None)]
+    assert len(rules) == 8
+    assert [(route["via"], route["src"], route["table"]) for route in document["routes"]] == [
+        ("198.18.0.11", "198.18.0.121", 20411),
+        ("2001:db8::11", "2001:db8::121", 20411),
+        ("198.18.0.12", "198.18.0.122", 20412),
+        ("2001:db8::12", "2001:db8::122", 20412),
+    ]
+
+
+def test_replies_of_udp_servers_are_told_by_their_port_where_one_proxy_forwards_to_it():
+    document = return_path(by_address([WEB, {**DNS, "proxies": ["a"]}]), "b")
+    told = [(rule["family"], rule["sport"], rule["priority"]) for rule in document["rules"] if "sport" in rule]
+    assert told == [("ipv4", 53, 1100), ("ipv4", 53, 1101), ("ipv6", 53, 1100), ("ipv6", 53, 1101)]
+
+
+def test_with_two_proxies_the_server_has_to_know_where_it_was_asked():
+    both = by_address([WEB, DNS])
+    assert not [rule for rule in return_path(both, "b")["rules"] if "sport" in rule]
+    (note,) = about(both, "b")["notes"]
+    assert note.startswith("UDP port 53 of b is reached through a, a2: a server that listens on all addresses there")
+
+
+def test_fwmark_accept_is_marks_without_conntrack_and_settings():
+    document = return_path(fleet("b", variables=hostvars(b=ACCEPT)), "b", "fwmark_accept", "iptables")
+    assert [(mark["id"], mark["conntrack"]) for mark in document["marks"]] == [(11, False)]
+    assert document["mark_engine"] == "iptables"
+    assert {one["name"]: one["value"] for one in document["sysctls"] if "fwmark" in one["name"]} == {
+        "net.ipv4.tcp_fwmark_accept": "1",
+        "net.ipv4.fwmark_reflect": "1",
+        "net.ipv6.fwmark_reflect": "1",
+    }
+
+
+OFF_LINK = {**ADDRESS, "return_path_addresses": {"a": "10.0.0.9"}}
+MAIN = {**ADDRESS, "return_path_addresses": {"a": "198.18.0.121"}, "ansible_host": "198.18.0.121"}
+REFUSED = [
+    ("an unknown strategy", {"return_path_strategy": "tunnel"}, [WEB], "'tunnel' is not a strategy of this version"),
+    ("no addresses", {"return_path_strategy": "address"}, [WEB], "return_path_addresses has none for proxy a"),
+    ("the main address", MAIN, [WEB], "198.18.0.121 cannot be the address for a, because it is the one b uses for all"),
+    ("an address off the link", OFF_LINK, [WEB], "shares no subnet with backend b (10.0.0.9)"),
+    ("UDP", ACCEPT, [WEB, DNS], "return_path_strategy of b: fwmark_accept is for TCP alone, and service dns is UDP"),
+]
+
+
+@pytest.mark.parametrize(
+    ("variables", "services", "sentence"), [row[1:] for row in REFUSED], ids=[r[0] for r in REFUSED]
+)
+def test_refused(variables, services, sentence):
+    (found,) = errors(return_path, fleet("b", services, hostvars(b=variables)), "b")
+    assert sentence in found
+
+
+def test_a_strategy_that_the_proxies_would_not_know_of():
+    (found,) = errors(return_path, fleet("b"), "b", "address")
+    assert found.startswith("return_path_strategy of b is address in this play, but mark in the inventory")
+
+
+def test_a_change_of_strategy_shares_no_object_with_what_it_replaces():
+    """Both are in force while connections drain, so no key may be that of the other."""
+    marked, addressed = return_path(fleet("b", proxies=TWO), "b"), return_path(by_address(), "b")
+
+    def keys(document):
+        rules = {str({**rule, "action": None, "table": None}) for rule in document["rules"]}
+        return rules | {(route["family"], route["table"], route["dst"]) for route in document["routes"]}
+
+    assert not keys(marked) & keys(addressed)
+
+
+def test_auto_keeps_what_was_applied():
+    before = return_path(fleet("b", proxies=TWO), "b")
+    variables = hostvars(b={**ADDRESS, "return_path_strategy": "auto"})
+    fresh = fleet("b", variables=variables, proxies=TWO)
+    assert about(fresh, "b")["strategy"] == "address"
+    later = fleet("b", variables=variables, proxies=TWO, known={"return_path": before})
+    assert about(later, "b")["strategy"] == "mark"
+    assert return_path(later, "b", "auto") == before
+
+
+def test_auto_looks_for_a_default_route_in_the_families_that_are_served():
+    lacking = facts(21) | {"default_ipv6": {}}
+    variables = hostvars(b={"return_path_strategy": "auto", "ansible_facts": lacking})
+    assert about(fleet("b", variables=variables), "b")["strategy"] == "fwmark_accept"
+    only_4 = {**WEB, "listen": ["0.0.0.0:80"]}
+    assert about(fleet("b", [only_4], variables), "b")["strategy"] == "mark"
+
+
+def test_an_address_that_is_retiring_is_not_where_the_backend_is_met():
+    """IPv6 facts do not tell a secondary address, and ::9 would come before ::21."""
+    found = facts(21)
+    found["eth0"]["ipv6"].insert(0, {"address": "2001:db8::9", "prefix": "64", "scope": "global"})
+    old = {"addresses": [{"family": "ipv6", "address": "2001:db8::9", "dev": "eth0", "retiring": True}]}
+    seen = fleet("b", variables=hostvars(b={"ansible_facts": found}), known={"return_path": old})
+    assert str(seen.meetings("a", "b")[6].backend.address) == "2001:db8::21"
