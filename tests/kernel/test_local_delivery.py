@@ -1,0 +1,113 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Local delivery by rules and by socket: what each lets through that the other way of doing it would swallow."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import pytest
+
+from tests.kernel import routing_lab as rl
+from tests.kernel import strategy_lab as sl
+from tests.lab.netns import NamespaceLab
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with NamespaceLab(f"kld{os.getpid()}", ["client", "router", "a", "b", "c"]) as raised:
+        servers = raised.servers = sl.EchoServers()
+        servers.start()
+        for name in ("b", "c", "client"):
+            for family in rl.FAMILIES:
+                servers.serve(raised[name], "tcp", sl.WILDCARD[family])
+                servers.serve(raised[name], "udp", sl.WILDCARD[family])
+        yield raised
+        servers.close()
+
+
+@pytest.fixture
+def fleet(lab, tmp_path):
+    services = [sl.service("tcp", "b", "c"), sl.service("udp", "b", "c")]
+    made = sl.Deployment(lab, tmp_path, services, {}, proxies=["a"], backends=["b", "c"])
+    made.apply_backends()
+    yield made
+    made.remove()
+
+
+def outcomes(lab, host: str, client: str, server: str) -> list[str]:
+    """How a handshake ends that a host makes in a client's name, in each family."""
+    with contextlib.ExitStack() as stack:
+        made = [
+            stack.enter_context(rl.attempt(lab[host], rl.address(lab[client], f), rl.address(lab[server], f)))
+            for f in rl.FAMILIES
+        ]
+        return [one.outcome() for one in made]
+
+
+ESTABLISHED = ["established"] * 2
+
+
+@pytest.mark.parametrize("method", ["rules", "socket_mark"])
+def test_a_client_that_is_a_backend_reaches_another_one(lab, fleet, method):
+    fleet.apply_proxies(method)
+    assert outcomes(lab, "a", "b", "c") == ESTABLISHED
+
+
+def test_it_does_not_with_rules_for_every_interface(lab, fleet):
+    """What a sends in b's name would be delivered to a itself."""
+    fleet.engine.apply(lab["a"], rl.local_delivery(lab["b"], lab["c"]))
+    assert "established" not in outcomes(lab, "a", "b", "c")
+
+
+@pytest.fixture
+def router(lab):
+    """a is a router, and b's way to the client leads through it."""
+    a, b = lab["a"], lab["b"]
+    forwarding = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
+    # The way back is direct, so that b's own replies do not depend on a.
+    for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
+        a.sysctl(forwarding[family], "1")
+        b.run(["ip", option, "route", "add", rl.address(lab["client"], family), "via", rl.address(a, family)])
+    yield a
+    for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
+        b.run(["ip", option, "route", "del", rl.address(lab["client"], family), "via", rl.address(a, family)])
+        a.sysctl(forwarding[family], "0")
+
+
+def test_by_the_socket_a_proxy_can_route_for_its_backends(lab, fleet, router):
+    fleet.apply_proxies("socket_mark")
+    assert outcomes(lab, "b", "b", "client") == ESTABLISHED
+
+
+def test_by_rules_it_cannot(lab, fleet, router):
+    fleet.apply_proxies("rules")
+    assert "established" not in outcomes(lab, "b", "b", "client")
+
+
+@pytest.mark.parametrize("method", ["rules", "socket_mark"])
+def test_replies_reach_the_spoofed_socket(fleet, method):
+    fleet.apply_proxies(method)
+    for family in rl.FAMILIES:
+        for protocol in ("tcp", "udp"):
+            assert fleet.exchange("a", "b", family, protocol) == b"b"
+
+
+@pytest.mark.parametrize("method", ["rules", "socket_mark"])
+def test_without_its_rules_they_do_not(lab, fleet, method):
+    fleet.apply_proxies(method)
+    for option in ("-4", "-6"):
+        while lab["a"].run(["ip", option, "rule", "del", "priority", "1100"], check=False).returncode == 0:
+            pass
+    assert outcomes(lab, "a", "client", "b") == ["silent"] * 2
+
+
+def test_a_change_of_method_breaks_no_stream(lab, fleet):
+    fleet.apply_proxies("rules")
+    with sl.spoofed(lab["a"], sl.source_of(lab["a"], "ipv4"), lab["b"].ipv4, "tcp") as live:
+        for method in ("socket_mark", "rules"):
+            fleet.apply_proxies(method)
+            assert sl.ask(live) == b"b"
