@@ -1,0 +1,91 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Three backends, three strategies, one proxy. The tests build on one another: the first finds fresh hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.lab import ansible
+from tests.lab.traffic import get, logged
+
+BACKENDS = {"b", "c", "d"}
+INVENTORY = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "inventory.yml"
+FAMILIES = ("ipv4", "ipv6")
+
+
+def document(host) -> dict:
+    return json.loads(host.run(["cat", "/etc/l4proxy/routing.d/return_path.json"]).stdout)
+
+
+def reached(lab, family: str) -> set:
+    return {get(lab["client"], lab["a"], family, 80) for _request in range(6)}
+
+
+def test_one_run_deploys_all_of_them(lab, play):
+    run = play("site")
+    assert run.status == 0, run.output
+    assert [address["address"] for address in document(lab["b"])["addresses"]] == ["198.18.0.121", "2001:db8::121"]
+    assert [mark["conntrack"] for mark in document(lab["c"])["marks"]] == [False]
+    assert document(lab["d"])["mark_engine"] == "iptables"
+    assert "L4PROXY_RETURN_PATH" in lab["d"].run(["iptables-save", "-t", "mangle"]).stdout
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_backend_answers_and_sees_the_client(lab, family):
+    assert reached(lab, family) == BACKENDS
+    client = getattr(lab["client"], family)
+    for name in BACKENDS:
+        assert any(line.split()[0] == client for line in logged(lab[name])), name
+
+
+def test_a_handshake_with_every_backend_succeeds(play):
+    run = play("verify")
+    assert run.status == 0, run.output
+
+
+def test_a_second_run_changes_nothing(play):
+    assert play("site").changed == {}
+
+
+class Stream:
+    """A connection to the proxy that is kept open between requests."""
+
+    def __init__(self, client, proxy, family: str):
+        with client.inside():
+            self.socket = socket.create_connection((getattr(proxy, family), 80), timeout=20)
+
+    def ask(self) -> str:
+        self.socket.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"\n") or b"\r\n\r\n" not in answer or answer.endswith(b"\r\n\r\n"):
+            answer += self.socket.recv(4096)
+        return answer.rpartition(b"\r\n\r\n")[2].decode().strip()
+
+
+def stream_to(lab, backend: str, family: str) -> Stream:
+    streams = [Stream(lab["client"], lab["a"], family) for _backend in BACKENDS]
+    return next(stream for stream in streams if stream.ask() == backend)
+
+
+def test_a_live_stream_survives_a_change_of_strategy(lab, tmp_path):
+    streams = [stream_to(lab, "b", family) for family in FAMILIES]
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps({"all": {"hosts": {"b": {"return_path_strategy": "mark"}}}}), encoding="utf-8")
+    inventories = [INVENTORY, changed]
+    run = ansible.play(lab.prefix, "trueip.l4proxy.site", inventories)
+    assert run.status == 0, run.output
+    assert set(run.changed) == {"a", "b"}
+    assert [stream.ask() for stream in streams] == ["b", "b"]
+    assert all(address["retiring"] for address in document(lab["b"])["addresses"])
+    config = json.loads(lab["a"].run(["cat", "/etc/l4proxy/forwarder.json"]).stdout)
+    assert config["services"][0]["backends"][0]["ipv4"] == lab["b"].ipv4
+    for family in FAMILIES:
+        assert reached(lab, family) == BACKENDS
+    assert ansible.play(lab.prefix, "trueip.l4proxy.site", inventories).changed == {}
