@@ -42,14 +42,15 @@ def service(protocol: str, *backends: str, **more: Any) -> dict[str, Any]:
 
 def facts(host: Any) -> dict[str, Any]:
     """What ansible.builtin.setup would say of a host of the lab, as far as the derivation asks."""
+    inside = host.on("inside")
     ethernet = {
-        "device": host.dev,
-        "macaddress": host.mac,
-        "ipv4": {"address": host.ipv4, "prefix": "24"},
-        "ipv6": [{"address": host.ipv6, "prefix": "64"}],
+        "device": inside.dev,
+        "macaddress": inside.mac,
+        "ipv4": {"address": inside.ipv4, "prefix": "24"},
+        "ipv6": [{"address": inside.ipv6, "prefix": "64"}],
     }
-    defaults = {f"default_{family}": {"address": rl.address(host, family)} for family in rl.FAMILIES}
-    return {**defaults, host.dev: ethernet}
+    defaults = {f"default_{family}": {"address": rl.address(inside, family)} for family in rl.FAMILIES}
+    return {**defaults, inside.dev: ethernet}
 
 
 def source_of(proxy: Any, family: str) -> str:
@@ -58,7 +59,9 @@ def source_of(proxy: Any, family: str) -> str:
     return f"198.51.100.{number}" if family == "ipv4" else f"2001:db8:ffff::{number}"
 
 
-def by_strategy(lab: Any, strategy: str, backends: Iterable[str] = BACKENDS) -> dict[str, dict[str, Any]]:
+def by_strategy(
+    lab: Any, strategy: str, backends: Iterable[str] = BACKENDS, proxies: Iterable[str] = PROXIES
+) -> dict[str, dict[str, Any]]:
     """Variables of the backends: each has a strategy, and the addresses that ``address`` takes for each proxy.
 
     They are 198.18.0.121 and 2001:db8::121 of b for a, 198.18.0.171 and so on for a2.
@@ -66,7 +69,7 @@ def by_strategy(lab: Any, strategy: str, backends: Iterable[str] = BACKENDS) -> 
     more = {"a": 100, "a2": 150}
 
     def addresses(host: Any) -> dict[str, list[str]]:
-        numbers = {proxy: host.spec.number + more[proxy] for proxy in PROXIES}
+        numbers = {proxy: host.spec.number + more[proxy] for proxy in proxies}
         return {proxy: [f"198.18.0.{number}", f"2001:db8::{number}"] for proxy, number in numbers.items()}
 
     return {

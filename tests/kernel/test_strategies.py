@@ -239,9 +239,8 @@ DNS = sl.service("udp", "b", proxies=["a"])
 @pytest.fixture
 def wildcard(lab, tmp_path):
     """Strategy address, and a UDP server that does not say which address it answers from."""
-    variables = sl.by_strategy(lab, "address", ["b"])
+    variables = sl.by_strategy(lab, "address", ["b"], ["a"])
     fleet = sl.Deployment(lab, tmp_path, [DNS], variables, proxies=["a"], backends=["b"])
-    fleet.variables["b"]["return_path_addresses"].pop("a2")
     fleet.apply()
     bound = [lab.servers.serve(lab["b"], "udp", sl.WILDCARD[family]) for family in rl.FAMILIES]
     yield fleet
@@ -278,3 +277,31 @@ def test_without_the_routes_source_it_answers_from_the_wrong_address(lab, wildca
         sock.setblocking(False)
         with pytest.raises(BlockingIOError):
             sock.recv(1)
+
+
+@pytest.fixture(scope="module")
+def two_links():
+    """The default route of b leaves by eth0, and the proxy is behind eth1."""
+    with NamespaceLab(f"ksl{os.getpid()}", ["router", "a", "b"], {"b": ["outside", "inside"]}) as raised:
+        servers = sl.EchoServers()
+        servers.start()
+        servers.serve(raised["b"], "tcp", sl.WILDCARD["ipv4"])
+        yield raised
+        servers.close()
+
+
+STRICT = [("mark", "1", "silent"), ("mark", "0", "established"), ("address", "1", "established")]
+
+
+@pytest.mark.parametrize(("strategy", "rp_filter", "outcome"), STRICT)
+def test_strict_reverse_path_filtering(two_links, tmp_path, strategy, rp_filter, outcome):
+    """It comes before the mark, and asks whether the client would be answered by the interface it came in by."""
+    b, variables = two_links["b"], sl.by_strategy(two_links, strategy, ["b"], ["a"])
+    fleet = sl.Deployment(two_links, tmp_path, [sl.service("tcp", "b")], variables, proxies=["a"], backends=["b"])
+    fleet.apply()
+    b.sysctl(f"net.ipv4.conf.{b.on('inside').dev}.rp_filter", rp_filter)
+    try:
+        source = sl.source_of(two_links["a"], "ipv4")
+        assert rl.handshake(two_links["a"], source, fleet.target("a", "b", "ipv4")) == outcome
+    finally:
+        fleet.remove()
