@@ -91,9 +91,17 @@ class Host:
         return replace(self, addresses=tuple(one for one in self.addresses if one.address not in addresses))
 
     def of_family(self, version: int) -> list[HostAddress]:
-        """Return the addresses of IP version 4 or 6, primary ones first, in a stable order."""
+        """Return the addresses of IP version 4 or 6, primary ones first, in a stable order.
+
+        One without a subnet (/32, /128) comes last: facts may list it first, and it is some service's, not the host's.
+        """
         mine = [address for address in self.addresses if address.address.version == version]
-        return sorted(mine, key=lambda one: (one.secondary, str(one.address) not in self.preferred, int(one.address)))
+
+        def order(one: HostAddress) -> tuple[bool, bool, bool, int]:
+            alone = one.prefix == one.address.max_prefixlen
+            return alone, one.secondary, str(one.address) not in self.preferred, int(one.address)
+
+        return sorted(mine, key=order)
 
 
 def parse_address(value: Any, where: str) -> HostAddress:

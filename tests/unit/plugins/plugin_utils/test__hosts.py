@@ -68,6 +68,18 @@ def test_the_primary_address_is_preferred_to_a_secondary_one():
     assert str(meet(proxy, backend, 4).proxy.address) == "198.18.0.11"
 
 
+def test_an_address_without_a_subnet_comes_last():
+    """The kernel lists a /32 of scope host before the interface's own address, and facts take it for the primary."""
+    found = facts(
+        21,
+        ipv4={"address": "198.18.0.2", "prefix": "32"},
+        ipv4_secondaries=[{"address": "198.18.0.21", "prefix": "24"}],
+        ipv6=[{"address": "2001:db8::2", "prefix": "128"}, {"address": "2001:db8::21", "prefix": "64"}],
+    )
+    host = host_from_variables("b", {"ansible_facts": found})
+    assert [str(host.of_family(version)[0].address) for version in (4, 6)] == ["198.18.0.21", "2001:db8::21"]
+
+
 def test_a_bridge_that_both_hosts_have_is_no_meeting():
     proxy = host_from_variables("a", {"ansible_facts": DOCKER})
     backend = host_from_variables("b", {"ansible_facts": DOCKER})
