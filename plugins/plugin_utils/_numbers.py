@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The numbers of docs/docsite/rst/architecture.rst that the documents are made of: masks, tables, priorities, owners."""
+"""Numbers the documents are made of: masks, tables, priorities, owners; docs/docsite/rst/architecture.rst says why."""
 
 from __future__ import annotations
 
