@@ -14,7 +14,7 @@ from __future__ import annotations
 import selectors
 import socket
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tests.kernel import routing_lab as rl
 
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 VERSION = {"ipv4": 4, "ipv6": 6}
-PROXIES, BACKENDS = ["a", "a2"], ["b", "c", "d"]
+PROXIES, BACKENDS = ("a", "a2"), ("b", "c", "d")
 WILDCARD = {"ipv4": "0.0.0.0", "ipv6": "::"}
 # ip(7) and linux/in.h; the socket module of Python 3.9 has neither.
 IP_BIND_ADDRESS_NO_PORT, IP_LOCAL_PORT_RANGE = 24, 51
@@ -227,7 +227,7 @@ def _answer(sock: socket.socket, name: bytes) -> None:
         pass  # the reply has no way: what a negative control wants
 
 
-def watch_replies(lab: Any, proxies: list[str] = PROXIES) -> None:
+def watch_replies(lab: Any, proxies: Sequence[str] = PROXIES) -> None:
     """Count where packets to each proxy's client arrive: at their proxy, at another one, or at the router."""
 
     def rules(names: Iterable[str]) -> list[str]:
@@ -243,7 +243,7 @@ def watch_replies(lab: Any, proxies: list[str] = PROXIES) -> None:
     rl.watch(lab["router"], "leaks", "prerouting priority -300", *rules(proxies))
 
 
-def replies(lab: Any, proxies: list[str] = PROXIES) -> dict[str, int]:
+def replies(lab: Any, proxies: Sequence[str] = PROXIES) -> dict[str, int]:
     """What :func:`watch_replies` has counted: at each proxy for itself, ``stray`` and ``leaks``."""
     found = {name: rl.counters(lab[name], "own")["own"] for name in proxies}
     found["stray"] = sum(rl.counters(lab[name], "stray").get("stray", 0) for name in proxies)

@@ -24,6 +24,11 @@ SESSIONS_TIMEOUT = 2.0  # seconds the workers have to answer
 MOST_SESSIONS = 100  # of one worker in one answer
 
 
+def _is_number(value, most):
+    """Whether a value of a request is a whole number from 1 to ``most``; JSON's true is none, though Python's is."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
 class Refused(Exception):
     """A request that cannot be served; the message is one sentence."""
 
@@ -73,7 +78,7 @@ class Admin:
 
     def _weight(self, request):
         weight = request.get("weight")
-        if weight is not None and (type(weight) is not int or not 1 <= weight <= MAX_WEIGHT):
+        if weight is not None and not _is_number(weight, MAX_WEIGHT):
             raise Refused(f"weight is a whole number from 1 to {MAX_WEIGHT}, or null for the config's")
         return self._order(request, "weight", weight)
 
@@ -115,7 +120,7 @@ class Admin:
     def _sessions(self, client, request):
         """Ask the workers; the answer follows when they have answered, or when their time is over."""
         limit = request.get("limit", MOST_SESSIONS)
-        if type(limit) is not int or not 1 <= limit <= MOST_SESSIONS:
+        if not _is_number(limit, MOST_SESSIONS):
             raise Refused(f"limit is a whole number from 1 to {MOST_SESSIONS}")
         self._number += 1
         number = self._number

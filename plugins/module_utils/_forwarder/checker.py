@@ -323,5 +323,5 @@ def _watches(config, region):
     services = {service.name: service for service in config.services}
     for number, (name, backend_name, family) in enumerate(region.targets):
         service = services[name]
-        backend = next(backend for backend in service.backends if backend.name == backend_name)
+        (backend,) = (backend for backend in service.backends if backend.name == backend_name)
         yield Watch(number, service, backend, family)

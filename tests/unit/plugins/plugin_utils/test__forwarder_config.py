@@ -110,8 +110,8 @@ def test_what_is_in_doubt_does_not_hide_other_faults():
 OWN = {"return_path_strategy": "address", "return_path_addresses": {"a": ["198.18.0.121", "2001:db8::121"]}}
 
 
-def backend_b(variables, service=WEB, **changes):
-    return forwarder_config(fleet("a", [service], variables, **changes), "a", {})["services"][0]["backends"][0]
+def backend_b(variables, service=None, **changes):
+    return forwarder_config(fleet("a", [service or WEB], variables, **changes), "a", {})["services"][0]["backends"][0]
 
 
 def test_a_backend_is_reached_at_the_address_it_has_for_this_proxy():

@@ -46,7 +46,7 @@ class Some(balancer.Backends):
             self.region.set_state(field, index, value)
         self.region.advance(shared.EPOCH_HEALTH)
 
-    def take(self, count=1, now=1.0):
+    def shares(self, count=1, now=1.0):
         """Count who gets ``count`` connections, each of which ends at once."""
         found = Counter()
         for _turn in range(count):
@@ -64,7 +64,7 @@ class Some(balancer.Backends):
 def test_a_full_round_gives_each_backend_exactly_its_weight(weights):
     some = Some(*weights)
     for _round in range(2):
-        assert some.take(sum(weights)) == dict(enumerate(weights))
+        assert some.shares(sum(weights)) == dict(enumerate(weights))
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from(sorted(balancer.STRATEGIES)), st.data())
@@ -94,7 +94,7 @@ def test_a_backend_that_failed_is_skipped_then_tried_by_one():
     assert {some.next(CLIENT, (), due + 1 + t) for t in (0, 1, 2)} == {1}
     assert some.connected(0, 0.001, due + 4) is True
     assert some.health.all_well
-    assert some.take(10, due + 5) == {0: 5, 1: 5}
+    assert some.shares(10, due + 5) == {0: 5, 1: 5}
 
 
 def test_when_all_fail_all_are_tried():
@@ -115,17 +115,17 @@ def test_an_absent_backend_does_not_make_up_for_its_absence():
     some = Some(1, 1)
     for _turn in range(50):
         assert some.next(CLIENT, (0,), 0.0) == 1
-    assert some.take(4) == {0: 2, 1: 2}
+    assert some.shares(4) == {0: 2, 1: 2}
 
 
 @pytest.mark.parametrize("state", [shared.BROKEN, shared.DOWN])
 def test_what_the_checker_takes_out_gets_nothing_and_what_it_brings_back_does(state):
     some = Some(1, 1, 1)
-    assert some.take(6) == {0: 2, 1: 2, 2: 2}
+    assert some.shares(6) == {0: 2, 1: 2, 2: 2}
     some.set(1, health=state)
-    assert some.take(6) == {0: 3, 2: 3}
+    assert some.shares(6) == {0: 3, 2: 3}
     some.set(1, health=shared.UP)
-    assert some.take(6) == {0: 2, 1: 2, 2: 2}
+    assert some.shares(6) == {0: 2, 1: 2, 2: 2}
 
 
 @pytest.mark.parametrize(("on_all_down", "taken"), [("refuse", {None: 4}), ("try_all", {0: 2, 1: 2})])
@@ -133,7 +133,7 @@ def test_when_all_are_down(on_all_down, taken):
     some = Some(1, 1, on_all_down=on_all_down)
     for index in (0, 1):
         some.set(index, health=shared.DOWN)
-    assert some.take(4) == taken
+    assert some.shares(4) == taken
     if on_all_down == "refuse":
         assert some.nobody() == balancer.NOBODY
 
@@ -143,13 +143,13 @@ def test_when_every_return_path_is_said_to_be_broken_real_connections_decide():
     some = Some(1, 1)
     for index in (0, 1):
         some.set(index, health=shared.BROKEN)
-    assert some.take(4) == {0: 2, 1: 2}
+    assert some.shares(4) == {0: 2, 1: 2}
     for index in (0, 1):
         some.fail(index, 10.0)
-    assert some.take(4, now=11.0) == {None: 4}, "what clients saw fail is believed"
-    assert some.take(3, now=10.0 + health.SKIP) == {0: 1, 1: 1, None: 1}, "one trial each"
+    assert some.shares(4, now=11.0) == {None: 4}, "what clients saw fail is believed"
+    assert some.shares(3, now=10.0 + health.SKIP) == {0: 1, 1: 1, None: 1}, "one trial each"
     some.connected(0, 0.001, 16.0)
-    assert some.take(4, now=16.0) == {0: 4}
+    assert some.shares(4, now=16.0) == {0: 4}
 
 
 @pytest.mark.parametrize("state", [shared.DRAINING, shared.MAINTENANCE])
@@ -157,24 +157,24 @@ def test_when_every_return_path_is_said_to_be_broken_real_connections_decide():
 def test_an_operators_word_is_final(state, on_all_down):
     some = Some(1, 1, on_all_down=on_all_down)
     some.set(0, admin=state)
-    assert some.take(4) == {1: 4}
+    assert some.shares(4) == {1: 4}
     some.set(1, admin=state)
-    assert some.take(4) == {None: 4}
+    assert some.shares(4) == {None: 4}
     some.set(0, admin=shared.READY)
-    assert some.take(4) == {0: 4}
+    assert some.shares(4) == {0: 4}
 
 
 def test_backups_serve_only_while_nobody_else_does():
     some = Some(1, 1, 1, backups=[2])
-    assert some.take(4) == {0: 2, 1: 2}
+    assert some.shares(4) == {0: 2, 1: 2}
     some.set(0, health=shared.DOWN)
-    assert some.take(2) == {1: 2}
+    assert some.shares(2) == {1: 2}
     some.fail(1, 1.0)
-    assert some.take(2, now=1.5) == {2: 2}, "the checker does not know yet that the last one fails"
+    assert some.shares(2, now=1.5) == {2: 2}, "the checker does not know yet that the last one fails"
     some.set(1, health=shared.DOWN)
-    assert some.take(2) == {2: 2}
+    assert some.shares(2) == {2: 2}
     some.set(0, health=shared.UP)
-    assert some.take(2) == {0: 2}
+    assert some.shares(2) == {0: 2}
 
 
 def test_a_limit_passes_on_to_the_next_and_then_refuses():
@@ -206,22 +206,22 @@ def test_least_connections_sees_what_other_workers_have():
 def test_an_operators_weight_goes_before_the_configs():
     some = Some(1, 1)
     some.set(0, weight=3)
-    assert some.take(4) == {0: 3, 1: 1}
+    assert some.shares(4) == {0: 3, 1: 1}
     some.set(0, weight=0)
-    assert some.take(4) == {0: 2, 1: 2}
+    assert some.shares(4) == {0: 2, 1: 2}
 
 
 def test_slow_start_gives_a_growing_part():
     some = Some(100, 100, slow_start=10.0)
     some.set(0, health=shared.UP, recovered=1_000_000)
-    parts = [some.take(1000, now=1000.0 + age).get(0, 0) for age in (0.0, 2.5, 5.0, 10.0)]
+    parts = [some.shares(1000, now=1000.0 + age).get(0, 0) for age in (0.0, 2.5, 5.0, 10.0)]
     expected = [1000 * part / (1 + part) for part in (balancer.RAMP_FLOOR, 0.25, 0.5, 1.0)]
     assert parts == pytest.approx(expected, abs=3)
 
 
 def test_backends_that_never_failed_do_not_start_slowly():
     some = Some(100, 100, slow_start=10.0)
-    assert some.take(100, now=1.0) == {0: 50, 1: 50}, "the clock counts from boot, which may be a second ago"
+    assert some.shares(100, now=1.0) == {0: 50, 1: 50}, "the clock counts from boot, which may be a second ago"
 
 
 def test_counts():

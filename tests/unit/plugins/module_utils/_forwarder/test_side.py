@@ -42,7 +42,7 @@ class Middle:
             sock.settimeout(PATIENCE)
         self.sides = {"client": Side(near, self, "client eof", "client reset")}
         self.sides["server"] = Side(far, self, "server eof", "server reset")
-        one, other = self.sides.values()
+        one, other = self.sides["client"], self.sides["server"]
         one.peer, other.peer = other, one
         for each in self.sides.values():
             each.sock.setblocking(False)

@@ -20,7 +20,7 @@ from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing
 
 # 2026-11-24T12:00:00Z
 NOON = 1795521600.0
-RULE = [News("rule")]
+RULE = (News("rule"),)
 
 
 class World:
@@ -210,7 +210,7 @@ def test_what_has_no_news_but_signs_is_put_back(world, host):
 
 
 def test_what_has_no_news_is_seen_within_a_minute(world, host):
-    world.at(10, lambda: host.nft.tables.clear(), [])
+    world.at(10, host.nft.tables.clear, [])
     world.keep(61)
     assert world.looks == [0.0, 60.0]
     assert host.nft.tables
