@@ -7,6 +7,8 @@ VENV := .build/venv/bin
 # Namespaces and containers need root; whoever is not root gets there by sudo, and keeps the files root makes apart.
 ROOT := $(if $(filter 0,$(shell id -u)),env,sudo --preserve-env env ANSIBLE_HOME=$(CURDIR)/.build/ansible-root)
 PYTHON := $(VENV)/python
+# Kernel tests wait more than they compute; a file has its namespaces to itself.
+PARALLEL := --numprocesses 4 --dist loadfile
 ENVIRONMENT := $(PYTHON) -m tests.gates.environments
 BOOTSTRAP := bash tests/lab/bootstrap.sh
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build/collections
@@ -63,12 +65,13 @@ importer: package ## galaxy-importer on the tarball
 
 kernel: ## The engines against the real kernel, in network namespaces; and the lab itself (root)
 	@$(BOOTSTRAP) lab
-	@$(ROOT) $(PYTHON) -m pytest -q tests/kernel tests/lab
+	@$(ROOT) $(PYTHON) -m pytest -q $(PARALLEL) tests/kernel
+	@$(ROOT) $(PYTHON) -m pytest -q tests/lab
 
 pyroute2: ## The routing engine against the real kernel with the pyroute2 of Debian 12 and of Debian 13 (root)
 	@$(BOOTSTRAP) lab
 	@for version in 0.7.2 0.8.1; do $(ROOT) L4PROXY_TEST_PYROUTE2=$$version \
-		$(ENVIRONMENT) pyroute2-$$version -m pytest -q tests/kernel -k routing; done
+		$(ENVIRONMENT) pyroute2-$$version -m pytest -q $(PARALLEL) tests/kernel -k routing; done
 
 bench-routing: ## The routing engine with 500 backends and 16 proxies in one document (root)
 	@$(BOOTSTRAP) lab

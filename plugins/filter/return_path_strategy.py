@@ -20,7 +20,15 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-strategy: "{{ (l4proxy_services | trueip.l4proxy.return_path_strategy(fleet, hostvars)).strategy }}"
+- name: See by which strategy this backend sends its replies back, and why
+  ansible.builtin.debug:
+    msg: "{{ l4proxy_services | trueip.l4proxy.return_path_strategy(fleet, hostvars) }}"
+  vars:
+    fleet:
+      host: "{{ inventory_hostname }}"
+      inventory: "{{ groups.all }}"
+      proxies: "{{ groups.proxies }}"
+      backends: "{{ groups.backends }}"
 """
 
 RETURN = r"""

@@ -56,31 +56,18 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Upgrade one backend after the other without losing a connection
-  hosts: backends
-  serial: 1
-  tasks:
-    - name: Take it out at every proxy
-      trueip.l4proxy.forwarder_backend:
-        backend: "{{ inventory_hostname }}"
-        state: drain
-        wait: true
-        timeout: 120
-      delegate_to: "{{ item }}"
-      loop: "{{ groups['proxies'] }}"
+# On a proxy host. For all proxies and every backend in turn there is the playbook trueip.l4proxy.rolling_update.
+- name: Give a backend no new connections, and wait until it has none
+  trueip.l4proxy.forwarder_backend:
+    backend: b
+    state: drain
+    wait: true
+    timeout: 120
 
-    - name: Do whatever must not be seen by clients
-      ansible.builtin.systemd_service:
-        name: nginx
-        state: restarted
-
-    - name: Put it back
-      trueip.l4proxy.forwarder_backend:
-        backend: "{{ inventory_hostname }}"
-        state: ready
-        wait: true
-      delegate_to: "{{ item }}"
-      loop: "{{ groups['proxies'] }}"
+- name: Put it back
+  trueip.l4proxy.forwarder_backend:
+    backend: b
+    state: ready
 """
 
 RETURN = r"""

@@ -10,6 +10,7 @@ A plugin that is added is found by itself. Where its examples need something to 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -98,10 +99,12 @@ def with_path(hosts):
 
 # Where the examples of a plugin run, and what has to be there first. Without an entry: on a, with nothing.
 SCENES = {
+    "forwarder_backend#module": ("a", with_forwarder),
     "forwarder_info#module": ("a", with_forwarder),
     "handshake_probe#module": ("a", with_path),
     "policy_route#module": ("b", None),
     "return_path#filter": ("b", None),
+    "return_path_strategy#filter": ("b", None),
     "routing_state_info#module": ("a", with_path),
     "routing_state#module": ("b", None),
     "zipapp#module": ("a", with_library),
@@ -110,7 +113,7 @@ SCENES = {
 
 @pytest.fixture
 def hosts():
-    with NamespaceLab(prefix="examples", hosts=["router", "a", "b"]) as lab:
+    with NamespaceLab(prefix=f"ex{os.getpid()}", hosts=["router", "a", "b"]) as lab:
         yield {"lab": lab, "a": Sandbox(lab, "a"), "b": Sandbox(lab, "b")}
 
 

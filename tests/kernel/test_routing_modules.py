@@ -2,24 +2,18 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""policy_rule and policy_route as Ansible runs them, in a namespace: their own examples first."""
+"""policy_rule and policy_route in a namespace: the life of an object. (Their examples run in test_examples.)"""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import sys
-from pathlib import Path
 
 import pytest
-import yaml
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.modules import policy_route, policy_rule
 
 from tests.kernel import routing_lab as rl
 
-COLLECTIONS = Path(__file__).resolve().parents[2] / ".build" / "collections"
 MODULES = {"policy_rule": policy_rule, "policy_route": policy_route}
 
 
@@ -46,38 +40,6 @@ def run(b, capsys):
         return json.loads(capsys.readouterr().out)
 
     return call
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_the_examples_work_and_the_second_time_change_nothing(b, tmp_path, name):
-    examples = yaml.safe_load(MODULES[name].EXAMPLES)
-    play = {"hosts": "all", "connection": "local", "gather_facts": False, "tasks": examples}
-    (tmp_path / "play.yml").write_text(json.dumps([play]))
-    settings = {"COLLECTIONS_PATH": COLLECTIONS, "HOME": tmp_path / "home", "PYTHON_INTERPRETER": sys.executable}
-    environment = {**os.environ, **{f"ANSIBLE_{key}": str(value) for key, value in settings.items()}}
-    command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "b,", "--diff", "play.yml"]
-
-    def changed() -> int:
-        done = b.run(command, env={**environment, "ANSIBLE_PIPELINING": "1"}, cwd=tmp_path, timeout=120)
-        counted = re.search(r"ok=(\d+) +changed=(\d+) .* failed=0 ", done.stdout)
-        assert counted, done.stdout
-        assert int(counted[1]) == len(examples)
-        return int(counted[2])
-
-    assert changed() == sum("state: absent" not in yaml.safe_dump(task) for task in examples)
-    listing = rl.listing(b)
-    assert changed() == 0
-    assert rl.listing(b) == listing
-    undo(b)
-
-
-def undo(b) -> None:
-    """Remove all that the modules own: rules by their protocol number, routes by table and number."""
-    for command in ("-4", "-6"):
-        for line in b.run(["ip", command, "rule"]).stdout.splitlines():
-            if line.endswith("proto 203"):
-                b.run(["ip", command, "rule", "del", "priority", line.split(":")[0]])
-        b.run(["ip", command, "route", "flush", "table", "all", "proto", "203"], check=False)
 
 
 RULE = {"priority": 1000, "from": "198.18.0.121", "table": "100"}
