@@ -16,7 +16,7 @@ import pytest
 import yaml
 from ansible_collections.trueip.l4proxy.plugins.filter import forwarder_config, return_path
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _cli
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config, options, settings
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, schema
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _services
 
@@ -126,9 +126,17 @@ def test_commands_that_are_named_exist(path):
             assert re.search(rf"^{target}:.*## ", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.M), line
 
 
+def _fields(cls):
+    return {one.name for one in dataclasses.fields(cls)}
+
+
 REFERENCE = [
-    ("services.rst", "A service", {"proxies", *(one.name for one in dataclasses.fields(config.Service))}),
+    ("services.rst", "A service", {"proxies", *_fields(config.Service)}),
     ("services.rst", "A backend", _services.BACKEND_KEYS),
+    ("services.rst", "Balancing", config.BALANCES),
+    ("services.rst", "Limits", _fields(options.Limits)),
+    ("services.rst", "Health", _fields(settings.Health)),
+    ("services.rst", "The forwarder's config", {"schema", *_fields(config.Config)}),
     ("documents.rst", "The document", document.KEYS),
     ("documents.rst", "A rule", schema.RULE),
     ("documents.rst", "A route", schema.ROUTE),
@@ -143,12 +151,28 @@ def test_the_reference_has_every_key(page, section, keys):
     assert set(pages.table(REPOSITORY / "docs" / "docsite" / "rst" / page, section)) == set(keys)
 
 
-@pytest.mark.parametrize(("section", "cls"), [("A service", config.Service), ("A backend", config.Backend)])
+DEFAULTS = [
+    ("A service", config.Service),
+    ("A backend", config.Backend),
+    ("Limits", options.Limits),
+    ("Health", settings.Health),
+]
+
+
+def _spelled(default):
+    """A default as it is written in YAML; what is empty is left out."""
+    if default in (None, ()):
+        return ""
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+@pytest.mark.parametrize(("section", "cls"), DEFAULTS, ids=[row[0] for row in DEFAULTS])
 def test_the_reference_has_the_defaults(section, cls):
     table = pages.table(REPOSITORY / "docs" / "docsite" / "rst" / "services.rst", section)
     defaults = {
-        one.name: str(one.default)
+        one.name: _spelled(one.default)
         for one in dataclasses.fields(cls)
         if one.name in table and one.default is not dataclasses.MISSING
     }
+    assert defaults
     assert {name: table[name] for name in defaults} == defaults
