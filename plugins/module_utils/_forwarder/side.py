@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One socket of a relay: reading it and handing what it said to the other.
 
-What keeps it fast (forwarder.md has the measurements): one buffer for the whole worker; what was received is sent on at
+What keeps it fast (`make bench` measures it): one buffer for the whole worker; what was received is sent on at
 once and is kept only when the peer does not take it; a short read means drained, so nobody asks again only to hear
 EAGAIN; and a direction that fills the buffer twice in a row goes on through a pipe, without a copy, until it has less
 to say.

@@ -14,7 +14,7 @@ import errno
 import fcntl
 import os
 
-PIPE_SIZE = 256 * 1024  # bytes: faster than 64 KiB, and 1 MiB is hardly faster still (forwarder.md has the figures)
+PIPE_SIZE = 256 * 1024  # bytes: faster than 64 KiB, and 1 MiB is hardly faster still
 SPARE = 16  # empty pipes a pool keeps at hand; the others are closed when they come back
 F_SETPIPE_SZ = 1031  # linux/fcntl.h; the fcntl module has it since Python 3.10
 SOFT_LIMIT = "/proc/sys/fs/pipe-user-pages-soft"

@@ -11,12 +11,13 @@ import os
 import re
 import subprocess
 import sys
+from collections import defaultdict
 
 import pytest
 import yaml
 from ansible_collections.trueip.l4proxy.plugins.filter import forwarder_config, return_path
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _cli
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config, options, settings
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config, metrics, options, settings
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, schema
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _services
 
@@ -86,10 +87,23 @@ def test_the_plays_that_are_shown_load(block, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def metric_names():
+    """The names of all metrics, of a forwarder with one backend."""
+    latency = {"buckets": [0], "sum": 0, "count": 0}
+    target = defaultdict(int, server="yes", return_path="yes", latency=latency)
+    backend = defaultdict(int, name="b", state="up", families={"ipv4": target})
+    service = defaultdict(int, name="web", backends=[backend])
+    parts = {"reloads": {}, "last_reload": {"ok": True}, "workers": [], "alarms": [], "totals": defaultdict(int)}
+    status = defaultdict(int, version="0.1.0", services=[service], **parts)
+    return set(re.findall(r"^# TYPE (\w+)", metrics.render(status), re.MULTILINE))
+
+
 @functools.lru_cache(maxsize=1)
 def known_variables():
-    """Variables, tags and the documented return values of roles: all that the pages may call by a role's name."""
-    found = {"l4proxy_serial", "l4proxy_verify"}
+    """Variables, tags and the documented return values of roles, and metrics: all that may be called by such a name."""
+    found = metric_names()
+    for path in (REPOSITORY / "playbooks").glob("*.yml"):
+        found |= set(re.findall(r"\bl4proxy_\w+\b", path.read_text(encoding="utf-8")))
     for role in ROLES:
         specs = yaml.safe_load((REPOSITORY / f"roles/{role}/meta/argument_specs.yml").read_text(encoding="utf-8"))
         found |= set(specs["argument_specs"]["main"]["options"])
