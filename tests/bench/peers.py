@@ -86,7 +86,7 @@ def l4proxy(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
             "backends": [{"name": "b", "ipv4": lab["b"].ipv4, "port": port}],
         }
 
-    services = [*(service(port, "tcp") for port in TCP_PORTS)]
+    services = [*(service(port, "tcp") for port in TCP_PORTS), service(UDP, "udp")]
     document = forwarder_lab.config(*services)
     forwarder = forwarder_lab.Forwarder(lab, document, wrapper=AS_DAEMON)
     return Running(forwarder.serve().process)

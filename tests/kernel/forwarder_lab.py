@@ -42,7 +42,7 @@ def wire(lab: NamespaceLab) -> None:
         a.run(["ip", family, "route", "add", "local", "default", "dev", "lo", "table", str(LOCAL_TABLE)])
         for name in BACKENDS:
             source = lab[name].ipv4 if family == "-4" else lab[name].ipv6
-            for protocol in ("tcp", icmp):
+            for protocol in ("tcp", "udp", icmp):
                 # By interface, or what a sends in the name of one backend to another never leaves it.
                 rule = ["from", source, "iif", a.dev, "ipproto", protocol, "lookup", str(LOCAL_TABLE), "pref", "1100"]
                 a.run(["ip", family, "rule", "add", *rule])

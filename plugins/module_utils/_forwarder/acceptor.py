@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 
-from . import config, sockets
+from . import config, sockets, spoof
 from .acl import AccessList, Networks
 from .limits import PER_SERVICE, Gate
 from .poller import READ
@@ -45,6 +45,14 @@ class Serving:
         if refusal is None and self.gate is not None:
             refusal = self.gate.enter(address, now)
         return refusal
+
+    def group_of(self, address, own_addresses):
+        """Return (family of the backends a client is for, why its address cannot be their source or None)."""
+        family = config.IPV6 if ":" in address else config.IPV4
+        hidden = spoof.refusal(address, own_addresses)
+        if family in self.groups:
+            return family, hidden
+        return next(iter(self.groups)), hidden or spoof.FOREIGN_FAMILY
 
     def pause(self, on):
         """Stop or start accepting for this service."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import sys
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ class Child:
     generation: int
     state: str
     channel: Channel
+    estate: socket.socket | None = None  # where its successor reads what it leaves (udp_handover.py)
     started: float = 0.0  # monotonic
     kill_at: float | None = None  # monotonic; when a draining worker has had its time
     failure: str | None = None
@@ -44,12 +46,23 @@ class Child:
     def record(self):
         """Return what the next program must know of this child, as JSON (the monotonic clock outlives an exec)."""
         kept = ("pid", "role", "slot", "generation", "state", "started", "kill_at", "covers")
-        return {"channel": self.channel.fileno(), **{key: getattr(self, key) for key in kept}}
+        estate = self.estate.fileno() if self.estate else None
+        return {"channel": self.channel.fileno(), "estate": estate, **{key: getattr(self, key) for key in kept}}
 
     @classmethod
     def recorded(cls, record):
         """Return the child of a record(): a child of this process still, for exec keeps them."""
-        return cls(**{**record, "channel": Channel.adopt(record["channel"])})
+        estate = record.get("estate")
+        if estate is not None:
+            os.set_inheritable(estate, False)
+            estate = socket.socket(fileno=estate)
+        return cls(**{**record, "channel": Channel.adopt(record["channel"]), "estate": estate})
+
+    def close(self):
+        """It has ended: close what led to it."""
+        self.channel.close()
+        if self.estate is not None:
+            self.estate.close()
 
     def signal(self, number):
         """Send a signal; a child that has just ended does not mind."""
@@ -63,20 +76,30 @@ class Child:
         return self.failure or "it ended before it was ready"
 
 
-def start_worker(generation, slot, held, logging, now, inherited):
+def start_worker(generation, slot, held, logging, now, inherited, predecessors=()):
     """Fork the worker of a slot of ``generation`` on the listeners ``held``; return its Child. Raise OSError.
 
-    ``logging`` are the settings of its log; ``inherited`` are descriptors of the supervisor it must not keep.
+    ``logging`` are the settings of its log; ``inherited`` are descriptors of the supervisor it must not keep;
+    ``predecessors`` the estates of the workers whose sessions it goes on with.
     """
+    theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def run(line):
+        ours.close()
         wanted = listeners.wanted(generation.config, generation.slots, held)
         for name in [name for name in held if name not in wanted]:
             held.pop(name).close()
         log = Log(**logging, generation=generation.number, worker=slot, pid=os.getpid())
-        return Worker(generation.config, held, log, line, generation.region, slot).run()
+        return Worker(generation.config, held, log, line, generation.region, slot, theirs, predecessors).run()
 
-    return _start(Child(0, WORKER, slot, generation.number, STARTING, None, now), inherited, run)
+    child = Child(0, WORKER, slot, generation.number, STARTING, None, ours, now)
+    try:
+        return _start(child, inherited, run)
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
 
 
 def start_checker(generation, held, logging, now, inherited):
@@ -87,7 +110,7 @@ def start_checker(generation, held, logging, now, inherited):
         log = Log(**logging, generation=generation.number, role=CHECKER, pid=os.getpid())
         return Checker(generation.config, log, line, generation.region).run()
 
-    return _start(Child(0, CHECKER, 0, generation.number, SERVING, None, now), inherited, run)
+    return _start(Child(0, CHECKER, 0, generation.number, SERVING, None, None, now), inherited, run)
 
 
 def _start(child, inherited, run):

@@ -20,7 +20,7 @@ from .validation import Fields
 
 SCHEMA = 1
 
-PROTOCOLS = ("tcp",)
+PROTOCOLS = ("tcp", "udp")
 BALANCES = ("round_robin", "least_connections", "source_hash", "random")
 ON_ALL_DOWN = ("refuse", "try_all")
 SERVICE_LOGS = ("all", "errors", "none")
@@ -241,12 +241,13 @@ def _service(part, proxy_id):
     """Return the Service of one object of ``services``; fields that were refused are None."""
     listen_parts = part.objects("listen", "listen address")
     backend_parts = part.objects("backends", "backend")
+    protocol = part.choice("protocol", PROTOCOLS, "tcp")
     entries = [_listeners(listen) for listen in listen_parts]
     service = Service(
         name=part.name("name"),
         listen=tuple(listener for entry in entries for listener in entry),
         backends=tuple(_backend(backend) for backend in backend_parts),
-        protocol=part.choice("protocol", PROTOCOLS, "tcp"),
+        protocol=protocol,
         balance=part.choice("balance", BALANCES, "round_robin"),
         connect_timeout=part.seconds("connect_timeout", 0.1, 600, DEFAULT_CONNECT_TIMEOUT),
         connect_deadline=part.seconds("connect_deadline", 0.1, 600, DEFAULT_CONNECT_DEADLINE),
@@ -256,9 +257,11 @@ def _service(part, proxy_id):
         on_all_down=part.choice("on_all_down", ON_ALL_DOWN, "refuse"),
         slow_start=part.seconds("slow_start", 0, 3600, 0.0),
         log=part.choice("log", SERVICE_LOGS, "all"),
-        **options.service_options(part),
+        **options.service_options(part, protocol),
     )
     part.done()
+    if protocol == "udp":
+        _refuse_streams_only(part, service, backend_parts)
     timeout, deadline = service.connect_timeout, service.connect_deadline
     if timeout and deadline and deadline < timeout:
         part.error("connect_deadline", f"{deadline:g} is below connect_timeout ({timeout:g})")
@@ -266,6 +269,17 @@ def _service(part, proxy_id):
     _refuse_uneven_ranges(backend_parts, service, entries)
     _refuse_family_without_backend(listen_parts, service, entries)
     return service
+
+
+def _refuse_streams_only(part, service, backend_parts):
+    """Refuse what needs a connection, and a session without an end."""
+    if service.idle_timeout == 0:
+        part.error("idle_timeout", "0 would never end a session, and UDP has no other end; give more than 0")
+    if service.accept_proxy:
+        part.error("accept_proxy", "a service of protocol udp takes no PROXY headers; remove it")
+    for backend_part, backend in zip(backend_parts, service.backends):
+        if backend.send_proxy:
+            backend_part.error("send_proxy", "a service of protocol udp sends no PROXY headers; remove it")
 
 
 def _listeners(part):
@@ -382,7 +396,7 @@ def _refuse_duplicate_names(parts, services):
 
 def _refuse_overlapping_listeners(parts, services):
     """Two listeners that could take the same connection are refused, within one service as well."""
-    placed = {}  # (family, port) -> [(place, listener)]
+    placed = {}  # (protocol, family, port) -> [(place, listener)]
     refused = set()
     for index, service in enumerate(services):
         number = -1
@@ -390,7 +404,7 @@ def _refuse_overlapping_listeners(parts, services):
             number += listener.offset == 0
             if not (listener.address and listener.port):
                 continue  # refused already
-            others = placed.setdefault((listener.family, listener.port), [])
+            others = placed.setdefault((service.protocol, listener.family, listener.port), [])
             for place, other in others:
                 if listener.overlaps(other) and (place, index, number) not in refused:
                     refused.add((place, index, number))  # a range is refused once, not for each of its ports

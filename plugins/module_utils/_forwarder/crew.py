@@ -94,14 +94,28 @@ class Crew:
 
     def _start(self, generation, role, slot):
         supervisor = self._supervisor
-        arguments = (supervisor.held, supervisor.logging(generation), supervisor.now(), supervisor.inherited())
+        arguments = (supervisor.held, supervisor.logging(generation), supervisor.now())
+        inherited = supervisor.inherited()
         if role == WORKER:
-            child = children.start_worker(generation, slot, *arguments)
+            estates = self._estates(generation, slot)
+            numbers = {estate.fileno() for estate in estates}
+            inherited = [number for number in inherited if number not in numbers]
+            child = children.start_worker(generation, slot, *arguments, inherited, estates)
             self._wheel.add(supervisor.now() + START_TIMEOUT, partial(self._start_overdue, child))
         else:
-            child = children.start_checker(generation, *arguments)
+            child = children.start_checker(generation, *arguments, inherited)
         self.children[child.pid] = child
         self._listen_to(child)
+
+    def _estates(self, generation, slot):
+        """Return what the workers of older generations leave, whose sockets the one of ``slot`` is to serve."""
+        return [
+            child.estate
+            for child in self.children.values()
+            if child.estate is not None
+            and child.generation < generation.number
+            and child.slot % generation.slots == slot
+        ]
 
     def _listen_to(self, child):
         self._supervisor.selector.register(child.channel, selectors.EVENT_READ, partial(self._hear, child))
@@ -138,6 +152,8 @@ class Crew:
         """Drain whatever is not of ``generation`` (None: everything), and stop the oldest that still drain."""
         for child in self.children.values():
             if child.state != DRAINING and (generation is None or child.generation != generation.number):
+                if generation is not None and child.role == WORKER:
+                    child.channel.send({"hand_over": True})
                 self.drain(child, timeout)
         numbers = sorted({child.generation for child in self.children.values() if child.state == DRAINING})
         for number in numbers[: max(0, len(numbers) - MOST_DRAINING)]:
@@ -169,7 +185,7 @@ class Crew:
             for message in messages:
                 child.failure = message.get(FAILED, child.failure)
             selector.unregister(child.channel)
-        child.channel.close()
+        child.close()
         self._log.event(
             f"{child.role} ended",
             worker=pid,

@@ -85,6 +85,12 @@ class Gate:
             self._per_client[key] = held + 1
         return None
 
+    def readmit(self, address):
+        """Count a client that was admitted by another worker, whose place this one takes."""
+        if self._limits.connections_per_client:
+            key = client_key(address)
+            self._per_client[key] = self._per_client.get(key, 0) + 1
+
     def leave(self, address):
         """A client that was admitted is gone."""
         if not self._limits.connections_per_client:

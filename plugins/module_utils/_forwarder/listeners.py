@@ -8,7 +8,8 @@ while nobody accepts waits in the backlog. A listener is known by its name.
 
 A socket that leaves its reuseport group resets what is queued in it. So when a reload asks for fewer workers, the
 sockets of the slots beyond stay and are served by the workers that are left: slot n by worker n modulo their number.
-Sockets that join lose nothing, for a handshake under way is found by its 4-tuple and not by its group.
+Sockets that join lose nothing, for a handshake under way is found by its 4-tuple and not by its group; of UDP they move
+part of the clients to another worker, where their sessions begin anew.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ def bind_missing(config, slots, held):
         if name in held:
             continue
         try:
-            bound[name] = sockets.listening_socket(listener.address, listener.port, service.backlog)
+            if service.protocol == "udp":
+                bound[name] = sockets.datagram_listener(listener.address, listener.port)
+            else:
+                bound[name] = sockets.listening_socket(listener.address, listener.port, service.backlog)
         except OSError as error:
             close_all(bound)
             raise ListenError(
@@ -83,6 +87,8 @@ def settle(config, slots, held):
     for name in [name for name in held if name not in names]:
         held.pop(name).close()
     for name, (service, _listener) in names.items():
+        if service.protocol == "udp":
+            continue
         held[name].listen(service.backlog)  # on a listening socket this only changes the backlog
         sockets.tune_listener(held[name], service.keepalive, service.tcp_user_timeout)
 

@@ -78,6 +78,8 @@ def _process(out, status):
         ("accept_paused", "Times a worker stopped accepting for lack of resources."),
         ("defects", "Sessions ended by an internal error."),
         ("log_dropped", "Log lines dropped because their reader was slow."),
+        ("datagrams_dropped", "UDP datagrams the kernel did not take."),
+        ("datagrams_stray", "UDP datagrams to an upstream socket that belong to no session."),
     ):
         out.metric(f"{name}_total", "counter", text, [({}, status["totals"][name])])
 

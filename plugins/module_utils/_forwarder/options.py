@@ -16,6 +16,7 @@ AT_LIMIT = ("pause", "refuse")
 PROXY_VERSIONS = ("v1", "v2")
 
 DEFAULT_IDLE_TIMEOUT = 3600.0
+DEFAULT_UDP_IDLE_TIMEOUT = 60.0  # as conntrack and most proxies forget a UDP flow that was answered after 1-2 minutes
 DEFAULT_HALF_CLOSED_TIMEOUT = 300.0
 DEFAULT_TCP_USER_TIMEOUT = 0.0
 DEFAULT_KEEPALIVE = 60
@@ -75,12 +76,13 @@ def limits(service):
     return found
 
 
-def service_options(part):
+def service_options(part, protocol):
     """Return the keyword arguments of config.Service that are about its data path."""
+    idle_timeout = DEFAULT_UDP_IDLE_TIMEOUT if protocol == "udp" else DEFAULT_IDLE_TIMEOUT
     return {
         "source_port": part.choice("source_port", SOURCE_PORTS, "any"),
         "source_fallback": part.choice("source_fallback", SOURCE_FALLBACKS, "refuse"),
-        "idle_timeout": part.seconds("idle_timeout", 0, MAX_TIMEOUT, DEFAULT_IDLE_TIMEOUT),
+        "idle_timeout": part.seconds("idle_timeout", 0, MAX_TIMEOUT, idle_timeout),
         "half_closed_timeout": part.seconds("half_closed_timeout", 0, MAX_TIMEOUT, DEFAULT_HALF_CLOSED_TIMEOUT),
         "tcp_user_timeout": part.seconds("tcp_user_timeout", 0, MAX_TIMEOUT, DEFAULT_TCP_USER_TIMEOUT),
         "keepalive": part.integer("keepalive", 0, MAX_KEEPALIVE, "a number of seconds", DEFAULT_KEEPALIVE),

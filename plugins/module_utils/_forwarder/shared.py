@@ -57,7 +57,16 @@ STATE_FIELDS = (
 LATENCY_BOUNDS = (250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000)
 LATENCY_FIELDS = tuple(f"latency_{number}" for number in range(len(LATENCY_BOUNDS) + 1))
 
-WORKER_FIELDS = ("sessions", "connections", "failures", "accept_paused", "defects", "log_dropped")
+WORKER_FIELDS = (
+    "sessions",
+    "connections",
+    "failures",
+    "accept_paused",
+    "defects",
+    "log_dropped",
+    "datagrams_dropped",
+    "datagrams_stray",
+)
 REFUSED = ("never_spoofed", "no_backend", "connect_failed", "limited", "denied", "bad_header", "other")
 LADDER = ("kept", "any", "own", "refused", "port_taken", "port_not_permitted", "no_port_left")  # steps of source.py
 SERVICE_FIELDS = (

@@ -59,7 +59,7 @@ class Source:
     """How connections of a service get their source; ``count`` takes the names of counters."""
 
     def __init__(self, service, ports, count):
-        self._keep = service.source_port == "keep"
+        self.keep = service.source_port == "keep"
         self.may_be_own = service.source_fallback == "own"
         self._user_timeout = service.tcp_user_timeout
         self._ports = ports
@@ -68,7 +68,7 @@ class Source:
     def connect(self, client, client_port, address, port):
         """Begin a connect to ``address`` as ``client``; return (socket, step); raise OSError."""
         family = sockets.family_of(address)
-        if self._keep:
+        if self.keep:
             try:
                 return self._spoofed(family, client, client_port, address, port), KEPT
             except sockets.CapabilityError as error:

@@ -179,7 +179,8 @@ class Supervisor:
             "stored": sorted(self.store.names),
         }
         regions = [self.serving.region.fd, *(region.fd for region in self.draining.values())]
-        return state, [*held.values(), *endpoints.values(), *(child["channel"] for child in workers), *regions]
+        lines = [child[key] for child in workers for key in ("channel", "estate") if child[key] is not None]
+        return state, [*held.values(), *endpoints.values(), *lines, *regions]
 
     def _adopt(self, left):
         """Take over what the program before this one held; its workers go on serving."""
@@ -330,7 +331,9 @@ class Supervisor:
         numbers = [self.selector.fileno(), *self._wakeup, *self.upgrade.descriptors(), *self.endpoints.descriptors()]
         if self.candidate:
             numbers += [sock.fileno() for sock in self.candidate.endpoints.values()]
-        return [*numbers, *(child.channel.fileno() for child in self.crew.children.values())]
+        children_ = self.crew.children.values()
+        estates = [child.estate.fileno() for child in children_ if child.estate is not None]
+        return [*numbers, *estates, *(child.channel.fileno() for child in children_)]
 
     def answered(self, child, message):
         """A worker has answered what an admin client asked."""

@@ -52,6 +52,10 @@ class Tally:
         self._cells[self._sessions] += 1
         self._cells[self._connections] += 1
 
+    def taken_over(self):
+        """A session that another worker had accepted goes on here."""
+        self._cells[self._sessions] += 1
+
     def finished(self):
         """Its session is over."""
         self._cells[self._sessions] -= 1

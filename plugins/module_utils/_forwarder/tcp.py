@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 
 from . import proxy_protocol, sockets, spoof
-from .config import IPV4, IPV6
 from .greeting import Greeting
 from .poller import ENDED, READ
 from .session import Action, Event, Session, State
@@ -132,11 +131,7 @@ class Relay:
                 self.refuse(refusal)
                 return
             self.admitted = serving.gate is not None
-        family = IPV6 if ":" in address else IPV4
-        self._hidden = spoof.refusal(address, self.worker.own_addresses)
-        if family not in serving.groups:
-            self._hidden = self._hidden or spoof.FOREIGN_FAMILY
-            family = IPV4 if family == IPV6 else IPV6
+        family, self._hidden = serving.group_of(address, self.worker.own_addresses)
         if self._hidden and not serving.source.may_be_own:
             serving.tally.count("source: refused")
             self.refuse(self._hidden)
@@ -346,7 +341,7 @@ class Relay:
         if self.service.keepalive and self.upstream is not None:
             sockets.keep_alive(self.upstream.sock, self.service.keepalive)
 
-    def summary(self):
+    def summary(self, now):
         """Return the fields of this connection's line in the log; durations in seconds, sizes in bytes."""
         connected = self.upstream is not None and self.session.ended is not None
         backend = self.backend
@@ -361,7 +356,7 @@ class Relay:
             "attempts": self.attempts,
             "bytes_to_backend": self.upstream.sent if connected else 0,
             "bytes_to_client": self.client.sent,
-            "duration": round(self.worker.now() - self.started, 6),
+            "duration": round(now - self.started, 6),
             "ended": self.session.ended,
         }
         if self.via is not None:

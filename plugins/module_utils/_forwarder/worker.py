@@ -31,8 +31,12 @@ from .side import Side
 from .source import Ports
 from .tally import Tally
 from .tcp import Relay
+from .udp import Udp
+from .udp_handover import Succession
+from .udp_table import Door, Lane
 from .wheel import Wheel
 
+LANES_SHARE = 4  # where there is UDP its upstream sockets may be one in so many of all descriptors
 RESERVED_DESCRIPTORS = 32  # listeners come on top; the rest is two a session
 PAUSE_LOGGED = 10.0  # seconds between two lines about pauses for one reason; each pause is counted
 
@@ -41,10 +45,11 @@ class Worker:
     """Serves slot ``slot`` of ``settings``, a config.Config, on ``held`` ({name: socket}).
 
     ``line`` is the channel to the supervisor; ``region`` is the generation's shared memory, of which this process
-    writes the row of its slot.
+    writes the row of its slot. ``estate`` is where it leaves its UDP sessions to its successor, ``predecessors`` is
+    where it finds those of others (udp_handover.py).
     """
 
-    def __init__(self, settings, held, log, line, region, slot):
+    def __init__(self, settings, held, log, line, region, slot, estate=None, predecessors=()):
         self.now = time.monotonic
         self.log = log
         self.selector = Poller()
@@ -61,20 +66,26 @@ class Worker:
         self._line = line
         self.accepting = False
         self.slots = {slot}  # those it serves
-        self._acceptors = self._make_acceptors(held)
+        self._estate = estate
+        self._predecessors = predecessors
+        self._has_heir = False  # whether somebody takes over the UDP sessions
+        soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.pipes = splice.Pool(splice.bound(region.slots, soft_limit))
+        descriptors = soft_limit - RESERVED_DESCRIPTORS - len(held) - 2 * self.pipes.bound
+        lanes = descriptors // LANES_SHARE if any(one.protocol == "udp" for one in settings.services) else 0
+        self._most_sessions = max(1, (descriptors - lanes) // 2)
+        ports = Ports(settings.source_ports, sockets.has_port_ranges())
+        self.udp = Udp(self, ports, lanes)
+        self._acceptors = self._open_doors(held, ports)
         self._paused = False
         self._pauses_logged = {}  # reason -> when
         self._look_interval = timeouts.interval(settings.services)
         self._next_timeouts = self.now() + self._look_interval
         self.draining = False
         self._terminations = 0  # SIGTERMs so far: the first drains, the second is now
-        soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.pipes = splice.Pool(splice.bound(region.slots, soft_limit))
-        descriptors = soft_limit - RESERVED_DESCRIPTORS - len(held) - 2 * self.pipes.bound
-        self._most_sessions = max(1, descriptors // 2)
 
-    def _make_acceptors(self, held):
-        ports = Ports(self._config.source_ports, sockets.has_port_ranges())
+    def _open_doors(self, held, ports):
+        """Return the acceptors of TCP listeners; those of UDP are given to .udp."""
         serving, acceptors = {}, []
         for name, (service, listener) in listeners.wanted(self._config, self.region.slots, held).items():
             if service.name not in serving:
@@ -85,7 +96,10 @@ class Worker:
                 }
                 serving[service.name] = Serving(service, groups, ports, Tally(self.region, self.slot, service.name))
             slot = listeners.slot_of(name) % self.region.slots
-            acceptors.append(Acceptor(self, held[name], slot, serving[service.name], listener))
+            if service.protocol == "udp":
+                self.udp.listen(held[name], name, slot, serving[service.name], listener)
+            else:
+                acceptors.append(Acceptor(self, held[name], slot, serving[service.name], listener))
         return acceptors
 
     # -- what relays use -------------------------------------------------------------------------------------------
@@ -110,7 +124,7 @@ class Worker:
         elif relay.index is not None:
             relay.backends.carried(relay.index, relay.upstream.sent, relay.client.sent)
         if service.log == "all" or (service.log == "errors" and relay.session.ended != BOTH_CLOSED):
-            self.log.event("connection", **relay.summary())
+            self.log.event("connection", **relay.summary(self.now()))
         gate = relay.serving.gate
         if gate is not None:
             if relay.admitted:
@@ -120,9 +134,9 @@ class Worker:
         if self._paused and not self.draining and not self.full:
             self._resume_accepting()
 
-    def count(self, name):
+    def count(self, name, change=1):
         """Count something of this worker, one of shared.WORKER_FIELDS."""
-        self._cells[self._counted[name]] += 1
+        self._cells[self._counted[name]] += change
 
     @property
     def full(self):
@@ -142,6 +156,7 @@ class Worker:
         self.slots = {self.slot, *slots}
         if not self.draining:
             self.set_accepting(self.accepting)
+            self.udp.update()
 
     def pause_accepting(self, why, longest=None):
         """Stop accepting until a session ends, or for ``longest`` seconds."""
@@ -193,12 +208,14 @@ class Worker:
         self.selector.register(wakeup, READ, lambda _mask: os.read(wakeup, 64))
         self.selector.register(self._line, READ, self._hear)
         self.set_accepting(True)
+        Succession(self, self._predecessors)
         gc.collect()
         gc.freeze()
         self._line.send({READY: True})
         while not (self.draining and not self.sessions):
             self._turn()
             if self._terminations and not self.draining:
+                self._hear(READ)  # what was said before the signal was sent
                 self.drain("SIGTERM")
             if self._terminations > 1:
                 self._abort_all("stopped")
@@ -215,6 +232,7 @@ class Worker:
         for message in messages:
             if "cover" in message:
                 self.cover(message["cover"])
+            self._has_heir = self._has_heir or "hand_over" in message
             if "log_level" in message:
                 self.log.set_level(message["log_level"])
             if "sessions" in message:
@@ -227,13 +245,14 @@ class Worker:
         """Return the count and the oldest of the sessions asked for (``service`` or ``backend``, ``limit``)."""
         service, backend = message.get("service"), message.get("backend")
         wanted = [
-            relay
-            for relay in self.sessions
-            if service in (None, relay.service.name)
-            and (backend is None or (relay.backend is not None and relay.backend.name == backend))
+            one
+            for one in (*self.sessions, *self.udp.table.flows)
+            if service in (None, one.service.name)
+            and (backend is None or (one.backend is not None and one.backend.name == backend))
         ]
-        oldest = heapq.nsmallest(message["limit"], wanted, key=lambda relay: relay.started)
-        return {"count": len(wanted), "sessions": [relay.summary() for relay in oldest]}
+        oldest = heapq.nsmallest(message["limit"], wanted, key=lambda one: one.started)
+        now = self.now()
+        return {"count": len(wanted), "sessions": [one.summary(now) for one in oldest]}
 
     def _turn(self):
         ready = self.selector.select(self._timeout())
@@ -253,6 +272,8 @@ class Worker:
                 self.contain(getattr(item, "__self__", None), error)
         if now >= self._next_timeouts:
             self._look_for_timeouts(now)
+        if now >= self.udp.next_look:
+            self.udp.look(now)
         if self.log.waiting:
             self.log.flush()
             self._cells[self._counted["log_dropped"]] = self.log.dropped
@@ -267,6 +288,9 @@ class Worker:
         timeout = self.wheel.timeout(now)
         if self.sessions:
             until = max(0.0, self._next_timeouts - now)
+            timeout = until if timeout is None else min(timeout, until)
+        if self.udp.table.flows:
+            until = max(0.0, self.udp.next_look - now)
             timeout = until if timeout is None else min(timeout, until)
         if self.log.waiting:  # its reader is slow, and nothing else may ever wake us
             return RETRY if timeout is None else min(RETRY, timeout)
@@ -284,10 +308,12 @@ class Worker:
 
         ``owner`` is what the failing callback belongs to: a relay or a part of one.
         """
-        if not isinstance(owner, (Relay, Side, Greeting)):
+        if not isinstance(owner, (Relay, Side, Greeting, Door, Lane)):
             raise error
         self.count("defects")
         self.log.event("defect", level="error", error=repr(error), trace=_places(error))
+        if isinstance(owner, (Door, Lane)):
+            return  # all it cost is a datagram
         relay = owner if isinstance(owner, Relay) else owner.relay
         if relay is not None:  # else its session is over already
             relay.abort(f"internal error: {error!r}")
@@ -318,9 +344,21 @@ class Worker:
             if acceptor.slot in self.slots:
                 acceptor.accept(acceptor.serving.service.backlog)
             acceptor.sock.close()
+        self._leave_sessions()
         timeout = self._config.drain_timeout
         self.log.event("draining", reason=why, sessions=len(self.sessions), timeout=timeout)
         self.wheel.add(self.now() + timeout, self._drained_too_long)
+
+    def _leave_sessions(self):
+        """UDP has nothing to drain: somebody goes on with the sessions, or they end here and now."""
+        if self._has_heir:
+            try:
+                self.udp.hand_over(self._estate)
+            except OSError as error:
+                self.log.event("sessions not handed over", level="error", reason=str(error))
+        self.udp.end_all("stopped")
+        if self._estate is not None:
+            self._estate.close()
 
     def _drained_too_long(self):
         self._abort_all("drain timeout")

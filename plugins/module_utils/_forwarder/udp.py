@@ -1,0 +1,384 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""UDP in a worker: sessions begin with a client's first datagram and end when nothing moves for ``idle_timeout``.
+
+One buffer serves all sockets, for a datagram is passed on before the next one is read. What a session needs for that,
+the ancillary data among it, is made once when it begins. Nothing is queued here: a datagram the kernel does not take
+is dropped and counted, as a router would do.
+"""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+
+from . import ancillary, sockets, spoof, udp_handover
+from .config import IPV4, IPV6
+from .limits import PER_SERVICE
+from .poller import READ
+from .source import OWN
+from .tcp import COUNTERS
+from .udp_table import IDLE, Door, Flow, Table, interval
+from .udp_upstream import MOST_IN_A_ROW, Upstreams
+
+LARGEST = 65536  # bytes; a datagram has at most 65,507 over IPv4 and 65,527 over IPv6
+MOST_FLOWS = 65536  # sessions of a worker, about 1.5 kB each
+FULL = "session limit of the worker"
+REFUSALS_LOGGED = 10.0  # seconds between two lines about refusals for one reason; each is counted
+
+
+class Refused(Exception):
+    """A client is not served; ``attempts`` is how many backends were asked for it."""
+
+    def __init__(self, reason, attempts=0):
+        super().__init__(reason)
+        self.reason = reason
+        self.attempts = attempts
+
+
+class Inlet(Door):
+    """A listening socket: ``name`` is the supervisor's for it, ``slot`` the worker slot it is of."""
+
+    def __init__(self, udp, sock, name, slot, serving, listener):
+        super().__init__()
+        self.sock = sock
+        self.name = name
+        self.slot = slot
+        self.serving = serving
+        self.listener = listener
+        self.wide = listener.wildcard
+        self.send = sock.sendmsg
+        self.sendto = sock.sendto
+        self._udp = udp
+        self._listening = False
+        self._batch = 1
+        self._destination = ancillary.DESTINATION[sock.family]
+        self._next = self._next_with_destination if self.wide else partial(sock.recvfrom_into, udp.buffer)
+
+    def update(self):
+        """Have the poller report datagrams exactly while they are wanted."""
+        wanted = self._udp.receiving and self.slot in self._udp.worker.slots
+        if wanted == self._listening:
+            return
+        self._listening = wanted
+        if wanted:
+            self._udp.selector.register(self.sock, READ, self.ready)
+        else:
+            self._udp.selector.unregister(self.sock)
+
+    def _next_with_destination(self):
+        """Return (size, (client, address it wrote to)) of the next datagram."""
+        size, messages, _flags, client = self.sock.recvmsg_into(self._udp.buffers, ancillary.SPACE)
+        return size, (client, messages[0][2][self._destination])
+
+    def ready(self, _mask):
+        """The poller's callback: pass on a batch, which grows while more datagrams are waiting than it takes.
+
+        One a turn is what an unhurried worker finds, and it need not ask whether there is a second.
+        """
+        udp, flows, view, following = self._udp, self.flows, self._udp.view, self._next
+        for turn in range(self._batch):
+            try:
+                size, origin = following()
+            except BlockingIOError:
+                self._batch = turn or 1
+                return
+            except OSError:  # short of memory: this datagram is lost
+                continue
+            flow = flows.get(origin)
+            if flow is None:
+                flow = udp.begin(self, origin)
+                if flow is None:
+                    continue
+            flow.datagrams_to_backend += 1
+            flow.bytes_to_backend += size
+            try:
+                flow.lane.send((view[:size],), flow.to_backend, 0, flow.target)
+            except OSError as error:
+                udp.not_sent(flow, view[:size], error)
+        self._batch = min(self._batch * 2, MOST_IN_A_ROW)
+
+
+class Udp:
+    """All UDP of a worker.Worker; ``ports`` is a source.Ports, ``most_lanes`` bounds the upstream sockets."""
+
+    def __init__(self, worker, ports, most_lanes):
+        self.worker = worker
+        self.selector = worker.selector
+        self.count = worker.count
+        self.buffer = bytearray(LARGEST)
+        self.buffers = (self.buffer,)
+        self.view = memoryview(self.buffer)
+        self.table = Table()
+        self.upstreams = Upstreams(self, ports, most_lanes)
+        self.inlets = {}  # by name
+        self.receiving = False
+        self.next_look = 0.0
+        self._interval = interval([])
+        self._refusals_logged = {}  # (service, reason) -> when
+
+    def listen(self, sock, name, slot, serving, listener):
+        """Have a socket for clients of ``serving``, an acceptor.Serving; datagrams are read once set_receiving()."""
+        self.inlets[name] = Inlet(self, sock, name, slot, serving, listener)
+        self._interval = interval([inlet.serving.service.idle_timeout for inlet in self.inlets.values()])
+
+    def set_receiving(self, on):
+        """Start or stop reading what clients send; it waits in the sockets meanwhile."""
+        self.receiving = on
+        self.update()
+
+    def update(self):
+        """The slots this worker serves may have changed."""
+        for inlet in self.inlets.values():
+            inlet.update()
+
+    # -- the beginning of a session --------------------------------------------------------------------------------
+
+    def begin(self, door, origin):
+        """Return the Flow of a client that is new at a door, None when it is refused: nothing is answered then."""
+        serving, client = door.serving, origin[0] if door.wide else origin
+        now = self.worker.now()
+        try:
+            self._admit(serving, client[0], now)
+        except Refused as refused:
+            self._refuse(serving, client, refused)
+            return None
+        try:
+            flow = self._open(door, origin, client, now)
+        except Refused as refused:
+            if serving.guarded and serving.gate is not None:
+                serving.gate.leave(client[0])
+            self._refuse(serving, client, refused)
+            return None
+        serving.tally.began()
+        self.worker.count("connections")
+        self.worker.count("sessions")
+        return flow
+
+    def _admit(self, serving, address, now):
+        if len(self.table) >= MOST_FLOWS:
+            raise Refused(FULL)
+        if not serving.guarded:
+            return
+        if serving.gate is not None and serving.gate.full:
+            raise Refused(PER_SERVICE)
+        refusal = serving.refusal(address, now)
+        if refusal:
+            raise Refused(refusal)
+
+    def _open(self, door, origin, client, now):
+        """Choose a backend and a source for a client that was admitted."""
+        serving = door.serving
+        family, hidden = serving.group_of(client[0], self.worker.own_addresses)
+        if hidden and not serving.source.may_be_own:
+            serving.tally.count("source: refused")
+            raise Refused(hidden)
+        index, hidden = self._choose(serving, family, client[0], hidden, now)
+        backends = serving.groups[family]
+        backend = backends.backends[index]
+        flow = self._flow(door, origin, client, (backend.address(family), backend.port_of(door.listener)), now)
+        flow.backends, flow.index = backends, index
+        try:
+            if hidden:
+                lane, flow.step = self.upstreams.own(flow), OWN
+            else:
+                lane, flow.step = self.upstreams.find(serving.source, flow, client, serving.tally.count)
+        except OSError as error:
+            backends.release(index)
+            backends.failed(index, error.errno, now, False)
+            raise Refused(error.strerror or sockets.describe(error), 1) from None
+        serving.tally.count(COUNTERS[flow.step])
+        flow.admitted = serving.gate is not None
+        self._enter(flow, door, lane)
+        return flow
+
+    def _flow(self, door, origin, client, target, now):
+        address = client[0].partition("%")[0]
+        reply = (packed(address), address_tuple(*target))
+        flow = Flow(origin, reply, door.serving.service.idle_timeout, now)
+        flow.client, flow.target = client, reply[1]
+        return flow
+
+    def _enter(self, flow, door, lane):
+        flow.to_backend = ancillary.leaving_from(flow.reply[0]) if lane.shared else ()
+        flow.to_client = ancillary.leaving_from(flow.origin[1]) if door.wide else None
+        self.table.enter(flow, door, lane)
+
+    def _choose(self, serving, family, client, hidden, now):
+        """Return (index of a backend, why the client is hidden). One that is a backend itself is given any other."""
+        backends, tried = serving.groups[family], ()
+        while True:
+            index = backends.next(client, tried, now)
+            if index is None:
+                break
+            if hidden or backends.backends[index].address(family) != client:
+                return index, hidden
+            backends.release(index)
+            tried += (index,)
+        if not tried:
+            raise Refused(backends.nobody())
+        if not serving.source.may_be_own:
+            serving.tally.count("source: refused")
+            raise Refused(spoof.BACKENDS_OWN)
+        backends.take(tried[-1])
+        return tried[-1], spoof.BACKENDS_OWN
+
+    def _refuse(self, serving, client, refused):
+        """Count a datagram that begins no session, and say so unless the same was said a moment ago."""
+        serving.tally.refused(refused.reason, refused.attempts)
+        key, now = (serving.service.name, refused.reason), self.worker.now()
+        if now - self._refusals_logged.get(key, -REFUSALS_LOGGED) >= REFUSALS_LOGGED:
+            self._refusals_logged[key] = now
+            fields = {"service": key[0], "client": client[0], "reason": refused.reason}
+            self.worker.log.event("datagram refused", level="warning", **fields)
+
+    # -- its course ------------------------------------------------------------------------------------------------
+
+    def answered(self, flow):
+        """The first reply of a session has come: its backend is well."""
+        flow.answered = True
+        now = self.worker.now()
+        if flow.backends.connected(flow.index, now - flow.started, now):
+            self._log_health(flow, "backend answers again")
+
+    def complained(self, flow, number):
+        """ICMP says that a datagram of ``flow`` (None: it is over) did not arrive: the next one goes elsewhere."""
+        if flow is None:
+            return
+        reason = sockets.describe_errno(number)
+        if flow.backends.failed(flow.index, number, self.worker.now(), True):
+            self._log_health(flow, "backend skipped", level="warning", reason=reason)
+        self.end(flow, reason)
+
+    def not_sent(self, flow, data, error):
+        """The kernel did not take a datagram; ``error`` may be what ICMP said about an earlier one, of any session."""
+        if not isinstance(error, BlockingIOError):
+            flow.lane.read_errors()
+            if flow.door.flows.get(flow.origin) is not flow:
+                return  # the earlier one was its own
+            try:
+                flow.lane.send((data,), flow.to_backend, 0, flow.target)
+                return
+            except OSError:
+                pass
+        self.count("datagrams_dropped")
+
+    def _log_health(self, flow, event, **fields):
+        family = IPV6 if ":" in flow.target[0] else IPV4
+        self.worker.log.event(event, service=flow.service.name, backend=flow.backend.name, family=family, **fields)
+
+    # -- its end ---------------------------------------------------------------------------------------------------
+
+    def look(self, now):
+        """End the sessions in which nothing moves, and close upstream sockets nobody needs."""
+        self.next_look = now + self._interval
+        for flow in self.table.idle(now):
+            # A backend that only listens never answers; that nothing came back of a whole session speaks for it.
+            if not flow.answered and flow.backends.health.succeeded(flow.index):
+                self._log_health(flow, "backend complains no more")
+            self.end(flow, IDLE)
+        self.upstreams.tidy()
+
+    def end(self, flow, reason):
+        """A session is over: one line in the log."""
+        service = flow.service
+        if service.log == "all" or (service.log == "errors" and reason != IDLE):
+            self.worker.log.event("session", **{**flow.summary(self.worker.now()), "ended": reason})
+        flow.backends.carried(flow.index, flow.bytes_to_backend, flow.bytes_to_client)
+        self._forget(flow)
+
+    def end_all(self, reason):
+        """End every session and stop reading, for good."""
+        self.set_receiving(False)
+        for flow in list(self.table.flows):
+            self.end(flow, reason)
+        self._close()
+
+    def _close(self):
+        for lane in list(self.upstreams.all):
+            self.upstreams.close(lane)
+        for inlet in self.inlets.values():
+            inlet.sock.close()
+
+    def _forget(self, flow):
+        serving = flow.door.serving
+        serving.tally.finished()
+        self.worker.count("sessions", -1)
+        flow.backends.release(flow.index)
+        if flow.admitted:
+            serving.gate.leave(flow.client[0])
+        self.table.leave(flow)
+        if not flow.lane.shared and not flow.lane.flows:
+            self.upstreams.close(flow.lane)
+
+    # -- the next generation ---------------------------------------------------------------------------------------
+
+    def hand_over(self, estate):
+        """Give all sessions and their sockets to the successor at the other end of ``estate``; raise OSError.
+
+        From here on this worker has none. What clients and backends send meanwhile waits in the sockets.
+        """
+        self.set_receiving(False)
+        udp_handover.leave(estate, self.upstreams.all, self.table.flows)
+        self.worker.log.event("sessions handed over", sessions=len(self.table))
+        for flow in list(self.table.flows):
+            self._forget(flow)
+
+    def take_over(self, document, socks):
+        """Go on with what a predecessor had; its sockets of sessions that have no place here are closed."""
+        lanes, taken = [], 0
+        for record, sock in zip(document["lanes"], socks):
+            lanes.append(self.upstreams.take_over(sock, record))
+        for record in document["flows"]:
+            taken += self._continue(record, lanes[record["lane"]])
+        for lane in lanes:
+            if not lane.shared and not lane.flows:
+                self.upstreams.close(lane)
+        self.worker.log.event("sessions taken over", sessions=taken, dropped=len(document["flows"]) - taken)
+
+    def _continue(self, record, lane):
+        """Enter a session of a predecessor; returns whether it has a place in this config."""
+        door = self.inlets.get(record["door"])
+        if door is None or door.serving.service.name != record["service"]:
+            return False
+        found = self._same_backend(door, record)
+        if found is None:
+            return False
+        client, origin = udp_handover.origin_of(record)
+        flow = self._flow(door, origin, client, record["target"][:2], record["started"])
+        flow.backends, flow.index = found
+        flow.reply = (bytes.fromhex(record["source"]), flow.target)
+        if flow.reply in lane.flows or origin in door.flows:
+            return False
+        udp_handover.restore(flow, record, self.worker.now())
+        flow.admitted = door.serving.gate is not None
+        if flow.admitted:
+            door.serving.gate.readmit(client[0])
+        flow.backends.take(flow.index)
+        self._enter(flow, door, lane)
+        door.serving.tally.taken_over()
+        self.worker.count("sessions")
+        return True
+
+    def _same_backend(self, door, record):
+        """Return (Backends, index) of the backend a session has, None when this config gives it no such backend."""
+        for family, backends in door.serving.groups.items():
+            for index, backend in enumerate(backends.backends):
+                target = backend.address(family), backend.port_of(door.listener)
+                if backend.name == record["backend"] and address_tuple(*target) == tuple(record["target"]):
+                    return backends, index
+        return None
+
+
+def packed(address):
+    """Return an address of either family as the kernel has it."""
+    return socket.inet_pton(sockets.family_of(address), address)
+
+
+def address_tuple(address, port):
+    """Return what recvmsg() gives for a datagram from there, spelled in the same way."""
+    family = sockets.family_of(address)
+    if family == socket.AF_INET:
+        return address, port
+    return socket.inet_ntop(family, packed(address)), port, 0, 0

@@ -1,0 +1,192 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The table of UDP sessions: who belongs together, and when a session is over.
+
+Pure; time is passed in (monotonic seconds). A *flow* is a session of UDP: the datagrams of one client address and port
+towards one listener, and the replies of the backend it was given to. A *door* is where a client's datagrams come in, a
+*lane* an upstream socket on which replies come back. Two flows are never mixed up because a door knows its flows by the
+client (and the address it wrote to), and a lane by the pair (address the reply is for, backend it comes from): a lane
+is only given to a flow while that pair is free on it. So many clients share a few lanes, and only one client with many
+flows to one backend needs a lane, which is a source port, for each of them.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections import Counter
+
+CROWDED = 0.75  # the part of all lanes one client may hold towards one backend before another lane is opened
+SHARE = 8  # looks within a timeout
+SOONEST, LATEST = 0.2, 10.0  # seconds between two looks
+
+IDLE = "idle timeout"
+
+
+class Door:
+    """Where datagrams of clients come in; ``flows`` is {key of a client: Flow}."""
+
+    def __init__(self):
+        self.flows = {}
+
+
+class Lane:
+    """Where replies come back; ``flows`` is {(packed address of the client, address tuple of the backend): Flow}.
+
+    A lane is ``shared`` when flows of any client may use it; ``port`` is its source port.
+    """
+
+    def __init__(self, family, port, shared=True):
+        self.family = family
+        self.port = port
+        self.shared = shared
+        self.flows = {}
+
+
+class Flow:
+    """One session. ``origin`` is the key of the client at its door, ``reply`` the pair by which its lane knows it."""
+
+    __slots__ = (
+        "admitted",
+        "answered",
+        "backends",
+        "bytes_to_backend",
+        "bytes_to_client",
+        "client",
+        "datagrams_to_backend",
+        "datagrams_to_client",
+        "door",
+        "index",
+        "lane",
+        "origin",
+        "reply",
+        "seen",
+        "seen_at",
+        "started",
+        "step",
+        "target",
+        "timeout",
+        "to_backend",
+        "to_client",
+    )
+
+    def __init__(self, origin, reply, timeout, now):
+        self.origin = origin
+        self.reply = reply
+        self.door = self.lane = None
+        self.timeout = timeout  # seconds without a datagram after which it is over
+        self.started = self.seen_at = now
+        self.seen = 0  # datagrams at the last look
+        self.answered = False
+        self.admitted = False  # counted by the gate of its service
+        self.datagrams_to_backend = self.datagrams_to_client = 0
+        self.bytes_to_backend = self.bytes_to_client = 0
+
+    @property
+    def datagrams(self):
+        """Datagrams both ways."""
+        return self.datagrams_to_backend + self.datagrams_to_client
+
+    @property
+    def service(self):
+        """The config.Service it is of."""
+        return self.door.serving.service
+
+    @property
+    def backend(self):
+        """The config.Backend it was given to."""
+        return self.backends.backends[self.index]
+
+    def summary(self, now):
+        """Return the fields of its line in the log; durations in seconds, sizes in bytes of payload."""
+        return {
+            "service": self.service.name,
+            "client": self.client[0],
+            "client_port": self.client[1],
+            "listener": str(self.door.listener),
+            "backend": self.backend.name,
+            "source": socket.inet_ntop(self.lane.family, self.reply[0]),
+            "source_port": self.lane.port,
+            "source_step": self.step,
+            "datagrams_to_backend": self.datagrams_to_backend,
+            "datagrams_to_client": self.datagrams_to_client,
+            "bytes_to_backend": self.bytes_to_backend,
+            "bytes_to_client": self.bytes_to_client,
+            "duration": round(now - self.started, 6),
+            "ended": None,
+        }
+
+
+class Table:
+    """All flows of a worker, and the shared lanes of each family."""
+
+    def __init__(self):
+        self.flows = set()
+        self.lanes = {}  # family -> [Lane], those that are shared
+        self._held = Counter()  # (family, reply) -> how many shared lanes have it
+
+    def __len__(self):
+        return len(self.flows)
+
+    def offer(self, lane):
+        """Let flows of any client use a lane."""
+        self.lanes.setdefault(lane.family, []).append(lane)
+
+    def withdraw(self, lane):
+        """A shared lane without flows is to be closed."""
+        self.lanes[lane.family].remove(lane)
+
+    def place(self, family, reply, grow):
+        """Return a shared lane on which ``reply`` is free, None when there is none.
+
+        ``grow`` says whether another lane could be opened instead: then a crowded pair is not searched a place for, as
+        most lanes would be tried in vain.
+        """
+        lanes = self.lanes.get(family, ())
+        held = self._held[family, reply] if (family, reply) in self._held else 0
+        if held >= len(lanes) or (grow and held and held >= len(lanes) * CROWDED):
+            return None
+        start = random.randrange(len(lanes))
+        for number in range(start, start + len(lanes)):
+            lane = lanes[number % len(lanes)]
+            if reply not in lane.flows:
+                return lane
+        return None
+
+    def enter(self, flow, door, lane):
+        """Take a flow in; its place at the door and on the lane are free."""
+        flow.door, flow.lane = door, lane
+        door.flows[flow.origin] = lane.flows[flow.reply] = flow
+        self.flows.add(flow)
+        if lane.shared:
+            self._held[lane.family, flow.reply] += 1
+
+    def leave(self, flow):
+        """Forget a flow."""
+        self.flows.remove(flow)
+        del flow.door.flows[flow.origin], flow.lane.flows[flow.reply]
+        if flow.lane.shared:
+            pair = flow.lane.family, flow.reply
+            self._held[pair] -= 1
+            if not self._held[pair]:
+                del self._held[pair]
+
+    def idle(self, now):
+        """Return the flows whose timeout has passed. Kept for at least its length and at most a look longer.
+
+        What is compared is how many datagrams a flow had at the last look, so a datagram pays for no clock.
+        """
+        over = []
+        for flow in self.flows:
+            datagrams = flow.datagrams
+            if datagrams != flow.seen:
+                flow.seen, flow.seen_at = datagrams, now
+            elif now - flow.seen_at >= flow.timeout:
+                over.append(flow)
+        return over
+
+
+def interval(timeouts):
+    """Return the seconds between two looks that keep these timeouts."""
+    return max(SOONEST, min([timeout / SHARE for timeout in timeouts] + [LATEST]))

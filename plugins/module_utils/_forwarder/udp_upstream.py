@@ -1,0 +1,212 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The upstream sockets of UDP: which one a new flow gets, and with it its source port.
+
+The same ladder as for TCP (source.py): the client's own port, a port of this proxy's slice, this host's own address.
+A shared lane is bound to a port of the slice on the wildcard address and spoofs whatever address it is told to, so a
+few of them serve any number of clients; more are opened when one client has many flows to one backend. No two sockets
+of this host have the same port: that is what makes (client, port, backend) unique among worker slots.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from . import ancillary, sockets
+from .poller import ERROR, READ
+from .source import ANY, KEPT, OWN
+from .udp_table import Lane
+
+FEW = 4  # shared lanes that are opened in any case: each is a receive queue of its own
+
+MOST_IN_A_ROW = 64  # datagrams of one socket: then the others get their turn
+
+_TAKEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
+_NO_PORT = "no source port is left for this client and backend"
+
+
+class Upstream(Lane):
+    """A lane with its socket; ``owner`` is the (client, port) whose own port it has. ``udp`` is the udp.Udp."""
+
+    def __init__(self, udp, sock, shared=True, owner=None):
+        super().__init__(sock.family, sock.getsockname()[1], shared)
+        self.sock = sock
+        self.owner = owner
+        self.send = sock.sendmsg
+        self._udp = udp
+        self._receive = sock.recvmsg_into
+        self._destination = ancillary.DESTINATION[sock.family]
+        self._batch = 1
+
+    def ready(self, mask):
+        """The poller's callback: pass a batch of replies on, as Inlet.ready() does with what clients send."""
+        if mask & ERROR:
+            self.read_errors()
+        udp, flows, destination = self._udp, self.flows, self._destination
+        buffers, view = udp.buffers, udp.view
+        for turn in range(self._batch):
+            try:
+                size, messages, _flags, address = self._receive(buffers, ancillary.SPACE)
+            except BlockingIOError:
+                self._batch = turn or 1
+                return
+            except OSError:  # what ICMP said about an earlier datagram
+                self.read_errors()
+                continue
+            flow = flows.get((messages[0][2][destination], address))
+            if flow is None:
+                udp.count("datagrams_stray")  # too late, or from somebody who was not asked
+                continue
+            if not flow.answered:
+                udp.answered(flow)
+            flow.datagrams_to_client += 1
+            flow.bytes_to_client += size
+            try:
+                if flow.to_client is None:
+                    flow.door.sendto(view[:size], flow.client)
+                else:
+                    flow.door.send((view[:size],), flow.to_client, 0, flow.client)
+            except OSError:
+                udp.count("datagrams_dropped")
+        self._batch = min(self._batch * 2, MOST_IN_A_ROW)
+
+    def read_errors(self):
+        """Hand on what ICMP has said about datagrams of this socket."""
+        while True:
+            try:
+                _data, messages, _flags, target = self.sock.recvmsg(0, ancillary.ERROR_SPACE, socket.MSG_ERRQUEUE)
+            except OSError:  # EAGAIN: that was all
+                return
+            number, source = ancillary.read_error(self.family, messages)
+            if number and number != errno.EMSGSIZE:  # the kernel has learned the path's MTU and will fragment
+                self._udp.complained(self.flows.get((source, target)), number)
+
+
+class Upstreams:
+    """Opens and closes the lanes of ``udp``, a udp.Udp, at most ``most`` of them; ``ports`` is a source.Ports."""
+
+    def __init__(self, udp, ports, most):
+        self._udp = udp
+        self._table = udp.table
+        self._selector = udp.selector
+        self._ports = ports
+        self._most = most
+        self._by_owner = {}
+        self.all = set()
+
+    def find(self, source, flow, client, count):
+        """Return (lane, step) for a flow in the name of ``client``, an address tuple; raise OSError.
+
+        ``source`` says whether the client's port is kept and the own address may stand in (source.Source); ``count``
+        takes steps of the ladder that were not to be had.
+        """
+        family = _family_of_reply(flow)
+        if source.keep:
+            try:
+                return self._kept(family, flow.reply, client), KEPT
+            except OSError as error:
+                if error.errno not in _TAKEN and error.errno != errno.EACCES:
+                    raise
+                count("source: port not permitted" if error.errno == errno.EACCES else "source: port taken")
+        try:
+            return self._shared(family, flow.reply), ANY
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            count("source: no port left")
+            if not source.may_be_own:
+                raise
+        return self.own(flow), OWN
+
+    def own(self, flow):
+        """Return a lane of the flow's own that sends from this host's address; the flow's ``reply`` is set to that."""
+        self._room()
+        family = _family_of_reply(flow)
+        sock = sockets.lane_socket(family, spoofing=False)
+        try:
+            sock.connect(flow.target)
+            flow.reply = (socket.inet_pton(family, sock.getsockname()[0]), flow.target)
+        except OSError:
+            sock.close()
+            raise
+        return self.adopt(Upstream(self._udp, sock, shared=False))
+
+    def _kept(self, family, reply, client):
+        owner = client[:2]
+        lane = self._by_owner.get(owner)
+        if lane is not None:
+            if reply in lane.flows:
+                raise OSError(errno.EADDRINUSE, _NO_PORT)
+            return lane
+        self._room()
+        return self.adopt(Upstream(self._udp, sockets.lane_socket(family, *owner), shared=False, owner=owner))
+
+    def _shared(self, family, reply):
+        table = self._table
+        grow = len(self.all) < self._most
+        lane = table.place(family, reply, grow)
+        if lane is not None and not (grow and len(table.lanes[family]) < FEW):
+            return lane
+        try:
+            self._room()
+            return self.adopt(self._open_shared(family))
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+        lane = lane or table.place(family, reply, False)
+        if lane is None:
+            raise OSError(errno.EADDRNOTAVAIL, _NO_PORT)
+        return lane
+
+    def _open_shared(self, family):
+        taken = None
+        for port in self._ports.candidates():
+            try:
+                return Upstream(self._udp, sockets.lane_socket(family, "", port, self._ports.option))
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+                taken = error
+        raise taken
+
+    def _room(self):
+        if len(self.all) >= self._most:
+            raise OSError(errno.EADDRNOTAVAIL, _NO_PORT)
+
+    def adopt(self, lane):
+        """Take in a lane, opened here or handed over; returns it."""
+        self.all.add(lane)
+        if lane.shared:
+            self._table.offer(lane)
+        elif lane.owner:
+            self._by_owner[lane.owner] = lane
+        self._selector.register(lane.sock, READ, lane.ready)
+        return lane
+
+    def take_over(self, sock, record):
+        """Return the lane of a socket another worker had; ``record`` as in udp_handover.py."""
+        sock.setblocking(False)
+        owner = tuple(record["owner"]) if record["owner"] else None
+        return self.adopt(Upstream(self._udp, sock, shared=record["shared"], owner=owner))
+
+    def close(self, lane):
+        """Close a lane without flows."""
+        self.all.remove(lane)
+        if lane.shared:
+            self._table.withdraw(lane)
+        elif lane.owner:
+            del self._by_owner[lane.owner]
+        self._selector.unregister(lane.sock)
+        lane.sock.close()
+
+    def tidy(self):
+        """Close shared lanes that nobody uses beyond the FEW that are kept."""
+        for lanes in self._table.lanes.values():
+            for lane in [lane for lane in lanes[FEW:] if not lane.flows]:
+                self.close(lane)
+
+
+def _family_of_reply(flow):
+    return sockets.family_of(flow.target[0])
