@@ -144,7 +144,7 @@ class Table:
         most lanes would be tried in vain.
         """
         lanes = self.lanes.get(family, ())
-        held = self._held[family, reply] if (family, reply) in self._held else 0
+        held = self._held.get((family, reply), 0)
         if held >= len(lanes) or (grow and held and held >= len(lanes) * CROWDED):
             return None
         start = random.randrange(len(lanes))
