@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import socket
 
-from . import sockets
+from . import sockets, udp_sockets
 
 MOST_DEFAULT_SLOTS = 16  # workers when none are asked for; beyond it one core is rarely the bound
 
@@ -70,7 +70,7 @@ def bind_missing(config, slots, held):
             continue
         try:
             if service.protocol == "udp":
-                bound[name] = sockets.datagram_listener(listener.address, listener.port)
+                bound[name] = udp_sockets.listener(listener.address, listener.port)
             else:
                 bound[name] = sockets.listening_socket(listener.address, listener.port, service.backlog)
         except OSError as error:

@@ -3,8 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Every socket the forwarder makes, and every option it sets, each with its reason.
 
-Standard library only and nothing else of this package but the pure ancillary.py: the handshake probe imports it as
-well.
+Standard library only and nothing else of this package: the handshake probe imports it as well.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ import errno
 import os
 import socket
 import struct
-
-from . import ancillary
 
 # From linux/in.h and linux/in6.h; the socket module of Python 3.9 has none of them.
 IP_TRANSPARENT = 19
@@ -27,10 +24,6 @@ TCP_USER_TIMEOUT = 18  # milliseconds
 # seconds without data it is asked, and it is dead after PROBES unanswered ones at a sixth of that time each. With the
 # default of 60 that makes 120 s (the kernel's own numbers: more than two hours), and a short outage ends nothing.
 KEEPALIVE_PROBES = 6
-
-# Bytes of a datagram socket's receive queue; the kernel caps it at net.core.rmem_max. Many clients share one, and what
-# comes while the worker does something else has to wait there.
-DATAGRAM_BUFFER = 4 << 20
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 
@@ -93,60 +86,6 @@ def accept(listener, family):
     sock = socket.SocketType(family, socket.SOCK_STREAM, 0, number)
     sock.setblocking(False)
     return sock, address
-
-
-def datagram_listener(address, port):
-    """Return a non-blocking UDP socket for clients, one of several on the same address; raise OSError as above.
-
-    On a wildcard address each datagram comes with the address it was sent to.
-    """
-    family = family_of(address)
-    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAM_BUFFER)
-        if address in ("0.0.0.0", "::"):
-            sock.setsockopt(*ancillary.TELL_DESTINATION[family], 1)
-        sock.bind((address, port))
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EACCES and port < 1024:
-            raise CapabilityError(errno.EACCES, LOW_PORT_HINT) from None
-        raise
-    return sock
-
-
-def lane_socket(family, address="", port=0, ports=None, spoofing=True):
-    """Return an unconnected UDP socket for datagrams to backends; raise OSError.
-
-    A ``spoofing`` one on the wildcard address may send in the name of any address (ancillary.leaving_from). Replies
-    come with the address they are for, ICMP errors go to its error queue. Nobody else can bind its port: no
-    SO_REUSEADDR. ``ports`` as for transparent_socket().
-    """
-    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
-        if spoofing and family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-        elif spoofing:
-            sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if ports and not port:
-            sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, ports)
-        sock.setsockopt(*ancillary.TELL_DESTINATION[family], 1)
-        sock.setsockopt(*ancillary.TELL_ERRORS[family], 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAM_BUFFER)
-        sock.bind((address, port))
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EPERM:
-            raise CapabilityError(errno.EPERM, f"EPERM: {CAPABILITY_HINT}") from None
-        if error.errno == errno.EACCES:
-            raise CapabilityError(errno.EACCES, f"EACCES: {LOW_PORT_HINT}") from None
-        raise
-    return sock
 
 
 def transparent_socket(family, source, source_port=0, kind=socket.SOCK_STREAM, ports=None, make=socket.socket):

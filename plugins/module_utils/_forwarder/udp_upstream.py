@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from . import ancillary, sockets
+from . import ancillary, sockets, udp_sockets
 from .poller import ERROR, READ
 from .source import ANY, KEPT, OWN
 from .udp_table import Lane
@@ -124,7 +124,7 @@ class Upstreams:
         """Return a lane of the flow's own that sends from this host's address; the flow's ``reply`` is set to that."""
         self._room()
         family = _family_of_reply(flow)
-        sock = sockets.lane_socket(family, spoofing=False)
+        sock = udp_sockets.lane(family, spoofing=False)
         try:
             sock.connect(flow.target)
             flow.reply = (socket.inet_pton(family, sock.getsockname()[0]), flow.target)
@@ -141,7 +141,7 @@ class Upstreams:
                 raise OSError(errno.EADDRINUSE, _NO_PORT)
             return lane
         self._room()
-        return self.adopt(Upstream(self._udp, sockets.lane_socket(family, *owner), shared=False, owner=owner))
+        return self.adopt(Upstream(self._udp, udp_sockets.lane(family, *owner), shared=False, owner=owner))
 
     def _shared(self, family, reply):
         table = self._table
@@ -164,7 +164,7 @@ class Upstreams:
         taken = None
         for port in self._ports.candidates():
             try:
-                return Upstream(self._udp, sockets.lane_socket(family, "", port, self._ports.option))
+                return Upstream(self._udp, udp_sockets.lane(family, "", port, self._ports.option))
             except OSError as error:
                 if error.errno not in _TAKEN:
                     raise
