@@ -92,7 +92,9 @@ class Heir:
 
     def ready(self, _mask):
         """The poller's callback: something was written, or that was all."""
-        data, descriptors, _flags, _address = socket.recv_fds(self.sock, 64, MOST_AT_ONCE, socket.MSG_CMSG_CLOEXEC)
+        data, descriptors, _flags, _address = socket.recv_fds(self.sock, 64, MOST_AT_ONCE)
+        for number in descriptors:
+            os.set_inheritable(number, False)
         if data == b"document":
             with open(descriptors[0], encoding="ascii") as stream:
                 stream.seek(0)

@@ -156,6 +156,36 @@ def test_the_defaults_of_the_data_path():
     assert config.load(minimal()).source_ports is None
 
 
+def udp(**changes):
+    """A document whose service is one of UDP, and that service."""
+    data = minimal()
+    data["services"][0].update(protocol="udp", **changes)
+    return data, data["services"][0]
+
+
+@pytest.mark.parametrize(("changes", "seconds"), [({}, 60.0), ({"idle_timeout": 5}, 5.0)])
+def test_a_udp_session_is_soon_idle(changes, seconds):
+    loaded = config.load(udp(**changes)[0])
+    assert loaded.services[0].idle_timeout == seconds
+    assert config.load(config.dump(loaded)) == loaded
+
+
+def test_what_needs_a_connection_is_refused_for_udp():
+    data, service = udp(idle_timeout=0, accept_proxy=["198.18.0.0/24"])
+    service["backends"][0]["send_proxy"] = "v2"
+    assert errors_of(data) == [
+        "services[0].idle_timeout: 0 would never end a session, and UDP has no other end; give more than 0",
+        "services[0].accept_proxy: a service of protocol udp takes no PROXY headers; remove it",
+        "services[0].backends[0].send_proxy: a service of protocol udp sends no PROXY headers; remove it",
+    ]
+
+
+def test_one_port_of_both_protocols():
+    data, service = udp()
+    data["services"].append({**copy.deepcopy(service), "name": "tcp", "protocol": "tcp"})
+    assert len(config.load(data).services) == 2
+
+
 def ranged(listen, backend):
     data = minimal()
     data["services"][0]["listen"] = [{"address": "198.18.0.11", "port": one} for one in listen]
@@ -245,7 +275,7 @@ TEST_REFUSED = [
     (SERVICE, "name", MISSING, "services[0].name: is required"),
     (SERVICE, "name", "a b", 'services[0].name: "a b" is not a name ('),
     (SERVICE, "name", "", 'services[0].name: "" is not a name ('),
-    (SERVICE, "protocol", "udp", 'services[0].protocol: not in this version: "udp" (supported: tcp)'),
+    (SERVICE, "protocol", "sctp", 'services[0].protocol: not in this version: "sctp" (supported: tcp, udp)'),
     (SERVICE, "balance", "fastest", 'services[0].balance: not in this version: "fastest" (supported: round_robin, '),
     (SERVICE, "health", {"enabled": 1}, "services[0].health.enabled: 1 is neither true nor false"),
     (SERVICE, "health", {"timeout": 3}, "services[0].health.timeout: 3 is above interval (2)"),

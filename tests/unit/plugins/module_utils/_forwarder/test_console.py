@@ -57,7 +57,7 @@ def document(**options):
         "last_reload": {"ok": True, "error": None, "at": "x"},
         "reloads": {"ok": 1, "failed": 0},
         "restarts": 0,
-        "totals": {"accept_paused": 0, "defects": 0, "log_dropped": 0},
+        "totals": {"accept_paused": 0, "defects": 0, "log_dropped": 0, "datagrams_dropped": 0, "datagrams_stray": 0},
         "workers": workers,
         "checker": {"pid": 9},
         "services": [web],
