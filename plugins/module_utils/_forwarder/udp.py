@@ -19,8 +19,9 @@ from .limits import PER_SERVICE
 from .poller import READ
 from .source import OWN
 from .tcp import COUNTERS
+from .udp_batch import Batch
 from .udp_table import IDLE, Door, Flow, Table, interval
-from .udp_upstream import MOST_IN_A_ROW, Upstreams
+from .udp_upstream import Upstreams
 
 LARGEST = 65536  # bytes; a datagram has at most 65,507 over IPv4 and 65,527 over IPv6
 MOST_FLOWS = 65536  # sessions of a worker, about 1.5 kB each
@@ -52,7 +53,7 @@ class Inlet(Door):
         self.sendto = sock.sendto
         self._udp = udp
         self._listening = False
-        self._batch = 1
+        self._batch = Batch()
         self._destination = ancillary.DESTINATION[sock.family]
         self._next = self._next_with_destination if self.wide else partial(sock.recvfrom_into, udp.buffer)
 
@@ -73,16 +74,14 @@ class Inlet(Door):
         return size, (client, messages[0][2][self._destination])
 
     def ready(self, _mask):
-        """The poller's callback: pass on a batch, which grows while more datagrams are waiting than it takes.
-
-        One a turn is what an unhurried worker finds, and it need not ask whether there is a second.
-        """
+        """The poller's callback: pass a batch of datagrams on."""
         udp, flows, view, following = self._udp, self.flows, self._udp.view, self._next
-        for turn in range(self._batch):
+        batch = self._batch
+        for turn in range(batch.size):
             try:
                 size, origin = following()
             except BlockingIOError:
-                self._batch = turn or 1
+                batch.came_to(turn)
                 return
             except OSError:  # short of memory: this datagram is lost
                 continue
@@ -97,7 +96,7 @@ class Inlet(Door):
                 flow.lane.send((view[:size],), flow.to_backend, 0, flow.target)
             except OSError as error:
                 udp.not_sent(flow, view[:size], error)
-        self._batch = min(self._batch * 2, MOST_IN_A_ROW)
+        batch.was_full()
 
 
 class Udp:

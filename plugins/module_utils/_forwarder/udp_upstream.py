@@ -17,11 +17,10 @@ import socket
 from . import ancillary, sockets, udp_sockets
 from .poller import ERROR, READ
 from .source import ANY, KEPT, OWN
+from .udp_batch import Batch
 from .udp_table import Lane
 
 FEW = 4  # shared lanes that are opened in any case: each is a receive queue of its own
-
-MOST_IN_A_ROW = 64  # datagrams of one socket: then the others get their turn
 
 _TAKEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
 _NO_PORT = "no source port is left for this client and backend"
@@ -38,7 +37,7 @@ class Upstream(Lane):
         self._udp = udp
         self._receive = sock.recvmsg_into
         self._destination = ancillary.DESTINATION[sock.family]
-        self._batch = 1
+        self._batch = Batch()
 
     def ready(self, mask):
         """The poller's callback: pass a batch of replies on, as Inlet.ready() does with what clients send."""
@@ -46,11 +45,12 @@ class Upstream(Lane):
             self.read_errors()
         udp, flows, destination = self._udp, self.flows, self._destination
         buffers, view = udp.buffers, udp.view
-        for turn in range(self._batch):
+        batch = self._batch
+        for turn in range(batch.size):
             try:
                 size, messages, _flags, address = self._receive(buffers, ancillary.SPACE)
             except BlockingIOError:
-                self._batch = turn or 1
+                batch.came_to(turn)
                 return
             except OSError:  # what ICMP said about an earlier datagram
                 self.read_errors()
@@ -70,7 +70,7 @@ class Upstream(Lane):
                     flow.door.send((view[:size],), flow.to_client, 0, flow.client)
             except OSError:
                 udp.count("datagrams_dropped")
-        self._batch = min(self._batch * 2, MOST_IN_A_ROW)
+        batch.was_full()
 
     def read_errors(self):
         """Hand on what ICMP has said about datagrams of this socket."""
