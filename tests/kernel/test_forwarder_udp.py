@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 
 import pytest
 
 from tests.kernel import forwarder_lab as fl
 from tests.kernel import udp_lab as ul
+from tests.lab import netns
 
 ALL, ONE, KEEP, SHORT, FEW, FOREIGN, SPECIFIC, DENIED = range(5300, 5308)
 BACKEND = 9000
@@ -236,3 +238,41 @@ def test_without_the_return_path_nothing_comes_back(lab, forwarder, servers, fam
         seen = [peer for peer, sizes in servers["b"].seen.items() if len(data) in sizes]
         assert [address for address, _port in seen] == [getattr(lab["client"], family)]
         assert ul.exchange(sock, data, to)[0] == data
+
+
+def dns_query(number: int, name: str) -> bytes:
+    """A question for the A record of a name (RFC 1035, section 4)."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    return struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!2H", 1, 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_name_server_answers_over_udp_and_tcp_and_logs_the_client(lab, family):
+    """dnsmasq on port 53 of b, and both protocols on port 53 of a."""
+    b = lab["b"]
+    listen = f"--listen-address={getattr(b, family)}"
+    options = ["--bind-interfaces", "--no-resolv", "--no-hosts", "--log-queries", "--log-facility=-", "--pid-file="]
+    record = "--address=/example.test/192.0.2.53"
+    dnsmasq = b.spawn(["dnsmasq", "--keep-in-foreground", "--conf-file=", listen, record, *options])
+    services = [
+        fl.service(lab, protocol, 53, 53, backends=["b"], protocol=protocol, source_port="keep")
+        for protocol in ("udp", "tcp")
+    ]
+    to = target(lab, family, 53)
+    try:
+        fl.wait(lambda: "started" in dnsmasq.log.read_text(encoding="utf-8"), "dnsmasq serves")
+        with fl.Forwarder(lab, fl.config(*services)):
+            with ul.client(lab, to[0]) as sock:
+                for number in range(1, 20):
+                    answer, _source = ul.exchange(sock, dns_query(number, "www.example.test"), to)
+                    assert answer[:2] == number.to_bytes(2, "big")
+                    assert answer.endswith(socket.inet_aton("192.0.2.53"))
+            query = dns_query(99, "www.example.test")
+            with fl.connect(lab, *to) as stream:
+                stream.sendall(len(query).to_bytes(2, "big") + query)
+                stream.shutdown(socket.SHUT_WR)
+                assert fl.receive_all(stream).endswith(socket.inet_aton("192.0.2.53"))
+        text = dnsmasq.log.read_text(encoding="utf-8")
+        assert text.count(f"query[A] www.example.test from {getattr(lab['client'], family)}") >= 20
+    finally:
+        netns.stop(dnsmasq)

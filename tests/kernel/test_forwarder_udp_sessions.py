@@ -80,13 +80,13 @@ class Flow:
 class Flows:
     """Many flows in a thread of their own."""
 
-    def __init__(self, lab, count, late=3.0):
+    def __init__(self, lab, count, late=3.0, pause=0.1):
         self.flows = []
         for number in range(count):
             family = FAMILIES[number % 2]
             address = getattr(lab["a"], family)
             self.flows.append(Flow(ul.client(lab, address), (address, ECHO)))
-        self._late = late
+        self._late, self._pause = late, pause
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -99,7 +99,7 @@ class Flows:
             now = time.monotonic()
             for flow in self.flows:
                 flow.turn(now, self._late)
-            until = now + 0.1  # ten questions a second of each
+            until = now + self._pause
             while (left := until - time.monotonic()) > 0:
                 for number, _mask in poll.poll(left):
                     by_number[number].heard()

@@ -26,7 +26,8 @@ docs_packages=(graphviz) # draws the pictures
 lab_packages=(
     podman runc netavark mmdebstrap debian-archive-keyring # containers and their images
     iproute2 nftables iptables conntrack procps kmod       # the network
-    nginx curl tcpdump iputils-arping iputils-ping         # test servers and instruments
+    nginx dnsmasq-base                                     # test servers
+    curl tcpdump iputils-arping iputils-ping               # instruments
 )
 
 # A failing step may have its output redirected; what is said is said to the caller all the same.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 
+PER_WORKER = "session limit of the worker"
 PER_SERVICE = "connection limit of the service"
 PER_CLIENT = "connection limit of the client"
 RATE = "rate limit of the client"

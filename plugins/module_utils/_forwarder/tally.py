@@ -11,6 +11,7 @@ from .shared import LADDER, REFUSED
 _CAUSES = {
     balancer.NOBODY: "no_backend",
     balancer.ALL_FULL: "no_backend",
+    limits.PER_WORKER: "limited",
     limits.PER_SERVICE: "limited",
     limits.PER_CLIENT: "limited",
     limits.RATE: "limited",

@@ -15,7 +15,7 @@ from functools import partial
 
 from . import ancillary, sockets, spoof, udp_handover
 from .config import IPV4, IPV6
-from .limits import PER_SERVICE
+from .limits import PER_SERVICE, PER_WORKER
 from .poller import READ
 from .source import OWN
 from .tcp import COUNTERS
@@ -25,7 +25,6 @@ from .udp_upstream import Upstreams
 
 LARGEST = 65536  # bytes; a datagram has at most 65,507 over IPv4 and 65,527 over IPv6
 MOST_FLOWS = 65536  # sessions of a worker, about 1.5 kB each
-FULL = "session limit of the worker"
 REFUSALS_LOGGED = 10.0  # seconds between two lines about refusals for one reason; each is counted
 
 
@@ -157,7 +156,7 @@ class Udp:
 
     def _admit(self, serving, address, now):
         if len(self.table) >= MOST_FLOWS:
-            raise Refused(FULL)
+            raise Refused(PER_WORKER)
         if not serving.guarded:
             return
         if serving.gate is not None and serving.gate.full:
