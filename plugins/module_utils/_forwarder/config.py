@@ -261,7 +261,7 @@ def _service(part, proxy_id):
     )
     part.done()
     if protocol == "udp":
-        _refuse_streams_only(part, service, backend_parts)
+        options.refuse_streams_only(part, service, backend_parts)
     timeout, deadline = service.connect_timeout, service.connect_deadline
     if timeout and deadline and deadline < timeout:
         part.error("connect_deadline", f"{deadline:g} is below connect_timeout ({timeout:g})")
@@ -269,17 +269,6 @@ def _service(part, proxy_id):
     _refuse_uneven_ranges(backend_parts, service, entries)
     _refuse_family_without_backend(listen_parts, service, entries)
     return service
-
-
-def _refuse_streams_only(part, service, backend_parts):
-    """Refuse what needs a connection, and a session without an end."""
-    if service.idle_timeout == 0:
-        part.error("idle_timeout", "0 would never end a session, and UDP has no other end; give more than 0")
-    if service.accept_proxy:
-        part.error("accept_proxy", "a service of protocol udp takes no PROXY headers; remove it")
-    for backend_part, backend in zip(backend_parts, service.backends):
-        if backend.send_proxy:
-            backend_part.error("send_proxy", "a service of protocol udp sends no PROXY headers; remove it")
 
 
 def _listeners(part):

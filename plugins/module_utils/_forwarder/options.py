@@ -92,3 +92,14 @@ def service_options(part, protocol):
         "allow": part.networks("allow"),
         "deny": part.networks("deny"),
     }
+
+
+def refuse_streams_only(part, service, backend_parts):
+    """Refuse for a service of UDP what needs a connection, and a session without an end."""
+    if service.idle_timeout == 0:
+        part.error("idle_timeout", "0 would never end a session, and UDP has no other end; give more than 0")
+    if service.accept_proxy:
+        part.error("accept_proxy", "a service of protocol udp takes no PROXY headers; remove it")
+    for backend_part, backend in zip(backend_parts, service.backends):
+        if backend.send_proxy:
+            backend_part.error("send_proxy", "a service of protocol udp sends no PROXY headers; remove it")
