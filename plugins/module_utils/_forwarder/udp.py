@@ -24,7 +24,7 @@ from .udp_table import IDLE, Door, Flow, Table, interval
 from .udp_upstream import Upstreams
 
 LARGEST = 65536  # bytes; a datagram has at most 65,507 over IPv4 and 65,527 over IPv6
-MOST_FLOWS = 65536  # sessions of a worker, about 1.5 kB each
+MOST_FLOWS = 65536  # sessions of a worker, about 1.2 kB each
 REFUSALS_LOGGED = 10.0  # seconds between two lines about refusals for one reason; each is counted
 
 
@@ -325,27 +325,25 @@ class Udp:
 
     def take_over(self, document, socks):
         """Go on with what a predecessor had; its sockets of sessions that have no place here are closed."""
-        lanes, taken = [], 0
+        lanes, known, taken = [], {}, 0
         for record, sock in zip(document["lanes"], socks):
             lanes.append(self.upstreams.take_over(sock, record))
         for record in document["flows"]:
-            taken += self._continue(record, lanes[record["lane"]])
+            key = record["door"], record["service"], record["backend"], tuple(record["target"])
+            if key not in known:
+                known[key] = self._same_backend(*key)
+            if known[key] is not None:
+                taken += self._continue(record, lanes[record["lane"]], *known[key])
         for lane in lanes:
             if not lane.shared and not lane.flows:
                 self.upstreams.close(lane)
         self.worker.log.event("sessions taken over", sessions=taken, dropped=len(document["flows"]) - taken)
 
-    def _continue(self, record, lane):
-        """Enter a session of a predecessor; returns whether it has a place in this config."""
-        door = self.inlets.get(record["door"])
-        if door is None or door.serving.service.name != record["service"]:
-            return False
-        found = self._same_backend(door, record)
-        if found is None:
-            return False
+    def _continue(self, record, lane, door, backends, index):
+        """Enter a session of a predecessor; returns whether its place is free."""
         client, origin = udp_handover.origin_of(record)
         flow = self._flow(door, origin, client, record["target"][:2], record["started"])
-        flow.backends, flow.index = found
+        flow.backends, flow.index = backends, index
         flow.reply = (bytes.fromhex(record["source"]), flow.target)
         if flow.reply in lane.flows or origin in door.flows:
             return False
@@ -359,13 +357,19 @@ class Udp:
         self.worker.count("sessions")
         return True
 
-    def _same_backend(self, door, record):
-        """Return (Backends, index) of the backend a session has, None when this config gives it no such backend."""
+    def _same_backend(self, name, service, backend, target):
+        """Return (door, Backends, index) for sessions of a predecessor, None when this config has no such place.
+
+        ``name`` is the door's; ``target`` the backend's address tuple.
+        """
+        door = self.inlets.get(name)
+        if door is None or door.serving.service.name != service:
+            return None
         for family, backends in door.serving.groups.items():
-            for index, backend in enumerate(backends.backends):
-                target = backend.address(family), backend.port_of(door.listener)
-                if backend.name == record["backend"] and address_tuple(*target) == tuple(record["target"]):
-                    return backends, index
+            for index, one in enumerate(backends.backends):
+                address = address_tuple(one.address(family), one.port_of(door.listener))
+                if one.name == backend and address == target:
+                    return door, backends, index
         return None
 
 

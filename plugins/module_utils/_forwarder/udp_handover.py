@@ -44,7 +44,7 @@ def leave(estate, lanes, flows):
     memory = os.memfd_create("l4proxy-sessions", os.MFD_CLOEXEC)
     try:
         with open(memory, "w", encoding="ascii", closefd=False) as stream:
-            json.dump(document, stream)
+            stream.write(json.dumps(document))  # json.dump() would encode in Python, ten times as long
         socket.send_fds(estate, [b"document"], [memory])
     finally:
         os.close(memory)
