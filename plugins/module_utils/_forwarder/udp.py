@@ -175,8 +175,9 @@ class Udp:
         index, hidden = self._choose(serving, family, client[0], hidden, now)
         backends = serving.groups[family]
         backend = backends.backends[index]
-        flow = self._flow(door, origin, client, (backend.address(family), backend.port_of(door.listener)), now)
-        flow.backends, flow.index = backends, index
+        target = address_tuple(backend.address(family), backend.port_of(door.listener))
+        reply = packed(client[0].partition("%")[0]), target
+        flow = Flow(client, origin, reply, backends, index, serving.service.idle_timeout, now)
         try:
             if hidden:
                 lane, flow.step = self.upstreams.own(flow), OWN
@@ -189,13 +190,6 @@ class Udp:
         serving.tally.count(COUNTERS[flow.step])
         flow.admitted = serving.gate is not None
         self._enter(flow, door, lane)
-        return flow
-
-    def _flow(self, door, origin, client, target, now):
-        address = client[0].partition("%")[0]
-        reply = (packed(address), address_tuple(*target))
-        flow = Flow(origin, reply, door.serving.service.idle_timeout, now)
-        flow.client, flow.target = client, reply[1]
         return flow
 
     def _enter(self, flow, door, lane):
@@ -342,12 +336,12 @@ class Udp:
     def _continue(self, record, lane, door, backends, index):
         """Enter a session of a predecessor; returns whether its place is free."""
         client, origin = udp_handover.origin_of(record)
-        flow = self._flow(door, origin, client, record["target"][:2], record["started"])
-        flow.backends, flow.index = backends, index
-        flow.reply = (bytes.fromhex(record["source"]), flow.target)
-        if flow.reply in lane.flows or origin in door.flows:
+        reply = bytes.fromhex(record["source"]), tuple(record["target"])
+        if reply in lane.flows or origin in door.flows:
             return False
-        udp_handover.restore(flow, record, self.worker.now())
+        now = self.worker.now()
+        flow = Flow(client, origin, reply, backends, index, door.serving.service.idle_timeout, now)
+        udp_handover.restore(flow, record)
         flow.admitted = door.serving.gate is not None
         if flow.admitted:
             door.serving.gate.readmit(client[0])

@@ -74,11 +74,11 @@ def origin_of(record):
     return client, client if record["local"] is None else (client, bytes.fromhex(record["local"]))
 
 
-def restore(flow, record, now):
-    """Give a flow what its record tells; it counts as seen now."""
+def restore(flow, record):
+    """Give a new flow what its record tells; it counts as seen when it was made."""
     for name in _AS_IS:
         setattr(flow, name, record[name])
-    flow.seen, flow.seen_at = flow.datagrams, now
+    flow.seen = flow.datagrams
 
 
 class Heir:

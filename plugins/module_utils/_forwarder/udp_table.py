@@ -45,7 +45,10 @@ class Lane:
 
 
 class Flow:
-    """One session. ``origin`` is the key of the client at its door, ``reply`` the pair by which its lane knows it."""
+    """One session of ``client``, an address tuple, with the backend ``index`` of ``backends``, a balancer.Backends.
+
+    ``origin`` is the key of the client at its door, ``reply`` the pair by which its lane knows it.
+    """
 
     __slots__ = (
         "admitted",
@@ -71,10 +74,17 @@ class Flow:
         "to_client",
     )
 
-    def __init__(self, origin, reply, timeout, now):
+    def __init__(self, client, origin, reply, backends, index, timeout, now):
+        self.client = client
         self.origin = origin
         self.reply = reply
+        self.target = reply[1]
+        self.backends = backends
+        self.index = index
         self.door = self.lane = None
+        self.step = None  # how its source was had: a step of source.py
+        self.to_backend = ()  # what sendmsg() takes as ancillary data
+        self.to_client = None  # the same, None where the door has one address only
         self.timeout = timeout  # seconds without a datagram after which it is over
         self.started = self.seen_at = now
         self.seen = 0  # datagrams at the last look

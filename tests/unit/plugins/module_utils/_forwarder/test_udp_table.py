@@ -20,7 +20,8 @@ MOST_LANES = 5
 
 def flow(client, port, backend, now=0.0):
     """A flow of client number ``client`` with its port ``port`` to backend number ``backend``."""
-    return Flow(((client, port)), (bytes([10, 0, 0, client]), BACKENDS[backend]), TIMEOUT, now)
+    key = client, port
+    return Flow(key, key, (bytes([10, 0, 0, client]), BACKENDS[backend]), None, backend, TIMEOUT, now)
 
 
 class World:
