@@ -29,6 +29,8 @@ lab_packages=(
     nginx dnsmasq-base                                     # test servers
     curl tcpdump iputils-arping iputils-ping               # instruments
 )
+server_packages=(postgresql openssh-server openssh-client redis-server redis-tools dnsmasq-base) # what users put behind a proxy
+declare -A units=([nginx]=nginx [haproxy]=haproxy [postgresql]=postgresql [openssh-server]=ssh [redis-server]=redis-server)
 
 # A failing step may have its output redirected; what is said is said to the caller all the same.
 exec 3>&2
@@ -87,11 +89,16 @@ install_packages() {
     step "installing ${missing[*]}"
     without_services env DEBIAN_FRONTEND=noninteractive \
         apt-get install --yes --no-install-recommends "${missing[@]}" >> "$log" 2>&1
-    # The lab starts nginx where it wants it; on this machine it must not listen, now or after a reboot.
-    case " ${missing[*]} " in
-        *' nginx '*) ! command -v systemctl > /dev/null || as_root systemctl disable nginx.service >> "$log" 2>&1 ;;
-        *' haproxy '*) ! command -v systemctl > /dev/null || as_root systemctl disable haproxy.service >> "$log" 2>&1 ;;
-    esac
+    keep_quiet "${missing[@]}"
+}
+
+# The lab starts servers where it wants them; on this machine they must not listen, now or after a reboot.
+keep_quiet() { # PACKAGES that were just installed
+    local package
+    command -v systemctl > /dev/null || return 0
+    for package in "$@"; do
+        [ -z "${units[$package]:-}" ] || as_root systemctl disable "${units[$package]}.service" >> "$log" 2>&1
+    done
 }
 
 # Runs a command as root while packages may not start services (policy-rc.d, the Debian way); an existing policy stays.
@@ -137,10 +144,10 @@ link_collection() {
 
 case $level in
     check) packages=("${check_packages[@]}") space=1000 ;;
-    bench) packages=("${check_packages[@]}" "${lab_packages[@]}" "${bench_packages[@]}") space=4000 ;;
+    bench) packages=("${check_packages[@]}" "${lab_packages[@]}" "${server_packages[@]}" "${bench_packages[@]}") space=4000 ;;
     gates) packages=("${check_packages[@]}" "${gate_packages[@]}") space=2000 ;;
     docs) packages=("${check_packages[@]}" "${docs_packages[@]}") space=1000 ;;
-    lab) packages=("${check_packages[@]}" "${lab_packages[@]}") space=4000 ;;
+    lab) packages=("${check_packages[@]}" "${lab_packages[@]}" "${server_packages[@]}") space=4000 ;;
     *)
         echo "usage: ${BASH_SOURCE[0]} check | docs | gates | lab | bench" >&2
         exit 2
