@@ -9,11 +9,10 @@ strings in their canonical form (RFC 5952 for IPv6).
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from dataclasses import asdict, dataclass, field
 
-from . import options, settings
+from . import config_checks, options, settings
 from .options import Limits, PortRange
 from .settings import IPV4, IPV6, Admin, Health, Log, Metrics
 from .validation import Fields
@@ -24,8 +23,6 @@ PROTOCOLS = ("tcp", "udp")
 BALANCES = ("round_robin", "least_connections", "source_hash", "random")
 ON_ALL_DOWN = ("refuse", "try_all")
 SERVICE_LOGS = ("all", "errors", "none")
-
-_SPELLED = {IPV4: "IPv4", IPV6: "IPv6"}
 
 DEFAULT_DRAIN_TIMEOUT = 30.0
 DEFAULT_CONNECT_TIMEOUT = 1.0
@@ -168,8 +165,8 @@ def load(data):
     parts = document.objects("services", "service")
     services = [_service(part, proxy_id or 1) for part in parts]
     document.done()
-    _refuse_duplicate_names(parts, services)
-    _refuse_overlapping_listeners(parts, services)
+    config_checks.refuse_duplicate_names(parts, services)
+    config_checks.refuse_overlapping_listeners(parts, services)
     if errors:
         raise ConfigError(errors)
     return Config(proxy_id=proxy_id, services=tuple(services), drain_timeout=drain_timeout, **sections)
@@ -265,9 +262,9 @@ def _service(part, proxy_id):
     timeout, deadline = service.connect_timeout, service.connect_deadline
     if timeout and deadline and deadline < timeout:
         part.error("connect_deadline", f"{deadline:g} is below connect_timeout ({timeout:g})")
-    _refuse_twin_backends(backend_parts, service.backends)
-    _refuse_uneven_ranges(backend_parts, service, entries)
-    _refuse_family_without_backend(listen_parts, service, entries)
+    config_checks.refuse_twin_backends(backend_parts, service.backends)
+    config_checks.refuse_uneven_ranges(backend_parts, service, entries)
+    config_checks.refuse_family_without_backend(listen_parts, service, entries)
     return service
 
 
@@ -277,7 +274,7 @@ def _listeners(part):
     ports = part.ports("port", options.MAX_RANGE)
     part.done()
     if address is not None and not address.is_unspecified:
-        _refuse_unusable(part, "address", address, "listen on")
+        config_checks.refuse_unusable(part, "address", address, "listen on")
     text = str(address) if address is not None else ""
     return [Listener(address=text, port=port, offset=offset) for offset, port in enumerate(ports or (0,))]
 
@@ -303,7 +300,7 @@ def _backend(part):
         part.error("", "has no address; give ipv4, ipv6 or both")
     for key, address in ((IPV4, ipv4), (IPV6, ipv6)):
         if address is not None:
-            _refuse_unusable(part, key, address, "forward to")
+            config_checks.refuse_unusable(part, key, address, "forward to")
             if address.is_loopback:
                 part.error(
                     key,
@@ -311,95 +308,3 @@ def _backend(part):
                     " give the backend's address on the network it shares with the proxy",
                 )
     return backend
-
-
-def _refuse_unusable(part, key, address, verb):
-    """Refuse addresses no server can have, and those that need more than an address to be reached."""
-    mapped = getattr(address, "ipv4_mapped", None)
-    if mapped:
-        part.error(key, f"{address} is IPv4 in IPv6 clothes: give {mapped}")
-        return
-    checks = (
-        (address.is_unspecified, "the unspecified address"),
-        (address.is_multicast, "a multicast address"),
-        (address.is_link_local, "a link-local address"),
-        (address == ipaddress.IPv4Address("255.255.255.255"), "the broadcast address"),
-    )
-    for wrong, what in checks:
-        if wrong:
-            part.error(key, f"{address} is {what}; no service can {verb} it")
-
-
-def _refuse_twin_backends(parts, backends):
-    """Refuse two backends of one name, or of one address and port, in a service: weight says the same more clearly."""
-    for index, backend in enumerate(backends):
-        for other in range(index):
-            earlier = backends[other]
-            if backend.name is not None and backend.name == earlier.name:
-                parts[index].error("name", f'"{backend.name}" is already the name of backends[{other}] of this service')
-            for family in (IPV4, IPV6):
-                address = backend.address(family)
-                if address and (address, backend.port) == (earlier.address(family), earlier.port):
-                    parts[index].error(
-                        family,
-                        f"{address} port {backend.port} is already backends[{other}] of this service; use weight",
-                    )
-
-
-def _refuse_uneven_ranges(parts, service, entries):
-    """A backend with a range of ports needs one for each port of every listen entry."""
-    lengths = sorted({len(entry) for entry in entries})
-    for part, backend in zip(parts, service.backends):
-        if backend.last_port and lengths != [backend.last_port - backend.port + 1]:
-            part.error(
-                "port",
-                f"{backend.port}-{backend.last_port} is {backend.last_port - backend.port + 1} ports, and the listen"
-                f" addresses of this service have {' and '.join(map(str, lengths))}; give as many, or one port for all",
-            )
-
-
-def _refuse_family_without_backend(parts, service, entries):
-    """A client of one family is forwarded to that family, unless it may be hidden behind the proxy's own address."""
-    if not service.backends or service.source_fallback == "own":
-        return  # the former was said already
-    for part, entry in zip(parts, entries):
-        listener = entry[0]
-        if listener.address and not service.backends_of(listener.family):
-            part.error(
-                "address",
-                f"{listener.address} is {_SPELLED[listener.family]}, but no backend of service"
-                f" {service.name} has {listener.family}; give one, remove this listener, or set source_fallback: own"
-                " (the backends then see the proxy's address)",
-            )
-
-
-def _refuse_duplicate_names(parts, services):
-    first = {}
-    for index, service in enumerate(services):
-        if service.name is None:
-            continue
-        if service.name in first:
-            parts[index].error("name", f'"{service.name}" is already the name of services[{first[service.name]}]')
-        first.setdefault(service.name, index)
-
-
-def _refuse_overlapping_listeners(parts, services):
-    """Two listeners that could take the same connection are refused, within one service as well."""
-    placed = {}  # (protocol, family, port) -> [(place, listener)]
-    refused = set()
-    for index, service in enumerate(services):
-        number = -1
-        for listener in service.listen:
-            number += listener.offset == 0
-            if not (listener.address and listener.port):
-                continue  # refused already
-            others = placed.setdefault((service.protocol, listener.family, listener.port), [])
-            for place, other in others:
-                if listener.overlaps(other) and (place, index, number) not in refused:
-                    refused.add((place, index, number))  # a range is refused once, not for each of its ports
-                    parts[index].error(
-                        f"listen[{number}]",
-                        f"{listener} overlaps {other} of services[{place[0]}].listen[{place[1]}]"
-                        " (same port; a wildcard covers every address of its family)",
-                    )
-            others.append(((index, number), listener))
