@@ -34,7 +34,7 @@ class Serving:
         self.source = Source(service, ports, tally.count)
         self.trusted = Networks(service.accept_proxy) if service.accept_proxy else None
         self.access = AccessList(service.allow, service.deny) if service.allow or service.deny else None
-        self.gate = Gate(service.limits, tally.total) if service.limits != config.Limits() else None
+        self.gate = Gate(service.limits, tally.total, tally.book) if service.limits != config.Limits() else None
         self.guarded = self.access is not None or self.gate is not None
         self.acceptors = []
         self.paused = False

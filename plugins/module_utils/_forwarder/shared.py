@@ -9,7 +9,8 @@ never fall while their generation lives, also when a worker is replaced, because
 it ended. An aligned store of 8 bytes is seen whole by every reader on the processors Linux has 64-bit Python for.
 
 A *target* is a backend of a service in one family: what a connection can be given to. The layout is described by a
-JSON record that travels with the descriptor, so that a later version can read what an earlier one has counted.
+JSON record that travels with the descriptor, so that a later version can read what an earlier one has counted. Behind
+the rows are the tables of clients.py, a table a worker for each service and kind that has a limit of clients.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import errno
 import mmap
 import os
 from bisect import bisect_left
+
+from . import clients
 
 CELL = 8  # bytes
 
@@ -102,7 +105,18 @@ def describe(config, slots):
         ]
         services.append({"name": service.name, "targets": targets})
     fields = {"worker": WORKER_FIELDS, "service": SERVICE_FIELDS, "target": TARGET_FIELDS, "state": STATE_FIELDS}
-    return {"slots": slots, "services": services, "fields": {key: list(names) for key, names in fields.items()}}
+    return {
+        "slots": slots,
+        "services": services,
+        "fields": {key: list(names) for key, names in fields.items()},
+        "clients": [[service.name, kind] for service in config.services for kind in _kinds(service.limits)],
+    }
+
+
+def _kinds(limits):
+    """Return what is kept of the clients of a service."""
+    kept = {clients.HELD: limits.connections_per_client, clients.RATE: limits.rate_per_client}
+    return [kind for kind, limit in kept.items() if limit]
 
 
 class Region:
@@ -125,7 +139,10 @@ class Region:
         self.offsets = self._place()
         self._states = HEADER
         self._rows = HEADER + len(self._fields["state"]) * len(self.targets)
-        size = (self._rows + self._row_size * (self.slots + 1)) * CELL
+        self._tables = [tuple(one) for one in record.get("clients", ())]  # none in a record of an earlier version
+        rows_end = (self._rows + self._row_size * (self.slots + 1)) * CELL
+        self._tables_at = -(-rows_end // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = self._table_at(self.slots, 0) if self._tables else rows_end
         self.fd = os.memfd_create("l4proxy-shared", os.MFD_CLOEXEC) if fd is None else fd
         if fd is None:
             os.ftruncate(self.fd, size)
@@ -219,8 +236,23 @@ class Region:
             for target in service["targets"]
         ]
 
+    def _table_at(self, slot, number):
+        """Return where a table begins, in bytes."""
+        return self._tables_at + (slot * len(self._tables) + number) * clients.CELLS * CELL
+
+    def book(self, slot, service, kind):
+        """Return the clients.Book of a worker, one that it shares with nobody where the record has none."""
+        if (service, kind) not in self._tables:
+            return clients.alone()
+        number = self._tables.index((service, kind))
+        tables = [clients.Table(self.cells, self._table_at(one, number) // CELL) for one in range(self.slots)]
+        return clients.Book(tables, tables[slot])
+
     def reset_gauges(self, slot):
         """Forget what a worker that died had open; its successor calls this before it accepts."""
+        for number, (_service, kind) in enumerate(self._tables):
+            if kind == clients.HELD:  # its pages are given back, and read as zeros
+                self._map.madvise(mmap.MADV_REMOVE, self._table_at(slot, number), clients.CELLS * CELL)
         for kind, count in (("worker", 1), ("service", len(self.services)), ("target", len(self.targets))):
             for field in self._fields[kind]:
                 if field in GAUGES:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from . import balancer, limits, spoof
 from .shared import LADDER, REFUSED
 
@@ -37,6 +39,7 @@ class Tally:
 
     def __init__(self, region, slot, service):
         self._cells = region.cells
+        self.book = partial(region.book, slot, service)  # of the clients; takes a kind
         index = region.services.index(service)
         self._sessions, self._connections = (
             region.cell(slot, "service", name, index) for name in ("sessions", "connections")
