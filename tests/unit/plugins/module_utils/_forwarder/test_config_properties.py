@@ -10,7 +10,7 @@ import json
 import re
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 PATH = re.compile(r"(?:document|[A-Za-z_]+(?:\[\d+\])?(?:\.[^:]*)?): .")
@@ -65,6 +65,7 @@ def documents(draw):
     }
 
 
+@settings(deadline=None)
 @given(documents())
 def test_a_config_goes_around_unchanged(document):
     loaded = config.load(document)
@@ -89,6 +90,7 @@ def refused(document):
     return []
 
 
+@settings(deadline=None)
 @given(anything)
 def test_anything_else_is_refused(document):
     assert refused(document)
@@ -102,6 +104,7 @@ def places(value, path=()):
         yield from places(one, (*path, key))
 
 
+@settings(deadline=None)
 @given(documents(), anything, st.data())
 def test_whatever_stands_at_one_place_is_accepted_or_refused_with_a_path(document, value, data):
     *path, last = data.draw(st.sampled_from(list(places(document))))

@@ -1,0 +1,90 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Fuzz what reads admin requests and HTTP requests: ``make fuzz SECONDS=60``.
+
+Any bytes, in two pieces, get answers of one JSON line each and leave at most one line unread; never an error, and the
+order of a backend is never anything but what orders may be.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "module_utils"))
+with atheris.instrument_imports():
+    from _forwarder import admin, endpoint, orders
+from _forwarder.config import Backend, Config, Service
+
+CONFIG = Config(proxy_id=1, services=(Service("web", (), (Backend(name="b", ipv4="198.18.0.21", port=80),)),))
+
+
+class Client:
+    """What endpoint.Client is to a handler: it takes what is written to it."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.written = b""
+
+    def write(self, data: bytes, last: bool = False) -> None:
+        self.written += data
+        self.closed = self.closed or last
+
+
+def nothing(*_arguments: object, **_named: object) -> None:
+    """Do what the supervisor would do outside of the parser."""
+
+
+class Supervisor:
+    """As much of a supervisor as a request reaches; it has no workers to ask."""
+
+    def __init__(self) -> None:
+        self.serving = SimpleNamespace(config=CONFIG, region=None)
+        self.candidate = None
+        self.orders = orders.Orders()
+        self.orders.publish = nothing
+        self.crew = SimpleNamespace(tell=lambda _message: [])
+        self.wheel = SimpleNamespace(add=nothing)
+        self.now = lambda: 0.0
+        self.log = SimpleNamespace(level="info", event=nothing)
+        self.set_log_level = nothing
+
+
+admin.status = lambda _supervisor: {}
+
+
+def ask(handle: object, data: bytes) -> tuple[Client, bytearray]:
+    """Give a handler the data in two pieces, as Client.ready() would."""
+    client, buffer = Client(), bytearray()
+    for piece in (data[: len(data) // 2], data[len(data) // 2 :]):
+        if not client.closed:
+            buffer += piece
+            handle(client, buffer)
+    return client, buffer
+
+
+def one_input(data: bytes) -> None:
+    """What the fuzzer calls; an exception is a finding."""
+    supervisor = Supervisor()
+    client, rest = ask(endpoint.line_handler(admin.Admin(supervisor).answer), data)
+    replies = [json.loads(line) for line in client.written.splitlines()]
+    if len(replies) != data.count(b"\n") or b"\n" in rest:
+        raise RuntimeError(f"{data.count(10)} requests, {len(replies)} answers, {bytes(rest)!r} left")
+    for reply in replies:
+        if reply["ok"] is not True and not isinstance(reply["error"], str):
+            raise RuntimeError(f"{reply} is no answer")
+    if not supervisor.orders.of("web", "b").keys() <= {"state", "weight"}:
+        raise RuntimeError(f"{supervisor.orders.of('web', 'b')} is no order")
+    client, _rest = ask(endpoint.http_handler(lambda path: ("200 OK", "text/plain", path.encode("latin-1"))), data)
+    if client.written and not client.written.startswith(b"HTTP/1.0 "):
+        raise RuntimeError(f"{client.written!r} is no response")
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, one_input)
+    atheris.Fuzz()
