@@ -1,0 +1,30 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""forwarder_backend: what a diff says, and which states are orders.
+
+The rest is in tests/kernel/test_forwarder_admin.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import admin
+from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
+
+FOUND = {"web": {"admin": "ready"}, "mail": {"admin": "draining"}}
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [(None, "mail: draining\nweb: ready\n"), ("maintenance", "mail: maintenance\nweb: maintenance\n")],
+)
+def test_a_diff_has_a_line_for_each_service_in_order(state, text):
+    assert forwarder_backend.lines(FOUND, state) == text
+
+
+def test_the_states_are_the_forwarders_orders():
+    assert {name: shown for name, shown in forwarder_backend.SHOWN.items() if name != "ready"} == {
+        name: shown for name, shown in admin.STATES.items() if shown
+    }
+    assert set(forwarder_backend.SHOWN) == set(admin.STATES)
