@@ -16,7 +16,7 @@ export ANSIBLE_HOME := $(CURDIR)/.build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_CONFIG
 
-.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper package docs clean fuzz soak
+.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper package docs clean fuzz soak forwarder-pythons
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +72,12 @@ pyroute2: ## The routing engine against the real kernel with the pyroute2 of Deb
 	@$(BOOTSTRAP) lab
 	@for version in 0.7.2 0.8.1; do $(ROOT) L4PROXY_TEST_PYROUTE2=$$version \
 		$(ENVIRONMENT) pyroute2-$$version -m pytest -q $(PARALLEL) tests/kernel -k routing; done
+
+forwarder-pythons: ## The forwarder's traffic tests with its archive run by the other Pythons that hosts have (root)
+	@$(BOOTSTRAP) lab
+	@for version in 3.9 3.13; do python=$$($(PYTHON) -m tests.gates.interpreters $$version); \
+		echo "the forwarder runs on $$python"; \
+		$(ROOT) L4PROXY_TEST_PYTHON=$$python $(PYTHON) -m pytest -q tests/kernel/test_forwarder_relay.py; done
 
 bench-routing: ## The routing engine with 500 backends and 16 proxies in one document (root)
 	@$(BOOTSTRAP) lab

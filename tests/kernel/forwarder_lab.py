@@ -25,6 +25,8 @@ from tests.lab.netns import NamespaceLab
 
 BACKENDS = ("b", "c", "d")
 PATIENCE = 20.0  # seconds; how long a positive expectation may take on a busy machine
+#: Runs the forwarders of the tests in the place of this process's Python, as their archive: what hosts have.
+PYTHON = os.environ.get("L4PROXY_TEST_PYTHON")
 PROXY_ID = 11
 TABLE = 20111
 LOCAL_TABLE = 20100
@@ -119,8 +121,8 @@ class Forwarder:
         self.environment = {"RUNTIME_DIRECTORY": str(self.directory)}
         command = ["forward", "--config", str(self.config)]
         # Another user may be able to read neither this interpreter nor the checkout.
-        python = "/usr/bin/python3" if wrapper else sys.executable
-        archive = archive or (build_archive(self.directory) if wrapper else None)
+        python = "/usr/bin/python3" if wrapper else PYTHON or sys.executable
+        archive = archive or (build_archive(self.directory) if wrapper or PYTHON else None)
         program = [python, str(archive)] if archive else [python, "-c", netns.CLI]
         environment = {**netns.cli_environment(), **self.environment, **(environment or {})}
         if archive:
