@@ -84,10 +84,11 @@ def l4proxy(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
             "protocol": protocol,
             "listen": [{"address": lab["a"].ipv4, "port": port}],
             "backends": [{"name": "b", "ipv4": lab["b"].ipv4, "port": port}],
+            "log": "all" if setting.log else "errors",
         }
 
     services = [*(service(port, "tcp") for port in TCP_PORTS), service(UDP, "udp")]
-    document = forwarder_lab.config(*services)
+    document = forwarder_lab.config(*services, workers=setting.workers)
     forwarder = forwarder_lab.Forwarder(lab, document, wrapper=AS_DAEMON)
     return Running(forwarder.serve().process)
 
