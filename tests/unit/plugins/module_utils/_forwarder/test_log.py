@@ -90,6 +90,13 @@ def test_writes_to_a_socket_are_whole_lines_of_at_most_pipe_buf():
         assert numbers == list(range(100))
 
 
+@pytest.mark.parametrize(
+    "value", ['é\u2028"\\\n\ud800', None, True, 3, 1.5, float("inf"), [1, {"a": (1, 2)}], {}, {"of": 1}, object]
+)
+def test_values_are_spelled_as_json_does(value):
+    assert log_module.ENCODERS["json"](value) == json.dumps(value, separators=(",", ":"), default=str)
+
+
 def written(directory, work, **settings):
     """Return the lines ``work(log)`` leads to."""
     with open(directory / "log", "wb") as stream:
