@@ -31,8 +31,8 @@ _encoder = json.JSONEncoder(separators=(",", ":"), default=str)
 def _fast_json():
     """Return function(value) -> JSON text, the same that JSONEncoder.encode() gives.
 
-    encode() makes a new C encoder for every value, which costs more than the encoding itself; this one is made once.
-    A line about a connection: 14.6 µs before, 5.3 µs now (Python 3.11).
+    encode() makes a new C encoder for every value; this one is made once. A line about a connection takes 36,500
+    instructions instead of 42,700 (Python 3.11, counted by callgrind).
     """
     make = getattr(json.encoder, "c_make_encoder", None)
     if make is None:  # an interpreter without the C part of json
