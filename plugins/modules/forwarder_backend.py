@@ -15,7 +15,9 @@ description:
   - The forwarder keeps the state over reloads, until it is restarted or its config no longer has the backend.
 options:
   backend:
-    description: Name of the backend, as C(l4proxy status) shows it; for a host of the inventory that is its name there.
+    description:
+      - Name of the backend, as C(l4proxy status) shows it; for a host of the inventory that is its name there.
+      - A host that a service has at several ports is shown as C(host:port); its name means all of them.
     type: str
     required: true
   service:
@@ -72,7 +74,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 services:
-  description: The services that have the backend, each with its state before and after and the connections it has.
+  description:
+    - The services that have the backend, each with its state before and after and the connections it has.
+    - Where a service has it at several ports, one entry each, C(service host:port).
   returned: success
   type: dict
   sample: {"web": {"before": "ready", "after": "draining", "connections": 0}}

@@ -20,7 +20,7 @@ from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
 
 from tests.kernel import forwarder_lab as fl
 
-WEB, RAW, METRICS = 8000, 7000, 9110
+WEB, RAW, METRICS, WIDE = 8000, 7000, 9110, 7001
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,10 @@ def lab():
 @pytest.fixture(scope="module")
 def forwarder(lab):
     web, raw = fl.service(lab, "web", WEB, 9), fl.service(lab, "raw", RAW, 9000, backends=["b"])
-    document = fl.config(web, raw, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
+    wide = fl.service(lab, "wide", WIDE, 9000, backends=["c", "c"])
+    for backend, port in zip(wide["backends"], (9000, 9001)):
+        backend.update(name=f"two:{port}", port=port)
+    document = fl.config(web, raw, wide, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
     with fl.Forwarder(lab, document) as forwarder:
         yield forwarder
 
@@ -41,7 +44,7 @@ def forwarder(lab):
 @pytest.fixture(autouse=True)
 def ready(forwarder):
     yield
-    for backend in fl.BACKENDS:
+    for backend in (*fl.BACKENDS, "two"):
         forwarder.ask("ready", backend=backend)
 
 
@@ -69,9 +72,9 @@ REFUSED = [
     (b"[]\n", "a request is a JSON object"),
     (b"{}\n", "op is one of drain, log_level"),
     (b'{"op": ["status"]}\n', "op is one of"),
-    (b'{"op": "drain", "backend": "x"}\n', "there is no backend 'x' (there are b, c, d)"),
+    (b'{"op": "drain", "backend": "x"}\n', "there is no backend 'x' (there are b, c, d, two:9000, two:9001)"),
     (b'{"op": "drain", "backend": {"a": 1}}\n', "there is no backend {'a': 1}"),
-    (b'{"op": "drain", "backend": "b", "service": "x"}\n', "there is no service 'x' (there are web, raw)"),
+    (b'{"op": "drain", "backend": "b", "service": "x"}\n', "there is no service 'x' (there are web, raw, wide)"),
     (b'{"op": "weight", "backend": "b", "weight": 0}\n', "weight is a whole number from 1 to 65535"),
     (b'{"op": "weight", "backend": "b", "weight": true}\n', "weight is a whole number"),
     (b'{"op": "sessions", "limit": 1000000}\n', "limit is a whole number from 1 to 100"),
@@ -222,6 +225,19 @@ def test_the_module_is_idempotent_and_truthful_in_check_mode(forwarder, capsys):
     assert [one["admin"] for one in backends_named(forwarder, "b")] == ["draining", "maintenance"]
     assert module(forwarder, capsys, wait=True)["changed"] is True
     assert module(forwarder, capsys)["changed"] is False
+
+
+def test_the_module_means_every_port_of_a_host(forwarder, capsys):
+    done = module(forwarder, capsys, backend="two", state="drain", wait=True)
+    assert done["diff"]["before"] == "wide two:9000: ready\nwide two:9001: ready\n"
+    assert done["changed"] is True
+    assert {one["admin"] for name in ("two:9000", "two:9001") for one in backends_named(forwarder, name)} == {
+        "draining"
+    }
+    assert module(forwarder, capsys, backend="two:9001")["changed"] is True
+    assert [one["admin"] for one in backends_named(forwarder, "two:9000")] == ["draining"]
+    assert module(forwarder, capsys, backend="two", wait=True)["changed"] is True
+    assert module(forwarder, capsys, backend="two")["changed"] is False
 
 
 def backends_named(forwarder, name):

@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The admin socket: one JSON request a line, one JSON answer a line.
 
-{"op": "status"} · {"op": "drain" | "maintenance" | "ready", "backend": NAME, "service": NAME (none: every service that
-has the backend)} · {"op": "weight", "backend", "service", "weight": int or null (as configured)} ·
-{"op": "sessions", "service", "backend", "limit"} · {"op": "log_level", "level": NAME or null (as configured)}
+{"op": "status"} · {"op": "drain" | "maintenance" | "ready", "backend": NAME (of a host that is there as host:port: all
+of its ports), "service": NAME (none: every service that has the backend)} · {"op": "weight", "backend", "service",
+"weight": int or null (as configured)} · {"op": "sessions", "service", "backend", "limit"} · {"op": "log_level",
+"level": NAME or null (as configured)}
 
 An answer is {"ok": true, …} or {"ok": false, "error": one sentence}. What is said of backends is kept over reloads.
 """
@@ -16,6 +17,7 @@ import json
 
 from .config import MAX_WEIGHT
 from .log import LEVELS
+from .naming import means
 from .status import status
 
 TOO_LONG = b'{"ok": false, "error": "the request is longer than 16384 bytes"}\n'
@@ -85,27 +87,28 @@ class Admin:
     def _order(self, request, key, value):
         """Say something of a backend; the answer tells in which services, and whether that was new."""
         supervisor = self._supervisor
-        backend, services = self._find(request)
-        changed = [name for name in services if supervisor.orders.give(name, backend, key, value)]
+        found = self._find(request)
+        changed = [service for service, name in found if supervisor.orders.give(service, name, key, value)]
         if changed:
             for generation in (supervisor.serving, supervisor.candidate):
                 if generation:
                     supervisor.orders.publish(generation.region)
-            supervisor.log.event("backend order", services=changed, backend=backend, **{key: value or "as configured"})
-        return {"ok": True, "changed": bool(changed), "services": services}
+            said = {"backend": request["backend"], key: value or "as configured"}
+            supervisor.log.event("backend order", services=list(dict.fromkeys(changed)), **said)
+        return {"ok": True, "changed": bool(changed), "services": list(dict.fromkeys(service for service, _ in found))}
 
     def _find(self, request):
-        """Return (backend, [services that have it]); raise Refused."""
+        """Return [(service, backend's name there)]; raise Refused."""
         backend, service = request.get("backend"), request.get("service")
         services = self._supervisor.serving.config.services
         if service is not None and service not in [one.name for one in services]:
             raise Refused(f"there is no service {service!r} (there are {', '.join(one.name for one in services)})")
         wanted = [one for one in services if service in (None, one.name)]
-        found = [one.name for one in wanted if backend in [each.name for each in one.backends]]
+        found = [(one.name, each.name) for one in wanted for each in one.backends if means(backend, each.name)]
         if not found:
             names = sorted({each.name for one in wanted for each in one.backends})
             raise Refused(f"there is no backend {backend!r} (there are {', '.join(names)})")
-        return backend, found
+        return found
 
     # -- the others ------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import socket
 import time
 
 from . import runtime
+from .naming import means
 
 TIMEOUT = 10.0  # seconds for one answer
 POLL = 0.2  # seconds between two looks while a backend drains
@@ -52,13 +53,16 @@ def ask(path, op, **arguments):
 
 
 def backends(document, backend, service=None):
-    """Return {service: backend's part} of a status document; raise AdminError when there is none."""
+    """Return {service: backend's part} of a status document; raise AdminError when there is none.
+
+    Of a host that a service has at several ports, the parts are at "SERVICE HOST:PORT".
+    """
     found = {
-        one["name"]: each
+        one["name"] if each["name"] == backend else f"{one['name']} {each['name']}": each
         for one in document["services"]
         if service in (None, one["name"])
         for each in one["backends"]
-        if each["name"] == backend
+        if means(backend, each["name"])
     }
     if not found:
         where = f"service {service}" if service else "any service"
