@@ -86,4 +86,4 @@ def _placed(host: Host, one: HostAddress) -> HostAddress:
     neighbour = next((own for own in host.of_family(one.address.version) if own.holds(one.address)), None)
     if neighbour is None:
         return one
-    return HostAddress(one.address, neighbour.prefix, neighbour.device, neighbour.mac)
+    return HostAddress(one.address, neighbour.prefix, neighbour.device)

@@ -41,9 +41,7 @@ def known_addresses(documents: Mapping[str, Any]) -> dict[str, list[HostAddress]
     """
     known: dict[str, list[HostAddress]] = {}
     for mark in (documents.get("return_path") or {}).get("marks", ()):
-        known[mark.get("name", "")] = [
-            HostAddress(ip_address(str(via)), mac=mark.get("mac")) for via in mark.get("via", ())
-        ]
+        known[mark.get("name", "")] = [HostAddress(ip_address(str(via))) for via in mark.get("via", ())]
     for service in (documents.get("forwarder") or {}).get("services", ()):
         for backend in service.get("backends", ()):
             values = [backend.get(family) for family in ("ipv4", "ipv6")]

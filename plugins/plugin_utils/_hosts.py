@@ -5,11 +5,14 @@
 
 Pure: variables and facts in, values out. Where an address comes from, best first:
 
-1. what the inventory declares (``l4proxy_address``, ``l4proxy_mac``, ``l4proxy_id``),
+1. what the inventory declares (``l4proxy_address``),
 2. the facts of the host's interfaces,
 3. what the host that is being configured was told by an earlier run (``known``), so that a peer that is down
    keeps the address it had,
 4. ``ansible_host``, where that is an address and not a name.
+
+A MAC is only ever declared (``l4proxy_mac``). That of the facts is true until a network card is replaced or an address
+moves to another machine; who has to know it follows it in its neighbour table.
 """
 
 from __future__ import annotations
@@ -38,12 +41,11 @@ class DerivationError(ValueError):
 
 @dataclass(frozen=True)
 class HostAddress:
-    """One address of a host. ``prefix``, ``device`` and ``mac`` are None where only the address is known."""
+    """One address of a host. ``prefix`` and ``device`` are None where only the address is known."""
 
     address: Address
     prefix: int | None = None
     device: str | None = None
-    mac: str | None = None
     secondary: bool = False
 
     def holds(self, other: Address) -> bool:
@@ -72,12 +74,14 @@ class Host:
 
     :ivar addresses: candidates, by family's version number.
     :ivar source: where they came from, in words, for messages.
+    :ivar mac: as declared, in lower case; else it is followed.
     """
 
     name: str
     addresses: tuple[HostAddress, ...] = ()
     source: str = "nothing"
     proxy_id: int | None = None
+    mac: str | None = None
     preferred: frozenset[str] = field(default_factory=frozenset)
 
     def only(self, address: Address) -> Host:
@@ -147,14 +151,13 @@ def fact_addresses(facts: Mapping[str, Any]) -> list[HostAddress]:
     for entry in facts.values():
         if not isinstance(entry, Mapping) or "device" not in entry:
             continue
-        device, mac = str(entry["device"]), str(entry.get("macaddress") or "").lower() or None
+        device = str(entry["device"])
         first = entry.get("ipv4")
         rows = [(row, False) for row in ([first] if isinstance(first, Mapping) else first or [])]
         rows += [(row, True) for row in entry.get("ipv4_secondaries") or []]
         rows += [(row, False) for row in entry.get("ipv6") or []]
         found += [
-            HostAddress(ip_address(str(row["address"])), _prefix_of(row), device, mac, secondary)
-            for row, secondary in rows
+            HostAddress(ip_address(str(row["address"])), _prefix_of(row), device, secondary) for row, secondary in rows
         ]
     return [address for address in found if usable(address)]
 
@@ -166,12 +169,6 @@ def _declared(name: str, variables: Mapping[str, Any], facts: list[HostAddress])
         one = parse_address(value, f"l4proxy_address of {name}")
         chosen.append(by_address.get(one.address, one))
     return chosen
-
-
-def _with_mac(addresses: list[HostAddress], mac: str | None) -> list[HostAddress]:
-    if mac is None:
-        return addresses
-    return [HostAddress(one.address, one.prefix, one.device, mac, one.secondary) for one in addresses]
 
 
 def _declared_id(name: str, variables: Mapping[str, Any]) -> int | None:
@@ -207,12 +204,12 @@ def host_from_variables(name: str, variables: Mapping[str, Any], known: Sequence
         addresses, source = ([literal], "ansible_host") if literal and usable(literal) else ([], "nothing")
     preferred = {str(variables.get("ansible_host", ""))}
     preferred |= {str((facts_found.get(key) or {}).get("address", "")) for key in ("default_ipv4", "default_ipv6")}
-    mac = variables.get("l4proxy_mac")
     return Host(
         name=name,
-        addresses=tuple(_with_mac(addresses, str(mac).lower() if mac else None)),
+        addresses=tuple(addresses),
         source=source,
         proxy_id=_declared_id(name, variables),
+        mac=str(variables.get("l4proxy_mac") or "").lower() or None,
         preferred=frozenset(preferred),
     )
 

@@ -97,7 +97,8 @@ def _ways(
             yield _ways_back.by_address(ids[proxy], meetings, own)
         return
     for proxy, meetings in met.items():
-        yield _ways_back.by_mark(proxy, ids[proxy], meetings, conntrack=strategy == _strategy.MARK)
+        mac = fleet.host(proxy).mac
+        yield _ways_back.by_mark(proxy, ids[proxy], meetings, mac, conntrack=strategy == _strategy.MARK)
 
 
 def _sysctls(strategy: str, met: Iterable[Mapping[int, Meeting]]) -> list[dict[str, str]]:

@@ -26,9 +26,12 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import Po
 Sections = dict[str, list[dict[str, Any]]]
 
 
-def by_mark(proxy: str, number: int, meetings: Mapping[int, Meeting], conntrack: bool = True) -> Sections:
+def by_mark(
+    proxy: str, number: int, meetings: Mapping[int, Meeting], mac: str | None = None, conntrack: bool = True
+) -> Sections:
     """Return the way back of packets that came from the proxy's MAC.
 
+    :param mac: as declared; None has it followed at the proxy's addresses.
     :param conntrack: whether the connection remembers the mark; else the socket does (``tcp_fwmark_accept``).
     """
     table = TABLE_MARK + number
@@ -37,12 +40,11 @@ def by_mark(proxy: str, number: int, meetings: Mapping[int, Meeting], conntrack:
         match = {"family": FAMILY[version], "fwmark": number, "fwmask": MARK_MASK}
         found["rules"] += _guarded(match, table)
         found["routes"].append(_default(version, meeting, table))
-    macs = {meeting.proxy.mac for meeting in meetings.values() if meeting.proxy.mac}
     mark = {
         "name": proxy,
         "id": number,
         "mask": MARK_MASK,
-        "mac": macs.pop() if len(macs) == 1 else None,
+        "mac": mac,
         "via": [str(meeting.proxy.address) for _version, meeting in sorted(meetings.items())],
     }
     found["marks"].append(mark if conntrack else {**mark, "conntrack": False})

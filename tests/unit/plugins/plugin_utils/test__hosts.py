@@ -51,12 +51,12 @@ def test_id(meetings, expected):
     assert derived_id(meetings) == expected
 
 
-def test_facts_give_every_usable_address_with_prefix_device_and_mac():
+def test_facts_give_every_usable_address_with_prefix_and_device():
     found = fact_addresses(facts(11, ipv4_secondaries=[{"address": "198.18.0.99", "netmask": "255.255.255.0"}]))
     assert found == [
-        address("198.18.0.11/24", device="eth0", mac="02:00:00:00:00:11"),
-        address("198.18.0.99/24", device="eth0", mac="02:00:00:00:00:11", secondary=True),
-        address("2001:db8::11/64", device="eth0", mac="02:00:00:00:00:11"),
+        address("198.18.0.11/24", device="eth0"),
+        address("198.18.0.99/24", device="eth0", secondary=True),
+        address("2001:db8::11/64", device="eth0"),
     ]
 
 
@@ -86,7 +86,7 @@ def test_a_bridge_that_both_hosts_have_is_no_meeting():
     assert meet(proxy, backend, 4) is None
 
 
-def test_declared_beats_facts_and_keeps_their_mac():
+def test_declared_beats_facts_and_keeps_their_device():
     host = host_from_variables(
         "a",
         {
@@ -95,13 +95,16 @@ def test_declared_beats_facts_and_keeps_their_mac():
         },
     )
     assert [str(one.address) for one in host.of_family(4)] == ["198.18.0.99"]
-    assert host.of_family(4)[0].mac == "02:00:00:00:00:11"
+    assert host.of_family(4)[0].device == "eth0"
     assert [str(one.address) for one in host.of_family(6)] == ["2001:db8::11"]
 
 
-def test_declared_mac_beats_facts():
-    host = host_from_variables("a", {"l4proxy_mac": "02:AA:00:00:00:01", "ansible_facts": facts(11)})
-    assert {one.mac for one in host.addresses} == {"02:aa:00:00:00:01"}
+@pytest.mark.parametrize(
+    ("declared", "expected"), [("02:AA:00:00:00:01", "02:aa:00:00:00:01"), ("", None), (None, None)]
+)
+def test_a_mac_is_declared_or_followed_and_never_from_facts(declared, expected):
+    host = host_from_variables("a", {"l4proxy_mac": declared, "ansible_facts": facts(11)})
+    assert host.mac == expected
 
 
 SOURCES = [

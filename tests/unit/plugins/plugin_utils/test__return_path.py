@@ -11,9 +11,10 @@ from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet
 
 
 def test_return_path_of_two_proxies():
-    document = return_path(fleet("b", proxies=["a", "a2"]), "b")
+    variables = hostvars(a2={"l4proxy_mac": "02:00:00:00:00:12"})
+    document = return_path(fleet("b", proxies=["a", "a2"], variables=variables), "b")
     assert [(mark["name"], mark["id"], mark["mac"], mark["via"]) for mark in document["marks"]] == [
-        ("a", 11, "02:00:00:00:00:11", ["198.18.0.11", "2001:db8::11"]),
+        ("a", 11, None, ["198.18.0.11", "2001:db8::11"]),
         ("a2", 12, "02:00:00:00:00:12", ["198.18.0.12", "2001:db8::12"]),
     ]
     lookups = [
