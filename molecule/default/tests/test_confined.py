@@ -1,0 +1,71 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The units' hardening: what systemd makes of it, and that it is in force."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+# CAP_NET_BIND_SERVICE is 10, CAP_NET_ADMIN 12, CAP_NET_RAW 13 (linux/capability.h).
+# unit: host, most exposure (0 to 10, systemd-analyze security), capabilities
+UNITS = {"l4proxy-forwarder": ("a", 1.5, {10, 13}), "l4proxy-keeper": ("b", 2.0, {12, 13})}
+EACH_UNIT = pytest.mark.parametrize("unit", UNITS)
+
+
+def main_pid(host, unit):
+    return host.run(["systemctl", "show", "--property=MainPID", "--value", unit]).stdout.strip()
+
+
+def in_mounts_of(host, pid, script):
+    """Run a script as root that sees what the process of that pid sees of the file systems."""
+    return host.run(["nsenter", f"--target={pid}", "--mount", "/bin/sh", "-c", script], check=False)
+
+
+@EACH_UNIT
+def test_little_is_exposed(lab, unit):
+    host, most, _capabilities = UNITS[unit]
+    said = lab[host].run(["systemd-analyze", "security", "--no-pager", unit]).stdout
+    exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", said)
+    assert exposure, said
+    assert float(exposure[1]) <= most, said
+
+
+@EACH_UNIT
+def test_the_kernel_holds_the_process_to_it(lab, unit):
+    host, _most, capabilities = UNITS[unit]
+    status = lab[host].run(["cat", f"/proc/{main_pid(lab[host], unit)}/status"]).stdout
+    found = dict(line.split(":\t", 1) for line in status.splitlines())
+    assert int(found["CapEff"], 16) == int(found["CapBnd"], 16) == sum(1 << number for number in capabilities)
+    assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
+
+
+def test_the_forwarder_is_nobody_else(lab):
+    status = lab["a"].run(["cat", f"/proc/{main_pid(lab['a'], 'l4proxy-forwarder')}/status"]).stdout
+    uid = lab["a"].run(["id", "-u", "l4proxy"]).stdout.strip()
+    assert uid != "0"
+    assert re.search(rf"^Uid:\s+{uid}\s+{uid}\s", status, re.MULTILINE)
+
+
+READ_ONLY = ["/etc/l4proxy/written", "/usr/local/bin/written"]
+
+
+@EACH_UNIT
+@pytest.mark.parametrize("path", READ_ONLY)
+def test_it_cannot_write_where_it_has_no_business(lab, unit, path):
+    host = lab[UNITS[unit][0]]
+    refused = in_mounts_of(host, main_pid(host, unit), f"echo 4 > {path}")
+    assert refused.returncode != 0
+    assert "Read-only file system" in refused.stderr
+    # The control: the host itself can.
+    assert in_mounts_of(host, 1, f"echo 4 > {path} && rm {path}").returncode == 0
+
+
+def test_the_keeper_can_write_the_settings_it_keeps_and_no_others(lab):
+    pid = main_pid(lab["b"], "l4proxy-keeper")
+    written = in_mounts_of(lab["b"], pid, "echo 0 > /proc/sys/net/ipv4/conf/eth0/accept_redirects")
+    assert written.returncode == 0, written.stderr
+    refused = in_mounts_of(lab["b"], pid, "echo 4 > /proc/sys/kernel/printk")
+    assert "Read-only file system" in refused.stderr
