@@ -85,6 +85,8 @@ def l4proxy(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
             "listen": [{"address": lab["a"].ipv4, "port": port}],
             "backends": [{"name": "b", "ipv4": lab["b"].ipv4, "port": port}],
             "log": "all" if setting.log else "errors",
+            # iperf3 serves one client at a time, and takes a health question for one.
+            "health": {"enabled": port != BULK},
         }
 
     services = [*(service(port, "tcp") for port in TCP_PORTS), service(UDP, "udp")]
