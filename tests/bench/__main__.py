@@ -105,6 +105,9 @@ def main() -> int:
     quick, pattern = bool(os.environ.get("QUICK")), os.environ.get("ONLY", "")
     started = time.monotonic()
     results = {}
+    if not chosen(quick, pattern):
+        print(f"no work matches ONLY={pattern!r} (in a Makefile's variable, $ is written $$)", file=sys.stderr)
+        return 2
     with raise_lab() as lab:
         for work in chosen(quick, pattern):
             results[work.name] = measure(lab, work, quick)
