@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 
@@ -266,7 +267,7 @@ def test_slow_readers_and_writers(lab, forwarder, listener):
 
 def test_out_of_descriptors_with_two_workers(lab, servers, listener):
     """More clients than both have descriptors for wait in the backlog; those that are in go on, and none is lost."""
-    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))  # noqa: E731
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
     with fl.Forwarder(lab, document_for_descriptors(lab), preexec_fn=limit) as forwarder:
         port, count = HELD + 100, DESCRIPTORS
         clients = [fl.connect(lab, lab["a"].ipv4, port) for _client in range(count)]

@@ -95,7 +95,8 @@ class Admin:
                     supervisor.orders.publish(generation.region)
             said = {"backend": request["backend"], key: value or "as configured"}
             supervisor.log.event("backend order", services=list(dict.fromkeys(changed)), **said)
-        return {"ok": True, "changed": bool(changed), "services": list(dict.fromkeys(service for service, _ in found))}
+        services = list(dict.fromkeys(service for service, _name in found))
+        return {"ok": True, "changed": bool(changed), "services": services}
 
     def _find(self, request):
         """Return [(service, backend's name there)]; raise Refused."""
