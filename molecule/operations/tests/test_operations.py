@@ -42,13 +42,14 @@ def marks(lab, backend):
 
 
 def expected_marks(lab):
-    return {name: (lab.topology.hosts[name].number, (lab[name].ipv4, lab[name].ipv6)) for name in PROXIES}
+    proxies = [lab.topology.hosts[name] for name in PROXIES]
+    return {spec.name: (spec.number, (spec.ipv4, spec.ipv6)) for spec in proxies}
 
 
 def known_macs(lab, backend):
     """The proxies whose MAC the live marks of a backend have."""
     ruleset = lab[backend].run(["nft", "list", "table", "inet", "l4proxy_return_path"]).stdout
-    return [name for name in PROXIES if lab[name].mac in ruleset]
+    return [name for name in PROXIES if lab.topology.hosts[name].mac in ruleset]
 
 
 def reached(lab, proxy):
