@@ -22,8 +22,8 @@ WEB_SERVERS = ansible.REPOSITORY / "tests" / "lab" / "playbooks" / "web_servers.
 LOG = ansible.REPOSITORY / ".build" / "demo.log"
 ACCESS_LOG = "/var/log/nginx/access.log"
 
-#: Round robin over three backends: two rounds a family, so that each is seen twice.
-REQUESTS = 2 * len(BACKENDS)
+#: Two rounds a family at the least, and what is enough for as many workers as a machine may have.
+REQUESTS, MOST_REQUESTS = 2 * len(BACKENDS), 100
 
 NEXT = """
 What to try next:
@@ -69,12 +69,20 @@ def request(lab: ContainerLab, url: str) -> str:
     return lab["client"].run(["curl", "--silent", "--show-error", "--fail", "--max-time", "5", url]).stdout.strip()
 
 
+def ask_everybody(lab: ContainerLab, url: str) -> list[str]:
+    """Send requests until every backend has answered (each worker goes round by itself); return who did."""
+    answers: list[str] = []
+    while len(answers) < REQUESTS or (set(answers) != set(BACKENDS) and len(answers) < MOST_REQUESTS):
+        answers.append(request(lab, url))
+    return answers
+
+
 def show_requests(lab: ContainerLab) -> None:
     """Send the requests and print, for each backend and family, what its own log says."""
     proxy, client = lab["a"], lab["client"]
     for url in (f"http://{proxy.ipv4}/", f"http://[{proxy.ipv6}]/"):
-        answers = [request(lab, url) for _request in range(REQUESTS)]
-        say(f"{REQUESTS} requests to {url} were answered by {' '.join(answers)}")
+        answers = ask_everybody(lab, url)
+        say(f"{len(answers)} requests to {url} were answered by {' '.join(answers)}")
     print()
     for name in BACKENDS:
         logged = lab[name].run(["cat", ACCESS_LOG]).stdout.splitlines()
