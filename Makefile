@@ -89,7 +89,7 @@ chaos: ## What other tools, people and hardware do to a fleet under load, and ho
 
 bench-keeper: ## Memory and CPU of the keeper at rest and in a storm, and how quick it repairs (root)
 	@$(BOOTSTRAP) lab
-	@$(ROOT) env PYTHONPATH=$(ANSIBLE_COLLECTIONS_PATH) $(PYTHON) -m tests.bench.keeper
+	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.keeper
 
 package: ## Build the collection and install it as a user gets it, into .build/package
 	@$(BOOTSTRAP) check
