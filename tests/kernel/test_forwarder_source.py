@@ -90,11 +90,11 @@ def test_the_slice_by_the_kernel_and_by_trying(lab, servers, family, by_kernel):
     service = Service("web", (Listener("0.0.0.0", 80),), (Backend("b", 9000, ipv4=address),))
     ladder = source.Source(service, source.Ports(small, by_kernel), lambda _name: None)
     with lab["a"].inside():
-        held = [ladder.connect(client, 5000, address, 9000) for _connection in range(64)]
+        held = [ladder.connect((client, 5000), (address, 9000)) for _connection in range(64)]
         assert {sock.getsockname()[1] for sock, _step in held} == set(range(small.first, small.last + 1))
         with pytest.raises(OSError, match=r"assign|in use"):
-            ladder.connect(client, 5000, address, 9000)
-        other, step = ladder.connect(client, 5000, address, 9001)
+            ladder.connect((client, 5000), (address, 9000))
+        other, step = ladder.connect((client, 5000), (address, 9001))
         assert step == "any", "a port is taken for one backend only"
     for sock in (other, *(sock for sock, _step in held)):
         sock.close()
@@ -105,12 +105,14 @@ def test_keep_is_the_clients_port_and_a_collision_is_a_step_down(lab, forwarder,
     client = getattr(lab["client"], family)
     (address, port), own = seen(lab, family, KEEP, source_port=33333)
     assert (address, port, own) == (client, 33333, 33333)
-    blocker = source.sockets.family_of(client)
+    family_of, options = source.sockets.family_of(client), source.sockets.transparent_options
     with lab["a"].inside():
-        held = source.sockets.transparent_socket(blocker, client, 33334)
-        held.connect((getattr(lab["b"], family), 9000))
-    with held:
+        target = (getattr(lab["b"], family), 9000)
+        held = source.sockets.begin_connect(family_of, options(family_of, kept=True), (client, 33334), target)
+    try:
         (address, port), own = seen(lab, family, KEEP, source_port=33334)
+    finally:
+        held.close()
     assert (address, own) == (client, 33334)
     assert SLICE.first <= port <= SLICE.last
     assert [line["source_step"] for line in new_lines(2)] == ["kept", "any"]

@@ -16,6 +16,7 @@ from .source import Source
 from .tcp import Relay
 
 ACCEPTS_IN_A_ROW = 32  # a batch: then the sessions that are already there get their turn
+CLIENTS_KNOWN = 8192  # addresses a service remembers the family and the refusal of
 PAUSE = 0.2  # seconds without accepting after the kernel ran out of something, or while a service is full
 _OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -35,9 +36,12 @@ class Serving:
         self.trusted = Networks(service.accept_proxy) if service.accept_proxy else None
         self.access = AccessList(service.allow, service.deny) if service.allow or service.deny else None
         self.gate = Gate(service.limits, tally.total, tally.book) if service.limits != config.Limits() else None
-        self.guarded = self.access is not None or self.gate is not None
+        #: Whether a client has anything to pass before it is given a backend.
+        self.guarded = self.trusted is not None or self.access is not None or self.gate is not None
         self.acceptors = []
         self.paused = False
+        self._known = {}  # client address -> what group_of() says
+        self._known_for = None  # the own addresses it was said for
 
     def refusal(self, address, now):
         """Return why a client is not admitted; None when it is, and then it has to leave() again."""
@@ -47,12 +51,20 @@ class Serving:
         return refusal
 
     def group_of(self, address, own_addresses):
-        """Return (family of the backends a client is for, why its address cannot be their source or None)."""
-        family = config.IPV6 if ":" in address else config.IPV4
+        """Return (the Backends a client is for, why its address cannot be their source or None)."""
+        if own_addresses is not self._known_for or len(self._known) >= CLIENTS_KNOWN:
+            self._known, self._known_for = {}, own_addresses
+        known = self._known.get(address)
+        if known is None:
+            known = self._known[address] = self._look_at(address, own_addresses)
+        return known
+
+    def _look_at(self, address, own_addresses):
         hidden = spoof.refusal(address, own_addresses)
-        if family in self.groups:
-            return family, hidden
-        return next(iter(self.groups)), hidden or spoof.FOREIGN_FAMILY
+        backends = self.groups.get(config.IPV6 if ":" in address else config.IPV4)
+        if backends is not None:
+            return backends, hidden
+        return next(iter(self.groups.values())), hidden or spoof.FOREIGN_FAMILY
 
     def pause(self, on):
         """Stop or start accepting for this service."""
@@ -71,6 +83,12 @@ class Acceptor:
         self.serving = serving
         self.listener = listener
         self._family = sockets.family_of(listener.address)
+        self._accept_one = sock._accept
+        #: Where the backends of each family are, for a client of this listener: (address, port) by index.
+        self.targets = {
+            family: tuple((one.address(family), one.port_of(listener)) for one in backends.backends)
+            for family, backends in serving.groups.items()
+        }
         self._listening = False
         self._batch = 1
         serving.acceptors.append(self)
@@ -99,17 +117,18 @@ class Acceptor:
 
     def accept(self, limit):
         """Accept up to ``limit`` connections that are waiting; returns whether it came to that many."""
-        worker, gate = self.worker, self.serving.gate
+        worker, serving = self.worker, self.serving
+        gate = serving.gate
         for _turn in range(limit):
-            if worker.full:
+            if len(worker.sessions) >= worker.most_sessions:
                 worker.pause_accepting("as many sessions as RLIMIT_NOFILE has descriptors for")
                 return False
             full = gate is not None and gate.full
             if full and gate.pauses:
-                worker.pause_service(self.serving)
+                worker.pause_service(serving)
                 return False
             try:
-                sock, address = sockets.accept(self.sock, self._family)
+                sock, address = sockets.accept(self._accept_one, self._family)
             except BlockingIOError:
                 return False
             except OSError as error:
@@ -117,8 +136,9 @@ class Acceptor:
                     worker.pause_accepting(os.strerror(error.errno), PAUSE)
                     return False
                 continue  # this one connection went away before it was accepted (accept(2), "Error handling")
-            relay = Relay(worker, self.serving, self.listener, sock, address)
-            worker.began(relay)
+            relay = Relay(worker, self, sock, address)
+            worker.sessions.add(relay)
+            serving.tally.began()
             try:
                 if full:
                     relay.refuse(PER_SERVICE)

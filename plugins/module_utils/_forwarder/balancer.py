@@ -12,6 +12,7 @@ anything, a choice costs two reads of it.
 from __future__ import annotations
 
 import errno
+from bisect import bisect_left
 from operator import add
 
 from . import shared
@@ -72,6 +73,7 @@ class Backends:
 
     def __init__(self, service, family, region, slot):
         self.service = service
+        self.family = family
         self.backends = service.backends_of(family)
         count = len(self.backends)
         self.health = PassiveHealth(count)
@@ -79,13 +81,15 @@ class Backends:
         self._cells = region.cells
         self._first = region.first_target(service.name, family)
         self._load = Load(region, slot, self._first, count)
-        self._fields = {
-            name: region.cell(slot, "target", name, self._first)
-            for name in region.record["fields"]["target"]
-            if name not in shared.LATENCY_FIELDS
+        self._active = self._load.own
+        self._fields = fields = {
+            name: region.cell(slot, "target", name, self._first) for name in region.record["fields"]["target"]
         }
+        self._connections, self._succeeded = fields["connections"], fields["succeeded"]
+        self._to_backend, self._to_client = fields["bytes_to_backend"], fields["bytes_to_client"]
+        self._latency, self._latency_sum = fields[shared.LATENCY_FIELDS[0]], fields["connect_microseconds"]
+        self._buckets_apart = len(region.targets)
         self._failures = region.cell(slot, "worker", "failures")
-        self._latency = shared.Latency(region, slot)
         self._weights = [backend.weight for backend in self.backends]
         self._strategy = STRATEGIES[service.balance]([b.name for b in self.backends], self._weights, self._load)
         self._limited = any(backend.max_connections for backend in self.backends)
@@ -110,28 +114,33 @@ class Backends:
             candidates = self._narrow(tried, now)
         if not candidates:
             return None
-        self._load.look(now)
-        index = self._strategy.choose(candidates, client)
+        if len(candidates) == 1:
+            index = candidates[0]
+        else:
+            self._load.look(now)
+            index = self._strategy.choose(candidates, client)
         if not self.health.all_well:
             self.health.chosen(index, now)
-        cells[self._load.own + index] += 1
+        cells[self._active + index] += 1
         return index
 
     def take(self, index):
         """Count a connection to a backend that next() gave before."""
-        self._cells[self._load.own + index] += 1
+        self._cells[self._active + index] += 1
 
     def release(self, index):
         """An attempt or a connection that next() gave has ended."""
-        self._cells[self._load.own + index] -= 1
+        self._cells[self._active + index] -= 1
 
     def connected(self, index, seconds, now):
         """A connect to this backend succeeded after ``seconds``; returns True when it was being skipped until now."""
-        cells, fields = self._cells, self._fields
-        cells[fields["connections"] + index] += 1
-        cells[fields["succeeded"] + index] = int(now * 1000)
-        self._latency.count(self._first + index, seconds)
-        return self.health.succeeded(index)
+        cells = self._cells
+        cells[self._connections + index] += 1
+        cells[self._succeeded + index] = int(now * 1000)
+        microseconds = int(seconds * 1e6)
+        cells[self._latency + bisect_left(shared.LATENCY_BOUNDS, microseconds) * self._buckets_apart + index] += 1
+        cells[self._latency_sum + index] += microseconds
+        return not self.health.all_well and self.health.succeeded(index)
 
     def failed(self, index, number, now, to_blame):
         """A connect failed with errno ``number``; returns True when the backend is skipped from now on.
@@ -148,8 +157,9 @@ class Backends:
 
     def carried(self, index, to_backend, to_client):
         """Count the bytes of a connection that is over."""
-        self._cells[self._fields["bytes_to_backend"] + index] += to_backend
-        self._cells[self._fields["bytes_to_client"] + index] += to_client
+        cells = self._cells
+        cells[self._to_backend + index] += to_backend
+        cells[self._to_client + index] += to_client
 
     def nobody(self):
         """Return why next() gave nobody to a connection that had tried nobody."""

@@ -34,13 +34,13 @@ class Greeting:
         if sock is None:
             return  # aborted earlier in this turn
         try:
-            data = sock.recv(LONGEST, socket.MSG_PEEK)
+            data = sock.recv(LONGEST, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             header = proxy_protocol.parse(data)
             if header is None:
                 if mask & ENDED:
                     self._over("the connection ended before its PROXY header was complete")
                 return
-            sock.recv(header.length)
+            sock.recv(header.length, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except MalformedHeader as error:

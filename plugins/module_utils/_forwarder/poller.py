@@ -29,6 +29,7 @@ class Poller:
 
     def __init__(self):
         self._epoll = select.epoll()
+        self._add = self._epoll.register
         self._callbacks = {}
         self._again = []
 
@@ -46,7 +47,7 @@ class Poller:
 
     def watch(self, number, callback, writable=False):
         """Call ``callback`` once for each arrival at a descriptor (with ``writable`` also when there is room again)."""
-        self._epoll.register(number, _EDGES | WRITE if writable else _EDGES)
+        self._add(number, _EDGES | WRITE if writable else _EDGES)
         self._callbacks[number] = callback
 
     def watch_writable(self, number):

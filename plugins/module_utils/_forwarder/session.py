@@ -60,6 +60,7 @@ class Action(Enum):
     CLOSE_BACKEND = "close backend"
     RESET_CLIENT = "reset client"
     RESET_BACKEND = "reset backend"
+    FINISH = "finish"  # both sockets are gone: count it, write its line in the log
 
 
 S, E, A = State, Event, Action
@@ -68,16 +69,17 @@ BOTH_CLOSED = "closed"
 CLIENT_RESET = "client reset"
 BACKEND_RESET = "backend reset"
 
-_CLOSE_BOTH = (A.CLOSE_CLIENT, A.CLOSE_BACKEND)
-_PASS_RESET_TO_BACKEND = (A.CLOSE_CLIENT, A.RESET_BACKEND)
-_PASS_RESET_TO_CLIENT = (A.CLOSE_BACKEND, A.RESET_CLIENT)
-_RESET_BOTH = (A.RESET_CLIENT, A.RESET_BACKEND)
+_CLOSE_BOTH = (A.CLOSE_CLIENT, A.CLOSE_BACKEND, A.FINISH)
+_PASS_RESET_TO_BACKEND = (A.CLOSE_CLIENT, A.RESET_BACKEND, A.FINISH)
+_PASS_RESET_TO_CLIENT = (A.CLOSE_BACKEND, A.RESET_CLIENT, A.FINISH)
+_RESET_BOTH = (A.RESET_CLIENT, A.RESET_BACKEND, A.FINISH)
+_RESET_CLIENT = (A.RESET_CLIENT, A.FINISH)
 
 # (state, event) -> (next state, actions, reason). A reason of None at the end of a session means: the event carries it.
 TABLE = {
     (S.CHOOSING, E.ATTEMPT): (S.CONNECTING, (), None),
-    (S.CHOOSING, E.GIVEN_UP): (S.FINISHED, (A.RESET_CLIENT,), None),
-    (S.CHOOSING, E.ABORT): (S.FINISHED, (A.RESET_CLIENT,), None),
+    (S.CHOOSING, E.GIVEN_UP): (S.FINISHED, _RESET_CLIENT, None),
+    (S.CHOOSING, E.ABORT): (S.FINISHED, _RESET_CLIENT, None),
     (S.CONNECTING, E.CONNECTED): (S.OPEN, (A.RELAY,), None),
     (S.CONNECTING, E.ATTEMPT_FAILED): (S.CHOOSING, (A.DROP_ATTEMPT, A.CHOOSE), None),
     (S.CONNECTING, E.ABORT): (S.FINISHED, _RESET_BOTH, None),
@@ -93,6 +95,7 @@ for _state in (S.OPEN, S.CLIENT_ENDED, S.BACKEND_ENDED):
 for _event in E:  # what one side does in the same moment in which the other ended the session
     TABLE[S.FINISHED, _event] = (S.FINISHED, (), None)
 
+_FINISHED = S.FINISHED  # before Python 3.12 finding a member takes a descriptor written in Python
 OPEN_SIDES = {
     S.CHOOSING: {"client"},
     S.CONNECTING: {"client", "backend"},
@@ -107,8 +110,16 @@ class ImpossibleEvent(RuntimeError):
     """An event that cannot happen in this state was reported: a defect of the relay, never of a peer."""
 
 
+def compiled(perform):
+    """Return TABLE for a Session whose actions are carried out by the functions ``perform[action](session)``."""
+    return {key: (state, tuple(perform[one] for one in actions), why) for key, (state, actions, why) in TABLE.items()}
+
+
 class Session:
-    """The state of one connection; ``ended`` is the reason once it is finished."""
+    """The state of one connection; ``ended`` is the reason once it is finished.
+
+    A subclass sets ``table`` to what compiled() gives for it.
+    """
 
     __slots__ = ("ended", "state")
 
@@ -117,15 +128,15 @@ class Session:
         self.ended = None
 
     def handle(self, event, reason=None):
-        """Move to the next state and return the tuple of actions to carry out; raise ImpossibleEvent.
+        """Move to the next state and carry out what the table says; raise ImpossibleEvent.
 
         ``reason`` says why, for the events whose cause the table cannot know (GIVEN_UP, ABORT).
         """
         try:
-            state, actions, why = TABLE[self.state, event]
+            self.state, actions, why = self.table[self.state, event]
         except KeyError:
             raise ImpossibleEvent(f"{event.value} while {self.state.value}") from None
-        if state is State.FINISHED and self.state is not State.FINISHED:
+        if self.state is _FINISHED and self.ended is None:
             self.ended = why or reason or event.value
-        self.state = state
-        return actions
+        for action in actions:  # the last may report the next event
+            action(self)

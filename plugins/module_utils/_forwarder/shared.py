@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from bisect import bisect_left
 
 from . import clients
 
@@ -264,19 +263,3 @@ class Region:
         self.cells.release()
         self._map.close()
         os.close(self.fd)
-
-
-class Latency:
-    """Counts how long connects of one target took, in the row of one slot."""
-
-    def __init__(self, region, slot):
-        self._cells = region.cells
-        self._first = region.cell(slot, "target", LATENCY_FIELDS[0])
-        self._sum = region.cell(slot, "target", "connect_microseconds")
-        self._stride = len(region.targets)
-
-    def count(self, target, seconds):
-        """Count one connect."""
-        microseconds = int(seconds * 1e6)
-        self._cells[self._first + bisect_left(LATENCY_BOUNDS, microseconds) * self._stride + target] += 1
-        self._cells[self._sum + target] += microseconds

@@ -8,13 +8,14 @@ once and is kept only when the peer does not take it; a short read means drained
 EAGAIN; and a direction that fills the buffer twice in a row goes on through a pipe, without a copy, until it has less
 to say.
 
-Events are edges (poller.py), so a side remembers that it may have something to read until a read has said otherwise. A
-short read says so, except when the end or urgent data is on its way: that was reported with the edge, and then the side
-is read until it has really nothing more (``thorough``). A short *splice* says nothing: the pipe may have been full of
-small pieces.
+Events are edges (poller.py), so a side remembers those that come while it must not be read, and is otherwise read until
+a read has said that there is no more. A short read says so, except when an error or urgent data is on its way: that was
+reported with the edge, and then the side is read until it has really nothing more (``thorough``). A short *splice* says
+nothing: the pipe may have been full of small pieces.
 
-When the FIN is known to be here already, the bytes before it are sent with MSG_MORE: they wait for the shutdown that
-follows in the same turn and leave in one segment with it, which saves two packets of a short connection.
+When the FIN is known to be here already, a short read has brought all that was before it, and nobody asks for the end.
+Those bytes are sent with MSG_MORE: they wait for the shutdown that follows in the same turn and leave in one segment
+with it, which saves two packets of a short connection.
 
 Backpressure: what a side has said and its peer has not taken (at most one buffer, or one pipe) waits, and while it
 waits the side is not read, so the kernel's windows close all the way to the sender.
@@ -22,8 +23,9 @@ waits the side is not read, so the kernel's windows close all the way to the sen
 
 from __future__ import annotations
 
-from socket import MSG_MORE
+from socket import MSG_DONTWAIT, MSG_MORE
 
+from . import sockets
 from .poller import ENDED, ERROR, FIN, URGENT, WRITE
 from .splice import PIPE_SIZE, splice
 
@@ -37,6 +39,7 @@ _view = memoryview(_buffer)
 
 _UNUSUAL = ENDED | URGENT
 _ROOM = WRITE | ERROR
+_AND_THAT_WAS_ALL = MSG_DONTWAIT | MSG_MORE
 
 
 class Side:
@@ -47,6 +50,7 @@ class Side:
         "eof",
         "flags",
         "full",
+        "nagling",
         "number",
         "peer",
         "pending",
@@ -60,7 +64,7 @@ class Side:
         "writable_watched",
     )
 
-    def __init__(self, sock, relay, eof, reset):
+    def __init__(self, sock, relay, eof, reset, nagling=False):
         self.sock = sock
         self.number = sock.fileno()
         self.relay = relay
@@ -70,11 +74,12 @@ class Side:
         self.pending = None
         self.pipe = None
         self.sent = 0
-        self.flags = 0  # for sending on what this side says
+        self.flags = MSG_DONTWAIT  # for sending on what this side says
         self.full = 0  # full reads in a row
-        self.readable = True  # until a read says otherwise
+        self.readable = False  # whether there may be something that could not be read when it came
         self.ended = False
         self.thorough = False
+        self.nagling = nagling  # whether it has yet to be told TCP_NODELAY
         self.writable_watched = False
 
     def ready(self, mask):
@@ -83,17 +88,19 @@ class Side:
         if peer is None:
             return  # closed earlier in this turn
         if mask & _UNUSUAL:
-            self.thorough = True
             if mask & ENDED == FIN:  # and no reset, which would take with it what was held back
-                self.flags = MSG_MORE
+                self.flags = _AND_THAT_WAS_ALL
+            if mask & _UNUSUAL != FIN:
+                self.thorough = True
         if self.ended:
             if mask & ERROR:
                 self.relay.handle(self.reset)
                 return
-        elif mask & ~WRITE:
-            self.readable = True
+        elif mask != WRITE:
             if self.pending is None and (self.pipe is None or not self.pipe.held):
                 self.pump()
+            else:
+                self.readable = True
         if mask & _ROOM and (peer.pending is not None or peer.pipe is not None):
             peer.push()
 
@@ -109,12 +116,12 @@ class Side:
         if self.pipe is not None:
             self._pump_pipe()
             return True
-        peer = self.peer
-        for _turn in range(READS_IN_A_ROW):
+        peer, reads = self.peer, 0
+        while reads < READS_IN_A_ROW:
+            reads += 1
             try:
-                count = self.sock.recv_into(_buffer)
+                count = self.sock.recv_into(_buffer, BUFFER_SIZE, MSG_DONTWAIT)
             except BlockingIOError:
-                self.readable = False
                 return False
             except OSError:
                 self.relay.handle(self.reset)
@@ -122,6 +129,8 @@ class Side:
             if not count:
                 self._end()
                 return True
+            if peer.nagling and peer.sent:
+                peer.stop_nagling()
             try:
                 taken = peer.sock.send(_view[:count], self.flags)
             except BlockingIOError:
@@ -132,17 +141,19 @@ class Side:
             peer.sent += taken
             if taken < count:
                 self.pending = memoryview(bytes(_view[taken:count]))
+                self.readable = True
                 peer.watch_room()
                 return True
             if count < BUFFER_SIZE:
                 self.full = 0
-                if not self.thorough:
-                    self.readable = False
-                    return True
-            else:
-                self.full += 1
-                if self.full >= FULL_READS:
-                    break
+                if self.thorough:
+                    continue
+                if self.flags == _AND_THAT_WAS_ALL:
+                    self._end()
+                return True
+            self.full += 1
+            if self.full >= FULL_READS:
+                break
         self.relay.worker.selector.again(self.ready)
         return True
 
@@ -152,20 +163,29 @@ class Side:
             if not self._drain():
                 return
         elif self.pending is not None:
+            peer = self.peer
+            if peer.nagling:
+                peer.stop_nagling()
             try:
-                taken = self.peer.sock.send(self.pending)
+                taken = peer.sock.send(self.pending, MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError:
                 self._peer_is_gone()
                 return
-            self.peer.sent += taken
+            peer.sent += taken
             if taken < len(self.pending):
                 self.pending = self.pending[taken:]
                 return
             self.pending = None
         if self.readable:
+            self.readable = False
             self.pump()
+
+    def stop_nagling(self):
+        """What this side is sent from now on is not to wait for the acknowledgement of what was sent before."""
+        self.nagling = False
+        sockets.send_at_once(self.sock)
 
     def watch_room(self):
         """Have the poller say when this side takes more."""
@@ -179,6 +199,11 @@ class Side:
         self.pipe = self.relay.worker.pipes.take()
         if self.pipe is None:
             self.full = FULL_READS - PATIENCE
+            return
+        for side in (self, self.peer):
+            sockets.make_non_blocking(side.sock)
+            if side.nagling:
+                side.stop_nagling()
 
     def _return_pipe(self):
         pipe, self.pipe = self.pipe, None
@@ -194,7 +219,6 @@ class Side:
             try:
                 pipe.held = splice(self.number, pipe.write_end, PIPE_SIZE)
             except BlockingIOError:
-                self.readable = False
                 self._return_pipe()
                 return
             except OSError:
@@ -206,6 +230,7 @@ class Side:
             if pipe.held < BUFFER_SIZE:
                 self.full = 0
             if not self._drain():
+                self.readable = True
                 return
         self.relay.worker.selector.again(self.ready)
 
@@ -229,7 +254,6 @@ class Side:
 
     def _end(self):
         self.ended = True
-        self.readable = False
         if self.pipe is not None:
             self._return_pipe()
         self.relay.handle(self.eof)
@@ -249,10 +273,10 @@ class Side:
         peer = self.peer
         try:
             while True:
-                count = self.sock.recv_into(_buffer)
+                count = self.sock.recv_into(_buffer, BUFFER_SIZE, MSG_DONTWAIT)
                 if not count:
                     return
-                taken = peer.sock.send(_view[:count])
+                taken = peer.sock.send(_view[:count], MSG_DONTWAIT)
                 peer.sent += taken
                 if taken < count:
                     return

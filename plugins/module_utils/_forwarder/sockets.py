@@ -25,6 +25,7 @@ TCP_USER_TIMEOUT = 18  # milliseconds
 # default of 60 that makes 120 s (the kernel's own numbers: more than two hours), and a short outage ends nothing.
 KEEPALIVE_PROBES = 6
 
+_NON_BLOCKING_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 
 CAPABILITY_HINT = (
@@ -76,69 +77,109 @@ def tune_listener(listener, keepalive, user_timeout):
     listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(user_timeout * 1000))
 
 
-def accept(listener, family):
-    """Return (socket, address) of a connection that waits, non-blocking; raise as accept(2) does.
+def accept(accept_one, family):
+    """Return (socket, address) of a connection that waits; raise as accept(2) does.
 
-    socket.accept() would make a Python-level socket, which costs more than the system call: three enum members and a
-    larger object. SocketType is the C type below it, and does all that is needed here.
+    ``accept_one`` is the ``_accept`` of a listening socket. Its accept() would make a Python-level socket, which costs
+    more than the system call: three enum members and a larger object. SocketType is the C type below it, and does all
+    that is needed here. It is told that the descriptor does not block, which is not so: that would take one more system
+    call for each connection. Whoever reads or writes says MSG_DONTWAIT, and make_non_blocking() is for what cannot.
     """
-    number, address = listener._accept()
-    sock = socket.SocketType(family, socket.SOCK_STREAM, 0, number)
-    sock.setblocking(False)
-    return sock, address
+    number, address = accept_one()
+    return socket.SocketType(family, _NON_BLOCKING_STREAM, 0, number), address
 
 
-def transparent_socket(family, source, source_port=0, kind=socket.SOCK_STREAM, ports=None, make=socket.socket):
+def make_non_blocking(sock):
+    """Have a socket of accept() be what it says it is: splice(2) goes by the descriptor alone."""
+    os.set_blocking(sock.fileno(), False)
+
+
+def transparent_options(family, ports=None, kept=False):
+    """Return the options (level, name, value) of a socket that binds an address this host need not own.
+
+    ``family`` is socket.AF_INET or AF_INET6. Unless its port is ``kept`` as well, the kernel chooses one at connect(),
+    where it knows the whole 4-tuple and so is not limited to one connection a port; ``ports`` (as port_range() makes
+    it) says from where.
+    """
+    if family == socket.AF_INET6:
+        options = [(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)]
+    else:
+        options = [(socket.IPPROTO_IP, IP_TRANSPARENT, 1)]
+    if kept:
+        # Two connections of one client may share its port towards different backends.
+        options.append((socket.SOL_SOCKET, socket.SO_REUSEADDR, 1))
+    else:
+        options.append((socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1))  # governs IPv6 sockets as well
+        if ports:
+            options.append((socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, ports))
+    return tuple(options)
+
+
+def upstream_options(user_timeout=0):
+    """Return the options (level, name, value) of every connection to a backend.
+
+    No TCP_NODELAY yet: the first bytes are never held back, and many a connection has no second ones (side.py). No
+    TCP_SYNCNT: the relay's own deadline ends an attempt earlier than any number of retransmissions (the first comes
+    after 1 s).
+    """
+    # The ACK that completes the handshake waits for the client's first bytes and travels with them.
+    options = [(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)]
+    if user_timeout:
+        options.append((socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(user_timeout * 1000)))
+    return tuple(options)
+
+
+def transparent_socket(family, source, kind=socket.SOCK_STREAM):
     """Return an unconnected socket bound to ``source``, an address this host need not own; raise OSError.
 
-    ``family`` is socket.AF_INET or AF_INET6, ``source`` an address in text form. A ``source_port`` of 0 lets the kernel
-    choose at connect(), where it knows the whole 4-tuple and so is not limited to one connection a port; ``ports``
-    (an option as port_range() makes it) says from where. ``kind`` may carry SOCK_NONBLOCK. EPERM becomes a
-    CapabilityError. The caller connects and closes it.
+    ``source`` is an address in text form, ``kind`` may carry SOCK_NONBLOCK. A missing capability is a CapabilityError.
+    The caller connects and closes it.
     """
-    upstream = make(family, kind)
+    upstream = socket.socket(family, kind)
     try:
-        if family == socket.AF_INET6:
-            upstream.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-        else:
-            upstream.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
-        if source_port:
-            # Two connections of one client may share its port towards different backends.
-            upstream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        else:
-            upstream.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)  # governs IPv6 sockets as well
-            if ports:
-                upstream.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, ports)
-        upstream.bind((source, source_port))
+        for option in transparent_options(family):
+            upstream.setsockopt(*option)
+        upstream.bind((source, 0))
     except OSError as error:
         upstream.close()
-        if error.errno == errno.EPERM:
-            raise CapabilityError(errno.EPERM, f"EPERM: {CAPABILITY_HINT}") from None
-        if error.errno == errno.EACCES:
-            raise CapabilityError(errno.EACCES, f"EACCES: {LOW_PORT_HINT}") from None
-        raise
+        raise explained(error) from None
     return upstream
 
 
-def begin_connect(upstream, address, port, user_timeout=0):
-    """Begin a connect of ``upstream``, a TCP socket, to a backend; it is closed when that raises OSError.
+def begin_connect(family, options, source, target):
+    """Return a TCP socket that connects to ``target`` without blocking; raise OSError.
 
-    No TCP_SYNCNT: the relay's own deadline ends an attempt earlier than any number of retransmissions (the first comes
-    after 1 s).
+    ``source`` and ``target`` are (address, port); ``source`` None is an address of this host, and otherwise ``options``
+    hold those of transparent_options(). A missing capability is a CapabilityError.
     """
+    upstream = socket.SocketType(family, _NON_BLOCKING_STREAM)
     try:
-        upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # The ACK that completes the handshake waits for the client's first bytes and travels with them.
-        upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-        if user_timeout:
-            upstream.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(user_timeout * 1000))
-        error = upstream.connect_ex((address, port))  # no exception for what is the rule
-    except OSError:
+        for option in options:
+            upstream.setsockopt(*option)
+        if source is not None:
+            upstream.bind(source)
+        number = upstream.connect_ex(target)  # no exception for what is the rule
+    except OSError as error:
         upstream.close()
-        raise
-    if error and error != errno.EINPROGRESS:
+        raise explained(error) from None
+    if number and number != errno.EINPROGRESS:
         upstream.close()
-        raise OSError(error, os.strerror(error))
+        raise OSError(number, os.strerror(number))
+    return upstream
+
+
+def explained(error):
+    """Return the OSError of binding a spoofed address, as a CapabilityError where that is what it is."""
+    if error.errno == errno.EPERM:
+        return CapabilityError(errno.EPERM, f"EPERM: {CAPABILITY_HINT}")
+    if error.errno == errno.EACCES:
+        return CapabilityError(errno.EACCES, f"EACCES: {LOW_PORT_HINT}")
+    return error
+
+
+def send_at_once(upstream):
+    """Set TCP_NODELAY: the server is to get what its client has sent when the client sent it."""
+    upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def port_range(first, last):

@@ -26,7 +26,7 @@ TRIES = 64
 
 # The 4-tuple, or every port of the slice, is taken: EADDRINUSE by bind, EADDRNOTAVAIL by connect.
 _TAKEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
-_KIND = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 class Ports:
@@ -36,7 +36,7 @@ class Ports:
     """
 
     def __init__(self, slice_=None, by_kernel=True):
-        self.option = None  # what transparent_socket() takes as ports
+        self.option = None  # what sockets.transparent_options() takes as ports
         self._explicit = None
         if slice_ and by_kernel:
             self.option = sockets.port_range(slice_.first, slice_.last)
@@ -61,52 +61,49 @@ class Source:
     def __init__(self, service, ports, count):
         self.keep = service.source_port == "keep"
         self.may_be_own = service.source_fallback == "own"
-        self._user_timeout = service.tcp_user_timeout
-        self._ports = ports
         self._count = count
+        self._ports = ports
+        self._own = sockets.upstream_options(service.tcp_user_timeout)
+        self._choosing = {one: sockets.transparent_options(one, ports.option) + self._own for one in _FAMILIES}
+        self._keeping = {one: sockets.transparent_options(one, kept=True) + self._own for one in _FAMILIES}
 
-    def connect(self, client, client_port, address, port):
-        """Begin a connect to ``address`` as ``client``; return (socket, step); raise OSError."""
-        family = sockets.family_of(address)
+    def connect(self, client, target):
+        """Begin a connect to ``target`` as ``client``, both (address, port, ...).
+
+        Return (socket, step); raise OSError.
+        """
+        family = sockets.family_of(target[0])
         if self.keep:
             try:
-                return self._spoofed(family, client, client_port, address, port), KEPT
+                return sockets.begin_connect(family, self._keeping[family], client[:2], target), KEPT
             except sockets.CapabilityError as error:
                 if error.errno != errno.EACCES:  # a low port: the next step needs none
                     raise
-                self._count("source: port not permitted")
+                self._count("port not permitted")
             except OSError as error:
                 if error.errno not in _TAKEN:
                     raise
-                self._count("source: port taken")
+                self._count("port taken")
         try:
-            return self._from_slice(family, client, address, port), ANY
+            return self._from_slice(family, client[0], target), ANY
         except OSError as error:
             if error.errno not in _TAKEN or not self.may_be_own:
                 raise
-            self._count("source: no port left")
-        return self.connect_as_own(address, port), OWN
+            self._count("no port left")
+        return self.connect_as_own(target), OWN
 
-    def connect_as_own(self, address, port):
+    def connect_as_own(self, target):
         """Begin a connect from this host's own address; return the socket; raise OSError."""
-        upstream = socket.SocketType(sockets.family_of(address), _KIND)
-        sockets.begin_connect(upstream, address, port, self._user_timeout)
-        return upstream
+        return sockets.begin_connect(sockets.family_of(target[0]), self._own, None, target)
 
-    def _from_slice(self, family, client, address, port):
+    def _from_slice(self, family, client, target):
         taken = None
         for candidate in self._ports.candidates():
+            options = self._keeping[family] if candidate else self._choosing[family]
             try:
-                return self._spoofed(family, client, candidate, address, port)
+                return sockets.begin_connect(family, options, (client, candidate), target)
             except OSError as error:
                 if error.errno not in _TAKEN:
                     raise
                 taken = error
         raise taken
-
-    def _spoofed(self, family, client, client_port, address, port):
-        upstream = sockets.transparent_socket(
-            family, client, client_port, _KIND, self._ports.option, make=socket.SocketType
-        )
-        sockets.begin_connect(upstream, address, port, self._user_timeout)
-        return upstream

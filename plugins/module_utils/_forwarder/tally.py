@@ -46,10 +46,7 @@ class Tally:
         )
         self._all_sessions = [region.cell(row, "service", "sessions", index) for row in range(region.slots + 1)]
         self._refused = {cause: region.cell(slot, "service", f"refused_{cause}", index) for cause in REFUSED}
-        self._steps = {
-            f"source: {step.replace('_', ' ')}": region.cell(slot, "service", f"source_{step}", index)
-            for step in LADDER
-        }
+        self._steps = {step.replace("_", " "): region.cell(slot, "service", f"source_{step}", index) for step in LADDER}
 
     def began(self):
         """A client was accepted."""
@@ -69,7 +66,7 @@ class Tally:
         self._cells[self._refused[cause_of(reason, attempts)]] += 1
 
     def count(self, name):
-        """Count a step of the source ladder, such as "source: kept"."""
+        """Count a step of the source ladder, such as "kept" or "port taken"."""
         self._cells[self._steps[name]] += 1
 
     def total(self):

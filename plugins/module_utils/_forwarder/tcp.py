@@ -12,16 +12,16 @@ import errno
 
 from . import proxy_protocol, sockets, spoof
 from .greeting import Greeting
-from .poller import ENDED, READ
-from .session import Action, Event, Session, State
+from .poller import ENDED, WRITE
+from .session import Action, Event, Session, State, compiled
 from .side import Side
-from .source import ANY, KEPT, OWN
+from .source import OWN
 
 # What every connection needs. Before Python 3.12 finding a member takes a descriptor written in Python, 0.1 to 0.4 µs.
-_CLIENT_ENDS = (Event.CLIENT_EOF, Event.CLIENT_RESET)
-_BACKEND_ENDS = (Event.BACKEND_EOF, Event.BACKEND_RESET)
+_CLIENT_EOF, _CLIENT_RESET = Event.CLIENT_EOF, Event.CLIENT_RESET
+_BACKEND_EOF, _BACKEND_RESET = Event.BACKEND_EOF, Event.BACKEND_RESET
 _ATTEMPT, _CONNECTED = Event.ATTEMPT, Event.CONNECTED
-_CONNECTING, _FINISHED = State.CONNECTING, State.FINISHED
+_CHOOSING, _CONNECTING = State.CHOOSING, State.CONNECTING
 
 # Errors that are about the backend or the way to it. All others are about this host, and no backend is to blame.
 _BACKENDS_FAULT = {
@@ -38,11 +38,10 @@ _BACKENDS_FAULT = {
 _HOPELESS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-class Relay:
-    """One connection of a client.
+class Relay(Session):
+    """One connection of a client, which ``acceptor``, an acceptor.Acceptor, took.
 
-    ``worker`` has .selector .wheel .pipes .log .now() .own_addresses .finished(relay); ``serving`` is an
-    acceptor.Serving, ``listener`` a config.Listener.
+    ``worker`` has .selector .wheel .pipes .log .now() .own_addresses .finished(relay).
     """
 
     __slots__ = (
@@ -52,22 +51,19 @@ class Relay:
         "_hidden",
         "_own",
         "_timer",
+        "acceptor",
         "admitted",
         "attempts",
         "backend",
         "backends",
         "client",
         "client_address",
-        "family",
         "index",
         "introduction",
-        "listener",
         "seen_at",
         "seen_moved",
         "seen_state",
-        "service",
         "serving",
-        "session",
         "started",
         "step",
         "tried",
@@ -76,42 +72,55 @@ class Relay:
         "worker",
     )
 
-    def __init__(self, worker, serving, listener, sock, client_address):
+    def __init__(self, worker, acceptor, sock, client_address):
+        self.state = _CHOOSING
         self.worker = worker
-        self.serving = serving
-        self.service = serving.service
-        self.listener = listener
+        self.acceptor = acceptor
+        self.serving = serving = acceptor.serving
         self.client_address = client_address  # (host, port, ...), as accept() or a PROXY header gives it
-        self.session = Session()
-        self.client = Side(sock, self, *_CLIENT_ENDS)
-        self.upstream = None
-        self.via = None  # the address of the proxy that made this connection for its client
-        self.introduction = None  # its Header
-        self.admitted = False  # counted by the gate
-        self.backends = None  # the balancer.Backends this client is for
-        self.family = None  # and their family
-        self.backend = None  # the config.Backend of the current, and at the end of the last, attempt
-        self.index = None
+        self.client = Side(sock, self, _CLIENT_EOF, _CLIENT_RESET)
+        self.started = self._attempted = now = worker.now()  # _attempted: when the current attempt began
+        self._deadline = now + serving.service.connect_deadline
         self.tried = ()  # indexes this connection has had
-        self.attempts = 0  # connects begun
-        self.step = None  # how the source was had: a step of source.py
-        self.started = worker.now()
-        self.seen_moved = self.seen_at = 0  # timeouts.py keeps its notes here
-        self.seen_state = None
-        self._deadline = self.started + self.service.connect_deadline
-        self._attempted = self.started  # when the current attempt began
-        self._failure = None
-        self._own = None  # this host's address where it stands in for the client's
-        self._hidden = None  # why this client cannot be spoofed
-        self._timer = None
+        self.attempts = self.seen_moved = self.seen_at = 0  # connects begun; and timeouts.py keeps its notes here
+        self.admitted = False  # counted by the gate
+        # Nothing is known yet of: why it ended; the socket to the backend; the proxy that made this connection for its
+        # client, and its Header; the balancer.Backends this client is for, the place among them of the current attempt,
+        # and the config.Backend of the current or last one; how the source was had (a step of source.py);
+        self.ended = self.upstream = self.via = self.introduction = self.backends = self.index = self.backend = None
+        # why an attempt failed; this host's address where it stands in for the client's; why this client cannot be
+        # spoofed.
+        self.step = self.seen_state = self._failure = self._own = self._hidden = self._timer = None
 
-    def start(self):
-        """Begin, with the PROXY header where the client is a proxy we trust."""
-        trusted = self.serving.trusted
-        if trusted is not None and self.client_address[0] in trusted:
+    @property
+    def service(self):
+        """The config.Service."""
+        return self.serving.service
+
+    def start(self, introduced=False):
+        """Make the first attempt; before it, hear a proxy that we trust, and refuse who may not come."""
+        serving = self.serving
+        if serving.guarded and not self._passes(introduced):
+            return
+        self.backends, self._hidden = serving.group_of(self.client_address[0], self.worker.own_addresses)
+        if self._hidden and not serving.source.may_be_own:
+            serving.tally.count("refused")
+            self.refuse(self._hidden)
+            return
+        self._choose()
+
+    def _passes(self, introduced):
+        """Whether the client may be given a backend now; it is refused, or has to send a PROXY header, where not."""
+        serving, address = self.serving, self.client_address[0]
+        if not introduced and serving.trusted is not None and address in serving.trusted:
             Greeting(self, self.service.proxy_timeout)
-        else:
-            self._admit()
+            return False
+        refusal = serving.refusal(address, self.started)
+        if refusal:
+            self.refuse(refusal)
+            return False
+        self.admitted = serving.gate is not None
+        return True
 
     def introduced(self, header):
         """Another proxy has said who its client is."""
@@ -120,24 +129,7 @@ class Relay:
             self.introduction = header
             self.client_address = (header.source, header.source_port)
         self._deadline = self.worker.now() + self.service.connect_deadline
-        self._admit()
-
-    def _admit(self):
-        """Refuse a client that may not come or cannot be spoofed, or make the first attempt."""
-        serving, address = self.serving, self.client_address[0]
-        if serving.guarded:
-            refusal = serving.refusal(address, self.started)
-            if refusal:
-                self.refuse(refusal)
-                return
-            self.admitted = serving.gate is not None
-        family, self._hidden = serving.group_of(address, self.worker.own_addresses)
-        if self._hidden and not serving.source.may_be_own:
-            serving.tally.count("source: refused")
-            self.refuse(self._hidden)
-            return
-        self.family, self.backends = family, serving.groups[family]
-        self._choose()
+        self.start(introduced=True)
 
     def refuse(self, reason):
         """Reset the client, before any attempt."""
@@ -147,86 +139,63 @@ class Relay:
         """Reset both sides, whatever they are doing."""
         self.handle(Event.ABORT, reason)
 
-    def handle(self, event, reason=None):
-        """Report an event to the session and carry out what it says."""
-        actions = self.session.handle(event, reason)
-        finishing = actions and self.session.state is _FINISHED  # asked now: an action may report the next event
-        for action in actions:
-            _DO[action](self)
-        if finishing:
-            self._stop_timer()
-            self.worker.finished(self)
-
     # -- connecting ------------------------------------------------------------------------------------------------
 
     def _choose(self):
         """Begin an attempt with the next backend, or give up."""
-        while self.attempts <= self.service.retries:
-            now = self.worker.now()
-            if now >= self._deadline:
-                break
-            if not self._next_backend(now):
+        worker, service, source = self.worker, self.serving.service, self.serving.source
+        while self.attempts <= service.retries:
+            now = worker.now()
+            if now >= self._deadline or not self._next_backend(now):
                 break
             self.attempts += 1
+            target = self.acceptor.targets[self.backends.family][self.index]
             try:
-                sock = self._connect()
+                if self._hidden is None:
+                    sock, self.step = source.connect(self.client_address, target)
+                else:
+                    sock, self.step = source.connect_as_own(target), OWN
             except OSError as error:
                 self._attempt_failed(error.errno, sockets.describe(error))
                 if error.errno in _HOPELESS or isinstance(error, sockets.CapabilityError):
                     break
                 continue
-            self._begin_attempt(sock, now)
+            self.handle(_ATTEMPT)
+            self._attempted = now
+            upstream = self.upstream = Side(sock, self, _BACKEND_EOF, _BACKEND_RESET, nagling=True)
+            worker.selector.watch(upstream.number, self._connect_done, writable=True)
+            upstream.writable_watched = True
+            deadline = now + service.connect_timeout
+            self._timer = worker.wheel.add(deadline if deadline < self._deadline else self._deadline, self._too_slow)
             return
         self.handle(Event.GIVEN_UP, self._failure or "connect deadline")
 
     def _next_backend(self, now):
         """Choose a backend; returns whether there was one. A client that is one itself is given any other."""
-        client, itself = self.client_address[0], None
+        backends, client, itself = self.backends, self.client_address[0], None
         while True:
-            self._give_back()
-            self.index = self.backends.next(client, self.tried, now)
-            if self.index is None:
+            if self.index is not None:
+                backends.release(self.index)  # the last attempt is over: its connection counts no more
+            index = self.index = backends.next(client, self.tried, now)
+            if index is None:
                 break
-            self.tried += (self.index,)
-            self.backend = self.backends.backends[self.index]
-            if self._hidden or self.backend.address(self.family) != client:
+            self.tried += (index,)
+            self.backend = backend = backends.backends[index]
+            if self._hidden or (backend.ipv4 != client and backend.ipv6 != client):
                 return True
-            itself = self.index
+            itself = index
         if itself is None:
             if not self.tried:
-                self._failure = self.backends.nobody()
+                self._failure = backends.nobody()
             return False
         if not self.serving.source.may_be_own:
-            self.serving.tally.count("source: refused")
+            self.serving.tally.count("refused")
             self._failure = self._failure or spoof.BACKENDS_OWN
             return False
         self._hidden = spoof.BACKENDS_OWN
-        self.index, self.backend = itself, self.backends.backends[itself]
-        self.backends.take(itself)
+        self.index, self.backend = itself, backends.backends[itself]
+        backends.take(itself)
         return True
-
-    def _give_back(self):
-        """The last attempt is over: its connection counts no more."""
-        if self.index is not None:
-            self.backends.release(self.index)
-
-    def _connect(self):
-        source, backend = self.serving.source, self.backend
-        address, port = backend.address(self.family), backend.port_of(self.listener)
-        if self._hidden:
-            self.step = OWN
-            return source.connect_as_own(address, port)
-        sock, self.step = source.connect(*self.client_address[:2], address, port)
-        return sock
-
-    def _begin_attempt(self, sock, now):
-        self.handle(_ATTEMPT)
-        self._attempted = now
-        upstream = self.upstream = Side(sock, self, *_BACKEND_ENDS)
-        self.worker.selector.watch(upstream.number, self._connect_done, writable=True)
-        upstream.writable_watched = True
-        deadline = min(now + self.service.connect_timeout, self._deadline)
-        self._timer = self.worker.wheel.add(deadline, self._too_slow)
 
     def _too_slow(self):
         self._timer = None
@@ -235,11 +204,11 @@ class Relay:
 
     def _connect_done(self, mask):
         """The callback while connecting. Only WRITE: connected. More: an error, or the server spoke first."""
-        if self.session.state is not _CONNECTING:
+        if self.state is not _CONNECTING:
             return
-        upstream = self.upstream
-        upstream.readable = bool(mask & (READ | ENDED))
-        if upstream.readable:
+        if mask != WRITE:
+            upstream = self.upstream
+            upstream.readable = True
             upstream.thorough = bool(mask & ENDED)
             number = sockets.connect_error(upstream.sock)
             if number:
@@ -250,9 +219,9 @@ class Relay:
         now = self.worker.now()
         if self.backends.connected(self.index, now - self._attempted, now):
             self._log_health("backend answers again")
-        self.serving.tally.count(COUNTERS[self.step])
-        if self.step == OWN:
-            self._own = upstream.sock.getsockname()[0]
+        self.serving.tally.count(self.step)
+        if self.step is OWN:
+            self._own = self.upstream.sock.getsockname()[0]
         self.handle(_CONNECTED)
 
     def _attempt_failed(self, number, why):
@@ -262,7 +231,9 @@ class Relay:
             self._log_health("backend skipped", level="warning", reason=why)
 
     def _log_health(self, event, **fields):
-        self.worker.log.event(event, service=self.service.name, backend=self.backend.name, family=self.family, **fields)
+        self.worker.log.event(
+            event, service=self.service.name, backend=self.backend.name, family=self.backends.family, **fields
+        )
 
     def _stop_timer(self):
         if self._timer is not None:
@@ -278,7 +249,7 @@ class Relay:
         client.peer, upstream.peer = upstream, client
         selector.replace(upstream.number, upstream.ready)
         if self.backend.send_proxy:
-            client.pending = memoryview(self._header())
+            client.pending, client.readable = memoryview(self._header()), True
             client.push()
         elif not client.pump():
             sockets.acknowledge_now(upstream.sock)
@@ -286,6 +257,7 @@ class Relay:
             return  # that was all
         selector.watch(client.number, client.ready)
         if upstream.readable:
+            upstream.readable = False
             upstream.pump()
 
     def _header(self):
@@ -318,6 +290,10 @@ class Relay:
         self.upstream.detach().close()
         self.upstream = None
 
+    def _finish(self):
+        self._stop_timer()
+        self.worker.finished(self)
+
     def _close_client(self):
         self.client.detach().close()
 
@@ -343,13 +319,13 @@ class Relay:
 
     def summary(self, now):
         """Return the fields of this connection's line in the log; durations in seconds, sizes in bytes."""
-        connected = self.upstream is not None and self.session.ended is not None
+        connected = self.upstream is not None and self.ended is not None
         backend = self.backend
         fields = {
             "service": self.service.name,
             "client": self.client_address[0],
             "client_port": self.client_address[1],
-            "listener": str(self.listener),
+            "listener": str(self.acceptor.listener),
             "backend": backend.name if backend else None,
             "source": self._own or self.client_address[0] if connected else None,
             "source_step": self.step if connected else None,
@@ -357,23 +333,24 @@ class Relay:
             "bytes_to_backend": self.upstream.sent if connected else 0,
             "bytes_to_client": self.client.sent,
             "duration": round(now - self.started, 6),
-            "ended": self.session.ended,
+            "ended": self.ended,
         }
         if self.via is not None:
             fields["via"] = self.via
         return fields
 
 
-COUNTERS = {KEPT: "source: kept", ANY: "source: any", OWN: "source: own"}
-
-_DO = {
-    Action.RELAY: Relay._relay,
-    Action.DROP_ATTEMPT: Relay._drop_attempt,
-    Action.CHOOSE: Relay._choose,
-    Action.SHUT_CLIENT: Relay._shut_client,
-    Action.SHUT_BACKEND: Relay._shut_backend,
-    Action.CLOSE_CLIENT: Relay._close_client,
-    Action.CLOSE_BACKEND: Relay._close_backend,
-    Action.RESET_CLIENT: Relay._reset_client,
-    Action.RESET_BACKEND: Relay._reset_backend,
-}
+Relay.table = compiled(
+    {
+        Action.RELAY: Relay._relay,
+        Action.DROP_ATTEMPT: Relay._drop_attempt,
+        Action.CHOOSE: Relay._choose,
+        Action.SHUT_CLIENT: Relay._shut_client,
+        Action.SHUT_BACKEND: Relay._shut_backend,
+        Action.CLOSE_CLIENT: Relay._close_client,
+        Action.CLOSE_BACKEND: Relay._close_backend,
+        Action.RESET_CLIENT: Relay._reset_client,
+        Action.RESET_BACKEND: Relay._reset_backend,
+        Action.FINISH: Relay._finish,
+    }
+)

@@ -32,7 +32,7 @@ def look(relays, now):
     """Return [(relay, reason)] of those whose timeout has passed."""
     over = []
     for relay in relays:
-        state = relay.session.state
+        state = relay.state
         moved = relay.moved()
         if moved != relay.seen_moved or state is not relay.seen_state:
             if relay.seen_state is None:

@@ -18,7 +18,6 @@ from .config import IPV4, IPV6
 from .limits import PER_SERVICE, PER_WORKER
 from .poller import READ
 from .source import OWN
-from .tcp import COUNTERS
 from .udp_batch import Batch
 from .udp_table import IDLE, Door, Flow, Table, interval
 from .udp_upstream import Upstreams
@@ -151,7 +150,6 @@ class Udp:
             return None
         serving.tally.began()
         self.worker.count("connections")
-        self.worker.count("sessions")
         return flow
 
     def _admit(self, serving, address, now):
@@ -168,14 +166,13 @@ class Udp:
     def _open(self, door, origin, client, now):
         """Choose a backend and a source for a client that was admitted."""
         serving = door.serving
-        family, hidden = serving.group_of(client[0], self.worker.own_addresses)
+        backends, hidden = serving.group_of(client[0], self.worker.own_addresses)
         if hidden and not serving.source.may_be_own:
-            serving.tally.count("source: refused")
+            serving.tally.count("refused")
             raise Refused(hidden)
-        index, hidden = self._choose(serving, family, client[0], hidden, now)
-        backends = serving.groups[family]
+        index, hidden = self._choose(serving, backends, client[0], hidden, now)
         backend = backends.backends[index]
-        target = address_tuple(backend.address(family), backend.port_of(door.listener))
+        target = address_tuple(backend.address(backends.family), backend.port_of(door.listener))
         reply = packed(client[0].partition("%")[0]), target
         flow = Flow(client, origin, reply, backends, index, serving.service.idle_timeout, now)
         try:
@@ -187,7 +184,7 @@ class Udp:
             backends.release(index)
             backends.failed(index, error.errno, now, False)
             raise Refused(error.strerror or sockets.describe(error), 1) from None
-        serving.tally.count(COUNTERS[flow.step])
+        serving.tally.count(flow.step)
         flow.admitted = serving.gate is not None
         self._enter(flow, door, lane)
         return flow
@@ -197,21 +194,21 @@ class Udp:
         flow.to_client = ancillary.leaving_from(flow.origin[1]) if door.wide else None
         self.table.enter(flow, door, lane)
 
-    def _choose(self, serving, family, client, hidden, now):
+    def _choose(self, serving, backends, client, hidden, now):
         """Return (index of a backend, why the client is hidden). One that is a backend itself is given any other."""
-        backends, tried = serving.groups[family], ()
+        tried = ()
         while True:
             index = backends.next(client, tried, now)
             if index is None:
                 break
-            if hidden or backends.backends[index].address(family) != client:
+            if hidden or backends.backends[index].address(backends.family) != client:
                 return index, hidden
             backends.release(index)
             tried += (index,)
         if not tried:
             raise Refused(backends.nobody())
         if not serving.source.may_be_own:
-            serving.tally.count("source: refused")
+            serving.tally.count("refused")
             raise Refused(spoof.BACKENDS_OWN)
         backends.take(tried[-1])
         return tried[-1], spoof.BACKENDS_OWN
@@ -296,7 +293,6 @@ class Udp:
     def _forget(self, flow):
         serving = flow.door.serving
         serving.tally.finished()
-        self.worker.count("sessions", -1)
         flow.backends.release(flow.index)
         if flow.admitted:
             serving.gate.leave(flow.client[0])
@@ -348,7 +344,6 @@ class Udp:
         flow.backends.take(flow.index)
         self._enter(flow, door, lane)
         door.serving.tally.taken_over()
-        self.worker.count("sessions")
         return True
 
     def _same_backend(self, name, service, backend, target):

@@ -109,13 +109,13 @@ class Upstreams:
             except OSError as error:
                 if error.errno not in _TAKEN and error.errno != errno.EACCES:
                     raise
-                count("source: port not permitted" if error.errno == errno.EACCES else "source: port taken")
+                count("port not permitted" if error.errno == errno.EACCES else "port taken")
         try:
             return self._shared(family, flow.reply), ANY
         except OSError as error:
             if error.errno not in _TAKEN:
                 raise
-            count("source: no port left")
+            count("no port left")
             if not source.may_be_own:
                 raise
         return self.own(flow), OWN

@@ -58,6 +58,7 @@ class Worker:
         self.region = region
         self.slot = slot
         region.reset_gauges(slot)
+        self._ended = 0  # sessions that ended in this turn
         self._cells = region.cells
         self._counted = {name: region.cell(slot, "worker", name) for name in WORKER_FIELDS}
         self.own_addresses = addresses.own_addresses()
@@ -73,7 +74,7 @@ class Worker:
         self.pipes = splice.Pool(splice.bound(region.slots, soft_limit))
         descriptors = soft_limit - RESERVED_DESCRIPTORS - len(held) - 2 * self.pipes.bound
         lanes = descriptors // LANES_SHARE if any(one.protocol == "udp" for one in settings.services) else 0
-        self._most_sessions = max(1, (descriptors - lanes) // 2)
+        self.most_sessions = max(1, (descriptors - lanes) // 2)
         ports = Ports(settings.source_ports, sockets.has_port_ranges())
         self.udp = Udp(self, ports, lanes)
         self._acceptors = self._open_doors(held, ports)
@@ -104,33 +105,27 @@ class Worker:
 
     # -- what relays use -------------------------------------------------------------------------------------------
 
-    def began(self, relay):
-        """Called for a session that was accepted, before anything else happens to it."""
-        self.sessions.add(relay)
-        self._cells[self._counted["sessions"]] += 1
-        relay.serving.tally.began()
-
     def finished(self, relay):
-        """Called by a relay when its session is over: one line in the log."""
+        """Called by a relay when its session is over: the numbers, and one line in the log."""
         self.sessions.discard(relay)
-        self._cells[self._counted["sessions"]] -= 1
-        self._cells[self._counted["connections"]] += 1
-        tally, service = relay.serving.tally, relay.service
-        tally.finished()
-        if relay.index is not None:
-            relay.backends.release(relay.index)
-        if not relay.upstream:
-            tally.refused(relay.session.ended, relay.attempts)
-        elif relay.index is not None:
-            relay.backends.carried(relay.index, relay.upstream.sent, relay.client.sent)
-        if service.log == "all" or (service.log == "errors" and relay.session.ended != BOTH_CLOSED):
+        self._ended += 1
+        serving, backends, index = relay.serving, relay.backends, relay.index
+        serving.tally.finished()
+        if relay.upstream is None:
+            serving.tally.refused(relay.ended, relay.attempts)
+            if index is not None:
+                backends.release(index)
+        elif index is not None:
+            backends.release(index)
+            backends.carried(index, relay.upstream.sent, relay.client.sent)
+        log = serving.service.log
+        if log == "all" or (log == "errors" and relay.ended != BOTH_CLOSED):
             self.log.event("connection", **relay.summary(self.now()))
-        gate = relay.serving.gate
-        if gate is not None:
+        if serving.gate is not None:
             if relay.admitted:
-                gate.leave(relay.client_address[0])
-            if relay.serving.paused:
-                self._resume_service(relay.serving)
+                serving.gate.leave(relay.client_address[0])
+            if serving.paused:
+                self._resume_service(serving)
         if self._paused and not self.draining and not self.full:
             self._resume_accepting()
 
@@ -141,7 +136,7 @@ class Worker:
     @property
     def full(self):
         """Whether one more session might find no file descriptor."""
-        return len(self.sessions) >= self._most_sessions
+        return len(self.sessions) >= self.most_sessions
 
     # -- accepting -------------------------------------------------------------------------------------------------
 
@@ -219,6 +214,7 @@ class Worker:
                 self.drain("SIGTERM")
             if self._terminations > 1:
                 self._abort_all("stopped")
+        self._publish()
         self.log.event("worker ends", counters=self._own_counters())
         self.log.flush()
         return 0
@@ -274,9 +270,17 @@ class Worker:
             self._look_for_timeouts(now)
         if now >= self.udp.next_look:
             self.udp.look(now)
+        self._publish()
         if self.log.waiting:
             self.log.flush()
             self._cells[self._counted["log_dropped"]] = self.log.dropped
+
+    def _publish(self):
+        """Tell what this worker has; once a turn, not for each session."""
+        self._cells[self._counted["sessions"]] = len(self.sessions) + len(self.udp.table.flows)
+        if self._ended:
+            self.count("connections", self._ended)
+            self._ended = 0
 
     def _look_for_timeouts(self, now):
         self._next_timeouts = now + self._look_interval

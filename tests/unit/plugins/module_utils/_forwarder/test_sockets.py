@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import os
 import select
 import socket
 import sys
@@ -39,16 +40,20 @@ def test_a_listener_and_what_is_accepted_from_it(address, family, seconds, said)
         with sockets.listening_socket(address, listener.getsockname()[1], 16):
             pass  # a second slot may have the same address
         with pytest.raises(BlockingIOError):
-            sockets.accept(listener, family)
+            sockets.accept(listener._accept, family)
         with socket.create_connection(listener.getsockname()[:2]) as client:
             select.select([listener], [], [], 10)
-            accepted, peer = sockets.accept(listener, family)
+            accepted, peer = sockets.accept(listener._accept, family)
             assert peer[:2] == client.getsockname()[:2]
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert keepalive(accepted)[: len(said)] == said
             assert accepted.getsockopt(socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT) == 2500
             with pytest.raises(BlockingIOError):
-                accepted.recv(1)
+                accepted.recv(1, socket.MSG_DONTWAIT)
+            assert os.get_blocking(accepted.fileno()), "one system call less"
+            sockets.make_non_blocking(accepted)
+            with pytest.raises(BlockingIOError):
+                os.read(accepted.fileno(), 1)
             accepted.close()
 
 
@@ -85,11 +90,18 @@ class FakeSocket:
 def fake(monkeypatch):
     FakeSocket.made = []
     monkeypatch.setattr(sockets.socket, "socket", FakeSocket)
+    monkeypatch.setattr(sockets.socket, "SocketType", FakeSocket)
     return FakeSocket
 
 
-def transparent(source, port=0, **options):
-    return sockets.transparent_socket(sockets.family_of(source), source, port, make=FakeSocket, **options)
+TARGET = ("198.18.0.21", 8080)
+
+
+def begun(source, port=0, ports=None):
+    """Return the socket of a connect from a source, begun as source.py does."""
+    family = sockets.family_of(source)
+    options = sockets.transparent_options(family, ports, kept=bool(port)) + sockets.upstream_options()
+    return sockets.begin_connect(family, options, (source, port), TARGET)
 
 
 TEST_TRANSPARENT = [
@@ -100,66 +112,69 @@ TEST_TRANSPARENT = [
 
 
 @pytest.mark.parametrize(("source", "port", "option", "no_port"), TEST_TRANSPARENT)
-def test_a_transparent_socket(fake, source, port, option, no_port):
-    made = transparent(source, port)
+def test_a_transparent_source(fake, source, port, option, no_port):
+    made = begun(source, port)
     assert made.options[option] == 1
     assert ((socket.IPPROTO_IP, sockets.IP_BIND_ADDRESS_NO_PORT) in made.options) is no_port
     assert ((socket.SOL_SOCKET, socket.SO_REUSEADDR) in made.options) is not no_port
-    assert made.calls == [("bind", (source, port))]
+    assert made.calls == [("bind", (source, port)), ("connect", TARGET)]
+
+
+def test_a_transparent_socket(fake):
+    made = sockets.transparent_socket(socket.AF_INET, "203.0.113.7")
+    assert made.options[socket.IPPROTO_IP, sockets.IP_TRANSPARENT] == 1
+    assert made.calls == [("bind", ("203.0.113.7", 0))]
 
 
 @pytest.mark.parametrize("source", ["203.0.113.7", "2001:db8:1::10"])
 def test_a_slice_is_for_a_port_the_kernel_chooses(fake, source):
     ports = sockets.port_range(32768, 34531)
     key = (socket.IPPROTO_IP, sockets.IP_LOCAL_PORT_RANGE)
-    assert transparent(source, ports=ports).options[key] == (34531 << 16 | 32768).to_bytes(4, sys.byteorder)
-    assert key not in transparent(source, 4000, ports=ports).options
+    assert begun(source, ports=ports).options[key] == (34531 << 16 | 32768).to_bytes(4, sys.byteorder)
+    assert key not in begun(source, 4000, ports=ports).options
 
 
 @pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
 def test_an_upstream_connection(address, family):
     with socket.create_server((address, 0), family=family) as server:
-        upstream = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        with upstream:
-            sockets.begin_connect(upstream, address, server.getsockname()[1], 1.5)
-            assert upstream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        options = sockets.upstream_options(1.5)
+        upstream = sockets.begin_connect(family, options, None, server.getsockname()[:2])
+        try:
             assert upstream.getsockopt(socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT) == 1500
+            assert not upstream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            sockets.send_at_once(upstream)
+            assert upstream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert sockets.connect_error(upstream) == 0
+        finally:
+            upstream.close()
 
 
 @pytest.mark.skipif(not sockets.has_port_ranges(), reason="Linux 6.3 or newer")
 @pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
 def test_the_kernel_chooses_within_the_range(address, family):
     first = 40000
+    options = ((socket.IPPROTO_IP, sockets.IP_LOCAL_PORT_RANGE, sockets.port_range(first, first + 63)),)
     with socket.create_server((address, 0), family=family, backlog=64) as server:
-        upstreams = []
-        for _connection in range(20):
-            upstream = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            upstream.setsockopt(socket.IPPROTO_IP, sockets.IP_LOCAL_PORT_RANGE, sockets.port_range(first, first + 63))
-            sockets.begin_connect(upstream, address, server.getsockname()[1])
-            upstreams.append(upstream)
+        target = server.getsockname()[:2]
+        upstreams = [sockets.begin_connect(family, options, None, target) for _connection in range(20)]
         assert {upstream.getsockname()[1] for upstream in upstreams} <= set(range(first, first + 64))
         for upstream in upstreams:
             upstream.close()
 
 
 def test_an_upstream_connect_is_begun_without_waiting(fake):
-    made = FakeSocket(socket.AF_INET, socket.SOCK_STREAM)
-    sockets.begin_connect(made, "198.18.0.21", 8080)
-    assert made.options == {
-        (socket.IPPROTO_TCP, socket.TCP_QUICKACK): 0,
-        (socket.IPPROTO_TCP, socket.TCP_NODELAY): 1,
-    }
-    assert made.calls[-1] == ("connect", ("198.18.0.21", 8080))
+    made = sockets.begin_connect(socket.AF_INET, sockets.upstream_options(), None, TARGET)
+    assert made.kind & socket.SOCK_NONBLOCK
+    assert made.options == {(socket.IPPROTO_TCP, socket.TCP_QUICKACK): 0}
+    assert made.calls == [("connect", TARGET)]
 
 
 def test_a_connect_that_fails_at_once_closes_the_socket(fake, monkeypatch):
     monkeypatch.setattr(FakeSocket, "error", errno.ENETUNREACH)
-    made = FakeSocket(socket.AF_INET, socket.SOCK_STREAM)
     with pytest.raises(OSError) as caught:
-        sockets.begin_connect(made, "198.18.0.21", 8080)
+        sockets.begin_connect(socket.AF_INET, (), None, TARGET)
     assert sockets.describe(caught.value) == "ENETUNREACH: Network is unreachable"
-    assert made.calls[-1] == "close"
+    assert FakeSocket.made[0].calls[-1] == "close"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +187,7 @@ def test_a_missing_capability_is_named(fake, monkeypatch, method, number, text):
 
     monkeypatch.setattr(FakeSocket, method, deny)
     with pytest.raises(sockets.CapabilityError) as caught:
-        transparent("203.0.113.7", 80)
+        begun("203.0.113.7", 80)
     assert text in sockets.describe(caught.value)
     assert fake.made[0].calls == ["close"]
 

@@ -14,6 +14,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.options 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.sockets import CapabilityError
 
 CLIENT = ("203.0.113.7", 4000)
+TARGET = ("198.18.0.21", 8080)
 SLICE = PortRange(40000, 40063)
 
 
@@ -22,16 +23,17 @@ class Kernel:
 
     def __init__(self, monkeypatch):
         self.taken, self.asked, self.options = set(), [], []
-        monkeypatch.setattr(source.sockets, "transparent_socket", self.transparent)
-        monkeypatch.setattr(source.sockets, "begin_connect", lambda *_arguments: None)
-        monkeypatch.setattr(source.socket, "SocketType", lambda *_arguments: "own")
+        monkeypatch.setattr(source.sockets, "begin_connect", self.begin_connect)
 
-    def transparent(self, _family, address, port, _kind, ports, make):
-        self.asked.append(port)
-        self.options.append(ports)
-        if port in self.taken:
+    def begin_connect(self, _family, options, address, target):
+        assert target == TARGET
+        if address is None:
+            return "own"
+        self.asked.append(address[1])
+        self.options.append({name: value for _level, name, value in options})
+        if address[1] in self.taken:
             raise self.error
-        return (address, port)
+        return address
 
     error = OSError(errno.EADDRINUSE, "")
 
@@ -50,9 +52,9 @@ def ladder(ports=None, **options):
 TEST_STEPS = [
     ("any", "refuse", set(), (CLIENT[0], 0), "any", []),
     ("keep", "refuse", set(), CLIENT, "kept", []),
-    ("keep", "refuse", {4000}, (CLIENT[0], 0), "any", ["source: port taken"]),
-    ("keep", "own", {4000, 0}, "own", "own", ["source: port taken", "source: no port left"]),
-    ("any", "own", {0}, "own", "own", ["source: no port left"]),
+    ("keep", "refuse", {4000}, (CLIENT[0], 0), "any", ["port taken"]),
+    ("keep", "own", {4000, 0}, "own", "own", ["port taken", "no port left"]),
+    ("any", "own", {0}, "own", "own", ["no port left"]),
 ]
 
 
@@ -61,7 +63,7 @@ TEST_STEPS = [
 def test_steps(kernel, port, fallback, taken, made, step, counters, number):
     kernel.taken, kernel.error = taken, OSError(number, "")
     one, counted = ladder(source_port=port, source_fallback=fallback)
-    assert one.connect(*CLIENT, "198.18.0.21", 8080) == (made, step)
+    assert one.connect(CLIENT, TARGET) == (made, step)
     assert counted == counters
 
 
@@ -69,16 +71,16 @@ def test_without_a_fallback_the_last_step_fails(kernel):
     kernel.taken = {4000, 0}
     one, counted = ladder(source_port="keep")
     with pytest.raises(OSError) as caught:
-        one.connect(*CLIENT, "198.18.0.21", 8080)
+        one.connect(CLIENT, TARGET)
     assert caught.value.errno == errno.EADDRINUSE
-    assert counted == ["source: port taken"]
+    assert counted == ["port taken"]
 
 
 def test_another_error_is_no_step(kernel):
     kernel.taken, kernel.error = {4000, 0}, OSError(errno.ENETUNREACH, "")
     one, counted = ladder(source_port="keep", source_fallback="own")
     with pytest.raises(OSError) as caught:
-        one.connect(*CLIENT, "198.18.0.21", 8080)
+        one.connect(CLIENT, TARGET)
     assert caught.value.errno == errno.ENETUNREACH
     assert counted == []
 
@@ -86,40 +88,41 @@ def test_another_error_is_no_step(kernel):
 def test_a_low_port_that_may_not_be_bound_is_not_kept(kernel):
     kernel.taken, kernel.error = {700}, CapabilityError(errno.EACCES, "")
     one, counted = ladder(source_port="keep")
-    assert one.connect(CLIENT[0], 700, "198.18.0.21", 8080) == ((CLIENT[0], 0), "any")
-    assert counted == ["source: port not permitted"]
+    assert one.connect((CLIENT[0], 700), TARGET) == ((CLIENT[0], 0), "any")
+    assert counted == ["port not permitted"]
 
 
 def test_without_cap_net_raw_no_step_helps(kernel):
     kernel.taken, kernel.error = {4000, 0}, CapabilityError(errno.EPERM, "")
     one, _counted = ladder(source_port="keep", source_fallback="own")
     with pytest.raises(CapabilityError):
-        one.connect(*CLIENT, "198.18.0.21", 8080)
+        one.connect(CLIENT, TARGET)
 
 
 def test_the_kernel_is_told_the_slice(kernel):
     one, _counted = ladder(source.Ports(SLICE))
-    one.connect(*CLIENT, "198.18.0.21", 8080)
-    assert kernel.options == [source.sockets.port_range(40000, 40063)]
+    one.connect(CLIENT, TARGET)
+    (options,) = kernel.options
+    assert options[source.sockets.IP_LOCAL_PORT_RANGE] == source.sockets.port_range(40000, 40063)
 
 
 def test_an_older_kernel_is_given_one_port_after_the_other(kernel):
     one, _counted = ladder(source.Ports(SLICE, by_kernel=False))
-    made = [one.connect(*CLIENT, "198.18.0.21", 8080)[0][1] for _connection in range(64)]
+    made = [one.connect(CLIENT, TARGET)[0][1] for _connection in range(64)]
     assert sorted(made) == list(range(40000, 40064))
-    assert set(kernel.options) == {None}
+    assert not any(source.sockets.IP_LOCAL_PORT_RANGE in options for options in kernel.options)
 
 
 def test_an_older_kernel_skips_what_is_taken(kernel):
     kernel.taken = set(range(40000, 40063))
     one, _counted = ladder(source.Ports(SLICE, by_kernel=False))
     for _connection in range(3):
-        assert one.connect(*CLIENT, "198.18.0.21", 8080) == ((CLIENT[0], 40063), "any")
+        assert one.connect(CLIENT, TARGET) == ((CLIENT[0], 40063), "any")
 
 
 def test_the_tries_of_one_connection_are_bounded(kernel):
     kernel.taken = set(range(1024, 65536))
     one, _counted = ladder(source.Ports(PortRange(1024, 65535), by_kernel=False))
     with pytest.raises(OSError):
-        one.connect(*CLIENT, "198.18.0.21", 8080)
+        one.connect(CLIENT, TARGET)
     assert len(kernel.asked) == source.TRIES

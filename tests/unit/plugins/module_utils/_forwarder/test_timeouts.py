@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import timeouts
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Backend, Listener, Service
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.session import Session, State
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.session import State
 
 
 def service(**options):
@@ -19,8 +19,7 @@ class Relay:
     """What look() needs of one."""
 
     def __init__(self, state=State.OPEN, **options):
-        self.session = Session()
-        self.session.state = state
+        self.state = state
         self.service = service(**options)
         self.seen_moved = self.seen_at = 0
         self.seen_state = None
@@ -73,7 +72,7 @@ def test_an_end_of_one_side_begins_the_shorter_one():
 
     def each(second):
         if second == 50:
-            relay.session.state = State.CLIENT_ENDED
+            relay.state = State.CLIENT_ENDED
 
     assert looks(relay, 99, each) == (55, "half-closed timeout")
 

@@ -77,6 +77,7 @@ class Host:
         self.worker._turn()
 
     def sessions(self):
+        self.worker._publish()
         return self.region.cells[self.region.cell(0, "worker", "sessions")]
 
     def events(self, name):

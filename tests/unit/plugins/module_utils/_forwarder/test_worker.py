@@ -37,9 +37,10 @@ class Host:
     def relay(self):
         """Return a session of a client that has not chosen a backend yet, and the client's end."""
         client, accepted = socket.socketpair()
-        serving = self.worker._acceptors[0].serving
-        relay = Relay(self.worker, serving, self.listen[0], accepted, ("203.0.113.7", 4000))
-        self.worker.began(relay)
+        acceptor = self.worker._acceptors[0]
+        relay = Relay(self.worker, acceptor, accepted, ("203.0.113.7", 4000))
+        self.worker.sessions.add(relay)
+        acceptor.serving.tally.began()
         return relay, client
 
     def lines(self, event):
@@ -90,7 +91,7 @@ def test_a_defect_in_the_workers_own_timer_is_not_hidden(host):
 
 def test_a_worker_that_is_full_says_so_once_and_goes_on_when_a_session_ends(host):
     relay, client = host.relay()
-    host.worker._most_sessions = 1
+    host.worker.most_sessions = 1
     host.worker.cover([1])  # a client may meet either socket of its address
     host.worker.set_accepting(True)
     clients = [socket.create_connection(("127.0.0.1", port)) for port in host.ports]
@@ -146,9 +147,12 @@ def test_sessions_are_told_oldest_first_and_bounded(host):
 
 def test_a_worker_counts_in_its_row(host):
     relay, client = host.relay()
+    host.worker._publish()
     assert host.region.total("service", "sessions", 0) == host.region.total("worker", "sessions") == 1
     relay.refuse("client address is denied")
     client.close()
+    host.worker._publish()
+    assert host.region.total("worker", "connections") == 1
     assert host.region.total("service", "sessions", 0) == host.region.total("worker", "sessions") == 0
     assert host.region.cells[host.region.cell(0, "service", "refused_denied")] == 1
     assert host.region.cells[host.region.cell(1, "service", "refused_denied")] == 0
@@ -157,7 +161,7 @@ def test_a_worker_counts_in_its_row(host):
 @pytest.mark.parametrize(("mode", "lines"), [("all", 1), ("errors", 1), ("none", 0)])
 def test_what_a_service_logs(host, mode, lines):
     relay, client = host.relay()
-    relay.service = replace(host.service, log=mode)
+    relay.serving.service = replace(host.service, log=mode)
     relay.abort("over")
     client.close()
     assert len(host.lines("connection")) == lines
