@@ -17,6 +17,7 @@ from operator import add
 
 from . import shared
 from .health import PassiveHealth
+from .shared import EPOCH_ADMIN, EPOCH_HEALTH, LATENCY_BOUNDS
 from .strategies import STRATEGIES
 
 REFRESH = 0.1  # seconds between two looks at the connections other workers have
@@ -107,7 +108,7 @@ class Backends:
         by release().
         """
         cells = self._cells
-        if cells[shared.EPOCH_HEALTH] + cells[shared.EPOCH_ADMIN] != self._epoch or now >= self._next_review:
+        if cells[EPOCH_HEALTH] + cells[EPOCH_ADMIN] != self._epoch or now >= self._next_review:
             self._review(now)
         candidates = self._ready
         if tried or self._limited or not self.health.all_well:
@@ -138,7 +139,7 @@ class Backends:
         cells[self._connections + index] += 1
         cells[self._succeeded + index] = int(now * 1000)
         microseconds = int(seconds * 1e6)
-        cells[self._latency + bisect_left(shared.LATENCY_BOUNDS, microseconds) * self._buckets_apart + index] += 1
+        cells[self._latency + bisect_left(LATENCY_BOUNDS, microseconds) * self._buckets_apart + index] += 1
         cells[self._latency_sum + index] += microseconds
         return not self.health.all_well and self.health.succeeded(index)
 
@@ -184,7 +185,7 @@ class Backends:
 
     def _review(self, now):
         """Look at the states anew: the checker, an operator, or the time of a slow start has changed something."""
-        self._epoch = self._cells[shared.EPOCH_HEALTH] + self._cells[shared.EPOCH_ADMIN]
+        self._epoch = self._cells[EPOCH_HEALTH] + self._cells[EPOCH_ADMIN]
         self._next_review = float("inf")
         state = self._region.state
         indexes = range(len(self.backends))

@@ -26,7 +26,7 @@ from __future__ import annotations
 from socket import MSG_DONTWAIT, MSG_MORE
 
 from . import sockets
-from .poller import ENDED, ERROR, FIN, URGENT, WRITE
+from .poller import ENDED, ERROR, FIN, READ, URGENT, WRITE
 from .splice import PIPE_SIZE, splice
 
 BUFFER_SIZE = 65536  # bytes
@@ -39,6 +39,7 @@ _view = memoryview(_buffer)
 
 _UNUSUAL = ENDED | URGENT
 _ROOM = WRITE | ERROR
+_NOT_ROOM = ~WRITE
 _AND_THAT_WAS_ALL = MSG_DONTWAIT | MSG_MORE
 
 
@@ -55,6 +56,7 @@ class Side:
         "peer",
         "pending",
         "pipe",
+        "plain",
         "readable",
         "relay",
         "reset",
@@ -80,14 +82,20 @@ class Side:
         self.ended = False
         self.thorough = False
         self.nagling = nagling  # whether it has yet to be told TCP_NODELAY
+        self.plain = False  # whether there is nothing to consider but the bytes that come
         self.writable_watched = False
 
     def ready(self, mask):
         """The poller's callback."""
+        if self.plain and mask & _NOT_ROOM == READ:
+            self.pump()
+        elif self.peer is not None:  # else closed earlier in this turn
+            self._ready(mask)
+
+    def _ready(self, mask):
         peer = self.peer
-        if peer is None:
-            return  # closed earlier in this turn
         if mask & _UNUSUAL:
+            self.plain = False
             if mask & ENDED == FIN:  # and no reset, which would take with it what was held back
                 self.flags = _AND_THAT_WAS_ALL
             if mask & _UNUSUAL != FIN:
@@ -103,6 +111,15 @@ class Side:
                 self.readable = True
         if mask & _ROOM and (peer.pending is not None or peer.pipe is not None):
             peer.push()
+        if not mask & _UNUSUAL:
+            self.plain = self._is_plain(peer)
+
+    def _is_plain(self, peer):
+        """Whether nothing is held on either way, no end is known, and the peer has all it has to be told."""
+        if self.peer is None or self.ended or self.thorough or self.full or peer.nagling:
+            return False
+        held = self.pending or self.pipe or peer.pending or peer.pipe
+        return held is None and self.flags == MSG_DONTWAIT
 
     @property
     def blocked(self):
@@ -111,14 +128,14 @@ class Side:
 
     def pump(self):
         """Move what this side has said to the other; returns whether there was anything (an end counts)."""
-        if self.full >= FULL_READS and self.pipe is None:
-            self._take_pipe()
-        if self.pipe is not None:
-            self._pump_pipe()
-            return True
-        peer, reads = self.peer, 0
-        while reads < READS_IN_A_ROW:
-            reads += 1
+        if not self.plain and self.full:
+            if self.full >= FULL_READS and self.pipe is None:
+                self._take_pipe()
+            if self.pipe is not None:
+                self._pump_pipe()
+                return True
+        peer, reads = self.peer, READS_IN_A_ROW
+        while reads:
             try:
                 count = self.sock.recv_into(_buffer, BUFFER_SIZE, MSG_DONTWAIT)
             except BlockingIOError:
@@ -140,22 +157,31 @@ class Side:
                 return True
             peer.sent += taken
             if taken < count:
-                self.pending = memoryview(bytes(_view[taken:count]))
-                self.readable = True
-                peer.watch_room()
+                self._hold(_view[taken:count])
                 return True
-            if count < BUFFER_SIZE:
+            if count == BUFFER_SIZE:
+                self.plain = False
+                self.full += 1
+                if self.full >= FULL_READS:
+                    break
+            elif self.plain:
+                return True
+            else:
                 self.full = 0
-                if self.thorough:
-                    continue
-                if self.flags == _AND_THAT_WAS_ALL:
-                    self._end()
-                return True
-            self.full += 1
-            if self.full >= FULL_READS:
-                break
+                if not self.thorough:
+                    if self.flags == _AND_THAT_WAS_ALL:
+                        self._end()
+                    return True
+            reads -= 1
         self.relay.worker.selector.again(self.ready)
         return True
+
+    def _hold(self, rest):
+        """Keep what the peer did not take, until it has room."""
+        self.pending = memoryview(bytes(rest))
+        self.readable = True
+        self.plain = False
+        self.peer.watch_room()
 
     def push(self):
         """The peer has room: hand over what waits for it, then go on reading."""
@@ -189,6 +215,7 @@ class Side:
 
     def watch_room(self):
         """Have the poller say when this side takes more."""
+        self.plain = False
         if not self.writable_watched:
             self.writable_watched = True
             self.relay.worker.selector.watch_writable(self.number)
@@ -254,6 +281,7 @@ class Side:
 
     def _end(self):
         self.ended = True
+        self.plain = False
         if self.pipe is not None:
             self._return_pipe()
         self.relay.handle(self.eof)
@@ -285,10 +313,10 @@ class Side:
 
     def detach(self):
         """Forget the socket and everything that refers back, so that no garbage is left to collect; return it."""
-        sock, self.sock = self.sock, None
-        worker = self.relay.worker
-        worker.selector.forget(self.number)
+        sock = self.sock
+        self.relay.worker.selector.forget(self.number)
         if self.pipe is not None:
             self._return_pipe()
-        self.peer = self.pending = self.relay = None
+        self.sock = self.peer = self.pending = self.relay = None
+        self.plain = False
         return sock

@@ -36,6 +36,7 @@ class Ports:
     """
 
     def __init__(self, slice_=None, by_kernel=True):
+        self.by_kernel = by_kernel or not slice_
         self.option = None  # what sockets.transparent_options() takes as ports
         self._explicit = None
         if slice_ and by_kernel:
@@ -85,6 +86,8 @@ class Source:
                     raise
                 self._count("port taken")
         try:
+            if self._ports.by_kernel:
+                return sockets.begin_connect(family, self._choosing[family], (client[0], 0), target), ANY
             return self._from_slice(family, client[0], target), ANY
         except OSError as error:
             if error.errno not in _TAKEN or not self.may_be_own:
@@ -99,9 +102,8 @@ class Source:
     def _from_slice(self, family, client, target):
         taken = None
         for candidate in self._ports.candidates():
-            options = self._keeping[family] if candidate else self._choosing[family]
             try:
-                return sockets.begin_connect(family, options, (client, candidate), target)
+                return sockets.begin_connect(family, self._keeping[family], (client, candidate), target)
             except OSError as error:
                 if error.errno not in _TAKEN:
                     raise
