@@ -19,11 +19,12 @@ from .proxy_protocol import LONGEST, MalformedHeader
 class Greeting:
     """Reports the header to ``relay.introduced(header)``, or why there is none to ``relay.refuse(reason)``."""
 
-    __slots__ = ("_deadline", "_timeout", "relay")
+    __slots__ = ("_deadline", "_timeout", "_waiting", "relay")
 
     def __init__(self, relay, timeout):
         self.relay = relay
         self._timeout = timeout
+        self._waiting = True
         worker = relay.worker
         self._deadline = worker.wheel.add(worker.now() + timeout, self._too_slow)
         worker.selector.watch(relay.client.number, self.ready)
@@ -52,7 +53,8 @@ class Greeting:
             self.relay.introduced(header)
 
     def _too_slow(self):
-        if self.relay.client.sock is not None:
+        self.ready(0)  # it may have come while this worker was busy with others
+        if self._waiting and self.relay.client.sock is not None:
             self._over(f"no PROXY header within {self._timeout:g} s")
 
     def _over(self, reason):
@@ -61,6 +63,7 @@ class Greeting:
 
     def _leave(self):
         """Take the client out of the poller: what arrived meanwhile is then reported when the relay puts it in."""
+        self._waiting = False
         worker = self.relay.worker
         worker.wheel.discard(self._deadline, self._too_slow)
         worker.selector.unregister(self.relay.client.number)

@@ -85,5 +85,12 @@ class Poller:
         self._epoll.close()
 
 
+def events_now(number):
+    """Return the mask of what a descriptor is ready for at this moment, 0 for nothing (without URGENT and FIN)."""
+    poll = select.poll()
+    poll.register(number, select.POLLIN | select.POLLOUT)  # poll(2) and epoll have the same bits
+    return sum(mask for _number, mask in poll.poll(0))
+
+
 def _number(source):
     return source if isinstance(source, int) else source.fileno()

@@ -12,7 +12,7 @@ import errno
 
 from . import proxy_protocol, sockets, spoof
 from .greeting import Greeting
-from .poller import ENDED, WRITE
+from .poller import ENDED, WRITE, events_now
 from .session import TABLE, Action, Event, Session, State, compiled
 from .side import Side
 from .source import OWN
@@ -199,6 +199,10 @@ class Relay(Session):
 
     def _too_slow(self):
         self._timer = None
+        mask = events_now(self.upstream.number)
+        if mask:  # it is this worker that was slow: what came of the connect has not been looked at yet
+            self._connect_done(mask)
+            return
         self._attempt_failed(errno.ETIMEDOUT, f"no answer within {self.service.connect_timeout:g} s")
         self.handle(Event.ATTEMPT_FAILED)
 
@@ -215,7 +219,8 @@ class Relay(Session):
                 self._attempt_failed(number, sockets.describe_errno(number))
                 self.handle(Event.ATTEMPT_FAILED)
                 return
-        self._stop_timer()
+        if self._timer is not None:
+            self._stop_timer()
         now = self.worker.now()
         if self.backends.connected(self.index, now - self._attempted, now):
             self._log_health("backend answers again")

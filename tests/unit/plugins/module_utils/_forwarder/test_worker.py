@@ -10,9 +10,10 @@ import socket
 from dataclasses import replace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import channel, listeners, shared
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import channel, listeners, shared, sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Backend, Config, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.log import Log
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.session import State
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import Relay
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.worker import Worker
 
@@ -64,13 +65,13 @@ def host(tmp_path):
 
 
 def test_a_defect_in_the_timer_of_a_session_ends_that_session_only(host, monkeypatch):
-    def defect(_relay, _number, _why):
+    def defect(_relay):
         raise ZeroDivisionError
 
     ran = []
     relay, client = host.relay()
     other, other_client = host.relay()
-    monkeypatch.setattr(Relay, "_attempt_failed", defect)
+    monkeypatch.setattr(Relay, "_too_slow", defect)
     host.worker.wheel.add(0.0, relay._too_slow)
     host.worker.wheel.add(0.0, lambda: ran.append("the next timer of the same tick"))
     with client, other_client:
@@ -143,6 +144,44 @@ def test_sessions_are_told_oldest_first_and_bounded(host):
     for relay, client in relays:
         relay.abort("over")
         client.close()
+
+
+@pytest.fixture
+def attempt(host, monkeypatch):
+    """Begin an attempt at a server of this process, which has ``room`` for it or leaves the SYN unanswered."""
+    socks = []
+
+    def begin(room):
+        server = socket.create_server(("127.0.0.1", 0), backlog=0)
+        socks.append(server)
+        if not room:
+            socks.append(socket.create_connection(server.getsockname()))  # the backlog is one more than it says
+        relay, client = host.relay()
+        socks.append(client)
+        connected = sockets.begin_connect(socket.AF_INET, (), None, server.getsockname())
+        monkeypatch.setattr(relay.serving.source, "connect", lambda *_arguments: (connected, "any"))
+        relay.start()
+        assert relay.state is State.CONNECTING
+        return relay
+
+    yield begin
+    for sock in socks:
+        sock.close()
+
+
+def test_a_backend_that_answered_a_busy_worker_is_not_to_blame(attempt):
+    relay = attempt(room=True)
+    relay._too_slow()
+    assert relay.state is State.OPEN
+    assert relay.backends.health.all_well
+    relay.abort("over")
+
+
+def test_a_backend_that_did_not_answer_is(attempt):
+    relay = attempt(room=False)
+    relay._too_slow()
+    assert relay.ended == "no answer within 1 s"
+    assert not relay.backends.health.all_well
 
 
 def test_a_worker_counts_in_its_row(host):
