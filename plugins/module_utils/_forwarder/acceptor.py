@@ -13,7 +13,7 @@ from .acl import AccessList, Networks
 from .limits import PER_SERVICE, Gate
 from .poller import READ
 from .source import Source
-from .tcp import Relay
+from .tcp import FACTS, Relay
 
 ACCEPTS_IN_A_ROW = 32  # a batch: then the sessions that are already there get their turn
 CLIENTS_KNOWN = 8192  # addresses a service remembers the family and the refusal of
@@ -89,6 +89,8 @@ class Acceptor:
             family: tuple((one.address(family), one.port_of(listener)) for one in backends.backends)
             for family, backends in serving.groups.items()
         }
+        #: Logs the values of tcp.FACTS.
+        self.log = worker.log.kind("connection", FACTS, service=serving.service.name, listener=str(listener))
         self._listening = False
         self._batch = 1
         serving.acceptors.append(self)

@@ -31,6 +31,7 @@ from .splice import PIPE_SIZE, splice
 
 BUFFER_SIZE = 65536  # bytes
 READS_IN_A_ROW = 4  # full buffers one side may bring before the others get their turn
+_TURNS = range(READS_IN_A_ROW)
 FULL_READS = 2  # in a row: then this direction is bulk, and worth a pipe
 PATIENCE = 256  # full reads until a direction that got no pipe asks again
 
@@ -128,14 +129,14 @@ class Side:
 
     def pump(self):
         """Move what this side has said to the other; returns whether there was anything (an end counts)."""
-        if not self.plain and self.full:
+        if self.full:
             if self.full >= FULL_READS and self.pipe is None:
                 self._take_pipe()
             if self.pipe is not None:
                 self._pump_pipe()
                 return True
-        peer, reads = self.peer, READS_IN_A_ROW
-        while reads:
+        peer = self.peer
+        for _turn in _TURNS:
             try:
                 count = self.sock.recv_into(_buffer, BUFFER_SIZE, MSG_DONTWAIT)
             except BlockingIOError:
@@ -159,20 +160,19 @@ class Side:
             if taken < count:
                 self._hold(_view[taken:count])
                 return True
-            if count == BUFFER_SIZE:
-                self.plain = False
-                self.full += 1
-                if self.full >= FULL_READS:
-                    break
-            elif self.plain:
-                return True
-            else:
+            if count < BUFFER_SIZE:
+                if self.plain:
+                    return True
                 self.full = 0
                 if not self.thorough:
                     if self.flags == _AND_THAT_WAS_ALL:
                         self._end()
                     return True
-            reads -= 1
+            else:
+                self.plain = False
+                self.full += 1
+                if self.full >= FULL_READS:
+                    break
         self.relay.worker.selector.again(self.ready)
         return True
 
@@ -242,7 +242,7 @@ class Side:
         The pipe is kept until the side is drained; whether the next read is bulk again depends on how much this was.
         """
         pipe = self.pipe
-        for _turn in range(READS_IN_A_ROW):
+        for _turn in _TURNS:
             try:
                 pipe.held = splice(self.number, pipe.write_end, PIPE_SIZE)
             except BlockingIOError:

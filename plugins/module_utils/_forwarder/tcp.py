@@ -323,28 +323,45 @@ class Relay(Session):
         if self.service.keepalive and self.upstream is not None:
             sockets.keep_alive(self.upstream.sock, self.service.keepalive)
 
-    def summary(self, now):
-        """Return the fields of this connection's line in the log; durations in seconds, sizes in bytes."""
+    def facts(self, now):
+        """Return the values of FACTS, for this connection's line in the log."""
         connected = self.upstream is not None and self.ended is not None
-        backend = self.backend
-        fields = {
-            "service": self.service.name,
-            "client": self.client_address[0],
-            "client_port": self.client_address[1],
-            "listener": str(self.acceptor.listener),
-            "backend": backend.name if backend else None,
-            "source": self._own or self.client_address[0] if connected else None,
-            "source_step": self.step if connected else None,
-            "attempts": self.attempts,
-            "bytes_to_backend": self.upstream.sent if connected else 0,
-            "bytes_to_client": self.client.sent,
-            "duration": round(now - self.started, 6),
-            "ended": self.ended,
-        }
+        client, client_port = self.client_address[:2]
+        return (
+            client,
+            client_port,
+            self.backend.name if self.backend else None,
+            self._own or client if connected else None,
+            self.step if connected else None,
+            self.attempts,
+            self.upstream.sent if connected else 0,
+            self.client.sent,
+            round(now - self.started, 6),
+            self.ended,
+        )
+
+    def summary(self, now):
+        """Return the fields of a line about this connection as a dictionary."""
+        fields = {"service": self.service.name, "listener": str(self.acceptor.listener)}
+        fields.update(zip(FACTS, self.facts(now)))
         if self.via is not None:
             fields["via"] = self.via
         return fields
 
+
+#: What the log says of each connection; duration in seconds, sizes in bytes.
+FACTS = (
+    "client",
+    "client_port",
+    "backend",
+    "source",
+    "source_step",
+    "attempts",
+    "bytes_to_backend",
+    "bytes_to_client",
+    "duration",
+    "ended",
+)
 
 Relay.table = compiled(
     {

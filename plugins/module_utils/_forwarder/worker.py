@@ -120,7 +120,10 @@ class Worker:
             backends.carried(index, relay.upstream.sent, relay.client.sent)
         log = serving.service.log
         if log == "all" or (log == "errors" and relay.ended != BOTH_CLOSED):
-            self.log.event("connection", **relay.summary(self.now()))
+            if relay.via is None:
+                relay.acceptor.log(relay.facts(self.now()))
+            else:
+                self.log.event("connection", **relay.summary(self.now()))
         if serving.gate is not None:
             if relay.admitted:
                 serving.gate.leave(relay.client_address[0])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 
 import pytest
@@ -35,6 +36,37 @@ def test_a_line_is_a_json_object_with_time_and_base(tmp_path):
     assert record.pop("time") > 1e9
     assert record.pop("level") == "info"
     assert record == {"event": "connection", "pid": 7, "client": "2001:db8::1", "duration": 0.5}
+
+
+VALUES = ["a b", "100 %s", 'ü"\\', "", None, 0, -1, 0.25, 1e-06, True, "\n"]
+
+
+@pytest.mark.parametrize("format", ["json", "logfmt"])
+def test_a_kind_of_line_is_the_line_that_event_writes(tmp_path, format):
+    with open(tmp_path / "log", "wb") as stream:
+        log = Log(stream.fileno(), format=format, pid=7, role="100 %")
+        names = [f"field_{number}" for number in range(len(VALUES))]
+        kind = log.kind("connection", names, service="50 %s web", port=None)
+        log.event("connection", service="50 %s web", port=None, **dict(zip(names, VALUES)))
+        kind(VALUES)
+        log.set_level("warning")
+        kind(VALUES)
+        log.flush()
+    one, other = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+    time = re.compile(r'(?<=time[":=])[:\d.]+')
+    assert time.sub("", one) == time.sub("", other)
+    assert len(time.findall(other)) == 1
+
+
+def test_a_kind_of_line_waits_and_is_dropped_like_any_other():
+    read, write = os.pipe()
+    log = Log(write)
+    kind = log.kind("connection", ["number"])
+    for number in range(MAX_WAITING + 5):
+        kind([number])
+    assert log.dropped == 5
+    os.close(read)
+    os.close(write)
 
 
 def test_a_pipe_nobody_reads_does_not_block_and_drops_are_counted():
@@ -94,7 +126,9 @@ def test_writes_to_a_socket_are_whole_lines_of_at_most_pipe_buf():
     "value", ['é\u2028"\\\n\ud800', None, True, 3, 1.5, float("inf"), [1, {"a": (1, 2)}], {}, {"of": 1}, object]
 )
 def test_values_are_spelled_as_json_does(value):
-    assert log_module.ENCODERS["json"](value) == json.dumps(value, separators=(",", ":"), default=str)
+    line, values = log_module.ENCODERS["json"]
+    for spell in (line, values[type(value)]):
+        assert spell(value) == json.dumps(value, separators=(",", ":"), default=str)
 
 
 def written(directory, work, **settings):
