@@ -129,7 +129,7 @@ class Side:
 
     def pump(self):
         """Move what this side has said to the other; returns whether there was anything (an end counts)."""
-        if self.full:
+        if not self.plain:
             if self.full >= FULL_READS and self.pipe is None:
                 self._take_pipe()
             if self.pipe is not None:

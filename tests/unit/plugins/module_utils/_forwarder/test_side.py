@@ -10,6 +10,7 @@ import random
 import socket
 import struct
 import threading
+import time
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import side as side_module
@@ -193,6 +194,20 @@ def test_bulk_goes_through_a_pipe_and_small_data_does_not(monkeypatch):
         send(middle.client, bytes(20 << 20), [1 << 20])
         assert receive(middle.server)[0] == 20 << 20
         assert sum(moved) > 20 << 20, "in and out: most of it went through the pipe"
+
+
+def test_a_pipe_is_given_back_although_its_last_piece_was_small(monkeypatch):
+    whole = side_module.splice
+    monkeypatch.setattr(side_module, "_TURNS", range(1))  # others get their turn after each piece
+    monkeypatch.setattr(side_module, "splice", lambda source, target, count: whole(source, target, min(count, 1000)))
+    with Middle(8) as middle:
+        size = 2 * BUFFER_SIZE + 5000
+        middle.client.sendall(bytes(size))
+        assert len(exactly(middle.server, size)) == size
+        deadline = time.monotonic() + PATIENCE
+        while middle.pipes.lent and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert middle.pipes.lent == 0
 
 
 @pytest.mark.parametrize(("flag", "segments"), [(socket.MSG_MORE, 2), (0, 3)])
