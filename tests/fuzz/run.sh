@@ -3,8 +3,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Run every fuzz target for so many seconds: tests/fuzz/run.sh SECONDS. A finding ends it with an error and stays in
-# .build/fuzz/TARGET-crash-…; what reaches new code is collected in .build/fuzz/TARGET.
+# Run every fuzz target for so many seconds, all at the same time: tests/fuzz/run.sh SECONDS. A finding ends its target with
+# an error and stays in .build/fuzz/TARGET-crash-…; what reaches new code is collected in .build/fuzz/TARGET.
 set -euo pipefail
 cd "$(dirname "$0")/../.." || exit
 seconds=${1:?how many seconds for each target}
@@ -15,11 +15,21 @@ if [ ! -x "$tools/bin/python" ] || ! "$tools/bin/python" -c 'import atheris' 2>/
     python3 -m venv "$tools"
     "$tools/bin/pip" install --quiet --disable-pip-version-check --requirement requirements/fuzz.txt
 fi
+fuzz() {
+    mkdir -p ".build/fuzz/$1"
+    "$tools/bin/python" "tests/fuzz/$1.py" ".build/fuzz/$1" "tests/fuzz/corpus/$1" \
+        -max_total_time="$seconds" -max_len=5000 -artifact_prefix=".build/fuzz/$1-" -print_final_stats=1 2>&1 |
+        tee ".build/fuzz/$1.log" | grep -E 'exec/s|number_of_executed_units|ERROR|Uncaught|Error:' | tail -n 5 | sed "s/^/$1: /"
+}
+
+running=()
 for program in tests/fuzz/*.py; do
-    target=$(basename "$program" .py)
-    mkdir -p ".build/fuzz/$target"
-    echo "fuzz: $target for $seconds s"
-    "$tools/bin/python" "$program" ".build/fuzz/$target" "tests/fuzz/corpus/$target" \
-        -max_total_time="$seconds" -max_len=5000 -artifact_prefix=".build/fuzz/$target-" -print_final_stats=1 2>&1 |
-        tee ".build/fuzz/$target.log" | grep -E 'exec/s|number_of_executed_units|ERROR|Uncaught|Error:' | tail -n 5
+    fuzz "$(basename "$program" .py)" &
+    running+=($!)
 done
+echo "fuzz: ${#running[@]} targets for $seconds s"
+found=0
+for process in "${running[@]}"; do
+    wait "$process" || found=1
+done
+exit "$found"
