@@ -24,6 +24,7 @@ from tests.lab import netns, wiring
 from tests.lab.netns import NamespaceLab
 
 BACKENDS = ("b", "c", "d")
+FAMILIES = ["ipv4", "ipv6"]
 PATIENCE = 20.0  # seconds; how long a positive expectation may take on a busy machine
 #: Runs the forwarders of the tests in the place of this process's Python, as their archive: what hosts have.
 PYTHON = os.environ.get("L4PROXY_TEST_PYTHON")
@@ -230,10 +231,11 @@ def connect(lab: NamespaceLab, address: str, port: int, host: str = "client", ti
         return socket.create_connection((address, port), timeout=timeout)
 
 
-def listen(lab: NamespaceLab, host: str, port: int) -> socket.socket:
-    """A TCP listener of a lab host on its IPv4 address."""
+def listen(lab: NamespaceLab, host: str, port: int, family: str = "ipv4") -> socket.socket:
+    """A TCP listener of a lab host on its address of a family."""
+    kind = socket.AF_INET6 if family == "ipv6" else socket.AF_INET
     with lab[host].inside():
-        listener = socket.create_server((lab[host].ipv4, port), backlog=512)
+        listener = socket.create_server((getattr(lab[host], family), port), family=kind, backlog=512)
     listener.settimeout(PATIENCE)
     return listener
 
@@ -289,8 +291,11 @@ def accept(listener: socket.socket) -> socket.socket:
 
 
 def pair(lab: NamespaceLab, listener: socket.socket, port: int) -> tuple[socket.socket, socket.socket]:
-    """(client's socket, backend's socket) of one connection through a; one byte was exchanged to prove it."""
-    client = connect(lab, lab["a"].ipv4, port)
+    """(client's socket, backend's socket) of one connection through a; one byte was exchanged to prove it.
+
+    It is of the listener's family.
+    """
+    client = connect(lab, lab["a"].ipv6 if listener.family == socket.AF_INET6 else lab["a"].ipv4, port)
     client.sendall(b"?")
     server = accept(listener)
     assert server.recv(1) == b"?"

@@ -48,12 +48,6 @@ def ready(forwarder):
         forwarder.ask("ready", backend=backend)
 
 
-@pytest.fixture
-def listener(lab):
-    with fl.listen(lab, "b", 9000) as listener:
-        yield listener
-
-
 def raw_client(forwarder):
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(fl.PATIENCE)

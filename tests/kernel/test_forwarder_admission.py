@@ -16,9 +16,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import p
 from tests.kernel import forwarder_lab as fl
 
 PROXIED, SENDING, DENIED, ALLOWED, PAUSE, REFUSE, EACH, RATE, RANGE = range(7300, 7309)
-FAMILIES = ["ipv4", "ipv6"]
+FAMILIES = fl.FAMILIES
 BEYOND = {"ipv4": "203.0.113.77", "ipv6": "2001:db8:77::7"}  # clients of the other proxy
-HELD = 9100  # a port on b where connections stay
+HELD = LISTENER = 9100  # a port on b where connections stay
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +61,6 @@ def forwarder(lab, servers):
         yield forwarder
 
 
-@pytest.fixture
-def listener(lab):
-    with fl.listen(lab, "b", HELD) as listener:
-        yield listener
-
-
-@pytest.fixture
-def new_lines(forwarder):
-    before = forwarder.settled()
-    return lambda count: forwarder.connections(before + count)[before:]
-
-
 def header(lab, family, version="v2", source=None):
     return proxy_protocol.build(version, source or BEYOND[family], 4711, getattr(lab["a"], family), 80)
 
@@ -94,15 +82,28 @@ def test_the_client_a_trusted_proxy_names_is_the_one_spoofed(lab, forwarder, new
     assert line["bytes_to_backend"] == 0, "the header is not the backend's"
 
 
-def test_a_header_that_names_nobody_leaves_the_proxy_as_the_client(lab, forwarder):
-    with fl.connect(lab, lab["a"].ipv4, PROXIED) as sock:
-        sock.sendall(proxy_protocol.unknown("v2"))
-        assert fl.receive_all(sock).decode().split()[0] == lab["client"].ipv4
+V2_START = b"\r\n\r\n\0\r\nQUIT\n\x21"
+NOBODY = {
+    "v1 UNKNOWN": proxy_protocol.unknown("v1"),
+    "v1 UNKNOWN with addresses": b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n",
+    "v2 LOCAL": proxy_protocol.unknown("v2"),
+    "v2 of unix sockets": V2_START + b"\x31\x00\xd8" + b"/".ljust(216, b"x"),
+    "v2 of no family that exists": V2_START + b"\xf1\x00\x03abc",
+}
 
 
-def test_who_is_not_trusted_is_a_plain_client(lab, forwarder, new_lines):
-    with fl.connect(lab, lab["a"].ipv4, PROXIED, host="d") as sock:
-        assert fl.receive_all(sock).decode().split()[0] == lab["d"].ipv4  # and is not waited for
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("data", NOBODY.values(), ids=NOBODY)
+def test_a_header_that_names_nobody_leaves_the_proxy_as_the_client(lab, forwarder, family, data):
+    with fl.connect(lab, getattr(lab["a"], family), PROXIED) as sock:
+        sock.sendall(data)
+        assert fl.receive_all(sock).decode().split()[0] == getattr(lab["client"], family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_who_is_not_trusted_is_a_plain_client(lab, forwarder, new_lines, family):
+    with fl.connect(lab, getattr(lab["a"], family), PROXIED, host="d") as sock:
+        assert fl.receive_all(sock).decode().split()[0] == getattr(lab["d"], family)  # and is not waited for
     assert "via" not in new_lines(1)[0]
 
 
@@ -137,9 +138,10 @@ def ended_by_reset(lab, port, data=b"", shut=False, address=None):
         return True
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("version", "port"), [("v1", SENDING), ("v2", SENDING + 100)])
-def test_a_backend_that_asks_for_it_is_told_the_client(lab, forwarder, listener, version, port):
-    with fl.connect(lab, lab["a"].ipv4, port) as client, fl.accept(listener) as server:
+def test_a_backend_that_asks_for_it_is_told_the_client(lab, forwarder, listener, version, port, family):
+    with fl.connect(lab, getattr(lab["a"], family), port) as client, fl.accept(listener) as server:
         client.sendall(b"hello")
         data = b""
         while not data.endswith(b"hello"):
@@ -147,8 +149,8 @@ def test_a_backend_that_asks_for_it_is_told_the_client(lab, forwarder, listener,
         found = proxy_protocol.parse(data)
         assert data[found.length :] == b"hello"
         assert (found.source, found.source_port) == client.getsockname()[:2]
-        assert (found.destination, found.destination_port) == (lab["a"].ipv4, port)
-        assert server.getpeername()[0] == lab["client"].ipv4
+        assert (found.destination, found.destination_port) == (getattr(lab["a"], family), port)
+        assert server.getpeername()[0] == getattr(lab["client"], family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -160,14 +162,16 @@ def test_networks(lab, forwarder, new_lines, port, reason, family):
     assert new_lines(1)[0]["ended"] == reason
 
 
-def test_another_client_is_not_denied(lab, forwarder):
-    with fl.connect(lab, lab["a"].ipv4, DENIED, host="d") as sock:
-        assert fl.receive_all(sock).decode().split()[0] == lab["d"].ipv4
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_client_is_not_denied(lab, forwarder, family):
+    with fl.connect(lab, getattr(lab["a"], family), DENIED, host="d") as sock:
+        assert fl.receive_all(sock).decode().split()[0] == getattr(lab["d"], family)
 
 
-def test_at_the_limit_of_a_service_others_wait_and_come_in_when_one_ends(lab, forwarder, listener):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_at_the_limit_of_a_service_others_wait_and_come_in_when_one_ends(lab, forwarder, listener, family):
     held = [fl.pair(lab, listener, PAUSE) for _connection in range(2)]
-    with fl.connect(lab, lab["a"].ipv4, PAUSE) as waiting:
+    with fl.connect(lab, getattr(lab["a"], family), PAUSE) as waiting:
         fl.wait(lambda: forwarder.log("accept paused"), "the pause is logged")
         assert forwarder.log("accept paused")[-1]["service"] == "pause"
         listener.settimeout(0.5)
@@ -184,16 +188,17 @@ def test_at_the_limit_of_a_service_others_wait_and_come_in_when_one_ends(lab, fo
         sock.close()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("port", "reason"),
     [(REFUSE, "connection limit of the service"), (EACH, "connection limit of the client")],
 )
-def test_at_a_limit_the_next_is_refused(lab, forwarder, listener, new_lines, port, reason):
+def test_at_a_limit_the_next_is_refused(lab, forwarder, listener, new_lines, port, reason, family):
     held = [fl.pair(lab, listener, port) for _connection in range(2)]
-    assert ended_by_reset(lab, port)
+    assert ended_by_reset(lab, port, address=getattr(lab["a"], family))
     assert new_lines(1)[0]["ended"] == reason
     if port == EACH:
-        with fl.connect(lab, lab["a"].ipv4, port, host="d"), fl.accept(listener):
+        with fl.connect(lab, getattr(lab["a"], family), port, host="router"), fl.accept(listener):
             pass  # another client has its own two
     for sock in held[0]:
         sock.close()
@@ -202,27 +207,30 @@ def test_at_a_limit_the_next_is_refused(lab, forwarder, listener, new_lines, por
         sock.close()
 
 
-def test_a_client_above_its_rate_is_refused_and_the_others_are_not(lab, forwarder, new_lines):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_client_above_its_rate_is_refused_and_the_others_are_not(lab, forwarder, new_lines, family):
     begun = time.monotonic()
     for _connection in range(12):
-        ended_by_reset(lab, RATE)
+        ended_by_reset(lab, RATE, address=getattr(lab["a"], family))
     seconds = time.monotonic() - begun
     ends = Counter(line["ended"] for line in new_lines(12))
     admitted = 12 - ends["rate limit of the client"]
     assert 3 <= admitted <= 3 + 3 * seconds + 1
-    with fl.connect(lab, lab["a"].ipv4, RATE, host="d") as sock:
+    with fl.connect(lab, getattr(lab["a"], family), RATE, host="router") as sock:
         assert fl.receive_all(sock)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("offset", range(3))
-def test_the_ports_of_a_range_lead_to_the_backends_ports(lab, forwarder, new_lines, offset):
+def test_the_ports_of_a_range_lead_to_the_backends_ports(lab, forwarder, new_lines, offset, family):
     """9000 to 9002 all answer; which one was asked is what the connection to it alone says."""
-    with fl.connect(lab, lab["a"].ipv6, RANGE + offset) as sock:
+    address = getattr(lab["a"], family)
+    with fl.connect(lab, address, RANGE + offset) as sock:
         assert fl.receive_all(sock)
     (line,) = new_lines(1)
-    assert line["listener"] == f"[::]:{RANGE + offset}"
+    assert line["listener"] == f"{'[::]' if family == 'ipv6' else '0.0.0.0'}:{RANGE + offset}"
     with fl.refusing(lab, "b", 9000 + offset):
-        assert ended_by_reset(lab, RANGE + offset)
+        assert ended_by_reset(lab, RANGE + offset, address=address)
 
 
 def test_a_flood_of_connect_and_reset_costs_no_memory_and_serves_the_others(lab, forwarder):

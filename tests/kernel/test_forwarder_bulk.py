@@ -24,7 +24,7 @@ AS_USER = (
     *(f"--ambient-caps={CAPABILITIES}", "--bounding-set", f"-all,{CAPABILITIES}", "--no-new-privs"),
 )
 PIECE = random.Random(5).randbytes(MIB)
-FAMILIES = ["ipv4", "ipv6"]
+FAMILIES = fl.FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,6 @@ def ends(lab, forwarder, request):
     listener.settimeout(fl.PATIENCE)
     with listener:
         yield lambda port=BULK: (fl.connect(lab, getattr(lab["a"], family), port), fl.accept(listener))
-
-
-@pytest.fixture
-def new_lines(forwarder):
-    before = forwarder.settled()
-    return lambda count: forwarder.connections(before + count)[before:]
 
 
 def pipes(pid):
@@ -236,7 +230,6 @@ TEST_TIMEOUTS = [
 ]
 
 
-@only_ipv4
 @pytest.mark.parametrize(("half", "reason", "soonest", "latest"), TEST_TIMEOUTS)
 def test_a_session_in_which_nothing_moves_is_reset(lab, forwarder, ends, new_lines, half, reason, soonest, latest):
     client, server = ends(IDLE)
@@ -256,7 +249,6 @@ def test_a_session_in_which_nothing_moves_is_reset(lab, forwarder, ends, new_lin
     assert new_lines(1)[0]["ended"] == reason
 
 
-@only_ipv4
 def test_a_session_in_which_something_moves_now_and_then_lives(lab, forwarder, ends):
     client, server = ends(IDLE)
     with client, server:

@@ -21,9 +21,10 @@ import pytest
 from tests.kernel import forwarder_lab as fl
 
 WEB, HELD, ALL, EACH, RATE = range(7700, 7705)
-FAMILIES = ["ipv4", "ipv6"]
+FAMILIES = fl.FAMILIES
 PER_WORKER = 2 << 20  # bytes a worker may grow by while it is attacked
 DESCRIPTORS = 400
+LISTENER = 9100  # on b
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +58,6 @@ def document(lab):
 def forwarder(lab, servers):
     with fl.Forwarder(lab, document(lab)) as forwarder:
         yield forwarder
-
-
-@pytest.fixture
-def listener(lab):
-    with fl.listen(lab, "b", 9100) as listener:
-        yield listener
-
-
-@pytest.fixture
-def new_lines(forwarder):
-    before = forwarder.settled()
-    return lambda count: forwarder.connections(before + count)[before:]
 
 
 @contextlib.contextmanager

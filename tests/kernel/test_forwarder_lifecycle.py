@@ -29,17 +29,6 @@ def lab():
         yield lab
 
 
-@pytest.fixture(scope="module")
-def servers(lab):
-    return [lab.nginx(name, ports=[8080]) for name in fl.BACKENDS]
-
-
-@pytest.fixture
-def listener(lab):
-    with fl.listen(lab, "b", 9000) as listener:
-        yield listener
-
-
 def document(lab, *more, **options):
     web, raw = fl.service(lab, "web", WEB, 8080), fl.service(lab, "raw", RAW, 9000, backends=["b"])
     return fl.config(web, raw, *more, **options)

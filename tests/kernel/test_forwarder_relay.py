@@ -18,6 +18,7 @@ from tests.kernel import forwarder_lab as fl
 
 WEB, RAW = 80, 7000  # ports on a: HTTP to b, c, d; and whatever a test does on b
 MIB = 1 << 20
+FAMILIES = fl.FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -28,31 +29,13 @@ def lab():
 
 
 @pytest.fixture(scope="module")
-def servers(lab):
-    return {name: lab.nginx(name, ports=[8080]) for name in fl.BACKENDS}
-
-
-@pytest.fixture(scope="module")
 def forwarder(lab):
     document = fl.config(fl.service(lab, "web", WEB, 8080), fl.service(lab, "raw", RAW, 9000, backends=["b"]))
     with fl.Forwarder(lab, document) as forwarder:
         yield forwarder
 
 
-@pytest.fixture
-def listener(lab):
-    with fl.listen(lab, "b", 9000) as listener:
-        yield listener
-
-
-@pytest.fixture
-def new_lines(forwarder):
-    """A function that returns the log lines of the connections of this test."""
-    before = forwarder.settled()
-    return lambda count: forwarder.connections(before + count)[before:]
-
-
-@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_backends_log_the_clients_own_address_in_turn(lab, servers, forwarder, new_lines, family):
     address, client = getattr(lab["a"], family), getattr(lab["client"], family)
     seen = {name: len(server.requests()) for name, server in servers.items()}
@@ -67,7 +50,8 @@ def test_the_backends_log_the_clients_own_address_in_turn(lab, servers, forwarde
         assert line["bytes_to_client"] > 100
 
 
-def test_request_then_half_close_then_reply(lab, forwarder, listener, new_lines):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_request_then_half_close_then_reply(lab, forwarder, listener, new_lines, family):
     client, server = fl.pair(lab, listener, RAW)
     with client, server:
         client.shutdown(socket.SHUT_WR)
@@ -81,7 +65,8 @@ def test_request_then_half_close_then_reply(lab, forwarder, listener, new_lines)
     assert (line["ended"], line["bytes_to_backend"], line["bytes_to_client"]) == ("closed", 1, len(reply))
 
 
-def test_reply_then_half_close_then_the_client_goes_on_sending(lab, forwarder, listener, new_lines):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reply_then_half_close_then_the_client_goes_on_sending(lab, forwarder, listener, new_lines, family):
     client, server = fl.pair(lab, listener, RAW)
     with client, server:
         server.sendall(b"that is all from me")
@@ -96,8 +81,9 @@ def test_reply_then_half_close_then_the_client_goes_on_sending(lab, forwarder, l
     assert (line["ended"], line["bytes_to_backend"]) == ("closed", len(upload) + 1)
 
 
-def test_a_server_that_speaks_first_is_heard_at_once(lab, forwarder, listener, new_lines):
-    client = fl.connect(lab, lab["a"].ipv4, RAW)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_server_that_speaks_first_is_heard_at_once(lab, forwarder, listener, new_lines, family):
+    client = fl.connect(lab, getattr(lab["a"], family), RAW)
     with client, fl.accept(listener) as server:
         begun = time.monotonic()
         server.sendall(b"220 hello\r\n")
@@ -106,7 +92,8 @@ def test_a_server_that_speaks_first_is_heard_at_once(lab, forwarder, listener, n
     new_lines(1)  # its line must not be taken for the next test's
 
 
-def test_the_clients_reset_reaches_the_backend(lab, forwarder, listener, new_lines):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_clients_reset_reaches_the_backend(lab, forwarder, listener, new_lines, family):
     client, server = fl.pair(lab, listener, RAW)
     with server:
         fl.reset(client)
@@ -115,7 +102,8 @@ def test_the_clients_reset_reaches_the_backend(lab, forwarder, listener, new_lin
     assert new_lines(1)[0]["ended"] == "client reset"
 
 
-def test_the_backends_reset_reaches_the_client(lab, forwarder, listener, new_lines):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_backends_reset_reaches_the_client(lab, forwarder, listener, new_lines, family):
     client, server = fl.pair(lab, listener, RAW)
     with client:
         fl.reset(server)
@@ -124,7 +112,8 @@ def test_the_backends_reset_reaches_the_client(lab, forwarder, listener, new_lin
     assert new_lines(1)[0]["ended"] == "backend reset"
 
 
-def test_an_early_answer_reaches_a_client_whose_upload_is_reset(lab, forwarder, listener, new_lines):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_early_answer_reaches_a_client_whose_upload_is_reset(lab, forwarder, listener, new_lines, family):
     """A server that answers, then closes with unread input, resets; the answer it sent before must not be lost."""
     client, server = fl.pair(lab, listener, RAW)
     with client:
@@ -138,7 +127,8 @@ def test_an_early_answer_reaches_a_client_whose_upload_is_reset(lab, forwarder, 
     assert new_lines(1)[0]["ended"] == "backend reset"
 
 
-def test_a_slow_reader_makes_the_sender_wait_and_not_the_proxy_grow(lab, forwarder, listener, new_lines):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_slow_reader_makes_the_sender_wait_and_not_the_proxy_grow(lab, forwarder, listener, new_lines, family):
     client, server = fl.pair(lab, listener, RAW)
     worker = forwarder.workers()[0]
     before = fl.resident(worker)
@@ -167,7 +157,8 @@ def test_a_slow_reader_makes_the_sender_wait_and_not_the_proxy_grow(lab, forward
     assert new_lines(1)[0]["bytes_to_client"] == sent + 3
 
 
-def test_200_mib_each_way_over_50_connections_arrive_intact(lab, forwarder, listener, new_lines):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_200_mib_each_way_over_50_connections_arrive_intact(lab, forwarder, listener, new_lines, family):
     size, count = 4 * MIB, 50
     upload, download = random.Random(3).randbytes(size), random.Random(4).randbytes(size)
     wanted = hashlib.sha256(upload).digest(), hashlib.sha256(download).digest()
@@ -178,7 +169,7 @@ def test_200_mib_each_way_over_50_connections_arrive_intact(lab, forwarder, list
             heard.append(exchange(server, download))
 
     def talk(_index):
-        with fl.connect(lab, lab["a"].ipv4, RAW) as client:
+        with fl.connect(lab, getattr(lab["a"], family), RAW) as client:
             return exchange(client, upload)
 
     serving = threading.Thread(target=fl.in_threads, args=(serve, count))

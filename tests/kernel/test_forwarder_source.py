@@ -16,7 +16,7 @@ from tests.kernel import forwarder_lab as fl
 
 ANY, KEEP, HIDE, ALL, FOREIGN = 7100, 7101, 7102, 7103, 7104
 SLICE = PortRange(40000, 40099)
-FAMILIES = ["ipv4", "ipv6"]
+FAMILIES = fl.FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,6 @@ def document(lab):
 def forwarder(lab, servers):
     with fl.Forwarder(lab, document(lab)) as forwarder:
         yield forwarder
-
-
-@pytest.fixture
-def new_lines(forwarder):
-    """A function that returns the log lines of the connections of this test."""
-    before = forwarder.settled()
-    return lambda count: forwarder.connections(before + count)[before:]
 
 
 def seen(lab, family, port, host="client", source_port=0):
@@ -144,15 +137,16 @@ def test_a_v6_client_of_a_v4_backend_is_hidden_where_that_is_allowed(lab, forwar
     assert [line["source"] for line in new_lines(2)] == [lab["client"].ipv4, lab["a"].ipv4]
 
 
-def test_the_steps_are_counted(lab, servers):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_steps_are_counted(lab, servers, family):
     services = [
         fl.service(lab, "keep", 7201, 9000, backends=["b"], source_port="keep"),
         fl.service(lab, "hide", 7202, 9000, backends=["b"], source_fallback="own"),
     ]
     with fl.Forwarder(lab, fl.config(*services)) as forwarder:
-        seen(lab, "ipv4", 7201)
-        seen(lab, "ipv4", 7202)
-        seen(lab, "ipv4", 7202, host="b")
+        seen(lab, family, 7201)
+        seen(lab, family, 7202)
+        seen(lab, family, 7202, host="b")
         forwarder.settled()
         counters = {one["name"]: one for one in forwarder.status()["services"]}
     steps = ("source_kept", "source_any", "source_own", "source_refused")

@@ -19,7 +19,7 @@ from tests.lab import netns
 ALL, ONE, KEEP, SHORT, FEW, FOREIGN, SPECIFIC, DENIED = range(5300, 5308)
 BACKEND = 9000
 SLICE = range(40000, 40100)
-FAMILIES = ["ipv4", "ipv6"]
+FAMILIES = fl.FAMILIES
 SECOND = {"ipv4": "198.18.0.111", "ipv6": "2001:db8::111"}  # another address of a
 
 

@@ -19,7 +19,7 @@ from tests.kernel import forwarder_lab as fl
 from tests.kernel import udp_lab as ul
 
 ECHO, BACKEND = 5300, 9000
-FAMILIES = ["ipv4", "ipv6"]
+FAMILIES = fl.FAMILIES
 #: Addresses that are all the client's own: 200 of them times 100 ports are 20,000 clients in 100 sockets.
 MANY = {"ipv4": "198.18.128.0/24", "ipv6": "2001:db8:2:8000::/64"}
 CLIENTS = {"ipv4": "198.18.128.{}", "ipv6": "2001:db8:2:8000::{:x}"}
