@@ -26,7 +26,7 @@ def _the_pyroute2_that_was_asked_for():
     assert version("pyroute2") == wanted
 
 
-# -- the forwarder's tests; ``lab`` and ``forwarder`` are fixtures of each file ------------------------------------------
+# -- the forwarder's tests; ``lab`` and ``forwarder`` are fixtures of each file ----------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,22 @@ import time
 import pytest
 
 from tests.kernel import forwarder_lab as fl
+from tests.kernel.health_lab import (
+    FALL,
+    HEALTH,
+    INTERVAL,
+    PROBES,
+    RISE,
+    SLACK,
+    BogonFilter,
+    BrokenReturnPath,
+    backends,
+    state,
+    states,
+)
 
 WEB = 8000
-INTERVAL, TIMEOUT, FALL = 1.0, 0.5, 3
-HEALTH = {"interval": INTERVAL, "timeout": TIMEOUT, "rise": 2, "fall": FALL}
-SOURCES = {"ipv4": f"198.51.100.{fl.PROXY_ID}", "ipv6": f"2001:db8:ffff::{fl.PROXY_ID}"}
-SLACK = 1.0  # seconds a busy machine may be late
+FAMILIES = fl.FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -42,59 +52,8 @@ def forwarder(lab, servers):
         yield forwarder
 
 
-def backends(forwarder):
-    return {one["name"]: one for one in forwarder.status()["services"][0]["backends"]}
-
-
-def states(forwarder):
-    """The state of every backend and family."""
-    return [one["state"] for backend in backends(forwarder).values() for one in backend["families"].values()]
-
-
-def bodies(lab, count=12):
-    return {fl.get(lab, getattr(lab["a"], family), WEB) for _turn in range(count) for family in ("ipv4", "ipv6")}
-
-
-class BrokenReturnPath:
-    """The rule that sends b's replies back to a is gone: they leave by b's default route."""
-
-    def __init__(self, lab):
-        self.host = lab["b"]
-        self.rule = ["fwmark", f"{fl.PROXY_ID}/0xff", "lookup", str(fl.TABLE), "pref", "1100"]
-
-    def __enter__(self):
-        for family in ("-4", "-6"):
-            self.host.run(["ip", family, "rule", "del", *self.rule])
-        return self
-
-    def __exit__(self, *exc_info):
-        for family in ("-4", "-6"):
-            self.host.run(["ip", family, "rule", "add", *self.rule])
-
-
-class BogonFilter:
-    """Backends drop what comes from the health sources, and nothing else; the drops are counted."""
-
-    def __init__(self, lab):
-        self.hosts = [lab[name] for name in fl.BACKENDS]
-
-    def __enter__(self):
-        ruleset = (
-            "table inet bogon {\n counter seen { }\n chain in {\n  type filter hook prerouting priority raw\n"
-            f"  ip saddr {SOURCES['ipv4']} counter name seen drop\n"
-            f"  ip6 saddr {SOURCES['ipv6']} counter name seen drop\n }}\n}}\n"
-        )
-        for host in self.hosts:
-            host.run(["nft", "-f", "-"], input=ruleset)
-        return self
-
-    def seen(self):
-        listings = [host.run(["nft", "list", "counter", "inet", "bogon", "seen"]).stdout for host in self.hosts]
-        return [int(listing.split("packets")[1].split()[0]) for listing in listings]
-
-    def __exit__(self, *exc_info):
-        for host in self.hosts:
-            host.run(["nft", "delete", "table", "inet", "bogon"])
+def bodies(lab, count=12, families=FAMILIES):
+    return {fl.get(lab, getattr(lab["a"], family), WEB) for _turn in range(count) for family in families}
 
 
 def test_a_server_that_is_down_is_taken_out_and_comes_back(lab, servers, forwarder):
@@ -112,23 +71,28 @@ def test_a_server_that_is_down_is_taken_out_and_comes_back(lab, servers, forward
     fl.wait(lambda: b"b\n" in bodies(lab), "it has clients again")
 
 
-def test_a_broken_return_path_is_told_from_a_server_that_is_down(lab, forwarder):
-    with BrokenReturnPath(lab):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_broken_return_path_is_told_from_a_server_that_is_down(lab, forwarder, family):
+    """In one family: b is taken out there and nowhere else, within fall x interval, and comes back when repaired."""
+    (other,) = set(FAMILIES) - {family}
+    with BrokenReturnPath(lab, family):
         broken = time.monotonic()
-        fl.wait(lambda: states(forwarder).count("return path broken") == 2, "both families know", forwarder.show)
+        fl.wait(lambda: state(forwarder, "b", family) == "return path broken", "it is known", forwarder.show)
         assert time.monotonic() - broken < FALL * INTERVAL + SLACK
-        for found in backends(forwarder)["b"]["families"].values():
-            assert (found["server"], found["return_path"]) == ("yes", "no: ETIMEDOUT")
+        found = backends(forwarder)["b"]["families"]
+        assert (found[family]["server"], found[family]["return_path"]) == ("yes", "no: ETIMEDOUT")
+        assert found[other]["state"] == "up"
         assert [backends(forwarder)[name]["state"] for name in ("c", "d")] == ["up", "up"]
         assert forwarder.status()["alarms"] == []
-        assert bodies(lab) == {b"c\n", b"d\n"}
+        assert bodies(lab, families=[family]) == {b"c\n", b"d\n"}
+        assert bodies(lab, families=[other]) == {b"b\n", b"c\n", b"d\n"}
         assert {line["attempts"] for line in forwarder.log("connection")} == {1}, "nobody was sent to it"
     repaired = time.monotonic()
     fl.wait(lambda: set(states(forwarder)) == {"up"}, "it comes back", forwarder.show)
-    assert time.monotonic() - repaired < 3 * INTERVAL + SLACK
-    lines = [line["state"] for line in forwarder.log("backend state") if line["backend"] == "b"]
-    assert lines[-4:] == ["return path broken"] * 2 + ["up"] * 2
-    fl.wait(lambda: b"b\n" in bodies(lab), "it has clients again")
+    assert time.monotonic() - repaired < (RISE + 1) * INTERVAL + SLACK
+    lines = [line for line in forwarder.log("backend state") if (line["backend"], line["family"]) == ("b", family)]
+    assert [line["state"] for line in lines][-2:] == ["return path broken", "up"]
+    fl.wait(lambda: b"b\n" in bodies(lab, families=[family]), "it has clients again")
 
 
 def test_a_filter_on_the_probes_takes_nobody_out_while_real_connections_succeed(lab, forwarder):
@@ -151,15 +115,31 @@ def test_a_filter_on_the_probes_takes_nobody_out_while_real_connections_succeed(
     assert {(line["ended"], line["attempts"]) for line in forwarder.log("connection")} == {("closed", 1)}
 
 
-def test_when_all_are_down_the_client_is_refused_at_once(lab, servers):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_when_all_are_down_the_client_is_refused_at_once(lab, servers, family):
     refuse = fl.service(lab, "refuse", WEB, 9, health={"interval": 0.5, "timeout": 0.3})
     with fl.Forwarder(lab, fl.config(refuse)) as forwarder:
         fl.wait(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
-        with pytest.raises(ConnectionResetError), fl.connect(lab, lab["a"].ipv4, WEB) as sock:
+        with pytest.raises(ConnectionResetError), fl.connect(lab, getattr(lab["a"], family), WEB) as sock:
             sock.recv(1)
         (line,) = forwarder.connections(1)
         assert (line["ended"], line["attempts"]) == ("no backend is up", 0)
         assert forwarder.status()["services"][0]["refused_no_backend"] == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("on_all_down", ["refuse", "try_all"])
+def test_when_no_question_is_answered_try_all_serves_and_refuse_does_not(lab, servers, family, on_all_down):
+    """Backends that hear neither the probes nor the proxy itself, but every client."""
+    own = [getattr(lab["a"], one) for one in FAMILIES]
+    document = fl.service(lab, "web", WEB, 8080, health={"interval": 0.5, "timeout": 0.3}, on_all_down=on_all_down)
+    with BogonFilter(lab, [*PROBES, *own]), fl.Forwarder(lab, fl.config(document)) as forwarder:
+        fl.wait(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
+        if on_all_down == "try_all":
+            assert bodies(lab, families=[family]) == {b"b\n", b"c\n", b"d\n"}
+        else:
+            with pytest.raises(ConnectionResetError):
+                bodies(lab, families=[family])
 
 
 def test_the_checker_is_replaced_and_goes_on_where_it_was(lab, servers, forwarder):

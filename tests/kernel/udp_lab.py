@@ -24,11 +24,15 @@ def family_of(address: str) -> socket.AddressFamily:
 
 
 class Server:
-    """A UDP server of a host on both its addresses; ``seen`` is {(address, port) of a client: [sizes]}."""
+    """A UDP server of a host on both its addresses; ``seen`` is {(address, port) of a client: [sizes]}.
+
+    While ``says`` is set, everything is answered with that; b"" stands for no answer at all.
+    """
 
     def __init__(self, lab, host: str, port: int):
         self.name = host
         self.seen = defaultdict(list)
+        self.says: bytes | None = None
         self._stop = threading.Event()
         self._threads = []
         for address in (lab[host].ipv4, lab[host].ipv6):
@@ -49,9 +53,12 @@ class Server:
                 except TimeoutError:
                     continue
                 self.seen[peer[:2]].append(len(data))
-                if data.startswith(QUESTION):
+                if self.says is not None:
+                    data = self.says
+                elif data.startswith(QUESTION):
                     data = f"{self.name} {peer[0]} {peer[1]}".encode()
-                sock.sendto(data, peer)
+                if self.says != b"":
+                    sock.sendto(data, peer)
 
     def stop(self) -> None:
         self._stop.set()
