@@ -159,9 +159,16 @@ def test_an_idle_session_ends_and_the_log_says_what_it_was(lab, forwarder, famil
     assert 1 <= line["duration"] < fl.PATIENCE
 
 
-def test_limits_of_the_client_and_of_the_service(lab, forwarder):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_limits_of_the_client_and_of_the_service(lab, forwarder, family):
     """A client has two sessions, all clients together three; what is beyond is not answered, until one has ended."""
-    to = target(lab, "ipv4", FEW)
+
+    def few():
+        return next(one for one in forwarder.status()["services"] if one["name"] == "few")
+
+    to = target(lab, family, FEW)
+    fl.wait(lambda: few()["sessions"] == 0, "nobody is there", forwarder.show)
+    before = few()["refused_limited"]
     with contextlib.ExitStack() as stack:
         one, two, three = (stack.enter_context(ul.client(lab, to[0])) for _client in range(3))
         other, last = (stack.enter_context(ul.client(lab, to[0], host="router")) for _client in range(2))
@@ -173,8 +180,7 @@ def test_limits_of_the_client_and_of_the_service(lab, forwarder):
         assert ul.silent(last, ul.QUESTION, to)
         reasons = {line["reason"] for line in forwarder.log("datagram refused") if line["service"] == "few"}
         assert reasons == {"connection limit of the client", "connection limit of the service"}
-        (service,) = (one for one in forwarder.status()["services"] if one["name"] == "few")
-        assert (service["sessions"], service["refused_limited"]) == (3, 2)
+        assert (few()["sessions"], few()["refused_limited"] - before) == (3, 2)
         ul.who(last, to)  # asks until the others have timed out
 
 

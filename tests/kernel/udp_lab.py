@@ -98,9 +98,9 @@ def exchange(sock: socket.socket, data: bytes, to: tuple[str, int], patience: fl
             assert time.monotonic() < deadline, f"no answer from {to} within {patience:g} s"
 
 
-def who(sock: socket.socket, to: tuple[str, int]) -> tuple[str, str, int]:
+def who(sock: socket.socket, to: tuple[str, int], patience: float = fl.PATIENCE) -> tuple[str, str, int]:
     """(backend, address, port it sees) of a client."""
-    name, address, port = exchange(sock, QUESTION, to)[0].decode().split()
+    name, address, port = exchange(sock, QUESTION, to, patience)[0].decode().split()
     return name, address, int(port)
 
 

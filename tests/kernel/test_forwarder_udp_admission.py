@@ -1,0 +1,211 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""UDP: who is let in, which port leads where, and each step of the ladder of sources."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+import time
+from functools import partial
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import sockets
+
+from tests.kernel import forwarder_lab as fl
+from tests.kernel import udp_lab as ul
+
+KEEP, HIDE, STRICT, ALL, ALLOWED, RATE, PAIR, TINY, RANGE = range(5700, 5709)
+BACKEND = 9000
+SLICE = range(40000, 40100)
+FAMILIES = fl.FAMILIES
+
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with fl.raise_lab("q") as lab:
+        fl.wire(lab)
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def servers(lab):
+    with ul.serving(lab, BACKEND) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="module")
+def second(lab):
+    """Another server on b, on the second port of the range."""
+    with ul.serving(lab, BACKEND + 1, ["b"]) as servers:
+        yield servers["b"]
+
+
+def udp(lab, name, port, backends=("b",), backend_port=BACKEND, **options):
+    return fl.service(lab, name, port, backend_port, backends=backends, protocol="udp", **options)
+
+
+@pytest.fixture(scope="module")
+def forwarder(lab, servers):
+    client = [f"{lab['client'].ipv4}/32", f"{lab['client'].ipv6}/128"]
+    pair = udp(lab, "pair", PAIR)
+    pair["listen"].append({"address": lab["a"].ipv4, "port": PAIR + 100})
+    pair["listen"].append({"address": lab["a"].ipv6, "port": PAIR + 100})
+    document = fl.config(
+        udp(lab, "keep", KEEP, source_port="keep"),
+        udp(lab, "hide", HIDE, source_fallback="own"),
+        udp(lab, "strict", STRICT),
+        udp(lab, "all", ALL, fl.BACKENDS),
+        udp(lab, "allowed", ALLOWED, allow=client),
+        udp(lab, "rate", RATE, limits={"rate_per_client": 3}),
+        pair,
+        udp(lab, "range", f"{RANGE}-{RANGE + 1}", backend_port=f"{BACKEND}-{BACKEND + 1}"),
+        source_ports={"first": SLICE[0], "last": SLICE[-1]},
+    )
+    with fl.Forwarder(lab, document) as forwarder:
+        yield forwarder
+
+
+@pytest.fixture
+def steps(forwarder):
+    """A function that returns by how much a service's counters have grown in this test; only those that have."""
+    before = {one["name"]: one for one in forwarder.status()["services"]}
+
+    def grown(service):
+        now = next(one for one in forwarder.status()["services"] if one["name"] == service)
+        names = [name for name in now if name.startswith(("source_", "refused_"))]
+        return {name: now[name] - before[service][name] for name in names if now[name] != before[service][name]}
+
+    return grown
+
+
+def ask(lab, family, port, host="client", source_port=0):
+    """(backend, address, port it sees) of a new session."""
+    to = (getattr(lab["a"], family), port)
+    with ul.client(lab, to[0], source_port, host=host) as sock:
+        return ul.who(sock, to)
+
+
+def unanswered(lab, family, port, host="client"):
+    """Whether a new session is refused."""
+    to = (getattr(lab["a"], family), port)
+    with ul.client(lab, to[0], host=host) as sock:
+        return ul.silent(sock, ul.QUESTION, to)
+
+
+@families
+def test_where_the_clients_port_is_taken_another_one_serves(lab, forwarder, steps, family):
+    client, server = getattr(lab["client"], family), getattr(lab["b"], family)
+    assert ask(lab, family, KEEP, source_port=33333) == ("b", client, 33333)
+    with lab["a"].inside():
+        held = sockets.transparent_socket(ul.family_of(client), client, 33334, kind=socket.SOCK_DGRAM)
+    with held:
+        held.connect((server, BACKEND))
+        _name, address, port = ask(lab, family, KEEP, source_port=33334)
+    assert address == client
+    assert port in SLICE
+    assert steps("keep") == {"source_kept": 1, "source_port_taken": 1, "source_any": 1}
+
+
+@families
+def test_an_address_that_is_never_spoofed_is_hidden_where_that_is_allowed(lab, forwarder, steps, family):
+    assert ask(lab, family, HIDE, host="a")[1] == getattr(lab["a"], family)
+    assert steps("hide") == {"source_own": 1}
+    assert unanswered(lab, family, STRICT, host="a")
+    assert steps("strict") == {"source_refused": 1, "refused_never_spoofed": 1}
+
+
+@families
+def test_a_client_that_is_a_backend_gets_another_one(lab, forwarder, steps, family):
+    found = [ask(lab, family, ALL, host="b") for _session in range(6)]
+    assert {name for name, _address, _port in found} == {"c", "d"}
+    assert {address for _name, address, _port in found} == {getattr(lab["b"], family)}
+    assert steps("all") == {"source_any": 6}
+
+
+@families
+def test_a_client_that_is_the_only_backend_is_hidden_where_that_is_allowed(lab, forwarder, steps, family):
+    assert ask(lab, family, HIDE, host="b")[1] == getattr(lab["a"], family)
+    assert steps("hide") == {"source_own": 1}
+    assert unanswered(lab, family, STRICT, host="b")
+    assert steps("strict") == {"source_refused": 1, "refused_never_spoofed": 1}
+
+
+@families
+def test_only_clients_of_the_allowed_networks_are_answered(lab, forwarder, steps, family):
+    assert ask(lab, family, ALLOWED)[1] == getattr(lab["client"], family)
+    assert unanswered(lab, family, ALLOWED, host="router")
+    assert steps("allowed") == {"source_any": 1, "refused_denied": 1}
+
+
+@families
+def test_a_client_above_its_rate_is_refused_and_the_others_are_not(lab, forwarder, steps, family):
+    """What is counted is new sessions: those that are there go on."""
+    to, begun = (getattr(lab["a"], family), RATE), time.monotonic()
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(ul.client(lab, to[0])) for _client in range(12)]
+        for sock in socks:
+            sock.sendto(ul.QUESTION, to)
+        time.sleep(ul.QUIET)
+        seconds = time.monotonic() - begun
+        admitted = [sock for sock in socks if _readable(sock)]
+        assert 3 <= len(admitted) <= 3 + 3 * seconds + 1
+        assert steps("rate")["refused_limited"] == 12 - len(admitted)
+        for _question in range(20):
+            assert ul.exchange(admitted[0], b"more", to)[0] == b"more"
+    assert ask(lab, family, RATE, host="router")[0] == "b"
+
+
+def _readable(sock):
+    sock.settimeout(0)
+    try:
+        return bool(sock.recv(1000))
+    except BlockingIOError:
+        return False
+
+
+@families
+def test_several_listeners_of_one_service(lab, forwarder, family):
+    for port in (PAIR, PAIR + 100):
+        to = (getattr(lab["a"], family), port)
+        with ul.client(lab, to[0]) as sock:
+            assert ul.exchange(sock, b"who is there", to) == (b"who is there", to)
+
+
+@families
+@pytest.mark.parametrize("offset", range(2))
+def test_the_ports_of_a_range_lead_to_the_backends_ports(lab, servers, second, forwarder, family, offset):
+    to, size = (getattr(lab["a"], family), RANGE + offset), 801 + offset + 10 * FAMILIES.index(family)
+    with ul.client(lab, to[0]) as sock:
+        assert len(ul.exchange(sock, b"x" * size, to)[0]) == size
+    heard = [any(size in sizes for sizes in server.seen.copy().values()) for server in (servers["b"], second)]
+    assert heard == [offset == 0, offset == 1]
+
+
+@families
+def test_out_of_descriptors_new_sessions_are_refused_and_the_others_go_on(lab, servers, family):
+    """A session that keeps its client's port needs a socket of its own."""
+    descriptors, count, to = 128, 100, (getattr(lab["a"], family), TINY)
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    document = fl.config(udp(lab, "tiny", TINY, source_port="keep", idle_timeout=3), workers=1)
+    with fl.Forwarder(lab, document, preexec_fn=limit) as forwarder, contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(ul.client(lab, to[0])) for _client in range(count)]
+        for sock in socks:
+            sock.sendto(b"hello", to)
+        time.sleep(ul.QUIET)
+        served = [sock for sock in socks if _readable(sock)]
+        (service,) = forwarder.status()["services"]
+        assert len(served) == service["sessions"]
+        assert 0 < len(served) < count, "the bound was reached"
+        assert service["refused_connect_failed"] == count - len(served), "each of them is counted"
+        for sock in served:
+            assert ul.exchange(sock, b"still here", to)[0] == b"still here"
+        (worker,) = forwarder.workers()
+        assert len(fl.open_files(worker)) < descriptors
+        assert not forwarder.log("defect"), forwarder.log("defect")[0]
+        assert ul.who(stack.enter_context(ul.client(lab, to[0])), to)[0] == "b", "when others have ended"
+        assert forwarder.workers() == [worker]
