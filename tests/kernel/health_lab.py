@@ -46,12 +46,16 @@ class BrokenReturnPath:
 
 
 class BogonFilter:
-    """Backends drop what comes from the given sources, and nothing else; the drops are counted."""
+    """Backends drop what comes from the given sources, and nothing else; the drops are counted.
+
+    ICMP passes: a neighbour that is not answered any more would be as good as gone for everybody's packets.
+    """
 
     def __init__(self, lab, sources=PROBES):
         self._hosts = [lab[name] for name in fl.BACKENDS]
         self._rules = "\n".join(
-            f"  {'ip6' if ':' in source else 'ip'} saddr {source} counter name seen drop" for source in sources
+            f"  {'ip6' if ':' in source else 'ip'} saddr {source} meta l4proto {{ tcp, udp }} counter name seen drop"
+            for source in sources
         )
 
     def __enter__(self):

@@ -21,6 +21,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.shared i
     UNKNOWN,
     UP,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 NOTHING = Experience()
 WELL, SILENT, REFUSED, BROKEN_PATH = Answer(True, True), Answer(False, False), Answer(False, True), Answer(True, False)
@@ -92,3 +94,37 @@ def test_a_target_in_doubt_wants_its_next_round_soon():
     assert target.wavering
     target.judge(WELL, NOTHING, 4.0, 5.0)
     assert not target.wavering
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.lists(st.booleans(), max_size=60))
+def test_a_verdict_changes_after_rise_or_fall_answers_in_a_row_and_never_before(rise, fall, answers):
+    question, before = Question(rise, fall), UNASKED
+    for place, good in enumerate(answers, 1):
+        question.note(good)
+        if question.verdict != before:
+            needed = fall if not good else 1 if before == UNASKED else rise
+            assert answers[max(0, place - needed) : place] == [good] * needed
+            assert question.verdict == (ANSWERED if good else UNANSWERED)
+            before = question.verdict
+        in_a_row = next((n for n, one in enumerate(answers[:place][::-1]) if one != good), place)
+        assert in_a_row < (rise if good else fall) or question.verdict == (ANSWERED if good else UNANSWERED)
+        assert question.wavering == (question.verdict == UNASKED or good != (question.verdict == ANSWERED))
+
+
+answers_of_a_round = st.builds(Answer, *[st.sampled_from([True, False, None])] * 2)
+
+
+@given(st.lists(st.tuples(answers_of_a_round, st.booleans()), max_size=40))
+def test_who_serves_clients_is_never_taken_out_and_who_is_known_is_never_forgotten(rounds):
+    """While a client is served, a round makes nobody worse, whatever its answers are."""
+    target, now = Target(rise=2, fall=3, window=6.0), 100.0
+    for answer, served in rounds:
+        before = target.state
+        now += 1.0
+        real = Experience(succeeded=now - 0.25) if served else NOTHING
+        target.judge(answer, real, begun=now - 0.5, now=now)
+        if served:
+            assert target.state in (before, UP)
+        if before != UNKNOWN:
+            assert target.state != UNKNOWN
+        assert (target.state == DOWN) == (target.server.verdict == UNANSWERED)

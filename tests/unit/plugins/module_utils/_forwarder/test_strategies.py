@@ -10,6 +10,8 @@ from collections import Counter
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import strategies
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 CLIENTS = [f"203.0.{number // 250}.{number % 250}" for number in range(20_000)]
 
@@ -146,3 +148,47 @@ def test_the_ring_is_bounded_whatever_the_weights_are():
     assert len(strategy._points) <= strategies.MOST_POINTS + 2
     taken = Counter(strategy.choose(candidates, client) for client in CLIENTS)
     assert taken[0] > 0.99 * len(CLIENTS)
+
+
+some_weights = st.lists(st.integers(1, 20), min_size=1, max_size=6)
+
+
+@settings(deadline=None)  # a ring takes its time on a busy machine
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=6),
+    st.lists(st.ip_addresses().map(str), min_size=1, max_size=20),
+    st.data(),
+)
+def test_source_hash_moves_nobody_but_the_clients_of_those_that_are_gone(weights, clients, data):
+    strategy, _load, everybody = make("source_hash", weights)
+    first = {client: strategy.choose(everybody, client) for client in clients}
+    left = data.draw(st.lists(st.sampled_from(everybody), min_size=1, unique=True))
+    for client in clients:
+        moved = strategy.choose(tuple(left), client)
+        assert moved in left
+        assert moved == first[client] or first[client] not in left
+    order = data.draw(st.permutations(everybody))
+    other, _load, _all = make("source_hash", [weights[index] for index in order], [f"b{index}" for index in order])
+    assert {client: order[other.choose(everybody, client)] for client in clients} == first
+
+
+@given(some_weights, st.integers(1, 200))
+def test_round_robin_is_never_more_than_one_round_from_its_weights(weights, turns):
+    strategy, _load, candidates = make("round_robin", weights)
+    found = Counter(strategy.choose(candidates, "") for _turn in range(turns))
+    for index, weight in enumerate(weights):
+        assert abs(found[index] - turns * weight / sum(weights)) < len(weights)
+
+
+@given(some_weights, st.data())
+def test_least_connections_gives_to_nobody_who_has_more_to_do_than_another(weights, data):
+    strategy, load, candidates = make("least_connections", weights)
+    for _step in range(data.draw(st.integers(1, 60))):
+        index = strategy.choose(candidates, "")
+        assert load.connections[index] / weights[index] == min(
+            connections / weight for connections, weight in zip(load.connections, weights)
+        )
+        load.connections[index] += 1
+        busy = [number for number in candidates if load.connections[number]]
+        if data.draw(st.booleans()):
+            load.connections[data.draw(st.sampled_from(busy))] -= 1
