@@ -201,6 +201,10 @@ def test_a_fleet_that_is_well_costs_one_question_an_interval(network, start):
 def test_a_broken_return_path_is_told_within_fall_x_interval_and_is_whole_again(network, start):
     run = start(service(B, C))
     run.turn(4.0)
+    asked = len(network.asked)
+    while len(network.asked) == asked:
+        run.turn(checker.TICK)
+    run.turn(2 * checker.TICK)  # the worst moment: just after an answer
     epoch = run.region.cells[shared.EPOCH_HEALTH]
     network.says = {(B, True): SILENCE}
     begun = run.time

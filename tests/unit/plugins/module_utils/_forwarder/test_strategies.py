@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import strategies
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 CLIENTS = [f"203.0.{number // 250}.{number % 250}" for number in range(20_000)]
@@ -153,7 +153,6 @@ def test_the_ring_is_bounded_whatever_the_weights_are():
 some_weights = st.lists(st.integers(1, 20), min_size=1, max_size=6)
 
 
-@settings(deadline=None)  # a ring takes its time on a busy machine
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=6),
     st.lists(st.ip_addresses().map(str), min_size=1, max_size=20),
