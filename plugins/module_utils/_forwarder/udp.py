@@ -216,6 +216,8 @@ class Udp:
     def _refuse(self, serving, client, refused):
         """Count a datagram that begins no session, and say so unless the same was said a moment ago."""
         serving.tally.refused(refused.reason, refused.attempts)
+        if serving.service.log == "none":
+            return
         key, now = (serving.service.name, refused.reason), self.worker.now()
         if now - self._refusals_logged.get(key, -REFUSALS_LOGGED) >= REFUSALS_LOGGED:
             self._refusals_logged[key] = now
