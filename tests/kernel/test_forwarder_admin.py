@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import stat
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,8 +21,11 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import e
 from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
 
 from tests.kernel import forwarder_lab as fl
+from tests.kernel import udp_lab as ul
+from tests.lab import netns
 
-WEB, RAW, METRICS, WIDE = 8000, 7000, 9110, 7001
+WEB, RAW, METRICS, WIDE, ECHO = 8000, 7000, 9110, 7001, 7002
+FAMILIES = fl.FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,8 @@ def forwarder(lab):
     wide = fl.service(lab, "wide", WIDE, 9000, backends=["c", "c"])
     for backend, port in zip(wide["backends"], (9000, 9001)):
         backend.update(name=f"two:{port}", port=port)
-    document = fl.config(web, raw, wide, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
+    echo = fl.service(lab, "echo", ECHO, 9000, backends=["d"], protocol="udp", idle_timeout=1)
+    document = fl.config(web, raw, wide, echo, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
     with fl.Forwarder(lab, document) as forwarder:
         yield forwarder
 
@@ -68,7 +74,7 @@ REFUSED = [
     (b'{"op": ["status"]}\n', "op is one of"),
     (b'{"op": "drain", "backend": "x"}\n', "there is no backend 'x' (there are b, c, d, two:9000, two:9001)"),
     (b'{"op": "drain", "backend": {"a": 1}}\n', "there is no backend {'a': 1}"),
-    (b'{"op": "drain", "backend": "b", "service": "x"}\n', "there is no service 'x' (there are web, raw, wide)"),
+    (b'{"op": "drain", "backend": "b", "service": "x"}\n', "there is no service 'x' (there are web, raw, wide, echo)"),
     (b'{"op": "weight", "backend": "b", "weight": 0}\n', "weight is a whole number from 1 to 65535"),
     (b'{"op": "weight", "backend": "b", "weight": true}\n', "weight is a whole number"),
     (b'{"op": "sessions", "limit": 1000000}\n', "limit is a whole number from 1 to 100"),
@@ -195,6 +201,39 @@ def test_drain_waits_until_the_last_connection_has_ended(lab, forwarder, listene
         end.close()
 
 
+@pytest.fixture
+def echo(lab):
+    with ul.serving(lab, 9000, ["d"]) as servers:
+        yield servers["d"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drain_waits_until_the_last_udp_session_has_ended(lab, forwarder, echo, family):
+    to = (getattr(lab["a"], family), ECHO)
+    fl.wait(lambda: forwarder.ask("sessions", service="echo")["count"] == 0, "nobody is there", forwarder.show)
+    with ul.client(lab, to[0]) as sock, ul.client(lab, to[0]) as other:
+        ul.who(sock, to)
+        early = cli(lab, forwarder, "drain", "echo", "d", "--wait", "--timeout", "0.1")
+        assert early.returncode == 1
+        assert "d is draining in echo, but has 1 connection after 0.1 s" in early.stderr
+        assert ul.silent(other, ul.QUESTION, to), "there is no other backend"
+        done = cli(lab, forwarder, "drain", "echo", "d", "--wait")
+        assert done.stdout == "d is draining and has no connections in echo (as before)\n"
+        assert cli(lab, forwarder, "ready", "echo", "d").returncode == 0
+        ul.who(other, to)
+
+
+def test_top_draws_again_and_again_until_it_is_interrupted(lab, forwarder):
+    argv = [sys.executable, "-c", netns.CLI, "top", "--interval", "0.2"]
+    environment = {**netns.cli_environment(), "RUNTIME_DIRECTORY": str(forwarder.directory)}
+    with open(os.devnull, "rb") as nothing:
+        process = lab["a"].spawn(argv, env=environment, stdin=nothing)
+    fl.wait(lambda: process.log.read_text(encoding="utf-8").count("2 of 2 workers") >= 3, "three pictures")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(fl.PATIENCE) in (0, 130), process.log.read_text(encoding="utf-8")
+    assert "Traceback" not in process.log.read_text(encoding="utf-8")
+
+
 # -- the module ------------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +321,29 @@ def test_metrics_and_pages(lab, forwarder, listener):
     assert http(lab, b"POST / HTTP/1.0\r\n\r\n")[0] == "HTTP/1.0 405 Method Not Allowed"
     assert http(lab, b"nonsense\r\n\r\n")[0] == "HTTP/1.0 400 Bad Request"
     assert http(lab, b"GET /" + b"x" * 20_000)[0] == "HTTP/1.0 400 Too Long"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_metrics_of_a_udp_service(lab, forwarder, echo, family):
+    to = (getattr(lab["a"], family), ECHO)
+
+    def numbers():
+        text = http(lab, b"GET /metrics HTTP/1.0\r\n\r\n")[1]
+        samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        names = ("backend_connections_total", "backend_sent_bytes_total", "backend_received_bytes_total")
+        found = [int(samples[f'l4proxy_{name}{{service="echo",backend="d"}}']) for name in names]
+        latency = f'l4proxy_connect_seconds_count{{service="echo",backend="d",family="{family}"}}'
+        return [*found, int(samples[latency])]
+
+    before = numbers()
+    with ul.client(lab, to[0]) as sock:
+        for _datagram in range(3):
+            ul.exchange(sock, b"x" * 1000, to)
+        fl.wait(lambda: forwarder.status()["services"][3]["sessions"] == 0, "the session has ended", forwarder.show)
+    sessions, sent, received, first_answers = (after - one for after, one in zip(numbers(), before))
+    assert (sessions, first_answers) == (1, 1)
+    assert sent >= 3000
+    assert received >= 3000
 
 
 def test_metrics_that_cannot_be_served_fail_the_reload(lab, forwarder):

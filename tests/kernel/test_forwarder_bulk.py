@@ -16,7 +16,7 @@ import pytest
 
 from tests.kernel import forwarder_lab as fl
 
-BULK, IDLE = 7400, 7401
+BULK, IDLE, GONE = 7400, 7401, 7402
 MIB = 1 << 20
 CAPABILITIES = "+net_raw,+net_bind_service"
 AS_USER = (
@@ -39,6 +39,7 @@ def forwarder(lab):
     document = fl.config(
         fl.service(lab, "bulk", BULK, 9000, backends=["b"]),
         fl.service(lab, "idle", IDLE, 9000, backends=["b"], idle_timeout=2, half_closed_timeout=1, keepalive=7),
+        fl.service(lab, "gone", GONE, 9000, backends=["b"], tcp_user_timeout=1),
     )
     with fl.Forwarder(lab, document, wrapper=AS_USER) as forwarder:
         yield forwarder
@@ -272,3 +273,35 @@ def _timers(lab, port):
     return {
         line.rpartition("timer:(")[2].split(",")[0] if "timer:" in line else "none" for line in listing.splitlines()
     }
+
+
+@contextlib.contextmanager
+def _unplugged(lab, name):
+    """A host that hears nothing any more, and says nothing of it."""
+    ruleset = (
+        "table inet unplugged {\nchain in {\ntype filter hook prerouting priority raw\ntcp dport 9000 drop\n}\n}\n"
+    )
+    lab[name].run(["nft", "-f", "-"], input=ruleset)
+    try:
+        yield
+    finally:
+        lab[name].run(["nft", "delete", "table", "inet", "unplugged"])
+
+
+def test_a_backend_that_vanishes_is_given_up_after_the_user_timeout(lab, forwarder, ends, new_lines):
+    """The control: without that timeout the kernel tries for a quarter of an hour."""
+    (client, server), (other, other_server) = ends(GONE), ends(BULK)
+    with client, server, other, other_server:
+        with _unplugged(lab, "b"):
+            begun = time.monotonic()
+            for sock in (client, other):
+                sock.sendall(b"is anybody there?")
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+            assert 1 <= time.monotonic() - begun < 5
+            other.settimeout(1)
+            with pytest.raises(TimeoutError):
+                other.recv(1)
+        assert other_server.recv(100) == b"is anybody there?", "it was sent again"
+    ended = {line["service"]: line["ended"] for line in new_lines(2)}
+    assert ended == {"gone": "backend reset", "bulk": "closed"}

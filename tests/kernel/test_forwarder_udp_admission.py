@@ -12,12 +12,13 @@ import time
 from functools import partial
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import sockets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import ancillary, sockets
 
+from tests.kernel import balance_lab as bl
 from tests.kernel import forwarder_lab as fl
 from tests.kernel import udp_lab as ul
 
-KEEP, HIDE, STRICT, ALL, ALLOWED, RATE, PAIR, TINY, RANGE = range(5700, 5709)
+KEEP, HIDE, STRICT, ALL, ALLOWED, RATE, PAIR, TINY, FLOOD, RANGE = range(5700, 5710)
 BACKEND = 9000
 SLICE = range(40000, 40100)
 FAMILIES = fl.FAMILIES
@@ -29,6 +30,7 @@ families = pytest.mark.parametrize("family", FAMILIES)
 def lab():
     with fl.raise_lab("q") as lab:
         fl.wire(lab)
+        bl.give_many_addresses(lab)
         yield lab
 
 
@@ -158,6 +160,29 @@ def test_a_client_above_its_rate_is_refused_and_the_others_are_not(lab, forwarde
         for _question in range(20):
             assert ul.exchange(admitted[0], b"more", to)[0] == b"more"
     assert ask(lab, family, RATE, host="router")[0] == "b"
+
+
+@families
+def test_a_flood_of_new_clients_costs_a_bounded_memory_and_those_who_are_in_go_on(lab, servers, family):
+    """20,000 datagrams from 200 addresses and as many ports as there are, at a service that takes 1,000 sessions."""
+    most, count, to = 1000, 20_000, (getattr(lab["a"], family), FLOOD)
+    document = fl.config(udp(lab, "flood", FLOOD, limits={"connections": most}), workers=2)
+    with fl.Forwarder(lab, document) as forwarder, ul.client(lab, to[0]) as sock:
+        ul.who(sock, to)
+        before = {pid: fl.resident(pid) for pid in forwarder.workers()}
+        for _round in range(count // 200):
+            with ul.client(lab, to[0]) as attacker:
+                if family == "ipv6":  # or the kernel lets it send from addresses of an interface only
+                    attacker.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
+                for number in range(1, 201):
+                    source = socket.inet_pton(ul.family_of(to[0]), bl.CLIENTS[family].format(number))
+                    attacker.sendmsg([b"x"], ancillary.leaving_from(source), 0, to)
+        assert ul.exchange(sock, b"still here", to)[0] == b"still here"
+        (service,) = forwarder.status()["services"]
+        assert service["sessions"] in (most, most + 1), "another worker may have admitted one in the same instant"
+        assert service["refused_limited"] > count / 2
+        assert {pid: fl.resident(pid) - size for pid, size in before.items() if fl.resident(pid) - size > 4 << 20} == {}
+        assert len(forwarder.log("datagram refused")) <= 2 * 3, "one line in ten seconds and worker"
 
 
 def _readable(sock):

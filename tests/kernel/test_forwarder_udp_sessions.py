@@ -15,25 +15,21 @@ import time
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import ancillary, sockets
 
+from tests.kernel import balance_lab as bl
 from tests.kernel import forwarder_lab as fl
 from tests.kernel import udp_lab as ul
 
 ECHO, BACKEND = 5300, 9000
 FAMILIES = fl.FAMILIES
-#: Addresses that are all the client's own: 200 of them times 100 ports are 20,000 clients in 100 sockets.
-MANY = {"ipv4": "198.18.128.0/24", "ipv6": "2001:db8:2:8000::/64"}
-CLIENTS = {"ipv4": "198.18.128.{}", "ipv6": "2001:db8:2:8000::{:x}"}
+#: 200 of them times 100 ports are 20,000 clients in 100 sockets.
+CLIENTS = bl.CLIENTS
 
 
 @pytest.fixture(scope="module")
 def lab():
     with fl.raise_lab("v") as lab:
         fl.wire(lab)
-        for family, network in MANY.items():
-            flag = "-6" if family == "ipv6" else "-4"
-            lab["client"].run(["ip", flag, "route", "add", "local", network, "dev", "lo"])
-            via = getattr(lab["client"], family)
-            lab["router"].run(["ip", flag, "route", "add", network, "via", via])
+        bl.give_many_addresses(lab)
         yield lab
 
 
