@@ -16,7 +16,7 @@ export ANSIBLE_HOME := $(CURDIR)/.build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_CONFIG
 
-.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper package docs clean fuzz soak forwarder-pythons
+.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper package docs clean fuzz soak pythons forwarder-pythons
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,7 +32,7 @@ demo-down: ## Remove the demo
 	@$(ROOT) $(PYTHON) -m tests.lab down --prefix demo
 
 test: ## Run everything that decides whether we ship
-	@bash tests/run.sh lint unit docs units sanity importer kernel pyroute2 molecule deploy
+	@bash tests/run.sh lint unit docs units sanity importer kernel pyroute2 pythons molecule deploy
 
 check: ## Run the quick part
 	@bash tests/run.sh lint unit
@@ -73,11 +73,22 @@ pyroute2: ## The routing engine against the real kernel with the pyroute2 of Deb
 	@for version in 0.7.2 0.8.1; do $(ROOT) L4PROXY_TEST_PYROUTE2=$$version \
 		$(ENVIRONMENT) pyroute2-$$version -m pytest -q $(PARALLEL) tests/kernel -k routing; done
 
-forwarder-pythons: ## The forwarder's traffic tests with its archive run by the other Pythons that hosts have (root)
+# What every Python has to show in `make test`: relaying by each family and protocol, bulk (3.9 has no splice), start and
+# stop, reloads that exec, sessions that are handed over. The rest is in forwarder-pythons.
+FEW_FORWARDER_TESTS := $(addsuffix .py,$(addprefix tests/kernel/test_forwarder_,relay bulk lifecycle udp))
+
+pythons: FORWARDER_TESTS := $(FEW_FORWARDER_TESTS)
+pythons: other-pythons ## The forwarder's main tests, its archive run by the other Pythons that hosts have (root)
+
+forwarder-pythons: FORWARDER_TESTS := tests/kernel/test_forwarder_*.py
+forwarder-pythons: other-pythons ## All of the forwarder's kernel tests by the other Pythons that hosts have (root)
+
+.PHONY: other-pythons
+other-pythons:
 	@$(BOOTSTRAP) lab
 	@for version in 3.9 3.13; do python=$$($(PYTHON) -m tests.gates.interpreters $$version); \
 		echo "the forwarder runs on $$python"; \
-		$(ROOT) L4PROXY_TEST_PYTHON=$$python $(PYTHON) -m pytest -q tests/kernel/test_forwarder_relay.py; done
+		$(ROOT) L4PROXY_TEST_PYTHON=$$python $(PYTHON) -m pytest -q $(PARALLEL) $(FORWARDER_TESTS); done
 
 bench-routing: ## The routing engine with 500 backends and 16 proxies in one document (root)
 	@$(BOOTSTRAP) lab

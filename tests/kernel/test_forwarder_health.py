@@ -144,11 +144,11 @@ def test_when_no_question_is_answered_try_all_serves_and_refuse_does_not(lab, se
 
 def test_the_checker_is_replaced_and_goes_on_where_it_was(lab, servers, forwarder):
     servers["b"].stop()
-    fl.wait(lambda: backends(forwarder)["b"]["state"] == "down", "b is down", forwarder.show)
+    fl.wait(lambda: states(forwarder).count("down") == 2, "b is down in both families", forwarder.show)
     (checker,) = forwarder.children("l4-checker")
     os.kill(checker, signal.SIGKILL)
     fl.wait(lambda: forwarder.children("l4-checker") not in ([], [checker]), "it is replaced", forwarder.show)
-    assert backends(forwarder)["b"]["state"] == "down"
+    assert {state(forwarder, "b", family) for family in FAMILIES} == {"down"}
     servers["b"].start()
     fl.wait(lambda: set(states(forwarder)) == {"up"}, "b is up again", forwarder.show)
     assert forwarder.reload().returncode == 0
