@@ -200,11 +200,12 @@ class Forwarder:
         return self.serve()
 
     def __exit__(self, *exc_info: object) -> None:
-        for _attempt in range(2):  # the second signal is: now
-            if self.process.poll() is None:
-                self.process.send_signal(signal.SIGTERM)
-                time.sleep(0.05)
-        self.process.wait(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while self.process.poll() is None:  # the second signal is: now; to a process that is slow, two may be one
+            assert time.monotonic() < deadline, f"it does not end\n{self.show()}"
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.05)
 
 
 def _comm(pid: int) -> str:
