@@ -88,8 +88,12 @@ def service(lab: NamespaceLab, name: str, port: int, backend_port: int, backends
 
 
 def config(*services: dict, **options) -> dict:
-    """A config with one worker, so that a test knows whom it meets, unless it says otherwise."""
-    return {"schema": 1, "proxy_id": PROXY_ID, "workers": 1, "services": list(services), **options}
+    """A config with one worker, so that a test knows whom it meets, unless it says otherwise.
+
+    Several reloads of a busy machine may take longer than what a connection has by default to end after the first.
+    """
+    common = {"schema": 1, "proxy_id": PROXY_ID, "workers": 1, "drain_timeout": 300}
+    return {**common, "services": list(services), **options}
 
 
 def build_archive(directory: Path) -> Path:
