@@ -162,6 +162,35 @@ def test_a_client_above_its_rate_is_refused_and_the_others_are_not(lab, forwarde
     assert ask(lab, family, RATE, host="router")[0] == "b"
 
 
+@contextlib.contextmanager
+def _narrow(lab):
+    """A link of a that takes little: with IP_RECVERR set, the kernel says ENOBUFS of what it drops there (ip(7))."""
+    shape = ["tbf", "rate", "1mbit", "burst", "2kb", "limit", "3000"]
+    lab["a"].run(["tc", "qdisc", "add", "dev", lab["a"].dev, "root", *shape])
+    try:
+        yield
+    finally:
+        lab["a"].run(["tc", "qdisc", "del", "dev", lab["a"].dev, "root"])
+
+
+@families
+def test_what_the_kernel_has_no_room_for_is_dropped_and_counted_and_the_session_goes_on(lab, forwarder, family):
+    to = (getattr(lab["a"], family), STRICT)
+    with ul.client(lab, to[0]) as sock:
+        before, workers = ul.who(sock, to), forwarder.workers()
+        dropped = forwarder.status()["totals"]["datagrams_dropped"]
+        with _narrow(lab):
+            for _datagram in range(200):
+                sock.sendto(b"x" * 1200, to)
+            fl.wait(
+                lambda: forwarder.status()["totals"]["datagrams_dropped"] > dropped, "some are dropped", forwarder.show
+            )
+        ul.settle(sock)
+        assert ul.who(sock, to) == before
+    assert forwarder.workers() == workers
+    assert not forwarder.log("defect"), forwarder.log("defect")[0]
+
+
 @families
 def test_a_flood_of_new_clients_costs_a_bounded_memory_and_those_who_are_in_go_on(lab, servers, family):
     """20,000 datagrams from 200 addresses and as many ports as there are, at a service that takes 1,000 sessions."""

@@ -113,3 +113,11 @@ def silent(sock: socket.socket, data: bytes, to: tuple[str, int]) -> bool:
     except TimeoutError:
         return True
     return False
+
+
+def settle(sock: socket.socket) -> None:
+    """Read what is still on its way, until nothing comes any more."""
+    sock.settimeout(QUIET)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            sock.recv(65536)
