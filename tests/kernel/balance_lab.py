@@ -89,10 +89,13 @@ class Refused(Exception):
 class Session:
     """A session of a client: ``name`` is the backend that serves it. It lasts until end(), or UDP's idle timeout.
 
-    ``source`` is one of MANY, None for the client's own address.
+    ``source`` is one of MANY, None for the client's own address. Raises Refused, over UDP when nothing has come in
+    ``patience`` seconds.
     """
 
-    def __init__(self, lab, protocol: str, to: tuple[str, int], source: str | None = None):
+    def __init__(
+        self, lab, protocol: str, to: tuple[str, int], source: str | None = None, patience: float = fl.PATIENCE
+    ):
         self._to = to
         kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
         family = ul.family_of(to[0])
@@ -102,7 +105,7 @@ class Session:
         if source and family == socket.AF_INET6:  # or the kernel lets it have addresses of an interface only
             self._sock.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
         self._sock.bind((source or "", 0))
-        self.name = self._ask_udp() if protocol == "udp" else self._ask_tcp()
+        self.name = self._ask_udp(patience) if protocol == "udp" else self._ask_tcp()
         self._udp = protocol == "udp"
 
     def _ask_tcp(self) -> str:
@@ -113,9 +116,9 @@ class Session:
             self._sock.close()
             raise Refused from None
 
-    def _ask_udp(self) -> str:
+    def _ask_udp(self, patience: float) -> str:
         try:
-            return ul.who(self._sock, self._to, patience=ul.QUIET)[0]
+            return ul.who(self._sock, self._to, patience)[0]
         except AssertionError:
             self._sock.close()
             raise Refused from None
@@ -130,3 +133,12 @@ class Session:
     def end(self) -> None:
         """No more of this client."""
         self._sock.close()
+
+
+def refused(lab, protocol: str, to: tuple[str, int]) -> bool:
+    """Whether a client is not served; over UDP it asks once."""
+    try:
+        Session(lab, protocol, to, patience=ul.QUIET).end()
+    except Refused:
+        return True
+    return False

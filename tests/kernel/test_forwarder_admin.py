@@ -13,6 +13,7 @@ import stat
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -226,8 +227,10 @@ def test_drain_waits_until_the_last_udp_session_has_ended(lab, forwarder, echo, 
 def test_top_draws_again_and_again_until_it_is_interrupted(lab, forwarder):
     argv = [sys.executable, "-c", netns.CLI, "top", "--interval", "0.2"]
     environment = {**netns.cli_environment(), "RUNTIME_DIRECTORY": str(forwarder.directory)}
+    # Who runs the tests in the background of a shell has them ignore SIGINT.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with open(os.devnull, "rb") as nothing:
-        process = lab["a"].spawn(argv, env=environment, stdin=nothing)
+        process = lab["a"].spawn(argv, env=environment, stdin=nothing, preexec_fn=heed)
     fl.wait(lambda: process.log.read_text(encoding="utf-8").count("2 of 2 workers") >= 3, "three pictures")
     process.send_signal(signal.SIGINT)
     assert process.wait(fl.PATIENCE) in (0, 130), process.log.read_text(encoding="utf-8")
