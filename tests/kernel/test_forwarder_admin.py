@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -208,13 +209,30 @@ def echo(lab):
         yield servers["d"]
 
 
+@contextlib.contextmanager
+def going_on(sock, to):
+    """A UDP session that is not idle."""
+    over = threading.Event()
+
+    def ask():
+        while not over.wait(0.2):
+            ul.who(sock, to)
+
+    ul.who(sock, to)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    yield
+    over.set()
+    asking.join()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_drain_waits_until_the_last_udp_session_has_ended(lab, forwarder, echo, family):
     to = (getattr(lab["a"], family), ECHO)
     fl.wait(lambda: forwarder.ask("sessions", service="echo")["count"] == 0, "nobody is there", forwarder.show)
     with ul.client(lab, to[0]) as sock, ul.client(lab, to[0]) as other:
-        ul.who(sock, to)
-        early = cli(lab, forwarder, "drain", "echo", "d", "--wait", "--timeout", "0.1")
+        with going_on(sock, to):
+            early = cli(lab, forwarder, "drain", "echo", "d", "--wait", "--timeout", "0.1")
         assert early.returncode == 1
         assert "d is draining in echo, but has 1 connection after 0.1 s" in early.stderr
         assert ul.silent(other, ul.QUESTION, to), "there is no other backend"
