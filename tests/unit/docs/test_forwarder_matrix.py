@@ -48,6 +48,8 @@ def _tests(path: Path) -> set[str]:
 def test_every_test_it_names_exists():
     assert len(NAMED) > 100
     assert [f"{file}::{test}" for file, test, _mark in NAMED if test not in _tests(_path(file))] == []
+    in_full = re.findall(r"`(test_\w+\.py)::(\w+)`", PAGE)
+    assert [f"{file}::{test}" for file, test in in_full if test not in _definitions(KERNEL / file)] == []
 
 
 def test_no_test_of_the_forwarder_is_missing():
