@@ -172,7 +172,7 @@ def test_at_its_limit_a_backend_passes_on_to_the_next_and_then_the_client_is_ref
         assert ask.refused()
         for session in ask.sessions:
             session.go_on()
-        assert forwarder.status()["services"][0]["refused_no_backend"] >= 1
+        fl.wait(lambda: forwarder.status()["services"][0]["refused_no_backend"], "the refusal is counted")
         event, key = ("connection", "ended") if protocol == "tcp" else ("datagram refused", "reason")
         assert forwarder.log(event)[-1][key] == "every backend is at its limit"
 

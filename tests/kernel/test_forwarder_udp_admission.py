@@ -104,8 +104,11 @@ def test_where_the_clients_port_is_taken_another_one_serves(lab, forwarder, step
     client, server = getattr(lab["client"], family), getattr(lab["b"], family)
     assert ask(lab, family, KEEP, source_port=33333) == ("b", client, 33333)
     with lab["a"].inside():
-        held = sockets.transparent_socket(ul.family_of(client), client, 33334, kind=socket.SOCK_DGRAM)
+        held = socket.socket(ul.family_of(client), socket.SOCK_DGRAM)
     with held:
+        for option in sockets.transparent_options(held.family, kept=True):
+            held.setsockopt(*option)
+        held.bind((client, 33334))
         held.connect((server, BACKEND))
         _name, address, port = ask(lab, family, KEEP, source_port=33334)
     assert address == client

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import shared, status
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.balancer import Backends
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.children import CHECKER, WORKER
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import (
     Backend,
@@ -169,7 +170,7 @@ def test_what_the_questions_brought(supervisor):
 
 def test_latencies_add_up(supervisor):
     for seconds, slot in ((0.0001, 0), (0.0003, 1), (9.0, 1)):
-        shared.Latency(supervisor.regions[0], slot).count(C4, seconds)
+        Backends(CONFIG.services[0], "ipv4", supervisor.regions[0], slot).connected(C4, seconds, NOW)
     latency = backends(supervisor)["c"]["families"]["ipv4"]["latency"]
     assert (latency["count"], latency["sum"]) == (3, 9_000_400)
     assert [number for number, count in enumerate(latency["buckets"]) if count] == [0, 1, len(shared.LATENCY_BOUNDS)]
