@@ -115,10 +115,11 @@ class Forwarder:
         wrapper: tuple = (),
         archive: Path | None = None,
         environment: dict | None = None,
+        directory: Path | None = None,
         **spawn,
     ):
         self.lab = lab
-        self.directory = Path(tempfile.mkdtemp(prefix="forwarder-", dir=lab.tmp))
+        self.directory = directory or Path(tempfile.mkdtemp(prefix="forwarder-", dir=lab.tmp))
         lab.tmp.chmod(0o711)  # a forwarder that runs as an ordinary user has to get there
         self.directory.chmod(0o777)
         self.config = self.directory / "config.json"

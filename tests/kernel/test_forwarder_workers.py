@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -170,85 +169,6 @@ def test_what_old_generations_have_open_counts_for_the_new_one(lab, servers, lis
         fl.wait(lambda: len(forwarder.workers()) == 2, "the old workers have ended", forwarder.show)
         fl.wait(lambda: forwarder.status()["services"][0]["backends"][0]["active"] == 0, "it is free again")
         fl.wait(lambda: greeted(lab, listener), "the next client is served", forwarder.show)
-
-
-class ServiceManager:
-    """What systemd does for a unit with FileDescriptorStoreMax=: it keeps descriptors and passes them to the next."""
-
-    # The descriptors begin at 3 and the pid is the program's own: a shell would not do.
-    PASS = (
-        "import os, sys\n"
-        "numbers = [int(one) for one in sys.argv[1].split(',')]\n"
-        "high = [os.dup2(number, 500 + place) for place, number in enumerate(numbers)]\n"
-        "for place, number in enumerate(high): os.dup2(number, 3 + place)\n"
-        "os.environ['LISTEN_PID'] = str(os.getpid())\n"
-        "os.execv(sys.argv[2], sys.argv[2:])\n"
-    )
-
-    def __init__(self, path):
-        self.path = str(path)
-        self.kept = {}
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.bind(self.path)
-        self._sock.settimeout(fl.PATIENCE)
-
-    def listen_until(self, word):
-        """Do what is asked until a message says ``word``."""
-        while True:
-            data, descriptors, _flags, _address = socket.recv_fds(self._sock, 4096, 8)
-            message = dict(line.split("=", 1) for line in data.decode().splitlines())
-            if "FDSTORE" in message:
-                (self.kept[message["FDNAME"]],) = descriptors
-            if "FDSTOREREMOVE" in message:
-                os.close(self.kept.pop(message["FDNAME"]))
-            if word in message:
-                return
-
-    def restart(self, lab, document):
-        """Start another forwarder with what was kept."""
-        numbers = ",".join(str(number) for number in self.kept.values())
-        environment = {"LISTEN_FDS": str(len(self.kept)), "LISTEN_FDNAMES": ":".join(self.kept)}
-        return fl.Forwarder(
-            lab,
-            document,
-            wrapper=("/usr/bin/python3", "-c", self.PASS, numbers),
-            environment={**environment, "NOTIFY_SOCKET": self.path},
-            pass_fds=list(self.kept.values()),
-        )
-
-    def close(self):
-        self._sock.close()
-        for number in self.kept.values():
-            os.close(number)
-
-
-def test_when_the_supervisor_is_killed_nobody_is_refused_until_the_next_one_serves(lab, servers, tmp_path):
-    manager = ServiceManager(tmp_path / "notify")
-    try:
-        first = fl.Forwarder(lab, document(lab, 2), environment={"NOTIFY_SOCKET": manager.path}).serve()
-        manager.listen_until("READY")
-        assert len(manager.kept) == 8, "two services, two families, two slots"
-        for pid in (first.process.pid, *first.workers(), *first.children("l4-checker")):
-            os.kill(pid, signal.SIGKILL)  # as the service manager does to what is left of the unit
-        first.process.wait()
-        answers = []
-        waiting = threading.Thread(
-            target=lambda: answers.extend(fl.in_threads(lambda _index: fl.get(lab, lab["a"].ipv4, WEB), 20))
-        )
-        waiting.start()
-        with manager.restart(lab, document(lab, 2)) as second:
-            waiting.join(fl.PATIENCE)
-            assert len(answers) == 20, "they waited in the backlog"
-            assert len(second.log("listeners found")[0]["listeners"]) == 8
-            second.process.send_signal(signal.SIGTERM)
-            manager.listen_until("STOPPING")
-            second.process.wait(fl.PATIENCE)
-            while manager.kept:
-                manager.listen_until("FDSTOREREMOVE")
-        with pytest.raises(ConnectionRefusedError):
-            fl.get(lab, lab["a"].ipv4, WEB)
-    finally:
-        manager.close()
 
 
 def greeted(lab, listener):

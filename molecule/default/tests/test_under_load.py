@@ -14,9 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 PORTS = (80, 81, 82)
 CLIENTS = 6
 PATIENCE = 30.0
+DRAIN_TIMEOUT = 30.0  # the role's default of forwarder_drain_timeout
 UPDATE = Path(__file__).with_name("update.yml")
 FAILURES = ("failed_refused", "failed_unreachable", "failed_timeout", "failed_reset", "failed_local")
 
@@ -108,20 +111,97 @@ def moment(lab, name):
     return int(lab["a"].run(show).stdout) / 1e6
 
 
-def test_nobody_is_refused_while_a_killed_supervisor_is_replaced(lab):
-    """Its workers go with it, and cut what they have; whoever comes from then on waits for the next one."""
-    before, begun = supervisor(lab), time.monotonic()
+class Streams:
+    """Connections that stay, half of them over IPv6, each asked again and again by its client."""
+
+    COUNT = 10
+
+    def __init__(self, lab):
+        addresses = (lab["a"].ipv4, lab["a"].ipv6)
+        with lab["client"].inside():
+            self._socks = [
+                socket.create_connection((addresses[number % 2], PORTS[0]), PATIENCE) for number in range(self.COUNT)
+            ]
+
+    def alive(self):
+        """How many of them carry a request and its answer."""
+        return sum(self._asked(sock) for sock in self._socks)
+
+    def _asked(self, sock):
+        try:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: l4proxy\r\n\r\n")
+            return b" 200 " in sock.recv(4096)[:15]
+        except OSError:
+            return False
+
+    def close(self):
+        for sock in self._socks:
+            sock.close()
+
+
+@pytest.fixture
+def streams(lab):
+    held = Streams(lab)
+    assert held.alive() == Streams.COUNT
+    yield held
+    held.close()
+
+
+def workers(lab):
+    """The forwarder's worker processes, old ones included."""
+    return set(lab["a"].run(["pgrep", "l4-worker"], check=False).stdout.split())
+
+
+GONE = {
+    "killed": ["kill", "--kill-whom=main", "--signal=KILL"],
+    "restarted": ["restart"],
+}
+
+
+@pytest.mark.parametrize("verb", GONE.values(), ids=GONE)
+def test_nobody_is_refused_or_cut_while_the_supervisor_is_replaced(lab, streams, verb):
+    """Its workers go on with what they have; whoever comes from then on waits for the next one."""
+    before, old, begun, since = supervisor(lab), workers(lab), time.monotonic(), time.time()
     with clients(lab) as seen:
-        lab["a"].run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "l4proxy-forwarder"])
+        lab["a"].run(["systemctl", *verb, "l4proxy-forwarder"])
         wait_for(lambda: supervisor(lab) not in (None, before))
+        took = time.monotonic() - begun
         seen.wait_for_more()
-    gone, back = moment(lab, "InactiveEnter"), moment(lab, "ActiveEnter")
-    assert begun < gone < back
-    assert [error for _at, error in seen.errors if "Refused" in error] == []
-    assert [error for at, error in seen.errors if at > gone] == []
-    assert [at for at, ended in seen.served if at < back < ended] != []
-    log = lab["a"].run(["journalctl", "--unit=l4proxy-forwarder", "--output=cat", "--no-pager"]).stdout
+    back = moment(lab, "ActiveEnter")
+    assert begun < moment(lab, "InactiveEnter") < back
+    assert seen.errors == []
+    assert [at for at, ended in seen.served if at < back < ended] != [], "the control: nobody served for a while"
+    assert took < DRAIN_TIMEOUT, "nor does it wait for the connections that stay"
+    assert streams.alive() == Streams.COUNT
+    assert workers(lab) & old
+    streams.close()
+    wait_for(lambda: not workers(lab) & old)
+    journal = ["journalctl", "--unit=l4proxy-forwarder", "--output=cat", "--no-pager", f"--since=@{since:.3f}"]
+    log = lab["a"].run(journal).stdout
     assert "listeners found" in log
+    assert "workers of before still drain" in log, "the next one sees to it that they end"
+
+
+def test_a_stop_refuses_who_comes_and_waits_for_who_is_there(lab, streams):
+    """The control of a restart; and when it is done no process is left."""
+    with ThreadPoolExecutor(1) as pool:
+        stop = pool.submit(lab["a"].run, ["systemctl", "stop", "l4proxy-forwarder"], timeout=PATIENCE + DRAIN_TIMEOUT)
+        wait_for(lambda: refused(lab))
+        assert streams.alive() == Streams.COUNT
+        assert not stop.done()
+        streams.close()
+        stop.result()
+    assert workers(lab) == set()
+    lab["a"].run(["systemctl", "start", "l4proxy-forwarder"])
+    wait_for(lambda: not refused(lab))
+
+
+def refused(lab):
+    try:
+        with lab["client"].inside(), socket.create_connection((lab["a"].ipv4, PORTS[0]), PATIENCE):
+            return False
+    except ConnectionRefusedError:
+        return True
 
 
 def test_backends_are_updated_one_after_the_other_and_no_client_notices(lab, play):

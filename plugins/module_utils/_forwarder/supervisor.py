@@ -8,6 +8,8 @@ It never touches traffic. Signal handlers only enqueue; everything happens in on
 - SIGHUP: a reload (upgrade.py). Whatever fails on the way, the old workers go on, and the runtime file and the log
   say why.
 - SIGTERM, SIGINT: close the listeners, drain the workers, exit; the second one means now.
+- SIGUSR1: exit at once, for a restart of the service. The service manager keeps the listeners, so nobody is refused;
+  the workers go on with what they have (orphans.py). Without a service manager it is SIGTERM.
 - SIGCHLD: a child that died is replaced (crew.py); a sibling serves its slot meanwhile.
 
 The admin socket and the metrics (endpoint.py) are served in the same loop.
@@ -24,15 +26,15 @@ from collections import deque
 from functools import partial
 
 from .._version import VERSION
-from . import admin, children, endpoint, handover, ledger, listeners, notify, page, runtime
+from . import admin, children, endpoint, handover, ledger, listeners, notify, orphans, page, runtime
 from . import generation as generations
-from .crew import Crew, reap
+from .crew import DRAIN_GRACE, Crew, reap
 from .log import RETRY, Log
 from .orders import Orders
 from .upgrade import Upgrade, command_line
 from .wheel import Wheel
 
-SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 STOP_GRACE = 2.0  # seconds for a worker to end at once
 ACCOUNT = 1.0  # seconds between two looks at what generations that still drain have open
 
@@ -57,6 +59,7 @@ class Supervisor:
         self.held = {}  # listeners by name
         self.store = notify.Store()  # of listeners, at the service manager
         self.crew = Crew(self)
+        self.orphans = orphans.Orphans(self.selector)
         self.serving = None
         self.candidate = None
         self.draining = {}  # regions of generations that end, by number
@@ -64,6 +67,7 @@ class Supervisor:
         self.orders = Orders()
         self.log_level = None  # what an operator has said, instead of the config
         self.stopping = 0  # how many times we were told to stop
+        self.leaving = False  # to a successor, which the service manager starts
         self.upgrade = Upgrade(self, command_line())
         self.last_reload = {"attempt": 0, "ok": True, "error": None, "at": runtime.timestamp()}
         self.reloads = {"ok": 0, "failed": 0}
@@ -87,6 +91,10 @@ class Supervisor:
             self.held = listeners.adopt(kept)
             self.store = notify.Store(kept)
             self.log.event("listeners found", listeners=sorted(kept))
+        if left is not None or kept:
+            self.orphans = orphans.Orphans(self.selector, orphans.find())
+            if self.orphans:
+                self.log.event("workers of before still drain", processes=len(self.orphans))
         self._take_signals()
         self._begin()
         self._account()
@@ -108,12 +116,12 @@ class Supervisor:
         while self._signals:
             self._dispatch(self._signals.popleft())
         self.wheel.expire(self.now())
-        if not self.stopping:
+        if not (self.stopping or self.leaving):
             self.upgrade.step()
         self.log.flush()
 
     def _done(self):
-        return bool(self.stopping) and not self.crew.children
+        return self.leaving or bool(self.stopping and not self.crew.children and not self.orphans)
 
     # -- signals ---------------------------------------------------------------------------------------------------
 
@@ -133,7 +141,11 @@ class Supervisor:
                 self._child_ended(pid, code)
         elif number == signal.SIGHUP:
             self.upgrade.wanted = True
-        else:
+        elif number == signal.SIGUSR1 and self.held and self.store.names >= set(self.held):
+            self.leaving = True
+            self.upgrade.cancel()
+            self.log.event("leaving", processes=len(self.crew.children))
+        elif not self.leaving:
             self._stop(signal.Signals(number).name)
 
     def _stop(self, why):
@@ -146,9 +158,14 @@ class Supervisor:
             self.upgrade.cancel()
             listeners.close_all(self.held)  # before the workers: what they find queued afterwards is all there will be
             self.crew.drain_all_but(None, self._drain_timeout())
+            self._bound_orphans(self._drain_timeout() + DRAIN_GRACE)
             return
         self.crew.signal_all(signal.SIGTERM)  # their second one, too
         self.wheel.add(self.now() + STOP_GRACE, partial(self.crew.signal_all, signal.SIGKILL))
+        self._bound_orphans(STOP_GRACE)
+
+    def _bound_orphans(self, seconds):
+        self.wheel.add(self.now() + seconds, partial(self.orphans.signal, signal.SIGKILL))
 
     def _drain_timeout(self):
         timeouts = [generation.drain_timeout for generation in (self.serving, self.candidate) if generation]
@@ -239,6 +256,7 @@ class Supervisor:
             self.draining[self.serving.number] = self.serving.region
         self.serving = generation
         self.crew.drain_all_but(generation, timeout)
+        self._bound_orphans(timeout + DRAIN_GRACE)
         self.crew.settled()
         self.crew.fill()  # the checker
         listeners.settle(generation.config, generation.slots, self.held)
@@ -329,6 +347,7 @@ class Supervisor:
     def inherited(self):
         """Return the descriptors a forked child must close: all channels, servers and the selector, but no listener."""
         numbers = [self.selector.fileno(), *self._wakeup, *self.upgrade.descriptors(), *self.endpoints.descriptors()]
+        numbers += self.orphans.descriptors()
         if self.candidate:
             numbers += [sock.fileno() for sock in self.candidate.endpoints.values()]
         children_ = self.crew.children.values()

@@ -332,7 +332,7 @@ class Worker:
         read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._on_termination)
-        for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to everyone; the supervisor decides
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # may be sent to everyone; the supervisor decides
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
