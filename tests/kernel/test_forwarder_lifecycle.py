@@ -118,6 +118,19 @@ def test_reloads_under_load_lose_no_connection(lab, forwarder, listener):
     assert {line["ended"] for line in forwarder.log("connection")} == {"closed"}
 
 
+def test_a_stream_of_each_of_many_generations_lives(lab, servers, listener):
+    streams = []
+    with fl.Forwarder(lab, document(lab, drain_timeout=600)) as forwarder:
+        for _reload in range(12):
+            streams.append(fl.pair(lab, listener, RAW))
+            assert forwarder.reload().returncode == 0
+        assert len(forwarder.workers()) == len(streams) + 1
+        for client, server in streams:
+            with client, server:
+                client.sendall(b"still here")
+                assert server.recv(100) == b"still here"
+
+
 def test_a_killed_worker_is_replaced_and_nobody_is_refused(lab, forwarder):
     for _round in range(3):
         fl.wait(lambda: len(forwarder.workers()) == 1, "a worker is there")

@@ -23,7 +23,9 @@ START_TIMEOUT = 10.0  # seconds for a new worker to be ready
 DRAIN_GRACE = 5.0  # seconds after drain_timeout until a worker that is still there is killed
 BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before a dead child is replaced, by deaths in a row
 STEADY = 10.0  # seconds a child must have lived for its death to be the first in a row
-MOST_DRAINING = 8  # generations that still drain; the oldest is stopped when there are more
+MOST_DRAINING = (
+    128  # processes that still drain, about 10 MB each; when there are more the oldest generations are stopped
+)
 
 
 class Crew:
@@ -155,10 +157,8 @@ class Crew:
                 if generation is not None and child.role == WORKER:
                     child.channel.send({"hand_over": True})
                 self.drain(child, timeout)
-        numbers = sorted({child.generation for child in self.children.values() if child.state == DRAINING})
-        for number in numbers[: max(0, len(numbers) - MOST_DRAINING)]:
-            for child in self.of(number):
-                child.signal(signal.SIGTERM)  # the second one: now
+        for child in beyond(MOST_DRAINING, [one for one in self.children.values() if one.state == DRAINING]):
+            child.signal(signal.SIGTERM)  # the second one: now
 
     def signal_all(self, number):
         """Send every child a signal."""
@@ -259,6 +259,16 @@ class Crew:
             if child.covers != covering[slot]:
                 child.covers = covering[slot]
                 child.channel.send({"cover": child.covers})
+
+
+def beyond(most, draining):
+    """Return those of the oldest generations among ``draining`` children without whom there are ``most`` or fewer."""
+    found = []
+    for number in sorted({child.generation for child in draining}):
+        if len(draining) - len(found) <= most:
+            break
+        found += [child for child in draining if child.generation == number]
+    return found
 
 
 def reap():
