@@ -1,109 +1,218 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reloads under load: ``python -m tests.bench.soak [SECONDS]``, as root.
+"""Reloads and upgrades under load: ``python -m tests.bench.soak [SECONDS] [--control]``, as root.
 
-A reload every second, each with another number of workers, while new connections arrive and long streams go on, over
-both families. Prints what failed; anything above zero is a failure.
+The load (soak_ends.py): 200 new connections a second, 100 long streams and 500 UDP flows, half of each over IPv6. Two
+phases of it: a reload every second for SECONDS, each with another config, and three upgrades of the archive, with an
+archive that cannot start between them. Nothing may be refused, reset, wrong or lost, every flow keeps its backend and
+source port, and the load must have reached its rate. Prints a table; the exit code says whether all that was so.
+
+``--control`` kills a worker each second instead, which the load must notice.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import signal
+import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import reload
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
+
+from tests.bench import soak_ends
+from tests.bench.peers import AS_DAEMON
 from tests.kernel import forwarder_lab as fl
+from tests.lab import netns
 
-WEB, RAW = 8000, 7000
-THREADS, STREAMS = 8, 100
-WORKERS = (2, 4, 1, 3)
+HTTP, OTHER = 8080, 9000  # of the backends: nginx, and the echo of soak_ends.py
+UPGRADES = 3
+UPGRADE_EVERY = 5.0  # seconds
+REACHED = 0.95  # of the rate the load is to have
+
+COLUMNS = "{:<10}{:>8}{:>10}{:>14}{:>8}{:>11}{:>9}{:>9}{:>7}{:>11}{:>10}"
+TITLES = (
+    "phase",
+    "seconds",
+    "reloads",
+    "connections",
+    "/s",
+    "slowest s",
+    "streams",
+    "MB",
+    "flows",
+    "datagrams",
+    "failures",
+)
 
 
-class Load:
-    """Threads that ask for a page again and again, and streams that carry a number to and fro."""
+class Archives:
+    """Archives of several versions behind a link, as the role installs them."""
 
-    def __init__(self, lab, listener):
-        self.lab = lab
-        self.streams = [fl.pair(lab, listener, RAW) for _stream in range(STREAMS)]
-        self.requests, self.slowest = 0, 0.0
+    def __init__(self, directory: Path):
+        directory.mkdir(mode=0o755)
+        self._directory, self.link = directory, directory / "l4proxy.pyz"
+        self._files = _archive.sources(netns.REPOSITORY)
+
+    def install(self, version: str, **changed: bytes) -> Path:
+        """Have the link lead to an archive of ``version``; ``changed`` replaces modules by their names."""
+        replaced = {"_version": f"VERSION = {version!r}\n".encode(), **changed}
+        names = {f"{_archive.PACKAGE}/{name}.py": content for name, content in replaced.items()}
+        content = _archive.archive([(name, names.get(name, content)) for name, content in self._files])
+        path = self._directory / _archive.archive_name(version, content)
+        path.write_bytes(content)
+        new = self._directory / "new"
+        new.symlink_to(path.name)
+        new.replace(self.link)
+        return path
+
+
+class Soak:
+    """A lab under load, and what becomes of it."""
+
+    def __init__(self, lab, archives: Archives):
+        self.lab, self.archives = lab, archives
+        self.rows: list[tuple] = []
         self.failures: list[str] = []
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(THREADS)]
-
-    def start(self):
-        """Begin."""
-        for thread in self._threads:
-            thread.start()
-
-    def _ask(self, number):
-        address = self.lab["a"].ipv4 if number % 2 else self.lab["a"].ipv6
-        while not self._stop.is_set():
-            begun = time.monotonic()
-            try:
-                answer = fl.get(self.lab, address, WEB)
-                failure = None if answer in (b"b\n", b"c\n", b"d\n") else f"wrong answer {answer!r}"
-            except OSError as error:
-                failure = repr(error)
-            with self._lock:
-                self.requests += 1
-                self.slowest = max(self.slowest, time.monotonic() - begun)
-                if failure:
-                    self.failures.append(failure)
-            time.sleep(THREADS / 200)  # about 200 new connections a second in all
-
-    def exercise(self, number):
-        """Send a number through every stream, both ways."""
-        data = number.to_bytes(8, "big")
-        for client, server in self.streams:
-            try:
-                client.sendall(data)
-                server.sendall(data)
-                if server.recv(8) != data or client.recv(8) != data:
-                    self.failures.append("a stream carried something else")
-            except OSError as error:
-                self.failures.append(f"stream: {error!r}")
-
-    def stop(self):
-        """End; every stream is closed by both ends."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        for end in sum(self.streams, ()):
-            end.close()
-
-
-def main(seconds: float) -> int:
-    """Run and print one line; returns 1 when anything failed."""
-    with fl.raise_lab("so") as lab, fl.listen(lab, "b", 9000) as listener:
-        fl.wire(lab)
+        archives.install("1.0.0")
+        self.forwarder = fl.Forwarder(lab, self.config(0), wrapper=AS_DAEMON, archive=archives.link).serve()
         for host in fl.BACKENDS:
-            lab.nginx(host, ports=[8080])
-        services = (fl.service(lab, "web", WEB, 8080), fl.service(lab, "raw", RAW, 9000, backends=["b"]))
-        options = {"drain_timeout": 600}
-        with fl.Forwarder(lab, fl.config(*services, workers=2, **options)) as forwarder:
-            load = Load(lab, listener)
-            load.start()
-            reloads, until = 0, time.monotonic() + seconds
-            while time.monotonic() < until:
-                begun = time.monotonic()
-                forwarder.configure(fl.config(*services, workers=WORKERS[reloads % len(WORKERS)], **options))
-                outcome = forwarder.reload()
-                if outcome.returncode:
-                    load.failures.append(outcome.stderr)
-                reloads += 1
-                load.exercise(reloads)
-                time.sleep(max(0.0, 1 - (time.monotonic() - begun)))
-            load.stop()
-    print(
-        f"{reloads} reloads in {seconds:g} s, {load.requests} new connections (slowest {load.slowest:.2f} s),"
-        f" {STREAMS} streams: {len(load.failures)} failures"
-    )
-    for failure in sorted(set(load.failures)):
-        print(f"  {load.failures.count(failure)} x {failure}")
-    return 1 if load.failures else 0
+            lab.nginx(host, ports=[HTTP])
+            self._spawn(host, "server", host, str(OTHER), lab[host].ipv4, lab[host].ipv6)
+        self.load = self._spawn("client", "client", lab["a"].ipv4, lab["a"].ipv6, stdin=subprocess.PIPE)
+
+    def _spawn(self, host: str, *arguments: str, **options) -> subprocess.Popen:
+        command = [sys.executable, soak_ends.__file__, *arguments]
+        process = self.lab[host].spawn(command, stdout=subprocess.PIPE, stderr=None, **options)
+        said = process.stdout.readline().strip()
+        if said != "ready":
+            raise RuntimeError(f"{' '.join(arguments)}: {said}\n{self.forwarder.show()}")
+        return process
+
+    def config(self, number: int) -> dict:
+        """The services of the load and one more, on another port each time."""
+        services = (
+            fl.service(self.lab, "web", soak_ends.WEB, HTTP),
+            fl.service(self.lab, "raw", soak_ends.RAW, OTHER, log="errors"),
+            fl.service(self.lab, "echo", soak_ends.ECHO, OTHER, protocol="udp", log="errors"),
+            fl.service(self.lab, "other", 6000 + number % 100, HTTP),
+        )
+        return fl.config(*services, workers=2, drain_timeout=3600)
+
+    def reload(self) -> str:
+        """Reload as ``l4proxy reload --wait`` does; return what went wrong, or nothing."""
+        ok, sentence = reload.reload(str(self.forwarder.directory / "forwarder.json"), True, reload.PATIENCE)
+        return "" if ok else sentence
+
+    def ask(self) -> dict:
+        """What the load saw since it was asked last."""
+        self.load.stdin.write("report\n")
+        self.load.stdin.flush()
+        return json.loads(self.load.stdout.readline())
+
+    def phase(self, name: str, work: Callable[[], int]) -> None:
+        """Do ``work`` under load, which returns how many reloads it made, and add a row to the table."""
+        self.ask()
+        reloads = work()
+        time.sleep(1)
+        told = self.ask()
+        rate = told["connections"] / told["seconds"]
+        if rate < REACHED * soak_ends.RATE:
+            self.failures.append(f"{name}: {rate:.0f} connections a second, not {soak_ends.RATE}: nothing is proven")
+        self.failures += [f"{name}: {count} x {what}" for what, count in told["failures"].items()]
+        cells = (f"{told['slowest']:.2f}", told["streams"], f"{told['bytes'] / 1e6:.0f}", told["flows"])
+        count = sum(told["failures"].values())
+        self.rows.append(
+            (
+                name,
+                f"{told['seconds']:.1f}",
+                reloads,
+                told["connections"],
+                f"{rate:.1f}",
+                *cells,
+                told["datagrams"],
+                count,
+            )
+        )
+
+    def reloads(self, seconds: float) -> int:
+        """Reload every second, each time another config."""
+        number, until = 0, time.monotonic() + seconds
+        while time.monotonic() < until:
+            begun, number = time.monotonic(), number + 1
+            self.forwarder.configure(self.config(number))
+            if wrong := self.reload():
+                self.failures.append(f"reload {number}: {wrong}")
+            time.sleep(max(0.0, begun + 1 - time.monotonic()))
+        if number < REACHED * seconds:
+            self.failures.append(f"{number} reloads in {seconds:g} s, not one a second: the machine is too busy")
+        return number
+
+    def upgrades(self) -> int:
+        """Install another archive and reload, a few times; before each, one that cannot start, which must not serve."""
+        for number in range(1, UPGRADES + 1):
+            before = self.forwarder.runtime()
+            self.archives.install(f"1.{number}.0-broken", _cli=b"import l4proxy.missing\n")
+            if "l4proxy.missing" not in self.reload():
+                self.failures.append(f"upgrade {number}: a broken archive was not refused for what it is")
+            self._serves(before["version"], before["archive"]["path"])
+            path = self.archives.install(f"1.{number}.0")
+            if wrong := self.reload():
+                self.failures.append(f"upgrade {number}: {wrong}")
+            self._serves(f"1.{number}.0", str(path))
+            time.sleep(UPGRADE_EVERY)
+        return 2 * UPGRADES
+
+    def _serves(self, version: str, path: str) -> None:
+        runtime = self.forwarder.runtime()
+        if (runtime["version"], runtime["archive"]["path"]) != (version, path):
+            self.failures.append(f"{runtime['archive']['path']} serves, not {path}")
+
+    def kills(self, seconds: float) -> int:
+        """The control: kill a worker every second."""
+        for _second in range(int(seconds)):
+            if workers := self.forwarder.workers():
+                os.kill(workers[0], signal.SIGKILL)
+            time.sleep(1)
+        return 0
+
+    def left(self) -> None:
+        """What must be so at the end: one process serves, and nobody died on the way."""
+        dead = [line for line in self.forwarder.log("worker ended") if line["code"]]
+        self.failures += [f"a worker ended with code {line['code']}: {line['reason']}" for line in dead]
+        self.failures += [f"a defect: {line['error']}" for line in self.forwarder.log("defect")]
+
+
+def main() -> int:
+    """Run, print the table and what failed; returns 1 when anything did."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("seconds", nargs="?", type=float, default=60.0)
+    parser.add_argument("--control", action="store_true")
+    options = parser.parse_args()
+    with fl.raise_lab("so") as lab:
+        fl.wire(lab)
+        soak = Soak(lab, Archives(lab.tmp / "archives"))
+        with soak.forwarder:
+            if options.control:
+                soak.phase("kills", lambda: soak.kills(options.seconds))
+            else:
+                soak.phase("reloads", lambda: soak.reloads(options.seconds))
+                soak.phase("upgrades", soak.upgrades)
+            soak.load.stdin.close()
+            soak.load.wait(fl.PATIENCE)
+            soak.left()
+    for row in (TITLES, *soak.rows):
+        print(COLUMNS.format(*row))
+    for failure in soak.failures:
+        print(f"  {failure}")
+    return 1 if soak.failures else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 60.0))
+    sys.exit(main())
