@@ -16,7 +16,7 @@ export ANSIBLE_HOME := $(CURDIR)/.build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_CONFIG
 
-.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper package docs clean fuzz soak pythons forwarder-pythons
+.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper bench-idle package docs clean fuzz soak pythons forwarder-pythons
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -102,6 +102,10 @@ bench-keeper: ## Memory and CPU of the keeper at rest and in a storm, and how qu
 	@$(BOOTSTRAP) lab
 	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.keeper
 
+bench-idle: ## Memory and latency with 8,000 idle connections, CPU of 1,000 in which nothing moves; fails beyond a bound (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.idle
+
 package: ## Build the collection and install it as a user gets it, into .build/package
 	@$(BOOTSTRAP) check
 	@bash tests/package.sh
@@ -124,9 +128,9 @@ docs: ## Build the documentation as a site, .build/docs/html, and follow every l
 	@bash tests/docs/build.sh
 
 SECONDS ?= 60
-soak: ## Reload every second under load, for SECONDS=60: nothing may be refused, reset or wrong (root)
+soak: ## Reload every second for SECONDS=60, then upgrade three times, under load: nothing may be refused, reset or wrong (root)
 	@$(BOOTSTRAP) lab
-	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.soak $(SECONDS)
+	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.soak $(SECONDS) $(if $(CONTROL),--control)
 
 fuzz: ## Fuzz the parsers of what strangers send, SECONDS=60 each; the fuzzer is installed into .build/fuzz
 	@bash tests/fuzz/run.sh $(SECONDS)

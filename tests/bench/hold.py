@@ -17,7 +17,8 @@ import sys
 def server(address: str, port: int) -> None:
     """Accept for ever; answer whatever comes with itself."""
     selector = selectors.DefaultSelector()
-    listener = socket.create_server((address, port), backlog=4096)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, port), family=family, backlog=4096)
     listener.setblocking(False)
     selector.register(listener, selectors.EVENT_READ)
     while True:
