@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +71,43 @@ def test_the_keeper_can_write_the_settings_it_keeps_and_no_others(lab):
     assert written.returncode == 0, written.stderr
     refused = in_mounts_of(lab["b"], pid, "echo 4 > /proc/sys/kernel/printk")
     assert "Read-only file system" in refused.stderr
+
+
+PROBE = Path(__file__).with_name("confined_probe.py")
+ARCHIVE = "/usr/local/bin/l4proxy"
+#: What is of the forwarder and not of its confinement.
+OURS = re.compile(
+    r"^(Type|NotifyAccess|Exec\w+|Restart\w*|RuntimeDirectory\w*|KillMode|TimeoutStopSec)=.*\n", re.MULTILINE
+)
+
+
+def try_everything(host, service):
+    """Run the probe as a service with these settings; returns (what the forwarder needs, {what: outcome})."""
+    host.run(["tee", "/var/lib/l4proxy-probe.py"], input=PROBE.read_text(encoding="utf-8"))
+    exec_start = f"Type=oneshot\nExecStart=/usr/bin/python3 -I /var/lib/l4proxy-probe.py {ARCHIVE}\n"
+    unit = service.replace("[Service]\n", f"[Service]\n{exec_start}")
+    host.run(["tee", "/run/systemd/system/l4proxy-probe.service"], input=unit)
+    host.run(["systemctl", "daemon-reload"])
+    since = host.run(["date", "+%s.%N"]).stdout.strip()
+    host.run(["systemctl", "start", "l4proxy-probe"])
+    journal = ["journalctl", "--unit=l4proxy-probe", "--output=cat", "--no-pager", f"--since=@{since}"]
+    said = host.run(journal).stdout
+    told = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    return set(told["may"]), told["outcomes"]
+
+
+@pytest.fixture
+def probing(lab):
+    yield lab["a"]
+    files = ["/var/lib/l4proxy-probe.py", "/run/systemd/system/l4proxy-probe.service"]
+    lab["a"].run(["rm", "--force", *files, "/tmp/set-user-id", "/etc/l4proxy/written"])
+    lab["a"].run(["systemctl", "daemon-reload"])
+
+
+def test_the_forwarders_user_can_do_what_it_needs_and_nothing_else(probing):
+    unit = probing.run(["cat", "/etc/systemd/system/l4proxy-forwarder.service"]).stdout
+    may, outcomes = try_everything(probing, OURS.sub("", unit))
+    assert {what for what, outcome in outcomes.items() if outcome == "done"} == may, outcomes
+    # The control: without the unit's confinement it could.
+    _may, free = try_everything(probing, "[Service]\nLimitNOFILE=65536\nPrivateMounts=true\n")
+    assert {what: outcome for what, outcome in free.items() if outcome != "done"} == {}

@@ -1,0 +1,110 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a process may do: it tries everything and prints {what: "done" or the error's name} as JSON.
+
+Run in the place of the forwarder, by its user and under its unit's hardening, with the archive as the argument.
+"""
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+import resource
+import socket
+import sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000  # linux/sched.h
+IP_TRANSPARENT = 19  # linux/in.h
+PER_LINUX32 = 8  # linux/personality.h
+LEAST_DESCRIPTORS = (
+    8192  # the default is 1024 (systemd-system.conf(5)); a container may allow less than the unit asks for
+)
+OTHERS = "/proc/1/status"
+
+
+def system_call(function, *arguments):
+    if function(*arguments) == -1:
+        raise OSError(ctypes.get_errno(), "")
+
+
+def transparent(address, port):
+    with socket.socket() as sock:
+        sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+        sock.bind((address, port))
+
+
+def written(path):
+    with open(path, "w", encoding="ascii") as stream:
+        stream.write("4")
+
+
+def set_user_id(path):
+    with open(path, "w", encoding="ascii"):
+        os.chmod(path, 0o4755)
+
+
+def read(path):
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def pipes(archive):
+    """As many as the forwarder takes of the size that it takes, all at once."""
+    sys.path.insert(0, os.path.realpath(archive))
+    from l4proxy._forwarder import splice  # the archive is an argument
+
+    most = splice.bound(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    pool = splice.Pool(most)
+    taken = [pool.take() for _pipe in range(most)]
+    if not all(taken):
+        raise OSError(errno.EPERM, f"{taken.count(None)} of {most}")
+
+
+def descriptors():
+    """All that its limit allows, but for those that are open."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    held = [os.dup(0) for _one in range(limit - len(os.listdir("/proc/self/fd")))]
+    for number in held:
+        os.close(number)
+    if limit < LEAST_DESCRIPTORS:
+        raise OSError(errno.EMFILE, f"only {limit}")
+
+
+MAY = {
+    "a source of somebody else": lambda: transparent("203.0.113.9", 0),
+    "a port below 1024": lambda: transparent("0.0.0.0", 1),
+    "its descriptors": descriptors,
+    "its pipes": lambda: pipes(sys.argv[1]),
+}
+# Nothing that the container refuses by itself: the control would not be one.
+MAY_NOT = {
+    "another user": lambda: os.setuid(0),
+    "a packet socket": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close(),
+    "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
+    "a mount": lambda: system_call(libc.mount, b"none", b"/mnt", b"tmpfs", 0, None),
+    "a mount namespace": lambda: system_call(libc.unshare, CLONE_NEWNS),
+    "a user namespace": lambda: system_call(libc.unshare, CLONE_NEWUSER),
+    "memory to write and execute": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC),
+    "another personality": lambda: system_call(libc.personality, PER_LINUX32),
+    "another priority": lambda: os.setpriority(os.PRIO_PROCESS, 0, 5),
+    "a file of the system": lambda: written("/etc/l4proxy/written"),
+    "a set-user-id file": lambda: set_user_id("/tmp/set-user-id"),
+    "another user's process": lambda: read(OTHERS),
+    "the home of root": lambda: os.listdir("/root"),
+}
+
+
+def outcome(attempt):
+    try:
+        attempt()
+    except OSError as error:
+        return errno.errorcode.get(error.errno, str(error))
+    return "done"
+
+
+if __name__ == "__main__":
+    told = {name: outcome(attempt) for name, attempt in {**MAY, **MAY_NOT}.items()}
+    print(json.dumps({"may": list(MAY), "outcomes": told}))
