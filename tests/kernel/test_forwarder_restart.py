@@ -194,6 +194,17 @@ def test_a_stop_waits_for_the_workers_of_before(lab, manager, first, listener):
     assert second.process.wait(fl.PATIENCE) == 0
 
 
+def test_one_that_cannot_start_does_not_wait_for_them(lab, manager, first, listener):
+    client, server = fl.pair(lab, listener, RAW)
+    kill([first.process.pid])
+    first.process.wait()
+    second = manager.start(lab, {"schema": 1}, directory=first.directory)
+    with client, server:
+        assert second.process.wait(fl.PATIENCE) == 1
+        client.sendall(b"served to the end")
+        assert server.recv(100) == b"served to the end"
+
+
 def test_without_a_service_manager_to_a_successor_nobody_leaves(lab):
     with fl.Forwarder(lab, document(lab)) as forwarder:
         workers = forwarder.workers()

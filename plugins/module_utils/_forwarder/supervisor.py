@@ -121,7 +121,11 @@ class Supervisor:
         self.log.flush()
 
     def _done(self):
-        return self.leaving or bool(self.stopping and not self.crew.children and not self.orphans)
+        if self.leaving:
+            return True
+        # One that cannot start waits for nobody: the service manager tries again.
+        waiting = self.crew.children or (self.orphans and not self._exit_code)
+        return bool(self.stopping) and not waiting
 
     # -- signals ---------------------------------------------------------------------------------------------------
 
