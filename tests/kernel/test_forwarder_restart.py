@@ -185,13 +185,14 @@ def test_a_stop_waits_for_the_workers_of_before(lab, manager, first, listener):
     client, server = fl.pair(lab, listener, RAW)
     kill([first.process.pid])
     first.process.wait()
-    with client, server, manager.start(lab, document(lab), directory=first.directory) as second:
-        second.process.send_signal(signal.SIGTERM)
-        fl.wait(lambda: second.log("stopping"), "it stops", second.show)
-        client.sendall(b"not before this has arrived")
-        assert server.recv(100) == b"not before this has arrived"
-        assert second.process.poll() is None
-    assert second.process.wait(fl.PATIENCE) == 0
+    with manager.start(lab, document(lab), directory=first.directory) as second:
+        with client, server:
+            second.process.send_signal(signal.SIGTERM)
+            fl.wait(lambda: second.log("stopping"), "it stops", second.show)
+            client.sendall(b"not before this has arrived")
+            assert server.recv(100) == b"not before this has arrived"
+            assert second.process.poll() is None
+        assert second.process.wait(fl.PATIENCE) == 0
 
 
 def test_one_that_cannot_start_does_not_wait_for_them(lab, manager, first, listener):
