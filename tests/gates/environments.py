@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Environments beside .build/venv: another Python, another ansible-core, tools that do not get along with ours.
 
-    python -m tests.gates.environments py313 -m pytest tests/unit      runs that environment's Python
+    python -m tests.gates.environments py313 -m pytest tests/unit            runs that environment's Python
+    python -m tests.gates.environments --other py311 -m pytest tests/unit    unless that is .build/venv itself
 
 An environment is a Python and the packages of requirements/NAME.txt, every one of them pinned there. The packages are
 put into a directory of their own by the pip of .build/venv, for that Python: the interpreter needs no pip, no venv
@@ -69,8 +70,13 @@ def variables(site: Path) -> dict[str, str]:
 
 def main() -> None:
     """Become the environment's Python with the arguments given."""
-    name, *arguments = sys.argv[1:]
+    arguments = sys.argv[1:]
+    other = arguments[0] == "--other"
+    name, *arguments = arguments[other:]
     python, site = ensure(name)
+    if other and site == Path(sysconfig.get_path("purelib")):
+        print(f"{name} is .build/venv, on which this was run already")
+        return
     os.execve(python, [str(python), *arguments], variables(site))
 
 

@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
 
 from tests.kernel import forwarder_lab as fl
+from tests.lab.netns import cli_environment
 
 #: Set by the gate that runs these tests with the pyroute2 of other Debian releases.
 WANTED = "L4PROXY_TEST_PYROUTE2"
@@ -24,6 +27,9 @@ def pytest_report_header() -> str:
 def _the_pyroute2_that_was_asked_for():
     wanted = os.environ.get(WANTED, version("pyroute2"))
     assert version("pyroute2") == wanted
+    # So do the processes that run on the hosts: the keeper, and what else a test starts there.
+    ask = "from importlib.metadata import version; print(version('pyroute2'))"
+    assert subprocess.check_output([sys.executable, "-c", ask], env=cli_environment(), text=True).strip() == wanted
 
 
 # -- the forwarder's tests; ``lab`` and ``forwarder`` are fixtures of each file ----------------------------------------

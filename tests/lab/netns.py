@@ -147,7 +147,9 @@ class NamespaceLab:
 
 
 def cli_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(engine_path()), "PYTHONUNBUFFERED": "1"}
+    """What a process needs to find the engines, and the packages that this one has."""
+    path = [str(engine_path()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
 
 
 def stop(process: subprocess.Popen, patience: float = 5.0) -> None:
