@@ -5,7 +5,7 @@
 """What the keeper costs and how quick it is: ``python -m tests.bench.keeper [SECONDS]`` (root).
 
 For the document of a usual backend, and for one as no host has it (500 backends and 16 proxies): resident memory; CPU
-at rest, measured over SECONDS (60) without a full look, to which a full look as often as there is one is added; CPU
+at rest, measured over SECONDS (60) of mere waiting, to which glances and looks as often as there are any are added; CPU
 while others' routes come and go by the thousand; and the time from the removal of a rule to its return.
 """
 
@@ -19,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
+from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import pace
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import glance, look, pace
 
 from tests.bench.routing import BACKENDS, PROXIES, fleet
 from tests.kernel import keeper_lab, routing_lab
@@ -48,11 +48,25 @@ def look_cost(keeper: keeper_lab.Running, looks: int = 10) -> float:
     return (keeper.cpu() - before) / looks
 
 
+def glance_cost(keeper: keeper_lab.Running, host: Any, glances: int = 10) -> float:
+    """CPU seconds of a glance: of the same code in this process, as nothing but the clock makes the keeper glance."""
+    with keeper.host.inside():
+        found = look.look(look.Documents(str(keeper.documents)), host)
+        before = time.process_time()
+        for _glance in range(glances):
+            assert glance.digest(found, host)
+        return (time.process_time() - before) / glances
+
+
 def rest(keeper: keeper_lab.Running, seconds: float) -> float:
-    """Per cent of a core when nothing happens."""
-    before = keeper.cpu()
+    """Per cent of a core when nothing happens; exact to the nanosecond (/proc/PID/schedstat), without children."""
+
+    def used() -> int:
+        return int(Path(f"/proc/{keeper.process.pid}/schedstat").read_text(encoding="ascii").split()[0])
+
+    before = used()
     time.sleep(seconds)
-    return 100 * (keeper.cpu() - before) / seconds
+    return 100 * (used() - before) / 1e9 / seconds
 
 
 def in_storm(keeper: keeper_lab.Running) -> tuple[float, float]:
@@ -84,19 +98,17 @@ def measure(lab: NamespaceLab, name: str, data: dict, seconds: float) -> list[st
         took = sorted(repair(keeper) for _number in range(REPAIRS))
         time.sleep(pace.CALM)
         keeper.rest()
-        cost = look_cost(keeper)
-        every = min(max(pace.EVERYTHING, cost * pace.SHARE), pace.LONGEST_EVERYTHING)
-        still = rest(keeper, min(seconds, every - 10))
-        # A full look reads all routes of the host, the storm's included: not now, but in its own figure.
-        keeper.process.send_signal(signal.SIGHUP)
-        keeper.rest()
+        cost, glancing = look_cost(keeper), glance_cost(keeper, lab.engine.host(keeper.host))
+        still = rest(keeper, min(seconds, pace.EVERYTHING - 5))
         busy, rate = in_storm(keeper)
-        resident, total = memory(keeper), still + 100 * cost / every
+        every = max(pace.EVERYTHING, glancing * pace.SHARE)
+        resident, total = memory(keeper), still + 100 * (glancing / every + cost / pace.LONGEST_EVERYTHING)
         print(f"{name}: {len(data['rules'])} rules, {len(data['marks'])} marks")
         print(f"  memory      {resident:6.1f} MiB (at most {MEMORY_BOUND})")
         print(
             f"  at rest     {total:6.3f} % of a core (at most {CPU_BOUND}): waiting {still:.3f} %, "
-            f"and a look of {1000 * cost:.0f} ms CPU every {every:.0f} s"
+            f"a glance of {1000 * glancing:.0f} ms CPU every {every:.0f} s, "
+            f"and a look of {1000 * cost:.0f} ms every {pace.LONGEST_EVERYTHING:.0f} s"
         )
         print(f"  in a storm  {busy:6.3f} % of a core, at {rate:.0f} changes of others' routes a second")
         print(f"  a repair    {1000 * median(took):6.0f} ms in the middle, {1000 * took[-1]:.0f} at most, of {REPAIRS}")
@@ -109,7 +121,7 @@ def main() -> None:
     documents = {"a usual backend": fleet(0, 2), f"{BACKENDS} backends, {PROXIES} proxies": fleet()}
     missed = []
     with NamespaceLab(f"bench{os.getpid()}", ["b"]) as lab, tempfile.TemporaryDirectory() as directory:
-        lab.engine = SimpleNamespace(directory=Path(directory))
+        lab.engine = routing_lab.Engine(Path(directory))
         for name, data in documents.items():
             missed += measure(lab, name, data, seconds)
     raise SystemExit(f"too much: {', '.join(missed)}" if missed else 0)

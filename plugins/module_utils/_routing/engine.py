@@ -98,7 +98,8 @@ def reconcile(
         errors = plan.conflicts(view.want, view.foreign)
         if errors:
             raise Refused(errors)
-        outcome = _finish(document, host, view, purge, check, directory, store.content_of(document))
+        content = store.content_of(document) if directory else None
+        outcome = _finish(document, host, view, purge, check, directory, content)
         leaving = tuple(text.of(value) for value in retire.leaving(document))
         return replace(outcome, retiring=leaving, next_due=None if now is None else retire.next_look(document, now))
 

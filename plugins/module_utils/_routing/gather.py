@@ -48,7 +48,9 @@ class View:
 def read(kernel: Any, host: Host, document: Document) -> tuple[State, Foreign]:
     """The owner's set as it is on the host, and what others own. ``document`` says the owner and the settings."""
     rules, other_rules = _split(kernel.rules(), document.protocol)
-    routes, other_routes = _split(kernel.routes(), document.protocol)
+    tables = sorted({route.table for route in document.routes})
+    routes, _none = _split(kernel.routes(document.protocol), document.protocol)
+    _ours, other_routes = _split([found for table in tables for found in kernel.routes(table=table)], document.protocol)
     addresses, other_addresses = _split(kernel.addresses(), document.protocol)
     settings = host.sysctls.read(document.owner, document.sysctls)
     live = marks.read(host.runner, document.owner, document.mark_engine, bool(document.marks))

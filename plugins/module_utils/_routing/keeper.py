@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TextIO
 
-from . import culprit, store
+from . import culprit, glance, store
 from .document import Document
 from .engine import Host
 from .look import Documents, Look, look, settings_differ
@@ -36,6 +36,8 @@ from .watch import News, Watch
 EXIT_DONE, EXIT_FAILED, EXIT_DRIFT = 0, 1, 2
 # Seconds to wait for a proxy's MAC within a look: the answer is news, and others must not wait for it.
 NEIGHBOUR_WAIT = 0.03
+# How often systemd is told that all is well, in seconds: the unit's WatchdogSec is six times that.
+ALIVE = 30.0
 # From so many repairs undone in a row on, it is a fight, and the log says so.
 FIGHT = 3
 
@@ -98,7 +100,7 @@ def _signals() -> Iterator[tuple[int, list[int]]]:
 class Keeper:
     """The loop. ``watch`` is a Watch or has what it has; ``tell`` sends a line to systemd.
 
-    ``clock`` and ``cpu`` are seconds of monotonic time and of CPU, children included.
+    ``clock`` and ``cpu`` are seconds of monotonic time and of CPU, children included; ``digest`` is ``glance``'s.
     """
 
     def __init__(
@@ -110,12 +112,17 @@ class Keeper:
         tell: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = lambda: sum(os.times()[:4]),
+        digest: Callable[[Look, Host], bytes | None] = glance.digest,
     ):
         self._documents, self._host, self._watch, self._record = documents, host, watch, record
-        self._tell, self._clock, self._cpu = tell, clock, cpu
+        self._tell, self._clock, self._cpu, self._digest = tell, clock, cpu, digest
         self._pace = Pace(clock())
         self._found = Look()
         self._signs: tuple[bytes, ...] | None = None
+        # Digests: with which a look found nothing to do, and of just now.
+        self._known: bytes | None = None
+        self._seen: bytes | None = None
+        self._alive_at = clock()
         self._applied: dict[str, Document] = {}
         self._at_start: set[str] | None = None
         self._story = ""
@@ -133,7 +140,7 @@ class Keeper:
             asked = signal.SIGHUP in received
             if asked:
                 received.remove(signal.SIGHUP)
-            if asked or self._pace.due(now):
+            if asked or (self._pace.due(now) and not self._is_as_known(now)):
                 self._look(heard)
                 heard = []
 
@@ -141,8 +148,20 @@ class Keeper:
         """Whether something without news has changed: a document, iptables-legacy, a setting."""
         if not self._pace.silent_due(now):
             return False
-        self._tell("WATCHDOG=1")
+        if now - self._alive_at >= ALIVE:
+            self._tell_alive(now)
         return self._documents.changed or self._watch.signs != self._signs or settings_differ(self._found, self._host)
+
+    def _is_as_known(self, now: float) -> bool:
+        """Whether a glance is enough: nothing happened, and all is as it was when a look found nothing to do."""
+        if not (self._found.is_lasting and self._pace.only_by_the_clock(now)):
+            return False
+        cpu = self._cpu()
+        self._seen = self._digest(self._found, self._host)
+        if self._seen is None or self._seen != self._known:
+            return False
+        self._pace.glanced(self._clock(), self._cpu() - cpu)
+        return True
 
     def _look(self, heard: list[News]) -> None:
         before, signs = self._found, self._watch.signs
@@ -150,8 +169,9 @@ class Keeper:
         found = self._found = look(self._documents, self._host, now=self._record.clock())
         now, cost = self._clock(), self._cpu() - cpu
         # Of before the look, lest a change meanwhile be missed; if we changed them ourselves, they are of no use.
-        ourselves = any(signs) and any(outcome.changed for outcome in found.outcomes.values())
-        self._signs = None if ourselves else signs
+        self._signs = None if any(signs) and found.changed else signs
+        whole = found.is_lasting and not found.changed and found.documents == before.documents
+        self._known, self._seen = (self._seen or self._known) if whole else None, None
         repaired = [owner for owner in found.outcomes if self._was_repaired(owner, before)]
         changes = [change for owner in repaired for change in found.outcomes[owner].changes]
         self._pace.looked(now, changes, found.missing, found.failed, found.next_due, cost)
@@ -211,8 +231,12 @@ class Keeper:
             if problem not in before.problems:
                 log.warning("%s", problem)
 
-    def _publish(self) -> None:
+    def _tell_alive(self, now: float) -> None:
         self._tell("WATCHDOG=1")
+        self._alive_at = now
+
+    def _publish(self) -> None:
+        self._tell_alive(self._clock())
         self._record.undone = self._pace.undone if self._pace.undone >= FIGHT else 0
         self._record.looked(self._found)
         if self._record.story != self._story:
@@ -240,4 +264,4 @@ def _show(documents: Documents, host: Host, out: TextIO) -> int:
     out.writelines(f"{sentence}\n" for sentence in [*found.faults, *found.blocked, *found.waiting])
     if found.faults or found.blocked:
         return EXIT_FAILED
-    return EXIT_DRIFT if any(outcome.changed for outcome in found.outcomes.values()) else EXIT_DONE
+    return EXIT_DRIFT if found.changed else EXIT_DONE

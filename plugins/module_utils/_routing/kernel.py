@@ -4,8 +4,9 @@
 
 """Rules, routes, addresses, links and neighbours of the kernel. The only importer of pyroute2 (0.7.2 to 0.9.7).
 
-Rules and addresses are netlink messages of our own: pyroute2 needs seconds and tens of megabytes for the thousands of
-rules that local delivery makes of hundreds of backends, and 0.7.2 does not know whose an address is.
+pyroute2 makes and removes routes. All else are netlink messages of our own: it needs seconds and tens of megabytes for
+the thousands of rules that local delivery makes of hundreds of backends, or for a router's routes, some milliseconds to
+be set up, and 0.7.2 does not know whose an address is.
 
 Everything concerns the network namespace that the calling thread is in when the ``Kernel`` is made.
 """
@@ -19,10 +20,11 @@ import time
 import traceback
 from typing import Any
 
-from . import address_messages, rule_messages, text
+from . import address_messages, neighbour_messages, route_messages, rule_messages
 from .errors import MissingPackage
 from .model import FAMILIES, Address, Found, Route, Rule
-from .netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, link_index, link_name
+from .netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, link_index
+from .route_messages import RTM_F_CLONED, RTNH_F_ONLINK
 from .route_query import RouteAnswer, route_get
 
 PYROUTE2_ERROR: str | None = None
@@ -37,21 +39,10 @@ except ImportError:
 __all__ = ["PYROUTE2_ERROR", "Found", "Kernel", "NetlinkError", "RouteAnswer", "reason", "route_get"]
 
 AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
-# RTN_*, RT_SCOPE_* and RTNH_F_* of linux/rtnetlink.h
-ROUTE_TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
-SCOPES = {0: "global", 253: "link", 254: "host"}
-SCOPE_NUMBERS = {name: number for number, name in SCOPES.items()}
+SCOPE_NUMBERS = {name: number for number, name in route_messages.SCOPES.items()}
 SCOPE_NOWHERE = 255
-RTNH_F_ONLINK = 0x4
-RTM_F_CLONED = 0x200
-# What a route can have and we never write: such a route is not one of ours.
-OTHER_DETAILS = ("RTA_MULTIPATH", "RTA_VIA", "RTA_NH_ID", "RTA_ENCAP", "RTA_FLOW")
-METRICS = {"RTAX_MTU": "mtu", "RTAX_ADVMSS": "advmss"}
 # unspec, default, main, local: the kernel's own, and everybody's
 COMMON_TABLES = (0, 253, 254, 255)
-# NUD_* of linux/neighbour.h: REACHABLE, STALE, DELAY, PROBE, PERMANENT have a usable address.
-NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
-NTF_USE = 0x01
 
 
 def reason(error: Exception) -> str:
@@ -68,16 +59,23 @@ class Kernel:
     def __init__(self) -> None:
         if PYROUTE2_ERROR:
             raise MissingPackage("python3-pyroute2", "rules and routes need Python's pyroute2")
-        self._netlink = IPRoute()
-        self._messages = Netlink()
+        self._messages = Netlink(strict=True)
+        self._pyroute2: Any = None
         self._owned: dict[int, rule_messages.OwnedRules] = {}
 
     def __enter__(self) -> Kernel:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._netlink.close()
         self._messages.close()
+        if self._pyroute2:
+            self._pyroute2.close()
+
+    @property
+    def _netlink(self) -> Any:
+        """pyroute2's socket, made when it is needed: most looks at a host change no route."""
+        self._pyroute2 = self._pyroute2 or IPRoute()
+        return self._pyroute2
 
     # --- rules
 
@@ -132,15 +130,25 @@ class Kernel:
 
     # --- routes
 
-    def routes(self, common: bool = False) -> list[Found]:
-        """All routes of every owner; those of the tables main, local and default only where ``common`` says so."""
+    def routes(self, protocol: int = 0, table: int = 0) -> list[Found]:
+        """The routes of a protocol, or of every one, in a table, or in all tables but main, local and default."""
         found = []
         for family in FAMILIES:
-            for message in self._netlink.get_routes(family=AF[family]):
-                table = message.get_attr("RTA_TABLE") or message["table"]
-                if (common or table not in COMMON_TABLES) and not message["flags"] & RTM_F_CLONED:
-                    found.append(_route(message, family, table))
+            decoded = (route_messages.decode(body, family) for body in self._list_routes(family, protocol, table))
+            found += [
+                route
+                for route in decoded
+                if route
+                and (route.table == table if table else route.table not in COMMON_TABLES)
+                and protocol in (0, route.protocol)
+            ]
         return found
+
+    def _list_routes(self, family: str, protocol: int, table: int) -> list[bytes]:
+        try:
+            return self._messages.dump(route_messages.RTM_GETROUTE, route_messages.listing(family, protocol, table))
+        except FileNotFoundError:
+            return []  # there is no such table, so far
 
     def set_route(self, route: Route, protocol: int) -> None:
         """Add the route, or replace the one of the same table, destination and metric."""
@@ -191,7 +199,8 @@ class Kernel:
 
     def links(self) -> dict[str, bool]:
         """The names of all interfaces, and whether each is up."""
-        return {message.get_attr("IFLA_IFNAME"): bool(message["flags"] & 1) for message in self._netlink.get_links()}
+        found = self._messages.dump(neighbour_messages.RTM_GETLINK, neighbour_messages.links())
+        return dict(map(neighbour_messages.link, found))
 
     def on_link(self, address: str, dev: str | None = None) -> str | None:
         """The interface on which an address is a direct neighbour; None when it is behind a router, or nowhere.
@@ -221,50 +230,16 @@ class Kernel:
             time.sleep(0.02)
 
     def _known_mac(self, address: str, dev: str) -> str | None:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        for message in self._netlink.get_neighbours(family=family, ifindex=link_index(dev)):
-            if message.get_attr("NDA_DST") == address and message["state"] & NUD_USABLE:
-                found = message.get_attr("NDA_LLADDR")
-                return found.lower() if found else None
-        return None
+        question = neighbour_messages.neighbour(address, link_index(dev))
+        try:
+            return neighbour_messages.mac(self._messages.get(neighbour_messages.RTM_GETNEIGH, question))
+        except FileNotFoundError:
+            return None
 
     def _ask_neighbour(self, address: str, dev: str) -> bool:
-        # NTF_USE makes the kernel resolve an entry as if it had a packet for it, without sending any.
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        index = link_index(dev)
-        self._netlink.neigh("replace", family=family, dst=address, ifindex=index, flags=NTF_USE, state=0)
+        body = neighbour_messages.neighbour(address, link_index(dev), neighbour_messages.NTF_USE)
+        self._messages.change(neighbour_messages.RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
         return True
-
-
-def _prefix(address: str | None, length: int) -> str | None:
-    return f"{address}/{length}" if address else None
-
-
-def _route(message: Any, family: str, table: int) -> Found:
-    index = message.get_attr("RTA_OIF")
-    described = {
-        "dst": _prefix(message.get_attr("RTA_DST"), message["dst_len"]) or "default",
-        "via": message.get_attr("RTA_GATEWAY"),
-        "dev": link_name(index) if index else None,
-    }
-    kind, scope = ROUTE_TYPES.get(message["type"]), SCOPES.get(message["scope"])
-    metrics = dict((message.get_attr("RTA_METRICS") or {"attrs": []})["attrs"])
-    value = None
-    plain = kind and scope and not message["tos"] and not any(message.get_attr(name) for name in OTHER_DETAILS)
-    if plain and set(metrics) <= set(METRICS):
-        value = Route(
-            family=family,
-            table=table,
-            type=kind,
-            src=message.get_attr("RTA_PREFSRC"),
-            metric=message.get_attr("RTA_PRIORITY") or 0,
-            scope=scope,
-            onlink=bool(message["flags"] & RTNH_F_ONLINK),
-            **described,
-            **{METRICS[name]: number for name, number in metrics.items()},
-        )
-    line = text.route(value) if value else f"{text.command(family)} route {described['dst']} table {table}"
-    return Found(value, message["proto"], family, table, line)
 
 
 def _route_arguments(route: Route, protocol: int) -> dict[str, Any]:
@@ -283,7 +258,9 @@ def _route_arguments(route: Route, protocol: int) -> dict[str, Any]:
     arguments.update({name: value for name, value in named.items() if value})
     if route.dev:
         arguments["oif"] = link_index(route.dev)
-    metrics = {name: getattr(route, name) for name in METRICS.values() if getattr(route, name) is not None}
+    metrics = {
+        name: getattr(route, name) for name in route_messages.METRICS.values() if getattr(route, name) is not None
+    }
     if metrics:
         arguments["metrics"] = metrics
     return arguments

@@ -47,6 +47,15 @@ class Look:
         return [*self.blocked, *self.waiting, *self.faults]
 
     @property
+    def changed(self) -> bool:
+        return any(outcome.changed for outcome in self.outcomes.values())
+
+    @property
+    def is_lasting(self) -> bool:
+        """Nothing is missing, wrong or retiring: while the host stays as it is, another look will find the same."""
+        return not self.problems and self.next_due is None
+
+    @property
     def interest(self) -> Interest:
         """What of the host the documents are about."""
         return self.watched | Interest(anything=self.missing)

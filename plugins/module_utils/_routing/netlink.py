@@ -9,6 +9,7 @@ Everything concerns the network namespace that the calling thread is in when the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_DUMP_INTR = 0x10
-NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 # In an acknowledgement: it carries attributes, and whether the request stands before them (linux/netlink.h).
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -68,14 +69,20 @@ def message(kind: int, flags: int, body: bytes) -> bytes:
 
 
 class Netlink:
-    """A context manager over one socket of a netlink protocol; one question at a time."""
+    """A context manager over one socket of a netlink protocol; one question at a time.
 
-    def __init__(self, protocol: int = socket.NETLINK_ROUTE):
+    ``strict``: the kernel lists what was asked for only, and is exact about how; one older than 4.20 lists everything.
+    """
+
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE, strict: bool = False):
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.settimeout(TIMEOUT)
         self._socket.bind((0, 0))
         # The kernel then says in words what it refuses (Linux 4.12).
         self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+        if strict:
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
 
     def __enter__(self) -> Netlink:
         return self
@@ -90,6 +97,14 @@ class Netlink:
         """Send a whole message; the whole answer."""
         self._socket.send(request)
         return self._socket.recv(BUFFER)
+
+    def get(self, kind: int, body: bytes) -> bytes:
+        """The body of one object; OSError with the kernel's reason when there is none."""
+        answer = self.ask(message(kind, 0, body))
+        length, answered, _flags, _sequence, _port = HEADER.unpack_from(answer)
+        if answered == NLMSG_ERROR:
+            raise_error(answer)
+        return answer[HEADER.size : length]
 
     def change(self, kind: int, flags: int, body: bytes) -> None:
         """Have something changed. OSError with the kernel's reason when it refuses."""

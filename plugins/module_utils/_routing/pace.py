@@ -23,8 +23,8 @@ PAUSES = (0.0, 0.0, 0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 # While something is missing that only the clock may bring: quick while a boot is under way, then sparing.
 FIRST_RETRY, LONGEST_RETRY = 0.2, 15.0
 # What has no news, but costs some microseconds to look at (settings, documents, iptables-legacy), is looked at every so
-# many seconds. Everything, in case that news were lost for good, is dear with thousands of rules: it may take a
-# two-thousandth of the time, so that a keeper at rest stays below 0.1 % of a core.
+# many seconds. Everything, in case that news were lost for good, is dear with thousands of rules: a glance at it (or,
+# where that is of no use, a look) may take a two-thousandth of the time. Once in LONGEST_EVERYTHING it is looked at.
 SILENT, EVERYTHING, LONGEST_EVERYTHING, SHARE = 1.0, 60.0, 900.0, 2000
 
 
@@ -44,6 +44,14 @@ class Pace:
         self._repaired: frozenset[str] = frozenset()
         self._fruitless = 0
         self._looked_at = now
+
+    def only_by_the_clock(self, now: float) -> bool:
+        """Nothing happened and nothing is missing: a glance will do, unless it is long since everything was read."""
+        return self._news_due is None and self._retry_due is None and now - self._looked_at < LONGEST_EVERYTHING
+
+    def glanced(self, now: float, cost: float = 0.0) -> None:
+        """All was as the last look left it. ``cost`` is the CPU time that it took to see this."""
+        self._everything_due = min(now + max(EVERYTHING, cost * SHARE), self._looked_at + LONGEST_EVERYTHING)
 
     def heard(self, now: float) -> None:
         """There was news that matters, or it was seen that something is not as it was."""

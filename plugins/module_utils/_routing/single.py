@@ -75,7 +75,7 @@ def _look(value: Any, host: Host, protocol: int, present: bool) -> tuple[State, 
 def _listed(kernel: Any, value: Rule | Route) -> list[Found]:
     if isinstance(value, Rule):
         return [one for one in kernel.rules() if one.family == value.family]
-    return [one for one in kernel.routes(common=True) if (one.family, one.table) == (value.family, value.table)]
+    return [one for one in kernel.routes(table=value.table) if one.family == value.family]
 
 
 def _foreign(found: Found) -> str:

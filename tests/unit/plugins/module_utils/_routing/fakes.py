@@ -41,11 +41,11 @@ class FakeKernel:
     def rules(self):
         return [Found(rule, protocol, rule.family, 0, text.of(rule)) for rule, protocol in self.held_rules]
 
-    def routes(self, common=False):
+    def routes(self, protocol=0, table=0):
         return [
-            Found(route, protocol, route.family, route.table, text.of(route))
-            for route, protocol in self.held_routes
-            if common or route.table not in COMMON_TABLES
+            Found(route, owner, route.family, route.table, text.of(route))
+            for route, owner in self.held_routes
+            if (route.table == table if table else route.table not in COMMON_TABLES) and protocol in (0, owner)
         ]
 
     def add_rule(self, rule, protocol):

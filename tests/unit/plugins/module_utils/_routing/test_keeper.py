@@ -33,7 +33,7 @@ class World:
         self.host, self.directory = FakeHost(tmp_path), directory
         self.now, self.events, self.received = 0.0, [], []
         self.cost, self.used = 0.0, 0.0
-        self.told, self.interests, self.looks, self.kept = [], [], [], []
+        self.told, self.interests, self.looks, self.kept, self.glances = [], [], [], [], []
         self.record = Record(str(tmp_path / "run" / "state.json"), lambda: NOON + self.now)
 
     def cpu(self):
@@ -47,6 +47,10 @@ class World:
     def watch(self, interest):
         self.interests.append(interest)
         self.looks.append(round(self.now, 3))
+
+    def glance(self, _found, _host):
+        self.glances.append(round(self.now, 3))
+        return repr(self.host.snapshot()).encode()
 
     def wait(self, seconds):
         assert len(self.looks) < 500, "it looks and looks"
@@ -70,6 +74,7 @@ class World:
             self.told.append,
             lambda: self.now,
             self.cpu,
+            self.glance,
         )
         made.run(self.received)
 
@@ -220,6 +225,42 @@ def test_a_look_that_costs_much_is_rare(world):
     world.cost = 0.5
     world.keep(1200)
     assert world.looks == pytest.approx([0.0, 900.0], abs=1)
+
+
+def test_at_rest_it_glances_and_reads_everything_now_and_then(world):
+    world.keep(1000)
+    assert world.looks == [0.0, 60.0, 960.0], "the first look changed something, the second one found it whole"
+    assert world.glances == [float(second) for second in range(60, 960, 60)]
+
+
+def test_a_glance_that_shows_something_else_is_a_look(world, host):
+    world.at(150, host.nft.tables.clear, [])
+    world.keep(370)
+    assert world.looks == [0.0, 60.0, 180.0, 240.0], "what a look has changed is looked at once more"
+    assert host.nft.tables
+
+
+def test_another_document_is_not_what_was_known(world, host, directory):
+    """Though the host is as it was when the one before was in place."""
+    (directory / "return_path.json").write_text(json.dumps({**RETURN_PATH, "rules": []}))
+    world.at(100, lambda: (directory / "return_path.json").write_text(json.dumps(RETURN_PATH)), [])
+    world.keep(150)
+    assert len(host.kernel.held_rules) == 2
+    assert world.looks == [0.0, 60.0, 100.01]
+
+
+def test_while_something_retires_there_is_no_glance(world, host, directory):
+    host.connections = {11: 1}
+    retiring = {**RETURN_PATH["rules"][0], "retiring": True, "retire_at": int(NOON) + 4000}
+    data = {**RETURN_PATH, "rules": [retiring, *RETURN_PATH["rules"][1:]]}
+    world.at(10, lambda: (directory / "return_path.json").write_text(json.dumps(data)), [])
+    world.keep(200)
+    assert world.glances == []
+
+
+def test_systemd_is_told_that_all_is_well_twice_a_minute(world):
+    world.keep(301)
+    assert 9 <= world.told.count("WATCHDOG=1") <= 13
 
 
 def test_a_document_that_a_run_has_written_is_read_and_nothing_repaired(world, host, directory):

@@ -1,0 +1,86 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Routes as netlink messages, asked for and read (rtnetlink(7), linux/rtnetlink.h).
+
+A router may have a million routes of others. The kernel is asked for those of one owner or of one table alone, which it
+does when the socket asks for strict checking (Linux 4.20); an older one lists all of them, so what comes is looked at
+all the same.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from . import text
+from .model import Found, Route
+from .netlink import attribute, attributes, link_name
+
+RTM_GETROUTE = 26
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 6, 7, 8
+RTA_MULTIPATH, RTA_FLOW, RTA_TABLE, RTA_VIA, RTA_ENCAP, RTA_NH_ID = 9, 11, 15, 18, 22, 30
+RTAX_MTU, RTAX_ADVMSS = 2, 8
+RTNH_F_ONLINK = 0x4
+RTM_F_CLONED = 0x200
+# RTN_* and RT_SCOPE_*
+TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+SCOPES = {0: "global", 253: "link", 254: "host"}
+# What a route can have and we never write: such a route is not one of ours.
+OTHER_DETAILS = {RTA_MULTIPATH, RTA_FLOW, RTA_VIA, RTA_ENCAP, RTA_NH_ID}
+METRICS = {RTAX_MTU: "mtu", RTAX_ADVMSS: "advmss"}
+AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
+# family, dst_len, src_len, tos, table, protocol, scope, type, flags
+BODY = struct.Struct("=BBBBBBBBI")
+U32 = struct.Struct("=I")
+
+
+def listing(family: str, protocol: int = 0, table: int = 0) -> bytes:
+    """The body of a question for the routes of a family, of a protocol and of a table; 0 is every one."""
+    head = BODY.pack(AF[family], 0, 0, 0, 0, protocol, 0, 0, 0)
+    return head + (attribute(RTA_TABLE, U32.pack(table)) if table else b"")
+
+
+def decode(body: bytes, family: str) -> Found | None:
+    """A route with its owner; None for one that is only remembered (a redirect, a path MTU).
+
+    One that the model cannot say has no value: it is not one of ours, whoever made it.
+    """
+    _family, length, _src_len, tos, short_table, protocol, scope, kind, flags = BODY.unpack_from(body)
+    if flags & RTM_F_CLONED:
+        return None
+    found = dict(attributes(body[BODY.size :]))
+    table = _number(found, RTA_TABLE) or short_table
+    described = {
+        "dst": f"{_address(found[RTA_DST])}/{length}" if RTA_DST in found else "default",
+        "via": _address(found.get(RTA_GATEWAY)),
+        "dev": link_name(_number(found, RTA_OIF)) if RTA_OIF in found else None,
+    }
+    metrics = {number: U32.unpack(value)[0] for number, value in attributes(found.get(RTA_METRICS, b""))}
+    value = None
+    plain = kind in TYPES and scope in SCOPES and not tos and not OTHER_DETAILS & found.keys()
+    if plain and metrics.keys() <= METRICS.keys():
+        value = Route(
+            family=family,
+            table=table,
+            type=TYPES[kind],
+            src=_address(found.get(RTA_PREFSRC)),
+            metric=_number(found, RTA_PRIORITY),
+            scope=SCOPES[scope],
+            onlink=bool(flags & RTNH_F_ONLINK),
+            **described,
+            **{METRICS[number]: metric for number, metric in metrics.items()},
+        )
+    line = text.route(value) if value else f"{text.command(family)} route {described['dst']} table {table}"
+    return Found(value, protocol, family, table, line)
+
+
+def _number(found: dict[int, bytes], kind: int) -> int:
+    return U32.unpack(found[kind])[0] if kind in found else 0
+
+
+def _address(packed: bytes | None) -> str | None:
+    if packed is None:
+        return None
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
