@@ -42,8 +42,8 @@ class Running:
     def __init__(self, lab, host, directory: Path, iptables: str):
         self._iptables = iptables
         self.host, self.directory = host, directory
-        self.documents, self.runtime = directory / "routing.d", directory / "run"
-        for path in (self.documents, self.runtime):
+        self.documents, self.runtime, self.memory = directory / "routing.d", directory / "run", directory / "lib"
+        for path in (self.documents, self.runtime, self.memory):
             path.mkdir(exist_ok=True)
         self._lab, self.process = lab, None
 
@@ -55,7 +55,8 @@ class Running:
         (self.runtime / "state.json").unlink(missing_ok=True)
         files = [self._lab.engine.directory / f"{self.host.name}{suffix}" for suffix in ("-sysctl.json", ".lock")]
         argv = [sys.executable, "-c", PROGRAM, str(self.documents), *map(str, files), self._iptables]
-        self.process = self.host.spawn(argv, env={**cli_environment(), **UNIT, "RUNTIME_DIRECTORY": str(self.runtime)})
+        directories = {"RUNTIME_DIRECTORY": str(self.runtime), "STATE_DIRECTORY": str(self.memory)}
+        self.process = self.host.spawn(argv, env={**cli_environment(), **UNIT, **directories})
         rl.eventually(lambda: self.state)
 
     def stop(self) -> int:

@@ -33,6 +33,7 @@ class Outcome:
 
     ``changes`` are sentences; ``diff`` is a list of Ansible's before/after pairs; ``waiting`` says what is applied
     without for now and needs another run (the MAC of a silent proxy); ``after`` is the owned set as it is then.
+    ``missing`` says what could not be applied yet, with ``partly``.
     ``retiring`` says what is kept for a while though no longer wanted, and ``next_due`` is in how many seconds another
     run with ``now`` may find some of it over (None: nothing retires).
     """
@@ -44,6 +45,7 @@ class Outcome:
     after: State
     retiring: tuple[str, ...] = ()
     next_due: float | None = None
+    missing: tuple[str, ...] = ()
     # What each change is of, in the same order: rule, route, marks, sysctl, file.
     kinds: tuple[str, ...] = ()
 
@@ -73,13 +75,15 @@ def reconcile(
     drain: float = 0,
     now: float | None = None,
     have_lock: bool = False,
+    partly: bool = False,
 ) -> Outcome:
     """Make the owner's set what the document says; with ``directory`` the document is then stored there.
 
     ``now`` (seconds since the epoch) ends what retires and is over. With it, what the document does not name any more
     is kept for ``drain`` seconds at most, retiring (and stored so), and from half of that time on only while a
     connection needs it; see ``retire``. ``have_lock``: the caller holds the host's lock, because it has read the
-    document under it.
+    document under it. ``partly``: at boot links and addresses come one by one; what does not need those that are
+    missing is applied before them, so that it fails closed meanwhile.
     Raises Refused and NotReady before anything is touched, MissingPackage (with ``check`` only a warning), ApplyError
     after everything was undone.
     """
@@ -88,20 +92,25 @@ def reconcile(
         raise Refused([f"{sentence}; that is what state absent is for, or say allow_empty"])
     with locked(host, check or have_lock):
         _refuse_shared_protocol(document, directory)
-        view = _view(host, document, check)
+        document, absent = gather.without_absent_settings(host, document) if partly else (document, [])
+        view = _view(host, document, check, partly)
         if now is not None:
             stored = _stored(document.owner, directory) if drain else None
             if drain and purge:
                 document = retire.begin(document, view.have, stored, now + drain, now + drain / 2)
             document = retire.due(document, now, host.count_connections)
             view.want = retire.wanted(view.want, document)
+        view.want = gather.leave_alone(view.want, view.held_back)
         errors = plan.conflicts(view.want, view.foreign)
         if errors:
             raise Refused(errors)
         content = store.content_of(document) if directory else None
         outcome = _finish(document, host, view, purge, check, directory, content)
+        if not check:
+            host.macs.learn(document.owner, view.answered, (via for mark in document.marks for via in mark.via))
         leaving = tuple(text.of(value) for value in retire.leaving(document))
-        return replace(outcome, retiring=leaving, next_due=None if now is None else retire.next_look(document, now))
+        due = None if now is None else retire.next_look(document, now)
+        return replace(outcome, missing=(*absent, *view.missing), retiring=leaving, next_due=due)
 
 
 def remove(
@@ -157,10 +166,10 @@ def _has_left_traces(owner: str, host: Host, directory: str | None) -> bool:
     return stored or bool(host.sysctls.held_by(owner))
 
 
-def _view(host: Host, document: Document, lenient: bool) -> View:
+def _view(host: Host, document: Document, lenient: bool, partly: bool = False) -> View:
     """What is and what is to be; where a tool is missing, ``lenient`` takes the owned set for empty and warns."""
     try:
-        return gather.view(host, document)
+        return gather.view(host, document, partly)
     except MissingPackage as missing:
         if not lenient:
             raise

@@ -14,8 +14,9 @@ from . import conntrack, files, marks, runner
 from .document import Document
 from .errors import MissingPackage, NotReady, Refused
 from .kernel import Kernel
-from .model import Found, Mark, Route
+from .model import Address, Found, Mark, Route
 from .plan import Foreign, State
+from .remembered import Macs
 from .sysctl import Sysctls
 
 # How long a proxy may take to answer ARP or ND: the kernel asks three times, one second apart (neigh/mcast_solicit).
@@ -24,7 +25,7 @@ NEIGHBOUR_WAIT = 2.0
 
 @dataclass(frozen=True)
 class Host:
-    """The ways to the host, each replaceable: commands, settings, the kernel, connections by mark, and the lock."""
+    """The ways to the host, each replaceable: commands, settings, the kernel, connections by mark, the lock, memory."""
 
     runner: runner.Runner = runner.run
     sysctls: Sysctls = field(default_factory=Sysctls)
@@ -32,15 +33,23 @@ class Host:
     count_connections: Callable[[int, int], Any] = conntrack.count
     lock: str = files.LOCK
     neighbour_wait: float = NEIGHBOUR_WAIT
+    macs: Macs = field(default_factory=Macs)
 
 
 @dataclass
 class View:
-    """Want and have, side by side; ``waiting`` is what is applied without for now, ``warnings`` are for a human."""
+    """Want and have, side by side; ``waiting`` is what is applied without for now, ``warnings`` are for a human.
+
+    ``held_back`` is what cannot be applied yet, and ``missing`` says why; only where that was allowed. ``answered`` is
+    which MACs the proxies have, by address, that are followed.
+    """
 
     want: State
     have: State
     foreign: Foreign = field(default_factory=Foreign)
+    held_back: tuple[Any, ...] = ()
+    missing: list[str] = field(default_factory=list)
+    answered: dict[str, tuple[str, ...]] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -68,13 +77,20 @@ def _split(found: list[Found], protocol: int) -> tuple[tuple[Any, ...], list[Fou
     return ours, [one for one in found if one.protocol != protocol]
 
 
-def view(host: Host, document: Document) -> View:
-    """Read the host and resolve the document on it. NotReady, Refused, MissingPackage as they come."""
+def view(host: Host, document: Document, partly: bool = False) -> View:
+    """Read the host and resolve the document on it. Refused and MissingPackage as they come.
+
+    NotReady where something is missing; with ``partly``, what needs it is held back.
+    """
     with host.make_kernel() as kernel:
         have, foreign = read(kernel, host, document)
-        found = View(resolve(kernel, wish(document)), have, foreign)
+        want, held_back, missing = within_reach(kernel, wish(document))
+        if missing and not partly:
+            raise NotReady(missing)
+        found = View(want, have, foreign, held_back, missing)
         engine = found.want.engine or have.engine
-        wanted = tuple(_guard(kernel, engine, _mark(kernel, host, mark, found)) for mark in document.marks)
+        certain = [_guard(kernel, engine, _mark(kernel, host, mark, found)) for mark in document.marks]
+    wanted = _guessed(certain, found, host.macs.known(document.owner))
     _refuse_shared_macs(wanted)
     _refuse_unheard_sockets(host, document)
     found.warnings += marks.limits(wanted, engine)
@@ -98,6 +114,17 @@ def wish(document: Document) -> State:
 
 def resolve(kernel: Any, want: State) -> State:
     """The state with the interfaces of its routes. NotReady when something that it needs is not there."""
+    found, _held_back, missing = within_reach(kernel, want)
+    if missing:
+        raise NotReady(missing)
+    return found
+
+
+def within_reach(kernel: Any, want: State) -> tuple[State, tuple[Any, ...], list[str]]:
+    """What can be applied now, its routes with their interfaces; the addresses and routes that cannot; and why not.
+
+    The kernel takes rules for a link that is not there, so that is a sentence only.
+    """
     links = kernel.links()
     own = {found.value.address for found in kernel.addresses()}
     given = {address.address for address in want.addresses if not address.retiring}
@@ -107,38 +134,55 @@ def resolve(kernel: Any, want: State) -> State:
         for name in (rule.iif, rule.oif)
         if name and name not in links and not rule.retiring
     ]
-    problems += [
-        f"waiting for link {address.dev} to be up"
-        for address in want.addresses
-        if not links.get(address.dev) and not address.retiring
-    ]
-    routes = tuple(_route(kernel, route, links, own | given, problems) for route in want.routes)
-    if problems:
-        raise NotReady(list(dict.fromkeys(problems)))
-    return replace(want, routes=routes)
+    down = [address for address in want.addresses if not links.get(address.dev) and not address.retiring]
+    problems += [f"waiting for link {address.dev} to be up" for address in down]
+    routes, late = [], []
+    for route in want.routes:
+        found = _route(kernel, route, links, own | given)
+        if isinstance(found, str):
+            problems.append(found)
+            late.append(route)
+        else:
+            routes.append(found)
+    addresses = tuple(address for address in want.addresses if address not in down)
+    state = replace(want, routes=tuple(routes), addresses=addresses)
+    return state, (*down, *late), list(dict.fromkeys(problems))
 
 
-def _route(kernel: Any, route: Route, links: dict[str, bool], own: set[str], problems: list[str]) -> Route:
-    """The route with its interface; what it still needs goes to ``problems``."""
+def leave_alone(want: State, held_back: tuple[Any, ...]) -> State:
+    """The state with what is held back as retiring: kept if it is there, and not added."""
+    late = [replace(value, retiring=True) for value in held_back]
+    routes = (value for value in late if isinstance(value, Route))
+    addresses = (value for value in late if isinstance(value, Address))
+    return replace(want, routes=(*want.routes, *routes), addresses=(*want.addresses, *addresses))
+
+
+def without_absent_settings(host: Host, document: Document) -> tuple[Document, list[str]]:
+    """The document without the settings of what is not there yet, and sentences about them."""
+    absent = host.sysctls.absent(document.sysctls)
+    there = tuple(sysctl for sysctl in document.sysctls if sysctl.name not in absent)
+    return replace(document, sysctls=there), list(absent.values())
+
+
+def _route(kernel: Any, route: Route, links: dict[str, bool], own: set[str]) -> Route | str:
+    """The route with its interface, or what it still needs."""
     if route.retiring or route.type not in ("unicast", "local"):
         return route
     if route.dev and not links.get(route.dev):
-        problems.append(f"waiting for link {route.dev} to be up")
-    elif route.src and route.src not in own:
-        problems.append(f"waiting for address {route.src} to be on this host")
-    elif route.via in own:
-        problems.append(f"{route.via} is an address of this host itself and cannot be its next hop")
-    elif route.via and not route.onlink:
+        return f"waiting for link {route.dev} to be up"
+    if route.src and route.src not in own:
+        return f"waiting for address {route.src} to be on this host"
+    if route.via in own:
+        return f"{route.via} is an address of this host itself and cannot be its next hop"
+    if route.via and not route.onlink:
         dev = kernel.on_link(route.via, route.dev)
-        if dev:
-            return replace(route, dev=dev)
         where = f" on {route.dev}" if route.dev else ""
-        problems.append(f"waiting for {route.via} to be on-link{where}")
+        return replace(route, dev=dev) if dev else f"waiting for {route.via} to be on-link{where}"
     return route
 
 
 def _mark(kernel: Any, host: Host, mark: Mark, found: View) -> Mark:
-    """The mark with its MAC: declared, or from the neighbour table, or as the live table has it.
+    """The mark with its MAC, declared or from the neighbour table; without, when the proxy does not answer.
 
     Where the proxy's addresses are at several MACs, all count: it may have moved, and the entry of the address that it
     is not spoken to by is an old one.
@@ -151,16 +195,35 @@ def _mark(kernel: Any, host: Host, mark: Mark, found: View) -> Mark:
         return mark
     answers = ((via, kernel.neighbour(via, host.neighbour_wait)) for via in mark.via)
     first = next(((via, mac) for via, mac in answers if mac), None)
-    if first:
-        others = [kernel.neighbour(via, 0) for via in mark.via if via != first[0]]
-        return replace(mark, macs=(first[1], *(mac for mac in others if mac)))
-    live = next((known for known in found.have.marks if known.key == mark.key and known.via == mark.via), None)
-    if live and live.macs:
-        return replace(mark, macs=live.macs)
-    found.waiting.append(
-        f"waiting for {' or '.join(mark.via)} to answer: the MAC of proxy {mark.name} is not known yet"
-    )
+    if not first:
+        return mark
+    others = [kernel.neighbour(via, 0) for via in mark.via if via != first[0]]
+    mark = replace(mark, macs=(first[1], *(mac for mac in others if mac)))
+    found.answered.update(dict.fromkeys(mark.via, mark.macs))
     return mark
+
+
+def _guessed(marks: list[Mark], found: View, remembered: dict[str, tuple[str, ...]]) -> tuple[Mark, ...]:
+    """The marks, those of silent proxies with the MACs of the live table, or those that are remembered.
+
+    A MAC that another proxy has now is none: it has moved there.
+    """
+    taken = {mac for mark in marks for mac in mark.macs if not mark.retiring}
+    wanted = []
+    for mark in marks:
+        if mark.macs or mark.retiring or not mark.follows_neighbour:
+            wanted.append(mark)
+            continue
+        live = [known.macs for known in found.have.marks if known.key == mark.key and known.via == mark.via]
+        guesses = [*live, *(remembered.get(via, ()) for via in mark.via)]
+        macs = next((guess for guess in guesses if guess and not taken & set(guess)), ())
+        if not macs:
+            found.waiting.append(
+                f"waiting for {' or '.join(mark.via)} to answer: the MAC of proxy {mark.name} is not known yet"
+            )
+        taken |= set(macs)
+        wanted.append(replace(mark, macs=macs))
+    return tuple(wanted)
 
 
 def _guard(kernel: Any, engine: str | None, mark: Mark) -> Mark:

@@ -8,8 +8,9 @@ At boot links, addresses and proxies appear in any order, so what is not there y
 kernel's news (``watch``) tell when to look again; each look (``look``) reads the documents anew, compares and repairs.
 How often is ``pace``'s business; what is told to people is ``record``'s.
 
-A service of Type=exec with NotifyAccess=main and a status line: at boot nobody has to wait for it. It ends by SIGTERM
-and leaves everything in place. SIGHUP makes it look at everything now.
+A service of Type=notify with a status line, started before the network: what needs no link is in place before the first
+packet comes, and is ready then, so at boot nobody waits for what is missing. It ends by SIGTERM and leaves all in
+place. SIGHUP makes it look at everything now.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from .look import Documents, Look, look, settings_differ
 from .notify import notify
 from .pace import Pace
 from .record import NAME, Record, Repair
+from .remembered import NAME as MACS
+from .remembered import Macs
 from .watch import News, Watch
 
 EXIT_DONE, EXIT_FAILED, EXIT_DRIFT = 0, 1, 2
@@ -57,14 +60,16 @@ def run(
     ``once`` makes one pass only: 0 when all is applied, 1 when something is missing or wrong. ``dry_run`` changes
     nothing, writes the difference to ``out`` and returns 2 when there is one.
     """
-    host, documents = host or Host(), Documents(directory)
     environ = os.environ if environ is None else environ
+    host, documents = host or Host(), Documents(directory)
+    state = _directory(environ, "STATE_DIRECTORY")
+    if state:
+        host = replace(host, macs=Macs(os.path.join(state, MACS)))
     if dry_run:
         return _show(documents, host, out or sys.stdout)
     if once:
         return _once(documents, host)
-    # Without systemd's RuntimeDirectory= somebody tries it by hand, beside the service perhaps.
-    runtime = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    runtime = _directory(environ, "RUNTIME_DIRECTORY")
     record = Record(os.path.join(runtime, NAME) if runtime else None)
     record.load()
     with _signals() as (wake, received):
@@ -75,6 +80,11 @@ def run(
         finally:
             watch.close()
     return EXIT_DONE
+
+
+def _directory(environ: Mapping[str, str], name: str) -> str:
+    """A directory that systemd made for the service; without one somebody tries it by hand, beside it perhaps."""
+    return environ.get(name, "").split(":")[0]
 
 
 @contextmanager
@@ -183,7 +193,8 @@ class Keeper:
                 self._note_applied(owner)
         # What is blocked now was applied all the same, and is repaired once it can be.
         kept = {owner: document for owner, document in self._applied.items() if owner in found.documents}
-        self._applied = {**kept, **{owner: found.documents[owner] for owner in found.outcomes}}
+        whole = {owner: found.documents[owner] for owner, outcome in found.outcomes.items() if not outcome.missing}
+        self._applied = {**kept, **whole}
         self._warn(before)
         self._publish()
 
@@ -203,7 +214,8 @@ class Keeper:
             log.info("%s: applied: %s", owner, "; ".join(outcome.changes))
             if owner in self._at_start:
                 self._record.restored += len(outcome.changes)
-        self._at_start.discard(owner)
+        if not outcome.missing:
+            self._at_start.discard(owner)
 
     def _repaired(self, owner: str, heard: list[News], seconds: float | None) -> None:
         outcome = self._found.outcomes[owner]
@@ -239,6 +251,8 @@ class Keeper:
         self._tell_alive(self._clock())
         self._record.undone = self._pace.undone if self._pace.undone >= FIGHT else 0
         self._record.looked(self._found)
+        if not self._story:
+            self._tell("READY=1")
         if self._record.story != self._story:
             self._story = self._record.story
             self._tell(f"STATUS={self._story}")

@@ -25,7 +25,7 @@ from .watch import Interest
 class Look:
     """What one look came to. Sentences, each beginning with the owner or the file; ``watched`` is for ``interest``.
 
-    ``blocked`` waits with all of its document, ``waiting`` is applied without for now, ``faults`` need a human.
+    ``blocked`` cannot be applied yet, ``waiting`` is applied without for now, ``faults`` need a human.
     ``failed`` when a document was applied in part and that was undone.
     """
 
@@ -120,7 +120,7 @@ def _apply(document: Document, host: Host, check: bool, now: float, found: Look)
     found.watched |= _interest(document)
     try:
         # An empty document was stored by someone who said so; there is nobody to ask at boot.
-        outcome = engine.reconcile(document, host, check=check, allow_empty=True, now=now, have_lock=True)
+        outcome = engine.reconcile(document, host, check=check, allow_empty=True, now=now, have_lock=True, partly=True)
     except NotReady as error:
         found.blocked += [f"{owner}: {sentence}" for sentence in error.errors]
     except (Refused, MissingPackage) as error:
@@ -133,12 +133,15 @@ def _apply(document: Document, host: Host, check: bool, now: float, found: Look)
         found.watched |= _where(outcome)
         # Of thousands of rules the listing would be much to keep, and nobody asks for it.
         found.outcomes[owner] = replace(outcome, after=State(), diff=())
+        found.blocked += [f"{owner}: {sentence}" for sentence in outcome.missing]
         found.waiting += [f"{owner}: {sentence}" for sentence in outcome.waiting]
 
 
 def settings_differ(found: Look, host: Host) -> bool:
     """Whether a setting is no longer as its document says, of which there is no news. Reads a few files only."""
-    for owner in found.outcomes:
+    for owner, outcome in found.outcomes.items():
+        if outcome.missing:
+            continue  # perhaps the setting itself, which is waited for
         document = found.documents[owner]
         try:
             have = {setting.name: setting.value for setting in host.sysctls.read(document.owner, document.sysctls)}

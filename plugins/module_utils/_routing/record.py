@@ -147,7 +147,8 @@ class Record:
 
 def _state(owner: str, found: Look) -> str:
     if owner in found.outcomes:
-        return "waiting" if found.outcomes[owner].waiting else "in place"
+        outcome = found.outcomes[owner]
+        return "waiting" if outcome.waiting or outcome.missing else "in place"
     return "waiting" if any(sentence.startswith(f"{owner}: ") for sentence in found.blocked) else "refused"
 
 

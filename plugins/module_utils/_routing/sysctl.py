@@ -42,21 +42,23 @@ class Sysctls:
         remembered = self._remembered()
         held = [name for name, entry in remembered.items() if owner in entry["owners"]]
         values = {sysctl.name: sysctl.value for sysctl in wanted}
-        retiring = {sysctl.name for sysctl in wanted if sysctl.retiring}
-        settings, absent, quarrels = [], [], []
+        settings, quarrels = [], []
         for name in sorted({*values, *held}):
             current = self.value(name)
             entry = remembered.get(name, {"found": current, "owners": {}})
             quarrels += _quarrels(name, owner, values.get(name), entry["owners"])
-            if current is None and name in values and name not in retiring:
-                absent.append(f"sysctl {name} does not exist ({file_of(name, self._proc)})")
-            else:
-                settings.append(_setting(name, current, owner, entry))
+            settings.append(_setting(name, current, owner, entry))
         if quarrels:
             raise Refused(quarrels)
+        absent = self.absent(wanted)
         if absent:
-            raise NotReady(absent)
+            raise NotReady(list(absent.values()))
         return tuple(settings)
+
+    def absent(self, wanted: tuple[Sysctl, ...]) -> dict[str, str]:
+        """Those that do not exist (yet), with a sentence."""
+        missing = [sysctl.name for sysctl in wanted if not sysctl.retiring and self.value(sysctl.name) is None]
+        return {name: f"sysctl {name} does not exist ({file_of(name, self._proc)})" for name in missing}
 
     def hold(self, owner: str, sysctl: Sysctl) -> None:
         """Set a value for an owner. Remembered before it is written, so that a crash between loses nothing."""

@@ -124,6 +124,39 @@ def test_what_is_missing_at_the_start_is_restored_and_is_no_repair(world):
     assert world.statuses == ["keeping return_path: in place since " + world.record._time(NOON)]
 
 
+def test_systemd_is_told_that_it_is_ready_after_the_first_look(world, host):
+    """Whatever is missing: the network, which may bring it, waits for this."""
+    host.kernel.near.clear()
+    world.keep(20)
+    assert world.told.count("READY=1") == 1
+    assert world.told.index("READY=1") < 2
+    assert world.state["documents"]["return_path"]["state"] == "waiting"
+
+
+def test_what_needs_no_link_is_there_before_the_links_are(world, host):
+    """So that it fails closed from the first packet on; what comes later is no repair."""
+    near, host.kernel.near = host.kernel.near, {}
+    world.at(10, lambda: host.kernel.near.update(near), [News("address")])
+    world.at(
+        5, lambda: world.kept.append((len(host.kernel.held_rules), host.kernel.held_routes, set(host.nft.tables))), []
+    )
+    world.keep(20)
+    assert world.kept == [(2, [], {"l4proxy_return_path"})]
+    assert len(host.kernel.held_routes) == 1
+    assert (world.state["repairs"]["total"], world.state["documents"]["return_path"]["state"]) == (0, "in place")
+    assert world.state["restored_at_start"] == 5, "a setting, two rules, marks, and the route"
+
+
+def test_what_is_in_place_stays_while_its_link_is_away(world, host):
+    near = dict(host.kernel.near)
+    world.at(5, host.kernel.near.clear)
+    world.at(8, lambda: world.kept.append(len(host.kernel.held_routes)), [])
+    world.at(9, lambda: host.kernel.near.update(near))
+    world.keep(20)
+    assert world.kept == [1]
+    assert world.state["repairs"]["total"] == 0
+
+
 def test_it_watches_what_the_documents_are_about(world):
     world.keep(1)
     tables = frozenset({20111})
