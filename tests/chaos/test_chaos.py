@@ -192,21 +192,31 @@ def test_marks_in_iptables_are_flushed(fleet, report):
 
 
 def test_the_proxys_mac_changes(fleet, report):
-    """Followed, as the inventory does not declare it.
+    """Followed, as the inventory does not declare it; and back again.
 
     A announces the change, as whoever moves an address does; else the client's own router would not know it either.
     """
     fleet.sh("a", "sysctl -qw net.ipv4.conf.eth0.arp_notify=1 net.ipv6.conf.eth0.ndisc_notify=1")
-    old, new = fleet["a"].mac, "02:00:00:00:0a:0a"
-    whole = fleet.ours("b").replace(old, new)
-    before = fleet.count("b")
-    measure(fleet, report, "A's MAC changed", "b", lambda: fleet.sh("a", f"ip link set eth0 address {new}"), whole)
-    assert fleet.count("b") > before
-    for name in BACKENDS:
-        eventually(lambda name=name: new in fleet.ours(name))
+    usual, other = fleet["a"].mac, "02:00:00:00:0a:0a"
+    for old, new, name in ((usual, other, "A's MAC changed"), (other, usual, "A's MAC changed back")):
+        whole, before = fleet.ours("b").replace(old, new), fleet.count("b")
+        command = f"ip link set eth0 address {new}"
+        measure(fleet, report, name, "b", lambda command=command: fleet.sh("a", command), whole)
+        assert fleet.count("b") > before
+        for backend in BACKENDS:
+            eventually(lambda backend=backend, new=new: new in fleet.ours(backend))
 
 
 @pytest.mark.parametrize("host", ["b", "a"])
 def test_a_host_restarts(fleet, report, host):
     measure(fleet, report, f"restart of {host.upper()}", host, lambda: fleet.lab.restart(host), boots=True)
     assert fleet.state(host)["restored_at_start"] > 0
+
+
+def test_a_backend_that_boots_sends_nothing_past_its_proxies(fleet):
+    """Not one packet, though connections are on their way to it before its keeper has seen a link."""
+    leaked = fleet.leaked()
+    fleet.lab.restart("b")
+    eventually(lambda: fleet.state("b").get("documents", {}).get("return_path", {}).get("state") == "in place")
+    time.sleep(CONNECTION)
+    assert fleet.leaked() == leaked

@@ -67,11 +67,13 @@ def _route(change: Change, kernel: Any, protocol: int) -> Step:
 def marks_step(change: Change, host: Host, owner: str) -> Step:
     """Give all marks of an owner to the engine that is to hold them; the undoing gives back what was where it was."""
 
-    def put(engine: str | None, values: Any) -> Callable[[], None]:
-        return lambda: marks.write(host.runner, owner, engine, values)
+    def put(engine: str | None, values: Any, before: Any) -> Callable[[], None]:
+        return lambda: marks.write(host.runner, owner, engine, values, before)
 
-    before, after = change.engines
-    return Step(change.sentence, put(after, change.after), put(before, change.before))
+    old, new = change.engines
+    had = change.before if old == new else ()
+    undone = change.after if old == new else ()
+    return Step(change.sentence, put(new, change.after, had), put(old, change.before, undone))
 
 
 def _sysctl(change: Change, kernel: Any, host: Host, owner: str) -> Step:

@@ -146,7 +146,8 @@ class Keeper:
             now = self._clock()
             heard = [*heard, *news][-100:]
             if news or self._differs(now):
-                self._pace.heard(now)
+                # Until a proxy's new MAC is known, replies to it leave past it; and a neighbour comes alone.
+                self._pace.heard(now, urgent=any(item.kind == "neighbour" for item in news))
             asked = signal.SIGHUP in received
             if asked:
                 received.remove(signal.SIGHUP)

@@ -44,10 +44,12 @@ def read(run: Runner, owner: str, wanted: str = AUTO, needed: bool = True) -> Ob
     return replace(found[engine], engine=engine, sound=found[engine].sound and len(live) < 2)
 
 
-def _survey(run: Runner, owner: str) -> tuple[dict[str, Observed], dict[str, RoutingError]]:
+def _survey(run: Runner, owner: str, without: str | None = None) -> tuple[dict[str, Observed], dict[str, RoutingError]]:
     """What each engine that works shows, and why the others do not."""
     found, failed = {}, {}
     for name, make in MAKERS.items():
+        if name == without:
+            continue
         try:
             found[name] = make(run).read(owner)
         except RoutingError as error:  # MissingPackage is one, too
@@ -55,19 +57,20 @@ def _survey(run: Runner, owner: str) -> tuple[dict[str, Observed], dict[str, Rou
     return found, failed
 
 
-def write(run: Runner, owner: str, engine: str | None, marks: Iterable[Mark]) -> None:
-    """Give all marks to one engine, then take them from the other; all or nothing. Without marks, none has any."""
-    found, _failed = _survey(run, owner)
-    chosen = [engine] if engine else []
-    others = [name for name, observed in found.items() if name != engine and observed != Observed()]
-    done: list[str] = []
+def write(run: Runner, owner: str, engine: str | None, marks: Iterable[Mark], before: Iterable[Mark] = ()) -> None:
+    """Give all marks to one engine, then take them from the other; all or nothing. Without marks, none has any.
+
+    ``before`` is what the engine has: it gets that back when the other cannot be made to give up its own.
+    """
+    if engine:
+        MAKERS[engine](run).write(owner, marks)
     try:
-        for name in [*chosen, *others]:
-            MAKERS[name](run).write(owner, marks if name == engine else ())
-            done.append(name)
+        found, _failed = _survey(run, owner, engine)
+        for name in (name for name, observed in found.items() if observed != Observed()):
+            MAKERS[name](run).write(owner, ())
     except RoutingError:
-        for name in done:
-            MAKERS[name](run).write(owner, found[name].marks)
+        if engine:
+            MAKERS[engine](run).write(owner, before)
         raise
 
 

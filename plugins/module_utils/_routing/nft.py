@@ -179,18 +179,23 @@ class Nft:
 
     def read(self, owner: str) -> Observed:
         """The owner's marks. Raises MissingPackage without nft, RoutingError when it fails."""
-        names = {(item["table"]["family"], item["table"]["name"]) for item in self._tables() if "table" in item}
-        if (FAMILY, table_name(owner)) not in names:
+        try:
+            listing = self._nft(["-j", "list", "table", FAMILY, table_name(owner)])
+        except RoutingError:
+            # Mostly because there is none, which nft says in words that may change.
+            if self._has_table(owner):
+                raise
             return Observed()
-        return observe(owner, json.loads(self._nft(["-j", "list", "table", FAMILY, table_name(owner)])))
+        return observe(owner, json.loads(listing))
 
     def write(self, owner: str, marks: Iterable[Mark]) -> None:
         """Replace the owner's table, or remove it when there are no marks."""
         self._nft(["-j", "-f", "-"], json.dumps(transaction(owner, marks)))
 
-    def _tables(self) -> list[dict[str, Any]]:
+    def _has_table(self, owner: str) -> bool:
         output = self._nft(["-j", "list", "tables"])
-        return json.loads(output)["nftables"] if output.strip() else []
+        tables = [item.get("table", {}) for item in (json.loads(output)["nftables"] if output.strip() else [])]
+        return any((table.get("family"), table.get("name")) == (FAMILY, table_name(owner)) for table in tables)
 
     def _nft(self, arguments: list[str], stdin: str | None = None) -> str:
         try:

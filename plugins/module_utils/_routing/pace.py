@@ -53,15 +53,15 @@ class Pace:
         """All was as the last look left it. ``cost`` is the CPU time that it took to see this."""
         self._everything_due = min(now + max(EVERYTHING, cost * SHARE), self._looked_at + LONGEST_EVERYTHING)
 
-    def heard(self, now: float) -> None:
-        """There was news that matters, or it was seen that something is not as it was."""
+    def heard(self, now: float, urgent: bool = False) -> None:
+        """There was news that matters, or it was seen that something is not as it was. ``urgent``: look at once."""
         if self.broken_at is None:
             self.broken_at = now
             if self._is_calm(now):
                 self._repaired_at, self.undone, self._not_before = None, 0, now
         if now - self._looked_at > CALM:
             self._fruitless = 0
-        self._news_due = min(now + QUIET, self.broken_at + BURST)
+        self._news_due = now if urgent else min(now + QUIET, self.broken_at + BURST)
 
     def due(self, now: float) -> bool:
         """Whether it is time to look at everything."""

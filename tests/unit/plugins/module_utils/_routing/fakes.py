@@ -108,6 +108,8 @@ class FakeNft:
             return Completed(0, "", "")
         if argv[3] == "tables":
             return Completed(0, json.dumps({"nftables": [objects[0] for objects in self.tables.values()]}), "")
+        if argv[5] not in self.tables:
+            return Completed(1, "", "Error: No such file or directory")
         return Completed(0, json.dumps({"nftables": self.tables[argv[5]]}), "")
 
 

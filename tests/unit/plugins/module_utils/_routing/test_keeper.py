@@ -346,6 +346,12 @@ def test_a_repair_that_was_blocked_meanwhile_is_counted(world, host):
 # --- how often
 
 
+def test_a_new_mac_is_looked_at_at_once(world, host):
+    world.at(5, news=[News("neighbour")])
+    world.keep(6)
+    assert world.looks == [0.0, 5.0]
+
+
 def test_a_burst_of_news_is_one_look(world):
     for number in range(8):
         world.at(10 + number * 0.001)

@@ -110,6 +110,14 @@ def test_an_old_engine_that_does_not_let_go_undoes_the_new_one(engines):
     assert (engines.held["nftables"].marks, engines.held["iptables"].marks) == (ONE, ())
 
 
+def test_it_gets_back_what_it_had_when_the_other_does_not_let_go(engines):
+    engines.held.update(nftables=Observed(ONE), iptables=Observed((), False))
+    engines.refusing = {"nftables"}
+    with pytest.raises(RoutingError, match="nftables refuses"):
+        marks.write(None, OWNER, "iptables", (), ONE)
+    assert engines.held["iptables"].marks == ONE
+
+
 def test_no_marks_are_in_no_engine(engines):
     engines.held.update(nftables=Observed(ONE), iptables=Observed((), False))
     marks.write(None, OWNER, None, ())

@@ -159,18 +159,24 @@ class Commands:
 TABLES = Completed(0, json.dumps({"nftables": [{"metainfo": {}}, LISTING["nftables"][1]]}), "")
 
 
+NO_TABLE = Completed(1, "", "Error: No such file or directory")
+
+
 def test_read():
-    run = Commands(tables=TABLES, table=Completed(0, json.dumps(LISTING), ""))
+    run = Commands(table=Completed(0, json.dumps(LISTING), ""))
     assert nft.Nft(run).read(OWNER).marks == READ_BACK
-    assert [argv for argv, _stdin in run.calls] == [
-        ["nft", "-j", "list", "tables"],
-        ["nft", "-j", "list", "table", "inet", "l4proxy_return_path"],
-    ]
+    assert [argv for argv, _stdin in run.calls] == [["nft", "-j", "list", "table", "inet", "l4proxy_return_path"]]
 
 
 @pytest.mark.parametrize("output", ["", '{"nftables": [{"metainfo": {}}]}'])
 def test_no_table_means_no_marks(output):
-    assert nft.Nft(Commands(tables=Completed(0, output, ""))).read(OWNER) == nft.Observed((), True)
+    commands = Commands(table=NO_TABLE, tables=Completed(0, output, ""))
+    assert nft.Nft(commands).read(OWNER) == nft.Observed((), True)
+
+
+def test_a_table_that_cannot_be_listed_is_no_missing_one():
+    with pytest.raises(RoutingError, match="No such file"):
+        nft.Nft(Commands(table=NO_TABLE, tables=TABLES)).read(OWNER)
 
 
 def test_write_is_one_command():
