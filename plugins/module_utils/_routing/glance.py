@@ -6,7 +6,8 @@
 
 The keeper glances by the clock, in case that news were lost. What the kernel says of the documents' rules, routes,
 addresses, neighbours, settings and of nftables goes into one digest as it comes, nothing is parsed that need not be.
-Another digest is a reason to look, and no more than that. (iptables-legacy has signs of its own, see ``legacy``.)
+Another digest is a reason to look, and no more than that. (iptables-legacy is not in it: where it is used, the keeper
+looks.)
 """
 
 from __future__ import annotations

@@ -164,8 +164,11 @@ class Keeper:
         return self._documents.changed or self._watch.signs != self._signs or settings_differ(self._found, self._host)
 
     def _is_as_known(self, now: float) -> bool:
-        """Whether a glance is enough: nothing happened, and all is as it was when a look found nothing to do."""
-        if not (self._found.is_lasting and self._pace.only_by_the_clock(now)):
+        """Whether a glance is enough: nothing happened, and all is as it was when a look found nothing to do.
+
+        Where iptables-legacy has anything, it is not: its signs are not exact.
+        """
+        if any(self._watch.signs) or not (self._found.is_lasting and self._pace.only_by_the_clock(now)):
             return False
         cpu = self._cpu()
         self._seen = self._digest(self._found, self._host)

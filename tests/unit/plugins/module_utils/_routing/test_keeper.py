@@ -282,6 +282,13 @@ def test_another_document_is_not_what_was_known(world, host, directory):
     assert world.looks == [0.0, 60.0, 100.01]
 
 
+def test_where_iptables_legacy_is_used_there_is_no_glance(world):
+    world.signs = (b"rules", b"")
+    world.keep(200)
+    assert world.glances == []
+    assert len(world.looks) >= 3
+
+
 def test_while_something_retires_there_is_no_glance(world, host, directory):
     host.connections = {11: 1}
     retiring = {**RETURN_PATH["rules"][0], "retiring": True, "retire_at": int(NOON) + 4000}
