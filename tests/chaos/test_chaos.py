@@ -220,3 +220,7 @@ def test_a_backend_that_boots_sends_nothing_past_its_proxies(fleet):
     eventually(lambda: fleet.state("b").get("documents", {}).get("return_path", {}).get("state") == "in place")
     time.sleep(CONNECTION)
     assert fleet.leaked() == leaked
+    units = ("l4proxy-keeper.service", "network-pre.target")
+    ready, network = [fleet.sh("b", f"systemctl show -P ActiveEnterTimestampMonotonic {unit}") for unit in units]
+    assert 0 < int(ready) <= int(network)
+    assert "ordering cycle" not in fleet.sh("b", "journalctl --boot --output cat")

@@ -13,6 +13,7 @@ Everything concerns the network namespace that the calling thread is in when the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -24,7 +25,7 @@ from . import address_messages, neighbour_messages, route_messages, rule_message
 from .errors import MissingPackage
 from .model import FAMILIES, Address, Found, Route, Rule
 from .netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, link_index
-from .route_messages import RTM_F_CLONED, RTNH_F_ONLINK
+from .route_messages import RTNH_F_ONLINK
 from .route_query import RouteAnswer, route_get
 
 PYROUTE2_ERROR: str | None = None
@@ -91,7 +92,8 @@ class Kernel:
         """OSError (EEXIST) when it is there already."""
         body = rule_messages.encode(rule, protocol)
         self._messages.change(rule_messages.RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, body)
-        self._remembered(protocol).add(rule)
+        if protocol in self._owned:
+            self._owned[protocol].add(rule)
 
     def remove_rule(self, rule: Rule, protocol: int) -> None:
         """Remove exactly this rule; OSError (ENOENT) when it is not there.
@@ -163,21 +165,11 @@ class Kernel:
 
     def forget_redirects(self) -> None:
         """Drop the routes IPv6 has learnt from redirects (and path MTUs). (IPv4: net.ipv4.route.flush does it.)"""
-        for message in list(self._netlink.get_routes(family=socket.AF_INET6)):
-            if not message["flags"] & RTM_F_CLONED:
-                continue
-            arguments = {"dst": message.get_attr("RTA_DST"), "dst_len": message["dst_len"], "flags": RTM_F_CLONED}
-            try:
-                self._netlink.route(
-                    "del",
-                    family=socket.AF_INET6,
-                    table=message.get_attr("RTA_TABLE"),
-                    oif=message.get_attr("RTA_OIF"),
-                    **arguments,
-                )
-            except NetlinkError as error:
-                if error.code != errno.ESRCH:  # it may expire by itself meanwhile
-                    raise
+        for body in self._messages.dump(route_messages.RTM_GETROUTE, route_messages.listing("ipv6", learnt=True)):
+            if route_messages.is_learnt(body):
+                # It may expire by itself meanwhile.
+                with contextlib.suppress(ProcessLookupError):
+                    self._messages.change(route_messages.RTM_DELROUTE, 0, body)
 
     # --- links, addresses, neighbours
 

@@ -18,7 +18,7 @@ from . import text
 from .model import Found, Route
 from .netlink import attribute, attributes, link_name
 
-RTM_GETROUTE = 26
+RTM_DELROUTE, RTM_GETROUTE = 25, 26
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 6, 7, 8
 RTA_MULTIPATH, RTA_FLOW, RTA_TABLE, RTA_VIA, RTA_ENCAP, RTA_NH_ID = 9, 11, 15, 18, 22, 30
 RTAX_MTU, RTAX_ADVMSS = 2, 8
@@ -36,19 +36,26 @@ BODY = struct.Struct("=BBBBBBBBI")
 U32 = struct.Struct("=I")
 
 
-def listing(family: str, protocol: int = 0, table: int = 0) -> bytes:
-    """The body of a question for the routes of a family, of a protocol and of a table; 0 is every one."""
-    head = BODY.pack(AF[family], 0, 0, 0, 0, protocol, 0, 0, 0)
+def listing(family: str, protocol: int = 0, table: int = 0, learnt: bool = False) -> bytes:
+    """The body of a question for the routes of a family, of a protocol and of a table; 0 is every one.
+
+    ``learnt``: instead of these, what the kernel has learnt itself (from a redirect, a path MTU).
+    """
+    head = BODY.pack(AF[family], 0, 0, 0, 0, protocol, 0, 0, RTM_F_CLONED if learnt else 0)
     return head + (attribute(RTA_TABLE, U32.pack(table)) if table else b"")
 
 
+def is_learnt(body: bytes) -> bool:
+    return bool(BODY.unpack_from(body)[-1] & RTM_F_CLONED)
+
+
 def decode(body: bytes, family: str) -> Found | None:
-    """A route with its owner; None for one that is only remembered (a redirect, a path MTU).
+    """A route with its owner; None for one that was learnt.
 
     One that the model cannot say has no value: it is not one of ours, whoever made it.
     """
     _family, length, _src_len, tos, short_table, protocol, scope, kind, flags = BODY.unpack_from(body)
-    if flags & RTM_F_CLONED:
+    if is_learnt(body):
         return None
     found = dict(attributes(body[BODY.size :]))
     table = _number(found, RTA_TABLE) or short_table
