@@ -28,6 +28,7 @@ lab_packages=(
     iproute2 nftables iptables conntrack procps kmod       # the network
     nginx dnsmasq-base                                     # test servers
     curl tcpdump iputils-arping iputils-ping               # instruments
+    systemd                                                # systemd-analyze
 )
 server_packages=(postgresql openssh-server openssh-client redis-server redis-tools dnsmasq-base) # what users put behind a proxy
 declare -A units=([nginx]=nginx [haproxy]=haproxy [postgresql]=postgresql [openssh-server]=ssh [redis-server]=redis-server)
