@@ -139,17 +139,13 @@ def _apply(document: Document, host: Host, check: bool, now: float, found: Look)
 
 def settings_differ(found: Look, host: Host) -> bool:
     """Whether a setting is no longer as its document says, of which there is no news. Reads a few files only."""
-    for owner, outcome in found.outcomes.items():
-        if outcome.missing:
-            continue  # perhaps the setting itself, which is waited for
-        document = found.documents[owner]
-        try:
-            have = {setting.name: setting.value for setting in host.sysctls.read(document.owner, document.sysctls)}
-        except (RoutingError, OSError):
-            return True  # what is wrong with it, the look will say
-        if any(have.get(wanted.name) != wanted.value for wanted in document.sysctls):
-            return True
-    return False
+    # Where something is missing it may be the setting itself, which is waited for.
+    whole = [found.documents[owner] for owner, outcome in found.outcomes.items() if not outcome.missing]
+    wanted = [setting for document in whole for setting in document.sysctls if not setting.retiring]
+    try:
+        return any(host.sysctls.value(setting.name) != setting.value for setting in wanted)
+    except OSError:
+        return True  # what is wrong with it, the look will say
 
 
 def _interest(document: Document) -> Interest:
