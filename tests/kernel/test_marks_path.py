@@ -9,6 +9,9 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import socket
+import struct
+import time
 
 import pytest
 
@@ -18,6 +21,7 @@ from tests.lab.netns import NamespaceLab
 
 SOURCES = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
 CLOSED_PORT = 4
+FIN, ACK = 0x01, 0x10
 REFUSED = str(errno.ECONNREFUSED)
 FWMARK_ACCEPT = (
     ("net.ipv4.tcp_fwmark_accept", "1"),
@@ -89,6 +93,49 @@ def test_another_proxys_syn_does_not_redirect_a_live_connection(lab, b, family, 
         with rl.attempt(lab["a2"], source, target, source_port=port) as second:
             assert second.outcome() == "silent"
             assert b"200 OK" in ask(first)
+
+
+def stale_fin(lab, family: str) -> None:
+    """A FIN from the proxy for a connection that the backend knows nothing of, as after its reboot."""
+    source, target = rl.address(lab["client"], family), rl.address(lab["b"], family)
+    addresses = [socket.inet_pton(rl.AF[family], address) for address in (source, target)]
+    packed = struct.pack("!HHIIBBHHH", 40005, rl.PORT, 1000, 2000, 5 << 4, FIN | ACK, 1000, 0, 0)
+    pseudo = b"".join(addresses) + struct.pack("!II", len(packed), socket.IPPROTO_TCP)
+    total = sum(struct.unpack(f"!{(len(pseudo) + len(packed)) // 2}H", pseudo + packed))
+    total = (total >> 16) + (total & 0xFFFF)
+    checksum = ~(total + (total >> 16)) & 0xFFFF
+    with lab["a"].inside():
+        raw = socket.socket(rl.AF[family], socket.SOCK_RAW, socket.IPPROTO_TCP)
+    with raw:
+        raw.setsockopt(*rl.TRANSPARENT[family], 1)
+        raw.bind((source, 0))
+        raw.sendto(packed[:16] + struct.pack("!H", checksum) + packed[18:], (target, 0))
+
+
+def leaks_of_a_stale_fin(lab, family: str) -> int:
+    word = "ip" if family == "ipv4" else "ip6"
+    leak = f"{word} saddr {rl.address(lab['b'], family)} tcp sport {rl.PORT} counter"
+    rl.watch(lab["router"], "leaks", "forward priority 0", leak)
+    rl.watch(lab["b"], "seen", "prerouting priority -300", f"meta nfproto {family} tcp dport {rl.PORT} counter")
+    stale_fin(lab, family)
+    rl.eventually(lambda: rl.counters(lab["b"], "seen")["seen"])
+    time.sleep(0.1)  # an RST is sent at once
+    lab["b"].run(["nft", "delete", "table", "inet", "seen"])
+    return rl.counters(lab["router"], "leaks")["leaks"]
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_the_end_of_an_unknown_connection_is_not_answered_past_the_proxy(lab, b, family):
+    b.apply(rl.return_path(lab["a"]))
+    assert leaks_of_a_stale_fin(lab, family) == 0
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_it_would_be(lab, variant, family):
+    """The negative control: without marks, and so without the rule."""
+    rl.watch(lab["b"], "tracked", "output priority 0", "ct state new counter")
+    assert leaks_of_a_stale_fin(lab, family) == 1
+    lab["b"].run(["nft", "delete", "table", "inet", "tracked"])
 
 
 def test_it_would_if_the_mark_were_set_again(lab, b):

@@ -5,7 +5,8 @@
 """Marks as chains of the owner in iptables' table mangle, for both families; iptables-nft and iptables-legacy alike.
 
     INPUT, FORWARD      -> L4PROXY_OWNER_IN, _FWD   from a MAC or interface, while our bits of the connection's mark
-                                                    are zero: set them to the id
+                                                    are zero: set them to the id; in _IN, a FIN of a connection
+                                                    that conntrack does not know is dropped
     PREROUTING, OUTPUT  -> L4PROXY_OWNER_PRE, _OUT  a reply: our bits of the connection's mark become the packet's
     POSTROUTING         -> L4PROXY_OWNER_POST       a reply that lost its mark, or leaves by another interface than
                                                     its proxy's, is dropped
@@ -60,6 +61,7 @@ def _rules(mark: Mark) -> Iterable[tuple[str, list[str]]]:
         if mark.conntrack:
             fresh = [*_direction("ORIGINAL"), "-m", "connmark", "--mark", none]
             yield from ((chain, [*sender, *fresh, *set_connection]) for chain in ("IN", "FWD"))
+            yield "IN", _stale(sender, name)
         else:
             yield "IN", [*sender, "-m", "mark", "--mark", none, *set_packet]
     if mark.conntrack:
@@ -74,6 +76,13 @@ def _rules(mark: Mark) -> Iterable[tuple[str, list[str]]]:
 def _senders(mark: Mark) -> list[list[str]]:
     by_link = [["-i", mark.iif]] if mark.iif else []
     return by_link + [["-m", "mac", "--mac-source", mac] for mac in mark.macs]
+
+
+def _stale(sender: list[str], name: list[str]) -> list[str]:
+    """The RST for a FIN of a connection that conntrack does not know would leave past the proxy; see ``nft``."""
+    fin = ["-m", "conntrack", "--ctstate", "INVALID", "-m", "tcp", "--tcp-flags", "FIN", "FIN", *name, "-j", "DROP"]
+    link = sender[0] == "-i"  # iptables-save lists it before the protocol, and modules after it
+    return [*sender, "-p", "tcp", *fin] if link else ["-p", "tcp", *sender, *fin]
 
 
 def _guards(mark: Mark, family: str) -> Iterable[tuple[str, list[str]]]:

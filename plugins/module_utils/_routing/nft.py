@@ -5,6 +5,7 @@
 """Marks as one nft table of the owner: rendered and compared as the JSON of libnftables-json(5), changed in one go.
 
     input, forward       while our bits of the connection's mark are zero: the sender's MAC or interface -> save_ID
+    input                a FIN of a connection that conntrack does not know is counted and dropped
     save_ID              set our bits of the connection's mark to ID
     prerouting, output   of replies: our bits of the connection's mark -> mark_ID   (output has type route: routed anew)
     mark_ID              set our bits of the packet's mark
@@ -14,6 +15,9 @@
 Requests to a container behind a published port pass through forward instead of input, and its replies through
 prerouting instead of output. A mark without conntrack goes from input (a sender) or prerouting (a transparent socket)
 straight to each_ID, and its guard, guard_each_ID, goes by the packet's mark.
+
+Such a FIN comes after a reboot of this host, say: there is no connection that could keep a mark, and the RST that would
+answer it leaves past the proxy. (Anything else begins a connection in conntrack's eyes: nf_conntrack_tcp_loose.)
 
 The connection's bits are set only once in its life: else another proxy's SYN on the same four-tuple would redirect a
 live connection. nft 1.0.6 cannot copy one mark to another under a mask, hence a chain for each id. Only our bits are
@@ -44,6 +48,8 @@ HOOKS = {
 }
 CT_MARK = {"ct": {"key": "mark"}}
 META_MARK = {"meta": {"key": "mark"}}
+SOURCE_MAC = {"payload": {"protocol": "ether", "field": "saddr"}}
+IN_LINK = {"meta": {"key": "iifname"}}
 # (chain, comment, statements)
 Rules = list[tuple[str, str, list]]
 
@@ -79,6 +85,7 @@ def _hooked(marks: list[Mark]) -> Rules:
         for hook in ("input", "forward")
         for senders in _senders(tracked, "save")
     ]
+    rules += [("input", "end of an unknown connection", list(_stale(key, values))) for key, values in _sources(tracked)]
     rules += [("input", "each packet", [_is(packet, 0), senders]) for senders in _senders(single, "each")]
     if tracked:
         known = _vmap(connection, [(mark.id, mark) for mark in tracked], "mark")
@@ -121,9 +128,23 @@ def _senders(marks: list[Mark], verb: str) -> Iterable[dict[str, Any]]:
     by_mac = [(mac, mark) for mark in marks for mac in mark.macs]
     by_link = [(mark.iif, mark) for mark in marks if mark.iif]
     if by_mac:
-        yield _vmap({"payload": {"protocol": "ether", "field": "saddr"}}, by_mac, verb)
+        yield _vmap(SOURCE_MAC, by_mac, verb)
     if by_link:
-        yield _vmap({"meta": {"key": "iifname"}}, by_link, verb)
+        yield _vmap(IN_LINK, by_link, verb)
+
+
+def _sources(marks: list[Mark]) -> Iterable[tuple[dict[str, Any], list[str]]]:
+    """The senders alone: their MACs, and their interfaces, where there are any."""
+    found = ((SOURCE_MAC, [mac for mark in marks for mac in mark.macs]), (IN_LINK, [mark.iif for mark in marks]))
+    return [(key, [*filter(None, values)]) for key, values in found if any(values)]
+
+
+def _stale(key: dict[str, Any], values: list[str]) -> Iterable[dict[str, Any]]:
+    yield _is(key, values[0] if len(values) == 1 else {"set": values})
+    yield _is({"ct": {"key": "state"}}, "invalid", "in")
+    yield _is({"payload": {"protocol": "tcp", "field": "flags"}}, "fin", "in")
+    yield COUNTER
+    yield {"drop": None}
 
 
 def _vmap(key: Any, elements: Iterable[tuple[Any, Mark]], verb: str) -> dict[str, Any]:

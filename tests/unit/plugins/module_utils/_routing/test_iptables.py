@@ -72,7 +72,7 @@ def test_every_rule_matches_first_and_sets_under_the_mask():
     for family in COMMANDS:
         for chain, rules in iptables.render(OWNER, MARKS, family).items():
             for rule in rules:
-                assert rule.startswith(("-m ", "-i ", "! -o ")), (chain, rule)
+                assert rule.startswith(("-m ", "-i ", "-p ", "! -o ")), (chain, rule)
                 assert "restore-mark" not in rule
                 assert all(mask == "0xff" for mask in re.findall(r"--set-xmark 0x[0-9a-f]+/(\S+)", rule))
 

@@ -87,7 +87,7 @@ def test_without_conntrack_no_rule_asks_for_it(mark):
 
 
 def test_the_mark_is_saved_once_and_for_the_first_direction():
-    (rule,) = rules_of(nft.render(OWNER, MARKS[:3]), "input")
+    rule, _stale = rules_of(nft.render(OWNER, MARKS[:3]), "input")
     left = [statement["match"]["left"] for statement in rule["expr"][:2]]
     assert left == [{"ct": {"key": "direction"}}, {"&": [{"ct": {"key": "mark"}}, 255]}]
 
