@@ -34,6 +34,12 @@ NAME = "state.json"
 DAY = 86400
 
 
+def running_archive() -> str | None:
+    """The archive this code was imported from, behind all links; None when it was a directory."""
+    archive = getattr(__loader__, "archive", None)
+    return os.path.realpath(archive) if archive else None
+
+
 @dataclass(frozen=True)
 class Repair:
     """What was put back, and when (seconds of the epoch)."""
@@ -58,6 +64,8 @@ class Record:
     pause: float = 0.0
     remedy: str = ""
     last: Repair | None = None
+    # Asked once: a role that updates the host sets the link to another archive while this one runs.
+    archive: str | None = field(default_factory=running_archive)
     _since: dict[str, tuple[str, float]] = field(default_factory=dict)
     _problems: list[str] = field(default_factory=list)
     _written: str = ""
@@ -134,7 +142,7 @@ class Record:
         return {
             "schema": SCHEMA,
             "pid": os.getpid(),
-            "archive": running_archive(),
+            "archive": self.archive,
             "story": self.story,
             "documents": documents,
             "problems": self._problems,
@@ -161,9 +169,3 @@ def timestamp(at: float) -> str:
     """RFC 3339 in UTC, to the millisecond."""
     seconds, milliseconds = divmod(round(at * 1000), 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{milliseconds:03d}Z"
-
-
-def running_archive() -> str | None:
-    """The archive this code was imported from, behind all links; None when it was a directory."""
-    archive = getattr(__loader__, "archive", None)
-    return os.path.realpath(archive) if archive else None

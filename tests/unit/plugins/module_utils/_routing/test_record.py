@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import record as records
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.look import Look
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.record import Record, Repair, timestamp
 
@@ -80,3 +82,17 @@ def test_the_date_is_told_once_it_is_not_today():
 )
 def test_a_timestamp_is_rounded_to_the_millisecond(at, text):
     assert timestamp(at) == text
+
+
+def test_the_archive_is_the_one_that_runs_though_the_link_leads_elsewhere_by_now(tmp_path, monkeypatch):
+    """Else a role that has just installed another one would believe that it runs already."""
+    old, new, link = tmp_path / "old.pyz", tmp_path / "new.pyz", tmp_path / "l4proxy"
+    for archive in (old, new):
+        archive.touch()
+    link.symlink_to(old)
+    monkeypatch.setattr(records, "__loader__", SimpleNamespace(archive=str(link)))
+    made = Record(str(tmp_path / "state.json"))
+    link.unlink()
+    link.symlink_to(new)
+    made.write()
+    assert json.loads((tmp_path / "state.json").read_text())["archive"] == str(old)
