@@ -53,7 +53,7 @@ def measure(
     counts begin anew. Returns the keeper's state.
     """
     whole = whole or fleet.ours(host)
-    repairs, leaked, began = fleet.count(host), fleet.leaked(), time.time()
+    repairs, leaked, began = fleet.count(host), fleet.leaked(host), time.time()
     harm()
     harmed = time.monotonic()
     eventually(lambda: fleet.ours(host) == whole)
@@ -61,7 +61,7 @@ def measure(
     until = time.time() + 0.5
     eventually(lambda: time.time() > until + CONNECTION)
     state = fleet.state(host)
-    noticed = fleet.noticed(began, until, leaked)
+    noticed = fleet.noticed(began, until, fleet.leaked(host) - leaked)
     count = state["repairs"]["total"] - (0 if boots else repairs)
     who = (state["last_repair"] or {}).get("who", "") if count else ""
     cells = (noticed.connections, noticed.lost, f"{noticed.slowest:.2f}", noticed.leaked, who)
@@ -215,11 +215,11 @@ def test_a_host_restarts(fleet, report, host):
 
 def test_a_backend_that_boots_sends_nothing_past_its_proxies(fleet):
     """Not one packet, though connections are on their way to it before its keeper has seen a link."""
-    leaked = fleet.leaked()
+    leaked = fleet.leaked("b")
     fleet.lab.restart("b")
     eventually(lambda: fleet.state("b").get("documents", {}).get("return_path", {}).get("state") == "in place")
     time.sleep(CONNECTION)
-    assert fleet.leaked() == leaked
+    assert fleet.leaked("b") == leaked
     units = ("l4proxy-keeper.service", "network-pre.target")
     ready, network = [fleet.sh("b", f"systemctl show -P ActiveEnterTimestampMonotonic {unit}") for unit in units]
     assert 0 < int(ready) <= int(network)
