@@ -21,6 +21,8 @@ from .plan import Setting
 MEMORY = "/var/lib/l4proxy/sysctl.json"
 PROC = "/proc/sys"
 SCHEMA = 1
+# A setting is a few numbers; the kernel gives them at one go.
+LONGEST = 4096
 
 
 def file_of(name: str, proc: str = PROC) -> str:
@@ -105,10 +107,14 @@ class Sysctls:
     def value(self, name: str) -> str | None:
         """The kernel's value now, None when there is no such setting."""
         try:
-            with open(file_of(name, self._proc), encoding="ascii") as file:
-                return sysctl_value(file.read())
+            # The keeper asks every second: without Python's file object it is a third of the price.
+            descriptor = os.open(file_of(name, self._proc), os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        try:
+            return sysctl_value(os.read(descriptor, LONGEST).decode("ascii"))
+        finally:
+            os.close(descriptor)
 
     def _write(self, name: str, value: str) -> None:
         with open(file_of(name, self._proc), "w", encoding="ascii") as file:
