@@ -46,6 +46,8 @@ HOOKS = {
     "output": "route",
     "postrouting": "filter",
 }
+# How often a table that is there is asked for.
+ATTEMPTS = 3
 CT_MARK = {"ct": {"key": "mark"}}
 META_MARK = {"meta": {"key": "mark"}}
 SOURCE_MAC = {"payload": {"protocol": "ether", "field": "saddr"}}
@@ -200,14 +202,16 @@ class Nft:
 
     def read(self, owner: str) -> Observed:
         """The owner's marks. Raises MissingPackage without nft, RoutingError when it fails."""
-        try:
-            listing = self._nft(["-j", "list", "table", FAMILY, table_name(owner)])
-        except RoutingError:
-            # Mostly because there is none, which nft says in words that may change.
-            if self._has_table(owner):
-                raise
-            return Observed()
-        return observe(owner, json.loads(listing))
+        for _attempt in range(ATTEMPTS):
+            try:
+                return observe(owner, json.loads(self._nft(["-j", "list", "table", FAMILY, table_name(owner)])))
+            except RoutingError as error:
+                # Mostly because there is none, which nft says in words that may change. Else somebody may have changed
+                # the ruleset under the listing, which is no reason to call nftables unusable.
+                failure = error
+                if not self._has_table(owner):
+                    return Observed()
+        raise failure
 
     def write(self, owner: str, marks: Iterable[Mark]) -> None:
         """Replace the owner's table, or remove it when there are no marks."""

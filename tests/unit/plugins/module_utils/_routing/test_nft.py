@@ -179,6 +179,17 @@ def test_a_table_that_cannot_be_listed_is_no_missing_one():
         nft.Nft(Commands(table=NO_TABLE, tables=TABLES)).read(OWNER)
 
 
+def test_a_listing_that_met_another_transaction_is_asked_for_again():
+    class Changing(Commands):
+        def __call__(self, argv, stdin=None):
+            answer = super().__call__(argv, stdin)
+            self.answers["table"] = Completed(0, json.dumps(LISTING), "")
+            return answer
+
+    run = Changing(table=Completed(1, "", "Error: Interrupted system call"), tables=TABLES)
+    assert nft.Nft(run).read(OWNER).marks == READ_BACK
+
+
 def test_write_is_one_command():
     run = Commands(write=Completed(0, "", ""))
     nft.Nft(run).write(OWNER, MARKS)
