@@ -40,7 +40,7 @@ def chosen(quick: bool, pattern: str) -> list[Work]:
 
 def entrants(work: Work) -> list[Peer]:
     """Return who is put to a work."""
-    proxies = [*table.PEERS, *table.more()]
+    proxies = [peer for peer in (*table.PEERS, *table.more()) if work.quick or peer.best]
     ends = [table.DIRECT, table.DNAT] if work.ends else []
     return [peer for peer in (*proxies, *ends) if peer.udp or not work.udp]
 

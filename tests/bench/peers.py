@@ -71,6 +71,8 @@ class Peer:
     start: Callable[[NamespaceLab, Path, Setting], Running]
     host: str = "a"
     udp: bool = False
+    #: Whether it is the best there is of its kind: works that are no quick ones are put on nobody else.
+    best: bool = True
     #: What it was set to beyond its defaults, for the page that shows the figures.
     settings: str = "defaults"
 
@@ -146,9 +148,9 @@ NGINX_TUNING = "  proxy_buffer_size 256k;\n  tcp_nodelay on;\n"
 
 PEERS = (
     Peer("l4proxy", l4proxy, udp=True, settings="as the role installs it, log: errors unless logging is measured"),
-    Peer("haproxy", _haproxy(""), settings="usesrc clientip, splice-auto"),
+    Peer("haproxy", _haproxy(""), best=False, settings="usesrc clientip, splice-auto"),
     Peer("haproxy-tuned", _haproxy(HAPROXY_TUNING), settings=" ".join(HAPROXY_TUNING.split())),
-    Peer("nginx", _nginx(""), udp=True, settings="stream, proxy_bind $remote_addr transparent"),
+    Peer("nginx", _nginx(""), udp=True, best=False, settings="stream, proxy_bind $remote_addr transparent"),
     Peer("nginx-tuned", _nginx(NGINX_TUNING), udp=True, settings=" ".join(NGINX_TUNING.split())),
 )
 #: The ends of the scale: no proxy, and the kernel's own address translation.
