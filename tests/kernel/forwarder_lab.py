@@ -24,7 +24,7 @@ from tests.lab import netns, wiring
 from tests.lab.netns import NamespaceLab
 
 BACKENDS = ("b", "c", "d")
-FAMILIES = ["ipv4", "ipv6"]
+FAMILIES = ("ipv4", "ipv6")
 PATIENCE = 20.0  # seconds; how long a positive expectation may take on a busy machine
 #: Runs the forwarders of the tests in the place of this process's Python, as their archive: what hosts have.
 PYTHON = os.environ.get("L4PROXY_TEST_PYTHON")

@@ -140,7 +140,7 @@ def test_nobody_is_refused_until_the_next_one_serves(lab, manager, first, listen
         target=lambda: answers.extend(fl.in_threads(lambda _index: fl.get(lab, lab["a"].ipv4, WEB), 20))
     )
     waiting.start()
-    with manager.start(lab, document(lab), directory=first.directory) as second, client, server:
+    with client, server, manager.start(lab, document(lab), directory=first.directory) as second:
         waiting.join(fl.PATIENCE)
         assert len(answers) == 20, "they waited in the backlog"
         assert len(second.log("listeners found")[0]["listeners"]) == 8

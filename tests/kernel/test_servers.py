@@ -20,7 +20,7 @@ import pytest
 from tests.kernel import forwarder_lab as fl
 from tests.lab import daemons
 
-FAMILIES = ["ipv4", "ipv6"]
+FAMILIES = ("ipv4", "ipv6")
 SQL, SSH, CACHE, DNS = range(7600, 7604)
 MIB = 1 << 20
 DELAYED_ACK = 0.040  # seconds: TCP_DELACK_MIN in include/net/tcp.h
