@@ -124,7 +124,7 @@ def test_when_all_are_down_the_client_is_refused_at_once(lab, servers, family):
             sock.recv(1)
         (line,) = forwarder.connections(1)
         assert (line["ended"], line["attempts"]) == ("no backend is up", 0)
-        assert forwarder.status()["services"][0]["refused_no_backend"] == 1
+        fl.wait(lambda: forwarder.status()["services"][0]["refused_no_backend"] == 1, "it is counted", forwarder.show)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

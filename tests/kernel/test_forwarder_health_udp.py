@@ -160,7 +160,7 @@ def test_when_no_question_is_answered_try_all_serves_and_refuse_does_not(lab, se
         with ul.client(lab, to[0]) as sock:
             assert ul.silent(sock, ul.QUESTION, to)
         assert forwarder.log("datagram refused")[0]["reason"] == "no backend is up"
-        assert forwarder.status()["services"][0]["refused_no_backend"] == 1
+        fl.wait(lambda: forwarder.status()["services"][0]["refused_no_backend"] == 1, "it is counted", forwarder.show)
 
 
 def test_without_a_request_nothing_is_asked(lab, servers):

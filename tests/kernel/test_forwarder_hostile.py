@@ -235,10 +235,18 @@ def test_connect_and_reset_by_eight_at_once(lab, forwarder):
                     sock.sendall(b"x")
             fl.reset(sock)
 
-    before = forwarder.settled()
+    before, accepted_before = forwarder.settled(), accepted(forwarder)
     with bounded(forwarder):
         fl.in_threads(lambda index: attack(index) if index else served(lab, 100), 9)
-    forwarder.connections(before + 8 * 400 + 100)
+    came = accepted(forwarder) - accepted_before
+    # Where the ACK of a handshake was lost on a busy machine, the reset comes before there is anything to accept.
+    assert 8 * 360 + 100 <= came <= 8 * 400 + 100
+    forwarder.connections(before + came)
+
+
+def accepted(forwarder):
+    """How many connections all services have accepted so far."""
+    return sum(service["connections"] for service in forwarder.status()["services"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -59,9 +59,14 @@ def sessions_of_all(lab, forwarder, protocol, family):
         bl.Session(lab, protocol, (address, port)).end()
     for place, _log in enumerate(LOGS):
         assert bl.refused(lab, protocol, (address, DENIED + place))
-    services = {one["name"]: one for one in forwarder.status()["services"]}
-    assert [services[f"denied-{log}"]["refused_denied"] for log in LOGS] == [1] * 3
+    fl.wait(lambda: denied(forwarder) == [1] * 3, "they are counted", lambda: f"{denied(forwarder)}")
     fl.wait(lambda: not any(one["sessions"] for one in forwarder.status()["services"]), "all are over", forwarder.show)
+
+
+def denied(forwarder):
+    """How many clients each of the services that deny them has denied."""
+    services = {one["name"]: one for one in forwarder.status()["services"]}
+    return [services[f"denied-{log}"]["refused_denied"] for log in LOGS]
 
 
 @both
