@@ -2,6 +2,7 @@
 # Run stages one after the other, stop at the first that fails, and end with a table of times and one closing line.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
+export L4PROXY_TEST_EXAMPLES=same
 table='' passed=0 failed=0
 for stage in "$@"; do
     printf '\n=== %s\n' "$stage"

@@ -16,6 +16,8 @@ import re
 REQUIRED = object()  # as a default: the key must be there
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
+_WORD = re.compile(r"[\w-]+\Z")  # what needs no quotes in a path
+LONGEST_KEY = 60  # characters that are shown of a key that is not known
 
 
 def show(value):
@@ -205,4 +207,5 @@ class Fields:
         for key in self.data or ():
             if key not in self._taken:
                 known = ", ".join(sorted(self._taken))
-                self.error(str(key), f"is not a known key (known here: {known})")
+                name = str(key)[:LONGEST_KEY]
+                self.error(name if _WORD.match(name) else json.dumps(name), f"is not a known key (known here: {known})")

@@ -295,6 +295,7 @@ TEST_REFUSED = [
     (SERVICE, "listen", [], "services[0].listen: is empty, at least one listen address is expected"),
     (SERVICE, "backends", [], "services[0].backends: is empty, at least one backend is expected"),
     (SERVICE, "wieght", 1, "services[0].wieght: is not a known key"),
+    (SERVICE, "a: b", 1, 'services[0]."a: b": is not a known key'),
     (LISTEN, "port", 0, "services[0].listen[0].port: 0 is not a port (1-65535)"),
     (LISTEN, "port", MISSING, "services[0].listen[0].port: is required"),
     (LISTEN, "address", "localhost", 'services[0].listen[0].address: "localhost" is not an IP address'),

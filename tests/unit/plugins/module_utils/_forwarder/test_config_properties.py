@@ -13,7 +13,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-PATH = re.compile(r"(?:document|[A-Za-z_]+(?:\[\d+\])?(?:\.[^:]*)?): .")
+PATH = re.compile(r'(?:document|[A-Za-z_]+(?:\[\d+\])?(?:\.(?:[^:"]|"(?:[^"\\]|\\.)*")*)?|"(?:[^"\\]|\\.)*"): .')
 
 names = st.from_regex(r"[a-z][a-z0-9_.-]{0,20}", fullmatch=True)
 seconds = st.floats(0.1, 600)
