@@ -122,7 +122,7 @@ class Acceptor:
         worker, serving = self.worker, self.serving
         gate = serving.gate
         for _turn in range(limit):
-            if len(worker.sessions) >= worker.most_sessions:
+            if worker.full:
                 worker.pause_accepting("as many sessions as RLIMIT_NOFILE has descriptors for")
                 return False
             full = gate is not None and gate.full

@@ -23,9 +23,8 @@ START_TIMEOUT = 10.0  # seconds for a new worker to be ready
 DRAIN_GRACE = 5.0  # seconds after drain_timeout until a worker that is still there is killed
 BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before a dead child is replaced, by deaths in a row
 STEADY = 10.0  # seconds a child must have lived for its death to be the first in a row
-MOST_DRAINING = (
-    128  # processes that still drain, about 10 MB each; when there are more the oldest generations are stopped
-)
+# Processes that still drain, about 10 MB each; when there are more the oldest generations are stopped.
+MOST_DRAINING = 128
 
 
 class Crew:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which client addresses may be used as the source of an upstream connection.
 
-Pure, but for the cache. Some addresses cannot work as a source on the wire: the backend's kernel drops such packets as
+Pure. Some addresses cannot work as a source on the wire: the backend's kernel drops such packets as
 martians, or the replies never leave it. What happens to a client with such an address is the service's
 ``source_fallback``: it is refused with RST and the reason in the log, since the connection would otherwise hang until
 its deadline; or it is forwarded from the proxy's own address, which hides the client and is therefore never done
@@ -13,7 +13,6 @@ unasked.
 from __future__ import annotations
 
 import ipaddress
-from functools import lru_cache
 
 OWN = "client address is the proxy's own"
 BACKENDS_OWN = "client address is the backend's own"
@@ -22,7 +21,6 @@ FOREIGN_FAMILY = "no backend has an address of the client's family"
 _IPV4_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 
 
-@lru_cache(maxsize=8192)
 def never_spoofed(address):
     """Return why ``address`` (text form, maybe with %zone) is never used as a source, None when it may be."""
     parsed = ipaddress.ip_address(address.partition("%")[0])

@@ -22,7 +22,7 @@ _CLIENT_EOF, _CLIENT_RESET = Event.CLIENT_EOF, Event.CLIENT_RESET
 _BACKEND_EOF, _BACKEND_RESET = Event.BACKEND_EOF, Event.BACKEND_RESET
 _CONNECTED = Event.CONNECTED
 _CHOOSING, _CONNECTING = State.CHOOSING, State.CONNECTING
-_ATTEMPTED, _NOTHING_TO_DO, _NO_END = TABLE[_CHOOSING, Event.ATTEMPT]  # looked up once, not for each connection
+_ATTEMPTED = TABLE[_CHOOSING, Event.ATTEMPT][0]  # there is nothing else to do: looked up once
 
 # Errors that are about the backend or the way to it. All others are about this host, and no backend is to blame.
 _BACKENDS_FAULT = {
@@ -165,8 +165,7 @@ class Relay(Session):
             upstream = self.upstream = Side(sock, self, _BACKEND_EOF, _BACKEND_RESET, nagling=True)
             worker.selector.watch(upstream.number, self._connect_done, writable=True)
             upstream.writable_watched = True
-            deadline = now + service.connect_timeout
-            self._timer = worker.wheel.add(deadline if deadline < self._deadline else self._deadline, self._too_slow)
+            self._timer = worker.wheel.add(min(now + service.connect_timeout, self._deadline), self._too_slow)
             return
         self.handle(Event.GIVEN_UP, self._failure or "connect deadline")
 
@@ -219,13 +218,12 @@ class Relay(Session):
                 self._attempt_failed(number, sockets.describe_errno(number))
                 self.handle(Event.ATTEMPT_FAILED)
                 return
-        if self._timer is not None:
-            self._stop_timer()
+        self._stop_timer()
         now = self.worker.now()
         if self.backends.connected(self.index, now - self._attempted, now):
             self._log_health("backend answers again")
         self.serving.tally.count(self.step)
-        if self.step is OWN:
+        if self.step == OWN:
             self._own = self.upstream.sock.getsockname()[0]
         self.handle(_CONNECTED)
 
@@ -241,8 +239,9 @@ class Relay(Session):
         )
 
     def _stop_timer(self):
-        self.worker.wheel.discard(self._timer, self._too_slow)
-        self._timer = None
+        if self._timer is not None:
+            self.worker.wheel.discard(self._timer, self._too_slow)
+            self._timer = None
 
     # -- actions ---------------------------------------------------------------------------------------------------
 
@@ -290,14 +289,12 @@ class Relay(Session):
         self._shut(self.upstream)
 
     def _drop_attempt(self):
-        if self._timer is not None:
-            self._stop_timer()
+        self._stop_timer()
         self.upstream.detach().close()
         self.upstream = None
 
     def _finish(self):
-        if self._timer is not None:
-            self._stop_timer()
+        self._stop_timer()
         self.worker.finished(self)
 
     def _close_client(self):

@@ -74,7 +74,7 @@ class Worker:
         self.pipes = splice.Pool(splice.bound(region.slots, soft_limit))
         descriptors = soft_limit - RESERVED_DESCRIPTORS - len(held) - 2 * self.pipes.bound
         lanes = descriptors // LANES_SHARE if any(one.protocol == "udp" for one in settings.services) else 0
-        self.most_sessions = max(1, (descriptors - lanes) // 2)
+        self._most_sessions = max(1, (descriptors - lanes) // 2)
         ports = Ports(settings.source_ports, sockets.has_port_ranges())
         self.udp = Udp(self, ports, lanes)
         self._acceptors = self._open_doors(held, ports)
@@ -111,12 +111,11 @@ class Worker:
         self._ended += 1
         serving, backends, index = relay.serving, relay.backends, relay.index
         serving.tally.finished()
+        if index is not None:
+            backends.release(index)
         if relay.upstream is None:
             serving.tally.refused(relay.ended, relay.attempts)
-            if index is not None:
-                backends.release(index)
         elif index is not None:
-            backends.release(index)
             backends.carried(index, relay.upstream.sent, relay.client.sent)
         log = serving.service.log
         if log == "all" or (log == "errors" and relay.ended != BOTH_CLOSED):
@@ -139,7 +138,7 @@ class Worker:
     @property
     def full(self):
         """Whether one more session might find no file descriptor."""
-        return len(self.sessions) >= self.most_sessions
+        return len(self.sessions) >= self._most_sessions
 
     # -- accepting -------------------------------------------------------------------------------------------------
 
@@ -306,9 +305,12 @@ class Worker:
     def _look_at_addresses(self, now):
         self._next_look = now + addresses.REFRESH
         try:
-            self.own_addresses = addresses.own_addresses()
+            found = addresses.own_addresses()
         except OSError as error:  # short of descriptors: the old list does until the next look
             self.log.event("own addresses unknown", level="warning", reason=str(error))
+            return
+        if found != self.own_addresses:  # services remember what follows from this very object
+            self.own_addresses = found
 
     def contain(self, owner, error):
         """A defect in one session ends that session and not the process; the log says where it is.

@@ -92,7 +92,7 @@ def test_a_defect_in_the_workers_own_timer_is_not_hidden(host):
 
 def test_a_worker_that_is_full_says_so_once_and_goes_on_when_a_session_ends(host):
     relay, client = host.relay()
-    host.worker.most_sessions = 1
+    host.worker._most_sessions = 1
     host.worker.cover([1])  # a client may meet either socket of its address
     host.worker.set_accepting(True)
     clients = [socket.create_connection(("127.0.0.1", port)) for port in host.ports]
