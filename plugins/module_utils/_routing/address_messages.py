@@ -19,7 +19,7 @@ import socket
 import struct
 
 from .model import Address, Found
-from .netlink import attribute, attributes, link_name
+from .netlink import AF, attribute, attributes, link_name
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO, IFA_FLAGS, IFA_RT_PRIORITY, IFA_PROTO = 1, 2, 6, 8, 9, 11
@@ -28,7 +28,6 @@ RT_SCOPE_UNIVERSE, RT_SCOPE_HOST = 0, 254
 FOREVER = 0xFFFFFFFF
 # "L4p" in ASCII; the last byte is the protocol number.
 MARKER = 0x4C347000
-AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 FAMILIES = {number: family for family, number in AF.items()}
 BITS = {"ipv4": 32, "ipv6": 128}
 # family, length of the prefix, flags, scope, index of the interface

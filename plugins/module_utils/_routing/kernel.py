@@ -24,7 +24,7 @@ from typing import Any
 from . import address_messages, neighbour_messages, route_messages, rule_messages
 from .errors import MissingPackage
 from .model import FAMILIES, Address, Found, Route, Rule
-from .netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, link_index
+from .netlink import AF, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, link_index
 from .route_messages import RTNH_F_ONLINK
 from .route_query import RouteAnswer, route_get
 
@@ -39,7 +39,6 @@ except ImportError:
 
 __all__ = ["PYROUTE2_ERROR", "Found", "Kernel", "NetlinkError", "RouteAnswer", "reason", "route_get"]
 
-AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 SCOPE_NUMBERS = {name: number for number, name in route_messages.SCOPES.items()}
 SCOPE_NOWHERE = 255
 # unspec, default, main, local: the kernel's own, and everybody's

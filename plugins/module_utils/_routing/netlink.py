@@ -16,6 +16,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
+AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_DUMP_INTR = 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
@@ -66,6 +67,11 @@ def link_index(name: str) -> int:
 
 def message(kind: int, flags: int, body: bytes) -> bytes:
     return HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | flags, 1, 0) + body
+
+
+def address_text(packed: bytes) -> str:
+    """An address of either family in text form."""
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
 class Netlink:

@@ -11,12 +11,11 @@ all the same.
 
 from __future__ import annotations
 
-import socket
 import struct
 
 from . import text
 from .model import Found, Route
-from .netlink import attribute, attributes, link_name
+from .netlink import AF, address_text, attribute, attributes, link_name
 
 RTM_DELROUTE, RTM_GETROUTE = 25, 26
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 6, 7, 8
@@ -30,7 +29,6 @@ SCOPES = {0: "global", 253: "link", 254: "host"}
 # What a route can have and we never write: such a route is not one of ours.
 OTHER_DETAILS = {RTA_MULTIPATH, RTA_FLOW, RTA_VIA, RTA_ENCAP, RTA_NH_ID}
 METRICS = {RTAX_MTU: "mtu", RTAX_ADVMSS: "advmss"}
-AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 BODY = struct.Struct("=BBBBBBBBI")
 U32 = struct.Struct("=I")
@@ -60,8 +58,8 @@ def decode(body: bytes, family: str) -> Found | None:
     found = dict(attributes(body[BODY.size :]))
     table = _number(found, RTA_TABLE) or short_table
     described = {
-        "dst": f"{_address(found[RTA_DST])}/{length}" if RTA_DST in found else "default",
-        "via": _address(found.get(RTA_GATEWAY)),
+        "dst": f"{address_text(found[RTA_DST])}/{length}" if RTA_DST in found else "default",
+        "via": address_text(found[RTA_GATEWAY]) if RTA_GATEWAY in found else None,
         "dev": link_name(_number(found, RTA_OIF)) if RTA_OIF in found else None,
     }
     metrics = {number: U32.unpack(value)[0] for number, value in attributes(found.get(RTA_METRICS, b""))}
@@ -72,7 +70,7 @@ def decode(body: bytes, family: str) -> Found | None:
             family=family,
             table=table,
             type=TYPES[kind],
-            src=_address(found.get(RTA_PREFSRC)),
+            src=address_text(found[RTA_PREFSRC]) if RTA_PREFSRC in found else None,
             metric=_number(found, RTA_PRIORITY),
             scope=SCOPES[scope],
             onlink=bool(flags & RTNH_F_ONLINK),
@@ -85,9 +83,3 @@ def decode(body: bytes, family: str) -> Found | None:
 
 def _number(found: dict[int, bytes], kind: int) -> int:
     return U32.unpack(found[kind])[0] if kind in found else 0
-
-
-def _address(packed: bytes | None) -> str | None:
-    if packed is None:
-        return None
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)

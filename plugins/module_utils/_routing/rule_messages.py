@@ -7,12 +7,11 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
 import struct
 from collections.abc import Iterable
 
 from .model import Found, Rule
-from .netlink import attribute, attributes
+from .netlink import AF, address_text, attribute, attributes
 
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 6, 10
@@ -22,7 +21,6 @@ FRA_SPORT_MASK, FRA_DPORT_MASK = 28, 29
 FIB_RULE_INVERT = 0x2
 ACTIONS = {1: "lookup", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 NUMBERS = {name: number for number, name in ACTIONS.items()}
-AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 # family, dst_len, src_len, tos, table, two reserved, action, flags
 BODY = struct.Struct("=BBBBBBBBI")
 U32, PORTS, USERS = struct.Struct("=I"), struct.Struct("=HH"), struct.Struct("=II")
@@ -112,7 +110,7 @@ def _name(value: bytes | None) -> str | None:
 def _prefix(packed: bytes | None, length: int) -> str | None:
     if packed is None:
         return None
-    return f"{socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)}/{length}"
+    return f"{address_text(packed)}/{length}"
 
 
 class OwnedRules:

@@ -44,22 +44,25 @@ class Sysctls:
         remembered = self._remembered()
         held = [name for name, entry in remembered.items() if owner in entry["owners"]]
         values = {sysctl.name: sysctl.value for sysctl in wanted}
+        found = {name: self.value(name) for name in sorted({*values, *held})}
         settings, quarrels = [], []
-        for name in sorted({*values, *held}):
-            current = self.value(name)
+        for name, current in found.items():
             entry = remembered.get(name, {"found": current, "owners": {}})
             quarrels += _quarrels(name, owner, values.get(name), entry["owners"])
             settings.append(_setting(name, current, owner, entry))
         if quarrels:
             raise Refused(quarrels)
-        absent = self.absent(wanted)
+        absent = self._absent(wanted, found)
         if absent:
             raise NotReady(list(absent.values()))
         return tuple(settings)
 
     def absent(self, wanted: tuple[Sysctl, ...]) -> dict[str, str]:
         """Those that do not exist (yet), with a sentence."""
-        missing = [sysctl.name for sysctl in wanted if not sysctl.retiring and self.value(sysctl.name) is None]
+        return self._absent(wanted, {sysctl.name: self.value(sysctl.name) for sysctl in wanted})
+
+    def _absent(self, wanted: tuple[Sysctl, ...], found: dict[str, str | None]) -> dict[str, str]:
+        missing = [sysctl.name for sysctl in wanted if not sysctl.retiring and found[sysctl.name] is None]
         return {name: f"sysctl {name} does not exist ({file_of(name, self._proc)})" for name in missing}
 
     def hold(self, owner: str, sysctl: Sysctl) -> None:
