@@ -42,7 +42,7 @@ def entrants(work: Work) -> list[Peer]:
     """Return who is put to a work."""
     proxies = [peer for peer in (*table.PEERS, *table.more()) if work.quick or peer.best]
     ends = [table.DIRECT, table.DNAT] if work.ends else []
-    return [peer for peer in (*proxies, *ends) if peer.udp or not work.udp]
+    return [peer for peer in (*proxies, *ends) if peer.udp or not work.setting.udp]
 
 
 def one_round(lab: BenchLab, work: Work, peer: Peer, seconds: float) -> Sample:
@@ -104,13 +104,18 @@ def main() -> int:
     """Measure and report."""
     quick, pattern = bool(os.environ.get("QUICK")), os.environ.get("ONLY", "")
     started = time.monotonic()
-    results = {}
+    results, failures = {}, []
     if not chosen(quick, pattern):
         print(f"no work matches ONLY={pattern!r} (in a Makefile's variable, $ is written $$)", file=sys.stderr)
         return 2
     with raise_lab() as lab:
         for work in chosen(quick, pattern):
-            results[work.name] = measure(lab, work, quick)
+            try:
+                results[work.name] = measure(lab, work, quick)
+            except (RuntimeError, subprocess.SubprocessError) as error:  # the other works still say something
+                failures.append(work.name)
+                print(f"{work.name}: FAILED: {error}\n", file=sys.stderr, flush=True)
+                continue
             print(report.table(work, results[work.name]), flush=True)
     settings = {peer.name: peer.settings for peer in (*table.PEERS, *table.more(), table.DIRECT, table.DNAT)}
     path = report.write(results, {**versions(), "settings": settings, "quick": quick})
@@ -119,7 +124,9 @@ def main() -> int:
     command = [str(python), str(Path(__file__).with_name("picture.py")), str(path), str(picture)]
     subprocess.run(command, check=True, env=environments.variables(site))
     print(f"{time.monotonic() - started:.0f} s; written to {path} and {picture}")
-    return 0
+    if failures:
+        print(f"not measured: {', '.join(failures)}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,10 @@ OFFLOADS = ("tso", "gso", "gro")
 
 
 class BenchLab(NamespaceLab):
-    """Raised with routing on both ends, servers on b, and the UDP tool at ``.udp``."""
+    """Raised with routing on both ends, servers on b, and the UDP tool at ``.udp``.
+
+    ``.client_addresses`` are the client's, beside its own; a process of UIDS has the one of its place.
+    """
 
     def __enter__(self) -> BenchLab:
         super().__enter__()
@@ -39,7 +42,7 @@ class BenchLab(NamespaceLab):
         engine.apply(self["a"], routing_lab.local_delivery(self["b"]))
         engine.apply(self["b"], routing_lab.return_path(self["a"], self["a2"]))
         self._translate()
-        self._client_addresses()
+        self._add_client_addresses()
         self.udp = self.tmp / "udp"
         subprocess.run(["gcc", "-O2", "-o", str(self.udp), str(SOURCE)], check=True)
         b = self["b"]
@@ -60,11 +63,12 @@ class BenchLab(NamespaceLab):
             target = ["-j", "DNAT", "--to-destination", self["b"].ipv4]
             a2.run(["iptables", "-t", "nat", "-A", "PREROUTING", *match, *target])
 
-    def _client_addresses(self) -> None:
+    def _add_client_addresses(self) -> None:
         client = self["client"]
         gateway = self["router"].on("outside").ipv4
-        for number, uid in enumerate(UIDS):
-            source = f"{client.ipv4.rsplit('.', 1)[0]}.{101 + number}"
+        network = client.ipv4.rpartition(".")[0]
+        self.client_addresses = [f"{network}.{101 + number}" for number in range(len(UIDS))]
+        for source, uid in zip(self.client_addresses, UIDS):
             client.run(["ip", "address", "add", f"{source}/32", "dev", client.dev])
             client.run(["ip", "route", "add", "default", "via", gateway, "src", source, "table", str(uid)])
             client.run(["ip", "rule", "add", "uidrange", f"{uid}-{uid}", "lookup", str(uid)])

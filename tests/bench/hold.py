@@ -1,14 +1,15 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Idle connections, both ends: python hold.py server ADDRESS PORT, and python hold.py client ADDRESS PORT COUNT.
+"""Idle connections, both ends: python hold.py server ADDRESS PORT, and python hold.py client ADDRESS PORT COUNT [SOURCE...].
 
-The client says "holding COUNT" once every connection has carried a byte both ways, and closes them at the end of its
+The client takes its SOURCE addresses in turn: ports of the last peer are still in TIME-WAIT when the next is asked. It says "holding COUNT" once every connection has carried a byte both ways, and closes them at the end of its
 standard input.
 """
 
 from __future__ import annotations
 
+import itertools
 import selectors
 import socket
 import sys
@@ -39,11 +40,14 @@ def server(address: str, port: int) -> None:
                 key.fileobj.close()
 
 
-def client(address: str, port: int, count: int) -> None:
+def client(address: str, port: int, count: int, sources: list[str]) -> None:
     """Hold ``count`` connections until standard input ends."""
-    held = []
+    held, bound = [], itertools.cycle([(source, 0) for source in sources] or [None])
     while len(held) < count:
-        batch = [socket.create_connection((address, port), timeout=20) for _one in range(min(100, count - len(held)))]
+        batch = [
+            socket.create_connection((address, port), timeout=20, source_address=next(bound))
+            for _one in range(min(100, count - len(held)))
+        ]
         for connection in batch:
             connection.sendall(b"?")
         for connection in batch:
@@ -57,4 +61,7 @@ def client(address: str, port: int, count: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "server":
         server(sys.argv[2], int(sys.argv[3]))
-    client(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    try:
+        client(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])
+    except OSError as error:
+        sys.exit(f"failed: {error!r}")

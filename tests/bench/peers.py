@@ -33,10 +33,11 @@ AS_DAEMON = (*AS_USER, f"--ambient-caps={CAPABILITIES}", "--bounding-set", f"-al
 
 @dataclass(frozen=True)
 class Setting:
-    """How a peer is started: worker processes (or threads), and whether it logs a line a connection."""
+    """How a peer is started: worker processes (or threads), whether it logs a line a connection, and forwards UDP."""
 
     workers: int = 1
     log: bool = False
+    udp: bool = False  # on top of TCP; a worker that serves UDP keeps descriptors for it
 
 
 class Running:
@@ -91,7 +92,8 @@ def l4proxy(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
             "health": {"enabled": port != BULK},
         }
 
-    services = [*(service(port, "tcp") for port in TCP_PORTS), service(UDP, "udp")]
+    ports = [*((port, "tcp") for port in TCP_PORTS), *([(UDP, "udp")] if setting.udp else [])]
+    services = [service(port, protocol) for port, protocol in ports]
     document = forwarder_lab.config(*services, workers=setting.workers)
     forwarder = forwarder_lab.Forwarder(lab, document, wrapper=AS_DAEMON)
     return Running(forwarder.serve().process)
@@ -120,9 +122,10 @@ def _haproxy(tuning: str) -> Callable[[NamespaceLab, Path, Setting], Running]:
 def _nginx(buffers: str) -> Callable[[NamespaceLab, Path, Setting], Running]:
     def start(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
         log = f"access_log {directory}/stream.log lines;" if setting.log else "access_log off;"
+        ports = [(port, " backlog=4096") for port in TCP_PORTS] + ([(UDP, " udp reuseport")] if setting.udp else [])
         servers = "".join(
-            f"  server {{ listen {lab['a'].ipv4}:{port}{kind}; proxy_pass {lab['b'].ipv4}:{port}; {more} }}\n"
-            for port, kind, more in [*((port, " backlog=4096", "") for port in TCP_PORTS), (UDP, " udp reuseport", "")]
+            f"  server {{ listen {lab['a'].ipv4}:{port}{kind}; proxy_pass {lab['b'].ipv4}:{port}; }}\n"
+            for port, kind in ports
         )
         config = directory / "stream.conf"
         config.write_text(

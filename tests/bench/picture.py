@@ -37,7 +37,7 @@ def draw(source: Path, target: Path) -> None:
     rows = max(len(found) for found in panels.values())
     drawing, axes = pyplot.subplots(1, len(panels), figsize=(14, 1 + 0.14 * rows * len(peers)))
     for axis, (name, found) in zip(axes, panels.items()):
-        height = 0.8 / len(peers)
+        height = 0.8 / max(1, len(peers))
         for number, peer in enumerate(peers):
             places = [row + number * height for row, work in enumerate(found) if peer in found[work]]
             axis.barh(places, [one[peer] for one in found.values() if peer in one], height, label=peer)
@@ -45,7 +45,8 @@ def draw(source: Path, target: Path) -> None:
         axis.invert_yaxis()
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_title(f"{PANELS[name]}, {OURS} = 1")
-    axes[0].legend()
+    if peers:
+        axes[0].legend()
     drawing.tight_layout()
     drawing.savefig(target)
 

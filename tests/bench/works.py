@@ -24,7 +24,7 @@ UNITS = {"bulk": "GB", "requests": "request", "connections": "connection", "udp"
 SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 
 
-DEFAULT, LOGGING, TWO = Setting(), Setting(log=True), Setting(workers=2)
+DEFAULT, LOGGING, TWO, DATAGRAMS = Setting(), Setting(log=True), Setting(workers=2), Setting(udp=True)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class Work:
     name: str
     run: Callable[[BenchLab, Peer, Running, float], Sample]
     setting: Setting = DEFAULT
-    udp: bool = False
     #: Whether the ends of the scale (no proxy, the kernel's DNAT) are measured beside the proxies.
     ends: bool = False
     quick: bool = True
@@ -145,7 +144,7 @@ def datagrams(clients: int, size: int, in_flight: int = 64, new: bool = False):
 @contextmanager
 def held(lab: BenchLab, peer: Peer, count: int):
     """Keep ``count`` idle connections open through a peer."""
-    command = [sys.executable, hold.__file__, "client", address(lab, peer), str(HOLD), str(count)]
+    command = [sys.executable, hold.__file__, "client", address(lab, peer), str(HOLD), str(count), *lab.client_addresses]
     holder = lab["client"].spawn(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
     try:
         answer = holder.stdout.readline().strip()
@@ -191,10 +190,10 @@ WORKS = (
     Work("connections-32", connections(32), ends=True),
     Work("connections-256", connections(256), quick=False),
     Work("connections-32-logged", connections(32), LOGGING),
-    Work("udp-64-100", datagrams(100, 64), udp=True, ends=True),
-    Work("udp-1200-100", datagrams(100, 1200), udp=True, quick=False),
-    Work("udp-64-5000", datagrams(5000, 64), udp=True),
-    Work("udp-64-new", datagrams(64, 64, new=True), udp=True),
+    Work("udp-64-100", datagrams(100, 64), DATAGRAMS, ends=True),
+    Work("udp-1200-100", datagrams(100, 1200), DATAGRAMS, quick=False),
+    Work("udp-64-5000", datagrams(5000, 64), DATAGRAMS),
+    Work("udp-64-new", datagrams(64, 64, new=True), DATAGRAMS),
     Work("idle-1000", idle(1000), quick=False),
     Work("idle-8000", idle(8000)),
     *(Work(f"requests-64-beside-{count}", beside(count, requests(64)), quick=False) for count in (10, 1000, 8000)),
