@@ -1,10 +1,13 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Idle connections, both ends: python hold.py server ADDRESS PORT, and python hold.py client ADDRESS PORT COUNT [SOURCE...].
+"""Idle connections, both ends.
 
-The client takes its SOURCE addresses in turn: ports of the last peer are still in TIME-WAIT when the next is asked. It says "holding COUNT" once every connection has carried a byte both ways, and closes them at the end of its
-standard input.
+python hold.py server ADDRESS PORT, and python hold.py client ADDRESS PORT COUNT [SOURCE...].
+
+The client takes its SOURCE addresses in turn: ports of the last peer are still in TIME-WAIT when the next is asked. It
+says "holding COUNT" once every connection has carried a byte both ways, and closes them at the end of its standard
+input.
 """
 
 from __future__ import annotations

@@ -144,7 +144,8 @@ def datagrams(clients: int, size: int, in_flight: int = 64, new: bool = False):
 @contextmanager
 def held(lab: BenchLab, peer: Peer, count: int):
     """Keep ``count`` idle connections open through a peer."""
-    command = [sys.executable, hold.__file__, "client", address(lab, peer), str(HOLD), str(count), *lab.client_addresses]
+    words = ["client", address(lab, peer), str(HOLD), str(count), *lab.client_addresses]
+    command = [sys.executable, hold.__file__, *words]
     holder = lab["client"].spawn(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
     try:
         answer = holder.stdout.readline().strip()

@@ -27,10 +27,11 @@ from socket import MSG_DONTWAIT, MSG_MORE
 
 from . import sockets
 from .poller import ENDED, ERROR, FIN, READ, URGENT, WRITE
-from .splice import PIPE_SIZE, splice
+from .splice import splice
 
 BUFFER_SIZE = 65536  # bytes
-READS_IN_A_ROW = 4  # full buffers one side may bring before the others get their turn
+READS_IN_A_ROW = 4  # full buffers, or pipes, one side may bring before the others get their turn
+BULK_IN_A_ROW = 1 << 20  # bytes through a pipe: then they do as well
 _TURNS = range(READS_IN_A_ROW)
 FULL_READS = 2  # in a row: then this direction is bulk, and worth a pipe
 PATIENCE = 256  # full reads until a direction that got no pipe asks again
@@ -242,9 +243,10 @@ class Side:
         The pipe is kept until the side is drained; whether the next read is bulk again depends on how much this was.
         """
         pipe = self.pipe
+        moved = 0
         for _turn in _TURNS:
             try:
-                pipe.held = splice(self.number, pipe.write_end, PIPE_SIZE)
+                pipe.held = splice(self.number, pipe.write_end, pipe.size)
             except BlockingIOError:
                 self._return_pipe()
                 return
@@ -254,11 +256,14 @@ class Side:
             if not pipe.held:
                 self._end()
                 return
+            moved += pipe.held
             if pipe.held < BUFFER_SIZE:
                 self.full = 0
             if not self._drain():
                 self.readable = True
                 return
+            if moved >= BULK_IN_A_ROW:
+                break
         self.relay.worker.selector.again(self.ready)
 
     def _drain(self):

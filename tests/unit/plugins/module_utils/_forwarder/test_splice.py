@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 
@@ -46,15 +47,34 @@ def test_a_pipe_that_holds_bytes_is_closed_and_never_given_to_another(pool):
     pool.give_back(other)
 
 
-def test_the_bound_and_the_spare_ones(pool):
-    lent = [pool.take() for _pipe in range(21)]
+def test_half_of_the_bound_is_for_wide_ones_and_the_rest_for_many(pool):
+    lent = [pool.take() for _pipe in range(15)]
+    assert [pipe.size // PIPE_SIZE for pipe in lent[:-1]] == [4, 4] + [1] * 12
     assert lent[-1] is None
-    assert (pool.lent, pool.refused) == (20, 1)
-    before = len(open_descriptors())
+    assert (pool.lent, pool.refused) == (14, 1)
     for pipe in lent[:-1]:
+        assert fcntl.fcntl(pipe.write_end, splice.F_SETPIPE_SZ + 1) == pipe.size, "F_GETPIPE_SZ"
         pool.give_back(pipe)
-    assert before - len(open_descriptors()) == 2 * (20 - splice.SPARE)
     assert pool.lent == 0
+    again = [pool.take() for _pipe in range(14)]
+    assert again[0].size == again[1].size == 4 * PIPE_SIZE, "the wide ones first"
+    assert pool.take() is None, "the spare ones are of the bound, too"
+    for pipe in again:
+        pool.give_back(pipe)
+
+
+def test_only_so_many_are_kept():
+    pool = Pool(100)
+    lent = [pool.take() for _pipe in range(30)]
+    before = len(open_descriptors())
+    for pipe in lent:
+        pool.give_back(pipe)
+    assert before - len(open_descriptors()) == 2 * (30 - splice.SPARE)
+    more = [pool.take() for _pipe in range(62)]
+    assert all(more), "what was closed counts no more"
+    for pipe in more:
+        pool.give_back(pipe)
+    pool.close()
 
 
 def test_a_refusal_of_the_kernel_is_no_error_and_leaves_nothing_open(pool, monkeypatch):
