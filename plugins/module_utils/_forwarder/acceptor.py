@@ -51,7 +51,10 @@ class Serving:
         return refusal
 
     def group_of(self, address, own_addresses):
-        """Return (the Backends a client is for, why its address cannot be their source or None)."""
+        """Return what an address means for the client that has it.
+
+        (the Backends it is for, why the address cannot be their source or None, the indexes of those that have it)
+        """
         if own_addresses is not self._known_for or len(self._known) >= CLIENTS_KNOWN:
             self._known, self._known_for = {}, own_addresses
         known = self._known.get(address)
@@ -62,9 +65,24 @@ class Serving:
     def _look_at(self, address, own_addresses):
         hidden = spoof.refusal(address, own_addresses)
         backends = self.groups.get(config.IPV6 if ":" in address else config.IPV4)
-        if backends is not None:
-            return backends, hidden
-        return next(iter(self.groups.values())), hidden or spoof.FOREIGN_FAMILY
+        if backends is None:
+            return next(iter(self.groups.values())), hidden or spoof.FOREIGN_FAMILY, ()
+        return backends, hidden, () if hidden else backends.at(address)
+
+    def last_resort(self, backends, itself, client, tried, now):
+        """Return (index, why the client is hidden) of a backend that the client is itself, when no other is left.
+
+        ``itself`` are the indexes of those, ``tried`` those that were given or passed over. Without one the index is
+        None, and the reason says why, if nobody was tried at all.
+        """
+        index = backends.next(client, tuple(one for one in tried if one not in itself), now) if itself else None
+        if index is None:
+            return None, backends.nobody() if tried == itself else None
+        if not self.source.may_be_own:
+            backends.release(index)
+            self.tally.count("refused")
+            index = None
+        return index, spoof.BACKENDS_OWN
 
     def pause(self, on):
         """Stop or start accepting for this service."""
@@ -121,10 +139,11 @@ class Acceptor:
         """Accept up to ``limit`` connections that are waiting; returns whether it came to that many."""
         worker, serving = self.worker, self.serving
         gate = serving.gate
-        for _turn in range(limit):
-            if worker.full:
-                worker.pause_accepting("as many sessions as RLIMIT_NOFILE has descriptors for")
-                return False
+        room = worker.room
+        if not room:
+            worker.pause_accepting("as many sessions as RLIMIT_NOFILE has descriptors for")
+            return False
+        for _turn in range(min(limit, room)):
             full = gate is not None and gate.full
             if full and gate.pauses:
                 worker.pause_service(serving)

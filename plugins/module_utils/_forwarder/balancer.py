@@ -125,6 +125,11 @@ class Backends:
         cells[self._active + index] += 1
         return index
 
+    def at(self, address):
+        """Return the indexes of the backends that have this address."""
+        family = self.family
+        return tuple(index for index, one in enumerate(self.backends) if one.address(family) == address)
+
     def take(self, index):
         """Count a connection to a backend that next() gave before."""
         self._cells[self._active + index] += 1

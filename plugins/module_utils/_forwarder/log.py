@@ -56,7 +56,7 @@ class Log:
     def __init__(self, fd=1, format="json", level="info", **base):
         self._write = _non_blocking_writer(fd)
         self._base = base
-        self._lines = deque()
+        self.waiting = deque()  # lines that are not written yet
         self._unreported = 0
         self._second = 0
         self._storm = {}  # warnings of this second by event
@@ -73,11 +73,6 @@ class Log:
         self.level = level
         self._threshold = LEVELS[level]
 
-    @property
-    def waiting(self):
-        """Whether lines wait for a slow reader."""
-        return bool(self._lines)
-
     def event(self, event, level="info", **fields):
         """Log ``event`` (a short name) with its fields, all JSON values."""
         rank = LEVELS[level]
@@ -93,7 +88,7 @@ class Log:
         """
         line = {"event": event, "level": "info", "time": _HOLE, **self._base, **constant, **dict.fromkeys(names, _HOLE)}
         text = self._encode(line).replace("%", "%%").replace(self._spell[str](_HOLE), "%s") + "\n"
-        lines, spell, rank = self._lines, self._spell, LEVELS["info"]
+        lines, spell, rank = self.waiting, self._spell, LEVELS["info"]
 
         def write(values):
             if rank >= self._threshold and self._has_room():
@@ -104,7 +99,7 @@ class Log:
 
     def _has_room(self):
         """Whether one more line may wait for the reader; what there was no room for is counted, and told."""
-        if len(self._lines) >= MAX_WAITING:
+        if len(self.waiting) >= MAX_WAITING:
             self._unreported += 1
             self.dropped += 1
             return False
@@ -126,7 +121,7 @@ class Log:
 
     def flush(self):
         """Hand what is waiting to the kernel, as much as it takes at once."""
-        lines = self._lines
+        lines = self.waiting
         while lines:
             piece = lines.popleft()
             while lines and len(piece) + len(lines[0]) <= PIPE_BUF:
@@ -138,7 +133,7 @@ class Log:
 
     def _append(self, event, level, fields):
         line = {"event": event, "level": level, "time": round(time.time(), 3), **self._base, **fields}
-        self._lines.append(self._encode(line).encode("utf-8") + b"\n")
+        self.waiting.append(self._encode(line).encode("utf-8") + b"\n")
 
 
 def _logfmt(line):

@@ -240,7 +240,7 @@ class Side:
     def _pump_pipe(self):
         """As pump(), through the pipe, which is empty: EAGAIN is then about the socket, and an end is seen.
 
-        The pipe is kept until the side is drained; whether the next read is bulk again depends on how much this was.
+        The pipe is kept until the side is drained; whether the next arrival is bulk again depends on how much this was.
         """
         pipe = self.pipe
         moved = 0
@@ -248,6 +248,8 @@ class Side:
             try:
                 pipe.held = splice(self.number, pipe.write_end, pipe.size)
             except BlockingIOError:
+                if 0 < moved < BUFFER_SIZE:
+                    self.full = 0
                 self._return_pipe()
                 return
             except OSError:
@@ -257,8 +259,6 @@ class Side:
                 self._end()
                 return
             moved += pipe.held
-            if pipe.held < BUFFER_SIZE:
-                self.full = 0
             if not self._drain():
                 self.readable = True
                 return

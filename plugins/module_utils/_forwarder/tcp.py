@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 
-from . import proxy_protocol, sockets, spoof
+from . import proxy_protocol, sockets
 from .greeting import Greeting
 from .poller import ENDED, WRITE, events_now
 from .session import TABLE, Action, Event, Session, State, compiled
@@ -42,7 +42,7 @@ _HOPELESS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class Relay(Session):
     """One connection of a client, which ``acceptor``, an acceptor.Acceptor, took.
 
-    ``worker`` has .selector .wheel .pipes .log .now() .own_addresses .finished(relay).
+    ``worker`` has .selector .connecting .wheel .pipes .log .now() .own_addresses .finished(relay).
     """
 
     __slots__ = (
@@ -50,8 +50,8 @@ class Relay(Session):
         "_deadline",
         "_failure",
         "_hidden",
+        "_itself",
         "_own",
-        "_timer",
         "acceptor",
         "admitted",
         "attempts",
@@ -82,7 +82,6 @@ class Relay(Session):
         self.client = Side(sock, self, _CLIENT_EOF, _CLIENT_RESET)
         self.started = self._attempted = now = worker.now()  # _attempted: when the current attempt began
         self._deadline = now + serving.service.connect_deadline
-        self.tried = ()  # indexes this connection has had
         self.attempts = self.seen_moved = self.seen_at = 0  # connects begun; and timeouts.py keeps its notes here
         self.admitted = False  # counted by the gate
         # Nothing is known yet of: why it ended; the socket to the backend; the proxy that made this connection for its
@@ -90,8 +89,8 @@ class Relay(Session):
         # and the config.Backend of the current or last one; how the source was had (a step of source.py);
         self.ended = self.upstream = self.via = self.introduction = self.backends = self.index = self.backend = None
         # why an attempt failed; this host's address where it stands in for the client's; why this client cannot be
-        # spoofed.
-        self.step = self.seen_state = self._failure = self._own = self._hidden = self._timer = None
+        # spoofed; the indexes of backends the client is itself, and beside those the ones this connection has had.
+        self.step = self.seen_state = self._failure = self._own = self._hidden = self._itself = self.tried = None
 
     @property
     def service(self):
@@ -103,7 +102,9 @@ class Relay(Session):
         serving = self.serving
         if serving.guarded and not self._passes(introduced):
             return
-        self.backends, self._hidden = serving.group_of(self.client_address[0], self.worker.own_addresses)
+        address, own_addresses = self.client_address[0], self.worker.own_addresses
+        self.backends, self._hidden, self._itself = serving.group_of(address, own_addresses)
+        self.tried = self._itself
         if self._hidden and not serving.source.may_be_own:
             serving.tally.count("refused")
             self.refuse(self._hidden)
@@ -129,7 +130,8 @@ class Relay(Session):
         if header.source is not None:
             self.introduction = header
             self.client_address = (header.source, header.source_port)
-        self._deadline = self.worker.now() + self.service.connect_deadline
+        self._attempted = now = self.worker.now()
+        self._deadline = now + self.service.connect_deadline
         self.start(introduced=True)
 
     def refuse(self, reason):
@@ -138,6 +140,7 @@ class Relay(Session):
 
     def abort(self, reason):
         """Reset both sides, whatever they are doing."""
+        self.worker.connecting.pop(self, None)
         self.handle(Event.ABORT, reason)
 
     # -- connecting ------------------------------------------------------------------------------------------------
@@ -145,10 +148,8 @@ class Relay(Session):
     def _choose(self):
         """Begin an attempt with the next backend, or give up."""
         worker, service, source = self.worker, self.serving.service, self.serving.source
-        while self.attempts <= service.retries:
-            now = worker.now()
-            if now >= self._deadline or not self._next_backend(now):
-                break
+        now = worker.now() if self.attempts else self._attempted
+        while self.attempts <= service.retries and now < self._deadline and self._next_backend(now):
             self.attempts += 1
             target = self.acceptor.targets[self.backends.family][self.index]
             try:
@@ -160,44 +161,39 @@ class Relay(Session):
                 self._attempt_failed(error.errno, sockets.describe(error))
                 if error.errno in _HOPELESS or isinstance(error, sockets.CapabilityError):
                     break
+                now = worker.now()
                 continue
             self.state, self._attempted = _ATTEMPTED, now
             upstream = self.upstream = Side(sock, self, _BACKEND_EOF, _BACKEND_RESET, nagling=True)
             worker.selector.watch(upstream.number, self._connect_done, writable=True)
             upstream.writable_watched = True
-            self._timer = worker.wheel.add(min(now + service.connect_timeout, self._deadline), self._too_slow)
+            worker.connecting[self] = min(now + service.connect_timeout, self._deadline)
             return
         self.handle(Event.GIVEN_UP, self._failure or "connect deadline")
 
     def _next_backend(self, now):
         """Choose a backend; returns whether there was one. A client that is one itself is given any other."""
-        backends, client, itself = self.backends, self.client_address[0], None
-        while True:
-            if self.index is not None:
-                backends.release(self.index)  # the last attempt is over: its connection counts no more
-            index = self.index = backends.next(client, self.tried, now)
-            if index is None:
-                break
-            self.tried += (index,)
-            self.backend = backend = backends.backends[index]
-            if self._hidden or (backend.ipv4 != client and backend.ipv6 != client):
-                return True
-            itself = index
-        if itself is None:
-            if not self.tried:
-                self._failure = backends.nobody()
+        backends = self.backends
+        if self.index is not None:
+            backends.release(self.index)  # the last attempt is over: its connection counts no more
+        index = self.index = backends.next(self.client_address[0], self.tried, now)
+        if index is None and not self._is_last_resort(now):
             return False
-        if not self.serving.source.may_be_own:
-            self.serving.tally.count("refused")
-            self._failure = self._failure or spoof.BACKENDS_OWN
-            return False
-        self._hidden = spoof.BACKENDS_OWN
-        self.index, self.backend = itself, backends.backends[itself]
-        backends.take(itself)
+        self.tried += (self.index,)
+        self.backend = backends.backends[self.index]
         return True
 
-    def _too_slow(self):
-        self._timer = None
+    def _is_last_resort(self, now):
+        itself, self._itself = self._itself, ()
+        self.index, reason = self.serving.last_resort(self.backends, itself, self.client_address[0], self.tried, now)
+        if self.index is None:
+            self._failure = self._failure or reason
+            return False
+        self._hidden = reason
+        return True
+
+    def too_slow(self):
+        """The attempt has had its time."""
         mask = events_now(self.upstream.number)
         if mask:  # it is this worker that was slow: what came of the connect has not been looked at yet
             self._connect_done(mask)
@@ -218,7 +214,7 @@ class Relay(Session):
                 self._attempt_failed(number, sockets.describe_errno(number))
                 self.handle(Event.ATTEMPT_FAILED)
                 return
-        self._stop_timer()
+        del self.worker.connecting[self]
         now = self.worker.now()
         if self.backends.connected(self.index, now - self._attempted, now):
             self._log_health("backend answers again")
@@ -237,11 +233,6 @@ class Relay(Session):
         self.worker.log.event(
             event, service=self.service.name, backend=self.backend.name, family=self.backends.family, **fields
         )
-
-    def _stop_timer(self):
-        if self._timer is not None:
-            self.worker.wheel.discard(self._timer, self._too_slow)
-            self._timer = None
 
     # -- actions ---------------------------------------------------------------------------------------------------
 
@@ -289,12 +280,11 @@ class Relay(Session):
         self._shut(self.upstream)
 
     def _drop_attempt(self):
-        self._stop_timer()
+        del self.worker.connecting[self]
         self.upstream.detach().close()
         self.upstream = None
 
     def _finish(self):
-        self._stop_timer()
         self.worker.finished(self)
 
     def _close_client(self):

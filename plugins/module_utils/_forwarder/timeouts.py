@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sessions in which nothing moves: found by looking at all of them now and then, not by a timer for each.
+"""Sessions in which nothing moves, and attempts nobody answers: found by looking at all, not by a timer for each.
 
 Pure, but for the keepalive it asks a relay to switch on; time is passed in (monotonic seconds). A look compares the
 bytes a session has passed on with those of the look before, so traffic pays nothing for it: no clock, no stamp. A
@@ -26,6 +26,11 @@ def interval(services):
     # Keepalive of the connection to a backend begins with the first look.
     lengths += [one.keepalive * SHARE / 2 for one in services if one.keepalive]
     return max(SOONEST, min([length / SHARE for length in lengths] + [LATEST]))
+
+
+def overdue(connecting, now):
+    """Return the relays of ``connecting``, {relay: deadline}, whose attempt has had its time."""
+    return [relay for relay, deadline in connecting.items() if now >= deadline]
 
 
 def look(relays, now):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket
 from functools import partial
 
-from . import ancillary, sockets, spoof, udp_handover
+from . import ancillary, sockets, udp_handover
 from .config import IPV4, IPV6
 from .limits import PER_SERVICE, PER_WORKER
 from .poller import READ
@@ -166,11 +166,15 @@ class Udp:
     def _open(self, door, origin, client, now):
         """Choose a backend and a source for a client that was admitted."""
         serving = door.serving
-        backends, hidden = serving.group_of(client[0], self.worker.own_addresses)
+        backends, hidden, itself = serving.group_of(client[0], self.worker.own_addresses)
         if hidden and not serving.source.may_be_own:
             serving.tally.count("refused")
             raise Refused(hidden)
-        index, hidden = self._choose(serving, backends, client[0], hidden, now)
+        index = backends.next(client[0], itself, now)
+        if index is None:
+            index, hidden = serving.last_resort(backends, itself, client[0], itself, now)
+            if index is None:
+                raise Refused(hidden)
         backend = backends.backends[index]
         target = address_tuple(backend.address(backends.family), backend.port_of(door.listener))
         reply = packed(client[0].partition("%")[0]), target
@@ -193,25 +197,6 @@ class Udp:
         flow.to_backend = ancillary.leaving_from(flow.reply[0]) if lane.shared else ()
         flow.to_client = ancillary.leaving_from(flow.origin[1]) if door.wide else None
         self.table.enter(flow, door, lane)
-
-    def _choose(self, serving, backends, client, hidden, now):
-        """Return (index of a backend, why the client is hidden). One that is a backend itself is given any other."""
-        tried = ()
-        while True:
-            index = backends.next(client, tried, now)
-            if index is None:
-                break
-            if hidden or backends.backends[index].address(backends.family) != client:
-                return index, hidden
-            backends.release(index)
-            tried += (index,)
-        if not tried:
-            raise Refused(backends.nobody())
-        if not serving.source.may_be_own:
-            serving.tally.count("refused")
-            raise Refused(spoof.BACKENDS_OWN)
-        backends.take(tried[-1])
-        return tried[-1], spoof.BACKENDS_OWN
 
     def _refuse(self, serving, client, refused):
         """Count a datagram that begins no session, and say so unless the same was said a moment ago."""

@@ -34,10 +34,11 @@ from .tcp import Relay
 from .udp import Udp
 from .udp_handover import Succession
 from .udp_table import Door, Lane
-from .wheel import Wheel
+from .wheel import TICK, Wheel
 
 LANES_SHARE = 4  # where there is UDP its upstream sockets may be one in so many of all descriptors
 RESERVED_DESCRIPTORS = 32  # listeners come on top; the rest is two a session
+CHORES = 0.05  # seconds a busy worker may go on without a look at the clock
 PAUSE_LOGGED = 10.0  # seconds between two lines about pauses for one reason; each pause is counted
 
 
@@ -55,6 +56,7 @@ class Worker:
         self.selector = Poller()
         self.wheel = Wheel()
         self.sessions = set()
+        self.connecting = {}  # relay -> when its attempt is over
         self.region = region
         self.slot = slot
         region.reset_gauges(slot)
@@ -82,6 +84,7 @@ class Worker:
         self._pauses_logged = {}  # reason -> when
         self._look_interval = timeouts.interval(settings.services)
         self._next_timeouts = self.now() + self._look_interval
+        self._next_chores, self._patience = 0.0, 0  # when, and how long the next turn may wait for events
         self.draining = False
         self._terminations = 0  # SIGTERMs so far: the first drains, the second is now
 
@@ -128,7 +131,7 @@ class Worker:
                 serving.gate.leave(relay.client_address[0])
             if serving.paused:
                 self._resume_service(serving)
-        if self._paused and not self.draining and not self.full:
+        if self._paused and not self.draining and self.room:
             self._resume_accepting()
 
     def count(self, name, change=1):
@@ -136,9 +139,9 @@ class Worker:
         self._cells[self._counted[name]] += change
 
     @property
-    def full(self):
-        """Whether one more session might find no file descriptor."""
-        return len(self.sessions) >= self._most_sessions
+    def room(self):
+        """How many more sessions are sure to find file descriptors."""
+        return max(0, self._most_sessions - len(self.sessions))
 
     # -- accepting -------------------------------------------------------------------------------------------------
 
@@ -253,33 +256,45 @@ class Worker:
         return {"count": len(wanted), "sessions": [one.summary(now) for one in oldest]}
 
     def _turn(self):
-        ready = self.selector.select(self._timeout())
-        now = self.now()
-        if now >= self._next_look:
-            self._look_at_addresses(now)
-        for callback, mask in ready:
+        due = self.selector.select(self._patience)
+        for callback, mask in due:
             try:
                 callback(mask)
             except Exception as error:  # noqa: BLE001
                 self.contain(getattr(callback, "__self__", None), error)
+        if self.log.waiting:
+            self.log.flush()
         now = self.now()
+        if now >= self._next_chores or not due:
+            self._do_chores(now)
+        # After a turn with events the next is near, and to know the very moment of what else is due would cost more.
+        self._patience = CHORES if due else self._timeout()
+
+    def _do_chores(self, now):
+        """Everything that goes by the clock; while there is traffic, every CHORES seconds."""
+        self._next_chores = now + CHORES
+        if now >= self._next_look:
+            self._look_at_addresses(now)
         for item in self.wheel.due(now):
-            try:
-                item()
-            except Exception as error:  # noqa: BLE001
-                self.contain(getattr(item, "__self__", None), error)
+            self._contained(item)
+        for relay in timeouts.overdue(self.connecting, now):
+            self._contained(relay.too_slow)
         if now >= self._next_timeouts:
             self._look_for_timeouts(now)
         if now >= self.udp.next_look:
             self.udp.look(now)
         self._publish()
-        if self.log.waiting:
-            self.log.flush()
-            self._cells[self._counted["log_dropped"]] = self.log.dropped
+
+    def _contained(self, item):
+        try:
+            item()
+        except Exception as error:  # noqa: BLE001
+            self.contain(getattr(item, "__self__", None), error)
 
     def _publish(self):
-        """Tell what this worker has; once a turn, not for each session."""
+        """Tell what this worker has; not for each session."""
         self._cells[self._counted["sessions"]] = len(self.sessions) + len(self.udp.table.flows)
+        self._cells[self._counted["log_dropped"]] = self.log.dropped
         if self._ended:
             self.count("connections", self._ended)
             self._ended = 0
@@ -290,8 +305,11 @@ class Worker:
             relay.abort(reason)
 
     def _timeout(self):
+        """Return the seconds until something is due by the clock, None when nothing is."""
         now = self.now()
         timeout = self.wheel.timeout(now)
+        if self.connecting:
+            timeout = TICK if timeout is None else min(timeout, TICK)
         if self.sessions:
             until = max(0.0, self._next_timeouts - now)
             timeout = until if timeout is None else min(timeout, until)

@@ -71,8 +71,9 @@ def test_a_defect_in_the_timer_of_a_session_ends_that_session_only(host, monkeyp
     ran = []
     relay, client = host.relay()
     other, other_client = host.relay()
-    monkeypatch.setattr(Relay, "_too_slow", defect)
-    host.worker.wheel.add(0.0, relay._too_slow)
+    monkeypatch.setattr(Relay, "too_slow", defect)
+    host.worker.connecting[relay] = 0.0
+    host.worker.wheel.add(0.0, relay.too_slow)
     host.worker.wheel.add(0.0, lambda: ran.append("the next timer of the same tick"))
     with client, other_client:
         host.worker._turn()
@@ -171,7 +172,7 @@ def attempt(host, monkeypatch):
 
 def test_a_backend_that_answered_a_busy_worker_is_not_to_blame(attempt):
     relay = attempt(room=True)
-    relay._too_slow()
+    relay.too_slow()
     assert relay.state is State.OPEN
     assert relay.backends.health.all_well
     relay.abort("over")
@@ -179,7 +180,7 @@ def test_a_backend_that_answered_a_busy_worker_is_not_to_blame(attempt):
 
 def test_a_backend_that_did_not_answer_is(attempt):
     relay = attempt(room=False)
-    relay._too_slow()
+    relay.too_slow()
     assert relay.ended == "no answer within 1 s"
     assert not relay.backends.health.all_well
 
