@@ -5,10 +5,12 @@
  * Both ends of the UDP works of the benchmark. C, so that not they are what is measured.
  *
  *   udp echo ADDRESS PORT                                  answer every datagram with itself, for ever
- *   udp load ADDRESS PORT CLIENTS IN_FLIGHT SIZE SECONDS   request and reply: IN_FLIGHT clients at a time, each a socket
- *                                                          of its own, in turn; a line of JSON at the end
- *   udp new  ADDRESS PORT CLIENTS IN_FLIGHT SIZE SECONDS   the same, but every request comes from a new socket
+ *   udp load ADDRESS PORT CLIENTS IN_FLIGHT SIZE SECONDS [SOURCE...]
+ *       request and reply: IN_FLIGHT clients at a time, each a socket of its own, in turn; a line of JSON at the end
+ *   udp new  ADDRESS PORT CLIENTS IN_FLIGHT SIZE SECONDS [SOURCE...]
+ *       the same, but every request comes from a new socket
  *
+ * Sockets take the SOURCE addresses in turn: a client of a proxy is an address, and not only a port.
  * A reply is late after a second: it counts as lost, and its client goes on with the next request.
  */
 #define _GNU_SOURCE
@@ -37,6 +39,7 @@ struct client {
 
 static char buffer[BATCH][MAX_SIZE];
 static uint32_t latency[BUCKETS + 1];
+static char **sources; /* addresses, up to a NULL */
 
 static void die(const char *what)
 {
@@ -92,7 +95,17 @@ static void echo(struct sockaddr_in *address)
 static void connect_client(struct client *client, struct sockaddr_in *address, int poll)
 {
     struct epoll_event event = {EPOLLIN, {.ptr = client}};
+    static int opened, source_count;
     client->fd = open_socket();
+    while (sources[source_count])
+        source_count++;
+    if (source_count) {
+        struct sockaddr_in source = {.sin_family = AF_INET};
+        if (inet_pton(AF_INET, sources[opened++ % source_count], &source.sin_addr) != 1)
+            die("source");
+        if (bind(client->fd, (struct sockaddr *)&source, sizeof source))
+            die("bind");
+    }
     if (connect(client->fd, (struct sockaddr *)address, sizeof *address))
         die("connect");
     if (epoll_ctl(poll, EPOLL_CTL_ADD, client->fd, &event))
@@ -174,13 +187,15 @@ int main(int argc, char **argv)
     struct sockaddr_in address = {.sin_family = AF_INET};
 
     if (argc < 4 || inet_pton(AF_INET, argv[2], &address.sin_addr) != 1) {
-        fprintf(stderr, "usage: udp echo|load|new ADDRESS PORT [CLIENTS IN_FLIGHT SIZE SECONDS]\n");
+        fprintf(stderr, "usage: udp echo|load|new ADDRESS PORT [CLIENTS IN_FLIGHT SIZE SECONDS [SOURCE...]]\n");
         return 2;
     }
     address.sin_port = htons(atoi(argv[3]));
     if (!strcmp(argv[1], "echo"))
         echo(&address);
-    else if (argc == 8)
+    else if (argc >= 8) {
+        sources = argv + 8;
         load(&address, atoi(argv[4]), atoi(argv[5]), atoi(argv[6]), atof(argv[7]), !strcmp(argv[1], "new"));
+    }
     return 0;
 }
