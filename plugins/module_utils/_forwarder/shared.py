@@ -60,8 +60,6 @@ LATENCY_BOUNDS = (250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 2
 LATENCY_FIELDS = tuple(f"latency_{number}" for number in range(len(LATENCY_BOUNDS) + 1))
 
 WORKER_FIELDS = (
-    "sessions",
-    "connections",
     "failures",
     "accept_paused",
     "defects",
@@ -205,6 +203,11 @@ class Region:
     def total(self, kind, field, index=0):
         """Return the sum of a cell over all rows."""
         return sum(self.cells[self.cell(slot, kind, field, index)] for slot in range(self.slots + 1))
+
+    def sessions(self, slot):
+        """Return how many sessions a worker has."""
+        first = self.cell(slot, "service", "sessions")
+        return sum(self.cells[first : first + len(self.services)])
 
     def latest(self, field, target):
         """Return the greatest value of a target's cell over all rows."""

@@ -72,7 +72,7 @@ def _worker(supervisor, child, now):
         "generation": child.generation,
         "age": round(now - child.started, 1),
         "covers": child.covers,
-        "sessions": region.cells[region.cell(child.slot, "worker", "sessions")] if region else 0,
+        "sessions": region.sessions(child.slot) if region else 0,
     }
 
 

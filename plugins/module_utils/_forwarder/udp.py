@@ -149,7 +149,6 @@ class Udp:
             self._refuse(serving, client, refused)
             return None
         serving.tally.began()
-        self.worker.count("connections")
         return flow
 
     def _admit(self, serving, address, now):

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import random
 import socket
-from collections import Counter
 
 CROWDED = 0.75  # the part of all lanes one client may hold towards one backend before another lane is opened
+ANYWHERE = 65536  # more than there are lanes: where the search for a second one begins
 SHARE = 8  # looks within a timeout
 SOONEST, LATEST = 0.2, 10.0  # seconds between two looks
 
@@ -134,7 +134,7 @@ class Table:
     def __init__(self):
         self.flows = set()
         self.lanes = {}  # family -> [Lane], those that are shared
-        self._held = Counter()  # (family, reply) -> how many shared lanes have it
+        self._held = {}  # (family, reply) -> [how many shared lanes have it, where to look for the next one]
 
     def __len__(self):
         return len(self.flows)
@@ -154,13 +154,16 @@ class Table:
         most lanes would be tried in vain.
         """
         lanes = self.lanes.get(family, ())
-        held = self._held.get((family, reply), 0)
-        if held >= len(lanes) or (grow and held and held >= len(lanes) * CROWDED):
+        held = self._held.get((family, reply))
+        if held is None:
+            return lanes[int(random.random() * len(lanes))] if lanes else None
+        count, start = held
+        if count >= len(lanes) or (grow and count >= len(lanes) * CROWDED):
             return None
-        start = random.randrange(len(lanes))
         for number in range(start, start + len(lanes)):
             lane = lanes[number % len(lanes)]
             if reply not in lane.flows:
+                held[1] = number + 1  # the flows of a client end in the order they began in, more or less
                 return lane
         return None
 
@@ -170,7 +173,12 @@ class Table:
         door.flows[flow.origin] = lane.flows[flow.reply] = flow
         self.flows.add(flow)
         if lane.shared:
-            self._held[lane.family, flow.reply] += 1
+            pair = lane.family, flow.reply
+            held = self._held.get(pair)
+            if held is None:
+                self._held[pair] = [1, int(random.random() * ANYWHERE)]
+            else:
+                held[0] += 1
 
     def leave(self, flow):
         """Forget a flow."""
@@ -178,8 +186,9 @@ class Table:
         del flow.door.flows[flow.origin], flow.lane.flows[flow.reply]
         if flow.lane.shared:
             pair = flow.lane.family, flow.reply
-            self._held[pair] -= 1
-            if not self._held[pair]:
+            held = self._held[pair]
+            held[0] -= 1
+            if not held[0]:
                 del self._held[pair]
 
     def idle(self, now):

@@ -60,7 +60,6 @@ class Worker:
         self.region = region
         self.slot = slot
         region.reset_gauges(slot)
-        self._ended = 0  # sessions that ended in this turn
         self._cells = region.cells
         self._counted = {name: region.cell(slot, "worker", name) for name in WORKER_FIELDS}
         self.own_addresses = addresses.own_addresses()
@@ -111,7 +110,6 @@ class Worker:
     def finished(self, relay):
         """Called by a relay when its session is over: the numbers, and one line in the log."""
         self.sessions.discard(relay)
-        self._ended += 1
         serving, backends, index = relay.serving, relay.backends, relay.index
         serving.tally.finished()
         if index is not None:
@@ -219,7 +217,6 @@ class Worker:
                 self.drain("SIGTERM")
             if self._terminations > 1:
                 self._abort_all("stopped")
-        self._publish()
         self.log.event("worker ends", counters=self._own_counters())
         self.log.flush()
         return 0
@@ -283,21 +280,13 @@ class Worker:
             self._look_for_timeouts(now)
         if now >= self.udp.next_look:
             self.udp.look(now)
-        self._publish()
+        self._cells[self._counted["log_dropped"]] = self.log.dropped
 
     def _contained(self, item):
         try:
             item()
         except Exception as error:  # noqa: BLE001
             self.contain(getattr(item, "__self__", None), error)
-
-    def _publish(self):
-        """Tell what this worker has; not for each session."""
-        self._cells[self._counted["sessions"]] = len(self.sessions) + len(self.udp.table.flows)
-        self._cells[self._counted["log_dropped"]] = self.log.dropped
-        if self._ended:
-            self.count("connections", self._ended)
-            self._ended = 0
 
     def _look_for_timeouts(self, now):
         self._next_timeouts = now + self._look_interval

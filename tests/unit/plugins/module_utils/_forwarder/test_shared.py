@@ -49,11 +49,11 @@ def test_a_child_writes_and_the_parent_reads(make):
     region = make("b")
     child = os.fork()
     if not child:
-        region.cells[region.cell(1, "worker", "connections")] += 41
+        region.cells[region.cell(1, "worker", "defects")] += 41
         os._exit(0)
     os.waitpid(child, 0)
-    region.cells[region.cell(0, "worker", "connections")] += 1
-    assert region.total("worker", "connections") == 42
+    region.cells[region.cell(0, "worker", "defects")] += 1
+    assert region.total("worker", "defects") == 42
 
 
 def test_another_program_finds_its_way_by_the_record(make):

@@ -93,8 +93,8 @@ def test_it_is_json_with_every_key_its_docstring_names(supervisor):
 
 
 def test_workers_of_every_generation_and_the_slots_that_have_none(supervisor):
-    supervisor.count("worker", "sessions", 8, slot=1)
-    supervisor.count("worker", "sessions", 3, slot=0, generation=1)
+    supervisor.count("service", "sessions", 8, slot=1)
+    supervisor.count("service", "sessions", 3, slot=0, generation=1)
     found = status.status(supervisor)["workers"]
     assert [(one["generation"], one["slot"], one["pid"], one["state"], one["sessions"]) for one in found] == [
         (2, 0, None, "gone", 0),

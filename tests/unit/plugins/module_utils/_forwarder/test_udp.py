@@ -77,8 +77,7 @@ class Host:
         self.worker._turn()
 
     def sessions(self):
-        self.worker._publish()
-        return self.region.cells[self.region.cell(0, "worker", "sessions")]
+        return self.region.sessions(0)
 
     def events(self, name):
         self.worker.log.flush()

@@ -135,3 +135,44 @@ def test_a_lane_that_is_withdrawn_is_given_to_nobody():
     world.expire(2 * TIMEOUT)
     world.table.withdraw(world.lanes[0])
     assert world.table.place(socket.AF_INET, (b"", BACKENDS[0]), True) is None
+
+
+class Watched(dict):
+    """Flows of a lane that count how often somebody looked whether a pair is among them."""
+
+    looks = 0
+
+    def __contains__(self, key):
+        Watched.looks += 1
+        return super().__contains__(key)
+
+
+def lanes(count):
+    """A table with so many lanes, and a function that begins a flow on one of them."""
+    table, door = Table(), Door()
+    for number in range(count):
+        lane = Lane(socket.AF_INET, 40000 + number)
+        lane.flows = Watched()
+        table.offer(lane)
+
+    def begin(client, port):
+        new = flow(client, port, 0)
+        table.enter(new, door, table.place(socket.AF_INET, new.reply, grow=True))
+
+    return table.lanes[socket.AF_INET], begin
+
+
+def test_the_search_for_a_place_goes_on_where_the_last_one_ended():
+    _lanes, begin = lanes(1000)
+    Watched.looks = 0
+    for port in range(700):  # nearly as many as one client may have
+        begin(1, port)
+    assert Watched.looks < 2 * 700
+
+
+def test_the_flows_of_many_clients_are_spread_over_the_lanes():
+    few, begin = lanes(10)
+    for client in range(200):
+        begin(client, 1)
+        begin(client, 2)
+    assert max(len(lane.flows) for lane in few) < 2 * 2 * 200 / 10

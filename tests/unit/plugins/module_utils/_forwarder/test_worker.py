@@ -187,13 +187,11 @@ def test_a_backend_that_did_not_answer_is(attempt):
 
 def test_a_worker_counts_in_its_row(host):
     relay, client = host.relay()
-    host.worker._publish()
-    assert host.region.total("service", "sessions", 0) == host.region.total("worker", "sessions") == 1
+    assert host.region.sessions(0) == host.region.total("service", "sessions") == 1
     relay.refuse("client address is denied")
     client.close()
-    host.worker._publish()
-    assert host.region.total("worker", "connections") == 1
-    assert host.region.total("service", "sessions", 0) == host.region.total("worker", "sessions") == 0
+    assert host.region.total("service", "connections") == 1
+    assert host.region.sessions(0) == host.region.total("service", "sessions") == 0
     assert host.region.cells[host.region.cell(0, "service", "refused_denied")] == 1
     assert host.region.cells[host.region.cell(1, "service", "refused_denied")] == 0
 
