@@ -31,6 +31,7 @@ class Poller:
         self._epoll = select.epoll()
         self._add = self._epoll.register
         self._callbacks = {}
+        self._gone = set()  # descriptors that were given up in this turn; their numbers may be in use again
         self._again = []
 
     def register(self, source, events, callback):
@@ -43,7 +44,7 @@ class Poller:
         """Undo register()."""
         number = _number(source)
         self._epoll.unregister(number)
-        del self._callbacks[number]
+        self.forget(number)
 
     def watch(self, number, callback, writable=False):
         """Call ``callback`` once for each arrival at a descriptor (with ``writable`` also when there is room again)."""
@@ -60,25 +61,38 @@ class Poller:
 
     def forget(self, number):
         """Call nobody for this descriptor any more; its owner closes it next."""
+        self._gone.add(number)
         self._callbacks.pop(number, None)
 
     def again(self, callback):
         """Call ``callback`` with READ in the next turn, after those whose events are due: it has had its share."""
         self._again.append(callback)
 
-    def select(self, timeout):
-        """Wait up to ``timeout`` seconds (None: for ever); return the (callback, mask) that are due.
+    def turn(self, timeout, contain):
+        """Wait up to ``timeout`` seconds (None: for ever) and call whoever is due; returns whether anybody was.
 
-        They are looked up now: what an earlier callback of the same turn closes is still called, and has to know.
+        ``contain(owner, error)`` is given what a callback raises, and what it is a method of. An event of a descriptor
+        that an earlier callback of the same turn gave up is dropped: the number may be another connection's by now.
         """
-        again = self._again
+        again, gone, callbacks = self._again, self._gone, self._callbacks
         if again:
             self._again = []
             timeout = 0
-        callbacks = self._callbacks
-        due = [(callbacks[number], mask) for number, mask in self._epoll.poll(timeout, BATCH) if number in callbacks]
-        due.extend((callback, READ) for callback in again)
-        return due
+        gone.clear()
+        events = self._epoll.poll(timeout, BATCH)
+        for number, mask in events:
+            if number not in gone:
+                callback = callbacks[number]
+                try:
+                    callback(mask)
+                except Exception as error:  # noqa: BLE001
+                    contain(getattr(callback, "__self__", None), error)
+        for callback in again:
+            try:
+                callback(READ)
+            except Exception as error:  # noqa: BLE001
+                contain(getattr(callback, "__self__", None), error)
+        return bool(events or again)
 
     def close(self):
         """Close the epoll descriptor."""

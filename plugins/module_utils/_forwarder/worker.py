@@ -253,19 +253,14 @@ class Worker:
         return {"count": len(wanted), "sessions": [one.summary(now) for one in oldest]}
 
     def _turn(self):
-        due = self.selector.select(self._patience)
-        for callback, mask in due:
-            try:
-                callback(mask)
-            except Exception as error:  # noqa: BLE001
-                self.contain(getattr(callback, "__self__", None), error)
+        busy = self.selector.turn(self._patience, self.contain)
         if self.log.waiting:
             self.log.flush()
         now = self.now()
-        if now >= self._next_chores or not due:
+        if now >= self._next_chores or not busy:
             self._do_chores(now)
         # After a turn with events the next is near, and to know the very moment of what else is due would cost more.
-        self._patience = CHORES if due else self._timeout()
+        self._patience = CHORES if busy else self._timeout()
 
     def _do_chores(self, now):
         """Everything that goes by the clock; while there is traffic, every CHORES seconds."""

@@ -66,11 +66,12 @@ class Middle:
 
     def turn(self):
         while any(one.sock for one in self.sides.values()):
-            for callback, mask in self.selector.select(PATIENCE) or [(None, 0)]:
-                if callback is None:
-                    self.events.append("nothing more happened")
-                    return
-                callback(mask)
+            if not self.selector.turn(PATIENCE, self.contain):
+                self.events.append("nothing more happened")
+                return
+
+    def contain(self, _owner, error):
+        raise error
 
     def __enter__(self):
         self.thread.start()
