@@ -130,11 +130,11 @@ def read_wrk(text: str) -> dict[str, float]:
 def datagrams(clients: int, size: int, in_flight: int = 64, new: bool = False):
     """Request and reply over UDP; a rate of replies a second.
 
-    A ``new`` client with each request: for a second at most, because nginx has connections for 9,950 sessions.
+    A ``new`` client with each request: for a moment only, because nginx has connections for 9,950 sessions.
     """
 
     def run(lab: BenchLab, peer: Peer, running: Running, seconds: float) -> Sample:
-        numbers = map(str, (UDP, clients, in_flight, size, min(seconds, 1.0) if new else seconds))
+        numbers = map(str, (UDP, clients, in_flight, size, min(seconds, 0.4) if new else seconds))
         before = running.cpu()
         command = [str(lab.udp), "new" if new else "load", address(lab, peer), *numbers, *lab.client_addresses]
         told = json.loads(lab["client"].run(command, timeout=seconds + 30).stdout)

@@ -161,10 +161,10 @@ class Table:
         if count >= len(lanes) or (grow and count >= len(lanes) * CROWDED):
             return None
         for number in range(start, start + len(lanes)):
-            lane = lanes[number % len(lanes)]
-            if reply not in lane.flows:
+            number %= len(lanes)
+            if reply not in lanes[number].flows:
                 held[1] = number + 1  # the flows of a client end in the order they began in, more or less
-                return lane
+                return lanes[number]
         return None
 
     def enter(self, flow, door, lane):

@@ -147,31 +147,40 @@ class Watched(dict):
         return super().__contains__(key)
 
 
-def lanes(count):
-    """A table with so many lanes, and a function that begins a flow on one of them."""
-    table, door = Table(), Door()
-    for number in range(count):
-        lane = Lane(socket.AF_INET, 40000 + number)
+def lanes(count, most):
+    """The lanes of a table, ``count`` and up to ``most`` when they are crowded; a function that begins a flow."""
+    table, door, opened = Table(), Door(), []
+
+    def another():
+        lane = Lane(socket.AF_INET, 40000 + len(opened))
         lane.flows = Watched()
+        opened.append(lane)
         table.offer(lane)
+        return lane
 
     def begin(client, port):
         new = flow(client, port, 0)
-        table.enter(new, door, table.place(socket.AF_INET, new.reply, grow=True))
+        lane = table.place(socket.AF_INET, new.reply, grow=len(opened) < most) or another()
+        table.enter(new, door, lane)
 
-    return table.lanes[socket.AF_INET], begin
+    for _lane in range(count):
+        another()
+    return opened, begin
 
 
-def test_the_search_for_a_place_goes_on_where_the_last_one_ended():
-    _lanes, begin = lanes(1000)
+@pytest.mark.parametrize("count", [1, 1000])
+def test_the_search_for_a_place_goes_on_where_the_last_one_ended(count):
+    opened, begin = lanes(count, most=1000)
     Watched.looks = 0
     for port in range(700):  # nearly as many as one client may have
-        begin(1, port)
-    assert Watched.looks < 2 * 700
+        for client in range(5):
+            begin(client, port)
+    assert len(opened) <= 1000
+    assert Watched.looks < 2 * 5 * 700
 
 
 def test_the_flows_of_many_clients_are_spread_over_the_lanes():
-    few, begin = lanes(10)
+    few, begin = lanes(10, most=10)
     for client in range(200):
         begin(client, 1)
         begin(client, 2)
