@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.lab.netns import NamespaceLab, stop
 HTTP, BULK, HOLD, UDP = 8080, 5201, 9000, 5353
 TCP_PORTS = (HTTP, BULK, HOLD)
 MOST_FILES = 20000
+SETTLED = 0.5  # seconds in which no process was added
 # The forwarder runs as the unit runs it: an ordinary user with two capabilities.
 CAPABILITIES = "+net_raw,+net_bind_service"
 AS_USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={CAPABILITIES}")
@@ -54,6 +56,15 @@ class Running:
 
     def memory(self) -> int:
         return measure.memory(self.pids())
+
+    def settle(self) -> None:
+        """Wait until it starts no more processes: what forwards already may not be all of it."""
+        found = self.pids()
+        while True:
+            time.sleep(SETTLED)
+            found, before = self.pids(), found
+            if found == before:
+                return
 
     def said(self) -> str:
         """What the peer has printed."""

@@ -165,6 +165,7 @@ def idle(count: int) -> Callable[[BenchLab, Peer, Running, float], Sample]:
 
     def run(lab: BenchLab, peer: Peer, running: Running, seconds: float) -> Sample:
         with held(lab, peer, 10):
+            running.settle()
             before = running.memory()
         with held(lab, peer, count):
             return Sample(rss=(running.memory() - before) / count)
