@@ -47,6 +47,7 @@ def entrants(work: Work) -> list[Peer]:
 
 def one_round(lab: BenchLab, work: Work, peer: Peer, seconds: float) -> Sample:
     """Start a peer, measure it, stop it."""
+    lab.forget()
     with tempfile.TemporaryDirectory(dir=lab.tmp) as directory:
         running = peer.start(lab, Path(directory), work.setting)
         try:
