@@ -254,11 +254,11 @@ class Worker:
 
     def _turn(self):
         busy = self.selector.turn(self._patience, self.contain)
-        if self.log.waiting:
-            self.log.flush()
         now = self.now()
         if now >= self._next_chores or not busy:
             self._do_chores(now)
+        if self.log.waiting:
+            self.log.flush()
         # After a turn with events the next is near, and to know the very moment of what else is due would cost more.
         self._patience = CHORES if busy else self._timeout()
 

@@ -85,6 +85,13 @@ def test_a_defect_in_the_timer_of_a_session_ends_that_session_only(host, monkeyp
         other.abort("over")
 
 
+def test_a_line_about_what_the_clock_brought_is_written_in_the_same_turn(host):
+    host.worker.wheel.add(0.0, lambda: host.worker.log.event("the clock"))
+    host.worker._turn()
+    assert not host.worker.log.waiting
+    assert host.lines("the clock")
+
+
 def test_a_defect_in_the_workers_own_timer_is_not_hidden(host):
     host.worker.wheel.add(0.0, lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
