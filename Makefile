@@ -124,7 +124,7 @@ deploy: package ## The built collection on the container lab under the newest an
 bench: ## The forwarder beside HAProxy and nginx, in one run: QUICK=1 for less, ONLY=PATTERN for some of it (root)
 	@$(BOOTSTRAP) bench
 	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections QUICK=$(QUICK) ONLY='$(ONLY)' $(PYTHON) -m tests.bench
-	@[ -n '$(ONLY)' ] || $(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.checker
+	@[ -n '$(ONLY)' ] || $(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.checker $(if $(QUICK),6,20)
 
 docs: ## Build the documentation as a site, .build/docs/html, and follow every link of it
 	@$(BOOTSTRAP) docs

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What health checks cost: ``python -m tests.bench.checker [SECONDS]``, as root.
+"""What health checks cost: ``python -m tests.bench.checker SECONDS``, as root.
 
 300 backends of one family are asked every 2 s; the checker's user and system time comes from /proc. The bound is 2 % of
 one core, in all. Backends are ports of two hosts, which makes no difference to who asks.
@@ -73,4 +73,4 @@ def checks(forwarder):
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 20.0))
+    sys.exit(main(float(sys.argv[1])))
