@@ -91,7 +91,7 @@ class Side:
         """The poller's callback."""
         if self.plain and mask & _NOT_ROOM == READ:
             self.pump()
-        elif self.peer is not None:  # else closed earlier in this turn
+        elif self.peer is not None:  # else it is over, and had asked to be called again
             self._ready(mask)
 
     def _ready(self, mask):
