@@ -33,7 +33,7 @@ class Greeting:
         """The poller's callback."""
         sock = self.relay.client.sock
         if sock is None:
-            return  # aborted earlier in this turn
+            return  # aborted meanwhile
         try:
             data = sock.recv(LONGEST, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             header = proxy_protocol.parse(data)

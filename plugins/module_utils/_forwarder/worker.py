@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A worker: one process, one selector, all the traffic of one slot.
 
-It is made after the fork (an inherited epoll would be shared with the supervisor). key.data of every registration is
-the callback. It tells the supervisor over its channel that it is READY before it accepts, serves the listeners of its
-slot and of those it is told to cover, drains on SIGTERM, stops at once on the second, and drains as well when its
-supervisor is gone, which it notices by the end of the channel.
+It is made after the fork (an inherited epoll would be shared with the supervisor). It tells the supervisor over its
+channel that it is READY before it accepts, serves the listeners of its slot and of those it is told to cover, drains on
+SIGTERM, stops at once on the second, and drains as well when its supervisor is gone, which it notices by the end of the
+channel.
 """
 
 from __future__ import annotations
