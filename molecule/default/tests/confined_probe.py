@@ -52,15 +52,15 @@ def read(path):
 
 
 def pipes(archive):
-    """As many as the forwarder takes of the size that it takes, all at once."""
+    """As many as the forwarder takes of the sizes that it takes, all at once."""
     sys.path.insert(0, os.path.realpath(archive))
     from l4proxy._forwarder import splice  # the archive is an argument
 
     most = splice.bound(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     pool = splice.Pool(most)
-    taken = [pool.take() for _pipe in range(most)]
-    if not all(taken):
-        raise OSError(errno.EPERM, f"{taken.count(None)} of {most}")
+    taken = sum(pipe.size for pipe in iter(pool.take, None)) // splice.PIPE_SIZE
+    if taken < most:
+        raise OSError(errno.EPERM, f"{taken} of {most}")
 
 
 def descriptors():
