@@ -21,7 +21,7 @@ from .source import OWN
 _CLIENT_EOF, _CLIENT_RESET = Event.CLIENT_EOF, Event.CLIENT_RESET
 _BACKEND_EOF, _BACKEND_RESET = Event.BACKEND_EOF, Event.BACKEND_RESET
 _CONNECTED = Event.CONNECTED
-_CHOOSING, _CONNECTING = State.CHOOSING, State.CONNECTING
+_CHOOSING = State.CHOOSING
 _ATTEMPTED = TABLE[_CHOOSING, Event.ATTEMPT][0]  # there is nothing else to do: looked up once
 
 # Errors that are about the backend or the way to it. All others are about this host, and no backend is to blame.
@@ -203,8 +203,6 @@ class Relay(Session):
 
     def _connect_done(self, mask):
         """The callback while connecting. Only WRITE: connected. More: an error, or the server spoke first."""
-        if self.state is not _CONNECTING:
-            return
         if mask != WRITE:
             upstream = self.upstream
             upstream.readable = True
