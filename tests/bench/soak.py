@@ -1,24 +1,27 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reloads and upgrades under load: ``python -m tests.bench.soak [SECONDS] [--control]``, as root.
+"""Reloads and upgrades under load: ``python -m tests.bench.soak [SECONDS] [--control] [--from REVISION]``, as root.
 
 The load (soak_ends.py): 200 new connections a second, 100 long streams and 500 UDP flows, half of each over IPv6. Two
 phases of it: a reload every second for SECONDS, each with another config, and three upgrades of the archive, with an
 archive that cannot start between them. Nothing may be refused, reset, wrong or lost, every flow keeps its backend and
 source port, and the load must have reached its rate. Prints a table; the exit code says whether all that was so.
 
-``--control`` kills a worker each second instead, which the load must notice.
+``--from`` adds a phase: the forwarder of a git revision of this repository is upgraded to this one, downgraded, and
+upgraded again. ``--control`` kills a worker each second instead, which the load must notice.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +67,18 @@ class Archives:
         """Have the link lead to an archive of ``version``; ``changed`` replaces modules by their names."""
         replaced = {"_version": f"VERSION = {version!r}\n".encode(), **changed}
         names = {f"{_archive.PACKAGE}/{name}.py": content for name, content in replaced.items()}
-        content = _archive.archive([(name, names.get(name, content)) for name, content in self._files])
+        return self._install(version, [(name, names.get(name, content)) for name, content in self._files])
+
+    def install_revision(self, revision: str) -> Path:
+        """Have the link lead to the archive of a git revision, as its own collection would build it."""
+        root = self._directory / revision
+        packed = subprocess.check_output(["git", "-C", netns.REPOSITORY, "archive", revision, "galaxy.yml", "plugins"])
+        with tarfile.open(fileobj=io.BytesIO(packed)) as members:
+            members.extractall(root)
+        return self._install(_archive.collection_version(root), _archive.sources(root))
+
+    def _install(self, version: str, files: list[tuple[str, bytes]]) -> Path:
+        content = _archive.archive(files)
         path = self._directory / _archive.archive_name(version, content)
         path.write_bytes(content)
         new = self._directory / "new"
@@ -169,6 +183,18 @@ class Soak:
             time.sleep(UPGRADE_EVERY)
         return 2 * UPGRADES
 
+    def there_and_back(self, revision: str) -> int:
+        """Go from this version to that of ``revision``, here again, back, and here again."""
+        installs = [lambda: self.archives.install_revision(revision), lambda: self.archives.install("2.0.0")]
+        for step, install in enumerate(2 * installs):
+            path = install()
+            self.forwarder.configure(self.config(step))
+            if wrong := self.reload():
+                self.failures.append(f"to {path.name}: {wrong}")
+            self._serves(path.name.split("-")[1], str(path))
+            time.sleep(UPGRADE_EVERY)
+        return 2 * len(installs)
+
     def _serves(self, version: str, path: str) -> None:
         runtime = self.forwarder.runtime()
         if (runtime["version"], runtime["archive"]["path"]) != (version, path):
@@ -194,6 +220,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("seconds", nargs="?", type=float, default=60.0)
     parser.add_argument("--control", action="store_true")
+    parser.add_argument("--from", dest="revision")
     options = parser.parse_args()
     with fl.raise_lab("so") as lab:
         fl.wire(lab)
@@ -204,6 +231,8 @@ def main() -> int:
             else:
                 soak.phase("reloads", lambda: soak.reloads(options.seconds))
                 soak.phase("upgrades", soak.upgrades)
+                if options.revision:
+                    soak.phase(options.revision[:9], lambda: soak.there_and_back(options.revision))
             soak.load.stdin.close()
             soak.load.wait(fl.PATIENCE)
             soak.left()
