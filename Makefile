@@ -18,10 +18,10 @@ export ANSIBLE_HOME := $(CURDIR)/.build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_CONFIG
 
-.PHONY: help demo demo-shell demo-down test check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper bench-idle package docs clean fuzz soak pythons forwarder-pythons
+.PHONY: help demo demo-shell demo-down test test-all check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper bench-idle package docs clean fuzz soak pythons forwarder-pythons
 
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 demo: ## Raise the lab, run the real site playbook, and show the client's address in the backends' logs
 	@$(BOOTSTRAP) lab
@@ -33,8 +33,16 @@ demo-shell: ## Open a shell on a host of the demo: make demo-shell HOST=a
 demo-down: ## Remove the demo
 	@$(ROOT) $(PYTHON) -m tests.lab down --prefix demo
 
+# What both begin with. `pythons` is part of `forwarder-pythons`, so test-all has no need of it.
+STAGES := lint unit docs units sanity importer kernel pyroute2 molecule deploy
+
 test: ## Run everything that decides whether we ship
-	@bash tests/run.sh lint unit docs units sanity importer kernel pyroute2 pythons molecule deploy
+	@bash tests/run.sh $(STAGES) pythons
+
+# It goes on after a failure: the parts say nothing of each other, and nobody wants to wait for them again.
+test-all: export PYTEST_ADDOPTS := -m 'slow or not slow'
+test-all: ## Run everything there is, slow tests and benchmarks included, whatever it takes; a failure does not end it
+	@KEEP_GOING=1 bash tests/run.sh $(STAGES) forwarder-pythons chaos soak fuzz bench-idle bench-routing bench-keeper bench
 
 check: ## Run the quick part
 	@bash tests/run.sh lint unit
