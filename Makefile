@@ -139,11 +139,10 @@ docs: ## Build the documentation as a site, .build/docs/html, and follow every l
 	@bash tests/docs/build.sh
 
 SECONDS ?= 60
-# The commit that fleets run as 0.1.0: every change has to follow on it, and go back to it, while it serves.
-FROM ?= 3326c834
-soak: ## Reload every second for SECONDS=60, upgrade three times, go to FROM=revision and back, under load: nothing may be refused, reset or wrong (root)
+soak chaos: export FROM := $(FROM)
+soak: ## Reload every second for SECONDS=60, upgrade three times, go to an earlier version (FROM=revision) and back, under load: nothing may be refused, reset or wrong (root)
 	@$(BOOTSTRAP) lab
-	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.soak $(SECONDS) --from $(FROM) $(if $(CONTROL),--control)
+	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.soak $(SECONDS) $(if $(CONTROL),--control)
 
 fuzz: ## Fuzz the parsers of what strangers send, SECONDS=60 each; the fuzzer is installed into .build/fuzz
 	@bash tests/fuzz/run.sh $(SECONDS)

@@ -1,27 +1,25 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reloads and upgrades under load: ``python -m tests.bench.soak [SECONDS] [--control] [--from REVISION]``, as root.
+"""Reloads and upgrades under load: ``python -m tests.bench.soak [SECONDS] [--control]``, as root; FROM is a revision.
 
-The load (soak_ends.py): 200 new connections a second, 100 long streams and 500 UDP flows, half of each over IPv6. Two
-phases of it: a reload every second for SECONDS, each with another config, and three upgrades of the archive, with an
-archive that cannot start between them. Nothing may be refused, reset, wrong or lost, every flow keeps its backend and
-source port, and the load must have reached its rate. Prints a table; the exit code says whether all that was so.
+The load (soak_ends.py): 200 new connections a second, 100 long streams and 500 UDP flows, half of each over IPv6. Three
+phases of it: a reload every second for SECONDS, each with another config; three upgrades of the archive, with an
+archive that cannot start between them; and to an earlier version, FROM, and back, twice. Nothing may be refused, reset,
+wrong or lost, every flow keeps its backend and source port, and the load must have reached its rate. Prints a table;
+the exit code says whether all that was so.
 
-``--from`` adds a phase: the forwarder of a git revision of this repository is upgraded to this one, downgraded, and
-upgraded again. ``--control`` kills a worker each second instead, which the load must notice.
+``--control`` kills a worker each second instead, which the load must notice.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +30,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 from tests.bench import soak_ends
 from tests.bench.peers import AS_DAEMON
 from tests.kernel import forwarder_lab as fl
-from tests.lab import netns
+from tests.lab import earlier, netns
 
 HTTP, OTHER = 8080, 9000  # of the backends: nginx, and the echo of soak_ends.py
 UPGRADES = 3
@@ -71,10 +69,7 @@ class Archives:
 
     def install_revision(self, revision: str) -> Path:
         """Have the link lead to the archive of a git revision, as its own collection would build it."""
-        root = self._directory / revision
-        packed = subprocess.check_output(["git", "-C", netns.REPOSITORY, "archive", revision, "galaxy.yml", "plugins"])
-        with tarfile.open(fileobj=io.BytesIO(packed)) as members:
-            members.extractall(root)
+        root = earlier.unpack(self._directory / revision, revision)
         return self._install(_archive.collection_version(root), _archive.sources(root))
 
     def _install(self, version: str, files: list[tuple[str, bytes]]) -> Path:
@@ -220,7 +215,6 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("seconds", nargs="?", type=float, default=60.0)
     parser.add_argument("--control", action="store_true")
-    parser.add_argument("--from", dest="revision")
     options = parser.parse_args()
     with fl.raise_lab("so") as lab:
         fl.wire(lab)
@@ -231,8 +225,7 @@ def main() -> int:
             else:
                 soak.phase("reloads", lambda: soak.reloads(options.seconds))
                 soak.phase("upgrades", soak.upgrades)
-                if options.revision:
-                    soak.phase(options.revision[:9], lambda: soak.there_and_back(options.revision))
+                soak.phase(earlier.REVISION[:9], lambda: soak.there_and_back(earlier.REVISION))
             soak.load.stdin.close()
             soak.load.wait(fl.PATIENCE)
             soak.left()

@@ -75,14 +75,21 @@ def play(
     inventories: list[Path],
     *arguments: str,
     variables: Mapping[str, str] | None = None,
+    collections: Path | None = None,
     timeout: float = 600,
 ) -> Run:
     """Run one playbook to its end.
 
     :param variables: more of the environment, over what :func:`environment` gives.
+    :param collections: where the collection is found, in place of the usual path.
     :param timeout: seconds; a run that takes longer is killed and raises.
     """
-    env = {**environment(prefix), "ANSIBLE_NOCOLOR": "true", "ANSIBLE_FORCE_COLOR": "false", **(variables or {})}
+    env = {
+        **environment(prefix, collections),
+        "ANSIBLE_NOCOLOR": "true",
+        "ANSIBLE_FORCE_COLOR": "false",
+        **(variables or {}),
+    }
     done = subprocess.run(
         command(playbook, inventories, *arguments, program=env.get(COMMAND_VARIABLE)),
         env=env,

@@ -1,0 +1,47 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A fleet goes to an earlier version and comes back, by the playbook of each, under load: nobody is refused."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.chaos.fleet import INVENTORY, eventually
+from tests.chaos.load import PATIENCE as CONNECTION
+from tests.lab import ansible, earlier
+
+
+@pytest.fixture(scope="module")
+def collections(tmp_path_factory):
+    """Where Ansible finds the collection, by version; None is this checkout."""
+    directory = tmp_path_factory.mktemp("earlier")
+    earlier.unpack(directory)
+    return {earlier.REVISION: directory, "this version": None}
+
+
+@pytest.mark.parametrize("version", [earlier.REVISION, "this version"])
+def test_a_change_of_version_refuses_nobody(fleet, report, collections, version):
+    leaked, began = fleet.leaked("all"), time.time()
+    for changes in (True, False):
+        run = ansible.play(fleet.lab.prefix, "trueip.l4proxy.site", [INVENTORY], collections=collections[version])
+        assert run.status == 0, run.output
+        assert bool(run.changed) == changes, run.output
+    until = time.time()
+    eventually(lambda: time.time() > until + CONNECTION)
+    noticed = fleet.noticed(began, until, fleet.leaked("all") - leaked)
+    report(
+        f"to {version}",
+        f"{until - began:.0f}",
+        "-",
+        noticed.connections,
+        noticed.lost,
+        f"{noticed.slowest:.2f}",
+        noticed.leaked,
+        "",
+    )
+    assert noticed.connections
+    assert (noticed.lost, noticed.leaked) == (0, 0)
