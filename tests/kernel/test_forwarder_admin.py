@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import endpoint
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.validation import LONGEST_NAME
 from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
 
 from tests.kernel import forwarder_lab as fl
@@ -150,6 +151,20 @@ def test_sessions_of_all_workers(lab, forwarder, listener):
         assert oldest["client_port"] == pairs[0][0].getsockname()[1]
         assert forwarder.ask("sessions", backend="c")["count"] == 0
     finally:
+        for end in sum(pairs, ()):
+            end.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_sessions_of_backends_with_the_longest_names(lab, listener, family):
+    """What a worker answers has a bound, whatever the names are; the supervisor outlives it."""
+    names = fl.service(lab, "n" * 63, RAW + 10, 9000, backends=["b"])
+    names["backends"][0]["name"] = "b" + (LONGEST_NAME - 1) * ":"
+    with fl.Forwarder(lab, fl.config(names)) as forwarder:
+        pairs = [fl.pair(lab, listener, RAW + 10) for _connection in range(110)]
+        answer = forwarder.ask("sessions")
+        assert (answer["count"], answer["silent_workers"], len(answer["sessions"])) == (110, 0, 100)
+        assert forwarder.status()["restarts"] == 0
         for end in sum(pairs, ()):
             end.close()
 

@@ -19,16 +19,24 @@ from .config import MAX_WEIGHT
 from .log import LEVELS
 from .naming import means
 from .status import status
+from .validation import LONGEST_NAME
 
 TOO_LONG = b'{"ok": false, "error": "the request is longer than 16384 bytes"}\n'
 STATES = {"drain": "draining", "maintenance": "maintenance", "ready": None}
 SESSIONS_TIMEOUT = 2.0  # seconds the workers have to answer
 MOST_SESSIONS = 100  # of one worker in one answer
+MOST_NAMES = 50  # in a sentence
 
 
 def _is_number(value, most):
     """Whether a value of a request is a whole number from 1 to ``most``; JSON's true is none, though Python's is."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _some(names):
+    """Spell a list of names in a sentence: all, or as many as a sentence may have."""
+    more = [f"and {len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
+    return ", ".join([*names[:MOST_NAMES], *more])
 
 
 class Refused(Exception):
@@ -103,12 +111,12 @@ class Admin:
         backend, service = request.get("backend"), request.get("service")
         services = self._supervisor.serving.config.services
         if service is not None and service not in [one.name for one in services]:
-            raise Refused(f"there is no service {service!r} (there are {', '.join(one.name for one in services)})")
+            raise Refused(f"there is no service {service!r} (there are {_some([one.name for one in services])})")
         wanted = [one for one in services if service in (None, one.name)]
         found = [(one.name, each.name) for one in wanted for each in one.backends if means(backend, each.name)]
         if not found:
             names = sorted({each.name for one in wanted for each in one.backends})
-            raise Refused(f"there is no backend {backend!r} (there are {', '.join(names)})")
+            raise Refused(f"there is no backend {backend!r} (there are {_some(names)})")
         return found
 
     # -- the others ------------------------------------------------------------------------------------------------
@@ -126,9 +134,12 @@ class Admin:
         limit = request.get("limit", MOST_SESSIONS)
         if not _is_number(limit, MOST_SESSIONS):
             raise Refused(f"limit is a whole number from 1 to {MOST_SESSIONS}")
+        question = {key: request.get(key) for key in ("service", "backend")}
+        for key, name in question.items():
+            if name is not None and not (isinstance(name, str) and len(name) <= LONGEST_NAME):
+                raise Refused(f"{key} is the name of a {key}, or null for all")
         self._number += 1
         number = self._number
-        question = {key: request.get(key) for key in ("service", "backend")}
         told = self._supervisor.crew.tell({"sessions": number, "limit": limit, **question})
         waiting = {child.pid for child in told if child.role == "worker"}
         self._asked[number] = {"client": client, "waiting": waiting, "count": 0, "sessions": [], "limit": limit}

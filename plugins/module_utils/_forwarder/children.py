@@ -25,6 +25,7 @@ from .worker import Worker
 
 STARTING, SERVING, DRAINING = "starting", "serving", "draining"
 WORKER, CHECKER = "worker", "checker"
+LONGEST_WORDS = 4096  # characters of what ended a child
 
 
 @dataclass(eq=False)
@@ -192,7 +193,7 @@ def _fork():
 
 def _last_words(line, error):
     """Tell the supervisor, or when it no longer listens the log, what ended this process."""
-    text = f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}"[:LONGEST_WORDS]
     if not line.send({FAILED: text}):
         log = Log(pid=os.getpid())
         log.event("process failed", level="error", reason=text)

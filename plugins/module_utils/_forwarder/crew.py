@@ -16,7 +16,7 @@ import signal
 from functools import partial
 
 from . import children
-from .channel import FAILED, READY
+from .channel import FAILED, LOST, READY
 from .children import CHECKER, DRAINING, SERVING, STARTING, WORKER
 
 START_TIMEOUT = 10.0  # seconds for a new worker to be ready
@@ -125,6 +125,8 @@ class Crew:
         messages, gone = child.channel.receive()
         for message in messages:
             child.failure = message.get(FAILED, child.failure)
+            if LOST in message:
+                self._log.event("message lost", level="error", worker=child.pid, reason=message[LOST])
             if "answer" in message:
                 self._supervisor.answered(child, message)
             if READY in message and child.state == STARTING:

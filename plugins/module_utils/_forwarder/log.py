@@ -22,6 +22,7 @@ from collections import deque
 
 PIPE_BUF = 4096  # bytes, linux/limits.h
 MAX_WAITING = 1000  # lines, about 300 kB: what is kept while the reader is slow
+LONGEST_TEXT, LONGEST_LIST = 2000, 50  # characters and entries that are shown of one value of an event
 MOST_A_SECOND = 20  # warnings or errors of one event; the next second says how many more there were
 LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 RETRY = 0.5  # seconds after which a loop that has nothing else to do should flush() again
@@ -132,8 +133,19 @@ class Log:
                 return
 
     def _append(self, event, level, fields):
-        line = {"event": event, "level": level, "time": round(time.time(), 3), **self._base, **fields}
+        shown = {key: _shown(value) for key, value in fields.items()}
+        line = {"event": event, "level": level, "time": round(time.time(), 3), **self._base, **shown}
         self.waiting.append(self._encode(line).encode("utf-8") + b"\n")
+
+
+def _shown(value):
+    """Return a value as it is written: what grows with the config (thousands of listeners, a list of faults) is cut."""
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        return f"{value[:LONGEST_TEXT]}… ({len(value)} characters)"
+    if isinstance(value, list):
+        more = [f"… and {len(value) - LONGEST_LIST} more"] if len(value) > LONGEST_LIST else []
+        return [_shown(one) for one in value[:LONGEST_LIST]] + more
+    return value
 
 
 def _logfmt(line):

@@ -17,6 +17,7 @@ REQUIRED = object()  # as a default: the key must be there
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _WORD = re.compile(r"[\w-]+\Z")  # what needs no quotes in a path
+LONGEST_NAME = 80  # characters of a name in which colons may be: 63 of a host, a colon and a port, or an IPv6 address
 LONGEST_KEY = 60  # characters that are shown of a key that is not known
 
 
@@ -105,10 +106,10 @@ class Fields:
         if not present:
             return value
         plain = value.replace(":", "") if colons and isinstance(value, str) else value
-        if not isinstance(plain, str) or not _NAME.match(plain):
-            rule = (
-                f"1-63 letters, digits, '_', '-'{', colon' if colons else ''} or '.', beginning with a letter or digit"
-            )
+        if not isinstance(plain, str) or not _NAME.match(plain) or len(value) > LONGEST_NAME:
+            rule = "1-63 letters, digits, '_', '-' or '.', beginning with a letter or digit"
+            if colons:
+                rule += f"; colons may be among them, {LONGEST_NAME} characters in all"
             return self.error(key, f"{show(value)} is not a name ({rule})")
         return value
 

@@ -21,7 +21,7 @@ import time
 from . import addresses, config, listeners, sockets, splice, timeouts
 from .acceptor import PAUSE, Acceptor, Serving
 from .balancer import Backends
-from .channel import READY
+from .channel import READY, TooLarge
 from .greeting import Greeting
 from .log import RETRY
 from .poller import READ, Poller
@@ -234,10 +234,21 @@ class Worker:
             if "log_level" in message:
                 self.log.set_level(message["log_level"])
             if "sessions" in message:
-                self._line.send({"answer": message["sessions"], **self._some_sessions(message)})
+                self._answer(message["sessions"], self._some_sessions(message))
         if gone:
             self.selector.unregister(self._line)
             self.drain("the supervisor is gone")
+
+    def _answer(self, number, found):
+        """Send the answer to a question; of sessions as many as the line carries, the oldest first."""
+        while True:
+            try:
+                self._line.send({"answer": number, **found})
+                return
+            except TooLarge:
+                if not found["sessions"]:
+                    raise
+                found["sessions"] = found["sessions"][: len(found["sessions"]) // 2]
 
     def _some_sessions(self, message):
         """Return the count and the oldest of the sessions asked for (``service`` or ``backend``, ``limit``)."""

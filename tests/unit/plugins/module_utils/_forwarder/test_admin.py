@@ -90,6 +90,8 @@ TEST_REFUSALS = [
     (b'{"op": "weight", "backend": "b", "weight": 1e400}', "weight is a whole number from 1 to 65535"),
     (b'{"op": "weight", "backend": "b", "weight": 65536}', "weight is a whole number from 1 to 65535"),
     (b'{"op": "sessions", "limit": true}', "limit is a whole number from 1 to 100"),
+    (b'{"op": "sessions", "backend": "' + b"b" * 81 + b'"}', "backend is the name of a backend, or null for all"),
+    (b'{"op": "sessions", "service": ["web"]}', "service is the name of a service, or null for all"),
     (b'{"op": "log_level", "level": ["info"]}', "level is one of"),
 ]
 
@@ -100,6 +102,13 @@ def test_refusals(host, line, sentence):
     assert reply["ok"] is False
     assert sentence in reply["error"]
     assert (host.supervisor.orders.records(), host.told, host.logged) == ([], [], [])
+
+
+def test_a_sentence_names_no_more_than_can_be_read(host):
+    many = tuple(Backend(f"b{number:04}", 80, ipv4=f"198.18.9.{number}") for number in range(200))
+    host.supervisor.serving.config = Config(proxy_id=1, services=(Service("web", (), many),))
+    (reply,) = host.ask(None, op="drain", backend="x")
+    assert reply["error"].endswith("b0048, b0049, and 150 more)")
 
 
 def test_before_a_config_is_served(host):

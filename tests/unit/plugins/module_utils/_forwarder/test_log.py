@@ -105,6 +105,17 @@ def test_what_waits_is_bounded():
     os.close(write)
 
 
+def test_what_grows_with_the_config_is_cut(tmp_path):
+    with open(tmp_path / "log", "w+b") as stream:
+        log = Log(stream.fileno())
+        log.event("serving", listeners=[f"tcp:{number}" for number in range(18_000)], reason="x" * 5000)
+        log.flush()
+        stream.seek(0)
+        line = json.loads(stream.read())
+    assert line["listeners"][-2:] == ["tcp:49", "… and 17950 more"]
+    assert line["reason"] == "x" * 2000 + "… (5000 characters)"
+
+
 def test_writes_to_a_socket_are_whole_lines_of_at_most_pipe_buf():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:

@@ -210,3 +210,17 @@ def test_what_a_service_logs(host, mode, lines):
     relay.abort("over")
     client.close()
     assert len(host.lines("connection")) == lines
+
+
+def test_of_sessions_as_many_are_told_as_the_line_carries(host):
+    """What a session is told by has no bound of its own, a message has."""
+    pairs = [host.relay() for _session in range(100)]
+    for number, (relay, _client) in enumerate(pairs):
+        relay.client_address = (str(number) * 2000, 4000)
+    host.line.send({"sessions": 7, "limit": 100})
+    host.worker._hear(0)
+    (answer,), _gone = host.line.receive()
+    assert (answer["answer"], answer["count"], len(answer["sessions"])) == (7, 100, 12)
+    for relay, client in pairs:
+        relay.abort("over")
+        client.close()
