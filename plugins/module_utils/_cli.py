@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -77,9 +78,10 @@ def _keep(arguments: argparse.Namespace) -> int:
 
 def _split_endpoint(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or not 1 <= int(port) <= 65535 or (":" in host and not host.startswith("[")):
+    number = int(port) if re.fullmatch("[0-9]{1,5}", port) else 0
+    if not colon or not 1 <= number <= 65535 or (":" in host and not host.startswith("[")):
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT (IPv6: [ADDRESS]:PORT)")
-    return host.strip("[]"), int(port)
+    return host.strip("[]"), number
 
 
 def _resolved(host: str, source: str) -> str:

@@ -194,7 +194,7 @@ class _Parser:
 
 def _number(value: Any) -> Any:
     """Return a number that was given as text (a quoted or templated value) as a number, and all else as it is."""
-    return int(value) if isinstance(value, str) and value.isdigit() else value
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,10}", value) else value
 
 
 def _as_sequence(value: Any) -> list[Any]:

@@ -250,6 +250,48 @@ def archive(directory: Path, name: str, main="from l4proxy._cli import main\nrai
     return directory / name
 
 
+DEFECT = """
+from l4proxy import _cli
+from l4proxy._forwarder import {module}
+def defect(*_arguments, **_named):
+    raise ValueError("a defect")
+{module}.{name} = defect
+raise SystemExit(_cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "serving"),
+    [
+        ("shared", "describe", 1),
+        ("children", "start_worker", 1),
+        ("listeners", "bind_missing", 1),
+        ("listeners", "settle", 2),
+    ],
+)
+def test_whatever_is_wrong_with_the_new_program_somebody_serves(
+    lab, servers, listener, tmp_path, module, name, serving
+):
+    """The check of the config does not come to the place; the old workers go on, or the new ones serve."""
+    first, spoilt = archive(tmp_path, "1.pyz"), archive(tmp_path, "2.pyz", DEFECT.format(module=module, name=name))
+    link = tmp_path / "l4proxy.pyz"
+    link.symlink_to(first)
+    with fl.Forwarder(lab, document(lab), archive=link) as forwarder:
+        client, server = fl.pair(lab, listener, RAW)
+        (tmp_path / "new").symlink_to(spoilt)
+        (tmp_path / "new").replace(link)
+        forwarder.configure(document(lab, fl.service(lab, "new", 6000, 8080)))
+        result = forwarder.reload()
+        assert result.returncode == (0 if serving == 2 else 1)
+        assert "internal error: ValueError('a defect') at " in result.stderr or serving == 2
+        assert forwarder.runtime()["generation"] == serving
+        assert refused(lab, 6000) == (serving == 1)
+        assert fl.get(lab, lab["a"].ipv4, WEB)
+        with client, server:
+            client.sendall(b"still here")
+            assert server.recv(100) == b"still here"
+
+
 def test_a_reload_changes_to_the_installed_archive_unless_it_is_broken(lab, servers, tmp_path):
     first, second = archive(tmp_path, "1.pyz"), archive(tmp_path, "2.pyz", "from l4proxy._cli import main as m\nm()\n")
     broken = archive(tmp_path, "3.pyz", "import l4proxy.missing\n")

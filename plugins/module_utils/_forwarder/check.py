@@ -15,6 +15,8 @@ from . import config, supervisor, worker  # noqa: F401  # pylint: disable=unused
 
 def run(path):
     """Print "ok: ..." and return 0, or print every error on a line of its own and return 1."""
+    if hasattr(sys.stdout, "reconfigure"):  # what the terminal's encoding lacks is spelled as an escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         loaded = config.load_file(path)
     except config.ConfigError as error:

@@ -22,9 +22,9 @@ import time
 
 from . import shared
 from .health import Answer, Experience, Target
-from .log import RETRY
+from .log import RETRY, places
 from .question import TcpQuestion, UdpQuestion
-from .shared import BROKEN, DOWN, UNANSWERED, UNKNOWN, UP
+from .shared import BROKEN, DOWN, UNANSWERED, UNASKED, UNKNOWN, UP
 
 TICK = 0.05  # seconds
 JITTER = 0.1  # part of an interval by which rounds are spread: checks of many proxies must not march in step
@@ -121,6 +121,14 @@ class Watch:
             return current.answer
         return None
 
+    def give_up(self):
+        """End the round, and forget what was known."""
+        if self.round is not None:
+            self.round.close()
+            self.round = None
+        health = self.service.health
+        self.target = Target(health.rise, health.fall, window=health.fall * health.interval)
+
     def _wants_second(self, now):
         current = self.round
         return current.spoofed is None or now >= current.begun + SECOND_QUESTION * self.service.health.timeout
@@ -214,16 +222,17 @@ class Checker:
         changed = False
         still = []
         for watch in self._under_way:
-            answer = watch.look(now)
-            if answer is None:
-                still.append(watch)
-            else:
+            answer = self._contained(watch, watch.look, now)
+            if answer is not None:
                 changed = self._conclude(watch, answer, now) or changed
+            elif watch.round is not None:
+                still.append(watch)
         while self._queue and self._queue[0][0] <= now:
             when, _number, watch = heapq.heappop(self._queue)
             if when == watch.due and watch.round is None:  # else it was brought forward, and this is the old entry
-                watch.begin(now)
-                still.append(watch)
+                self._contained(watch, watch.begin, now)
+                if watch.round is not None:
+                    still.append(watch)
         self._under_way = still
         self._bring_forward(now)
         if changed:
@@ -231,6 +240,24 @@ class Checker:
             self._look_for_a_common_cause()
         if self._log.waiting:
             self._log.flush()
+
+    def _contained(self, watch, step, now):
+        """Return what ``step(now)`` of a target returns; a defect ends its round, and no other target's.
+
+        Nothing is known of the target then, and that is what is published.
+        """
+        try:
+            return step(now)
+        except Exception as error:  # noqa: BLE001
+            fields = {"service": watch.service.name, "backend": watch.backend.name, "family": watch.family}
+            self._log.event("defect", level="error", error=repr(error), trace=places(error), **fields)
+        watch.give_up()
+        for field in ("server", "path"):
+            self._region.set_state(field, watch.number, UNASKED)
+        self._publish(watch, now)
+        self._region.advance(shared.EPOCH_HEALTH)
+        self._plan(watch, now + watch.service.health.interval)
+        return None
 
     def _bring_forward(self, now):
         """Ask at once where a worker had a failure since the last look."""

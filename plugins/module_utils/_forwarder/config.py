@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 
 from . import config_checks, options, settings
 from .options import Limits, PortRange
-from .settings import IPV4, IPV6, Admin, Health, Log, Metrics
-from .validation import Fields
+from .settings import Admin, Health, Log, Metrics
+from .validation import IPV4, IPV6, Fields
 
 SCHEMA = 1
 
@@ -155,18 +155,20 @@ def load(data):
     document.integer("schema", SCHEMA, SCHEMA, "the schema this version reads")
     proxy_id = document.integer("proxy_id", 1, 255, "a proxy id")
     drain_timeout = document.seconds("drain_timeout", 0, 86400, DEFAULT_DRAIN_TIMEOUT)
+    metrics = document.section("metrics")
     sections = {
         "log": settings.log(document.section("log")),
         "source_ports": options.source_ports(document),
         "workers": document.integer("workers", 0, MAX_WORKERS, "a number of workers", 0),
         "admin": settings.admin(document.section("admin")),
-        "metrics": settings.metrics(document.section("metrics")),
+        "metrics": settings.metrics(metrics),
     }
     parts = document.objects("services", "service")
     services = [_service(part, proxy_id or 1) for part in parts]
     document.done()
     config_checks.refuse_duplicate_names(parts, services)
     config_checks.refuse_overlapping_listeners(parts, services)
+    config_checks.refuse_metrics_on_a_service(metrics, sections["metrics"], services)
     if errors:
         raise ConfigError(errors)
     return Config(proxy_id=proxy_id, services=tuple(services), drain_timeout=drain_timeout, **sections)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from .settings import IPV4, IPV6
+from .validation import IPV4, IPV6
 
 _SPELLED = {IPV4: "IPv4", IPV6: "IPv6"}
 
@@ -84,6 +84,20 @@ def refuse_duplicate_names(parts, services):
         if service.name in first:
             parts[index].error("name", f'"{service.name}" is already the name of services[{first[service.name]}]')
         first.setdefault(service.name, index)
+
+
+def refuse_metrics_on_a_service(part, metrics, services):
+    """The metrics cannot be served where a service of TCP is."""
+    if metrics.endpoint is None:
+        return
+    address, port = metrics.endpoint
+    wildcards = ("0.0.0.0", "::")
+    for index, service in enumerate(services):
+        for listener in service.listen if service.protocol == "tcp" else ():
+            same = listener.port == port and (":" in address) == (listener.family == IPV6)
+            if same and (listener.wildcard or address in (listener.address, *wildcards)):
+                part.error("listen", f"{metrics.listen} overlaps {listener} of services[{index}]; choose another port")
+                return
 
 
 def refuse_overlapping_listeners(parts, services):

@@ -96,16 +96,20 @@ def load(path, number, archive, held, endpoints):
     except OSError as error:
         raise LoadError([f"{path}: cannot be read: {error.strerror}"]) from None
     slots = listeners.slots_of(loaded)
+    bound, servers = {}, {}
     try:
         bound = listeners.bind_missing(loaded, slots, held)
-    except listeners.ListenError as error:
-        raise LoadError([error.strerror]) from None
-    servers, failures = endpoints.bind_missing(loaded)
-    errors = [failure.sentence for failure in failures if failure.kind == METRICS]
-    if errors:
+        servers, failures = endpoints.bind_missing(loaded)
+        errors = [failure.sentence for failure in failures if failure.kind == METRICS]
+        if errors:
+            raise LoadError(errors)
+        region = shared.Region(shared.describe(loaded, slots))
+    except BaseException as error:
         for sock in (*bound.values(), *servers.values()):
             sock.close()
-        raise LoadError(errors)
+        if isinstance(error, listeners.ListenError):
+            raise LoadError([error.strerror]) from None
+        raise
     held.update(bound)
     return Generation(
         number=number,
@@ -113,7 +117,7 @@ def load(path, number, archive, held, endpoints):
         config_file={"path": path, "sha256": runtime.sha256(text)},
         archive=archive,
         slots=slots,
-        region=shared.Region(shared.describe(loaded, slots)),
+        region=region,
         bound=list(bound),
         endpoints=servers,
         warnings=[failure.sentence for failure in failures],

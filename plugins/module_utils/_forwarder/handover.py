@@ -22,11 +22,16 @@ def leave(state, descriptors):
     ``descriptors`` and the document's own stay open over exec.
     """
     memory = os.memfd_create("l4proxy-handover", 0)
-    with open(memory, "w", encoding="utf-8", closefd=False) as stream:
-        json.dump({"schema": SCHEMA, **state}, stream)
-    for number in descriptors:
-        os.set_inheritable(number, True)
-    return {VARIABLE: f"{os.getpid()}:{memory}"}
+    variable = {VARIABLE: f"{os.getpid()}:{memory}"}
+    try:
+        with open(memory, "w", encoding="utf-8", closefd=False) as stream:
+            json.dump({"schema": SCHEMA, **state}, stream)
+        for number in descriptors:
+            os.set_inheritable(number, True)
+    except BaseException:
+        recall(variable, descriptors)
+        raise
+    return variable
 
 
 def recall(variable, descriptors):

@@ -148,6 +148,15 @@ def _shown(value):
     return value
 
 
+def places(error):
+    """Return where an exception was raised as "file:line", innermost last."""
+    trace, found = error.__traceback__, []
+    while trace:
+        found.append(f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return found
+
+
 def _logfmt(line):
     """Spell a flat dictionary as key=value; what has a space, a quote or an equals sign is quoted as in JSON."""
     return " ".join(f"{key}={_logfmt_value(value)}" for key, value in line.items())

@@ -27,6 +27,7 @@ MAX_KEEPALIVE = 32767  # the kernel's own bound (MAX_TCP_KEEPIDLE in net/tcp.h)
 MAX_CONNECTIONS = 10**7
 MAX_RANGE = 1024  # ports of one listen entry: each is a socket in every worker slot
 FEWEST_SOURCE_PORTS = 64
+LOWEST_RATE = 1e-6  # connections a second, one in eleven days: what a client has left is counted in microseconds
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ def limits(service):
         at_limit=part.choice("at_limit", AT_LIMIT, Limits.at_limit),
     )
     part.done()
+    if found.rate_per_client and found.rate_per_client < LOWEST_RATE:
+        part.error(
+            "rate_per_client", f"{found.rate_per_client:g} is too low; give at least {LOWEST_RATE:g}, or 0 for no limit"
+        )
     return found
 
 

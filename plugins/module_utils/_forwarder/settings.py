@@ -9,9 +9,11 @@ Pure, like config.py, which puts them together. Durations are seconds.
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
-IPV4, IPV6 = "ipv4", "ipv6"
+from .config_checks import refuse_unusable
+from .validation import IPV4, IPV6, show
 
 LOG_FORMATS = ("json", "logfmt")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -24,6 +26,9 @@ DEFAULT_TIMEOUT = 1.0
 DEFAULT_RISE = 2
 DEFAULT_FALL = 3
 MAX_EXCHANGE = 512  # characters of request and expect: a question, not a transfer
+LONGEST_SOCKET = 100  # bytes: sun_path has 108 (unix(7)), and the socket is made under another name first
+
+_PORT = re.compile("[0-9]{1,5}")
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,8 @@ def health(part, proxy_id):
         rise=part.integer("rise", 1, 100, "a number of checks", DEFAULT_RISE),
         fall=part.integer("fall", 1, 100, "a number of checks", DEFAULT_FALL),
         source=_sources(part, default),
-        request=part.text("request", MAX_EXCHANGE, None),
-        expect=part.text("expect", MAX_EXCHANGE, None),
+        request=part.octets("request", MAX_EXCHANGE),
+        expect=part.octets("expect", MAX_EXCHANGE),
     )
     part.done()
     if found.interval and found.timeout and found.timeout > found.interval:
@@ -107,10 +112,8 @@ def _sources(part, default):
 
 def admin(part):
     """Return the Admin of the Fields ``part``."""
-    found = Admin(socket=part.text("socket", 100, None), group=part.name("group", default=None))  # sun_path has 108
+    found = Admin(socket=part.file("socket", LONGEST_SOCKET), group=part.name("group", default=None))
     part.done()
-    if found.socket is not None and not found.socket.startswith("/"):
-        part.error("socket", f"{found.socket} is not an absolute path")
     return found
 
 
@@ -118,8 +121,14 @@ def metrics(part):
     """Return the Metrics of the Fields ``part``."""
     listen = part.text("listen", 100, None)
     part.done()
-    if listen is not None and split_endpoint(listen) is None:
-        part.error("listen", f"{listen!r} is not ADDRESS:PORT; write 127.0.0.1:9100 or [::1]:9100")
+    if listen is not None:
+        endpoint = split_endpoint(listen)
+        if endpoint is None:
+            part.error("listen", f"{show(listen)} is not ADDRESS:PORT; write 127.0.0.1:9100 or [::1]:9100")
+            return Metrics()
+        address = ipaddress.ip_address(endpoint[0])
+        if not address.is_unspecified:
+            refuse_unusable(part, "listen", address, "listen on")
     return Metrics(listen=listen)
 
 
@@ -139,6 +148,8 @@ def split_endpoint(text):
         address = ipaddress.ip_address(host)
     except ValueError:
         return None
-    if not colon or not port.isdigit() or not 1 <= int(port) <= 65535 or bracketed != (address.version == 6):
+    if not colon or not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535 or bracketed != (address.version == 6):
+        return None
+    if "%" in host:  # a zone
         return None
     return str(address), int(port)

@@ -74,7 +74,12 @@ def listening_socket(address, port, backlog, shared=True):
 def tune_listener(listener, keepalive, user_timeout):
     """Have the connections accepted from here on kept alive and given up after these seconds (0: not at all)."""
     keep_alive(listener, keepalive)
-    listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(user_timeout * 1000))
+    listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, _milliseconds(user_timeout))
+
+
+def _milliseconds(seconds):
+    """Round up: what is above 0 must not become 0, which means never."""
+    return -int(-seconds * 1000 // 1)
 
 
 def accept(accept_one, family):
@@ -125,7 +130,7 @@ def upstream_options(user_timeout=0):
     # The ACK that completes the handshake waits for the client's first bytes and travels with them.
     options = [(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)]
     if user_timeout:
-        options.append((socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(user_timeout * 1000)))
+        options.append((socket.IPPROTO_TCP, TCP_USER_TIMEOUT, _milliseconds(user_timeout)))
     return tuple(options)
 
 

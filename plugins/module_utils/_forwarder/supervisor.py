@@ -29,13 +29,14 @@ from .._version import VERSION
 from . import admin, children, endpoint, handover, ledger, listeners, notify, orphans, page, runtime
 from . import generation as generations
 from .crew import DRAIN_GRACE, Crew, reap
-from .log import RETRY, Log
+from .log import RETRY, Log, places
 from .orders import Orders
-from .upgrade import Upgrade, command_line
+from .upgrade import Upgrade, command_line, internal
 from .wheel import Wheel
 
 SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 STOP_GRACE = 2.0  # seconds for a worker to end at once
+REST = 0.05  # seconds after a defect: what the selector has reported and nobody has taken comes again at once
 ACCOUNT = 1.0  # seconds between two looks at what generations that still drain have open
 
 
@@ -112,13 +113,22 @@ class Supervisor:
         if self.log.waiting:
             timeout = RETRY if timeout is None else min(RETRY, timeout)
         for key, _mask in self.selector.select(timeout):
-            key.data()
+            self._contained(key.data)
         while self._signals:
-            self._dispatch(self._signals.popleft())
-        self.wheel.expire(self.now())
+            self._contained(self._dispatch, self._signals.popleft())
+        for item in self.wheel.due(self.now()):
+            self._contained(item)
         if not (self.stopping or self.leaving):
             self.upgrade.step()
         self.log.flush()
+
+    def _contained(self, step, *arguments):
+        """Do one thing; a defect in it is logged, and everything else goes on."""
+        try:
+            step(*arguments)
+        except Exception as error:  # noqa: BLE001
+            self.log.event("defect", level="error", error=repr(error), trace=places(error))
+            time.sleep(REST)
 
     def _done(self):
         if self.leaving:
@@ -142,7 +152,7 @@ class Supervisor:
     def _dispatch(self, number):
         if number == signal.SIGCHLD:
             for pid, code in reap():
-                self._child_ended(pid, code)
+                self._contained(self._child_ended, pid, code)
         elif number == signal.SIGHUP:
             self.upgrade.wanted = True
         elif number == signal.SIGUSR1 and self.held and self.store.names >= set(self.held):
@@ -231,6 +241,8 @@ class Supervisor:
             self._candidate_failed(error.errors)
         except OSError as error:
             self._candidate_failed([f"no worker can be started: {error}"])
+        except Exception as error:  # noqa: BLE001
+            self._candidate_failed([internal(error)])
 
     def _candidate_failed(self, errors):
         if self.candidate:
@@ -263,10 +275,10 @@ class Supervisor:
         self._bound_orphans(timeout + DRAIN_GRACE)
         self.crew.settled()
         self.crew.fill()  # the checker
-        listeners.settle(generation.config, generation.slots, self.held)
-        self.store.keep(self.held)
-        self.endpoints.settle(generation.config, generation.endpoints)
-        self.orders.settle(generation.config)
+        self._contained(listeners.settle, generation.config, generation.slots, self.held)
+        self._contained(self.store.keep, self.held)
+        self._contained(self.endpoints.settle, generation.config, generation.endpoints)
+        self._contained(self.orders.settle, generation.config)
         generation.loaded_at = runtime.timestamp()
         self._apply_log_settings()
         self._account_now()
@@ -329,8 +341,8 @@ class Supervisor:
 
     def _account(self):
         """Once in a while: what draining generations still have open counts for the one that serves."""
-        self._account_now()
         self.wheel.add(self.now() + ACCOUNT, self._account)
+        self._account_now()
 
     def _account_now(self):
         if not self.serving:

@@ -20,6 +20,7 @@ import signal
 import sys
 
 from . import children, handover, notify
+from .log import places
 
 CHECK_TIMEOUT = 20.0  # seconds
 MOST_OUTPUT = 65536  # bytes of the check's output that are kept
@@ -29,6 +30,11 @@ def command_line():
     """Return the arguments this process was started with, the interpreter's own included."""
     with open("/proc/self/cmdline", "rb") as stream:
         return [os.fsdecode(part) for part in stream.read().split(b"\0")[:-1]]
+
+
+def internal(error):
+    """Return the sentence for an exception that nobody expected, and where it was raised."""
+    return f"internal error: {error!r} at {' '.join(places(error)[-3:])}"
 
 
 def check_command(command, own_arguments, config_path):
@@ -57,7 +63,14 @@ class Upgrade:
         return [self._check[1]] if self._check and self._check[1] is not None else []
 
     def step(self):
-        """Do what can be done now."""
+        """Do what can be done now; whatever fails, what serves goes on serving."""
+        try:
+            self._step()
+        except Exception as error:  # noqa: BLE001
+            self._check = None
+            self._supervisor.reload_failed(internal(error))
+
+    def _step(self):
         supervisor = self._supervisor
         if self._check:
             if self._code is not None and self._check[1] is None:
@@ -131,12 +144,12 @@ class Upgrade:
         """Become the installed program; only a failure returns."""
         supervisor = self._supervisor
         state, descriptors = supervisor.handed_over()
+        variable = handover.leave(state, descriptors)
         supervisor.log.flush()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        variable = handover.leave(state, descriptors)
         try:
             os.execve(sys.executable, self._command, {**os.environ, **variable})
-        except OSError as error:
+        except (OSError, ValueError) as error:
             handover.recall(variable, descriptors)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             supervisor.reload_failed(f"{sys.executable} cannot be executed: {error}")

@@ -13,20 +13,26 @@ import ipaddress
 import json
 import re
 
+IPV4, IPV6 = "ipv4", "ipv6"
 REQUIRED = object()  # as a default: the key must be there
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _WORD = re.compile(r"[\w-]+\Z")  # what needs no quotes in a path
 LONGEST_NAME = 80  # characters of a name in which colons may be: 63 of a host, a colon and a port, or an IPv6 address
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+ZONE = "has a zone; link-local addresses are not supported"
 LONGEST_KEY = 60  # characters that are shown of a key that is not known
 
 
 def show(value):
     """Spell a bad value as the document does, shortened to one readable line."""
-    try:
-        text = json.dumps(value)
-    except (TypeError, ValueError):
-        text = repr(value)
+    text = "a value too large to be shown"
+    for spell in (json.dumps, repr):
+        try:
+            text = spell(value)
+            break
+        except (TypeError, ValueError, RecursionError):
+            continue
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -100,6 +106,34 @@ class Fields:
             return self.error(key, f"{show(value)} is not a text of 1-{longest} characters")
         return value
 
+    def file(self, key, longest):
+        """Return the optional absolute path of a file, at most ``longest`` bytes in UTF-8."""
+        value = self.text(key, longest, None)
+        if value is None:
+            return None
+        try:
+            length = len(value.encode())
+        except UnicodeEncodeError:  # half of a surrogate pair is no character
+            length = 0
+        if not 1 <= length <= longest or _CONTROL.search(value):
+            what = f"a path of 1-{longest} bytes (UTF-8, without control characters)"
+            return self.error(key, f"{show(value)} is not {what}")
+        if not value.startswith("/") or value.endswith(("/", "/.", "/..")):
+            return self.error(key, f"{show(value)} is not an absolute path of a file")
+        return value
+
+    def octets(self, key, longest):
+        """Return an optional string each of whose characters stands for one byte, U+0000 to U+00FF."""
+        value = self.text(key, longest, None)
+        beyond = [character for character in value or "" if ord(character) > 0xFF]
+        if beyond:
+            return self.error(
+                key,
+                f"{show(value)} has the character U+{ord(beyond[0]):04X}; each character stands for one byte,"
+                " U+0000 to U+00FF",
+            )
+        return value
+
     def name(self, key, colons=False, default=REQUIRED):
         """Return a name that is safe in logs and metrics; with ``colons`` also an IPv6 address or host:port."""
         present, value = self._take(key, default)
@@ -135,7 +169,7 @@ class Fields:
         if parsed is None or (family is not None and parsed.version != family):
             return self.error(key, f"{show(value)} is not {what}")
         if "%" in value:
-            return self.error(key, f"{show(value)} has a zone; link-local addresses are not supported")
+            return self.error(key, f"{show(value)} {ZONE}")
         return parsed
 
     def ports(self, key, most, default=REQUIRED):
@@ -166,10 +200,14 @@ class Fields:
         found = []
         for index, item in enumerate(value):
             try:
-                found.append(str(ipaddress.ip_network(item if isinstance(item, str) else "", strict=True)))
+                network = str(ipaddress.ip_network(item if isinstance(item, str) else "", strict=True))
             except ValueError as error:
                 why = "has host bits set" if "host bits" in str(error) else "is not a network like 192.0.2.0/24"
                 self.error(f"{key}[{index}]", f"{show(item)} {why}")
+                continue
+            if "%" in item:
+                self.error(f"{key}[{index}]", f"{show(item)} {ZONE}")
+            found.append(network)
         return tuple(found)
 
     def addresses(self, key, default):
@@ -181,9 +219,14 @@ class Fields:
         found = []
         for number, item in enumerate(value or ()):
             try:
-                found.append(ipaddress.ip_address(item if isinstance(item, str) else ""))
+                address = ipaddress.ip_address(item if isinstance(item, str) else "")
             except ValueError:
                 self.error(f"{key}[{number}]", f"{show(item)} is not an IP address")
+                continue
+            if "%" in item:
+                self.error(f"{key}[{number}]", f"{show(item)} {ZONE}")
+                continue
+            found.append(address)
         return found
 
     def section(self, key):

@@ -23,7 +23,7 @@ from .acceptor import PAUSE, Acceptor, Serving
 from .balancer import Backends
 from .channel import READY, TooLarge
 from .greeting import Greeting
-from .log import RETRY
+from .log import RETRY, places
 from .poller import READ, Poller
 from .session import BOTH_CLOSED
 from .shared import WORKER_FIELDS
@@ -333,7 +333,7 @@ class Worker:
         if not isinstance(owner, (Relay, Side, Greeting, Door, Lane)):
             raise error
         self.count("defects")
-        self.log.event("defect", level="error", error=repr(error), trace=_places(error))
+        self.log.event("defect", level="error", error=repr(error), trace=places(error))
         if isinstance(owner, (Door, Lane)):
             return  # all it cost is a datagram
         relay = owner if isinstance(owner, Relay) else owner.relay
@@ -388,12 +388,3 @@ class Worker:
     def _abort_all(self, reason):
         for relay in list(self.sessions):
             relay.abort(reason)
-
-
-def _places(error):
-    """Return where an exception was raised as "file:line", innermost last."""
-    trace, places = error.__traceback__, []
-    while trace:
-        places.append(f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    return places

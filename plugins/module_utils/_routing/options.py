@@ -9,6 +9,7 @@ What is wrong is told by the names of the options, all of it at once, as a Docum
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -40,7 +41,7 @@ def own_table(value: Any) -> int:
 
 
 def ip_protocol(value: Any) -> int:
-    return model.ip_protocol(int(value) if str(value).isdigit() else value)
+    return model.ip_protocol(int(value) if re.fullmatch("[0-9]{1,3}", str(value)) else value)
 
 
 RULE = {**schema.RULE, "table": (table, False), "ip_proto": (ip_protocol, False)}

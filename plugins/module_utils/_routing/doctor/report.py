@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
@@ -33,7 +34,7 @@ def by_family(clients: Iterable[str]) -> dict[str, str]:
 def served(text: str) -> tuple[str, int]:
     """``8080``, ``53/udp`` → (protocol, port). ValueError otherwise."""
     number, _slash, protocol = text.partition("/")
-    if not number.isdigit() or not 1 <= int(number) <= 65535 or protocol not in ("", "tcp", "udp"):
+    if not re.fullmatch("[0-9]{1,5}", number) or not 1 <= int(number) <= 65535 or protocol not in ("", "tcp", "udp"):
         raise ValueError(f"{text!r} is not PORT, PORT/tcp or PORT/udp")
     return protocol or "tcp", int(number)
 

@@ -306,3 +306,21 @@ def test_the_next_generation_goes_on_where_this_one_was(network, start):
     network.says = {}
     successor.turn(10.0)
     assert successor.states() == ["up", "up"]
+
+
+@pytest.mark.parametrize("where", ["begin", "look"])
+def test_a_defect_in_one_target_is_logged_and_the_others_are_asked_on(network, start, monkeypatch, where):
+    run = start(service(B, C))
+    run.turn(6)
+    assert run.states() == ["up", "up"]
+    spoilt = run.checker._watches[0]
+
+    def step(now):
+        raise UnicodeEncodeError("latin-1", "€", 0, 1, "no byte")
+
+    monkeypatch.setattr(spoilt, where, step)
+    network.says.update({(C, True): SILENCE, (C, False): SILENCE})
+    run.turn(20)
+    assert run.states() == ["unknown", "down"]
+    assert {one["backend"] for one in run.log.named("defect")} == {"b0"}
+    assert 5 <= len(run.log.named("defect")) <= 11, "once an interval"

@@ -261,11 +261,30 @@ TEST_REFUSED = [
     ((), "log", {"level": 1}, "log.level: not in this version: 1 (supported: debug, info, warning, error)"),
     ((), "log", {"colour": 1}, "log.colour: is not a known key (known here: format, level)"),
     ((), "workers", 65, "workers: 65 is not a number of workers (0-64)"),
-    ((), "admin", {"socket": "admin.sock"}, "admin.socket: admin.sock is not an absolute path"),
+    ((), "admin", {"socket": "admin.sock"}, 'admin.socket: "admin.sock" is not an absolute path of a file'),
+    ((), "admin", {"socket": "/run/"}, 'admin.socket: "/run/" is not an absolute path of a file'),
+    ((), "admin", {"socket": "/run/x\0y"}, r'admin.socket: "/run/x\u0000y" is not a path of 1-100 bytes (UTF-8, with'),
+    ((), "admin", {"socket": "/run/x\ny"}, r'admin.socket: "/run/x\ny" is not a path of 1-100 bytes'),
+    ((), "admin", {"socket": "/run/\udc80"}, r'admin.socket: "/run/\udc80" is not a path of 1-100 bytes'),
+    ((), "admin", {"socket": f"/run/{'ä' * 48}"}, r'admin.socket: "/run/\u00e4'),
+    ((), "admin", {"socket": f"/run/{'a' * 96}"}, "is not a text of 1-100 characters"),
     ((), "admin", {"socket": 1}, "admin.socket: 1 is not a text of 1-100 characters"),
-    ((), "metrics", {"listen": "9100"}, "metrics.listen: '9100' is not ADDRESS:PORT; write 127.0.0.1:9100"),
-    ((), "metrics", {"listen": "::1:9100"}, "metrics.listen: '::1:9100' is not ADDRESS:PORT"),
-    ((), "metrics", {"listen": "127.0.0.1:0"}, "metrics.listen: '127.0.0.1:0' is not ADDRESS:PORT"),
+    ((), "metrics", {"listen": "9100"}, 'metrics.listen: "9100" is not ADDRESS:PORT; write 127.0.0.1:9100'),
+    ((), "metrics", {"listen": "::1:9100"}, 'metrics.listen: "::1:9100" is not ADDRESS:PORT'),
+    ((), "metrics", {"listen": "127.0.0.1:0"}, 'metrics.listen: "127.0.0.1:0" is not ADDRESS:PORT'),
+    ((), "metrics", {"listen": "127.0.0.1:²"}, r'metrics.listen: "127.0.0.1:\u00b2" is not ADDRESS:PORT'),
+    ((), "metrics", {"listen": "127.0.0.1:٩١"}, "is not ADDRESS:PORT; write 127.0.0.1:9100 or [::1]:9100"),
+    ((), "metrics", {"listen": "[2001:db8::1%eth0]:9100"}, "is not ADDRESS:PORT; write 127.0.0.1:9100 or [::1]:9100"),
+    ((), "metrics", {"listen": "[fe80::1]:9100"}, "metrics.listen: fe80::1 is a link-local address; no service can"),
+    ((), "metrics", {"listen": "[::ffff:127.0.0.1]:9100"}, "is IPv4 in IPv6 clothes: give 127.0.0.1"),
+    (
+        (),
+        "metrics",
+        {"listen": "127.0.0.1:80"},
+        "metrics.listen: 127.0.0.1:80 overlaps 0.0.0.0:80 of services[0]; choose",
+    ),
+    ((), "drain_timeout", float("inf"), "drain_timeout: Infinity is not a duration in seconds (0-86400)"),
+    ((), "source_ports", {"first": 10**5000}, "source_ports.first: a value too large to be shown is not a source port"),
     ((), "log", [], "log: [] is not a JSON object"),
     ((), "services", [], "services: is empty, at least one service is expected"),
     ((), "services", {}, "services: {} is not a list of services"),
@@ -282,6 +301,14 @@ TEST_REFUSED = [
     (SERVICE, "health", {"fall": 0}, "services[0].health.fall: 0 is not a number of checks (1-100)"),
     (SERVICE, "health", {"source": "198.51.100.1"}, 'health.source: "198.51.100.1" is not a list of addresses'),
     (SERVICE, "health", {"source": [5]}, "services[0].health.source[0]: 5 is not an IP address"),
+    (SERVICE, "health", {"source": ["2001:db8::1%2"]}, 'services[0].health.source[0]: "2001:db8::1%2" has a zone;'),
+    (SERVICE, "health", {"request": "1€"}, r'services[0].health.request: "1\u20ac" has the character U+20AC; each'),
+    (
+        SERVICE,
+        "health",
+        {"expect": "\ud800"},
+        r'health.expect: "\ud800" has the character U+D800; each character stands',
+    ),
     (SERVICE, "health", {"source": ["127.0.0.1"]}, "health.source: 127.0.0.1 cannot be a client's address"),
     (SERVICE, "health", {"source": ["198.51.100.1", "198.51.100.2"]}, "source: has two addresses of one family"),
     (SERVICE, "on_all_down", "panic", 'on_all_down: not in this version: "panic" (supported: refuse, try_all)'),
@@ -309,11 +336,16 @@ TEST_REFUSED = [
     (SERVICE, "idle_timeout", -1, "services[0].idle_timeout: -1 is not a duration in seconds (0-604800)"),
     (SERVICE, "keepalive", 1.5, "services[0].keepalive: 1.5 is not a number of seconds (0-32767)"),
     (SERVICE, "allow", "10.0.0.0/8", 'services[0].allow: "10.0.0.0/8" is not a list of networks'),
+    (SERVICE, "deny", ["2001:db8::%eth0/64"], 'services[0].deny[0]: "2001:db8::%eth0/64" has a zone; link-local'),
+    (SERVICE, "deny", ["10.0.0.0/٨"], "services[0].deny[0]: "),
     (SERVICE, "deny", ["10.0.0.1/8"], 'services[0].deny[0]: "10.0.0.1/8" has host bits set'),
     (SERVICE, "accept_proxy", ["a", 1], 'services[0].accept_proxy[0]: "a" is not a network like 192.0.2.0/24'),
     (SERVICE, "limits", {"connections": -1}, "services[0].limits.connections: -1 is not a number of connections (0-"),
     (SERVICE, "limits", {"rate_per_client": "1"}, 'services[0].limits.rate_per_client: "1" is not a rate of'),
+    (SERVICE, "limits", {"rate_per_client": 1e-13}, "rate_per_client: 1e-13 is too low; give at least 1e-06, or 0"),
     (SERVICE, "limits", {"at_limit": "drop"}, "services[0].limits.at_limit: not in this version: "),
+    (LISTEN, "port", True, "services[0].listen[0].port: true is not a port (1-65535) or a range"),
+    (LISTEN, "port", "٨٠-٨١", "is not a port (1-65535) or a range"),
     (LISTEN, "port", "8010-8000", 'services[0].listen[0].port: "8010-8000" ends before it begins'),
     (LISTEN, "port", "1-65535", 'services[0].listen[0].port: "1-65535" is 65535 ports; a range has at most 1024'),
     (LISTEN, "port", "80", 'services[0].listen[0].port: "80" is not a port (1-65535) or a range like "8000-8010"'),
@@ -436,6 +468,12 @@ def test_parse_names_the_source_of_what_is_no_json():
         config.parse(b"\xff\xfe\xff", "the file")
     with pytest.raises(config.ConfigError, match="not a JSON document"):
         config.parse("[" * 100000, "the file")
+
+
+@pytest.mark.parametrize("depth", [10, 800, 900, 920, 930, 940, 950, 960])
+def test_what_can_be_read_may_still_be_too_deep_to_be_spelled(depth):
+    with pytest.raises(config.ConfigError):
+        config.parse(f'{{"proxy_id": {"[" * depth}{"]" * depth}}}', "the file")
 
 
 def test_load_file(tmp_path):

@@ -7,10 +7,29 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import socket
+from contextlib import closing
+from types import SimpleNamespace
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config
-from hypothesis import given, settings
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import (
+    acceptor,
+    balancer,
+    checker,
+    config,
+    endpoint,
+    generation,
+    listeners,
+    shared,
+    sockets,
+    source,
+    tally,
+    timeouts,
+    udp_table,
+)
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 PATH = re.compile(r'(?:document|[A-Za-z_]+(?:\[\d+\])?(?:\.(?:[^:"]|"(?:[^"\\]|\\.)*")*)?|"(?:[^"\\]|\\.)*"): .')
@@ -43,8 +62,19 @@ def services(draw, number):
         "source_port": st.sampled_from(["any", "keep"]),
         "on_all_down": st.sampled_from(config.ON_ALL_DOWN),
         "limits": st.fixed_dictionaries({}, optional={"connections": st.integers(0, 1000), "rate_per_client": seconds}),
+        "slow_start": seconds,
+        "tcp_user_timeout": seconds,
+        "protocol": st.sampled_from(config.PROTOCOLS),
         "allow": st.lists(st.ip_addresses().map(str), max_size=3),
-        "health": st.fixed_dictionaries({}, optional={"enabled": st.booleans(), "rise": st.integers(1, 100)}),
+        "health": st.fixed_dictionaries(
+            {},
+            optional={
+                "enabled": st.booleans(),
+                "rise": st.integers(1, 100),
+                "request": st.just("?"),
+                "expect": st.just("!"),
+            },
+        ),
     }
     return {
         "name": f"service{number}",
@@ -54,6 +84,14 @@ def services(draw, number):
     }
 
 
+whole = {
+    "drain_timeout": seconds,
+    "workers": st.integers(0, 64),
+    "admin": st.fixed_dictionaries({}, optional={"socket": st.just("/run/l4proxy/x.sock"), "group": names}),
+    "metrics": st.fixed_dictionaries({}, optional={"listen": st.sampled_from(["127.0.0.1:9109", "[::1]:9109"])}),
+}
+
+
 @st.composite
 def documents(draw):
     """A config that is right."""
@@ -61,7 +99,7 @@ def documents(draw):
         "schema": config.SCHEMA,
         "proxy_id": draw(st.integers(1, 255)),
         "services": [draw(services(number)) for number in range(draw(st.integers(1, 3)))],
-        **draw(st.fixed_dictionaries({}, optional={"drain_timeout": seconds, "workers": st.integers(0, 64)})),
+        **draw(st.fixed_dictionaries({}, optional=whole)),
     }
 
 
@@ -116,3 +154,149 @@ def test_whatever_stands_at_one_place_is_accepted_or_refused_with_a_path(documen
     errors = refused(spoilt)
     assert [error for error in errors if not PATH.match(error)] == []
     assert len(errors) == len(set(errors)), "nothing is said twice"
+
+
+# What is of the right type and still no value: for a path, an address, a port, an exchange, a number.
+spoilt_texts = st.one_of(
+    st.text(st.sampled_from("/.:0123456789٣²%[]e\0\n€ä\ud800\udc80"), max_size=12),
+    st.text(st.sampled_from("/.:٣²%[]\0\n€ä\ud800\udc80x"), max_size=120).map(lambda text: f"/run/{text}"),
+    st.sampled_from(
+        ["127.0.0.1:²", "[::1%lo]:91", "fe80::1%lo", "2001:db8::1%1", "2001:db8::%1/64", "10.0.0.0/٨", "٨٠"]
+    ),
+    st.sampled_from(["NaN", "1e999", "True", "null", "0x50", "1_0", " 80", "80 ", "+80", "-0"]),
+)
+spoilt_numbers = st.one_of(
+    st.floats(),
+    st.sampled_from(
+        [5e-324, 1e-13, 1e-6, -0.0, 1e308, float("inf"), float("nan"), 2**31, 2**63, 2**64, 10**30, True, False]
+    ),
+)
+
+
+def consume(loaded):
+    """Do with a config what the processes of the forwarder do with it, short of opening its sockets."""
+    slots = min(listeners.slots_of(loaded), 4)
+    with closing(shared.Region(shared.describe(loaded, slots))) as region:
+        one = generation.Generation(1, loaded, {"path": "x", "sha256": ""}, None, slots, region)
+        recorded = json.loads(json.dumps(one.record()).encode())
+        assert config.load(recorded["config"]) == loaded
+        for service in loaded.services:
+            groups = {
+                family: balancer.Backends(service, family, region, 0)
+                for family in ("ipv4", "ipv6")
+                if service.backends_of(family)
+            }
+            counted = tally.Tally(region, 0, service.name)
+            serving = acceptor.Serving(service, groups, source.Ports(loaded.source_ports, True), counted)
+            for number, address in enumerate(("203.0.113.9", "2001:db8:9::1")):
+                serving.refusal(address, 1e6 + number)
+                group = groups.get(("ipv4", "ipv6")[number])
+                if group is not None:
+                    group.next(address, (), 1e6)
+            for _level, name, number in sockets.upstream_options(service.tcp_user_timeout):
+                assert 0 < number < 2**31 or name == socket.TCP_QUICKACK
+        assert timeouts.interval(loaded.services) >= timeouts.SOONEST
+        assert udp_table.interval([service.idle_timeout for service in loaded.services]) > 0
+        for watch in checker._watches(loaded, region):
+            if checker._asks(watch.service):
+                watch.begin(1e6)  # its sockets are the fixture's
+    assert len(json.dumps([str(one) for service in loaded.services for one in service.listen]).encode())
+    for name, kind in endpoint.wanted(loaded).items():
+        where = name.partition(":")[2]
+        if kind == endpoint.ADMIN:
+            assert 0 < len(os.fsencode(where)) + len(".new") < 108
+            assert b"\0" not in os.fsencode(where)
+        else:
+            assert loaded.metrics.endpoint
+
+
+@pytest.fixture
+def no_questions(monkeypatch):
+    """No question of the checker is sent; what it would send is bytes."""
+
+    def question(_address, port, source, *exchange):
+        assert isinstance(port, int)
+        assert source is None or "%" not in source
+        assert all(isinstance(data, bytes) for data in exchange)
+        return SimpleNamespace(poll=lambda: 0, close=lambda: None)
+
+    monkeypatch.setattr(checker, "TcpQuestion", question)
+    monkeypatch.setattr(checker, "UdpQuestion", question)
+
+
+def complete(protocol):
+    """A config with every key there is."""
+    return {
+        "schema": config.SCHEMA,
+        "proxy_id": 11,
+        "drain_timeout": 30,
+        "log": {"format": "json", "level": "info"},
+        "source_ports": {"first": 32768, "last": 34531},
+        "workers": 2,
+        "admin": {"socket": "/run/l4proxy/x.sock", "group": "adm"},
+        "metrics": {"listen": "[::1]:9109"},
+        "services": [
+            {
+                "name": "web",
+                "protocol": protocol,
+                "listen": [{"address": "198.18.0.11", "port": 80}, {"address": "::", "port": "80-80"}],
+                "balance": "source_hash",
+                "connect_timeout": 1,
+                "connect_deadline": 5,
+                "retries": 2,
+                "backlog": 128,
+                "source_port": "any",
+                "source_fallback": "own",
+                "idle_timeout": 60,
+                "half_closed_timeout": 60,
+                "tcp_user_timeout": 20,
+                "keepalive": 60,
+                "accept_proxy": ["198.18.0.12"] if protocol == "tcp" else [],
+                "proxy_timeout": 5,
+                "limits": {"connections": 9, "connections_per_client": 9, "rate_per_client": 9, "at_limit": "refuse"},
+                "allow": ["0.0.0.0/0", "::/0"],
+                "deny": ["2001:db8:1::/64"],
+                "health": {
+                    "enabled": True,
+                    "interval": 2,
+                    "timeout": 1,
+                    "rise": 2,
+                    "fall": 3,
+                    "source": ["198.51.100.99", "2001:db8:ffff::99"],
+                    "request": "?",
+                    "expect": "!",
+                },
+                "on_all_down": "refuse",
+                "slow_start": 10,
+                "log": "all",
+                "backends": [
+                    {
+                        "name": "b:80",
+                        "ipv4": "198.18.0.21",
+                        "ipv6": "2001:db8::21",
+                        "port": 80,
+                        "weight": 1,
+                        "backup": False,
+                    }
+                ],
+            }
+        ],
+    }
+
+
+@pytest.mark.usefixtures("no_questions")
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(spoilt_texts, spoilt_numbers, anything), st.sampled_from(config.PROTOCOLS))
+def test_what_is_accepted_anywhere_can_be_used_by_all_who_read_it(value, protocol):
+    consume(config.load(complete(protocol)))
+    for *path, last in places(complete(protocol)):
+        inner = document = complete(protocol)
+        for key in path:
+            inner = inner[key]
+        inner[last] = value
+        try:
+            loaded = config.load(document)
+        except config.ConfigError as error:
+            "\n".join(error.errors).encode()  # what is printed has no half of a surrogate pair
+        else:
+            consume(loaded)
