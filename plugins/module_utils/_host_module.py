@@ -17,6 +17,8 @@ from ._routing import engine, errors, kernel, options, runner, single
 
 # Where pyroute2 is, when it is a package of the distribution: its own python3, under the names it has.
 INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
+# How timeout(1) ends: it has ended the command, or had to kill it.
+TIMED_OUT, KILLED = 124, 137
 # What the modules for single objects share; their documentation is the fragment single_object.
 SINGLE_OBJECT = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -34,13 +36,17 @@ def respawn_for_pyroute2() -> None:
 
 
 def command_runner(module: AnsibleModule) -> runner.Runner:
-    """The engine's way to start a command, through the module's."""
+    """The engine's way to start a command, through the module's, which has no bound in time: timeout(1) sets it."""
+    bound = [module.get_bin_path("timeout", required=True), "-k", "1", f"{runner.TIMEOUT:g}"]
 
     def run(argv, stdin=None):
         path = module.get_bin_path(argv[0], opt_dirs=["/usr/sbin", "/sbin"])
         if path is None:
             raise runner.MissingCommand(argv[0])
-        return runner.Completed(*module.run_command([path, *argv[1:]], data=stdin, use_unsafe_shell=False))
+        code, stdout, stderr = module.run_command([*bound, path, *argv[1:]], data=stdin, use_unsafe_shell=False)
+        if code in (TIMED_OUT, KILLED) and not stderr:
+            stderr = f"{argv[0]} did not end within {runner.TIMEOUT:g} s"
+        return runner.Completed(code, stdout, stderr)
 
     return run
 

@@ -108,7 +108,7 @@ findings:
       description: All of it in one line.
       type: str
 owners:
-  description: What this collection has on the host, by owner; null without pyroute2 or nft.
+  description: What this collection has on the host, by owner; null without pyroute2 or nft, or where it cannot be read.
   returned: success
   type: dict
   contains:
@@ -118,7 +118,9 @@ owners:
         - Each of C(sysctls) has C(name), C(value), and C(restore), which is the value that giving it up brings back.
       type: dict
 foreign:
-  description: Rules of others (but for the kernel's own three), and their routes in the tables of the documents.
+  description:
+    - Rules of others (but for the kernel's own three), and their routes in the tables of the documents.
+    - Null where they cannot be read.
   returned: success
   type: dict
   contains:
@@ -132,10 +134,18 @@ foreign:
       elements: dict
 """
 
+from dataclasses import replace
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, errors, gather
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import finding, listing, registry, report
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import (
+    finding,
+    listing,
+    registry,
+    report,
+    unread,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather as doctor
 
 STRINGS = {"type": "list", "elements": "str", "default": []}
@@ -161,11 +171,16 @@ def look(module: AnsibleModule) -> dict:
     sources = doctor.Sources(host=host, directory=options["directory"], config=options["config"])
     clients = report.by_family(options["clients"])
     facts = doctor.look(sources, wanted, clients, [report.served(one) for one in options["ports"]])
+    reader = unread.Reader()
+    lists = {
+        "owners": reader.read("what is ours on this host", _owners, host, facts.documents),
+        "foreign": reader.read("what others have on this host", listing.foreign, facts),
+    }
+    facts = replace(facts, unread={**facts.unread, **reader.unread})
     findings = finding.ordered(registry.examine(facts, options["ignore_findings"]))
     return {
         "findings": [{**one.to_dict(), "line": one.line} for one in findings],
-        "owners": _owners(host, facts.documents),
-        "foreign": listing.foreign(facts),
+        **{name: None if isinstance(found, unread.Unread) else found for name, found in lists.items()},
     }
 
 

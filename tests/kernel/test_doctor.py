@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import runner
 
 from tests.kernel import doctor_lab, forwarder_lab
 from tests.kernel import routing_lab as rl
@@ -323,6 +324,18 @@ class TestTheForwarder:
     def test_nothing_is_said_while_it_runs(self, clinic, running):
         assert clinic.complaints("a", **self.paths(running)) == []
 
+    @pytest.mark.parametrize("address", ["0.0.0.0", "198.18.0.11", "2001:db8::11"])
+    @pytest.mark.parametrize(("ports", "said"), [("8000-8010", ""), ("40000-40010", "port 40000-40010 of every")])
+    def test_a_range_of_ports_is_as_fine_as_one(self, clinic, running, address, ports, said):
+        ranged = forwarder_lab.service(clinic.lab, "range", 80, ports, backends=("b",))
+        ranged["listen"] = [{"address": address, "port": ports}]
+        running.configure(forwarder_lab.config(ranged))
+        running.reload()
+        found = clinic.complaints("a", **self.paths(running))
+        wanted = ["port_range"] if said and address == "0.0.0.0" else []
+        assert [one.id for one in found] == wanted
+        assert all(said in one.what for one in found)
+
     def test_a_forwarder_that_ended_is_named(self, clinic, running):
         running.stop()
         assert [one.id for one in clinic.complaints("a", **self.paths(running))] == ["forwarder"]
@@ -350,6 +363,38 @@ class TestTheForwarder:
         paths = {**self.paths(running), "runtime": str(file)}
         rl.eventually(lambda: [one.id for one in clinic.complaints("a", **paths)] == ["forwarder"])
         assert "has no CAP_NET_RAW" in clinic.complaints("a", **paths)[0].what
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo nonsense", "JSONDecodeError"),
+        ("echo no >&2; exit 3", "ended with 3: no"),
+        ("sleep 60; true", "within 1 s"),
+    ],
+)
+def test_a_tool_that_hangs_or_prints_nonsense_is_named_and_the_rest_is_checked(
+    clinic, tmp_path, monkeypatch, script, said
+):
+    """In the place of nft; that a route is gone is found all the same."""
+    (tmp_path / "nft").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "nft").chmod(0o755)
+    monkeypatch.setattr(runner, "TIMEOUT", 1)
+
+    def run(argv, stdin=None):
+        return runner.run([str(tmp_path / "nft"), *argv[1:]] if argv[0] == "nft" else argv, stdin)
+
+    wanted = clinic.documents["b"]
+    host = replace(clinic.lab.engine.host(clinic.lab["b"]), runner=run)
+    for early in (wanted, None):
+        found = clinic.complaints("b", wanted=early, host=host)
+        assert {one.id for one in found} <= {"unread", "waiting"}
+        assert any("the packet filters could not be read: " in one.what and said in one.what for one in found)
+    clinic.lab["b"].run(["sh", "-c", "ip rule add priority 100 lookup main"])
+    try:
+        assert "rule_before" in [one.id for one in clinic.complaints("b", wanted=wanted, host=host)]
+    finally:
+        clinic.lab["b"].run(["sh", "-c", "ip rule del priority 100"])
 
 
 def test_the_command_says_it_and_its_exit_status_too(clinic, tmp_path):

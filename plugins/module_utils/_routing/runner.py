@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,18 +38,31 @@ def run(argv: Sequence[str], stdin: str | None = None) -> Completed:
     """Run to the end, at most TIMEOUT seconds, in the C locale."""
     try:
         # The keeper runs without Ansible: there is no module whose run_command it could call.
-        done = subprocess.run(  # pylint: disable=ansible-bad-function
+        process = subprocess.Popen(  # pylint: disable=ansible-bad-function,consider-using-with
             list(argv),
-            input=stdin or "",
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
-            timeout=TIMEOUT,
             # sbin may be missing from a service's or a user's PATH, and nft lives there.
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+            start_new_session=True,
         )
     except FileNotFoundError as error:
         raise MissingCommand(argv[0]) from error
+    try:
+        stdout, stderr = process.communicate(stdin or "", TIMEOUT)
     except subprocess.TimeoutExpired:
         return Completed(124, "", f"{argv[0]} did not end within {TIMEOUT:g} s")
-    return Completed(done.returncode, done.stdout, done.stderr)
+    finally:
+        _end(process)
+    return Completed(process.returncode, stdout, stderr)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Kill what still runs, with its children: a child that holds the pipes would keep us waiting."""
+    if process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()

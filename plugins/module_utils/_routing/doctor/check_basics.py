@@ -12,6 +12,16 @@ from .facts import Facts
 from .finding import Finding, fail, skip, warn
 
 
+def unread(facts: Facts) -> Iterator[Finding]:
+    for name, reason in facts.unread.items():
+        yield warn(
+            name,
+            f"{name} could not be read: {reason}",
+            "the checks that need it are left out",
+            "make that work and run `l4proxy doctor` again; report it where it looks like a defect of the doctor",
+        )
+
+
 def packages(facts: Facts) -> Iterator[Finding]:
     for package, lost in facts.missing.items():
         if facts.applied:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .facts import Facts
+from .facts import Facts, spelled
 from .finding import FAIL, WARN, Finding, skip
 from .firewall import Packet, Verdict
 from .packets import Reply
@@ -56,15 +56,19 @@ def _clients_at_proxy(facts: Facts) -> Iterator[Finding]:
     for listener in facts.forwarder.listeners if facts.forwarder else ():
         client = facts.clients[listener.family]
         packet = Packet(listener.family, client, listener.address, listener.protocol, ANY_PORT, listener.port)
-        verdict = facts.ruleset.verdict("input", packet)
-        if not verdict.accepted:
+        dropped: dict[Verdict, list[int]] = {}
+        for port in listener.ports:
+            verdict = facts.ruleset.verdict("input", replace(packet, dport=port))
+            if not verdict.accepted:
+                dropped.setdefault(verdict, []).append(port)
+        for verdict, ports in dropped.items():
             yield _dropped(
                 facts,
-                packet,
+                replace(packet, dport=ports[0]),
                 verdict,
-                f"a packet filter drops clients such as {client} at {listener.protocol} port {listener.port}",
+                f"a packet filter drops clients such as {client} at {listener.protocol} port {spelled(ports)}",
                 "the service listens there and nobody gets in",
-                f"`nft insert rule TABLE CHAIN {listener.protocol} dport {listener.port} accept`",
+                f"`nft insert rule TABLE CHAIN {listener.protocol} dport {ports[0]} accept`",
             )
 
 

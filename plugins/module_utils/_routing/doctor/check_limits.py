@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from ..document import Document
 from . import packets
-from .facts import Facts
+from .facts import Facts, spelled
 from .finding import Finding, fail, skip, warn
 
 # Share of the table above which an ordinary burst fills it.
@@ -63,10 +63,11 @@ def port_range(facts: Facts) -> Iterator[Finding]:
             '`sysctl -w net.ipv4.ip_local_port_range="32768 60999"` (and in /etc/sysctl.d)',
         )
     for listener in facts.forwarder.listeners if facts.forwarder else ():
-        if listener.is_wildcard and low <= listener.port <= high:
+        inside = spelled(port for port in listener.ports if low <= port <= high)
+        if listener.is_wildcard and inside:
             yield warn(
-                f"{listener.protocol} {listener.port}",
-                f"the service on {listener.protocol} port {listener.port} of every address is inside the range of "
+                f"{listener.protocol} {inside}",
+                f"the service on {listener.protocol} port {inside} of every address is inside the range of "
                 f"ephemeral ports ({low}-{high})",
                 "a client that uses that port itself cannot keep it towards the backend (EADDRINUSE)",
                 "listen on the address that clients use, or on a port below the range",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import packets
-from .facts import Facts
+from .facts import Facts, spelled
 from .finding import Finding, fail, skip, warn
 
 KEEPER, FORWARDER, NETWORKD = "l4proxy-keeper.service", "l4proxy-forwarder.service", "systemd-networkd.service"
@@ -88,12 +88,13 @@ def listening(facts: Facts) -> Iterator[Finding]:
     ours = facts.forwarder
     if ours is None or ours.error or ours.pid is None:
         return
-    there = {(one.protocol, one.family, one.port) for one in facts.sockets}
+    there = {(one.protocol, one.address, one.port) for one in facts.sockets}
     for one in ours.listeners:
-        if (one.protocol, one.family, one.port) not in there:
+        missing = [port for port in one.ports if (one.protocol, one.address, port) not in there]
+        if missing:
             yield fail(
-                f"{one.protocol} {one.port}",
-                f"nothing listens on {one.address} {one.protocol} port {one.port}, which {ours.path} names",
+                f"{one.protocol} {spelled(missing)}",
+                f"nothing listens on {one.address} {one.protocol} port {spelled(missing)}, which {ours.path} names",
                 "clients of that service are refused",
                 "`l4proxy reload --wait`, which says why not",
             )

@@ -14,6 +14,7 @@ from ..plan import Change
 from ..route_query import RouteAnswer
 from .facts import Facts
 from .finding import Finding, fail
+from .unread import require
 
 KEEP = "`l4proxy keep --once`"
 
@@ -56,6 +57,7 @@ def rules(facts: Facts) -> Iterator[Finding]:
 
 
 def marks(facts: Facts) -> Iterator[Finding]:
+    require(facts.ruleset)  # where that could not be listed, the engine did not see our table either
     why = "packets of a proxy get no mark, or their replies do not get it back; many a firewall's reload does that"
     return _drifted(facts, "marks", why)
 

@@ -4,12 +4,13 @@
 
 """The snapshot that every check goes by: plain values, gathered once.
 
-Whatever could not be looked at is None, and the reason is in ``missing``: a fresh host has neither pyroute2 nor nft.
+What a missing package keeps from us is None, and the reason is in ``missing``: a fresh host has neither pyroute2 nor
+nft. What could not be read for another reason is an ``unread.Unread``, and the reason is in ``unread``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..document import Document
@@ -58,11 +59,15 @@ class Backend:
 
 @dataclass(frozen=True)
 class Socket:
-    """A listening TCP socket, or an unconnected UDP one: there, or wanted by a config. ``protocol`` is tcp or udp."""
+    """A listening TCP socket, or an unconnected UDP one: there, or wanted by a config. ``protocol`` is tcp or udp.
+
+    With a ``last`` port it stands for one on each port from ``port`` to it.
+    """
 
     protocol: str
     address: str
     port: int
+    last: int = 0
 
     @property
     def family(self) -> str:
@@ -71,6 +76,27 @@ class Socket:
     @property
     def is_wildcard(self) -> bool:
         return self.address in ("0.0.0.0", "::")
+
+    @property
+    def ports(self) -> range:
+        return range(self.port, max(self.port, self.last) + 1)
+
+    def accepts(self, protocol: str, address: str, port: int) -> bool:
+        """Whether what is sent to that address and port arrives here."""
+        family = "ipv6" if ":" in address else "ipv4"
+        here = self.address == address or (self.is_wildcard and self.family == family)
+        return here and self.protocol == protocol and port in self.ports
+
+
+def spelled(ports: Iterable[int]) -> str:
+    """Ports in words: ``80``, ``8000-8003, 8005``."""
+    spans: list[list[int]] = []
+    for port in sorted(ports):
+        if spans and port == spans[-1][1] + 1:
+            spans[-1][1] = port
+        else:
+            spans.append([port, port])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
 @dataclass(frozen=True)
@@ -134,6 +160,7 @@ class Facts:
     clients_given: frozenset[str] = frozenset()
     ports: tuple[tuple[str, int], ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
     # name: whether it is up
     links: Mapping[str, bool] = field(default_factory=dict)
     # This host's addresses: all of them, or (without pyroute2) those that the documents ask for.

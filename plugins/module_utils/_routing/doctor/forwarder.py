@@ -34,11 +34,18 @@ def _wanted(data: dict[str, Any]) -> tuple[tuple[Socket, ...], tuple[str, ...]]:
     """Sockets, and the addresses of backends that are reached by a family somebody listens on."""
     listeners, addresses = [], set()
     for service in data["services"]:
-        here = [Socket(service.get("protocol", "tcp"), one["address"], one["port"]) for one in service["listen"]]
+        protocol = service.get("protocol", "tcp")
+        here = [Socket(protocol, one["address"], *_ports(one["port"])) for one in service["listen"]]
         listeners += here
         families = {one.family for one in here}
         addresses |= {backend.get(family) for backend in service["backends"] for family in families}
     return tuple(listeners), tuple(sorted(addresses - {None}))
+
+
+def _ports(value: Any) -> tuple[int, int]:
+    """8080 → (8080, 0); a range ``8000-8010`` → (8000, 8010)."""
+    first, _dash, last = str(value).partition("-")
+    return int(first), int(last or 0)
 
 
 def _pid(runtime: str) -> int | None:

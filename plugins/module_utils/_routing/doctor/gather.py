@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Look at the host once and make the ``Facts`` that the checks go by. Nothing is changed, and nothing is locked."""
+"""Look at the host once and make the ``Facts`` that the checks go by. Nothing is changed, and nothing is locked.
+
+What cannot be read (a command that hangs, a file of nonsense) is left out and named: see ``unread``.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from ..runner import MissingCommand
 from . import forwarder, iptables_rules, nft_rules, paths, proc, services
 from .facts import Drift, Facts, conf
 from .firewall import Ruleset
+from .unread import CommandFailed, Reader, Unread
 
 # Sample clients: documentation addresses (RFC 5737, RFC 3849) beside the handshake probe's, which end with a proxy id.
 CLIENTS = {"ipv4": "198.51.100.254", "ipv6": "2001:db8:ffff::fffe"}
@@ -56,8 +60,12 @@ def look(
 
     ``clients`` is a sample client a family, ``ports`` are (protocol, port) that this host serves.
     """
-    stored = store.load_all(sources.directory) if wanted is None else []
+    reader = Reader()
+    read = reader.read
+    stored = read("the directory of documents", store.load_all, sources.directory) if wanted is None else []
+    stored = () if isinstance(stored, Unread) else stored
     documents = (wanted,) if wanted else tuple(one.document for one in stored if one.document)
+    config = (sources.config, sources.runtime, sources.proc)
     facts = Facts(
         documents=documents,
         faults=tuple(f"{one.path}: {error}" for one in stored for error in one.errors),
@@ -65,22 +73,23 @@ def look(
         clients={**CLIENTS, **(clients or {})},
         clients_given=frozenset(clients or {}),
         ports=tuple(sorted(ports)),
-        links=proc.links(),
-        sockets=proc.sockets(sources.proc),
-        conntrack=proc.conntrack(sources.proc),
-        forwarder=forwarder.read(sources.config, sources.runtime, sources.proc) if wanted is None else None,
-        units=services.units(sources.host.runner, sources.systemd),
-        contest=services.contest(sources.keeper),
-        drop_ins=services.drop_ins(sources.networkd),
-        redirected=_redirected(sources.host),
+        links=read("the list of interfaces", proc.links),
+        sockets=read("the list of sockets", proc.sockets, sources.proc),
+        conntrack=read("the size of the conntrack table", proc.conntrack, sources.proc),
+        forwarder=read("the forwarder's config", forwarder.read, *config) if wanted is None else None,
+        units=read("the list of units", services.units, sources.host.runner, sources.systemd),
+        contest=read("the keeper's state", services.contest, sources.keeper),
+        drop_ins=read("the configuration of systemd-networkd", services.drop_ins, sources.networkd),
+        redirected=read("the cache of redirects", _redirected, sources),
     )
-    facts = replace(facts, settings=_settings(sources.proc, facts.links), **_ruleset(sources, documents))
-    facts = _with_kernel(facts, sources.host)
-    facts = replace(facts, backends=paths.backends(facts))
-    facts = replace(facts, replies=paths.replies(facts))
-    if wanted or facts.missing:
-        return facts  # without its packages nothing can be said of an applied document either
-    return replace(facts, drift=tuple(_drift(sources.host, one) for one in documents))
+    facts = replace(facts, settings=read("the kernel's settings", _settings, sources.proc, facts.links))
+    facts = replace(facts, **_ruleset(reader, sources, documents))
+    facts = _with_kernel(reader, facts, sources.host)
+    facts = replace(facts, backends=read("the backends", paths.backends, facts))
+    facts = replace(facts, replies=read("the kernel's answers for sample replies", paths.replies, facts))
+    if not (wanted or facts.missing):  # without its packages nothing can be said of an applied document either
+        facts = replace(facts, drift=read("what differs from the documents", _drifts, sources.host, documents))
+    return replace(facts, unread=reader.unread)
 
 
 def _settings(proc_directory: str, names: Iterable[str]) -> dict[str, str]:
@@ -92,49 +101,73 @@ def _settings(proc_directory: str, names: Iterable[str]) -> dict[str, str]:
     return {name: value.strip() for name, value in found.items() if value is not None}
 
 
-def _with_kernel(facts: Facts, host: Host) -> Facts:
+def _with_kernel(reader: Reader, facts: Facts, host: Host) -> Facts:
     """Rules, routes, addresses and neighbours; without pyroute2 what the kernel answers to single questions."""
+    found = reader.read("the kernel's routing tables", _listed, reader, facts, host)
+    if isinstance(found, Unread):
+        return replace(facts, **dict.fromkeys(("rules", "routes", "addresses", "own", "peers"), found))
+    return replace(facts, **found)
+
+
+def _listed(reader: Reader, facts: Facts, host: Host) -> dict[str, Any]:
     try:
         with host.make_kernel() as kernel:
-            return replace(
-                facts,
-                rules=tuple(kernel.rules()),
-                routes=tuple(kernel.routes()),
-                addresses=tuple(kernel.addresses()),
-                own=frozenset(found.value.address for found in kernel.addresses()),
-                peers=paths.peers(facts, kernel, host.neighbour_wait if facts.applied else 0),
-            )
+            return _lists(reader, facts, kernel, host.neighbour_wait if facts.applied else 0)
     except MissingPackage as missing:
         lost = "rules, routes and neighbours cannot be looked at"
-        return replace(
-            facts,
-            missing={**facts.missing, missing.package: lost},
-            own=paths.own_sources(facts.documents),
-            peers=paths.peers(facts, None, 0),
-        )
+        return {
+            "missing": {**facts.missing, missing.package: lost},
+            "own": paths.own_sources(facts.documents),
+            "peers": reader.read("the proxies", paths.peers, facts, None, 0),
+        }
 
 
-def _redirected(host: Host) -> dict[str, str] | None:
+def _lists(reader: Reader, facts: Facts, kernel: Any, wait: float) -> dict[str, Any]:
+    addresses = reader.read("the list of addresses", lambda: tuple(kernel.addresses()))
+    return {
+        "rules": reader.read("the list of rules", lambda: tuple(kernel.rules())),
+        "routes": reader.read("the list of routes", lambda: tuple(kernel.routes())),
+        "addresses": addresses,
+        "own": reader.read("own addresses", lambda: frozenset(found.value.address for found in addresses)),
+        "peers": reader.read("the proxies", paths.peers, facts, kernel, wait),
+    }
+
+
+def _redirected(sources: Sources) -> dict[str, str] | None:
     """What redirects have taught, by destination. iproute2 says ``redirected`` for IPv4, ``redirect`` for IPv6."""
     found: dict[str, str] = {}
-    for command in ("-4", "-6"):
+    has_ipv6 = os.path.isdir(os.path.join(sources.proc, "sys/net/ipv6"))
+    for command in ("-4", "-6") if has_ipv6 else ("-4",):
         try:
-            done = host.runner(["ip", "-j", command, "route", "show", "cache", "table", "all"], None)
+            routes = _list(sources.host, ["ip", "-j", command, "route", "show", "cache", "table", "all"])
         except MissingCommand:
             return None
-        for route in json.loads(done.stdout) if done.code == 0 and done.stdout.strip() else []:
+        for route in json.loads(routes or "[]"):
             if "redirected" in route.get("cache", []) or route.get("protocol") == "redirect":
                 found[route["dst"]] = route.get("gateway", "a direct neighbour")
     return found
 
 
-def _ruleset(sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any]:
+def _list(host: Host, command: list[str]) -> str:
+    """What a command prints that lists something. CommandFailed, MissingCommand."""
+    done = host.runner(command, None)
+    if done.code != 0:
+        raise CommandFailed(f"`{' '.join(command)}` ended with {done.code}: {done.stderr.strip() or 'no message'}")
+    return done.stdout.strip()
+
+
+def _ruleset(reader: Reader, sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any]:
     """The packet filters, our own marks left out, and whether those restore the marks of forwarded packets."""
+    found = reader.read("the packet filters", _filters, sources, documents)
+    return {"ruleset": found, "restores_forwarded": found} if isinstance(found, Unread) else found
+
+
+def _filters(sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any]:
     listing = _nft_listing(sources.host)
     tables = {nft.table_name(one.owner) for one in documents}
     prefixes = tuple(iptables.prefix(one.owner) for one in documents)
-    chains = dict(nft_rules.parse(listing, tables).chains) if listing is not None else {}
     saved = _saved(sources, listing is None or nft_rules.uses_iptables(listing))
+    chains = dict(nft_rules.parse(listing, tables).chains) if listing is not None else {}
     for family, text in saved:
         chains.update(iptables_rules.parse(text, family, prefixes))
     restored = [f"{prefix}PRE" in text for prefix in prefixes for _family, text in saved]
@@ -147,12 +180,18 @@ def _ruleset(sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any
 
 
 def _nft_listing(host: Host) -> dict[str, Any] | None:
-    """None without nft."""
+    """None without nft; nothing where the kernel has no nftables."""
     try:
-        done = host.runner(["nft", "-j", "list", "ruleset"], None)
+        listing = json.loads(_list(host, ["nft", "-j", "list", "ruleset"]) or "{}")
     except MissingCommand:
         return None
-    return json.loads(done.stdout) if done.code == 0 and done.stdout.strip() else {}
+    except CommandFailed as error:
+        if "not supported" in str(error):  # EPROTONOSUPPORT, EOPNOTSUPP
+            return {}
+        raise
+    if not isinstance(listing, dict):
+        raise TypeError("`nft -j list ruleset` printed no object")
+    return listing
 
 
 def _saved(sources: Sources, by_nft: bool) -> list[tuple[str, str]]:
@@ -164,8 +203,12 @@ def _saved(sources: Sources, by_nft: bool) -> list[tuple[str, str]]:
     found = []
     for command, family in commands:
         with suppress(MissingCommand):
-            found.append((family, sources.host.runner([command], None).stdout))
+            found.append((family, _list(sources.host, [command])))
     return found
+
+
+def _drifts(host: Host, documents: tuple[Document, ...]) -> tuple[Drift, ...]:
+    return tuple(_drift(host, one) for one in documents)
 
 
 def _drift(host: Host, document: Document) -> Drift:

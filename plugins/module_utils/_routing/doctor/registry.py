@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Callable
@@ -18,14 +20,19 @@ from . import check_services as services
 from . import check_settings as settings
 from . import check_state as state
 from .facts import Facts
-from .finding import OK, Finding
+from .finding import OK, Finding, skip, warn
+from .unread import NotRead
 
 ANY, BACKEND, PROXY = "any", "backend", "proxy"
 
 
 @dataclass(frozen=True)
 class Check:
-    """``run`` yields what is wrong, nothing when it is ``fine``. ``early`` ones run before the first change too."""
+    """``run`` yields what is wrong, nothing when it is ``fine``. ``early`` ones run before the first change too.
+
+    A check that raises gives a finding of its own, beside what it has found until then: it ends neither the report nor
+    a role.
+    """
 
     id: str
     end: str
@@ -35,15 +42,44 @@ class Check:
 
     def concerns(self, facts: Facts) -> bool:
         """Whether it has anything to say about this host."""
-        ends = {ANY: True, BACKEND: bool(facts.return_path), PROXY: bool(facts.local_delivery or facts.forwarder)}
-        return ends[self.end] and (facts.applied or self.early)
+        ends = {ANY: _anywhere, BACKEND: _is_backend, PROXY: _is_proxy}
+        return (facts.applied or self.early) and ends[self.end](facts)
 
     def findings(self, facts: Facts) -> Iterator[Finding]:
-        found = list(self.run(facts)) or [Finding(OK, "", self.fine)]
-        return (replace(one, id=self.id) for one in found)
+        found: list[Finding] = []
+        try:
+            found.extend(self.run(facts))
+        except NotRead as error:
+            found.append(skip(str(error)))
+        except Exception as error:  # noqa: BLE001
+            found.append(self._failed(error))
+        return (replace(one, id=self.id) for one in found or [Finding(OK, "", self.fine)])
+
+    def _failed(self, error: Exception) -> Finding:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(frame.filename)}, line {frame.lineno}"
+        return warn(
+            self.id,
+            f"check {self.id} failed: {type(error).__name__}: {error} ({where})",
+            f"that is a defect of the doctor, and it is not known whether {self.fine}",
+            f"report it with the output of `l4proxy doctor --json`; l4proxy_ignore_findings: [{self.id}] leaves it out",
+        )
+
+
+def _anywhere(_facts: Facts) -> bool:
+    return True
+
+
+def _is_backend(facts: Facts) -> bool:
+    return bool(facts.return_path)
+
+
+def _is_proxy(facts: Facts) -> bool:
+    return bool(facts.local_delivery) or facts.forwarder is not None
 
 
 CHECKS = (
+    Check("unread", ANY, True, basics.unread, "everything that the checks go by could be read"),
     Check("packages", ANY, True, basics.packages, "what the engines need is installed"),
     Check("documents", ANY, False, basics.documents, "the state documents can be read"),
     Check("links", ANY, True, basics.links, "the interfaces of the documents are up"),

@@ -30,3 +30,11 @@ def test_the_command_runner_finds_commands_in_sbin():
     assert run(["cat"], "text").stdout.strip() == "text"
     with pytest.raises(runner.MissingCommand):
         run(["nope-nope"])
+
+
+def test_the_command_runner_ends_a_command_that_hangs(monkeypatch):
+    monkeypatch.setattr(runner, "TIMEOUT", 0.3)
+    with patch_module_args({}):
+        module = basic.AnsibleModule({})
+    done = _host_module.command_runner(module)(["sh", "-c", "sleep 20; true"])
+    assert (done.code, done.stderr) == (124, "sh did not end within 0.3 s")

@@ -98,6 +98,15 @@ def test_a_fresh_host(run, doctor):
     assert statuses(result) == []
 
 
+def test_what_cannot_be_listed_is_a_finding(run, doctor, monkeypatch):
+    doctor.apply()
+    monkeypatch.setattr(module.listing, "owned", fake_doctor.raising(ValueError("a new attribute")))
+    monkeypatch.setattr(module.listing, "foreign", fake_doctor.raising(KeyError("dst")))
+    result = run(fail_on_findings=True)
+    assert (result["owners"], result["foreign"]) == (None, None)
+    assert statuses(result)[:2] == ["warn unread", "warn unread"]
+
+
 WRONG = [
     ({"ignore_findings": ["proxy_mac", "nope"]}, "ignore_findings: there is no check nope"),
     ({"clients": ["192.0.2.1", "192.0.2.2"]}, "192.0.2.1 and 192.0.2.2 are both ipv4"),

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import runner
 
@@ -23,3 +25,10 @@ def test_a_missing_command():
 def test_a_hanging_command(monkeypatch):
     monkeypatch.setattr(runner, "TIMEOUT", 0.1)
     assert runner.run(["sleep", "20"]) == runner.Completed(124, "", "sleep did not end within 0.1 s")
+
+
+def test_a_hanging_command_whose_children_hold_its_pipes(monkeypatch):
+    monkeypatch.setattr(runner, "TIMEOUT", 0.3)
+    begun = time.monotonic()
+    assert runner.run(["sh", "-c", "sleep 20; true"]).code == 124
+    assert time.monotonic() - begun < 10

@@ -19,8 +19,15 @@ from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing
 NEIGHBOUR = RouteAnswer("unicast", dev="eth0", src=cases.B, table=254)
 
 
+def raising(error: Exception):
+    def call(*_arguments, **_options):
+        raise error
+
+    return call
+
+
 class FakeDoctor:
-    """``sources`` to give to the gathering. ``outputs`` are what commands say, by their first words."""
+    """``sources`` to give to the gathering. ``outputs`` are what commands say or raise, by their first words."""
 
     def __init__(self, directory, monkeypatch):
         self.host = fakes.FakeHost(directory)
@@ -46,7 +53,9 @@ class FakeDoctor:
             if line.startswith(words):
                 if output is None:
                     raise MissingCommand(argv[0])
-                return Completed(0, output, "")
+                if isinstance(output, Exception):
+                    raise output
+                return output if isinstance(output, Completed) else Completed(0, output, "")
         if argv[0] != "nft":
             raise MissingCommand(argv[0])
         return self.host.nft(argv, stdin)

@@ -10,7 +10,13 @@ from dataclasses import replace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import facts, iptables_rules, registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import (
+    facts,
+    finding,
+    iptables_rules,
+    registry,
+    unread,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Conntrack, Drift, Socket, Unit
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import Ruleset
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Address, Found, Mark, Rule, Sysctl
@@ -62,6 +68,14 @@ def with_rules(whole: facts.Facts, *rules, **more) -> facts.Facts:
     return replace(whole, rules=tuple(together), **more)
 
 
+def ranged(address: str, but: tuple[int, ...] = ()) -> facts.Facts:
+    """A proxy whose service listens on ports 8000-8010 of an address, with no socket on some of them."""
+    there = tuple(Socket("tcp", address, port) for port in range(8000, 8011) if port not in but)
+    return replace(
+        PROXY, forwarder=replace(PROXY.forwarder, listeners=(Socket("tcp", address, 8000, 8010),)), sockets=there
+    )
+
+
 GIVEN = {"clients_given": frozenset({"ipv4"})}
 SERVED = {"ports": (("tcp", 8080),)}
 TWO_ADDRESSES = tuple(Found(Address("ipv4", one, "eth0"), 0, "ipv4") for one in (cases.B, "198.18.0.33"))
@@ -70,6 +84,7 @@ BY_OTHER = {cases.REPLY: cases.BY_ROUTER}
 KEEPER, NETWORKD = "l4proxy-keeper.service", "systemd-networkd.service"
 # (facts, status, check, words it says)
 COMPLAINTS = [
+    (replace(BACKEND, unread={"the packet filters": "nft hangs"}), "warn", "unread", "filters could not be read: nft"),
     (replace(BACKEND, missing={"nftables": "marks cannot be set"}), "fail", "packages", "apt-get install nftables"),
     (replace(BACKEND, documents=(), peers=(), replies={}), "fail", "documents", "no state document"),
     (replace(BACKEND, faults=("x.json: is not JSON",)), "fail", "documents", "x.json: is not JSON"),
@@ -216,6 +231,13 @@ COMPLAINTS = [
     (replace(PROXY, forwarder=replace(PROXY.forwarder, capabilities=0)), "fail", "forwarder", "no CAP_NET_RAW"),
     (replace(PROXY, sockets=()), "fail", "listening", "nothing listens on 0.0.0.0 tcp port 80"),
     (
+        ranged("198.18.0.11", but=(8003, 8007, 8008)),
+        "fail",
+        "listening",
+        "nothing listens on 198.18.0.11 tcp port 8003, 8007-8008, which",
+    ),
+    (replace(PROXY, sockets=(Socket("tcp", "127.0.0.1", 80),)), "fail", "listening", "0.0.0.0 tcp port 80"),
+    (
         replace(PROXY, forwarder=replace(PROXY.forwarder, backends=("198.18.0.9",))),
         "fail",
         "families",
@@ -248,6 +270,18 @@ COMPLAINTS = [
         "warn",
         "port_range",
         "tcp port 80 of every address is inside the range",
+    ),
+    (
+        cases.setting(ranged("::"), ip_local_port_range="8005 40000"),
+        "warn",
+        "port_range",
+        "tcp port 8005-8010 of every address is inside the range",
+    ),
+    (
+        filtered(ranged("0.0.0.0"), "-A INPUT -p tcp -m tcp --dport 8004 -j DROP", **GIVEN),
+        "fail",
+        "firewall",
+        "drops clients such as 198.51.100.254 at tcp port 8004 (",
     ),
     (cases.setting(BACKEND, conf__all__accept_redirects="1"), "warn", "accept_redirects", "eth0 accepts ipv4"),
     (cases.setting(PROXY, conf__eth0__send_redirects="1"), "warn", "send_redirects", "eth0 sends redirects"),
@@ -323,6 +357,11 @@ FINE = [
     )),
     ("accept_redirects", cases.setting(BACKEND, conf__all__accept_redirects="1", conf__eth0__forwarding="1")),
     ("forwarder", replace(PROXY, forwarder=None)),
+    ("listening", ranged("0.0.0.0")),
+    ("listening", ranged("2001:db8::11")),
+    ("port_range", ranged("0.0.0.0")),
+    ("port_range", cases.setting(ranged("198.18.0.11"), ip_local_port_range="8005 40000")),
+    ("firewall", filtered(ranged("0.0.0.0"), "-A INPUT -p tcp -m tcp --dport 9000 -j DROP", **GIVEN)),
     ("udp_source", replace(BACKEND, **UDP_SERVER)),
     ("udp_source", replace(BACKEND, addresses=TWO_ADDRESSES, sockets=UDP_SERVER["sockets"])),
     ("udp_source", replace(BACKEND, addresses=TWO_ADDRESSES, ports=(("udp", 53),))),
@@ -332,6 +371,37 @@ FINE = [
 @pytest.mark.parametrize(("check", "whole"), FINE, ids=[row[0] for row in FINE])
 def test_what_looks_alike_is_fine(check, whole):
     assert check not in [name for _status, name in cases.complaints(whole)]
+
+
+@pytest.mark.parametrize("check", registry.CHECKS, ids=lambda check: check.id)
+@pytest.mark.parametrize("whole", [BACKEND, PROXY, replace(BACKEND, applied=False)], ids=["backend", "proxy", "early"])
+def test_a_check_that_raises_is_a_finding_and_not_the_end(monkeypatch, check, whole):
+    def broken(_facts):
+        yield finding.fail("x", "found before it raised", "w", "f")
+        raise KeyError("dst")
+
+    others = [one.id for one in registry.examine(whole, [check.id])]
+    monkeypatch.setattr(
+        registry, "CHECKS", tuple(replace(one, run=broken) if one is check else one for one in registry.CHECKS)
+    )
+    found = registry.examine(whole)
+    assert [one.id for one in found if one.id != check.id] == others
+    own = [one for one in found if one.id == check.id]
+    assert [one.status for one in own] == (["fail", "warn"] if check.concerns(whole) else [])
+    if own:
+        assert own[1].what.startswith(f"check {check.id} failed: KeyError: 'dst' (test_checks.py, line ")
+        assert f"l4proxy_ignore_findings: [{check.id}]" in own[1].fix
+
+
+@pytest.mark.parametrize("whole", [BACKEND, PROXY], ids=["backend", "proxy"])
+@pytest.mark.parametrize(
+    "name", ["links", "settings", "peers", "backends", "replies", "rules", "routes", "addresses", "redirected",
+             "ruleset", "sockets", "conntrack", "units", "contest", "drop_ins", "forwarder", "drift", "own"],
+)  # fmt: skip
+def test_a_fact_that_could_not_be_read_makes_no_fault_up(whole, name):
+    found = registry.examine(replace(whole, **{name: unread.Unread("it hangs")}))
+    assert [one.line for one in found if one.status in ("fail", "warn")] == []
+    assert all(one.what == "it hangs" for one in found if one.status == "skip")
 
 
 # Without pyroute2 or nft; (facts, checks that say that they could not look)

@@ -60,3 +60,15 @@ def test_without_a_config_there_is_no_forwarder(read):
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"services": [{}]}', '{"services": 7}'])
 def test_a_config_that_cannot_be_understood(read, text):
     assert "cannot be understood" in read(text).error
+
+
+def test_ranges_of_ports(read):
+    (service,) = CONFIG["services"]
+    listen = [{"address": "0.0.0.0", "port": "8000-8010"}, {"address": "::", "port": "9000-9010"}]
+    backends = [{**service["backends"][0], "port": "8000-8010"}]
+    ranged = {**CONFIG, "services": [{**service, "listen": listen, "backends": backends}]}
+    config.load(ranged)
+    assert read(json.dumps(ranged)).listeners == (
+        Socket("tcp", "0.0.0.0", 8000, 8010),
+        Socket("tcp", "::", 9000, 9010),
+    )

@@ -13,6 +13,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, registry
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.runner import Completed
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases, fake_doctor
 
@@ -121,3 +122,73 @@ def test_what_cannot_be_said_of_a_document_is_a_sentence(host, monkeypatch):
 
     monkeypatch.setattr(gather.engine_gather, "view", refuse)
     assert gather.look(host.sources).drift[0].blocked == ("marks need the command nft: install the package nftables",)
+
+
+NFT, SAVE = "nft -j list ruleset", "iptables-save"
+IN_IPTABLES = json.dumps(
+    {"nftables": [{"chain": {"family": "ip", "table": "filter", "name": "INPUT", "hook": "input", "prio": 0}}]}
+)
+# (what each command does, the fact that is left out, words of the reason)
+NONSENSE = [
+    ({NFT: "nonsense"}, "the packet filters", "JSONDecodeError"),
+    ({NFT: '{"nftables": [{"rule": {}}, {"chain": 7}]}'}, "the packet filters", "TypeError"),
+    ({NFT: "[]"}, "the packet filters", "printed no object"),
+    ({NFT: Completed(124, "", "nft did not end within 30 s")}, "the packet filters", "nft did not end within 30 s"),
+    ({NFT: Completed(1, "", "Operation not permitted")}, "the packet filters", "Operation not permitted"),
+    ({NFT: IN_IPTABLES, SAVE: "*nat\n-A 'x\n"}, "the packet filters", "No closing quotation"),
+    (
+        {NFT: IN_IPTABLES, SAVE: Completed(1, "", "no lock")},
+        "the packet filters",
+        "`iptables-save` ended with 1: no lock",
+    ),
+    ({"ip -j -4": "{"}, "the cache of redirects", "JSONDecodeError"),
+    ({"ip -j -4": "[7]"}, "the cache of redirects", "AttributeError"),
+    ({"ip -j -4": Completed(255, "", "")}, "the cache of redirects", "ended with 255: no message"),
+    ({"ip -j -4": PermissionError(13, "Permission denied")}, "the cache of redirects", "Permission denied"),
+    ({"rules": ValueError("new attribute")}, "the list of rules", "ValueError: new attribute"),
+    ({"neighbour": OSError(5, "Input/output error")}, "the proxies", "Input/output error"),
+]
+
+
+@pytest.mark.parametrize(("sayings", "what", "reason"), NONSENSE)
+@pytest.mark.parametrize("early", [False, True])
+def test_what_a_host_says_that_makes_no_sense_is_named_and_not_the_end(host, monkeypatch, sayings, what, reason, early):
+    host.apply()
+    for name, saying in sayings.items():
+        if hasattr(host.host.kernel, name):
+            monkeypatch.setattr(host.host.kernel, name, fake_doctor.raising(saying))
+        else:
+            host.outputs[name] = saying
+    facts = gather.look(host.sources, document.load(fakes.RETURN_PATH) if early else None)
+    assert reason in facts.unread[what]
+    # The engine itself meets the same when it compares the host with a document.
+    assert set(facts.unread) <= {what, "what differs from the documents"}
+    found = [one for one in registry.examine(facts) if one.status in ("fail", "warn")]
+    assert {one.id for one in found} <= {"unread", "waiting"}
+    assert any(one.id == "unread" and one.subject == what for one in found)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "what"),
+    [
+        ("thread-self/net/tcp", b"sl local_address\nnonsense\n", "the list of sockets"),
+        ("sys/net/netfilter/nf_conntrack_count", b"many\n", "the size of the conntrack table"),
+        ("thread-self/net/tcp", b"\xff\xfe", "the list of sockets"),
+    ],
+)
+def test_a_file_of_nonsense_is_named_and_not_the_end(host, tmp_path, file, text, what):
+    host.apply()
+    for name in ("sys/net/netfilter/nf_conntrack_max", file):
+        path = tmp_path / "proc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text)
+    facts = gather.look(replace(host.sources, proc=str(tmp_path / "proc")))
+    assert what in facts.unread
+    assert {check for _status, check in cases.complaints(facts)} == {"unread"}
+
+
+def test_a_kernel_without_nftables_has_no_filters(host):
+    host.apply()
+    host.outputs[NFT] = Completed(1, "", "Error: cache initialization failed: Protocol not supported")
+    facts = gather.look(host.sources)
+    assert (facts.ruleset.chains, facts.unread) == ({}, {})

@@ -59,6 +59,14 @@ def test_options_reach_the_gathering(call):
     assert asked == [({"ipv4": "192.0.2.7", "ipv6": "2001:db8::7"}, [("tcp", 80), ("udp", 53)])]
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_check_that_raises_does_not_end_the_report(call, as_json):
+    code, text, err, _asked = call(cases.setting(cases.PROXY, ip_local_port_range="nonsense"), as_json)
+    assert (code, err) == (0, "")
+    assert "check port_range failed: ValueError" in text
+    assert "the keeper runs, now and at boot" in text
+
+
 WRONG = [
     ({"clients": ["b"]}, "'b' does not appear to be an IPv4 or IPv6 address"),
     ({"clients": ["192.0.2.7", "192.0.2.8"]}, "192.0.2.7 and 192.0.2.8 are both ipv4"),
