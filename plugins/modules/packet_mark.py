@@ -36,7 +36,7 @@ requirements:
 options:
   name:
     description:
-      - The name of the mark, up to 100 letters, digits, C(.), C(_), C(-). It is also a comment on its rules.
+      - The name of the mark, up to 100 letters, digits, C(.), C(:), C(_), C(-). It is also a comment on its rules.
     type: str
     required: true
   id:

@@ -18,6 +18,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
     parse_address,
     usable,
 )
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import named
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._strategy import ADDRESSES_VARIABLE
 
 Dedicated = Mapping[str, tuple[HostAddress, ...]]
@@ -39,9 +40,12 @@ def read(backend: str, value: Any, proxies: Collection[str]) -> Dedicated:
         f"{where}: {proxy!r} is not in the group of proxies ({', '.join(sorted(proxies)) or 'nobody'}); correct the "
         "name, or take it out"
         for proxy in value
-        if proxy not in proxies
+        if not named(str(proxy), proxies)
     ]
-    found = {str(proxy): _addresses(f"{where} for {proxy}", given, errors) for proxy, given in value.items()}
+    found = {
+        named(str(proxy), proxies) or str(proxy): _addresses(f"{where} for {proxy}", given, errors)
+        for proxy, given in value.items()
+    }
     owners: dict[Address, str] = {}
     for proxy, addresses in found.items():
         for one in addresses:

@@ -12,7 +12,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import doc
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError, Meeting
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import FAMILY, SCHEMA
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import VARIABLE
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import VARIABLE, join_endpoint
 
 
 def collect(errors: list[str], call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -94,6 +94,11 @@ def unserved(fleet: Fleet, name: str) -> str:
     role, group = ("forwarder", "proxies") if name in fleet.proxies else ("return_path", "backends")
     if name not in [*fleet.proxies, *fleet.backends]:
         return f"{name} is neither in the group proxies nor in the group backends; add it to one of them"
+    for ref in fleet.refs_by_address(name) if group == "backends" else ():
+        return (
+            f"{ref.path}: {ref.address} is an address of {name}, a host of the group {group}, but no service names "
+            f"{name}, so its return path would never be set; write {join_endpoint(name, ref.port)} in place of it"
+        )
     return (
         f"{name} is in the group {group}, but in no service of {VARIABLE}, and an empty configuration would end what "
         f"it serves now; name it in a service, take it out of the group, or set {role}_state: absent for it"

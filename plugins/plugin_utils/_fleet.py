@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.naming import host_of
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _dedicated, _strategy
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
     Address,
@@ -42,13 +43,14 @@ def known_addresses(documents: Mapping[str, Any]) -> dict[str, list[HostAddress]
     known: dict[str, list[HostAddress]] = {}
     for mark in (documents.get("return_path") or {}).get("marks", ()):
         known[mark.get("name", "")] = [HostAddress(ip_address(str(via))) for via in mark.get("via", ())]
-    for service in (documents.get("forwarder") or {}).get("services", ()):
-        for backend in service.get("backends", ()):
+    services = (documents.get("forwarder") or {}).get("services", ())
+    backends = [backend for service in services for backend in service.get("backends", ())]
+    # A name counts before the host in it: 2001:db8::1:80 may be a host of its own, or port 80 of 2001:db8::1.
+    for name_of in (str, host_of):
+        for backend in backends:
             values = [backend.get(family) for family in ("ipv4", "ipv6")]
             addresses = [HostAddress(ip_address(str(value))) for value in values if value]
-            # A host with several ports in one service is listed as "host:port".
-            known.setdefault(backend["name"], addresses)
-            known.setdefault(backend["name"].rpartition(":")[0], addresses)
+            known.setdefault(name_of(backend["name"]), addresses)
     return known
 
 
@@ -68,7 +70,8 @@ class Fleet:
         self.name = str(view["host"])
         self.proxies = [str(name) for name in view.get("proxies", ())]
         self.backends = [str(name) for name in view.get("backends", ())]
-        self.services = parse_services(services, [str(name) for name in view.get("inventory", ())], self.proxies)
+        inventory = [str(name) for name in view.get("inventory", ())]
+        self.services = parse_services(services, inventory, self.proxies, self.backends)
         self.known: Mapping[str, Any] = view.get("known") or {}
         self.settings = _settings(view.get("settings") or ())
         self._hostvars = hostvars
@@ -164,6 +167,12 @@ class Fleet:
         if not addresses:
             raise DerivationError([_no_address_for(proxy, backend)])
         return _dedicated.placed(host, addresses)
+
+    def refs_by_address(self, backend: str) -> list[BackendRef]:
+        """Return where services give an address that a backend has, without naming the backend."""
+        own = {one.address for one in self.host(backend).addresses}
+        refs = [ref for service in self.services for ref in service.backends if ref.host is None]
+        return [ref for ref in refs if ip_address(ref.address) in own]
 
     def services_of_proxy(self, proxy: str) -> list[ServiceRef]:
         """Return the services that ``proxy`` serves."""

@@ -89,6 +89,11 @@ def split_endpoint(text: str) -> tuple[str, Port | None]:
     return name, _number(port) if port else None
 
 
+def join_endpoint(name: str, port: Port) -> str:
+    """Return ``host:port`` or ``[2001:db8::1]:port``, as :func:`split_endpoint` reads it."""
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
 def first_port(port: Any) -> Any:
     """Return a port, or the first of a range; what is neither, as it is."""
     return _number(str(port).partition("-")[0]) if isinstance(port, str) else port
@@ -102,9 +107,19 @@ def _is_address(text: str) -> bool:
     return True
 
 
+def named(text: str, names: Collection[str]) -> str | None:
+    """Return the one of ``names`` that a text means: itself, or the same IP address in another spelling."""
+    if text in names:
+        return text
+    if not _is_address(text):
+        return None
+    address = ip_address(text)
+    return next((name for name in names if _is_address(name) and ip_address(name) == address), None)
+
+
 class _Parser:
-    def __init__(self, inventory: Collection[str]) -> None:
-        self.inventory = inventory
+    def __init__(self, inventory: Collection[str], proxies: Collection[str], backends: Collection[str]) -> None:
+        self.inventory, self.group, self.hosts = inventory, proxies, backends
         self.errors: list[str] = []
 
     def listener(self, path: str, value: Any) -> tuple[str, Any] | None:
@@ -137,7 +152,16 @@ class _Parser:
                 return None
             host, address = (None, name) if _is_address(name) else (name, None)
             port, options = default_port if port is None else port, {}
-        return self._checked(BackendRef(path, host and str(host), address and str(address), port, options))
+        return self._checked(self._ref(path, host and str(host), address and str(address), port, options))
+
+    def _ref(self, path: str, host: str | None, address: str | None, port: Any, options: dict[str, Any]) -> BackendRef:
+        """Return a backend; the address of a host that the inventory names by its address means that host."""
+        if host is None and address is not None:
+            host = named(address, self.hosts)
+            address = None if host else address
+        elif host is not None:
+            host = named(host, self.inventory) or host
+        return BackendRef(path, host, address, port, options)
 
     def _checked(self, ref: BackendRef) -> BackendRef | None:
         before = len(self.errors)
@@ -153,19 +177,20 @@ class _Parser:
             self.errors.append(f"{ref.path}.port: is missing, and the service listens on more than one port")
         return ref if len(self.errors) == before else None
 
-    def proxies(self, path: str, value: Any, group: Collection[str]) -> tuple[str, ...] | None:
+    def proxies(self, path: str, value: Any) -> tuple[str, ...] | None:
         if value is None:
             return None
-        names = tuple(str(name) for name in ([value] if isinstance(value, str) else value))
+        given = [str(name) for name in ([value] if isinstance(value, str) else value)]
+        names = tuple(named(name, self.group) or name for name in given)
         if not names:
             self.errors.append(f"{path}.proxies: is empty, so no proxy would serve it; name one or leave the key out")
         for name in names:
-            if name not in group:
-                known = ", ".join(sorted(group)) or "nobody"
+            if name not in self.group:
+                known = ", ".join(sorted(self.group)) or "nobody"
                 self.errors.append(f"{path}.proxies: {name!r} is not in the group of proxies ({known})")
         return names
 
-    def service(self, index: int, value: Any, group: Collection[str]) -> ServiceRef | None:
+    def service(self, index: int, value: Any) -> ServiceRef | None:
         path = f"{VARIABLE}[{index}]"
         if not isinstance(value, Mapping):
             self.errors.append(f"{path}: expected a mapping with name, listen and backends, found {value!r}")
@@ -173,7 +198,7 @@ class _Parser:
         options = dict(value)
         listen = _as_sequence(options.pop("listen", None))
         backends = _as_sequence(options.pop("backends", None))
-        proxies = self.proxies(path, options.pop("proxies", None), group)
+        proxies = self.proxies(path, options.pop("proxies", None))
         listeners = [self.listener(f"{path}.listen[{i}]", one) for i, one in enumerate(listen)]
         ports = {one[1] for one in listeners if one}
         default_port = ports.pop() if len(ports) == 1 else None
@@ -203,11 +228,14 @@ def _as_sequence(value: Any) -> list[Any]:
     return [value] if isinstance(value, (str, Mapping)) else list(value)
 
 
-def parse_services(value: Any, inventory: Collection[str], proxies: Collection[str]) -> list[ServiceRef]:
+def parse_services(
+    value: Any, inventory: Collection[str], proxies: Collection[str], backends: Collection[str] = ()
+) -> list[ServiceRef]:
     """Read ``l4proxy_services``.
 
     :param inventory: names of all hosts of the inventory.
     :param proxies: names in the group of proxies.
+    :param backends: names in the group of backends; one that is an IP address is such a host and not just an address.
     :raises DerivationError: with every fault of the variable.
     """
     if value is None:
@@ -216,8 +244,8 @@ def parse_services(value: Any, inventory: Collection[str], proxies: Collection[s
         )
     if isinstance(value, (str, Mapping)) or not value:
         raise DerivationError([f"{VARIABLE}: expected a list of services, found {value!r}"])
-    parser = _Parser(inventory)
-    services = [parser.service(index, one, proxies) for index, one in enumerate(value)]
+    parser = _Parser(inventory, proxies, backends)
+    services = [parser.service(index, one) for index, one in enumerate(value)]
     if not proxies:
         parser.errors.append("the group of proxies has no hosts; put at least one host into it")
     if parser.errors:

@@ -5,9 +5,16 @@
 
 from __future__ import annotations
 
+import re
+
+
+def host_of(name):
+    """Return the host in a backend's name: a host that a service has at several ports is there as host:port, or
+    host:first-last, once for each."""
+    host, _colon, port = name.rpartition(":")
+    return host if host and re.fullmatch(r"[0-9]+(-[0-9]+)?", port) else name
+
 
 def means(wanted, name):
-    """Say whether ``wanted`` means the backend ``name``: a host with several ports in one service is there as
-    host:port, once for each, and its name means all of them."""
-    host, _colon, port = name.rpartition(":")
-    return wanted == name or (wanted == host and port.isdigit())
+    """Say whether ``wanted`` means the backend ``name``: a host's name means it at all of its ports."""
+    return wanted in (name, host_of(name))

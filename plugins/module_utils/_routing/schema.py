@@ -175,7 +175,7 @@ ROUTE: Fields = {
 MARK: Fields = {
     # The name becomes an nft comment, which ends at 128 bytes.
     "name": (
-        _text(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "a mark's name: letters, digits, '.', '_', '-', up to 100"),
+        _text(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}", "a mark's name: letters, digits, '.', ':', '_', '-', up to 100"),
         True,
     ),
     "id": (number(1, MAX_U32, "a mark"), True),

@@ -92,6 +92,29 @@ def test_a_backend_listens_where_the_service_does_unless_it_says_otherwise():
     ]
 
 
+NAMED_BY_ADDRESS = [
+    ("198.18.0.21:8080", ("198.18.0.21", None, 8080)),
+    ("198.18.0.21", ("198.18.0.21", None, 80)),
+    ({"address": "198.18.0.21", "port": 8080}, ("198.18.0.21", None, 8080)),
+    ("[2001:db8::21]:8080", ("2001:db8::21", None, 8080)),
+    ("[2001:DB8:0::21]:8080", ("2001:db8::21", None, 8080)),
+    ({"host": "2001:DB8:0::21", "port": 8080}, ("2001:db8::21", None, 8080)),
+    # The given address of a host stays what it is, and so does that of a host outside of the group.
+    ({"host": "198.18.0.21", "address": "198.18.2.21"}, ("198.18.0.21", "198.18.2.21", 80)),
+    ("198.18.0.99:8080", (None, "198.18.0.99", 8080)),
+]
+
+
+@pytest.mark.parametrize(("written", "expected"), NAMED_BY_ADDRESS)
+def test_a_backend_that_the_inventory_names_by_its_address_is_that_host(written, expected):
+    hosts = ["198.18.0.21", "2001:db8::21"]
+    services = [{**GOOD, "backends": [written], "proxies": ["2001:DB8::0:11"]}]
+    (service,) = parse_services(services, [*hosts, "198.18.0.99"], ["2001:db8::11"], hosts)
+    (ref,) = service.backends
+    assert (ref.host, ref.address, ref.port) == expected
+    assert service.proxies == ("2001:db8::11",)
+
+
 def test_what_is_not_understood_here_is_passed_on():
     (service,) = parse_services(
         [{**GOOD, "balance": "random", "backends": [{"host": "b", "weight": 2}]}], ["b"], PROXIES

@@ -11,6 +11,8 @@ ROWS = [
     ("b", "b", True),
     ("b", "b:8080", True),
     ("b:8080", "b:8080", True),
+    ("b", "b:8000-8009", True),
+    ("b", "b:8000-", False),
     ("b:8080", "b:8081", False),
     ("b", "bb:8080", False),
     ("b", "b:http", False),
