@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.kernel import forwarder_lab as fl
+from tests.kernel import udp_lab as ul
 from tests.lab import netns
 
-WEB, RAW = 8000, 7000
+WEB, RAW, OTHER = 8000, 7000, 8001
+NODAD = {"ipv4": (), "ipv6": ("nodad",)}
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +217,28 @@ def test_a_reload_adds_and_removes_listeners(lab, forwarder, listener):
     with client, server:
         client.sendall(b"but what was accepted lives on")
         assert server.recv(100) == b"but what was accepted lives on"
+
+
+@pytest.mark.parametrize(("family", "absent"), [("ipv4", "198.18.0.100"), ("ipv6", "2001:db8::100")])
+def test_an_address_that_is_not_there_yet_is_served_as_soon_as_it_is(lab, servers, family, absent):
+    a, shown = lab["a"], f"[{absent}]" if family == "ipv6" else absent
+    web, dns = fl.service(lab, "web", WEB, 8080), fl.service(lab, "dns", 5300, 9000, protocol="udp")
+    web["listen"], dns["listen"] = ([{"address": absent, "port": one["listen"][0]["port"]}] for one in (web, dns))
+    other, listen = fl.service(lab, "other", OTHER, 8080), {"metrics": {"listen": f"{shown}:9109"}}
+    with ul.serving(lab, 9000), fl.Forwarder(lab, fl.config(web, dns, other, **listen)) as forwarder:
+        assert fl.get(lab, getattr(a, family), OTHER)
+        assert [one["absent"] for one in forwarder.status()["services"]] == [[f"{shown}:8000"], [f"{shown}:5300"], []]
+        assert {one["service"] for one in forwarder.log("listen address absent")} == {"web", "dns"}
+        for _time in range(2):  # an address that comes, goes and comes
+            a.run(["ip", "address", "add", f"{absent}/{24 if family == 'ipv4' else 64}", "dev", a.dev, *NODAD[family]])
+            assert fl.wait(lambda: fl.get(lab, absent, WEB), "the service is served there", forwarder.show)
+            with ul.client(lab, absent) as sock:
+                assert ul.exchange(sock, ul.QUESTION, (absent, 5300))[1] == (absent, 5300)
+            with a.inside(), socket.create_connection((absent, 9109)) as sock:
+                sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                assert b"200 OK" in sock.recv(100)
+            assert [one["absent"] for one in forwarder.status()["services"]] == [[], [], []]
+            a.run(["ip", "address", "del", f"{absent}/{24 if family == 'ipv4' else 64}", "dev", a.dev])
 
 
 def test_signals_that_come_together_are_served_one_after_the_other(lab, forwarder):

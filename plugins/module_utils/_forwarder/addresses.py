@@ -22,6 +22,35 @@ def own_addresses():
     return frozenset(_ipv4()) | frozenset(_ipv6())
 
 
+def absent(services):
+    """Return {service name: [listener as text]} of those on addresses that this host does not have (now)."""
+    try:
+        own = own_addresses()
+    except OSError:  # short of descriptors: then nothing is known
+        return {}
+    found, bindable = {}, {}
+    for service in services:
+        for listener in service.listen:
+            address = listener.address
+            if listener.wildcard or address in own:
+                continue
+            if address not in bindable:
+                bindable[address] = _is_local(address)
+            if not bindable[address]:
+                found.setdefault(service.name, []).append(str(listener))
+    return found
+
+
+def _is_local(address):
+    """Whether the kernel takes an address for this host's: 127.0.0.2 is, and what a local route leads to."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
 def parse_ifconf(data):
     """Return the addresses in the struct ifreq array that SIOCGIFCONF fills (AF_INET entries only)."""
     found = []

@@ -87,6 +87,8 @@ def table(document, rates=None):
             f"{service['name']}  {listen}  {service['protocol']}, {service['balance']}: {service['sessions']} sessions,"
             f" {service['connections']} accepted, {turned_away} refused"
         )
+        if service.get("absent"):
+            lines.append(f"  not an address of this host, served as soon as it is: {', '.join(service['absent'])}")
         lines += _aligned([_TITLES, *(_row(service, backend, rates) for backend in service["backends"])])
     return "\n".join(lines) + "\n"
 

@@ -16,6 +16,7 @@ import struct
 # From linux/in.h and linux/in6.h; the socket module of Python 3.9 has none of them.
 IP_TRANSPARENT = 19
 IPV6_TRANSPARENT = 75
+IP_FREEBIND = 15  # of IPv6 sockets too
 IP_BIND_ADDRESS_NO_PORT = 24
 IP_LOCAL_PORT_RANGE = 51  # Linux 6.3; of IPv6 sockets too
 TCP_USER_TIMEOUT = 18  # milliseconds
@@ -61,6 +62,7 @@ def listening_socket(address, port, backlog, shared=True):
             # "::" takes IPv6 only, whatever bindv6only says: an IPv4 client must never appear as ::ffff:a.b.c.d.
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        allow_absent(listener)
         listener.bind((address, port))
         listener.listen(backlog)
     except OSError as error:
@@ -69,6 +71,14 @@ def listening_socket(address, port, backlog, shared=True):
             raise CapabilityError(errno.EACCES, LOW_PORT_HINT) from None
         raise
     return listener
+
+
+def allow_absent(sock):
+    """Have a socket listen on an address that this host does not have yet (boot order, a virtual address).
+
+    It serves as soon as the address is there. Without this one such address would keep all services from starting.
+    """
+    sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
 
 
 def tune_listener(listener, keepalive, user_timeout):

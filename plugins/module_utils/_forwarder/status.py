@@ -7,7 +7,8 @@
  "restarts": int, "log_level": str, "alarms": [sentences], "totals": {field: int},
  "workers": [{"slot", "pid" (null: gone), "state", "generation", "age" (seconds), "covers": [slots], "sessions"}],
  "checker": {"pid"} or null,
- "services": [{"name", "protocol", "balance", "listen": [str], field: int …, "backends": [{
+ "services": [{"name", "protocol", "balance", "listen": [str], "absent": [those of listen whose
+   address this host does not have], field: int …, "backends": [{
    "name", "port", "weight", "backup", "max_connections", "admin", "state", "active", field: int …,
    "families": {"ipv4": {"address", "state", "since" (seconds), "server", "return_path", "checks",
      "server_failures", "path_failures", "latency": {"count", "sum" (µs), "buckets": [int]}, field: int …}}}]}]}
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import os
 
-from . import shared
+from . import addresses, shared
 from .checker import LOCAL_DELIVERY
 from .children import CHECKER, WORKER
 from .shared import LATENCY_FIELDS, SERVICE_FIELDS, TARGET_FIELDS, TIMES, WORKER_FIELDS
@@ -33,6 +34,7 @@ def status(supervisor):
     """Return the status document of a supervisor."""
     serving, totals, now = supervisor.serving, supervisor.totals(), supervisor.now()
     config = serving.config
+    absent = addresses.absent(config.services) if config else {}
     return {
         **serving.description(),
         "pid": os.getpid(),
@@ -44,7 +46,9 @@ def status(supervisor):
         "totals": {name: totals.worker(name) for name in WORKER_FIELDS},
         "workers": sorted(_workers(supervisor, now), key=_order),
         "checker": next(({"pid": c.pid} for c in supervisor.crew.of(serving.number) if c.role == CHECKER), None),
-        "services": [_service(supervisor, service, totals, now) for service in config.services] if config else [],
+        "services": [_service(supervisor, service, totals, now, absent) for service in config.services]
+        if config
+        else [],
     }
 
 
@@ -76,12 +80,13 @@ def _worker(supervisor, child, now):
     }
 
 
-def _service(supervisor, service, totals, now):
+def _service(supervisor, service, totals, now, absent):
     return {
         "name": service.name,
         "protocol": service.protocol,
         "balance": service.balance,
         "listen": [str(listener) for listener in service.listen],
+        "absent": absent.get(service.name, []),
         **{name: totals.service(service.name, name) for name in SERVICE_FIELDS},
         "backends": [_backend(supervisor, service, backend, totals, now) for backend in service.backends],
     }

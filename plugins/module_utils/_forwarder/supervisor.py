@@ -26,7 +26,7 @@ from collections import deque
 from functools import partial
 
 from .._version import VERSION
-from . import admin, children, endpoint, handover, ledger, listeners, notify, orphans, page, runtime
+from . import addresses, admin, children, endpoint, handover, ledger, listeners, notify, orphans, page, runtime
 from . import generation as generations
 from .crew import DRAIN_GRACE, Crew, reap
 from .log import RETRY, Log, places
@@ -36,6 +36,7 @@ from .wheel import Wheel
 
 SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 STOP_GRACE = 2.0  # seconds for a worker to end at once
+ABSENT = "this host does not have the address; the service is served there as soon as it has"
 REST = 0.05  # seconds after a defect: what the selector has reported and nobody has taken comes again at once
 ACCOUNT = 1.0  # seconds between two looks at what generations that still drain have open
 
@@ -292,6 +293,8 @@ class Supervisor:
             workers=generation.slots,
             listeners=sorted(self.held),
         )
+        for name, where in addresses.absent(generation.config.services).items():
+            self.log.event("listen address absent", level="warning", service=name, listen=where, reason=ABSENT)
         for error in generation.warnings:
             self.log.event("endpoint not opened", level="error", reason=error)
         notify.ready(f"generation {generation.number} serves {len(generation.config.services)} service(s)")

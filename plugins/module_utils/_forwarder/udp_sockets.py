@@ -30,6 +30,7 @@ def listener(address, port):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAM_BUFFER)
         if address in ("0.0.0.0", "::"):
             sock.setsockopt(*ancillary.TELL_DESTINATION[family], 1)
+        sockets.allow_absent(sock)
         sock.bind((address, port))
     except OSError as error:
         sock.close()

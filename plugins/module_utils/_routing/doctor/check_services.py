@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 
 from . import packets
@@ -98,6 +99,17 @@ def listening(facts: Facts) -> Iterator[Finding]:
                 "clients of that service are refused",
                 "`l4proxy reload --wait`, which says why not",
             )
+        elif facts.addresses is not None and not one.is_wildcard and not _is_own(one.address, facts.own):
+            yield warn(
+                f"{one.protocol} {spelled(list(one.ports))}",
+                f"{ours.path} has a service listen on {one.address}, which is not an address of this host",
+                "nobody reaches the service there until this host has the address",
+                f"correct `listen`, or give this host {one.address}; a virtual address is absent on all hosts but one",
+            )
+
+
+def _is_own(address: str, own: frozenset[str]) -> bool:
+    return address in own or ipaddress.ip_address(address).is_loopback
 
 
 def families(facts: Facts) -> Iterator[Finding]:

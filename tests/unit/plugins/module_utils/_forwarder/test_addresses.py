@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import addresses
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import addresses, config
 
 IF_INET6 = """\
 00000000000000000000000000000001 01 80 10 80       lo
@@ -33,3 +33,16 @@ def test_parse_ifconf():
 
 def test_this_host_owns_its_loopback_address():
     assert "127.0.0.1" in addresses.own_addresses()
+
+
+def test_absent_are_the_addresses_that_the_kernel_does_not_take_for_ours():
+    listen = [
+        ("127.0.0.1", 80),
+        ("127.0.0.2", 80),
+        ("0.0.0.0", 80),
+        ("::1", 80),
+        ("198.51.100.9", 80),
+        ("2001:db8::9", 80),
+    ]
+    services = [config.Service("web", tuple(config.Listener(*one) for one in listen), ())]
+    assert addresses.absent(services) == {"web": ["198.51.100.9:80", "[2001:db8::9]:80"]}

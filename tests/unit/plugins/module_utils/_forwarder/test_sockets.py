@@ -13,7 +13,7 @@ import socket
 import sys
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import sockets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import sockets, udp_sockets
 
 KEEPALIVE = (1, 60, 10, 6)  # on, idle seconds, seconds between probes, probes
 
@@ -55,6 +55,15 @@ def test_a_listener_and_what_is_accepted_from_it(address, family, seconds, said)
             with pytest.raises(BlockingIOError):
                 os.read(accepted.fileno(), 1)
             accepted.close()
+
+
+@pytest.mark.parametrize("address", ["198.51.100.9", "2001:db8:ffff::9"])
+@pytest.mark.parametrize("make", [lambda *to: sockets.listening_socket(*to, 16), udp_sockets.listener])
+def test_an_address_that_is_not_there_can_be_listened_on(monkeypatch, address, make):
+    make(address, 0).close()
+    monkeypatch.setattr(sockets, "allow_absent", lambda _sock: None)
+    with pytest.raises(OSError, match=r"\[Errno 99\]"):  # EADDRNOTAVAIL
+        make(address, 0)
 
 
 def test_an_address_in_use_is_reported_and_the_socket_closed():

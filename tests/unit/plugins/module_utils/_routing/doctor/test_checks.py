@@ -72,7 +72,10 @@ def ranged(address: str, but: tuple[int, ...] = ()) -> facts.Facts:
     """A proxy whose service listens on ports 8000-8010 of an address, with no socket on some of them."""
     there = tuple(Socket("tcp", address, port) for port in range(8000, 8011) if port not in but)
     return replace(
-        PROXY, forwarder=replace(PROXY.forwarder, listeners=(Socket("tcp", address, 8000, 8010),)), sockets=there
+        PROXY,
+        own=PROXY.own | {address},
+        forwarder=replace(PROXY.forwarder, listeners=(Socket("tcp", address, 8000, 8010),)),
+        sockets=there,
     )
 
 
@@ -237,6 +240,12 @@ COMPLAINTS = [
         "nothing listens on 198.18.0.11 tcp port 8003, 8007-8008, which",
     ),
     (replace(PROXY, sockets=(Socket("tcp", "127.0.0.1", 80),)), "fail", "listening", "0.0.0.0 tcp port 80"),
+    (
+        replace(ranged("198.18.0.100"), addresses=(), own=frozenset()),
+        "warn",
+        "listening",
+        "has a service listen on 198.18.0.100, which is not an address of this host",
+    ),
     (
         replace(PROXY, forwarder=replace(PROXY.forwarder, backends=("198.18.0.9",))),
         "fail",
