@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _strategy, _ways_back
@@ -45,7 +45,8 @@ def return_path(fleet: Fleet, backend: str, strategy: str | None = None, mark_en
     ids = {proxy: fleet.proxy_id(proxy, meetings.values()) for proxy, meetings in met.items()}
     check_ids(ids)
     sections = _ways_back.together(_ways(fleet, backend, choice.strategy, ids, met))
-    sections["sysctls"] = _sysctls(choice.strategy, met.values())
+    protocols = {service.protocol for service in fleet.services_of_backend(backend)}
+    sections["sysctls"] = _sysctls(choice.strategy, met.values(), protocols)
     return state_document("return_path", PROTOCOL_RETURN_PATH, sections, mark_engine)
 
 
@@ -101,7 +102,7 @@ def _ways(
         yield _ways_back.by_mark(proxy, ids[proxy], meetings, mac, conntrack=strategy == _strategy.MARK)
 
 
-def _sysctls(strategy: str, met: Iterable[Mapping[int, Meeting]]) -> list[dict[str, str]]:
+def _sysctls(strategy: str, met: Iterable[Mapping[int, Meeting]], protocols: Set[str]) -> list[dict[str, str]]:
     devices: dict[int, set[str | None]] = {}
     for meetings in met:
         for version, meeting in meetings.items():
@@ -110,10 +111,12 @@ def _sysctls(strategy: str, met: Iterable[Mapping[int, Meeting]]) -> list[dict[s
     for version, names in sorted(devices.items()):
         # A redirect that a backend has accepted outranks every policy route for 300 seconds.
         found += conf_sysctls(version, names, "accept_redirects")
-    if strategy == _strategy.FWMARK_ACCEPT:
-        # An accepted connection takes the mark of its SYN, IPv6 too (ip-sysctl); what no socket sends (RST, ICMP
-        # errors) takes that of the packet it answers.
+    if strategy == _strategy.FWMARK_ACCEPT or (strategy == _strategy.MARK and "tcp" in protocols):
+        # An accepted connection takes the mark of its SYN, IPv6 too (ip-sysctl). With strategy mark it is what still
+        # knows the proxy when conntrack has forgotten the connection.
         found.append({"name": "net.ipv4.tcp_fwmark_accept", "value": "1"})
+    if strategy == _strategy.FWMARK_ACCEPT:
+        # What no socket sends (RST, ICMP errors) takes the mark of the packet it answers.
         found += [{"name": f"net.ipv{version}.fwmark_reflect", "value": "1"} for version in sorted(devices)]
     return found
 

@@ -79,9 +79,10 @@ def choose(backend: str, wanted: Any, situation: Situation) -> Choice:
     if situation.udp:
         raise DerivationError(
             [
-                f"{VARIABLE} of {backend}: auto finds none that works: without an {families} default route the replies "
-                f"of {MARK} are lost, and {FWMARK_ACCEPT} does not do UDP; set {ADDRESSES_VARIABLE} of {backend}, "
-                "or give it a default route"
+                f"{VARIABLE} of {backend}: auto finds none that works: without an {families} default route the UDP "
+                f"replies of {MARK} are lost, and {FWMARK_ACCEPT} does not do UDP; set {ADDRESSES_VARIABLE} of "
+                f"{backend}, or give it a default route"
             ]
         )
-    return Choice(FWMARK_ACCEPT, f"it has no {families} default route, without which the replies of {MARK} are lost")
+    lost = f"without which {MARK} loses the replies that no socket sends (RST, ICMP errors)"
+    return Choice(FWMARK_ACCEPT, f"it has no {families} default route, {lost}")

@@ -176,7 +176,8 @@ def test_marks_of_others_survive(lab, b, family, port):
     """Bits beside ours, of the packet and of the connection, on the way in and on the way out."""
     b.apply(rl.return_path(lab["a"]))
     rl.watch(b.host, "early", "prerouting priority -160", "ct mark set ct mark or 0x10000", "meta mark set 0x40000")
-    rl.watch(b.host, "kept_in", "input priority 0", "tcp dport 8080 meta mark 0x40000 ct mark 0x1000b counter")
+    kept_in = "tcp dport 8080 meta mark and 0xffffff00 == 0x40000 ct mark 0x1000b counter"
+    rl.watch(b.host, "kept_in", "input priority 0", kept_in)
     rl.watch(b.host, "own_out", "output priority -160", "tcp sport 8080 meta mark set 0x20000")
     rl.watch(b.host, "kept_out", "postrouting priority 0", "tcp sport 8080 meta mark 0x2000b ct mark 0x1000b counter")
     try:

@@ -92,7 +92,7 @@ def test_a_live_stream_survives_a_change_of_strategy(lab, fleet, old, new):
     assert rl.listing(lab["b"]) == after
 
 
-@pytest.mark.parametrize(("old", "new"), [("mark", "address"), ("address", "mark"), ("mark", "fwmark_accept")])
+@pytest.mark.parametrize(("old", "new"), [("mark", "address"), ("address", "mark"), ("address", "fwmark_accept")])
 def test_without_a_drain_it_does_not(lab, fleet, old, new):
     change(lab, fleet, old)
     fleet.apply()

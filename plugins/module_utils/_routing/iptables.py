@@ -6,14 +6,17 @@
 
     INPUT, FORWARD      -> L4PROXY_OWNER_IN, _FWD   from a MAC or interface, while our bits of the connection's mark
                                                     are zero: set them to the id; in _IN, a FIN of a connection
-                                                    that conntrack does not know is dropped
-    PREROUTING, OUTPUT  -> L4PROXY_OWNER_PRE, _OUT  a reply: our bits of the connection's mark become the packet's
+                                                    that conntrack does not know is dropped, and our bits of the
+                                                    connection's mark become the packet's, for the accepted socket
+    PREROUTING, OUTPUT  -> L4PROXY_OWNER_PRE, _OUT  a reply: our bits of the connection's mark become the packet's;
+                                                    in _OUT, a connection without our bits gets those of its socket
     POSTROUTING         -> L4PROXY_OWNER_POST       a reply that lost its mark, or leaves by another interface than
                                                     its proxy's, is dropped
     L4PROXY_OWNER_MEMO  (no packet comes here)      the marks in words, as comments: what is read back
 
 iptables has no match for the next hop: a reply that leaves by the proxy's interface, but to a router, is held by the
-unreachable rule alone. Only our bits are touched: every rule matches first and sets under the mask, none restores a
+unreachable rule alone. Nor can it take the bits of others off a SYN after all filters, as nftables does, so an accepted
+socket keeps those as well. Only our bits are touched: every rule matches first and sets under the mask, none restores a
 whole mark. Our jumps come first in their chains, lest another rule's ACCEPT end the table before us.
 """
 
@@ -67,6 +70,9 @@ def _rules(mark: Mark) -> Iterable[tuple[str, list[str]]]:
     if mark.conntrack:
         known = [*_direction("REPLY"), "-m", "connmark", "--mark", ours]
         yield from ((chain, [*known, *set_packet]) for chain in ("PRE", "OUT"))
+        # What conntrack has forgotten, the accepted socket remembers (tcp_fwmark_accept); see ``nft``.
+        yield "IN", ["-m", "connmark", "--mark", ours, *set_packet]
+        yield "OUT", ["-m", "connmark", "--mark", none, "-m", "mark", "--mark", ours, *set_connection]
     if mark.transparent:
         # Without --nowildcard, a socket bound to the wildcard address (UDP with IP_PKTINFO) would not count.
         socket = ["-m", "socket", "--transparent", "--nowildcard"]
@@ -90,12 +96,12 @@ def _guards(mark: Mark, family: str) -> Iterable[tuple[str, list[str]]]:
         return
     drop = ["-m", "comment", "--comment", mark.name, "-j", "DROP"]
     ours = _under(mark.id, mark)
-    reply = ["-m", "mark", "--mark", ours]
+    marked = ["-m", "mark", "--mark", ours]
     if mark.conntrack:
         reply = [*_direction("REPLY"), "-m", "connmark", "--mark", ours]
         yield "POST", [*reply, "-m", "mark", "!", "--mark", ours, *drop]
     if mark.oif:
-        yield "POST", ["!", "-o", mark.oif, *reply, *drop]
+        yield "POST", ["!", "-o", mark.oif, *marked, *drop]
 
 
 def _memo(mark: Mark) -> Iterable[tuple[str, list[str]]]:

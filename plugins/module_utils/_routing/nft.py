@@ -7,14 +7,23 @@
     input, forward       while our bits of the connection's mark are zero: the sender's MAC or interface -> save_ID
     input                a FIN of a connection that conntrack does not know is counted and dropped
     save_ID              set our bits of the connection's mark to ID
+    accepted             (hook input, last) of a SYN's mark only our bits are left;
+                         our bits of the connection's mark -> mark_ID
     prerouting, output   of replies: our bits of the connection's mark -> mark_ID   (output has type route: routed anew)
+    output               while our bits of the connection's mark are zero: those of the packet's mark -> save_ID
     mark_ID              set our bits of the packet's mark
-    postrouting          of replies: our bits of the connection's mark -> guard_ID
+    postrouting          of replies: our bits of the connection's mark -> guard_ID; our bits of the packet's mark too
     guard_ID             a packet whose next hop is not the proxy is counted and dropped
 
 Requests to a container behind a published port pass through forward instead of input, and its replies through
 prerouting instead of output. A mark without conntrack goes from input (a sender) or prerouting (a transparent socket)
 straight to each_ID, and its guard, guard_each_ID, goes by the packet's mark.
+
+Conntrack can forget a connection (``conntrack -F``, a timeout). If the server speaks next, its packet begins a new
+entry, with no mark and in the direction "original". So with ``tcp_fwmark_accept`` the accepted socket keeps the mark as
+well: chain accepted shows it the connection's mark, and the new entry gets the mark of the socket's packet. The sysctl
+counts for all sockets of the host, so the bits of others are taken off a SYN, once every filter has seen it. Otherwise
+a socket would keep those too, and rules of others (for TPROXY, say) would route its replies.
 
 Such a FIN comes after a reboot of this host, say: there is no connection that could keep a mark, and the RST that would
 answer it leaves past the proxy. (Anything else begins a connection in conntrack's eyes: nf_conntrack_tcp_loose.)
@@ -39,12 +48,16 @@ from .runner import MissingCommand, Runner
 FAMILY = "inet"
 # NF_IP_PRI_MANGLE: after conntrack (-200), before DNAT (-100) and any filter (0).
 PRIORITY = -150
+# After all filters: what comes then is the socket.
+LAST = 10000
+# chain: (type, hook, priority)
 HOOKS = {
-    "prerouting": "filter",
-    "input": "filter",
-    "forward": "filter",
-    "output": "route",
-    "postrouting": "filter",
+    "prerouting": ("filter", "prerouting", PRIORITY),
+    "input": ("filter", "input", PRIORITY),
+    "accepted": ("filter", "input", LAST),
+    "forward": ("filter", "forward", PRIORITY),
+    "output": ("route", "output", PRIORITY),
+    "postrouting": ("filter", "postrouting", PRIORITY),
 }
 # How often a table that is there is asked for.
 ATTEMPTS = 3
@@ -67,7 +80,7 @@ def render(owner: str, marks: Iterable[Mark]) -> Objects:
     rules = [*_hooked(marks), *(rule for mark in marks for rule in _chains_of(mark))]
     objects = [{"table": {"family": FAMILY, "name": table}}]
     for name in dict.fromkeys(chain for chain, _comment, _statements in rules):
-        hook = {"type": HOOKS[name], "hook": name, "prio": PRIORITY, "policy": "accept"} if name in HOOKS else {}
+        hook = {**dict(zip(("type", "hook", "prio"), HOOKS[name])), "policy": "accept"} if name in HOOKS else {}
         objects.append({"chain": {"family": FAMILY, "table": table, "name": name, **hook}})
     for chain, comment, expressions in rules:
         rule = {"family": FAMILY, "table": table, "chain": chain, "comment": comment, "expr": expressions}
@@ -89,14 +102,25 @@ def _hooked(marks: list[Mark]) -> Rules:
     ]
     rules += [("input", "end of an unknown connection", list(_stale(key, values))) for key, values in _sources(tracked)]
     rules += [("input", "each packet", [_is(packet, 0), senders]) for senders in _senders(single, "each")]
+    rules += [("accepted", "a socket keeps no bits of others", alone) for alone in _only_ours(marks)]
     if tracked:
-        known = _vmap(connection, [(mark.id, mark) for mark in tracked], "mark")
+        known, sent = (
+            _vmap(key, [(mark.id, mark) for mark in tracked], verb)
+            for key, verb in ((connection, "mark"), (packet, "save"))
+        )
+        rules.append(("accepted", "for the accepted socket", [known]))
         rules += [(hook, "replies", [reply, known]) for hook in ("prerouting", "output")]
+        rules.append(("output", "a connection that conntrack has forgotten", [_is(connection, 0), sent]))
     for mark in single:
         if mark.transparent:
             socket = _is({"socket": {"key": "transparent"}}, 1)
             rules.append(("prerouting", "for a transparent socket", [_is(packet, 0), socket, _goto(mark, "each")]))
-    for chosen, key, condition, verb in ((tracked, connection, [reply], "guard"), (single, packet, [], "guard_each")):
+    guards = (
+        (tracked, connection, [reply], "guard"),
+        (tracked, packet, [], "guard"),
+        (single, packet, [], "guard_each"),
+    )
+    for chosen, key, condition, verb in guards:
         guarded = [(mark.id, mark) for mark in chosen if mark.via]
         if guarded:
             rules.append(("postrouting", "replies leave by their proxy", [*condition, _vmap(key, guarded, verb)]))
@@ -139,6 +163,13 @@ def _sources(marks: list[Mark]) -> Iterable[tuple[dict[str, Any], list[str]]]:
     """The senders alone: their MACs, and their interfaces, where there are any."""
     found = ((SOURCE_MAC, [mac for mark in marks for mac in mark.macs]), (IN_LINK, [mark.iif for mark in marks]))
     return [(key, [*filter(None, values)]) for key, values in found if any(values)]
+
+
+def _only_ours(marks: list[Mark]) -> Iterable[list[dict[str, Any]]]:
+    """Take the bits of others off a SYN, where the sockets of a return path may keep them."""
+    if any(mark.via for mark in marks) and marks[0].mask != MAX_U32:
+        ours = {"mangle": {"key": META_MARK, "value": _bits(META_MARK, marks)}}
+        yield [_is({"payload": {"protocol": "tcp", "field": "flags"}}, "syn", "in"), ours]
 
 
 def _stale(key: dict[str, Any], values: list[str]) -> Iterable[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 from .model import MAX_U32, Mark, address
 
 Objects = list[dict[str, Any]]
-HOOK_CHAINS = ("prerouting", "input", "forward", "output", "postrouting")
+HOOK_CHAINS = ("prerouting", "input", "accepted", "forward", "output", "postrouting")
 # What a listing may add or leave out without a change of meaning.
 NO_MEANING = ("counter", "family", "protocol")
 # Of which a statement speaks: the mark of the packet is not that of the connection.

@@ -128,6 +128,12 @@ def test_with_two_proxies_the_server_has_to_know_where_it_was_asked():
     assert note.startswith("UDP port 53 of b is reached through a, a2: a server that listens on all addresses there")
 
 
+@pytest.mark.parametrize(("services", "count"), [([WEB], 1), ([WEB, DNS], 1), ([DNS], 0)])
+def test_with_strategy_mark_accepted_sockets_keep_the_mark(services, count):
+    document = return_path(fleet("b", services), "b")
+    assert document["sysctls"].count({"name": "net.ipv4.tcp_fwmark_accept", "value": "1"}) == count
+
+
 def test_fwmark_accept_is_marks_without_conntrack_and_settings():
     document = return_path(fleet("b", variables=hostvars(b=ACCEPT)), "b", "fwmark_accept", "iptables")
     assert [(mark["id"], mark["conntrack"]) for mark in document["marks"]] == [(11, False)]

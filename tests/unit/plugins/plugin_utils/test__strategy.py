@@ -35,7 +35,7 @@ def test_what_is_set_is_taken_whatever_was_applied(wanted):
 
 
 def test_auto_refuses_where_none_would_work():
-    with pytest.raises(DerivationError, match="without an IPv4 default route the replies of mark are lost"):
+    with pytest.raises(DerivationError, match="without an IPv4 default route the UDP replies of mark are lost"):
         choose("b", "auto", Situation(without_default=("IPv4",), udp=True))
 
 
