@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from . import schema, text
+from . import own_traffic, schema, text
 from .errors import DocumentError
 from .model import OWNERS, SINGLE_OBJECTS, Address, Mark, Route, Rule, Sysctl
 
@@ -67,6 +67,7 @@ def load(data: Any) -> Document:
     sections = {section: _objects(data, section, errors) for section in SECTIONS}
     for section, values in sections.items():
         errors.extend(_duplicates(section, values))
+    errors.extend(_unbounded(sections["rules"], sections["routes"]))
     errors.extend(_marks_together(sections["marks"]))
     errors.extend(_addresses_together(sections["addresses"]))
     if errors:
@@ -159,6 +160,13 @@ def _duplicates(section: str, values: list[Any]) -> list[str]:
             errors.append(f"{section}[{index}]: is {section}[{seen[value.key]}] once more ({text.of(value)})")
         seen.setdefault(value.key, index)
     return errors
+
+
+def _unbounded(rules: list[Rule | None], routes: list[Route | None]) -> list[str]:
+    """Rules by which the host would deliver to itself what it sends to others."""
+    local = own_traffic.local_tables(route for route in routes if route)
+    reasons = ((index, own_traffic.unbounded(rule, local)) for index, rule in enumerate(rules) if rule)
+    return [f"rules[{index}]: {reason}" for index, reason in reasons if reason]
 
 
 def _marks_together(marks: list[Mark | None]) -> list[str]:

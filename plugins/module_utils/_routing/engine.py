@@ -48,6 +48,8 @@ class Outcome:
     missing: tuple[str, ...] = ()
     # What each change is of, in the same order: rule, route, marks, sysctl, file.
     kinds: tuple[str, ...] = ()
+    # Which rules are left out, with ``partly``, because their source is an address of this host.
+    let_go: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -94,14 +96,18 @@ def reconcile(
         _refuse_shared_protocol(document, directory)
         document, absent = gather.without_absent_settings(host, document) if partly else (document, [])
         view = _view(host, document, check, partly)
+        if view.let_go and not partly:
+            raise Refused(view.let_go)
         if now is not None:
             stored = _stored(document.owner, directory) if drain else None
             if drain and purge:
                 document = retire.begin(document, view.have, stored, now + drain, now + drain / 2)
             document = retire.due(document, now, host.count_connections)
             view.want = retire.wanted(view.want, document)
+            # What retires stays as it is, but for this.
+            view.want, _sentences = gather.without_own_sources(view.want, view.others, view.own)
         view.want = gather.leave_alone(view.want, view.held_back)
-        errors = plan.conflicts(view.want, view.foreign)
+        errors = plan.conflicts(view.want, view.foreign) + gather.unbounded(view, purge)
         if errors:
             raise Refused(errors)
         content = store.content_of(document) if directory else None
@@ -110,7 +116,8 @@ def reconcile(
             host.macs.learn(document.owner, view.answered, (via for mark in document.marks for via in mark.via))
         leaving = tuple(text.of(value) for value in retire.leaving(document))
         due = None if now is None else retire.next_look(document, now)
-        return replace(outcome, missing=(*absent, *view.missing), retiring=leaving, next_due=due)
+        found = {"missing": (*absent, *view.missing), "let_go": tuple(view.let_go)}
+        return replace(outcome, **found, retiring=leaving, next_due=due)
 
 
 def remove(

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import conntrack, files, marks, runner
+from . import conntrack, files, marks, own_traffic, runner, text
 from .document import Document
 from .errors import MissingPackage, NotReady, Refused
 from .kernel import Kernel
-from .model import Address, Found, Mark, Route
+from .model import Address, Found, Mark, Route, Rule
 from .plan import Foreign, State
 from .remembered import Macs
 from .sysctl import Sysctls
@@ -42,6 +42,9 @@ class View:
 
     ``held_back`` is what cannot be applied yet, and ``missing`` says why; only where that was allowed. ``answered`` is
     which MACs the proxies have, by address, that are followed.
+
+    ``own`` are the addresses of the host, ``others`` the routes of others in tables that the rules ask; ``let_go`` says
+    which rules are not in ``want`` because their source is an address of the host.
     """
 
     want: State
@@ -52,6 +55,9 @@ class View:
     answered: dict[str, tuple[str, ...]] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    own: frozenset[str] = frozenset()
+    others: tuple[Route, ...] = ()
+    let_go: list[str] = field(default_factory=list)
 
 
 def read(kernel: Any, host: Host, document: Document) -> tuple[State, Foreign]:
@@ -84,10 +90,18 @@ def view(host: Host, document: Document, partly: bool = False) -> View:
     """
     with host.make_kernel() as kernel:
         have, foreign = read(kernel, host, document)
-        want, held_back, missing = within_reach(kernel, wish(document))
+        wanted = wish(document)
+        own, others = _own(kernel, wanted), _routes_of_others(kernel, wanted, document.protocol)
+        _refuse_main_address(kernel, document, own)
+        wanted, let_go = without_own_sources(wanted, others, own)
+        want, held_back, missing = within_reach(kernel, wanted)
         if missing and not partly:
             raise NotReady(missing)
-        found = View(want, have, foreign, held_back, missing)
+        if partly:
+            early, unreached = _early(kernel, want, others)
+            held_back, missing = (*held_back, *early), [*missing, *unreached]
+            want = replace(want, rules=tuple(rule for rule in want.rules if rule not in early))
+        found = View(want, have, foreign, held_back, missing, own=own, others=others, let_go=let_go)
         engine = found.want.engine or have.engine
         certain = [_guard(kernel, engine, _mark(kernel, host, mark, found)) for mark in document.marks]
     wanted = _guessed(certain, found, host.macs.known(document.owner))
@@ -152,9 +166,11 @@ def within_reach(kernel: Any, want: State) -> tuple[State, tuple[Any, ...], list
 def leave_alone(want: State, held_back: tuple[Any, ...]) -> State:
     """The state with what is held back as retiring: kept if it is there, and not added."""
     late = [replace(value, retiring=True) for value in held_back]
+    rules = (value for value in late if isinstance(value, Rule))
     routes = (value for value in late if isinstance(value, Route))
     addresses = (value for value in late if isinstance(value, Address))
-    return replace(want, routes=(*want.routes, *routes), addresses=(*want.addresses, *addresses))
+    sections = {"rules": (*want.rules, *rules), "routes": (*want.routes, *routes)}
+    return replace(want, **sections, addresses=(*want.addresses, *addresses))
 
 
 def without_absent_settings(host: Host, document: Document) -> tuple[Document, list[str]]:
@@ -162,6 +178,75 @@ def without_absent_settings(host: Host, document: Document) -> tuple[Document, l
     absent = host.sysctls.absent(document.sysctls)
     there = tuple(sysctl for sysctl in document.sysctls if sysctl.name not in absent)
     return replace(document, sysctls=there), list(absent.values())
+
+
+def _own(kernel: Any, want: State) -> frozenset[str]:
+    """The addresses that this host has, or is about to have."""
+    given = {address.address for address in want.addresses if not address.retiring}
+    return frozenset(given | {found.value.address for found in kernel.addresses()})
+
+
+def _routes_of_others(kernel: Any, want: State, protocol: int) -> tuple[Route, ...]:
+    """What others have put into the tables that the wanted rules ask and the wanted routes do not fill."""
+    filled = {route.table for route in want.routes}
+    asked = {rule.table for rule in want.rules if rule.table is not None} - filled
+    found = (one for table in sorted(asked) for one in kernel.routes(table=table) if one.protocol != protocol)
+    return tuple(one.value for one in found if one.value is not None)
+
+
+def without_own_sources(want: State, others: tuple[Route, ...], own: frozenset[str]) -> tuple[State, list[str]]:
+    """The state without the rules that would deliver what this host sends to itself, and a sentence for each source."""
+    found = own_traffic.from_own(want.rules, own_traffic.local_tables((*want.routes, *others)), own)
+    gone = {one.rule for one in found}
+    return replace(want, rules=tuple(rule for rule in want.rules if rule not in gone)), own_traffic.sentences(found)
+
+
+def _early(kernel: Any, want: State, others: tuple[Route, ...]) -> tuple[tuple[Rule, ...], list[str]]:
+    """At boot: rules that would take what the host sends if their source came to be its own address, and why they wait.
+
+    A backend without a route to it cannot be reached anyway; once there is one, the host's own addresses are known.
+    """
+    local = own_traffic.local_tables((*want.routes, *others))
+    anywhere = [rule for rule in want.rules if rule.iif in (None, "lo") and own_traffic.delivers(rule, local)]
+    sources = {rule.src: rule.src.partition("/")[0] for rule in anywhere if rule.src and not rule.retiring}
+    unreached = {prefix: address for prefix, address in sources.items() if not _reaches(kernel, address)}
+    early = tuple(rule for rule in anywhere if rule.src in unreached)
+    return early, [f"waiting for a route to {address}" for address in unreached.values()]
+
+
+def _reaches(kernel: Any, address: str) -> bool:
+    """Whether this host has a route to an address, and an address of its own that is good for it."""
+    source = kernel.source_towards(address)
+    return bool(source) and (not source.startswith("fe80:") or address.startswith("fe80:"))
+
+
+def unbounded(found: View, purge: bool) -> list[str]:
+    """Rules that would deliver whatever this host sends to itself, here or together with what others have."""
+    routes = [*found.want.routes, *(() if purge else found.have.routes)]
+    ours, asked = own_traffic.local_tables(routes), own_traffic.local_tables([*routes, *found.others])
+    pairs = [(rule, "", own_traffic.unbounded(rule, asked)) for rule in found.want.rules]
+    pairs += [
+        (rule, f" ({text.owner_name(protocol)}, already there)", own_traffic.unbounded(rule, ours))
+        for rule, protocol in found.foreign.rules
+    ]
+    return [f"`{text.rule(rule)}`{whose} {reason}" for rule, whose, reason in pairs if reason]
+
+
+def _refuse_main_address(kernel: Any, document: Document, own: frozenset[str]) -> None:
+    """A way back by source takes all that the host sends from there: it needs an address that nothing else uses."""
+    given = {address.address for address in document.addresses}
+    hops = {(route.family, route.table): route.via for route in document.routes if route.dst == "default" and route.via}
+    errors = []
+    for rule in document.rules if document.owner == "return_path" else ():
+        source, via = (rule.src or "").partition("/")[0], hops.get((rule.family, rule.table))
+        chosen = rule.fwmark or rule.sport or rule.dport or rule.uid_range or rule.retiring
+        if via and source in own - given and not chosen and kernel.source_towards(via) == source:
+            errors.append(
+                f"`{text.rule(rule)}` would send all that this host sends by way of {via}, because {source} is the "
+                "address that it uses for all else; use an address that only this proxy connects to"
+            )
+    if errors:
+        raise Refused(errors)
 
 
 def _route(kernel: Any, route: Route, links: dict[str, bool], own: set[str]) -> Route | str:

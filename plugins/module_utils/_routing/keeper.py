@@ -206,7 +206,9 @@ class Keeper:
         """It had been applied as the document still says, and the change is not merely what was waited for."""
         outcome, earlier = self._found.outcomes[owner], before.outcomes.get(owner)
         came_or_went = earlier is not None and (
-            set(earlier.waiting) - set(outcome.waiting) or set(earlier.retiring) - set(outcome.retiring)
+            set(earlier.waiting) - set(outcome.waiting)
+            or set(earlier.retiring) - set(outcome.retiring)
+            or earlier.let_go != outcome.let_go
         )
         return outcome.changed and not came_or_went and self._applied.get(owner) == self._found.documents[owner]
 

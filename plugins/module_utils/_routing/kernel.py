@@ -205,6 +205,13 @@ class Kernel:
         # Without a table the kernel only assumes so, because an interface was named (ip_route_output_key_hash_rcu).
         return answer.dev if answer.type == "unicast" and answer.via is None and answer.table else None
 
+    def source_towards(self, address: str) -> str | None:
+        """The address that this host sends from when nothing says which; None where no route leads there."""
+        try:
+            return route_get(address).src
+        except OSError:
+            return None
+
     def neighbour(self, address: str, wait: float = 2.0) -> str | None:
         """The MAC of an on-link address; None when it does not answer within ``wait`` seconds (0: do not ask it)."""
         dev = self.on_link(address)

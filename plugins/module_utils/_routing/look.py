@@ -25,7 +25,8 @@ from .watch import Interest
 class Look:
     """What one look came to. Sentences, each beginning with the owner or the file; ``watched`` is for ``interest``.
 
-    ``blocked`` cannot be applied yet, ``waiting`` is applied without for now, ``faults`` need a human.
+    ``blocked`` cannot be applied yet, ``waiting`` is applied without for now, ``faults`` need a human. ``let_go`` is
+    left out while the source of a rule is an address of this host.
     ``failed`` when a document was applied in part and that was undone.
     """
 
@@ -34,6 +35,7 @@ class Look:
     blocked: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    let_go: list[str] = field(default_factory=list)
     failed: bool = False
     watched: Interest = field(default_factory=Interest)
 
@@ -44,7 +46,7 @@ class Look:
 
     @property
     def problems(self) -> list[str]:
-        return [*self.blocked, *self.waiting, *self.faults]
+        return [*self.blocked, *self.waiting, *self.let_go, *self.faults]
 
     @property
     def changed(self) -> bool:
@@ -135,6 +137,7 @@ def _apply(document: Document, host: Host, check: bool, now: float, found: Look)
         found.outcomes[owner] = replace(outcome, after=State(), diff=())
         found.blocked += [f"{owner}: {sentence}" for sentence in outcome.missing]
         found.waiting += [f"{owner}: {sentence}" for sentence in outcome.waiting]
+        found.let_go += [f"{owner}: {sentence}" for sentence in outcome.let_go]
 
 
 def settings_differ(found: Look, host: Host) -> bool:
@@ -155,7 +158,9 @@ def _interest(document: Document) -> Interest:
     # Where iptables is a front of nftables, its chains have news, too.
     names = {nft.table_name(document.owner), iptables.prefix(document.owner)}
     sets = (frozenset(values) for values in ({document.protocol}, tables, hops, links, names))
-    return Interest(*sets)
+    # One that comes to be an address of this host ends its rule, and one that leaves brings the rule back.
+    sources = frozenset(rule.src for rule in document.rules if rule.src)
+    return Interest(*sets, sources=sources)
 
 
 def _where(outcome: Outcome) -> Interest:

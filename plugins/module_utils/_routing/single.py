@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import apply, engine, gather, plan, text
+from . import apply, engine, gather, own_traffic, plan, text
 from .engine import Outcome
 from .errors import MissingPackage, NotReady, Refused
 from .gather import Host
@@ -59,6 +59,8 @@ def _look(value: Any, host: Host, protocol: int, present: bool) -> tuple[State, 
         errors = [_foreign(one) for one in same if one.protocol != protocol]
         if present and isinstance(value, Route):
             errors += _shared_table(value, found, protocol)
+        if present:
+            errors += _cuts_off(kernel, value)
         if errors:
             raise Refused(errors)
         have = _state(*(one.value for one in same))
@@ -76,6 +78,21 @@ def _listed(kernel: Any, value: Rule | Route) -> list[Found]:
     if isinstance(value, Rule):
         return [one for one in kernel.rules() if one.family == value.family]
     return [one for one in kernel.routes(table=value.table) if one.family == value.family]
+
+
+def _cuts_off(kernel: Any, value: Rule | Route) -> list[str]:
+    """Why the host would deliver to itself what it sends: a local default route, and a rule that is not bounded."""
+    if isinstance(value, Rule):
+        rules, routes = [value], [one.value for one in kernel.routes(table=value.table)] if value.table else []
+    else:
+        rules, routes = [one.value for one in kernel.rules() if one.value is not None], [value]
+    local = own_traffic.local_tables(route for route in routes if route is not None)
+    if not local:
+        return []
+    own = frozenset(found.value.address for found in kernel.addresses())
+    reasons = ((rule, own_traffic.unbounded(rule, local)) for rule in rules)
+    errors = [f"`{text.rule(rule)}` {reason}" for rule, reason in reasons if reason]
+    return errors + own_traffic.sentences(own_traffic.from_own(rules, local, own))
 
 
 def _foreign(found: Found) -> str:

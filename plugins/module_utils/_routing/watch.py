@@ -33,7 +33,7 @@ NFNLGRP_NFTABLES = 7
 LINK, ADDRESS = (16, 17), (20, 21)
 NAMES = {LINK: "link", ADDRESS: "address", ROUTE: "route", NEIGHBOUR: "neighbour", RULE: "rule"}
 KINDS = {code: name for pair, name in NAMES.items() for code in pair}
-IFLA_IFNAME, NDA_DST, NDA_LLADDR = 3, 1, 2
+IFLA_IFNAME, NDA_DST, NDA_LLADDR, IFA_ADDRESS, IFA_LOCAL = 3, 1, 2, 1, 2
 # IFF_UP | IFF_RUNNING | IFF_LOWER_UP of linux/if.h: what decides whether routes over a link are there.
 LINK_STATE = 0x1 | 0x40 | 0x10000
 NEWGEN = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
@@ -60,7 +60,8 @@ class News(NamedTuple):
 class Interest:
     """What a document is about. ``anything``: something is missing, so every link, address and route may be it.
 
-    ``nft_names`` are those of tables and chains, or what they begin with.
+    ``nft_names`` are those of tables and chains, or what they begin with. ``sources`` are prefixes: an address within
+    one is news on any link.
     """
 
     protocols: frozenset[int] = frozenset()
@@ -69,6 +70,7 @@ class Interest:
     links: frozenset[str] = frozenset()
     nft_names: frozenset[str] = frozenset()
     anything: bool = False
+    sources: frozenset[str] = frozenset()
 
     def __or__(self, other: Interest) -> Interest:
         return Interest(
@@ -78,6 +80,7 @@ class Interest:
             self.links | other.links,
             self.nft_names | other.nft_names,
             self.anything or other.anything,
+            self.sources | other.sources,
         )
 
 
@@ -86,12 +89,14 @@ class RouteNews:
 
     def __init__(self) -> None:
         self._interest = Interest()
+        self._sources: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
         self._macs: dict[bytes, bytes] = {}
         self._links: dict[int, tuple[str, int]] = {}
 
     def watch(self, interest: Interest) -> None:
         packed = {ipaddress.ip_address(address).packed for address in interest.addresses}
         self._interest, self._macs = interest, {key: self._macs.get(key, b"") for key in packed}
+        self._sources = [ipaddress.ip_network(source) for source in interest.sources]
 
     def read(self, data: memoryview) -> Iterator[News]:
         """What a datagram says that matters."""
@@ -109,7 +114,7 @@ class RouteNews:
             return self._link(kind, body)
         if name == "address":
             (index,) = struct.unpack_from("=I", body, 4)
-            return self._is_ours(self._links.get(index, ("", 0))[0] or _name(index))
+            return self._is_ours(self._links.get(index, ("", 0))[0] or _name(index)) or self._is_source(body)
         if name == "neighbour":
             return self._neighbour(body)
         return True  # the filter in front of the socket has let it through
@@ -128,6 +133,15 @@ class RouteNews:
 
     def _is_ours(self, link: str) -> bool:
         return self._interest.anything or link in self._interest.links
+
+    def _is_source(self, body: memoryview) -> bool:
+        """Whether an address is one that a rule of ours goes by."""
+        attributes = _attributes(body[8:]) if self._sources else {}
+        packed = bytes(attributes.get(IFA_LOCAL) or attributes.get(IFA_ADDRESS, b""))
+        if len(packed) not in (4, 16):
+            return False
+        address = ipaddress.ip_address(packed)
+        return any(source.version == address.version and address in source for source in self._sources)
 
     def _neighbour(self, body: memoryview) -> bool:
         attributes = _attributes(body[12:])

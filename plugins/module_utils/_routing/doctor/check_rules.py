@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import gather, text
+from .. import gather, own_traffic, text
 from ..model import Found, Rule
 from ..plan import Foreign, conflicts
 from ..route_query import RouteAnswer
@@ -39,6 +39,38 @@ def taken(facts: Facts) -> Iterator[Finding]:
                 f"the document of {document.owner} cannot be applied beside it",
                 "remove what is named here, then `l4proxy keep --once`",
             )
+
+
+def own_traffic_taken(facts: Facts) -> Iterator[Finding]:
+    """Rules that deliver to this host what it sends itself: those that are there, and those that a document wants."""
+    if facts.rules is None or facts.routes is None:
+        yield skip("rules and routes cannot be listed without pyroute2")
+        return
+    live = [one.value for one in facts.rules if one.value is not None]
+    rules = dict.fromkeys([*live, *(rule for document in facts.documents for rule in document.rules)])
+    routes = [one.value for one in facts.routes if one.value is not None]
+    local = own_traffic.local_tables([*routes, *(route for one in facts.documents for route in one.routes)])
+    for rule, reason in own_traffic.all_unbounded(rules, local):
+        yield fail(text.rule(rule), f"`{text.rule(rule)}` {reason}", WHY_CUT_OFF, _removal(rule))
+    for address, taking in own_traffic.by_address(own_traffic.from_own(rules, local, facts.own)):
+        there = [rule for rule in taking if rule in live]
+        first = (there or taking)[0]
+        what = f"{address} is an address of this host itself and the source of `{text.rule(first)}`"
+        remedy = f"take {address} out of the backends of this proxy and run `site` again, or take it off this host"
+        if there:
+            yield fail(address, what, WHY_CUT_OFF, f"{_removal(first)}, then {remedy}")
+        else:
+            yield fail(address, what, "the keeper leaves that rule out, and this proxy reaches no such backend", remedy)
+
+
+WHY_CUT_OFF = "what this host sends is delivered to the host itself, so nobody reaches it any more"
+
+
+def _removal(rule: Rule) -> str:
+    parts = [("from", packets.host_of(rule.src) or rule.src), ("iif", rule.iif), ("ipproto", rule.ip_proto)]
+    selectors = " ".join(f"{word} {value}" for word, value in parts if value)
+    command = f"{text.command(rule.family)} rule del priority {rule.priority} {selectors}".rstrip()
+    return f"`{command} table {rule.table}`"
 
 
 def rule_before(facts: Facts) -> Iterator[Finding]:

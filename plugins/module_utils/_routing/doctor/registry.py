@@ -88,6 +88,7 @@ CHECKS = (
     Check("default_route", BACKEND, True, settings.default_route, "there is a route before the mark is restored"),
     Check("rp_filter", BACKEND, True, settings.rp_filter, "rp_filter lets packets of clients in"),
     Check("src_valid_mark", PROXY, True, settings.src_valid_mark, "no mark of a socket meets src_valid_mark"),
+    Check("own_traffic", ANY, True, rules.own_traffic_taken, "no rule takes what this host itself sends"),
     Check("taken", ANY, True, rules.taken, "our priorities and tables are ours alone"),
     Check("rule_before", ANY, True, rules.rule_before, "no rule of others is asked first for a reply"),
     Check("mark_shared", ANY, True, rules.mark_shared, "no rule of others goes by our bits of the mark"),

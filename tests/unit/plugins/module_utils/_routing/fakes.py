@@ -82,6 +82,9 @@ class FakeKernel:
         found = self.near.get(address)
         return found if dev in (None, found) else None
 
+    def source_towards(self, address):
+        return self.held_addresses[0][0].address
+
     def neighbour(self, address, wait=0.0):
         return self.neighbours.get(address)
 

@@ -174,6 +174,8 @@ ONE_ERROR = [
     ("rules.1.table", 20111, "rules[1].table: has no meaning with action unreachable"),
     ("rules.+", {"family": "ipv4", "priority": 9, "action": "lookup", "table": 9}, "rules[2]: has no selector"),
     ("rules.+", {**GOOD["rules"][0], "table": 9}, "rules[2]: is rules[0] once more"),
+    ("rules.0.fwmask", 0, "rules[0].fwmask: 0 is not a mask"),
+    ("rules.0.fwmark", 0, "rules[0].fwmark: 0 is not a mark"),
     ("routes.0.via", "2001:db8::11", "routes[0].via: 2001:db8::11 is not ipv4"),
     ("routes.0.via", ..., "routes[0].via: a unicast route needs via or dev"),
     ("routes.0.via", "b", "routes[0].via: 'b' does not appear to be an IPv4 or IPv6 address"),

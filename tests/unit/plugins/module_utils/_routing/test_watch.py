@@ -16,6 +16,7 @@ INTEREST = Interest(
     addresses=frozenset({"198.18.0.11", "2001:db8::11"}),
     links=frozenset({"eth0"}),
     nft_names=frozenset({"l4proxy_return_path"}),
+    sources=frozenset({"198.18.0.21/32", "2001:db8:5::/48"}),
 )
 UP, DOWN = 0x1 | 0x40 | 0x10000, 0
 
@@ -38,8 +39,9 @@ def neighbour(address: str, mac: str | None) -> bytes:
     return message(28, body + attribute(1, ipaddress.ip_address(address).packed) + lladdr)
 
 
-def address(index: int) -> bytes:
-    return message(20, struct.pack("=BBBBi", 2, 24, 0, 0, index))
+def address(index: int, value: str = "", kind: int = 20) -> bytes:
+    packed = ipaddress.ip_address(value).packed if value else b""
+    return message(kind, struct.pack("=BBBBi", 2, 24, 0, 0, index) + (attribute(1, packed) if value else b""))
 
 
 OLD, NEW = "02:00:00:00:00:11", "02:00:00:00:0a:0a"
@@ -57,6 +59,10 @@ SCRIPTS = {
     "another link is not": ([link(16, 3, "veth1"), link(17, 3, "veth1")], [False, False]),
     "an address on a link of ours is": ([link(16, 2, "eth0"), address(2)], [False, True]),
     "on another it is not": ([link(16, 3, "veth1"), address(3)], [False, False]),
+    "on any link one that a rule goes by is": (
+        [address(3, value, kind) for value in ("198.18.0.21", "198.18.0.22", "2001:db8:5::9") for kind in (20, 21)],
+        [True, True, False, False, True, True],
+    ),
     "a kind nobody asked for is not": ([message(36, b"\0" * 20)], [False]),
 }
 

@@ -125,6 +125,18 @@ COMPLAINTS = [
         "src_valid_mark on eth0 is 1",
     ),
     (
+        replace(PROXY, own=frozenset({cases.A, cases.B})),
+        "fail",
+        "own_traffic",
+        "198.18.0.21 is an address of this host itself and the source of `ip rule 1100: from 198.18.0.21 ipproto tcp",
+    ),
+    (
+        with_rules(PROXY, cases.foreign_rule(priority=9, ip_proto=6, table=20100)),
+        "fail",
+        "own_traffic",
+        "`ip rule 9: from all ipproto tcp lookup 20100` would deliver what this host sends to the host itself",
+    ),
+    (
         replace(BACKEND, routes=(*BACKEND.routes, cases.foreign_route(table=20111, via="198.18.0.1", metric=5))),
         "fail",
         "taken",
@@ -346,6 +358,8 @@ FINE = [
     ),
     ("rule_before", with_rules(PROXY, cases.foreign_rule(priority=9, src=cases.B, table=20100))),
     ("mark_shared", with_rules(BACKEND, cases.foreign_rule(priority=5, fwmark=0x10000, fwmask=0xFF0000, table=7))),
+    ("own_traffic", with_rules(PROXY, cases.foreign_rule(priority=9, fwmark=1, table=20100))),
+    ("own_traffic", with_rules(PROXY, cases.foreign_rule(priority=9, table=20100, suppress_prefixlength=0))),
     (
         "arp",
         cases.setting(
@@ -415,8 +429,8 @@ def test_a_fact_that_could_not_be_read_makes_no_fault_up(whole, name):
 
 # Without pyroute2 or nft; (facts, checks that say that they could not look)
 BLIND = [
-    (replace(BACKEND, rules=None, routes=None), {"taken"}),
-    (replace(PROXY, rules=None, routes=None), {"taken", "arp"}),
+    (replace(BACKEND, rules=None, routes=None), {"own_traffic", "taken"}),
+    (replace(PROXY, rules=None, routes=None), {"own_traffic", "taken", "arp"}),
     (replace(BACKEND, ruleset=None), {"firewall", "mark_clobbered", "containers"}),
     (replace(BACKEND, redirected=None, conntrack=None, units=None), {"redirected", "conntrack", "keeper"}),
     (replace(BACKEND, missing={"python3-pyroute2": "x"}, applied=False), {"packages"}),
