@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _strategy, _ways_back
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _strategy, _udp_memory, _ways_back
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._derivation import (
     check_ids,
     collect,
@@ -47,6 +47,8 @@ def return_path(fleet: Fleet, backend: str, strategy: str | None = None, mark_en
     sections = _ways_back.together(_ways(fleet, backend, choice.strategy, ids, met))
     protocols = {service.protocol for service in fleet.services_of_backend(backend)}
     sections["sysctls"] = _sysctls(choice.strategy, met.values(), protocols)
+    if choice.strategy == _strategy.MARK:
+        sections["sysctls"] += _udp_memory.sysctls(fleet, backend)
     return state_document("return_path", PROTOCOL_RETURN_PATH, sections, mark_engine)
 
 

@@ -42,7 +42,7 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope="module", params=ml.VARIANTS, ids=str)
 def b(lab, request, tmp_path_factory):
     """The backend with the document that the role would apply, for TCP and UDP through both proxies."""
-    services = [sl.service("tcp", "b"), sl.service("udp", "b")]
+    services = [sl.service("tcp", "b"), sl.service("udp", "b", idle_timeout=600)]
     fleet = sl.Deployment(lab, tmp_path_factory.mktemp("fleet"), services, {}, backends=["b"])
     with ml.marked(lab, "b", request.param) as made:
         made.document = return_path(fleet.fleet("b"), "b", mark_engine=request.param.engine)
@@ -163,6 +163,53 @@ def test_without_the_mark_of_the_socket_it_dies_and_leaks(lab, b, family):
                 client.recv(1)
     finally:
         b.host.sysctl("net.ipv4.tcp_fwmark_accept", "1")
+
+
+UDP_TIMEOUTS = ("net.netfilter.nf_conntrack_udp_timeout", "net.netfilter.nf_conntrack_udp_timeout_stream")
+
+
+@contextlib.contextmanager
+def udp_session(lab, family: str):
+    """(client's end, server's end, the client) of a UDP session through a, after one question and its answer."""
+    client, target = rl.address(lab["client"], family), rl.address(lab["b"], family)
+    with lab["b"].inside():
+        server = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+    with server:
+        server.bind((target, 0))
+        server.settimeout(rl.PATIENCE)
+        with sl.spoofed(lab["a"], client, target, "udp", server.getsockname()[1]) as sock:
+            sock.send(ANSWER)
+            _question, peer = server.recvfrom(100)
+            server.sendto(GREETING, peer)
+            assert sock.recv(100) == GREETING
+            yield sock, server, peer
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_late_answer_of_a_udp_server(lab, b, family):
+    """Conntrack remembers a session as long as the forwarder does, which has idle_timeout 600 here.
+
+    Control: with a shorter timeout the answer is lost, and leaks.
+    """
+    kept = dict.fromkeys(UDP_TIMEOUTS, "605")
+    assert {name: b.run(f"sysctl -n {name}").strip() for name in UDP_TIMEOUTS} == kept
+    with nothing_leaks(lab, family), udp_session(lab, family) as (client, server, peer):
+        listed = b.run(f"conntrack -L -p udp -f {family} --orig-port-dst {server.getsockname()[1]}")
+        assert 600 < int(listed.split()[2]) <= 605
+        server.sendto(GREETING, peer)
+        assert client.recv(100) == GREETING
+    for name in UDP_TIMEOUTS:
+        b.host.sysctl(name, "1")
+    try:
+        with nothing_leaks(lab, family, expected=True), udp_session(lab, family) as (client, server, peer):
+            rl.eventually(lambda: f"dport={server.getsockname()[1]}" not in b.run(f"conntrack -L -p udp -f {family}"))
+            server.sendto(GREETING, peer)
+            client.settimeout(1)
+            with pytest.raises(TimeoutError):
+                client.recv(100)
+    finally:
+        for name in UDP_TIMEOUTS:
+            b.host.sysctl(name, "605")
 
 
 def marked_by_another(b) -> None:

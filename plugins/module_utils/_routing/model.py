@@ -31,6 +31,8 @@ SCOPES = ("global", "link", "host")
 # IP6_RT_PRIO_USER in include/net/ip6_route.h: what the kernel gives an IPv6 route without a metric.
 DEFAULT_METRIC = {"ipv4": 0, "ipv6": 1024}
 MAX_U32 = 0xFFFFFFFF
+# The settings of a kernel module that comes with the first mark: until then they need not exist.
+OF_CONNTRACK = "net.netfilter.nf_conntrack_"
 # What can hold marks, best first.
 MARK_ENGINES = ("nftables", "iptables")
 

@@ -6,7 +6,8 @@
 
 Adding comes before removing. Within the adding: settings, then addresses (a route may name one as its source), then the
 guard rules (so that it fails closed from the first moment), then routes, then the rules that look them up, then the
-marks that make packets match those rules. Removing is the same in reverse. A route with another next hop is replaced in
+marks that make packets match those rules, and the settings of conntrack, which marks load. Removing is the same in
+reverse. A route with another next hop is replaced in
 one step; marks are one set of the engine that holds them and change at once.
 """
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import text
-from .model import Address, Mark, Route, Rule, Sysctl
+from .model import OF_CONNTRACK, Address, Mark, Route, Rule, Sysctl
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _sysctl_sentence(before: Setting, after: Sysctl | None) -> str:
         return f"restore sysctl {before.name}: {before.value} -> {before.restore}"
     if before.value == after.value:
         return f"hold sysctl {after.name} at {after.value}"
-    return f"set sysctl {after.name}: {before.value} -> {after.value}"
+    return f"set sysctl {after.name}: {before.value or 'absent'} -> {after.value}"
 
 
 def plan(want: State, have: State, purge: bool = True) -> tuple[Change, ...]:
@@ -95,7 +96,9 @@ def plan(want: State, have: State, purge: bool = True) -> tuple[Change, ...]:
     lookups = [change for change in add_rules if not change.after.is_guard]
     late = [change for change in remove_rules if change.before.is_guard]
     early = [change for change in remove_rules if not change.before.is_guard]
-    additions = (settings, add_addresses, guards, set_routes, lookups, _marks(want, have, purge))
+    late_settings = [change for change in settings if change.after.name.startswith(OF_CONNTRACK)]
+    settings = [change for change in settings if change not in late_settings]
+    additions = (settings, add_addresses, guards, set_routes, lookups, _marks(want, have, purge), late_settings)
     removals = (early, remove_routes, late, remove_addresses, releases)
     return tuple(change for step in (*additions, *removals) for change in step)
 

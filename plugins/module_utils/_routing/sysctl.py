@@ -15,7 +15,7 @@ from typing import Any
 
 from . import files
 from .errors import NotReady, Refused
-from .model import Sysctl, sysctl_value
+from .model import OF_CONNTRACK, Sysctl, sysctl_value
 from .plan import Setting
 
 MEMORY = "/var/lib/l4proxy/sysctl.json"
@@ -39,7 +39,8 @@ class Sysctls:
     def read(self, owner: str, wanted: tuple[Sysctl, ...]) -> tuple[Setting, ...]:
         """The settings that an owner wants or holds.
 
-        NotReady for one that does not exist (yet), Refused for one that another owner holds at another value.
+        NotReady for one that does not exist (yet), but for those that marks bring along; Refused for one that another
+        owner holds at another value.
         """
         remembered = self._remembered()
         held = [name for name, entry in remembered.items() if owner in entry["owners"]]
@@ -62,7 +63,8 @@ class Sysctls:
         return self._absent(wanted, {sysctl.name: self.value(sysctl.name) for sysctl in wanted})
 
     def _absent(self, wanted: tuple[Sysctl, ...], found: dict[str, str | None]) -> dict[str, str]:
-        missing = [sysctl.name for sysctl in wanted if not sysctl.retiring and found[sysctl.name] is None]
+        active = [sysctl.name for sysctl in wanted if not (sysctl.retiring or sysctl.name.startswith(OF_CONNTRACK))]
+        missing = [name for name in active if found[name] is None]
         return {name: f"sysctl {name} does not exist ({file_of(name, self._proc)})" for name in missing}
 
     def hold(self, owner: str, sysctl: Sysctl) -> None:

@@ -18,14 +18,17 @@ RP_FILTER = {1: "strict", 2: "loose"}
 
 
 def default_route(facts: Facts) -> Iterator[Finding]:
-    """Only where connections keep the mark: a reply is routed once before it is restored."""
+    """Only where connections keep the mark: a reply is routed once before it is restored, unless its socket has one."""
+    by_socket = any(one.name == "net.ipv4.tcp_fwmark_accept" for doc in facts.return_path for one in doc.sysctls)
+    complain = warn if by_socket else fail
+    which = "a UDP reply" if by_socket else "a reply"
     for peer in facts.peers:
         if peer.tracked and peer.unmarked and peer.unmarked.type not in ("unicast", "local"):
-            yield fail(
+            yield complain(
                 peer.name,
                 f"there is no {peer.family} route to {facts.clients[peer.family]} before the mark is restored "
                 f"({peer.unmarked.error or peer.unmarked.type})",
-                "a reply is routed once without its mark, and one that has no route is never made",
+                f"{which} is routed once without its mark, and one that has no route is never made",
                 f"`ip -{peer.family[-1]} route add default via ROUTER` (any route that covers the clients will do), "
                 "or return_path_strategy: address",
             )

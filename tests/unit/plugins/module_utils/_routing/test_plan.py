@@ -35,14 +35,18 @@ def sentences(want: State, have: State, purge: bool = True) -> list[str]:
     return [change.sentence for change in plan.plan(want, have, purge)]
 
 
-def test_adding_begins_with_the_guard_and_ends_with_the_marks():
-    assert sentences(WANT, FRESH) == [
+def test_adding_begins_with_the_guard_and_ends_with_the_marks_and_what_they_load():
+    timeout = Sysctl("net.netfilter.nf_conntrack_udp_timeout", "65")
+    want = replace(WANT, sysctls=(timeout, *WANT.sysctls))
+    have = replace(FRESH, sysctls=(Setting(timeout.name, ""), *FRESH.sysctls))
+    assert sentences(want, have) == [
         "set sysctl net.ipv4.conf.all.accept_redirects: 1 -> 0",
         "add ip addr 198.18.0.121 dev eth0",
         "add ip rule 1101: from all fwmark 0xb/0xff unreachable",
         "add ip route default via 198.18.0.11 dev eth0 table 20111",
         "add ip rule 1100: from all fwmark 0xb/0xff lookup 20111",
         "add the nft table of marks: a (0xb)",
+        "set sysctl net.netfilter.nf_conntrack_udp_timeout: absent -> 65",
     ]
 
 

@@ -95,6 +95,12 @@ def test_a_missing_setting_is_waited_for(sysctls):
         sysctls.read("one", (Sysctl("net.ipv4.conf.eth7.rp_filter", "0"),))
 
 
+def test_one_of_conntrack_comes_with_the_marks_and_is_not_waited_for(sysctls):
+    timeout = Sysctl("net.netfilter.nf_conntrack_udp_timeout", "65")
+    assert sysctls.read("one", (timeout,)) == (Setting(timeout.name, ""),)
+    assert sysctls.absent((timeout,)) == {}
+
+
 def test_a_held_setting_whose_interface_is_gone_is_given_up(sysctls, tree):
     sysctls.hold("one", WANT)
     tree.unlink()
