@@ -26,7 +26,7 @@ from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import BACKEND, PROXY
 
-BY_SOCKET = replace(cases.RETURN_PATH, sysctls=(Sysctl("net.ipv4.tcp_fwmark_accept", "1"),))
+ACCEPTED = replace(cases.RETURN_PATH, sysctls=(Sysctl("net.ipv4.tcp_fwmark_accept", "1"),))
 NO_ROUTE = RouteAnswer("unreachable", error="ENETUNREACH")
 REFUSED = RouteAnswer("refused", error="EXDEV")
 # By its source alone, without a mark: the strategy "address".
@@ -106,10 +106,10 @@ COMPLAINTS = [
     (cases.peer(mac=None), "warn", "proxy_mac", "does not answer on eth0"),
     (cases.peer(unmarked=NO_ROUTE, arrival=REFUSED), "fail", "default_route", "ENETUNREACH"),
     (
-        replace(cases.peer(unmarked=NO_ROUTE, arrival=REFUSED), documents=(BY_SOCKET,)),
+        replace(cases.peer(unmarked=NO_ROUTE, arrival=REFUSED), documents=(ACCEPTED,)),
         "warn",
         "default_route",
-        "a UDP reply is routed once without its mark",
+        "A UDP reply is routed once without its mark",
     ),
     (
         cases.setting(cases.peer(arrival=REFUSED), conf__eth0__rp_filter="1"),
