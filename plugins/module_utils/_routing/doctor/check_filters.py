@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from .facts import Facts, spelled
 from .finding import FAIL, WARN, Finding, skip
-from .firewall import Packet, Verdict
+from .firewall import DNAT, Packet, Verdict
 from .packets import Reply
 
 TCP = 6
@@ -106,7 +106,8 @@ def mark_clobbered(facts: Facts) -> Iterator[Finding]:
     for peer, reply in _marked_replies(facts):
         for hook in (*HOOKS_OF_REQUESTS, *HOOKS_OF_REPLIES):
             packet = _packet(peer, reply, hook)
-            for chain, rule, sure in facts.ruleset.reached(hook, packet):
+            for one in facts.ruleset.reached(hook, packet):
+                chain, rule, sure = one.chain, one.rule, one.sure
                 # The packet's own mark matters when the reply has it, on OUTPUT; the connection's always.
                 kept = ("ct",) if peer.tracked else ()
                 keys = (*kept, "meta") if hook == "output" else kept
@@ -146,8 +147,9 @@ def containers(facts: Facts) -> Iterator[Finding]:
         return
     for peer, reply in _marked_replies(facts):
         packet = _packet(peer, reply, "prerouting")
-        for chain, rule, _sure in facts.ruleset.reached("prerouting", packet):
-            if rule.translates and not facts.restores_forwarded:
+        for one in facts.ruleset.reached("prerouting", packet):
+            chain, rule = one.chain, one.rule
+            if rule.effect == DNAT and not facts.restores_forwarded:
                 yield Finding(
                     WARN,
                     chain.table,

@@ -129,7 +129,10 @@ class Contest:
 
 @dataclass(frozen=True)
 class Forwarder:
-    """What forwarder.json wants, and what runs: ``pid`` and its effective capabilities, None when nothing runs."""
+    """What forwarder.json wants, and what runs: ``pid`` and its effective capabilities, None when nothing runs.
+
+    ``targets`` are the backends' addresses with their ports, ``uid`` the account that connects to them.
+    """
 
     path: str
     error: str | None = None
@@ -137,6 +140,8 @@ class Forwarder:
     backends: tuple[str, ...] = ()
     pid: int | None = None
     capabilities: int | None = None
+    targets: tuple[Socket, ...] = ()
+    uid: int | None = None
 
 
 @dataclass(frozen=True)

@@ -19,52 +19,68 @@ from typing import Optional, Union
 # A value of a condition: a network, an inclusive range of numbers, or a word.
 Value = Union[ipaddress.IPv4Network, ipaddress.IPv6Network, tuple[int, int], str]
 ACCEPT, DROP, RETURN = "accept", "drop", "return"
+# What a rule does to a packet besides its verdict: rewrite an address, or keep it from conntrack.
+SNAT, DNAT, UNTRACK = "snat", "dnat", "untrack"
 # How deep chains may call each other (NFT_JUMP_STACK_SIZE in linux/netfilter/nf_tables.h).
 DEPTH = 16
 
 
 @dataclass(frozen=True)
 class Packet:
-    """A packet as a filter sees it; None for what is not known. ``state`` is conntrack's: new or established."""
+    """A packet as a filter sees it; None for what is not known. ``state`` is conntrack's: new or established.
+
+    ``src_type`` and ``dst_type`` are what the kernel calls an address (local, unicast ...), ``src_fib`` what nft's fib
+    says of the source, ``uid`` the account of the socket that sends it.
+    """
 
     family: str
     src: str
-    dst: str
+    dst: str | None
     protocol: str = "tcp"
     sport: int | None = None
     dport: int | None = None
     iif: str | None = None
     oif: str | None = None
-    state: str = "new"
+    state: str | None = "new"
     mark: int = 0
+    src_type: str | None = None
+    dst_type: str | None = None
+    src_fib: str | None = None
+    uid: int | None = None
 
 
 @dataclass(frozen=True)
 class Test:
-    """A condition on one field of the packet; ``field`` None is one that is not understood."""
+    """A condition on one field of the packet; ``field`` None is one that is not understood.
+
+    ``mask`` is which bits of a number count, None for all. A word that ends with * stands for all that begin so.
+    """
 
     field: str | None
     values: tuple[Value, ...] = ()
     negated: bool = False
+    mask: int | None = None
 
     def holds(self, packet: Packet) -> bool | None:
         """True, False, or None for "perhaps"."""
-        if self.field is None:
+        value = getattr(packet, self.field) if self.field else None
+        if value is None:
             return None
         if self.field in ("src", "dst"):
-            address = ipaddress.ip_address(getattr(packet, self.field))
+            address = ipaddress.ip_address(value)
             found = any(address in network for network in self.values)
             # A rule on another family's addresses does not fit the packet, negated or not.
             other = all(network.version != address.version for network in self.values)
             return not other and found != self.negated
-        value = getattr(packet, self.field)
-        if value is None:
-            return None
-        found = any(low <= value <= high if isinstance(value, int) else value == low for low, high in self._pairs())
-        return found != self.negated
+        if self.mask is not None:
+            value &= self.mask
+        return any(_fits(value, one) for one in self.values) != self.negated
 
-    def _pairs(self) -> Iterator[tuple]:
-        return ((one if isinstance(one, tuple) else (one, one)) for one in self.values)
+
+def _fits(value: int | str, wanted: Value) -> bool:
+    if isinstance(wanted, tuple):
+        return wanted[0] <= value <= wanted[1]
+    return value.startswith(wanted[:-1]) if wanted.endswith("*") else value == wanted
 
 
 UNKNOWN = Test(None)
@@ -80,14 +96,17 @@ class MarkWrite:
 
 @dataclass(frozen=True)
 class FilterRule:
-    """``verdict`` is accept, drop, return, or None; ``target`` the chain it goes on in (``back``: and returns from)."""
+    """``verdict`` is accept, drop, return, or None; ``target`` the chain it goes on in (``back``: and returns from).
+
+    ``effect`` is SNAT, DNAT, UNTRACK or empty.
+    """
 
     tests: tuple[Test, ...] = ()
     verdict: str | None = None
     target: str | None = None
     back: bool = True
     writes: tuple[MarkWrite, ...] = ()
-    translates: bool = False
+    effect: str = ""
     text: str = ""
 
     def holds(self, packet: Packet) -> bool | None:
@@ -100,7 +119,10 @@ class FilterRule:
 
 @dataclass(frozen=True)
 class Chain:
-    """``hook`` is empty for one that is only called; chains of a hook are asked in the order of ``priority``."""
+    """``hook`` is empty for one that is only called; chains of a hook are asked in the order of ``priority``.
+
+    ``type`` is filter, nat or route. One of type route has a packet whose mark it has changed routed anew.
+    """
 
     table: str
     name: str
@@ -109,6 +131,7 @@ class Chain:
     priority: int = 0
     policy: str = ACCEPT
     rules: tuple[FilterRule, ...] = ()
+    type: str = "filter"
 
     def sees(self, packet: Packet) -> bool:
         """Whether it belongs to the packet's family."""
@@ -144,23 +167,53 @@ class Ruleset:
                 return Verdict(False, certain, decided[1])
         return Verdict(True, certain)
 
-    def reached(self, hook: str, packet: Packet) -> Iterator[tuple[Chain, FilterRule, bool | None]]:
-        """Every rule the packet may come by at a hook, with whether it applies: True or None (perhaps)."""
+    def reached(self, hook: str, packet: Packet) -> Iterator[Reached]:
+        """Every rule the packet may come by at a hook."""
         for chain in self.hooked(hook, packet):
-            yield from self._reached(chain, packet, True, 0)
+            yield from _Reach(self, packet, chain).chain(chain, True, 0)
 
-    def _reached(self, chain: Chain, packet: Packet, sure: bool | None, depth: int) -> Iterator:
+
+@dataclass(frozen=True)
+class Reached:
+    """A rule that a packet comes by: ``chain`` is the rule's own, ``base`` the one at the hook.
+
+    ``sure`` is False where the rule, or one on the way to it, has a condition that is not understood.
+    """
+
+    base: Chain
+    chain: Chain
+    rule: FilterRule
+    sure: bool
+
+
+class _Reach:
+    """One packet's way through one base chain, where all branches that it may take are taken."""
+
+    def __init__(self, ruleset: Ruleset, packet: Packet, base: Chain):
+        self._ruleset, self._packet, self._base = ruleset, packet, base
+        # Whether the packet is surely still here, and whether it is surely not.
+        self._sure, self._ended = True, False
+
+    def chain(self, chain: Chain, sure: bool, depth: int) -> Iterator[Reached]:
         for rule in chain.rules:
-            holds = rule.holds(packet)
+            holds = rule.holds(self._packet)
             if holds is False:
                 continue
-            here = sure and holds
-            yield chain, rule, here
-            called = self.chains.get((chain.table, rule.target or ""))
+            here = bool(holds) and sure and self._sure
+            yield Reached(self._base, chain, rule, here)
+            called = self._ruleset.chains.get((chain.table, rule.target or ""))
             if called and depth < DEPTH:
-                yield from self._reached(called, packet, here, depth + 1)
-            if here and (rule.verdict or (rule.target and not rule.back)):
+                yield from self.chain(called, here, depth + 1)
+            if self._decides(rule):
+                self._ended = self._ended or (here and rule.verdict != RETURN)
+                self._sure = self._sure and here
+            if self._ended or (here and (rule.verdict == RETURN or (rule.target and not rule.back))):
                 return
+
+    @staticmethod
+    def _decides(rule: FilterRule) -> bool:
+        """Whether rules behind it see the packet only where it does not hold. A translation accepts the packet."""
+        return bool(rule.verdict or (rule.target and not rule.back)) or rule.effect in (SNAT, DNAT)
 
 
 Decision = Optional[tuple[str, str]]

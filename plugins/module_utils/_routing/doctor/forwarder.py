@@ -25,21 +25,26 @@ def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
         return Forwarder(config, error=f"cannot be understood: {type(error).__name__}: {error}")
     except OSError as error:
         return Forwarder(config, error=f"cannot be read: {error.strerror}")
+    listeners, targets = wanted
+    backends = tuple(sorted({one.address for one in targets}))
     pid = _pid(runtime)
-    capabilities = proc.capabilities(proc_directory, pid) if pid else None
-    return Forwarder(config, None, *wanted, pid if capabilities is not None else None, capabilities)
+    status = proc.status(proc_directory, pid) if pid else None
+    running = (pid, status.capabilities) if pid and status else (None, None)
+    return Forwarder(config, None, listeners, backends, *running, targets, status.uid if status else None)
 
 
-def _wanted(data: dict[str, Any]) -> tuple[tuple[Socket, ...], tuple[str, ...]]:
-    """Sockets, and the addresses of backends that are reached by a family somebody listens on."""
-    listeners, addresses = [], set()
+def _wanted(data: dict[str, Any]) -> tuple[tuple[Socket, ...], tuple[Socket, ...]]:
+    """Sockets, and those of the backends that are reached by a family somebody listens on."""
+    listeners, targets = [], []
     for service in data["services"]:
         protocol = service.get("protocol", "tcp")
         here = [Socket(protocol, one["address"], *_ports(one["port"])) for one in service["listen"]]
         listeners += here
         families = {one.family for one in here}
-        addresses |= {backend.get(family) for backend in service["backends"] for family in families}
-    return tuple(listeners), tuple(sorted(addresses - {None}))
+        for backend in service["backends"]:
+            ports = _ports(backend.get("port", here[0].port))
+            targets += [Socket(protocol, backend[family], *ports) for family in families if backend.get(family)]
+    return tuple(listeners), tuple(sorted(targets, key=lambda one: (one.address, one.protocol, one.port)))
 
 
 def _ports(value: Any) -> tuple[int, int]:

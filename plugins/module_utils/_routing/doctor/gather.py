@@ -167,10 +167,16 @@ def _filters(sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any
     tables = {nft.table_name(one.owner) for one in documents}
     prefixes = tuple(iptables.prefix(one.owner) for one in documents)
     saved = _saved(sources, listing is None or nft_rules.uses_iptables(listing))
-    chains = dict(nft_rules.parse(listing, tables).chains) if listing is not None else {}
-    for family, text in saved:
-        chains.update(iptables_rules.parse(text, family, prefixes))
-    restored = [f"{prefix}PRE" in text for prefix in prefixes for _family, text in saved]
+    in_nft = {
+        table
+        for command, family, text in saved
+        if "legacy" not in command
+        for table in iptables_rules.tables(text, family)
+    }
+    chains = dict(nft_rules.parse(listing, tables, in_nft).chains) if listing is not None else {}
+    for command, family, text in saved:
+        chains.update(iptables_rules.parse(text, family, prefixes, command))
+    restored = [f"{prefix}PRE" in text for prefix in prefixes for _command, _family, text in saved]
     hooks = nft_rules.hooks(listing or {}, tables)
     found: dict[str, Any] = {"restores_forwarded": "prerouting" in hooks or any(restored)}
     if listing is None and not saved:
@@ -194,16 +200,16 @@ def _nft_listing(host: Host) -> dict[str, Any] | None:
     return listing
 
 
-def _saved(sources: Sources, by_nft: bool) -> list[tuple[str, str]]:
-    """What iptables-save says of each family; asked only where there can be rules, because asking loads modules."""
-    commands = [("iptables-save", "ipv4"), ("ip6tables-save", "ipv6")] if by_nft else []
+def _saved(sources: Sources, by_nft: bool) -> list[tuple[str, str, str]]:
+    """(command, family, what it saves); asked only where there can be rules, because asking loads modules."""
+    commands = [("iptables", "ipv4"), ("ip6tables", "ipv6")] if by_nft else []
     for command, family, name in (("iptables", "ipv4", "ip_tables"), ("ip6tables", "ipv6", "ip6_tables")):
         if (files.read(proc.net(sources.proc, f"{name}_names")) or "").strip():
-            commands.append((f"{command}-legacy-save", family))
+            commands.append((f"{command}-legacy", family))
     found = []
     for command, family in commands:
         with suppress(MissingCommand):
-            found.append((family, _list(sources.host, [command])))
+            found.append((command, family, _list(sources.host, [f"{command}-save"])))
     return found
 
 

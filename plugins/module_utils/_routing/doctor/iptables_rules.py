@@ -11,29 +11,33 @@ import shlex
 from collections.abc import Iterable
 
 from ..model import MAX_U32
-from .firewall import ACCEPT, DROP, RETURN, UNKNOWN, Chain, FilterRule, MarkWrite, Test, Value
+from .firewall import ACCEPT, DNAT, DROP, RETURN, SNAT, UNKNOWN, UNTRACK, Chain, FilterRule, MarkWrite, Test, Value
 
 VERDICTS = {"ACCEPT": ACCEPT, "DROP": DROP, "REJECT": DROP, "RETURN": RETURN}
 # NF_IP_PRI_* of linux/netfilter_ipv4.h
 PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
+SOURCE_NAT_PRIORITY = 100
+COMMANDS = {"ipv4": "iptables", "ipv6": "ip6tables"}
 HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 FIELDS = {
     "-s": "src", "-d": "dst", "-i": "iif", "-o": "oif", "-p": "protocol", "--sport": "sport", "--dport": "dport",
     "--sports": "sport", "--dports": "dport", "--ctstate": "state", "--state": "state",
+    "--src-type": "src_type", "--dst-type": "dst_type", "--uid-owner": "uid", "--mark": "mark",
 }  # fmt: skip
-NAT = ("DNAT", "REDIRECT")
-# Options that go with a target and say nothing about the packet.
-OF_TARGETS = ("--reject-with", "--to-destination", "--to-ports", "--to-source", "--log-prefix", "--log-level")
+# SAME is gone from new kernels, FULLCONENAT comes with router distributions.
+SOURCE_NAT = ("MASQUERADE", "SNAT", "SAME", "FULLCONENAT")
+DESTINATION_NAT = ("DNAT", "REDIRECT")
 MARKS = ("--set-xmark", "--set-mark", "--and-mark", "--or-mark", "--xor-mark", "--restore-mark", "--save-mark")
 
 
-def parse(saved: str, family: str, leave_out: tuple[str, ...] = ()) -> dict[tuple[str, str], Chain]:
-    """The chains of ``iptables-save`` (family ipv4) or ``ip6tables-save`` (ipv6).
+def parse(saved: str, family: str, leave_out: tuple[str, ...] = (), command: str = "") -> dict[tuple[str, str], Chain]:
+    """The chains of ``iptables-save`` (family ipv4) or ``ip6tables-save`` (ipv6); ``command`` where it is another.
 
     Chains whose names begin with one of ``leave_out`` (ours) are left out; a jump to one of them leads nowhere.
     """
     chains: dict[tuple[str, str], Chain] = {}
     rules: dict[tuple[str, str], list[FilterRule]] = {}
+    command = command or COMMANDS[family]
     table = ""
     for line in saved.splitlines():
         if line.startswith("*"):
@@ -43,22 +47,35 @@ def parse(saved: str, family: str, leave_out: tuple[str, ...] = ()) -> dict[tupl
             if name.startswith(leave_out):
                 continue
             hook = name.lower() if name in HOOKS else ""
-            key = (_table(family, table), name)
-            verdict = VERDICTS.get(policy, ACCEPT)
-            chains[key] = Chain(key[0], name, family, hook, PRIORITIES.get(table, 0), verdict)
+            key = (f"{command} {table}", name)
+            chains[key] = Chain(
+                key[0],
+                name,
+                family,
+                hook,
+                _priority(table, hook),
+                VERDICTS.get(policy, ACCEPT),
+                type="nat" if table == "nat" else "route" if (table, hook) == ("mangle", "output") else "filter",
+            )
         elif line.startswith("-A "):
             words = shlex.split(line)
-            rules.setdefault((_table(family, table), words[1]), []).append(_rule(words[2:], line))
+            rules.setdefault((f"{command} {table}", words[1]), []).append(_rule(words[2:], line))
     return {key: Chain(**{**chain.__dict__, "rules": tuple(rules.get(key, ()))}) for key, chain in chains.items()}
 
 
-def _table(family: str, table: str) -> str:
-    return f"{'iptables' if family == 'ipv4' else 'ip6tables'} {table}"
+def tables(saved: str, family: str) -> set[str]:
+    """The tables that were printed, in the words of nft: ``ip nat``."""
+    return {f"{'ip' if family == 'ipv4' else 'ip6'} {line[1:]}" for line in saved.splitlines() if line.startswith("*")}
+
+
+def _priority(table: str, hook: str) -> int:
+    return SOURCE_NAT_PRIORITY if table == "nat" and hook in ("input", "postrouting") else PRIORITIES.get(table, 0)
 
 
 def _rule(words: list[str], line: str) -> FilterRule:
+    """iptables-save prints a rule's conditions first, then its target, then the options of that."""
     tests: list[Test] = []
-    target, back, negated = None, True, False
+    target, back, negated, match = None, True, False, ""
     options: dict[str, str] = {}
     index = 0
     while index < len(words):
@@ -70,11 +87,15 @@ def _rule(words: list[str], line: str) -> FilterRule:
             continue
         if word in ("-j", "-g"):
             target, back = argument, word == "-j"
-        elif word in MARKS or word in OF_TARGETS or word in ("--nfmask", "--ctmask", "--mask"):
+        elif target:
             options[word] = argument if takes_one else ""
+        elif word == "-m":
+            match = argument
+        elif word == "--mark" and match == "connmark":
+            tests.append(UNKNOWN)
         elif word in FIELDS:
             tests.append(_test(FIELDS[word], argument, negated))
-        elif word not in ("-m", "--comment"):
+        elif word != "--comment":
             tests.append(UNKNOWN)
         index += 2 if takes_one else 1
         negated = False
@@ -86,13 +107,28 @@ def _finished(
 ) -> FilterRule:
     verdict = VERDICTS.get(target or "")
     writes = tuple(_writes(target, options)) if target in ("MARK", "CONNMARK") else ()
-    called = None if verdict or writes else target
-    return FilterRule(tests, verdict, called, back, writes, target in NAT, line)
+    effect = _effect(target, line, options)
+    called = None if verdict or writes or effect else target
+    return FilterRule(tests, verdict, called, back, writes, effect, line)
+
+
+def _effect(target: str | None, line: str, options: dict[str, str]) -> str:
+    if target in SOURCE_NAT:
+        return SNAT
+    if target in DESTINATION_NAT:
+        return DNAT
+    if target == "NETMAP":  # rewrites what its hook rewrites
+        return DNAT if line.startswith(("-A PREROUTING", "-A OUTPUT")) else SNAT
+    return UNTRACK if target in ("NOTRACK", "SYNPROXY") or "--notrack" in options else ""
 
 
 def _test(field: str, argument: str, negated: bool) -> Test:
+    mask = None
+    if field == "mark":
+        argument, _slash, bits = argument.partition("/")
+        mask = _mask(bits)
     values = tuple(_value(field, part) for part in argument.split(","))
-    return UNKNOWN if None in values else Test(field, values, negated)
+    return UNKNOWN if None in values else Test(field, values, negated, mask)
 
 
 def _value(field: str, text: str) -> Value | None:
@@ -102,11 +138,14 @@ def _value(field: str, text: str) -> Value | None:
         if field in ("sport", "dport"):
             low, _colon, high = text.partition(":")
             return int(low or 0), int(high or low or 65535)
+        if field in ("mark", "uid"):
+            low, _dash, high = text.partition("-")
+            return int(low, 0), int(high or low, 0)
     except ValueError:
         return None
-    if text.endswith("+"):
-        return None
-    return "ipv6-icmp" if text == "icmpv6" else text.lower() if field == "state" else text
+    if field in ("iif", "oif") and text.endswith("+"):
+        return f"{text[:-1]}*"
+    return "ipv6-icmp" if text == "icmpv6" else text.lower() if field in ("state", "src_type", "dst_type") else text
 
 
 def _writes(target: str | None, options: dict[str, str]) -> Iterable[MarkWrite]:

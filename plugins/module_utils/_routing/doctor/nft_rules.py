@@ -13,12 +13,35 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..model import MAX_U32
-from .firewall import ACCEPT, DROP, RETURN, UNKNOWN, Chain, FilterRule, MarkWrite, Ruleset, Test, Value
+from .firewall import (
+    ACCEPT,
+    DNAT,
+    DROP,
+    RETURN,
+    SNAT,
+    UNKNOWN,
+    UNTRACK,
+    Chain,
+    FilterRule,
+    MarkWrite,
+    Ruleset,
+    Test,
+    Value,
+)
 
 FAMILIES = {"ip": "ipv4", "ip6": "ipv6", "inet": "inet"}
 VERDICTS = {"accept": ACCEPT, "drop": DROP, "reject": DROP, "return": RETURN, "queue": None}
-NAT = ("dnat", "redirect")
-# What iptables-nft keeps in nft: told by the names of its chains, and read through iptables-save instead.
+EFFECTS = {
+    "masquerade": SNAT, "snat": SNAT, "dnat": DNAT, "redirect": DNAT, "notrack": UNTRACK, "synproxy": UNTRACK,
+}  # fmt: skip
+# Addresses that a rule overwrites without NAT.
+OVERWRITES = {"saddr": SNAT, "daddr": DNAT}
+# Targets of iptables, which nft only names.
+TARGETS = {
+    "MASQUERADE": SNAT, "SNAT": SNAT, "DNAT": DNAT, "REDIRECT": DNAT, "CT": UNTRACK, "NOTRACK": UNTRACK,
+    "SYNPROXY": UNTRACK,
+}  # fmt: skip
+# What iptables-nft keeps in nft: told by the names of its chains, and read through iptables-save where it says them.
 IPTABLES = re.compile(r"PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING")
 # (protocol, field) of a payload, or ("meta", key), or ("ct", key) → the packet's field
 FIELDS = {
@@ -27,12 +50,15 @@ FIELDS = {
     ("tcp", "dport"): "dport", ("udp", "dport"): "dport", ("th", "dport"): "dport",
     ("ip", "protocol"): "protocol", ("ip6", "nexthdr"): "protocol", ("meta", "l4proto"): "protocol",
     ("meta", "iifname"): "iif", ("meta", "iif"): "iif", ("meta", "oifname"): "oif", ("meta", "oif"): "oif",
-    ("meta", "nfproto"): "family", ("meta", "mark"): "mark", ("ct", "state"): "state",
+    ("meta", "nfproto"): "family", ("meta", "mark"): "mark", ("ct", "state"): "state", ("meta", "skuid"): "uid",
 }  # fmt: skip
 
 
-def parse(listing: Mapping[str, Any], leave_out: Iterable[str] = ()) -> Ruleset:
-    """All chains but those of iptables, and of the tables named in ``leave_out`` (ours)."""
+def parse(listing: Mapping[str, Any], leave_out: Iterable[str] = (), saved: Iterable[str] = ()) -> Ruleset:
+    """All chains but those of the tables named in ``leave_out`` (ours), and of iptables in the tables ``saved``.
+
+    Those (``ip nat``) are read from iptables-save.
+    """
     items = listing.get("nftables", [])
     sets = {
         (_table(one["set"]), one["set"]["name"]): one["set"].get("elem", [])
@@ -42,7 +68,7 @@ def parse(listing: Mapping[str, Any], leave_out: Iterable[str] = ()) -> Ruleset:
     chains = {}
     for one in (item["chain"] for item in items if "chain" in item):
         known = one["family"] in FAMILIES and one["table"] not in leave_out
-        if known and not IPTABLES.fullmatch(one["name"]):
+        if known and not (_table(one) in saved and IPTABLES.fullmatch(one["name"])):
             rules = [item["rule"] for item in items if "rule" in item and _is_in(item["rule"], one)]
             chains[_table(one), one["name"]] = Chain(
                 table=_table(one),
@@ -51,6 +77,7 @@ def parse(listing: Mapping[str, Any], leave_out: Iterable[str] = ()) -> Ruleset:
                 hook=one.get("hook", ""),
                 priority=one.get("prio", 0),
                 policy=one.get("policy", ACCEPT),
+                type=one.get("type", "filter"),
                 rules=tuple(part for rule in rules for part in _rules(rule, sets)),
             )
     return Ruleset(chains)
@@ -58,8 +85,8 @@ def parse(listing: Mapping[str, Any], leave_out: Iterable[str] = ()) -> Ruleset:
 
 def uses_iptables(listing: Mapping[str, Any]) -> bool:
     """Whether some of the chains are those of iptables-nft."""
-    chains = [item["chain"]["name"] for item in listing.get("nftables", []) if "chain" in item]
-    return any(IPTABLES.fullmatch(name) for name in chains)
+    chains = [item["chain"] for item in listing.get("nftables", []) if "chain" in item]
+    return any(one["family"] in ("ip", "ip6") and IPTABLES.fullmatch(one["name"]) for one in chains)
 
 
 def hooks(listing: Mapping[str, Any], tables: Iterable[str]) -> set[str]:
@@ -80,7 +107,7 @@ def _rules(rule: Mapping[str, Any], sets: Mapping) -> Iterable[FilterRule]:
     """One rule; a verdict map gives one for each of its elements."""
     tests: list[Test] = []
     writes: list[MarkWrite] = []
-    translates = False
+    effect = ""
     text = _text(rule["expr"])
     for statement in rule["expr"]:
         ((name, body),) = statement.items()
@@ -88,17 +115,35 @@ def _rules(rule: Mapping[str, Any], sets: Mapping) -> Iterable[FilterRule]:
             tests += [*_implied(body["left"]), _test(body, _table(rule), sets)]
         elif name == "mangle":
             writes += _writes(body)
+            effect = effect or _overwrites(body)
+        elif name == "xt" and isinstance(body, dict) and body.get("type") == "target":
+            effect = TARGETS.get(body.get("name", ""), "")
         elif name == "vmap":
             yield from _mapped(body, tests, _table(rule), sets, text)
-        elif name in NAT:
-            translates = True
+        elif name in EFFECTS:
+            effect = EFFECTS[name]
+            tests += _of_translation(body)
         elif name in ("limit", "xt", "quota", "connlimit") or (name == "set" and "op" not in body):
             tests.append(UNKNOWN)
         elif name in VERDICTS or name in ("jump", "goto"):
             yield _decided(statement, tests, writes, text)
             return
-    if writes or translates:
-        yield FilterRule(tuple(tests), writes=tuple(writes), translates=translates, text=text)
+    if writes or effect:
+        yield FilterRule(tuple(tests), writes=tuple(writes), effect=effect, text=text)
+
+
+def _of_translation(body: Any) -> Iterable[Test]:
+    """``snat ip to`` is asked of IPv4 alone; and where a map says the address, one that is not in it stays as it is."""
+    body = body if isinstance(body, dict) else {}
+    if body.get("family") in FAMILIES:
+        yield Test("family", (FAMILIES[body["family"]],))
+    if isinstance(body.get("addr"), dict):
+        yield UNKNOWN
+
+
+def _overwrites(body: Mapping[str, Any]) -> str:
+    payload = body["key"].get("payload", {}) if isinstance(body["key"], dict) else {}
+    return OVERWRITES.get(payload.get("field", ""), "") if payload.get("protocol") in ("ip", "ip6") else ""
 
 
 def _decided(statement: Mapping[str, Any], tests: list[Test], writes: list[MarkWrite], text: str) -> FilterRule:
@@ -127,27 +172,31 @@ def _implied(left: Any) -> list[Test]:
 
 
 def _test(match: Mapping[str, Any], table: str, sets: Mapping) -> Test:
-    field, masked = _field(match["left"])
+    field, mask = _field(match["left"])
     right = match["right"]
     if isinstance(right, str) and right.startswith("@"):
         right = {"set": sets[table, right[1:]]} if (table, right[1:]) in sets else None
-    if field is None or masked or right is None or match["op"] not in ("==", "in", "!="):
+    if field is None or right is None or match["op"] not in ("==", "in", "!="):
         return UNKNOWN
     values = tuple(_value(field, one) for one in _elements(right))
-    if None in values:
+    if None in values or (mask is not None and not all(isinstance(one, tuple) for one in values)):
         return UNKNOWN
-    return Test(field, values, match["op"] == "!=")
+    return Test(field, values, match["op"] == "!=", mask)
 
 
-def _field(left: Any) -> tuple[str | None, bool]:
+def _field(left: Any) -> tuple[str | None, int | None]:
+    """The packet's field, and the mask under which it is compared."""
     if not isinstance(left, dict):
-        return None, False
+        return None, None
     ((kind, body),) = left.items()
-    if kind == "&":
-        return None, True
+    if kind == "&" and isinstance(body[1], int):
+        field, _mask = _field(body[0])
+        return (field if field == "mark" else None), body[1]
     if kind == "payload":
-        return FIELDS.get((body.get("protocol"), body.get("field"))), False
-    return FIELDS.get((kind, body.get("key"))) if isinstance(body, dict) else None, False
+        return FIELDS.get((body.get("protocol"), body.get("field"))), None
+    if kind == "fib" and body.get("result") == "type" and body.get("flags") in (["saddr"], ["daddr"]):
+        return ("src_fib" if body["flags"] == ["saddr"] else "dst_type"), None
+    return (FIELDS.get((kind, body.get("key"))) if isinstance(body, dict) else None), None
 
 
 def _elements(right: Any) -> list[Any]:
@@ -167,7 +216,7 @@ def _value(field: str, value: Any) -> Value | None:
         return (ends[0], ends[1]) if ends and all(isinstance(end, int) for end in ends) else None
     if isinstance(value, int) and not isinstance(value, bool):
         return (value, value)
-    return value if isinstance(value, str) and not value.endswith("*") else None
+    return value if isinstance(value, str) else None
 
 
 def _network(value: Any) -> Value | None:

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from .. import files
 from .facts import Conntrack, Socket
@@ -80,11 +81,21 @@ def _statistics(proc: str, column: str) -> Iterator[int]:
         yield int(values.get(column, "0"), 16)
 
 
-def capabilities(proc: str, pid: int) -> int | None:
-    """The effective capabilities of a process (proc_pid_status(5)); None when there is no such process."""
+@dataclass(frozen=True)
+class Status:
+    """The effective account and capabilities of a process."""
+
+    uid: int
+    capabilities: int
+
+
+def status(proc: str, pid: int) -> Status | None:
+    """Of proc_pid_status(5); None when there is no such process."""
     try:
-        status = files.read(os.path.join(proc, str(pid), "status"))
+        text = files.read(os.path.join(proc, str(pid), "status"))
     except OSError:  # it ended while it was read
         return None
-    line = next((line for line in (status or "").splitlines() if line.startswith("CapEff:")), None)
-    return int(line.split()[1], 16) if line else None
+    lines = dict(line.partition(":")[::2] for line in (text or "").splitlines())
+    if "CapEff" not in lines:
+        return None
+    return Status(int(lines["Uid"].split()[1]), int(lines["CapEff"], 16))

@@ -19,6 +19,7 @@ from . import check_rules as rules
 from . import check_services as services
 from . import check_settings as settings
 from . import check_state as state
+from . import check_translation as translation
 from .facts import Facts
 from .finding import OK, Finding, skip, warn
 from .unread import NotRead
@@ -94,6 +95,7 @@ CHECKS = (
     Check("mark_shared", ANY, True, rules.mark_shared, "no rule of others goes by our bits of the mark"),
     Check("arp", PROXY, True, settings.arp, "this host answers ARP for its own addresses only"),
     Check("firewall", ANY, True, filters.firewall, "no packet filter drops the sample client"),
+    Check("source_nat", ANY, True, translation.source_nat, "no rule rewrites the clients' addresses"),
     Check("mark_clobbered", BACKEND, True, filters.mark_clobbered, "no packet filter overwrites our bits of the mark"),
     Check("conntrack", BACKEND, True, limits.conntrack, "the conntrack table has room"),
     Check("contested", ANY, False, services.contested, "nobody undoes what the keeper puts back"),

@@ -83,7 +83,9 @@ PROXY = Facts(
     own=frozenset({A}),
     backends=(Backend("ipv4", B, "eth0"),),
     replies=dict.fromkeys(TAKEN_IN, LOCAL),
-    forwarder=facts.Forwarder("f.json", None, (Socket("tcp", "0.0.0.0", 80),), (B,), 1, 1 << 13),
+    forwarder=facts.Forwarder(
+        "f.json", None, (Socket("tcp", "0.0.0.0", 80),), (B,), 1, 1 << 13, (Socket("tcp", B, 8080),), 998
+    ),
     sockets=(Socket("tcp", "0.0.0.0", 80),),
     **owned(LOCAL_DELIVERY),
     **COMMON,

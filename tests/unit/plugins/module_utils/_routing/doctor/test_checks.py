@@ -207,6 +207,36 @@ COMPLAINTS = [
         "drops replies of backend 198.18.0.21",
     ),
     (
+        filtered(PROXY, "-A POSTROUTING -o eth0 -j MASQUERADE", table="nat"),
+        "fail",
+        "source_nat",
+        "iptables nat POSTROUTING rewrites the source address of what the forwarder sends to 198.18.0.21. Those",
+    ),
+    (
+        filtered(
+            PROXY,
+            "-A POSTROUTING -p udp -m set --match-set x dst -j SNAT --to-source 192.0.2.1",
+            table="nat",
+            applied=False,
+            forwarder=None,
+        ),
+        "warn",
+        "source_nat",
+        "may rewrite",
+    ),
+    (
+        filtered(PROXY, "-A INPUT -p tcp -m tcp --dport 80 -j SNAT --to-source 192.0.2.1", table="nat"),
+        "fail",
+        "source_nat",
+        "clients' packets to tcp port 80 of this proxy",
+    ),
+    (
+        filtered(BACKEND, "-A INPUT -p tcp -m tcp --dport 8080 -j SNAT --to-source 192.0.2.1", table="nat", **SERVED),
+        "fail",
+        "source_nat",
+        "clients' packets to tcp port 8080 of this backend",
+    ),
+    (
         filtered(BACKEND, "-A OUTPUT -j MARK --set-xmark 0x1/0xffffffff", table="mangle"),
         "fail",
         "mark_clobbered",
@@ -375,6 +405,21 @@ FINE = [
     ),
     ("firewall", filtered(BACKEND, policy="DROP")),
     ("firewall", filtered(BACKEND, "-A INPUT -p tcp --dport 8080 -j ACCEPT", policy="DROP", **SERVED, **GIVEN)),
+    *(
+        ("source_nat", filtered(PROXY, f"-A POSTROUTING {rule}", table="nat"))
+        for rule in (
+            "-s 10.8.0.0/24 -o eth0 -j MASQUERADE",
+            "-o wg0 -j MASQUERADE",
+            "-d 10.0.0.0/8 -j MASQUERADE",
+            "-p udp -j MASQUERADE",
+            "-p tcp -m tcp --dport 25 -j MASQUERADE",
+            "-m addrtype --src-type LOCAL -j MASQUERADE",
+            "-m mark --mark 0x4000/0x4000 -j MASQUERADE",
+            "-m owner --uid-owner 33 -j MASQUERADE",
+        )
+    ),
+    ("source_nat", filtered(BACKEND, "-A POSTROUTING -o eth0 -j MASQUERADE", table="nat", **SERVED)),
+    ("source_nat", filtered(BACKEND, "-A PREROUTING -p tcp -j DNAT --to-destination 172.17.0.2", table="nat")),
     ("mark_clobbered", filtered(BACKEND, "-A OUTPUT -j MARK --set-xmark 0x100/0xff00", table="mangle")),
     ("mark_clobbered", filtered(BACKEND, "-A OUTPUT -s 192.0.2.1/32 -j MARK --set-mark 1", table="mangle")),
     ("src_valid_mark", cases.setting(PROXY, conf__all__src_valid_mark="1")),
@@ -438,7 +483,7 @@ def test_a_fact_that_could_not_be_read_makes_no_fault_up(whole, name):
 BLIND = [
     (replace(BACKEND, rules=None, routes=None), {"own_traffic", "taken"}),
     (replace(PROXY, rules=None, routes=None), {"own_traffic", "taken", "arp"}),
-    (replace(BACKEND, ruleset=None), {"firewall", "mark_clobbered", "containers"}),
+    (replace(BACKEND, ruleset=None), {"firewall", "source_nat", "mark_clobbered", "containers"}),
     (replace(BACKEND, redirected=None, conntrack=None, units=None), {"redirected", "conntrack", "keeper"}),
     (replace(BACKEND, missing={"python3-pyroute2": "x"}, applied=False), {"packages"}),
 ]

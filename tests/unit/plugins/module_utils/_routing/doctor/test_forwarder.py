@@ -43,12 +43,13 @@ def test_what_it_wants(read):
     found = read(json.dumps(CONFIG))
     assert found.listeners == (Socket("tcp", "0.0.0.0", 80),)
     assert found.backends == ("198.18.0.21",), "nobody listens on IPv6"
+    assert found.targets == (Socket("tcp", "198.18.0.21", 8080),)
     assert (found.error, found.pid) == (None, None)
 
 
 def test_what_runs(read):
     found = read(json.dumps(CONFIG), {"pid": os.getpid()})
-    assert (found.pid, found.capabilities is not None) == (os.getpid(), True)
+    assert (found.pid, found.capabilities is not None, found.uid) == (os.getpid(), True, os.geteuid())
     assert read(json.dumps(CONFIG), {"pid": 2**22 + 1}).pid is None
     assert read(json.dumps(CONFIG), ["?"]).pid is None
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import nft_rules
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import Packet
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import DNAT, SNAT, UNTRACK, Packet
 
 LISTING = json.loads(Path(__file__).with_name("ruleset.json").read_text(encoding="utf-8"))
 OURS = {"l4proxy_return_path"}
-RULESET = nft_rules.parse(LISTING, OURS)
+RULESET = nft_rules.parse(LISTING, OURS, {"ip filter"})
 PACKET = Packet("ipv4", "10.1.2.3", "198.18.0.21", "tcp", 40000, 22, "eth0")
 PACKET6 = replace(PACKET, family="ipv6", src="2001:db8::7", dst="2001:db8::21", dport=80)
 
@@ -52,7 +52,7 @@ def test_verdicts(packet, accepted, certain, by):
 
 
 def test_marks_that_are_written():
-    written = [write for _chain, rule, _sure in RULESET.reached("output", PACKET) for write in rule.writes]
+    written = [write for one in RULESET.reached("output", PACKET) for write in one.rule.writes]
     assert [(write.key, write.bits) for write in written] == [
         ("meta", 0xFFFFFFFF),
         ("meta", 0xFF),
@@ -63,7 +63,7 @@ def test_marks_that_are_written():
 
 def test_translations():
     found = list(RULESET.reached("prerouting", replace(PACKET, dport=80)))
-    assert [rule.translates for _chain, rule, _sure in found] == [True]
+    assert [one.rule.effect for one in found] == [DNAT]
     assert list(RULESET.reached("prerouting", replace(PACKET, dport=81))) == []
 
 
@@ -77,10 +77,10 @@ def test_what_is_left_out():
 
 # (a left side, a right side): each is a condition that may or may not hold
 NOT_UNDERSTOOD = [
-    ({"&": [{"meta": {"key": "mark"}}, 255]}, 1),
+    ({"&": [{"ct": {"key": "mark"}}, 255]}, 1),
     ({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, False),
     ({"meta": {"key": "skuid"}}, 0),
-    ({"meta": {"key": "iifname"}}, "eth*"),
+    ({"meta": {"key": "cgroup"}}, 7),
     ({"payload": {"base": "th", "offset": 64, "len": 128}}, 7),
     ({"payload": {"protocol": "ip", "field": "saddr"}}, "@elsewhere"),
 ]
@@ -94,3 +94,59 @@ def test_what_is_not_understood_is_never_certain(left, right):
     rule = {**place, "expr": [match, {"drop": None}]}
     verdict = nft_rules.parse({"nftables": [{"chain": chain}, {"rule": rule}]}).verdict("input", PACKET)
     assert (verdict.accepted, verdict.certain) == (True, False)
+
+
+def when(left, right, operator="==") -> dict:
+    return {"match": {"op": operator, "left": left, "right": right}}
+
+
+SOURCE_TYPE = {"fib": {"result": "type", "flags": ["saddr"]}}
+EFFECTS = [
+    ([{"masquerade": None}], True),
+    ([{"counter": {"packets": 0, "bytes": 0}}, {"masquerade": {"flags": "random"}}], True),
+    ([{"snat": {"family": "ip", "addr": "1.2.3.4"}}], True),
+    ([{"snat": {"family": "ip6", "addr": "2001:db8::1"}}], None),
+    ([{"snat": {"addr": {"map": {"key": {"payload": {"protocol": "ip", "field": "saddr"}}, "data": "@m"}}}}], False),
+    ([{"mangle": {"key": {"payload": {"protocol": "ip", "field": "saddr"}}, "value": "1.2.3.4"}}], True),
+    ([{"xt": {"type": "target", "name": "MASQUERADE"}}], True),
+    ([{"xt": {"type": "match", "name": "set"}}, {"xt": {"type": "target", "name": "SNAT"}}], False),
+    ([{"xt": {"type": "target", "name": "TEE"}}], None),
+    ([when({"&": [{"meta": {"key": "mark"}}, 16384]}, 0), {"masquerade": None}], True),
+    ([when({"meta": {"key": "mark"}}, 0, "!="), {"masquerade": None}], None),
+    ([when({"meta": {"key": "oifname"}}, "eth*"), {"masquerade": None}], True),
+    ([when({"meta": {"key": "oifname"}}, "wg*"), {"masquerade": None}], None),
+    ([when({"meta": {"key": "skuid"}}, 33), {"masquerade": None}], None),
+    ([when(SOURCE_TYPE, "local", "!="), {"masquerade": None}], True),
+    ([when(SOURCE_TYPE, "local"), {"masquerade": None}], None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("statements", "sure"), EFFECTS)
+def test_source_nat(statements, sure):
+    """``sure`` is None where the rule does not rewrite the packet."""
+    place = {"family": "inet", "table": "t", "chain": "c"}
+    chain = {**place, "name": "c", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
+    ruleset = nft_rules.parse({"nftables": [{"chain": chain}, {"rule": {**place, "expr": statements}}]})
+    packet = replace(PACKET, iif=None, oif="eth0", uid=998, src_fib="unicast")
+    found = [one.sure for one in ruleset.reached("postrouting", packet) if one.rule.effect == SNAT]
+    assert found == ([] if sure is None else [sure])
+
+
+@pytest.mark.parametrize("statement", [{"notrack": None}, {"synproxy": {"mss": 1460}}, {"synproxy": None}])
+def test_what_keeps_packets_from_conntrack(statement):
+    place = {"family": "ip", "table": "raw", "chain": "PREROUTING"}
+    chain = {**place, "name": "PREROUTING", "hook": "prerouting", "prio": -300, "policy": "accept"}
+    listing = {"nftables": [{"chain": chain}, {"rule": {**place, "expr": [statement]}}]}
+    found = [one.rule.effect for one in nft_rules.parse(listing).reached("prerouting", PACKET)]
+    assert found == [UNTRACK]
+    assert nft_rules.parse(listing, saved={"ip raw"}).chains == {}
+
+
+def test_a_chain_named_like_those_of_iptables_is_read_where_iptables_does_not_show_it():
+    place = {"family": "inet", "table": "nat", "chain": "POSTROUTING"}
+    chain = {**place, "name": "POSTROUTING", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
+    listing = {"nftables": [{"chain": chain}, {"rule": {**place, "expr": [{"masquerade": None}]}}]}
+    assert not nft_rules.uses_iptables(listing)
+    assert [one.rule.effect for one in nft_rules.parse(listing, saved={"ip nat"}).reached("postrouting", PACKET)] == [
+        SNAT
+    ]

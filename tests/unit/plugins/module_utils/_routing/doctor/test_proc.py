@@ -53,11 +53,11 @@ def test_conntrack(root):
 
 def test_capabilities(root):
     (root / "7").mkdir()
-    (root / "7" / "status").write_text("Name:\tx\nCapPrm:\t0\nCapEff:\t0000000000002000\n")
-    assert proc.capabilities(str(root), 7) == 1 << 13
-    assert proc.capabilities(str(root), 8) is None
+    (root / "7" / "status").write_text("Name:\tx\nCapPrm:\t0\nUid:\t0\t998\t998\t998\nCapEff:\t0000000000002000\n")
+    assert proc.status(str(root), 7) == proc.Status(998, 1 << 13)
+    assert proc.status(str(root), 8) is None
 
 
 def test_of_this_machine():
     assert proc.links()["lo"] in (True, False)
-    assert proc.capabilities("/proc", os.getpid()) is not None
+    assert proc.status("/proc", os.getpid()).uid == os.geteuid()

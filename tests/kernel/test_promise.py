@@ -1,0 +1,209 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What hides the client's address while everything works: the doctor names the rule, and its remedy helps."""
+
+from __future__ import annotations
+
+import re
+import socket
+
+import pytest
+
+from tests.kernel import doctor_lab, forwarder_lab
+from tests.kernel import routing_lab as rl
+
+PORT = 8090
+FAMILIES = pytest.mark.parametrize("family", rl.FAMILIES)
+OF = {"ipv4": "ip", "ipv6": "ip6"}
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory):
+    with doctor_lab.clinic("kpr", tmp_path_factory) as raised:
+        yield raised
+
+
+def server(host, family: str, port: int = PORT) -> socket.socket:
+    with host.inside():
+        listener = socket.socket(rl.AF[family], socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("::" if family == "ipv6" else "0.0.0.0", port))
+    listener.listen()
+    listener.settimeout(rl.PATIENCE)
+    return listener
+
+
+def seen(clinic, family: str) -> str:
+    """The address that a server on b sees when a forwards a client; what getpeername says there."""
+    with server(clinic.lab["b"], family) as listener:
+        target = getattr(clinic.lab["b"], family)
+        with rl.attempt(clinic.lab["a"], doctor_lab.CLIENTS[family], target, PORT):
+            connection, peer = listener.accept()
+            connection.close()
+    return peer[0]
+
+
+def shell(host, *commands: str) -> None:
+    for command in commands:
+        host.run(["sh", "-c", command])
+
+
+def nft(chain: str, *rules: str, family: str = "inet", base: str = "type nat hook postrouting priority srcnat") -> str:
+    """A table ``t`` with a chain ``post`` at the hook, and its rules; ``chain`` is what else is in the table."""
+    body = "\n".join(f"    {rule}" for rule in rules)
+    return f"nft -f - <<'N'\ntable {family} t {{\n{chain}\n  chain post {{\n    {base};\n{body}\n  }}\n}}\nN"
+
+
+INPUT_NAT = "type nat hook input priority 100"
+ZONE = "  chain zone {\n    oifname != lo counter masquerade\n  }\n"
+# How address translation is configured, by nft, both kinds of iptables, and the tools that write their rules:
+# (host, commands with FAMILY's ip, ip6, iptables, ip6tables and an OWN address of the host)
+HIDING = {
+    "nft, by interface": ("a", [nft("", 'oifname "eth0" masquerade', family="{ip}")]),
+    "nft inet, everything": ("a", [nft("", "masquerade random")]),
+    "nft, in a chain of a zone": ("a", [nft(ZONE, 'oifname "eth0" jump zone')]),
+    "nft, snat": ("a", [nft("", "oifname eth* snat to {own}", family="{ip}")]),
+    "nft, but for a network": ("a", [nft("", "{ip} saddr != {other} masquerade")]),
+    "nft, a chain with the name of iptables'": (
+        "a",
+        [nft("", "masquerade").replace("chain post", "chain POSTROUTING").replace("inet t", "inet nat")],
+    ),
+    "iptables, PostUp of a VPN": ("a", ["{iptables} -t nat -A POSTROUTING -o eth0 -j MASQUERADE"]),
+    "iptables, SNAT by port": (
+        "a",
+        [f"{{iptables}} -t nat -A POSTROUTING -p tcp --dport {PORT} -j SNAT --to-source {{own}}"],
+    ),
+    "iptables, in a chain of its own": (
+        "a",
+        [
+            "{iptables} -t nat -N post_public",
+            "{iptables} -t nat -A post_public ! -o lo -j MASQUERADE --random-fully",
+            "{iptables} -t nat -A POSTROUTING -o eth+ -g post_public",
+        ],
+    ),
+    "legacy iptables": ("a", ["{legacy} -t nat -A POSTROUTING -o eth0 -j MASQUERADE"]),
+    "input NAT of the backend": ("b", [nft("", f"tcp dport {PORT} snat to {{own}}", family="{ip}", base=INPUT_NAT)]),
+    "iptables, input NAT of the backend": (
+        "b",
+        [f"{{iptables}} -t nat -A INPUT -p tcp --dport {PORT} -j SNAT --to-source {{own}}"],
+    ),
+}
+OTHER = {"ipv4": "10.0.0.0/8", "ipv6": "fd00::/8"}
+# What is configured for others and leaves the clients alone.
+HARMLESS = {
+    "a VPN's network": ("a", [nft("", 'ip saddr 10.8.0.0/24 oifname "eth0" masquerade'), nft("", "masquerade").replace(
+        "masquerade", "ip6 saddr fd08::/64 masquerade").replace(" t ", " t2 ")]),
+    "another interface": ("a", [nft("", 'oifname "wg0" masquerade')]),
+    "the proxy's own packets": ("a", [nft("", "fib saddr type local masquerade", family="ip")]),
+    "the proxy's own packets, iptables": (
+        "a", ["{iptables} -t nat -A POSTROUTING -m addrtype --src-type LOCAL -j MASQUERADE"],
+    ),
+    "marked by Kubernetes": ("a", [
+        "{iptables} -t nat -N KUBE-POSTROUTING",
+        "{iptables} -t nat -A POSTROUTING -j KUBE-POSTROUTING",
+        "{iptables} -t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN",
+        "{iptables} -t nat -A KUBE-POSTROUTING -j MASQUERADE --random-fully",
+    ]),
+    "marked by Kubernetes, nft": ("a", [nft("", "meta mark & 0x4000 == 0 return", "masquerade")]),
+    "containers of Docker": ("a", ["iptables -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"]),
+    "exempt by account": ("a", [nft("", "meta skuid 0 accept", "masquerade")]),
+    "exempt by address": ("a", [nft("", "{ip} daddr {b} accept", 'oifname "eth0" masquerade', family="{ip}")]),
+    "the backend's own way out": ("b", [nft("", 'oifname "eth0" masquerade')]),
+    "the backend's own way out, iptables": ("b", ["{iptables} -t nat -A POSTROUTING -o eth0 -j MASQUERADE"]),
+    "a port that is redirected on the backend": (
+        "b", [nft("", f"tcp dport 80 redirect to :{PORT}", base="type nat hook prerouting priority dstnat")],
+    ),
+}  # fmt: skip
+CLEAN = "nft delete table inet t; nft delete table inet t2; nft delete table inet nat; nft delete table {ip} t; "
+CLEAN += "nft delete table {ip} nat; {legacy} -t nat -F; {legacy} -t nat -X; true"
+
+
+@pytest.fixture
+def with_rules(clinic):
+    """Apply commands on a host for a family, and take all of that away again."""
+    cleanings = []
+
+    def apply(name: str, commands: list[str], family: str) -> None:
+        host = clinic.lab[name]
+        words = {
+            "ip": OF[family],
+            "iptables": f"{OF[family]}tables",
+            "legacy": f"{OF[family]}tables-legacy",
+            "own": getattr(host, family),
+            "other": OTHER[family],
+            "b": getattr(clinic.lab["b"], family),
+        }
+
+        def filled(text: str) -> str:
+            return re.sub(r"\{(\w+)\}", lambda found: words[found[1]], text)
+
+        cleanings.append((host, filled(CLEAN)))
+        shell(host, *map(filled, commands))
+
+    yield apply
+    for host, command in cleanings:
+        shell(host, command)
+
+
+@pytest.fixture(scope="module")
+def running(clinic):
+    """A forwarder on a; its backends are b's servers on PORT."""
+    service = forwarder_lab.service(clinic.lab, "web", 80, PORT, backends=("b",))
+    with forwarder_lab.Forwarder(clinic.lab, forwarder_lab.config(service)) as forwarder:
+        yield {"config": str(forwarder.config), "runtime": str(forwarder.directory / "forwarder.json")}
+
+
+def complaints(clinic, name: str, running: dict) -> list:
+    """Of the checks that are about addresses."""
+    options = running if name == "a" else {}
+    found = clinic.complaints(name, (("tcp", PORT),) if name == "b" else (), **options)
+    return [one for one in found if one.id == "source_nat"]
+
+
+@FAMILIES
+@pytest.mark.parametrize(("name", "commands"), HIDING.values(), ids=HIDING)
+def test_what_hides_the_clients_is_named_and_the_remedy_helps(clinic, running, with_rules, name, commands, family):
+    assert seen(clinic, family) == doctor_lab.CLIENTS[family]
+    with_rules(name, commands, family)
+    assert seen(clinic, family) == getattr(clinic.lab[name], family), "or the test shows nothing"
+    found = complaints(clinic, name, running)
+    assert {one.status for one in found} == {"fail"}
+    assert all("rewrites the source address of" in one.what for one in found)
+    # What the finding says to type, typed.
+    shell(clinic.lab[name], *(line for one in found for line in re.findall("`([^`]+)`", one.fix)))
+    assert seen(clinic, family) == doctor_lab.CLIENTS[family]
+    assert complaints(clinic, name, running) == []
+
+
+@FAMILIES
+@pytest.mark.parametrize(("name", "commands"), HARMLESS.values(), ids=HARMLESS)
+def test_what_leaves_the_clients_alone_is_not_named(clinic, running, with_rules, name, commands, family):
+    with_rules(name, commands, family)
+    assert seen(clinic, family) == doctor_lab.CLIENTS[family]
+    assert [one.line for one in complaints(clinic, name, running)] == []
+
+
+@FAMILIES
+def test_a_client_that_is_named_may_be_one_of_the_network(clinic, running, with_rules, family):
+    network = {"ipv4": "198.18.1.0/24", "ipv6": "2001:db8:1::/64"}[family]
+    with_rules("a", [nft("", f"{OF[family]} saddr {network} masquerade")], family)
+    assert seen(clinic, family) == getattr(clinic.lab["a"], family)
+    assert [one.status for one in complaints(clinic, "a", running)] == ["fail"]
+
+
+def test_a_role_is_told_before_its_first_change(clinic, with_rules):
+    wanted = clinic.documents["a"]
+    with_rules("a", [nft("", "masquerade")], "ipv4")
+    found = [one for one in clinic.complaints("a", wanted=wanted) if one.id == "source_nat"]
+    assert {one.status for one in found} == {"fail"}
+    assert clinic.lab["b"].ipv4 in found[0].what
+
+
+def test_nft_may_take_a_spoofed_ipv6_source_for_a_local_one(clinic, running, with_rules):
+    """Its fib expression asks for the way back, which our rules of local delivery answer."""
+    with_rules("a", [nft("", "fib saddr type local masquerade")], "ipv6")
+    assert seen(clinic, "ipv6") == clinic.lab["a"].ipv6
+    assert seen(clinic, "ipv4") == doctor_lab.CLIENTS["ipv4"]
+    assert {(one.status, ":" in one.fix) for one in complaints(clinic, "a", running)} == {("warn", True)}
