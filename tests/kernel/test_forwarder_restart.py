@@ -46,8 +46,9 @@ class ServiceManager:
     PASS = (
         "import os, sys\n"
         "numbers = [int(one) for one in sys.argv[1].split(',') if one]\n"
-        "high = [os.dup2(number, 500 + place) for place, number in enumerate(numbers)]\n"
+        "high = [os.dup2(number, 5000 + place) for place, number in enumerate(numbers)]\n"
         "for place, number in enumerate(high): os.dup2(number, 3 + place)\n"
+        "os.closerange(3 + len(high), 5000 + len(high))\n"
         "os.environ['LISTEN_PID'] = str(os.getpid())\n"
         "os.execv(sys.argv[2], sys.argv[2:])\n"
     )
@@ -178,6 +179,30 @@ def test_a_worker_of_before_that_hangs_is_killed_at_the_next_ones_drain_timeout(
         fl.wait(lambda: not alive(workers), "they are killed", second.show)
         assert client.recv(1) == b""
         assert fl.get(lab, lab["a"].ipv4, WEB)
+
+
+def test_of_hundreds_of_listeners_none_is_lost(lab, manager):
+    """The service manager's queue is short: news of the service do not wait behind the descriptors."""
+    many = fl.service(lab, "many", "10000-10199", 8080)
+    forwarder = manager.start(lab, fl.config(many, workers=2)).serve()
+    manager.listen_until("READY")
+    assert len(manager.kept) < 800, "the control: READY came before the rest"
+    while len(manager.kept) < 800:
+        manager.listen_until("FDSTORE")
+    kill([forwarder.process.pid])
+    forwarder.process.wait()
+    answers = []
+
+    def ask(number):
+        address = (lab["a"].ipv4, lab["a"].ipv6)[number % 2]
+        answers.append(fl.get(lab, address, 10000 + number))
+
+    waiting = threading.Thread(target=lambda: fl.in_threads(ask, 200))
+    waiting.start()
+    with manager.start(lab, fl.config(many, workers=2), directory=forwarder.directory) as second:
+        waiting.join(fl.PATIENCE)
+        assert len(answers) == 200
+        assert second.log("listeners found")[0]["listeners"][-1] == "… and 750 more"
 
 
 def test_a_stop_waits_for_the_workers_of_before(lab, manager, first, listener):

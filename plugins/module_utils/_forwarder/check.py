@@ -8,9 +8,10 @@ It imports everything the forwarder will, so it also tells whether the archive i
 
 from __future__ import annotations
 
+import resource
 import sys
 
-from . import config, supervisor, worker  # noqa: F401  # pylint: disable=unused-import
+from . import config, listeners, supervisor, worker  # noqa: F401  # pylint: disable=unused-import
 
 
 def run(path):
@@ -21,6 +22,11 @@ def run(path):
         loaded = config.load_file(path)
     except config.ConfigError as error:
         sys.stdout.write("".join(f"{line}\n" for line in error.errors))
+        return 1
+    # Not the soft limit: a shell's is much lower than the service's.
+    too_many = listeners.beyond_limit(loaded, listeners.slots_of(loaded), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    if too_many:
+        sys.stdout.write(f"{too_many}\n")
         return 1
     sys.stdout.write(f"ok: {path}: {summary(loaded)}\n")
     return 0

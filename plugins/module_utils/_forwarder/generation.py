@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass, field
 
 from .._version import VERSION
@@ -96,6 +97,9 @@ def load(path, number, archive, held, endpoints):
     except OSError as error:
         raise LoadError([f"{path}: cannot be read: {error.strerror}"]) from None
     slots = listeners.slots_of(loaded)
+    too_many = listeners.beyond_limit(loaded, slots, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    if too_many:
+        raise LoadError([too_many])
     bound, servers = {}, {}
     try:
         bound = listeners.bind_missing(loaded, slots, held)

@@ -22,6 +22,9 @@ from . import sockets, udp_sockets
 MOST_DEFAULT_SLOTS = 16  # workers when none are asked for; beyond it one core is rarely the bound
 
 
+SPARE_DESCRIPTORS = 256  # open files of the supervisor beside its listeners
+
+
 class ListenError(OSError):
     """An address cannot be listened on; the message names the service, the address and the reason."""
 
@@ -57,6 +60,17 @@ def wanted(config, slots, held=()):
             for slot in (*range(slots), *extra.get(address, ())):
                 found[name_of(service, listener, slot)] = (service, listener)
     return found
+
+
+def beyond_limit(config, slots, limit):
+    """Return a sentence where ``config`` needs more sockets than ``limit`` open files allow, else None."""
+    count = slots * sum(len(service.listen) for service in config.services)
+    if count + SPARE_DESCRIPTORS <= limit:
+        return None
+    return (
+        f"services: {count} listening sockets (one for each address, port and worker) are too many for {limit} open"
+        " files; raise LimitNOFILE= (forwarder_nofile), name fewer ports, or use fewer workers"
+    )
 
 
 def bind_missing(config, slots, held):

@@ -36,6 +36,10 @@ from .wheel import Wheel
 
 SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 STOP_GRACE = 2.0  # seconds for a worker to end at once
+NOT_KEPT = (
+    "the service manager keeps no more sockets over a restart; a restart or the end of the supervisor resets the"
+    " connections that wait in the others: name fewer ports or use fewer workers"
+)
 ABSENT = "this host does not have the address; the service is served there as soon as it has"
 REST = 0.05  # seconds after a defect: what the selector has reported and nobody has taken comes again at once
 ACCOUNT = 1.0  # seconds between two looks at what generations that still drain have open
@@ -59,7 +63,7 @@ class Supervisor:
         self.archive = runtime.running_archive()
         self.runtime_file = runtime.path()
         self.held = {}  # listeners by name
-        self.store = notify.Store()  # of listeners, at the service manager
+        self.notifier = notify.Notifier(self.selector)
         self.crew = Crew(self)
         self.orphans = orphans.Orphans(self.selector)
         self.serving = None
@@ -91,7 +95,7 @@ class Supervisor:
             self._adopt(left)
         elif kept:
             self.held = listeners.adopt(kept)
-            self.store = notify.Store(kept)
+            self.notifier.names = set(kept)
             self.log.event("listeners found", listeners=sorted(kept))
         if left is not None or kept:
             self.orphans = orphans.Orphans(self.selector, orphans.find())
@@ -105,6 +109,7 @@ class Supervisor:
         self.endpoints.close()
         if self.serving:
             runtime.remove(self.runtime_file)
+        self.notifier.finish()
         self.log.event("stopped")
         self.log.flush()
         return self._exit_code
@@ -156,8 +161,9 @@ class Supervisor:
                 self._contained(self._child_ended, pid, code)
         elif number == signal.SIGHUP:
             self.upgrade.wanted = True
-        elif number == signal.SIGUSR1 and self.held and self.store.names >= set(self.held):
+        elif number == signal.SIGUSR1 and self.held and self.notifier.names:
             self.leaving = True
+            self.notifier.finish()
             self.upgrade.cancel()
             self.log.event("leaving", processes=len(self.crew.children))
         elif not self.leaving:
@@ -168,8 +174,8 @@ class Supervisor:
         self.stopping += 1
         self.log.event("stopping", reason=why, now=self.stopping > 1, processes=len(self.crew.children))
         if self.stopping == 1:
-            notify.stopping()
-            self.store.keep({})
+            self.notifier.stopping()
+            self.notifier.keep({})
             self.upgrade.cancel()
             listeners.close_all(self.held)  # before the workers: what they find queued afterwards is all there will be
             self.crew.drain_all_but(None, self._drain_timeout())
@@ -208,7 +214,7 @@ class Supervisor:
             "reloads": self.reloads,
             "restarts": self.crew.restarts,
             "attempt": self.upgrade.attempt,
-            "stored": sorted(self.store.names),
+            "stored": sorted(self.notifier.names),
         }
         regions = [self.serving.region.fd, *(region.fd for region in self.draining.values())]
         lines = [child[key] for child in workers for key in ("channel", "estate") if child[key] is not None]
@@ -224,7 +230,7 @@ class Supervisor:
         self.log_level = left["log_level"]
         self.last_reload, self.reloads = left["last_reload"], left["reloads"]
         self.upgrade.attempt = left["attempt"]
-        self.store = notify.Store(left["stored"])
+        self.notifier.names = set(left["stored"])
         self.crew.restarts = left["restarts"]
         self.crew.adopt(left["children"])
         self.endpoints.adopt(left["endpoints"])
@@ -253,6 +259,7 @@ class Supervisor:
         if self.serving:
             self.reload_failed("; ".join(errors))
             self.crew.fill()  # replacements were planned, but an exec forgets the wheel
+            self._keep_listeners()  # what the program before this one had no time for
             return
         self.log.event("cannot start", level="error", errors=errors)
         sys.stderr.write("".join(f"l4proxy forward: {line}\n" for line in errors))
@@ -277,7 +284,7 @@ class Supervisor:
         self.crew.settled()
         self.crew.fill()  # the checker
         self._contained(listeners.settle, generation.config, generation.slots, self.held)
-        self._contained(self.store.keep, self.held)
+        self._contained(self._keep_listeners)
         self._contained(self.endpoints.settle, generation.config, generation.endpoints)
         self._contained(self.orders.settle, generation.config)
         generation.loaded_at = runtime.timestamp()
@@ -297,13 +304,19 @@ class Supervisor:
             self.log.event("listen address absent", level="warning", service=name, listen=where, reason=ABSENT)
         for error in generation.warnings:
             self.log.event("endpoint not opened", level="error", reason=error)
-        notify.ready(f"generation {generation.number} serves {len(generation.config.services)} service(s)")
+        self.notifier.ready(f"generation {generation.number} serves {len(generation.config.services)} service(s)")
+
+    def _keep_listeners(self):
+        """Have the service manager keep what we hold, and say it where it cannot keep everything."""
+        beyond = self.notifier.keep(self.held)
+        if beyond:
+            self.log.event("listeners not kept", level="warning", count=beyond, of=len(self.held), reason=NOT_KEPT)
 
     def reload_failed(self, error):
         """What served goes on serving; say why nothing changed."""
         self._record_reload(error)
         self.log.event("reload failed", level="error", reason=error, serving=self.serving.number)
-        notify.ready(f"generation {self.serving.number} serves; the last reload failed: {error}")
+        self.notifier.ready(f"generation {self.serving.number} serves; the last reload failed: {error}")
 
     def _record_reload(self, error):
         at = runtime.timestamp()
@@ -366,7 +379,7 @@ class Supervisor:
     def inherited(self):
         """Return the descriptors a forked child must close: all channels, servers and the selector, but no listener."""
         numbers = [self.selector.fileno(), *self._wakeup, *self.upgrade.descriptors(), *self.endpoints.descriptors()]
-        numbers += self.orphans.descriptors()
+        numbers += [*self.orphans.descriptors(), *self.notifier.descriptors()]
         if self.candidate:
             numbers += [sock.fileno() for sock in self.candidate.endpoints.values()]
         children_ = self.crew.children.values()

@@ -19,7 +19,7 @@ import selectors
 import signal
 import sys
 
-from . import children, handover, notify
+from . import children, handover
 from .log import places
 
 CHECK_TIMEOUT = 20.0  # seconds
@@ -95,7 +95,7 @@ class Upgrade:
         self.attempt += 1
         self._code, self._output = None, b""
         supervisor.log.event("reload", attempt=self.attempt)
-        notify.reloading()
+        supervisor.notifier.reloading()
         environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
         argv = check_command(self._command, len(sys.argv) - 1, supervisor.path)
         try:

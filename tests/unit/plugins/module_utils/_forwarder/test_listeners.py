@@ -99,3 +99,14 @@ def test_the_number_of_slots(monkeypatch):
     assert listeners.slots_of(Config(proxy_id=1, services=())) == 4
     monkeypatch.setattr(listeners.os, "sched_getaffinity", lambda _pid: set(range(200)))
     assert listeners.slots_of(Config(proxy_id=1, services=())) == listeners.MOST_DEFAULT_SLOTS
+
+
+@pytest.mark.parametrize(
+    ("ports", "slots", "limit", "refused"), [(1000, 2, 2256, False), (1000, 2, 2255, True), (1, 64, 320, False)]
+)
+def test_more_sockets_than_files_may_be_open_are_refused(ports, slots, limit, refused):
+    said = listeners.beyond_limit(config(*range(1, ports + 1)), slots, limit)
+    assert bool(said) == refused
+    assert not said or said.startswith(
+        "services: 2000 listening sockets (one for each address, port and worker) are too"
+    )

@@ -28,6 +28,7 @@ def checking(monkeypatch, tmp_path):
     monkeypatch.setattr(upgrade.children, "start_check", lambda *_arguments: (PID, output.fileno()))
     supervisor = SimpleNamespace(serving=True, candidate=None, path="forwarder.json", now=lambda: 0.0, inherited=list)
     supervisor.crew = SimpleNamespace(starting=lambda: False)
+    supervisor.notifier = SimpleNamespace(reloading=lambda: None)
     supervisor.log = SimpleNamespace(event=lambda *_names, **_fields: None)
     supervisor.selector = SimpleNamespace(register=lambda *_arguments: None)
     supervisor.wheel = SimpleNamespace(add=lambda *_arguments: None)
