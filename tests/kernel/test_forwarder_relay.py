@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import select
 import socket
 import threading
 import time
@@ -155,6 +156,46 @@ def test_a_slow_reader_makes_the_sender_wait_and_not_the_proxy_grow(lab, forward
     assert len(received) == sent + 3
     assert received.endswith(b"\xaaend")
     assert new_lines(1)[0]["bytes_to_client"] == sent + 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("upload", [True, False])
+@pytest.mark.parametrize(("before", "after"), [(3, 3), (2_000_000, 500_000)])
+def test_urgent_data_arrives_as_it_does_without_a_proxy(
+    lab, forwarder, listener, new_lines, family, before, after, upload, inline
+):
+    """In the stream where the receiver has SO_OOBINLINE, else beside it; and all of it before the end comes."""
+    client, server = fl.pair(lab, listener, RAW)
+    sender, receiver = (client, server) if upload else (server, client)
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
+    first, second = random.Random(5).randbytes(before), random.Random(6).randbytes(after)
+
+    def send():
+        sender.sendall(first)
+        sender.send(b"!", socket.MSG_OOB)
+        sender.sendall(second)
+
+    thread = threading.Thread(target=send)
+    with client, server:
+        thread.start()
+        assert exactly(receiver, before) == first
+        assert select.select([], [], [receiver], fl.PATIENCE)[2] == [receiver], "it is still urgent"
+        rest = b"!" * inline + second
+        assert exactly(receiver, len(rest)) == rest
+        thread.join()
+        sender.shutdown(socket.SHUT_WR)
+        assert receiver.recv(1) == b""
+    line = new_lines(1)[0]
+    sent = len(first + second) + 1
+    assert (line["bytes_to_backend"], line["bytes_to_client"]) == ((sent + 1, 0) if upload else (1, sent))
+
+
+def exactly(sock, count):
+    data = b""
+    while len(data) < count and (part := sock.recv(count - len(data))):
+        data += part
+    return data
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -99,10 +99,10 @@ class Poller:
         self._epoll.close()
 
 
-def events_now(number):
-    """Return the mask of what a descriptor is ready for at this moment, 0 for nothing (without URGENT and FIN)."""
+def events_now(number, wanted=READ | WRITE):
+    """Return the mask of what a descriptor is ready for at this moment of what is ``wanted``, 0 for nothing."""
     poll = select.poll()
-    poll.register(number, select.POLLIN | select.POLLOUT)  # poll(2) and epoll have the same bits
+    poll.register(number, wanted)  # poll(2) and epoll have the same bits
     return sum(mask for _number, mask in poll.poll(0))
 
 

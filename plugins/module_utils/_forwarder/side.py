@@ -17,16 +17,20 @@ When the FIN is known to be here already, a short read has brought all that was 
 Those bytes are sent with MSG_MORE: they wait for the shutdown that follows in the same turn and leave in one segment
 with it, which saves two packets of a short connection.
 
+Urgent data (MSG_OOB of send(2)) goes on as urgent data at the same place of the stream. Both sockets have SO_OOBINLINE,
+so the kernel leaves the byte in the stream; a read ends before it (at the *mark*), and SIOCATMARK tells that. A splice
+ends there as well: at the mark it returns 0 or EAGAIN for ever, which is no end of the stream.
+
 Backpressure: what a side has said and its peer has not taken (at most one buffer, or one pipe) waits, and while it
 waits the side is not read, so the kernel's windows close all the way to the sender.
 """
 
 from __future__ import annotations
 
-from socket import MSG_DONTWAIT, MSG_MORE
+from socket import MSG_DONTWAIT, MSG_MORE, MSG_OOB
 
 from . import sockets
-from .poller import ENDED, ERROR, FIN, READ, URGENT, WRITE
+from .poller import ENDED, ERROR, FIN, READ, URGENT, WRITE, events_now
 from .splice import splice
 
 BUFFER_SIZE = 65536  # bytes
@@ -43,12 +47,14 @@ _UNUSUAL = ENDED | URGENT
 _ROOM = WRITE | ERROR
 _NOT_ROOM = ~WRITE
 _AND_THAT_WAS_ALL = MSG_DONTWAIT | MSG_MORE
+_AS_URGENT = MSG_DONTWAIT | MSG_OOB
 
 
 class Side:
     """``pending`` or ``pipe`` hold what this side said and its peer has not taken; ``sent`` is what this side took."""
 
     __slots__ = (
+        "careful",
         "ended",
         "eof",
         "flags",
@@ -57,6 +63,7 @@ class Side:
         "number",
         "peer",
         "pending",
+        "pending_flags",
         "pipe",
         "plain",
         "readable",
@@ -76,10 +83,12 @@ class Side:
         self.reset = reset
         self.peer = None
         self.pending = None
+        self.pending_flags = MSG_DONTWAIT  # for sending what is pending
         self.pipe = None
         self.sent = 0
         self.flags = MSG_DONTWAIT  # for sending on what this side says
         self.full = 0  # full reads in a row
+        self.careful = False  # whether the next read may begin at the mark of urgent data
         self.readable = False  # whether there may be something that could not be read when it came
         self.ended = False
         self.thorough = False
@@ -94,6 +103,11 @@ class Side:
         elif self.peer is not None:  # else it is over, and had asked to be called again
             self._ready(mask)
 
+    def go_on(self, mask):
+        """The poller's callback in the turn after this one; an event of that turn may have been read already."""
+        self.plain, self.careful = False, True
+        self.ready(mask)
+
     def _ready(self, mask):
         peer = self.peer
         if mask & _UNUSUAL:
@@ -102,6 +116,7 @@ class Side:
                 self.flags = _AND_THAT_WAS_ALL
             if mask & _UNUSUAL != FIN:
                 self.thorough = True
+                self.careful = self.careful or bool(mask & URGENT)
         if self.ended:
             if mask & ERROR:
                 self.relay.handle(self.reset)
@@ -113,8 +128,8 @@ class Side:
                 self.readable = True
         if mask & _ROOM and (peer.pending is not None or peer.pipe is not None):
             peer.push()
-        if not mask & _UNUSUAL:
-            self.plain = self._is_plain(peer)
+        if not mask & _UNUSUAL and self._is_plain(peer):
+            self.plain, self.careful = True, False
 
     def _is_plain(self, peer):
         """Whether nothing is held on either way, no end is known, and the peer has all it has to be told."""
@@ -133,9 +148,10 @@ class Side:
         if not self.plain:
             if self.full >= FULL_READS and self.pipe is None:
                 self._take_pipe()
-            if self.pipe is not None:
-                self._pump_pipe()
+            if self.pipe is not None and self._pump_pipe():
                 return True
+            if self.careful:
+                return self._pump_carefully()
         peer = self.peer
         for _turn in _TURNS:
             try:
@@ -171,16 +187,19 @@ class Side:
                     return True
             else:
                 self.plain = False
+                self.careful = True
                 self.full += 1
                 if self.full >= FULL_READS:
                     break
-        self.relay.worker.selector.again(self.ready)
+                return self._pump_carefully()
+        self.relay.worker.selector.again(self.go_on)
         return True
 
-    def _hold(self, rest):
-        """Keep what the peer did not take, until it has room."""
+    def _hold(self, rest, flags=MSG_DONTWAIT):
+        """Keep what the peer did not take, until it has room; ``flags`` are for sending it then."""
         self.pending = memoryview(bytes(rest))
-        self.readable = True
+        self.pending_flags = flags
+        self.readable = self.careful = True
         self.plain = False
         self.peer.watch_room()
 
@@ -194,7 +213,7 @@ class Side:
             if peer.nagling:
                 peer.stop_nagling()
             try:
-                taken = peer.sock.send(self.pending, MSG_DONTWAIT)
+                taken = peer.sock.send(self.pending, self.pending_flags)
             except BlockingIOError:
                 return
             except OSError:
@@ -238,9 +257,11 @@ class Side:
         self.relay.worker.pipes.give_back(pipe)
 
     def _pump_pipe(self):
-        """As pump(), through the pipe, which is empty: EAGAIN is then about the socket, and an end is seen.
+        """As pump(), through the pipe, which is empty: EAGAIN is then about the socket.
 
         The pipe is kept until the side is drained; whether the next arrival is bulk again depends on how much this was.
+        Returns False when a read has to say what it is that came to an end: all there is, the stream, or what is before
+        the mark.
         """
         pipe = self.pipe
         moved = 0
@@ -251,20 +272,22 @@ class Side:
                 if 0 < moved < BUFFER_SIZE:
                     self.full = 0
                 self._return_pipe()
-                return
+                return not self.thorough
             except OSError:
                 self.relay.handle(self.reset)
-                return
+                return True
             if not pipe.held:
-                self._end()
-                return
+                self._return_pipe()
+                self.careful = True
+                return False
             moved += pipe.held
             if not self._drain():
                 self.readable = True
-                return
+                return True
             if moved >= BULK_IN_A_ROW:
                 break
-        self.relay.worker.selector.again(self.ready)
+        self.relay.worker.selector.again(self.go_on)
+        return True
 
     def _drain(self):
         """Empty the pipe into the peer; returns whether that was possible."""
@@ -281,6 +304,53 @@ class Side:
             pipe.held -= taken
             peer.sent += taken
         return True
+
+    # -- urgent data -----------------------------------------------------------------------------------------------
+
+    def _pump_carefully(self):
+        """As pump(), for a read that may begin at the mark: no event has announced it, or one of urgent data has.
+
+        Nothing is read where nothing is: an urgent byte that arrives in that moment would be taken for a plain one.
+        """
+        peer = self.peer
+        for _turn in _TURNS:
+            events = events_now(self.number, READ | URGENT)
+            if not events:
+                return False
+            try:
+                count, flags = self._read(urgent=events & URGENT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                self.relay.handle(self.reset)
+                return True
+            if not count:
+                self._end()
+                return True
+            if peer.nagling and peer.sent:
+                peer.stop_nagling()
+            try:
+                taken = peer.sock.send(_view[:count], flags)
+            except BlockingIOError:
+                taken = 0
+            except OSError:
+                self._peer_is_gone()
+                return True
+            peer.sent += taken
+            if taken < count:
+                self._hold(_view[taken:count], flags)
+                return True
+            self.full = self.full + 1 if count == BUFFER_SIZE else 0
+            if self.full >= FULL_READS:
+                break
+        self.relay.worker.selector.again(self.go_on)
+        return True
+
+    def _read(self, urgent=True):
+        """Return (bytes read, flags for sending them on); with urgent data here: up to the mark, or that byte alone."""
+        if urgent and sockets.at_mark(self.sock):
+            return self.sock.recv_into(_buffer, 1, MSG_DONTWAIT), _AS_URGENT
+        return self.sock.recv_into(_buffer, BUFFER_SIZE, MSG_DONTWAIT), MSG_DONTWAIT
 
     # -- ends ------------------------------------------------------------------------------------------------------
 
@@ -306,10 +376,10 @@ class Side:
         peer = self.peer
         try:
             while True:
-                count = self.sock.recv_into(_buffer, BUFFER_SIZE, MSG_DONTWAIT)
+                count, flags = self._read()
                 if not count:
                     return
-                taken = peer.sock.send(_view[:count], MSG_DONTWAIT)
+                taken = peer.sock.send(_view[:count], flags)
                 peer.sent += taken
                 if taken < count:
                     return

@@ -9,6 +9,7 @@ Standard library only and nothing else of this package: the handshake probe impo
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -20,6 +21,7 @@ IP_FREEBIND = 15  # of IPv6 sockets too
 IP_BIND_ADDRESS_NO_PORT = 24
 IP_LOCAL_PORT_RANGE = 51  # Linux 6.3; of IPv6 sockets too
 TCP_USER_TIMEOUT = 18  # milliseconds
+SIOCATMARK = 0x8905  # asm-generic/sockios.h
 
 # A peer that vanished without a word (power, a NAT that forgot) must not hold a session for ever: after ``keepalive``
 # seconds without data it is asked, and it is dead after PROBES unanswered ones at a sixth of that time each. With the
@@ -27,6 +29,8 @@ TCP_USER_TIMEOUT = 18  # milliseconds
 KEEPALIVE_PROBES = 6
 
 _NON_BLOCKING_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+URGENT_INLINE = (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+_NOT_AT_MARK = bytes(4)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 
 CAPABILITY_HINT = (
@@ -82,8 +86,12 @@ def allow_absent(sock):
 
 
 def tune_listener(listener, keepalive, user_timeout):
-    """Have the connections accepted from here on kept alive and given up after these seconds (0: not at all)."""
+    """Have the connections accepted from here on kept alive and given up after these seconds (0: not at all).
+
+    And have their urgent data stay in the stream (side.py).
+    """
     keep_alive(listener, keepalive)
+    listener.setsockopt(*URGENT_INLINE)
     listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, _milliseconds(user_timeout))
 
 
@@ -138,7 +146,7 @@ def upstream_options(user_timeout=0):
     after 1 s).
     """
     # The ACK that completes the handshake waits for the client's first bytes and travels with them.
-    options = [(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)]
+    options = [(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0), URGENT_INLINE]
     if user_timeout:
         options.append((socket.IPPROTO_TCP, TCP_USER_TIMEOUT, _milliseconds(user_timeout)))
     return tuple(options)
@@ -190,6 +198,11 @@ def explained(error):
     if error.errno == errno.EACCES:
         return CapabilityError(errno.EACCES, f"EACCES: {LOW_PORT_HINT}")
     return error
+
+
+def at_mark(sock):
+    """Whether the next byte to be read of a socket with URGENT_INLINE is urgent (sockatmark(3))."""
+    return fcntl.ioctl(sock, SIOCATMARK, _NOT_AT_MARK) != _NOT_AT_MARK
 
 
 def send_at_once(upstream):

@@ -12,7 +12,7 @@ import errno
 
 from . import proxy_protocol, sockets
 from .greeting import Greeting
-from .poller import ENDED, WRITE, events_now
+from .poller import ENDED, URGENT, WRITE, events_now
 from .session import TABLE, Action, Event, Session, State, compiled
 from .side import Side
 from .source import OWN
@@ -206,7 +206,8 @@ class Relay(Session):
         if mask != WRITE:
             upstream = self.upstream
             upstream.readable = True
-            upstream.thorough = bool(mask & ENDED)
+            upstream.thorough = bool(mask & (ENDED | URGENT))
+            upstream.careful = bool(mask & URGENT)
             number = sockets.connect_error(upstream.sock)
             if number:
                 self._attempt_failed(number, sockets.describe_errno(number))

@@ -14,6 +14,7 @@ import time
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import side as side_module
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.poller import Poller
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.side import BUFFER_SIZE, Side
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.splice import Pool
@@ -47,6 +48,7 @@ class Middle:
         one.peer, other.peer = other, one
         for each in self.sides.values():
             each.sock.setblocking(False)
+            each.sock.setsockopt(*sockets.URGENT_INLINE)
             self.selector.watch(each.number, each.ready)
         self.thread = threading.Thread(target=self.turn, daemon=True)
 
@@ -152,15 +154,59 @@ def test_both_ways_at_once_every_byte_arrives(pipes, total, sizes):
         assert middle.pipes.lent == 0
 
 
-@pytest.mark.parametrize("pipes", [0, 8])
-def test_what_comes_after_urgent_data_is_not_left_behind(pipes):
-    """A read stops at the urgent byte: a short one, that does not mean drained."""
-    middle = Middle(pipes)
-    middle.client.send(b"before")
-    middle.client.send(b"!", socket.MSG_OOB)
-    middle.client.send(b"after")
-    with middle:
-        assert exactly(middle.server, 11) == b"beforeafter"
+# How many bytes are sent at once; 0 is one urgent byte.
+TEST_URGENT = [
+    [0],
+    [3, 0],
+    [0, 3],
+    [3, 0, 3],
+    [BUFFER_SIZE, 0, BUFFER_SIZE],
+    [BUFFER_SIZE - 1, 0, 1],
+    [2 * BUFFER_SIZE, 0, 5],
+    [2_000_000, 0],
+    [2_000_000, 0, 500_000],
+]
+TEST_URGENT_IN_A_ROW = [[0, 0, 0], [3, 0, 0, 3, 0], [1_000_000, 0, 0, 10, 0, 1_000_000, 0]]
+
+
+def send_plan(sock, plan, pause):
+    """Send what a plan of TEST_URGENT says, and the end after each pause; returns (all bytes, those without urgent)."""
+    pieces = [random.Random(size).randbytes(size) or b"!" for size in plan]
+
+    def run():
+        for size, piece in zip(plan, pieces):
+            if size:
+                sock.sendall(piece)
+            else:
+                sock.send(piece, socket.MSG_OOB)
+            time.sleep(pause)
+        sock.shutdown(socket.SHUT_WR)
+
+    threading.Thread(target=run, daemon=True).start()
+    return b"".join(pieces), b"".join(piece for size, piece in zip(plan, pieces) if size)
+
+
+@pytest.mark.parametrize("pipes", [0, 1, 8])
+@pytest.mark.parametrize("sender", ["client", "server"])
+@pytest.mark.parametrize("pause", [0, 0.05])
+@pytest.mark.parametrize(
+    ("plan", "inline"),
+    [(plan, inline) for plan in TEST_URGENT for inline in (True, False)]
+    + [(plan, True) for plan in TEST_URGENT_IN_A_ROW],
+)
+def test_every_byte_arrives_and_urgent_ones_as_urgent(pipes, sender, pause, plan, inline):
+    """A receiver with SO_OOBINLINE reads them in the stream, another one finds them beside it."""
+    with Middle(pipes) as middle:
+        source, sink = (middle.client, middle.server) if sender == "client" else (middle.server, middle.client)
+        sink.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
+        whole, plain = send_plan(source, plan, pause)
+        wanted = whole if inline else plain
+        assert receive(sink) == (len(wanted), hashlib.sha256(wanted).digest())
+        source.close()
+        sink.close()
+        middle.thread.join(PATIENCE)
+        assert sorted(middle.events) == ["client eof", "server eof"]
+        assert middle.pipes.lent == 0
 
 
 @pytest.mark.parametrize("pipes", [0, 8])

@@ -46,6 +46,7 @@ def test_a_listener_and_what_is_accepted_from_it(address, family, seconds, said)
             accepted, peer = sockets.accept(listener._accept, family)
             assert peer[:2] == client.getsockname()[:2]
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
             assert keepalive(accepted)[: len(said)] == said
             assert accepted.getsockopt(socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT) == 2500
             with pytest.raises(BlockingIOError):
@@ -174,7 +175,10 @@ def test_the_kernel_chooses_within_the_range(address, family):
 def test_an_upstream_connect_is_begun_without_waiting(fake):
     made = sockets.begin_connect(socket.AF_INET, sockets.upstream_options(), None, TARGET)
     assert made.kind & socket.SOCK_NONBLOCK
-    assert made.options == {(socket.IPPROTO_TCP, socket.TCP_QUICKACK): 0}
+    assert made.options == {
+        (socket.IPPROTO_TCP, socket.TCP_QUICKACK): 0,
+        (socket.SOL_SOCKET, socket.SO_OOBINLINE): 1,
+    }
     assert made.calls == [("connect", TARGET)]
 
 
@@ -217,5 +221,5 @@ def test_it_imports_the_standard_library_only():
         tree = ast.parse(stream.read())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported <= {"__future__", "errno", "os", "socket", "struct"}
+    assert imported <= {"__future__", "errno", "fcntl", "os", "socket", "struct"}
     assert not any(node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
