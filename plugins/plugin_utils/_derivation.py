@@ -94,6 +94,11 @@ def unserved(fleet: Fleet, name: str) -> str:
     role, group = ("forwarder", "proxies") if name in fleet.proxies else ("return_path", "backends")
     if name not in [*fleet.proxies, *fleet.backends]:
         return f"{name} is neither in the group proxies nor in the group backends; add it to one of them"
+    if fleet.services_of_backend(name) and not fleet.proxies_of_backend(name):
+        return (
+            f"{name} is in the group backends, but the only proxy that would use it is {name} itself, which cannot be "
+            "its own backend; take it out of the group, or let another proxy serve one of its services"
+        )
     for ref in fleet.refs_by_address(name) if group == "backends" else ():
         return (
             f"{ref.path}: {ref.address} is an address of {name}, a host of the group {group}, but no service names "

@@ -9,6 +9,7 @@ Pure. The documents of both ends are written from this and from nothing else, so
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -21,6 +22,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
     HostAddress,
     Meeting,
     derived_id,
+    fact_addresses,
     host_from_variables,
     meet,
 )
@@ -175,8 +177,12 @@ class Fleet:
         return [ref for ref in refs if ip_address(ref.address) in own]
 
     def services_of_proxy(self, proxy: str) -> list[ServiceRef]:
-        """Return the services that ``proxy`` serves."""
-        return [one for one in self.services if one.proxies is None or proxy in one.proxies]
+        """Return the services that ``proxy`` serves, each without that host among the backends.
+
+        A host may be both: then it is a backend of the other proxies. What it sent to itself would never leave it.
+        """
+        served = [one for one in self.services if one.proxies is None or proxy in one.proxies]
+        return [replace(one, backends=tuple(ref for ref in one.backends if ref.host != proxy)) for one in served]
 
     def services_of_backend(self, backend: str) -> list[ServiceRef]:
         """Return the services that have ``backend`` as a server."""
@@ -189,7 +195,7 @@ class Fleet:
     def proxies_of_backend(self, backend: str) -> list[str]:
         """Return the proxies from which ``backend`` is reached, in inventory order."""
         services = self.services_of_backend(backend)
-        serving = {proxy for service in services for proxy in self.proxies_of_service(service)}
+        serving = {proxy for service in services for proxy in self.proxies_of_service(service)} - {backend}
         return [proxy for proxy in self.proxies if proxy in serving]
 
     def udp_ports(self, backend: str) -> dict[Port, set[str]]:
@@ -198,7 +204,7 @@ class Fleet:
         for service in self.services_of_backend(backend):
             for ref in service.backends:
                 if service.protocol == "udp" and ref.host == backend:
-                    found.setdefault(ref.port, set()).update(self.proxies_of_service(service))
+                    found.setdefault(ref.port, set()).update({*self.proxies_of_service(service)} - {backend})
         return found
 
     def backend_hosts_of_proxy(self, proxy: str) -> list[str]:
@@ -228,17 +234,39 @@ class Fleet:
         :raises DerivationError: an address is unknown, or a host of ours shares no subnet with the proxy.
         """
         given = ip_address(ref.address) if ref.address is not None else None
+        self._refuse_own(proxy, ref, [given] if given is not None else [])
         mine = self.host(proxy)
         other = self.seen_from(proxy, ref.host) if ref.host is not None else Host(ref.label)
         if given is not None:
             raise_all(self._not_reached_there(proxy, ref, other))
             other = other.only(given)
         raise_all(_unknown_address(end, self.name) for end in (mine, other) if not end.addresses)
-        found = {version: meet(mine, other, version) for version in VERSIONS}
+        # An address that both have (docker0 and its like) is no way from one to the other.
+        apart = other.without(self.own_addresses(proxy))
+        if not apart.addresses:
+            self._refuse_own(proxy, ref, [one.address for one in other.addresses])
+        found = {version: meet(mine, apart, version) for version in VERSIONS}
         meetings = {version: meeting for version, meeting in found.items() if meeting}
         if ref.host is not None and (not meetings or (given is not None and given.version not in meetings)):
             raise DerivationError([_no_shared_subnet(mine, other)])
         return meetings
+
+    def own_addresses(self, name: str) -> set[Address]:
+        """Return every address that a host is known to have: in facts, declared, or for its proxies."""
+        facts = fact_addresses(self._hostvars[name].get("ansible_facts") or {})
+        return {one.address for one in (*facts, *self.host(name).addresses)} | self._set_apart(name)
+
+    def _refuse_own(self, proxy: str, ref: BackendRef, addresses: Iterable[Address]) -> None:
+        """Refuse a backend that is the proxy itself: rules for its replies would take all that the proxy sends."""
+        own = self.own_addresses(proxy)
+        named = f" ({ref.host})" if ref.host is not None else ""
+        raise_all(
+            f"{ref.path}: {address}{named} is an address of proxy {proxy} itself, which cannot be its own backend; "
+            f"give the address of another host, or, where {proxy} is to be a backend of other proxies, its name: "
+            f"{{host: {proxy}, port: {ref.port}}}, which {proxy} itself leaves out"
+            for address in addresses
+            if address in own
+        )
 
     def _not_reached_there(self, proxy: str, ref: BackendRef, seen: Host) -> Iterable[str]:
         """Say why a given address of a backend cannot be right: proxies reach it at those it has for them."""
@@ -285,6 +313,7 @@ class Fleet:
         """Return the addresses at which ``proxy`` reaches one backend, by IP version."""
         if ref.host is None:
             address = ip_address(str(ref.address))
+            self._refuse_own(proxy, ref, [address])
             return {address.version: str(address)}
         return {version: str(one.backend.address) for version, one in self.meetings_of(proxy, ref).items()}
 

@@ -16,7 +16,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import FAMILY, SCHEMA
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._port_slices import source_ports
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import VARIABLE, ServiceRef
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import ServiceRef
 
 # Stands for an id that could not be derived while the rest of a config is checked all the same.
 NO_ID = 255
@@ -29,10 +29,13 @@ def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> d
     :returns: a config that ``_forwarder.config.load`` has accepted.
     :raises DerivationError: with every fault, each at its path in ``l4proxy_services``.
     """
-    errors: list[str] = []
     mine = fleet.services_of_proxy(proxy)
     if not mine or proxy not in fleet.proxies:
         raise DerivationError([unserved(fleet, proxy)])
+    errors = [_only_itself(proxy, service) for service in mine if not service.backends]
+    mine = [service for service in mine if service.backends]
+    if not mine:
+        raise DerivationError(errors)
     services = [
         {
             **service.options,
@@ -70,6 +73,18 @@ def _stand_in(number: int) -> dict[int, str]:
     return {4: str(IPv4Address("10.0.0.1") + number), 6: str(IPv6Address("2001:db8::1") + number)}
 
 
+def _only_itself(proxy: str, service: ServiceRef) -> str:
+    return (
+        f"{service.path}.backends: {proxy} is the only one, and a proxy cannot be its own backend; add another host, "
+        f"or name other proxies than {proxy} in {service.path}.proxies"
+    )
+
+
 def _user_path(message: str, services: list[ServiceRef]) -> str:
-    """Turn a path of the config (``services[0]…``) into the user's, who may have given other services to others."""
-    return re.sub(r"\bservices\[(\d+)\]", lambda found: f"{VARIABLE}[{services[int(found[1])].index}]", message)
+    """Turn a path of the config (``services[0]…``) into the user's, who may have given others to other proxies."""
+
+    def user(found: re.Match[str]) -> str:
+        service = services[int(found[1])]
+        return service.path if found[2] is None else service.backends[int(found[2])].path
+
+    return re.sub(r"\bservices\[(\d+)\](?:\.backends\[(\d+)\])?", user, message)

@@ -129,12 +129,24 @@ def about(fleet: Fleet, backend: str) -> dict[str, Any]:
     :returns: ``strategy``, ``reason``, ``notes`` (sentences).
     """
     choice = fleet.strategy(backend)
-    notes = []
+    notes = _left_out(fleet, backend)
     if choice.strategy == _strategy.ADDRESS:
-        notes = [
+        notes += [
             f"UDP port {port} of {backend} is reached through {', '.join(sorted(proxies))}: a server that listens on "
             "all addresses there has to answer from the address it was asked at; strategy mark does not need that"
             for port, proxies in sorted(fleet.udp_ports(backend).items(), key=str)
             if len(proxies) > 1
         ]
     return {"strategy": choice.strategy, "reason": choice.reason, "notes": notes}
+
+
+def _left_out(fleet: Fleet, backend: str) -> list[str]:
+    """Say where a host that is a proxy as well does not use itself."""
+    served = fleet.services_of_proxy(backend) if backend in fleet.proxies else []
+    shared = {service.index: service.name for service in fleet.services_of_backend(backend)}
+    return [
+        f"{backend} is a proxy of service {service.name} and one of its backends: it forwards to the others and leaves "
+        f"itself out; used by {', '.join(fleet.proxies_of_backend(backend))}"
+        for service in served
+        if service.index in shared
+    ]

@@ -111,3 +111,48 @@ def test_a_change_of_method_breaks_no_stream(lab, fleet):
         for method in ("socket_mark", "rules"):
             fleet.apply_proxies(method)
             assert sl.ask(live) == b"b"
+
+
+def with_second(facts: dict, address: str) -> dict:
+    return {**facts, "eth0": {**facts["eth0"], "ipv4_secondaries": [{"address": address, "prefix": "24"}]}}
+
+
+@pytest.mark.parametrize("strategy", ["mark", "address", "fwmark_accept"])
+@pytest.mark.parametrize("method", ["rules", "socket_mark"])
+def test_two_hosts_that_are_proxy_and_backend_at_once(lab, tmp_path, strategy, method):
+    """Each forwards to the other one; what they send for themselves goes on as before."""
+    both = ("b", "c")
+    protocols = ("tcp",) if strategy == "fwmark_accept" else ("tcp", "udp")
+    variables = {
+        name: {
+            "return_path_strategy": strategy,
+            "return_path_addresses": {other: [f"198.18.0.{number}", f"2001:db8::{number}"]},
+            "ansible_facts": with_second(sl.facts(lab[name]), f"198.18.0.{number + 10}"),
+        }
+        for name, other, number in (("b", "c", 121), ("c", "b", 122))
+    }
+    fleet = sl.Deployment(lab, tmp_path, [sl.service(one, *both) for one in protocols], variables, both, both)
+    before = [rl.listing(lab[name]) for name in both]
+    # A virtual address on each, by which a host could seem to meet itself.
+    for name, number in (("b", 131), ("c", 132)):
+        lab[name].run(["ip", "addr", "add", f"198.18.0.{number}/24", "dev", "eth0"])
+    try:
+        fleet.apply_backends()
+        fleet.apply_proxies(method)
+        for proxy, backend in (both, both[::-1]):
+            for family in rl.FAMILIES:
+                for protocol in protocols:
+                    assert fleet.exchange(proxy, backend, family, protocol) == backend.encode()
+            # A client of the host itself, what the host connects to, and what it asks of itself.
+            for host, client, server in (
+                ("client", "client", proxy),
+                (proxy, proxy, "client"),
+                (proxy, proxy, backend),
+            ):
+                assert outcomes(lab, host, client, server) == ESTABLISHED
+            assert outcomes(lab, proxy, proxy, proxy) == ESTABLISHED
+    finally:
+        fleet.remove()
+        for name, number in (("b", 131), ("c", 132)):
+            lab[name].run(["ip", "addr", "del", f"198.18.0.{number}/24", "dev", "eth0"])
+    assert [rl.listing(lab[name]) for name in both] == before

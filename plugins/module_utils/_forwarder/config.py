@@ -307,6 +307,6 @@ def _backend(part):
                 part.error(
                     key,
                     f"{address} is a loopback address: replies to a client's address never leave that host;"
-                    " give the backend's address on the network it shares with the proxy",
+                    " give the address of another host, on a network that it shares with the proxy",
                 )
     return backend

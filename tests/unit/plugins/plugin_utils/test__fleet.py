@@ -10,9 +10,10 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet, known_addresses
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._forwarder_config import forwarder_config
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import local_delivery
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._probe_targets import probe_targets
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import about, return_path
 
-from tests.unit.plugins.plugin_utils.fleet_data import NUMBERS, errors, facts, fleet
+from tests.unit.plugins.plugin_utils.fleet_data import NUMBERS, WEB, errors, facts, fleet, hostvars
 
 
 def test_a_host_outside_the_group_of_backends():
@@ -86,3 +87,86 @@ def test_the_address_of_a_host_of_ours_that_no_service_names():
         "l4proxy_services[0].backends[2]: 198.18.0.23 is an address of d, a host of the group backends, but no "
         "service names d, so its return path would never be set; write d:8080 in place of it"
     )
+
+
+VIRTUAL = {"ipv4_secondaries": [{"address": "198.18.0.100", "prefix": "32"}]}
+ON_LO = {"lo": {"device": "lo", "ipv6": [{"address": "2001:db8::100", "prefix": "128"}]}}
+OTHER_NET = {"docker0": {"device": "docker0", "ipv4": {"address": "172.17.0.1", "prefix": "16"}}}
+WITH_MORE = {"a": {"ansible_facts": {**facts(11, **VIRTUAL), **ON_LO, **OTHER_NET}}}
+# A backend, variables of hosts, and the address of proxy a that it comes to.
+ITSELF = [
+    ("198.18.0.11:8080", {}, "198.18.0.11"),
+    ("[2001:db8::11]:8080", {}, "2001:db8::11"),
+    ("198.18.0.100:8080", WITH_MORE, "198.18.0.100"),
+    ("[2001:db8::100]:8080", WITH_MORE, "2001:db8::100"),
+    ("172.17.0.1:8080", WITH_MORE, "172.17.0.1"),
+    ("198.18.0.11:8080", {"a": {"l4proxy_address": "198.18.0.100/24"}}, "198.18.0.11"),
+    ("198.18.0.100:8080", {"a": {"l4proxy_address": "198.18.0.100/24"}}, "198.18.0.100"),
+    ({"host": "c", "address": "198.18.0.11", "port": 8080}, {}, "198.18.0.11 (c)"),
+    ("c:8080", {"c": {"l4proxy_address": ["198.18.0.11", "2001:db8::11"]}}, "198.18.0.11 (c)"),
+    ("c:8080", {"c": {"ansible_facts": facts(11)}}, "198.18.0.11 (c)"),
+]
+
+
+@pytest.mark.parametrize(("backend", "variables", "address"), ITSELF)
+def test_a_backend_that_is_the_proxy_itself(backend, variables, address):
+    services = [{**WEB, "backends": ["b:8080", backend]}]
+    for derive, options in ((forwarder_config, ({},)), (local_delivery, ())):
+        found = errors(derive, fleet("a", services, hostvars(**variables)), "a", *options)
+        assert found[0].startswith(
+            f"l4proxy_services[0].backends[1]: {address} is an address of proxy a itself, which cannot be its own "
+            "backend; give the address of another host, or, "
+        )
+
+
+def test_an_address_that_both_have_is_no_way_between_them():
+    variables = hostvars(
+        a={"ansible_facts": {**facts(11), **OTHER_NET}}, b={"ansible_facts": {**facts(21), **OTHER_NET}}
+    )
+    assert local_delivery(fleet("a", variables=variables), "a") == local_delivery(fleet("a"), "a")
+
+
+def both(host, services=None, **changes):
+    """Two hosts that are proxies and backends at once, and a virtual address that one of them has."""
+    services = services or [{**WEB, "backends": ["a:8080", "a2:8080"]}]
+    names = {"proxies": ["a", "a2"], "backends": ["a", "a2"], "inventory": ["a", "a2"]}
+    return fleet(host, services, hostvars(**WITH_MORE), **{**names, **changes})
+
+
+def test_hosts_that_are_both_use_each_other_and_leave_themselves_out():
+    for host, other, number in (("a", "a2", 12), ("a2", "a", 11)):
+        seen = both(host)
+        (service,) = forwarder_config(seen, host, {})["services"]
+        assert [(one["name"], one["ipv4"]) for one in service["backends"]] == [(other, f"198.18.0.{number}")]
+        rules = local_delivery(seen, host)["rules"]
+        assert {(rule["src"], rule["iif"]) for rule in rules} == {
+            (f"198.18.0.{number}", "eth0"),
+            (f"2001:db8::{number}", "eth0"),
+        }
+        assert [mark["name"] for mark in return_path(seen, host)["marks"]] == [other]
+        assert {target["address"] for target in probe_targets(seen, host)} == {
+            f"198.18.0.{number}",
+            f"2001:db8::{number}",
+        }
+        assert about(seen, host)["notes"] == [
+            f"{host} is a proxy of service web and one of its backends: it forwards to the others and leaves itself "
+            f"out; used by {other}"
+        ]
+
+
+def test_the_path_of_a_fault_is_the_users_though_a_proxy_leaves_itself_out():
+    found = errors(forwarder_config, both("a", [{**WEB, "backends": ["a:8080", "a2:0"]}]), "a", {})
+    assert [one.split(":")[0] for one in found] == ["l4proxy_services[0].backends[1].port"]
+
+
+def test_a_proxy_that_would_have_itself_alone():
+    seen = both("a", [{**WEB, "backends": ["a:8080"]}])
+    assert errors(forwarder_config, seen, "a", {}) == [
+        "l4proxy_services[0].backends: a is the only one, and a proxy cannot be its own backend; add another host, or "
+        "name other proxies than a in l4proxy_services[0].proxies"
+    ]
+    seen = both("a", [{**WEB, "backends": ["a:8080", "a2:8080"], "proxies": ["a"]}])
+    assert errors(return_path, seen, "a") == [
+        "a is in the group backends, but the only proxy that would use it is a itself, which cannot be its own "
+        "backend; take it out of the group, or let another proxy serve one of its services"
+    ]
