@@ -18,7 +18,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "module_utils"))
 with atheris.instrument_imports():
-    from _forwarder import admin, endpoint, orders
+    from _forwarder import admin, orders, protocols
 from _forwarder.config import Backend, Config, Service
 
 CONFIG = Config(proxy_id=1, services=(Service("web", (), (Backend(name="b", ipv4="198.18.0.21", port=80),)),))
@@ -64,14 +64,15 @@ def ask(handle: object, data: bytes) -> tuple[Client, bytearray]:
     for piece in (data[: len(data) // 2], data[len(data) // 2 :]):
         if not client.closed:
             buffer += piece
-            handle(client, buffer)
+            while not client.closed and handle(client, buffer):
+                pass
     return client, buffer
 
 
 def one_input(data: bytes) -> None:
     """What the fuzzer calls; an exception is a finding."""
     supervisor = Supervisor()
-    client, rest = ask(endpoint.line_handler(admin.Admin(supervisor).answer), data)
+    client, rest = ask(protocols.line_handler(admin.Admin(supervisor).answer), data)
     replies = [json.loads(line) for line in client.written.splitlines()]
     if len(replies) != data.count(b"\n") or b"\n" in rest:
         raise RuntimeError(f"{data.count(10)} requests, {len(replies)} answers, {bytes(rest)!r} left")
@@ -80,7 +81,7 @@ def one_input(data: bytes) -> None:
             raise RuntimeError(f"{reply} is no answer")
     if not supervisor.orders.of("web", "b").keys() <= {"state", "weight"}:
         raise RuntimeError(f"{supervisor.orders.of('web', 'b')} is no order")
-    client, _rest = ask(endpoint.http_handler(lambda path: ("200 OK", "text/plain", path.encode("latin-1"))), data)
+    client, _rest = ask(protocols.http_handler(lambda path: ("200 OK", "text/plain", iter([path]))), data)
     if client.written and not client.written.startswith(b"HTTP/1.0 "):
         raise RuntimeError(f"{client.written!r} is no response")
 

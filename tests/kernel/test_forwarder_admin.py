@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import select
 import signal
 import socket
 import stat
@@ -100,30 +102,39 @@ def test_a_bad_request_gets_one_sentence(forwarder, request_line, sentence):
 
 
 def test_clients_that_stall_are_bounded_and_others_are_served(forwarder):
-    stalled = [raw_client(forwarder) for _client in range(endpoint.MOST_CLIENTS - 1)]
+    stalled = [raw_client(forwarder) for _client in range(endpoint.MOST_CLIENTS)]
     try:
         for sock in stalled:
             sock.sendall(b'{"op": "sta')  # and nothing more
-        assert forwarder.status()["generation"] == 1, "one place is left"
-        last = raw_client(forwarder)
-        fl.wait(lambda: len(descriptors(forwarder)) >= endpoint.MOST_CLIENTS, "it was accepted")
-        with last, raw_client(forwarder) as one_too_many:
-            assert one_too_many.recv(1) == b"", "it is turned away at once"
+        fl.wait(lambda: len(descriptors(forwarder)) >= endpoint.MOST_CLIENTS, "they were accepted")
+        for _question in range(3):
+            assert forwarder.status()["generation"] == 1, "the one that has waited longest makes room"
+        ended = sum(is_over(sock) for sock in stalled)
+        assert ended >= 1
+        assert is_over(stalled[0])
+        for sock in stalled[ended:]:
+            sock.sendall(b'tus"}\n')
+            assert json.loads(sock.makefile().readline())["ok"] is True
     finally:
         for sock in stalled:
             sock.close()
-    fl.wait(lambda: answers(forwarder), "their places are free again")
+
+
+def is_over(sock):
+    """Whether the other end has closed a connection on which nothing came."""
+    sock.setblocking(False)
+    try:
+        return sock.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+    finally:
+        sock.settimeout(fl.PATIENCE)
 
 
 def descriptors(forwarder):
     return list(Path(f"/proc/{forwarder.process.pid}/fd").iterdir())
-
-
-def answers(forwarder):
-    try:
-        return forwarder.status()
-    except (OSError, ValueError):
-        return None
 
 
 def test_a_client_that_does_not_read_is_not_read_from(forwarder):
@@ -380,6 +391,86 @@ def test_metrics_of_a_udp_service(lab, forwarder, echo, family):
     assert (sessions, first_answers) == (1, 1)
     assert sent >= 3000
     assert received >= 3000
+
+
+def many_services(lab, **options):
+    """1,000 services with three backends each, in both families: 14 MB of metrics."""
+    services = [fl.service(lab, f"s{number}", 20000 + number, 9) for number in range(1000)]
+    return fl.config(*services, **options)
+
+
+SILENT, DRIPPING, READING = b"", b"GET /metrics HTTP/1.0\r\n", b"GET /metrics HTTP/1.0\r\n\r\n"
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def many(lab, request):
+    """(forwarder with very many services, the address of its metrics)"""
+    address = {"ipv4": "127.0.0.1", "ipv6": "::1"}[request.param]
+    listen = f"[{address}]:9112" if ":" in address else f"{address}:9112"
+    with fl.Forwarder(lab, many_services(lab, metrics={"listen": listen})) as forwarder:
+        yield forwarder, address
+
+
+def scraper(lab, address, request_line, buffer=None):
+    """A connection to the metrics of ``many`` that has sent a request, or a part of one."""
+    with lab["a"].inside():
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    if buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    sock.settimeout(fl.PATIENCE)
+    sock.connect((address, 9112))
+    sock.sendall(request_line)
+    return sock
+
+
+def scrape(lab, address):
+    """The body of a whole scrape."""
+    with scraper(lab, address, READING) as sock:
+        head, _blank, body = fl.receive_all(sock).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 OK")
+    return body.decode()
+
+
+def test_metrics_of_a_thousand_services_are_whole(lab, many):
+    forwarder, address = many
+    lines = scrape(lab, address).splitlines()
+    assert sum(line.startswith("l4proxy_backend_weight{") for line in lines) == 3000
+    assert sum(line.startswith("l4proxy_connect_seconds_count{") for line in lines) == 6000
+    assert lines[-1].startswith('l4proxy_connect_seconds_count{service="s999",backend="d",family="ipv6"}')
+    assert len(forwarder.status()["services"]) == 1000
+    assert forwarder.reload().returncode == 0
+
+
+def test_slow_clients_of_the_metrics_keep_nobody_out_and_are_gone_in_time(lab, many):
+    """A byte now and then, sent or read, gives a client no more time than silence does."""
+    _forwarder, address = many
+    kinds = [kind for kind, _number in zip(itertools.cycle((SILENT, DRIPPING, READING)), range(endpoint.MOST_CLIENTS))]
+    slow = {scraper(lab, address, kind, buffer=4096): kind for kind in kinds}
+    began = time.monotonic()
+    try:
+        assert scrape(lab, address).endswith("\n"), "one of them has made room"
+        while there := [sock for sock in slow if not has_ended(sock)]:
+            assert time.monotonic() - began < endpoint.EXCHANGE + fl.PATIENCE, f"{len(there)} are still there"
+            for sock in there:
+                with contextlib.suppress(ConnectionError):  # it has just ended
+                    if slow[sock] == DRIPPING:
+                        sock.sendall(b"x")
+                    elif slow[sock] == READING:
+                        sock.recv(10)
+            time.sleep(0.5)
+        for sock in (sock for sock in slow if slow[sock] == READING):
+            with pytest.raises(ConnectionResetError):  # or it would look like a whole one
+                fl.receive_all(sock)
+    finally:
+        for sock in slow:
+            sock.close()
+
+
+def has_ended(sock):
+    """Whether the other end has closed or reset a connection, whatever is still to be read of it."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def test_metrics_that_cannot_be_served_fail_the_reload(lab, forwarder):

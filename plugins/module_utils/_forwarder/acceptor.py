@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
 from . import config, sockets, spoof
@@ -18,7 +17,6 @@ from .tcp import FACTS, Relay
 ACCEPTS_IN_A_ROW = 32  # a batch: then the sessions that are already there get their turn
 CLIENTS_KNOWN = 8192  # addresses a service remembers the family and the refusal of
 PAUSE = 0.2  # seconds without accepting after the kernel ran out of something, or while a service is full
-_OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Serving:
@@ -40,6 +38,8 @@ class Serving:
         self.guarded = self.trusted is not None or self.access is not None or self.gate is not None
         self.acceptors = []
         self.paused = False
+        self._ranges = any(backend.last_port for backend in service.backends)
+        self._targets = {}  # place of a listener in its range -> what targets() says
         self._known = {}  # client address -> what group_of() says
         self._known_for = None  # the own addresses it was said for
 
@@ -68,6 +68,16 @@ class Serving:
         if backends is None:
             return next(iter(self.groups.values())), hidden or spoof.FOREIGN_FAMILY, ()
         return backends, hidden, () if hidden else backends.at(address)
+
+    def targets(self, listener):
+        """Return where the backends of each family are for a client of a listener: (address, port) by index."""
+        place = listener.offset if self._ranges else None  # else it is the same for all listeners
+        if place not in self._targets:
+            self._targets[place] = {
+                family: tuple((one.address(family), one.port_of(listener)) for one in backends.backends)
+                for family, backends in self.groups.items()
+            }
+        return self._targets[place]
 
     def last_resort(self, backends, itself, client, tried, now):
         """Return (index, why the client is hidden) of a backend that the client is itself, when no other is left.
@@ -103,10 +113,7 @@ class Acceptor:
         self._family = sockets.family_of(listener.address)
         self._accept_one = sock._accept
         #: Where the backends of each family are, for a client of this listener: (address, port) by index.
-        self.targets = {
-            family: tuple((one.address(family), one.port_of(listener)) for one in backends.backends)
-            for family, backends in serving.groups.items()
-        }
+        self.targets = serving.targets(listener)
         #: Logs the values of tcp.FACTS.
         self.log = worker.log.kind("connection", FACTS, service=serving.service.name, listener=str(listener))
         self._listening = False
@@ -153,7 +160,7 @@ class Acceptor:
             except BlockingIOError:
                 return False
             except OSError as error:
-                if error.errno in _OUT_OF:
+                if error.errno in sockets.OUT_OF:
                     worker.pause_accepting(os.strerror(error.errno), PAUSE)
                     return False
                 continue  # this one connection went away before it was accepted (accept(2), "Error handling")

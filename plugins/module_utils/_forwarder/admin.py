@@ -14,14 +14,15 @@ An answer is {"ok": true, …} or {"ok": false, "error": one sentence}. What is 
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 from .config import MAX_WEIGHT
 from .log import LEVELS
 from .naming import means
-from .status import status
+from .protocols import at_once
+from .status import pieces, status
 from .validation import LONGEST_NAME
 
-TOO_LONG = b'{"ok": false, "error": "the request is longer than 16384 bytes"}\n'
 STATES = {"drain": "draining", "maintenance": "maintenance", "ready": None}
 SESSIONS_TIMEOUT = 2.0  # seconds the workers have to answer
 MOST_SESSIONS = 100  # of one worker in one answer
@@ -50,8 +51,8 @@ class Admin:
         self._supervisor = supervisor
         self._asked = {}  # questions to the workers under way, by number
         self._number = 0
+        self._writers = {"status": self._status, "sessions": self._sessions}  # they write the answer themselves
         self._ops = {
-            "status": self._status,
             "weight": self._weight,
             "log_level": self._log_level,
             **dict.fromkeys(STATES, self._state),
@@ -65,12 +66,12 @@ class Admin:
                 raise Refused("a request is a JSON object")
             if self._supervisor.serving is None or self._supervisor.serving.config is None:
                 raise Refused("no config is served yet")
-            op = request.get("op")
-            if op == "sessions":
-                self._sessions(client, request)
+            op = request.get("op") if isinstance(request.get("op"), str) else None
+            if op in self._writers:
+                self._writers[op](client, request)
                 return
-            if not isinstance(op, str) or op not in self._ops:
-                raise Refused(f"op is one of {', '.join(sorted([*self._ops, 'sessions']))}")
+            if op not in self._ops:
+                raise Refused(f"op is one of {', '.join(sorted([*self._ops, *self._writers]))}")
             reply = self._ops[op](request)
         except Refused as error:
             reply = {"ok": False, "error": str(error)}
@@ -78,8 +79,9 @@ class Admin:
             reply = {"ok": False, "error": "a request is one JSON object on one line"}
         _write(client, reply)
 
-    def _status(self, _request):
-        return {"ok": True, "status": status(self._supervisor)}
+    def _status(self, client, _request):
+        document = pieces(status(self._supervisor))
+        client.write(at_once(chain(['{"ok": true, "status": '], document, ["}\n"])))
 
     # -- what is said of backends ----------------------------------------------------------------------------------
 

@@ -347,8 +347,6 @@ def _asks(service):
 
 def _watches(config, region):
     """Yield a Watch for each target of the region, in its order."""
-    services = {service.name: service for service in config.services}
+    found = {(service.name, one.name): (service, one) for service in config.services for one in service.backends}
     for number, (name, backend_name, family) in enumerate(region.targets):
-        service = services[name]
-        (backend,) = (backend for backend in service.backends if backend.name == backend_name)
-        yield Watch(number, service, backend, family)
+        yield Watch(number, *found[name, backend_name], family)

@@ -88,16 +88,10 @@ class Listener:
     @property
     def wildcard(self):
         """Whether it accepts on every address of its family."""
-        return self.address in ("0.0.0.0", "::")
+        return self.address == config_checks.WILDCARD[self.family]
 
     def __str__(self):
         return f"[{self.address}]:{self.port}" if self.family == IPV6 else f"{self.address}:{self.port}"
-
-    def overlaps(self, other):
-        """Whether one connection could belong to both listeners."""
-        if self.port != other.port or self.family != other.family:
-            return False
-        return self.address == other.address or self.wildcard or other.wildcard
 
 
 @dataclass(frozen=True)
@@ -169,6 +163,7 @@ def load(data):
     config_checks.refuse_duplicate_names(parts, services)
     config_checks.refuse_overlapping_listeners(parts, services)
     config_checks.refuse_metrics_on_a_service(metrics, sections["metrics"], services)
+    config_checks.refuse_too_many(document, services)
     if errors:
         raise ConfigError(errors)
     return Config(proxy_id=proxy_id, services=tuple(services), drain_timeout=drain_timeout, **sections)

@@ -13,6 +13,10 @@ import ipaddress
 
 from .validation import IPV4, IPV6
 
+# Each is a socket in every worker, and some 2 kB of the status: as many as start within seconds on two cores.
+MOST_LISTENERS = 16384
+MOST_BACKENDS = 16384
+WILDCARD = {IPV4: "0.0.0.0", IPV6: "::"}
 _SPELLED = {IPV4: "IPv4", IPV6: "IPv6"}
 
 
@@ -35,18 +39,21 @@ def refuse_unusable(part, key, address, verb):
 
 def refuse_twin_backends(parts, backends):
     """Refuse two backends of one name, or of one address and port, in a service: weight says the same more clearly."""
-    for index, backend in enumerate(backends):
-        for other in range(index):
-            earlier = backends[other]
-            if backend.name is not None and backend.name == earlier.name:
-                parts[index].error("name", f'"{backend.name}" is already the name of backends[{other}] of this service')
-            for family in (IPV4, IPV6):
-                address = backend.address(family)
-                if address and (address, backend.port) == (earlier.address(family), earlier.port):
-                    parts[index].error(
-                        family,
-                        f"{address} port {backend.port} is already backends[{other}] of this service; use weight",
-                    )
+    names, places = {}, {}  # -> the first backend that has it
+    for index, (part, backend) in enumerate(zip(parts, backends)):
+        if backend.name is not None and names.setdefault(backend.name, index) != index:
+            part.error(
+                "name", f'"{backend.name}" is already the name of backends[{names[backend.name]}] of this service'
+            )
+        for family in (IPV4, IPV6):
+            address = backend.address(family)
+            if not address:
+                continue
+            first = places.setdefault((address, backend.port), index)
+            if first != index:
+                part.error(
+                    family, f"{address} port {backend.port} is already backends[{first}] of this service; use weight"
+                )
 
 
 def refuse_uneven_ranges(parts, service, entries):
@@ -65,9 +72,10 @@ def refuse_family_without_backend(parts, service, entries):
     """A client of one family is forwarded to that family, unless it may be hidden behind the proxy's own address."""
     if not service.backends or service.source_fallback == "own":
         return  # the former was said already
+    served = [family for family in (IPV4, IPV6) if service.backends_of(family)]
     for part, entry in zip(parts, entries):
         listener = entry[0]
-        if listener.address and not service.backends_of(listener.family):
+        if listener.address and listener.family not in served:
             part.error(
                 "address",
                 f"{listener.address} is {_SPELLED[listener.family]}, but no backend of service"
@@ -102,7 +110,7 @@ def refuse_metrics_on_a_service(part, metrics, services):
 
 def refuse_overlapping_listeners(parts, services):
     """Two listeners that could take the same connection are refused, within one service as well."""
-    placed = {}  # (protocol, family, port) -> [(place, listener)]
+    placed = {}  # (protocol, family, port) -> {address: (place, listener)}
     refused = set()
     for index, service in enumerate(services):
         number = -1
@@ -110,13 +118,29 @@ def refuse_overlapping_listeners(parts, services):
             number += listener.offset == 0
             if not (listener.address and listener.port):
                 continue  # refused already
-            others = placed.setdefault((service.protocol, listener.family, listener.port), [])
-            for place, other in others:
-                if listener.overlaps(other) and (place, index, number) not in refused:
+            there = placed.setdefault((service.protocol, listener.family, listener.port), {})
+            for place, other in _overlapping(listener, there):
+                if (place, index, number) not in refused:
                     refused.add((place, index, number))  # a range is refused once, not for each of its ports
                     parts[index].error(
                         f"listen[{number}]",
                         f"{listener} overlaps {other} of services[{place[0]}].listen[{place[1]}]"
                         " (same port; a wildcard covers every address of its family)",
                     )
-            others.append(((index, number), listener))
+            there.setdefault(listener.address, ((index, number), listener))
+
+
+def _overlapping(listener, there):
+    """Return what a listener overlaps of those on its port, {address: (place, listener)}."""
+    if listener.wildcard:
+        return list(there.values())
+    return [there[address] for address in (listener.address, WILDCARD[listener.family]) if address in there]
+
+
+def refuse_too_many(document, services):
+    """Refuse more than the forwarder was seen to start with."""
+    for key, most in (("listen", MOST_LISTENERS), ("backends", MOST_BACKENDS)):
+        count = sum(len(getattr(service, key)) for service in services)
+        if count > most:
+            what = "listen addresses (each port of a range is one)" if key == "listen" else "backends"
+            document.error("services", f"have {count} {what}; a forwarder takes {most} at most: use several proxies")

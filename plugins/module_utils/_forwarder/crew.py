@@ -20,6 +20,7 @@ from .channel import FAILED, LOST, READY
 from .children import CHECKER, DRAINING, SERVING, STARTING, WORKER
 
 START_TIMEOUT = 10.0  # seconds for a new worker to be ready
+START_PER_LISTENER = 0.005  # seconds on top; on a quiet machine it takes a worker 0.1 ms
 DRAIN_GRACE = 5.0  # seconds after drain_timeout until a worker that is still there is killed
 BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before a dead child is replaced, by deaths in a row
 STEADY = 10.0  # seconds a child must have lived for its death to be the first in a row
@@ -102,7 +103,8 @@ class Crew:
             numbers = {estate.fileno() for estate in estates}
             inherited = [number for number in inherited if number not in numbers]
             child = children.start_worker(generation, slot, *arguments, inherited, estates)
-            self._wheel.add(supervisor.now() + START_TIMEOUT, partial(self._start_overdue, child))
+            patience = START_TIMEOUT + START_PER_LISTENER * len(supervisor.held)
+            self._wheel.add(supervisor.now() + patience, partial(self._start_overdue, child, patience))
         else:
             child = children.start_checker(generation, *arguments, inherited)
         self.children[child.pid] = child
@@ -137,9 +139,9 @@ class Crew:
             self._supervisor.selector.unregister(child.channel)
             child.signal(signal.SIGKILL)  # it can only be ending; ended() does the rest
 
-    def _start_overdue(self, child):
+    def _start_overdue(self, child, patience):
         if child.state == STARTING and child.pid in self.children:
-            child.failure = f"it was not ready within {START_TIMEOUT:g} s"
+            child.failure = f"it was not ready within {patience:g} s"
             child.signal(signal.SIGKILL)
 
     # -- draining --------------------------------------------------------------------------------------------------

@@ -3,9 +3,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Small servers in the supervisor's own loop: the admin socket, and metrics over HTTP. Every client is bounded.
 
-At most MOST_CLIENTS at a time, LARGEST_REQUEST bytes of a request, LARGEST_OUTPUT of what a client has not read yet,
-and IDLE seconds without progress: whatever a client does, it costs the supervisor no more than that. While an answer
-waits for a client nothing is read from it.
+At most MOST_CLIENTS at a time, LARGEST_REQUEST bytes of a request, LARGEST_OUTPUT of answers that a client has not read
+yet, and EXCHANGE seconds for a request and its answer, however often a byte of them moves. When all places are taken,
+the client that has gone longest without an answer makes room for the next one, those that read one last. So whatever a
+client does, it costs the supervisor no more than that, and keeps nobody out. While an answer waits for a client nothing
+is read from it.
+
+A large answer is given as an iterator. It is made while the client reads it, between other work of the loop; at most
+MOST_STREAMS of them at a time. Over TCP an answer that is cut short ends with RST, so that nobody takes it for whole.
 """
 
 from __future__ import annotations
@@ -17,15 +22,24 @@ import os
 import selectors
 import socket
 
-from . import runtime, sockets
+from . import protocols, runtime, sockets
 
 MOST_CLIENTS = 32
 LARGEST_REQUEST = 16384  # bytes
-LARGEST_OUTPUT = 8 << 20  # bytes; metrics of 1,000 backends are about 2 MB
-IDLE = 30.0  # seconds
-CHUNK = 65536
+LARGEST_OUTPUT = 8 << 20  # bytes
+MOST_STREAMS = 4  # large answers under way; each keeps a status document, about 20 MB with 10,000 backends
+EXCHANGE = 10.0  # seconds for a request and its answer
+IDLE = 30.0  # seconds an admin client may be silent between two requests
+CHUNK = 65536  # bytes
+PIECES = 4  # pieces of a large answer that are sent before others have their turn
+PAUSE = 1.0  # seconds without accepting where there are no descriptors
 
 ADMIN, METRICS = "admin", "metrics"
+#: What makes a handler of a function that answers, and what a request gets that is too long.
+PROTOCOLS = {
+    ADMIN: (protocols.line_handler, protocols.LONG_LINE),
+    METRICS: (protocols.http_handler, protocols.http_error("400 Too Long")),
+}
 
 
 def wanted(config):
@@ -81,37 +95,62 @@ class Failure:
 
 
 class Client:
-    """One client of a server: what it has sent so far, and what it has not read yet."""
+    """One client of a server: what it has sent so far, and what it has not read yet.
+
+    ``since`` is when it came, or had its last answer.
+    """
 
     def __init__(self, server, sock):
         self._server = server
         self._sock = sock
         self._input = bytearray()
         self._output = bytearray()
+        self._stream = None  # the rest of a large answer
         self._interest = 0
+        self._again = False  # whether more requests may have come than were answered
         self._ending = False  # whether the connection ends when all output is out
         self._timer = None
+        self.since = server.now()
         self.closed = False
-        self._progress()
+        self._within(server.silence)
         self._want()
 
     def fileno(self):
         """Return the descriptor."""
         return self._sock.fileno()
 
+    @property
+    def answering(self):
+        """Whether an answer waits for it."""
+        return bool(self._output) or self._stream is not None
+
+    @property
+    def streams(self):
+        """Whether a large answer is under way."""
+        return self._stream is not None
+
     def write(self, data, last=False):
-        """Have ``data`` sent; with ``last`` the connection ends after it."""
+        """Have ``data``, bytes or an iterator of bytes, sent; with ``last`` the connection ends after it."""
         if self.closed:
             return
-        self._output += data
+        if isinstance(data, bytes):
+            self._output += data
+        else:
+            self._server.make_room_for_a_stream()
+            self._stream = data
         self._ending = self._ending or last
         self._flush()
 
     def ready(self):
         """The selector's callback."""
-        if self._output:
+        if self.answering:
             self._flush()
-            return
+        elif self._again:
+            self._serve()
+        else:
+            self._receive()
+
+    def _receive(self):
         try:
             data = self._sock.recv(CHUNK)
         except BlockingIOError:
@@ -121,33 +160,59 @@ class Client:
         if not data:
             self.close()
             return
-        self._progress()
+        if not self._input and self._server.lasting:
+            self._within(EXCHANGE)
         self._input += data
-        self._server.handle(self, self._input)
-        if not self.closed and len(self._input) > LARGEST_REQUEST:
+        self._serve()
+
+    def _serve(self):
+        """Have one request answered; the next one waits until this client has its turn again."""
+        self._again = self._server.handle(self, self._input)
+        if self.closed:
+            return
+        if not self._again and len(self._input) > LARGEST_REQUEST:
             self._server.refuse(self)
+            return
+        if self._again and not self.answering:
+            self._answered()
+        self._want()
+
+    def _answered(self):
+        """A request is done with, and the next one may have come already."""
+        self.since = self._server.now()
+        if self._server.lasting:
+            self._within(EXCHANGE if self._input else self._server.silence)
 
     def _flush(self):
-        if len(self._output) > LARGEST_OUTPUT:
-            self.close()
-            return
+        """Send what the client takes; of a large answer a few pieces."""
         try:
-            while self._output:
-                sent = self._sock.send(memoryview(self._output)[:CHUNK])
-                del self._output[:sent]
-                self._progress()
+            for _piece in range(PIECES):
+                while self._output:
+                    sent = self._sock.send(memoryview(self._output)[:CHUNK])
+                    del self._output[:sent]
+                if self._stream is None:
+                    break
+                piece = next(self._stream, None)
+                if piece is None:
+                    self._stream = None
+                else:
+                    self._output += piece
         except BlockingIOError:
-            pass
+            if len(self._output) > LARGEST_OUTPUT:
+                self.close()
+                return
         except OSError:
             self.close()
             return
-        if self._ending and not self._output:
-            self.close()
-            return
+        if not self.answering:
+            if self._ending:
+                self.close()
+                return
+            self._answered()
         self._want()
 
     def _want(self):
-        interest = selectors.EVENT_WRITE if self._output else selectors.EVENT_READ
+        interest = selectors.EVENT_WRITE if self.answering or self._again else selectors.EVENT_READ
         if interest == self._interest:
             return
         if self._interest:
@@ -156,45 +221,81 @@ class Client:
             self._server.selector.register(self._sock, interest, self.ready)
         self._interest = interest
 
-    def _progress(self):
-        wheel, now = self._server.wheel, self._server.now
+    def _within(self, seconds):
+        """Have the client closed unless this is called again in time."""
+        wheel = self._server.wheel
         if self._timer is not None:
             wheel.discard(self._timer, self.close)
-        self._timer = wheel.add(now() + IDLE, self.close)
+        self._timer = wheel.add(self._server.now() + seconds, self.close)
 
     def close(self):
-        """Be done with this client."""
+        """Be done with this client; the end of an answer that is cut short does not look like its own."""
         if self.closed:
             return
         self.closed = True
         self._server.wheel.discard(self._timer, self.close)
         if self._interest:
             self._server.selector.unregister(self._sock)
-        self._sock.close()
+        if self.answering:
+            self._stream = None
+            sockets.reset(self._sock)
+        else:
+            self._sock.close()
         self._server.clients.discard(self)
 
 
 class Server:
-    """One listening socket and its clients. ``handle(client, buffer)`` takes from the buffer what it can use."""
+    """One listening socket and its clients.
 
-    def __init__(self, loop, sock, handle, refusal):
+    ``handle(client, buffer)`` takes one request from the buffer and answers it; it returns whether it took one, so that
+    there may be more. ``lasting``: whether a connection carries several requests.
+    """
+
+    def __init__(self, loop, sock, handle, refusal, lasting=True):
         self.selector, self.wheel, self.now = loop.selector, loop.wheel, loop.now
         self.handle = handle
         self._refusal = refusal
+        self.lasting = lasting
+        self.silence = IDLE if lasting else EXCHANGE
         self.sock = sock
         self.clients = set()
-        self.selector.register(sock, selectors.EVENT_READ, self._accept)
+        self._accepting = False
+        self._accept_from_now_on()
+
+    def _accept_from_now_on(self):
+        if not self._accepting and self.sock.fileno() >= 0:
+            self._accepting = True
+            self.selector.register(self.sock, selectors.EVENT_READ, self._accept)
 
     def _accept(self):
         try:
             sock, _address = self.sock.accept()
-        except OSError:  # none is left, or no descriptor: the next turn tries again
-            return
+        except OSError as error:
+            if error.errno in sockets.OUT_OF:  # a client gives its descriptor back, or the next one waits
+                self._make_room(self.clients)
+                self._stop_accepting()
+                self.wheel.add(self.now() + PAUSE, self._accept_from_now_on)
+            return  # else it went away again
         if len(self.clients) >= MOST_CLIENTS:
-            sock.close()
-            return
+            self._make_room(self.clients)
         sock.setblocking(False)
         self.clients.add(Client(self, sock))
+
+    def _stop_accepting(self):
+        if self._accepting:
+            self._accepting = False
+            self.selector.unregister(self.sock)
+
+    def make_room_for_a_stream(self):
+        """A large answer is about to begin."""
+        streams = [client for client in self.clients if client.streams]
+        if len(streams) >= MOST_STREAMS:
+            self._make_room(streams)
+
+    def _make_room(self, clients):
+        """Close the one that has gone longest without an answer, and only if need be one that reads one."""
+        if clients:
+            min(clients, key=lambda client: (client.answering, client.since)).close()
 
     def refuse(self, client):
         """End a client whose request is too long."""
@@ -208,16 +309,16 @@ class Server:
         """Stop serving."""
         for client in list(self.clients):
             client.close()
-        self.selector.unregister(self.sock)
+        self._stop_accepting()
         self.sock.close()
 
 
 class Endpoints:
-    """The servers of the supervisor by the name of their socket; ``handlers`` is {kind: (handle, refusal)}."""
+    """The servers of the supervisor by the name of their socket; ``answers`` is {kind: what its protocol calls}."""
 
-    def __init__(self, loop, handlers):
+    def __init__(self, loop, answers):
         self._loop = loop
-        self._handlers = handlers
+        self._answers = answers
         self.servers = {}
 
     def bind_missing(self, config):
@@ -244,7 +345,9 @@ class Endpoints:
 
     def add(self, name, sock):
         """Serve on a socket."""
-        self.servers[name] = Server(self._loop, sock, *self._handlers[name.partition(":")[0]])
+        kind = name.partition(":")[0]
+        handler, refusal = PROTOCOLS[kind]
+        self.servers[name] = Server(self._loop, sock, handler(self._answers[kind]), refusal, lasting=kind == ADMIN)
 
     def adopt(self, numbers):
         """Serve on sockets inherited over exec: {name: descriptor}."""
@@ -269,45 +372,3 @@ class Endpoints:
             if name.startswith(f"{ADMIN}:"):
                 runtime.remove(name.partition(":")[2])
         self.servers.clear()
-
-
-def line_handler(answer):
-    """Return a handle(client, buffer) that calls ``answer(client, line)`` for each complete line."""
-
-    def handle(client, buffer):
-        while not client.closed:
-            line, newline, _rest = buffer.partition(b"\n")
-            if not newline:
-                return
-            del buffer[: len(line) + 1]
-            answer(client, bytes(line))
-
-    return handle
-
-
-def http_handler(answer):
-    """Return a handle(client, buffer) for HTTP/1.0: ``answer(path)`` gives (status, content type, body)."""
-
-    def handle(client, buffer):
-        if b"\r\n\r\n" not in buffer and b"\n\n" not in buffer:
-            return
-        parts = bytes(buffer).split(b"\r\n", 1)[0].split()
-        buffer.clear()
-        client.write(_response(parts, answer), last=True)
-
-    return handle
-
-
-def _response(parts, answer):
-    if len(parts) != 3 or not parts[2].startswith(b"HTTP/1."):
-        return http_error("400 Bad Request")
-    if parts[0] not in (b"GET", b"HEAD"):
-        return http_error("405 Method Not Allowed")
-    status, kind, body = answer(parts[1].partition(b"?")[0].decode("latin-1"))
-    head = f"HTTP/1.0 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return head.encode("ascii") + (b"" if parts[0] == b"HEAD" else body)
-
-
-def http_error(status):
-    """Return a whole response without a body."""
-    return f"HTTP/1.0 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode("ascii")

@@ -5,75 +5,83 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from .shared import FAILURES, LADDER, LATENCY_BOUNDS, REFUSED, STATES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+LINES = 500  # of a piece
 _BACKEND_STATES = (*STATES, "draining", "maintenance")
 
 
-class Exposition:
-    """Gathers samples of one metric after the other; a metric's samples must stay together."""
+def render(status):
+    """Return the metrics of a status document."""
+    return "".join(pieces(status))
 
-    def __init__(self):
-        self._lines = []
 
-    def metric(self, name, kind, text, samples):
-        """Add a metric: ``samples`` are (labels, value) or (suffix, labels, value)."""
-        name = f"l4proxy_{name}"
-        self._lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-        for *suffix, labels, value in samples:
-            spelled = ",".join(f'{key}="{_escape(label)}"' for key, label in labels.items())
-            self._lines.append(f"{name}{''.join(suffix)}{{{spelled}}} {value}" if spelled else f"{name} {value}")
+def pieces(status):
+    """Yield the metrics of a status document as text, some lines at a time."""
+    found = lines(status)
+    while some := list(islice(found, LINES)):
+        yield "\n".join(some) + "\n"
 
-    def text(self):
-        """Return the whole exposition."""
-        return "\n".join(self._lines) + "\n"
+
+def lines(status):
+    """Yield the lines of the metrics of a status document; the samples of a metric stay together."""
+    yield from _process(status)
+    services = [(_labels(service=service["name"]), service) for service in status["services"]]
+    yield from _services(services)
+    rows = [
+        (_labels(service=service["name"], backend=backend["name"]), backend)
+        for service in status["services"]
+        for backend in service["backends"]
+    ]
+    yield from _backends(rows)
+    targets = [
+        (f"{labels},{_labels(family=family)}", target)
+        for labels, backend in rows
+        for family, target in backend["families"].items()
+    ]
+    yield from _targets(targets)
+
+
+def _metric(name, kind, text, samples):
+    """Yield the lines of a metric: ``samples`` are (labels as text, value) or (suffix, labels as text, value)."""
+    name = f"l4proxy_{name}"
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} {kind}"
+    for *suffix, labels, value in samples:
+        yield f"{name}{suffix[0] if suffix else ''}{{{labels}}} {value}" if labels else f"{name} {value}"
+
+
+def _labels(**labels):
+    """Spell labels, for each of many samples once."""
+    return ",".join(f'{key}="{_escape(label)}"' for key, label in labels.items())
 
 
 def _escape(value):
     return str(value).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def render(status):
-    """Return the metrics of a status document."""
-    out = Exposition()
-    _process(out, status)
-    _services(out, status["services"])
-    rows = [
-        ({"service": service["name"], "backend": backend["name"]}, backend)
-        for service in status["services"]
-        for backend in service["backends"]
-    ]
-    _backends(out, rows)
-    targets = [
-        ({**labels, "family": family}, target)
-        for labels, backend in rows
-        for family, target in backend["families"].items()
-    ]
-    _targets(out, targets)
-    return out.text()
+def _process(status):
+    def one(name, kind, text, value, labels=""):
+        return _metric(name, kind, text, [(labels, value)])
 
-
-def _process(out, status):
-    out.metric("build_info", "gauge", "The version that serves.", [({"version": status["version"]}, 1)])
-    out.metric("generation", "gauge", "How many times a config was loaded.", [({}, status["generation"])])
-    reloads = [({"result": result}, count) for result, count in status["reloads"].items()]
-    out.metric("reloads_total", "counter", "Reloads by result.", reloads)
-    out.metric(
-        "last_reload_ok", "gauge", "Whether the last reload succeeded.", [({}, int(status["last_reload"]["ok"]))]
-    )
-    out.metric(
-        "restarts_total", "counter", "Workers and checkers that ended by themselves.", [({}, status["restarts"])]
-    )
+    yield from one("build_info", "gauge", "The version that serves.", 1, _labels(version=status["version"]))
+    yield from one("generation", "gauge", "How many times a config was loaded.", status["generation"])
+    reloads = [(_labels(result=result), count) for result, count in status["reloads"].items()]
+    yield from _metric("reloads_total", "counter", "Reloads by result.", reloads)
+    ok = int(status["last_reload"]["ok"])
+    yield from one("last_reload_ok", "gauge", "Whether the last reload succeeded.", ok)
+    yield from one("restarts_total", "counter", "Workers and checkers that ended by themselves.", status["restarts"])
     serving = [worker for worker in status["workers"] if worker["generation"] == status["generation"]]
-    workers = [({"slot": worker["slot"]}, int(worker["state"] == "serving")) for worker in serving]
-    out.metric("worker_up", "gauge", "Whether a worker slot is served by its own worker.", workers)
-    out.metric("checker_up", "gauge", "Whether the checker runs.", [({}, int(status["checker"] is not None))])
-    out.metric("draining_workers", "gauge", "Workers that end.", [({}, len(status["workers"]) - len(serving))])
-    out.metric(
-        "local_delivery_alarm", "gauge", "Whether no return path at all is whole.", [({}, len(status["alarms"]))]
-    )
+    workers = [(_labels(slot=worker["slot"]), int(worker["state"] == "serving")) for worker in serving]
+    yield from _metric("worker_up", "gauge", "Whether a worker slot is served by its own worker.", workers)
+    yield from one("checker_up", "gauge", "Whether the checker runs.", int(status["checker"] is not None))
+    yield from one("draining_workers", "gauge", "Workers that end.", len(status["workers"]) - len(serving))
+    alarms = len(status["alarms"])
+    yield from one("local_delivery_alarm", "gauge", "Whether no return path at all is whole.", alarms)
     for name, text in (
         ("accept_paused", "Times a worker stopped accepting for lack of resources."),
         ("defects", "Sessions ended by an internal error."),
@@ -81,33 +89,34 @@ def _process(out, status):
         ("datagrams_dropped", "UDP datagrams the kernel did not take."),
         ("datagrams_stray", "UDP datagrams to an upstream socket that belong to no session."),
     ):
-        out.metric(f"{name}_total", "counter", text, [({}, status["totals"][name])])
+        yield from one(f"{name}_total", "counter", text, status["totals"][name])
 
 
-def _services(out, services):
-    def each(field):
-        return [({"service": service["name"]}, service[field]) for service in services]
-
-    def by(prefix, key, names):
-        return [
-            ({"service": service["name"], key: name}, service[f"{prefix}_{name}"])
-            for service in services
-            for name in names
-        ]
-
-    out.metric("sessions", "gauge", "Sessions that are open.", each("sessions"))
-    out.metric("accepted_total", "counter", "Clients accepted.", each("connections"))
-    out.metric("refused_total", "counter", "Clients turned away, by cause.", by("refused", "cause", REFUSED))
-    out.metric("source_total", "counter", "Steps of the source ladder.", by("source", "step", LADDER))
+def _each(rows, field):
+    """Yield a sample of each row."""
+    return ((labels, row[field]) for labels, row in rows)
 
 
-def _backends(out, rows):
-    states = [
-        ({**labels, "state": state}, int(backend["state"] == state))
-        for labels, backend in rows
-        for state in _BACKEND_STATES
-    ]
-    out.metric("backend_state", "gauge", "The state of a backend: 1 for the one it is in.", states)
+def _by(rows, prefix, key, names):
+    """Yield a sample of each row and name, from the field PREFIX_NAME."""
+    more = [(f"{prefix}_{name}", _labels(**{key: name})) for name in names]
+    return ((f"{labels},{label}", row[field]) for labels, row in rows for field, label in more)
+
+
+def _services(rows):
+    yield from _metric("sessions", "gauge", "Sessions that are open.", _each(rows, "sessions"))
+    yield from _metric("accepted_total", "counter", "Clients accepted.", _each(rows, "connections"))
+    refused = _by(rows, "refused", "cause", REFUSED)
+    yield from _metric("refused_total", "counter", "Clients turned away, by cause.", refused)
+    yield from _metric("source_total", "counter", "Steps of the source ladder.", _by(rows, "source", "step", LADDER))
+
+
+def _backends(rows):
+    spelled = [(state, _labels(state=state)) for state in _BACKEND_STATES]
+    states = (
+        (f"{labels},{label}", int(backend["state"] == state)) for labels, backend in rows for state, label in spelled
+    )
+    yield from _metric("backend_state", "gauge", "The state of a backend: 1 for the one it is in.", states)
     for name, kind, text, field in (
         ("backend_weight", "gauge", "Its weight.", "weight"),
         ("backend_connections", "gauge", "Connections it has.", "active"),
@@ -115,32 +124,29 @@ def _backends(out, rows):
         ("backend_sent_bytes_total", "counter", "Bytes sent to it (ended connections).", "bytes_to_backend"),
         ("backend_received_bytes_total", "counter", "Bytes received from it (ended connections).", "bytes_to_client"),
     ):
-        out.metric(name, kind, text, [(labels, backend[field]) for labels, backend in rows])
-    failures = [
-        ({**labels, "cause": cause}, backend[f"failed_{cause}"]) for labels, backend in rows for cause in FAILURES
-    ]
-    out.metric("backend_failures_total", "counter", "Connects that failed, by cause.", failures)
+        yield from _metric(name, kind, text, _each(rows, field))
+    failures = _by(rows, "failed", "cause", FAILURES)
+    yield from _metric("backend_failures_total", "counter", "Connects that failed, by cause.", failures)
 
 
-def _targets(out, targets):
+def _targets(rows):
     answers = {"yes": 1, "not asked": -1}
-    for question, key in (("server", "server"), ("return_path", "return_path")):
-        samples = [(labels, answers.get(target[key], 0)) for labels, target in targets]
-        out.metric(f"health_{question}", "gauge", "A health question: 1 yes, 0 no, -1 not asked.", samples)
+    for question in ("server", "return_path"):
+        samples = ((labels, answers.get(target[question], 0)) for labels, target in rows)
+        yield from _metric(f"health_{question}", "gauge", "A health question: 1 yes, 0 no, -1 not asked.", samples)
     for question, field in (("server", "server_failures"), ("return_path", "path_failures")):
-        samples = [(labels, target[field]) for labels, target in targets]
-        out.metric(f"health_{question}_failures_total", "counter", "Answers that stayed away.", samples)
-    out.metric(
-        "health_checks_total", "counter", "Rounds of questions.", [(labels, one["checks"]) for labels, one in targets]
-    )
-    out.metric("connect_seconds", "histogram", "How long connects took.", list(_histogram(targets)))
+        name = f"health_{question}_failures_total"
+        yield from _metric(name, "counter", "Answers that stayed away.", _each(rows, field))
+    yield from _metric("health_checks_total", "counter", "Rounds of questions.", _each(rows, "checks"))
+    yield from _metric("connect_seconds", "histogram", "How long connects took.", _histogram(rows))
 
 
-def _histogram(targets):
-    for labels, target in targets:
+def _histogram(rows):
+    bounds = [_labels(le=f"{bound / 1e6:g}") for bound in LATENCY_BOUNDS] + [_labels(le="+Inf")]
+    for labels, target in rows:
         latency, count = target["latency"], 0
-        for bound, number in zip((*LATENCY_BOUNDS, None), latency["buckets"]):
+        for bound, number in zip(bounds, latency["buckets"]):
             count += number
-            yield "_bucket", {**labels, "le": "+Inf" if bound is None else f"{bound / 1e6:g}"}, count
+            yield "_bucket", f"{labels},{bound}", count
         yield "_sum", labels, latency["sum"] / 1e6
         yield "_count", labels, latency["count"]

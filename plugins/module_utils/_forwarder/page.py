@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import html
-import json
 
 from . import metrics
+from .status import pieces as status_pieces
 from .status import status
 
 _HEAD = """<!DOCTYPE html>
@@ -23,27 +23,36 @@ _COLUMNS = ("backend", "state", "server", "return path", "weight", "connections"
 
 
 def answer(supervisor, path):
-    """Return (status line, content type, body) for a path."""
-    if path == "/metrics" and supervisor.serving:
-        return "200 OK", metrics.CONTENT_TYPE, metrics.render(status(supervisor)).encode()
-    if path == "/status.json" and supervisor.serving:
-        return "200 OK", "application/json", json.dumps(status(supervisor)).encode()
-    if path == "/" and supervisor.serving:
-        return "200 OK", "text/html; charset=utf-8", render(status(supervisor)).encode()
-    return "404 Not Found", "text/plain", b"there are /, /metrics and /status.json\n"
+    """Return (status line, content type, iterator of the body's text) for a path."""
+    if path in _PAGES and supervisor.serving:
+        kind, text = _PAGES[path]
+        return "200 OK", kind, text(status(supervisor))
+    return "404 Not Found", "text/plain", iter(["there are /, /metrics and /status.json\n"])
 
 
 def render(document):
     """Return the page of a status document."""
-    parts = [_HEAD, f"<h1>l4proxy {html.escape(document['version'])}</h1>"]
-    parts += [f'<p class="alarm">{html.escape(alarm)}</p>' for alarm in document["alarms"]]
+    return "".join(pieces(document))
+
+
+def pieces(document):
+    """Yield the page of a status document as text, a service at a time."""
+    yield f"{_HEAD}<h1>l4proxy {html.escape(document['version'])}</h1>"
+    for alarm in document["alarms"]:
+        yield f'<p class="alarm">{html.escape(alarm)}</p>'
     last = document["last_reload"]
-    parts.append(f"<p>generation {document['generation']}, loaded {html.escape(document['loaded_at'])}")
-    parts.append(f"; the last reload failed: {html.escape(str(last['error']))}</p>" if last["error"] else "</p>")
-    parts += [_service(service) for service in document["services"]]
+    yield f"<p>generation {document['generation']}, loaded {html.escape(document['loaded_at'])}"
+    yield f"; the last reload failed: {html.escape(str(last['error']))}</p>" if last["error"] else "</p>"
+    yield from map(_service, document["services"])
     workers = ", ".join(f"{one['slot']}: pid {one['pid']}, {one['state']}" for one in document["workers"])
-    parts.append(f"<p>workers: {html.escape(workers)}</p></body></html>\n")
-    return "".join(parts)
+    yield f"<p>workers: {html.escape(workers)}</p></body></html>\n"
+
+
+_PAGES = {
+    "/": ("text/html; charset=utf-8", pieces),
+    "/metrics": (metrics.CONTENT_TYPE, metrics.pieces),
+    "/status.json": ("application/json", status_pieces),
+}
 
 
 def _service(service):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from functools import cached_property
 
 from . import clients
 
@@ -132,11 +133,16 @@ class Region:
             for service in record["services"]
             for target in service["targets"]
         ]
+        self._service_numbers = {name: number for number, name in enumerate(self.services)}
+        self._first_targets = {}
+        for number, (service, _backend, family) in enumerate(self.targets):
+            self._first_targets.setdefault((service, family), number)
         self._fields = record["fields"]
         self.offsets = self._place()
-        self._states = HEADER
+        self._states = {name: HEADER + number * len(self.targets) for number, name in enumerate(self._fields["state"])}
         self._rows = HEADER + len(self._fields["state"]) * len(self.targets)
-        self._tables = [tuple(one) for one in record.get("clients", ())]  # none in a record of an earlier version
+        tables = record.get("clients", ())  # none in a record of an earlier version
+        self._tables = {tuple(one): number for number, one in enumerate(tables)}
         rows_end = (self._rows + self._row_size * (self.slots + 1)) * CELL
         self._tables_at = -(-rows_end // mmap.PAGESIZE) * mmap.PAGESIZE
         size = self._table_at(self.slots, 0) if self._tables else rows_end
@@ -170,7 +176,7 @@ class Region:
 
     def state_cell(self, field, target=0):
         """Return the number of a state cell; those of one field lie side by side."""
-        return self._states + self._fields["state"].index(field) * len(self.targets) + target
+        return self._states[field] + target
 
     def state(self, field, target):
         """Return the value of a state cell."""
@@ -215,10 +221,19 @@ class Region:
 
     def first_target(self, service, family):
         """Return the number of the first target of a service and family, None when it has none."""
-        for number, (name, _backend, of_family) in enumerate(self.targets):
-            if (name, of_family) == (service, family):
-                return number
-        return None
+        return self._first_targets.get((service, family))
+
+    def service_number(self, name):
+        """Return the number of a service: its place among the cells of a field."""
+        return self._service_numbers[name]
+
+    @cached_property
+    def targets_of(self):
+        """The targets of each backend: {(service, backend): {family: number}}."""
+        found = {}
+        for number, (service, backend, family) in enumerate(self.targets):
+            found.setdefault((service, backend), {})[family] = number
+        return found
 
     def inherit(self, other):
         """Take over what the checker of ``other`` has found out about targets that are the same in both."""
@@ -246,13 +261,13 @@ class Region:
         """Return the clients.Book of a worker, one that it shares with nobody where the record has none."""
         if (service, kind) not in self._tables:
             return clients.alone()
-        number = self._tables.index((service, kind))
+        number = self._tables[service, kind]
         tables = [clients.Table(self.cells, self._table_at(one, number) // CELL) for one in range(self.slots)]
         return clients.Book(tables, tables[slot])
 
     def reset_gauges(self, slot):
         """Forget what a worker that died had open; its successor calls this before it accepts."""
-        for number, (_service, kind) in enumerate(self._tables):
+        for (_service, kind), number in self._tables.items():
             if kind == clients.HELD:  # its pages are given back, and read as zeros
                 self._map.madvise(mmap.MADV_REMOVE, self._table_at(slot, number), clients.CELLS * CELL)
         for kind, count in (("worker", 1), ("service", len(self.services)), ("target", len(self.targets))):

@@ -28,6 +28,9 @@ SIOCATMARK = 0x8905  # asm-generic/sockios.h
 # default of 60 that makes 120 s (the kernel's own numbers: more than two hours), and a short outage ends nothing.
 KEEPALIVE_PROBES = 6
 
+#: What accept(2) fails of for lack of something that may come back: descriptors or memory.
+OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
 _NON_BLOCKING_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 URGENT_INLINE = (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 _NOT_AT_MARK = bytes(4)

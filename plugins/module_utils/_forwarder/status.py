@@ -19,6 +19,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 from . import addresses, shared
@@ -35,6 +36,7 @@ def status(supervisor):
     serving, totals, now = supervisor.serving, supervisor.totals(), supervisor.now()
     config = serving.config
     absent = addresses.absent(config.services) if config else {}
+    told = totals.of("worker", ())
     return {
         **serving.description(),
         "pid": os.getpid(),
@@ -43,13 +45,23 @@ def status(supervisor):
         "restarts": supervisor.crew.restarts,
         "log_level": supervisor.log.level,
         "alarms": [f"{family}: {LOCAL_DELIVERY}" for family in serving.region.common_causes()],
-        "totals": {name: totals.worker(name) for name in WORKER_FIELDS},
+        "totals": {name: told.get(name, 0) for name in WORKER_FIELDS},
         "workers": sorted(_workers(supervisor, now), key=_order),
         "checker": next(({"pid": c.pid} for c in supervisor.crew.of(serving.number) if c.role == CHECKER), None),
         "services": [_service(supervisor, service, totals, now, absent) for service in config.services]
         if config
         else [],
     }
+
+
+def pieces(document):
+    """Yield a status document as JSON text, a service at a time."""
+    text = json.dumps({**document, "services": []})
+    end = "]}"  # of the services, which are the last key
+    yield text.removesuffix(end)
+    for number, service in enumerate(document["services"]):
+        yield f"{', ' if number else ''}{json.dumps(service)}"
+    yield end
 
 
 def _workers(supervisor, now):
@@ -81,24 +93,22 @@ def _worker(supervisor, child, now):
 
 
 def _service(supervisor, service, totals, now, absent):
+    counted = totals.of("service", (service.name,))
     return {
         "name": service.name,
         "protocol": service.protocol,
         "balance": service.balance,
         "listen": [str(listener) for listener in service.listen],
         "absent": absent.get(service.name, []),
-        **{name: totals.service(service.name, name) for name in SERVICE_FIELDS},
+        **{name: counted.get(name, 0) for name in SERVICE_FIELDS},
         "backends": [_backend(supervisor, service, backend, totals, now) for backend in service.backends],
     }
 
 
 def _backend(supervisor, service, backend, totals, now):
     region = supervisor.serving.region
-    families = {
-        family: _target(region, number, totals, now)
-        for number, (name, backend_name, family) in enumerate(region.targets)
-        if (name, backend_name) == (service.name, backend.name)
-    }
+    numbers = region.targets_of[service.name, backend.name]
+    families = {family: _target(region, number, totals, now) for family, number in numbers.items()}
     for family, found in families.items():
         found["address"] = backend.address(family)
     order = supervisor.orders.of(service.name, backend.name)
@@ -118,7 +128,8 @@ def _backend(supervisor, service, backend, totals, now):
 
 def _target(region, number, totals, now):
     health, since = region.state("health", number), region.state("since", number)
-    buckets = [totals.target(*region.targets[number], name) for name in LATENCY_FIELDS]
+    counted = totals.of("target", region.targets[number])
+    buckets = [counted.get(name, 0) for name in LATENCY_FIELDS]
     return {
         "health": health,
         "state": shared.STATES[health],
@@ -126,10 +137,10 @@ def _target(region, number, totals, now):
         "server": region.told("server", number),
         "return_path": region.told("path", number),
         **{name: region.state(name, number) for name in ("checks", "server_failures", "path_failures")},
-        **{name: totals.target(*region.targets[number], name) for name in COUNTED},
+        **{name: counted.get(name, 0) for name in COUNTED},
         "latency": {
             "buckets": buckets,
             "count": sum(buckets),
-            "sum": totals.target(*region.targets[number], "connect_microseconds"),
+            "sum": counted.get("connect_microseconds", 0),
         },
     }

@@ -78,11 +78,8 @@ class Supervisor:
         self.last_reload = {"attempt": 0, "ok": True, "error": None, "at": runtime.timestamp()}
         self.reloads = {"ok": 0, "failed": 0}
         self.admin = admin.Admin(self)
-        handlers = {
-            endpoint.ADMIN: (endpoint.line_handler(self.admin.answer), admin.TOO_LONG),
-            endpoint.METRICS: (endpoint.http_handler(partial(page.answer, self)), endpoint.http_error("400 Too Long")),
-        }
-        self.endpoints = endpoint.Endpoints(self, handlers)
+        answers = {endpoint.ADMIN: self.admin.answer, endpoint.METRICS: partial(page.answer, self)}
+        self.endpoints = endpoint.Endpoints(self, answers)
         self._exit_code = 0
         self._signals = deque()
         self._wakeup = ()

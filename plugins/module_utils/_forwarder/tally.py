@@ -40,7 +40,7 @@ class Tally:
     def __init__(self, region, slot, service):
         self._cells = region.cells
         self.book = partial(region.book, slot, service)  # of the clients; takes a kind
-        index = region.services.index(service)
+        index = region.service_number(service)
         self._sessions, self._connections = (
             region.cell(slot, "service", name, index) for name in ("sessions", "connections")
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import check
 
 GOOD = {
@@ -38,6 +39,40 @@ def test_errors(tmp_path, capsys):
         "x: is not a known key (known here: admin, drain_timeout, log, metrics, proxy_id, schema, services,"
         " source_ports, workers)",
     ]
+
+
+def wide(listen, backends):
+    """A config of that many listen addresses and backends, in services of 1,000 each."""
+    services = []
+    for first in range(0, max(listen, backends), 1000):
+        several = [
+            {"address": f"10.{first // 1000}.0.1", "port": n + 1} for n in range(max(1, min(1000, listen - first)))
+        ]
+        many = [
+            {"name": f"b{n}", "ipv4": f"10.9.{n // 250}.{n % 250}", "port": 80}
+            for n in range(max(1, min(1000, backends - first)))
+        ]
+        services.append({"name": f"s{first}", "listen": several, "backends": many})
+    return {**GOOD, "services": services, "workers": 1}
+
+
+@pytest.mark.parametrize(
+    ("document", "sentence"),
+    [
+        (wide(16384, 17), None),
+        (wide(17, 16384), None),
+        (
+            wide(16385, 17),
+            "services: have 16385 listen addresses (each port of a range is one); a forwarder takes 16384",
+        ),
+        (wide(17, 16385), "services: have 16385 backends; a forwarder takes 16384 at most: use several proxies"),
+    ],
+)
+def test_what_is_too_much_is_refused_with_the_bound(tmp_path, capsys, document, sentence):
+    path = tmp_path / "forwarder.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert check.run(str(path)) == bool(sentence)
+    assert (sentence or "ok: ") in capsys.readouterr().out
 
 
 def test_no_file(tmp_path, capsys):

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import selectors
 import socket
 import stat
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import endpoint, settings
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import endpoint, protocols, settings
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.wheel import Wheel
 
@@ -23,12 +24,12 @@ CHATTY = b"?" * 1000
 class Loop:
     """A selector, a wheel and a clock, turned by hand; a server that answers a line with a line of the same length."""
 
-    def __init__(self, path, answer=lambda client, line: client.write(line + b"\n")):
+    def __init__(self, path, answer=lambda client, line: client.write(line + b"\n"), lasting=True):
         self.selector, self.wheel, self.time = selectors.DefaultSelector(), Wheel(), 100.0
         self.path = str(path / "sock")
         sock = endpoint._bind_path(self.path, None)
         loop = SimpleNamespace(selector=self.selector, wheel=self.wheel, now=lambda: self.time)
-        self.server = endpoint.Server(loop, sock, endpoint.line_handler(answer), b"too long\n")
+        self.server = endpoint.Server(loop, sock, protocols.line_handler(answer), b"too long\n", lasting)
 
     def client(self):
         sock = socket.socket(socket.AF_UNIX)
@@ -101,39 +102,131 @@ def test_who_does_not_read_is_not_read_from(make):
 
 
 def test_an_answer_that_is_too_large_ends_the_connection(make):
-    loop = make(lambda client, _line: client.write(b"x" * (endpoint.LARGEST_OUTPUT + 1)))
+    loop = make(lambda client, _line: client.write(b"x" * (endpoint.LARGEST_OUTPUT * 2)))
     with loop.client() as sock:
         sock.sendall(b"\n")
         loop.turn()
         assert not loop.server.clients
 
 
-def test_clients_beyond_the_bound_are_turned_away(make):
+def stream(client, _line, count=200):
+    """Answer with a large answer: 200 pieces of 100 kB."""
+    client.write(bytes([number]) * 100_000 for number in range(count))
+
+
+def test_a_large_answer_arrives_whole_and_is_made_as_it_is_read(make):
+    loop, most = make(stream), 2 * 100_000
+    with loop.client() as sock:
+        sock.sendall(b"\n\n")
+        for number in (*range(200), *range(200)):
+            received = b""
+            while len(received) < 100_000:
+                loop.turn()
+                assert loop.held() <= most
+                received += sock.recv(100_000 - len(received))
+            assert received == bytes([number]) * 100_000
+
+
+def test_of_large_answers_only_some_are_under_way(make):
+    loop = make(stream)
+    readers = []
+    for _client in range(endpoint.MOST_STREAMS + 1):
+        readers.append(loop.client())
+        readers[-1].sendall(b"\n")
+        loop.turn(1)
+    assert len(loop.server.clients) == endpoint.MOST_STREAMS
+    assert whole(readers[0]) < 20_000_000, "the one that has read longest without an end made room"
+    for sock in readers:
+        sock.close()
+
+
+def whole(sock):
+    """Return how many bytes there are until the end."""
+    return sum(iter(lambda: len(sock.recv(1 << 20)), 0))
+
+
+def test_who_has_waited_longest_makes_room(make):
     loop = make()
-    inside = [loop.client() for _client in range(endpoint.MOST_CLIENTS)]
-    with loop.client() as outside:
-        assert outside.recv(1) == b""
-    inside.pop().close()
-    loop.turn()
+    inside = []
+    for _client in range(endpoint.MOST_CLIENTS):
+        inside.append(loop.client())
+        inside[-1].sendall(b"dr")  # and nothing more
+        loop.turn(0.1)
+    inside[0].sendall(b"op\n")
+    loop.turn(0.1)
+    assert inside[0].recv(100) == b"drop\n", "it has had its answer now, so the second has waited longer"
     with loop.client() as late:
         late.sendall(b"?\n")
         loop.turn()
         assert late.recv(10) == b"?\n"
+        assert inside[1].recv(1) == b""
+        assert len(loop.server.clients) == endpoint.MOST_CLIENTS
     for sock in inside:
         sock.close()
 
 
-def test_who_makes_no_progress_is_dropped_and_who_does_is_not(make):
-    loop = make()
-    with loop.client() as busy, loop.client() as idle:
-        for _turn in range(3):
-            busy.sendall(b"?")
-            loop.turn()
-            loop.turn(endpoint.IDLE * 0.6)
+def drip(loop, sock):
+    sock.sendall(b"?")
+
+
+def read_a_little(loop, sock):
+    sock.recv(1000)
+
+
+TEST_SLOW = [
+    # Whether connections last, what the client begins with, what it does again and again, when it is gone.
+    (True, b"?", drip, endpoint.EXCHANGE),
+    (False, b"?", drip, endpoint.EXCHANGE),
+    (False, b"", drip, endpoint.EXCHANGE),
+    (True, b"\n", read_a_little, endpoint.EXCHANGE),
+    (False, b"\n", read_a_little, endpoint.EXCHANGE),
+    (True, b"\n", lambda _loop, _sock: None, endpoint.EXCHANGE),
+    (False, b"", lambda _loop, _sock: None, endpoint.EXCHANGE),
+    (True, b"", lambda _loop, _sock: None, endpoint.IDLE),
+]
+
+
+@pytest.mark.parametrize(("lasting", "first", "act", "longest"), TEST_SLOW)
+def test_who_is_slow_is_gone_in_time_however_often_a_byte_moves(make, lasting, first, act, longest):
+    loop, passed = make(stream, lasting), 0.0
+    with loop.client() as sock:
+        sock.sendall(first)
         loop.turn()
-        assert len(loop.server.clients) == 1
+        while loop.server.clients:
+            assert passed <= longest + 1
+            act(loop, sock)
+            loop.turn(0.5)
+            passed += 0.5
+    assert passed >= longest - 1
+
+
+def test_an_admin_who_asks_now_and_then_stays(make):
+    loop = make()
+    with loop.client() as sock:
+        for _question in range(5):
+            loop.turn(endpoint.IDLE - 1)
+            sock.sendall(b"?\n")
+            loop.turn()
+            assert sock.recv(10) == b"?\n"
+
+
+def test_out_of_descriptors_a_client_makes_room_and_the_loop_rests(make):
+    loop = make()
+    with loop.client() as idle, socket.socket(socket.AF_UNIX) as late:
+        late.settimeout(5)
+        late.connect(loop.path)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with open(os.devnull, "rb") as next_one:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (next_one.fileno(), limits[1]))
+        try:
+            loop.turn()  # it would not return if the loop went on asking
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert idle.recv(1) == b""
-    assert loop.held() == 3
+        loop.turn(endpoint.PAUSE + 0.2)
+        late.sendall(b"?\n")
+        loop.turn()
+        assert late.recv(10) == b"?\n"
 
 
 def test_the_socket_of_an_admin_is_for_owner_and_group(make):
@@ -157,7 +250,7 @@ TEST_HTTP = [
     (b"HEAD /a HTTP/1.0\r\n\r\n", b"HTTP/1.0 200 OK\r\n", b""),
     (b"POST /a HTTP/1.0\r\n\r\n", b"HTTP/1.0 405 ", b""),
     (b"GET /a\r\n\r\n", b"HTTP/1.0 400 ", b""),
-    (b"GET /\xff HTTP/1.0\r\n\r\n", b"HTTP/1.0 200 OK\r\n", "/ÿ".encode("latin-1")),
+    (b"GET /\xff HTTP/1.0\r\n\r\n", b"HTTP/1.0 200 OK\r\n", "/ÿ".encode()),
     (b"\r\n\r\n", b"HTTP/1.0 400 ", b""),
 ]
 
@@ -166,9 +259,9 @@ TEST_HTTP = [
 def test_http(request_, status, body):
     written = []
     client = SimpleNamespace(write=lambda data, last: written.append((data, last)))
-    handle = endpoint.http_handler(lambda path: ("200 OK", "text/plain", path.encode("latin-1")))
-    handle(client, bytearray(request_[:-1]))
-    handle(client, bytearray(request_))
+    handle = protocols.http_handler(lambda path: ("200 OK", "text/plain", iter([path])))
+    assert handle(client, bytearray(request_[:-1])) is False
+    assert handle(client, bytearray(request_)) is True
     ((data, last),) = written[-1:]
     head, _blank, found = data.partition(b"\r\n\r\n")
     assert (data.startswith(status), found, last) == (True, body, True)

@@ -1,0 +1,149 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is done for each service or backend costs as many steps for the last one as for the first.
+
+Steps are instructions of Python, which are counted: a clock would say what else the machine does.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import (
+    checker,
+    config,
+    ledger,
+    listeners,
+    metrics,
+    page,
+    shared,
+    status,
+    worker,
+)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.log import Log
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.orders import Orders
+
+FEW, TIMES = 10, 4
+#: Where a part costs the square of what there is, this many times as much costs 16 times as many steps.
+MOST = 1.25 * TIMES
+
+
+def steps(work):
+    """Return how many instructions of Python ``work()`` takes."""
+    count = 0
+
+    def trace(frame, event, _argument):
+        nonlocal count
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def wide(count):
+    """Many services, three backends each in both families; all on one port of different addresses."""
+    return {
+        "schema": 1,
+        "proxy_id": 1,
+        "workers": 2,
+        "services": [
+            {
+                "name": f"s{number}",
+                "listen": [{"address": f"127.9.{number // 250}.{number % 250 + 1}", "port": 20080}],
+                "limits": {"connections_per_client": 10},
+                "backends": [backend(f"b{one}", number, one) for one in range(3)],
+            }
+            for number in range(count)
+        ],
+    }
+
+
+def deep(count):
+    """One service with many backends, and as many listeners."""
+    return {
+        "schema": 1,
+        "proxy_id": 1,
+        "workers": 2,
+        "services": [
+            {
+                "name": "web",
+                "listen": [{"address": "127.9.0.1", "port": 20000 + number} for number in range(count * 3)],
+                "backends": [backend(f"b{number}", number, 0) for number in range(count * 3)],
+            }
+        ],
+    }
+
+
+def backend(name, number, one):
+    return {"name": name, "ipv4": f"198.18.{one}.{number + 1}", "ipv6": f"2001:db8::{one}:{number + 1}", "port": 80}
+
+
+class Host:
+    """A supervisor without processes: what a status is made of."""
+
+    def __init__(self, document):
+        self.document = document
+        self.config = config.load(document)
+        self.region = shared.Region(shared.describe(self.config, 2))
+        self.other = shared.Region(shared.describe(self.config, 2))
+        about = {"generation": 2, "version": "1", "loaded_at": "noon"}
+        self.serving = SimpleNamespace(
+            config=self.config, region=self.region, number=2, slots=2, description=lambda: dict(about)
+        )
+        self.draining, self.orders, self.ledger = {1: self.other}, Orders(), ledger.Ledger()
+        self.crew = SimpleNamespace(restarts=0, children={}, of=lambda _number: [])
+        self.last_reload, self.reloads = {"ok": True, "error": None}, {"ok": 1, "failed": 0}
+        self.log = SimpleNamespace(level="info")
+        self.now = lambda: 1000.0
+
+    def totals(self):
+        return self.ledger.totals([self.region, self.other])
+
+    def start_a_worker(self):
+        held = listeners.bind_missing(self.config, 2, ())
+        try:
+            made = worker.Worker(self.config, held, Log(), None, self.region, 0)
+            made.selector.close()
+        finally:
+            listeners.close_all(held)
+
+    def close(self):
+        self.region.close()
+        self.other.close()
+
+
+WORKS = {
+    "check": lambda host: config.load(host.document),
+    "dump": lambda host: config.dump(host.config),
+    "region": lambda host: shared.Region(shared.describe(host.config, 2)).inherit(host.region),
+    "worker": Host.start_a_worker,
+    "checker": lambda host: list(checker._watches(host.config, host.region)),
+    "orders": lambda host: (host.orders.publish(host.region), host.orders.settle(host.config)),
+    "account": lambda host: (ledger.elsewhere(host.region, [host.other]), ledger.Ledger().fold(host.other)),
+    "status": lambda host: "".join(status.pieces(status.status(host))),
+    "metrics": lambda host: metrics.render(status.status(host)),
+    "page": lambda host: page.render(status.status(host)),
+}
+
+
+@pytest.mark.parametrize("shape", [wide, deep])
+@pytest.mark.parametrize("name", WORKS)
+def test_steps_grow_in_proportion(name, shape):
+    taken = []
+    for count in (FEW, FEW * TIMES):
+        host = Host(shape(count))
+        WORKS[name](host)  # what is remembered is made here
+        taken.append(steps(lambda host=host: WORKS[name](host)))
+        host.close()
+    few, many = taken
+    assert many <= MOST * few, f"{few} steps, and {many} for {TIMES} times as much"
