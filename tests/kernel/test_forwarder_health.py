@@ -142,11 +142,12 @@ def test_when_no_question_is_answered_try_all_serves_and_refuse_does_not(lab, se
                 bodies(lab, families=[family])
 
 
-def test_the_checker_is_replaced_and_goes_on_where_it_was(lab, servers, forwarder):
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_checker_is_replaced_and_goes_on_where_it_was(lab, servers, forwarder, end):
     servers["b"].stop()
     fl.wait(lambda: states(forwarder).count("down") == 2, "b is down in both families", forwarder.show)
     (checker,) = forwarder.children("l4-checker")
-    os.kill(checker, signal.SIGKILL)
+    os.kill(checker, end)
     fl.wait(lambda: forwarder.children("l4-checker") not in ([], [checker]), "it is replaced", forwarder.show)
     assert {state(forwarder, "b", family) for family in FAMILIES} == {"down"}
     servers["b"].start()

@@ -74,6 +74,38 @@ def test_a_killed_worker_takes_only_its_own_connections_along(lab, forwarder, li
     fl.wait(lambda: by_slot(forwarder)[1]["sessions"] == 0, "the others have ended by themselves")
 
 
+def test_a_worker_that_hangs_is_replaced_and_who_waits_is_served(lab, forwarder):
+    victim = by_slot(forwarder)[0]["pid"]
+    os.kill(victim, signal.SIGSTOP)
+    answers = fl.in_threads(lambda _index: fl.get(lab, lab["a"].ipv4, WEB), 20)
+    assert len(answers) == 20, "half of them arrived in its slot"
+    (hangs,) = forwarder.log("worker hangs")
+    assert (hangs["worker"], hangs["slot"]) == (victim, 0)
+    assert hangs["reason"].endswith("it is stopped (a signal or a debugger)")
+    fl.wait(lambda: by_slot(forwarder)[0]["state"] == "serving", "it is replaced", forwarder.show)
+    assert forwarder.status()["restarts"] == 1
+
+
+def test_a_worker_that_hangs_is_in_the_status(lab, forwarder):
+    victim = by_slot(forwarder)[0]["pid"]
+    os.kill(victim, signal.SIGSTOP)
+    fl.wait(lambda: by_slot(forwarder)[0]["state"] != "serving", "it is no longer said to serve", forwarder.show)
+
+
+def test_a_machine_that_stood_still_kills_nobody(lab, forwarder):
+    everybody = [*forwarder.workers(), *forwarder.children("l4-checker"), forwarder.process.pid]
+    for pid in everybody:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(6)
+    for pid in reversed(everybody):  # the supervisor first, as at worst
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.3)
+    looks = forwarder.status()["restarts"]
+    time.sleep(3)
+    assert (looks, forwarder.status()["restarts"], forwarder.log("worker hangs")) == (0, 0, [])
+    assert fl.get(lab, lab["a"].ipv4, WEB)
+
+
 def test_a_sibling_covers_the_slot_of_a_worker_that_dies_again_and_again(lab, forwarder):
     for death in range(6):  # the last one is replaced only after 2 s
         fl.wait(lambda: by_slot(forwarder)[0]["state"] == "serving", "it is there", forwarder.show)

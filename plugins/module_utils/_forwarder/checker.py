@@ -21,6 +21,7 @@ import signal
 import time
 
 from . import shared
+from .beats import BEAT
 from .health import Answer, Experience, Target
 from .log import RETRY, places
 from .question import TcpQuestion, UdpQuestion
@@ -162,6 +163,7 @@ class Checker:
         self._log = log
         self._line = line
         self._region = region
+        self._beat = region.beat_cell(region.slots)
         self._watches = [watch for watch in _watches(config, region) if _asks(watch.service)]
         self._queue = []
         self._under_way = []
@@ -197,7 +199,7 @@ class Checker:
 
     def _pause(self):
         """Return the seconds until there is something to do."""
-        longest = RETRY if self._log.waiting else 60.0
+        longest = RETRY if self._log.waiting else BEAT
         if self._under_way:
             return TICK
         return min(longest, max(TICK, self._queue[0][0] - self.now())) if self._queue else longest
@@ -219,6 +221,8 @@ class Checker:
 
     def _turn(self):
         now = self.now()
+        if self._beat is not None:
+            self._region.cells[self._beat] = int(now * 1000)
         changed = False
         still = []
         for watch in self._under_way:

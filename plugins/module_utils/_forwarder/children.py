@@ -42,6 +42,7 @@ class Child:
     started: float = 0.0  # monotonic
     kill_at: float | None = None  # monotonic; when a draining worker has had its time
     failure: str | None = None
+    hangs: bool = False  # and was told to end
     covers: list = field(default_factory=list)  # slots it serves beside its own
 
     def record(self):

@@ -99,6 +99,8 @@ def _headline(document):
     draining = len(document["workers"]) - len(serving)
     old = f", {draining} draining" if draining else ""
     checker = "" if document["checker"] else ", NO CHECKER"
+    if checker == "" and document["checker"].get("hung"):
+        checker = ", CHECKER HANGS"
     return (
         f"l4proxy {document['version']} (pid {document['pid']}), generation {document['generation']}"
         f" since {document['loaded_at']}, {up} of {len(serving)} workers{old}{checker}"

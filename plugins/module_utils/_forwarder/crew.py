@@ -15,7 +15,7 @@ import selectors
 import signal
 from functools import partial
 
-from . import children
+from . import beats, children
 from .channel import FAILED, LOST, READY
 from .children import CHECKER, DRAINING, SERVING, STARTING, WORKER
 
@@ -38,6 +38,7 @@ class Crew:
         self.children = {}
         self.restarts = 0  # of workers and checkers that ended by themselves
         self._deaths = {}  # in a row, by (role, slot)
+        self._beats = beats.Beats(supervisor.now())
         self._planned = set()  # (role, slot) the wheel has a replacement of
 
     # -- who is there ----------------------------------------------------------------------------------------------
@@ -167,6 +168,25 @@ class Crew:
         """Send every child a signal."""
         for child in self.children.values():
             child.signal(number)
+
+    def silent(self, child):
+        """Return for how many seconds a child has not written the time, None where it does not yet, or never."""
+        region = self._supervisor.region_of(child.generation)
+        beat = region.beat(child.slot if child.role == WORKER else region.slots) if region else None
+        if beat is None or child.state == STARTING:
+            return None
+        return self._supervisor.now() - max(beat, child.started)
+
+    def watch(self):
+        """Kill those that hang; they are replaced, and a sibling serves who waits."""
+        now = self._supervisor.now()
+        silent = {child.pid: self.silent(child) for child in self.children.values() if not child.hangs}
+        times = {pid: now - seconds for pid, seconds in silent.items() if seconds is not None}
+        for pid, reason in self._beats.look(now, times).items():
+            child = self.children[pid]
+            child.hangs, child.failure = True, reason
+            self._log.event(f"{child.role} hangs", level="error", worker=pid, slot=child.slot, reason=reason)
+            child.signal(signal.SIGKILL)
 
     def _kill_overdue(self, child):
         if child.pid in self.children:

@@ -10,7 +10,8 @@ it ended. An aligned store of 8 bytes is seen whole by every reader on the proce
 
 A *target* is a backend of a service in one family: what a connection can be given to. The layout is described by a
 JSON record that travels with the descriptor, so that a later version can read what an earlier one has counted. Behind
-the rows are the tables of clients.py, a table a worker for each service and kind that has a limit of clients.
+the rows are the tables of clients.py, a table a worker for each service and kind that has a limit of clients, and last
+the times by which the supervisor sees that a process lives (beats.py).
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ def describe(config, slots):
         "slots": slots,
         "services": services,
         "fields": {key: list(names) for key, names in fields.items()},
+        "beats": True,
         "clients": [[service.name, kind] for service in config.services for kind in _kinds(service.limits)],
     }
 
@@ -146,6 +148,8 @@ class Region:
         rows_end = (self._rows + self._row_size * (self.slots + 1)) * CELL
         self._tables_at = -(-rows_end // mmap.PAGESIZE) * mmap.PAGESIZE
         size = self._table_at(self.slots, 0) if self._tables else rows_end
+        self._beats = size // CELL if record.get("beats") else None  # none in a record of an earlier version
+        size += (self.slots + 1) * CELL if record.get("beats") else 0
         self.fd = os.memfd_create("l4proxy-shared", os.MFD_CLOEXEC) if fd is None else fd
         if fd is None:
             os.ftruncate(self.fd, size)
@@ -264,6 +268,15 @@ class Region:
         number = self._tables[service, kind]
         tables = [clients.Table(self.cells, self._table_at(one, number) // CELL) for one in range(self.slots)]
         return clients.Book(tables, tables[slot])
+
+    def beat_cell(self, slot):
+        """Return the cell where the worker of a slot (``slots``: the checker) writes the time, None without one."""
+        return None if self._beats is None else self._beats + slot
+
+    def beat(self, slot):
+        """Return when the process of a slot last wrote the time in monotonic seconds, None where it never did."""
+        cell = self.beat_cell(slot)
+        return self.cells[cell] / 1000 or None if cell is not None else None
 
     def reset_gauges(self, slot):
         """Forget what a worker that died had open; its successor calls this before it accepts."""

@@ -6,15 +6,16 @@
 {"pid", "version", "generation", "archive", "config", "loaded_at", "last_reload", "reloads": {"ok", "failed"},
  "restarts": int, "log_level": str, "alarms": [sentences], "totals": {field: int},
  "workers": [{"slot", "pid" (null: gone), "state", "generation", "age" (seconds), "covers": [slots], "sessions"}],
- "checker": {"pid"} or null,
+ "checker": {"pid", "hung": bool} or null,
  "services": [{"name", "protocol", "balance", "listen": [str], "absent": [those of listen whose
    address this host does not have], field: int …, "backends": [{
    "name", "port", "weight", "backup", "max_connections", "admin", "state", "active", field: int …,
    "families": {"ipv4": {"address", "state", "since" (seconds), "server", "return_path", "checks",
      "server_failures", "path_failures", "latency": {"count", "sum" (µs), "buckets": [int]}, field: int …}}}]}]}
 
-``state`` of a backend is an operator's word, or else the worst of its families; ``server`` and ``return_path`` are
-"yes", "no: ERRNO" or "not asked".
+``state`` of a worker is starting, serving, draining, hung (it gives no sign of life) or gone. ``state`` of a backend is
+an operator's word, or else the worst of its families; ``server`` and ``return_path`` are "yes", "no: ERRNO" or "not
+asked".
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from __future__ import annotations
 import json
 import os
 
-from . import addresses, shared
+from . import addresses, beats, shared
 from .checker import LOCAL_DELIVERY
 from .children import CHECKER, WORKER
 from .shared import LATENCY_FIELDS, SERVICE_FIELDS, TARGET_FIELDS, TIMES, WORKER_FIELDS
 
 COUNTED = tuple(name for name in TARGET_FIELDS if name not in TIMES and name not in LATENCY_FIELDS)
+HUNG = "hung"
 _WORST = (shared.UNKNOWN, shared.UP, shared.BROKEN, shared.DOWN)
 
 
@@ -47,7 +49,9 @@ def status(supervisor):
         "alarms": [f"{family}: {LOCAL_DELIVERY}" for family in serving.region.common_causes()],
         "totals": {name: told.get(name, 0) for name in WORKER_FIELDS},
         "workers": sorted(_workers(supervisor, now), key=_order),
-        "checker": next(({"pid": c.pid} for c in supervisor.crew.of(serving.number) if c.role == CHECKER), None),
+        "checker": next(
+            (_checker(supervisor, c) for c in supervisor.crew.of(serving.number) if c.role == CHECKER), None
+        ),
         "services": [_service(supervisor, service, totals, now, absent) for service in config.services]
         if config
         else [],
@@ -62,6 +66,10 @@ def pieces(document):
     for number, service in enumerate(document["services"]):
         yield f"{', ' if number else ''}{json.dumps(service)}"
     yield end
+
+
+def _checker(supervisor, child):
+    return {"pid": child.pid, "hung": (supervisor.crew.silent(child) or 0) > beats.SUSPECT}
 
 
 def _workers(supervisor, now):
@@ -84,7 +92,7 @@ def _worker(supervisor, child, now):
     return {
         "slot": child.slot,
         "pid": child.pid,
-        "state": child.state,
+        "state": HUNG if (supervisor.crew.silent(child) or 0) > beats.SUSPECT else child.state,
         "generation": child.generation,
         "age": round(now - child.started, 1),
         "covers": child.covers,

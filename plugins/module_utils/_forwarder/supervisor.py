@@ -26,7 +26,7 @@ from collections import deque
 from functools import partial
 
 from .._version import VERSION
-from . import addresses, admin, children, endpoint, handover, ledger, listeners, notify, orphans, page, runtime
+from . import addresses, admin, beats, children, endpoint, handover, ledger, listeners, notify, orphans, page, runtime
 from . import generation as generations
 from .crew import DRAIN_GRACE, Crew, reap
 from .log import RETRY, Log, places
@@ -42,7 +42,7 @@ NOT_KEPT = (
 )
 ABSENT = "this host does not have the address; the service is served there as soon as it has"
 REST = 0.05  # seconds after a defect: what the selector has reported and nobody has taken comes again at once
-ACCOUNT = 1.0  # seconds between two looks at what generations that still drain have open
+ACCOUNT = beats.INTERVAL  # seconds between two looks at what generations that still drain have open
 
 
 def run(config_path):
@@ -352,10 +352,19 @@ class Supervisor:
         """Return the Totals of all generations."""
         return self.ledger.totals([self.serving.region, *self.draining.values()])
 
+    def region_of(self, number):
+        """Return the region of a generation, None when it is gone."""
+        for generation in (self.serving, self.candidate):
+            if generation and generation.number == number:
+                return generation.region
+        return self.draining.get(number)
+
     def _account(self):
-        """Once in a while: what draining generations still have open counts for the one that serves."""
+        """Once in a while: what draining generations still have open counts for the one that serves; who hangs?"""
         self.wheel.add(self.now() + ACCOUNT, self._account)
         self._account_now()
+        if not self.leaving:
+            self.crew.watch()
 
     def _account_now(self):
         if not self.serving:

@@ -21,6 +21,7 @@ import time
 from . import addresses, config, listeners, sockets, splice, timeouts
 from .acceptor import PAUSE, Acceptor, Serving
 from .balancer import Backends
+from .beats import BEAT
 from .channel import READY, TooLarge
 from .greeting import Greeting
 from .log import RETRY, places
@@ -83,6 +84,7 @@ class Worker:
         self._pauses_logged = {}  # reason -> when
         self._look_interval = timeouts.interval(settings.services)
         self._next_timeouts = self.now() + self._look_interval
+        self._beat = region.beat_cell(slot)
         self._next_chores, self._patience = 0.0, 0  # when, and how long the next turn may wait for events
         self.draining = False
         self._terminations = 0  # SIGTERMs so far: the first drains, the second is now
@@ -209,6 +211,7 @@ class Worker:
         Succession(self, self._predecessors)
         gc.collect()
         gc.freeze()
+        self._do_chores(self.now())
         self._line.send({READY: True})
         while not (self.draining and not self.sessions):
             self._turn()
@@ -276,6 +279,8 @@ class Worker:
     def _do_chores(self, now):
         """Everything that goes by the clock; while there is traffic, every CHORES seconds."""
         self._next_chores = now + CHORES
+        if self._beat is not None:
+            self._cells[self._beat] = int(now * 1000)
         if now >= self._next_look:
             self._look_at_addresses(now)
         for item in self.wheel.due(now):
@@ -300,20 +305,17 @@ class Worker:
             relay.abort(reason)
 
     def _timeout(self):
-        """Return the seconds until something is due by the clock, None when nothing is."""
+        """Return the seconds until something is due by the clock, if only the time to be written (beats.py)."""
         now = self.now()
-        timeout = self.wheel.timeout(now)
+        due = self.wheel.timeout(now)
+        timeout = BEAT if due is None else min(BEAT, due)
         if self.connecting:
-            timeout = TICK if timeout is None else min(timeout, TICK)
+            timeout = min(timeout, TICK)
         if self.sessions:
-            until = max(0.0, self._next_timeouts - now)
-            timeout = until if timeout is None else min(timeout, until)
+            timeout = min(timeout, max(0.0, self._next_timeouts - now))
         if self.udp.table.flows:
-            until = max(0.0, self.udp.next_look - now)
-            timeout = until if timeout is None else min(timeout, until)
-        if self.log.waiting:  # its reader is slow, and nothing else may ever wake us
-            return RETRY if timeout is None else min(RETRY, timeout)
-        return timeout
+            timeout = min(timeout, max(0.0, self.udp.next_look - now))
+        return min(RETRY, timeout) if self.log.waiting else timeout  # the reader of the log is slow
 
     def _look_at_addresses(self, now):
         self._next_look = now + addresses.REFRESH

@@ -42,6 +42,8 @@ def test_a_region_takes_the_place_of_no_other_cell(make):
     numbers += [region.state_cell(field, target) for field in shared.STATE_FIELDS for target in range(6)]
     assert len(numbers) == len(set(numbers))
     assert min(numbers) >= shared.HEADER
+    numbers += [region.beat_cell(slot) for slot in range(4)]
+    assert len(numbers) == len(set(numbers))
     assert max(numbers) == len(region.cells) - 1
 
 
@@ -133,3 +135,15 @@ def test_orders(make):
     assert orders.records() == [["web", "c", {"weight": 5}]]
     assert orders.give("web", "c", "weight", None) is True
     assert orders.records() == []
+
+
+def test_the_times_of_a_region_and_one_of_an_earlier_version_that_has_none(make):
+    region = make("b", slots=2)
+    assert [region.beat(slot) for slot in range(3)] == [None] * 3
+    region.cells[region.beat_cell(2)] = 1500
+    assert region.beat(2) == 1.5
+    record = {key: value for key, value in region.record.items() if key != "beats"}
+    earlier = shared.Region(record, os.dup(region.fd))
+    assert earlier.beat(2) is earlier.beat_cell(2) is None
+    assert len(earlier.cells) == len(region.cells) - 3
+    earlier.close()

@@ -44,6 +44,7 @@ class Supervisor:
         )
         self.draining = {1: self.regions[1]}
         self.crew = SimpleNamespace(restarts=4, children={child.pid: child for child in children})
+        self.crew.silent = lambda child: child.silent
         self.crew.of = lambda number: [child for child in children if child.generation == number]
         self.orders = Orders()
         self.last_reload, self.reloads = {"ok": True}, {"ok": 1, "failed": 0}
@@ -59,9 +60,9 @@ class Supervisor:
         region.cells[region.cell(slot, kind, field, index)] += number
 
 
-def child(pid, slot, generation, role=WORKER, state="serving"):
+def child(pid, slot, generation, role=WORKER, state="serving", silent=None):
     return SimpleNamespace(
-        pid=pid, slot=slot, generation=generation, role=role, state=state, started=NOW - pid, covers=[]
+        pid=pid, slot=slot, generation=generation, role=role, state=state, started=NOW - pid, covers=[], silent=silent
     )
 
 
@@ -102,7 +103,16 @@ def test_workers_of_every_generation_and_the_slots_that_have_none(supervisor):
         (1, 0, 3, "draining", 3),
     ]
     assert found[1]["age"] == 5.0
-    assert status.status(supervisor)["checker"] == {"pid": 7}
+    assert status.status(supervisor)["checker"] == {"pid": 7, "hung": False}
+
+
+def test_who_gives_no_sign_of_life_is_said_to_hang():
+    made = Supervisor(child(5, 0, 2, silent=2.6), child(6, 1, 2, silent=2.4), child(7, 0, 2, role=CHECKER, silent=9.0))
+    found = status.status(made)
+    assert [one["state"] for one in found["workers"]] == ["hung", "serving"]
+    assert found["checker"]["hung"]
+    for region in made.regions:
+        region.close()
 
 
 def test_without_a_checker_or_a_config(supervisor):
