@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.naming import host_of
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _dedicated, _strategy
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _dedicated, _strategy, _tunnels
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
     Address,
     DerivationError,
@@ -150,12 +150,21 @@ class Fleet:
         missing = [
             version for version in VERSIONS if version in served & own and not facts.get(f"default_ipv{version}")
         ]
+        tunnels = self.tunnels(backend)
         return _strategy.Situation(
             applied=applied,
+            tunnels=tuple(tunnels),
+            indistinct=tuple(_tunnels.indistinct(tunnels)),
             dedicated=bool(dedicated),
             without_default=tuple(SPELLED[version] for version in missing) if facts else (),
             udp=any(service.protocol == "udp" for service in services),
         )
+
+    def tunnels(self, backend: str) -> dict[str, list[str]]:
+        """Return the proxies behind each interface of a backend that has no MAC addresses."""
+        facts = self._hostvars[backend].get("ansible_facts") or {}
+        proxies = [self.host(proxy) for proxy in self.proxies_of_backend(backend) if proxy != backend]
+        return _tunnels.behind(self.host(backend), facts, proxies)
 
     def seen_from(self, proxy: str, backend: str) -> Host:
         """Return a backend with the addresses at which one proxy reaches it.

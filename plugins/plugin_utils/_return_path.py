@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _strategy, _udp_memory, _ways_back
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _strategy, _tunnels, _udp_memory, _ways_back
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._derivation import (
     check_ids,
     collect,
@@ -66,15 +66,18 @@ def _same_as_inventory(fleet: Fleet, backend: str, strategy: str | None) -> None
 
 def _refusals(fleet: Fleet, backend: str, strategy: str, met: Meetings) -> list[str]:
     where = f"{_strategy.VARIABLE} of {backend}"
-    if strategy == _strategy.FWMARK_ACCEPT:
-        names = [service.name for service in fleet.services_of_backend(backend) if service.protocol == "udp"]
+    names = [service.name for service in fleet.services_of_backend(backend) if service.protocol == "udp"]
+    if strategy == _strategy.FWMARK_ACCEPT and names:
         return [
             f"{where}: {strategy} is for TCP alone, and service {name} is UDP; use {_strategy.MARK} or "
             f"{_strategy.ADDRESS}"
             for name in names
         ]
     if strategy != _strategy.ADDRESS:
-        return []
+        return [
+            f"{where}: {strategy} cannot work: {one}; use {_strategy.ADDRESS}"
+            for one in _tunnels.indistinct(fleet.tunnels(backend))
+        ]
     main = fleet.host(backend).preferred
     found = [(proxy, one.backend) for proxy, meetings in met.items() for one in meetings.values()]
     return [

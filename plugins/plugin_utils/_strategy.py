@@ -37,12 +37,16 @@ class Situation:
     :ivar dedicated: whether ``return_path_addresses`` is given.
     :ivar without_default: the families ("IPv4", "IPv6") that are served and have no default route.
     :ivar udp: whether the backend serves UDP.
+    :ivar tunnels: interfaces without MAC addresses that proxies are behind.
+    :ivar indistinct: in words, which proxies such an interface cannot tell apart.
     """
 
     applied: str | None = None
     dedicated: bool = False
     without_default: tuple[str, ...] = ()
     udp: bool = False
+    tunnels: tuple[str, ...] = ()
+    indistinct: tuple[str, ...] = ()
 
 
 def applied(document: Mapping[str, Any] | None) -> str | None:
@@ -73,8 +77,18 @@ def choose(backend: str, wanted: Any, situation: Situation) -> Choice:
         return Choice(situation.applied, f"an earlier run has applied it; only a set {VARIABLE} changes it")
     if situation.dedicated:
         return Choice(ADDRESS, f"{ADDRESSES_VARIABLE} gives each proxy an address of its own")
+    if situation.indistinct:
+        raise DerivationError(
+            [
+                f"{VARIABLE} of {backend}: auto finds none that works: {one}; set {ADDRESSES_VARIABLE} of {backend}"
+                for one in situation.indistinct
+            ]
+        )
     if not situation.without_default:
-        return Choice(MARK, "the host has one address for all, and a default route that marked replies are taken off")
+        links = f"; one proxy alone is behind {' and '.join(situation.tunnels)}" if situation.tunnels else ""
+        return Choice(
+            MARK, f"the host has one address for all, and a default route that marked replies are taken off{links}"
+        )
     families = " and ".join(situation.without_default)
     if situation.udp:
         raise DerivationError(

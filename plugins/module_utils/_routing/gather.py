@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import conntrack, files, marks, own_traffic, runner, text
+from . import conntrack, files, link_marks, marks, own_traffic, runner, text
 from .document import Document
 from .errors import MissingPackage, NotReady, Refused
 from .kernel import Kernel
@@ -103,7 +103,8 @@ def view(host: Host, document: Document, partly: bool = False) -> View:
             want = replace(want, rules=tuple(rule for rule in want.rules if rule not in early))
         found = View(want, have, foreign, held_back, missing, own=own, others=others, let_go=let_go)
         engine = found.want.engine or have.engine
-        certain = [_guard(kernel, engine, _mark(kernel, host, mark, found)) for mark in document.marks]
+        told = link_marks.resolve(kernel, document.marks)
+        certain = [_guard(kernel, engine, _mark(kernel, host, mark, found)) for mark in told]
     wanted = _guessed(certain, found, host.macs.known(document.owner))
     _refuse_shared_macs(wanted)
     _refuse_unheard_sockets(host, document)
@@ -299,8 +300,13 @@ def _guessed(marks: list[Mark], found: View, remembered: dict[str, tuple[str, ..
         if mark.macs or mark.retiring or not mark.follows_neighbour:
             wanted.append(mark)
             continue
-        live = [known.macs for known in found.have.marks if known.key == mark.key and known.via == mark.via]
-        guesses = [*live, *(remembered.get(via, ()) for via in mark.via)]
+        same = [known for known in found.have.marks if known.key == mark.key and known.via == mark.via]
+        link = next((known.iif for known in same if known.iif), None)
+        if link:
+            # A tunnel that is down: what comes in by it is marked from its first packet on.
+            wanted.append(replace(mark, iif=link))
+            continue
+        guesses = [*(known.macs for known in same), *(remembered.get(via, ()) for via in mark.via)]
         macs = next((guess for guess in guesses if guess and not taken & set(guess)), ())
         if not macs:
             found.waiting.append(

@@ -21,7 +21,7 @@ import time
 import traceback
 from typing import Any
 
-from . import address_messages, neighbour_messages, route_messages, rule_messages
+from . import address_messages, link_marks, neighbour_messages, route_messages, rule_messages
 from .errors import MissingPackage
 from .model import FAMILIES, Address, Found, Route, Rule
 from .netlink import AF, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, link_index
@@ -192,6 +192,17 @@ class Kernel:
         """The names of all interfaces, and whether each is up."""
         found = self._messages.dump(neighbour_messages.RTM_GETLINK, neighbour_messages.links())
         return dict(map(neighbour_messages.link, found))
+
+    def told_by(self, dev: str) -> str:
+        """What tells one sender on a link from another; see ``link_marks``."""
+        question = neighbour_messages.links(link_index(dev))
+        hardware, flags = neighbour_messages.kind(self._messages.get(neighbour_messages.RTM_GETLINK, question))
+        ethernet = hardware == neighbour_messages.ARPHRD_ETHER
+        if ethernet and not flags & neighbour_messages.IFF_NOARP:
+            return link_marks.MAC
+        if flags & neighbour_messages.IFF_POINTOPOINT:
+            return link_marks.LINK
+        return link_marks.DECLARED if ethernet else link_marks.NOTHING
 
     def on_link(self, address: str, dev: str | None = None) -> str | None:
         """The interface on which an address is a direct neighbour; None when it is behind a router, or nowhere.

@@ -16,7 +16,9 @@ RTM_GETLINK, RTM_NEWNEIGH, RTM_GETNEIGH = 18, 28, 30
 IFLA_IFNAME, IFLA_EXT_MASK = 3, 29
 # Without the statistics of each link, which are most of what there is to say of it.
 RTEXT_FILTER_SKIP_STATS = 0x8
-IFF_UP = 0x1
+IFF_UP, IFF_POINTOPOINT, IFF_NOARP = 0x1, 0x10, 0x80
+# linux/if_arp.h
+ARPHRD_ETHER = 1
 NDA_DST, NDA_LLADDR = 1, 2
 # NUD_*: REACHABLE, STALE, DELAY, PROBE, PERMANENT have a usable address.
 NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
@@ -28,10 +30,10 @@ LINK = struct.Struct("=BxHiII")
 NEIGHBOUR = struct.Struct("=BxxxiHBB")
 
 
-def links() -> bytes:
-    """The body of a question for all links."""
+def links(index: int = 0) -> bytes:
+    """The body of a question for one link, or for all."""
     mask = attribute(IFLA_EXT_MASK, struct.pack("=I", RTEXT_FILTER_SKIP_STATS))
-    return LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + mask
+    return LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + mask
 
 
 def link(body: bytes) -> tuple[str, bool]:
@@ -39,6 +41,12 @@ def link(body: bytes) -> tuple[str, bool]:
     flags = LINK.unpack_from(body)[3]
     name = dict(attributes(body[LINK.size :]))[IFLA_IFNAME]
     return name.rstrip(b"\0").decode(errors="replace"), bool(flags & IFF_UP)
+
+
+def kind(body: bytes) -> tuple[int, int]:
+    """(hardware type, flags) of a link"""
+    _family, hardware, _index, flags, _change = LINK.unpack_from(body)
+    return hardware, flags
 
 
 def neighbour(address: str, index: int, flags: int = 0) -> bytes:

@@ -99,7 +99,7 @@ def proxy_mac(facts: Facts) -> Iterator[Finding]:
                 "packets of that MAC are not marked, so their replies bypass the proxy",
                 "correct l4proxy_mac in the host_vars of the proxy (or leave it out), and run the return_path role",
             )
-        elif facts.applied and peer.dev and not peer.mac and "python3-pyroute2" not in facts.missing:
+        elif facts.applied and peer.dev and peer.has_mac and not peer.mac and "python3-pyroute2" not in facts.missing:
             yield warn(
                 peer.name,
                 f"proxy {peer.name} ({peer.via}) does not answer on {peer.dev}",

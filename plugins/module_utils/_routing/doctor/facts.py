@@ -44,6 +44,8 @@ class Peer:
     is_local: bool = False
     declared: tuple[str, ...] = ()
     mac: str | None = None
+    # False behind a tunnel, say: then the interface tells its packets.
+    has_mac: bool = True
     arrival: RouteAnswer | None = None
     unmarked: RouteAnswer | None = None
 

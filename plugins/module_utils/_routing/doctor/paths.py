@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .. import route_query
+from .. import link_marks, route_query
 from ..document import Document
 from ..model import Mark, Route, Rule
 from ..route_query import RouteAnswer
@@ -62,6 +62,7 @@ def _peer(facts: Facts, route: Route, rule: Rule, document: Document, kernel: An
     # Without a table the kernel only assumes that a named interface leads there.
     dev = towards.dev if towards and towards.type == "unicast" and not towards.via and towards.table else None
     own = packets.host_of(rule.src) or (towards.src if dev else None)
+    has_mac = not (kernel and dev) or kernel.told_by(dev) in (link_marks.MAC, link_marks.DECLARED)
     return Peer(
         name=mark.name if mark else route.via,
         family=route.family,
@@ -75,7 +76,8 @@ def _peer(facts: Facts, route: Route, rule: Rule, document: Document, kernel: An
         own=own,
         is_local=_type(towards) == "local",
         declared=mark.macs if mark else (),
-        mac=kernel.neighbour(route.via, wait) if kernel and dev else None,
+        mac=kernel.neighbour(route.via, wait) if kernel and dev and has_mac else None,
+        has_mac=has_mac,
         arrival=ask(own, src=client, iif=dev) if own and dev else None,
         unmarked=ask(client),
     )

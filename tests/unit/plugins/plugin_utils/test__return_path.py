@@ -77,6 +77,35 @@ def test_a_backend_nobody_names_is_not_emptied():
     assert found.startswith("d is in the group backends, but in no service of l4proxy_services")
 
 
+def tunnelled(*macs: str) -> dict:
+    """All hosts at a device wg0, whose MAC the facts have or have not."""
+    return {
+        name: {"ansible_facts": facts(number, device="wg0", **dict(zip(["macaddress"], macs or [""])))}
+        for name, number in (("a", 11), ("a2", 12), ("b", 21))
+    }
+
+
+@pytest.mark.parametrize("mac", ["", "0a:08:00:02"], ids=["wireguard", "gre"])
+@pytest.mark.parametrize("strategy", ["mark", "fwmark_accept", "auto"])
+def test_two_proxies_behind_a_tunnel_cannot_be_told_apart(strategy, mac):
+    variables = hostvars(**tunnelled(mac))
+    variables["b"]["return_path_strategy"] = strategy
+    (found,) = errors(return_path, fleet("b", variables=variables, proxies=["a", "a2"]), "b")
+    assert found.startswith(f"return_path_strategy of b: {strategy}")
+    assert "a and a2 are both behind wg0, which has no MAC addresses to tell them apart by; " in found
+    assert found.endswith("use address" if strategy != "auto" else "set return_path_addresses of b")
+
+
+def test_one_proxy_behind_a_tunnel_is_told_by_it():
+    variables = hostvars(**tunnelled())
+    variables["b"]["return_path_strategy"] = "auto"
+    variables["b"]["ansible_facts"]["default_ipv6"] = {"address": "2001:db8::21"}
+    seen = fleet("b", variables=variables)
+    assert about(seen, "b")["strategy"] == "mark"
+    assert about(seen, "b")["reason"].endswith("; one proxy alone is behind wg0")
+    assert return_path(seen, "b")["marks"][0]["mac"] is None
+
+
 def test_two_links_between_one_pair_are_refused():
     variables = hostvars(**two_links(11, "a"), **two_links(21, "b"))
     other = {**WEB, "name": "other", "listen": ["0.0.0.0:81"], "backends": [{"host": "b", "address": "198.18.2.21"}]}

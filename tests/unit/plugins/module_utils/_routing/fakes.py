@@ -26,6 +26,7 @@ class FakeKernel:
         self.held_rules, self.held_routes = [], []
         self.neighbours: dict[str, str] = {}
         self.near = {"198.18.0.11": "eth0", "198.18.0.12": "eth0", "2001:db8::11": "eth0"}
+        self.kinds: dict[str, str] = {}
         self.links_up = {"lo": True, "eth0": True, "eth8": False}
         self.held_addresses = [(Address("ipv4", "198.18.0.21", "eth0"), 0)]
         self.calls: list[str] = []
@@ -77,6 +78,9 @@ class FakeKernel:
 
     def links(self):
         return self.links_up
+
+    def told_by(self, dev):
+        return self.kinds.get(dev, "mac")
 
     def on_link(self, address, dev=None):
         found = self.near.get(address)

@@ -381,6 +381,7 @@ def test_every_complaint_has_a_reason_and_a_remedy():
 # What looks alike and is fine.
 FINE = [
     ("rp_filter", cases.setting(BACKEND, conf__eth0__rp_filter="1")),
+    ("proxy_mac", cases.peer(mac=None, has_mac=False)),
     ("default_route", cases.peer(tracked=False, unmarked=NO_ROUTE)),
     ("conntrack", replace(cases.peer(tracked=False), conntrack=Conntrack(999, 1000))),
     ("redirected", replace(BACKEND, redirected={"192.0.2.7": cases.A})),
