@@ -11,7 +11,15 @@ version_added: 0.1.0
 short_description: List what a proxy host has to reach
 description:
   - List every backend of every TCP service that a proxy host serves, once for each family the service listens on.
-positional: fleet, hostvars
+positional: fleet, hostvars, samples
+options:
+  samples:
+    description:
+      - List backends of UDP services too, and give each its C(protocol) and its C(host), the name in the inventory.
+      - That is for O(trueip.l4proxy.source_proof#module:targets).
+    type: bool
+    default: false
+    version_added: 0.2.0
 extends_documentation_fragment:
   - trueip.l4proxy.services
   - trueip.l4proxy.services.view
@@ -44,9 +52,9 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 
 
 @fleet_filter
-def probe_targets(fleet: Fleet) -> list[dict[str, Any]]:
+def probe_targets(fleet: Fleet, samples: bool = False) -> list[dict[str, Any]]:
     """List the targets of the host the fleet is seen from."""
-    return _probe_targets.probe_targets(fleet, fleet.name)
+    return _probe_targets.probe_targets(fleet, fleet.name, samples)
 
 
 class FilterModule:

@@ -13,17 +13,21 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import PRO
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import first_port
 
 
-def probe_targets(fleet: Fleet, proxy: str) -> list[dict[str, Any]]:
+def probe_targets(fleet: Fleet, proxy: str, samples: bool = False) -> list[dict[str, Any]]:
     """List every backend of every TCP service of a proxy, once a family that the service listens on.
 
-    The probe is a TCP handshake, so a backend of UDP services alone is not among them. Of a range, it asks one.
+    Of a range, it asks one.
+
+    :param samples: list those of UDP services too, each with its ``protocol`` and its ``host`` in the inventory ("" for
+        one that is only an address). The probe is a TCP handshake; a sample may be either.
     """
     number = proxy_id(fleet, proxy)
     targets: dict[tuple[str, str, int], dict[str, Any]] = {}
     for service in fleet.services_of_proxy(proxy):
         listening = {6 if ":" in address else 4 for address, _port in service.listen}
-        for ref in service.backends if service.protocol == "tcp" else ():
+        for ref in service.backends if samples or service.protocol == "tcp" else ():
             port = first_port(ref.port)
+            more = {"protocol": service.protocol, "host": ref.host or ""} if samples else {}
             for version, address in fleet.backend_addresses(proxy, ref).items():
                 if version in listening:
                     targets[service.name, address, port] = {
@@ -31,5 +35,6 @@ def probe_targets(fleet: Fleet, proxy: str) -> list[dict[str, Any]]:
                         "address": address,
                         "port": port,
                         "source": PROBE_SOURCE[version].format(number),
+                        **more,
                     }
     return list(targets.values())

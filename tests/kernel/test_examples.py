@@ -107,6 +107,7 @@ SCENES = {
     "return_path_strategy#filter": ("b", None),
     "routing_state_info#module": ("a", with_path),
     "routing_state#module": ("b", None),
+    "source_proof#module": ("a", with_path),
     "zipapp#module": ("a", with_library),
 }
 

@@ -117,6 +117,23 @@ def test_verify_proves_every_backend_of_every_service_in_both_families(play):
     for name, port in [(f"web: {one}", 8080) for one in "bcd"] + [(f"api: {one}", 8081) for one in "bc"]:
         for address in (f"198.18.0.2{' bcd'.index(name[-1])}", f"[2001:db8::2{' bcd'.index(name[-1])}]"):
             assert f"{name}: established with {address}:{port}" in run.output
+        for source in ("198.51.100.11", "2001:db8:ffff::11"):
+            assert f"{name}: the backend saw {source}" in run.output
+
+
+def test_verify_says_what_a_backend_saw_where_source_nat_hides_the_clients(lab, play):
+    """Handshakes succeed all the while. In check mode nothing is sent."""
+    masquerade = "table inet hide { chain c { type nat hook postrouting priority srcnat; oifname eth0 masquerade; }; }"
+    lab["a"].run(["nft", masquerade])
+    try:
+        run, checked = play("verify"), play("verify", "--check")
+    finally:
+        lab["a"].run(["nft", "delete", "table", "inet", "hide"])
+    assert checked.status == 0, checked.output
+    assert run.status != 0
+    for name in ("web: b", "web: c", "web: d", "api: b", "api: c"):
+        for source, seen in (("198.51.100.11", "198.18.0.11"), ("2001:db8:ffff::11", "2001:db8::11")):
+            assert f"{name}: the backend saw {seen} instead of {source}: source NAT on the way" in run.output
 
 
 def wait_for(condition, seconds=10.0):

@@ -30,3 +30,14 @@ def test_a_backend_is_probed_at_the_address_it_has_for_this_proxy():
     for proxy, address in (("a", "198.18.0.121"), ("a2", "198.18.0.122")):
         seen = fleet(proxy, services, hostvars(b=own), proxies=["a", "a2"])
         assert [target["address"] for target in probe_targets(seen, proxy)] == [address]
+
+
+def test_samples_are_for_udp_too_and_name_the_host_to_ask():
+    dns = {**WEB, "name": "dns", "listen": ["[::]:53"], "protocol": "udp", "backends": ["b:53", "[2001:db8::99]:53"]}
+    web = {**WEB, "listen": ["0.0.0.0:80"], "backends": ["c:8080"]}
+    targets = probe_targets(fleet("a", [web, dns]), "a", samples=True)
+    assert [(one["name"], one["protocol"], one["host"], one["address"]) for one in targets] == [
+        ("web: c", "tcp", "c", "198.18.0.22"),
+        ("dns: b", "udp", "b", "2001:db8::21"),
+        ("dns: 2001:db8::99", "udp", "", "2001:db8::99"),
+    ]

@@ -1,0 +1,43 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from ansible_collections.trueip.l4proxy.plugins.modules import source_proof
+
+SAMPLE = {
+    "protocol": "udp", "address": "198.18.0.21", "port": 53, "source": "198.51.100.11", "source_port": 41000, "token": 7,
+}  # fmt: skip
+FAULTS = [
+    ({"targets": [SAMPLE], "samples": [SAMPLE]}, []),
+    ({"targets": [{**SAMPLE, "address": "b"}]}, ["targets[0].address: 'b' is not an IP address"]),
+    (
+        {"targets": [{**SAMPLE, "source": "::1"}]},
+        ["targets[0]: 198.18.0.21 and ::1 are of different families"],
+    ),
+    ({"targets": [{**SAMPLE, "port": 0}]}, ["targets[0].port: 0 is not a port (1-65535)"]),
+    (
+        {"samples": [{"address": "198.18.0.21"}]},
+        [
+            "samples[0].source: None is not an IP address",
+            "samples[0].port: None is not a port (1-65535)",
+            "samples[0].protocol: None is neither tcp nor udp",
+            "samples[0].token: None is not that of a sample that was sent",
+        ],
+    ),
+    ({"seconds": 3600}, ["seconds: 3600 is not a number from 1 to 600"]),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), FAULTS)
+def test_faults(options, expected):
+    assert source_proof.faults({"targets": [], "samples": [], "seconds": 20, **options}) == expected
+
+
+def test_documentation_and_argument_spec_agree():
+    options = yaml.safe_load(source_proof.DOCUMENTATION)["options"]
+    assert set(options) == set(source_proof.ARGUMENTS)
+    assert set(options["targets"]["suboptions"]) == set(source_proof.TARGET_SPEC)
