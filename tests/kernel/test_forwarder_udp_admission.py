@@ -18,7 +18,7 @@ from tests.kernel import balance_lab as bl
 from tests.kernel import forwarder_lab as fl
 from tests.kernel import udp_lab as ul
 
-KEEP, HIDE, STRICT, ALL, ALLOWED, RATE, PAIR, TINY, FLOOD, RANGE = range(5700, 5710)
+KEEP, HIDE, STRICT, ALL, ALLOWED, RATE, PAIR, TINY, FLOOD, RANGE, _NEXT, SLICED = range(5700, 5712)
 BACKEND = 9000
 SLICE = range(40000, 40100)
 FAMILIES = fl.FAMILIES
@@ -217,6 +217,50 @@ def test_a_flood_of_new_clients_costs_a_bounded_memory_and_those_who_are_in_go_o
         assert len(forwarder.log("datagram refused")) <= 2 * 3, "one line in ten seconds and worker"
 
 
+def flood(lab, to, port):
+    """A datagram from each of 200 addresses and one port that the kernel or ``port`` chooses."""
+    family = "ipv6" if ":" in to[0] else "ipv4"
+    with ul.client(lab, to[0], port) as attacker:
+        if family == "ipv6":  # or the kernel lets it send from addresses of an interface only
+            attacker.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
+        for number in range(1, 201):
+            source = socket.inet_pton(ul.family_of(to[0]), bl.CLIENTS[family].format(number))
+            attacker.sendmsg([b"x"], ancillary.leaving_from(source), 0, to)
+
+
+def counters(forwarder):
+    return {one["name"]: one for one in forwarder.status()["services"]}
+
+
+def test_a_flood_of_new_clients_locks_nobody_out_and_no_other_service_notices(lab, servers):
+    """More sessions than a worker has, from both families: new clients come in, and whoever talks stays."""
+    most, ports = 65536, iter(range(10000, 60000))
+    document = fl.config(udp(lab, "dns", FLOOD, log="none"), udp(lab, "other", ALL, log="none"))
+    with fl.Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:
+        talks = {}
+        for family in FAMILIES:
+            for service, count in ((FLOOD, 5), (ALL, 1)):
+                to = (getattr(lab["a"], family), service)
+                sock = stack.enter_context(ul.client(lab, to[0]))
+                talks[sock] = to, [ul.who(sock, to) for _question in range(count)][-1]
+        deadline = time.monotonic() + 180
+        while counters(forwarder)["dns"]["connections"] < most + 6000:
+            assert time.monotonic() < deadline, counters(forwarder)
+            for family in FAMILIES:
+                flood(lab, (getattr(lab["a"], family), FLOOD), next(ports))
+        found = counters(forwarder)
+        assert found["dns"]["sessions"] + found["other"]["sessions"] == most
+        assert found["dns"]["made_room"] >= 6000
+        assert found["other"]["made_room"] == found["dns"]["refused_limited"] == found["other"]["refused_limited"] == 0
+        for sock, (to, before) in talks.items():
+            assert ul.who(sock, to) == before, "it is the same session"
+        for family in FAMILIES:
+            for service in (FLOOD, ALL):
+                assert ask(lab, family, service)[0] in fl.BACKENDS
+        assert len(forwarder.log("sessions make room")) == 0
+        assert not forwarder.log("defect"), forwarder.log("defect")[0]
+
+
 def _readable(sock):
     sock.settimeout(0)
     try:
@@ -244,25 +288,38 @@ def test_the_ports_of_a_range_lead_to_the_backends_ports(lab, servers, second, f
 
 
 @families
-def test_out_of_descriptors_new_sessions_are_refused_and_the_others_go_on(lab, servers, family):
-    """A session that keeps its client's port needs a socket of its own."""
-    descriptors, count, to = 128, 100, (getattr(lab["a"], family), TINY)
+def test_out_of_descriptors_the_quietest_sessions_make_room(lab, servers, family):
+    """A session that keeps its client's port needs a socket of its own, and one client with many sessions as well."""
+    descriptors, count, to = 300, 100, (getattr(lab["a"], family), TINY)
     limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (descriptors, descriptors))
-    document = fl.config(udp(lab, "tiny", TINY, source_port="keep", idle_timeout=3), workers=1)
+    document = fl.config(udp(lab, "tiny", TINY, source_port="keep"), workers=1)
     with fl.Forwarder(lab, document, preexec_fn=limit) as forwarder, contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(ul.client(lab, to[0])) for _client in range(count)]
-        for sock in socks:
-            sock.sendto(b"hello", to)
-        time.sleep(ul.QUIET)
-        served = [sock for sock in socks if _readable(sock)]
-        (service,) = forwarder.status()["services"]
-        assert len(served) == service["sessions"]
-        assert 0 < len(served) < count, "the bound was reached"
-        assert service["refused_connect_failed"] == count - len(served), "each of them is counted"
-        for sock in served:
-            assert ul.exchange(sock, b"still here", to)[0] == b"still here"
+        first = stack.enter_context(ul.client(lab, to[0]))
+        before = [ul.who(first, to) for _question in range(5)][-1]
+        for _client in range(count):
+            assert ul.who(stack.enter_context(ul.client(lab, to[0])), to)[0] == "b"
+        assert ul.who(first, to) == before, "a conversation makes room last"
+        service = counters(forwarder)["tiny"]
+        assert 0 < service["sessions"] < count, "the bound was reached"
+        assert service["made_room"] >= count + 1 - service["sessions"]
+        assert service["refused_connect_failed"] == 0
         (worker,) = forwarder.workers()
         assert len(fl.open_files(worker)) < descriptors
         assert not forwarder.log("defect"), forwarder.log("defect")[0]
-        assert ul.who(stack.enter_context(ul.client(lab, to[0])), to)[0] == "b", "when others have ended"
-        assert forwarder.workers() == [worker]
+
+
+@families
+def test_of_a_client_that_uses_up_its_ports_the_quietest_session_makes_room(lab, servers, family):
+    ports, to = 64, (getattr(lab["a"], family), SLICED)
+    document = fl.config(udp(lab, "sliced", SLICED), source_ports={"first": 42000, "last": 42000 + ports - 1})
+    with fl.Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(ul.client(lab, to[0])) for _port in range(ports + 1)]
+        *those_before, quiet, last = socks
+        seen = {sock: [ul.who(sock, to) for _question in range(1 if sock is quiet else 3)][-1] for sock in socks[:-1]}
+        assert len({port for _name, _address, port in seen.values()}) == ports
+        assert ul.who(last, to)[2] == seen[quiet][2], "it has the port of the quiet one"
+        assert {sock: ul.who(sock, to) for sock in those_before} == {sock: seen[sock] for sock in those_before}
+        found = counters(forwarder)["sliced"]
+        assert (found["sessions"], found["made_room"], found["source_no_port_left"]) == (ports, 1, 1)
+        with ul.client(lab, to[0], host="router") as sock:
+            assert ul.who(sock, to)[0] == "b", "another client has its own"

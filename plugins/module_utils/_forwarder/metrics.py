@@ -108,6 +108,8 @@ def _services(rows):
     yield from _metric("accepted_total", "counter", "Clients accepted.", _each(rows, "connections"))
     refused = _by(rows, "refused", "cause", REFUSED)
     yield from _metric("refused_total", "counter", "Clients turned away, by cause.", refused)
+    made_room = _each(rows, "made_room")
+    yield from _metric("made_room_total", "counter", "UDP sessions ended to have room for new ones.", made_room)
     yield from _metric("source_total", "counter", "Steps of the source ladder.", _by(rows, "source", "step", LADDER))
 
 

@@ -76,6 +76,7 @@ SERVICE_FIELDS = (
     "connections",
     *(f"refused_{cause}" for cause in REFUSED),
     *(f"source_{step}" for step in LADDER),
+    "made_room",  # UDP sessions that were ended to have room for another one
 )
 FAILURES = ("refused", "unreachable", "timeout", "reset", "local")
 TARGET_FIELDS = (

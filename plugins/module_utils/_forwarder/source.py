@@ -32,10 +32,11 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 class Ports:
     """The source ports of this proxy: ``first`` to ``last``, or None for the kernel's own range.
 
-    ``by_kernel`` says whether it can choose within a slice.
+    ``by_kernel`` says whether it can choose within a slice; ``count`` is how many there are.
     """
 
     def __init__(self, slice_=None, by_kernel=True):
+        self.count = slice_.last - slice_.first + 1 if slice_ else 65536
         self.by_kernel = by_kernel or not slice_
         self.option = None  # what sockets.transparent_options() takes as ports
         self._explicit = None

@@ -46,6 +46,8 @@ class Tally:
         )
         self._all_sessions = [region.cell(row, "service", "sessions", index) for row in range(region.slots + 1)]
         self._refused = {cause: region.cell(slot, "service", f"refused_{cause}", index) for cause in REFUSED}
+        known = ("service", "made_room") in region.offsets  # not in a record of version 0.1.0
+        self._made_room = region.cell(slot, "service", "made_room", index) if known else None
         self._steps = {step.replace("_", " "): region.cell(slot, "service", f"source_{step}", index) for step in LADDER}
 
     def began(self):
@@ -64,6 +66,11 @@ class Tally:
     def refused(self, reason, attempts):
         """A client was turned away."""
         self._cells[self._refused[cause_of(reason, attempts)]] += 1
+
+    def made_room(self):
+        """A session was ended to have room for another one."""
+        if self._made_room is not None:
+            self._cells[self._made_room] += 1
 
     def count(self, name):
         """Count a step of the source ladder, such as "kept" or "port taken"."""

@@ -15,15 +15,15 @@ from functools import partial
 
 from . import ancillary, sockets, udp_handover
 from .config import IPV4, IPV6
-from .limits import PER_SERVICE, PER_WORKER
+from .limits import PER_SERVICE
 from .poller import READ
 from .source import OWN
 from .udp_batch import Batch
+from .udp_room import MADE_ROOM
 from .udp_table import IDLE, Door, Flow, Table, interval
 from .udp_upstream import Upstreams
 
 LARGEST = 65536  # bytes; a datagram has at most 65,507 over IPv4 and 65,527 over IPv6
-MOST_FLOWS = 65536  # sessions of a worker, about 1.2 kB each
 REFUSALS_LOGGED = 10.0  # seconds between two lines about refusals for one reason; each is counted
 
 
@@ -40,7 +40,7 @@ class Inlet(Door):
     """A listening socket: ``name`` is the supervisor's for it, ``slot`` the worker slot it is of."""
 
     def __init__(self, udp, sock, name, slot, serving, listener):
-        super().__init__()
+        super().__init__(serving.service.name)
         self.sock = sock
         self.name = name
         self.slot = slot
@@ -100,15 +100,15 @@ class Inlet(Door):
 class Udp:
     """All UDP of a worker.Worker; ``ports`` is a source.Ports, ``most_lanes`` bounds the upstream sockets."""
 
-    def __init__(self, worker, ports, most_lanes):
+    def __init__(self, worker, ports, most_lanes, workers=1):
         self.worker = worker
         self.selector = worker.selector
         self.count = worker.count
         self.buffer = bytearray(LARGEST)
         self.buffers = (self.buffer,)
         self.view = memoryview(self.buffer)
-        self.table = Table()
-        self.upstreams = Upstreams(self, ports, most_lanes)
+        self.table = Table(most_alone=most_lanes - most_lanes // 4)
+        self.upstreams = Upstreams(self, ports, most_lanes, workers)
         self.inlets = {}  # by name
         self.receiving = False
         self.next_look = 0.0
@@ -117,12 +117,16 @@ class Udp:
 
     def listen(self, sock, name, slot, serving, listener):
         """Have a socket for clients of ``serving``, an acceptor.Serving; datagrams are read once set_receiving()."""
+        self.table.serve(serving.service.name)
         self.inlets[name] = Inlet(self, sock, name, slot, serving, listener)
         self._interval = interval([inlet.serving.service.idle_timeout for inlet in self.inlets.values()])
 
     def set_receiving(self, on):
         """Start or stop reading what clients send; it waits in the sockets meanwhile."""
         self.receiving = on
+        if on:
+            families = {family for inlet in self.inlets.values() for family in inlet.serving.groups}
+            self.upstreams.prepare(socket.AF_INET if family == IPV4 else socket.AF_INET6 for family in families)
         self.update()
 
     def update(self):
@@ -152,8 +156,6 @@ class Udp:
         return flow
 
     def _admit(self, serving, address, now):
-        if len(self.table) >= MOST_FLOWS:
-            raise Refused(PER_WORKER)
         if not serving.guarded:
             return
         if serving.gate is not None and serving.gate.full:
@@ -178,11 +180,13 @@ class Udp:
         target = address_tuple(backend.address(backends.family), backend.port_of(door.listener))
         reply = packed(client[0].partition("%")[0]), target
         flow = Flow(client, origin, reply, backends, index, serving.service.idle_timeout, now)
+        name = serving.service.name
+        self._keep_within_bound(name, now)
         try:
             if hidden:
-                lane, flow.step = self.upstreams.own(flow), OWN
+                lane, flow.step = self.upstreams.own(flow, name, now), OWN
             else:
-                lane, flow.step = self.upstreams.find(serving.source, flow, client, serving.tally.count)
+                lane, flow.step = self.upstreams.find(serving, flow, client, now)
         except OSError as error:
             backends.release(index)
             backends.failed(index, error.errno, now, False)
@@ -191,6 +195,28 @@ class Udp:
         flow.admitted = serving.gate is not None
         self._enter(flow, door, lane)
         return flow
+
+    def _keep_within_bound(self, service, now):
+        """Have sessions make room where a worker has all it may have: up to two, for it may have taken over more."""
+        flows = self.table.flows
+        for _flow in range(min(2, len(flows) - flows.most + 1)):
+            self.make_room(flows.next(service, now))
+
+    def make_room(self, flow):
+        """End a session so that a new one has a place."""
+        service, now = flow.service, self.worker.now()
+        flow.door.serving.tally.made_room()
+        key = service.name, MADE_ROOM
+        if service.log != "none" and self._may_log(key, now):
+            self.worker.log.event("sessions make room", level="warning", service=service.name)
+        self.end(flow, MADE_ROOM)
+
+    def _may_log(self, key, now):
+        """Whether a line about ``key`` may be written: the last one was not a moment ago."""
+        due = now - self._refusals_logged.get(key, -REFUSALS_LOGGED) >= REFUSALS_LOGGED
+        if due:
+            self._refusals_logged[key] = now
+        return due
 
     def _enter(self, flow, door, lane):
         flow.to_backend = ancillary.leaving_from(flow.reply[0]) if lane.shared else ()
@@ -202,9 +228,8 @@ class Udp:
         serving.tally.refused(refused.reason, refused.attempts)
         if serving.service.log == "none":
             return
-        key, now = (serving.service.name, refused.reason), self.worker.now()
-        if now - self._refusals_logged.get(key, -REFUSALS_LOGGED) >= REFUSALS_LOGGED:
-            self._refusals_logged[key] = now
+        key = serving.service.name, refused.reason
+        if self._may_log(key, self.worker.now()):
             fields = {"service": key[0], "client": client[0], "reason": refused.reason}
             self.worker.log.event("datagram refused", level="warning", **fields)
 
@@ -258,7 +283,7 @@ class Udp:
     def end(self, flow, reason):
         """A session is over: one line in the log."""
         service = flow.service
-        if service.log == "all" or (service.log == "errors" and reason != IDLE):
+        if service.log == "all" or (service.log == "errors" and reason not in (IDLE, MADE_ROOM)):
             self.worker.log.event("session", **{**flow.summary(self.worker.now()), "ended": reason})
         flow.backends.carried(flow.index, flow.bytes_to_backend, flow.bytes_to_client)
         self._forget(flow)

@@ -15,7 +15,11 @@ from __future__ import annotations
 
 import random
 import socket
+from functools import partial
 
+from .udp_room import Leavers, Shares
+
+MOST_FLOWS = 65536  # sessions of a worker, about 1.3 kB each
 CROWDED = 0.75  # the part of all lanes one client may hold towards one backend before another lane is opened
 ANYWHERE = 65536  # more than there are lanes: where the search for a second one begins
 SHARE = 8  # looks within a timeout
@@ -25,9 +29,10 @@ IDLE = "idle timeout"
 
 
 class Door:
-    """Where datagrams of clients come in; ``flows`` is {key of a client: Flow}."""
+    """Where datagrams of clients of a service (its name) come in; ``flows`` is {key of a client: Flow}."""
 
-    def __init__(self):
+    def __init__(self, service):
+        self.service = service
         self.flows = {}
 
 
@@ -99,6 +104,11 @@ class Flow:
         return self.datagrams_to_backend + self.datagrams_to_client
 
     @property
+    def alive(self):
+        """Whether it is not over."""
+        return self.door.flows.get(self.origin) is self
+
+    @property
     def service(self):
         """The config.Service it is of."""
         return self.door.serving.service
@@ -129,15 +139,25 @@ class Flow:
 
 
 class Table:
-    """All flows of a worker, and the shared lanes of each family."""
+    """All flows of a worker (``flows``), and the shared lanes of each family.
 
-    def __init__(self):
-        self.flows = set()
+    ``most`` bounds the flows, ``most_alone`` those that have a lane of their own (``alone``).
+    """
+
+    def __init__(self, most=MOST_FLOWS, most_alone=MOST_FLOWS):
+        self.flows = Shares(most)
+        self.alone = Shares(most_alone)
         self.lanes = {}  # family -> [Lane], those that are shared
-        self._held = {}  # (family, reply) -> [how many shared lanes have it, where to look for the next one]
+        # (family, reply) -> [how many shared lanes have it, where to look for the next one, who makes room for one]
+        self._held = {}
 
     def __len__(self):
         return len(self.flows)
+
+    def serve(self, service):
+        """Flows of a service (its name) may come."""
+        self.flows.serve(service)
+        self.alone.serve(service)
 
     def offer(self, lane):
         """Let flows of any client use a lane."""
@@ -157,7 +177,7 @@ class Table:
         held = self._held.get((family, reply))
         if held is None:
             return lanes[int(random.random() * len(lanes))] if lanes else None
-        count, start = held
+        count, start, _leavers = held
         if count >= len(lanes) or (grow and count >= len(lanes) * CROWDED):
             return None
         for number in range(start, start + len(lanes)):
@@ -167,42 +187,60 @@ class Table:
                 return lanes[number]
         return None
 
+    def quietest(self, family, reply, now):
+        """Return the flow that makes room on a shared lane for another one with its ``reply``; None without one."""
+        held = self._held.get((family, reply))
+        return held and held[2].next(now)
+
+    def _holders(self, family, reply):
+        flows = [lane.flows[reply] for lane in self.lanes[family] if reply in lane.flows]
+        return sorted(flows, key=lambda flow: flow.seen_at)
+
     def enter(self, flow, door, lane):
         """Take a flow in; its place at the door and on the lane are free."""
         flow.door, flow.lane = door, lane
         door.flows[flow.origin] = lane.flows[flow.reply] = flow
-        self.flows.add(flow)
-        if lane.shared:
-            pair = lane.family, flow.reply
-            held = self._held.get(pair)
-            if held is None:
-                self._held[pair] = [1, int(random.random() * ANYWHERE)]
-            else:
-                held[0] += 1
+        self.flows.enter(door.service, flow)
+        if not lane.shared:
+            self.alone.enter(door.service, flow)
+            return
+        pair = lane.family, flow.reply
+        held = self._held.get(pair)
+        if held is None:
+            self._held[pair] = [1, int(random.random() * ANYWHERE), Leavers(partial(self._holders, *pair))]
+        else:
+            held[0] += 1
 
     def leave(self, flow):
         """Forget a flow."""
-        self.flows.remove(flow)
+        self.flows.leave(flow.door.service, flow)
         del flow.door.flows[flow.origin], flow.lane.flows[flow.reply]
-        if flow.lane.shared:
-            pair = flow.lane.family, flow.reply
-            held = self._held[pair]
-            held[0] -= 1
-            if not held[0]:
-                del self._held[pair]
+        if not flow.lane.shared:
+            self.alone.leave(flow.door.service, flow)
+            return
+        pair = flow.lane.family, flow.reply
+        held = self._held[pair]
+        held[0] -= 1
+        if not held[0]:
+            del self._held[pair]
 
     def idle(self, now):
         """Return the flows whose timeout has passed. Kept for at least its length and at most a look longer.
 
         What is compared is how many datagrams a flow had at the last look, so a datagram pays for no clock.
         """
-        over = []
+        over, moved = [], []
         for flow in self.flows:
             datagrams = flow.datagrams
             if datagrams != flow.seen:
                 flow.seen, flow.seen_at = datagrams, now
+                moved.append(flow)
             elif now - flow.seen_at >= flow.timeout:
                 over.append(flow)
+        for flow in moved:
+            self.flows.moved(flow.door.service, flow)
+            if not flow.lane.shared:
+                self.alone.moved(flow.door.service, flow)
         return over
 
 

@@ -85,27 +85,40 @@ class Upstream(Lane):
 
 
 class Upstreams:
-    """Opens and closes the lanes of ``udp``, a udp.Udp, at most ``most`` of them; ``ports`` is a source.Ports."""
+    """Opens and closes the lanes of ``udp``, a udp.Udp, at most ``most`` of them; ``ports`` is a source.Ports.
 
-    def __init__(self, udp, ports, most):
+    ``workers`` share the ports. Lanes that are shared and those of one flow are sure of a quarter of all each.
+    """
+
+    def __init__(self, udp, ports, most, workers=1):
         self._udp = udp
         self._table = udp.table
         self._selector = udp.selector
         self._ports = ports
         self._most = most
+        self._most_shared = most - most // 4
+        self._most_ports = max(FEW, ports.count // workers)  # in each family
         self._by_owner = {}
         self.all = set()
 
-    def find(self, source, flow, client, count):
-        """Return (lane, step) for a flow in the name of ``client``, an address tuple; raise OSError.
+    def prepare(self, families):
+        """Have a shared lane in each of ``families``, so that others may not take all the ports before it is needed."""
+        for family in families:
+            if not self._table.lanes.get(family):
+                try:
+                    self.adopt(self._open_shared(family))
+                except OSError:  # a session that needs one tries again, and its refusal says why there is none
+                    pass
 
-        ``source`` says whether the client's port is kept and the own address may stand in (source.Source); ``count``
-        takes steps of the ladder that were not to be had.
+    def find(self, serving, flow, client, now):
+        """Return (lane, step) for a new flow of ``client``, an address tuple, at ``serving``, an acceptor.Serving.
+
+        Raise OSError.
         """
-        family = _family_of_reply(flow)
+        family, source, count = _family_of_reply(flow), serving.source, serving.tally.count
         if source.keep:
             try:
-                return self._kept(family, flow.reply, client), KEPT
+                return self._kept(family, flow.reply, client, serving.service.name, now), KEPT
             except OSError as error:
                 if error.errno not in _TAKEN and error.errno != errno.EACCES:
                     raise
@@ -117,12 +130,12 @@ class Upstreams:
                 raise
             count("no port left")
             if not source.may_be_own:
-                raise
-        return self.own(flow), OWN
+                return self._freed(family, flow.reply, now), ANY
+        return self.own(flow, serving.service.name, now), OWN
 
-    def own(self, flow):
+    def own(self, flow, service, now):
         """Return a lane of the flow's own that sends from this host's address; the flow's ``reply`` is set to that."""
-        self._room()
+        self._room(service, now, of_itself=True)
         family = _family_of_reply(flow)
         sock = udp_sockets.lane(family, spoofing=False)
         try:
@@ -133,31 +146,65 @@ class Upstreams:
             raise
         return self.adopt(Upstream(self._udp, sock, shared=False))
 
-    def _kept(self, family, reply, client):
+    def _kept(self, family, reply, client, service, now):
         owner = client[:2]
         lane = self._by_owner.get(owner)
         if lane is not None:
             if reply in lane.flows:
                 raise OSError(errno.EADDRINUSE, _NO_PORT)
             return lane
-        self._room()
+        self._room(service, now, of_itself=False)  # without a socket of its own there is still another port
         return self.adopt(Upstream(self._udp, udp_sockets.lane(family, *owner), shared=False, owner=owner))
+
+    def _room(self, service, now, of_itself):
+        """Have room for a lane of one flow of ``service``; raise OSError.
+
+        A service that has its share ends a flow ``of_itself`` or gets none.
+        """
+        alone = self._table.alone
+        if self._has_room(alone):
+            return
+        if of_itself or alone.payer(service) != service:
+            flow = alone.next(service, now)
+            if flow is not None:
+                self._udp.make_room(flow)
+        if not self._has_room(alone):
+            raise OSError(errno.EADDRNOTAVAIL, _NO_PORT)
+
+    def _has_room(self, alone):
+        return len(alone) < alone.most and len(self.all) < self._most
 
     def _shared(self, family, reply):
         table = self._table
-        grow = len(self.all) < self._most
+        grow = self._may_grow(family)
         lane = table.place(family, reply, grow)
         if lane is not None and not (grow and len(table.lanes[family]) < FEW):
             return lane
-        try:
-            self._room()
-            return self.adopt(self._open_shared(family))
-        except OSError as error:
-            if error.errno not in _TAKEN:
-                raise
-        lane = lane or table.place(family, reply, False)
+        if grow:
+            try:
+                return self.adopt(self._open_shared(family))
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+            lane = lane or table.place(family, reply, False)
         if lane is None:
             raise OSError(errno.EADDRNOTAVAIL, _NO_PORT)
+        return lane
+
+    def _may_grow(self, family):
+        """Whether another shared lane may be opened."""
+        lanes = self._table.lanes
+        if len(self.all) >= self._most or len(lanes.get(family, ())) >= self._most_ports:
+            return False
+        return sum(map(len, lanes.values())) < self._most_shared
+
+    def _freed(self, family, reply, now):
+        """Return a shared lane of which another flow of this client to this backend has made room; raise OSError."""
+        flow = self._table.quietest(family, reply, now)
+        if flow is None:
+            raise OSError(errno.EADDRNOTAVAIL, _NO_PORT)
+        lane = flow.lane
+        self._udp.make_room(flow)
         return lane
 
     def _open_shared(self, family):
@@ -170,10 +217,6 @@ class Upstreams:
                     raise
                 taken = error
         raise taken
-
-    def _room(self):
-        if len(self.all) >= self._most:
-            raise OSError(errno.EADDRNOTAVAIL, _NO_PORT)
 
     def adopt(self, lane):
         """Take in a lane, opened here or handed over; returns it."""

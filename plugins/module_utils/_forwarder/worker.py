@@ -78,7 +78,7 @@ class Worker:
         lanes = descriptors // LANES_SHARE if any(one.protocol == "udp" for one in settings.services) else 0
         self._most_sessions = max(1, (descriptors - lanes) // 2)
         ports = Ports(settings.source_ports, sockets.has_port_ranges())
-        self.udp = Udp(self, ports, lanes)
+        self.udp = Udp(self, ports, lanes, region.slots)
         self._acceptors = self._open_doors(held, ports)
         self._paused = False
         self._pauses_logged = {}  # reason -> when

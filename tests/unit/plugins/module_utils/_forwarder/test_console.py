@@ -41,6 +41,7 @@ def document(**options):
         **refused,
         **steps,
         "refused_denied": 2,
+        "made_room": 0,
         "backends": [backend("b", "return path broken"), backend('c"<x>', "up", backup=True)],
     }
     workers = [

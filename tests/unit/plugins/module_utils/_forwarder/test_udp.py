@@ -12,10 +12,8 @@ import time
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import (
     channel,
-    limits,
     listeners,
     shared,
-    udp,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import udp_handover as handover
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Backend, Config, Listener, Service
@@ -96,6 +94,11 @@ def free_port():
         return sock.getsockname()[1]
 
 
+def own_sockets(host):
+    """The upstream sockets of one session each."""
+    return [lane for lane in host.udp.upstreams.all if not lane.shared]
+
+
 @pytest.fixture
 def make(tmp_path):
     """A function that makes a Host."""
@@ -124,7 +127,7 @@ def test_a_datagram_there_and_back_is_a_session(make):
     expected = {"service": "dns", "backend": "b", "client_port": client.getsockname()[1], "source_port": source[1]}
     expected |= {"bytes_to_backend": 8, "bytes_to_client": 6, "datagrams_to_backend": 1, "datagrams_to_client": 1}
     assert {key: line[key] for key in expected} == expected
-    assert (host.sessions(), host.udp.upstreams.all) == (0, set())  # the own socket went with its session
+    assert (host.sessions(), own_sockets(host)) == (0, [])  # the own socket went with its session
 
 
 def test_a_stranger_on_the_upstream_socket_is_counted_and_nothing_else(make):
@@ -186,14 +189,27 @@ def test_clients_that_cannot_be_spoofed_are_refused_where_the_own_address_may_no
     assert host.sessions() == 0
 
 
-def test_the_worker_has_a_bound_of_its_own(make, monkeypatch):
-    monkeypatch.setattr(udp, "MOST_FLOWS", 1)
+def test_beyond_the_bound_of_the_worker_a_session_makes_room(make):
+    host = make(limits=Limits(connections_per_client=3))
+    host.udp.table.flows.most = 2
+    for number in range(5):
+        host.ask(host.client(), b"%d" % number)
+        assert host.heard(host.backend)[0] == b"%d" % number
+        assert len(host.udp.table) <= 2
+    assert [line["ended"] for line in host.events("session")] == ["made room for a new session"] * 3
+    assert len(host.events("sessions make room")) == 1, "at most one line in ten seconds"
+    assert host.events("datagram refused") == [], "each of them left the limits as well"
+    assert host.region.cells[host.region.cell(0, "service", "made_room", 0)] == 3
+
+
+def test_where_upstream_sockets_are_used_up_a_session_makes_room(make):
+    """Clients that are hidden have a socket each."""
     host = make()
-    for data in (b"1", b"2"):
-        host.ask(host.client(), data)
-    host.heard(host.backend)
-    host.turn()
-    assert [line["reason"] for line in host.events("datagram refused")] == [limits.PER_WORKER]
+    host.udp.table.alone.most = 2
+    for number in range(5):
+        host.ask(host.client(), b"%d" % number)
+        assert host.heard(host.backend)[0] == b"%d" % number
+    assert (len(host.udp.table), host.sessions(), len(own_sockets(host))) == (2, 2, 2)
 
 
 def test_an_idle_session_ends(make):
@@ -265,6 +281,6 @@ def test_a_session_without_a_place_in_the_next_generation_is_dropped(make):
     new = hand_over(make, old)  # its backend has another port
     (line,) = new.events("sessions taken over")
     assert (line["sessions"], line["dropped"]) == (0, 1)
-    assert (new.sessions(), new.udp.upstreams.all) == (0, set())
+    assert (new.sessions(), own_sockets(new)) == (0, [])
     old.ask(client, b"2")
     assert new.heard(new.backend)[0] == b"2"
