@@ -16,7 +16,8 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import fi
 def probe_targets(fleet: Fleet, proxy: str, samples: bool = False) -> list[dict[str, Any]]:
     """List every backend of every TCP service of a proxy, once a family that the service listens on.
 
-    Of a range, it asks one.
+    Of a range, it asks one, and where the service names a port for health checks, that one: the others may be closed
+    while nobody uses them.
 
     :param samples: list those of UDP services too, each with its ``protocol`` and its ``host`` in the inventory ("" for
         one that is only an address). The probe is a TCP handshake; a sample may be either.
@@ -26,7 +27,7 @@ def probe_targets(fleet: Fleet, proxy: str, samples: bool = False) -> list[dict[
     for service in fleet.services_of_proxy(proxy):
         listening = {6 if ":" in address else 4 for address, _port in service.listen}
         for ref in service.backends if samples or service.protocol == "tcp" else ():
-            port = first_port(ref.port)
+            port = service.health_port or first_port(ref.port)
             more = {"protocol": service.protocol, "host": ref.host or ""} if samples else {}
             for version, address in fleet.backend_addresses(proxy, ref).items():
                 if version in listening:

@@ -65,6 +65,12 @@ class ServiceRef:
         """Either "tcp" or "udp"; what the user wrote, so it may be anything until the config was checked."""
         return str(self.options.get("protocol", "tcp"))
 
+    @property
+    def health_port(self) -> Any:
+        """The port that its backends are asked on, None where it is the one they serve on; as the user wrote it."""
+        health = self.options.get("health")
+        return _number(health.get("port")) if isinstance(health, Mapping) else None
+
 
 # A port, or a range "8000-8009" as it was written.
 Port = Union[int, str]

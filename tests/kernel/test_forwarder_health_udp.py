@@ -163,6 +163,20 @@ def test_when_no_question_is_answered_try_all_serves_and_refuse_does_not(lab, se
         fl.wait(lambda: forwarder.status()["services"][0]["refused_no_backend"] == 1, "it is counted", forwarder.show)
 
 
+def test_ports_that_open_on_demand_are_asked_about_on_the_port_that_is_named(lab, servers):
+    """Nothing listens on the ports of the range; the control says what is said of them without that port."""
+    ranges = {"listen": [{"address": "0.0.0.0", "port": "5700-5704"}, {"address": "::", "port": "5700-5704"}]}
+    config = document(lab, health={"port": BACKEND}, **ranges)
+    for backend in config["services"][0]["backends"]:
+        backend["port"] = "9100-9104"
+    with fl.Forwarder(lab, config) as forwarder:
+        fl.wait(lambda: set(states(forwarder)) == {"up"}, "all are up", forwarder.show)
+        del config["services"][0]["health"]["port"]
+        forwarder.configure(config)
+        assert forwarder.reload().returncode == 0
+        fl.wait(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
+
+
 def test_without_a_request_nothing_is_asked(lab, servers):
     """UDP has no handshake: what is unknown is served."""
     config = document(lab)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import filecmp
+import ftplib
 import random
 import re
 import socket
@@ -18,7 +19,9 @@ import time
 import pytest
 
 from tests.kernel import forwarder_lab as fl
-from tests.lab import daemons
+from tests.kernel import ftp_lab
+from tests.kernel import udp_lab as ul
+from tests.lab import daemons, netns
 
 FAMILIES = ("ipv4", "ipv6")
 SQL, SSH, CACHE, DNS = range(7600, 7604)
@@ -253,3 +256,98 @@ def test_dnsmasq_answers_over_tcp_as_it_does_directly(lab, forwarder, dns, famil
     asked = dns.wait_said(r"query\[A\] one\.test from (\S+)")
     assert client in asked
     assert getattr(lab["a"], family) not in asked
+
+
+# -- FTP and TFTP: ports that are open while they are used ------------------------------------------------------------
+
+ON_DEMAND = {"interval": 0.5, "timeout": 0.4, "rise": 1, "fall": 2}
+
+
+def states(forwarder):
+    """The state of every backend and family of every service."""
+    found = [one for service in forwarder.status()["services"] for one in service["backends"]]
+    return {family["state"] for one in found for family in one["families"].values()}
+
+
+def ftp_services(lab, **health):
+    """The two services of the example in services.rst."""
+    both = {"backends": ["b", "c"], "balance": "source_hash"}
+    control = fl.service(lab, "ftp", ftp_lab.CONTROL, ftp_lab.CONTROL, **both, health=ON_DEMAND)
+    ports = f"{ftp_lab.DATA[0]}-{ftp_lab.DATA[-1]}"
+    return control, fl.service(lab, "ftp-data", ports, ports, **both, health={**ON_DEMAND, **health})
+
+
+@pytest.fixture
+def ftp(lab):
+    servers = {name: ftp_lab.Server(lab, name) for name in ("b", "c")}
+    yield servers
+    for server in servers.values():
+        server.stop()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_passive_ftp_by_the_health_of_its_control_port(lab, ftp, family):
+    """Downloads through both services see the client, on one backend; and when its server stops both are down."""
+    client = getattr(lab["client"], family)
+    with fl.Forwarder(lab, fl.config(*ftp_services(lab, port=ftp_lab.CONTROL))) as forwarder:
+        fl.wait(lambda: states(forwarder) == {"up"}, "all are up", forwarder.show)
+        for _download in range(3):
+            with lab["client"].inside(), ftplib.FTP(timeout=fl.PATIENCE) as session:
+                session.trust_server_pasv_ipv4_address = True
+                session.connect(getattr(lab["a"], family), ftp_lab.CONTROL)
+                session.login()
+                parts = []
+                session.retrbinary("RETR file", parts.append)
+            host, control, data = b"".join(parts).decode().split()
+            assert (control, data) == (client, client)
+            assert host in ftp
+        assert states(forwarder) == {"up"}
+        for server in ftp.values():
+            server.stop()
+        fl.wait(lambda: states(forwarder) == {"down"}, "both services know", forwarder.show)
+
+
+def test_without_that_port_its_data_ports_are_down(lab, ftp):
+    """The control: nothing listens on them while nobody transfers anything. Without questions nobody says so."""
+    with fl.Forwarder(lab, fl.config(*ftp_services(lab))) as forwarder:
+        fl.wait(lambda: states(forwarder) == {"up", "down"}, "the data ports are closed", forwarder.show)
+        forwarder.configure(fl.config(*ftp_services(lab, enabled=False)))
+        assert forwarder.reload().returncode == 0
+        fl.wait(lambda: states(forwarder) == {"up", "unknown"}, "nobody asks", forwarder.show)
+
+
+TFTP = 69
+
+
+@pytest.fixture
+def tftp(lab, tmp_path):
+    """dnsmasq on b, which answers from the port it was asked on, with a file of two blocks and a half."""
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 5)
+    tmp_path.chmod(0o755)
+    options = ["--enable-tftp", f"--tftp-root={tmp_path}", "--tftp-single-port", "--port=0", "--user=root"]
+    options += ["--conf-file=", "--log-facility=-", "--pid-file=", "--keep-in-foreground"]
+    server = lab["b"].spawn(["dnsmasq", *options])
+    fl.wait(lambda: "TFTP root" in server.log.read_text(encoding="utf-8"), "dnsmasq serves")
+    yield server
+    netns.stop(server)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tftp_of_a_server_with_one_port(lab, tftp, family):
+    """A file that is not there is asked for to see that the server lives; a download ends within its session."""
+    health = {**ON_DEMAND, "request": "\0\1no such file\0octet\0", "expect": "\0\5"}
+    service = fl.service(lab, "tftp", TFTP, TFTP, backends=["b"], protocol="udp", source_port="keep", health=health)
+    to = (getattr(lab["a"], family), TFTP)
+    with fl.Forwarder(lab, fl.config(service)) as forwarder, ul.client(lab, to[0]) as sock:
+        fl.wait(lambda: states(forwarder) == {"up"}, "it is up", forwarder.show)
+        got, block = b"", b"\0\1file\0octet\0"
+        for number in range(1, 4):
+            answer, source = ul.exchange(sock, block, to)
+            assert source[:2] == to
+            assert struct.unpack("!2H", answer[:4]) == (3, number)  # DATA (RFC 1350, 5)
+            got, block = got + answer[4:], struct.pack("!2H", 4, number)  # ACK
+        sock.sendto(block, to)
+        assert got == bytes(range(256)) * 5
+        client = getattr(lab["client"], family)
+        said = f"/file to {client}"  # "sent …", once the last block was acknowledged
+        fl.wait(lambda: said in tftp.log.read_text(encoding="utf-8"), "it names the client", forwarder.show)

@@ -73,7 +73,8 @@ class Watch:
 
     def ask(self, source):
         """Return a question from ``source``; raise OSError."""
-        health, port = self.service.health, self.backend.port
+        health = self.service.health
+        port = health.port or self.backend.port
         if self.service.protocol == "udp":
             request, expect = (text.encode("latin-1") for text in (health.request, health.expect or ""))
             return UdpQuestion(self.address, port, source, request, expect)
@@ -164,7 +165,7 @@ class Checker:
         self._line = line
         self._region = region
         self._beat = region.beat_cell(region.slots)
-        self._watches = [watch for watch in _watches(config, region) if _asks(watch.service)]
+        self._watches = [watch for watch in _watches(config, region) if watch.service.asked]
         self._queue = []
         self._under_way = []
         self._supervised = True
@@ -209,7 +210,9 @@ class Checker:
         now = self.now()
         for watch in self._watches:
             state = self._region.state
-            watch.target.resume(state("server", watch.number), state("path", watch.number))
+            # A return path that nobody asks about any more is not broken for ever.
+            path = state("path", watch.number) if watch.source else UNASKED
+            watch.target.resume(state("server", watch.number), path)
             watch.failed_before = self._region.latest("failed", watch.number) / 1000
             unknown = state("health", watch.number) == UNKNOWN
             spread = min(watch.service.health.interval, 0.5) if unknown else watch.service.health.interval
@@ -342,11 +345,6 @@ LOCAL_DELIVERY = (
     "the return path of every backend fails at once, so the fault is local delivery on this proxy, not the backends:"
     " look at its rules and routes (l4proxy keep --dry-run)"
 )
-
-
-def _asks(service):
-    """Whether there is a question for a service."""
-    return service.health.enabled and (service.protocol == "tcp" or service.health.request is not None)
 
 
 def _watches(config, region):

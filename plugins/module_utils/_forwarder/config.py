@@ -123,6 +123,11 @@ class Service:
     slow_start: float = 0.0
     log: str = "all"
 
+    @property
+    def asked(self):
+        """Whether there is a health question for its backends."""
+        return self.health.enabled and (self.protocol == "tcp" or self.health.request is not None)
+
     def backends_of(self, family):
         """Return the backends that have an address of ``family``, in the document's order."""
         return tuple(backend for backend in self.backends if backend.address(family))

@@ -103,6 +103,8 @@ def refuse_streams_only(part, service, backend_parts):
     """Refuse for a service of UDP what needs a connection, and a session without an end."""
     if service.idle_timeout == 0:
         part.error("idle_timeout", "0 would never end a session, and UDP has no other end; give more than 0")
+    if service.health.port and service.health.request is None:
+        part.error("health.port", "of a service of protocol udp nothing is asked without health.request; give it too")
     if service.accept_proxy:
         part.error("accept_proxy", "a service of protocol udp takes no PROXY headers; remove it")
     for backend_part, backend in zip(backend_parts, service.backends):

@@ -41,6 +41,7 @@ class Health:
     rise: int = DEFAULT_RISE
     fall: int = DEFAULT_FALL
     source: tuple[str, ...] = ()  # at most one of each family
+    port: int | None = None  # None: the backend's own, the first of a range
     request: str | None = None
     expect: str | None = None
 
@@ -90,6 +91,7 @@ def health(part, proxy_id):
         rise=part.integer("rise", 1, 100, "a number of checks", DEFAULT_RISE),
         fall=part.integer("fall", 1, 100, "a number of checks", DEFAULT_FALL),
         source=_sources(part, default),
+        port=part.integer("port", 1, 65535, "a port", None),
         request=part.octets("request", MAX_EXCHANGE),
         expect=part.octets("expect", MAX_EXCHANGE),
     )

@@ -240,12 +240,15 @@ class Region:
             found.setdefault((service, backend), {})[family] = number
         return found
 
-    def inherit(self, other):
-        """Take over what the checker of ``other`` has found out about targets that are the same in both."""
+    def inherit(self, other, asked):
+        """Take over what the checker of ``other`` has found out about targets that are the same in both.
+
+        ``asked`` names the services whose backends are asked: what nobody asks any more nobody would correct.
+        """
         places = {target: number for number, target in enumerate(other.places)}
         fields = [name for name in self._fields["state"] if name in other.record["fields"]["state"]]
         for number, target in enumerate(self.places):
-            if target in places:
+            if target in places and target[0] in asked:
                 for field in fields:
                     self.set_state(field, number, other.state(field, places[target]))
 

@@ -238,7 +238,8 @@ class Supervisor:
         try:
             self.candidate = generations.load(self.path, number, self.archive, self.held, self.endpoints)
             if self.serving:
-                self.candidate.region.inherit(self.serving.region)
+                asked = {service.name for service in self.candidate.config.services if service.asked}
+                self.candidate.region.inherit(self.serving.region, asked)
             self.orders.publish(self.candidate.region)
             self.crew.start(self.candidate)
         except generations.LoadError as error:

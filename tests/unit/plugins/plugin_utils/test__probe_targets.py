@@ -19,6 +19,11 @@ def test_of_a_range_the_first_port_is_probed():
     assert [target["port"] for target in probe_targets(fleet("a", services), "a")] == [8000]
 
 
+def test_where_a_port_is_named_for_health_that_one_is_probed():
+    services = [{**WEB, "listen": ["0.0.0.0:50000-50009"], "backends": ["b"], "health": {"port": "21"}}]
+    assert [target["port"] for target in probe_targets(fleet("a", services), "a")] == [21]
+
+
 def test_a_handshake_is_for_tcp():
     services = [{**WEB, "listen": ["0.0.0.0:80"], "backends": ["b:1"], "protocol": "udp"}]
     assert probe_targets(fleet("a", services), "a") == []

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import checker, shared
@@ -298,12 +299,25 @@ def test_the_next_generation_goes_on_where_this_one_was(network, start):
     run.turn(10.0)
     assert run.states() == ["down", "up"]
     successor = start(service(B, C), region=shared.Region(run.region.record))
-    successor.region.inherit(run.region)
+    successor.region.inherit(run.region, {"web"})
     successor.checker._queue.clear()
     successor.checker._resume()
     successor.turn(checker.TICK)
     assert successor.states() == ["down", "up"], "before anybody was asked"
     network.says = {}
+    successor.turn(10.0)
+    assert successor.states() == ["up", "up"]
+
+
+def test_a_return_path_that_nobody_asks_about_any_more_is_not_broken_for_ever(network, start):
+    run = start(service(B, C))
+    network.says = {(B, True): SILENCE}
+    run.turn(10.0)
+    assert run.states() == ["return path broken", "up"]
+    successor = start(service(B, C, health=replace(HEALTH, source=())), region=shared.Region(run.region.record))
+    successor.region.inherit(run.region, {"web"})
+    successor.checker._queue.clear()
+    successor.checker._resume()
     successor.turn(10.0)
     assert successor.states() == ["up", "up"]
 

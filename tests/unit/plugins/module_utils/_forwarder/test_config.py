@@ -171,10 +171,11 @@ def test_a_udp_session_is_soon_idle(changes, seconds):
 
 
 def test_what_needs_a_connection_is_refused_for_udp():
-    data, service = udp(idle_timeout=0, accept_proxy=["198.18.0.0/24"])
+    data, service = udp(idle_timeout=0, accept_proxy=["198.18.0.0/24"], health={"port": 7})
     service["backends"][0]["send_proxy"] = "v2"
     assert errors_of(data) == [
         "services[0].idle_timeout: 0 would never end a session, and UDP has no other end; give more than 0",
+        "services[0].health.port: of a service of protocol udp nothing is asked without health.request; give it too",
         "services[0].accept_proxy: a service of protocol udp takes no PROXY headers; remove it",
         "services[0].backends[0].send_proxy: a service of protocol udp sends no PROXY headers; remove it",
     ]
@@ -298,6 +299,8 @@ TEST_REFUSED = [
     (SERVICE, "balance", "fastest", 'services[0].balance: not in this version: "fastest" (supported: round_robin, '),
     (SERVICE, "health", {"enabled": 1}, "services[0].health.enabled: 1 is neither true nor false"),
     (SERVICE, "health", {"timeout": 3}, "services[0].health.timeout: 3 is above interval (2)"),
+    (SERVICE, "health", {"port": 0}, "services[0].health.port: 0 is not a port (1-65535)"),
+    (SERVICE, "health", {"port": "21-22"}, 'services[0].health.port: "21-22" is not a port (1-65535)'),
     (SERVICE, "health", {"fall": 0}, "services[0].health.fall: 0 is not a number of checks (1-100)"),
     (SERVICE, "health", {"source": "198.51.100.1"}, 'health.source: "198.51.100.1" is not a list of addresses'),
     (SERVICE, "health", {"source": [5]}, "services[0].health.source[0]: 5 is not an IP address"),

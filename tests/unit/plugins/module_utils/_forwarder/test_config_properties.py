@@ -198,7 +198,7 @@ def consume(loaded):
         assert timeouts.interval(loaded.services) >= timeouts.SOONEST
         assert udp_table.interval([service.idle_timeout for service in loaded.services]) > 0
         for watch in checker._watches(loaded, region):
-            if checker._asks(watch.service):
+            if watch.service.asked:
                 watch.begin(1e6)  # its sockets are the fixture's
     assert len(json.dumps([str(one) for service in loaded.services for one in service.listen]).encode())
     for name, kind in endpoint.wanted(loaded).items():

@@ -125,7 +125,9 @@ class Host:
 WORKS = {
     "check": lambda host: config.load(host.document),
     "dump": lambda host: config.dump(host.config),
-    "region": lambda host: shared.Region(shared.describe(host.config, 2)).inherit(host.region),
+    "region": lambda host: shared.Region(shared.describe(host.config, 2)).inherit(
+        host.region, {service.name for service in host.config.services}
+    ),
     "worker": Host.start_a_worker,
     "checker": lambda host: list(checker._watches(host.config, host.region)),
     "orders": lambda host: (host.orders.publish(host.region), host.orders.settle(host.config)),

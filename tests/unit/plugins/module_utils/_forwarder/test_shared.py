@@ -81,10 +81,13 @@ def test_what_the_checker_knew_is_taken_over_for_what_is_the_same(make):
     old, new, moved = make("b", "c"), make("c", "d"), make("c", port=81)
     c = old.targets.index(("web", "c", "ipv4"))
     old.set_state("health", c, shared.DOWN)
-    new.inherit(old)
-    moved.inherit(old)
+    unasked = make("b", "c")
+    new.inherit(old, {"web", "mail"})
+    moved.inherit(old, {"web", "mail"})
+    unasked.inherit(old, {"mail"})
     assert new.state("health", new.targets.index(("web", "c", "ipv4"))) == shared.DOWN
     assert new.state("health", new.targets.index(("web", "d", "ipv4"))) == shared.UNKNOWN
+    assert unasked.state("health", c) == shared.UNKNOWN, "nobody would correct it"
     assert moved.state("health", moved.targets.index(("web", "c", "ipv4"))) == shared.UNKNOWN
 
 
