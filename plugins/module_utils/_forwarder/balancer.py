@@ -16,13 +16,16 @@ from bisect import bisect_left
 from operator import add
 
 from . import shared
-from .health import PassiveHealth
+from .health import PROOF, PassiveHealth
 from .shared import EPOCH_ADMIN, EPOCH_HEALTH, LATENCY_BOUNDS
 from .strategies import STRATEGIES
 
 REFRESH = 0.1  # seconds between two looks at the connections other workers have
 RAMP_STEP = 1.0  # seconds between two steps of a slow start
 RAMP_FLOOR = 0.1  # the part of its weight a backend has at the beginning of a slow start
+
+SKIPPED = "backend skipped"  # events in the log
+SKIPPED_ALONE = "backend skipped for a client"
 
 NOBODY = "no backend is up"
 ALL_FULL = "every backend is at its limit"
@@ -91,28 +94,33 @@ class Backends:
         self._latency, self._latency_sum = fields[shared.LATENCY_FIELDS[0]], fields["connect_microseconds"]
         self._buckets_apart = len(region.targets)
         self._failures = region.cell(slot, "worker", "failures")
+        self._successes = [region.cell(row, "target", "succeeded", self._first) for row in range(region.slots)]
+        # A record of an earlier version has no place for what the checker finds out about a client's failure.
+        self._checked = service.asked and "suspect" in region.record["fields"]["state"]
+        self._slow = fields.get("slow") if self._checked else None
         self._weights = [backend.weight for backend in self.backends]
         self._strategy = STRATEGIES[service.balance]([b.name for b in self.backends], self._weights, self._load)
         self._limited = any(backend.max_connections for backend in self.backends)
         self._epoch = -1
         self._next_review = 0.0
         self._tiers = ()  # candidates: those of a later tier serve only when none of an earlier one can
-        self._ready = ()  # the first tier
-        self._doubtful = False  # whether the tiers hold backends whose return path is said to be broken
+        self._suspect = frozenset()  # of those: who failed for a client, and the checker too; only when nobody else can
+        self._ready = ()  # the candidates of a connection for which no backend is out of the question
 
     def next(self, client, tried, now):
         """Return the index of the backend for the next attempt and count its connection; None when there is none.
 
-        ``tried`` holds the indexes this connection has had; none is given twice. Backends that failed a moment ago are
-        skipped while any other is left, and tried all the same when none is. The caller gives back what it was given
-        by release().
+        ``tried`` holds the indexes this connection has had; none is given twice. Backends that failed a moment ago, for
+        this client or for the checker, are skipped while any other is left, and tried all the same when none is. The
+        caller gives back what it was given by release().
         """
         cells = self._cells
         if cells[EPOCH_HEALTH] + cells[EPOCH_ADMIN] != self._epoch or now >= self._next_review:
             self._review(now)
-        candidates = self._ready
-        if tried or self._limited or not self.health.all_well:
-            candidates = self._narrow(tried, now)
+        candidates, health = self._ready, self.health
+        wary = not health.quiet and (health.skipping or client in health.alone)
+        if wary or tried or self._limited:
+            candidates = self._narrow(client, tried, now)
         if not candidates:
             return None
         if len(candidates) == 1:
@@ -120,8 +128,8 @@ class Backends:
         else:
             self._load.look(now)
             index = self._strategy.choose(candidates, client)
-        if not self.health.all_well:
-            self.health.chosen(index, now)
+        if wary:
+            health.chosen(client, index, now)
         cells[self._active + index] += 1
         return index
 
@@ -138,28 +146,50 @@ class Backends:
         """An attempt or a connection that next() gave has ended."""
         self._cells[self._active + index] -= 1
 
-    def connected(self, index, seconds, now):
-        """A connect to this backend succeeded after ``seconds``; returns True when it was being skipped until now."""
+    def connected(self, client, index, seconds, now):
+        """A client's connect succeeded after ``seconds``; returns True when the backend was skipped until now."""
         cells = self._cells
         cells[self._connections + index] += 1
         cells[self._succeeded + index] = int(now * 1000)
         microseconds = int(seconds * 1e6)
         cells[self._latency + bisect_left(LATENCY_BOUNDS, microseconds) * self._buckets_apart + index] += 1
         cells[self._latency_sum + index] += microseconds
-        return not self.health.all_well and self.health.succeeded(index)
+        return not self.health.quiet and self.health.succeeded(client, index)
 
-    def failed(self, index, number, now, to_blame):
-        """A connect failed with errno ``number``; returns True when the backend is skipped from now on.
+    def failed(self, client, index, number, now, to_blame, is_served=None):
+        """A client's connect failed with errno ``number``; returns the event when the backend is skipped from now on.
 
         ``to_blame`` says whether the backend or the way to it is: what this host lacks is nobody else's fault.
+        ``is_served`` tells whether another client is served, where that is not seen by connects alone.
         """
         cells, fields = self._cells, self._fields
-        cells[fields["failed_" + _CAUSES.get(number, "local")] + index] += 1
+        cells[fields["failed_" + _CAUSES.get(number, "unreachable" if to_blame else "local")] + index] += 1
         if not to_blame:
-            return False
+            return None
         cells[fields["failed"] + index] = int(now * 1000)
         cells[self._failures] += 1  # the checker looks at the times when this has grown
-        return self.health.failed(index, now)
+        newly = self.health.failed(client, index, now)
+        if not self._checked and not self._serves_others(index, now, is_served):
+            return SKIPPED if self.health.skip(index, now) else None
+        return SKIPPED_ALONE if newly else None
+
+    def _serves_others(self, index, now, is_served):
+        """Whether a backend has served anybody a moment ago, in any worker."""
+        if self.health.skips(index):
+            return False
+        cells, latest = self._cells, max(1, int((now - PROOF) * 1000))
+        if any(cells[start + index] >= latest for start in self._successes):
+            return True
+        if is_served is None or not is_served():
+            return False
+        cells[self._succeeded + index] = int(now * 1000)
+        return True
+
+    def slow(self, index, now):
+        """A connect takes long: have the checker ask the backend, so that more is known once the attempt has failed."""
+        if self._slow is not None:
+            self._cells[self._slow + index] = int(now * 1000)
+            self._cells[self._failures] += 1
 
     def carried(self, index, to_backend, to_client):
         """Count the bytes of a connection that is over."""
@@ -169,20 +199,23 @@ class Backends:
 
     def nobody(self):
         """Return why next() gave nobody to a connection that had tried nobody."""
-        return ALL_FULL if any(self._tiers) else NOBODY
+        return ALL_FULL if self._limited and any(self._tiers) else NOBODY
 
     # -- who is a candidate ----------------------------------------------------------------------------------------
 
-    def _narrow(self, tried, now):
+    def _narrow(self, client, tried, now):
         """Return the candidates when some backends are out of the question for this connection."""
         rest = []
         for tier in self._tiers:
             left = [index for index in tier if index not in tried and not self._full(index)]
-            usable = [index for index in left if self.health.usable(index, now)]
+            usable = [index for index in left if self._usable(client, index, now)]
             if usable:
                 return usable
             rest += left
-        return [] if self._doubtful else rest
+        return rest
+
+    def _usable(self, client, index, now):
+        return index not in self._suspect and self.health.usable(client, index, now)
 
     def _full(self, index):
         limit = self.backends[index].max_connections
@@ -197,14 +230,19 @@ class Backends:
         taking = [index for index in indexes if state("admin", self._first + index) == shared.READY]
         health = [state("health", self._first + index) for index in indexes]
         up = [index for index in taking if health[index] in (shared.UNKNOWN, shared.UP)]
-        self._doubtful = not up and self.service.on_all_down == "refuse"
-        if not up:
-            # Nobody is known to be well. A broken return path is what a probe says, and the network may drop probes: it
-            # is believed for good once a client's connection has failed as well.
-            up = taking if not self._doubtful else [index for index in taking if health[index] == shared.BROKEN]
+        if not up and self.service.on_all_down == "refuse":
+            # Nobody is known to be well. A broken return path is what a probe says, and the network may drop probes and
+            # no client's packets: only the connection of each client can tell.
+            up = [index for index in taking if health[index] == shared.BROKEN]
+        elif not up:
+            up = taking
+        self._suspect = frozenset(index for index in up if self._checked and state("suspect", self._first + index))
+        for index in {*indexes} - {*up} | self._suspect:
+            self.health.acquit(index)
         backup = {index for index in up if self.backends[index].backup}
         self._tiers = (tuple(index for index in up if index not in backup), tuple(sorted(backup)))
-        self._ready = self._tiers[0] or self._tiers[1]
+        sound = [tuple(index for index in tier if index not in self._suspect) for tier in self._tiers]
+        self._ready = sound[0] or sound[1] or sum(self._tiers, ())
         self._weigh(now)
 
     def _weigh(self, now):

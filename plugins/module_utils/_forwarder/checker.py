@@ -5,14 +5,17 @@
 
 In a round the spoofed question goes first: an answer to it answers both. Only when it stays away the question from our
 own address is asked as well, so a fleet that is well costs one handshake a backend and interval. A target whose last
-answer contradicts its state is asked again after half an interval, and so is one of which a worker reports a failure.
+answer contradicts its state is asked again after half an interval.
+
+A target to which a client's connect has failed is asked at once, at most every SPACING seconds however many fail: is it
+the backend, or this client? It becomes a *suspect*, which workers pass over, when this round is bad; or sooner, when
+both questions are silent for longer than usual. The next good answer makes an end of that.
 
 It wakes once a TICK, begins what is due and looks at what is under way; 300 backends at 2 s cost about 1 % of a core.
 """
 
 from __future__ import annotations
 
-import errno
 import gc
 import heapq
 import random
@@ -20,140 +23,16 @@ import select
 import signal
 import time
 
-from . import shared
+from . import shared, sockets
 from .beats import BEAT
-from .health import Answer, Experience, Target
+from .health import Experience
 from .log import RETRY, places
-from .question import TcpQuestion, UdpQuestion
 from .shared import BROKEN, DOWN, UNANSWERED, UNASKED, UNKNOWN, UP
+from .watch import TICK, Watch
 
-TICK = 0.05  # seconds
 JITTER = 0.1  # part of an interval by which rounds are spread: checks of many proxies must not march in step
-SECOND_QUESTION = 0.5  # part of the timeout after which the own address asks as well
 EARLY = 0.5  # part of the interval after which a wavering target is asked again
-
-# The spoofed question can be answered by "no": then the path is whole and the server is not up.
-_REFUSALS = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EBADMSG}
-
-
-class Round:
-    """One round under way: the questions of a target that have not been answered yet."""
-
-    def __init__(self, begun, deadline):
-        self.begun = begun
-        self.deadline = deadline
-        self.answer = Answer()
-        self.spoofed = None  # question
-        self.own = None
-        self.own_asked = False
-
-    def close(self):
-        """End what is still open."""
-        for question in (self.spoofed, self.own):
-            if question is not None:
-                question.close()
-        self.spoofed = self.own = None
-
-
-class Watch:
-    """A target under watch: its rounds, one after the other."""
-
-    def __init__(self, number, service, backend, family):
-        health = service.health
-        self.number = number  # of the target in the region
-        self.service = service
-        self.backend = backend
-        self.family = family
-        self.address = backend.address(family)
-        self.source = health.source_of(family)
-        self.target = Target(health.rise, health.fall, window=health.fall * health.interval)
-        self.round = None
-        self.due = 0.0
-        self.failed_before = 0.0  # the last failure of a real connection that was looked at
-
-    def ask(self, source):
-        """Return a question from ``source``; raise OSError."""
-        health = self.service.health
-        port = health.port or self.backend.port
-        if self.service.protocol == "udp":
-            request, expect = (text.encode("latin-1") for text in (health.request, health.expect or ""))
-            return UdpQuestion(self.address, port, source, request, expect)
-        return TcpQuestion(self.address, port, source)
-
-    def begin(self, now):
-        """Begin a round."""
-        self.round = Round(now, now + self.service.health.timeout)
-        if self.source is not None:
-            try:
-                self.round.spoofed = self.ask(self.source)
-            except OSError as error:  # EPERM and the like: this host cannot ask it, and that is about no backend
-                self.round.answer.path_errno = error.errno
-        if self.round.spoofed is None:
-            self._ask_ourselves()
-
-    def _ask_ourselves(self):
-        self.round.own_asked = True
-        try:
-            self.round.own = self.ask(None)
-        except OSError as error:  # ENETUNREACH: no way there
-            self._answered_own(error.errno)
-
-    def look(self, now):
-        """Look at the round under way; returns its Answer when it is over."""
-        current = self.round
-        if current.spoofed is not None:
-            number = current.spoofed.poll()
-            if number is not None:
-                self._answered_spoofed(number)
-            elif now >= current.deadline:
-                self._answered_spoofed(errno.ETIMEDOUT)
-        if current.own is not None:
-            number = current.own.poll()
-            if number is not None:
-                self._answered_own(number)
-            elif now >= current.deadline:
-                self._answered_own(errno.ETIMEDOUT)
-        if not current.own_asked and current.answer.server is None and self._wants_second(now):
-            self._ask_ourselves()
-        over = current.spoofed is None and current.own is None
-        if current.answer.server and current.answer.path:
-            over = True
-        if over:
-            current.close()
-            return current.answer
-        return None
-
-    def give_up(self):
-        """End the round, and forget what was known."""
-        if self.round is not None:
-            self.round.close()
-            self.round = None
-        health = self.service.health
-        self.target = Target(health.rise, health.fall, window=health.fall * health.interval)
-
-    def _wants_second(self, now):
-        current = self.round
-        return current.spoofed is None or now >= current.begun + SECOND_QUESTION * self.service.health.timeout
-
-    def _answered_spoofed(self, number):
-        current = self.round
-        current.spoofed.close()
-        current.spoofed = None
-        current.answer.path = number == 0 or number in _REFUSALS
-        current.answer.path_errno = 0 if current.answer.path else number
-        if current.answer.path:
-            current.answer.server = number == 0
-            current.answer.server_errno = number
-
-    def _answered_own(self, number):
-        current = self.round
-        if current.own is not None:
-            current.own.close()
-            current.own = None
-        if current.answer.path:
-            return  # what a client's address was told counts more
-        current.answer.server = number == 0
-        current.answer.server_errno = number
+SPACING = 0.2  # seconds between the beginnings of two rounds that failures of clients cause
 
 
 class Checker:
@@ -169,7 +48,9 @@ class Checker:
         self._queue = []
         self._under_way = []
         self._supervised = True
+        self._by_number = {watch.number: watch for watch in self._watches}
         self._failures = 0
+        self._failed, self._slow = self._clients_say()  # what was looked at
         self._broken_families = set()
 
     def run(self):
@@ -201,9 +82,7 @@ class Checker:
     def _pause(self):
         """Return the seconds until there is something to do."""
         longest = RETRY if self._log.waiting else BEAT
-        if self._under_way:
-            return TICK
-        return min(longest, max(TICK, self._queue[0][0] - self.now())) if self._queue else longest
+        return TICK if self._watches else longest
 
     def _resume(self):
         """Take up what the region knows from the generation before, and spread the first rounds over an interval."""
@@ -213,7 +92,6 @@ class Checker:
             # A return path that nobody asks about any more is not broken for ever.
             path = state("path", watch.number) if watch.source else UNASKED
             watch.target.resume(state("server", watch.number), path)
-            watch.failed_before = self._region.latest("failed", watch.number) / 1000
             unknown = state("health", watch.number) == UNKNOWN
             spread = min(watch.service.health.interval, 0.5) if unknown else watch.service.health.interval
             self._plan(watch, now + random.uniform(0, spread))
@@ -228,12 +106,14 @@ class Checker:
             self._region.cells[self._beat] = int(now * 1000)
         changed = False
         still = []
+        self._hear_of_failures(now)
         for watch in self._under_way:
             answer = self._contained(watch, watch.look, now)
             if answer is not None:
                 changed = self._conclude(watch, answer, now) or changed
             elif watch.round is not None:
                 still.append(watch)
+                changed = self._is_silent(watch, now) or changed
         while self._queue and self._queue[0][0] <= now:
             when, _number, watch = heapq.heappop(self._queue)
             if when == watch.due and watch.round is None:  # else it was brought forward, and this is the old entry
@@ -241,7 +121,6 @@ class Checker:
                 if watch.round is not None:
                     still.append(watch)
         self._under_way = still
-        self._bring_forward(now)
         if changed:
             self._region.advance(shared.EPOCH_HEALTH)
             self._look_for_a_common_cause()
@@ -261,31 +140,62 @@ class Checker:
         watch.give_up()
         for field in ("server", "path"):
             self._region.set_state(field, watch.number, UNASKED)
+        self._region.set_state("suspect", watch.number, 0)
         self._publish(watch, now)
         self._region.advance(shared.EPOCH_HEALTH)
         self._plan(watch, now + watch.service.health.interval)
         return None
 
-    def _bring_forward(self, now):
-        """Ask at once where a worker had a failure since the last look."""
+    def _clients_say(self):
+        """Return when connects to each target last failed, and when they last took long; both by number."""
+        return tuple(self._region.latest_of_all(field) for field in ("failed", "slow"))
+
+    def _served(self, number):
+        """Return when a client's connect to a target last succeeded."""
+        return self._region.latest("succeeded", number) / 1000
+
+    def _hear_of_failures(self, now):
+        """Ask at once where a client's connect has failed since the last look, or takes long."""
         failures = self._region.total("worker", "failures")
         if failures == self._failures:
             return
         self._failures = failures
-        for watch in self._watches:
-            failed = self._region.latest("failed", watch.number) / 1000
-            if failed > watch.failed_before:
-                watch.failed_before = failed
-                soon = watch.service.health.interval * EARLY * (1 - JITTER)
-                if watch.round is None and watch.due - now > soon:
-                    self._plan(watch, now)
+        failed, slow = self._clients_say()
+        for number, watch in self._by_number.items():
+            has_failed = failed[number] > self._failed[number]
+            if (not has_failed and slow[number] <= self._slow[number]) or self._region.state("suspect", number):
+                continue
+            watch.hurried = True
+            watch.blamed = watch.blamed or has_failed
+            when = max(now, watch.last_begun + SPACING)
+            if watch.round is None and watch.due > when:
+                self._plan(watch, when)
+        self._failed, self._slow = failed, slow
+
+    def _is_silent(self, watch, now):
+        """A round goes on: whether it has made a suspect, by silence while a client's connect has failed as well."""
+        if not watch.blamed or not watch.is_silent(now) or self._served(watch.number) >= watch.round.begun:
+            return False
+        return self._suspect(watch, True, "no answer")
+
+    def _suspect(self, watch, on, reason=None):
+        """Have workers pass over a target, or not any more; returns whether that is news."""
+        if self._region.state("suspect", watch.number) == on:
+            return False
+        self._region.set_state("suspect", watch.number, int(on))
+        fields = {"service": watch.service.name, "backend": watch.backend.name, "family": watch.family}
+        if on:
+            self._log.event("backend skipped", level="warning", **fields, reason=f"a client's connect failed; {reason}")
+        else:
+            self._log.event("backend answers again", **fields)
+        return True
 
     def _conclude(self, watch, answer, now):
         """Take a round's answer; returns whether the target's published state has changed."""
         region, number, target = self._region, watch.number, watch.target
         begun, watch.round = watch.round.begun, None
-        real = Experience(region.latest("succeeded", number) / 1000, region.latest("failed", number) / 1000)
-        target.judge(answer, real, begun, now)
+        real = Experience(self._served(number), region.latest("failed", number) / 1000)
+        well = target.judge(answer, real, begun, now)
         for field, value in (
             ("server", target.server.verdict),
             ("path", target.path.verdict),
@@ -299,7 +209,21 @@ class Checker:
                 region.set_state(field, number, region.state(field, number) + 1)
         interval = watch.service.health.interval * (EARLY if target.wavering else 1.0)
         self._plan(watch, max(now, begun + interval * random.uniform(1 - JITTER, 1 + JITTER)))
-        return self._publish(watch, now)
+        changed = self._settle(watch, answer, well, now - begun)
+        return self._publish(watch, now) or changed
+
+    def _settle(self, watch, answer, well, took):
+        """Say whose fault it is that connects of clients failed; returns whether workers have to look at that."""
+        changed = False
+        if well:
+            watch.usual = took
+            changed = self._suspect(watch, False)
+        elif well is False and watch.blamed:
+            number = answer.path_errno if answer.server else answer.server_errno
+            changed = self._suspect(watch, True, sockets.describe_errno(number))
+        if well is not None:
+            watch.hurried = watch.blamed = False
+        return changed
 
     def _publish(self, watch, now):
         after, number = watch.target.state, watch.number
@@ -321,6 +245,7 @@ class Checker:
             before=shared.STATES[published],
             server=self._region.told("server", number),
             return_path=self._region.told("path", number),
+            **({"reason": NO_WAY_BACK.format(watch.source)} if after == BROKEN else {}),
         )
         return True
 
@@ -341,6 +266,10 @@ class Checker:
                 )
 
 
+NO_WAY_BACK = (
+    "the backend answers this host, but not {}: its replies to clients take another way, or a filter drops this address"
+    " (then give health.source one that clients could have)"
+)
 LOCAL_DELIVERY = (
     "the return path of every backend fails at once, so the fault is local delivery on this proxy, not the backends:"
     " look at its rules and routes (l4proxy keep --dry-run)"

@@ -125,7 +125,7 @@ class Service:
 
     @property
     def asked(self):
-        """Whether there is a health question for its backends."""
+        """Whether there is a health question for its backends; else only clients tell how they are."""
         return self.health.enabled and (self.protocol == "tcp" or self.health.request is not None)
 
     def backends_of(self, family):

@@ -8,6 +8,10 @@ Pure; time is passed in (monotonic seconds).
 Two questions are asked. *Is the server up?* from the proxy's own address; *is the return path whole?* from an address
 the proxy does not own, as for a client. An answer to the second one, even a refusal, says that the path is whole. Real
 connections outrank the second question: the network may drop its source (a bogon filter) and no client's.
+
+A client's connect that fails says little about the backend: it may reject this one client (fail2ban, a limit of
+connections, a packet filter). How many clients fail says no more, because one attacker has many addresses. So a failure
+is remembered for its client alone, and the checker is asked at once; only what it says counts for everybody.
 """
 
 from __future__ import annotations
@@ -17,44 +21,89 @@ from dataclasses import dataclass, field
 from .shared import ANSWERED, BROKEN, DOWN, UNANSWERED, UNASKED, UNKNOWN, UP
 
 SKIP = 5.0  # seconds; one trial of connect_timeout in each SKIP is what a dead backend costs
+LONGEST = 60.0  # seconds; a client that fails again and again is given such a backend this rarely
+PROOF = 1.0  # seconds for which a success shows that a failure is about the client, where there is no checker to ask
+MOST_CLIENTS = 1024  # clients that are remembered; of more, those that failed last
 
 
 class PassiveHealth:
     """Failure memory of ``count`` backends, named by index: what one worker's connections tell.
 
-    Without a checker, a backend that is down would cost every n-th client the whole attempt timeout. So a backend whose
-    connect failed is skipped for SKIP seconds; then one connection tries it again, and while that trial is under way
-    all others still skip it.
+    ``alone`` is {client: {index: [skipped until, for how long]}}: the backends that failed for one client. It is given
+    any other that would take it, and these once in a while: first after SKIP seconds, then after twice as many, up to
+    LONGEST. ``skipping`` says whether a backend is skipped for everybody, for SKIP seconds: where no checker can be
+    asked, what fails while nobody succeeds must not cost every n-th client the whole attempt timeout. When the time is
+    over one connection tries it again, and while that trial is under way all others still skip it.
     """
 
     def __init__(self, count):
         self._skip_until = [None] * count
-        self.all_well = True  # what the good path looks at: nobody is being skipped
+        self.skipping = False
+        self.alone = {}
+        self.quiet = True  # what the good path looks at: nobody is skipped, for nobody
 
-    def usable(self, index, now):
-        """Whether a connection may be given to this backend: it is well, or a trial is due."""
+    def usable(self, client, index, now):
+        """Whether a client's connection may be given to this backend: it is well, or a trial is due."""
         until = self._skip_until[index]
-        return until is None or now >= until
+        if until is not None and now < until:
+            return False
+        entry = self.alone.get(client, {}).get(index)
+        return entry is None or now >= entry[0]
 
-    def chosen(self, index, now):
+    def chosen(self, client, index, now):
         """A connection was given to this backend; if it is a trial, the others wait for its outcome."""
         if self._skip_until[index] is not None:
             self._skip_until[index] = now + SKIP
+        entry = self.alone.get(client, {}).get(index)
+        if entry is not None:
+            entry[0] = now + entry[1]
 
-    def failed(self, index, now):
-        """A connect to this backend failed; returns True when it was well until now."""
+    def failed(self, client, index, now):
+        """A client's connect to this backend failed; returns True when it was well for this client until now."""
+        known = self.alone.get(client)
+        if known is None:
+            if len(self.alone) >= MOST_CLIENTS:
+                del self.alone[next(iter(self.alone))]
+            known = self.alone[client] = {}
+        entry = known.get(index)
+        length = SKIP if entry is None else min(2 * entry[1], LONGEST)
+        known[index] = [now + length, length]
+        self.quiet = False
+        return entry is None
+
+    def skips(self, index):
+        """Whether a backend is skipped for everybody."""
+        return self._skip_until[index] is not None
+
+    def skip(self, index, now):
+        """Skip a backend for everybody; returns True when it was not skipped until now."""
         was_well = self._skip_until[index] is None
         self._skip_until[index] = now + SKIP
-        self.all_well = False
+        self.skipping, self.quiet = True, False
         return was_well
 
-    def succeeded(self, index):
-        """A connect to this backend succeeded; returns True when it was being skipped until now."""
-        if self._skip_until[index] is None:
-            return False
-        self._skip_until[index] = None
-        self.all_well = all(until is None for until in self._skip_until)
-        return True
+    def succeeded(self, client, index):
+        """A connect to this backend succeeded; returns True when it was being skipped for everybody until now."""
+        if client in self.alone:
+            self._forget(client, index)
+        was_skipped = self._skip_until[index] is not None
+        if was_skipped:
+            self._skip_until[index] = None
+            self.skipping = any(until is not None for until in self._skip_until)
+        self.quiet = not (self.skipping or self.alone)
+        return was_skipped
+
+    def acquit(self, index):
+        """It was the backend, and not its clients: forget for whom it failed."""
+        for client in list(self.alone):
+            self._forget(client, index)
+        self.quiet = not (self.skipping or self.alone)
+
+    def _forget(self, client, index):
+        known = self.alone[client]
+        known.pop(index, None)
+        if not known:
+            del self.alone[client]
 
 
 class Question:
@@ -119,6 +168,7 @@ class Target:
     rise: int
     fall: int
     window: float  # seconds for which a real success outranks the spoofed question
+    silent_since: float | None = None  # when the first of the rounds began in which the spoofed question is unanswered
     server: Question = field(init=False)
     path: Question = field(init=False)
 
@@ -132,19 +182,37 @@ class Target:
         return self.server.wavering or self.path.wavering
 
     def judge(self, answer, experience, begun, now):
-        """Take a round that began at ``begun``; ``experience`` is what real connections say by now."""
+        """Take a round that began at ``begun``; ``experience`` is what real connections say by now.
+
+        Return whether it is good: True, False, or None when it says nothing.
+        """
         server, path = answer.server, answer.path
-        if experience.succeeded > experience.failed:
-            if experience.succeeded >= begun:  # while we asked, a client was served
-                server = path = True
-            elif path is False and server and now - experience.succeeded <= self.window:
-                path = True
+        if path:
+            self.silent_since = None
+        elif path is False and self.silent_since is None:
+            self.silent_since = begun
+        if experience.succeeded and experience.succeeded >= begun:  # while we asked, a client was served
+            server = path = True
+        elif path is False and server and self._outranked(experience, now):
+            path = True
         if path is False and server is False:
             path = None  # a server that is down says nothing about the way back
         if server is not None:
             self.server.note(server)
         if path is not None:
             self.path.note(path)
+        return None if server is None and path is None else server is not False and path is not False
+
+    def _outranked(self, experience, now):
+        """Whether a real connection counts more than the silence that met the spoofed question.
+
+        One that succeeded during this silence shows that it is not what clients meet, whoever failed since. One before
+        it does so as long as nobody has failed.
+        """
+        served = experience.succeeded
+        return (
+            bool(served) and now - served <= self.window and (served >= self.silent_since or served > experience.failed)
+        )
 
     @property
     def state(self):

@@ -53,6 +53,7 @@ STATE_FIELDS = (
     "checks",
     "server_failures",
     "path_failures",
+    "suspect",  # 1 from the moment a client's connect failed and so did the checker's, until the next good answer
     "admin",
     "weight",
 )
@@ -87,10 +88,11 @@ TARGET_FIELDS = (
     *(f"failed_{cause}" for cause in FAILURES),
     "succeeded",  # monotonic milliseconds of the last connect that did
     "failed",
+    "slow",  # of the last connect that took long enough for the checker to be asked
     "connect_microseconds",
     *LATENCY_FIELDS,
 )
-TIMES = {"succeeded", "failed"}
+TIMES = {"succeeded", "failed", "slow"}
 GAUGES = {"sessions", "active"}  # all others only grow
 
 
@@ -223,6 +225,14 @@ class Region:
     def latest(self, field, target):
         """Return the greatest value of a target's cell over all rows."""
         return max(self.cells[self.cell(slot, "target", field, target)] for slot in range(self.slots + 1))
+
+    def latest_of_all(self, field):
+        """Return latest() of every target; all zero where the record, of an earlier version, has no such field."""
+        count = len(self.targets)
+        if ("target", field) not in self.offsets:
+            return [0] * count
+        starts = [self.cell(slot, "target", field) for slot in range(self.slots + 1)]
+        return list(map(max, *(self.cells[start : start + count].tolist() for start in starts)))
 
     def first_target(self, service, family):
         """Return the number of the first target of a service and family, None when it has none."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 
 from . import proxy_protocol, sockets
+from .balancer import SKIPPED, SKIPPED_ALONE
 from .greeting import Greeting
 from .poller import ENDED, URGENT, WRITE, events_now
 from .session import TABLE, Action, Event, Session, State, compiled
@@ -24,7 +25,8 @@ _CONNECTED = Event.CONNECTED
 _CHOOSING = State.CHOOSING
 _ATTEMPTED = TABLE[_CHOOSING, Event.ATTEMPT][0]  # there is nothing else to do: looked up once
 
-# Errors that are about the backend or the way to it. All others are about this host, and no backend is to blame.
+# Errors of connect(2) itself that are about the backend or the way to it. All others are about this host, and no
+# backend is to blame. What the network answers later is never about this host: ICMP has more to say than these.
 _BACKENDS_FAULT = {
     errno.ECONNREFUSED,
     errno.ECONNRESET,
@@ -46,7 +48,6 @@ class Relay(Session):
     """
 
     __slots__ = (
-        "_attempted",
         "_deadline",
         "_failure",
         "_hidden",
@@ -54,6 +55,7 @@ class Relay(Session):
         "_own",
         "acceptor",
         "admitted",
+        "attempted",
         "attempts",
         "backend",
         "backends",
@@ -80,7 +82,7 @@ class Relay(Session):
         self.serving = serving = acceptor.serving
         self.client_address = client_address  # (host, port, ...), as accept() or a PROXY header gives it
         self.client = Side(sock, self, _CLIENT_EOF, _CLIENT_RESET)
-        self.started = self._attempted = now = worker.now()  # _attempted: when the current attempt began
+        self.started = self.attempted = now = worker.now()  # attempted: when the current attempt began
         self._deadline = now + serving.service.connect_deadline
         self.attempts = self.seen_moved = self.seen_at = 0  # connects begun; and timeouts.py keeps its notes here
         self.admitted = False  # counted by the gate
@@ -130,7 +132,7 @@ class Relay(Session):
         if header.source is not None:
             self.introduction = header
             self.client_address = (header.source, header.source_port)
-        self._attempted = now = self.worker.now()
+        self.attempted = now = self.worker.now()
         self._deadline = now + self.service.connect_deadline
         self.start(introduced=True)
 
@@ -148,7 +150,7 @@ class Relay(Session):
     def _choose(self):
         """Begin an attempt with the next backend, or give up."""
         worker, service, source = self.worker, self.serving.service, self.serving.source
-        now = worker.now() if self.attempts else self._attempted
+        now = worker.now() if self.attempts else self.attempted
         while self.attempts <= service.retries and now < self._deadline and self._next_backend(now):
             self.attempts += 1
             target = self.acceptor.targets[self.backends.family][self.index]
@@ -158,12 +160,12 @@ class Relay(Session):
                 else:
                     sock, self.step = source.connect_as_own(target), OWN
             except OSError as error:
-                self._attempt_failed(error.errno, sockets.describe(error))
+                self._attempt_failed(error.errno, sockets.describe(error), error.errno in _BACKENDS_FAULT)
                 if error.errno in _HOPELESS or isinstance(error, sockets.CapabilityError):
                     break
                 now = worker.now()
                 continue
-            self.state, self._attempted = _ATTEMPTED, now
+            self.state, self.attempted = _ATTEMPTED, now
             upstream = self.upstream = Side(sock, self, _BACKEND_EOF, _BACKEND_RESET, nagling=True)
             worker.selector.watch(upstream.number, self._connect_done, writable=True)
             upstream.writable_watched = True
@@ -192,13 +194,17 @@ class Relay(Session):
         self._hidden = reason
         return True
 
+    def takes_long(self, now):
+        """The attempt is slow, and may yet succeed."""
+        self.backends.slow(self.index, now)
+
     def too_slow(self):
         """The attempt has had its time."""
         mask = events_now(self.upstream.number)
         if mask:  # it is this worker that was slow: what came of the connect has not been looked at yet
             self._connect_done(mask)
             return
-        self._attempt_failed(errno.ETIMEDOUT, f"no answer within {self.service.connect_timeout:g} s")
+        self._attempt_failed(errno.ETIMEDOUT, f"no answer within {self.service.connect_timeout:g} s", True)
         self.handle(Event.ATTEMPT_FAILED)
 
     def _connect_done(self, mask):
@@ -210,23 +216,26 @@ class Relay(Session):
             upstream.careful = bool(mask & URGENT)
             number = sockets.connect_error(upstream.sock)
             if number:
-                self._attempt_failed(number, sockets.describe_errno(number))
+                self._attempt_failed(number, sockets.describe_errno(number), True)
                 self.handle(Event.ATTEMPT_FAILED)
                 return
         del self.worker.connecting[self]
         now = self.worker.now()
-        if self.backends.connected(self.index, now - self._attempted, now):
+        if self.backends.connected(self.client_address[0], self.index, now - self.attempted, now):
             self._log_health("backend answers again")
         self.serving.tally.count(self.step)
         if self.step == OWN:
             self._own = self.upstream.sock.getsockname()[0]
         self.handle(_CONNECTED)
 
-    def _attempt_failed(self, number, why):
-        """Remember why, for the log, and for the next clients when the backend is to blame."""
-        self._failure = why
-        if self.backends.failed(self.index, number, self.worker.now(), number in _BACKENDS_FAULT):
-            self._log_health("backend skipped", level="warning", reason=why)
+    def _attempt_failed(self, number, why, to_blame):
+        """Remember why, for the log; and for what comes next, when the backend or the way to it is ``to_blame``."""
+        self._failure, client = why, self.client_address[0]
+        event = self.backends.failed(client, self.index, number, self.worker.now(), to_blame)
+        if event == SKIPPED_ALONE and self.service.log != "none":
+            self._log_health(event, level="warning", client=client, reason=why)
+        elif event == SKIPPED:
+            self._log_health(event, level="warning", reason=why)
 
     def _log_health(self, event, **fields):
         self.worker.log.event(

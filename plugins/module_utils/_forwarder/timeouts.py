@@ -10,8 +10,12 @@ timeout is kept for at least its length and at most a look longer.
 
 from __future__ import annotations
 
+from itertools import islice, takewhile
+
 from .session import State
 
+SLOW = 0.25  # seconds a connect may take before the checker is asked whether the backend is well
+MOST_SLOW = 256  # attempts that are looked at for that: they are of few backends
 SOONEST = 1.0  # seconds between two looks: the wheel is coarse
 LATEST = 30.0
 SHARE = 8  # looks within a timeout
@@ -31,6 +35,11 @@ def interval(services):
 def overdue(connecting, now):
     """Return the relays of ``connecting``, {relay: deadline}, whose attempt has had its time."""
     return [relay for relay, deadline in connecting.items() if now >= deadline]
+
+
+def slow(connecting, now):
+    """Return those of ``connecting``, which is in the order they began in, whose attempt has lasted SLOW seconds."""
+    return list(takewhile(lambda relay: now - relay.attempted >= SLOW, islice(connecting, MOST_SLOW)))
 
 
 def look(relays, now):

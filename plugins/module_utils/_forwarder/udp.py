@@ -14,6 +14,7 @@ import socket
 from functools import partial
 
 from . import ancillary, sockets, udp_handover
+from .balancer import SKIPPED, SKIPPED_ALONE
 from .config import IPV4, IPV6
 from .limits import PER_SERVICE
 from .poller import READ
@@ -189,7 +190,7 @@ class Udp:
                 lane, flow.step = self.upstreams.find(serving, flow, client, now)
         except OSError as error:
             backends.release(index)
-            backends.failed(index, error.errno, now, False)
+            backends.failed(client[0], index, error.errno, now, False)
             raise Refused(error.strerror or sockets.describe(error), 1) from None
         serving.tally.count(flow.step)
         flow.admitted = serving.gate is not None
@@ -239,16 +240,20 @@ class Udp:
         """The first reply of a session has come: its backend is well."""
         flow.answered = True
         now = self.worker.now()
-        if flow.backends.connected(flow.index, now - flow.started, now):
+        if flow.backends.connected(flow.client[0], flow.index, now - flow.started, now):
             self._log_health(flow, "backend answers again")
 
     def complained(self, flow, number):
         """ICMP says that a datagram of ``flow`` (None: it is over) did not arrive: the next one goes elsewhere."""
         if flow is None:
             return
-        reason = sockets.describe_errno(number)
-        if flow.backends.failed(flow.index, number, self.worker.now(), True):
-            self._log_health(flow, "backend skipped", level="warning", reason=reason)
+        reason, client, now = sockets.describe_errno(number), flow.client[0], self.worker.now()
+        is_served = partial(self.table.serves_others, flow, now)
+        event = flow.backends.failed(client, flow.index, number, now, True, is_served)
+        if event == SKIPPED_ALONE and flow.service.log != "none":
+            self._log_health(flow, event, level="warning", client=client, reason=reason)
+        elif event == SKIPPED:
+            self._log_health(flow, event, level="warning", reason=reason)
         self.end(flow, reason)
 
     def not_sent(self, flow, data, error):
@@ -275,7 +280,7 @@ class Udp:
         self.next_look = now + self._interval
         for flow in self.table.idle(now):
             # A backend that only listens never answers; that nothing came back of a whole session speaks for it.
-            if not flow.answered and flow.backends.health.succeeded(flow.index):
+            if not flow.answered and flow.backends.health.succeeded(flow.client[0], flow.index):
                 self._log_health(flow, "backend complains no more")
             self.end(flow, IDLE)
         self.upstreams.tidy()

@@ -24,6 +24,7 @@ CROWDED = 0.75  # the part of all lanes one client may hold towards one backend 
 ANYWHERE = 65536  # more than there are lanes: where the search for a second one begins
 SHARE = 8  # looks within a timeout
 SOONEST, LATEST = 0.2, 10.0  # seconds between two looks
+UNCONTESTED = 0.2  # seconds in which an ICMP error for the first datagram of a session would have come
 
 IDLE = "idle timeout"
 
@@ -223,6 +224,18 @@ class Table:
         held[0] -= 1
         if not held[0]:
             del self._held[pair]
+
+    def serves_others(self, flow, now):
+        """Whether the backend of ``flow`` serves another client as well: one whose datagrams since the last look, and
+        not only a moment ago, have met no ICMP error. It need not answer: syslog does not."""
+        return any(
+            other.index == flow.index
+            and other.backends is flow.backends
+            and other.client[0] != flow.client[0]
+            and other.datagrams != other.seen
+            and now - other.started >= UNCONTESTED
+            for other in self.flows
+        )
 
     def idle(self, now):
         """Return the flows whose timeout has passed. Kept for at least its length and at most a look longer.

@@ -287,6 +287,8 @@ class Worker:
             self._contained(item)
         for relay in timeouts.overdue(self.connecting, now):
             self._contained(relay.too_slow)
+        for relay in timeouts.slow(self.connecting, now):
+            relay.takes_long(now)
         if now >= self._next_timeouts:
             self._look_for_timeouts(now)
         if now >= self.udp.next_look:

@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 from collections import Counter
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import balancer, health, shared
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Backend, Config, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.settings import Health
 from hypothesis import given
 from hypothesis import strategies as st
 
-CLIENT = "203.0.113.7"
+CLIENT, OTHER = "203.0.113.7", "203.0.113.8"
+UNCHECKED = {"health": Health(enabled=False)}
 
 
 class Some(balancer.Backends):
@@ -46,18 +49,18 @@ class Some(balancer.Backends):
             self.region.set_state(field, index, value)
         self.region.advance(shared.EPOCH_HEALTH)
 
-    def shares(self, count=1, now=1.0):
-        """Count who gets ``count`` connections, each of which ends at once."""
+    def shares(self, count=1, now=1.0, client=CLIENT):
+        """Count who gets ``count`` connections of a client, each of which ends at once."""
         found = Counter()
         for _turn in range(count):
-            index = self.next(CLIENT, (), now)
+            index = self.next(client, (), now)
             found[index] += 1
             if index is not None:
                 self.release(index)
         return dict(found)
 
-    def fail(self, index, now):
-        return self.failed(index, errno.ECONNREFUSED, now, True)
+    def fail(self, index, now, client=CLIENT, **options):
+        return self.failed(client, index, errno.ECONNREFUSED, now, True, **options)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=8))
@@ -83,22 +86,103 @@ def test_one_connection_never_gets_the_same_backend_twice_and_gets_all(weights, 
     assert sorted(tried) == list(range(len(weights)))
 
 
-def test_a_backend_that_failed_is_skipped_then_tried_by_one():
-    some = Some(1, 1)
-    assert some.fail(0, 100.0) is True
-    assert {some.next(CLIENT, (), 100.0 + t) for t in (0, 1, 2, health.SKIP - 0.01)} == {1}
+def test_where_nothing_can_be_asked_a_backend_that_fails_is_skipped_by_all_then_tried_by_one():
+    some = Some(1, 1, **UNCHECKED)
+    assert some.fail(0, 100.0) == balancer.SKIPPED
+    assert {some.next(OTHER, (), 100.0 + t) for t in (0, 1, 2, health.SKIP - 0.01)} == {1}
     due = 100.0 + health.SKIP
-    turns = [some.next(CLIENT, (), due) for _turn in range(10)]
+    turns = [some.next(OTHER, (), due) for _turn in range(10)]
     assert turns.count(0) == 1, "one trial, and the others wait for its outcome"
-    assert some.fail(0, due + 1) is False, "it was known already"
+    assert some.fail(0, due + 1, OTHER) is None, "it was known already"
     assert {some.next(CLIENT, (), due + 1 + t) for t in (0, 1, 2)} == {1}
-    assert some.connected(0, 0.001, due + 4) is True
-    assert some.health.all_well
-    assert some.shares(10, due + 5) == {0: 5, 1: 5}
+    assert some.connected(OTHER, 0, 0.001, due + 4) is True
+    assert not some.health.skipping
+    assert some.shares(10, due + 5, OTHER) == {0: 5, 1: 5}
+
+
+@pytest.mark.parametrize("worker", ["own", "sibling"])
+def test_where_nothing_can_be_asked_a_backend_that_serves_another_is_skipped_by_nobody_else(worker):
+    some = Some(1, 1, **UNCHECKED)
+    (some if worker == "own" else some.sibling).connected(OTHER, 0, 0.001, 100.0)
+    assert some.fail(0, 100.0 + health.PROOF) == balancer.SKIPPED_ALONE
+    assert some.shares(4, 101.0, OTHER) == {0: 2, 1: 2}
+    assert some.shares(4, 101.0) == {1: 4}
+    assert some.fail(0, 102.0 + health.PROOF, "203.0.113.9") == balancer.SKIPPED, "for so long nobody was served"
+    assert some.shares(4, 103.1, OTHER) == {1: 4}
+
+
+def test_a_session_that_nobody_complains_about_shows_as_much_as_an_answer():
+    some = Some(1, 1, **UNCHECKED)
+    assert some.fail(0, 100.0, is_served=lambda: True) == balancer.SKIPPED_ALONE
+    assert some.fail(0, 100.5, OTHER) == balancer.SKIPPED_ALONE, "it was seen a moment ago, and is not looked for again"
+    assert some.fail(0, 102.0, OTHER, is_served=lambda: False) == balancer.SKIPPED
+    assert some.fail(0, 102.1, OTHER, is_served=lambda: 1 / 0) is None, "nor while the backend is skipped"
+
+
+def test_a_client_that_fails_is_given_another_backend_and_nobody_else_is():
+    """It has one trial after 5 s, the next after 10, and so on, up to a minute."""
+    some, now = Some(1, 1), 100.0
+    assert some.fail(0, now) == balancer.SKIPPED_ALONE
+    for length in (5, 10, 20, 40, 60, 60):
+        assert some.shares(10, now + 1) == {1: 10}
+        assert some.shares(10, now + 1, OTHER) == {0: 5, 1: 5}
+        assert some.shares(10, now + length - 0.01) == {1: 10}
+        now += length
+        turns = [some.next(CLIENT, (), now) for _turn in range(10)]
+        assert turns.count(0) == 1, "one trial, and its other connections wait for the outcome"
+        assert some.fail(0, now) is None, "it was known already"
+    assert some.connected(CLIENT, 0, 0.001, now + 60) is False, "nobody else had skipped it"
+    assert some.shares(10, now + 60) == {0: 5, 1: 5}
+    assert some.health.alone == {}
+
+
+def test_a_client_that_fails_everywhere_is_given_all_the_same():
+    some = Some(1, 1, 1, backups=[2])
+    for index in range(3):
+        some.fail(index, 1.0)
+    assert some.shares(3, now=1.5) == {0: 1, 1: 1, 2: 1}
+    assert some.shares(2, now=1.5, client=OTHER) == {0: 1, 1: 1}
+
+
+def test_clients_that_failed_are_forgotten_when_there_are_too_many():
+    some = Some(1, 1)
+    for number in range(health.MOST_CLIENTS + 1):
+        some.fail(0, 1.0, f"2001:db8::{number:x}")
+    assert len(some.health.alone) == health.MOST_CLIENTS
+    assert "2001:db8::0" not in some.health.alone
+
+
+def test_a_suspect_is_passed_over_by_all_while_any_other_is_left_and_acquits_its_clients():
+    some = Some(1, 1, 1, backups=[2])
+    some.fail(0, 1.0)
+    some.set(0, suspect=1)
+    assert some.shares(2) == some.shares(2, client=OTHER) == {1: 2}
+    assert some.health.alone == {}, "it was not the client"
+    some.set(1, suspect=1)
+    assert some.shares(2) == {2: 2}, "a backup that is well goes before"
+    some.set(2, suspect=1)
+    assert some.shares(3) == {0: 1, 1: 1, 2: 1}
+    some.set(0, suspect=0)
+    assert some.shares(2) == {0: 2}
+
+
+def test_what_a_record_of_an_earlier_version_has_no_place_for_is_not_looked_for():
+    """A worker that is replaced after a reload that failed has the memory of the program before this one."""
+    some = Some(1, 1)
+    record = copy.deepcopy(some.region.record)
+    record["fields"]["state"].remove("suspect")
+    record["fields"]["target"].remove("slow")
+    region = shared.Region(record)
+    old = balancer.Backends(some.service, "ipv4", region, 0)
+    old.slow(0, 1.0)
+    assert old.failed(CLIENT, 0, errno.ETIMEDOUT, 1.0, True) == balancer.SKIPPED
+    assert old.next(OTHER, (), 1.0) == 1
+    assert region.latest_of_all("slow") == [0, 0]
+    region.close()
 
 
 def test_when_all_fail_all_are_tried():
-    some = Some(1, 1, 1)
+    some = Some(1, 1, 1, **UNCHECKED)
     for index in range(3):
         some.fail(index, 0.0)
     assert {some.next(CLIENT, (), 1.0) for _turn in range(3)} == {0, 1, 2}
@@ -106,8 +190,8 @@ def test_when_all_fail_all_are_tried():
 
 def test_what_this_host_lacks_is_no_backends_fault():
     some = Some(1, 1)
-    assert some.failed(0, errno.EMFILE, 1.0, False) is False
-    assert some.health.all_well
+    assert some.failed(CLIENT, 0, errno.EMFILE, 1.0, False) is None
+    assert some.health.alone == {}
     assert some.region.total("target", "failed_local", 0) == 1
 
 
@@ -138,18 +222,17 @@ def test_when_all_are_down(on_all_down, taken):
         assert some.nobody() == balancer.NOBODY
 
 
-def test_when_every_return_path_is_said_to_be_broken_real_connections_decide():
+@pytest.mark.parametrize("options", [{}, UNCHECKED], ids=["checked", "unchecked"])
+def test_when_every_return_path_is_said_to_be_broken_each_client_finds_out_for_itself(options):
     """A bogon filter drops the probes and no client; a broken path drops the clients' packets as well."""
-    some = Some(1, 1)
+    some = Some(1, 1, **options)
     for index in (0, 1):
         some.set(index, health=shared.BROKEN)
     assert some.shares(4) == {0: 2, 1: 2}
     for index in (0, 1):
         some.fail(index, 10.0)
-    assert some.shares(4, now=11.0) == {None: 4}, "what clients saw fail is believed"
-    assert some.shares(3, now=10.0 + health.SKIP) == {0: 1, 1: 1, None: 1}, "one trial each"
-    some.connected(0, 0.001, 16.0)
-    assert some.shares(4, now=16.0) == {0: 4}
+    assert some.shares(4, now=11.0, client=OTHER) == {0: 2, 1: 2}, "that another one fails says nothing of this one"
+    assert some.shares(4, now=11.0) == {0: 2, 1: 2}, "nobody else is left"
 
 
 @pytest.mark.parametrize("state", [shared.DRAINING, shared.MAINTENANCE])
@@ -165,7 +248,7 @@ def test_an_operators_word_is_final(state, on_all_down):
 
 
 def test_backups_serve_only_while_nobody_else_does():
-    some = Some(1, 1, 1, backups=[2])
+    some = Some(1, 1, 1, backups=[2], **UNCHECKED)
     assert some.shares(4) == {0: 2, 1: 2}
     some.set(0, health=shared.DOWN)
     assert some.shares(2) == {1: 2}
@@ -229,7 +312,7 @@ def test_counts():
     index = some.next(CLIENT, (), 1.0)
     total = some.region.total
     assert total("target", "active", index) == 1
-    some.connected(index, 0.0007, 1.5)
+    some.connected(CLIENT, index, 0.0007, 1.5)
     some.carried(index, 10, 20)
     some.release(index)
     values = [total("target", name, index) for name in ("active", "connections", "bytes_to_backend", "bytes_to_client")]

@@ -9,7 +9,7 @@ import errno
 from dataclasses import replace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import checker, shared
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import checker, shared, watch
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Backend, Config, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.health import Answer
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.settings import Health
@@ -65,8 +65,8 @@ class Log:
 @pytest.fixture
 def network(monkeypatch):
     network = Network()
-    monkeypatch.setattr(checker, "TcpQuestion", network.question)
-    monkeypatch.setattr(checker, "UdpQuestion", network.question)
+    monkeypatch.setattr(watch, "TcpQuestion", network.question)
+    monkeypatch.setattr(watch, "UdpQuestion", network.question)
     monkeypatch.setattr(checker.random, "uniform", lambda first, last: (first + last) / 2)
     yield network
     assert network.open == 0, "a question was left open"
@@ -102,8 +102,8 @@ class Run:
         return [shared.STATES[self.region.state("health", number)] for number in range(len(self.region.targets))]
 
     def end(self):
-        for watch in self.checker._under_way:
-            watch.round.close()
+        for one in self.checker._under_way:
+            one.round.close()
         self.region.close()
 
 
@@ -238,9 +238,15 @@ def test_one_that_is_down_is_no_broken_path(network, start):
     assert (run.region.told("server", 0), run.region.told("path", 0)) == ("no: ETIMEDOUT", "yes")
 
 
-def succeed(run, number):
-    """A worker's connection to a target succeeds now."""
-    run.region.cells[run.region.cell(0, "target", "succeeded", number)] = int(run.time * 1000)
+def succeed(run, number, field="succeeded"):
+    """A worker's connection to a target succeeds now, or fails, or lasts long."""
+    run.region.cells[run.region.cell(0, "target", field, number)] = int(run.time * 1000)
+    if field != "succeeded":
+        run.region.cells[run.region.cell(0, "worker", "failures")] += 1
+
+
+def suspects(run):
+    return [run.region.state("suspect", number) for number in range(len(run.region.targets))]
 
 
 def test_while_clients_succeed_a_filter_on_the_probes_takes_nobody_out(network, start):
@@ -254,18 +260,103 @@ def test_while_clients_succeed_a_filter_on_the_probes_takes_nobody_out(network, 
     assert run.log.named("local delivery") == []
 
 
-def test_a_failure_of_a_client_brings_the_next_round_forward(network, start):
-    run = start(service(B, health=Health(interval=100.0, timeout=1.0, source=SOURCES)))
-    run.turn(2.0)
-    assert len(network.asked) == 1
-    run.turn(10.0)
-    assert len(network.asked) == 1
-    run.region.cells[run.region.cell(0, "target", "failed", 0)] = int(run.time * 1000)
-    run.region.cells[run.region.cell(0, "worker", "failures")] += 1
-    run.turn(1.0)
+RARE = Health(interval=100.0, timeout=1.0, source=SOURCES)
+
+
+@pytest.mark.parametrize("field", ["failed", "slow"])
+def test_where_a_client_fails_or_waits_long_the_backend_is_asked_at_once(network, start, field):
+    run = start(service(B, C, health=RARE))
+    run.turn(12.0)
     assert len(network.asked) == 2
+    succeed(run, 0, field)
+    run.turn(checker.TICK)
+    assert [one[0] for one in network.asked[2:]] == [B]
     run.turn(10.0)
-    assert len(network.asked) == 2, "one failure, one round"
+    assert len(network.asked) == 3, "one failure, one round"
+    assert suspects(run) == [0, 0]
+
+
+def test_however_many_clients_fail_a_backend_is_asked_five_times_a_second(network, start):
+    run = start(service(B, health=RARE))
+    run.turn(12.0)
+    asked = len(network.asked)
+    for _turn in range(int(2 / checker.TICK)):
+        succeed(run, 0, "failed")
+        run.turn(checker.TICK)
+    assert len(network.asked) - asked == pytest.approx(2 / checker.SPACING, abs=2)
+    assert run.log.named("backend skipped") == []
+
+
+# What the spoofed question and the one from our own address are told once a client has failed; whether the backend is a
+# suspect then, after how many seconds at most, and the reason in the log.
+TEST_SUSPICIONS = [
+    ("well", 0, 0, None, None),
+    ("refused", REFUSED, 0, 2 * checker.TICK, "ECONNREFUSED: Connection refused"),
+    ("silent", SILENCE, SILENCE, watch.SILENCE + 3 * checker.TICK, "no answer"),
+    ("the way back is broken", SILENCE, 0, HEALTH.timeout + 2 * checker.TICK, "ETIMEDOUT: Connection timed out"),
+    ("unreachable", UNREACHABLE, UNREACHABLE, 3 * checker.TICK, "EHOSTUNREACH: No route to host"),
+]
+
+
+@pytest.mark.parametrize(
+    ("spoofed", "own", "within", "reason"), [row[1:] for row in TEST_SUSPICIONS], ids=[r[0] for r in TEST_SUSPICIONS]
+)
+def test_who_fails_for_a_client_and_for_the_checker_is_a_suspect(network, start, spoofed, own, within, reason):
+    run = start(service(B, C, health=RARE))
+    run.turn(12.0)
+    network.says = {(B, True): spoofed, (B, False): own}
+    epoch, failed = run.region.cells[shared.EPOCH_HEALTH], run.time
+    succeed(run, 0, "failed")
+    run.turn(within or 3.0)
+    assert suspects(run) == [int(reason is not None), 0]
+    assert run.states() == ["up", "up"], "that takes as many bad answers as ever"
+    assert run.region.cells[shared.EPOCH_HEALTH] == epoch + (reason is not None)
+    if reason is None:
+        return
+    (line,) = run.log.named("backend skipped")
+    assert (line["backend"], line["level"]) == ("b0", "warning")
+    assert line["reason"] == f"a client's connect failed; {reason}"
+    succeed(run, 0, "failed")
+    run.turn(2.0)
+    asked = len(network.asked)
+    succeed(run, 0, "failed")
+    run.turn(1.0)
+    assert len(network.asked) == asked, "of a suspect it is known already"
+    network.says = {}
+    run.turn(60.0)
+    assert suspects(run) == [0, 0]
+    assert [line["backend"] for line in run.log.named("backend answers again")] == ["b0"]
+    assert run.time - failed < 80.0
+
+
+def test_silence_makes_nobody_a_suspect_while_clients_are_served(network, start):
+    """A filter on the probes and on the proxy itself, and one client that is banned: the backend serves the others."""
+    run = start(service(B))
+    run.turn(12.0)
+    network.says = {(B, True): SILENCE, (B, False): SILENCE}
+    for _turn in range(100):
+        succeed(run, 0, "failed")
+        run.turn(checker.TICK)
+        succeed(run, 0)
+    assert (suspects(run), run.states()) == ([0], ["up"])
+
+
+def test_a_backend_that_is_slow_to_answer_is_no_suspect_for_that(network, start, monkeypatch):
+    """Twice what is usual of it: here a question is answered after 0.3 s."""
+    run = start(service(B, health=RARE))
+    pending = {}
+
+    def poll(question):
+        begun = pending.setdefault(question, run.time)
+        return None if run.time - begun < 0.3 else 0
+
+    monkeypatch.setattr(Question, "poll", poll)
+    run.turn(12.0)
+    succeed(run, 0, "failed")
+    for _turn in range(40):
+        run.turn(checker.TICK)
+        assert suspects(run) == [0]
+    assert len(network.asked) > 1
 
 
 def test_when_every_path_of_a_family_is_broken_it_is_this_host(network, start):

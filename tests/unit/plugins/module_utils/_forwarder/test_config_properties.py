@@ -28,6 +28,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import (
     tally,
     timeouts,
     udp_table,
+    watch,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -197,9 +198,9 @@ def consume(loaded):
                 assert 0 < number < 2**31 or name == socket.TCP_QUICKACK
         assert timeouts.interval(loaded.services) >= timeouts.SOONEST
         assert udp_table.interval([service.idle_timeout for service in loaded.services]) > 0
-        for watch in checker._watches(loaded, region):
-            if watch.service.asked:
-                watch.begin(1e6)  # its sockets are the fixture's
+        for one in checker._watches(loaded, region):
+            if one.service.asked:
+                one.begin(1e6)  # its sockets are the fixture's
     assert len(json.dumps([str(one) for service in loaded.services for one in service.listen]).encode())
     for name, kind in endpoint.wanted(loaded).items():
         where = name.partition(":")[2]
@@ -220,8 +221,8 @@ def no_questions(monkeypatch):
         assert all(isinstance(data, bytes) for data in exchange)
         return SimpleNamespace(poll=lambda: 0, close=lambda: None)
 
-    monkeypatch.setattr(checker, "TcpQuestion", question)
-    monkeypatch.setattr(checker, "UdpQuestion", question)
+    monkeypatch.setattr(watch, "TcpQuestion", question)
+    monkeypatch.setattr(watch, "UdpQuestion", question)
 
 
 def complete(protocol):

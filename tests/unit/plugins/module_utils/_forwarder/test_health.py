@@ -63,7 +63,8 @@ TEST_STATES = [
     ("a client succeeded a moment ago", BROKEN_PATH, Experience(succeeded=95.0), UP),
     ("a client succeeded before that, but not long ago", BROKEN_PATH, Experience(succeeded=86.5), BROKEN),
     ("a client succeeded within the window", Answer(True, False), Experience(succeeded=94.5, failed=80.0), UP),
-    ("a client succeeded, and the next one failed", BROKEN_PATH, Experience(succeeded=95.0, failed=96.0), BROKEN),
+    ("a client succeeded, and another one failed", BROKEN_PATH, Experience(succeeded=95.0, failed=96.0), UP),
+    ("a client failed after the last success", BROKEN_PATH, Experience(succeeded=89.0, failed=91.0), BROKEN),
     ("a client was served while we asked in vain", SILENT, Experience(succeeded=91.0), UP),
     ("a client was served just before the server died", SILENT, Experience(succeeded=89.0), DOWN),
 ]
@@ -74,6 +75,28 @@ def test_states(answer, real, state):
     target = Target(rise=1, fall=1, window=6.0)
     assert target.state == UNKNOWN
     target.judge(answer, real, begun=90.0, now=100.0)
+    assert target.state == state
+
+
+# rise 1, fall 1; rounds of a second, 10 s apart, whose spoofed question is not answered; a success outranks for 25 s.
+TEST_SILENCES = [
+    ("a client is served in this silence, and others fail", 25.0, 15.0, 19.0, UP),
+    ("the same, but too long ago", 15.0, 1.0, 19.0, BROKEN),
+    ("a client was served before this silence, and nobody failed", 25.0, -1.0, -2.0, UP),
+    ("a client was served before this silence, and another one failed", 25.0, -1.0, 5.0, BROKEN),
+]
+
+
+@pytest.mark.parametrize(
+    ("window", "succeeded", "failed", "state"), [row[1:] for row in TEST_SILENCES], ids=[r[0] for r in TEST_SILENCES]
+)
+def test_a_silence_in_which_clients_are_served_is_about_the_probe(window, succeeded, failed, state):
+    target, zero = Target(rise=1, fall=1, window=window), 1000.0
+    for begun in (0.0, 10.0, 20.0):
+        real = Experience(
+            succeeded=zero + succeeded if succeeded < begun else 0.0, failed=zero + failed if failed < begun else 0.0
+        )
+        target.judge(BROKEN_PATH, real, zero + begun, zero + begun + 1.0)
     assert target.state == state
 
 

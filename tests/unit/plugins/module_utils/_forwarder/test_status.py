@@ -180,7 +180,7 @@ def test_what_the_questions_brought(supervisor):
 
 def test_latencies_add_up(supervisor):
     for seconds, slot in ((0.0001, 0), (0.0003, 1), (9.0, 1)):
-        Backends(CONFIG.services[0], "ipv4", supervisor.regions[0], slot).connected(C4, seconds, NOW)
+        Backends(CONFIG.services[0], "ipv4", supervisor.regions[0], slot).connected("203.0.113.7", C4, seconds, NOW)
     latency = backends(supervisor)["c"]["families"]["ipv4"]["latency"]
     assert (latency["count"], latency["sum"]) == (3, 9_000_400)
     assert [number for number, count in enumerate(latency["buckets"]) if count] == [0, 1, len(shared.LATENCY_BOUNDS)]
