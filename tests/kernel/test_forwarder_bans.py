@@ -116,17 +116,17 @@ def ban(lab, protocol, kind, clients=(BANNED,)):
 class Stream:
     """Sessions of one service, protocol and family, in a thread of its own: good clients in turn, or the banned one."""
 
-    def __init__(self, lab, protocol, to, clients, rate, seconds=SECONDS):
+    def __init__(self, lab, protocol, to, clients, rate, seconds=SECONDS, count=None):
         self.served = []  # (seconds after the begin, client, backend or None, seconds it took)
         self._arguments = lab, protocol, to, [bl.CLIENTS[_family(to)].format(number) for number in clients]
-        self._pace = 1 / rate, seconds
+        self._pace = 1 / rate, seconds, count
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self):
         lab, protocol, to, clients = self._arguments
-        (pause, seconds), begun = self._pace, time.monotonic()
-        for turn, client in enumerate(itertools.cycle(clients)):
+        (pause, seconds, count), begun = self._pace, time.monotonic()
+        for turn, client in enumerate(itertools.islice(itertools.cycle(clients), count)):
             time.sleep(max(0.0, begun + turn * pause - time.monotonic()))
             at = time.monotonic() - begun
             if at >= seconds:
@@ -194,7 +194,7 @@ def test_a_backend_that_rejects_one_client_serves_the_others_as_before(lab, serv
 
 def homes(lab, protocol):
     """{(strategy, family): {client: backend}} while nobody is banned, where they stay with one."""
-    found = streams(lab, protocol, GOOD, 100, seconds=len(GOOD) / 100 - 0.005, strategies=STRATEGIES[:3])
+    found = streams(lab, protocol, GOOD, 100, seconds=60, count=len(GOOD), strategies=STRATEGIES[:3])
     for stream in found.values():
         stream.join()
     return {key: {client: name for _at, client, name, _took in stream.served} for key, stream in found.items()}
