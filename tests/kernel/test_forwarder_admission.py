@@ -11,11 +11,11 @@ import time
 from collections import Counter
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import proxy_protocol
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import proxy_protocol, sockets
 
 from tests.kernel import forwarder_lab as fl
 
-PROXIED, SENDING, DENIED, ALLOWED, PAUSE, REFUSE, EACH, RATE, RANGE = range(7300, 7309)
+PROXIED, SENDING, DENIED, ALLOWED, PAUSE, REFUSE, EACH, RATE, RANGE, _END, _LAST, HIDDEN = range(7300, 7312)
 FAMILIES = fl.FAMILIES
 BEYOND = {"ipv4": "203.0.113.77", "ipv6": "2001:db8:77::7"}  # clients of the other proxy
 HELD = LISTENER = 9100  # a port on b where connections stay
@@ -48,6 +48,7 @@ def forwarder(lab, servers):
         service["accept_proxy"] = [f"{lab['b'].ipv4}/32"]
     document = fl.config(
         one("proxied", PROXIED, accept_proxy=client, proxy_timeout=0.5, deny=["203.0.113.99/32"]),
+        one("hidden", HIDDEN, accept_proxy=client, deny=["203.0.113.99/32"], source_fallback="own"),
         one("denied", DENIED, deny=client),
         one("allowed", ALLOWED, allow=["192.0.2.0/24", "2001:db8:ffff::/48"]),
         one("pause", PAUSE, HELD, limits={"connections": 2}),
@@ -84,9 +85,9 @@ def test_the_client_a_trusted_proxy_names_is_the_one_spoofed(lab, forwarder, new
 
 V2_START = b"\r\n\r\n\0\r\nQUIT\n\x21"
 NOBODY = {
-    "v1 UNKNOWN": proxy_protocol.unknown("v1"),
+    "v1 UNKNOWN": b"PROXY UNKNOWN\r\n",
     "v1 UNKNOWN with addresses": b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n",
-    "v2 LOCAL": proxy_protocol.unknown("v2"),
+    "v2 LOCAL": b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
     "v2 of unix sockets": V2_START + b"\x31\x00\xd8" + b"/".ljust(216, b"x"),
     "v2 of no family that exists": V2_START + b"\xf1\x00\x03abc",
 }
@@ -125,6 +126,58 @@ def test_a_trusted_proxy_without_a_good_header_is_refused(lab, forwarder, new_li
     (line,) = new_lines(1)
     assert line["ended"].startswith(reason)
     assert (line["attempts"], line["source"]) == (0, None)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("destination", ["::ffff:198.18.0.11", "2001:db8::11"])
+def test_a_mapped_address_is_the_ipv4_client_it_means(lab, forwarder, new_lines, version, destination):
+    """In lists, in the log and as the source; whether it may be hidden makes no difference."""
+
+    def named(address):
+        return proxy_protocol.build(version, f"::ffff:{address}", 4711, destination, 80)
+
+    for port in (PROXIED, HIDDEN):
+        with fl.connect(lab, lab["a"].ipv4, port) as sock:
+            sock.sendall(named("203.0.113.77"))
+            assert fl.receive_all(sock).decode().split()[0] == "203.0.113.77"
+        assert ended_by_reset(lab, port, named("203.0.113.99"))
+    lines = new_lines(4)
+    for line in lines[::2]:
+        assert (line["client"], line["source"], line["source_step"]) == ("203.0.113.77", "203.0.113.77", "any")
+    assert [line["ended"] for line in lines[1::2]] == ["client address is denied"] * 2
+
+
+@pytest.mark.parametrize("address", ["198.18.0.255", "255.255.255.255", "0.1.2.3"])
+def test_a_broadcast_address_is_never_the_source(lab, forwarder, new_lines, address):
+    """The kernel would send in the name of the proxy itself, and the log would name the client."""
+    data = proxy_protocol.build("v2", address, 4711, "198.18.0.11", 80)
+    assert ended_by_reset(lab, PROXIED, data)
+    with fl.connect(lab, lab["a"].ipv4, HIDDEN) as sock:
+        sock.sendall(data)
+        assert fl.receive_all(sock).decode().split()[0] == lab["a"].ipv4
+    refused, hidden = new_lines(2)
+    assert refused["ended"] in ("client address is broadcast", "client address is in 0.0.0.0/8")
+    assert (refused["attempts"], refused["source"]) == (0, None)
+    assert (hidden["source"], hidden["source_step"]) == (lab["a"].ipv4, "own")
+
+
+@pytest.mark.parametrize(
+    ("address", "seen"), [("198.18.0.255", "198.18.0.11"), ("198.18.0.0", "198.18.0.0"), ("198.18.0.99", "198.18.0.99")]
+)
+def test_what_the_kernel_does_with_a_broadcast_address(lab, servers, address, seen):
+    """The lowest address of a subnet is one like any other since Linux 5.14, and ``is_broadcast`` asks the kernel."""
+    options = sockets.transparent_options(socket.AF_INET)
+    with lab["a"].inside():
+        assert sockets.is_broadcast(address) == (address != seen)
+        sock = sockets.begin_connect(socket.AF_INET, options, (address, 0), (lab["b"].ipv4, 9000))
+        assert sock.getsockname()[0] == seen
+        sock.close()
+        if address != seen:
+            with pytest.raises(OSError, match="broadcast address of this host"):
+                sockets.transparent_socket(socket.AF_INET, address)
+            lab["a"].run(["ip", "route", "add", "prohibit", "203.0.113.200"])
+            assert not sockets.is_broadcast("203.0.113.200")
+            lab["a"].run(["ip", "route", "del", "prohibit", "203.0.113.200"])
 
 
 def ended_by_reset(lab, port, data=b"", shut=False, address=None):

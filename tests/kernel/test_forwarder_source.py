@@ -8,13 +8,13 @@ from __future__ import annotations
 import socket
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import source
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import proxy_protocol, sockets, source
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Backend, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.options import PortRange
 
 from tests.kernel import forwarder_lab as fl
 
-ANY, KEEP, HIDE, ALL, FOREIGN = 7100, 7101, 7102, 7103, 7104
+ANY, KEEP, HIDE, ALL, FOREIGN, INTRODUCED = 7100, 7101, 7102, 7103, 7104, 7105
 SLICE = PortRange(40000, 40099)
 FAMILIES = fl.FAMILIES
 
@@ -36,11 +36,13 @@ def servers(lab):
 def document(lab):
     foreign = fl.service(lab, "foreign", FOREIGN, 9000, backends=["b"], source_fallback="own")
     del foreign["backends"][0]["ipv6"]
+    trusted = [f"{lab['client'].ipv4}/32", f"{lab['client'].ipv6}/128"]
     return fl.config(
         fl.service(lab, "any", ANY, 9000, backends=["b"]),
         fl.service(lab, "keep", KEEP, 9000, backends=["b"], source_port="keep"),
         fl.service(lab, "hide", HIDE, 9000, backends=["b"], source_fallback="own"),
         fl.service(lab, "all", ALL, 9000),
+        fl.service(lab, "introduced", INTRODUCED, 9000, backends=["b"], source_port="keep", accept_proxy=trusted),
         foreign,
         source_ports={"first": SLICE.first, "last": SLICE.last},
     )
@@ -109,6 +111,35 @@ def test_keep_is_the_clients_port_and_a_collision_is_a_step_down(lab, forwarder,
     assert (address, own) == (client, 33334)
     assert SLICE.first <= port <= SLICE.last
     assert [line["source_step"] for line in new_lines(2)] == ["kept", "any"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_header_without_a_port_has_none_to_keep(lab, forwarder, new_lines, family, version):
+    source = "203.0.113.77" if family == "ipv4" else "2001:db8:77::7"
+    ports = set()
+    for _connection in range(20):
+        with fl.connect(lab, getattr(lab["a"], family), INTRODUCED) as sock:
+            sock.sendall(proxy_protocol.build(version, source, 0, getattr(lab["a"], family), 80))
+            address, port = fl.receive_all(sock).decode().split()
+            assert address == source
+            ports.add(int(port))
+    assert ports <= set(range(SLICE.first, SLICE.last + 1))
+    assert {line["source_step"] for line in new_lines(20)} == {"any"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_slice_outside_of_the_kernels_own_range_is_kept_to(lab, servers, family):
+    """The kernel ignores IP_LOCAL_PORT_RANGE there, so its ports are tried one after the other."""
+    far = PortRange(10000, 10099)
+    services = [fl.service(lab, "any", 7301, 9000, backends=["b"])]
+    with lab["a"].inside():
+        assert sockets.chooses_within(SLICE.first, SLICE.last)
+        assert not sockets.chooses_within(far.first, far.last)
+    options = {"source_ports": {"first": far.first, "last": far.last}}
+    with fl.Forwarder(lab, fl.config(*services, **options)):
+        ports = {seen(lab, family, 7301)[0][1] for _connection in range(20)}
+    assert ports <= set(range(far.first, far.last + 1))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

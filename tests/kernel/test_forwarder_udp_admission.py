@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
+import struct
 import time
 from functools import partial
 
@@ -114,6 +115,37 @@ def test_where_the_clients_port_is_taken_another_one_serves(lab, forwarder, step
     assert address == client
     assert port in SLICE
     assert steps("keep") == {"source_kept": 1, "source_port_taken": 1, "source_any": 1}
+
+
+def checksum(data):
+    """Of the Internet (RFC 1071)."""
+    data += bytes(len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+@families
+def test_a_datagram_without_a_port_has_none_to_keep(lab, forwarder, servers, steps, family):
+    """Source port 0 means that no reply is wanted (RFC 768)."""
+    client, target = getattr(lab["client"], family), getattr(lab["a"], family)
+    kind, payload = ul.family_of(target), b"without a port" + b"46"[FAMILIES.index(family) :]
+    size = struct.pack("!H", 8 + len(payload))
+    datagram = struct.pack("!HH", 0, KEEP) + size + b"\0\0" + payload
+    pseudo = b"".join(socket.inet_pton(kind, one) for one in (client, target)) + struct.pack("!H", 17) + size
+    datagram = datagram[:6] + struct.pack("!H", checksum(pseudo + datagram)) + payload
+    with lab["client"].inside():
+        raw = socket.socket(kind, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    with raw:
+        raw.sendto(datagram, (target, 0))
+
+    def heard():
+        return [peer for peer, sizes in servers["b"].seen.copy().items() if len(payload) in sizes]
+
+    ((address, port),) = fl.wait(heard, "the backend has it", forwarder.show)
+    assert address == client
+    assert port in SLICE
+    assert steps("keep") == {"source_any": 1}
 
 
 @families

@@ -50,8 +50,8 @@ class Serving:
             refusal = self.gate.enter(address, now)
         return refusal
 
-    def group_of(self, address, own_addresses):
-        """Return what an address means for the client that has it.
+    def group_of(self, address, own_addresses, introduced=False):
+        """Return what an address means for the client that has it, or that a PROXY header has ``introduced``.
 
         (the Backends it is for, why the address cannot be their source or None, the indexes of those that have it)
         """
@@ -59,11 +59,13 @@ class Serving:
             self._known, self._known_for = {}, own_addresses
         known = self._known.get(address)
         if known is None:
-            known = self._known[address] = self._look_at(address, own_addresses)
+            known = self._known[address] = self._look_at(address, own_addresses, introduced)
         return known
 
-    def _look_at(self, address, own_addresses):
+    def _look_at(self, address, own_addresses, introduced):
         hidden = spoof.refusal(address, own_addresses)
+        if hidden is None and introduced and sockets.is_broadcast(address):
+            hidden = spoof.BROADCAST  # of other clients the kernel takes no packet with such a source
         backends = self.groups.get(config.IPV6 if ":" in address else config.IPV4)
         if backends is None:
             return next(iter(self.groups.values())), hidden or spoof.FOREIGN_FAMILY, ()

@@ -85,7 +85,7 @@ def _v1_address(word, version):
         address = None
     if address is None or address.version != version or b"%" in word:
         raise MalformedHeader(f"version 1 address is not IPv{version}")
-    return str(address)
+    return _unmapped(address)
 
 
 def _v1_port(word):
@@ -114,17 +114,27 @@ def _parse_v2(data):
     source = socket.inet_ntop(family, data[at : at + size])
     destination = socket.inet_ntop(family, data[at + size : at + 2 * size])
     source_port, destination_port = struct.unpack_from("!HH", data, at + 2 * size)
-    return Header(total, _canonical(source), source_port, _canonical(destination), destination_port)
+    source, destination = (_unmapped(ipaddress.ip_address(address)) for address in (source, destination))
+    return Header(total, source, source_port, destination, destination_port)
 
 
-def _canonical(address):
-    """Spell an address as ipaddress does (inet_ntop has its own mind about ::ffff:1.2.3.4)."""
-    return str(ipaddress.ip_address(address))
+def _unmapped(address):
+    """Return an address in text form; an IPv4-mapped one (::ffff:192.0.2.1) as the IPv4 address that it means.
+
+    A proxy with one socket for both families names IPv4 clients so. Other addresses with an IPv4 address inside (6to4,
+    NAT64) are addresses of their own, to which replies can be sent.
+    """
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def build(version, source, source_port, destination, destination_port):
-    """Return the header (bytes) that names these endpoints: addresses in text form, both of one family."""
-    four = ":" not in source
+    """Return the header (bytes) that names these endpoints, addresses in text form.
+
+    The header is of one family: with an IPv6 address beside it an IPv4 address is IPv4-mapped.
+    """
+    four = ":" not in source and ":" not in destination
+    if not four:
+        source, destination = (address if ":" in address else f"::ffff:{address}" for address in (source, destination))
     if version == V1:
         family = "TCP4" if four else "TCP6"
         return f"PROXY {family} {source} {destination} {source_port} {destination_port}\r\n".encode("ascii")
@@ -132,10 +142,3 @@ def build(version, source, source_port, destination, destination_port):
     body = socket.inet_pton(family, source) + socket.inet_pton(family, destination)
     body += struct.pack("!HH", source_port, destination_port)
     return _V2_START + struct.pack("!BBH", 2 << 4 | _PROXY, kind, len(body)) + body
-
-
-def unknown(version):
-    """Return the header for a connection whose endpoints are not of one family."""
-    if version == V1:
-        return b"PROXY UNKNOWN\r\n"
-    return _V2_START + struct.pack("!BBH", 2 << 4 | _LOCAL, 0, 0)

@@ -161,6 +161,8 @@ def transparent_socket(family, source, kind=socket.SOCK_STREAM):
     ``source`` is an address in text form, ``kind`` may carry SOCK_NONBLOCK. A missing capability is a CapabilityError.
     The caller connects and closes it.
     """
+    if is_broadcast(source):
+        raise OSError(errno.EADDRNOTAVAIL, f"{source} is a broadcast address of this host; it would send from its own")
     upstream = socket.socket(family, kind)
     try:
         for option in transparent_options(family):
@@ -170,6 +172,22 @@ def transparent_socket(family, source, kind=socket.SOCK_STREAM):
         upstream.close()
         raise explained(error) from None
     return upstream
+
+
+def is_broadcast(address):
+    """Whether an address (text form) is a broadcast address of this host, as those of its subnets are.
+
+    A bind to one succeeds, and packets then leave from the host's own address (inet_bind() in net/ipv4/af_inet.c). The
+    kernel lets a datagram socket connect to one only if it has SO_BROADCAST; nothing is sent.
+    """
+    if ":" in address:
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        target = address, 9  # any port
+        if sock.connect_ex(target) != errno.EACCES:
+            return False
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        return sock.connect_ex(target) != errno.EACCES  # else the route prohibits it
 
 
 def begin_connect(family, options, source, target):
@@ -218,14 +236,22 @@ def port_range(first, last):
     return struct.pack("=I", last << 16 | first)
 
 
-def has_port_ranges():
-    """Whether this kernel has IP_LOCAL_PORT_RANGE (Linux 6.3 or a distribution that took it over)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+def chooses_within(first, last):
+    """Whether this kernel chooses a port within ``first`` to ``last`` when it is told to.
+
+    It has to have IP_LOCAL_PORT_RANGE (Linux 6.3 or a distribution that took it over), and it ignores a range that lies
+    outside of net.ipv4.ip_local_port_range.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
-            sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, port_range(0, 0))
+            sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, port_range(first, last))
         except OSError:
             return False
-    return True
+        try:
+            sock.bind(("", 0))
+        except OSError:  # all of them are taken, so it looked at nothing else
+            return True
+        return first <= sock.getsockname()[1] <= last
 
 
 def keep_alive(sock, idle):

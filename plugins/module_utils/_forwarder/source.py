@@ -32,10 +32,12 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 class Ports:
     """The source ports of this proxy: ``first`` to ``last``, or None for the kernel's own range.
 
-    ``by_kernel`` says whether it can choose within a slice; ``count`` is how many there are.
+    ``by_kernel`` says whether it chooses within a slice (None: ask it); ``count`` is how many there are.
     """
 
-    def __init__(self, slice_=None, by_kernel=True):
+    def __init__(self, slice_=None, by_kernel=None):
+        if slice_ and by_kernel is None:
+            by_kernel = sockets.chooses_within(slice_.first, slice_.last)
         self.count = slice_.last - slice_.first + 1 if slice_ else 65536
         self.by_kernel = by_kernel or not slice_
         self.option = None  # what sockets.transparent_options() takes as ports
@@ -75,7 +77,7 @@ class Source:
         Return (socket, step); raise OSError.
         """
         family = sockets.family_of(target[0])
-        if self.keep:
+        if self.keep and client[1]:  # a PROXY header may name no port: then there is none to keep
             try:
                 return sockets.begin_connect(family, self._keeping[family], client[:2], target), KEPT
             except sockets.CapabilityError as error:

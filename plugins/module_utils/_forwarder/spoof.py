@@ -16,9 +16,11 @@ import ipaddress
 
 OWN = "client address is the proxy's own"
 BACKENDS_OWN = "client address is the backend's own"
+BROADCAST = "client address is broadcast"
 FOREIGN_FAMILY = "no backend has an address of the client's family"
 
 _IPV4_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # RFC 1122, 3.2.1.3: no source, and Linux drops such packets
 
 
 def never_spoofed(address):
@@ -29,14 +31,14 @@ def never_spoofed(address):
         (mapped is not None, "v4-mapped"),
         (parsed.is_loopback, "loopback"),
         (parsed.is_unspecified, "unspecified"),
+        (parsed.version == 4 and parsed in _THIS_NETWORK, "in 0.0.0.0/8"),
         (parsed.is_multicast, "multicast"),
         (parsed.is_link_local, "link-local"),
-        (parsed == _IPV4_BROADCAST, "broadcast"),
     )
     for wrong, kind in kinds:
         if wrong:
             return f"client address is {kind}"
-    return None
+    return BROADCAST if parsed == _IPV4_BROADCAST else None
 
 
 def refusal(address, own_addresses):

@@ -105,7 +105,7 @@ class Relay(Session):
         if serving.guarded and not self._passes(introduced):
             return
         address, own_addresses = self.client_address[0], self.worker.own_addresses
-        self.backends, self._hidden, self._itself = serving.group_of(address, own_addresses)
+        self.backends, self._hidden, self._itself = serving.group_of(address, own_addresses, introduced)
         self.tried = self._itself
         if self._hidden and not serving.source.may_be_own:
             serving.tally.count("refused")
@@ -269,10 +269,7 @@ class Relay(Session):
             destination, destination_port = self.introduction.destination, self.introduction.destination_port
         else:
             destination, destination_port = self.client.sock.getsockname()[:2]
-        version = self.backend.send_proxy
-        if (":" in source) != (":" in destination):
-            return proxy_protocol.unknown(version)
-        return proxy_protocol.build(version, source, source_port, destination, destination_port)
+        return proxy_protocol.build(self.backend.send_proxy, source, source_port, destination, destination_port)
 
     def _shut(self, side):
         """The other side has ended: send FIN to ``side``."""

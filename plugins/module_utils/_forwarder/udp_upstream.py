@@ -116,7 +116,7 @@ class Upstreams:
         Raise OSError.
         """
         family, source, count = _family_of_reply(flow), serving.source, serving.tally.count
-        if source.keep:
+        if source.keep and client[1]:  # 0 is no port to keep
             try:
                 return self._kept(family, flow.reply, client, serving.service.name, now), KEPT
             except OSError as error:

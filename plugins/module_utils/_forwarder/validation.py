@@ -21,6 +21,9 @@ _WORD = re.compile(r"[\w-]+\Z")  # what needs no quotes in a path
 LONGEST_NAME = 80  # characters of a name in which colons may be: 63 of a host, a colon and a port, or an IPv6 address
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 ZONE = "has a zone; link-local addresses are not supported"
+MAPPED_NETWORK = "holds IPv4-mapped addresses only, and clients with one count as IPv4; give the IPv4 network"
+
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 LONGEST_KEY = 60  # characters that are shown of a key that is not known
 
 
@@ -207,6 +210,8 @@ class Fields:
                 continue
             if "%" in item:
                 self.error(f"{key}[{index}]", f"{show(item)} {ZONE}")
+            if ":" in network and ipaddress.ip_network(network).subnet_of(_MAPPED):
+                self.error(f"{key}[{index}]", f"{network} {MAPPED_NETWORK}")
             found.append(network)
         return tuple(found)
 

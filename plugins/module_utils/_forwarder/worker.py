@@ -18,7 +18,7 @@ import resource
 import signal
 import time
 
-from . import addresses, config, listeners, sockets, splice, timeouts
+from . import addresses, config, listeners, splice, timeouts
 from .acceptor import PAUSE, Acceptor, Serving
 from .balancer import Backends
 from .beats import BEAT
@@ -77,7 +77,7 @@ class Worker:
         descriptors = soft_limit - RESERVED_DESCRIPTORS - len(held) - 2 * self.pipes.bound
         lanes = descriptors // LANES_SHARE if any(one.protocol == "udp" for one in settings.services) else 0
         self._most_sessions = max(1, (descriptors - lanes) // 2)
-        ports = Ports(settings.source_ports, sockets.has_port_ranges())
+        ports = Ports(settings.source_ports)
         self.udp = Udp(self, ports, lanes, region.slots)
         self._acceptors = self._open_doors(held, ports)
         self._paused = False

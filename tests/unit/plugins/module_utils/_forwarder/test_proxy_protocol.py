@@ -116,6 +116,7 @@ ports = st.integers(0, 65535)
 endpoints = st.one_of(
     st.tuples(st.ip_addresses(v=4).map(str), ports, st.ip_addresses(v=4).map(str), ports),
     st.tuples(st.ip_addresses(v=6).map(str), ports, st.ip_addresses(v=6).map(str), ports),
+    st.tuples(st.ip_addresses(v=4).map(str), ports, st.ip_addresses(v=6).map(str), ports),
 )
 
 
@@ -125,10 +126,22 @@ def test_parse_is_the_inverse_of_build(version, names, rest):
     assert pp.parse(header + rest) == Header(len(header), *names)
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("::ffff:10.6.6.6", "10.6.6.6"),
+        ("::ffff:a06:606", "10.6.6.6"),
+        ("2002:a06:606::1", "2002:a06:606::1"),  # 6to4
+        ("64:ff9b::a06:606", "64:ff9b::a06:606"),  # NAT64
+        ("::a06:606", "::a06:606"),
+    ],
+)
 @pytest.mark.parametrize("version", [pp.V1, pp.V2])
-def test_a_header_that_names_nobody(version):
-    header = pp.unknown(version)
-    assert pp.parse(header) == Header(len(header))
+def test_a_mapped_address_is_the_ipv4_address_it_means(version, said, meant):
+    header = pp.build(version, said, 4711, "2001:db8::11", 443)
+    assert pp.parse(header) == Header(len(header), meant, 4711, "2001:db8::11", 443)
+    header = pp.build(version, "2001:db8::1", 4711, said, 443)
+    assert pp.parse(header) == Header(len(header), "2001:db8::1", 4711, meant, 443)
 
 
 CORPUS = Path(__file__).parents[4] / "fuzz" / "corpus" / "proxy_protocol"
