@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .facts import Facts, spelled
+from ..nft import PRIORITY
+from .facts import Facts, Peer, spelled
 from .finding import FAIL, WARN, Finding, skip
-from .firewall import DNAT, Packet, Verdict
+from .firewall import DNAT, Chain, MarkWrite, Packet, Verdict
 from .packets import Reply
 
 TCP = 6
@@ -107,12 +108,11 @@ def mark_clobbered(facts: Facts) -> Iterator[Finding]:
         for hook in (*HOOKS_OF_REQUESTS, *HOOKS_OF_REPLIES):
             packet = _packet(peer, reply, hook)
             for one in facts.ruleset.reached(hook, packet):
-                chain, rule, sure = one.chain, one.rule, one.sure
-                # The packet's own mark matters when the reply has it, on OUTPUT; the connection's always.
-                kept = ("ct",) if peer.tracked else ()
-                keys = (*kept, "meta") if hook == "output" else kept
-                bits = any(write.key in keys and write.bits & peer.mask for write in rule.writes)
-                if bits and (chain.table, rule.text) not in named:
+                # At our own priority the order of the two chains changes whenever either is loaded anew.
+                sure = one.sure and not (peer.tracked and one.base.type == "route" and one.base.priority == PRIORITY)
+                chain, rule = one.chain, one.rule
+                harms = any(_harms(peer, one.base, write) for write in rule.writes)
+                if harms and (chain.table, rule.text) not in named:
                     named.add((chain.table, rule.text))
                     verb = "overwrites" if sure else "may overwrite"
                     yield Finding(
@@ -124,6 +124,24 @@ def mark_clobbered(facts: Facts) -> Iterator[Finding]:
                         f"let that rule keep our bits: mark and {0xFFFFFFFF & peer.mask:#x} "
                         "(iptables: a mask with --set-xmark, --restore-mark, --save-mark)",
                     )
+
+
+def _harms(peer: Peer, base: Chain, write: MarkWrite) -> bool:
+    """Whether a mark set in a chain at that hook takes the proxy's bits from a packet that is still routed by them.
+
+    Ours are set by the chains of PRIORITY: the connection's by a request, while they are zero; the reply's on OUTPUT,
+    from those. Without conntrack the request's own are what its socket keeps.
+    """
+    if not write.bits & peer.mask:
+        return False
+    before_ours = base.hook == "prerouting" or base.priority < PRIORITY
+    leaves_zero = write.value is not None and not write.value & peer.mask
+    if write.key == "ct":
+        return peer.tracked and not (base.hook in HOOKS_OF_REQUESTS and before_ours and leaves_zero)
+    if base.hook in HOOKS_OF_REQUESTS:
+        return not peer.tracked and not (before_ours and leaves_zero)
+    # Only a chain of type route has the packet routed anew; what a filter sets afterwards, no route goes by.
+    return base.hook == "output" and base.type == "route" and not (peer.tracked and before_ours)
 
 
 def _marked_replies(facts: Facts) -> Iterator[tuple]:

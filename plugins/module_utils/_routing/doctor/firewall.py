@@ -88,10 +88,11 @@ UNKNOWN = Test(None)
 
 @dataclass(frozen=True)
 class MarkWrite:
-    """A statement that sets a mark: ``key`` is meta or ct, ``bits`` those it may change."""
+    """A statement that sets a mark: ``key`` is meta or ct, ``bits`` those it may change, ``value`` to what if known."""
 
     key: str
     bits: int
+    value: int | None = None
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,8 @@ def _writes(target: str | None, options: dict[str, str]) -> Iterable[MarkWrite]:
             value, _slash, mask = argument.partition("/")
             bits = _mask(mask) if name in ("--set-xmark", "--set-mark") else _mask(value)
             bits = MAX_U32 & ~bits if name == "--and-mark" else bits
-            yield MarkWrite("ct" if target == "CONNMARK" else "meta", bits)
+            known = int(value, 0) if name in ("--set-xmark", "--set-mark") else None
+            yield MarkWrite("ct" if target == "CONNMARK" else "meta", bits, known)
 
 
 def _mask(text: str | None) -> int:

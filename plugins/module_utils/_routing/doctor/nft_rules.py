@@ -233,7 +233,8 @@ def _writes(body: Mapping[str, Any]) -> list[MarkWrite]:
     key = body["key"]
     for kind in ("meta", "ct"):
         if key == {kind: {"key": "mark"}}:
-            return [MarkWrite(kind, _changed(key, body["value"]))]
+            value = body["value"] if isinstance(body["value"], int) else None
+            return [MarkWrite(kind, _changed(key, body["value"]), value)]
     return []
 
 

@@ -9,8 +9,13 @@ import yaml
 from ansible_collections.trueip.l4proxy.plugins.modules import source_proof
 
 SAMPLE = {
-    "protocol": "udp", "address": "198.18.0.21", "port": 53, "source": "198.51.100.11", "source_port": 41000, "token": 7,
-}  # fmt: skip
+    "protocol": "udp",
+    "address": "198.18.0.21",
+    "port": 53,
+    "source": "198.51.100.11",
+    "source_port": 41000,
+    "token": 7,
+}
 FAULTS = [
     ({"targets": [SAMPLE], "samples": [SAMPLE]}, []),
     ({"targets": [{**SAMPLE, "address": "b"}]}, ["targets[0].address: 'b' is not an IP address"]),

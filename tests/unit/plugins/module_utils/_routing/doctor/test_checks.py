@@ -238,6 +238,12 @@ COMPLAINTS = [
     ),
     (
         filtered(BACKEND, "-A OUTPUT -j MARK --set-xmark 0x1/0xffffffff", table="mangle"),
+        "warn",
+        "mark_clobbered",
+        "may overwrite bits 0xff",
+    ),
+    (
+        filtered(BACKEND, "-A PREROUTING -j CONNMARK --set-xmark 0x80/0x80", table="mangle"),
         "fail",
         "mark_clobbered",
         "overwrites bits 0xff",
@@ -422,6 +428,7 @@ FINE = [
     ("source_nat", filtered(BACKEND, "-A POSTROUTING -o eth0 -j MASQUERADE", table="nat", **SERVED)),
     ("source_nat", filtered(BACKEND, "-A PREROUTING -p tcp -j DNAT --to-destination 172.17.0.2", table="nat")),
     ("mark_clobbered", filtered(BACKEND, "-A OUTPUT -j MARK --set-xmark 0x100/0xff00", table="mangle")),
+    ("mark_clobbered", filtered(BACKEND, "-A OUTPUT -j MARK --set-mark 0xca6c")),
     ("mark_clobbered", filtered(BACKEND, "-A OUTPUT -s 192.0.2.1/32 -j MARK --set-mark 1", table="mangle")),
     ("src_valid_mark", cases.setting(PROXY, conf__all__src_valid_mark="1")),
     ("containers", replace(
