@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,7 +47,8 @@ def backend(clinic, strategy, tmp_path):
 
     assert complaints("mark_clobbered") == []
     yield complaints
-    clean = "nft delete table inet t; iptables -t mangle -F; iptables -F; iptables -t raw -F; ip6tables -t raw -F; true"
+    flush = [f"{command} -t {name} -F" for command in ("iptables", "ip6tables") for name in ("mangle", "filter", "raw")]
+    clean = "; ".join(["nft delete table inet t", *flush, "true"])
     clinic.lab["b"].run(["sh", "-c", clean])
     clinic.heal("b")
 
@@ -101,3 +103,67 @@ def test_a_chain_at_our_own_priority_is_a_doubt(clinic, backend, strategy):
     clinic.heal("b")
     assert outcome(clinic, "ipv4") == "silent"
     assert [one.status for one in backend("mark_clobbered")] == ["warn"]
+
+
+RAW, RAW_OUT = "filter hook prerouting priority raw", "filter hook output priority raw"
+AT = f"tcp dport {rl.PORT}"
+IPTABLES_AT = f"-p tcp --dport {rl.PORT}"
+# What keeps the packets of a service from conntrack: (commands, whether the port has to be named for certainty).
+UNTRACKED = {
+    "nft, requests": ([table(RAW, f"{AT} notrack")], True),
+    "nft, replies": ([table(RAW_OUT, f"tcp sport {rl.PORT} notrack")], True),
+    "nft, everything": ([table(RAW, "notrack")], False),
+    "iptables": ([f"{{iptables}} -t raw -A PREROUTING {IPTABLES_AT} -j CT --notrack"], True),
+    "iptables, everything": (["{iptables} -t raw -A OUTPUT -j NOTRACK"], False),
+    "SYNPROXY": (
+        [
+            f"{{iptables}} -t raw -A PREROUTING {IPTABLES_AT} --syn -j CT --notrack",
+            f"{{iptables}} -A INPUT {IPTABLES_AT} -m conntrack --ctstate INVALID,UNTRACKED -j SYNPROXY --mss 1460",
+        ],
+        True,
+    ),
+}
+# Too late to keep anything from conntrack, and for others.
+TRACKED = [table("filter hook prerouting priority 0", f"{AT} notrack"), table(RAW, "udp dport 53 notrack")]
+
+
+def untrack(clinic, name: str, commands: list[str], family: str) -> None:
+    iptables = {"ipv4": "iptables", "ipv6": "ip6tables"}[family]
+    for command in commands:
+        clinic.lab[name].run(["sh", "-c", command.replace("{iptables}", iptables)])
+
+
+@FAMILIES
+@pytest.mark.parametrize(("commands", "by_port"), UNTRACKED.values(), ids=UNTRACKED)
+def test_what_keeps_a_service_from_conntrack_is_named(clinic, backend, strategy, commands, by_port, family):
+    if strategy != "mark" and "SYNPROXY" in commands[-1]:
+        pytest.skip("a SYN proxy answers before there is a socket that could keep a mark")
+    untrack(clinic, "b", commands, family)
+    harms = strategy == "mark"
+    assert outcome(clinic, family) == ("silent" if harms else "established")
+    unnamed = "warn" if by_port else "fail"
+    others = set() if by_port else {"fail"}
+    for ports, expected in (([("tcp", rl.PORT)], {"fail"}), ([], {unnamed}), ([("udp", 9)], others)):
+        assert {one.status for one in backend("untracked", ports)} == (expected if harms else set()), ports
+
+
+@pytest.mark.parametrize("command", TRACKED)
+def test_what_keeps_nothing_of_the_path_from_conntrack_is_not_named(clinic, backend, command):
+    untrack(clinic, "b", [command], "ipv4")
+    assert outcome(clinic, "ipv4") == "established"
+    assert backend("untracked", [("tcp", rl.PORT)]) == []
+
+
+@FAMILIES
+def test_the_strategy_address_needs_no_conntrack(clinic, family):
+    """d has it; a is told where d's proxies reach it."""
+    a, d = clinic.lab["a"], clinic.lab["d"]
+    clinic.lab.engine.apply(a, rl.local_delivery(clinic.lab["b"], SimpleNamespace(**doctor_lab.SECOND)))
+    untrack(clinic, "d", [table(RAW, "notrack"), table(RAW_OUT, "notrack").replace("chain c", "chain e")], family)
+    try:
+        # Nothing listens there; that the refusal comes back is what counts.
+        assert rl.handshake(a, doctor_lab.CLIENTS[family], doctor_lab.SECOND[family]) not in ("silent", "established")
+        assert [one for one in clinic.complaints("d") if one.id == "untracked"] == []
+    finally:
+        d.run(["nft", "delete", "table", "inet", "t"])
+        clinic.heal("a")

@@ -12,10 +12,12 @@ from dataclasses import replace
 from ..nft import PRIORITY
 from .facts import Facts, Peer, spelled
 from .finding import FAIL, WARN, Finding, skip
-from .firewall import DNAT, Chain, MarkWrite, Packet, Verdict
+from .firewall import DNAT, SYNPROXY, UNTRACK, Chain, MarkWrite, Packet, Reached, Verdict
 from .packets import Reply
 
 TCP = 6
+# NF_IP_PRI_CONNTRACK: what a rule keeps from conntrack, it keeps from it before.
+CONNTRACK = -200
 NO_RULESET = "packet filters cannot be listed without nft"
 # A port of the far end, to stand for any.
 ANY_PORT = 40000
@@ -142,6 +144,49 @@ def _harms(peer: Peer, base: Chain, write: MarkWrite) -> bool:
         return not peer.tracked and not (before_ours and leaves_zero)
     # Only a chain of type route has the packet routed anew; what a filter sets afterwards, no route goes by.
     return base.hook == "output" and base.type == "route" and not (peer.tracked and before_ours)
+
+
+def untracked(facts: Facts) -> Iterator[Finding]:
+    """Rules that keep packets of the path from conntrack, which holds the marks."""
+    if facts.ruleset is None:
+        yield skip(NO_RULESET)
+        return
+    named = set()
+    for peer in (one for one in facts.peers if one.tracked and one.own and one.dev):
+        for protocol, port in [("tcp", None), ("udp", None), *facts.served(peer.own)]:
+            for one in _untracking(facts, peer, protocol, port):
+                key = (one.chain.table, one.chain.name, one.rule.text)
+                # Of a rule for some ports alone, the ports decide.
+                if key in named or (port is None and not one.sure):
+                    continue
+                named.add(key)
+                yield _untracks(one, protocol, port, one.sure and (port is None or (protocol, port) in facts.ports))
+
+
+def _untracking(facts: Facts, peer: Peer, protocol: str, port: int | None) -> Iterator[Reached]:
+    request = Packet(peer.family, facts.clients[peer.family], peer.own, protocol, ANY_PORT, port, peer.dev, state=None)
+    request = replace(request, src_type="unicast", dst_type="local", syn="yes")
+    reply = Packet(peer.family, peer.own, facts.clients[peer.family], protocol, port, ANY_PORT, None, peer.dev, None)
+    # A SYN proxy answers what was kept from conntrack before.
+    at_input = replace(request, state="untracked")
+    for hook, packet in (("prerouting", request), ("input", at_input), ("output", reply)):
+        for one in facts.ruleset.reached(hook, packet):
+            early = one.rule.effect == UNTRACK and one.base.priority < CONNTRACK
+            if early or (one.rule.effect == SYNPROXY and protocol == "tcp"):
+                yield one
+
+
+def _untracks(one: Reached, protocol: str, port: int | None, sure: bool) -> Finding:
+    which = f"{protocol} port {port}" if port else "every port"
+    does = "answers in the place of the server at" if one.rule.effect == SYNPROXY else "keeps from conntrack"
+    return Finding(
+        FAIL if sure else WARN,
+        f"{protocol} {port}" if port else one.chain.table,
+        f"`{one.rule.text}` in chain {one.chain.table} {one.chain.name} {does} {which} of this backend",
+        "conntrack holds the marks, so replies without an entry have none: they bypass the proxy, and clients time out",
+        "leave the ports that a proxy serves out of that rule; or, in the host_vars of this backend, "
+        "return_path_strategy: address, which needs no conntrack",
+    )
 
 
 def _marked_replies(facts: Facts) -> Iterator[tuple]:

@@ -107,10 +107,7 @@ def _at_servers(facts: Facts) -> Iterator[Packet]:
                 src_type="unicast",
                 dst_type="local",
             )
-            listening = (
-                (one.protocol, one.port) for one in facts.sockets if one.accepts(one.protocol, peer.own, one.port)
-            )
-            for protocol, port in sorted(set(facts.ports or listening)):
+            for protocol, port in facts.served(peer.own):
                 yield replace(whole, protocol=protocol, dport=port)
 
 

@@ -207,6 +207,11 @@ class Facts:
         """The protocol numbers of ours, also of a document that is not looked at: a host may be at both ends."""
         return frozenset(one.protocol for one in self.documents) | frozenset(OWNERS.values())
 
+    def served(self, address: str) -> list[tuple[str, int]]:
+        """(protocol, port) at an address of this host: those that were named, else what listens there."""
+        there = {(one.protocol, one.port) for one in self.sockets if one.accepts(one.protocol, address, one.port)}
+        return sorted(self.ports or there)
+
     def setting(self, name: str, default: int = 0) -> int:
         """A setting as a number; ``default`` where the kernel has none of that name."""
         value = self.settings.get(name, "")

@@ -19,8 +19,8 @@ from typing import Optional, Union
 # A value of a condition: a network, an inclusive range of numbers, or a word.
 Value = Union[ipaddress.IPv4Network, ipaddress.IPv6Network, tuple[int, int], str]
 ACCEPT, DROP, RETURN = "accept", "drop", "return"
-# What a rule does to a packet besides its verdict: rewrite an address, or keep it from conntrack.
-SNAT, DNAT, UNTRACK = "snat", "dnat", "untrack"
+# What a rule does to a packet besides its verdict: rewrite an address, keep it from conntrack, or answer it.
+SNAT, DNAT, UNTRACK, SYNPROXY = "snat", "dnat", "untrack", "synproxy"
 # How deep chains may call each other (NFT_JUMP_STACK_SIZE in linux/netfilter/nf_tables.h).
 DEPTH = 16
 
@@ -46,6 +46,8 @@ class Packet:
     src_type: str | None = None
     dst_type: str | None = None
     src_fib: str | None = None
+    # Whether it opens a TCP connection: yes or no.
+    syn: str | None = None
     uid: int | None = None
 
 
@@ -99,7 +101,7 @@ class MarkWrite:
 class FilterRule:
     """``verdict`` is accept, drop, return, or None; ``target`` the chain it goes on in (``back``: and returns from).
 
-    ``effect`` is SNAT, DNAT, UNTRACK or empty.
+    ``effect`` is SNAT, DNAT, UNTRACK, SYNPROXY or empty.
     """
 
     tests: tuple[Test, ...] = ()

@@ -11,7 +11,21 @@ import shlex
 from collections.abc import Iterable
 
 from ..model import MAX_U32
-from .firewall import ACCEPT, DNAT, DROP, RETURN, SNAT, UNKNOWN, UNTRACK, Chain, FilterRule, MarkWrite, Test, Value
+from .firewall import (
+    ACCEPT,
+    DNAT,
+    DROP,
+    RETURN,
+    SNAT,
+    SYNPROXY,
+    UNKNOWN,
+    UNTRACK,
+    Chain,
+    FilterRule,
+    MarkWrite,
+    Test,
+    Value,
+)
 
 VERDICTS = {"ACCEPT": ACCEPT, "DROP": DROP, "REJECT": DROP, "RETURN": RETURN}
 # NF_IP_PRI_* of linux/netfilter_ipv4.h
@@ -24,6 +38,8 @@ FIELDS = {
     "--sports": "sport", "--dports": "dport", "--ctstate": "state", "--state": "state",
     "--src-type": "src_type", "--dst-type": "dst_type", "--uid-owner": "uid", "--mark": "mark",
 }  # fmt: skip
+# What --syn stands for.
+SYN = ["FIN,SYN,RST,ACK", "SYN"]
 # SAME is gone from new kernels, FULLCONENAT comes with router distributions.
 SOURCE_NAT = ("MASQUERADE", "SNAT", "SAME", "FULLCONENAT")
 DESTINATION_NAT = ("DNAT", "REDIRECT")
@@ -91,6 +107,10 @@ def _rule(words: list[str], line: str) -> FilterRule:
             options[word] = argument if takes_one else ""
         elif word == "-m":
             match = argument
+        elif word == "--tcp-flags":
+            is_syn = words[index + 1 : index + 3] == SYN
+            tests.append(Test("syn", ("yes",), negated) if is_syn else UNKNOWN)
+            index += 1
         elif word == "--mark" and match == "connmark":
             tests.append(UNKNOWN)
         elif word in FIELDS:
@@ -119,7 +139,9 @@ def _effect(target: str | None, line: str, options: dict[str, str]) -> str:
         return DNAT
     if target == "NETMAP":  # rewrites what its hook rewrites
         return DNAT if line.startswith(("-A PREROUTING", "-A OUTPUT")) else SNAT
-    return UNTRACK if target in ("NOTRACK", "SYNPROXY") or "--notrack" in options else ""
+    if target == "SYNPROXY":
+        return SYNPROXY
+    return UNTRACK if target == "NOTRACK" or "--notrack" in options else ""
 
 
 def _test(field: str, argument: str, negated: bool) -> Test:

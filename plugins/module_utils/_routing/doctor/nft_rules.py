@@ -19,6 +19,7 @@ from .firewall import (
     DROP,
     RETURN,
     SNAT,
+    SYNPROXY,
     UNKNOWN,
     UNTRACK,
     Chain,
@@ -32,14 +33,14 @@ from .firewall import (
 FAMILIES = {"ip": "ipv4", "ip6": "ipv6", "inet": "inet"}
 VERDICTS = {"accept": ACCEPT, "drop": DROP, "reject": DROP, "return": RETURN, "queue": None}
 EFFECTS = {
-    "masquerade": SNAT, "snat": SNAT, "dnat": DNAT, "redirect": DNAT, "notrack": UNTRACK, "synproxy": UNTRACK,
+    "masquerade": SNAT, "snat": SNAT, "dnat": DNAT, "redirect": DNAT, "notrack": UNTRACK, "synproxy": SYNPROXY,
 }  # fmt: skip
 # Addresses that a rule overwrites without NAT.
 OVERWRITES = {"saddr": SNAT, "daddr": DNAT}
 # Targets of iptables, which nft only names.
 TARGETS = {
     "MASQUERADE": SNAT, "SNAT": SNAT, "DNAT": DNAT, "REDIRECT": DNAT, "CT": UNTRACK, "NOTRACK": UNTRACK,
-    "SYNPROXY": UNTRACK,
+    "SYNPROXY": SYNPROXY,
 }  # fmt: skip
 # What iptables-nft keeps in nft: told by the names of its chains, and read through iptables-save where it says them.
 IPTABLES = re.compile(r"PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING")

@@ -97,6 +97,7 @@ CHECKS = (
     Check("firewall", ANY, True, filters.firewall, "no packet filter drops the sample client"),
     Check("source_nat", ANY, True, translation.source_nat, "no rule rewrites the clients' addresses"),
     Check("mark_clobbered", BACKEND, True, filters.mark_clobbered, "no packet filter overwrites our bits of the mark"),
+    Check("untracked", BACKEND, True, filters.untracked, "no rule keeps connections of the path from conntrack"),
     Check("conntrack", BACKEND, True, limits.conntrack, "the conntrack table has room"),
     Check("contested", ANY, False, services.contested, "nobody undoes what the keeper puts back"),
     Check("settings", ANY, False, state.settings, "the kernel's settings are as the documents say"),

@@ -254,6 +254,30 @@ COMPLAINTS = [
         "mark_clobbered",
         "may overwrite bits 0xff",
     ),
+    (
+        filtered(BACKEND, "-A PREROUTING -p udp -m udp --dport 53 -j CT --notrack", table="raw", ports=(("udp", 53),)),
+        "fail",
+        "untracked",
+        "-j CT --notrack` in chain iptables raw PREROUTING keeps from conntrack udp port 53 of this backend",
+    ),
+    (
+        filtered(
+            BACKEND,
+            "-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK",
+            table="raw",
+            sockets=(Socket("udp", "0.0.0.0", 53),),
+        ),
+        "warn",
+        "untracked",
+        "return_path_strategy: address",
+    ),
+    (filtered(BACKEND, "-A OUTPUT -j NOTRACK", table="raw"), "fail", "untracked", "keeps from conntrack every port"),
+    (
+        filtered(BACKEND, "-A INPUT -p tcp -m tcp --dport 8080 -j SYNPROXY --mss 1460", **SERVED),
+        "fail",
+        "untracked",
+        "answers in the place of the server at tcp port 8080",
+    ),
     (replace(BACKEND, conntrack=Conntrack(950, 1000)), "fail", "conntrack", "holds 950 of at most 1000"),
     (replace(BACKEND, conntrack=Conntrack(1, 4096)), "warn", "conntrack", "at most 4096"),
     (replace(BACKEND, conntrack=Conntrack(1, 262144, 7)), "warn", "conntrack", "7 packets were dropped"),
@@ -429,6 +453,11 @@ FINE = [
     ("source_nat", filtered(BACKEND, "-A PREROUTING -p tcp -j DNAT --to-destination 172.17.0.2", table="nat")),
     ("mark_clobbered", filtered(BACKEND, "-A OUTPUT -j MARK --set-xmark 0x100/0xff00", table="mangle")),
     ("mark_clobbered", filtered(BACKEND, "-A OUTPUT -j MARK --set-mark 0xca6c")),
+    ("untracked", filtered(BACKEND, "-A PREROUTING -p udp -m udp --dport 53 -j CT --notrack", table="raw", **SERVED)),
+    ("untracked", filtered(BACKEND, "-A PREROUTING -i lo -j NOTRACK", table="raw", **SERVED)),
+    ("untracked", filtered(BACKEND, "-A PREROUTING -s 10.0.0.0/8 -j NOTRACK", table="raw", **SERVED)),
+    ("untracked", filtered(BACKEND, "-A PREROUTING -j CT --zone 5", table="raw", **SERVED)),
+    ("untracked", filtered(cases.peer(tracked=False), "-A PREROUTING -j NOTRACK", table="raw", **SERVED)),
     ("mark_clobbered", filtered(BACKEND, "-A OUTPUT -s 192.0.2.1/32 -j MARK --set-mark 1", table="mangle")),
     ("src_valid_mark", cases.setting(PROXY, conf__all__src_valid_mark="1")),
     ("containers", replace(
@@ -491,7 +520,7 @@ def test_a_fact_that_could_not_be_read_makes_no_fault_up(whole, name):
 BLIND = [
     (replace(BACKEND, rules=None, routes=None), {"own_traffic", "taken"}),
     (replace(PROXY, rules=None, routes=None), {"own_traffic", "taken", "arp"}),
-    (replace(BACKEND, ruleset=None), {"firewall", "source_nat", "mark_clobbered", "containers"}),
+    (replace(BACKEND, ruleset=None), {"firewall", "source_nat", "mark_clobbered", "untracked", "containers"}),
     (replace(BACKEND, redirected=None, conntrack=None, units=None), {"redirected", "conntrack", "keeper"}),
     (replace(BACKEND, missing={"python3-pyroute2": "x"}, applied=False), {"packages"}),
 ]

@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import iptables_rules
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import (
     SNAT,
+    SYNPROXY,
     UNTRACK,
     Packet,
     Ruleset,
@@ -126,15 +127,20 @@ def test_source_nat_is_found_where_the_packet_comes_by(packet, text, sure):
     assert all(text in one.rule.text for one in found)
 
 
-UNTRACKED = ["-j CT --notrack", "-j NOTRACK", "-m conntrack --ctstate INVALID,UNTRACKED -j SYNPROXY --mss 1460"]
+UNTRACKED = [
+    "-j CT --notrack",
+    "--tcp-flags FIN,SYN,RST,ACK SYN -j NOTRACK",
+    "-m conntrack --ctstate INVALID,UNTRACKED -j SYNPROXY --mss 1460",
+]
 
 
 @pytest.mark.parametrize("rule", UNTRACKED)
 def test_what_keeps_packets_from_conntrack(rule):
     saved = f"*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 22 {rule}\nCOMMIT"
     ruleset = Ruleset(iptables_rules.parse(saved, "ipv4"))
-    packet = replace(PACKET, state=None)
-    assert [one.rule.effect for one in ruleset.reached("prerouting", packet)] == [UNTRACK]
+    packet, effect = replace(PACKET, state="untracked", syn="yes"), SYNPROXY if "SYNPROXY" in rule else UNTRACK
+    assert [one.rule.effect for one in ruleset.reached("prerouting", packet)] == [effect]
+    assert [one.sure for one in ruleset.reached("prerouting", packet)] == [True]
     assert [*ruleset.reached("prerouting", replace(packet, dport=23))] == []
 
 

@@ -12,7 +12,13 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import nft_rules
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import DNAT, SNAT, UNTRACK, Packet
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import (
+    DNAT,
+    SNAT,
+    SYNPROXY,
+    UNTRACK,
+    Packet,
+)
 
 LISTING = json.loads(Path(__file__).with_name("ruleset.json").read_text(encoding="utf-8"))
 OURS = {"l4proxy_return_path"}
@@ -138,7 +144,7 @@ def test_what_keeps_packets_from_conntrack(statement):
     chain = {**place, "name": "PREROUTING", "hook": "prerouting", "prio": -300, "policy": "accept"}
     listing = {"nftables": [{"chain": chain}, {"rule": {**place, "expr": [statement]}}]}
     found = [one.rule.effect for one in nft_rules.parse(listing).reached("prerouting", PACKET)]
-    assert found == [UNTRACK]
+    assert found == ([SYNPROXY] if "synproxy" in statement else [UNTRACK])
     assert nft_rules.parse(listing, saved={"ip raw"}).chains == {}
 
 
