@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -18,9 +19,10 @@ import pytest
 
 from tests.kernel import forwarder_lab as fl
 from tests.kernel import udp_lab as ul
-from tests.lab import netns
+from tests.lab import netns, wiring
 
 WEB, RAW, OTHER = 8000, 7000, 8001
+FILES = ["admin.sock", "forwarder.json", "forwarder.lock"]
 NODAD = {"ipv4": (), "ipv6": ("nodad",)}
 
 
@@ -239,6 +241,79 @@ def test_an_address_that_is_not_there_yet_is_served_as_soon_as_it_is(lab, server
                 assert b"200 OK" in sock.recv(100)
             assert [one["absent"] for one in forwarder.status()["services"]] == [[], [], []]
             a.run(["ip", "address", "del", f"{absent}/{24 if family == 'ipv4' else 64}", "dev", a.dev])
+
+
+def test_a_second_forwarder_refuses_to_start_and_touches_nothing(lab, forwarder):
+    """It would get half of the connections (SO_REUSEPORT), and remove the files of the first one when it ends."""
+
+    def refusal(**options):
+        second = fl.Forwarder(lab, document(lab), **options)
+        assert second.process.wait(fl.PATIENCE) == 1
+        return second.log("cannot start")[0]["errors"]
+
+    before, workers = forwarder.runtime(), forwarder.workers()
+    for _reload in range(2):  # the lock is kept over the exec
+        (said,) = refusal(directory=forwarder.directory)
+        assert said.startswith(f"another forwarder (pid {forwarder.process.pid}) runs with the runtime directory")
+        (said,) = refusal()
+        assert said == "service web: cannot listen on 0.0.0.0:8000: EADDRINUSE: Address already in use"
+        assert forwarder.runtime() == before
+        assert forwarder.workers() == workers
+        assert forwarder.reload().returncode == 0
+        fl.wait(lambda: len(forwarder.workers()) == 1, "the old worker has ended", forwarder.show)
+        before, workers = forwarder.runtime(), forwarder.workers()
+    with fl.Forwarder(lab, fl.config(fl.service(lab, "web", OTHER, 8080))):
+        assert fl.get(lab, lab["a"].ipv4, OTHER), "the control: other ports and another directory"
+    with fl.Forwarder(lab, document(lab), host="c"):
+        pass  # nor does a forwarder of another network namespace meet it
+    assert forwarder.status()["pid"] == forwarder.process.pid
+    forwarder.process.kill()
+    forwarder.process.wait()
+    with fl.Forwarder(lab, document(lab), directory=forwarder.directory) as third:
+        fl.wait(lambda: third.runtime()["pid"] == third.process.pid, "the next one starts", third.show)
+        assert fl.get(lab, lab["a"].ipv4, WEB)
+
+
+@pytest.mark.parametrize(
+    "gone", [["admin.sock"], ["forwarder.json"], ["admin.sock", "forwarder.json", "forwarder.lock"]]
+)
+def test_files_that_were_removed_come_back_with_a_reload(lab, forwarder, gone):
+    for name in gone:
+        (forwarder.directory / name).unlink()
+    if len(gone) > 1:  # then systemd knows the process
+        forwarder.environment["MAINPID"] = str(forwarder.process.pid)
+    result = forwarder.reload()
+    assert result.stdout.startswith("reloaded: generation 2 serves"), result.stderr
+    assert forwarder.status()["pid"] == forwarder.runtime()["pid"] == forwarder.process.pid
+    assert sorted(path.name for path in forwarder.directory.iterdir() if path.name.startswith(("a", "f"))) == FILES
+    assert forwarder.stop() == 0
+    assert [path.name for path in forwarder.directory.iterdir() if path.name in FILES] == ["forwarder.lock"]
+
+
+@pytest.mark.parametrize("good", [True, False])
+@pytest.mark.parametrize("file_is_there", [True, False])
+def test_without_room_for_its_files_a_reload_is_told_as_it_was(lab, servers, tmp_path, good, file_is_there):
+    wiring.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)])
+    try:
+        with fl.Forwarder(lab, document(lab), directory=tmp_path) as forwarder:
+            if not good:
+                text = forwarder.config.read_text(encoding="utf-8")
+                forwarder.configure(text.replace('"port": 8080', '"port": 70000', 1))
+            if not file_is_there:
+                (tmp_path / "forwarder.json").unlink()
+            with contextlib.suppress(OSError), open(tmp_path / "filler", "wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(4096))
+            begun = time.monotonic()
+            result = forwarder.reload()
+            assert time.monotonic() - begun < 30
+            if good:
+                assert result.stdout.startswith("reloaded: generation 2 serves"), result.stderr
+            else:
+                assert "70000 is not a port" in result.stderr
+            assert bool(forwarder.runtime()) == file_is_there
+    finally:
+        wiring.run(["umount", "-l", str(tmp_path)])
 
 
 def test_signals_that_come_together_are_served_one_after_the_other(lab, forwarder):

@@ -21,6 +21,7 @@ import grp
 import os
 import selectors
 import socket
+import struct
 
 from . import protocols, runtime, sockets
 
@@ -77,6 +78,22 @@ def _bind_path(path, group):
         sock.close()
         raise
     return sock
+
+
+def _has_vanished(name):
+    """Whether the path of an admin socket of ours no longer leads to this process."""
+    kind, _colon, path = name.partition(":")
+    if kind != ADMIN:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+        try:
+            sock.connect(path)
+            pid, _user, _group = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        except BlockingIOError:  # somebody listens, and many wait
+            return False
+        except OSError:
+            return True
+    return pid != os.getpid()
 
 
 def _group_id(group):
@@ -325,7 +342,7 @@ class Endpoints:
         """Return ({name: new socket}, [Failure]) of what ``config`` wants beyond what is there."""
         bound, failures = {}, []
         for name in wanted(config):
-            if name in self.servers:
+            if name in self.servers and not _has_vanished(name):
                 continue
             try:
                 bound[name] = bind(name, config)
@@ -336,12 +353,12 @@ class Endpoints:
     def settle(self, config, bound):
         """Serve what ``config`` wants: the sockets ``bound`` for it and those that are there; close all others."""
         for name, sock in bound.items():
+            if name in self.servers:  # nobody finds it any more
+                self.servers.pop(name).close()
             self.add(name, sock)
         names = wanted(config)
         for name in [name for name in self.servers if name not in names]:
-            self.servers.pop(name).close()
-            if name.startswith(f"{ADMIN}:"):
-                runtime.remove(name.partition(":")[2])
+            self._remove(name)
 
     def add(self, name, sock):
         """Serve on a socket."""
@@ -367,8 +384,12 @@ class Endpoints:
 
     def close(self):
         """Stop serving, and take the names of sockets out of the file system."""
-        for name, server in self.servers.items():
-            server.close()
-            if name.startswith(f"{ADMIN}:"):
-                runtime.remove(name.partition(":")[2])
-        self.servers.clear()
+        for name in list(self.servers):
+            self._remove(name)
+
+    def _remove(self, name):
+        """Stop serving on a socket; its name goes with it unless it is another's by now."""
+        vanished = _has_vanished(name)
+        self.servers.pop(name).close()
+        if name.startswith(f"{ADMIN}:") and not vanished:
+            runtime.remove(name.partition(":")[2])

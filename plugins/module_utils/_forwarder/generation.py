@@ -82,11 +82,12 @@ class Generation:
         )
 
 
-def load(path, number, archive, held, endpoints):
+def load(path, number, archive, held, endpoints, alone=False):
     """Return the Generation of the config at ``path``; its missing listeners are bound and added to ``held``.
 
     ``endpoints`` is the Endpoints of the supervisor. Metrics that cannot be served are an error, for an address was
-    asked for; an admin socket that cannot be is only a warning. Raise LoadError; ``held`` is then as it was.
+    asked for; an admin socket that cannot be is only a warning. ``alone``: nobody of ours can be listening yet. Raise
+    LoadError; ``held`` is then as it was.
     """
     try:
         with open(path, "rb") as stream:
@@ -102,7 +103,7 @@ def load(path, number, archive, held, endpoints):
         raise LoadError([too_many])
     bound, servers = {}, {}
     try:
-        bound = listeners.bind_missing(loaded, slots, held)
+        bound = listeners.bind_missing(loaded, slots, held, alone)
         servers, failures = endpoints.bind_missing(loaded)
         errors = [failure.sentence for failure in failures if failure.kind == METRICS]
         if errors:

@@ -73,16 +73,20 @@ def beyond_limit(config, slots, limit):
     )
 
 
-def bind_missing(config, slots, held):
+def bind_missing(config, slots, held, alone=False):
     """Return {name: socket} of the listeners ``config`` wants beyond ``held`` (names); raise ListenError.
 
-    Either all are bound or none. They are listening, and queue connections from here on.
+    Either all are bound or none. They are listening, and queue connections from here on. ``alone``: no process of ours
+    can listen there yet. SO_REUSEPORT would share an address with any other process of this user, which would get a
+    part of the connections.
     """
     bound = {}
     for name, (service, listener) in wanted(config, slots).items():
         if name in held:
             continue
         try:
+            if alone and slot_of(name) == 0:
+                sockets.refuse_taken(listener.address, listener.port, service.protocol == "udp")
             if service.protocol == "udp":
                 bound[name] = udp_sockets.listener(listener.address, listener.port)
             else:

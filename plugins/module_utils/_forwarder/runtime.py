@@ -63,18 +63,34 @@ def running_archive():
 
 
 def write(document, name):
-    """Write the runtime file atomically, readable by all; raise OSError."""
-    os.makedirs(os.path.dirname(name), exist_ok=True)
+    """Write the runtime file, readable by all; raise OSError.
+
+    In one step, unless the directory has no room for a second file: then over the old one, whose reader may meet half
+    of it and reads again.
+    """
+    text = json.dumps(document, indent=1) + "\n"
     temporary = f"{name}.{os.getpid()}.new"
     try:
+        os.makedirs(os.path.dirname(name), exist_ok=True)
         with open(temporary, "w", encoding="utf-8") as stream:
-            json.dump(document, stream, indent=1)
-            stream.write("\n")
+            stream.write(text)
         os.chmod(temporary, 0o644)
         os.replace(temporary, name)
     except OSError:
         remove(temporary)
-        raise
+        if not _overwrite(name, text):
+            raise
+
+
+def _overwrite(name, text):
+    """Write over a file that is there; returns whether that was possible."""
+    try:
+        with open(name, "r+", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.truncate()
+    except OSError:
+        return False
+    return True
 
 
 def remove(name):

@@ -80,6 +80,23 @@ def listening_socket(address, port, backlog, shared=True):
     return listener
 
 
+def refuse_taken(address, port, datagrams=False):
+    """Raise OSError where any socket has the address and port, one that would share it (SO_REUSEPORT) too."""
+    family = family_of(address)
+    with socket.socket(family, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM) as sock:
+        if not datagrams:  # what is in TIME-WAIT does not listen; for UDP the option would share as well
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        allow_absent(sock)
+        try:
+            sock.bind((address, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise
+            # anything else is said by the socket that is to listen
+
+
 def allow_absent(sock):
     """Have a socket listen on an address that this host does not have yet (boot order, a virtual address).
 

@@ -26,7 +26,21 @@ from collections import deque
 from functools import partial
 
 from .._version import VERSION
-from . import addresses, admin, beats, children, endpoint, handover, ledger, listeners, notify, orphans, page, runtime
+from . import (
+    addresses,
+    admin,
+    beats,
+    children,
+    endpoint,
+    handover,
+    ledger,
+    listeners,
+    lock,
+    notify,
+    orphans,
+    page,
+    runtime,
+)
 from . import generation as generations
 from .crew import DRAIN_GRACE, Crew, reap
 from .log import RETRY, Log, places
@@ -62,6 +76,7 @@ class Supervisor:
         self.wheel = Wheel()
         self.archive = runtime.running_archive()
         self.runtime_file = runtime.path()
+        self.lock = lock.Lock(runtime.directory())
         self.held = {}  # listeners by name
         self.notifier = notify.Notifier(self.selector)
         self.crew = Crew(self)
@@ -104,7 +119,7 @@ class Supervisor:
         while not self._done():
             self._turn()
         self.endpoints.close()
-        if self.serving:
+        if self.serving and (runtime.read(self.runtime_file) or {}).get("pid") == os.getpid():
             runtime.remove(self.runtime_file)
         self.notifier.finish()
         self.log.event("stopped")
@@ -174,6 +189,7 @@ class Supervisor:
             self.notifier.stopping()
             self.notifier.keep({})
             self.upgrade.cancel()
+            self.lock.release()
             listeners.close_all(self.held)  # before the workers: what they find queued afterwards is all there will be
             self.crew.drain_all_but(None, self._drain_timeout())
             self._bound_orphans(self._drain_timeout() + DRAIN_GRACE)
@@ -212,10 +228,11 @@ class Supervisor:
             "restarts": self.crew.restarts,
             "attempt": self.upgrade.attempt,
             "stored": sorted(self.notifier.names),
+            "lock": self.lock.fd,
         }
         regions = [self.serving.region.fd, *(region.fd for region in self.draining.values())]
         lines = [child[key] for child in workers for key in ("channel", "estate") if child[key] is not None]
-        return state, [*held.values(), *endpoints.values(), *lines, *regions]
+        return state, [*held.values(), *endpoints.values(), *lines, *regions, *self.lock.descriptors()]
 
     def _adopt(self, left):
         """Take over what the program before this one held; its workers go on serving."""
@@ -228,6 +245,7 @@ class Supervisor:
         self.last_reload, self.reloads = left["last_reload"], left["reloads"]
         self.upgrade.attempt = left["attempt"]
         self.notifier.names = set(left["stored"])
+        self.lock.fd = left.get("lock")  # an earlier version has none
         self.crew.restarts = left["restarts"]
         self.crew.adopt(left["children"])
         self.endpoints.adopt(left["endpoints"])
@@ -236,7 +254,9 @@ class Supervisor:
         """Load the config and start workers of it; what serves meanwhile is not touched."""
         number = self.serving.number + 1 if self.serving else 1
         try:
-            self.candidate = generations.load(self.path, number, self.archive, self.held, self.endpoints)
+            self._take_lock()
+            alone = not (self.serving or self.orphans or orphans.find())
+            self.candidate = generations.load(self.path, number, self.archive, self.held, self.endpoints, alone)
             if self.serving:
                 asked = {service.name for service in self.candidate.config.services if service.asked}
                 self.candidate.region.inherit(self.serving.region, asked)
@@ -248,6 +268,17 @@ class Supervisor:
             self._candidate_failed([f"no worker can be started: {error}"])
         except Exception as error:  # noqa: BLE001
             self._candidate_failed([internal(error)])
+
+    def _take_lock(self):
+        """Refuse to start beside another forwarder; one that serves goes on serving whatever there is."""
+        try:
+            self.lock.take()
+        except lock.Held as error:
+            if not self.serving:
+                raise generations.LoadError([str(error)]) from None
+            self.log.event("lock not taken", level="error", reason=str(error))
+        except OSError as error:  # a directory that is full, read-only or not ours
+            self.log.event("lock not taken", level="warning", reason=str(error))
 
     def _candidate_failed(self, errors):
         if self.candidate:
@@ -386,7 +417,7 @@ class Supervisor:
     def inherited(self):
         """Return the descriptors a forked child must close: all channels, servers and the selector, but no listener."""
         numbers = [self.selector.fileno(), *self._wakeup, *self.upgrade.descriptors(), *self.endpoints.descriptors()]
-        numbers += [*self.orphans.descriptors(), *self.notifier.descriptors()]
+        numbers += [*self.orphans.descriptors(), *self.notifier.descriptors(), *self.lock.descriptors()]
         if self.candidate:
             numbers += [sock.fileno() for sock in self.candidate.endpoints.values()]
         children_ = self.crew.children.values()
