@@ -37,6 +37,7 @@ PATH = re.compile(r'(?:document|[A-Za-z_]+(?:\[\d+\])?(?:\.(?:[^:"]|"(?:[^"\\]|\
 
 names = st.from_regex(r"[a-z][a-z0-9_.-]{0,20}", fullmatch=True)
 seconds = st.floats(0.1, 600)
+clients = st.ip_addresses().filter(lambda one: not getattr(one, "ipv4_mapped", None)).map(str)
 ports = st.integers(1, 65535)
 
 
@@ -66,7 +67,7 @@ def services(draw, number):
         "slow_start": seconds,
         "tcp_user_timeout": seconds,
         "protocol": st.sampled_from(config.PROTOCOLS),
-        "allow": st.lists(st.ip_addresses().map(str), max_size=3),
+        "allow": st.lists(clients, max_size=3),
         "health": st.fixed_dictionaries(
             {},
             optional={

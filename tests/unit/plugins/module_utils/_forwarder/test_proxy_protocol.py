@@ -113,10 +113,12 @@ def test_however_the_bytes_are_cut_the_outcome_is_the_same(data, cuts):
 
 
 ports = st.integers(0, 65535)
+# A mapped address is read as the IPv4 address it means.
+ipv6 = st.ip_addresses(v=6).filter(lambda one: one.ipv4_mapped is None).map(str)
 endpoints = st.one_of(
     st.tuples(st.ip_addresses(v=4).map(str), ports, st.ip_addresses(v=4).map(str), ports),
-    st.tuples(st.ip_addresses(v=6).map(str), ports, st.ip_addresses(v=6).map(str), ports),
-    st.tuples(st.ip_addresses(v=4).map(str), ports, st.ip_addresses(v=6).map(str), ports),
+    st.tuples(ipv6, ports, ipv6, ports),
+    st.tuples(st.ip_addresses(v=4).map(str), ports, ipv6, ports),
 )
 
 
