@@ -13,6 +13,7 @@ import pytest
 
 from tests.kernel import doctor_lab
 from tests.kernel import routing_lab as rl
+from tests.lab import wiring
 
 FAMILIES = pytest.mark.parametrize("family", rl.FAMILIES)
 # What the strategies need of the kernel.
@@ -166,4 +167,50 @@ def test_the_strategy_address_needs_no_conntrack(clinic, family):
         assert [one for one in clinic.complaints("d") if one.id == "untracked"] == []
     finally:
         d.run(["nft", "delete", "table", "inet", "t"])
+        clinic.heal("a")
+
+
+@pytest.fixture
+def isolated(clinic):
+    """Hosts see only the router, which answers ARP for all of them and sends on what is theirs."""
+    router, ports = clinic.lab["router"], []
+    for name in ("a", "b", "c", "d"):
+        ports += [leg.port for leg in clinic.lab.topology.hosts[name].interfaces if leg.network.name == "inside"]
+    dev = router.on("inside").dev
+    settings = {f"net.ipv4.conf.{dev}.proxy_arp_pvlan": "1", f"net.ipv4.conf.{dev}.send_redirects": "0"}
+    settings |= {"net.ipv4.conf.all.send_redirects": "0", f"net.ipv4.neigh.{dev}.proxy_delay": "0"}
+    before = {name: router.run(["sysctl", "-n", name]).stdout.strip() for name in settings}
+
+    def bring(state: str, values: dict[str, str]) -> None:
+        with wiring.inside(clinic.lab.switch):
+            for port in ports:
+                wiring.run(["bridge", "link", "set", "dev", port, "isolated", state])
+        for name, value in values.items():
+            router.sysctl(name, value)
+        for name in ("a", "b", "d", "router"):
+            clinic.lab[name].run(["ip", "neigh", "flush", "all"])
+
+    bring("on", settings)
+    yield
+    bring("off", before)
+
+
+def test_a_router_that_answers_for_every_neighbour_is_named(clinic, isolated):
+    b, a, mac = clinic.lab["b"], clinic.lab["a"], clinic.lab["router"].on("inside").mac
+
+    def complaints() -> list:
+        found = [one for one in clinic.complaints("b") if one.id == "proxy_mac"]
+        return [one for one in found if f"is at {mac} on eth0, which is the MAC of the router too" in one.what]
+
+    b.run(["ping", "-c", "1", "-W", "5", a.ipv4])
+    assert outcome(clinic, "ipv4") != "established"
+    assert [one.status for one in complaints()] == ["warn"], "it may be the router itself"
+    b.run(["ping", "-c", "1", "-W", "5", clinic.lab["d"].ipv4])
+    assert [one.status for one in complaints()] == ["fail"]
+    assert "(198.18.0.1, 198.18.0.23)" in complaints()[0].what
+    # The strategy address is no remedy: what is sent to the proxy's address goes to the router all the same.
+    clinic.lab.engine.apply(a, rl.local_delivery(b, SimpleNamespace(**doctor_lab.SECOND)))
+    try:
+        assert rl.handshake(a, doctor_lab.CLIENTS["ipv4"], doctor_lab.SECOND["ipv4"]) == "silent"
+    finally:
         clinic.heal("a")

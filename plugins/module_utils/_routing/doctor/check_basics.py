@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .facts import Facts
-from .finding import Finding, fail, skip, warn
+from .facts import Facts, Peer
+from .finding import FAIL, WARN, Finding, fail, skip, warn
 
 
 def unread(facts: Facts) -> Iterator[Finding]:
@@ -90,6 +90,21 @@ def proxy_on_link(facts: Facts) -> Iterator[Finding]:
             )
 
 
+def _behind_the_router(peer: Peer) -> Finding:
+    """Where only the two are known to share a MAC, the proxy may be the router itself, and then all is well."""
+    shared = ", ".join((str(peer.router), *peer.beside))
+    return Finding(
+        FAIL if peer.beside else WARN,
+        peer.name,
+        f"proxy {peer.name} ({peer.via}) is at {peer.mac} on {peer.dev}, which is the MAC of the router too ({shared})",
+        "where the router answers ARP for its neighbours (isolated ports, proxy_arp_pvlan, a cloud's network), packets "
+        "of the proxy cannot be told from others, and replies go to the router instead of the proxy",
+        "join the proxy and this backend by a link on which each answers for itself, or by a tunnel of their own, and "
+        "name the addresses there as l4proxy_address; where the proxy is the router, "
+        "l4proxy_ignore_findings: [proxy_mac]",
+    )
+
+
 def proxy_mac(facts: Facts) -> Iterator[Finding]:
     for peer in facts.peers:
         if peer.mac and peer.declared and peer.mac not in peer.declared:
@@ -99,6 +114,8 @@ def proxy_mac(facts: Facts) -> Iterator[Finding]:
                 "packets of that MAC are not marked, so their replies bypass the proxy",
                 "correct l4proxy_mac in the host_vars of the proxy (or leave it out), and run the return_path role",
             )
+        elif peer.mac and peer.mac == peer.router_mac:
+            yield _behind_the_router(peer)
         elif facts.applied and peer.dev and peer.has_mac and not peer.mac and "python3-pyroute2" not in facts.missing:
             yield warn(
                 peer.name,

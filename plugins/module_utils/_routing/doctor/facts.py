@@ -45,6 +45,10 @@ class Peer:
     declared: tuple[str, ...] = ()
     mac: str | None = None
     # False behind a tunnel, say: then the interface tells its packets.
+    # The router of the clients where it is another host than the proxy, its MAC, and who else is known at that MAC.
+    router: str | None = None
+    router_mac: str | None = None
+    beside: tuple[str, ...] = ()
     has_mac: bool = True
     arrival: RouteAnswer | None = None
     unmarked: RouteAnswer | None = None
@@ -173,6 +177,8 @@ class Facts:
     # This host's addresses: all of them, or (without pyroute2) those that the documents ask for.
     own: frozenset[str] = frozenset()
     settings: Mapping[str, str] = field(default_factory=dict)
+    # (address, MAC) of IPv4 neighbours
+    arp: tuple[tuple[str, str], ...] = ()
     peers: tuple[Peer, ...] = ()
     backends: tuple[Backend, ...] = ()
     replies: Mapping[Reply, RouteAnswer] = field(default_factory=dict)

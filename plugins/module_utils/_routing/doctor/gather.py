@@ -75,6 +75,7 @@ def look(
         ports=tuple(sorted(ports)),
         links=read("the list of interfaces", proc.links),
         sockets=read("the list of sockets", proc.sockets, sources.proc),
+        arp=read("the table of neighbours", proc.arp, sources.proc),
         conntrack=read("the size of the conntrack table", proc.conntrack, sources.proc),
         forwarder=read("the forwarder's config", forwarder.read, *config) if wanted is None else None,
         units=read("the list of units", services.units, sources.host.runner, sources.systemd),

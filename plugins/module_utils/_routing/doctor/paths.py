@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from .. import link_marks, route_query
@@ -38,11 +39,19 @@ def _type(answer: RouteAnswer | None) -> str:
 
 def peers(facts: Facts, kernel: Any, wait: float) -> tuple[Peer, ...]:
     """One for each next hop of a return path. ``kernel`` None: nothing is known of neighbours."""
-    return tuple(
+    found = [
         _peer(facts, route, rule, document, kernel, wait)
         for document in facts.return_path
         for route, rule in _ways(document)
-    )
+    ]
+    known = [(one.family, one.via, one.mac) for one in found] + [("ipv4", *one) for one in facts.arp]
+    return tuple(replace(one, beside=_beside(one, known)) for one in found)
+
+
+def _beside(peer: Peer, known: list[tuple[str, str, str | None]]) -> tuple[str, ...]:
+    """Neighbours that are at the MAC of the proxy, apart from itself and the router."""
+    same = {address for family, address, mac in known if (family, mac) == (peer.family, peer.mac) and peer.mac}
+    return tuple(sorted(same - {peer.via, peer.router}))
 
 
 def _ways(document: Document) -> Iterator[tuple[Route, Rule]]:
@@ -62,6 +71,8 @@ def _peer(facts: Facts, route: Route, rule: Rule, document: Document, kernel: An
     # Without a table the kernel only assumes that a named interface leads there.
     dev = towards.dev if towards and towards.type == "unicast" and not towards.via and towards.table else None
     own = packets.host_of(rule.src) or (towards.src if dev else None)
+    unmarked = ask(client)
+    router = unmarked.via if unmarked and unmarked.via and unmarked.via != route.via and unmarked.dev == dev else None
     has_mac = not (kernel and dev) or kernel.told_by(dev) in (link_marks.MAC, link_marks.DECLARED)
     return Peer(
         name=mark.name if mark else route.via,
@@ -78,8 +89,10 @@ def _peer(facts: Facts, route: Route, rule: Rule, document: Document, kernel: An
         declared=mark.macs if mark else (),
         mac=kernel.neighbour(route.via, wait) if kernel and dev and has_mac else None,
         has_mac=has_mac,
+        router=router,
+        router_mac=kernel.neighbour(router, wait) if kernel and router and has_mac else None,
         arrival=ask(own, src=client, iif=dev) if own and dev else None,
-        unmarked=ask(client),
+        unmarked=unmarked,
     )
 
 

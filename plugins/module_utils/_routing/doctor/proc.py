@@ -44,6 +44,13 @@ def links() -> dict[str, bool]:
     return found
 
 
+def arp(proc: str) -> tuple[tuple[str, str], ...]:
+    """(address, MAC) of the IPv4 neighbours whose MAC is known (arp(7))."""
+    lines = (files.read(net(proc, "arp")) or "").splitlines()[1:]
+    rows = (line.split() for line in lines)
+    return tuple((row[0], row[3]) for row in rows if row[3] != "00:00:00:00:00:00")
+
+
 def sockets(proc: str) -> tuple[Socket, ...]:
     """TCP sockets that listen, and UDP sockets without a peer."""
     found = set()

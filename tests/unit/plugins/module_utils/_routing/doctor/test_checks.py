@@ -103,6 +103,13 @@ COMPLAINTS = [
         "is on eth0, but the document expects it on eth1",
     ),
     (cases.peer(mac="02:00:00:00:00:aa"), "fail", "proxy_mac", "but 198.18.0.11 is at 02:00:00:00:00:aa"),
+    (cases.peer(router=cases.ROUTER, router_mac=cases.PEER.mac), "warn", "proxy_mac", "of the router too (198.18.0.1)"),
+    (
+        cases.peer(router=cases.ROUTER, router_mac=cases.PEER.mac, beside=("198.18.0.22",)),
+        "fail",
+        "proxy_mac",
+        "of the router too (198.18.0.1, 198.18.0.22)",
+    ),
     (cases.peer(mac=None), "warn", "proxy_mac", "does not answer on eth0"),
     (cases.peer(unmarked=NO_ROUTE, arrival=REFUSED), "fail", "default_route", "ENETUNREACH"),
     (
@@ -415,6 +422,7 @@ FINE = [
     ("default_route", cases.peer(tracked=False, unmarked=NO_ROUTE)),
     ("conntrack", replace(cases.peer(tracked=False), conntrack=Conntrack(999, 1000))),
     ("redirected", replace(BACKEND, redirected={"192.0.2.7": cases.A})),
+    ("proxy_mac", cases.peer(router=cases.ROUTER, router_mac="02:00:00:00:00:01", beside=("198.18.0.12",))),
     ("rule_before", with_rules(BACKEND, cases.foreign_rule(priority=0, table=255))),
     ("rule_before", with_rules(BACKEND, cases.foreign_rule(priority=32766, table=254))),
     ("rule_before", with_rules(BACKEND, cases.foreign_rule(priority=5, fwmark=0x10000, fwmask=0x10000, table=7))),

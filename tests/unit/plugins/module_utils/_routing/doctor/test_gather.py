@@ -26,7 +26,7 @@ def host(tmp_path, monkeypatch):
 def test_an_applied_document(host):
     host.apply()
     facts = gather.look(host.sources)
-    assert facts.peers == (replace(cases.PEER, name="a"),)
+    assert facts.peers == (replace(cases.PEER, name="a", router=cases.ROUTER),)
     assert facts.replies == {cases.REPLY: cases.BY_PROXY}
     question = {"src": cases.B, "iif": None, "mark": 11, "ip_proto": 6, "sport": None}
     assert (cases.CLIENT, question) in host.asked

@@ -61,3 +61,12 @@ def test_capabilities(root):
 def test_of_this_machine():
     assert proc.links()["lo"] in (True, False)
     assert proc.status("/proc", os.getpid()).uid == os.geteuid()
+
+
+def test_neighbours(tmp_path):
+    path = tmp_path / "thread-self" / "net" / "arp"
+    path.parent.mkdir(parents=True)
+    head = "IP address       HW type     Flags       HW address            Mask     Device\n"
+    rows = ["198.18.0.1 0x1 0x2 02:00:00:00:00:01 * eth0", "198.18.0.9 0x1 0x0 00:00:00:00:00:00 * eth0"]
+    path.write_text(head + "\n".join(rows) + "\n")
+    assert proc.arp(str(tmp_path)) == (("198.18.0.1", "02:00:00:00:00:01"),)
