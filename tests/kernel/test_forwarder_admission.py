@@ -122,10 +122,18 @@ TEST_GREETINGS = [
 
 @pytest.mark.parametrize(("data", "ends", "reason"), TEST_GREETINGS)
 def test_a_trusted_proxy_without_a_good_header_is_refused(lab, forwarder, new_lines, data, ends, reason):
+    others = {"client address is loopback": "never_spoofed", "client address is denied": "denied"}
+    cause = others.get(reason, "bad_header")
+    before = refused(forwarder, cause)
     assert ended_by_reset(lab, PROXIED, data, ends)
     (line,) = new_lines(1)
     assert line["ended"].startswith(reason)
     assert (line["attempts"], line["source"]) == (0, None)
+    fl.wait(lambda: refused(forwarder, cause) == before + 1, "it is counted by its cause", forwarder.show)
+
+
+def refused(forwarder, cause):
+    return sum(one[f"refused_{cause}"] for one in forwarder.status()["services"])
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

@@ -44,7 +44,7 @@ class Serving:
         self._known_for = None  # the own addresses it was said for
 
     def refusal(self, address, now):
-        """Return why a client is not admitted; None when it is, and then it has to leave() again."""
+        """Return the Refusal of a client; None when it is admitted, and then it has to leave() again."""
         refusal = self.access.refusal(address) if self.access else None
         if refusal is None and self.gate is not None:
             refusal = self.gate.enter(address, now)
@@ -53,7 +53,7 @@ class Serving:
     def group_of(self, address, own_addresses, introduced=False):
         """Return what an address means for the client that has it, or that a PROXY header has ``introduced``.
 
-        (the Backends it is for, why the address cannot be their source or None, the indexes of those that have it)
+        (the Backends it is for, a Refusal where the address cannot be their source, the indexes of those that have it)
         """
         if own_addresses is not self._known_for or len(self._known) >= CLIENTS_KNOWN:
             self._known, self._known_for = {}, own_addresses
@@ -85,7 +85,7 @@ class Serving:
         """Return (index, why the client is hidden) of a backend that the client is itself, when no other is left.
 
         ``itself`` are the indexes of those, ``tried`` those that were given or passed over. Without one the index is
-        None, and the reason says why, if nobody was tried at all.
+        None, and the Refusal says why, if nobody was tried at all.
         """
         index = backends.next(client, tuple(one for one in tried if one not in itself), now) if itself else None
         if index is None:

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 
+from .refusal import Refusal
+
+DENIED = Refusal("denied", "client address is denied")
+NOT_ALLOWED = Refusal("denied", "client address is not allowed")
+
 
 class Networks:
     """Whether an address is in one of ``networks`` (text form); what it costs grows with the prefix lengths in use."""
@@ -39,9 +44,9 @@ class AccessList:
         self._deny = Networks(deny)
 
     def refusal(self, address):
-        """Return why ``address`` is not admitted, None when it is."""
+        """Return the Refusal of ``address``, None when it is admitted."""
         if address in self._deny:
-            return "client address is denied"
+            return DENIED
         if self._allow and address not in self._allow:
-            return "client address is not allowed"
+            return NOT_ALLOWED
         return None

@@ -17,6 +17,7 @@ from operator import add
 
 from . import shared
 from .health import PROOF, PassiveHealth
+from .refusal import Refusal
 from .shared import EPOCH_ADMIN, EPOCH_HEALTH, LATENCY_BOUNDS
 from .strategies import STRATEGIES
 
@@ -27,8 +28,8 @@ RAMP_FLOOR = 0.1  # the part of its weight a backend has at the beginning of a s
 SKIPPED = "backend skipped"  # events in the log
 SKIPPED_ALONE = "backend skipped for a client"
 
-NOBODY = "no backend is up"
-ALL_FULL = "every backend is at its limit"
+NOBODY = Refusal("no_backend", "no backend is up")
+ALL_FULL = Refusal("no_backend", "every backend is at its limit")
 
 _CAUSES = {
     errno.ECONNREFUSED: "refused",
@@ -198,7 +199,7 @@ class Backends:
         cells[self._to_client + index] += to_client
 
     def nobody(self):
-        """Return why next() gave nobody to a connection that had tried nobody."""
+        """Return the Refusal of a connection that had tried nobody and was given nobody by next()."""
         return ALL_FULL if self._limited and any(self._tiers) else NOBODY
 
     # -- who is a candidate ----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import select
 import sys
 import time
 
-from . import client
+from . import client, metrics
 from .client import AdminError
 
 TOP_INTERVAL = 1.0  # seconds between two pictures
@@ -96,8 +96,8 @@ def table(document, rates=None):
 def _headline(document):
     serving = [worker for worker in document["workers"] if worker["generation"] == document["generation"]]
     up = sum(worker["state"] == "serving" for worker in serving)
-    draining = len(document["workers"]) - len(serving)
-    old = f", {draining} draining" if draining else ""
+    ending = metrics.draining(document)
+    old = f", {ending} draining" if ending else ""
     checker = "" if document["checker"] else ", NO CHECKER"
     if checker == "" and document["checker"].get("hung"):
         checker = ", CHECKER HANGS"

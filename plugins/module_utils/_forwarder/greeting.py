@@ -14,10 +14,11 @@ import socket
 from . import proxy_protocol, sockets
 from .poller import ENDED
 from .proxy_protocol import LONGEST, MalformedHeader
+from .refusal import Refusal
 
 
 class Greeting:
-    """Reports the header to ``relay.introduced(header)``, or why there is none to ``relay.refuse(reason)``."""
+    """Reports the header to ``relay.introduced(header)``, or why there is none to ``relay.refuse(refusal)``."""
 
     __slots__ = ("_deadline", "_timeout", "_waiting", "relay")
 
@@ -47,7 +48,7 @@ class Greeting:
         except MalformedHeader as error:
             self._over(f"not a PROXY header: {error}")
         except OSError as error:
-            self._over(sockets.describe(error))
+            self._over(sockets.describe(error), "other")
         else:
             self._leave()
             self.relay.introduced(header)
@@ -57,9 +58,9 @@ class Greeting:
         if self._waiting and self.relay.client.sock is not None:
             self._over(f"no PROXY header within {self._timeout:g} s")
 
-    def _over(self, reason):
+    def _over(self, text, cause="bad_header"):
         self._leave()
-        self.relay.refuse(reason)
+        self.relay.refuse(Refusal(cause, text))
 
     def _leave(self):
         """Take the client out of the poller: what arrived meanwhile is then reported when the relay puts it in."""

@@ -13,11 +13,12 @@ from __future__ import annotations
 import socket
 
 from . import clients
+from .refusal import Refusal
 
-PER_WORKER = "session limit of the worker"
-PER_SERVICE = "connection limit of the service"
-PER_CLIENT = "connection limit of the client"
-RATE = "rate limit of the client"
+PER_WORKER = Refusal("limited", "session limit of the worker")
+PER_SERVICE = Refusal("limited", "connection limit of the service")
+PER_CLIENT = Refusal("limited", "connection limit of the client")
+RATE = Refusal("limited", "rate limit of the client")
 
 _PREFIX = 8  # bytes of an IPv6 address that name a client: whoever has one address has its /64
 
@@ -78,7 +79,7 @@ class Gate:
         return self._limits.at_limit == "pause"
 
     def enter(self, address, now):
-        """Admit a client and return None, or return why not. Who was admitted leaves by leave()."""
+        """Admit a client and return None, or return the Refusal. Who was admitted leaves by leave()."""
         key = client_key(address)
         most = self._limits.connections_per_client
         held = self._per_client.get(key, 0)

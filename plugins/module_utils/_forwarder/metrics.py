@@ -27,6 +27,12 @@ def pieces(status):
         yield "\n".join(some) + "\n"
 
 
+def draining(status):
+    """Return how many workers end: those of a generation that is not yet ready begin."""
+    workers = status["workers"]
+    return sum(one["state"] == "draining" or one["generation"] < status["generation"] for one in workers)
+
+
 def lines(status):
     """Yield the lines of the metrics of a status document; the samples of a metric stay together."""
     yield from _process(status)
@@ -79,7 +85,7 @@ def _process(status):
     workers = [(_labels(slot=worker["slot"]), int(worker["state"] == "serving")) for worker in serving]
     yield from _metric("worker_up", "gauge", "Whether a worker slot is served by its own worker.", workers)
     yield from one("checker_up", "gauge", "Whether the checker runs.", int(status["checker"] is not None))
-    yield from one("draining_workers", "gauge", "Workers that end.", len(status["workers"]) - len(serving))
+    yield from one("draining_workers", "gauge", "Workers that end.", draining(status))
     alarms = len(status["alarms"])
     yield from one("local_delivery_alarm", "gauge", "Whether no return path at all is whole.", alarms)
     for name, text in (

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import ipaddress
 
-OWN = "client address is the proxy's own"
-BACKENDS_OWN = "client address is the backend's own"
-BROADCAST = "client address is broadcast"
-FOREIGN_FAMILY = "no backend has an address of the client's family"
+from .refusal import Refusal
+
+OWN = Refusal("never_spoofed", "client address is the proxy's own")
+BACKENDS_OWN = Refusal("never_spoofed", "client address is the backend's own")
+BROADCAST = Refusal("never_spoofed", "client address is broadcast")
+FOREIGN_FAMILY = Refusal("never_spoofed", "no backend has an address of the client's family")
 
 _IPV4_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 _THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # RFC 1122, 3.2.1.3: no source, and Linux drops such packets
 
 
 def never_spoofed(address):
-    """Return why ``address`` (text form, maybe with %zone) is never used as a source, None when it may be."""
+    """Return the Refusal of ``address`` (text, maybe with %zone) as a source, None when it may be one."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     mapped = getattr(parsed, "ipv4_mapped", None)
     kinds = (
@@ -37,12 +39,12 @@ def never_spoofed(address):
     )
     for wrong, kind in kinds:
         if wrong:
-            return f"client address is {kind}"
+            return Refusal("never_spoofed", f"client address is {kind}")
     return BROADCAST if parsed == _IPV4_BROADCAST else None
 
 
 def refusal(address, own_addresses):
-    """Return why no backend can be given this client's address as the source, None when one can.
+    """Return why no backend can be given this client's address as the source, a Refusal; None when one can.
 
     ``own_addresses`` holds the proxy's addresses in text form. A backend's own address is asked about when the backend
     is chosen: any other backend takes it.

@@ -1,37 +1,13 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The numbers of one service in the row of one worker slot, and the causes for which clients are turned away."""
+"""The numbers of one service in the row of one worker slot."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from . import balancer, limits, spoof
 from .shared import LADDER, REFUSED
-
-_CAUSES = {
-    balancer.NOBODY: "no_backend",
-    balancer.ALL_FULL: "no_backend",
-    limits.PER_WORKER: "limited",
-    limits.PER_SERVICE: "limited",
-    limits.PER_CLIENT: "limited",
-    limits.RATE: "limited",
-    spoof.FOREIGN_FAMILY: "never_spoofed",
-    "client address is denied": "denied",
-    "client address is not allowed": "denied",
-}
-
-
-def cause_of(reason, attempts):
-    """Return which of shared.REFUSED a session that never had a backend ended of; ``reason`` is what its log says."""
-    if reason in _CAUSES:
-        return _CAUSES[reason]
-    if attempts:
-        return "connect_failed"
-    if reason.startswith("client address is "):
-        return "never_spoofed"
-    return "bad_header" if "PROXY header" in reason else "other"
 
 
 class Tally:
@@ -63,9 +39,9 @@ class Tally:
         """Its session is over."""
         self._cells[self._sessions] -= 1
 
-    def refused(self, reason, attempts):
-        """A client was turned away."""
-        self._cells[self._refused[cause_of(reason, attempts)]] += 1
+    def refused(self, cause):
+        """A client was turned away; ``cause`` is one of shared.REFUSED."""
+        self._cells[self._refused[cause]] += 1
 
     def made_room(self):
         """A session was ended to have room for another one."""

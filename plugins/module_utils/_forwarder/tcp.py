@@ -14,6 +14,7 @@ from . import proxy_protocol, sockets
 from .balancer import SKIPPED, SKIPPED_ALONE
 from .greeting import Greeting
 from .poller import ENDED, URGENT, WRITE, events_now
+from .refusal import Refusal
 from .session import TABLE, Action, Event, Session, State, compiled
 from .side import Side
 from .source import OWN
@@ -37,6 +38,8 @@ _BACKENDS_FAULT = {
     errno.ECONNABORTED,
 }
 
+DEADLINE = Refusal("other", "connect deadline")
+
 # Errors another backend would not help against.
 _HOPELESS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -49,7 +52,6 @@ class Relay(Session):
 
     __slots__ = (
         "_deadline",
-        "_failure",
         "_hidden",
         "_itself",
         "_own",
@@ -63,6 +65,7 @@ class Relay(Session):
         "client_address",
         "index",
         "introduction",
+        "refusal",
         "seen_at",
         "seen_moved",
         "seen_state",
@@ -90,9 +93,10 @@ class Relay(Session):
         # client, and its Header; the balancer.Backends this client is for, the place among them of the current attempt,
         # and the config.Backend of the current or last one; how the source was had (a step of source.py);
         self.ended = self.upstream = self.via = self.introduction = self.backends = self.index = self.backend = None
-        # why an attempt failed; this host's address where it stands in for the client's; why this client cannot be
-        # spoofed; the indexes of backends the client is itself, and beside those the ones this connection has had.
-        self.step = self.seen_state = self._failure = self._own = self._hidden = self._itself = self.tried = None
+        # its Refusal, that of the last attempt that failed, or why there was none; this host's address where it stands
+        # in for the client's; the Refusal of a client that cannot be spoofed; the indexes of backends the client is
+        # itself, and beside those the ones this connection has had.
+        self.step = self.seen_state = self.refusal = self._own = self._hidden = self._itself = self.tried = None
 
     @property
     def service(self):
@@ -136,9 +140,17 @@ class Relay(Session):
         self._deadline = now + self.service.connect_deadline
         self.start(introduced=True)
 
-    def refuse(self, reason):
-        """Reset the client, before any attempt."""
-        self.handle(Event.GIVEN_UP, reason)
+    @property
+    def cause(self):
+        """Why it never had a backend, one of shared.REFUSED."""
+        if self.refusal is not None:
+            return self.refusal.cause
+        return "connect_failed" if self.attempts else "other"  # something ended it on the way
+
+    def refuse(self, refusal):
+        """Reset the client; there is no upstream socket."""
+        self.refusal = refusal
+        self.handle(Event.GIVEN_UP, refusal.text)
 
     def abort(self, reason):
         """Reset both sides, whatever they are doing."""
@@ -171,7 +183,7 @@ class Relay(Session):
             upstream.writable_watched = True
             worker.connecting[self] = min(now + service.connect_timeout, self._deadline)
             return
-        self.handle(Event.GIVEN_UP, self._failure or "connect deadline")
+        self.refuse(self.refusal or DEADLINE)
 
     def _next_backend(self, now):
         """Choose a backend; returns whether there was one. A client that is one itself is given any other."""
@@ -187,11 +199,11 @@ class Relay(Session):
 
     def _is_last_resort(self, now):
         itself, self._itself = self._itself, ()
-        self.index, reason = self.serving.last_resort(self.backends, itself, self.client_address[0], self.tried, now)
+        self.index, refusal = self.serving.last_resort(self.backends, itself, self.client_address[0], self.tried, now)
         if self.index is None:
-            self._failure = self._failure or reason
+            self.refusal = self.refusal or refusal
             return False
-        self._hidden = reason
+        self._hidden = refusal
         return True
 
     def takes_long(self, now):
@@ -230,7 +242,7 @@ class Relay(Session):
 
     def _attempt_failed(self, number, why, to_blame):
         """Remember why, for the log; and for what comes next, when the backend or the way to it is ``to_blame``."""
-        self._failure, client = why, self.client_address[0]
+        self.refusal, client = Refusal("connect_failed", why), self.client_address[0]
         event = self.backends.failed(client, self.index, number, self.worker.now(), to_blame)
         if event == SKIPPED_ALONE and self.service.log != "none":
             self._log_health(event, level="warning", client=client, reason=why)

@@ -18,6 +18,7 @@ from .balancer import SKIPPED, SKIPPED_ALONE
 from .config import IPV4, IPV6
 from .limits import PER_SERVICE
 from .poller import READ
+from .refusal import Refusal
 from .source import OWN
 from .udp_batch import Batch
 from .udp_room import MADE_ROOM
@@ -29,12 +30,11 @@ REFUSALS_LOGGED = 10.0  # seconds between two lines about refusals for one reaso
 
 
 class Refused(Exception):
-    """A client is not served; ``attempts`` is how many backends were asked for it."""
+    """A client is not served; ``refusal`` says why."""
 
-    def __init__(self, reason, attempts=0):
-        super().__init__(reason)
-        self.reason = reason
-        self.attempts = attempts
+    def __init__(self, refusal):
+        super().__init__(refusal.text)
+        self.refusal = refusal
 
 
 class Inlet(Door):
@@ -191,7 +191,7 @@ class Udp:
         except OSError as error:
             backends.release(index)
             backends.failed(client[0], index, error.errno, now, False)
-            raise Refused(error.strerror or sockets.describe(error), 1) from None
+            raise Refused(Refusal("connect_failed", error.strerror or sockets.describe(error))) from None
         serving.tally.count(flow.step)
         flow.admitted = serving.gate is not None
         self._enter(flow, door, lane)
@@ -226,12 +226,12 @@ class Udp:
 
     def _refuse(self, serving, client, refused):
         """Count a datagram that begins no session, and say so unless the same was said a moment ago."""
-        serving.tally.refused(refused.reason, refused.attempts)
+        serving.tally.refused(refused.refusal.cause)
         if serving.service.log == "none":
             return
-        key = serving.service.name, refused.reason
+        key = serving.service.name, refused.refusal.text
         if self._may_log(key, self.worker.now()):
-            fields = {"service": key[0], "client": client[0], "reason": refused.reason}
+            fields = {"service": key[0], "client": client[0], "reason": key[1]}
             self.worker.log.event("datagram refused", level="warning", **fields)
 
     # -- its course ------------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ class Worker:
         if index is not None:
             backends.release(index)
         if relay.upstream is None:
-            serving.tally.refused(relay.ended, relay.attempts)
+            serving.tally.refused(relay.cause)
         elif index is not None:
             backends.carried(index, relay.upstream.sent, relay.client.sent)
         log = serving.service.log

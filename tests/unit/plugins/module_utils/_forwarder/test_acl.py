@@ -28,7 +28,7 @@ TEST_ACCESS = [
 
 @pytest.mark.parametrize(("allow", "deny", "address", "refusal"), TEST_ACCESS)
 def test_access(allow, deny, address, refusal):
-    assert AccessList(allow, deny).refusal(address) == refusal
+    assert AccessList(allow, deny).refusal(address) == (refusal and ("denied", refusal))
 
 
 def networks(version, bits):

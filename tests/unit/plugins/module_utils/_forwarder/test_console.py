@@ -66,6 +66,24 @@ def document(**options):
     }
 
 
+@pytest.mark.parametrize(
+    ("added", "count"),
+    [
+        ([], 1),
+        ([("starting", 3)], 1),  # of a generation that is not ready yet
+        ([("serving", 3), ("starting", 3)], 1),
+        ([("draining", 2)], 2),  # the forwarder stops
+        ([("hung", 1)], 2),
+        ([("draining", 3)], 2),  # of a generation that failed
+    ],
+)
+def test_workers_that_begin_are_not_counted_with_those_that_end(added, count):
+    found = document()
+    found["workers"] += [{"slot": 5, "pid": 8, "state": state, "generation": number} for state, number in added]
+    assert f"\nl4proxy_draining_workers {count}\n" in metrics.render(found)
+    assert f", {count} draining" in console.table(found).splitlines()[0]
+
+
 def test_the_table():
     lines = console.table(document()).splitlines()
     assert lines[0] == "l4proxy 0.1.0 (pid 1), generation 2 since 2026-01-31T12:00:00Z, 1 of 2 workers, 1 draining"

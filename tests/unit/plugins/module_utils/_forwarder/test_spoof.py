@@ -36,4 +36,4 @@ TEST_ADDRESSES = [
 
 @pytest.mark.parametrize(("address", "reason"), TEST_ADDRESSES)
 def test_refusal(address, reason):
-    assert spoof.refusal(address, OWN) == reason
+    assert spoof.refusal(address, OWN) == (reason and ("never_spoofed", reason))

@@ -10,7 +10,7 @@ import socket
 from dataclasses import replace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import channel, listeners, shared, sockets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import acl, channel, listeners, shared, sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Backend, Config, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.log import Log
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.session import State
@@ -185,17 +185,18 @@ def test_a_backend_that_answered_a_busy_worker_is_not_to_blame(attempt):
     relay.abort("over")
 
 
-def test_a_backend_that_did_not_answer_is(attempt):
+def test_a_backend_that_did_not_answer_is(attempt, host):
     relay = attempt(room=False)
     relay.too_slow()
     assert relay.ended == "no answer within 1 s"
+    assert host.region.total("service", "refused_connect_failed") == 1
     assert relay.client_address[0] in relay.backends.health.alone
 
 
 def test_a_worker_counts_in_its_row(host):
     relay, client = host.relay()
     assert host.region.sessions(0) == host.region.total("service", "sessions") == 1
-    relay.refuse("client address is denied")
+    relay.refuse(acl.DENIED._replace(text="go away, or any other sentence"))
     client.close()
     assert host.region.total("service", "connections") == 1
     assert host.region.sessions(0) == host.region.total("service", "sessions") == 0
