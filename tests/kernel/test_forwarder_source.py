@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import proxy_protocol, sockets, source
@@ -93,6 +95,59 @@ def test_the_slice_by_the_kernel_and_by_trying(lab, servers, family, by_kernel):
         assert step == "any", "a port is taken for one backend only"
     for sock in (other, *(sock for sock, _step in held)):
         sock.close()
+
+
+@contextlib.contextmanager
+def waiting_for_the_end(lab, port):
+    """On b, in both families: a server that says a byte and closes after its client; then TIME-WAIT is the proxy's."""
+    listeners = [fl.listen(lab, "b", port, family) for family in FAMILIES]
+
+    def serve(listener):
+        listener.settimeout(None)
+        while True:
+            try:
+                sock, _address = listener.accept()
+            except OSError:
+                return  # shut down below
+            with sock, contextlib.suppress(OSError):
+                sock.sendall(b"!")
+                while sock.recv(100):
+                    pass
+
+    threads = [threading.Thread(target=serve, args=(listener,), daemon=True) for listener in listeners]
+    for thread in threads:
+        thread.start()
+    yield
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("timestamps", ["1", "0"])
+def test_a_client_that_closes_first_has_more_connections_a_minute_than_ports(lab, family, timestamps):
+    """A port in TIME-WAIT is used again. The control: without timestamps it is not, and the slice is used up."""
+    name, count = "net.ipv4.tcp_timestamps", 200
+    before = lab["a"].run(["sysctl", "-n", name]).stdout.strip()
+    document = fl.config(fl.service(lab, "short", ANY + 10, 9001, backends=["b"]))
+    document["source_ports"] = {"first": 42000 + 100 * int(timestamps), "last": 42063 + 100 * int(timestamps)}
+    lab["a"].run(["sysctl", "-w", f"{name}={timestamps}"])
+    served = 0
+    try:
+        with waiting_for_the_end(lab, 9001), fl.Forwarder(lab, document) as forwarder:
+            for _connection in range(count):
+                with fl.connect(lab, getattr(lab["a"], family), ANY + 10) as sock:
+                    try:
+                        served += sock.recv(1) == b"!"
+                    except ConnectionResetError:
+                        break
+            ended = {line["ended"] for line in forwarder.connections(served)}
+    finally:
+        lab["a"].run(["sysctl", "-w", f"{name}={before}"])
+    if timestamps == "1":
+        assert served == count, ended
+    else:
+        assert 32 <= served <= 2 * 64, ended
 
 
 @pytest.mark.parametrize("family", FAMILIES)

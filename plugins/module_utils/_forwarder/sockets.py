@@ -148,14 +148,24 @@ def transparent_options(family, ports=None, kept=False):
         options = [(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)]
     else:
         options = [(socket.IPPROTO_IP, IP_TRANSPARENT, 1)]
-    if kept:
-        # Two connections of one client may share its port towards different backends.
-        options.append((socket.SOL_SOCKET, socket.SO_REUSEADDR, 1))
-    else:
+    # Two connections of one client may share its port towards different backends; and in TIME-WAIT a port can be asked
+    # for again only if its last socket had this, too.
+    options.append((socket.SOL_SOCKET, socket.SO_REUSEADDR, 1))
+    if not kept:
         options.append((socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1))  # governs IPv6 sockets as well
         if ports:
             options.append((socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, ports))
     return tuple(options)
+
+
+def local_ports():
+    """Return (first, last) of the ports the kernel chooses from by itself."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as stream:
+            first, last = map(int, stream.read().split())
+    except (OSError, ValueError):  # no /proc here
+        return 32768, 60999
+    return first, last
 
 
 def upstream_options(user_timeout=0):

@@ -11,6 +11,11 @@
 each may have a slice of the ports for itself (``source_ports``). Since Linux 6.3 the kernel chooses within it; before,
 ports are tried one after the other from a random start, at most TRIES for a connection. A kept port cannot be unique by
 construction, which is why a collision is a step of the ladder and not an error.
+
+Where the client closes first, its port to the backend stays in TIME-WAIT for a minute, and the kernel does not choose
+such a port (with net.ipv4.tcp_tw_reuse = 1 it would, a second later, and for the whole host). It does give one that is
+asked for by number, if both sides use TCP timestamps (tcp_twsk_unique() in net/ipv4/tcp_ipv4.c). So a few are asked for
+where it finds none.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from . import sockets
 
 KEPT, ANY, OWN = "kept", "any", "own"  # the steps, as the log and the counters name them
 TRIES = 64
+TRIES_AGAIN = 16  # where the kernel found none: all are in use by this client, or in TIME-WAIT
 
 # The 4-tuple, or every port of the slice, is taken: EADDRINUSE by bind, EADDRNOTAVAIL by connect.
 _TAKEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
@@ -40,21 +46,19 @@ class Ports:
             by_kernel = sockets.chooses_within(slice_.first, slice_.last)
         self.count = slice_.last - slice_.first + 1 if slice_ else 65536
         self.by_kernel = by_kernel or not slice_
-        self.option = None  # what sockets.transparent_options() takes as ports
-        self._explicit = None
-        if slice_ and by_kernel:
-            self.option = sockets.port_range(slice_.first, slice_.last)
-        elif slice_:
-            self._explicit = range(slice_.first, slice_.last + 1)
-            self._position = random.randrange(len(self._explicit))  # workers and restarts begin elsewhere
+        self.option = sockets.port_range(slice_.first, slice_.last) if slice_ and by_kernel else None
+        first, last = (slice_.first, slice_.last) if slice_ else sockets.local_ports()
+        self._ports = range(first, last + 1)
+        self._position = random.randrange(len(self._ports))  # workers and restarts begin elsewhere
 
     def candidates(self):
         """Return an iterable of the ports to try; 0 means that the kernel chooses."""
-        return self._next_ones() if self._explicit else (0,)
+        return (0,) if self.by_kernel else self.next_ones(TRIES)
 
-    def _next_ones(self):
-        ports = self._explicit
-        for _try in range(min(TRIES, len(ports))):
+    def next_ones(self, tries):
+        """Yield the ports to ask for by number, so many at most."""
+        ports = self._ports
+        for _try in range(min(tries, len(ports))):
             self._position = (self._position + 1) % len(ports)
             yield ports[self._position]
 
@@ -89,9 +93,7 @@ class Source:
                     raise
                 self._count("port taken")
         try:
-            if self._ports.by_kernel:
-                return sockets.begin_connect(family, self._choosing[family], (client[0], 0), target), ANY
-            return self._from_slice(family, client[0], target), ANY
+            return self._choose(family, client[0], target), ANY
         except OSError as error:
             if error.errno not in _TAKEN or not self.may_be_own:
                 raise
@@ -102,9 +104,20 @@ class Source:
         """Begin a connect from this host's own address; return the socket; raise OSError."""
         return sockets.begin_connect(sockets.family_of(target[0]), self._own, None, target)
 
-    def _from_slice(self, family, client, target):
+    def _choose(self, family, client, target):
+        """Begin a connect as ``client`` from a port of the slice."""
+        if not self._ports.by_kernel:
+            return self._ask_for(self._ports.next_ones(TRIES), family, client, target)
+        try:
+            return sockets.begin_connect(family, self._choosing[family], (client, 0), target)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+        return self._ask_for(self._ports.next_ones(TRIES_AGAIN), family, client, target)
+
+    def _ask_for(self, ports, family, client, target):
         taken = None
-        for candidate in self._ports.candidates():
+        for candidate in ports:
             try:
                 return sockets.begin_connect(family, self._keeping[family], (client, candidate), target)
             except OSError as error:

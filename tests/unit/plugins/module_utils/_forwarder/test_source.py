@@ -16,6 +16,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.sockets 
 CLIENT = ("203.0.113.7", 4000)
 TARGET = ("198.18.0.21", 8080)
 SLICE = PortRange(40000, 40063)
+EVERY = set(range(65536))
 
 
 class Kernel:
@@ -53,8 +54,8 @@ TEST_STEPS = [
     ("any", "refuse", set(), (CLIENT[0], 0), "any", []),
     ("keep", "refuse", set(), CLIENT, "kept", []),
     ("keep", "refuse", {4000}, (CLIENT[0], 0), "any", ["port taken"]),
-    ("keep", "own", {4000, 0}, "own", "own", ["port taken", "no port left"]),
-    ("any", "own", {0}, "own", "own", ["no port left"]),
+    ("keep", "own", EVERY, "own", "own", ["port taken", "no port left"]),
+    ("any", "own", EVERY, "own", "own", ["no port left"]),
 ]
 
 
@@ -68,7 +69,7 @@ def test_steps(kernel, port, fallback, taken, made, step, counters, number):
 
 
 def test_without_a_fallback_the_last_step_fails(kernel):
-    kernel.taken = {4000, 0}
+    kernel.taken = EVERY
     one, counted = ladder(source_port="keep")
     with pytest.raises(OSError) as caught:
         one.connect(CLIENT, TARGET)
@@ -104,6 +105,19 @@ def test_the_kernel_is_told_the_slice(kernel):
     one.connect(CLIENT, TARGET)
     (options,) = kernel.options
     assert options[source.sockets.IP_LOCAL_PORT_RANGE] == source.sockets.port_range(40000, 40063)
+
+
+def test_where_the_kernel_finds_no_port_some_are_asked_for_by_number(kernel):
+    """They may be in TIME-WAIT; each connection goes on where the last one ended."""
+    kernel.taken = {0, 40001}
+    one, counted = ladder(source.Ports(SLICE))
+    made = [one.connect(CLIENT, TARGET)[0][1] for _connection in range(63)]
+    assert sorted(made) == [40000, *range(40002, 40064)]
+    assert counted == []
+    kernel.taken, kernel.asked = EVERY, []
+    with pytest.raises(OSError, match="98"):
+        one.connect(CLIENT, TARGET)
+    assert len(kernel.asked) == 1 + source.TRIES_AGAIN
 
 
 def test_an_older_kernel_is_given_one_port_after_the_other(kernel):
