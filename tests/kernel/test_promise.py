@@ -232,7 +232,7 @@ def test_no_server_notices_a_sample(clinic, family):
     b = clinic.lab["b"]
     with b.inside():
         datagrams = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
-    with server(b, family) as listener, datagrams:
+    with datagrams, server(b, family) as listener:
         datagrams.bind(("::" if family == "ipv6" else "0.0.0.0", PORT))
         listener.setblocking(False)
         datagrams.setblocking(False)

@@ -54,7 +54,7 @@ class FakeDoctor:
                 if output is None:
                     raise MissingCommand(argv[0])
                 if isinstance(output, Exception):
-                    raise output
+                    raising(output)()
                 return output if isinstance(output, Completed) else Completed(0, output, "")
         if argv[0] != "nft":
             raise MissingCommand(argv[0])
