@@ -17,7 +17,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import apply, files, gather, plan, retire, schema, store, text
+from . import apply, files, gather, place, plan, retire, schema, store, text
 from .document import SECTIONS, Document
 from .errors import MissingPackage, Refused, RoutingError
 from .gather import Host, View
@@ -101,7 +101,8 @@ def reconcile(
         if now is not None:
             stored = _stored(document.owner, directory) if drain else None
             if drain and purge:
-                document = retire.begin(document, view.have, stored, now + drain, now + drain / 2)
+                have = replace(view.have, rules=place.home(document.rules, view.have.rules))
+                document = retire.begin(document, have, stored, now + drain, now + drain / 2)
             document = retire.due(document, now, host.count_connections)
             view.want = retire.wanted(view.want, document)
             # What retires stays as it is, but for this.

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import conntrack, files, link_marks, marks, own_traffic, runner, text
+from . import conntrack, files, link_marks, marks, own_traffic, place, runner, text
 from .document import Document
 from .errors import MissingPackage, NotReady, Refused
 from .kernel import Kernel
-from .model import Address, Found, Mark, Route, Rule
+from .model import OWNERS, Address, Found, Mark, Route, Rule
 from .plan import Foreign, State
 from .remembered import Macs
 from .sysctl import Sysctls
@@ -73,6 +73,7 @@ def read(kernel: Any, host: Host, document: Document) -> tuple[State, Foreign]:
         tuple((found.value, found.protocol) for found in other_rules if found.value is not None),
         tuple((found.family, found.table, found.protocol, found.text) for found in other_routes),
         tuple((found.value, found.protocol) for found in other_addresses),
+        tuple(other_rules),
     )
     return State(rules, routes, live.marks, settings, live.sound, addresses, live.engine), foreign
 
@@ -102,6 +103,7 @@ def view(host: Host, document: Document, partly: bool = False) -> View:
             held_back, missing = (*held_back, *early), [*missing, *unreached]
             want = replace(want, rules=tuple(rule for rule in want.rules if rule not in early))
         found = View(want, have, foreign, held_back, missing, own=own, others=others, let_go=let_go)
+        _place(found, document)
         engine = found.want.engine or have.engine
         told = link_marks.resolve(kernel, document.marks)
         certain = [_guard(kernel, engine, _mark(kernel, host, mark, found)) for mark in told]
@@ -111,6 +113,16 @@ def view(host: Host, document: Document, partly: bool = False) -> View:
     found.warnings += marks.limits(wanted, engine)
     found.want = replace(found.want, marks=wanted, engine=engine)
     return found
+
+
+def _place(found: View, document: Document) -> None:
+    """Put the rules where they have to stand. Those of a document that somebody wrote himself stay as he said."""
+    if document.owner not in OWNERS:
+        return
+    there = place.placed(found.want.rules, found.foreign.listed)
+    found.want = replace(found.want, rules=tuple(map(there.at, found.want.rules)))
+    found.held_back = tuple(there.at(value) if isinstance(value, Rule) else value for value in found.held_back)
+    found.warnings += place.sentences(there)
 
 
 def view_without_tools(host: Host, document: Document, missing: MissingPackage) -> View:

@@ -17,6 +17,7 @@ from . import engine, iptables, nft, store
 from .document import Document
 from .engine import Host, Outcome
 from .errors import ApplyError, MissingPackage, NotReady, Refused, RoutingError
+from .model import OWNERS
 from .plan import State
 from .watch import Interest
 
@@ -160,7 +161,9 @@ def _interest(document: Document) -> Interest:
     sets = (frozenset(values) for values in ({document.protocol}, tables, hops, links, names))
     # One that comes to be an address of this host ends its rule, and one that leaves brings the rule back.
     sources = frozenset(rule.src for rule in document.rules if rule.src)
-    return Interest(*sets, sources=sources)
+    # Ours may have to stand in front of a rule that others put before them.
+    before = max((rule.priority for rule in document.rules), default=0) if document.owner in OWNERS else 0
+    return Interest(*sets, sources=sources, before=before)
 
 
 def _where(outcome: Outcome) -> Interest:

@@ -329,10 +329,17 @@ def sysctl_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """An object of the kernel with its owner. ``value`` is None for one the model cannot say; ``text`` describes it."""
+    """An object of the kernel with its owner. ``value`` is None for one the model cannot say; ``text`` describes it.
+
+    Of such a rule ``seen`` is what the model can say: it selects by more than that when ``partly``, and what does not
+    match it when ``inverted`` ("not"). Its action may be ``goto``, with ``table`` as the priority, or ``nop``.
+    """
 
     value: Any
     protocol: int
     family: str = ""
     table: int = 0
     text: str = ""
+    seen: Rule | None = None
+    inverted: bool = False
+    partly: bool = False

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import text
-from .model import OF_CONNTRACK, Address, Mark, Route, Rule, Sysctl
+from .model import OF_CONNTRACK, Address, Found, Mark, Route, Rule, Sysctl
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,8 @@ class Foreign:
     routes: tuple[tuple[str, int, int, str], ...] = field(default=())
     # (address, protocol of another owner of ours, or 0)
     addresses: tuple[tuple[Address, int], ...] = ()
+    # All rules but the owner's, also those that the model cannot say.
+    listed: tuple[Found, ...] = ()
 
 
 def conflicts(want: State, foreign: Foreign) -> list[str]:

@@ -10,17 +10,21 @@ import ipaddress
 import struct
 from collections.abc import Iterable
 
+from . import text
 from .model import Found, Rule
 from .netlink import AF, address_text, attribute, attributes
 
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
-FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 6, 10
+FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_GOTO, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 4, 6, 10
 FRA_SUPPRESS_IFGROUP, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_OIFNAME = 13, 14, 15, 16, 17
 FRA_PAD, FRA_UID_RANGE, FRA_PROTOCOL, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE = 18, 20, 21, 22, 23, 24
 FRA_SPORT_MASK, FRA_DPORT_MASK = 28, 29
 FIB_RULE_INVERT = 0x2
+FRA_L3MDEV = 19
 ACTIONS = {1: "lookup", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 NUMBERS = {name: number for number, name in ACTIONS.items()}
+# What a rule of others may do besides: go on at a later rule, or nothing.
+FOREIGN_ACTIONS = {**ACTIONS, 2: "goto", 3: "nop"}
 # family, dst_len, src_len, tos, table, two reserved, action, flags
 BODY = struct.Struct("=BBBBBBBBI")
 U32, PORTS, USERS = struct.Struct("=I"), struct.Struct("=HH"), struct.Struct("=II")
@@ -74,29 +78,40 @@ def decode(body: bytes, family: str) -> Found:
     _family, dst_len, src_len, tos, short_table, _r1, _r2, action, flags = BODY.unpack_from(body)
     found = {kind: value for kind, value in attributes(body[BODY.size :]) if value != IDLE.get(kind)}
     protocol = found.get(FRA_PROTOCOL, b"\0")[0]
-    understood = action in ACTIONS and not tos and not flags & FIB_RULE_INVERT and found.keys() <= KNOWN
-    # "fwmark 0/MASK" selects packets without a mark; the kernel shows its mask alone.
-    if not understood or (FRA_FWMASK in found and FRA_FWMARK not in found):
-        return Found(None, protocol, family)
     table = _number(found, FRA_TABLE, short_table)
-    value = Rule(
+    inverted, partly = bool(flags & FIB_RULE_INVERT), bool(tos or found.keys() - KNOWN - {FRA_GOTO})
+    # "fwmark 0/MASK" selects packets without a mark; the kernel shows its mask alone.
+    unmarked = FRA_FWMASK in found and FRA_FWMARK not in found
+    seen = Rule(
         family=family,
         priority=_number(found, FRA_PRIORITY, 0),
-        action=ACTIONS[action],
-        table=table if action == 1 else None,
+        action=FOREIGN_ACTIONS.get(action, "nop"),
+        table=table if action == 1 else _number(found, FRA_GOTO, None),
         src=_prefix(found.get(FRA_SRC), src_len),
         dst=_prefix(found.get(FRA_DST), dst_len),
         iif=_name(found.get(FRA_IIFNAME)),
         oif=_name(found.get(FRA_OIFNAME)),
-        fwmark=_number(found, FRA_FWMARK, None),
+        fwmark=_number(found, FRA_FWMARK, 0 if unmarked else None),
         fwmask=_number(found, FRA_FWMASK, None),
-        ip_proto=found[FRA_IP_PROTO][0] if FRA_IP_PROTO in found else None,
+        ip_proto=(found[FRA_IP_PROTO][0] or None) if FRA_IP_PROTO in found else None,
         sport=PORTS.unpack(found[FRA_SPORT_RANGE]) if FRA_SPORT_RANGE in found else None,
         dport=PORTS.unpack(found[FRA_DPORT_RANGE]) if FRA_DPORT_RANGE in found else None,
         uid_range=USERS.unpack(found[FRA_UID_RANGE]) if FRA_UID_RANGE in found else None,
         suppress_prefixlength=_number(found, FRA_SUPPRESS_PREFIXLEN, None),
     )
-    return Found(value, protocol, family, table)
+    if action in ACTIONS and not (inverted or partly or unmarked):
+        return Found(seen, protocol, family, table, seen=seen)
+    if FRA_L3MDEV in found:
+        return Found(None, protocol, family, table, text=_words(seen, inverted, "l3mdev"))
+    more = "with selectors not known here" if partly else ""
+    return Found(None, protocol, family, table, _words(seen, inverted, more), seen, inverted, partly)
+
+
+def _words(seen: Rule, inverted: bool, more: str) -> str:
+    """A rule that the model cannot say, in the words of ip-rule(8)."""
+    words = text.rule(seen)
+    words = words.replace(": from ", ": not from ", 1) if inverted else words
+    return f"{words} {more}".rstrip()
 
 
 def _number(found: dict[int, bytes], kind: int, otherwise: int | None) -> int | None:
@@ -110,7 +125,8 @@ def _name(value: bytes | None) -> str | None:
 def _prefix(packed: bytes | None, length: int) -> str | None:
     if packed is None:
         return None
-    return f"{address_text(packed)}/{length}"
+    # The kernel keeps the host bits that somebody wrote, and passes them over.
+    return str(ipaddress.ip_network(f"{address_text(packed)}/{length}", strict=False))
 
 
 class OwnedRules:

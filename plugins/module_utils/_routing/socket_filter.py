@@ -20,8 +20,8 @@ from collections.abc import Iterable
 
 # linux/rtnetlink.h: each pair is NEW, DEL.
 ROUTE, NEIGHBOUR, RULE = (24, 25), (28, 29), (32, 33)
-# The attributes that are looked at: RTA_TABLE, NDA_DST, FRA_PROTOCOL.
-RTA_TABLE, NDA_DST, FRA_PROTOCOL = 15, 1, 21
+# The attributes that are looked at: RTA_TABLE, NDA_DST, FRA_PRIORITY, FRA_PROTOCOL.
+RTA_TABLE, NDA_DST, FRA_PRIORITY, FRA_PROTOCOL = 15, 1, 6, 21
 # A message of each of the three kinds: nlmsghdr (16), then rtmsg, ndmsg or fib_rule_hdr (12), then attributes.
 TYPE_AT, FAMILY_AT, ATTRIBUTES_AT = 4, 16, 28
 # An attribute's value comes after its length and its type.
@@ -32,7 +32,7 @@ SO_ATTACH_FILTER = 26
 LOAD_WORD, LOAD_HALF, LOAD_BYTE = 0x20, 0x28, 0x30  # BPF_LD | size | BPF_ABS
 LOAD_WORD_AT_X, LOAD_BYTE_AT_X = 0x40, 0x50  # BPF_LD | size | BPF_IND
 LOAD_NUMBER, SET_X, MOVE_TO_X = 0x00, 0x01, 0x07
-JUMP, JUMP_IF_EQUAL, RETURN = 0x05, 0x15, 0x06
+JUMP, JUMP_IF_EQUAL, JUMP_IF_GREATER, RETURN = 0x05, 0x15, 0x25, 0x06
 # "The attribute of type X from offset A on": its offset to A, or 0.
 FIND_ATTRIBUTE = 0xFFFFF000 + 12  # SKF_AD_OFF + SKF_AD_NLATTR
 WHOLE, NOTHING = 0xFFFFFFFF, 0
@@ -47,10 +47,28 @@ def as_loaded(value: int, size: int) -> int:
     return int.from_bytes(value.to_bytes(size, sys.byteorder), "big")
 
 
-def _any_of(values: Iterable[int]) -> list[Instruction]:
-    """Let the message through when the loaded value is one of these."""
+def _any_of(values: Iterable[int], otherwise: Iterable[Instruction] = ((RETURN, 0, 0, NOTHING),)) -> list[Instruction]:
+    """Let the message through when the loaded value is one of these; ``otherwise`` decides of the others."""
     tests = [line for value in sorted(set(values)) for line in ((JUMP_IF_EQUAL, 0, 1, value), (RETURN, 0, 0, WHOLE))]
-    return [*tests, (RETURN, 0, 0, NOTHING)]
+    return [*tests, *otherwise]
+
+
+def _at_most(number: int) -> list[Instruction]:
+    """Let the message through when the four bytes at X are as low as this number; the lowest byte is not looked at.
+
+    The number is in the host's byte order, which the filter can only compare byte by byte.
+    """
+    highest_first = range(3, 0, -1) if sys.byteorder == "little" else range(3)
+    lines: list[Instruction] = []
+    for place, value in zip(highest_first, number.to_bytes(4, "big")):
+        lines += [
+            (LOAD_BYTE_AT_X, 0, 0, VALUE_AT + place),
+            (JUMP_IF_GREATER, 0, 1, value),
+            (RETURN, 0, 0, NOTHING),
+            (JUMP_IF_EQUAL, 1, 0, value),
+            (RETURN, 0, 0, WHOLE),
+        ]
+    return [*lines, (RETURN, 0, 0, WHOLE)]
 
 
 def _attribute(kind: int) -> list[Instruction]:
@@ -75,8 +93,12 @@ def _when(code: tuple[int, ...], size: int, block: list[Instruction]) -> list[In
     return [*lines, (JUMP, 0, 0, len(block)), *block]
 
 
-def program(protocols: Iterable[int], tables: Iterable[int], addresses: Iterable[str]) -> list[Instruction]:
-    """The filter for rules of ``protocols``, routes of ``tables`` and neighbours at ``addresses``."""
+def program(
+    protocols: Iterable[int], tables: Iterable[int], addresses: Iterable[str], before: int = 0
+) -> list[Instruction]:
+    """The filter for rules of ``protocols`` or with a priority up to about ``before``, routes of ``tables`` and
+    neighbours at ``addresses``."""
+    others = [*_attribute(FRA_PRIORITY), *_at_most(before)] if before else [(RETURN, 0, 0, NOTHING)]
     packed = [ipaddress.ip_address(address).packed for address in addresses]
     # Of an IPv6 address the last word is enough to keep almost everything else out.
     words = {length: [int.from_bytes(part[-4:], "big") for part in packed if len(part) == length] for length in (4, 16)}
@@ -100,7 +122,7 @@ def program(protocols: Iterable[int], tables: Iterable[int], addresses: Iterable
                 *_any_of(as_loaded(table, 4) for table in tables),
             ],
         ),
-        *_when(RULE, 2, [*_attribute(FRA_PROTOCOL), (LOAD_BYTE_AT_X, 0, 0, VALUE_AT), *_any_of(protocols)]),
+        *_when(RULE, 2, [*_attribute(FRA_PROTOCOL), (LOAD_BYTE_AT_X, 0, 0, VALUE_AT), *_any_of(protocols, others)]),
         *_when(NEIGHBOUR, 2, neighbour),
         (RETURN, 0, 0, WHOLE),
     ]

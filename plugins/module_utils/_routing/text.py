@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .model import (
     DEFAULT_METRIC,
+    MAX_U32,
     OWNERS,
     SINGLE_OBJECTS,
     Address,
@@ -51,7 +52,8 @@ def rule(value: Rule) -> str:
     if value.dst:
         words += ["to", _host(value.dst)]
     if value.fwmark is not None:
-        words += ["fwmark", f"{value.fwmark:#x}/{value.fwmask:#x}"]
+        whole = value.fwmask in (None, MAX_U32)
+        words += ["fwmark", f"{value.fwmark:#x}" if whole else f"{value.fwmark:#x}/{value.fwmask:#x}"]
     for name, link in (("iif", value.iif), ("oif", value.oif)):
         if link:
             words += [name, link]
@@ -62,7 +64,7 @@ def rule(value: Rule) -> str:
     for name, ports in (("sport", value.sport), ("dport", value.dport)):
         if ports:
             words += [name, _range(ports)]
-    words += ["lookup", str(value.table)] if value.action == "lookup" else [value.action]
+    words += [value.action] if value.table is None else [value.action, str(value.table)]
     if value.suppress_prefixlength is not None:
         words += ["suppress_prefixlength", str(value.suppress_prefixlength)]
     return " ".join(words)

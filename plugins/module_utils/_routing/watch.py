@@ -18,12 +18,13 @@ import os
 import select
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from . import legacy, socket_filter
-from .socket_filter import NEIGHBOUR, ROUTE, RULE
+from .socket_filter import FRA_PRIORITY, FRA_PROTOCOL, NEIGHBOUR, ROUTE, RULE
 
 # linux/netlink.h
 NETLINK_NETFILTER, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 12, 270, 1
@@ -61,7 +62,7 @@ class Interest:
     """What a document is about. ``anything``: something is missing, so every link, address and route may be it.
 
     ``nft_names`` are those of tables and chains, or what they begin with. ``sources`` are prefixes: an address within
-    one is news on any link.
+    one is news on any link. ``before`` is a priority: a rule of others at it or in front of it is news.
     """
 
     protocols: frozenset[int] = frozenset()
@@ -71,6 +72,7 @@ class Interest:
     nft_names: frozenset[str] = frozenset()
     anything: bool = False
     sources: frozenset[str] = frozenset()
+    before: int = 0
 
     def __or__(self, other: Interest) -> Interest:
         return Interest(
@@ -81,6 +83,7 @@ class Interest:
             self.nft_names | other.nft_names,
             self.anything or other.anything,
             self.sources | other.sources,
+            max(self.before, other.before),
         )
 
 
@@ -117,6 +120,8 @@ class RouteNews:
             return self._is_ours(self._links.get(index, ("", 0))[0] or _name(index)) or self._is_source(body)
         if name == "neighbour":
             return self._neighbour(body)
+        if name == "rule":
+            return self._rule(body)
         return True  # the filter in front of the socket has let it through
 
     def _link(self, kind: int, body: memoryview) -> bool:
@@ -133,6 +138,14 @@ class RouteNews:
 
     def _is_ours(self, link: str) -> bool:
         return self._interest.anything or link in self._interest.links
+
+    def _rule(self, body: memoryview) -> bool:
+        """Of ours, or where it may be asked before ours: the filter lets more through."""
+        attributes = _attributes(body[12:])
+        protocol = attributes.get(FRA_PROTOCOL)
+        if protocol is None or protocol[0] in self._interest.protocols:
+            return True
+        return int.from_bytes(attributes.get(FRA_PRIORITY, b""), sys.byteorder) <= self._interest.before
 
     def _is_source(self, body: memoryview) -> bool:
         """Whether an address is one that a rule of ours goes by."""
@@ -227,7 +240,8 @@ class Watch:
             reader.watch(interest)
         # While something is missing it may be a route of table main (254) that the wait is for.
         tables = interest.tables | ({254} if interest.anything else set())
-        socket_filter.attach(self._route, socket_filter.program(interest.protocols, tables, interest.addresses))
+        lines = socket_filter.program(interest.protocols, tables, interest.addresses, interest.before)
+        socket_filter.attach(self._route, lines)
 
     def wait(self, seconds: float) -> list[News]:
         """News, or nothing after so many seconds; also nothing when there was only what does not matter."""

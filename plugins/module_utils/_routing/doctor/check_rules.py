@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import gather, own_traffic, text
-from ..model import Found, Rule
+from .. import gather, own_traffic, place, text
+from ..model import OWNERS, Found, Rule
 from ..plan import Foreign, conflicts
 from ..route_query import RouteAnswer
 from . import packets
@@ -77,28 +77,50 @@ def rule_before(facts: Facts) -> Iterator[Finding]:
     foreign = packets.strangers(facts.rules or (), facts.protocols)
     if not foreign:
         return
-    named = set()
+    named: set[Found] = set()
     for reply, answer in facts.replies.items():
+        own = packets.live_rule(reply, facts.rules)
         for found in packets.before_ours(reply, facts.rules, foreign):
-            rule = found.value
-            decides = rule.action != "lookup" or _answers(facts, reply, rule, answer)
-            if decides and rule not in named:
-                named.add(rule)
-                yield fail(
-                    packets.words(found),
-                    f"{_whose(found)} is asked before our rule at priority {reply.rule.priority} and takes "
-                    f"{reply.text}",
-                    "the reply never gets to the table that would send it the right way",
-                    f"give that rule a priority above {reply.rule.priority + 1}, or take it away: "
-                    f"`{text.command(rule.family)} rule del priority {rule.priority}`",
-                )
+            if found not in named and _decides(facts, reply, found, answer):
+                named.add(found)
+                what = f"{_whose(found)} is asked before our rule at priority {own.priority} and takes {reply.text}"
+                yield _before(facts, reply, found, what)
 
 
-def _answers(facts: Facts, reply: Reply, rule: Rule, answer: RouteAnswer) -> bool:
-    """Whether a foreign rule's table has a route for the reply, and another one than is wanted."""
-    if facts.applied:
-        # Asked for the same reply, the kernel has told which table answered.
-        return answer.table == rule.table and not reply.is_well_sent(answer)
+def _before(facts: Facts, reply: Reply, found: Found, what: str) -> Finding:
+    """What the engine and the keeper can mend by themselves, and what they cannot."""
+    document = next(one for one in facts.documents if one.owner == reply.owner)
+    there = place.placed(document.rules, facts.rules or ()) if document.owner in OWNERS else place.Placed()
+    rule, why = packets.seen(found), "the reply never gets to the table that would send it the right way"
+    if found in there.before and there.moved:
+        number = there.at(reply.rule).priority
+        if facts.applied:
+            fix = f"`l4proxy keep --once`, which puts our rule in front of it, at priority {number}; so does the keeper"
+            return fail(packets.words(found), what, why, fix)
+        why = f"our rule will be put in front of it, at priority {number}, and stay there while that rule is here"
+        return warn(packets.words(found), what, why, "nothing, or give that rule a priority of its own above ours")
+    highest = max(one.priority for one in document.rules)
+    remedy = (
+        f"`{text.command(rule.family)} rule del priority {rule.priority}`, and add that rule again with a priority "
+        f"of its own above {highest}; a tool that names none gets the lowest (wg-quick: `Table = off`, and PostUp "
+        "lines that name a priority)"
+    )
+    return fail(packets.words(found), what, why, remedy)
+
+
+def _decides(facts: Facts, reply: Reply, found: Found, answer: RouteAnswer) -> bool:
+    """Whether a foreign rule that is asked before ours sends the reply elsewhere."""
+    rule = packets.seen(found)
+    if rule.action == "goto" and (rule.table or 0) <= packets.live_rule(reply, facts.rules or ()).priority:
+        return False
+    if facts.applied and reply.is_well_sent(answer):
+        return False
+    if facts.applied and answer.table is not None and rule.action == "lookup":
+        return answer.table == rule.table  # asked for the same reply, the kernel has told which table answered
+    if found.partly:
+        return False  # a selector that is not known here may leave the reply out
+    if rule.action != "lookup":
+        return True
     if rule.suppress_prefixlength is not None:
         return False  # made to leave the default route to the rules behind it
     if rule.table == MAIN:
@@ -116,9 +138,8 @@ def mark_shared(facts: Facts) -> Iterator[Finding]:
     for document in facts.documents:
         marks = {(rule.fwmark, rule.fwmask) for rule in packets.lookups(document) if rule.fwmark}
         for found in packets.strangers(facts.rules or (), facts.protocols):
-            rule = found.value
             for mark, mask in sorted(marks):
-                if packets.marks_meet(rule, mark, mask):
+                if not found.inverted and packets.marks_meet(packets.seen(found), mark, mask):
                     yield warn(
                         packets.words(found),
                         f"{_whose(found)} goes by a mark that has our bits ({mark:#x}/{mask:#x})",

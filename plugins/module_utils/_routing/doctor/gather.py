@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .. import files, iptables, nft, plan, store, sysctl
+from .. import files, iptables, nft, place, plan, store, sysctl
 from .. import gather as engine_gather
 from ..document import Document
 from ..errors import MissingPackage, NotReady, Refused, RoutingError
@@ -225,4 +225,6 @@ def _drift(host: Host, document: Document) -> Drift:
         return Drift(document.owner, blocked=tuple(error.errors))
     except (RoutingError, OSError) as error:
         return Drift(document.owner, blocked=(str(error),))
-    return Drift(document.owner, plan.plan(view.want, view.have), tuple(view.waiting))
+    # Where the rules stand among those of others is for the check rule_before to say.
+    want, have = (replace(one, rules=place.home(document.rules, one.rules)) for one in (view.want, view.have))
+    return Drift(document.owner, plan.plan(want, have), tuple(view.waiting))

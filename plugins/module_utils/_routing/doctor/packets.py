@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .. import text
+from .. import place, text
 from ..document import Document
 from ..model import MAX_U32, Found, Rule
 from ..route_query import RouteAnswer
@@ -98,20 +98,37 @@ def _mask(rule: Rule) -> int:
 
 
 def strangers(rules: Iterable[Found], ours: frozenset[int]) -> list[Found]:
-    """Rules of others that can be understood, but for the kernel's own: local (0), main and default (from 32766 on)."""
-    understood = (one for one in rules if one.value is not None and one.protocol not in ours)
-    return [one for one in understood if 0 < one.value.priority < 32766]
+    """Rules of others that decide something, but for the kernel's own."""
+    return place.others(rules, ours)
+
+
+def seen(found: Found) -> Rule:
+    """A rule of others, as far as the model can say it."""
+    return found.seen or found.value
+
+
+def taken_by(found: Found, reply: Reply) -> bool:
+    """Whether a rule of others takes the reply; one that is understood in part may."""
+    rule = seen(found)
+    return rule.family == reply.family and takes(rule, reply) != found.inverted
+
+
+def live_rule(reply: Reply, rules: Iterable[Found]) -> Rule:
+    """The reply's own rule where it stands; that of the document where the host has none."""
+    same = (one.value for one in rules if one.value and replace(one.value, priority=reply.rule.priority) == reply.rule)
+    return min(same, key=lambda rule: rule.priority, default=reply.rule)
 
 
 def before_ours(reply: Reply, rules: Iterable[Found], foreign: list[Found]) -> list[Found]:
     """Of the ``foreign`` rules those that take the reply and are asked before the document's own, in that order."""
-    taking = [one for one in foreign if one.value.priority <= reply.rule.priority and takes(one.value, reply)]
-    if not any(one.value.priority == reply.rule.priority for one in taking):
+    listed = list(rules)
+    own = live_rule(reply, listed)
+    taking = [one for one in foreign if seen(one).priority <= own.priority and taken_by(one, reply)]
+    if not any(seen(one).priority == own.priority for one in taking):
         return taking
     # Rules of one priority are asked in the order in which they were added, which is that of the listing.
-    listed = list(rules)
-    own = next((index for index, one in enumerate(listed) if one.value == reply.rule), 0)
-    return [one for one in taking if one.value.priority < reply.rule.priority or listed.index(one) < own]
+    number = next((index for index, one in enumerate(listed) if one.value == own), 0)
+    return [one for one in taking if seen(one).priority < own.priority or listed.index(one) < number]
 
 
 def marks_meet(rule: Rule, mark: int, mask: int) -> bool:

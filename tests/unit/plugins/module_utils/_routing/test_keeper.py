@@ -166,6 +166,7 @@ def test_it_watches_what_the_documents_are_about(world):
         frozenset({"198.18.0.11"}),
         frozenset({"eth0"}),
         frozenset({"l4proxy_return_path", "L4PROXY_RETURN_PATH_"}),
+        before=1101,
     )
     assert world.interests == [expected]
 

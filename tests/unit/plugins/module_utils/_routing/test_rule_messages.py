@@ -67,6 +67,33 @@ def test_a_rule_the_model_cannot_say_is_not_taken_for_another(message):
     assert (found.value, found.protocol) == (None, 202)
 
 
+def u32(number: int) -> bytes:
+    return struct.pack("=I", number)
+
+
+PRIORITY = (6, u32(1099))
+# What others have, and how ip(8) shows it, for whoever has to find it.
+SHOWN = [
+    (body(PRIORITY, (10, u32(0xCA6C)), (16, u32(0xFFFFFFFF)), flags=2), "not from all fwmark 0xca6c lookup 9"),
+    (body(PRIORITY, (16, u32(255))), "from all fwmark 0x0/0xff lookup 9"),
+    (body(PRIORITY, (4, u32(5000)), action=2), "from all goto 5000"),
+    (body(PRIORITY, (19, b"\1")), "from all lookup 9 l3mdev"),
+    (body(PRIORITY, tos=16), "from all lookup 9 with selectors not known here"),
+    (body(PRIORITY, (3, b"wg0\0"), flags=2), "not from all iif wg0 lookup 9"),
+]
+
+
+@pytest.mark.parametrize(("message", "words"), SHOWN)
+def test_what_the_model_cannot_say_is_shown_truly(message, words):
+    assert rule_messages.decode(message, "ipv4").text == f"ip rule 1099: {words}"
+
+
+def test_host_bits_that_somebody_wrote_do_no_harm():
+    head = rule_messages.BODY.pack(2, 0, 24, 0, 9, 0, 0, 1, 0)
+    found = rule_messages.decode(head + attribute(2, bytes([198, 18, 0, 21])), "ipv4")
+    assert found.value.src == "198.18.0.0/24"
+
+
 DANGER = [
     ([NARROW, WIDE], WIDE, True),
     ([NARROW, WIDE], NARROW, False),

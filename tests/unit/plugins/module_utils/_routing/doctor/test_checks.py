@@ -174,14 +174,28 @@ COMPLAINTS = [
         "rule_before",
         "prohibit",
     ),
+    # Ours will be put in front of it; where no number is free, they cannot be.
     (
         with_rules(BACKEND, cases.foreign_rule(priority=5, table=254), applied=False),
-        "fail",
+        "warn",
         "rule_before",
         "lookup 254",
     ),
     (
+        with_rules(BACKEND, cases.foreign_rule(priority=1, table=254), applied=False),
+        "fail",
+        "rule_before",
+        "lookup 254",
+    ),
+    # Ours will be put in front of it; where no number is free, they cannot be.
+    (
         with_rules(PROXY, cases.foreign_rule(priority=5, table=254), applied=False),
+        "warn",
+        "rule_before",
+        "lookup 254",
+    ),
+    (
+        with_rules(PROXY, cases.foreign_rule(priority=1, table=254), applied=False),
         "fail",
         "rule_before",
         "lookup 254",

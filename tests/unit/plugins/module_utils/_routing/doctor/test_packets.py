@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import packets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Found, Rule
@@ -42,19 +44,29 @@ def test_takes(reply, values, expected):
 
 
 def found(priority: int, protocol: int = 3, **values) -> Found:
-    return cases.foreign_rule(protocol, priority=priority, table=7, **values)
+    return cases.foreign_rule(protocol, **{"priority": priority, "table": 7, **values})
 
 
 OURS = Found(SENT.rule, 202, "ipv4")
 EARLY, SAME, LATE = found(5), found(1100), found(2000)
+LANDED, LATE_MOVED = found(0), Found(replace(SENT.rule, priority=3), 202, "ipv4")
+NOT_TUNNELLED = Found(None, 3, "ipv4", seen=found(9, fwmark=0xCA6C).value, inverted=True)
+NOT_OURS = Found(None, 3, "ipv4", seen=found(9, fwmark=11, fwmask=255).value, inverted=True)
 # (the listing, who comes first)
 BEFORE = [
     ([EARLY, OURS], [EARLY]),
     ([SAME, OURS], [SAME]),
     ([OURS, SAME, LATE], []),
     ([EARLY, SAME], [EARLY]),  # ours is not there (yet), and would be added behind those of its priority
-    ([found(0), found(5, protocol=201), found(6, src="10.0.0.0/8"), OURS], []),
+    ([found(5, protocol=201), found(6, src="10.0.0.0/8"), OURS], []),
+    # The kernel's own is the one for table local; another's may land beside it.
+    ([found(0, table=255), LANDED, OURS], [LANDED]),
     ([Found(None, 3, "ipv4"), OURS], []),
+    ([NOT_TUNNELLED, OURS], [NOT_TUNNELLED]),
+    ([NOT_OURS, OURS], []),
+    # Ours has moved.
+    ([LATE_MOVED, EARLY], []),
+    ([found(2), LATE_MOVED], [found(2)]),
 ]
 
 
