@@ -264,3 +264,49 @@ def test_what_a_container_sees_is_what_counts(clinic, with_rules, family):
         assert proven(clinic, family) == {getattr(b, family), "spoofed"}
     finally:
         b.sysctl(setting, "0")
+
+
+RELAY = """
+import socket, sys
+family, kind, port, onward, host = sys.argv[1:]
+family, kind = getattr(socket, family), getattr(socket, kind)
+here = socket.socket(family, kind)
+here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+here.bind((host, int(port)))
+if kind == socket.SOCK_STREAM:
+    here.listen()
+    held = []
+    while True:
+        held += [here.accept(), socket.create_connection(("::1" if ":" in host else "127.0.0.1", int(onward)))]
+here.recv(1)
+"""
+
+
+@FAMILIES
+@pytest.mark.parametrize("name", ["docker-proxy", "rootlessport", "socat"])
+@pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
+def test_a_relay_before_the_server_is_named(clinic, tmp_path, name, kind, family):
+    """The kernel sees the client, so that everything else is content; the server sees the loopback address."""
+    b, onward = clinic.lab["b"], PORT + 1
+    (tmp_path / name).symlink_to("/usr/bin/python3")
+    (tmp_path / "relay.py").write_text(RELAY)
+    family_name = {"ipv4": "AF_INET", "ipv6": "AF_INET6"}[family]
+    arguments = [family_name, kind, str(PORT), str(onward), {"ipv4": "0.0.0.0", "ipv6": "::"}[family]]
+    served = (("tcp" if kind == "SOCK_STREAM" else "udp", PORT),)
+
+    def complaints(ports=()) -> list:
+        return [one for one in clinic.complaints("b", ports) if one.id == "relayed"]
+
+    with server(b, family, onward) as listener:
+        assert complaints(served) == []
+        process = b.spawn([str(tmp_path / name), str(tmp_path / "relay.py"), *arguments])
+        try:
+            found = rl.eventually(lambda: complaints(served))
+            assert [(one.status, f"{name} (process {process.pid})" in one.what) for one in found] == [("fail", True)]
+            assert [one.status for one in complaints()] == ["warn"]
+            if kind == "SOCK_STREAM":
+                with rl.attempt(clinic.lab["a"], doctor_lab.CLIENTS[family], getattr(b, family), PORT):
+                    assert listener.accept()[1][0] == {"ipv4": "127.0.0.1", "ipv6": "::1"}[family]
+        finally:
+            process.terminate()
+            process.wait()

@@ -88,9 +88,8 @@ class Socket:
         return range(self.port, max(self.port, self.last) + 1)
 
     def accepts(self, protocol: str, address: str, port: int) -> bool:
-        """Whether what is sent to that address and port arrives here."""
-        family = "ipv6" if ":" in address else "ipv4"
-        here = self.address == address or (self.is_wildcard and self.family == family)
+        """Whether what is sent to that address and port arrives here; :: takes IPv4 too, unless its owner says not."""
+        here = self.address in (address, "::") or (self.is_wildcard and ":" not in address)
         return here and self.protocol == protocol and port in self.ports
 
 
@@ -103,6 +102,15 @@ def spelled(ports: Iterable[int]) -> str:
         else:
             spans.append([port, port])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+
+
+@dataclass(frozen=True)
+class Relay:
+    """A process that listens on ``socket`` and passes connections on by its own sockets; ``name`` is the program's."""
+
+    socket: Socket
+    name: str
+    pid: int
 
 
 @dataclass(frozen=True)
@@ -191,6 +199,7 @@ class Facts:
     # Whether our own table gives forwarded packets their mark back.
     restores_forwarded: bool = False
     sockets: tuple[Socket, ...] = ()
+    relays: tuple[Relay, ...] = ()
     conntrack: Conntrack | None = None
     units: Mapping[str, Unit] | None = None
     drop_ins: tuple[str, ...] = ()

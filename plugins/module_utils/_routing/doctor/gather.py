@@ -22,7 +22,7 @@ from ..document import Document
 from ..errors import MissingPackage, NotReady, Refused, RoutingError
 from ..gather import Host
 from ..runner import MissingCommand
-from . import forwarder, iptables_rules, nft_rules, paths, proc, services
+from . import check_relays, forwarder, iptables_rules, nft_rules, paths, proc, services
 from .facts import Drift, Facts, conf
 from .firewall import Ruleset
 from .unread import CommandFailed, Reader, Unread
@@ -75,6 +75,7 @@ def look(
         ports=tuple(sorted(ports)),
         links=read("the list of interfaces", proc.links),
         sockets=read("the list of sockets", proc.sockets, sources.proc),
+        relays=read("the processes that listen", proc.relays, sources.proc, check_relays.PROGRAMS),
         arp=read("the table of neighbours", proc.arp, sources.proc),
         conntrack=read("the size of the conntrack table", proc.conntrack, sources.proc),
         forwarder=read("the forwarder's config", forwarder.read, *config) if wanted is None else None,

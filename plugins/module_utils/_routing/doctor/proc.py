@@ -11,11 +11,11 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from .. import files
-from .facts import Conntrack, Socket
+from .facts import Conntrack, Relay, Socket
 
 # linux/sockios.h, linux/if.h
 SIOCGIFFLAGS = 0x8913
@@ -53,15 +53,55 @@ def arp(proc: str) -> tuple[tuple[str, str], ...]:
 
 def sockets(proc: str) -> tuple[Socket, ...]:
     """TCP sockets that listen, and UDP sockets without a peer."""
-    found = set()
+    return tuple(sorted(set(_inodes(proc).values()), key=lambda one: (one.protocol, one.port, one.address)))
+
+
+def _inodes(proc: str) -> dict[str, Socket]:
+    """The same by their inode numbers, which are those of the processes' descriptors."""
+    found = {}
     for name, protocol in TABLES:
         state = TCP_LISTEN if protocol == "tcp" else UDP_UNCONNECTED
         lines = (files.read(net(proc, name)) or "").splitlines()[1:]
         for fields in (line.split() for line in lines):
             if fields[3] == state:
                 address, _colon, port = fields[1].partition(":")
-                found.add(Socket(protocol, _address(address), int(port, 16)))
-    return tuple(sorted(found, key=lambda one: (one.protocol, one.port, one.address)))
+                found[fields[9]] = Socket(protocol, _address(address), int(port, 16))
+    return found
+
+
+def relays(proc: str, programs: Collection[str]) -> tuple[Relay, ...]:
+    """The listening sockets of programs with those names. Only of such a process are the descriptors looked at."""
+    listening: dict[str, Socket] = {}
+    found = set()
+    for pid in (name for name in os.listdir(proc) if name.isdigit()) if os.path.isdir(proc) else ():
+        name = next((one for one in _names(proc, pid) if one in programs), None)
+        if name is None:
+            continue
+        listening = listening or _inodes(proc)
+        held = (listening.get(inode) for inode in _descriptors(proc, pid))
+        found |= {Relay(socket, name, int(pid)) for socket in held if socket}
+    return tuple(sorted(found, key=lambda one: (one.socket.protocol, one.socket.port, one.socket.address, one.pid)))
+
+
+def _names(proc: str, pid: str) -> tuple[str, ...]:
+    """The program's name as the kernel has it (15 characters of it), and the name of its file."""
+    try:
+        comm = (files.read(os.path.join(proc, pid, "comm")) or "").strip()
+        return comm, os.path.basename(os.readlink(os.path.join(proc, pid, "exe")))
+    except OSError:  # it ended, or is a thread of the kernel
+        return ()
+
+
+def _descriptors(proc: str, pid: str) -> Iterator[str]:
+    """The inode numbers of a process's sockets: descriptors are links to ``socket:[INODE]``."""
+    directory = os.path.join(proc, pid, "fd")
+    try:
+        for name in os.listdir(directory):
+            target = os.readlink(os.path.join(directory, name))
+            if target.startswith("socket:["):
+                yield target[8:-1]
+    except OSError:
+        return  # it ended
 
 
 def _address(text: str) -> str:

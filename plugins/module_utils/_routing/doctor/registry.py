@@ -15,6 +15,7 @@ from typing import Callable
 from . import check_basics as basics
 from . import check_filters as filters
 from . import check_limits as limits
+from . import check_relays as relays
 from . import check_rules as rules
 from . import check_services as services
 from . import check_settings as settings
@@ -112,6 +113,7 @@ CHECKS = (
     Check("families", PROXY, False, services.families, "replies of every backend of the config are taken in"),
     Check("lookup", ANY, False, state.lookup, "the kernel sends a sample client's replies where they belong"),
     Check("udp_source", BACKEND, True, limits.udp_source, "no UDP server answers from another address"),
+    Check("relayed", BACKEND, True, relays.relayed, "no relay of this host stands before a server"),
     Check("containers", BACKEND, True, filters.containers, "replies of containers get their mark back"),
     Check("ip_forward", PROXY, True, settings.ip_forward, "this host does not route for others"),
     Check("port_range", PROXY, True, limits.port_range, "there are ephemeral ports enough"),

@@ -17,7 +17,13 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor imp
     registry,
     unread,
 )
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Conntrack, Drift, Socket, Unit
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import (
+    Conntrack,
+    Drift,
+    Relay,
+    Socket,
+    Unit,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import Ruleset
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Address, Found, Mark, Rule, Sysctl
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.plan import Change, Setting
@@ -83,6 +89,11 @@ def ranged(address: str, but: tuple[int, ...] = ()) -> facts.Facts:
 GIVEN = {"clients_given": frozenset({"ipv4"})}
 SERVED = {"ports": (("tcp", 8080),)}
 TWO_ADDRESSES = tuple(Found(Address("ipv4", one, "eth0"), 0, "ipv4") for one in (cases.B, "198.18.0.33"))
+DOCKER_PROXY = Relay(Socket("tcp", "0.0.0.0", 8080), "docker-proxy", 7)
+SWARM = Socket("tcp", "0.0.0.0", 2377)
+PUBLISHED = (
+    "-A PREROUTING -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80"
+)
 UDP_SERVER = {"ports": (("udp", 53),), "sockets": (Socket("udp", "0.0.0.0", 53),)}
 BY_OTHER = {cases.REPLY: cases.BY_ROUTER}
 KEEPER, NETWORKD = "l4proxy-keeper.service", "systemd-networkd.service"
@@ -367,6 +378,20 @@ COMPLAINTS = [
         "this host has several",
     ),
     (
+        replace(BACKEND, relays=(DOCKER_PROXY,), **SERVED),
+        "fail",
+        "relayed",
+        "docker-proxy (process 7) listens on tcp port 8080",
+    ),
+    (
+        replace(
+            BACKEND, relays=(Relay(Socket("udp", cases.B, 53), "socat", 7),), sockets=(Socket("udp", cases.B, 53),)
+        ),
+        "warn",
+        "relayed",
+        "let the server itself listen on that port",
+    ),
+    (
         filtered(BACKEND, "-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80", table="nat"),
         "warn",
         "containers",
@@ -490,6 +515,11 @@ FINE = [
         BACKEND, units={**cases.UNITS, NETWORKD: Unit("loaded", "active", "enabled")}, drop_ins=("x.conf",)
     )),
     ("accept_redirects", cases.setting(BACKEND, conf__all__accept_redirects="1", conf__eth0__forwarding="1")),
+    ("relayed", replace(BACKEND, relays=(Relay(Socket("tcp", "127.0.0.1", 8080), "socat", 7),), **SERVED)),
+    ("relayed", replace(BACKEND, relays=(Relay(Socket("tcp", "2001:db8::21", 8080), "socat", 7),), **SERVED)),
+    ("relayed", replace(BACKEND, relays=(Relay(Socket("tcp", "0.0.0.0", 22), "socat", 7),), **SERVED)),
+    ("relayed", filtered(BACKEND, PUBLISHED, table="nat", relays=(DOCKER_PROXY,), **SERVED)),
+    ("relayed", replace(BACKEND, relays=(Relay(SWARM, "dockerd", 7),), ports=(("tcp", 2377),))),
     ("forwarder", replace(PROXY, forwarder=None)),
     ("listening", ranged("0.0.0.0")),
     ("listening", ranged("2001:db8::11")),
@@ -530,7 +560,8 @@ def test_a_check_that_raises_is_a_finding_and_not_the_end(monkeypatch, check, wh
 @pytest.mark.parametrize("whole", [BACKEND, PROXY], ids=["backend", "proxy"])
 @pytest.mark.parametrize(
     "name", ["links", "settings", "peers", "backends", "replies", "rules", "routes", "addresses", "redirected",
-             "ruleset", "sockets", "conntrack", "units", "contest", "drop_ins", "forwarder", "drift", "own"],
+             "ruleset", "sockets", "relays", "arp", "conntrack", "units", "contest", "drop_ins", "forwarder", "drift",
+             "own"],
 )  # fmt: skip
 def test_a_fact_that_could_not_be_read_makes_no_fault_up(whole, name):
     found = registry.examine(replace(whole, **{name: unread.Unread("it hangs")}))

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 
 import pytest
@@ -70,3 +71,14 @@ def test_neighbours(tmp_path):
     rows = ["198.18.0.1 0x1 0x2 02:00:00:00:00:01 * eth0", "198.18.0.9 0x1 0x0 00:00:00:00:00:00 * eth0"]
     path.write_text(head + "\n".join(rows) + "\n")
     assert proc.arp(str(tmp_path)) == (("198.18.0.1", "02:00:00:00:00:01"),)
+
+
+def test_of_a_process_that_relays_the_sockets_are_found():
+    """By the name of its file, with the sockets that this very process has."""
+    name = os.path.basename(os.path.realpath("/proc/self/exe"))
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        found = {one.socket: one.pid for one in proc.relays("/proc", [name])}
+        assert found[Socket("tcp", *server.getsockname())] == os.getpid()
+    assert proc.relays("/proc", ["nope"]) == ()
