@@ -49,9 +49,10 @@ _value:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _check
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _agreement, _check
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import seen
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory
 
 # The role's own variables that end up in the config; the role's defaults are right where a host says nothing.
 SETTINGS = ("drain_timeout",)
@@ -87,9 +88,16 @@ def roles_of(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_fleet(services: Any, names: Sequence[str], hostvars: Mapping[str, Any]) -> list[str]:
     """Derive everything for every host of a run, and return what is wrong with it."""
+    inventory = Inventory(hostvars)
+    asked = [name for name in names if inventory[name].get("__l4proxy_fleet", {}).get("reachable")]
+    faults = _agreement.faults(asked, inventory)
+    if faults:
+        return faults
     try:
-        hosts = [hostvars[name] for name in names if hostvars[name].get("__l4proxy_fleet", {}).get("reachable")]
-        _check.check_fleet([(Fleet(services, host["__l4proxy_fleet"], hostvars), roles_of(host)) for host in hosts])
+        hosts = [inventory[name] for name in asked]
+        views = [host["__l4proxy_fleet"] for host in hosts]
+        fleets = [seen(_agreement.services_of(view, services), view, inventory) for view in views]
+        _check.check_fleet(zip(fleets, map(roles_of, hosts)))
     except DerivationError as error:
         return error.errors
     return []

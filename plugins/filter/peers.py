@@ -47,14 +47,15 @@ _value:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import seen
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory
 
 
 def peers(services: Any, fleet: Mapping[str, Any], hostvars: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """List the peers of some hosts."""
     try:
-        return Fleet(services, fleet, hostvars).peers([str(name) for name in names])
+        return seen(services, fleet, Inventory(hostvars)).peers([str(name) for name in names])
     except DerivationError:
         return []
 

@@ -12,6 +12,8 @@ from typing import Any, Callable
 from ansible.errors import AnsibleFilterError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import VARIABLE
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory, plain, read
 
 
 def readable(error: DerivationError) -> AnsibleFilterError:
@@ -19,6 +21,14 @@ def readable(error: DerivationError) -> AnsibleFilterError:
     if len(error.errors) == 1:
         return AnsibleFilterError(error.errors[0])
     return AnsibleFilterError("\n".join([f"{len(error.errors)} faults:", *(f"  - {one}" for one in error.errors)]))
+
+
+def seen(services: Any, fleet: Mapping[str, Any], inventory: Inventory) -> Fleet:
+    """Return the fleet as seen from a host.
+
+    :raises DerivationError: the services are wrong, or cannot be read there.
+    """
+    return Fleet(read(f"{VARIABLE} of {fleet['host']}", services), plain(fleet), inventory)
 
 
 def fleet_filter(derive: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,7 +39,7 @@ def fleet_filter(derive: Callable[..., Any]) -> Callable[..., Any]:
         services: Any, fleet: Mapping[str, Any], hostvars: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         try:
-            return derive(Fleet(services, fleet, hostvars), *args, **kwargs)
+            return derive(seen(services, fleet, Inventory(hostvars)), *args, **kwargs)
         except DerivationError as error:
             raise readable(error) from None
 

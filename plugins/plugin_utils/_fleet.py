@@ -15,6 +15,7 @@ from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.naming import host_of
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _dedicated, _strategy, _tunnels
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import fact_addresses
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
     Address,
     DerivationError,
@@ -22,7 +23,6 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
     HostAddress,
     Meeting,
     derived_id,
-    fact_addresses,
     host_from_variables,
     meet,
 )
@@ -349,23 +349,31 @@ def raise_all(errors: Iterable[str]) -> None:
 
 
 def _unknown_address(host: Host, seen_from: str) -> str:
+    if host.interfaces:
+        return (
+            f"{host.name} has no address at which others could reach it, but only {_listed(host)}; give it one in a "
+            "subnet of the other end"
+        )
     return (
         f"the address of {host.name} is unknown to {seen_from}: it could not be asked and no earlier run left "
         f"it behind; start {host.name}, or declare l4proxy_address (and l4proxy_mac for a proxy) in its host_vars"
     )
 
 
-def _no_shared_subnet(proxy: Host, backend: Host) -> str:
-    def listed(host: Host) -> str:
-        shown = (
-            f"{one.address}/{one.prefix}" if one.prefix is not None else str(one.address) for one in host.addresses
-        )
-        return ", ".join(shown)
+def _listed(host: Host) -> str:
+    """Return the addresses of a host, and what of it was left out, in words."""
+    shown = [f"{one.address}/{one.prefix}" if one.prefix is not None else str(one.address) for one in host.addresses]
+    left_out = [f"{address}, which is {why}" for one in host.interfaces for address, why in one.left_out]
+    return ", ".join(shown + left_out) or f"interfaces {', '.join(one.name for one in host.interfaces)}"
 
+
+def _no_shared_subnet(proxy: Host, backend: Host) -> str:
+    alone = [one for host in (proxy, backend) for one in host.addresses if one.prefix == one.address.max_prefixlen]
+    prefix = f', with the prefix length of its link ("{alone[0].address}/24")' if alone else ""
     return (
-        f"proxy {proxy.name} ({listed(proxy)}) shares no subnet with backend {backend.name} ({listed(backend)}): "
-        "every return path strategy needs both on one link; declare l4proxy_address where the wrong interface was "
-        "looked at, or move one of them"
+        f"proxy {proxy.name} ({_listed(proxy)}) shares no subnet with backend {backend.name} ({_listed(backend)}): "
+        "every return path strategy needs both on one link; declare l4proxy_interface or l4proxy_address where the "
+        f"wrong interface was looked at{prefix}, or move one of them"
     )
 
 

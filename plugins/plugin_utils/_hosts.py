@@ -6,7 +6,7 @@
 Pure: variables and facts in, values out. Where an address comes from, best first:
 
 1. what the inventory declares (``l4proxy_address``),
-2. the facts of the host's interfaces,
+2. the facts of the host's interfaces (of one of them: ``l4proxy_interface``), see ``_facts``,
 3. what the host that is being configured was told by an earlier run (``known``), so that a peer that is down
    keeps the address it had,
 4. ``ansible_host``, where that is an address and not a name.
@@ -17,15 +17,27 @@ moves to another machine; who has to know it follows it in its neighbour table.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
-from typing import Any, Union
+from ipaddress import ip_address, ip_interface
+from typing import Any
+
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import (
+    Address,
+    HostAddress,
+    Interface,
+    addresses_of,
+    read_interfaces,
+    usable,
+)
 
 # A return path id has to fit under the mask 0xff, so only a host part of eight bits or fewer can serve as one.
 ID_PREFIX = {4: 24, 6: 120}
 
-Address = Union[IPv4Address, IPv6Address]
+# What the inventory may say of a host.
+VARIABLES = ADDRESS, INTERFACE, MAC, ID = "l4proxy_address", "l4proxy_interface", "l4proxy_mac", "l4proxy_id"
+# A fact of the roles' own: /proc/net/if_inet6 of a host that was asked in this run.
+INET6 = "__l4proxy_inet6"
 
 
 class DerivationError(ValueError):
@@ -39,20 +51,16 @@ class DerivationError(ValueError):
         super().__init__("\n".join(self.errors))
 
 
-@dataclass(frozen=True)
-class HostAddress:
-    """One address of a host. ``prefix`` and ``device`` are None where only the address is known."""
+class Unreadable(DerivationError):
+    """A variable whose template cannot be evaluated.
 
-    address: Address
-    prefix: int | None = None
-    device: str | None = None
-    secondary: bool = False
+    :param what: the variable and its host: "l4proxy_address of b".
+    :ivar reason: what the template engine says.
+    """
 
-    def holds(self, other: Address) -> bool:
-        """Say whether ``other`` is on the link this address is on, as far as its prefix tells."""
-        if self.prefix is None or other.version != self.address.version:
-            return False
-        return other in ip_network((self.address, self.prefix), strict=False)
+    def __init__(self, what: str, reason: object, advice: str = "") -> None:
+        self.what, self.reason = what, str(reason)
+        super().__init__([f"{what} cannot be read: {reason}{advice}"])
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,8 @@ class Meeting:
 
     @property
     def prefix(self) -> int | None:
-        """The length of the shared prefix in bits, from whichever side tells it."""
-        return self.proxy.prefix if self.proxy.prefix is not None else self.backend.prefix
+        """The length of the shared prefix in bits, from whichever side has the other in its subnet."""
+        return self.proxy.prefix if self.proxy.holds(self.backend.address) else self.backend.prefix
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ class Host:
     :ivar addresses: candidates, by family's version number.
     :ivar source: where they came from, in words, for messages.
     :ivar mac: as declared, in lower case; else it is followed.
+    :ivar preferred: addresses that come before others of their kind.
+    :ivar interfaces: those of a host that was asked, for messages.
     """
 
     name: str
@@ -83,6 +93,7 @@ class Host:
     proxy_id: int | None = None
     mac: str | None = None
     preferred: frozenset[str] = field(default_factory=frozenset)
+    interfaces: tuple[Interface, ...] = ()
 
     def only(self, address: Address) -> Host:
         """Return the host as if ``address`` were all it had in that family, with what facts tell of it."""
@@ -131,48 +142,43 @@ def _as_list(value: Any) -> list[Any]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def usable(address: HostAddress) -> bool:
-    """Say whether hosts can meet at an address: not where it means this host or this link."""
-    return not (address.address.is_loopback or address.address.is_link_local or address.address.is_multicast)
-
-
-def _prefix_of(entry: Mapping[str, Any]) -> int:
-    if entry.get("prefix") not in (None, ""):
-        return int(entry["prefix"])
-    return ip_network(f"0.0.0.0/{entry['netmask']}").prefixlen
-
-
-def fact_addresses(facts: Mapping[str, Any]) -> list[HostAddress]:
-    """Read every usable address from the network facts of one host.
-
-    :param facts: ``ansible_facts`` as the ``network`` subset of ``ansible.builtin.setup`` leaves it.
-    """
-    found = []
-    for entry in facts.values():
-        if not isinstance(entry, Mapping) or "device" not in entry:
-            continue
-        device = str(entry["device"])
-        first = entry.get("ipv4")
-        rows = [(row, False) for row in ([first] if isinstance(first, Mapping) else first or [])]
-        rows += [(row, True) for row in entry.get("ipv4_secondaries") or []]
-        rows += [(row, False) for row in entry.get("ipv6") or []]
-        found += [
-            HostAddress(ip_address(str(row["address"])), _prefix_of(row), device, secondary) for row, secondary in rows
-        ]
-    return [address for address in found if usable(address)]
-
-
 def _declared(name: str, variables: Mapping[str, Any], facts: list[HostAddress]) -> list[HostAddress]:
-    by_address = {one.address: one for one in facts}
+    """Return the declared addresses: on the interface that facts say, with the declared prefix length if there is one.
+
+    Facts may only know an address without its subnet (DHCPv6 gives a /128), and one on several interfaces.
+    """
+    by_address = {one.address: one for one in sorted(facts, key=lambda one: -(one.prefix or 0))}
     chosen = []
-    for value in _as_list(variables.get("l4proxy_address")):
-        one = parse_address(value, f"l4proxy_address of {name}")
-        chosen.append(by_address.get(one.address, one))
+    for value in _as_list(variables.get(ADDRESS)):
+        one = parse_address(value, f"{ADDRESS} of {name}")
+        fact = by_address.get(one.address, one)
+        chosen.append(fact if one.prefix is None else replace(fact, prefix=one.prefix))
     return chosen
 
 
+def _of_interface(name: str, wanted: Any, interfaces: Sequence[Interface]) -> list[HostAddress]:
+    """Return the addresses of the interface that the inventory names, of all where it names none.
+
+    :raises DerivationError: the host has no such interface, or it has no address.
+    """
+    if wanted is not None and (not isinstance(wanted, str) or not wanted):
+        raise DerivationError([f"{INTERFACE} of {name}: {wanted!r} is not the name of an interface, such as eth1"])
+    found = addresses_of(interfaces, wanted if interfaces else None)
+    if found or not interfaces or wanted is None:
+        return found or []
+    has = ", ".join(_shown(one) for one in interfaces)
+    what = "has no such interface" if found is None else "has no address there at which others could reach it"
+    raise DerivationError([f"{INTERFACE} of {name}: {wanted!r}, but {name} {what}; it has {has}"])
+
+
+def _shown(interface: Interface) -> str:
+    addresses = [str(one.address) for one in interface.addresses]
+    addresses += [f"{address}, which is {reason}" for address, reason in interface.left_out]
+    return f"{interface.name} ({', '.join(addresses)})" if addresses else interface.name
+
+
 def _declared_id(name: str, variables: Mapping[str, Any]) -> int | None:
-    value = variables.get("l4proxy_id")
+    value = variables.get(ID)
     if value is None:
         return None
     try:
@@ -180,37 +186,76 @@ def _declared_id(name: str, variables: Mapping[str, Any]) -> int | None:
     except (TypeError, ValueError):
         number = 0
     if not 1 <= number <= 255:
-        raise DerivationError([f"l4proxy_id of {name}: {value!r} is not a proxy id (a whole number from 1 to 255)"])
+        raise DerivationError([f"{ID} of {name}: {value!r} is not a proxy id (a whole number from 1 to 255)"])
     return number
 
 
 def host_from_variables(name: str, variables: Mapping[str, Any], known: Sequence[HostAddress] = ()) -> Host:
     """Build a :class:`Host` from its variables, its facts and what was known of it before.
 
-    :param variables: ``hostvars[name]``.
+    :param variables: ``hostvars[name]``. ``__l4proxy_inet6`` is the host's ``/proc/net/if_inet6``, if it was asked for.
     :param known: addresses an earlier run left on the host that is being configured.
-    :raises DerivationError: a declared value that is not an address or not an id.
+    :raises DerivationError: a declared value that is not an address or not an id, an interface that is not there, or a
+        host without the command that facts are read with.
     """
-    facts_found = variables.get("ansible_facts") or {}
-    facts = fact_addresses(facts_found)
-    declared = _declared(name, variables, facts)
+    told = variables.get("ansible_facts") or {}
+    inet6 = variables.get(INET6)
+    interfaces = read_interfaces(told, inet6 or "")
+    wanted = variables.get(INTERFACE)
+    facts = _of_interface(name, wanted, interfaces)
+    try:
+        declared = _declared(name, variables, addresses_of(interfaces) or [])
+    except Unreadable as error:
+        # Where the host did not answer, the facts in the template are missing.
+        if interfaces or not known:
+            raise Unreadable(error.what, error.reason, _missing_facts(name, interfaces)) from error
+        declared = []
     families = {one.address.version for one in declared}
     addresses = declared + [one for one in facts if one.address.version not in families]
-    source = "l4proxy_address and facts" if declared else "facts"
+    source = f"{ADDRESS} and facts" if declared else "facts"
+    if not addresses and inet6 is not None and not interfaces:
+        raise DerivationError([_without_ip(name)])
     if not addresses and known:
         addresses, source = list(known), "the last run"
-    if not addresses:
-        literal = _literal(variables.get("ansible_host", name))
+    reached_at = variables.get("ansible_host", name)
+    if not addresses and wanted is None:
+        literal = _literal(reached_at)
         addresses, source = ([literal], "ansible_host") if literal and usable(literal) else ([], "nothing")
-    preferred = {str(variables.get("ansible_host", ""))}
-    preferred |= {str((facts_found.get(key) or {}).get("address", "")) for key in ("default_ipv4", "default_ipv6")}
     return Host(
         name=name,
         addresses=tuple(addresses),
         source=source,
         proxy_id=_declared_id(name, variables),
-        mac=str(variables.get("l4proxy_mac") or "").lower() or None,
-        preferred=frozenset(preferred),
+        mac=str(variables.get(MAC) or "").lower() or None,
+        preferred=frozenset({str(reached_at), *_default_addresses(told, interfaces)}),
+        interfaces=tuple(interfaces),
+    )
+
+
+def _default_addresses(told: Mapping[str, Any], interfaces: Sequence[Interface]) -> Iterator[str]:
+    """Yield the addresses that default routes prefer; in place of one that is left out, those of its interface."""
+    for version in (4, 6):
+        default = told.get(f"default_ipv{version}") or {}
+        yield str(default.get("address", ""))
+        for interface in interfaces:
+            if any(str(address) == default.get("address") for address, _reason in interface.left_out):
+                yield from (str(one.address) for one in interface.addresses if one.address.version == version)
+
+
+def _missing_facts(name: str, interfaces: Sequence[Interface]) -> str:
+    """Say what to do about a template that wants facts which are not there."""
+    if interfaces:
+        return f"; {name} has {', '.join(_shown(one) for one in interfaces)}"
+    return (
+        f"; {name} could not be asked for its facts, and no earlier run left its address behind: start {name}, or "
+        "write its address as a value"
+    )
+
+
+def _without_ip(name: str) -> str:
+    return (
+        f"the addresses of {name} cannot be read, because the command ip is missing there: install the package "
+        f"iproute2 on {name}, or declare {ADDRESS} in its host_vars, with a prefix length"
     )
 
 

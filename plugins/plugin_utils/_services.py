@@ -202,8 +202,8 @@ class _Parser:
             self.errors.append(f"{path}: expected a mapping with name, listen and backends, found {value!r}")
             return None
         options = dict(value)
-        listen = _as_sequence(options.pop("listen", None))
-        backends = _as_sequence(options.pop("backends", None))
+        listen = as_sequence(options.pop("listen", None))
+        backends = as_sequence(options.pop("backends", None))
         proxies = self.proxies(path, options.pop("proxies", None))
         listeners = [self.listener(f"{path}.listen[{i}]", one) for i, one in enumerate(listen)]
         ports = {one[1] for one in listeners if one}
@@ -228,7 +228,8 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,10}", value) else value
 
 
-def _as_sequence(value: Any) -> list[Any]:
+def as_sequence(value: Any) -> list[Any]:
+    """Return a list; what is none is a list of itself, and nothing is an empty one."""
     if value is None:
         return []
     return [value] if isinstance(value, (str, Mapping)) else list(value)

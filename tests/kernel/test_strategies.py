@@ -10,6 +10,7 @@ The documents are those the roles would apply, derived from services and variabl
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import itertools
 import os
 import selectors
@@ -17,6 +18,7 @@ import socket
 import struct
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._port_slices import slice_of
 
 from tests.kernel import routing_lab as rl
@@ -170,6 +172,59 @@ def test_a_datagram_is_not_accepted_so_its_reply_has_no_mark(lab, deployed):
     """Why the derivation refuses UDP with this strategy."""
     send_datagrams(lab, deployed)
     rl.eventually(lambda: leaked(lab) == YES)
+
+
+LENGTHS = {"ipv4": (24, 32), "ipv6": (64, 128)}
+
+
+def with_prefix(lab, name: str, alone: bool) -> None:
+    """Give a host its addresses with the prefix of their subnet, or alone, beside a route to that subnet (as DHCPv6 and
+    router advertisements do)."""
+    host, router = lab[name], lab["router"].on("inside")
+    for family, option in FAMILY_OPTION.items():
+        address, (subnet, whole) = rl.address(host, family), LENGTHS[family]
+        network = ipaddress.ip_network(f"{address}/{subnet}", strict=False)
+        before, after = (subnet, whole) if alone else (whole, subnet)
+        nodad = ["nodad"] if family == "ipv6" else []
+        commands = [
+            ["address", "del", f"{address}/{before}", "dev", host.dev],
+            ["route", "flush", str(network), "dev", host.dev],
+            ["address", "add", f"{address}/{after}", "dev", host.dev, *nodad],
+            *([["route", "add", str(network), "dev", host.dev]] if alone else []),
+            ["route", "replace", "default", "via", rl.address(router, family)],
+        ]
+        for command in commands:
+            host.run(["ip", option, *command])
+
+
+def facts_alone(host) -> dict:
+    """What setup says of such a host."""
+    found = sl.facts(host)
+    found[host.dev]["ipv4"]["prefix"] = "32"
+    found[host.dev]["ipv6"][0]["prefix"] = "128"
+    return {"ansible_facts": found}
+
+
+def test_addresses_whose_subnet_only_the_inventory_knows(lab, tmp_path):
+    names = ("a", "b")
+    variables = {name: facts_alone(lab[name]) for name in names}
+    declared = {"l4proxy_address": [f"{lab['b'].ipv4}/24", f"{lab['b'].ipv6}/64"]}
+    undeclared = sl.Deployment(lab, tmp_path, [sl.service("tcp", "b")], variables, ["a"], ["b"])
+    with pytest.raises(DerivationError, match=r"with the prefix length of its link \(\"198.18.0.11/24\"\)"):
+        undeclared.apply()
+    variables["b"].update(declared)
+    fleet = sl.Deployment(lab, tmp_path, [sl.service("tcp", "b")], variables, ["a"], ["b"])
+    try:
+        for name in names:
+            with_prefix(lab, name, alone=True)
+        fleet.apply()
+        assert handshakes(lab, fleet) == ESTABLISHED
+        take_away(lab, fleet, f"priority 1100 {BY_MARK}")
+        assert handshakes(lab, fleet) == SILENT
+    finally:
+        fleet.remove()
+        for name in names:
+            with_prefix(lab, name, alone=False)
 
 
 CLIENT, CONNECTIONS = "198.51.100.200", 2000

@@ -19,7 +19,7 @@ from ansible_collections.trueip.l4proxy.plugins.filter import forwarder_config, 
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _cli
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config, metrics, options, settings
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, schema
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _services
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _hosts, _services
 
 from tests.docs import pages
 from tests.unit.plugins.plugin_utils.fleet_data import hostvars, view
@@ -101,7 +101,7 @@ def metric_names():
 @functools.lru_cache(maxsize=1)
 def known_variables():
     """Variables, tags and the documented return values of roles, and metrics: all that may be called by such a name."""
-    found = metric_names()
+    found = metric_names() | set(_hosts.VARIABLES)
     for path in (REPOSITORY / "playbooks").glob("*.yml"):
         found |= set(re.findall(r"\bl4proxy_\w+\b", path.read_text(encoding="utf-8")))
     for role in ROLES:

@@ -7,12 +7,13 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import fact_addresses, read_interfaces
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
     DerivationError,
     HostAddress,
     Meeting,
+    Unreadable,
     derived_id,
-    fact_addresses,
     host_from_variables,
     meet,
 )
@@ -35,6 +36,7 @@ IDS = [
     ("the host part", [meeting("198.18.0.11/24", "198.18.0.21")], 11),
     ("longer prefixes too", [meeting("198.18.0.140/25", "198.18.0.141")], 12),
     ("the prefix may be the backend's", [meeting("198.18.0.11", "198.18.0.21/24")], 11),
+    ("the proxy knows no subnet", [meeting("198.18.0.11/32", "198.18.0.21/24")], 11),
     ("too short a prefix", [meeting("10.1.2.3/16", "10.1.7.8/16")], None),
     ("no prefix at all", [meeting("198.18.0.11", "198.18.0.21")], None),
     ("two subnets that disagree", [meeting("198.18.0.11/24", "198.18.0.21"), meeting("10.0.0.7/24", "10.0.0.8")], None),
@@ -78,6 +80,214 @@ def test_an_address_without_a_subnet_comes_last():
     )
     host = host_from_variables("b", {"ansible_facts": found})
     assert [str(host.of_family(version)[0].address) for version in (4, 6)] == ["198.18.0.21", "2001:db8::21"]
+
+
+ETH1 = {"eth1": {"device": "eth1", "ipv4": {"address": "198.18.2.21", "prefix": "24"}}}
+# As setup leaves `ip address add 198.18.2.77/24 dev eth0 label eth0:1`, and a secondary's label: both entries have it.
+LABELS = {
+    "eth0_1": {"ipv4": {"address": "198.18.2.77", "prefix": "24"}},
+    "eth0_web": {"ipv4_secondaries": [{"address": "198.18.0.77", "prefix": "24"}]},
+    "locally_reachable_ips": {"ipv4": ["127.0.0.0/8", "198.18.0.21"], "ipv6": ["::1"]},
+}
+SECOND = {"ipv4_secondaries": [{"address": "198.18.0.77", "prefix": "24"}]}
+V6 = [{"address": address, "prefix": "64"} for address in ("2001:db8::21", "2001:db8::dead")]
+ALONE = {
+    "ipv4": {"address": "198.18.0.21", "prefix": "32"},
+    "ipv6": [{"address": "2001:db8::21", "prefix": "128"}],
+}
+
+
+def flags(**addresses: int) -> str:
+    """/proc/net/if_inet6 of a host with 2001:db8::NAME on eth0."""
+    rows = (f"20010db80000000000000000{name:0>8} 02 40 00 {value:02x}     eth0" for name, value in addresses.items())
+    return "\n".join(rows)
+
+
+def prefers(address: str) -> dict:
+    return {"default_ipv6": {"address": address, "interface": "eth0"}}
+
+
+# The variables of b, and the addresses of it that count, in their order.
+CANDIDATES = [
+    ("facts", {}, {}, ["198.18.0.21/24", "2001:db8::21/64"]),
+    (
+        "a temporary address, which the default route prefers",
+        {"__l4proxy_inet6": flags(**{"21": 0x80, "dead": 0x01})},
+        {**facts(21, ipv6=V6), **prefers("2001:db8::dead")},
+        ["198.18.0.21/24", "2001:db8::21/64"],
+    ),
+    (
+        "the temporary address comes first and is deprecated by now",
+        {"__l4proxy_inet6": flags(**{"21": 0x00, "dead": 0x21})},
+        facts(21, ipv6=V6[::-1]),
+        ["198.18.0.21/24", "2001:db8::21/64"],
+    ),
+    (
+        "a deprecated address is the lower one",
+        {"__l4proxy_inet6": flags(**{"21": 0x20, "dead": 0x80})},
+        facts(21, ipv6=V6),
+        ["198.18.0.21/24", "2001:db8::dead/64", "2001:db8::21/64"],
+    ),
+    (
+        "a duplicate of another machine's",
+        {"__l4proxy_inet6": flags(**{"21": 0xC8, "dead": 0x80})},
+        facts(21, ipv6=V6),
+        ["198.18.0.21/24", "2001:db8::dead/64"],
+    ),
+    (
+        "a temporary address that is declared all the same",
+        {"__l4proxy_inet6": flags(**{"21": 0x80, "dead": 0x01}), "l4proxy_address": "2001:db8::dead"},
+        facts(21, ipv6=V6),
+        ["198.18.0.21/24", "2001:db8::dead"],
+    ),
+    ("no IPv6 at all", {"__l4proxy_inet6": ""}, facts(21, ipv6=[]), ["198.18.0.21/24"]),
+    (
+        "a prefix declared over a /32 and a /128",
+        {"l4proxy_address": ["198.18.0.21/24", "2001:db8::21/64"]},
+        facts(21, **ALONE),
+        ["198.18.0.21/24", "2001:db8::21/64"],
+    ),
+    (
+        "a prefix declared over one, for IPv6 alone",
+        {"l4proxy_address": "2001:db8::21/64"},
+        facts(21, **ALONE),
+        ["198.18.0.21/32", "2001:db8::21/64"],
+    ),
+    (
+        "an address without a prefix that two interfaces have",
+        {"l4proxy_address": "198.18.0.21"},
+        {**facts(21), "lo": {"device": "lo", "ipv4": {"address": "198.18.0.21", "prefix": "32"}}},
+        ["198.18.0.21/24", "2001:db8::21/64"],
+    ),
+    ("an interface", {"l4proxy_interface": "eth1"}, {**facts(21), **ETH1}, ["198.18.2.21/24"]),
+    (
+        "an interface, of both families",
+        {"l4proxy_interface": "eth0"},
+        {**facts(21), **ETH1},
+        ["198.18.0.21/24", "2001:db8::21/64"],
+    ),
+    (
+        "an interface for one family, an address for the other",
+        {"l4proxy_interface": "eth1", "l4proxy_address": "2001:db8::21"},
+        {**facts(21), **ETH1},
+        ["198.18.2.21/24", "2001:db8::21/64"],
+    ),
+    (
+        "labels",
+        {},
+        {**facts(21, **SECOND), **LABELS},
+        ["198.18.0.21/24", "198.18.0.77/24", "198.18.2.77/24", "2001:db8::21/64"],
+    ),
+    (
+        "one label, with the IPv6 addresses of its device",
+        {"l4proxy_interface": "eth0:1"},
+        {**facts(21, **SECOND), **LABELS},
+        ["198.18.2.77/24", "2001:db8::21/64"],
+    ),
+    (
+        "an interface with its labels",
+        {"l4proxy_interface": "eth0"},
+        {**facts(21, **SECOND), **LABELS, **ETH1},
+        ["198.18.0.21/24", "198.18.0.77/24", "198.18.2.77/24", "2001:db8::21/64"],
+    ),
+    (
+        "an interface whose name facts spell in another way",
+        {"l4proxy_interface": "br-lan:1"},
+        {"br_lan": {"device": "br-lan"}, "br_lan_1": {"ipv4": {"address": "198.18.2.77", "prefix": "24"}}},
+        ["198.18.2.77/24"],
+    ),
+    (
+        "the name of the host is one of its addresses",
+        {},
+        facts(21, ipv6=[*V6, {"address": "2001:db8::b", "prefix": "64"}]),
+        ["198.18.0.21/24", "2001:db8::b/64", "2001:db8::21/64", "2001:db8::dead/64"],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variables", "told", "expected"), [row[1:] for row in CANDIDATES], ids=[row[0] for row in CANDIDATES]
+)
+def test_which_addresses_count(variables, told, expected):
+    host = host_from_variables("2001:db8::b", {"ansible_facts": told or facts(21), **variables})
+    found = [one for version in (4, 6) for one in host.of_family(version)]
+    assert [f"{one.address}/{one.prefix}" if one.prefix else str(one.address) for one in found] == expected
+    # The device is what routes and sysctls are for; only a declared address that facts do not have is without one.
+    assert [one.device is None for one in found] == ["dead" in text and "/" not in text for text in expected]
+
+
+ONE_LINK = "eth0 (198.18.0.21, 2001:db8::21), lo"
+REFUSED = [
+    (
+        {"l4proxy_interface": "eth1"},
+        f"l4proxy_interface of b: 'eth1', but b has no such interface; it has {ONE_LINK}",
+    ),
+    (
+        {"l4proxy_interface": "lo"},
+        "l4proxy_interface of b: 'lo', but b has no address there at which others could reach it; it has " + ONE_LINK,
+    ),
+    ({"l4proxy_interface": ["eth0"]}, "l4proxy_interface of b: ['eth0'] is not the name of an interface, such as eth1"),
+    ({"l4proxy_interface": ""}, "l4proxy_interface of b: '' is not the name of an interface, such as eth1"),
+    (
+        {"ansible_facts": {"gather_subset": ["network"]}, "__l4proxy_inet6": ""},
+        "the addresses of b cannot be read, because the command ip is missing there: install the package iproute2 on "
+        "b, or declare l4proxy_address in its host_vars, with a prefix length",
+    ),
+]
+
+
+@pytest.mark.parametrize(("variables", "sentence"), REFUSED)
+def test_refused(variables, sentence):
+    with pytest.raises(DerivationError) as caught:
+        host_from_variables("b", {"ansible_facts": facts(21), **variables})
+    assert caught.value.errors == [sentence]
+
+
+def test_without_the_command_ip_a_declared_address_will_do():
+    variables = {"ansible_facts": {}, "__l4proxy_inet6": "", "l4proxy_address": "198.18.0.21/24"}
+    assert host_from_variables("b", variables).addresses == (address("198.18.0.21/24"),)
+
+
+class Template(dict):
+    """Variables of which one is a template that fails."""
+
+    def get(self, key, default=None):
+        if key == "l4proxy_address":
+            raise Unreadable("l4proxy_address of b", "object of type 'dict' has no attribute 'eth1'")
+        return super().get(key, default)
+
+
+CANNOT = "l4proxy_address of b cannot be read: object of type 'dict' has no attribute 'eth1'; b "
+FAILED = [
+    (facts(21), [address("198.18.0.77")], f"has {ONE_LINK}"),
+    (
+        {},
+        [],
+        "could not be asked for its facts, and no earlier run left its address behind: start b, or write its address "
+        "as a value",
+    ),
+]
+
+
+@pytest.mark.parametrize(("told", "known", "sentence"), FAILED)
+def test_a_template_that_fails_is_named(told, known, sentence):
+    with pytest.raises(Unreadable) as caught:
+        host_from_variables("b", Template(ansible_facts=told), known)
+    assert caught.value.errors == [CANNOT + sentence]
+
+
+def test_while_a_host_is_down_the_address_of_the_last_run_stands_in_for_its_template():
+    host = host_from_variables("b", Template(ansible_host="192.0.2.1"), [address("198.18.0.77")])
+    assert (host.source, host.addresses) == ("the last run", (address("198.18.0.77"),))
+
+
+def test_an_interface_is_not_guessed_by_ansible_host():
+    assert host_from_variables("b", {"l4proxy_interface": "eth1", "ansible_host": "192.0.2.1"}).addresses == ()
+
+
+def test_what_is_no_listing_of_addresses_has_no_flags():
+    (first, *_rest) = read_interfaces(facts(21), "null\n" + "x y z\n")
+    assert len(first.addresses) == 2
 
 
 def test_a_bridge_that_both_hosts_have_is_no_meeting():

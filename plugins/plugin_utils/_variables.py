@@ -1,0 +1,90 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Variables of hosts as the derivation reads them: templates evaluated, once, and a failure with host and variable.
+
+Ansible evaluates a template when its value is looked at, which may be deep inside a list. Here everything is looked at
+at the border, so that what comes after it only sees plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import Unreadable
+
+FACTS = "ansible_facts"
+
+
+def plain(value: Any) -> Any:
+    """Return a copy in which every template has been evaluated."""
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if not isinstance(value, (str, int, float)):
+        str(value)  # the template engine's undefined value, which says what is undefined when it is looked at
+    return value
+
+
+def read(what: str, value: Any) -> Any:
+    """Return a plain copy of a value; ``what`` names it in the error.
+
+    :raises Unreadable: a template in it cannot be evaluated.
+    """
+    try:
+        return plain(value)
+    except Exception as error:  # whatever a template comes to: undefined names, filters and lookups that fail
+        raise Unreadable(what, error) from error
+
+
+class HostVariables(Mapping):
+    """Variables of one host; each is evaluated when it is first asked for."""
+
+    def __init__(self, name: str, variables: Mapping[str, Any]) -> None:
+        self._name, self._variables = name, variables
+        self._read: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._variables:
+            raise KeyError(key)
+        if key not in self._read:
+            self._read[key] = self._evaluated(key)
+        return self._read[key]
+
+    def _evaluated(self, key: str) -> Any:
+        try:
+            value = self._variables[key]
+        except Exception as error:  # as above: the template of the whole variable
+            raise Unreadable(f"{key} of {self._name}", error) from error
+        # Facts are many, and text of other machines: no template is evaluated in them.
+        return value if key == FACTS else read(f"{key} of {self._name}", value)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._variables
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+
+class Inventory(Mapping):
+    """``hostvars``, with each host's variables as :class:`HostVariables`."""
+
+    def __init__(self, hostvars: Mapping[str, Mapping[str, Any]]) -> None:
+        self._hostvars = hostvars
+        self._hosts: dict[str, HostVariables] = {}
+
+    def __getitem__(self, name: str) -> HostVariables:
+        if name not in self._hosts:
+            self._hosts[name] = HostVariables(name, self._hostvars[name])
+        return self._hosts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._hostvars)
+
+    def __len__(self) -> int:
+        return len(self._hostvars)

@@ -1,0 +1,68 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import Unreadable
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory, plain
+
+
+class Lazy(list):
+    """A list as Ansible gives it: a template in it fails when it is looked at."""
+
+    def __iter__(self):
+        yield "good"
+        raise ValueError("'x' is undefined")
+
+
+class Variables(dict):
+    """The template of the whole variable fails."""
+
+    def __getitem__(self, key):
+        if key == "whole":
+            raise ValueError("'y' is undefined")
+        return super().__getitem__(key)
+
+
+class Undefined:
+    """What a template of one undefined name comes to."""
+
+    def __str__(self):
+        raise ValueError("'z' is undefined")
+
+
+HOSTS = Inventory(
+    {"b": Variables(whole=1, scalar=Undefined(), inside={"deep": Lazy()}, good=[1, {"a": (2,)}], ansible_facts=Lazy())}
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"), [("whole", "'y' is undefined"), ("inside", "'x' is undefined"), ("scalar", "'z' is undefined")]
+)
+def test_a_template_that_fails_is_named_with_its_host(key, reason):
+    with pytest.raises(Unreadable) as caught:
+        HOSTS["b"].get(key)
+    assert caught.value.errors == [f"{key} of b cannot be read: {reason}"]
+
+
+def test_values_are_plain():
+    assert HOSTS["b"].get("good") == [1, {"a": [2]}]
+    assert HOSTS["b"].get("missing", 5) == 5
+
+
+def test_facts_are_not_evaluated():
+    assert isinstance(HOSTS["b"]["ansible_facts"], Lazy)
+
+
+def test_it_is_all_there():
+    assert (list(HOSTS), len(HOSTS), "whole" in HOSTS["b"], set(HOSTS["b"]), len(HOSTS["b"])) == (
+        ["b"], 1, True, {"whole", "scalar", "inside", "good", "ansible_facts"}, 5
+    )  # fmt: skip
+
+
+def test_plain_copies():
+    value = {"a": [1]}
+    assert plain(value) == value
+    assert plain(value)["a"] is not value["a"]
