@@ -15,7 +15,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import p
 
 from tests.kernel import forwarder_lab as fl
 
-PROXIED, SENDING, DENIED, ALLOWED, PAUSE, REFUSE, EACH, RATE, RANGE, _END, _LAST, HIDDEN = range(7300, 7312)
+PROXIED, SENDING, DENIED, ALLOWED, PAUSE, REFUSE, EACH, RATE, RANGE, _END, _LAST, HIDDEN, GREETED = range(7300, 7313)
 FAMILIES = fl.FAMILIES
 BEYOND = {"ipv4": "203.0.113.77", "ipv6": "2001:db8:77::7"}  # clients of the other proxy
 HELD = LISTENER = 9100  # a port on b where connections stay
@@ -49,6 +49,7 @@ def forwarder(lab, servers):
     document = fl.config(
         one("proxied", PROXIED, accept_proxy=client, proxy_timeout=0.5, deny=["203.0.113.99/32"]),
         one("hidden", HIDDEN, accept_proxy=client, deny=["203.0.113.99/32"], source_fallback="own"),
+        one("greeted", GREETED, HELD, accept_proxy=client),
         one("denied", DENIED, deny=client),
         one("allowed", ALLOWED, allow=["192.0.2.0/24", "2001:db8:ffff::/48"]),
         one("pause", PAUSE, HELD, limits={"connections": 2}),
@@ -153,6 +154,16 @@ def test_a_mapped_address_is_the_ipv4_client_it_means(lab, forwarder, new_lines,
     for line in lines[::2]:
         assert (line["client"], line["source"], line["source_step"]) == ("203.0.113.77", "203.0.113.77", "any")
     assert [line["ended"] for line in lines[1::2]] == ["client address is denied"] * 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_urgent_data_right_behind_a_header_is_urgent(lab, forwarder, listener, family):
+    with fl.connect(lab, getattr(lab["a"], family), GREETED) as client:
+        client.sendall(header(lab, family))
+        client.send(b"!", socket.MSG_OOB)
+        client.sendall(b"after it")
+        with fl.accept(listener) as server:
+            assert server.recv(8, socket.MSG_WAITALL) == b"after it", "the byte is beside the stream"
 
 
 @pytest.mark.parametrize("address", ["198.18.0.255", "255.255.255.255", "0.1.2.3"])

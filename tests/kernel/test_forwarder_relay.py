@@ -161,7 +161,7 @@ def test_a_slow_reader_makes_the_sender_wait_and_not_the_proxy_grow(lab, forward
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("inline", [True, False])
 @pytest.mark.parametrize("upload", [True, False])
-@pytest.mark.parametrize(("before", "after"), [(3, 3), (2_000_000, 500_000)])
+@pytest.mark.parametrize(("before", "after"), [(3, 3), (0, 3), (3, 0), (2_000_000, 500_000)])
 def test_urgent_data_arrives_as_it_does_without_a_proxy(
     lab, forwarder, listener, new_lines, family, before, after, upload, inline
 ):

@@ -341,6 +341,20 @@ def test_out_of_descriptors_the_quietest_sessions_make_room(lab, servers, family
 
 
 @families
+def test_kept_ports_leave_the_other_services_one_of_the_slice(lab, servers, family):
+    """A socket of a kept port keeps that port from the sockets that are shared."""
+    ports, address = range(42000, 42064), getattr(lab["a"], family)
+    services = [udp(lab, "keeper", SLICED, source_port="keep"), udp(lab, "sliced", SLICED + 1)]
+    document = fl.config(*services, source_ports={"first": ports[0], "last": ports[-1]})
+    with fl.Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:
+        for port in ports:
+            assert ul.who(stack.enter_context(ul.client(lab, address, port)), (address, SLICED))[0] == "b"
+        for host in ("client", "router"):
+            assert ask(lab, family, SLICED + 1, host=host)[2] in ports
+        assert counters(forwarder)["keeper"]["source_kept"] > len(ports) / 2
+
+
+@families
 def test_of_a_client_that_uses_up_its_ports_the_quietest_session_makes_room(lab, servers, family):
     ports, to = 64, (getattr(lab["a"], family), SLICED)
     document = fl.config(udp(lab, "sliced", SLICED), source_ports={"first": 42000, "last": 42000 + ports - 1})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket
 
 from . import proxy_protocol, sockets
-from .poller import ENDED
+from .poller import ENDED, URGENT
 from .proxy_protocol import LONGEST, MalformedHeader
 from .refusal import Refusal
 
@@ -35,6 +35,8 @@ class Greeting:
         sock = self.relay.client.sock
         if sock is None:
             return  # aborted meanwhile
+        if mask & URGENT:  # said once, and the relay reads what it is about
+            self.relay.client.careful = True
         try:
             data = sock.recv(LONGEST, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             header = proxy_protocol.parse(data)
