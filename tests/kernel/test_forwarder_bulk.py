@@ -17,7 +17,7 @@ import pytest
 
 from tests.kernel import forwarder_lab as fl
 
-BULK, IDLE, GONE = 7400, 7401, 7402
+BULK, IDLE, GONE, SOON = 7400, 7401, 7402, 7403
 MIB = 1 << 20
 CAPABILITIES = "+net_raw,+net_bind_service"
 
@@ -48,6 +48,7 @@ def forwarder(lab):
         fl.service(lab, "bulk", BULK, 9000, backends=["b"]),
         fl.service(lab, "idle", IDLE, 9000, backends=["b"], idle_timeout=2, half_closed_timeout=1, keepalive=7),
         fl.service(lab, "gone", GONE, 9000, backends=["b"], tcp_user_timeout=1),
+        fl.service(lab, "soon", SOON, 9000, backends=["b"], keepalive=1),
     )
     with fl.Forwarder(lab, document, wrapper=AS_USER) as forwarder:
         yield forwarder
@@ -313,4 +314,32 @@ def test_a_backend_that_vanishes_is_given_up_after_the_user_timeout(lab, forward
                 other.recv(1)
         assert other_server.recv(100) == b"is anybody there?", "it was sent again"
     ended = {line["service"]: line["ended"] for line in new_lines(2)}
-    assert ended == {"gone": "backend reset", "bulk": "closed"}
+    assert ended == {"gone": "backend timed out (ETIMEDOUT)", "bulk": "closed"}
+
+
+@pytest.mark.parametrize(
+    ("port", "said", "errors"), [(SOON, False, {"ETIMEDOUT"}), (GONE, True, {"EHOSTUNREACH", "ENETUNREACH"})]
+)
+def test_a_client_that_vanishes_is_logged_as_what_it_is(lab, forwarder, ends, new_lines, port, said, errors):
+    """Keepalive finds that it says nothing; or the user timeout, and its router has said that it is gone."""
+    client, server = ends(port)
+    with client, server, _vanished(lab, said):
+        if port == GONE:
+            server.sendall(b"is anybody there?")
+        with pytest.raises(ConnectionResetError):
+            server.recv(1)
+    (line,) = new_lines(1)
+    assert line["ended"] in {f"client timed out ({error})" for error in errors}
+
+
+@contextlib.contextmanager
+def _vanished(lab, said):
+    """Nothing from a reaches the client any more; ``said``: its router says so by ICMP."""
+    verdict = "reject with icmpx type host-unreachable" if said else "drop"
+    rule = f"oifname {lab['router'].on('outside').dev} {verdict}"
+    chain = f"chain forward {{\ntype filter hook forward priority 0\n{rule}\n}}\n"
+    lab["router"].run(["nft", "-f", "-"], input=f"table inet vanished {{\n{chain}}}\n")
+    try:
+        yield
+    finally:
+        lab["router"].run(["nft", "delete", "table", "inet", "vanished"])

@@ -111,3 +111,9 @@ def test_the_forwarders_user_can_do_what_it_needs_and_nothing_else(probing):
     # The control: without the unit's confinement it could.
     _may, free = try_everything(probing, "[Service]\nLimitNOFILE=65536\nPrivateMounts=true\n")
     assert {what: outcome for what, outcome in free.items() if outcome != "done"} == {}
+
+
+def test_journald_drops_no_line_of_the_forwarder(lab):
+    """By default it does so above 10,000 in 30 s, and a connection is a line."""
+    show = ["systemctl", "show", "--property=LogRateLimitIntervalUSec", "--value"]
+    assert lab["a"].run([*show, "l4proxy-forwarder"]).stdout.strip() == "0"

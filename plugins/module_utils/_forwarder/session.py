@@ -130,13 +130,13 @@ class Session:
     def handle(self, event, reason=None):
         """Move to the next state and carry out what the table says; raise ImpossibleEvent.
 
-        ``reason`` says why, for the events whose cause the table cannot know (GIVEN_UP, ABORT).
+        ``reason`` says why, where the table cannot know it: GIVEN_UP, ABORT, and a reset that was none.
         """
         try:
             self.state, actions, why = self.table[self.state, event]
         except KeyError:
             raise ImpossibleEvent(f"{event.value} while {self.state.value}") from None
         if self.state is _FINISHED and self.ended is None:
-            self.ended = why or reason or event.value
+            self.ended = reason or why or event.value
         for action in actions:  # the last may report the next event
             action(self)

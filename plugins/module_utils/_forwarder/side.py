@@ -119,7 +119,7 @@ class Side:
                 self.careful = self.careful or bool(mask & URGENT)
         if self.ended:
             if mask & ERROR:
-                self.relay.handle(self.reset)
+                self.relay.lost(self, sockets.pending_error(self.sock))
                 return
         elif mask != WRITE:
             if self.pending is None and (self.pipe is None or not self.pipe.held):
@@ -158,8 +158,8 @@ class Side:
                 count = self.sock.recv_into(_buffer, BUFFER_SIZE, MSG_DONTWAIT)
             except BlockingIOError:
                 return False
-            except OSError:
-                self.relay.handle(self.reset)
+            except OSError as error:
+                self.relay.lost(self, error.errno)
                 return True
             if not count:
                 self._end()
@@ -170,8 +170,8 @@ class Side:
                 taken = peer.sock.send(_view[:count], self.flags)
             except BlockingIOError:
                 taken = 0
-            except OSError:
-                self._peer_is_gone()
+            except OSError as error:
+                self._peer_is_gone(error.errno)
                 return True
             peer.sent += taken
             if taken < count:
@@ -216,8 +216,8 @@ class Side:
                 taken = peer.sock.send(self.pending, self.pending_flags)
             except BlockingIOError:
                 return
-            except OSError:
-                self._peer_is_gone()
+            except OSError as error:
+                self._peer_is_gone(error.errno)
                 return
             peer.sent += taken
             if taken < len(self.pending):
@@ -273,8 +273,8 @@ class Side:
                     self.full = 0
                 self._return_pipe()
                 return not self.thorough
-            except OSError:
-                self.relay.handle(self.reset)
+            except OSError as error:
+                self.relay.lost(self, error.errno)
                 return True
             if not pipe.held:
                 self._return_pipe()
@@ -298,8 +298,8 @@ class Side:
             except BlockingIOError:
                 peer.watch_room()
                 return False
-            except OSError:
-                self._peer_is_gone()
+            except OSError as error:
+                self._peer_is_gone(error.errno)
                 return False
             pipe.held -= taken
             peer.sent += taken
@@ -321,8 +321,8 @@ class Side:
                 count, flags = self._read(urgent=events & URGENT)
             except BlockingIOError:
                 return False
-            except OSError:
-                self.relay.handle(self.reset)
+            except OSError as error:
+                self.relay.lost(self, error.errno)
                 return True
             if not count:
                 self._end()
@@ -333,8 +333,8 @@ class Side:
                 taken = peer.sock.send(_view[:count], flags)
             except BlockingIOError:
                 taken = 0
-            except OSError:
-                self._peer_is_gone()
+            except OSError as error:
+                self._peer_is_gone(error.errno)
                 return True
             peer.sent += taken
             if taken < count:
@@ -361,15 +361,16 @@ class Side:
             self._return_pipe()
         self.relay.handle(self.eof)
 
-    def _peer_is_gone(self):
-        """Sending failed. Pass on what the peer said before it reset us: a server may answer early and close.
+    def _peer_is_gone(self, number):
+        """Sending failed with errno ``number``. Pass on what the peer said before it reset us.
 
-        The kernel still has it, and a client without a proxy in between would have received it.
+        A server may answer early and close. The kernel still has it, and a client without a proxy in between would have
+        received it.
         """
         peer = self.peer
         if not peer.blocked and not peer.ended:  # else nothing more can reach this side in order
             peer.salvage()
-        self.relay.handle(peer.reset)
+        self.relay.lost(peer, number)
 
     def salvage(self):
         """Send on what can still be read from this side."""

@@ -297,7 +297,12 @@ def acknowledge_now(upstream):
 
 def connect_error(upstream):
     """Return the errno of a finished connect, 0 for success."""
-    return upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return pending_error(upstream)
+
+
+def pending_error(sock):
+    """Return the errno a socket has to report, 0 for none; it is reported once."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def reset(sock):

@@ -38,6 +38,10 @@ _BACKENDS_FAULT = {
     errno.ECONNABORTED,
 }
 
+# What a socket says whose peer has reset it, and one whose peer keepalive or the user timeout found to be gone.
+_RESETS = {0, errno.ECONNRESET, errno.EPIPE}
+_VANISHED = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
+
 DEADLINE = Refusal("other", "connect deadline")
 
 # Errors another backend would not help against.
@@ -156,6 +160,18 @@ class Relay(Session):
         """Reset both sides, whatever they are doing."""
         self.worker.connecting.pop(self, None)
         self.handle(Event.ABORT, reason)
+
+    def lost(self, side, number):
+        """The socket of ``side`` failed with errno ``number``: its peer has reset it, or is not there any more.
+
+        The kernel gives up a peer that acknowledges nothing with the last it has heard of it: ETIMEDOUT, or what ICMP
+        or the neighbour table said.
+        """
+        reason = None
+        if number not in _RESETS:
+            whose, what = "client" if side is self.client else "backend", errno.errorcode.get(number, number)
+            reason = f"{whose} {'timed out' if number in _VANISHED else 'failed'} ({what})"
+        self.handle(side.reset, reason)
 
     # -- connecting ------------------------------------------------------------------------------------------------
 

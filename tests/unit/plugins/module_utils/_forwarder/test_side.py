@@ -66,6 +66,10 @@ class Middle:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
 
+    def lost(self, side, _number):
+        """What Relay.lost does, without a reason."""
+        self.handle(side.reset)
+
     def turn(self):
         while any(one.sock for one in self.sides.values()):
             if not self.selector.turn(PATIENCE, self.contain):
