@@ -129,10 +129,10 @@ deploy: package ## The built collection on the container lab under the newest an
 	@$(BOOTSTRAP) gates
 	@$(ROOT) $(PYTHON) -m pytest -q tests/gates/test_deploy.py
 
-bench: ## The forwarder beside HAProxy and nginx, in one run: QUICK=1 for less, ONLY=PATTERN for some of it (root)
+bench: ## The forwarder beside HAProxy and nginx, in one run: QUICK=1 for less, ONLY=REGEX for some of it, as ONLY='requests-64$|bulk' (root)
 	@$(BOOTSTRAP) bench
-	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections QUICK=$(QUICK) ONLY='$(ONLY)' $(PYTHON) -m tests.bench
-	@[ -n '$(ONLY)' ] || $(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.checker $(if $(QUICK),6,20)
+	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections QUICK=$(QUICK) ONLY='$(value ONLY)' $(PYTHON) -m tests.bench
+	@[ -n '$(value ONLY)' ] || $(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.checker $(if $(QUICK),6,20)
 
 docs: ## Build the documentation as a site, .build/docs/html, and follow every link of it
 	@$(BOOTSTRAP) docs

@@ -33,9 +33,20 @@ SECONDS, QUICK_SECONDS, QUICK_ROUNDS = 2.0, 1.0, 2
 JUDGED = ("rate", "cpu_per_unit", "rss")
 
 
+class NotServed(RuntimeError):
+    """A peer has no listener on the port that a work needs."""
+
+
 def chosen(quick: bool, pattern: str) -> list[Work]:
-    """Return the works of this run."""
-    return [work for work in WORKS if (work.quick or not quick) and re.search(pattern, work.name)]
+    """Return the works of this run; raise ValueError where there are none."""
+    try:
+        found = [work for work in WORKS if (work.quick or not quick) and re.search(pattern, work.name)]
+    except re.error as error:
+        raise ValueError(f"ONLY={pattern!r} is not a regular expression: {error}") from None
+    if not found:
+        names = ", ".join(work.name for work in WORKS if work.quick or not quick)
+        raise ValueError(f"no work matches ONLY={pattern!r}; there are {names}")
+    return found
 
 
 def entrants(work: Work) -> list[Peer]:
@@ -52,6 +63,8 @@ def one_round(lab: BenchLab, work: Work, peer: Peer, seconds: float) -> Sample:
         running = peer.start(lab, Path(directory), work.setting)
         try:
             _wait_until_it_forwards(lab, peer, running)
+            if not peer.complete and not running.listens(work.port):
+                raise NotServed(f"it does not listen on port {work.port}")
             return work.run(lab, peer, running, seconds)
         finally:
             running.stop()
@@ -61,21 +74,31 @@ def _wait_until_it_forwards(lab: BenchLab, peer: Peer, running: Running) -> None
     url = f"http://{lab[peer.host].ipv4}:{table.HTTP}/"
     deadline = time.monotonic() + 20
     while lab["client"].run(["curl", "-s", "-m", "1", "-o", "/dev/null", url], check=False).returncode:
-        if time.monotonic() > deadline:
+        if running.ended() or time.monotonic() > deadline:
             raise RuntimeError(f"{peer.name} does not forward: {running.said()[-2000:]}")
 
 
-def measure(lab: BenchLab, work: Work, quick: bool) -> dict[str, dict[str, Figure]]:
-    """Measure a work on everybody, round after round; where the rounds of one differ too much, all get more."""
+def measure(lab: BenchLab, work: Work, quick: bool) -> tuple[dict[str, dict[str, Figure]], dict[str, Exception]]:
+    """Measure a work on everybody, round after round; where the rounds of one differ too much, all get more.
+
+    Return the figures by peer, and why there are none of some: one that fails takes nothing from the others.
+    """
     seconds, rounds = (QUICK_SECONDS, QUICK_ROUNDS) if quick else (SECONDS, ROUNDS)
     samples: dict[str, list[Sample]] = {peer.name: [] for peer in entrants(work)}
+    failed: dict[str, Exception] = {}
     lab.offload(work.offload)
     for number in range(rounds + MORE_ROUNDS):
         if number >= rounds and not _disturbed(samples.values()):
             break
         for peer in entrants(work):
-            samples[peer.name].append(one_round(lab, work, peer, seconds))
-    return {name: figures(found) for name, found in samples.items()}
+            if peer.name in failed:
+                continue
+            try:
+                samples[peer.name].append(one_round(lab, work, peer, seconds))
+            except (RuntimeError, subprocess.SubprocessError) as error:
+                failed[peer.name] = error
+                del samples[peer.name]
+    return {name: figures(found) for name, found in samples.items()}, failed
 
 
 def _disturbed(samples: Iterable[list[Sample]]) -> bool:
@@ -106,22 +129,23 @@ def main() -> int:
     quick, pattern = bool(os.environ.get("QUICK")), os.environ.get("ONLY", "")
     started = time.monotonic()
     results, failures = {}, []
-    if not chosen(quick, pattern):
-        print(f"no work matches ONLY={pattern!r} (in a Makefile's variable, $ is written $$)", file=sys.stderr)
+    try:  # before anything is measured
+        works, more = chosen(quick, pattern), table.more()
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
+    python, site = environments.ensure("bench")  # what draws the picture; if it cannot be had, that is said now
     with raise_lab() as lab:
-        for work in chosen(quick, pattern):
-            try:
-                results[work.name] = measure(lab, work, quick)
-            except (RuntimeError, subprocess.SubprocessError) as error:  # the other works still say something
-                failures.append(work.name)
-                print(f"{work.name}: FAILED: {error}\n", file=sys.stderr, flush=True)
-                continue
+        for work in works:
+            results[work.name], failed = measure(lab, work, quick)
             print(report.table(work, results[work.name]), flush=True)
-    settings = {peer.name: peer.settings for peer in (*table.PEERS, *table.more(), table.DIRECT, table.DNAT)}
+            for name, error in failed.items():
+                left_out = isinstance(error, NotServed)
+                print(f"  {name} {'is left out' if left_out else 'FAILED'}: {error}\n", file=sys.stderr, flush=True)
+                failures += [] if left_out else [f"{work.name} by {name}"]
+    settings = {peer.name: peer.settings for peer in (*table.PEERS, *more, table.DIRECT, table.DNAT)}
     path = report.write(results, {**versions(), "settings": settings, "quick": quick})
     picture = path.with_suffix(".svg")
-    python, site = environments.ensure("bench")
     command = [str(python), str(Path(__file__).with_name("picture.py")), str(path), str(picture)]
     subprocess.run(command, check=True, env=environments.variables(site))
     print(f"{time.monotonic() - started:.0f} s; written to {path} and {picture}")

@@ -36,6 +36,11 @@ def _stat(entry: Path) -> list[str]:
     return (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
 
 
+def listing(pid: int, *names: str) -> list[str]:
+    """Return the rows of tables in /proc/PID/net: those of the network namespace of a process."""
+    return [row for name in names for row in (PROC / str(pid) / "net" / name).read_text("ascii").splitlines()[1:]]
+
+
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Return what processes have used of the CPU, user and system, in seconds."""
     total = 0

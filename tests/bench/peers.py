@@ -5,14 +5,16 @@
 
 Each peer forwards the same ports of the proxy host to the backend, with the client's address as the source. A peer of
 your own is one line: L4PROXY_BENCH_PEER='name=command … {listen} {backend}', where the two words become ADDRESS:PORT of
-the HTTP service.
+the HTTP service. It is left out of works that need a port on which it does not listen.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from tests.lab.netns import NamespaceLab, stop
 HTTP, BULK, HOLD, UDP = 8080, 5201, 9000, 5353
 TCP_PORTS = (HTTP, BULK, HOLD)
 MOST_FILES = 20000
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SETTLED = 0.5  # seconds in which no process was added
 # The forwarder runs as the unit runs it: an ordinary user with two capabilities.
 CAPABILITIES = "+net_raw,+net_bind_service"
@@ -57,6 +60,11 @@ class Running:
     def memory(self) -> int:
         return measure.memory(self.pids())
 
+    def listens(self, port: int) -> bool:
+        """Whether one of its processes listens on a port of TCP (state 0A in /proc/PID/net/tcp)."""
+        rows = [row.split() for pid in self.pids()[:1] for row in measure.listing(pid, "tcp", "tcp6")]
+        return any(row[3] == "0A" and row[1].endswith(f":{port:04X}") for row in rows)
+
     def settle(self) -> None:
         """Wait until it starts no more processes: what forwards already may not be all of it."""
         found = self.pids()
@@ -65,6 +73,10 @@ class Running:
             found, before = self.pids(), found
             if found == before:
                 return
+
+    def ended(self) -> bool:
+        """Whether it is no more."""
+        return self._process is not None and self._process.poll() is not None
 
     def said(self) -> str:
         """What the peer has printed."""
@@ -85,6 +97,8 @@ class Peer:
     udp: bool = False
     #: Whether it is the best there is of its kind: works that are no quick ones are put on nobody else.
     best: bool = True
+    #: Whether it forwards every port of TCP; one that may not is looked at.
+    complete: bool = True
     #: What it was set to beyond its defaults, for the page that shows the figures.
     settings: str = "defaults"
 
@@ -172,14 +186,41 @@ DIRECT = Peer("direct", _nothing, host="b", udp=True, settings="no proxy")
 DNAT = Peer("dnat", _nothing, host="a2", udp=True, settings="iptables -t nat, on a proxy host of its own")
 
 
+class BadPeer(ValueError):
+    """L4PROXY_BENCH_PEER is no peer; the message says why."""
+
+
 def more() -> tuple[Peer, ...]:
-    """The peer of L4PROXY_BENCH_PEER, if there is one."""
-    name, _equals, command = os.environ.get("L4PROXY_BENCH_PEER", "").partition("=")
-    if not command:
+    """The peer of L4PROXY_BENCH_PEER, if there is one; raise BadPeer."""
+    text = os.environ.get("L4PROXY_BENCH_PEER", "")
+    if not text:
         return ()
+    name, _equals, command = text.partition("=")
+    words = _words(command)
+    if not NAME.fullmatch(name) or not words:
+        raise BadPeer(f"{text!r} is not NAME=COMMAND; a name has letters, digits, '.', '_' and '-'")
+    if name in {peer.name for peer in (*PEERS, DIRECT, DNAT)}:
+        raise BadPeer(f"{name} is the name of another peer already; choose another name")
+    if not shutil.which(words[0]):
+        raise BadPeer(f"there is no program {words[0]}")
+    _filled(words, "", "")
 
     def start(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
-        words = {"listen": f"{lab['a'].ipv4}:{HTTP}", "backend": f"{lab['b'].ipv4}:{HTTP}"}
-        return Running(lab["a"].spawn([word.format(**words) for word in shlex.split(command)]))
+        return Running(lab["a"].spawn(_filled(words, f"{lab['a'].ipv4}:{HTTP}", f"{lab['b'].ipv4}:{HTTP}")))
 
-    return (Peer(name, start, settings=json.dumps(command)),)
+    return (Peer(name, start, complete=False, settings=json.dumps(command)),)
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise BadPeer(f"{command!r} is not a command line: {error}") from None
+
+
+def _filled(words: list[str], listen: str, backend: str) -> list[str]:
+    """Put the addresses into a command line."""
+    try:
+        return [word.format(listen=listen, backend=backend) for word in words]
+    except (KeyError, IndexError, ValueError) as error:
+        raise BadPeer(f"{shlex.join(words)!r}: only {{listen}} and {{backend}} are filled in ({error!r})") from None

@@ -9,11 +9,6 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("svg")
-from matplotlib import pyplot
-
 OURS = "l4proxy"
 PANELS = {"rate": "rate (longer is better)", "cpu_per_unit": "CPU time a unit (shorter is better)"}
 
@@ -22,7 +17,8 @@ def shares(figures: dict[str, dict], name: str) -> dict[str, dict[str, float]]:
     """Return {work: {peer: its median / ours}} of one value, for the works in which ours has one."""
     found: dict[str, dict[str, float]] = {}
     for key, value in figures.items():
-        work, peer, what = key.split(".")
+        work, _dot, rest = key.partition(".")
+        peer, _dot, what = rest.rpartition(".")  # a peer's name may have dots, as haproxy-3.5
         ours = figures.get(f"{work}.{OURS}.{name}", {}).get("median")
         if what == name and ours and value["median"]:
             found.setdefault(work, {})[peer] = value["median"] / ours
@@ -31,6 +27,11 @@ def shares(figures: dict[str, dict], name: str) -> dict[str, dict[str, float]]:
 
 def draw(source: Path, target: Path) -> None:
     """Draw the picture of the figures in ``source``."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
     figures = json.loads(source.read_text(encoding="utf-8"))["figures"]
     panels = {name: shares(figures, name) for name in PANELS}
     peers = list(dict.fromkeys(peer for found in panels.values() for one in found.values() for peer in one))

@@ -39,6 +39,8 @@ class Work:
     quick: bool = True
     #: Segments as large as the virtual wires allow, or as a real wire would carry.
     offload: bool = True
+    #: The port of TCP it needs beside that of HTTP, by which a peer is known to forward.
+    port: int = HTTP
 
     @property
     def unit(self) -> str:
@@ -184,12 +186,12 @@ def beside(count: int, work: Callable[[BenchLab, Peer, Running, float], Sample])
 
 
 WORKS = (
-    Work("bulk-1-down", bulk(1, True), ends=True),
-    Work("bulk-1-up", bulk(1, False), ends=True),
-    Work("bulk-16-down", bulk(16, True), quick=False),
-    Work("bulk-16-up", bulk(16, False), quick=False),
-    Work("bulk-1-down-segments", bulk(1, True), ends=True, quick=False, offload=False),
-    Work("bulk-1-up-segments", bulk(1, False), quick=False, offload=False),
+    Work("bulk-1-down", bulk(1, True), ends=True, port=BULK),
+    Work("bulk-1-up", bulk(1, False), ends=True, port=BULK),
+    Work("bulk-16-down", bulk(16, True), quick=False, port=BULK),
+    Work("bulk-16-up", bulk(16, False), quick=False, port=BULK),
+    Work("bulk-1-down-segments", bulk(1, True), ends=True, quick=False, offload=False, port=BULK),
+    Work("bulk-1-up-segments", bulk(1, False), quick=False, offload=False, port=BULK),
     Work("requests-64", requests(64), ends=True),
     Work("requests-1000", requests(1000), quick=False),
     Work("connections-32", connections(32), ends=True),
@@ -199,11 +201,14 @@ WORKS = (
     Work("udp-1200-100", datagrams(100, 1200), DATAGRAMS, quick=False),
     Work("udp-64-5000", datagrams(5000, 64), DATAGRAMS),
     Work("udp-64-new", datagrams(64, 64, new=True), DATAGRAMS),
-    Work("idle-1000", idle(1000), quick=False),
-    Work("idle-8000", idle(8000)),
-    *(Work(f"requests-64-beside-{count}", beside(count, requests(64)), quick=False) for count in (10, 1000, 8000)),
+    Work("idle-1000", idle(1000), quick=False, port=HOLD),
+    Work("idle-8000", idle(8000), port=HOLD),
     *(
-        Work(f"connections-32-beside-{count}", beside(count, connections(32)), quick=False)
+        Work(f"requests-64-beside-{count}", beside(count, requests(64)), quick=False, port=HOLD)
+        for count in (10, 1000, 8000)
+    ),
+    *(
+        Work(f"connections-32-beside-{count}", beside(count, connections(32)), quick=False, port=HOLD)
         for count in (10, 1000, 8000)
     ),
     Work("requests-64-workers-2", requests(64), TWO, quick=False),

@@ -1,0 +1,91 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What ``make bench`` refuses before it measures, and what one peer costs the others: nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests.bench import __main__ as bench
+from tests.bench import peers, picture
+from tests.bench.measure import Sample
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("requests-64$", ["requests-64"]),
+        ("requests-64$$", ["requests-64"]),  # as it was written while make took one $ away
+        ("idle-8000|^udp-64-100$", ["udp-64-100", "idle-8000"]),
+    ],
+)
+def test_works_are_chosen_by_a_regular_expression(pattern, found):
+    assert [work.name for work in bench.chosen(False, pattern)] == found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sentence"),
+    [
+        ("requests-(", "is not a regular expression"),
+        ("nothing", "no work matches ONLY='nothing'; there are bulk-1-down"),
+    ],
+)
+def test_a_pattern_that_chooses_nothing_is_refused(pattern, sentence):
+    with pytest.raises(ValueError, match="ONLY=") as caught:
+        bench.chosen(False, pattern)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("nothing", "is not NAME=COMMAND"),
+        ("a b=true", "is not NAME=COMMAND"),
+        ("haproxy=true {listen}", "haproxy is the name of another peer already"),
+        ("mine=no-such-program {listen}", "there is no program no-such-program"),
+        ("mine=true {lisen}", "only {listen} and {backend} are filled in"),
+        ("mine=true 'x", "is not a command line"),
+    ],
+)
+def test_a_peer_that_cannot_be_one_is_refused(monkeypatch, text, sentence):
+    monkeypatch.setenv("L4PROXY_BENCH_PEER", text)
+    with pytest.raises(peers.BadPeer) as caught:
+        peers.more()
+    assert sentence in str(caught.value)
+
+
+def test_a_peer_of_ones_own(monkeypatch):
+    monkeypatch.delenv("L4PROXY_BENCH_PEER", raising=False)
+    assert peers.more() == ()
+    monkeypatch.setenv("L4PROXY_BENCH_PEER", "haproxy-3.5=true {listen} {backend}")
+    (peer,) = peers.more()
+    assert (peer.name, peer.complete) == ("haproxy-3.5", False)
+
+
+def test_a_peer_that_fails_takes_no_row_from_the_others(monkeypatch):
+    monkeypatch.setenv("L4PROXY_BENCH_PEER", "mine=true {listen} {backend}")
+    (work,) = bench.chosen(True, "bulk-1-down$")
+    errors = {"mine": bench.NotServed("it does not listen on port 5201"), "nginx": RuntimeError("it fell")}
+
+    def one_round(_lab, _work, peer, _seconds):
+        if peer.name in errors:
+            raise errors[peer.name]
+        return Sample(rate=1.0)
+
+    monkeypatch.setattr(bench, "one_round", one_round)
+    found, failed = bench.measure(SimpleNamespace(offload=lambda _on: None), work, True)
+    assert failed == errors
+    assert set(found) == {peer.name for peer in bench.entrants(work)} - set(errors)
+    assert len(found["l4proxy"]["rate"].rounds) == bench.QUICK_ROUNDS
+
+
+def test_the_picture_tells_peers_whose_names_have_dots():
+    figures = {
+        "bulk.l4proxy.rate": {"median": 2.0},
+        "bulk.haproxy-3.5.rate": {"median": 1.0},
+        "bulk.haproxy-3.5.p50": {"median": 1.0},
+    }
+    assert picture.shares(figures, "rate") == {"bulk": {"l4proxy": 1.0, "haproxy-3.5": 0.5}}
