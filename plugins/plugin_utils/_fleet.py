@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.naming import host_of
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _dedicated, _strategy, _tunnels
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _dedicated, _numbers, _strategy, _tunnels
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import fact_addresses
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
     Address,
@@ -126,6 +126,13 @@ class Fleet:
     def declared_strategy(self, backend: str) -> Any:
         """Return ``return_path_strategy`` as the inventory has it."""
         return self._hostvars[backend].get(_strategy.VARIABLE, _strategy.MARK)
+
+    def numbers(self, host: str) -> _numbers.Numbers:
+        """Return the marks, tables and priorities that a host has for us.
+
+        :raises DerivationError: faults of ``l4proxy_numbers``.
+        """
+        return _numbers.read(host, self._hostvars[host].get(_numbers.VARIABLE))
 
     def strategy(self, backend: str) -> _strategy.Choice:
         """Return the return path strategy of a backend, and why it is that.

@@ -18,10 +18,8 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import (
     FAMILY,
-    MARK_MASK,
-    PRIORITY_LOOKUP,
     PROTOCOL_LOCAL_DELIVERY,
-    TABLE_LOCAL_DELIVERY,
+    Numbers,
 )
 
 RULES, SOCKET_MARK, AUTO = "rules", "socket_mark", "auto"
@@ -47,15 +45,25 @@ def local_delivery(fleet: Fleet, proxy: str, method: str = AUTO, mark_engine: st
     errors: list[str] = []
     sources = _sources(fleet, proxy, errors)
     devices = {device for _version, _address, device in sources if device}
+    numbers = collect(errors, fleet.numbers, proxy)
     chosen = collect(
         errors, choose, proxy, method, fleet.known.get("local_delivery"), _of_devices(fleet.settings, devices)
     )
     if errors:
         raise DerivationError(errors)
     versions = sorted({version for version, _address, _device in sources})
-    sections = _by_rules(sources) if chosen == RULES else _by_socket(proxy, proxy_id(fleet, proxy), versions)
+    if chosen == RULES:
+        sections = _by_rules(numbers, sources)
+    else:
+        sections = _by_socket(numbers, proxy, proxy_id(fleet, proxy), versions)
     sections["routes"] = [
-        {"family": FAMILY[version], "table": TABLE_LOCAL_DELIVERY, "dst": "default", "type": "local", "dev": "lo"}
+        {
+            "family": FAMILY[version],
+            "table": numbers.table_local_delivery,
+            "dst": "default",
+            "type": "local",
+            "dev": "lo",
+        }
         for version in versions
     ]
     # A proxy that forwards one packet of a backend would tell it to use the router from then on.
@@ -80,32 +88,33 @@ def _of_devices(settings: Mapping[str, str], devices: Iterable[str]) -> dict[str
     return {name: value for name, value in settings.items() if not name.endswith(SRC_VALID_MARK) or name in counting}
 
 
-def _by_rules(sources: list[Source]) -> dict[str, Any]:
+def _by_rules(numbers: Numbers, sources: list[Source]) -> dict[str, Any]:
     """Return rules by which what comes in from a backend is for this host.
 
     Only what comes in, by the interface: what this host sends itself with a backend's address as the source, because
     the client is one, has to go out to another backend.
     """
     rules = [
-        {"family": FAMILY[version], "priority": PRIORITY_LOOKUP, "src": address, **({"iif": device} if device else {}),
-         "ip_proto": protocol, "action": "lookup", "table": TABLE_LOCAL_DELIVERY}
+        {"family": FAMILY[version], "priority": numbers.priority, "src": address, **({"iif": device} if device else {}),
+         "ip_proto": protocol, "action": "lookup", "table": numbers.table_local_delivery}
         for version, address, device in sources
         for protocol in IP_PROTOCOLS[version]
     ]  # fmt: skip
     return {"rules": rules}
 
 
-def _by_socket(proxy: str, number: int, versions: list[int]) -> dict[str, Any]:
+def _by_socket(numbers: Numbers, proxy: str, number: int, versions: list[int]) -> dict[str, Any]:
     """Return a mark for what has a transparent socket here, and rules by which it is for this host.
 
     The mark is the proxy's own id, which cannot be that of another: a proxy is no backend of itself.
     """
+    value, mask = numbers.mark(proxy, number), numbers.mark_mask
     rules = [
-        {"family": FAMILY[version], "priority": PRIORITY_LOOKUP, "fwmark": number, "fwmask": MARK_MASK,
-         "action": "lookup", "table": TABLE_LOCAL_DELIVERY}
+        {"family": FAMILY[version], "priority": numbers.priority, "fwmark": value, "fwmask": mask,
+         "action": "lookup", "table": numbers.table_local_delivery}
         for version in versions
     ]  # fmt: skip
-    return {"rules": rules, "marks": [{"name": proxy, "id": number, "mask": MARK_MASK, "transparent": True}]}
+    return {"rules": rules, "marks": [{"name": proxy, "id": value, "mask": mask, "transparent": True}]}
 
 
 def choose(proxy: str, wanted: str, known: Mapping[str, Any] | None, settings: Mapping[str, str]) -> str:

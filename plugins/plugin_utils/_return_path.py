@@ -34,6 +34,7 @@ def return_path(fleet: Fleet, backend: str, strategy: str | None = None, mark_en
         raise DerivationError([unserved(fleet, backend)])
     errors: list[str] = []
     collect(errors, _same_as_inventory, fleet, backend, strategy)
+    collect(errors, fleet.numbers, backend)
     choice = collect(errors, fleet.strategy, backend)
     if choice is None:
         raise DerivationError(errors)
@@ -44,7 +45,12 @@ def return_path(fleet: Fleet, backend: str, strategy: str | None = None, mark_en
         raise DerivationError(errors)
     ids = {proxy: fleet.proxy_id(proxy, meetings.values()) for proxy, meetings in met.items()}
     check_ids(ids)
-    sections = _ways_back.together(_ways(fleet, backend, choice.strategy, ids, met))
+    ways = [
+        collect(errors, _way, fleet, backend, choice.strategy, (proxy, ids[proxy]), met[proxy]) for proxy in proxies
+    ]
+    if errors:
+        raise DerivationError(errors)
+    sections = _ways_back.together(ways)
     protocols = {service.protocol for service in fleet.services_of_backend(backend)}
     sections["sysctls"] = _sysctls(choice.strategy, met.values(), protocols)
     if choice.strategy == _strategy.MARK:
@@ -93,18 +99,16 @@ def _refusals(fleet: Fleet, backend: str, strategy: str, met: Meetings) -> list[
     ]
 
 
-def _ways(
-    fleet: Fleet, backend: str, strategy: str, ids: Mapping[str, int], met: Meetings
-) -> Iterable[_ways_back.Sections]:
+def _way(
+    fleet: Fleet, backend: str, strategy: str, proxy: tuple[str, int], meetings: Mapping[int, Meeting]
+) -> _ways_back.Sections:
+    """Return the way back through one proxy, given by name and id."""
+    (name, number), numbers = proxy, fleet.numbers(backend)
     if strategy == _strategy.ADDRESS:
-        ports = fleet.udp_ports(backend)
-        for proxy, meetings in met.items():
-            own = [port for port, proxies in ports.items() if proxies == {proxy}]
-            yield _ways_back.by_address(ids[proxy], meetings, own)
-        return
-    for proxy, meetings in met.items():
-        mac = fleet.host(proxy).mac
-        yield _ways_back.by_mark(proxy, ids[proxy], meetings, mac, conntrack=strategy == _strategy.MARK)
+        own = [port for port, proxies in fleet.udp_ports(backend).items() if proxies == {name}]
+        return _ways_back.by_address(numbers, number, meetings, own)
+    mac = fleet.host(name).mac
+    return _ways_back.by_mark(numbers, name, number, meetings, mac, conntrack=strategy == _strategy.MARK)
 
 
 def _sysctls(strategy: str, met: Iterable[Mapping[int, Meeting]], protocols: Set[str]) -> list[dict[str, str]]:

@@ -13,37 +13,37 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import Meeting
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import (
-    FAMILY,
-    MARK_MASK,
-    PRIORITY_GUARD,
-    PRIORITY_LOOKUP,
-    TABLE_ADDRESS,
-    TABLE_MARK,
-)
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import FAMILY, Numbers
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import Port
 
 Sections = dict[str, list[dict[str, Any]]]
 
 
 def by_mark(
-    proxy: str, number: int, meetings: Mapping[int, Meeting], mac: str | None = None, conntrack: bool = True
+    numbers: Numbers,
+    proxy: str,
+    number: int,
+    meetings: Mapping[int, Meeting],
+    mac: str | None = None,
+    conntrack: bool = True,
 ) -> Sections:
     """Return the way back of packets that came from the proxy's MAC.
 
+    :param number: the proxy's id.
     :param mac: as declared; None has it followed at the proxy's addresses.
     :param conntrack: whether the connection remembers the mark; else the socket does (``tcp_fwmark_accept``).
+    :raises DerivationError: the id does not fit under the mask.
     """
-    table = TABLE_MARK + number
+    table, value = numbers.table_by_mark(number), numbers.mark(proxy, number)
     found: Sections = {"rules": [], "routes": [], "marks": []}
     for version, meeting in sorted(meetings.items()):
-        match = {"family": FAMILY[version], "fwmark": number, "fwmask": MARK_MASK}
-        found["rules"] += _guarded(match, table)
+        match = {"family": FAMILY[version], "fwmark": value, "fwmask": numbers.mark_mask}
+        found["rules"] += _guarded(numbers, match, table)
         found["routes"].append(_default(version, meeting, table))
     mark = {
         "name": proxy,
-        "id": number,
-        "mask": MARK_MASK,
+        "id": value,
+        "mask": numbers.mark_mask,
         "mac": mac,
         "via": [str(meeting.proxy.address) for _version, meeting in sorted(meetings.items())],
     }
@@ -51,30 +51,32 @@ def by_mark(
     return found
 
 
-def by_address(number: int, meetings: Mapping[int, Meeting], udp_ports: Iterable[Port] = ()) -> Sections:
+def by_address(
+    numbers: Numbers, number: int, meetings: Mapping[int, Meeting], udp_ports: Iterable[Port] = ()
+) -> Sections:
     """Return the way back of what leaves from the address that the backend has for this proxy.
 
     :param udp_ports: UDP ports that no other proxy forwards to. A server that listens on all addresses does not say
         which one it answers from, so its replies are told by their port, and the route gives them the address.
     """
-    table = TABLE_ADDRESS + number
+    table = numbers.table_by_address(number)
     found: Sections = {"rules": [], "routes": [], "addresses": []}
     for version, meeting in sorted(meetings.items()):
         address = str(meeting.backend.address)
         # Only what this host sends: a packet that comes in with its address is somebody else's affair.
         local = {"family": FAMILY[version], "iif": "lo"}
-        found["rules"] += _guarded({**local, "src": address}, table)
+        found["rules"] += _guarded(numbers, {**local, "src": address}, table)
         for port in sorted(udp_ports, key=str):
-            found["rules"] += _guarded({**local, "ip_proto": "udp", "sport": port}, table)
+            found["rules"] += _guarded(numbers, {**local, "ip_proto": "udp", "sport": port}, table)
         found["routes"].append({**_default(version, meeting, table), "src": address})
         found["addresses"].append({"family": FAMILY[version], "address": address, "dev": meeting.backend.device})
     return found
 
 
-def _guarded(match: Mapping[str, Any], table: int) -> list[dict[str, Any]]:
+def _guarded(numbers: Numbers, match: Mapping[str, Any], table: int) -> list[dict[str, Any]]:
     return [
-        {**match, "priority": PRIORITY_LOOKUP, "action": "lookup", "table": table},
-        {**match, "priority": PRIORITY_GUARD, "action": "unreachable"},
+        {**match, "priority": numbers.priority, "action": "lookup", "table": table},
+        {**match, "priority": numbers.priority_guard, "action": "unreachable"},
     ]
 
 

@@ -196,8 +196,8 @@ def attempt(*arguments, **options):
         made.close()
 
 
-def handshake(host, source: str, target: str, port: int = PORT) -> str:
-    with attempt(host, source, target, port) as made:
+def handshake(host, source: str, target: str, port: int = PORT, source_port: int = 0) -> str:
+    with attempt(host, source, target, port, source_port) as made:
         return made.outcome()
 
 

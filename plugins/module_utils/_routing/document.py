@@ -172,7 +172,8 @@ def _unbounded(rules: list[Rule | None], routes: list[Route | None]) -> list[str
 def _marks_together(marks: list[Mark | None]) -> list[str]:
     """Conditions between marks: one mask, and a MAC and a name mean one proxy. (One id: see _duplicates.)
 
-    A retiring mark may be of a proxy that has another id now: then name and addresses are there twice.
+    A retiring mark may be of a proxy that has another id, or of a host that has another mask now: then name and
+    addresses are there twice.
     """
     errors: list[str] = []
     owners: dict[str, int] = {}
@@ -180,8 +181,8 @@ def _marks_together(marks: list[Mark | None]) -> list[str]:
     for index, mark in enumerate(marks):
         if mark is None:
             continue
-        first = first or mark
-        if mark.mask != first.mask:
+        first = first or (None if mark.retiring else mark)
+        if first and not mark.retiring and mark.mask != first.mask:
             errors.append(f"marks[{index}].mask: {mark.mask:#x} differs from {first.mask:#x}; all marks share one mask")
         once = {"mac": mark.macs}
         if not mark.retiring:

@@ -22,7 +22,9 @@ whole mark. Our jumps come first in their chains, lest another rule's ACCEPT end
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import operator
 from collections.abc import Iterable
 
 from . import iptables_listing
@@ -49,20 +51,24 @@ def render(owner: str, marks: Iterable[Mark], family: str) -> Chains:
     """The owner's chains with their rules, each as iptables-save lists it; empty without marks."""
     marks = sorted(marks, key=lambda mark: mark.order)
     chains: Chains = {}
-    for suffix, words in [rule for mark in marks for rule in (*_rules(mark), *_guards(mark, family), *_memo(mark))]:
+    every = functools.reduce(operator.or_, (mark.mask for mark in marks), 0)
+    for suffix, words in [
+        rule for mark in marks for rule in (*_rules(mark, every), *_guards(mark, family), *_memo(mark))
+    ]:
         chains.setdefault(prefix(owner) + suffix, []).append(" ".join(words))
     return chains
 
 
-def _rules(mark: Mark) -> Iterable[tuple[str, list[str]]]:
-    """(chain, rule) of what gives packets and connections their mark."""
+def _rules(mark: Mark, every: int) -> Iterable[tuple[str, list[str]]]:
+    """(chain, rule) of what gives packets and connections their mark; ``every`` has the bits of all our marks."""
     ours, none = _under(mark.id, mark), _under(0, mark)
+    unmarked = ["-m", "connmark", "--mark", f"0x0/{every:#x}"]
     name = ["-m", "comment", "--comment", mark.name]
     set_packet = [*name, "-j", "MARK", "--set-xmark", f"{mark.id:#x}/{mark.mask:#x}"]
     set_connection = [*name, "-j", "CONNMARK", "--set-xmark", f"{mark.id:#x}/{mark.mask:#x}"]
     for sender in _senders(mark):
         if mark.conntrack:
-            fresh = [*_direction("ORIGINAL"), "-m", "connmark", "--mark", none]
+            fresh = [*_direction("ORIGINAL"), *unmarked]
             yield from ((chain, [*sender, *fresh, *set_connection]) for chain in ("IN", "FWD"))
             yield "IN", _stale(sender, name)
         else:
@@ -72,7 +78,7 @@ def _rules(mark: Mark) -> Iterable[tuple[str, list[str]]]:
         yield from ((chain, [*known, *set_packet]) for chain in ("PRE", "OUT"))
         # What conntrack has forgotten, the accepted socket remembers (tcp_fwmark_accept); see ``nft``.
         yield "IN", ["-m", "connmark", "--mark", ours, *set_packet]
-        yield "OUT", ["-m", "connmark", "--mark", none, "-m", "mark", "--mark", ours, *set_connection]
+        yield "OUT", [*unmarked, "-m", "mark", "--mark", ours, *set_connection]
     if mark.transparent:
         # Without --nowildcard, a socket bound to the wildcard address (UDP with IP_PKTINFO) would not count.
         socket = ["-m", "socket", "--transparent", "--nowildcard"]

@@ -35,7 +35,9 @@ touched.
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -90,41 +92,49 @@ def render(owner: str, marks: Iterable[Mark]) -> Objects:
 
 def _hooked(marks: list[Mark]) -> Rules:
     """The rules of the chains that see packets: each finds a mark and goes to its chain."""
-    tracked = [mark for mark in marks if mark.conntrack]
-    single = [mark for mark in marks if not mark.conntrack]
-    connection, packet = (_bits(key, marks) for key in (CT_MARK, META_MARK))
-    fresh = [_is({"ct": {"key": "direction"}}, "original"), _is(connection, 0)]
+    rules: Rules = [("accepted", "a socket keeps no bits of others", alone) for alone in _only_ours(marks)]
+    for mask in sorted({mark.mask for mark in marks}):
+        alike = [mark for mark in marks if mark.mask == mask]
+        rules += _of_connections([mark for mark in alike if mark.conntrack], marks)
+        rules += _of_packets([mark for mark in alike if not mark.conntrack])
+    return rules
+
+
+def _of_connections(tracked: list[Mark], every: list[Mark]) -> Rules:
+    """The rules of marks that connections keep; they have one mask, ``every`` mark of the table may have others."""
+    if not tracked:
+        return []
+    connection, packet = (_bits(key, tracked) for key in (CT_MARK, META_MARK))
+    # A connection that has a mark under another mask keeps that one.
+    unmarked = _is(_bits(CT_MARK, every), 0)
     reply = _is({"ct": {"key": "direction"}}, "reply")
     rules: Rules = [
-        (hook, "first packet of a connection", [*fresh, senders])
+        (hook, "first packet of a connection", [_is({"ct": {"key": "direction"}}, "original"), unmarked, senders])
         for hook in ("input", "forward")
         for senders in _senders(tracked, "save")
     ]
     rules += [("input", "end of an unknown connection", list(_stale(key, values))) for key, values in _sources(tracked)]
-    rules += [("input", "each packet", [_is(packet, 0), senders]) for senders in _senders(single, "each")]
-    rules += [("accepted", "a socket keeps no bits of others", alone) for alone in _only_ours(marks)]
-    if tracked:
-        known, sent = (
-            _vmap(key, [(mark.id, mark) for mark in tracked], verb)
-            for key, verb in ((connection, "mark"), (packet, "save"))
-        )
-        rules.append(("accepted", "for the accepted socket", [known]))
-        rules += [(hook, "replies", [reply, known]) for hook in ("prerouting", "output")]
-        rules.append(("output", "a connection that conntrack has forgotten", [_is(connection, 0), sent]))
+    pairs = [(mark.id, mark) for mark in tracked]
+    rules.append(("accepted", "for the accepted socket", [_vmap(connection, pairs, "mark")]))
+    rules += [(hook, "replies", [reply, _vmap(connection, pairs, "mark")]) for hook in ("prerouting", "output")]
+    rules.append(("output", "a connection that conntrack has forgotten", [unmarked, _vmap(packet, pairs, "save")]))
+    return [*rules, *_guarded(tracked, connection, [reply], "guard"), *_guarded(tracked, packet, [], "guard")]
+
+
+def _of_packets(single: list[Mark]) -> Rules:
+    """The rules of marks that each packet gets by itself; they have one mask."""
+    packet = _bits(META_MARK, single)
+    rules: Rules = [("input", "each packet", [_is(packet, 0), senders]) for senders in _senders(single, "each")]
     for mark in single:
         if mark.transparent:
             socket = _is({"socket": {"key": "transparent"}}, 1)
             rules.append(("prerouting", "for a transparent socket", [_is(packet, 0), socket, _goto(mark, "each")]))
-    guards = (
-        (tracked, connection, [reply], "guard"),
-        (tracked, packet, [], "guard"),
-        (single, packet, [], "guard_each"),
-    )
-    for chosen, key, condition, verb in guards:
-        guarded = [(mark.id, mark) for mark in chosen if mark.via]
-        if guarded:
-            rules.append(("postrouting", "replies leave by their proxy", [*condition, _vmap(key, guarded, verb)]))
-    return rules
+    return [*rules, *_guarded(single, packet, [], "guard_each")]
+
+
+def _guarded(marks: list[Mark], key: Any, condition: list[Any], verb: str) -> Rules:
+    pairs = [(mark.id, mark) for mark in marks if mark.via]
+    return [("postrouting", "replies leave by their proxy", [*condition, _vmap(key, pairs, verb)])] if pairs else []
 
 
 def _chains_of(mark: Mark) -> Rules:
@@ -141,12 +151,12 @@ COUNTER = {"counter": {"packets": 0, "bytes": 0}}
 
 def _bits(key: Any, marks: list[Mark]) -> Any:
     """Our bits of a mark; nft lists a mask of all bits as none."""
-    mask = marks[0].mask if marks else MAX_U32
+    mask = functools.reduce(operator.or_, (mark.mask for mark in marks)) if marks else MAX_U32
     return key if mask == MAX_U32 else {"&": [key, mask]}
 
 
-def _is(left: Any, right: Any, operator: str = "==") -> dict[str, Any]:
-    return {"match": {"op": operator, "left": left, "right": right}}
+def _is(left: Any, right: Any, relation: str = "==") -> dict[str, Any]:
+    return {"match": {"op": relation, "left": left, "right": right}}
 
 
 def _senders(marks: list[Mark], verb: str) -> Iterable[dict[str, Any]]:
@@ -167,8 +177,9 @@ def _sources(marks: list[Mark]) -> Iterable[tuple[dict[str, Any], list[str]]]:
 
 def _only_ours(marks: list[Mark]) -> Iterable[list[dict[str, Any]]]:
     """Take the bits of others off a SYN, where the sockets of a return path may keep them."""
-    if any(mark.via for mark in marks) and marks[0].mask != MAX_U32:
-        ours = {"mangle": {"key": META_MARK, "value": _bits(META_MARK, marks)}}
+    bits = _bits(META_MARK, marks)
+    if any(mark.via for mark in marks) and bits != META_MARK:
+        ours = {"mangle": {"key": META_MARK, "value": bits}}
         yield [_is({"payload": {"protocol": "tcp", "field": "flags"}}, "syn", "in"), ours]
 
 

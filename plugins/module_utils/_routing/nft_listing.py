@@ -71,17 +71,19 @@ def marks(objects: Objects) -> Iterable[Mark]:
     hooked = [rule for rule in rules if rule["chain"] in HOOK_CHAINS]
     senders = [pair for rule in hooked if rule["chain"] == "input" for pair in _pairs(rule["expr"])]
     sockets = {target for rule in hooked if rule["chain"] == "prerouting" for target in _gotos(rule["expr"])}
-    mask = next((found for rule in hooked for found in _masks(rule["expr"])), MAX_U32)
     for rule in rules:
         found = re.fullmatch(r"(mark|each)_([0-9]+)", rule["chain"])
         if found and rule.get("comment"):
             tracked, number = found.group(1) == "mark", int(found.group(2))
             entry, guard = ("save", "guard") if tracked else ("each", "guard_each")
+            # A rule that leads to these chains asks for the bits of this mark alone.
+            leading = {f"mark_{number}"} if tracked else {f"each_{number}", f"guard_each_{number}"}
+            asking = [rule["expr"] for rule in hooked if leading & set(_targets(rule["expr"]))]
             mine = [sender for sender, target in senders if target == f"{entry}_{number}"]
             yield Mark(
                 rule["comment"],
                 number,
-                mask,
+                next((mask for statements in asking for mask in _masks(statements)), MAX_U32),
                 macs=tuple(sender for sender in mine if ":" in sender),
                 via=tuple(_next_hops(other["expr"] for other in rules if other["chain"] == f"{guard}_{number}")),
                 iif=next((sender for sender in mine if ":" not in sender), None),
@@ -104,6 +106,12 @@ def _pairs(value: Any) -> Iterable[tuple[str, str]]:
 
 def _gotos(statements: list[dict[str, Any]]) -> Iterable[str]:
     return (statement["goto"]["target"] for statement in statements if "goto" in statement)
+
+
+def _targets(statements: list[dict[str, Any]]) -> Iterable[str]:
+    """The chains that a rule goes to, by a verdict map or at once."""
+    yield from _gotos(statements)
+    yield from (leaf[1] for leaf in _leaves(statements) if isinstance(leaf, tuple))
 
 
 def _masks(value: Any) -> Iterable[int]:

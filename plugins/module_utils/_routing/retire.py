@@ -38,7 +38,6 @@ def begin(
     What retires already by the ``stored`` document keeps its earlier time, and while nothing is added to it, that
     document's ``settle_at`` counts.
     """
-    masks = {mark.mask for mark in document.marks}
     added, more = {}, False
     for section in SECTIONS:
         named = {value.key for value in getattr(document, section)}
@@ -46,8 +45,7 @@ def begin(
         lacking = [
             _retiring(value, times.get(value.key, int(deadline)))
             for value in _present(have, section)
-            # Marks under two masks cannot share one table: one under another mask than now goes at once.
-            if value.key not in named and (not isinstance(value, Mark) or masks <= {value.mask})
+            if value.key not in named
         ]
         kept = tuple(value for value in lacking if documents.storable(section, value))
         more = more or any(value.key not in times for value in kept)

@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator
 from dataclasses import replace
 
 from ..nft import PRIORITY
+from . import packets
 from .facts import Facts, Peer, spelled
 from .finding import FAIL, WARN, Finding, skip
 from .firewall import DNAT, SYNPROXY, UNTRACK, Chain, MarkWrite, Packet, Reached, Verdict
@@ -113,8 +116,8 @@ def mark_clobbered(facts: Facts) -> Iterator[Finding]:
                 # At our own priority the order of the two chains changes whenever either is loaded anew.
                 sure = one.sure and not (peer.tracked and one.base.type == "route" and one.base.priority == PRIORITY)
                 chain, rule = one.chain, one.rule
-                harms = any(_harms(peer, one.base, write) for write in rule.writes)
-                if harms and (chain.table, rule.text) not in named:
+                written = [write.bits for write in rule.writes if _harms(peer, one.base, write)]
+                if written and (chain.table, rule.text) not in named:
                     named.add((chain.table, rule.text))
                     verb = "overwrites" if sure else "may overwrite"
                     yield Finding(
@@ -124,7 +127,8 @@ def mark_clobbered(facts: Facts) -> Iterator[Finding]:
                         f"{peer.mask:#x} of the mark, which tell the proxy",
                         "replies that have lost their mark bypass the proxy, or go to another one",
                         f"let that rule keep our bits: mark and {0xFFFFFFFF & peer.mask:#x} "
-                        "(iptables: a mask with --set-xmark, --restore-mark, --save-mark)",
+                        "(iptables: a mask with --set-xmark, --restore-mark, --save-mark)"
+                        + packets.other_bits(functools.reduce(operator.or_, written, peer.mask)),
                     )
 
 

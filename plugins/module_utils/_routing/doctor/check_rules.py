@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import gather, own_traffic, place, text
-from ..model import OWNERS, Found, Rule
+from ..model import MAX_U32, OWNERS, Found, Rule
 from ..plan import Foreign, conflicts
 from ..route_query import RouteAnswer
 from . import packets
@@ -144,5 +144,6 @@ def mark_shared(facts: Facts) -> Iterator[Finding]:
                         packets.words(found),
                         f"{_whose(found)} goes by a mark that has our bits ({mark:#x}/{mask:#x})",
                         "packets of the one may be routed as the other's",
-                        "let the other tool use bits outside 0xff, or give that proxy another l4proxy_id",
+                        f"let the other tool use bits outside {mask:#x}"
+                        + packets.other_bits(mask | (MAX_U32 if rule.fwmask is None else rule.fwmask)),
                     )

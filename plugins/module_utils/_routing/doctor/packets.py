@@ -131,6 +131,12 @@ def before_ours(reply: Reply, rules: Iterable[Found], foreign: list[Found]) -> l
     return [one for one in taking if seen(one).priority < own.priority or listed.index(one) < number]
 
 
+def other_bits(taken: int) -> str:
+    """What to set for a host, so that ours are none of the ``taken`` bits of a mark; "" where none are left."""
+    free = next((mask for mask in (0xFF, 0xFF00, 0xFF0000, 0xFF000000) if not mask & taken), None)
+    return f"; or give us other bits on this host: l4proxy_numbers: {{mark_mask: {free:#x}}}" if free else ""
+
+
 def marks_meet(rule: Rule, mark: int, mask: int) -> bool:
     """Whether some mark of another's could be taken for one with our bits, or ours for theirs."""
     if rule.fwmark is None or not rule.fwmark:

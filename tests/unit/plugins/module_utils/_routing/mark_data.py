@@ -27,11 +27,14 @@ _addresses = st.ip_addresses().map(str)
 
 @st.composite
 def _sets(draw) -> tuple[Mark, ...]:
-    """Marks that share a mask and nothing else."""
-    mask = draw(st.integers(1, 2**32 - 1) | st.sampled_from([0xFF, 0xFFFF0000, 0xFFFFFFFF]))
-    number = st.integers(1, 2**32 - 1).map(lambda bits: bits & mask).filter(bool)
-    ids = draw(st.lists(number, max_size=4, unique=True))
-    return tuple(_mark(draw, index, one, mask) for index, one in enumerate(sorted(ids)))
+    """Marks under one mask or, as while one mask takes over from another, under two; they share nothing else."""
+    masks = st.integers(1, 2**32 - 1) | st.sampled_from([0xFF, 0xFFFF0000, 0xFFFFFFFF])
+    mask_of: dict[int, int] = {}
+    for mask in draw(st.lists(masks, min_size=1, max_size=2)):
+        number = st.integers(1, 2**32 - 1).map(lambda bits, mask=mask: bits & mask).filter(bool)
+        for one in draw(st.lists(number, max_size=4, unique=True)):
+            mask_of.setdefault(one, mask)
+    return tuple(_mark(draw, index, one, mask) for index, (one, mask) in enumerate(sorted(mask_of.items())))
 
 
 def _mark(draw, index: int, number: int, mask: int) -> Mark:

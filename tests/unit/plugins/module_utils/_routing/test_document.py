@@ -216,7 +216,7 @@ ONE_ERROR = [
     ("marks.0.id", 0x10B, "marks[0].id: 0x10b has bits outside its mask 0xff"),
     ("marks.0.id", 0, "marks[0].id: 0 is not a mark"),
     ("marks.0.id", 12, "marks[1]: is marks[0] once more"),
-    ("marks.0.mask", 0xFFF, "marks[1].mask: 0xff differs from 0xfff; all marks share one mask"),
+    ("marks.1", {**A3, "mask": 0xFFF}, "marks[1].mask: 0xfff differs from 0xff; all marks share one mask"),
     ("marks.0.mac", "02:00:00:00:00", "marks[0].mac: '02:00:00:00:00' is not a MAC address"),
     ("marks.0.mac", "02:00:00:00:00:12", "marks[1].mac: 02:00:00:00:00:12 is already that of marks[0]"),
     ("marks.+", {**A3, "name": "a"}, "marks[2].name: a is already that of marks[0]"),

@@ -65,9 +65,11 @@ def test_the_time_is_not_put_off():
     assert {value: value.retire_at for value in begun.rules} == {LOOKUP: 500, GUARD: 1000}
 
 
-def test_a_mark_under_another_mask_goes_at_once():
+def test_a_mark_under_another_mask_is_kept_too():
     other = replace(EMPTY, marks=(Mark("a", 0x1100, 0xFF00),))
-    assert retire.leaving(retire.begin(other, State(marks=(MARK,)), None, 1000)) == []
+    begun = retire.begin(other, State(marks=(MARK,)), None, 1000)
+    assert retire.leaving(begun) == [replace(MARK, macs=())]
+    assert document.load(document.dump(begun)) == begun
 
 
 ODD = [

@@ -454,6 +454,31 @@ def test_every_complaint_has_a_reason_and_a_remedy():
                 assert one.fix, one
 
 
+OTHER_BITS = [
+    (with_rules(BACKEND, cases.foreign_rule(priority=5, fwmark=0xB, fwmask=0xFF, table=7)), "mark_shared", "0xff00"),
+    (
+        with_rules(BACKEND, cases.foreign_rule(priority=5, fwmark=0xB0B, fwmask=0xFFFF, table=7)),
+        "mark_shared",
+        "0xff0000",
+    ),
+    (
+        filtered(BACKEND, "-A PREROUTING -j CONNMARK --set-xmark 0x80/0x80", table="mangle"),
+        "mark_clobbered",
+        "0xff00",
+    ),
+]
+
+
+@pytest.mark.parametrize(("broken", "check", "mask"), OTHER_BITS)
+def test_bits_that_nobody_there_has_are_offered(broken, check, mask):
+    assert f"l4proxy_numbers: {{mark_mask: {mask}}}" in cases.told(broken, check)
+
+
+def test_where_all_bits_are_written_none_are_offered():
+    broken = filtered(BACKEND, "-A PREROUTING -j CONNMARK --set-mark 1", table="mangle")
+    assert "l4proxy_numbers" not in cases.told(broken, "mark_clobbered")
+
+
 # What looks alike and is fine.
 FINE = [
     ("rp_filter", cases.setting(BACKEND, conf__eth0__rp_filter="1")),

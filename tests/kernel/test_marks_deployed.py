@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Strategy mark when conntrack forgets a connection: ``conntrack -F``, an entry deleted, a timeout that is too short.
+"""Strategy mark as the roles deploy it: when conntrack forgets a connection (``conntrack -F``, a timeout that is too
+short), and beside tools that use marks as well.
 
 The clients are real: what leaks reaches the client's host by the router, which answers it with RST.
 """
@@ -28,6 +29,7 @@ WORD = {"ipv4": "ip", "ipv6": "ip6"}
 PORTS = itertools.count(42000)
 GREETING, ANSWER = b"hello", b"thank you"
 FLUSH = "conntrack -F"
+OTHER_NUMBERS = {"mark_mask": 0xFF0000, "table_base": 30000, "priority": 2000}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,8 @@ def b(lab, request, tmp_path_factory):
     fleet = sl.Deployment(lab, tmp_path_factory.mktemp("fleet"), services, {}, backends=["b"])
     with ml.marked(lab, "b", request.param) as made:
         made.document = return_path(fleet.fleet("b"), "b", mark_engine=request.param.engine)
+        fleet.variables = {"b": {"l4proxy_numbers": OTHER_NUMBERS}}
+        made.other = return_path(fleet.fleet("b"), "b", mark_engine=request.param.engine)
         made.apply(made.document)
         yield made
 
@@ -210,6 +214,67 @@ def test_a_late_answer_of_a_udp_server(lab, b, family):
     finally:
         for name in UDP_TIMEOUTS:
             b.host.sysctl(name, "605")
+
+
+def numbers_on(b) -> set[str]:
+    """Of the rules of both families: priority and mark."""
+    listed = [b.run(f"ip {option} rule show").splitlines() for option in ("-4", "-6")]
+    found = [line.split() for lines in listed for line in lines if "fwmark" in line]
+    return {f"{words[0]} {words[words.index('fwmark') + 1]}" for words in found}
+
+
+OLD = {f"{priority}: {number:#x}/0xff" for priority in (1100, 1101) for number in (11, 12)}
+NEW = {f"{priority}: {number:#x}0000/0xff0000" for priority in (2000, 2001) for number in (11, 12)}
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_other_numbers_on_a_live_host(lab, b, family, tmp_path):
+    """What lives keeps its mark, and the rules for it, until it ends; what is new gets the new ones."""
+    now, drain = time.time(), {"drain": 300, "directory": str(tmp_path)}
+    try:
+        with nothing_leaks(lab, family), contextlib.ExitStack() as stack:
+            client, server = stack.enter_context(connection(lab, "a", family))
+            asking, answering, peer = stack.enter_context(udp_session(lab, family))
+            b.apply(b.other, **drain, now=now)
+            assert numbers_on(b) == OLD | NEW
+            for _again in range(2):
+                answering.sendto(GREETING, peer)
+                assert asking.recv(100) == GREETING
+                talk(client, server)
+            with connection(lab, "a", family) as (another, its_server):
+                talk(another, its_server)
+                assert f"mark={11 << 16} " in b.run(f"conntrack -L -p tcp -f {family}")
+        assert not b.apply(b.other, **drain, now=now + 1).changed
+        b.apply(b.other, **drain, now=now + 301)
+        assert numbers_on(b) == NEW
+        with nothing_leaks(lab, family, expected=True), udp_session(lab, family) as (_asking, answering, peer):
+            b.apply(b.document)  # the control: without a drain
+            answering.sendto(GREETING, peer)
+            rl.eventually(lambda: rl.counters(lab["router"], f"leaks_{family}")[f"leaks_{family}"])
+    finally:
+        b.apply(b.document)
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_another_tool_sets_one_of_our_bits(lab, b, family):
+    """Connections that have it look as if they had a mark already; with other bits for us they get one."""
+    command = "iptables" if family == "ipv4" else "ip6tables"
+    rule = "PREROUTING -p tcp -j CONNMARK --set-xmark 0x80/0x80"
+    b.run(f"{command} -t mangle -A {rule}")
+    source, target = rl.address(lab["client"], family), rl.address(lab["b"], family)
+    try:
+        with b.host.inside():
+            listener = socket.create_server((sl.WILDCARD[family], 0), family=rl.AF[family], dualstack_ipv6=False)
+        with listener:
+            assert rl.handshake(lab["a"], source, target, listener.getsockname()[1], next(PORTS)) == "silent"
+        b.apply(b.other)
+        with connection(lab, "a", family) as (client, server), nothing_leaks(lab, family):
+            talk(client, server)
+            b.run(FLUSH)
+            talk(client, server)
+    finally:
+        b.run(f"{command} -t mangle -D {rule}")
+        b.apply(b.document)
 
 
 def marked_by_another(b) -> None:

@@ -1,0 +1,104 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _numbers
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import local_delivery
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
+
+from tests.unit.plugins.plugin_utils.fleet_data import errors, fleet, hostvars
+
+OTHERS = {"mark_mask": "0xff00", "table_base": 30000, "priority": "2000"}
+
+
+def seen_from(host: str, numbers, **variables):
+    return fleet(host, variables=hostvars(**{host: {"l4proxy_numbers": numbers, **variables}}))
+
+
+def test_without_the_variable_they_are_the_usual_ones():
+    assert _numbers.read("b", None) == _numbers.read("b", {}) == _numbers.Numbers(0xFF, 20100, 1100)
+
+
+def test_a_backend_by_mark():
+    document = return_path(seen_from("b", OTHERS), "b")
+    assert [(mark["id"], mark["mask"]) for mark in document["marks"]] == [(11 << 8, 0xFF00)]
+    rules = {(rule["priority"], rule["fwmark"], rule["fwmask"], rule.get("table")) for rule in document["rules"]}
+    assert rules == {(2000, 11 << 8, 0xFF00, 30011), (2001, 11 << 8, 0xFF00, None)}
+    assert {route["table"] for route in document["routes"]} == {30011}
+
+
+def test_a_backend_by_address():
+    own = {"return_path_strategy": "address", "return_path_addresses": {"a": ["198.18.0.121", "2001:db8::121"]}}
+    document = return_path(seen_from("b", OTHERS, **own), "b")
+    assert {(rule["priority"], rule.get("table")) for rule in document["rules"]} == {(2000, 30311), (2001, None)}
+
+
+@pytest.mark.parametrize("method", ["rules", "socket_mark"])
+def test_a_proxy(method):
+    document = local_delivery(seen_from("a", OTHERS), "a", method)
+    assert {(rule["priority"], rule["table"]) for rule in document["rules"]} == {(2000, 30000)}
+    assert {route["table"] for route in document["routes"]} == {30000}
+    assert [(mark["id"], mark["mask"]) for mark in document["marks"]] == (
+        [(11 << 8, 0xFF00)] if method != "rules" else []
+    )
+
+
+def test_they_are_those_of_one_host():
+    assert return_path(seen_from("a", OTHERS), "b") == return_path(fleet("b"), "b")
+
+
+@pytest.mark.parametrize(("mask", "largest"), [(0x7, 7), (0x700, 7), (0x80000000, 1)])
+def test_an_id_that_does_not_fit(mask, largest):
+    wanted = f"proxy a has id 11, but l4proxy_numbers.mark_mask {mask:#x} has room for ids 1 to {largest}; "
+    for derive, host, options in ((return_path, "b", ()), (local_delivery, "a", ("socket_mark",))):
+        (found,) = errors(derive, seen_from(host, {"mark_mask": mask}), host, *options)
+        assert found.startswith(wanted)
+
+
+FAULTS = [
+    ([0xFF], "l4proxy_numbers of b: expected a dictionary with mark_mask, table_base, priority, found [255]"),
+    ({"mask": 1}, "l4proxy_numbers of b: 'mask' is not known here; use mark_mask, table_base, priority"),
+    ({"mark_mask": "ff"}, "l4proxy_numbers of b: mark_mask 'ff' is not a whole number"),
+    ({"priority": True}, "l4proxy_numbers of b: priority True is not a whole number"),
+    *(
+        ({"mark_mask": mask}, f"l4proxy_numbers of b: mark_mask {mask:#x} is not one run of bits")
+        for mask in (0, 0x5, 0xFF00FF, 0x1FF << 32, -1)
+    ),
+    *(
+        (
+            {"table_base": base},
+            f"l4proxy_numbers of b: table_base {base} takes the routing tables {base} to {base + 555}",
+        )
+        for base in (0, 1, 255, 2**32 - 555)
+    ),
+    *(
+        (
+            {"priority": priority},
+            f"l4proxy_numbers of b: priority {priority} has no room for a lookup rule and the guard",
+        )
+        for priority in (0, 32765, 32766)
+    ),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), FAULTS, ids=[str(value) for value, _expected in FAULTS])
+def test_what_is_refused(value, expected):
+    (found,) = errors(return_path, seen_from("b", value), "b")
+    assert found.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "value", [{"table_base": 256}, {"table_base": 2**32 - 556}, {"priority": 1}, {"priority": 32764}]
+)
+def test_what_is_just_possible(value):
+    assert return_path(seen_from("b", value), "b")["rules"]
+
+
+def test_every_fault_at_once():
+    with pytest.raises(DerivationError) as caught:
+        _numbers.read("b", {"mark_mask": 5, "table_base": 200, "priority": 0})
+    assert len(caught.value.errors) == 3
