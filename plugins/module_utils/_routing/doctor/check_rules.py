@@ -138,8 +138,9 @@ def mark_shared(facts: Facts) -> Iterator[Finding]:
     for document in facts.documents:
         marks = {(rule.fwmark, rule.fwmask) for rule in packets.lookups(document) if rule.fwmark}
         for found in packets.strangers(facts.rules or (), facts.protocols):
+            rule = packets.seen(found)
             for mark, mask in sorted(marks):
-                if not found.inverted and packets.marks_meet(packets.seen(found), mark, mask):
+                if not found.inverted and packets.marks_meet(rule, mark, mask):
                     yield warn(
                         packets.words(found),
                         f"{_whose(found)} goes by a mark that has our bits ({mark:#x}/{mask:#x})",
