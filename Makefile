@@ -18,7 +18,7 @@ export ANSIBLE_HOME := $(CURDIR)/.build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_CONFIG
 
-.PHONY: help demo demo-shell demo-down test test-all check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper bench-idle package docs clean fuzz soak pythons forwarder-pythons
+.PHONY: help demo demo-shell demo-down test test-all check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper bench-idle bench-services package docs clean fuzz soak pythons forwarder-pythons
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -42,7 +42,7 @@ test: ## Run everything that decides whether we ship
 # It goes on after a failure: the parts say nothing of each other, and nobody wants to wait for them again.
 test-all: export PYTEST_ADDOPTS := -m 'slow or not slow'
 test-all: ## Run everything there is, slow tests and benchmarks included, whatever it takes; a failure does not end it
-	@KEEP_GOING=1 bash tests/run.sh $(STAGES) forwarder-pythons chaos soak fuzz bench-idle bench-routing bench-keeper bench
+	@KEEP_GOING=1 bash tests/run.sh $(STAGES) forwarder-pythons chaos soak fuzz bench-idle bench-routing bench-keeper bench-services bench
 
 check: ## Run the quick part
 	@bash tests/run.sh lint unit
@@ -115,6 +115,10 @@ bench-keeper: ## Memory and CPU of the keeper at rest and in a storm, and how qu
 bench-idle: ## Memory and latency with 8,000 idle connections, CPU of 1,000 in which nothing moves; fails beyond a bound (root)
 	@$(BOOTSTRAP) lab
 	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.idle
+
+bench-services: ## Start, status, metrics and reload with up to 9,000 services; fails beyond a bound (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.services
 
 package: ## Build the collection and install it as a user gets it, into .build/package
 	@$(BOOTSTRAP) check

@@ -1,0 +1,84 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Start, status, metrics and reload with very many services: ``python -m tests.bench.services``, as root.
+
+Nothing is forwarded, and no health question asked. The bound is half a second for the status of 1,000 services
+with three backends each; it is meant for a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+from tests.kernel import forwarder_lab as fl
+
+#: Services, and backends of each.
+SHAPES = ((250, 3), (1000, 3), (3000, 1), (9000, 1))
+BOUNDED, BOUND = (1000, 3), 0.5  # seconds
+METRICS, FIRST_PORT = 9110, 10_000
+
+
+def document(count: int, backends: int) -> dict:
+    """A config of ``count`` services; their backends, in both families, are nowhere."""
+    services = [
+        {
+            "name": f"s{number}",
+            "listen": [{"address": "127.0.0.1", "port": FIRST_PORT + number}],
+            "backends": [
+                {"name": f"b{one}", "ipv4": f"198.18.{one}.{number % 250 + 1}", "ipv6": f"2001:db8::{one}", "port": 80}
+                for one in range(backends)
+            ],
+            "health": {"enabled": False},
+        }
+        for number in range(count)
+    ]
+    return fl.config(*services, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
+
+
+def timed(work: Callable) -> tuple[float, object]:
+    """Return how many seconds ``work()`` takes, and what it returns."""
+    begun = time.monotonic()
+    result = work()
+    return time.monotonic() - begun, result
+
+
+def scrape(lab) -> int:
+    """Return the size of a whole answer of the metrics."""
+    with lab["a"].inside():
+        sock = socket.create_connection(("127.0.0.1", METRICS), timeout=fl.PATIENCE)
+    with sock:
+        sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        return len(fl.receive_all(sock))
+
+
+def measure(lab, count: int, backends: int) -> float:
+    """Print a line of one shape; return the seconds of a status."""
+    config = document(count, backends)
+    started, forwarder = timed(lambda: fl.Forwarder(lab, config).serve())
+    with forwarder:
+        asked, status = timed(forwarder.status)
+        scraped, size = timed(lambda: scrape(lab))
+        reloaded, outcome = timed(forwarder.reload)
+    complete = len(status["services"]) == count and outcome.returncode == 0
+    print(
+        f"{count:5} services x {backends}: start {started:5.2f} s, status {asked:5.2f} s, metrics {scraped:5.2f} s"
+        f" ({size / 1e6:.1f} MB), reload {reloaded:5.2f} s{'' if complete else '  NOT COMPLETE'}",
+        flush=True,
+    )
+    return asked if complete else float("inf")
+
+
+def main() -> int:
+    """Measure every shape; return 1 when one is not complete or above the bound."""
+    with fl.raise_lab("sv") as lab:
+        asked = {shape: measure(lab, *shape) for shape in SHAPES}
+    print(f"the bound is {BOUND:g} s for the status of {BOUNDED[0]} services x {BOUNDED[1]}")
+    return 0 if asked[BOUNDED] <= BOUND and float("inf") not in asked.values() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
