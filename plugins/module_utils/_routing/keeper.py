@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -187,7 +188,9 @@ class Keeper:
         whole = found.is_lasting and not found.changed and found.documents == before.documents
         self._known, self._seen = (self._seen or self._known) if whole else None, None
         repaired = [owner for owner in found.outcomes if self._was_repaired(owner, before)]
-        changes = [change for owner in repaired for change in found.outcomes[owner].changes]
+        # The same rule, wherever it has to stand by now.
+        done = [change for owner in repaired for change in found.outcomes[owner].changes]
+        changes = [re.sub(r"rule \d+:", "rule:", change) for change in done]
         self._pace.looked(now, changes, found.missing, found.failed, found.next_due, cost)
         self._watch.watch(found.interest)
         for owner in found.outcomes:
@@ -226,6 +229,12 @@ class Keeper:
     def _repaired(self, owner: str, heard: list[News], seconds: float | None) -> None:
         outcome = self._found.outcomes[owner]
         since = self._clock() - (seconds or 0.0)
+        undone = self._pace.undone
+        if undone > FIGHT and undone & (undone - 1):
+            # In a fight only now and then: asking who it is costs more than the repair, and a log has an end.
+            who = self._record.last.who if self._record.last else ""
+            self._record.repaired(Repair(owner, outcome.changes, self._record.clock(), seconds, who), outcome.kinds)
+            return
         verdict = culprit.find(outcome.kinds, heard, self._host.runner, self._watch.sees_processes, since)
         repair = Repair(owner, outcome.changes, self._record.clock(), seconds, verdict.who)
         self._record.repaired(repair, outcome.kinds)

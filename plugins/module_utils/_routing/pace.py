@@ -16,12 +16,18 @@ QUIET, BURST = 0.01, 0.1
 # After looks that found nothing to do the next one waits this long, twice as long each time: a flood of news that looks
 # like ours costs a few per cent of a core, and what is really broken is still repaired within a second.
 FIRST_GAP, LONGEST_GAP = 0.05, 0.8
-# What is broken again within CALM seconds after its own repair is being undone. The pause before the next repair, by
-# how often in a row: a restart of networkd takes two, and a fight must not become a busy loop.
+# What is broken again within CALM seconds after its own repair is being undone: a restart of networkd does it twice in
+# a row. Beyond that a repair waits for SHORT: nothing tells when whoever undoes it has stopped, and a host is to be
+# whole within a second then. After some minutes of it nobody is about to stop, and the pause grows.
 CALM = 5.0
-PAUSES = (0.0, 0.0, 0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
-# While something is missing that only the clock may bring: quick while a boot is under way, then sparing.
+SHORT, SHORT_TIMES = 0.5, 300
+LONG = (1.0, 2.0, 5.0, 10.0, 30.0)
+# Repairs that are undone, and steps that fail, cost a tenth of a core at most.
+BUSY = 10.0
+# While something is missing that only the clock may bring: quick while a boot is under way, then sparing. A step that
+# fails, as somebody took away what it built on, is as good as undone.
 FIRST_RETRY, LONGEST_RETRY = 0.2, 15.0
+FAILED_TIMES = 60
 # What has no news, but costs some microseconds to look at (settings, documents, iptables-legacy), is looked at every so
 # many seconds. Everything, in case that news were lost for good, is dear with thousands of rules: a glance at it (or,
 # where that is of no use, a look) may take a two-thousandth of the time. Once in LONGEST_EVERYTHING it is looked at.
@@ -43,7 +49,10 @@ class Pace:
         self._repaired_at: float | None = None
         self._repaired: frozenset[str] = frozenset()
         self._fruitless = 0
+        self._failures = 0
         self._looked_at = now
+        # How long the next repair waits.
+        self.pause = 0.0
 
     def only_by_the_clock(self, now: float) -> bool:
         """Nothing happened and nothing is missing: a glance will do, unless it is long since everything was read."""
@@ -103,14 +112,17 @@ class Pace:
             soon = self._repaired_at is not None and (self.broken_at or now) - self._repaired_at <= CALM
             self.undone = self.undone + 1 if soon and repairs & self._repaired else 0
             self._repaired, self._repaired_at, self._fruitless = repairs, now, 0
+            self.pause = self._pause(cost)
             self._not_before = now + self.pause
         elif self._is_calm(now):
             self._repaired_at, self.undone = None, 0
         if not repairs and self._news_due is not None:
             self._not_before = max(self._not_before, now + min(FIRST_GAP * 2**self._fruitless, LONGEST_GAP))
             self._fruitless = min(self._fruitless + 1, 8)
-        self._retry = min(self._retry * 2 or FIRST_RETRY, LONGEST_RETRY) if missing else 0.0
-        self._retry_due = now + self._retry if missing else None
+        self._failures = self._failures + 1 if failed else 0
+        longest = SHORT if 0 < self._failures <= FAILED_TIMES else LONGEST_RETRY
+        self._retry = min(self._retry * 2 or FIRST_RETRY, longest) if missing else 0.0
+        self._retry_due = now + max(self._retry, BUSY * cost if failed else 0.0) if missing else None
         if failed and self._retry_due is not None:
             self._not_before = self._retry_due
         everything = min(max(EVERYTHING, cost * SHARE), LONGEST_EVERYTHING)
@@ -123,7 +135,9 @@ class Pace:
         """The last repair has lasted."""
         return self._repaired_at is not None and now - self._repaired_at > CALM
 
-    @property
-    def pause(self) -> float:
-        """How long the next repair waits, after having been undone so often in a row."""
-        return PAUSES[min(self.undone, len(PAUSES) - 1)]
+    def _pause(self, cost: float) -> float:
+        """How long the next repair waits, after having been undone so often in a row. ``cost`` is that of this one."""
+        if self.undone < 3:
+            return 0.0
+        over = (self.undone - SHORT_TIMES) // 10
+        return max(SHORT if over < 0 else LONG[min(over, len(LONG) - 1)], BUSY * cost)
