@@ -57,10 +57,16 @@ class Sample:
 def samples(targets: Iterable[dict[str, Any]]) -> list[Sample]:
     """A sample a target (protocol, address, port, source)."""
     chosen = random.SystemRandom()
-    run = chosen.randrange(1, 1 << 16) << 16
+    run, first = chosen.randrange(1 << 16), chosen.randrange(1 << 16)
     return [
         Sample(
-            one["protocol"], one["address"], one["port"], one["source"], chosen.randrange(40000, 60000), run | index + 1
+            protocol=one["protocol"],
+            address=one["address"],
+            port=one["port"],
+            source=one["source"],
+            source_port=chosen.randrange(40000, 60000),
+            # Two runs at a time may have one upper half; the lower ones tell their samples apart.
+            token=run << 16 | (first + index) % (1 << 16),
         )
         for index, one in enumerate(targets)
     ]
@@ -131,7 +137,7 @@ def send(chosen: Sequence[Sample], seconds: float) -> None:
             time.sleep(INTERVAL)
         for sample, sender in senders:
             if sample.protocol == "tcp":
-                _send(sender, sample, segment(sample, RST, sample.token + 1))
+                _send(sender, sample, segment(sample, RST, (sample.token + 1) % (1 << 32)))
     finally:
         for _sample, sender in senders:
             sender.close()
@@ -238,6 +244,7 @@ class Watch:
 
     def __init__(self, chosen: Sequence[Sample]):
         self.sights = {sample.token: Sight() for sample in chosen}
+        self._families = {sample.token: ":" in sample.address for sample in chosen}
         self._by_tcp = {sample.token for sample in chosen if sample.protocol == "tcp"}
         run = chosen[0].token >> 16
         self._wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
@@ -276,7 +283,7 @@ class Watch:
         else:
             found = read_packet(packet)
         sight = self.sights.get(found[0]) if found else None
-        if sight is None or found is None:
+        if sight is None or found is None or (":" in found[1]) != self._families[found[0]]:
             return
         sight.since = sight.since or time.monotonic()
         if one is not self._wire:

@@ -260,8 +260,14 @@ def test_what_a_container_sees_is_what_counts(clinic, with_rules, family):
     b.sysctl(setting, "1")
     try:
         assert proven(clinic, family) == {"spoofed"}
+        assert complaints(clinic, "b", {}) == []
         shell(b, "nft 'table inet t2 { chain p { type nat hook postrouting priority srcnat; masquerade; }; }'")
         assert proven(clinic, family) == {getattr(b, family), "spoofed"}
+        found = complaints(clinic, "b", {})
+        assert [(one.status, f"sends on to {getattr(d, family)}" in one.what) for one in found] == [("fail", True)]
+        shell(b, *re.findall("`([^`]+)`", found[0].fix))
+        assert proven(clinic, family) == {"spoofed"}
+        assert complaints(clinic, "b", {}) == []
     finally:
         b.sysctl(setting, "0")
 

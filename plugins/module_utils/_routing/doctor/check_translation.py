@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from .check_filters import ANY_PORT, NO_RULESET
 from .facts import Facts, Socket, spelled
 from .finding import FAIL, WARN, Finding, skip
-from .firewall import SNAT, Packet, Reached
+from .firewall import DNAT, SNAT, Packet, Reached
 
 GREEN = "while the log, health checks and the probe say that all is well"
 # So many backends or ports are named in a finding, the others counted.
@@ -47,6 +47,13 @@ def source_nat(facts: Facts) -> Iterator[Finding]:
             f"clients' packets to {_ports(one)} of this proxy",
             "the forwarder takes the new address for the client's, and backends see that one",
             _exemption_of_ports(one),
+        )
+    for one in _rewrites(facts, _to_containers(facts), ("postrouting",)):
+        yield _finding(
+            one,
+            f"clients' packets that this backend sends on to {_some(one.addresses)}",
+            f"the server there (a container, a pod) sees this host instead of the client, {GREEN}",
+            _exemption(one, "daddr", "-d", sorted(one.addresses)),
         )
     for one in _rewrites(facts, _at_servers(facts), ("prerouting", "input")):
         yield _finding(
@@ -109,6 +116,15 @@ def _at_servers(facts: Facts) -> Iterator[Packet]:
             )
             for protocol, port in facts.served(peer.own):
                 yield replace(whole, protocol=protocol, dport=port)
+
+
+def _to_containers(facts: Facts) -> Iterator[Packet]:
+    """Clients' packets that DNAT sends on, as they leave for where the server is."""
+    for packet in _at_servers(facts):
+        for one in facts.ruleset.reached("prerouting", packet):
+            dev = facts.translated.get(one.rule.to) if one.rule.effect == DNAT else None
+            if dev:
+                yield replace(packet, dst=one.rule.to, dport=None, oif=dev, dst_type="unicast", src_fib="unicast")
 
 
 def _rewrites(facts: Facts, packets: Iterable[Packet], hooks: tuple[str, ...]) -> list[Rewrite]:

@@ -196,6 +196,8 @@ class Facts:
     # destination: the gateway that a redirect has taught
     redirected: Mapping[str, str] | None = None
     ruleset: Ruleset | None = None
+    # Where DNAT rules of the filters send packets: address: interface
+    translated: Mapping[str, str] = field(default_factory=dict)
     # Whether our own table gives forwarded packets their mark back.
     restores_forwarded: bool = False
     sockets: tuple[Socket, ...] = ()

@@ -101,7 +101,7 @@ class MarkWrite:
 class FilterRule:
     """``verdict`` is accept, drop, return, or None; ``target`` the chain it goes on in (``back``: and returns from).
 
-    ``effect`` is SNAT, DNAT, UNTRACK, SYNPROXY or empty.
+    ``effect`` is SNAT, DNAT, UNTRACK, SYNPROXY or empty; ``to`` the new destination of DNAT where it is one address.
     """
 
     tests: tuple[Test, ...] = ()
@@ -110,6 +110,7 @@ class FilterRule:
     back: bool = True
     writes: tuple[MarkWrite, ...] = ()
     effect: str = ""
+    to: str = ""
     text: str = ""
 
     def holds(self, packet: Packet) -> bool | None:

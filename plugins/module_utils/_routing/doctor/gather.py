@@ -88,6 +88,7 @@ def look(
     facts = replace(facts, **_ruleset(reader, sources, documents))
     facts = _with_kernel(reader, facts, sources.host)
     facts = replace(facts, backends=read("the backends", paths.backends, facts))
+    facts = replace(facts, translated=read("where the packet filters send packets", paths.translated, facts))
     facts = replace(facts, replies=read("the kernel's answers for sample replies", paths.replies, facts))
     if not (wanted or facts.missing):  # without its packages nothing can be said of an applied document either
         facts = replace(facts, drift=read("what differs from the documents", _drifts, sources.host, documents))

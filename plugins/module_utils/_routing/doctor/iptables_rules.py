@@ -129,7 +129,15 @@ def _finished(
     writes = tuple(_writes(target, options)) if target in ("MARK", "CONNMARK") else ()
     effect = _effect(target, line, options)
     called = None if verdict or writes or effect else target
-    return FilterRule(tests, verdict, called, back, writes, effect, line)
+    return FilterRule(tests, verdict, called, back, writes, effect, _destination(options), line)
+
+
+def _destination(options: dict[str, str]) -> str:
+    """Of ``--to-destination``: 172.17.0.2, 172.17.0.2:80, [2001:db8::2]:80; nothing for a range of addresses."""
+    value = options.get("--to-destination", "")
+    address = value[1:].partition("]")[0] if value.startswith("[") else value
+    address = address.partition(":")[0] if address.count(":") == 1 else address
+    return "" if "-" in address else address
 
 
 def _effect(target: str | None, line: str, options: dict[str, str]) -> str:

@@ -108,7 +108,7 @@ def _rules(rule: Mapping[str, Any], sets: Mapping) -> Iterable[FilterRule]:
     """One rule; a verdict map gives one for each of its elements."""
     tests: list[Test] = []
     writes: list[MarkWrite] = []
-    effect = ""
+    effect, to = "", ""
     text = _text(rule["expr"])
     for statement in rule["expr"]:
         ((name, body),) = statement.items()
@@ -123,6 +123,7 @@ def _rules(rule: Mapping[str, Any], sets: Mapping) -> Iterable[FilterRule]:
             yield from _mapped(body, tests, _table(rule), sets, text)
         elif name in EFFECTS:
             effect = EFFECTS[name]
+            to = _destination(body)
             tests += _of_translation(body)
         elif name in ("limit", "xt", "quota", "connlimit") or (name == "set" and "op" not in body):
             tests.append(UNKNOWN)
@@ -130,7 +131,7 @@ def _rules(rule: Mapping[str, Any], sets: Mapping) -> Iterable[FilterRule]:
             yield _decided(statement, tests, writes, text)
             return
     if writes or effect:
-        yield FilterRule(tuple(tests), writes=tuple(writes), effect=effect, text=text)
+        yield FilterRule(tuple(tests), writes=tuple(writes), effect=effect, to=to, text=text)
 
 
 def _of_translation(body: Any) -> Iterable[Test]:
@@ -140,6 +141,11 @@ def _of_translation(body: Any) -> Iterable[Test]:
         yield Test("family", (FAMILIES[body["family"]],))
     if isinstance(body.get("addr"), dict):
         yield UNKNOWN
+
+
+def _destination(body: Any) -> str:
+    address = body.get("addr") if isinstance(body, dict) else None
+    return address if isinstance(address, str) else ""
 
 
 def _overwrites(body: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from ..model import Mark, Route, Rule
 from ..route_query import RouteAnswer
 from . import packets
 from .facts import Backend, Facts, Peer
+from .firewall import DNAT
 from .packets import Reply
 
 
@@ -112,6 +113,15 @@ def _backend(address: str) -> Backend:
     family = "ipv6" if ":" in address else "ipv4"
     towards = ask(address)
     return Backend(family, address, towards.dev if towards and towards.type == "unicast" else None)
+
+
+def translated(facts: Facts) -> dict[str, str]:
+    """The interface to each address that DNAT at prerouting sends packets to. Only of a backend."""
+    chains = facts.ruleset.chains.values() if facts.ruleset and facts.return_path else ()
+    found = {rule.to: ask(rule.to) for chain in chains for rule in chain.rules if rule.effect == DNAT and rule.to}
+    return {
+        address: answer.dev for address, answer in found.items() if answer and answer.type == "unicast" and answer.dev
+    }
 
 
 def replies(facts: Facts) -> dict[Reply, RouteAnswer]:

@@ -90,6 +90,7 @@ GIVEN = {"clients_given": frozenset({"ipv4"})}
 SERVED = {"ports": (("tcp", 8080),)}
 TWO_ADDRESSES = tuple(Found(Address("ipv4", one, "eth0"), 0, "ipv4") for one in (cases.B, "198.18.0.33"))
 DOCKER_PROXY = Relay(Socket("tcp", "0.0.0.0", 8080), "docker-proxy", 7)
+CONTAINER = {"translated": {"172.17.0.2": "docker0"}}
 SWARM = Socket("tcp", "0.0.0.0", 2377)
 PUBLISHED = (
     "-A PREROUTING -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80"
@@ -261,6 +262,12 @@ COMPLAINTS = [
         "fail",
         "source_nat",
         "clients' packets to tcp port 80 of this proxy",
+    ),
+    (
+        filtered(BACKEND, PUBLISHED, "-A POSTROUTING ! -o lo -j MASQUERADE", table="nat", **CONTAINER, **SERVED),
+        "fail",
+        "source_nat",
+        "clients' packets that this backend sends on to 172.17.0.2. The server there",
     ),
     (
         filtered(BACKEND, "-A INPUT -p tcp -m tcp --dport 8080 -j SNAT --to-source 192.0.2.1", table="nat", **SERVED),
@@ -521,6 +528,14 @@ FINE = [
             "-m owner --uid-owner 33 -j MASQUERADE",
         )
     ),
+    *(
+        ("source_nat", filtered(BACKEND, PUBLISHED, rule, table="nat", **CONTAINER, **SERVED))
+        for rule in (
+            "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
+            "-A POSTROUTING -s 172.17.0.2/32 -d 172.17.0.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE",
+            "-A POSTROUTING -o eth0 -j MASQUERADE",
+        )
+    ),
     ("source_nat", filtered(BACKEND, "-A POSTROUTING -o eth0 -j MASQUERADE", table="nat", **SERVED)),
     ("source_nat", filtered(BACKEND, "-A PREROUTING -p tcp -j DNAT --to-destination 172.17.0.2", table="nat")),
     ("mark_clobbered", filtered(BACKEND, "-A OUTPUT -j MARK --set-xmark 0x100/0xff00", table="mangle")),
@@ -586,7 +601,7 @@ def test_a_check_that_raises_is_a_finding_and_not_the_end(monkeypatch, check, wh
 @pytest.mark.parametrize(
     "name", ["links", "settings", "peers", "backends", "replies", "rules", "routes", "addresses", "redirected",
              "ruleset", "sockets", "relays", "arp", "conntrack", "units", "contest", "drop_ins", "forwarder", "drift",
-             "own"],
+             "own", "translated"],
 )  # fmt: skip
 def test_a_fact_that_could_not_be_read_makes_no_fault_up(whole, name):
     found = registry.examine(replace(whole, **{name: unread.Unread("it hangs")}))

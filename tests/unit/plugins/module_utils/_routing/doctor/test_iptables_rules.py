@@ -149,3 +149,19 @@ def test_both_kinds_of_iptables_stand_side_by_side():
     chains.update(iptables_rules.parse(NAT, "ipv4", command="iptables-legacy"))
     assert {table for table, _name in chains} == {"iptables nat", "iptables-legacy nat"}
     assert {(one.type, one.priority) for one in chains.values() if one.hook == "postrouting"} == {("nat", 100)}
+
+
+DESTINATIONS = [
+    ("172.17.0.2", "172.17.0.2"),
+    ("172.17.0.2:80", "172.17.0.2"),
+    ("[2001:db8::2]:80", "2001:db8::2"),
+    ("2001:db8::2", "2001:db8::2"),
+    ("172.17.0.2-172.17.0.9:80", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "address"), DESTINATIONS)
+def test_where_a_packet_is_sent(text, address):
+    saved = f"*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j DNAT --to-destination {text}\nCOMMIT"
+    ((_key, chain),) = iptables_rules.parse(saved, "ipv4").items()
+    assert [one.to for one in chain.rules] == [address]
