@@ -466,6 +466,15 @@ def test_slow_clients_of_the_metrics_keep_nobody_out_and_are_gone_in_time(lab, m
             sock.close()
 
 
+def test_a_reload_in_the_middle_of_an_answer_does_not_end_it_as_a_whole_one(lab, many):
+    forwarder, address = many
+    with scraper(lab, address, READING, buffer=4096) as slow:
+        slow.recv(1)
+        assert forwarder.reload().returncode == 0
+        with pytest.raises(ConnectionResetError):
+            fl.receive_all(slow)
+
+
 def has_ended(sock):
     """Whether the other end has closed or reset a connection, whatever is still to be read of it."""
     poll = select.poll()

@@ -378,6 +378,12 @@ class Endpoints:
         """Return every descriptor a forked child must not keep."""
         return [number for server in self.servers.values() for number in server.descriptors()]
 
+    def end_clients(self):
+        """Close all clients, as before an exec, which would end an answer as if it were whole."""
+        for server in self.servers.values():
+            for client in list(server.clients):
+                client.close()
+
     def listening(self):
         """Return {name: descriptor} to hand over."""
         return {name: server.sock.fileno() for name, server in self.servers.items()}

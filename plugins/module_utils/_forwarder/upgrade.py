@@ -143,6 +143,7 @@ class Upgrade:
     def _exec(self):
         """Become the installed program; only a failure returns."""
         supervisor = self._supervisor
+        supervisor.endpoints.end_clients()
         state, descriptors = supervisor.handed_over()
         variable = handover.leave(state, descriptors)
         supervisor.log.flush()
