@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -62,7 +63,8 @@ def run(argv: Sequence[str], stdin: str | None = None) -> Completed:
 def _end(process: subprocess.Popen) -> None:
     """Kill what still runs, with its children: a child that holds the pipes would keep us waiting."""
     if process.returncode is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     for stream in (process.stdin, process.stdout, process.stderr):
         stream.close()

@@ -195,10 +195,11 @@ class _Reach:
 
     def __init__(self, ruleset: Ruleset, packet: Packet, base: Chain):
         self._ruleset, self._packet, self._base = ruleset, packet, base
-        # Whether the packet is surely still here, and whether it is surely not.
+        # Whether the packet is surely still in the base chain, and whether it surely is not.
         self._sure, self._ended = True, False
 
     def chain(self, chain: Chain, sure: bool, depth: int) -> Iterator[Reached]:
+        """``sure``: the packet surely comes here. A rule that may hold leaves what is behind it in doubt."""
         for rule in chain.rules:
             holds = rule.holds(self._packet)
             if holds is False:
@@ -208,16 +209,15 @@ class _Reach:
             called = self._ruleset.chains.get((chain.table, rule.target or ""))
             if called and depth < DEPTH:
                 yield from self.chain(called, here, depth + 1)
-            if self._decides(rule):
-                self._ended = self._ended or (here and rule.verdict != RETURN)
+            if rule.verdict == RETURN or (rule.target and not rule.back):
+                if here:
+                    return
+                sure = False  # in this chain alone
+            elif rule.verdict or rule.effect in (SNAT, DNAT):  # a translation accepts the packet
+                self._ended = self._ended or here
                 self._sure = self._sure and here
-            if self._ended or (here and (rule.verdict == RETURN or (rule.target and not rule.back))):
+            if self._ended:
                 return
-
-    @staticmethod
-    def _decides(rule: FilterRule) -> bool:
-        """Whether rules behind it see the packet only where it does not hold. A translation accepts the packet."""
-        return bool(rule.verdict or (rule.target and not rule.back)) or rule.effect in (SNAT, DNAT)
 
 
 Decision = Optional[tuple[str, str]]

@@ -165,3 +165,26 @@ def test_where_a_packet_is_sent(text, address):
     saved = f"*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j DNAT --to-destination {text}\nCOMMIT"
     ((_key, chain),) = iptables_rules.parse(saved, "ipv4").items()
     assert [one.to for one in chain.rules] == [address]
+
+
+# What stands in chain "mine", to which the packet surely jumps: whether the masquerade behind the jump is sure.
+BEFORE = [
+    ("-A mine -j RETURN", True),
+    ("-A mine -m set --match-set x src -j RETURN", True),
+    ("-A mine -g other", True),
+    ("-A mine -m set --match-set x src -g other", True),
+    ("-A mine -p udp -j ACCEPT", True),
+    ("-A mine -m set --match-set x src -j ACCEPT", False),
+    ("-A mine -m set --match-set x src -j other\n-A other -j ACCEPT", False),
+    ("-A mine -j ACCEPT", None),
+    ("-A mine -g other\n-A other -j ACCEPT", None),
+    ("-A mine -j SNAT --to-source 192.0.2.1", None),
+]
+
+
+@pytest.mark.parametrize(("rules", "sure"), BEFORE)
+def test_what_is_behind_a_rule_is_as_sure_as_that(rules, sure):
+    jump = "-A POSTROUTING -j mine\n-A POSTROUTING -j MASQUERADE"
+    saved = f"*nat\n:POSTROUTING ACCEPT [0:0]\n:mine - [0:0]\n:other - [0:0]\n{jump}\n{rules}\nCOMMIT"
+    found = [*Ruleset(iptables_rules.parse(saved, "ipv4")).reached("postrouting", REPLY)]
+    assert [one.sure for one in found if "MASQUERADE" in one.rule.text] == ([] if sure is None else [sure])
