@@ -17,6 +17,7 @@ from .facts import Facts, Peer, spelled
 from .finding import FAIL, WARN, Finding, skip
 from .firewall import DNAT, SYNPROXY, UNTRACK, Chain, MarkWrite, Packet, Reached, Verdict
 from .packets import Reply
+from .unread import require
 
 TCP = 6
 # NF_IP_PRI_CONNTRACK: what a rule keeps from conntrack, it keeps from it before.
@@ -26,8 +27,14 @@ NO_RULESET = "packet filters cannot be listed without nft"
 ANY_PORT = 40000
 
 
+def is_unlisted(facts: Facts) -> bool:
+    """Whether nothing here can list packet filters. NotRead where that failed."""
+    require(facts.ruleset)
+    return facts.ruleset is None
+
+
 def firewall(facts: Facts) -> Iterator[Finding]:
-    if facts.ruleset is None:
+    if is_unlisted(facts):
         yield skip(NO_RULESET)
         return
     yield from _clients_at_backend(facts)
@@ -105,7 +112,7 @@ HOOKS_OF_REQUESTS, HOOKS_OF_REPLIES = ("prerouting", "input"), ("output", "postr
 
 
 def mark_clobbered(facts: Facts) -> Iterator[Finding]:
-    if facts.ruleset is None:
+    if is_unlisted(facts):
         yield skip(NO_RULESET)
         return
     named = set()
@@ -152,7 +159,7 @@ def _harms(peer: Peer, base: Chain, write: MarkWrite) -> bool:
 
 def untracked(facts: Facts) -> Iterator[Finding]:
     """Rules that keep packets of the path from conntrack, which holds the marks."""
-    if facts.ruleset is None:
+    if is_unlisted(facts):
         yield skip(NO_RULESET)
         return
     named = set()
@@ -209,7 +216,7 @@ def _packet(peer, reply: Reply, hook: str) -> Packet:
 
 def containers(facts: Facts) -> Iterator[Finding]:
     """Replies of a container behind a published port are forwarded: OUTPUT never sees them."""
-    if facts.ruleset is None:
+    if is_unlisted(facts):
         yield skip(NO_RULESET)
         return
     for peer, reply in _marked_replies(facts):

@@ -22,9 +22,8 @@ DIRECT = "let the server itself listen on that port"
 PROGRAMS = {
     "docker-proxy": DOCKER,
     "rootlesskit": f"{HOST_NETWORK}, or use another port handler (rootlesskit: --port-driver=implicit with pasta)",
-    "rootlessport": f"{HOST_NETWORK}, or use another port handler (--network=pasta or "
-    "--network=slirp4netns:port_handler=slirp4netns)",
-    "slirp4netns": f"{HOST_NETWORK}, or --network=pasta",
+    "rootlessport": f"{HOST_NETWORK}, or use another port handler (--network=pasta)",
+    "slirp4netns": f"{HOST_NETWORK}, or use another port handler (--network=pasta)",
     "dockerd": "publish the port of the Swarm service with mode: host; its ingress network hides the clients",
     "kube-proxy": "externalTrafficPolicy: Local for that service; or the pod in the host's network",
     "socat": DIRECT,

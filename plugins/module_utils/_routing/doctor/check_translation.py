@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from .check_filters import ANY_PORT, NO_RULESET
+from .check_filters import ANY_PORT, NO_RULESET, is_unlisted
 from .facts import Facts, Socket, spelled
 from .finding import FAIL, WARN, Finding, skip
 from .firewall import DNAT, SNAT, Packet, Reached
@@ -31,7 +31,7 @@ class Rewrite:
 
 
 def source_nat(facts: Facts) -> Iterator[Finding]:
-    if facts.ruleset is None:
+    if is_unlisted(facts):
         yield skip(NO_RULESET)
         return
     for one in _rewrites(facts, _to_backends(facts), ("output", "postrouting")):
@@ -74,7 +74,9 @@ def _to_backends(facts: Facts) -> Iterator[Packet]:
             facts.clients[backend.family],
             backend.address,
             sport=ANY_PORT,
+            iif="",
             oif=backend.dev,
+            status="none",
             src_type="unicast",
             dst_type="unicast",
             # For IPv6 nft asks the rules for a packet in the other direction, and ours may say that it is local.

@@ -29,6 +29,8 @@ DEPTH = 16
 class Packet:
     """A packet as a filter sees it; None for what is not known. ``state`` is conntrack's: new or established.
 
+    ``iif`` is empty for what this host sends.
+
     ``src_type`` and ``dst_type`` are what the kernel calls an address (local, unicast ...), ``src_fib`` what nft's fib
     says of the source, ``uid`` the account of the socket that sends it.
     """
@@ -48,6 +50,8 @@ class Packet:
     src_fib: str | None = None
     # Whether it opens a TCP connection: yes or no.
     syn: str | None = None
+    # What conntrack says of it beside the state: none, or dnat and the like.
+    status: str | None = None
     uid: int | None = None
 
 

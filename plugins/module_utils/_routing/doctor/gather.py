@@ -155,7 +155,8 @@ def _list(host: Host, command: list[str]) -> str:
     """What a command prints that lists something. CommandFailed, MissingCommand."""
     done = host.runner(command, None)
     if done.code != 0:
-        raise CommandFailed(f"`{' '.join(command)}` ended with {done.code}: {done.stderr.strip() or 'no message'}")
+        told = " ".join(done.stderr.split()) or "no message"
+        raise CommandFailed(f"`{' '.join(command)}` ended with {done.code}: {told}")
     return done.stdout.strip()
 
 

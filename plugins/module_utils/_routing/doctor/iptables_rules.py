@@ -37,6 +37,7 @@ FIELDS = {
     "-s": "src", "-d": "dst", "-i": "iif", "-o": "oif", "-p": "protocol", "--sport": "sport", "--dport": "dport",
     "--sports": "sport", "--dports": "dport", "--ctstate": "state", "--state": "state",
     "--src-type": "src_type", "--dst-type": "dst_type", "--uid-owner": "uid", "--mark": "mark",
+    "--src-range": "src", "--dst-range": "dst", "--ctstatus": "status",
 }  # fmt: skip
 # What --syn stands for.
 SYN = ["FIN,SYN,RST,ACK", "SYN"]
@@ -157,25 +158,30 @@ def _test(field: str, argument: str, negated: bool) -> Test:
     if field == "mark":
         argument, _slash, bits = argument.partition("/")
         mask = _mask(bits)
-    values = tuple(_value(field, part) for part in argument.split(","))
+    values = tuple(value for part in argument.split(",") for value in _values(field, part))
     return UNKNOWN if None in values else Test(field, values, negated, mask)
 
 
-def _value(field: str, text: str) -> Value | None:
+def _values(field: str, text: str) -> Iterable[Value | None]:
+    """One value as the model has it, a range of addresses as networks; None for one that is not understood."""
     try:
         if field in ("src", "dst"):
-            return ipaddress.ip_network(text, strict=False)
+            first, dash, last = text.partition("-")
+            if dash:
+                return [*ipaddress.summarize_address_range(ipaddress.ip_address(first), ipaddress.ip_address(last))]
+            return [ipaddress.ip_network(text, strict=False)]
         if field in ("sport", "dport"):
             low, _colon, high = text.partition(":")
-            return int(low or 0), int(high or low or 65535)
+            return [(int(low or 0), int(high or low or 65535))]
         if field in ("mark", "uid"):
             low, _dash, high = text.partition("-")
-            return int(low, 0), int(high or low, 0)
-    except ValueError:
-        return None
+            return [(int(low, 0), int(high or low, 0))]
+    except (ValueError, TypeError):
+        return [None]
     if field in ("iif", "oif") and text.endswith("+"):
-        return f"{text[:-1]}*"
-    return "ipv6-icmp" if text == "icmpv6" else text.lower() if field in ("state", "src_type", "dst_type") else text
+        return [f"{text[:-1]}*"]
+    words = field in ("state", "src_type", "dst_type", "status")
+    return ["ipv6-icmp" if text == "icmpv6" else text.lower() if words else text]
 
 
 def _writes(target: str | None, options: dict[str, str]) -> Iterable[MarkWrite]:

@@ -52,6 +52,7 @@ FIELDS = {
     ("ip", "protocol"): "protocol", ("ip6", "nexthdr"): "protocol", ("meta", "l4proto"): "protocol",
     ("meta", "iifname"): "iif", ("meta", "iif"): "iif", ("meta", "oifname"): "oif", ("meta", "oif"): "oif",
     ("meta", "nfproto"): "family", ("meta", "mark"): "mark", ("ct", "state"): "state", ("meta", "skuid"): "uid",
+    ("ct", "status"): "status",
 }  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def _test(match: Mapping[str, Any], table: str, sets: Mapping) -> Test:
         right = {"set": sets[table, right[1:]]} if (table, right[1:]) in sets else None
     if field is None or right is None or match["op"] not in ("==", "in", "!="):
         return UNKNOWN
-    values = tuple(_value(field, one) for one in _elements(right))
+    values = tuple(value for one in _elements(right) for value in _values(field, one))
     if None in values or (mask is not None and not all(isinstance(one, tuple) for one in values)):
         return UNKNOWN
     return Test(field, values, match["op"] == "!=", mask)
@@ -212,27 +213,29 @@ def _elements(right: Any) -> list[Any]:
     return right if isinstance(right, list) else [right]
 
 
-def _value(field: str, value: Any) -> Value | None:
-    """One value as the model has it; None for one that is not understood."""
+def _values(field: str, value: Any) -> Iterable[Value | None]:
+    """One value as the model has it, a range of addresses as networks; None for one that is not understood."""
     if isinstance(value, dict) and "elem" in value:
         value = value["elem"].get("val")
     if field in ("src", "dst"):
-        return _network(value)
+        return _networks(value)
     if isinstance(value, dict):
         ends = value.get("range")
-        return (ends[0], ends[1]) if ends and all(isinstance(end, int) for end in ends) else None
+        return [(ends[0], ends[1]) if ends and all(isinstance(end, int) for end in ends) else None]
     if isinstance(value, int) and not isinstance(value, bool):
-        return (value, value)
-    return value if isinstance(value, str) else None
+        return [(value, value)]
+    return [value if isinstance(value, str) else None]
 
 
-def _network(value: Any) -> Value | None:
+def _networks(value: Any) -> Iterable[Value | None]:
     try:
+        if isinstance(value, dict) and "range" in value:
+            return [*ipaddress.summarize_address_range(*map(ipaddress.ip_address, value["range"]))]
         if isinstance(value, dict) and "prefix" in value:
             value = f"{value['prefix']['addr']}/{value['prefix']['len']}"
-        return ipaddress.ip_network(value, strict=False)
+        return [ipaddress.ip_network(value, strict=False)]
     except (ValueError, TypeError):
-        return None
+        return [None]
 
 
 def _writes(body: Mapping[str, Any]) -> list[MarkWrite]:

@@ -106,6 +106,7 @@ def when(left, right, operator="==") -> dict:
     return {"match": {"op": operator, "left": left, "right": right}}
 
 
+SOURCE = {"payload": {"protocol": "ip", "field": "saddr"}}
 SOURCE_TYPE = {"fib": {"result": "type", "flags": ["saddr"]}}
 EFFECTS = [
     ([{"masquerade": None}], True),
@@ -122,6 +123,11 @@ EFFECTS = [
     ([when({"meta": {"key": "oifname"}}, "eth*"), {"masquerade": None}], True),
     ([when({"meta": {"key": "oifname"}}, "wg*"), {"masquerade": None}], None),
     ([when({"meta": {"key": "skuid"}}, 33), {"masquerade": None}], None),
+    ([when({"meta": {"key": "iifname"}}, "wg0"), {"masquerade": None}], None),
+    ([when({"ct": {"key": "status"}}, "dnat", "in"), {"masquerade": None}], None),
+    ([when(SOURCE, {"range": ["10.1.0.0", "10.1.255.255"]}), {"masquerade": None}], True),
+    ([when(SOURCE, {"range": ["10.8.0.1", "10.8.0.99"]}), {"masquerade": None}], None),
+    ([when(SOURCE, {"set": [{"range": ["10.8.0.1", "10.8.0.99"]}, "10.1.2.3"]}), {"masquerade": None}], True),
     ([when(SOURCE_TYPE, "local", "!="), {"masquerade": None}], True),
     ([when(SOURCE_TYPE, "local"), {"masquerade": None}], None),
 ]  # fmt: skip
@@ -133,7 +139,7 @@ def test_source_nat(statements, sure):
     place = {"family": "inet", "table": "t", "chain": "c"}
     chain = {**place, "name": "c", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
     ruleset = nft_rules.parse({"nftables": [{"chain": chain}, {"rule": {**place, "expr": statements}}]})
-    packet = replace(PACKET, iif=None, oif="eth0", uid=998, src_fib="unicast")
+    packet = replace(PACKET, iif="", oif="eth0", uid=998, src_fib="unicast", status="none")
     found = [one.sure for one in ruleset.reached("postrouting", packet) if one.rule.effect == SNAT]
     assert found == ([] if sure is None else [sure])
 
