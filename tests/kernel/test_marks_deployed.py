@@ -26,7 +26,7 @@ from tests.kernel import strategy_lab as sl
 from tests.lab.netns import NamespaceLab
 
 WORD = {"ipv4": "ip", "ipv6": "ip6"}
-PORTS = itertools.count(42000)
+PORTS, SERVED = itertools.count(42000), itertools.count(5000)
 GREETING, ANSWER = b"hello", b"thank you"
 FLUSH = "conntrack -F"
 OTHER_NUMBERS = {"mark_mask": 0xFF0000, "table_base": 30000, "priority": 2000}
@@ -179,7 +179,7 @@ def udp_session(lab, family: str):
     with lab["b"].inside():
         server = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
     with server:
-        server.bind((target, 0))
+        server.bind((target, next(SERVED)))
         server.settimeout(rl.PATIENCE)
         with sl.spoofed(lab["a"], client, target, "udp", server.getsockname()[1]) as sock:
             sock.send(ANSWER)
@@ -214,6 +214,20 @@ def test_a_late_answer_of_a_udp_server(lab, b, family):
     finally:
         for name in UDP_TIMEOUTS:
             b.host.sysctl(name, "605")
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_udp_session_that_was_flushed_goes_on_when_its_client_sends(lab, b, family):
+    """Also while its server goes on sending, which keeps the entry that begins with the server's datagram."""
+    with udp_session(lab, family) as (client, server, peer):
+        b.run(FLUSH)
+        server.sendto(GREETING, peer)  # lost
+        client.send(ANSWER)
+        assert server.recv(100) == ANSWER
+        with nothing_leaks(lab, family):
+            for _again in range(3):
+                server.sendto(GREETING, peer)
+                assert client.recv(100) == GREETING
 
 
 def numbers_on(b) -> set[str]:

@@ -31,6 +31,7 @@ from . import iptables_listing
 from .errors import MissingPackage, RoutingError
 from .iptables_listing import HOOKS, MEMO, Chains, Listing
 from .model import Mark, Observed
+from .nft import SERVER_PORTS
 from .runner import MissingCommand, Runner
 
 COMMANDS = {"ipv4": "iptables", "ipv6": "ip6tables"}
@@ -70,6 +71,8 @@ def _rules(mark: Mark, every: int) -> Iterable[tuple[str, list[str]]]:
         if mark.conntrack:
             fresh = [*_direction("ORIGINAL"), *unmarked]
             yield from ((chain, [*sender, *fresh, *set_connection]) for chain in ("IN", "FWD"))
+            served = ["-p", "udp", "-m", "udp", "--dport", ":".join(map(str, SERVER_PORTS))]
+            yield "IN", [*sender, *served, *_direction("REPLY"), *unmarked, *set_connection]
             yield "IN", _stale(sender, name)
         else:
             yield "IN", [*sender, "-m", "mark", "--mark", none, *set_packet]
@@ -78,6 +81,7 @@ def _rules(mark: Mark, every: int) -> Iterable[tuple[str, list[str]]]:
         yield from ((chain, [*known, *set_packet]) for chain in ("PRE", "OUT"))
         # What conntrack has forgotten, the accepted socket remembers (tcp_fwmark_accept); see ``nft``.
         yield "IN", ["-m", "connmark", "--mark", ours, *set_packet]
+        yield "OUT", ["-p", "udp", *_direction("ORIGINAL"), "-m", "connmark", "--mark", ours, *set_packet]
         yield "OUT", [*unmarked, "-m", "mark", "--mark", ours, *set_connection]
     if mark.transparent:
         # Without --nowildcard, a socket bound to the wildcard address (UDP with IP_PKTINFO) would not count.

@@ -25,6 +25,10 @@ well: chain accepted shows it the connection's mark, and the new entry gets the 
 counts for all sockets of the host, so the bits of others are taken off a SYN, once every filter has seen it. Otherwise
 a socket would keep those too, and rules of others (for TPROXY, say) would route its replies.
 
+A UDP session has no such socket: its answers leak until the client sends again. That datagram is a reply in the new
+entry, and marks it. Only at ports that are no client's (ip_local_port_range): else what this host asks others, and is
+answered by way of the proxy's host, would be sent there too.
+
 Such a FIN comes after a reboot of this host, say: there is no connection that could keep a mark, and the RST that would
 answer it leaves past the proxy. (Anything else begins a connection in conntrack's eyes: nf_conntrack_tcp_loose.)
 
@@ -50,6 +54,8 @@ from .runner import MissingCommand, Runner
 FAMILY = "inet"
 # NF_IP_PRI_MANGLE: after conntrack (-200), before DNAT (-100) and any filter (0).
 PRIORITY = -150
+# Below the ports that clients are given (ip-sysctl).
+SERVER_PORTS = (1, 32767)
 # After all filters: what comes then is the socket.
 LAST = 10000
 # chain: (type, hook, priority)
@@ -113,10 +119,17 @@ def _of_connections(tracked: list[Mark], every: list[Mark]) -> Rules:
         for hook in ("input", "forward")
         for senders in _senders(tracked, "save")
     ]
+    served = _is({"payload": {"protocol": "udp", "field": "dport"}}, {"range": list(SERVER_PORTS)})
+    rules += [
+        ("input", "a UDP session that conntrack has forgotten", [reply, unmarked, served, senders])
+        for senders in _senders(tracked, "save")
+    ]
     rules += [("input", "end of an unknown connection", list(_stale(key, values))) for key, values in _sources(tracked)]
     pairs = [(mark.id, mark) for mark in tracked]
     rules.append(("accepted", "for the accepted socket", [_vmap(connection, pairs, "mark")]))
     rules += [(hook, "replies", [reply, _vmap(connection, pairs, "mark")]) for hook in ("prerouting", "output")]
+    udp = [_is({"ct": {"key": "direction"}}, "original"), _is({"meta": {"key": "l4proto"}}, "udp")]
+    rules.append(("output", "a UDP session that conntrack has forgotten", [*udp, _vmap(connection, pairs, "mark")]))
     rules.append(("output", "a connection that conntrack has forgotten", [unmarked, _vmap(packet, pairs, "save")]))
     return [*rules, *_guarded(tracked, connection, [reply], "guard"), *_guarded(tracked, packet, [], "guard")]
 

@@ -70,7 +70,7 @@ def test_a_mask_of_all_bits_is_none():
 def test_a_proxy_without_mac_saves_nothing_but_restores_and_guards():
     objects = nft.render(OWNER, MARKS[1:2])
     assert rules_of(objects, "input") == rules_of(objects, "forward") == []
-    for chain, count in (("accepted", 2), ("output", 2), ("prerouting", 1), ("guard_12", 1)):
+    for chain, count in (("accepted", 2), ("output", 3), ("prerouting", 1), ("guard_12", 1)):
         assert len(rules_of(objects, chain)) == count, chain
 
 
@@ -87,7 +87,7 @@ def test_without_conntrack_no_rule_asks_for_it(mark):
 
 
 def test_the_mark_is_saved_once_and_for_the_first_direction():
-    rule, _stale = rules_of(nft.render(OWNER, MARKS[:3]), "input")
+    rule, *_others = rules_of(nft.render(OWNER, MARKS[:3]), "input")
     left = [statement["match"]["left"] for statement in rule["expr"][:2]]
     assert left == [{"ct": {"key": "direction"}}, {"&": [{"ct": {"key": "mark"}}, 255]}]
 
