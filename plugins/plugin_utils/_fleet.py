@@ -272,6 +272,13 @@ class Fleet:
         facts = fact_addresses(self._hostvars[name].get("ansible_facts") or {})
         return {one.address for one in (*facts, *self.host(name).addresses)} | self._set_apart(name)
 
+    def bridges(self, name: str) -> set[str]:
+        """Return the bridges of a host that lead to no router of its own: to its containers, that is."""
+        facts = self._hostvars[name].get("ansible_facts") or {}
+        routers = {(facts.get(f"default_ipv{version}") or {}).get("interface") for version in VERSIONS}
+        found = [one for one in facts.values() if isinstance(one, Mapping) and one.get("type") == "bridge"]
+        return {str(one.get("device")) for one in found} - {str(router) for router in routers}
+
     def _refuse_own(self, proxy: str, ref: BackendRef, addresses: Iterable[Address]) -> None:
         """Refuse a backend that is the proxy itself: rules for its replies would take all that the proxy sends."""
         own = self.own_addresses(proxy)

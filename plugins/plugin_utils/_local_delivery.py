@@ -46,9 +46,9 @@ def local_delivery(fleet: Fleet, proxy: str, method: str = AUTO, mark_engine: st
     sources = _sources(fleet, proxy, errors)
     devices = {device for _version, _address, device in sources if device}
     numbers = collect(errors, fleet.numbers, proxy)
-    chosen = collect(
-        errors, choose, proxy, method, fleet.known.get("local_delivery"), _of_devices(fleet.settings, devices)
-    )
+    settings = _of_devices(fleet.settings, devices)
+    hosted = bool(devices & fleet.bridges(proxy))
+    chosen = collect(errors, choose, proxy, method, fleet.known.get("local_delivery"), settings, hosted)
     if errors:
         raise DerivationError(errors)
     versions = sorted({version for version, _address, _device in sources})
@@ -117,7 +117,9 @@ def _by_socket(numbers: Numbers, proxy: str, number: int, versions: list[int]) -
     return {"rules": rules, "marks": [{"name": proxy, "id": value, "mask": mask, "transparent": True}]}
 
 
-def choose(proxy: str, wanted: str, known: Mapping[str, Any] | None, settings: Mapping[str, str]) -> str:
+def choose(
+    proxy: str, wanted: str, known: Mapping[str, Any] | None, settings: Mapping[str, str], hosted: bool = False
+) -> str:
     """Return how the replies are told: by rules, or by the socket they have.
 
     ``auto`` keeps what an earlier run has applied. Rules would swallow what a proxy routes for its backends, so on a
@@ -125,6 +127,7 @@ def choose(proxy: str, wanted: str, known: Mapping[str, Any] | None, settings: M
 
     :param known: the document of an earlier run.
     :param settings: sysctls of the proxy, by name, those of interfaces as :func:`_of_devices` leaves them.
+    :param hosted: whether a backend is a container of the proxy: then rules cannot stay once it is a router.
     :raises DerivationError: an unknown method, or one that cannot work there.
     """
     if wanted not in METHODS:
@@ -133,7 +136,8 @@ def choose(proxy: str, wanted: str, known: Mapping[str, Any] | None, settings: M
     chosen = wanted
     if wanted == AUTO:
         routes = any(settings.get(name, "0") != "0" for name in FORWARDING)
-        chosen = applied(known) or (SOCKET_MARK if routes and not validating else RULES)
+        best = SOCKET_MARK if routes and not validating else RULES
+        chosen = best if hosted and best == SOCKET_MARK else applied(known) or best
     if chosen == SOCKET_MARK and validating:
         raise DerivationError(
             [

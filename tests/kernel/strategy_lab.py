@@ -93,12 +93,16 @@ class Deployment:
         self.engine = rl.Engine(directory)
         self.proxies, self.backends = list(proxies), list(backends)
         self.variables = dict(variables)
+        # What else a host is asked for: lines of its settings, and documents of an earlier run.
+        self.settings: list[str] = []
+        self.known: dict[str, Any] = {}
 
     def fleet(self, name: str) -> Fleet:
         """The fleet as seen from a host."""
         names = [*self.proxies, *self.backends]
         hostvars = {host: {"ansible_facts": facts(self.lab[host]), **self.variables.get(host, {})} for host in names}
         view = {"host": name, "proxies": self.proxies, "backends": self.backends, "inventory": names}
+        view |= {"settings": self.settings, "known": self.known}
         return Fleet(self.services, view, hostvars)
 
     def apply(self, **options: Any) -> None:

@@ -7,12 +7,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+from types import SimpleNamespace
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, registry
 
 from tests.kernel import routing_lab as rl
 from tests.kernel import strategy_lab as sl
+from tests.lab import wiring
 from tests.lab.netns import NamespaceLab
 
 
@@ -156,3 +160,75 @@ def test_two_hosts_that_are_proxy_and_backend_at_once(lab, tmp_path, strategy, m
         for name, number in (("b", 131), ("c", 132)):
             lab[name].run(["ip", "addr", "del", f"198.18.0.{number}/24", "dev", "eth0"])
     assert [rl.listing(lab[name]) for name in both] == before
+
+
+ROUTES = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
+DOCKER, BOX = {"ipv4": "172.17.0.1", "ipv6": "fd00:17::1"}, {"ipv4": "172.17.0.2", "ipv6": "fd00:17::2"}
+PREFIX = {"ipv4": "16", "ipv6": "64"}
+
+
+@pytest.fixture
+def box(lab):
+    """A container of a's, behind a bridge; a is its router."""
+    a, netns = lab["a"], f"{lab.prefix}-box"
+    wiring.run(["ip", "netns", "add", netns])
+    made = SimpleNamespace(name="box", **BOX, inside=lambda: wiring.inside(netns))
+    try:
+        a.run(["ip", "link", "add", "docker0", "type", "bridge"])
+        a.run(["ip", "link", "add", "box0", "type", "veth", "peer", "name", "eth0", "netns", netns])
+        a.run(["ip", "link", "set", "box0", "master", "docker0", "up"])
+        for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
+            more = "nodad" if family == "ipv6" else ""
+            for host, dev, own in ((a.netns, "docker0", DOCKER), (netns, "eth0", BOX)):
+                wiring.ip_batch(
+                    [f"addr add {own[family]}/{PREFIX[family]} dev {dev} {more}", f"link set {dev} up"], host
+                )
+            wiring.ip_batch([f"route add default via {DOCKER[family]}"], netns)
+            a.sysctl(ROUTES[family], "1")
+            network = f"{DOCKER[family].rpartition('.' if family == 'ipv4' else ':')[0]}"
+            network = f"{network}.0/{PREFIX[family]}" if family == "ipv4" else f"{network}:/{PREFIX[family]}"
+            lab["router"].run(["ip", option, "route", "add", network, "via", rl.address(a, family)])
+        for family in rl.FAMILIES:
+            lab.servers.serve(made, "tcp", sl.WILDCARD[family])
+        yield made
+    finally:
+        for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
+            lab["router"].run(["ip", option, "route", "flush", "via", rl.address(a, family)], check=False)
+            a.sysctl(ROUTES[family], "0")
+        for dev in ("box0", "docker0"):
+            a.run(["ip", "link", "del", dev], check=False)
+        wiring.run(["ip", "netns", "del", netns])
+
+
+# What an earlier run applied; whether its way out and the service work; what the doctor says.
+HOSTED = [("rules", "rules", False), ("socket_mark", None, True), ("auto", None, True), ("auto", "rules", True)]
+
+
+@pytest.mark.parametrize(("method", "before", "works"), HOSTED)
+def test_a_container_of_the_proxy_that_routes_for_it(lab, box, tmp_path, method, before, works):
+    a = lab["a"]
+    docker = {"device": "docker0", "type": "bridge", "ipv4": {"address": DOCKER["ipv4"], "prefix": "16"}}
+    docker["ipv6"] = [{"address": DOCKER["ipv6"], "prefix": "64"}]
+    backends = [f"{BOX['ipv4']}:{rl.PORT}", f"[{BOX['ipv6']}]:{rl.PORT}", f"b:{rl.PORT}"]
+    services = [{**sl.service("tcp"), "backends": backends}]
+    variables = {"a": {"ansible_facts": {**sl.facts(a), "docker0": docker}}}
+    fleet = sl.Deployment(lab, tmp_path, services, variables, proxies=["a"], backends=["b"])
+    fleet.settings = [f"/proc/sys/{name.replace('.', '/')}:1" for name in ROUTES.values()]
+    if before:
+        fleet.apply_proxies(before)
+        fleet.known = {"local_delivery": json.loads((tmp_path / "a" / "local_delivery.json").read_text())}
+    try:
+        fleet.apply_proxies(method)
+        client = {family: rl.address(lab["client"], family) for family in rl.FAMILIES}
+        for family in rl.FAMILIES:
+            assert rl.handshake(a, client[family], BOX[family]) == "established", "the service"
+            out = rl.handshake(box, BOX[family], client[family])
+            assert (out == "established") == works, "the container's own way out"
+        none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(tmp_path / "none"))
+        sources = gather.Sources(host=fleet.engine.host(a), directory=str(tmp_path / "a"), **none)
+        with a.inside():
+            found = [one for one in registry.examine(gather.look(sources)) if one.id == "ip_forward"]
+        failed = {(one.subject, "socket_mark" in one.fix) for one in found if one.status == "fail"}
+        assert failed == (set() if works else {(BOX["ipv4"], True), (BOX["ipv6"], True)})
+    finally:
+        fleet.remove()

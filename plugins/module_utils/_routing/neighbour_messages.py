@@ -13,7 +13,8 @@ import struct
 from .netlink import attribute, attributes
 
 RTM_GETLINK, RTM_NEWNEIGH, RTM_GETNEIGH = 18, 28, 30
-IFLA_IFNAME, IFLA_EXT_MASK = 3, 29
+IFLA_IFNAME, IFLA_LINKINFO, IFLA_EXT_MASK = 3, 18, 29
+IFLA_INFO_KIND = 1
 # Without the statistics of each link, which are most of what there is to say of it.
 RTEXT_FILTER_SKIP_STATS = 0x8
 IFF_UP, IFF_POINTOPOINT, IFF_NOARP = 0x1, 0x10, 0x80
@@ -47,6 +48,12 @@ def kind(body: bytes) -> tuple[int, int]:
     """(hardware type, flags) of a link"""
     _family, hardware, _index, flags, _change = LINK.unpack_from(body)
     return hardware, flags
+
+
+def is_bridge(body: bytes) -> bool:
+    """Whether a link is a bridge of this host."""
+    info = dict(attributes(body[LINK.size :])).get(IFLA_LINKINFO, b"")
+    return dict(attributes(info)).get(IFLA_INFO_KIND, b"").rstrip(b"\0") == b"bridge"
 
 
 def neighbour(address: str, index: int, flags: int = 0) -> bytes:

@@ -128,12 +128,23 @@ def ip_forward(facts: Facts) -> Iterator[Finding]:
         rule.family for one in facts.local_delivery for rule in packets.lookups(one) if rule.src and not rule.fwmark
     }
     for family, name in (("ipv4", "net.ipv4.ip_forward"), ("ipv6", "net.ipv6.conf.all.forwarding")):
-        if family in by_source and facts.setting(name):
+        if family not in by_source or not facts.setting(name):
+            continue
+        hosted = [one for one in facts.backends if one.family == family and one.is_hosted]
+        for backend in hosted:
+            yield fail(
+                backend.address,
+                f"{name} is 1 and backend {backend.address} is behind {backend.dev}, a bridge of this host: this host "
+                "routes for it",
+                "what that backend sends to others is taken in here, so its own way out is cut",
+                "`forwarder_local_delivery: socket_mark` for this proxy, and run `site`",
+            )
+        if not hosted:
             yield warn(
                 name,
                 f"{name} is 1: this proxy routes {family}",
                 "where backends use it as their router, what they send ends here instead of being forwarded",
-                f"`sysctl -w {name}=0`, or keep other hosts' backends from routing through it",
+                f"`forwarder_local_delivery: socket_mark` for this proxy, or `sysctl -w {name}=0`",
             )
 
 

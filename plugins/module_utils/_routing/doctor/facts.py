@@ -61,6 +61,8 @@ class Backend:
     family: str
     address: str
     dev: str | None = None
+    # Behind a bridge of this host that leads to no router: a container, which this host routes for.
+    is_hosted: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from .. import link_marks, route_query
+from .. import link_marks, neighbour_messages, route_query
 from ..document import Document
 from ..model import Mark, Route, Rule
+from ..netlink import Netlink, link_index
 from ..route_query import RouteAnswer
 from . import packets
 from .facts import Backend, Facts, Peer
@@ -106,13 +107,27 @@ def backends(facts: Facts) -> tuple[Backend, ...]:
     rules = [rule for one in facts.local_delivery for rule in packets.lookups(one)]
     named = {packets.host_of(rule.src) for rule in rules if rule.src} - {None}
     named |= set(facts.forwarder.backends if facts.forwarder and facts.local_delivery else ())
-    return tuple(_backend(address) for address in sorted(named))
+    return tuple(_backend(facts, address) for address in sorted(named))
 
 
-def _backend(address: str) -> Backend:
+def _backend(facts: Facts, address: str) -> Backend:
     family = "ipv6" if ":" in address else "ipv4"
     towards = ask(address)
-    return Backend(family, address, towards.dev if towards and towards.type == "unicast" else None)
+    dev = towards.dev if towards and towards.type == "unicast" else None
+    if dev is None:
+        return Backend(family, address)
+    out = ask(facts.clients[family])
+    return Backend(family, address, dev, is_bridge(dev) and (out is None or out.dev != dev))
+
+
+def is_bridge(dev: str) -> bool:
+    """Whether an interface is a bridge of this host."""
+    try:
+        with Netlink() as netlink:
+            question = neighbour_messages.links(link_index(dev))
+            return neighbour_messages.is_bridge(netlink.get(neighbour_messages.RTM_GETLINK, question))
+    except OSError:
+        return False
 
 
 def translated(facts: Facts) -> dict[str, str]:

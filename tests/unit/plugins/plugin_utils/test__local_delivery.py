@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import applied, choose, local_delivery
 
-from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, fleet, hostvars
+from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet, hostvars
 
 
 def test_an_address_outside_the_inventory_is_a_backend():
@@ -83,6 +83,24 @@ KNOWN = {
 )
 def test_choice(wanted, known, settings, expected):
     assert choose("a", wanted, KNOWN[known], settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("known", "forwarding", "expected"),
+    [("rules", "1", True), ("rules", "0", False), ("socket_mark", "0", True), (None, "1", True)],
+)
+def test_auto_for_a_container_of_the_proxy(known, forwarding, expected):
+    """Rules would cut its way out once the proxy routes; so they do not stay then, whoever applied them."""
+    docker = {"device": "docker0", "type": "bridge", "ipv4": {"address": "172.17.0.1", "prefix": "16"}}
+    variables = hostvars(a={"ansible_facts": {**facts(11), "docker0": docker}})
+    seen = fleet(
+        "a",
+        [{**WEB, "backends": ["b:8080", "172.17.0.2:8080"]}],
+        variables,
+        settings=[f"/proc/sys/net/ipv4/ip_forward:{forwarding}"],
+        known={"local_delivery": KNOWN[known]},
+    )
+    assert bool(local_delivery(seen, "a")["marks"]) == expected
 
 
 def test_what_is_retiring_is_not_what_is_applied():

@@ -18,6 +18,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor imp
     unread,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import (
+    Backend,
     Conntrack,
     Drift,
     Relay,
@@ -405,6 +406,12 @@ COMPLAINTS = [
         "sends published ports to containers",
     ),
     (cases.setting(PROXY, ip_forward="1"), "warn", "ip_forward", "this proxy routes ipv4"),
+    (
+        replace(cases.setting(PROXY, ip_forward="1"), backends=(Backend("ipv4", "172.17.0.2", "docker0", True),)),
+        "fail",
+        "ip_forward",
+        "backend 172.17.0.2 is behind docker0, a bridge of this host",
+    ),
     (cases.setting(PROXY, ip_local_port_range="40000 41000"), "warn", "port_range", "1001 ephemeral ports"),
     (
         cases.setting(PROXY, ip_local_port_range="32 60999"),
