@@ -160,6 +160,16 @@ def _list(host: Host, command: list[str]) -> str:
     return done.stdout.strip()
 
 
+def _supported(host: Host, command: list[str]) -> str:
+    """The same; nothing where the kernel has no such tables (EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT)."""
+    try:
+        return _list(host, command)
+    except CommandFailed as error:
+        if "not supported" in str(error):
+            return ""
+        raise
+
+
 def _ruleset(reader: Reader, sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any]:
     """The packet filters, our own marks left out, and whether those restore the marks of forwarded packets."""
     found = reader.read("the packet filters", _filters, sources, documents)
@@ -190,15 +200,11 @@ def _filters(sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any
 
 
 def _nft_listing(host: Host) -> dict[str, Any] | None:
-    """None without nft; nothing where the kernel has no nftables."""
+    """None without nft."""
     try:
-        listing = json.loads(_list(host, ["nft", "-j", "list", "ruleset"]) or "{}")
+        listing = json.loads(_supported(host, ["nft", "-j", "list", "ruleset"]) or "{}")
     except MissingCommand:
         return None
-    except CommandFailed as error:
-        if "not supported" in str(error):  # EPROTONOSUPPORT, EOPNOTSUPP
-            return {}
-        raise
     if not isinstance(listing, dict):
         raise TypeError("`nft -j list ruleset` printed no object")
     return listing
@@ -206,14 +212,17 @@ def _nft_listing(host: Host) -> dict[str, Any] | None:
 
 def _saved(sources: Sources, by_nft: bool) -> list[tuple[str, str, str]]:
     """(command, family, what it saves); asked only where there can be rules, because asking loads modules."""
-    commands = [("iptables", "ipv4"), ("ip6tables", "ipv6")] if by_nft else []
+    # Each with other commands that say the same where it is missing.
+    commands = [(("iptables",), "ipv4"), (("ip6tables",), "ipv6")] if by_nft else []
     for command, family, name in (("iptables", "ipv4", "ip_tables"), ("ip6tables", "ipv6", "ip6_tables")):
         if (files.read(proc.net(sources.proc, f"{name}_names")) or "").strip():
-            commands.append((f"{command}-legacy", family))
+            commands.append(((f"{command}-legacy", *(() if by_nft else (command,))), family))
     found = []
-    for command, family in commands:
-        with suppress(MissingCommand):
-            found.append((command, family, _list(sources.host, [f"{command}-save"])))
+    for names, family in commands:
+        for command in names:
+            with suppress(MissingCommand):
+                found.append((command, family, _supported(sources.host, [f"{command}-save"])))
+                break
     return found
 
 

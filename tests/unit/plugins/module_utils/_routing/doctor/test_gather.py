@@ -187,8 +187,24 @@ def test_a_file_of_nonsense_is_named_and_not_the_end(host, tmp_path, file, text,
     assert {check for _status, check in cases.complaints(facts)} == {"unread"}
 
 
-def test_a_kernel_without_nftables_has_no_filters(host):
+def test_a_kernel_without_a_kind_of_tables_has_none_of_that(host):
     host.apply()
     host.outputs[NFT] = Completed(1, "", "Error: cache initialization failed: Protocol not supported")
     facts = gather.look(host.sources)
     assert (facts.ruleset.chains, facts.unread) == ({}, {})
+    host.outputs[NFT] = IN_IPTABLES
+    host.outputs[SAVE] = "*filter\n:INPUT DROP [0:0]\nCOMMIT\n"
+    host.outputs["ip6tables-save"] = Completed(1, "", "Address family not supported by protocol")
+    facts = gather.look(host.sources)
+    assert (list(facts.ruleset.chains), facts.unread) == ([("iptables filter", "INPUT")], {})
+
+
+@pytest.mark.parametrize("command", ["iptables-legacy", "iptables"])
+def test_legacy_tables_are_listed_by_whichever_command_there_is(host, tmp_path, command):
+    host.apply()
+    names = tmp_path / "proc" / "thread-self" / "net" / "ip_tables_names"
+    names.parent.mkdir(parents=True)
+    names.write_text("nat\n")
+    host.outputs[f"{command}-save"] = "*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n"
+    facts = gather.look(replace(host.sources, proc=str(tmp_path / "proc")))
+    assert list(facts.ruleset.chains) == [(f"{command} nat", "POSTROUTING")]
