@@ -17,6 +17,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 import os
 import random
@@ -150,8 +151,11 @@ def _send(sender: socket.socket, sample: Sample, payload: bytes) -> None:
         pass  # no route for the moment, or a filter: the backend will say that it saw nothing
 
 
-def send_in_background(chosen: Sequence[Sample], seconds: float) -> None:
-    """Have a process of its own send, so that the caller can ask the backends. OSError where it may not send."""
+def send_in_background(chosen: Sequence[Sample], seconds: float, account: int = 0) -> None:
+    """Have a process of its own send, so that the caller can ask the backends. OSError where it may not send.
+
+    ``account`` is the user id of the forwarder: rules by the owner of a socket treat the samples as its packets.
+    """
     for sample in chosen:
         _raw_socket(sample).close()
     child = os.fork()
@@ -165,6 +169,8 @@ def send_in_background(chosen: Sequence[Sample], seconds: float) -> None:
             for descriptor in (0, 1, 2):
                 os.dup2(nothing, descriptor)
             os.closerange(3, 1024)
+            # What a socket is made with; unlike the effective id it leaves CAP_NET_RAW alone (capabilities(7)).
+            ctypes.CDLL(None).setfsuid(account)
             send(chosen, seconds)
     finally:
         os._exit(0)

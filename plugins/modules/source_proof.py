@@ -14,7 +14,7 @@ description:
     hides it and translates the answers back. Only the backend can tell.
   - With O(role=send), run on a proxy, send samples to backends in the background, from a source address that the host
     does not own, as the forwarder does for its clients. With O(role=watch), run on a backend meanwhile, say which
-    source address they have there.
+    source address they have there. Rules by the owner of a socket take them for the forwarder's own, where it runs.
   - No server notices the samples. Over TCP they are a SYN whose handshake is never completed, over UDP a datagram with
     a wrong checksum, which the kernel of the backend drops.
   - What a sample over UDP shows is the way to the backend, but not rules of input NAT on the backend itself.
@@ -142,6 +142,7 @@ import ipaddress
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _source_proof as proof
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import forwarder
 
 TARGET_SPEC = {
     "protocol": {"type": "str", "choices": ["tcp", "udp"], "default": "tcp"},
@@ -151,6 +152,8 @@ TARGET_SPEC = {
     "name": {"type": "str", "default": ""},
     "host": {"type": "str", "default": ""},
 }
+# Of the forwarder; where none runs, the samples are root's.
+CONFIG, RUNTIME = "/etc/l4proxy/forwarder.json", "/run/l4proxy/forwarder.json"
 ARGUMENTS = {
     "role": {"type": "str", "choices": ["send", "watch"], "required": True},
     "targets": {"type": "list", "elements": "dict", "default": [], "options": TARGET_SPEC},
@@ -193,7 +196,8 @@ def _faults(where: str, one: dict) -> list[str]:
 def send(options: dict) -> dict:
     chosen = proof.samples(options["targets"])
     if chosen:
-        proof.send_in_background(chosen, options["seconds"])
+        running = forwarder.read(CONFIG, RUNTIME, "/proc")
+        proof.send_in_background(chosen, options["seconds"], (running and running.uid) or 0)
     pairs = zip(chosen, options["targets"])
     return {"samples": [{**one.to_dict(), "name": target["name"], "host": target["host"]} for one, target in pairs]}
 

@@ -46,13 +46,13 @@ def seen(clinic, family: str) -> str:
     return peer[0]
 
 
-def proven(clinic, family: str) -> set[str]:
+def proven(clinic, family: str, account: int = 0) -> set[str]:
     """The addresses that b itself finds on samples that a sends, over TCP and UDP."""
     sources = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
     target = {"address": getattr(clinic.lab["b"], family), "port": PORT, "source": sources[family]}
     sent = proof.samples([{**target, "protocol": protocol} for protocol in ("tcp", "udp")])
     with clinic.lab["a"].inside():
-        proof.send_in_background(sent, 2)
+        proof.send_in_background(sent, 2, account)
     with clinic.lab["b"].inside():
         seen = proof.watch(sent, rl.PATIENCE)
     return {"spoofed" if one == sources[family] else one for one in seen}
@@ -320,3 +320,10 @@ def test_a_relay_before_the_server_is_named(clinic, tmp_path, name, kind, family
         finally:
             process.terminate()
             process.wait()
+
+
+@FAMILIES
+def test_a_rule_by_account_takes_the_samples_for_the_forwarders(clinic, with_rules, family):
+    with_rules("a", [nft("", "meta skuid 998 accept", "masquerade")], family)
+    assert proven(clinic, family, account=998) == {"spoofed"}
+    assert proven(clinic, family) == {getattr(clinic.lab["a"], family)}
