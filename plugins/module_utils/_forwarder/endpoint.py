@@ -22,6 +22,7 @@ import os
 import selectors
 import socket
 import struct
+from itertools import chain
 
 from . import protocols, runtime, sockets
 
@@ -122,7 +123,7 @@ class Client:
         self._sock = sock
         self._input = bytearray()
         self._output = bytearray()
-        self._stream = None  # the rest of a large answer
+        self.stream = None  # the rest of a large answer
         self._interest = 0
         self._again = False  # whether more requests may have come than were answered
         self._ending = False  # whether the connection ends when all output is out
@@ -139,22 +140,19 @@ class Client:
     @property
     def answering(self):
         """Whether an answer waits for it."""
-        return bool(self._output) or self._stream is not None
-
-    @property
-    def streams(self):
-        """Whether a large answer is under way."""
-        return self._stream is not None
+        return bool(self._output) or self.stream is not None
 
     def write(self, data, last=False):
         """Have ``data``, bytes or an iterator of bytes, sent; with ``last`` the connection ends after it."""
         if self.closed:
             return
-        if isinstance(data, bytes):
+        if self.stream is not None:  # an answer that took longer comes after the one under way, not into it
+            self.stream = chain(self.stream, [data] if isinstance(data, bytes) else data)
+        elif isinstance(data, bytes):
             self._output += data
         else:
             self._server.make_room_for_a_stream()
-            self._stream = data
+            self.stream = data
         self._ending = self._ending or last
         self._flush()
 
@@ -188,7 +186,7 @@ class Client:
         if self.closed:
             return
         if not self._again and len(self._input) > LARGEST_REQUEST:
-            self._server.refuse(self)
+            self.write(self._server.refusal, last=True)
             return
         if self._again and not self.answering:
             self._answered()
@@ -207,11 +205,11 @@ class Client:
                 while self._output:
                     sent = self._sock.send(memoryview(self._output)[:CHUNK])
                     del self._output[:sent]
-                if self._stream is None:
+                if self.stream is None:
                     break
-                piece = next(self._stream, None)
+                piece = next(self.stream, None)
                 if piece is None:
-                    self._stream = None
+                    self.stream = None
                 else:
                     self._output += piece
         except BlockingIOError:
@@ -254,7 +252,7 @@ class Client:
         if self._interest:
             self._server.selector.unregister(self._sock)
         if self.answering:
-            self._stream = None
+            self.stream = None
             sockets.reset(self._sock)
         else:
             self._sock.close()
@@ -271,7 +269,7 @@ class Server:
     def __init__(self, loop, sock, handle, refusal, lasting=True):
         self.selector, self.wheel, self.now = loop.selector, loop.wheel, loop.now
         self.handle = handle
-        self._refusal = refusal
+        self.refusal = refusal  # of a request that is too long
         self.lasting = lasting
         self.silence = IDLE if lasting else EXCHANGE
         self.sock = sock
@@ -305,7 +303,7 @@ class Server:
 
     def make_room_for_a_stream(self):
         """A large answer is about to begin."""
-        streams = [client for client in self.clients if client.streams]
+        streams = [client for client in self.clients if client.stream is not None]
         if len(streams) >= MOST_STREAMS:
             self._make_room(streams)
 
@@ -314,18 +312,18 @@ class Server:
         if clients:
             min(clients, key=lambda client: (client.answering, client.since)).close()
 
-    def refuse(self, client):
-        """End a client whose request is too long."""
-        client.write(self._refusal, last=True)
-
     def descriptors(self):
         """Return every descriptor of this server."""
         return [self.sock.fileno(), *(client.fileno() for client in self.clients)]
 
-    def close(self):
-        """Stop serving."""
+    def end_clients(self):
+        """Close all clients."""
         for client in list(self.clients):
             client.close()
+
+    def close(self):
+        """Stop serving."""
+        self.end_clients()
         self._stop_accepting()
         self.sock.close()
 
@@ -381,8 +379,7 @@ class Endpoints:
     def end_clients(self):
         """Close all clients, as before an exec, which would end an answer as if it were whole."""
         for server in self.servers.values():
-            for client in list(server.clients):
-                client.close()
+            server.end_clients()
 
     def listening(self):
         """Return {name: descriptor} to hand over."""

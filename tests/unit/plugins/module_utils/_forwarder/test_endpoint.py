@@ -127,6 +127,26 @@ def test_a_large_answer_arrives_whole_and_is_made_as_it_is_read(make):
             assert received == bytes([number]) * 100_000
 
 
+def test_an_answer_that_comes_later_does_not_get_into_a_large_one(make):
+    clients = []
+
+    def answer(client, line):
+        clients.append(client)
+        if line == b"large":
+            stream(client, line)
+
+    loop = make(answer)
+    with loop.client() as sock:
+        sock.sendall(b"slow\nlarge\n")
+        loop.turn()
+        clients[0].write(b"slow answer\n")
+        received = b""
+        while len(received) < 20_000_012:
+            loop.turn()
+            received += sock.recv(1 << 20)
+        assert received.endswith(bytes([199]) * 100_000 + b"slow answer\n")
+
+
 def test_of_large_answers_only_some_are_under_way(make):
     loop = make(stream)
     readers = []
