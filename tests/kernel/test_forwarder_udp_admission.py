@@ -355,14 +355,15 @@ def test_kept_ports_leave_the_other_services_one_of_the_slice(lab, servers, fami
 
 
 @families
-def test_of_a_client_that_uses_up_its_ports_the_quietest_session_makes_room(lab, servers, family):
+@pytest.mark.parametrize("start", [42000, 10000], ids=["chosen by the kernel", "outside of its range"])
+def test_of_a_client_that_uses_up_its_ports_the_quietest_session_makes_room(lab, servers, family, start):
     ports, to = 64, (getattr(lab["a"], family), SLICED)
-    document = fl.config(udp(lab, "sliced", SLICED), source_ports={"first": 42000, "last": 42000 + ports - 1})
+    document = fl.config(udp(lab, "sliced", SLICED), source_ports={"first": start, "last": start + ports - 1})
     with fl.Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:
         socks = [stack.enter_context(ul.client(lab, to[0])) for _port in range(ports + 1)]
         *those_before, quiet, last = socks
         seen = {sock: [ul.who(sock, to) for _question in range(1 if sock is quiet else 3)][-1] for sock in socks[:-1]}
-        assert len({port for _name, _address, port in seen.values()}) == ports
+        assert {port for _name, _address, port in seen.values()} == set(range(start, start + ports))
         assert ul.who(last, to)[2] == seen[quiet][2], "it has the port of the quiet one"
         assert {sock: ul.who(sock, to) for sock in those_before} == {sock: seen[sock] for sock in those_before}
         found = counters(forwarder)["sliced"]

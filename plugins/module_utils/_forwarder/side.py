@@ -313,14 +313,14 @@ class Side:
         Nothing is read where nothing is: an urgent byte that arrives in that moment would be taken for a plain one.
         """
         peer = self.peer
-        for _turn in _TURNS:
+        for turn in _TURNS:
             events = events_now(self.number, READ | URGENT)
             if not events:
-                return False
+                return turn > 0
             try:
                 count, flags = self._read(urgent=events & URGENT)
             except BlockingIOError:
-                return False
+                return turn > 0
             except OSError as error:
                 self.relay.lost(self, error.errno)
                 return True

@@ -99,11 +99,15 @@ class Shares:
         del self._flows[service][flow]
         self._count -= 1
 
-    def moved(self, service, flow):
-        """Something has moved in a flow."""
-        flows = self._flows[service]
-        del flows[flow]
-        flows[flow] = None
+    def services(self):
+        """Return the pairs (service, its flows)."""
+        return self._flows.items()
+
+    def reorder(self, service, flows):
+        """Say in which of a service's ``flows`` nothing has moved for the longest time: the first ones."""
+        kept = self._flows[service]
+        kept.clear()
+        kept.update(dict.fromkeys(flows))
 
     def payer(self, service):
         """Return the service that has to give a place to ``service``: itself, if it has its share, or who has most."""

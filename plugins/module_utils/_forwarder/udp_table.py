@@ -191,7 +191,11 @@ class Table:
     def quietest(self, family, reply, now):
         """Return the flow that makes room on a shared lane for another one with its ``reply``; None without one."""
         held = self._held.get((family, reply))
-        return held and held[2].next(now)
+        if held is None:
+            return None
+        if held[2] is None:  # few need it, and each is as large as a session
+            held[2] = Leavers(partial(self._holders, family, reply))
+        return held[2].next(now)
 
     def _holders(self, family, reply):
         flows = [lane.flows[reply] for lane in self.lanes[family] if reply in lane.flows]
@@ -208,7 +212,7 @@ class Table:
         pair = lane.family, flow.reply
         held = self._held.get(pair)
         if held is None:
-            self._held[pair] = [1, int(random.random() * ANYWHERE), Leavers(partial(self._holders, *pair))]
+            self._held[pair] = [1, int(random.random() * ANYWHERE), None]
         else:
             held[0] += 1
 
@@ -242,18 +246,21 @@ class Table:
 
         What is compared is how many datagrams a flow had at the last look, so a datagram pays for no clock.
         """
-        over, moved = [], []
-        for flow in self.flows:
-            datagrams = flow.datagrams
-            if datagrams != flow.seen:
-                flow.seen, flow.seen_at = datagrams, now
-                moved.append(flow)
-            elif now - flow.seen_at >= flow.timeout:
-                over.append(flow)
-        for flow in moved:
-            self.flows.moved(flow.door.service, flow)
-            if not flow.lane.shared:
-                self.alone.moved(flow.door.service, flow)
+        over = []
+        for service, flows in self.flows.services():
+            still, moved = [], []
+            for flow in flows:
+                datagrams = flow.datagrams
+                if datagrams != flow.seen:
+                    flow.seen, flow.seen_at = datagrams, now
+                    moved.append(flow)
+                    continue
+                still.append(flow)
+                if now - flow.seen_at >= flow.timeout:
+                    over.append(flow)
+            if still and moved:
+                self.flows.reorder(service, still + moved)
+                self.alone.reorder(service, [flow for flow in still + moved if not flow.lane.shared])
         return over
 
 

@@ -98,7 +98,7 @@ def test_what_moved_makes_room_last_among_equals():
     shares.serve("dns")
     for flow in (first, second):
         shares.enter("dns", flow)
-    shares.moved("dns", first)
+    shares.reorder("dns", [second, first])
     assert shares.next("dns", NOW) is second
     shares.leave("dns", second)
     assert list(shares) == [first]

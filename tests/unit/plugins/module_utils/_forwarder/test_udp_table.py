@@ -121,6 +121,18 @@ def test_a_flow_is_over_when_nothing_moved_for_its_timeout(silence, over):
     assert bool(world.table.idle(7.0 + silence)) is over
 
 
+def test_those_in_which_nothing_moves_make_room_before_the_others():
+    world = World()
+    for client in range(4):
+        world.datagram(client, 1, 0, 0.0)
+    world.table.idle(2.0)
+    for client in (0, 2):
+        world.datagram(client, 1, 0, 2.0)
+    world.table.idle(4.0)
+    assert [flow.client[0] for flow in world.table.flows] == [1, 3, 0, 2]
+    world.check()
+
+
 @pytest.mark.parametrize(
     ("timeouts", "seconds"),
     [([], udp_table.LATEST), ([60.0], 7.5), ([60.0, 4.0], 0.5), ([0.1], udp_table.SOONEST), ([1e6], udp_table.LATEST)],
