@@ -19,7 +19,7 @@ from tests.kernel import balance_lab as bl
 from tests.kernel import forwarder_lab as fl
 from tests.kernel import udp_lab as ul
 
-KEEP, HIDE, STRICT, ALL, ALLOWED, RATE, PAIR, TINY, FLOOD, RANGE, _NEXT, SLICED = range(5700, 5712)
+KEEP, HIDE, STRICT, ALL, ALLOWED, RATE, PAIR, TINY, FLOOD, RANGE, _NEXT, SLICED, OTHER = range(5700, 5713)
 BACKEND = 9000
 SLICE = range(40000, 40100)
 FAMILIES = fl.FAMILIES
@@ -267,11 +267,11 @@ def counters(forwarder):
 def test_a_flood_of_new_clients_locks_nobody_out_and_no_other_service_notices(lab, servers):
     """More sessions than a worker has, from both families: new clients come in, and whoever talks stays."""
     most, ports = 65536, iter(range(10000, 60000))
-    document = fl.config(udp(lab, "dns", FLOOD, log="none"), udp(lab, "other", ALL, log="none"))
+    document = fl.config(udp(lab, "dns", FLOOD, log="none"), udp(lab, "other", OTHER, log="none"))
     with fl.Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:
         talks = {}
         for family in FAMILIES:
-            for service, count in ((FLOOD, 5), (ALL, 1)):
+            for service, count in ((FLOOD, 5), (OTHER, 1)):
                 to = (getattr(lab["a"], family), service)
                 sock = stack.enter_context(ul.client(lab, to[0]))
                 talks[sock] = to, [ul.who(sock, to) for _question in range(count)][-1]
@@ -287,7 +287,7 @@ def test_a_flood_of_new_clients_locks_nobody_out_and_no_other_service_notices(la
         for sock, (to, before) in talks.items():
             assert ul.who(sock, to) == before, "it is the same session"
         for family in FAMILIES:
-            for service in (FLOOD, ALL):
+            for service in (FLOOD, OTHER):
                 assert ask(lab, family, service)[0] in fl.BACKENDS
         assert len(forwarder.log("sessions make room")) == 0
         assert not forwarder.log("defect"), forwarder.log("defect")[0]
@@ -344,13 +344,13 @@ def test_out_of_descriptors_the_quietest_sessions_make_room(lab, servers, family
 def test_kept_ports_leave_the_other_services_one_of_the_slice(lab, servers, family):
     """A socket of a kept port keeps that port from the sockets that are shared."""
     ports, address = range(42000, 42064), getattr(lab["a"], family)
-    services = [udp(lab, "keeper", SLICED, source_port="keep"), udp(lab, "sliced", SLICED + 1)]
+    services = [udp(lab, "keeper", SLICED, source_port="keep"), udp(lab, "sliced", OTHER)]
     document = fl.config(*services, source_ports={"first": ports[0], "last": ports[-1]})
     with fl.Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:
         for port in ports:
             assert ul.who(stack.enter_context(ul.client(lab, address, port)), (address, SLICED))[0] == "b"
         for host in ("client", "router"):
-            assert ask(lab, family, SLICED + 1, host=host)[2] in ports
+            assert ask(lab, family, OTHER, host=host)[2] in ports
         assert counters(forwarder)["keeper"]["source_kept"] > len(ports) / 2
 
 
