@@ -79,6 +79,7 @@ class Fleet:
         self._hostvars = hostvars
         self._known_addresses = known_addresses(self.known)
         self._hosts: dict[str, Host] = {}
+        self._own: dict[str, set[Address]] = {}
         self._check_groups()
 
     def _check_groups(self) -> None:
@@ -269,8 +270,10 @@ class Fleet:
 
     def own_addresses(self, name: str) -> set[Address]:
         """Return every address that a host is known to have: in facts, declared, or for its proxies."""
-        facts = fact_addresses(self._hostvars[name].get("ansible_facts") or {})
-        return {one.address for one in (*facts, *self.host(name).addresses)} | self._set_apart(name)
+        if name not in self._own:
+            facts = fact_addresses(self._hostvars[name].get("ansible_facts") or {})
+            self._own[name] = {one.address for one in (*facts, *self.host(name).addresses)} | self._set_apart(name)
+        return self._own[name]
 
     def bridges(self, name: str) -> set[str]:
         """Return the bridges of a host that lead to no router of its own: to its containers, that is."""
