@@ -308,6 +308,13 @@ def test_a_host_without_the_command_ip(controller, arguments):
             host.run(["umount", place])
 
 
+@pytest.mark.slow
+def test_a_peer_that_cannot_be_asked(controller):
+    """It is up, but Ansible finds no Python there: nothing is known of it, its commands included."""
+    (fault,) = controller.refused(inventory(b={"ansible_python_interpreter": "/none"}), "--limit", "a")
+    assert fault.startswith("the address of b is unknown to a: it could not be asked")
+
+
 def renamed(names):
     """The inventory with the hosts a, b and c under other names."""
     found = copy.deepcopy(inventory([{**WEB, "backends": [f"[{name}]:8080" for name in names[1:]]}]))
