@@ -15,7 +15,7 @@ import errno
 from bisect import bisect_left
 from operator import add
 
-from . import shared
+from . import beats, shared
 from .health import PROOF, PassiveHealth
 from .refusal import Refusal
 from .shared import EPOCH_ADMIN, EPOCH_HEALTH, LATENCY_BOUNDS
@@ -170,9 +170,14 @@ class Backends:
         cells[fields["failed"] + index] = int(now * 1000)
         cells[self._failures] += 1  # the checker looks at the times when this has grown
         newly = self.health.failed(client, index, now)
-        if not self._checked and not self._serves_others(index, now, is_served):
+        if not self._is_asked(now) and not self._serves_others(index, now, is_served):
             return SKIPPED if self.health.skip(index, now) else None
         return SKIPPED_ALONE if newly else None
+
+    def _is_asked(self, now):
+        """Whether a checker finds out whose fault a failure is; one that hangs or is gone does not."""
+        beat = self._region.beat(self._region.slots)
+        return self._checked and (beat is None or now - beat < beats.SUSPECT)
 
     def _serves_others(self, index, now, is_served):
         """Whether a backend has served anybody a moment ago, in any worker."""

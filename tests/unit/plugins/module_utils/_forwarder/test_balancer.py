@@ -166,6 +166,13 @@ def test_a_suspect_is_passed_over_by_all_while_any_other_is_left_and_acquits_its
     assert some.shares(2) == {0: 2}
 
 
+@pytest.mark.parametrize(("silent", "event"), [(2.4, balancer.SKIPPED_ALONE), (2.6, balancer.SKIPPED)])
+def test_while_the_checker_is_gone_nothing_can_be_asked(silent, event):
+    some = Some(1, 1)
+    some.region.cells[some.region.beat_cell(some.region.slots)] = 100_000
+    assert some.fail(0, 100.0 + silent) == event
+
+
 def test_what_a_record_of_an_earlier_version_has_no_place_for_is_not_looked_for():
     """A worker that is replaced after a reload that failed has the memory of the program before this one."""
     some = Some(1, 1)
