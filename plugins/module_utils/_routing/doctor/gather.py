@@ -25,7 +25,7 @@ from ..runner import MissingCommand
 from . import check_relays, forwarder, iptables_rules, nft_rules, paths, proc, services
 from .facts import Drift, Facts, conf
 from .firewall import Ruleset
-from .unread import CommandFailed, Reader, Unread
+from .unread import CommandFailed, Reader, Unread, listed
 
 # Sample clients: documentation addresses (RFC 5737, RFC 3849) beside the handshake probe's, which end with a proxy id.
 CLIENTS = {"ipv4": "198.51.100.254", "ipv6": "2001:db8:ffff::fffe"}
@@ -142,7 +142,7 @@ def _redirected(sources: Sources) -> dict[str, str] | None:
     has_ipv6 = os.path.isdir(os.path.join(sources.proc, "sys/net/ipv6"))
     for command in ("-4", "-6") if has_ipv6 else ("-4",):
         try:
-            routes = _list(sources.host, ["ip", "-j", command, "route", "show", "cache", "table", "all"])
+            routes = listed(sources.host.runner, ["ip", "-j", command, "route", "show", "cache", "table", "all"])
         except MissingCommand:
             return None
         for route in json.loads(routes or "[]"):
@@ -151,19 +151,10 @@ def _redirected(sources: Sources) -> dict[str, str] | None:
     return found
 
 
-def _list(host: Host, command: list[str]) -> str:
-    """What a command prints that lists something. CommandFailed, MissingCommand."""
-    done = host.runner(command, None)
-    if done.code != 0:
-        told = " ".join(done.stderr.split()) or "no message"
-        raise CommandFailed(f"`{' '.join(command)}` ended with {done.code}: {told}")
-    return done.stdout.strip()
-
-
 def _supported(host: Host, command: list[str]) -> str:
-    """The same; nothing where the kernel has no such tables (EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT)."""
+    """What a command prints that lists tables; nothing where the kernel has none of that kind (EPROTONOSUPPORT ...)."""
     try:
-        return _list(host, command)
+        return listed(host.runner, command)
     except CommandFailed as error:
         if "not supported" in str(error):
             return ""

@@ -15,20 +15,20 @@ from .. import files
 from ..runner import MissingCommand, Runner
 from .check_services import FORWARDER, KEEPER, NETWORKD
 from .facts import Contest, Unit
+from .unread import listed
 
 FOREIGN_RULES_STAY = re.compile(r"^\s*ManageForeignRoutingPolicyRules\s*=\s*(no|false|off|0)\s*$", re.MULTILINE)
 
 
 def units(run: Runner, systemd: str) -> dict[str, Unit] | None:
-    """The units by name; None where systemd is not the init (sd_booted(3))."""
+    """The units by name; None where systemd is not the init (sd_booted(3)). CommandFailed."""
     if not os.path.isdir(systemd):
         return None
     properties = "--property=Id,LoadState,ActiveState,UnitFileState"
     try:
-        done = run(["systemctl", "show", properties, KEEPER, FORWARDER, NETWORKD], None)
+        return parse(listed(run, ["systemctl", "show", properties, KEEPER, FORWARDER, NETWORKD]))
     except MissingCommand:
         return None
-    return parse(done.stdout)
 
 
 def parse(shown: str) -> dict[str, Unit]:

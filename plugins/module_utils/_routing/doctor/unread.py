@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ..runner import Runner
+
 
 class NotRead(Exception):
     """A check used a fact that could not be read; the text says which and why."""
@@ -62,3 +64,12 @@ def reason_of(error: Exception) -> str:
 
 class CommandFailed(Exception):
     """A command that lists something ended with an error, or did not end."""
+
+
+def listed(run: Runner, command: list[str]) -> str:
+    """What a command prints that lists something. CommandFailed; MissingCommand without it."""
+    done = run(command, None)
+    if done.code != 0:
+        told = " ".join(done.stderr.split()) or "no message"
+        raise CommandFailed(f"`{' '.join(command)}` ended with {done.code}: {told}")
+    return done.stdout.strip()

@@ -168,6 +168,14 @@ def test_what_a_host_says_that_makes_no_sense_is_named_and_not_the_end(host, mon
     assert any(one.id == "unread" and one.subject == what for one in found)
 
 
+def test_a_systemd_that_does_not_answer_is_named(host, tmp_path):
+    host.apply()
+    host.outputs["systemctl show"] = Completed(124, "", "systemctl did not end within 30 s")
+    facts = gather.look(replace(host.sources, systemd=str(tmp_path)))
+    assert "did not end within 30 s" in facts.unread["the list of units"]
+    assert cases.complaints(facts) == [("warn", "unread")]
+
+
 @pytest.mark.parametrize(
     ("file", "text", "what"),
     [
