@@ -6,12 +6,19 @@
 
 from __future__ import annotations
 
+import ast
+import base64
+import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jinja2
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 from tests.lab import podman, wiring
 from tests.lab.containers import STATE, ContainerLab
@@ -63,6 +70,106 @@ def test_the_hardening_of_a_unit_is_enforced(lab):
     assert lab["a"].run([*hardened, "touch", "/tmp/x"]).returncode == 0
     assert "Read-only file system" in lab["a"].run([*hardened, "touch", "/etc/x"], check=False).stderr
     assert not lab["a"].run(["ls", "/tmp/x"], check=False).stdout
+
+
+# 100 clients of as many ports, each again and again; prints how many were served, and what befell the others.
+CLIENTS = """
+import collections, socket, sys, threading, time
+end, told = time.monotonic() + float(sys.argv[1]), collections.Counter()
+def ask(port):
+    while time.monotonic() < end:
+        try:
+            with socket.create_connection(("198.18.0.11", port), timeout=30) as sock:
+                sock.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+                data = b""
+                while part := sock.recv(65536):
+                    data += part
+            told["served" if b"200 OK" in data else "cut short"] += 1
+        except OSError as error:
+            told[type(error).__name__] += 1
+threads = [threading.Thread(target=ask, args=(port,)) for port in range(10000, 11000, 10)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(dict(told))
+"""
+
+
+# Python's own takes five connections at once, and a proxy that starts has all that have waited for it.
+SERVER = """
+import http.server as http
+http.ThreadingHTTPServer.request_queue_size = 1024
+http.test(http.SimpleHTTPRequestHandler, http.ThreadingHTTPServer, port=8080, bind="0.0.0.0")
+"""
+
+
+@pytest.fixture(scope="module")
+def many_ports(lab):
+    """A forwarder on a with our unit, 1,000 ports and 2 workers. It is its own client, so no path has to be made."""
+    service = {
+        "name": "many",
+        "listen": [{"address": "0.0.0.0", "port": "10000-10999"}],
+        "backends": [{"name": "b", "ipv4": lab["b"].ipv4, "port": 8080}],
+        "source_fallback": "own",
+        "connect_timeout": 10,
+        "connect_deadline": 30,
+        "health": {"enabled": False},
+        "log": "none",
+    }
+    document = {"schema": 1, "proxy_id": 11, "workers": 2, "services": [service]}
+    template = (REPOSITORY / "roles/forwarder/templates/l4proxy-forwarder.service.j2").read_text(encoding="utf-8")
+    unit = jinja2.Template(template.replace("{{ ansible_managed | comment }}", "")).render(
+        forwarder_user="forwarder",
+        forwarder_nofile=16384,
+        forwarder_drain_timeout=5,
+        forwarder_admin_group="",
+        _keeper_command="/usr/bin/python3 /opt/l4proxy.pyz",
+        _forwarder_config_path="/etc/forwarder.json",
+    )
+    archive = base64.b64encode(_archive.archive(_archive.sources(REPOSITORY))).decode()
+    a = lab["a"]
+    a.run(["sh", "-c", "base64 -d > /opt/l4proxy.pyz; useradd --system forwarder"], input=archive)
+    a.run(["tee", "/etc/forwarder.json"], input=json.dumps(document))
+    a.run(["tee", "/etc/systemd/system/l4proxy-forwarder.service"], input=unit)
+    lab["b"].run(["systemd-run", "--working-directory=/srv", "python3", "-c", SERVER])
+    a.run(["systemctl", "daemon-reload"])
+    yield a
+    a.run(["systemctl", "stop", "l4proxy-forwarder"], timeout=90)
+    a.run(["rm", "/etc/systemd/system/l4proxy-forwarder.service"])
+    a.run(["systemctl", "daemon-reload"])
+
+
+def kept(host) -> int:
+    return int(host.run(["systemctl", "show", "--value", "-p", "NFileDescriptorStore", "l4proxy-forwarder"]).stdout)
+
+
+@pytest.mark.parametrize("store", [4096, 100])
+def test_a_supervisor_of_2000_sockets_is_killed_and_restarted_and_nobody_is_refused(many_ports, store):
+    """The control: where systemd keeps few sockets, many clients are refused."""
+    unit = "l4proxy-forwarder"
+    many_ports.run(["systemctl", "stop", unit], check=False, timeout=90)
+    many_ports.run(
+        [
+            "sed",
+            "-i",
+            f"s/^FileDescriptorStoreMax=.*/FileDescriptorStoreMax={store}/",
+            f"/etc/systemd/system/{unit}.service",
+        ]
+    )
+    many_ports.run(["systemctl", "daemon-reload"])
+    many_ports.run(["systemctl", "start", unit], timeout=90)  # until READY
+    deadline = time.monotonic() + 60
+    while kept(many_ports) < min(store, 2000):
+        assert time.monotonic() < deadline, kept(many_ports)
+        time.sleep(0.2)
+    ends = [["systemctl", "kill", "--kill-who=main", "-s", "KILL", unit], ["systemctl", "restart", unit]]
+    for end in ends if store > 2000 else ends[:1]:
+        with ThreadPoolExecutor() as pool:
+            clients = pool.submit(many_ports.run, ["python3", "-c", CLIENTS, "6"], timeout=120)
+            time.sleep(2)
+            many_ports.run(end, timeout=90)
+            told = ast.literal_eval(clients.result().stdout)
+        assert told["served"] > 100
+        assert (set(told) == {"served"}) == (store > 2000), (end, told)
 
 
 def test_a_reboot_is_a_new_network_namespace_with_the_old_disk(lab):
