@@ -120,7 +120,7 @@ class Udp:
         """Have a socket for clients of ``serving``, an acceptor.Serving; datagrams are read once set_receiving()."""
         self.table.serve(serving.service.name)
         self.inlets[name] = Inlet(self, sock, name, slot, serving, listener)
-        self._interval = interval([inlet.serving.service.idle_timeout for inlet in self.inlets.values()])
+        self._interval = min(self._interval, interval([serving.service.idle_timeout]))
 
     def set_receiving(self, on):
         """Start or stop reading what clients send; it waits in the sockets meanwhile."""
