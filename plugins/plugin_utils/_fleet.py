@@ -386,7 +386,9 @@ def _listed(host: Host) -> str:
 
 def _no_shared_subnet(proxy: Host, backend: Host) -> str:
     alone = [one for host in (proxy, backend) for one in host.addresses if one.prefix == one.address.max_prefixlen]
-    prefix = f', with the prefix length of its link ("{alone[0].address}/24")' if alone else ""
+    usual = {4: 24, 6: 64}
+    examples = [f'"{one.address}/{usual[one.address.version]}"' for one in alone[:1]]
+    prefix = f", with the prefix length of its link ({examples[0]})" if examples else ""
     return (
         f"proxy {proxy.name} ({_listed(proxy)}) shares no subnet with backend {backend.name} ({_listed(backend)}): "
         "every return path strategy needs both on one link; declare l4proxy_interface or l4proxy_address where the "

@@ -170,3 +170,26 @@ def test_a_proxy_that_would_have_itself_alone():
         "a is in the group backends, but the only proxy that would use it is a itself, which cannot be its own "
         "backend; take it out of the group, or let another proxy serve one of its services"
     ]
+
+
+ALONE6 = {"ipv4": {}, "ipv6": [{"address": "2001:db8::21", "prefix": "128"}]}
+ALONE4 = {"ipv4": {"address": "198.18.0.21", "prefix": "32"}, "ipv6": []}
+LINK = {"ipv4": {}, "ipv6": [{"address": "fe80::21", "prefix": "64"}]}
+TEMPORARY = {"ipv4": {}, "ipv6": [{"address": "2001:db8::21", "prefix": "64"}]}
+FLAGGED = "20010db8000000000000000000000021 02 40 00 01     eth0"
+# What b has on its only interface, and parts of what is said of it.
+NOWHERE = [
+    (ALONE6, "", ["backend b (2001:db8::21/128): every", 'the prefix length of its link ("2001:db8::11/64")']),
+    (ALONE4, "", ["backend b (198.18.0.21/32): every", 'the prefix length of its link ("2001:db8::11/64")']),
+    (LINK, "", ["b has no address at which others could reach it, but only interfaces eth0, lo; give it one"]),
+    (TEMPORARY, FLAGGED, ["b has no address at which others", "only 2001:db8::21, which is temporary; give it"]),
+]
+
+
+@pytest.mark.parametrize(("own", "inet6", "parts"), NOWHERE)
+def test_a_backend_that_nobody_could_reach(own, inet6, parts):
+    alone = {"l4proxy_address": ["2001:db8::11/128", "198.18.0.11/32"]}
+    told = {"ansible_facts": facts(21, **own), "__l4proxy_inet6": inet6}
+    seen = fleet("b", [{**WEB, "backends": ["b:8080"]}], hostvars(a=alone, b=told))
+    (found,) = errors(return_path, seen, "b")
+    assert [part for part in parts if part not in found] == [], found
