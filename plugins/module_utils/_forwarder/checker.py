@@ -140,7 +140,8 @@ class Checker:
         watch.give_up()
         for field in ("server", "path"):
             self._region.set_state(field, watch.number, UNASKED)
-        self._region.set_state("suspect", watch.number, 0)
+        if self._region.has_suspects:
+            self._region.set_state("suspect", watch.number, 0)
         self._publish(watch, now)
         self._region.advance(shared.EPOCH_HEALTH)
         self._plan(watch, now + watch.service.health.interval)
@@ -163,7 +164,7 @@ class Checker:
         failed, slow = self._clients_say()
         for number, watch in self._by_number.items():
             has_failed = failed[number] > self._failed[number]
-            if (not has_failed and slow[number] <= self._slow[number]) or self._region.state("suspect", number):
+            if (not has_failed and slow[number] <= self._slow[number]) or self._is_suspect(number):
                 continue
             watch.hurried = True
             watch.blamed = watch.blamed or has_failed
@@ -171,6 +172,9 @@ class Checker:
             if watch.round is None and watch.due > when:
                 self._plan(watch, when)
         self._failed, self._slow = failed, slow
+
+    def _is_suspect(self, number):
+        return self._region.has_suspects and bool(self._region.state("suspect", number))
 
     def _is_silent(self, watch, now):
         """A round goes on: whether it has made a suspect, by silence while a client's connect has failed as well."""
@@ -180,7 +184,7 @@ class Checker:
 
     def _suspect(self, watch, on, reason=None):
         """Have workers pass over a target, or not any more; returns whether that is news."""
-        if self._region.state("suspect", watch.number) == on:
+        if not self._region.has_suspects or self._is_suspect(watch.number) == on:
             return False
         self._region.set_state("suspect", watch.number, int(on))
         fields = {"service": watch.service.name, "backend": watch.backend.name, "family": watch.family}

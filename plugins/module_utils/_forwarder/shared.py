@@ -189,6 +189,11 @@ class Region:
         """Return the value of a state cell."""
         return self.cells[self.state_cell(field, target)]
 
+    @property
+    def has_suspects(self):
+        """Whether it has room for what the checker finds out about failures of clients: not in earlier versions."""
+        return "suspect" in self._fields["state"]
+
     def set_state(self, field, target, value):
         """Write a state cell; its writer also moves its epoch on when it is done."""
         self.cells[self.state_cell(field, target)] = value

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 from dataclasses import replace
 
@@ -327,6 +328,20 @@ def test_who_fails_for_a_client_and_for_the_checker_is_a_suspect(network, start,
     assert suspects(run) == [0, 0]
     assert [line["backend"] for line in run.log.named("backend answers again")] == ["b0"]
     assert run.time - failed < 80.0
+
+
+def test_in_the_memory_of_an_earlier_version_nobody_is_a_suspect(network, start):
+    """The checker is replaced after a reload that failed: it has what the program before this one made."""
+    record = copy.deepcopy(start(service(B)).region.record)
+    record["fields"]["state"].remove("suspect")
+    record["fields"]["target"].remove("slow")
+    run = start(service(B), region=shared.Region(record))
+    run.turn(4.0)
+    network.says = {(B, True): REFUSED}
+    succeed(run, 0, "failed")
+    run.turn(10.0)
+    assert run.states() == ["down"]
+    assert run.log.named("backend skipped") == []
 
 
 def test_silence_makes_nobody_a_suspect_while_clients_are_served(network, start):
