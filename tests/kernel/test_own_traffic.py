@@ -88,12 +88,11 @@ def test_a_rule_from_an_own_address_cuts_the_host_off(lab, a, family, tmp_path):
     own = rl.address(a, family)
     assert reached(lab, family) == "silent"
     assert ("own_traffic", own) in complaints(lab, a, tmp_path)
-    with kl.keeping(lab, "a", tmp_path) as running:
-        running.store(rl.local_delivery(lab["b"], a))
+    with kl.keeping(lab, "a", tmp_path, rl.local_delivery(lab["b"], a)) as running:
         rl.eventually(lambda: reached(lab, family) == "established")
         assert rules_from(a, family, own) == []
         assert rules_from(a, family, rl.address(lab["b"], family)), "the rest of the document is in place"
-        assert f"{own} is an address of this host itself" in running.state["story"]
+        rl.eventually(lambda: f"{own} is an address of this host itself" in running.state["story"])
 
 
 @pytest.mark.parametrize("bound", [{}, {"iif": "lo"}, {"iif": "eth0"}, {"dport": 8080, "ip_proto": "tcp"}], ids=str)

@@ -125,7 +125,7 @@ def test_the_keeper_puts_ours_in_front_and_back(lab, host, family, tmp_path):
             down(host, family)
             rl.eventually(lambda: numbers(host, family) == home)
             assert outcome(lab, family) == "established"
-        assert "which would take our packets" in running.log
+        assert "which would take their packets" in running.log
 
 
 # Another VPN, netplan's routing-policy, somebody's own; with a number and without. What is on the link stays there.

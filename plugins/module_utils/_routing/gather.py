@@ -122,7 +122,7 @@ def _place(found: View, document: Document) -> None:
     there = place.placed(found.want.rules, found.foreign.listed)
     found.want = replace(found.want, rules=tuple(map(there.at, found.want.rules)))
     found.held_back = tuple(there.at(value) if isinstance(value, Rule) else value for value in found.held_back)
-    found.warnings += place.sentences(there)
+    found.warnings += place.sentences(there, document.owner)
 
 
 def view_without_tools(host: Host, document: Document, missing: MissingPackage) -> View:

@@ -64,6 +64,12 @@ def prefix(value: str) -> str:
     return "default" if network.prefixlen == 0 else str(network)
 
 
+@functools.lru_cache(maxsize=4096)
+def network(value: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """A canonical prefix as an object: a host has rules by the thousand, which are looked at again and again."""
+    return ipaddress.ip_network(value)
+
+
 def mac(value: str) -> str:
     """A unicast MAC in lower case with colons. ValueError otherwise."""
     text = value.strip().lower().replace("-", ":")

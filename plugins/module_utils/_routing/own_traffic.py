@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from . import text
-from .model import Route, Rule
+from .model import Route, Rule, network
 
 # A prefix with fewer bits than this is no bound: 0.0.0.0/1 and 128.0.0.0/1 together are every address.
 FEWEST_BITS = {"ipv4": 8, "ipv6": 16}
@@ -70,7 +70,7 @@ def unbounded(rule: Rule, local: Local) -> str | None:
             f"would take every packet that comes in by {rule.iif} ({table}), and this host would answer ARP there for "
             "every address; give it src (a backend's address), ip_proto or fwmark"
         )
-    if _is_narrow(rule.src, rule.family) and UNBOUND[rule.family] not in ipaddress.ip_network(rule.src):
+    if _is_narrow(rule.src, rule.family) and UNBOUND[rule.family] not in network(rule.src):
         return None
     return f"would deliver what this host sends to the host itself ({table}) and cut it off; {BOUND_IT}"
 
@@ -81,20 +81,24 @@ def _is_narrow(prefix: str | None, family: str) -> bool:
 
 def from_own(rules: Iterable[Rule], local: Local, own: Collection[str]) -> list[OwnSource]:
     """The rules that deliver what comes from an address of this host (``own``) to the host itself."""
-    addresses = [ipaddress.ip_address(one) for one in own]
     found = []
     for rule in rules:
         if rule.src and delivers(rule, local) and not _is_of_a_transparent_socket(rule):
-            network = ipaddress.ip_network(rule.src)
-            single = network.num_addresses == 1
-            if single and network.network_address.is_loopback:
-                found.append(OwnSource(rule, str(network.network_address)))
-                continue
+            source = network(rule.src)
+            address = _held(source, own)
             # A prefix may have this host among others; then it matters whether what the host sends is meant as well.
-            if single or rule.iif in (None, "lo"):
-                hit = next((one for one in addresses if one.version == network.version and one in network), None)
-                found += [OwnSource(rule, str(hit))] if hit else []
+            if address and (source.num_addresses == 1 or rule.iif in (None, "lo")):
+                found.append(OwnSource(rule, address))
     return found
+
+
+def _held(source: ipaddress.IPv4Network | ipaddress.IPv6Network, own: Collection[str]) -> str | None:
+    """An address of this host within a prefix."""
+    if source.num_addresses == 1:
+        address = source.network_address
+        return str(address) if address.is_loopback or str(address) in own else None
+    addresses = (ipaddress.ip_address(one) for one in own)
+    return next((str(one) for one in addresses if one.version == source.version and one in source), None)
 
 
 def _is_of_a_transparent_socket(rule: Rule) -> bool:

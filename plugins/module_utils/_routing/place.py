@@ -12,12 +12,11 @@ of one that drops packets (blackhole, unreachable, prohibit) ours never move: so
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from . import text
-from .model import MAX_U32, OWNERS, Found, Rule
+from .model import MAX_U32, OWNERS, Found, Rule, network
 
 LOCAL, MAIN_PRIORITY = 255, 32766
 
@@ -52,17 +51,17 @@ def home(rules: Iterable[Rule], live: Iterable[Rule]) -> tuple[Rule, ...]:
     return tuple(rule if rule.key in kept else known.get(replace(rule, priority=0), rule) for rule in live)
 
 
-def sentences(found: Placed) -> list[str]:
-    """What others make of our priorities, for a person."""
+def sentences(found: Placed, owner: str) -> list[str]:
+    """What others make of an owner's priorities, for a person."""
     numbers = sorted({rule.priority for rule in found.moved.values()})
     where = " and ".join(map(str, numbers)) if len(numbers) < 3 else f"{numbers[0]} to {numbers[-1]}"
     moved = [
-        f"our rules stand at priority {where}, in front of {words(one)}, which would take our packets"
+        f"the rules of {owner} stand at priority {where}, in front of {words(one)}, which would take their packets"
         for one in (found.before if found.moved else ())
     ]
     return moved + [
-        f"{words(one)} takes our packets, and there is no priority free in front of it; delete it and add it again "
-        f"with a priority of its own, above {found.highest}"
+        f"{words(one)} takes packets of {owner}, and there is no priority free in front of it; delete it and add it "
+        f"again with a priority of its own, above {found.highest}"
         for one in found.blocking
     ]
 
@@ -175,13 +174,13 @@ def _marked(seen: Rule, rule: Rule) -> bool:
 
 
 def _overlap(one: str | None, other: str | None) -> bool:
-    return one is None or other is None or ipaddress.ip_network(one).overlaps(ipaddress.ip_network(other))
+    return one is None or other is None or network(one).overlaps(network(other))
 
 
 def _within(inner: str | None, outer: str | None) -> bool:
     if outer is None:
         return True
-    return inner is not None and ipaddress.ip_network(inner).subnet_of(ipaddress.ip_network(outer))
+    return inner is not None and network(inner).subnet_of(network(outer))
 
 
 def _ranges_meet(one: tuple[int, int] | None, other: tuple[int, int] | None) -> bool:

@@ -68,7 +68,7 @@ def test_places(rules, foreign, expected):
     found = place.placed(rules, [LOCAL, *foreign])
     there = [found.at(rule).priority for rule in rules]
     assert there == (expected or [1100, 1101])
-    told = place.sentences(found)
+    told = place.sentences(found, "return_path")
     assert bool(told) == (expected is None or there != [rule.priority for rule in rules] or bool(found.blocking))
     assert place.home(rules, [found.at(rule) for rule in rules]) == tuple(rules)
 
