@@ -160,7 +160,7 @@ def _judge(target: Target, spoofed: Attempt, lookup: str, own: Attempt | None) -
     if own is not None and own.error in (0, errno.ECONNREFUSED):
         return RETURN_PATH, (
             f"return path on the backend: {where} answers this host's own address, but its replies to {source} do not "
-            "come back here; run `l4proxy keep --once` on the backend, or the return_path role"
+            "come back here; `l4proxy doctor` on the backend names the cause"
         )
     reason = os.strerror((own or spoofed).error)
     return (
