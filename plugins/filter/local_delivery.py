@@ -18,6 +18,7 @@ options:
       - How replies are told from other packets. V(rules) goes by the backends' addresses and the interface they come
         in by. V(socket_mark) goes by the transparent socket a packet belongs to, so that the host can route for them.
       - V(auto) keeps what an earlier run has applied, and otherwise takes V(socket_mark) on a router, else V(rules).
+        On a router that has a container of its own for a backend it takes V(socket_mark) in any case.
     type: str
     default: auto
     choices: [rules, socket_mark, auto]

@@ -365,3 +365,26 @@ def test_without_purge_nothing_retires(host, directory):
     apply(host, BY_ADDRESS, directory=directory)
     host.connections = {11: 1}
     assert drained(host, directory, drain=60, now=1000, purge=False).retiring == ()
+
+
+def test_rules_that_had_to_move_are_those_of_the_document(host, directory):
+    """They are not taken for what is left of an earlier document, neither in front nor when they go back."""
+    other = (Rule("ipv4", 1099, table=51820), 3)
+    host.kernel.held_rules.append(other)
+
+    def priorities():
+        return sorted(rule.priority for rule, protocol in host.kernel.held_rules if protocol == 202)
+
+    done = apply(host, directory=directory, drain=60, now=1000.0)
+    assert (priorities(), done.retiring) == ([1097, 1098], ())
+    assert "the rules of return_path stand at priority 1097 and 1098, in front of `ip rule 1099: " in done.warnings[0]
+    assert not apply(host, directory=directory, drain=60, now=1001.0).changed
+    host.kernel.held_rules.remove(other)
+    done = apply(host, directory=directory, drain=60, now=1002.0)
+    assert (priorities(), done.retiring, done.warnings) == ([1100, 1101], (), ())
+
+
+def test_a_document_that_somebody_wrote_keeps_its_priorities(host):
+    host.kernel.held_rules.append((Rule("ipv4", 1099, table=51820), 3))
+    apply(host, {**RETURN_PATH, "owner": "mine", "protocol": 210})
+    assert sorted(rule.priority for rule, protocol in host.kernel.held_rules if protocol == 210) == [1100, 1101]
