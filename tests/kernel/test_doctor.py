@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from dataclasses import dataclass, field, replace
 
@@ -339,6 +340,14 @@ class TestTheForwarder:
     def test_a_forwarder_that_ended_is_named(self, clinic, running):
         running.stop()
         assert [one.id for one in clinic.complaints("a", **self.paths(running))] == ["forwarder"]
+
+    def test_a_forwarder_that_is_stopped_is_named(self, clinic, running):
+        running.process.send_signal(signal.SIGSTOP)
+        try:
+            rl.eventually(lambda: [one.id for one in clinic.complaints("a", **self.paths(running))] == ["forwarder"])
+        finally:
+            running.process.send_signal(signal.SIGCONT)
+        rl.eventually(lambda: clinic.complaints("a", **self.paths(running)) == [])
 
     def test_a_listener_that_is_missing_is_named(self, clinic, running):
         more = forwarder_lab.service(clinic.lab, "more", 81, rl.PORT, backends=("b",))

@@ -76,6 +76,13 @@ def forwarder(facts: Facts) -> Iterator[Finding]:
             "nobody accepts the clients of this proxy",
             f"`systemctl enable --now {FORWARDER}`; `journalctl -u {FORWARDER}` says why it ended",
         )
+    elif ours.stopped:
+        yield fail(
+            FORWARDER,
+            f"the forwarder (process {ours.pid}) is stopped by a signal or a debugger",
+            "its workers serve, but nobody replaces one that ends, and it neither reloads nor answers",
+            f"`kill -CONT {ours.pid}`, or end the debugger",
+        )
     elif ours.capabilities is not None and not ours.capabilities & CAP_NET_RAW:
         yield fail(
             FORWARDER,

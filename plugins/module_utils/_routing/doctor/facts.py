@@ -158,6 +158,7 @@ class Forwarder:
     capabilities: int | None = None
     targets: tuple[Socket, ...] = ()
     uid: int | None = None
+    stopped: bool = False
 
 
 @dataclass(frozen=True)

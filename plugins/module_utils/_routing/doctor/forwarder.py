@@ -30,7 +30,8 @@ def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
     pid = _pid(runtime)
     status = proc.status(proc_directory, pid) if pid else None
     running = (pid, status.capabilities) if pid and status else (None, None)
-    return Forwarder(config, None, listeners, backends, *running, targets, status.uid if status else None)
+    uid, stopped = (status.uid, status.stopped) if status else (None, False)
+    return Forwarder(config, None, listeners, backends, *running, targets, uid, stopped)
 
 
 def _wanted(data: dict[str, Any]) -> tuple[tuple[Socket, ...], tuple[Socket, ...]]:

@@ -130,10 +130,11 @@ def _statistics(proc: str, column: str) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Status:
-    """The effective account and capabilities of a process."""
+    """The effective account and capabilities of a process, and whether a signal or a debugger has stopped it."""
 
     uid: int
     capabilities: int
+    stopped: bool = False
 
 
 def status(proc: str, pid: int) -> Status | None:
@@ -145,4 +146,5 @@ def status(proc: str, pid: int) -> Status | None:
     lines = dict(line.partition(":")[::2] for line in (text or "").splitlines())
     if "CapEff" not in lines:
         return None
-    return Status(int(lines["Uid"].split()[1]), int(lines["CapEff"], 16))
+    stopped = lines.get("State", "").strip()[:1] in ("T", "t")
+    return Status(int(lines["Uid"].split()[1]), int(lines["CapEff"], 16), stopped)

@@ -351,6 +351,7 @@ COMPLAINTS = [
     (replace(PROXY, forwarder=replace(PROXY.forwarder, error="is bad")), "fail", "forwarder", "f.json is bad"),
     (replace(PROXY, forwarder=replace(PROXY.forwarder, pid=None)), "fail", "forwarder", "does not run"),
     (replace(PROXY, forwarder=replace(PROXY.forwarder, capabilities=0)), "fail", "forwarder", "no CAP_NET_RAW"),
+    (replace(PROXY, forwarder=replace(PROXY.forwarder, stopped=True)), "fail", "forwarder", "is stopped by a signal"),
     (replace(PROXY, sockets=()), "fail", "listening", "nothing listens on 0.0.0.0 tcp port 80"),
     (
         ranged("198.18.0.11", but=(8003, 8007, 8008)),
