@@ -57,7 +57,9 @@ def reached(lab, proxy):
     return {get(lab["client"], lab[proxy], family, 80) for family in ("ipv4", "ipv6") for _request in range(4)}
 
 
-ELSEWHERE = ["--extra-vars", json.dumps({"l4proxy_address": ["10.9.9.9/24", "2001:db8:9::9/64"]})]
+# Each host has a subnet of its own.
+NUMBER = "{{ groups.all.index(inventory_hostname) + 1 }}"
+ELSEWHERE = ["--extra-vars", json.dumps({"l4proxy_address": [f"10.9.{NUMBER}.9/24", f"2001:db8:9:{NUMBER}::9/64"]})]
 
 REFUSED = [
     ("no backends", services({**WEB, "backends": []}), "l4proxy_services[0].backends: a service without backends"),
