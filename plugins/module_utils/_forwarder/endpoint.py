@@ -21,6 +21,7 @@ import grp
 import os
 import selectors
 import socket
+import stat
 import struct
 from itertools import chain
 
@@ -74,9 +75,12 @@ def _bind_path(path, group):
         if group is not None:
             os.chown(new, -1, _group_id(group))
         sock.listen(MOST_CLIENTS)
+        if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):  # a file of somebody else
+            raise OSError(errno.EEXIST, path)
         os.rename(new, path)
     except OSError:
         sock.close()
+        runtime.remove(new)
         raise
     return sock
 

@@ -286,3 +286,15 @@ def test_http(request_, status, body):
     head, _blank, found = data.partition(b"\r\n\r\n")
     assert (data.startswith(status), found, last) == (True, body, True)
     assert b"Connection: close" in head
+
+
+def test_the_admin_socket_takes_the_place_of_no_file(tmp_path):
+    path = tmp_path / "notes"
+    path.write_text("kept")
+    with pytest.raises(FileExistsError):
+        endpoint._bind_path(str(path), None)
+    assert path.read_text() == "kept"
+    assert [one.name for one in tmp_path.iterdir()] == ["notes"]
+    path.unlink()
+    for _time in range(2):  # a socket of before is replaced
+        endpoint._bind_path(str(path), None).close()
