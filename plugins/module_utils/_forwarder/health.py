@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from .shared import ANSWERED, BROKEN, DOWN, UNANSWERED, UNASKED, UNKNOWN, UP
 
 SKIP = 5.0  # seconds; one trial of connect_timeout in each SKIP is what a dead backend costs
+FIRST = 0.25  # seconds for which the first failure has everybody skip a backend, until another client has tried it
 LONGEST = 60.0  # seconds; a client that fails again and again is given such a backend this rarely
 PROOF = 1.0  # seconds for which a success shows that a failure is about the client, where there is no checker to ask
 MOST_CLIENTS = 1024  # clients that are remembered; of more, those that failed last
@@ -31,9 +32,9 @@ class PassiveHealth:
 
     ``alone`` is {client: {index: [skipped until, for how long]}}: the backends that failed for one client. It is given
     any other that would take it, and these once in a while: first after SKIP seconds, then after twice as many, up to
-    LONGEST. ``skipping`` says whether a backend is skipped for everybody, for SKIP seconds: where no checker can be
-    asked, what fails while nobody succeeds must not cost every n-th client the whole attempt timeout. When the time is
-    over one connection tries it again, and while that trial is under way all others still skip it.
+    LONGEST. ``skipping`` says whether a backend is skipped for everybody, for FIRST seconds and then for SKIP: where no
+    checker can be asked, what fails while nobody succeeds must not cost every n-th client the whole attempt timeout.
+    When the time is over one connection tries it again, and while that trial is under way all others still skip it.
     """
 
     def __init__(self, count):
@@ -78,7 +79,7 @@ class PassiveHealth:
     def skip(self, index, now):
         """Skip a backend for everybody; returns True when it was not skipped until now."""
         was_well = self._skip_until[index] is None
-        self._skip_until[index] = now + SKIP
+        self._skip_until[index] = now + (FIRST if was_well else SKIP)
         self.skipping, self.quiet = True, False
         return was_well
 

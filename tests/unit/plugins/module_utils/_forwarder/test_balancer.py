@@ -89,12 +89,14 @@ def test_one_connection_never_gets_the_same_backend_twice_and_gets_all(weights, 
 def test_where_nothing_can_be_asked_a_backend_that_fails_is_skipped_by_all_then_tried_by_one():
     some = Some(1, 1, **UNCHECKED)
     assert some.fail(0, 100.0) == balancer.SKIPPED
-    assert {some.next(OTHER, (), 100.0 + t) for t in (0, 1, 2, health.SKIP - 0.01)} == {1}
-    due = 100.0 + health.SKIP
-    turns = [some.next(OTHER, (), due) for _turn in range(10)]
-    assert turns.count(0) == 1, "one trial, and the others wait for its outcome"
-    assert some.fail(0, due + 1, OTHER) is None, "it was known already"
-    assert {some.next(CLIENT, (), due + 1 + t) for t in (0, 1, 2)} == {1}
+    due = 100.0
+    for length in (health.FIRST, health.SKIP, health.SKIP):
+        assert {some.next(OTHER, (), due + part * length) for part in (0, 0.5, 0.99)} == {1}
+        due += length
+        turns = [some.next(f"203.0.113.{turn}", (), due) for turn in range(100, 110)]
+        assert turns.count(0) == 1, "one trial, and the others wait for its outcome"
+        due += 1
+        assert some.fail(0, due, "203.0.113.9") is None, "it was known already"
     assert some.connected(OTHER, 0, 0.001, due + 4) is True
     assert not some.health.skipping
     assert some.shares(10, due + 5, OTHER) == {0: 5, 1: 5}
