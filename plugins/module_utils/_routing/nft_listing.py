@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from .model import MAX_U32, Mark, address
+from .model import IP_PROTOCOLS, MAX_U32, Mark, address
 
 Objects = list[dict[str, Any]]
 HOOK_CHAINS = ("prerouting", "input", "accepted", "forward", "output", "postrouting")
@@ -55,7 +55,8 @@ def _leaves(value: Any) -> Iterable[Any]:
         # A map's pair is one value: which sender goes where.
         yield from [tuple(_pair(value))] if _pair(value) else (leaf for inner in value for leaf in _leaves(inner))
     elif value:
-        yield value
+        # Where /etc/protocols is missing (Debian's netbase), nft lists a protocol by its number.
+        yield IP_PROTOCOLS.get(value, value)
 
 
 def _pair(value: list) -> list:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..model import MAX_U32
+from ..model import IP_PROTOCOLS, MAX_U32
 from .firewall import (
     ACCEPT,
     DNAT,
@@ -37,6 +37,7 @@ EFFECTS = {
 }  # fmt: skip
 # Addresses that a rule overwrites without NAT.
 OVERWRITES = {"saddr": SNAT, "daddr": DNAT}
+PROTOCOL_NAMES = {number: name for name, number in IP_PROTOCOLS.items()}
 # Targets of iptables, which nft only names.
 TARGETS = {
     "MASQUERADE": SNAT, "SNAT": SNAT, "DNAT": DNAT, "REDIRECT": DNAT, "CT": UNTRACK, "NOTRACK": UNTRACK,
@@ -223,7 +224,8 @@ def _values(field: str, value: Any) -> Iterable[Value | None]:
         ends = value.get("range")
         return [(ends[0], ends[1]) if ends and all(isinstance(end, int) for end in ends) else None]
     if isinstance(value, int) and not isinstance(value, bool):
-        return [(value, value)]
+        # Where /etc/protocols is missing (Debian's netbase), nft lists a protocol by its number.
+        return [PROTOCOL_NAMES.get(value) if field == "protocol" else (value, value)]
     return [value if isinstance(value, str) else None]
 
 

@@ -145,6 +145,14 @@ def test_counters_and_handles_do_not_matter():
     assert nft.observe(OWNER, json.loads(text)) == nft.Observed(READ_BACK, True)
 
 
+def test_protocols_may_be_listed_by_number():
+    """As on a host without /etc/protocols."""
+    text = json.dumps(LISTING)
+    by_number = text.replace('"right": "udp"', '"right": 17')
+    assert by_number != text
+    assert nft.observe(OWNER, json.loads(by_number)) == nft.Observed(READ_BACK, True)
+
+
 class Commands:
     """A runner with prepared answers by argument."""
 

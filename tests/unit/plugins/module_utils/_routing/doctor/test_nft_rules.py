@@ -73,6 +73,18 @@ def test_translations():
     assert list(RULESET.reached("prerouting", replace(PACKET, dport=81))) == []
 
 
+@pytest.mark.parametrize("value", ["udp", 17, {"set": [17, 58]}])
+def test_protocols_may_be_listed_by_number(value):
+    """As on a host without /etc/protocols."""
+    place = {"family": "inet", "table": "t", "chain": "c"}
+    chain = {**place, "name": "c", "hook": "input", "prio": 0, "policy": "accept"}
+    match = {"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": value}}
+    listing = {"nftables": [{"chain": chain}, {"rule": {**place, "expr": [match, {"drop": None}]}}]}
+    ruleset = nft_rules.parse(listing, set(), set())
+    verdicts = [ruleset.verdict("input", replace(PACKET, protocol=protocol)) for protocol in ("udp", "tcp")]
+    assert [(one.accepted, one.certain) for one in verdicts] == [(False, True), (True, True)]
+
+
 def test_what_is_left_out():
     """Our own table, and the chains of iptables-nft, which are read by iptables-save."""
     assert {table for table, _chain in RULESET.chains} == {"inet fw"}
