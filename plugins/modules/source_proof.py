@@ -153,7 +153,8 @@ TARGET_SPEC = {
     "host": {"type": "str", "default": ""},
 }
 # Of the forwarder; where none runs, the samples are root's.
-CONFIG, RUNTIME = "/etc/l4proxy/forwarder.json", "/run/l4proxy/forwarder.json"
+CONFIG = "/etc/l4proxy/forwarder.json"
+RUNTIME = "/run/l4proxy/forwarder.json"
 ARGUMENTS = {
     "role": {"type": "str", "choices": ["send", "watch"], "required": True},
     "targets": {"type": "list", "elements": "dict", "default": [], "options": TARGET_SPEC},

