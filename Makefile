@@ -7,10 +7,13 @@ VENV := .build/venv/bin
 # Namespaces and containers need root; whoever is not root gets there by sudo, and keeps the files root makes apart.
 ROOT := $(if $(filter 0,$(shell id -u)),env,sudo --preserve-env env ANSIBLE_HOME=$(CURDIR)/.build/ansible-root)
 PYTHON := $(VENV)/python
+# Unit tests compute.
+BOTH_CORES := --numprocesses 2 --dist loadfile
 # Kernel tests wait more than they compute; a file has its namespaces to itself.
 PARALLEL := --numprocesses 4 --dist loadfile
-# Of the kernel tests those of the forwarder and of the lab itself: no pyroute2 there. What is new is not left out.
-WITHOUT_PYROUTE2 := $(patsubst %,--ignore-glob='*/%',test_forwarder_* test_servers.py test_lab.py)
+# Kernel tests of the forwarder, of what the doctor makes of packet filters, of Ansible, and of the lab itself: no pyroute2
+# there, or nothing that others do not ask of it. What is new is not left out.
+WITHOUT_PYROUTE2 := $(patsubst %,--ignore-glob='*/%',test_forwarder_* test_servers.py test_lab.py test_promise.py test_doctor_marks.py test_inventories.py)
 ENVIRONMENT := $(PYTHON) -m tests.gates.environments
 BOOTSTRAP := bash tests/lab/bootstrap.sh
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build/collections
@@ -57,13 +60,13 @@ lint: ## ansible-lint, yamllint, ruff, and documentation that can be read
 
 unit: ## The unit tests, which need no privileges
 	@$(BOOTSTRAP) check
-	@$(PYTHON) -m pytest -q tests/unit
+	@$(PYTHON) -m pytest -q $(BOTH_CORES) tests/unit
 
 units: package ## The unit tests on the other Pythons that we support, and the archive's bytes by all of them
 	@$(BOOTSTRAP) gates
-	@$(ENVIRONMENT) py39 -m pytest -q tests/unit/plugins/module_utils tests/unit/plugins/modules
-	@$(ENVIRONMENT) --other py311 -m pytest -q tests/unit
-	@$(ENVIRONMENT) py313 -m pytest -q tests/unit
+	@$(ENVIRONMENT) py39 -m pytest -q $(BOTH_CORES) tests/unit/plugins/module_utils tests/unit/plugins/modules
+	@$(ENVIRONMENT) --other py311 -m pytest -q $(BOTH_CORES) tests/unit
+	@$(ENVIRONMENT) py313 -m pytest -q $(BOTH_CORES) tests/unit
 	@$(PYTHON) -m pytest -q tests/gates/test_archive.py
 
 sanity: ## ansible-test sanity
