@@ -11,9 +11,10 @@ PYTHON := $(VENV)/python
 BOTH_CORES := --numprocesses 2 --dist loadfile
 # Kernel tests wait more than they compute; a file has its namespaces to itself.
 PARALLEL := --numprocesses 4 --dist loadfile
-# Kernel tests of the forwarder, of what the doctor makes of packet filters, of Ansible, and of the lab itself: no pyroute2
-# there, or nothing that others do not ask of it. What is new is not left out.
-WITHOUT_PYROUTE2 := $(patsubst %,--ignore-glob='*/%',test_forwarder_* test_servers.py test_lab.py test_promise.py test_doctor_marks.py test_inventories.py)
+# Kernel tests of the forwarder, of packet filters and marks, of Ansible, and of the lab itself: no pyroute2 there, or nothing
+# that others do not ask of it. What is new is not left out.
+WITHOUT_PYROUTE2 := $(patsubst %,--ignore-glob='*/%',test_forwarder_* test_servers.py test_lab.py test_inventories.py \
+	test_promise.py test_doctor_marks.py test_marks_engines.py test_marks_deployed.py test_marks_tunnel.py)
 ENVIRONMENT := $(PYTHON) -m tests.gates.environments
 BOOTSTRAP := bash tests/lab/bootstrap.sh
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build/collections
