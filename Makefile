@@ -137,7 +137,7 @@ deploy: package ## The built collection on the container lab under the newest an
 	@$(BOOTSTRAP) gates
 	@$(ROOT) $(PYTHON) -m pytest -q tests/gates/test_deploy.py
 
-bench: ## The forwarder beside HAProxy and nginx, in one run: QUICK=1 for less, ONLY=REGEX for some of it, as ONLY='requests-64$|bulk' (root)
+bench: ## The forwarder beside HAProxy and nginx, in one run: QUICK=1 for less, ONLY=REGEX for some of it, as ONLY='requests-64$|bulk', FROM=revision beside an earlier one (root)
 	@$(BOOTSTRAP) bench
 	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections QUICK=$(QUICK) ONLY='$(value ONLY)' $(PYTHON) -m tests.bench
 	@[ -n '$(value ONLY)' ] || $(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.checker $(if $(QUICK),6,20)
@@ -147,7 +147,7 @@ docs: ## Build the documentation as a site, .build/docs/html, and follow every l
 	@bash tests/docs/build.sh
 
 SECONDS ?= 60
-soak chaos: export FROM := $(FROM)
+soak chaos bench: export FROM := $(FROM)
 soak: ## Reload every second for SECONDS=60, upgrade three times, go to an earlier version (FROM=revision) and back, under load: nothing may be refused, reset or wrong (root)
 	@$(BOOTSTRAP) lab
 	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.soak $(SECONDS) $(if $(CONTROL),--control)

@@ -21,8 +21,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
+
 from tests.bench import measure
 from tests.kernel import forwarder_lab
+from tests.lab import earlier
 from tests.lab.netns import NamespaceLab, stop
 
 HTTP, BULK, HOLD, UDP = 8080, 5201, 9000, 5353
@@ -103,8 +106,8 @@ class Peer:
     settings: str = "defaults"
 
 
-def l4proxy(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
-    """The archive as the role installs it, run by the distribution's python3."""
+def l4proxy(lab: NamespaceLab, directory: Path, setting: Setting, archive: Path | None = None) -> Running:
+    """The archive as the role installs it, or another one, run by the distribution's python3."""
 
     def service(port: int, protocol: str) -> dict:
         return {
@@ -120,8 +123,16 @@ def l4proxy(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
     ports = [*((port, "tcp") for port in TCP_PORTS), *([(UDP, "udp")] if setting.udp else [])]
     services = [service(port, protocol) for port, protocol in ports]
     document = forwarder_lab.config(*services, workers=setting.workers)
-    forwarder = forwarder_lab.Forwarder(lab, document, wrapper=AS_DAEMON)
+    forwarder = forwarder_lab.Forwarder(lab, document, wrapper=AS_DAEMON, archive=archive)
     return Running(forwarder.serve().process)
+
+
+def _earlier(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
+    archive = lab.tmp / "earlier.pyz"
+    if not archive.exists():
+        sources = _archive.sources(earlier.unpack(lab.tmp / "earlier"))
+        archive.write_bytes(_archive.archive(sources))
+    return l4proxy(lab, directory, setting, archive)
 
 
 def _haproxy(tuning: str) -> Callable[[NamespaceLab, Path, Setting], Running]:
@@ -191,10 +202,13 @@ class BadPeer(ValueError):
 
 
 def more() -> tuple[Peer, ...]:
-    """The peer of L4PROXY_BENCH_PEER, if there is one; raise BadPeer."""
+    """An earlier version of ours where FROM names one, and the peer of L4PROXY_BENCH_PEER; raise BadPeer."""
+    found = (Peer("l4proxy-before", _earlier, udp=True, settings=earlier.REVISION),) if os.environ.get("FROM") else ()
     text = os.environ.get("L4PROXY_BENCH_PEER", "")
-    if not text:
-        return ()
+    return (*found, _own(text)) if text else found
+
+
+def _own(text: str) -> Peer:
     name, _equals, command = text.partition("=")
     words = _words(command)
     if not NAME.fullmatch(name) or not words:
@@ -208,7 +222,7 @@ def more() -> tuple[Peer, ...]:
     def start(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
         return Running(lab["a"].spawn(_filled(words, f"{lab['a'].ipv4}:{HTTP}", f"{lab['b'].ipv4}:{HTTP}")))
 
-    return (Peer(name, start, complete=False, settings=json.dumps(command)),)
+    return Peer(name, start, complete=False, settings=json.dumps(command))
 
 
 def _words(command: str) -> list[str]:
