@@ -165,7 +165,7 @@ def streams(lab, protocol, clients, rate, strategies=STRATEGIES, families=FAMILI
 
 
 TEST_BANS = [
-    *(("tcp", kind, "on") for kind in KINDS),
+    *(pytest.param("tcp", kind, "on", marks=[pytest.mark.slow] * (kind in ("host", "admin"))) for kind in KINDS),
     *(("udp", kind, "on") for kind in ("port", "host", "admin")),
     *(("tcp", kind, "off") for kind in ("reset", "drop")),
     ("udp", "port", "off"),
@@ -231,7 +231,7 @@ def test_an_attacker_with_many_addresses_takes_no_backend_either(lab, servers, p
         assert forwarder.log("backend skipped") == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param("ipv4", marks=pytest.mark.slow), "ipv6"])
 @pytest.mark.parametrize("kind", ["reset", "drop"])
 def test_where_the_probes_are_filtered_as_well_the_other_clients_are_served(lab, servers, family, kind):
     """b is alone, drops the probes, and rejects the only client there is for a while; then the others come."""
@@ -317,9 +317,9 @@ TEST_DEATHS = [
     ("refusing", "ipv4", "on"),
     ("refusing", "ipv6", "off"),
     ("silent", "ipv6", "on"),
-    ("silent", "ipv4", "off"),
     ("astray", "ipv4", "on"),
-    ("astray", "ipv6", "off"),
+    pytest.param("silent", "ipv4", "off", marks=pytest.mark.slow),
+    pytest.param("astray", "ipv6", "off", marks=pytest.mark.slow),
 ]
 
 

@@ -293,7 +293,7 @@ def test_files_that_were_removed_come_back_with_a_reload(lab, forwarder, gone):
 @pytest.mark.parametrize("good", [True, False])
 @pytest.mark.parametrize("file_is_there", [True, False])
 def test_without_room_for_its_files_a_reload_is_told_as_it_was(lab, servers, tmp_path, good, file_is_there):
-    wiring.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)])
+    wiring.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)])
     try:
         with fl.Forwarder(lab, document(lab), directory=tmp_path) as forwarder:
             if not good:
