@@ -16,10 +16,12 @@ from tests.lab import ansible, earlier
 
 
 @pytest.fixture(scope="module")
-def collections(tmp_path_factory):
-    """Where Ansible finds the collection, by version; None is this checkout."""
+def collections(fleet, tmp_path_factory):
+    """Where Ansible finds the collection, by version; None is this checkout. Edits by tests are undone first."""
     directory = tmp_path_factory.mktemp("earlier")
     earlier.unpack(directory)
+    run = ansible.play(fleet.lab.prefix, "trueip.l4proxy.site", [INVENTORY])
+    assert run.status == 0, run.output
     return {earlier.REVISION: directory, "this version": None}
 
 
