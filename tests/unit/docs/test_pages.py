@@ -49,7 +49,7 @@ def test_the_pages_have_what_is_tested_here():
         "README.md",
         *(f"docs/docsite/rst/{name}.rst" for name in ("operations", "services")),
     }
-    assert {"README.md", "roles/forwarder/README.md"} <= {block.path for block in PLAYS}
+    assert {"docs/docsite/rst/operations.rst", "roles/forwarder/README.md"} <= {block.path for block in PLAYS}
 
 
 @pytest.mark.parametrize("block", SERVICES, ids=str)
