@@ -9,9 +9,8 @@ ROOT := $(if $(filter 0,$(shell id -u)),env,sudo --preserve-env env ANSIBLE_HOME
 PYTHON := $(VENV)/python
 # Unit tests compute.
 BOTH_CORES := --numprocesses 2 --dist loadfile
-# Kernel tests wait more than they compute; a file has its namespaces to itself. Files begin in the order of their names: by
-# the number of tests, those with few and long ones would begin last and be waited for.
-PARALLEL := --numprocesses 4 --dist loadfile --no-loadscope-reorder
+# Kernel tests wait more than they compute; a file has its namespaces to itself.
+PARALLEL := --numprocesses 4 --dist loadfile
 # Kernel tests of the forwarder, of packet filters and marks, of Ansible, and of the lab itself: no pyroute2 there, or nothing
 # that others do not ask of it. What is new is not left out.
 WITHOUT_PYROUTE2 := $(patsubst %,--ignore-glob='*/%',test_forwarder_* test_servers.py test_lab.py test_inventories.py \
