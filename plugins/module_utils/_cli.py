@@ -29,51 +29,51 @@ EXIT_USAGE = 2
 
 
 def _forward(arguments: argparse.Namespace) -> int:
-    from ._forwarder import supervisor
+    from ._forwarder.process import supervisor
 
     return supervisor.run(arguments.config)
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from ._forwarder import check
+    from ._forwarder.process import check_command
 
-    return check.run(arguments.file)
+    return check_command.run(arguments.file)
 
 
 def _reload(arguments: argparse.Namespace) -> int:
-    from ._forwarder import reload
+    from ._forwarder.process import reload_command
 
-    return reload.run(wait=arguments.wait)
+    return reload_command.run(wait=arguments.wait)
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from ._forwarder import client, console
+    from ._forwarder.admin import cli_views, client
 
     path = arguments.socket or client.default_socket()
-    return console.run(lambda: console.show_status(path, arguments.json))
+    return cli_views.run(lambda: cli_views.show_status(path, arguments.json))
 
 
 def _top(arguments: argparse.Namespace) -> int:
-    from ._forwarder import client, console
+    from ._forwarder.admin import cli_views, client
 
     path = arguments.socket or client.default_socket()
-    return console.run(lambda: console.top(path, arguments.interval))
+    return cli_views.run(lambda: cli_views.top(path, arguments.interval))
 
 
 def _order(arguments: argparse.Namespace) -> int:
-    from ._forwarder import client, console
+    from ._forwarder.admin import cli_views, client
 
     path, service = arguments.socket or client.default_socket(), arguments.service
     wait = arguments.timeout if getattr(arguments, "wait", False) else None
     everywhere = None if service == EVERY_SERVICE else service
-    return console.run(lambda: console.order(path, arguments.command, arguments.backend, everywhere, wait))
+    return cli_views.run(lambda: cli_views.order(path, arguments.command, arguments.backend, everywhere, wait))
 
 
 def _keep(arguments: argparse.Namespace) -> int:
-    from ._routing import keeper
+    from ._routing.keeper import loop
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    return keeper.run(arguments.directory, once=arguments.once, dry_run=arguments.dry_run)
+    return loop.run(arguments.directory, once=arguments.once, dry_run=arguments.dry_run)
 
 
 def _split_endpoint(text: str) -> tuple[str, int]:
@@ -122,13 +122,15 @@ def _parser() -> argparse.ArgumentParser:
     forward.add_argument("--config", default=CONFIG, metavar="FILE", help="default: %(default)s")
     forward.set_defaults(run=_forward)
 
-    check = commands.add_parser("check", help="say everything that is wrong with a forwarder config")
-    check.add_argument("file", nargs="?", default=CONFIG, metavar="FILE", help="default: %(default)s")
-    check.set_defaults(run=_check)
+    check_command = commands.add_parser("check", help="say everything that is wrong with a forwarder config")
+    check_command.add_argument("file", nargs="?", default=CONFIG, metavar="FILE", help="default: %(default)s")
+    check_command.set_defaults(run=_check)
 
-    reload = commands.add_parser("reload", help="make the running forwarder load config and archive anew")
-    reload.add_argument("--wait", action="store_true", help="return when the new generation serves, or say why not")
-    reload.set_defaults(run=_reload)
+    reload_command = commands.add_parser("reload", help="make the running forwarder load config and archive anew")
+    reload_command.add_argument(
+        "--wait", action="store_true", help="return when the new generation serves, or say why not"
+    )
+    reload_command.set_defaults(run=_reload)
 
     _add_admin_commands(commands)
 

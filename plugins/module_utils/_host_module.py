@@ -13,7 +13,11 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.common import respawn
 
-from ._routing import engine, errors, kernel, options, runner, single
+from ._routing import errors
+from ._routing.document import options
+from ._routing.host import runner
+from ._routing.netlink import kernel
+from ._routing.reconcile import engine, single_object
 
 # Where pyroute2 is, when it is a package of the distribution: its own python3, under the names it has.
 INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
@@ -78,7 +82,9 @@ def ensure_single(module: AnsibleModule, read: Callable[[dict[str, Any], bool], 
     with failures_told(module):
         protocol = options.protocol(module.params["protocol"])
         host = engine.Host(runner=command_runner(module))
-        outcome = single.ensure(read(given, present), host, protocol=protocol, present=present, check=module.check_mode)
+        outcome = single_object.ensure(
+            read(given, present), host, protocol=protocol, present=present, check=module.check_mode
+        )
     for sentence in outcome.warnings:
         module.warn(sentence)
     found = [item for items in outcome.owned.values() for item in items]

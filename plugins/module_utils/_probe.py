@@ -27,8 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ._forwarder import sockets
-from ._routing import route_query
+from ._forwarder.loop import sockets
+from ._routing.netlink import route_query
 
 # Silence is told from slowness by waiting; three SYNs go out in this time (retransmits after 1 s and 3 s, RFC 6298).
 DEFAULT_TIMEOUT = 3.5

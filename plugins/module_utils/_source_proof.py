@@ -29,8 +29,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ._forwarder.sockets import IPV6_TRANSPARENT
-from ._routing import socket_filter
+from ._forwarder.loop.sockets import IPV6_TRANSPARENT
+from ._routing.netlink import socket_filter
 
 # A sample is repeated, because the backend is asked some time later.
 INTERVAL = 0.5

@@ -83,7 +83,7 @@ services:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import client
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import client
 
 SHOWN = {"ready": "ready", "drain": "draining", "maintenance": "maintenance"}
 

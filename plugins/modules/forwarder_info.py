@@ -87,13 +87,13 @@ reason:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import runtime
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import runtime_file
 
 
 def installed_sum(path: str) -> str | None:
     """Return the SHA-256 of an installed file, None when there is none; raise OSError when it cannot be read."""
     try:
-        return runtime.sha256_file(path)
+        return runtime_file.sha256_file(path)
     except FileNotFoundError:
         return None
 
@@ -129,11 +129,11 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        running = runtime.read(module.params["runtime_file"])
+        running = runtime_file.read(module.params["runtime_file"])
         installed = {name: installed_sum(module.params[name]) for name in ("config", "archive")}
     except OSError as error:
         module.fail_json(msg=f"{error.filename} cannot be read: {error.strerror}")
-    if running is not None and not runtime.alive(running):
+    if running is not None and not runtime_file.alive(running):
         running = None
     current, reason = compare(running, installed)
     module.exit_json(changed=False, running=running, installed=installed, current=current, reason=reason)

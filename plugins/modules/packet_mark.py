@@ -179,7 +179,7 @@ marks:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import gather, single_mark
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import host_state, single_mark
 
 ARGUMENTS = {
     "name": {"type": "str", "required": True},
@@ -204,7 +204,7 @@ def main() -> None:
     with _host_module.failures_told(module):
         owner = single_mark.owner_of(options)
         mark = single_mark.read(options) if options["state"] == "present" else None
-        host = gather.Host(runner=_host_module.command_runner(module))
+        host = host_state.Host(runner=_host_module.command_runner(module))
         outcome = single_mark.ensure(
             options["name"], mark, host, owner=owner, wanted=options["engine"], check=module.check_mode
         )

@@ -152,7 +152,7 @@ route:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import options
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import options
 
 ARGUMENTS = {
     "table": {"type": "str", "required": True},

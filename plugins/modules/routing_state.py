@@ -179,7 +179,9 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine, errors
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 
 ARGUMENTS = {
     "owner": {"type": "str", "required": True},

@@ -138,7 +138,7 @@ from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, errors, gather
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import (
     finding,
     listing,
@@ -147,6 +147,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor imp
     unread,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather as doctor
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import host_state
 
 STRINGS = {"type": "list", "elements": "str", "default": []}
 ARGUMENTS = {
@@ -167,7 +169,7 @@ def look(module: AnsibleModule) -> dict:
     if unknown:
         raise ValueError(f"ignore_findings: there is no check {', '.join(unknown)}")
     wanted = None if options["document"] is None else document.load(options["document"])
-    host = gather.Host(runner=_host_module.command_runner(module))
+    host = host_state.Host(runner=_host_module.command_runner(module))
     sources = doctor.Sources(host=host, directory=options["directory"], config=options["config"])
     clients = report.by_family(options["clients"])
     facts = doctor.look(sources, wanted, clients, [report.served(one) for one in options["ports"]])
@@ -184,7 +186,7 @@ def look(module: AnsibleModule) -> dict:
     }
 
 
-def _owners(host: gather.Host, documents: tuple) -> dict | None:
+def _owners(host: host_state.Host, documents: tuple) -> dict | None:
     try:
         return listing.owned(host, documents)
     except errors.MissingPackage:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError, Meeting
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import FAMILY, SCHEMA

@@ -13,7 +13,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.naming import host_of
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.naming import host_of
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _dedicated, _numbers, _strategy, _tunnels
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import fact_addresses
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._derivation import collect, proxy_id, unserved
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
@@ -26,7 +26,7 @@ def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> d
     """Derive the forwarder's config for one proxy host.
 
     :param settings: top-level keys of the config that do not come from the services (``drain_timeout``, ``log`` …).
-    :returns: a config that ``_forwarder.config.load`` has accepted.
+    :returns: a config that ``_forwarder.config.config.load`` has accepted.
     :raises DerivationError: with every fault, each at its path in ``l4proxy_services``.
     """
     mine = fleet.services_of_proxy(proxy)

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import MAX_U32
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.schema import PRIORITIES, RESERVED_TABLES
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import MAX_U32
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.schema import PRIORITIES, RESERVED_TABLES
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 
 SCHEMA = 1

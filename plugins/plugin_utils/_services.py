@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``l4proxy_services`` as values: shorthand expanded, names resolved, every fault with its path.
 
-Pure. Only the shape is checked here; what a port or a weight may be is said once, by ``_forwarder.config``, which
+Pure. Only the shape is checked here; what a port or a weight may be is said once, by ``_forwarder/config``, which
 the derivation calls on its own result.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from typing import Any, Union
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 
 VARIABLE = "l4proxy_services"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.options import DEFAULT_UDP_IDLE_TIMEOUT
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.options import DEFAULT_UDP_IDLE_TIMEOUT
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 
 # The kernel's defaults in seconds (nf_conntrack-sysctl): for a session without an answer or younger than two seconds,

@@ -21,7 +21,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import glance, look, pace
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import (
+    fingerprint,
+    reconcile_pass,
+    schedule,
+)
 
 from tests.bench.routing import BACKENDS, PROXIES, fleet
 from tests.kernel import keeper_lab, routing_lab
@@ -62,10 +66,10 @@ def look_cost(keeper: keeper_lab.Running, looks: int = 10) -> float:
 def glance_cost(keeper: keeper_lab.Running, host: Any, glances: int = 10) -> float:
     """CPU seconds of a glance: of the same code in this process, as nothing but the clock makes the keeper glance."""
     with keeper.host.inside():
-        found = look.look(look.Documents(str(keeper.documents)), host)
+        found = reconcile_pass.look(reconcile_pass.Documents(str(keeper.documents)), host)
         before = time.process_time()
         for _glance in range(glances):
-            assert glance.digest(found, host)
+            assert fingerprint.digest(found, host)
         return (time.process_time() - before) / glances
 
 
@@ -103,19 +107,19 @@ def measure(lab: NamespaceLab, name: str, data: dict, seconds: float) -> list[st
     with tempfile.TemporaryDirectory() as directory, keeper_lab.keeping(lab, "b", Path(directory), data) as keeper:
         routing_lab.eventually(lambda: "in place" in keeper.state["story"])
         took = sorted(repair(keeper) for _number in range(REPAIRS))
-        time.sleep(pace.CALM)
+        time.sleep(schedule.CALM)
         keeper.rest()
         cost, glancing = look_cost(keeper), glance_cost(keeper, lab.engine.host(keeper.host))
-        still = rest(keeper, min(seconds, pace.EVERYTHING - 5))
+        still = rest(keeper, min(seconds, schedule.EVERYTHING - 5))
         busy, rate = in_storm(keeper)
-        every = max(pace.EVERYTHING, glancing * pace.SHARE)
-        resident, total = memory(keeper), still + 100 * (glancing / every + cost / pace.LONGEST_EVERYTHING)
+        every = max(schedule.EVERYTHING, glancing * schedule.SHARE)
+        resident, total = memory(keeper), still + 100 * (glancing / every + cost / schedule.LONGEST_EVERYTHING)
         print(f"{name}: {len(data['rules'])} rules, {len(data['marks'])} marks")
         print(f"  memory      {resident:6.1f} MiB (at most {MEMORY_BOUND})")
         print(
             f"  at rest     {total:6.3f} % of a core (at most {CPU_BOUND}): waiting {still:.3f} %, "
             f"a glance of {1000 * glancing:.0f} ms CPU every {every:.0f} s, "
-            f"and a look of {1000 * cost:.0f} ms every {pace.LONGEST_EVERYTHING:.0f} s"
+            f"and a look of {1000 * cost:.0f} ms every {schedule.LONGEST_EVERYTHING:.0f} s"
         )
         print(f"  in a storm  {busy:6.3f} % of a core, at {rate:.0f} changes of others' routes a second")
         print(f"  a repair    {1000 * median(took):6.0f} ms in the middle, {1000 * took[-1]:.0f} at most, of {REPAIRS}")

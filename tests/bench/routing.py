@@ -23,7 +23,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine, sysctl
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import sysctl
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 
 BACKENDS, PROXIES = 500, 16
 PROTOCOLS = {"ipv4": ("tcp", "udp", "icmp"), "ipv6": ("tcp", "udp", "ipv6-icmp")}

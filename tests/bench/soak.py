@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import reload
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import reload_command
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 from tests.bench import soak_ends
@@ -116,7 +116,9 @@ class Soak:
 
     def reload(self) -> str:
         """Reload as ``l4proxy reload --wait`` does; return what went wrong, or nothing."""
-        ok, sentence = reload.reload(str(self.forwarder.directory / "forwarder.json"), True, reload.PATIENCE)
+        ok, sentence = reload_command.reload(
+            str(self.forwarder.directory / "forwarder.json"), True, reload_command.PATIENCE
+        )
         return "" if ok else sentence
 
     def ask(self) -> dict:

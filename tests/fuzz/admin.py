@@ -18,8 +18,9 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "module_utils"))
 with atheris.instrument_imports():
-    from _forwarder import admin, orders, protocols
-from _forwarder.config import Backend, Config, Service
+    from _forwarder.admin import commands, protocols
+    from _forwarder.counters import overrides
+from _forwarder.config.config import Backend, Config, Service
 
 CONFIG = Config(proxy_id=1, services=(Service("web", (), (Backend(name="b", ipv4="198.18.0.21", port=80),)),))
 
@@ -46,7 +47,7 @@ class Supervisor:
     def __init__(self) -> None:
         self.serving = SimpleNamespace(config=CONFIG, region=None)
         self.candidate = None
-        self.orders = orders.Orders()
+        self.orders = overrides.Orders()
         self.orders.publish = nothing
         self.crew = SimpleNamespace(tell=lambda _message: [])
         self.wheel = SimpleNamespace(add=nothing)
@@ -55,7 +56,7 @@ class Supervisor:
         self.set_log_level = nothing
 
 
-admin.status = lambda _supervisor: {"services": []}
+commands.status = lambda _supervisor: {"services": []}
 
 
 def ask(handle: object, data: bytes) -> tuple[Client, bytearray]:
@@ -72,7 +73,7 @@ def ask(handle: object, data: bytes) -> tuple[Client, bytearray]:
 def one_input(data: bytes) -> None:
     """What the fuzzer calls; an exception is a finding."""
     supervisor = Supervisor()
-    client, rest = ask(protocols.line_handler(admin.Admin(supervisor).answer), data)
+    client, rest = ask(protocols.line_handler(commands.Admin(supervisor).answer), data)
     replies = [json.loads(line) for line in client.written.splitlines()]
     if len(replies) != data.count(b"\n") or b"\n" in rest:
         raise RuntimeError(f"{data.count(10)} requests, {len(replies)} answers, {bytes(rest)!r} left")

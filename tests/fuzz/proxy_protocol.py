@@ -16,7 +16,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "module_utils"))
 with atheris.instrument_imports():
-    from _forwarder import proxy_protocol
+    from _forwarder.tcp import proxy_protocol
 
 
 def outcome(data: bytes) -> object:

@@ -10,7 +10,7 @@ import select
 import socket
 import threading
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import sockets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 
 from tests.kernel import forwarder_lab as fl
 from tests.kernel import udp_lab as ul

@@ -14,8 +14,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document as documents
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import store
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document as documents
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import store
 
 from tests.kernel import routing_lab as rl
 from tests.lab.netns import cli_environment
@@ -23,14 +23,15 @@ from tests.lab.netns import cli_environment
 # The keeper as `l4proxy keep` runs it, but for its files: those of the machine are not the lab's.
 PROGRAM = """
 import logging, sys
-from l4proxy._routing import keeper, runner, sysctl
-from l4proxy._routing.engine import Host
+from l4proxy._routing.host import runner, sysctl
+from l4proxy._routing.reconcile.host_state import Host
+from l4proxy._routing.keeper import loop
 logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
 directory, memory, lock, iptables = sys.argv[1:]
 def run(argv, stdin=None):  # Debian has two iptables; the alternatives system names one
     name = argv[0].replace("tables", f"tables-{iptables}") if argv[0].startswith("ip") else argv[0]
     return runner.run([name, *argv[1:]], stdin)
-raise SystemExit(keeper.run(directory, host=Host(runner=run, sysctls=sysctl.Sysctls(memory), lock=lock)))
+raise SystemExit(loop.run(directory, host=Host(runner=run, sysctls=sysctl.Sysctls(memory), lock=lock)))
 """
 # What the unit sets, too.
 UNIT = {"MALLOC_TRIM_THRESHOLD_": "131072"}

@@ -10,8 +10,10 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import engine, marks, runner
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import OWNERS, Mark, Observed
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import OWNERS, Mark, Observed
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import selection
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 
 from tests.kernel import routing_lab as rl
 
@@ -67,11 +69,11 @@ class Marked:
 
     def read(self, owner: str = "return_path") -> Observed:
         with self.host.inside():
-            return marks.read(self.variant.run, owner)
+            return selection.read(self.variant.run, owner)
 
     def write(self, values: tuple[Mark, ...], owner: str = "return_path") -> None:
         with self.host.inside():
-            marks.write(self.variant.run, owner, self.variant.engine, values)
+            selection.write(self.variant.run, owner, self.variant.engine, values)
 
     def run(self, command: str) -> str:
         """A command as people write it; iptables is the variant's."""

@@ -13,7 +13,9 @@ import struct
 import time
 from contextlib import contextmanager
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine, sysctl
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import sysctl
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 
 from tests.lab.netns import NamespaceLab
 

@@ -12,7 +12,7 @@ import socket
 from dataclasses import dataclass, field, replace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import runner
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
 
 from tests.kernel import doctor_lab, forwarder_lab
 from tests.kernel import routing_lab as rl

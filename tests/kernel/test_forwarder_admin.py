@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import endpoint
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.validation import LONGEST_NAME
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import endpoint
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.validation import LONGEST_NAME
 from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
 
 from tests.kernel import forwarder_lab as fl

@@ -11,7 +11,8 @@ import time
 from collections import Counter
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import proxy_protocol, sockets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import proxy_protocol
 
 from tests.kernel import forwarder_lab as fl
 

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import sockets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 
 from tests.kernel import balance_lab as bl
 from tests.kernel import forwarder_lab as fl

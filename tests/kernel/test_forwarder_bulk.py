@@ -214,7 +214,7 @@ def test_many_streams_that_stand_still_and_go_on(lab, forwarder, ends):
 
 
 TAKE = """
-from l4proxy._forwarder.splice import PIPE_SIZE, Pool, bound
+from l4proxy._forwarder.tcp.splice import PIPE_SIZE, Pool, bound
 pool = Pool(400)
 pipes = [pool.take() for _pipe in range(400)]
 print(sum(pipe.size for pipe in pipes if pipe) // PIPE_SIZE, bound(1, 20000))

@@ -17,7 +17,7 @@ from collections import Counter
 from functools import partial
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import splice
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import splice
 
 from tests.kernel import forwarder_lab as fl
 

@@ -351,10 +351,10 @@ def archive(directory: Path, name: str, main="from l4proxy._cli import main\nrai
 
 DEFECT = """
 from l4proxy import _cli
-from l4proxy._forwarder import {module}
+from importlib import import_module
 def defect(*_arguments, **_named):
     raise ValueError("a defect")
-{module}.{name} = defect
+import_module("l4proxy._forwarder.{module}").{name} = defect
 raise SystemExit(_cli.main())
 """
 
@@ -362,10 +362,10 @@ raise SystemExit(_cli.main())
 @pytest.mark.parametrize(
     ("module", "name", "serving"),
     [
-        ("shared", "describe", 1),
-        ("children", "start_worker", 1),
-        ("listeners", "bind_missing", 1),
-        ("listeners", "settle", 2),
+        ("counters.shared_memory", "describe", 1),
+        ("process.children", "start_worker", 1),
+        ("process.listeners", "bind_missing", 1),
+        ("process.listeners", "settle", 2),
     ],
 )
 def test_whatever_is_wrong_with_the_new_program_somebody_serves(

@@ -10,9 +10,11 @@ import socket
 import threading
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import proxy_protocol, sockets, source
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import Backend, Listener, Service
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.options import PortRange
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Listener, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.options import PortRange
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import proxy_protocol
 
 from tests.kernel import forwarder_lab as fl
 

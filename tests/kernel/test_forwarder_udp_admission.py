@@ -13,7 +13,8 @@ import time
 from functools import partial
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import ancillary, sockets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import ancillary
 
 from tests.kernel import balance_lab as bl
 from tests.kernel import forwarder_lab as fl

@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import legacy, watch
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import monitor
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import iptables_legacy
 
 from tests.kernel import keeper_lab as kl
 from tests.kernel import routing_lab as rl
@@ -137,15 +138,15 @@ def test_signs_of_iptables_legacy(lab):
     b = lab["client"]
     iptables = ["iptables-legacy", "-t", "mangle"]
     with b.inside():
-        assert legacy.signs() == legacy.signs() == (b"", b"")
+        assert iptables_legacy.signs() == iptables_legacy.signs() == (b"", b"")
     b.run([*iptables, "-N", "OTHERS"])
     with b.inside():
-        empty = legacy.signs()
-        assert empty == legacy.signs()
+        empty = iptables_legacy.signs()
+        assert empty == iptables_legacy.signs()
         assert (bool(empty[0]), empty[1]) == (True, b"")
     b.run([*iptables, "-A", "OTHERS", "-j", "ACCEPT"])
     with b.inside():
-        assert legacy.signs() != empty
+        assert iptables_legacy.signs() != empty
 
 
 def test_a_setting_has_no_news_and_is_put_back_within_seconds(b, keeper):
@@ -215,7 +216,7 @@ def test_a_storm_of_others_routes_costs_nearly_nothing(b, keeper):
     rl.eventually(lambda: keeper.repairs)
 
 
-INTEREST = watch.Interest(
+INTEREST = monitor.Interest(
     frozenset({202}),
     frozenset({20111}),
     frozenset({"198.18.0.11", "2001:db8::11"}),
@@ -227,7 +228,7 @@ INTEREST = watch.Interest(
 @pytest.fixture
 def listening(b):
     with b.inside():
-        made = watch.Watch()
+        made = monitor.Watch()
         made.watch(INTEREST)
         yield made
     made.close()
@@ -294,7 +295,7 @@ def test_marks_are_news_with_the_name_of_the_process(b, listening):
 
 
 def test_while_something_is_missing_everything_may_be_it(b, listening):
-    listening.watch(watch.Interest(anything=True))
+    listening.watch(monitor.Interest(anything=True))
     heard(listening)
     b.run(["ip", "route", "add", "198.19.0.0/16", "via", "198.18.0.1"])
     assert heard(listening) == {"route"}

@@ -9,8 +9,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors, marks, runner
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Mark, Observed
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Mark, Observed
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import selection
 
 from tests.kernel import marks_lab as ml
 from tests.kernel import routing_lab as rl
@@ -264,7 +266,7 @@ def test_another_engine_by_name_takes_over(lab, clean):
 def test_two_engines_at_once_are_not_sound(lab, clean):
     use(lab, runner.run)
     with clean.host.inside():
-        marks.IpTables(runner.run).write(OWNER, clean.read().marks)
+        selection.IpTables(runner.run).write(OWNER, clean.read().marks)
     assert not clean.read().sound
     use(lab, runner.run)
     assert (clean.read().engine, clean.read().sound) == ("nftables", True)
@@ -296,6 +298,6 @@ def test_a_failure_in_one_family_leaves_the_other_as_it_was(lab, whole, variant)
     b = whole(variant)
     before = sorted(b.listing())
     with b.host.inside(), pytest.raises(errors.RoutingError, match=r"ip6tables-restore.*: no memory"):
-        marks.write(refuse, OWNER, "iptables", (Mark("other", 9, 255, iif="eth9"),))
+        selection.write(refuse, OWNER, "iptables", (Mark("other", 9, 255, iif="eth9"),))
     assert sorted(b.listing()) == before
     assert b.read().sound

@@ -10,8 +10,10 @@ import copy
 import json
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, errors, options, single
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document, options
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import single_object
 
 from tests.kernel import keeper_lab as kl
 from tests.kernel import routing_lab as rl
@@ -155,7 +157,7 @@ MAIN = {"dst": "default", "family": "ipv4", "table": "main", "type": "local", "m
 
 def ensure(lab, a, value):
     with a.inside():
-        return single.ensure(value, lab.engine.host(a), protocol=203)
+        return single_object.ensure(value, lab.engine.host(a), protocol=203)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors, kernel, model
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import model
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 
 from tests.kernel import routing_lab as rl
 

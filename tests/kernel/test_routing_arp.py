@@ -12,7 +12,7 @@ import socket
 import time
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.kernel import Kernel
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.kernel import Kernel
 
 from tests.kernel import routing_lab as rl
 from tests.lab.netns import NamespaceLab

@@ -13,14 +13,12 @@ import re
 import socket
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document as documents
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import (
-    errors,
-    keeper,
-    kernel,
-    runner,
-    store,
-)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document as documents
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import store
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import loop
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 
 from tests.kernel import routing_lab as rl
 
@@ -327,7 +325,7 @@ def test_a_wrong_declared_mac_is_named(lab, b):
 
 def keep(lab, b, directory, **options) -> int:
     with b.inside():
-        return keeper.run(str(directory), host=lab.engine.host(b), **options)
+        return loop.run(str(directory), host=lab.engine.host(b), **options)
 
 
 def stored(directory, data: dict) -> None:

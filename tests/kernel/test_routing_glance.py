@@ -9,14 +9,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document as documents
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import (
-    glance,
-    look,
-    netlink,
-    route_messages,
-    store,
-)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document as documents
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import store
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import fingerprint, reconcile_pass
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import messages, route_messages
 
 from tests.kernel import routing_lab as rl
 from tests.kernel.test_keeper import HARM, SETTING
@@ -37,20 +33,20 @@ class Eye:
         self.host = lab["b"]
         document = documents.load(rl.return_path(lab["a"], sysctls=((SETTING, "0"),)))
         (directory / "return_path.json").write_text(store.content_of(document), encoding="utf-8")
-        self._documents, self._engine = look.Documents(str(directory)), lab.engine.host(self.host)
+        self._documents, self._engine = reconcile_pass.Documents(str(directory)), lab.engine.host(self.host)
         while self.look():
             pass
 
     def look(self) -> bool:
         """Whether something was changed."""
         with self.host.inside():
-            self._found = look.look(self._documents, self._engine)
+            self._found = reconcile_pass.look(self._documents, self._engine)
         assert self._found.is_lasting, self._found.problems
         return self._found.changed
 
     def glance(self) -> bytes:
         with self.host.inside():
-            return glance.digest(self._found, self._engine)
+            return fingerprint.digest(self._found, self._engine)
 
 
 @pytest.fixture
@@ -118,7 +114,7 @@ def test_a_table_of_the_internet_costs_next_to_nothing(lab, eye):
     try:
         assert not eye.look()
         looking, glancing = _cpu(eye.look), _cpu(eye.glance)
-        with b.inside(), netlink.Netlink() as lax:
+        with b.inside(), messages.Netlink() as lax:
             reading = _cpu(lambda: lax.dump(route_messages.RTM_GETROUTE, route_messages.listing("ipv4", protocol=202)))
     finally:
         for table in ("main", "777"):

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import kernel, model
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import model
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 
 from tests.kernel import routing_lab as rl
 

@@ -11,8 +11,8 @@ import re
 import time
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
 
 from tests.kernel import keeper_lab as kl
 from tests.kernel import routing_lab as rl

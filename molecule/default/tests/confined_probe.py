@@ -54,7 +54,7 @@ def read(path):
 def pipes(archive):
     """As many as the forwarder takes of the sizes that it takes, all at once."""
     sys.path.insert(0, os.path.realpath(archive))
-    from l4proxy._forwarder import splice  # the archive is an argument
+    from l4proxy._forwarder.tcp import splice
 
     most = splice.bound(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     pool = splice.Pool(most)

@@ -17,8 +17,9 @@ import pytest
 import yaml
 from ansible_collections.trueip.l4proxy.plugins.filter import forwarder_config, return_path
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _cli
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config, metrics, options, settings
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, schema
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import metrics
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config, options, settings
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document, schema
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _hosts, _services
 
 from tests.docs import pages

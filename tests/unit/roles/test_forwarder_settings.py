@@ -13,7 +13,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config, settings
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config, settings
 from jinja2.nativetypes import NativeEnvironment
 
 from tests.unit.roles.test_variables import ROOT, options, read

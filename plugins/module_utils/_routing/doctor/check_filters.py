@@ -11,7 +11,7 @@ import operator
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..nft import PRIORITY
+from ..marks.nft import PRIORITY
 from . import packets
 from .facts import Facts, Peer, spelled
 from .finding import FAIL, WARN, Finding, skip

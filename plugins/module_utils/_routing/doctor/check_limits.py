@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..document import Document
+from ..document.document import Document
 from . import packets
 from .facts import Facts, spelled
 from .finding import Finding, fail, skip, warn

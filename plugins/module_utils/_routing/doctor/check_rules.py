@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import gather, own_traffic, place, text
-from ..model import MAX_U32, OWNERS, Found, Rule
-from ..plan import Foreign, conflicts
-from ..route_query import RouteAnswer
+from ..document import formatting, own_traffic
+from ..document.model import MAX_U32, OWNERS, Found, Rule
+from ..netlink.route_query import RouteAnswer
+from ..reconcile import host_state, placement
+from ..reconcile.plan import Foreign, conflicts
 from . import packets
 from .facts import Facts
 from .finding import Finding, fail, skip, warn
@@ -32,7 +33,7 @@ def taken(facts: Facts) -> Iterator[Finding]:
         tuple((one.value, one.protocol) for one in facts.addresses or () if one.protocol not in ours),
     )
     for document in facts.documents:
-        for sentence in conflicts(gather.wish(document), foreign):
+        for sentence in conflicts(host_state.wish(document), foreign):
             yield fail(
                 document.owner,
                 sentence,
@@ -51,11 +52,11 @@ def own_traffic_taken(facts: Facts) -> Iterator[Finding]:
     routes = [one.value for one in facts.routes if one.value is not None]
     local = own_traffic.local_tables([*routes, *(route for one in facts.documents for route in one.routes)])
     for rule, reason in own_traffic.all_unbounded(rules, local):
-        yield fail(text.rule(rule), f"`{text.rule(rule)}` {reason}", WHY_CUT_OFF, _removal(rule))
+        yield fail(formatting.rule(rule), f"`{formatting.rule(rule)}` {reason}", WHY_CUT_OFF, _removal(rule))
     for address, taking in own_traffic.by_address(own_traffic.from_own(rules, local, facts.own)):
         there = [rule for rule in taking if rule in live]
         first = (there or taking)[0]
-        what = f"{address} is an address of this host itself and the source of `{text.rule(first)}`"
+        what = f"{address} is an address of this host itself and the source of `{formatting.rule(first)}`"
         remedy = f"take {address} out of the backends of this proxy and run `site` again, or take it off this host"
         if there:
             yield fail(address, what, WHY_CUT_OFF, f"{_removal(first)}, then {remedy}")
@@ -69,7 +70,7 @@ WHY_CUT_OFF = "what this host sends is delivered to the host itself, so nobody r
 def _removal(rule: Rule) -> str:
     parts = [("from", packets.host_of(rule.src) or rule.src), ("iif", rule.iif), ("ipproto", rule.ip_proto)]
     selectors = " ".join(f"{word} {value}" for word, value in parts if value)
-    command = f"{text.command(rule.family)} rule del priority {rule.priority} {selectors}".rstrip()
+    command = f"{formatting.command(rule.family)} rule del priority {rule.priority} {selectors}".rstrip()
     return f"`{command} table {rule.table}`"
 
 
@@ -90,7 +91,7 @@ def rule_before(facts: Facts) -> Iterator[Finding]:
 def _before(facts: Facts, reply: Reply, found: Found, what: str) -> Finding:
     """What the engine and the keeper can mend by themselves, and what they cannot."""
     document = next(one for one in facts.documents if one.owner == reply.owner)
-    there = place.placed(document.rules, facts.rules or ()) if document.owner in OWNERS else place.Placed()
+    there = placement.placed(document.rules, facts.rules or ()) if document.owner in OWNERS else placement.Placed()
     rule, why = packets.seen(found), "the reply never gets to the table that would send it the right way"
     if found in there.before and there.moved:
         number = there.at(reply.rule).priority
@@ -101,9 +102,9 @@ def _before(facts: Facts, reply: Reply, found: Found, what: str) -> Finding:
         return warn(packets.words(found), what, why, "nothing, or give that rule a priority of its own above ours")
     highest = max(one.priority for one in document.rules)
     remedy = (
-        f"`{text.command(rule.family)} rule del priority {rule.priority}`, and add that rule again with a priority "
-        f"of its own above {highest}; a tool that names none gets the lowest (wg-quick: `Table = off`, and PostUp "
-        "lines that name a priority)"
+        f"`{formatting.command(rule.family)} rule del priority {rule.priority}`, and add that rule again with a "
+        f"priority of its own above {highest}; a tool that names none gets the lowest (wg-quick: `Table = off`, and "
+        "PostUp lines that name a priority)"
     )
     return fail(packets.words(found), what, why, remedy)
 
@@ -130,7 +131,7 @@ def _decides(facts: Facts, reply: Reply, found: Found, answer: RouteAnswer) -> b
 
 
 def _whose(found: Found) -> str:
-    return f"`{packets.words(found)}` ({text.owner_name(found.protocol)})"
+    return f"`{packets.words(found)}` ({formatting.owner_name(found.protocol)})"
 
 
 def mark_shared(facts: Facts) -> Iterator[Finding]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import text
-from ..model import Rule
+from ..document import formatting
+from ..document.model import Rule
 from . import packets
 from .facts import Facts, conf
 from .finding import Finding, fail, skip, warn
@@ -160,7 +160,7 @@ def arp(facts: Facts) -> Iterator[Finding]:
             yield fail(
                 backend.address,
                 f"this host answers ARP requests of {backend.address} for any address, the router's included, because "
-                f"of `{text.rule(rule)}`",
+                f"of `{formatting.rule(rule)}`",
                 "such a rule has no protocol, so ARP takes every address for a local one; the backend then sends its "
                 "traffic for others here",
                 f"`ip rule del priority {rule.priority} from {packets.host_of(rule.src)} table {rule.table}`, or "

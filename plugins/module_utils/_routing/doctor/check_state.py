@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import text
-from ..model import ip_protocol_name
-from ..plan import Change
-from ..route_query import RouteAnswer
+from ..document import formatting
+from ..document.model import ip_protocol_name
+from ..netlink.route_query import RouteAnswer
+from ..reconcile.plan import Change
 from .facts import Facts
 from .finding import Finding, fail
 from .unread import require
@@ -40,7 +40,7 @@ def _drifted(facts: Facts, kind: str, why: str) -> Iterator[Finding]:
 
 def _sentence(change: Change) -> str:
     replaced = change.kind in ("rule", "route") and change.verb == "replace"
-    return f"{change.sentence} (there is: {text.of(change.before)})" if replaced else change.sentence
+    return f"{change.sentence} (there is: {formatting.of(change.before)})" if replaced else change.sentence
 
 
 def settings(facts: Facts) -> Iterator[Finding]:

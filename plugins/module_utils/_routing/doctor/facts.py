@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..document import Document
-from ..model import OWNERS, Found
-from ..plan import Change
-from ..route_query import RouteAnswer
+from ..document.document import Document
+from ..document.model import OWNERS, Found
+from ..netlink.route_query import RouteAnswer
+from ..reconcile.plan import Change
 from .firewall import Ruleset
 from .packets import Reply
 

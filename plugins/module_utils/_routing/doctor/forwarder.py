@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .. import files
+from ..host import files
 from . import proc
 from .facts import Forwarder, Socket
 

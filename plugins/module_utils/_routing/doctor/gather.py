@@ -16,12 +16,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .. import files, iptables, nft, place, plan, store, sysctl
-from .. import gather as engine_gather
-from ..document import Document
+from ..document import store
+from ..document.document import Document
 from ..errors import MissingPackage, NotReady, Refused, RoutingError
-from ..gather import Host
-from ..runner import MissingCommand
+from ..host import files, sysctl
+from ..host.runner import MissingCommand
+from ..marks import iptables, nft
+from ..reconcile import host_state as engine_gather
+from ..reconcile import placement, plan
+from ..reconcile.host_state import Host
 from . import check_relays, forwarder, iptables_rules, nft_rules, paths, proc, services
 from .facts import Drift, Facts, conf
 from .firewall import Ruleset
@@ -229,5 +232,5 @@ def _drift(host: Host, document: Document) -> Drift:
     except (RoutingError, OSError) as error:
         return Drift(document.owner, blocked=(str(error),))
     # Where the rules stand among those of others is for the check rule_before to say.
-    want, have = (replace(one, rules=place.home(document.rules, one.rules)) for one in (view.want, view.have))
+    want, have = (replace(one, rules=placement.home(document.rules, one.rules)) for one in (view.want, view.have))
     return Drift(document.owner, plan.plan(want, have), tuple(view.waiting))

@@ -10,7 +10,7 @@ import ipaddress
 import shlex
 from collections.abc import Iterable
 
-from ..model import MAX_U32
+from ..document.model import MAX_U32
 from .firewall import (
     ACCEPT,
     DNAT,

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .. import gather, schema, text
-from ..document import Document
-from ..gather import Host
-from ..model import OWNERS
-from ..plan import Setting
+from ..document import formatting, schema
+from ..document.document import Document
+from ..document.model import OWNERS
+from ..reconcile import host_state
+from ..reconcile.host_state import Host
+from ..reconcile.plan import Setting
 from . import packets
 from .facts import Facts
 
@@ -29,7 +30,7 @@ def owned(host: Host, documents: Iterable[Document]) -> dict[str, dict[str, Any]
     known = {name: Document(name, number) for name, number in OWNERS.items()}
     known.update({one.owner: one for one in documents})
     with host.make_kernel() as kernel:
-        return {name: _sections(gather.read(kernel, host, one)[0]) for name, one in sorted(known.items())}
+        return {name: _sections(host_state.read(kernel, host, one)[0]) for name, one in sorted(known.items())}
 
 
 def _sections(state: Any) -> dict[str, Any]:
@@ -59,5 +60,5 @@ def _described(found: Any) -> dict[str, Any]:
         "family": found.family,
         "text": packets.words(found),
         "protocol": found.protocol,
-        "owner": text.owner_name(found.protocol),
+        "owner": formatting.owner_name(found.protocol),
     }

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..model import IP_PROTOCOLS, MAX_U32
+from ..document.model import IP_PROTOCOLS, MAX_U32
 from .firewall import (
     ACCEPT,
     DNAT,

@@ -10,10 +10,11 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from .. import place, text
-from ..document import Document
-from ..model import MAX_U32, Found, Rule
-from ..route_query import RouteAnswer
+from ..document import formatting
+from ..document.document import Document
+from ..document.model import MAX_U32, Found, Rule
+from ..netlink.route_query import RouteAnswer
+from ..reconcile import placement
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Reply:
 
 def words(found: Found) -> str:
     """An object of the kernel in the words of ip(8)."""
-    unknown = f"{text.command(found.family)} rule with a selector that is not known here"
-    return text.of(found.value) if found.value is not None else found.text or unknown
+    unknown = f"{formatting.command(found.family)} rule with a selector that is not known here"
+    return formatting.of(found.value) if found.value is not None else found.text or unknown
 
 
 def host_of(prefix: str | None) -> str | None:
@@ -99,7 +100,7 @@ def _mask(rule: Rule) -> int:
 
 def strangers(rules: Iterable[Found], ours: frozenset[int]) -> list[Found]:
     """Rules of others that decide something, but for the kernel's own."""
-    return place.others(rules, ours)
+    return placement.others(rules, ours)
 
 
 def seen(found: Found) -> Rule:

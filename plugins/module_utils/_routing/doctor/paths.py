@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from .. import link_marks, neighbour_messages, route_query
-from ..document import Document
-from ..model import Mark, Route, Rule
-from ..netlink import Netlink, link_index
-from ..route_query import RouteAnswer
+from ..document.document import Document
+from ..document.model import Mark, Route, Rule
+from ..netlink import link_marks, neighbour_messages, route_query
+from ..netlink.messages import Netlink, link_index
+from ..netlink.route_query import RouteAnswer
 from . import packets
 from .facts import Backend, Facts, Peer
 from .firewall import DNAT

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from .. import files
+from ..host import files
 from .facts import Conntrack, Relay, Socket
 
 # linux/sockios.h, linux/if.h

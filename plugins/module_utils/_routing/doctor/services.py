@@ -11,8 +11,8 @@ import json
 import os
 import re
 
-from .. import files
-from ..runner import MissingCommand, Runner
+from ..host import files
+from ..host.runner import MissingCommand, Runner
 from .check_services import FORWARDER, KEEPER, NETWORKD
 from .facts import Contest, Unit
 from .unread import listed

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ..runner import Runner
+from ..host.runner import Runner
 
 
 class NotRead(Exception):

@@ -10,7 +10,8 @@ import pytest
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import kernel, runner
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 
 
 def test_the_distributions_python_is_used_when_ours_has_no_pyroute2(monkeypatch):

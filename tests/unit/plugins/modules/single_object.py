@@ -16,7 +16,8 @@ from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.doc_fragments.single_object import ModuleDocFragment
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import engine, kernel
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
 
 

@@ -9,7 +9,7 @@ The rest is in tests/kernel/test_forwarder_admin.py.
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import admin
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import commands
 from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
 
 FOUND = {"web": {"admin": "ready"}, "mail": {"admin": "draining"}}
@@ -25,6 +25,6 @@ def test_a_diff_has_a_line_for_each_service_in_order(state, text):
 
 def test_the_states_are_the_forwarders_orders():
     assert {name: shown for name, shown in forwarder_backend.SHOWN.items() if name != "ready"} == {
-        name: shown for name, shown in admin.STATES.items() if shown
+        name: shown for name, shown in commands.STATES.items() if shown
     }
-    assert set(forwarder_backend.SHOWN) == set(admin.STATES)
+    assert set(forwarder_backend.SHOWN) == set(commands.STATES)

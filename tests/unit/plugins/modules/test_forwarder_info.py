@@ -11,7 +11,7 @@ import os
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import runtime
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import runtime_file
 from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_info
 
 
@@ -19,12 +19,12 @@ from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_info
 def host(tmp_path):
     """Paths of a host on which the installed config and archive are what runs: this very process."""
     paths = {name: str(tmp_path / name) for name in ("runtime_file", "config", "archive")}
-    running = {"schema": 1, "pid": os.getpid(), "started": runtime.start_time(os.getpid()), "generation": 4}
+    running = {"schema": 1, "pid": os.getpid(), "started": runtime_file.start_time(os.getpid()), "generation": 4}
     for name in ("config", "archive"):
         (tmp_path / name).write_text(name, encoding="utf-8")
-        running[name] = {"path": f"/old/{name}", "sha256": runtime.sha256_file(paths[name])}
+        running[name] = {"path": f"/old/{name}", "sha256": runtime_file.sha256_file(paths[name])}
     running["last_reload"] = {"attempt": 0, "ok": True, "error": None, "at": "x"}
-    runtime.write(running, paths["runtime_file"])
+    runtime_file.write(running, paths["runtime_file"])
     return paths
 
 
@@ -35,7 +35,7 @@ def run(paths, capsys, check_mode=False):
 
 
 def change_runtime(paths, **fields):
-    runtime.write({**runtime.read(paths["runtime_file"]), **fields}, paths["runtime_file"])
+    runtime_file.write({**runtime_file.read(paths["runtime_file"]), **fields}, paths["runtime_file"])
 
 
 @pytest.mark.parametrize("check_mode", [False, True])
@@ -90,6 +90,6 @@ def test_a_file_that_cannot_be_read_is_named(host, capsys):
 
 def test_the_payload_is_small():
     """AnsiballZ ships what is imported: runtime.py must not lead to the engine."""
-    with open(runtime.__file__, encoding="utf-8") as stream:
+    with open(runtime_file.__file__, encoding="utf-8") as stream:
         imports = [node for node in ast.walk(ast.parse(stream.read())) if isinstance(node, ast.ImportFrom)]
     assert not any(node.level for node in imports)

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import engine, kernel
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 from ansible_collections.trueip.l4proxy.plugins.modules import routing_state
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import kernel
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 from ansible_collections.trueip.l4proxy.plugins.modules import routing_state_info as module
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases, fake_doctor
@@ -21,7 +21,7 @@ from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing
 @pytest.fixture
 def doctor(tmp_path, monkeypatch):
     fake = fake_doctor.FakeDoctor(tmp_path, monkeypatch)
-    monkeypatch.setattr(module.gather, "Host", lambda runner: fake.sources.host)
+    monkeypatch.setattr(module.host_state, "Host", lambda runner: fake.sources.host)
     monkeypatch.setattr(kernel, "PYROUTE2_ERROR", None)
     fake.warnings = []
     monkeypatch.setattr(basic.AnsibleModule, "warn", lambda _module, text: fake.warnings.append(text))

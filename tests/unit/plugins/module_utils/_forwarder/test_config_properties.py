@@ -14,22 +14,15 @@ from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import (
-    acceptor,
-    balancer,
-    checker,
-    config,
-    endpoint,
-    generation,
-    listeners,
-    shared,
-    sockets,
-    source,
-    tally,
-    timeouts,
-    udp_table,
-    watch,
-)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import endpoint
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import balancer, checker, watch
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import service_counters, shared_memory
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import generation, listeners
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import acceptor, timeouts
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import flow_table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -178,7 +171,7 @@ spoilt_numbers = st.one_of(
 def consume(loaded):
     """Do with a config what the processes of the forwarder do with it, short of opening its sockets."""
     slots = min(listeners.slots_of(loaded), 4)
-    with closing(shared.Region(shared.describe(loaded, slots))) as region:
+    with closing(shared_memory.Region(shared_memory.describe(loaded, slots))) as region:
         one = generation.Generation(1, loaded, {"path": "x", "sha256": ""}, None, slots, region)
         recorded = json.loads(json.dumps(one.record()).encode())
         assert config.load(recorded["config"]) == loaded
@@ -188,7 +181,7 @@ def consume(loaded):
                 for family in ("ipv4", "ipv6")
                 if service.backends_of(family)
             }
-            counted = tally.Tally(region, 0, service.name)
+            counted = service_counters.ServiceCounters(region, 0, service.name)
             serving = acceptor.Serving(service, groups, source.Ports(loaded.source_ports, True), counted)
             for number, address in enumerate(("203.0.113.9", "2001:db8:9::1")):
                 serving.refusal(address, 1e6 + number)
@@ -198,7 +191,7 @@ def consume(loaded):
             for _level, name, number in sockets.upstream_options(service.tcp_user_timeout):
                 assert 0 < number < 2**31 or name == socket.TCP_QUICKACK
         assert timeouts.interval(loaded.services) >= timeouts.SOONEST
-        assert udp_table.interval([service.idle_timeout for service in loaded.services]) > 0
+        assert flow_table.interval([service.idle_timeout for service in loaded.services]) > 0
         for one in checker._watches(loaded, region):
             if one.service.asked:
                 one.begin(1e6)  # its sockets are the fixture's

@@ -13,19 +13,13 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import (
-    checker,
-    config,
-    ledger,
-    listeners,
-    metrics,
-    page,
-    shared,
-    status,
-    worker,
-)
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.log import Log
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.orders import Orders
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import http_views, metrics, status
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import checker
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory, totals
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.overrides import Overrides
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.log import Log
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import listeners, worker
 
 FEW, TIMES = 10, 4
 #: A function that costs the square of what there is takes 16 times as many steps for this many times as much.
@@ -99,20 +93,20 @@ class Host:
     def __init__(self, document):
         self.document = document
         self.config = config.load(document)
-        self.region = shared.Region(shared.describe(self.config, 2))
-        self.other = shared.Region(shared.describe(self.config, 2))
+        self.region = shared_memory.Region(shared_memory.describe(self.config, 2))
+        self.other = shared_memory.Region(shared_memory.describe(self.config, 2))
         about = {"generation": 2, "version": "1", "loaded_at": "noon"}
         self.serving = SimpleNamespace(
             config=self.config, region=self.region, number=2, slots=2, description=lambda: dict(about)
         )
-        self.draining, self.orders, self.ledger = {1: self.other}, Orders(), ledger.Ledger()
-        self.crew = SimpleNamespace(restarts=0, children={}, of=lambda _number: [])
+        self.draining, self.overrides, self.generation_totals = {1: self.other}, Overrides(), totals.GenerationTotals()
+        self.pool = SimpleNamespace(restarts=0, children={}, of=lambda _number: [])
         self.last_reload, self.reloads = {"ok": True, "error": None}, {"ok": 1, "failed": 0}
         self.log = SimpleNamespace(level="info")
         self.now = lambda: 1000.0
 
     def totals(self):
-        return self.ledger.totals([self.region, self.other])
+        return self.generation_totals.totals([self.region, self.other])
 
     def start_a_worker(self):
         held = listeners.bind_missing(self.config, 2, ())
@@ -130,16 +124,16 @@ class Host:
 WORKS = {
     "check": lambda host: config.load(host.document),
     "dump": lambda host: config.dump(host.config),
-    "region": lambda host: shared.Region(shared.describe(host.config, 2)).inherit(
+    "region": lambda host: shared_memory.Region(shared_memory.describe(host.config, 2)).inherit(
         host.region, {service.name for service in host.config.services}
     ),
     "worker": Host.start_a_worker,
     "checker": lambda host: list(checker._watches(host.config, host.region)),
-    "orders": lambda host: (host.orders.publish(host.region), host.orders.settle(host.config)),
-    "account": lambda host: (ledger.elsewhere(host.region, [host.other]), ledger.Ledger().fold(host.other)),
+    "orders": lambda host: (host.overrides.publish(host.region), host.overrides.settle(host.config)),
+    "account": lambda host: (totals.elsewhere(host.region, [host.other]), totals.GenerationTotals().fold(host.other)),
     "status": lambda host: "".join(status.pieces(status.status(host))),
     "metrics": lambda host: metrics.render(status.status(host)),
-    "page": lambda host: page.render(status.status(host)),
+    "page": lambda host: http_views.render(status.status(host)),
 }
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Address, Route, Rule
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Address, Route, Rule
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import FakeHost
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.random_documents import documents
 from hypothesis import given, settings

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import facts, packets, registry
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Backend, Facts, Peer, Socket
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import Ruleset
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Found, Route, Rule
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.route_query import RouteAnswer
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Found, Route, Rule
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
 
 CLIENT = "198.51.100.254"

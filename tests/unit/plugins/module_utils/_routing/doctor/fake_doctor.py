@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document, engine
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, paths
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.route_query import RouteAnswer
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.runner import Completed, MissingCommand
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import (
     facts,
     finding,
@@ -26,9 +25,16 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.fac
     Unit,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import Ruleset
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Address, Found, Mark, Rule, Sysctl
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.plan import Change, Setting
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.route_query import RouteAnswer
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import (
+    Address,
+    Found,
+    Mark,
+    Rule,
+    Sysctl,
+)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.plan import Change, Setting
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import BACKEND, PROXY

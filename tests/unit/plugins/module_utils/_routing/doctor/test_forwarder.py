@@ -10,7 +10,7 @@ import json
 import os
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder import config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import forwarder
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Socket
 

@@ -10,10 +10,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.runner import Completed
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases, fake_doctor
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import listing
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Found
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Found
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases, fake_doctor
 

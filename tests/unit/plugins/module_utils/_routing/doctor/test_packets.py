@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import packets
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.model import Found, Rule
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.route_query import RouteAnswer
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Found, Rule
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
 
 SENT, TAKEN_IN = cases.REPLY, cases.TAKEN_IN[0]

@@ -11,7 +11,7 @@ import json
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import services
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Contest, Unit
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.runner import Completed, MissingCommand
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
 
 SHOWN = """LoadState=loaded
 ActiveState=active

@@ -1,0 +1,58 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The numbers of one service in the row of one worker slot."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from .shared_memory import LADDER, REFUSED
+
+
+class ServiceCounters:
+    """Counts for one service; ``slot`` is whose row is written."""
+
+    def __init__(self, region, slot, service):
+        self._cells = region.cells
+        self.book = partial(region.book, slot, service)  # of the clients; takes a kind
+        index = region.service_number(service)
+        self._sessions, self._connections = (
+            region.cell(slot, "service", name, index) for name in ("sessions", "connections")
+        )
+        self._all_sessions = [region.cell(row, "service", "sessions", index) for row in range(region.slots + 1)]
+        self._refused = {cause: region.cell(slot, "service", f"refused_{cause}", index) for cause in REFUSED}
+        known = ("service", "made_room") in region.offsets  # not in a record of version 0.1.0
+        self._made_room = region.cell(slot, "service", "made_room", index) if known else None
+        self._steps = {step.replace("_", " "): region.cell(slot, "service", f"source_{step}", index) for step in LADDER}
+
+    def began(self):
+        """A client was accepted."""
+        self._cells[self._sessions] += 1
+        self._cells[self._connections] += 1
+
+    def taken_over(self):
+        """A session that another worker had accepted goes on here."""
+        self._cells[self._sessions] += 1
+
+    def finished(self):
+        """Its session is over."""
+        self._cells[self._sessions] -= 1
+
+    def refused(self, cause):
+        """A client was turned away; ``cause`` is one of shared.REFUSED."""
+        self._cells[self._refused[cause]] += 1
+
+    def made_room(self):
+        """A session was ended to have room for another one."""
+        if self._made_room is not None:
+            self._cells[self._made_room] += 1
+
+    def count(self, name):
+        """Count a step of the source ladder, such as "kept" or "port taken"."""
+        self._cells[self._steps[name]] += 1
+
+    def total(self):
+        """Return the sessions the service has, in all workers."""
+        cells = self._cells
+        return sum(cells[number] for number in self._all_sessions)

@@ -1,0 +1,47 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``l4proxy check FILE``: would the forwarder take this config?
+
+It imports everything the forwarder will, so it also tells whether the archive it runs from is whole.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+from ..config import config
+from . import listeners
+
+
+def run(path):
+    """Print "ok: ..." and return 0, or print every error on a line of its own and return 1."""
+    if hasattr(sys.stdout, "reconfigure"):  # what the terminal's encoding lacks is spelled as an escape
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        loaded = config.load_file(path)
+    except config.ConfigError as error:
+        sys.stdout.write("".join(f"{line}\n" for line in error.errors))
+        return 1
+    # Not the soft limit: a shell's is much lower than the service's.
+    too_many = listeners.beyond_limit(loaded, listeners.slots_of(loaded), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    if too_many:
+        sys.stdout.write(f"{too_many}\n")
+        return 1
+    sys.stdout.write(f"ok: {path}: {summary(loaded)}\n")
+    return 0
+
+
+def summary(loaded):
+    """Return one line about a Config."""
+    counts = (
+        (len(loaded.services), "service"),
+        (sum(len(service.listen) for service in loaded.services), "listen address"),
+        (sum(len(service.backends) for service in loaded.services), "backend"),
+    )
+    return ", ".join(f"{count} {noun}{_plural(noun) if count != 1 else ''}" for count, noun in counts)
+
+
+def _plural(noun):
+    return "es" if noun.endswith("s") else "s"

@@ -1,0 +1,221 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The state document: the one border at which rules, routes, marks, sysctls and addresses are checked.
+
+    {"schema": 1, "owner": "return_path", "protocol": 202,
+     "rules": [...], "routes": [...], "marks": [...], "sysctls": [...], "addresses": [...], "mark_engine": "auto"}
+
+``mark_engine`` says what holds the marks; ``settle_at`` (seconds since the epoch) is until when all that retires stays,
+see ``retire``.
+
+``load`` takes parsed JSON and gives a ``Document`` of normalised objects, or raises ``DocumentError`` with *all*
+errors, each with its path. ``dump`` is its inverse. Which keys an object has is said in ``schema``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import DocumentError
+from . import formatting, own_traffic, schema
+from .model import OWNERS, SINGLE_OBJECTS, Address, Mark, Route, Rule, Sysctl
+
+SCHEMA = 1
+# section: (its objects' keys, what is checked of them together, what makes the object)
+SHAPES: dict[str, tuple[schema.Fields, Any, Any]] = {
+    "rules": (schema.RULE, schema.check_rule, Rule),
+    "routes": (schema.ROUTE, schema.check_route, Route),
+    "marks": (schema.MARK, schema.check_mark, schema.make_mark),
+    "sysctls": (schema.SYSCTL, schema.check_retiring, Sysctl),
+    "addresses": (schema.ADDRESS, schema.check_address, Address),
+}
+SECTIONS = tuple(SHAPES)
+KEYS = ("schema", "owner", "protocol", *SECTIONS, "mark_engine", "settle_at")
+
+
+@dataclass(frozen=True)
+class Document:
+    owner: str
+    protocol: int
+    rules: tuple[Rule, ...] = ()
+    routes: tuple[Route, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    sysctls: tuple[Sysctl, ...] = ()
+    addresses: tuple[Address, ...] = ()
+    mark_engine: str = "auto"
+    settle_at: int | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(getattr(self, section) for section in SECTIONS)
+
+
+def load(data: Any) -> Document:
+    """Check and normalise. Raises DocumentError with every error found."""
+    if not isinstance(data, dict):
+        raise DocumentError([f"the document is a {type(data).__name__}, expected an object with {', '.join(KEYS)}"])
+    _refuse_other_schema(data)
+    errors: list[str] = [
+        f"{key}: unknown key, expected one of {', '.join(KEYS)}" for key in sorted(set(data) - set(KEYS))
+    ]
+    owner, protocol = _owner(data, errors)
+    mark_engine = _mark_engine(data, errors)
+    settle_at = _settle_at(data, errors)
+    sections = {section: _objects(data, section, errors) for section in SECTIONS}
+    for section, values in sections.items():
+        errors.extend(_duplicates(section, values))
+    errors.extend(_unbounded(sections["rules"], sections["routes"]))
+    errors.extend(_marks_together(sections["marks"]))
+    errors.extend(_addresses_together(sections["addresses"]))
+    if errors:
+        raise DocumentError(errors)
+    objects = {name: tuple(values) for name, values in sections.items()}
+    return Document(owner, protocol, **objects, mark_engine=mark_engine, settle_at=settle_at)
+
+
+def _refuse_other_schema(data: dict[str, Any]) -> None:
+    found = data.get("schema")
+    if found != SCHEMA or isinstance(found, bool):
+        newer = isinstance(found, int) and found > SCHEMA
+        remedy = "it is from a newer l4proxy: update this host's l4proxy" if newer else f"expected {SCHEMA}"
+        raise DocumentError([f"schema: {found!r} is not understood here, {remedy}"])
+
+
+def _owner(data: dict[str, Any], errors: list[str]) -> tuple[str, int]:
+    found = {}
+    for name, convert in (("owner", schema.owner), ("protocol", schema.protocol)):
+        try:
+            found[name] = convert(data[name])
+        except KeyError:
+            errors.append(f"{name}: required")
+        except ValueError as error:
+            errors.append(f"{name}: {error}")
+    owner, protocol = found.get("owner"), found.get("protocol")
+    if owner and protocol:
+        taken = {number: known for known, number in OWNERS.items()}
+        if owner in OWNERS and protocol != OWNERS[owner]:
+            errors.append(f"protocol: {protocol} does not go with owner {owner}, expected {OWNERS[owner]}")
+        elif owner not in OWNERS and protocol in taken:
+            errors.append(f"protocol: {protocol} is that of owner {taken[protocol]}")
+        elif protocol == SINGLE_OBJECTS:
+            errors.append(f"protocol: {protocol} is that of the modules policy_rule and policy_route")
+    return owner or "", protocol or 0
+
+
+def _mark_engine(data: dict[str, Any], errors: list[str]) -> str:
+    try:
+        return schema.mark_engine(data.get("mark_engine") or "auto")
+    except ValueError as error:
+        errors.append(f"mark_engine: {error}")
+        return ""
+
+
+def _settle_at(data: dict[str, Any], errors: list[str]) -> int | None:
+    try:
+        return None if data.get("settle_at") is None else schema.time(data["settle_at"])
+    except ValueError as error:
+        errors.append(f"settle_at: {error}")
+        return None
+
+
+def _objects(data: dict[str, Any], section: str, errors: list[str]) -> list[Any]:
+    """The objects of one section; a faulty one leaves None in its place, so that the others keep their index."""
+    items = data.get(section, [])
+    if not isinstance(items, list):
+        errors.append(f"{section}: is a {type(items).__name__}, expected a list")
+        return []
+    return [_object(item, section, f"{section}[{index}]", errors) for index, item in enumerate(items)]
+
+
+def storable(section: str, value: Any) -> bool:
+    """Whether a document can have an object, which may be one that somebody made under an owner's number."""
+    errors: list[str] = []
+    _object(schema.dump(value), section, section, errors)
+    return not errors
+
+
+def _object(item: Any, section: str, path: str, errors: list[str]) -> Any | None:
+    fields, check, make = SHAPES[section]
+    values, wrong = schema.convert(item, fields)
+    if not wrong and check:
+        wrong = check(values)
+    if not wrong:
+        try:
+            return make(**values)
+        except ValueError as error:
+            wrong = [("", str(error))]
+    errors.extend(f"{path}.{name}: {problem}" if name else f"{path}: {problem}" for name, problem in wrong)
+    return None
+
+
+def _duplicates(section: str, values: list[Any]) -> list[str]:
+    errors, seen = [], {}
+    for index, value in enumerate(values):
+        if value is None:
+            continue
+        if value.key in seen:
+            errors.append(f"{section}[{index}]: is {section}[{seen[value.key]}] once more ({formatting.of(value)})")
+        seen.setdefault(value.key, index)
+    return errors
+
+
+def _unbounded(rules: list[Rule | None], routes: list[Route | None]) -> list[str]:
+    """Rules by which the host would deliver to itself what it sends to others."""
+    local = own_traffic.local_tables(route for route in routes if route)
+    reasons = ((index, own_traffic.unbounded(rule, local)) for index, rule in enumerate(rules) if rule)
+    return [f"rules[{index}]: {reason}" for index, reason in reasons if reason]
+
+
+def _marks_together(marks: list[Mark | None]) -> list[str]:
+    """Conditions between marks: one mask, and a MAC and a name mean one proxy. (One id: see _duplicates.)
+
+    A retiring mark may be of a proxy that has another id, or of a host that has another mask now: then name and
+    addresses are there twice.
+    """
+    errors: list[str] = []
+    owners: dict[str, int] = {}
+    first: Mark | None = None
+    for index, mark in enumerate(marks):
+        if mark is None:
+            continue
+        first = first or (None if mark.retiring else mark)
+        if first and not mark.retiring and mark.mask != first.mask:
+            errors.append(f"marks[{index}].mask: {mark.mask:#x} differs from {first.mask:#x}; all marks share one mask")
+        once = {"mac": mark.macs}
+        if not mark.retiring:
+            once |= {"name": [mark.name], "via": mark.via, "iif": [mark.iif], "transparent": [mark.transparent]}
+        for field, values in once.items():
+            for value in filter(None, values):
+                if owners.setdefault(f"{field} {value}", index) != index:
+                    errors.append(
+                        f"marks[{index}].{field}: {value} is already that of marks[{owners[f'{field} {value}']}]"
+                    )
+    return errors
+
+
+def _addresses_together(addresses: list[Address | None]) -> list[str]:
+    """A host has an address once; one that retires may be on the interface that it moves from."""
+    first: dict[str, int] = {}
+    return [
+        f"addresses[{index}].address: {address.address} is already that of addresses[{first[address.address]}]"
+        for index, address in enumerate(addresses)
+        if address and not address.retiring and first.setdefault(address.address, index) != index
+    ]
+
+
+def dump(document: Document) -> dict[str, Any]:
+    """The document as JSON data, every object normalised and in its natural order."""
+    sections = {name: sorted(getattr(document, name), key=lambda value: value.order) for name in SECTIONS}
+    rest = {} if document.mark_engine == "auto" else {"mark_engine": document.mark_engine}
+    if document.settle_at is not None:
+        rest["settle_at"] = document.settle_at
+    return {
+        "schema": SCHEMA,
+        "owner": document.owner,
+        "protocol": document.protocol,
+        **{name: [schema.dump(value) for value in values] for name, values in sections.items()},
+        **rest,
+    }

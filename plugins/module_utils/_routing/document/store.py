@@ -1,0 +1,82 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The directory of state documents, one file an owner: what the keeper applies at boot."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+
+from ..errors import DocumentError
+from . import document as documents
+from .document import Document
+
+DIRECTORY = "/etc/l4proxy/routing.d"
+MODE = 0o644
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file of the directory: its document, or what is wrong with it."""
+
+    path: str
+    document: Document | None = None
+    errors: tuple[str, ...] = ()
+
+
+def path_of(directory: str, owner: str) -> str:
+    return os.path.join(directory, f"{owner}.json")
+
+
+def content_of(document: Document) -> str:
+    """The file's text: the same document always gives the same bytes."""
+    return json.dumps(documents.dump(document), indent=2) + "\n"
+
+
+def load(path: str) -> Document:
+    """Read and check one file. DocumentError (also for a file that is not JSON), OSError."""
+    with open(path, encoding="utf-8") as file:
+        try:
+            data = json.load(file)
+        except ValueError as error:
+            raise DocumentError([f"is not JSON: {error}"]) from error
+    document = documents.load(data)
+    if os.path.basename(path) != f"{document.owner}.json":
+        raise DocumentError([f"owner: {document.owner}'s document belongs into {document.owner}.json"])
+    return document
+
+
+def load_all(directory: str) -> list[Stored]:
+    """Every ``*.json`` of the directory in the order of names; a faulty one does not hide the others.
+
+    Two documents with one protocol number would purge each other: both are faulty.
+    """
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".json") and not name.startswith("."))
+    except FileNotFoundError:
+        return []
+    found = [_load(os.path.join(directory, name)) for name in names]
+    return [_without_twin(stored, found) for stored in found]
+
+
+def _load(path: str) -> Stored:
+    try:
+        return Stored(path, load(path))
+    except DocumentError as error:
+        return Stored(path, None, tuple(error.errors))
+    except (OSError, UnicodeDecodeError) as error:
+        return Stored(path, None, (f"cannot be read: {error}",))
+
+
+def _without_twin(stored: Stored, others: list[Stored]) -> Stored:
+    for other in others:
+        same = stored.document and other.document and other.document.protocol == stored.document.protocol
+        if same and other is not stored:
+            number = stored.document.protocol
+            return Stored(
+                stored.path, None, (f"protocol: {number} is that of {other.path} too; each owner has its own",)
+            )
+    return stored

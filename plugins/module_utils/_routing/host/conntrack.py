@@ -1,0 +1,54 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How many connections carry a mark: a question to ctnetlink, which leaves out all others.
+
+Needs CAP_NET_ADMIN; a kernel without connection tracking has no answer. The numbers: linux/netfilter/nfnetlink.h,
+nfnetlink_conntrack.h and nf_conntrack_tcp.h.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from ..netlink.messages import Netlink, attribute, attributes
+
+# NFNL_SUBSYS_CTNETLINK and IPCTNL_MSG_CT_GET
+GET = 1 << 8 | 1
+NETLINK_NETFILTER = 12
+CTA_PROTOINFO, CTA_MARK, CTA_MARK_MASK = 4, 8, 21
+CTA_PROTOINFO_TCP = CTA_PROTOINFO_TCP_STATE = 1
+# TCP_CONNTRACK_TIME_WAIT and TCP_CONNTRACK_CLOSE: nothing of such a connection is left to be sent.
+ENDED = (7, 8)
+# struct nfgenmsg: family, version, id of the resource
+GENERIC = struct.Struct("=BBH")
+U32 = struct.Struct("!I")
+
+
+def question(mark: int, mask: int) -> bytes:
+    """The body of a question for the connections whose mark is ``mark`` under ``mask``."""
+    wanted = attribute(CTA_MARK, U32.pack(mark)) + attribute(CTA_MARK_MASK, U32.pack(mask))
+    return GENERIC.pack(socket.AF_UNSPEC, 0, 0) + wanted
+
+
+def carries(body: bytes, mark: int, mask: int) -> bool:
+    """Whether it is such a connection, and a living one. (A kernel before 3.15 filters nothing.)"""
+    found = dict(attributes(body[GENERIC.size :]))
+    has = U32.unpack(found[CTA_MARK])[0] if CTA_MARK in found else 0
+    return has & mask == mark and _tcp_state(found.get(CTA_PROTOINFO, b"")) not in ENDED
+
+
+def _tcp_state(info: bytes) -> int | None:
+    inner = dict(attributes(dict(attributes(info)).get(CTA_PROTOINFO_TCP, b"")))
+    return inner[CTA_PROTOINFO_TCP_STATE][0] if CTA_PROTOINFO_TCP_STATE in inner else None
+
+
+def count(mark: int, mask: int) -> int | None:
+    """The living connections with a mark; None where the kernel cannot tell."""
+    try:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            return sum(carries(body, mark, mask) for body in netlink.dump(GET, question(mark, mask)))
+    except OSError:
+        return None

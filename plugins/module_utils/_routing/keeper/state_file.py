@@ -1,0 +1,171 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the keeper has done, for people and for other programs: the status line, and the state file.
+
+The file ``state.json`` in /run/l4proxy-keeper, written when something changed:
+{"schema": 1, "pid": int, "archive": path or null, "story": the status line,
+ "documents": {OWNER: {"state": "in place" | "waiting" | "refused", "since": time}},
+ "problems": [sentence, ...],
+ "repairs": {"total": int, "by_kind": {"rule": int, ...}},
+ "restored_at_start": int,   (objects that were not there when the keeper started, as after a boot)
+ "undone": int,              (how often in a row a repair did not last)
+ "last_repair": null or {"owner", "changes": [sentence, ...], "at": time, "seconds": float or null, "who": text}}
+Times are RFC 3339 in UTC, to the millisecond. ``seconds`` is from the first news of it to the end of the repair; null
+when there was no news. Counts go on over a restart of the keeper, and end with the boot (/run).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..host import files
+from .reconcile_pass import Look
+
+SCHEMA = 1
+NAME = "state.json"
+DAY = 86400
+
+
+def running_archive() -> str | None:
+    """The archive this code was imported from, behind all links; None when it was a directory."""
+    archive = getattr(__loader__, "archive", None)
+    return os.path.realpath(archive) if archive else None
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was put back, and when (seconds of the epoch)."""
+
+    owner: str
+    changes: tuple[str, ...]
+    at: float
+    seconds: float | None = None
+    who: str = ""
+
+
+@dataclass
+class Record:
+    """``path`` is the state file, None where none is wanted; ``clock`` gives seconds of the epoch."""
+
+    path: str | None = None
+    clock: Callable[[], float] = time.time
+    total: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    restored: int = 0
+    undone: int = 0
+    pause: float = 0.0
+    remedy: str = ""
+    last: Repair | None = None
+    # Asked once: a role that updates the host sets the link to another archive while this one runs.
+    archive: str | None = field(default_factory=running_archive)
+    _since: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _problems: list[str] = field(default_factory=list)
+    _written: str = ""
+
+    def load(self) -> None:
+        """Go on with the counts of the keeper before this one; a file that cannot be understood counts nothing."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            data = json.loads((self.path and files.read(self.path)) or "{}")
+            if data.get("schema") == SCHEMA:
+                repairs = data["repairs"]
+                self.kinds = {str(kind): int(number) for kind, number in repairs["by_kind"].items()}
+                self.total, self.restored = int(repairs["total"]), int(data["restored_at_start"])
+
+    def repaired(self, repair: Repair, kinds: tuple[str, ...]) -> None:
+        self.total += 1
+        for kind in kinds:
+            self.kinds[kind] = self.kinds.get(kind, 0) + 1
+        self.last = repair
+        self._since.pop(repair.owner, None)
+
+    def looked(self, found: Look) -> None:
+        """Note how each document stands."""
+        states = {owner: _state(owner, found) for owner in found.documents}
+        for owner in set(self._since) - set(states):
+            del self._since[owner]
+        for owner, state in states.items():
+            if self._since.get(owner, ("", 0.0))[0] != state:
+                self._since[owner] = (state, self.clock())
+        self._problems = found.problems
+
+    @property
+    def story(self) -> str:
+        """The state in one line, for systemctl status."""
+        placed = [since for state, since in self._since.values() if state == "in place"]
+        parts = list(self._problems)
+        if placed:
+            owners = ", ".join(owner for owner, (state, _since) in self._since.items() if state == "in place")
+            parts.append(f"keeping {owners}: in place since {self._time(max(placed))}")
+        elif not parts:
+            parts.append("nothing to keep: no documents")
+        if self.undone and self.last:
+            parts.insert(0, f"{self.last.owner}: what is repaired is undone, {self.undone} times in a row{self._by()}")
+        if self.last:
+            parts.append(f"{self._repairs()}, last {self._time(self.last.at)} {_short(self.last.changes)}{self._by()}")
+        elif self.total:
+            parts.append(self._repairs())
+        return "; ".join(parts)
+
+    def write(self) -> None:
+        """Write the state file if it would say something else."""
+        content = json.dumps(self._data(), indent=1) + "\n"
+        if self.path and content != self._written:
+            files.write(self.path, content)
+            self._written = content
+
+    def _by(self) -> str:
+        return f" ({self.last.who})" if self.last and self.last.who else ""
+
+    def _repairs(self) -> str:
+        return f"{self.total} repair{'' if self.total == 1 else 's'}"
+
+    def _time(self, at: float) -> str:
+        form = "%H:%M:%S" if self.clock() - at < DAY else "%Y-%m-%d %H:%M:%S"
+        return time.strftime(form, time.localtime(at))
+
+    def _data(self) -> dict[str, Any]:
+        documents = {owner: {"state": state, "since": timestamp(at)} for owner, (state, at) in self._since.items()}
+        last = None
+        if self.last:
+            repair = self.last
+            seconds = None if repair.seconds is None else round(repair.seconds, 4)
+            last = {"owner": repair.owner, "changes": list(repair.changes), "at": timestamp(repair.at)}
+            last.update({"seconds": seconds, "who": repair.who})
+        return {
+            "schema": SCHEMA,
+            "pid": os.getpid(),
+            "archive": self.archive,
+            "story": self.story,
+            "documents": documents,
+            "problems": self._problems,
+            "repairs": {"total": self.total, "by_kind": self.kinds},
+            "restored_at_start": self.restored,
+            "undone": self.undone,
+            "last_repair": last,
+        }
+
+
+def _state(owner: str, found: Look) -> str:
+    if owner in found.outcomes:
+        outcome = found.outcomes[owner]
+        return "waiting" if outcome.waiting or outcome.missing or outcome.let_go else "in place"
+    return "waiting" if any(sentence.startswith(f"{owner}: ") for sentence in found.blocked) else "refused"
+
+
+def _short(changes: tuple[str, ...]) -> str:
+    more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
+    return f"{changes[0]}{more}"
+
+
+def timestamp(at: float) -> str:
+    """RFC 3339 in UTC, to the millisecond."""
+    seconds, milliseconds = divmod(round(at * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{milliseconds:03d}Z"

@@ -1,0 +1,201 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Marks as chains of the owner in iptables' table mangle, for both families; iptables-nft and iptables-legacy alike.
+
+    INPUT, FORWARD      -> L4PROXY_OWNER_IN, _FWD   from a MAC or interface, while our bits of the connection's mark
+                                                    are zero: set them to the id; in _IN, a FIN of a connection
+                                                    that conntrack does not know is dropped, and our bits of the
+                                                    connection's mark become the packet's, for the accepted socket
+    PREROUTING, OUTPUT  -> L4PROXY_OWNER_PRE, _OUT  a reply: our bits of the connection's mark become the packet's;
+                                                    in _OUT, a connection without our bits gets those of its socket
+    POSTROUTING         -> L4PROXY_OWNER_POST       a reply that lost its mark, or leaves by another interface than
+                                                    its proxy's, is dropped
+    L4PROXY_OWNER_MEMO  (no packet comes here)      the marks in words, as comments: what is read back
+
+iptables has no match for the next hop: a reply that leaves by the proxy's interface, but to a router, is held by the
+unreachable rule alone. Nor can it take the bits of others off a SYN after all filters, as nftables does, so an accepted
+socket keeps those as well. Only our bits are touched: every rule matches first and sets under the mask, none restores a
+whole mark. Our jumps come first in their chains, lest another rule's ACCEPT end the table before us.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import operator
+from collections.abc import Iterable
+
+from ..document.model import Mark, Observed
+from ..errors import MissingPackage, RoutingError
+from ..host.runner import MissingCommand, Runner
+from . import iptables_listing
+from .iptables_listing import HOOKS, MEMO, Chains, Listing
+from .nft import SERVER_PORTS
+
+COMMANDS = {"ipv4": "iptables", "ipv6": "ip6tables"}
+# Seconds to wait for the lock that iptables-legacy takes; iptables-nft needs none and accepts the option.
+LOCK_WAIT = 10
+# XT_EXTENSION_MAXNAMELEN, 29 with the terminating zero, bounds a chain's name: "L4PROXY_" + this + "_POST".
+LONGEST_OWNER = 14
+
+
+def prefix(owner: str) -> str:
+    """What the names of an owner's chains begin with; a long owner is shortened, and kept apart by a checksum."""
+    if len(owner) > LONGEST_OWNER:
+        owner = f"{owner[:7]}_{hashlib.sha256(owner.encode()).hexdigest()[:6]}"
+    return f"L4PROXY_{owner.upper()}_"
+
+
+def render(owner: str, marks: Iterable[Mark], family: str) -> Chains:
+    """The owner's chains with their rules, each as iptables-save lists it; empty without marks."""
+    marks = sorted(marks, key=lambda mark: mark.order)
+    chains: Chains = {}
+    every = functools.reduce(operator.or_, (mark.mask for mark in marks), 0)
+    for suffix, words in [
+        rule for mark in marks for rule in (*_rules(mark, every), *_guards(mark, family), *_memo(mark))
+    ]:
+        chains.setdefault(prefix(owner) + suffix, []).append(" ".join(words))
+    return chains
+
+
+def _rules(mark: Mark, every: int) -> Iterable[tuple[str, list[str]]]:
+    """(chain, rule) of what gives packets and connections their mark; ``every`` has the bits of all our marks."""
+    ours, none = _under(mark.id, mark), _under(0, mark)
+    unmarked = ["-m", "connmark", "--mark", f"0x0/{every:#x}"]
+    name = ["-m", "comment", "--comment", mark.name]
+    set_packet = [*name, "-j", "MARK", "--set-xmark", f"{mark.id:#x}/{mark.mask:#x}"]
+    set_connection = [*name, "-j", "CONNMARK", "--set-xmark", f"{mark.id:#x}/{mark.mask:#x}"]
+    for sender in _senders(mark):
+        if mark.conntrack:
+            fresh = [*_direction("ORIGINAL"), *unmarked]
+            yield from ((chain, [*sender, *fresh, *set_connection]) for chain in ("IN", "FWD"))
+            served = ["-p", "udp", "-m", "udp", "--dport", ":".join(map(str, SERVER_PORTS))]
+            yield "IN", [*sender, *served, *_direction("REPLY"), *unmarked, *set_connection]
+            yield "IN", _stale(sender, name)
+        else:
+            yield "IN", [*sender, "-m", "mark", "--mark", none, *set_packet]
+    if mark.conntrack:
+        known = [*_direction("REPLY"), "-m", "connmark", "--mark", ours]
+        yield from ((chain, [*known, *set_packet]) for chain in ("PRE", "OUT"))
+        # What conntrack has forgotten, the accepted socket remembers (tcp_fwmark_accept); see ``nft``.
+        yield "IN", ["-m", "connmark", "--mark", ours, *set_packet]
+        yield "OUT", ["-p", "udp", *_direction("ORIGINAL"), "-m", "connmark", "--mark", ours, *set_packet]
+        yield "OUT", [*unmarked, "-m", "mark", "--mark", ours, *set_connection]
+    if mark.transparent:
+        # Without --nowildcard, a socket bound to the wildcard address (UDP with IP_PKTINFO) would not count.
+        socket = ["-m", "socket", "--transparent", "--nowildcard"]
+        yield "PRE", ["-m", "mark", "--mark", none, *socket, *set_packet]
+
+
+def _senders(mark: Mark) -> list[list[str]]:
+    by_link = [["-i", mark.iif]] if mark.iif else []
+    return by_link + [["-m", "mac", "--mac-source", mac] for mac in mark.macs]
+
+
+def _stale(sender: list[str], name: list[str]) -> list[str]:
+    """The RST for a FIN of a connection that conntrack does not know would leave past the proxy; see ``nft``."""
+    fin = ["-m", "conntrack", "--ctstate", "INVALID", "-m", "tcp", "--tcp-flags", "FIN", "FIN", *name, "-j", "DROP"]
+    link = sender[0] == "-i"  # iptables-save lists it before the protocol, and modules after it
+    return [*sender, "-p", "tcp", *fin] if link else ["-p", "tcp", *sender, *fin]
+
+
+def _guards(mark: Mark, family: str) -> Iterable[tuple[str, list[str]]]:
+    if not any((":" in via) == (family == "ipv6") for via in mark.via):
+        return
+    drop = ["-m", "comment", "--comment", mark.name, "-j", "DROP"]
+    ours = _under(mark.id, mark)
+    marked = ["-m", "mark", "--mark", ours]
+    if mark.conntrack:
+        reply = [*_direction("REPLY"), "-m", "connmark", "--mark", ours]
+        yield "POST", [*reply, "-m", "mark", "!", "--mark", ours, *drop]
+    if mark.oif:
+        yield "POST", ["!", "-o", mark.oif, *marked, *drop]
+
+
+def _memo(mark: Mark) -> Iterable[tuple[str, list[str]]]:
+    for line in iptables_listing.memo(mark):
+        yield MEMO, ["-m", "comment", "--comment", f'"{line}"']
+
+
+def _direction(value: str) -> list[str]:
+    return ["-m", "conntrack", "--ctdir", value]
+
+
+def _under(number: int, mark: Mark) -> str:
+    return f"{number:#x}/{mark.mask:#x}"
+
+
+def observe(owner: str, listings: dict[str, Listing]) -> Observed:
+    """What both families' tables say. Anything of ours that is missing, too much or out of order makes it unsound."""
+    ours = [listing.of(prefix(owner)) for listing in listings.values()]
+    if not any(listing.chains or listing.jumps for listing in ours):
+        return Observed()
+    memos = [listing.chains.get(prefix(owner) + MEMO, []) for listing in ours]
+    marks = tuple(iptables_listing.marks(next((memo for memo in memos if memo), [])))
+    if not marks:
+        return Observed((), False)
+    wanted = {family: render(owner, marks, family) for family in listings}
+    return Observed(marks, all(listing.of(prefix(owner)).holds(wanted[family]) for family, listing in listings.items()))
+
+
+def script(owner: str, listing: Listing, chains: Chains) -> str:
+    """What iptables-restore --noflush makes these chains of, in one commit, whatever the owner has; "" for nothing."""
+    live = listing.of(prefix(owner))
+    if not (chains or live.chains or live.jumps):
+        return ""
+    lines = ["*mangle", *(f":{chain} - [0:0]" for chain in chains)]
+    lines += [f"-D {hook} {rule}" for hook, _index, rule in live.jumps]
+    lines += [f"-A {chain} {rule}" for chain, rules in chains.items() for rule in rules]
+    for hook, suffix in HOOKS.items():
+        if prefix(owner) + suffix in chains:
+            lines.append(f"-I {hook} 1 -j {prefix(owner)}{suffix}")
+    gone = [chain for chain in live.chains if chain not in chains]
+    lines += [f"-{verb} {chain}" for verb in "FX" for chain in gone]
+    return "\n".join([*lines, "COMMIT", ""])
+
+
+class IpTables:
+    """The live side, through iptables-save and iptables-restore: whichever variant these commands are."""
+
+    def __init__(self, runner: Runner):
+        self._run = runner
+
+    def read(self, owner: str) -> Observed:
+        """The owner's marks. Raises MissingPackage without iptables, RoutingError when it fails."""
+        return observe(owner, self._listings())
+
+    def write(self, owner: str, marks: Iterable[Mark]) -> None:
+        """Replace the owner's chains in both families, or remove them when there are no marks; or change nothing."""
+        marks = tuple(marks)
+        before, done = self._listings(), []
+        try:
+            for family in COMMANDS:
+                self._restore(family, script(owner, before[family], render(owner, marks, family)))
+                done.append(family)
+        except RoutingError:
+            after = self._listings()
+            for family in done:
+                self._restore(family, script(owner, after[family], before[family].of(prefix(owner)).chains))
+            raise
+
+    def _listings(self) -> dict[str, Listing]:
+        return {
+            family: iptables_listing.parse(self._call([f"{command}-save", "-t", "mangle"]))
+            for family, command in COMMANDS.items()
+        }
+
+    def _restore(self, family: str, text: str) -> None:
+        if text:
+            self._call([f"{COMMANDS[family]}-restore", "--noflush", "-w", str(LOCK_WAIT)], text)
+
+    def _call(self, argv: list[str], stdin: str | None = None) -> str:
+        try:
+            done = self._run(argv, stdin)
+        except MissingCommand as error:
+            raise MissingPackage("iptables", f"marks by iptables need the command {argv[0]}") from error
+        if done.code:
+            reason = " ".join((done.stderr or done.stdout).split()) or f"exit status {done.code}"
+            raise RoutingError(f"{' '.join(argv)}: {reason}")
+        return done.stdout

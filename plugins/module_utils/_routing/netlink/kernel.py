@@ -1,0 +1,275 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Rules, routes, addresses, links and neighbours of the kernel. The only importer of pyroute2 (0.7.2 to 0.9.7).
+
+pyroute2 makes and removes routes. All else are netlink messages of our own: it needs seconds and tens of megabytes for
+the thousands of rules that local delivery makes of hundreds of backends, or for a router's routes, some milliseconds to
+be set up, and 0.7.2 does not know whose an address is.
+
+Everything concerns the network namespace that the calling thread is in when the ``Kernel`` is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import time
+import traceback
+from typing import Any
+
+from ..document.model import FAMILIES, Address, Found, Route, Rule
+from ..errors import MissingPackage
+from . import address_messages, link_marks, neighbour_messages, route_messages, rule_messages
+from .messages import AF, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, link_index
+from .route_messages import RTNH_F_ONLINK
+from .route_query import RouteAnswer, route_get
+
+PYROUTE2_ERROR: str | None = None
+try:
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+except ImportError:
+    PYROUTE2_ERROR = traceback.format_exc()
+    IPRoute = None
+    NetlinkError = OSError
+
+__all__ = ["PYROUTE2_ERROR", "Found", "Kernel", "NetlinkError", "RouteAnswer", "reason", "route_get"]
+
+SCOPE_NUMBERS = {name: number for number, name in route_messages.SCOPES.items()}
+SCOPE_NOWHERE = 255
+# unspec, default, main, local: the kernel's own, and everybody's
+COMMON_TABLES = (0, 253, 254, 255)
+
+
+def reason(error: Exception) -> str:
+    """An error number in words: ``Network is unreachable (ENETUNREACH)``."""
+    code = getattr(error, "code", None) or getattr(error, "errno", None)
+    if not isinstance(code, int):
+        return str(error)
+    return f"{os.strerror(code)} ({errno.errorcode.get(code, code)})"
+
+
+class Kernel:
+    """A context manager over one netlink socket."""
+
+    def __init__(self) -> None:
+        if PYROUTE2_ERROR:
+            raise MissingPackage("python3-pyroute2", "rules and routes need Python's pyroute2")
+        self._messages = Netlink(strict=True)
+        self._pyroute2: Any = None
+        self._owned: dict[int, rule_messages.OwnedRules] = {}
+
+    def __enter__(self) -> Kernel:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._messages.close()
+        if self._pyroute2:
+            self._pyroute2.close()
+
+    @property
+    def _netlink(self) -> Any:
+        """pyroute2's socket, made when it is needed: most looks at a host change no route."""
+        self._pyroute2 = self._pyroute2 or IPRoute()
+        return self._pyroute2
+
+    # --- rules
+
+    def rules(self) -> list[Found]:
+        """All policy rules, of every owner, in the order in which the kernel asks them (a family after the other)."""
+        return [
+            rule_messages.decode(body, family)
+            for family in FAMILIES
+            for body in self._messages.dump(rule_messages.RTM_GETRULE, rule_messages.listing(family))
+        ]
+
+    def add_rule(self, rule: Rule, protocol: int) -> None:
+        """OSError (EEXIST) when it is there already."""
+        body = rule_messages.encode(rule, protocol)
+        self._messages.change(rule_messages.RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, body)
+        if protocol in self._owned:
+            self._owned[protocol].add(rule)
+
+    def remove_rule(self, rule: Rule, protocol: int) -> None:
+        """Remove exactly this rule; OSError (ENOENT) when it is not there.
+
+        Where the kernel could take another one in its place, it is seen which ones went, and they are put back.
+        """
+        owned = self._remembered(protocol)
+        if rule not in owned:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if owned.in_danger(rule):
+            self._remove_among(rule, protocol)
+        else:
+            self._delete(rule, protocol)
+        owned.discard(rule)
+
+    def _remove_among(self, rule: Rule, protocol: int) -> None:
+        before = left = self._owned_rules(protocol)
+        while rule in left:
+            self._delete(rule, protocol)
+            left = self._owned_rules(protocol)
+        for other in before:
+            if other not in left and other != rule:
+                self.add_rule(other, protocol)
+
+    def _delete(self, rule: Rule, protocol: int) -> None:
+        self._messages.change(rule_messages.RTM_DELRULE, 0, rule_messages.encode(rule, protocol))
+
+    def _remembered(self, protocol: int) -> rule_messages.OwnedRules:
+        """The owner's rules: read once, then followed; whoever changes them holds the lock of all owners."""
+        if protocol not in self._owned:
+            self._owned[protocol] = rule_messages.OwnedRules(self._owned_rules(protocol))
+        return self._owned[protocol]
+
+    def _owned_rules(self, protocol: int) -> list[Rule]:
+        return [found.value for found in self.rules() if found.protocol == protocol and found.value is not None]
+
+    # --- routes
+
+    def routes(self, protocol: int = 0, table: int = 0) -> list[Found]:
+        """The routes of a protocol, or of every one, in a table, or in all tables but main, local and default."""
+        found = []
+        for family in FAMILIES:
+            decoded = (route_messages.decode(body, family) for body in self._list_routes(family, protocol, table))
+            found += [
+                route
+                for route in decoded
+                if route
+                and (route.table == table if table else route.table not in COMMON_TABLES)
+                and protocol in (0, route.protocol)
+            ]
+        return found
+
+    def _list_routes(self, family: str, protocol: int, table: int) -> list[bytes]:
+        try:
+            return self._messages.dump(route_messages.RTM_GETROUTE, route_messages.listing(family, protocol, table))
+        except FileNotFoundError:
+            return []  # there is no such table, so far
+
+    def set_route(self, route: Route, protocol: int) -> None:
+        """Add the route, or replace the one of the same table, destination and metric."""
+        self._netlink.route("replace", **_route_arguments(route, protocol))
+
+    def remove_route(self, route: Route, protocol: int) -> None:
+        """NetlinkError (ESRCH) when it is not there."""
+        arguments = _route_arguments(route, protocol)
+        if route.family == "ipv4":
+            arguments["scope"] = SCOPE_NOWHERE  # any: a route's scope may be another's choice
+        self._netlink.route("del", **arguments)
+
+    def forget_redirects(self) -> None:
+        """Drop the routes IPv6 has learnt from redirects (and path MTUs). (IPv4: net.ipv4.route.flush does it.)"""
+        for body in self._messages.dump(route_messages.RTM_GETROUTE, route_messages.listing("ipv6", learnt=True)):
+            if route_messages.is_learnt(body):
+                # It may expire by itself meanwhile.
+                with contextlib.suppress(ProcessLookupError):
+                    self._messages.change(route_messages.RTM_DELROUTE, 0, body)
+
+    # --- links, addresses, neighbours
+
+    def add_address(self, address: Address, protocol: int) -> None:
+        """OSError (EEXIST) when it is there already, ENODEV when its interface is not."""
+        body = address_messages.encode(address, protocol, link_index(address.dev))
+        self._messages.change(address_messages.RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body)
+
+    def remove_address(self, address: Address, protocol: int) -> None:
+        """OSError (EADDRNOTAVAIL) when it is not there."""
+        body = address_messages.encode(address, protocol, link_index(address.dev))
+        self._messages.change(address_messages.RTM_DELADDR, 0, body)
+
+    def addresses(self) -> list[Found]:
+        """The host's own addresses, of both families; the protocol is that of an owner of ours, or 0."""
+        question = address_messages.BODY.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+        found = map(address_messages.decode, self._messages.dump(address_messages.RTM_GETADDR, question))
+        return [address for address in found if address is not None]
+
+    def links(self) -> dict[str, bool]:
+        """The names of all interfaces, and whether each is up."""
+        found = self._messages.dump(neighbour_messages.RTM_GETLINK, neighbour_messages.links())
+        return dict(map(neighbour_messages.link, found))
+
+    def told_by(self, dev: str) -> str:
+        """What tells one sender on a link from another; see ``link_marks``."""
+        question = neighbour_messages.links(link_index(dev))
+        hardware, flags = neighbour_messages.kind(self._messages.get(neighbour_messages.RTM_GETLINK, question))
+        ethernet = hardware == neighbour_messages.ARPHRD_ETHER
+        if ethernet and not flags & neighbour_messages.IFF_NOARP:
+            return link_marks.MAC
+        if flags & neighbour_messages.IFF_POINTOPOINT:
+            return link_marks.LINK
+        return link_marks.DECLARED if ethernet else link_marks.NOTHING
+
+    def on_link(self, address: str, dev: str | None = None) -> str | None:
+        """The interface on which an address is a direct neighbour; None when it is behind a router, or nowhere.
+
+        As the host's rules have it, as the kernel itself asks: a rule for all that the host sends has its say.
+        """
+        try:
+            answer = route_get(address, oif=dev)
+        except OSError:
+            return None
+        # Without a table the kernel only assumes so, because an interface was named (ip_route_output_key_hash_rcu).
+        return answer.dev if answer.type == "unicast" and answer.via is None and answer.table else None
+
+    def source_towards(self, address: str) -> str | None:
+        """The address that this host sends from when nothing says which; None where no route leads there."""
+        try:
+            return route_get(address).src
+        except OSError:
+            return None
+
+    def neighbour(self, address: str, wait: float = 2.0) -> str | None:
+        """The MAC of an on-link address; None when it does not answer within ``wait`` seconds (0: do not ask it)."""
+        dev = self.on_link(address)
+        if dev is None:
+            return None
+        deadline = time.monotonic() + wait
+        asked = False
+        while True:
+            mac = self._known_mac(address, dev)
+            if mac or time.monotonic() >= deadline:
+                return mac
+            if not asked:
+                asked = self._ask_neighbour(address, dev)
+            time.sleep(0.02)
+
+    def _known_mac(self, address: str, dev: str) -> str | None:
+        question = neighbour_messages.neighbour(address, link_index(dev))
+        try:
+            return neighbour_messages.mac(self._messages.get(neighbour_messages.RTM_GETNEIGH, question))
+        except FileNotFoundError:
+            return None
+
+    def _ask_neighbour(self, address: str, dev: str) -> bool:
+        body = neighbour_messages.neighbour(address, link_index(dev), neighbour_messages.NTF_USE)
+        self._messages.change(neighbour_messages.RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+        return True
+
+
+def _route_arguments(route: Route, protocol: int) -> dict[str, Any]:
+    address, _slash, length = ("", "", "0") if route.dst == "default" else route.dst.partition("/")
+    arguments: dict[str, Any] = {
+        "family": AF[route.family],
+        "table": route.table,
+        "dst": address or ("0.0.0.0" if route.family == "ipv4" else "::"),
+        "dst_len": int(length),
+        "type": route.type,
+        "proto": protocol,
+        "scope": SCOPE_NUMBERS[route.scope],
+        "flags": RTNH_F_ONLINK if route.onlink else 0,
+    }
+    named = {"priority": route.metric, "gateway": route.via, "prefsrc": route.src}
+    arguments.update({name: value for name, value in named.items() if value})
+    if route.dev:
+        arguments["oif"] = link_index(route.dev)
+    metrics = {
+        name: getattr(route, name) for name in route_messages.METRICS.values() if getattr(route, name) is not None
+    }
+    if metrics:
+        arguments["metrics"] = metrics
+    return arguments

@@ -1,0 +1,85 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Routes as netlink messages, asked for and read (rtnetlink(7), linux/rtnetlink.h).
+
+A router may have a million routes of others. The kernel is asked for those of one owner or of one table alone, which it
+does when the socket asks for strict checking (Linux 4.20); an older one lists all of them, so what comes is looked at
+all the same.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from ..document import formatting
+from ..document.model import Found, Route
+from .messages import AF, address_text, attribute, attributes, link_name
+
+RTM_DELROUTE, RTM_GETROUTE = 25, 26
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 6, 7, 8
+RTA_MULTIPATH, RTA_FLOW, RTA_TABLE, RTA_VIA, RTA_ENCAP, RTA_NH_ID = 9, 11, 15, 18, 22, 30
+RTAX_MTU, RTAX_ADVMSS = 2, 8
+RTNH_F_ONLINK = 0x4
+RTM_F_CLONED = 0x200
+# RTN_* and RT_SCOPE_*
+TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+SCOPES = {0: "global", 253: "link", 254: "host"}
+# What a route can have and we never write: such a route is not one of ours.
+OTHER_DETAILS = {RTA_MULTIPATH, RTA_FLOW, RTA_VIA, RTA_ENCAP, RTA_NH_ID}
+METRICS = {RTAX_MTU: "mtu", RTAX_ADVMSS: "advmss"}
+# family, dst_len, src_len, tos, table, protocol, scope, type, flags
+BODY = struct.Struct("=BBBBBBBBI")
+U32 = struct.Struct("=I")
+
+
+def listing(family: str, protocol: int = 0, table: int = 0, learnt: bool = False) -> bytes:
+    """The body of a question for the routes of a family, of a protocol and of a table; 0 is every one.
+
+    ``learnt``: instead of these, what the kernel has learnt itself (from a redirect, a path MTU).
+    """
+    head = BODY.pack(AF[family], 0, 0, 0, 0, protocol, 0, 0, RTM_F_CLONED if learnt else 0)
+    return head + (attribute(RTA_TABLE, U32.pack(table)) if table else b"")
+
+
+def is_learnt(body: bytes) -> bool:
+    return bool(BODY.unpack_from(body)[-1] & RTM_F_CLONED)
+
+
+def decode(body: bytes, family: str) -> Found | None:
+    """A route with its owner; None for one that was learnt.
+
+    One that the model cannot say has no value: it is not one of ours, whoever made it.
+    """
+    _family, length, _src_len, tos, short_table, protocol, scope, kind, flags = BODY.unpack_from(body)
+    if is_learnt(body):
+        return None
+    found = dict(attributes(body[BODY.size :]))
+    table = _number(found, RTA_TABLE) or short_table
+    described = {
+        "dst": f"{address_text(found[RTA_DST])}/{length}" if RTA_DST in found else "default",
+        "via": address_text(found[RTA_GATEWAY]) if RTA_GATEWAY in found else None,
+        "dev": link_name(_number(found, RTA_OIF)) if RTA_OIF in found else None,
+    }
+    metrics = {number: U32.unpack(value)[0] for number, value in attributes(found.get(RTA_METRICS, b""))}
+    value = None
+    plain = kind in TYPES and scope in SCOPES and not tos and not OTHER_DETAILS & found.keys()
+    if plain and metrics.keys() <= METRICS.keys():
+        value = Route(
+            family=family,
+            table=table,
+            type=TYPES[kind],
+            src=address_text(found[RTA_PREFSRC]) if RTA_PREFSRC in found else None,
+            metric=_number(found, RTA_PRIORITY),
+            scope=SCOPES[scope],
+            onlink=bool(flags & RTNH_F_ONLINK),
+            **described,
+            **{METRICS[number]: metric for number, metric in metrics.items()},
+        )
+    line = formatting.route(value) if value else f"{formatting.command(family)} route {described['dst']} table {table}"
+    return Found(value, protocol, family, table, line)
+
+
+def _number(found: dict[int, bytes], kind: int) -> int:
+    return U32.unpack(found[kind])[0] if kind in found else 0

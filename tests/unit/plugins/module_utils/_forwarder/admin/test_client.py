@@ -1,0 +1,119 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Asking a forwarder: answers, refusals, and sockets where none answers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import client
+
+DOCUMENT = {
+    "services": [
+        {"name": "web", "backends": [{"name": "b", "active": 2, "state": "up"}, {"name": "c", "active": 0}]},
+        {"name": "mail", "backends": [{"name": "b", "active": 1, "state": "down"}]},
+    ]
+}
+
+
+@pytest.fixture
+def forwarder(tmp_path):
+    """A function that has the socket answer connections with these bytes, one after the other; returns the requests."""
+    path, threads = str(tmp_path / "admin.sock"), []
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+
+    def answering(*answers):
+        requests = []
+
+        def serve():
+            for answer in answers:
+                with listener.accept()[0] as sock:
+                    requests.append(json.loads(sock.makefile().readline()))
+                    sock.sendall(answer)
+
+        threads.append(threading.Thread(target=serve, daemon=True))
+        threads[-1].start()
+        return path, requests
+
+    yield answering
+    for thread in threads:
+        thread.join(5)
+    listener.close()
+
+
+def status(**changes):
+    """A status answer in which backend b of both services has these values."""
+    services = [
+        {**one, "backends": [{**each, **(changes if each["name"] == "b" else {})} for each in one["backends"]]}
+        for one in DOCUMENT["services"]
+    ]
+    return json.dumps({"ok": True, "status": {"services": services}}).encode() + b"\n"
+
+
+def test_what_is_none_is_not_sent(forwarder):
+    path, requests = forwarder(b'{"ok": true, "services": ["web"]}\n')
+    assert client.ask(path, "drain", backend="b", service=None) == {"ok": True, "services": ["web"]}
+    assert requests == [{"op": "drain", "backend": "b"}]
+
+
+TEST_ANSWERS = [
+    (b'{"ok": false, "error": "there is no backend x"}\n', "there is no backend x"),
+    (b"", "the forwarder ended the connection without an answer"),
+    (b'{"ok": tr', "the forwarder ended the connection without an answer"),
+]
+
+
+@pytest.mark.parametrize(("answer", "sentence"), TEST_ANSWERS)
+def test_answers_that_are_none(forwarder, answer, sentence):
+    path, _requests = forwarder(answer)
+    with pytest.raises(client.AdminError, match=sentence):
+        client.ask(path, "status")
+
+
+def test_nobody_listens(tmp_path):
+    left_over = tmp_path / "left"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(left_over))
+    for path in (tmp_path / "none", left_over):
+        with pytest.raises(client.AdminError, match=f"no forwarder listens on {path}; start l4proxy-forwarder.service"):
+            client.ask(str(path), "status")
+
+
+@pytest.mark.parametrize(("service", "found"), [(None, {"web": 2, "mail": 1}), ("mail", {"mail": 1})])
+def test_the_services_of_a_backend(service, found):
+    assert {name: one["active"] for name, one in client.backends(DOCUMENT, "b", service).items()} == found
+
+
+@pytest.mark.parametrize(("service", "where"), [(None, "any service"), ("mail", "service mail")])
+def test_a_backend_that_is_in_none(service, where):
+    with pytest.raises(client.AdminError, match=f"there is no backend x in {where} of this forwarder"):
+        client.backends(DOCUMENT, "x", service)
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 connections"), (1, "1 connection"), (2, "2 connections")])
+def test_a_number_of_connections(number, text):
+    assert client.connections(number) == text
+
+
+def test_waiting_until_it_is_empty(forwarder, monkeypatch):
+    monkeypatch.setattr(client, "POLL", 0)
+    path, requests = forwarder(status(active=2), status(active=1), status(active=0))
+    assert client.wait_until_empty(path, "b", None, 60) == 0
+    assert len(requests) == 3
+
+
+def test_waiting_has_an_end(forwarder):
+    path, _requests = forwarder(status(active=2))
+    assert client.wait_until_empty(path, "b", None, 0) == 4, "of both services"
+
+
+@pytest.mark.parametrize(("state", "wrong"), [("up", ""), ("unknown", ""), ("down", "web: down; mail: down")])
+def test_waiting_until_it_is_up(forwarder, state, wrong):
+    path, _requests = forwarder(status(state=state))
+    assert client.wait_until_up(path, "b", None, 0) == wrong

@@ -1,0 +1,82 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The runtime file, and whether the process it names is still the one that wrote it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import runtime_file
+
+TEST_DIRECTORIES = [
+    ({}, "/run/l4proxy"),
+    ({"RUNTIME_DIRECTORY": ""}, "/run/l4proxy"),
+    ({"RUNTIME_DIRECTORY": "/run/x"}, "/run/x"),
+    ({"RUNTIME_DIRECTORY": "/run/x:/run/y"}, "/run/x"),
+]
+
+
+@pytest.mark.parametrize(("environment", "directory"), TEST_DIRECTORIES)
+def test_the_directory(environment, directory):
+    assert runtime_file.directory(environment) == directory
+
+
+def test_write_read_remove(tmp_path):
+    name = str(tmp_path / "deeper" / "forwarder.json")
+    assert runtime_file.read(name) is None
+    document = {"schema": 1, "pid": 1, "text": "ü"}
+    runtime_file.write(document, name)
+    assert runtime_file.read(name) == document
+    assert stat.S_IMODE(os.stat(name).st_mode) == 0o644
+    assert os.listdir(os.path.dirname(name)) == ["forwarder.json"]
+    runtime_file.remove(name)
+    runtime_file.remove(name)
+    assert runtime_file.read(name) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}'])
+def test_what_is_no_runtime_file_is_none(tmp_path, text):
+    path = tmp_path / "forwarder.json"
+    path.write_text(text, encoding="utf-8")
+    assert runtime_file.read(str(path)) is None
+
+
+def test_a_directory_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path):
+    (tmp_path / "forwarder.json").mkdir()
+    with pytest.raises(OSError):
+        runtime_file.write({"schema": 1}, str(tmp_path / "forwarder.json"))
+    assert os.listdir(tmp_path) == ["forwarder.json"]
+
+
+def test_alive():
+    own = {"pid": os.getpid(), "started": runtime_file.start_time(os.getpid())}
+    assert runtime_file.alive(own)
+    assert not runtime_file.alive({**own, "started": own["started"] - 1}), "another process got the number"
+    assert not runtime_file.alive({"pid": None, "started": None})
+    process = subprocess.Popen(["sleep", "60"])
+    theirs = {"pid": process.pid, "started": runtime_file.start_time(process.pid)}
+    assert runtime_file.alive(theirs)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not runtime_file.alive(theirs), "a zombie serves nobody"
+    process.wait()
+    assert not runtime_file.alive(theirs)
+
+
+def test_checksums(tmp_path):
+    data = os.urandom(3 << 20)
+    (tmp_path / "file").write_bytes(data)
+    assert (
+        runtime_file.sha256_file(str(tmp_path / "file"))
+        == runtime_file.sha256(data)
+        == hashlib.sha256(data).hexdigest()
+    )
+
+
+def test_code_from_a_directory_has_no_archive():
+    assert runtime_file.running_archive() is None

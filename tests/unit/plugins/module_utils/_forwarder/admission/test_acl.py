@@ -1,0 +1,50 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which clients are admitted: networks, numbers and rates."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission.acl import AccessList, Networks
+from hypothesis import given
+from hypothesis import strategies as st
+
+TEST_ACCESS = [
+    ([], [], "203.0.113.7", None),
+    (["203.0.113.0/24"], [], "203.0.113.7", None),
+    (["203.0.113.0/24"], [], "203.0.114.7", "client address is not allowed"),
+    (["203.0.113.0/24"], [], "2001:db8::1", "client address is not allowed"),
+    ([], ["203.0.113.7/32"], "203.0.113.7", "client address is denied"),
+    ([], ["203.0.113.7/32"], "203.0.113.8", None),
+    (["203.0.113.0/24"], ["203.0.113.7/32"], "203.0.113.7", "client address is denied"),
+    (["::/0"], [], "203.0.113.7", "client address is not allowed"),
+    (["2001:db8::/32", "10.0.0.0/8"], [], "2001:db8:ffff::1", None),
+    ([], ["fe80::/10"], "fe80::1%eth0", "client address is denied"),
+]
+
+
+@pytest.mark.parametrize(("allow", "deny", "address", "refusal"), TEST_ACCESS)
+def test_access(allow, deny, address, refusal):
+    assert AccessList(allow, deny).refusal(address) == (refusal and ("denied", refusal))
+
+
+def networks(version, bits):
+    addresses = st.ip_addresses(v=version)
+    return st.builds(
+        lambda address, length: (
+            ipaddress.ip_network((int(address), length), strict=False)
+            if version == 4
+            else ipaddress.IPv6Network((int(address), length), strict=False)
+        ),
+        addresses,
+        st.integers(0, bits),
+    )
+
+
+@given(st.lists(st.one_of(networks(4, 32), networks(6, 128)), max_size=6), st.ip_addresses())
+def test_membership_is_what_ipaddress_says(found, address):
+    wanted = any(address in network for network in found)
+    assert (str(address) in Networks([str(network) for network in found])) is wanted

@@ -1,0 +1,123 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How many connections a client and a service may have, and that remembering clients costs a bounded memory."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import client_limits
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission.limits import (
+    PER_CLIENT,
+    RATE,
+    Gate,
+    Rate,
+)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.options import Limits
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.service_counters import ServiceCounters
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def gate(total=0, **limits):
+    """A gate of a worker that is alone."""
+    return Gate(Limits(**limits), lambda: total, lambda _kind: client_limits.alone())
+
+
+def test_a_client_that_has_all_it_may_have_gets_another_when_one_ends():
+    door = gate(connections_per_client=2)
+    assert [door.enter("203.0.113.7", 0) for _connection in range(3)] == [None, None, PER_CLIENT]
+    assert door.enter("203.0.113.8", 0) is None
+    door.leave("203.0.113.7")
+    assert [door.enter("203.0.113.7", 0) for _connection in range(2)] == [None, PER_CLIENT]
+
+
+def test_the_addresses_of_one_64_are_one_client():
+    door = gate(connections_per_client=1)
+    assert door.enter("2001:db8:1:2::1", 0) is None
+    assert door.enter("2001:db8:1:2:ffff::1", 0) == PER_CLIENT
+    assert door.enter("2001:db8:1:3::1", 0) is None
+
+
+def test_clients_that_left_are_forgotten():
+    door = gate(connections_per_client=1)
+    for number in range(300):
+        address = f"203.0.113.{number % 256}"
+        assert door.enter(address, 0) is None
+        door.leave(address)
+    assert door._per_client == {}
+
+
+@pytest.mark.parametrize(("total", "full"), [(9, False), (10, True), (11, True)])
+def test_a_service_is_full_when_all_workers_together_have_its_connections(total, full):
+    assert gate(total, connections=10).full is full
+
+
+def test_without_a_number_nobody_is_refused():
+    door = gate(10**9, rate_per_client=1000.0)
+    assert not door.full
+    assert {door.enter("203.0.113.7", 0) for _connection in range(900)} == {None}
+
+
+def test_a_rate_admits_a_seconds_worth_at_once_and_then_its_pace():
+    door = gate(rate_per_client=5.0)
+    assert [door.enter("203.0.113.7", 100.0) for _connection in range(6)] == [None] * 5 + [RATE]
+    assert door.enter("203.0.113.7", 100.1) == RATE
+    assert door.enter("203.0.113.7", 100.25) is None
+
+
+@given(st.floats(0.1, 100), st.lists(st.floats(0, 2), max_size=200))
+def test_no_client_gets_more_than_its_rate(rate, pauses):
+    bucket, now, admitted = Rate(rate, client_limits.alone()), 0.0, 0
+    for pause in pauses:
+        now += pause
+        admitted += bucket.admit(7, now)
+    assert admitted <= max(1.0, rate) + now * rate + 1e-3
+
+
+@pytest.fixture
+def two_workers():
+    """The gates of two workers of one region."""
+    regions = []
+
+    def make(**limits):
+        config = Config(proxy_id=1, services=(Service("web", (), (), limits=Limits(**limits)),))
+        regions.append(shared_memory.Region(shared_memory.describe(config, 2)))
+        tallies = [ServiceCounters(regions[0], slot, "web") for slot in range(2)]
+        return [Gate(Limits(**limits), one.total, one.book) for one in tallies], regions[0]
+
+    yield make
+    for region in regions:
+        region.cells.release()
+
+
+@pytest.mark.parametrize("address", ["203.0.113.7", "2001:db8:1:2::1", "::1"])
+def test_what_a_client_has_in_another_worker_counts(two_workers, address):
+    (one, two), _region = two_workers(connections_per_client=3)
+    assert [gate.enter(address, 0) for gate in (one, two, one, two)] == [None, None, None, PER_CLIENT]
+    one.leave(address)
+    assert [gate.enter(address, 0) for gate in (two, one)] == [None, PER_CLIENT]
+    assert two.enter("203.0.113.8", 0) is None
+
+
+def test_what_a_dead_worker_had_is_forgotten(two_workers):
+    (one, two), region = two_workers(connections_per_client=1)
+    assert [gate.enter("203.0.113.7", 0) for gate in (one, two)] == [None, PER_CLIENT]
+    region.reset_gauges(0)
+    assert two.enter("203.0.113.7", 0) is None
+
+
+def test_workers_share_the_rate_of_a_client(two_workers):
+    workers, _region = two_workers(rate_per_client=5.0)
+    assert [workers[turn % 2].enter("203.0.113.7", 100.0) for turn in range(6)] == [None] * 5 + [RATE]
+    assert [gate.enter("203.0.113.7", 100.2) for gate in workers] == [None, RATE]
+
+
+def test_a_flood_of_addresses_leaves_the_latest():
+    """Memory is bounded by the table; among those that share a set, who will be full again first is forgotten first."""
+    bucket = Rate(1.0, client_limits.alone())
+    for number in range(1, 200_000):
+        assert bucket.admit(number, number / 1000)
+    assert not bucket.admit(199_999, 200.0)

@@ -1,0 +1,142 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ladder of sources, step by step, and the ports of a slice where the kernel does not choose them."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Listener, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.options import PortRange
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.sockets import CapabilityError
+
+CLIENT = ("203.0.113.7", 4000)
+TARGET = ("198.18.0.21", 8080)
+SLICE = PortRange(40000, 40063)
+EVERY = set(range(65536))
+
+
+class Kernel:
+    """Stands in for making sockets: says no to the ports in ``taken``, and notes what was asked for."""
+
+    def __init__(self, monkeypatch):
+        self.taken, self.asked, self.options = set(), [], []
+        monkeypatch.setattr(source.sockets, "begin_connect", self.begin_connect)
+
+    def begin_connect(self, _family, options, address, target):
+        assert target == TARGET
+        if address is None:
+            return "own"
+        self.asked.append(address[1])
+        self.options.append({name: value for _level, name, value in options})
+        if address[1] in self.taken:
+            raise self.error
+        return address
+
+    error = OSError(errno.EADDRINUSE, "")
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    return Kernel(monkeypatch)
+
+
+def ladder(ports=None, **options):
+    service = Service("web", (Listener("0.0.0.0", 80),), (Backend("b", 8080, ipv4="198.18.0.21"),), **options)
+    counted = []
+    return source.Source(service, ports or source.Ports(), counted.append), counted
+
+
+TEST_STEPS = [
+    ("any", "refuse", set(), (CLIENT[0], 0), "any", []),
+    ("keep", "refuse", set(), CLIENT, "kept", []),
+    ("keep", "refuse", {4000}, (CLIENT[0], 0), "any", ["port taken"]),
+    ("keep", "own", EVERY, "own", "own", ["port taken", "no port left"]),
+    ("any", "own", EVERY, "own", "own", ["no port left"]),
+]
+
+
+@pytest.mark.parametrize(("port", "fallback", "taken", "made", "step", "counters"), TEST_STEPS)
+@pytest.mark.parametrize("number", [errno.EADDRINUSE, errno.EADDRNOTAVAIL])
+def test_steps(kernel, port, fallback, taken, made, step, counters, number):
+    kernel.taken, kernel.error = taken, OSError(number, "")
+    one, counted = ladder(source_port=port, source_fallback=fallback)
+    assert one.connect(CLIENT, TARGET) == (made, step)
+    assert counted == counters
+
+
+def test_without_a_fallback_the_last_step_fails(kernel):
+    kernel.taken = EVERY
+    one, counted = ladder(source_port="keep")
+    with pytest.raises(OSError) as caught:
+        one.connect(CLIENT, TARGET)
+    assert caught.value.errno == errno.EADDRINUSE
+    assert counted == ["port taken"]
+
+
+def test_another_error_is_no_step(kernel):
+    kernel.taken, kernel.error = {4000, 0}, OSError(errno.ENETUNREACH, "")
+    one, counted = ladder(source_port="keep", source_fallback="own")
+    with pytest.raises(OSError) as caught:
+        one.connect(CLIENT, TARGET)
+    assert caught.value.errno == errno.ENETUNREACH
+    assert counted == []
+
+
+def test_a_low_port_that_may_not_be_bound_is_not_kept(kernel):
+    kernel.taken, kernel.error = {700}, CapabilityError(errno.EACCES, "")
+    one, counted = ladder(source_port="keep")
+    assert one.connect((CLIENT[0], 700), TARGET) == ((CLIENT[0], 0), "any")
+    assert counted == ["port not permitted"]
+
+
+def test_without_cap_net_raw_no_step_helps(kernel):
+    kernel.taken, kernel.error = {4000, 0}, CapabilityError(errno.EPERM, "")
+    one, _counted = ladder(source_port="keep", source_fallback="own")
+    with pytest.raises(CapabilityError):
+        one.connect(CLIENT, TARGET)
+
+
+def test_the_kernel_is_told_the_slice(kernel):
+    one, _counted = ladder(source.Ports(SLICE))
+    one.connect(CLIENT, TARGET)
+    (options,) = kernel.options
+    assert options[source.sockets.IP_LOCAL_PORT_RANGE] == source.sockets.port_range(40000, 40063)
+
+
+def test_where_the_kernel_finds_no_port_some_are_asked_for_by_number(kernel):
+    """They may be in TIME-WAIT; each connection goes on where the last one ended."""
+    kernel.taken = {0, 40001}
+    one, counted = ladder(source.Ports(SLICE))
+    made = [one.connect(CLIENT, TARGET)[0][1] for _connection in range(63)]
+    assert sorted(made) == [40000, *range(40002, 40064)]
+    assert counted == []
+    kernel.taken, kernel.asked = EVERY, []
+    with pytest.raises(OSError, match="98"):
+        one.connect(CLIENT, TARGET)
+    assert len(kernel.asked) == 1 + source.TRIES_AGAIN
+
+
+def test_an_older_kernel_is_given_one_port_after_the_other(kernel):
+    one, _counted = ladder(source.Ports(SLICE, by_kernel=False))
+    made = [one.connect(CLIENT, TARGET)[0][1] for _connection in range(64)]
+    assert sorted(made) == list(range(40000, 40064))
+    assert not any(source.sockets.IP_LOCAL_PORT_RANGE in options for options in kernel.options)
+
+
+def test_an_older_kernel_skips_what_is_taken(kernel):
+    kernel.taken = set(range(40000, 40063))
+    one, _counted = ladder(source.Ports(SLICE, by_kernel=False))
+    for _connection in range(3):
+        assert one.connect(CLIENT, TARGET) == ((CLIENT[0], 40063), "any")
+
+
+def test_the_tries_of_one_connection_are_bounded(kernel):
+    kernel.taken = set(range(1024, 65536))
+    one, _counted = ladder(source.Ports(PortRange(1024, 65535), by_kernel=False))
+    with pytest.raises(OSError):
+        one.connect(CLIENT, TARGET)
+    assert len(kernel.asked) == source.TRIES

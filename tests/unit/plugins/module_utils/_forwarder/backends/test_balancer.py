@@ -1,0 +1,332 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who is next: failures, states, operators, limits, backups and slow starts; and never the same backend twice."""
+
+from __future__ import annotations
+
+import copy
+import errno
+from collections import Counter
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import balancer, health
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Config, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.settings import Health
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
+from hypothesis import given
+from hypothesis import strategies as st
+
+CLIENT, OTHER = "203.0.113.7", "203.0.113.8"
+UNCHECKED = {"health": Health(enabled=False)}
+
+
+class Some(balancer.Backends):
+    """Backends of one service in slot 0 of two, with the region they share."""
+
+    def __init__(self, *weights, balance="round_robin", backups=(), limits=None, **options):
+        made = [
+            Backend(
+                name=f"b{n}",
+                ipv4=f"198.18.0.{n + 1}",
+                port=80,
+                weight=weight,
+                backup=n in backups,
+                max_connections=(limits or {}).get(n),
+            )
+            for n, weight in enumerate(weights)
+        ]
+        service = Service("web", (), tuple(made), balance=balance, **options)
+        self.region = shared_memory.Region(shared_memory.describe(Config(proxy_id=1, services=(service,)), 2))
+        super().__init__(service, "ipv4", self.region, 0)
+        self.sibling = balancer.Backends(service, "ipv4", self.region, 1)
+
+    def __del__(self):
+        self.region.close()
+
+    def set(self, index, **states):
+        """The checker or an operator says something."""
+        for field, value in states.items():
+            self.region.set_state(field, index, value)
+        self.region.advance(shared_memory.EPOCH_HEALTH)
+
+    def shares(self, count=1, now=1.0, client=CLIENT):
+        """Count who gets ``count`` connections of a client, each of which ends at once."""
+        found = Counter()
+        for _turn in range(count):
+            index = self.next(client, (), now)
+            found[index] += 1
+            if index is not None:
+                self.release(index)
+        return dict(found)
+
+    def fail(self, index, now, client=CLIENT, **options):
+        return self.failed(client, index, errno.ECONNREFUSED, now, True, **options)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8))
+def test_a_full_round_gives_each_backend_exactly_its_weight(weights):
+    some = Some(*weights)
+    for _round in range(2):
+        assert some.shares(sum(weights)) == dict(enumerate(weights))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from(sorted(balancer.STRATEGIES)), st.data())
+def test_one_connection_never_gets_the_same_backend_twice_and_gets_all(weights, balance, data):
+    some = Some(*weights, balance=balance)
+    now, tried = 0.0, ()
+    while True:
+        index = some.next(CLIENT, tried, now)
+        if index is None:
+            break
+        assert index not in tried
+        tried += (index,)
+        if data.draw(st.booleans()):
+            some.fail(index, now)
+        now += data.draw(st.floats(0, 10))
+    assert sorted(tried) == list(range(len(weights)))
+
+
+def test_where_nothing_can_be_asked_a_backend_that_fails_is_skipped_by_all_then_tried_by_one():
+    some = Some(1, 1, **UNCHECKED)
+    assert some.fail(0, 100.0) == balancer.SKIPPED
+    due = 100.0
+    for length in (health.FIRST, health.SKIP, health.SKIP):
+        assert {some.next(OTHER, (), due + part * length) for part in (0, 0.5, 0.99)} == {1}
+        due += length
+        turns = [some.next(f"203.0.113.{turn}", (), due) for turn in range(100, 110)]
+        assert turns.count(0) == 1, "one trial, and the others wait for its outcome"
+        due += 1
+        assert some.fail(0, due, "203.0.113.9") is None, "it was known already"
+    assert some.connected(OTHER, 0, 0.001, due + 4) is True
+    assert not some.health.skipping
+    assert some.shares(10, due + 5, OTHER) == {0: 5, 1: 5}
+
+
+@pytest.mark.parametrize("worker", ["own", "sibling"])
+def test_where_nothing_can_be_asked_a_backend_that_serves_another_is_skipped_by_nobody_else(worker):
+    some = Some(1, 1, **UNCHECKED)
+    (some if worker == "own" else some.sibling).connected(OTHER, 0, 0.001, 100.0)
+    assert some.fail(0, 100.0 + health.PROOF) == balancer.SKIPPED_ALONE
+    assert some.shares(4, 101.0, OTHER) == {0: 2, 1: 2}
+    assert some.shares(4, 101.0) == {1: 4}
+    assert some.fail(0, 102.0 + health.PROOF, "203.0.113.9") == balancer.SKIPPED, "for so long nobody was served"
+    assert some.shares(4, 103.1, OTHER) == {1: 4}
+
+
+def test_a_session_that_nobody_complains_about_shows_as_much_as_an_answer():
+    some = Some(1, 1, **UNCHECKED)
+    assert some.fail(0, 100.0, is_served=lambda: True) == balancer.SKIPPED_ALONE
+    assert some.fail(0, 100.5, OTHER) == balancer.SKIPPED_ALONE, "it was seen a moment ago, and is not looked for again"
+    assert some.fail(0, 102.0, OTHER, is_served=lambda: False) == balancer.SKIPPED
+    assert some.fail(0, 102.1, OTHER, is_served=lambda: 1 / 0) is None, "nor while the backend is skipped"
+
+
+def test_a_client_that_fails_is_given_another_backend_and_nobody_else_is():
+    """It has one trial after 5 s, the next after 10, and so on, up to a minute."""
+    some, now = Some(1, 1), 100.0
+    assert some.fail(0, now) == balancer.SKIPPED_ALONE
+    for length in (5, 10, 20, 40, 60, 60):
+        assert some.shares(10, now + 1) == {1: 10}
+        assert some.shares(10, now + 1, OTHER) == {0: 5, 1: 5}
+        assert some.shares(10, now + length - 0.01) == {1: 10}
+        now += length
+        turns = [some.next(CLIENT, (), now) for _turn in range(10)]
+        assert turns.count(0) == 1, "one trial, and its other connections wait for the outcome"
+        assert some.fail(0, now) is None, "it was known already"
+    assert some.connected(CLIENT, 0, 0.001, now + 60) is False, "nobody else had skipped it"
+    assert some.shares(10, now + 60) == {0: 5, 1: 5}
+    assert some.health.alone == {}
+
+
+def test_a_client_that_fails_everywhere_is_given_all_the_same():
+    some = Some(1, 1, 1, backups=[2])
+    for index in range(3):
+        some.fail(index, 1.0)
+    assert some.shares(3, now=1.5) == {0: 1, 1: 1, 2: 1}
+    assert some.shares(2, now=1.5, client=OTHER) == {0: 1, 1: 1}
+
+
+def test_clients_that_failed_are_forgotten_when_there_are_too_many():
+    some = Some(1, 1)
+    for number in range(health.MOST_CLIENTS + 1):
+        some.fail(0, 1.0, f"2001:db8::{number:x}")
+    assert len(some.health.alone) == health.MOST_CLIENTS
+    assert "2001:db8::0" not in some.health.alone
+
+
+def test_a_suspect_is_passed_over_by_all_while_any_other_is_left_and_acquits_its_clients():
+    some = Some(1, 1, 1, backups=[2])
+    some.fail(0, 1.0)
+    some.set(0, suspect=1)
+    assert some.shares(2) == some.shares(2, client=OTHER) == {1: 2}
+    assert some.health.alone == {}, "it was not the client"
+    some.set(1, suspect=1)
+    assert some.shares(2) == {2: 2}, "a backup that is well goes before"
+    some.set(2, suspect=1)
+    assert some.shares(3) == {0: 1, 1: 1, 2: 1}
+    some.set(0, suspect=0)
+    assert some.shares(2) == {0: 2}
+
+
+@pytest.mark.parametrize(("silent", "event"), [(2.4, balancer.SKIPPED_ALONE), (2.6, balancer.SKIPPED)])
+def test_while_the_checker_is_gone_nothing_can_be_asked(silent, event):
+    some = Some(1, 1)
+    some.region.cells[some.region.beat_cell(some.region.slots)] = 100_000
+    assert some.fail(0, 100.0 + silent) == event
+
+
+def test_what_a_record_of_an_earlier_version_has_no_place_for_is_not_looked_for():
+    """A worker that is replaced after a reload that failed has the memory of the program before this one."""
+    some = Some(1, 1)
+    record = copy.deepcopy(some.region.record)
+    record["fields"]["state"].remove("suspect")
+    record["fields"]["target"].remove("slow")
+    region = shared_memory.Region(record)
+    old = balancer.Backends(some.service, "ipv4", region, 0)
+    old.slow(0, 1.0)
+    assert old.failed(CLIENT, 0, errno.ETIMEDOUT, 1.0, True) == balancer.SKIPPED
+    assert old.next(OTHER, (), 1.0) == 1
+    assert region.latest_of_all("slow") == [0, 0]
+    region.close()
+
+
+def test_when_all_fail_all_are_tried():
+    some = Some(1, 1, 1, **UNCHECKED)
+    for index in range(3):
+        some.fail(index, 0.0)
+    assert {some.next(CLIENT, (), 1.0) for _turn in range(3)} == {0, 1, 2}
+
+
+def test_what_this_host_lacks_is_no_backends_fault():
+    some = Some(1, 1)
+    assert some.failed(CLIENT, 0, errno.EMFILE, 1.0, False) is None
+    assert some.health.alone == {}
+    assert some.region.total("target", "failed_local", 0) == 1
+
+
+def test_an_absent_backend_does_not_make_up_for_its_absence():
+    some = Some(1, 1)
+    for _turn in range(50):
+        assert some.next(CLIENT, (0,), 0.0) == 1
+    assert some.shares(4) == {0: 2, 1: 2}
+
+
+@pytest.mark.parametrize("state", [shared_memory.BROKEN, shared_memory.DOWN])
+def test_what_the_checker_takes_out_gets_nothing_and_what_it_brings_back_does(state):
+    some = Some(1, 1, 1)
+    assert some.shares(6) == {0: 2, 1: 2, 2: 2}
+    some.set(1, health=state)
+    assert some.shares(6) == {0: 3, 2: 3}
+    some.set(1, health=shared_memory.UP)
+    assert some.shares(6) == {0: 2, 1: 2, 2: 2}
+
+
+@pytest.mark.parametrize(("on_all_down", "taken"), [("refuse", {None: 4}), ("try_all", {0: 2, 1: 2})])
+def test_when_all_are_down(on_all_down, taken):
+    some = Some(1, 1, on_all_down=on_all_down)
+    for index in (0, 1):
+        some.set(index, health=shared_memory.DOWN)
+    assert some.shares(4) == taken
+    if on_all_down == "refuse":
+        assert some.nobody() == balancer.NOBODY
+
+
+@pytest.mark.parametrize("options", [{}, UNCHECKED], ids=["checked", "unchecked"])
+def test_when_every_return_path_is_said_to_be_broken_each_client_finds_out_for_itself(options):
+    """A bogon filter drops the probes and no client; a broken path drops the clients' packets as well."""
+    some = Some(1, 1, **options)
+    for index in (0, 1):
+        some.set(index, health=shared_memory.BROKEN)
+    assert some.shares(4) == {0: 2, 1: 2}
+    for index in (0, 1):
+        some.fail(index, 10.0)
+    assert some.shares(4, now=11.0, client=OTHER) == {0: 2, 1: 2}, "that another one fails says nothing of this one"
+    assert some.shares(4, now=11.0) == {0: 2, 1: 2}, "nobody else is left"
+
+
+@pytest.mark.parametrize("state", [shared_memory.DRAINING, shared_memory.MAINTENANCE])
+@pytest.mark.parametrize("on_all_down", ["refuse", "try_all"])
+def test_an_operators_word_is_final(state, on_all_down):
+    some = Some(1, 1, on_all_down=on_all_down)
+    some.set(0, admin=state)
+    assert some.shares(4) == {1: 4}
+    some.set(1, admin=state)
+    assert some.shares(4) == {None: 4}
+    some.set(0, admin=shared_memory.READY)
+    assert some.shares(4) == {0: 4}
+
+
+def test_backups_serve_only_while_nobody_else_does():
+    some = Some(1, 1, 1, backups=[2], **UNCHECKED)
+    assert some.shares(4) == {0: 2, 1: 2}
+    some.set(0, health=shared_memory.DOWN)
+    assert some.shares(2) == {1: 2}
+    some.fail(1, 1.0)
+    assert some.shares(2, now=1.5) == {2: 2}, "the checker does not know yet that the last one fails"
+    some.set(1, health=shared_memory.DOWN)
+    assert some.shares(2) == {2: 2}
+    some.set(0, health=shared_memory.UP)
+    assert some.shares(2) == {0: 2}
+
+
+def test_a_limit_passes_on_to_the_next_and_then_refuses():
+    some = Some(1, 1, limits={0: 1, 1: 2})
+    held = [some.next(CLIENT, (), 1.0) for _connection in range(3)]
+    assert sorted(held) == [0, 1, 1]
+    assert some.next(CLIENT, (), 1.0) is None
+    assert some.nobody() == balancer.ALL_FULL
+    some.release(0)
+    assert some.next(CLIENT, (), 1.0) == 0
+
+
+def test_a_limit_holds_over_all_workers():
+    some = Some(1, limits={0: 2})
+    assert (some.sibling.next(CLIENT, (), 1.0), some.next(CLIENT, (), 1.0)) == (0, 0)
+    assert some.next(CLIENT, (), 1.0) is None
+    assert some.sibling.next(CLIENT, (), 1.0) is None
+    some.sibling.release(0)
+    assert some.next(CLIENT, (), 1.0) == 0
+
+
+def test_least_connections_sees_what_other_workers_have():
+    some = Some(1, 1, balance="least_connections")
+    assert [some.sibling.next(CLIENT, (), 1.0) for _connection in range(2)] == [0, 1]
+    some.sibling.release(1)
+    assert some.next(CLIENT, (), 1.0) == 1
+
+
+def test_an_operators_weight_goes_before_the_configs():
+    some = Some(1, 1)
+    some.set(0, weight=3)
+    assert some.shares(4) == {0: 3, 1: 1}
+    some.set(0, weight=0)
+    assert some.shares(4) == {0: 2, 1: 2}
+
+
+def test_slow_start_gives_a_growing_part():
+    some = Some(100, 100, slow_start=10.0)
+    some.set(0, health=shared_memory.UP, recovered=1_000_000)
+    parts = [some.shares(1000, now=1000.0 + age).get(0, 0) for age in (0.0, 2.5, 5.0, 10.0)]
+    expected = [1000 * part / (1 + part) for part in (balancer.RAMP_FLOOR, 0.25, 0.5, 1.0)]
+    assert parts == pytest.approx(expected, abs=3)
+
+
+def test_backends_that_never_failed_do_not_start_slowly():
+    some = Some(100, 100, slow_start=10.0)
+    assert some.shares(100, now=1.0) == {0: 50, 1: 50}, "the clock counts from boot, which may be a second ago"
+
+
+def test_counts():
+    some = Some(1, 1)
+    index = some.next(CLIENT, (), 1.0)
+    total = some.region.total
+    assert total("target", "active", index) == 1
+    some.connected(CLIENT, index, 0.0007, 1.5)
+    some.carried(index, 10, 20)
+    some.release(index)
+    values = [total("target", name, index) for name in ("active", "connections", "bytes_to_backend", "bytes_to_client")]
+    assert values == [0, 1, 10, 20]
+    assert some.region.latest("succeeded", index) == 1500
+    assert total("target", "latency_2", index) == 1, "0.5 to 1 ms"
+    assert total("target", "connect_microseconds", index) == 700

@@ -1,0 +1,133 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One question to a server on loopback: what it makes of an answer, a refusal and silence; and what it leaves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_probe import (
+    TcpQuestion,
+    UdpQuestion,
+)
+
+ADDRESSES = ["127.0.0.1", "::1"]
+PATIENCE = 5.0  # seconds; loopback answers within microseconds
+
+
+def family_of(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def answer(question):
+    """Look until there is one, as the checker does."""
+    deadline = time.monotonic() + PATIENCE
+    while (number := question.poll()) is None:
+        assert time.monotonic() < deadline, "no answer"
+        time.sleep(0.001)
+    return number
+
+
+@pytest.fixture(params=ADDRESSES)
+def tcp(request):
+    with socket.create_server((request.param, 0), family=family_of(request.param)) as server:
+        server.settimeout(PATIENCE)
+        yield server
+
+
+@pytest.fixture(params=ADDRESSES)
+def udp(request):
+    with socket.socket(family_of(request.param), socket.SOCK_DGRAM) as server:
+        server.bind((request.param, 0))
+        server.settimeout(PATIENCE)
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    before = os.listdir("/proc/self/fd")
+    yield
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_handshake_is_a_good_answer_and_leaves_by_reset(tcp):
+    question = TcpQuestion(*tcp.getsockname()[:2], None)
+    assert answer(question) == 0
+    assert question.poll() == 0, "an answer stays"
+    accepted, _peer = tcp.accept()
+    question.close()
+    with accepted, pytest.raises(ConnectionResetError):
+        accepted.recv(1)
+
+
+def test_a_port_where_nobody_listens_refuses(tcp):
+    address = tcp.getsockname()[:2]
+    tcp.close()
+    question = TcpQuestion(*address, None)
+    assert answer(question) == errno.ECONNREFUSED
+    assert question.poll() == errno.ECONNREFUSED
+    question.close()
+
+
+def test_a_handshake_that_is_not_answered_stays_open(tcp):
+    """A server whose accept queue is full drops what comes (tcp(7), listen(2))."""
+    tcp.listen(0)
+    others = [TcpQuestion(*tcp.getsockname()[:2], None) for _place in range(4)]
+    question = TcpQuestion(*tcp.getsockname()[:2], None)
+    time.sleep(0.05)
+    assert question.poll() is None
+    for one in (*others, question):
+        one.close()
+
+
+TEST_ANSWERS = [
+    (b"PONG", b"PONG", 0),
+    (b"PONG and more", b"PONG", 0),
+    (b"", b"", 0),
+    (b"anything", b"", 0),
+    (b"PON", b"PONG", errno.EBADMSG),
+    (b"", b"PONG", errno.EBADMSG),
+    (b"xPONG", b"PONG", errno.EBADMSG),
+]
+
+
+@pytest.mark.parametrize(("data", "expect", "number"), TEST_ANSWERS)
+def test_an_answer_has_to_begin_as_expected(udp, data, expect, number):
+    question = UdpQuestion(*udp.getsockname()[:2], None, b"\x00PING\xff", expect)
+    request, peer = udp.recvfrom(100)
+    assert request == b"\x00PING\xff"
+    assert question.poll() is None, "nothing has come yet"
+    udp.sendto(data, peer)
+    assert answer(question) == number
+    question.close()
+
+
+def test_what_others_send_is_no_answer(udp):
+    question = UdpQuestion(*udp.getsockname()[:2], None, b"PING", b"PONG")
+    _request, peer = udp.recvfrom(100)
+    with socket.socket(udp.family, socket.SOCK_DGRAM) as stranger:
+        stranger.sendto(b"PONG", peer)
+    assert question.poll() is None
+    question.close()
+
+
+def test_icmp_says_that_a_udp_port_is_closed(udp):
+    address = udp.getsockname()[:2]
+    udp.close()
+    question = UdpQuestion(*address, None, b"PING", b"")
+    assert answer(question) == errno.ECONNREFUSED
+    question.close()
+
+
+def test_what_the_kernel_refuses_is_an_answer_over_tcp_and_an_error_over_udp():
+    """A broadcast address takes no connection, and no datagram without SO_BROADCAST."""
+    question = TcpQuestion("255.255.255.255", 80, None)
+    assert question.poll() == errno.ENETUNREACH
+    question.close()
+    with pytest.raises(OSError, match=r"Permission denied|unreachable"):
+        UdpQuestion("255.255.255.255", 53, None, b"x", b"")

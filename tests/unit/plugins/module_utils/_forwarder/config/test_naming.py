@@ -1,0 +1,31 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.naming import means
+
+ROWS = [
+    ("b", "b", True),
+    ("b", "b:8080", True),
+    ("b:8080", "b:8080", True),
+    ("b", "b:8000-8009", True),
+    ("b", "b:8000-", False),
+    ("b:8080", "b:8081", False),
+    ("b", "bb:8080", False),
+    ("b", "b:http", False),
+    ("b", "b:", False),
+    ("b:8080", "b", False),
+    ("192.0.2.1", "192.0.2.1:80", True),
+    ("2001:db8::1", "2001:db8::1", True),
+    ("2001:db8::1", "2001:db8::1:80", True),
+    ("2001:db8::1", "2001:db8::2", False),
+    (None, "b", False),
+]
+
+
+@pytest.mark.parametrize(("wanted", "name", "expected"), ROWS)
+def test_means(wanted, name, expected):
+    assert means(wanted, name) is expected

@@ -1,0 +1,152 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Shared memory: rows that add up, states that readers see, and what is taken over by the next generation."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Config, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory, totals
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.overrides import Overrides
+
+
+def config(*names, port=80):
+    backends = tuple(
+        Backend(name=name, ipv4=f"198.18.0.{ord(name)}", ipv6=f"2001:db8::{ord(name)}", port=port) for name in names
+    )
+    return Config(proxy_id=1, services=(Service("web", (), backends), Service("mail", (), backends[:1])))
+
+
+@pytest.fixture
+def make():
+    """A factory of regions, which are closed at the end."""
+    made = []
+
+    def region(*names, slots=2, **options):
+        made.append(shared_memory.Region(shared_memory.describe(config(*names, **options), slots)))
+        return made[-1]
+
+    yield region
+    for one in made:
+        one.close()
+
+
+def test_a_region_takes_the_place_of_no_other_cell(make):
+    region = make("b", "c", slots=3)
+    numbers = [region.cell(slot, kind, field, index) for slot in range(4) for kind, count in
+               (("worker", 1), ("service", 2), ("target", 6)) for field in region.record["fields"][kind]
+               for index in range(count)]  # fmt: skip
+    numbers += [region.state_cell(field, target) for field in shared_memory.STATE_FIELDS for target in range(6)]
+    assert len(numbers) == len(set(numbers))
+    assert min(numbers) >= shared_memory.HEADER
+    numbers += [region.beat_cell(slot) for slot in range(4)]
+    assert len(numbers) == len(set(numbers))
+    assert max(numbers) == len(region.cells) - 1
+
+
+def test_a_child_writes_and_the_parent_reads(make):
+    region = make("b")
+    child = os.fork()
+    if not child:
+        region.cells[region.cell(1, "worker", "defects")] += 41
+        os._exit(0)
+    os.waitpid(child, 0)
+    region.cells[region.cell(0, "worker", "defects")] += 1
+    assert region.total("worker", "defects") == 42
+
+
+def test_another_program_finds_its_way_by_the_record(make):
+    region = make("b", "c")
+    region.cells[region.cell(1, "target", "connections", 3)] = 7
+    again = shared_memory.Region(region.record, os.dup(region.fd))
+    assert again.total("target", "connections", 3) == 7
+    assert again.targets == region.targets
+    assert not os.get_inheritable(again.fd)
+    again.close()
+
+
+def test_a_successor_forgets_what_the_dead_worker_had_open_and_keeps_its_counts(make):
+    region = make("b")
+    for field in ("active", "connections", "succeeded"):
+        region.cells[region.cell(1, "target", field, 0)] = 5
+    region.reset_gauges(1)
+    assert [region.total("target", field, 0) for field in ("active", "connections")] == [0, 5]
+    assert region.latest("succeeded", 0) == 5
+
+
+def test_what_the_checker_knew_is_taken_over_for_what_is_the_same(make):
+    old, new, moved = make("b", "c"), make("c", "d"), make("c", port=81)
+    c = old.targets.index(("web", "c", "ipv4"))
+    old.set_state("health", c, shared_memory.DOWN)
+    unasked = make("b", "c")
+    new.inherit(old, {"web", "mail"})
+    moved.inherit(old, {"web", "mail"})
+    unasked.inherit(old, {"mail"})
+    assert new.state("health", new.targets.index(("web", "c", "ipv4"))) == shared_memory.DOWN
+    assert new.state("health", new.targets.index(("web", "d", "ipv4"))) == shared_memory.UNKNOWN
+    assert unasked.state("health", c) == shared_memory.UNKNOWN, "nobody would correct it"
+    assert moved.state("health", moved.targets.index(("web", "c", "ipv4"))) == shared_memory.UNKNOWN
+
+
+def test_totals_outlive_generations(make):
+    old, new = make("b", "c"), make("c")
+    for region, value in ((old, 10), (new, 5)):
+        number = region.targets.index(("web", "c", "ipv6"))
+        for field in ("connections", "active", "succeeded"):
+            region.cells[region.cell(0, "target", field, number)] = value
+    key = ("web", "c", "ipv6")
+    book = totals.GenerationTotals()
+    before = book.totals([old, new])
+    assert [before.target(*key, field) for field in ("connections", "active", "succeeded")] == [15, 15, 10]
+    book.fold(old)
+    after = totals.GenerationTotals(book.records()).totals([new])
+    assert [after.target(*key, field) for field in ("connections", "active", "succeeded")] == [15, 5, 5]
+    assert after.target("web", "b", "ipv4", "connections") == 0
+
+
+def test_what_others_have_open_goes_to_the_supervisors_row_and_away_again(make):
+    old, new = make("b", "c"), make("c")
+    old.cells[old.cell(1, "target", "active", old.targets.index(("web", "c", "ipv4")))] = 3
+    place = new.targets.index(("web", "c", "ipv4"))
+    totals.elsewhere(new, [old])
+    assert new.total("target", "active", place) == 3
+    assert totals.GenerationTotals().totals([new]).target("web", "c", "ipv4", "active") == 0, "it is not counted twice"
+    totals.elsewhere(new, [])
+    assert new.total("target", "active", place) == 0
+
+
+def test_orders(make):
+    region = make("b", "c")
+    overrides = Overrides()
+    assert overrides.give("web", "b", "state", "draining") is True
+    assert overrides.give("web", "b", "state", "draining") is False
+    assert overrides.give("web", "c", "weight", 5) is True
+    epoch = region.cells[shared_memory.EPOCH_ADMIN]
+    Overrides(overrides.records()).publish(region)
+    assert region.cells[shared_memory.EPOCH_ADMIN] > epoch
+    by_target = {
+        target: (region.state("admin", number), region.state("weight", number))
+        for number, target in enumerate(region.targets)
+    }
+    assert by_target["web", "b", "ipv4"] == by_target["web", "b", "ipv6"] == (shared_memory.DRAINING, 0)
+    assert by_target["web", "c", "ipv4"] == (shared_memory.READY, 5)
+    assert by_target["mail", "b", "ipv4"] == (shared_memory.READY, 0)
+    overrides.settle(config("c"))
+    assert overrides.records() == [["web", "c", {"weight": 5}]]
+    assert overrides.give("web", "c", "weight", None) is True
+    assert overrides.records() == []
+
+
+def test_the_times_of_a_region_and_one_of_an_earlier_version_that_has_none(make):
+    region = make("b", slots=2)
+    assert [region.beat(slot) for slot in range(3)] == [None] * 3
+    region.cells[region.beat_cell(2)] = 1500
+    assert region.beat(2) == 1.5
+    record = {key: value for key, value in region.record.items() if key != "beats"}
+    earlier = shared_memory.Region(record, os.dup(region.fd))
+    assert earlier.beat(2) is earlier.beat_cell(2) is None
+    assert len(earlier.cells) == len(region.cells) - 3
+    earlier.close()

@@ -1,0 +1,227 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The options of every socket, read back from the kernel (on loopback: nothing here needs privileges)."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import select
+import socket
+import sys
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import udp_sockets
+
+KEEPALIVE = (1, 60, 10, 6)  # on, idle seconds, seconds between probes, probes
+
+
+def keepalive(sock):
+    """What the kernel says of a connection's keepalive."""
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    return (
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        *(sock.getsockopt(socket.IPPROTO_TCP, option) for option in options),
+    )
+
+
+@pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+@pytest.mark.parametrize(("seconds", "said"), [(60, KEEPALIVE), (0, (0,)), (3, (1, 3, 1, 6))])
+def test_a_listener_and_what_is_accepted_from_it(address, family, seconds, said):
+    with sockets.listening_socket(address, 0, 16) as listener:
+        sockets.tune_listener(listener, seconds, 2.5)
+        assert listener.family == family
+        assert listener.gettimeout() == 0.0
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+        if family == socket.AF_INET6:
+            assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        with sockets.listening_socket(address, listener.getsockname()[1], 16):
+            pass  # a second slot may have the same address
+        with pytest.raises(BlockingIOError):
+            sockets.accept(listener._accept, family)
+        with socket.create_connection(listener.getsockname()[:2]) as client:
+            select.select([listener], [], [], 10)
+            accepted, peer = sockets.accept(listener._accept, family)
+            assert peer[:2] == client.getsockname()[:2]
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
+            assert keepalive(accepted)[: len(said)] == said
+            assert accepted.getsockopt(socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT) == 2500
+            with pytest.raises(BlockingIOError):
+                accepted.recv(1, socket.MSG_DONTWAIT)
+            assert os.get_blocking(accepted.fileno()), "one system call less"
+            sockets.make_non_blocking(accepted)
+            with pytest.raises(BlockingIOError):
+                os.read(accepted.fileno(), 1)
+            accepted.close()
+
+
+@pytest.mark.parametrize("address", ["198.51.100.9", "2001:db8:ffff::9"])
+@pytest.mark.parametrize("make", [lambda *to: sockets.listening_socket(*to, 16), udp_sockets.listener])
+def test_an_address_that_is_not_there_can_be_listened_on(monkeypatch, address, make):
+    make(address, 0).close()
+    monkeypatch.setattr(sockets, "allow_absent", lambda _sock: None)
+    with pytest.raises(OSError, match=r"\[Errno 99\]"):  # EADDRNOTAVAIL
+        make(address, 0)
+
+
+def test_an_address_in_use_is_reported_and_the_socket_closed():
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="in use"):
+        sockets.listening_socket("127.0.0.1", other.getsockname()[1], 16)
+
+
+class FakeSocket:
+    """Stands in for socket.socket: records the options, and fails where told."""
+
+    error = errno.EINPROGRESS
+    made: list = []  # noqa: RUF012
+
+    def __init__(self, family, kind):
+        self.family, self.kind, self.options, self.calls = family, kind, {}, []
+        FakeSocket.made.append(self)
+
+    def setsockopt(self, level, option, value):
+        self.options[level, option] = value
+
+    def bind(self, address):
+        self.calls.append(("bind", address))
+
+    def connect_ex(self, address):
+        self.calls.append(("connect", address))
+        return self.error
+
+    def close(self):
+        self.calls.append("close")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    FakeSocket.made = []
+    monkeypatch.setattr(sockets.socket, "socket", FakeSocket)
+    monkeypatch.setattr(sockets.socket, "SocketType", FakeSocket)
+    return FakeSocket
+
+
+TARGET = ("198.18.0.21", 8080)
+
+
+def begun(source, port=0, ports=None):
+    """Return the socket of a connect from a source, begun as source.py does."""
+    family = sockets.family_of(source)
+    options = sockets.transparent_options(family, ports, kept=bool(port)) + sockets.upstream_options()
+    return sockets.begin_connect(family, options, (source, port), TARGET)
+
+
+TEST_TRANSPARENT = [
+    ("203.0.113.7", 0, (socket.IPPROTO_IP, 19), True),
+    ("203.0.113.7", 4000, (socket.IPPROTO_IP, 19), False),
+    ("2001:db8:1::10", 0, (socket.IPPROTO_IPV6, 75), True),
+]
+
+
+@pytest.mark.parametrize(("source", "port", "option", "no_port"), TEST_TRANSPARENT)
+def test_a_transparent_source(fake, source, port, option, no_port):
+    made = begun(source, port)
+    assert made.options[option] == 1
+    assert ((socket.IPPROTO_IP, sockets.IP_BIND_ADDRESS_NO_PORT) in made.options) is no_port
+    assert made.options[socket.SOL_SOCKET, socket.SO_REUSEADDR] == 1
+    assert made.calls == [("bind", (source, port)), ("connect", TARGET)]
+
+
+def test_a_transparent_socket(fake, monkeypatch):
+    monkeypatch.setattr(sockets, "is_broadcast", lambda _address: False)
+    made = sockets.transparent_socket(socket.AF_INET, "203.0.113.7")
+    assert made.options[socket.IPPROTO_IP, sockets.IP_TRANSPARENT] == 1
+    assert made.calls == [("bind", ("203.0.113.7", 0))]
+
+
+@pytest.mark.parametrize("source", ["203.0.113.7", "2001:db8:1::10"])
+def test_a_slice_is_for_a_port_the_kernel_chooses(fake, source):
+    ports = sockets.port_range(32768, 34531)
+    key = (socket.IPPROTO_IP, sockets.IP_LOCAL_PORT_RANGE)
+    assert begun(source, ports=ports).options[key] == (34531 << 16 | 32768).to_bytes(4, sys.byteorder)
+    assert key not in begun(source, 4000, ports=ports).options
+
+
+@pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_an_upstream_connection(address, family):
+    with socket.create_server((address, 0), family=family) as server:
+        options = sockets.upstream_options(1.5)
+        upstream = sockets.begin_connect(family, options, None, server.getsockname()[:2])
+        try:
+            assert upstream.getsockopt(socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT) == 1500
+            assert not upstream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            sockets.send_at_once(upstream)
+            assert upstream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert sockets.connect_error(upstream) == 0
+        finally:
+            upstream.close()
+
+
+@pytest.mark.skipif(not sockets.chooses_within(40000, 40063), reason="Linux 6.3 or newer")
+@pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_the_kernel_chooses_within_the_range(address, family):
+    first = 40000
+    options = ((socket.IPPROTO_IP, sockets.IP_LOCAL_PORT_RANGE, sockets.port_range(first, first + 63)),)
+    with socket.create_server((address, 0), family=family, backlog=64) as server:
+        target = server.getsockname()[:2]
+        upstreams = [sockets.begin_connect(family, options, None, target) for _connection in range(20)]
+        assert {upstream.getsockname()[1] for upstream in upstreams} <= set(range(first, first + 64))
+        for upstream in upstreams:
+            upstream.close()
+
+
+def test_an_upstream_connect_is_begun_without_waiting(fake):
+    made = sockets.begin_connect(socket.AF_INET, sockets.upstream_options(), None, TARGET)
+    assert made.kind & socket.SOCK_NONBLOCK
+    assert made.options == {
+        (socket.IPPROTO_TCP, socket.TCP_QUICKACK): 0,
+        (socket.SOL_SOCKET, socket.SO_OOBINLINE): 1,
+    }
+    assert made.calls == [("connect", TARGET)]
+
+
+def test_a_connect_that_fails_at_once_closes_the_socket(fake, monkeypatch):
+    monkeypatch.setattr(FakeSocket, "error", errno.ENETUNREACH)
+    with pytest.raises(OSError) as caught:
+        sockets.begin_connect(socket.AF_INET, (), None, TARGET)
+    assert sockets.describe(caught.value) == "ENETUNREACH: Network is unreachable"
+    assert FakeSocket.made[0].calls[-1] == "close"
+
+
+@pytest.mark.parametrize(
+    ("method", "number", "text"),
+    [("setsockopt", errno.EPERM, "CAP_NET_RAW is missing"), ("bind", errno.EACCES, "CAP_NET_BIND_SERVICE is missing")],
+)
+def test_a_missing_capability_is_named(fake, monkeypatch, method, number, text):
+    def deny(*_arguments):
+        raise PermissionError(number, "denied")
+
+    monkeypatch.setattr(FakeSocket, method, deny)
+    with pytest.raises(sockets.CapabilityError) as caught:
+        begun("203.0.113.7", 80)
+    assert text in sockets.describe(caught.value)
+    assert fake.made[0].calls == ["close"]
+
+
+def test_reset_sends_rst():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        accepted, _address = server.accept()
+        with client:
+            sockets.reset(accepted)
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+
+
+def test_it_imports_the_standard_library_only():
+    """The handshake probe imports it, and must not pull the engine into its payload."""
+    with open(sockets.__file__, encoding="utf-8") as stream:
+        tree = ast.parse(stream.read())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported <= {"__future__", "errno", "fcntl", "os", "socket", "struct"}
+    assert not any(node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))

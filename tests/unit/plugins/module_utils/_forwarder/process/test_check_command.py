@@ -1,0 +1,80 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``l4proxy check``: one line when all is well, every error on its own line when not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import check_command
+
+GOOD = {
+    "schema": 1,
+    "proxy_id": 1,
+    "services": [
+        {
+            "name": "web",
+            "listen": [{"address": "0.0.0.0", "port": 80}, {"address": "0.0.0.0", "port": 81}],
+            "backends": [{"name": "b", "ipv4": "198.18.0.21", "port": 8080}],
+        }
+    ],
+}
+
+
+def test_ok(tmp_path, capsys):
+    path = tmp_path / "forwarder.json"
+    path.write_text(json.dumps(GOOD), encoding="utf-8")
+    assert check_command.run(str(path)) == 0
+    assert capsys.readouterr().out == f"ok: {path}: 1 service, 2 listen addresses, 1 backend\n"
+
+
+def test_errors(tmp_path, capsys):
+    path = tmp_path / "forwarder.json"
+    path.write_text(json.dumps({**GOOD, "proxy_id": 0, "x": 1}), encoding="utf-8")
+    assert check_command.run(str(path)) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "proxy_id: 0 is not a proxy id (1-255)",
+        "x: is not a known key (known here: admin, drain_timeout, log, metrics, proxy_id, schema, services,"
+        " source_ports, workers)",
+    ]
+
+
+def wide(listen, backends):
+    """A config of that many listen addresses and backends, in services of 1,000 each."""
+    services = []
+    for first in range(0, max(listen, backends), 1000):
+        several = [
+            {"address": f"10.{first // 1000}.0.1", "port": n + 1} for n in range(max(1, min(1000, listen - first)))
+        ]
+        many = [
+            {"name": f"b{n}", "ipv4": f"10.9.{n // 250}.{n % 250}", "port": 80}
+            for n in range(max(1, min(1000, backends - first)))
+        ]
+        services.append({"name": f"s{first}", "listen": several, "backends": many})
+    return {**GOOD, "services": services, "workers": 1}
+
+
+@pytest.mark.parametrize(
+    ("document", "sentence"),
+    [
+        (wide(16384, 17), None),
+        (wide(17, 16384), None),
+        (
+            wide(16385, 17),
+            "services: have 16385 listen addresses (each port of a range is one); a forwarder takes 16384",
+        ),
+        (wide(17, 16385), "services: have 16385 backends; a forwarder takes 16384 at most: use several proxies"),
+    ],
+)
+def test_what_is_too_much_is_refused_with_the_bound(tmp_path, capsys, document, sentence):
+    path = tmp_path / "forwarder.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert check_command.run(str(path)) == bool(sentence)
+    assert (sentence or "ok: ") in capsys.readouterr().out
+
+
+def test_no_file(tmp_path, capsys):
+    assert check_command.run(str(tmp_path / "none")) == 1
+    assert capsys.readouterr().out == f"{tmp_path / 'none'}: cannot be read: No such file or directory\n"

@@ -1,0 +1,273 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A relay's two sides over real TCP sockets: every byte, every end, whatever the sizes and the order."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import socket
+import struct
+import threading
+import time
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.poller import Poller
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import stream as side_module
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.splice import Pool
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.stream import BUFFER_SIZE, Stream
+
+PATIENCE = 20
+
+
+def connected():
+    """Two ends of a TCP connection over loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        other, _address = server.accept()
+    return one, other
+
+
+class Middle:
+    """A relay without choosing and logging: two sides, a poller, and a thread that turns it."""
+
+    def __init__(self, pipes):
+        self.worker = self
+        self.selector = Poller()
+        self.pipes = Pool(pipes)
+        self.events = []
+        self.client, near = connected()
+        far, self.server = connected()
+        for sock in (self.client, self.server):
+            sock.settimeout(PATIENCE)
+        self.sides = {"client": Stream(near, self, "client eof", "client reset")}
+        self.sides["server"] = Stream(far, self, "server eof", "server reset")
+        one, other = self.sides["client"], self.sides["server"]
+        one.peer, other.peer = other, one
+        for each in self.sides.values():
+            each.sock.setblocking(False)
+            each.sock.setsockopt(*sockets.URGENT_INLINE)
+            self.selector.watch(each.number, each.ready)
+        self.thread = threading.Thread(target=self.turn, daemon=True)
+
+    def handle(self, event):
+        """What Relay.handle does, without a session."""
+        self.events.append(event)
+        name, _space, what = event.partition(" ")
+        if what == "eof":
+            self.sides[name].peer.sock.shutdown(socket.SHUT_WR)
+            if len([one for one in self.events if one.endswith("eof")]) < 2:
+                return
+        for one in self.sides.values():
+            sock = one.detach()
+            if what == "reset":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+
+    def lost(self, side, _number):
+        """What Relay.lost does, without a reason."""
+        self.handle(side.reset)
+
+    def turn(self):
+        while any(one.sock for one in self.sides.values()):
+            if not self.selector.turn(PATIENCE, self.contain):
+                self.events.append("nothing more happened")
+                return
+
+    def contain(self, _owner, error):
+        raise error
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_exc):
+        for sock in (self.client, self.server):
+            sock.close()
+        self.thread.join(PATIENCE)
+        self.pipes.close()
+        self.selector.close()
+
+
+def send(sock, data, sizes, end=True):
+    """Send ``data`` in pieces of these sizes, over and over, from a thread."""
+
+    def run():
+        position = 0
+        while position < len(data):
+            for size in sizes:
+                sock.sendall(data[position : position + size])
+                position += size
+        if end:
+            sock.shutdown(socket.SHUT_WR)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def exactly(sock, count):
+    """Receive ``count`` bytes."""
+    data = b""
+    while len(data) < count and (part := sock.recv(count - len(data))):
+        data += part
+    return data
+
+
+def send_until_refused(sock):
+    while True:
+        sock.sendall(bytes(1 << 16))
+
+
+def receive(sock, size=1 << 16):
+    digest, total = hashlib.sha256(), 0
+    while part := sock.recv(size):
+        digest.update(part)
+        total += len(part)
+    return total, digest.digest()
+
+
+TEST_SIZES = [
+    (1 << 10, [1]),
+    (10 << 20, [1 << 20]),
+    (3 << 20, [BUFFER_SIZE]),
+    (3 << 20, [BUFFER_SIZE, 1, BUFFER_SIZE - 1, 7]),
+    (5 << 20, [400_000, 10]),
+]
+
+
+@pytest.mark.parametrize("pipes", [0, 1, 8])
+@pytest.mark.parametrize(("total", "sizes"), TEST_SIZES)
+def test_both_ways_at_once_every_byte_arrives(pipes, total, sizes):
+    up, down = random.Random(1).randbytes(total), random.Random(2).randbytes(total)
+    with Middle(pipes) as middle:
+        senders = [send(middle.client, up, sizes), send(middle.server, down, sizes[::-1])]
+        heard = []
+        reader = threading.Thread(target=lambda: heard.append(receive(middle.server)))
+        reader.start()
+        assert receive(middle.client) == (total, hashlib.sha256(down).digest())
+        reader.join(PATIENCE)
+        assert heard == [(total, hashlib.sha256(up).digest())]
+        for sender in senders:
+            sender.join(PATIENCE)
+        middle.thread.join(PATIENCE)
+        assert sorted(middle.events) == ["client eof", "server eof"]
+        assert (middle.sides["server"].sent, middle.sides["client"].sent) == (total, total)
+        assert middle.pipes.lent == 0
+
+
+# How many bytes are sent at once; 0 is one urgent byte.
+TEST_URGENT = [
+    [0],
+    [3, 0],
+    [0, 3],
+    [3, 0, 3],
+    [BUFFER_SIZE, 0, BUFFER_SIZE],
+    [BUFFER_SIZE - 1, 0, 1],
+    [2 * BUFFER_SIZE, 0, 5],
+    [2_000_000, 0],
+    [2_000_000, 0, 500_000],
+]
+TEST_URGENT_IN_A_ROW = [[0, 0, 0], [3, 0, 0, 3, 0], [1_000_000, 0, 0, 10, 0, 1_000_000, 0]]
+
+
+def send_plan(sock, plan, pause):
+    """Send what a plan of TEST_URGENT says, and the end after each pause; returns (all bytes, those without urgent)."""
+    pieces = [random.Random(size).randbytes(size) or b"!" for size in plan]
+
+    def run():
+        for size, piece in zip(plan, pieces):
+            if size:
+                sock.sendall(piece)
+            else:
+                sock.send(piece, socket.MSG_OOB)
+            time.sleep(pause)
+        sock.shutdown(socket.SHUT_WR)
+
+    threading.Thread(target=run, daemon=True).start()
+    return b"".join(pieces), b"".join(piece for size, piece in zip(plan, pieces) if size)
+
+
+@pytest.mark.parametrize("pipes", [0, 1, 8])
+@pytest.mark.parametrize("sender", ["client", "server"])
+@pytest.mark.parametrize("pause", [0, 0.05])
+@pytest.mark.parametrize(
+    ("plan", "inline"),
+    [(plan, inline) for plan in TEST_URGENT for inline in (True, False)]
+    + [(plan, True) for plan in TEST_URGENT_IN_A_ROW],
+)
+def test_every_byte_arrives_and_urgent_ones_as_urgent(pipes, sender, pause, plan, inline):
+    """A receiver with SO_OOBINLINE reads them in the stream, another one finds them beside it."""
+    with Middle(pipes) as middle:
+        source, sink = (middle.client, middle.server) if sender == "client" else (middle.server, middle.client)
+        sink.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
+        whole, plain = send_plan(source, plan, pause)
+        wanted = whole if inline else plain
+        assert receive(sink) == (len(wanted), hashlib.sha256(wanted).digest())
+        source.close()
+        sink.close()
+        middle.thread.join(PATIENCE)
+        assert sorted(middle.events) == ["client eof", "server eof"]
+        assert middle.pipes.lent == 0
+
+
+@pytest.mark.parametrize("pipes", [0, 8])
+def test_a_reset_in_the_middle_of_bulk_is_passed_on_and_the_pipe_comes_back(pipes):
+    with Middle(pipes) as middle:
+        sender = send(middle.client, bytes(1 << 20), [1 << 20], end=False)
+        middle.server.recv(1000)
+        middle.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sender.join(PATIENCE)
+        middle.server.close()
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            send_until_refused(middle.client)
+        middle.thread.join(PATIENCE)
+        assert middle.events == ["server reset"]
+        assert middle.pipes.lent == 0
+
+
+@pytest.mark.skipif(side_module.splice is None, reason="no splice here")
+def test_bulk_goes_through_a_pipe_and_small_data_does_not(monkeypatch):
+    moved = []
+
+    def spy(source, target, count, splice=side_module.splice):
+        moved.append(splice(source, target, count))
+        return moved[-1]
+
+    monkeypatch.setattr(side_module, "splice", spy)
+    with Middle(8) as middle:
+        for _request in range(50):
+            middle.client.sendall(b"x" * 1000)
+            assert exactly(middle.server, 1000) == b"x" * 1000
+        assert not moved
+        send(middle.client, bytes(20 << 20), [1 << 20])
+        assert receive(middle.server)[0] == 20 << 20
+        assert sum(moved) > 20 << 20, "in and out: most of it went through the pipe"
+
+
+def test_a_pipe_is_given_back_although_its_last_piece_was_small(monkeypatch):
+    whole = side_module.splice
+    monkeypatch.setattr(side_module, "_TURNS", range(1))  # others get their turn after each piece
+    monkeypatch.setattr(side_module, "splice", lambda source, target, count: whole(source, target, min(count, 1000)))
+    with Middle(8) as middle:
+        size = 2 * BUFFER_SIZE + 5000
+        middle.client.sendall(bytes(size))
+        assert len(exactly(middle.server, size)) == size
+        deadline = time.monotonic() + PATIENCE
+        while middle.pipes.lent and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert middle.pipes.lent == 0
+
+
+@pytest.mark.parametrize(("flag", "segments"), [(socket.MSG_MORE, 2), (0, 3)])
+def test_the_end_leaves_with_the_last_bytes(monkeypatch, flag, segments):
+    monkeypatch.setattr(side_module, "_AND_THAT_WAS_ALL", socket.MSG_DONTWAIT | flag)
+    middle = Middle(8)
+    middle.server.sendall(b"that is all")
+    middle.server.shutdown(socket.SHUT_WR)
+    with middle:
+        assert exactly(middle.client, 100) == b"that is all"
+        info = middle.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
+        assert struct.unpack_from("I", info, 140)[0] == segments  # tcpi_segs_in (linux/tcp.h); the first is the SYN

@@ -1,0 +1,104 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who makes room where all places are taken: never a service with less than its share, and conversations last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import eviction
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp.eviction import Leavers, Shares
+
+NOW = 100.0
+
+
+@dataclass(eq=False)
+class Flow:
+    """What udp_room asks of a udp_table.Flow; a question without an answer, 10 seconds ago."""
+
+    name: str = ""
+    datagrams: int = 1
+    seen: int = 1
+    answered: bool = False
+    started: float = NOW - 10
+    alive: bool = True
+
+
+@pytest.mark.parametrize(
+    ("flow", "place"),
+    [
+        (Flow(), 0),
+        (Flow(seen=0), 0),
+        (Flow(datagrams=2, answered=True), 1),
+        (Flow(datagrams=2, seen=0, answered=True), 1),
+        (Flow(started=NOW - 0.5), 2),
+        (Flow(datagrams=30, seen=30, answered=True), 3),
+        (Flow(datagrams=30, seen=30), 3),
+        (Flow(datagrams=30, seen=28, answered=True), 4),
+    ],
+)
+def test_the_order(flow, place):
+    assert eviction.order(flow, NOW) == place
+
+
+@pytest.mark.parametrize(("most", "names"), [(1, "a"), (2, "ab"), (4, "abcd"), (99, "abcde")])
+def test_the_first_are_those_of_the_lowest_class_in_the_given_order(most, names):
+    datagrams = {"d": 30, "b": 2, "a": 1, "e": 40, "c": 2}
+    flows = [Flow(name, count, count, answered=count > 1) for name, count in datagrams.items()]
+    assert "".join(flow.name for flow in eviction.first(flows, NOW, most)) == names
+
+
+def test_one_that_moved_or_is_over_meanwhile_is_passed_over():
+    flows = [Flow(name) for name in map(str, range(64))]
+    leavers = Leavers(lambda: flows)
+    assert leavers.next(NOW) is flows[0]
+    flows[1].datagrams += 1
+    flows[2].alive = False
+    assert leavers.next(NOW) is flows[3]
+
+
+def test_nobody_makes_room_where_nobody_is():
+    assert Leavers(list).next(NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("held", "service", "payer"),
+    [
+        ({"dns": 30, "game": 0, "log": 0}, "dns", "dns"),
+        ({"dns": 30, "game": 0, "log": 0}, "game", "dns"),
+        ({"dns": 19, "game": 11, "log": 0}, "game", "game"),
+        ({"dns": 19, "game": 9, "log": 2}, "game", "dns"),
+        ({"dns": 19, "game": 9, "log": 2}, "log", "dns"),
+        ({"dns": 10, "game": 10, "log": 10}, "log", "log"),
+    ],
+)
+def test_who_has_less_than_a_share_takes_from_who_has_most(held, service, payer):
+    shares = Shares(30)
+    for name, count in held.items():
+        shares.serve(name)
+        for _flow in range(count):
+            shares.enter(name, Flow(name))
+    assert shares.payer(service) == payer
+    assert shares.next(service, NOW).name == payer
+    assert len(shares) == 30
+
+
+def test_more_services_than_places():
+    shares = Shares(1)
+    for name in ("a", "b", "c"):
+        shares.serve(name)
+    shares.enter("a", Flow("a"))
+    assert [shares.payer(name) for name in "abc"] == ["a"] * 3
+
+
+def test_what_moved_makes_room_last_among_equals():
+    shares, first, second = Shares(2), Flow("first"), Flow("second")
+    shares.serve("dns")
+    for flow in (first, second):
+        shares.enter("dns", flow)
+    shares.reorder("dns", [second, first])
+    assert shares.next("dns", NOW) is second
+    shares.leave("dns", second)
+    assert list(shares) == [first]

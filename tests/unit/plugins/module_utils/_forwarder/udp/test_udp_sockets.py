@@ -1,0 +1,32 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sockets of UDP on the loopback; spoofing ones need a namespace and are tested there."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import udp_sockets
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "::"])
+def test_listeners_of_one_address_share_it(address):
+    with udp_sockets.listener(address, 0) as one, udp_sockets.listener(address, one.getsockname()[1]) as other:
+        assert one.getsockname() == other.getsockname()
+        assert one.getblocking() is False
+
+
+def test_both_wildcards_can_have_one_port():
+    with udp_sockets.listener("0.0.0.0", 0) as one, udp_sockets.listener("::", one.getsockname()[1]) as other:
+        assert one.getsockname()[1] == other.getsockname()[1]
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_lane_has_its_port_for_itself(family):
+    with udp_sockets.lane(family, spoofing=False) as one:
+        with pytest.raises(OSError) as caught:
+            udp_sockets.lane(family, port=one.getsockname()[1], spoofing=False)
+        assert caught.value.errno == errno.EADDRINUSE

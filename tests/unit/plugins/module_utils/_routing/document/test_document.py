@@ -1,0 +1,280 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The border: what a document must be, and that every error is told at once, with its path."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Mark, Route, Rule, Sysctl
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import DocumentError
+
+GOOD = {
+    "schema": 1,
+    "owner": "return_path",
+    "protocol": 202,
+    "rules": [
+        {"family": "ipv4", "priority": 1100, "fwmark": 11, "fwmask": 255, "action": "lookup", "table": 20111},
+        {"family": "ipv4", "priority": 1101, "fwmark": 11, "fwmask": 255, "action": "unreachable"},
+    ],
+    "routes": [{"family": "ipv4", "table": 20111, "dst": "default", "type": "unicast", "via": "198.18.0.11"}],
+    "marks": [
+        {"name": "a", "id": 11, "mask": 255, "mac": None, "via": ["198.18.0.11", "2001:db8::11"]},
+        {"name": "a2", "id": 12, "mask": 255, "mac": "02:00:00:00:00:12", "via": ["198.18.0.12"], "retiring": True},
+    ],
+    "sysctls": [{"name": "net.ipv4.conf.all.accept_redirects", "value": 0}],
+}
+
+
+def changed(path: str, value: object) -> dict:
+    """GOOD with one value replaced: ``rules.0.table``; ``...`` removes it; ``+`` appends to a list."""
+    data = copy.deepcopy(GOOD)
+    *way, last = path.split(".")
+    target = data
+    for step in way:
+        target = target[int(step)] if step.isdigit() else target[step]
+    if last == "+":
+        target.append(value)
+    elif value is ...:
+        del target[last]
+    else:
+        target[int(last) if last.isdigit() else last] = value
+    return data
+
+
+def errors_of(data: object) -> list[str]:
+    with pytest.raises(DocumentError) as caught:
+        document.load(data)
+    return caught.value.errors
+
+
+def test_what_a_good_document_is():
+    loaded = document.load(GOOD)
+    assert loaded == document.Document(
+        "return_path",
+        202,
+        (
+            Rule("ipv4", 1100, table=20111, fwmark=11, fwmask=255),
+            Rule("ipv4", 1101, action="unreachable", fwmark=11, fwmask=255),
+        ),
+        (Route("ipv4", 20111, via="198.18.0.11"),),
+        (
+            Mark("a", 11, 255, (), ("198.18.0.11", "2001:db8::11")),
+            Mark("a2", 12, 255, ("02:00:00:00:00:12",), ("198.18.0.12",)),
+        ),
+        (Sysctl("net.ipv4.conf.all.accept_redirects", "0"),),
+    )
+    assert [mark.retiring for mark in loaded.marks] == [False, True]
+
+
+def test_dump_is_the_inverse_of_load():
+    dumped = document.dump(document.load(GOOD))
+    assert dumped["marks"] == GOOD["marks"]
+    assert document.dump(document.load(dumped)) == dumped
+    assert document.load(dumped) == document.load(GOOD)
+
+
+def test_dump_keeps_every_selector():
+    rule = {"family": "ipv6", "priority": 7, "action": "lookup", "table": 9, "src": "2001:db8::/64", "dst": "default"}
+    rule |= {"iif": "lo", "oif": "eth0", "ip_proto": 17, "sport": "53-60", "dport": 99, "uid_range": "0-5"}
+    rule |= {"suppress_prefixlength": 0, "retiring": True, "retire_at": 1732400000}
+    data = changed("rules", [rule])
+    dumped = document.dump(document.load(data))["rules"][0]
+    del rule["dst"]
+    assert dumped == {**rule, "ip_proto": "udp", "dport": "99"}
+
+
+ADDRESS = {"family": "ipv4", "address": "198.18.0.121/24", "dev": "eth0"}
+ROUTES = [
+    {"family": "ipv4", "table": 9, "dst": "10.0.0.0/8", "type": "unicast", "via": "10.9.9.9", "dev": "eth0"}
+    | {"scope": "link", "onlink": True, "mtu": 1400, "advmss": 1360, "metric": 5},
+    {"family": "ipv4", "table": 9, "dst": "10.1.0.0/16", "type": "unicast", "dev": "eth0"},
+    {"family": "ipv6", "table": 9, "dst": "default", "type": "local", "dev": "lo"},
+    {"family": "ipv6", "table": 8, "dst": "default", "type": "prohibit"},
+]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_dump_keeps_what_is_not_usual_of_a_route(route):
+    assert document.dump(document.load(changed("routes", [route])))["routes"] == [route]
+
+
+def test_an_address_is_kept_without_its_length():
+    dumped = document.dump(document.load(changed("addresses", [{**ADDRESS, "retiring": True, "retire_at": 5}])))
+    assert dumped["addresses"] == [{**ADDRESS, "address": "198.18.0.121", "retiring": True, "retire_at": 5}]
+
+
+def test_a_retiring_mark_may_be_of_a_proxy_with_a_new_id():
+    loaded = document.load(changed("marks.+", {**GOOD["marks"][1], "id": 13, "mac": None, "retiring": False}))
+    assert [mark.id for mark in loaded.marks] == [11, 12, 13]
+
+
+@pytest.mark.parametrize("mark", [
+    {"name": "up", "id": 13, "mask": 255, "iif": "eth0.100"},
+    {"name": "up", "id": 13, "mask": 255, "iif": "eth1", "via": ["198.18.0.13"], "conntrack": False},
+    {"name": "sockets", "id": 13, "mask": 255, "transparent": True},
+    {"name": "a3", "id": 13, "mask": 255, "mac": "02:00:00:00:00:13"},
+    {"name": "a3", "id": 13, "mask": 255, "mac": None, "via": ["198.18.0.13"], "conntrack": False},
+])  # fmt: skip
+def test_a_mark_of_each_kind_is_kept(mark):
+    assert document.dump(document.load(changed("marks.+", mark)))["marks"][-1] == mark
+
+
+@pytest.mark.parametrize("twice", [{"iif": "eth1"}, {"transparent": True}])
+def test_what_one_mark_matches_no_other_may(twice):
+    data = changed("marks", [{"name": f"m{one}", "id": one, "mask": 255, **twice} for one in (1, 2)])
+    with pytest.raises(DocumentError, match=rf"marks\[1\].{next(iter(twice))}: .* is already that of marks\[0\]"):
+        document.load(data)
+
+
+@pytest.mark.parametrize(("given", "dumped"), [("iptables", "iptables"), ("auto", None), (None, None)])
+def test_the_engine_of_marks_is_kept_unless_it_is_the_usual(given, dumped):
+    assert document.dump(document.load(changed("mark_engine", given))).get("mark_engine") == dumped
+
+
+SOCKETS = {"name": "sockets", "id": 1, "mask": 255, "transparent": True}
+A3 = {"name": "a3", "id": 13, "mask": 255, "via": ["198.18.0.13"]}
+RULE6 = {"family": "ipv6", "priority": 9, "action": "lookup", "table": 9, "iif": "lo"}
+ROUTE6 = {"family": "ipv6", "table": 9, "dst": "default", "dev": "lo"}
+ONE_ERROR = [
+    ("owner", "Return-Path", "owner: 'Return-Path' is not an owner"),
+    ("owner", ..., "owner: required"),
+    ("protocol", 2, "protocol: 2 is not a protocol number for an owner (193-255)"),
+    ("protocol", 201, "protocol: 201 does not go with owner return_path, expected 202"),
+    ("owner", "mine", "protocol: 202 is that of owner return_path"),
+    ("extra", 1, "extra: unknown key"),
+    ("rules", {}, "rules: is a dict, expected a list"),
+    ("rules.0", "x", "rules[0]: is a str, expected an object"),
+    ("rules.0.tabel", 1, "rules[0].tabel: unknown key"),
+    ("rules.0.table", ..., "rules[0].table: required with action lookup"),
+    ("rules.0.table", 254, "rules[0].table: 254 is the table main, which is never ours"),
+    ("rules.0.table", True, "rules[0].table: True is not a routing table"),
+    ("rules.0.priority", 32766, "rules[0].priority: 32766 is not a rule priority between local and main (1-32765)"),
+    ("rules.0.priority", 0, "rules[0].priority: 0 is not a rule priority"),
+    ("rules.0.priority", ..., "rules[0].priority: required"),
+    ("rules.0.family", "inet", "rules[0].family: 'inet' is not one of ipv4, ipv6"),
+    ("rules.0.family", [], "rules[0].family: [] is not one of ipv4, ipv6"),
+    ("rules.0.action", "goto", "rules[0].action: 'goto' is not one of lookup"),
+    ("rules.0.fwmark", 0x10B, "rules[0].fwmark: 0x10b has bits outside its mask 0xff"),
+    ("rules.0", {**GOOD["rules"][0], "fwmark": None, "iif": "lo"}, "rules[0].fwmask: needs fwmark"),
+    ("rules.0.src", "2001:db8::21", "rules[0].src: 2001:db8::21/128 is not ipv4"),
+    ("rules.0.src", "198.18.0.21/24", "rules[0].src: 198.18.0.21/24 has host bits set"),
+    ("rules.0.src", 7, "rules[0].src: 7 is not a text"),
+    ("rules.0.ip_proto", "ipv6-icmp", "rules[0].ip_proto: ipv6-icmp never occurs in ipv4"),
+    ("rules.0.ip_proto", "sctp!", "rules[0].ip_proto: 'sctp!' is not an IP protocol"),
+    ("rules.0.sport", 53, "rules[0].ip_proto: sport and dport need tcp or udp"),
+    ("rules.0.sport", "60-53", "rules[0].sport: '60-53' is an empty range of ports"),
+    ("rules.0.dport", 70000, "rules[0].dport: 70000 is not a port (1-65535)"),
+    ("rules.0.iif", "a/b", "rules[0].iif: 'a/b' is not the name of a network interface"),
+    ("rules.0.retiring", "yes", "rules[0].retiring: 'yes' is not true or false"),
+    ("rules.1.table", 20111, "rules[1].table: has no meaning with action unreachable"),
+    ("rules.+", {"family": "ipv4", "priority": 9, "action": "lookup", "table": 9}, "rules[2]: has no selector"),
+    ("rules.+", {**GOOD["rules"][0], "table": 9}, "rules[2]: is rules[0] once more"),
+    ("rules.0.fwmask", 0, "rules[0].fwmask: 0 is not a mask"),
+    ("rules.0.fwmark", 0, "rules[0].fwmark: 0 is not a mark"),
+    ("routes.0.via", "2001:db8::11", "routes[0].via: 2001:db8::11 is not ipv4"),
+    ("routes.0.via", ..., "routes[0].via: a unicast route needs via or dev"),
+    ("routes.0.via", "b", "routes[0].via: 'b' does not appear to be an IPv4 or IPv6 address"),
+    ("routes.0.dst", ..., "routes[0].dst: required"),
+    ("routes.0.type", "multicast", "routes[0].type: 'multicast' is not one of unicast"),
+    ("routes.0.type", "local", "routes[0].via: has no meaning with type local"),
+    ("routes.+", GOOD["routes"][0], "routes[1]: is routes[0] once more"),
+    ("routes.+", {"family": "ipv6", "table": 9, "dst": "default", "via": "fe80::1"}, "routes[1].dev: required with a"),
+    (
+        "routes.+",
+        {"family": "ipv6", "table": 9, "dst": "default", "dev": "lo", "metric": 0},
+        "routes[1].metric: the ke",
+    ),
+    ("protocol", 203, "protocol: 203 does not go with owner return_path"),
+    ("rules.0.uid_range", "9-5", "rules[0].uid_range: '9-5' is an empty range of users"),
+    ("rules.0.uid_range", "root", "rules[0].uid_range: 'root' is not a user's number"),
+    ("rules.0.oif", "a b", "rules[0].oif: 'a b' is not the name of a network interface"),
+    ("rules.0.suppress_prefixlength", 33, "rules[0].suppress_prefixlength: 33 is longer than any ipv4 prefix"),
+    ("rules.1.suppress_prefixlength", 0, "rules[1].suppress_prefixlength: has no meaning with action unreachable"),
+    ("rules.+", {**RULE6, "suppress_prefixlength": 129}, "rules[2].suppress_prefixlength: 129 is not the length"),
+    ("rules.0.retire_at", 5, "rules[0].retire_at: needs retiring"),
+    ("routes.0.scope", "site", "routes[0].scope: 'site' is not one of global, link, host"),
+    ("routes.+", {**ROUTE6, "scope": "link"}, "routes[1].scope: IPv6 routes have no scope link"),
+    ("routes.+", {**ROUTE6, "mtu": 1279}, "routes[1].mtu: 1279 is below 1280"),
+    ("routes.0.mtu", 67, "routes[0].mtu: 67 is not an MTU in bytes (68-65520)"),
+    ("routes.0.advmss", 65500, "routes[0].advmss: 65500 is not a segment size in bytes"),
+    ("routes.0.onlink", True, "routes[0].onlink: needs via and dev"),
+    ("routes.+", {**ROUTE6, "type": "local", "mtu": 1400}, "routes[1].mtu: has no meaning with type local"),
+    ("addresses", [{**ADDRESS, "address": "2001:db8::1"}], "addresses[0].address: 2001:db8::1 is not ipv4"),
+    ("addresses", [{**ADDRESS, "address": "127.0.0.5"}], "addresses[0].address: 127.0.0.5 cannot be given to a host"),
+    ("addresses", [{**ADDRESS, "address": "b"}], "addresses[0].address: 'b' does not appear to be"),
+    ("addresses", [{"family": "ipv4", "address": "198.18.0.121"}], "addresses[0].dev: required"),
+    (
+        "addresses",
+        [ADDRESS, {**ADDRESS, "address": "198.18.0.121", "dev": "b"}],
+        "addresses[1].address: 198.18.0.121 is already that of addresses[0]",
+    ),
+    ("marks.0.id", 0x10B, "marks[0].id: 0x10b has bits outside its mask 0xff"),
+    ("marks.0.id", 0, "marks[0].id: 0 is not a mark"),
+    ("marks.0.id", 12, "marks[1]: is marks[0] once more"),
+    ("marks.1", {**A3, "mask": 0xFFF}, "marks[1].mask: 0xfff differs from 0xff; all marks share one mask"),
+    ("marks.0.mac", "02:00:00:00:00", "marks[0].mac: '02:00:00:00:00' is not a MAC address"),
+    ("marks.0.mac", "02:00:00:00:00:12", "marks[1].mac: 02:00:00:00:00:12 is already that of marks[0]"),
+    ("marks.+", {**A3, "name": "a"}, "marks[2].name: a is already that of marks[0]"),
+    ("marks.0.name", "a b", "marks[0].name: 'a b' is not a mark's name"),
+    ("marks.+", {**A3, "via": ["198.18.0.11"]}, "marks[2].via: 198.18.0.11 is already that of marks[0]"),
+    ("marks.0.via", [], "marks[0].via: [] is not a list of the proxy's addresses"),
+    ("marks.0.via", ..., "marks[0].via: required"),
+    ("marks.0.iif", "eth*", "marks[0].iif: 'eth*' is not the name of a network interface"),
+    ("marks.1.iif", "eth0", "marks[1].iif: has no meaning beside mac"),
+    ("marks.0.transparent", True, "marks[0].via: has no meaning with transparent"),
+    ("marks.+", {**SOCKETS, "conntrack": True}, "marks[2].conntrack: has no meaning with transparent"),
+    ("marks.0.conntrack", "no", "marks[0].conntrack: 'no' is not true or false"),
+    ("mark_engine", "ipset", "mark_engine: 'ipset' is not one of auto, nftables, iptables"),
+    ("sysctls.0.name", "../x", "sysctls[0].name: '../x' is not the name of a sysctl"),
+    ("sysctls.0.value", True, "sysctls[0].value: True is not a number or a text"),
+    ("sysctls.+", {"name": "net/ipv4/conf/all/accept_redirects", "value": 1}, "sysctls[1]: is sysctls[0] once more"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "expected"), ONE_ERROR)
+def test_one_error(path, value, expected):
+    errors = errors_of(changed(path, value))
+    assert len(errors) == 1, errors
+    assert errors[0].startswith(expected)
+
+
+@pytest.mark.parametrize(("schema", "expected"), [
+    (2, "schema: 2 is not understood here, it is from a newer l4proxy: update this host's l4proxy"),
+    (0, "schema: 0 is not understood here, expected 1"),
+    (True, "schema: True is not understood here, expected 1"),
+    (None, "schema: None is not understood here, expected 1"),
+])  # fmt: skip
+def test_another_schema(schema, expected):
+    # Nothing else is said: a newer schema may well know other keys.
+    assert errors_of({**GOOD, "schema": schema, "unknown": 1}) == [expected]
+
+
+@pytest.mark.parametrize("data", [None, [], "x"])
+def test_what_is_no_document(data):
+    assert errors_of(data)[0].startswith("the document is a ")
+
+
+def test_all_errors_at_once():
+    data = changed("rules.0.priority", 0)
+    data["rules"][1]["table"] = 5
+    data["routes"][0]["via"] = "::1"
+    data["marks"][0]["mac"] = "x"
+    data["sysctls"].append(7)
+    data["more"] = 1
+    paths = [error.split(":")[0] for error in errors_of(data)]
+    assert paths == ["more", "rules[0].priority", "rules[1].table", "routes[0].via", "marks[0].mac", "sysctls[1]"]
+
+
+def test_numbers_that_templates_made_texts():
+    data = changed("rules.0", {**GOOD["rules"][0], "priority": "1100", "fwmark": "0xb", "fwmask": "0xff"})
+    assert document.load(data) == document.load(GOOD)
+
+
+def test_the_number_of_single_objects_is_no_owners():
+    data = {**GOOD, "owner": "mine", "protocol": 203}
+    assert errors_of(data) == ["protocol: 203 is that of the modules policy_rule and policy_route"]

@@ -1,0 +1,106 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The directory of documents, and files that are written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document, store
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import RoutingError
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import files
+
+MINE = {"schema": 1, "owner": "mine", "protocol": 210}
+
+
+def put(directory, name: str, data: object) -> None:
+    (directory / name).write_text(data if isinstance(data, str) else json.dumps(data))
+
+
+def test_what_is_written_is_loaded(tmp_path):
+    loaded = document.load({**MINE, "sysctls": [{"name": "a.b", "value": 1}]})
+    files.write(store.path_of(str(tmp_path), "mine"), store.content_of(loaded), store.MODE)
+    (stored,) = store.load_all(str(tmp_path))
+    assert stored.document == loaded
+    assert os.stat(stored.path).st_mode & 0o777 == 0o644
+
+
+def test_no_directory_means_no_documents(tmp_path):
+    assert store.load_all(str(tmp_path / "none")) == []
+
+
+FAULTS = [
+    ("mine.json", "{", "is not JSON"),
+    ("mine.json", {**MINE, "protocol": 1}, "protocol: 1 is not"),
+    ("other.json", MINE, "owner: mine's document belongs into mine.json"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "expected"), FAULTS)
+def test_a_faulty_file_does_not_hide_the_others(tmp_path, name, data, expected):
+    put(tmp_path, name, data)
+    put(tmp_path, "return_path.json", {**MINE, "owner": "return_path", "protocol": 202})
+    put(tmp_path, ".hidden.json", "{")
+    put(tmp_path, "README", "{")
+    bad, good = store.load_all(str(tmp_path))
+    assert bad.errors[0].startswith(expected)
+    assert good.document.owner == "return_path"
+
+
+def test_two_documents_with_one_protocol_are_both_faulty(tmp_path):
+    for owner in ("mine", "yours"):
+        put(tmp_path, f"{owner}.json", {**MINE, "owner": owner})
+    assert [stored.document for stored in store.load_all(str(tmp_path))] == [None, None]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    files.write(str(path), "old")
+
+    def full(_descriptor):
+        raise OSError(28, "No space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write(str(path), "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_lock_is_held_by_one_at_a_time(tmp_path):
+    path = str(tmp_path / "run" / "lock")
+    with (
+        files.locked(path),
+        pytest.raises(RoutingError, match=r"has changed this host's routing for 0\.1 s"),
+        files.locked(path, patience=0.1),
+    ):
+        pass
+    with files.locked(path, patience=0.1):
+        pass
+
+
+def test_the_lock_is_waited_for(tmp_path):
+    path, order = str(tmp_path / "lock"), []
+
+    def second() -> None:
+        with files.locked(path):
+            order.append("second")
+
+    with files.locked(path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        order.append("first")
+    thread.join(20)
+    assert order == ["first", "second"]
+
+
+def test_a_symlink_is_not_followed(tmp_path):
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic"), files.locked(str(tmp_path / "lock")):
+        pass
+    assert not (tmp_path / "elsewhere").exists()

@@ -1,0 +1,129 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""MACs over a reboot: a hint that anything better outranks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.mac_cache import Macs
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
+
+from ..fakes import RETURN_PATH, FakeHost
+
+A, A2 = "198.18.0.11", "198.18.0.12"
+OLD, NEW = "02:00:00:00:00:11", "02:00:00:00:0a:0a"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "macs.json"
+
+
+def test_what_is_learnt_is_known_to_the_next_one(path):
+    Macs(str(path)).learn("return_path", {A: [OLD]}, [A])
+    assert Macs(str(path)).known("return_path") == {A: (OLD,)}
+    assert Macs(str(path)).known("another") == {}
+
+
+def test_a_new_answer_replaces_and_silence_does_not(path):
+    macs = Macs(str(path))
+    macs.learn("return_path", {A: [OLD], A2: [NEW]}, [A, A2])
+    macs.learn("return_path", {}, [A, A2])
+    assert macs.known("return_path") == {A: (OLD,), A2: (NEW,)}
+    macs.learn("return_path", {A: ["02:00:00:00:00:01"]}, [A, A2])
+    assert macs.known("return_path") == {A: ("02:00:00:00:00:01",), A2: (NEW,)}
+
+
+def test_what_no_document_names_is_forgotten(path):
+    macs = Macs(str(path))
+    macs.learn("return_path", {A: [OLD]}, [A])
+    macs.learn("another", {A2: [NEW]}, [A2])
+    macs.learn("return_path", {}, [])
+    assert json.loads(path.read_text()) == {"schema": 1, "macs": {"another": {A2: [NEW]}}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", '{"schema": 2, "macs": {}}', '{"schema": 1, "macs": {"return_path": {"x": ["y"]}}}'],
+)
+def test_a_file_that_cannot_be_understood_says_nothing(path, content):
+    path.write_text(content)
+    assert Macs(str(path)).known("return_path") == {}
+
+
+def test_without_a_file_nothing_is_remembered():
+    Macs().learn("return_path", {A: [OLD]}, [A])
+    assert Macs().known("return_path") == {}
+
+
+def test_nothing_is_written_when_nothing_is_new(path):
+    macs = Macs(str(path))
+    macs.learn("return_path", {A: [OLD]}, [A])
+    before = path.stat().st_ino, path.stat().st_mtime_ns
+    macs.learn("return_path", {A: [OLD]}, [A])
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
+
+
+# --- what the engine makes of them
+
+
+@pytest.fixture
+def host(tmp_path):
+    return FakeHost(tmp_path)
+
+
+def mark(name: str, number: int, via: str) -> dict:
+    return {"name": name, "id": number, "mask": 255, "via": [via]}
+
+
+def applied(host, path, *marks):
+    data = {**RETURN_PATH, "rules": [], "routes": [], "sysctls": [], "marks": list(marks)}
+    host.engine = engine.Host(**{**host.engine.__dict__, "macs": Macs(str(path))})
+    outcome = engine.reconcile(document.load(data), host.engine)
+    return {mark.name: mark.macs for mark in outcome.after.marks}, outcome.waiting
+
+
+def test_a_silent_proxy_is_expected_where_it_was(host, path):
+    Macs(str(path)).learn("return_path", {A: [OLD]}, [A])
+    assert applied(host, path, mark("a", 11, A)) == ({"a": (OLD,)}, ())
+
+
+def test_without_memory_it_is_waited_for(host, path):
+    macs, waiting = applied(host, path, mark("a", 11, A))
+    assert macs == {"a": ()}
+    assert waiting
+
+
+def test_an_answer_outranks_it_and_is_remembered(host, path):
+    Macs(str(path)).learn("return_path", {A: [OLD]}, [A])
+    host.kernel.neighbours[A] = NEW
+    assert applied(host, path, mark("a", 11, A)) == ({"a": (NEW,)}, ())
+    assert Macs(str(path)).known("return_path") == {A: (NEW,)}
+
+
+@pytest.mark.parametrize("how", ["remembered", "live"])
+def test_a_mac_that_another_proxy_has_now_is_none(host, path, how):
+    if how == "live":
+        host.kernel.neighbours[A] = OLD
+        applied(host, path, mark("a", 11, A))
+        host.kernel.neighbours.clear()
+        path.unlink()
+    else:
+        Macs(str(path)).learn("return_path", {A: [OLD]}, [A])
+    host.kernel.neighbours[A2] = OLD
+    macs, waiting = applied(host, path, mark("a", 11, A), mark("a2", 12, A2))
+    assert macs == {"a": (), "a2": (OLD,)}
+    assert len(waiting) == 1
+
+
+def test_a_dry_run_remembers_nothing(host, path):
+    host.kernel.neighbours[A] = NEW
+    host.engine = engine.Host(**{**host.engine.__dict__, "macs": Macs(str(path))})
+    data = {**RETURN_PATH, "marks": [mark("a", 11, A)]}
+    engine.reconcile(document.load(data), host.engine, check=True)
+    assert not path.exists()

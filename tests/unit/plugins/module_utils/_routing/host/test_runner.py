@@ -1,0 +1,34 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Commands are run without a shell, in the C locale, and a missing one is told apart."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
+
+
+def test_output_and_status():
+    done = runner.run(["sh", "-c", "cat; echo $LC_ALL >&2; exit 3"], "in")
+    assert done == runner.Completed(3, "in", "C\n")
+
+
+def test_a_missing_command():
+    with pytest.raises(runner.MissingCommand, match="nope-nope"):
+        runner.run(["nope-nope"])
+
+
+def test_a_hanging_command(monkeypatch):
+    monkeypatch.setattr(runner, "TIMEOUT", 0.1)
+    assert runner.run(["sleep", "20"]) == runner.Completed(124, "", "sleep did not end within 0.1 s")
+
+
+def test_a_hanging_command_whose_children_hold_its_pipes(monkeypatch):
+    monkeypatch.setattr(runner, "TIMEOUT", 0.3)
+    begun = time.monotonic()
+    assert runner.run(["sh", "-c", "sleep 20; true"]).code == 124
+    assert time.monotonic() - begun < 10

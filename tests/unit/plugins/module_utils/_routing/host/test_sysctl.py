@@ -1,0 +1,131 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Settings and the memory of what was found, on a directory in place of /proc/sys."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Sysctl
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import NotReady, Refused
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.sysctl import Sysctls, file_of
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.plan import Setting
+
+NAME = "net.ipv4.conf.eth0/100.accept_redirects"
+WANT = Sysctl(NAME, "0")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    file = tmp_path / "proc" / "net" / "ipv4" / "conf" / "eth0.100" / "accept_redirects"
+    file.parent.mkdir(parents=True)
+    file.write_text("1\n")
+    return file
+
+
+@pytest.fixture
+def sysctls(tree, tmp_path):
+    return Sysctls(str(tmp_path / "var" / "sysctl.json"), str(tmp_path / "proc"))
+
+
+def read(sysctls, owner: str = "one", *wanted: Sysctl) -> Setting:
+    (setting,) = sysctls.read(owner, wanted)
+    return setting
+
+
+def test_a_dot_in_an_interface_name():
+    assert file_of(NAME) == "/proc/sys/net/ipv4/conf/eth0.100/accept_redirects"
+
+
+def test_hold_and_release(sysctls, tree):
+    assert read(sysctls, "one", WANT) == Setting(NAME, "1")
+    sysctls.hold("one", WANT)
+    assert tree.read_text() == "0"
+    held = read(sysctls, "one", WANT)
+    assert held == Setting(NAME, "0", True, "1")
+    sysctls.release("one", held)
+    assert tree.read_text() == "1"
+    assert sysctls.memory() is None
+
+
+def test_what_is_held_is_remembered_without_being_wanted(sysctls):
+    sysctls.hold("one", WANT)
+    assert read(sysctls, "one") == Setting(NAME, "0", True, "1")
+    assert sysctls.read("two", ()) == ()
+
+
+def test_the_last_owner_restores(sysctls, tree):
+    sysctls.hold("one", WANT)
+    sysctls.hold("two", WANT)
+    assert read(sysctls, "one").restore is None
+    sysctls.release("one", read(sysctls, "one"))
+    assert tree.read_text() == "0"
+    sysctls.release("two", read(sysctls, "two"))
+    assert tree.read_text() == "1"
+
+
+def test_a_value_changed_by_somebody_else_is_left_to_them(sysctls, tree):
+    sysctls.hold("one", WANT)
+    tree.write_text("2\n")
+    setting = read(sysctls, "one")
+    assert setting.restore is None
+    sysctls.release("one", setting)
+    assert tree.read_text() == "2\n"
+    assert sysctls.memory() is None
+
+
+def test_the_first_found_value_survives_a_second_hold(sysctls, tree):
+    sysctls.hold("one", WANT)
+    tree.write_text("2\n")
+    sysctls.hold("one", WANT)
+    assert read(sysctls, "one").restore == "1"
+
+
+def test_two_owners_must_agree(sysctls):
+    sysctls.hold("one", WANT)
+    with pytest.raises(Refused, match="two wants 2, but one holds it at 0"):
+        sysctls.read("two", (Sysctl(NAME, "2"),))
+
+
+def test_a_missing_setting_is_waited_for(sysctls):
+    with pytest.raises(NotReady, match="eth7"):
+        sysctls.read("one", (Sysctl("net.ipv4.conf.eth7.rp_filter", "0"),))
+
+
+def test_one_of_conntrack_comes_with_the_marks_and_is_not_waited_for(sysctls):
+    timeout = Sysctl("net.netfilter.nf_conntrack_udp_timeout", "65")
+    assert sysctls.read("one", (timeout,)) == (Setting(timeout.name, ""),)
+    assert sysctls.absent((timeout,)) == {}
+
+
+def test_a_held_setting_whose_interface_is_gone_is_given_up(sysctls, tree):
+    sysctls.hold("one", WANT)
+    tree.unlink()
+    setting = read(sysctls, "one")
+    sysctls.release("one", setting)
+    assert sysctls.memory() is None
+    assert not tree.exists()
+
+
+def test_rewind(sysctls, tree):
+    before, memory = read(sysctls, "one", WANT), sysctls.memory()
+    sysctls.hold("one", WANT)
+    sysctls.rewind(before, memory)
+    assert (tree.read_text(), sysctls.memory()) == ("1", None)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 2, "sysctls": {}}'])
+def test_a_memory_that_cannot_be_understood_is_not_overwritten(sysctls, tmp_path, content):
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "sysctl.json").write_text(content)
+    with pytest.raises(Refused, match=r"sysctl\.json"):
+        sysctls.hold("one", WANT)
+    assert sysctls.memory() == content
+
+
+def test_the_memory_says_who_and_what(sysctls):
+    sysctls.hold("one", WANT)
+    assert json.loads(sysctls.memory()) == {"schema": 1, "sysctls": {NAME: {"found": "1", "owners": {"one": "0"}}}}

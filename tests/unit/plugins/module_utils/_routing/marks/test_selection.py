@@ -1,0 +1,134 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which engine holds the marks: chosen, kept, changed by name. With two engines of plain Python."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Mark, Observed
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage, RoutingError
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import selection
+
+OWNER = "return_path"
+ONE = (Mark("a", 11, 255, ("02:00:00:00:00:11",), ("198.18.0.11",)),)
+OTHER = (Mark("b", 12, 255, iif="eth0"),)
+
+
+class Engines:
+    """What each engine holds; an engine in ``broken`` fails with that, one in ``refusing`` only when written to."""
+
+    def __init__(self, **held):
+        self.held = {"nftables": Observed(), "iptables": Observed(), **held}
+        self.broken: dict[str, RoutingError] = {}
+        self.refusing: set[str] = set()
+        self.log: list[str] = []
+
+    def maker(self, name: str):
+        return lambda _run: Engine(self, name)
+
+
+class Engine:
+    """One engine, as MAKERS makes it."""
+
+    def __init__(self, host: Engines, name: str):
+        self.host, self.name = host, name
+
+    def read(self, _owner):
+        if self.name in self.host.broken:
+            raise self.host.broken[self.name]
+        return self.host.held[self.name]
+
+    def write(self, _owner, values):
+        if self.name in self.host.refusing:
+            raise RoutingError(f"{self.name} refuses")
+        self.host.log.append(f"{self.name} {len(tuple(values))}")
+        self.host.held[self.name] = Observed(tuple(values))
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    made = Engines()
+    monkeypatch.setattr(selection, "MAKERS", {name: made.maker(name) for name in ("nftables", "iptables")})
+    return made
+
+
+def read(**arguments) -> Observed:
+    return selection.read(None, OWNER, **arguments)
+
+
+CHOICES = [
+    ({}, set(), "auto", "nftables"),
+    ({}, {"nftables"}, "auto", "iptables"),
+    ({}, set(), "iptables", "iptables"),
+    ({"iptables": ONE}, set(), "auto", "iptables"),
+    ({"iptables": ONE}, set(), "nftables", "iptables"),
+    ({"nftables": ONE}, set(), "iptables", "nftables"),
+    ({"nftables": ONE, "iptables": OTHER}, set(), "auto", "nftables"),
+    ({"nftables": ONE, "iptables": OTHER}, set(), "iptables", "iptables"),
+]
+
+
+@pytest.mark.parametrize(("held", "missing", "wanted", "engine"), CHOICES)
+def test_what_is_there_goes_before_what_is_usual(engines, held, missing, wanted, engine):
+    engines.held.update({name: Observed(values) for name, values in held.items()})
+    engines.broken = {name: MissingPackage(name, "marks") for name in missing}
+    found = read(wanted=wanted)
+    assert (found.engine, found.marks) == (engine, held.get(engine, ()))
+    assert found.sound == (len(held) < 2)
+
+
+def test_an_unsound_leftover_counts_as_there(engines):
+    engines.held["iptables"] = Observed((), False)
+    assert read() == Observed((), False, "iptables")
+
+
+@pytest.mark.parametrize(("broken", "wanted", "sentence"), [
+    ({"nftables", "iptables"}, "auto", "nftables is broken"),
+    ({"nftables"}, "nftables", "nftables is broken"),
+    ({"iptables"}, "iptables", "iptables is broken"),
+])  # fmt: skip
+def test_an_engine_that_is_not_to_be_had(engines, broken, wanted, sentence):
+    engines.broken = {name: RoutingError(f"{name} is broken") for name in broken}
+    with pytest.raises(RoutingError, match=sentence):
+        read(wanted=wanted)
+    assert read(wanted=wanted, needed=False).marks == ()
+
+
+def test_the_new_engine_has_the_marks_before_the_old_one_loses_them(engines):
+    engines.held["nftables"] = Observed(ONE)
+    selection.write(None, OWNER, "iptables", ONE)
+    assert engines.log == ["iptables 1", "nftables 0"]
+
+
+def test_an_old_engine_that_does_not_let_go_undoes_the_new_one(engines):
+    engines.held["nftables"] = Observed(ONE)
+    engines.refusing = {"nftables"}
+    with pytest.raises(RoutingError, match="nftables refuses"):
+        selection.write(None, OWNER, "iptables", ONE)
+    assert (engines.held["nftables"].marks, engines.held["iptables"].marks) == (ONE, ())
+
+
+def test_it_gets_back_what_it_had_when_the_other_does_not_let_go(engines):
+    engines.held.update(nftables=Observed(ONE), iptables=Observed((), False))
+    engines.refusing = {"nftables"}
+    with pytest.raises(RoutingError, match="nftables refuses"):
+        selection.write(None, OWNER, "iptables", (), ONE)
+    assert engines.held["iptables"].marks == ONE
+
+
+def test_no_marks_are_in_no_engine(engines):
+    engines.held.update(nftables=Observed(ONE), iptables=Observed((), False))
+    selection.write(None, OWNER, None, ())
+    assert set(engines.log) == {"nftables 0", "iptables 0"}
+
+
+@pytest.mark.parametrize(("engine", "values", "count"), [
+    ("iptables", ONE, 1),
+    ("iptables", OTHER, 0),
+    ("nftables", ONE, 0),
+    (None, ONE, 0),
+])  # fmt: skip
+def test_what_an_engine_cannot_do_is_said(engine, values, count):
+    assert len(selection.limits(values, engine)) == count

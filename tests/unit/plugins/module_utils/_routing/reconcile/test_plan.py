@@ -1,0 +1,360 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The plan: right for any two sets, in an order that keeps what lives alive."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import (
+    Address,
+    Mark,
+    Route,
+    Rule,
+    Sysctl,
+)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import plan
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.plan import Foreign, Setting, State
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+LOOKUP = Rule("ipv4", 1100, table=20111, fwmark=11, fwmask=255)
+GUARD = Rule("ipv4", 1101, action="unreachable", fwmark=11, fwmask=255)
+ROUTE = Route("ipv4", 20111, via="198.18.0.11", dev="eth0")
+MARK = Mark("a", 11, 255, ("02:00:00:00:00:11",), ("198.18.0.11",))
+ADDRESS = Address("ipv4", "198.18.0.121", "eth0")
+REDIRECTS = Sysctl("net.ipv4.conf.all.accept_redirects", "0")
+FRESH = State(sysctls=(Setting(REDIRECTS.name, "1"),))
+WANT = State((LOOKUP, GUARD), (ROUTE,), (MARK,), (REDIRECTS,), addresses=(ADDRESS,))
+HELD = State((LOOKUP, GUARD), (ROUTE,), (MARK,), (Setting(REDIRECTS.name, "0", True, "1"),),
+             addresses=(ADDRESS,))  # fmt: skip
+
+
+def steps(want: State, have: State, purge: bool = True) -> list[tuple[str, str]]:
+    return [(change.verb, change.kind) for change in plan.plan(want, have, purge)]
+
+
+def sentences(want: State, have: State, purge: bool = True) -> list[str]:
+    return [change.sentence for change in plan.plan(want, have, purge)]
+
+
+def test_adding_begins_with_the_guard_and_ends_with_the_marks_and_what_they_load():
+    timeout = Sysctl("net.netfilter.nf_conntrack_udp_timeout", "65")
+    want = replace(WANT, sysctls=(timeout, *WANT.sysctls))
+    have = replace(FRESH, sysctls=(Setting(timeout.name, ""), *FRESH.sysctls))
+    assert sentences(want, have) == [
+        "set sysctl net.ipv4.conf.all.accept_redirects: 1 -> 0",
+        "add ip addr 198.18.0.121 dev eth0",
+        "add ip rule 1101: from all fwmark 0xb/0xff unreachable",
+        "add ip route default via 198.18.0.11 dev eth0 table 20111",
+        "add ip rule 1100: from all fwmark 0xb/0xff lookup 20111",
+        "add the nft table of marks: a (0xb)",
+        "set sysctl net.netfilter.nf_conntrack_udp_timeout: absent -> 65",
+    ]
+
+
+def test_removing_is_the_reverse():
+    assert sentences(State(), HELD) == [
+        "remove the nft table of marks: a (0xb)",
+        "remove ip rule 1100: from all fwmark 0xb/0xff lookup 20111",
+        "remove ip route default via 198.18.0.11 dev eth0 table 20111",
+        "remove ip rule 1101: from all fwmark 0xb/0xff unreachable",
+        "remove ip addr 198.18.0.121 dev eth0",
+        "restore sysctl net.ipv4.conf.all.accept_redirects: 0 -> 1",
+    ]
+
+
+def test_nothing_to_do():
+    assert steps(WANT, HELD) == []
+
+
+def test_a_new_next_hop_replaces_the_route():
+    other = replace(ROUTE, via="198.18.0.12")
+    assert steps(State(routes=(other,)), State(routes=(ROUTE,))) == [("replace", "route")]
+
+
+def test_a_rule_with_another_table_is_added_before_the_old_one_goes():
+    other = replace(LOOKUP, table=20999)
+    want = State((other,), (replace(ROUTE, table=20999),))
+    assert steps(want, State((LOOKUP,), (ROUTE,))) == [
+        ("add", "route"), ("add", "rule"), ("remove", "rule"), ("remove", "route"),
+    ]  # fmt: skip
+
+
+def test_without_purge_only_what_is_replaced_goes():
+    other = replace(LOOKUP, table=20999)
+    assert steps(State((other,)), State((LOOKUP, GUARD), (ROUTE,), (MARK,)), purge=False) == [
+        ("add", "rule"), ("remove", "rule"),
+    ]  # fmt: skip
+
+
+RETIRING = State(*(tuple(replace(value, retiring=True) for value in values) for values in
+                   (WANT.rules, WANT.routes, WANT.marks)))  # fmt: skip
+
+
+def test_retiring_objects_are_kept():
+    assert steps(RETIRING, replace(HELD, sysctls=(), addresses=())) == []
+
+
+def test_retiring_objects_are_kept_as_they_are():
+    have = State((replace(LOOKUP, table=7),), (replace(ROUTE, via="198.18.0.99"),), (replace(MARK, via=()),))
+    assert steps(RETIRING, have) == []
+
+
+def test_retiring_objects_are_never_added():
+    assert steps(RETIRING, State()) == []
+
+
+def test_a_retiring_mark_stays_beside_a_new_one():
+    new = Mark("a2", 12, 255, ("02:00:00:00:00:12",))
+    (change,) = plan.plan(State(marks=(*RETIRING.marks, new)), State(marks=(MARK,)))
+    assert change.after == (MARK, new)
+
+
+def test_a_retiring_mark_does_not_keep_the_mac_of_another_id():
+    new = Mark("a", 12, 255, MARK.macs)
+    (change,) = plan.plan(State(marks=(*RETIRING.marks, new)), State(marks=(MARK,)))
+    assert change.after == (replace(MARK, macs=()), new)
+
+
+def test_a_retiring_address_is_kept_and_never_added():
+    retiring = State(addresses=(replace(ADDRESS, retiring=True),))
+    assert steps(retiring, State(addresses=(ADDRESS,))) == []
+    assert steps(retiring, State()) == []
+
+
+def test_an_address_that_moves_is_added_before_it_is_removed():
+    want = State(addresses=(replace(ADDRESS, dev="eth1"),))
+    assert sentences(want, State(addresses=(ADDRESS,))) == [
+        "add ip addr 198.18.0.121 dev eth1",
+        "remove ip addr 198.18.0.121 dev eth0",
+    ]
+
+
+@pytest.mark.parametrize(("have", "verb"), [
+    (State(marks=(MARK,), sound=False), "replace"),
+    (State(sound=False), "replace"),
+    (State(marks=(replace(MARK, macs=()),)), "replace"),
+])  # fmt: skip
+def test_a_damaged_table_is_written_anew(have, verb):
+    assert steps(State(marks=(MARK,)), have) == [(verb, "marks")]
+
+
+def test_a_retiring_mark_gives_its_interface_to_the_new_one():
+    old, new = Mark("up", 12, 255, iif="eth1"), Mark("up", 13, 255, iif="eth1")
+    (change,) = plan.plan(State(marks=(replace(old, retiring=True), new)), State(marks=(old,)))
+    assert change.after == (replace(old, iif=None), new)
+
+
+MOVES = [
+    ("nftables", "nftables", []),
+    ("nftables", None, []),
+    ("nftables", "iptables", ["replace the iptables chains of marks: a (0xb)"]),
+    ("iptables", "nftables", ["replace the nft table of marks: a (0xb)"]),
+]
+
+
+@pytest.mark.parametrize(("held", "wanted", "sentences"), MOVES)
+def test_marks_move_to_the_engine_that_is_wanted(held, wanted, sentences):
+    have, want = State(marks=(MARK,), engine=held), State(marks=(MARK,), engine=wanted)
+    changes = plan.plan(want, have)
+    assert [change.sentence for change in changes] == sentences
+    after = plan.predict(have, changes)
+    assert after.engine == (wanted or held)
+    assert bool(plan.diff(have, after)["before"] != plan.diff(have, after)["after"]) == bool(sentences)
+
+
+def test_without_marks_no_engine_is_wanted():
+    assert not plan.plan(State(engine="iptables"), State(engine="nftables"))
+
+
+def test_an_empty_leftover_table_is_removed():
+    assert steps(State(), State(sound=False)) == [("remove", "marks")]
+
+
+SETTINGS = [
+    (Setting("a.b", "1"), "set sysctl a.b: 1 -> 0"),
+    (Setting("a.b", "0"), "hold sysctl a.b at 0"),
+    (Setting("a.b", "1", True), "set sysctl a.b: 1 -> 0"),
+    (Setting("a.b", "0", True), None),
+]
+
+
+@pytest.mark.parametrize(("found", "expected"), SETTINGS)
+def test_a_wanted_setting(found, expected):
+    assert sentences(State(sysctls=(Sysctl("a.b", "0"),)), State(sysctls=(found,))) == ([expected] if expected else [])
+
+
+GIVEN_UP = [
+    (Setting("a.b", "0", True, "1"), "restore sysctl a.b: 0 -> 1"),
+    (Setting("a.b", "0", True, "0"), "give up sysctl a.b (stays 0)"),
+    (Setting("a.b", "0", True, None), "give up sysctl a.b (stays 0)"),
+    (Setting("a.b", "0"), None),
+]
+
+
+@pytest.mark.parametrize(("found", "expected"), GIVEN_UP)
+def test_a_setting_given_up(found, expected):
+    assert sentences(State(), State(sysctls=(found,))) == ([expected] if expected else [])
+    assert sentences(State(), State(sysctls=(found,)), purge=False) == []
+
+
+def test_the_difference_reads_like_ip():
+    shown = plan.diff(FRESH, plan.predict(FRESH, plan.plan(WANT, FRESH)))
+    assert shown["before"] == "sysctl net.ipv4.conf.all.accept_redirects = 1\n"
+    assert shown["after"].splitlines() == [
+        "ip addr 198.18.0.121 dev eth0",
+        "ip rule 1100: from all fwmark 0xb/0xff lookup 20111",
+        "ip rule 1101: from all fwmark 0xb/0xff unreachable",
+        "ip route default via 198.18.0.11 dev eth0 table 20111",
+        "nft mark a 0xb/0xff from 02:00:00:00:00:11 via 198.18.0.11",
+        "sysctl net.ipv4.conf.all.accept_redirects = 0",
+    ]
+
+
+FOREIGN_ROUTE = ("ipv4", 20111, 4, "ip route 10.0.0.0/8 via 198.18.0.1 table 20111")
+CONFLICTS = [
+    (Foreign(((LOOKUP, 150),)), ["rule priority 1100 already has these selectors for another owner (proto 150)"]),
+    (Foreign(((replace(LOOKUP, table=5), 201),)), ["rule priority 1100 already has these selectors for another owner "
+                                                   "(owner local_delivery (proto 201))"]),
+    (Foreign(((replace(LOOKUP, priority=1099), 150),)), []),
+    (Foreign(((replace(LOOKUP, fwmask=0xFF0F), 150),)), []),
+    (Foreign((), (FOREIGN_ROUTE, FOREIGN_ROUTE)), ["table 20111 already holds routes of another owner (proto static)"]),
+    (Foreign(addresses=((ADDRESS, 0),)), ["address 198.18.0.121 is on this host already, and is not ours (dev eth0, "
+                                          "set by another tool)"]),
+    (Foreign(addresses=((replace(ADDRESS, dev="eth1"), 201),)), ["address 198.18.0.121 is on this host already, and is "
+                                                                 "not ours (dev eth1, owner local_delivery"]),
+    (Foreign(addresses=((Address("ipv4", "198.18.0.122", "eth0"), 0),)), []),
+    (Foreign((), (("ipv6", *FOREIGN_ROUTE[1:]),)), []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("foreign", "expected"), CONFLICTS)
+def test_conflicts(foreign, expected):
+    errors = plan.conflicts(WANT, foreign)
+    assert len(errors) == len(expected)
+    assert all(error.startswith(start) for error, start in zip(errors, expected))
+
+
+def test_what_is_retiring_conflicts_with_nothing():
+    assert plan.conflicts(RETIRING, Foreign(((LOOKUP, 150),), (FOREIGN_ROUTE,))) == []
+
+
+# --- for any two sets
+
+# How long one takes says how busy the machine is.
+untimed = settings(deadline=None)
+
+families = st.sampled_from(["ipv4", "ipv6"])
+small = st.integers(1, 3)
+
+
+@st.composite
+def rules(draw):
+    action = draw(st.sampled_from(["lookup", "unreachable"]))
+    table = draw(small) if action == "lookup" else None
+    mark = draw(st.none() | small)
+    retiring = draw(st.booleans())
+    iif = draw(st.sampled_from([None, "lo"]))
+    return Rule(draw(families), draw(small), action, table, iif=iif, fwmark=mark, fwmask=mark and 7, retiring=retiring)
+
+
+@st.composite
+def routes(draw):
+    family = draw(families)
+    via = draw(st.sampled_from(["::1", "::2"] if family == "ipv6" else ["10.0.0.1", "10.0.0.2"]))
+    kind = draw(st.sampled_from(["unicast", "local", "unreachable"]))
+    return Route(family, draw(small), type=kind, via=via if kind == "unicast" else None, retiring=draw(st.booleans()))
+
+
+marks = st.builds(
+    lambda number, mac, retiring: Mark(f"p{number}", number, 7, (f"02:00:00:00:00:0{mac}",), retiring=retiring),
+    small, small, st.booleans(),
+)  # fmt: skip
+
+
+def unique(strategy):
+    return st.lists(strategy, max_size=6, unique_by=lambda value: value.key).map(tuple)
+
+
+NAMES = ("a.b", "a.c", "a.d")
+values = st.sampled_from(["0", "1", "2"])
+wanted_sysctls = st.dictionaries(st.sampled_from(NAMES), values).map(
+    lambda found: tuple(Sysctl(name, value) for name, value in found.items())
+)
+# What a host shows: every setting has a value; only a held one can be restored.
+found_settings = st.tuples(*(
+    st.tuples(values, st.booleans(), st.none() | values).map(
+        lambda found, name=name: Setting(name, found[0], found[1], found[2] if found[1] else None)
+    )
+    for name in NAMES
+))  # fmt: skip
+addresses = st.builds(
+    lambda number, dev, retiring: Address("ipv4", f"198.18.0.{number}", dev, retiring=retiring),
+    small, st.sampled_from(["eth0", "eth1"]), st.booleans(),
+)  # fmt: skip
+wanted = st.builds(
+    State, unique(rules()), unique(routes()), unique(marks), wanted_sysctls, st.just(True), unique(addresses)
+)
+held = st.builds(
+    State, unique(rules()), unique(routes()), unique(marks), found_settings, st.booleans(), unique(addresses)
+)
+
+
+def active(objects: tuple) -> dict:
+    return {value.key: value for value in objects if not value.retiring}
+
+
+@untimed
+@given(wanted, held, st.booleans())
+def test_after_the_plan_the_host_is_as_wanted(want, have, purge):
+    after = plan.predict(have, plan.plan(want, have, purge))
+    for section in ("rules", "routes", "marks", "addresses"):
+        wanted_objects, before, found = getattr(want, section), getattr(have, section), getattr(after, section)
+        retiring = {value.key for value in wanted_objects if value.retiring}
+        kept = {v.key: v for v in before if v.key not in active(wanted_objects) and (v.key in retiring or not purge)}
+        if section == "marks":
+            taken = {mac for mark in active(wanted_objects).values() for mac in mark.macs}
+            kept = {key: replace(mark, macs=tuple(set(mark.macs) - taken)) for key, mark in kept.items()}
+        assert {value.key: value for value in found} == {**kept, **active(wanted_objects)}
+        assert len(found) == len({value.key for value in found}), "no duplicates"
+    values_now = {setting.name: setting.value for setting in after.sysctls}
+    assert all(values_now[sysctl.name] == sysctl.value for sysctl in want.sysctls)
+    assert after.sound
+
+
+@untimed
+@given(wanted, held, st.booleans())
+def test_the_second_plan_is_empty(want, have, purge):
+    after = plan.predict(have, plan.plan(want, have, purge))
+    assert plan.plan(want, after, purge) == ()
+
+
+@untimed
+@given(wanted, held, st.booleans())
+def test_at_no_moment_is_a_wanted_rule_without_its_guard_or_route(want, have, purge):
+    """Step by step: what was looked up before and is wanted after is never missing in between."""
+    changes = plan.plan(want, have, purge)
+    stays = {route.key for route in have.routes} & set(active(want.routes))
+    through = {rule for rule in have.rules if rule in active(want.rules).values()}
+    state = have
+    for change in changes:
+        state = plan.predict(state, [change])
+        assert stays <= {route.key for route in state.routes}
+        assert through <= set(state.rules)
+    adds = [i for i, change in enumerate(changes) if change.verb != "remove" and change.kind in ("rule", "route")]
+    removals = [i for i, change in enumerate(changes) if change.verb == "remove" and change.kind in ("rule", "route")]
+    assert not adds or not removals or max(adds) < min(removals)
+
+
+@untimed
+@given(wanted, held, st.booleans())
+def test_only_the_owned_set_is_touched(want, have, purge):
+    """Every object a change removes or replaces was in the owned set that was read: foreign ones cannot be named."""
+    owned = {*have.rules, *have.routes, *have.addresses}
+    for change in plan.plan(want, have, purge):
+        if change.kind in ("rule", "route", "address") and change.before is not None:
+            assert change.before in owned

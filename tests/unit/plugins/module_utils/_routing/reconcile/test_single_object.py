@@ -1,0 +1,104 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One object on a host of plain Python; on a real kernel in tests/kernel/test_routing_modules.py."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Route, Rule
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import single_object
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import FakeHost
+
+RULE = Rule("ipv4", 1000, table=100, src="198.18.0.121")
+ROUTE = Route("ipv4", 100, via="198.18.0.11")
+
+
+@pytest.fixture
+def host(tmp_path):
+    return FakeHost(tmp_path)
+
+
+def ensure(host, value, **options):
+    return single_object.ensure(value, host.engine, protocol=203, **options)
+
+
+@pytest.mark.parametrize("value", [RULE, ROUTE])
+def test_present_and_absent(host, value):
+    before = host.snapshot()
+    foretold = ensure(host, value, check=True)
+    assert (host.snapshot(), host.lock.exists()) == (before, False)
+    done = ensure(host, value)
+    assert done == foretold
+    assert done.changed
+    assert not ensure(host, value).changed
+    assert ensure(host, value, present=False).changed
+    assert host.snapshot() == before
+    assert not ensure(host, value, present=False).changed
+
+
+def test_a_new_rule_is_added_before_the_old_one_is_removed(host):
+    ensure(host, RULE)
+    host.kernel.calls.clear()
+    ensure(host, Rule("ipv4", 1000, table=101, src="198.18.0.121"))
+    assert [call.split()[0] for call in host.kernel.calls] == ["add", "remove"]
+
+
+def test_only_the_interface_is_filled_in(host):
+    assert ensure(host, ROUTE).owned["routes"][0]["dev"] == "eth0"
+
+
+OTHERS = [
+    (RULE, [(RULE, 150)], [], "belongs to proto 150; remove it there, or say protocol: 150 to manage it here"),
+    (RULE, [(RULE, 202)], [], "belongs to owner return_path (proto 202); remove it there"),
+    (ROUTE, [], [(ROUTE, 4)], "belongs to proto static"),
+    (ROUTE, [], [(Route("ipv4", 100, "10.0.0.0/8", dev="eth0"), 4)], "table 100 already holds routes of another owner"),
+]
+
+
+@pytest.mark.parametrize(("value", "rules", "routes", "sentence"), OTHERS)
+def test_what_others_own_is_refused(host, value, rules, routes, sentence):
+    host.kernel.held_rules += rules
+    host.kernel.held_routes += routes
+    with pytest.raises(errors.Refused) as caught:
+        ensure(host, value)
+    assert sentence in str(caught.value)
+    assert str(caught.value).endswith("remove it there") == (202 in [protocol for _rule, protocol in rules])
+    assert host.kernel.calls == []
+
+
+def test_the_main_table_is_everybodys(host):
+    host.kernel.held_routes.append((Route("ipv4", 254, "10.0.0.0/8", dev="eth0"), 4))
+    assert ensure(host, Route("ipv4", 254, "10.1.0.0/16", via="198.18.0.11")).changed
+
+
+def test_what_is_not_there_yet_is_refused(host):
+    with pytest.raises(errors.Refused, match="cannot be applied now, waiting for link nope0 to exist"):
+        ensure(host, Rule("ipv4", 1000, table=100, iif="nope0"))
+
+
+def test_a_failure_is_undone(host):
+    ensure(host, RULE)
+    before = host.snapshot()
+    host.kernel.fail_at = len(host.kernel.calls) + 2
+    with pytest.raises(errors.ApplyError, match=r"could not remove ip rule 1000: from 198\.18\.0\.121 lookup 100"):
+        ensure(host, Rule("ipv4", 1000, table=101, src="198.18.0.121"))
+    assert host.snapshot() == before
+
+
+def test_what_does_not_read_back_is_told(host):
+    host.kernel.lose = "add"
+    host.kernel.fail = "remove"
+    with pytest.raises(errors.ApplyError, match="the host still needs: add ip rule 1000"):
+        ensure(host, RULE)
+
+
+def test_without_pyroute2(host):
+    host.no_pyroute2 = True
+    with pytest.raises(errors.MissingPackage):
+        ensure(host, RULE)
+    outcome = ensure(host, RULE, check=True)
+    assert (outcome.changed, "the object was taken for absent" in outcome.warnings[0]) == (True, True)
+    assert not ensure(host, RULE, check=True, present=False).changed
