@@ -1,0 +1,140 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which folder of an engine imports which, what no file may import, and how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = ROOT / "plugins"
+MODULE_UTILS = PLUGINS / "module_utils"
+
+#: For each folder of an engine the other folders that it may import. "." is the engine's own top level.
+MAY_IMPORT = {
+    "_forwarder": {
+        ".": set(),
+        "loop": set(),
+        "config": set(),
+        "admission": {"loop"},
+        "counters": {"admission"},
+        "backends": {"admission", "counters", "loop"},
+        "tcp": {"admission", "backends", "config", "loop"},
+        "udp": {"admission", "backends", "config", "loop"},
+        "admin": {"backends", "config", "counters", "loop"},
+        "process": {"admin", "admission", "backends", "config", "counters", "loop", "tcp", "udp"},
+    },
+    "_routing": {
+        ".": set(),
+        "document": {"."},
+        "netlink": {".", "document"},
+        "host": {".", "document", "netlink"},
+        "marks": {".", "document", "host"},
+        "reconcile": {".", "document", "host", "marks", "netlink"},
+        "keeper": {".", "document", "host", "marks", "netlink", "reconcile"},
+        "doctor": {".", "document", "host", "marks", "netlink", "reconcile"},
+    },
+}
+#: Imports that are wrong and still there: (folder, imported folder).
+STILL_WRONG = {("admin", "process"), ("host", "reconcile")}
+
+#: What both engines may import besides themselves and the standard library; pyroute2 only in ``_routing/netlink``.
+SHARED = {"_version", "_shared"}
+
+MAX_LINES = 400
+#: Longer files that are to be split.
+STILL_TOO_LONG = {
+    "plugins/module_utils/_forwarder/admin/endpoint.py",
+    "plugins/module_utils/_forwarder/process/supervisor.py",
+    "plugins/plugin_utils/_fleet.py",
+}
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported_modules(path: Path) -> Iterator[tuple[str, ...]]:
+    """The modules that a file of ``module_utils`` imports, each as the parts of its path below ``module_utils``.
+
+    Absolute imports come as ("", name of the top-level package).
+    """
+    package = path.relative_to(MODULE_UTILS).parent.parts
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (("", alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield ("", node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] + tuple(node.module.split(".") if node.module else ())
+            is_package = MODULE_UTILS.joinpath(*base).is_dir()
+            yield from ((*base, alias.name) for alias in node.names) if is_package else [base]
+
+
+def folder_of(module: tuple[str, ...]) -> str:
+    """``("_forwarder", "tcp", "relay")`` is in tcp, ``("_routing", "errors")`` at the top level."""
+    return module[1] if len(module) > 2 or MODULE_UTILS.joinpath(*module[:2]).is_dir() else "."
+
+
+@pytest.mark.parametrize("engine", MAY_IMPORT)
+def test_a_folder_imports_only_what_the_table_allows(engine):
+    imports = {folder: set() for folder in MAY_IMPORT[engine]}
+    for path in (MODULE_UTILS / engine).rglob("*.py"):
+        folder = folder_of(path.relative_to(MODULE_UTILS).with_suffix("").parts)
+        imports[folder] |= {folder_of(module) for module in imported_modules(path) if module[0] == engine} - {folder}
+    wrong = {(folder, other) for folder, others in imports.items() for other in others - MAY_IMPORT[engine][folder]}
+    assert wrong <= STILL_WRONG
+
+
+@pytest.mark.parametrize("engine", MAY_IMPORT)
+def test_the_table_has_no_circle(engine):
+    graphlib.TopologicalSorter(MAY_IMPORT[engine]).prepare()
+
+
+@pytest.mark.parametrize("engine", MAY_IMPORT)
+def test_an_engine_imports_neither_ansible_nor_the_other_engine(engine):
+    for path in (MODULE_UTILS / engine).rglob("*.py"):
+        libraries = {"pyroute2"} if path.parent.name == "netlink" else set()
+        for module in imported_modules(path):
+            if module[0] == "":
+                assert module[1] in sys.stdlib_module_names | libraries, f"{path}: {module[1]}"
+            else:
+                assert module[0] in SHARED | {engine}, f"{path}: {'.'.join(module)}"
+
+
+def test_the_shared_folder_imports_only_itself_and_the_standard_library():
+    for path in (MODULE_UTILS / "_shared").rglob("*.py"):
+        for module in imported_modules(path):
+            assert module[0] == "_shared" or module[1] in sys.stdlib_module_names, f"{path}: {'.'.join(module)}"
+
+
+@pytest.mark.parametrize("engine", MAY_IMPORT)
+def test_the_docstring_of_each_folder_says_what_is_in_it(engine):
+    for path in (MODULE_UTILS / engine).rglob("__init__.py"):
+        assert ast.get_docstring(parse(path)), path
+
+
+def test_no_module_imports_the_command_line():
+    """Ansible ships what a module imports: each task would carry both engines."""
+    assert [path for path in PLUGINS.rglob("*.py") if "_cli" in names_imported(path)] == []
+
+
+def names_imported(path: Path) -> set[str]:
+    """Each part of each name that a file imports."""
+    imports = [node for node in ast.walk(parse(path)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = [getattr(node, "module", None) or "" for node in imports]
+    names += [alias.name for node in imports for alias in node.names]
+    return {part for name in names for part in name.split(".")}
+
+
+def test_no_file_is_longer_than_400_lines():
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PLUGINS.rglob("*.py")}
+    too_long = {str(path.relative_to(ROOT)) for path, count in lines.items() if count > MAX_LINES}
+    assert too_long <= STILL_TOO_LONG
