@@ -43,7 +43,7 @@ MAY_IMPORT = {
     },
 }
 #: Imports that are wrong and still there: (folder, imported folder).
-STILL_WRONG = {("admin", "process"), ("host", "reconcile")}
+STILL_WRONG = {("admin", "process")}
 
 #: What both engines may import besides themselves and the standard library; pyroute2 only in ``_routing/netlink``.
 SHARED = {"_version", "_shared"}

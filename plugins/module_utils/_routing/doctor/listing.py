@@ -11,10 +11,9 @@ from typing import Any
 
 from ..document import formatting, schema
 from ..document.document import Document
-from ..document.model import OWNERS
+from ..document.model import OWNERS, Setting
 from ..reconcile import host_state
 from ..reconcile.host_state import Host
-from ..reconcile.plan import Setting
 from . import packets
 from .facts import Facts
 

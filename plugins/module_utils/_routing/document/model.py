@@ -308,6 +308,16 @@ class Sysctl:
         return (self.name,)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A sysctl on the host: its value, whether this owner holds it, and what giving it up would restore (or None)."""
+
+    name: str
+    value: str
+    held: bool = False
+    restore: str | None = None
+
+
 def sysctl_value(value: object) -> str:
     """The kernel separates several numbers by tabs, people by blanks."""
     return " ".join(str(value).split())

@@ -13,9 +13,8 @@ import json
 import os
 from typing import Any
 
-from ..document.model import OF_CONNTRACK, Sysctl, sysctl_value
+from ..document.model import OF_CONNTRACK, Setting, Sysctl, sysctl_value
 from ..errors import NotReady, Refused
-from ..reconcile.plan import Setting
 from . import files
 
 MEMORY = "/var/lib/l4proxy/sysctl.json"

@@ -18,17 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..document import formatting
-from ..document.model import OF_CONNTRACK, Address, Found, Mark, Route, Rule, Sysctl
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A sysctl on the host: its value, whether this owner holds it, and what giving it up would restore (or None)."""
-
-    name: str
-    value: str
-    held: bool = False
-    restore: str | None = None
+from ..document.model import OF_CONNTRACK, Address, Found, Mark, Route, Rule, Setting, Sysctl
 
 
 @dataclass(frozen=True)

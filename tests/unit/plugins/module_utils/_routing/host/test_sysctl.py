@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Sysctl
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Setting, Sysctl
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import NotReady, Refused
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.sysctl import Sysctls, file_of
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.plan import Setting
 
 NAME = "net.ipv4.conf.eth0/100.accept_redirects"
 WANT = Sysctl(NAME, "0")

@@ -11,9 +11,15 @@ from dataclasses import replace
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.document import Document
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Address, Mark, Route, Rule
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import (
+    Address,
+    Mark,
+    Route,
+    Rule,
+    Setting,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import draining
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.plan import Setting, State
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.plan import State
 
 LOOKUP = Rule("ipv4", 1100, table=20112, fwmark=12, fwmask=255)
 GUARD = Rule("ipv4", 1101, action="unreachable", fwmark=12, fwmask=255)

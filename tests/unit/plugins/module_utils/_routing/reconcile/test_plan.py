@@ -14,10 +14,11 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.m
     Mark,
     Route,
     Rule,
+    Setting,
     Sysctl,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import plan
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.plan import Foreign, Setting, State
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.plan import Foreign, State
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
