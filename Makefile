@@ -51,10 +51,11 @@ test-all: ## Run everything there is, slow tests and benchmarks included, whatev
 check: ## Run the quick part
 	@bash tests/run.sh lint unit
 
-lint: ## ansible-lint, yamllint, ruff, and documentation that can be read
+lint: ## Check style (ruff, yamllint, ansible-lint), types (mypy), and that ansible-doc can read each plugin
 	@$(BOOTSTRAP) check
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check --quiet .
+	@$(PYTHON) -m mypy
 	@$(VENV)/yamllint --strict .
 	@PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/ansible-lint --profile production --offline
 	@$(VENV)/ansible-doc --metadata-dump trueip.l4proxy >/dev/null
