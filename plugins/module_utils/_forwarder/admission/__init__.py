@@ -3,5 +3,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Who may connect, and with which source address: networks, limits, refusals, the ladder of source addresses.
 
-It knows loop (sockets) and no other folder.
+It imports loop (sockets) and counters (one number per client), and no other folder.
 """

@@ -3,16 +3,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How many connections a service and each of its clients may have, in all workers together.
 
-Time is passed in (monotonic seconds). What one client has or did is in a clients.Book. Workers that admit one client in
-the same instant do not see each other's admission yet: a limit can be passed by as many connections as there are other
-workers, and no more. Connections of a generation that drains count for the limit of the service, not of a client.
+Time is passed in (monotonic seconds). The numbers of each client are in counters.client_tables. Workers that admit one
+client in the same instant do not see each other's admission yet: a limit can be passed by as many connections as there
+are other workers, and no more. Connections of a generation that drains count for the
+limit of the service, not of a client.
 """
 
 from __future__ import annotations
 
 import socket
 
-from . import client_limits
+from ..counters import client_tables
 from .refusal import Refusal
 
 PER_WORKER = Refusal("limited", "session limit of the worker")
@@ -38,34 +39,35 @@ class Rate:
     latest of what all workers have written is the bucket they share.
     """
 
-    def __init__(self, rate, book):
+    def __init__(self, rate, numbers):
         self._interval = 1e6 / rate  # microseconds of a token
         self._slack = (max(1.0, rate) - 1) * self._interval
-        self._book = book
+        self._numbers = numbers
 
     def admit(self, key, now):
         """Count a new connection; returns whether it is within the rate."""
         now = int(now * 1e6)
-        full_at = max(now, self._book.get(key), *self._book.elsewhere(key))
+        full_at = max(now, self._numbers.get(key), *self._numbers.elsewhere(key))
         if full_at - now > self._slack:
             return False
-        self._book.put(key, int(full_at + self._interval))
+        self._numbers.put(key, int(full_at + self._interval))
         return True
 
 
 class Gate:
     """Admits the connections of one service in this worker.
 
-    ``limits`` is an options.Limits; ``total()`` the number of connections the service has, in all workers; ``book_of``
-    gives the clients.Book of one kind.
+    ``limits`` is an options.Limits; ``total()`` the number of connections the service has, in all workers;
+    ``client_numbers`` returns the client_tables.ClientNumbers of one kind.
     """
 
-    def __init__(self, limits, total, book_of):
+    def __init__(self, limits, total, client_numbers):
         self._limits = limits
         self._total = total
-        self._per_client = {}  # what this worker has, exactly: a Book may forget
-        self._held = book_of(client_limits.HELD) if limits.connections_per_client else None
-        self._rate = Rate(limits.rate_per_client, book_of(client_limits.RATE)) if limits.rate_per_client else None
+        self._per_client = {}  # what this worker has, exactly: ClientNumbers may forget
+        self._held = client_numbers(client_tables.HELD) if limits.connections_per_client else None
+        rate = limits.rate_per_client
+        self._rate = Rate(rate, client_numbers(client_tables.RATE)) if rate else None
 
     @property
     def full(self):

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Numbers that all processes share: counters, backend states, overrides by operators, totals over generations.
+"""Numbers that all processes share: counters, backend states, clients' limits, operator overrides, totals.
 
-It knows the names in admission and backends that it counts, and how nothing else works.
+Imports no other folder.
 """

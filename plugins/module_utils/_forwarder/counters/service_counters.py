@@ -15,7 +15,7 @@ class ServiceCounters:
 
     def __init__(self, region, slot, service):
         self._cells = region.cells
-        self.book = partial(region.book, slot, service)  # of the clients; takes a kind
+        self.client_numbers = partial(region.client_numbers, slot, service)  # takes a kind, HELD or RATE
         index = region.service_number(service)
         self._sessions, self._connections = (
             region.cell(slot, "service", name, index) for name in ("sessions", "connections")

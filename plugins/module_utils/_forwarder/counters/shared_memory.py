@@ -10,7 +10,7 @@ it ended. An aligned store of 8 bytes is seen whole by every reader on the proce
 
 A *target* is a backend of a service in one family: what a connection can be given to. The layout is described by a
 JSON record that travels with the descriptor, so that a later version can read what an earlier one has counted. Behind
-the rows are the tables of client_limits.py (one per worker, service and kind of limit), and last the heartbeats by
+the rows are the tables of client_tables.py (one per worker, service and kind of limit), and last the heartbeats by
 which the supervisor sees that a process is alive (heartbeat.py).
 """
 
@@ -21,7 +21,7 @@ import mmap
 import os
 from functools import cached_property
 
-from ..admission import client_limits
+from . import client_tables
 
 CELL = 8  # bytes
 
@@ -118,7 +118,7 @@ def describe(config, slots):
 
 def _kinds(limits):
     """Return what is kept of the clients of a service."""
-    kept = {client_limits.HELD: limits.connections_per_client, client_limits.RATE: limits.rate_per_client}
+    kept = {client_tables.HELD: limits.connections_per_client, client_tables.RATE: limits.rate_per_client}
     return [kind for kind, limit in kept.items() if limit]
 
 
@@ -278,15 +278,17 @@ class Region:
 
     def _table_at(self, slot, number):
         """Return where a table begins, in bytes."""
-        return self._tables_at + (slot * len(self._tables) + number) * client_limits.CELLS * CELL
+        return self._tables_at + (slot * len(self._tables) + number) * client_tables.CELLS * CELL
 
-    def book(self, slot, service, kind):
-        """Return the clients.Book of a worker, one that it shares with nobody where the record has none."""
+    def client_numbers(self, slot, service, kind):
+        """Return the ClientNumbers of a worker slot; unshared ones if the record (of an earlier version) has none."""
         if (service, kind) not in self._tables:
-            return client_limits.alone()
+            return client_tables.unshared()
         number = self._tables[service, kind]
-        tables = [client_limits.Table(self.cells, self._table_at(one, number) // CELL) for one in range(self.slots)]
-        return client_limits.Book(tables, tables[slot])
+        tables = [
+            client_tables.ClientTable(self.cells, self._table_at(one, number) // CELL) for one in range(self.slots)
+        ]
+        return client_tables.ClientNumbers(tables, tables[slot])
 
     def beat_cell(self, slot):
         """Return the cell where the worker of a slot (``slots``: the checker) writes the time, None without one."""
@@ -300,8 +302,8 @@ class Region:
     def reset_gauges(self, slot):
         """Forget what a worker that died had open; its successor calls this before it accepts."""
         for (_service, kind), number in self._tables.items():
-            if kind == client_limits.HELD:  # its pages are given back, and read as zeros
-                self._map.madvise(mmap.MADV_REMOVE, self._table_at(slot, number), client_limits.CELLS * CELL)
+            if kind == client_tables.HELD:  # its pages are given back, and read as zeros
+                self._map.madvise(mmap.MADV_REMOVE, self._table_at(slot, number), client_tables.CELLS * CELL)
         for kind, count in (("worker", 1), ("service", len(self.services)), ("target", len(self.targets))):
             for field in self._fields[kind]:
                 if field in GAUGES:

@@ -35,7 +35,9 @@ class Serving:
         self.source = Source(service, ports, counters.count)
         self.trusted = Networks(service.accept_proxy) if service.accept_proxy else None
         self.access = AccessList(service.allow, service.deny) if service.allow or service.deny else None
-        self.gate = Gate(service.limits, counters.total, counters.book) if service.limits != config.Limits() else None
+        self.gate = (
+            Gate(service.limits, counters.total, counters.client_numbers) if service.limits != config.Limits() else None
+        )
         #: Whether a client has anything to pass before it is given a backend.
         self.guarded = self.trusted is not None or self.access is not None or self.gate is not None
         self.acceptors = []

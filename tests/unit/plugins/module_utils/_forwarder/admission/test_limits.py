@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import client_limits
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission.limits import (
     PER_CLIENT,
     RATE,
@@ -15,7 +14,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admissio
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.options import Limits
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import client_tables, shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.service_counters import ServiceCounters
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +22,7 @@ from hypothesis import strategies as st
 
 def gate(total=0, **limits):
     """A gate of a worker that is alone."""
-    return Gate(Limits(**limits), lambda: total, lambda _kind: client_limits.alone())
+    return Gate(Limits(**limits), lambda: total, lambda _kind: client_tables.unshared())
 
 
 def test_a_client_that_has_all_it_may_have_gets_another_when_one_ends():
@@ -70,7 +69,7 @@ def test_a_rate_admits_a_seconds_worth_at_once_and_then_its_pace():
 
 @given(st.floats(0.1, 100), st.lists(st.floats(0, 2), max_size=200))
 def test_no_client_gets_more_than_its_rate(rate, pauses):
-    bucket, now, admitted = Rate(rate, client_limits.alone()), 0.0, 0
+    bucket, now, admitted = Rate(rate, client_tables.unshared()), 0.0, 0
     for pause in pauses:
         now += pause
         admitted += bucket.admit(7, now)
@@ -86,7 +85,7 @@ def two_workers():
         config = Config(proxy_id=1, services=(Service("web", (), (), limits=Limits(**limits)),))
         regions.append(shared_memory.Region(shared_memory.describe(config, 2)))
         tallies = [ServiceCounters(regions[0], slot, "web") for slot in range(2)]
-        return [Gate(Limits(**limits), one.total, one.book) for one in tallies], regions[0]
+        return [Gate(Limits(**limits), one.total, one.client_numbers) for one in tallies], regions[0]
 
     yield make
     for region in regions:
@@ -117,7 +116,7 @@ def test_workers_share_the_rate_of_a_client(two_workers):
 
 def test_a_flood_of_addresses_leaves_the_latest():
     """Memory is bounded by the table; among those that share a set, who will be full again first is forgotten first."""
-    bucket = Rate(1.0, client_limits.alone())
+    bucket = Rate(1.0, client_tables.unshared())
     for number in range(1, 200_000):
         assert bucket.admit(number, number / 1000)
     assert not bucket.admit(199_999, 200.0)
