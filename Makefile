@@ -13,8 +13,8 @@ BOTH_CORES := --numprocesses 2 --dist loadfile
 PARALLEL := --numprocesses 4 --dist loadfile
 # Kernel tests of the forwarder, of packet filters and marks, of Ansible, and of the lab itself: no pyroute2 there, or nothing
 # that others do not ask of it. What is new is not left out.
-WITHOUT_PYROUTE2 := $(patsubst %,--ignore-glob='*/%',test_forwarder_* test_servers.py test_lab.py test_inventories.py \
-	test_promise.py test_doctor_marks.py test_marks_engines.py test_marks_deployed.py test_marks_tunnel.py)
+WITHOUT_PYROUTE2 := $(addprefix --ignore=tests/kernel/,forwarder ansible/test_inventories.py doctor/test_hidden_clients.py \
+	doctor/test_foreign_marks.py marks/test_engines.py marks/test_deployed.py marks/test_tunnel.py)
 ENVIRONMENT := $(PYTHON) -m tests.gates.environments
 BOOTSTRAP := bash tests/lab/bootstrap.sh
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build/collections
@@ -84,7 +84,7 @@ kernel: ## The engines against the real kernel, in network namespaces; and the l
 	@$(ROOT) $(PYTHON) -m pytest -q tests/lab
 
 # Debian 13's lies between Debian 12's and the one of .build/venv, which run everything: there it is what touches routes.
-ROUTES := $(wildcard $(addprefix tests/kernel/test_,routing_*.py own_traffic.py keeper.py local_delivery.py strateg*.py probe.py))
+ROUTES := $(addprefix tests/kernel/,routing local_delivery return_path keeper ansible/test_policy_modules.py doctor/test_probe.py)
 
 pyroute2: ## The kernel tests of routing with the pyroute2 of Debian 12, and those about routes with that of Debian 13 (root)
 	@$(BOOTSTRAP) lab
@@ -94,12 +94,12 @@ pyroute2: ## The kernel tests of routing with the pyroute2 of Debian 12, and tho
 
 # What every Python has to show in `make test`: relaying by each family and protocol, bulk (3.9 has no splice), start and
 # stop, reloads that exec, sessions that are handed over. The rest is in forwarder-pythons.
-FEW_FORWARDER_TESTS := $(addsuffix .py,$(addprefix tests/kernel/test_forwarder_,relay bulk lifecycle udp))
+FEW_FORWARDER_TESTS := $(patsubst %,tests/kernel/forwarder/test_%.py,relay bulk lifecycle udp)
 
 pythons: FORWARDER_TESTS := $(FEW_FORWARDER_TESTS)
 pythons: other-pythons ## The forwarder's main tests, its archive run by the other Pythons that hosts have (root)
 
-forwarder-pythons: FORWARDER_TESTS := tests/kernel/test_forwarder_*.py
+forwarder-pythons: FORWARDER_TESTS := tests/kernel/forwarder
 forwarder-pythons: other-pythons ## All of the forwarder's kernel tests by the other Pythons that hosts have (root)
 
 .PHONY: other-pythons

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tests.bench import hold
 from tests.bench.peers import BULK, HOLD, HTTP, UDP
-from tests.kernel import routing_lab
 from tests.lab.netns import NamespaceLab
+from tests.support import routing as routing_lab
 
 SOURCE = Path(__file__).with_name("udp.c")
 #: Each of these accounts of the client has an address of its own.

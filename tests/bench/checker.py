@@ -13,7 +13,7 @@ import sys
 import time
 
 from tests.bench.measure import cpu_seconds
-from tests.kernel import forwarder_lab as fl
+from tests.support import forwarding as fl
 
 BACKENDS, INTERVAL, BOUND = 300, 2.0, 0.02
 FIRST_PORT = 10_000

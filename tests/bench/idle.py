@@ -7,7 +7,7 @@
 - 1,000 that are paused, half-closed or reset: CPU of all processes of the forwarder.
 
 Prints a line each with its bound; the exit code says whether all are kept. (That a slow reader costs no memory is in
-tests/kernel/test_forwarder_bulk.py.)
+tests/kernel/forwarder/test_bulk.py.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 
 from tests.bench import hold, measure
 from tests.bench.peers import AS_DAEMON
-from tests.kernel import forwarder_lab as fl
+from tests.support import forwarding as fl
 
 HELD, RAW = 8000, 7000
 IDLE, FEW = 8000, 10

@@ -28,8 +28,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper imp
 )
 
 from tests.bench.routing import BACKENDS, PROXIES, fleet
-from tests.kernel import keeper_lab, routing_lab
 from tests.lab.netns import NamespaceLab
+from tests.support import keeping as keeper_lab
+from tests.support import routing as routing_lab
 
 # As the return path has them.
 SETTINGS = [

@@ -24,9 +24,9 @@ from pathlib import Path
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 from tests.bench import measure
-from tests.kernel import forwarder_lab
 from tests.lab import earlier
 from tests.lab.netns import NamespaceLab, stop
+from tests.support import forwarding as forwarder_lab
 
 HTTP, BULK, HOLD, UDP = 8080, 5201, 9000, 5353
 TCP_PORTS = (HTTP, BULK, HOLD)

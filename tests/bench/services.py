@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.kernel import forwarder_lab as fl
+from tests.support import forwarding as fl
 
 #: Services, and backends of each.
 SHAPES = ((250, 3), (1000, 3), (3000, 1), (9000, 1))

@@ -29,8 +29,8 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 from tests.bench import soak_ends
 from tests.bench.peers import AS_DAEMON
-from tests.kernel import forwarder_lab as fl
 from tests.lab import earlier, netns
+from tests.support import forwarding as fl
 
 HTTP, OTHER = 8080, 9000  # of the backends: nginx, and the echo of soak_ends.py
 UPGRADES = 3

@@ -24,8 +24,8 @@ IPV6 = re.compile(r"ipv6|::1|FAMILIES|families")
 
 
 def _path(name: str) -> Path:
-    own = KERNEL / f"test_forwarder_{name}.py"
-    return own if own.exists() else KERNEL / f"test_{name}.py"
+    own = KERNEL / "forwarder" / f"test_{name}.py"
+    return own if own.exists() else KERNEL / "return_path" / f"test_{name}.py"
 
 
 @cache
@@ -48,16 +48,16 @@ def _tests(path: Path) -> set[str]:
 def test_every_test_it_names_exists():
     assert len(NAMED) > 100
     assert [f"{file}::{test}" for file, test, _mark in NAMED if test not in _tests(_path(file))] == []
-    in_full = re.findall(r"`(test_\w+\.py)::(\w+)`", PAGE)
+    in_full = re.findall(r"`(\w+/test_\w+\.py)::(\w+)`", PAGE)
     assert [f"{file}::{test}" for file, test in in_full if test not in _definitions(KERNEL / file)] == []
 
 
 def test_no_test_of_the_forwarder_is_missing():
     there = {
-        f"{path.stem.removeprefix('test_forwarder_')}::{test}"
-        for path in KERNEL.glob("test_forwarder_*.py")
+        f"{path.stem.removeprefix('test_')}::{test}"
+        for path in KERNEL.glob("forwarder/test_*.py")
         for test in _tests(path)
-    } | {f"servers::{test}" for test in _tests(KERNEL / "test_servers.py")}
+    }
     assert there - {f"{file}::{test}" for file, test, _mark in NAMED} == set()
 
 

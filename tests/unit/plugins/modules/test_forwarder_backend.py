@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """forwarder_backend: what a diff says, and which states are orders.
 
-The rest is in tests/kernel/test_forwarder_admin.py.
+The rest is in tests/kernel/forwarder/test_admin.py.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Documentation, options and results of the module; what it does is in test_single.py and tests/kernel."""
+"""Documentation, options and results of the module; what it does is in test_single_object.py and tests/kernel."""
 
 from __future__ import annotations
 

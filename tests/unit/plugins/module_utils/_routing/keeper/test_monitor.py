@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Messages as the kernel writes them, and which are news; tests/kernel/test_keeper.py asks the kernel itself."""
+"""Messages as the kernel writes them, and which are news. tests/kernel/keeper has the same with a real kernel."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Where our rules stand among those of others; tests/kernel/test_rules_of_others.py asks the kernel itself."""
+"""Where our rules stand among those of others; tests/kernel/keeper/test_foreign_rules.py asks the kernel itself."""
 
 from __future__ import annotations
 

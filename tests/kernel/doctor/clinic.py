@@ -1,0 +1,115 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A lab for the doctor: every strategy on a host of its own, whole, with its documents stored as the roles do it.
+
+a is the proxy by protocol rules, a2 one by a mark of sockets; b is a backend by mark, c one with its proxy on another
+interface than its default route, d one by a second address. a stands in two networks.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import finding, gather, registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document, store
+
+from tests.lab.netns import NamespaceLab
+from tests.support import routing as rl
+
+HOSTS = ["client", "router", "a", "a2", "b", "c", "d"]
+TWO_LEGS = {"a": ["inside", "side"], "c": ["inside", "side"]}
+CLIENTS = {"ipv4": "198.18.1.10", "ipv6": "2001:db8:1::10"}
+SECOND = {"ipv4": "198.18.0.33", "ipv6": "2001:db8::33"}
+SECOND_TABLE = 20111
+
+
+def settings(key: str, *links: str) -> list[dict]:
+    families = ("ipv4",) if key == "send_redirects" else rl.FAMILIES
+    return [
+        {"name": f"net.{family}.conf.{link}.{key}", "value": "0"} for family in families for link in ("all", *links)
+    ]
+
+
+def by_mark_of_sockets() -> dict:
+    rules = [
+        {"family": family, "priority": 1100, "fwmark": 12, "fwmask": 255, "action": "lookup", "table": 20100}
+        for family in rl.FAMILIES
+    ]
+    return {**rl.local_delivery(), "rules": rules, "sysctls": settings("send_redirects", "eth0")}
+
+
+def by_address(proxy) -> dict:
+    """The return path by a second address of the backend."""
+    rules, routes = [], []
+    for family, own in SECOND.items():
+        source = {"family": family, "src": f"{own}/{rl.BITS[family]}"}
+        rules.append({**source, "priority": 1100, "action": "lookup", "table": SECOND_TABLE})
+        rules.append({**source, "priority": 1101, "action": "unreachable"})
+        route = {"family": family, "table": SECOND_TABLE, "dst": "default", "type": "unicast", "src": own}
+        routes.append({**route, "via": rl.address(proxy, family)})
+    owner = {"schema": 1, "owner": "return_path", "protocol": 202}
+    addresses = [{"family": family, "address": own, "dev": "eth0"} for family, own in SECOND.items()]
+    sections = {"rules": rules, "routes": routes, "addresses": addresses}
+    return {**owner, **sections, "sysctls": settings("accept_redirects", "eth0")}
+
+
+def documents(lab: NamespaceLab) -> dict[str, dict]:
+    a, side = lab["a"], lab["a"].on("side")
+    on_side = SimpleNamespace(name="a", ipv4=side.ipv4, ipv6=side.ipv6, mac=side.mac)
+    beyond = rl.return_path(on_side)
+    for route in beyond["routes"]:
+        route["dev"] = "eth1"
+    near = {**rl.local_delivery(lab["b"], lab["c"].on("side")), "sysctls": settings("send_redirects", "eth0", "eth1")}
+    return {
+        "a": near,
+        "a2": by_mark_of_sockets(),
+        "b": {**rl.return_path(a), "sysctls": settings("accept_redirects", "eth0")},
+        "c": {**beyond, "sysctls": settings("accept_redirects", "eth1")},
+        "d": by_address(a),
+    }
+
+
+class Clinic:
+    """The lab, its documents, and a doctor for each of its hosts."""
+
+    def __init__(self, lab: NamespaceLab, directory):
+        self.lab, self.directory = lab, directory
+        self.documents = documents(lab)
+        for name, data in self.documents.items():
+            (directory / name).mkdir()
+            loaded = document.load(data)
+            (directory / name / f"{loaded.owner}.json").write_text(store.content_of(loaded))
+
+    def heal(self, name: str) -> None:
+        """What the keeper does."""
+        self.lab.engine.apply(self.lab[name], self.documents[name])
+
+    def sources(self, name: str, **options) -> gather.Sources:
+        """Nothing of the machine's own: no systemd, no forwarder, unless a test says so."""
+        nowhere = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(self.directory / "none"))
+        own = {"host": self.lab.engine.host(self.lab[name]), "directory": str(self.directory / name)}
+        return gather.Sources(**{**own, **nowhere, **options})
+
+    def complaints(self, name: str, ports=(), wanted: dict | None = None, **options) -> list[finding.Finding]:
+        """What is wrong with a host, in the order of the report; with ``wanted``, before that is applied."""
+        loaded = wanted and document.load(wanted)
+        with self.lab[name].inside():
+            facts = gather.look(self.sources(name, **options), loaded, CLIENTS, ports)
+        found = finding.ordered(registry.examine(facts))
+        return [one for one in found if one.status in (finding.FAIL, finding.WARN)]
+
+
+@contextmanager
+def clinic(prefix: str, tmp_path_factory):
+    with NamespaceLab(f"{prefix}{os.getpid()}", HOSTS, TWO_LEGS) as raised:
+        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
+        made = Clinic(raised, tmp_path_factory.mktemp("documents"))
+        for name in made.documents:
+            made.heal(name)
+        for name in ("b", "c"):
+            raised.nginx(name, ports=[rl.PORT])
+        yield made

@@ -1,0 +1,424 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The doctor names what was broken, first; says nothing where nothing is; and falls silent once it is repaired."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from dataclasses import dataclass, field, replace
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
+
+from tests.kernel.doctor import clinic as doctor_lab
+from tests.support import forwarding as forwarder_lab
+from tests.support import routing as rl
+
+HOSTS = ["a", "a2", "b", "c", "d"]
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory):
+    with doctor_lab.clinic("kdo", tmp_path_factory) as raised:
+        yield raised
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Commands that break a host and take that back; the check that has to be named, and words it has to say.
+
+    ``silent``: a handshake from a with that host (or from a with b), as the client, times out while it lasts.
+    """
+
+    host: str
+    check: str
+    breaks: list[str]
+    says: str
+    mends: list[str] = field(default_factory=list)
+    silent: bool = False
+    ports: tuple = ()
+
+
+TABLE = "nft 'table inet test {{ chain c {{ type {}; {}; }}; }}'"
+NO_TABLE = "nft delete table inet test"
+ONLY_A = "filter hook input priority 0; policy drop", "icmpv6 type 135-136 accept; ip saddr 198.18.0.11 accept"
+NO_REPLIES = "filter hook input priority 0; policy drop", "icmpv6 type 135-136 accept; tcp dport 80 accept"
+FAULTS = {
+    "the table's next hop is the router": Fault(
+        "b",
+        "routes",
+        ["ip route replace default via 198.18.0.1 table 20111 proto 202"],
+        "there is: ip route default via 198.18.0.1",
+        silent=True,
+    ),
+    "another owner's route in the table": Fault(
+        "b",
+        "taken",
+        ["ip route replace default via 198.18.0.1 table 20111"],
+        "table 20111 already holds routes of another owner (proto boot)",
+        ["ip route flush table 20111"],
+        silent=True,
+    ),
+    "the return route is gone": Fault(
+        "b", "routes", ["ip -6 route flush table 20111"], "add ip -6 route default via 2001:db8::11"
+    ),
+    "the lookup rule is gone": Fault(
+        "b", "rules", ["ip rule del priority 1100 fwmark 11/255"], "add ip rule 1100: from all fwmark 0xb/0xff",
+        silent=True,
+    ),
+    "the firewall was reloaded": Fault("b", "marks", ["nft flush ruleset"], "marks: a (0xb)", silent=True),
+    "a rule of another tool comes first": Fault(
+        "b",
+        "rule_before",
+        ["ip rule add priority 100 lookup main"],
+        "`ip rule 100: from all lookup 254`",
+        ["ip rule del priority 100"],
+        silent=True,
+    ),
+    "another table overwrites the mark": Fault(
+        "b",
+        "mark_clobbered",
+        [TABLE.format("route hook output priority 0", "tcp sport 8080 meta mark set 0x40000")],
+        "meta mark set 0x40000",
+        [NO_TABLE],
+        silent=True,
+    ),
+    "iptables overwrites the connection's mark": Fault(
+        "b",
+        "mark_clobbered",
+        ["iptables -t mangle -A PREROUTING -j CONNMARK --set-mark 0x12"],
+        "-A PREROUTING -j CONNMARK --set-xmark 0x12",
+        ["iptables -t mangle -D PREROUTING -j CONNMARK --set-mark 0x12", "nft delete table ip mangle"],
+        silent=True,
+    ),
+    "the firewall admits the proxy and not its clients": Fault(
+        "b", "firewall", [TABLE.format(*ONLY_A)], "admits proxy a but drops clients such as 198.18.1.10", [NO_TABLE],
+        silent=True,
+    ),
+    "iptables lets nobody in": Fault(
+        "b",
+        "firewall",
+        ["iptables -P INPUT DROP"],
+        "drops clients such as 198.18.1.10 at tcp port 8080 (the policy of chain iptables filter INPUT",
+        ["iptables -P INPUT ACCEPT", "nft delete table ip filter"],
+        silent=True,
+        ports=(("tcp", rl.PORT),),
+    ),
+    "there is no default route": Fault(
+        "b",
+        "default_route",
+        ["ip route del default"],
+        "there is no ipv4 route to 198.18.1.10",
+        ["ip route add default via 198.18.0.1"],
+        silent=True,
+    ),
+    "a rule of another goes by our bits": Fault(
+        "b",
+        "mark_shared",
+        ["ip rule add priority 2000 fwmark 0xb0b/0xffff lookup 7"],
+        "has our bits (0xb/0xff)",
+        ["ip rule del priority 2000"],
+    ),
+    "someone accepts redirects": Fault(
+        "b", "settings", ["sysctl -w net.ipv4.conf.all.accept_redirects=1"], "all.accept_redirects: 1 -> 0"
+    ),
+    "rp_filter is strict where clients come in": Fault(
+        "c",
+        "rp_filter",
+        ["sysctl -w net.ipv4.conf.eth1.rp_filter=1"],
+        "rp_filter on eth1 is 1 (strict",
+        ["sysctl -w net.ipv4.conf.eth1.rp_filter=0"],
+        silent=True,
+    ),
+    "the proxy's interface is down": Fault(
+        "c",
+        "links",
+        ["ip link set eth1 down"],
+        "interface eth1 is down",
+        ["ip link set eth1 up", "ip -6 addr replace 2001:db8:2::22/64 dev eth1 nodad"],
+    ),
+    "the second address is gone": Fault(
+        "d", "addresses", ["ip addr del 198.18.0.33/32 dev eth0"], "add ip addr 198.18.0.33 dev eth0"
+    ),
+    "the local route is gone": Fault(
+        "a", "routes", ["ip route flush table 20100"], "add ip route local default dev lo table 20100", silent=True
+    ),
+    "the rule of local delivery is gone": Fault(
+        "a", "rules", ["ip rule del priority 1100 from 198.18.0.21 ipproto tcp"], "ipproto tcp lookup 20100",
+        silent=True,
+    ),
+    "a bare rule makes the proxy answer ARP": Fault(
+        "a",
+        "arp",
+        ["ip rule add priority 1099 from 198.18.0.21 lookup 20100"],
+        "`ip rule 1099: from 198.18.0.21 lookup 20100`",
+        ["ip rule del priority 1099"],
+    ),
+    "the proxy routes": Fault(
+        "a", "ip_forward", ["sysctl -w net.ipv4.ip_forward=1"], "net.ipv4.ip_forward is 1",
+        ["sysctl -w net.ipv4.ip_forward=0"],
+    ),
+    "the proxy's firewall drops replies": Fault(
+        "a", "firewall", [TABLE.format(*NO_REPLIES)], "drops replies of backend 198.18.0.21", [NO_TABLE], silent=True
+    ),
+    "few ephemeral ports": Fault(
+        "a",
+        "port_range",
+        ["sysctl -w 'net.ipv4.ip_local_port_range=40000 41000'"],
+        "1001 ephemeral ports (40000-41000)",
+        ["sysctl -w 'net.ipv4.ip_local_port_range=32768 60999'"],
+    ),
+    "src_valid_mark beside the mark of sockets": Fault(
+        "a2",
+        "src_valid_mark",
+        ["sysctl -w net.ipv4.conf.all.src_valid_mark=1"],
+        "src_valid_mark on eth0 is 1",
+        ["sysctl -w net.ipv4.conf.all.src_valid_mark=0"],
+    ),
+}  # fmt: skip
+
+
+def shell(host, commands: list[str]) -> None:
+    for command in commands:
+        host.run(["sh", "-c", command])
+
+
+def handshake(clinic, name: str = "b") -> str:
+    backend = clinic.lab["c"].on("side") if name == "c" else clinic.lab["b"]
+    return rl.handshake(clinic.lab["a"], doctor_lab.CLIENTS["ipv4"], backend.ipv4)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_nothing_is_said_of_a_whole_host(clinic, name):
+    assert clinic.complaints(name) == []
+
+
+@pytest.mark.parametrize("name", ["b", "c"])
+def test_the_path_is_whole(clinic, name):
+    assert handshake(clinic, name) == "established"
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_the_fault_is_named_first_and_only_while_it_lasts(clinic, fault):
+    host = clinic.lab[fault.host]
+    shell(host, fault.breaks)
+    try:
+        found = clinic.complaints(fault.host, fault.ports)
+        outcome = handshake(clinic, fault.host) if fault.silent else "not tried"
+    finally:
+        shell(host, fault.mends)
+        clinic.heal(fault.host)
+    assert [found[0].id, fault.says in found[0].what] == [fault.check, True], [one.line for one in found]
+    assert outcome == ("silent" if fault.silent else "not tried")
+    assert clinic.complaints(fault.host, fault.ports) == []
+
+
+def test_a_redirect_that_was_taught_is_named(clinic):
+    a, b = clinic.lab["a"], clinic.lab["b"]
+    settings = [("a", "ip_forward", "1"), ("a", "conf.all.send_redirects", "1"), ("a", "conf.eth0.send_redirects", "1")]
+    settings += [("b", "conf.all.accept_redirects", "1"), ("b", "conf.eth0.accept_redirects", "1")]
+    for name, key, value in settings:
+        clinic.lab[name].sysctl(f"net.ipv4.{key}", value)
+    target = doctor_lab.CLIENTS["ipv4"]
+    # As a forwards it only where local delivery has a gap.
+    a.run(["ip", "rule", "del", "priority", "1100", "from", b.ipv4, "ipproto", "icmp"])
+    b.run(["ping", "-m", "11", "-c", "3", "-i", "0.2", "-W", "1", target], check=False)
+    for name, key, _value in settings:
+        clinic.lab[name].sysctl(f"net.ipv4.{key}", "0")
+    clinic.heal("a")
+    found = clinic.complaints("b")
+    assert (found[0].id, found[0].subject) == ("redirected", target), [one.line for one in found]
+    assert "go to 198.18.0.1, which an ICMP redirect has taught" in found[0].what
+    assert rl.handshake(a, target, b.ipv4) == "silent"
+    b.run(["ip", "route", "flush", "cache"])
+    assert clinic.complaints("b") == []
+
+
+def test_a_udp_server_on_every_address_is_named_where_the_rule_goes_by_address(clinic):
+    ports = (("udp", 5300),)
+    with clinic.lab["d"].inside():
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with server:
+        server.bind(("0.0.0.0", 5300))
+        found = clinic.complaints("d", ports)
+        assert [one.id for one in found] == ["udp_source"]
+    assert clinic.complaints("d", ports) == []
+
+
+def test_a_proxy_that_moved_is_named(clinic, tmp_path):
+    """A declared MAC: the document says one, the neighbour table another."""
+    b = clinic.lab["b"]
+    data = clinic.documents["b"]
+    wrong = {**data, "marks": [{**data["marks"][0], "mac": "02:00:00:00:00:aa"}]}
+    clinic.lab.engine.apply(b, wrong)
+    (tmp_path / "return_path.json").write_text(json.dumps(wrong))
+    found = clinic.complaints("b", directory=str(tmp_path))
+    assert found[0].id == "proxy_mac"
+    assert "198.18.0.11 is at 02:00:00:00:00:11" in found[0].what
+    clinic.heal("b")
+    assert clinic.complaints("b") == []
+
+
+def test_a_document_that_cannot_be_read_is_named(clinic, tmp_path):
+    (tmp_path / "return_path.json").write_text("{")
+    assert clinic.complaints("b", directory=str(tmp_path))[0].id == "documents"
+
+
+# What would be refused before the first change, on a host that has nothing of ours: (host, fault, check).
+EARLY = [
+    ("c", "rp_filter is strict where clients come in", "rp_filter"),
+    ("b", "there is no default route", "default_route"),
+    ("b", "a rule of another tool comes first", "rule_before"),
+    ("b", "another table overwrites the mark", "mark_clobbered"),
+    ("a", "the proxy's firewall drops replies", "firewall"),
+    ("a2", "src_valid_mark beside the mark of sockets", "src_valid_mark"),
+]
+
+
+@pytest.mark.parametrize(("name", "fault", "check"), EARLY, ids=[row[2] for row in EARLY])
+def test_the_roles_are_told_before_their_first_change(clinic, name, fault, check):
+    host, wanted = clinic.lab[name], clinic.documents[name]
+    assert clinic.complaints(name, wanted=wanted) == [], "a second run changes nothing, and nothing is in its way"
+    clinic.lab.engine.remove(host, wanted["owner"])
+    try:
+        assert clinic.complaints(name, wanted=wanted) == []
+        shell(host, FAULTS[fault].breaks)
+        assert {one.id for one in clinic.complaints(name, wanted=wanted)} == {check}
+    finally:
+        shell(host, FAULTS[fault].mends)
+        clinic.heal(name)
+
+
+def test_a_proxy_in_no_network_of_the_backend_is_refused_before_the_first_change(clinic):
+    far = {**clinic.documents["b"], "routes": []}
+    for route in clinic.documents["b"]["routes"]:
+        via = {"ipv4": "203.0.113.9", "ipv6": "2001:db8:77::9"}[route["family"]]
+        far["routes"].append({**route, "via": via})
+    assert {one.id for one in clinic.complaints("b", wanted=far)} == {"proxy_on_link"}
+
+
+def test_published_ports_of_containers_are_no_fault_where_marks_are_restored(clinic):
+    b = clinic.lab["b"]
+    b.run(["sh", "-c", TABLE.format("nat hook prerouting priority -100", "tcp dport 9999 dnat ip to 198.18.0.99")])
+    try:
+        assert clinic.complaints("b") == []
+    finally:
+        b.run(NO_TABLE.split())
+
+
+class TestTheForwarder:
+    """With a real forwarder on a: its config is another source of what has to be."""
+
+    @pytest.fixture
+    def running(self, clinic):
+        service = forwarder_lab.service(clinic.lab, "web", 80, rl.PORT, backends=("b",))
+        with forwarder_lab.Forwarder(clinic.lab, forwarder_lab.config(service)) as forwarder:
+            yield forwarder
+
+    @staticmethod
+    def paths(forwarder) -> dict[str, str]:
+        return {"config": str(forwarder.config), "runtime": str(forwarder.directory / "forwarder.json")}
+
+    def test_nothing_is_said_while_it_runs(self, clinic, running):
+        assert clinic.complaints("a", **self.paths(running)) == []
+
+    @pytest.mark.parametrize("address", ["0.0.0.0", "198.18.0.11", "2001:db8::11"])
+    @pytest.mark.parametrize(("ports", "said"), [("8000-8010", ""), ("40000-40010", "port 40000-40010 of every")])
+    def test_a_range_of_ports_is_as_fine_as_one(self, clinic, running, address, ports, said):
+        ranged = forwarder_lab.service(clinic.lab, "range", 80, ports, backends=("b",))
+        ranged["listen"] = [{"address": address, "port": ports}]
+        running.configure(forwarder_lab.config(ranged))
+        running.reload()
+        found = clinic.complaints("a", **self.paths(running))
+        wanted = ["port_range"] if said and address == "0.0.0.0" else []
+        assert [one.id for one in found] == wanted
+        assert all(said in one.what for one in found)
+
+    def test_a_forwarder_that_ended_is_named(self, clinic, running):
+        running.stop()
+        assert [one.id for one in clinic.complaints("a", **self.paths(running))] == ["forwarder"]
+
+    def test_a_forwarder_that_is_stopped_is_named(self, clinic, running):
+        running.process.send_signal(signal.SIGSTOP)
+        try:
+            rl.eventually(lambda: [one.id for one in clinic.complaints("a", **self.paths(running))] == ["forwarder"])
+        finally:
+            running.process.send_signal(signal.SIGCONT)
+        rl.eventually(lambda: clinic.complaints("a", **self.paths(running)) == [])
+
+    def test_a_listener_that_is_missing_is_named(self, clinic, running):
+        more = forwarder_lab.service(clinic.lab, "more", 81, rl.PORT, backends=("b",))
+        running.configure(forwarder_lab.config(more))
+        assert {one.id for one in clinic.complaints("a", **self.paths(running))} == {"listening"}
+
+    def test_a_backend_without_local_delivery_is_named(self, clinic, running):
+        more = forwarder_lab.service(clinic.lab, "web", 80, rl.PORT, backends=("b", "c"))
+        running.configure(forwarder_lab.config(more))
+        found = clinic.complaints("a", **self.paths(running))
+        assert {(one.id, one.subject) for one in found} == {
+            ("families", clinic.lab["c"].ipv4),
+            ("families", clinic.lab["c"].ipv6),
+        }
+
+    def test_a_process_without_the_capability_is_named(self, clinic, running, tmp_path):
+        """The runtime file names another process, which has given the capability up."""
+        argv = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw", "sleep", "100"]
+        process = clinic.lab["a"].spawn(argv)
+        file = tmp_path / "forwarder.json"
+        file.write_text(json.dumps({"pid": process.pid}))
+        paths = {**self.paths(running), "runtime": str(file)}
+        rl.eventually(lambda: [one.id for one in clinic.complaints("a", **paths)] == ["forwarder"])
+        assert "has no CAP_NET_RAW" in clinic.complaints("a", **paths)[0].what
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo nonsense", "JSONDecodeError"),
+        ("echo no >&2; exit 3", "ended with 3: no"),
+        ("sleep 60; true", "within 1 s"),
+    ],
+)
+def test_a_tool_that_hangs_or_prints_nonsense_is_named_and_the_rest_is_checked(
+    clinic, tmp_path, monkeypatch, script, said
+):
+    """In the place of nft; that a route is gone is found all the same."""
+    (tmp_path / "nft").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "nft").chmod(0o755)
+    monkeypatch.setattr(runner, "TIMEOUT", 1)
+
+    def run(argv, stdin=None):
+        return runner.run([str(tmp_path / "nft"), *argv[1:]] if argv[0] == "nft" else argv, stdin)
+
+    wanted = clinic.documents["b"]
+    host = replace(clinic.lab.engine.host(clinic.lab["b"]), runner=run)
+    for early in (wanted, None):
+        found = clinic.complaints("b", wanted=early, host=host)
+        assert {one.id for one in found} <= {"unread", "waiting"}
+        assert any("the packet filters could not be read: " in one.what and said in one.what for one in found)
+    clinic.lab["b"].run(["sh", "-c", "ip rule add priority 100 lookup main"])
+    try:
+        assert "rule_before" in [one.id for one in clinic.complaints("b", wanted=wanted, host=host)]
+    finally:
+        clinic.lab["b"].run(["sh", "-c", "ip rule del priority 100"])
+
+
+def test_the_command_says_it_and_its_exit_status_too(clinic, tmp_path):
+    lab = clinic.lab
+    # The command knows the machine's own memory of settings only, so this document is one without any.
+    (tmp_path / "return_path.json").write_text(json.dumps({**clinic.documents["b"], "sysctls": []}))
+    command = ["doctor", "--directory", str(tmp_path), "--config", str(tmp_path / "none")]
+    whole = lab.l4proxy("b", command)
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert whole.stdout.splitlines()[-1].startswith("ok ")
+    lab["b"].run(["nft", "flush", "ruleset"])
+    broken = lab.l4proxy("b", [*command, "--json", "--client", doctor_lab.CLIENTS["ipv4"]])
+    clinic.heal("b")
+    assert broken.returncode == 1
+    found = json.loads(broken.stdout)
+    assert [found["schema"], found["failed"], found["findings"][0]["id"]] == [1, 1, "marks"]
+    assert lab.l4proxy("b", [*command, "--client", "nobody"]).returncode == 2

@@ -1,0 +1,330 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What hides the client's address while everything works: the doctor names the rule, and its remedy helps."""
+
+from __future__ import annotations
+
+import re
+import socket
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils import _source_proof as proof
+
+from tests.kernel.doctor import clinic as doctor_lab
+from tests.support import forwarding as forwarder_lab
+from tests.support import routing as rl
+
+PORT = 8090
+FAMILIES = pytest.mark.parametrize("family", rl.FAMILIES)
+OF = {"ipv4": "ip", "ipv6": "ip6"}
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory):
+    with doctor_lab.clinic("kpr", tmp_path_factory) as raised:
+        yield raised
+
+
+def server(host, family: str, port: int = PORT) -> socket.socket:
+    with host.inside():
+        listener = socket.socket(rl.AF[family], socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("::" if family == "ipv6" else "0.0.0.0", port))
+    listener.listen()
+    listener.settimeout(rl.PATIENCE)
+    return listener
+
+
+def seen(clinic, family: str) -> str:
+    """The address that a server on b sees when a forwards a client; what getpeername says there."""
+    with server(clinic.lab["b"], family) as listener:
+        target = getattr(clinic.lab["b"], family)
+        with rl.attempt(clinic.lab["a"], doctor_lab.CLIENTS[family], target, PORT):
+            connection, peer = listener.accept()
+            connection.close()
+    return peer[0]
+
+
+def proven(clinic, family: str, account: int = 0, patience: float = rl.PATIENCE) -> set[str]:
+    """The addresses that b itself finds on samples that a sends, over TCP and UDP."""
+    sources = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
+    target = {"address": getattr(clinic.lab["b"], family), "port": PORT, "source": sources[family]}
+    sent = proof.samples([{**target, "protocol": protocol} for protocol in ("tcp", "udp")])
+    with clinic.lab["a"].inside():
+        proof.send_in_background(sent, 2, account)
+    with clinic.lab["b"].inside():
+        seen = proof.watch(sent, patience)
+    return {"spoofed" if one == sources[family] else one for one in seen}
+
+
+def shell(host, *commands: str) -> None:
+    for command in commands:
+        host.run(["sh", "-c", command])
+
+
+def nft(chain: str, *rules: str, family: str = "inet", base: str = "type nat hook postrouting priority srcnat") -> str:
+    """A table ``t`` with a chain ``post`` at the hook, and its rules; ``chain`` is what else is in the table."""
+    body = "\n".join(f"    {rule}" for rule in rules)
+    return f"nft -f - <<'N'\ntable {family} t {{\n{chain}\n  chain post {{\n    {base};\n{body}\n  }}\n}}\nN"
+
+
+INPUT_NAT = "type nat hook input priority 100"
+ZONE = "  chain zone {\n    oifname != lo counter masquerade\n  }\n"
+# How address translation is configured, by nft, both kinds of iptables, and the tools that write their rules:
+# (host, commands with FAMILY's ip, ip6, iptables, ip6tables and an OWN address of the host)
+HIDING = {
+    "nft, by interface": ("a", [nft("", 'oifname "eth0" masquerade', family="{ip}")]),
+    "nft inet, everything": ("a", [nft("", "masquerade random")]),
+    "nft, but for what comes from a VPN": ("a", [nft("", 'iifname != "wg0" oifname "eth0" masquerade')]),
+    "nft, in a chain of a zone": ("a", [nft(ZONE, 'oifname "eth0" jump zone')]),
+    "nft, snat": ("a", [nft("", "oifname eth* snat to {own}", family="{ip}")]),
+    "nft, but for a network": ("a", [nft("", "{ip} saddr != {other} masquerade")]),
+    "nft, a chain with the name of iptables'": (
+        "a",
+        [nft("", "masquerade").replace("chain post", "chain POSTROUTING").replace("inet t", "inet nat")],
+    ),
+    "iptables, PostUp of a VPN": ("a", ["{iptables} -t nat -A POSTROUTING -o eth0 -j MASQUERADE"]),
+    "iptables, SNAT by port": (
+        "a",
+        [f"{{iptables}} -t nat -A POSTROUTING -p tcp --dport {PORT} -j SNAT --to-source {{own}}"],
+    ),
+    "iptables, in a chain of its own": (
+        "a",
+        [
+            "{iptables} -t nat -N post_public",
+            "{iptables} -t nat -A post_public ! -o lo -j MASQUERADE --random-fully",
+            "{iptables} -t nat -A POSTROUTING -o eth+ -g post_public",
+        ],
+    ),
+    "legacy iptables": ("a", ["{legacy} -t nat -A POSTROUTING -o eth0 -j MASQUERADE"]),
+    "input NAT of the backend": ("b", [nft("", f"tcp dport {PORT} snat to {{own}}", family="{ip}", base=INPUT_NAT)]),
+    "iptables, input NAT of the backend": (
+        "b",
+        [f"{{iptables}} -t nat -A INPUT -p tcp --dport {PORT} -j SNAT --to-source {{own}}"],
+    ),
+}
+OTHER = {"ipv4": "10.0.0.0/8", "ipv6": "fd00::/8"}
+# What is configured for others and leaves the clients alone.
+HARMLESS = {
+    "a VPN's network": ("a", [nft("", 'ip saddr 10.8.0.0/24 oifname "eth0" masquerade'), nft("", "masquerade").replace(
+        "masquerade", "ip6 saddr fd08::/64 masquerade").replace(" t ", " t2 ")]),
+    "a range of addresses": ("a", [nft("", "ip saddr 10.8.0.1-10.8.0.99 masquerade")]),
+    "what others send through the proxy": ("a", [nft("", 'iifname "wg0" oifname "eth0" masquerade')]),
+    "what was translated before": ("a", [nft("", "ct status dnat masquerade")]),
+    "another interface": ("a", [nft("", 'oifname "wg0" masquerade')]),
+    "the proxy's own packets": ("a", [nft("", "fib saddr type local masquerade", family="ip")]),
+    "the proxy's own packets, iptables": (
+        "a", ["{iptables} -t nat -A POSTROUTING -m addrtype --src-type LOCAL -j MASQUERADE"],
+    ),
+    "marked by Kubernetes": ("a", [
+        "{iptables} -t nat -N KUBE-POSTROUTING",
+        "{iptables} -t nat -A POSTROUTING -j KUBE-POSTROUTING",
+        "{iptables} -t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN",
+        "{iptables} -t nat -A KUBE-POSTROUTING -j MASQUERADE --random-fully",
+    ]),
+    "marked by Kubernetes, nft": ("a", [nft("", "meta mark & 0x4000 == 0 return", "masquerade")]),
+    "containers of Docker": ("a", ["iptables -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"]),
+    "exempt by account": ("a", [nft("", "meta skuid 0 accept", "masquerade")]),
+    "exempt by address": ("a", [nft("", "{ip} daddr {b} accept", 'oifname "eth0" masquerade', family="{ip}")]),
+    "the backend's own way out": ("b", [nft("", 'oifname "eth0" masquerade')]),
+    "the backend's own way out, iptables": ("b", ["{iptables} -t nat -A POSTROUTING -o eth0 -j MASQUERADE"]),
+    "a port that is redirected on the backend": (
+        "b", [nft("", f"tcp dport 80 redirect to :{PORT}", base="type nat hook prerouting priority dstnat")],
+    ),
+}  # fmt: skip
+CLEAN = "nft delete table inet t; nft delete table inet t2; nft delete table inet nat; nft delete table {ip} t; "
+CLEAN += "nft delete table {ip} nat; {legacy} -t nat -F; {legacy} -t nat -X; true"
+
+
+@pytest.fixture
+def with_rules(clinic):
+    """Apply commands on a host for a family, and take all of that away again."""
+    cleanings = []
+
+    def apply(name: str, commands: list[str], family: str) -> None:
+        host = clinic.lab[name]
+        words = {
+            "ip": OF[family],
+            "iptables": f"{OF[family]}tables",
+            "legacy": f"{OF[family]}tables-legacy",
+            "own": getattr(host, family),
+            "other": OTHER[family],
+            "b": getattr(clinic.lab["b"], family),
+        }
+
+        def filled(text: str) -> str:
+            return re.sub(r"\{(\w+)\}", lambda found: words[found[1]], text)
+
+        cleanings.append((host, filled(CLEAN)))
+        shell(host, *map(filled, commands))
+
+    yield apply
+    for host, command in cleanings:
+        shell(host, command)
+
+
+@pytest.fixture(scope="module")
+def running(clinic):
+    """A forwarder on a; its backends are b's servers on PORT."""
+    service = forwarder_lab.service(clinic.lab, "web", 80, PORT, backends=("b",))
+    with forwarder_lab.Forwarder(clinic.lab, forwarder_lab.config(service)) as forwarder:
+        yield {"config": str(forwarder.config), "runtime": str(forwarder.directory / "forwarder.json")}
+
+
+def complaints(clinic, name: str, running: dict) -> list:
+    """Of the checks that are about addresses."""
+    options = running if name == "a" else {}
+    found = clinic.complaints(name, (("tcp", PORT),) if name == "b" else (), **options)
+    return [one for one in found if one.id == "source_nat"]
+
+
+@FAMILIES
+@pytest.mark.parametrize(("name", "commands"), HIDING.values(), ids=HIDING)
+def test_what_hides_the_clients_is_named_and_the_remedy_helps(clinic, running, with_rules, name, commands, family):
+    assert seen(clinic, family) == doctor_lab.CLIENTS[family]
+    with_rules(name, commands, family)
+    shown = getattr(clinic.lab[name], family)
+    assert seen(clinic, family) == shown, "or the test shows nothing"
+    # A rule for TCP alone, or at the input of b, is not met by the datagram; b is never told that all is well.
+    assert proven(clinic, family) in ({shown}, {shown, "spoofed"})
+    found = complaints(clinic, name, running)
+    assert {one.status for one in found} == {"fail"}
+    assert all("rewrites the source address of" in one.what for one in found)
+    # What the finding says to type, typed.
+    shell(clinic.lab[name], *(line for one in found for line in re.findall("`([^`]+)`", one.fix)))
+    assert seen(clinic, family) == doctor_lab.CLIENTS[family]
+    assert complaints(clinic, name, running) == []
+
+
+@FAMILIES
+@pytest.mark.parametrize(("name", "commands"), HARMLESS.values(), ids=HARMLESS)
+def test_what_leaves_the_clients_alone_is_not_named(clinic, running, with_rules, name, commands, family):
+    with_rules(name, commands, family)
+    assert seen(clinic, family) == doctor_lab.CLIENTS[family]
+    assert proven(clinic, family) == {"spoofed"}
+    assert [one.line for one in complaints(clinic, name, running)] == []
+
+
+@FAMILIES
+def test_a_client_that_is_named_may_be_one_of_the_network(clinic, running, with_rules, family):
+    network = {"ipv4": "198.18.1.0/24", "ipv6": "2001:db8:1::/64"}[family]
+    with_rules("a", [nft("", f"{OF[family]} saddr {network} masquerade")], family)
+    assert seen(clinic, family) == getattr(clinic.lab["a"], family)
+    assert [one.status for one in complaints(clinic, "a", running)] == ["fail"]
+
+
+def test_a_role_is_told_before_its_first_change(clinic, with_rules):
+    wanted = clinic.documents["a"]
+    with_rules("a", [nft("", "masquerade")], "ipv4")
+    found = [one for one in clinic.complaints("a", wanted=wanted) if one.id == "source_nat"]
+    assert {one.status for one in found} == {"fail"}
+    assert clinic.lab["b"].ipv4 in found[0].what
+
+
+def test_nft_may_take_a_spoofed_ipv6_source_for_a_local_one(clinic, running, with_rules):
+    """Its fib expression asks for the way back, which our rules of local delivery answer."""
+    with_rules("a", [nft("", "fib saddr type local masquerade")], "ipv6")
+    assert seen(clinic, "ipv6") == clinic.lab["a"].ipv6
+    assert seen(clinic, "ipv4") == doctor_lab.CLIENTS["ipv4"]
+    assert {(one.status, ":" in one.fix) for one in complaints(clinic, "a", running)} == {("warn", True)}
+
+
+@FAMILIES
+def test_no_server_notices_a_sample(clinic, family):
+    """Nothing to accept, nothing to read, and nothing kept of it in the end."""
+    b = clinic.lab["b"]
+    with b.inside():
+        datagrams = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+    with datagrams, server(b, family) as listener:
+        datagrams.bind(("::" if family == "ipv6" else "0.0.0.0", PORT))
+        listener.setblocking(False)
+        datagrams.setblocking(False)
+        assert proven(clinic, family) == {"spoofed"}
+        for receive in (listener.accept, lambda: datagrams.recv(100)):
+            with pytest.raises(BlockingIOError):
+                receive()
+        rl.eventually(lambda: "SYN-RECV" not in b.run(["ss", "-tan"]).stdout)
+
+
+@FAMILIES
+def test_what_does_not_come_in_is_not_taken_for_proof(clinic, with_rules, family):
+    with_rules("a", [nft("", "meta l4proto { tcp, udp } drop", base="type filter hook postrouting priority 0")], family)
+    assert proven(clinic, family, patience=2) == {""}
+
+
+@FAMILIES
+def test_what_a_container_sees_is_what_counts(clinic, with_rules, family):
+    """b sends a published port on to d, and masquerades what it forwards; the last packet on its way is d's."""
+    b, d = clinic.lab["b"], clinic.lab["d"]
+    setting = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}[family]
+    target = getattr(d, family) if family == "ipv4" else f"[{d.ipv6}]"
+    prerouting = "type nat hook prerouting priority dstnat"
+    with_rules("b", [nft("", f"tcp dport {PORT} dnat to {target}:{PORT}", family="{ip}", base=prerouting)], family)
+    b.sysctl(setting, "1")
+    try:
+        assert proven(clinic, family) == {"spoofed"}
+        assert complaints(clinic, "b", {}) == []
+        shell(b, "nft 'table inet t2 { chain p { type nat hook postrouting priority srcnat; masquerade; }; }'")
+        assert proven(clinic, family) == {getattr(b, family), "spoofed"}
+        found = complaints(clinic, "b", {})
+        assert [(one.status, f"sends on to {getattr(d, family)}" in one.what) for one in found] == [("fail", True)]
+        shell(b, *re.findall("`([^`]+)`", found[0].fix))
+        assert proven(clinic, family) == {"spoofed"}
+        assert complaints(clinic, "b", {}) == []
+    finally:
+        b.sysctl(setting, "0")
+
+
+RELAY = """
+import socket, sys
+family, kind, port, onward, host = sys.argv[1:]
+family, kind = getattr(socket, family), getattr(socket, kind)
+here = socket.socket(family, kind)
+here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+here.bind((host, int(port)))
+if kind == socket.SOCK_STREAM:
+    here.listen()
+    held = []
+    while True:
+        held += [here.accept(), socket.create_connection(("::1" if ":" in host else "127.0.0.1", int(onward)))]
+here.recv(1)
+"""
+
+
+@FAMILIES
+@pytest.mark.parametrize("name", ["docker-proxy", "rootlessport", "socat"])
+@pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
+def test_a_relay_before_the_server_is_named(clinic, tmp_path, name, kind, family):
+    """The kernel sees the client, so that everything else is content; the server sees the loopback address."""
+    b, onward = clinic.lab["b"], PORT + 1
+    (tmp_path / name).symlink_to("/usr/bin/python3")
+    (tmp_path / "relay.py").write_text(RELAY)
+    family_name = {"ipv4": "AF_INET", "ipv6": "AF_INET6"}[family]
+    arguments = [family_name, kind, str(PORT), str(onward), {"ipv4": "0.0.0.0", "ipv6": "::"}[family]]
+    served = (("tcp" if kind == "SOCK_STREAM" else "udp", PORT),)
+
+    def complaints(ports=()) -> list:
+        return [one for one in clinic.complaints("b", ports) if one.id == "relayed"]
+
+    with server(b, family, onward) as listener:
+        assert complaints(served) == []
+        process = b.spawn([str(tmp_path / name), str(tmp_path / "relay.py"), *arguments])
+        try:
+            found = rl.eventually(lambda: complaints(served))
+            assert [(one.status, f"{name} (process {process.pid})" in one.what) for one in found] == [("fail", True)]
+            assert [one.status for one in complaints()] == ["warn"]
+            if kind == "SOCK_STREAM":
+                with rl.attempt(clinic.lab["a"], doctor_lab.CLIENTS[family], getattr(b, family), PORT):
+                    assert listener.accept()[1][0] == {"ipv4": "127.0.0.1", "ipv6": "::1"}[family]
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@FAMILIES
+def test_a_rule_by_account_takes_the_samples_for_the_forwarders(clinic, with_rules, family):
+    with_rules("a", [nft("", "meta skuid 998 accept", "masquerade")], family)
+    assert proven(clinic, family, account=998) == {"spoofed"}
+    assert proven(clinic, family) == {getattr(clinic.lab["a"], family)}

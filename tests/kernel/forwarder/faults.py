@@ -1,0 +1,74 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the health tests of TCP and UDP share: faults between a and its backends, and what the status says of them."""
+
+from __future__ import annotations
+
+from tests.support import forwarding as fl
+
+INTERVAL, TIMEOUT, RISE, FALL = 1.0, 0.5, 2, 3
+HEALTH = {"interval": INTERVAL, "timeout": TIMEOUT, "rise": RISE, "fall": FALL}
+SOURCES = {"ipv4": f"198.51.100.{fl.PROXY_ID}", "ipv6": f"2001:db8:ffff::{fl.PROXY_ID}"}
+PROBES = tuple(SOURCES.values())
+SLACK = 1.0  # seconds a busy machine may be late
+
+
+def backends(forwarder) -> dict:
+    """The backends of the first service of the status, by name."""
+    return {one["name"]: one for one in forwarder.status()["services"][0]["backends"]}
+
+
+def states(forwarder) -> list[str]:
+    """The state of every backend and family."""
+    return [one["state"] for backend in backends(forwarder).values() for one in backend["families"].values()]
+
+
+def state(forwarder, name: str, family: str) -> str:
+    """The state of one of them."""
+    return backends(forwarder)[name]["families"][family]["state"]
+
+
+class BrokenReturnPath:
+    """The rule that sends b's replies of a family back to a is gone: they leave by b's default route."""
+
+    def __init__(self, lab, family: str):
+        self._host = lab["b"]
+        self._command = ["ip", "-6" if family == "ipv6" else "-4", "rule"]
+        self._rule = ["fwmark", f"{fl.PROXY_ID}/0xff", "lookup", str(fl.TABLE), "pref", "1100"]
+
+    def __enter__(self):
+        self._host.run([*self._command, "del", *self._rule])
+        return self
+
+    def __exit__(self, *exc_info):
+        self._host.run([*self._command, "add", *self._rule])
+
+
+class BogonFilter:
+    """Backends drop what comes from the given sources, and nothing else; the drops are counted.
+
+    ICMP passes: a neighbour that is not answered any more would be as good as gone for everybody's packets.
+    """
+
+    def __init__(self, lab, sources=PROBES):
+        self._hosts = [lab[name] for name in fl.BACKENDS]
+        self._rules = "\n".join(
+            f"  {'ip6' if ':' in source else 'ip'} saddr {source} meta l4proto {{ tcp, udp }} counter name seen drop"
+            for source in sources
+        )
+
+    def __enter__(self):
+        chain = f" chain in {{\n  type filter hook prerouting priority raw\n{self._rules}\n }}"
+        for host in self._hosts:
+            host.run(["nft", "-f", "-"], input=f"table inet bogon {{\n counter seen {{ }}\n{chain}\n}}\n")
+        return self
+
+    def seen(self) -> list[int]:
+        """How many packets each backend has dropped."""
+        listings = [host.run(["nft", "list", "counter", "inet", "bogon", "seen"]).stdout for host in self._hosts]
+        return [int(listing.split("packets")[1].split()[0]) for listing in listings]
+
+    def __exit__(self, *exc_info):
+        for host in self._hosts:
+            host.run(["nft", "delete", "table", "inet", "bogon"])

@@ -1,0 +1,144 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sessions that last, of either protocol: who serves them is asked by the tests of balancing, one text for both."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
+
+from tests.support import forwarding as fl
+from tests.support import udp as ul
+
+#: Addresses that are all the client's own.
+MANY = {"ipv4": "198.18.128.0/24", "ipv6": "2001:db8:2:8000::/64"}
+CLIENTS = {"ipv4": "198.18.128.{}", "ipv6": "2001:db8:2:8000::{:x}"}
+
+
+def give_many_addresses(lab) -> None:
+    """Make every address of MANY the client's own, and let a find it."""
+    for family, network in MANY.items():
+        flag = "-6" if family == "ipv6" else "-4"
+        lab["client"].run(["ip", flag, "route", "add", "local", network, "dev", "lo"])
+        lab["router"].run(["ip", flag, "route", "add", network, "via", getattr(lab["client"], family)])
+
+
+class TcpServer:
+    """On both addresses of a host: tell a client the host's name, and keep the connection while the client does."""
+
+    def __init__(self, lab, host: str, port: int):
+        self._name = host.encode()
+        self._socks: dict[int, socket.socket] = {}
+        self._poll = select.epoll()
+        self._listeners = [fl.listen(lab, host, port, family) for family in fl.FAMILIES]
+        for listener in self._listeners:
+            self._enter(listener)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _enter(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socks[sock.fileno()] = sock
+        self._poll.register(sock, select.EPOLLIN)
+
+    def _serve(self) -> None:
+        while not self._stop.is_set():
+            for number, _mask in self._poll.poll(0.1):
+                sock = self._socks[number]
+                if sock in self._listeners:
+                    self._greet(sock)
+                elif self._over(sock):
+                    del self._socks[number]
+                    sock.close()
+
+    def _greet(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # a health check is gone at once
+            sock = listener.accept()[0]
+            self._enter(sock)
+            sock.send(self._name)
+
+    @staticmethod
+    def _over(sock: socket.socket) -> bool:
+        try:
+            return not sock.recv(1000)
+        except OSError:
+            return True
+
+    def stop(self) -> None:
+        """Close all: who connects is refused from here on."""
+        self._stop.set()
+        self._thread.join(fl.PATIENCE)
+        for sock in self._socks.values():
+            sock.close()
+        self._poll.close()
+
+
+SERVERS = {"tcp": TcpServer, "udp": ul.Server}
+
+
+class Refused(Exception):
+    """Nobody serves this client."""
+
+
+class Session:
+    """A session of a client: ``name`` is the backend that serves it. It lasts until end(), or UDP's idle timeout.
+
+    ``source`` is one of MANY, None for the client's own address. Raises Refused, over UDP when nothing has come in
+    ``patience`` seconds.
+    """
+
+    def __init__(
+        self, lab, protocol: str, to: tuple[str, int], source: str | None = None, patience: float = fl.PATIENCE
+    ):
+        self._to = to
+        kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+        family = ul.family_of(to[0])
+        with lab["client"].inside():
+            self._sock = socket.socket(family, kind)
+        self._sock.settimeout(fl.PATIENCE)
+        if source and family == socket.AF_INET6:  # or the kernel lets it have addresses of an interface only
+            self._sock.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
+        self._sock.bind((source or "", 0))
+        self.name = self._ask_udp(patience) if protocol == "udp" else self._ask_tcp()
+        self._udp = protocol == "udp"
+
+    def _ask_tcp(self) -> str:
+        try:
+            self._sock.connect(self._to)
+            return self._sock.recv(100).decode()
+        except ConnectionResetError:
+            self._sock.close()
+            raise Refused from None
+
+    def _ask_udp(self, patience: float) -> str:
+        try:
+            return ul.who(self._sock, self._to, patience)[0]
+        except AssertionError:
+            self._sock.close()
+            raise Refused from None
+
+    def go_on(self) -> None:
+        """Let something pass, so that it does not count as idle; who answers must be the same."""
+        if self._udp:
+            assert ul.who(self._sock, self._to)[0] == self.name
+        else:
+            self._sock.send(b"!")
+
+    def end(self) -> None:
+        """No more of this client."""
+        self._sock.close()
+
+
+def refused(lab, protocol: str, to: tuple[str, int]) -> bool:
+    """Whether a client is not served; over UDP it asks once."""
+    try:
+        Session(lab, protocol, to, patience=ul.QUIET).end()
+    except Refused:
+        return True
+    return False

@@ -1,0 +1,504 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The admin socket, the commands and the module that use it, and the metrics: with good clients and with bad ones."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import endpoint
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.validation import LONGEST_NAME
+from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
+
+from tests.lab import netns
+from tests.support import forwarding as fl
+from tests.support import udp as ul
+
+WEB, RAW, METRICS, WIDE, ECHO = 8000, 7000, 9110, 7001, 7002
+FAMILIES = fl.FAMILIES
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with fl.raise_lab("m") as lab:
+        fl.wire(lab)
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def forwarder(lab):
+    web, raw = fl.service(lab, "web", WEB, 9), fl.service(lab, "raw", RAW, 9000, backends=["b"])
+    wide = fl.service(lab, "wide", WIDE, 9000, backends=["c", "c"])
+    for backend, port in zip(wide["backends"], (9000, 9001)):
+        backend.update(name=f"two:{port}", port=port)
+    echo = fl.service(lab, "echo", ECHO, 9000, backends=["d"], protocol="udp", idle_timeout=1)
+    document = fl.config(web, raw, wide, echo, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
+    with fl.Forwarder(lab, document) as forwarder:
+        yield forwarder
+
+
+@pytest.fixture(autouse=True)
+def ready(forwarder):
+    yield
+    for backend in (*fl.BACKENDS, "two"):
+        forwarder.ask("ready", backend=backend)
+
+
+def raw_client(forwarder):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(fl.PATIENCE)
+    sock.connect(str(forwarder.directory / "admin.sock"))
+    return sock
+
+
+def test_the_socket_is_for_its_owner_and_group(forwarder):
+    assert stat.S_IMODE(os.stat(forwarder.directory / "admin.sock").st_mode) == 0o660
+
+
+REFUSED = [
+    (b"\n", "one JSON object on one line"),
+    (b"\xff\xfe\x00\n", "one JSON object on one line"),
+    (b"[" * 5000 + b"\n", "one JSON object on one line"),
+    (b"[]\n", "a request is a JSON object"),
+    (b"{}\n", "op is one of drain, log_level"),
+    (b'{"op": ["status"]}\n', "op is one of"),
+    (b'{"op": "drain", "backend": "x"}\n', "there is no backend 'x' (there are b, c, d, two:9000, two:9001)"),
+    (b'{"op": "drain", "backend": {"a": 1}}\n', "there is no backend {'a': 1}"),
+    (b'{"op": "drain", "backend": "b", "service": "x"}\n', "there is no service 'x' (there are web, raw, wide, echo)"),
+    (b'{"op": "weight", "backend": "b", "weight": 0}\n', "weight is a whole number from 1 to 65535"),
+    (b'{"op": "weight", "backend": "b", "weight": true}\n', "weight is a whole number"),
+    (b'{"op": "sessions", "limit": 1000000}\n', "limit is a whole number from 1 to 100"),
+    (b'{"op": "log_level", "level": "loud"}\n', "level is one of debug, info, warning, error"),
+    (b'{"op": "status", "x": "' + b"y" * 70_000, "longer than 16384 bytes"),
+]
+
+
+@pytest.mark.parametrize(("request_line", "sentence"), REFUSED)
+def test_a_bad_request_gets_one_sentence(forwarder, request_line, sentence):
+    with raw_client(forwarder) as sock:
+        try:
+            sock.sendall(request_line)
+        except BrokenPipeError:
+            pass  # it has heard enough
+        answer = json.loads(sock.makefile().readline())
+    assert answer["ok"] is False
+    assert sentence in answer["error"]
+    assert forwarder.status()["generation"] == 1, "others are served"
+
+
+def test_clients_that_stall_are_bounded_and_others_are_served(forwarder):
+    stalled = [raw_client(forwarder) for _client in range(endpoint.MOST_CLIENTS)]
+    try:
+        for sock in stalled:
+            sock.sendall(b'{"op": "sta')  # and nothing more
+        fl.wait(lambda: len(descriptors(forwarder)) >= endpoint.MOST_CLIENTS, "they were accepted")
+        for _question in range(3):
+            assert forwarder.status()["generation"] == 1, "the one that has waited longest makes room"
+        ended = sum(is_over(sock) for sock in stalled)
+        assert ended >= 1
+        assert is_over(stalled[0])
+        for sock in stalled[ended:]:
+            sock.sendall(b'tus"}\n')
+            assert json.loads(sock.makefile().readline())["ok"] is True
+    finally:
+        for sock in stalled:
+            sock.close()
+
+
+def is_over(sock):
+    """Whether the other end has closed a connection on which nothing came."""
+    sock.setblocking(False)
+    try:
+        return sock.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+    finally:
+        sock.settimeout(fl.PATIENCE)
+
+
+def descriptors(forwarder):
+    return list(Path(f"/proc/{forwarder.process.pid}/fd").iterdir())
+
+
+def test_a_client_that_does_not_read_is_not_read_from(forwarder):
+    with raw_client(forwarder) as sock:
+        sock.setblocking(False)
+        sent, most = 0, 4 << 20
+        try:
+            while sent < most:
+                sent += sock.send(b'{"op": "status"}\n' * 100)
+        except BlockingIOError:
+            pass  # the supervisor takes no more before its answers are read
+        assert sent < most
+        assert forwarder.status()["generation"] == 1
+        size = int(Path(f"/proc/{forwarder.process.pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
+        assert size < 100 << 20
+
+
+def test_sessions_of_all_workers(lab, forwarder, listener):
+    pairs = [fl.pair(lab, listener, RAW) for _connection in range(10)]
+    try:
+        answer = forwarder.ask("sessions", service="raw", limit=3)
+        assert (answer["count"], answer["silent_workers"], len(answer["sessions"])) == (10, 0, 3)
+        oldest = answer["sessions"][0]
+        assert (oldest["service"], oldest["backend"], oldest["client"]) == ("raw", "b", lab["client"].ipv4)
+        assert oldest["client_port"] == pairs[0][0].getsockname()[1]
+        assert forwarder.ask("sessions", backend="c")["count"] == 0
+    finally:
+        for end in sum(pairs, ()):
+            end.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_sessions_of_backends_with_the_longest_names(lab, listener, family):
+    """What a worker answers has a bound, whatever the names are; the supervisor outlives it."""
+    names = fl.service(lab, "n" * 63, RAW + 10, 9000, backends=["b"])
+    names["backends"][0]["name"] = "b" + (LONGEST_NAME - 1) * ":"
+    with fl.Forwarder(lab, fl.config(names)) as forwarder:
+        pairs = [fl.pair(lab, listener, RAW + 10) for _connection in range(110)]
+        answer = forwarder.ask("sessions")
+        assert (answer["count"], answer["silent_workers"], len(answer["sessions"])) == (110, 0, 100)
+        assert forwarder.status()["restarts"] == 0
+        for end in sum(pairs, ()):
+            end.close()
+
+
+def test_the_log_level_reaches_every_process(lab, forwarder):
+    before = len(forwarder.log("connection"))
+    assert forwarder.ask("log_level", level="error")["level"] == "error"
+    with pytest.raises(OSError):
+        fl.get(lab, lab["a"].ipv4, WEB)
+    assert forwarder.ask("log_level", level=None)["level"] == "info"
+    with pytest.raises(OSError):
+        fl.get(lab, lab["a"].ipv4, WEB)
+    fl.wait(lambda: len(forwarder.log("connection")) == before + 1, "the second one is in the log", forwarder.show)
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+
+def cli(lab, forwarder, *arguments):
+    return lab.l4proxy("a", [*arguments, "--socket", str(forwarder.directory / "admin.sock")])
+
+
+def test_status_is_a_table_or_json(lab, forwarder):
+    table = cli(lab, forwarder, "status").stdout
+    assert table.startswith("l4proxy ")
+    assert "2 of 2 workers" in table
+    assert "web  0.0.0.0:8000, [::]:8000  tcp, round_robin" in table
+    assert json.loads(cli(lab, forwarder, "status", "--json").stdout)["services"][1]["name"] == "raw"
+    nobody = lab.l4proxy("a", ["status", "--socket", "/nonexistent/admin.sock"])
+    assert nobody.returncode == 1
+    assert "no forwarder listens on /nonexistent/admin.sock" in nobody.stderr
+
+
+def test_drain_waits_until_the_last_connection_has_ended(lab, forwarder, listener):
+    client, server = fl.pair(lab, listener, RAW)
+    early = cli(lab, forwarder, "drain", "raw", "b", "--wait", "--timeout", "0.5")
+    assert early.returncode == 1
+    assert "b is draining in raw, but has 1 connection after 0.5 s" in early.stderr
+    with pytest.raises(ConnectionResetError), fl.connect(lab, lab["a"].ipv4, RAW) as other:
+        other.recv(1)
+    outcome = []
+    waiting = threading.Thread(target=lambda: outcome.append(cli(lab, forwarder, "drain", "raw", "b", "--wait")))
+    waiting.start()
+    with client, server:
+        client.sendall(b"the one that is there goes on")
+        assert server.recv(100) == b"the one that is there goes on"
+    waiting.join(fl.PATIENCE)
+    assert outcome[0].stdout == "b is draining and has no connections in raw (as before)\n"
+    assert cli(lab, forwarder, "ready", "all", "b").stdout == "b is ready in web, raw\n"
+    for end in fl.pair(lab, listener, RAW):
+        end.close()
+
+
+@pytest.fixture
+def echo(lab):
+    with ul.serving(lab, 9000, ["d"]) as servers:
+        yield servers["d"]
+
+
+@contextlib.contextmanager
+def going_on(sock, to):
+    """A UDP session that is not idle."""
+    over = threading.Event()
+
+    def ask():
+        while not over.wait(0.2):
+            ul.who(sock, to)
+
+    ul.who(sock, to)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    yield
+    over.set()
+    asking.join()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drain_waits_until_the_last_udp_session_has_ended(lab, forwarder, echo, family):
+    to = (getattr(lab["a"], family), ECHO)
+    fl.wait(lambda: forwarder.ask("sessions", service="echo")["count"] == 0, "nobody is there", forwarder.show)
+    with ul.client(lab, to[0]) as sock, ul.client(lab, to[0]) as other:
+        with going_on(sock, to):
+            early = cli(lab, forwarder, "drain", "echo", "d", "--wait", "--timeout", "0.1")
+        assert early.returncode == 1
+        assert "d is draining in echo, but has 1 connection after 0.1 s" in early.stderr
+        assert ul.silent(other, ul.QUESTION, to), "there is no other backend"
+        done = cli(lab, forwarder, "drain", "echo", "d", "--wait")
+        assert done.stdout == "d is draining and has no connections in echo (as before)\n"
+        assert cli(lab, forwarder, "ready", "echo", "d").returncode == 0
+        ul.who(other, to)
+
+
+def test_top_draws_again_and_again_until_it_is_interrupted(lab, forwarder):
+    argv = [sys.executable, "-c", netns.CLI, "top", "--interval", "0.2"]
+    environment = {**netns.cli_environment(), "RUNTIME_DIRECTORY": str(forwarder.directory)}
+    # Who runs the tests in the background of a shell has them ignore SIGINT.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with open(os.devnull, "rb") as nothing:
+        process = lab["a"].spawn(argv, env=environment, stdin=nothing, preexec_fn=heed)
+    fl.wait(lambda: process.log.read_text(encoding="utf-8").count("2 of 2 workers") >= 3, "three pictures")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(fl.PATIENCE) in (0, 130), process.log.read_text(encoding="utf-8")
+    assert "Traceback" not in process.log.read_text(encoding="utf-8")
+
+
+# -- the module ------------------------------------------------------------------------------------------------------
+
+
+def module(forwarder, capsys, **params):
+    common = {"backend": "b", "socket": str(forwarder.directory / "admin.sock")}
+    with patch_module_args({**common, **params}), pytest.raises(SystemExit):
+        forwarder_backend.main()
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_module_is_idempotent_and_truthful_in_check_mode(forwarder, capsys):
+    planned = module(forwarder, capsys, state="drain", _ansible_check_mode=True)
+    assert planned["changed"] is True
+    assert planned["diff"] == {"before": "raw: ready\nweb: ready\n", "after": "raw: draining\nweb: draining\n"}
+    assert {one["admin"] for one in backends_named(forwarder, "b")} == {"ready"}
+    done = module(forwarder, capsys, state="drain", wait=True)
+    assert (done["changed"], done["diff"]) == (True, planned["diff"])
+    assert done["services"]["raw"] == {"before": "ready", "after": "draining", "connections": 0}
+    assert {one["admin"] for one in backends_named(forwarder, "b")} == {"draining"}
+    assert module(forwarder, capsys, state="drain")["changed"] is False
+    assert module(forwarder, capsys, state="maintenance", service="raw")["changed"] is True
+    assert [one["admin"] for one in backends_named(forwarder, "b")] == ["draining", "maintenance"]
+    assert module(forwarder, capsys, wait=True)["changed"] is True
+    assert module(forwarder, capsys)["changed"] is False
+
+
+def test_the_module_means_every_port_of_a_host(forwarder, capsys):
+    done = module(forwarder, capsys, backend="two", state="drain", wait=True)
+    assert done["diff"]["before"] == "wide two:9000: ready\nwide two:9001: ready\n"
+    assert done["changed"] is True
+    assert {one["admin"] for name in ("two:9000", "two:9001") for one in backends_named(forwarder, name)} == {
+        "draining"
+    }
+    assert module(forwarder, capsys, backend="two:9001")["changed"] is True
+    assert [one["admin"] for one in backends_named(forwarder, "two:9000")] == ["draining"]
+    assert module(forwarder, capsys, backend="two", wait=True)["changed"] is True
+    assert module(forwarder, capsys, backend="two")["changed"] is False
+
+
+def backends_named(forwarder, name):
+    services = forwarder.status()["services"]
+    return [one for service in services for one in service["backends"] if one["name"] == name]
+
+
+def test_the_module_fails_with_a_sentence(lab, forwarder, listener, capsys):
+    unknown = module(forwarder, capsys, backend="x")
+    assert unknown["msg"] == "there is no backend x in any service of this forwarder"
+    absent = module(forwarder, capsys, socket="/nonexistent/admin.sock")
+    assert "no forwarder listens on /nonexistent/admin.sock" in absent["msg"]
+    client, server = fl.pair(lab, listener, RAW)
+    with client, server:
+        busy = module(forwarder, capsys, state="drain", service="raw", wait=True, timeout=0.3)
+    assert busy["msg"] == "backend b still has 1 connection after 0.3 s"
+
+
+# -- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def http(lab, request):
+    with lab["a"].inside():
+        sock = socket.create_connection(("127.0.0.1", METRICS), timeout=fl.PATIENCE)
+    with sock:
+        sock.sendall(request)
+        head, _blank, body = fl.receive_all(sock).partition(b"\r\n\r\n")
+    return head.split(b"\r\n")[0].decode(), body.decode()
+
+
+def test_metrics_and_pages(lab, forwarder, listener):
+    for end in fl.pair(lab, listener, RAW):
+        end.close()
+    fl.wait(lambda: forwarder.status()["services"][1]["sessions"] == 0, "it is over")
+    status, text = http(lab, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert status == "HTTP/1.0 200 OK"
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    total = int(samples['l4proxy_backend_connections_total{service="raw",backend="b"}'])
+    assert total >= 1
+    assert int(samples['l4proxy_connect_seconds_bucket{service="raw",backend="b",family="ipv4",le="+Inf"}']) == total
+    assert float(samples['l4proxy_connect_seconds_sum{service="raw",backend="b",family="ipv4"}']) > 0
+    assert samples['l4proxy_worker_up{slot="1"}'] == "1"
+    declared = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(declared) == len(set(declared))
+    status, page = http(lab, b"GET / HTTP/1.0\r\n\r\n")
+    assert "<h2>raw</h2>" in page
+    assert http(lab, b"GET /x HTTP/1.0\r\n\r\n")[0] == "HTTP/1.0 404 Not Found"
+    assert http(lab, b"POST / HTTP/1.0\r\n\r\n")[0] == "HTTP/1.0 405 Method Not Allowed"
+    assert http(lab, b"nonsense\r\n\r\n")[0] == "HTTP/1.0 400 Bad Request"
+    assert http(lab, b"GET /" + b"x" * 20_000)[0] == "HTTP/1.0 400 Too Long"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_metrics_of_a_udp_service(lab, forwarder, echo, family):
+    to = (getattr(lab["a"], family), ECHO)
+
+    def numbers():
+        text = http(lab, b"GET /metrics HTTP/1.0\r\n\r\n")[1]
+        samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        names = ("backend_connections_total", "backend_sent_bytes_total", "backend_received_bytes_total")
+        found = [int(samples[f'l4proxy_{name}{{service="echo",backend="d"}}']) for name in names]
+        latency = f'l4proxy_connect_seconds_count{{service="echo",backend="d",family="{family}"}}'
+        return [*found, int(samples[latency])]
+
+    before = numbers()
+    with ul.client(lab, to[0]) as sock:
+        for _datagram in range(3):
+            ul.exchange(sock, b"x" * 1000, to)
+        fl.wait(lambda: forwarder.status()["services"][3]["sessions"] == 0, "the session has ended", forwarder.show)
+    sessions, sent, received, first_answers = (after - one for after, one in zip(numbers(), before))
+    assert (sessions, first_answers) == (1, 1)
+    assert sent >= 3000
+    assert received >= 3000
+
+
+def many_services(lab, **options):
+    """1,000 services with three backends each, in both families: 14 MB of metrics."""
+    services = [fl.service(lab, f"s{number}", 20000 + number, 9) for number in range(1000)]
+    return fl.config(*services, **options)
+
+
+SILENT, DRIPPING, READING = b"", b"GET /metrics HTTP/1.0\r\n", b"GET /metrics HTTP/1.0\r\n\r\n"
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def many(lab, request):
+    """(forwarder with very many services, the address of its metrics)"""
+    address = {"ipv4": "127.0.0.1", "ipv6": "::1"}[request.param]
+    listen = f"[{address}]:9112" if ":" in address else f"{address}:9112"
+    with fl.Forwarder(lab, many_services(lab, metrics={"listen": listen})) as forwarder:
+        yield forwarder, address
+
+
+def scraper(lab, address, request_line, buffer=None):
+    """A connection to the metrics of ``many`` that has sent a request, or a part of one."""
+    with lab["a"].inside():
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    if buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    sock.settimeout(fl.PATIENCE)
+    sock.connect((address, 9112))
+    sock.sendall(request_line)
+    return sock
+
+
+def scrape(lab, address):
+    """The body of a whole scrape."""
+    with scraper(lab, address, READING) as sock:
+        head, _blank, body = fl.receive_all(sock).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 OK")
+    return body.decode()
+
+
+def test_metrics_of_a_thousand_services_are_whole(lab, many):
+    forwarder, address = many
+    lines = scrape(lab, address).splitlines()
+    assert sum(line.startswith("l4proxy_backend_weight{") for line in lines) == 3000
+    assert sum(line.startswith("l4proxy_connect_seconds_count{") for line in lines) == 6000
+    assert lines[-1].startswith('l4proxy_connect_seconds_count{service="s999",backend="d",family="ipv6"}')
+    assert len(forwarder.status()["services"]) == 1000
+    assert forwarder.reload().returncode == 0
+
+
+def test_slow_clients_of_the_metrics_keep_nobody_out_and_are_gone_in_time(lab, many):
+    """A byte now and then, sent or read, gives a client no more time than silence does."""
+    _forwarder, address = many
+    kinds = [kind for kind, _number in zip(itertools.cycle((SILENT, DRIPPING, READING)), range(endpoint.MOST_CLIENTS))]
+    slow = {scraper(lab, address, kind, buffer=4096): kind for kind in kinds}
+    began = time.monotonic()
+    try:
+        assert scrape(lab, address).endswith("\n"), "one of them has made room"
+        while there := [sock for sock in slow if not has_ended(sock)]:
+            assert time.monotonic() - began < endpoint.EXCHANGE + fl.PATIENCE, f"{len(there)} are still there"
+            for sock in there:
+                with contextlib.suppress(ConnectionError):  # it has just ended
+                    if slow[sock] == DRIPPING:
+                        sock.sendall(b"x")
+                    elif slow[sock] == READING:
+                        sock.recv(10)
+            time.sleep(0.5)
+        for sock in (sock for sock in slow if slow[sock] == READING):
+            with pytest.raises(ConnectionResetError):  # or it would look like a whole one
+                fl.receive_all(sock)
+    finally:
+        for sock in slow:
+            sock.close()
+
+
+def test_a_reload_in_the_middle_of_an_answer_does_not_end_it_as_a_whole_one(lab, many):
+    forwarder, address = many
+    with scraper(lab, address, READING, buffer=4096) as slow:
+        slow.recv(1)
+        assert forwarder.reload().returncode == 0
+        with pytest.raises(ConnectionResetError):
+            fl.receive_all(slow)
+
+
+def has_ended(sock):
+    """Whether the other end has closed or reset a connection, whatever is still to be read of it."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def test_metrics_that_cannot_be_served_fail_the_reload(lab, forwarder):
+    document = json.loads(forwarder.config.read_text(encoding="utf-8"))
+    with lab["a"].inside(), socket.create_server(("127.0.0.1", 9111)):
+        forwarder.configure({**document, "metrics": {"listen": "127.0.0.1:9111"}})
+        outcome = forwarder.reload()
+    forwarder.configure(document)
+    assert outcome.returncode == 1
+    assert "metrics: cannot listen on 127.0.0.1:9111: EADDRINUSE" in outcome.stderr
+    assert http(lab, b"GET /metrics HTTP/1.0\r\n\r\n")[0] == "HTTP/1.0 200 OK"
+
+
+def test_an_admin_client_outlasts_no_stop(lab):
+    """A connection to the admin socket must not keep a forwarder that was told to stop."""
+    document = fl.config(fl.service(lab, "other", 8001, 9))
+    with fl.Forwarder(lab, document) as forwarder, raw_client(forwarder) as sock:
+        begun = time.monotonic()
+        assert forwarder.stop() == 0
+        assert sock.recv(1) == b""
+        assert time.monotonic() - begun < fl.PATIENCE
+        assert not (forwarder.directory / "admin.sock").exists()

@@ -1,0 +1,345 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A backend that rejects one client is taken from nobody else; one that is really dead is, and quickly.
+
+The ban is a packet filter on b, as fail2ban or connlimit make it. Everything is measured with many clients, because
+what one client meets says nothing about the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+import time
+from collections import Counter
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
+
+from tests.kernel.forwarder import sessions as bl
+from tests.kernel.forwarder.faults import SOURCES, BogonFilter, BrokenReturnPath, state
+from tests.support import forwarding as fl
+
+PORT, BACKEND = 7500, 9000
+FAMILIES = fl.FAMILIES
+GOOD = range(1, 21)  # numbers of the clients that b likes
+BANNED = 200
+SECONDS, RATE, BANNED_RATE = 2.5, 30, 5  # of each stream: how long, and sessions a second
+STRATEGIES = ("round_robin", "backup", "source_hash", "alone")
+#: How b rejects it, in nft's words.
+KINDS = {
+    "reset": "reject with tcp reset",
+    "port": "reject with icmpx type port-unreachable",
+    "host": "reject with icmpx type host-unreachable",
+    "admin": "reject with icmpx type admin-prohibited",
+    "drop": "drop",
+}
+LATE = 1.0  # seconds a busy machine may be late
+FAST = {"interval": 1.0, "timeout": 0.5, "rise": 2, "fall": 3}
+HEALTH = {"off": {"enabled": False}, "on": {}, "fast": FAST}
+EVERYBODY = {"ipv4": "0.0.0.0/0", "ipv6": "::/0"}
+EXCHANGE = {"request": "well?", "expect": "well"}
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with fl.raise_lab("y") as lab:
+        fl.wire(lab)
+        bl.give_many_addresses(lab)
+        for limit in ("net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"):
+            lab["b"].sysctl(limit, "0")  # each client is told each time, however many there are
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def servers(lab):
+    """By (protocol, host)."""
+    servers = {(protocol, host): cls(lab, host, BACKEND) for protocol, cls in bl.SERVERS.items() for host in ("b", "c")}
+    yield servers
+    for server in servers.values():
+        server.stop()
+
+
+def document(lab, protocol, health, strategies=STRATEGIES, **options):
+    """A service for each strategy, on ports of their own; ``alone`` has b only."""
+    services = []
+    if protocol == "udp" and health == "on":
+        options["health"] = EXCHANGE
+    for number, strategy in enumerate(strategies):
+        names = ("b",) if strategy == "alone" else ("b", "c")
+        balance = "source_hash" if strategy == "source_hash" else "round_robin"
+        settings = {"health": HEALTH[health], "protocol": protocol, "balance": balance, **options}
+        service = fl.service(lab, strategy, PORT + number, BACKEND, names, **settings)
+        if strategy == "backup":
+            service["backends"][1]["backup"] = True
+        services.append(service)
+    return fl.config(*services)
+
+
+@contextlib.contextmanager
+def serving(lab, *arguments, **options):
+    """A forwarder with a document(), once its checker knows that all backends are well."""
+    config = document(lab, *arguments, **options)
+    with fl.Forwarder(lab, config) as forwarder:
+        if config["services"][0]["health"].get("enabled", True):
+            fl.wait(lambda: set(all_states(forwarder)) == {"up"}, "all are up", forwarder.show)
+        yield forwarder
+
+
+def all_states(forwarder):
+    """The states of all backends of all services."""
+    services = forwarder.status()["services"]
+    return [target["state"] for one in services for b in one["backends"] for target in b["families"].values()]
+
+
+@contextlib.contextmanager
+def ban(lab, protocol, kind, clients=(BANNED,)):
+    """b rejects clients, in both families; None stands for all that there are."""
+    networks = {family: network if None in clients else bl.CLIENTS[family] for family, network in EVERYBODY.items()}
+    rules = "\n".join(
+        f"  {'ip6' if family == 'ipv6' else 'ip'} saddr {networks[family].format(client)}"
+        f" {protocol} dport {BACKEND} {KINDS[kind]}"
+        for family in FAMILIES
+        for client in clients
+    )
+    chain = f" chain in {{\n  type filter hook input priority 0\n{rules}\n }}"
+    lab["b"].run(["nft", "-f", "-"], input=f"table inet ban {{\n{chain}\n}}\n")
+    try:
+        yield
+    finally:
+        lab["b"].run(["nft", "delete", "table", "inet", "ban"])
+
+
+class Stream:
+    """Sessions of one service, protocol and family, in a thread of its own: good clients in turn, or the banned one."""
+
+    def __init__(self, lab, protocol, to, clients, rate, seconds=SECONDS, count=None):
+        self.served = []  # (seconds after the begin, client, backend or None, seconds it took)
+        self._arguments = lab, protocol, to, [bl.CLIENTS[_family(to)].format(number) for number in clients]
+        self._pace = 1 / rate, seconds, count
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        lab, protocol, to, clients = self._arguments
+        (pause, seconds, count), begun = self._pace, time.monotonic()
+        for turn, client in enumerate(itertools.islice(itertools.cycle(clients), count)):
+            time.sleep(max(0.0, begun + turn * pause - time.monotonic()))
+            at = time.monotonic() - begun
+            if at >= seconds:
+                return
+            name = _served_by(lab, protocol, to, client)
+            self.served.append((at, client, name, time.monotonic() - begun - at))
+
+    def join(self):
+        """Wait for its end; returns {backend: how many sessions}, None standing for refused."""
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        return Counter(name for _at, _client, name, _took in self.served)
+
+
+def _family(to):
+    return "ipv6" if ":" in to[0] else "ipv4"
+
+
+def _served_by(lab, protocol, to, client):
+    """The backend of one session, None when it was refused; over UDP a client asks again for a few seconds."""
+    try:
+        session = bl.Session(lab, protocol, to, client, patience=3.0)
+    except (bl.Refused, OSError):
+        return None
+    session.end()
+    return session.name or None
+
+
+def streams(lab, protocol, clients, rate, strategies=STRATEGIES, families=FAMILIES, **options):
+    """{(strategy, family): Stream}."""
+    return {
+        (strategy, family): Stream(lab, protocol, (getattr(lab["a"], family), PORT + number), clients, rate, **options)
+        for number, strategy in enumerate(strategies)
+        for family in families
+    }
+
+
+TEST_BANS = [
+    *(pytest.param("tcp", kind, "on", marks=[pytest.mark.slow] * (kind in ("host", "admin"))) for kind in KINDS),
+    *(("udp", kind, "on") for kind in ("port", "host", "admin")),
+    *(("tcp", kind, "off") for kind in ("reset", "drop")),
+    ("udp", "port", "off"),
+]
+
+
+@pytest.mark.parametrize(("protocol", "kind", "health"), TEST_BANS)
+def test_a_backend_that_rejects_one_client_serves_the_others_as_before(lab, servers, protocol, kind, health):
+    """And this client: once it has failed there, its next sessions begin with the other backend."""
+    with serving(lab, protocol, health) as forwarder:
+        before = homes(lab, protocol)
+        with ban(lab, protocol, kind):
+            good = streams(lab, protocol, GOOD, RATE)
+            time.sleep(0.2)  # without a checker it takes a good client to tell the bad one from a bad backend
+            banned = streams(lab, protocol, [BANNED], BANNED_RATE)
+            table = {key: stream.join() for key, stream in good.items()}
+            own = {key: stream.join() for key, stream in banned.items()}
+        nobody_was_moved(good, table, before)
+        for (strategy, _family), found in own.items():
+            assert found.keys() == ({None} if strategy == "alone" else {"c"}), own
+        assert forwarder.log("backend skipped") == []
+        assert {one["client"] for one in forwarder.log("backend skipped for a client")} == addresses([BANNED])
+        again = Counter((one["client"], one["service"]) for one in forwarder.log("connection") if one["attempts"] > 1)
+        assert set(again.values()) <= {1}, again
+
+
+def homes(lab, protocol):
+    """{(strategy, family): {client: backend}} while nobody is banned, where they stay with one."""
+    found = streams(lab, protocol, GOOD, 100, seconds=60, count=len(GOOD), strategies=STRATEGIES[:3])
+    for stream in found.values():
+        stream.join()
+    return {key: {client: name for _at, client, name, _took in stream.served} for key, stream in found.items()}
+
+
+def nobody_was_moved(good, table, before, uneven=4):
+    """What the good clients of streams() were given is what they are given without a ban.
+
+    ``uneven`` is by how many sessions backends that take turns may differ: turns of the others are in between.
+    """
+    for family in {family for _strategy, family in good}:
+        assert table["alone", family].keys() == table["backup", family].keys() == {"b"}, table
+        shares = table["round_robin", family]
+        assert shares.keys() == {"b", "c"}, table
+        assert abs(shares["b"] - shares["c"]) <= uneven, table
+        stayed = before["source_hash", family]
+        assert {(client, name) for _at, client, name, _took in good["source_hash", family].served} <= {*stayed.items()}
+
+
+def addresses(clients, families=FAMILIES):
+    return {bl.CLIENTS[family].format(number) for number in clients for family in families}
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_an_attacker_with_many_addresses_takes_no_backend_either(lab, servers, protocol):
+    """While the checker is answered, as many failures as you like move nobody."""
+    many = range(100, 160)
+    with serving(lab, protocol, "on") as forwarder, ban(lab, protocol, "port", many):
+        before = homes(lab, protocol)
+        attack = streams(lab, protocol, many, 40)
+        good = streams(lab, protocol, GOOD, RATE)
+        nobody_was_moved(good, {key: stream.join() for key, stream in good.items()}, before, uneven=40)
+        assert all(stream.join().keys() == {"c"} for key, stream in attack.items() if key[0] == "round_robin")
+        assert forwarder.log("backend skipped") == []
+
+
+@pytest.mark.parametrize("family", [pytest.param("ipv4", marks=pytest.mark.slow), "ipv6"])
+@pytest.mark.parametrize("kind", ["reset", "drop"])
+def test_where_the_probes_are_filtered_as_well_the_other_clients_are_served(lab, servers, family, kind):
+    """b is alone, drops the probes, and rejects the only client there is for a while; then the others come."""
+    to = (getattr(lab["a"], family), PORT)
+    with serving(lab, "tcp", "fast", ["alone"]) as forwarder, ban(lab, "tcp", kind), BogonFilter(lab):
+        banned = Stream(lab, "tcp", to, [BANNED], BANNED_RATE, 6.0)
+        fl.wait(lambda: state(forwarder, "b", family) == "return path broken", "the probes count", forwarder.show)
+        assert banned.join().keys() == {None}
+        assert Stream(lab, "tcp", to, GOOD, RATE).join().keys() == {"b"}
+        fl.wait(lambda: state(forwarder, "b", family) == "up", "clients outrank the probes", forwarder.show)
+        assert len([one for one in forwarder.log("connection") if "limit" in one["ended"]]) == 0
+        (line,) = (
+            one
+            for one in forwarder.log("backend state")
+            if one["state"] == "return path broken" and one["family"] == family
+        )
+        assert SOURCES[family] in line["reason"]
+
+
+@pytest.mark.parametrize("kind", ["reset", "drop"])
+def test_while_clients_succeed_neither_filtered_probes_nor_a_ban_move_anybody(lab, servers, kind):
+    with serving(lab, "tcp", "fast") as forwarder, ban(lab, "tcp", kind):
+        before = homes(lab, "tcp")
+        banned = streams(lab, "tcp", [BANNED], BANNED_RATE, seconds=6.0)
+        good = streams(lab, "tcp", GOOD, RATE, seconds=6.0)
+        time.sleep(1.0)
+        with BogonFilter(lab) as bogons:
+            nobody_was_moved(good, {key: stream.join() for key, stream in good.items()}, before)
+            assert min(bogons.seen()[:2]) > 0, "no probe was dropped"
+            assert {state(forwarder, "b", family) for family in FAMILIES} == {"up"}
+        for stream in banned.values():
+            stream.join()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_server_that_never_answers_is_no_reason_to_move_its_other_clients(lab, servers, family):
+    """Syslog: nothing is asked and nothing comes back, so all that shows b to be well is that nobody else complains."""
+    to, pause = (getattr(lab["a"], family), PORT), 0.05
+    both = [servers["udp", name] for name in ("b", "c")]
+
+    def send(socks, seconds):
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for sock in socks:
+                sock.sendto(b"<13>well", to)
+            time.sleep(pause)
+
+    with serving(lab, "udp", "off", ["backup"]) as forwarder, ban(lab, "udp", "port"), contextlib.ExitStack() as stack:
+        socks = {
+            number: [stack.enter_context(_bound(lab, family, number)) for _turn in range(2)]
+            for number in (*GOOD, BANNED)
+        }
+        for server in both:
+            server.says = b""
+            server.seen.clear()
+            stack.callback(setattr, server, "says", None)
+        send([socks[number][0] for number in GOOD], 1.0)
+        send([socks[number][0] for number in (*GOOD, BANNED)], 1.0)
+        send([socks[number][1] for number in (*GOOD, BANNED)], 1.0)
+        seen = [{address for address, _port in server.seen.copy()} for server in both]
+        assert seen == [addresses(GOOD, [family]), addresses([BANNED], [family])]
+        assert len(both[0].seen) == 2 * len(GOOD), "each session stayed where it was"
+        assert forwarder.log("backend skipped") == []
+
+
+def _bound(lab, family, number):
+    with lab["client"].inside():
+        sock = socket.socket(socket.AF_INET6 if family == "ipv6" else socket.AF_INET, socket.SOCK_DGRAM)
+    if family == "ipv6":  # or the kernel lets it have addresses of an interface only
+        sock.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
+    sock.bind((bl.CLIENTS[family].format(number), 0))
+    return sock
+
+
+def dead(lab, how, family):
+    """A context in which b is dead for everybody: nobody listens, b answers nothing, or its replies go astray."""
+    if how == "refusing":
+        return fl.refusing(lab, "b", BACKEND)
+    return BrokenReturnPath(lab, family) if how == "astray" else ban(lab, "tcp", "drop", [None])
+
+
+TEST_DEATHS = [
+    ("refusing", "ipv4", "on"),
+    ("refusing", "ipv6", "off"),
+    ("silent", "ipv6", "on"),
+    ("astray", "ipv4", "on"),
+    pytest.param("silent", "ipv4", "off", marks=pytest.mark.slow),
+    pytest.param("astray", "ipv6", "off", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("how", "family", "health"), TEST_DEATHS)
+def test_a_backend_that_is_dead_is_skipped_quickly_and_comes_back(lab, servers, how, family, health):
+    """The control: each client meets it once at most, and nobody does a second and a half after it died."""
+    to, rate = (getattr(lab["a"], family), PORT), 4
+    with serving(lab, "tcp", health, ["round_robin"]) as forwarder:
+        several = [Stream(lab, "tcp", to, [number], rate, 4.0) for number in GOOD]
+        time.sleep(1.0)
+        with dead(lab, how, family):
+            died = time.time()
+            table = [stream.join() for stream in several]
+            cut = [one for one in forwarder.log("connection") if one["ended"] == "backend reset"]  # as it died
+            assert sum(one[None] for one in table) == len(cut), "a client was refused"
+            hit = [one for one in forwarder.log("connection") if one["attempts"] > 1]
+            assert hit
+            assert set(Counter(one["client"] for one in hit).values()) == {1}
+            begun = [one["time"] - one["duration"] - died for one in hit]
+            assert max(begun) < 1.5 + LATE, begun
+            (line,) = forwarder.log("backend skipped")
+            assert (line["backend"], line["family"]) == ("b", family)
+        fl.wait(lambda: "b" in Stream(lab, "tcp", to, GOOD, RATE, 0.5).join(), "b is back", forwarder.show)

@@ -1,0 +1,345 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bulk through pipes, as the daemon's own user: bytes, memory, what is left when one side stops; and timeouts."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.support import forwarding as fl
+
+BULK, IDLE, GONE, SOON = 7400, 7401, 7402, 7403
+MIB = 1 << 20
+CAPABILITIES = "+net_raw,+net_bind_service"
+
+
+def as_user(number):
+    """The command line that makes an ordinary user, with the forwarder's capabilities, of what follows."""
+    return (
+        *("setpriv", f"--reuid={number}", "--regid=65534", "--clear-groups", f"--inh-caps={CAPABILITIES}"),
+        *(f"--ambient-caps={CAPABILITIES}", "--bounding-set", f"-all,{CAPABILITIES}", "--no-new-privs"),
+    )
+
+
+AS_USER = as_user(65534)
+PIECE = random.Random(5).randbytes(MIB)
+FAMILIES = fl.FAMILIES
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with fl.raise_lab("b") as lab:
+        fl.wire(lab)
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def forwarder(lab):
+    document = fl.config(
+        fl.service(lab, "bulk", BULK, 9000, backends=["b"]),
+        fl.service(lab, "idle", IDLE, 9000, backends=["b"], idle_timeout=2, half_closed_timeout=1, keepalive=7),
+        fl.service(lab, "gone", GONE, 9000, backends=["b"], tcp_user_timeout=1),
+        fl.service(lab, "soon", SOON, 9000, backends=["b"], keepalive=1),
+    )
+    with fl.Forwarder(lab, document, wrapper=AS_USER) as forwarder:
+        yield forwarder
+
+
+@pytest.fixture(params=FAMILIES)
+def ends(lab, forwarder, request):
+    """A function that returns the two ends of a connection through the forwarder."""
+    host, family = lab["b"], request.param
+    with host.inside():
+        kind = socket.AF_INET6 if family == "ipv6" else socket.AF_INET
+        listener = socket.create_server((getattr(host, family), 9000), family=kind, backlog=512)
+    listener.settimeout(fl.PATIENCE)
+    with listener:
+        yield lambda port=BULK: (fl.connect(lab, getattr(lab["a"], family), port), fl.accept(listener))
+
+
+def pipes(pid):
+    """How many pipes a process has."""
+    return len({one for one in fl.open_files(pid) if one.startswith("pipe:")})
+
+
+def pour(sock, mebibytes):
+    def run():
+        with contextlib.suppress(OSError):  # where the test resets one of the ends
+            for _piece in range(mebibytes):
+                sock.sendall(PIECE)
+            sock.shutdown(socket.SHUT_WR)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def drink(sock):
+    """(bytes, digest) until the end."""
+    total, digest, buffer = 0, hashlib.blake2b(), bytearray(MIB)
+    while count := sock.recv_into(buffer):
+        digest.update(memoryview(buffer)[:count])
+        total += count
+    return total, digest.digest()
+
+
+def poured(mebibytes):
+    digest = hashlib.blake2b()
+    for _piece in range(mebibytes):
+        digest.update(PIECE)
+    return mebibytes * MIB, digest.digest()
+
+
+only_ipv4 = pytest.mark.parametrize("ends", ["ipv4"], indirect=True)
+
+
+@pytest.mark.parametrize(
+    ("ends", "direction", "size"),
+    [("ipv4", "down", 1024), ("ipv4", "up", 64), ("ipv6", "down", 64), ("ipv6", "up", 64)],
+    indirect=["ends"],
+)
+def test_a_gibibyte_arrives_intact_in_a_memory_that_does_not_grow(lab, forwarder, ends, new_lines, direction, size):
+    client, server = ends()
+    source, sink = (client, server) if direction == "up" else (server, client)
+    worker = forwarder.workers()[0]
+    before = fl.resident(worker)
+    with client, server:
+        pouring = pour(source, size)
+        assert drink(sink) == poured(size)
+        pouring.join(fl.PATIENCE)
+        assert fl.resident(worker) - before < 2 * MIB
+        sink.sendall(b"the other direction is still open")
+        sink.shutdown(socket.SHUT_WR)
+        assert fl.receive_all(source) == b"the other direction is still open"
+    (line,) = new_lines(1)
+    assert line["ended"] == "closed"
+    assert line["bytes_to_backend" if direction == "up" else "bytes_to_client"] == size * MIB
+
+
+def test_a_slow_reader_of_a_fast_gibibyte_costs_a_pipe_and_no_cpu(lab, forwarder, ends, new_lines):
+    client, server = ends()
+    worker = forwarder.workers()[0]
+    before = fl.resident(worker)
+    with client, server:
+        pouring = pour(server, 1024)
+        for _piece in range(30):
+            client.recv(MIB)
+            time.sleep(0.01)
+        fl.wait(lambda: _stands_still(worker), "the worker waits for the reader")
+        assert fl.resident(worker) - before < 2 * MIB
+        rest = drink(client)
+        pouring.join(fl.PATIENCE)
+        assert fl.resident(worker) - before < 2 * MIB
+        client.shutdown(socket.SHUT_WR)
+    assert rest[0] > 0
+    assert new_lines(1)[0]["bytes_to_client"] == 1024 * MIB
+
+
+def _stands_still(pid):
+    ticks = fl.cpu_ticks(pid)
+    time.sleep(0.3)
+    return fl.cpu_ticks(pid) - ticks <= 1
+
+
+@pytest.mark.parametrize("who", ["reader", "writer"])
+def test_a_reset_in_the_middle_leaves_no_pipe_behind_with_bytes_in_it(lab, forwarder, ends, new_lines, who):
+    """The next connection must not be given what was in the pipe of this one."""
+    client, server = ends()
+    server.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        for _piece in range(16):
+            server.sendall(PIECE)
+    assert client.recv(1000)
+    fl.reset(client if who == "reader" else server)
+    if who == "writer":
+        with pytest.raises(ConnectionResetError):
+            drink(client)
+    for sock in (client, server):
+        sock.close()
+    assert new_lines(1)[0]["ended"] in ("client reset", "backend reset")
+    client, server = ends()
+    with client, server:
+        pouring = pour(server, 8)
+        assert drink(client) == poured(8)
+        pouring.join(fl.PATIENCE)
+
+
+def _narrow(ends):
+    """Ends that queue little, so that many of them fit."""
+    client, server = ends
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
+    server.setblocking(False)
+    return client, server
+
+
+@only_ipv4
+def test_many_streams_that_stand_still_and_go_on(lab, forwarder, ends):
+    worker = forwarder.workers()[0]
+    held = [_narrow(ends()) for _stream in range(100)]
+    sent, most = [0] * len(held), 0
+
+    def all_stand_still():
+        nonlocal most
+        moved = 0
+        for index, (_client, server) in enumerate(held):
+            with contextlib.suppress(BlockingIOError):
+                count = server.send(PIECE[: 1 << 18])
+                sent[index] += count
+                moved += count
+        most = max(most, pipes(worker))
+        return not moved and fl.asleep(worker)
+
+    fl.wait(all_stand_still, "every queue on the way is full")
+    assert most <= 100 + 8, "a pipe for each direction that is bulk, and the log, the lifeline and the wakeup"
+    for index in (0, 50, 99):
+        client, server = held[index]
+        server.shutdown(socket.SHUT_WR)
+        assert drink(client)[0] == sent[index]
+    for client, server in held:
+        client.close()
+        server.close()
+    forwarder.settled()
+    assert pipes(worker) <= 24, "the spare ones, the log, the lifeline and the wakeup"
+    assert not forwarder.log("defect")
+
+
+TAKE = """
+from l4proxy._forwarder.tcp.splice import PIPE_SIZE, Pool, bound
+pool = Pool(400)
+pipes = [pool.take() for _pipe in range(400)]
+print(sum(pipe.size for pipe in pipes if pipe) // PIPE_SIZE, bound(1, 20000))
+"""
+
+
+def test_an_ordinary_user_gets_the_pipes_of_the_bound_and_beyond_the_kernels_share_none(lab):
+    directory = lab.tmp / "pipes"
+    directory.mkdir(mode=0o755)
+    lab.tmp.chmod(0o711)
+    archive = fl.build_archive(directory)
+    program = ["env", f"PYTHONPATH={archive}", "/usr/bin/python3", "-c", TAKE]
+    # Pages of pipes are counted by user on the whole machine: one whom no other process belongs to.
+    alone = as_user(100_000 + os.getpid())
+    got, bound = map(int, lab["a"].run([*alone, *program]).stdout.split())
+    assert bound <= got < 400, "the kernel refuses an ordinary user, and not before the bound"
+    all_of_them = lab["a"].run(program).stdout.split()
+    assert int(all_of_them[0]) == 400, "root is refused nothing: this test would prove nothing"
+
+
+TEST_TIMEOUTS = [
+    (False, "idle timeout", 2, 3.5),
+    (True, "half-closed timeout", 1, 2.5),
+]
+
+
+@pytest.mark.parametrize(("half", "reason", "soonest", "latest"), TEST_TIMEOUTS)
+def test_a_session_in_which_nothing_moves_is_reset(lab, forwarder, ends, new_lines, half, reason, soonest, latest):
+    client, server = ends(IDLE)
+    with client, server:
+        client.sendall(b"x")
+        assert server.recv(1) == b"x"
+        if half:
+            server.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+        begun = time.monotonic()
+        with pytest.raises(ConnectionResetError):
+            server.recv(1)
+        assert soonest - 0.1 <= time.monotonic() - begun < latest + 2
+        if not half:
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    assert new_lines(1)[0]["ended"] == reason
+
+
+def test_a_session_in_which_something_moves_now_and_then_lives(lab, forwarder, ends):
+    client, server = ends(IDLE)
+    with client, server:
+        begun = time.monotonic()
+        while time.monotonic() - begun < 4:
+            client.sendall(b"x")
+            assert server.recv(1) == b"x"
+            time.sleep(0.2)
+
+
+def test_a_session_that_lasts_is_kept_alive_towards_the_backend_as_well(lab, forwarder, ends):
+    client, server = ends(IDLE)
+    with client, server:
+        fl.wait(lambda: _timers(lab, 9000) == {"keepalive"}, "the upstream socket has a keepalive timer", patience=10)
+        assert _timers(lab, IDLE) == {"keepalive"}
+
+
+def _timers(lab, port):
+    """The timers the kernel of a shows for its connections with a port."""
+    listing = lab["a"].run(["ss", "-Htno", "state", "established", f"( dport = :{port} or sport = :{port} )"]).stdout
+    return {
+        line.rpartition("timer:(")[2].split(",")[0] if "timer:" in line else "none" for line in listing.splitlines()
+    }
+
+
+@contextlib.contextmanager
+def _unplugged(lab, name):
+    """A host that hears nothing any more, and says nothing of it."""
+    ruleset = (
+        "table inet unplugged {\nchain in {\ntype filter hook prerouting priority raw\ntcp dport 9000 drop\n}\n}\n"
+    )
+    lab[name].run(["nft", "-f", "-"], input=ruleset)
+    try:
+        yield
+    finally:
+        lab[name].run(["nft", "delete", "table", "inet", "unplugged"])
+
+
+def test_a_backend_that_vanishes_is_given_up_after_the_user_timeout(lab, forwarder, ends, new_lines):
+    """The control: without that timeout the kernel tries for a quarter of an hour."""
+    (client, server), (other, other_server) = ends(GONE), ends(BULK)
+    with client, server, other, other_server:
+        with _unplugged(lab, "b"):
+            begun = time.monotonic()
+            for sock in (client, other):
+                sock.sendall(b"is anybody there?")
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+            assert 1 <= time.monotonic() - begun < 5
+            other.settimeout(1)
+            with pytest.raises(TimeoutError):
+                other.recv(1)
+        assert other_server.recv(100) == b"is anybody there?", "it was sent again"
+    ended = {line["service"]: line["ended"] for line in new_lines(2)}
+    assert ended == {"gone": "backend timed out (ETIMEDOUT)", "bulk": "closed"}
+
+
+@pytest.mark.parametrize(
+    ("port", "said", "errors"), [(SOON, False, {"ETIMEDOUT"}), (GONE, True, {"EHOSTUNREACH", "ENETUNREACH"})]
+)
+def test_a_client_that_vanishes_is_logged_as_what_it_is(lab, forwarder, ends, new_lines, port, said, errors):
+    """Keepalive finds that it says nothing; or the user timeout, and its router has said that it is gone."""
+    client, server = ends(port)
+    with client, server, _vanished(lab, said):
+        if port == GONE:
+            server.sendall(b"is anybody there?")
+        with pytest.raises(ConnectionResetError):
+            server.recv(1)
+    (line,) = new_lines(1)
+    assert line["ended"] in {f"client timed out ({error})" for error in errors}
+
+
+@contextlib.contextmanager
+def _vanished(lab, said):
+    """Nothing from a reaches the client any more; ``said``: its router says so by ICMP."""
+    verdict = "reject with icmpx type host-unreachable" if said else "drop"
+    rule = f"oifname {lab['router'].on('outside').dev} {verdict}"
+    chain = f"chain forward {{\ntype filter hook forward priority 0\n{rule}\n}}\n"
+    lab["router"].run(["nft", "-f", "-"], input=f"table inet vanished {{\n{chain}}}\n")
+    try:
+        yield
+    finally:
+        lab["router"].run(["nft", "delete", "table", "inet", "vanished"])

@@ -1,0 +1,309 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Two workers and clients that mean harm: limits hold for both together, memory is bounded, others are served."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+import select
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from functools import partial
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import splice
+
+from tests.support import forwarding as fl
+
+WEB, HELD, ALL, EACH, RATE = range(7700, 7705)
+FAMILIES = fl.FAMILIES
+PER_WORKER = 2 << 20  # bytes a worker may grow by while it is attacked
+DESCRIPTORS = 400
+LISTENER = 9100  # on b
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with fl.raise_lab("x") as lab:
+        fl.wire(lab)
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def servers(lab):
+    with fl.answering(lab, ["b"], 9000):
+        yield
+
+
+def document(lab):
+    def held(name, port, **limits):
+        return fl.service(lab, name, port, 9100, backends=["b"], **({"limits": limits} if limits else {}))
+
+    return fl.config(
+        fl.service(lab, "web", WEB, 9000, backends=["b"]),
+        held("held", HELD),
+        held("all", ALL, connections=10, at_limit="refuse"),
+        held("each", EACH, connections_per_client=10),
+        fl.service(lab, "rate", RATE, 9000, backends=["b"], limits={"rate_per_client": 10}),
+        workers=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def forwarder(lab, servers):
+    with fl.Forwarder(lab, document(lab)) as forwarder:
+        yield forwarder
+
+
+@contextlib.contextmanager
+def bounded(forwarder, most=PER_WORKER):
+    """Nobody grows, and no descriptor or defect is left, by what happens in the block."""
+    workers = forwarder.workers()
+    before = {pid: (fl.resident(pid), descriptors(pid)) for pid in workers}
+    yield
+
+    def grown():
+        """What each worker has more of than before; pipes that are empty are kept for the next ones."""
+        return {pid: descriptors(pid) - files for pid, (_size, files) in before.items()}
+
+    fl.wait(
+        lambda: all(more["socket"] <= 2 and more["pipe"] <= splice.SPARE for more in grown().values()),
+        "every session is over",
+        lambda: f"{grown()}\n{forwarder.show()}",
+    )
+    assert forwarder.workers() == workers, "nobody died"
+    assert {
+        pid: fl.resident(pid) - size for pid, (size, _files) in before.items() if fl.resident(pid) - size > most
+    } == {}
+    assert not forwarder.log("defect"), forwarder.log("defect")[0]
+
+
+def descriptors(pid):
+    """How many sockets, pipes (of which both ends count as one) and other files a process has."""
+    return Counter(one.partition(":")[0] for one in set(fl.open_files(pid)))
+
+
+def served(lab, count=20):
+    """Others are: this many connections are answered, in both families; returns the longest, in seconds."""
+    longest = 0.0
+    for number in range(count):
+        begun = time.monotonic()
+        with fl.connect(lab, getattr(lab["a"], FAMILIES[number % 2]), WEB) as sock:
+            assert fl.receive_all(sock)
+        longest = max(longest, time.monotonic() - begun)
+    return longest
+
+
+def outcomes(lab, port, count, address):
+    """Open connections that stay; returns those that were not refused."""
+    admitted = []
+    for _connection in range(count):
+        try:
+            sock = fl.connect(lab, address, port)
+            if sock.recv(1) == b"?":
+                admitted.append(sock)
+        except ConnectionResetError:
+            pass
+    return admitted
+
+
+# -- limits ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def greeting(lab):
+    """A server on b that says "?" to everybody and keeps the connection."""
+    kept = []
+    listeners = []
+    for address in (lab["b"].ipv4, lab["b"].ipv6):
+        with lab["b"].inside():
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            listeners.append(socket.create_server((address, 9100), family=family, backlog=512))
+
+    def serve(listener):
+        while True:
+            try:
+                kept.append(listener.accept()[0])
+            except OSError:
+                return
+            with contextlib.suppress(OSError):
+                kept[-1].sendall(b"?")
+
+    threads = [threading.Thread(target=serve, args=(one,), daemon=True) for one in listeners]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for one in listeners:
+            one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        for thread in threads:
+            thread.join(fl.PATIENCE)
+        for sock in kept:
+            sock.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("port", "reason"), [(ALL, "connection limit of the service"), (EACH, "connection limit of the client")]
+)
+def test_a_limit_of_connections_is_one_for_both_workers(lab, forwarder, new_lines, port, reason, family):
+    with greeting(lab):
+        admitted = outcomes(lab, port, 40, getattr(lab["a"], family))
+        # One after the other: each worker has seen what the other admitted.
+        assert len(admitted) == 10
+        for sock in admitted[:4]:
+            fl.reset(sock)  # the server would keep its half
+        new_lines(34)
+        again = outcomes(lab, port, 10, getattr(lab["a"], family))
+        assert len(again) == 4
+        for sock in (*admitted[4:], *again):
+            fl.reset(sock)
+    lines = new_lines(50)
+    assert Counter(line["ended"] for line in lines)[reason] == 36
+    shares = Counter(line["worker"] for line in lines if line["ended"] != reason)
+    assert set(shares) == {0, 1}, "both had some"
+
+
+def test_a_rate_is_one_for_both_workers(lab, forwarder, new_lines):
+    begun, count = time.monotonic(), 60
+    for _connection in range(count):
+        with contextlib.suppress(ConnectionResetError), fl.connect(lab, lab["a"].ipv4, RATE) as sock:
+            fl.receive_all(sock)
+    seconds = time.monotonic() - begun
+    lines = new_lines(count)
+    admitted = [line for line in lines if line["ended"] != "rate limit of the client"]
+    assert 10 <= len(admitted) <= 10 + 10 * seconds + 1
+    assert {line["worker"] for line in lines} == {0, 1}
+
+
+# -- floods ----------------------------------------------------------------------------------------------------------
+
+
+def syn(source, destination, port, number):
+    """A TCP SYN with an IPv4 header; nobody will answer the SYN-ACK."""
+
+    def checksum(data):
+        total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+        total = (total & 0xFFFF) + (total >> 16)
+        return ~(total + (total >> 16)) & 0xFFFF
+
+    addresses = socket.inet_aton(source) + socket.inet_aton(destination)
+    head = (1024 + number % 60000, port, number, 0, 5 << 12 | 0x02, 64240)
+    pseudo = addresses + struct.pack("!2H", socket.IPPROTO_TCP, 20)
+    segment = struct.pack("!HHIIHHHH", *head, checksum(pseudo + struct.pack("!HHIIHHHH", *head, 0, 0)), 0)
+    return struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0, 64, socket.IPPROTO_TCP, 0) + addresses + segment
+
+
+def half_open(lab):
+    """Half-open connections on a, as the kernel counts them."""
+    lines = lab["a"].run(["ss", "-Htn", "state", "syn-recv"]).stdout.splitlines()
+    return len([line for line in lines if f":{HELD} " in line])
+
+
+def test_half_open_connections_are_the_kernels_and_never_reach_a_worker(lab, forwarder, new_lines):
+    """From addresses nobody has: 20,000 SYNs, more than any backlog; SYN cookies let the others in all the same."""
+    with lab["client"].inside():
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    ticks = sum(map(fl.cpu_ticks, forwarder.workers()))
+    with bounded(forwarder), raw:
+        for number in range(20_000):
+            source = f"198.18.1.{100 + number % 100}"
+            raw.sendto(syn(source, lab["a"].ipv4, HELD, number), (lab["a"].ipv4, 0))
+        assert half_open(lab) > 100, "the control: there is a flood"
+        assert sum(map(fl.cpu_ticks, forwarder.workers())) - ticks <= 5
+        served(lab)
+        with fl.listen(lab, "b", 9100) as listener:  # the service that is flooded, too
+            for end in fl.pair(lab, listener, HELD):
+                end.close()
+    assert {line["client"] for line in new_lines(21)} <= {lab["client"].ipv4, lab["client"].ipv6}
+
+
+def test_connect_and_reset_by_eight_at_once(lab, forwarder):
+    def attack(index):
+        for number in range(400):
+            sock = fl.connect(lab, getattr(lab["a"], FAMILIES[index % 2]), WEB)
+            if number % 2:
+                with contextlib.suppress(OSError):
+                    sock.sendall(b"x")
+            fl.reset(sock)
+
+    before, accepted_before = forwarder.settled(), accepted(forwarder)
+    with bounded(forwarder):
+        fl.in_threads(lambda index: attack(index) if index else served(lab, 100), 9)
+    came = accepted(forwarder) - accepted_before
+    # Where the ACK of a handshake was lost on a busy machine, the reset comes before there is anything to accept.
+    assert 8 * 360 + 100 <= came <= 8 * 400 + 100
+    forwarder.connections(before + came)
+
+
+def accepted(forwarder):
+    """How many connections all services have accepted so far."""
+    return sum(service["connections"] for service in forwarder.status()["services"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_slow_readers_and_writers(lab, forwarder, listener, family):
+    """60 clients that do not read while the backend sends all it can, 60 that send a byte and no more."""
+    deaf, mute = [], []
+    with bounded(forwarder):
+        for clients in (deaf, mute):
+            clients += [fl.pair(lab, listener, HELD) for _client in range(60)]
+        sizes = [fl.resident(pid) for pid in forwarder.workers()]
+        chunk = b"\xaa" * (1 << 20)
+        for _client, server in deaf:
+            server.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while server.send(chunk):
+                    pass
+        served(lab, 50)
+        grown = [fl.resident(pid) - size for pid, size in zip(forwarder.workers(), sizes)]
+        assert max(grown) < PER_WORKER, "each of them has at most a chunk"
+        ticks = sum(map(fl.cpu_ticks, forwarder.workers()))
+        time.sleep(0.5)
+        assert sum(map(fl.cpu_ticks, forwarder.workers())) - ticks <= 5, "who waits costs nothing"
+        for pair in (*deaf, *mute):
+            for end in pair:
+                fl.reset(end)
+
+
+def test_out_of_descriptors_with_two_workers(lab, servers, listener):
+    """More clients than both have descriptors for wait in the backlog; those that are in go on, and none is lost."""
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+    with fl.Forwarder(lab, document_for_descriptors(lab), preexec_fn=limit) as forwarder:
+        port, count = HELD + 100, DESCRIPTORS
+        clients = [fl.connect(lab, lab["a"].ipv4, port) for _client in range(count)]
+        for client in clients:
+            client.sendall(b"?")
+        fl.wait(
+            lambda: {one["worker"] for one in forwarder.log("accept paused")} == {0, 1}, "both pause", forwarder.show
+        )
+        assert all(re.search("RLIMIT_NOFILE", one["reason"]) for one in forwarder.log("accept paused"))
+        sessions = [one["sessions"] for one in forwarder.status()["workers"]]
+        assert all(0 < number < DESCRIPTORS // 2 for number in sessions)
+        waiting = set(clients)
+        for _client in clients:  # each that ends lets another in
+            with fl.accept(listener) as server:
+                assert server.recv(1) == b"?"
+                server.sendall(b"!")
+            for client in select.select(waiting, [], [], 0)[0]:
+                assert client.recv(1) == b"!"
+                client.close()
+                waiting.discard(client)
+        for client in waiting:
+            assert client.recv(1) == b"!"
+            client.close()
+        forwarder.connections(count)
+        assert len(forwarder.workers()) == 2
+        assert not forwarder.log("worker ended")
+
+
+def document_for_descriptors(lab):
+    return fl.config(fl.service(lab, "held", HELD + 100, 9100, backends=["b"]), workers=2)

@@ -1,0 +1,239 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One supervisor after another: what a service manager keeps between them, and what their workers go on with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.support import forwarding as fl
+
+WEB, RAW = 8000, 7000
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with fl.raise_lab("r") as lab:
+        fl.wire(lab)
+        for name in fl.BACKENDS:
+            lab.nginx(name, ports=[8080])
+        yield lab
+
+
+@pytest.fixture
+def listener(lab):
+    with fl.listen(lab, "b", 9000) as listener:
+        yield listener
+
+
+def document(lab, **options):
+    web, raw = fl.service(lab, "web", WEB, 8080), fl.service(lab, "raw", RAW, 9000, backends=["b"])
+    return fl.config(web, raw, workers=2, **options)
+
+
+class ServiceManager:
+    """What systemd does for a unit with FileDescriptorStoreMax=: it keeps descriptors and passes them to the next."""
+
+    # The descriptors begin at 3 and the pid is the program's own: a shell would not do.
+    PASS = (
+        "import os, sys\n"
+        "numbers = [int(one) for one in sys.argv[1].split(',') if one]\n"
+        "high = [os.dup2(number, 5000 + place) for place, number in enumerate(numbers)]\n"
+        "for place, number in enumerate(high): os.dup2(number, 3 + place)\n"
+        "os.closerange(3 + len(high), 5000 + len(high))\n"
+        "os.environ['LISTEN_PID'] = str(os.getpid())\n"
+        "os.execv(sys.argv[2], sys.argv[2:])\n"
+    )
+
+    def __init__(self, path):
+        self.path = str(path)
+        self.kept = {}
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.bind(self.path)
+        self._sock.settimeout(fl.PATIENCE)
+
+    def listen_until(self, word):
+        """Do what is asked until a message says ``word``."""
+        while True:
+            data, descriptors, _flags, _address = socket.recv_fds(self._sock, 4096, 8)
+            message = dict(line.split("=", 1) for line in data.decode().splitlines())
+            if "FDSTORE" in message:
+                (self.kept[message["FDNAME"]],) = descriptors
+            if "FDSTOREREMOVE" in message:
+                os.close(self.kept.pop(message["FDNAME"]))
+            if word in message:
+                return
+
+    def start(self, lab, document, directory=None):
+        """Start a forwarder with what was kept."""
+        if directory is not None:
+            (directory / "forwarder.json").unlink(missing_ok=True)  # RuntimeDirectory= begins empty
+        numbers = ",".join(str(number) for number in self.kept.values())
+        environment = {"LISTEN_FDS": str(len(self.kept)), "LISTEN_FDNAMES": ":".join(self.kept)}
+        return fl.Forwarder(
+            lab,
+            document,
+            wrapper=("/usr/bin/python3", "-c", self.PASS, numbers),
+            environment={**environment, "NOTIFY_SOCKET": self.path},
+            pass_fds=list(self.kept.values()),
+            directory=directory,
+        )
+
+    def close(self):
+        self._sock.close()
+        for number in self.kept.values():
+            os.close(number)
+
+
+@pytest.fixture
+def manager(tmp_path):
+    with closing(ServiceManager(tmp_path / "notify")) as manager:
+        yield manager
+
+
+@pytest.fixture
+def first(lab, manager):
+    """A forwarder that serves, whose listeners are kept."""
+    forwarder = manager.start(lab, document(lab)).serve()
+    manager.listen_until("READY")
+    assert len(manager.kept) == 8, "two services, two families, two slots"
+    yield forwarder
+    kill(alive([forwarder.process.pid]))
+
+
+def kill(pids):
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_all(forwarder):
+    """As the service manager does to what is left of a unit with KillMode=mixed."""
+    kill([forwarder.process.pid, *forwarder.workers(), *forwarder.children("l4-checker")])
+
+
+GONE = {
+    "everything killed": (kill_all, False),
+    "supervisor killed": (lambda forwarder: kill([forwarder.process.pid]), True),
+    "supervisor left": (lambda forwarder: forwarder.process.send_signal(signal.SIGUSR1), True),
+}
+
+
+def alive(pids):
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize(("end", "streams_live"), GONE.values(), ids=GONE)
+def test_nobody_is_refused_until_the_next_one_serves(lab, manager, first, listener, end, streams_live):
+    client, server = fl.pair(lab, listener, RAW)
+    workers = first.workers()
+    end(first)
+    assert first.process.wait(fl.PATIENCE) in (0, -signal.SIGKILL)
+    answers = []
+    waiting = threading.Thread(
+        target=lambda: answers.extend(fl.in_threads(lambda _index: fl.get(lab, lab["a"].ipv4, WEB), 20))
+    )
+    waiting.start()
+    with client, server, manager.start(lab, document(lab), directory=first.directory) as second:
+        waiting.join(fl.PATIENCE)
+        assert len(answers) == 20, "they waited in the backlog"
+        assert len(second.log("listeners found")[0]["listeners"]) == 8
+        if streams_live:
+            client.sendall(b"served to the end")
+            assert server.recv(100) == b"served to the end"
+            fl.wait(lambda: len(alive(workers)) == 1, "the one that has nothing to do has ended")
+        else:
+            assert server.recv(1) == b"", "the control: it is cut"
+        server.close()
+        client.close()
+        fl.wait(lambda: not alive(workers), "the workers of before have ended", second.show)
+        second.process.send_signal(signal.SIGTERM)
+        manager.listen_until("STOPPING")
+        assert second.process.wait(fl.PATIENCE) == 0
+        while manager.kept:
+            manager.listen_until("FDSTOREREMOVE")
+    with pytest.raises(ConnectionRefusedError):
+        fl.get(lab, lab["a"].ipv4, WEB)
+
+
+@pytest.mark.parametrize("reloads", [0, 1])
+def test_a_worker_of_before_that_hangs_is_killed_at_the_next_ones_drain_timeout(lab, manager, first, listener, reloads):
+    client, server = fl.pair(lab, listener, RAW)
+    workers = first.workers()
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    kill([first.process.pid])
+    first.process.wait()
+    with client, server, manager.start(lab, document(lab, drain_timeout=1), directory=first.directory) as second:
+        assert second.log("workers of before still drain")[0]["processes"] == len(workers)
+        for _reload in range(reloads):
+            assert second.reload().returncode == 0
+        assert alive(workers) == workers
+        fl.wait(lambda: not alive(workers), "they are killed", second.show)
+        assert client.recv(1) == b""
+        assert fl.get(lab, lab["a"].ipv4, WEB)
+
+
+def test_of_hundreds_of_listeners_none_is_lost(lab, manager):
+    """The service manager's queue is short: news of the service do not wait behind the descriptors."""
+    many = fl.service(lab, "many", "10000-10199", 8080)
+    forwarder = manager.start(lab, fl.config(many, workers=2)).serve()
+    manager.listen_until("READY")
+    assert len(manager.kept) < 800, "the control: READY came before the rest"
+    while len(manager.kept) < 800:
+        manager.listen_until("FDSTORE")
+    kill([forwarder.process.pid])
+    forwarder.process.wait()
+    answers = []
+
+    def ask(number):
+        address = (lab["a"].ipv4, lab["a"].ipv6)[number % 2]
+        answers.append(fl.get(lab, address, 10000 + number))
+
+    waiting = threading.Thread(target=lambda: fl.in_threads(ask, 200))
+    waiting.start()
+    with manager.start(lab, fl.config(many, workers=2), directory=forwarder.directory) as second:
+        waiting.join(fl.PATIENCE)
+        assert len(answers) == 200
+        assert second.log("listeners found")[0]["listeners"][-1] == "… and 750 more"
+
+
+def test_a_stop_waits_for_the_workers_of_before(lab, manager, first, listener):
+    """Else there would be processes of a service that has stopped."""
+    client, server = fl.pair(lab, listener, RAW)
+    kill([first.process.pid])
+    first.process.wait()
+    with manager.start(lab, document(lab), directory=first.directory) as second:
+        with client, server:
+            second.process.send_signal(signal.SIGTERM)
+            fl.wait(lambda: second.log("stopping"), "it stops", second.show)
+            client.sendall(b"not before this has arrived")
+            assert server.recv(100) == b"not before this has arrived"
+            assert second.process.poll() is None
+        assert second.process.wait(fl.PATIENCE) == 0
+
+
+def test_one_that_cannot_start_does_not_wait_for_them(lab, manager, first, listener):
+    client, server = fl.pair(lab, listener, RAW)
+    kill([first.process.pid])
+    first.process.wait()
+    second = manager.start(lab, {"schema": 1}, directory=first.directory)
+    with client, server:
+        assert second.process.wait(fl.PATIENCE) == 1
+        client.sendall(b"served to the end")
+        assert server.recv(100) == b"served to the end"
+
+
+def test_without_a_service_manager_to_a_successor_nobody_leaves(lab):
+    with fl.Forwarder(lab, document(lab)) as forwarder:
+        workers = forwarder.workers()
+        assert forwarder.stop(signal.SIGUSR1) == 0
+        assert not forwarder.log("leaving")
+        assert not alive(workers)

@@ -1,0 +1,353 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Real servers behind the forwarder: what they say of the client is true, and what they send arrives as it was."""
+
+from __future__ import annotations
+
+import base64
+import filecmp
+import ftplib
+import random
+import re
+import socket
+import statistics
+import struct
+import subprocess
+import time
+
+import pytest
+
+from tests.kernel.forwarder import ftp_server as ftp_lab
+from tests.lab import daemons, netns
+from tests.support import forwarding as fl
+from tests.support import udp as ul
+
+FAMILIES = ("ipv4", "ipv6")
+SQL, SSH, CACHE, DNS = range(7600, 7604)
+MIB = 1 << 20
+DELAYED_ACK = 0.040  # seconds: TCP_DELACK_MIN in include/net/tcp.h
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with fl.raise_lab("v") as lab:
+        fl.wire(lab)
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def forwarder(lab):
+    servers = {
+        "sql": (SQL, daemons.PostgreSQL),
+        "ssh": (SSH, daemons.OpenSSH),
+        "cache": (CACHE, daemons.Redis),
+        "dns": (DNS, daemons.Dnsmasq),
+    }
+    keep = {"backends": ["b"], "source_port": "keep"}
+    services = [fl.service(lab, name, port, cls.port, **keep) for name, (port, cls) in servers.items()]
+    with fl.Forwarder(lab, fl.config(*services, workers=2)) as forwarder:
+        yield forwarder
+
+
+# -- PostgreSQL ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sql(lab):
+    client = lab["client"]
+    return daemons.PostgreSQL(lab, "b", [f"{client.ipv4}/32", f"{client.ipv6}/128"]).start()
+
+
+def psql(address, port, *arguments):
+    """The command line of psql; it ends at the first error."""
+    where = ["-h", address, "-p", str(port), "-U", "postgres", "-d", "postgres"]
+    return ["psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", *where, *arguments]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_postgresql_admits_by_the_clients_address(lab, forwarder, sql, family):
+    proxy, client = getattr(lab["a"], family), getattr(lab["client"], family)
+    query = ["-c", "select host(inet_client_addr())"]
+    assert lab["client"].run(psql(proxy, SQL, *query)).stdout.strip() == client
+    other = lab["d"].run(psql(proxy, SQL, *query), check=False)
+    assert other.returncode == 2
+    assert f'no pg_hba.conf entry for host "{getattr(lab["d"], family)}"' in other.stderr
+    # Control: whom the forwarder would be if it connected in its own name.
+    own = lab["a"].run(psql(getattr(lab["b"], family), sql.port, *query), check=False)
+    assert f'no pg_hba.conf entry for host "{proxy}"' in own.stderr
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_postgresql_has_20_clients_at_once(lab, forwarder, sql, family):
+    proxy, client = getattr(lab["a"], family), getattr(lab["client"], family)
+    argv = lab["client"].argv(psql(proxy, SQL))
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    clients = [subprocess.Popen(argv, text=True, **streams) for _client in range(20)]
+    connected = f"select count(distinct client_port) from pg_stat_activity where client_addr = '{client}'"
+    fl.wait(lambda: sql.ask(connected) == "20", "all are connected", forwarder.show)
+    for number, process in enumerate(clients):
+        process.stdin.write(f"select {number} + count(*) from generate_series(1, 100000);\n")
+        process.stdin.flush()
+    outcomes = [process.communicate(timeout=fl.PATIENCE) for process in clients]
+    assert outcomes == [(f"{100_000 + number}\n", "") for number in range(20)]
+
+
+@pytest.fixture(scope="module")
+def table(lab):
+    """A file of 100 MB: 52,632 rows of 1,899 characters, which PostgreSQL neither compresses nor moves elsewhere."""
+    row, size = 1899, 100_000_000
+    text = base64.b64encode(random.Random(7).randbytes(size * 3 // 4 + 3))
+    path = lab.tmp / "table"
+    path.write_bytes(b"".join(text[start : start + row] + b"\n" for start in range(0, size, row)))
+    assert path.stat().st_size >= size
+    return path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_postgresql_copies_100_mb_in_and_out(lab, forwarder, sql, table, family):
+    proxy, back = getattr(lab["a"], family), lab.tmp / f"back-{family}"
+    for command in (
+        "create unlogged table bulk (line text)",
+        f"\\copy bulk from '{table}'",
+        f"\\copy bulk to '{back}'",
+        "drop table bulk",
+    ):
+        lab["client"].run(psql(proxy, SQL, "-c", command), timeout=60)
+    assert filecmp.cmp(table, back, shallow=False)
+    back.unlink()
+
+
+# -- OpenSSH ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ssh(lab):
+    return daemons.OpenSSH(lab, "b").start()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_openssh_sees_the_client_and_echoes_what_it_was_sent(lab, forwarder, ssh, family):
+    proxy, client = getattr(lab["a"], family), getattr(lab["client"], family)
+    found = lab["client"].run(ssh.command(proxy, SSH, "echo $SSH_CONNECTION")).stdout.split()
+    assert (found[0], found[2]) == (client, getattr(lab["b"], family))
+    data = random.Random(8).randbytes(20 * MIB)
+    argv = lab["client"].argv(ssh.command(proxy, SSH, "cat"))
+    done = subprocess.run(argv, input=data, capture_output=True, timeout=60, check=True)
+    assert done.stdout == data
+
+
+def banner_after(lab, host, address, port, quick=True):
+    """Seconds until the first line of a server that speaks first, and when it was said that ACKs may wait."""
+    with lab[host].inside():
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    with sock:
+        sock.settimeout(fl.PATIENCE)
+        if not quick:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        begun = time.monotonic()
+        sock.connect((address, port))
+        assert sock.recv(100).startswith(b"SSH-2.0-")
+        return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_openssh_speaks_first_and_is_heard_at_once(lab, forwarder, ssh, family):
+    """A forwarder that holds back the last ACK of its handshake makes such a server wait: sshd accepts only with it."""
+    proxy, server = getattr(lab["a"], family), getattr(lab["b"], family)
+    direct, through, held_back = [], [], []
+    for _connect in range(11):  # in turn, so that all three see the same load
+        direct.append(banner_after(lab, "a", server, ssh.port))
+        through.append(banner_after(lab, "client", proxy, SSH))
+        held_back.append(banner_after(lab, "a", server, ssh.port, quick=False))
+    base, shown = statistics.median(direct), f"direct {direct}\nthrough {through}\nheld back {held_back}"
+    assert statistics.median(through) < base + DELAYED_ACK / 2, shown
+    assert statistics.median(held_back) > base + DELAYED_ACK / 2, f"the control shows nothing\n{shown}"
+
+
+# -- redis -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def redis(lab):
+    return daemons.Redis(lab, "b").start()
+
+
+def command(*words):
+    """A command as redis reads it (RESP, https://redis.io/docs/latest/develop/reference/protocol-spec/)."""
+    parts = [b"$%d\r\n%s\r\n" % (len(word), word) for word in words]
+    return b"*%d\r\n" % len(words) + b"".join(parts)
+
+
+def bulk(stream):
+    """One bulk string of an answer."""
+    size = int(stream.readline()[1:])
+    return stream.read(size + 2)[:-2]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_redis_sees_the_client_and_answers_a_pipeline_in_order(lab, forwarder, redis, family):
+    count = 20_000
+    with fl.connect(lab, getattr(lab["a"], family), CACHE) as sock, sock.makefile("rb") as answers:
+        sock.sendall(command(b"CLIENT", b"INFO"))
+        client = re.search(rb" addr=(\S+) ", bulk(answers))[1].decode()
+        address, port = sock.getsockname()[:2]
+        assert re.fullmatch(rf"\[?{address}\]?:{port}", client), client
+        questions = b"".join(command(b"ECHO", b"%d" % number) for number in range(count))
+        _told, found = fl.in_threads(
+            lambda index: sock.sendall(questions) if index == 0 else [bulk(answers) for _answer in range(count)], 2
+        )
+        assert found == [b"%d" % number for number in range(count)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_redis_keeps_a_large_value_as_it_was(lab, forwarder, redis, family):
+    value = random.Random(9).randbytes(32 * MIB)
+    with fl.connect(lab, getattr(lab["a"], family), CACHE) as sock, sock.makefile("rb") as answers:
+        sock.sendall(command(b"SET", b"large", value))
+        assert answers.readline() == b"+OK\r\n"
+        sock.sendall(command(b"GET", b"large"))
+        assert bulk(answers) == value
+        sock.sendall(command(b"DEL", b"large"))
+
+
+# -- dnsmasq ---------------------------------------------------------------------------------------------------------
+
+A, TXT, AAAA = 1, 16, 28  # RFC 1035, 3.2.2; RFC 3596, 2.1
+RECORDS = {"one.test": ("192.0.2.1", "2001:db8:53::1"), "two.test": ("192.0.2.2", "2001:db8:53::2")}
+TEXTS = {"text.test": "x" * 250}
+QUESTIONS = [("one.test", A), ("two.test", AAAA), ("text.test", TXT), ("none.test", A)]
+
+
+@pytest.fixture(scope="module")
+def dns(lab):
+    return daemons.Dnsmasq(lab, "b", RECORDS, TEXTS).start()
+
+
+def question(number, name, kind):
+    """A query over TCP, with its length in front (RFC 1035, 4.2.2)."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    query = struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!2H", kind, 1)
+    return struct.pack("!H", len(query)) + query
+
+
+def answers(sock, count):
+    """So many answers of one connection, by number: they may come in any order (RFC 7766, 7)."""
+    found = {}
+    with sock.makefile("rb") as stream:
+        for _answer in range(count):
+            data = stream.read(struct.unpack("!H", stream.read(2))[0])
+            found[struct.unpack("!H", data[:2])[0]] = data
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dnsmasq_answers_over_tcp_as_it_does_directly(lab, forwarder, dns, family):
+    client = getattr(lab["client"], family)
+    questions = b"".join(question(number, *one) for number, one in enumerate(QUESTIONS * 25))
+    found = {}
+    for host, address, port in (("client", lab["a"], DNS), ("d", lab["b"], dns.port)):
+        with fl.connect(lab, getattr(address, family), port, host=host) as sock:
+            sock.sendall(questions)
+            found[host] = answers(sock, 100)
+    assert found["client"] == found["d"]
+    assert socket.inet_aton(RECORDS["one.test"][0]) in found["client"][0]
+    assert TEXTS["text.test"].encode() in found["client"][2]
+    asked = dns.wait_said(r"query\[A\] one\.test from (\S+)")
+    assert client in asked
+    assert getattr(lab["a"], family) not in asked
+
+
+# -- FTP and TFTP: ports that are open while they are used ------------------------------------------------------------
+
+ON_DEMAND = {"interval": 0.5, "timeout": 0.4, "rise": 1, "fall": 2}
+
+
+def states(forwarder):
+    """The state of every backend and family of every service."""
+    found = [one for service in forwarder.status()["services"] for one in service["backends"]]
+    return {family["state"] for one in found for family in one["families"].values()}
+
+
+def ftp_services(lab, **health):
+    """The two services of the example in services.rst."""
+    both = {"backends": ["b", "c"], "balance": "source_hash"}
+    control = fl.service(lab, "ftp", ftp_lab.CONTROL, ftp_lab.CONTROL, **both, health=ON_DEMAND)
+    ports = f"{ftp_lab.DATA[0]}-{ftp_lab.DATA[-1]}"
+    return control, fl.service(lab, "ftp-data", ports, ports, **both, health={**ON_DEMAND, **health})
+
+
+@pytest.fixture
+def ftp(lab):
+    servers = {name: ftp_lab.Server(lab, name) for name in ("b", "c")}
+    yield servers
+    for server in servers.values():
+        server.stop()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_passive_ftp_by_the_health_of_its_control_port(lab, ftp, family):
+    """Downloads through both services see the client, on one backend; and when its server stops both are down."""
+    client = getattr(lab["client"], family)
+    with fl.Forwarder(lab, fl.config(*ftp_services(lab, port=ftp_lab.CONTROL))) as forwarder:
+        fl.wait(lambda: states(forwarder) == {"up"}, "all are up", forwarder.show)
+        for _download in range(3):
+            with lab["client"].inside(), ftplib.FTP(timeout=fl.PATIENCE) as session:
+                session.trust_server_pasv_ipv4_address = True
+                session.connect(getattr(lab["a"], family), ftp_lab.CONTROL)
+                session.login()
+                parts = []
+                session.retrbinary("RETR file", parts.append)
+            host, control, data = b"".join(parts).decode().split()
+            assert (control, data) == (client, client)
+            assert host in ftp
+        assert states(forwarder) == {"up"}
+        for server in ftp.values():
+            server.stop()
+        fl.wait(lambda: states(forwarder) == {"down"}, "both services know", forwarder.show)
+
+
+def test_without_that_port_its_data_ports_are_down(lab, ftp):
+    """The control: nothing listens on them while nobody transfers anything. Without questions nobody says so."""
+    with fl.Forwarder(lab, fl.config(*ftp_services(lab))) as forwarder:
+        fl.wait(lambda: states(forwarder) == {"up", "down"}, "the data ports are closed", forwarder.show)
+        forwarder.configure(fl.config(*ftp_services(lab, enabled=False)))
+        assert forwarder.reload().returncode == 0
+        fl.wait(lambda: states(forwarder) == {"up", "unknown"}, "nobody asks", forwarder.show)
+
+
+TFTP = 69
+
+
+@pytest.fixture
+def tftp(lab, tmp_path):
+    """dnsmasq on b, which answers from the port it was asked on, with a file of two blocks and a half."""
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 5)
+    tmp_path.chmod(0o755)
+    options = ["--enable-tftp", f"--tftp-root={tmp_path}", "--tftp-single-port", "--port=0", "--user=root"]
+    options += ["--conf-file=", "--log-facility=-", "--pid-file=", "--keep-in-foreground"]
+    server = lab["b"].spawn(["dnsmasq", *options])
+    fl.wait(lambda: "TFTP root" in server.log.read_text(encoding="utf-8"), "dnsmasq serves")
+    yield server
+    netns.stop(server)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tftp_of_a_server_with_one_port(lab, tftp, family):
+    """A file that is not there is asked for to see that the server lives; a download ends within its session."""
+    health = {**ON_DEMAND, "request": "\0\1no such file\0octet\0", "expect": "\0\5"}
+    service = fl.service(lab, "tftp", TFTP, TFTP, backends=["b"], protocol="udp", source_port="keep", health=health)
+    to = (getattr(lab["a"], family), TFTP)
+    with fl.Forwarder(lab, fl.config(service)) as forwarder, ul.client(lab, to[0]) as sock:
+        fl.wait(lambda: states(forwarder) == {"up"}, "it is up", forwarder.show)
+        got, block = b"", b"\0\1file\0octet\0"
+        for number in range(1, 4):
+            answer, source = ul.exchange(sock, block, to)
+            assert source[:2] == to
+            assert struct.unpack("!2H", answer[:4]) == (3, number)  # DATA (RFC 1350, 5)
+            got, block = got + answer[4:], struct.pack("!2H", 4, number)  # ACK
+        sock.sendto(block, to)
+        assert got == bytes(range(256)) * 5
+        client = getattr(lab["client"], family)
+        said = f"/file to {client}"  # "sent …", once the last block was acknowledged
+        fl.wait(lambda: said in tftp.log.read_text(encoding="utf-8"), "it names the client", forwarder.show)

@@ -1,0 +1,133 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The digest by which the keeper sees that nothing has changed; and that others' routes are no business of a look."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document as documents
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import store
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import fingerprint, reconcile_pass
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import messages, route_messages
+
+from tests.kernel.keeper.test_repairs import HARM, SETTING
+from tests.support import routing as rl
+
+MANY = 200_000
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with rl.with_engine("kgl", ["client", "router", "a", "b"], tmp_path_factory) as raised:
+        yield raised
+
+
+class Eye:
+    """What the keeper does on a host, in steps."""
+
+    def __init__(self, lab, directory):
+        self.host = lab["b"]
+        document = documents.load(rl.return_path(lab["a"], sysctls=((SETTING, "0"),)))
+        (directory / "return_path.json").write_text(store.content_of(document), encoding="utf-8")
+        self._documents, self._engine = reconcile_pass.Documents(str(directory)), lab.engine.host(self.host)
+        while self.look():
+            pass
+
+    def look(self) -> bool:
+        """Whether something was changed."""
+        with self.host.inside():
+            self._found = reconcile_pass.look(self._documents, self._engine)
+        assert self._found.is_lasting, self._found.problems
+        return self._found.changed
+
+    def glance(self) -> bytes:
+        with self.host.inside():
+            return fingerprint.digest(self._found, self._engine)
+
+
+@pytest.fixture
+def eye(lab, tmp_path):
+    with rl.left_as_found(lab, "b"):
+        yield Eye(lab, tmp_path)
+
+
+def ip(host, words: str, check: bool = True) -> None:
+    host.run(["ip", *words.split()], check=check, timeout=60)
+
+
+LIKEWISE = {
+    "mac": "neigh replace 198.18.0.11 lladdr 02:00:00:00:0a:0a dev eth0",
+    "another owner's route in our table": "route add 10.0.0.0/8 via 198.18.0.1 table 20111",
+    "a route of ours in another table": "route add 10.0.0.0/8 via 198.18.0.1 table 777 proto 202",
+}
+CHANGES = {
+    **{name: harm for name, (harm, _kind) in HARM.items()},
+    **{name: lambda _lab, b, words=words: ip(b, words) for name, words in LIKEWISE.items()},
+    "setting": lambda _lab, b: b.sysctl(SETTING, "1"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_whatever_concerns_a_document_is_seen(lab, eye, change):
+    before = eye.glance()
+    assert before
+    assert eye.glance() == before
+    change(lab, eye.host)
+    assert eye.glance() != before
+    for words in (
+        "route del 10.0.0.0/8 table 777",
+        "route del 10.0.0.0/8 table 20111",
+        "neigh del 198.18.0.11 dev eth0",
+    ):
+        ip(eye.host, words, check=False)
+    while eye.look():
+        pass
+
+
+OTHERS = ["route add 10.0.0.0/8 via 198.18.0.1", "link add veth9 type veth"]
+
+
+def test_what_does_not_concern_it_is_not(lab, eye):
+    """A lease that counts down, neighbours that are spoken to, routes and links of others."""
+    ip(eye.host, "addr add 198.18.0.99/24 dev eth0 valid_lft 1000 preferred_lft 900")
+    before = eye.glance()
+    eye.host.run(["ping", "-c1", "-W10", lab["a"].ipv4])
+    for words in OTHERS:
+        ip(eye.host, words)
+    time.sleep(1.1)
+    assert eye.glance() == before
+    for words in (*OTHERS, "addr add 198.18.0.99/24 dev eth0"):
+        ip(eye.host, words.replace(" add ", " del "))
+
+
+def test_a_table_of_the_internet_costs_next_to_nothing(lab, eye):
+    """In main, and in a table of somebody else; the control reads them all."""
+    b = eye.host
+    routes = [f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}/32" for number in range(MANY)]
+    for table in ("main", "777"):
+        lines = [f"route add {route} via 198.18.0.1 table {table}\n" for route in routes]
+        b.run(["ip", "-batch", "-"], input="".join(lines), timeout=60)
+    try:
+        assert not eye.look()
+        looking, glancing = _cpu(eye.look), _cpu(eye.glance)
+        with b.inside(), messages.Netlink() as lax:
+            reading = _cpu(lambda: lax.dump(route_messages.RTM_GETROUTE, route_messages.listing("ipv4", protocol=202)))
+    finally:
+        for table in ("main", "777"):
+            ip(b, f"route flush table {table} root 10.0.0.0/8")
+    assert looking < reading / 2, f"{looking:.3f} s against {reading:.3f} s only to receive them"
+    assert glancing < reading / 4, f"{glancing:.3f} s against {reading:.3f} s only to receive them"
+
+
+def _cpu(action, times: int = 3) -> float:
+    """Seconds of CPU, in the best case."""
+    taken = []
+    for _time in range(times):
+        began = time.process_time()
+        action()
+        taken.append(time.process_time() - began)
+    return min(taken)

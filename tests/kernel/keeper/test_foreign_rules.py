@@ -1,0 +1,209 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Rules that others add after a deployment: without a priority the kernel puts them in front of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+
+from tests.support import keeping as kl
+from tests.support import routing as rl
+
+CLIENTS = {"ipv4": "198.18.1.10", "ipv6": "2001:db8:1::10"}
+OPTION = {"ipv4": "-4", "ipv6": "-6"}
+# What wg-quick(8) does for AllowedIPs = 0.0.0.0/0, ::/0.
+UP = ["not fwmark 51820 table 51820", "table main suppress_prefixlength 0"]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with rl.with_engine("kro", ["client", "router", "a", "b"], tmp_path_factory) as raised:
+        raised.nginx("b", ports=[rl.PORT])
+        rl.make_whole(raised)
+        yield raised
+
+
+@pytest.fixture(params=["a", "b"])
+def host(lab, request):
+    """Each end in turn, with the path whole, and a tunnel that everything would go into."""
+    made = lab[request.param]
+    rl.make_whole(lab)
+    made.run(["ip", "link", "add", "wg0", "type", "veth", "peer", "name", "wg0p"])
+    for name in ("wg0", "wg0p"):
+        made.run(["ip", "link", "set", name, "up"])
+    for option in OPTION.values():
+        made.run(["ip", option, "route", "add", "default", "dev", "wg0", "table", "51820"])
+    yield made
+    made.run(["ip", "link", "del", "wg0"])
+    for family in rl.FAMILIES:
+        down(made, family)
+    rl.make_whole(lab)
+    assert numbers(made, "ipv4") == numbers(made, "ipv6") == ([1100] if made.name == "a" else [1100, 1101])
+
+
+@pytest.fixture(params=rl.FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+def data(lab, host) -> dict:
+    return rl.local_delivery(lab["b"]) if host.name == "a" else rl.return_path(lab["a"])
+
+
+def up(host, family: str, *rules: str) -> None:
+    for rule in rules or UP:
+        host.run(["ip", OPTION[family], "rule", "add", *rule.split()])
+
+
+def down(host, family: str) -> None:
+    """Whatever is not ours and not the kernel's own."""
+    for line in host.run(["ip", OPTION[family], "rule", "show"]).stdout.splitlines():
+        number, rest = line.split(":", 1)
+        if not re.search("proto 20[12]|lookup (local|default)|from all lookup main$", f"{rest.strip()}"):
+            host.run(["ip", OPTION[family], "rule", "del", "priority", number])
+
+
+def numbers(host, family: str) -> list[int]:
+    """The priorities of our rules."""
+    lines = host.run(["ip", "-details", OPTION[family], "rule", "show"]).stdout.splitlines()
+    return sorted({int(line.split(":")[0]) for line in lines if re.search("proto 20[12]", line)})
+
+
+def outcome(lab, family: str) -> str:
+    return rl.handshake(lab["a"], CLIENTS[family], rl.address(lab["b"], family))
+
+
+def complaints(lab, host, directory, wanted: dict | None = None) -> list:
+    none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(directory / "none"))
+    sources = gather.Sources(host=lab.engine.host(host), directory=str(directory), **none)
+    with host.inside():
+        facts = gather.look(sources, wanted and document.load(wanted), CLIENTS)
+    # These documents name no settings.
+    found = registry.examine(facts, ["send_redirects", "accept_redirects"])
+    return [one for one in found if one.status in ("fail", "warn")]
+
+
+def test_without_a_keeper_they_take_our_packets_and_the_doctor_says_so(lab, host, family, tmp_path):
+    wanted = data(lab, host)
+    (tmp_path / f"{wanted['owner']}.json").write_text(json.dumps(wanted))
+    assert complaints(lab, host, tmp_path) == []
+    up(host, family)
+    assert outcome(lab, family) != "established"
+    found = complaints(lab, host, tmp_path)
+    ip = "ip" if family == "ipv4" else "ip -6"
+    name = f"{ip} rule 1099: not from all fwmark 0xca6c lookup 51820"
+    assert [(one.id, one.subject, one.status) for one in found[:1]] == [("rule_before", name, "fail")]
+    assert "`l4proxy keep --once`" in found[0].fix
+    early = complaints(lab, host, tmp_path, wanted)
+    assert [(one.id, one.subject, one.status) for one in early] == [("rule_before", name, "warn")]
+    # What it advises helps: `keep --once` is this.
+    foretold = lab.engine.apply(host, wanted, check=True)
+    assert lab.engine.apply(host, wanted) == foretold
+    assert outcome(lab, family) == "established"
+    assert lab.engine.apply(host, wanted).changes == ()
+    assert complaints(lab, host, tmp_path) == complaints(lab, host, tmp_path, wanted) == []
+
+
+def test_the_keeper_puts_ours_in_front_and_back(lab, host, family, tmp_path):
+    home = numbers(host, family)
+    with kl.keeping(lab, host.name, tmp_path, data(lab, host)) as running:
+        rl.eventually(lambda: "in place" in running.state["story"])
+        for _again in range(2):
+            up(host, family)
+            began = time.monotonic()
+            rl.eventually(lambda: max(numbers(host, family)) < 1098)
+            assert time.monotonic() - began < 3.0
+            assert outcome(lab, family) == "established"
+            down(host, family)
+            rl.eventually(lambda: numbers(host, family) == home)
+            assert outcome(lab, family) == "established"
+        assert "which would take their packets" in running.log
+
+
+# Another VPN, netplan's routing-policy, somebody's own; with a number and without. What is on the link stays there.
+NEAR = {"ipv4": "to 198.18.0.0/24 table main", "ipv6": "to 2001:db8::/64 table main"}
+OTHERS = [
+    ["table 51820"],
+    ["to 198.18.1.0/24 table 51820", "to 2001:db8:1::/64 table 51820"],
+    ["table 51820 priority 7"],
+    ["fwmark 0/0x10000 table 51820"],
+    ["goto 32766"],
+]
+
+
+@pytest.mark.parametrize("rules", OTHERS, ids=lambda rules: rules[0])
+def test_so_it_does_for_others(lab, host, family, rules, tmp_path):
+    mine = [rule for rule in rules if "/" not in rule or (":" in rule) == (family == "ipv6") or "fwmark" in rule]
+    with kl.keeping(lab, host.name, tmp_path, data(lab, host)) as running:
+        rl.eventually(lambda: "in place" in running.state["story"])
+        up(host, family, *mine, NEAR[family] + " priority 6" * ("priority 7" in mine[0]))
+        rl.eventually(lambda: max(numbers(host, family)) < 1100 and outcome(lab, family) == "established")
+
+
+def test_what_drops_packets_is_left_in_front(lab, host, family, tmp_path):
+    """Somebody wants them dropped: a client that is banned, say. The doctor says who does it."""
+    wanted = data(lab, host)
+    home = numbers(host, family)
+    with kl.keeping(lab, host.name, tmp_path, wanted) as running:
+        rl.eventually(lambda: "in place" in running.state["story"])
+        up(host, family, f"to {CLIENTS[family]} blackhole")
+        (found,) = (one for one in complaints(lab, host, running.documents) if one.id == "rule_before")
+        assert found.status == "fail"
+        assert f"rule 1099: from all to {CLIENTS[family]} blackhole" in found.subject
+        assert "with a priority of its own above" in found.fix
+        assert numbers(host, family) == home
+        assert outcome(lab, family) != "established"
+
+
+def test_rules_that_are_added_again_and_again(lab, host, family, tmp_path):
+    """Each lands in front of ours; the keeper follows, and does nothing else."""
+    with kl.keeping(lab, host.name, tmp_path, data(lab, host)) as running:
+        rl.eventually(lambda: "in place" in running.state["story"])
+        before = running.cpu()
+        for _time in range(20):
+            up(host, family)
+            time.sleep(0.1)
+        assert running.cpu() - before < 2.5
+        rl.eventually(lambda: outcome(lab, family) == "established")
+        assert running.process.poll() is None
+
+
+def test_where_no_number_is_free_the_rule_is_named(lab, host, family, tmp_path):
+    wanted = data(lab, host)
+    (tmp_path / f"{wanted['owner']}.json").write_text(json.dumps(wanted))
+    up(host, family, "not fwmark 51820 table 51820 priority 1", NEAR[family])
+    done = lab.engine.apply(host, wanted)
+    assert done.changes == ()
+    assert "there is no priority free in front of it" in done.warnings[0]
+    assert outcome(lab, family) != "established"
+    for found in (complaints(lab, host, tmp_path)[0], complaints(lab, host, tmp_path, wanted)[0]):
+        assert (found.id, found.status) == ("rule_before", "fail")
+        assert found.subject.endswith("rule 1: not from all fwmark 0xca6c lookup 51820")
+        assert "rule del priority 1`, and add that rule again with a priority of its own above" in found.fix
+    # The remedy helps.
+    host.run(["ip", OPTION[family], "rule", "del", "priority", "1"])
+    up(host, family, "not fwmark 51820 table 51820 priority 1200")
+    assert outcome(lab, family) == "established"
+
+
+def test_a_low_priority_from_the_start_does_not_help(lab, family):
+    """Why ours move: with one at 1, what is added without a priority lands at 0."""
+    client = lab["client"]
+    client.run(["ip", OPTION[family], "rule", "add", "priority", "1", "fwmark", "11/255", "table", "20111"])
+    for rule in UP:
+        client.run(["ip", OPTION[family], "rule", "add", *rule.split()])
+    lines = client.run(["ip", OPTION[family], "rule", "show"]).stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[:4]] == ["0", "0", "0", "1"]
+    for number in ("0", "0", "1"):
+        client.run(
+            ["ip", OPTION[family], "rule", "del", "priority", number, *(["table", "51820"] if number == "0" else [])],
+            check=False,
+        )

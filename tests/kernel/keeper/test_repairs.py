@@ -1,0 +1,318 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The keeper on a real kernel: what is taken away is back within a second, and nothing else makes it work."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import monitor
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import iptables_legacy
+
+from tests.support import keeping as kl
+from tests.support import routing as rl
+from tests.support.marking import Variant, marked
+
+SETTING = "net.ipv4.conf.eth0.accept_redirects"
+# A second is what is promised; more is allowed for a machine that is busy with other tests.
+WITHIN = 3.0
+MOVED = "02:00:00:00:0a:0a"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with rl.with_engine("kkp", ["client", "router", "a", "a2", "b"], tmp_path_factory) as raised:
+        yield raised
+
+
+@pytest.fixture
+def b(lab):
+    with rl.left_as_found(lab, "b") as host:
+        yield host
+
+
+@pytest.fixture
+def keeper(lab, b, tmp_path):
+    with kl.keeping(lab, "b", tmp_path, rl.return_path(lab["a"], sysctls=((SETTING, "0"),))) as running:
+        rl.eventually(lambda: "in place" in running.state["story"])
+        yield running
+
+
+def whole(b) -> list[str]:
+    return sorted(line for line in rl.listing(b) if " proto 202" in line or "0x" in line or "02:" in line)
+
+
+def flap(lab, b) -> None:
+    b.run(["ip", "link", "set", "eth0", "down"])
+    b.run(["ip", "link", "set", "eth0", "up"])
+    b.run(["ip", "-6", "addr", "replace", f"{b.ipv6}/64", "dev", "eth0", "nodad"])
+    b.run(["ip", "route", "replace", "default", "via", "198.18.0.1"])
+    b.run(["ip", "-6", "route", "replace", "default", "via", "2001:db8::1"])
+
+
+def script(*commands: str):
+    def harm(lab, b) -> None:
+        for command in commands:
+            b.run(command.split())
+
+    return harm
+
+
+HARM = {
+    "rule": (script("ip rule del priority 1101", "ip -6 rule del priority 1100"), "rule"),
+    "all rules": (script("ip rule flush protocol 202", "ip -6 rule flush protocol 202"), "rule"),
+    "route": (script("ip route flush table 20111", "ip -6 route flush table 20111"), "route"),
+    "ruleset": (script("nft flush ruleset"), "marks"),
+    "a rule of the table": (script("nft flush chain inet l4proxy_return_path save_11"), "marks"),
+    "link": (flap, "route"),
+}
+
+
+@pytest.mark.parametrize(("harm", "kind"), HARM.values(), ids=HARM)
+def test_what_is_taken_away_is_put_back_and_counted(lab, b, keeper, harm, kind):
+    before = whole(b)
+    harm(lab, b)
+    began = time.monotonic()
+    rl.eventually(lambda: whole(b) == before and keeper.repairs)
+    assert time.monotonic() - began < WITHIN
+    assert keeper.state["repairs"]["by_kind"][kind]
+    assert keeper.state["last_repair"]["seconds"] < WITHIN
+
+
+STORMS = {
+    "rules": "ip rule flush protocol 202; ip -6 rule flush protocol 202",
+    "routes": "ip route flush table 20111; ip -6 route flush table 20111",
+    "everything": "ip rule flush protocol 202; ip -6 rule flush protocol 202; ip route flush table 20111; "
+    "ip -6 route flush table 20111; nft flush ruleset",
+}
+
+
+@pytest.mark.parametrize("flush", STORMS.values(), ids=STORMS)
+def test_after_a_storm_of_flushes_it_is_whole_again_at_once(b, keeper, flush):
+    """What is flushed each 0.2 s cannot be kept; but nothing tells when that ends, and then it has to be quick."""
+    before = whole(b)
+    b.run(["sh", "-c", f"for i in $(seq 60); do {flush}; sleep 0.2; done"])
+    ended, cpu = time.monotonic(), keeper.cpu()
+    rl.eventually(lambda: whole(b) == before)
+    # A second is what is promised; listing the host takes its part of it.
+    assert time.monotonic() - ended < 2.0
+    assert keeper.state["repairs"]["total"] > 5
+    assert cpu < 6.0
+
+
+@pytest.mark.parametrize("harm", [harm for harm, _kind in HARM.values()], ids=HARM)
+def test_without_a_keeper_it_stays_away(lab, b, keeper, harm):
+    before = whole(b)
+    assert keeper.stop() == 0
+    assert whole(b) == before, "what is in place stays when the keeper ends"
+    harm(lab, b)
+    deadline = time.monotonic() + 0.5
+    while time.monotonic() < deadline:
+        assert whole(b) != before
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("flavour", ["nft", "legacy"])
+def test_marks_in_iptables_are_put_back(lab, tmp_path, flavour):
+    """iptables-nft has news; iptables-legacy has none, and is looked at every second."""
+    variant = Variant("iptables", f"iptables-{flavour}")
+    data = {**rl.return_path(lab["a"]), "mark_engine": "iptables"}
+    with marked(lab, "b", variant) as b, kl.keeping(lab, "b", tmp_path, data, iptables=flavour) as running:
+        rl.eventually(lambda: "in place" in running.state["story"])
+        before = variant.save(b.host)
+        assert before
+        for number in (1, 2):
+            b.run("iptables -t mangle -F")
+            rl.eventually(lambda number=number: running.repairs == number and variant.save(b.host) == before)
+        assert running.state["repairs"]["by_kind"] == {"marks": 2}
+        running.stop()
+        b.run("iptables -t mangle -F")
+        assert variant.save(b.host) != before
+
+
+def test_signs_of_iptables_legacy(lab):
+    """None where nobody uses it, and asking makes no table."""
+    b = lab["client"]
+    iptables = ["iptables-legacy", "-t", "mangle"]
+    with b.inside():
+        assert iptables_legacy.signs() == iptables_legacy.signs() == (b"", b"")
+    b.run([*iptables, "-N", "OTHERS"])
+    with b.inside():
+        empty = iptables_legacy.signs()
+        assert empty == iptables_legacy.signs()
+        assert (bool(empty[0]), empty[1]) == (True, b"")
+    b.run([*iptables, "-A", "OTHERS", "-j", "ACCEPT"])
+    with b.inside():
+        assert iptables_legacy.signs() != empty
+
+
+def test_a_setting_has_no_news_and_is_put_back_within_seconds(b, keeper):
+    b.sysctl(SETTING, "1")
+    rl.eventually(lambda: b.run(["sysctl", "-n", SETTING]).stdout == "0\n")
+    rl.eventually(lambda: keeper.state["repairs"]["by_kind"] == {"sysctl": 1})
+
+
+@pytest.fixture
+def movable(lab):
+    a = lab["a"]
+    yield a
+    a.run(["ip", "link", "set", "eth0", "address", a.mac])
+    lab["b"].run(["ip", "neigh", "flush", "all"])
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_proxy_that_has_another_mac_is_followed(lab, b, keeper, movable, family):
+    """By what it sends in one family alone: the entry of the other one goes on saying the old MAC."""
+    for known in (movable.ipv4, movable.ipv6):
+        b.run(["ping", "-c1", "-W10", known])
+    rl.eventually(lambda: movable.mac in "".join(whole(b)))
+    movable.run(["ip", "link", "set", "eth0", "address", MOVED])
+    # The kernel keeps to an entry for a second (neigh/locktime), so it may take a second packet.
+    rl.eventually(lambda: _spoken_to(movable, b, family) and MOVED in "".join(whole(b)))
+    rl.eventually(lambda: keeper.state["repairs"]["by_kind"].get("marks"))
+
+
+def _spoken_to(a, b, family: str) -> bool:
+    a.run(["ip", "neigh", "flush", "all"])
+    return a.run(["ping", "-c1", "-W1", rl.address(b, family)], check=False).returncode == 0
+
+
+def test_a_link_and_an_address_that_come_later_are_waited_for(lab, b, tmp_path):
+    b.run(["ip", "link", "set", "eth0", "down"])
+    with kl.keeping(lab, "b", tmp_path, rl.return_path(lab["a"])) as running:
+        rl.eventually(lambda: "waiting for 198.18.0.11 to be on-link" in running.state["story"])
+        flap(lab, b)
+        rl.eventually(lambda: running.state["documents"]["return_path"]["state"] == "in place")
+        assert running.repairs == 0, "what was waited for is no repair"
+
+
+def test_a_run_that_changes_the_document_is_not_undone(lab, b, keeper):
+    """It changes the kernel first and stores its document last; the news of the change must not bring back the old."""
+    for hosts in ([lab["a"], lab["a2"]], [lab["a"]]) * 3:
+        data = rl.return_path(*hosts, sysctls=((SETTING, "0"),))
+        lab.engine.apply(b, data, directory=str(keeper.documents))
+        applied = rl.listing(b)
+        deadline = time.monotonic() + 0.4
+        while time.monotonic() < deadline:
+            assert rl.listing(b) == applied
+    assert keeper.repairs == 0, keeper.log
+
+
+# --- what is not news
+
+
+def test_a_storm_of_others_routes_costs_nearly_nothing(b, keeper):
+    keeper.rest()
+    before, began = keeper.cpu(), time.monotonic()
+    for _time in range(5):
+        kl.storm(b, 2000)
+    took = time.monotonic() - began
+    used = keeper.cpu() - before
+    assert used < 0.02 * took + 0.05, f"{used:.2f} s of CPU in {took:.1f} s"
+    b.run(["ip", "rule", "del", "priority", "1101"])
+    rl.eventually(lambda: keeper.repairs)
+
+
+INTEREST = monitor.Interest(
+    frozenset({202}),
+    frozenset({20111}),
+    frozenset({"198.18.0.11", "2001:db8::11"}),
+    frozenset({"eth0"}),
+    frozenset({"l4proxy_return_path"}),
+)
+
+
+@pytest.fixture
+def listening(b):
+    with b.inside():
+        made = monitor.Watch()
+        made.watch(INTEREST)
+        yield made
+    made.close()
+
+
+def heard(listening) -> set[str]:
+    """The kinds of all news so far."""
+    kinds: set[str] = set()
+    while news := listening.wait(0.3):
+        kinds |= {item.kind for item in news}
+    return kinds
+
+
+NEWS = [
+    ("rule add priority 1150 from 198.18.0.77 lookup 20111 protocol 202", "rule"),
+    ("-6 rule add priority 1150 from 2001:db8::77 lookup 20111 protocol 202", "rule"),
+    ("route add 198.19.0.0/16 via 198.18.0.1 table 20111", "route"),
+    ("-6 route add 2001:db8:9::/48 via 2001:db8::1 table 20111", "route"),
+    ("neigh replace 198.18.0.11 lladdr 02:00:00:00:0a:0a dev eth0", "neighbour"),
+    ("neigh replace 2001:db8::11 lladdr 02:00:00:00:0a:0a dev eth0", "neighbour"),
+    ("address add 198.18.0.88/32 dev eth0", "address"),
+    ("-6 address add 2001:db8::88/128 dev eth0", "address"),
+]
+NO_NEWS = [
+    "rule add priority 1150 from 198.18.0.77 lookup 20111 protocol 150",
+    "-6 rule add priority 1150 from 2001:db8::77 lookup 20111 protocol 150",
+    "route add 198.19.0.0/16 via 198.18.0.1 table 777",
+    "-6 route add 2001:db8:9::/48 via 2001:db8::1 table 777",
+    "route add 198.19.0.0/16 via 198.18.0.1",
+    "neigh replace 198.18.0.12 lladdr 02:00:00:00:0a:0a dev eth0",
+    "neigh replace 2001:db8::12 lladdr 02:00:00:00:0a:0a dev eth0",
+    "address add 198.18.0.88/32 dev lo",
+]
+
+
+def undo(b, command: str) -> None:
+    words = command.replace(" add ", " del ").replace(" replace ", " del ")
+    b.run(["ip", *words.split()])
+
+
+@pytest.mark.parametrize(("command", "kind"), NEWS)
+def test_what_concerns_us_is_news(b, listening, command, kind):
+    heard(listening)
+    b.run(["ip", *command.split()])
+    assert kind in heard(listening)
+    undo(b, command)
+
+
+@pytest.mark.parametrize("command", NO_NEWS)
+def test_what_does_not_concern_us_is_not(b, listening, command):
+    heard(listening)
+    b.run(["ip", *command.split()])
+    assert heard(listening) == set()
+    undo(b, command)
+
+
+def test_marks_are_news_with_the_name_of_the_process(b, listening):
+    b.run(["nft", "add table inet others; add chain inet others x; delete table inet others"])
+    assert heard(listening) == set()
+    b.run(["nft", "add table inet others; add table inet l4proxy_return_path; delete table inet others"])
+    news = listening.wait(rl.PATIENCE)
+    assert [(item.kind, item.process) for item in news] == [("marks", "nft")]
+    b.run(["nft", "delete table inet l4proxy_return_path"])
+
+
+def test_while_something_is_missing_everything_may_be_it(b, listening):
+    listening.watch(monitor.Interest(anything=True))
+    heard(listening)
+    b.run(["ip", "route", "add", "198.19.0.0/16", "via", "198.18.0.1"])
+    assert heard(listening) == {"route"}
+    b.run(["ip", "link", "add", "veth9", "type", "veth"])
+    assert "link" in heard(listening)
+    b.run(["ip", "link", "del", "veth9"])
+    b.run(["ip", "route", "del", "198.19.0.0/16"])
+
+
+def test_news_that_were_lost_are_news(b, listening):
+    rules = [f"rule {verb} priority 1150 from all lookup 777 protocol 202" for verb in ("add", "del")]
+    b.run(["ip", "-batch", "-"], input="\n".join(rules * 6000) + "\n")
+    assert "lost" in heard(listening)
+
+
+def test_the_kernel_itself_drops_what_is_none(b, listening):
+    """The filter is in front of the socket: of a storm nothing is queued, so nothing can be lost either."""
+    heard(listening)
+    kl.storm(b, 3000)
+    assert listening.wait(0) == []

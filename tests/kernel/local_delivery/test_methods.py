@@ -1,0 +1,234 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Local delivery by rules and by socket: what each lets through that the other way of doing it would swallow."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, registry
+
+from tests.lab import wiring
+from tests.lab.netns import NamespaceLab
+from tests.support import deployment as sl
+from tests.support import routing as rl
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with NamespaceLab(f"kld{os.getpid()}", ["client", "router", "a", "b", "c"]) as raised:
+        servers = raised.servers = sl.EchoServers()
+        servers.start()
+        for name in ("b", "c", "client"):
+            for family in rl.FAMILIES:
+                servers.serve(raised[name], "tcp", sl.WILDCARD[family])
+                servers.serve(raised[name], "udp", sl.WILDCARD[family])
+        yield raised
+        servers.close()
+
+
+@pytest.fixture
+def fleet(lab, tmp_path):
+    services = [sl.service("tcp", "b", "c"), sl.service("udp", "b", "c")]
+    made = sl.Deployment(lab, tmp_path, services, {}, proxies=["a"], backends=["b", "c"])
+    made.apply_backends()
+    yield made
+    made.remove()
+
+
+def outcomes(lab, host: str, client: str, server: str) -> list[str]:
+    """How a handshake ends that a host makes in a client's name, in each family."""
+    with contextlib.ExitStack() as stack:
+        made = [
+            stack.enter_context(rl.attempt(lab[host], rl.address(lab[client], f), rl.address(lab[server], f)))
+            for f in rl.FAMILIES
+        ]
+        return [one.outcome() for one in made]
+
+
+ESTABLISHED = ["established"] * 2
+
+
+@pytest.mark.parametrize("method", ["rules", "socket_mark"])
+def test_a_client_that_is_a_backend_reaches_another_one(lab, fleet, method):
+    fleet.apply_proxies(method)
+    assert outcomes(lab, "a", "b", "c") == ESTABLISHED
+
+
+def test_it_does_not_with_rules_for_every_interface(lab, fleet):
+    """What a sends in b's name would be delivered to a itself."""
+    fleet.engine.apply(lab["a"], rl.local_delivery(lab["b"], lab["c"]))
+    assert "established" not in outcomes(lab, "a", "b", "c")
+
+
+@pytest.fixture
+def router(lab):
+    """a is a router, and b's way to the client leads through it."""
+    a, b = lab["a"], lab["b"]
+    forwarding = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
+    # The way back is direct, so that b's own replies do not depend on a.
+    for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
+        a.sysctl(forwarding[family], "1")
+        b.run(["ip", option, "route", "add", rl.address(lab["client"], family), "via", rl.address(a, family)])
+    yield a
+    for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
+        b.run(["ip", option, "route", "del", rl.address(lab["client"], family), "via", rl.address(a, family)])
+        a.sysctl(forwarding[family], "0")
+
+
+def test_by_the_socket_a_proxy_can_route_for_its_backends(lab, fleet, router):
+    fleet.apply_proxies("socket_mark")
+    assert outcomes(lab, "b", "b", "client") == ESTABLISHED
+
+
+def test_by_rules_it_cannot(lab, fleet, router):
+    fleet.apply_proxies("rules")
+    assert "established" not in outcomes(lab, "b", "b", "client")
+
+
+@pytest.mark.parametrize("method", ["rules", "socket_mark"])
+def test_replies_reach_the_spoofed_socket(fleet, method):
+    fleet.apply_proxies(method)
+    for family in rl.FAMILIES:
+        for protocol in ("tcp", "udp"):
+            assert fleet.exchange("a", "b", family, protocol) == b"b"
+
+
+@pytest.mark.parametrize("method", ["rules", "socket_mark"])
+def test_without_its_rules_they_do_not(lab, fleet, method):
+    fleet.apply_proxies(method)
+    for option in ("-4", "-6"):
+        while lab["a"].run(["ip", option, "rule", "del", "priority", "1100"], check=False).returncode == 0:
+            pass
+    assert outcomes(lab, "a", "client", "b") == ["silent"] * 2
+
+
+def test_a_change_of_method_breaks_no_stream(lab, fleet):
+    fleet.apply_proxies("rules")
+    with sl.spoofed(lab["a"], sl.source_of(lab["a"], "ipv4"), lab["b"].ipv4, "tcp") as live:
+        for method in ("socket_mark", "rules"):
+            fleet.apply_proxies(method)
+            assert sl.ask(live) == b"b"
+
+
+def with_second(facts: dict, address: str) -> dict:
+    return {**facts, "eth0": {**facts["eth0"], "ipv4_secondaries": [{"address": address, "prefix": "24"}]}}
+
+
+@pytest.mark.parametrize("strategy", ["mark", "address", "fwmark_accept"])
+@pytest.mark.parametrize("method", ["rules", "socket_mark"])
+def test_two_hosts_that_are_proxy_and_backend_at_once(lab, tmp_path, strategy, method):
+    """Each forwards to the other one; what they send for themselves goes on as before."""
+    both = ("b", "c")
+    protocols = ("tcp",) if strategy == "fwmark_accept" else ("tcp", "udp")
+    variables = {
+        name: {
+            "return_path_strategy": strategy,
+            "return_path_addresses": {other: [f"198.18.0.{number}", f"2001:db8::{number}"]},
+            "ansible_facts": with_second(sl.facts(lab[name]), f"198.18.0.{number + 10}"),
+        }
+        for name, other, number in (("b", "c", 121), ("c", "b", 122))
+    }
+    fleet = sl.Deployment(lab, tmp_path, [sl.service(one, *both) for one in protocols], variables, both, both)
+    before = [rl.listing(lab[name]) for name in both]
+    # A virtual address on each, by which a host could seem to meet itself.
+    for name, number in (("b", 131), ("c", 132)):
+        lab[name].run(["ip", "addr", "add", f"198.18.0.{number}/24", "dev", "eth0"])
+    try:
+        fleet.apply_backends()
+        fleet.apply_proxies(method)
+        for proxy, backend in (both, both[::-1]):
+            for family in rl.FAMILIES:
+                for protocol in protocols:
+                    assert fleet.exchange(proxy, backend, family, protocol) == backend.encode()
+            # A client of the host itself, what the host connects to, and what it asks of itself.
+            for host, client, server in (
+                ("client", "client", proxy),
+                (proxy, proxy, "client"),
+                (proxy, proxy, backend),
+            ):
+                assert outcomes(lab, host, client, server) == ESTABLISHED
+            assert outcomes(lab, proxy, proxy, proxy) == ESTABLISHED
+    finally:
+        fleet.remove()
+        for name, number in (("b", 131), ("c", 132)):
+            lab[name].run(["ip", "addr", "del", f"198.18.0.{number}/24", "dev", "eth0"])
+    assert [rl.listing(lab[name]) for name in both] == before
+
+
+ROUTES = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
+DOCKER, BOX = {"ipv4": "172.17.0.1", "ipv6": "fd00:17::1"}, {"ipv4": "172.17.0.2", "ipv6": "fd00:17::2"}
+PREFIX = {"ipv4": "16", "ipv6": "64"}
+
+
+@pytest.fixture
+def box(lab):
+    """A container of a's, behind a bridge; a is its router."""
+    a, netns = lab["a"], f"{lab.prefix}-box"
+    wiring.run(["ip", "netns", "add", netns])
+    made = SimpleNamespace(name="box", **BOX, inside=lambda: wiring.inside(netns))
+    try:
+        a.run(["ip", "link", "add", "docker0", "type", "bridge"])
+        a.run(["ip", "link", "add", "box0", "type", "veth", "peer", "name", "eth0", "netns", netns])
+        a.run(["ip", "link", "set", "box0", "master", "docker0", "up"])
+        for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
+            more = "nodad" if family == "ipv6" else ""
+            for host, dev, own in ((a.netns, "docker0", DOCKER), (netns, "eth0", BOX)):
+                wiring.ip_batch(
+                    [f"addr add {own[family]}/{PREFIX[family]} dev {dev} {more}", f"link set {dev} up"], host
+                )
+            wiring.ip_batch([f"route add default via {DOCKER[family]}"], netns)
+            a.sysctl(ROUTES[family], "1")
+            network = f"{DOCKER[family].rpartition('.' if family == 'ipv4' else ':')[0]}"
+            network = f"{network}.0/{PREFIX[family]}" if family == "ipv4" else f"{network}:/{PREFIX[family]}"
+            lab["router"].run(["ip", option, "route", "add", network, "via", rl.address(a, family)])
+        for family in rl.FAMILIES:
+            lab.servers.serve(made, "tcp", sl.WILDCARD[family])
+        yield made
+    finally:
+        for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
+            lab["router"].run(["ip", option, "route", "flush", "via", rl.address(a, family)], check=False)
+            a.sysctl(ROUTES[family], "0")
+        for dev in ("box0", "docker0"):
+            a.run(["ip", "link", "del", dev], check=False)
+        wiring.run(["ip", "netns", "del", netns])
+
+
+# What an earlier run applied; whether its way out and the service work; what the doctor says.
+HOSTED = [("rules", "rules", False), ("socket_mark", None, True), ("auto", None, True), ("auto", "rules", True)]
+
+
+@pytest.mark.parametrize(("method", "before", "works"), HOSTED)
+def test_a_container_of_the_proxy_that_routes_for_it(lab, box, tmp_path, method, before, works):
+    a = lab["a"]
+    docker = {"device": "docker0", "type": "bridge", "ipv4": {"address": DOCKER["ipv4"], "prefix": "16"}}
+    docker["ipv6"] = [{"address": DOCKER["ipv6"], "prefix": "64"}]
+    backends = [f"{BOX['ipv4']}:{rl.PORT}", f"[{BOX['ipv6']}]:{rl.PORT}", f"b:{rl.PORT}"]
+    services = [{**sl.service("tcp"), "backends": backends}]
+    variables = {"a": {"ansible_facts": {**sl.facts(a), "docker0": docker}}}
+    fleet = sl.Deployment(lab, tmp_path, services, variables, proxies=["a"], backends=["b"])
+    fleet.settings = [f"/proc/sys/{name.replace('.', '/')}:1" for name in ROUTES.values()]
+    if before:
+        fleet.apply_proxies(before)
+        fleet.known = {"local_delivery": json.loads((tmp_path / "a" / "local_delivery.json").read_text())}
+    try:
+        fleet.apply_proxies(method)
+        client = {family: rl.address(lab["client"], family) for family in rl.FAMILIES}
+        for family in rl.FAMILIES:
+            assert rl.handshake(a, client[family], BOX[family]) == "established", "the service"
+            out = rl.handshake(box, BOX[family], client[family])
+            assert (out == "established") == works, "the container's own way out"
+        none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(tmp_path / "none"))
+        sources = gather.Sources(host=fleet.engine.host(a), directory=str(tmp_path / "a"), **none)
+        with a.inside():
+            found = [one for one in registry.examine(gather.look(sources)) if one.id == "ip_forward"]
+        failed = {(one.subject, "socket_mark" in one.fix) for one in found if one.status == "fail"}
+        assert failed == (set() if works else {(BOX["ipv4"], True), (BOX["ipv6"], True)})
+    finally:
+        fleet.remove()

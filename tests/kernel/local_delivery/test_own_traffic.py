@@ -1,0 +1,257 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""No rule of ours takes what the host itself sends: such rules are refused, let go of, and named."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document, options
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import single_object
+
+from tests.support import keeping as kl
+from tests.support import routing as rl
+
+TABLE = "20100"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with rl.with_engine("kot", ["client", "router", "a", "b"], tmp_path_factory) as raised:
+        raised.nginx("a", ports=[22])
+        raised.nginx("b", ports=[rl.PORT])
+        yield raised
+
+
+@pytest.fixture
+def a(lab):
+    host = lab["a"]
+    before = sorted(rl.listing(host))
+    yield host
+    for option in ("-4", "-6"):
+        while host.run(["ip", option, "rule", "del", "priority", "900"], check=False).returncode == 0:
+            pass
+        for words in ("rule flush protocol 201", "route flush table 20100"):
+            host.run(["ip", option, *words.split()], check=False)
+    for table in ("777", "888"):
+        host.run(["ip", "route", "flush", "table", table], check=False)
+    lab.engine.remove(host, "local_delivery")
+    assert sorted(rl.listing(host)) == before
+
+
+@pytest.fixture(params=rl.FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+def reached(lab, family: str) -> str:
+    """How a client's connection to a service of a's own ends."""
+    client, a = lab["client"], lab["a"]
+    return rl.handshake(client, rl.address(client, family), rl.address(a, family), 22)
+
+
+def ip(family: str, *words: str) -> list[str]:
+    return ["ip", "-4" if family == "ipv4" else "-6", *words]
+
+
+def rules_from(a, family: str, source: str) -> list[str]:
+    lines = a.run(ip(family, "rule", "show")).stdout.splitlines()
+    return [line for line in lines if f"from {source} " in line]
+
+
+def deployed_before(a, family: str) -> None:
+    """What version 0.1.0 made of a backend that is the proxy itself."""
+    a.run(ip(family, "route", "add", "local", "default", "dev", "lo", "table", TABLE, "proto", "201"))
+    for protocol in rl.PROTOCOLS[family]:
+        words = f"rule add priority 1100 from {rl.address(a, family)} ipproto {protocol} table {TABLE} protocol 201"
+        a.run(ip(family, *words.split()))
+
+
+def complaints(lab, a, directory, wanted: dict | None = None) -> list[tuple[str, str]]:
+    """(id, subject) of what fails on a."""
+    none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(directory / "none"))
+    sources = gather.Sources(host=lab.engine.host(a), directory=str(directory), **none)
+    with a.inside():
+        facts = gather.look(sources, wanted and document.load(wanted))
+    return [(one.id, one.subject) for one in registry.examine(facts) if one.status == "fail"]
+
+
+def test_a_rule_from_an_own_address_cuts_the_host_off(lab, a, family, tmp_path):
+    """The control of all that follows; and what the doctor says of it, and the keeper makes of it."""
+    (tmp_path / "local_delivery.json").write_text(json.dumps(rl.local_delivery(lab["b"], a)))
+    assert reached(lab, family) == "established"
+    deployed_before(a, family)
+    own = rl.address(a, family)
+    assert reached(lab, family) == "silent"
+    assert ("own_traffic", own) in complaints(lab, a, tmp_path)
+    with kl.keeping(lab, "a", tmp_path, rl.local_delivery(lab["b"], a)) as running:
+        rl.eventually(lambda: reached(lab, family) == "established")
+        assert rules_from(a, family, own) == []
+        assert rules_from(a, family, rl.address(lab["b"], family)), "the rest of the document is in place"
+        rl.eventually(lambda: f"{own} is an address of this host itself" in running.state["story"])
+
+
+@pytest.mark.parametrize("bound", [{}, {"iif": "lo"}, {"iif": "eth0"}, {"dport": 8080, "ip_proto": "tcp"}], ids=str)
+def test_such_a_document_is_refused(lab, a, family, bound, tmp_path):
+    data = rl.local_delivery(lab["b"])
+    mine = {**rl.local_delivery(a)["rules"][0 if family == "ipv4" else 3], **bound}
+    data["rules"].append(mine)
+    before = rl.listing(a)
+    with pytest.raises(errors.Refused, match=rf"{rl.address(a, family)} is an address of this host itself, so `ip"):
+        lab.engine.apply(a, data, directory=str(tmp_path))
+    assert (rl.listing(a), list(tmp_path.iterdir())) == (before, [])
+    assert ("own_traffic", rl.address(a, family)) in complaints(lab, a, tmp_path, data)
+
+
+def test_for_a_transparent_socket_it_is_not(lab, a, family):
+    """What is bounded by protocol, port and mark takes nothing else that the host sends."""
+    data = rl.local_delivery(lab["b"])
+    mine = rl.local_delivery(a)["rules"][0 if family == "ipv4" else 3]
+    data["rules"].append({**mine, "iif": "lo", "ip_proto": "tcp", "sport": rl.PORT, "fwmark": 11, "fwmask": 255})
+    lab.engine.apply(a, data)
+    assert reached(lab, family) == "established"
+
+
+def test_so_is_a_prefix_that_holds_it_unless_it_comes_in_somewhere(lab, a):
+    prefix = {"src": "198.18.0.0/24"}
+    data = {**rl.local_delivery(lab["b"])}
+    data["rules"] = [{**data["rules"][0], **prefix}]
+    with pytest.raises(errors.Refused, match=r"198.18.0.11 is an address of this host itself"):
+        lab.engine.apply(a, data)
+    data["rules"] = [{**data["rules"][0], "iif": "eth0"}]
+    lab.engine.apply(a, data)
+    assert reached(lab, "ipv4") == "established"
+
+
+# Each of them takes what the host sends, whatever addresses it has.
+UNBOUNDED = [
+    {"ip_proto": "tcp"},
+    {"ip_proto": "tcp", "sport": "1-65535"},
+    {"iif": "lo"},
+    {"oif": "eth0"},
+    {"uid_range": "0-4294967294"},
+    {"src": "0.0.0.0/1", "ip_proto": "tcp"},
+    {"dst": "128.0.0.0/1"},
+]
+
+
+@pytest.mark.parametrize("selectors", UNBOUNDED, ids=str)
+def test_a_rule_that_nothing_bounds_is_refused(lab, a, selectors):
+    rule = {"family": "ipv4", "priority": 1100, "action": "lookup", "table": 20100, **selectors}
+    data = rl.local_delivery(lab["b"])
+    data["rules"] = [rule]
+    with pytest.raises(errors.DocumentError, match=r"rules\[0\]: would deliver what this host sends"):
+        document.load(data)
+
+
+ALL = {"priority": 900, "family": "ipv4", "action": "lookup", "table": "777"}
+LOCAL = {"dst": "default", "family": "ipv4", "table": "777", "type": "local"}
+MAIN = {"dst": "default", "family": "ipv4", "table": "main", "type": "local", "metric": 900}
+
+
+def ensure(lab, a, value):
+    with a.inside():
+        return single_object.ensure(value, lab.engine.host(a), protocol=203)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(options.route(LOCAL), options.rule(ALL)), (options.rule(ALL), options.route(LOCAL)), (None, options.route(MAIN))],
+    ids=["route then rule", "rule then route", "table main"],
+)
+def test_the_modules_for_single_objects_refuse_the_pair_of_them(lab, a, first, second):
+    if first:
+        ensure(lab, a, first)
+    before = rl.listing(a)
+    with pytest.raises(errors.Refused, match=r"would deliver what this host sends to the host itself"):
+        ensure(lab, a, second)
+    assert rl.listing(a) == before
+    if first:
+        # The control: that is what it would have done.
+        a.run(["ip", "route", "replace", "local", "default", "dev", "lo", "table", "777"])
+        a.run(["ip", "rule", "add", "priority", "900", "lookup", "777"])
+        assert reached(lab, "ipv4") == "silent"
+
+
+def test_rules_and_a_route_of_others_count_as_well(lab, a):
+    """A document that asks a table of others, and a table of the document that others ask."""
+    data = rl.local_delivery(lab["b"])
+    a.run(["ip", "rule", "add", "priority", "32000", "ipproto", "tcp", "lookup", TABLE])
+    with pytest.raises(errors.Refused, match=r"`ip rule 32000: from all ipproto tcp lookup 20100` .* already there"):
+        lab.engine.apply(a, data)
+    a.run(["ip", "rule", "del", "priority", "32000"])
+    a.run(["ip", "route", "add", "local", "default", "dev", "lo", "table", "888"])
+    data["rules"].append({"family": "ipv4", "priority": 900, "ip_proto": "tcp", "action": "lookup", "table": 888})
+    with pytest.raises(errors.Refused, match=r"`ip rule 900: from all ipproto tcp lookup 888` would deliver"):
+        lab.engine.apply(a, data)
+
+
+BECOMES = [("lo", {}), ("lo", {"iif": "eth0"}), ("eth0", {})]
+
+
+@pytest.mark.parametrize(("dev", "bound"), BECOMES, ids=["on lo", "on lo, by interface", "on eth0"])
+def test_the_keeper_lets_go_while_the_address_is_here(lab, a, family, dev, bound, tmp_path):
+    """As a virtual address does that comes to this host, or a /32 that somebody adds."""
+    data = copy.deepcopy(rl.local_delivery(lab["b"]))
+    data["rules"] = [{**rule, **bound} for rule in data["rules"]]
+    source, bits = rl.address(lab["b"], family), rl.BITS[family]
+    with kl.keeping(lab, "a", tmp_path, data) as running:
+        rl.eventually(lambda: "in place" in running.state["story"])
+        assert len(rules_from(a, family, source)) == 3
+        a.run(ip(family, "addr", "add", f"{source}/{bits}", "dev", dev, *(["nodad"] if family == "ipv6" else [])))
+        rl.eventually(lambda: not rules_from(a, family, source))
+        rl.eventually(lambda: f"{source} is an address of this host itself" in running.log)
+        rl.eventually(lambda: running.state["documents"]["local_delivery"]["state"] == "waiting")
+        assert f"{source} is an address of this host itself" in running.state["story"]
+        assert ("own_traffic", source) in complaints(lab, a, running.documents)
+        a.run(ip(family, "addr", "del", f"{source}/{bits}", "dev", dev))
+        rl.eventually(lambda: len(rules_from(a, family, source)) == 3)
+        rl.eventually(lambda: running.state["documents"]["local_delivery"]["state"] == "in place")
+        assert running.repairs == 0, "nobody took anything away"
+    assert rl.handshake(a, "198.51.100.11", lab["b"].ipv4) in ("established", "silent")
+
+
+def test_at_boot_such_a_rule_is_never_there(lab, a, family, tmp_path):
+    """Stored by version 0.1.0; the keeper starts before the network, so the address is not there yet either."""
+    own, other = rl.address(a, family), rl.address(lab["b"], family)
+    network = {"ipv4": ("24", "198.18.0.1"), "ipv6": ("64", "2001:db8::1")}[family]
+    a.run(ip(family, "addr", "del", f"{own}/{network[0]}", "dev", "eth0"))
+    monitor = a.spawn(["ip", "monitor", "rule"])
+    try:
+        with kl.keeping(lab, "a", tmp_path, rl.local_delivery(lab["b"], a)) as running:
+            rl.eventually(lambda: f"waiting for a route to {own}" in running.state["story"])
+            more = ["nodad"] if family == "ipv6" else ["brd", "+"]
+            a.run(ip(family, "addr", "add", f"{own}/{network[0]}", "dev", "eth0", *more))
+            a.run(ip(family, "route", "replace", "default", "via", network[1]))
+            rl.eventually(lambda: len(rules_from(a, family, other)) == 3)
+            rl.eventually(lambda: f"{own} is an address of this host itself" in running.state["story"])
+            assert reached(lab, family) == "established"
+    finally:
+        monitor.terminate()
+        monitor.wait()
+    told = monitor.log.read_text(encoding="utf-8")
+    assert f"from {other} " in told
+    assert f"from {own} " not in told
+
+
+@pytest.mark.parametrize("main", [True, False], ids=["main address", "an address for it alone"])
+def test_a_way_back_by_the_hosts_main_address_is_refused(lab, main):
+    """All that the host sends from there would go to the proxy, answers to people who come directly as well."""
+    with rl.left_as_found(lab, "b") as b:
+        own = b.ipv4 if main else "198.18.0.33"
+        b.run(["ip", "addr", "replace", "198.18.0.33/32", "dev", "eth0"])
+        rule = {"family": "ipv4", "priority": 1100, "iif": "lo", "src": own, "action": "lookup", "table": 20411}
+        route = {"family": "ipv4", "table": 20411, "dst": "default", "via": lab["a"].ipv4}
+        data = {"schema": 1, "owner": "return_path", "protocol": 202, "rules": [rule], "routes": [route]}
+        if main:
+            with pytest.raises(errors.Refused, match=r"because 198.18.0.21 is the address that it uses for all else"):
+                lab.engine.apply(b, data)
+        else:
+            lab.engine.apply(b, data)
+        b.run(["ip", "addr", "del", "198.18.0.33/32", "dev", "eth0"])

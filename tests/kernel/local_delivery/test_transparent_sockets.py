@@ -1,0 +1,158 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Local delivery by the transparent socket: for a proxy that also routes for its backends."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
+
+from tests.lab.netns import NamespaceLab
+from tests.support import marking as ml
+from tests.support import routing as rl
+
+SOURCES = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
+WILDCARD = {"ipv4": "0.0.0.0", "ipv6": "::"}
+ECHO_PORT = 7777
+# (level, type) of the control message that chooses a datagram's source: linux/in.h (IP_PKTINFO is 8), linux/in6.h
+PKTINFO = {"ipv4": (socket.IPPROTO_IP, 8), "ipv6": (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)}
+SRC_VALID_MARK = "net.ipv4.conf.all.src_valid_mark"
+
+
+def socket_mark(*sysctls: tuple[str, str]) -> dict:
+    """Local delivery for whatever belongs to a transparent socket, and for nothing else."""
+    match = {"fwmark": 1, "fwmask": 255, "action": "lookup", "table": 20100, "priority": 1100}
+    return {
+        "schema": 1,
+        "owner": "local_delivery",
+        "protocol": 201,
+        "rules": [{"family": family, **match} for family in rl.FAMILIES],
+        "routes": [{"family": family, "table": 20100, "dst": "default", "type": "local"} for family in rl.FAMILIES],
+        "marks": [{"name": "sockets", "id": 1, "mask": 255, "transparent": True}],
+        "sysctls": [{"name": name, "value": value} for name, value in sysctls],
+    }
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with NamespaceLab(f"kms{os.getpid()}", ["client", "router", "a", "b"]) as raised:
+        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
+        raised.nginx("b", ports=[rl.PORT])
+        raised.nginx("client", ports=[rl.PORT])
+        raised.engine.apply(raised["b"], rl.return_path(raised["a"], mac=True))
+        raised.echo = {family: listening_udp(raised["b"], family) for family in rl.FAMILIES}
+        yield raised
+        for one in raised.echo.values():
+            one.close()
+
+
+def listening_udp(host, family: str) -> socket.socket:
+    with host.inside():
+        made = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+    if family == "ipv6":
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    made.bind((rl.address(host, family), ECHO_PORT))
+    made.settimeout(rl.PATIENCE)
+    return made
+
+
+@pytest.fixture(params=ml.VARIANTS, ids=str)
+def a(lab, request):
+    with ml.marked(lab, "a", request.param, ("local_delivery",)) as made:
+        yield made
+
+
+def test_over_tcp(lab, a):
+    a.apply(socket_mark())
+    assert ml.outcomes(lab, "a", SOURCES) == ["established"] * 2
+    a.write((), "local_delivery")
+    assert ml.outcomes(lab, "a", SOURCES) == ["silent"] * 2
+
+
+def wildcard_exchange(lab, family: str, patience: float) -> bool:
+    """A datagram from a spoofed source by a socket bound to the wildcard, as the forwarder does it; is it answered?"""
+    host, source = lab["a"], SOURCES[family]
+    with host.inside():
+        sender = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+    with sender:
+        sender.settimeout(patience)
+        sender.setsockopt(*rl.TRANSPARENT[family], 1)
+        sender.bind((WILDCARD[family], 0))
+        packed = socket.inet_pton(rl.AF[family], source)
+        info = struct.pack("=i4s4x", 0, packed) if family == "ipv4" else struct.pack("=16si", packed, 0)
+        sender.sendmsg([b"question"], [(*PKTINFO[family], info)], 0, (rl.address(lab["b"], family), ECHO_PORT))
+        data, asker = lab.echo[family].recvfrom(100)
+        assert (data, asker[0]) == (b"question", source)
+        lab.echo[family].sendto(b"answer", asker)
+        try:
+            return sender.recv(100) == b"answer"
+        except TimeoutError:
+            return False
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_over_udp_with_a_socket_bound_to_the_wildcard(lab, a, family):
+    a.apply(socket_mark())
+    assert wildcard_exchange(lab, family, rl.PATIENCE)
+    a.write((), "local_delivery")
+    assert not wildcard_exchange(lab, family, 0.3)
+
+
+@pytest.mark.parametrize("variant", ml.VARIANTS[1:], ids=str)
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_iptables_needs_nowildcard_for_that(lab, variant, family):
+    with ml.marked(lab, "a", variant, ("local_delivery",)) as a:
+        a.apply(socket_mark())
+        command = "iptables" if family == "ipv4" else "ip6tables"
+        (rule,) = [line for line in variant.save(a.host, command) if "--nowildcard" in line]
+        chain = rule.split()[1]
+        a.run(f"{command} -t mangle -F {chain}")
+        a.run(f"{command} -t mangle {rule.replace(' --nowildcard', '')}")
+        assert rl.handshake(a.host, SOURCES[family], rl.address(lab["b"], family)) == "established"
+        assert not wildcard_exchange(lab, family, 0.3)
+
+
+def through_a(lab) -> str:
+    """A connection of b's own to the client, with a as its router."""
+    a, b, client = lab["a"], lab["b"], lab["client"].ipv4
+    a.sysctl("net.ipv4.ip_forward", "1")
+    b.run(["ip", "route", "add", client, "via", a.ipv4])
+    try:
+        return rl.handshake(b, b.ipv4, client)
+    finally:
+        b.run(["ip", "route", "del", client, "via", a.ipv4])
+        a.sysctl("net.ipv4.ip_forward", "0")
+
+
+def test_a_proxy_that_routes_for_its_backends_still_does(lab, a):
+    a.apply(socket_mark())
+    assert through_a(lab) == "established"
+    assert rl.handshake(a.host, SOURCES["ipv4"], lab["b"].ipv4) == "established"
+
+
+def test_rules_from_the_backends_would_swallow_what_it_routes(lab):
+    lab.engine.apply(lab["a"], rl.local_delivery(lab["b"]))
+    try:
+        assert through_a(lab) != "established"
+    finally:
+        lab.engine.remove(lab["a"], "local_delivery")
+
+
+def test_src_valid_mark_makes_it_go_silent_and_is_refused(lab, a):
+    a.apply(socket_mark())
+    a.host.sysctl(SRC_VALID_MARK, "1")
+    try:
+        assert ml.outcomes(lab, "a", SOURCES) == ["silent", "established"], "IPv6 has no such setting"
+        with pytest.raises(errors.Refused, match=r"mark sockets: net.ipv4.conf.all.src_valid_mark is 1"):
+            a.apply(socket_mark())
+        a.apply(socket_mark((SRC_VALID_MARK, "0")))
+        assert rl.handshake(a.host, SOURCES["ipv4"], lab["b"].ipv4) == "established"
+    finally:
+        a.remove("local_delivery")  # which puts back the 1 it found
+        a.host.sysctl(SRC_VALID_MARK, "0")

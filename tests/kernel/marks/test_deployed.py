@@ -1,0 +1,326 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Strategy mark as the roles deploy it: when conntrack forgets a connection (``conntrack -F``, a timeout that is too
+short), and beside tools that use marks as well.
+
+The clients are real: what leaks reaches the client's host by the router, which answers it with RST.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import threading
+import time
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
+
+from tests.lab.netns import NamespaceLab
+from tests.support import deployment as sl
+from tests.support import marking as ml
+from tests.support import routing as rl
+
+WORD = {"ipv4": "ip", "ipv6": "ip6"}
+PORTS, SERVED = itertools.count(42000), itertools.count(5000)
+GREETING, ANSWER = b"hello", b"thank you"
+FLUSH = "conntrack -F"
+OTHER_NUMBERS = {"mark_mask": 0xFF0000, "table_base": 30000, "priority": 2000}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with NamespaceLab(f"kmf{os.getpid()}", ["client", "router", "a", "a2", "b"]) as raised:
+        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
+        for proxy in sl.PROXIES:
+            raised.engine.apply(raised[proxy], rl.local_delivery(raised["b"]))
+        yield raised
+
+
+@pytest.fixture(scope="module", params=ml.VARIANTS, ids=str)
+def b(lab, request, tmp_path_factory):
+    """The backend with the document that the role would apply, for TCP and UDP through both proxies."""
+    services = [sl.service("tcp", "b"), sl.service("udp", "b", idle_timeout=600)]
+    fleet = sl.Deployment(lab, tmp_path_factory.mktemp("fleet"), services, {}, backends=["b"])
+    with ml.marked(lab, "b", request.param) as made:
+        made.document = return_path(fleet.fleet("b"), "b", mark_engine=request.param.engine)
+        fleet.variables = {"b": {"l4proxy_numbers": OTHER_NUMBERS}}
+        made.other = return_path(fleet.fleet("b"), "b", mark_engine=request.param.engine)
+        made.apply(made.document)
+        yield made
+
+
+@contextlib.contextmanager
+def connection(lab, through: str, family: str):
+    """(client's end, server's end) of a TCP connection from the client's own address through a proxy, or direct."""
+    with lab["b"].inside():
+        listener = socket.create_server((sl.WILDCARD[family], 0), family=rl.AF[family], dualstack_ipv6=False, backlog=1)
+    port = listener.getsockname()[1]
+    source, target = rl.address(lab["client"], family), rl.address(lab["b"], family)
+    with listener, rl.attempt(lab[through], source, target, port, next(PORTS)) as made:
+        assert made.outcome() == "established"
+        server, _peer = listener.accept()
+        with server:
+            for sock in (made.socket, server):
+                sock.settimeout(rl.PATIENCE)
+            yield made.socket, server
+
+
+@contextlib.contextmanager
+def nothing_leaks(lab, family: str, expected: bool = False):
+    """Count what b sends to the client past the proxies."""
+    name = f"leaks_{family}"
+    rule = f"{WORD[family]} saddr {rl.address(lab['b'], family)} meta l4proto {{ tcp, udp }} counter"
+    rl.watch(lab["router"], name, "forward priority 0", rule)
+    yield
+    assert (rl.counters(lab["router"], name)[name] > 0) == expected
+    lab["router"].run(["nft", "delete", "table", "inet", name])
+
+
+def talk(client: socket.socket, server: socket.socket) -> None:
+    """Both ways, the server first."""
+    server.sendall(GREETING)
+    assert client.recv(100) == GREETING
+    client.sendall(ANSWER)
+    assert server.recv(100) == ANSWER
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+@pytest.mark.parametrize("through", sl.PROXIES)
+def test_the_server_speaks_next(lab, b, family, through):
+    with connection(lab, through, family) as (client, server), nothing_leaks(lab, family):
+        talk(client, server)
+        for _again in range(2):
+            b.run(FLUSH)
+            talk(client, server)
+        number = lab[through].spec.number
+        assert f"mark={number} " in b.run("conntrack -L -p tcp -f " + family)
+
+
+def transfer(b, source: socket.socket, sink: socket.socket, size: int) -> int:
+    """Bytes that arrive of ``size`` while conntrack is emptied again and again."""
+    found = []
+
+    def receive() -> None:
+        with contextlib.suppress(OSError):
+            while part := sink.recv(1 << 16):
+                found.append(len(part))
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            source.sendall(bytes(size))
+            source.shutdown(socket.SHUT_WR)
+
+    threads = [threading.Thread(target=target, daemon=True) for target in (receive, send)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        b.run(FLUSH)
+        time.sleep(0.02)
+    return sum(found)
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+@pytest.mark.parametrize("upload", [False, True], ids=["download", "upload"])
+def test_bulk(lab, b, family, upload):
+    size = 50_000_000
+    with connection(lab, "a", family) as (client, server), nothing_leaks(lab, family):
+        ends = (client, server) if upload else (server, client)
+        assert transfer(b, *ends, size) == size
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_timeout_of_conntrack(lab, b, family):
+    """The same for a connection that is silent for longer than conntrack keeps it."""
+    b.host.sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", "1")
+    try:
+        with connection(lab, "a", family) as (client, server), nothing_leaks(lab, family):
+            talk(client, server)
+            rl.eventually(lambda: f"sport={client.getsockname()[1]}" not in b.run(f"conntrack -L -f {family}"))
+            talk(client, server)
+    finally:
+        b.host.sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", "432000")
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_direct_client_is_not_disturbed(lab, b, family):
+    with connection(lab, "client", family) as (client, server):
+        for _again in range(2):
+            b.run(FLUSH)
+            talk(client, server)
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_without_the_mark_of_the_socket_it_dies_and_leaks(lab, b, family):
+    """The negative control."""
+    b.host.sysctl("net.ipv4.tcp_fwmark_accept", "0")
+    try:
+        with connection(lab, "a", family) as (client, server), nothing_leaks(lab, family, expected=True):
+            b.run(FLUSH)
+            server.sendall(GREETING)
+            client.settimeout(1)
+            with pytest.raises(OSError, match="timed out"):
+                client.recv(1)
+    finally:
+        b.host.sysctl("net.ipv4.tcp_fwmark_accept", "1")
+
+
+UDP_TIMEOUTS = ("net.netfilter.nf_conntrack_udp_timeout", "net.netfilter.nf_conntrack_udp_timeout_stream")
+
+
+@contextlib.contextmanager
+def udp_session(lab, family: str):
+    """(client's end, server's end, the client) of a UDP session through a, after one question and its answer."""
+    client, target = rl.address(lab["client"], family), rl.address(lab["b"], family)
+    with lab["b"].inside():
+        server = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+    with server:
+        server.bind((target, next(SERVED)))
+        server.settimeout(rl.PATIENCE)
+        with sl.spoofed(lab["a"], client, target, "udp", server.getsockname()[1]) as sock:
+            sock.send(ANSWER)
+            _question, peer = server.recvfrom(100)
+            server.sendto(GREETING, peer)
+            assert sock.recv(100) == GREETING
+            yield sock, server, peer
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_late_answer_of_a_udp_server(lab, b, family):
+    """Conntrack remembers a session as long as the forwarder does, which has idle_timeout 600 here.
+
+    Control: with a shorter timeout the answer is lost, and leaks.
+    """
+    kept = dict.fromkeys(UDP_TIMEOUTS, "605")
+    assert {name: b.run(f"sysctl -n {name}").strip() for name in UDP_TIMEOUTS} == kept
+    with nothing_leaks(lab, family), udp_session(lab, family) as (client, server, peer):
+        listed = b.run(f"conntrack -L -p udp -f {family} --orig-port-dst {server.getsockname()[1]}")
+        assert 600 < int(listed.split()[2]) <= 605
+        server.sendto(GREETING, peer)
+        assert client.recv(100) == GREETING
+    for name in UDP_TIMEOUTS:
+        b.host.sysctl(name, "1")
+    try:
+        with nothing_leaks(lab, family, expected=True), udp_session(lab, family) as (client, server, peer):
+            rl.eventually(lambda: f"dport={server.getsockname()[1]}" not in b.run(f"conntrack -L -p udp -f {family}"))
+            server.sendto(GREETING, peer)
+            client.settimeout(1)
+            with pytest.raises(TimeoutError):
+                client.recv(100)
+    finally:
+        for name in UDP_TIMEOUTS:
+            b.host.sysctl(name, "605")
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_udp_session_that_was_flushed_goes_on_when_its_client_sends(lab, b, family):
+    """Also while its server goes on sending, which keeps the entry that begins with the server's datagram."""
+    with udp_session(lab, family) as (client, server, peer):
+        b.run(FLUSH)
+        server.sendto(GREETING, peer)  # lost
+        client.send(ANSWER)
+        assert server.recv(100) == ANSWER
+        with nothing_leaks(lab, family):
+            for _again in range(3):
+                server.sendto(GREETING, peer)
+                assert client.recv(100) == GREETING
+
+
+def numbers_on(b) -> set[str]:
+    """Of the rules of both families: priority and mark."""
+    listed = [b.run(f"ip {option} rule show").splitlines() for option in ("-4", "-6")]
+    found = [line.split() for lines in listed for line in lines if "fwmark" in line]
+    return {f"{words[0]} {words[words.index('fwmark') + 1]}" for words in found}
+
+
+OLD = {f"{priority}: {number:#x}/0xff" for priority in (1100, 1101) for number in (11, 12)}
+NEW = {f"{priority}: {number:#x}0000/0xff0000" for priority in (2000, 2001) for number in (11, 12)}
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_other_numbers_on_a_live_host(lab, b, family, tmp_path):
+    """What lives keeps its mark, and the rules for it, until it ends; what is new gets the new ones."""
+    now, drain = time.time(), {"drain": 300, "directory": str(tmp_path)}
+    try:
+        with nothing_leaks(lab, family), contextlib.ExitStack() as stack:
+            client, server = stack.enter_context(connection(lab, "a", family))
+            asking, answering, peer = stack.enter_context(udp_session(lab, family))
+            b.apply(b.other, **drain, now=now)
+            assert numbers_on(b) == OLD | NEW
+            for _again in range(2):
+                answering.sendto(GREETING, peer)
+                assert asking.recv(100) == GREETING
+                talk(client, server)
+            with connection(lab, "a", family) as (another, its_server):
+                talk(another, its_server)
+                assert f"mark={11 << 16} " in b.run(f"conntrack -L -p tcp -f {family}")
+        assert not b.apply(b.other, **drain, now=now + 1).changed
+        b.apply(b.other, **drain, now=now + 301)
+        assert numbers_on(b) == NEW
+        with nothing_leaks(lab, family, expected=True), udp_session(lab, family) as (_asking, answering, peer):
+            b.apply(b.document)  # the control: without a drain
+            answering.sendto(GREETING, peer)
+            rl.eventually(lambda: rl.counters(lab["router"], f"leaks_{family}")[f"leaks_{family}"])
+    finally:
+        b.apply(b.document)
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_another_tool_sets_one_of_our_bits(lab, b, family):
+    """Connections that have it look as if they had a mark already; with other bits for us they get one."""
+    command = "iptables" if family == "ipv4" else "ip6tables"
+    rule = "PREROUTING -p tcp -j CONNMARK --set-xmark 0x80/0x80"
+    b.run(f"{command} -t mangle -A {rule}")
+    source, target = rl.address(lab["client"], family), rl.address(lab["b"], family)
+    try:
+        with b.host.inside():
+            listener = socket.create_server((sl.WILDCARD[family], 0), family=rl.AF[family], dualstack_ipv6=False)
+        with listener:
+            assert rl.handshake(lab["a"], source, target, listener.getsockname()[1], next(PORTS)) == "silent"
+        b.apply(b.other)
+        with connection(lab, "a", family) as (client, server), nothing_leaks(lab, family):
+            talk(client, server)
+            b.run(FLUSH)
+            talk(client, server)
+    finally:
+        b.run(f"{command} -t mangle -D {rule}")
+        b.apply(b.document)
+
+
+def marked_by_another(b) -> None:
+    """Another tool marks what comes in, and routes by its mark, as for TPROXY."""
+    rl.watch(b.host, "others", "prerouting priority -160", "meta mark set meta mark or 0x40000")
+    for option in ("-4", "-6"):
+        b.run(f"ip {option} rule add priority 900 fwmark 0x40000/0x40000 lookup 900")
+        b.run(f"ip {option} route add local default dev lo table 900")
+
+
+def unmarked(b) -> None:
+    b.run("nft delete table inet others")
+    for option in ("-4", "-6"):
+        b.run(f"ip {option} rule del priority 900")
+        b.run(f"ip {option} route flush table 900")
+
+
+@pytest.mark.parametrize("b", ml.VARIANTS[:1], ids=str, indirect=True)
+@pytest.mark.parametrize("family", rl.FAMILIES)
+@pytest.mark.parametrize("through", ["client", "a"])
+def test_a_socket_keeps_no_bits_of_others(lab, b, through, family):
+    """Control: without its rule, the replies are routed by the mark of the other tool."""
+    marked_by_another(b)
+    try:
+        with connection(lab, through, family) as (client, server):
+            talk(client, server)
+        b.run("nft flush chain inet l4proxy_return_path accepted")
+        source, target = rl.address(lab["client"], family), rl.address(lab["b"], family)
+        with b.host.inside():
+            listener = socket.create_server((sl.WILDCARD[family], 0), family=rl.AF[family], dualstack_ipv6=False)
+        with listener:
+            assert rl.handshake(lab[through], source, target, listener.getsockname()[1]) == "silent"
+    finally:
+        unmarked(b)
+        b.apply(b.document)

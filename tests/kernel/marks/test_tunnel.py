@@ -1,0 +1,119 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Marks where no MAC tells the proxy: tunnels, and interfaces without ARP."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import Refused
+
+from tests.kernel.marks.tunnel import tunnel
+from tests.lab.netns import NamespaceLab
+from tests.support import marking as ml
+from tests.support import routing as rl
+
+FWMARK_ACCEPT = tuple((f"net.ipv4.{name}", "1") for name in ("tcp_fwmark_accept", "fwmark_reflect"))
+
+
+@dataclass(frozen=True)
+class End:
+    """A host at its end of the tunnel, as far as the documents ask for it."""
+
+    name: str
+    ipv4: str
+    ipv6: str
+    mac: None = None
+
+
+A, B = End("a", "10.8.0.1", "fd00:8::1"), End("b", "10.8.0.2", "fd00:8::2")
+SOURCES = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with NamespaceLab(f"kmt{os.getpid()}", ["router", "a", "a2", "b"]) as raised:
+        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
+        raised.nginx("b", ports=[rl.PORT])
+        with tunnel(raised["a"], raised["b"]):
+            raised.engine.apply(raised["a"], rl.local_delivery(B))
+            yield raised
+
+
+@pytest.fixture(params=ml.VARIANTS, ids=str)
+def b(lab, request):
+    with ml.marked(lab, "b", request.param) as made:
+        yield made
+
+
+def document(*ends: End, conntrack: bool = True) -> dict:
+    """As the derivation writes it, each end with an id of its own."""
+    data = rl.return_path(*ends, sysctls=() if conntrack else FWMARK_ACCEPT)
+    for number, mark in enumerate(data["marks"], 11):
+        for rule in data["rules"]:
+            if rule["fwmark"] == mark["id"]:
+                rule["fwmark"] = number
+        mark.update({"id": number} if conntrack else {"id": number, "conntrack": False})
+    return data
+
+
+def handshakes(lab) -> list[str]:
+    return [rl.handshake(lab["a"], SOURCES[family], getattr(B, family)) for family in rl.FAMILIES]
+
+
+@pytest.mark.parametrize("conntrack", [True, False], ids=["mark", "fwmark_accept"])
+def test_the_one_proxy_behind_a_tunnel_is_told_by_the_interface(lab, b, conntrack):
+    done = b.apply(document(A, conntrack=conntrack))
+    assert done.waiting == ()
+    assert [mark.iif for mark in b.read().marks] == ["wg0"]
+    assert handshakes(lab) == ["established"] * 2
+    assert not b.apply(document(A, conntrack=conntrack)).changed
+    b.write(())
+    assert handshakes(lab) == ["silent"] * 2
+
+
+def test_its_rule_stays_while_the_tunnel_is_down(lab):
+    """So that the first packet after it is marked; the routes come back with it."""
+    with ml.marked(lab, "b", ml.NFT) as b:
+        b.apply(document(A))
+        b.run("ip link set wg0 down")
+        try:
+            b.apply(document(A), partly=True)
+            assert [mark.iif for mark in b.read().marks] == ["wg0"]
+        finally:
+            b.run("ip link set wg0 up")
+            b.run("ip address replace fd00:8::2/64 dev wg0 nodad")
+        b.apply(document(A))
+        assert handshakes(lab) == ["established"] * 2
+
+
+def test_several_proxies_behind_one_tunnel_are_refused(lab):
+    with ml.marked(lab, "b", ml.NFT) as b:
+        before = b.listing()
+        with pytest.raises(
+            Refused, match=r"proxies a and a2 are both behind wg0, which has no MAC addresses"
+        ) as refusal:
+            b.apply(document(A, End("a2", "10.8.0.3", "fd00:8::3")))
+        assert "return_path_strategy: address" in str(refusal.value)
+        assert b.listing() == before
+
+
+def test_an_interface_without_arp_needs_a_declared_mac(lab):
+    a, host = lab["a"], lab["b"]
+    host.run(["ip", "link", "set", host.dev, "arp", "off"])
+    try:
+        with ml.marked(lab, "b", ml.NFT) as b:
+            with pytest.raises(Refused, match=f"{host.dev} does not use ARP.*declare l4proxy_mac"):
+                b.apply(rl.return_path(a))
+            b.apply(rl.return_path(a, mac=True))
+            b.run(f"ip neigh replace {a.ipv4} lladdr {a.mac} dev {host.dev} nud permanent")
+            b.run(f"ip neigh replace {a.ipv6} lladdr {a.mac} dev {host.dev} nud permanent")
+            b.apply(rl.return_path(a))
+            assert b.read().marks[0].macs == (a.mac,)
+    finally:
+        host.run(["ip", "link", "set", host.dev, "arp", "on"])
+        host.run(["ip", "neigh", "flush", "all"])

@@ -1,0 +1,99 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A backend that boots: from the first packet on, replies go through their proxy or nowhere.
+
+Its keeper starts before there is a network. Here it is stopped once it has looked, so what is seen afterwards rests on
+what it set before there was any link, and on no quickness of its own.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kernel.keeper.test_repairs import MOVED, flap
+from tests.support import keeping as kl
+from tests.support import routing as rl
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with rl.with_engine("kbt", ["client", "router", "a", "b"], tmp_path_factory) as raised:
+        raised.nginx("b", ports=[rl.PORT])
+        raised.engine.apply(raised["a"], rl.local_delivery(raised["b"]))
+        for family, word in (("ipv4", "ip"), ("ipv6", "ip6")):
+            leak = f"{word} saddr {rl.address(raised['b'], family)} tcp sport {rl.PORT} counter"
+            rl.watch(raised["router"], f"leaks_{family}", "forward priority 0", leak)
+        yield raised
+
+
+@pytest.fixture
+def keeper(lab, tmp_path):
+    """One that has been in place with its proxy's MAC found out, on a host that is then powered off."""
+    with rl.left_as_found(lab, "b") as b, kl.keeping(lab, "b", tmp_path, rl.return_path(lab["a"])) as running:
+        rl.eventually(lambda: "in place" in running.state["story"])
+        running.stop()
+        lab.engine.remove(b, "return_path")
+        b.run(["ip", "link", "set", "eth0", "down"])
+        yield running
+        running.process.poll() is None and running.stop()
+        flap(lab, b)
+
+
+def look_once(lab, keeper) -> None:
+    """Start, see that there is no network, and end; then the network comes."""
+    keeper.start()
+    assert "on-link" in keeper.state["story"]
+    assert keeper.stop() == 0
+    flap(lab, lab["b"])
+
+
+def attempt(lab, family: str) -> tuple[str, int]:
+    """How a connection from the client through the proxy ends, and how many packets left for the client directly.
+
+    The client's own address is the source, so a reply that leaks is carried to it.
+    """
+    leaks = f"leaks_{family}"
+    before = rl.counters(lab["router"], leaks)[leaks]
+    outcome = rl.handshake(lab["a"], rl.address(lab["client"], family), rl.address(lab["b"], family))
+    return outcome, rl.counters(lab["router"], leaks)[leaks] - before
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_nothing_leaks_before_the_keeper_has_seen_the_network(lab, keeper, family):
+    look_once(lab, keeper)
+    assert attempt(lab, family) == ("silent", 0)
+    keeper.start()
+    rl.eventually(lambda: keeper.state["documents"]["return_path"]["state"] == "in place")
+    assert attempt(lab, family) == ("established", 0)
+    assert keeper.repairs == 0
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_without_the_remembered_mac_it_leaks(lab, keeper, family):
+    (keeper.memory / "macs.json").unlink()
+    look_once(lab, keeper)
+    outcome, leaked = attempt(lab, family)
+    assert outcome == "silent"
+    assert leaked
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_without_an_early_look_it_leaks(lab, keeper, family):
+    flap(lab, lab["b"])
+    outcome, leaked = attempt(lab, family)
+    assert outcome == "silent"
+    assert leaked
+
+
+def test_a_proxy_that_has_another_mac_by_then_is_found_anew(lab, keeper):
+    a = lab["a"]
+    a.run(["ip", "link", "set", "eth0", "address", MOVED])
+    try:
+        look_once(lab, keeper)
+        keeper.start()
+        rl.eventually(lambda: attempt(lab, "ipv4") == ("established", 0))
+        assert MOVED in (keeper.memory / "macs.json").read_text(encoding="utf-8")
+    finally:
+        a.run(["ip", "link", "set", "eth0", "address", a.mac])

@@ -1,0 +1,80 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Fail closed: a reply goes through its proxy or nowhere."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.lab.netns import NamespaceLab
+from tests.support import routing as rl
+
+TABLE = "l4proxy_return_path"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with NamespaceLab(f"krg{os.getpid()}", ["client", "router", "a", "a2", "b"]) as raised:
+        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
+        raised.nginx("b", ports=[rl.PORT])
+        for proxy in ("a", "a2"):
+            raised.engine.apply(raised[proxy], rl.local_delivery(raised["b"]))
+        make_whole(raised)
+        yield raised
+
+
+def make_whole(lab) -> None:
+    lab.engine.apply(lab["b"], rl.return_path(lab["a"], lab["a2"]))
+
+
+@pytest.fixture
+def whole(lab):
+    yield lab
+    make_whole(lab)
+
+
+ROUTE, LOOKUP = "ip {f} route flush table 20111", "ip {f} rule del priority 1100 fwmark 11/255 lookup 20111"
+RULE = "ip {f} rule del priority 1101 fwmark 11/255 unreachable"
+NFT = f"nft flush chain inet {TABLE} guard_11"
+FLUSH = "nft delete table inet l4proxy_return_path"
+WAY = "ip {f} route del default dev eth0 table 20111"
+AS_ROUTE = "ip {f} route add unreachable default metric 4278198272 table 20111 proto 202"
+# what goes missing on b; does a reply leak; does the nft guard have to hold it
+MISSING = [
+    ([ROUTE], False, False),
+    ([ROUTE, NFT], False, False),
+    ([ROUTE, RULE], False, True),
+    ([LOOKUP, RULE], False, True),
+    ([LOOKUP, RULE, NFT], True, False),
+    ([ROUTE, RULE, NFT], True, False),
+    # Nothing holds here: it is the keeper that has to be quick.
+    ([FLUSH], True, False),
+    # A guard that is a route goes with the table it is in.
+    ([AS_ROUTE, WAY, RULE, NFT], False, False),
+    ([AS_ROUTE, ROUTE, RULE, NFT], True, False),
+]
+NAMES = {ROUTE: "route", LOOKUP: "lookup", RULE: "guard rule", NFT: "nft guard", FLUSH: "nft ruleset"}
+NAMES[WAY] = "the one route"
+NAMES[AS_ROUTE] = "a guard that is a route"
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+@pytest.mark.parametrize(
+    ("commands", "leaks", "counted"), MISSING, ids=["+".join(map(NAMES.get, row[0])) for row in MISSING]
+)
+def test_replies_never_bypass_the_proxy(whole, family, commands, leaks, counted):
+    b, source = whole["b"], rl.address(whole["client"], family)
+    word = "ip" if family == "ipv4" else "ip6"
+    rl.watch(whole["router"], "leaks", "forward priority 0", f"{word} saddr {rl.address(b, family)} counter")
+    for command in commands:
+        b.run(command.format(f="-4" if family == "ipv4" else "-6").split())
+    # The client's own address as the source: if the reply leaks, the router does carry it to the client.
+    with rl.attempt(whole["a"], source, rl.address(b, family)) as made:
+        assert made.outcome() == "silent"
+    assert (rl.counters(whole["router"], "leaks")["leaks"] > 0) == leaks
+    held = 0 if FLUSH in commands else rl.counters(b, TABLE).get("guard_11", 0)
+    assert (held > 0) == counted

@@ -1,0 +1,183 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the kernel does with the path at its edges: each fact that a decision rests on, and its negative control."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from contextlib import contextmanager
+
+import pytest
+
+from tests.lab.netns import NamespaceLab
+from tests.support import routing as rl
+
+SOURCES = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
+# Unused addresses of the backend's own subnet, and a second address of the backend.
+NEAR = {"ipv4": "198.18.0.77", "ipv6": "2001:db8::77"}
+SECOND = {"ipv4": "198.18.0.33", "ipv6": "2001:db8::33"}
+WILDCARD = {"ipv4": "0.0.0.0", "ipv6": "::"}
+UDP_PORT = 5300
+# More than one packet of the links' 1500 bytes.
+LARGE = 3000
+COMMAND = {"ipv4": "-4", "ipv6": "-6"}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with NamespaceLab(f"krf{os.getpid()}", ["client", "router", "a", "b"]) as raised:
+        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
+        raised.nginx("b", ports=[rl.PORT])
+        add_second_addresses(raised["b"])
+        rl.make_whole(raised)
+        yield raised
+
+
+def add_second_addresses(b) -> None:
+    """Deprecated in IPv6, as the engine adds them: else the kernel would choose the newest address as a source."""
+    for family, more in (("ipv4", []), ("ipv6", ["nodad", "preferred_lft", "0"])):
+        ip(b, family, "addr", "replace", f"{SECOND[family]}/{rl.BITS[family]}", "dev", "eth0", *more)
+
+
+@pytest.fixture
+def whole(lab):
+    yield lab
+    rl.make_whole(lab)
+
+
+def ip(host, family: str, *words: str) -> None:
+    host.run(["ip", COMMAND[family], *words])
+
+
+# --- clients
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_client_in_the_backends_own_subnet_works(lab, family):
+    assert rl.handshake(lab["a"], NEAR[family], rl.address(lab["b"], family)) == "established"
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_without_the_return_path_it_does_not(whole, family):
+    """b would ask the link for that address itself."""
+    ip(whole["b"], family, "rule", "del", "priority", "1100", "fwmark", "11/255", "lookup", "20111")
+    assert rl.handshake(whole["a"], NEAR[family], rl.address(whole["b"], family)) == "silent"
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_client_that_is_the_backend_itself_does_not_work(lab, family):
+    """b answers to itself, or takes it for a martian. The forwarder refuses such a client."""
+    b = rl.address(lab["b"], family)
+    assert rl.handshake(lab["a"], b, b) != "established"
+
+
+# --- a link flap, and a reply without its mark
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_local_delivery_survives_a_link_flap(whole, family):
+    a, b = whole["a"], whole["b"]
+    before = [line for line in rl.listing(a) if "20100" in line]
+    a.run(["ip", "link", "set", "eth0", "down"])
+    a.run(["ip", "link", "set", "eth0", "up"])
+    a.run(["ip", "-6", "addr", "replace", f"{a.ipv6}/64", "dev", "eth0", "nodad"])
+    assert [line for line in rl.listing(a) if "20100" in line] == before
+    rl.eventually(lambda: rl.handshake(a, SOURCES[family], rl.address(b, family)) == "established")
+
+
+def test_the_return_route_does_not_survive_one(whole):
+    """The control, and the reason for a keeper on backends: routes that leave by the link go with it."""
+    b = whole["b"]
+    b.run(["ip", "link", "set", "eth0", "down"])
+    b.run(["ip", "link", "set", "eth0", "up"])
+    routes = b.run(["ip", "route", "show", "table", "20111"], check=False).stdout
+    b.run(["ip", "route", "replace", "default", "via", "198.18.0.1"])
+    ip(b, "ipv6", "addr", "replace", f"{b.ipv6}/64", "dev", "eth0", "nodad")
+    add_second_addresses(b)
+    ip(b, "ipv6", "route", "replace", "default", "via", "2001:db8::1")
+    assert routes == ""
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_mark_is_restored_in_a_route_chain_only(whole, family):
+    """``type filter`` sets the mark too late: the packet is not routed again."""
+    b = whole["b"]
+    ruleset = b.run(["nft", "list", "table", "inet", "l4proxy_return_path"]).stdout
+    assert "type route hook output" in ruleset
+    filtering = ruleset.replace("type route hook output", "type filter hook output")
+    b.run(["nft", "-f", "-"], input=f"delete table inet l4proxy_return_path\n{filtering}")
+    assert rl.handshake(whole["a"], SOURCES[family], rl.address(b, family)) == "silent"
+    assert rl.counters(b, "l4proxy_return_path")["guard_11"] > 0, "marked, and on the wrong way all the same"
+
+
+# --- UDP
+
+
+@contextmanager
+def server(lab, family: str, address: str):
+    """A UDP socket on b."""
+    with lab["b"].inside():
+        listener = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+    with listener:
+        listener.bind((address, UDP_PORT))
+        yield listener
+
+
+def asked(lab, family: str, target: str, listener: socket.socket, size: int = 4, wait: float = rl.PATIENCE) -> bool:
+    """Whether a datagram from a, as somebody else, is answered by ``size`` bytes within ``wait`` seconds."""
+    with lab["a"].inside():
+        sender = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+    with sender:
+        sender.setsockopt(*rl.TRANSPARENT[family], 1)
+        sender.bind((SOURCES[family], 0))
+        sender.connect((target, UDP_PORT))
+        sender.send(b"ask")
+        assert select.select([listener], [], [], rl.PATIENCE)[0], "the question did not arrive"
+        listener.sendto(b"x" * size, listener.recvfrom(16)[1])
+        return bool(select.select([sender], [], [], wait)[0]) and len(sender.recv(65536)) == size
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_wildcard_server_is_heard_when_it_was_asked_at_its_first_address(lab, family):
+    with server(lab, family, WILDCARD[family]) as listener:
+        assert asked(lab, family, rl.address(lab["b"], family), listener)
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_wildcard_server_asked_at_another_address_answers_from_the_first(lab, family):
+    """The connected socket on a takes no answer from another address than it asked."""
+    with server(lab, family, WILDCARD[family]) as listener:
+        assert not asked(lab, family, SECOND[family], listener, wait=0.5)
+    # Local delivery knows b by its first address only.
+    rule = ["priority", "1100", "from", SECOND[family], "ipproto", "udp", "lookup", "20100"]
+    ip(lab["a"], family, "rule", "add", *rule)
+    try:
+        with server(lab, family, SECOND[family]) as listener:
+            assert asked(lab, family, SECOND[family], listener), "the control: a server on that very address"
+    finally:
+        ip(lab["a"], family, "rule", "del", *rule)
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_an_answer_in_fragments_arrives(lab, family):
+    with server(lab, family, WILDCARD[family]) as listener:
+        assert asked(lab, family, rl.address(lab["b"], family), listener, LARGE)
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_with_a_rule_by_source_port_it_does_not(whole, family):
+    """Only the first fragment has a port; a small answer arrives."""
+    a, b = whole["a"], rl.address(whole["b"], family)
+    ip(a, family, "rule", "del", "priority", "1100", "from", b, "ipproto", "udp")
+    by_port = ["priority", "1100", "from", b, "ipproto", "udp", "sport", str(UDP_PORT)]
+    ip(a, family, "rule", "add", *by_port, "lookup", "20100")
+    try:
+        with server(whole, family, WILDCARD[family]) as listener:
+            assert asked(whole, family, b, listener)
+            assert not asked(whole, family, b, listener, LARGE, wait=0.5)
+    finally:
+        ip(a, family, "rule", "del", *by_port)

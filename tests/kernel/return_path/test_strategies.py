@@ -1,0 +1,363 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Every return path strategy with two proxies and three backends: a reply goes to the proxy its request came through.
+
+The documents are those the roles would apply, derived from services and variables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import itertools
+import os
+import selectors
+import socket
+import struct
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._port_slices import slice_of
+
+from tests.lab.netns import NamespaceLab
+from tests.support import deployment as sl
+from tests.support import routing as rl
+
+TCP, UDP = sl.service("tcp", *sl.BACKENDS), sl.service("udp", *sl.BACKENDS)
+SERVICES = {"mark": [TCP, UDP], "address": [TCP, UDP], "fwmark_accept": [TCP]}
+MATRIX = [(strategy, service["protocol"]) for strategy, services in SERVICES.items() for service in services]
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with NamespaceLab(f"kst{os.getpid()}", ["router", *sl.PROXIES, *sl.BACKENDS]) as raised:
+        sl.watch_replies(raised)
+        servers = raised.servers = sl.EchoServers()
+        servers.start()
+        for name in sl.BACKENDS:
+            for family in rl.FAMILIES:
+                servers.serve(raised[name], "tcp", sl.WILDCARD[family])
+        yield raised
+        servers.close()
+
+
+@pytest.fixture(scope="module")
+def deployed(lab, request, tmp_path_factory):
+    """The fleet with one strategy on all backends; UDP servers answer from the address they were asked at."""
+    strategy = request.param
+    fleet = sl.Deployment(lab, tmp_path_factory.mktemp(strategy), SERVICES[strategy], sl.by_strategy(lab, strategy))
+    fleet.apply()
+    targets = {
+        (name, fleet.target(proxy, name, family))
+        for proxy in sl.PROXIES
+        for name in sl.BACKENDS
+        for family in rl.FAMILIES
+    }
+    bound = [lab.servers.serve(lab[name], "udp", address) for name, address in sorted(targets)]
+    yield fleet
+    for sock in bound:
+        lab.servers.stop_serving(sock)
+    fleet.remove()
+
+
+@pytest.fixture
+def whole(deployed):
+    """Whatever a test took away from a backend is put back, by the engine itself."""
+    yield deployed
+    deployed.apply_backends()
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+@pytest.mark.parametrize(("deployed", "protocol"), MATRIX, indirect=["deployed"])
+def test_each_reply_goes_to_the_proxy_it_came_from(lab, deployed, protocol, family):
+    for proxy in sl.PROXIES:
+        before = sl.replies(lab)
+        for backend in sl.BACKENDS:
+            assert deployed.exchange(proxy, backend, family, protocol) == backend.encode()
+        after = sl.replies(lab)
+        assert after[proxy] >= before[proxy] + len(sl.BACKENDS)
+        assert {**after, proxy: 0} == {**before, proxy: 0}, "nothing arrives anywhere else"
+
+
+FAMILY_OPTION = {"ipv4": "-4", "ipv6": "-6"}
+WORD = {"ipv4": "ip", "ipv6": "ip6"}
+NUMBERS = itertools.count(100)
+
+
+def stranger(lab, family: str) -> str:
+    """A client that no test before had, whose replies the router counts: a half-open connection of an earlier test
+    goes on answering for a while."""
+    source = ("198.51.100.{0}" if family == "ipv4" else "2001:db8:ffff::{0}").format(next(NUMBERS))
+    rl.watch(lab["router"], f"leak_{family}", "prerouting priority -300", f"{WORD[family]} daddr {source} counter")
+    return source
+
+
+def leaked(lab) -> list[bool]:
+    """Whether a reply to the last stranger of each family came by at the router."""
+    return [rl.counters(lab["router"], f"leak_{family}")[f"leak_{family}"] > 0 for family in rl.FAMILIES]
+
+
+def handshakes(lab, fleet) -> list[str]:
+    """How a handshake of a stranger through a with b ends, in each family."""
+    with contextlib.ExitStack() as stack:
+        made = [
+            stack.enter_context(rl.attempt(lab["a"], stranger(lab, family), fleet.target("a", "b", family)))
+            for family in rl.FAMILIES
+        ]
+        return [one.outcome() for one in made]
+
+
+def take_away(lab, fleet, rule: str) -> None:
+    """Remove a policy rule of b, in both families."""
+    for family, option in FAMILY_OPTION.items():
+        address = fleet.target("a", "b", family)
+        lab["b"].run(f"ip {option} rule del {rule.format(address=address)}".split())
+
+
+YES, NO, SILENT, ESTABLISHED = [True] * 2, [False] * 2, ["silent"] * 2, ["established"] * 2
+BY_MARK, BY_ADDRESS = "fwmark 11/255", "from {address} iif lo"
+SELECTORS = [("mark", BY_MARK), ("address", BY_ADDRESS), ("fwmark_accept", BY_MARK)]
+
+
+@pytest.mark.parametrize(("deployed", "selector"), SELECTORS, indirect=["deployed"])
+def test_without_its_rule_a_reply_goes_nowhere(lab, whole, selector):
+    take_away(lab, whole, f"priority 1100 {selector}")
+    assert handshakes(lab, whole) == SILENT
+    assert leaked(lab) == NO, "the guard below it holds"
+
+
+@pytest.mark.parametrize("deployed", ["address"], indirect=True)
+def test_without_the_guard_as_well_it_leaks(lab, whole):
+    take_away(lab, whole, f"priority 1100 {BY_ADDRESS}")
+    take_away(lab, whole, f"priority 1101 {BY_ADDRESS}")
+    assert handshakes(lab, whole) == SILENT
+    assert leaked(lab) == YES
+
+
+@pytest.mark.parametrize("deployed", SERVICES, indirect=True)
+def test_a_backend_without_default_route(lab, deployed, request):
+    """A datagram of strategy mark has no socket's mark: it is routed without one first, and that finds no route."""
+    b, router = lab["b"], lab["router"].on("inside")
+    routes = [[option, "route", "{0}", "default", "via", rl.address(router, f)] for f, option in FAMILY_OPTION.items()]
+    for route in routes:
+        b.run(["ip", *(word.format("del") for word in route)])
+    try:
+        assert handshakes(lab, deployed) == ESTABLISHED
+        if request.node.callspec.params["deployed"] == "mark":
+            before = rl.snmp(b, "Ip", "OutNoRoutes")
+            send_datagrams(lab, deployed)
+            rl.eventually(lambda: rl.snmp(b, "Ip", "OutNoRoutes") > before)
+    finally:
+        for route in routes:
+            b.run(["ip", *(word.format("add") for word in route)])
+
+
+@pytest.mark.parametrize("deployed", ["fwmark_accept"], indirect=True)
+def test_without_its_sysctl_an_accepted_connection_has_no_mark(lab, whole):
+    lab["b"].sysctl("net.ipv4.tcp_fwmark_accept", "0")
+    assert handshakes(lab, whole) == SILENT
+    assert leaked(lab) == YES
+
+
+def send_datagrams(lab, fleet) -> None:
+    for family in rl.FAMILIES:
+        with sl.spoofed(lab["a"], stranger(lab, family), fleet.target("a", "b", family), "udp") as sock:
+            sock.send(b"x")
+
+
+@pytest.mark.parametrize("deployed", ["fwmark_accept"], indirect=True)
+def test_a_datagram_is_not_accepted_so_its_reply_has_no_mark(lab, deployed):
+    """Why the derivation refuses UDP with this strategy."""
+    send_datagrams(lab, deployed)
+    rl.eventually(lambda: leaked(lab) == YES)
+
+
+LENGTHS = {"ipv4": (24, 32), "ipv6": (64, 128)}
+
+
+def with_prefix(lab, name: str, alone: bool) -> None:
+    """Give a host its addresses with the prefix of their subnet, or alone, beside a route to that subnet (as DHCPv6 and
+    router advertisements do)."""
+    host, router = lab[name], lab["router"].on("inside")
+    for family, option in FAMILY_OPTION.items():
+        address, (subnet, whole) = rl.address(host, family), LENGTHS[family]
+        network = ipaddress.ip_network(f"{address}/{subnet}", strict=False)
+        before, after = (subnet, whole) if alone else (whole, subnet)
+        nodad = ["nodad"] if family == "ipv6" else []
+        commands = [
+            ["address", "del", f"{address}/{before}", "dev", host.dev],
+            ["route", "flush", str(network), "dev", host.dev],
+            ["address", "add", f"{address}/{after}", "dev", host.dev, *nodad],
+            *([["route", "add", str(network), "dev", host.dev]] if alone else []),
+            ["route", "replace", "default", "via", rl.address(router, family)],
+        ]
+        for command in commands:
+            host.run(["ip", option, *command])
+
+
+def facts_alone(host) -> dict:
+    """What setup says of such a host."""
+    found = sl.facts(host)
+    found[host.dev]["ipv4"]["prefix"] = "32"
+    found[host.dev]["ipv6"][0]["prefix"] = "128"
+    return {"ansible_facts": found}
+
+
+def test_addresses_whose_subnet_only_the_inventory_knows(lab, tmp_path):
+    names = ("a", "b")
+    variables = {name: facts_alone(lab[name]) for name in names}
+    declared = {"l4proxy_address": [f"{lab['b'].ipv4}/24", f"{lab['b'].ipv6}/64"]}
+    undeclared = sl.Deployment(lab, tmp_path, [sl.service("tcp", "b")], variables, ["a"], ["b"])
+    with pytest.raises(DerivationError, match=r"with the prefix length of its link \(\"198.18.0.11/24\"\)"):
+        undeclared.apply()
+    variables["b"].update(declared)
+    fleet = sl.Deployment(lab, tmp_path, [sl.service("tcp", "b")], variables, ["a"], ["b"])
+    try:
+        for name in names:
+            with_prefix(lab, name, alone=True)
+        fleet.apply()
+        assert handshakes(lab, fleet) == ESTABLISHED
+        take_away(lab, fleet, f"priority 1100 {BY_MARK}")
+        assert handshakes(lab, fleet) == SILENT
+    finally:
+        fleet.remove()
+        for name in names:
+            with_prefix(lab, name, alone=False)
+
+
+CLIENT, CONNECTIONS = "198.51.100.200", 2000
+
+
+def connecting(host, target: str, ports: tuple[int, int]) -> socket.socket:
+    with host.inside():
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock.setsockopt(*rl.TRANSPARENT["ipv4"], 1)
+    sock.setsockopt(socket.IPPROTO_IP, sl.IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.setsockopt(socket.IPPROTO_IP, sl.IP_LOCAL_PORT_RANGE, struct.pack("=I", ports[1] << 16 | ports[0]))
+    # RST instead of FIN: nothing lingers on either side.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.bind((CLIENT, 0))
+    sock.connect_ex((target, rl.PORT))
+    return sock
+
+
+def answered(sockets: list[socket.socket]) -> dict[bytes, int]:
+    """How many connections were answered with what; one that failed counts for nothing."""
+    found: dict[bytes, int] = {}
+    with selectors.DefaultSelector() as selector:
+        for sock in sockets:
+            selector.register(sock, selectors.EVENT_WRITE)
+        while selector.get_map() and (ready := selector.select(rl.PATIENCE)):
+            for key, events in ready:
+                if events & selectors.EVENT_WRITE and not key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    key.fileobj.send(b"who is there?")
+                    selector.modify(key.fileobj, selectors.EVENT_READ)
+                    continue
+                if events & selectors.EVENT_READ:
+                    answer = key.fileobj.recv(100)
+                    found[answer] = found.get(answer, 0) + 1
+                selector.unregister(key.fileobj)
+    return found
+
+
+@pytest.mark.parametrize("deployed", ["mark"], indirect=True)
+def test_two_thousand_connections_of_one_client_through_each_of_two_proxies(lab, deployed, many_files):
+    target = deployed.target("a", "b", "ipv4")
+    ids = {proxy: lab[proxy].spec.number for proxy in sl.PROXIES}
+    slices = {proxy: slice_of(number, ids.values()) for proxy, number in ids.items()}
+    sockets: list[socket.socket] = []
+    try:
+        for _number in range(CONNECTIONS):
+            sockets += [connecting(lab[proxy], target, slices[proxy]) for proxy in sl.PROXIES]
+        assert answered(sockets) == {b"b": 2 * CONNECTIONS}
+        ports = [{sock.getsockname()[1] for sock in sockets[start::2]} for start in (0, 1)]
+        assert not ports[0] & ports[1]
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+@pytest.fixture
+def many_files():
+    """Both ends of every connection are this process's."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(20000, before[1]), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+DNS = sl.service("udp", "b", proxies=["a"])
+
+
+@pytest.fixture
+def wildcard(lab, tmp_path):
+    """Strategy address, and a UDP server that does not say which address it answers from."""
+    variables = sl.by_strategy(lab, "address", ["b"], ["a"])
+    fleet = sl.Deployment(lab, tmp_path, [DNS], variables, proxies=["a"], backends=["b"])
+    fleet.apply()
+    bound = [lab.servers.serve(lab["b"], "udp", sl.WILDCARD[family]) for family in rl.FAMILIES]
+    yield fleet
+    for sock in bound:
+        lab.servers.stop_serving(sock)
+    fleet.remove()
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_udp_server_on_the_wildcard_answers_from_the_address_it_was_asked_at(lab, wildcard, family):
+    before = sl.replies(lab)
+    assert wildcard.exchange("a", "b", family, "udp") == b"b"
+    assert sl.replies(lab) == {**before, "a": before["a"] + 1}
+
+
+def test_without_the_rule_for_its_port_it_answers_past_the_proxy(lab, wildcard):
+    for priority in (1100, 1101):
+        take_away(lab, wildcard, f"priority {priority} iif lo ipproto udp sport {rl.PORT}")
+    send_datagrams(lab, wildcard)
+    rl.eventually(lambda: leaked(lab) == YES)
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_without_the_routes_source_it_answers_from_the_wrong_address(lab, wildcard, family):
+    a, b = lab["a"], lab["b"]
+    wrong = f"{WORD[family]} saddr {rl.address(b, family)} udp sport {rl.PORT} counter"
+    rl.watch(a, "wrong", "prerouting priority -300", wrong)
+    route = ["default", "via", rl.address(a, family), "dev", b.dev, "table", "20411", "proto", "202"]
+    b.run(["ip", FAMILY_OPTION[family], "route", "flush", "table", "20411"])
+    b.run(["ip", FAMILY_OPTION[family], "route", "add", *route])
+    with sl.spoofed(a, stranger(lab, family), wildcard.target("a", "b", family), "udp") as sock:
+        sock.send(b"x")
+        rl.eventually(lambda: rl.counters(a, "wrong")["wrong"] > 0)
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sock.recv(1)
+
+
+@pytest.fixture(scope="module")
+def two_links():
+    """The default route of b leaves by eth0, and the proxy is behind eth1."""
+    with NamespaceLab(f"ksl{os.getpid()}", ["router", "a", "b"], {"b": ["outside", "inside"]}) as raised:
+        servers = sl.EchoServers()
+        servers.start()
+        servers.serve(raised["b"], "tcp", sl.WILDCARD["ipv4"])
+        yield raised
+        servers.close()
+
+
+STRICT = [("mark", "1", "silent"), ("mark", "0", "established"), ("address", "1", "established")]
+
+
+@pytest.mark.parametrize(("strategy", "rp_filter", "outcome"), STRICT)
+def test_strict_reverse_path_filtering(two_links, tmp_path, strategy, rp_filter, outcome):
+    """It comes before the mark, and asks whether the client would be answered by the interface it came in by."""
+    b, variables = two_links["b"], sl.by_strategy(two_links, strategy, ["b"], ["a"])
+    fleet = sl.Deployment(two_links, tmp_path, [sl.service("tcp", "b")], variables, proxies=["a"], backends=["b"])
+    fleet.apply()
+    b.sysctl(f"net.ipv4.conf.{b.on('inside').dev}.rp_filter", rp_filter)
+    try:
+        source = sl.source_of(two_links["a"], "ipv4")
+        assert rl.handshake(two_links["a"], source, fleet.target("a", "b", "ipv4")) == outcome
+    finally:
+        fleet.remove()

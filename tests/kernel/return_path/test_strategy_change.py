@@ -1,0 +1,125 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A live stream survives a change of strategy: backends first get both, then proxies switch, then the old one goes."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+
+import pytest
+
+from tests.lab.netns import NamespaceLab
+from tests.support import deployment as sl
+from tests.support import routing as rl
+
+STRATEGIES = ["mark", "address", "fwmark_accept"]
+CHANGES = list(itertools.permutations(STRATEGIES, 2))
+DRAIN = 300.0
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with NamespaceLab(f"ksc{os.getpid()}", ["router", *sl.PROXIES, "b"]) as raised:
+        servers = raised.servers = sl.EchoServers()
+        servers.start()
+        for family in rl.FAMILIES:
+            servers.serve(raised["b"], "tcp", sl.WILDCARD[family])
+        yield raised
+        servers.close()
+
+
+@pytest.fixture
+def fleet(lab, tmp_path):
+    made = sl.Deployment(lab, tmp_path, [sl.service("tcp", "b")], {}, backends=["b"])
+    before = rl.listing(lab["b"])
+    yield made
+    made.remove()
+    assert rl.listing(lab["b"]) == before
+
+
+def change(lab, fleet, strategy: str) -> None:
+    fleet.variables = sl.by_strategy(lab, strategy, ["b"])
+
+
+@contextlib.contextmanager
+def streams(lab, fleet):
+    """A live connection of a client through a to b, in each family."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                sl.spoofed(lab["a"], sl.source_of(lab["a"], family), fleet.target("a", "b", family), "tcp")
+            )
+            for family in rl.FAMILIES
+        ]
+
+
+def answers(connections) -> list[bytes]:
+    return [sl.ask(sock) for sock in connections]
+
+
+ALIVE = [b"b", b"b"]
+
+
+@pytest.mark.parametrize(("old", "new"), CHANGES, ids=[" to ".join(pair) for pair in CHANGES])
+def test_a_live_stream_survives_a_change_of_strategy(lab, fleet, old, new):
+    change(lab, fleet, old)
+    fleet.apply()
+    with streams(lab, fleet) as live, contextlib.ExitStack() as stack:
+        assert answers(live) == ALIVE
+        targets = {family: fleet.target("a", "b", family) for family in rl.FAMILIES}
+        change(lab, fleet, new)
+        fleet.apply_backends(drain=DRAIN, now=time.time())
+        assert answers(live) == ALIVE
+        # Until the proxies switch, their new connections are made as before.
+        late = [
+            stack.enter_context(sl.spoofed(lab["a"], sl.source_of(lab["a"], family), target, "tcp"))
+            for family, target in targets.items()
+        ]
+        assert answers(late) == ALIVE
+        fleet.apply_proxies(drain=DRAIN, now=time.time())
+        with streams(lab, fleet) as switched:
+            assert answers(switched) == answers(live) == answers(late) == ALIVE
+    # Once the time is over, nothing is left but what a host that never had another strategy has.
+    fleet.apply(now=time.time() + DRAIN + 1)
+    after = rl.listing(lab["b"])
+    fleet.remove()
+    fleet.apply()
+    assert rl.listing(lab["b"]) == after
+
+
+@pytest.mark.parametrize(("old", "new"), [("mark", "address"), ("address", "mark"), ("address", "fwmark_accept")])
+def test_without_a_drain_it_does_not(lab, fleet, old, new):
+    change(lab, fleet, old)
+    fleet.apply()
+    with contextlib.ExitStack() as stack:
+        live = [
+            stack.enter_context(rl.attempt(lab["a"], sl.source_of(lab["a"], family), fleet.target("a", "b", family)))
+            for family in rl.FAMILIES
+        ]
+        assert [one.outcome() for one in live] == ["established"] * 2
+        change(lab, fleet, new)
+        fleet.apply()
+        assert_dead(live)
+
+
+def assert_dead(live) -> None:
+    for one in live:
+        one.socket.send(b"who is there?")
+    for one in live:
+        rl.eventually(lambda one=one: one.retransmits >= 2)
+        with pytest.raises(BlockingIOError):
+            one.socket.recv(1)
+
+
+def test_a_live_stream_survives_its_proxy_leaving_the_service(lab, fleet):
+    change(lab, fleet, "mark")
+    fleet.apply()
+    with streams(lab, fleet) as live:
+        fleet.services = [sl.service("tcp", "b", proxies=["a2"])]
+        fleet.apply_backends(drain=DRAIN, now=time.time())
+        assert answers(live) == ALIVE

@@ -1,0 +1,194 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Addresses of a document: reachable, never a source by themselves, and never another's."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import model
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
+
+from tests.support import routing as rl
+
+SECOND = {"ipv4": "198.18.0.121", "ipv6": "2001:db8::121"}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with rl.with_engine("kra", ["client", "router", "a", "b"], tmp_path_factory) as raised:
+        raised.nginx("b", ports=[rl.PORT])
+        raised.engine.apply(raised["a"], rl.local_delivery(raised["b"]))
+        rules = [
+            {"family": family, "priority": 1099, "src": address, "ip_proto": "tcp", "action": "lookup", "table": 20100}
+            for family, address in SECOND.items()
+        ]
+        data = rl.local_delivery(raised["b"])
+        raised.engine.apply(raised["a"], {**data, "rules": [*data["rules"], *rules]})
+        yield raised
+
+
+@pytest.fixture
+def b(lab):
+    with rl.left_as_found(lab, "b") as host:
+        yield host
+
+
+def document(lab) -> dict:
+    """The return path by a second address: nothing but that address tells which proxy a reply is for."""
+    rules, routes = [], []
+    for family, address in SECOND.items():
+        chosen = {"family": family, "iif": "lo", "src": address}
+        rules.append({**chosen, "priority": 1100, "action": "lookup", "table": 20111})
+        rules.append({**chosen, "priority": 1101, "action": "unreachable"})
+        routes.append({"family": family, "table": 20111, "dst": "default", "src": address}
+                      | {"via": rl.address(lab["a"], family)})  # fmt: skip
+    addresses = [{"family": family, "address": address, "dev": "eth0"} for family, address in SECOND.items()]
+    data = {"rules": rules, "routes": routes, "addresses": addresses}
+    return {"schema": 1, "owner": "return_path", "protocol": 202, **data}
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_spoofed_handshake_with_the_second_address_succeeds(lab, b, family):
+    source = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}[family]
+    lab.engine.apply(b, document(lab))
+    assert rl.handshake(lab["a"], source, SECOND[family]) == "established"
+    # The negative control: what has no address has no answer.
+    command = ["ip", "-4" if family == "ipv4" else "-6", "addr", "del", SECOND[family], "dev", "eth0"]
+    b.run(command)
+    assert rl.handshake(lab["a"], source, SECOND[family]) != "established"
+
+
+def sources(b) -> list[str | None]:
+    """What the host sends from when nobody says: to a neighbour, beyond the router, and by the interface alone."""
+    targets = ("198.18.0.99", "198.51.100.1", "2001:db8::99", "2001:db8:5::1")
+    with b.inside():
+        return [kernel.route_get(target, oif=dev).src for target in targets for dev in (None, "eth0")]
+
+
+def connected_routes(b) -> list[str]:
+    commands = (["ip", "-4", "route", "show", "table", "main"], ["ip", "-6", "route", "show", "table", "main"])
+    return [line for command in commands for line in b.run(command).stdout.splitlines()]
+
+
+def test_an_address_is_no_source_and_adds_no_route(lab, b):
+    before = sources(b), connected_routes(b)
+    lab.engine.apply(b, document(lab))
+    assert (sources(b), connected_routes(b)) == before
+
+
+def test_an_address_is_no_source_even_where_it_is_the_only_one(lab, b):
+    """The negative control is the same as ip(8) sets it: the host then sends from it."""
+    b.run(["ip", "link", "add", "alone0", "type", "veth", "peer", "name", "alone1"])
+    for link in ("alone0", "alone1"):
+        b.run(["ip", "link", "set", link, "up"])
+    # The kernel drops an interface's routes with its last address.
+    route = ["ip", "route", "replace", "10.50.0.0/16", "dev", "alone0"]
+    b.run(route)
+    data = {key: value for key, value in document(lab).items() if key not in ("rules", "routes")}
+    data["addresses"] = [{"family": "ipv4", "address": "198.18.0.122", "dev": "alone0"}]
+    lab.engine.apply(b, data)
+    with b.inside():
+        ours = kernel.route_get("10.50.0.1").src
+    lab.engine.remove(b, "return_path")
+    b.run(["ip", "addr", "add", "198.18.0.122/32", "dev", "alone0"])
+    b.run(route)
+    with b.inside():
+        plain = kernel.route_get("10.50.0.1").src
+    b.run(["ip", "link", "del", "alone0"])
+    assert (ours, plain) == (b.ipv4, "198.18.0.122")
+
+
+def test_it_reads_back_and_is_mended(lab, b):
+    assert lab.engine.apply(b, document(lab)).owned["addresses"] == document(lab)["addresses"]
+    assert not lab.engine.apply(b, document(lab)).changed
+    b.run(["ip", "link", "set", "eth0", "down"])
+    b.run(["ip", "link", "set", "eth0", "up"])
+    b.run(["ip", "route", "replace", "default", "via", "198.18.0.1"])
+    b.run(["ip", "-6", "addr", "replace", f"{b.ipv6}/64", "dev", "eth0", "nodad"])
+    b.run(["ip", "-6", "route", "replace", "default", "via", "2001:db8::1"])
+    changes = lab.engine.apply(b, document(lab)).changes
+    assert "add ip -6 addr 2001:db8::121 dev eth0" in changes, "IPv6 forgets addresses when a link goes down"
+    assert "add ip route default via 198.18.0.11 dev eth0 table 20111 src 198.18.0.121" in changes
+
+
+def test_addresses_come_first_and_go_last(lab, b):
+    changes = lab.engine.apply(b, document(lab)).changes
+    assert [change.split(" addr ")[0] for change in changes[:2]] == ["add ip", "add ip -6"]
+    changes = lab.engine.remove(b, "return_path").changes
+    assert [" addr " in change for change in changes[-2:]] == [True, True]
+
+
+def test_a_smaller_document_purges_only_its_own(lab, b):
+    b.run(["ip", "addr", "add", "198.18.0.130/32", "dev", "eth0"])
+    b.run(["ip", "addr", "add", "198.18.0.131/32", "dev", "eth0", "metric", str(0x4C347000 | 201)])
+    lab.engine.apply(b, document(lab))
+    smaller = document(lab)
+    smaller["addresses"] = smaller["addresses"][1:]
+    smaller["rules"] = [rule for rule in smaller["rules"] if rule["family"] == "ipv6"]
+    smaller["routes"] = [route for route in smaller["routes"] if route["family"] == "ipv6"]
+    outcome = lab.engine.apply(b, smaller)
+    assert [change for change in outcome.changes if " addr " in change] == ["remove ip addr 198.18.0.121 dev eth0"]
+    shown = b.run(["ip", "-4", "addr"]).stdout
+    assert "198.18.0.130" in shown, "set by another tool"
+    assert "198.18.0.131" in shown, "of another owner of ours"
+    for address in ("198.18.0.130", "198.18.0.131"):
+        b.run(["ip", "addr", "del", f"{address}/32", "dev", "eth0"])
+
+
+def test_an_address_of_others_is_refused(lab, b):
+    b.run(["ip", "addr", "add", "198.18.0.121/24", "dev", "eth0"])
+    before = rl.listing(b)
+    with pytest.raises(errors.Refused, match=r"address 198\.18\.0\.121 is on this host already, and is not ours"):
+        lab.engine.apply(b, document(lab))
+    lab.engine.remove(b, "return_path")
+    assert rl.listing(b) == before
+    b.run(["ip", "addr", "del", "198.18.0.121/24", "dev", "eth0"])
+
+
+def test_an_address_moves_to_another_interface(lab, b):
+    lab.engine.apply(b, document(lab))
+    b.run(["ip", "link", "add", "other0", "type", "veth", "peer", "name", "other1"])
+    b.run(["ip", "link", "set", "other0", "up"])
+    data = document(lab)
+    for address in data["addresses"]:
+        address["dev"] = "other0"
+    outcome = lab.engine.apply(b, data)
+    assert {address["dev"] for address in outcome.owned["addresses"]} == {"other0"}
+    assert not lab.engine.apply(b, data).changed
+    lab.engine.remove(b, "return_path")
+    b.run(["ip", "link", "del", "other0"])
+
+
+@pytest.mark.parametrize(("dev", "up"), [("nope0", False), ("down0", False)])
+def test_a_link_that_is_not_up_is_waited_for(lab, b, dev, up):
+    b.run(["ip", "link", "add", "down0", "type", "veth", "peer", "name", "down1"])
+    data = document(lab)
+    data["addresses"][0]["dev"] = dev
+    before = rl.listing(b)
+    with pytest.raises(errors.NotReady, match=f"waiting for link {dev} to be up"):
+        lab.engine.apply(b, data)
+    assert rl.listing(b) == before
+    b.run(["ip", "link", "del", "down0"])
+
+
+def test_a_failure_takes_the_address_back(lab, b):
+    class Failing(kernel.Kernel):
+        def set_route(self, route: model.Route, protocol: int) -> None:
+            raise kernel.NetlinkError(12, "Cannot allocate memory")
+
+    before = rl.listing(b)
+    with pytest.raises(errors.ApplyError, match="nothing was left"):
+        lab.engine.apply(b, document(lab), {"make_kernel": Failing})
+    assert rl.listing(b) == before
+
+
+def test_check_mode_foretells(lab, b):
+    before = rl.listing(b)
+    foretold = lab.engine.apply(b, document(lab), check=True)
+    assert rl.listing(b) == before
+    assert foretold == lab.engine.apply(b, copy.deepcopy(document(lab)))

@@ -1,0 +1,146 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Drain: what a document no longer names goes when its last connection has ended, and not before."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import conntrack
+
+from tests.support import routing as rl
+
+DRAIN = 600.0
+# Until then nothing leaves, since the proxy may not yet know that it is out.
+SETTLED = DRAIN / 2 + 1
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with rl.with_engine("krd", ["client", "router", "a", "a2", "b"], tmp_path_factory) as raised:
+        raised.nginx("b", ports=[rl.PORT])
+        for proxy in ("a", "a2"):
+            raised.engine.apply(raised[proxy], rl.local_delivery(raised["b"]))
+        yield raised
+
+
+@pytest.fixture
+def b(lab):
+    with rl.left_as_found(lab, "b") as host:
+        lab.engine.apply(host, rl.return_path(lab["a"], lab["a2"]))
+        yield host
+
+
+def without_a2(lab, b, tmp_path, later: float = 0, **options):
+    """Apply the document of one proxy where there were two, as the module does, ``later`` seconds from now."""
+    return lab.engine.apply(b, rl.return_path(lab["a"]), directory=str(tmp_path), now=time.time() + later, **options)
+
+
+def has_a2(b) -> bool:
+    return any(word in line for line in rl.listing(b) for word in ("20112", "save_12", "fwmark 0xc/0xff"))
+
+
+def request(made: rl.Attempt) -> None:
+    made.socket.send(b"GET / HTTP/1.1\r\nHost: b\r\n\r\n")
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_a_live_stream_survives_and_its_set_goes_when_it_has_ended(lab, b, tmp_path, family):
+    with rl.attempt(lab["a2"], rl.address(lab["client"], family), rl.address(b, family)) as stream:
+        assert stream.outcome() == "established"
+        outcome = without_a2(lab, b, tmp_path, drain=DRAIN)
+        assert "nft mark a2 0xc/0xff" in " ".join(outcome.retiring)
+        assert 0 < outcome.next_due <= 5
+        assert has_a2(b)
+        again = without_a2(lab, b, tmp_path, drain=DRAIN)
+        assert (again.changes, again.retiring) == ((), outcome.retiring)
+        stream.socket.settimeout(rl.PATIENCE)
+        for _exchange in range(2):
+            request(stream)
+            assert b"200 OK" in stream.socket.recv(4096)
+    done = rl.eventually(
+        lambda: None if (found := without_a2(lab, b, tmp_path, SETTLED, drain=DRAIN)).retiring else found
+    )
+    assert done.next_due is None
+    assert not has_a2(b)
+    assert "retiring" not in (tmp_path / "return_path.json").read_text()
+
+
+def test_without_drain_the_stream_breaks(lab, b, tmp_path):
+    """The negative control."""
+    with rl.attempt(lab["a2"], lab["client"].ipv4, b.ipv4) as stream:
+        assert stream.outcome() == "established"
+        outcome = without_a2(lab, b, tmp_path)
+        assert (outcome.retiring, outcome.next_due, has_a2(b)) == ((), None, False)
+        request(stream)
+        rl.eventually(lambda: stream.retransmits >= 2)
+        with pytest.raises(BlockingIOError):
+            stream.socket.recv(1)
+
+
+@pytest.mark.parametrize("family", rl.FAMILIES)
+def test_what_no_connection_uses_stays_until_the_proxy_can_know(lab, b, tmp_path, family):
+    assert without_a2(lab, b, tmp_path, drain=DRAIN).retiring
+    assert rl.handshake(lab["a2"], rl.address(lab["client"], family), rl.address(b, family)) == "established"
+    again = without_a2(lab, b, tmp_path, drain=DRAIN)
+    assert (again.changes, bool(again.retiring)) == ((), True)
+    done = rl.eventually(
+        lambda: None if (found := without_a2(lab, b, tmp_path, SETTLED, drain=DRAIN)).retiring else found
+    )
+    assert done.next_due is None
+    assert not has_a2(b)
+
+
+def test_the_deadline_ends_it_whatever_lives(lab, b, tmp_path):
+    with rl.attempt(lab["a2"], lab["client"].ipv4, b.ipv4) as stream:
+        assert stream.outcome() == "established"
+        assert without_a2(lab, b, tmp_path, drain=DRAIN).retiring
+        # As the keeper does: the stored document, and the time.
+        stored = json.loads((tmp_path / "return_path.json").read_text())
+        kept = lab.engine.apply(b, stored, now=time.time())
+        assert (kept.changes, bool(kept.retiring)) == ((), True)
+        over = lab.engine.apply(b, stored, now=time.time() + DRAIN)
+        assert over.retiring == ()
+        assert not has_a2(b)
+
+
+def test_a_proxy_that_comes_back_is_no_longer_retiring(lab, b, tmp_path):
+    whole = rl.return_path(lab["a"], lab["a2"])
+    with rl.attempt(lab["a2"], lab["client"].ipv4, b.ipv4) as stream:
+        assert stream.outcome() == "established"
+        before = rl.listing(b)
+        assert without_a2(lab, b, tmp_path, drain=DRAIN).retiring
+        outcome = lab.engine.apply(b, whole, directory=str(tmp_path), now=time.time(), drain=DRAIN)
+        assert outcome.retiring == ()
+        assert rl.listing(b) == before
+
+
+def test_the_kernel_counts_by_our_bits_alone(lab, b):
+    target, source = b.ipv4, lab["client"].ipv4
+    rl.watch(b, "others", "prerouting priority -160", "ct mark set ct mark or 0x10000")
+    try:
+        with b.inside():
+            before = [conntrack.count(number, 255) for number in (11, 12, 13)]
+        streams = [rl.Attempt(lab[name], source, target) for name in ("a", "a", "a2")]
+        assert [stream.outcome() for stream in streams] == ["established"] * 3
+        with b.inside():
+            found = [conntrack.count(number, 255) for number in (11, 12, 13)]
+            with conntrack.Netlink(conntrack.NETLINK_NETFILTER) as netlink:
+                filtered = netlink.dump(conntrack.GET, conntrack.question(0x1000C, 0xFFFFFFFF))
+                everything = netlink.dump(conntrack.GET, conntrack.question(0, 0))
+        assert [after - earlier for after, earlier in zip(found, before)] == [2, 1, 0]
+        assert 1 <= len(filtered) < len(everything), "it is the kernel that leaves the others out"
+        for stream in streams:
+            stream.close()
+
+        def ended() -> bool:
+            with b.inside():
+                return [conntrack.count(number, 255) for number in (11, 12)] == before[:2]
+
+        rl.eventually(ended)
+    finally:
+        b.run(["nft", "delete", "table", "inet", "others"])

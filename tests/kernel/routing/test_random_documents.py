@@ -1,0 +1,68 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""For random documents on a real kernel: what is promised of any two sets."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.random_documents import documents
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.support import routing as rl
+
+FOREIGN = (
+    "ip rule add priority 1100 to 10.0.0.0/8 lookup 20999 protocol 150",
+    "ip -6 rule add priority 1100 iif lo to 2001:db8:77::/48 lookup 20999 protocol 150",
+    "ip route add 10.0.0.0/8 via 198.18.0.1 table 20999 proto static",
+    "ip addr add 198.18.0.130/32 dev eth0",
+)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with rl.with_engine("krx", ["router", "a", "a2", "b"], tmp_path_factory) as raised:
+        for command in FOREIGN:
+            raised["b"].run(command.split())
+        yield raised
+
+
+# Shrinking repeats hundreds of runs; the example that failed is printed without it.
+bounded = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def contents(host) -> tuple[list[str], str]:
+    """What the host has. Rules of one priority and addresses have no order that means anything."""
+    return sorted(rl.listing(host)), host.run(["sysctl", "-n", "net.ipv4.conf.all.accept_redirects"]).stdout
+
+
+@bounded
+@given(first=documents(), second=documents())
+def test_any_two_documents(lab, first, second):
+    b, apply = lab["b"], lab.engine.apply
+    start = contents(b)
+    try:
+        apply(b, second, allow_empty=True)
+        clean = contents(b)
+        lab.engine.remove(b, "return_path")
+        assert contents(b) == start, "removed without a trace, and nobody else's touched"
+        apply(b, first, allow_empty=True)
+        before = contents(b)
+        foretold = apply(b, second, allow_empty=True, check=True)
+        assert contents(b) == before, "check mode touches nothing"
+        done = apply(b, second, allow_empty=True)
+        assert done == foretold
+        assert contents(b) == clean, "what was there before makes no difference"
+        assert apply(b, second, allow_empty=True).changes == ()
+        assert contents(b) == clean
+    finally:
+        lab.engine.remove(b, "return_path")
+    assert contents(b) == start

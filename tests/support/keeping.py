@@ -1,0 +1,115 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A keeper that runs on a host of a lab: started, listened to, stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document as documents
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import store
+
+from tests.lab.netns import cli_environment
+from tests.support import routing as rl
+
+# The keeper as `l4proxy keep` runs it, but for its files: those of the machine are not the lab's.
+PROGRAM = """
+import logging, sys
+from l4proxy._routing.host import runner, sysctl
+from l4proxy._routing.reconcile.host_state import Host
+from l4proxy._routing.keeper import loop
+logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+directory, memory, lock, iptables = sys.argv[1:]
+def run(argv, stdin=None):  # Debian has two iptables; the alternatives system names one
+    name = argv[0].replace("tables", f"tables-{iptables}") if argv[0].startswith("ip") else argv[0]
+    return runner.run([name, *argv[1:]], stdin)
+raise SystemExit(loop.run(directory, host=Host(runner=run, sysctls=sysctl.Sysctls(memory), lock=lock)))
+"""
+# What the unit sets, too.
+UNIT = {"MALLOC_TRIM_THRESHOLD_": "131072"}
+
+
+class Running:
+    """A keeper's process on a host, and its state file."""
+
+    def __init__(self, lab, host, directory: Path, iptables: str):
+        self._iptables = iptables
+        self.host, self.directory = host, directory
+        self.documents, self.runtime, self.memory = directory / "routing.d", directory / "run", directory / "lib"
+        for path in (self.documents, self.runtime, self.memory):
+            path.mkdir(exist_ok=True)
+        self._lab, self.process = lab, None
+
+    def store(self, data: dict) -> None:
+        document = documents.load(data)
+        (self.documents / f"{document.owner}.json").write_text(store.content_of(document), encoding="utf-8")
+
+    def start(self) -> None:
+        (self.runtime / "state.json").unlink(missing_ok=True)
+        files = [self._lab.engine.directory / f"{self.host.name}{suffix}" for suffix in ("-sysctl.json", ".lock")]
+        argv = [sys.executable, "-c", PROGRAM, str(self.documents), *map(str, files), self._iptables]
+        directories = {"RUNTIME_DIRECTORY": str(self.runtime), "STATE_DIRECTORY": str(self.memory)}
+        self.process = self.host.spawn(argv, env={**cli_environment(), **UNIT, **directories})
+        rl.eventually(lambda: self.state)
+
+    def stop(self) -> int:
+        """End it as systemd does; its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(rl.PATIENCE)
+
+    @property
+    def state(self) -> dict:
+        path = self.runtime / "state.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    @property
+    def repairs(self) -> int:
+        return self.state["repairs"]["total"]
+
+    @property
+    def log(self) -> str:
+        return self.process.log.read_text(encoding="utf-8")
+
+    def cpu(self) -> float:
+        """Seconds of CPU so far, children included (proc_pid_stat(5), fields 14 to 17)."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+    def rest(self) -> None:
+        """Return when it has done what it had to do: a second in which it used next to no CPU."""
+
+        def rested() -> bool:
+            before = self.cpu()
+            time.sleep(1.0)
+            return self.cpu() - before <= 0.01
+
+        rl.eventually(rested)
+
+
+def storm(host, count: int) -> None:
+    """So many routes come and go in a table that is not ours."""
+    routes = [f"198.19.{number >> 8}.{number & 255}/32 via 198.18.0.1 table 777" for number in range(count)]
+    lines = [f"route {verb} {route}" for verb in ("add", "del") for route in routes]
+    host.run(["ip", "-batch", "-"], input="\n".join(lines) + "\n")
+
+
+@contextmanager
+def keeping(lab, name: str, directory: Path, *data: dict, iptables: str = "nft"):
+    """A keeper of these documents, stopped at the end; what it did stays. ``iptables`` is nft or legacy."""
+    running = Running(lab, lab[name], directory, iptables)
+    for item in data:
+        running.store(item)
+    running.start()
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.stop()

@@ -1,0 +1,109 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the tests of marks share: the engines and their variants, documents for each, and a host's leavings."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import OWNERS, Mark, Observed
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import selection
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
+
+from tests.support import routing as rl
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An engine with the commands it is to use: Debian has two iptables, and the alternatives system names one."""
+
+    engine: str
+    flavour: str = ""
+
+    def __str__(self) -> str:
+        return self.flavour or self.engine
+
+    def command(self, name: str) -> str:
+        """``iptables-save`` → ``iptables-legacy-save``"""
+        program, dash, rest = name.partition("-")
+        if not self.flavour or program not in ("iptables", "ip6tables"):
+            return name
+        return f"{program}-{self.flavour.partition('-')[2]}{dash}{rest}"
+
+    def run(self, argv, stdin=None) -> runner.Completed:
+        return runner.run([self.command(argv[0]), *argv[1:]], stdin)
+
+    def save(self, host, command: str = "iptables") -> list[str]:
+        """Our own rules and the jumps to them in table mangle."""
+        listed = host.run([self.command(f"{command}-save"), "-t", "mangle"]).stdout.splitlines()
+        return [line for line in listed if "L4PROXY_" in line]
+
+
+NFT = Variant("nftables")
+VARIANTS = (NFT, Variant("iptables", "iptables-nft"), Variant("iptables", "iptables-legacy"))
+
+
+@dataclass
+class Marked:
+    """A host whose marks are held by one variant."""
+
+    lab: object
+    host: object
+    variant: Variant
+
+    def apply(self, data: dict, **arguments) -> engine.Outcome:
+        data = {"mark_engine": self.variant.engine, **data}
+        return self.lab.engine.apply(self.host, data, {"runner": self.variant.run}, **arguments)
+
+    def remove(self, owner: str) -> None:
+        if owner not in OWNERS:
+            self.write((), owner)
+            return
+        with self.host.inside():
+            engine.remove(owner, self.lab.engine.host(self.host, runner=self.variant.run))
+
+    def read(self, owner: str = "return_path") -> Observed:
+        with self.host.inside():
+            return selection.read(self.variant.run, owner)
+
+    def write(self, values: tuple[Mark, ...], owner: str = "return_path") -> None:
+        with self.host.inside():
+            selection.write(self.variant.run, owner, self.variant.engine, values)
+
+    def run(self, command: str) -> str:
+        """A command as people write it; iptables is the variant's."""
+        program, *rest = command.split()
+        return self.host.run([self.variant.command(program), *rest]).stdout
+
+    def listing(self) -> list[str]:
+        """All that anyone has there: rl.listing does not see iptables-legacy."""
+        saved = [self.host.run([self.variant.command(f"{name}-save")]).stdout for name in ("iptables", "ip6tables")]
+        return [*rl.listing(self.host), *(line for text in saved for line in text.splitlines() if line.startswith("-"))]
+
+
+@contextlib.contextmanager
+def marked(lab, name: str, variant: Variant, owners: tuple[str, ...] = ("return_path",)) -> Iterator[Marked]:
+    """A host for one variant; whatever the owners have is gone in the end."""
+    made = Marked(lab, lab[name], variant)
+    try:
+        yield made
+    finally:
+        for owner in owners:
+            made.remove(owner)
+        assert made.read().marks == ()
+        assert made.variant.save(made.host) == made.variant.save(made.host, "ip6tables") == []
+
+
+def outcomes(lab, host: str, sources: dict[str, str], port: int = rl.PORT, source_port: int = 0) -> list[str]:
+    """How handshakes with b end, one for each family; side by side, because silence takes a second to be told."""
+    with contextlib.ExitStack() as stack:
+        made = [
+            stack.enter_context(rl.attempt(lab[host], source, rl.address(lab["b"], family), port, source_port))
+            for family, source in sources.items()
+        ]
+        return [one.outcome() for one in made]
