@@ -107,7 +107,8 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from ._routing.doctor import gather, report
+    from ._routing.doctor import report
+    from ._routing.doctor.facts import gather
 
     sources = gather.Sources(directory=arguments.directory, config=arguments.config)
     return report.run(sources, arguments.client, arguments.port, arguments.json, sys.stdout, sys.stderr)

@@ -139,14 +139,9 @@ from dataclasses import replace
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import (
-    finding,
-    listing,
-    registry,
-    report,
-    unread,
-)
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather as doctor
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import finding, ownership, registry, report
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather as doctor
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import unread
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import host_state
 
@@ -176,7 +171,7 @@ def look(module: AnsibleModule) -> dict:
     reader = unread.Reader()
     lists = {
         "owners": reader.read("what is ours on this host", _owners, host, facts.documents),
-        "foreign": reader.read("what others have on this host", listing.foreign, facts),
+        "foreign": reader.read("what others have on this host", ownership.foreign, facts),
     }
     facts = replace(facts, unread={**facts.unread, **reader.unread})
     findings = finding.ordered(registry.examine(facts, options["ignore_findings"]))
@@ -188,7 +183,7 @@ def look(module: AnsibleModule) -> dict:
 
 def _owners(host: host_state.Host, documents: tuple) -> dict | None:
     try:
-        return listing.owned(host, documents)
+        return ownership.owned(host, documents)
     except errors.MissingPackage:
         return None
 

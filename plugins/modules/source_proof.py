@@ -142,7 +142,7 @@ import ipaddress
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _source_proof as proof
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import forwarder
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import forwarder
 
 TARGET_SPEC = {
     "protocol": {"type": "str", "choices": ["tcp", "udp"], "default": "tcp"},

@@ -14,7 +14,8 @@ import os
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import finding, gather, registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import finding, registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document, store
 
 from tests.lab.netns import NamespaceLab

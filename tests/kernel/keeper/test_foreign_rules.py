@@ -11,7 +11,8 @@ import re
 import time
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
 
 from tests.support import keeping as kl

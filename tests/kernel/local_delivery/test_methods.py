@@ -12,7 +12,8 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
 
 from tests.lab import wiring
 from tests.lab.netns import NamespaceLab

@@ -11,7 +11,8 @@ import json
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import registry
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document, options
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import single_object
 

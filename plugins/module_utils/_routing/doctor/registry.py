@@ -12,18 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Callable
 
-from . import check_basics as basics
-from . import check_filters as filters
-from . import check_limits as limits
-from . import check_relays as relays
-from . import check_rules as rules
-from . import check_services as services
-from . import check_settings as settings
-from . import check_state as state
-from . import check_translation as translation
-from .facts import Facts
+from .checks import drift, foreign_rules, limits, packet_filters, prerequisites, relays, services, source_nat, sysctls
+from .facts.model import Facts
+from .facts.unread import NotRead
 from .finding import OK, Finding, skip, warn
-from .unread import NotRead
 
 ANY, BACKEND, PROXY = "any", "backend", "proxy"
 
@@ -81,44 +73,50 @@ def _is_proxy(facts: Facts) -> bool:
 
 
 CHECKS = (
-    Check("unread", ANY, True, basics.unread, "everything that the checks go by could be read"),
-    Check("packages", ANY, True, basics.packages, "what the engines need is installed"),
-    Check("documents", ANY, False, basics.documents, "the state documents can be read"),
-    Check("links", ANY, True, basics.links, "the interfaces of the documents are up"),
-    Check("proxy_on_link", BACKEND, True, basics.proxy_on_link, "every proxy is a direct neighbour"),
-    Check("proxy_mac", BACKEND, True, basics.proxy_mac, "every proxy is at the MAC that is expected"),
-    Check("default_route", BACKEND, True, settings.default_route, "there is a route before the mark is restored"),
-    Check("rp_filter", BACKEND, True, settings.rp_filter, "rp_filter lets packets of clients in"),
-    Check("src_valid_mark", PROXY, True, settings.src_valid_mark, "no mark of a socket meets src_valid_mark"),
-    Check("own_traffic", ANY, True, rules.own_traffic_taken, "no rule takes what this host itself sends"),
-    Check("taken", ANY, True, rules.taken, "our priorities and tables are ours alone"),
-    Check("rule_before", ANY, True, rules.rule_before, "no rule of others is asked first for a reply"),
-    Check("mark_shared", ANY, True, rules.mark_shared, "no rule of others goes by our bits of the mark"),
-    Check("arp", PROXY, True, settings.arp, "this host answers ARP for its own addresses only"),
-    Check("firewall", ANY, True, filters.firewall, "no packet filter drops the sample client"),
-    Check("source_nat", ANY, True, translation.source_nat, "no rule rewrites the clients' addresses"),
-    Check("mark_clobbered", BACKEND, True, filters.mark_clobbered, "no packet filter overwrites our bits of the mark"),
-    Check("untracked", BACKEND, True, filters.untracked, "no rule keeps connections of the path from conntrack"),
+    Check("unread", ANY, True, prerequisites.unread, "everything that the checks go by could be read"),
+    Check("packages", ANY, True, prerequisites.packages, "what the engines need is installed"),
+    Check("documents", ANY, False, prerequisites.documents, "the state documents can be read"),
+    Check("links", ANY, True, prerequisites.links, "the interfaces of the documents are up"),
+    Check("proxy_on_link", BACKEND, True, prerequisites.proxy_on_link, "every proxy is a direct neighbour"),
+    Check("proxy_mac", BACKEND, True, prerequisites.proxy_mac, "every proxy is at the MAC that is expected"),
+    Check("default_route", BACKEND, True, sysctls.default_route, "there is a route before the mark is restored"),
+    Check("rp_filter", BACKEND, True, sysctls.rp_filter, "rp_filter lets packets of clients in"),
+    Check("src_valid_mark", PROXY, True, sysctls.src_valid_mark, "no mark of a socket meets src_valid_mark"),
+    Check("own_traffic", ANY, True, foreign_rules.own_traffic_taken, "no rule takes what this host itself sends"),
+    Check("taken", ANY, True, foreign_rules.taken, "our priorities and tables are ours alone"),
+    Check("rule_before", ANY, True, foreign_rules.rule_before, "no rule of others is asked first for a reply"),
+    Check("mark_shared", ANY, True, foreign_rules.mark_shared, "no rule of others goes by our bits of the mark"),
+    Check("arp", PROXY, True, sysctls.arp, "this host answers ARP for its own addresses only"),
+    Check("firewall", ANY, True, packet_filters.firewall, "no packet filter drops the sample client"),
+    Check("source_nat", ANY, True, source_nat.source_nat, "no rule rewrites the clients' addresses"),
+    Check(
+        "mark_clobbered",
+        BACKEND,
+        True,
+        packet_filters.mark_clobbered,
+        "no packet filter overwrites our mark bits",
+    ),
+    Check("untracked", BACKEND, True, packet_filters.untracked, "no rule keeps connections of the path from conntrack"),
     Check("conntrack", BACKEND, True, limits.conntrack, "the conntrack table has room"),
     Check("contested", ANY, False, services.contested, "nobody undoes what the keeper puts back"),
-    Check("settings", ANY, False, state.settings, "the kernel's settings are as the documents say"),
-    Check("redirected", BACKEND, True, settings.redirected, "no redirect has taught another way to a client"),
-    Check("addresses", ANY, False, state.addresses, "this host has the addresses of its documents"),
-    Check("waiting", ANY, False, state.waiting, "nothing that the documents need is missing"),
-    Check("routes", ANY, False, state.routes, "routes are as the documents say"),
-    Check("rules", ANY, False, state.rules, "rules are as the documents say"),
-    Check("marks", ANY, False, state.marks, "the table of marks is as the documents say"),
+    Check("settings", ANY, False, drift.settings, "the kernel's settings are as the documents say"),
+    Check("redirected", BACKEND, True, sysctls.redirected, "no redirect has taught another way to a client"),
+    Check("addresses", ANY, False, drift.addresses, "this host has the addresses of its documents"),
+    Check("waiting", ANY, False, drift.waiting, "nothing that the documents need is missing"),
+    Check("routes", ANY, False, drift.routes, "routes are as the documents say"),
+    Check("rules", ANY, False, drift.rules, "rules are as the documents say"),
+    Check("marks", ANY, False, drift.marks, "the table of marks is as the documents say"),
     Check("forwarder", PROXY, False, services.forwarder, "the forwarder runs and may use clients' addresses"),
     Check("listening", PROXY, False, services.listening, "the forwarder listens on every address of its config"),
     Check("families", PROXY, False, services.families, "replies of every backend of the config are taken in"),
-    Check("lookup", ANY, False, state.lookup, "the kernel sends a sample client's replies where they belong"),
+    Check("lookup", ANY, False, drift.lookup, "the kernel sends a sample client's replies where they belong"),
     Check("udp_source", BACKEND, True, limits.udp_source, "no UDP server answers from another address"),
     Check("relayed", BACKEND, True, relays.relayed, "no relay of this host stands before a server"),
-    Check("containers", BACKEND, True, filters.containers, "replies of containers get their mark back"),
-    Check("ip_forward", PROXY, True, settings.ip_forward, "this host does not route for others"),
+    Check("containers", BACKEND, True, packet_filters.containers, "replies of containers get their mark back"),
+    Check("ip_forward", PROXY, True, sysctls.ip_forward, "this host does not route for others"),
     Check("port_range", PROXY, True, limits.port_range, "there are ephemeral ports enough"),
-    Check("accept_redirects", BACKEND, False, settings.accept_redirects, "redirects are not accepted"),
-    Check("send_redirects", PROXY, False, settings.send_redirects, "redirects are not sent"),
+    Check("accept_redirects", BACKEND, False, sysctls.accept_redirects, "redirects are not accepted"),
+    Check("send_redirects", PROXY, False, sysctls.send_redirects, "redirects are not sent"),
     Check("keeper", ANY, False, services.keeper, "the keeper runs, now and at boot"),
     Check("networkd", ANY, True, services.networkd, "systemd-networkd leaves rules of others alone"),
 )

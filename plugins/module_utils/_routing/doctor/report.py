@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-from . import gather, registry
+from . import registry
+from .facts import gather
 from .finding import FAIL, WARN, Finding, ordered
 
 SCHEMA = 1

@@ -100,8 +100,8 @@ def test_a_fresh_host(run, doctor):
 
 def test_what_cannot_be_listed_is_a_finding(run, doctor, monkeypatch):
     doctor.apply()
-    monkeypatch.setattr(module.listing, "owned", fake_doctor.raising(ValueError("a new attribute")))
-    monkeypatch.setattr(module.listing, "foreign", fake_doctor.raising(KeyError("dst")))
+    monkeypatch.setattr(module.ownership, "owned", fake_doctor.raising(ValueError("a new attribute")))
+    monkeypatch.setattr(module.ownership, "foreign", fake_doctor.raising(KeyError("dst")))
     result = run(fail_on_findings=True)
     assert (result["owners"], result["foreign"]) == (None, None)
     assert statuses(result)[:2] == ["warn unread", "warn unread"]

@@ -9,9 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import facts, packets, registry
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import Backend, Facts, Peer, Socket
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import Ruleset
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import registry, rule_matching
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import model as facts
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import (
+    Backend,
+    Facts,
+    Peer,
+    Socket,
+)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall.model import Ruleset
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Found, Route, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
@@ -46,9 +52,9 @@ UNITS = {
     "l4proxy-forwarder.service": facts.Unit("loaded", "active", "enabled"),
     "systemd-networkd.service": facts.Unit("not-found", "inactive", ""),
 }
-REPLY = packets.Reply("return_path", RETURN_PATH.rules[0], B, CLIENT, A, mark=11)
+REPLY = rule_matching.Reply("return_path", RETURN_PATH.rules[0], B, CLIENT, A, mark=11)
 TAKEN_IN = [
-    packets.Reply("local_delivery", rule, B, CLIENT, "local", ip_proto=rule.ip_proto, iif="eth0")
+    rule_matching.Reply("local_delivery", rule, B, CLIENT, "local", ip_proto=rule.ip_proto, iif="eth0")
     for rule in LOCAL_DELIVERY.rules
 ]
 

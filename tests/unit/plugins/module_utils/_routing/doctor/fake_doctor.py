@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import gather, paths
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather, route_lookups
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
@@ -37,7 +37,7 @@ class FakeDoctor:
         self.outputs = {"nft -j list ruleset": '{"nftables": []}', "ip -j -4": "", "ip -j -6": ""}
         self.asked: list[tuple] = []
         self.marked = cases.BY_PROXY
-        monkeypatch.setattr(paths, "ask", self._route)
+        monkeypatch.setattr(route_lookups, "ask", self._route)
         host = replace(self.host.engine, runner=self._run)
         names = ("config", "runtime", "keeper", "proc", "systemd", "networkd")
         none = {name: str(directory / "none") for name in names}

@@ -1,0 +1,61 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the forwarder's config wants and what runs, read from its files: routing does not know the forwarder's code."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ...host import files
+from . import proc
+from .model import Forwarder, Socket
+
+
+def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
+    """None where there is no config: no proxy of ours, or one that uses another forwarder."""
+    try:
+        content = files.read(config)
+        if content is None:
+            return None
+        wanted = _wanted(json.loads(content))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Forwarder(config, error=f"cannot be understood: {type(error).__name__}: {error}")
+    except OSError as error:
+        return Forwarder(config, error=f"cannot be read: {error.strerror}")
+    listeners, targets = wanted
+    backends = tuple(sorted({one.address for one in targets}))
+    pid = _pid(runtime)
+    status = proc.status(proc_directory, pid) if pid else None
+    running = (pid, status.capabilities) if pid and status else (None, None)
+    uid, stopped = (status.uid, status.stopped) if status else (None, False)
+    return Forwarder(config, None, listeners, backends, *running, targets, uid, stopped)
+
+
+def _wanted(data: dict[str, Any]) -> tuple[tuple[Socket, ...], tuple[Socket, ...]]:
+    """Sockets, and those of the backends that are reached by a family somebody listens on."""
+    listeners, targets = [], []
+    for service in data["services"]:
+        protocol = service.get("protocol", "tcp")
+        here = [Socket(protocol, one["address"], *_ports(one["port"])) for one in service["listen"]]
+        listeners += here
+        families = {one.family for one in here}
+        for backend in service["backends"]:
+            ports = _ports(backend.get("port", here[0].port))
+            targets += [Socket(protocol, backend[family], *ports) for family in families if backend.get(family)]
+    return tuple(listeners), tuple(sorted(targets, key=lambda one: (one.address, one.protocol, one.port)))
+
+
+def _ports(value: Any) -> tuple[int, int]:
+    """8080 → (8080, 0); a range ``8000-8010`` → (8000, 8010)."""
+    first, _dash, last = str(value).partition("-")
+    return int(first), int(last or 0)
+
+
+def _pid(runtime: str) -> int | None:
+    try:
+        return int(json.loads(files.read(runtime) or "{}").get("pid") or 0) or None
+    except (ValueError, AttributeError, OSError):
+        return None

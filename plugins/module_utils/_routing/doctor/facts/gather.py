@@ -1,0 +1,238 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Look at the host once and make the ``Facts`` that the checks go by. Nothing is changed, and nothing is locked.
+
+What cannot be read (a command that hangs, a file of nonsense) is left out and named: see ``unread``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ...document import store
+from ...document.document import Document
+from ...errors import MissingPackage, NotReady, Refused, RoutingError
+from ...host import files, sysctl
+from ...host.runner import MissingCommand
+from ...marks import iptables, nft
+from ...reconcile import host_state as engine_gather
+from ...reconcile import placement, plan
+from ...reconcile.host_state import Host
+from ..checks import relays as check_relays
+from ..firewall import iptables_rules, nft_rules
+from ..firewall.model import Ruleset
+from . import forwarder, proc, route_lookups, systemd
+from .model import Drift, Facts, conf
+from .unread import CommandFailed, Reader, Unread, listed
+
+# Sample clients: documentation addresses (RFC 5737, RFC 3849) beside the handshake probe's, which end with a proxy id.
+CLIENTS = {"ipv4": "198.51.100.254", "ipv6": "2001:db8:ffff::fffe"}
+PER_LINK = {
+    "ipv4": ("rp_filter", "src_valid_mark", "accept_redirects", "send_redirects", "arp_ignore", "forwarding"),
+    "ipv6": ("accept_redirects",),
+}
+SETTINGS = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.ip_local_port_range")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where to look; a test names other places."""
+
+    host: Host = field(default_factory=Host)
+    directory: str = store.DIRECTORY
+    config: str = "/etc/l4proxy/forwarder.json"
+    runtime: str = "/run/l4proxy/forwarder.json"
+    keeper: str = "/run/l4proxy-keeper/state.json"
+    proc: str = "/proc"
+    systemd: str = "/run/systemd/system"
+    networkd: str = "/etc/systemd"
+
+
+def look(
+    sources: Sources,
+    wanted: Document | None = None,
+    clients: Mapping[str, str] | None = None,
+    ports: Iterable[tuple[str, int]] = (),
+) -> Facts:
+    """The facts about the stored documents; or about ``wanted``, a document that is still to be applied.
+
+    ``clients`` is a sample client a family, ``ports`` are (protocol, port) that this host serves.
+    """
+    reader = Reader()
+    read = reader.read
+    stored = read("the directory of documents", store.load_all, sources.directory) if wanted is None else []
+    stored = () if isinstance(stored, Unread) else stored
+    documents = (wanted,) if wanted else tuple(one.document for one in stored if one.document)
+    config = (sources.config, sources.runtime, sources.proc)
+    facts = Facts(
+        documents=documents,
+        faults=tuple(f"{one.path}: {error}" for one in stored for error in one.errors),
+        applied=wanted is None,
+        clients={**CLIENTS, **(clients or {})},
+        clients_given=frozenset(clients or {}),
+        ports=tuple(sorted(ports)),
+        links=read("the list of interfaces", proc.links),
+        sockets=read("the list of sockets", proc.sockets, sources.proc),
+        relays=read("the processes that listen", proc.relays, sources.proc, check_relays.PROGRAMS),
+        arp=read("the table of neighbours", proc.arp, sources.proc),
+        conntrack=read("the size of the conntrack table", proc.conntrack, sources.proc),
+        forwarder=read("the forwarder's config", forwarder.read, *config) if wanted is None else None,
+        units=read("the list of units", systemd.units, sources.host.runner, sources.systemd),
+        contest=read("the keeper's state", systemd.contest, sources.keeper),
+        drop_ins=read("the configuration of systemd-networkd", systemd.drop_ins, sources.networkd),
+        redirected=read("the cache of redirects", _redirected, sources),
+    )
+    facts = replace(facts, settings=read("the kernel's settings", _settings, sources.proc, facts.links))
+    facts = replace(facts, **_ruleset(reader, sources, documents))
+    facts = _with_kernel(reader, facts, sources.host)
+    facts = replace(facts, backends=read("the backends", route_lookups.backends, facts))
+    facts = replace(facts, translated=read("where the packet filters send packets", route_lookups.translated, facts))
+    facts = replace(facts, replies=read("the kernel's answers for sample replies", route_lookups.replies, facts))
+    if not (wanted or facts.missing):  # without its packages nothing can be said of an applied document either
+        facts = replace(facts, drift=read("what differs from the documents", _drifts, sources.host, documents))
+    return replace(facts, unread=reader.unread)
+
+
+def _settings(proc_directory: str, names: Iterable[str]) -> dict[str, str]:
+    per_link = [
+        conf(family, name, key) for family, keys in PER_LINK.items() for name in ("all", *names) for key in keys
+    ]
+    root = os.path.join(proc_directory, "sys")
+    found = {name: files.read(sysctl.file_of(name, root)) for name in (*SETTINGS, *per_link)}
+    return {name: value.strip() for name, value in found.items() if value is not None}
+
+
+def _with_kernel(reader: Reader, facts: Facts, host: Host) -> Facts:
+    """Rules, routes, addresses and neighbours; without pyroute2 what the kernel answers to single questions."""
+    found = reader.read("the kernel's routing tables", _listed, reader, facts, host)
+    if isinstance(found, Unread):
+        return replace(facts, **dict.fromkeys(("rules", "routes", "addresses", "own", "peers"), found))
+    return replace(facts, **found)
+
+
+def _listed(reader: Reader, facts: Facts, host: Host) -> dict[str, Any]:
+    try:
+        with host.make_kernel() as kernel:
+            return _lists(reader, facts, kernel, host.neighbour_wait if facts.applied else 0)
+    except MissingPackage as missing:
+        lost = "rules, routes and neighbours cannot be looked at"
+        return {
+            "missing": {**facts.missing, missing.package: lost},
+            "own": route_lookups.own_sources(facts.documents),
+            "peers": reader.read("the proxies", route_lookups.peers, facts, None, 0),
+        }
+
+
+def _lists(reader: Reader, facts: Facts, kernel: Any, wait: float) -> dict[str, Any]:
+    addresses = reader.read("the list of addresses", lambda: tuple(kernel.addresses()))
+    return {
+        "rules": reader.read("the list of rules", lambda: tuple(kernel.rules())),
+        "routes": reader.read("the list of routes", lambda: tuple(kernel.routes())),
+        "addresses": addresses,
+        "own": reader.read("own addresses", lambda: frozenset(found.value.address for found in addresses)),
+        "peers": reader.read("the proxies", route_lookups.peers, facts, kernel, wait),
+    }
+
+
+def _redirected(sources: Sources) -> dict[str, str] | None:
+    """What redirects have taught, by destination. iproute2 says ``redirected`` for IPv4, ``redirect`` for IPv6."""
+    found: dict[str, str] = {}
+    has_ipv6 = os.path.isdir(os.path.join(sources.proc, "sys/net/ipv6"))
+    for command in ("-4", "-6") if has_ipv6 else ("-4",):
+        try:
+            routes = listed(sources.host.runner, ["ip", "-j", command, "route", "show", "cache", "table", "all"])
+        except MissingCommand:
+            return None
+        for route in json.loads(routes or "[]"):
+            if "redirected" in route.get("cache", []) or route.get("protocol") == "redirect":
+                found[route["dst"]] = route.get("gateway", "a direct neighbour")
+    return found
+
+
+def _supported(host: Host, command: list[str]) -> str:
+    """What a command prints that lists tables; nothing where the kernel has none of that kind (EPROTONOSUPPORT ...)."""
+    try:
+        return listed(host.runner, command)
+    except CommandFailed as error:
+        if "not supported" in str(error):
+            return ""
+        raise
+
+
+def _ruleset(reader: Reader, sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any]:
+    """The packet filters, our own marks left out, and whether those restore the marks of forwarded packets."""
+    found = reader.read("the packet filters", _filters, sources, documents)
+    return {"ruleset": found, "restores_forwarded": found} if isinstance(found, Unread) else found
+
+
+def _filters(sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any]:
+    listing = _nft_listing(sources.host)
+    tables = {nft.table_name(one.owner) for one in documents}
+    prefixes = tuple(iptables.prefix(one.owner) for one in documents)
+    saved = _saved(sources, listing is None or nft_rules.uses_iptables(listing))
+    in_nft = {
+        table
+        for command, family, text in saved
+        if "legacy" not in command
+        for table in iptables_rules.tables(text, family)
+    }
+    chains = dict(nft_rules.parse(listing, tables, in_nft).chains) if listing is not None else {}
+    for command, family, text in saved:
+        chains.update(iptables_rules.parse(text, family, prefixes, command))
+    restored = [f"{prefix}PRE" in text for prefix in prefixes for _command, _family, text in saved]
+    hooks = nft_rules.hooks(listing or {}, tables)
+    found: dict[str, Any] = {"restores_forwarded": "prerouting" in hooks or any(restored)}
+    if listing is None and not saved:
+        marked = any(one.marks for one in documents)
+        return {**found, "missing": {"nftables": "marks cannot be set or looked at"} if marked else {}}
+    return {**found, "ruleset": Ruleset(chains)}
+
+
+def _nft_listing(host: Host) -> dict[str, Any] | None:
+    """None without nft."""
+    try:
+        listing = json.loads(_supported(host, ["nft", "-j", "list", "ruleset"]) or "{}")
+    except MissingCommand:
+        return None
+    if not isinstance(listing, dict):
+        raise TypeError("`nft -j list ruleset` printed no object")
+    return listing
+
+
+def _saved(sources: Sources, by_nft: bool) -> list[tuple[str, str, str]]:
+    """(command, family, what it saves); asked only where there can be rules, because asking loads modules."""
+    # Each with other commands that say the same where it is missing.
+    commands = [(("iptables",), "ipv4"), (("ip6tables",), "ipv6")] if by_nft else []
+    for command, family, name in (("iptables", "ipv4", "ip_tables"), ("ip6tables", "ipv6", "ip6_tables")):
+        if (files.read(proc.net(sources.proc, f"{name}_names")) or "").strip():
+            commands.append(((f"{command}-legacy", *(() if by_nft else (command,))), family))
+    found = []
+    for names, family in commands:
+        for command in names:
+            with suppress(MissingCommand):
+                found.append((command, family, _supported(sources.host, [f"{command}-save"])))
+                break
+    return found
+
+
+def _drifts(host: Host, documents: tuple[Document, ...]) -> tuple[Drift, ...]:
+    return tuple(_drift(host, one) for one in documents)
+
+
+def _drift(host: Host, document: Document) -> Drift:
+    try:
+        view = engine_gather.view(host, document)
+    except (NotReady, Refused) as error:
+        return Drift(document.owner, blocked=tuple(error.errors))
+    except (RoutingError, OSError) as error:
+        return Drift(document.owner, blocked=(str(error),))
+    # Where the rules stand among those of others is for the check rule_before to say.
+    want, have = (replace(one, rules=placement.home(document.rules, one.rules)) for one in (view.want, view.have))
+    return Drift(document.owner, plan.plan(want, have), tuple(view.waiting))

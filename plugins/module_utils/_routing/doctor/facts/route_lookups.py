@@ -1,0 +1,199 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the documents mean on this host: proxies, backends, and the kernel's answers for sample replies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from ...document.document import Document
+from ...document.model import Mark, Route, Rule
+from ...netlink import link_marks, neighbour_messages, route_query
+from ...netlink.messages import Netlink, link_index
+from ...netlink.route_query import RouteAnswer
+from .. import rule_matching
+from ..firewall.model import DNAT
+from ..rule_matching import Reply
+from .model import Backend, Facts, Peer
+
+
+def ask(dst: str, **question: Any) -> RouteAnswer | None:
+    """The kernel's answer; None when it cannot be asked, such as for an interface that has gone."""
+    try:
+        return route_query.route_get(dst, **question)
+    except OSError:
+        return None
+
+
+def own_sources(documents: Iterable[Document]) -> frozenset[str]:
+    """Of the addresses that documents send from, those this host has."""
+    wanted = {route.src for one in documents for route in one.routes if route.src}
+    return frozenset(address for address in wanted if _type(ask(address)) == "local")
+
+
+def _type(answer: RouteAnswer | None) -> str:
+    return answer.type if answer else ""
+
+
+def peers(facts: Facts, kernel: Any, wait: float) -> tuple[Peer, ...]:
+    """One for each next hop of a return path. ``kernel`` None: nothing is known of neighbours."""
+    found = [
+        _peer(facts, route, rule, document, kernel, wait)
+        for document in facts.return_path
+        for route, rule in _ways(document)
+    ]
+    known = [(one.family, one.via, one.mac) for one in found] + [("ipv4", *one) for one in facts.arp]
+    return tuple(replace(one, beside=_beside(one, known)) for one in found)
+
+
+def _beside(peer: Peer, known: list[tuple[str, str, str | None]]) -> tuple[str, ...]:
+    """Neighbours that are at the MAC of the proxy, apart from itself and the router."""
+    same = {address for family, address, mac in known if (family, mac) == (peer.family, peer.mac) and peer.mac}
+    return tuple(sorted(same - {peer.via, peer.router}))
+
+
+def _ways(document: Document) -> Iterator[tuple[Route, Rule]]:
+    """Each default route by a next hop, with the first rule that looks it up."""
+    for route in document.routes:
+        if route.via and route.dst == "default" and not route.retiring:
+            rules = (
+                one for one in rule_matching.lookups(document) if (one.table, one.family) == (route.table, route.family)
+            )
+            rule = next(rules, None)
+            if rule:
+                yield route, rule
+
+
+def _peer(facts: Facts, route: Route, rule: Rule, document: Document, kernel: Any, wait: float) -> Peer:
+    mark = _mark(document, rule)
+    client = facts.clients[route.family]
+    towards = ask(route.via)
+    # Without a table the kernel only assumes that a named interface leads there.
+    dev = towards.dev if towards and towards.type == "unicast" and not towards.via and towards.table else None
+    own = rule_matching.host_of(rule.src) or (towards.src if dev else None)
+    unmarked = ask(client)
+    router = unmarked.via if unmarked and unmarked.via and unmarked.via != route.via and unmarked.dev == dev else None
+    has_mac = not (kernel and dev) or kernel.told_by(dev) in (link_marks.MAC, link_marks.DECLARED)
+    return Peer(
+        name=mark.name if mark else route.via,
+        family=route.family,
+        via=route.via,
+        table=route.table,
+        id=rule.fwmark,
+        mask=rule.fwmask or 0,
+        tracked=bool(mark and mark.conntrack),
+        wanted_dev=route.dev,
+        dev=dev,
+        own=own,
+        is_local=_type(towards) == "local",
+        declared=mark.macs if mark else (),
+        mac=kernel.neighbour(route.via, wait) if kernel and dev and has_mac else None,
+        has_mac=has_mac,
+        router=router,
+        router_mac=kernel.neighbour(router, wait) if kernel and router and has_mac else None,
+        arrival=ask(own, src=client, iif=dev) if own and dev else None,
+        unmarked=unmarked,
+    )
+
+
+def _mark(document: Document, rule: Rule) -> Mark | None:
+    return next((mark for mark in document.marks if mark.id == rule.fwmark), None)
+
+
+def backends(facts: Facts) -> tuple[Backend, ...]:
+    """Every backend that a document or the forwarder's config names."""
+    rules = [rule for one in facts.local_delivery for rule in rule_matching.lookups(one)]
+    named = {rule_matching.host_of(rule.src) for rule in rules if rule.src} - {None}
+    named |= set(facts.forwarder.backends if facts.forwarder and facts.local_delivery else ())
+    return tuple(_backend(facts, address) for address in sorted(named))
+
+
+def _backend(facts: Facts, address: str) -> Backend:
+    family = "ipv6" if ":" in address else "ipv4"
+    towards = ask(address)
+    dev = towards.dev if towards and towards.type == "unicast" else None
+    if dev is None:
+        return Backend(family, address)
+    out = ask(facts.clients[family])
+    return Backend(family, address, dev, is_bridge(dev) and (out is None or out.dev != dev))
+
+
+def is_bridge(dev: str) -> bool:
+    """Whether an interface is a bridge of this host."""
+    try:
+        with Netlink() as netlink:
+            question = neighbour_messages.links(link_index(dev))
+            return neighbour_messages.is_bridge(netlink.get(neighbour_messages.RTM_GETLINK, question))
+    except OSError:
+        return False
+
+
+def translated(facts: Facts) -> dict[str, str]:
+    """The interface to each address that DNAT at prerouting sends packets to. Only of a backend."""
+    chains = facts.ruleset.chains.values() if facts.ruleset and facts.return_path else ()
+    found = {rule.to: ask(rule.to) for chain in chains for rule in chain.rules if rule.effect == DNAT and rule.to}
+    return {
+        address: answer.dev for address, answer in found.items() if answer and answer.type == "unicast" and answer.dev
+    }
+
+
+def replies(facts: Facts) -> dict[Reply, RouteAnswer]:
+    """A sample reply for each rule of the documents, and where the kernel would send it."""
+    samples = [*_sent(facts), *_taken_in(facts)]
+    answers = {
+        reply: ask(
+            reply.dst,
+            src=reply.src,
+            iif=reply.iif,
+            mark=reply.mark or None,
+            ip_proto=reply.ip_proto,
+            sport=reply.sport,
+        )
+        for reply in samples
+    }
+    return {reply: answer for reply, answer in answers.items() if answer}
+
+
+def _sent(facts: Facts) -> Iterator[Reply]:
+    """What a backend sends: one for each lookup rule and next hop."""
+    own = {(peer.family, peer.table): peer for peer in facts.peers}
+    for document in facts.return_path:
+        for rule in rule_matching.lookups(document):
+            peer = own.get((rule.family, rule.table))
+            src = rule_matching.host_of(rule.src) or (peer.own if peer else None)
+            if peer and src:
+                yield Reply(
+                    owner=document.owner,
+                    rule=rule,
+                    src=src,
+                    dst=facts.clients[rule.family],
+                    via=peer.via,
+                    ip_proto=rule.ip_proto or 6,
+                    mark=rule.fwmark or 0,
+                    sport=rule.sport[0] if rule.sport else None,
+                )
+
+
+def _taken_in(facts: Facts) -> Iterator[Reply]:
+    """What a proxy takes in: for each lookup rule from its backend, or from every one when it goes by a mark."""
+    for document in facts.local_delivery:
+        for rule in rule_matching.lookups(document):
+            source = rule_matching.host_of(rule.src)
+            for backend in facts.backends:
+                fits = backend.family == rule.family and source in (None, backend.address)
+                if fits and backend.dev:
+                    yield Reply(
+                        owner=document.owner,
+                        rule=rule,
+                        src=backend.address,
+                        dst=facts.clients[rule.family],
+                        via="local",
+                        ip_proto=rule.ip_proto or 6,
+                        mark=rule.fwmark or 0,
+                        iif=backend.dev,
+                        sport=rule.sport[0] if rule.sport else None,
+                    )

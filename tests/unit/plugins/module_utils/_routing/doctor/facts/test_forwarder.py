@@ -1,0 +1,75 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The forwarder's files, read without its code; the config is one that its code accepts."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import forwarder
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Socket
+
+CONFIG = {
+    "schema": 1,
+    "proxy_id": 11,
+    "services": [
+        {
+            "name": "web",
+            "listen": [{"address": "0.0.0.0", "port": 80}],
+            "backends": [{"name": "b", "port": 8080, "ipv4": "198.18.0.21", "ipv6": "2001:db8::21"}],
+        }
+    ],
+}
+
+
+@pytest.fixture
+def read(tmp_path):
+    def call(text: str | None, runtime: object = None):
+        if text is not None:
+            (tmp_path / "config.json").write_text(text)
+        (tmp_path / "runtime.json").write_text(json.dumps(runtime))
+        return forwarder.read(str(tmp_path / "config.json"), str(tmp_path / "runtime.json"), "/proc")
+
+    return call
+
+
+def test_what_it_wants(read):
+    config.load(CONFIG)
+    found = read(json.dumps(CONFIG))
+    assert found.listeners == (Socket("tcp", "0.0.0.0", 80),)
+    assert found.backends == ("198.18.0.21",), "nobody listens on IPv6"
+    assert found.targets == (Socket("tcp", "198.18.0.21", 8080),)
+    assert (found.error, found.pid) == (None, None)
+
+
+def test_what_runs(read):
+    found = read(json.dumps(CONFIG), {"pid": os.getpid()})
+    assert (found.pid, found.capabilities is not None, found.uid) == (os.getpid(), True, os.geteuid())
+    assert read(json.dumps(CONFIG), {"pid": 2**22 + 1}).pid is None
+    assert read(json.dumps(CONFIG), ["?"]).pid is None
+
+
+def test_without_a_config_there_is_no_forwarder(read):
+    assert read(None) is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"services": [{}]}', '{"services": 7}'])
+def test_a_config_that_cannot_be_understood(read, text):
+    assert "cannot be understood" in read(text).error
+
+
+def test_ranges_of_ports(read):
+    (service,) = CONFIG["services"]
+    listen = [{"address": "0.0.0.0", "port": "8000-8010"}, {"address": "::", "port": "9000-9010"}]
+    backends = [{**service["backends"][0], "port": "8000-8010"}]
+    ranged = {**CONFIG, "services": [{**service, "listen": listen, "backends": backends}]}
+    config.load(ranged)
+    assert read(json.dumps(ranged)).listeners == (
+        Socket("tcp", "0.0.0.0", 8000, 8010),
+        Socket("tcp", "::", 9000, 9010),
+    )

@@ -1,0 +1,50 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is ours and what is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import ownership
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Found
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases, fake_doctor
+
+
+def test_owned(tmp_path, monkeypatch):
+    host = fake_doctor.FakeDoctor(tmp_path, monkeypatch)
+    host.apply()
+    found = ownership.owned(host.sources.host, (document.load(fakes.RETURN_PATH),))
+    assert list(found) == ["local_delivery", "return_path"]
+    assert found["return_path"]["rules"] == fakes.RETURN_PATH["rules"]
+    assert found["return_path"]["marks"] == fakes.RETURN_PATH["marks"]
+    assert found["return_path"]["sysctls"] == [
+        {"name": "net.ipv4.conf.all.accept_redirects", "value": "0", "restore": "1"}
+    ]
+    assert not any(found["local_delivery"].values())
+
+
+def test_foreign():
+    kernels = cases.foreign_rule(2, priority=32766, table=254)
+    theirs = cases.foreign_rule(3, priority=100, table=7)
+    strange = Found(None, 4, "ipv6")
+    near = cases.foreign_route(table=20111, via=cases.ROUTER, metric=9)
+    far = cases.foreign_route(table=7, via=cases.ROUTER)
+    whole = replace(
+        cases.BACKEND,
+        rules=(*cases.BACKEND.rules, kernels, theirs, strange),
+        routes=(*cases.BACKEND.routes, near, far),
+    )
+    found = ownership.foreign(whole)
+    assert found["rules"][0] == {
+        "family": "ipv4",
+        "text": "ip rule 100: from all lookup 7",
+        "protocol": 3,
+        "owner": "proto boot",
+    }
+    assert [row["owner"] for row in found["rules"]] == ["proto boot", "proto static"]
+    assert [row["text"] for row in found["routes"]] == ["ip route default via 198.18.0.1 table 20111 metric 9"]

@@ -1,0 +1,104 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which rule takes which reply."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import rule_matching
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Found, Rule
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
+
+SENT, TAKEN_IN = cases.REPLY, cases.TAKEN_IN[0]
+TAKES = [
+    (SENT, {}, True),
+    (SENT, {"fwmark": 11, "fwmask": 255}, True),
+    (SENT, {"fwmark": 11}, True),
+    (SENT, {"fwmark": 12, "fwmask": 255}, False),
+    (SENT, {"fwmark": 3, "fwmask": 3}, True),
+    (SENT, {"src": "198.18.0.0/24"}, True),
+    (SENT, {"src": "198.18.1.0/24"}, False),
+    (SENT, {"dst": f"{cases.CLIENT}/32"}, True),
+    (SENT, {"iif": "lo"}, True),
+    (SENT, {"iif": "eth0"}, False),
+    (SENT, {"oif": "eth0"}, False),
+    (SENT, {"ip_proto": 17}, False),
+    (SENT, {"ip_proto": 6, "dport": (80, 80)}, False),
+    (SENT, {"ip_proto": 6, "sport": (80, 80)}, False),
+    (SENT, {"family": "ipv6"}, False),
+    (SENT, {"uid_range": (0, 0)}, True),
+    (TAKEN_IN, {"iif": "eth0"}, True),
+    (TAKEN_IN, {"iif": "lo"}, False),
+]
+
+
+@pytest.mark.parametrize(("reply", "values", "expected"), TAKES)
+def test_takes(reply, values, expected):
+    rule = Rule(**{"family": "ipv4", "priority": 5, "table": 7, **values})
+    assert rule_matching.takes(rule, reply) == expected
+
+
+def found(priority: int, protocol: int = 3, **values) -> Found:
+    return cases.foreign_rule(protocol, **{"priority": priority, "table": 7, **values})
+
+
+OURS = Found(SENT.rule, 202, "ipv4")
+EARLY, SAME, LATE = found(5), found(1100), found(2000)
+LANDED, LATE_MOVED = found(0), Found(replace(SENT.rule, priority=3), 202, "ipv4")
+NOT_TUNNELLED = Found(None, 3, "ipv4", seen=found(9, fwmark=0xCA6C).value, inverted=True)
+NOT_OURS = Found(None, 3, "ipv4", seen=found(9, fwmark=11, fwmask=255).value, inverted=True)
+# (the listing, who comes first)
+BEFORE = [
+    ([EARLY, OURS], [EARLY]),
+    ([SAME, OURS], [SAME]),
+    ([OURS, SAME, LATE], []),
+    ([EARLY, SAME], [EARLY]),  # ours is not there (yet), and would be added behind those of its priority
+    ([found(5, protocol=201), found(6, src="10.0.0.0/8"), OURS], []),
+    # The kernel's own is the one for table local; another's may land beside it.
+    ([found(0, table=255), LANDED, OURS], [LANDED]),
+    ([Found(None, 3, "ipv4"), OURS], []),
+    ([NOT_TUNNELLED, OURS], [NOT_TUNNELLED]),
+    ([NOT_OURS, OURS], []),
+    # Ours has moved.
+    ([LATE_MOVED, EARLY], []),
+    ([found(2), LATE_MOVED], [found(2)]),
+]
+
+
+@pytest.mark.parametrize(("listing", "expected"), BEFORE)
+def test_rules_before_ours(listing, expected):
+    foreign = rule_matching.strangers(listing, frozenset({201, 202}))
+    assert rule_matching.before_ours(SENT, listing, foreign) == expected
+
+
+MEET = [(0x10B, 0xFFF, True), (0xB, 0xFF, True), (0x3, 0x3, True), (0x10000, 0xFF0000, False), (0xC, 0xFF, False)]
+
+
+@pytest.mark.parametrize(("mark", "mask", "expected"), MEET)
+def test_marks_that_meet(mark, mask, expected):
+    rule = Rule("ipv4", 5, table=7, fwmark=mark, fwmask=mask)
+    assert rule_matching.marks_meet(rule, 11, 255) == expected
+    assert not rule_matching.marks_meet(Rule("ipv4", 5, table=7, iif="lo"), 11, 255)
+
+
+def test_well_sent():
+    assert SENT.is_well_sent(cases.BY_PROXY)
+    assert not SENT.is_well_sent(cases.BY_ROUTER)
+    assert TAKEN_IN.is_well_sent(cases.LOCAL)
+    assert not TAKEN_IN.is_well_sent(RouteAnswer("unreachable"))
+
+
+def test_words():
+    assert rule_matching.words(EARLY) == "ip rule 5: from all lookup 7"
+    assert rule_matching.words(Found(None, 3, "ipv6")) == "ip -6 rule with a selector that is not known here"
+
+
+def test_the_one_address_of_a_prefix():
+    assert rule_matching.host_of("198.18.0.21/32") == "198.18.0.21"
+    assert rule_matching.host_of("198.18.0.0/24") is None
+    assert rule_matching.host_of(None) is None
