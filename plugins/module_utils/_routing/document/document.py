@@ -16,6 +16,7 @@ errors, each with its path. ``dump`` is its inverse. Which keys an object has is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +86,7 @@ def _refuse_other_schema(data: dict[str, Any]) -> None:
 
 
 def _owner(data: dict[str, Any], errors: list[str]) -> tuple[str, int]:
-    found = {}
+    found: dict[str, Any] = {}
     for name, convert in (("owner", schema.owner), ("protocol", schema.protocol)):
         try:
             found[name] = convert(data[name])
@@ -152,7 +153,8 @@ def _object(item: Any, section: str, path: str, errors: list[str]) -> Any | None
 
 
 def _duplicates(section: str, values: list[Any]) -> list[str]:
-    errors, seen = [], {}
+    errors: list[str] = []
+    seen: dict[tuple, int] = {}
     for index, value in enumerate(values):
         if value is None:
             continue
@@ -184,7 +186,7 @@ def _marks_together(marks: list[Mark | None]) -> list[str]:
         first = first or (None if mark.retiring else mark)
         if first and not mark.retiring and mark.mask != first.mask:
             errors.append(f"marks[{index}].mask: {mark.mask:#x} differs from {first.mask:#x}; all marks share one mask")
-        once = {"mac": mark.macs}
+        once: dict[str, Iterable[Any]] = {"mac": mark.macs}
         if not mark.retiring:
             once |= {"name": [mark.name], "via": mark.via, "iif": [mark.iif], "transparent": [mark.transparent]}
         for field, values in once.items():
@@ -209,7 +211,7 @@ def _addresses_together(addresses: list[Address | None]) -> list[str]:
 def dump(document: Document) -> dict[str, Any]:
     """The document as JSON data, every object normalised and in its natural order."""
     sections = {name: sorted(getattr(document, name), key=lambda value: value.order) for name in SECTIONS}
-    rest = {} if document.mark_engine == "auto" else {"mark_engine": document.mark_engine}
+    rest: dict[str, Any] = {} if document.mark_engine == "auto" else {"mark_engine": document.mark_engine}
     if document.settle_at is not None:
         rest["settle_at"] = document.settle_at
     return {

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from .model import (
     DEFAULT_METRIC,
     MAX_U32,
@@ -119,4 +122,4 @@ def of(value: Rule | Route | Mark | Sysctl | Address) -> str:
     return WRITERS[type(value)](value)
 
 
-WRITERS = {Rule: rule, Route: route, Mark: mark, Sysctl: sysctl, Address: address}
+WRITERS: dict[type, Callable[[Any], str]] = {Rule: rule, Route: route, Mark: mark, Sysctl: sysctl, Address: address}

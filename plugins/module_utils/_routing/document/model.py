@@ -175,8 +175,8 @@ class Route:
     via: str | None = None
     dev: str | None = None
     src: str | None = None
-    metric: int | None = None
-    scope: str | None = None
+    metric: int = None  # type: ignore[assignment]  # __post_init__ sets it
+    scope: str = None  # type: ignore[assignment]  # __post_init__ sets it
     onlink: bool = False
     mtu: int | None = None
     advmss: int | None = None

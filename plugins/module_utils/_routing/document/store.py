@@ -72,10 +72,11 @@ def _load(path: str) -> Stored:
 
 
 def _without_twin(stored: Stored, others: list[Stored]) -> Stored:
+    if stored.document is None:
+        return stored
+    number = stored.document.protocol
     for other in others:
-        same = stored.document and other.document and other.document.protocol == stored.document.protocol
-        if same and other is not stored:
-            number = stored.document.protocol
+        if other is not stored and other.document and other.document.protocol == number:
             return Stored(
                 stored.path, None, (f"protocol: {number} is that of {other.path} too; each owner has its own",)
             )

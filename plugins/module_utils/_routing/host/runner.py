@@ -67,4 +67,5 @@ def _end(process: subprocess.Popen) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     for stream in (process.stdin, process.stdout, process.stderr):
-        stream.close()
+        if stream:
+            stream.close()

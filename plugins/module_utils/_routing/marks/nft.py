@@ -86,9 +86,11 @@ def render(owner: str, marks: Iterable[Mark]) -> Objects:
     marks = sorted(marks, key=lambda mark: mark.order)
     table = table_name(owner)
     rules = [*_hooked(marks), *(rule for mark in marks for rule in _chains_of(mark))]
-    objects = [{"table": {"family": FAMILY, "name": table}}]
+    objects: Objects = [{"table": {"family": FAMILY, "name": table}}]
     for name in dict.fromkeys(chain for chain, _comment, _statements in rules):
-        hook = {**dict(zip(("type", "hook", "prio"), HOOKS[name])), "policy": "accept"} if name in HOOKS else {}
+        hook: dict[str, Any] = {}
+        if name in HOOKS:
+            hook = {**dict(zip(("type", "hook", "prio"), HOOKS[name])), "policy": "accept"}
         objects.append({"chain": {"family": FAMILY, "table": table, "name": name, **hook}})
     for chain, comment, expressions in rules:
         rule = {"family": FAMILY, "table": table, "chain": chain, "comment": comment, "expr": expressions}

@@ -21,7 +21,7 @@ from .iptables import IpTables
 from .nft import Nft
 
 AUTO = "auto"
-MAKERS = dict(zip(MARK_ENGINES, (Nft, IpTables)))
+MAKERS: dict[str, type[Nft] | type[IpTables]] = dict(zip(MARK_ENGINES, (Nft, IpTables)))
 
 
 def read(run: Runner, owner: str, wanted: str = AUTO, needed: bool = True) -> Observed:
@@ -46,7 +46,8 @@ def read(run: Runner, owner: str, wanted: str = AUTO, needed: bool = True) -> Ob
 
 def _survey(run: Runner, owner: str, without: str | None = None) -> tuple[dict[str, Observed], dict[str, RoutingError]]:
     """What each engine that works shows, and why the others do not."""
-    found, failed = {}, {}
+    found: dict[str, Observed] = {}
+    failed: dict[str, RoutingError] = {}
     for name, make in MAKERS.items():
         if name == without:
             continue

@@ -12,6 +12,7 @@ all the same.
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from ..document import formatting
 from ..document.model import Found, Route
@@ -57,7 +58,7 @@ def decode(body: bytes, family: str) -> Found | None:
         return None
     found = dict(attributes(body[BODY.size :]))
     table = _number(found, RTA_TABLE) or short_table
-    described = {
+    described: dict[str, Any] = {
         "dst": f"{address_text(found[RTA_DST])}/{length}" if RTA_DST in found else "default",
         "via": address_text(found[RTA_GATEWAY]) if RTA_GATEWAY in found else None,
         "dev": link_name(_number(found, RTA_OIF)) if RTA_OIF in found else None,

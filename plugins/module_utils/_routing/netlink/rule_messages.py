@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections.abc import Iterable
+from typing import TypeVar
 
 from ..document import formatting
 from ..document.model import Found, Rule
@@ -38,6 +39,7 @@ IDLE = {
 }
 KNOWN = {FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_OIFNAME, FRA_PRIORITY, FRA_FWMARK, FRA_FWMASK, FRA_SUPPRESS_PREFIXLEN}
 KNOWN |= {FRA_TABLE, FRA_PAD, FRA_UID_RANGE, FRA_PROTOCOL, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE}
+_Default = TypeVar("_Default")
 
 
 def listing(family: str) -> bytes:
@@ -63,8 +65,11 @@ def encode(rule: Rule, protocol: int) -> bytes:
     packed += [attribute(kind, U32.pack(number)) for kind, number in numbers if number is not None]
     names = ((FRA_IIFNAME, rule.iif), (FRA_OIFNAME, rule.oif))
     packed += [attribute(kind, name.encode() + b"\0") for kind, name in names if name]
-    ranges = ((FRA_SPORT_RANGE, PORTS, rule.sport), (FRA_DPORT_RANGE, PORTS, rule.dport))
-    ranges += ((FRA_UID_RANGE, USERS, rule.uid_range),)
+    ranges = (
+        (FRA_SPORT_RANGE, PORTS, rule.sport),
+        (FRA_DPORT_RANGE, PORTS, rule.dport),
+        (FRA_UID_RANGE, USERS, rule.uid_range),
+    )
     packed += [attribute(kind, shape.pack(*found)) for kind, shape, found in ranges if found]
     if rule.ip_proto is not None:
         packed.append(attribute(FRA_IP_PROTO, bytes([rule.ip_proto])))
@@ -114,7 +119,7 @@ def _words(seen: Rule, inverted: bool, more: str) -> str:
     return f"{words} {more}".rstrip()
 
 
-def _number(found: dict[int, bytes], kind: int, otherwise: int | None) -> int | None:
+def _number(found: dict[int, bytes], kind: int, otherwise: _Default) -> int | _Default:
     return U32.unpack(found[kind])[0] if kind in found else otherwise
 
 
