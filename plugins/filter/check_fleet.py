@@ -49,7 +49,7 @@ _value:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _agreement, _check
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _check_fleet, _same_services
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import seen
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory
@@ -90,14 +90,14 @@ def check_fleet(services: Any, names: Sequence[str], hostvars: Mapping[str, Any]
     """Derive everything for every host of a run, and return what is wrong with it."""
     inventory = Inventory(hostvars)
     asked = [name for name in names if inventory[name].get("__l4proxy_fleet", {}).get("reachable")]
-    faults = _agreement.faults(asked, inventory)
+    faults = _same_services.faults(asked, inventory)
     if faults:
         return faults
     try:
         hosts = [inventory[name] for name in asked]
         views = [host["__l4proxy_fleet"] for host in hosts]
-        fleets = [seen(_agreement.services_of(view, services), view, inventory) for view in views]
-        _check.check_fleet(zip(fleets, map(roles_of, hosts)))
+        fleets = [seen(_same_services.services_of(view, services), view, inventory) for view in views]
+        _check_fleet.check_fleet(zip(fleets, map(roles_of, hosts)))
     except DerivationError as error:
         return error.errors
     return []

@@ -13,8 +13,13 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.naming import host_of
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _dedicated, _numbers, _strategy, _tunnels
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.backend_names import host_of
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import (
+    _marks_and_tables,
+    _return_path_addresses,
+    _return_path_auto,
+    _tunnels,
+)
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import fact_addresses
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
     Address,
@@ -25,6 +30,12 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
     derived_id,
     host_from_variables,
     meet,
+)
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_addresses import ADDRESSES_VARIABLE
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_strategies import (
+    ADDRESS,
+    MARK,
+    STRATEGY_VARIABLE,
 )
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import (
     BackendRef,
@@ -109,48 +120,48 @@ class Fleet:
     def _set_apart(self, backend: str) -> set[Address]:
         """Return the addresses that a backend has, or had until lately, for its proxies."""
         declared = {one.address for addresses in self.dedicated(backend).values() for one in addresses}
-        return declared | _dedicated.owned(self._stored(backend))
+        return declared | _return_path_addresses.owned(self._stored(backend))
 
     def _stored(self, name: str) -> Mapping[str, Any] | None:
         """Return the return path document that an earlier run left on a host, where that was read in this run."""
         view = {"known": self.known} if name == self.name else self._hostvars[name].get("__l4proxy_fleet") or {}
         return (view.get("known") or {}).get("return_path")
 
-    def dedicated(self, backend: str) -> _dedicated.Dedicated:
+    def dedicated(self, backend: str) -> _return_path_addresses.Dedicated:
         """Return the addresses that a backend has for each of its proxies.
 
         :raises DerivationError: faults of ``return_path_addresses``.
         """
-        value = self._hostvars[backend].get(_strategy.ADDRESSES_VARIABLE)
-        return _dedicated.read(backend, value, self.proxies)
+        value = self._hostvars[backend].get(ADDRESSES_VARIABLE)
+        return _return_path_addresses.read(backend, value, self.proxies)
 
     def declared_strategy(self, backend: str) -> Any:
         """Return ``return_path_strategy`` as the inventory has it."""
-        return self._hostvars[backend].get(_strategy.VARIABLE, _strategy.MARK)
+        return self._hostvars[backend].get(STRATEGY_VARIABLE, MARK)
 
-    def numbers(self, host: str) -> _numbers.Numbers:
+    def numbers(self, host: str) -> _marks_and_tables.Numbers:
         """Return the marks, tables and priorities that a host has for us.
 
         :raises DerivationError: faults of ``l4proxy_numbers``.
         """
-        return _numbers.read(host, self._hostvars[host].get(_numbers.VARIABLE))
+        return _marks_and_tables.read(host, self._hostvars[host].get(_marks_and_tables.VARIABLE))
 
-    def strategy(self, backend: str) -> _strategy.Choice:
+    def strategy(self, backend: str) -> _return_path_auto.Choice:
         """Return the return path strategy of a backend, and why it is that.
 
         :raises DerivationError: it is unknown, or ``auto`` finds none that works.
         """
         wanted = self.declared_strategy(backend)
-        situation = self._situation(backend) if wanted == _strategy.AUTO else _strategy.Situation()
-        return _strategy.choose(backend, wanted, situation)
+        situation = self._situation(backend) if wanted == _return_path_auto.AUTO else _return_path_auto.Situation()
+        return _return_path_auto.choose(backend, wanted, situation)
 
-    def _situation(self, backend: str) -> _strategy.Situation:
-        applied = _strategy.applied(self._stored(backend))
+    def _situation(self, backend: str) -> _return_path_auto.Situation:
+        applied = _return_path_auto.applied(self._stored(backend))
         dedicated = {one.address for addresses in self.dedicated(backend).values() for one in addresses}
         told = {one.address for one in self._known_addresses.get(backend, ())}
         if applied is None and told:
             # The backend could not be asked, but this proxy was told by an earlier run where to reach it.
-            applied = _strategy.ADDRESS if told & dedicated else _strategy.MARK
+            applied = ADDRESS if told & dedicated else MARK
         facts = self._hostvars[backend].get("ansible_facts") or {}
         services = self.services_of_backend(backend)
         served = {6 if ":" in address else 4 for service in services for address, _port in service.listen}
@@ -159,7 +170,7 @@ class Fleet:
             version for version in VERSIONS if version in served & own and not facts.get(f"default_ipv{version}")
         ]
         tunnels = self.tunnels(backend)
-        return _strategy.Situation(
+        return _return_path_auto.Situation(
             applied=applied,
             tunnels=tuple(tunnels),
             indistinct=tuple(_tunnels.indistinct(tunnels)),
@@ -180,12 +191,12 @@ class Fleet:
         :raises DerivationError: by its strategy it needs addresses for this proxy, and has none.
         """
         host = self.host(backend)
-        if self.strategy(backend).strategy != _strategy.ADDRESS:
+        if self.strategy(backend).strategy != ADDRESS:
             return host
         addresses = self.dedicated(backend).get(proxy)
         if not addresses:
             raise DerivationError([_no_address_for(proxy, backend)])
-        return _dedicated.placed(host, addresses)
+        return _return_path_addresses.placed(host, addresses)
 
     def refs_by_address(self, backend: str) -> list[BackendRef]:
         """Return where services give an address that a backend has, without naming the backend."""
@@ -296,13 +307,13 @@ class Fleet:
 
     def _not_reached_there(self, proxy: str, ref: BackendRef, seen: Host) -> Iterable[str]:
         """Say why a given address of a backend cannot be right: proxies reach it at those it has for them."""
-        if ref.host is None or self.strategy(ref.host).strategy != _strategy.ADDRESS:
+        if ref.host is None or self.strategy(ref.host).strategy != ADDRESS:
             return
         addresses = [str(one.address) for one in seen.addresses]
         if ref.address not in addresses:
             yield (
                 f"{ref.path}.address: {ref.address} is not where {proxy} reaches {ref.host}, whose return path "
-                f"strategy is {_strategy.ADDRESS} ({', '.join(addresses)}); leave the key out"
+                f"strategy is {ADDRESS} ({', '.join(addresses)}); leave the key out"
             )
 
     def proxy_id(self, proxy: str, meetings: Iterable[Meeting]) -> int:
@@ -352,8 +363,8 @@ def _settings(lines: Iterable[str]) -> dict[str, str]:
 
 def _no_address_for(proxy: str, backend: str) -> str:
     return (
-        f"{_strategy.VARIABLE} of {backend} is {_strategy.ADDRESS}, but {_strategy.ADDRESSES_VARIABLE} has none for "
-        f'proxy {proxy}; write for example {_strategy.ADDRESSES_VARIABLE}: {{{proxy}: ["192.0.2.121", '
+        f"{STRATEGY_VARIABLE} of {backend} is {ADDRESS}, but {ADDRESSES_VARIABLE} has none for "
+        f'proxy {proxy}; write for example {ADDRESSES_VARIABLE}: {{{proxy}: ["192.0.2.121", '
         f'"2001:db8::121"]}} in the host_vars of {backend}, with unused addresses of the subnet it shares with {proxy}'
     )
 

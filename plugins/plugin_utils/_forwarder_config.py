@@ -14,7 +14,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config i
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._derivation import collect, proxy_id, unserved
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import FAMILY, SCHEMA
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import FAMILY, SCHEMA
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._port_slices import source_ports
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import ServiceRef
 

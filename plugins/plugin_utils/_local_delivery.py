@@ -16,7 +16,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._derivation import 
 )
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import (
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import (
     FAMILY,
     PROTOCOL_LOCAL_DELIVERY,
     Numbers,

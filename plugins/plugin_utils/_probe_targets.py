@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._derivation import proxy_id
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import PROBE_SOURCE
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import PROBE_SOURCE
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import first_port
 
 

@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _strategy, _tunnels, _udp_memory, _ways_back
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import (
+    _conntrack_timeouts,
+    _return_path_strategies,
+    _tunnels,
+)
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._derivation import (
     check_ids,
     collect,
@@ -18,7 +22,14 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._derivation import 
 )
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError, Meeting
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import PROTOCOL_RETURN_PATH
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import PROTOCOL_RETURN_PATH
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_addresses import ADDRESSES_VARIABLE
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_strategies import (
+    ADDRESS,
+    FWMARK_ACCEPT,
+    MARK,
+    STRATEGY_VARIABLE,
+)
 
 Meetings = Mapping[str, Mapping[int, Meeting]]
 
@@ -50,11 +61,11 @@ def return_path(fleet: Fleet, backend: str, strategy: str | None = None, mark_en
     ]
     if errors:
         raise DerivationError(errors)
-    sections = _ways_back.together(ways)
+    sections = _return_path_strategies.together(ways)
     protocols = {service.protocol for service in fleet.services_of_backend(backend)}
     sections["sysctls"] = _sysctls(choice.strategy, met.values(), protocols)
-    if choice.strategy == _strategy.MARK:
-        sections["sysctls"] += _udp_memory.sysctls(fleet, backend)
+    if choice.strategy == MARK:
+        sections["sysctls"] += _conntrack_timeouts.sysctls(fleet, backend)
     return state_document("return_path", PROTOCOL_RETURN_PATH, sections, mark_engine)
 
 
@@ -64,36 +75,35 @@ def _same_as_inventory(fleet: Fleet, backend: str, strategy: str | None) -> None
     if strategy not in (None, declared):
         raise DerivationError(
             [
-                f"{_strategy.VARIABLE} of {backend} is {strategy} in this play, but {declared} in the inventory, where "
+                f"{STRATEGY_VARIABLE} of {backend} is {strategy} in this play, but {declared} in the inventory, where "
                 f"the proxies look; set it in the host_vars or group_vars of {backend}"
             ]
         )
 
 
 def _refusals(fleet: Fleet, backend: str, strategy: str, met: Meetings) -> list[str]:
-    where = f"{_strategy.VARIABLE} of {backend}"
+    where = f"{STRATEGY_VARIABLE} of {backend}"
     names = [service.name for service in fleet.services_of_backend(backend) if service.protocol == "udp"]
-    if strategy == _strategy.FWMARK_ACCEPT and names:
+    if strategy == FWMARK_ACCEPT and names:
         return [
-            f"{where}: {strategy} is for TCP alone, and service {name} is UDP; use {_strategy.MARK} or "
-            f"{_strategy.ADDRESS}"
+            f"{where}: {strategy} is for TCP alone, and service {name} is UDP; use {MARK} or {ADDRESS}"
             for name in names
         ]
-    if strategy != _strategy.ADDRESS:
+    if strategy != ADDRESS:
         return [
-            f"{where}: {strategy} cannot work: {one}; use {_strategy.ADDRESS}"
+            f"{where}: {strategy} cannot work: {one}; use {ADDRESS}"
             for one in _tunnels.indistinct(fleet.tunnels(backend))
         ]
     main = fleet.host(backend).preferred
     found = [(proxy, one.backend) for proxy, meetings in met.items() for one in meetings.values()]
     return [
         f"{where}: {own.address} cannot be the address for {proxy}, because it is the one {backend} uses for all else, "
-        f"which would go to {proxy} as well; put an unused address into {_strategy.ADDRESSES_VARIABLE}"
+        f"which would go to {proxy} as well; put an unused address into {ADDRESSES_VARIABLE}"
         for proxy, own in found
         if str(own.address) in main
     ] + [
         f"{where}: {own.address}, the address for {proxy}, is in no subnet of {backend}'s interfaces; put one into "
-        f"{_strategy.ADDRESSES_VARIABLE} that is"
+        f"{ADDRESSES_VARIABLE} that is"
         for proxy, own in found
         if own.device is None
     ]
@@ -101,14 +111,14 @@ def _refusals(fleet: Fleet, backend: str, strategy: str, met: Meetings) -> list[
 
 def _way(
     fleet: Fleet, backend: str, strategy: str, proxy: tuple[str, int], meetings: Mapping[int, Meeting]
-) -> _ways_back.Sections:
+) -> _return_path_strategies.Sections:
     """Return the way back through one proxy, given by name and id."""
     (name, number), numbers = proxy, fleet.numbers(backend)
-    if strategy == _strategy.ADDRESS:
+    if strategy == ADDRESS:
         own = [port for port, proxies in fleet.udp_ports(backend).items() if proxies == {name}]
-        return _ways_back.by_address(numbers, number, meetings, own)
+        return _return_path_strategies.by_address(numbers, number, meetings, own)
     mac = fleet.host(name).mac
-    return _ways_back.by_mark(numbers, name, number, meetings, mac, conntrack=strategy == _strategy.MARK)
+    return _return_path_strategies.by_mark(numbers, name, number, meetings, mac, conntrack=strategy == MARK)
 
 
 def _sysctls(strategy: str, met: Iterable[Mapping[int, Meeting]], protocols: Set[str]) -> list[dict[str, str]]:
@@ -120,11 +130,11 @@ def _sysctls(strategy: str, met: Iterable[Mapping[int, Meeting]], protocols: Set
     for version, names in sorted(devices.items()):
         # A redirect that a backend has accepted outranks every policy route for 300 seconds.
         found += conf_sysctls(version, names, "accept_redirects")
-    if strategy == _strategy.FWMARK_ACCEPT or (strategy == _strategy.MARK and "tcp" in protocols):
+    if strategy == FWMARK_ACCEPT or (strategy == MARK and "tcp" in protocols):
         # An accepted connection takes the mark of its SYN, IPv6 too (ip-sysctl). With strategy mark it is what still
         # knows the proxy when conntrack has forgotten the connection.
         found.append({"name": "net.ipv4.tcp_fwmark_accept", "value": "1"})
-    if strategy == _strategy.FWMARK_ACCEPT:
+    if strategy == FWMARK_ACCEPT:
         # What no socket sends (RST, ICMP errors) takes the mark of the packet it answers.
         found += [{"name": f"net.ipv{version}.fwmark_reflect", "value": "1"} for version in sorted(devices)]
     return found
@@ -137,7 +147,7 @@ def about(fleet: Fleet, backend: str) -> dict[str, Any]:
     """
     choice = fleet.strategy(backend)
     notes = _left_out(fleet, backend)
-    if choice.strategy == _strategy.ADDRESS:
+    if choice.strategy == ADDRESS:
         notes += [
             f"UDP port {port} of {backend} is reached through {', '.join(sorted(proxies))}: a server that listens on "
             "all addresses there has to answer from the address it was asked at; strategy mark does not need that"

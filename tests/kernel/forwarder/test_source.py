@@ -10,7 +10,7 @@ import socket
 import threading
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source_address
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.options import PortRange
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
@@ -87,7 +87,7 @@ def test_the_slice_by_the_kernel_and_by_trying(lab, servers, family, by_kernel):
     client = "203.0.113.9" if family == "ipv4" else "2001:db8:1::99"
     small = PortRange(41000, 41063)
     service = Service("web", (Listener("0.0.0.0", 80),), (Backend("b", 9000, ipv4=address),))
-    ladder = source.Source(service, source.Ports(small, by_kernel), lambda _name: None)
+    ladder = source_address.Source(service, source_address.Ports(small, by_kernel), lambda _name: None)
     with lab["a"].inside():
         held = [ladder.connect((client, 5000), (address, 9000)) for _connection in range(64)]
         assert {sock.getsockname()[1] for sock, _step in held} == set(range(small.first, small.last + 1))
@@ -157,10 +157,10 @@ def test_keep_is_the_clients_port_and_a_collision_is_a_step_down(lab, forwarder,
     client = getattr(lab["client"], family)
     (address, port), own = seen(lab, family, KEEP, source_port=33333)
     assert (address, port, own) == (client, 33333, 33333)
-    family_of, options = source.sockets.family_of(client), source.sockets.transparent_options
+    family_of, options = source_address.sockets.family_of(client), source_address.sockets.transparent_options
     with lab["a"].inside():
         target = (getattr(lab["b"], family), 9000)
-        held = source.sockets.begin_connect(family_of, options(family_of, kept=True), (client, 33334), target)
+        held = source_address.sockets.begin_connect(family_of, options(family_of, kept=True), (client, 33334), target)
     try:
         (address, port), own = seen(lab, family, KEEP, source_port=33334)
     finally:

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 
-from ..config.naming import means
+from ..config.backend_names import means
 from . import runtime_file
 
 TIMEOUT = 10.0  # seconds for one answer

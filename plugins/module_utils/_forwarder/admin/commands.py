@@ -16,8 +16,8 @@ from __future__ import annotations
 import json
 from itertools import chain
 
+from ..config.backend_names import means
 from ..config.config import MAX_WEIGHT
-from ..config.naming import means
 from ..config.validation import LONGEST_NAME
 from ..loop.log import LEVELS
 from .protocols import at_once

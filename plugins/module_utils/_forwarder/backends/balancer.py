@@ -19,7 +19,7 @@ from ..admission.refusal import Refusal
 from ..counters import heartbeat, shared_memory
 from ..counters.shared_memory import EPOCH_ADMIN, EPOCH_HEALTH, LATENCY_BOUNDS
 from .algorithms import STRATEGIES
-from .health import PROOF, PassiveHealth
+from .health_state import PROOF, PassiveHealth
 
 REFRESH = 0.1  # seconds between two looks at the connections other workers have
 RAMP_STEP = 1.0  # seconds between two steps of a slow start

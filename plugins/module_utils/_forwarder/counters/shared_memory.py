@@ -71,7 +71,7 @@ WORKER_FIELDS = (
     "datagrams_stray",
 )
 REFUSED = ("never_spoofed", "no_backend", "connect_failed", "limited", "denied", "bad_header", "other")
-LADDER = ("kept", "any", "own", "refused", "port_taken", "port_not_permitted", "no_port_left")  # steps of source.py
+LADDER = ("kept", "any", "own", "refused", "port_taken", "port_not_permitted", "no_port_left")  # by source_address.py
 SERVICE_FIELDS = (
     "sessions",
     "connections",

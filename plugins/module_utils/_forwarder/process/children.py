@@ -16,7 +16,7 @@ import socket
 import sys
 from dataclasses import dataclass, field
 
-from ..backends.checker import Checker
+from ..backends.health_checker import Checker
 from ..loop.log import Log
 from . import channel as channels
 from . import listeners

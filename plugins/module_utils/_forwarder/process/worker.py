@@ -18,7 +18,7 @@ import resource
 import signal
 import time
 
-from ..admission.source import Ports
+from ..admission.source_address import Ports
 from ..backends.balancer import Backends
 from ..config import config
 from ..counters.heartbeat import BEAT

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 
-from ..admission import spoof
+from ..admission import never_spoofed
 from ..admission.acl import AccessList, Networks
 from ..admission.limits import PER_SERVICE, Gate
-from ..admission.source import Source
+from ..admission.source_address import Source
 from ..config import config
 from ..loop import sockets
 from ..loop.poller import READ
@@ -24,7 +24,7 @@ PAUSE = 0.2  # seconds without accepting after the kernel ran out of something, 
 class Serving:
     """What the listeners of one service share: backends by family, the source, and who is admitted.
 
-    ``groups`` is {family: balancer.Backends}, only families that have backends; ``ports`` is a source.Ports,
+    ``groups`` is {family: balancer.Backends}, only families that have backends; ``ports`` is a source_address.Ports,
     ``counters`` the ServiceCounters of the service.
     """
 
@@ -67,12 +67,12 @@ class Serving:
         return known
 
     def _look_at(self, address, own_addresses, introduced):
-        hidden = spoof.refusal(address, own_addresses)
+        hidden = never_spoofed.refusal(address, own_addresses)
         if hidden is None and introduced and sockets.is_broadcast(address):
-            hidden = spoof.BROADCAST  # of other clients the kernel takes no packet with such a source
+            hidden = never_spoofed.BROADCAST  # of other clients the kernel takes no packet with such a source
         backends = self.groups.get(config.IPV6 if ":" in address else config.IPV4)
         if backends is None:
-            return next(iter(self.groups.values())), hidden or spoof.FOREIGN_FAMILY, ()
+            return next(iter(self.groups.values())), hidden or never_spoofed.FOREIGN_FAMILY, ()
         return backends, hidden, () if hidden else backends.at(address)
 
     def targets(self, listener):
@@ -98,7 +98,7 @@ class Serving:
             backends.release(index)
             self.counters.count("refused")
             index = None
-        return index, spoof.BACKENDS_OWN
+        return index, never_spoofed.BACKENDS_OWN
 
     def pause(self, on):
         """Stop or start accepting for this service."""

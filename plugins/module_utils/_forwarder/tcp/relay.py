@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 
 from ..admission.refusal import Refusal
-from ..admission.source import OWN
+from ..admission.source_address import OWN
 from ..backends.balancer import SKIPPED, SKIPPED_ALONE
 from ..loop import sockets
 from ..loop.poller import ENDED, URGENT, WRITE, events_now
@@ -96,7 +96,7 @@ class Relay(Session):
         self.admitted = False  # counted by the gate
         # Nothing is known yet of: why it ended; the socket to the backend; the proxy that made this connection for its
         # client, and its Header; the balancer.Backends this client is for, the place among them of the current attempt,
-        # and the config.Backend of the current or last one; how the source was had (a step of source.py);
+        # and the config.Backend of the current or last one; how the source was had (a step of source_address.py);
         self.ended = self.upstream = self.via = self.introduction = self.backends = self.index = self.backend = None
         # its Refusal, that of the last attempt that failed, or why there was none; this host's address where it stands
         # in for the client's; the Refusal of a client that cannot be spoofed; the indexes of backends the client is

@@ -88,7 +88,7 @@ class Flow:
         self.backends = backends
         self.index = index
         self.door = self.lane = None
-        self.step = None  # how its source was had: a step of source.py
+        self.step = None  # how its source was had: a step of source_address.py
         self.to_backend = ()  # what sendmsg() takes as ancillary data
         self.to_client = None  # the same, None where the door has one address only
         self.timeout = timeout  # seconds without a datagram after which it is over

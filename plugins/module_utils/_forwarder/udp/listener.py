@@ -15,7 +15,7 @@ from functools import partial
 
 from ..admission.limits import PER_SERVICE
 from ..admission.refusal import Refusal
-from ..admission.source import OWN
+from ..admission.source_address import OWN
 from ..backends.balancer import SKIPPED, SKIPPED_ALONE
 from ..config.config import IPV4, IPV6
 from ..loop import sockets
@@ -100,7 +100,7 @@ class Inlet(Door):
 
 
 class Udp:
-    """All UDP of a worker.Worker; ``ports`` is a source.Ports, ``most_lanes`` bounds the upstream sockets."""
+    """All UDP of a worker.Worker; ``ports`` is a source_address.Ports, ``most_lanes`` bounds the upstream sockets."""
 
     def __init__(self, worker, ports, most_lanes, workers=1):
         self.worker = worker

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The upstream sockets of UDP: which one a new flow gets, and with it its source port.
 
-The same ladder as for TCP (source.py): the client's own port, a port of this proxy's slice, this host's own address.
+The same ladder as for TCP (source_address.py): the client's own port, a port of this proxy's slice, this host's own.
 A shared lane is bound to a port of the slice on the wildcard address and spoofs whatever address it is told to, so a
 few of them serve any number of clients; more are opened when one client has many flows to one backend. No two sockets
 of this host have the same port: that is what makes (client, port, backend) unique among worker slots.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from ..admission.source import ANY, KEPT, OWN
+from ..admission.source_address import ANY, KEPT, OWN
 from ..loop import sockets
 from ..loop.poller import ERROR, READ
 from . import ancillary, udp_sockets
@@ -86,7 +86,7 @@ class Upstream(Lane):
 
 
 class Upstreams:
-    """Opens and closes the lanes of ``udp``, a udp.Udp, at most ``most`` of them; ``ports`` is a source.Ports.
+    """Opens and closes the lanes of ``udp``, a udp.Udp, at most ``most`` of them; ``ports`` is a source_address.Ports.
 
     ``workers`` share the ports. Lanes that are shared and those of one flow are sure of a quarter of all each.
     """

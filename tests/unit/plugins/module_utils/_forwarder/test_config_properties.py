@@ -15,8 +15,12 @@ from types import SimpleNamespace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import endpoint
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import balancer, checker, watch
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source_address
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import (
+    balancer,
+    health_checker,
+    health_round,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import service_counters, shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
@@ -182,7 +186,7 @@ def consume(loaded):
                 if service.backends_of(family)
             }
             counted = service_counters.ServiceCounters(region, 0, service.name)
-            serving = acceptor.Serving(service, groups, source.Ports(loaded.source_ports, True), counted)
+            serving = acceptor.Serving(service, groups, source_address.Ports(loaded.source_ports, True), counted)
             for number, address in enumerate(("203.0.113.9", "2001:db8:9::1")):
                 serving.refusal(address, 1e6 + number)
                 group = groups.get(("ipv4", "ipv6")[number])
@@ -192,7 +196,7 @@ def consume(loaded):
                 assert 0 < number < 2**31 or name == socket.TCP_QUICKACK
         assert timeouts.interval(loaded.services) >= timeouts.SOONEST
         assert flow_table.interval([service.idle_timeout for service in loaded.services]) > 0
-        for one in checker._watches(loaded, region):
+        for one in health_checker._watches(loaded, region):
             if one.service.asked:
                 one.begin(1e6)  # its sockets are the fixture's
     assert len(json.dumps([str(one) for service in loaded.services for one in service.listen]).encode())
@@ -215,8 +219,8 @@ def no_questions(monkeypatch):
         assert all(isinstance(data, bytes) for data in exchange)
         return SimpleNamespace(poll=lambda: 0, close=lambda: None)
 
-    monkeypatch.setattr(watch, "TcpQuestion", question)
-    monkeypatch.setattr(watch, "UdpQuestion", question)
+    monkeypatch.setattr(health_round, "TcpQuestion", question)
+    monkeypatch.setattr(health_round, "UdpQuestion", question)
 
 
 def complete(protocol):

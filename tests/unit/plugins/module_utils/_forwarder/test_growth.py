@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import http_views, metrics, status
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import checker
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import health_checker
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory, totals
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.overrides import Overrides
@@ -128,7 +128,7 @@ WORKS = {
         host.region, {service.name for service in host.config.services}
     ),
     "worker": Host.start_a_worker,
-    "checker": lambda host: list(checker._watches(host.config, host.region)),
+    "checker": lambda host: list(health_checker._watches(host.config, host.region)),
     "orders": lambda host: (host.overrides.publish(host.region), host.overrides.settle(host.config)),
     "account": lambda host: (totals.elsewhere(host.region, [host.other]), totals.GenerationTotals().fold(host.other)),
     "status": lambda host: "".join(status.pieces(status.status(host))),

@@ -10,7 +10,7 @@ import errno
 from collections import Counter
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import balancer, health
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import balancer, health_state
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Config, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.settings import Health
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
@@ -91,7 +91,7 @@ def test_where_nothing_can_be_asked_a_backend_that_fails_is_skipped_by_all_then_
     some = Some(1, 1, **UNCHECKED)
     assert some.fail(0, 100.0) == balancer.SKIPPED
     due = 100.0
-    for length in (health.FIRST, health.SKIP, health.SKIP):
+    for length in (health_state.FIRST, health_state.SKIP, health_state.SKIP):
         assert {some.next(OTHER, (), due + part * length) for part in (0, 0.5, 0.99)} == {1}
         due += length
         turns = [some.next(f"203.0.113.{turn}", (), due) for turn in range(100, 110)]
@@ -107,10 +107,10 @@ def test_where_nothing_can_be_asked_a_backend_that_fails_is_skipped_by_all_then_
 def test_where_nothing_can_be_asked_a_backend_that_serves_another_is_skipped_by_nobody_else(worker):
     some = Some(1, 1, **UNCHECKED)
     (some if worker == "own" else some.sibling).connected(OTHER, 0, 0.001, 100.0)
-    assert some.fail(0, 100.0 + health.PROOF) == balancer.SKIPPED_ALONE
+    assert some.fail(0, 100.0 + health_state.PROOF) == balancer.SKIPPED_ALONE
     assert some.shares(4, 101.0, OTHER) == {0: 2, 1: 2}
     assert some.shares(4, 101.0) == {1: 4}
-    assert some.fail(0, 102.0 + health.PROOF, "203.0.113.9") == balancer.SKIPPED, "for so long nobody was served"
+    assert some.fail(0, 102.0 + health_state.PROOF, "203.0.113.9") == balancer.SKIPPED, "for so long nobody was served"
     assert some.shares(4, 103.1, OTHER) == {1: 4}
 
 
@@ -149,9 +149,9 @@ def test_a_client_that_fails_everywhere_is_given_all_the_same():
 
 def test_clients_that_failed_are_forgotten_when_there_are_too_many():
     some = Some(1, 1)
-    for number in range(health.MOST_CLIENTS + 1):
+    for number in range(health_state.MOST_CLIENTS + 1):
         some.fail(0, 1.0, f"2001:db8::{number:x}")
-    assert len(some.health.alone) == health.MOST_CLIENTS
+    assert len(some.health.alone) == health_state.MOST_CLIENTS
     assert "2001:db8::0" not in some.health.alone
 
 

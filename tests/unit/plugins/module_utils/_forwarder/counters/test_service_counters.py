@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import acl, limits, spoof
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import acl, limits, never_spoofed
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import balancer
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Config, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import service_counters, shared_memory
@@ -20,10 +20,10 @@ TEST_CAUSES = [
     (limits.RATE, "limited"),
     (acl.DENIED, "denied"),
     (acl.NOT_ALLOWED, "denied"),
-    (spoof.OWN, "never_spoofed"),
-    (spoof.BACKENDS_OWN, "never_spoofed"),
-    (spoof.FOREIGN_FAMILY, "never_spoofed"),
-    (spoof.never_spoofed("127.0.0.1"), "never_spoofed"),
+    (never_spoofed.OWN, "never_spoofed"),
+    (never_spoofed.BACKENDS_OWN, "never_spoofed"),
+    (never_spoofed.FOREIGN_FAMILY, "never_spoofed"),
+    (never_spoofed.never_spoofed("127.0.0.1"), "never_spoofed"),
     (relay.DEADLINE, "other"),
 ]
 

@@ -109,7 +109,7 @@ TARGET = ("198.18.0.21", 8080)
 
 
 def begun(source, port=0, ports=None):
-    """Return the socket of a connect from a source, begun as source.py does."""
+    """Return the socket of a connect from a source, begun as source_address.py does."""
     family = sockets.family_of(source)
     options = sockets.transparent_options(family, ports, kept=bool(port)) + sockets.upstream_options()
     return sockets.begin_connect(family, options, (source, port), TARGET)

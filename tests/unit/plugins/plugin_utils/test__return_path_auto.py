@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._strategy import Situation, applied, choose
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_auto import Situation, applied, choose
 
 FACTS = [
     ("one address, a default route", Situation(), "mark"),

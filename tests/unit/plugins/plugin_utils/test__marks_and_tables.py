@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _numbers
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _marks_and_tables
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import local_delivery
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
@@ -20,7 +20,11 @@ def seen_from(host: str, numbers, **variables):
 
 
 def test_without_the_variable_they_are_the_usual_ones():
-    assert _numbers.read("b", None) == _numbers.read("b", {}) == _numbers.Numbers(0xFF, 20100, 1100)
+    assert (
+        _marks_and_tables.read("b", None)
+        == _marks_and_tables.read("b", {})
+        == _marks_and_tables.Numbers(0xFF, 20100, 1100)
+    )
 
 
 def test_a_backend_by_mark():
@@ -100,5 +104,5 @@ def test_what_is_just_possible(value):
 
 def test_every_fault_at_once():
     with pytest.raises(DerivationError) as caught:
-        _numbers.read("b", {"mark_mask": 5, "table_base": 200, "priority": 0})
+        _marks_and_tables.read("b", {"mark_mask": 5, "table_base": 200, "priority": 0})
     assert len(caught.value.errors) == 3

@@ -19,7 +19,8 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
     usable,
 )
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import named
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._strategy import ADDRESSES_VARIABLE
+
+ADDRESSES_VARIABLE = "return_path_addresses"
 
 Dedicated = Mapping[str, tuple[HostAddress, ...]]
 

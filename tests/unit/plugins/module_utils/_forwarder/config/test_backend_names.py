@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.naming import means
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.backend_names import means
 
 ROWS = [
     ("b", "b", True),

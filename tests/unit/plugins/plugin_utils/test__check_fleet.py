@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._check import check_fleet
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._check_fleet import check_fleet
 
 from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet, hostvars
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 
-from .health import Answer, Target
 from .health_probe import TcpQuestion, UdpQuestion
+from .health_state import Answer, Target
 
 TICK = 0.05  # seconds between two looks at a round under way
 SECOND_QUESTION = 0.5  # part of the timeout after which the own address asks as well

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import spoof
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import never_spoofed
 
 OWN = frozenset({"198.18.0.11", "2001:db8::11", "127.0.0.1"})
 
@@ -36,4 +36,4 @@ TEST_ADDRESSES = [
 
 @pytest.mark.parametrize(("address", "reason"), TEST_ADDRESSES)
 def test_refusal(address, reason):
-    assert spoof.refusal(address, OWN) == (reason and ("never_spoofed", reason))
+    assert never_spoofed.refusal(address, OWN) == (reason and ("never_spoofed", reason))

@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._dedicated import owned, placed, read
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
     DerivationError,
     HostAddress,
     host_from_variables,
     parse_address,
 )
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_addresses import owned, placed, read
 
 from tests.unit.plugins.plugin_utils.fleet_data import facts
 

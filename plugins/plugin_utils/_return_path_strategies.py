@@ -13,8 +13,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import Meeting
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._numbers import FAMILY, Numbers
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import FAMILY, Numbers
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import Port
+
+STRATEGY_VARIABLE = "return_path_strategy"
+STRATEGIES = MARK, ADDRESS, FWMARK_ACCEPT = "mark", "address", "fwmark_accept"
 
 Sections = dict[str, list[dict[str, Any]]]
 

@@ -14,11 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_addresses import ADDRESSES_VARIABLE
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_strategies import (
+    ADDRESS,
+    FWMARK_ACCEPT,
+    MARK,
+    STRATEGIES,
+    STRATEGY_VARIABLE,
+)
 
-MARK, ADDRESS, FWMARK_ACCEPT, AUTO = "mark", "address", "fwmark_accept", "auto"
-STRATEGIES = (MARK, ADDRESS, FWMARK_ACCEPT)
-VARIABLE = "return_path_strategy"
-ADDRESSES_VARIABLE = "return_path_addresses"
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -68,19 +73,22 @@ def choose(backend: str, wanted: Any, situation: Situation) -> Choice:
     :param wanted: the value of ``return_path_strategy``.
     :raises DerivationError: it is none, or none can work.
     """
+    where = f"{STRATEGY_VARIABLE} of {backend}"
     if wanted in STRATEGIES:
-        return Choice(wanted, f"{VARIABLE} says so")
+        return Choice(wanted, f"{STRATEGY_VARIABLE} says so")
     if wanted != AUTO:
         known = ", ".join((*STRATEGIES, AUTO))
-        raise DerivationError([f"{VARIABLE} of {backend}: {wanted!r} is not a strategy of this version; use {known}"])
+        raise DerivationError(
+            [f"{STRATEGY_VARIABLE} of {backend}: {wanted!r} is not a strategy of this version; use {known}"]
+        )
     if situation.applied:
-        return Choice(situation.applied, f"an earlier run has applied it; only a set {VARIABLE} changes it")
+        return Choice(situation.applied, f"an earlier run has applied it; only a set {STRATEGY_VARIABLE} changes it")
     if situation.dedicated:
         return Choice(ADDRESS, f"{ADDRESSES_VARIABLE} gives each proxy an address of its own")
     if situation.indistinct:
         raise DerivationError(
             [
-                f"{VARIABLE} of {backend}: auto finds none that works: {one}; set {ADDRESSES_VARIABLE} of {backend}"
+                f"{where}: auto finds none that works: {one}; set {ADDRESSES_VARIABLE} of {backend}"
                 for one in situation.indistinct
             ]
         )
@@ -93,7 +101,7 @@ def choose(backend: str, wanted: Any, situation: Situation) -> Choice:
     if situation.udp:
         raise DerivationError(
             [
-                f"{VARIABLE} of {backend}: auto finds none that works: without an {families} default route the UDP "
+                f"{where}: auto finds none that works: without an {families} default route the UDP "
                 f"replies of {MARK} are lost, and {FWMARK_ACCEPT} does not do UDP; set {ADDRESSES_VARIABLE} of "
                 f"{backend}, or give it a default route"
             ]

@@ -10,8 +10,8 @@ import errno
 from dataclasses import replace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import checker, watch
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health import Answer
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import health_checker, health_round
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_state import Answer
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Config, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.settings import Health
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
@@ -67,9 +67,9 @@ class Log:
 @pytest.fixture
 def network(monkeypatch):
     network = Network()
-    monkeypatch.setattr(watch, "TcpQuestion", network.question)
-    monkeypatch.setattr(watch, "UdpQuestion", network.question)
-    monkeypatch.setattr(checker.random, "uniform", lambda first, last: (first + last) / 2)
+    monkeypatch.setattr(health_round, "TcpQuestion", network.question)
+    monkeypatch.setattr(health_round, "UdpQuestion", network.question)
+    monkeypatch.setattr(health_checker.random, "uniform", lambda first, last: (first + last) / 2)
     yield network
     assert network.open == 0, "a question was left open"
 
@@ -89,7 +89,7 @@ class Run:
         config = Config(proxy_id=1, services=services)
         self.region = region or shared_memory.Region(shared_memory.describe(config, 1))
         self.log = Log()
-        self.checker = checker.Checker(config, self.log, None, self.region)
+        self.checker = health_checker.Checker(config, self.log, None, self.region)
         self.time = 1000.0
         self.checker.now = lambda: self.time
         self.checker._resume()
@@ -98,7 +98,7 @@ class Run:
         until = self.time + seconds
         while self.time < until:
             self.checker._turn()
-            self.time += checker.TICK
+            self.time += health_checker.TICK
 
     def states(self):
         return [shared_memory.STATES[self.region.state("health", number)] for number in range(len(self.region.targets))]
@@ -149,9 +149,9 @@ def test_a_round(network, start, spoofed, own, answer, second):
     watch.begin(0.0)
     found, now = None, 0.0
     while found is None:
-        assert now <= HEALTH.timeout + checker.TICK, "a round ends at its timeout"
+        assert now <= HEALTH.timeout + health_checker.TICK, "a round ends at its timeout"
         found = watch.look(now)
-        now += checker.TICK
+        now += health_checker.TICK
     assert found == answer
     assert network.asked == [(B, SOURCES[0])] + [(B, None)] * second
 
@@ -206,23 +206,23 @@ def test_a_broken_return_path_is_told_within_fall_x_interval_and_is_whole_again(
     run.turn(4.0)
     asked = len(network.asked)
     while len(network.asked) == asked:
-        run.turn(checker.TICK)
-    run.turn(2 * checker.TICK)  # the worst moment: just after an answer
+        run.turn(health_checker.TICK)
+    run.turn(2 * health_checker.TICK)  # the worst moment: just after an answer
     epoch = run.region.cells[shared_memory.EPOCH_HEALTH]
     network.says = {(B, True): SILENCE}
     begun = run.time
     while run.states()[0] == "up":
-        run.turn(checker.TICK)
+        run.turn(health_checker.TICK)
     assert run.time - begun <= HEALTH.fall * HEALTH.interval
     assert run.states() == ["return path broken", "up"]
     assert (run.region.told("server", 0), run.region.told("path", 0)) == ("yes", "no: ETIMEDOUT")
     assert run.region.cells[shared_memory.EPOCH_HEALTH] == epoch + 1, "the workers look once"
-    assert run.region.state("since", 0) / 1000 == pytest.approx(run.time, abs=2 * checker.TICK)
+    assert run.region.state("since", 0) / 1000 == pytest.approx(run.time, abs=2 * health_checker.TICK)
     assert run.region.state("recovered", 0) == 0
     network.says = {}
     begun = run.time
     while run.states()[0] != "up":
-        run.turn(checker.TICK)
+        run.turn(health_checker.TICK)
     assert run.time - begun <= HEALTH.rise * HEALTH.interval
     assert run.region.state("recovered", 0) == run.region.state("since", 0), "it starts slowly from here"
     assert [(one["backend"], one["state"], one["level"]) for one in run.log.named("backend state")][-2:] == [
@@ -271,7 +271,7 @@ def test_where_a_client_fails_or_waits_long_the_backend_is_asked_at_once(network
     run.turn(12.0)
     assert len(network.asked) == 2
     succeed(run, 0, field)
-    run.turn(checker.TICK)
+    run.turn(health_checker.TICK)
     assert [one[0] for one in network.asked[2:]] == [B]
     run.turn(10.0)
     assert len(network.asked) == 3, "one failure, one round"
@@ -282,10 +282,10 @@ def test_however_many_clients_fail_a_backend_is_asked_five_times_a_second(networ
     run = start(service(B, health=RARE))
     run.turn(12.0)
     asked = len(network.asked)
-    for _turn in range(int(2 / checker.TICK)):
+    for _turn in range(int(2 / health_checker.TICK)):
         succeed(run, 0, "failed")
-        run.turn(checker.TICK)
-    assert len(network.asked) - asked == pytest.approx(2 / checker.SPACING, abs=2)
+        run.turn(health_checker.TICK)
+    assert len(network.asked) - asked == pytest.approx(2 / health_checker.SPACING, abs=2)
     assert run.log.named("backend skipped") == []
 
 
@@ -293,10 +293,10 @@ def test_however_many_clients_fail_a_backend_is_asked_five_times_a_second(networ
 # suspect then, after how many seconds at most, and the reason in the log.
 TEST_SUSPICIONS = [
     ("well", 0, 0, None, None),
-    ("refused", REFUSED, 0, 2 * checker.TICK, "ECONNREFUSED: Connection refused"),
-    ("silent", SILENCE, SILENCE, watch.SILENCE + 3 * checker.TICK, "no answer"),
-    ("the way back is broken", SILENCE, 0, HEALTH.timeout + 2 * checker.TICK, "ETIMEDOUT: Connection timed out"),
-    ("unreachable", UNREACHABLE, UNREACHABLE, 3 * checker.TICK, "EHOSTUNREACH: No route to host"),
+    ("refused", REFUSED, 0, 2 * health_checker.TICK, "ECONNREFUSED: Connection refused"),
+    ("silent", SILENCE, SILENCE, health_round.SILENCE + 3 * health_checker.TICK, "no answer"),
+    ("the way back is broken", SILENCE, 0, HEALTH.timeout + 2 * health_checker.TICK, "ETIMEDOUT: Connection timed out"),
+    ("unreachable", UNREACHABLE, UNREACHABLE, 3 * health_checker.TICK, "EHOSTUNREACH: No route to host"),
 ]
 
 
@@ -352,7 +352,7 @@ def test_silence_makes_nobody_a_suspect_while_clients_are_served(network, start)
     network.says = {(B, True): SILENCE, (B, False): SILENCE}
     for _turn in range(100):
         succeed(run, 0, "failed")
-        run.turn(checker.TICK)
+        run.turn(health_checker.TICK)
         succeed(run, 0)
     assert (suspects(run), run.states()) == ([0], ["up"])
 
@@ -370,7 +370,7 @@ def test_a_backend_that_is_slow_to_answer_is_no_suspect_for_that(network, start,
     run.turn(12.0)
     succeed(run, 0, "failed")
     for _turn in range(40):
-        run.turn(checker.TICK)
+        run.turn(health_checker.TICK)
         assert suspects(run) == [0]
     assert len(network.asked) > 1
 
@@ -409,7 +409,7 @@ def test_the_next_generation_goes_on_where_this_one_was(network, start):
     successor.region.inherit(run.region, {"web"})
     successor.checker._queue.clear()
     successor.checker._resume()
-    successor.turn(checker.TICK)
+    successor.turn(health_checker.TICK)
     assert successor.states() == ["down", "up"], "before anybody was asked"
     network.says = {}
     successor.turn(10.0)

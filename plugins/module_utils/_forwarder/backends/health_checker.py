@@ -28,8 +28,8 @@ from ..counters.heartbeat import BEAT
 from ..counters.shared_memory import BROKEN, DOWN, UNANSWERED, UNASKED, UNKNOWN, UP
 from ..loop import sockets
 from ..loop.log import RETRY, places
-from .health import Experience
-from .watch import TICK, Watch
+from .health_round import TICK, Watch
+from .health_state import Experience
 
 JITTER = 0.1  # part of an interval by which rounds are spread: checks of many proxies must not march in step
 EARLY = 0.5  # part of the interval after which a wavering target is asked again

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._agreement import faults
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._same_services import faults
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory
 
 ONE = [{"name": "web", "listen": ["0.0.0.0:80"], "backends": ["b:8080", "c:8080"]}]

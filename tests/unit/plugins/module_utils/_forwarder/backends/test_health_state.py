@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health import (
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_state import (
     Answer,
     Experience,
     Question,
