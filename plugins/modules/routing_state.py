@@ -180,7 +180,7 @@ import time
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 
 ARGUMENTS = {
@@ -200,7 +200,7 @@ def perform(module: AnsibleModule) -> engine.Outcome:
     options = module.params
     host = engine.Host(runner=_host_module.command_runner(module))
     common = {"check": module.check_mode, "directory": options["directory"] if options["persist"] else None}
-    wanted = None if options["document"] is None else document.load(options["document"])
+    wanted = None if options["document"] is None else documents.load(options["document"])
     if wanted and wanted.owner != options["owner"]:
         raise errors.DocumentError([f"owner: {wanted.owner} is not the option's {options['owner']}"])
     if options["state"] == "absent":

@@ -142,7 +142,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import err
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import finding, ownership, registry, report
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather as doctor
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import unread
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import host_state
 
 STRINGS = {"type": "list", "elements": "str", "default": []}
@@ -163,7 +163,7 @@ def look(module: AnsibleModule) -> dict:
     unknown = sorted(set(options["ignore_findings"]) - {check.id for check in registry.CHECKS})
     if unknown:
         raise ValueError(f"ignore_findings: there is no check {', '.join(unknown)}")
-    wanted = None if options["document"] is None else document.load(options["document"])
+    wanted = None if options["document"] is None else documents.load(options["document"])
     host = host_state.Host(runner=_host_module.command_runner(module))
     sources = doctor.Sources(host=host, directory=options["directory"], config=options["config"])
     clients = report.by_family(options["clients"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError, Meeting
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import FAMILY, SCHEMA
@@ -29,7 +29,7 @@ def state_document(owner: str, protocol: int, sections: Mapping[str, Any], mark_
 
     :param sections: ``rules``, ``routes`` and so on; one without objects is left out, but for the four always there.
     :param mark_engine: what makes the marks, where there are any.
-    :returns: a document that ``_routing.document.load`` has accepted.
+    :returns: a document that ``_routing.document.documents.load`` has accepted.
     :raises DerivationError: what it has refused.
     """
     objects = {key: sections.get(key, []) for key in ("rules", "routes", "marks", "sysctls")}
@@ -37,8 +37,8 @@ def state_document(owner: str, protocol: int, sections: Mapping[str, Any], mark_
     engine = {"mark_engine": mark_engine} if objects["marks"] and mark_engine != "auto" else {}
     data = {"schema": SCHEMA, "owner": owner, "protocol": protocol, **engine, **objects}
     try:
-        document.load(data)
-    except document.DocumentError as error:
+        documents.load(data)
+    except documents.DocumentError as error:
         raise DerivationError([f"{owner}: {one}" for one in error.errors]) from None
     return data
 

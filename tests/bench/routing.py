@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import sysctl
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 
@@ -60,7 +60,7 @@ def measure(directory: str) -> None:
     host = engine.Host(sysctls=sysctl.Sysctls(f"{directory}/sysctl.json"), lock=f"{directory}/lock")
     started, cpu = time.monotonic(), cpu_seconds()
     if content:
-        outcome = engine.reconcile(document.load(json.loads(content)), host, directory=directory)
+        outcome = engine.reconcile(documents.load(json.loads(content)), host, directory=directory)
     else:
         outcome = engine.remove("bench", host, protocol=210, directory=directory)
     took = {"seconds": time.monotonic() - started, "cpu": cpu_seconds() - cpu}

@@ -14,8 +14,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document as documents
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import store
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, store
 
 from tests.lab.netns import cli_environment
 from tests.support import routing as rl

@@ -13,7 +13,7 @@ import struct
 import time
 from contextlib import contextmanager
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import sysctl
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 
@@ -82,7 +82,7 @@ class Engine:
 
     def apply(self, host, data: dict, options: dict | None = None, **arguments) -> engine.Outcome:
         with host.inside():
-            return engine.reconcile(document.load(data), self.host(host, **(options or {})), **arguments)
+            return engine.reconcile(documents.load(data), self.host(host, **(options or {})), **arguments)
 
     def remove(self, host, owner: str, **arguments) -> engine.Outcome:
         with host.inside():

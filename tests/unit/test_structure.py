@@ -35,7 +35,7 @@ MAY_IMPORT = {
         ".": set(),
         "document": {"."},
         "netlink": {".", "document"},
-        "host": {".", "document", "netlink"},
+        "host": {".", "document"},
         "marks": {".", "document", "host"},
         "reconcile": {".", "document", "host", "marks", "netlink"},
         "keeper": {".", "document", "host", "marks", "netlink", "reconcile"},

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import finding, registry
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document, store
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, store
 
 from tests.lab.netns import NamespaceLab
 from tests.support import routing as rl
@@ -58,7 +58,7 @@ def by_address(proxy) -> dict:
     return {**owner, **sections, "sysctls": settings("accept_redirects", "eth0")}
 
 
-def documents(lab: NamespaceLab) -> dict[str, dict]:
+def documents_by_host(lab: NamespaceLab) -> dict[str, dict]:
     a, side = lab["a"], lab["a"].on("side")
     on_side = SimpleNamespace(name="a", ipv4=side.ipv4, ipv6=side.ipv6, mac=side.mac)
     beyond = rl.return_path(on_side)
@@ -79,10 +79,10 @@ class Clinic:
 
     def __init__(self, lab: NamespaceLab, directory):
         self.lab, self.directory = lab, directory
-        self.documents = documents(lab)
+        self.documents = documents_by_host(lab)
         for name, data in self.documents.items():
             (directory / name).mkdir()
-            loaded = document.load(data)
+            loaded = documents.load(data)
             (directory / name / f"{loaded.owner}.json").write_text(store.content_of(loaded))
 
     def heal(self, name: str) -> None:
@@ -97,7 +97,7 @@ class Clinic:
 
     def complaints(self, name: str, ports=(), wanted: dict | None = None, **options) -> list[finding.Finding]:
         """What is wrong with a host, in the order of the report; with ``wanted``, before that is applied."""
-        loaded = wanted and document.load(wanted)
+        loaded = wanted and documents.load(wanted)
         with self.lab[name].inside():
             facts = gather.look(self.sources(name, **options), loaded, CLIENTS, ports)
         found = finding.ordered(registry.examine(facts))

@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document as documents
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import store
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, store
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import fingerprint, reconcile_pass
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import messages, route_messages
 

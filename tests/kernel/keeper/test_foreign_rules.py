@@ -13,7 +13,7 @@ import time
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import registry
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 
 from tests.support import keeping as kl
 from tests.support import routing as rl
@@ -86,7 +86,7 @@ def complaints(lab, host, directory, wanted: dict | None = None) -> list:
     none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(directory / "none"))
     sources = gather.Sources(host=lab.engine.host(host), directory=str(directory), **none)
     with host.inside():
-        facts = gather.look(sources, wanted and document.load(wanted), CLIENTS)
+        facts = gather.look(sources, wanted and documents.load(wanted), CLIENTS)
     # These documents name no settings.
     found = registry.examine(facts, ["send_redirects", "accept_redirects"])
     return [one for one in found if one.status in ("fail", "warn")]

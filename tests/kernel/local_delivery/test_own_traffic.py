@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import registry
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document, options
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, options
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import single_object
 
 from tests.support import keeping as kl
@@ -79,7 +79,7 @@ def complaints(lab, a, directory, wanted: dict | None = None) -> list[tuple[str,
     none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(directory / "none"))
     sources = gather.Sources(host=lab.engine.host(a), directory=str(directory), **none)
     with a.inside():
-        facts = gather.look(sources, wanted and document.load(wanted))
+        facts = gather.look(sources, wanted and documents.load(wanted))
     return [(one.id, one.subject) for one in registry.examine(facts) if one.status == "fail"]
 
 
@@ -148,7 +148,7 @@ def test_a_rule_that_nothing_bounds_is_refused(lab, a, selectors):
     data = rl.local_delivery(lab["b"])
     data["rules"] = [rule]
     with pytest.raises(errors.DocumentError, match=r"rules\[0\]: would deliver what this host sends"):
-        document.load(data)
+        documents.load(data)
 
 
 ALL = {"priority": 900, "family": "ipv4", "action": "lookup", "table": "777"}

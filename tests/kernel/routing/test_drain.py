@@ -10,7 +10,7 @@ import json
 import time
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import conntrack
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import conntrack
 
 from tests.support import routing as rl
 

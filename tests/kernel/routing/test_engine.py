@@ -14,8 +14,7 @@ import socket
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document as documents
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import store
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, store
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import loop
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.random_documents import documents
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.random_documents import any_document
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.support import routing as rl
@@ -45,7 +45,7 @@ def contents(host) -> tuple[list[str], str]:
 
 
 @bounded
-@given(first=documents(), second=documents())
+@given(first=any_document(), second=any_document())
 def test_any_two_documents(lab, first, second):
     b, apply = lab["b"], lab.engine.apply
     start = contents(b)

@@ -19,7 +19,7 @@ from ansible_collections.trueip.l4proxy.plugins.filter import forwarder_config, 
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _cli
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import metrics
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config, options, settings
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document, schema
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, schema
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _hosts, _services
 
 from tests.docs import pages
@@ -152,7 +152,7 @@ REFERENCE = [
     ("services.rst", "Limits", _fields(options.Limits)),
     ("services.rst", "Health", _fields(settings.Health)),
     ("services.rst", "The forwarder's config", {"schema", *_fields(config.Config)}),
-    ("documents.rst", "The document", document.KEYS),
+    ("documents.rst", "The document", documents.KEYS),
     ("documents.rst", "A rule", schema.RULE),
     ("documents.rst", "A route", schema.ROUTE),
     ("documents.rst", "A mark", schema.MARK),

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..document import formatting, schema
-from ..document.document import Document
+from ..document.documents import Document
 from ..document.model import OWNERS, Setting
 from ..reconcile import host_state
 from ..reconcile.host_state import Host

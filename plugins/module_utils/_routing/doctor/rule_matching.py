@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from ..document import formatting
-from ..document.document import Document
-from ..document.model import MAX_U32, Found, Rule
+from ..document.documents import Document
+from ..document.model import MAX_U32, KernelObject, Rule
 from ..netlink.route_query import RouteAnswer
 from ..reconcile import placement
 
@@ -50,10 +50,10 @@ class Reply:
         return f"a reply from {self.src} to {self.dst}{mark}"
 
 
-def words(found: Found) -> str:
+def words(found: KernelObject) -> str:
     """An object of the kernel in the words of ip(8)."""
-    unknown = f"{formatting.command(found.family)} rule with a selector that is not known here"
-    return formatting.of(found.value) if found.value is not None else found.text or unknown
+    unknown = f"{formatting.ip_command(found.family)} rule with a selector that is not known here"
+    return formatting.describe(found.value) if found.value is not None else found.text or unknown
 
 
 def host_of(prefix: str | None) -> str | None:
@@ -98,29 +98,29 @@ def _mask(rule: Rule) -> int:
     return MAX_U32 if rule.fwmask is None else rule.fwmask
 
 
-def strangers(rules: Iterable[Found], ours: frozenset[int]) -> list[Found]:
+def strangers(rules: Iterable[KernelObject], ours: frozenset[int]) -> list[KernelObject]:
     """Rules of others that decide something, but for the kernel's own."""
     return placement.others(rules, ours)
 
 
-def seen(found: Found) -> Rule:
+def seen(found: KernelObject) -> Rule:
     """A rule of others, as far as the model can say it."""
     return found.seen or found.value
 
 
-def taken_by(found: Found, reply: Reply) -> bool:
+def taken_by(found: KernelObject, reply: Reply) -> bool:
     """Whether a rule of others takes the reply; one that is understood in part may."""
     rule = seen(found)
     return rule.family == reply.family and takes(rule, reply) != found.inverted
 
 
-def live_rule(reply: Reply, rules: Iterable[Found]) -> Rule:
+def live_rule(reply: Reply, rules: Iterable[KernelObject]) -> Rule:
     """The reply's own rule where it stands; that of the document where the host has none."""
     same = (one.value for one in rules if one.value and replace(one.value, priority=reply.rule.priority) == reply.rule)
     return min(same, key=lambda rule: rule.priority, default=reply.rule)
 
 
-def before_ours(reply: Reply, rules: Iterable[Found], foreign: list[Found]) -> list[Found]:
+def before_ours(reply: Reply, rules: Iterable[KernelObject], foreign: list[KernelObject]) -> list[KernelObject]:
     """Of the ``foreign`` rules those that take the reply and are asked before the document's own, in that order."""
     listed = list(rules)
     own = live_rule(reply, listed)

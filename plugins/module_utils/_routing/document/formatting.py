@@ -27,7 +27,7 @@ from .model import (
 KNOWN_PROTOCOLS = {0: "unspec", 2: "kernel", 3: "boot", 4: "static", 9: "ra", 11: "zebra", 12: "bird", 16: "dhcp"}
 
 
-def command(family: str) -> str:
+def ip_command(family: str) -> str:
     return "ip" if family == "ipv4" else "ip -6"
 
 
@@ -51,7 +51,7 @@ def _host(prefix: str) -> str:
 
 
 def rule(value: Rule) -> str:
-    words = [command(value.family), "rule", f"{value.priority}:", "from", _host(value.src) if value.src else "all"]
+    words = [ip_command(value.family), "rule", f"{value.priority}:", "from", _host(value.src) if value.src else "all"]
     if value.dst:
         words += ["to", _host(value.dst)]
     if value.fwmark is not None:
@@ -74,7 +74,7 @@ def rule(value: Rule) -> str:
 
 
 def route(value: Route) -> str:
-    words = [command(value.family), "route"] + ([] if value.type == "unicast" else [value.type]) + [_host(value.dst)]
+    words = [ip_command(value.family), "route"] + ([] if value.type == "unicast" else [value.type]) + [_host(value.dst)]
     for name, part in (("via", value.via), ("dev", value.dev), ("table", value.table), ("src", value.src)):
         if part is not None:
             words += [name, str(part)]
@@ -90,7 +90,7 @@ def route(value: Route) -> str:
 
 
 def address(value: Address) -> str:
-    return f"{command(value.family)} addr {value.address} dev {value.dev}"
+    return f"{ip_command(value.family)} addr {value.address} dev {value.dev}"
 
 
 def mark(value: Mark, engine: str | None = None) -> str:
@@ -117,7 +117,7 @@ def sysctl(value: Sysctl) -> str:
     return f"sysctl {value.name} = {value.value}"
 
 
-def of(value: Rule | Route | Mark | Sysctl | Address) -> str:
+def describe(value: Rule | Route | Mark | Sysctl | Address) -> str:
     """One line for any object."""
     return WRITERS[type(value)](value)
 

@@ -310,7 +310,10 @@ class Sysctl:
 
 @dataclass(frozen=True)
 class Setting:
-    """A sysctl on the host: its value, whether this owner holds it, and what giving it up would restore (or None)."""
+    """A sysctl as it is on the host: its value, whether the owner holds it, and the value that releasing it restores.
+
+    ``restore`` is None when a release changes nothing.
+    """
 
     name: str
     value: str
@@ -344,7 +347,7 @@ def sysctl_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class KernelObject:
     """An object of the kernel with its owner. ``value`` is None for one the model cannot say; ``text`` describes it.
 
     Of such a rule ``seen`` is what the model can say: it selects by more than that when ``partly``, and what does not

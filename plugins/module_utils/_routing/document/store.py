@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass
 
 from ..errors import DocumentError
-from . import document as documents
-from .document import Document
+from . import documents
+from .documents import Document
 
 DIRECTORY = "/etc/l4proxy/routing.d"
 MODE = 0o644

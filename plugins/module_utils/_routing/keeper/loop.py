@@ -27,7 +27,7 @@ from dataclasses import replace
 from typing import Any, TextIO
 
 from ..document import store
-from ..document.document import Document
+from ..document.documents import Document
 from ..host.mac_cache import NAME as MACS
 from ..host.mac_cache import Macs
 from ..reconcile.engine import Host

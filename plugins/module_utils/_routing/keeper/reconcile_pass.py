@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from ..document import store
-from ..document.document import Document
+from ..document.documents import Document
 from ..document.model import OWNERS
 from ..errors import ApplyError, MissingPackage, NotReady, Refused, RoutingError
 from ..marks import iptables, nft

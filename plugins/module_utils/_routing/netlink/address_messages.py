@@ -18,7 +18,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from ..document.model import Address, Found
+from ..document.model import Address, KernelObject
 from .messages import AF, attribute, attributes, link_name
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -51,7 +51,7 @@ def encode(address: Address, protocol: int, index: int) -> bytes:
     return BODY.pack(AF[address.family], BITS[address.family], 0, scope, index) + b"".join(parts)
 
 
-def decode(body: bytes) -> Found | None:
+def decode(body: bytes) -> KernelObject | None:
     """An address with its owner: the number if it is one that this engine set, else 0. None for other families."""
     number, length, _flags, _scope, index = BODY.unpack_from(body)
     if number not in FAMILIES:
@@ -62,4 +62,4 @@ def decode(body: bytes) -> Found | None:
     metric = U32.unpack(found[IFA_RT_PRIORITY])[0] if IFA_RT_PRIORITY in found else 0
     ours = metric & ~0xFF == MARKER and length == BITS[family]
     value = Address(family, socket.inet_ntop(number, packed), link_name(index))
-    return Found(value, metric & 0xFF if ours else 0, family)
+    return KernelObject(value, metric & 0xFF if ours else 0, family)

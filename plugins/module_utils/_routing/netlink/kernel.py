@@ -21,7 +21,7 @@ import time
 import traceback
 from typing import Any
 
-from ..document.model import FAMILIES, Address, Found, Route, Rule
+from ..document.model import FAMILIES, Address, KernelObject, Route, Rule
 from ..errors import MissingPackage
 from . import address_messages, link_marks, neighbour_messages, route_messages, rule_messages
 from .messages import AF, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, link_index
@@ -37,7 +37,7 @@ except ImportError:
     IPRoute = None
     NetlinkError = OSError
 
-__all__ = ["PYROUTE2_ERROR", "Found", "Kernel", "NetlinkError", "RouteAnswer", "reason", "route_get"]
+__all__ = ["PYROUTE2_ERROR", "Kernel", "KernelObject", "NetlinkError", "RouteAnswer", "reason", "route_get"]
 
 SCOPE_NUMBERS = {name: number for number, name in route_messages.SCOPES.items()}
 SCOPE_NOWHERE = 255
@@ -79,7 +79,7 @@ class Kernel:
 
     # --- rules
 
-    def rules(self) -> list[Found]:
+    def rules(self) -> list[KernelObject]:
         """All policy rules, of every owner, in the order in which the kernel asks them (a family after the other)."""
         return [
             rule_messages.decode(body, family)
@@ -131,7 +131,7 @@ class Kernel:
 
     # --- routes
 
-    def routes(self, protocol: int = 0, table: int = 0) -> list[Found]:
+    def routes(self, protocol: int = 0, table: int = 0) -> list[KernelObject]:
         """The routes of a protocol, or of every one, in a table, or in all tables but main, local and default."""
         found = []
         for family in FAMILIES:
@@ -182,7 +182,7 @@ class Kernel:
         body = address_messages.encode(address, protocol, link_index(address.dev))
         self._messages.change(address_messages.RTM_DELADDR, 0, body)
 
-    def addresses(self) -> list[Found]:
+    def addresses(self) -> list[KernelObject]:
         """The host's own addresses, of both families; the protocol is that of an owner of ours, or 0."""
         question = address_messages.BODY.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
         found = map(address_messages.decode, self._messages.dump(address_messages.RTM_GETADDR, question))

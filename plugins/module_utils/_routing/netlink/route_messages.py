@@ -15,7 +15,7 @@ import struct
 from typing import Any
 
 from ..document import formatting
-from ..document.model import Found, Route
+from ..document.model import KernelObject, Route
 from .messages import AF, address_text, attribute, attributes, link_name
 
 RTM_DELROUTE, RTM_GETROUTE = 25, 26
@@ -48,7 +48,7 @@ def is_learnt(body: bytes) -> bool:
     return bool(BODY.unpack_from(body)[-1] & RTM_F_CLONED)
 
 
-def decode(body: bytes, family: str) -> Found | None:
+def decode(body: bytes, family: str) -> KernelObject | None:
     """A route with its owner; None for one that was learnt.
 
     One that the model cannot say has no value: it is not one of ours, whoever made it.
@@ -78,8 +78,10 @@ def decode(body: bytes, family: str) -> Found | None:
             **described,
             **{METRICS[number]: metric for number, metric in metrics.items()},
         )
-    line = formatting.route(value) if value else f"{formatting.command(family)} route {described['dst']} table {table}"
-    return Found(value, protocol, family, table, line)
+    line = (
+        formatting.route(value) if value else f"{formatting.ip_command(family)} route {described['dst']} table {table}"
+    )
+    return KernelObject(value, protocol, family, table, line)
 
 
 def _number(found: dict[int, bytes], kind: int) -> int:

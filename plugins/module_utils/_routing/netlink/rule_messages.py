@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from ..document import formatting
-from ..document.model import Found, Rule
+from ..document.model import KernelObject, Rule
 from .messages import AF, address_text, attribute, attributes
 
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
@@ -78,7 +78,7 @@ def encode(rule: Rule, protocol: int) -> bytes:
     return head + b"".join(packed)
 
 
-def decode(body: bytes, family: str) -> Found:
+def decode(body: bytes, family: str) -> KernelObject:
     """A rule with its owner. One that the model cannot say has no value: it is not one of ours, whoever made it."""
     _family, dst_len, src_len, tos, short_table, _r1, _r2, action, flags = BODY.unpack_from(body)
     found = {kind: value for kind, value in attributes(body[BODY.size :]) if value != IDLE.get(kind)}
@@ -105,11 +105,11 @@ def decode(body: bytes, family: str) -> Found:
         suppress_prefixlength=_number(found, FRA_SUPPRESS_PREFIXLEN, None),
     )
     if action in ACTIONS and not (inverted or partly or unmarked):
-        return Found(seen, protocol, family, table, seen=seen)
+        return KernelObject(seen, protocol, family, table, seen=seen)
     if FRA_L3MDEV in found:
-        return Found(None, protocol, family, table, text=_words(seen, inverted, "l3mdev"))
+        return KernelObject(None, protocol, family, table, text=_words(seen, inverted, "l3mdev"))
     more = "with selectors not known here" if partly else ""
-    return Found(None, protocol, family, table, _words(seen, inverted, more), seen, inverted, partly)
+    return KernelObject(None, protocol, family, table, _words(seen, inverted, more), seen, inverted, partly)
 
 
 def _words(seen: Rule, inverted: bool, more: str) -> str:

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Optional
 
-from ..document import document as documents
-from ..document.document import SECTIONS, Document
+from ..document import documents
+from ..document.documents import SECTIONS, Document
 from ..document.model import Mark, Route, Rule, Sysctl
 from .plan import State
 

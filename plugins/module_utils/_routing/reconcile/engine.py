@@ -4,7 +4,7 @@
 
 """Bring a host to a document, or take an owner's set away: gather, plan, apply or undo, read back.
 
-    outcome = reconcile(document.load(data), Host(), directory="/etc/l4proxy/routing.d")
+    outcome = reconcile(documents.load(data), Host(), directory="/etc/l4proxy/routing.d")
     outcome = remove("return_path", Host(), directory="/etc/l4proxy/routing.d")
 
 Both hold the host's one lock while they change anything, the file of the document included.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..document import formatting, schema, store
-from ..document.document import SECTIONS, Document
+from ..document.documents import SECTIONS, Document
 from ..document.model import OWNERS, Sysctl
 from ..errors import MissingPackage, Refused, RoutingError
 from ..host import files
@@ -117,7 +117,7 @@ def reconcile(
         outcome = _finish(document, host, view, purge, check, directory, content)
         if not check:
             host.macs.learn(document.owner, view.answered, (via for mark in document.marks for via in mark.via))
-        leaving = tuple(formatting.of(value) for value in draining.leaving(document))
+        leaving = tuple(formatting.describe(value) for value in draining.leaving(document))
         due = None if now is None else draining.next_look(document, now)
         found = {"missing": (*absent, *view.missing), "let_go": tuple(view.let_go)}
         return replace(outcome, **found, retiring=leaving, next_due=due)

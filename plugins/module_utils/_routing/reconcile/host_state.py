@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..document import formatting, own_traffic
-from ..document.document import Document
-from ..document.model import OWNERS, Address, Found, Mark, Route, Rule
+from ..document.documents import Document
+from ..document.model import OWNERS, Address, KernelObject, Mark, Route, Rule
 from ..errors import MissingPackage, NotReady, Refused
-from ..host import conntrack, files, runner
+from ..host import files, runner
 from ..host.mac_cache import Macs
 from ..host.sysctl import Sysctls
 from ..marks import selection
-from ..netlink import link_marks
+from ..netlink import conntrack, link_marks
 from ..netlink.kernel import Kernel
 from . import placement
 from .plan import Foreign, State
@@ -82,7 +82,7 @@ def read(kernel: Any, host: Host, document: Document) -> tuple[State, Foreign]:
     return State(rules, routes, live.marks, settings, live.sound, addresses, live.engine), foreign
 
 
-def _split(found: list[Found], protocol: int) -> tuple[tuple[Any, ...], list[Found]]:
+def _split(found: list[KernelObject], protocol: int) -> tuple[tuple[Any, ...], list[KernelObject]]:
     """The objects of an owner, as far as the model can say them, and those of others."""
     ours = tuple(one.value for one in found if one.protocol == protocol and one.value is not None)
     return ours, [one for one in found if one.protocol != protocol]

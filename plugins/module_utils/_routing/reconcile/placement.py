@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..document import formatting
-from ..document.model import MAX_U32, OWNERS, Found, Rule, network
+from ..document.model import MAX_U32, OWNERS, KernelObject, Rule, network
 
 LOCAL, MAIN_PRIORITY = 255, 32766
 
@@ -28,8 +28,8 @@ class Placed:
     """
 
     moved: dict[Rule, Rule] = field(default_factory=dict)
-    before: tuple[Found, ...] = ()
-    blocking: tuple[Found, ...] = ()
+    before: tuple[KernelObject, ...] = ()
+    blocking: tuple[KernelObject, ...] = ()
     # The highest priority in the document.
     highest: int = 0
 
@@ -38,7 +38,7 @@ class Placed:
         return self.moved.get(rule, rule)
 
 
-def others(rules: Iterable[Found], ours: Iterable[int] = ()) -> list[Found]:
+def others(rules: Iterable[KernelObject], ours: Iterable[int] = ()) -> list[KernelObject]:
     """The rules of others that decide something, but for the kernel's own."""
     numbers = {*OWNERS.values(), *ours}
     return [one for one in rules if one.protocol not in numbers and is_foreign(one)]
@@ -66,13 +66,13 @@ def sentences(found: Placed, owner: str) -> list[str]:
     ]
 
 
-def words(found: Found) -> str:
+def words(found: KernelObject) -> str:
     """A rule of others and whose it is."""
-    text = formatting.of(found.value) if found.value is not None else found.text
+    text = formatting.describe(found.value) if found.value is not None else found.text
     return f"`{text}` ({formatting.owner_name(found.protocol)})"
 
 
-def is_foreign(found: Found) -> bool:
+def is_foreign(found: KernelObject) -> bool:
     """Whether a rule decides something, and is not the kernel's own or the one for the addresses of this host."""
     seen = found.seen or found.value
     if seen is None or seen.action == "nop" or (seen.action == "lookup" and seen.table == LOCAL):
@@ -80,7 +80,7 @@ def is_foreign(found: Found) -> bool:
     return seen.priority < MAIN_PRIORITY
 
 
-def placed(rules: Sequence[Rule], listed: Sequence[Found]) -> Placed:
+def placed(rules: Sequence[Rule], listed: Sequence[KernelObject]) -> Placed:
     """Where the rules of a document have to stand. ``listed`` are all rules of the host; each family is for itself."""
     foreign = others(listed)
     parts = [_placed([rule for rule in rules if rule.family == family], foreign, listed) for family in ("ipv4", "ipv6")]
@@ -92,7 +92,7 @@ def placed(rules: Sequence[Rule], listed: Sequence[Found]) -> Placed:
     )
 
 
-def _placed(rules: list[Rule], foreign: list[Found], listed: Sequence[Found]) -> Placed:
+def _placed(rules: list[Rule], foreign: list[KernelObject], listed: Sequence[KernelObject]) -> Placed:
     ours = [rule for rule in rules if not rule.retiring]
     before = tuple(one for one in foreign if leads_on(one) and any(is_before(one, rule) for rule in ours))
     if not before:
@@ -105,23 +105,23 @@ def _placed(rules: list[Rule], foreign: list[Found], listed: Sequence[Found]) ->
     return Placed({rule: replace(rule, priority=new[rule.priority]) for rule in ours}, before)
 
 
-def _floor(listed: Sequence[Found], family: str) -> int:
+def _floor(listed: Sequence[KernelObject], family: str) -> int:
     """The priority of the rule for this host's own addresses, which has to stay in front."""
     found = (one.seen or one.value for one in listed if one.family == family)
     return max((rule.priority for rule in found if rule and rule.action == "lookup" and rule.table == LOCAL), default=0)
 
 
-def leads_on(found: Found) -> bool:
+def leads_on(found: KernelObject) -> bool:
     """Whether a rule of others sends packets on, and does not end the search."""
     return (found.seen or found.value).action in ("lookup", "goto")
 
 
-def priority_of(found: Found) -> int:
+def priority_of(found: KernelObject) -> int:
     """The priority of a rule that was seen at least."""
     return (found.seen or found.value).priority
 
 
-def is_before(found: Found, rule: Rule) -> bool:
+def is_before(found: KernelObject, rule: Rule) -> bool:
     """Whether a rule of others is asked before ours and may take packets that are ours.
 
     Of equal priority it may be: the order is that in which they were added.

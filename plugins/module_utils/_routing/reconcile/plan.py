@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..document import formatting
-from ..document.model import OF_CONNTRACK, Address, Found, Mark, Route, Rule, Setting, Sysctl
+from ..document.model import OF_CONNTRACK, Address, KernelObject, Mark, Route, Rule, Setting, Sysctl
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Change:
         if self.kind == "marks":
             names = ", ".join(f"{mark.name} ({mark.id:#x})" for mark in self.after or self.before) or "none"
             return f"{self.verb} {formatting.mark_set(self.engines[1])}: {names}"
-        return f"{self.verb} {formatting.of(self.after or self.before)}"
+        return f"{self.verb} {formatting.describe(self.after or self.before)}"
 
 
 def _sysctl_sentence(before: Setting, after: Sysctl | None) -> str:
@@ -197,7 +197,7 @@ def lines(state: State) -> str:
     objects = [value for values in (state.addresses, state.rules, state.routes) for value in _ordered(values)]
     marks = [formatting.mark(mark, state.engine) for mark in _ordered(state.marks)]
     settings = [Sysctl(setting.name, setting.value) for setting in sorted(state.sysctls, key=lambda found: found.name)]
-    listing = [*map(formatting.of, objects), *marks, *map(formatting.of, settings)]
+    listing = [*map(formatting.describe, objects), *marks, *map(formatting.describe, settings)]
     if not state.sound:
         listing.append(f"{formatting.mark_set(state.engine)} is not as it was written")
     return "".join(f"{line}\n" for line in listing)
@@ -218,7 +218,7 @@ class Foreign:
     # (address, protocol of another owner of ours, or 0)
     addresses: tuple[tuple[Address, int], ...] = ()
     # All rules but the owner's, also those that the model cannot say.
-    listed: tuple[Found, ...] = ()
+    listed: tuple[KernelObject, ...] = ()
 
 
 def conflicts(want: State, foreign: Foreign) -> list[str]:

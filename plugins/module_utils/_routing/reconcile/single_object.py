@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..document import formatting, own_traffic
-from ..document.model import RESERVED_PROTOCOLS, Found, Route, Rule
+from ..document.model import RESERVED_PROTOCOLS, KernelObject, Route, Rule
 from ..errors import MissingPackage, NotReady, Refused
 from ..netlink.kernel import COMMON_TABLES
 from . import apply, engine, host_state, plan
@@ -71,11 +71,11 @@ def _look(value: Any, host: Host, protocol: int, present: bool) -> tuple[State, 
             return host_state.resolve(kernel, _state(value)), have
         except NotReady as error:
             raise Refused(
-                [f"{formatting.of(value)}: cannot be applied now, {sentence}" for sentence in error.errors]
+                [f"{formatting.describe(value)}: cannot be applied now, {sentence}" for sentence in error.errors]
             ) from error
 
 
-def _listed(kernel: Any, value: Rule | Route) -> list[Found]:
+def _listed(kernel: Any, value: Rule | Route) -> list[KernelObject]:
     if isinstance(value, Rule):
         return [one for one in kernel.rules() if one.family == value.family]
     return [one for one in kernel.routes(table=value.table) if one.family == value.family]
@@ -96,13 +96,13 @@ def _cuts_off(kernel: Any, value: Rule | Route) -> list[str]:
     return errors + own_traffic.sentences(own_traffic.from_own(rules, local, own))
 
 
-def _foreign(found: Found) -> str:
+def _foreign(found: KernelObject) -> str:
     manage = "" if found.protocol in RESERVED_PROTOCOLS else f", or say protocol: {found.protocol} to manage it here"
     owner = formatting.owner_name(found.protocol)
-    return f"{formatting.of(found.value)} is there already and belongs to {owner}; remove it there{manage}"
+    return f"{formatting.describe(found.value)} is there already and belongs to {owner}; remove it there{manage}"
 
 
-def _shared_table(route: Route, found: list[Found], protocol: int) -> list[str]:
+def _shared_table(route: Route, found: list[KernelObject], protocol: int) -> list[str]:
     """Main and default are everybody's; another table is its owner's."""
     others = [one for one in found if one.protocol != protocol]
     if route.table in COMMON_TABLES or not others:

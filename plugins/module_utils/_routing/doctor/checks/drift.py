@@ -40,7 +40,7 @@ def _drifted(facts: Facts, kind: str, why: str) -> Iterator[Finding]:
 
 def _sentence(change: Change) -> str:
     replaced = change.kind in ("rule", "route") and change.verb == "replace"
-    return f"{change.sentence} (there is: {formatting.of(change.before)})" if replaced else change.sentence
+    return f"{change.sentence} (there is: {formatting.describe(change.before)})" if replaced else change.sentence
 
 
 def settings(facts: Facts) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...document import formatting, own_traffic
-from ...document.model import MAX_U32, OWNERS, Found, Rule
+from ...document.model import MAX_U32, OWNERS, KernelObject, Rule
 from ...netlink.route_query import RouteAnswer
 from ...reconcile import host_state, placement
 from ...reconcile.plan import Foreign, conflicts
@@ -70,7 +70,7 @@ WHY_CUT_OFF = "what this host sends is delivered to the host itself, so nobody r
 def _removal(rule: Rule) -> str:
     parts = [("from", rule_matching.host_of(rule.src) or rule.src), ("iif", rule.iif), ("ipproto", rule.ip_proto)]
     selectors = " ".join(f"{word} {value}" for word, value in parts if value)
-    command = f"{formatting.command(rule.family)} rule del priority {rule.priority} {selectors}".rstrip()
+    command = f"{formatting.ip_command(rule.family)} rule del priority {rule.priority} {selectors}".rstrip()
     return f"`{command} table {rule.table}`"
 
 
@@ -78,7 +78,7 @@ def rule_before(facts: Facts) -> Iterator[Finding]:
     foreign = rule_matching.strangers(facts.rules or (), facts.protocols)
     if not foreign:
         return
-    named: set[Found] = set()
+    named: set[KernelObject] = set()
     for reply, answer in facts.replies.items():
         own = rule_matching.live_rule(reply, facts.rules)
         for found in rule_matching.before_ours(reply, facts.rules, foreign):
@@ -88,7 +88,7 @@ def rule_before(facts: Facts) -> Iterator[Finding]:
                 yield _before(facts, reply, found, what)
 
 
-def _before(facts: Facts, reply: Reply, found: Found, what: str) -> Finding:
+def _before(facts: Facts, reply: Reply, found: KernelObject, what: str) -> Finding:
     """What the engine and the keeper can mend by themselves, and what they cannot."""
     document = next(one for one in facts.documents if one.owner == reply.owner)
     there = placement.placed(document.rules, facts.rules or ()) if document.owner in OWNERS else placement.Placed()
@@ -104,14 +104,14 @@ def _before(facts: Facts, reply: Reply, found: Found, what: str) -> Finding:
         )
     highest = max(one.priority for one in document.rules)
     remedy = (
-        f"`{formatting.command(rule.family)} rule del priority {rule.priority}`, and add that rule again with a "
+        f"`{formatting.ip_command(rule.family)} rule del priority {rule.priority}`, and add that rule again with a "
         f"priority of its own above {highest}; a tool that names none gets the lowest (wg-quick: `Table = off`, and "
         "PostUp lines that name a priority)"
     )
     return fail(rule_matching.words(found), what, why, remedy)
 
 
-def _decides(facts: Facts, reply: Reply, found: Found, answer: RouteAnswer) -> bool:
+def _decides(facts: Facts, reply: Reply, found: KernelObject, answer: RouteAnswer) -> bool:
     """Whether a foreign rule that is asked before ours sends the reply elsewhere."""
     rule = rule_matching.seen(found)
     if rule.action == "goto" and (rule.table or 0) <= rule_matching.live_rule(reply, facts.rules or ()).priority:
@@ -132,7 +132,7 @@ def _decides(facts: Facts, reply: Reply, found: Found, answer: RouteAnswer) -> b
     return any(one.dst == "default" and reply.via not in (one.via, one.type) for one in defaults)
 
 
-def _whose(found: Found) -> str:
+def _whose(found: KernelObject) -> str:
     return f"`{rule_matching.words(found)}` ({formatting.owner_name(found.protocol)})"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...document.document import Document
+from ...document.documents import Document
 from .. import rule_matching
 from ..facts.model import Facts, spelled
 from ..finding import Finding, fail, skip, warn

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...document import store
-from ...document.document import Document
+from ...document.documents import Document
 from ...errors import MissingPackage, NotReady, Refused, RoutingError
 from ...host import files, sysctl
 from ...host.runner import MissingCommand

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ...document.document import Document
-from ...document.model import OWNERS, Found
+from ...document.documents import Document
+from ...document.model import OWNERS, KernelObject
 from ...netlink.route_query import RouteAnswer
 from ...reconcile.plan import Change
 from ..firewall.model import Ruleset
@@ -193,9 +193,9 @@ class Facts:
     peers: tuple[Peer, ...] = ()
     backends: tuple[Backend, ...] = ()
     replies: Mapping[Reply, RouteAnswer] = field(default_factory=dict)
-    rules: tuple[Found, ...] | None = None
-    routes: tuple[Found, ...] | None = None
-    addresses: tuple[Found, ...] | None = None
+    rules: tuple[KernelObject, ...] | None = None
+    routes: tuple[KernelObject, ...] | None = None
+    addresses: tuple[KernelObject, ...] | None = None
     # destination: the gateway that a redirect has taught
     redirected: Mapping[str, str] | None = None
     ruleset: Ruleset | None = None

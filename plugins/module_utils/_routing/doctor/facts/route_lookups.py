@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from ...document.document import Document
+from ...document.documents import Document
 from ...document.model import Mark, Route, Rule
 from ...netlink import link_marks, neighbour_messages, route_query
 from ...netlink.messages import Netlink, link_index

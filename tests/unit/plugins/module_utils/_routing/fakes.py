@@ -15,7 +15,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors imp
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import sysctl
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import nft
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.kernel import COMMON_TABLES, Found
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.kernel import COMMON_TABLES, KernelObject
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 
 
@@ -37,17 +37,20 @@ class FakeKernel:
         self.forgotten = 0
 
     def _does(self, name: str, value: object) -> bool:
-        self.calls.append(f"{name} {formatting.of(value)}")
+        self.calls.append(f"{name} {formatting.describe(value)}")
         if len(self.calls) == self.fail_at or (self.fail and self.fail in self.calls[-1]):
             raise OSError(12, "Cannot allocate memory")
         return not (self.lose and self.lose in self.calls[-1])
 
     def rules(self):
-        return [Found(rule, protocol, rule.family, 0, formatting.of(rule)) for rule, protocol in self.held_rules]
+        return [
+            KernelObject(rule, protocol, rule.family, 0, formatting.describe(rule))
+            for rule, protocol in self.held_rules
+        ]
 
     def routes(self, protocol=0, table=0):
         return [
-            Found(route, owner, route.family, route.table, formatting.of(route))
+            KernelObject(route, owner, route.family, route.table, formatting.describe(route))
             for route, owner in self.held_routes
             if (route.table == table if table else route.table not in COMMON_TABLES) and protocol in (0, owner)
         ]
@@ -77,7 +80,7 @@ class FakeKernel:
             self.held_addresses.remove((address, protocol))
 
     def addresses(self):
-        return [Found(address, protocol, address.family) for address, protocol in self.held_addresses]
+        return [KernelObject(address, protocol, address.family) for address, protocol in self.held_addresses]
 
     def links(self):
         return self.links_up
@@ -157,9 +160,9 @@ class FakeHost:
     def snapshot(self) -> tuple:
         """Everything there is, comparable."""
         marks = {name: nft.observe(name[8:], {"nftables": objects}) for name, objects in self.nft.tables.items()}
-        rules = sorted(((formatting.of(rule), protocol) for rule, protocol in self.kernel.held_rules))
-        routes = sorted(((formatting.of(route), protocol) for route, protocol in self.kernel.held_routes))
-        addresses = sorted((formatting.of(address), protocol) for address, protocol in self.kernel.held_addresses)
+        rules = sorted(((formatting.describe(rule), protocol) for rule, protocol in self.kernel.held_rules))
+        routes = sorted(((formatting.describe(route), protocol) for route, protocol in self.kernel.held_routes))
+        addresses = sorted((formatting.describe(address), protocol) for address, protocol in self.kernel.held_addresses)
         memory = self.memory.read_text() if self.memory.exists() else None
         return rules, routes, marks, addresses, self.redirects.read_text().strip(), memory
 

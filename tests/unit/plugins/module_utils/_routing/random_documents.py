@@ -88,7 +88,7 @@ def _rule_key(rule: dict) -> tuple:
 
 
 @st.composite
-def documents(draw) -> dict:
+def any_document(draw) -> dict:
     """One that can be applied as it is: no key twice, and each source address is on the host."""
     drawn = {
         "rules": draw(st.lists(rules(), max_size=6, unique_by=_rule_key)),

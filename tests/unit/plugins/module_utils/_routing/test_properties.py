@@ -9,11 +9,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Address, Route, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import FakeHost
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.random_documents import documents
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.random_documents import any_document
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,11 +43,11 @@ class Fresh:
         self._directory.cleanup()
 
     def apply(self, data: dict, **options) -> engine.Outcome:
-        return engine.reconcile(document.load(data), self.host.engine, allow_empty=True, **options)
+        return engine.reconcile(documents.load(data), self.host.engine, allow_empty=True, **options)
 
 
 @settings(max_examples=60, deadline=None)
-@given(documents(), documents())
+@given(any_document(), any_document())
 def test_what_was_there_before_makes_no_difference(first, second):
     with Fresh() as used, Fresh() as clean:
         used.apply(first)
@@ -59,7 +59,7 @@ def test_what_was_there_before_makes_no_difference(first, second):
 
 
 @settings(max_examples=60, deadline=None)
-@given(documents(), documents(), st.booleans())
+@given(any_document(), any_document(), st.booleans())
 def test_check_mode_foretells_and_the_second_time_there_is_nothing_to_do(first, second, purge):
     with Fresh() as fresh:
         fresh.apply(first)
@@ -73,7 +73,7 @@ def test_check_mode_foretells_and_the_second_time_there_is_nothing_to_do(first, 
 
 
 @settings(max_examples=40, deadline=None)
-@given(documents(), documents())
+@given(any_document(), any_document())
 def test_a_drain_ends_where_no_drain_does(first, second):
     with Fresh() as drained, Fresh() as clean:
         drained.host.connections = {11: 3, 12: 1}
@@ -86,7 +86,7 @@ def test_a_drain_ends_where_no_drain_does(first, second):
 
 
 @settings(max_examples=40, deadline=None)
-@given(documents(), documents(), st.integers(1, 30))
+@given(any_document(), any_document(), st.integers(1, 30))
 def test_a_failure_leaves_what_was_there(first, second, number):
     """Whichever change fails, and whatever was there."""
     with Fresh() as fresh:

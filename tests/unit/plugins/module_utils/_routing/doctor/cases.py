@@ -18,16 +18,16 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.fac
     Socket,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall.model import Ruleset
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Found, Route, Rule
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import KernelObject, Route, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
 
 CLIENT = "198.51.100.254"
 CLIENTS = {"ipv4": CLIENT, "ipv6": "2001:db8:ffff::fffe"}
 A, B, ROUTER = "198.18.0.11", "198.18.0.21", "198.18.0.1"
-RETURN_PATH = document.load(fakes.RETURN_PATH)
-LOCAL_DELIVERY = document.load(
+RETURN_PATH = documents.load(fakes.RETURN_PATH)
+LOCAL_DELIVERY = documents.load(
     {
         "schema": 1,
         "owner": "local_delivery",
@@ -59,10 +59,10 @@ TAKEN_IN = [
 ]
 
 
-def owned(one: document.Document) -> dict[str, tuple[Found, ...]]:
+def owned(one: documents.Document) -> dict[str, tuple[KernelObject, ...]]:
     """The document's rules and routes as the kernel lists them."""
-    rules = tuple(Found(rule, one.protocol, rule.family) for rule in one.rules)
-    routes = tuple(Found(route, one.protocol, route.family, route.table) for route in one.routes)
+    rules = tuple(KernelObject(rule, one.protocol, rule.family) for rule in one.rules)
+    routes = tuple(KernelObject(route, one.protocol, route.family, route.table) for route in one.routes)
     return {"rules": rules, "routes": routes}
 
 
@@ -98,14 +98,14 @@ PROXY = Facts(
 )
 
 
-def foreign_rule(protocol: int = 0, **values: Any) -> Found:
+def foreign_rule(protocol: int = 0, **values: Any) -> KernelObject:
     rule = Rule(**{"family": "ipv4", **values})
-    return Found(rule, protocol, rule.family)
+    return KernelObject(rule, protocol, rule.family)
 
 
-def foreign_route(protocol: int = 3, **values: Any) -> Found:
+def foreign_route(protocol: int = 3, **values: Any) -> KernelObject:
     route = Route(**{"family": "ipv4", **values})
-    return Found(route, protocol, route.family, route.table, "ip route there")
+    return KernelObject(route, protocol, route.family, route.table, "ip route there")
 
 
 def peer(**changes: Any) -> Facts:

@@ -10,7 +10,7 @@ import json
 from dataclasses import replace
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather, route_lookups
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
@@ -45,7 +45,7 @@ class FakeDoctor:
 
     def apply(self) -> None:
         """The document of a backend, in the fake kernel and stored."""
-        wanted = document.load(fakes.RETURN_PATH)
+        wanted = documents.load(fakes.RETURN_PATH)
         engine.reconcile(wanted, self.host.engine, directory=str(self.stored))
 
     def _run(self, argv, stdin=None):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import ownership
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Found
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import KernelObject
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases, fake_doctor
 
@@ -18,7 +18,7 @@ from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing
 def test_owned(tmp_path, monkeypatch):
     host = fake_doctor.FakeDoctor(tmp_path, monkeypatch)
     host.apply()
-    found = ownership.owned(host.sources.host, (document.load(fakes.RETURN_PATH),))
+    found = ownership.owned(host.sources.host, (documents.load(fakes.RETURN_PATH),))
     assert list(found) == ["local_delivery", "return_path"]
     assert found["return_path"]["rules"] == fakes.RETURN_PATH["rules"]
     assert found["return_path"]["marks"] == fakes.RETURN_PATH["marks"]
@@ -31,7 +31,7 @@ def test_owned(tmp_path, monkeypatch):
 def test_foreign():
     kernels = cases.foreign_rule(2, priority=32766, table=254)
     theirs = cases.foreign_rule(3, priority=100, table=7)
-    strange = Found(None, 4, "ipv6")
+    strange = KernelObject(None, 4, "ipv6")
     near = cases.foreign_route(table=20111, via=cases.ROUTER, metric=9)
     far = cases.foreign_route(table=7, via=cases.ROUTER)
     whole = replace(

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import rule_matching
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Found, Rule
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import KernelObject, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
 
@@ -43,15 +43,15 @@ def test_takes(reply, values, expected):
     assert rule_matching.takes(rule, reply) == expected
 
 
-def found(priority: int, protocol: int = 3, **values) -> Found:
+def found(priority: int, protocol: int = 3, **values) -> KernelObject:
     return cases.foreign_rule(protocol, **{"priority": priority, "table": 7, **values})
 
 
-OURS = Found(SENT.rule, 202, "ipv4")
+OURS = KernelObject(SENT.rule, 202, "ipv4")
 EARLY, SAME, LATE = found(5), found(1100), found(2000)
-LANDED, LATE_MOVED = found(0), Found(replace(SENT.rule, priority=3), 202, "ipv4")
-NOT_TUNNELLED = Found(None, 3, "ipv4", seen=found(9, fwmark=0xCA6C).value, inverted=True)
-NOT_OURS = Found(None, 3, "ipv4", seen=found(9, fwmark=11, fwmask=255).value, inverted=True)
+LANDED, LATE_MOVED = found(0), KernelObject(replace(SENT.rule, priority=3), 202, "ipv4")
+NOT_TUNNELLED = KernelObject(None, 3, "ipv4", seen=found(9, fwmark=0xCA6C).value, inverted=True)
+NOT_OURS = KernelObject(None, 3, "ipv4", seen=found(9, fwmark=11, fwmask=255).value, inverted=True)
 # (the listing, who comes first)
 BEFORE = [
     ([EARLY, OURS], [EARLY]),
@@ -61,7 +61,7 @@ BEFORE = [
     ([found(5, protocol=201), found(6, src="10.0.0.0/8"), OURS], []),
     # The kernel's own is the one for table local; another's may land beside it.
     ([found(0, table=255), LANDED, OURS], [LANDED]),
-    ([Found(None, 3, "ipv4"), OURS], []),
+    ([KernelObject(None, 3, "ipv4"), OURS], []),
     ([NOT_TUNNELLED, OURS], [NOT_TUNNELLED]),
     ([NOT_OURS, OURS], []),
     # Ours has moved.
@@ -95,7 +95,7 @@ def test_well_sent():
 
 def test_words():
     assert rule_matching.words(EARLY) == "ip rule 5: from all lookup 7"
-    assert rule_matching.words(Found(None, 3, "ipv6")) == "ip -6 rule with a selector that is not known here"
+    assert rule_matching.words(KernelObject(None, 3, "ipv6")) == "ip -6 rule with a selector that is not known here"
 
 
 def test_the_one_address_of_a_prefix():

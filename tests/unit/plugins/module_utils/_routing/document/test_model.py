@@ -111,4 +111,4 @@ TEXTS = [
 
 @pytest.mark.parametrize(("value", "expected"), TEXTS)
 def test_text(value, expected):
-    assert formatting.of(value) == expected
+    assert formatting.describe(value) == expected

@@ -11,7 +11,7 @@ import os
 import threading
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document, store
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, store
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import RoutingError
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import files
 
@@ -23,7 +23,7 @@ def put(directory, name: str, data: object) -> None:
 
 
 def test_what_is_written_is_loaded(tmp_path):
-    loaded = document.load({**MINE, "sysctls": [{"name": "a.b", "value": 1}]})
+    loaded = documents.load({**MINE, "sysctls": [{"name": "a.b", "value": 1}]})
     files.write(store.path_of(str(tmp_path), "mine"), store.content_of(loaded), store.MODE)
     (stored,) = store.load_all(str(tmp_path))
     assert stored.document == loaded

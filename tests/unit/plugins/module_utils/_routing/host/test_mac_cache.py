@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.mac_cache import Macs
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 
@@ -84,7 +84,7 @@ def mark(name: str, number: int, via: str) -> dict:
 def applied(host, path, *marks):
     data = {**RETURN_PATH, "rules": [], "routes": [], "sysctls": [], "marks": list(marks)}
     host.engine = engine.Host(**{**host.engine.__dict__, "macs": Macs(str(path))})
-    outcome = engine.reconcile(document.load(data), host.engine)
+    outcome = engine.reconcile(documents.load(data), host.engine)
     return {mark.name: mark.macs for mark in outcome.after.marks}, outcome.waiting
 
 
@@ -125,5 +125,5 @@ def test_a_dry_run_remembers_nothing(host, path):
     host.kernel.neighbours[A] = NEW
     host.engine = engine.Host(**{**host.engine.__dict__, "macs": Macs(str(path))})
     data = {**RETURN_PATH, "marks": [mark("a", 11, A)]}
-    engine.reconcile(document.load(data), host.engine, check=True)
+    engine.reconcile(documents.load(data), host.engine, check=True)
     assert not path.exists()

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.document import Document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.documents import Document
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import (
     Address,
     Mark,
@@ -55,7 +55,7 @@ def test_all_that_is_lacking_retires():
     }
     assert {value.retire_at for value in draining.leaving(begun)} == {1000}
     assert len(draining.leaving(begun)) == 7
-    assert document.dump(document.load(document.dump(begun))) == document.dump(begun), "it can be stored"
+    assert documents.dump(documents.load(documents.dump(begun))) == documents.dump(begun), "it can be stored"
 
 
 def test_what_is_named_does_not_retire():
@@ -76,7 +76,7 @@ def test_a_mark_under_another_mask_is_kept_too():
     other = replace(EMPTY, marks=(Mark("a", 0x1100, 0xFF00, via=("198.18.0.11",)),))
     begun = draining.begin(other, State(marks=(MARK,)), None, 1000)
     assert draining.leaving(begun) == [replace(MARK, macs=())]
-    assert set(document.load(document.dump(begun)).marks) == set(begun.marks)
+    assert set(documents.load(documents.dump(begun)).marks) == set(begun.marks)
 
 
 ODD = [
@@ -127,7 +127,7 @@ def test_what_conntrack_does_not_know_stays_for_the_whole_time():
 
 def test_a_mark_without_next_hop_retires_and_can_be_stored():
     begun = draining.begin(NEW, State(marks=(replace(MARK, via=()),)), None, 1000)
-    assert document.load(document.dump(begun)).marks == begun.marks
+    assert documents.load(documents.dump(begun)).marks == begun.marks
 
 
 def test_before_it_is_settled_nothing_leaves_early():

@@ -12,7 +12,7 @@ import json
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Route, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import RETURN_PATH, FakeHost
@@ -29,7 +29,7 @@ def directory(tmp_path):
 
 
 def apply(host, data=None, **options):
-    return engine.reconcile(document.load(RETURN_PATH if data is None else data), host.engine, **options)
+    return engine.reconcile(documents.load(RETURN_PATH if data is None else data), host.engine, **options)
 
 
 def variant(section: str, **values) -> dict:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Found, Rule
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import KernelObject, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import placement
 
 LOOKUP = Rule("ipv4", 1100, table=20111, fwmark=11, fwmask=255)
@@ -18,10 +18,10 @@ WAY_BACK = [LOOKUP, GUARD]
 DELIVERY = [Rule("ipv4", 1100, table=20100, src="198.18.0.21", iif="eth0", ip_proto=6)]
 
 
-def other(priority: int, inverted: bool = False, partly: bool = False, protocol: int = 3, **values) -> Found:
+def other(priority: int, inverted: bool = False, partly: bool = False, protocol: int = 3, **values) -> KernelObject:
     rule = Rule(**{"family": "ipv4", "priority": priority, "table": 51820, **values})
     exact = not (inverted or partly or rule.action in ("goto", "nop"))
-    return Found(rule if exact else None, protocol, rule.family, seen=rule, inverted=inverted, partly=partly)
+    return KernelObject(rule if exact else None, protocol, rule.family, seen=rule, inverted=inverted, partly=partly)
 
 
 LOCAL = other(0, table=255, protocol=2)
@@ -81,5 +81,5 @@ def test_what_retires_stays_where_it_is():
 
 def test_a_place_does_not_depend_on_where_ours_stand():
     """Else two looks would give two answers."""
-    ours = [Found(replace(rule, priority=number), 202, "ipv4") for rule, number in zip(WAY_BACK, (1096, 1097))]
+    ours = [KernelObject(replace(rule, priority=number), 202, "ipv4") for rule, number in zip(WAY_BACK, (1096, 1097))]
     assert placement.placed(WAY_BACK, [LOCAL, *ours, *WG_QUICK]).moved == placement.placed(WAY_BACK, WG_QUICK).moved

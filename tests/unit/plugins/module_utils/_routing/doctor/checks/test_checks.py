@@ -22,10 +22,10 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.fac
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import iptables_rules
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall.model import Ruleset
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import (
     Address,
-    Found,
+    KernelObject,
     Mark,
     Rule,
     Setting,
@@ -41,15 +41,17 @@ ACCEPTED = replace(cases.RETURN_PATH, sysctls=(Sysctl("net.ipv4.tcp_fwmark_accep
 NO_ROUTE = RouteAnswer("unreachable", error="ENETUNREACH")
 REFUSED = RouteAnswer("refused", error="EXDEV")
 # By its source alone, without a mark: the strategy "address".
-BY_ADDRESS = document.load(
+BY_ADDRESS = documents.load(
     {
         **fakes.RETURN_PATH,
         "marks": [],
         "rules": [{"family": "ipv4", "priority": 1100, "src": cases.B, "action": "lookup", "table": 20111}],
     }
 )
-WITH_SOURCE = document.load({**fakes.RETURN_PATH, "routes": [{**fakes.RETURN_PATH["routes"][0], "src": "198.18.0.33"}]})
-BY_SOCKET = document.load(
+WITH_SOURCE = documents.load(
+    {**fakes.RETURN_PATH, "routes": [{**fakes.RETURN_PATH["routes"][0], "src": "198.18.0.33"}]}
+)
+BY_SOCKET = documents.load(
     {
         "schema": 1,
         "owner": "local_delivery",
@@ -93,7 +95,7 @@ def ranged(address: str, but: tuple[int, ...] = ()) -> facts.Facts:
 
 GIVEN = {"clients_given": frozenset({"ipv4"})}
 SERVED = {"ports": (("tcp", 8080),)}
-TWO_ADDRESSES = tuple(Found(Address("ipv4", one, "eth0"), 0, "ipv4") for one in (cases.B, "198.18.0.33"))
+TWO_ADDRESSES = tuple(KernelObject(Address("ipv4", one, "eth0"), 0, "ipv4") for one in (cases.B, "198.18.0.33"))
 DOCKER_PROXY = Relay(Socket("tcp", "0.0.0.0", 8080), "docker-proxy", 7)
 CONTAINER = {"translated": {"172.17.0.2": "docker0"}}
 SWARM = Socket("tcp", "0.0.0.0", 2377)

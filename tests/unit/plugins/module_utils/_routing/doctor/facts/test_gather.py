@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import registry
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
@@ -56,7 +56,7 @@ def test_a_document_that_waits(host):
 
 
 def test_a_document_that_is_still_to_be_applied(host):
-    facts = gather.look(host.sources, document.load(fakes.RETURN_PATH))
+    facts = gather.look(host.sources, documents.load(fakes.RETURN_PATH))
     assert not facts.applied
     assert [peer.via for peer in facts.peers] == [cases.A]
     assert facts.drift == ()
@@ -67,7 +67,7 @@ def test_a_document_that_is_still_to_be_applied(host):
 def test_a_fresh_host_has_no_packages(host):
     host.host.no_pyroute2 = True
     host.outputs["nft -j list ruleset"] = None
-    facts = gather.look(host.sources, document.load(fakes.RETURN_PATH))
+    facts = gather.look(host.sources, documents.load(fakes.RETURN_PATH))
     assert set(facts.missing) == {"nftables", "python3-pyroute2"}
     assert (facts.rules, facts.routes, facts.ruleset) == (None, None, None)
     assert [peer.dev for peer in facts.peers] == ["eth0"], "the kernel answers single questions without any package"
@@ -160,7 +160,7 @@ def test_what_a_host_says_that_makes_no_sense_is_named_and_not_the_end(host, mon
             monkeypatch.setattr(host.host.kernel, name, fake_doctor.raising(saying))
         else:
             host.outputs[name] = saying
-    facts = gather.look(host.sources, document.load(fakes.RETURN_PATH) if early else None)
+    facts = gather.look(host.sources, documents.load(fakes.RETURN_PATH) if early else None)
     assert reason in facts.unread[what]
     # The engine itself meets the same when it compares the host with a document.
     assert set(facts.unread) <= {what, "what differs from the documents"}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from ..netlink.messages import Netlink, attribute, attributes
+from .messages import Netlink, attribute, attributes
 
 # NFNL_SUBSYS_CTNETLINK and IPCTNL_MSG_CT_GET
 GET = 1 << 8 | 1

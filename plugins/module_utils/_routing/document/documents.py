@@ -159,7 +159,9 @@ def _duplicates(section: str, values: list[Any]) -> list[str]:
         if value is None:
             continue
         if value.key in seen:
-            errors.append(f"{section}[{index}]: is {section}[{seen[value.key]}] once more ({formatting.of(value)})")
+            errors.append(
+                f"{section}[{index}]: is {section}[{seen[value.key]}] once more ({formatting.describe(value)})"
+            )
         seen.setdefault(value.key, index)
     return errors
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Mark, Route, Rule, Sysctl
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import DocumentError
 
@@ -48,13 +48,13 @@ def changed(path: str, value: object) -> dict:
 
 def errors_of(data: object) -> list[str]:
     with pytest.raises(DocumentError) as caught:
-        document.load(data)
+        documents.load(data)
     return caught.value.errors
 
 
 def test_what_a_good_document_is():
-    loaded = document.load(GOOD)
-    assert loaded == document.Document(
+    loaded = documents.load(GOOD)
+    assert loaded == documents.Document(
         "return_path",
         202,
         (
@@ -72,10 +72,10 @@ def test_what_a_good_document_is():
 
 
 def test_dump_is_the_inverse_of_load():
-    dumped = document.dump(document.load(GOOD))
+    dumped = documents.dump(documents.load(GOOD))
     assert dumped["marks"] == GOOD["marks"]
-    assert document.dump(document.load(dumped)) == dumped
-    assert document.load(dumped) == document.load(GOOD)
+    assert documents.dump(documents.load(dumped)) == dumped
+    assert documents.load(dumped) == documents.load(GOOD)
 
 
 def test_dump_keeps_every_selector():
@@ -83,7 +83,7 @@ def test_dump_keeps_every_selector():
     rule |= {"iif": "lo", "oif": "eth0", "ip_proto": 17, "sport": "53-60", "dport": 99, "uid_range": "0-5"}
     rule |= {"suppress_prefixlength": 0, "retiring": True, "retire_at": 1732400000}
     data = changed("rules", [rule])
-    dumped = document.dump(document.load(data))["rules"][0]
+    dumped = documents.dump(documents.load(data))["rules"][0]
     del rule["dst"]
     assert dumped == {**rule, "ip_proto": "udp", "dport": "99"}
 
@@ -100,16 +100,16 @@ ROUTES = [
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_dump_keeps_what_is_not_usual_of_a_route(route):
-    assert document.dump(document.load(changed("routes", [route])))["routes"] == [route]
+    assert documents.dump(documents.load(changed("routes", [route])))["routes"] == [route]
 
 
 def test_an_address_is_kept_without_its_length():
-    dumped = document.dump(document.load(changed("addresses", [{**ADDRESS, "retiring": True, "retire_at": 5}])))
+    dumped = documents.dump(documents.load(changed("addresses", [{**ADDRESS, "retiring": True, "retire_at": 5}])))
     assert dumped["addresses"] == [{**ADDRESS, "address": "198.18.0.121", "retiring": True, "retire_at": 5}]
 
 
 def test_a_retiring_mark_may_be_of_a_proxy_with_a_new_id():
-    loaded = document.load(changed("marks.+", {**GOOD["marks"][1], "id": 13, "mac": None, "retiring": False}))
+    loaded = documents.load(changed("marks.+", {**GOOD["marks"][1], "id": 13, "mac": None, "retiring": False}))
     assert [mark.id for mark in loaded.marks] == [11, 12, 13]
 
 
@@ -121,19 +121,19 @@ def test_a_retiring_mark_may_be_of_a_proxy_with_a_new_id():
     {"name": "a3", "id": 13, "mask": 255, "mac": None, "via": ["198.18.0.13"], "conntrack": False},
 ])  # fmt: skip
 def test_a_mark_of_each_kind_is_kept(mark):
-    assert document.dump(document.load(changed("marks.+", mark)))["marks"][-1] == mark
+    assert documents.dump(documents.load(changed("marks.+", mark)))["marks"][-1] == mark
 
 
 @pytest.mark.parametrize("twice", [{"iif": "eth1"}, {"transparent": True}])
 def test_what_one_mark_matches_no_other_may(twice):
     data = changed("marks", [{"name": f"m{one}", "id": one, "mask": 255, **twice} for one in (1, 2)])
     with pytest.raises(DocumentError, match=rf"marks\[1\].{next(iter(twice))}: .* is already that of marks\[0\]"):
-        document.load(data)
+        documents.load(data)
 
 
 @pytest.mark.parametrize(("given", "dumped"), [("iptables", "iptables"), ("auto", None), (None, None)])
 def test_the_engine_of_marks_is_kept_unless_it_is_the_usual(given, dumped):
-    assert document.dump(document.load(changed("mark_engine", given))).get("mark_engine") == dumped
+    assert documents.dump(documents.load(changed("mark_engine", given))).get("mark_engine") == dumped
 
 
 SOCKETS = {"name": "sockets", "id": 1, "mask": 255, "transparent": True}
@@ -272,7 +272,7 @@ def test_all_errors_at_once():
 
 def test_numbers_that_templates_made_texts():
     data = changed("rules.0", {**GOOD["rules"][0], "priority": "1100", "fwmark": "0xb", "fwmask": "0xff"})
-    assert document.load(data) == document.load(GOOD)
+    assert documents.load(data) == documents.load(GOOD)
 
 
 def test_the_number_of_single_objects_is_no_owners():

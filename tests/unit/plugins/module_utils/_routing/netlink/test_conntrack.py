@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import conntrack
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import conntrack
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.messages import attribute, attributes
 
 
