@@ -1,17 +1,70 @@
 #!/usr/bin/env bash
-# Run stages one after the other and end with a table of times and one closing line. The first stage that fails ends the
-# run; with KEEP_GOING=1 the others run all the same, and the closing line names those that failed.
+# Run stages, which are targets of the Makefile, and end with a table of their times and one closing line.
+#
+#     tests/run.sh lint unit [ molecule deploy / docs units ] kernel
+#
+# Stages run one after the other. Between brackets, the lanes that "/" separates run at the same time; the second and
+# later ones with low priority. The output of a stage in a lane is printed when the stage has ended; until then it is in
+# .build/stages/STAGE.log.
+#
+# After a failure no further stage starts; with KEEP_GOING=1 all run. The closing line names the stages that failed.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export L4PROXY_TEST_EXAMPLES=same
-table='' passed=0 failed=()
-for stage in "$@"; do
-    printf '\n=== %s\n' "$stage"
-    started=$SECONDS
-    if make --no-print-directory "$stage"; then result=passed; passed=$((passed + 1)); else result=FAILED; failed+=("$stage"); fi
-    table+=$(printf '%-18s %-7s %5d s' "$stage" "$result" $((SECONDS - started)))$'\n'
-    [ "${#failed[@]}" -eq 0 ] || [ -n "${KEEP_GOING-}" ] || break
+logs=.build/stages
+results=$logs/results # a line for each ended stage: STAGE RESULT SECONDS
+mkdir -p "$logs"
+: >"$results"
+
+may_start() {
+    [ -n "${KEEP_GOING-}" ] || ! grep -q FAILED "$results"
+}
+
+run_stage() { # STAGE NICENESS
+    local started=$SECONDS result=FAILED
+    nice -n "$2" make --no-print-directory "$1" && result=passed
+    echo "$1 $result $((SECONDS - started))" >>"$results"
+}
+
+run_lane() { # NICENESS STAGE...
+    local niceness=$1 stage
+    trap 'exit 130' INT
+    for stage in "${@:2}"; do
+        may_start || return
+        printf '=== %s started; its output: %s\n' "$stage" "$logs/$stage.log"
+        run_stage "$stage" "$niceness" >"$logs/$stage.log" 2>&1
+        flock "$results" cat - "$logs/$stage.log" <<<$'\n'"=== $stage"
+    done
+}
+
+lanes=()
+start_lane() { # STAGE...: the first lane has normal priority
+    run_lane "$((${#lanes[@]} ? 10 : 0))" "$@" &
+    lanes+=($!)
+}
+
+lane=() bracket=''
+for argument in "$@"; do
+    case $argument in
+        '[') bracket=open lane=() lanes=() ;;
+        /) start_lane "${lane[@]}" && lane=() ;;
+        ']') start_lane "${lane[@]}" && bracket='' && wait "${lanes[@]}" ;;
+        *)
+            if [ -n "$bracket" ]; then
+                lane+=("$argument")
+            elif may_start; then
+                printf '\n=== %s\n' "$argument"
+                run_stage "$argument" 0
+                # The other stages test this package, even if files change meanwhile.
+                [ "$argument" != package ] || export L4PROXY_TEST_PACKAGE=built
+            fi
+            ;;
+    esac
 done
-printf '\n=== stages\n%s%-26s %5d s\n' "$table" total "$SECONDS"
-printf '\n%d passed, %d failed%s\n' "$passed" "${#failed[@]}" "${failed[*]:+: ${failed[*]}}"
+
+printf '\n=== stages\n'
+while read -r stage result seconds; do printf '%-18s %-7s %5d s\n' "$stage" "$result" "$seconds"; done <"$results"
+printf '%-26s %5d s\n' total "$SECONDS"
+mapfile -t failed < <(awk '$2 == "FAILED" { print $1 }' "$results")
+printf '\n%d passed, %d failed%s\n' "$(grep -c passed "$results")" "${#failed[@]}" "${failed[*]:+: ${failed[*]}}"
 [ "${#failed[@]}" -eq 0 ]

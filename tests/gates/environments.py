@@ -13,6 +13,7 @@ module and no network.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -33,12 +34,18 @@ PACKAGES = {"py311": "dev"}
 
 def ensure(name: str) -> tuple[Path, Path]:
     """Return (interpreter, directory of packages) of an environment, made where it is missing or out of date."""
+    requirements = REPOSITORY / "requirements" / f"{PACKAGES.get(name, name)}.txt"
+    with requirements.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # stages that run at the same time may need the same environment
+        return _ensure(name, requirements)
+
+
+def _ensure(name: str, requirements: Path) -> tuple[Path, Path]:
     own = ".".join(map(str, sys.version_info[:2]))
     version = PYTHONS.get(name, own)
     python = Path(sys.executable) if version == own else interpreters.ensure(version)
     if python == Path(sys.executable) and PACKAGES.get(name) == "dev":
         return python, Path(sysconfig.get_path("purelib"))  # .build/venv itself
-    requirements = REPOSITORY / "requirements" / f"{PACKAGES.get(name, name)}.txt"
     site, stamp = SITES / name, SITES / f"{name}.stamp"
     wanted = hashlib.sha256(requirements.read_bytes() + version.encode()).hexdigest()
     if not stamp.exists() or stamp.read_text(encoding="ascii") != wanted:

@@ -13,26 +13,68 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
-MAKEFILE = "good:\n\t@true\nbad:\n\t@false\nother:\n\t@echo other was here\n"
+MAKEFILE = """
+good:
+	@true
+bad:
+	@false
+other:
+	@echo other was here
+left right: # each waits for the other
+	@echo $@ begins
+	@touch $@ && while [ ! -e left ] || [ ! -e right ]; do sleep 0.01; done
+	@echo $@ ends
+package:
+	@true
+packaged:
+	@[ "$$L4PROXY_TEST_PACKAGE" = built ]
+slow:
+	@sleep 0.3
+"""
 
 
-def run(directory, keep_going):
-    (directory / "tests").mkdir()
-    shutil.copy(TESTS / "run.sh", directory / "tests")
-    (directory / "Makefile").write_text(MAKEFILE, encoding="utf-8")
-    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "KEEP_GOING")}
-    command = ["bash", "tests/run.sh", "good", "bad", "other"]
-    return subprocess.run(
-        command, cwd=directory, env={**environment, **keep_going}, capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def run(tmp_path):
+    """Run stages of the Makefile above; it returns the exit status and the lines of the output."""
+    (tmp_path / "tests").mkdir()
+    shutil.copy(TESTS / "run.sh", tmp_path / "tests")
+    (tmp_path / "Makefile").write_text(MAKEFILE, encoding="utf-8")
+
+    def run(stages, **variables):
+        inherited = ("MAKEFLAGS", "KEEP_GOING", "L4PROXY_TEST_PACKAGE")
+        environment = {key: value for key, value in os.environ.items() if key not in inherited}
+        command = ["bash", "tests/run.sh", *stages.split()]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**environment, **variables}, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout.splitlines()
+
+    return run
 
 
 @pytest.mark.parametrize(
-    ("keep_going", "last", "goes_on"),
-    [({}, "1 passed, 1 failed: bad", False), ({"KEEP_GOING": "1"}, "2 passed, 1 failed: bad", True)],
+    ("stages", "variables", "last", "goes_on"),
+    [
+        ("good bad other", {}, "1 passed, 1 failed: bad", False),
+        ("good bad other", {"KEEP_GOING": "1"}, "2 passed, 1 failed: bad", True),
+        ("good [ slow other / bad ] good", {}, "2 passed, 1 failed: bad", False),
+        ("good [ slow other / bad ] good", {"KEEP_GOING": "1"}, "4 passed, 1 failed: bad", True),
+    ],
 )
-def test_the_first_failure_ends_the_run_unless_told_to_go_on(tmp_path, keep_going, last, goes_on):
-    done = run(tmp_path, keep_going)
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == last
-    assert ("other was here" in done.stdout) == goes_on
+def test_no_stage_starts_after_a_failure_unless_told_to_go_on(run, stages, variables, last, goes_on):
+    status, lines = run(stages, **variables)
+    assert status == 1
+    assert lines[-1] == last
+    assert ("other was here" in lines) == goes_on
+
+
+def test_lanes_run_at_the_same_time_and_print_the_output_of_each_stage_in_one_piece(run):
+    status, lines = run("[ left / right ] other")
+    assert (status, lines[-1]) == (0, "3 passed, 0 failed")
+    for stage in ("left", "right"):
+        start = lines.index(f"=== {stage}")
+        assert lines[start + 1 : start + 3] == [f"{stage} begins", f"{stage} ends"]
+
+
+def test_all_stages_use_the_package_that_was_built_first(run):
+    assert run("package [ packaged / packaged ] packaged")[1][-1] == "4 passed, 0 failed"
