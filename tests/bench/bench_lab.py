@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.bench import hold
 from tests.bench.peers import BULK, HOLD, HTTP, UDP
 from tests.lab.netns import NamespaceLab
-from tests.support import routing as routing_lab
+from tests.support.routing import Engine, local_delivery, return_path
 
 SOURCE = Path(__file__).with_name("udp.c")
 #: Each of these accounts of the client has an address of its own.
@@ -38,9 +38,9 @@ class BenchLab(NamespaceLab):
         return self
 
     def _set_up(self) -> None:
-        engine = routing_lab.Engine(self.tmp)
-        engine.apply(self["a"], routing_lab.local_delivery(self["b"]))
-        engine.apply(self["b"], routing_lab.return_path(self["a"], self["a2"]))
+        engine = Engine(self.tmp)
+        engine.apply(self["a"], local_delivery(self["b"]))
+        engine.apply(self["b"], return_path(self["a"], self["a2"]))
         self._translate()
         self._add_client_addresses()
         self.udp = self.tmp / "udp"

@@ -13,7 +13,8 @@ import sys
 import time
 
 from tests.bench.measure import cpu_seconds
-from tests.support import forwarding as fl
+from tests.support.forwarding import Forwarder, make_config, raise_lab, wire
+from tests.support.waiting import eventually
 
 BACKENDS, INTERVAL, BOUND = 300, 2.0, 0.02
 FIRST_PORT = 10_000
@@ -31,8 +32,8 @@ def backends(lab, count):
 
 def main(seconds: float) -> int:
     """Measure and print one line; returns 1 when it is above the bound."""
-    with fl.raise_lab("bc") as lab:
-        fl.wire(lab)
+    with raise_lab("bc") as lab:
+        wire(lab)
         ports = range(FIRST_PORT, FIRST_PORT + BACKENDS // 2)
         for host in ("b", "c"):
             lab.nginx(host, ports=ports)
@@ -42,8 +43,8 @@ def main(seconds: float) -> int:
             "backends": backends(lab, BACKENDS),
             "health": {"interval": INTERVAL},
         }
-        with fl.Forwarder(lab, fl.config(service)) as forwarder:
-            fl.wait(lambda: set(states(forwarder)) == {"up"}, "all are up", forwarder.show)
+        with Forwarder(lab, make_config(service)) as forwarder:
+            eventually(lambda: set(states(forwarder)) == {"up"}, "all are up", forwarder.show)
             (checker,) = forwarder.children("l4-checker")
             before, rounds, begun = cpu_seconds([checker]), checks(forwarder), time.monotonic()
             time.sleep(seconds)

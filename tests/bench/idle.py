@@ -22,7 +22,8 @@ import time
 
 from tests.bench import hold, measure
 from tests.bench.peers import AS_DAEMON
-from tests.support import forwarding as fl
+from tests.support import tcp
+from tests.support.forwarding import Forwarder, make_config, make_service, raise_lab, wire
 
 HELD, RAW = 8000, 7000
 IDLE, FEW = 8000, 10
@@ -130,12 +131,12 @@ def half_closed_by_the_backend(client: socket.socket, server: socket.socket) -> 
 def reset_while_paused(client: socket.socket, server: socket.socket) -> None:
     """The backend does not read, and then the client is gone: what is reported of a socket cannot be masked."""
     fill(client)
-    fl.reset(client)
+    tcp.reset(client)
 
 
 def reset(client: socket.socket, server: socket.socket) -> None:
     """The client is gone."""
-    fl.reset(client)
+    tcp.reset(client)
 
 
 KINDS = (paused, half_closed, half_closed_by_the_backend, reset_while_paused, reset)
@@ -143,8 +144,8 @@ KINDS = (paused, half_closed, half_closed_by_the_backend, reset_while_paused, re
 
 def standing(lab, forwarder, report: Report) -> None:
     """Measure what sessions cost in which nothing moves any more."""
-    with fl.listen(lab, "b", 9001) as listener:
-        pairs = [fl.pair(lab, listener, RAW) for _session in range(PAUSED)]
+    with tcp.listen(lab, "b", 9001) as listener:
+        pairs = [tcp.pair(lab, listener, RAW) for _session in range(PAUSED)]
         for number, (client, server) in enumerate(pairs):
             KINDS[number % len(KINDS)](client, server)
         time.sleep(SETTLED)
@@ -166,16 +167,16 @@ def main() -> int:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     report = Report()
-    with fl.raise_lab("id") as lab:
-        fl.wire(lab)
+    with raise_lab("id") as lab:
+        wire(lab)
         for address in (lab["b"].ipv4, lab["b"].ipv6):
             lab["b"].spawn([sys.executable, hold.__file__, "server", address, "9000"])
         services = (
             # The servers are one loop in Python each: an answer may take a while.
-            fl.service(lab, "held", HELD, 9000, backends=["b"], log="errors", connect_timeout=5),
-            fl.service(lab, "raw", RAW, 9001, backends=["b"], log="errors"),
+            make_service(lab, "held", HELD, 9000, backends=["b"], log="errors", connect_timeout=5),
+            make_service(lab, "raw", RAW, 9001, backends=["b"], log="errors"),
         )
-        with fl.Forwarder(lab, fl.config(*services, workers=2), wrapper=AS_DAEMON) as forwarder:
+        with Forwarder(lab, make_config(*services, workers=2), wrapper=AS_DAEMON) as forwarder:
             idle(lab, forwarder, report)
             for name in ("rmem", "wmem"):
                 lab["a"].sysctl(f"net.ipv4.tcp_{name}", SMALL)

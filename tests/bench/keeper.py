@@ -29,8 +29,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper imp
 
 from tests.bench.routing import BACKENDS, PROXIES, fleet
 from tests.lab.netns import NamespaceLab
-from tests.support import keeping as keeper_lab
-from tests.support import routing as routing_lab
+from tests.support.keeping import Running, keeping, storm
+from tests.support.routing import Engine
+from tests.support.waiting import eventually
 
 # As the return path has them.
 SETTINGS = [
@@ -43,28 +44,28 @@ MEMORY_BOUND, CPU_BOUND = 45, 0.1
 REPAIRS = 20
 
 
-def memory(keeper: keeper_lab.Running) -> float:
+def memory(keeper: Running) -> float:
     status = Path(f"/proc/{keeper.process.pid}/status").read_text(encoding="utf-8")
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
 
-def used(keeper: keeper_lab.Running) -> float:
+def used(keeper: Running) -> float:
     """Seconds of CPU so far, exact to the nanosecond (/proc/PID/schedstat), without children."""
     return int(Path(f"/proc/{keeper.process.pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
 
 
-def look_cost(keeper: keeper_lab.Running, looks: int = 10) -> float:
+def look_cost(keeper: Running, looks: int = 10) -> float:
     """CPU seconds of a full look, children included: their ticks of /proc are 10 ms, so several are counted."""
     before = keeper.cpu()
     for _look in range(looks):
         own = used(keeper)
         keeper.process.send_signal(signal.SIGHUP)
-        routing_lab.eventually(lambda own=own: used(keeper) > own + 0.003)
+        eventually(lambda own=own: used(keeper) > own + 0.003)
         time.sleep(1.0)
     return (keeper.cpu() - before) / looks
 
 
-def glance_cost(keeper: keeper_lab.Running, host: Any, glances: int = 10) -> float:
+def glance_cost(keeper: Running, host: Any, glances: int = 10) -> float:
     """CPU seconds of a glance: of the same code in this process, as nothing but the clock makes the keeper glance."""
     with keeper.host.inside():
         found = reconcile_pass.look(reconcile_pass.Documents(str(keeper.documents)), host)
@@ -74,30 +75,30 @@ def glance_cost(keeper: keeper_lab.Running, host: Any, glances: int = 10) -> flo
         return (time.process_time() - before) / glances
 
 
-def rest(keeper: keeper_lab.Running, seconds: float) -> float:
+def rest(keeper: Running, seconds: float) -> float:
     """Per cent of a core when nothing happens."""
     before = used(keeper)
     time.sleep(seconds)
     return 100 * (used(keeper) - before) / seconds
 
 
-def in_storm(keeper: keeper_lab.Running) -> tuple[float, float]:
+def in_storm(keeper: Running) -> tuple[float, float]:
     """Per cent of a core, and changes a second, while others' routes change."""
     before, began = keeper.cpu(), time.monotonic()
     for _time in range(5):
-        keeper_lab.storm(keeper.host, 4000)
+        storm(keeper.host, 4000)
     took = time.monotonic() - began
     return 100 * (keeper.cpu() - before) / took, 5 * 8000 / took
 
 
-def repair(keeper: keeper_lab.Running) -> float:
+def repair(keeper: Running) -> float:
     """Seconds until a rule that was removed is there again; not one it has just repaired."""
     before = keeper.repairs
     # Two proxies at least: another one each time, lest it looks like a fight.
     rule = f"priority 1101 fwmark {101 + before % 2}/255"
     keeper.host.run(["ip", "rule", "del", *rule.split()])
     began = time.monotonic()
-    routing_lab.eventually(lambda: keeper.repairs > before)
+    eventually(lambda: keeper.repairs > before)
     took = time.monotonic() - began
     time.sleep(0.3)
     return took
@@ -105,8 +106,8 @@ def repair(keeper: keeper_lab.Running) -> float:
 
 def measure(lab: NamespaceLab, name: str, data: dict, seconds: float) -> list[str]:
     """Print the figures; which bounds were missed."""
-    with tempfile.TemporaryDirectory() as directory, keeper_lab.keeping(lab, "b", Path(directory), data) as keeper:
-        routing_lab.eventually(lambda: "in place" in keeper.state["story"])
+    with tempfile.TemporaryDirectory() as directory, keeping(lab, "b", Path(directory), data) as keeper:
+        eventually(lambda: "in place" in keeper.state["story"])
         took = sorted(repair(keeper) for _number in range(REPAIRS))
         time.sleep(schedule.CALM)
         keeper.rest()
@@ -134,7 +135,7 @@ def main() -> None:
     documents = {name: {**data, "sysctls": SETTINGS} for name, data in documents.items()}
     missed = []
     with NamespaceLab(f"bench{os.getpid()}", ["b"]) as lab, tempfile.TemporaryDirectory() as directory:
-        lab.engine = routing_lab.Engine(Path(directory))
+        lab.engine = Engine(Path(directory))
         for name, data in documents.items():
             missed += measure(lab, name, data, seconds)
     raise SystemExit(f"too much: {', '.join(missed)}" if missed else 0)

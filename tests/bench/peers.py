@@ -26,7 +26,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 from tests.bench import measure
 from tests.lab import earlier
 from tests.lab.netns import NamespaceLab, stop
-from tests.support import forwarding as forwarder_lab
+from tests.support.forwarding import Forwarder, make_config
 
 HTTP, BULK, HOLD, UDP = 8080, 5201, 9000, 5353
 TCP_PORTS = (HTTP, BULK, HOLD)
@@ -122,8 +122,8 @@ def l4proxy(lab: NamespaceLab, directory: Path, setting: Setting, archive: Path 
 
     ports = [*((port, "tcp") for port in TCP_PORTS), *([(UDP, "udp")] if setting.udp else [])]
     services = [service(port, protocol) for port, protocol in ports]
-    document = forwarder_lab.config(*services, workers=setting.workers)
-    forwarder = forwarder_lab.Forwarder(lab, document, wrapper=AS_DAEMON, archive=archive)
+    document = make_config(*services, workers=setting.workers)
+    forwarder = Forwarder(lab, document, wrapper=AS_DAEMON, archive=archive)
     return Running(forwarder.serve().process)
 
 

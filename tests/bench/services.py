@@ -14,7 +14,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.support import forwarding as fl
+from tests.support import tcp
+from tests.support.forwarding import Forwarder, make_config, raise_lab
+from tests.support.waiting import PATIENCE
 
 #: Services, and backends of each.
 SHAPES = ((250, 3), (1000, 3), (3000, 1), (9000, 1))
@@ -36,7 +38,7 @@ def document(count: int, backends: int) -> dict:
         }
         for number in range(count)
     ]
-    return fl.config(*services, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
+    return make_config(*services, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
 
 
 def timed(work: Callable) -> tuple[float, object]:
@@ -49,16 +51,16 @@ def timed(work: Callable) -> tuple[float, object]:
 def scrape(lab) -> int:
     """Return the size of a whole answer of the metrics."""
     with lab["a"].inside():
-        sock = socket.create_connection(("127.0.0.1", METRICS), timeout=fl.PATIENCE)
+        sock = socket.create_connection(("127.0.0.1", METRICS), timeout=PATIENCE)
     with sock:
         sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        return len(fl.receive_all(sock))
+        return len(tcp.receive_all(sock))
 
 
 def measure(lab, count: int, backends: int) -> float:
     """Print a line of one shape; return the seconds of a status."""
     config = document(count, backends)
-    started, forwarder = timed(lambda: fl.Forwarder(lab, config).serve())
+    started, forwarder = timed(lambda: Forwarder(lab, config).serve())
     with forwarder:
         asked, status = timed(forwarder.status)
         scraped, size = timed(lambda: scrape(lab))
@@ -74,7 +76,7 @@ def measure(lab, count: int, backends: int) -> float:
 
 def main() -> int:
     """Measure every shape; return 1 when one is not complete or above the bound."""
-    with fl.raise_lab("sv") as lab:
+    with raise_lab("sv") as lab:
         asked = {shape: measure(lab, *shape) for shape in SHAPES}
     print(f"the bound is {BOUND:g} s for the status of {BOUNDED[0]} services x {BOUNDED[1]}")
     return 0 if asked[BOUNDED] <= BOUND and float("inf") not in asked.values() else 1

@@ -30,7 +30,8 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 from tests.bench import soak_ends
 from tests.bench.peers import AS_DAEMON
 from tests.lab import earlier, netns
-from tests.support import forwarding as fl
+from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service, raise_lab, wire
+from tests.support.waiting import PATIENCE
 
 HTTP, OTHER = 8080, 9000  # of the backends: nginx, and the echo of soak_ends.py
 UPGRADES = 3
@@ -90,8 +91,8 @@ class Soak:
         self.rows: list[tuple] = []
         self.failures: list[str] = []
         archives.install("1.0.0")
-        self.forwarder = fl.Forwarder(lab, self.config(0), wrapper=AS_DAEMON, archive=archives.link).serve()
-        for host in fl.BACKENDS:
+        self.forwarder = Forwarder(lab, self.config(0), wrapper=AS_DAEMON, archive=archives.link).serve()
+        for host in BACKENDS:
             lab.nginx(host, ports=[HTTP])
             self._spawn(host, "server", host, str(OTHER), lab[host].ipv4, lab[host].ipv6)
         self.load = self._spawn("client", "client", lab["a"].ipv4, lab["a"].ipv6, stdin=subprocess.PIPE)
@@ -107,12 +108,12 @@ class Soak:
     def config(self, number: int) -> dict:
         """The services of the load and one more, on another port each time."""
         services = (
-            fl.service(self.lab, "web", soak_ends.WEB, HTTP),
-            fl.service(self.lab, "raw", soak_ends.RAW, OTHER, log="errors"),
-            fl.service(self.lab, "echo", soak_ends.ECHO, OTHER, protocol="udp", log="errors"),
-            fl.service(self.lab, "other", 6000 + number % 100, HTTP),
+            make_service(self.lab, "web", soak_ends.WEB, HTTP),
+            make_service(self.lab, "raw", soak_ends.RAW, OTHER, log="errors"),
+            make_service(self.lab, "echo", soak_ends.ECHO, OTHER, protocol="udp", log="errors"),
+            make_service(self.lab, "other", 6000 + number % 100, HTTP),
         )
-        return fl.config(*services, workers=2, drain_timeout=3600)
+        return make_config(*services, workers=2, drain_timeout=3600)
 
     def reload(self) -> str:
         """Reload as ``l4proxy reload --wait`` does; return what went wrong, or nothing."""
@@ -218,8 +219,8 @@ def main() -> int:
     parser.add_argument("seconds", nargs="?", type=float, default=60.0)
     parser.add_argument("--control", action="store_true")
     options = parser.parse_args()
-    with fl.raise_lab("so") as lab:
-        fl.wire(lab)
+    with raise_lab("so") as lab:
+        wire(lab)
         soak = Soak(lab, Archives(lab.tmp / "archives"))
         with soak.forwarder:
             if options.control:
@@ -229,7 +230,7 @@ def main() -> int:
                 soak.phase("upgrades", soak.upgrades)
                 soak.phase(earlier.REVISION[:9], lambda: soak.there_and_back(earlier.REVISION))
             soak.load.stdin.close()
-            soak.load.wait(fl.PATIENCE)
+            soak.load.wait(PATIENCE)
             soak.left()
     for row in (TITLES, *soak.rows):
         print(COLUMNS.format(*row))

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Says which pyroute2 the engines are tested with."""
+"""Which pyroute2 the engines are tested with; and the lab of a file, and the family of a test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from importlib.metadata import version
 
 import pytest
 
-from tests.lab.netns import cli_environment
+from tests.lab.netns import NamespaceLab, cli_environment
+from tests.support.addresses import FAMILIES
+from tests.support.routing import Engine
 
 #: Set by the gate that runs these tests with the pyroute2 of other Debian releases.
 WANTED = "L4PROXY_TEST_PYROUTE2"
@@ -29,3 +31,17 @@ def _the_pyroute2_that_was_asked_for():
     # So do the processes that run on the hosts: the keeper, and what else a test starts there.
     ask = "from importlib.metadata import version; print(version('pyroute2'))"
     assert subprocess.check_output([sys.executable, "-c", ask], env=cli_environment(), text=True).strip() == wanted
+
+
+@pytest.fixture(scope="module")
+def lab(request, tmp_path_factory):
+    """The hosts that the file names in HOSTS, with nothing configured; ``lab.engine`` is the routing engine."""
+    with NamespaceLab(f"k{os.getpid()}", request.module.HOSTS) as lab:
+        lab.engine = Engine(tmp_path_factory.mktemp("engine"))
+        yield lab
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    """A test that has this argument runs once for each address family."""
+    return request.param

@@ -23,7 +23,9 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import local_delivery
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
 
-from tests.support import routing as rl
+from tests.support.addresses import AF, FAMILIES, address_of
+from tests.support.routing import PORT, TRANSPARENT, Engine, counters, watch
+from tests.support.waiting import PATIENCE
 
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 VERSION = {"ipv4": 4, "ipv6": 6}
@@ -36,7 +38,7 @@ LISTEN = {"tcp": ["0.0.0.0:80", "[::]:80"], "udp": ["0.0.0.0:53", "[::]:53"]}
 
 def service(protocol: str, *backends: str, **more: Any) -> dict[str, Any]:
     """A service of one protocol on port 8080 of each backend."""
-    rows = [f"{name}:{rl.PORT}" for name in backends]
+    rows = [f"{name}:{PORT}" for name in backends]
     return {"name": protocol, "protocol": protocol, "listen": LISTEN[protocol], "backends": rows, **more}
 
 
@@ -49,7 +51,7 @@ def facts(host: Any) -> dict[str, Any]:
         "ipv4": {"address": inside.ipv4, "prefix": "24"},
         "ipv6": [{"address": inside.ipv6, "prefix": "64"}],
     }
-    defaults = {f"default_{family}": {"address": rl.address(inside, family)} for family in rl.FAMILIES}
+    defaults = {f"default_{family}": {"address": address_of(inside, family)} for family in FAMILIES}
     return {**defaults, inside.dev: ethernet}
 
 
@@ -90,7 +92,7 @@ class Deployment:
         backends: Iterable[str] = BACKENDS,
     ):
         self.lab, self.directory, self.services = lab, directory, services
-        self.engine = rl.Engine(directory)
+        self.engine = Engine(directory)
         self.proxies, self.backends = list(proxies), list(backends)
         self.variables = dict(variables)
         # What else a host is asked for: lines of its settings, and documents of an earlier run.
@@ -143,14 +145,14 @@ class Deployment:
 
 
 @contextmanager
-def spoofed(host: Any, source: str, target: str, protocol: str, port: int = rl.PORT, source_port: int = 0):
+def spoofed(host: Any, source: str, target: str, protocol: str, port: int = PORT, source_port: int = 0):
     """A transparent socket on a host, connected (a TCP one may still be at it) to a server with any source address."""
     family = "ipv6" if ":" in target else "ipv4"
     with host.inside():
-        sock = socket.socket(rl.AF[family], KINDS[protocol])
+        sock = socket.socket(AF[family], KINDS[protocol])
     with sock:
-        sock.setsockopt(*rl.TRANSPARENT[family], 1)
-        sock.settimeout(rl.PATIENCE)
+        sock.setsockopt(*TRANSPARENT[family], 1)
+        sock.settimeout(PATIENCE)
         sock.bind((source, source_port))
         sock.connect((target, port))
         yield sock
@@ -171,11 +173,11 @@ class EchoServers(threading.Thread):
         self._selector.register(waker, selectors.EVENT_READ, lambda _sock: None)
         self._ending = False
 
-    def serve(self, host: Any, protocol: str, address: str, port: int = rl.PORT) -> socket.socket:
+    def serve(self, host: Any, protocol: str, address: str, port: int = PORT) -> socket.socket:
         """Listen on an address of a host; a wildcard is ``0.0.0.0`` or ``::``."""
         family = "ipv6" if ":" in address else "ipv4"
         with host.inside():
-            sock = socket.socket(rl.AF[family], KINDS[protocol])
+            sock = socket.socket(AF[family], KINDS[protocol])
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == "ipv6":
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -242,14 +244,14 @@ def watch_replies(lab: Any, proxies: Sequence[str] = PROXIES) -> None:
         ]
 
     for name in proxies:
-        rl.watch(lab[name], "own", "prerouting priority -300", *rules([name]))
-        rl.watch(lab[name], "stray", "prerouting priority -300", *rules(other for other in proxies if other != name))
-    rl.watch(lab["router"], "leaks", "prerouting priority -300", *rules(proxies))
+        watch(lab[name], "own", "prerouting priority -300", *rules([name]))
+        watch(lab[name], "stray", "prerouting priority -300", *rules(other for other in proxies if other != name))
+    watch(lab["router"], "leaks", "prerouting priority -300", *rules(proxies))
 
 
 def replies(lab: Any, proxies: Sequence[str] = PROXIES) -> dict[str, int]:
     """What :func:`watch_replies` has counted: at each proxy for itself, ``stray`` and ``leaks``."""
-    found = {name: rl.counters(lab[name], "own")["own"] for name in proxies}
-    found["stray"] = sum(rl.counters(lab[name], "stray").get("stray", 0) for name in proxies)
-    found["leaks"] = rl.counters(lab["router"], "leaks")["leaks"]
+    found = {name: counters(lab[name], "own")["own"] for name in proxies}
+    found["stray"] = sum(counters(lab[name], "stray").get("stray", 0) for name in proxies)
+    found["leaks"] = counters(lab["router"], "leaks")["leaks"]
     return found

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the forwarder's kernel tests share: routing set by hand as in the article, a forwarder on a, and raw sockets."""
+"""A lab for the forwarder: routing set by hand, the config of a forwarder, and its process on host a."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -22,10 +20,10 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 from tests.lab import netns, wiring
 from tests.lab.netns import NamespaceLab
+from tests.support import processes
+from tests.support.waiting import PATIENCE, eventually
 
 BACKENDS = ("b", "c", "d")
-FAMILIES = ("ipv4", "ipv6")
-PATIENCE = 20.0  # seconds; how long a positive expectation may take on a busy machine
 #: Runs the forwarders of the tests in the place of this process's Python, as their archive: what hosts have.
 PYTHON = os.environ.get("L4PROXY_TEST_PYTHON")
 PROXY_ID = 11
@@ -74,7 +72,7 @@ table inet lab {{
         host.run(["ip", family, "rule", "add", *mark])
 
 
-def service(lab: NamespaceLab, name: str, port: int, backend_port: int, backends=BACKENDS, **options) -> dict:
+def make_service(lab: NamespaceLab, name: str, port: int, backend_port: int, backends=BACKENDS, **options) -> dict:
     """A service on both wildcard addresses of a; its backends are not asked for their health unless a test says so."""
     return {
         "name": name,
@@ -87,7 +85,7 @@ def service(lab: NamespaceLab, name: str, port: int, backend_port: int, backends
     }
 
 
-def config(*services: dict, **options) -> dict:
+def make_config(*services: dict, **options) -> dict:
     """A config with one worker, so that a test knows whom it meets, unless it says otherwise.
 
     Several reloads of a busy machine may take longer than what a connection has by default to end after the first.
@@ -146,7 +144,7 @@ class Forwarder:
 
     def serve(self) -> Forwarder:
         """Wait until it serves."""
-        wait(lambda: self.runtime() or self.process.poll() is not None, "the forwarder serves", self.show)
+        eventually(lambda: self.runtime() or self.process.poll() is not None, "the forwarder serves", self.show)
         assert self.process.poll() is None, self.show()
         return self
 
@@ -184,12 +182,12 @@ class Forwarder:
 
     def connections(self, count: int) -> list[dict]:
         """The connection lines, once there are ``count``."""
-        wait(lambda: len(self.log("connection")) >= count, f"{count} connections in the log", self.show)
+        eventually(lambda: len(self.log("connection")) >= count, f"{count} connections in the log", self.show)
         return self.log("connection")
 
     def settled(self) -> int:
         """Wait until no worker has a connection; returns how many connections the log has by then."""
-        wait(lambda: all(_idle(pid) for pid in self.workers()), "the workers are idle", self.show)
+        eventually(lambda: all(_idle(pid) for pid in self.workers()), "the workers are idle", self.show)
         return len(self.log("connection"))
 
     def show(self) -> str:
@@ -220,175 +218,13 @@ def _comm(pid: int) -> str:
         return ""
 
 
-def wait(condition, what: str, explain=lambda: "", patience: float = PATIENCE):
-    """Poll until ``condition()`` is true; returns its value."""
-    deadline = time.monotonic() + patience
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {patience:g} s: {what}\n{explain()}"
-        time.sleep(0.01)
-
-
-def connect(lab: NamespaceLab, address: str, port: int, host: str = "client", timeout: float = PATIENCE):
-    """A connected TCP socket of a lab host, usable from anywhere."""
-    with lab[host].inside():
-        return socket.create_connection((address, port), timeout=timeout)
-
-
-def listen(lab: NamespaceLab, host: str, port: int, family: str = "ipv4") -> socket.socket:
-    """A TCP listener of a lab host on its address of a family."""
-    kind = socket.AF_INET6 if family == "ipv6" else socket.AF_INET
-    with lab[host].inside():
-        listener = socket.create_server((getattr(lab[host], family), port), family=kind, backlog=512)
-    listener.settimeout(PATIENCE)
-    return listener
-
-
-@contextlib.contextmanager
-def answering(lab: NamespaceLab, hosts, port: int):
-    """On each host, in both families: answer a connection with the address and port it came from, and close it."""
-    listeners = []
-    for host in hosts:
-        for address in (lab[host].ipv4, lab[host].ipv6):
-            with lab[host].inside():
-                family = socket.AF_INET6 if ":" in address else socket.AF_INET
-                listeners.append(socket.create_server((address, port), family=family, backlog=512))
-
-    def serve(listener: socket.socket) -> None:
-        while True:
-            try:
-                sock, peer = listener.accept()
-            except OSError:
-                return  # shut down below
-            with sock, contextlib.suppress(OSError):  # a client may be gone already
-                sock.sendall(f"{peer[0]} {peer[1]}".encode("ascii"))
-
-    threads = [threading.Thread(target=serve, args=(listener,), daemon=True) for listener in listeners]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        for listener in listeners:
-            listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-            listener.close()
-        for thread in threads:
-            thread.join(PATIENCE)
-
-
-@contextlib.contextmanager
-def refusing(lab: NamespaceLab, host: str, port: int):
-    """A host whose firewall refuses a port with RST, as if nobody listened."""
-    rule = f"type filter hook input priority 0\ntcp dport {port} reject with tcp reset"
-    ruleset = f"table inet refusing {{\nchain in {{\n{rule}\n}}\n}}\n"
-    lab[host].run(["nft", "-f", "-"], input=ruleset)
-    try:
-        yield
-    finally:
-        lab[host].run(["nft", "delete", "table", "inet", "refusing"])
-
-
-def accept(listener: socket.socket) -> socket.socket:
-    sock, _address = listener.accept()
-    sock.settimeout(PATIENCE)
-    return sock
-
-
-def pair(lab: NamespaceLab, listener: socket.socket, port: int) -> tuple[socket.socket, socket.socket]:
-    """(client's socket, backend's socket) of one connection through a; one byte was exchanged to prove it.
-
-    It is of the listener's family.
-    """
-    client = connect(lab, lab["a"].ipv6 if listener.family == socket.AF_INET6 else lab["a"].ipv4, port)
-    client.sendall(b"?")
-    server = accept(listener)
-    assert server.recv(1) == b"?"
-    return client, server
-
-
-def get(lab: NamespaceLab, address: str, port: int, timeout: float = PATIENCE) -> bytes:
-    """The body of one HTTP/1.0 request from the client; raises OSError."""
-    with connect(lab, address, port, timeout=timeout) as sock:
-        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        return receive_all(sock).partition(b"\r\n\r\n")[2]
-
-
-def receive_all(sock: socket.socket) -> bytes:
-    """Everything until EOF."""
-    parts = []
-    while part := sock.recv(1 << 20):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def reset(sock: socket.socket) -> None:
-    """Close with RST."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
-
 def _idle(pid: int) -> bool:
     """Whether a worker sleeps and has no TCP connection; what it had to log is then in the log."""
-    sockets = set(open_files(pid))
+    sockets = set(processes.open_files(pid))
     table = [
         line.split()
         for name in ("tcp", "tcp6")
         for line in Path(f"/proc/{pid}/net/{name}").read_text(encoding="ascii").splitlines()[1:]
     ]
     listening = "0A"  # TCP_LISTEN in include/net/tcp_states.h
-    return asleep(pid) and not any(row[3] != listening and f"socket:[{row[9]}]" in sockets for row in table)
-
-
-def open_files(pid: int) -> list[str]:
-    """What the descriptors of a process are: "socket:[inode]", "pipe:[inode]" or a path."""
-    found = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):  # closed meanwhile
-            found.append(os.readlink(entry))
-    return found
-
-
-def asleep(pid: int) -> bool:
-    """Whether a process waits."""
-    return _stat(pid)[0] == "S"
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the command, the state first."""
-    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-
-
-def resident(pid: int) -> int:
-    """Resident memory of a process in bytes."""
-    return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
-
-
-def cpu_ticks(pid: int) -> int:
-    """User and system time of a process in clock ticks of 10 ms."""
-    fields = _stat(pid)
-    return int(fields[11]) + int(fields[12])
-
-
-def in_threads(work, count: int, patience: float = 60) -> list:
-    """Run ``work(index)`` in ``count`` threads; returns the results in order, raises the first error."""
-    results: list = [None] * count
-    errors: list[BaseException] = []
-
-    def run(index: int) -> None:
-        try:
-            results[index] = work(index)
-        except BaseException as error:  # noqa: BLE001  # raised again below, in the test's own thread
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(count)]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + patience
-    for thread in threads:
-        thread.join(max(0, deadline - time.monotonic()))
-    if errors:
-        raise errors[0]
-    assert not any(thread.is_alive() for thread in threads), f"work not done within {patience:g} s"
-    return results
+    return processes.asleep(pid) and not any(row[3] != listening and f"socket:[{row[9]}]" in sockets for row in table)

@@ -17,7 +17,7 @@ from pathlib import Path
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, store
 
 from tests.lab.netns import cli_environment
-from tests.support import routing as rl
+from tests.support.waiting import PATIENCE, eventually
 
 # The keeper as `l4proxy keep` runs it, but for its files: those of the machine are not the lab's.
 PROGRAM = """
@@ -57,12 +57,12 @@ class Running:
         argv = [sys.executable, "-c", PROGRAM, str(self.documents), *map(str, files), self._iptables]
         directories = {"RUNTIME_DIRECTORY": str(self.runtime), "STATE_DIRECTORY": str(self.memory)}
         self.process = self.host.spawn(argv, env={**cli_environment(), **UNIT, **directories})
-        rl.eventually(lambda: self.state)
+        eventually(lambda: self.state)
 
     def stop(self) -> int:
         """End it as systemd does; its exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(rl.PATIENCE)
+        return self.process.wait(PATIENCE)
 
     @property
     def state(self) -> dict:
@@ -90,7 +90,7 @@ class Running:
             time.sleep(1.0)
             return self.cpu() - before <= 0.01
 
-        rl.eventually(rested)
+        eventually(rested)
 
 
 def storm(host, count: int) -> None:

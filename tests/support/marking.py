@@ -15,7 +15,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host impor
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import selection
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 
-from tests.support import routing as rl
+from tests.support import routing
+from tests.support.addresses import address_of
+from tests.support.routing import PORT, attempt
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ class Marked:
     def listing(self) -> list[str]:
         """All that anyone has there: rl.listing does not see iptables-legacy."""
         saved = [self.host.run([self.variant.command(f"{name}-save")]).stdout for name in ("iptables", "ip6tables")]
-        return [*rl.listing(self.host), *(line for text in saved for line in text.splitlines() if line.startswith("-"))]
+        return [
+            *routing.listing(self.host),
+            *(line for text in saved for line in text.splitlines() if line.startswith("-")),
+        ]
 
 
 @contextlib.contextmanager
@@ -99,11 +104,11 @@ def marked(lab, name: str, variant: Variant, owners: tuple[str, ...] = ("return_
         assert made.variant.save(made.host) == made.variant.save(made.host, "ip6tables") == []
 
 
-def outcomes(lab, host: str, sources: dict[str, str], port: int = rl.PORT, source_port: int = 0) -> list[str]:
+def outcomes(lab, host: str, sources: dict[str, str], port: int = PORT, source_port: int = 0) -> list[str]:
     """How handshakes with b end, one for each family; side by side, because silence takes a second to be told."""
     with contextlib.ExitStack() as stack:
         made = [
-            stack.enter_context(rl.attempt(lab[host], source, rl.address(lab["b"], family), port, source_port))
+            stack.enter_context(attempt(lab[host], source, address_of(lab["b"], family), port, source_port))
             for family, source in sources.items()
         ]
         return [one.outcome() for one in made]

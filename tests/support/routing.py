@@ -18,25 +18,18 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host impor
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 
 from tests.lab.netns import NamespaceLab
+from tests.support.addresses import AF, BITS, FAMILIES, address_of
+from tests.support.waiting import PATIENCE
 
-FAMILIES = ("ipv4", "ipv6")
 PROTOCOLS = {"ipv4": ("tcp", "udp", "icmp"), "ipv6": ("tcp", "udp", "ipv6-icmp")}
-AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
-BITS = {"ipv4": 32, "ipv6": 128}
 # (level, IP_TRANSPARENT), of linux/in.h and linux/in6.h
 TRANSPARENT = {"ipv4": (socket.IPPROTO_IP, 19), "ipv6": (socket.IPPROTO_IPV6, 75)}
 PORT = 8080
-# Positives may take this long on a busy machine.
-PATIENCE = 20.0
-
-
-def address(host, family: str) -> str:
-    return getattr(host, family)
 
 
 def local_delivery(*backends) -> dict:
     rules = [
-        {"family": family, "priority": 1100, "src": f"{address(host, family)}/{BITS[family]}"}
+        {"family": family, "priority": 1100, "src": f"{address_of(host, family)}/{BITS[family]}"}
         | {"ip_proto": protocol, "action": "lookup", "table": 20100}
         for host in backends
         for family in FAMILIES
@@ -58,7 +51,7 @@ def return_path(*proxies, mac: bool = False, sysctls: tuple = ()) -> dict:
             rules.append({"family": family, "priority": 1101, **mark, "action": "unreachable"})
             routes.append(
                 {"family": family, "table": 20100 + number, "dst": "default", "type": "unicast"}
-                | {"via": address(host, family)}
+                | {"via": address_of(host, family)}
             )
         marks.append(
             {"name": host.name, "id": number, "mask": 255, "mac": host.mac if mac else None}
@@ -201,15 +194,6 @@ def attempt(*arguments, **options):
 def handshake(host, source: str, target: str, port: int = PORT, source_port: int = 0) -> str:
     with attempt(host, source, target, port, source_port) as made:
         return made.outcome()
-
-
-def eventually(question, patience: float = PATIENCE):
-    """The first true answer; AssertionError when none came in time."""
-    deadline = time.monotonic() + patience
-    while not (answer := question()):
-        assert time.monotonic() < deadline, f"still {answer!r} after {patience:g} s"
-        time.sleep(0.02)
-    return answer
 
 
 def snmp(host, group: str, name: str) -> int:

@@ -11,16 +11,14 @@ import threading
 import time
 from collections import defaultdict
 
-from tests.support import forwarding as fl
+from tests.support.addresses import family_of
+from tests.support.forwarding import BACKENDS
+from tests.support.waiting import PATIENCE
 
 QUESTION = b"?"  # a datagram that begins with it is answered with who asked; any other with itself
 AGAIN = 0.5  # seconds after which a client asks again: UDP may lose a datagram
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 QUIET = 0.5  # seconds in which nothing comes: where something would, it comes within a millisecond
-
-
-def family_of(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 class Server:
@@ -63,11 +61,11 @@ class Server:
     def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(fl.PATIENCE)
+            thread.join(PATIENCE)
 
 
 @contextlib.contextmanager
-def serving(lab, port: int, hosts=fl.BACKENDS):
+def serving(lab, port: int, hosts=BACKENDS):
     """Servers by host."""
     servers = {host: Server(lab, host, port) for host in hosts}
     try:
@@ -85,7 +83,7 @@ def client(lab, address: str, port: int = 0, host: str = "client") -> socket.soc
     return sock
 
 
-def exchange(sock: socket.socket, data: bytes, to: tuple[str, int], patience: float = fl.PATIENCE):
+def exchange(sock: socket.socket, data: bytes, to: tuple[str, int], patience: float = PATIENCE):
     """Send until there is an answer; returns (answer, its source)."""
     deadline = time.monotonic() + patience
     sock.settimeout(AGAIN)
@@ -98,7 +96,7 @@ def exchange(sock: socket.socket, data: bytes, to: tuple[str, int], patience: fl
             assert time.monotonic() < deadline, f"no answer from {to} within {patience:g} s"
 
 
-def who(sock: socket.socket, to: tuple[str, int], patience: float = fl.PATIENCE) -> tuple[str, str, int]:
+def who(sock: socket.socket, to: tuple[str, int], patience: float = PATIENCE) -> tuple[str, str, int]:
     """(backend, address, port it sees) of a client."""
     name, address, port = exchange(sock, QUESTION, to, patience)[0].decode().split()
     return name, address, int(port)

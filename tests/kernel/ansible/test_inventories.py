@@ -19,7 +19,7 @@ import pytest
 from tests.docs.sandbox import Sandbox
 from tests.lab import ansible
 from tests.lab.netns import NamespaceLab
-from tests.support import routing as rl
+from tests.support.waiting import eventually
 
 HOSTS = ("a", "b", "c")
 BOTH = {name: ["inside", "side"] for name in HOSTS}
@@ -184,7 +184,7 @@ def test_a_temporary_address_is_not_taken(controller):
     b.sysctl("net.ipv6.conf.eth0.use_tempaddr", "2")
     ip("address replace 2001:db8::21/64 dev eth0 mngtmpaddr nodad")
     try:
-        rl.eventually(lambda: "temporary" in ip("address show dev eth0 temporary"))
+        eventually(lambda: "temporary" in ip("address show dev eth0 temporary"))
         # What facts take for the address of the default route.
         assert "src 2001:db8::21 " not in ip("route get 2404:6800:400a:800::1012")
         # Of a host that is in the run, and of one that is not.

@@ -14,23 +14,18 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
 from ansible_collections.trueip.l4proxy.plugins.modules import packet_mark
 
-from tests.support import marking as ml
-from tests.support import routing as rl
+from tests.support.marking import NFT, VARIANTS, Marked, marked
+
+HOSTS = ["a", "b"]
 
 OWNERS = ("packet_mark", "my_proxy")
 ONE = {"name": "lb1", "id": "0x300", "mask": "0xff00", "mac": ["02:00:00:00:00:0b"], "via": ["198.18.0.11"]}
 OTHER = {"name": "up", "id": "0x200", "mask": "0xff00", "iif": "eth0"}
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with rl.with_engine("kpm", ["a", "b"], tmp_path_factory) as raised:
-        yield raised
-
-
-@pytest.fixture(params=ml.VARIANTS, ids=str)
+@pytest.fixture(params=VARIANTS, ids=str)
 def b(lab, request):
-    with ml.marked(lab, "b", request.param, OWNERS) as made:
+    with marked(lab, "b", request.param, OWNERS) as made:
         yield made
 
 
@@ -38,7 +33,7 @@ def b(lab, request):
 def run(capsys, monkeypatch):
     """Call the module's own main on a host where the command iptables is the variant's; its result."""
 
-    def call(b: ml.Marked, check: bool = False, **options) -> dict:
+    def call(b: Marked, check: bool = False, **options) -> dict:
         if b.variant.flavour:
             monkeypatch.setattr(_host_module, "command_runner", lambda _module: b.variant.run)
         arguments = {"engine": b.variant.engine, **options, "_ansible_check_mode": check, "_ansible_diff": True}
@@ -72,15 +67,15 @@ def test_the_life_of_a_mark(b, run):
     assert b.read("packet_mark").marks == ()
 
 
-def damage(b: ml.Marked) -> None:
-    if b.variant is ml.NFT:
+def damage(b: Marked) -> None:
+    if b.variant is NFT:
         b.run("nft flush chain inet l4proxy_packet_mark save_768")
     else:
         b.run("iptables -t mangle -D INPUT -j L4PROXY_PACKET_MARK_IN")
 
 
 def test_another_engine_takes_over_all_marks_of_the_owner(lab, run):
-    with ml.marked(lab, "b", ml.NFT, OWNERS) as b:
+    with marked(lab, "b", NFT, OWNERS) as b:
         run(b, **ONE)
         run(b, **OTHER)
         assert run(b, engine="iptables", **OTHER)["changed"]
@@ -97,7 +92,7 @@ REFUSALS = [
 
 
 def test_what_is_refused_is_refused_before_any_change(lab, run):
-    with ml.marked(lab, "b", ml.NFT, OWNERS) as b:
+    with marked(lab, "b", NFT, OWNERS) as b:
         run(b, **ONE)
         before = b.listing()
         for options, sentence in REFUSALS:

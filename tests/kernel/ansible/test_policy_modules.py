@@ -12,20 +12,16 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.modules import policy_route, policy_rule
 
-from tests.support import routing as rl
+from tests.support.routing import left_as_found, listing
+
+HOSTS = ["client", "router", "a", "b"]
 
 MODULES = {"policy_rule": policy_rule, "policy_route": policy_route}
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with rl.with_engine("krm", ["client", "router", "a", "b"], tmp_path_factory) as raised:
-        yield raised
-
-
 @pytest.fixture
 def b(lab):
-    with rl.left_as_found(lab, "b") as host:
+    with left_as_found(lab, "b") as host:
         yield host
 
 
@@ -59,23 +55,23 @@ OBJECTS = [
 @pytest.mark.parametrize(("name", "options", "other", "text"), OBJECTS)
 def test_the_life_of_an_object(b, run, name, options, other, text):
     other = {key: value for key, value in {**options, **other}.items() if value is not None}
-    before = rl.listing(b)
+    before = listing(b)
     foretold = run(name, check=True, **options)
-    assert rl.listing(b) == before
+    assert listing(b) == before
     done = run(name, **options)
     assert foretold == done
     assert (done["changes"], done["diff"][0]["after"]) == ([f"add {text}"], f"{text}\n")
-    whole = rl.listing(b)
+    whole = listing(b)
     assert not run(name, **options)["changed"]
     changed = run(name, **other)
     assert (changed["changed"], changed["diff"][0]["before"]) == (True, f"{text}\n")
     assert run(name, check=True, **options)["changed"]
     run(name, **options)
-    assert rl.listing(b) == whole
+    assert listing(b) == whole
     assert run(name, check=True, state="absent", **other)["changed"]
-    assert rl.listing(b) == whole
+    assert listing(b) == whole
     assert run(name, state="absent", **other)["diff"][0]["after"] == ""
-    assert rl.listing(b) == before
+    assert listing(b) == before
     assert not run(name, state="absent", **other)["changed"]
 
 
@@ -111,12 +107,12 @@ REFUSALS = [
 def test_what_is_refused_is_refused_before_any_change(b, run, name, options, sentence):
     usual = RULE if name == "policy_rule" else ROUTE
     given = {key: value for key, value in {**usual, **options}.items() if value is not None}
-    before = rl.listing(b)
+    before = listing(b)
     for check in (True, False):
         result = run(name, check=check, **given)
         assert result.get("failed"), result
         assert sentence in result["msg"]
-    assert rl.listing(b) == before
+    assert listing(b) == before
 
 
 FOREIGN = [
@@ -133,13 +129,13 @@ FOREIGN = [
 @pytest.mark.parametrize(("name", "options", "command", "same"), FOREIGN)
 def test_what_is_of_another_owner_is_refused_until_that_owner_is_named(b, run, name, options, command, same):
     b.run(["ip", *command])
-    before = rl.listing(b)
+    before = listing(b)
     result = run(name, **options)
     assert result["failed"]
     assert "proto boot" in result["msg"]
     assert "say protocol: 3" in result["msg"]
     assert run(name, state="absent", **options).get("failed", False) == same
-    assert rl.listing(b) == before
+    assert listing(b) == before
     assert run(name, protocol=3, **options)["changed"]
     assert run(name, protocol=3, state="absent", **options)["changed"]
     if not same:

@@ -19,7 +19,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.fac
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, store
 
 from tests.lab.netns import NamespaceLab
-from tests.support import routing as rl
+from tests.support.addresses import BITS, FAMILIES, address_of
+from tests.support.routing import PORT, Engine, local_delivery, return_path
 
 HOSTS = ["client", "router", "a", "a2", "b", "c", "d"]
 TWO_LEGS = {"a": ["inside", "side"], "c": ["inside", "side"]}
@@ -29,7 +30,7 @@ SECOND_TABLE = 20111
 
 
 def settings(key: str, *links: str) -> list[dict]:
-    families = ("ipv4",) if key == "send_redirects" else rl.FAMILIES
+    families = ("ipv4",) if key == "send_redirects" else FAMILIES
     return [
         {"name": f"net.{family}.conf.{link}.{key}", "value": "0"} for family in families for link in ("all", *links)
     ]
@@ -38,20 +39,20 @@ def settings(key: str, *links: str) -> list[dict]:
 def by_mark_of_sockets() -> dict:
     rules = [
         {"family": family, "priority": 1100, "fwmark": 12, "fwmask": 255, "action": "lookup", "table": 20100}
-        for family in rl.FAMILIES
+        for family in FAMILIES
     ]
-    return {**rl.local_delivery(), "rules": rules, "sysctls": settings("send_redirects", "eth0")}
+    return {**local_delivery(), "rules": rules, "sysctls": settings("send_redirects", "eth0")}
 
 
 def by_address(proxy) -> dict:
     """The return path by a second address of the backend."""
     rules, routes = [], []
     for family, own in SECOND.items():
-        source = {"family": family, "src": f"{own}/{rl.BITS[family]}"}
+        source = {"family": family, "src": f"{own}/{BITS[family]}"}
         rules.append({**source, "priority": 1100, "action": "lookup", "table": SECOND_TABLE})
         rules.append({**source, "priority": 1101, "action": "unreachable"})
         route = {"family": family, "table": SECOND_TABLE, "dst": "default", "type": "unicast", "src": own}
-        routes.append({**route, "via": rl.address(proxy, family)})
+        routes.append({**route, "via": address_of(proxy, family)})
     owner = {"schema": 1, "owner": "return_path", "protocol": 202}
     addresses = [{"family": family, "address": own, "dev": "eth0"} for family, own in SECOND.items()]
     sections = {"rules": rules, "routes": routes, "addresses": addresses}
@@ -61,14 +62,14 @@ def by_address(proxy) -> dict:
 def documents_by_host(lab: NamespaceLab) -> dict[str, dict]:
     a, side = lab["a"], lab["a"].on("side")
     on_side = SimpleNamespace(name="a", ipv4=side.ipv4, ipv6=side.ipv6, mac=side.mac)
-    beyond = rl.return_path(on_side)
+    beyond = return_path(on_side)
     for route in beyond["routes"]:
         route["dev"] = "eth1"
-    near = {**rl.local_delivery(lab["b"], lab["c"].on("side")), "sysctls": settings("send_redirects", "eth0", "eth1")}
+    near = {**local_delivery(lab["b"], lab["c"].on("side")), "sysctls": settings("send_redirects", "eth0", "eth1")}
     return {
         "a": near,
         "a2": by_mark_of_sockets(),
-        "b": {**rl.return_path(a), "sysctls": settings("accept_redirects", "eth0")},
+        "b": {**return_path(a), "sysctls": settings("accept_redirects", "eth0")},
         "c": {**beyond, "sysctls": settings("accept_redirects", "eth1")},
         "d": by_address(a),
     }
@@ -105,12 +106,12 @@ class Clinic:
 
 
 @contextmanager
-def clinic(prefix: str, tmp_path_factory):
+def raise_clinic(prefix: str, tmp_path_factory):
     with NamespaceLab(f"{prefix}{os.getpid()}", HOSTS, TWO_LEGS) as raised:
-        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
+        raised.engine = Engine(tmp_path_factory.mktemp("engine"))
         made = Clinic(raised, tmp_path_factory.mktemp("documents"))
         for name in made.documents:
             made.heal(name)
         for name in ("b", "c"):
-            raised.nginx(name, ports=[rl.PORT])
+            raised.nginx(name, ports=[PORT])
         yield made

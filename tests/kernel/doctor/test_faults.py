@@ -14,17 +14,13 @@ from dataclasses import dataclass, field, replace
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
 
-from tests.kernel.doctor import clinic as doctor_lab
-from tests.support import forwarding as forwarder_lab
-from tests.support import routing as rl
+from tests.kernel.doctor.clinic import CLIENTS
+from tests.support import routing
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.routing import PORT
+from tests.support.waiting import eventually
 
 HOSTS = ["a", "a2", "b", "c", "d"]
-
-
-@pytest.fixture(scope="module")
-def clinic(tmp_path_factory):
-    with doctor_lab.clinic("kdo", tmp_path_factory) as raised:
-        yield raised
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ FAULTS = {
         "drops clients such as 198.18.1.10 at tcp port 8080 (the policy of chain iptables filter INPUT",
         ["iptables -P INPUT ACCEPT", "nft delete table ip filter"],
         silent=True,
-        ports=(("tcp", rl.PORT),),
+        ports=(("tcp", PORT),),
     ),
     "there is no default route": Fault(
         "b",
@@ -189,7 +185,7 @@ def shell(host, commands: list[str]) -> None:
 
 def handshake(clinic, name: str = "b") -> str:
     backend = clinic.lab["c"].on("side") if name == "c" else clinic.lab["b"]
-    return rl.handshake(clinic.lab["a"], doctor_lab.CLIENTS["ipv4"], backend.ipv4)
+    return routing.handshake(clinic.lab["a"], CLIENTS["ipv4"], backend.ipv4)
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -223,7 +219,7 @@ def test_a_redirect_that_was_taught_is_named(clinic):
     settings += [("b", "conf.all.accept_redirects", "1"), ("b", "conf.eth0.accept_redirects", "1")]
     for name, key, value in settings:
         clinic.lab[name].sysctl(f"net.ipv4.{key}", value)
-    target = doctor_lab.CLIENTS["ipv4"]
+    target = CLIENTS["ipv4"]
     # As a forwards it only where local delivery has a gap.
     a.run(["ip", "rule", "del", "priority", "1100", "from", b.ipv4, "ipproto", "icmp"])
     b.run(["ping", "-m", "11", "-c", "3", "-i", "0.2", "-W", "1", target], check=False)
@@ -233,7 +229,7 @@ def test_a_redirect_that_was_taught_is_named(clinic):
     found = clinic.complaints("b")
     assert (found[0].id, found[0].subject) == ("redirected", target), [one.line for one in found]
     assert "go to 198.18.0.1, which an ICMP redirect has taught" in found[0].what
-    assert rl.handshake(a, target, b.ipv4) == "silent"
+    assert routing.handshake(a, target, b.ipv4) == "silent"
     b.run(["ip", "route", "flush", "cache"])
     assert clinic.complaints("b") == []
 
@@ -315,8 +311,8 @@ class TestTheForwarder:
 
     @pytest.fixture
     def running(self, clinic):
-        service = forwarder_lab.service(clinic.lab, "web", 80, rl.PORT, backends=("b",))
-        with forwarder_lab.Forwarder(clinic.lab, forwarder_lab.config(service)) as forwarder:
+        service = make_service(clinic.lab, "web", 80, PORT, backends=("b",))
+        with Forwarder(clinic.lab, make_config(service)) as forwarder:
             yield forwarder
 
     @staticmethod
@@ -329,9 +325,9 @@ class TestTheForwarder:
     @pytest.mark.parametrize("address", ["0.0.0.0", "198.18.0.11", "2001:db8::11"])
     @pytest.mark.parametrize(("ports", "said"), [("8000-8010", ""), ("40000-40010", "port 40000-40010 of every")])
     def test_a_range_of_ports_is_as_fine_as_one(self, clinic, running, address, ports, said):
-        ranged = forwarder_lab.service(clinic.lab, "range", 80, ports, backends=("b",))
+        ranged = make_service(clinic.lab, "range", 80, ports, backends=("b",))
         ranged["listen"] = [{"address": address, "port": ports}]
-        running.configure(forwarder_lab.config(ranged))
+        running.configure(make_config(ranged))
         running.reload()
         found = clinic.complaints("a", **self.paths(running))
         wanted = ["port_range"] if said and address == "0.0.0.0" else []
@@ -345,19 +341,19 @@ class TestTheForwarder:
     def test_a_forwarder_that_is_stopped_is_named(self, clinic, running):
         running.process.send_signal(signal.SIGSTOP)
         try:
-            rl.eventually(lambda: [one.id for one in clinic.complaints("a", **self.paths(running))] == ["forwarder"])
+            eventually(lambda: [one.id for one in clinic.complaints("a", **self.paths(running))] == ["forwarder"])
         finally:
             running.process.send_signal(signal.SIGCONT)
-        rl.eventually(lambda: clinic.complaints("a", **self.paths(running)) == [])
+        eventually(lambda: clinic.complaints("a", **self.paths(running)) == [])
 
     def test_a_listener_that_is_missing_is_named(self, clinic, running):
-        more = forwarder_lab.service(clinic.lab, "more", 81, rl.PORT, backends=("b",))
-        running.configure(forwarder_lab.config(more))
+        more = make_service(clinic.lab, "more", 81, PORT, backends=("b",))
+        running.configure(make_config(more))
         assert {one.id for one in clinic.complaints("a", **self.paths(running))} == {"listening"}
 
     def test_a_backend_without_local_delivery_is_named(self, clinic, running):
-        more = forwarder_lab.service(clinic.lab, "web", 80, rl.PORT, backends=("b", "c"))
-        running.configure(forwarder_lab.config(more))
+        more = make_service(clinic.lab, "web", 80, PORT, backends=("b", "c"))
+        running.configure(make_config(more))
         found = clinic.complaints("a", **self.paths(running))
         assert {(one.id, one.subject) for one in found} == {
             ("families", clinic.lab["c"].ipv4),
@@ -371,7 +367,7 @@ class TestTheForwarder:
         file = tmp_path / "forwarder.json"
         file.write_text(json.dumps({"pid": process.pid}))
         paths = {**self.paths(running), "runtime": str(file)}
-        rl.eventually(lambda: [one.id for one in clinic.complaints("a", **paths)] == ["forwarder"])
+        eventually(lambda: [one.id for one in clinic.complaints("a", **paths)] == ["forwarder"])
         assert "has no CAP_NET_RAW" in clinic.complaints("a", **paths)[0].what
 
 
@@ -416,7 +412,7 @@ def test_the_command_says_it_and_its_exit_status_too(clinic, tmp_path):
     assert (whole.returncode, whole.stderr) == (0, "")
     assert whole.stdout.splitlines()[-1].startswith("ok ")
     lab["b"].run(["nft", "flush", "ruleset"])
-    broken = lab.l4proxy("b", [*command, "--json", "--client", doctor_lab.CLIENTS["ipv4"]])
+    broken = lab.l4proxy("b", [*command, "--json", "--client", CLIENTS["ipv4"]])
     clinic.heal("b")
     assert broken.returncode == 1
     found = json.loads(broken.stdout)

@@ -11,19 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.kernel.doctor import clinic as doctor_lab
+from tests.kernel.doctor.clinic import CLIENTS, SECOND
 from tests.lab import wiring
-from tests.support import routing as rl
+from tests.support.routing import PORT, handshake, local_delivery
 
-FAMILIES = pytest.mark.parametrize("family", rl.FAMILIES)
 # What the strategies need of the kernel.
 WITHOUT_CONNTRACK = ["net.ipv4.tcp_fwmark_accept", "net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect"]
-
-
-@pytest.fixture(scope="module")
-def clinic(tmp_path_factory):
-    with doctor_lab.clinic("kdm", tmp_path_factory) as raised:
-        yield raised
 
 
 @pytest.fixture(params=["mark", "fwmark_accept"])
@@ -55,7 +48,7 @@ def backend(clinic, strategy, tmp_path):
 
 
 def outcome(clinic, family: str) -> str:
-    return rl.handshake(clinic.lab["a"], doctor_lab.CLIENTS[family], getattr(clinic.lab["b"], family))
+    return handshake(clinic.lab["a"], CLIENTS[family], getattr(clinic.lab["b"], family))
 
 
 def table(base: str, rule: str) -> str:
@@ -107,12 +100,12 @@ def test_a_chain_at_our_own_priority_is_a_doubt(clinic, backend, strategy):
 
 
 RAW, RAW_OUT = "filter hook prerouting priority raw", "filter hook output priority raw"
-AT = f"tcp dport {rl.PORT}"
-IPTABLES_AT = f"-p tcp --dport {rl.PORT}"
+AT = f"tcp dport {PORT}"
+IPTABLES_AT = f"-p tcp --dport {PORT}"
 # What keeps the packets of a service from conntrack: (commands, whether the port has to be named for certainty).
 UNTRACKED = {
     "nft, requests": ([table(RAW, f"{AT} notrack")], True),
-    "nft, replies": ([table(RAW_OUT, f"tcp sport {rl.PORT} notrack")], True),
+    "nft, replies": ([table(RAW_OUT, f"tcp sport {PORT} notrack")], True),
     "nft, everything": ([table(RAW, "notrack")], False),
     "iptables": ([f"{{iptables}} -t raw -A PREROUTING {IPTABLES_AT} -j CT --notrack"], True),
     "iptables, everything": (["{iptables} -t raw -A OUTPUT -j NOTRACK"], False),
@@ -134,7 +127,6 @@ def untrack(clinic, name: str, commands: list[str], family: str) -> None:
         clinic.lab[name].run(["sh", "-c", command.replace("{iptables}", iptables)])
 
 
-@FAMILIES
 @pytest.mark.parametrize(("commands", "by_port"), UNTRACKED.values(), ids=UNTRACKED)
 def test_what_keeps_a_service_from_conntrack_is_named(clinic, backend, strategy, commands, by_port, family):
     if strategy != "mark" and "SYNPROXY" in commands[-1]:
@@ -144,7 +136,7 @@ def test_what_keeps_a_service_from_conntrack_is_named(clinic, backend, strategy,
     assert outcome(clinic, family) == ("silent" if harms else "established")
     unnamed = "warn" if by_port else "fail"
     others = set() if by_port else {"fail"}
-    for ports, expected in (([("tcp", rl.PORT)], {"fail"}), ([], {unnamed}), ([("udp", 9)], others)):
+    for ports, expected in (([("tcp", PORT)], {"fail"}), ([], {unnamed}), ([("udp", 9)], others)):
         assert {one.status for one in backend("untracked", ports)} == (expected if harms else set()), ports
 
 
@@ -152,18 +144,17 @@ def test_what_keeps_a_service_from_conntrack_is_named(clinic, backend, strategy,
 def test_what_keeps_nothing_of_the_path_from_conntrack_is_not_named(clinic, backend, command):
     untrack(clinic, "b", [command], "ipv4")
     assert outcome(clinic, "ipv4") == "established"
-    assert backend("untracked", [("tcp", rl.PORT)]) == []
+    assert backend("untracked", [("tcp", PORT)]) == []
 
 
-@FAMILIES
 def test_the_strategy_address_needs_no_conntrack(clinic, family):
     """d has it; a is told where d's proxies reach it."""
     a, d = clinic.lab["a"], clinic.lab["d"]
-    clinic.lab.engine.apply(a, rl.local_delivery(clinic.lab["b"], SimpleNamespace(**doctor_lab.SECOND)))
+    clinic.lab.engine.apply(a, local_delivery(clinic.lab["b"], SimpleNamespace(**SECOND)))
     untrack(clinic, "d", [table(RAW, "notrack"), table(RAW_OUT, "notrack").replace("chain c", "chain e")], family)
     try:
         # Nothing listens there; that the refusal comes back is what counts.
-        assert rl.handshake(a, doctor_lab.CLIENTS[family], doctor_lab.SECOND[family]) not in ("silent", "established")
+        assert handshake(a, CLIENTS[family], SECOND[family]) not in ("silent", "established")
         assert [one for one in clinic.complaints("d") if one.id == "untracked"] == []
     finally:
         d.run(["nft", "delete", "table", "inet", "t"])
@@ -211,8 +202,8 @@ def test_a_router_that_answers_for_every_neighbour_is_named(clinic, isolated):
     assert [one.status for one in complaints()] == ["fail"]
     assert "(198.18.0.1, 198.18.0.23)" in complaints()[0].what
     # The strategy address is no remedy: what is sent to the proxy's address goes to the router all the same.
-    clinic.lab.engine.apply(a, rl.local_delivery(b, SimpleNamespace(**doctor_lab.SECOND)))
+    clinic.lab.engine.apply(a, local_delivery(b, SimpleNamespace(**SECOND)))
     try:
-        assert rl.handshake(a, doctor_lab.CLIENTS["ipv4"], doctor_lab.SECOND["ipv4"]) == "silent"
+        assert handshake(a, CLIENTS["ipv4"], SECOND["ipv4"]) == "silent"
     finally:
         clinic.heal("a")

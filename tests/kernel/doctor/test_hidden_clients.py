@@ -12,28 +12,23 @@ import socket
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _source_proof as proof
 
-from tests.kernel.doctor import clinic as doctor_lab
-from tests.support import forwarding as forwarder_lab
-from tests.support import routing as rl
+from tests.kernel.doctor.clinic import CLIENTS
+from tests.support.addresses import AF
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.routing import attempt
+from tests.support.waiting import PATIENCE, eventually
 
 PORT = 8090
-FAMILIES = pytest.mark.parametrize("family", rl.FAMILIES)
 OF = {"ipv4": "ip", "ipv6": "ip6"}
-
-
-@pytest.fixture(scope="module")
-def clinic(tmp_path_factory):
-    with doctor_lab.clinic("kpr", tmp_path_factory) as raised:
-        yield raised
 
 
 def server(host, family: str, port: int = PORT) -> socket.socket:
     with host.inside():
-        listener = socket.socket(rl.AF[family], socket.SOCK_STREAM)
+        listener = socket.socket(AF[family], socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("::" if family == "ipv6" else "0.0.0.0", port))
     listener.listen()
-    listener.settimeout(rl.PATIENCE)
+    listener.settimeout(PATIENCE)
     return listener
 
 
@@ -41,13 +36,13 @@ def seen(clinic, family: str) -> str:
     """The address that a server on b sees when a forwards a client; what getpeername says there."""
     with server(clinic.lab["b"], family) as listener:
         target = getattr(clinic.lab["b"], family)
-        with rl.attempt(clinic.lab["a"], doctor_lab.CLIENTS[family], target, PORT):
+        with attempt(clinic.lab["a"], CLIENTS[family], target, PORT):
             connection, peer = listener.accept()
             connection.close()
     return peer[0]
 
 
-def proven(clinic, family: str, account: int = 0, patience: float = rl.PATIENCE) -> set[str]:
+def proven(clinic, family: str, account: int = 0, patience: float = PATIENCE) -> set[str]:
     """The addresses that b itself finds on samples that a sends, over TCP and UDP."""
     sources = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
     target = {"address": getattr(clinic.lab["b"], family), "port": PORT, "source": sources[family]}
@@ -168,8 +163,8 @@ def with_rules(clinic):
 @pytest.fixture(scope="module")
 def running(clinic):
     """A forwarder on a; its backends are b's servers on PORT."""
-    service = forwarder_lab.service(clinic.lab, "web", 80, PORT, backends=("b",))
-    with forwarder_lab.Forwarder(clinic.lab, forwarder_lab.config(service)) as forwarder:
+    service = make_service(clinic.lab, "web", 80, PORT, backends=("b",))
+    with Forwarder(clinic.lab, make_config(service)) as forwarder:
         yield {"config": str(forwarder.config), "runtime": str(forwarder.directory / "forwarder.json")}
 
 
@@ -180,10 +175,9 @@ def complaints(clinic, name: str, running: dict) -> list:
     return [one for one in found if one.id == "source_nat"]
 
 
-@FAMILIES
 @pytest.mark.parametrize(("name", "commands"), HIDING.values(), ids=HIDING)
 def test_what_hides_the_clients_is_named_and_the_remedy_helps(clinic, running, with_rules, name, commands, family):
-    assert seen(clinic, family) == doctor_lab.CLIENTS[family]
+    assert seen(clinic, family) == CLIENTS[family]
     with_rules(name, commands, family)
     shown = getattr(clinic.lab[name], family)
     assert seen(clinic, family) == shown, "or the test shows nothing"
@@ -194,20 +188,18 @@ def test_what_hides_the_clients_is_named_and_the_remedy_helps(clinic, running, w
     assert all("rewrites the source address of" in one.what for one in found)
     # What the finding says to type, typed.
     shell(clinic.lab[name], *(line for one in found for line in re.findall("`([^`]+)`", one.fix)))
-    assert seen(clinic, family) == doctor_lab.CLIENTS[family]
+    assert seen(clinic, family) == CLIENTS[family]
     assert complaints(clinic, name, running) == []
 
 
-@FAMILIES
 @pytest.mark.parametrize(("name", "commands"), HARMLESS.values(), ids=HARMLESS)
 def test_what_leaves_the_clients_alone_is_not_named(clinic, running, with_rules, name, commands, family):
     with_rules(name, commands, family)
-    assert seen(clinic, family) == doctor_lab.CLIENTS[family]
+    assert seen(clinic, family) == CLIENTS[family]
     assert proven(clinic, family) == {"spoofed"}
     assert [one.line for one in complaints(clinic, name, running)] == []
 
 
-@FAMILIES
 def test_a_client_that_is_named_may_be_one_of_the_network(clinic, running, with_rules, family):
     network = {"ipv4": "198.18.1.0/24", "ipv6": "2001:db8:1::/64"}[family]
     with_rules("a", [nft("", f"{OF[family]} saddr {network} masquerade")], family)
@@ -227,16 +219,15 @@ def test_nft_may_take_a_spoofed_ipv6_source_for_a_local_one(clinic, running, wit
     """Its fib expression asks for the way back, which our rules of local delivery answer."""
     with_rules("a", [nft("", "fib saddr type local masquerade")], "ipv6")
     assert seen(clinic, "ipv6") == clinic.lab["a"].ipv6
-    assert seen(clinic, "ipv4") == doctor_lab.CLIENTS["ipv4"]
+    assert seen(clinic, "ipv4") == CLIENTS["ipv4"]
     assert {(one.status, ":" in one.fix) for one in complaints(clinic, "a", running)} == {("warn", True)}
 
 
-@FAMILIES
 def test_no_server_notices_a_sample(clinic, family):
     """Nothing to accept, nothing to read, and nothing kept of it in the end."""
     b = clinic.lab["b"]
     with b.inside():
-        datagrams = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+        datagrams = socket.socket(AF[family], socket.SOCK_DGRAM)
     with datagrams, server(b, family) as listener:
         datagrams.bind(("::" if family == "ipv6" else "0.0.0.0", PORT))
         listener.setblocking(False)
@@ -245,16 +236,14 @@ def test_no_server_notices_a_sample(clinic, family):
         for receive in (listener.accept, lambda: datagrams.recv(100)):
             with pytest.raises(BlockingIOError):
                 receive()
-        rl.eventually(lambda: "SYN-RECV" not in b.run(["ss", "-tan"]).stdout)
+        eventually(lambda: "SYN-RECV" not in b.run(["ss", "-tan"]).stdout)
 
 
-@FAMILIES
 def test_what_does_not_come_in_is_not_taken_for_proof(clinic, with_rules, family):
     with_rules("a", [nft("", "meta l4proto { tcp, udp } drop", base="type filter hook postrouting priority 0")], family)
     assert proven(clinic, family, patience=2) == {""}
 
 
-@FAMILIES
 def test_what_a_container_sees_is_what_counts(clinic, with_rules, family):
     """b sends a published port on to d, and masquerades what it forwards; the last packet on its way is d's."""
     b, d = clinic.lab["b"], clinic.lab["d"]
@@ -293,7 +282,6 @@ here.recv(1)
 """
 
 
-@FAMILIES
 @pytest.mark.parametrize("name", ["docker-proxy", "rootlessport", "socat"])
 @pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
 def test_a_relay_before_the_server_is_named(clinic, tmp_path, name, kind, family):
@@ -312,18 +300,17 @@ def test_a_relay_before_the_server_is_named(clinic, tmp_path, name, kind, family
         assert complaints(served) == []
         process = b.spawn([str(tmp_path / name), str(tmp_path / "relay.py"), *arguments])
         try:
-            found = rl.eventually(lambda: complaints(served))
+            found = eventually(lambda: complaints(served))
             assert [(one.status, f"{name} (process {process.pid})" in one.what) for one in found] == [("fail", True)]
             assert [one.status for one in complaints()] == ["warn"]
             if kind == "SOCK_STREAM":
-                with rl.attempt(clinic.lab["a"], doctor_lab.CLIENTS[family], getattr(b, family), PORT):
+                with attempt(clinic.lab["a"], CLIENTS[family], getattr(b, family), PORT):
                     assert listener.accept()[1][0] == {"ipv4": "127.0.0.1", "ipv6": "::1"}[family]
         finally:
             process.terminate()
             process.wait()
 
 
-@FAMILIES
 def test_a_rule_by_account_takes_the_samples_for_the_forwarders(clinic, with_rules, family):
     with_rules("a", [nft("", "meta skuid 998 accept", "masquerade")], family)
     assert proven(clinic, family, account=998) == {"spoofed"}

@@ -10,10 +10,11 @@ import sys
 
 import pytest
 
-from tests.lab.netns import CLI, NamespaceLab, cli_environment
+from tests.lab.netns import CLI, cli_environment
+
+HOSTS = ["client", "router", "a", "b"]
 
 SOURCES = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
-FAMILIES = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 PORT = 8080
 
 #: What the article sets by hand, for both families; a backend's reply is told by the proxy's MAC.
@@ -42,12 +43,11 @@ def run_all(host, commands):
 
 
 @pytest.fixture(scope="module")
-def lab():
-    with NamespaceLab(prefix="probe", hosts=["client", "router", "a", "b"]) as raised:
-        raised.nginx("b", ports=[PORT])
-        run_all(raised["a"], LOCAL_DELIVERY)
-        run_all(raised["b"], RETURN_PATH)
-        yield raised
+def lab(lab):
+    lab.nginx("b", ports=[PORT])
+    run_all(lab["a"], LOCAL_DELIVERY)
+    run_all(lab["b"], RETURN_PATH)
+    return lab
 
 
 def endpoint(lab, family, port=PORT):
@@ -66,7 +66,6 @@ def retransmits(host):
     return int(counters[counters.index("TcpRetransSegs") + 1])
 
 
-@FAMILIES
 def test_established(lab, family):
     status, verdict = probe(lab, family)
     assert (status, verdict["step"]) == (0, "established")
@@ -74,14 +73,12 @@ def test_established(lab, family):
     assert 0 < verdict["seconds"] < 1.5
 
 
-@FAMILIES
 def test_the_server_refuses(lab, family):
     status, verdict = probe(lab, family, port=9)
     assert (status, verdict["step"]) == (1, "server")
     assert "nothing listens on that port" in verdict["sentence"]
 
 
-@FAMILIES
 @pytest.mark.parametrize("missing", ["rule", "route"])
 def test_local_delivery_is_missing(lab, family, missing):
     index = {"rule": 0, "route": 1}[missing] + {"ipv4": 0, "ipv6": 2}[family]
@@ -97,7 +94,6 @@ def test_local_delivery_is_missing(lab, family, missing):
     assert probe(lab, family)[1]["step"] == "established"
 
 
-@FAMILIES
 @pytest.mark.parametrize("missing", ["rule", "route", "mark"])
 def test_the_return_path_is_missing(lab, family, missing):
     index = {"ipv4": 0, "ipv6": 2}[family] + {"rule": 0, "route": 1, "mark": 0}[missing]
@@ -117,7 +113,6 @@ def test_the_return_path_is_missing(lab, family, missing):
     assert probe(lab, family)[1]["step"] == "established"
 
 
-@FAMILIES
 def test_the_backend_is_gone(lab, family):
     lab["b"].run(["ip", "link", "set", "eth0", "down"])
     try:
@@ -135,7 +130,6 @@ def test_the_backend_is_gone(lab, family):
     assert probe(lab, family)[1]["step"] == "established"
 
 
-@FAMILIES
 def test_the_capability_is_missing(lab, family):
     command = [sys.executable, "-c", CLI, "probe", "--source", SOURCES[family], endpoint(lab, family)]
     unprivileged = ["setpriv", "--bounding-set=-net_raw,-net_admin", *command]

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from tests.support import forwarding as fl
+from tests.support.forwarding import BACKENDS, PROXY_ID, TABLE
 
 INTERVAL, TIMEOUT, RISE, FALL = 1.0, 0.5, 2, 3
 HEALTH = {"interval": INTERVAL, "timeout": TIMEOUT, "rise": RISE, "fall": FALL}
-SOURCES = {"ipv4": f"198.51.100.{fl.PROXY_ID}", "ipv6": f"2001:db8:ffff::{fl.PROXY_ID}"}
+SOURCES = {"ipv4": f"198.51.100.{PROXY_ID}", "ipv6": f"2001:db8:ffff::{PROXY_ID}"}
 PROBES = tuple(SOURCES.values())
 SLACK = 1.0  # seconds a busy machine may be late
 
@@ -35,7 +35,7 @@ class BrokenReturnPath:
     def __init__(self, lab, family: str):
         self._host = lab["b"]
         self._command = ["ip", "-6" if family == "ipv6" else "-4", "rule"]
-        self._rule = ["fwmark", f"{fl.PROXY_ID}/0xff", "lookup", str(fl.TABLE), "pref", "1100"]
+        self._rule = ["fwmark", f"{PROXY_ID}/0xff", "lookup", str(TABLE), "pref", "1100"]
 
     def __enter__(self):
         self._host.run([*self._command, "del", *self._rule])
@@ -52,7 +52,7 @@ class BogonFilter:
     """
 
     def __init__(self, lab, sources=PROBES):
-        self._hosts = [lab[name] for name in fl.BACKENDS]
+        self._hosts = [lab[name] for name in BACKENDS]
         self._rules = "\n".join(
             f"  {'ip6' if ':' in source else 'ip'} saddr {source} meta l4proto {{ tcp, udp }} counter name seen drop"
             for source in sources

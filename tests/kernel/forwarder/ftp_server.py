@@ -10,7 +10,8 @@ import socket
 import threading
 
 from tests.lab.netns import NamespaceLab
-from tests.support import forwarding as fl
+from tests.support import tcp
+from tests.support.addresses import FAMILIES
 
 CONTROL = 21
 DATA = range(50000, 50010)
@@ -21,7 +22,7 @@ class Server:
 
     def __init__(self, lab: NamespaceLab, host: str):
         self._lab, self._host = lab, host
-        self._listeners = [fl.listen(lab, host, CONTROL, family) for family in fl.FAMILIES]
+        self._listeners = [tcp.listen(lab, host, CONTROL, family) for family in FAMILIES]
         for listener in self._listeners:
             listener.settimeout(None)
             threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
@@ -64,7 +65,7 @@ class Server:
         """Open a port for one transfer; return it and what the client is told."""
         for port in DATA:
             try:
-                listener = fl.listen(self._lab, self._host, port, family)
+                listener = tcp.listen(self._lab, self._host, port, family)
             except OSError:
                 continue  # another transfer has it
             if word == b"EPSV":

@@ -12,8 +12,9 @@ import threading
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 
-from tests.support import forwarding as fl
-from tests.support import udp as ul
+from tests.support import tcp, udp
+from tests.support.addresses import FAMILIES, family_of
+from tests.support.waiting import PATIENCE
 
 #: Addresses that are all the client's own.
 MANY = {"ipv4": "198.18.128.0/24", "ipv6": "2001:db8:2:8000::/64"}
@@ -35,7 +36,7 @@ class TcpServer:
         self._name = host.encode()
         self._socks: dict[int, socket.socket] = {}
         self._poll = select.epoll()
-        self._listeners = [fl.listen(lab, host, port, family) for family in fl.FAMILIES]
+        self._listeners = [tcp.listen(lab, host, port, family) for family in FAMILIES]
         for listener in self._listeners:
             self._enter(listener)
         self._stop = threading.Event()
@@ -73,13 +74,13 @@ class TcpServer:
     def stop(self) -> None:
         """Close all: who connects is refused from here on."""
         self._stop.set()
-        self._thread.join(fl.PATIENCE)
+        self._thread.join(PATIENCE)
         for sock in self._socks.values():
             sock.close()
         self._poll.close()
 
 
-SERVERS = {"tcp": TcpServer, "udp": ul.Server}
+SERVERS = {"tcp": TcpServer, "udp": udp.Server}
 
 
 class Refused(Exception):
@@ -93,15 +94,13 @@ class Session:
     ``patience`` seconds.
     """
 
-    def __init__(
-        self, lab, protocol: str, to: tuple[str, int], source: str | None = None, patience: float = fl.PATIENCE
-    ):
+    def __init__(self, lab, protocol: str, to: tuple[str, int], source: str | None = None, patience: float = PATIENCE):
         self._to = to
         kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
-        family = ul.family_of(to[0])
+        family = family_of(to[0])
         with lab["client"].inside():
             self._sock = socket.socket(family, kind)
-        self._sock.settimeout(fl.PATIENCE)
+        self._sock.settimeout(PATIENCE)
         if source and family == socket.AF_INET6:  # or the kernel lets it have addresses of an interface only
             self._sock.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
         self._sock.bind((source or "", 0))
@@ -118,7 +117,7 @@ class Session:
 
     def _ask_udp(self, patience: float) -> str:
         try:
-            return ul.who(self._sock, self._to, patience)[0]
+            return udp.who(self._sock, self._to, patience)[0]
         except AssertionError:
             self._sock.close()
             raise Refused from None
@@ -126,7 +125,7 @@ class Session:
     def go_on(self) -> None:
         """Let something pass, so that it does not count as idle; who answers must be the same."""
         if self._udp:
-            assert ul.who(self._sock, self._to)[0] == self.name
+            assert udp.who(self._sock, self._to)[0] == self.name
         else:
             self._sock.send(b"!")
 
@@ -138,7 +137,7 @@ class Session:
 def refused(lab, protocol: str, to: tuple[str, int]) -> bool:
     """Whether a client is not served; over UDP it asks once."""
     try:
-        Session(lab, protocol, to, patience=ul.QUIET).end()
+        Session(lab, protocol, to, patience=udp.QUIET).end()
     except Refused:
         return True
     return False

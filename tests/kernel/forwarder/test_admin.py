@@ -26,46 +26,41 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.v
 from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
 
 from tests.lab import netns
-from tests.support import forwarding as fl
-from tests.support import udp as ul
+from tests.support import tcp, udp
+from tests.support.addresses import FAMILIES
+from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
+from tests.support.waiting import PATIENCE, eventually
 
 WEB, RAW, METRICS, WIDE, ECHO = 8000, 7000, 9110, 7001, 7002
-FAMILIES = fl.FAMILIES
-
-
-@pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("m") as lab:
-        fl.wire(lab)
-        yield lab
 
 
 @pytest.fixture(scope="module")
 def forwarder(lab):
-    web, raw = fl.service(lab, "web", WEB, 9), fl.service(lab, "raw", RAW, 9000, backends=["b"])
-    wide = fl.service(lab, "wide", WIDE, 9000, backends=["c", "c"])
+    web, raw = make_service(lab, "web", WEB, 9), make_service(lab, "raw", RAW, 9000, backends=["b"])
+    wide = make_service(lab, "wide", WIDE, 9000, backends=["c", "c"])
     for backend, port in zip(wide["backends"], (9000, 9001)):
         backend.update(name=f"two:{port}", port=port)
-    echo = fl.service(lab, "echo", ECHO, 9000, backends=["d"], protocol="udp", idle_timeout=1)
-    document = fl.config(web, raw, wide, echo, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
-    with fl.Forwarder(lab, document) as forwarder:
+    echo = make_service(lab, "echo", ECHO, 9000, backends=["d"], protocol="udp", idle_timeout=1)
+    document = make_config(web, raw, wide, echo, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
+    with Forwarder(lab, document) as forwarder:
         yield forwarder
 
 
 @pytest.fixture(autouse=True)
 def ready(forwarder):
     yield
-    for backend in (*fl.BACKENDS, "two"):
+    for backend in (*BACKENDS, "two"):
         forwarder.ask("ready", backend=backend)
 
 
 def raw_client(forwarder):
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(fl.PATIENCE)
+    sock.settimeout(PATIENCE)
     sock.connect(str(forwarder.directory / "admin.sock"))
     return sock
 
 
+@pytest.mark.ipv4_only
 def test_the_socket_is_for_its_owner_and_group(forwarder):
     assert stat.S_IMODE(os.stat(forwarder.directory / "admin.sock").st_mode) == 0o660
 
@@ -88,6 +83,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.ipv4_only
 @pytest.mark.parametrize(("request_line", "sentence"), REFUSED)
 def test_a_bad_request_gets_one_sentence(forwarder, request_line, sentence):
     with raw_client(forwarder) as sock:
@@ -101,12 +97,13 @@ def test_a_bad_request_gets_one_sentence(forwarder, request_line, sentence):
     assert forwarder.status()["generation"] == 1, "others are served"
 
 
+@pytest.mark.ipv4_only
 def test_clients_that_stall_are_bounded_and_others_are_served(forwarder):
     stalled = [raw_client(forwarder) for _client in range(endpoint.MOST_CLIENTS)]
     try:
         for sock in stalled:
             sock.sendall(b'{"op": "sta')  # and nothing more
-        fl.wait(lambda: len(descriptors(forwarder)) >= endpoint.MOST_CLIENTS, "they were accepted")
+        eventually(lambda: len(descriptors(forwarder)) >= endpoint.MOST_CLIENTS, "they were accepted")
         for _question in range(3):
             assert forwarder.status()["generation"] == 1, "the one that has waited longest makes room"
         ended = sum(is_over(sock) for sock in stalled)
@@ -130,13 +127,14 @@ def is_over(sock):
     except ConnectionResetError:
         return True
     finally:
-        sock.settimeout(fl.PATIENCE)
+        sock.settimeout(PATIENCE)
 
 
 def descriptors(forwarder):
     return list(Path(f"/proc/{forwarder.process.pid}/fd").iterdir())
 
 
+@pytest.mark.ipv4_only
 def test_a_client_that_does_not_read_is_not_read_from(forwarder):
     with raw_client(forwarder) as sock:
         sock.setblocking(False)
@@ -152,8 +150,9 @@ def test_a_client_that_does_not_read_is_not_read_from(forwarder):
         assert size < 100 << 20
 
 
+@pytest.mark.ipv4_only
 def test_sessions_of_all_workers(lab, forwarder, listener):
-    pairs = [fl.pair(lab, listener, RAW) for _connection in range(10)]
+    pairs = [tcp.pair(lab, listener, RAW) for _connection in range(10)]
     try:
         answer = forwarder.ask("sessions", service="raw", limit=3)
         assert (answer["count"], answer["silent_workers"], len(answer["sessions"])) == (10, 0, 3)
@@ -166,13 +165,12 @@ def test_sessions_of_all_workers(lab, forwarder, listener):
             end.close()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_the_sessions_of_backends_with_the_longest_names(lab, listener, family):
     """What a worker answers has a bound, whatever the names are; the supervisor outlives it."""
-    names = fl.service(lab, "n" * 63, RAW + 10, 9000, backends=["b"])
+    names = make_service(lab, "n" * 63, RAW + 10, 9000, backends=["b"])
     names["backends"][0]["name"] = "b" + (LONGEST_NAME - 1) * ":"
-    with fl.Forwarder(lab, fl.config(names)) as forwarder:
-        pairs = [fl.pair(lab, listener, RAW + 10) for _connection in range(110)]
+    with Forwarder(lab, make_config(names)) as forwarder:
+        pairs = [tcp.pair(lab, listener, RAW + 10) for _connection in range(110)]
         answer = forwarder.ask("sessions")
         assert (answer["count"], answer["silent_workers"], len(answer["sessions"])) == (110, 0, 100)
         assert forwarder.status()["restarts"] == 0
@@ -180,15 +178,16 @@ def test_the_sessions_of_backends_with_the_longest_names(lab, listener, family):
             end.close()
 
 
+@pytest.mark.ipv4_only
 def test_the_log_level_reaches_every_process(lab, forwarder):
     before = len(forwarder.log("connection"))
     assert forwarder.ask("log_level", level="error")["level"] == "error"
     with pytest.raises(OSError):
-        fl.get(lab, lab["a"].ipv4, WEB)
+        tcp.get(lab, lab["a"].ipv4, WEB)
     assert forwarder.ask("log_level", level=None)["level"] == "info"
     with pytest.raises(OSError):
-        fl.get(lab, lab["a"].ipv4, WEB)
-    fl.wait(lambda: len(forwarder.log("connection")) == before + 1, "the second one is in the log", forwarder.show)
+        tcp.get(lab, lab["a"].ipv4, WEB)
+    eventually(lambda: len(forwarder.log("connection")) == before + 1, "the second one is in the log", forwarder.show)
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
@@ -198,6 +197,7 @@ def cli(lab, forwarder, *arguments):
     return lab.l4proxy("a", [*arguments, "--socket", str(forwarder.directory / "admin.sock")])
 
 
+@pytest.mark.ipv4_only
 def test_status_is_a_table_or_json(lab, forwarder):
     table = cli(lab, forwarder, "status").stdout
     assert table.startswith("l4proxy ")
@@ -209,12 +209,13 @@ def test_status_is_a_table_or_json(lab, forwarder):
     assert "no forwarder listens on /nonexistent/admin.sock" in nobody.stderr
 
 
+@pytest.mark.ipv4_only
 def test_drain_waits_until_the_last_connection_has_ended(lab, forwarder, listener):
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     early = cli(lab, forwarder, "drain", "raw", "b", "--wait", "--timeout", "0.5")
     assert early.returncode == 1
     assert "b is draining in raw, but has 1 connection after 0.5 s" in early.stderr
-    with pytest.raises(ConnectionResetError), fl.connect(lab, lab["a"].ipv4, RAW) as other:
+    with pytest.raises(ConnectionResetError), tcp.connect(lab, lab["a"].ipv4, RAW) as other:
         other.recv(1)
     outcome = []
     waiting = threading.Thread(target=lambda: outcome.append(cli(lab, forwarder, "drain", "raw", "b", "--wait")))
@@ -222,16 +223,16 @@ def test_drain_waits_until_the_last_connection_has_ended(lab, forwarder, listene
     with client, server:
         client.sendall(b"the one that is there goes on")
         assert server.recv(100) == b"the one that is there goes on"
-    waiting.join(fl.PATIENCE)
+    waiting.join(PATIENCE)
     assert outcome[0].stdout == "b is draining and has no connections in raw (as before)\n"
     assert cli(lab, forwarder, "ready", "all", "b").stdout == "b is ready in web, raw\n"
-    for end in fl.pair(lab, listener, RAW):
+    for end in tcp.pair(lab, listener, RAW):
         end.close()
 
 
 @pytest.fixture
 def echo(lab):
-    with ul.serving(lab, 9000, ["d"]) as servers:
+    with udp.serving(lab, 9000, ["d"]) as servers:
         yield servers["d"]
 
 
@@ -242,9 +243,9 @@ def going_on(sock, to):
 
     def ask():
         while not over.wait(0.2):
-            ul.who(sock, to)
+            udp.who(sock, to)
 
-    ul.who(sock, to)
+    udp.who(sock, to)
     asking = threading.Thread(target=ask)
     asking.start()
     yield
@@ -252,22 +253,22 @@ def going_on(sock, to):
     asking.join()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_drain_waits_until_the_last_udp_session_has_ended(lab, forwarder, echo, family):
     to = (getattr(lab["a"], family), ECHO)
-    fl.wait(lambda: forwarder.ask("sessions", service="echo")["count"] == 0, "nobody is there", forwarder.show)
-    with ul.client(lab, to[0]) as sock, ul.client(lab, to[0]) as other:
+    eventually(lambda: forwarder.ask("sessions", service="echo")["count"] == 0, "nobody is there", forwarder.show)
+    with udp.client(lab, to[0]) as sock, udp.client(lab, to[0]) as other:
         with going_on(sock, to):
             early = cli(lab, forwarder, "drain", "echo", "d", "--wait", "--timeout", "0.1")
         assert early.returncode == 1
         assert "d is draining in echo, but has 1 connection after 0.1 s" in early.stderr
-        assert ul.silent(other, ul.QUESTION, to), "there is no other backend"
+        assert udp.silent(other, udp.QUESTION, to), "there is no other backend"
         done = cli(lab, forwarder, "drain", "echo", "d", "--wait")
         assert done.stdout == "d is draining and has no connections in echo (as before)\n"
         assert cli(lab, forwarder, "ready", "echo", "d").returncode == 0
-        ul.who(other, to)
+        udp.who(other, to)
 
 
+@pytest.mark.ipv4_only
 def test_top_draws_again_and_again_until_it_is_interrupted(lab, forwarder):
     argv = [sys.executable, "-c", netns.CLI, "top", "--interval", "0.2"]
     environment = {**netns.cli_environment(), "RUNTIME_DIRECTORY": str(forwarder.directory)}
@@ -275,9 +276,9 @@ def test_top_draws_again_and_again_until_it_is_interrupted(lab, forwarder):
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with open(os.devnull, "rb") as nothing:
         process = lab["a"].spawn(argv, env=environment, stdin=nothing, preexec_fn=heed)
-    fl.wait(lambda: process.log.read_text(encoding="utf-8").count("2 of 2 workers") >= 3, "three pictures")
+    eventually(lambda: process.log.read_text(encoding="utf-8").count("2 of 2 workers") >= 3, "three pictures")
     process.send_signal(signal.SIGINT)
-    assert process.wait(fl.PATIENCE) in (0, 130), process.log.read_text(encoding="utf-8")
+    assert process.wait(PATIENCE) in (0, 130), process.log.read_text(encoding="utf-8")
     assert "Traceback" not in process.log.read_text(encoding="utf-8")
 
 
@@ -291,6 +292,7 @@ def module(forwarder, capsys, **params):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.ipv4_only
 def test_the_module_is_idempotent_and_truthful_in_check_mode(forwarder, capsys):
     planned = module(forwarder, capsys, state="drain", _ansible_check_mode=True)
     assert planned["changed"] is True
@@ -307,6 +309,7 @@ def test_the_module_is_idempotent_and_truthful_in_check_mode(forwarder, capsys):
     assert module(forwarder, capsys)["changed"] is False
 
 
+@pytest.mark.ipv4_only
 def test_the_module_means_every_port_of_a_host(forwarder, capsys):
     done = module(forwarder, capsys, backend="two", state="drain", wait=True)
     assert done["diff"]["before"] == "wide two:9000: ready\nwide two:9001: ready\n"
@@ -325,12 +328,13 @@ def backends_named(forwarder, name):
     return [one for service in services for one in service["backends"] if one["name"] == name]
 
 
+@pytest.mark.ipv4_only
 def test_the_module_fails_with_a_sentence(lab, forwarder, listener, capsys):
     unknown = module(forwarder, capsys, backend="x")
     assert unknown["msg"] == "there is no backend x in any service of this forwarder"
     absent = module(forwarder, capsys, socket="/nonexistent/admin.sock")
     assert "no forwarder listens on /nonexistent/admin.sock" in absent["msg"]
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     with client, server:
         busy = module(forwarder, capsys, state="drain", service="raw", wait=True, timeout=0.3)
     assert busy["msg"] == "backend b still has 1 connection after 0.3 s"
@@ -341,17 +345,18 @@ def test_the_module_fails_with_a_sentence(lab, forwarder, listener, capsys):
 
 def http(lab, request):
     with lab["a"].inside():
-        sock = socket.create_connection(("127.0.0.1", METRICS), timeout=fl.PATIENCE)
+        sock = socket.create_connection(("127.0.0.1", METRICS), timeout=PATIENCE)
     with sock:
         sock.sendall(request)
-        head, _blank, body = fl.receive_all(sock).partition(b"\r\n\r\n")
+        head, _blank, body = tcp.receive_all(sock).partition(b"\r\n\r\n")
     return head.split(b"\r\n")[0].decode(), body.decode()
 
 
+@pytest.mark.ipv4_only
 def test_metrics_and_pages(lab, forwarder, listener):
-    for end in fl.pair(lab, listener, RAW):
+    for end in tcp.pair(lab, listener, RAW):
         end.close()
-    fl.wait(lambda: forwarder.status()["services"][1]["sessions"] == 0, "it is over")
+    eventually(lambda: forwarder.status()["services"][1]["sessions"] == 0, "it is over")
     status, text = http(lab, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
     assert status == "HTTP/1.0 200 OK"
     samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
@@ -370,7 +375,6 @@ def test_metrics_and_pages(lab, forwarder, listener):
     assert http(lab, b"GET /" + b"x" * 20_000)[0] == "HTTP/1.0 400 Too Long"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_metrics_of_a_udp_service(lab, forwarder, echo, family):
     to = (getattr(lab["a"], family), ECHO)
 
@@ -383,10 +387,10 @@ def test_metrics_of_a_udp_service(lab, forwarder, echo, family):
         return [*found, int(samples[latency])]
 
     before = numbers()
-    with ul.client(lab, to[0]) as sock:
+    with udp.client(lab, to[0]) as sock:
         for _datagram in range(3):
-            ul.exchange(sock, b"x" * 1000, to)
-        fl.wait(lambda: forwarder.status()["services"][3]["sessions"] == 0, "the session has ended", forwarder.show)
+            udp.exchange(sock, b"x" * 1000, to)
+        eventually(lambda: forwarder.status()["services"][3]["sessions"] == 0, "the session has ended", forwarder.show)
     sessions, sent, received, first_answers = (after - one for after, one in zip(numbers(), before))
     assert (sessions, first_answers) == (1, 1)
     assert sent >= 3000
@@ -395,8 +399,8 @@ def test_metrics_of_a_udp_service(lab, forwarder, echo, family):
 
 def many_services(lab, **options):
     """1,000 services with three backends each, in both families: 14 MB of metrics."""
-    services = [fl.service(lab, f"s{number}", 20000 + number, 9) for number in range(1000)]
-    return fl.config(*services, **options)
+    services = [make_service(lab, f"s{number}", 20000 + number, 9) for number in range(1000)]
+    return make_config(*services, **options)
 
 
 SILENT, DRIPPING, READING = b"", b"GET /metrics HTTP/1.0\r\n", b"GET /metrics HTTP/1.0\r\n\r\n"
@@ -407,7 +411,7 @@ def many(lab, request):
     """(forwarder with very many services, the address of its metrics)"""
     address = {"ipv4": "127.0.0.1", "ipv6": "::1"}[request.param]
     listen = f"[{address}]:9112" if ":" in address else f"{address}:9112"
-    with fl.Forwarder(lab, many_services(lab, metrics={"listen": listen})) as forwarder:
+    with Forwarder(lab, many_services(lab, metrics={"listen": listen})) as forwarder:
         yield forwarder, address
 
 
@@ -417,7 +421,7 @@ def scraper(lab, address, request_line, buffer=None):
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     if buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    sock.settimeout(fl.PATIENCE)
+    sock.settimeout(PATIENCE)
     sock.connect((address, 9112))
     sock.sendall(request_line)
     return sock
@@ -426,11 +430,12 @@ def scraper(lab, address, request_line, buffer=None):
 def scrape(lab, address):
     """The body of a whole scrape."""
     with scraper(lab, address, READING) as sock:
-        head, _blank, body = fl.receive_all(sock).partition(b"\r\n\r\n")
+        head, _blank, body = tcp.receive_all(sock).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200 OK")
     return body.decode()
 
 
+@pytest.mark.ipv4_only
 def test_metrics_of_a_thousand_services_are_whole(lab, many):
     forwarder, address = many
     lines = scrape(lab, address).splitlines()
@@ -441,6 +446,7 @@ def test_metrics_of_a_thousand_services_are_whole(lab, many):
     assert forwarder.reload().returncode == 0
 
 
+@pytest.mark.ipv4_only
 def test_slow_clients_of_the_metrics_keep_nobody_out_and_are_gone_in_time(lab, many):
     """A byte now and then, sent or read, gives a client no more time than silence does."""
     _forwarder, address = many
@@ -450,7 +456,7 @@ def test_slow_clients_of_the_metrics_keep_nobody_out_and_are_gone_in_time(lab, m
     try:
         assert scrape(lab, address).endswith("\n"), "one of them has made room"
         while there := [sock for sock in slow if not has_ended(sock)]:
-            assert time.monotonic() - began < endpoint.EXCHANGE + fl.PATIENCE, f"{len(there)} are still there"
+            assert time.monotonic() - began < endpoint.EXCHANGE + PATIENCE, f"{len(there)} are still there"
             for sock in there:
                 with contextlib.suppress(ConnectionError):  # it has just ended
                     if slow[sock] == DRIPPING:
@@ -460,19 +466,20 @@ def test_slow_clients_of_the_metrics_keep_nobody_out_and_are_gone_in_time(lab, m
             time.sleep(0.5)
         for sock in (sock for sock in slow if slow[sock] == READING):
             with pytest.raises(ConnectionResetError):  # or it would look like a whole one
-                fl.receive_all(sock)
+                tcp.receive_all(sock)
     finally:
         for sock in slow:
             sock.close()
 
 
+@pytest.mark.ipv4_only
 def test_a_reload_in_the_middle_of_an_answer_does_not_end_it_as_a_whole_one(lab, many):
     forwarder, address = many
     with scraper(lab, address, READING, buffer=4096) as slow:
         slow.recv(1)
         assert forwarder.reload().returncode == 0
         with pytest.raises(ConnectionResetError):
-            fl.receive_all(slow)
+            tcp.receive_all(slow)
 
 
 def has_ended(sock):
@@ -482,6 +489,7 @@ def has_ended(sock):
     return bool(poll.poll(0))
 
 
+@pytest.mark.ipv4_only
 def test_metrics_that_cannot_be_served_fail_the_reload(lab, forwarder):
     document = json.loads(forwarder.config.read_text(encoding="utf-8"))
     with lab["a"].inside(), socket.create_server(("127.0.0.1", 9111)):
@@ -493,12 +501,13 @@ def test_metrics_that_cannot_be_served_fail_the_reload(lab, forwarder):
     assert http(lab, b"GET /metrics HTTP/1.0\r\n\r\n")[0] == "HTTP/1.0 200 OK"
 
 
+@pytest.mark.ipv4_only
 def test_an_admin_client_outlasts_no_stop(lab):
     """A connection to the admin socket must not keep a forwarder that was told to stop."""
-    document = fl.config(fl.service(lab, "other", 8001, 9))
-    with fl.Forwarder(lab, document) as forwarder, raw_client(forwarder) as sock:
+    document = make_config(make_service(lab, "other", 8001, 9))
+    with Forwarder(lab, document) as forwarder, raw_client(forwarder) as sock:
         begun = time.monotonic()
         assert forwarder.stop() == 0
         assert sock.recv(1) == b""
-        assert time.monotonic() - begun < fl.PATIENCE
+        assert time.monotonic() - begun < PATIENCE
         assert not (forwarder.directory / "admin.sock").exists()

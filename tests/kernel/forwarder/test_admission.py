@@ -14,24 +14,18 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import proxy_protocol
 
-from tests.support import forwarding as fl
+from tests.support import processes, tcp
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.waiting import PATIENCE, eventually
 
 PROXIED, SENDING, DENIED, ALLOWED, PAUSE, REFUSE, EACH, RATE, RANGE, _END, _LAST, HIDDEN, GREETED = range(7300, 7313)
-FAMILIES = fl.FAMILIES
 BEYOND = {"ipv4": "203.0.113.77", "ipv6": "2001:db8:77::7"}  # clients of the other proxy
 HELD = LISTENER = 9100  # a port on b where connections stay
 
 
 @pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("p") as lab:
-        fl.wire(lab)
-        yield lab
-
-
-@pytest.fixture(scope="module")
 def servers(lab):
-    with fl.answering(lab, ["b"], 9000), fl.answering(lab, ["b"], 9001), fl.answering(lab, ["b"], 9002):
+    with tcp.answering(lab, ["b"], 9000), tcp.answering(lab, ["b"], 9001), tcp.answering(lab, ["b"], 9002):
         yield
 
 
@@ -40,14 +34,14 @@ def forwarder(lab, servers):
     client = [f"{lab['client'].ipv4}/32", f"{lab['client'].ipv6}/128"]
 
     def one(name, port, backend_port=9000, **options):
-        return fl.service(lab, name, port, backend_port, backends=["b"], **options)
+        return make_service(lab, name, port, backend_port, backends=["b"], **options)
 
     ranged = one("range", f"{RANGE}-{RANGE + 2}", "9000-9002")
     sending = [one("v1", SENDING, HELD), one("v2", SENDING + 100, HELD)]
     for version, service in zip(("v1", "v2"), sending):
         service["backends"][0]["send_proxy"] = version
         service["accept_proxy"] = [f"{lab['b'].ipv4}/32"]
-    document = fl.config(
+    document = make_config(
         one("proxied", PROXIED, accept_proxy=client, proxy_timeout=0.5, deny=["203.0.113.99/32"]),
         one("hidden", HIDDEN, accept_proxy=client, deny=["203.0.113.99/32"], source_fallback="own"),
         one("greeted", GREETED, HELD, accept_proxy=client),
@@ -60,7 +54,7 @@ def forwarder(lab, servers):
         ranged,
         *sending,
     )
-    with fl.Forwarder(lab, document) as forwarder:
+    with Forwarder(lab, document) as forwarder:
         yield forwarder
 
 
@@ -68,17 +62,16 @@ def header(lab, family, version="v2", source=None):
     return proxy_protocol.build(version, source or BEYOND[family], 4711, getattr(lab["a"], family), 80)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("cut", [None, 1, 7])
 def test_the_client_a_trusted_proxy_names_is_the_one_spoofed(lab, forwarder, new_lines, family, version, cut):
     """The header in one piece or in several; over the other family as well, whose connection carries it."""
     data = header(lab, family, version)
-    with fl.connect(lab, lab["a"].ipv4 if cut == 1 else getattr(lab["a"], family), PROXIED) as sock:
+    with tcp.connect(lab, lab["a"].ipv4 if cut == 1 else getattr(lab["a"], family), PROXIED) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for start in range(0, len(data), cut or len(data)):
             sock.sendall(data[start : start + (cut or len(data))])
-        assert fl.receive_all(sock).decode().split()[0] == BEYOND[family]
+        assert tcp.receive_all(sock).decode().split()[0] == BEYOND[family]
     (line,) = new_lines(1)
     assert (line["client"], line["client_port"], line["source"]) == (BEYOND[family], 4711, BEYOND[family])
     assert line["via"] in (lab["client"].ipv4, lab["client"].ipv6)
@@ -95,18 +88,16 @@ NOBODY = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("data", NOBODY.values(), ids=NOBODY)
 def test_a_header_that_names_nobody_leaves_the_proxy_as_the_client(lab, forwarder, family, data):
-    with fl.connect(lab, getattr(lab["a"], family), PROXIED) as sock:
+    with tcp.connect(lab, getattr(lab["a"], family), PROXIED) as sock:
         sock.sendall(data)
-        assert fl.receive_all(sock).decode().split()[0] == getattr(lab["client"], family)
+        assert tcp.receive_all(sock).decode().split()[0] == getattr(lab["client"], family)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_who_is_not_trusted_is_a_plain_client(lab, forwarder, new_lines, family):
-    with fl.connect(lab, getattr(lab["a"], family), PROXIED, host="d") as sock:
-        assert fl.receive_all(sock).decode().split()[0] == getattr(lab["d"], family)  # and is not waited for
+    with tcp.connect(lab, getattr(lab["a"], family), PROXIED, host="d") as sock:
+        assert tcp.receive_all(sock).decode().split()[0] == getattr(lab["d"], family)  # and is not waited for
     assert "via" not in new_lines(1)[0]
 
 
@@ -122,6 +113,7 @@ TEST_GREETINGS = [
 ]
 
 
+@pytest.mark.ipv4_only
 @pytest.mark.parametrize(("data", "ends", "reason"), TEST_GREETINGS)
 def test_a_trusted_proxy_without_a_good_header_is_refused(lab, forwarder, new_lines, data, ends, reason):
     others = {"client address is loopback": "never_spoofed", "client address is denied": "denied"}
@@ -131,13 +123,14 @@ def test_a_trusted_proxy_without_a_good_header_is_refused(lab, forwarder, new_li
     (line,) = new_lines(1)
     assert line["ended"].startswith(reason)
     assert (line["attempts"], line["source"]) == (0, None)
-    fl.wait(lambda: refused(forwarder, cause) == before + 1, "it is counted by its cause", forwarder.show)
+    eventually(lambda: refused(forwarder, cause) == before + 1, "it is counted by its cause", forwarder.show)
 
 
 def refused(forwarder, cause):
     return sum(one[f"refused_{cause}"] for one in forwarder.status()["services"])
 
 
+@pytest.mark.ipv4_only
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("destination", ["::ffff:198.18.0.11", "2001:db8::11"])
 def test_a_mapped_address_is_the_ipv4_client_it_means(lab, forwarder, new_lines, version, destination):
@@ -147,9 +140,9 @@ def test_a_mapped_address_is_the_ipv4_client_it_means(lab, forwarder, new_lines,
         return proxy_protocol.build(version, f"::ffff:{address}", 4711, destination, 80)
 
     for port in (PROXIED, HIDDEN):
-        with fl.connect(lab, lab["a"].ipv4, port) as sock:
+        with tcp.connect(lab, lab["a"].ipv4, port) as sock:
             sock.sendall(named("203.0.113.77"))
-            assert fl.receive_all(sock).decode().split()[0] == "203.0.113.77"
+            assert tcp.receive_all(sock).decode().split()[0] == "203.0.113.77"
         assert ended_by_reset(lab, port, named("203.0.113.99"))
     lines = new_lines(4)
     for line in lines[::2]:
@@ -157,30 +150,31 @@ def test_a_mapped_address_is_the_ipv4_client_it_means(lab, forwarder, new_lines,
     assert [line["ended"] for line in lines[1::2]] == ["client address is denied"] * 2
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_urgent_data_right_behind_a_header_is_urgent(lab, forwarder, listener, family):
-    with fl.connect(lab, getattr(lab["a"], family), GREETED) as client:
+    with tcp.connect(lab, getattr(lab["a"], family), GREETED) as client:
         client.sendall(header(lab, family))
         client.send(b"!", socket.MSG_OOB)
         client.sendall(b"after it")
-        with fl.accept(listener) as server:
+        with tcp.accept(listener) as server:
             assert server.recv(8, socket.MSG_WAITALL) == b"after it", "the byte is beside the stream"
 
 
+@pytest.mark.ipv4_only
 @pytest.mark.parametrize("address", ["198.18.0.255", "255.255.255.255", "0.1.2.3"])
 def test_a_broadcast_address_is_never_the_source(lab, forwarder, new_lines, address):
     """The kernel would send in the name of the proxy itself, and the log would name the client."""
     data = proxy_protocol.build("v2", address, 4711, "198.18.0.11", 80)
     assert ended_by_reset(lab, PROXIED, data)
-    with fl.connect(lab, lab["a"].ipv4, HIDDEN) as sock:
+    with tcp.connect(lab, lab["a"].ipv4, HIDDEN) as sock:
         sock.sendall(data)
-        assert fl.receive_all(sock).decode().split()[0] == lab["a"].ipv4
+        assert tcp.receive_all(sock).decode().split()[0] == lab["a"].ipv4
     refused, hidden = new_lines(2)
     assert refused["ended"] in ("client address is broadcast", "client address is in 0.0.0.0/8")
     assert (refused["attempts"], refused["source"]) == (0, None)
     assert (hidden["source"], hidden["source_step"]) == (lab["a"].ipv4, "own")
 
 
+@pytest.mark.ipv4_only
 @pytest.mark.parametrize(
     ("address", "seen"), [("198.18.0.255", "198.18.0.11"), ("198.18.0.0", "198.18.0.0"), ("198.18.0.99", "198.18.0.99")]
 )
@@ -202,7 +196,7 @@ def test_what_the_kernel_does_with_a_broadcast_address(lab, servers, address, se
 
 def ended_by_reset(lab, port, data=b"", shut=False, address=None):
     try:
-        with fl.connect(lab, address or lab["a"].ipv4, port) as sock:
+        with tcp.connect(lab, address or lab["a"].ipv4, port) as sock:
             sock.sendall(data)
             if shut:
                 sock.shutdown(socket.SHUT_WR)
@@ -211,10 +205,9 @@ def ended_by_reset(lab, port, data=b"", shut=False, address=None):
         return True
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("version", "port"), [("v1", SENDING), ("v2", SENDING + 100)])
 def test_a_backend_that_asks_for_it_is_told_the_client(lab, forwarder, listener, version, port, family):
-    with fl.connect(lab, getattr(lab["a"], family), port) as client, fl.accept(listener) as server:
+    with tcp.connect(lab, getattr(lab["a"], family), port) as client, tcp.accept(listener) as server:
         client.sendall(b"hello")
         data = b""
         while not data.endswith(b"hello"):
@@ -226,7 +219,6 @@ def test_a_backend_that_asks_for_it_is_told_the_client(lab, forwarder, listener,
         assert server.getpeername()[0] == getattr(lab["client"], family)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("port", "reason"), [(DENIED, "client address is denied"), (ALLOWED, "client address is not allowed")]
 )
@@ -235,52 +227,48 @@ def test_networks(lab, forwarder, new_lines, port, reason, family):
     assert new_lines(1)[0]["ended"] == reason
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_another_client_is_not_denied(lab, forwarder, family):
-    with fl.connect(lab, getattr(lab["a"], family), DENIED, host="d") as sock:
-        assert fl.receive_all(sock).decode().split()[0] == getattr(lab["d"], family)
+    with tcp.connect(lab, getattr(lab["a"], family), DENIED, host="d") as sock:
+        assert tcp.receive_all(sock).decode().split()[0] == getattr(lab["d"], family)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_at_the_limit_of_a_service_others_wait_and_come_in_when_one_ends(lab, forwarder, listener, family):
-    held = [fl.pair(lab, listener, PAUSE) for _connection in range(2)]
-    with fl.connect(lab, getattr(lab["a"], family), PAUSE) as waiting:
-        fl.wait(lambda: forwarder.log("accept paused"), "the pause is logged")
+    held = [tcp.pair(lab, listener, PAUSE) for _connection in range(2)]
+    with tcp.connect(lab, getattr(lab["a"], family), PAUSE) as waiting:
+        eventually(lambda: forwarder.log("accept paused"), "the pause is logged")
         assert forwarder.log("accept paused")[-1]["service"] == "pause"
         listener.settimeout(0.5)
         with pytest.raises(TimeoutError):
             listener.accept()
-        listener.settimeout(fl.PATIENCE)
+        listener.settimeout(PATIENCE)
         assert ended_by_reset(lab, DENIED), "other services go on"
         for sock in held[0]:
             sock.close()
-        with fl.accept(listener) as server:
+        with tcp.accept(listener) as server:
             waiting.sendall(b"at last")
             assert server.recv(100) == b"at last"
     for sock in held[1]:
         sock.close()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("port", "reason"),
     [(REFUSE, "connection limit of the service"), (EACH, "connection limit of the client")],
 )
 def test_at_a_limit_the_next_is_refused(lab, forwarder, listener, new_lines, port, reason, family):
-    held = [fl.pair(lab, listener, port) for _connection in range(2)]
+    held = [tcp.pair(lab, listener, port) for _connection in range(2)]
     assert ended_by_reset(lab, port, address=getattr(lab["a"], family))
     assert new_lines(1)[0]["ended"] == reason
     if port == EACH:
-        with fl.connect(lab, getattr(lab["a"], family), port, host="router"), fl.accept(listener):
+        with tcp.connect(lab, getattr(lab["a"], family), port, host="router"), tcp.accept(listener):
             pass  # another client has its own two
     for sock in held[0]:
         sock.close()
     new_lines(2)
-    for sock in (*held[1], *fl.pair(lab, listener, port)):
+    for sock in (*held[1], *tcp.pair(lab, listener, port)):
         sock.close()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_client_above_its_rate_is_refused_and_the_others_are_not(lab, forwarder, new_lines, family):
     begun = time.monotonic()
     for _connection in range(12):
@@ -289,37 +277,37 @@ def test_a_client_above_its_rate_is_refused_and_the_others_are_not(lab, forwarde
     ends = Counter(line["ended"] for line in new_lines(12))
     admitted = 12 - ends["rate limit of the client"]
     assert 3 <= admitted <= 3 + 3 * seconds + 1
-    with fl.connect(lab, getattr(lab["a"], family), RATE, host="router") as sock:
-        assert fl.receive_all(sock)
+    with tcp.connect(lab, getattr(lab["a"], family), RATE, host="router") as sock:
+        assert tcp.receive_all(sock)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("offset", range(3))
 def test_the_ports_of_a_range_lead_to_the_backends_ports(lab, forwarder, new_lines, offset, family):
     """9000 to 9002 all answer; which one was asked is what the connection to it alone says."""
     address = getattr(lab["a"], family)
-    with fl.connect(lab, address, RANGE + offset) as sock:
-        assert fl.receive_all(sock)
+    with tcp.connect(lab, address, RANGE + offset) as sock:
+        assert tcp.receive_all(sock)
     (line,) = new_lines(1)
     assert line["listener"] == f"{'[::]' if family == 'ipv6' else '0.0.0.0'}:{RANGE + offset}"
-    with fl.refusing(lab, "b", 9000 + offset):
+    with tcp.refusing(lab, "b", 9000 + offset):
         assert ended_by_reset(lab, RANGE + offset, address=address)
 
 
+@pytest.mark.ipv4_only
 def test_a_flood_of_connect_and_reset_costs_no_memory_and_serves_the_others(lab, forwarder):
     worker = forwarder.workers()[0]
-    before, descriptors = fl.resident(worker), len(os.listdir(f"/proc/{worker}/fd"))
+    before, descriptors = processes.resident(worker), len(os.listdir(f"/proc/{worker}/fd"))
     sessions = len(forwarder.log("connection"))
     count = 2000
     for number in range(count):
-        sock = fl.connect(lab, lab["a"].ipv4, RANGE)
+        sock = tcp.connect(lab, lab["a"].ipv4, RANGE)
         if number % 2:
             sock.sendall(b"x")
-        fl.reset(sock)
+        tcp.reset(sock)
         if number % 500 == 0:
-            with fl.connect(lab, lab["a"].ipv4, RANGE + 1) as other:
-                assert fl.receive_all(other)
-    fl.wait(lambda: len(os.listdir(f"/proc/{worker}/fd")) <= descriptors + 2, "every session is over")
+            with tcp.connect(lab, lab["a"].ipv4, RANGE + 1) as other:
+                assert tcp.receive_all(other)
+    eventually(lambda: len(os.listdir(f"/proc/{worker}/fd")) <= descriptors + 2, "every session is over")
     forwarder.connections(sessions + count)
-    assert fl.resident(worker) - before < 2 << 20
+    assert processes.resident(worker) - before < 2 << 20
     assert not forwarder.log("defect"), forwarder.log("defect")[0]

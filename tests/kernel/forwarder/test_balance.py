@@ -10,35 +10,14 @@ from collections import Counter
 
 import pytest
 
-from tests.kernel.forwarder import sessions as bl
+from tests.kernel.forwarder import sessions
 from tests.kernel.forwarder.faults import state
-from tests.support import forwarding as fl
+from tests.kernel.forwarder.sessions import CLIENTS, SERVERS, Session
+from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
+from tests.support.waiting import eventually
 
 PORT, BACKEND = 7900, 9000
-FAMILIES = fl.FAMILIES
 EVEN = 5  # standard deviations that a share may be off
-
-both = pytest.mark.parametrize("protocol", ["tcp", "udp"])
-families = pytest.mark.parametrize("family", FAMILIES)
-
-
-@pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("n") as lab:
-        fl.wire(lab)
-        bl.give_many_addresses(lab)
-        yield lab
-
-
-@pytest.fixture(scope="module", autouse=True)
-def servers(lab):
-    """By (protocol, host)."""
-    servers = {
-        (protocol, host): cls(lab, host, BACKEND) for protocol, cls in bl.SERVERS.items() for host in fl.BACKENDS
-    }
-    yield servers
-    for server in servers.values():
-        server.stop()
 
 
 class Asker:
@@ -47,16 +26,16 @@ class Asker:
     def __init__(self, lab, protocol, family):
         self._lab, self._protocol, self._to = lab, protocol, (getattr(lab["a"], family), PORT)
         self.family = family
-        self.sessions: list[bl.Session] = []
+        self.sessions: list[Session] = []
 
     def one(self):
         """A session; raises bl.Refused."""
-        self.sessions.append(bl.Session(self._lab, self._protocol, self._to))
+        self.sessions.append(Session(self._lab, self._protocol, self._to))
         return self.sessions[-1]
 
     def refused(self):
         """Whether nobody serves another session."""
-        return bl.refused(self._lab, self._protocol, self._to)
+        return sessions.refused(self._lab, self._protocol, self._to)
 
     def many(self, count):
         """How many of so many sessions each backend was given; they last."""
@@ -66,40 +45,36 @@ class Asker:
         """{address: backend} of a session of each of so many addresses; none of them lasts."""
         found = {}
         for number in range(1, count + 1):
-            address = bl.CLIENTS[self.family].format(number)
-            session = bl.Session(self._lab, self._protocol, (self._to[0], port), address)
+            address = CLIENTS[self.family].format(number)
+            session = Session(self._lab, self._protocol, (self._to[0], port), address)
             found[address] = session.name
             session.end()
         return found
 
 
 @pytest.fixture
-def ask(lab, protocol, family):
+def ask(lab, session_servers, protocol, family):
     asker = Asker(lab, protocol, family)
     yield asker
     for session in asker.sessions:
         session.end()
 
 
-def document(lab, protocol, weights=(1, 1, 1), workers=1, names=fl.BACKENDS, port=PORT, **options):
-    service = fl.service(lab, "web", port, BACKEND, names, protocol=protocol, **options)
+def document(lab, protocol, weights=(1, 1, 1), workers=1, names=BACKENDS, port=PORT, **options):
+    service = make_service(lab, "web", port, BACKEND, names, protocol=protocol, **options)
     for backend, weight in zip(service["backends"], weights):
         backend["weight"] = weight
-    return fl.config(service, workers=workers)
+    return make_config(service, workers=workers)
 
 
-@both
-@families
 def test_round_robin_gives_each_its_weight(lab, ask, protocol, family):
-    with fl.Forwarder(lab, document(lab, protocol, (3, 2, 1))):
+    with Forwarder(lab, document(lab, protocol, (3, 2, 1))):
         assert ask.many(12) == {"b": 6, "c": 4, "d": 2}
 
 
-@both
-@families
 def test_least_connections_fills_by_weight_and_then_levels_out(lab, ask, protocol, family):
     options = {"balance": "least_connections", "idle_timeout": 4}
-    with fl.Forwarder(lab, document(lab, protocol, (1, 1, 2), **options)) as forwarder:
+    with Forwarder(lab, document(lab, protocol, (1, 1, 2), **options)) as forwarder:
         assert ask.many(12) == {"b": 3, "c": 3, "d": 6}
         stay = [session for session in ask.sessions if session.name != "b"]
         for session in set(ask.sessions) - set(stay):
@@ -111,48 +86,42 @@ def test_least_connections_fills_by_weight_and_then_levels_out(lab, ask, protoco
             time.sleep(0.1)
             return forwarder.status()["services"][0]["backends"][0]["active"] == 0
 
-        fl.wait(b_is_idle, "b has none any more", forwarder.show)
+        eventually(b_is_idle, "b has none any more", forwarder.show)
         assert ask.many(3) == {"b": 3}
 
 
-@both
-@families
 def test_random_is_even_by_weight(lab, ask, protocol, family):
     count, weights = 300, {"b": 1, "c": 1, "d": 2}
-    with fl.Forwarder(lab, document(lab, protocol, tuple(weights.values()), balance="random")):
+    with Forwarder(lab, document(lab, protocol, tuple(weights.values()), balance="random")):
         found = ask.many(count)
     for name, weight in weights.items():
         share = weight / sum(weights.values())
         assert found[name] == pytest.approx(count * share, abs=EVEN * (count * share * (1 - share)) ** 0.5)
 
 
-@both
-@families
 def test_source_hash_is_the_same_on_every_worker_and_proxy_and_after_a_restart(lab, ask, protocol, family):
     count, options = 60, {"balance": "source_hash"}
-    with fl.Forwarder(lab, document(lab, protocol, workers=2, **options)) as forwarder:
+    with Forwarder(lab, document(lab, protocol, workers=2, **options)) as forwarder:
         first = ask.clients(count)
-        assert set(first.values()) == set(fl.BACKENDS)
+        assert set(first.values()) == set(BACKENDS)
         # From another port, so that the kernel may give it to the other worker.
         assert ask.clients(count) == first
         # Another proxy: other processes, another id, another order in its document.
-        other = document(lab, protocol, names=fl.BACKENDS[::-1], port=PORT + 1, **options)
-        with fl.Forwarder(lab, {**other, "proxy_id": 12}):
+        other = document(lab, protocol, names=BACKENDS[::-1], port=PORT + 1, **options)
+        with Forwarder(lab, {**other, "proxy_id": 12}):
             assert ask.clients(count, PORT + 1) == first
         forwarder.ask("maintenance", backend="b")
         without = ask.clients(count)
         moved = {address for address, name in without.items() if name != first[address]}
         assert moved == {address for address, name in first.items() if name == "b"}, "nobody else's clients moved"
-    with fl.Forwarder(lab, document(lab, protocol, **options)):
+    with Forwarder(lab, document(lab, protocol, **options)):
         assert ask.clients(count) == first
 
 
-@both
-@families
 def test_a_backup_serves_only_while_nobody_else_does(lab, ask, protocol, family):
     config = document(lab, protocol)
     config["services"][0]["backends"][2]["backup"] = True
-    with fl.Forwarder(lab, config) as forwarder:
+    with Forwarder(lab, config) as forwarder:
         assert ask.many(6) == {"b": 3, "c": 3}
         for name in ("b", "c"):
             forwarder.ask("maintenance", backend=name)
@@ -161,28 +130,24 @@ def test_a_backup_serves_only_while_nobody_else_does(lab, ask, protocol, family)
         assert ask.many(3) == {"c": 3}
 
 
-@both
-@families
 def test_at_its_limit_a_backend_passes_on_to_the_next_and_then_the_client_is_refused(lab, ask, protocol, family):
     config = document(lab, protocol, names=("b", "c"))
     for backend, most in zip(config["services"][0]["backends"], (1, 3)):
         backend["max_connections"] = most
-    with fl.Forwarder(lab, config) as forwarder:
+    with Forwarder(lab, config) as forwarder:
         assert ask.many(4) == {"b": 1, "c": 3}
         assert ask.refused()
         for session in ask.sessions:
             session.go_on()
-        fl.wait(lambda: forwarder.status()["services"][0]["refused_no_backend"], "the refusal is counted")
+        eventually(lambda: forwarder.status()["services"][0]["refused_no_backend"], "the refusal is counted")
         event, key = ("connection", "ended") if protocol == "tcp" else ("datagram refused", "reason")
         assert forwarder.log(event)[-1][key] == "every backend is at its limit"
 
 
-@both
-@families
 @pytest.mark.parametrize("order", ["drain", "maintenance"])
 def test_an_operators_word_keeps_new_sessions_away_over_reloads(lab, ask, protocol, family, order):
     """What a draining backend has goes on: UDP sessions as well, which go to the new workers."""
-    with fl.Forwarder(lab, document(lab, protocol, workers=2)) as forwarder:
+    with Forwarder(lab, document(lab, protocol, workers=2)) as forwarder:
         ask.many(12)
         before = [session for session in ask.sessions if session.name == "b"]
         assert before
@@ -201,28 +166,24 @@ def test_an_operators_word_keeps_new_sessions_away_over_reloads(lab, ask, protoc
         assert "b" in ask.many(8)
 
 
-@both
-@families
 def test_a_weight_that_an_operator_gives_counts_at_once(lab, ask, protocol, family):
-    with fl.Forwarder(lab, document(lab, protocol)) as forwarder:
+    with Forwarder(lab, document(lab, protocol)) as forwarder:
         forwarder.ask("weight", backend="b", weight=4)
         assert ask.many(12) == {"b": 8, "c": 2, "d": 2}
 
 
-@both
-@families
-def test_after_a_recovery_a_backend_starts_slowly(lab, servers, ask, protocol, family):
+def test_after_a_recovery_a_backend_starts_slowly(lab, session_servers, ask, protocol, family):
     slow, count = 5.0, 30
     health = {"interval": 0.4, "timeout": 0.3, "rise": 2, "fall": 2}
     exchange = {"request": "well?", "expect": "well"} if protocol == "udp" else {}
     config = document(lab, protocol, health={**health, **exchange}, slow_start=slow)
-    with fl.Forwarder(lab, config) as forwarder:
-        fl.wait(lambda: state(forwarder, "b", family) == "up", "b is up", forwarder.show)
+    with Forwarder(lab, config) as forwarder:
+        eventually(lambda: state(forwarder, "b", family) == "up", "b is up", forwarder.show)
         assert ask.many(count)["b"] == count / 3, "who was never down does not start slowly"
-        servers[protocol, "b"].stop()
-        fl.wait(lambda: state(forwarder, "b", family) == "down", "b is down", forwarder.show)
-        servers[protocol, "b"] = bl.SERVERS[protocol](lab, "b", BACKEND)
-        fl.wait(lambda: state(forwarder, "b", family) == "up", "b is up again", forwarder.show)
+        session_servers[protocol, "b"].stop()
+        eventually(lambda: state(forwarder, "b", family) == "down", "b is down", forwarder.show)
+        session_servers[protocol, "b"] = SERVERS[protocol](lab, "b", BACKEND)
+        eventually(lambda: state(forwarder, "b", family) == "up", "b is up again", forwarder.show)
         begun = time.monotonic()
         early = ask.many(count)["b"]
         assert time.monotonic() - begun < slow / 2, "the machine is too slow for this test"
@@ -232,26 +193,23 @@ def test_after_a_recovery_a_backend_starts_slowly(lab, servers, ask, protocol, f
         assert ask.many(count)["b"] == pytest.approx(count / 3, abs=2), forwarder.show()
 
 
-@families
 @pytest.mark.parametrize("protocol", ["udp"])
 def test_udp_sessions_are_spread_evenly_over_the_workers(lab, ask, protocol, family):
     """As connections are, which test_workers.py shows."""
     count = 300
-    with fl.Forwarder(lab, document(lab, protocol, workers=2)) as forwarder:
+    with Forwarder(lab, document(lab, protocol, workers=2)) as forwarder:
         ask.many(count)
         shares = [one["sessions"] for one in forwarder.status()["workers"]]
     assert sum(shares) == count
     assert shares[0] == pytest.approx(count / 2, abs=EVEN * (count / 4) ** 0.5)
 
 
-@both
-@families
-def test_the_last_one_is_tried_whatever_failed_before(lab, servers, ask, protocol, family):
+def test_the_last_one_is_tried_whatever_failed_before(lab, session_servers, ask, protocol, family):
     """Two of three backends refuse: every client is served, the first ones by their second or third attempt."""
     config = document(lab, protocol)
     for backend in config["services"][0]["backends"][:2]:
         backend["port"] = 9  # nobody is there
-    with fl.Forwarder(lab, config) as forwarder:
+    with Forwarder(lab, config) as forwarder:
         # A UDP client learns of it by asking again: its first datagram is lost with the attempt.
         assert ask.many(12) == {"d": 12}
         assert {one["backend"] for one in forwarder.log("backend skipped")} == {"b", "c"}

@@ -19,12 +19,14 @@ from collections import Counter
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 
-from tests.kernel.forwarder import sessions as bl
 from tests.kernel.forwarder.faults import SOURCES, BogonFilter, BrokenReturnPath, state
-from tests.support import forwarding as fl
+from tests.kernel.forwarder.sessions import CLIENTS, Refused, Session
+from tests.support import tcp
+from tests.support.addresses import FAMILIES
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.waiting import eventually
 
 PORT, BACKEND = 7500, 9000
-FAMILIES = fl.FAMILIES
 GOOD = range(1, 21)  # numbers of the clients that b likes
 BANNED = 200
 SECONDS, RATE, BANNED_RATE = 2.5, 30, 5  # of each stream: how long, and sessions a second
@@ -45,22 +47,10 @@ EXCHANGE = {"request": "well?", "expect": "well"}
 
 
 @pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("y") as lab:
-        fl.wire(lab)
-        bl.give_many_addresses(lab)
-        for limit in ("net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"):
-            lab["b"].sysctl(limit, "0")  # each client is told each time, however many there are
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def servers(lab):
-    """By (protocol, host)."""
-    servers = {(protocol, host): cls(lab, host, BACKEND) for protocol, cls in bl.SERVERS.items() for host in ("b", "c")}
-    yield servers
-    for server in servers.values():
-        server.stop()
+def lab(lab):
+    for limit in ("net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"):
+        lab["b"].sysctl(limit, "0")  # each client is told each time, however many there are
+    return lab
 
 
 def document(lab, protocol, health, strategies=STRATEGIES, **options):
@@ -72,20 +62,20 @@ def document(lab, protocol, health, strategies=STRATEGIES, **options):
         names = ("b",) if strategy == "alone" else ("b", "c")
         balance = "source_hash" if strategy == "source_hash" else "round_robin"
         settings = {"health": HEALTH[health], "protocol": protocol, "balance": balance, **options}
-        service = fl.service(lab, strategy, PORT + number, BACKEND, names, **settings)
+        service = make_service(lab, strategy, PORT + number, BACKEND, names, **settings)
         if strategy == "backup":
             service["backends"][1]["backup"] = True
         services.append(service)
-    return fl.config(*services)
+    return make_config(*services)
 
 
 @contextlib.contextmanager
 def serving(lab, *arguments, **options):
     """A forwarder with a document(), once its checker knows that all backends are well."""
     config = document(lab, *arguments, **options)
-    with fl.Forwarder(lab, config) as forwarder:
+    with Forwarder(lab, config) as forwarder:
         if config["services"][0]["health"].get("enabled", True):
-            fl.wait(lambda: set(all_states(forwarder)) == {"up"}, "all are up", forwarder.show)
+            eventually(lambda: set(all_states(forwarder)) == {"up"}, "all are up", forwarder.show)
         yield forwarder
 
 
@@ -98,7 +88,7 @@ def all_states(forwarder):
 @contextlib.contextmanager
 def ban(lab, protocol, kind, clients=(BANNED,)):
     """b rejects clients, in both families; None stands for all that there are."""
-    networks = {family: network if None in clients else bl.CLIENTS[family] for family, network in EVERYBODY.items()}
+    networks = {family: network if None in clients else CLIENTS[family] for family, network in EVERYBODY.items()}
     rules = "\n".join(
         f"  {'ip6' if family == 'ipv6' else 'ip'} saddr {networks[family].format(client)}"
         f" {protocol} dport {BACKEND} {KINDS[kind]}"
@@ -118,7 +108,7 @@ class Stream:
 
     def __init__(self, lab, protocol, to, clients, rate, seconds=SECONDS, count=None):
         self.served = []  # (seconds after the begin, client, backend or None, seconds it took)
-        self._arguments = lab, protocol, to, [bl.CLIENTS[_family(to)].format(number) for number in clients]
+        self._arguments = lab, protocol, to, [CLIENTS[_family(to)].format(number) for number in clients]
         self._pace = 1 / rate, seconds, count
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -148,8 +138,8 @@ def _family(to):
 def _served_by(lab, protocol, to, client):
     """The backend of one session, None when it was refused; over UDP a client asks again for a few seconds."""
     try:
-        session = bl.Session(lab, protocol, to, client, patience=3.0)
-    except (bl.Refused, OSError):
+        session = Session(lab, protocol, to, client, patience=3.0)
+    except (Refused, OSError):
         return None
     session.end()
     return session.name or None
@@ -173,7 +163,7 @@ TEST_BANS = [
 
 
 @pytest.mark.parametrize(("protocol", "kind", "health"), TEST_BANS)
-def test_a_backend_that_rejects_one_client_serves_the_others_as_before(lab, servers, protocol, kind, health):
+def test_a_backend_that_rejects_one_client_serves_the_others_as_before(lab, session_servers, protocol, kind, health):
     """And this client: once it has failed there, its next sessions begin with the other backend."""
     with serving(lab, protocol, health) as forwarder:
         before = homes(lab, protocol)
@@ -215,11 +205,10 @@ def nobody_was_moved(good, table, before, uneven=4):
 
 
 def addresses(clients, families=FAMILIES):
-    return {bl.CLIENTS[family].format(number) for number in clients for family in families}
+    return {CLIENTS[family].format(number) for number in clients for family in families}
 
 
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_an_attacker_with_many_addresses_takes_no_backend_either(lab, servers, protocol):
+def test_an_attacker_with_many_addresses_takes_no_backend_either(lab, session_servers, protocol):
     """While the checker is answered, as many failures as you like move nobody."""
     many = range(100, 160)
     with serving(lab, protocol, "on") as forwarder, ban(lab, protocol, "port", many):
@@ -233,15 +222,15 @@ def test_an_attacker_with_many_addresses_takes_no_backend_either(lab, servers, p
 
 @pytest.mark.parametrize("family", [pytest.param("ipv4", marks=pytest.mark.slow), "ipv6"])
 @pytest.mark.parametrize("kind", ["reset", "drop"])
-def test_where_the_probes_are_filtered_as_well_the_other_clients_are_served(lab, servers, family, kind):
+def test_where_the_probes_are_filtered_as_well_the_other_clients_are_served(lab, session_servers, family, kind):
     """b is alone, drops the probes, and rejects the only client there is for a while; then the others come."""
     to = (getattr(lab["a"], family), PORT)
     with serving(lab, "tcp", "fast", ["alone"]) as forwarder, ban(lab, "tcp", kind), BogonFilter(lab):
         banned = Stream(lab, "tcp", to, [BANNED], BANNED_RATE, 6.0)
-        fl.wait(lambda: state(forwarder, "b", family) == "return path broken", "the probes count", forwarder.show)
+        eventually(lambda: state(forwarder, "b", family) == "return path broken", "the probes count", forwarder.show)
         assert banned.join().keys() == {None}
         assert Stream(lab, "tcp", to, GOOD, RATE).join().keys() == {"b"}
-        fl.wait(lambda: state(forwarder, "b", family) == "up", "clients outrank the probes", forwarder.show)
+        eventually(lambda: state(forwarder, "b", family) == "up", "clients outrank the probes", forwarder.show)
         assert len([one for one in forwarder.log("connection") if "limit" in one["ended"]]) == 0
         (line,) = (
             one
@@ -252,7 +241,7 @@ def test_where_the_probes_are_filtered_as_well_the_other_clients_are_served(lab,
 
 
 @pytest.mark.parametrize("kind", ["reset", "drop"])
-def test_while_clients_succeed_neither_filtered_probes_nor_a_ban_move_anybody(lab, servers, kind):
+def test_while_clients_succeed_neither_filtered_probes_nor_a_ban_move_anybody(lab, session_servers, kind):
     with serving(lab, "tcp", "fast") as forwarder, ban(lab, "tcp", kind):
         before = homes(lab, "tcp")
         banned = streams(lab, "tcp", [BANNED], BANNED_RATE, seconds=6.0)
@@ -266,11 +255,10 @@ def test_while_clients_succeed_neither_filtered_probes_nor_a_ban_move_anybody(la
             stream.join()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_server_that_never_answers_is_no_reason_to_move_its_other_clients(lab, servers, family):
+def test_a_server_that_never_answers_is_no_reason_to_move_its_other_clients(lab, session_servers, family):
     """Syslog: nothing is asked and nothing comes back, so all that shows b to be well is that nobody else complains."""
     to, pause = (getattr(lab["a"], family), PORT), 0.05
-    both = [servers["udp", name] for name in ("b", "c")]
+    both = [session_servers["udp", name] for name in ("b", "c")]
 
     def send(socks, seconds):
         until = time.monotonic() + seconds
@@ -302,14 +290,14 @@ def _bound(lab, family, number):
         sock = socket.socket(socket.AF_INET6 if family == "ipv6" else socket.AF_INET, socket.SOCK_DGRAM)
     if family == "ipv6":  # or the kernel lets it have addresses of an interface only
         sock.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
-    sock.bind((bl.CLIENTS[family].format(number), 0))
+    sock.bind((CLIENTS[family].format(number), 0))
     return sock
 
 
 def dead(lab, how, family):
     """A context in which b is dead for everybody: nobody listens, b answers nothing, or its replies go astray."""
     if how == "refusing":
-        return fl.refusing(lab, "b", BACKEND)
+        return tcp.refusing(lab, "b", BACKEND)
     return BrokenReturnPath(lab, family) if how == "astray" else ban(lab, "tcp", "drop", [None])
 
 
@@ -324,7 +312,7 @@ TEST_DEATHS = [
 
 
 @pytest.mark.parametrize(("how", "family", "health"), TEST_DEATHS)
-def test_a_backend_that_is_dead_is_skipped_quickly_and_comes_back(lab, servers, how, family, health):
+def test_a_backend_that_is_dead_is_skipped_quickly_and_comes_back(lab, session_servers, how, family, health):
     """The control: each client meets it once at most, and nobody does a second and a half after it died."""
     to, rate = (getattr(lab["a"], family), PORT), 4
     with serving(lab, "tcp", health, ["round_robin"]) as forwarder:
@@ -342,4 +330,4 @@ def test_a_backend_that_is_dead_is_skipped_quickly_and_comes_back(lab, servers, 
             assert max(begun) < 1.5 + LATE, begun
             (line,) = forwarder.log("backend skipped")
             assert (line["backend"], line["family"]) == ("b", family)
-        fl.wait(lambda: "b" in Stream(lab, "tcp", to, GOOD, RATE, 0.5).join(), "b is back", forwarder.show)
+        eventually(lambda: "b" in Stream(lab, "tcp", to, GOOD, RATE, 0.5).join(), "b is back", forwarder.show)

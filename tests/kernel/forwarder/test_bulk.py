@@ -15,7 +15,10 @@ import time
 
 import pytest
 
-from tests.support import forwarding as fl
+from tests.support import processes, tcp
+from tests.support.addresses import FAMILIES
+from tests.support.forwarding import Forwarder, build_archive, make_config, make_service
+from tests.support.waiting import PATIENCE, eventually
 
 BULK, IDLE, GONE, SOON = 7400, 7401, 7402, 7403
 MIB = 1 << 20
@@ -32,25 +35,17 @@ def as_user(number):
 
 AS_USER = as_user(65534)
 PIECE = random.Random(5).randbytes(MIB)
-FAMILIES = fl.FAMILIES
-
-
-@pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("b") as lab:
-        fl.wire(lab)
-        yield lab
 
 
 @pytest.fixture(scope="module")
 def forwarder(lab):
-    document = fl.config(
-        fl.service(lab, "bulk", BULK, 9000, backends=["b"]),
-        fl.service(lab, "idle", IDLE, 9000, backends=["b"], idle_timeout=2, half_closed_timeout=1, keepalive=7),
-        fl.service(lab, "gone", GONE, 9000, backends=["b"], tcp_user_timeout=1),
-        fl.service(lab, "soon", SOON, 9000, backends=["b"], keepalive=1),
+    document = make_config(
+        make_service(lab, "bulk", BULK, 9000, backends=["b"]),
+        make_service(lab, "idle", IDLE, 9000, backends=["b"], idle_timeout=2, half_closed_timeout=1, keepalive=7),
+        make_service(lab, "gone", GONE, 9000, backends=["b"], tcp_user_timeout=1),
+        make_service(lab, "soon", SOON, 9000, backends=["b"], keepalive=1),
     )
-    with fl.Forwarder(lab, document, wrapper=AS_USER) as forwarder:
+    with Forwarder(lab, document, wrapper=AS_USER) as forwarder:
         yield forwarder
 
 
@@ -61,14 +56,14 @@ def ends(lab, forwarder, request):
     with host.inside():
         kind = socket.AF_INET6 if family == "ipv6" else socket.AF_INET
         listener = socket.create_server((getattr(host, family), 9000), family=kind, backlog=512)
-    listener.settimeout(fl.PATIENCE)
+    listener.settimeout(PATIENCE)
     with listener:
-        yield lambda port=BULK: (fl.connect(lab, getattr(lab["a"], family), port), fl.accept(listener))
+        yield lambda port=BULK: (tcp.connect(lab, getattr(lab["a"], family), port), tcp.accept(listener))
 
 
 def pipes(pid):
     """How many pipes a process has."""
-    return len({one for one in fl.open_files(pid) if one.startswith("pipe:")})
+    return len({one for one in processes.open_files(pid) if one.startswith("pipe:")})
 
 
 def pour(sock, mebibytes):
@@ -111,15 +106,15 @@ def test_a_gibibyte_arrives_intact_in_a_memory_that_does_not_grow(lab, forwarder
     client, server = ends()
     source, sink = (client, server) if direction == "up" else (server, client)
     worker = forwarder.workers()[0]
-    before = fl.resident(worker)
+    before = processes.resident(worker)
     with client, server:
         pouring = pour(source, size)
         assert drink(sink) == poured(size)
-        pouring.join(fl.PATIENCE)
-        assert fl.resident(worker) - before < 2 * MIB
+        pouring.join(PATIENCE)
+        assert processes.resident(worker) - before < 2 * MIB
         sink.sendall(b"the other direction is still open")
         sink.shutdown(socket.SHUT_WR)
-        assert fl.receive_all(source) == b"the other direction is still open"
+        assert tcp.receive_all(source) == b"the other direction is still open"
     (line,) = new_lines(1)
     assert line["ended"] == "closed"
     assert line["bytes_to_backend" if direction == "up" else "bytes_to_client"] == size * MIB
@@ -128,26 +123,26 @@ def test_a_gibibyte_arrives_intact_in_a_memory_that_does_not_grow(lab, forwarder
 def test_a_slow_reader_of_a_fast_gibibyte_costs_a_pipe_and_no_cpu(lab, forwarder, ends, new_lines):
     client, server = ends()
     worker = forwarder.workers()[0]
-    before = fl.resident(worker)
+    before = processes.resident(worker)
     with client, server:
         pouring = pour(server, 1024)
         for _piece in range(30):
             client.recv(MIB)
             time.sleep(0.01)
-        fl.wait(lambda: _stands_still(worker), "the worker waits for the reader")
-        assert fl.resident(worker) - before < 2 * MIB
+        eventually(lambda: _stands_still(worker), "the worker waits for the reader")
+        assert processes.resident(worker) - before < 2 * MIB
         rest = drink(client)
-        pouring.join(fl.PATIENCE)
-        assert fl.resident(worker) - before < 2 * MIB
+        pouring.join(PATIENCE)
+        assert processes.resident(worker) - before < 2 * MIB
         client.shutdown(socket.SHUT_WR)
     assert rest[0] > 0
     assert new_lines(1)[0]["bytes_to_client"] == 1024 * MIB
 
 
 def _stands_still(pid):
-    ticks = fl.cpu_ticks(pid)
+    ticks = processes.cpu_ticks(pid)
     time.sleep(0.3)
-    return fl.cpu_ticks(pid) - ticks <= 1
+    return processes.cpu_ticks(pid) - ticks <= 1
 
 
 @pytest.mark.parametrize("who", ["reader", "writer"])
@@ -159,7 +154,7 @@ def test_a_reset_in_the_middle_leaves_no_pipe_behind_with_bytes_in_it(lab, forwa
         for _piece in range(16):
             server.sendall(PIECE)
     assert client.recv(1000)
-    fl.reset(client if who == "reader" else server)
+    tcp.reset(client if who == "reader" else server)
     if who == "writer":
         with pytest.raises(ConnectionResetError):
             drink(client)
@@ -170,7 +165,7 @@ def test_a_reset_in_the_middle_leaves_no_pipe_behind_with_bytes_in_it(lab, forwa
     with client, server:
         pouring = pour(server, 8)
         assert drink(client) == poured(8)
-        pouring.join(fl.PATIENCE)
+        pouring.join(PATIENCE)
 
 
 def _narrow(ends):
@@ -182,6 +177,7 @@ def _narrow(ends):
     return client, server
 
 
+@pytest.mark.ipv4_only
 @only_ipv4
 def test_many_streams_that_stand_still_and_go_on(lab, forwarder, ends):
     worker = forwarder.workers()[0]
@@ -197,9 +193,9 @@ def test_many_streams_that_stand_still_and_go_on(lab, forwarder, ends):
                 sent[index] += count
                 moved += count
         most = max(most, pipes(worker))
-        return not moved and fl.asleep(worker)
+        return not moved and processes.asleep(worker)
 
-    fl.wait(all_stand_still, "every queue on the way is full")
+    eventually(all_stand_still, "every queue on the way is full")
     assert most <= 100 + 8, "a pipe for each direction that is bulk, and the log, the lifeline and the wakeup"
     for index in (0, 50, 99):
         client, server = held[index]
@@ -221,11 +217,12 @@ print(sum(pipe.size for pipe in pipes if pipe) // PIPE_SIZE, bound(1, 20000))
 """
 
 
+@pytest.mark.ipv4_only
 def test_an_ordinary_user_gets_the_pipes_of_the_bound_and_beyond_the_kernels_share_none(lab):
     directory = lab.tmp / "pipes"
     directory.mkdir(mode=0o755)
     lab.tmp.chmod(0o711)
-    archive = fl.build_archive(directory)
+    archive = build_archive(directory)
     program = ["env", f"PYTHONPATH={archive}", "/usr/bin/python3", "-c", TAKE]
     # Pages of pipes are counted by user on the whole machine: one whom no other process belongs to.
     alone = as_user(100_000 + os.getpid())
@@ -273,7 +270,9 @@ def test_a_session_in_which_something_moves_now_and_then_lives(lab, forwarder, e
 def test_a_session_that_lasts_is_kept_alive_towards_the_backend_as_well(lab, forwarder, ends):
     client, server = ends(IDLE)
     with client, server:
-        fl.wait(lambda: _timers(lab, 9000) == {"keepalive"}, "the upstream socket has a keepalive timer", patience=10)
+        eventually(
+            lambda: _timers(lab, 9000) == {"keepalive"}, "the upstream socket has a keepalive timer", patience=10
+        )
         assert _timers(lab, IDLE) == {"keepalive"}
 
 

@@ -11,18 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import forwarding as fl
+from tests.support import tcp
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.waiting import PATIENCE
 
 WEB, REFUSED, ALONE = 80, 7001, 7002
-FAMILIES = fl.FAMILIES
 CAPABILITIES = "+net_raw,+net_bind_service"
-
-
-@pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("c") as lab:
-        fl.wire(lab)
-        yield lab
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +41,23 @@ def dead(lab):
 
 
 def document(lab):
-    return fl.config(
-        fl.service(lab, "web", WEB, 8080, connect_timeout=1.0),
-        fl.service(lab, "refused", REFUSED, 9, backends=["b", "c"]),
-        fl.service(lab, "alone", ALONE, 8080, backends=["d"], connect_timeout=0.5, retries=5, connect_deadline=1.0),
+    return make_config(
+        make_service(lab, "web", WEB, 8080, connect_timeout=1.0),
+        make_service(lab, "refused", REFUSED, 9, backends=["b", "c"]),
+        make_service(lab, "alone", ALONE, 8080, backends=["d"], connect_timeout=0.5, retries=5, connect_deadline=1.0),
     )
 
 
 @pytest.fixture(scope="module")
 def forwarder(lab, servers, dead):
-    with fl.Forwarder(lab, document(lab)) as forwarder:
+    with Forwarder(lab, document(lab)) as forwarder:
         yield forwarder
 
 
 def reset_by(lab, address, port, host="client"):
     """Whether a connection to a service ends by RST, and what came before."""
     try:
-        with fl.connect(lab, address, port, host=host) as sock:  # the RST may come while connect() still returns
+        with tcp.connect(lab, address, port, host=host) as sock:  # the RST may come while connect() still returns
             sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
             sock.recv(1)
     except (ConnectionResetError, BrokenPipeError):
@@ -71,12 +65,11 @@ def reset_by(lab, address, port, host="client"):
     return False
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_with_one_backend_powered_off_every_request_succeeds_in_time(lab, servers, dead, forwarder, new_lines, family):
     durations, bodies, tried = [], Counter(), dead()
     for _request in range(30):
         begun = time.monotonic()
-        bodies[fl.get(lab, getattr(lab["a"], family), WEB)] += 1
+        bodies[tcp.get(lab, getattr(lab["a"], family), WEB)] += 1
         durations.append(time.monotonic() - begun)
     assert set(bodies) == {b"b\n", b"c\n"}
     assert sum(bodies.values()) == 30
@@ -89,7 +82,6 @@ def test_with_one_backend_powered_off_every_request_succeeds_in_time(lab, server
     assert (skipped["service"], skipped["backend"], skipped["reason"]) == ("web", "d", "no answer within 1 s")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_when_every_backend_refuses_the_client_is_reset_and_the_log_says_why(lab, forwarder, new_lines, family):
     assert reset_by(lab, getattr(lab["a"], family), REFUSED)
     (line,) = new_lines(1)
@@ -97,7 +89,6 @@ def test_when_every_backend_refuses_the_client_is_reset_and_the_log_says_why(lab
     assert (line["source"], line["bytes_to_backend"]) == (None, 0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_single_dead_backend_is_given_up_after_one_attempt(lab, forwarder, new_lines, family):
     begun = time.monotonic()
     assert reset_by(lab, getattr(lab["a"], family), ALONE)
@@ -130,30 +121,32 @@ def test_an_address_that_is_never_spoofed_is_refused_with_its_reason(
 def test_an_ordinary_user_with_two_capabilities_can_do_it(lab, servers):
     as_user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={CAPABILITIES}")
     wrapper = (*as_user, f"--ambient-caps={CAPABILITIES}", "--bounding-set", f"-all,{CAPABILITIES}", "--no-new-privs")
-    other = fl.config(fl.service(lab, "low", 443, 8080, backends=["b"]))
-    with fl.Forwarder(lab, other, wrapper=wrapper) as forwarder:
+    other = make_config(make_service(lab, "low", 443, 8080, backends=["b"]))
+    with Forwarder(lab, other, wrapper=wrapper) as forwarder:
         status = Path(f"/proc/{forwarder.workers()[0]}/status").read_text(encoding="ascii")
         assert "Uid:\t65534\t65534" in status
         for address in (lab["a"].ipv4, lab["a"].ipv6):
-            assert fl.get(lab, address, 443) == b"b\n"
+            assert tcp.get(lab, address, 443) == b"b\n"
         done = forwarder.reload()
         assert done.returncode == 0, done.stderr
-        assert fl.get(lab, lab["a"].ipv4, 443) == b"b\n", "capabilities must outlive the exec of a reload"
+        assert tcp.get(lab, lab["a"].ipv4, 443) == b"b\n", "capabilities must outlive the exec of a reload"
     assert servers["b"].clients()[-1] == lab["client"].ipv4
 
 
+@pytest.mark.ipv4_only
 def test_without_cap_net_raw_the_log_names_it(lab, servers):
     wrapper = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    other = fl.config(fl.service(lab, "high", 8443, 8080))
-    with fl.Forwarder(lab, other, wrapper=wrapper) as forwarder:
+    other = make_config(make_service(lab, "high", 8443, 8080))
+    with Forwarder(lab, other, wrapper=wrapper) as forwarder:
         assert reset_by(lab, lab["a"].ipv4, 8443)
         line = forwarder.connections(1)[0]
     assert line["ended"].startswith("EPERM: CAP_NET_RAW is missing")
     assert line["attempts"] == 1, "no other backend can help"
 
 
+@pytest.mark.ipv4_only
 def test_a_low_port_without_its_capability_is_refused_at_the_start(lab, servers):
     wrapper = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    forwarder = fl.Forwarder(lab, fl.config(fl.service(lab, "low", 445, 8080)), wrapper=wrapper)
-    assert forwarder.process.wait(fl.PATIENCE) == 1
+    forwarder = Forwarder(lab, make_config(make_service(lab, "low", 445, 8080)), wrapper=wrapper)
+    assert forwarder.process.wait(PATIENCE) == 1
     assert "service low: cannot listen on 0.0.0.0:445: CAP_NET_BIND_SERVICE is missing" in forwarder.show()

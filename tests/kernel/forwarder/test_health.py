@@ -24,22 +24,17 @@ from tests.kernel.forwarder.faults import (
     state,
     states,
 )
-from tests.support import forwarding as fl
+from tests.support import tcp
+from tests.support.addresses import FAMILIES
+from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
+from tests.support.waiting import eventually
 
 WEB = 8000
-FAMILIES = fl.FAMILIES
-
-
-@pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("h") as lab:
-        fl.wire(lab)
-        yield lab
 
 
 @pytest.fixture
 def servers(lab):
-    started = {name: lab.nginx(name, ports=[8080]) for name in fl.BACKENDS}
+    started = {name: lab.nginx(name, ports=[8080]) for name in BACKENDS}
     yield started
     for server in started.values():
         server.stop()
@@ -47,19 +42,19 @@ def servers(lab):
 
 @pytest.fixture
 def forwarder(lab, servers):
-    with fl.Forwarder(lab, fl.config(fl.service(lab, "web", WEB, 8080, health=HEALTH))) as forwarder:
-        fl.wait(lambda: set(states(forwarder)) == {"up"}, "all are up", forwarder.show)
+    with Forwarder(lab, make_config(make_service(lab, "web", WEB, 8080, health=HEALTH))) as forwarder:
+        eventually(lambda: set(states(forwarder)) == {"up"}, "all are up", forwarder.show)
         yield forwarder
 
 
 def bodies(lab, count=12, families=FAMILIES):
-    return {fl.get(lab, getattr(lab["a"], family), WEB) for _turn in range(count) for family in families}
+    return {tcp.get(lab, getattr(lab["a"], family), WEB) for _turn in range(count) for family in families}
 
 
 def test_a_server_that_is_down_is_taken_out_and_comes_back(lab, servers, forwarder):
     servers["b"].stop()
     stopped = time.monotonic()
-    fl.wait(lambda: states(forwarder).count("down") == 2, "both families know", forwarder.show)
+    eventually(lambda: states(forwarder).count("down") == 2, "both families know", forwarder.show)
     assert time.monotonic() - stopped < FALL * INTERVAL + SLACK
     found = backends(forwarder)["b"]["families"]["ipv4"]
     assert (found["server"], found["return_path"]) == ("no: ECONNREFUSED", "yes"), "a refusal came all the way back"
@@ -67,17 +62,16 @@ def test_a_server_that_is_down_is_taken_out_and_comes_back(lab, servers, forward
     failures = len([line for line in forwarder.log("connection") if line["attempts"] > 1])
     assert failures == 0, "nobody was sent to it"
     servers["b"].start()
-    fl.wait(lambda: set(states(forwarder)) == {"up"}, "b is up again", forwarder.show)
-    fl.wait(lambda: b"b\n" in bodies(lab), "it has clients again")
+    eventually(lambda: set(states(forwarder)) == {"up"}, "b is up again", forwarder.show)
+    eventually(lambda: b"b\n" in bodies(lab), "it has clients again")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_broken_return_path_is_told_from_a_server_that_is_down(lab, forwarder, family):
     """In one family: b is taken out there and nowhere else, within fall x interval, and comes back when repaired."""
     (other,) = set(FAMILIES) - {family}
     with BrokenReturnPath(lab, family):
         broken = time.monotonic()
-        fl.wait(lambda: state(forwarder, "b", family) == "return path broken", "it is known", forwarder.show)
+        eventually(lambda: state(forwarder, "b", family) == "return path broken", "it is known", forwarder.show)
         assert time.monotonic() - broken < FALL * INTERVAL + SLACK
         found = backends(forwarder)["b"]["families"]
         assert (found[family]["server"], found[family]["return_path"]) == ("yes", "no: ETIMEDOUT")
@@ -88,11 +82,11 @@ def test_a_broken_return_path_is_told_from_a_server_that_is_down(lab, forwarder,
         assert bodies(lab, families=[other]) == {b"b\n", b"c\n", b"d\n"}
         assert {line["attempts"] for line in forwarder.log("connection")} == {1}, "nobody was sent to it"
     repaired = time.monotonic()
-    fl.wait(lambda: set(states(forwarder)) == {"up"}, "it comes back", forwarder.show)
+    eventually(lambda: set(states(forwarder)) == {"up"}, "it comes back", forwarder.show)
     assert time.monotonic() - repaired < (RISE + 1) * INTERVAL + SLACK
     lines = [line for line in forwarder.log("backend state") if (line["backend"], line["family"]) == ("b", family)]
     assert [line["state"] for line in lines][-2:] == ["return path broken", "up"]
-    fl.wait(lambda: b"b\n" in bodies(lab, families=[family]), "it has clients again")
+    eventually(lambda: b"b\n" in bodies(lab, families=[family]), "it has clients again")
 
 
 def test_a_filter_on_the_probes_takes_nobody_out_while_real_connections_succeed(lab, forwarder):
@@ -105,36 +99,36 @@ def test_a_filter_on_the_probes_takes_nobody_out_while_real_connections_succeed(
         assert min(bogons.seen()) >= FALL, "the probes were dropped all the time"
         assert forwarder.status()["alarms"] == []
         # The control: without clients nothing outranks the probes, and the common cause is named.
-        fl.wait(lambda: set(states(forwarder)) == {"return path broken"}, "the probes count", forwarder.show)
-        fl.wait(lambda: len(forwarder.status()["alarms"]) == 2, "both families are alarmed")
+        eventually(lambda: set(states(forwarder)) == {"return path broken"}, "the probes count", forwarder.show)
+        eventually(lambda: len(forwarder.status()["alarms"]) == 2, "both families are alarmed")
         assert "local delivery" in forwarder.status()["alarms"][0]
         assert forwarder.log("local delivery")[0]["level"] == "error"
         assert bodies(lab) == {b"b\n", b"c\n", b"d\n"}, "no client was ever refused"
-    fl.wait(lambda: set(states(forwarder)) == {"up"}, "all is well again", forwarder.show)
+    eventually(lambda: set(states(forwarder)) == {"up"}, "all is well again", forwarder.show)
     assert forwarder.status()["alarms"] == []
     assert {(line["ended"], line["attempts"]) for line in forwarder.log("connection")} == {("closed", 1)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_when_all_are_down_the_client_is_refused_at_once(lab, servers, family):
-    refuse = fl.service(lab, "refuse", WEB, 9, health={"interval": 0.5, "timeout": 0.3})
-    with fl.Forwarder(lab, fl.config(refuse)) as forwarder:
-        fl.wait(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
-        with pytest.raises(ConnectionResetError), fl.connect(lab, getattr(lab["a"], family), WEB) as sock:
+    refuse = make_service(lab, "refuse", WEB, 9, health={"interval": 0.5, "timeout": 0.3})
+    with Forwarder(lab, make_config(refuse)) as forwarder:
+        eventually(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
+        with pytest.raises(ConnectionResetError), tcp.connect(lab, getattr(lab["a"], family), WEB) as sock:
             sock.recv(1)
         (line,) = forwarder.connections(1)
         assert (line["ended"], line["attempts"]) == ("no backend is up", 0)
-        fl.wait(lambda: forwarder.status()["services"][0]["refused_no_backend"] == 1, "it is counted", forwarder.show)
+        eventually(
+            lambda: forwarder.status()["services"][0]["refused_no_backend"] == 1, "it is counted", forwarder.show
+        )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("on_all_down", ["refuse", "try_all"])
 def test_when_no_question_is_answered_try_all_serves_and_refuse_does_not(lab, servers, family, on_all_down):
     """Backends that hear neither the probes nor the proxy itself, but every client."""
     own = [getattr(lab["a"], one) for one in FAMILIES]
-    document = fl.service(lab, "web", WEB, 8080, health={"interval": 0.5, "timeout": 0.3}, on_all_down=on_all_down)
-    with BogonFilter(lab, [*PROBES, *own]), fl.Forwarder(lab, fl.config(document)) as forwarder:
-        fl.wait(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
+    document = make_service(lab, "web", WEB, 8080, health={"interval": 0.5, "timeout": 0.3}, on_all_down=on_all_down)
+    with BogonFilter(lab, [*PROBES, *own]), Forwarder(lab, make_config(document)) as forwarder:
+        eventually(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
         if on_all_down == "try_all":
             assert bodies(lab, families=[family]) == {b"b\n", b"c\n", b"d\n"}
         else:
@@ -145,12 +139,12 @@ def test_when_no_question_is_answered_try_all_serves_and_refuse_does_not(lab, se
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
 def test_the_checker_is_replaced_and_goes_on_where_it_was(lab, servers, forwarder, end):
     servers["b"].stop()
-    fl.wait(lambda: states(forwarder).count("down") == 2, "b is down in both families", forwarder.show)
+    eventually(lambda: states(forwarder).count("down") == 2, "b is down in both families", forwarder.show)
     (checker,) = forwarder.children("l4-checker")
     os.kill(checker, end)
-    fl.wait(lambda: forwarder.children("l4-checker") not in ([], [checker]), "it is replaced", forwarder.show)
+    eventually(lambda: forwarder.children("l4-checker") not in ([], [checker]), "it is replaced", forwarder.show)
     assert {state(forwarder, "b", family) for family in FAMILIES} == {"down"}
     servers["b"].start()
-    fl.wait(lambda: set(states(forwarder)) == {"up"}, "b is up again", forwarder.show)
+    eventually(lambda: set(states(forwarder)) == {"up"}, "b is up again", forwarder.show)
     assert forwarder.reload().returncode == 0
     assert set(states(forwarder)) == {"up"}, "what was known is known to the new generation"

@@ -23,37 +23,31 @@ from tests.kernel.forwarder.faults import (
     state,
     states,
 )
-from tests.support import forwarding as fl
-from tests.support import udp as ul
+from tests.support import udp
+from tests.support.addresses import FAMILIES
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.waiting import eventually
 
 ECHO, BACKEND = 5600, 9000
-FAMILIES = fl.FAMILIES
 #: The servers echo, so what is sent begins with what is expected.
 EXCHANGE = {"request": "are you there?", "expect": "are you"}
 
 
-@pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("k") as lab:
-        fl.wire(lab)
-        yield lab
-
-
 @pytest.fixture
 def servers(lab):
-    with ul.serving(lab, BACKEND) as servers:
+    with udp.serving(lab, BACKEND) as servers:
         yield servers
 
 
 def document(lab, health=(), **options):
     health = {**HEALTH, **EXCHANGE, **dict(health)}
-    return fl.config(fl.service(lab, "echo", ECHO, BACKEND, protocol="udp", health=health, **options))
+    return make_config(make_service(lab, "echo", ECHO, BACKEND, protocol="udp", health=health, **options))
 
 
 @pytest.fixture
 def forwarder(lab, servers):
-    with fl.Forwarder(lab, document(lab)) as forwarder:
-        fl.wait(lambda: set(states(forwarder)) == {"up"}, "all are up", forwarder.show)
+    with Forwarder(lab, document(lab)) as forwarder:
+        eventually(lambda: set(states(forwarder)) == {"up"}, "all are up", forwarder.show)
         yield forwarder
 
 
@@ -61,8 +55,8 @@ def names(lab, family, count=6):
     """Who answers so many new sessions."""
     to, found = (getattr(lab["a"], family), ECHO), set()
     for _session in range(count):
-        with ul.client(lab, to[0]) as sock:
-            found.add(ul.who(sock, to)[0])
+        with udp.client(lab, to[0]) as sock:
+            found.add(udp.who(sock, to)[0])
     return found
 
 
@@ -75,7 +69,7 @@ def test_the_exchange_is_asked_from_both_addresses_where_needed(lab, servers, fo
 
     assert [askers(family) for family in FAMILIES] == [{SOURCES[family]} for family in FAMILIES]
     servers["b"].says = b""
-    fl.wait(
+    eventually(
         lambda: all(askers(family) == {SOURCES[family], getattr(lab["a"], family)} for family in FAMILIES),
         "both ask",
         forwarder.show,
@@ -96,26 +90,25 @@ def test_a_server_that_does_not_answer_as_expected_is_taken_out(lab, servers, fo
         servers["b"].stop()
     servers["b"].says = says
     begun = time.monotonic()
-    fl.wait(lambda: states(forwarder).count("down") == 2, "both families know", forwarder.show)
+    eventually(lambda: states(forwarder).count("down") == 2, "both families know", forwarder.show)
     assert time.monotonic() - begun < FALL * INTERVAL + SLACK
     for family, found in backends(forwarder)["b"]["families"].items():
         assert (found["server"], found["return_path"]) == (server, path)
         assert names(lab, family) == {"c", "d"}
     assert forwarder.log("backend skipped") == [], "nobody was sent to it"
     if says is None:
-        servers["b"] = ul.Server(lab, "b", BACKEND)
+        servers["b"] = udp.Server(lab, "b", BACKEND)
     servers["b"].says = None
-    fl.wait(lambda: set(states(forwarder)) == {"up"}, "b is up again", forwarder.show)
+    eventually(lambda: set(states(forwarder)) == {"up"}, "b is up again", forwarder.show)
     assert "b" in names(lab, "ipv4") & names(lab, "ipv6")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_broken_return_path_is_told_from_a_server_that_is_down(lab, forwarder, family):
     """In one family: b is taken out there and nowhere else, within fall x interval, and comes back when repaired."""
     (other,) = set(FAMILIES) - {family}
     with BrokenReturnPath(lab, family):
         broken = time.monotonic()
-        fl.wait(lambda: state(forwarder, "b", family) == "return path broken", "it is known", forwarder.show)
+        eventually(lambda: state(forwarder, "b", family) == "return path broken", "it is known", forwarder.show)
         assert time.monotonic() - broken < FALL * INTERVAL + SLACK
         found = backends(forwarder)["b"]["families"]
         assert (found[family]["server"], found[family]["return_path"]) == ("yes", "no: ETIMEDOUT")
@@ -124,7 +117,7 @@ def test_a_broken_return_path_is_told_from_a_server_that_is_down(lab, forwarder,
         assert names(lab, other) == {"b", "c", "d"}
         assert forwarder.status()["alarms"] == []
     repaired = time.monotonic()
-    fl.wait(lambda: set(states(forwarder)) == {"up"}, "it comes back", forwarder.show)
+    eventually(lambda: set(states(forwarder)) == {"up"}, "it comes back", forwarder.show)
     assert time.monotonic() - repaired < (RISE + 1) * INTERVAL + SLACK
     assert names(lab, family) == {"b", "c", "d"}
 
@@ -139,50 +132,53 @@ def test_a_filter_on_the_probes_takes_nobody_out_while_real_sessions_are_answere
         assert min(bogons.seen()) >= FALL, "the probes were dropped all the time"
         assert forwarder.status()["alarms"] == []
         # The control: without clients nothing outranks the probes, and the common cause is named.
-        fl.wait(lambda: set(states(forwarder)) == {"return path broken"}, "the probes count", forwarder.show)
-        fl.wait(lambda: len(forwarder.status()["alarms"]) == 2, "both families are alarmed")
+        eventually(lambda: set(states(forwarder)) == {"return path broken"}, "the probes count", forwarder.show)
+        eventually(lambda: len(forwarder.status()["alarms"]) == 2, "both families are alarmed")
         assert [names(lab, family) for family in FAMILIES] == [{"b", "c", "d"}] * 2, "no client was ever refused"
-    fl.wait(lambda: set(states(forwarder)) == {"up"}, "all is well again", forwarder.show)
+    eventually(lambda: set(states(forwarder)) == {"up"}, "all is well again", forwarder.show)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("on_all_down", ["refuse", "try_all"])
 def test_when_no_question_is_answered_try_all_serves_and_refuse_does_not(lab, servers, family, on_all_down):
     """Backends that hear neither the probes nor the proxy itself, but every client."""
     own = [getattr(lab["a"], one) for one in FAMILIES]
     config = document(lab, health={"interval": 0.5, "timeout": 0.3}, on_all_down=on_all_down)
-    with BogonFilter(lab, [*PROBES, *own]), fl.Forwarder(lab, config) as forwarder:
-        fl.wait(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
+    with BogonFilter(lab, [*PROBES, *own]), Forwarder(lab, config) as forwarder:
+        eventually(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
         if on_all_down == "try_all":
             assert names(lab, family) == {"b", "c", "d"}
             return
         to = (getattr(lab["a"], family), ECHO)
-        with ul.client(lab, to[0]) as sock:
-            assert ul.silent(sock, ul.QUESTION, to)
+        with udp.client(lab, to[0]) as sock:
+            assert udp.silent(sock, udp.QUESTION, to)
         assert forwarder.log("datagram refused")[0]["reason"] == "no backend is up"
-        fl.wait(lambda: forwarder.status()["services"][0]["refused_no_backend"] == 1, "it is counted", forwarder.show)
+        eventually(
+            lambda: forwarder.status()["services"][0]["refused_no_backend"] == 1, "it is counted", forwarder.show
+        )
 
 
+@pytest.mark.ipv4_only
 def test_ports_that_open_on_demand_are_asked_about_on_the_port_that_is_named(lab, servers):
     """Nothing listens on the ports of the range; the control says what is said of them without that port."""
     ranges = {"listen": [{"address": "0.0.0.0", "port": "5700-5704"}, {"address": "::", "port": "5700-5704"}]}
     config = document(lab, health={"port": BACKEND}, **ranges)
     for backend in config["services"][0]["backends"]:
         backend["port"] = "9100-9104"
-    with fl.Forwarder(lab, config) as forwarder:
-        fl.wait(lambda: set(states(forwarder)) == {"up"}, "all are up", forwarder.show)
+    with Forwarder(lab, config) as forwarder:
+        eventually(lambda: set(states(forwarder)) == {"up"}, "all are up", forwarder.show)
         del config["services"][0]["health"]["port"]
         forwarder.configure(config)
         assert forwarder.reload().returncode == 0
-        fl.wait(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
+        eventually(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
 
 
+@pytest.mark.ipv4_only
 def test_without_a_request_nothing_is_asked(lab, servers):
     """UDP has no handshake: what is unknown is served."""
     config = document(lab)
     for key in EXCHANGE:
         del config["services"][0]["health"][key]
-    with fl.Forwarder(lab, config) as forwarder:
+    with Forwarder(lab, config) as forwarder:
         assert names(lab, "ipv4") == {"b", "c", "d"}
         time.sleep(2 * INTERVAL)
         assert set(states(forwarder)) == {"unknown"}

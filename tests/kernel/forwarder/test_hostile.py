@@ -19,45 +19,40 @@ from functools import partial
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import splice
 
-from tests.support import forwarding as fl
+from tests.support import processes, tcp
+from tests.support.addresses import FAMILIES
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.waiting import PATIENCE, eventually, in_threads
 
 WEB, HELD, ALL, EACH, RATE = range(7700, 7705)
-FAMILIES = fl.FAMILIES
 PER_WORKER = 2 << 20  # bytes a worker may grow by while it is attacked
 DESCRIPTORS = 400
 LISTENER = 9100  # on b
 
 
 @pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("x") as lab:
-        fl.wire(lab)
-        yield lab
-
-
-@pytest.fixture(scope="module")
 def servers(lab):
-    with fl.answering(lab, ["b"], 9000):
+    with tcp.answering(lab, ["b"], 9000):
         yield
 
 
 def document(lab):
     def held(name, port, **limits):
-        return fl.service(lab, name, port, 9100, backends=["b"], **({"limits": limits} if limits else {}))
+        return make_service(lab, name, port, 9100, backends=["b"], **({"limits": limits} if limits else {}))
 
-    return fl.config(
-        fl.service(lab, "web", WEB, 9000, backends=["b"]),
+    return make_config(
+        make_service(lab, "web", WEB, 9000, backends=["b"]),
         held("held", HELD),
         held("all", ALL, connections=10, at_limit="refuse"),
         held("each", EACH, connections_per_client=10),
-        fl.service(lab, "rate", RATE, 9000, backends=["b"], limits={"rate_per_client": 10}),
+        make_service(lab, "rate", RATE, 9000, backends=["b"], limits={"rate_per_client": 10}),
         workers=2,
     )
 
 
 @pytest.fixture(scope="module")
 def forwarder(lab, servers):
-    with fl.Forwarder(lab, document(lab)) as forwarder:
+    with Forwarder(lab, document(lab)) as forwarder:
         yield forwarder
 
 
@@ -65,28 +60,30 @@ def forwarder(lab, servers):
 def bounded(forwarder, most=PER_WORKER):
     """Nobody grows, and no descriptor or defect is left, by what happens in the block."""
     workers = forwarder.workers()
-    before = {pid: (fl.resident(pid), descriptors(pid)) for pid in workers}
+    before = {pid: (processes.resident(pid), descriptors(pid)) for pid in workers}
     yield
 
     def grown():
         """What each worker has more of than before; pipes that are empty are kept for the next ones."""
         return {pid: descriptors(pid) - files for pid, (_size, files) in before.items()}
 
-    fl.wait(
+    eventually(
         lambda: all(more["socket"] <= 2 and more["pipe"] <= splice.SPARE for more in grown().values()),
         "every session is over",
         lambda: f"{grown()}\n{forwarder.show()}",
     )
     assert forwarder.workers() == workers, "nobody died"
     assert {
-        pid: fl.resident(pid) - size for pid, (size, _files) in before.items() if fl.resident(pid) - size > most
+        pid: processes.resident(pid) - size
+        for pid, (size, _files) in before.items()
+        if processes.resident(pid) - size > most
     } == {}
     assert not forwarder.log("defect"), forwarder.log("defect")[0]
 
 
 def descriptors(pid):
     """How many sockets, pipes (of which both ends count as one) and other files a process has."""
-    return Counter(one.partition(":")[0] for one in set(fl.open_files(pid)))
+    return Counter(one.partition(":")[0] for one in set(processes.open_files(pid)))
 
 
 def served(lab, count=20):
@@ -94,8 +91,8 @@ def served(lab, count=20):
     longest = 0.0
     for number in range(count):
         begun = time.monotonic()
-        with fl.connect(lab, getattr(lab["a"], FAMILIES[number % 2]), WEB) as sock:
-            assert fl.receive_all(sock)
+        with tcp.connect(lab, getattr(lab["a"], FAMILIES[number % 2]), WEB) as sock:
+            assert tcp.receive_all(sock)
         longest = max(longest, time.monotonic() - begun)
     return longest
 
@@ -105,7 +102,7 @@ def outcomes(lab, port, count, address):
     admitted = []
     for _connection in range(count):
         try:
-            sock = fl.connect(lab, address, port)
+            sock = tcp.connect(lab, address, port)
             if sock.recv(1) == b"?":
                 admitted.append(sock)
         except ConnectionResetError:
@@ -145,12 +142,11 @@ def greeting(lab):
             one.shutdown(socket.SHUT_RDWR)
             one.close()
         for thread in threads:
-            thread.join(fl.PATIENCE)
+            thread.join(PATIENCE)
         for sock in kept:
             sock.close()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("port", "reason"), [(ALL, "connection limit of the service"), (EACH, "connection limit of the client")]
 )
@@ -160,23 +156,24 @@ def test_a_limit_of_connections_is_one_for_both_workers(lab, forwarder, new_line
         # One after the other: each worker has seen what the other admitted.
         assert len(admitted) == 10
         for sock in admitted[:4]:
-            fl.reset(sock)  # the server would keep its half
+            tcp.reset(sock)  # the server would keep its half
         new_lines(34)
         again = outcomes(lab, port, 10, getattr(lab["a"], family))
         assert len(again) == 4
         for sock in (*admitted[4:], *again):
-            fl.reset(sock)
+            tcp.reset(sock)
     lines = new_lines(50)
     assert Counter(line["ended"] for line in lines)[reason] == 36
     shares = Counter(line["worker"] for line in lines if line["ended"] != reason)
     assert set(shares) == {0, 1}, "both had some"
 
 
+@pytest.mark.ipv4_only
 def test_a_rate_is_one_for_both_workers(lab, forwarder, new_lines):
     begun, count = time.monotonic(), 60
     for _connection in range(count):
-        with contextlib.suppress(ConnectionResetError), fl.connect(lab, lab["a"].ipv4, RATE) as sock:
-            fl.receive_all(sock)
+        with contextlib.suppress(ConnectionResetError), tcp.connect(lab, lab["a"].ipv4, RATE) as sock:
+            tcp.receive_all(sock)
     seconds = time.monotonic() - begun
     lines = new_lines(count)
     admitted = [line for line in lines if line["ended"] != "rate limit of the client"]
@@ -208,20 +205,21 @@ def half_open(lab):
     return len([line for line in lines if f":{HELD} " in line])
 
 
+@pytest.mark.ipv4_only
 def test_half_open_connections_are_the_kernels_and_never_reach_a_worker(lab, forwarder, new_lines):
     """From addresses nobody has: 20,000 SYNs, more than any backlog; SYN cookies let the others in all the same."""
     with lab["client"].inside():
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-    ticks = sum(map(fl.cpu_ticks, forwarder.workers()))
+    ticks = sum(map(processes.cpu_ticks, forwarder.workers()))
     with bounded(forwarder), raw:
         for number in range(20_000):
             source = f"198.18.1.{100 + number % 100}"
             raw.sendto(syn(source, lab["a"].ipv4, HELD, number), (lab["a"].ipv4, 0))
         assert half_open(lab) > 100, "the control: there is a flood"
-        assert sum(map(fl.cpu_ticks, forwarder.workers())) - ticks <= 5
+        assert sum(map(processes.cpu_ticks, forwarder.workers())) - ticks <= 5
         served(lab)
-        with fl.listen(lab, "b", 9100) as listener:  # the service that is flooded, too
-            for end in fl.pair(lab, listener, HELD):
+        with tcp.listen(lab, "b", 9100) as listener:  # the service that is flooded, too
+            for end in tcp.pair(lab, listener, HELD):
                 end.close()
     assert {line["client"] for line in new_lines(21)} <= {lab["client"].ipv4, lab["client"].ipv6}
 
@@ -229,15 +227,15 @@ def test_half_open_connections_are_the_kernels_and_never_reach_a_worker(lab, for
 def test_connect_and_reset_by_eight_at_once(lab, forwarder):
     def attack(index):
         for number in range(400):
-            sock = fl.connect(lab, getattr(lab["a"], FAMILIES[index % 2]), WEB)
+            sock = tcp.connect(lab, getattr(lab["a"], FAMILIES[index % 2]), WEB)
             if number % 2:
                 with contextlib.suppress(OSError):
                     sock.sendall(b"x")
-            fl.reset(sock)
+            tcp.reset(sock)
 
     before, accepted_before = forwarder.settled(), accepted(forwarder)
     with bounded(forwarder):
-        fl.in_threads(lambda index: attack(index) if index else served(lab, 100), 9)
+        in_threads(lambda index: attack(index) if index else served(lab, 100), 9)
     came = accepted(forwarder) - accepted_before
     # Where the ACK of a handshake was lost on a busy machine, the reset comes before there is anything to accept.
     assert 8 * 360 + 100 <= came <= 8 * 400 + 100
@@ -249,14 +247,13 @@ def accepted(forwarder):
     return sum(service["connections"] for service in forwarder.status()["services"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_slow_readers_and_writers(lab, forwarder, listener, family):
     """60 clients that do not read while the backend sends all it can, 60 that send a byte and no more."""
     deaf, mute = [], []
     with bounded(forwarder):
         for clients in (deaf, mute):
-            clients += [fl.pair(lab, listener, HELD) for _client in range(60)]
-        sizes = [fl.resident(pid) for pid in forwarder.workers()]
+            clients += [tcp.pair(lab, listener, HELD) for _client in range(60)]
+        sizes = [processes.resident(pid) for pid in forwarder.workers()]
         chunk = b"\xaa" * (1 << 20)
         for _client, server in deaf:
             server.setblocking(False)
@@ -264,25 +261,26 @@ def test_slow_readers_and_writers(lab, forwarder, listener, family):
                 while server.send(chunk):
                     pass
         served(lab, 50)
-        grown = [fl.resident(pid) - size for pid, size in zip(forwarder.workers(), sizes)]
+        grown = [processes.resident(pid) - size for pid, size in zip(forwarder.workers(), sizes)]
         assert max(grown) < PER_WORKER, "each of them has at most a chunk"
-        ticks = sum(map(fl.cpu_ticks, forwarder.workers()))
+        ticks = sum(map(processes.cpu_ticks, forwarder.workers()))
         time.sleep(0.5)
-        assert sum(map(fl.cpu_ticks, forwarder.workers())) - ticks <= 5, "who waits costs nothing"
+        assert sum(map(processes.cpu_ticks, forwarder.workers())) - ticks <= 5, "who waits costs nothing"
         for pair in (*deaf, *mute):
             for end in pair:
-                fl.reset(end)
+                tcp.reset(end)
 
 
+@pytest.mark.ipv4_only
 def test_out_of_descriptors_with_two_workers(lab, servers, listener):
     """More clients than both have descriptors for wait in the backlog; those that are in go on, and none is lost."""
     limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
-    with fl.Forwarder(lab, document_for_descriptors(lab), preexec_fn=limit) as forwarder:
+    with Forwarder(lab, document_for_descriptors(lab), preexec_fn=limit) as forwarder:
         port, count = HELD + 100, DESCRIPTORS
-        clients = [fl.connect(lab, lab["a"].ipv4, port) for _client in range(count)]
+        clients = [tcp.connect(lab, lab["a"].ipv4, port) for _client in range(count)]
         for client in clients:
             client.sendall(b"?")
-        fl.wait(
+        eventually(
             lambda: {one["worker"] for one in forwarder.log("accept paused")} == {0, 1}, "both pause", forwarder.show
         )
         assert all(re.search("RLIMIT_NOFILE", one["reason"]) for one in forwarder.log("accept paused"))
@@ -290,7 +288,7 @@ def test_out_of_descriptors_with_two_workers(lab, servers, listener):
         assert all(0 < number < DESCRIPTORS // 2 for number in sessions)
         waiting = set(clients)
         for _client in clients:  # each that ends lets another in
-            with fl.accept(listener) as server:
+            with tcp.accept(listener) as server:
                 assert server.recv(1) == b"?"
                 server.sendall(b"!")
             for client in select.select(waiting, [], [], 0)[0]:
@@ -306,4 +304,4 @@ def test_out_of_descriptors_with_two_workers(lab, servers, listener):
 
 
 def document_for_descriptors(lab):
-    return fl.config(fl.service(lab, "held", HELD + 100, 9100, backends=["b"]), workers=2)
+    return make_config(make_service(lab, "held", HELD + 100, 9100, backends=["b"]), workers=2)

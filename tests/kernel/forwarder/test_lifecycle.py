@@ -18,58 +18,54 @@ from pathlib import Path
 import pytest
 
 from tests.lab import netns, wiring
-from tests.support import forwarding as fl
-from tests.support import udp as ul
+from tests.support import tcp, udp
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.waiting import PATIENCE, eventually, in_threads
 
 WEB, RAW, OTHER = 8000, 7000, 8001
 FILES = ["admin.sock", "forwarder.json", "forwarder.lock"]
 NODAD = {"ipv4": (), "ipv6": ("nodad",)}
 
 
-@pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("l") as lab:
-        fl.wire(lab)
-        yield lab
-
-
 def document(lab, *more, **options):
-    web, raw = fl.service(lab, "web", WEB, 8080), fl.service(lab, "raw", RAW, 9000, backends=["b"])
-    return fl.config(web, raw, *more, **options)
+    web, raw = make_service(lab, "web", WEB, 8080), make_service(lab, "raw", RAW, 9000, backends=["b"])
+    return make_config(web, raw, *more, **options)
 
 
 @pytest.fixture
 def forwarder(lab, servers):
-    with fl.Forwarder(lab, document(lab)) as forwarder:
+    with Forwarder(lab, document(lab)) as forwarder:
         yield forwarder
 
 
 def refused(lab, port):
     try:
-        fl.connect(lab, lab["a"].ipv4, port).close()
+        tcp.connect(lab, lab["a"].ipv4, port).close()
     except ConnectionRefusedError:
         return True
     return False
 
 
+@pytest.mark.ipv4_only
 def test_sigterm_drains_a_long_transfer_and_takes_no_new_connection(lab, forwarder, listener):
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     with client, server:
         server.sendall(b"first half, ")
         forwarder.process.send_signal(signal.SIGTERM)
-        fl.wait(lambda: refused(lab, WEB), "new connections are refused")
+        eventually(lambda: refused(lab, WEB), "new connections are refused")
         server.sendall(b"second half")
         server.close()
-        assert fl.receive_all(client) == b"first half, second half"
+        assert tcp.receive_all(client) == b"first half, second half"
         assert forwarder.process.poll() is None, "the client has not ended yet"
-    assert forwarder.process.wait(fl.PATIENCE) == 0
+    assert forwarder.process.wait(PATIENCE) == 0
     assert forwarder.log("connection")[-1]["ended"] == "closed"
     assert not (forwarder.directory / "forwarder.json").exists()
 
 
+@pytest.mark.ipv4_only
 def test_a_drain_ends_at_its_timeout(lab, servers, listener):
-    with fl.Forwarder(lab, document(lab, drain_timeout=0.5)) as forwarder:
-        client, server = fl.pair(lab, listener, RAW)
+    with Forwarder(lab, document(lab, drain_timeout=0.5)) as forwarder:
+        client, server = tcp.pair(lab, listener, RAW)
         with client, server:
             assert forwarder.stop() == 0
             for end in (client, server):
@@ -80,34 +76,36 @@ def test_a_drain_ends_at_its_timeout(lab, servers, listener):
         assert line["duration"] >= 0.5
 
 
+@pytest.mark.ipv4_only
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_second_signal_means_now(lab, forwarder, listener, number):
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     with client, server:
         forwarder.process.send_signal(number)
-        fl.wait(lambda: forwarder.log("draining"), "the worker drains", forwarder.show)
+        eventually(lambda: forwarder.log("draining"), "the worker drains", forwarder.show)
         assert forwarder.stop(number) == 0
         with pytest.raises(ConnectionResetError):
             client.recv(1)
     assert forwarder.log("connection")[-1]["ended"] == "stopped"
 
 
+@pytest.mark.ipv4_only
 def test_reloads_under_load_lose_no_connection(lab, forwarder, listener):
     """Requests in four threads, a connection held open throughout, and five reloads: nothing is refused or reset."""
-    held_client, held_server = fl.pair(lab, listener, RAW)
+    held_client, held_server = tcp.pair(lab, listener, RAW)
     stop, done = threading.Event(), []
 
     def ask(_index):
         while not stop.is_set():
-            done.append(fl.get(lab, lab["a"].ipv4, WEB))
+            done.append(tcp.get(lab, lab["a"].ipv4, WEB))
 
-    load = threading.Thread(target=lambda: done.append(fl.in_threads(ask, 4)))
+    load = threading.Thread(target=lambda: done.append(in_threads(ask, 4)))
     load.start()
     for _round in range(5):
         before = len(done)
         result = forwarder.reload()
         assert result.returncode == 0, result.stderr
-        fl.wait(lambda before=before: len(done) > before + 50, "requests go on")
+        eventually(lambda before=before: len(done) > before + 50, "requests go on")
     stop.set()
     load.join()
     assert done.pop() == [None] * 4, "a thread ended by an error"
@@ -118,15 +116,16 @@ def test_reloads_under_load_lose_no_connection(lab, forwarder, listener):
         assert held_server.recv(100) == b"still here"
     assert forwarder.runtime()["generation"] == 6
     assert forwarder.runtime()["pid"] == forwarder.process.pid
-    fl.wait(lambda: len(forwarder.workers()) == 1, "old workers have ended", forwarder.show)
+    eventually(lambda: len(forwarder.workers()) == 1, "old workers have ended", forwarder.show)
     assert {line["ended"] for line in forwarder.log("connection")} == {"closed"}
 
 
+@pytest.mark.ipv4_only
 def test_a_stream_of_each_of_many_generations_lives(lab, servers, listener):
     streams = []
-    with fl.Forwarder(lab, document(lab, drain_timeout=600)) as forwarder:
+    with Forwarder(lab, document(lab, drain_timeout=600)) as forwarder:
         for _reload in range(12):
-            streams.append(fl.pair(lab, listener, RAW))
+            streams.append(tcp.pair(lab, listener, RAW))
             assert forwarder.reload().returncode == 0
         assert len(forwarder.workers()) == len(streams) + 1
         for client, server in streams:
@@ -135,17 +134,19 @@ def test_a_stream_of_each_of_many_generations_lives(lab, servers, listener):
                 assert server.recv(100) == b"still here"
 
 
+@pytest.mark.ipv4_only
 def test_a_killed_worker_is_replaced_and_nobody_is_refused(lab, forwarder):
     for _round in range(3):
-        fl.wait(lambda: len(forwarder.workers()) == 1, "a worker is there")
+        eventually(lambda: len(forwarder.workers()) == 1, "a worker is there")
         worker = forwarder.workers()[0]
         os.kill(worker, signal.SIGKILL)
-        assert fl.get(lab, lab["a"].ipv4, WEB) in (b"b\n", b"c\n", b"d\n"), "it waited in the backlog"
+        assert tcp.get(lab, lab["a"].ipv4, WEB) in (b"b\n", b"c\n", b"d\n"), "it waited in the backlog"
         assert worker not in forwarder.workers()
     assert [line["code"] for line in forwarder.log("worker ended")] == [-signal.SIGKILL] * 3
     assert forwarder.runtime()["generation"] == 1
 
 
+@pytest.mark.ipv4_only
 @pytest.mark.parametrize(
     ("change", "reasons"),
     [
@@ -170,52 +171,54 @@ def test_a_bad_config_leaves_the_old_one_serving_and_the_runtime_file_says_why(l
     before.pop("last_reload")
     assert after == before, "what serves has not changed, and so neither has what is said of it"
     assert forwarder.workers() == worker
-    assert fl.get(lab, lab["a"].ipv4, WEB)
+    assert tcp.get(lab, lab["a"].ipv4, WEB)
 
 
+@pytest.mark.ipv4_only
 def test_after_a_failed_reload_the_old_config_is_still_what_a_killed_worker_comes_back_with(lab, forwarder):
     """The program has changed (exec) but not the config: the port it wants is taken, which only binding can tell."""
     with lab["a"].inside():
         squatter = socket.create_server(("0.0.0.0", 6000))
     with squatter:
-        forwarder.configure(document(lab, fl.service(lab, "new", 6000, 8080), fl.service(lab, "newer", 6001, 8080)))
+        forwarder.configure(document(lab, make_service(lab, "new", 6000, 8080), make_service(lab, "newer", 6001, 8080)))
         result = forwarder.reload()
         assert result.returncode == 1
         assert "service new: cannot listen on 0.0.0.0:6000: EADDRINUSE: Address already in use" in result.stderr
         assert refused(lab, 6001), "all or nothing"
         os.kill(forwarder.workers()[0], signal.SIGKILL)
-        assert fl.get(lab, lab["a"].ipv4, WEB)
+        assert tcp.get(lab, lab["a"].ipv4, WEB)
         assert forwarder.runtime()["generation"] == 1
     assert forwarder.reload().returncode == 0
-    assert fl.get(lab, lab["a"].ipv4, 6001)
+    assert tcp.get(lab, lab["a"].ipv4, 6001)
     assert forwarder.runtime()["generation"] == 2
 
 
+@pytest.mark.ipv4_only
 def test_a_reload_that_fails_while_no_worker_lives_brings_the_old_one_back(lab, forwarder):
     """The replacement is planned for later when the program is exchanged, and the new program cannot serve either."""
     deaths = 6  # the replacement of the last one is 2 s away, more than the check and the exec take
     for death in range(deaths):
-        fl.wait(lambda: len(forwarder.workers()) == 1, "a worker is there", forwarder.show)
+        eventually(lambda: len(forwarder.workers()) == 1, "a worker is there", forwarder.show)
         os.kill(forwarder.workers()[0], signal.SIGKILL)
-        fl.wait(lambda death=death: len(forwarder.log("worker to be replaced")) > death, "its death is noticed")
+        eventually(lambda death=death: len(forwarder.log("worker to be replaced")) > death, "its death is noticed")
     with lab["a"].inside():
         squatter = socket.create_server(("0.0.0.0", 6000))
     with squatter:
-        forwarder.configure(document(lab, fl.service(lab, "new", 6000, 8080)))
+        forwarder.configure(document(lab, make_service(lab, "new", 6000, 8080)))
         result = forwarder.reload()
         assert result.returncode == 1
         assert "cannot listen on 0.0.0.0:6000" in result.stderr
     assert len(forwarder.log("worker to be replaced")) == deaths
-    assert fl.get(lab, lab["a"].ipv4, WEB) in (b"b\n", b"c\n", b"d\n")
+    assert tcp.get(lab, lab["a"].ipv4, WEB) in (b"b\n", b"c\n", b"d\n")
     assert forwarder.runtime()["generation"] == 1
 
 
 def test_a_reload_adds_and_removes_listeners(lab, forwarder, listener):
-    client, server = fl.pair(lab, listener, RAW)
-    forwarder.configure(fl.config(fl.service(lab, "web2", 8001, 8080)))
+    client, server = tcp.pair(lab, listener, RAW)
+    forwarder.configure(make_config(make_service(lab, "web2", 8001, 8080)))
     assert forwarder.reload().returncode == 0
-    assert fl.get(lab, lab["a"].ipv6, 8001)
-    fl.wait(lambda: refused(lab, WEB) and refused(lab, RAW), "what is no longer configured is closed")
+    assert tcp.get(lab, lab["a"].ipv6, 8001)
+    eventually(lambda: refused(lab, WEB) and refused(lab, RAW), "what is no longer configured is closed")
     with client, server:
         client.sendall(b"but what was accepted lives on")
         assert server.recv(100) == b"but what was accepted lives on"
@@ -224,18 +227,18 @@ def test_a_reload_adds_and_removes_listeners(lab, forwarder, listener):
 @pytest.mark.parametrize(("family", "absent"), [("ipv4", "198.18.0.100"), ("ipv6", "2001:db8::100")])
 def test_an_address_that_is_not_there_yet_is_served_as_soon_as_it_is(lab, servers, family, absent):
     a, shown = lab["a"], f"[{absent}]" if family == "ipv6" else absent
-    web, dns = fl.service(lab, "web", WEB, 8080), fl.service(lab, "dns", 5300, 9000, protocol="udp")
+    web, dns = make_service(lab, "web", WEB, 8080), make_service(lab, "dns", 5300, 9000, protocol="udp")
     web["listen"], dns["listen"] = ([{"address": absent, "port": one["listen"][0]["port"]}] for one in (web, dns))
-    other, listen = fl.service(lab, "other", OTHER, 8080), {"metrics": {"listen": f"{shown}:9109"}}
-    with ul.serving(lab, 9000), fl.Forwarder(lab, fl.config(web, dns, other, **listen)) as forwarder:
-        assert fl.get(lab, getattr(a, family), OTHER)
+    other, listen = make_service(lab, "other", OTHER, 8080), {"metrics": {"listen": f"{shown}:9109"}}
+    with udp.serving(lab, 9000), Forwarder(lab, make_config(web, dns, other, **listen)) as forwarder:
+        assert tcp.get(lab, getattr(a, family), OTHER)
         assert [one["absent"] for one in forwarder.status()["services"]] == [[f"{shown}:8000"], [f"{shown}:5300"], []]
         assert {one["service"] for one in forwarder.log("listen address absent")} == {"web", "dns"}
         for _time in range(2):  # an address that comes, goes and comes
             a.run(["ip", "address", "add", f"{absent}/{24 if family == 'ipv4' else 64}", "dev", a.dev, *NODAD[family]])
-            assert fl.wait(lambda: fl.get(lab, absent, WEB), "the service is served there", forwarder.show)
-            with ul.client(lab, absent) as sock:
-                assert ul.exchange(sock, ul.QUESTION, (absent, 5300))[1] == (absent, 5300)
+            assert eventually(lambda: tcp.get(lab, absent, WEB), "the service is served there", forwarder.show)
+            with udp.client(lab, absent) as sock:
+                assert udp.exchange(sock, udp.QUESTION, (absent, 5300))[1] == (absent, 5300)
             with a.inside(), socket.create_connection((absent, 9109)) as sock:
                 sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
                 assert b"200 OK" in sock.recv(100)
@@ -243,12 +246,13 @@ def test_an_address_that_is_not_there_yet_is_served_as_soon_as_it_is(lab, server
             a.run(["ip", "address", "del", f"{absent}/{24 if family == 'ipv4' else 64}", "dev", a.dev])
 
 
+@pytest.mark.ipv4_only
 def test_a_second_forwarder_refuses_to_start_and_touches_nothing(lab, forwarder):
     """It would get half of the connections (SO_REUSEPORT), and remove the files of the first one when it ends."""
 
     def refusal(**options):
-        second = fl.Forwarder(lab, document(lab), **options)
-        assert second.process.wait(fl.PATIENCE) == 1
+        second = Forwarder(lab, document(lab), **options)
+        assert second.process.wait(PATIENCE) == 1
         return second.log("cannot start")[0]["errors"]
 
     before, workers = forwarder.runtime(), forwarder.workers()
@@ -260,20 +264,21 @@ def test_a_second_forwarder_refuses_to_start_and_touches_nothing(lab, forwarder)
         assert forwarder.runtime() == before
         assert forwarder.workers() == workers
         assert forwarder.reload().returncode == 0
-        fl.wait(lambda: len(forwarder.workers()) == 1, "the old worker has ended", forwarder.show)
+        eventually(lambda: len(forwarder.workers()) == 1, "the old worker has ended", forwarder.show)
         before, workers = forwarder.runtime(), forwarder.workers()
-    with fl.Forwarder(lab, fl.config(fl.service(lab, "web", OTHER, 8080))):
-        assert fl.get(lab, lab["a"].ipv4, OTHER), "the control: other ports and another directory"
-    with fl.Forwarder(lab, document(lab), host="c"):
+    with Forwarder(lab, make_config(make_service(lab, "web", OTHER, 8080))):
+        assert tcp.get(lab, lab["a"].ipv4, OTHER), "the control: other ports and another directory"
+    with Forwarder(lab, document(lab), host="c"):
         pass  # nor does a forwarder of another network namespace meet it
     assert forwarder.status()["pid"] == forwarder.process.pid
     forwarder.process.kill()
     forwarder.process.wait()
-    with fl.Forwarder(lab, document(lab), directory=forwarder.directory) as third:
-        fl.wait(lambda: third.runtime()["pid"] == third.process.pid, "the next one starts", third.show)
-        assert fl.get(lab, lab["a"].ipv4, WEB)
+    with Forwarder(lab, document(lab), directory=forwarder.directory) as third:
+        eventually(lambda: third.runtime()["pid"] == third.process.pid, "the next one starts", third.show)
+        assert tcp.get(lab, lab["a"].ipv4, WEB)
 
 
+@pytest.mark.ipv4_only
 @pytest.mark.parametrize(
     "gone", [["admin.sock"], ["forwarder.json"], ["admin.sock", "forwarder.json", "forwarder.lock"]]
 )
@@ -290,12 +295,13 @@ def test_files_that_were_removed_come_back_with_a_reload(lab, forwarder, gone):
     assert [path.name for path in forwarder.directory.iterdir() if path.name in FILES] == ["forwarder.lock"]
 
 
+@pytest.mark.ipv4_only
 @pytest.mark.parametrize("good", [True, False])
 @pytest.mark.parametrize("file_is_there", [True, False])
 def test_without_room_for_its_files_a_reload_is_told_as_it_was(lab, servers, tmp_path, good, file_is_there):
     wiring.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)])
     try:
-        with fl.Forwarder(lab, document(lab), directory=tmp_path) as forwarder:
+        with Forwarder(lab, document(lab), directory=tmp_path) as forwarder:
             if not good:
                 text = forwarder.config.read_text(encoding="utf-8")
                 forwarder.configure(text.replace('"port": 8080', '"port": 70000', 1))
@@ -316,27 +322,29 @@ def test_without_room_for_its_files_a_reload_is_told_as_it_was(lab, servers, tmp
         wiring.run(["umount", "-l", str(tmp_path)])
 
 
+@pytest.mark.ipv4_only
 def test_signals_that_come_together_are_served_one_after_the_other(lab, forwarder):
     for _round in range(5):
         forwarder.process.send_signal(signal.SIGHUP)
         time.sleep(0.02)
-    fl.wait(lambda: forwarder.runtime()["generation"] >= 2, "a reload is done", forwarder.show)
+    eventually(lambda: forwarder.runtime()["generation"] >= 2, "a reload is done", forwarder.show)
     assert forwarder.reload().returncode == 0
-    assert fl.get(lab, lab["a"].ipv4, WEB)
-    fl.wait(lambda: len(forwarder.workers()) == 1, "old workers have ended", forwarder.show)
+    assert tcp.get(lab, lab["a"].ipv4, WEB)
+    eventually(lambda: len(forwarder.workers()) == 1, "old workers have ended", forwarder.show)
     assert not forwarder.log("reload failed")
 
 
+@pytest.mark.ipv4_only
 def test_when_the_supervisor_dies_its_worker_finishes_and_frees_the_port(lab, forwarder, listener):
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     worker = forwarder.workers()[0]
     forwarder.process.kill()
     forwarder.process.wait()
-    fl.wait(lambda: refused(lab, WEB), "the port is free for a new forwarder")
+    eventually(lambda: refused(lab, WEB), "the port is free for a new forwarder")
     with client, server:
         client.sendall(b"served to the end")
         assert server.recv(100) == b"served to the end"
-    fl.wait(lambda: not Path(f"/proc/{worker}").exists(), "the worker has ended")
+    eventually(lambda: not Path(f"/proc/{worker}").exists(), "the worker has ended")
 
 
 def archive(directory: Path, name: str, main="from l4proxy._cli import main\nraise SystemExit(main())\n") -> Path:
@@ -359,6 +367,7 @@ raise SystemExit(_cli.main())
 """
 
 
+@pytest.mark.ipv4_only
 @pytest.mark.parametrize(
     ("module", "name", "serving"),
     [
@@ -375,22 +384,23 @@ def test_whatever_is_wrong_with_the_new_program_somebody_serves(
     first, spoilt = archive(tmp_path, "1.pyz"), archive(tmp_path, "2.pyz", DEFECT.format(module=module, name=name))
     link = tmp_path / "l4proxy.pyz"
     link.symlink_to(first)
-    with fl.Forwarder(lab, document(lab), archive=link) as forwarder:
-        client, server = fl.pair(lab, listener, RAW)
+    with Forwarder(lab, document(lab), archive=link) as forwarder:
+        client, server = tcp.pair(lab, listener, RAW)
         (tmp_path / "new").symlink_to(spoilt)
         (tmp_path / "new").replace(link)
-        forwarder.configure(document(lab, fl.service(lab, "new", 6000, 8080)))
+        forwarder.configure(document(lab, make_service(lab, "new", 6000, 8080)))
         result = forwarder.reload()
         assert result.returncode == (0 if serving == 2 else 1)
         assert "internal error: ValueError('a defect') at " in result.stderr or serving == 2
         assert forwarder.runtime()["generation"] == serving
         assert refused(lab, 6000) == (serving == 1)
-        assert fl.get(lab, lab["a"].ipv4, WEB)
+        assert tcp.get(lab, lab["a"].ipv4, WEB)
         with client, server:
             client.sendall(b"still here")
             assert server.recv(100) == b"still here"
 
 
+@pytest.mark.ipv4_only
 def test_a_reload_changes_to_the_installed_archive_unless_it_is_broken(lab, servers, tmp_path):
     first, second = archive(tmp_path, "1.pyz"), archive(tmp_path, "2.pyz", "from l4proxy._cli import main as m\nm()\n")
     broken = archive(tmp_path, "3.pyz", "import l4proxy.missing\n")
@@ -401,7 +411,7 @@ def test_a_reload_changes_to_the_installed_archive_unless_it_is_broken(lab, serv
         (tmp_path / "new").symlink_to(target)
         (tmp_path / "new").replace(link)
 
-    with fl.Forwarder(lab, document(lab), archive=link) as forwarder:
+    with Forwarder(lab, document(lab), archive=link) as forwarder:
         assert forwarder.runtime()["archive"]["path"] == str(first)
         sums = {forwarder.runtime()["archive"]["sha256"]}
         install(broken)
@@ -410,12 +420,12 @@ def test_a_reload_changes_to_the_installed_archive_unless_it_is_broken(lab, serv
         assert "No module named 'l4proxy.missing'" in result.stderr
         assert forwarder.runtime()["archive"]["path"] == str(first)
         first.unlink()  # what runs must not need its file any more
-        assert fl.get(lab, lab["a"].ipv4, WEB)
+        assert tcp.get(lab, lab["a"].ipv4, WEB)
         install(second)
         assert forwarder.reload().returncode == 0
         assert forwarder.runtime()["archive"]["path"] == str(second)
         assert forwarder.runtime()["archive"]["sha256"] not in sums
-        assert fl.get(lab, lab["a"].ipv4, WEB)
+        assert tcp.get(lab, lab["a"].ipv4, WEB)
         link.unlink()
         assert forwarder.reload().returncode == 1
-        assert fl.get(lab, lab["a"].ipv4, WEB)
+        assert tcp.get(lab, lab["a"].ipv4, WEB)

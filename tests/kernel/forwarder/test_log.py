@@ -13,54 +13,39 @@ import threading
 
 import pytest
 
-from tests.kernel.forwarder import sessions as bl
-from tests.support import forwarding as fl
+from tests.kernel.forwarder.sessions import Session, refused
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.waiting import PATIENCE, eventually
 
-FAMILIES = fl.FAMILIES
+pytestmark = pytest.mark.usefixtures("session_servers")
 LOGS = ["all", "errors", "none"]
 PORTS = dict(zip(LOGS, (7950, 7951, 7952)))
 DENIED, BACKEND = 7953, 9000
-
-both = pytest.mark.parametrize("protocol", ["tcp", "udp"])
-families = pytest.mark.parametrize("family", FAMILIES)
-
-
-@pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("o") as lab:
-        fl.wire(lab)
-        yield lab
-
-
-@pytest.fixture(scope="module", autouse=True)
-def servers(lab):
-    servers = [cls(lab, "b", BACKEND) for cls in bl.SERVERS.values()]
-    yield
-    for server in servers:
-        server.stop()
 
 
 def document(lab, protocol, **options):
     """A service for each value of ``log``, and for each of them one that denies everybody."""
     deny = [f"{lab['client'].ipv4}/32", f"{lab['client'].ipv6}/128"]
     common = {"backends": ["b"], "protocol": protocol, "idle_timeout": 0.5}
-    services = [fl.service(lab, log, port, BACKEND, log=log, **common) for log, port in PORTS.items()]
+    services = [make_service(lab, log, port, BACKEND, log=log, **common) for log, port in PORTS.items()]
     services += [
-        fl.service(lab, f"denied-{log}", DENIED + place, BACKEND, log=log, deny=deny, **common)
+        make_service(lab, f"denied-{log}", DENIED + place, BACKEND, log=log, deny=deny, **common)
         for place, log in enumerate(LOGS)
     ]
-    return fl.config(*services, **options)
+    return make_config(*services, **options)
 
 
 def sessions_of_all(lab, forwarder, protocol, family):
     """One session of each service, and one that is denied; returns when all of them are over."""
     address = getattr(lab["a"], family)
     for port in PORTS.values():
-        bl.Session(lab, protocol, (address, port)).end()
+        Session(lab, protocol, (address, port)).end()
     for place, _log in enumerate(LOGS):
-        assert bl.refused(lab, protocol, (address, DENIED + place))
-    fl.wait(lambda: denied(forwarder) == [1] * 3, "they are counted", lambda: f"{denied(forwarder)}")
-    fl.wait(lambda: not any(one["sessions"] for one in forwarder.status()["services"]), "all are over", forwarder.show)
+        assert refused(lab, protocol, (address, DENIED + place))
+    eventually(lambda: denied(forwarder) == [1] * 3, "they are counted", lambda: f"{denied(forwarder)}")
+    eventually(
+        lambda: not any(one["sessions"] for one in forwarder.status()["services"]), "all are over", forwarder.show
+    )
 
 
 def denied(forwarder):
@@ -69,13 +54,11 @@ def denied(forwarder):
     return [services[f"denied-{log}"]["refused_denied"] for log in LOGS]
 
 
-@both
-@families
 def test_all_errors_or_none_of_a_services_sessions_are_logged(lab, protocol, family):
     """Counted they are in any case."""
-    with fl.Forwarder(lab, document(lab, protocol)) as forwarder:
+    with Forwarder(lab, document(lab, protocol)) as forwarder:
         sessions_of_all(lab, forwarder, protocol, family)
-        fl.wait(lambda: len(told(forwarder)) >= 3, "what is to be said is said", forwarder.show)
+        eventually(lambda: len(told(forwarder)) >= 3, "what is to be said is said", forwarder.show)
         assert sorted(told(forwarder)) == ["all", "denied-all", "denied-errors"]
         assert [one["connections"] for one in forwarder.status()["services"]][:3] == [1] * 3
 
@@ -86,13 +69,11 @@ def told(forwarder):
     return [line["service"] for line in forwarder.log() if line["event"] in events]
 
 
-@both
-@families
 def test_logfmt_says_the_same(lab, protocol, family):
-    with fl.Forwarder(lab, document(lab, protocol, log={"format": "logfmt"})) as forwarder:
+    with Forwarder(lab, document(lab, protocol, log={"format": "logfmt"})) as forwarder:
         sessions_of_all(lab, forwarder, protocol, family)
         event = "connection" if protocol == "tcp" else "session"
-        fl.wait(lambda: f"event={event}" in forwarder.show(), "a session is in the log")
+        eventually(lambda: f"event={event}" in forwarder.show(), "a session is in the log")
         lines = forwarder.show().splitlines()
     assert [line for line in lines if not re.match(r'event=(\w+|".*?") level=\w+ time=', line)] == []
     line = next(line for line in lines if line.startswith(f"event={event} "))
@@ -101,7 +82,7 @@ def test_logfmt_says_the_same(lab, protocol, family):
     assert int(fields["bytes_to_client"]) > 0
 
 
-@both
+@pytest.mark.ipv4_only
 def test_a_reader_that_stands_still_stops_nobody_and_what_was_lost_is_said(lab, protocol):
     """The log is a pipe that nobody reads: sessions go on, and when it is read again a line says how many miss."""
     read, write = os.pipe()
@@ -112,18 +93,18 @@ def test_a_reader_that_stands_still_stops_nobody_and_what_was_lost_is_said(lab, 
             found.extend(json.loads(line) for line in stream)
 
     reader = threading.Thread(target=listen, daemon=True)
-    with fl.Forwarder(lab, document(lab, protocol), stdout=write) as forwarder:
+    with Forwarder(lab, document(lab, protocol), stdout=write) as forwarder:
         os.close(write)
 
         def dropped():
             for _session in range(200):
-                bl.Session(lab, protocol, address).end()
+                Session(lab, protocol, address).end()
             return forwarder.status()["totals"]["log_dropped"]
 
-        fl.wait(dropped, "lines are dropped, and nobody has to wait", patience=60)
+        eventually(dropped, "lines are dropped, and nobody has to wait", patience=60)
         reader.start()
-        fl.wait(lambda: dropped() and said(found), "it is said", patience=60)
-    reader.join(fl.PATIENCE)
+        eventually(lambda: dropped() and said(found), "it is said", patience=60)
+    reader.join(PATIENCE)
     assert sum(line["count"] for line in said(found)) > 0
 
 

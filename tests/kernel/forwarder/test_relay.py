@@ -15,32 +15,25 @@ from collections import Counter
 
 import pytest
 
-from tests.support import forwarding as fl
+from tests.support import processes, tcp
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.waiting import PATIENCE, eventually, in_threads
 
 WEB, RAW = 80, 7000  # ports on a: HTTP to b, c, d; and whatever a test does on b
 MIB = 1 << 20
-FAMILIES = fl.FAMILIES
-
-
-@pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("r") as lab:
-        fl.wire(lab)
-        yield lab
 
 
 @pytest.fixture(scope="module")
 def forwarder(lab):
-    document = fl.config(fl.service(lab, "web", WEB, 8080), fl.service(lab, "raw", RAW, 9000, backends=["b"]))
-    with fl.Forwarder(lab, document) as forwarder:
+    document = make_config(make_service(lab, "web", WEB, 8080), make_service(lab, "raw", RAW, 9000, backends=["b"]))
+    with Forwarder(lab, document) as forwarder:
         yield forwarder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_the_backends_log_the_clients_own_address_in_turn(lab, servers, forwarder, new_lines, family):
     address, client = getattr(lab["a"], family), getattr(lab["client"], family)
     seen = {name: len(server.requests()) for name, server in servers.items()}
-    bodies = Counter(fl.get(lab, address, WEB) for _request in range(9))
+    bodies = Counter(tcp.get(lab, address, WEB) for _request in range(9))
     assert bodies == {b"b\n": 3, b"c\n": 3, b"d\n": 3}
     for name, server in servers.items():
         lines = server.wait_requests(seen[name] + 3)[seen[name] :]
@@ -51,41 +44,38 @@ def test_the_backends_log_the_clients_own_address_in_turn(lab, servers, forwarde
         assert line["bytes_to_client"] > 100
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_request_then_half_close_then_reply(lab, forwarder, listener, new_lines, family):
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     with client, server:
         client.shutdown(socket.SHUT_WR)
         assert server.recv(1) == b""
         reply = random.Random(1).randbytes(3 * MIB)
         sender = threading.Thread(target=lambda: (server.sendall(reply), server.close()))
         sender.start()
-        assert fl.receive_all(client) == reply
+        assert tcp.receive_all(client) == reply
         sender.join()
     line = new_lines(1)[0]
     assert (line["ended"], line["bytes_to_backend"], line["bytes_to_client"]) == ("closed", 1, len(reply))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_reply_then_half_close_then_the_client_goes_on_sending(lab, forwarder, listener, new_lines, family):
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     with client, server:
         server.sendall(b"that is all from me")
         server.shutdown(socket.SHUT_WR)
-        assert fl.receive_all(client) == b"that is all from me"
+        assert tcp.receive_all(client) == b"that is all from me"
         upload = random.Random(2).randbytes(3 * MIB)
         sender = threading.Thread(target=lambda: (client.sendall(upload), client.close()))
         sender.start()
-        assert fl.receive_all(server) == upload
+        assert tcp.receive_all(server) == upload
         sender.join()
     line = new_lines(1)[0]
     assert (line["ended"], line["bytes_to_backend"]) == ("closed", len(upload) + 1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_server_that_speaks_first_is_heard_at_once(lab, forwarder, listener, new_lines, family):
-    client = fl.connect(lab, getattr(lab["a"], family), RAW)
-    with client, fl.accept(listener) as server:
+    client = tcp.connect(lab, getattr(lab["a"], family), RAW)
+    with client, tcp.accept(listener) as server:
         begun = time.monotonic()
         server.sendall(b"220 hello\r\n")
         assert client.recv(100) == b"220 hello\r\n"
@@ -93,33 +83,30 @@ def test_a_server_that_speaks_first_is_heard_at_once(lab, forwarder, listener, n
     new_lines(1)  # its line must not be taken for the next test's
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_the_clients_reset_reaches_the_backend(lab, forwarder, listener, new_lines, family):
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     with server:
-        fl.reset(client)
+        tcp.reset(client)
         with pytest.raises(ConnectionResetError):
             server.recv(1)
     assert new_lines(1)[0]["ended"] == "client reset"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_the_backends_reset_reaches_the_client(lab, forwarder, listener, new_lines, family):
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     with client:
-        fl.reset(server)
+        tcp.reset(server)
         with pytest.raises(ConnectionResetError):
             client.recv(1)
     assert new_lines(1)[0]["ended"] == "backend reset"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_an_early_answer_reaches_a_client_whose_upload_is_reset(lab, forwarder, listener, new_lines, family):
     """A server that answers, then closes with unread input, resets; the answer it sent before must not be lost."""
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     with client:
         client.sendall(b"x" * 1000)
-        fl.wait(lambda: len(server.recv(2000, socket.MSG_PEEK)) == 1000, "the upload is queued")
+        eventually(lambda: len(server.recv(2000, socket.MSG_PEEK)) == 1000, "the upload is queued")
         server.sendall(b"413 too large")
         server.close()
         assert client.recv(100) == b"413 too large"
@@ -128,11 +115,10 @@ def test_an_early_answer_reaches_a_client_whose_upload_is_reset(lab, forwarder, 
     assert new_lines(1)[0]["ended"] == "backend reset"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_slow_reader_makes_the_sender_wait_and_not_the_proxy_grow(lab, forwarder, listener, new_lines, family):
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     worker = forwarder.workers()[0]
-    before = fl.resident(worker)
+    before = processes.resident(worker)
     server.setblocking(False)
     chunk, sent, stalled = b"\xaa" * MIB, 0, 0
     while stalled < 20:  # nothing taken for a second: every queue on the way is full
@@ -143,14 +129,14 @@ def test_a_slow_reader_makes_the_sender_wait_and_not_the_proxy_grow(lab, forward
             stalled += 1
             time.sleep(0.05)
     assert sent < 64 * MIB, "somebody buffers without bound"
-    assert fl.resident(worker) - before < 2 * MIB
-    ticks = fl.cpu_ticks(worker)
+    assert processes.resident(worker) - before < 2 * MIB
+    ticks = processes.cpu_ticks(worker)
     time.sleep(0.5)
-    assert fl.cpu_ticks(worker) - ticks <= 3, "the worker spins while it has to wait"
-    server.settimeout(fl.PATIENCE)
+    assert processes.cpu_ticks(worker) - ticks <= 3, "the worker spins while it has to wait"
+    server.settimeout(PATIENCE)
     closer = threading.Thread(target=lambda: (server.sendall(b"end"), server.close()))
     closer.start()
-    received = fl.receive_all(client)
+    received = tcp.receive_all(client)
     closer.join()
     client.close()
     assert len(received) == sent + 3
@@ -158,7 +144,6 @@ def test_a_slow_reader_makes_the_sender_wait_and_not_the_proxy_grow(lab, forward
     assert new_lines(1)[0]["bytes_to_client"] == sent + 3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("inline", [True, False])
 @pytest.mark.parametrize("upload", [True, False])
 @pytest.mark.parametrize(("before", "after"), [(3, 3), (0, 3), (3, 0), (2_000_000, 500_000)])
@@ -166,7 +151,7 @@ def test_urgent_data_arrives_as_it_does_without_a_proxy(
     lab, forwarder, listener, new_lines, family, before, after, upload, inline
 ):
     """In the stream where the receiver has SO_OOBINLINE, else beside it; and all of it before the end comes."""
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     sender, receiver = (client, server) if upload else (server, client)
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
     first, second = random.Random(5).randbytes(before), random.Random(6).randbytes(after)
@@ -180,7 +165,7 @@ def test_urgent_data_arrives_as_it_does_without_a_proxy(
     with client, server:
         thread.start()
         assert exactly(receiver, before) == first
-        assert select.select([], [], [receiver], fl.PATIENCE)[2] == [receiver], "it is still urgent"
+        assert select.select([], [], [receiver], PATIENCE)[2] == [receiver], "it is still urgent"
         rest = b"!" * inline + second
         assert exactly(receiver, len(rest)) == rest
         thread.join()
@@ -198,7 +183,6 @@ def exactly(sock, count):
     return data
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_200_mib_each_way_over_50_connections_arrive_intact(lab, forwarder, listener, new_lines, family):
     size, count = 4 * MIB, 50
     upload, download = random.Random(3).randbytes(size), random.Random(4).randbytes(size)
@@ -206,16 +190,16 @@ def test_200_mib_each_way_over_50_connections_arrive_intact(lab, forwarder, list
     heard = []
 
     def serve(_index):
-        with fl.accept(listener) as server:
+        with tcp.accept(listener) as server:
             heard.append(exchange(server, download))
 
     def talk(_index):
-        with fl.connect(lab, getattr(lab["a"], family), RAW) as client:
+        with tcp.connect(lab, getattr(lab["a"], family), RAW) as client:
             return exchange(client, upload)
 
-    serving = threading.Thread(target=fl.in_threads, args=(serve, count))
+    serving = threading.Thread(target=in_threads, args=(serve, count))
     serving.start()
-    assert fl.in_threads(talk, count) == [wanted[1]] * count
+    assert in_threads(talk, count) == [wanted[1]] * count
     serving.join()
     assert heard == [wanted[0]] * count
     assert {(line["bytes_to_backend"], line["bytes_to_client"]) for line in new_lines(count)} == {(size, size)}

@@ -14,29 +14,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import forwarding as fl
+from tests.support import tcp
+from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
+from tests.support.waiting import PATIENCE, eventually, in_threads
 
 WEB, RAW = 8000, 7000
 
 
 @pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("r") as lab:
-        fl.wire(lab)
-        for name in fl.BACKENDS:
-            lab.nginx(name, ports=[8080])
-        yield lab
+def lab(lab):
+    for name in BACKENDS:
+        lab.nginx(name, ports=[8080])
+    return lab
 
 
 @pytest.fixture
 def listener(lab):
-    with fl.listen(lab, "b", 9000) as listener:
+    with tcp.listen(lab, "b", 9000) as listener:
         yield listener
 
 
 def document(lab, **options):
-    web, raw = fl.service(lab, "web", WEB, 8080), fl.service(lab, "raw", RAW, 9000, backends=["b"])
-    return fl.config(web, raw, workers=2, **options)
+    web, raw = make_service(lab, "web", WEB, 8080), make_service(lab, "raw", RAW, 9000, backends=["b"])
+    return make_config(web, raw, workers=2, **options)
 
 
 class ServiceManager:
@@ -58,7 +58,7 @@ class ServiceManager:
         self.kept = {}
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.bind(self.path)
-        self._sock.settimeout(fl.PATIENCE)
+        self._sock.settimeout(PATIENCE)
 
     def listen_until(self, word):
         """Do what is asked until a message says ``word``."""
@@ -78,7 +78,7 @@ class ServiceManager:
             (directory / "forwarder.json").unlink(missing_ok=True)  # RuntimeDirectory= begins empty
         numbers = ",".join(str(number) for number in self.kept.values())
         environment = {"LISTEN_FDS": str(len(self.kept)), "LISTEN_FDNAMES": ":".join(self.kept)}
-        return fl.Forwarder(
+        return Forwarder(
             lab,
             document,
             wrapper=("/usr/bin/python3", "-c", self.PASS, numbers),
@@ -130,42 +130,44 @@ def alive(pids):
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.ipv4_only
 @pytest.mark.parametrize(("end", "streams_live"), GONE.values(), ids=GONE)
 def test_nobody_is_refused_until_the_next_one_serves(lab, manager, first, listener, end, streams_live):
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     workers = first.workers()
     end(first)
-    assert first.process.wait(fl.PATIENCE) in (0, -signal.SIGKILL)
+    assert first.process.wait(PATIENCE) in (0, -signal.SIGKILL)
     answers = []
     waiting = threading.Thread(
-        target=lambda: answers.extend(fl.in_threads(lambda _index: fl.get(lab, lab["a"].ipv4, WEB), 20))
+        target=lambda: answers.extend(in_threads(lambda _index: tcp.get(lab, lab["a"].ipv4, WEB), 20))
     )
     waiting.start()
     with client, server, manager.start(lab, document(lab), directory=first.directory) as second:
-        waiting.join(fl.PATIENCE)
+        waiting.join(PATIENCE)
         assert len(answers) == 20, "they waited in the backlog"
         assert len(second.log("listeners found")[0]["listeners"]) == 8
         if streams_live:
             client.sendall(b"served to the end")
             assert server.recv(100) == b"served to the end"
-            fl.wait(lambda: len(alive(workers)) == 1, "the one that has nothing to do has ended")
+            eventually(lambda: len(alive(workers)) == 1, "the one that has nothing to do has ended")
         else:
             assert server.recv(1) == b"", "the control: it is cut"
         server.close()
         client.close()
-        fl.wait(lambda: not alive(workers), "the workers of before have ended", second.show)
+        eventually(lambda: not alive(workers), "the workers of before have ended", second.show)
         second.process.send_signal(signal.SIGTERM)
         manager.listen_until("STOPPING")
-        assert second.process.wait(fl.PATIENCE) == 0
+        assert second.process.wait(PATIENCE) == 0
         while manager.kept:
             manager.listen_until("FDSTOREREMOVE")
     with pytest.raises(ConnectionRefusedError):
-        fl.get(lab, lab["a"].ipv4, WEB)
+        tcp.get(lab, lab["a"].ipv4, WEB)
 
 
+@pytest.mark.ipv4_only
 @pytest.mark.parametrize("reloads", [0, 1])
 def test_a_worker_of_before_that_hangs_is_killed_at_the_next_ones_drain_timeout(lab, manager, first, listener, reloads):
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     workers = first.workers()
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
@@ -176,15 +178,15 @@ def test_a_worker_of_before_that_hangs_is_killed_at_the_next_ones_drain_timeout(
         for _reload in range(reloads):
             assert second.reload().returncode == 0
         assert alive(workers) == workers
-        fl.wait(lambda: not alive(workers), "they are killed", second.show)
+        eventually(lambda: not alive(workers), "they are killed", second.show)
         assert client.recv(1) == b""
-        assert fl.get(lab, lab["a"].ipv4, WEB)
+        assert tcp.get(lab, lab["a"].ipv4, WEB)
 
 
 def test_of_hundreds_of_listeners_none_is_lost(lab, manager):
     """The service manager's queue is short: news of the service do not wait behind the descriptors."""
-    many = fl.service(lab, "many", "10000-10199", 8080)
-    forwarder = manager.start(lab, fl.config(many, workers=2)).serve()
+    many = make_service(lab, "many", "10000-10199", 8080)
+    forwarder = manager.start(lab, make_config(many, workers=2)).serve()
     manager.listen_until("READY")
     assert len(manager.kept) < 800, "the control: READY came before the rest"
     while len(manager.kept) < 800:
@@ -195,44 +197,47 @@ def test_of_hundreds_of_listeners_none_is_lost(lab, manager):
 
     def ask(number):
         address = (lab["a"].ipv4, lab["a"].ipv6)[number % 2]
-        answers.append(fl.get(lab, address, 10000 + number))
+        answers.append(tcp.get(lab, address, 10000 + number))
 
-    waiting = threading.Thread(target=lambda: fl.in_threads(ask, 200))
+    waiting = threading.Thread(target=lambda: in_threads(ask, 200))
     waiting.start()
-    with manager.start(lab, fl.config(many, workers=2), directory=forwarder.directory) as second:
-        waiting.join(fl.PATIENCE)
+    with manager.start(lab, make_config(many, workers=2), directory=forwarder.directory) as second:
+        waiting.join(PATIENCE)
         assert len(answers) == 200
         assert second.log("listeners found")[0]["listeners"][-1] == "… and 750 more"
 
 
+@pytest.mark.ipv4_only
 def test_a_stop_waits_for_the_workers_of_before(lab, manager, first, listener):
     """Else there would be processes of a service that has stopped."""
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     kill([first.process.pid])
     first.process.wait()
     with manager.start(lab, document(lab), directory=first.directory) as second:
         with client, server:
             second.process.send_signal(signal.SIGTERM)
-            fl.wait(lambda: second.log("stopping"), "it stops", second.show)
+            eventually(lambda: second.log("stopping"), "it stops", second.show)
             client.sendall(b"not before this has arrived")
             assert server.recv(100) == b"not before this has arrived"
             assert second.process.poll() is None
-        assert second.process.wait(fl.PATIENCE) == 0
+        assert second.process.wait(PATIENCE) == 0
 
 
+@pytest.mark.ipv4_only
 def test_one_that_cannot_start_does_not_wait_for_them(lab, manager, first, listener):
-    client, server = fl.pair(lab, listener, RAW)
+    client, server = tcp.pair(lab, listener, RAW)
     kill([first.process.pid])
     first.process.wait()
     second = manager.start(lab, {"schema": 1}, directory=first.directory)
     with client, server:
-        assert second.process.wait(fl.PATIENCE) == 1
+        assert second.process.wait(PATIENCE) == 1
         client.sendall(b"served to the end")
         assert server.recv(100) == b"served to the end"
 
 
+@pytest.mark.ipv4_only
 def test_without_a_service_manager_to_a_successor_nobody_leaves(lab):
-    with fl.Forwarder(lab, document(lab)) as forwarder:
+    with Forwarder(lab, document(lab)) as forwarder:
         workers = forwarder.workers()
         assert forwarder.stop(signal.SIGUSR1) == 0
         assert not forwarder.log("leaving")

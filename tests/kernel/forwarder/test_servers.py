@@ -18,22 +18,16 @@ import time
 
 import pytest
 
-from tests.kernel.forwarder import ftp_server as ftp_lab
+from tests.kernel.forwarder.ftp_server import CONTROL, DATA, Server
 from tests.lab import daemons, netns
-from tests.support import forwarding as fl
-from tests.support import udp as ul
+from tests.support import tcp, udp
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.waiting import PATIENCE, eventually, in_threads
 
 FAMILIES = ("ipv4", "ipv6")
 SQL, SSH, CACHE, DNS = range(7600, 7604)
 MIB = 1 << 20
 DELAYED_ACK = 0.040  # seconds: TCP_DELACK_MIN in include/net/tcp.h
-
-
-@pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("v") as lab:
-        fl.wire(lab)
-        yield lab
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +39,8 @@ def forwarder(lab):
         "dns": (DNS, daemons.Dnsmasq),
     }
     keep = {"backends": ["b"], "source_port": "keep"}
-    services = [fl.service(lab, name, port, cls.port, **keep) for name, (port, cls) in servers.items()]
-    with fl.Forwarder(lab, fl.config(*services, workers=2)) as forwarder:
+    services = [make_service(lab, name, port, cls.port, **keep) for name, (port, cls) in servers.items()]
+    with Forwarder(lab, make_config(*services, workers=2)) as forwarder:
         yield forwarder
 
 
@@ -65,7 +59,6 @@ def psql(address, port, *arguments):
     return ["psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", *where, *arguments]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_postgresql_admits_by_the_clients_address(lab, forwarder, sql, family):
     proxy, client = getattr(lab["a"], family), getattr(lab["client"], family)
     query = ["-c", "select host(inet_client_addr())"]
@@ -78,18 +71,17 @@ def test_postgresql_admits_by_the_clients_address(lab, forwarder, sql, family):
     assert f'no pg_hba.conf entry for host "{proxy}"' in own.stderr
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_postgresql_has_20_clients_at_once(lab, forwarder, sql, family):
     proxy, client = getattr(lab["a"], family), getattr(lab["client"], family)
     argv = lab["client"].argv(psql(proxy, SQL))
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     clients = [subprocess.Popen(argv, text=True, **streams) for _client in range(20)]
     connected = f"select count(distinct client_port) from pg_stat_activity where client_addr = '{client}'"
-    fl.wait(lambda: sql.ask(connected) == "20", "all are connected", forwarder.show)
+    eventually(lambda: sql.ask(connected) == "20", "all are connected", forwarder.show)
     for number, process in enumerate(clients):
         process.stdin.write(f"select {number} + count(*) from generate_series(1, 100000);\n")
         process.stdin.flush()
-    outcomes = [process.communicate(timeout=fl.PATIENCE) for process in clients]
+    outcomes = [process.communicate(timeout=PATIENCE) for process in clients]
     assert outcomes == [(f"{100_000 + number}\n", "") for number in range(20)]
 
 
@@ -104,7 +96,6 @@ def table(lab):
     return path
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_postgresql_copies_100_mb_in_and_out(lab, forwarder, sql, table, family):
     proxy, back = getattr(lab["a"], family), lab.tmp / f"back-{family}"
     for command in (
@@ -126,7 +117,6 @@ def ssh(lab):
     return daemons.OpenSSH(lab, "b").start()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_openssh_sees_the_client_and_echoes_what_it_was_sent(lab, forwarder, ssh, family):
     proxy, client = getattr(lab["a"], family), getattr(lab["client"], family)
     found = lab["client"].run(ssh.command(proxy, SSH, "echo $SSH_CONNECTION")).stdout.split()
@@ -142,7 +132,7 @@ def banner_after(lab, host, address, port, quick=True):
     with lab[host].inside():
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     with sock:
-        sock.settimeout(fl.PATIENCE)
+        sock.settimeout(PATIENCE)
         if not quick:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         begun = time.monotonic()
@@ -151,7 +141,6 @@ def banner_after(lab, host, address, port, quick=True):
         return time.monotonic() - begun
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_openssh_speaks_first_and_is_heard_at_once(lab, forwarder, ssh, family):
     """A forwarder that holds back the last ACK of its handshake makes such a server wait: sshd accepts only with it."""
     proxy, server = getattr(lab["a"], family), getattr(lab["b"], family)
@@ -185,25 +174,23 @@ def bulk(stream):
     return stream.read(size + 2)[:-2]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_redis_sees_the_client_and_answers_a_pipeline_in_order(lab, forwarder, redis, family):
     count = 20_000
-    with fl.connect(lab, getattr(lab["a"], family), CACHE) as sock, sock.makefile("rb") as answers:
+    with tcp.connect(lab, getattr(lab["a"], family), CACHE) as sock, sock.makefile("rb") as answers:
         sock.sendall(command(b"CLIENT", b"INFO"))
         client = re.search(rb" addr=(\S+) ", bulk(answers))[1].decode()
         address, port = sock.getsockname()[:2]
         assert re.fullmatch(rf"\[?{address}\]?:{port}", client), client
         questions = b"".join(command(b"ECHO", b"%d" % number) for number in range(count))
-        _told, found = fl.in_threads(
+        _told, found = in_threads(
             lambda index: sock.sendall(questions) if index == 0 else [bulk(answers) for _answer in range(count)], 2
         )
         assert found == [b"%d" % number for number in range(count)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_redis_keeps_a_large_value_as_it_was(lab, forwarder, redis, family):
     value = random.Random(9).randbytes(32 * MIB)
-    with fl.connect(lab, getattr(lab["a"], family), CACHE) as sock, sock.makefile("rb") as answers:
+    with tcp.connect(lab, getattr(lab["a"], family), CACHE) as sock, sock.makefile("rb") as answers:
         sock.sendall(command(b"SET", b"large", value))
         assert answers.readline() == b"+OK\r\n"
         sock.sendall(command(b"GET", b"large"))
@@ -241,13 +228,12 @@ def answers(sock, count):
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_dnsmasq_answers_over_tcp_as_it_does_directly(lab, forwarder, dns, family):
     client = getattr(lab["client"], family)
     questions = b"".join(question(number, *one) for number, one in enumerate(QUESTIONS * 25))
     found = {}
     for host, address, port in (("client", lab["a"], DNS), ("d", lab["b"], dns.port)):
-        with fl.connect(lab, getattr(address, family), port, host=host) as sock:
+        with tcp.connect(lab, getattr(address, family), port, host=host) as sock:
             sock.sendall(questions)
             found[host] = answers(sock, 100)
     assert found["client"] == found["d"]
@@ -272,29 +258,28 @@ def states(forwarder):
 def ftp_services(lab, **health):
     """The two services of the example in services.rst."""
     both = {"backends": ["b", "c"], "balance": "source_hash"}
-    control = fl.service(lab, "ftp", ftp_lab.CONTROL, ftp_lab.CONTROL, **both, health=ON_DEMAND)
-    ports = f"{ftp_lab.DATA[0]}-{ftp_lab.DATA[-1]}"
-    return control, fl.service(lab, "ftp-data", ports, ports, **both, health={**ON_DEMAND, **health})
+    control = make_service(lab, "ftp", CONTROL, CONTROL, **both, health=ON_DEMAND)
+    ports = f"{DATA[0]}-{DATA[-1]}"
+    return control, make_service(lab, "ftp-data", ports, ports, **both, health={**ON_DEMAND, **health})
 
 
 @pytest.fixture
 def ftp(lab):
-    servers = {name: ftp_lab.Server(lab, name) for name in ("b", "c")}
+    servers = {name: Server(lab, name) for name in ("b", "c")}
     yield servers
     for server in servers.values():
         server.stop()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_passive_ftp_by_the_health_of_its_control_port(lab, ftp, family):
     """Downloads through both services see the client, on one backend; and when its server stops both are down."""
     client = getattr(lab["client"], family)
-    with fl.Forwarder(lab, fl.config(*ftp_services(lab, port=ftp_lab.CONTROL))) as forwarder:
-        fl.wait(lambda: states(forwarder) == {"up"}, "all are up", forwarder.show)
+    with Forwarder(lab, make_config(*ftp_services(lab, port=CONTROL))) as forwarder:
+        eventually(lambda: states(forwarder) == {"up"}, "all are up", forwarder.show)
         for _download in range(3):
-            with lab["client"].inside(), ftplib.FTP(timeout=fl.PATIENCE) as session:
+            with lab["client"].inside(), ftplib.FTP(timeout=PATIENCE) as session:
                 session.trust_server_pasv_ipv4_address = True
-                session.connect(getattr(lab["a"], family), ftp_lab.CONTROL)
+                session.connect(getattr(lab["a"], family), CONTROL)
                 session.login()
                 parts = []
                 session.retrbinary("RETR file", parts.append)
@@ -304,16 +289,17 @@ def test_passive_ftp_by_the_health_of_its_control_port(lab, ftp, family):
         assert states(forwarder) == {"up"}
         for server in ftp.values():
             server.stop()
-        fl.wait(lambda: states(forwarder) == {"down"}, "both services know", forwarder.show)
+        eventually(lambda: states(forwarder) == {"down"}, "both services know", forwarder.show)
 
 
+@pytest.mark.ipv4_only
 def test_without_that_port_its_data_ports_are_down(lab, ftp):
     """The control: nothing listens on them while nobody transfers anything. Without questions nobody says so."""
-    with fl.Forwarder(lab, fl.config(*ftp_services(lab))) as forwarder:
-        fl.wait(lambda: states(forwarder) == {"up", "down"}, "the data ports are closed", forwarder.show)
-        forwarder.configure(fl.config(*ftp_services(lab, enabled=False)))
+    with Forwarder(lab, make_config(*ftp_services(lab))) as forwarder:
+        eventually(lambda: states(forwarder) == {"up", "down"}, "the data ports are closed", forwarder.show)
+        forwarder.configure(make_config(*ftp_services(lab, enabled=False)))
         assert forwarder.reload().returncode == 0
-        fl.wait(lambda: states(forwarder) == {"up", "unknown"}, "nobody asks", forwarder.show)
+        eventually(lambda: states(forwarder) == {"up", "unknown"}, "nobody asks", forwarder.show)
 
 
 TFTP = 69
@@ -327,22 +313,21 @@ def tftp(lab, tmp_path):
     options = ["--enable-tftp", f"--tftp-root={tmp_path}", "--tftp-single-port", "--port=0", "--user=root"]
     options += ["--conf-file=", "--log-facility=-", "--pid-file=", "--keep-in-foreground"]
     server = lab["b"].spawn(["dnsmasq", *options])
-    fl.wait(lambda: "TFTP root" in server.log.read_text(encoding="utf-8"), "dnsmasq serves")
+    eventually(lambda: "TFTP root" in server.log.read_text(encoding="utf-8"), "dnsmasq serves")
     yield server
     netns.stop(server)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_tftp_of_a_server_with_one_port(lab, tftp, family):
     """A file that is not there is asked for to see that the server lives; a download ends within its session."""
     health = {**ON_DEMAND, "request": "\0\1no such file\0octet\0", "expect": "\0\5"}
-    service = fl.service(lab, "tftp", TFTP, TFTP, backends=["b"], protocol="udp", source_port="keep", health=health)
+    service = make_service(lab, "tftp", TFTP, TFTP, backends=["b"], protocol="udp", source_port="keep", health=health)
     to = (getattr(lab["a"], family), TFTP)
-    with fl.Forwarder(lab, fl.config(service)) as forwarder, ul.client(lab, to[0]) as sock:
-        fl.wait(lambda: states(forwarder) == {"up"}, "it is up", forwarder.show)
+    with Forwarder(lab, make_config(service)) as forwarder, udp.client(lab, to[0]) as sock:
+        eventually(lambda: states(forwarder) == {"up"}, "it is up", forwarder.show)
         got, block = b"", b"\0\1file\0octet\0"
         for number in range(1, 4):
-            answer, source = ul.exchange(sock, block, to)
+            answer, source = udp.exchange(sock, block, to)
             assert source[:2] == to
             assert struct.unpack("!2H", answer[:4]) == (3, number)  # DATA (RFC 1350, 5)
             got, block = got + answer[4:], struct.pack("!2H", 4, number)  # ACK
@@ -350,4 +335,4 @@ def test_tftp_of_a_server_with_one_port(lab, tftp, family):
         assert got == bytes(range(256)) * 5
         client = getattr(lab["client"], family)
         said = f"/file to {client}"  # "sent …", once the last block was acknowledged
-        fl.wait(lambda: said in tftp.log.read_text(encoding="utf-8"), "it names the client", forwarder.show)
+        eventually(lambda: said in tftp.log.read_text(encoding="utf-8"), "it names the client", forwarder.show)

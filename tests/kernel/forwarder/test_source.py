@@ -16,37 +16,32 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.o
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import proxy_protocol
 
-from tests.support import forwarding as fl
+from tests.support import tcp
+from tests.support.addresses import FAMILIES
+from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
+from tests.support.waiting import PATIENCE
 
 ANY, KEEP, HIDE, ALL, FOREIGN, INTRODUCED = 7100, 7101, 7102, 7103, 7104, 7105
 SLICE = PortRange(40000, 40099)
-FAMILIES = fl.FAMILIES
-
-
-@pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("s") as lab:
-        fl.wire(lab)
-        yield lab
 
 
 @pytest.fixture(scope="module")
 def servers(lab):
     """On every backend, port 9000 answers with the address and port it sees."""
-    with fl.answering(lab, fl.BACKENDS, 9000):
+    with tcp.answering(lab, BACKENDS, 9000):
         yield
 
 
 def document(lab):
-    foreign = fl.service(lab, "foreign", FOREIGN, 9000, backends=["b"], source_fallback="own")
+    foreign = make_service(lab, "foreign", FOREIGN, 9000, backends=["b"], source_fallback="own")
     del foreign["backends"][0]["ipv6"]
     trusted = [f"{lab['client'].ipv4}/32", f"{lab['client'].ipv6}/128"]
-    return fl.config(
-        fl.service(lab, "any", ANY, 9000, backends=["b"]),
-        fl.service(lab, "keep", KEEP, 9000, backends=["b"], source_port="keep"),
-        fl.service(lab, "hide", HIDE, 9000, backends=["b"], source_fallback="own"),
-        fl.service(lab, "all", ALL, 9000),
-        fl.service(lab, "introduced", INTRODUCED, 9000, backends=["b"], source_port="keep", accept_proxy=trusted),
+    return make_config(
+        make_service(lab, "any", ANY, 9000, backends=["b"]),
+        make_service(lab, "keep", KEEP, 9000, backends=["b"], source_port="keep"),
+        make_service(lab, "hide", HIDE, 9000, backends=["b"], source_fallback="own"),
+        make_service(lab, "all", ALL, 9000),
+        make_service(lab, "introduced", INTRODUCED, 9000, backends=["b"], source_port="keep", accept_proxy=trusted),
         foreign,
         source_ports={"first": SLICE.first, "last": SLICE.last},
     )
@@ -54,7 +49,7 @@ def document(lab):
 
 @pytest.fixture(scope="module")
 def forwarder(lab, servers):
-    with fl.Forwarder(lab, document(lab)) as forwarder:
+    with Forwarder(lab, document(lab)) as forwarder:
         yield forwarder
 
 
@@ -64,22 +59,20 @@ def seen(lab, family, port, host="client", source_port=0):
         kind = socket.AF_INET6 if family == "ipv6" else socket.AF_INET
         sock = socket.socket(kind, socket.SOCK_STREAM)
     with sock:
-        sock.settimeout(fl.PATIENCE)
+        sock.settimeout(PATIENCE)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("", source_port))
         sock.connect((getattr(lab["a"], family), port))
-        address, number = fl.receive_all(sock).decode().split()
+        address, number = tcp.receive_all(sock).decode().split()
         return (address, int(number)), sock.getsockname()[1]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_any_is_a_port_of_the_slice(lab, forwarder, family):
     ports = {seen(lab, family, ANY)[0][1] for _connection in range(30)}
     assert ports <= set(range(SLICE.first, SLICE.last + 1))
     assert len(ports) > 5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("by_kernel", [True, False])
 def test_the_slice_by_the_kernel_and_by_trying(lab, servers, family, by_kernel):
     """Every port of a slice can be in use at once, none twice; the next connection is refused, or hidden if allowed."""
@@ -102,7 +95,7 @@ def test_the_slice_by_the_kernel_and_by_trying(lab, servers, family, by_kernel):
 @contextlib.contextmanager
 def waiting_for_the_end(lab, port):
     """On b, in both families: a server that says a byte and closes after its client; then TIME-WAIT is the proxy's."""
-    listeners = [fl.listen(lab, "b", port, family) for family in FAMILIES]
+    listeners = [tcp.listen(lab, "b", port, family) for family in FAMILIES]
 
     def serve(listener):
         listener.settimeout(None)
@@ -125,21 +118,20 @@ def waiting_for_the_end(lab, port):
         listener.close()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("timestamps", ["1", "0"])
 def test_a_client_that_closes_first_has_more_connections_a_minute_than_ports(lab, family, timestamps):
     """A port in TIME-WAIT is used again. The control: without timestamps it is not, and the slice is used up."""
     name, count = "net.ipv4.tcp_timestamps", 200
     before = lab["a"].run(["sysctl", "-n", name]).stdout.strip()
-    document = fl.config(fl.service(lab, "short", ANY + 10, 9001, backends=["b"]))
+    document = make_config(make_service(lab, "short", ANY + 10, 9001, backends=["b"]))
     document["source_ports"] = {"first": 42000 + 100 * int(timestamps), "last": 42063 + 100 * int(timestamps)}
     lab["a"].run(["sysctl", "-w", f"{name}={timestamps}"])
     served = 0
     try:
-        with waiting_for_the_end(lab, 9001), fl.Forwarder(lab, document) as forwarder:
+        with waiting_for_the_end(lab, 9001), Forwarder(lab, document) as forwarder:
             for _connection in range(count):
                 try:  # the reset may come before connect() returns
-                    with fl.connect(lab, getattr(lab["a"], family), ANY + 10) as sock:
+                    with tcp.connect(lab, getattr(lab["a"], family), ANY + 10) as sock:
                         served += sock.recv(1) == b"!"
                 except ConnectionResetError:
                     break
@@ -152,7 +144,6 @@ def test_a_client_that_closes_first_has_more_connections_a_minute_than_ports(lab
         assert 32 <= served <= 2 * 64, ended
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_keep_is_the_clients_port_and_a_collision_is_a_step_down(lab, forwarder, new_lines, family):
     client = getattr(lab["client"], family)
     (address, port), own = seen(lab, family, KEEP, source_port=33333)
@@ -170,36 +161,33 @@ def test_keep_is_the_clients_port_and_a_collision_is_a_step_down(lab, forwarder,
     assert [line["source_step"] for line in new_lines(2)] == ["kept", "any"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_a_header_without_a_port_has_none_to_keep(lab, forwarder, new_lines, family, version):
     source = "203.0.113.77" if family == "ipv4" else "2001:db8:77::7"
     ports = set()
     for _connection in range(20):
-        with fl.connect(lab, getattr(lab["a"], family), INTRODUCED) as sock:
+        with tcp.connect(lab, getattr(lab["a"], family), INTRODUCED) as sock:
             sock.sendall(proxy_protocol.build(version, source, 0, getattr(lab["a"], family), 80))
-            address, port = fl.receive_all(sock).decode().split()
+            address, port = tcp.receive_all(sock).decode().split()
             assert address == source
             ports.add(int(port))
     assert ports <= set(range(SLICE.first, SLICE.last + 1))
     assert {line["source_step"] for line in new_lines(20)} == {"any"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_slice_outside_of_the_kernels_own_range_is_kept_to(lab, servers, family):
     """The kernel ignores IP_LOCAL_PORT_RANGE there, so its ports are tried one after the other."""
     far = PortRange(10000, 10099)
-    services = [fl.service(lab, "any", 7301, 9000, backends=["b"])]
+    services = [make_service(lab, "any", 7301, 9000, backends=["b"])]
     with lab["a"].inside():
         assert sockets.chooses_within(SLICE.first, SLICE.last)
         assert not sockets.chooses_within(far.first, far.last)
     options = {"source_ports": {"first": far.first, "last": far.last}}
-    with fl.Forwarder(lab, fl.config(*services, **options)):
+    with Forwarder(lab, make_config(*services, **options)):
         ports = {seen(lab, family, 7301)[0][1] for _connection in range(20)}
     assert ports <= set(range(far.first, far.last + 1))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_an_address_that_is_never_spoofed_is_hidden_where_that_is_allowed(lab, forwarder, new_lines, family):
     (address, _port), _own = seen(lab, family, HIDE, host="a")
     assert address == getattr(lab["a"], family)
@@ -207,14 +195,12 @@ def test_an_address_that_is_never_spoofed_is_hidden_where_that_is_allowed(lab, f
     assert (line["source"], line["source_step"]) == (address, "own")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_client_that_is_a_backend_gets_another_one(lab, forwarder, new_lines, family):
     client = getattr(lab["b"], family)
     assert {seen(lab, family, ALL, host="b")[0][0] for _connection in range(6)} == {client}
     assert {line["backend"] for line in new_lines(6)} == {"c", "d"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_client_that_is_the_only_backend_is_hidden_where_that_is_allowed(lab, forwarder, family):
     assert seen(lab, family, HIDE, host="b")[0][0] == getattr(lab["a"], family)
 
@@ -225,13 +211,12 @@ def test_a_v6_client_of_a_v4_backend_is_hidden_where_that_is_allowed(lab, forwar
     assert [line["source"] for line in new_lines(2)] == [lab["client"].ipv4, lab["a"].ipv4]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_the_steps_are_counted(lab, servers, family):
     services = [
-        fl.service(lab, "keep", 7201, 9000, backends=["b"], source_port="keep"),
-        fl.service(lab, "hide", 7202, 9000, backends=["b"], source_fallback="own"),
+        make_service(lab, "keep", 7201, 9000, backends=["b"], source_port="keep"),
+        make_service(lab, "hide", 7202, 9000, backends=["b"], source_fallback="own"),
     ]
-    with fl.Forwarder(lab, fl.config(*services)) as forwarder:
+    with Forwarder(lab, make_config(*services)) as forwarder:
         seen(lab, family, 7201)
         seen(lab, family, 7202)
         seen(lab, family, 7202, host="b")

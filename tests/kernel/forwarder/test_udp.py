@@ -13,49 +13,42 @@ import struct
 import pytest
 
 from tests.lab import netns
-from tests.support import forwarding as fl
-from tests.support import udp as ul
+from tests.support import tcp, udp
+from tests.support.addresses import FAMILIES
+from tests.support.forwarding import BACKENDS, PROXY_ID, TABLE, Forwarder, make_config, make_service
+from tests.support.waiting import PATIENCE, eventually
 
 ALL, ONE, KEEP, SHORT, FEW, FOREIGN, SPECIFIC, DENIED = range(5300, 5308)
 BACKEND = 9000
 SLICE = range(40000, 40100)
-FAMILIES = fl.FAMILIES
 SECOND = {"ipv4": "198.18.0.111", "ipv6": "2001:db8::111"}  # another address of a
 
 
 @pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("u") as lab:
-        fl.wire(lab)
-        for family, address in SECOND.items():
-            extra = ["nodad"] if family == "ipv6" else []
-            length = 24 if family == "ipv4" else 64
-            lab["a"].run(["ip", "address", "add", f"{address}/{length}", "dev", lab["a"].dev, *extra])
-        yield lab
+def lab(lab):
+    for family, address in SECOND.items():
+        extra = ["nodad"] if family == "ipv6" else []
+        length = 24 if family == "ipv4" else 64
+        lab["a"].run(["ip", "address", "add", f"{address}/{length}", "dev", lab["a"].dev, *extra])
+    return lab
 
 
-@pytest.fixture(scope="module")
-def servers(lab):
-    with ul.serving(lab, BACKEND) as servers:
-        yield servers
-
-
-def udp(lab, name, port, backends=("b",), **options):
-    return fl.service(lab, name, port, BACKEND, backends=backends, protocol="udp", **options)
+def udp_service(lab, name, port, backends=("b",), **options):
+    return make_service(lab, name, port, BACKEND, backends=backends, protocol="udp", **options)
 
 
 def document(lab):
-    foreign = udp(lab, "foreign", FOREIGN, source_fallback="own")
+    foreign = udp_service(lab, "foreign", FOREIGN, source_fallback="own")
     del foreign["backends"][0]["ipv6"]
-    specific = udp(lab, "specific", SPECIFIC)
+    specific = udp_service(lab, "specific", SPECIFIC)
     specific["listen"] = [{"address": getattr(lab["a"], family), "port": SPECIFIC} for family in FAMILIES]
-    return fl.config(
-        udp(lab, "all", ALL, fl.BACKENDS),
-        udp(lab, "one", ONE),
-        udp(lab, "keep", KEEP, source_port="keep"),
-        udp(lab, "short", SHORT, idle_timeout=1),
-        udp(lab, "few", FEW, limits={"connections": 3, "connections_per_client": 2}, idle_timeout=2),
-        udp(lab, "denied", DENIED, deny=[f"{lab['client'].ipv4}/32", f"{lab['client'].ipv6}/128"]),
+    return make_config(
+        udp_service(lab, "all", ALL, BACKENDS),
+        udp_service(lab, "one", ONE),
+        udp_service(lab, "keep", KEEP, source_port="keep"),
+        udp_service(lab, "short", SHORT, idle_timeout=1),
+        udp_service(lab, "few", FEW, limits={"connections": 3, "connections_per_client": 2}, idle_timeout=2),
+        udp_service(lab, "denied", DENIED, deny=[f"{lab['client'].ipv4}/32", f"{lab['client'].ipv6}/128"]),
         foreign,
         specific,
         source_ports={"first": SLICE[0], "last": SLICE[-1]},
@@ -63,8 +56,8 @@ def document(lab):
 
 
 @pytest.fixture(scope="module")
-def forwarder(lab, servers):
-    with fl.Forwarder(lab, document(lab)) as forwarder:
+def forwarder(lab, udp_servers):
+    with Forwarder(lab, document(lab)) as forwarder:
         yield forwarder
 
 
@@ -79,76 +72,70 @@ def sessions(forwarder, service, port):
         lines = forwarder.log("session")
         return [line for line in lines if (line["service"], line["client_port"]) == (service, port)]
 
-    return fl.wait(found, f"a session of port {port} in the log", forwarder.show)
+    return eventually(found, f"a session of port {port} in the log", forwarder.show)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("port", [ONE, SPECIFIC])
 def test_the_backend_sees_the_client_and_a_port_of_the_slice(lab, forwarder, family, port):
     to = target(lab, family, port)
-    with ul.client(lab, to[0]) as sock:
-        name, address, source_port = ul.who(sock, to)
+    with udp.client(lab, to[0]) as sock:
+        name, address, source_port = udp.who(sock, to)
         assert (name, address) == ("b", getattr(lab["client"], family))
         assert source_port in SLICE
-        assert ul.who(sock, to)[2] == source_port  # it is one session
+        assert udp.who(sock, to)[2] == source_port  # it is one session
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_the_answer_comes_from_the_address_that_was_asked(lab, forwarder, family):
     """Also in turns from one client's port: these are two sessions."""
-    with ul.client(lab, SECOND[family]) as sock:
+    with udp.client(lab, SECOND[family]) as sock:
         seen = set()
         for _turn in range(2):
             for address in (SECOND[family], getattr(lab["a"], family)):
-                answer, source = ul.exchange(sock, ul.QUESTION, (address, ONE))
+                answer, source = udp.exchange(sock, udp.QUESTION, (address, ONE))
                 assert source == (address, ONE)
                 seen.add(answer)
         assert len(seen) == 2
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("port", [ONE, SPECIFIC])
 @pytest.mark.parametrize("size", [0, 1, 1472, 65507])
-def test_datagrams_of_every_size_pass_whole(lab, forwarder, servers, family, port, size):
+def test_datagrams_of_every_size_pass_whole(lab, forwarder, udp_servers, family, port, size):
     to = target(lab, family, port)
-    data = os.urandom(size).replace(ul.QUESTION, b"!")
-    with ul.client(lab, to[0]) as sock:
-        assert ul.exchange(sock, data, to) == (data, to)
-    assert any(size in sizes for sizes in servers["b"].seen.values())
+    data = os.urandom(size).replace(udp.QUESTION, b"!")
+    with udp.client(lab, to[0]) as sock:
+        assert udp.exchange(sock, data, to) == (data, to)
+    assert any(size in sizes for sizes in udp_servers["b"].seen.values())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_backends_take_turns_by_session(lab, forwarder, family):
     to, names = target(lab, family, ALL), []
     for _session in range(6):
-        with ul.client(lab, to[0]) as sock:
-            first = ul.who(sock, to)
-            assert ul.who(sock, to) == first
+        with udp.client(lab, to[0]) as sock:
+            first = udp.who(sock, to)
+            assert udp.who(sock, to) == first
             names.append(first[0])
-    assert {name: names.count(name) for name in fl.BACKENDS} == dict.fromkeys(fl.BACKENDS, 2)
+    assert {name: names.count(name) for name in BACKENDS} == dict.fromkeys(BACKENDS, 2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_the_port_is_kept_where_asked(lab, forwarder, family):
     to = target(lab, family, KEEP)
-    with ul.client(lab, to[0]) as sock:
+    with udp.client(lab, to[0]) as sock:
         port = sock.getsockname()[1]
-        assert ul.who(sock, to) == ("b", getattr(lab["client"], family), port)
+        assert udp.who(sock, to) == ("b", getattr(lab["client"], family), port)
 
 
 def test_a_client_whose_family_has_no_backend_is_hidden_where_allowed(lab, forwarder):
-    with ul.client(lab, lab["a"].ipv6) as sock:
-        assert ul.who(sock, target(lab, "ipv6", FOREIGN))[:2] == ("b", lab["a"].ipv4)
+    with udp.client(lab, lab["a"].ipv6) as sock:
+        assert udp.who(sock, target(lab, "ipv6", FOREIGN))[:2] == ("b", lab["a"].ipv4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_an_idle_session_ends_and_the_log_says_what_it_was(lab, forwarder, family):
     to = target(lab, family, SHORT)
-    with ul.client(lab, to[0]) as sock:
-        _name, address, source_port = ul.who(sock, to)
-        ul.exchange(sock, b"1234", to)
+    with udp.client(lab, to[0]) as sock:
+        _name, address, source_port = udp.who(sock, to)
+        udp.exchange(sock, b"1234", to)
         (line,) = sessions(forwarder, "short", sock.getsockname()[1])
-        assert ul.who(sock, to)[:2] == ("b", address)  # a new one begins
+        assert udp.who(sock, to)[:2] == ("b", address)  # a new one begins
     expected = {"client": address, "backend": "b", "source": address, "source_port": source_port}
     expected |= {"source_step": "any", "ended": "idle timeout", "listener": f"[::]:{SHORT}"}
     if family == "ipv4":
@@ -156,10 +143,9 @@ def test_an_idle_session_ends_and_the_log_says_what_it_was(lab, forwarder, famil
     assert {key: line[key] for key in expected} == expected
     assert line["datagrams_to_backend"] >= line["datagrams_to_client"] >= 2
     assert line["bytes_to_client"] >= 4 + len(f"b {address} {source_port}")
-    assert 1 <= line["duration"] < fl.PATIENCE
+    assert 1 <= line["duration"] < PATIENCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_limits_of_the_client_and_of_the_service(lab, forwarder, family):
     """A client has two sessions, all clients together three; what is beyond is not answered, until one has ended."""
 
@@ -167,59 +153,58 @@ def test_limits_of_the_client_and_of_the_service(lab, forwarder, family):
         return next(one for one in forwarder.status()["services"] if one["name"] == "few")
 
     to = target(lab, family, FEW)
-    fl.wait(lambda: few()["sessions"] == 0, "nobody is there", forwarder.show)
+    eventually(lambda: few()["sessions"] == 0, "nobody is there", forwarder.show)
     before = few()["refused_limited"]
     with contextlib.ExitStack() as stack:
-        one, two, three = (stack.enter_context(ul.client(lab, to[0])) for _client in range(3))
-        other, last = (stack.enter_context(ul.client(lab, to[0], host="router")) for _client in range(2))
-        ul.who(one, to)
-        ul.who(two, to)
-        assert ul.silent(three, ul.QUESTION, to)
-        ul.who(one, to)
-        ul.who(other, to)
-        assert ul.silent(last, ul.QUESTION, to)
+        one, two, three = (stack.enter_context(udp.client(lab, to[0])) for _client in range(3))
+        other, last = (stack.enter_context(udp.client(lab, to[0], host="router")) for _client in range(2))
+        udp.who(one, to)
+        udp.who(two, to)
+        assert udp.silent(three, udp.QUESTION, to)
+        udp.who(one, to)
+        udp.who(other, to)
+        assert udp.silent(last, udp.QUESTION, to)
         reasons = {line["reason"] for line in forwarder.log("datagram refused") if line["service"] == "few"}
         assert reasons == {"connection limit of the client", "connection limit of the service"}
         assert (few()["sessions"], few()["refused_limited"] - before) == (3, 2)
-        ul.who(last, to)  # asks until the others have timed out
+        udp.who(last, to)  # asks until the others have timed out
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_denied_clients_are_not_answered(lab, forwarder, family):
     to = target(lab, family, DENIED)
-    with ul.client(lab, to[0]) as sock:
-        assert ul.silent(sock, ul.QUESTION, to)
-    with ul.client(lab, to[0], host="router") as sock:
-        assert ul.who(sock, to)[0] == "b"
+    with udp.client(lab, to[0]) as sock:
+        assert udp.silent(sock, udp.QUESTION, to)
+    with udp.client(lab, to[0], host="router") as sock:
+        assert udp.who(sock, to)[0] == "b"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_backend_is_heard(lab, forwarder, family):
     """Whoever writes to the upstream port is not taken for the backend: neither another host, nor another port of b."""
     to = target(lab, family, ONE)
     before = forwarder.status()["totals"]["datagrams_stray"]
-    with ul.client(lab, to[0]) as sock:
-        _name, address, port = ul.who(sock, to)
+    with udp.client(lab, to[0]) as sock:
+        _name, address, port = udp.who(sock, to)
         for host, destination in (("c", getattr(lab["a"], family)), ("b", getattr(lab["a"], family)), ("b", address)):
-            with ul.client(lab, to[0], host=host) as stranger:
+            with udp.client(lab, to[0], host=host) as stranger:
                 if destination == address:  # as b's kernel sends what belongs to the proxy's connections
-                    stranger.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fl.PROXY_ID)
+                    stranger.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, PROXY_ID)
                 stranger.sendto(b"not me", (destination, port))
-        fl.wait(lambda: forwarder.status()["totals"]["datagrams_stray"] == before + 3, "three strays", forwarder.show)
-        assert ul.exchange(sock, b"me", to)[0] == b"me"
+        eventually(
+            lambda: forwarder.status()["totals"]["datagrams_stray"] == before + 3, "three strays", forwarder.show
+        )
+        assert udp.exchange(sock, b"me", to)[0] == b"me"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("data", [b"", b"?"])
-def test_a_closed_port_sends_the_client_to_another_backend(lab, servers, family, data):
+def test_a_closed_port_sends_the_client_to_another_backend(lab, udp_servers, family, data):
     """The ICMP error reaches the upstream socket, also for a datagram of nothing."""
-    service = udp(lab, "closed", 5400, ("b", "c"))
+    service = udp_service(lab, "closed", 5400, ("b", "c"))
     service["backends"][0]["port"] = 9999  # nobody is there
-    with fl.Forwarder(lab, fl.config(service)) as forwarder:
+    with Forwarder(lab, make_config(service)) as forwarder:
         to = target(lab, family, 5400)
         for _session in range(2):  # one of them is given to b first
-            with ul.client(lab, to[0]) as sock:
-                ul.exchange(sock, data, to)
+            with udp.client(lab, to[0]) as sock:
+                udp.exchange(sock, data, to)
         (skipped,) = forwarder.log("backend skipped")
         assert (skipped["backend"], skipped["reason"]) == ("b", "ECONNREFUSED: Connection refused")
         (line,) = forwarder.log("session")
@@ -228,22 +213,21 @@ def test_a_closed_port_sends_the_client_to_another_backend(lab, servers, family,
         assert backends["b"]["failed_refused"] == 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_without_the_return_path_nothing_comes_back(lab, forwarder, servers, family):
+def test_without_the_return_path_nothing_comes_back(lab, forwarder, udp_servers, family):
     """The negative control of all above: the backend sees the client, and answers past the proxy."""
     to = target(lab, family, ONE)
-    mark = ["fwmark", f"{fl.PROXY_ID}/0xff", "lookup", str(fl.TABLE), "pref", "1100"]
+    mark = ["fwmark", f"{PROXY_ID}/0xff", "lookup", str(TABLE), "pref", "1100"]
     command = ["ip", "-6" if family == "ipv6" else "-4", "rule"]
     data = b"x" * (777 + FAMILIES.index(family))  # nobody else sends so many
-    with ul.client(lab, to[0]) as sock:
+    with udp.client(lab, to[0]) as sock:
         lab["b"].run([*command, "del", *mark])
         try:
-            assert ul.silent(sock, data, to)
+            assert udp.silent(sock, data, to)
         finally:
             lab["b"].run([*command, "add", *mark])
-        seen = [peer for peer, sizes in servers["b"].seen.items() if len(data) in sizes]
+        seen = [peer for peer, sizes in udp_servers["b"].seen.items() if len(data) in sizes]
         assert [address for address, _port in seen] == [getattr(lab["client"], family)]
-        assert ul.exchange(sock, data, to)[0] == data
+        assert udp.exchange(sock, data, to)[0] == data
 
 
 def dns_query(number: int, name: str) -> bytes:
@@ -252,7 +236,6 @@ def dns_query(number: int, name: str) -> bytes:
     return struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!2H", 1, 1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_name_server_answers_over_udp_and_tcp_and_logs_the_client(lab, family):
     """dnsmasq on port 53 of b, and both protocols on port 53 of a."""
     b = lab["b"]
@@ -261,23 +244,23 @@ def test_a_name_server_answers_over_udp_and_tcp_and_logs_the_client(lab, family)
     record = "--address=/example.test/192.0.2.53"
     dnsmasq = b.spawn(["dnsmasq", "--keep-in-foreground", "--conf-file=", listen, record, *options])
     services = [
-        fl.service(lab, protocol, 53, 53, backends=["b"], protocol=protocol, source_port="keep")
+        make_service(lab, protocol, 53, 53, backends=["b"], protocol=protocol, source_port="keep")
         for protocol in ("udp", "tcp")
     ]
     to = target(lab, family, 53)
     try:
-        fl.wait(lambda: "started" in dnsmasq.log.read_text(encoding="utf-8"), "dnsmasq serves")
-        with fl.Forwarder(lab, fl.config(*services)):
-            with ul.client(lab, to[0]) as sock:
+        eventually(lambda: "started" in dnsmasq.log.read_text(encoding="utf-8"), "dnsmasq serves")
+        with Forwarder(lab, make_config(*services)):
+            with udp.client(lab, to[0]) as sock:
                 for number in range(1, 20):
-                    answer, _source = ul.exchange(sock, dns_query(number, "www.example.test"), to)
+                    answer, _source = udp.exchange(sock, dns_query(number, "www.example.test"), to)
                     assert answer[:2] == number.to_bytes(2, "big")
                     assert answer.endswith(socket.inet_aton("192.0.2.53"))
             query = dns_query(99, "www.example.test")
-            with fl.connect(lab, *to) as stream:
+            with tcp.connect(lab, *to) as stream:
                 stream.sendall(len(query).to_bytes(2, "big") + query)
                 stream.shutdown(socket.SHUT_WR)
-                assert fl.receive_all(stream).endswith(socket.inet_aton("192.0.2.53"))
+                assert tcp.receive_all(stream).endswith(socket.inet_aton("192.0.2.53"))
         text = dnsmasq.log.read_text(encoding="utf-8")
         assert text.count(f"query[A] www.example.test from {getattr(lab['client'], family)}") >= 20
     finally:

@@ -16,61 +16,46 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import ancillary
 
-from tests.kernel.forwarder import sessions as bl
-from tests.support import forwarding as fl
-from tests.support import udp as ul
+from tests.kernel.forwarder.sessions import CLIENTS
+from tests.support import processes, udp
+from tests.support.addresses import FAMILIES, family_of
+from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
+from tests.support.waiting import eventually
 
 KEEP, HIDE, STRICT, ALL, ALLOWED, RATE, PAIR, TINY, FLOOD, RANGE, _NEXT, SLICED, OTHER = range(5700, 5713)
 BACKEND = 9000
 SLICE = range(40000, 40100)
-FAMILIES = fl.FAMILIES
-
-families = pytest.mark.parametrize("family", FAMILIES)
-
-
-@pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("q") as lab:
-        fl.wire(lab)
-        bl.give_many_addresses(lab)
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def servers(lab):
-    with ul.serving(lab, BACKEND) as servers:
-        yield servers
 
 
 @pytest.fixture(scope="module")
 def second(lab):
     """Another server on b, on the second port of the range."""
-    with ul.serving(lab, BACKEND + 1, ["b"]) as servers:
-        yield servers["b"]
+    with udp.serving(lab, BACKEND + 1, ["b"]) as udp_servers:
+        yield udp_servers["b"]
 
 
-def udp(lab, name, port, backends=("b",), backend_port=BACKEND, **options):
-    return fl.service(lab, name, port, backend_port, backends=backends, protocol="udp", **options)
+def udp_service(lab, name, port, backends=("b",), backend_port=BACKEND, **options):
+    return make_service(lab, name, port, backend_port, backends=backends, protocol="udp", **options)
 
 
 @pytest.fixture(scope="module")
-def forwarder(lab, servers):
+def forwarder(lab, udp_servers):
     client = [f"{lab['client'].ipv4}/32", f"{lab['client'].ipv6}/128"]
-    pair = udp(lab, "pair", PAIR)
+    pair = udp_service(lab, "pair", PAIR)
     pair["listen"].append({"address": lab["a"].ipv4, "port": PAIR + 100})
     pair["listen"].append({"address": lab["a"].ipv6, "port": PAIR + 100})
-    document = fl.config(
-        udp(lab, "keep", KEEP, source_port="keep"),
-        udp(lab, "hide", HIDE, source_fallback="own"),
-        udp(lab, "strict", STRICT),
-        udp(lab, "all", ALL, fl.BACKENDS),
-        udp(lab, "allowed", ALLOWED, allow=client),
-        udp(lab, "rate", RATE, limits={"rate_per_client": 3}),
+    document = make_config(
+        udp_service(lab, "keep", KEEP, source_port="keep"),
+        udp_service(lab, "hide", HIDE, source_fallback="own"),
+        udp_service(lab, "strict", STRICT),
+        udp_service(lab, "all", ALL, BACKENDS),
+        udp_service(lab, "allowed", ALLOWED, allow=client),
+        udp_service(lab, "rate", RATE, limits={"rate_per_client": 3}),
         pair,
-        udp(lab, "range", f"{RANGE}-{RANGE + 1}", backend_port=f"{BACKEND}-{BACKEND + 1}"),
+        udp_service(lab, "range", f"{RANGE}-{RANGE + 1}", backend_port=f"{BACKEND}-{BACKEND + 1}"),
         source_ports={"first": SLICE[0], "last": SLICE[-1]},
     )
-    with fl.Forwarder(lab, document) as forwarder:
+    with Forwarder(lab, document) as forwarder:
         yield forwarder
 
 
@@ -90,23 +75,22 @@ def steps(forwarder):
 def ask(lab, family, port, host="client", source_port=0):
     """(backend, address, port it sees) of a new session."""
     to = (getattr(lab["a"], family), port)
-    with ul.client(lab, to[0], source_port, host=host) as sock:
-        return ul.who(sock, to)
+    with udp.client(lab, to[0], source_port, host=host) as sock:
+        return udp.who(sock, to)
 
 
 def unanswered(lab, family, port, host="client"):
     """Whether a new session is refused."""
     to = (getattr(lab["a"], family), port)
-    with ul.client(lab, to[0], host=host) as sock:
-        return ul.silent(sock, ul.QUESTION, to)
+    with udp.client(lab, to[0], host=host) as sock:
+        return udp.silent(sock, udp.QUESTION, to)
 
 
-@families
 def test_where_the_clients_port_is_taken_another_one_serves(lab, forwarder, steps, family):
     client, server = getattr(lab["client"], family), getattr(lab["b"], family)
     assert ask(lab, family, KEEP, source_port=33333) == ("b", client, 33333)
     with lab["a"].inside():
-        held = socket.socket(ul.family_of(client), socket.SOCK_DGRAM)
+        held = socket.socket(family_of(client), socket.SOCK_DGRAM)
     with held:
         for option in sockets.transparent_options(held.family, kept=True):
             held.setsockopt(*option)
@@ -126,11 +110,10 @@ def checksum(data):
     return ~(total + (total >> 16)) & 0xFFFF
 
 
-@families
-def test_a_datagram_without_a_port_has_none_to_keep(lab, forwarder, servers, steps, family):
+def test_a_datagram_without_a_port_has_none_to_keep(lab, forwarder, udp_servers, steps, family):
     """Source port 0 means that no reply is wanted (RFC 768)."""
     client, target = getattr(lab["client"], family), getattr(lab["a"], family)
-    kind, payload = ul.family_of(target), b"without a port" + b"46"[FAMILIES.index(family) :]
+    kind, payload = family_of(target), b"without a port" + b"46"[FAMILIES.index(family) :]
     size = struct.pack("!H", 8 + len(payload))
     datagram = struct.pack("!HH", 0, KEEP) + size + b"\0\0" + payload
     pseudo = b"".join(socket.inet_pton(kind, one) for one in (client, target)) + struct.pack("!H", 17) + size
@@ -141,15 +124,14 @@ def test_a_datagram_without_a_port_has_none_to_keep(lab, forwarder, servers, ste
         raw.sendto(datagram, (target, 0))
 
     def heard():
-        return [peer for peer, sizes in servers["b"].seen.copy().items() if len(payload) in sizes]
+        return [peer for peer, sizes in udp_servers["b"].seen.copy().items() if len(payload) in sizes]
 
-    ((address, port),) = fl.wait(heard, "the backend has it", forwarder.show)
+    ((address, port),) = eventually(heard, "the backend has it", forwarder.show)
     assert address == client
     assert port in SLICE
     assert steps("keep") == {"source_any": 1}
 
 
-@families
 def test_an_address_that_is_never_spoofed_is_hidden_where_that_is_allowed(lab, forwarder, steps, family):
     assert ask(lab, family, HIDE, host="a")[1] == getattr(lab["a"], family)
     assert steps("hide") == {"source_own": 1}
@@ -157,7 +139,6 @@ def test_an_address_that_is_never_spoofed_is_hidden_where_that_is_allowed(lab, f
     assert steps("strict") == {"source_refused": 1, "refused_never_spoofed": 1}
 
 
-@families
 def test_a_client_that_is_a_backend_gets_another_one(lab, forwarder, steps, family):
     found = [ask(lab, family, ALL, host="b") for _session in range(6)]
     assert {name for name, _address, _port in found} == {"c", "d"}
@@ -165,7 +146,6 @@ def test_a_client_that_is_a_backend_gets_another_one(lab, forwarder, steps, fami
     assert steps("all") == {"source_any": 6}
 
 
-@families
 def test_a_client_that_is_the_only_backend_is_hidden_where_that_is_allowed(lab, forwarder, steps, family):
     assert ask(lab, family, HIDE, host="b")[1] == getattr(lab["a"], family)
     assert steps("hide") == {"source_own": 1}
@@ -173,28 +153,26 @@ def test_a_client_that_is_the_only_backend_is_hidden_where_that_is_allowed(lab, 
     assert steps("strict") == {"source_refused": 1, "refused_never_spoofed": 1}
 
 
-@families
 def test_only_clients_of_the_allowed_networks_are_answered(lab, forwarder, steps, family):
     assert ask(lab, family, ALLOWED)[1] == getattr(lab["client"], family)
     assert unanswered(lab, family, ALLOWED, host="router")
     assert steps("allowed") == {"source_any": 1, "refused_denied": 1}
 
 
-@families
 def test_a_client_above_its_rate_is_refused_and_the_others_are_not(lab, forwarder, steps, family):
     """What is counted is new sessions: those that are there go on."""
     to, begun = (getattr(lab["a"], family), RATE), time.monotonic()
     with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(ul.client(lab, to[0])) for _client in range(12)]
+        socks = [stack.enter_context(udp.client(lab, to[0])) for _client in range(12)]
         for sock in socks:
-            sock.sendto(ul.QUESTION, to)
-        time.sleep(ul.QUIET)
+            sock.sendto(udp.QUESTION, to)
+        time.sleep(udp.QUIET)
         seconds = time.monotonic() - begun
         admitted = [sock for sock in socks if _readable(sock)]
         assert 3 <= len(admitted) <= 3 + 3 * seconds + 1
         assert steps("rate")["refused_limited"] == 12 - len(admitted)
         for _question in range(20):
-            assert ul.exchange(admitted[0], b"more", to)[0] == b"more"
+            assert udp.exchange(admitted[0], b"more", to)[0] == b"more"
     assert ask(lab, family, RATE, host="router")[0] == "b"
 
 
@@ -209,55 +187,57 @@ def _narrow(lab):
         lab["a"].run(["tc", "qdisc", "del", "dev", lab["a"].dev, "root"])
 
 
-@families
 def test_what_the_kernel_has_no_room_for_is_dropped_and_counted_and_the_session_goes_on(lab, forwarder, family):
     to = (getattr(lab["a"], family), STRICT)
-    with ul.client(lab, to[0]) as sock:
-        before, workers = ul.who(sock, to), forwarder.workers()
+    with udp.client(lab, to[0]) as sock:
+        before, workers = udp.who(sock, to), forwarder.workers()
         dropped = forwarder.status()["totals"]["datagrams_dropped"]
         with _narrow(lab):
             for _datagram in range(200):
                 sock.sendto(b"x" * 1200, to)
-            fl.wait(
+            eventually(
                 lambda: forwarder.status()["totals"]["datagrams_dropped"] > dropped, "some are dropped", forwarder.show
             )
-        ul.settle(sock)
-        assert ul.who(sock, to) == before
+        udp.settle(sock)
+        assert udp.who(sock, to) == before
     assert forwarder.workers() == workers
     assert not forwarder.log("defect"), forwarder.log("defect")[0]
 
 
-@families
-def test_a_flood_of_new_clients_costs_a_bounded_memory_and_those_who_are_in_go_on(lab, servers, family):
+def test_a_flood_of_new_clients_costs_a_bounded_memory_and_those_who_are_in_go_on(lab, udp_servers, family):
     """20,000 datagrams from 200 addresses and as many ports as there are, at a service that takes 1,000 sessions."""
     most, count, to = 1000, 20_000, (getattr(lab["a"], family), FLOOD)
-    document = fl.config(udp(lab, "flood", FLOOD, limits={"connections": most}), workers=2)
-    with fl.Forwarder(lab, document) as forwarder, ul.client(lab, to[0]) as sock:
-        ul.who(sock, to)
-        before = {pid: fl.resident(pid) for pid in forwarder.workers()}
+    document = make_config(udp_service(lab, "flood", FLOOD, limits={"connections": most}), workers=2)
+    with Forwarder(lab, document) as forwarder, udp.client(lab, to[0]) as sock:
+        udp.who(sock, to)
+        before = {pid: processes.resident(pid) for pid in forwarder.workers()}
         for _round in range(count // 200):
-            with ul.client(lab, to[0]) as attacker:
+            with udp.client(lab, to[0]) as attacker:
                 if family == "ipv6":  # or the kernel lets it send from addresses of an interface only
                     attacker.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
                 for number in range(1, 201):
-                    source = socket.inet_pton(ul.family_of(to[0]), bl.CLIENTS[family].format(number))
+                    source = socket.inet_pton(family_of(to[0]), CLIENTS[family].format(number))
                     attacker.sendmsg([b"x"], ancillary.leaving_from(source), 0, to)
-        assert ul.exchange(sock, b"still here", to)[0] == b"still here"
+        assert udp.exchange(sock, b"still here", to)[0] == b"still here"
         (service,) = forwarder.status()["services"]
         assert service["sessions"] in (most, most + 1), "another worker may have admitted one in the same instant"
         assert service["refused_limited"] > count / 2
-        assert {pid: fl.resident(pid) - size for pid, size in before.items() if fl.resident(pid) - size > 4 << 20} == {}
+        assert {
+            pid: processes.resident(pid) - size
+            for pid, size in before.items()
+            if processes.resident(pid) - size > 4 << 20
+        } == {}
         assert len(forwarder.log("datagram refused")) <= 2 * 3, "one line in ten seconds and worker"
 
 
 def flood(lab, to, port):
     """A datagram from each of 200 addresses and one port that the kernel or ``port`` chooses."""
     family = "ipv6" if ":" in to[0] else "ipv4"
-    with ul.client(lab, to[0], port) as attacker:
+    with udp.client(lab, to[0], port) as attacker:
         if family == "ipv6":  # or the kernel lets it send from addresses of an interface only
             attacker.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
         for number in range(1, 201):
-            source = socket.inet_pton(ul.family_of(to[0]), bl.CLIENTS[family].format(number))
+            source = socket.inet_pton(family_of(to[0]), CLIENTS[family].format(number))
             attacker.sendmsg([b"x"], ancillary.leaving_from(source), 0, to)
 
 
@@ -265,17 +245,17 @@ def counters(forwarder):
     return {one["name"]: one for one in forwarder.status()["services"]}
 
 
-def test_a_flood_of_new_clients_locks_nobody_out_and_no_other_service_notices(lab, servers):
+def test_a_flood_of_new_clients_locks_nobody_out_and_no_other_service_notices(lab, udp_servers):
     """More sessions than a worker has, from both families: new clients come in, and whoever talks stays."""
     most, ports = 65536, iter(range(10000, 60000))
-    document = fl.config(udp(lab, "dns", FLOOD, log="none"), udp(lab, "other", OTHER, log="none"))
-    with fl.Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:
+    document = make_config(udp_service(lab, "dns", FLOOD, log="none"), udp_service(lab, "other", OTHER, log="none"))
+    with Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:
         talks = {}
         for family in FAMILIES:
             for service, count in ((FLOOD, 5), (OTHER, 1)):
                 to = (getattr(lab["a"], family), service)
-                sock = stack.enter_context(ul.client(lab, to[0]))
-                talks[sock] = to, [ul.who(sock, to) for _question in range(count)][-1]
+                sock = stack.enter_context(udp.client(lab, to[0]))
+                talks[sock] = to, [udp.who(sock, to) for _question in range(count)][-1]
         deadline = time.monotonic() + 180
         while counters(forwarder)["dns"]["connections"] < most + 6000:
             assert time.monotonic() < deadline, counters(forwarder)
@@ -286,10 +266,10 @@ def test_a_flood_of_new_clients_locks_nobody_out_and_no_other_service_notices(la
         assert found["dns"]["made_room"] >= 6000
         assert found["other"]["made_room"] == found["dns"]["refused_limited"] == found["other"]["refused_limited"] == 0
         for sock, (to, before) in talks.items():
-            assert ul.who(sock, to) == before, "it is the same session"
+            assert udp.who(sock, to) == before, "it is the same session"
         for family in FAMILIES:
             for service in (FLOOD, OTHER):
-                assert ask(lab, family, service)[0] in fl.BACKENDS
+                assert ask(lab, family, service)[0] in BACKENDS
         assert len(forwarder.log("sessions make room")) == 0
         assert not forwarder.log("defect"), forwarder.log("defect")[0]
 
@@ -302,72 +282,67 @@ def _readable(sock):
         return False
 
 
-@families
 def test_several_listeners_of_one_service(lab, forwarder, family):
     for port in (PAIR, PAIR + 100):
         to = (getattr(lab["a"], family), port)
-        with ul.client(lab, to[0]) as sock:
-            assert ul.exchange(sock, b"who is there", to) == (b"who is there", to)
+        with udp.client(lab, to[0]) as sock:
+            assert udp.exchange(sock, b"who is there", to) == (b"who is there", to)
 
 
-@families
 @pytest.mark.parametrize("offset", range(2))
-def test_the_ports_of_a_range_lead_to_the_backends_ports(lab, servers, second, forwarder, family, offset):
+def test_the_ports_of_a_range_lead_to_the_backends_ports(lab, udp_servers, second, forwarder, family, offset):
     to, size = (getattr(lab["a"], family), RANGE + offset), 801 + offset + 10 * FAMILIES.index(family)
-    with ul.client(lab, to[0]) as sock:
-        assert len(ul.exchange(sock, b"x" * size, to)[0]) == size
-    heard = [any(size in sizes for sizes in server.seen.copy().values()) for server in (servers["b"], second)]
+    with udp.client(lab, to[0]) as sock:
+        assert len(udp.exchange(sock, b"x" * size, to)[0]) == size
+    heard = [any(size in sizes for sizes in server.seen.copy().values()) for server in (udp_servers["b"], second)]
     assert heard == [offset == 0, offset == 1]
 
 
-@families
-def test_out_of_descriptors_the_quietest_sessions_make_room(lab, servers, family):
+def test_out_of_descriptors_the_quietest_sessions_make_room(lab, udp_servers, family):
     """A session that keeps its client's port needs a socket of its own, and one client with many sessions as well."""
     descriptors, count, to = 300, 100, (getattr(lab["a"], family), TINY)
     limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (descriptors, descriptors))
-    document = fl.config(udp(lab, "tiny", TINY, source_port="keep"), workers=1)
-    with fl.Forwarder(lab, document, preexec_fn=limit) as forwarder, contextlib.ExitStack() as stack:
-        first = stack.enter_context(ul.client(lab, to[0]))
-        before = [ul.who(first, to) for _question in range(5)][-1]
+    document = make_config(udp_service(lab, "tiny", TINY, source_port="keep"), workers=1)
+    with Forwarder(lab, document, preexec_fn=limit) as forwarder, contextlib.ExitStack() as stack:
+        first = stack.enter_context(udp.client(lab, to[0]))
+        before = [udp.who(first, to) for _question in range(5)][-1]
         for _client in range(count):
-            assert ul.who(stack.enter_context(ul.client(lab, to[0])), to)[0] == "b"
-        assert ul.who(first, to) == before, "a conversation makes room last"
+            assert udp.who(stack.enter_context(udp.client(lab, to[0])), to)[0] == "b"
+        assert udp.who(first, to) == before, "a conversation makes room last"
         service = counters(forwarder)["tiny"]
         assert 0 < service["sessions"] < count, "the bound was reached"
         assert service["made_room"] >= count + 1 - service["sessions"]
         assert service["refused_connect_failed"] == 0
         (worker,) = forwarder.workers()
-        assert len(fl.open_files(worker)) < descriptors
+        assert len(processes.open_files(worker)) < descriptors
         assert not forwarder.log("defect"), forwarder.log("defect")[0]
 
 
-@families
-def test_kept_ports_leave_the_other_services_one_of_the_slice(lab, servers, family):
+def test_kept_ports_leave_the_other_services_one_of_the_slice(lab, udp_servers, family):
     """A socket of a kept port keeps that port from the sockets that are shared."""
     ports, address = range(42000, 42064), getattr(lab["a"], family)
-    services = [udp(lab, "keeper", SLICED, source_port="keep"), udp(lab, "sliced", OTHER)]
-    document = fl.config(*services, source_ports={"first": ports[0], "last": ports[-1]})
-    with fl.Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:
+    services = [udp_service(lab, "keeper", SLICED, source_port="keep"), udp_service(lab, "sliced", OTHER)]
+    document = make_config(*services, source_ports={"first": ports[0], "last": ports[-1]})
+    with Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:
         for port in ports:
-            assert ul.who(stack.enter_context(ul.client(lab, address, port)), (address, SLICED))[0] == "b"
+            assert udp.who(stack.enter_context(udp.client(lab, address, port)), (address, SLICED))[0] == "b"
         for host in ("client", "router"):
             assert ask(lab, family, OTHER, host=host)[2] in ports
         assert counters(forwarder)["keeper"]["source_kept"] > len(ports) / 2
 
 
-@families
 @pytest.mark.parametrize("start", [42000, 10000], ids=["chosen by the kernel", "outside of its range"])
-def test_of_a_client_that_uses_up_its_ports_the_quietest_session_makes_room(lab, servers, family, start):
+def test_of_a_client_that_uses_up_its_ports_the_quietest_session_makes_room(lab, udp_servers, family, start):
     ports, to = 64, (getattr(lab["a"], family), SLICED)
-    document = fl.config(udp(lab, "sliced", SLICED), source_ports={"first": start, "last": start + ports - 1})
-    with fl.Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(ul.client(lab, to[0])) for _port in range(ports + 1)]
+    document = make_config(udp_service(lab, "sliced", SLICED), source_ports={"first": start, "last": start + ports - 1})
+    with Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(udp.client(lab, to[0])) for _port in range(ports + 1)]
         *those_before, quiet, last = socks
-        seen = {sock: [ul.who(sock, to) for _question in range(1 if sock is quiet else 3)][-1] for sock in socks[:-1]}
+        seen = {sock: [udp.who(sock, to) for _question in range(1 if sock is quiet else 3)][-1] for sock in socks[:-1]}
         assert {port for _name, _address, port in seen.values()} == set(range(start, start + ports))
-        assert ul.who(last, to)[2] == seen[quiet][2], "it has the port of the quiet one"
-        assert {sock: ul.who(sock, to) for sock in those_before} == {sock: seen[sock] for sock in those_before}
+        assert udp.who(last, to)[2] == seen[quiet][2], "it has the port of the quiet one"
+        assert {sock: udp.who(sock, to) for sock in those_before} == {sock: seen[sock] for sock in those_before}
         found = counters(forwarder)["sliced"]
         assert (found["sessions"], found["made_room"], found["source_no_port_left"]) == (ports, 1, 1)
-        with ul.client(lab, to[0], host="router") as sock:
-            assert ul.who(sock, to)[0] == "b", "another client has its own"
+        with udp.client(lab, to[0], host="router") as sock:
+            assert udp.who(sock, to)[0] == "b", "another client has its own"

@@ -13,26 +13,21 @@ from collections import Counter
 
 import pytest
 
-from tests.support import forwarding as fl
+from tests.support import tcp
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.waiting import eventually, in_threads
 
 WEB, RAW = 8000, 7000
 
 
-@pytest.fixture(scope="module")
-def lab():
-    with fl.raise_lab("w") as lab:
-        fl.wire(lab)
-        yield lab
-
-
 def document(lab, workers, **options):
-    web, raw = fl.service(lab, "web", WEB, 8080), fl.service(lab, "raw", RAW, 9000, backends=["b"])
-    return fl.config(web, raw, workers=workers, **options)
+    web, raw = make_service(lab, "web", WEB, 8080), make_service(lab, "raw", RAW, 9000, backends=["b"])
+    return make_config(web, raw, workers=workers, **options)
 
 
 @pytest.fixture
 def forwarder(lab, servers):
-    with fl.Forwarder(lab, document(lab, 2)) as forwarder:
+    with Forwarder(lab, document(lab, 2)) as forwarder:
         yield forwarder
 
 
@@ -46,15 +41,16 @@ def by_slot(forwarder):
 def test_connections_are_spread_evenly_over_the_workers(lab, forwarder, family):
     count = 400
     for _connection in range(count):
-        assert fl.get(lab, getattr(lab["a"], family), WEB)
+        assert tcp.get(lab, getattr(lab["a"], family), WEB)
     shares = Counter(line["worker"] for line in forwarder.connections(count))
     # Five standard deviations of a fair coin.
     assert shares[0] == pytest.approx(count / 2, abs=5 * (count / 4) ** 0.5)
     assert sum(shares.values()) == count
 
 
+@pytest.mark.ipv4_only
 def test_a_killed_worker_takes_only_its_own_connections_along(lab, forwarder, listener):
-    pairs = [fl.pair(lab, listener, RAW) for _connection in range(24)]
+    pairs = [tcp.pair(lab, listener, RAW) for _connection in range(24)]
     victim = by_slot(forwarder)[0]
     assert 0 < victim["sessions"] < len(pairs), "both workers have some"
     os.kill(victim["pid"], signal.SIGKILL)
@@ -68,30 +64,33 @@ def test_a_killed_worker_takes_only_its_own_connections_along(lab, forwarder, li
             except OSError:
                 lost += 1
     assert lost == victim["sessions"]
-    fl.wait(lambda: by_slot(forwarder)[0]["state"] == "serving", "it is replaced", forwarder.show)
+    eventually(lambda: by_slot(forwarder)[0]["state"] == "serving", "it is replaced", forwarder.show)
     assert by_slot(forwarder)[0]["pid"] != victim["pid"]
     assert by_slot(forwarder)[0]["sessions"] == 0, "what the dead worker had open is forgotten"
-    fl.wait(lambda: by_slot(forwarder)[1]["sessions"] == 0, "the others have ended by themselves")
+    eventually(lambda: by_slot(forwarder)[1]["sessions"] == 0, "the others have ended by themselves")
 
 
+@pytest.mark.ipv4_only
 def test_a_worker_that_hangs_is_replaced_and_who_waits_is_served(lab, forwarder):
     victim = by_slot(forwarder)[0]["pid"]
     os.kill(victim, signal.SIGSTOP)
-    answers = fl.in_threads(lambda _index: fl.get(lab, lab["a"].ipv4, WEB), 20)
+    answers = in_threads(lambda _index: tcp.get(lab, lab["a"].ipv4, WEB), 20)
     assert len(answers) == 20, "half of them arrived in its slot"
     (hangs,) = forwarder.log("worker hangs")
     assert (hangs["worker"], hangs["slot"]) == (victim, 0)
     assert hangs["reason"].endswith("it is stopped (a signal or a debugger)")
-    fl.wait(lambda: by_slot(forwarder)[0]["state"] == "serving", "it is replaced", forwarder.show)
+    eventually(lambda: by_slot(forwarder)[0]["state"] == "serving", "it is replaced", forwarder.show)
     assert forwarder.status()["restarts"] == 1
 
 
+@pytest.mark.ipv4_only
 def test_a_worker_that_hangs_is_in_the_status(lab, forwarder):
     victim = by_slot(forwarder)[0]["pid"]
     os.kill(victim, signal.SIGSTOP)
-    fl.wait(lambda: by_slot(forwarder)[0]["state"] != "serving", "it is no longer said to serve", forwarder.show)
+    eventually(lambda: by_slot(forwarder)[0]["state"] != "serving", "it is no longer said to serve", forwarder.show)
 
 
+@pytest.mark.ipv4_only
 def test_a_machine_that_stood_still_kills_nobody(lab, forwarder):
     everybody = [*forwarder.workers(), *forwarder.children("l4-checker"), forwarder.process.pid]
     for pid in everybody:
@@ -103,44 +102,45 @@ def test_a_machine_that_stood_still_kills_nobody(lab, forwarder):
     looks = forwarder.status()["restarts"]
     time.sleep(3)
     assert (looks, forwarder.status()["restarts"], forwarder.log("worker hangs")) == (0, 0, [])
-    assert fl.get(lab, lab["a"].ipv4, WEB)
+    assert tcp.get(lab, lab["a"].ipv4, WEB)
 
 
+@pytest.mark.ipv4_only
 def test_a_sibling_covers_the_slot_of_a_worker_that_dies_again_and_again(lab, forwarder):
     for death in range(6):  # the last one is replaced only after 2 s
-        fl.wait(lambda: by_slot(forwarder)[0]["state"] == "serving", "it is there", forwarder.show)
+        eventually(lambda: by_slot(forwarder)[0]["state"] == "serving", "it is there", forwarder.show)
         os.kill(by_slot(forwarder)[0]["pid"], signal.SIGKILL)
-        fl.wait(lambda death=death: len(forwarder.log("worker to be replaced")) > death, "its death is noticed")
+        eventually(lambda death=death: len(forwarder.log("worker to be replaced")) > death, "its death is noticed")
     assert by_slot(forwarder)[1]["covers"] == [0]
     begun = time.monotonic()
     for _connection in range(30):  # half of them arrive in the dead worker's slot
-        assert fl.get(lab, lab["a"].ipv4, WEB)
+        assert tcp.get(lab, lab["a"].ipv4, WEB)
     assert by_slot(forwarder)[0]["state"] == "gone" or time.monotonic() - begun > 2, (
         "nobody had to wait for its successor"
     )
-    fl.wait(lambda: by_slot(forwarder)[0]["state"] == "serving", "it comes back", forwarder.show)
+    eventually(lambda: by_slot(forwarder)[0]["state"] == "serving", "it comes back", forwarder.show)
     assert by_slot(forwarder)[1]["covers"] == []
     assert forwarder.status()["restarts"] == 6
 
 
 def test_reloads_with_more_and_fewer_workers_lose_no_connection(lab, forwarder, listener):
     """Requests without a pause while reloads follow each other: nothing is refused, reset or left waiting."""
-    held = [fl.pair(lab, listener, RAW) for _connection in range(8)]
+    held = [tcp.pair(lab, listener, RAW) for _connection in range(8)]
     stop, done = threading.Event(), Counter()
 
     def ask(index):
         while not stop.is_set():
-            done[fl.get(lab, lab["a"].ipv4 if index % 2 else lab["a"].ipv6, WEB)] += 1
+            done[tcp.get(lab, lab["a"].ipv4 if index % 2 else lab["a"].ipv6, WEB)] += 1
 
     results = []
-    load = threading.Thread(target=lambda: results.append(fl.in_threads(ask, 4, patience=120)))
+    load = threading.Thread(target=lambda: results.append(in_threads(ask, 4, patience=120)))
     load.start()
     for workers in (4, 1, 3, 2, 2):
         forwarder.configure(document(lab, workers))
         before = sum(done.values())
         outcome = forwarder.reload()
         assert outcome.returncode == 0, outcome.stderr
-        fl.wait(lambda before=before: sum(done.values()) > before + 40, "requests go on")
+        eventually(lambda before=before: sum(done.values()) > before + 40, "requests go on")
         assert sorted(by_slot(forwarder)) == list(range(workers))
     stop.set()
     load.join()
@@ -153,20 +153,22 @@ def test_reloads_with_more_and_fewer_workers_lose_no_connection(lab, forwarder, 
     assert {line["ended"] for line in forwarder.log("connection")} == {"closed"}
 
 
+@pytest.mark.ipv4_only
 def test_fewer_workers_serve_the_sockets_of_all_slots(lab, servers):
-    with fl.Forwarder(lab, document(lab, 4)) as forwarder:
+    with Forwarder(lab, document(lab, 4)) as forwarder:
         forwarder.configure(document(lab, 1))
         assert forwarder.reload().returncode == 0
-        fl.wait(lambda: len(forwarder.workers()) == 1, "old workers have ended", forwarder.show)
+        eventually(lambda: len(forwarder.workers()) == 1, "old workers have ended", forwarder.show)
         sockets = [name for name in forwarder.log("serving")[-1]["listeners"] if name.startswith(f"tcp:0.0.0.0:{WEB}#")]
         assert len(sockets) == 4, "a socket that leaves its group resets what is queued in it"
         for _connection in range(40):
-            assert fl.get(lab, lab["a"].ipv4, WEB)
+            assert tcp.get(lab, lab["a"].ipv4, WEB)
 
 
+@pytest.mark.ipv4_only
 def test_counters_and_orders_outlive_reloads(lab, forwarder):
     for _connection in range(12):
-        fl.get(lab, lab["a"].ipv4, WEB)
+        tcp.get(lab, lab["a"].ipv4, WEB)
     forwarder.connections(12)
     before = [one["connections"] for one in forwarder.status()["services"][0]["backends"]]
     assert sum(before) == 12
@@ -180,34 +182,35 @@ def test_counters_and_orders_outlive_reloads(lab, forwarder):
     assert (web["connections"], raw["connections"]) == (12, 0)
     assert [one["connections"] for one in web["backends"]] == before
     assert [(one["state"], one["weight"]) for one in web["backends"]][:2] == [("unknown", 3), ("draining", 1)]
-    answers = Counter(fl.get(lab, lab["a"].ipv4, WEB) for _connection in range(40))
+    answers = Counter(tcp.get(lab, lab["a"].ipv4, WEB) for _connection in range(40))
     assert set(answers) == {b"b\n", b"d\n"}
     assert answers[b"b\n"] == pytest.approx(30, abs=2)
 
 
+@pytest.mark.ipv4_only
 def test_what_old_generations_have_open_counts_for_the_new_one(lab, servers, listener):
-    raw = fl.service(lab, "raw", RAW, 9000, backends=["b"])
+    raw = make_service(lab, "raw", RAW, 9000, backends=["b"])
     raw["backends"][0]["max_connections"] = 1
-    with fl.Forwarder(lab, fl.config(raw, workers=2)) as forwarder:
-        client, server = fl.pair(lab, listener, RAW)
+    with Forwarder(lab, make_config(raw, workers=2)) as forwarder:
+        client, server = tcp.pair(lab, listener, RAW)
         assert forwarder.reload().returncode == 0
         (backend,) = forwarder.status()["services"][0]["backends"]
         assert backend["active"] == 1
-        with pytest.raises(ConnectionResetError), fl.connect(lab, lab["a"].ipv4, RAW) as other:
+        with pytest.raises(ConnectionResetError), tcp.connect(lab, lab["a"].ipv4, RAW) as other:
             other.recv(1)
         assert forwarder.connections(1)[-1]["ended"] == "every backend is at its limit"
         for end in (client, server):
             end.close()
-        fl.wait(lambda: len(forwarder.workers()) == 2, "the old workers have ended", forwarder.show)
-        fl.wait(lambda: forwarder.status()["services"][0]["backends"][0]["active"] == 0, "it is free again")
-        fl.wait(lambda: greeted(lab, listener), "the next client is served", forwarder.show)
+        eventually(lambda: len(forwarder.workers()) == 2, "the old workers have ended", forwarder.show)
+        eventually(lambda: forwarder.status()["services"][0]["backends"][0]["active"] == 0, "it is free again")
+        eventually(lambda: greeted(lab, listener), "the next client is served", forwarder.show)
 
 
 def greeted(lab, listener):
     """Whether a connection reaches the backend; one that is refused ends by RST, maybe before connect() returns."""
     listener.settimeout(0.2)
     try:
-        with fl.connect(lab, lab["a"].ipv4, RAW) as client, fl.accept(listener) as server:
+        with tcp.connect(lab, lab["a"].ipv4, RAW) as client, tcp.accept(listener) as server:
             server.sendall(b"hello")
             return client.recv(5) == b"hello"
     except (TimeoutError, ConnectionResetError):

@@ -14,15 +14,11 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper imp
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import messages, route_messages
 
 from tests.kernel.keeper.test_repairs import HARM, SETTING
-from tests.support import routing as rl
+from tests.support.routing import left_as_found, return_path
+
+HOSTS = ["client", "router", "a", "b"]
 
 MANY = 200_000
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with rl.with_engine("kgl", ["client", "router", "a", "b"], tmp_path_factory) as raised:
-        yield raised
 
 
 class Eye:
@@ -30,7 +26,7 @@ class Eye:
 
     def __init__(self, lab, directory):
         self.host = lab["b"]
-        document = documents.load(rl.return_path(lab["a"], sysctls=((SETTING, "0"),)))
+        document = documents.load(return_path(lab["a"], sysctls=((SETTING, "0"),)))
         (directory / "return_path.json").write_text(store.content_of(document), encoding="utf-8")
         self._documents, self._engine = reconcile_pass.Documents(str(directory)), lab.engine.host(self.host)
         while self.look():
@@ -50,7 +46,7 @@ class Eye:
 
 @pytest.fixture
 def eye(lab, tmp_path):
-    with rl.left_as_found(lab, "b"):
+    with left_as_found(lab, "b"):
         yield Eye(lab, tmp_path)
 
 

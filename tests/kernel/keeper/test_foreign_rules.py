@@ -15,8 +15,12 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor imp
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 
-from tests.support import keeping as kl
-from tests.support import routing as rl
+from tests.support.addresses import FAMILIES, address_of
+from tests.support.keeping import keeping
+from tests.support.routing import PORT, handshake, local_delivery, make_whole, return_path
+from tests.support.waiting import eventually
+
+HOSTS = ["client", "router", "a", "b"]
 
 CLIENTS = {"ipv4": "198.18.1.10", "ipv6": "2001:db8:1::10"}
 OPTION = {"ipv4": "-4", "ipv6": "-6"}
@@ -25,18 +29,17 @@ UP = ["not fwmark 51820 table 51820", "table main suppress_prefixlength 0"]
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with rl.with_engine("kro", ["client", "router", "a", "b"], tmp_path_factory) as raised:
-        raised.nginx("b", ports=[rl.PORT])
-        rl.make_whole(raised)
-        yield raised
+def lab(lab):
+    lab.nginx("b", ports=[PORT])
+    make_whole(lab)
+    return lab
 
 
 @pytest.fixture(params=["a", "b"])
 def host(lab, request):
     """Each end in turn, with the path whole, and a tunnel that everything would go into."""
     made = lab[request.param]
-    rl.make_whole(lab)
+    make_whole(lab)
     made.run(["ip", "link", "add", "wg0", "type", "veth", "peer", "name", "wg0p"])
     for name in ("wg0", "wg0p"):
         made.run(["ip", "link", "set", name, "up"])
@@ -44,19 +47,14 @@ def host(lab, request):
         made.run(["ip", option, "route", "add", "default", "dev", "wg0", "table", "51820"])
     yield made
     made.run(["ip", "link", "del", "wg0"])
-    for family in rl.FAMILIES:
+    for family in FAMILIES:
         down(made, family)
-    rl.make_whole(lab)
+    make_whole(lab)
     assert numbers(made, "ipv4") == numbers(made, "ipv6") == ([1100] if made.name == "a" else [1100, 1101])
 
 
-@pytest.fixture(params=rl.FAMILIES)
-def family(request) -> str:
-    return request.param
-
-
 def data(lab, host) -> dict:
-    return rl.local_delivery(lab["b"]) if host.name == "a" else rl.return_path(lab["a"])
+    return local_delivery(lab["b"]) if host.name == "a" else return_path(lab["a"])
 
 
 def up(host, family: str, *rules: str) -> None:
@@ -79,7 +77,7 @@ def numbers(host, family: str) -> list[int]:
 
 
 def outcome(lab, family: str) -> str:
-    return rl.handshake(lab["a"], CLIENTS[family], rl.address(lab["b"], family))
+    return handshake(lab["a"], CLIENTS[family], address_of(lab["b"], family))
 
 
 def complaints(lab, host, directory, wanted: dict | None = None) -> list:
@@ -115,16 +113,16 @@ def test_without_a_keeper_they_take_our_packets_and_the_doctor_says_so(lab, host
 
 def test_the_keeper_puts_ours_in_front_and_back(lab, host, family, tmp_path):
     home = numbers(host, family)
-    with kl.keeping(lab, host.name, tmp_path, data(lab, host)) as running:
-        rl.eventually(lambda: "in place" in running.state["story"])
+    with keeping(lab, host.name, tmp_path, data(lab, host)) as running:
+        eventually(lambda: "in place" in running.state["story"])
         for _again in range(2):
             up(host, family)
             began = time.monotonic()
-            rl.eventually(lambda: max(numbers(host, family)) < 1098)
+            eventually(lambda: max(numbers(host, family)) < 1098)
             assert time.monotonic() - began < 3.0
             assert outcome(lab, family) == "established"
             down(host, family)
-            rl.eventually(lambda: numbers(host, family) == home)
+            eventually(lambda: numbers(host, family) == home)
             assert outcome(lab, family) == "established"
         assert "which would take their packets" in running.log
 
@@ -143,18 +141,18 @@ OTHERS = [
 @pytest.mark.parametrize("rules", OTHERS, ids=lambda rules: rules[0])
 def test_so_it_does_for_others(lab, host, family, rules, tmp_path):
     mine = [rule for rule in rules if "/" not in rule or (":" in rule) == (family == "ipv6") or "fwmark" in rule]
-    with kl.keeping(lab, host.name, tmp_path, data(lab, host)) as running:
-        rl.eventually(lambda: "in place" in running.state["story"])
+    with keeping(lab, host.name, tmp_path, data(lab, host)) as running:
+        eventually(lambda: "in place" in running.state["story"])
         up(host, family, *mine, NEAR[family] + " priority 6" * ("priority 7" in mine[0]))
-        rl.eventually(lambda: max(numbers(host, family)) < 1100 and outcome(lab, family) == "established")
+        eventually(lambda: max(numbers(host, family)) < 1100 and outcome(lab, family) == "established")
 
 
 def test_what_drops_packets_is_left_in_front(lab, host, family, tmp_path):
     """Somebody wants them dropped: a client that is banned, say. The doctor says who does it."""
     wanted = data(lab, host)
     home = numbers(host, family)
-    with kl.keeping(lab, host.name, tmp_path, wanted) as running:
-        rl.eventually(lambda: "in place" in running.state["story"])
+    with keeping(lab, host.name, tmp_path, wanted) as running:
+        eventually(lambda: "in place" in running.state["story"])
         up(host, family, f"to {CLIENTS[family]} blackhole")
         (found,) = (one for one in complaints(lab, host, running.documents) if one.id == "rule_before")
         assert found.status == "fail"
@@ -166,14 +164,14 @@ def test_what_drops_packets_is_left_in_front(lab, host, family, tmp_path):
 
 def test_rules_that_are_added_again_and_again(lab, host, family, tmp_path):
     """Each lands in front of ours; the keeper follows, and does nothing else."""
-    with kl.keeping(lab, host.name, tmp_path, data(lab, host)) as running:
-        rl.eventually(lambda: "in place" in running.state["story"])
+    with keeping(lab, host.name, tmp_path, data(lab, host)) as running:
+        eventually(lambda: "in place" in running.state["story"])
         before = running.cpu()
         for _time in range(20):
             up(host, family)
             time.sleep(0.1)
         assert running.cpu() - before < 2.5
-        rl.eventually(lambda: outcome(lab, family) == "established")
+        eventually(lambda: outcome(lab, family) == "established")
         assert running.process.poll() is None
 
 

@@ -12,9 +12,13 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import monitor
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import iptables_legacy
 
-from tests.support import keeping as kl
-from tests.support import routing as rl
+from tests.support.addresses import address_of
+from tests.support.keeping import keeping, storm
 from tests.support.marking import Variant, marked
+from tests.support.routing import left_as_found, listing, return_path
+from tests.support.waiting import PATIENCE, eventually
+
+HOSTS = ["client", "router", "a", "a2", "b"]
 
 SETTING = "net.ipv4.conf.eth0.accept_redirects"
 # A second is what is promised; more is allowed for a machine that is busy with other tests.
@@ -22,27 +26,21 @@ WITHIN = 3.0
 MOVED = "02:00:00:00:0a:0a"
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with rl.with_engine("kkp", ["client", "router", "a", "a2", "b"], tmp_path_factory) as raised:
-        yield raised
-
-
 @pytest.fixture
 def b(lab):
-    with rl.left_as_found(lab, "b") as host:
+    with left_as_found(lab, "b") as host:
         yield host
 
 
 @pytest.fixture
 def keeper(lab, b, tmp_path):
-    with kl.keeping(lab, "b", tmp_path, rl.return_path(lab["a"], sysctls=((SETTING, "0"),))) as running:
-        rl.eventually(lambda: "in place" in running.state["story"])
+    with keeping(lab, "b", tmp_path, return_path(lab["a"], sysctls=((SETTING, "0"),))) as running:
+        eventually(lambda: "in place" in running.state["story"])
         yield running
 
 
 def whole(b) -> list[str]:
-    return sorted(line for line in rl.listing(b) if " proto 202" in line or "0x" in line or "02:" in line)
+    return sorted(line for line in listing(b) if " proto 202" in line or "0x" in line or "02:" in line)
 
 
 def flap(lab, b) -> None:
@@ -76,7 +74,7 @@ def test_what_is_taken_away_is_put_back_and_counted(lab, b, keeper, harm, kind):
     before = whole(b)
     harm(lab, b)
     began = time.monotonic()
-    rl.eventually(lambda: whole(b) == before and keeper.repairs)
+    eventually(lambda: whole(b) == before and keeper.repairs)
     assert time.monotonic() - began < WITHIN
     assert keeper.state["repairs"]["by_kind"][kind]
     assert keeper.state["last_repair"]["seconds"] < WITHIN
@@ -96,7 +94,7 @@ def test_after_a_storm_of_flushes_it_is_whole_again_at_once(b, keeper, flush):
     before = whole(b)
     b.run(["sh", "-c", f"for i in $(seq 60); do {flush}; sleep 0.2; done"])
     ended, cpu = time.monotonic(), keeper.cpu()
-    rl.eventually(lambda: whole(b) == before)
+    eventually(lambda: whole(b) == before)
     # A second is what is promised; listing the host takes its part of it.
     assert time.monotonic() - ended < 2.0
     assert keeper.state["repairs"]["total"] > 5
@@ -119,14 +117,14 @@ def test_without_a_keeper_it_stays_away(lab, b, keeper, harm):
 def test_marks_in_iptables_are_put_back(lab, tmp_path, flavour):
     """iptables-nft has news; iptables-legacy has none, and is looked at every second."""
     variant = Variant("iptables", f"iptables-{flavour}")
-    data = {**rl.return_path(lab["a"]), "mark_engine": "iptables"}
-    with marked(lab, "b", variant) as b, kl.keeping(lab, "b", tmp_path, data, iptables=flavour) as running:
-        rl.eventually(lambda: "in place" in running.state["story"])
+    data = {**return_path(lab["a"]), "mark_engine": "iptables"}
+    with marked(lab, "b", variant) as b, keeping(lab, "b", tmp_path, data, iptables=flavour) as running:
+        eventually(lambda: "in place" in running.state["story"])
         before = variant.save(b.host)
         assert before
         for number in (1, 2):
             b.run("iptables -t mangle -F")
-            rl.eventually(lambda number=number: running.repairs == number and variant.save(b.host) == before)
+            eventually(lambda number=number: running.repairs == number and variant.save(b.host) == before)
         assert running.state["repairs"]["by_kind"] == {"marks": 2}
         running.stop()
         b.run("iptables -t mangle -F")
@@ -151,8 +149,8 @@ def test_signs_of_iptables_legacy(lab):
 
 def test_a_setting_has_no_news_and_is_put_back_within_seconds(b, keeper):
     b.sysctl(SETTING, "1")
-    rl.eventually(lambda: b.run(["sysctl", "-n", SETTING]).stdout == "0\n")
-    rl.eventually(lambda: keeper.state["repairs"]["by_kind"] == {"sysctl": 1})
+    eventually(lambda: b.run(["sysctl", "-n", SETTING]).stdout == "0\n")
+    eventually(lambda: keeper.state["repairs"]["by_kind"] == {"sysctl": 1})
 
 
 @pytest.fixture
@@ -163,41 +161,40 @@ def movable(lab):
     lab["b"].run(["ip", "neigh", "flush", "all"])
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_proxy_that_has_another_mac_is_followed(lab, b, keeper, movable, family):
     """By what it sends in one family alone: the entry of the other one goes on saying the old MAC."""
     for known in (movable.ipv4, movable.ipv6):
         b.run(["ping", "-c1", "-W10", known])
-    rl.eventually(lambda: movable.mac in "".join(whole(b)))
+    eventually(lambda: movable.mac in "".join(whole(b)))
     movable.run(["ip", "link", "set", "eth0", "address", MOVED])
     # The kernel keeps to an entry for a second (neigh/locktime), so it may take a second packet.
-    rl.eventually(lambda: _spoken_to(movable, b, family) and MOVED in "".join(whole(b)))
-    rl.eventually(lambda: keeper.state["repairs"]["by_kind"].get("marks"))
+    eventually(lambda: _spoken_to(movable, b, family) and MOVED in "".join(whole(b)))
+    eventually(lambda: keeper.state["repairs"]["by_kind"].get("marks"))
 
 
 def _spoken_to(a, b, family: str) -> bool:
     a.run(["ip", "neigh", "flush", "all"])
-    return a.run(["ping", "-c1", "-W1", rl.address(b, family)], check=False).returncode == 0
+    return a.run(["ping", "-c1", "-W1", address_of(b, family)], check=False).returncode == 0
 
 
 def test_a_link_and_an_address_that_come_later_are_waited_for(lab, b, tmp_path):
     b.run(["ip", "link", "set", "eth0", "down"])
-    with kl.keeping(lab, "b", tmp_path, rl.return_path(lab["a"])) as running:
-        rl.eventually(lambda: "waiting for 198.18.0.11 to be on-link" in running.state["story"])
+    with keeping(lab, "b", tmp_path, return_path(lab["a"])) as running:
+        eventually(lambda: "waiting for 198.18.0.11 to be on-link" in running.state["story"])
         flap(lab, b)
-        rl.eventually(lambda: running.state["documents"]["return_path"]["state"] == "in place")
+        eventually(lambda: running.state["documents"]["return_path"]["state"] == "in place")
         assert running.repairs == 0, "what was waited for is no repair"
 
 
 def test_a_run_that_changes_the_document_is_not_undone(lab, b, keeper):
     """It changes the kernel first and stores its document last; the news of the change must not bring back the old."""
     for hosts in ([lab["a"], lab["a2"]], [lab["a"]]) * 3:
-        data = rl.return_path(*hosts, sysctls=((SETTING, "0"),))
+        data = return_path(*hosts, sysctls=((SETTING, "0"),))
         lab.engine.apply(b, data, directory=str(keeper.documents))
-        applied = rl.listing(b)
+        applied = listing(b)
         deadline = time.monotonic() + 0.4
         while time.monotonic() < deadline:
-            assert rl.listing(b) == applied
+            assert listing(b) == applied
     assert keeper.repairs == 0, keeper.log
 
 
@@ -208,12 +205,12 @@ def test_a_storm_of_others_routes_costs_nearly_nothing(b, keeper):
     keeper.rest()
     before, began = keeper.cpu(), time.monotonic()
     for _time in range(5):
-        kl.storm(b, 2000)
+        storm(b, 2000)
     took = time.monotonic() - began
     used = keeper.cpu() - before
     assert used < 0.02 * took + 0.05, f"{used:.2f} s of CPU in {took:.1f} s"
     b.run(["ip", "rule", "del", "priority", "1101"])
-    rl.eventually(lambda: keeper.repairs)
+    eventually(lambda: keeper.repairs)
 
 
 INTEREST = monitor.Interest(
@@ -289,7 +286,7 @@ def test_marks_are_news_with_the_name_of_the_process(b, listening):
     b.run(["nft", "add table inet others; add chain inet others x; delete table inet others"])
     assert heard(listening) == set()
     b.run(["nft", "add table inet others; add table inet l4proxy_return_path; delete table inet others"])
-    news = listening.wait(rl.PATIENCE)
+    news = listening.wait(PATIENCE)
     assert [(item.kind, item.process) for item in news] == [("marks", "nft")]
     b.run(["nft", "delete table inet l4proxy_return_path"])
 
@@ -314,5 +311,5 @@ def test_news_that_were_lost_are_news(b, listening):
 def test_the_kernel_itself_drops_what_is_none(b, listening):
     """The filter is in front of the socket: of a storm nothing is queued, so nothing can be lost either."""
     heard(listening)
-    kl.storm(b, 3000)
+    storm(b, 3000)
     assert listening.wait(0) == []

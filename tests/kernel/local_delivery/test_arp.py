@@ -7,26 +7,25 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 import time
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.kernel import Kernel
 
-from tests.lab.netns import NamespaceLab
-from tests.support import routing as rl
+from tests.support.routing import counters, local_delivery, watch
+from tests.support.waiting import PATIENCE
+
+HOSTS = ["router", "a", "b"]
 
 ETH_P_ARP = 0x0806
 UNUSED = {"ipv4": "198.18.0.99", "ipv6": "2001:db8::99"}
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with NamespaceLab(f"kra{os.getpid()}", ["router", "a", "b"]) as raised:
-        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
-        raised.engine.apply(raised["a"], rl.local_delivery(raised["b"]))
-        yield raised
+def lab(lab):
+    lab.engine.apply(lab["a"], local_delivery(lab["b"]))
+    return lab
 
 
 def packed(mac: str) -> bytes:
@@ -45,12 +44,12 @@ def who_has(lab, *targets: str) -> dict[str, set[str]]:
     with wire:
         with b.inside():
             wire.bind((b.dev, ETH_P_ARP))
-        wire.settimeout(rl.PATIENCE)
+        wire.settimeout(PATIENCE)
         for target in targets:
             question = bytes.fromhex("0001080006040001") + packed(b.mac) + socket.inet_aton(b.ipv4)
             frame = b"\xff" * 6 + packed(b.mac) + ETH_P_ARP.to_bytes(2, "big") + question
             wire.send(frame + b"\0" * 6 + socket.inet_aton(target))
-        deadline = time.monotonic() + rl.PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while lab["a"].mac not in answers[targets[-1]]:
             assert time.monotonic() < deadline, f"a does not answer for its own address: {answers}"
             reply = wire.recv(2048)
@@ -98,13 +97,13 @@ def test_a_advertises_its_own_ipv6_address_only(lab):
     foreign = [
         f"icmpv6 type nd-neighbor-advert @th,64,128 {as_number(ip)} counter" for ip in (router.ipv6, UNUSED["ipv6"])
     ]
-    rl.watch(a, "adverts", "output priority 0", *foreign)
+    watch(a, "adverts", "output priority 0", *foreign)
     own = f"icmpv6 type nd-neighbor-advert @th,64,128 {as_number(a.ipv6)} counter"
-    rl.watch(a, "own_adverts", "output priority 0", own)
+    watch(a, "own_adverts", "output priority 0", own)
     b.run(["ip", "-6", "neigh", "flush", "dev", b.dev])
     with b.inside(), Kernel() as kernel:
-        assert kernel.neighbour(a.ipv6, rl.PATIENCE) == a.mac
-        assert kernel.neighbour(router.ipv6, rl.PATIENCE) == router.mac
+        assert kernel.neighbour(a.ipv6, PATIENCE) == a.mac
+        assert kernel.neighbour(router.ipv6, PATIENCE) == router.mac
         assert kernel.neighbour(UNUSED["ipv6"], 1.2) is None  # the kernel asks once a second
-    assert rl.counters(a, "adverts") == {"adverts": 0}
-    assert rl.counters(a, "own_adverts")["own_adverts"] > 0
+    assert counters(a, "adverts") == {"adverts": 0}
+    assert counters(a, "own_adverts")["own_adverts"] > 0

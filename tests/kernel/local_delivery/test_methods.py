@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from types import SimpleNamespace
 
 import pytest
@@ -16,28 +15,30 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor imp
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
 
 from tests.lab import wiring
-from tests.lab.netns import NamespaceLab
-from tests.support import deployment as sl
-from tests.support import routing as rl
+from tests.support import deployment
+from tests.support.addresses import FAMILIES, address_of
+from tests.support.deployment import WILDCARD, Deployment, EchoServers, ask, service, source_of, spoofed
+from tests.support.routing import PORT, attempt, handshake, listing, local_delivery
+
+HOSTS = ["client", "router", "a", "b", "c"]
 
 
 @pytest.fixture(scope="module")
-def lab():
-    with NamespaceLab(f"kld{os.getpid()}", ["client", "router", "a", "b", "c"]) as raised:
-        servers = raised.servers = sl.EchoServers()
-        servers.start()
-        for name in ("b", "c", "client"):
-            for family in rl.FAMILIES:
-                servers.serve(raised[name], "tcp", sl.WILDCARD[family])
-                servers.serve(raised[name], "udp", sl.WILDCARD[family])
-        yield raised
-        servers.close()
+def lab(lab):
+    servers = lab.servers = EchoServers()
+    servers.start()
+    for name in ("b", "c", "client"):
+        for family in FAMILIES:
+            servers.serve(lab[name], "tcp", WILDCARD[family])
+            servers.serve(lab[name], "udp", WILDCARD[family])
+    yield lab
+    servers.close()
 
 
 @pytest.fixture
 def fleet(lab, tmp_path):
-    services = [sl.service("tcp", "b", "c"), sl.service("udp", "b", "c")]
-    made = sl.Deployment(lab, tmp_path, services, {}, proxies=["a"], backends=["b", "c"])
+    services = [service("tcp", "b", "c"), service("udp", "b", "c")]
+    made = Deployment(lab, tmp_path, services, {}, proxies=["a"], backends=["b", "c"])
     made.apply_backends()
     yield made
     made.remove()
@@ -47,8 +48,8 @@ def outcomes(lab, host: str, client: str, server: str) -> list[str]:
     """How a handshake ends that a host makes in a client's name, in each family."""
     with contextlib.ExitStack() as stack:
         made = [
-            stack.enter_context(rl.attempt(lab[host], rl.address(lab[client], f), rl.address(lab[server], f)))
-            for f in rl.FAMILIES
+            stack.enter_context(attempt(lab[host], address_of(lab[client], f), address_of(lab[server], f)))
+            for f in FAMILIES
         ]
         return [one.outcome() for one in made]
 
@@ -64,7 +65,7 @@ def test_a_client_that_is_a_backend_reaches_another_one(lab, fleet, method):
 
 def test_it_does_not_with_rules_for_every_interface(lab, fleet):
     """What a sends in b's name would be delivered to a itself."""
-    fleet.engine.apply(lab["a"], rl.local_delivery(lab["b"], lab["c"]))
+    fleet.engine.apply(lab["a"], local_delivery(lab["b"], lab["c"]))
     assert "established" not in outcomes(lab, "a", "b", "c")
 
 
@@ -76,10 +77,10 @@ def router(lab):
     # The way back is direct, so that b's own replies do not depend on a.
     for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
         a.sysctl(forwarding[family], "1")
-        b.run(["ip", option, "route", "add", rl.address(lab["client"], family), "via", rl.address(a, family)])
+        b.run(["ip", option, "route", "add", address_of(lab["client"], family), "via", address_of(a, family)])
     yield a
     for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
-        b.run(["ip", option, "route", "del", rl.address(lab["client"], family), "via", rl.address(a, family)])
+        b.run(["ip", option, "route", "del", address_of(lab["client"], family), "via", address_of(a, family)])
         a.sysctl(forwarding[family], "0")
 
 
@@ -96,7 +97,7 @@ def test_by_rules_it_cannot(lab, fleet, router):
 @pytest.mark.parametrize("method", ["rules", "socket_mark"])
 def test_replies_reach_the_spoofed_socket(fleet, method):
     fleet.apply_proxies(method)
-    for family in rl.FAMILIES:
+    for family in FAMILIES:
         for protocol in ("tcp", "udp"):
             assert fleet.exchange("a", "b", family, protocol) == b"b"
 
@@ -112,10 +113,10 @@ def test_without_its_rules_they_do_not(lab, fleet, method):
 
 def test_a_change_of_method_breaks_no_stream(lab, fleet):
     fleet.apply_proxies("rules")
-    with sl.spoofed(lab["a"], sl.source_of(lab["a"], "ipv4"), lab["b"].ipv4, "tcp") as live:
+    with spoofed(lab["a"], source_of(lab["a"], "ipv4"), lab["b"].ipv4, "tcp") as live:
         for method in ("socket_mark", "rules"):
             fleet.apply_proxies(method)
-            assert sl.ask(live) == b"b"
+            assert ask(live) == b"b"
 
 
 def with_second(facts: dict, address: str) -> dict:
@@ -132,12 +133,12 @@ def test_two_hosts_that_are_proxy_and_backend_at_once(lab, tmp_path, strategy, m
         name: {
             "return_path_strategy": strategy,
             "return_path_addresses": {other: [f"198.18.0.{number}", f"2001:db8::{number}"]},
-            "ansible_facts": with_second(sl.facts(lab[name]), f"198.18.0.{number + 10}"),
+            "ansible_facts": with_second(deployment.facts(lab[name]), f"198.18.0.{number + 10}"),
         }
         for name, other, number in (("b", "c", 121), ("c", "b", 122))
     }
-    fleet = sl.Deployment(lab, tmp_path, [sl.service(one, *both) for one in protocols], variables, both, both)
-    before = [rl.listing(lab[name]) for name in both]
+    fleet = Deployment(lab, tmp_path, [service(one, *both) for one in protocols], variables, both, both)
+    before = [listing(lab[name]) for name in both]
     # A virtual address on each, by which a host could seem to meet itself.
     for name, number in (("b", 131), ("c", 132)):
         lab[name].run(["ip", "addr", "add", f"198.18.0.{number}/24", "dev", "eth0"])
@@ -145,7 +146,7 @@ def test_two_hosts_that_are_proxy_and_backend_at_once(lab, tmp_path, strategy, m
         fleet.apply_backends()
         fleet.apply_proxies(method)
         for proxy, backend in (both, both[::-1]):
-            for family in rl.FAMILIES:
+            for family in FAMILIES:
                 for protocol in protocols:
                     assert fleet.exchange(proxy, backend, family, protocol) == backend.encode()
             # A client of the host itself, what the host connects to, and what it asks of itself.
@@ -160,7 +161,7 @@ def test_two_hosts_that_are_proxy_and_backend_at_once(lab, tmp_path, strategy, m
         fleet.remove()
         for name, number in (("b", 131), ("c", 132)):
             lab[name].run(["ip", "addr", "del", f"198.18.0.{number}/24", "dev", "eth0"])
-    assert [rl.listing(lab[name]) for name in both] == before
+    assert [listing(lab[name]) for name in both] == before
 
 
 ROUTES = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
@@ -188,13 +189,13 @@ def box(lab):
             a.sysctl(ROUTES[family], "1")
             network = f"{DOCKER[family].rpartition('.' if family == 'ipv4' else ':')[0]}"
             network = f"{network}.0/{PREFIX[family]}" if family == "ipv4" else f"{network}:/{PREFIX[family]}"
-            lab["router"].run(["ip", option, "route", "add", network, "via", rl.address(a, family)])
-        for family in rl.FAMILIES:
-            lab.servers.serve(made, "tcp", sl.WILDCARD[family])
+            lab["router"].run(["ip", option, "route", "add", network, "via", address_of(a, family)])
+        for family in FAMILIES:
+            lab.servers.serve(made, "tcp", WILDCARD[family])
         yield made
     finally:
         for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
-            lab["router"].run(["ip", option, "route", "flush", "via", rl.address(a, family)], check=False)
+            lab["router"].run(["ip", option, "route", "flush", "via", address_of(a, family)], check=False)
             a.sysctl(ROUTES[family], "0")
         for dev in ("box0", "docker0"):
             a.run(["ip", "link", "del", dev], check=False)
@@ -210,20 +211,20 @@ def test_a_container_of_the_proxy_that_routes_for_it(lab, box, tmp_path, method,
     a = lab["a"]
     docker = {"device": "docker0", "type": "bridge", "ipv4": {"address": DOCKER["ipv4"], "prefix": "16"}}
     docker["ipv6"] = [{"address": DOCKER["ipv6"], "prefix": "64"}]
-    backends = [f"{BOX['ipv4']}:{rl.PORT}", f"[{BOX['ipv6']}]:{rl.PORT}", f"b:{rl.PORT}"]
-    services = [{**sl.service("tcp"), "backends": backends}]
-    variables = {"a": {"ansible_facts": {**sl.facts(a), "docker0": docker}}}
-    fleet = sl.Deployment(lab, tmp_path, services, variables, proxies=["a"], backends=["b"])
+    backends = [f"{BOX['ipv4']}:{PORT}", f"[{BOX['ipv6']}]:{PORT}", f"b:{PORT}"]
+    services = [{**service("tcp"), "backends": backends}]
+    variables = {"a": {"ansible_facts": {**deployment.facts(a), "docker0": docker}}}
+    fleet = Deployment(lab, tmp_path, services, variables, proxies=["a"], backends=["b"])
     fleet.settings = [f"/proc/sys/{name.replace('.', '/')}:1" for name in ROUTES.values()]
     if before:
         fleet.apply_proxies(before)
         fleet.known = {"local_delivery": json.loads((tmp_path / "a" / "local_delivery.json").read_text())}
     try:
         fleet.apply_proxies(method)
-        client = {family: rl.address(lab["client"], family) for family in rl.FAMILIES}
-        for family in rl.FAMILIES:
-            assert rl.handshake(a, client[family], BOX[family]) == "established", "the service"
-            out = rl.handshake(box, BOX[family], client[family])
+        client = {family: address_of(lab["client"], family) for family in FAMILIES}
+        for family in FAMILIES:
+            assert handshake(a, client[family], BOX[family]) == "established", "the service"
+            out = handshake(box, BOX[family], client[family])
             assert (out == "established") == works, "the container's own way out"
         none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(tmp_path / "none"))
         sources = gather.Sources(host=fleet.engine.host(a), directory=str(tmp_path / "a"), **none)

@@ -16,24 +16,27 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.fac
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, options
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import single_object
 
-from tests.support import keeping as kl
-from tests.support import routing as rl
+from tests.support.addresses import BITS, address_of
+from tests.support.keeping import keeping
+from tests.support.routing import PORT, PROTOCOLS, handshake, left_as_found, listing, local_delivery
+from tests.support.waiting import eventually
+
+HOSTS = ["client", "router", "a", "b"]
 
 TABLE = "20100"
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with rl.with_engine("kot", ["client", "router", "a", "b"], tmp_path_factory) as raised:
-        raised.nginx("a", ports=[22])
-        raised.nginx("b", ports=[rl.PORT])
-        yield raised
+def lab(lab):
+    lab.nginx("a", ports=[22])
+    lab.nginx("b", ports=[PORT])
+    return lab
 
 
 @pytest.fixture
 def a(lab):
     host = lab["a"]
-    before = sorted(rl.listing(host))
+    before = sorted(listing(host))
     yield host
     for option in ("-4", "-6"):
         while host.run(["ip", option, "rule", "del", "priority", "900"], check=False).returncode == 0:
@@ -43,18 +46,13 @@ def a(lab):
     for table in ("777", "888"):
         host.run(["ip", "route", "flush", "table", table], check=False)
     lab.engine.remove(host, "local_delivery")
-    assert sorted(rl.listing(host)) == before
-
-
-@pytest.fixture(params=rl.FAMILIES)
-def family(request) -> str:
-    return request.param
+    assert sorted(listing(host)) == before
 
 
 def reached(lab, family: str) -> str:
     """How a client's connection to a service of a's own ends."""
     client, a = lab["client"], lab["a"]
-    return rl.handshake(client, rl.address(client, family), rl.address(a, family), 22)
+    return handshake(client, address_of(client, family), address_of(a, family), 22)
 
 
 def ip(family: str, *words: str) -> list[str]:
@@ -69,8 +67,8 @@ def rules_from(a, family: str, source: str) -> list[str]:
 def deployed_before(a, family: str) -> None:
     """What version 0.1.0 made of a backend that is the proxy itself."""
     a.run(ip(family, "route", "add", "local", "default", "dev", "lo", "table", TABLE, "proto", "201"))
-    for protocol in rl.PROTOCOLS[family]:
-        words = f"rule add priority 1100 from {rl.address(a, family)} ipproto {protocol} table {TABLE} protocol 201"
+    for protocol in PROTOCOLS[family]:
+        words = f"rule add priority 1100 from {address_of(a, family)} ipproto {protocol} table {TABLE} protocol 201"
         a.run(ip(family, *words.split()))
 
 
@@ -85,43 +83,43 @@ def complaints(lab, a, directory, wanted: dict | None = None) -> list[tuple[str,
 
 def test_a_rule_from_an_own_address_cuts_the_host_off(lab, a, family, tmp_path):
     """The control of all that follows; and what the doctor says of it, and the keeper makes of it."""
-    (tmp_path / "local_delivery.json").write_text(json.dumps(rl.local_delivery(lab["b"], a)))
+    (tmp_path / "local_delivery.json").write_text(json.dumps(local_delivery(lab["b"], a)))
     assert reached(lab, family) == "established"
     deployed_before(a, family)
-    own = rl.address(a, family)
+    own = address_of(a, family)
     assert reached(lab, family) == "silent"
     assert ("own_traffic", own) in complaints(lab, a, tmp_path)
-    with kl.keeping(lab, "a", tmp_path, rl.local_delivery(lab["b"], a)) as running:
-        rl.eventually(lambda: reached(lab, family) == "established")
+    with keeping(lab, "a", tmp_path, local_delivery(lab["b"], a)) as running:
+        eventually(lambda: reached(lab, family) == "established")
         assert rules_from(a, family, own) == []
-        assert rules_from(a, family, rl.address(lab["b"], family)), "the rest of the document is in place"
-        rl.eventually(lambda: f"{own} is an address of this host itself" in running.state["story"])
+        assert rules_from(a, family, address_of(lab["b"], family)), "the rest of the document is in place"
+        eventually(lambda: f"{own} is an address of this host itself" in running.state["story"])
 
 
 @pytest.mark.parametrize("bound", [{}, {"iif": "lo"}, {"iif": "eth0"}, {"dport": 8080, "ip_proto": "tcp"}], ids=str)
 def test_such_a_document_is_refused(lab, a, family, bound, tmp_path):
-    data = rl.local_delivery(lab["b"])
-    mine = {**rl.local_delivery(a)["rules"][0 if family == "ipv4" else 3], **bound}
+    data = local_delivery(lab["b"])
+    mine = {**local_delivery(a)["rules"][0 if family == "ipv4" else 3], **bound}
     data["rules"].append(mine)
-    before = rl.listing(a)
-    with pytest.raises(errors.Refused, match=rf"{rl.address(a, family)} is an address of this host itself, so `ip"):
+    before = listing(a)
+    with pytest.raises(errors.Refused, match=rf"{address_of(a, family)} is an address of this host itself, so `ip"):
         lab.engine.apply(a, data, directory=str(tmp_path))
-    assert (rl.listing(a), list(tmp_path.iterdir())) == (before, [])
-    assert ("own_traffic", rl.address(a, family)) in complaints(lab, a, tmp_path, data)
+    assert (listing(a), list(tmp_path.iterdir())) == (before, [])
+    assert ("own_traffic", address_of(a, family)) in complaints(lab, a, tmp_path, data)
 
 
 def test_for_a_transparent_socket_it_is_not(lab, a, family):
     """What is bounded by protocol, port and mark takes nothing else that the host sends."""
-    data = rl.local_delivery(lab["b"])
-    mine = rl.local_delivery(a)["rules"][0 if family == "ipv4" else 3]
-    data["rules"].append({**mine, "iif": "lo", "ip_proto": "tcp", "sport": rl.PORT, "fwmark": 11, "fwmask": 255})
+    data = local_delivery(lab["b"])
+    mine = local_delivery(a)["rules"][0 if family == "ipv4" else 3]
+    data["rules"].append({**mine, "iif": "lo", "ip_proto": "tcp", "sport": PORT, "fwmark": 11, "fwmask": 255})
     lab.engine.apply(a, data)
     assert reached(lab, family) == "established"
 
 
 def test_so_is_a_prefix_that_holds_it_unless_it_comes_in_somewhere(lab, a):
     prefix = {"src": "198.18.0.0/24"}
-    data = {**rl.local_delivery(lab["b"])}
+    data = {**local_delivery(lab["b"])}
     data["rules"] = [{**data["rules"][0], **prefix}]
     with pytest.raises(errors.Refused, match=r"198.18.0.11 is an address of this host itself"):
         lab.engine.apply(a, data)
@@ -145,7 +143,7 @@ UNBOUNDED = [
 @pytest.mark.parametrize("selectors", UNBOUNDED, ids=str)
 def test_a_rule_that_nothing_bounds_is_refused(lab, a, selectors):
     rule = {"family": "ipv4", "priority": 1100, "action": "lookup", "table": 20100, **selectors}
-    data = rl.local_delivery(lab["b"])
+    data = local_delivery(lab["b"])
     data["rules"] = [rule]
     with pytest.raises(errors.DocumentError, match=r"rules\[0\]: would deliver what this host sends"):
         documents.load(data)
@@ -169,10 +167,10 @@ def ensure(lab, a, value):
 def test_the_modules_for_single_objects_refuse_the_pair_of_them(lab, a, first, second):
     if first:
         ensure(lab, a, first)
-    before = rl.listing(a)
+    before = listing(a)
     with pytest.raises(errors.Refused, match=r"would deliver what this host sends to the host itself"):
         ensure(lab, a, second)
-    assert rl.listing(a) == before
+    assert listing(a) == before
     if first:
         # The control: that is what it would have done.
         a.run(["ip", "route", "replace", "local", "default", "dev", "lo", "table", "777"])
@@ -182,7 +180,7 @@ def test_the_modules_for_single_objects_refuse_the_pair_of_them(lab, a, first, s
 
 def test_rules_and_a_route_of_others_count_as_well(lab, a):
     """A document that asks a table of others, and a table of the document that others ask."""
-    data = rl.local_delivery(lab["b"])
+    data = local_delivery(lab["b"])
     a.run(["ip", "rule", "add", "priority", "32000", "ipproto", "tcp", "lookup", TABLE])
     with pytest.raises(errors.Refused, match=r"`ip rule 32000: from all ipproto tcp lookup 20100` .* already there"):
         lab.engine.apply(a, data)
@@ -199,39 +197,39 @@ BECOMES = [("lo", {}), ("lo", {"iif": "eth0"}), ("eth0", {})]
 @pytest.mark.parametrize(("dev", "bound"), BECOMES, ids=["on lo", "on lo, by interface", "on eth0"])
 def test_the_keeper_lets_go_while_the_address_is_here(lab, a, family, dev, bound, tmp_path):
     """As a virtual address does that comes to this host, or a /32 that somebody adds."""
-    data = copy.deepcopy(rl.local_delivery(lab["b"]))
+    data = copy.deepcopy(local_delivery(lab["b"]))
     data["rules"] = [{**rule, **bound} for rule in data["rules"]]
-    source, bits = rl.address(lab["b"], family), rl.BITS[family]
-    with kl.keeping(lab, "a", tmp_path, data) as running:
-        rl.eventually(lambda: "in place" in running.state["story"])
+    source, bits = address_of(lab["b"], family), BITS[family]
+    with keeping(lab, "a", tmp_path, data) as running:
+        eventually(lambda: "in place" in running.state["story"])
         assert len(rules_from(a, family, source)) == 3
         a.run(ip(family, "addr", "add", f"{source}/{bits}", "dev", dev, *(["nodad"] if family == "ipv6" else [])))
-        rl.eventually(lambda: not rules_from(a, family, source))
-        rl.eventually(lambda: f"{source} is an address of this host itself" in running.log)
-        rl.eventually(lambda: running.state["documents"]["local_delivery"]["state"] == "waiting")
+        eventually(lambda: not rules_from(a, family, source))
+        eventually(lambda: f"{source} is an address of this host itself" in running.log)
+        eventually(lambda: running.state["documents"]["local_delivery"]["state"] == "waiting")
         assert f"{source} is an address of this host itself" in running.state["story"]
         assert ("own_traffic", source) in complaints(lab, a, running.documents)
         a.run(ip(family, "addr", "del", f"{source}/{bits}", "dev", dev))
-        rl.eventually(lambda: len(rules_from(a, family, source)) == 3)
-        rl.eventually(lambda: running.state["documents"]["local_delivery"]["state"] == "in place")
+        eventually(lambda: len(rules_from(a, family, source)) == 3)
+        eventually(lambda: running.state["documents"]["local_delivery"]["state"] == "in place")
         assert running.repairs == 0, "nobody took anything away"
-    assert rl.handshake(a, "198.51.100.11", lab["b"].ipv4) in ("established", "silent")
+    assert handshake(a, "198.51.100.11", lab["b"].ipv4) in ("established", "silent")
 
 
 def test_at_boot_such_a_rule_is_never_there(lab, a, family, tmp_path):
     """Stored by version 0.1.0; the keeper starts before the network, so the address is not there yet either."""
-    own, other = rl.address(a, family), rl.address(lab["b"], family)
+    own, other = address_of(a, family), address_of(lab["b"], family)
     network = {"ipv4": ("24", "198.18.0.1"), "ipv6": ("64", "2001:db8::1")}[family]
     a.run(ip(family, "addr", "del", f"{own}/{network[0]}", "dev", "eth0"))
     monitor = a.spawn(["ip", "monitor", "rule"])
     try:
-        with kl.keeping(lab, "a", tmp_path, rl.local_delivery(lab["b"], a)) as running:
-            rl.eventually(lambda: f"waiting for a route to {own}" in running.state["story"])
+        with keeping(lab, "a", tmp_path, local_delivery(lab["b"], a)) as running:
+            eventually(lambda: f"waiting for a route to {own}" in running.state["story"])
             more = ["nodad"] if family == "ipv6" else ["brd", "+"]
             a.run(ip(family, "addr", "add", f"{own}/{network[0]}", "dev", "eth0", *more))
             a.run(ip(family, "route", "replace", "default", "via", network[1]))
-            rl.eventually(lambda: len(rules_from(a, family, other)) == 3)
-            rl.eventually(lambda: f"{own} is an address of this host itself" in running.state["story"])
+            eventually(lambda: len(rules_from(a, family, other)) == 3)
+            eventually(lambda: f"{own} is an address of this host itself" in running.state["story"])
             assert reached(lab, family) == "established"
     finally:
         monitor.terminate()
@@ -244,7 +242,7 @@ def test_at_boot_such_a_rule_is_never_there(lab, a, family, tmp_path):
 @pytest.mark.parametrize("main", [True, False], ids=["main address", "an address for it alone"])
 def test_a_way_back_by_the_hosts_main_address_is_refused(lab, main):
     """All that the host sends from there would go to the proxy, answers to people who come directly as well."""
-    with rl.left_as_found(lab, "b") as b:
+    with left_as_found(lab, "b") as b:
         own = b.ipv4 if main else "198.18.0.33"
         b.run(["ip", "addr", "replace", "198.18.0.33/32", "dev", "eth0"])
         rule = {"family": "ipv4", "priority": 1100, "iif": "lo", "src": own, "action": "lookup", "table": 20411}

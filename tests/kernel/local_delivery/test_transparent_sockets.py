@@ -6,16 +6,18 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
 
-from tests.lab.netns import NamespaceLab
-from tests.support import marking as ml
-from tests.support import routing as rl
+from tests.support.addresses import AF, FAMILIES, address_of
+from tests.support.marking import VARIANTS, marked, outcomes
+from tests.support.routing import PORT, TRANSPARENT, handshake, local_delivery, return_path
+from tests.support.waiting import PATIENCE
+
+HOSTS = ["client", "router", "a", "b"]
 
 SOURCES = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
 WILDCARD = {"ipv4": "0.0.0.0", "ipv6": "::"}
@@ -32,61 +34,59 @@ def socket_mark(*sysctls: tuple[str, str]) -> dict:
         "schema": 1,
         "owner": "local_delivery",
         "protocol": 201,
-        "rules": [{"family": family, **match} for family in rl.FAMILIES],
-        "routes": [{"family": family, "table": 20100, "dst": "default", "type": "local"} for family in rl.FAMILIES],
+        "rules": [{"family": family, **match} for family in FAMILIES],
+        "routes": [{"family": family, "table": 20100, "dst": "default", "type": "local"} for family in FAMILIES],
         "marks": [{"name": "sockets", "id": 1, "mask": 255, "transparent": True}],
         "sysctls": [{"name": name, "value": value} for name, value in sysctls],
     }
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with NamespaceLab(f"kms{os.getpid()}", ["client", "router", "a", "b"]) as raised:
-        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
-        raised.nginx("b", ports=[rl.PORT])
-        raised.nginx("client", ports=[rl.PORT])
-        raised.engine.apply(raised["b"], rl.return_path(raised["a"], mac=True))
-        raised.echo = {family: listening_udp(raised["b"], family) for family in rl.FAMILIES}
-        yield raised
-        for one in raised.echo.values():
-            one.close()
+def lab(lab):
+    lab.nginx("b", ports=[PORT])
+    lab.nginx("client", ports=[PORT])
+    lab.engine.apply(lab["b"], return_path(lab["a"], mac=True))
+    lab.echo = {family: listening_udp(lab["b"], family) for family in FAMILIES}
+    yield lab
+    for one in lab.echo.values():
+        one.close()
 
 
 def listening_udp(host, family: str) -> socket.socket:
     with host.inside():
-        made = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+        made = socket.socket(AF[family], socket.SOCK_DGRAM)
     if family == "ipv6":
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    made.bind((rl.address(host, family), ECHO_PORT))
-    made.settimeout(rl.PATIENCE)
+    made.bind((address_of(host, family), ECHO_PORT))
+    made.settimeout(PATIENCE)
     return made
 
 
-@pytest.fixture(params=ml.VARIANTS, ids=str)
+@pytest.fixture(params=VARIANTS, ids=str)
 def a(lab, request):
-    with ml.marked(lab, "a", request.param, ("local_delivery",)) as made:
+    with marked(lab, "a", request.param, ("local_delivery",)) as made:
         yield made
 
 
 def test_over_tcp(lab, a):
     a.apply(socket_mark())
-    assert ml.outcomes(lab, "a", SOURCES) == ["established"] * 2
+    assert outcomes(lab, "a", SOURCES) == ["established"] * 2
     a.write((), "local_delivery")
-    assert ml.outcomes(lab, "a", SOURCES) == ["silent"] * 2
+    assert outcomes(lab, "a", SOURCES) == ["silent"] * 2
 
 
 def wildcard_exchange(lab, family: str, patience: float) -> bool:
     """A datagram from a spoofed source by a socket bound to the wildcard, as the forwarder does it; is it answered?"""
     host, source = lab["a"], SOURCES[family]
     with host.inside():
-        sender = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+        sender = socket.socket(AF[family], socket.SOCK_DGRAM)
     with sender:
         sender.settimeout(patience)
-        sender.setsockopt(*rl.TRANSPARENT[family], 1)
+        sender.setsockopt(*TRANSPARENT[family], 1)
         sender.bind((WILDCARD[family], 0))
-        packed = socket.inet_pton(rl.AF[family], source)
+        packed = socket.inet_pton(AF[family], source)
         info = struct.pack("=i4s4x", 0, packed) if family == "ipv4" else struct.pack("=16si", packed, 0)
-        sender.sendmsg([b"question"], [(*PKTINFO[family], info)], 0, (rl.address(lab["b"], family), ECHO_PORT))
+        sender.sendmsg([b"question"], [(*PKTINFO[family], info)], 0, (address_of(lab["b"], family), ECHO_PORT))
         data, asker = lab.echo[family].recvfrom(100)
         assert (data, asker[0]) == (b"question", source)
         lab.echo[family].sendto(b"answer", asker)
@@ -96,25 +96,23 @@ def wildcard_exchange(lab, family: str, patience: float) -> bool:
             return False
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_over_udp_with_a_socket_bound_to_the_wildcard(lab, a, family):
     a.apply(socket_mark())
-    assert wildcard_exchange(lab, family, rl.PATIENCE)
+    assert wildcard_exchange(lab, family, PATIENCE)
     a.write((), "local_delivery")
     assert not wildcard_exchange(lab, family, 0.3)
 
 
-@pytest.mark.parametrize("variant", ml.VARIANTS[1:], ids=str)
-@pytest.mark.parametrize("family", rl.FAMILIES)
+@pytest.mark.parametrize("variant", VARIANTS[1:], ids=str)
 def test_iptables_needs_nowildcard_for_that(lab, variant, family):
-    with ml.marked(lab, "a", variant, ("local_delivery",)) as a:
+    with marked(lab, "a", variant, ("local_delivery",)) as a:
         a.apply(socket_mark())
         command = "iptables" if family == "ipv4" else "ip6tables"
         (rule,) = [line for line in variant.save(a.host, command) if "--nowildcard" in line]
         chain = rule.split()[1]
         a.run(f"{command} -t mangle -F {chain}")
         a.run(f"{command} -t mangle {rule.replace(' --nowildcard', '')}")
-        assert rl.handshake(a.host, SOURCES[family], rl.address(lab["b"], family)) == "established"
+        assert handshake(a.host, SOURCES[family], address_of(lab["b"], family)) == "established"
         assert not wildcard_exchange(lab, family, 0.3)
 
 
@@ -124,7 +122,7 @@ def through_a(lab) -> str:
     a.sysctl("net.ipv4.ip_forward", "1")
     b.run(["ip", "route", "add", client, "via", a.ipv4])
     try:
-        return rl.handshake(b, b.ipv4, client)
+        return handshake(b, b.ipv4, client)
     finally:
         b.run(["ip", "route", "del", client, "via", a.ipv4])
         a.sysctl("net.ipv4.ip_forward", "0")
@@ -133,11 +131,11 @@ def through_a(lab) -> str:
 def test_a_proxy_that_routes_for_its_backends_still_does(lab, a):
     a.apply(socket_mark())
     assert through_a(lab) == "established"
-    assert rl.handshake(a.host, SOURCES["ipv4"], lab["b"].ipv4) == "established"
+    assert handshake(a.host, SOURCES["ipv4"], lab["b"].ipv4) == "established"
 
 
 def test_rules_from_the_backends_would_swallow_what_it_routes(lab):
-    lab.engine.apply(lab["a"], rl.local_delivery(lab["b"]))
+    lab.engine.apply(lab["a"], local_delivery(lab["b"]))
     try:
         assert through_a(lab) != "established"
     finally:
@@ -148,11 +146,11 @@ def test_src_valid_mark_makes_it_go_silent_and_is_refused(lab, a):
     a.apply(socket_mark())
     a.host.sysctl(SRC_VALID_MARK, "1")
     try:
-        assert ml.outcomes(lab, "a", SOURCES) == ["silent", "established"], "IPv6 has no such setting"
+        assert outcomes(lab, "a", SOURCES) == ["silent", "established"], "IPv6 has no such setting"
         with pytest.raises(errors.Refused, match=r"mark sockets: net.ipv4.conf.all.src_valid_mark is 1"):
             a.apply(socket_mark())
         a.apply(socket_mark((SRC_VALID_MARK, "0")))
-        assert rl.handshake(a.host, SOURCES["ipv4"], lab["b"].ipv4) == "established"
+        assert handshake(a.host, SOURCES["ipv4"], lab["b"].ipv4) == "established"
     finally:
         a.remove("local_delivery")  # which puts back the 1 it found
         a.host.sysctl(SRC_VALID_MARK, "0")

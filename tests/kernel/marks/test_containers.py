@@ -10,15 +10,15 @@ client - router - switch - a, b - box        box's default route is b; b publish
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 
 import pytest
 
 from tests.lab import wiring
-from tests.lab.netns import NamespaceLab
-from tests.support import marking as ml
-from tests.support import routing as rl
+from tests.support.addresses import AF, FAMILIES, address_of
+from tests.support.marking import NFT, VARIANTS, Marked, marked, outcomes
+from tests.support.routing import TRANSPARENT, counters, local_delivery, return_path, watch
+from tests.support.waiting import PATIENCE
 
 SOURCES = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
 IPV4 = {"ipv4": SOURCES["ipv4"]}
@@ -36,13 +36,15 @@ table inet publish {
 """
 
 
+HOSTS = ["client", "router", "a", "b"]
+
+
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with NamespaceLab(f"kmc{os.getpid()}", ["client", "router", "a", "b"]) as raised, contextlib.ExitStack() as stack:
-        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
-        raised.engine.apply(raised["a"], rl.local_delivery(raised["b"]))
-        add_box(raised, stack)
-        yield raised
+def lab(lab):
+    with contextlib.ExitStack() as stack:
+        lab.engine.apply(lab["a"], local_delivery(lab["b"]))
+        add_box(lab, stack)
+        yield lab
 
 
 def add_box(lab, stack) -> None:
@@ -60,51 +62,50 @@ def add_box(lab, stack) -> None:
         b.sysctl(name, "1")
     b.run(["nft", "-f", "-"], input=PUBLISH)
     lab.udp = {}
-    for family in rl.FAMILIES:
+    for family in FAMILIES:
         with wiring.inside(box):
-            tcp = stack.enter_context(socket.socket(rl.AF[family], socket.SOCK_STREAM))
-            lab.udp[family] = stack.enter_context(socket.socket(rl.AF[family], socket.SOCK_DGRAM))
+            tcp = stack.enter_context(socket.socket(AF[family], socket.SOCK_STREAM))
+            lab.udp[family] = stack.enter_context(socket.socket(AF[family], socket.SOCK_DGRAM))
         tcp.bind((BOX[family], 8080))
         tcp.listen()
         lab.udp[family].bind((BOX[family], 8080))
-        lab.udp[family].settimeout(rl.PATIENCE)
+        lab.udp[family].settimeout(PATIENCE)
 
 
-@pytest.fixture(params=ml.VARIANTS, ids=str)
+@pytest.fixture(params=VARIANTS, ids=str)
 def b(lab, request):
-    with ml.marked(lab, "b", request.param) as made:
-        made.apply(rl.return_path(lab["a"], mac=True))
+    with marked(lab, "b", request.param) as made:
+        made.apply(return_path(lab["a"], mac=True))
         yield made
 
 
-def without_replies(b: ml.Marked) -> None:
+def without_replies(b: Marked) -> None:
     """As it was before forwarded replies were thought of."""
-    if b.variant is ml.NFT:
+    if b.variant is NFT:
         b.run("nft flush chain inet l4proxy_return_path prerouting")
-    for command in ("iptables", "ip6tables") if b.variant is not ml.NFT else ():
+    for command in ("iptables", "ip6tables") if b.variant is not NFT else ():
         b.run(f"{command} -t mangle -F L4PROXY_RETURN_PATH_PRE")
 
 
 def clients_own(lab) -> dict[str, str]:
-    return {family: rl.address(lab["client"], family) for family in rl.FAMILIES}
+    return {family: address_of(lab["client"], family) for family in FAMILIES}
 
 
 def test_a_container_answers_through_the_proxy(lab, b):
-    assert ml.outcomes(lab, "a", SOURCES, PUBLISHED) == ["established"] * 2
-    assert ml.outcomes(lab, "client", clients_own(lab), PUBLISHED) == ["established"] * 2
+    assert outcomes(lab, "a", SOURCES, PUBLISHED) == ["established"] * 2
+    assert outcomes(lab, "client", clients_own(lab), PUBLISHED) == ["established"] * 2
     without_replies(b)
-    assert ml.outcomes(lab, "a", SOURCES, PUBLISHED) == ["silent"] * 2
+    assert outcomes(lab, "a", SOURCES, PUBLISHED) == ["silent"] * 2
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_over_udp_too(lab, b, family):
     with lab["a"].inside():
-        sender = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+        sender = socket.socket(AF[family], socket.SOCK_DGRAM)
     with sender:
-        sender.settimeout(rl.PATIENCE)
-        sender.setsockopt(*rl.TRANSPARENT[family], 1)
+        sender.settimeout(PATIENCE)
+        sender.setsockopt(*TRANSPARENT[family], 1)
         sender.bind((SOURCES[family], 0))
-        sender.connect((rl.address(b.host, family), PUBLISHED))
+        sender.connect((address_of(b.host, family), PUBLISHED))
         sender.send(b"question")
         data, source = lab.udp[family].recvfrom(100)
         assert (data, source[0]) == (b"question", SOURCES[family])
@@ -114,12 +115,12 @@ def test_over_udp_too(lab, b, family):
 
 def test_a_request_is_routed_as_without_marks(lab, b):
     """The mark is the connection's alone until the reply: the request's own way to the container is not touched."""
-    rl.watch(b.host, "unmarked", "postrouting priority 0", 'oifname "box0" meta mark 0 ct mark 11 counter')
-    rl.watch(b.host, "marked", "postrouting priority 0", 'oifname "box0" meta mark != 0 counter')
+    watch(b.host, "unmarked", "postrouting priority 0", 'oifname "box0" meta mark 0 ct mark 11 counter')
+    watch(b.host, "marked", "postrouting priority 0", 'oifname "box0" meta mark != 0 counter')
     try:
-        assert ml.outcomes(lab, "a", IPV4, PUBLISHED) == ["established"]
-        assert rl.counters(b.host, "unmarked")["unmarked"] > 0
-        assert rl.counters(b.host, "marked")["marked"] == 0
+        assert outcomes(lab, "a", IPV4, PUBLISHED) == ["established"]
+        assert counters(b.host, "unmarked")["unmarked"] > 0
+        assert counters(b.host, "marked")["marked"] == 0
     finally:
         for table in ("unmarked", "marked"):
             b.run(f"nft delete table inet {table}")
@@ -129,9 +130,9 @@ def test_src_valid_mark_with_a_strict_rp_filter_swallows_the_replies(lab, b):
     """The kernel then asks the way back to the container under the reply's mark, and finds the proxy's."""
     b.host.sysctl("net.ipv4.conf.all.src_valid_mark", "1")
     try:
-        assert ml.outcomes(lab, "a", IPV4, PUBLISHED) == ["silent"]
+        assert outcomes(lab, "a", IPV4, PUBLISHED) == ["silent"]
         b.host.sysctl("net.ipv4.conf.all.rp_filter", "0")
-        assert ml.outcomes(lab, "a", IPV4, PUBLISHED) == ["established"]
+        assert outcomes(lab, "a", IPV4, PUBLISHED) == ["established"]
     finally:
         b.host.sysctl("net.ipv4.conf.all.src_valid_mark", "0")
         b.host.sysctl("net.ipv4.conf.all.rp_filter", "1")
@@ -140,14 +141,14 @@ def test_src_valid_mark_with_a_strict_rp_filter_swallows_the_replies(lab, b):
 def test_a_forwarded_reply_that_would_go_elsewhere_is_dropped(lab, b):
     """Not restored, it would go to the router: both engines' guards hold it. Without marks at all, it does."""
     without_replies(b)
-    assert leaks(lab, 42000 + ml.VARIANTS.index(b.variant)) == 0
+    assert leaks(lab, 42000 + VARIANTS.index(b.variant)) == 0
     b.write(())
-    assert leaks(lab, 42010 + ml.VARIANTS.index(b.variant)) > 0
+    assert leaks(lab, 42010 + VARIANTS.index(b.variant)) > 0
 
 
 def leaks(lab, port: int) -> int:
-    rl.watch(lab["router"], "leaks", "forward priority 0", f"tcp sport {PUBLISHED} tcp dport {port} counter")
-    assert ml.outcomes(lab, "a", clients_own(lab), PUBLISHED, port) == ["silent"] * 2
-    found = rl.counters(lab["router"], "leaks")["leaks"]
+    watch(lab["router"], "leaks", "forward priority 0", f"tcp sport {PUBLISHED} tcp dport {port} counter")
+    assert outcomes(lab, "a", clients_own(lab), PUBLISHED, port) == ["silent"] * 2
+    found = counters(lab["router"], "leaks")["leaks"]
     lab["router"].run(["nft", "delete", "table", "inet", "leaks"])
     return found

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import socket
 import threading
 import time
@@ -20,10 +19,13 @@ import time
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
 
-from tests.lab.netns import NamespaceLab
-from tests.support import deployment as sl
-from tests.support import marking as ml
-from tests.support import routing as rl
+from tests.support.addresses import AF, address_of
+from tests.support.deployment import PROXIES, WILDCARD, Deployment, service, spoofed
+from tests.support.marking import VARIANTS, marked
+from tests.support.routing import attempt, counters, handshake, local_delivery, watch
+from tests.support.waiting import PATIENCE, eventually
+
+HOSTS = ["client", "router", "a", "a2", "b"]
 
 WORD = {"ipv4": "ip", "ipv6": "ip6"}
 PORTS, SERVED = itertools.count(42000), itertools.count(5000)
@@ -33,20 +35,18 @@ OTHER_NUMBERS = {"mark_mask": 0xFF0000, "table_base": 30000, "priority": 2000}
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with NamespaceLab(f"kmf{os.getpid()}", ["client", "router", "a", "a2", "b"]) as raised:
-        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
-        for proxy in sl.PROXIES:
-            raised.engine.apply(raised[proxy], rl.local_delivery(raised["b"]))
-        yield raised
+def lab(lab):
+    for proxy in PROXIES:
+        lab.engine.apply(lab[proxy], local_delivery(lab["b"]))
+    return lab
 
 
-@pytest.fixture(scope="module", params=ml.VARIANTS, ids=str)
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
 def b(lab, request, tmp_path_factory):
     """The backend with the document that the role would apply, for TCP and UDP through both proxies."""
-    services = [sl.service("tcp", "b"), sl.service("udp", "b", idle_timeout=600)]
-    fleet = sl.Deployment(lab, tmp_path_factory.mktemp("fleet"), services, {}, backends=["b"])
-    with ml.marked(lab, "b", request.param) as made:
+    services = [service("tcp", "b"), service("udp", "b", idle_timeout=600)]
+    fleet = Deployment(lab, tmp_path_factory.mktemp("fleet"), services, {}, backends=["b"])
+    with marked(lab, "b", request.param) as made:
         made.document = return_path(fleet.fleet("b"), "b", mark_engine=request.param.engine)
         fleet.variables = {"b": {"l4proxy_numbers": OTHER_NUMBERS}}
         made.other = return_path(fleet.fleet("b"), "b", mark_engine=request.param.engine)
@@ -58,15 +58,15 @@ def b(lab, request, tmp_path_factory):
 def connection(lab, through: str, family: str):
     """(client's end, server's end) of a TCP connection from the client's own address through a proxy, or direct."""
     with lab["b"].inside():
-        listener = socket.create_server((sl.WILDCARD[family], 0), family=rl.AF[family], dualstack_ipv6=False, backlog=1)
+        listener = socket.create_server((WILDCARD[family], 0), family=AF[family], dualstack_ipv6=False, backlog=1)
     port = listener.getsockname()[1]
-    source, target = rl.address(lab["client"], family), rl.address(lab["b"], family)
-    with listener, rl.attempt(lab[through], source, target, port, next(PORTS)) as made:
+    source, target = address_of(lab["client"], family), address_of(lab["b"], family)
+    with listener, attempt(lab[through], source, target, port, next(PORTS)) as made:
         assert made.outcome() == "established"
         server, _peer = listener.accept()
         with server:
             for sock in (made.socket, server):
-                sock.settimeout(rl.PATIENCE)
+                sock.settimeout(PATIENCE)
             yield made.socket, server
 
 
@@ -74,10 +74,10 @@ def connection(lab, through: str, family: str):
 def nothing_leaks(lab, family: str, expected: bool = False):
     """Count what b sends to the client past the proxies."""
     name = f"leaks_{family}"
-    rule = f"{WORD[family]} saddr {rl.address(lab['b'], family)} meta l4proto {{ tcp, udp }} counter"
-    rl.watch(lab["router"], name, "forward priority 0", rule)
+    rule = f"{WORD[family]} saddr {address_of(lab['b'], family)} meta l4proto {{ tcp, udp }} counter"
+    watch(lab["router"], name, "forward priority 0", rule)
     yield
-    assert (rl.counters(lab["router"], name)[name] > 0) == expected
+    assert (counters(lab["router"], name)[name] > 0) == expected
     lab["router"].run(["nft", "delete", "table", "inet", name])
 
 
@@ -89,8 +89,7 @@ def talk(client: socket.socket, server: socket.socket) -> None:
     assert server.recv(100) == ANSWER
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
-@pytest.mark.parametrize("through", sl.PROXIES)
+@pytest.mark.parametrize("through", PROXIES)
 def test_the_server_speaks_next(lab, b, family, through):
     with connection(lab, through, family) as (client, server), nothing_leaks(lab, family):
         talk(client, server)
@@ -124,7 +123,6 @@ def transfer(b, source: socket.socket, sink: socket.socket, size: int) -> int:
     return sum(found)
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 @pytest.mark.parametrize("upload", [False, True], ids=["download", "upload"])
 def test_bulk(lab, b, family, upload):
     size = 50_000_000
@@ -133,20 +131,18 @@ def test_bulk(lab, b, family, upload):
         assert transfer(b, *ends, size) == size
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_timeout_of_conntrack(lab, b, family):
     """The same for a connection that is silent for longer than conntrack keeps it."""
     b.host.sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", "1")
     try:
         with connection(lab, "a", family) as (client, server), nothing_leaks(lab, family):
             talk(client, server)
-            rl.eventually(lambda: f"sport={client.getsockname()[1]}" not in b.run(f"conntrack -L -f {family}"))
+            eventually(lambda: f"sport={client.getsockname()[1]}" not in b.run(f"conntrack -L -f {family}"))
             talk(client, server)
     finally:
         b.host.sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", "432000")
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_direct_client_is_not_disturbed(lab, b, family):
     with connection(lab, "client", family) as (client, server):
         for _again in range(2):
@@ -154,7 +150,6 @@ def test_a_direct_client_is_not_disturbed(lab, b, family):
             talk(client, server)
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_without_the_mark_of_the_socket_it_dies_and_leaks(lab, b, family):
     """The negative control."""
     b.host.sysctl("net.ipv4.tcp_fwmark_accept", "0")
@@ -175,13 +170,13 @@ UDP_TIMEOUTS = ("net.netfilter.nf_conntrack_udp_timeout", "net.netfilter.nf_conn
 @contextlib.contextmanager
 def udp_session(lab, family: str):
     """(client's end, server's end, the client) of a UDP session through a, after one question and its answer."""
-    client, target = rl.address(lab["client"], family), rl.address(lab["b"], family)
+    client, target = address_of(lab["client"], family), address_of(lab["b"], family)
     with lab["b"].inside():
-        server = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+        server = socket.socket(AF[family], socket.SOCK_DGRAM)
     with server:
         server.bind((target, next(SERVED)))
-        server.settimeout(rl.PATIENCE)
-        with sl.spoofed(lab["a"], client, target, "udp", server.getsockname()[1]) as sock:
+        server.settimeout(PATIENCE)
+        with spoofed(lab["a"], client, target, "udp", server.getsockname()[1]) as sock:
             sock.send(ANSWER)
             _question, peer = server.recvfrom(100)
             server.sendto(GREETING, peer)
@@ -189,7 +184,6 @@ def udp_session(lab, family: str):
             yield sock, server, peer
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_late_answer_of_a_udp_server(lab, b, family):
     """Conntrack remembers a session as long as the forwarder does, which has idle_timeout 600 here.
 
@@ -206,7 +200,7 @@ def test_a_late_answer_of_a_udp_server(lab, b, family):
         b.host.sysctl(name, "1")
     try:
         with nothing_leaks(lab, family, expected=True), udp_session(lab, family) as (client, server, peer):
-            rl.eventually(lambda: f"dport={server.getsockname()[1]}" not in b.run(f"conntrack -L -p udp -f {family}"))
+            eventually(lambda: f"dport={server.getsockname()[1]}" not in b.run(f"conntrack -L -p udp -f {family}"))
             server.sendto(GREETING, peer)
             client.settimeout(1)
             with pytest.raises(TimeoutError):
@@ -216,7 +210,6 @@ def test_a_late_answer_of_a_udp_server(lab, b, family):
             b.host.sysctl(name, "605")
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_udp_session_that_was_flushed_goes_on_when_its_client_sends(lab, b, family):
     """Also while its server goes on sending, which keeps the entry that begins with the server's datagram."""
     with udp_session(lab, family) as (client, server, peer):
@@ -241,7 +234,6 @@ OLD = {f"{priority}: {number:#x}/0xff" for priority in (1100, 1101) for number i
 NEW = {f"{priority}: {number:#x}0000/0xff0000" for priority in (2000, 2001) for number in (11, 12)}
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_other_numbers_on_a_live_host(lab, b, family, tmp_path):
     """What lives keeps its mark, and the rules for it, until it ends; what is new gets the new ones."""
     now, drain = time.time(), {"drain": 300, "directory": str(tmp_path)}
@@ -264,23 +256,22 @@ def test_other_numbers_on_a_live_host(lab, b, family, tmp_path):
         with nothing_leaks(lab, family, expected=True), udp_session(lab, family) as (_asking, answering, peer):
             b.apply(b.document)  # the control: without a drain
             answering.sendto(GREETING, peer)
-            rl.eventually(lambda: rl.counters(lab["router"], f"leaks_{family}")[f"leaks_{family}"])
+            eventually(lambda: counters(lab["router"], f"leaks_{family}")[f"leaks_{family}"])
     finally:
         b.apply(b.document)
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_another_tool_sets_one_of_our_bits(lab, b, family):
     """Connections that have it look as if they had a mark already; with other bits for us they get one."""
     command = "iptables" if family == "ipv4" else "ip6tables"
     rule = "PREROUTING -p tcp -j CONNMARK --set-xmark 0x80/0x80"
     b.run(f"{command} -t mangle -A {rule}")
-    source, target = rl.address(lab["client"], family), rl.address(lab["b"], family)
+    source, target = address_of(lab["client"], family), address_of(lab["b"], family)
     try:
         with b.host.inside():
-            listener = socket.create_server((sl.WILDCARD[family], 0), family=rl.AF[family], dualstack_ipv6=False)
+            listener = socket.create_server((WILDCARD[family], 0), family=AF[family], dualstack_ipv6=False)
         with listener:
-            assert rl.handshake(lab["a"], source, target, listener.getsockname()[1], next(PORTS)) == "silent"
+            assert handshake(lab["a"], source, target, listener.getsockname()[1], next(PORTS)) == "silent"
         b.apply(b.other)
         with connection(lab, "a", family) as (client, server), nothing_leaks(lab, family):
             talk(client, server)
@@ -293,7 +284,7 @@ def test_another_tool_sets_one_of_our_bits(lab, b, family):
 
 def marked_by_another(b) -> None:
     """Another tool marks what comes in, and routes by its mark, as for TPROXY."""
-    rl.watch(b.host, "others", "prerouting priority -160", "meta mark set meta mark or 0x40000")
+    watch(b.host, "others", "prerouting priority -160", "meta mark set meta mark or 0x40000")
     for option in ("-4", "-6"):
         b.run(f"ip {option} rule add priority 900 fwmark 0x40000/0x40000 lookup 900")
         b.run(f"ip {option} route add local default dev lo table 900")
@@ -306,8 +297,7 @@ def unmarked(b) -> None:
         b.run(f"ip {option} route flush table 900")
 
 
-@pytest.mark.parametrize("b", ml.VARIANTS[:1], ids=str, indirect=True)
-@pytest.mark.parametrize("family", rl.FAMILIES)
+@pytest.mark.parametrize("b", VARIANTS[:1], ids=str, indirect=True)
 @pytest.mark.parametrize("through", ["client", "a"])
 def test_a_socket_keeps_no_bits_of_others(lab, b, through, family):
     """Control: without its rule, the replies are routed by the mark of the other tool."""
@@ -316,11 +306,11 @@ def test_a_socket_keeps_no_bits_of_others(lab, b, through, family):
         with connection(lab, through, family) as (client, server):
             talk(client, server)
         b.run("nft flush chain inet l4proxy_return_path accepted")
-        source, target = rl.address(lab["client"], family), rl.address(lab["b"], family)
+        source, target = address_of(lab["client"], family), address_of(lab["b"], family)
         with b.host.inside():
-            listener = socket.create_server((sl.WILDCARD[family], 0), family=rl.AF[family], dualstack_ipv6=False)
+            listener = socket.create_server((WILDCARD[family], 0), family=AF[family], dualstack_ipv6=False)
         with listener:
-            assert rl.handshake(lab[through], source, target, listener.getsockname()[1]) == "silent"
+            assert handshake(lab[through], source, target, listener.getsockname()[1]) == "silent"
     finally:
         unmarked(b)
         b.apply(b.document)

@@ -14,8 +14,10 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.m
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import selection
 
-from tests.support import marking as ml
-from tests.support import routing as rl
+from tests.support.marking import NFT, VARIANTS, Marked, Variant, marked
+from tests.support.routing import return_path
+
+HOSTS = ["a", "a2", "b"]
 
 OWNER = "return_path"
 SETS = {
@@ -42,19 +44,13 @@ SETS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with rl.with_engine("kme", ["a", "a2", "b"], tmp_path_factory) as raised:
-        yield raised
-
-
-@pytest.fixture(params=ml.VARIANTS, ids=str)
+@pytest.fixture(params=VARIANTS, ids=str)
 def b(lab, request):
-    with ml.marked(lab, "b", request.param) as made:
+    with marked(lab, "b", request.param) as made:
         yield made
 
 
-def expected(made: ml.Marked, values: tuple[Mark, ...]) -> Observed:
+def expected(made: Marked, values: tuple[Mark, ...]) -> Observed:
     return Observed(tuple(sorted(values, key=lambda mark: mark.order)), True, made.variant.engine)
 
 
@@ -114,15 +110,15 @@ IPTABLES_DAMAGE = [
     "{} -t mangle -I POSTROUTING 1 -p tcp -j ACCEPT",
 ]
 DAMAGE = [
-    *((ml.NFT, command) for command in NFT_DAMAGE),
-    *((variant, command.format("iptables")) for variant in ml.VARIANTS[1:] for command in IPTABLES_DAMAGE),
+    *((NFT, command) for command in NFT_DAMAGE),
+    *((variant, command.format("iptables")) for variant in VARIANTS[1:] for command in IPTABLES_DAMAGE),
     # The other family is the same code; that it is looked at as well is what these show.
-    *((variant, command.format("ip6tables")) for variant in ml.VARIANTS[1:] for command in IPTABLES_DAMAGE[:1]),
+    *((variant, command.format("ip6tables")) for variant in VARIANTS[1:] for command in IPTABLES_DAMAGE[:1]),
 ]
 
 
 def document(lab) -> dict:
-    return rl.return_path(lab["a"], lab["a2"], mac=True)
+    return return_path(lab["a"], lab["a2"], mac=True)
 
 
 @pytest.fixture(scope="module")
@@ -130,13 +126,13 @@ def whole(lab):
     """A set that is applied once for each variant; a test damages and mends it."""
     made = {}
 
-    def of(variant: ml.Variant) -> ml.Marked:
+    def of(variant: Variant) -> Marked:
         for other, standing in list(made.items()):
             if other != variant:
                 standing.remove(OWNER)
                 del made[other]
         if variant not in made:
-            made[variant] = ml.Marked(lab, lab["b"], variant)
+            made[variant] = Marked(lab, lab["b"], variant)
             made[variant].apply(document(lab))
         return made[variant]
 
@@ -161,7 +157,7 @@ def test_rules_out_of_order_are_seen(b):
     """By MAC before by interface, as it was written; the last one first is another matter."""
     b.write((Mark("a", 11, 255, ("02:00:00:00:00:11",)), Mark("up", 12, 255, iif="eth0")))
     assert b.read().sound
-    if b.variant is ml.NFT:
+    if b.variant is NFT:
         (line,) = [line for line in b.run("nft -a list ruleset").splitlines() if "save_12" in line and "vmap" in line][
             :1
         ]
@@ -176,7 +172,7 @@ def test_rules_out_of_order_are_seen(b):
 
 
 def test_what_others_have_in_the_same_chains_stays(lab, whole):
-    for variant in ml.VARIANTS[1:]:
+    for variant in VARIANTS[1:]:
         b = whole(variant)
         b.run("iptables -t mangle -I INPUT 1 -p tcp --dport 1 -j ACCEPT")
         b.run("iptables -t mangle -N OTHERS")
@@ -193,7 +189,7 @@ def test_what_others_have_in_the_same_chains_stays(lab, whole):
 
 @pytest.mark.parametrize("command", ["iptables -t filter -F", "iptables -t nat -F", "nft delete table inet others"])
 def test_flushing_what_is_others_leaves_ours(lab, whole, command):
-    for variant in ml.VARIANTS:
+    for variant in VARIANTS:
         b = whole(variant)
         b.run("nft add table inet others")
         b.run(command)
@@ -235,7 +231,7 @@ def use(lab, run, **options):
 
 @pytest.fixture
 def clean(lab):
-    made = ml.Marked(lab, lab["b"], ml.VARIANTS[1])
+    made = Marked(lab, lab["b"], VARIANTS[1])
     made.remove(OWNER)
     yield made
     made.remove(OWNER)
@@ -288,7 +284,7 @@ def test_a_missing_engine_is_named_before_anything_is_touched(lab, clean, missin
     assert clean.listing() == before
 
 
-@pytest.mark.parametrize("variant", ml.VARIANTS[1:], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS[1:], ids=str)
 def test_a_failure_in_one_family_leaves_the_other_as_it_was(lab, whole, variant):
     def refuse(argv, stdin=None):
         if argv[0] == "ip6tables-restore":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 import re
 import socket
 import struct
@@ -16,9 +15,13 @@ import time
 
 import pytest
 
-from tests.lab.netns import NamespaceLab
-from tests.support import marking as ml
-from tests.support import routing as rl
+from tests.support import routing
+from tests.support.addresses import AF, FAMILIES, address_of
+from tests.support.marking import NFT, VARIANTS, marked, outcomes
+from tests.support.routing import PORT, TRANSPARENT, attempt, counters, handshake, local_delivery, return_path, watch
+from tests.support.waiting import PATIENCE, eventually
+
+HOSTS = ["client", "router", "a", "a2", "b"]
 
 SOURCES = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
 CLOSED_PORT = 4
@@ -32,39 +35,37 @@ FWMARK_ACCEPT = (
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with NamespaceLab(f"kmp{os.getpid()}", ["client", "router", "a", "a2", "b"]) as raised:
-        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
-        raised.nginx("b", ports=[rl.PORT])
-        for proxy in ("a", "a2"):
-            raised.engine.apply(raised[proxy], rl.local_delivery(raised["b"]))
-        yield raised
+def lab(lab):
+    lab.nginx("b", ports=[PORT])
+    for proxy in ("a", "a2"):
+        lab.engine.apply(lab[proxy], local_delivery(lab["b"]))
+    return lab
 
 
-@pytest.fixture(scope="module", params=ml.VARIANTS, ids=str)
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
 def variant(request):
     return request.param
 
 
 @pytest.fixture
 def b(lab, variant):
-    with ml.marked(lab, "b", variant) as made:
+    with marked(lab, "b", variant) as made:
         yield made
 
 
-def spoofed(lab, port: int = rl.PORT) -> set[str]:
-    return set(ml.outcomes(lab, "a", SOURCES, port))
+def spoofed(lab, port: int = PORT) -> set[str]:
+    return set(outcomes(lab, "a", SOURCES, port))
 
 
 def by_interface(lab, name: str) -> dict:
-    data = rl.return_path(lab["a"])
+    data = return_path(lab["a"])
     data["marks"] = [{key: value for key, value in mark.items() if key != "mac"} for mark in data["marks"]]
     data["marks"][0]["iif"] = name
     return data
 
 
 def test_by_mac(lab, b):
-    data = rl.return_path(lab["a"], mac=True)
+    data = return_path(lab["a"], mac=True)
     b.apply(data)
     assert spoofed(lab) == {"established"}
     data["marks"][0]["mac"] = "02:00:00:00:00:99"
@@ -79,62 +80,60 @@ def test_by_interface(lab, b):
     assert spoofed(lab) == {"silent"}
 
 
-def ask(made: rl.Attempt) -> bytes:
-    made.socket.settimeout(rl.PATIENCE)
+def ask(made: routing.Attempt) -> bytes:
+    made.socket.settimeout(PATIENCE)
     made.socket.send(b"GET / HTTP/1.0\r\n\r\n")
     return made.socket.recv(4096)
 
 
 @pytest.mark.parametrize(("family", "port"), [("ipv4", 40011), ("ipv6", 40012)])
 def test_another_proxys_syn_does_not_redirect_a_live_connection(lab, b, family, port):
-    b.apply(rl.return_path(lab["a"], lab["a2"]))
-    source, target = rl.address(lab["client"], family), rl.address(lab["b"], family)
-    with rl.attempt(lab["a"], source, target, source_port=port) as first:
+    b.apply(return_path(lab["a"], lab["a2"]))
+    source, target = address_of(lab["client"], family), address_of(lab["b"], family)
+    with attempt(lab["a"], source, target, source_port=port) as first:
         assert first.outcome() == "established"
-        with rl.attempt(lab["a2"], source, target, source_port=port) as second:
+        with attempt(lab["a2"], source, target, source_port=port) as second:
             assert second.outcome() == "silent"
             assert b"200 OK" in ask(first)
 
 
 def stale_fin(lab, family: str) -> None:
     """A FIN from the proxy for a connection that the backend knows nothing of, as after its reboot."""
-    source, target = rl.address(lab["client"], family), rl.address(lab["b"], family)
-    addresses = [socket.inet_pton(rl.AF[family], address) for address in (source, target)]
-    packed = struct.pack("!HHIIBBHHH", 40005, rl.PORT, 1000, 2000, 5 << 4, FIN | ACK, 1000, 0, 0)
+    source, target = address_of(lab["client"], family), address_of(lab["b"], family)
+    addresses = [socket.inet_pton(AF[family], address) for address in (source, target)]
+    packed = struct.pack("!HHIIBBHHH", 40005, PORT, 1000, 2000, 5 << 4, FIN | ACK, 1000, 0, 0)
     pseudo = b"".join(addresses) + struct.pack("!II", len(packed), socket.IPPROTO_TCP)
     total = sum(struct.unpack(f"!{(len(pseudo) + len(packed)) // 2}H", pseudo + packed))
     total = (total >> 16) + (total & 0xFFFF)
     checksum = ~(total + (total >> 16)) & 0xFFFF
     with lab["a"].inside():
-        raw = socket.socket(rl.AF[family], socket.SOCK_RAW, socket.IPPROTO_TCP)
+        raw = socket.socket(AF[family], socket.SOCK_RAW, socket.IPPROTO_TCP)
     with raw:
-        raw.setsockopt(*rl.TRANSPARENT[family], 1)
+        raw.setsockopt(*TRANSPARENT[family], 1)
         raw.bind((source, 0))
         raw.sendto(packed[:16] + struct.pack("!H", checksum) + packed[18:], (target, 0))
 
 
 def leaks_of_a_stale_fin(lab, family: str) -> int:
     word = "ip" if family == "ipv4" else "ip6"
-    leak = f"{word} saddr {rl.address(lab['b'], family)} tcp sport {rl.PORT} counter"
-    rl.watch(lab["router"], "leaks", "forward priority 0", leak)
-    rl.watch(lab["b"], "seen", "prerouting priority -300", f"meta nfproto {family} tcp dport {rl.PORT} counter")
+    leak = f"{word} saddr {address_of(lab['b'], family)} tcp sport {PORT} counter"
+    watch(lab["router"], "leaks", "forward priority 0", leak)
+    watch(lab["b"], "seen", "prerouting priority -300", f"meta nfproto {family} tcp dport {PORT} counter")
     stale_fin(lab, family)
-    rl.eventually(lambda: rl.counters(lab["b"], "seen")["seen"])
+    eventually(lambda: counters(lab["b"], "seen")["seen"])
     time.sleep(0.1)  # an RST is sent at once
     lab["b"].run(["nft", "delete", "table", "inet", "seen"])
-    return rl.counters(lab["router"], "leaks")["leaks"]
+    return counters(lab["router"], "leaks")["leaks"]
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_the_end_of_an_unknown_connection_is_not_answered_past_the_proxy(lab, b, family):
-    b.apply(rl.return_path(lab["a"]))
+    b.apply(return_path(lab["a"]))
     assert leaks_of_a_stale_fin(lab, family) == 0
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_without_its_rule_it_would_be(lab, b, family):
-    b.apply(rl.return_path(lab["a"]))
-    if b.variant == ml.NFT:
+    b.apply(return_path(lab["a"]))
+    if b.variant == NFT:
         chain = ["inet", "l4proxy_return_path", "input"]
         listing = b.host.run(["nft", "-a", "list", "chain", *chain]).stdout
         b.host.run(
@@ -150,17 +149,17 @@ def test_without_its_rule_it_would_be(lab, b, family):
 def test_it_would_if_the_mark_were_set_again(lab, b):
     """The negative control: the same with a rule that sets the mark whatever it was."""
     a2 = lab["a2"]
-    b.apply(rl.return_path(lab["a"], a2))
-    rl.watch(b.host, "again", "input priority -149", f"ether saddr {a2.mac} ct mark set ct mark and 0xffffff00 or 0xc")
+    b.apply(return_path(lab["a"], a2))
+    watch(b.host, "again", "input priority -149", f"ether saddr {a2.mac} ct mark set ct mark and 0xffffff00 or 0xc")
     source, target = lab["client"].ipv4, b.host.ipv4
     try:
-        with rl.attempt(lab["a"], source, target, source_port=40003) as first:
+        with attempt(lab["a"], source, target, source_port=40003) as first:
             assert first.outcome() == "established"
-            with rl.attempt(a2, source, target, source_port=40003):
+            with attempt(a2, source, target, source_port=40003):
                 # b's answer to the second SYN goes to a2 now, which resets the connection; a is never told.
-                rl.eventually(lambda: "mark=12" in conntrack(b.host, 40003))
+                eventually(lambda: "mark=12" in conntrack(b.host, 40003))
                 first.socket.send(b"GET / HTTP/1.0\r\n\r\n")
-                rl.eventually(lambda: first.retransmits >= 2)
+                eventually(lambda: first.retransmits >= 2)
                 with pytest.raises(BlockingIOError):
                     first.socket.recv(1)
     finally:
@@ -174,17 +173,17 @@ def conntrack(host, port: int) -> str:
 @pytest.mark.parametrize(("family", "port"), [("ipv4", 40014), ("ipv6", 40015)])
 def test_marks_of_others_survive(lab, b, family, port):
     """Bits beside ours, of the packet and of the connection, on the way in and on the way out."""
-    b.apply(rl.return_path(lab["a"]))
-    rl.watch(b.host, "early", "prerouting priority -160", "ct mark set ct mark or 0x10000", "meta mark set 0x40000")
+    b.apply(return_path(lab["a"]))
+    watch(b.host, "early", "prerouting priority -160", "ct mark set ct mark or 0x10000", "meta mark set 0x40000")
     kept_in = "tcp dport 8080 meta mark and 0xffffff00 == 0x40000 ct mark 0x1000b counter"
-    rl.watch(b.host, "kept_in", "input priority 0", kept_in)
-    rl.watch(b.host, "own_out", "output priority -160", "tcp sport 8080 meta mark set 0x20000")
-    rl.watch(b.host, "kept_out", "postrouting priority 0", "tcp sport 8080 meta mark 0x2000b ct mark 0x1000b counter")
+    watch(b.host, "kept_in", "input priority 0", kept_in)
+    watch(b.host, "own_out", "output priority -160", "tcp sport 8080 meta mark set 0x20000")
+    watch(b.host, "kept_out", "postrouting priority 0", "tcp sport 8080 meta mark 0x2000b ct mark 0x1000b counter")
     try:
-        with rl.attempt(lab["a"], SOURCES[family], rl.address(lab["b"], family), source_port=port) as made:
+        with attempt(lab["a"], SOURCES[family], address_of(lab["b"], family), source_port=port) as made:
             assert made.outcome() == "established"
         for table in ("kept_in", "kept_out"):
-            assert rl.counters(b.host, table)[table] > 0
+            assert counters(b.host, table)[table] > 0
     finally:
         for table in ("early", "kept_in", "own_out", "kept_out"):
             b.run(f"nft delete table inet {table}")
@@ -194,7 +193,7 @@ def test_marks_of_others_survive(lab, b, family, port):
 
 
 def fwmark_accept(lab) -> dict:
-    data = rl.return_path(lab["a"], mac=True, sysctls=FWMARK_ACCEPT)
+    data = return_path(lab["a"], mac=True, sysctls=FWMARK_ACCEPT)
     data["marks"] = [{**mark, "conntrack": False} for mark in data["marks"]]
     return data
 
@@ -208,11 +207,11 @@ def test_fwmark_accept(lab, b):
 
 
 def test_fwmark_accept_needs_its_sysctls(lab):
-    with ml.marked(lab, "b", ml.NFT) as b:
+    with marked(lab, "b", NFT) as b:
         b.apply(fwmark_accept(lab))
         lab["b"].sysctl("net.ipv4.tcp_fwmark_accept", "0")
         assert spoofed(lab) == {"silent"}
-        for family in rl.FAMILIES:
+        for family in FAMILIES:
             lab["b"].sysctl(f"net.{family}.fwmark_reflect", "0")
         assert spoofed(lab, CLOSED_PORT) == {"silent"}
 
@@ -221,14 +220,14 @@ def test_fwmark_accept_leaves_conntrack_off(lab, b):
     """The kernel tracks connections as soon as a rule asks about them; nothing of ours does."""
 
     def tracked() -> int:
-        rl.handshake(lab["a"], SOURCES["ipv4"], b.host.ipv4)
+        handshake(lab["a"], SOURCES["ipv4"], b.host.ipv4)
         return int(b.run("sysctl -n net.netfilter.nf_conntrack_count"))
 
     b.run("conntrack -F")
     b.apply(fwmark_accept(lab))
     b.run("conntrack -F")
     assert tracked() == 0
-    b.apply(rl.return_path(lab["a"]))
+    b.apply(return_path(lab["a"]))
     assert tracked() > 0
 
 
@@ -246,19 +245,17 @@ def leaks_from_the_client(lab) -> list[bool]:
     found = []
     port = next(PORTS)
     for family, word in (("ipv4", "ip"), ("ipv6", "ip6")):
-        rule = f"{word} saddr {rl.address(lab['b'], family)} tcp dport {port} counter"
-        rl.watch(lab["router"], f"leaks_{word}", "forward priority 0", rule)
-    sources = {family: rl.address(lab["client"], family) for family in rl.FAMILIES}
-    assert ml.outcomes(lab, "a", sources, source_port=port) == ["silent"] * 2
+        rule = f"{word} saddr {address_of(lab['b'], family)} tcp dport {port} counter"
+        watch(lab["router"], f"leaks_{word}", "forward priority 0", rule)
+    sources = {family: address_of(lab["client"], family) for family in FAMILIES}
+    assert outcomes(lab, "a", sources, source_port=port) == ["silent"] * 2
     for table in ("leaks_ip", "leaks_ip6"):
-        found.append(rl.counters(lab["router"], table)[table] > 0)
+        found.append(counters(lab["router"], table)[table] > 0)
         lab["router"].run(["nft", "delete", "table", "inet", table])
     return found
 
 
-@pytest.mark.parametrize(
-    "make", [lambda lab: rl.return_path(lab["a"], mac=True), fwmark_accept], ids=["conntrack", "no"]
-)
+@pytest.mark.parametrize("make", [lambda lab: return_path(lab["a"], mac=True), fwmark_accept], ids=["conntrack", "no"])
 def test_a_reply_that_would_go_elsewhere(lab, b, make):
     """The rules of the proxy's table gone, nftables holds replies back; iptables cannot (and says so): they leak."""
     b.apply(make(lab))
@@ -270,12 +267,12 @@ def test_a_reply_that_would_go_elsewhere(lab, b, make):
 
 def test_a_reply_whose_mark_another_rule_took_is_dropped(lab, b):
     """Both engines: it leaks to the router only when the guard is gone, too."""
-    b.apply(rl.return_path(lab["a"], mac=True))
+    b.apply(return_path(lab["a"], mac=True))
     body = "chain thief {\n type route hook output priority 0;\n tcp sport 8080 meta mark set 0\n }"
     b.host.run(["nft", "-f", "-"], input=f"table inet thief {{\n {body}\n }}\n")
     try:
         assert leaks_from_the_client(lab) == [False, False]
-        if b.variant is ml.NFT:
+        if b.variant is NFT:
             b.run("nft flush chain inet l4proxy_return_path guard_11")
         else:
             b.run("iptables -t mangle -F L4PROXY_RETURN_PATH_POST")
@@ -285,11 +282,11 @@ def test_a_reply_whose_mark_another_rule_took_is_dropped(lab, b):
         b.run("nft delete table inet thief")
 
 
-@pytest.mark.parametrize("variant", ml.VARIANTS[1:], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS[1:], ids=str)
 def test_the_interface_is_what_iptables_guards(lab, variant):
     """It finds the interface that leads to the proxy, and lets a reply leave by no other."""
-    with ml.marked(lab, "b", variant) as b:
-        b.apply(rl.return_path(lab["a"], mac=True))
+    with marked(lab, "b", variant) as b:
+        b.apply(return_path(lab["a"], mac=True))
         assert {mark.oif for mark in b.read().marks} == {"eth0"}
         for command in ("iptables", "ip6tables"):
             (guard,) = [line for line in variant.save(b.host, command) if "! -o eth0" in line]

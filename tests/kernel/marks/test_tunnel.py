@@ -6,16 +6,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import Refused
 
 from tests.kernel.marks.tunnel import tunnel
-from tests.lab.netns import NamespaceLab
-from tests.support import marking as ml
-from tests.support import routing as rl
+from tests.support.addresses import FAMILIES
+from tests.support.marking import NFT, VARIANTS, marked
+from tests.support.routing import PORT, handshake, local_delivery, return_path
+
+HOSTS = ["router", "a", "a2", "b"]
 
 FWMARK_ACCEPT = tuple((f"net.ipv4.{name}", "1") for name in ("tcp_fwmark_accept", "fwmark_reflect"))
 
@@ -35,24 +36,22 @@ SOURCES = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with NamespaceLab(f"kmt{os.getpid()}", ["router", "a", "a2", "b"]) as raised:
-        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
-        raised.nginx("b", ports=[rl.PORT])
-        with tunnel(raised["a"], raised["b"]):
-            raised.engine.apply(raised["a"], rl.local_delivery(B))
-            yield raised
+def lab(lab):
+    lab.nginx("b", ports=[PORT])
+    with tunnel(lab["a"], lab["b"]):
+        lab.engine.apply(lab["a"], local_delivery(B))
+        yield lab
 
 
-@pytest.fixture(params=ml.VARIANTS, ids=str)
+@pytest.fixture(params=VARIANTS, ids=str)
 def b(lab, request):
-    with ml.marked(lab, "b", request.param) as made:
+    with marked(lab, "b", request.param) as made:
         yield made
 
 
 def document(*ends: End, conntrack: bool = True) -> dict:
     """As the derivation writes it, each end with an id of its own."""
-    data = rl.return_path(*ends, sysctls=() if conntrack else FWMARK_ACCEPT)
+    data = return_path(*ends, sysctls=() if conntrack else FWMARK_ACCEPT)
     for number, mark in enumerate(data["marks"], 11):
         for rule in data["rules"]:
             if rule["fwmark"] == mark["id"]:
@@ -62,7 +61,7 @@ def document(*ends: End, conntrack: bool = True) -> dict:
 
 
 def handshakes(lab) -> list[str]:
-    return [rl.handshake(lab["a"], SOURCES[family], getattr(B, family)) for family in rl.FAMILIES]
+    return [handshake(lab["a"], SOURCES[family], getattr(B, family)) for family in FAMILIES]
 
 
 @pytest.mark.parametrize("conntrack", [True, False], ids=["mark", "fwmark_accept"])
@@ -78,7 +77,7 @@ def test_the_one_proxy_behind_a_tunnel_is_told_by_the_interface(lab, b, conntrac
 
 def test_its_rule_stays_while_the_tunnel_is_down(lab):
     """So that the first packet after it is marked; the routes come back with it."""
-    with ml.marked(lab, "b", ml.NFT) as b:
+    with marked(lab, "b", NFT) as b:
         b.apply(document(A))
         b.run("ip link set wg0 down")
         try:
@@ -92,7 +91,7 @@ def test_its_rule_stays_while_the_tunnel_is_down(lab):
 
 
 def test_several_proxies_behind_one_tunnel_are_refused(lab):
-    with ml.marked(lab, "b", ml.NFT) as b:
+    with marked(lab, "b", NFT) as b:
         before = b.listing()
         with pytest.raises(
             Refused, match=r"proxies a and a2 are both behind wg0, which has no MAC addresses"
@@ -106,13 +105,13 @@ def test_an_interface_without_arp_needs_a_declared_mac(lab):
     a, host = lab["a"], lab["b"]
     host.run(["ip", "link", "set", host.dev, "arp", "off"])
     try:
-        with ml.marked(lab, "b", ml.NFT) as b:
+        with marked(lab, "b", NFT) as b:
             with pytest.raises(Refused, match=f"{host.dev} does not use ARP.*declare l4proxy_mac"):
-                b.apply(rl.return_path(a))
-            b.apply(rl.return_path(a, mac=True))
+                b.apply(return_path(a))
+            b.apply(return_path(a, mac=True))
             b.run(f"ip neigh replace {a.ipv4} lladdr {a.mac} dev {host.dev} nud permanent")
             b.run(f"ip neigh replace {a.ipv6} lladdr {a.mac} dev {host.dev} nud permanent")
-            b.apply(rl.return_path(a))
+            b.apply(return_path(a))
             assert b.read().marks[0].macs == (a.mac,)
     finally:
         host.run(["ip", "link", "set", host.dev, "arp", "on"])

@@ -13,26 +13,30 @@ from __future__ import annotations
 import pytest
 
 from tests.kernel.keeper.test_repairs import MOVED, flap
-from tests.support import keeping as kl
-from tests.support import routing as rl
+from tests.support import routing
+from tests.support.addresses import address_of
+from tests.support.keeping import keeping
+from tests.support.routing import PORT, counters, left_as_found, local_delivery, return_path, watch
+from tests.support.waiting import eventually
+
+HOSTS = ["client", "router", "a", "b"]
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with rl.with_engine("kbt", ["client", "router", "a", "b"], tmp_path_factory) as raised:
-        raised.nginx("b", ports=[rl.PORT])
-        raised.engine.apply(raised["a"], rl.local_delivery(raised["b"]))
-        for family, word in (("ipv4", "ip"), ("ipv6", "ip6")):
-            leak = f"{word} saddr {rl.address(raised['b'], family)} tcp sport {rl.PORT} counter"
-            rl.watch(raised["router"], f"leaks_{family}", "forward priority 0", leak)
-        yield raised
+def lab(lab):
+    lab.nginx("b", ports=[PORT])
+    lab.engine.apply(lab["a"], local_delivery(lab["b"]))
+    for family, word in (("ipv4", "ip"), ("ipv6", "ip6")):
+        leak = f"{word} saddr {address_of(lab['b'], family)} tcp sport {PORT} counter"
+        watch(lab["router"], f"leaks_{family}", "forward priority 0", leak)
+    return lab
 
 
 @pytest.fixture
 def keeper(lab, tmp_path):
     """One that has been in place with its proxy's MAC found out, on a host that is then powered off."""
-    with rl.left_as_found(lab, "b") as b, kl.keeping(lab, "b", tmp_path, rl.return_path(lab["a"])) as running:
-        rl.eventually(lambda: "in place" in running.state["story"])
+    with left_as_found(lab, "b") as b, keeping(lab, "b", tmp_path, return_path(lab["a"])) as running:
+        eventually(lambda: "in place" in running.state["story"])
         running.stop()
         lab.engine.remove(b, "return_path")
         b.run(["ip", "link", "set", "eth0", "down"])
@@ -55,22 +59,20 @@ def attempt(lab, family: str) -> tuple[str, int]:
     The client's own address is the source, so a reply that leaks is carried to it.
     """
     leaks = f"leaks_{family}"
-    before = rl.counters(lab["router"], leaks)[leaks]
-    outcome = rl.handshake(lab["a"], rl.address(lab["client"], family), rl.address(lab["b"], family))
-    return outcome, rl.counters(lab["router"], leaks)[leaks] - before
+    before = counters(lab["router"], leaks)[leaks]
+    outcome = routing.handshake(lab["a"], address_of(lab["client"], family), address_of(lab["b"], family))
+    return outcome, counters(lab["router"], leaks)[leaks] - before
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_nothing_leaks_before_the_keeper_has_seen_the_network(lab, keeper, family):
     look_once(lab, keeper)
     assert attempt(lab, family) == ("silent", 0)
     keeper.start()
-    rl.eventually(lambda: keeper.state["documents"]["return_path"]["state"] == "in place")
+    eventually(lambda: keeper.state["documents"]["return_path"]["state"] == "in place")
     assert attempt(lab, family) == ("established", 0)
     assert keeper.repairs == 0
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_without_the_remembered_mac_it_leaks(lab, keeper, family):
     (keeper.memory / "macs.json").unlink()
     look_once(lab, keeper)
@@ -79,7 +81,6 @@ def test_without_the_remembered_mac_it_leaks(lab, keeper, family):
     assert leaked
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_without_an_early_look_it_leaks(lab, keeper, family):
     flap(lab, lab["b"])
     outcome, leaked = attempt(lab, family)
@@ -93,7 +94,7 @@ def test_a_proxy_that_has_another_mac_by_then_is_found_anew(lab, keeper):
     try:
         look_once(lab, keeper)
         keeper.start()
-        rl.eventually(lambda: attempt(lab, "ipv4") == ("established", 0))
+        eventually(lambda: attempt(lab, "ipv4") == ("established", 0))
         assert MOVED in (keeper.memory / "macs.json").read_text(encoding="utf-8")
     finally:
         a.run(["ip", "link", "set", "eth0", "address", a.mac])

@@ -6,29 +6,27 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from tests.lab.netns import NamespaceLab
-from tests.support import routing as rl
+from tests.support.addresses import address_of
+from tests.support.routing import PORT, attempt, counters, local_delivery, return_path, watch
+
+HOSTS = ["client", "router", "a", "a2", "b"]
 
 TABLE = "l4proxy_return_path"
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with NamespaceLab(f"krg{os.getpid()}", ["client", "router", "a", "a2", "b"]) as raised:
-        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
-        raised.nginx("b", ports=[rl.PORT])
-        for proxy in ("a", "a2"):
-            raised.engine.apply(raised[proxy], rl.local_delivery(raised["b"]))
-        make_whole(raised)
-        yield raised
+def lab(lab):
+    lab.nginx("b", ports=[PORT])
+    for proxy in ("a", "a2"):
+        lab.engine.apply(lab[proxy], local_delivery(lab["b"]))
+    make_whole(lab)
+    return lab
 
 
 def make_whole(lab) -> None:
-    lab.engine.apply(lab["b"], rl.return_path(lab["a"], lab["a2"]))
+    lab.engine.apply(lab["b"], return_path(lab["a"], lab["a2"]))
 
 
 @pytest.fixture
@@ -62,19 +60,18 @@ NAMES[WAY] = "the one route"
 NAMES[AS_ROUTE] = "a guard that is a route"
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 @pytest.mark.parametrize(
     ("commands", "leaks", "counted"), MISSING, ids=["+".join(map(NAMES.get, row[0])) for row in MISSING]
 )
 def test_replies_never_bypass_the_proxy(whole, family, commands, leaks, counted):
-    b, source = whole["b"], rl.address(whole["client"], family)
+    b, source = whole["b"], address_of(whole["client"], family)
     word = "ip" if family == "ipv4" else "ip6"
-    rl.watch(whole["router"], "leaks", "forward priority 0", f"{word} saddr {rl.address(b, family)} counter")
+    watch(whole["router"], "leaks", "forward priority 0", f"{word} saddr {address_of(b, family)} counter")
     for command in commands:
         b.run(command.format(f="-4" if family == "ipv4" else "-6").split())
     # The client's own address as the source: if the reply leaks, the router does carry it to the client.
-    with rl.attempt(whole["a"], source, rl.address(b, family)) as made:
+    with attempt(whole["a"], source, address_of(b, family)) as made:
         assert made.outcome() == "silent"
-    assert (rl.counters(whole["router"], "leaks")["leaks"] > 0) == leaks
-    held = 0 if FLUSH in commands else rl.counters(b, TABLE).get("guard_11", 0)
+    assert (counters(whole["router"], "leaks")["leaks"] > 0) == leaks
+    held = 0 if FLUSH in commands else counters(b, TABLE).get("guard_11", 0)
     assert (held > 0) == counted

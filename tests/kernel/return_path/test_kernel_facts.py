@@ -6,15 +6,17 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 from contextlib import contextmanager
 
 import pytest
 
-from tests.lab.netns import NamespaceLab
-from tests.support import routing as rl
+from tests.support.addresses import AF, BITS, address_of
+from tests.support.routing import PORT, TRANSPARENT, counters, handshake, listing, make_whole
+from tests.support.waiting import PATIENCE, eventually
+
+HOSTS = ["client", "router", "a", "b"]
 
 SOURCES = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
 # Unused addresses of the backend's own subnet, and a second address of the backend.
@@ -28,25 +30,23 @@ COMMAND = {"ipv4": "-4", "ipv6": "-6"}
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with NamespaceLab(f"krf{os.getpid()}", ["client", "router", "a", "b"]) as raised:
-        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
-        raised.nginx("b", ports=[rl.PORT])
-        add_second_addresses(raised["b"])
-        rl.make_whole(raised)
-        yield raised
+def lab(lab):
+    lab.nginx("b", ports=[PORT])
+    add_second_addresses(lab["b"])
+    make_whole(lab)
+    return lab
 
 
 def add_second_addresses(b) -> None:
     """Deprecated in IPv6, as the engine adds them: else the kernel would choose the newest address as a source."""
     for family, more in (("ipv4", []), ("ipv6", ["nodad", "preferred_lft", "0"])):
-        ip(b, family, "addr", "replace", f"{SECOND[family]}/{rl.BITS[family]}", "dev", "eth0", *more)
+        ip(b, family, "addr", "replace", f"{SECOND[family]}/{BITS[family]}", "dev", "eth0", *more)
 
 
 @pytest.fixture
 def whole(lab):
     yield lab
-    rl.make_whole(lab)
+    make_whole(lab)
 
 
 def ip(host, family: str, *words: str) -> None:
@@ -56,37 +56,33 @@ def ip(host, family: str, *words: str) -> None:
 # --- clients
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_client_in_the_backends_own_subnet_works(lab, family):
-    assert rl.handshake(lab["a"], NEAR[family], rl.address(lab["b"], family)) == "established"
+    assert handshake(lab["a"], NEAR[family], address_of(lab["b"], family)) == "established"
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_without_the_return_path_it_does_not(whole, family):
     """b would ask the link for that address itself."""
     ip(whole["b"], family, "rule", "del", "priority", "1100", "fwmark", "11/255", "lookup", "20111")
-    assert rl.handshake(whole["a"], NEAR[family], rl.address(whole["b"], family)) == "silent"
+    assert handshake(whole["a"], NEAR[family], address_of(whole["b"], family)) == "silent"
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_client_that_is_the_backend_itself_does_not_work(lab, family):
     """b answers to itself, or takes it for a martian. The forwarder refuses such a client."""
-    b = rl.address(lab["b"], family)
-    assert rl.handshake(lab["a"], b, b) != "established"
+    b = address_of(lab["b"], family)
+    assert handshake(lab["a"], b, b) != "established"
 
 
 # --- a link flap, and a reply without its mark
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_local_delivery_survives_a_link_flap(whole, family):
     a, b = whole["a"], whole["b"]
-    before = [line for line in rl.listing(a) if "20100" in line]
+    before = [line for line in listing(a) if "20100" in line]
     a.run(["ip", "link", "set", "eth0", "down"])
     a.run(["ip", "link", "set", "eth0", "up"])
     a.run(["ip", "-6", "addr", "replace", f"{a.ipv6}/64", "dev", "eth0", "nodad"])
-    assert [line for line in rl.listing(a) if "20100" in line] == before
-    rl.eventually(lambda: rl.handshake(a, SOURCES[family], rl.address(b, family)) == "established")
+    assert [line for line in listing(a) if "20100" in line] == before
+    eventually(lambda: handshake(a, SOURCES[family], address_of(b, family)) == "established")
 
 
 def test_the_return_route_does_not_survive_one(whole):
@@ -102,7 +98,6 @@ def test_the_return_route_does_not_survive_one(whole):
     assert routes == ""
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_mark_is_restored_in_a_route_chain_only(whole, family):
     """``type filter`` sets the mark too late: the packet is not routed again."""
     b = whole["b"]
@@ -110,8 +105,8 @@ def test_a_mark_is_restored_in_a_route_chain_only(whole, family):
     assert "type route hook output" in ruleset
     filtering = ruleset.replace("type route hook output", "type filter hook output")
     b.run(["nft", "-f", "-"], input=f"delete table inet l4proxy_return_path\n{filtering}")
-    assert rl.handshake(whole["a"], SOURCES[family], rl.address(b, family)) == "silent"
-    assert rl.counters(b, "l4proxy_return_path")["guard_11"] > 0, "marked, and on the wrong way all the same"
+    assert handshake(whole["a"], SOURCES[family], address_of(b, family)) == "silent"
+    assert counters(b, "l4proxy_return_path")["guard_11"] > 0, "marked, and on the wrong way all the same"
 
 
 # --- UDP
@@ -121,33 +116,31 @@ def test_a_mark_is_restored_in_a_route_chain_only(whole, family):
 def server(lab, family: str, address: str):
     """A UDP socket on b."""
     with lab["b"].inside():
-        listener = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+        listener = socket.socket(AF[family], socket.SOCK_DGRAM)
     with listener:
         listener.bind((address, UDP_PORT))
         yield listener
 
 
-def asked(lab, family: str, target: str, listener: socket.socket, size: int = 4, wait: float = rl.PATIENCE) -> bool:
+def asked(lab, family: str, target: str, listener: socket.socket, size: int = 4, wait: float = PATIENCE) -> bool:
     """Whether a datagram from a, as somebody else, is answered by ``size`` bytes within ``wait`` seconds."""
     with lab["a"].inside():
-        sender = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+        sender = socket.socket(AF[family], socket.SOCK_DGRAM)
     with sender:
-        sender.setsockopt(*rl.TRANSPARENT[family], 1)
+        sender.setsockopt(*TRANSPARENT[family], 1)
         sender.bind((SOURCES[family], 0))
         sender.connect((target, UDP_PORT))
         sender.send(b"ask")
-        assert select.select([listener], [], [], rl.PATIENCE)[0], "the question did not arrive"
+        assert select.select([listener], [], [], PATIENCE)[0], "the question did not arrive"
         listener.sendto(b"x" * size, listener.recvfrom(16)[1])
         return bool(select.select([sender], [], [], wait)[0]) and len(sender.recv(65536)) == size
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_wildcard_server_is_heard_when_it_was_asked_at_its_first_address(lab, family):
     with server(lab, family, WILDCARD[family]) as listener:
-        assert asked(lab, family, rl.address(lab["b"], family), listener)
+        assert asked(lab, family, address_of(lab["b"], family), listener)
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_wildcard_server_asked_at_another_address_answers_from_the_first(lab, family):
     """The connected socket on a takes no answer from another address than it asked."""
     with server(lab, family, WILDCARD[family]) as listener:
@@ -162,16 +155,14 @@ def test_a_wildcard_server_asked_at_another_address_answers_from_the_first(lab, 
         ip(lab["a"], family, "rule", "del", *rule)
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_an_answer_in_fragments_arrives(lab, family):
     with server(lab, family, WILDCARD[family]) as listener:
-        assert asked(lab, family, rl.address(lab["b"], family), listener, LARGE)
+        assert asked(lab, family, address_of(lab["b"], family), listener, LARGE)
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_with_a_rule_by_source_port_it_does_not(whole, family):
     """Only the first fragment has a port; a small answer arrives."""
-    a, b = whole["a"], rl.address(whole["b"], family)
+    a, b = whole["a"], address_of(whole["b"], family)
     ip(a, family, "rule", "del", "priority", "1100", "from", b, "ipproto", "udp")
     by_port = ["priority", "1100", "from", b, "ipproto", "udp", "sport", str(UDP_PORT)]
     ip(a, family, "rule", "add", *by_port, "lookup", "20100")

@@ -7,48 +7,46 @@
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 
 import pytest
 
-from tests.lab.netns import NamespaceLab
-from tests.support import routing as rl
+from tests.support.addresses import AF, address_of
+from tests.support.routing import PORT, TRANSPARENT, counters, handshake, make_whole, snmp
+from tests.support.waiting import PATIENCE
+
+HOSTS = ["client", "router", "a", "b"]
 
 SOURCES = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
 CLOSED_PORT = 4
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with NamespaceLab(f"krp{os.getpid()}", ["client", "router", "a", "b"]) as raised:
-        raised.engine = rl.Engine(tmp_path_factory.mktemp("engine"))
-        raised.nginx("b", ports=[rl.PORT])
-        rl.make_whole(raised)
-        yield raised
+def lab(lab):
+    lab.nginx("b", ports=[PORT])
+    make_whole(lab)
+    return lab
 
 
 @pytest.fixture
 def whole(lab):
     yield lab
-    rl.make_whole(lab)
+    make_whole(lab)
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_spoofed_handshake_succeeds(lab, family):
-    before = rl.counters(lab["b"], "l4proxy_return_path")
-    assert rl.handshake(lab["a"], SOURCES[family], rl.address(lab["b"], family)) == "established"
-    after = rl.counters(lab["b"], "l4proxy_return_path")
+    before = counters(lab["b"], "l4proxy_return_path")
+    assert handshake(lab["a"], SOURCES[family], address_of(lab["b"], family)) == "established"
+    after = counters(lab["b"], "l4proxy_return_path")
     assert after["save_11"] == before["save_11"] + 1, "the mark is saved once in a connection's life"
     assert after["guard_11"] == before["guard_11"]
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_direct_client_is_not_disturbed(lab, family):
-    before = rl.counters(lab["b"], "l4proxy_return_path")
-    assert rl.handshake(lab["client"], rl.address(lab["client"], family), rl.address(lab["b"], family)) == "established"
-    assert rl.counters(lab["b"], "l4proxy_return_path") == before
+    before = counters(lab["b"], "l4proxy_return_path")
+    assert handshake(lab["client"], address_of(lab["client"], family), address_of(lab["b"], family)) == "established"
+    assert counters(lab["b"], "l4proxy_return_path") == before
 
 
 WITHOUT = [
@@ -60,24 +58,23 @@ WITHOUT = [
 ]
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 @pytest.mark.parametrize(("host", "part", "command"), WITHOUT, ids=[part for _host, part, _command in WITHOUT])
 def test_no_part_can_be_missing(whole, family, host, part, command):
-    target = rl.address(whole["b"], family)
+    target = address_of(whole["b"], family)
     whole[host].run(command.format(f="-4" if family == "ipv4" else "-6", b=target).split())
-    before = rl.snmp(whole["b"], "Tcp", "InSegs")
-    assert rl.handshake(whole["a"], SOURCES[family], target) == "silent"
-    assert rl.snmp(whole["b"], "Tcp", "InSegs") > before, "the SYN arrived: it is the way back that is missing"
+    before = snmp(whole["b"], "Tcp", "InSegs")
+    assert handshake(whole["a"], SOURCES[family], target) == "silent"
+    assert snmp(whole["b"], "Tcp", "InSegs") > before, "the SYN arrived: it is the way back that is missing"
 
 
 def refused(lab, family: str, source: str, wait: float) -> bool:
     """Whether a datagram to a closed port comes back as an error on the spoofed socket, within ``wait`` seconds."""
     with lab["a"].inside():
-        sender = socket.socket(rl.AF[family], socket.SOCK_DGRAM)
+        sender = socket.socket(AF[family], socket.SOCK_DGRAM)
     with sender:
-        sender.setsockopt(*rl.TRANSPARENT[family], 1)
+        sender.setsockopt(*TRANSPARENT[family], 1)
         sender.bind((source, 0))
-        sender.connect((rl.address(lab["b"], family), CLOSED_PORT))
+        sender.connect((address_of(lab["b"], family), CLOSED_PORT))
         sender.send(b"x")
         select.select([sender], [], [], wait)
         return sender.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
@@ -86,7 +83,7 @@ def refused(lab, family: str, source: str, wait: float) -> bool:
 # A source of its own for each datagram: the kernel limits ICMP errors a destination.
 @pytest.mark.parametrize(("family", "source"), [("ipv4", "198.51.100.101"), ("ipv6", "2001:db8:ffff::101")])
 def test_a_closed_udp_port_is_told_to_the_spoofed_socket(lab, family, source):
-    assert refused(lab, family, source, rl.PATIENCE)
+    assert refused(lab, family, source, PATIENCE)
 
 
 UNREACHABLES = {"ipv4": ("Icmp", "{}DestUnreachs"), "ipv6": ("6", "Icmp6{}DestUnreachs")}
@@ -97,7 +94,7 @@ def test_without_the_icmp_rule_it_is_not(whole, family, source):
     protocol, command = ("icmp", "-4") if family == "ipv4" else ("ipv6-icmp", "-6")
     group, name = UNREACHABLES[family]
     whole["a"].run(["ip", command, "rule", "del", "priority", "1100", "ipproto", protocol])
-    sent, received = (rl.snmp(whole[host], group, name.format(way)) for host, way in (("b", "Out"), ("a", "In")))
+    sent, received = (snmp(whole[host], group, name.format(way)) for host, way in (("b", "Out"), ("a", "In")))
     assert not refused(whole, family, source, 0.5)
-    assert rl.snmp(whole["b"], group, name.format("Out")) == sent + 1
-    assert rl.snmp(whole["a"], group, name.format("In")) == received
+    assert snmp(whole["b"], group, name.format("Out")) == sent + 1
+    assert snmp(whole["a"], group, name.format("In")) == received

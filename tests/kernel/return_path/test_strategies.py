@@ -22,38 +22,39 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import Deriv
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._port_slices import slice_of
 
 from tests.lab.netns import NamespaceLab
-from tests.support import deployment as sl
-from tests.support import routing as rl
+from tests.support import deployment
+from tests.support.addresses import FAMILIES, address_of
+from tests.support.deployment import BACKENDS, PROXIES, WILDCARD, Deployment, EchoServers, by_strategy, replies, spoofed
+from tests.support.routing import PORT, TRANSPARENT, attempt, counters, handshake, snmp, watch
+from tests.support.waiting import PATIENCE, eventually
 
-TCP, UDP = sl.service("tcp", *sl.BACKENDS), sl.service("udp", *sl.BACKENDS)
+HOSTS = ["router", *PROXIES, *BACKENDS]
+
+TCP, UDP = deployment.service("tcp", *BACKENDS), deployment.service("udp", *BACKENDS)
 SERVICES = {"mark": [TCP, UDP], "address": [TCP, UDP], "fwmark_accept": [TCP]}
 MATRIX = [(strategy, service["protocol"]) for strategy, services in SERVICES.items() for service in services]
 
 
 @pytest.fixture(scope="module")
-def lab():
-    with NamespaceLab(f"kst{os.getpid()}", ["router", *sl.PROXIES, *sl.BACKENDS]) as raised:
-        sl.watch_replies(raised)
-        servers = raised.servers = sl.EchoServers()
-        servers.start()
-        for name in sl.BACKENDS:
-            for family in rl.FAMILIES:
-                servers.serve(raised[name], "tcp", sl.WILDCARD[family])
-        yield raised
-        servers.close()
+def lab(lab):
+    deployment.watch_replies(lab)
+    servers = lab.servers = EchoServers()
+    servers.start()
+    for name in BACKENDS:
+        for family in FAMILIES:
+            servers.serve(lab[name], "tcp", WILDCARD[family])
+    yield lab
+    servers.close()
 
 
 @pytest.fixture(scope="module")
 def deployed(lab, request, tmp_path_factory):
     """The fleet with one strategy on all backends; UDP servers answer from the address they were asked at."""
     strategy = request.param
-    fleet = sl.Deployment(lab, tmp_path_factory.mktemp(strategy), SERVICES[strategy], sl.by_strategy(lab, strategy))
+    fleet = Deployment(lab, tmp_path_factory.mktemp(strategy), SERVICES[strategy], by_strategy(lab, strategy))
     fleet.apply()
     targets = {
-        (name, fleet.target(proxy, name, family))
-        for proxy in sl.PROXIES
-        for name in sl.BACKENDS
-        for family in rl.FAMILIES
+        (name, fleet.target(proxy, name, family)) for proxy in PROXIES for name in BACKENDS for family in FAMILIES
     }
     bound = [lab.servers.serve(lab[name], "udp", address) for name, address in sorted(targets)]
     yield fleet
@@ -69,15 +70,14 @@ def whole(deployed):
     deployed.apply_backends()
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 @pytest.mark.parametrize(("deployed", "protocol"), MATRIX, indirect=["deployed"])
 def test_each_reply_goes_to_the_proxy_it_came_from(lab, deployed, protocol, family):
-    for proxy in sl.PROXIES:
-        before = sl.replies(lab)
-        for backend in sl.BACKENDS:
+    for proxy in PROXIES:
+        before = replies(lab)
+        for backend in BACKENDS:
             assert deployed.exchange(proxy, backend, family, protocol) == backend.encode()
-        after = sl.replies(lab)
-        assert after[proxy] >= before[proxy] + len(sl.BACKENDS)
+        after = replies(lab)
+        assert after[proxy] >= before[proxy] + len(BACKENDS)
         assert {**after, proxy: 0} == {**before, proxy: 0}, "nothing arrives anywhere else"
 
 
@@ -90,21 +90,21 @@ def stranger(lab, family: str) -> str:
     """A client that no test before had, whose replies the router counts: a half-open connection of an earlier test
     goes on answering for a while."""
     source = ("198.51.100.{0}" if family == "ipv4" else "2001:db8:ffff::{0}").format(next(NUMBERS))
-    rl.watch(lab["router"], f"leak_{family}", "prerouting priority -300", f"{WORD[family]} daddr {source} counter")
+    watch(lab["router"], f"leak_{family}", "prerouting priority -300", f"{WORD[family]} daddr {source} counter")
     return source
 
 
 def leaked(lab) -> list[bool]:
     """Whether a reply to the last stranger of each family came by at the router."""
-    return [rl.counters(lab["router"], f"leak_{family}")[f"leak_{family}"] > 0 for family in rl.FAMILIES]
+    return [counters(lab["router"], f"leak_{family}")[f"leak_{family}"] > 0 for family in FAMILIES]
 
 
 def handshakes(lab, fleet) -> list[str]:
     """How a handshake of a stranger through a with b ends, in each family."""
     with contextlib.ExitStack() as stack:
         made = [
-            stack.enter_context(rl.attempt(lab["a"], stranger(lab, family), fleet.target("a", "b", family)))
-            for family in rl.FAMILIES
+            stack.enter_context(attempt(lab["a"], stranger(lab, family), fleet.target("a", "b", family)))
+            for family in FAMILIES
         ]
         return [one.outcome() for one in made]
 
@@ -140,15 +140,15 @@ def test_without_the_guard_as_well_it_leaks(lab, whole):
 def test_a_backend_without_default_route(lab, deployed, request):
     """A datagram of strategy mark has no socket's mark: it is routed without one first, and that finds no route."""
     b, router = lab["b"], lab["router"].on("inside")
-    routes = [[option, "route", "{0}", "default", "via", rl.address(router, f)] for f, option in FAMILY_OPTION.items()]
+    routes = [[option, "route", "{0}", "default", "via", address_of(router, f)] for f, option in FAMILY_OPTION.items()]
     for route in routes:
         b.run(["ip", *(word.format("del") for word in route)])
     try:
         assert handshakes(lab, deployed) == ESTABLISHED
         if request.node.callspec.params["deployed"] == "mark":
-            before = rl.snmp(b, "Ip", "OutNoRoutes")
+            before = snmp(b, "Ip", "OutNoRoutes")
             send_datagrams(lab, deployed)
-            rl.eventually(lambda: rl.snmp(b, "Ip", "OutNoRoutes") > before)
+            eventually(lambda: snmp(b, "Ip", "OutNoRoutes") > before)
     finally:
         for route in routes:
             b.run(["ip", *(word.format("add") for word in route)])
@@ -162,8 +162,8 @@ def test_without_its_sysctl_an_accepted_connection_has_no_mark(lab, whole):
 
 
 def send_datagrams(lab, fleet) -> None:
-    for family in rl.FAMILIES:
-        with sl.spoofed(lab["a"], stranger(lab, family), fleet.target("a", "b", family), "udp") as sock:
+    for family in FAMILIES:
+        with spoofed(lab["a"], stranger(lab, family), fleet.target("a", "b", family), "udp") as sock:
             sock.send(b"x")
 
 
@@ -171,7 +171,7 @@ def send_datagrams(lab, fleet) -> None:
 def test_a_datagram_is_not_accepted_so_its_reply_has_no_mark(lab, deployed):
     """Why the derivation refuses UDP with this strategy."""
     send_datagrams(lab, deployed)
-    rl.eventually(lambda: leaked(lab) == YES)
+    eventually(lambda: leaked(lab) == YES)
 
 
 LENGTHS = {"ipv4": (24, 32), "ipv6": (64, 128)}
@@ -182,7 +182,7 @@ def with_prefix(lab, name: str, alone: bool) -> None:
     router advertisements do)."""
     host, router = lab[name], lab["router"].on("inside")
     for family, option in FAMILY_OPTION.items():
-        address, (subnet, whole) = rl.address(host, family), LENGTHS[family]
+        address, (subnet, whole) = address_of(host, family), LENGTHS[family]
         network = ipaddress.ip_network(f"{address}/{subnet}", strict=False)
         before, after = (subnet, whole) if alone else (whole, subnet)
         nodad = ["nodad"] if family == "ipv6" else []
@@ -191,7 +191,7 @@ def with_prefix(lab, name: str, alone: bool) -> None:
             ["route", "flush", str(network), "dev", host.dev],
             ["address", "add", f"{address}/{after}", "dev", host.dev, *nodad],
             *([["route", "add", str(network), "dev", host.dev]] if alone else []),
-            ["route", "replace", "default", "via", rl.address(router, family)],
+            ["route", "replace", "default", "via", address_of(router, family)],
         ]
         for command in commands:
             host.run(["ip", option, *command])
@@ -199,7 +199,7 @@ def with_prefix(lab, name: str, alone: bool) -> None:
 
 def facts_alone(host) -> dict:
     """What setup says of such a host."""
-    found = sl.facts(host)
+    found = deployment.facts(host)
     found[host.dev]["ipv4"]["prefix"] = "32"
     found[host.dev]["ipv6"][0]["prefix"] = "128"
     return {"ansible_facts": found}
@@ -209,11 +209,11 @@ def test_addresses_whose_subnet_only_the_inventory_knows(lab, tmp_path):
     names = ("a", "b")
     variables = {name: facts_alone(lab[name]) for name in names}
     declared = {"l4proxy_address": [f"{lab['b'].ipv4}/24", f"{lab['b'].ipv6}/64"]}
-    undeclared = sl.Deployment(lab, tmp_path, [sl.service("tcp", "b")], variables, ["a"], ["b"])
+    undeclared = Deployment(lab, tmp_path, [deployment.service("tcp", "b")], variables, ["a"], ["b"])
     with pytest.raises(DerivationError, match=r"with the prefix length of its link \(\"198.18.0.11/24\"\)"):
         undeclared.apply()
     variables["b"].update(declared)
-    fleet = sl.Deployment(lab, tmp_path, [sl.service("tcp", "b")], variables, ["a"], ["b"])
+    fleet = Deployment(lab, tmp_path, [deployment.service("tcp", "b")], variables, ["a"], ["b"])
     try:
         for name in names:
             with_prefix(lab, name, alone=True)
@@ -233,13 +233,13 @@ CLIENT, CONNECTIONS = "198.51.100.200", 2000
 def connecting(host, target: str, ports: tuple[int, int]) -> socket.socket:
     with host.inside():
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    sock.setsockopt(*rl.TRANSPARENT["ipv4"], 1)
-    sock.setsockopt(socket.IPPROTO_IP, sl.IP_BIND_ADDRESS_NO_PORT, 1)
-    sock.setsockopt(socket.IPPROTO_IP, sl.IP_LOCAL_PORT_RANGE, struct.pack("=I", ports[1] << 16 | ports[0]))
+    sock.setsockopt(*TRANSPARENT["ipv4"], 1)
+    sock.setsockopt(socket.IPPROTO_IP, deployment.IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.setsockopt(socket.IPPROTO_IP, deployment.IP_LOCAL_PORT_RANGE, struct.pack("=I", ports[1] << 16 | ports[0]))
     # RST instead of FIN: nothing lingers on either side.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.bind((CLIENT, 0))
-    sock.connect_ex((target, rl.PORT))
+    sock.connect_ex((target, PORT))
     return sock
 
 
@@ -249,7 +249,7 @@ def answered(sockets: list[socket.socket]) -> dict[bytes, int]:
     with selectors.DefaultSelector() as selector:
         for sock in sockets:
             selector.register(sock, selectors.EVENT_WRITE)
-        while selector.get_map() and (ready := selector.select(rl.PATIENCE)):
+        while selector.get_map() and (ready := selector.select(PATIENCE)):
             for key, events in ready:
                 if events & selectors.EVENT_WRITE and not key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                     key.fileobj.send(b"who is there?")
@@ -265,12 +265,12 @@ def answered(sockets: list[socket.socket]) -> dict[bytes, int]:
 @pytest.mark.parametrize("deployed", ["mark"], indirect=True)
 def test_two_thousand_connections_of_one_client_through_each_of_two_proxies(lab, deployed, many_files):
     target = deployed.target("a", "b", "ipv4")
-    ids = {proxy: lab[proxy].spec.number for proxy in sl.PROXIES}
+    ids = {proxy: lab[proxy].spec.number for proxy in PROXIES}
     slices = {proxy: slice_of(number, ids.values()) for proxy, number in ids.items()}
     sockets: list[socket.socket] = []
     try:
         for _number in range(CONNECTIONS):
-            sockets += [connecting(lab[proxy], target, slices[proxy]) for proxy in sl.PROXIES]
+            sockets += [connecting(lab[proxy], target, slices[proxy]) for proxy in PROXIES]
         assert answered(sockets) == {b"b": 2 * CONNECTIONS}
         ports = [{sock.getsockname()[1] for sock in sockets[start::2]} for start in (0, 1)]
         assert not ports[0] & ports[1]
@@ -289,47 +289,45 @@ def many_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-DNS = sl.service("udp", "b", proxies=["a"])
+DNS = deployment.service("udp", "b", proxies=["a"])
 
 
 @pytest.fixture
 def wildcard(lab, tmp_path):
     """Strategy address, and a UDP server that does not say which address it answers from."""
-    variables = sl.by_strategy(lab, "address", ["b"], ["a"])
-    fleet = sl.Deployment(lab, tmp_path, [DNS], variables, proxies=["a"], backends=["b"])
+    variables = by_strategy(lab, "address", ["b"], ["a"])
+    fleet = Deployment(lab, tmp_path, [DNS], variables, proxies=["a"], backends=["b"])
     fleet.apply()
-    bound = [lab.servers.serve(lab["b"], "udp", sl.WILDCARD[family]) for family in rl.FAMILIES]
+    bound = [lab.servers.serve(lab["b"], "udp", WILDCARD[family]) for family in FAMILIES]
     yield fleet
     for sock in bound:
         lab.servers.stop_serving(sock)
     fleet.remove()
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_udp_server_on_the_wildcard_answers_from_the_address_it_was_asked_at(lab, wildcard, family):
-    before = sl.replies(lab)
+    before = replies(lab)
     assert wildcard.exchange("a", "b", family, "udp") == b"b"
-    assert sl.replies(lab) == {**before, "a": before["a"] + 1}
+    assert replies(lab) == {**before, "a": before["a"] + 1}
 
 
 def test_without_the_rule_for_its_port_it_answers_past_the_proxy(lab, wildcard):
     for priority in (1100, 1101):
-        take_away(lab, wildcard, f"priority {priority} iif lo ipproto udp sport {rl.PORT}")
+        take_away(lab, wildcard, f"priority {priority} iif lo ipproto udp sport {PORT}")
     send_datagrams(lab, wildcard)
-    rl.eventually(lambda: leaked(lab) == YES)
+    eventually(lambda: leaked(lab) == YES)
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_without_the_routes_source_it_answers_from_the_wrong_address(lab, wildcard, family):
     a, b = lab["a"], lab["b"]
-    wrong = f"{WORD[family]} saddr {rl.address(b, family)} udp sport {rl.PORT} counter"
-    rl.watch(a, "wrong", "prerouting priority -300", wrong)
-    route = ["default", "via", rl.address(a, family), "dev", b.dev, "table", "20411", "proto", "202"]
+    wrong = f"{WORD[family]} saddr {address_of(b, family)} udp sport {PORT} counter"
+    watch(a, "wrong", "prerouting priority -300", wrong)
+    route = ["default", "via", address_of(a, family), "dev", b.dev, "table", "20411", "proto", "202"]
     b.run(["ip", FAMILY_OPTION[family], "route", "flush", "table", "20411"])
     b.run(["ip", FAMILY_OPTION[family], "route", "add", *route])
-    with sl.spoofed(a, stranger(lab, family), wildcard.target("a", "b", family), "udp") as sock:
+    with spoofed(a, stranger(lab, family), wildcard.target("a", "b", family), "udp") as sock:
         sock.send(b"x")
-        rl.eventually(lambda: rl.counters(a, "wrong")["wrong"] > 0)
+        eventually(lambda: counters(a, "wrong")["wrong"] > 0)
         sock.setblocking(False)
         with pytest.raises(BlockingIOError):
             sock.recv(1)
@@ -339,9 +337,9 @@ def test_without_the_routes_source_it_answers_from_the_wrong_address(lab, wildca
 def two_links():
     """The default route of b leaves by eth0, and the proxy is behind eth1."""
     with NamespaceLab(f"ksl{os.getpid()}", ["router", "a", "b"], {"b": ["outside", "inside"]}) as raised:
-        servers = sl.EchoServers()
+        servers = EchoServers()
         servers.start()
-        servers.serve(raised["b"], "tcp", sl.WILDCARD["ipv4"])
+        servers.serve(raised["b"], "tcp", WILDCARD["ipv4"])
         yield raised
         servers.close()
 
@@ -352,12 +350,12 @@ STRICT = [("mark", "1", "silent"), ("mark", "0", "established"), ("address", "1"
 @pytest.mark.parametrize(("strategy", "rp_filter", "outcome"), STRICT)
 def test_strict_reverse_path_filtering(two_links, tmp_path, strategy, rp_filter, outcome):
     """It comes before the mark, and asks whether the client would be answered by the interface it came in by."""
-    b, variables = two_links["b"], sl.by_strategy(two_links, strategy, ["b"], ["a"])
-    fleet = sl.Deployment(two_links, tmp_path, [sl.service("tcp", "b")], variables, proxies=["a"], backends=["b"])
+    b, variables = two_links["b"], by_strategy(two_links, strategy, ["b"], ["a"])
+    fleet = Deployment(two_links, tmp_path, [deployment.service("tcp", "b")], variables, proxies=["a"], backends=["b"])
     fleet.apply()
     b.sysctl(f"net.ipv4.conf.{b.on('inside').dev}.rp_filter", rp_filter)
     try:
-        source = sl.source_of(two_links["a"], "ipv4")
-        assert rl.handshake(two_links["a"], source, fleet.target("a", "b", "ipv4")) == outcome
+        source = deployment.source_of(two_links["a"], "ipv4")
+        assert handshake(two_links["a"], source, fleet.target("a", "b", "ipv4")) == outcome
     finally:
         fleet.remove()

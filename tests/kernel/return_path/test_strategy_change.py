@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import time
 
 import pytest
 
-from tests.lab.netns import NamespaceLab
-from tests.support import deployment as sl
-from tests.support import routing as rl
+from tests.support import deployment
+from tests.support.addresses import FAMILIES
+from tests.support.deployment import PROXIES, WILDCARD, EchoServers, ask, by_strategy, service, source_of, spoofed
+from tests.support.routing import attempt, listing
+from tests.support.waiting import eventually
+
+HOSTS = ["router", *PROXIES, "b"]
 
 STRATEGIES = ["mark", "address", "fwmark_accept"]
 CHANGES = list(itertools.permutations(STRATEGIES, 2))
@@ -23,27 +26,26 @@ DRAIN = 300.0
 
 
 @pytest.fixture(scope="module")
-def lab():
-    with NamespaceLab(f"ksc{os.getpid()}", ["router", *sl.PROXIES, "b"]) as raised:
-        servers = raised.servers = sl.EchoServers()
-        servers.start()
-        for family in rl.FAMILIES:
-            servers.serve(raised["b"], "tcp", sl.WILDCARD[family])
-        yield raised
-        servers.close()
+def lab(lab):
+    servers = lab.servers = EchoServers()
+    servers.start()
+    for family in FAMILIES:
+        servers.serve(lab["b"], "tcp", WILDCARD[family])
+    yield lab
+    servers.close()
 
 
 @pytest.fixture
 def fleet(lab, tmp_path):
-    made = sl.Deployment(lab, tmp_path, [sl.service("tcp", "b")], {}, backends=["b"])
-    before = rl.listing(lab["b"])
+    made = deployment.Deployment(lab, tmp_path, [service("tcp", "b")], {}, backends=["b"])
+    before = listing(lab["b"])
     yield made
     made.remove()
-    assert rl.listing(lab["b"]) == before
+    assert listing(lab["b"]) == before
 
 
 def change(lab, fleet, strategy: str) -> None:
-    fleet.variables = sl.by_strategy(lab, strategy, ["b"])
+    fleet.variables = by_strategy(lab, strategy, ["b"])
 
 
 @contextlib.contextmanager
@@ -51,15 +53,13 @@ def streams(lab, fleet):
     """A live connection of a client through a to b, in each family."""
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(
-                sl.spoofed(lab["a"], sl.source_of(lab["a"], family), fleet.target("a", "b", family), "tcp")
-            )
-            for family in rl.FAMILIES
+            stack.enter_context(spoofed(lab["a"], source_of(lab["a"], family), fleet.target("a", "b", family), "tcp"))
+            for family in FAMILIES
         ]
 
 
 def answers(connections) -> list[bytes]:
-    return [sl.ask(sock) for sock in connections]
+    return [ask(sock) for sock in connections]
 
 
 ALIVE = [b"b", b"b"]
@@ -71,13 +71,13 @@ def test_a_live_stream_survives_a_change_of_strategy(lab, fleet, old, new):
     fleet.apply()
     with streams(lab, fleet) as live, contextlib.ExitStack() as stack:
         assert answers(live) == ALIVE
-        targets = {family: fleet.target("a", "b", family) for family in rl.FAMILIES}
+        targets = {family: fleet.target("a", "b", family) for family in FAMILIES}
         change(lab, fleet, new)
         fleet.apply_backends(drain=DRAIN, now=time.time())
         assert answers(live) == ALIVE
         # Until the proxies switch, their new connections are made as before.
         late = [
-            stack.enter_context(sl.spoofed(lab["a"], sl.source_of(lab["a"], family), target, "tcp"))
+            stack.enter_context(spoofed(lab["a"], source_of(lab["a"], family), target, "tcp"))
             for family, target in targets.items()
         ]
         assert answers(late) == ALIVE
@@ -86,10 +86,10 @@ def test_a_live_stream_survives_a_change_of_strategy(lab, fleet, old, new):
             assert answers(switched) == answers(live) == answers(late) == ALIVE
     # Once the time is over, nothing is left but what a host that never had another strategy has.
     fleet.apply(now=time.time() + DRAIN + 1)
-    after = rl.listing(lab["b"])
+    after = listing(lab["b"])
     fleet.remove()
     fleet.apply()
-    assert rl.listing(lab["b"]) == after
+    assert listing(lab["b"]) == after
 
 
 @pytest.mark.parametrize(("old", "new"), [("mark", "address"), ("address", "mark"), ("address", "fwmark_accept")])
@@ -98,8 +98,8 @@ def test_without_a_drain_it_does_not(lab, fleet, old, new):
     fleet.apply()
     with contextlib.ExitStack() as stack:
         live = [
-            stack.enter_context(rl.attempt(lab["a"], sl.source_of(lab["a"], family), fleet.target("a", "b", family)))
-            for family in rl.FAMILIES
+            stack.enter_context(attempt(lab["a"], source_of(lab["a"], family), fleet.target("a", "b", family)))
+            for family in FAMILIES
         ]
         assert [one.outcome() for one in live] == ["established"] * 2
         change(lab, fleet, new)
@@ -111,7 +111,7 @@ def assert_dead(live) -> None:
     for one in live:
         one.socket.send(b"who is there?")
     for one in live:
-        rl.eventually(lambda one=one: one.retransmits >= 2)
+        eventually(lambda one=one: one.retransmits >= 2)
         with pytest.raises(BlockingIOError):
             one.socket.recv(1)
 
@@ -120,6 +120,6 @@ def test_a_live_stream_survives_its_proxy_leaving_the_service(lab, fleet):
     change(lab, fleet, "mark")
     fleet.apply()
     with streams(lab, fleet) as live:
-        fleet.services = [sl.service("tcp", "b", proxies=["a2"])]
+        fleet.services = [service("tcp", "b", proxies=["a2"])]
         fleet.apply_backends(drain=DRAIN, now=time.time())
         assert answers(live) == ALIVE

@@ -13,28 +13,30 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import err
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import model
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 
-from tests.support import routing as rl
+from tests.support.addresses import address_of
+from tests.support.routing import PORT, handshake, left_as_found, listing, local_delivery
+
+HOSTS = ["client", "router", "a", "b"]
 
 SECOND = {"ipv4": "198.18.0.121", "ipv6": "2001:db8::121"}
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with rl.with_engine("kra", ["client", "router", "a", "b"], tmp_path_factory) as raised:
-        raised.nginx("b", ports=[rl.PORT])
-        raised.engine.apply(raised["a"], rl.local_delivery(raised["b"]))
-        rules = [
-            {"family": family, "priority": 1099, "src": address, "ip_proto": "tcp", "action": "lookup", "table": 20100}
-            for family, address in SECOND.items()
-        ]
-        data = rl.local_delivery(raised["b"])
-        raised.engine.apply(raised["a"], {**data, "rules": [*data["rules"], *rules]})
-        yield raised
+def lab(lab):
+    lab.nginx("b", ports=[PORT])
+    lab.engine.apply(lab["a"], local_delivery(lab["b"]))
+    rules = [
+        {"family": family, "priority": 1099, "src": address, "ip_proto": "tcp", "action": "lookup", "table": 20100}
+        for family, address in SECOND.items()
+    ]
+    data = local_delivery(lab["b"])
+    lab.engine.apply(lab["a"], {**data, "rules": [*data["rules"], *rules]})
+    return lab
 
 
 @pytest.fixture
 def b(lab):
-    with rl.left_as_found(lab, "b") as host:
+    with left_as_found(lab, "b") as host:
         yield host
 
 
@@ -46,21 +48,20 @@ def document(lab) -> dict:
         rules.append({**chosen, "priority": 1100, "action": "lookup", "table": 20111})
         rules.append({**chosen, "priority": 1101, "action": "unreachable"})
         routes.append({"family": family, "table": 20111, "dst": "default", "src": address}
-                      | {"via": rl.address(lab["a"], family)})  # fmt: skip
+                      | {"via": address_of(lab["a"], family)})  # fmt: skip
     addresses = [{"family": family, "address": address, "dev": "eth0"} for family, address in SECOND.items()]
     data = {"rules": rules, "routes": routes, "addresses": addresses}
     return {"schema": 1, "owner": "return_path", "protocol": 202, **data}
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_spoofed_handshake_with_the_second_address_succeeds(lab, b, family):
     source = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}[family]
     lab.engine.apply(b, document(lab))
-    assert rl.handshake(lab["a"], source, SECOND[family]) == "established"
+    assert handshake(lab["a"], source, SECOND[family]) == "established"
     # The negative control: what has no address has no answer.
     command = ["ip", "-4" if family == "ipv4" else "-6", "addr", "del", SECOND[family], "dev", "eth0"]
     b.run(command)
-    assert rl.handshake(lab["a"], source, SECOND[family]) != "established"
+    assert handshake(lab["a"], source, SECOND[family]) != "established"
 
 
 def sources(b) -> list[str | None]:
@@ -142,11 +143,11 @@ def test_a_smaller_document_purges_only_its_own(lab, b):
 
 def test_an_address_of_others_is_refused(lab, b):
     b.run(["ip", "addr", "add", "198.18.0.121/24", "dev", "eth0"])
-    before = rl.listing(b)
+    before = listing(b)
     with pytest.raises(errors.Refused, match=r"address 198\.18\.0\.121 is on this host already, and is not ours"):
         lab.engine.apply(b, document(lab))
     lab.engine.remove(b, "return_path")
-    assert rl.listing(b) == before
+    assert listing(b) == before
     b.run(["ip", "addr", "del", "198.18.0.121/24", "dev", "eth0"])
 
 
@@ -169,10 +170,10 @@ def test_a_link_that_is_not_up_is_waited_for(lab, b, dev, up):
     b.run(["ip", "link", "add", "down0", "type", "veth", "peer", "name", "down1"])
     data = document(lab)
     data["addresses"][0]["dev"] = dev
-    before = rl.listing(b)
+    before = listing(b)
     with pytest.raises(errors.NotReady, match=f"waiting for link {dev} to be up"):
         lab.engine.apply(b, data)
-    assert rl.listing(b) == before
+    assert listing(b) == before
     b.run(["ip", "link", "del", "down0"])
 
 
@@ -181,14 +182,14 @@ def test_a_failure_takes_the_address_back(lab, b):
         def set_route(self, route: model.Route, protocol: int) -> None:
             raise kernel.NetlinkError(12, "Cannot allocate memory")
 
-    before = rl.listing(b)
+    before = listing(b)
     with pytest.raises(errors.ApplyError, match="nothing was left"):
         lab.engine.apply(b, document(lab), {"make_kernel": Failing})
-    assert rl.listing(b) == before
+    assert listing(b) == before
 
 
 def test_check_mode_foretells(lab, b):
-    before = rl.listing(b)
+    before = listing(b)
     foretold = lab.engine.apply(b, document(lab), check=True)
-    assert rl.listing(b) == before
+    assert listing(b) == before
     assert foretold == lab.engine.apply(b, copy.deepcopy(document(lab)))

@@ -12,7 +12,12 @@ import time
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import conntrack
 
-from tests.support import routing as rl
+from tests.support import routing
+from tests.support.addresses import address_of
+from tests.support.routing import PORT, Attempt, attempt, handshake, left_as_found, listing, local_delivery, return_path
+from tests.support.waiting import PATIENCE, eventually
+
+HOSTS = ["client", "router", "a", "a2", "b"]
 
 DRAIN = 600.0
 # Until then nothing leaves, since the proxy may not yet know that it is out.
@@ -20,37 +25,35 @@ SETTLED = DRAIN / 2 + 1
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with rl.with_engine("krd", ["client", "router", "a", "a2", "b"], tmp_path_factory) as raised:
-        raised.nginx("b", ports=[rl.PORT])
-        for proxy in ("a", "a2"):
-            raised.engine.apply(raised[proxy], rl.local_delivery(raised["b"]))
-        yield raised
+def lab(lab):
+    lab.nginx("b", ports=[PORT])
+    for proxy in ("a", "a2"):
+        lab.engine.apply(lab[proxy], local_delivery(lab["b"]))
+    return lab
 
 
 @pytest.fixture
 def b(lab):
-    with rl.left_as_found(lab, "b") as host:
-        lab.engine.apply(host, rl.return_path(lab["a"], lab["a2"]))
+    with left_as_found(lab, "b") as host:
+        lab.engine.apply(host, return_path(lab["a"], lab["a2"]))
         yield host
 
 
 def without_a2(lab, b, tmp_path, later: float = 0, **options):
     """Apply the document of one proxy where there were two, as the module does, ``later`` seconds from now."""
-    return lab.engine.apply(b, rl.return_path(lab["a"]), directory=str(tmp_path), now=time.time() + later, **options)
+    return lab.engine.apply(b, return_path(lab["a"]), directory=str(tmp_path), now=time.time() + later, **options)
 
 
 def has_a2(b) -> bool:
-    return any(word in line for line in rl.listing(b) for word in ("20112", "save_12", "fwmark 0xc/0xff"))
+    return any(word in line for line in listing(b) for word in ("20112", "save_12", "fwmark 0xc/0xff"))
 
 
-def request(made: rl.Attempt) -> None:
+def request(made: Attempt) -> None:
     made.socket.send(b"GET / HTTP/1.1\r\nHost: b\r\n\r\n")
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_a_live_stream_survives_and_its_set_goes_when_it_has_ended(lab, b, tmp_path, family):
-    with rl.attempt(lab["a2"], rl.address(lab["client"], family), rl.address(b, family)) as stream:
+    with attempt(lab["a2"], address_of(lab["client"], family), address_of(b, family)) as stream:
         assert stream.outcome() == "established"
         outcome = without_a2(lab, b, tmp_path, drain=DRAIN)
         assert "nft mark a2 0xc/0xff" in " ".join(outcome.retiring)
@@ -58,13 +61,11 @@ def test_a_live_stream_survives_and_its_set_goes_when_it_has_ended(lab, b, tmp_p
         assert has_a2(b)
         again = without_a2(lab, b, tmp_path, drain=DRAIN)
         assert (again.changes, again.retiring) == ((), outcome.retiring)
-        stream.socket.settimeout(rl.PATIENCE)
+        stream.socket.settimeout(PATIENCE)
         for _exchange in range(2):
             request(stream)
             assert b"200 OK" in stream.socket.recv(4096)
-    done = rl.eventually(
-        lambda: None if (found := without_a2(lab, b, tmp_path, SETTLED, drain=DRAIN)).retiring else found
-    )
+    done = eventually(lambda: None if (found := without_a2(lab, b, tmp_path, SETTLED, drain=DRAIN)).retiring else found)
     assert done.next_due is None
     assert not has_a2(b)
     assert "retiring" not in (tmp_path / "return_path.json").read_text()
@@ -72,31 +73,28 @@ def test_a_live_stream_survives_and_its_set_goes_when_it_has_ended(lab, b, tmp_p
 
 def test_without_drain_the_stream_breaks(lab, b, tmp_path):
     """The negative control."""
-    with rl.attempt(lab["a2"], lab["client"].ipv4, b.ipv4) as stream:
+    with attempt(lab["a2"], lab["client"].ipv4, b.ipv4) as stream:
         assert stream.outcome() == "established"
         outcome = without_a2(lab, b, tmp_path)
         assert (outcome.retiring, outcome.next_due, has_a2(b)) == ((), None, False)
         request(stream)
-        rl.eventually(lambda: stream.retransmits >= 2)
+        eventually(lambda: stream.retransmits >= 2)
         with pytest.raises(BlockingIOError):
             stream.socket.recv(1)
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_what_no_connection_uses_stays_until_the_proxy_can_know(lab, b, tmp_path, family):
     assert without_a2(lab, b, tmp_path, drain=DRAIN).retiring
-    assert rl.handshake(lab["a2"], rl.address(lab["client"], family), rl.address(b, family)) == "established"
+    assert handshake(lab["a2"], address_of(lab["client"], family), address_of(b, family)) == "established"
     again = without_a2(lab, b, tmp_path, drain=DRAIN)
     assert (again.changes, bool(again.retiring)) == ((), True)
-    done = rl.eventually(
-        lambda: None if (found := without_a2(lab, b, tmp_path, SETTLED, drain=DRAIN)).retiring else found
-    )
+    done = eventually(lambda: None if (found := without_a2(lab, b, tmp_path, SETTLED, drain=DRAIN)).retiring else found)
     assert done.next_due is None
     assert not has_a2(b)
 
 
 def test_the_deadline_ends_it_whatever_lives(lab, b, tmp_path):
-    with rl.attempt(lab["a2"], lab["client"].ipv4, b.ipv4) as stream:
+    with attempt(lab["a2"], lab["client"].ipv4, b.ipv4) as stream:
         assert stream.outcome() == "established"
         assert without_a2(lab, b, tmp_path, drain=DRAIN).retiring
         # As the keeper does: the stored document, and the time.
@@ -109,23 +107,23 @@ def test_the_deadline_ends_it_whatever_lives(lab, b, tmp_path):
 
 
 def test_a_proxy_that_comes_back_is_no_longer_retiring(lab, b, tmp_path):
-    whole = rl.return_path(lab["a"], lab["a2"])
-    with rl.attempt(lab["a2"], lab["client"].ipv4, b.ipv4) as stream:
+    whole = return_path(lab["a"], lab["a2"])
+    with attempt(lab["a2"], lab["client"].ipv4, b.ipv4) as stream:
         assert stream.outcome() == "established"
-        before = rl.listing(b)
+        before = listing(b)
         assert without_a2(lab, b, tmp_path, drain=DRAIN).retiring
         outcome = lab.engine.apply(b, whole, directory=str(tmp_path), now=time.time(), drain=DRAIN)
         assert outcome.retiring == ()
-        assert rl.listing(b) == before
+        assert listing(b) == before
 
 
 def test_the_kernel_counts_by_our_bits_alone(lab, b):
     target, source = b.ipv4, lab["client"].ipv4
-    rl.watch(b, "others", "prerouting priority -160", "ct mark set ct mark or 0x10000")
+    routing.watch(b, "others", "prerouting priority -160", "ct mark set ct mark or 0x10000")
     try:
         with b.inside():
             before = [conntrack.count(number, 255) for number in (11, 12, 13)]
-        streams = [rl.Attempt(lab[name], source, target) for name in ("a", "a", "a2")]
+        streams = [Attempt(lab[name], source, target) for name in ("a", "a", "a2")]
         assert [stream.outcome() for stream in streams] == ["established"] * 3
         with b.inside():
             found = [conntrack.count(number, 255) for number in (11, 12, 13)]
@@ -141,6 +139,6 @@ def test_the_kernel_counts_by_our_bits_alone(lab, b):
             with b.inside():
                 return [conntrack.count(number, 255) for number in (11, 12)] == before[:2]
 
-        rl.eventually(ended)
+        eventually(ended)
     finally:
         b.run(["nft", "delete", "table", "inet", "others"])

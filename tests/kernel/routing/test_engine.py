@@ -19,27 +19,25 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host impor
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import loop
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 
-from tests.support import routing as rl
+from tests.support import routing
+from tests.support.routing import left_as_found, return_path, snmp
+from tests.support.waiting import PATIENCE, eventually
+
+HOSTS = ["client", "router", "a", "a2", "b"]
 
 REDIRECTS = tuple(
     (f"net.{family}.conf.{link}.accept_redirects", "0") for family in ("ipv4", "ipv6") for link in ("all", "eth0")
 )
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with rl.with_engine("kre", ["client", "router", "a", "a2", "b"], tmp_path_factory) as raised:
-        yield raised
-
-
 @pytest.fixture
 def b(lab):
-    with rl.left_as_found(lab, "b") as host:
+    with left_as_found(lab, "b") as host:
         yield host
 
 
 def document(lab, **options) -> dict:
-    return rl.return_path(lab["a"], lab["a2"], **options)
+    return return_path(lab["a"], lab["a2"], **options)
 
 
 def value_of(host, name: str) -> str:
@@ -49,16 +47,16 @@ def value_of(host, name: str) -> str:
 def test_the_second_time_there_is_nothing_to_do(lab, b):
     first = lab.engine.apply(b, document(lab, sysctls=REDIRECTS))
     assert first.changed
-    listing = rl.listing(b)
+    listing = routing.listing(b)
     second = lab.engine.apply(b, document(lab, sysctls=REDIRECTS))
     assert (second.changes, second.diff) == ((), ())
-    assert rl.listing(b) == listing
+    assert routing.listing(b) == listing
 
 
 def test_check_mode_foretells_and_touches_nothing(lab, b):
-    before = rl.listing(b)
+    before = routing.listing(b)
     foretold = lab.engine.apply(b, document(lab, sysctls=REDIRECTS), check=True)
-    assert rl.listing(b) == before
+    assert routing.listing(b) == before
     done = lab.engine.apply(b, document(lab, sysctls=REDIRECTS))
     assert foretold == done
     for text in ("ip route default via 198.18.0.11 dev eth0 table 20111", "ip -6 rule 1101: from all fwmark 0xb/0xff"):
@@ -70,8 +68,8 @@ def test_a_smaller_document_purges_its_own_and_nothing_else(lab, b):
     foreign = ["priority", "1150", "from", "198.18.0.77", "lookup", "20777", "protocol", "150"]
     b.run(["ip", "rule", "add", *foreign])
     lab.engine.apply(b, document(lab))
-    lab.engine.apply(b, rl.return_path(lab["a"]))
-    text = "\n".join(rl.listing(b))
+    lab.engine.apply(b, return_path(lab["a"]))
+    text = "\n".join(routing.listing(b))
     assert "20111" in text
     assert "20112" not in text
     assert "save_12" not in text
@@ -81,27 +79,27 @@ def test_a_smaller_document_purges_its_own_and_nothing_else(lab, b):
 
 def test_without_purge_the_surplus_stays(lab, b):
     lab.engine.apply(b, document(lab))
-    listing = rl.listing(b)
-    assert not lab.engine.apply(b, rl.return_path(lab["a"]), purge=False).changed
-    assert rl.listing(b) == listing
+    listing = routing.listing(b)
+    assert not lab.engine.apply(b, return_path(lab["a"]), purge=False).changed
+    assert routing.listing(b) == listing
 
 
 def test_a_retiring_proxy_is_kept_and_never_added(lab, b):
     data = document(lab)
-    retiring = rl.return_path(lab["a2"])
+    retiring = return_path(lab["a2"])
     for section in ("rules", "routes", "marks"):
         data[section] = [{**item, "retiring": True} if item in retiring[section] else item for item in data[section]]
     lab.engine.apply(b, data)
-    assert "20112" not in "\n".join(rl.listing(b))
+    assert "20112" not in "\n".join(routing.listing(b))
     lab.engine.apply(b, document(lab))
-    both = rl.listing(b)
+    both = routing.listing(b)
     assert not lab.engine.apply(b, data).changed
-    assert rl.listing(b) == both
+    assert routing.listing(b) == both
 
 
 def test_damage_is_seen_and_mended(lab, b):
     lab.engine.apply(b, document(lab))
-    whole = sorted(rl.listing(b))
+    whole = sorted(routing.listing(b))
     for damage in (
         "ip rule del priority 1101 fwmark 11/255",
         "ip -6 route replace default via 2001:db8::1 table 20111 proto 202",
@@ -111,7 +109,7 @@ def test_damage_is_seen_and_mended(lab, b):
     ):
         b.run(damage.split())
         assert lab.engine.apply(b, document(lab)).changed, damage
-        assert sorted(rl.listing(b)) == whole, damage
+        assert sorted(routing.listing(b)) == whole, damage
 
 
 # --- failure in the middle
@@ -149,19 +147,19 @@ def fail_after(number: int) -> dict:
 @pytest.mark.parametrize("number", [1, 4, 8, 12])
 def test_a_failure_leaves_nothing(lab, b, number):
     settings = [value_of(b, name) for name, _value in REDIRECTS]
-    before = rl.listing(b)
+    before = routing.listing(b)
     with pytest.raises(errors.ApplyError, match=r"could not add ip.*ENOMEM.*nothing was left"):
         lab.engine.apply(b, document(lab, sysctls=REDIRECTS), fail_after(number))
-    assert rl.listing(b) == before
+    assert routing.listing(b) == before
     assert [value_of(b, name) for name, _value in REDIRECTS] == settings
 
 
 def test_a_failing_removal_puts_back_what_was_removed(lab, b):
     lab.engine.apply(b, document(lab))
-    before = rl.listing(b)
+    before = routing.listing(b)
     with pytest.raises(errors.ApplyError, match=r"could not remove ip.*ENOMEM.*changes before it were undone"):
-        lab.engine.apply(b, rl.return_path(lab["a"]), fail_after(2))
-    assert sorted(rl.listing(b)) == sorted(before)
+        lab.engine.apply(b, return_path(lab["a"]), fail_after(2))
+    assert sorted(routing.listing(b)) == sorted(before)
 
 
 def test_a_failing_nft_undoes_rules_and_routes(lab, b):
@@ -170,20 +168,20 @@ def test_a_failing_nft_undoes_rules_and_routes(lab, b):
             return runner.Completed(1, "", "Error: Operation not permitted")
         return runner.run(argv, stdin)
 
-    before = rl.listing(b)
+    before = routing.listing(b)
     with pytest.raises(errors.ApplyError, match=r"Operation not permitted.*nothing was left"):
         lab.engine.apply(b, document(lab), {"runner": refuse})
-    assert rl.listing(b) == before
+    assert routing.listing(b) == before
 
 
 def test_a_missing_nft_is_named_before_anything_is_touched(lab, b):
     def missing(argv, stdin=None):
         raise runner.MissingCommand(argv[0])
 
-    before = rl.listing(b)
+    before = routing.listing(b)
     with pytest.raises(errors.MissingPackage, match="install the package nftables"):
         lab.engine.apply(b, document(lab), {"runner": missing})
-    assert rl.listing(b) == before
+    assert routing.listing(b) == before
     outcome = lab.engine.apply(b, document(lab), {"runner": missing}, check=True)
     assert outcome.changed
     assert "nftables" in outcome.warnings[0]
@@ -194,20 +192,20 @@ def test_a_missing_nft_is_named_before_anything_is_touched(lab, b):
 
 def test_a_table_of_another_owner_is_refused(lab, b):
     b.run(["ip", "route", "add", "203.0.113.0/24", "via", "198.18.0.1", "table", "20111", "proto", "static"])
-    before = rl.listing(b)
+    before = routing.listing(b)
     with pytest.raises(errors.Refused, match=r"table 20111 already holds routes of another owner \(proto static\)"):
         lab.engine.apply(b, document(lab))
-    assert rl.listing(b) == before
+    assert routing.listing(b) == before
     b.run(["ip", "route", "flush", "table", "20111"])
 
 
 def test_the_same_rule_of_another_owner_is_refused(lab, b):
     """Where a document's rules keep their numbers; those of a return path move in front (test_rules_of_others.py)."""
     b.run(["ip", "rule", "add", "priority", "1100", "fwmark", "11/255", "lookup", "20999", "protocol", "150"])
-    before = rl.listing(b)
+    before = routing.listing(b)
     with pytest.raises(errors.Refused, match=r"rule priority 1100 already has these selectors.*\(proto 150\)"):
         lab.engine.apply(b, {**document(lab), "owner": "by_hand", "protocol": 204})
-    assert rl.listing(b) == before
+    assert routing.listing(b) == before
     b.run(["ip", "rule", "del", "priority", "1100", "fwmark", "11/255", "lookup", "20999", "protocol", "150"])
 
 
@@ -263,11 +261,11 @@ def provoke(b, target: str) -> None:
 def test_an_ipv4_redirect_learnt_before_is_forgotten(lab, b, forwarding_a):
     """Until it is flushed, b sends past a, against all rules."""
     a, target = forwarding_a, "198.51.100.77"
-    lab.engine.apply(b, rl.return_path(a))
+    lab.engine.apply(b, return_path(a))
     assert way(b, target) == a.ipv4
     provoke(b, target)
-    rl.eventually(lambda: way(b, target) == lab["router"].on("inside").ipv4)
-    lab.engine.apply(b, rl.return_path(a, sysctls=REDIRECTS))
+    eventually(lambda: way(b, target) == lab["router"].on("inside").ipv4)
+    lab.engine.apply(b, return_path(a, sysctls=REDIRECTS))
     assert way(b, target) == a.ipv4
 
 
@@ -285,7 +283,7 @@ def test_an_ipv6_redirect_is_forgotten_too(lab, b, forwarding_a):
                     sender.sendto(b"x", (target, 9))
                 return kernel.route_get(target).via == via[1]
 
-            rl.eventually(learnt)
+            eventually(learnt)
         with kernel.Kernel() as netlink:
             netlink.forget_redirects()
         assert kernel.route_get(target).via == via[0]
@@ -294,10 +292,10 @@ def test_an_ipv6_redirect_is_forgotten_too(lab, b, forwarding_a):
 
 def test_an_ipv6_redirect_does_not_undo_a_global_next_hop(lab, b, forwarding_a):
     a, target = forwarding_a, "2001:db8:ffff::78"
-    lab.engine.apply(b, rl.return_path(a))
-    before = rl.snmp(b, "6", "Icmp6InRedirects")
+    lab.engine.apply(b, return_path(a))
+    before = snmp(b, "6", "Icmp6InRedirects")
     provoke(b, target)
-    assert rl.snmp(b, "6", "Icmp6InRedirects") > before
+    assert snmp(b, "6", "Icmp6InRedirects") > before
     assert way(b, target) == a.ipv6
 
 
@@ -314,10 +312,10 @@ def test_a_silent_proxy_is_waited_for_and_the_rest_applied(lab, b):
 
 
 def test_a_wrong_declared_mac_is_named(lab, b):
-    data = rl.return_path(lab["a"], mac=True)
+    data = return_path(lab["a"], mac=True)
     data["marks"][0]["mac"] = "02:00:00:00:00:aa"
     with b.inside(), kernel.Kernel() as netlink:
-        netlink.neighbour(lab["a"].ipv4, rl.PATIENCE)
+        netlink.neighbour(lab["a"].ipv4, PATIENCE)
     warning = f"proxy a is expected at 02:00:00:00:00:aa, but 198.18.0.11 is at {lab['a'].mac}"
     assert warning in lab.engine.apply(b, data).warnings
 

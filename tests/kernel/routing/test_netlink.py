@@ -10,18 +10,15 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import model
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 
-from tests.support import routing as rl
+from tests.support.addresses import address_of
+from tests.support.routing import left_as_found, local_delivery
 
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with rl.with_engine("krk", ["client", "router", "a", "b"], tmp_path_factory) as raised:
-        yield raised
+HOSTS = ["client", "router", "a", "b"]
 
 
 @pytest.fixture
 def b(lab):
-    with rl.left_as_found(lab, "b") as host:
+    with left_as_found(lab, "b") as host:
         yield host
 
 
@@ -144,12 +141,11 @@ def test_a_route_reads_back_as_it_was_written(lab, b, route):
         assert [found.value for found in netlink.routes() if found.protocol == 202] == []
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_route_get_respects_protocol_and_ports(lab, b, family):
     command = "-4" if family == "ipv4" else "-6"
     rule = ["priority", "1200", "ipproto", "udp", "sport", "53", "dport", "99", "prohibit"]
     b.run(["ip", command, "rule", "add", *rule])
-    target, router = rl.address(lab["client"], family), getattr(lab["router"].on("inside"), family)
+    target, router = address_of(lab["client"], family), getattr(lab["router"].on("inside"), family)
     with b.inside():
         hit = kernel.route_get(target, ip_proto="udp", sport=53, dport=99)
         misses = [
@@ -161,16 +157,15 @@ def test_route_get_respects_protocol_and_ports(lab, b, family):
     assert {(answer.type, answer.via, answer.dev) for answer in misses} == {("unicast", router, "eth0")}
 
 
-@pytest.mark.parametrize("family", rl.FAMILIES)
 def test_route_get_tells_local_delivery(lab, family):
     a, b = lab["a"], lab["b"]
-    lab.engine.apply(a, rl.local_delivery(b))
+    lab.engine.apply(a, local_delivery(b))
     spoofed = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}[family]
     with a.inside():
-        with_rules = kernel.route_get(spoofed, src=rl.address(b, family), iif="eth0", ip_proto="tcp")
+        with_rules = kernel.route_get(spoofed, src=address_of(b, family), iif="eth0", ip_proto="tcp")
     lab.engine.remove(a, "local_delivery")
     with a.inside():
-        without = kernel.route_get(spoofed, src=rl.address(b, family), iif="eth0", ip_proto="tcp")
+        without = kernel.route_get(spoofed, src=address_of(b, family), iif="eth0", ip_proto="tcp")
     assert with_rules.type == "local"
     assert without.type != "local"
 

@@ -10,7 +10,9 @@ import pytest
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.random_documents import any_document
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.support import routing as rl
+from tests.support.routing import listing
+
+HOSTS = ["router", "a", "a2", "b"]
 
 FOREIGN = (
     "ip rule add priority 1100 to 10.0.0.0/8 lookup 20999 protocol 150",
@@ -21,11 +23,10 @@ FOREIGN = (
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with rl.with_engine("krx", ["router", "a", "a2", "b"], tmp_path_factory) as raised:
-        for command in FOREIGN:
-            raised["b"].run(command.split())
-        yield raised
+def lab(lab):
+    for command in FOREIGN:
+        lab["b"].run(command.split())
+    return lab
 
 
 # Shrinking repeats hundreds of runs; the example that failed is printed without it.
@@ -41,7 +42,7 @@ bounded = settings(
 
 def contents(host) -> tuple[list[str], str]:
     """What the host has. Rules of one priority and addresses have no order that means anything."""
-    return sorted(rl.listing(host)), host.run(["sysctl", "-n", "net.ipv4.conf.all.accept_redirects"]).stdout
+    return sorted(listing(host)), host.run(["sysctl", "-n", "net.ipv4.conf.all.accept_redirects"]).stdout
 
 
 @bounded
