@@ -87,7 +87,7 @@ class Controller:
         run, _none = self.play("trueip.l4proxy.site", inventory, *arguments, **options)
         assert run.status, run.output
         assert run.changed == {}, run.output
-        assert "Nothing was touched" in run.output, run.output
+        assert "Nothing was changed" in run.output, run.output
         # As Ansible writes a message: JSON on one line, with quotes escaped.
         (line, *_again) = [line for line in run.output.splitlines() if line.startswith("fatal: [a]: FAILED! => ")]
         return json.loads(line.partition("=> ")[2])["msg"][1:]
