@@ -1,56 +1,35 @@
-# Everything a developer or a runner does here. Every target sets up what it needs: see tests/lab/bootstrap.sh.
+# Everything that a developer or a CI runner calls. Each target installs what it needs: see tests/lab/bootstrap.sh.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
 VENV := .build/venv/bin
-# Namespaces and containers need root; whoever is not root gets there by sudo, and keeps the files root makes apart.
+# Namespaces and containers need root. For other users sudo runs those commands, with a separate directory for the files
+# that root creates.
 ROOT := $(if $(filter 0,$(shell id -u)),env,sudo --preserve-env env ANSIBLE_HOME=$(CURDIR)/.build/ansible-root)
 PYTHON := $(VENV)/python
-# Unit tests compute.
+# Unit tests keep the CPU busy: one process for each core.
 BOTH_CORES := --numprocesses 2 --dist loadfile
-# Kernel tests wait more than they compute; a file has its namespaces to itself.
+# Kernel tests mostly wait: more processes than cores. Tests of one file share namespaces, so one process runs them.
 PARALLEL := --numprocesses 4 --dist loadfile
-# Kernel tests of the forwarder, of packet filters and marks, of Ansible, and of the lab itself: no pyroute2 there, or nothing
-# that others do not ask of it. What is new is not left out.
-WITHOUT_PYROUTE2 := $(addprefix --ignore=tests/kernel/,forwarder ansible/test_inventories.py doctor/test_hidden_clients.py \
-	doctor/test_foreign_marks.py marks/test_engines.py marks/test_deployed.py marks/test_tunnel.py)
+# The tests that a target runs: make kernel TESTS='FILE -k NAME'
+TESTS :=
 ENVIRONMENT := $(PYTHON) -m tests.gates.environments
+BENCH := PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench
 BOOTSTRAP := bash tests/lab/bootstrap.sh
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build/collections
 export ANSIBLE_HOME := $(CURDIR)/.build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_CONFIG
 
-.PHONY: help demo demo-shell demo-down test test-all check lint unit units sanity importer kernel pyroute2 molecule deploy chaos bench bench-routing bench-keeper bench-idle bench-services package docs clean fuzz soak pythons forwarder-pythons
+.PHONY: $(shell grep -oE '^[a-z0-9-]+:' $(MAKEFILE_LIST) | tr -d :)
 
-help: ## Show the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+help: ## List the targets
+	@sed -nE -e 's/^##@ /\n/p' -e 's/^([a-z0-9-]+):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: ## Raise the lab, run the real site playbook, and show the client's address in the backends' logs
-	@$(BOOTSTRAP) lab
-	@$(ROOT) $(PYTHON) -m tests.demo
+##@ Every day
 
-demo-shell: ## Open a shell on a host of the demo: make demo-shell HOST=a
-	@$(ROOT) $(PYTHON) -m tests.lab shell --prefix demo $(HOST)
-
-demo-down: ## Remove the demo
-	@$(ROOT) $(PYTHON) -m tests.lab down --prefix demo
-
-# What both begin with; tests/run.sh says what the brackets mean. Stages with containers mostly wait, so the computing ones
-# run at the same time. Kernel tests measure times: nothing runs at the same time as they do.
-# `pythons` is part of `forwarder-pythons`, so test-all does not need it.
-STAGES := lint unit package [ molecule deploy / docs units sanity importer ] kernel pyroute2
-
-test: ## Run everything that decides whether we ship
-	@bash tests/run.sh $(STAGES) pythons
-
-# It goes on after a failure: the parts say nothing of each other, and nobody wants to wait for them again.
-test-all: export PYTEST_ADDOPTS := -m 'slow or not slow'
-test-all: ## Run everything there is, slow tests and benchmarks included, whatever it takes; a failure does not end it
-	@KEEP_GOING=1 bash tests/run.sh $(STAGES) forwarder-pythons chaos soak fuzz bench-idle bench-routing bench-keeper bench-services bench
-
-check: ## Run the quick part
+check: ## Run lint and unit: half a minute, before each commit
 	@bash tests/run.sh lint unit
 
 lint: ## Check style (ruff, yamllint, ansible-lint), types (mypy), and that ansible-doc can read each plugin
@@ -62,106 +41,132 @@ lint: ## Check style (ruff, yamllint, ansible-lint), types (mypy), and that ansi
 	@PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/ansible-lint --profile production --offline
 	@$(VENV)/ansible-doc --metadata-dump trueip.l4proxy >/dev/null
 
-unit: ## The unit tests, which need no privileges
+unit: ## Run the unit tests, or some: TESTS='FILE -k NAME'; they need no root
 	@$(BOOTSTRAP) check
-	@$(PYTHON) -m pytest -q $(BOTH_CORES) tests/unit
+	@$(PYTHON) -m pytest -q $(if $(TESTS),$(TESTS),$(BOTH_CORES) tests/unit)
 
-units: package ## The unit tests on the other Pythons that we support, and the archive's bytes by all of them
+kernel: ## Run the kernel tests in network namespaces, or some: TESTS='FILE -k NAME' (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) $(PYTHON) -m pytest -q $(if $(TESTS),$(TESTS),$(PARALLEL) tests/kernel)
+	@$(if $(TESTS),:,$(ROOT) $(PYTHON) -m pytest -q tests/lab)
+
+demo: ## Start the lab, deploy it with the site playbook, show the client's address in the backends' logs (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) $(PYTHON) -m tests.demo
+
+demo-shell: ## Open a shell on a host of the demo: HOST=a (root)
+	@$(ROOT) $(PYTHON) -m tests.lab shell --prefix demo $(HOST)
+
+demo-down: ## Remove the demo (root)
+	@$(ROOT) $(PYTHON) -m tests.lab down --prefix demo
+
+docs: ## Build the documentation into .build/docs/html, and check each link
+	@$(BOOTSTRAP) docs
+	@bash tests/docs/build.sh
+
+clean: ## Remove all that the targets created, images and containers included (root)
+	@[ ! -x $(PYTHON) ] || $(ROOT) $(PYTHON) -m tests.lab clean
+	@$(ROOT) rm -rf .build .hypothesis .pytest_cache .ruff_cache tests/output
+
+##@ Before a change is merged
+
+# Stages of both test and test-all; tests/run.sh explains the brackets. Stages with containers mostly wait, so stages that
+# compute run at the same time. Kernel tests measure times, so nothing else runs at the same time.
+STAGES := lint unit package [ molecule deploy / docs units sanity importer ] kernel pyroute2
+
+test: ## Run all tests that a change must pass: half an hour; CI runs this (root)
+	@bash tests/run.sh $(STAGES) pythons
+
+units: package ## Run the unit tests on Python 3.9, 3.11 and 3.13, and check that each builds the same archive
 	@$(BOOTSTRAP) gates
 	@$(ENVIRONMENT) py39 -m pytest -q $(BOTH_CORES) tests/unit/plugins/module_utils tests/unit/plugins/modules
 	@$(ENVIRONMENT) --other py311 -m pytest -q $(BOTH_CORES) tests/unit
 	@$(ENVIRONMENT) py313 -m pytest -q $(BOTH_CORES) tests/unit
 	@$(PYTHON) -m pytest -q tests/gates/test_archive.py
 
-sanity: ## ansible-test sanity
+sanity: ## Run ansible-test sanity
 	@$(BOOTSTRAP) gates
 	@bash tests/gates/sanity.sh
 
-importer: package ## galaxy-importer on the tarball
+package: ## Build the collection and install it into .build/package, as a user gets it
+	@$(BOOTSTRAP) check
+	@[ -n "$$L4PROXY_TEST_PACKAGE" ] || bash tests/package.sh
+
+importer: package ## Check the package with Galaxy's importer
 	@bash tests/gates/importer.sh
 
-kernel: ## The engines against the real kernel, in network namespaces; and the lab itself (root)
+molecule: package ## Run each molecule scenario with the package, in systemd containers (root)
 	@$(BOOTSTRAP) lab
-	@$(ROOT) $(PYTHON) -m pytest -q $(PARALLEL) tests/kernel
-	@$(ROOT) $(PYTHON) -m pytest -q tests/lab
+	@$(ROOT) PATH="$(CURDIR)/$(VENV):$$PATH" MOLECULE_COMMAND_BORDERS=0 $(VENV)/molecule test --all --report
 
-# Debian 13's lies between Debian 12's and the one of .build/venv, which run everything: there it is what touches routes.
+deploy: package ## Deploy the package to systemd containers with the newest ansible-core (root)
+	@$(BOOTSTRAP) lab
+	@$(BOOTSTRAP) gates
+	@$(ROOT) $(PYTHON) -m pytest -q tests/gates/test_deploy.py
+
+# With Debian 12's pyroute2: all kernel tests but those that do not depend on it. A new file is included.
+WITHOUT_PYROUTE2 := $(addprefix --ignore=tests/kernel/,forwarder ansible/test_inventories.py doctor/test_hidden_clients.py \
+	doctor/test_foreign_marks.py marks/test_engines.py marks/test_deployed.py marks/test_tunnel.py)
+# With Debian 13's, which lies between Debian 12's and that of .build/venv: the tests about rules and routes.
 ROUTES := $(addprefix tests/kernel/,routing local_delivery return_path keeper ansible/test_policy_modules.py doctor/test_probe.py)
 
-pyroute2: ## The kernel tests of routing with the pyroute2 of Debian 12, and those about routes with that of Debian 13 (root)
+pyroute2: ## Run the kernel tests of routing with pyroute2 of Debian 12 and 13 (root)
 	@$(BOOTSTRAP) lab
 	@$(ROOT) L4PROXY_TEST_PYROUTE2=0.7.2 \
 		$(ENVIRONMENT) pyroute2-0.7.2 -m pytest -q $(PARALLEL) tests/kernel $(WITHOUT_PYROUTE2)
 	@$(ROOT) L4PROXY_TEST_PYROUTE2=0.8.1 $(ENVIRONMENT) pyroute2-0.8.1 -m pytest -q $(PARALLEL) $(ROUTES)
 
-# What every Python has to show in `make test`: relaying by each family and protocol, bulk (3.9 has no splice), start and
-# stop, reloads that exec, sessions that are handed over. The rest is in forwarder-pythons.
-FEW_FORWARDER_TESTS := $(patsubst %,tests/kernel/forwarder/test_%.py,relay bulk lifecycle udp)
+# pythons has the tests in which Python versions may differ: relaying in each family and protocol, bulk (3.9 has no
+# splice), start and stop, reloads that exec, UDP sessions that are handed over.
+pythons: FORWARDER_TESTS := $(patsubst %,tests/kernel/forwarder/test_%.py,relay bulk lifecycle udp)
+pythons: other-pythons ## Run the forwarder's main kernel tests with the archive on Python 3.9 and 3.13 (root)
 
-pythons: FORWARDER_TESTS := $(FEW_FORWARDER_TESTS)
-pythons: other-pythons ## The forwarder's main tests, its archive run by the other Pythons that hosts have (root)
-
-forwarder-pythons: FORWARDER_TESTS := tests/kernel/forwarder
-forwarder-pythons: other-pythons ## All of the forwarder's kernel tests by the other Pythons that hosts have (root)
-
-.PHONY: other-pythons
 other-pythons:
 	@$(BOOTSTRAP) lab
 	@for version in 3.9 3.13; do python=$$($(PYTHON) -m tests.gates.interpreters $$version); \
 		echo "the forwarder runs on $$python"; \
 		$(ROOT) L4PROXY_TEST_PYTHON=$$python $(PYTHON) -m pytest -q $(PARALLEL) $(FORWARDER_TESTS); done
 
-bench-routing: ## The routing engine with 500 backends and 16 proxies in one document (root)
-	@$(BOOTSTRAP) lab
-	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.routing
+##@ Before a release
 
-chaos: ## What other tools, people and hardware do to a fleet under load, and how it heals (root)
-	@$(BOOTSTRAP) lab
-	@$(ROOT) $(PYTHON) -m pytest -q tests/chaos
+# forwarder-pythons includes pythons. The stages do not depend on each other, so all run even if one fails.
+test-all: export PYTEST_ADDOPTS := -m 'slow or not slow'
+test-all: ## Run everything, slow tests and benchmarks included, even after a failure: more than two hours (root)
+	@KEEP_GOING=1 bash tests/run.sh $(STAGES) forwarder-pythons chaos soak fuzz bench-idle bench-routing bench-keeper bench-services bench
 
-bench-keeper: ## Memory and CPU of the keeper at rest and in a storm, and how quick it repairs (root)
-	@$(BOOTSTRAP) lab
-	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.keeper
-
-bench-idle: ## Memory and latency with 8,000 idle connections, CPU of 1,000 in which nothing moves; fails beyond a bound (root)
-	@$(BOOTSTRAP) lab
-	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.idle
-
-bench-services: ## Start, status, metrics and reload with up to 9,000 services; fails beyond a bound (root)
-	@$(BOOTSTRAP) lab
-	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.services
-
-package: ## Build the collection and install it as a user gets it, into .build/package
-	@$(BOOTSTRAP) check
-	@[ -n "$$L4PROXY_TEST_PACKAGE" ] || bash tests/package.sh
-
-molecule: package ## Every scenario, against the built collection, in systemd containers (root)
-	@$(BOOTSTRAP) lab
-	@$(ROOT) PATH="$(CURDIR)/$(VENV):$$PATH" MOLECULE_COMMAND_BORDERS=0 $(VENV)/molecule test --all --report
-
-deploy: package ## The built collection on the container lab under the newest ansible-core (root)
-	@$(BOOTSTRAP) lab
-	@$(BOOTSTRAP) gates
-	@$(ROOT) $(PYTHON) -m pytest -q tests/gates/test_deploy.py
-
-bench: ## The forwarder beside HAProxy and nginx, in one run: QUICK=1 for less, ONLY=REGEX for some of it, as ONLY='requests-64$|bulk', FROM=revision beside an earlier one (root)
-	@$(BOOTSTRAP) bench
-	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections QUICK=$(QUICK) ONLY='$(value ONLY)' $(PYTHON) -m tests.bench
-	@[ -n '$(value ONLY)' ] || $(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.checker $(if $(QUICK),6,20)
-
-docs: ## Build the documentation as a site, .build/docs/html, and follow every link of it
-	@$(BOOTSTRAP) docs
-	@bash tests/docs/build.sh
+forwarder-pythons: FORWARDER_TESTS := tests/kernel/forwarder
+forwarder-pythons: other-pythons ## Run all kernel tests of the forwarder with the archive on Python 3.9 and 3.13 (root)
 
 SECONDS ?= 60
 soak chaos bench: export FROM := $(FROM)
-soak: ## Reload every second for SECONDS=60, upgrade three times, go to an earlier version (FROM=revision) and back, under load: nothing may be refused, reset or wrong (root)
+chaos: ## Let other tools, people and hardware disturb a fleet under load, and measure how fast it heals; FROM=REVISION (root)
 	@$(BOOTSTRAP) lab
-	@$(ROOT) PYTHONPATH=$(CURDIR)/.build/collections $(PYTHON) -m tests.bench.soak $(SECONDS) $(if $(CONTROL),--control)
+	@$(ROOT) $(PYTHON) -m pytest -q tests/chaos
 
-fuzz: ## Fuzz the parsers of what strangers send, SECONDS=60 each; the fuzzer is installed into .build/fuzz
+soak: ## Reload every second and upgrade under load; no connection may fail; SECONDS=60, FROM=REVISION, CONTROL=1 (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) $(BENCH).soak $(SECONDS) $(if $(CONTROL),--control)
+
+fuzz: ## Fuzz the parsers of untrusted input, for SECONDS=60 each
 	@bash tests/fuzz/run.sh $(SECONDS)
 
-clean: ## Remove what the targets made, images and containers included
-	@[ ! -x $(PYTHON) ] || $(ROOT) $(PYTHON) -m tests.lab clean
-	@$(ROOT) rm -rf .build .hypothesis .pytest_cache .ruff_cache tests/output
+bench: ## Compare the forwarder with HAProxy and nginx; QUICK=1, ONLY='requests-64$|bulk', FROM=REVISION (root)
+	@$(BOOTSTRAP) bench
+	@$(ROOT) QUICK=$(QUICK) ONLY='$(value ONLY)' $(BENCH)
+	@[ -n '$(value ONLY)' ] || $(ROOT) $(BENCH).checker $(if $(QUICK),6,20)
+
+bench-idle: ## Measure memory, latency and CPU with 8,000 idle connections; fails beyond its bounds (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) $(BENCH).idle
+
+bench-services: ## Measure start, status, metrics and reload with 9,000 services; fails beyond its bounds (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) $(BENCH).services
+
+bench-routing: ## Measure the routing engine with 500 backends and 16 proxies in one document (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) $(BENCH).routing
+
+bench-keeper: ## Measure memory and CPU of the keeper at rest and in a storm, and how fast it repairs (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) $(BENCH).keeper
