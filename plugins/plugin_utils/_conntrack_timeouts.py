@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.options import DEFAULT_UDP_IDLE_TIMEOUT
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.defaults import UDP_IDLE_TIMEOUT
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 
 # The kernel's defaults in seconds (nf_conntrack-sysctl): for a session without an answer or younger than two seconds,
@@ -43,7 +43,7 @@ def sysctls(fleet: Fleet, backend: str) -> list[dict[str, str]]:
 def _idle_timeout(options: Any) -> float:
     """Return the seconds; the forwarder's config says what is wrong with a value that is no number."""
     value = options.get("idle_timeout")
-    return float(value) if isinstance(value, (int, float)) and value >= 0 else DEFAULT_UDP_IDLE_TIMEOUT
+    return float(value) if isinstance(value, (int, float)) and value >= 0 else UDP_IDLE_TIMEOUT.default
 
 
 def _seconds(value: str | None, default: int) -> int:

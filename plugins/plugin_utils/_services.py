@@ -15,14 +15,14 @@ from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from typing import Any, Union
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 
 VARIABLE = "l4proxy_services"
 
 # A user names a host or an address where the config carries a name and an address a family.
 DERIVED_KEYS = {"name", "ipv4", "ipv6", "last_port"}
-BACKEND_KEYS = {"host", "address"} | {one.name for one in fields(config.Backend)} - DERIVED_KEYS
+BACKEND_KEYS = {"host", "address"} | {one.name for one in fields(Backend)} - DERIVED_KEYS
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from types import SimpleNamespace
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "module_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins"))
 with atheris.instrument_imports():
-    from _forwarder.admin import commands, protocols
-    from _forwarder.counters import overrides
-from _forwarder.config.config import Backend, Config, Service
+    from module_utils._forwarder.admin import commands, protocols
+    from module_utils._forwarder.counters import overrides
+from module_utils._forwarder.config.config import Config
+from module_utils._forwarder.config.service import Backend, Service
 
 CONFIG = Config(proxy_id=1, services=(Service("web", (), (Backend(name="b", ipv4="198.18.0.21", port=80),)),))
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "module_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins"))
 with atheris.instrument_imports():
-    from _forwarder.tcp import proxy_protocol
+    from module_utils._forwarder.tcp import proxy_protocol
 
 
 def outcome(data: bytes) -> object:

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import endpoint
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.validation import LONGEST_NAME
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.defaults import MAX_NAME
 from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
 
 from tests.lab import netns
@@ -168,7 +168,7 @@ def test_sessions_of_all_workers(lab, forwarder, listener):
 def test_the_sessions_of_backends_with_the_longest_names(lab, listener, family):
     """What a worker answers has a bound, whatever the names are; the supervisor outlives it."""
     names = make_service(lab, "n" * 63, RAW + 10, 9000, backends=["b"])
-    names["backends"][0]["name"] = "b" + (LONGEST_NAME - 1) * ":"
+    names["backends"][0]["name"] = "b" + (MAX_NAME - 1) * ":"
     with Forwarder(lab, make_config(names)) as forwarder:
         pairs = [tcp.pair(lab, listener, RAW + 10) for _connection in range(110)]
         answer = forwarder.ask("sessions")

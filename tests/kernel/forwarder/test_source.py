@@ -11,8 +11,8 @@ import threading
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source_address
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Listener, Service
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.options import PortRange
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.settings import PortRange
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import proxy_protocol
 

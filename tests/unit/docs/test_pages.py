@@ -18,7 +18,12 @@ import yaml
 from ansible_collections.trueip.l4proxy.plugins.filter import forwarder_config, return_path
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _cli
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import metrics
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config, options, settings
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import (
+    config,
+    defaults,
+    health_check,
+    service,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, schema
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _hosts, _services
 
@@ -146,11 +151,11 @@ def _fields(cls):
 
 
 REFERENCE = [
-    ("services.rst", "A service", {"proxies", *_fields(config.Service)}),
+    ("services.rst", "A service", {"proxies", *_fields(service.Service)}),
     ("services.rst", "A backend", _services.BACKEND_KEYS),
-    ("services.rst", "Balancing", config.BALANCES),
-    ("services.rst", "Limits", _fields(options.Limits)),
-    ("services.rst", "Health", _fields(settings.Health)),
+    ("services.rst", "Balancing", defaults.BALANCES),
+    ("services.rst", "Limits", _fields(service.Limits)),
+    ("services.rst", "Health", _fields(health_check.HealthCheck)),
     ("services.rst", "The forwarder's config", {"schema", *_fields(config.Config)}),
     ("documents.rst", "The document", documents.KEYS),
     ("documents.rst", "A rule", schema.RULE),
@@ -167,10 +172,10 @@ def test_the_reference_has_every_key(page, section, keys):
 
 
 DEFAULTS = [
-    ("A service", config.Service),
-    ("A backend", config.Backend),
-    ("Limits", options.Limits),
-    ("Health", settings.Health),
+    ("A service", service.Service),
+    ("A backend", service.Backend),
+    ("Limits", service.Limits),
+    ("Health", health_check.HealthCheck),
 ]
 
 

@@ -13,7 +13,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config, settings
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config, defaults, settings
 from jinja2.nativetypes import NativeEnvironment
 
 from tests.unit.roles.test_variables import ROOT, options, read
@@ -71,7 +71,7 @@ def test_the_roles_defaults_are_the_configs():
     assert loaded() == config.load({"schema": config.SCHEMA, "proxy_id": 11, "services": [SERVICE]})
 
 
-CHOICES = {"log.format": settings.LOG_FORMATS, "log.level": settings.LOG_LEVELS}
+CHOICES = {"log.format": defaults.LOG_FORMATS, "log.level": defaults.LOG_LEVELS}
 
 
 @pytest.mark.parametrize("key", CHOSEN)
@@ -98,7 +98,7 @@ def test_a_variable_arrives_at_its_key_and_nowhere_else(key):
 
 WRONG = {
     "drain_timeout": 100_000,
-    "workers": config.MAX_WORKERS + 1,
+    "workers": defaults.WORKERS.high + 1,
     "log.format": "xml",
     "log.level": "loud",
     "admin.group": "a group",

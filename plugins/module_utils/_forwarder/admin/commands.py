@@ -17,8 +17,7 @@ import json
 from itertools import chain
 
 from ..config.backend_names import means
-from ..config.config import MAX_WEIGHT
-from ..config.validation import LONGEST_NAME
+from ..config.defaults import MAX_NAME, WEIGHT
 from ..loop.log import LEVELS
 from .protocols import at_once
 from .status import pieces, status
@@ -90,8 +89,8 @@ class Admin:
 
     def _weight(self, request):
         weight = request.get("weight")
-        if weight is not None and not _is_number(weight, MAX_WEIGHT):
-            raise Refused(f"weight is a whole number from 1 to {MAX_WEIGHT}, or null for the config's")
+        if weight is not None and not _is_number(weight, WEIGHT.high):
+            raise Refused(f"weight is a whole number from 1 to {WEIGHT.high}, or null for the config's")
         return self._order(request, "weight", weight)
 
     def _order(self, request, key, value):
@@ -138,7 +137,7 @@ class Admin:
             raise Refused(f"limit is a whole number from 1 to {MOST_SESSIONS}")
         question = {key: request.get(key) for key in ("service", "backend")}
         for key, name in question.items():
-            if name is not None and not (isinstance(name, str) and len(name) <= LONGEST_NAME):
+            if name is not None and not (isinstance(name, str) and len(name) <= MAX_NAME):
                 raise Refused(f"{key} is the name of a {key}, or null for all")
         self._number += 1
         number = self._number

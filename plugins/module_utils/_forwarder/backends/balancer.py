@@ -96,7 +96,7 @@ class Backends:
         self._buckets_apart = len(region.targets)
         self._failures = region.cell(slot, "worker", "failures")
         self._successes = [region.cell(row, "target", "succeeded", self._first) for row in range(region.slots)]
-        self._checked = service.asked and region.has_suspects
+        self._checked = service.checked and region.has_suspects
         self._slow = fields.get("slow") if self._checked else None
         self._weights = [backend.weight for backend in self.backends]
         self._strategy = STRATEGIES[service.balance]([b.name for b in self.backends], self._weights, self._load)

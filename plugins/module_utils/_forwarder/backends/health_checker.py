@@ -45,7 +45,7 @@ class Checker:
         self._line = line
         self._region = region
         self._beat = region.beat_cell(region.slots)
-        self._watches = [watch for watch in _watches(config, region) if watch.service.asked]
+        self._watches = [watch for watch in _watches(config, region) if watch.service.checked]
         self._queue = []
         self._under_way = []
         self._supervised = True

@@ -1,10 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Take a JSON object apart key by key and collect every error with its path, instead of stopping at the first.
+"""Read a JSON object key by key and collect every error with its path, instead of stopping at the first.
 
-A Fields object stands for one JSON object of the document. Each method takes one key, returns its value, and on a bad
-value records ``PATH: VALUE is not WHAT`` in the list all Fields of a document share, and returns None.
+A Fields object stands for one JSON object of the document. Each method reads one key and returns its value. For a bad
+value it adds ``PATH: VALUE is not WHAT`` to the errors, one list for the whole document, and returns None.
 """
 
 from __future__ import annotations
@@ -12,23 +12,27 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-IPV4, IPV6 = "ipv4", "ipv6"
+from . import defaults
+
 REQUIRED = object()  # as a default: the key must be there
-_PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})\Z")
+FIRST = object()  # as the default of a choice: the first one
+
+LONGEST_SHOWN = 60  # characters of a value or an unknown key in an error
+_PORT_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
-_WORD = re.compile(r"[\w-]+\Z")  # what needs no quotes in a path
-LONGEST_NAME = 80  # characters of a name in which colons may be: 63 of a host, a colon and a port, or an IPv6 address
+_PLAIN_KEY = re.compile(r"[\w-]+\Z")  # needs no quotes in a path
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-ZONE = "has a zone; link-local addresses are not supported"
-MAPPED_NETWORK = "holds IPv4-mapped addresses only, and clients with one count as IPv4; give the IPv4 network"
-
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
-LONGEST_KEY = 60  # characters that are shown of a key that is not known
+_ADDRESS_KINDS = {4: "an IPv4 address", 6: "an IPv6 address", None: "an IP address"}
+
+ZONE = "has a zone; link-local addresses are not supported"
 
 
-def show(value):
-    """Spell a bad value as the document does, shortened to one readable line."""
+def show(value: Any) -> str:
+    """Return a bad value as the document spells it, shortened to one readable line."""
     text = "a value too large to be shown"
     for spell in (json.dumps, repr):
         try:
@@ -36,32 +40,32 @@ def show(value):
             break
         except (TypeError, ValueError, RecursionError):
             continue
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
 
 
 class Fields:
-    """One JSON object under validation; ``path`` is where it stands in the document ("" for the document itself)."""
+    """One JSON object under validation; ``path`` is its place in the document ("" for the document itself)."""
 
-    def __init__(self, data, path, errors):
+    def __init__(self, data: Any, path: str, errors: list[str]) -> None:
         self.path = path
         self.errors = errors
-        self._taken = set()
+        self._read: set[str] = set()
         if not isinstance(data, dict):
             self.error("", f"{show(data)} is not a JSON object")
             data = None
-        self.data = data
+        self.data: dict[str, Any] | None = data
 
-    def where(self, key):
+    def where(self, key: str) -> str:
         """Return the path of ``key``, or of this object when ``key`` is empty."""
         return ".".join(part for part in (self.path, key) if part) or "document"
 
-    def error(self, key, text):
+    def error(self, key: str, text: str) -> None:
         """Record one error at ``key``; returns None, so that a check can end with ``return fields.error(...)``."""
         self.errors.append(f"{self.where(key)}: {text}")
 
-    def _take(self, key, default):
+    def _take(self, key: str, default: Any) -> tuple[bool, Any]:
         """Return (present, value) of ``key``; a missing required key is recorded."""
-        self._taken.add(key)
+        self._read.add(key)
         if self.data is None:
             return False, None  # the object itself was refused already
         if key in self.data:
@@ -71,8 +75,8 @@ class Fields:
             return False, None
         return False, default
 
-    def integer(self, key, low, high, what="a whole number", default=REQUIRED):
-        """Return an int from low to high; true and false are no numbers here."""
+    def integer(self, key: str, what: str, low: float, high: float, default: Any = REQUIRED) -> Any:
+        """Return an int from low to high; true and false are not numbers here. ``what`` names it in the error."""
         present, value = self._take(key, default)
         if not present:
             return value
@@ -80,11 +84,11 @@ class Fields:
             return self.error(key, f"{show(value)} is not {what} ({low}-{high})")
         return value
 
-    def seconds(self, key, low, high, default=REQUIRED):
+    def seconds(self, key: str, low: float, high: float, default: Any = REQUIRED) -> Any:
         """Return a duration in seconds as float."""
-        return self.number(key, low, high, "a duration in seconds", default)
+        return self.number(key, "a duration in seconds", low, high, default)
 
-    def number(self, key, low, high, what, default=REQUIRED):
+    def number(self, key: str, what: str, low: float, high: float, default: Any = REQUIRED) -> Any:
         """Return a number from low to high as float."""
         present, value = self._take(key, default)
         if not present:
@@ -93,14 +97,14 @@ class Fields:
             return self.error(key, f"{show(value)} is not {what} ({low}-{high})")
         return float(value)
 
-    def boolean(self, key, default=REQUIRED):
+    def boolean(self, key: str, default: Any = REQUIRED) -> Any:
         """Return true or false."""
         present, value = self._take(key, default)
         if present and not isinstance(value, bool):
             return self.error(key, f"{show(value)} is neither true nor false")
         return value
 
-    def text(self, key, longest, default=REQUIRED):
+    def text(self, key: str, longest: int, default: Any = REQUIRED) -> Any:
         """Return a string of 1 to ``longest`` characters; null is the same as a missing key."""
         present, value = self._take(key, default)
         if not present or (value is None and default is None):
@@ -109,14 +113,14 @@ class Fields:
             return self.error(key, f"{show(value)} is not a text of 1-{longest} characters")
         return value
 
-    def file(self, key, longest):
+    def file(self, key: str, longest: int) -> Any:
         """Return the optional absolute path of a file, at most ``longest`` bytes in UTF-8."""
         value = self.text(key, longest, None)
         if value is None:
             return None
         try:
             length = len(value.encode())
-        except UnicodeEncodeError:  # half of a surrogate pair is no character
+        except UnicodeEncodeError:  # half of a surrogate pair is not a character
             length = 0
         if not 1 <= length <= longest or _CONTROL.search(value):
             what = f"a path of 1-{longest} bytes (UTF-8, without control characters)"
@@ -125,8 +129,8 @@ class Fields:
             return self.error(key, f"{show(value)} is not an absolute path of a file")
         return value
 
-    def octets(self, key, longest):
-        """Return an optional string each of whose characters stands for one byte, U+0000 to U+00FF."""
+    def octets(self, key: str, longest: int) -> Any:
+        """Return an optional string in which each character stands for one byte, U+0000 to U+00FF."""
         value = self.text(key, longest, None)
         beyond = [character for character in value or "" if ord(character) > 0xFF]
         if beyond:
@@ -137,53 +141,52 @@ class Fields:
             )
         return value
 
-    def name(self, key, colons=False, default=REQUIRED):
+    def name(self, key: str, colons: bool = False, default: Any = REQUIRED) -> Any:
         """Return a name that is safe in logs and metrics; with ``colons`` also an IPv6 address or host:port."""
         present, value = self._take(key, default)
         if not present:
             return value
         plain = value.replace(":", "") if colons and isinstance(value, str) else value
-        if not isinstance(plain, str) or not _NAME.match(plain) or len(value) > LONGEST_NAME:
+        if not isinstance(plain, str) or not _NAME.match(plain) or len(value) > defaults.MAX_NAME:
             rule = "1-63 letters, digits, '_', '-' or '.', beginning with a letter or digit"
             if colons:
-                rule += f"; colons may be among them, {LONGEST_NAME} characters in all"
+                rule += f"; colons are allowed too, {defaults.MAX_NAME} characters in all"
             return self.error(key, f"{show(value)} is not a name ({rule})")
         return value
 
-    def choice(self, key, supported, default=REQUIRED):
-        """Return one of ``supported``; anything else is named as not in this version."""
-        present, value = self._take(key, default)
+    def choice(self, key: str, supported: Sequence[str], default: Any = FIRST) -> Any:
+        """Return one of ``supported``; the default is the first of them, if no other is given."""
+        present, value = self._take(key, supported[0] if default is FIRST else default)
         if not present:
             return value
         if not isinstance(value, str) or value not in supported:
-            return self.error(key, f"not in this version: {show(value)} (supported: {', '.join(supported)})")
+            return self.error(key, f"{show(value)} is not supported; use one of {', '.join(supported)}")
         return value
 
-    def address(self, key, family=None, default=REQUIRED):
-        """Return an ipaddress object of ``family`` (4, 6 or None for either)."""
+    def address(self, key: str, version: int | None = None, default: Any = REQUIRED) -> Any:
+        """Return an ipaddress object of IP version 4, 6 or (None) either."""
         present, value = self._take(key, default)
         if not present:
             return value
-        what = {4: "an IPv4 address", 6: "an IPv6 address", None: "an IP address"}[family]
         try:
-            parsed = ipaddress.ip_address(value) if isinstance(value, str) else None
+            address = ipaddress.ip_address(value) if isinstance(value, str) else None
         except ValueError:
-            parsed = None
-        if parsed is None or (family is not None and parsed.version != family):
-            return self.error(key, f"{show(value)} is not {what}")
+            address = None
+        if address is None or (version is not None and address.version != version):
+            return self.error(key, f"{show(value)} is not {_ADDRESS_KINDS[version]}")
         if "%" in value:
             return self.error(key, f"{show(value)} {ZONE}")
-        return parsed
+        return address
 
-    def ports(self, key, most, default=REQUIRED):
-        """Return the ports of a number, or of a range ``"8000-8010"`` of at most ``most`` ports, as a range object."""
+    def ports(self, key: str, most: int, default: Any = REQUIRED) -> Any:
+        """Return the port of a number, or the ports of ``"8000-8010"`` (at most ``most``), as a range object."""
         present, value = self._take(key, default)
         if not present:
             return value
         first = last = value
-        found = _PORTS.match(value) if isinstance(value, str) else None
-        if found:
-            first, last = int(found[1]), int(found[2])
+        match = _PORT_RANGE.match(value) if isinstance(value, str) else None
+        if match:
+            first, last = int(match[1]), int(match[2])
             if first > last:
                 return self.error(key, f"{show(value)} ends before it begins")
             if last - first >= most:
@@ -192,69 +195,71 @@ class Fields:
             return self.error(key, f'{show(value)} is not a port (1-65535) or a range like "8000-8010"')
         return range(first, last + 1)
 
-    def networks(self, key):
+    def networks(self, key: str) -> tuple[str, ...]:
         """Return the networks of an optional list, in canonical text form; a single address is a network of one."""
-        present, value = self._take(key, [])
-        if not present:
-            return ()
-        if not isinstance(value, list):
-            self.error(key, f"{show(value)} is not a list of networks")
-            return ()
-        found = []
-        for index, item in enumerate(value):
+        networks = []
+        for index, item in enumerate(self._list(key, (), "networks")):
+            where = f"{key}[{index}]"
             try:
-                network = str(ipaddress.ip_network(item if isinstance(item, str) else "", strict=True))
+                network = ipaddress.ip_network(item if isinstance(item, str) else "", strict=True)
             except ValueError as error:
                 why = "has host bits set" if "host bits" in str(error) else "is not a network like 192.0.2.0/24"
-                self.error(f"{key}[{index}]", f"{show(item)} {why}")
+                self.error(where, f"{show(item)} {why}")
                 continue
             if "%" in item:
-                self.error(f"{key}[{index}]", f"{show(item)} {ZONE}")
-            if ":" in network and ipaddress.ip_network(network).subnet_of(_MAPPED):
-                self.error(f"{key}[{index}]", f"{network} {MAPPED_NETWORK}")
-            found.append(network)
-        return tuple(found)
+                self.error(where, f"{show(item)} {ZONE}")
+            if network.version == 6 and network.subnet_of(_MAPPED):
+                self.error(
+                    where,
+                    f"{network} has only IPv4-mapped addresses, but such clients count as IPv4; use the IPv4 network",
+                )
+            networks.append(str(network))
+        return tuple(networks)
 
-    def addresses(self, key, default):
+    def addresses(self, key: str, default: Iterable[str]) -> list[Any]:
         """Return a list of ipaddress objects; ``default`` are addresses in text form."""
-        present, value = self._take(key, list(default))
-        if present and not isinstance(value, list):
-            self.error(key, f"{show(value)} is not a list of addresses")
-            return []
-        found = []
-        for number, item in enumerate(value or ()):
+        addresses = []
+        for index, item in enumerate(self._list(key, default, "addresses")):
+            where = f"{key}[{index}]"
             try:
                 address = ipaddress.ip_address(item if isinstance(item, str) else "")
             except ValueError:
-                self.error(f"{key}[{number}]", f"{show(item)} is not an IP address")
+                self.error(where, f"{show(item)} is not an IP address")
                 continue
             if "%" in item:
-                self.error(f"{key}[{number}]", f"{show(item)} {ZONE}")
+                self.error(where, f"{show(item)} {ZONE}")
                 continue
-            found.append(address)
-        return found
+            addresses.append(address)
+        return addresses
 
-    def section(self, key):
+    def _list(self, key: str, default: Iterable[str], noun: str) -> list[Any]:
+        present, value = self._take(key, list(default))
+        if present and not isinstance(value, list):
+            self.error(key, f"{show(value)} is not a list of {noun}")
+            return []
+        return value or []
+
+    def section(self, key: str) -> Fields:
         """Return the Fields of an optional sub-object (an empty one when the key is missing)."""
         present, value = self._take(key, {})
         return Fields(value if present else {}, self.where(key), self.errors)
 
-    def objects(self, key, what):
+    def objects(self, key: str, noun: str) -> list[Fields]:
         """Return the Fields of each object in a required list that must not be empty."""
         present, value = self._take(key, REQUIRED)
         if not present:
             return []
         if not isinstance(value, list):
-            self.error(key, f"{show(value)} is not a list of {what}s")
+            self.error(key, f"{show(value)} is not a list of {noun}{'es' if noun.endswith('s') else 's'}")
             return []
         if not value:
-            self.error(key, f"is empty, at least one {what} is expected")
+            self.error(key, f"is empty; at least one {noun} is required")
         return [Fields(item, f"{self.where(key)}[{index}]", self.errors) for index, item in enumerate(value)]
 
-    def done(self):
-        """Record every key nobody asked for."""
+    def done(self) -> None:
+        """Record every key that was not read as unknown."""
         for key in self.data or ():
-            if key not in self._taken:
-                known = ", ".join(sorted(self._taken))
-                name = str(key)[:LONGEST_KEY]
-                self.error(name if _WORD.match(name) else json.dumps(name), f"is not a known key (known here: {known})")
+            if key not in self._read:
+                name = str(key)[:LONGEST_SHOWN]
+                path = name if _PLAIN_KEY.match(name) else json.dumps(name)
+                self.error(path, f"is not a known key; the known ones are {', '.join(sorted(self._read))}")

@@ -12,6 +12,7 @@ from ..._version import VERSION
 from ..admin import runtime_file
 from ..admin.endpoint import METRICS
 from ..config import config as config_module
+from ..config import defaults
 from ..counters import shared_memory
 from . import listeners
 
@@ -56,7 +57,7 @@ class Generation:
     @property
     def drain_timeout(self):
         """Seconds its workers have for draining."""
-        return self.config.drain_timeout if self.config else config_module.DEFAULT_DRAIN_TIMEOUT
+        return self.config.drain_timeout if self.config else defaults.DRAIN_TIMEOUT.default
 
     def record(self):
         """Return what the next program must know of this generation, as JSON."""

@@ -247,8 +247,8 @@ class Supervisor:
             alone = not (self.serving or self.orphans or orphans.find())
             self.candidate = generations.load(self.path, number, self.archive, self.held, self.endpoints, alone)
             if self.serving:
-                asked = {service.name for service in self.candidate.config.services if service.asked}
-                self.candidate.region.inherit(self.serving.region, asked)
+                checked = {service.name for service in self.candidate.config.services if service.checked}
+                self.candidate.region.inherit(self.serving.region, checked)
             self.overrides.publish(self.candidate.region)
             self.pool.start(self.candidate)
         except generations.LoadError as error:

@@ -18,9 +18,9 @@ import resource
 import signal
 import time
 
+from ..._shared.families import FAMILIES
 from ..admission.source_address import Ports
 from ..backends.balancer import Backends
-from ..config import config
 from ..counters.heartbeat import BEAT
 from ..counters.service_counters import ServiceCounters
 from ..counters.shared_memory import WORKER_FIELDS
@@ -99,7 +99,7 @@ class Worker:
             if service.name not in serving:
                 groups = {
                     family: Backends(service, family, self.region, self.slot)
-                    for family in (config.IPV4, config.IPV6)
+                    for family in FAMILIES
                     if service.backends_of(family)
                 }
                 serving[service.name] = Serving(

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 
+from ..._shared.families import IPV4, IPV6
 from ..admission import never_spoofed
 from ..admission.acl import AccessList, Networks
 from ..admission.limits import PER_SERVICE, Gate
 from ..admission.source_address import Source
-from ..config import config
+from ..config.service import Limits
 from ..loop import sockets
 from ..loop.poller import READ
 from .relay import FACTS, Relay
@@ -36,7 +37,7 @@ class Serving:
         self.trusted = Networks(service.accept_proxy) if service.accept_proxy else None
         self.access = AccessList(service.allow, service.deny) if service.allow or service.deny else None
         self.gate = (
-            Gate(service.limits, counters.total, counters.client_numbers) if service.limits != config.Limits() else None
+            Gate(service.limits, counters.total, counters.client_numbers) if service.limits != Limits() else None
         )
         #: Whether a client has anything to pass before it is given a backend.
         self.guarded = self.trusted is not None or self.access is not None or self.gate is not None
@@ -70,7 +71,7 @@ class Serving:
         hidden = never_spoofed.refusal(address, own_addresses)
         if hidden is None and introduced and sockets.is_broadcast(address):
             hidden = never_spoofed.BROADCAST  # of other clients the kernel takes no packet with such a source
-        backends = self.groups.get(config.IPV6 if ":" in address else config.IPV4)
+        backends = self.groups.get(IPV6 if ":" in address else IPV4)
         if backends is None:
             return next(iter(self.groups.values())), hidden or never_spoofed.FOREIGN_FAMILY, ()
         return backends, hidden, () if hidden else backends.at(address)

@@ -13,11 +13,11 @@ from __future__ import annotations
 import socket
 from functools import partial
 
+from ..._shared.families import IPV4, IPV6
 from ..admission.limits import PER_SERVICE
 from ..admission.refusal import Refusal
 from ..admission.source_address import OWN
 from ..backends.balancer import SKIPPED, SKIPPED_ALONE
-from ..config.config import IPV4, IPV6
 from ..loop import sockets
 from ..loop.poller import READ
 from . import ancillary, handover

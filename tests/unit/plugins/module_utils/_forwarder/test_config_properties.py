@@ -21,7 +21,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends
     health_checker,
     health_round,
 )
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config, defaults
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import service_counters, shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import generation, listeners
@@ -47,23 +47,23 @@ def services(draw, number):
         {
             "name": name,
             "port": draw(ports),
-            "weight": draw(st.integers(1, config.MAX_WEIGHT)),
+            "weight": draw(st.integers(1, defaults.WEIGHT.high)),
             "backup": draw(st.booleans()),
             **{family: {"ipv4": f"198.18.1.{place}", "ipv6": f"2001:db8:1::{place:x}"}[family] for family in families},
         }
         for place, name in enumerate(draw(st.lists(names, min_size=1, max_size=3, unique=True)), 1)
     ]
     optional = {
-        "balance": st.sampled_from(config.BALANCES),
-        "retries": st.integers(0, config.MAX_RETRIES),
-        "backlog": st.integers(1, config.MAX_BACKLOG),
+        "balance": st.sampled_from(defaults.BALANCES),
+        "retries": st.integers(0, defaults.RETRIES.high),
+        "backlog": st.integers(1, defaults.BACKLOG.high),
         "idle_timeout": seconds,
         "source_port": st.sampled_from(["any", "keep"]),
-        "on_all_down": st.sampled_from(config.ON_ALL_DOWN),
+        "on_all_down": st.sampled_from(defaults.ON_ALL_DOWN),
         "limits": st.fixed_dictionaries({}, optional={"connections": st.integers(0, 1000), "rate_per_client": seconds}),
         "slow_start": seconds,
         "tcp_user_timeout": seconds,
-        "protocol": st.sampled_from(config.PROTOCOLS),
+        "protocol": st.sampled_from(defaults.PROTOCOLS),
         "allow": st.lists(clients, max_size=3),
         "health": st.fixed_dictionaries(
             {},
@@ -197,7 +197,7 @@ def consume(loaded):
         assert timeouts.interval(loaded.services) >= timeouts.SOONEST
         assert flow_table.interval([service.idle_timeout for service in loaded.services]) > 0
         for one in health_checker._watches(loaded, region):
-            if one.service.asked:
+            if one.service.checked:
                 one.begin(1e6)  # its sockets are the fixture's
     assert len(json.dumps([str(one) for service in loaded.services for one in service.listen]).encode())
     for name, kind in endpoint.wanted(loaded).items():
@@ -285,7 +285,7 @@ def complete(protocol):
 
 @pytest.mark.usefixtures("no_questions")
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.one_of(spoilt_texts, spoilt_numbers, anything), st.sampled_from(config.PROTOCOLS))
+@given(st.one_of(spoilt_texts, spoilt_numbers, anything), st.sampled_from(defaults.PROTOCOLS))
 def test_what_is_accepted_anywhere_can_be_used_by_all_who_read_it(value, protocol):
     consume(config.load(complete(protocol)))
     for *path, last in places(complete(protocol)):

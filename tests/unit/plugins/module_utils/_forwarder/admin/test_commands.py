@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import commands
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Config, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.overrides import Overrides
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.timers import Timers

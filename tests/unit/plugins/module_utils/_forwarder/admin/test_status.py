@@ -12,12 +12,8 @@ from types import SimpleNamespace
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import status
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.balancer import Backends
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import (
-    Backend,
-    Config,
-    Listener,
-    Service,
-)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.overrides import Overrides
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.totals import GenerationTotals

@@ -12,8 +12,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admissio
     Gate,
     Rate,
 )
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config, Service
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.options import Limits
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Limits, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import client_tables, shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.service_counters import ServiceCounters
 from hypothesis import given

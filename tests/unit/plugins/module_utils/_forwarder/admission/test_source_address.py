@@ -9,8 +9,8 @@ import errno
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source_address
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Listener, Service
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.options import PortRange
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.settings import PortRange
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.sockets import CapabilityError
 
 CLIENT = ("203.0.113.7", 4000)

@@ -11,14 +11,15 @@ from collections import Counter
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import balancer, health_state
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Config, Service
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.settings import Health
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 from hypothesis import given
 from hypothesis import strategies as st
 
 CLIENT, OTHER = "203.0.113.7", "203.0.113.8"
-UNCHECKED = {"health": Health(enabled=False)}
+UNCHECKED = {"health": HealthCheck(enabled=False)}
 
 
 class Some(balancer.Backends):

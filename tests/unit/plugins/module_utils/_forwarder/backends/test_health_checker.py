@@ -12,12 +12,13 @@ from dataclasses import replace
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import health_checker, health_round
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_state import Answer
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Config, Service
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.settings import Health
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 
 SOURCES = ("198.51.100.1", "2001:db8:ffff::1")
-HEALTH = Health(interval=2.0, timeout=1.0, rise=2, fall=3, source=SOURCES)
+HEALTH = HealthCheck(interval=2.0, timeout=1.0, rise=2, fall=3, source=SOURCES)
 SILENCE = errno.ETIMEDOUT
 REFUSED, RESET, UNREACHABLE = errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH
 
@@ -173,13 +174,15 @@ def test_without_a_way_there_at_all_the_server_is_not_up(network, start):
 
 def test_an_exchange_is_sent_as_it_is_written(network, start):
     """Characters are bytes: what a config can write is what goes out."""
-    health = Health(interval=2.0, timeout=1.0, source=SOURCES, request="\x00ä", expect="ÿ")
+    health = HealthCheck(interval=2.0, timeout=1.0, source=SOURCES, request="\x00ä", expect="ÿ")
     start(service(B, protocol="udp", health=health)).turn(2.0)
     assert network.asked[0] == (B, SOURCES[0], b"\x00\xe4", b"\xff")
 
 
 @pytest.mark.parametrize(
-    "health", [Health(enabled=False, source=SOURCES), Health(source=SOURCES)], ids=["switched off", "no request"]
+    "health",
+    [HealthCheck(enabled=False, source=SOURCES), HealthCheck(source=SOURCES)],
+    ids=["switched off", "no request"],
 )
 def test_where_there_is_no_question_nobody_is_asked(network, start, health):
     run = start(service(B, protocol="udp", health=health))
@@ -262,7 +265,7 @@ def test_while_clients_succeed_a_filter_on_the_probes_takes_nobody_out(network, 
     assert run.log.named("local delivery") == []
 
 
-RARE = Health(interval=100.0, timeout=1.0, source=SOURCES)
+RARE = HealthCheck(interval=100.0, timeout=1.0, source=SOURCES)
 
 
 @pytest.mark.parametrize("field", ["failed", "slow"])

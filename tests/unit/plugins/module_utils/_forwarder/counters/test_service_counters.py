@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import acl, limits, never_spoofed
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import balancer
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Backend, Config, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import service_counters, shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import relay
 

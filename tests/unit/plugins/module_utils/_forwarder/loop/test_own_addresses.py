@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import service as service_config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import own_addresses
 
 IF_INET6 = """\
@@ -45,5 +45,5 @@ def test_absent_are_the_addresses_that_the_kernel_does_not_take_for_ours():
         ("198.51.100.9", 80),
         ("2001:db8::9", 80),
     ]
-    services = [config.Service("web", tuple(config.Listener(*one) for one in listen), ())]
+    services = [service_config.Service("web", tuple(service_config.Listener(*one) for one in listen), ())]
     assert own_addresses.absent(services) == {"web": ["198.51.100.9:80", "[2001:db8::9]:80"]}

@@ -36,8 +36,8 @@ def test_errors(tmp_path, capsys):
     assert check_command.run(str(path)) == 1
     assert capsys.readouterr().out.splitlines() == [
         "proxy_id: 0 is not a proxy id (1-255)",
-        "x: is not a known key (known here: admin, drain_timeout, log, metrics, proxy_id, schema, services,"
-        " source_ports, workers)",
+        "x: is not a known key; the known ones are admin, drain_timeout, log, metrics, proxy_id, schema, services,"
+        " source_ports, workers",
     ]
 
 
@@ -63,9 +63,9 @@ def wide(listen, backends):
         (wide(17, 16384), None),
         (
             wide(16385, 17),
-            "services: have 16385 listen addresses (each port of a range is one); a forwarder takes 16384",
+            "services: have 16385 listen addresses (each port of a range counts); the limit is 16384 per",
         ),
-        (wide(17, 16385), "services: have 16385 backends; a forwarder takes 16384 at most: use several proxies"),
+        (wide(17, 16385), "services: have 16385 backends; the limit is 16384 per proxy: use several proxies"),
     ],
 )
 def test_what_is_too_much_is_refused_with_the_bound(tmp_path, capsys, document, sentence):

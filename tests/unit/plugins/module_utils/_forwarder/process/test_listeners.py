@@ -9,12 +9,8 @@ import os
 import socket
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import (
-    Backend,
-    Config,
-    Listener,
-    Service,
-)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import listeners
 
 

@@ -10,13 +10,13 @@ import socket
 import time
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import (
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import (
     Backend,
-    Config,
+    Limits,
     Listener,
     Service,
 )
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.options import Limits
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.log import Log
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import channel, listeners

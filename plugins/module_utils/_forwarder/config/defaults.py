@@ -1,0 +1,80 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every default, bound and choice of the config: one line for each key. Durations are seconds.
+
+docs/docsite/rst/services.rst shows them to users; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ..._shared.families import IPV4, IPV6
+
+
+class Range(NamedTuple):
+    """The lowest and the highest value of a key, and its default (None: no limit, or derived)."""
+
+    low: float
+    high: float
+    default: Any
+
+
+WEEK = 7 * 86400
+
+# A service. Of choices the first is the default.
+PROTOCOLS = ("tcp", "udp")
+BALANCES = ("round_robin", "least_connections", "source_hash", "random")
+ON_ALL_DOWN = ("refuse", "try_all")
+SERVICE_LOGS = ("all", "errors", "none")
+SOURCE_PORTS = ("any", "keep")
+SOURCE_FALLBACKS = ("refuse", "own")
+CONNECT_TIMEOUT = Range(0.1, 600, 1.0)  # for one backend
+CONNECT_DEADLINE = Range(0.1, 600, 5.0)  # for all attempts together
+RETRIES = Range(0, 64, 2)
+BACKLOG = Range(1, 65535, 4096)  # the kernel caps it at net.core.somaxconn, whose default is 4096 since Linux 5.4
+IDLE_TIMEOUT = Range(0, WEEK, 3600.0)
+UDP_IDLE_TIMEOUT = Range(0, WEEK, 60.0)  # conntrack and most proxies forget an answered UDP flow after 1-2 minutes
+HALF_CLOSED_TIMEOUT = Range(0, WEEK, 300.0)
+TCP_USER_TIMEOUT = Range(0, WEEK, 0.0)  # 0: the kernel's own
+KEEPALIVE = Range(0, 32767, 60)  # MAX_TCP_KEEPIDLE in linux/net/tcp.h
+PROXY_TIMEOUT = Range(0.1, 600, 5.0)
+SLOW_START = Range(0, 3600, 0.0)
+
+# The limits of a service; 0: no limit.
+AT_LIMIT = ("pause", "refuse")
+CONNECTIONS = Range(0, 10_000_000, 0)
+RATE = Range(0, 1_000_000, 0.0)  # new connections per second
+MIN_RATE = 1e-6  # one in eleven days; a client's next connection is timed in microseconds
+
+# A backend.
+PROXY_VERSIONS = ("v1", "v2")
+WEIGHT = Range(1, 65535, 1)
+MAX_CONNECTIONS = Range(1, CONNECTIONS.high, None)
+
+# Health checks.
+HEALTH_INTERVAL = Range(0.1, 3600, 2.0)
+HEALTH_TIMEOUT = Range(0.05, 600, 1.0)
+HEALTH_RISE = Range(1, 100, 2)
+HEALTH_FALL = Range(1, 100, 3)
+HEALTH_PORT = Range(1, 65535, None)
+MAX_EXCHANGE = 512  # characters of request and expect
+# The source of a spoofed probe, by proxy id: documentation ranges (RFC 5737, RFC 3849), so no client has it.
+HEALTH_SOURCE = {IPV4: "198.51.100.{0}", IPV6: "2001:db8:ffff::{0}"}
+
+# The forwarder.
+DRAIN_TIMEOUT = Range(0, 86400, 30.0)
+WORKERS = Range(0, 64, 0)  # 0: one per core
+LOG_FORMATS = ("json", "logfmt")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+DEFAULT_LOG_LEVEL = "info"
+MIN_SOURCE_PORTS = 64
+MAX_SOCKET_PATH = 100  # bytes; sun_path has 108 (unix(7)), and the socket is first made under a longer name
+
+# Sizes. Each listener and backend is a socket in every worker and some 2 kB of the status: with so many, the forwarder
+# starts within seconds on two cores.
+MAX_LISTENERS = 16384
+MAX_BACKENDS = 16384
+MAX_PORT_RANGE = 1024  # ports of one listen entry
+MAX_NAME = 80  # characters of a backend's name: a host name of 63, a colon and a port, or an IPv6 address

@@ -1,0 +1,62 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The health checks of a service: their options, and how they are read from the document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..._shared.families import family_of
+from . import defaults
+from .validation import Fields
+
+
+@dataclass(frozen=True)
+class HealthCheck:
+    """How the backends of a service are probed; ``request`` and ``expect`` are for UDP alone."""
+
+    enabled: bool = True
+    interval: float = defaults.HEALTH_INTERVAL.default
+    timeout: float = defaults.HEALTH_TIMEOUT.default
+    rise: int = defaults.HEALTH_RISE.default
+    fall: int = defaults.HEALTH_FALL.default
+    source: tuple[str, ...] = ()  # at most one of each family
+    port: int | None = None  # None: the backend's own, the first of a range
+    request: str | None = None
+    expect: str | None = None
+
+    def source_of(self, family: str) -> str | None:
+        """Return the source of spoofed probes of ``family``; None when there are none."""
+        return next((address for address in self.source if family_of(address) == family), None)
+
+
+def read_health_check(part: Fields, proxy_id: int) -> HealthCheck:
+    """Return the HealthCheck of a section; the default source follows from ``proxy_id``."""
+    health = HealthCheck(
+        enabled=part.boolean("enabled", True),
+        interval=part.seconds("interval", *defaults.HEALTH_INTERVAL),
+        timeout=part.seconds("timeout", *defaults.HEALTH_TIMEOUT),
+        rise=part.integer("rise", "a number of checks", *defaults.HEALTH_RISE),
+        fall=part.integer("fall", "a number of checks", *defaults.HEALTH_FALL),
+        source=_read_sources(part, [text.format(proxy_id) for text in defaults.HEALTH_SOURCE.values()]),
+        port=part.integer("port", "a port", *defaults.HEALTH_PORT),
+        request=part.octets("request", defaults.MAX_EXCHANGE),
+        expect=part.octets("expect", defaults.MAX_EXCHANGE),
+    )
+    part.done()
+    if health.interval and health.timeout and health.timeout > health.interval:
+        part.error("timeout", f"{health.timeout:g} is longer than interval ({health.interval:g})")
+    return health
+
+
+def _read_sources(part: Fields, default: Iterable[str]) -> tuple[str, ...]:
+    addresses = part.addresses("source", default)
+    families = [address.version for address in addresses]
+    if len(set(families)) != len(families):
+        part.error("source", "has two addresses of one family; use at most one IPv4 and one IPv6 address")
+    for address in addresses:
+        if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local:
+            part.error("source", f"{address} cannot be a client's address; use one that a client could have")
+    return tuple(str(address) for address in addresses)

@@ -1,0 +1,101 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Values that are right alone and wrong together are refused, at the key that has to change."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
+
+from tests.unit.plugins.module_utils._forwarder.config.config_data import errors_of, minimal, ranged, udp
+
+
+def test_what_needs_a_connection_is_refused_for_udp():
+    data, service = udp(idle_timeout=0, accept_proxy=["198.18.0.0/24"], health={"port": 7})
+    service["backends"][0]["send_proxy"] = "v2"
+    assert errors_of(data) == [
+        "services[0].idle_timeout: 0 would keep UDP sessions for ever; use a value above 0",
+        "services[0].health.port: has no effect on a UDP service without health.request; set health.request too",
+        "services[0].accept_proxy: a UDP service cannot receive PROXY headers; remove it",
+        "services[0].backends[0].send_proxy: a UDP service cannot send PROXY headers; remove it",
+    ]
+
+
+def test_a_range_that_overlaps_is_refused_once():
+    assert errors_of(ranged(["8000-8900", "8100-9000"], 80)) == [
+        "services[0].listen[1]: 198.18.0.11:8100 overlaps 198.18.0.11:8100 of services[0].listen[0]"
+        " (same port; a wildcard covers every address of its family)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("listen", "backend", "said"),
+    [(["8000-8002"], "9000-9001", "have 3"), ([80, "8000-8001"], "90-91", "have 1 and 2")],
+)
+def test_a_backend_with_another_number_of_ports_is_refused(listen, backend, said):
+    (error,) = errors_of(ranged(listen, backend))
+    assert error.startswith(f"services[0].backends[0].port: {backend} is 2 ports, but the listen addresses")
+    assert said in error
+
+
+def test_a_listener_without_backends_of_its_family_may_hide_its_clients():
+    data = minimal()
+    data["services"][0]["listen"].append({"address": "::", "port": 80})
+    assert "or set source_fallback: own" in errors_of(data)[0]
+    data["services"][0]["source_fallback"] = "own"
+    assert len(config.load(data).services[0].listen) == 2
+
+
+def second_service(**changes):
+    data = minimal()
+    other = copy.deepcopy(data["services"][0])
+    other.update(name="other", **changes)
+    data["services"].append(other)
+    return data
+
+
+TEST_OVERLAPS = [
+    ("0.0.0.0", 80, True),
+    ("198.18.0.11", 80, True),
+    ("0.0.0.0", 81, False),
+]
+
+
+@pytest.mark.parametrize(("address", "port", "overlaps"), TEST_OVERLAPS)
+def test_two_services_on_one_listen_address(address, port, overlaps):
+    data = second_service(listen=[{"address": address, "port": port}])
+    if not overlaps:
+        assert len(config.load(data).services) == 2
+        return
+    assert errors_of(data) == [
+        f"services[1].listen[0]: {address}:80 overlaps 0.0.0.0:80 of services[0].listen[0]"
+        " (same port; a wildcard covers every address of its family)"
+    ]
+
+
+def test_the_wildcards_of_both_families_do_not_overlap():
+    data = minimal()
+    data["services"][0]["listen"].append({"address": "::", "port": 80})
+    data["services"][0]["backends"][0]["ipv6"] = "2001:db8::21"
+    assert len(config.load(data).services[0].listen) == 2
+
+
+def test_one_service_must_not_listen_twice_on_one_address():
+    data = minimal()
+    data["services"][0]["listen"] *= 2
+    assert len(errors_of(data)) == 1
+
+
+def test_duplicate_names():
+    data = second_service(listen=[{"address": "0.0.0.0", "port": 81}])
+    data["services"][1]["name"] = "web"
+    data["services"][0]["backends"].append({"name": "b", "ipv4": "198.18.0.21", "port": 8080})
+    assert errors_of(data) == [
+        'services[0].backends[1].name: "b" is already the name of backends[0] of this service',
+        "services[0].backends[1].ipv4: 198.18.0.21 port 8080 is already backends[0] of this service;"
+        " to give it more connections, raise its weight",
+        'services[1].name: "web" is already the name of services[0]',
+    ]
