@@ -90,7 +90,7 @@ sanity: ## Run ansible-test sanity
 
 package: ## Build the collection and install it into .build/package, as a user gets it
 	@$(BOOTSTRAP) check
-	@[ -n "$$L4PROXY_TEST_PACKAGE" ] || bash tests/package.sh
+	@[ -n "$${L4PROXY_TEST_PACKAGE-}" ] || bash tests/package.sh
 
 importer: package ## Check the package with Galaxy's importer
 	@bash tests/gates/importer.sh

@@ -1,12 +1,13 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which folder of an engine imports which, what no file may import, and how long a file may be."""
+"""Which folder imports which, where unit tests are, how long a file may be; and what CONTRIBUTING says of that."""
 
 from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,17 @@ STILL_WRONG = {("admin", "process")}
 
 #: What both engines may import besides themselves and the standard library; pyroute2 only in ``_routing/netlink``.
 SHARED = {"_version", "_shared"}
+
+#: Tests of several files, in the folder of what these have in common.
+SEVERAL_FILES = {
+    "filter/test_filters.py",
+    "module_utils/_forwarder/test_config_properties.py",
+    "module_utils/_forwarder/test_growth.py",
+    "module_utils/_routing/doctor/checks/test_checks.py",
+    "module_utils/_routing/test_properties.py",
+}
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 MAX_LINES = 400
 #: Longer files that are to be split.
@@ -138,3 +150,34 @@ def test_no_file_is_longer_than_400_lines():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PLUGINS.rglob("*.py")}
     too_long = {str(path.relative_to(ROOT)) for path, count in lines.items() if count > MAX_LINES}
     assert too_long <= STILL_TOO_LONG
+
+
+def test_a_unit_test_is_in_the_folder_of_the_file_that_it_tests_and_named_after_it():
+    unit = ROOT / "tests" / "unit" / "plugins"
+    lost = set()
+    for path in unit.rglob("test_*.py"):
+        place = path.relative_to(unit)
+        tested = {f"test_{file.stem}" for file in (PLUGINS / place.parent).glob("*.py")}
+        if not any(path.stem == name or path.stem.startswith(f"{name}_") for name in tested):
+            lost.add(str(place))
+    assert lost <= SEVERAL_FILES
+
+
+@pytest.mark.parametrize("engine", MAY_IMPORT)
+def test_contributing_draws_the_table(engine):
+    picture = re.search(rf"`plugins/module_utils/{engine}`:\n\n```mermaid\n(.*?)```", CONTRIBUTING, re.DOTALL)[1]
+    arrows = dict(re.findall(r"^    (\w+) --> (.+)$", picture, re.MULTILINE))
+    drawn = {folder: set(others.replace("errors", ".").split(" & ")) for folder, others in arrows.items()}
+    assert drawn == {folder: others for folder, others in MAY_IMPORT[engine].items() if others}
+
+
+def test_each_path_in_contributing_exists():
+    code = " ".join(
+        re.findall(r"```(?:text|console)\n(.*?)```", CONTRIBUTING, re.DOTALL) + re.findall(r"`([^`\n]+)`", CONTRIBUTING)
+    )
+    paths = {word for word in re.findall(r"[\w.@/-]+", code) if re.search(r"\w/\w|\.(py|yml|md)$", word)}
+    assert len(paths) > 50
+    # Some are relative to an engine's folder, to a role or to a folder of tests.
+    bases = [ROOT, MODULE_UTILS, MODULE_UTILS / "_forwarder", ROOT / "roles" / "forwarder", ROOT / "tests" / "kernel"]
+    missing = [path for path in paths if not any((base / path).exists() for base in bases)]
+    assert [path for path in missing if not path.startswith(".build")] == []

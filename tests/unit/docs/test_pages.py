@@ -142,7 +142,7 @@ def test_commands_that_are_named_exist(path):
             assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= subcommands()[name], line
         for playbook in re.findall(r"ansible-playbook .*\btrueip\.l4proxy\.(\w+)", line):
             assert (REPOSITORY / "playbooks" / f"{playbook}.yml").exists(), line
-        for target in re.findall(r"(?:^|[$] )make ([a-z-]+)", line):
+        for target in re.findall(r"(?:^|[$] )make ([a-z0-9-]+)", line):
             assert re.search(rf"^{target}:.*## ", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.M), line
 
 
