@@ -202,7 +202,7 @@ class Fleet:
         """Return where services give an address that a backend has, without naming the backend."""
         own = {one.address for one in self.host(backend).addresses}
         refs = [ref for service in self.services for ref in service.backends if ref.host is None]
-        return [ref for ref in refs if ip_address(ref.address) in own]
+        return [ref for ref in refs if ref.address and ip_address(ref.address) in own]
 
     def services_of_proxy(self, proxy: str) -> list[ServiceRef]:
         """Return the services that ``proxy`` serves, each without that host among the backends.

@@ -59,7 +59,7 @@ def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> d
 
 def _backends(fleet: Fleet, proxy: str, service: ServiceRef, errors: list[str]) -> list[dict[str, Any]]:
     labels = [ref.label for ref in service.backends]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for ref in service.backends:
         addresses = collect(errors, fleet.backend_addresses, proxy, ref) or _stand_in(len(rows))
         name = ref.label if labels.count(ref.label) == 1 else f"{ref.label}:{ref.port}"

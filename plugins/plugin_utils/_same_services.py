@@ -69,7 +69,7 @@ def _unreadable(why: str, hosts: list[str]) -> str:
 
 
 def _different(told: Mapping[str, str]) -> Iterable[str]:
-    first = next(iter(told), None)
+    first = next(iter(told), "")
     by_text: dict[str, list[str]] = {}
     for host, text in told.items():
         by_text.setdefault(text, []).append(host)

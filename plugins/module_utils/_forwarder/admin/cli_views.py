@@ -42,7 +42,7 @@ def top(path, interval, rounds=None):
     before, taken = None, 0.0
     while rounds is None or rounds > 0:
         document, now = client.ask(path, "status")["status"], time.monotonic()
-        rates = _rates(before, document, now - taken) if before else {}
+        rates: dict = _rates(before, document, now - taken) if before else {}
         sys.stdout.write(CLEAR + table(document, rates))
         sys.stdout.flush()
         before, taken = document, now

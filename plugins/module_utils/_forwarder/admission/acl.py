@@ -17,7 +17,7 @@ class Networks:
     """Whether an address is in one of ``networks`` (text form); what it costs grows with the prefix lengths in use."""
 
     def __init__(self, networks):
-        self._by_version = {4: {}, 6: {}}  # version -> {shift: {leading bits}}
+        self._by_version: dict[int, dict[int, set[int]]] = {4: {}, 6: {}}  # version -> {shift: {leading bits}}
         for network in map(ipaddress.ip_network, networks):
             shift = network.max_prefixlen - network.prefixlen
             bits = int(network.network_address) >> shift

@@ -139,7 +139,7 @@ class Region:
             for target in service["targets"]
         ]
         self._service_numbers = {name: number for number, name in enumerate(self.services)}
-        self._first_targets = {}
+        self._first_targets: dict[tuple[str, str], int] = {}
         for number, (service, _backend, family) in enumerate(self.targets):
             self._first_targets.setdefault((service, family), number)
         self._fields = record["fields"]
@@ -250,7 +250,7 @@ class Region:
     @cached_property
     def targets_of(self):
         """The targets of each backend: {(service, backend): {family: number}}."""
-        found = {}
+        found: dict[tuple[str, str], dict[str, int]] = {}
         for number, (service, backend, family) in enumerate(self.targets):
             found.setdefault((service, backend), {})[family] = number
         return found

@@ -21,7 +21,7 @@ class GenerationTotals:
     """
 
     def __init__(self, records=()):
-        self._kept = {}
+        self._kept: dict[tuple, dict[str, int]] = {}
         for kind, name, field, value in records:
             self._kept.setdefault((kind, tuple(name)), {})[field] = value
 
@@ -104,7 +104,7 @@ def elsewhere(region, others):
     """Write to the supervisor's row of ``region`` what generations that still drain have open."""
     names = _names(region)
     for kind, field in (("service", "sessions"), ("target", "active")):
-        open_now = {}
+        open_now: dict[tuple, int] = {}
         for other in others:
             for name, number in _open(other, kind, field):
                 open_now[name] = open_now.get(name, 0) + number

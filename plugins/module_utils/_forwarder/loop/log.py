@@ -57,7 +57,7 @@ class Log:
     def __init__(self, fd=1, format="json", level="info", **base):
         self._write = _non_blocking_writer(fd)
         self._base = base
-        self.waiting = deque()  # lines that are not written yet
+        self.waiting: deque[bytes] = deque()  # lines that are not written yet
         self._unreported = 0
         self._second = 0
         self._storm = {}  # warnings of this second by event

@@ -28,7 +28,8 @@ def absent(services):
         own = own_addresses()
     except OSError:  # short of descriptors: then nothing is known
         return {}
-    found, bindable = {}, {}
+    found: dict[str, list[str]] = {}
+    bindable: dict[str, bool] = {}
     for service in services:
         for listener in service.listen:
             address = listener.address

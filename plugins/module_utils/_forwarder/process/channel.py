@@ -63,7 +63,7 @@ class Channel:
 
     def receive(self):
         """Return ([messages that are waiting], whether the other side is gone)."""
-        messages = []
+        messages: list[dict] = []
         while True:
             try:
                 data, _ancillary, flags, _address = self._sock.recvmsg(ROOM)

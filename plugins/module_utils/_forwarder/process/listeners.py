@@ -50,7 +50,7 @@ def wanted(config, slots, held=()):
 
     Those among ``held`` that are of a slot beyond ``slots`` are wanted as long as their address is.
     """
-    extra = {}
+    extra: dict[str, list[int]] = {}
     for name in held:
         if slot_of(name) >= slots:
             extra.setdefault(name.rpartition("#")[0], []).append(slot_of(name))

@@ -41,8 +41,8 @@ class Notifier:
     def __init__(self, selector, names=()):
         self.names = set(names)
         self._selector = selector
-        self._news = deque()
-        self._changes = deque()  # (name, socket to keep, or None to let go of it)
+        self._news: deque = deque()
+        self._changes: deque = deque()  # (name, socket to keep, or None to let go of it)
         self._sock = None
         self._waiting = False
 
@@ -137,7 +137,7 @@ def stored(environ):
     pid, count, names = (environ.pop(f"LISTEN_{key}", "") for key in ("PID", "FDS", "FDNAMES"))
     if pid != str(os.getpid()) or not re.fullmatch("[0-9]{1,9}", count):
         return {}
-    found = {}
+    found: dict[str, int] = {}
     numbers = range(FIRST_STORED, FIRST_STORED + int(count))
     for name, number in zip(map(unquote, names.split(":")), numbers):
         if not _NAME.match(name) or not stat.S_ISSOCK(os.fstat(number).st_mode):

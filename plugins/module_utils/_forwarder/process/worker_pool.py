@@ -276,7 +276,7 @@ class WorkerPool:
             return
         alive = self.workers(serving, SERVING)
         orphans = [slot for slot in range(serving.slots) if slot not in alive]
-        covering = {slot: [] for slot in alive}
+        covering: dict[int, list[int]] = {slot: [] for slot in alive}
         for number, orphan in enumerate(orphans if alive else ()):
             covering[sorted(alive)[number % len(alive)]].append(orphan)
         for slot, child in alive.items():
@@ -287,7 +287,7 @@ class WorkerPool:
 
 def beyond(most, draining):
     """Return those of the oldest generations among ``draining`` children without whom there are ``most`` or fewer."""
-    found = []
+    found: list = []
     for number in sorted({child.generation for child in draining}):
         if len(draining) - len(found) <= most:
             break

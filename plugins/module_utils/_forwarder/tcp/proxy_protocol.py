@@ -136,8 +136,8 @@ def build(version, source, source_port, destination, destination_port):
     if not four:
         source, destination = (address if ":" in address else f"::ffff:{address}" for address in (source, destination))
     if version == V1:
-        family = "TCP4" if four else "TCP6"
-        return f"PROXY {family} {source} {destination} {source_port} {destination_port}\r\n".encode("ascii")
+        protocol = "TCP4" if four else "TCP6"
+        return f"PROXY {protocol} {source} {destination} {source_port} {destination_port}\r\n".encode("ascii")
     family, kind = (socket.AF_INET, 0x11) if four else (socket.AF_INET6, 0x21)
     body = socket.inet_pton(family, source) + socket.inet_pton(family, destination)
     body += struct.pack("!HH", source_port, destination_port)

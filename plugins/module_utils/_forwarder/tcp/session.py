@@ -14,7 +14,9 @@ the peer gets RST; SHUT means shutdown(SHUT_WR): FIN, and the other direction go
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from enum import Enum
+from typing import Any, ClassVar, Optional
 
 
 class State(Enum):
@@ -76,7 +78,7 @@ _RESET_BOTH = (A.RESET_CLIENT, A.RESET_BACKEND, A.FINISH)
 _RESET_CLIENT = (A.RESET_CLIENT, A.FINISH)
 
 # (state, event) -> (next state, actions, reason). A reason of None at the end of a session means: the event carries it.
-TABLE = {
+TABLE: dict[tuple[State, Event], tuple[State, tuple[Action, ...], str | None]] = {
     (S.CHOOSING, E.ATTEMPT): (S.CONNECTING, (), None),
     (S.CHOOSING, E.GIVEN_UP): (S.FINISHED, _RESET_CLIENT, None),
     (S.CHOOSING, E.ABORT): (S.FINISHED, _RESET_CLIENT, None),
@@ -96,7 +98,7 @@ for _event in E:  # what one side does in the same moment in which the other end
     TABLE[S.FINISHED, _event] = (S.FINISHED, (), None)
 
 _FINISHED = S.FINISHED  # before Python 3.12 finding a member takes a descriptor written in Python
-OPEN_SIDES = {
+OPEN_SIDES: dict[State, set[str]] = {
     S.CHOOSING: {"client"},
     S.CONNECTING: {"client", "backend"},
     S.OPEN: {"client", "backend"},
@@ -106,11 +108,15 @@ OPEN_SIDES = {
 }
 
 
+#: TABLE with the functions that carry out the actions.
+CompiledTable = Mapping[tuple[State, Event], tuple[State, tuple[Callable, ...], Optional[str]]]
+
+
 class ImpossibleEvent(RuntimeError):
     """An event that cannot happen in this state was reported: a defect of the relay, never of a peer."""
 
 
-def compiled(perform):
+def compiled(perform: Mapping[Action, Callable[[Any], None]]) -> CompiledTable:
     """Return TABLE for a Session whose actions are carried out by the functions ``perform[action](session)``."""
     return {key: (state, tuple(perform[one] for one in actions), why) for key, (state, actions, why) in TABLE.items()}
 
@@ -123,11 +129,13 @@ class Session:
 
     __slots__ = ("ended", "state")
 
-    def __init__(self):
-        self.state = State.CHOOSING
-        self.ended = None
+    table: ClassVar[CompiledTable]
 
-    def handle(self, event, reason=None):
+    def __init__(self) -> None:
+        self.state = State.CHOOSING
+        self.ended: str | None = None
+
+    def handle(self, event: Event, reason: str | None = None) -> None:
         """Move to the next state and carry out what the table says; raise ImpossibleEvent.
 
         ``reason`` says why, where the table cannot know it: GIVEN_UP, ABORT, and a reset that was none.

@@ -34,7 +34,7 @@ def order(flow, now):
 
 def first(flows, now, most):
     """Return up to ``most`` of ``flows`` in the order in which they make room; the given order decides among equals."""
-    classes = [], [], [], [], []
+    classes: tuple[list, ...] = [], [], [], [], []
     for flow in flows:
         found = classes[order(flow, now)]
         if len(found) < most:
@@ -52,7 +52,7 @@ class Leavers:
 
     def __init__(self, look):
         self._look = look
-        self._found = deque()  # (flow, its datagrams at the last look)
+        self._found: deque = deque()  # (flow, its datagrams at the last look)
 
     def next(self, now):
         """Return the flow that is the first to make room, None when there is none."""
