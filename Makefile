@@ -11,7 +11,8 @@ PYTHON := $(VENV)/python
 # Unit tests keep the CPU busy: one process for each core.
 BOTH_CORES := --numprocesses 2 --dist loadfile
 # Kernel tests mostly wait: more processes than cores. Tests of one file share namespaces, so one process runs them.
-PARALLEL := --numprocesses 4 --dist loadfile
+# tests/kernel/conftest.py says which files start first.
+PARALLEL := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 # The tests that a target runs: make kernel TESTS='FILE -k NAME'
 TESTS :=
 ENVIRONMENT := $(PYTHON) -m tests.gates.environments

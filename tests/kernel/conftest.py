@@ -19,6 +19,21 @@ from tests.support.routing import Engine
 #: Set by the gate that runs these tests with the pyroute2 of other Debian releases.
 WANTED = "L4PROXY_TEST_PYROUTE2"
 
+#: The files that take longest, longest first. They start first, so that none of them is still running at the end alone.
+LONGEST = """
+    ansible/test_inventories forwarder/test_bans ansible/test_examples keeper/test_repairs marks/test_deployed
+    forwarder/test_balance doctor/test_foreign_marks doctor/test_hidden_clients marks/test_path forwarder/test_bulk
+    keeper/test_foreign_rules forwarder/test_health forwarder/test_restart doctor/test_faults forwarder/test_reload
+    return_path/test_strategy_change forwarder/test_workers forwarder/test_metrics marks/test_engines
+    return_path/test_strategies return_path/test_boot forwarder/test_udp_sessions local_delivery/test_own_traffic
+""".split()  # noqa: SIM905  # a list would be one a line
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first. (xdist would begin with those that have most tests: --no-loadscope-reorder.)"""
+    rank = {f"{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get("/".join(item.path.parts[-2:]), len(rank)))
+
 
 def pytest_report_header() -> str:
     return f"pyroute2: {version('pyroute2')}"

@@ -1,15 +1,13 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The admin socket, the commands and the module that use it, and the metrics: with good clients and with bad ones."""
+"""The admin socket, and what uses it: the commands and the module forwarder_backend."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
-import select
 import signal
 import socket
 import stat
@@ -27,11 +25,10 @@ from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
 
 from tests.lab import netns
 from tests.support import tcp, udp
-from tests.support.addresses import FAMILIES
 from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
 from tests.support.waiting import PATIENCE, eventually
 
-WEB, RAW, METRICS, WIDE, ECHO = 8000, 7000, 9110, 7001, 7002
+WEB, RAW, WIDE, ECHO = 8000, 7000, 7001, 7002
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def forwarder(lab):
     for backend, port in zip(wide["backends"], (9000, 9001)):
         backend.update(name=f"two:{port}", port=port)
     echo = make_service(lab, "echo", ECHO, 9000, backends=["d"], protocol="udp", idle_timeout=1)
-    document = make_config(web, raw, wide, echo, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
+    document = make_config(web, raw, wide, echo, workers=2)
     with Forwarder(lab, document) as forwarder:
         yield forwarder
 
@@ -190,6 +187,18 @@ def test_the_log_level_reaches_every_process(lab, forwarder):
     eventually(lambda: len(forwarder.log("connection")) == before + 1, "the second one is in the log", forwarder.show)
 
 
+@pytest.mark.ipv4_only
+def test_an_admin_client_outlasts_no_stop(lab):
+    """A connection to the admin socket must not keep a forwarder that was told to stop."""
+    document = make_config(make_service(lab, "other", 8001, 9))
+    with Forwarder(lab, document) as forwarder, raw_client(forwarder) as sock:
+        begun = time.monotonic()
+        assert forwarder.stop() == 0
+        assert sock.recv(1) == b""
+        assert time.monotonic() - begun < PATIENCE
+        assert not (forwarder.directory / "admin.sock").exists()
+
+
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -230,12 +239,6 @@ def test_drain_waits_until_the_last_connection_has_ended(lab, forwarder, listene
         end.close()
 
 
-@pytest.fixture
-def echo(lab):
-    with udp.serving(lab, 9000, ["d"]) as servers:
-        yield servers["d"]
-
-
 @contextlib.contextmanager
 def going_on(sock, to):
     """A UDP session that is not idle."""
@@ -253,7 +256,7 @@ def going_on(sock, to):
     asking.join()
 
 
-def test_drain_waits_until_the_last_udp_session_has_ended(lab, forwarder, echo, family):
+def test_drain_waits_until_the_last_udp_session_has_ended(lab, forwarder, udp_servers, family):
     to = (getattr(lab["a"], family), ECHO)
     eventually(lambda: forwarder.ask("sessions", service="echo")["count"] == 0, "nobody is there", forwarder.show)
     with udp.client(lab, to[0]) as sock, udp.client(lab, to[0]) as other:
@@ -338,176 +341,3 @@ def test_the_module_fails_with_a_sentence(lab, forwarder, listener, capsys):
     with client, server:
         busy = module(forwarder, capsys, state="drain", service="raw", wait=True, timeout=0.3)
     assert busy["msg"] == "backend b still has 1 connection after 0.3 s"
-
-
-# -- metrics ---------------------------------------------------------------------------------------------------------
-
-
-def http(lab, request):
-    with lab["a"].inside():
-        sock = socket.create_connection(("127.0.0.1", METRICS), timeout=PATIENCE)
-    with sock:
-        sock.sendall(request)
-        head, _blank, body = tcp.receive_all(sock).partition(b"\r\n\r\n")
-    return head.split(b"\r\n")[0].decode(), body.decode()
-
-
-@pytest.mark.ipv4_only
-def test_metrics_and_pages(lab, forwarder, listener):
-    for end in tcp.pair(lab, listener, RAW):
-        end.close()
-    eventually(lambda: forwarder.status()["services"][1]["sessions"] == 0, "it is over")
-    status, text = http(lab, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert status == "HTTP/1.0 200 OK"
-    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    total = int(samples['l4proxy_backend_connections_total{service="raw",backend="b"}'])
-    assert total >= 1
-    assert int(samples['l4proxy_connect_seconds_bucket{service="raw",backend="b",family="ipv4",le="+Inf"}']) == total
-    assert float(samples['l4proxy_connect_seconds_sum{service="raw",backend="b",family="ipv4"}']) > 0
-    assert samples['l4proxy_worker_up{slot="1"}'] == "1"
-    declared = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
-    assert len(declared) == len(set(declared))
-    status, page = http(lab, b"GET / HTTP/1.0\r\n\r\n")
-    assert "<h2>raw</h2>" in page
-    assert http(lab, b"GET /x HTTP/1.0\r\n\r\n")[0] == "HTTP/1.0 404 Not Found"
-    assert http(lab, b"POST / HTTP/1.0\r\n\r\n")[0] == "HTTP/1.0 405 Method Not Allowed"
-    assert http(lab, b"nonsense\r\n\r\n")[0] == "HTTP/1.0 400 Bad Request"
-    assert http(lab, b"GET /" + b"x" * 20_000)[0] == "HTTP/1.0 400 Too Long"
-
-
-def test_metrics_of_a_udp_service(lab, forwarder, echo, family):
-    to = (getattr(lab["a"], family), ECHO)
-
-    def numbers():
-        text = http(lab, b"GET /metrics HTTP/1.0\r\n\r\n")[1]
-        samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-        names = ("backend_connections_total", "backend_sent_bytes_total", "backend_received_bytes_total")
-        found = [int(samples[f'l4proxy_{name}{{service="echo",backend="d"}}']) for name in names]
-        latency = f'l4proxy_connect_seconds_count{{service="echo",backend="d",family="{family}"}}'
-        return [*found, int(samples[latency])]
-
-    before = numbers()
-    with udp.client(lab, to[0]) as sock:
-        for _datagram in range(3):
-            udp.exchange(sock, b"x" * 1000, to)
-        eventually(lambda: forwarder.status()["services"][3]["sessions"] == 0, "the session has ended", forwarder.show)
-    sessions, sent, received, first_answers = (after - one for after, one in zip(numbers(), before))
-    assert (sessions, first_answers) == (1, 1)
-    assert sent >= 3000
-    assert received >= 3000
-
-
-def many_services(lab, **options):
-    """1,000 services with three backends each, in both families: 14 MB of metrics."""
-    services = [make_service(lab, f"s{number}", 20000 + number, 9) for number in range(1000)]
-    return make_config(*services, **options)
-
-
-SILENT, DRIPPING, READING = b"", b"GET /metrics HTTP/1.0\r\n", b"GET /metrics HTTP/1.0\r\n\r\n"
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def many(lab, request):
-    """(forwarder with very many services, the address of its metrics)"""
-    address = {"ipv4": "127.0.0.1", "ipv6": "::1"}[request.param]
-    listen = f"[{address}]:9112" if ":" in address else f"{address}:9112"
-    with Forwarder(lab, many_services(lab, metrics={"listen": listen})) as forwarder:
-        yield forwarder, address
-
-
-def scraper(lab, address, request_line, buffer=None):
-    """A connection to the metrics of ``many`` that has sent a request, or a part of one."""
-    with lab["a"].inside():
-        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    if buffer:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    sock.settimeout(PATIENCE)
-    sock.connect((address, 9112))
-    sock.sendall(request_line)
-    return sock
-
-
-def scrape(lab, address):
-    """The body of a whole scrape."""
-    with scraper(lab, address, READING) as sock:
-        head, _blank, body = tcp.receive_all(sock).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.0 200 OK")
-    return body.decode()
-
-
-@pytest.mark.ipv4_only
-def test_metrics_of_a_thousand_services_are_whole(lab, many):
-    forwarder, address = many
-    lines = scrape(lab, address).splitlines()
-    assert sum(line.startswith("l4proxy_backend_weight{") for line in lines) == 3000
-    assert sum(line.startswith("l4proxy_connect_seconds_count{") for line in lines) == 6000
-    assert lines[-1].startswith('l4proxy_connect_seconds_count{service="s999",backend="d",family="ipv6"}')
-    assert len(forwarder.status()["services"]) == 1000
-    assert forwarder.reload().returncode == 0
-
-
-@pytest.mark.ipv4_only
-def test_slow_clients_of_the_metrics_keep_nobody_out_and_are_gone_in_time(lab, many):
-    """A byte now and then, sent or read, gives a client no more time than silence does."""
-    _forwarder, address = many
-    kinds = [kind for kind, _number in zip(itertools.cycle((SILENT, DRIPPING, READING)), range(endpoint.MOST_CLIENTS))]
-    slow = {scraper(lab, address, kind, buffer=4096): kind for kind in kinds}
-    began = time.monotonic()
-    try:
-        assert scrape(lab, address).endswith("\n"), "one of them has made room"
-        while there := [sock for sock in slow if not has_ended(sock)]:
-            assert time.monotonic() - began < endpoint.EXCHANGE + PATIENCE, f"{len(there)} are still there"
-            for sock in there:
-                with contextlib.suppress(ConnectionError):  # it has just ended
-                    if slow[sock] == DRIPPING:
-                        sock.sendall(b"x")
-                    elif slow[sock] == READING:
-                        sock.recv(10)
-            time.sleep(0.5)
-        for sock in (sock for sock in slow if slow[sock] == READING):
-            with pytest.raises(ConnectionResetError):  # or it would look like a whole one
-                tcp.receive_all(sock)
-    finally:
-        for sock in slow:
-            sock.close()
-
-
-@pytest.mark.ipv4_only
-def test_a_reload_in_the_middle_of_an_answer_does_not_end_it_as_a_whole_one(lab, many):
-    forwarder, address = many
-    with scraper(lab, address, READING, buffer=4096) as slow:
-        slow.recv(1)
-        assert forwarder.reload().returncode == 0
-        with pytest.raises(ConnectionResetError):
-            tcp.receive_all(slow)
-
-
-def has_ended(sock):
-    """Whether the other end has closed or reset a connection, whatever is still to be read of it."""
-    poll = select.poll()
-    poll.register(sock, select.POLLRDHUP)
-    return bool(poll.poll(0))
-
-
-@pytest.mark.ipv4_only
-def test_metrics_that_cannot_be_served_fail_the_reload(lab, forwarder):
-    document = json.loads(forwarder.config.read_text(encoding="utf-8"))
-    with lab["a"].inside(), socket.create_server(("127.0.0.1", 9111)):
-        forwarder.configure({**document, "metrics": {"listen": "127.0.0.1:9111"}})
-        outcome = forwarder.reload()
-    forwarder.configure(document)
-    assert outcome.returncode == 1
-    assert "metrics: cannot listen on 127.0.0.1:9111: EADDRINUSE" in outcome.stderr
-    assert http(lab, b"GET /metrics HTTP/1.0\r\n\r\n")[0] == "HTTP/1.0 200 OK"
-
-
-@pytest.mark.ipv4_only
-def test_an_admin_client_outlasts_no_stop(lab):
-    """A connection to the admin socket must not keep a forwarder that was told to stop."""
-    document = make_config(make_service(lab, "other", 8001, 9))
-    with Forwarder(lab, document) as forwarder, raw_client(forwarder) as sock:
-        begun = time.monotonic()
-        assert forwarder.stop() == 0
-        assert sock.recv(1) == b""
-        assert time.monotonic() - begun < PATIENCE
-        assert not (forwarder.directory / "admin.sock").exists()

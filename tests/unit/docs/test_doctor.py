@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
@@ -35,23 +34,17 @@ def test_it_gives_every_remedy():
     assert len(sections) == len(CHECKS)
 
 
+def _column(number: int) -> str:
+    """A column of the table of failures, as one text."""
+    rows = KERNEL[KERNEL.index("| failure |") :].splitlines()[2:]
+    return "\n".join(row.split("|")[number] for row in rows)
+
+
 def test_the_kernel_tests_page_has_every_check_and_no_other():
-    assert set(re.findall(r"doctor `(\w+)`", KERNEL)) == {check.id for check in CHECKS}
+    assert set(re.findall(r"`(\w+)`", _column(2))) == {check.id for check in CHECKS}
 
 
-def _tests(name: str) -> set[str]:
-    tree = ast.parse((ROOT / "tests" / "kernel" / name).read_text(encoding="utf-8"))
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-
-
-def test_every_test_it_names_exists():
-    named = set(re.findall(r"`(\w+/test_\w+\.py)::(\w+)`", KERNEL))
-    assert len(named) > 50
-    assert [f"{file}::{test}" for file, test in sorted(named) if test not in _tests(file)] == []
-
-
-def test_every_id_of_a_parameter_it_names_exists():
-    guard = (ROOT / "tests" / "kernel" / "return_path" / "test_guard.py").read_text(encoding="utf-8")
-    for words in re.findall(r"\[([a-z +…]+)\](?!\()", KERNEL):
-        for part in words.strip("…").split("+"):
-            assert f'"{part}"' in guard, part
+def test_every_file_it_names_exists():
+    files = set(re.findall(r"`(\w+/test_\w+\.py)", _column(3)))
+    assert len(files) > 15
+    assert [name for name in sorted(files) if not (ROOT / "tests" / "kernel" / name).exists()] == []
