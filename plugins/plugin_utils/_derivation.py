@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import DocumentError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError, Meeting
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import FAMILY, SCHEMA
@@ -38,7 +39,7 @@ def state_document(owner: str, protocol: int, sections: Mapping[str, Any], mark_
     data = {"schema": SCHEMA, "owner": owner, "protocol": protocol, **engine, **objects}
     try:
         documents.load(data)
-    except documents.DocumentError as error:
+    except DocumentError as error:
         raise DerivationError([f"{owner}: {one}" for one in error.errors]) from None
     return data
 

@@ -20,12 +20,10 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils import (
     _return_path_auto,
     _tunnels,
 )
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import fact_addresses
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import Address, HostAddress, fact_addresses
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
-    Address,
     DerivationError,
     Host,
-    HostAddress,
     Meeting,
     derived_id,
     host_from_variables,

@@ -10,14 +10,8 @@ from dataclasses import replace
 from ipaddress import ip_interface
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
-    Address,
-    DerivationError,
-    Host,
-    HostAddress,
-    parse_address,
-    usable,
-)
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import Address, HostAddress, usable
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError, Host, parse_address
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import named
 
 ADDRESSES_VARIABLE = "return_path_addresses"

@@ -39,7 +39,7 @@ def read(what: str, value: Any) -> Any:
         raise Unreadable(what, error) from error
 
 
-class HostVariables(Mapping):
+class HostVariables(Mapping[str, Any]):
     """Variables of one host; each is evaluated when it is first asked for."""
 
     def __init__(self, name: str, variables: Mapping[str, Any]) -> None:
@@ -71,7 +71,7 @@ class HostVariables(Mapping):
         return len(self._variables)
 
 
-class Inventory(Mapping):
+class Inventory(Mapping[str, HostVariables]):
     """``hostvars``, with each host's variables as :class:`HostVariables`."""
 
     def __init__(self, hostvars: Mapping[str, Mapping[str, Any]]) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 
 
-def host_of(name):
+def host_of(name: str) -> str:
     """Return the host in a backend's name: a host that a service has at several ports is there as host:port, or
     host:first-last, once for each."""
     host, _colon, port = name.rpartition(":")
     return host if host and re.fullmatch(r"[0-9]+(-[0-9]+)?", port) else name
 
 
-def means(wanted, name):
+def means(wanted: str, name: str) -> bool:
     """Say whether ``wanted`` means the backend ``name``: a host's name means it at all of its ports."""
     return wanted in (name, host_of(name))

@@ -109,7 +109,7 @@ OPEN_SIDES: dict[State, set[str]] = {
 
 
 #: TABLE with the functions that carry out the actions.
-CompiledTable = Mapping[tuple[State, Event], tuple[State, tuple[Callable, ...], Optional[str]]]
+CompiledTable = Mapping[tuple[State, Event], tuple[State, tuple[Callable[[Any], None], ...], Optional[str]]]
 
 
 class ImpossibleEvent(RuntimeError):

@@ -154,7 +154,7 @@ def _object(item: Any, section: str, path: str, errors: list[str]) -> Any | None
 
 def _duplicates(section: str, values: list[Any]) -> list[str]:
     errors: list[str] = []
-    seen: dict[tuple, int] = {}
+    seen: dict[tuple[Any, ...], int] = {}
     for index, value in enumerate(values):
         if value is None:
             continue

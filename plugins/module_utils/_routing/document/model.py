@@ -103,7 +103,7 @@ def _selector(value: str | None) -> str | None:
     return None if text == "default" else text
 
 
-def _sortable(values: tuple) -> tuple:
+def _sortable(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same values, such that None, numbers, tuples and texts compare."""
     return tuple((value is not None, str(type(value)), value if value is not None else 0) for value in values)
 
@@ -142,17 +142,17 @@ class Rule:
             _set(self, ip_proto=ip_protocol(self.ip_proto))
 
     @property
-    def selectors(self) -> tuple:
+    def selectors(self) -> tuple[Any, ...]:
         packet = (self.src, self.dst, self.iif, self.oif, self.fwmark, self.fwmask)
         return (*packet, self.ip_proto, self.sport, self.dport, self.uid_range)
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         """Which rule it is, whatever it does with the packet."""
         return (self.family, self.priority, *self.selectors)
 
     @property
-    def order(self) -> tuple:
+    def order(self) -> tuple[Any, ...]:
         return _sortable((*self.key, self.action, self.table, self.suppress_prefixlength))
 
     @property
@@ -196,11 +196,11 @@ class Route:
             _set(self, scope=default_scope(self.family, self.type, self.via))
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         return (self.family, self.table, self.dst, self.metric)
 
     @property
-    def order(self) -> tuple:
+    def order(self) -> tuple[Any, ...]:
         details = (self.src, self.scope, self.onlink, self.mtu, self.advmss)
         return _sortable((*self.key, self.type, self.via, self.dev, *details))
 
@@ -226,11 +226,11 @@ class Address:
         _set(self, address=host_address(self.address))
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         return (self.address, self.dev)
 
     @property
-    def order(self) -> tuple:
+    def order(self) -> tuple[Any, ...]:
         return (self.family, self.address, self.dev)
 
 
@@ -264,12 +264,12 @@ class Mark:
             _set(self, conntrack=False)
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         """One id may be there with and without conntrack, while one way of doing it takes over from the other."""
         return (self.id, self.conntrack)
 
     @property
-    def order(self) -> tuple:
+    def order(self) -> tuple[Any, ...]:
         return (self.id, self.name, self.conntrack)
 
     @property
@@ -300,11 +300,11 @@ class Sysctl:
         _set(self, name=sysctl_name(self.name), value=sysctl_value(self.value))
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         return (self.name,)
 
     @property
-    def order(self) -> tuple:
+    def order(self) -> tuple[Any, ...]:
         return (self.name,)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import DocumentError
 from . import model, schema
@@ -23,6 +23,7 @@ RULE_NAMES = {"from": "src", "to": "dst", "ipproto": "ip_proto", "uidrange": "ui
 DEEDS = ("action", "table", "suppress_prefixlength")
 ROUTE_KEY = ("family", "table", "dst", "metric")
 TABLES = {"main": 254, "default": 253, "local": 255}
+_Object = TypeVar("_Object", Rule, Route)
 
 
 def table(value: Any) -> int:
@@ -96,7 +97,9 @@ def _add_family(item: dict[str, Any], names: Iterable[str]) -> None:
         raise DocumentError(["family: required, since no address tells it"])
 
 
-def _read(item: dict[str, Any], fields: Any, check: Any, make: Callable[..., Any], names: dict[str, str]) -> Any:
+def _read(
+    item: dict[str, Any], fields: Any, check: Any, make: Callable[..., _Object], names: dict[str, str]
+) -> _Object:
     values, wrong = schema.convert(item, fields)
     wrong = wrong or check(values)
     if wrong:

@@ -53,7 +53,7 @@ def number(low: int, high: int, what: str) -> Callable[[Any], int]:
 
 def one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
     def read(value: Any) -> str:
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
         return value
 

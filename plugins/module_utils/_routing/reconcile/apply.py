@@ -78,7 +78,7 @@ def marks_step(change: Change, host: Host, owner: str) -> Step:
 
 
 def _sysctl(change: Change, kernel: Any, host: Host, owner: str) -> Step:
-    memory = []  # as it is just before this step, not before the whole
+    memory: list[str | None] = []  # as it is just before this step, not before the whole
 
     def undo() -> None:
         host.sysctls.rewind(change.before, memory[0] if memory else None)

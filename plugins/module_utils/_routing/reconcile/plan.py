@@ -33,7 +33,7 @@ class State:
     rules: tuple[Rule, ...] = ()
     routes: tuple[Route, ...] = ()
     marks: tuple[Mark, ...] = ()
-    sysctls: tuple = ()
+    sysctls: tuple[Any, ...] = ()
     sound: bool = True
     addresses: tuple[Address, ...] = ()
     engine: str | None = None
@@ -93,7 +93,7 @@ def plan(want: State, have: State, purge: bool = True) -> tuple[Change, ...]:
     return tuple(change for step in (*additions, *removals) for change in step)
 
 
-def _split(want: Iterable[Any]) -> tuple[dict, set]:
+def _split(want: Iterable[Any]) -> tuple[dict[Any, Any], set[Any]]:
     """Wanted objects by key, and the keys of retiring ones."""
     objects = list(want)
     active = {value.key: value for value in objects if not value.retiring}
@@ -160,14 +160,14 @@ def _sysctls(want: Iterable[Sysctl], have: Iterable[Setting], purge: bool) -> tu
     return changes, [Change("sysctl", "remove", setting) for setting in sorted(given_up, key=lambda found: found.name)]
 
 
-def _ordered(values: Iterable[Any]) -> list:
+def _ordered(values: Iterable[Any]) -> list[Any]:
     return sorted(values, key=lambda value: value.order)
 
 
 def predict(have: State, changes: Iterable[Change]) -> State:
     """The state after the changes: what check mode shows, and what the read-back must confirm."""
     # Sets that keep their order: a host may have thousands of rules.
-    objects = {"rule": have.rules, "route": have.routes, "address": have.addresses}
+    objects: dict[str, tuple[Any, ...]] = {"rule": have.rules, "route": have.routes, "address": have.addresses}
     present = {kind: dict.fromkeys(values) for kind, values in objects.items()}
     marks, sound, engine = have.marks, have.sound, have.engine
     settings = {setting.name: setting for setting in have.sysctls}
@@ -243,7 +243,7 @@ def conflicts(want: State, foreign: Foreign) -> list[str]:
 
 def _shared_tables(routes: Iterable[Route], foreign: Foreign) -> list[str]:
     tables = {(route.family, route.table) for route in routes if not route.retiring}
-    first = {}
+    first: dict[tuple[str, int], tuple[int, str]] = {}
     for family, table, protocol, line in foreign.routes:
         if (family, table) in tables:
             first.setdefault((family, table), (protocol, line))
