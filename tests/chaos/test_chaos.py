@@ -95,12 +95,12 @@ def stays_removed(fleet: Fleet, case: Break) -> None:
 
 
 @pytest.mark.parametrize("case", BREAKS, ids=[case.name for case in BREAKS])
-def test_what_was_removed_is_put_back(fleet, report, case):
+def test_removed_objects_are_restored(fleet, report, case):
     put_back(fleet, report, case)
 
 
 @pytest.mark.parametrize("case", BREAKS, ids=[case.name for case in BREAKS])
-def test_without_the_keeper_it_stays_removed(fleet, case):
+def test_without_the_keeper_removed_objects_stay_removed(fleet, case):
     stays_removed(fleet, case)
 
 
@@ -109,13 +109,13 @@ def flap(fleet: Fleet, host: str) -> None:
     plug_in_again(fleet.lab, host)
 
 
-def test_a_link_flap_on_a_backend(fleet, report):
+def test_a_link_flap_on_a_backend_is_repaired(fleet, report):
     before = fleet.count("b")
     measure(fleet, report, "link flap on B", "b", lambda: flap(fleet, "b"))
     assert fleet.count("b") > before
 
 
-def test_a_link_flap_on_the_proxy_takes_nothing_of_ours(fleet, report):
+def test_a_link_flap_on_the_proxy_removes_nothing(fleet, report):
     measure(fleet, report, "link flap on A", "a", lambda: flap(fleet, "a"))
 
 
@@ -133,7 +133,7 @@ END
 """
 
 
-def test_networkd_restarts_with_its_defaults(fleet, report):
+def test_a_networkd_restart_is_repaired(fleet, report):
     """As on a host that was not told: without the role's drop-in it removes every rule that it did not make."""
     host = fleet["d"]
     fleet.sh("d", NETWORK.format(ipv4=host.ipv4, ipv6=host.ipv6))
@@ -152,7 +152,7 @@ def test_networkd_restarts_with_its_defaults(fleet, report):
     assert "systemd-networkd" in state["last_repair"]["who"]
 
 
-def test_with_the_drop_in_networkd_leaves_it_alone(fleet, report):
+def test_with_the_drop_in_networkd_keeps_our_rules(fleet, report):
     run = ansible.play(fleet.lab.prefix, "trueip.l4proxy.site", [INVENTORY], "--limit", "d")
     assert run.status == 0, run.output
     assert "ManageForeignRoutingPolicyRules=no" in fleet.sh("d", "cat /etc/systemd/networkd.conf.d/50-l4proxy.conf")
@@ -174,7 +174,7 @@ FIREWALLS = [
 
 
 @pytest.mark.parametrize(("package", "host", "prepare", "reload"), FIREWALLS, ids=[row[0] for row in FIREWALLS])
-def test_a_firewall_reloads(fleet, report, package, host, prepare, reload):
+def test_a_firewall_reload_is_repaired(fleet, report, package, host, prepare, reload):
     fleet.sh(host, f"DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {package}", 120)
     fleet.sh(host, prepare)
     measure(fleet, report, f"{package} reload on {host.upper()}", host, lambda: fleet.sh(host, reload))
@@ -183,7 +183,7 @@ def test_a_firewall_reloads(fleet, report, package, host, prepare, reload):
 IPTABLES = Break("iptables -t mangle -F on C", "c", "iptables -t mangle -F; ip6tables -t mangle -F", "marks")
 
 
-def test_marks_in_iptables_are_flushed(fleet, report):
+def test_flushed_iptables_marks_are_restored(fleet, report):
     """On the host that has got iptables with its firewall."""
     fleet.change_document("c", lambda document: document.update(mark_engine="iptables"))
     eventually(lambda: "L4PROXY_RETURN_PATH_OUT" in fleet.ours("c") and "table inet l4proxy" not in fleet.ours("c"))
@@ -191,7 +191,7 @@ def test_marks_in_iptables_are_flushed(fleet, report):
     stays_removed(fleet, IPTABLES)
 
 
-def test_the_proxys_mac_changes(fleet, report):
+def test_the_marks_follow_a_changed_proxy_mac(fleet, report):
     """Followed, as the inventory does not declare it; and back again.
 
     A announces the change, as whoever moves an address does; else the client's own router would not know it either.
@@ -208,12 +208,12 @@ def test_the_proxys_mac_changes(fleet, report):
 
 
 @pytest.mark.parametrize("host", ["b", "a"])
-def test_a_host_restarts(fleet, report, host):
+def test_a_restarted_host_serves_again(fleet, report, host):
     measure(fleet, report, f"restart of {host.upper()}", host, lambda: fleet.lab.restart(host), boots=True)
     assert fleet.state(host)["restored_at_start"] > 0
 
 
-def test_a_backend_that_boots_sends_nothing_past_its_proxies(fleet):
+def test_a_booting_backend_leaks_nothing(fleet):
     """Not one packet, though connections are on their way to it before its keeper has seen a link."""
     leaked = fleet.leaked("b")
     fleet.lab.restart("b")

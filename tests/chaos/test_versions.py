@@ -26,7 +26,7 @@ def collections(fleet, tmp_path_factory):
 
 
 @pytest.mark.parametrize("version", [earlier.REVISION, "this version"])
-def test_a_change_of_version_refuses_nobody(fleet, report, collections, version):
+def test_a_change_of_version_refuses_no_client(fleet, report, collections, version):
     leaked, began = fleet.leaked("all"), time.time()
     for changes in (True, False):
         run = ansible.play(fleet.lab.prefix, "trueip.l4proxy.site", [INVENTORY], collections=collections[version])

@@ -52,7 +52,7 @@ def test_the_client_reaches_a_booted_host(lab, family, target):
 
 
 @pytest.mark.parametrize(("host", "release"), [("a", "bookworm"), ("b", "trixie")])
-def test_hosts_are_the_release_the_topology_says(lab, host, release):
+def test_hosts_run_the_release_of_the_topology(lab, host, release):
     assert f"VERSION_CODENAME={release}" in lab[host].run(["cat", "/etc/os-release"]).stdout
     assert lab[host].run(["systemctl", "is-system-running"]).stdout == "running\n"
 
@@ -143,7 +143,7 @@ def kept(host) -> int:
 
 
 @pytest.mark.parametrize("store", [4096, 100])
-def test_a_supervisor_of_2000_sockets_is_killed_and_restarted_and_nobody_is_refused(many_ports, store):
+def test_systemd_keeps_2000_listening_sockets_over_a_killed_supervisor(many_ports, store):
     """The control: where systemd keeps few sockets, many clients are refused."""
     unit = "l4proxy-forwarder"
     many_ports.run(["systemctl", "stop", unit], check=False, timeout=90)
@@ -172,7 +172,7 @@ def test_a_supervisor_of_2000_sockets_is_killed_and_restarted_and_nobody_is_refu
         assert (set(told) == {"served"}) == (store > 2000), (end, told)
 
 
-def test_a_reboot_is_a_new_network_namespace_with_the_old_disk(lab):
+def test_a_reboot_keeps_the_disk_and_gets_a_new_network_namespace(lab):
     lab["b"].run(["ip", "rule", "add", "pref", "4242", "lookup", "main"])
     lab["b"].run(["touch", "/root/kept"])
     before = lab["b"].run(["readlink", "/proc/self/ns/net"]).stdout
@@ -201,7 +201,7 @@ def test_a_failing_task_is_failed_not_unreachable(lab):
     assert "a | FAILED" in ansible("a", "-m", "ansible.builtin.command", "-a", "false").stdout
 
 
-def test_a_host_goes_down_in_the_middle_of_a_task(lab):
+def test_a_host_that_goes_down_during_a_task_is_unreachable(lab):
     command = [*lab["b"].argv(["sleep", "1000"])]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as task:
         lab.stop("b")
@@ -209,7 +209,7 @@ def test_a_host_goes_down_in_the_middle_of_a_task(lab):
     lab.start("b")
 
 
-def test_down_from_elsewhere_leaves_nothing():
+def test_down_from_another_process_leaves_nothing():
     prefix = f"{PREFIX}x"
     ContainerLab(prefix, ["router", "a"]).up()
     assert podman.containers(prefix)

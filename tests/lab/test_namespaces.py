@@ -54,7 +54,7 @@ def test_the_path_is_client_router_b(lab, family, target):
     assert (via.ipv4 if family == "-4" else via.ipv6) in lab["client"].run(["ip", "route", "get", target]).stdout
 
 
-def test_macs_and_devices_are_those_of_the_topology(lab):
+def test_macs_and_devices_match_the_topology(lab):
     link = lab["a"].run(["ip", "-o", "link", "show", lab["a"].dev]).stdout
     assert (lab["a"].dev, lab["a"].mac) == ("eth0", "02:00:00:00:00:11")
     assert lab["a"].mac in link
@@ -64,7 +64,7 @@ def test_no_address_is_tentative(lab):
     assert lab["a"].run(["ip", "-6", "addr", "show", "tentative"]).stdout == ""
 
 
-def test_inside_moves_the_thread_and_back(lab):
+def test_inside_moves_the_thread_into_the_namespace_and_back(lab):
     home = os.readlink("/proc/thread-self/ns/net")
     with lab["a"].inside():
         assert os.readlink("/proc/thread-self/ns/net") != home
@@ -78,7 +78,7 @@ def test_a_sysctl_stays_on_its_host(lab):
     assert lab["b"].run(["cat", "/proc/sys/net/ipv4/conf/all/rp_filter"]).stdout == "0\n"
 
 
-def test_a_failed_command_says_what_it_said(lab):
+def test_a_failed_command_shows_its_output(lab):
     with pytest.raises(wiring.CommandFailed, match="does not exist"):
         lab["a"].run(["ip", "link", "show", "nowhere0"])
 
@@ -95,7 +95,7 @@ class TestNothingRemains:
     def own_prefix(self, monkeypatch):
         monkeypatch.setattr(f"{__name__}.PREFIX", f"{PREFIX}x")
 
-    def test_after_an_exception_with_processes_running(self):
+    def test_nothing_remains_after_an_exception_with_processes_running(self):
         pids = []
         with pytest.raises(ZeroDivisionError):
             fail_in_a_busy_lab(pids)
@@ -103,7 +103,7 @@ class TestNothingRemains:
         for pid in pids:
             wait_for_the_end_of(pid)
 
-    def test_of_a_lab_that_died_without_cleaning_up(self):
+    def test_nothing_remains_of_a_lab_that_was_killed(self):
         wiring.ip_batch([f"netns add {PREFIX}-a", f"netns add {PREFIX}-d"])
         with NamespaceLab(PREFIX, ["a"]) as lab:
             assert wiring.namespaces(PREFIX) == [lab["a"].netns, lab.switch]
@@ -138,7 +138,7 @@ def test_a_second_leg_has_its_own_network_and_no_default_route():
         assert lab["c"].run(["ip", "route", "show", "default"]).stdout == ""
 
 
-def test_unknown_names_are_all_named():
+def test_all_unknown_names_are_reported():
     with pytest.raises(topology.TopologyError) as caught:
         topology.load().select(["a", "x"], {"a": ["nowhere"], "q": []})
     assert [error.split(" (")[0] for error in caught.value.errors] == [

@@ -128,7 +128,7 @@ def run_play(host: Sandbox, directory: Path, content) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_examples(hosts, tmp_path, plugin):
+def test_every_example_runs_and_changes_nothing_the_second_time(hosts, tmp_path, plugin):
     documentation, (name, _hash, _kind) = examples.plugins()[plugin], plugin.partition("#")
     host, prepare = SCENES.get(plugin, ("a", None))
     if prepare:
@@ -139,5 +139,5 @@ def test_examples(hosts, tmp_path, plugin):
     assert examples.faults(name, documentation, tasks, done.stdout) == [], done.stdout
 
 
-def test_every_scene_is_of_a_plugin():
+def test_every_scene_belongs_to_a_plugin():
     assert set(SCENES) <= set(PLUGINS)

@@ -143,7 +143,7 @@ WHERE = [("nothing", INSIDE), ("an interface", SIDE), pytest.param("facts", SIDE
 
 
 @pytest.mark.parametrize(("name", "expected"), WHERE)
-def test_where_hosts_meet(derived, name, expected):
+def test_addresses_are_derived_from_interfaces_or_facts(derived, name, expected):
     found = derived(name)
     assert addresses(found["a"]) == expected
     via = {route["via"] for name in ("b", "c") for route in found[name]["routes"]}
@@ -152,7 +152,7 @@ def test_where_hosts_meet(derived, name, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["an interface", "facts"])
-def test_a_backend_that_is_down_keeps_the_address_of_the_last_run(controller, derived, name):
+def test_an_unreachable_backend_keeps_its_last_address(controller, derived, name):
     known, host = derived(name)["a"], controller.hosts["a"]
     host.write("/etc/l4proxy/forwarder.json", json.dumps(known))
     try:
@@ -162,19 +162,19 @@ def test_a_backend_that_is_down_keeps_the_address_of_the_last_run(controller, de
 
 
 @pytest.mark.slow
-def test_a_role_that_a_condition_keeps_from_its_peers_asks_them_itself(controller, derived):
+def test_a_role_gathers_facts_of_peers_that_a_condition_skipped(controller, derived):
     found = controller.derive(inventory(), "--extra-vars", json.dumps({"only": ["b"]}))
     assert found == {"b": derived("nothing")["b"]}
 
 
-def test_a_strategy_that_lets_hosts_go_on_alone(controller, derived):
+def test_the_play_strategy_free_works(controller, derived):
     """One host is slow; the others ask it themselves."""
     controller.hosts["c"].write("/etc/slow", '#!/bin/sh\nsleep 2; exec /usr/bin/python3 "$@"\n', "0755")
     slow = inventory(c={"ansible_python_interpreter": "/etc/slow"})
     assert controller.derive(slow, ANSIBLE_STRATEGY="free") == derived("nothing")
 
 
-def test_a_temporary_address_is_not_taken(controller):
+def test_temporary_ipv6_addresses_are_not_used(controller):
     """As the kernel itself makes it, with use_tempaddr, for an address that manages temporary ones."""
     b = controller.lab["b"]
 
@@ -197,7 +197,7 @@ def test_a_temporary_address_is_not_taken(controller):
 
 
 @pytest.mark.slow
-def test_a_subnet_that_only_a_label_is_in(controller):
+def test_a_labelled_address_gives_the_subnet(controller):
     """As of `iface eth0:1` in /etc/network/interfaces: facts have it as an interface of its own, without a device."""
     command = "ip address {0} 198.18.5.{1}/24 dev eth0 label eth0:1"
     numbers = {"a": 11, "b": 21, "c": 22}
@@ -284,13 +284,13 @@ ROWS = [pytest.param(*row[1:], id=row[0], marks=() if row[0] in QUICK else slow)
 
 
 @pytest.mark.parametrize(("written", "down", "faults"), ROWS)
-def test_site_refuses_before_anything_is_touched(controller, written, down, faults):
+def test_site_refuses_before_any_change(controller, written, down, faults):
     assert controller.refused(written, down=down) == faults
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--limit", "a"]], ids=["all", "a alone"])
-def test_a_host_without_the_command_ip(controller, arguments):
+def test_a_host_without_ip_is_refused(controller, arguments):
     """As debootstrap leaves it; a declared address will do."""
     host = controller.hosts["b"]
     places = host.run(["sh", "-c", "for d in /usr/bin /usr/sbin /bin /sbin; do readlink -e $d/ip; done | sort -u"])
@@ -309,7 +309,7 @@ def test_a_host_without_the_command_ip(controller, arguments):
 
 
 @pytest.mark.slow
-def test_a_peer_that_cannot_be_asked(controller):
+def test_an_unreachable_peer_is_reported(controller):
     """It is up, but Ansible finds no Python there: nothing is known of it, its commands included."""
     (fault,) = controller.refused(inventory(b={"ansible_python_interpreter": "/none"}), "--limit", "a")
     assert fault.startswith("the address of b is unknown to a: it could not be asked")
@@ -326,7 +326,7 @@ def renamed(names):
 
 
 @pytest.mark.parametrize("number", [pytest.param("198.18.0.{0}", marks=slow), "2001:db8::{0}"], ids=["IPv4", "IPv6"])
-def test_hosts_named_by_their_address(controller, number):
+def test_hosts_can_be_named_by_their_address(controller, number):
     names = [number.format(one) for one in (11, 21, 22)]
     found = controller.derive(renamed(names))
     assert addresses(found[names[0]]) == INSIDE

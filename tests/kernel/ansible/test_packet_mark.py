@@ -47,7 +47,7 @@ def run(capsys, monkeypatch):
     return call
 
 
-def test_the_life_of_a_mark(b, run):
+def test_packet_mark_adds_changes_and_removes_a_mark(b, run):
     before = b.variant.save(b.host), b.read("packet_mark")
     foretold = run(b, check=True, **ONE)
     assert (b.variant.save(b.host), b.read("packet_mark")) == before
@@ -74,7 +74,7 @@ def damage(b: Marked) -> None:
         b.run("iptables -t mangle -D INPUT -j L4PROXY_PACKET_MARK_IN")
 
 
-def test_another_engine_takes_over_all_marks_of_the_owner(lab, run):
+def test_a_change_of_engine_moves_all_marks_of_the_owner(lab, run):
     with marked(lab, "b", NFT, OWNERS) as b:
         run(b, **ONE)
         run(b, **OTHER)
@@ -91,7 +91,7 @@ REFUSALS = [
 ]
 
 
-def test_what_is_refused_is_refused_before_any_change(lab, run):
+def test_invalid_marks_are_refused_before_any_change(lab, run):
     with marked(lab, "b", NFT, OWNERS) as b:
         run(b, **ONE)
         before = b.listing()

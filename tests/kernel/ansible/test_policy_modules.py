@@ -53,7 +53,7 @@ OBJECTS = [
 
 
 @pytest.mark.parametrize(("name", "options", "other", "text"), OBJECTS)
-def test_the_life_of_an_object(b, run, name, options, other, text):
+def test_a_rule_or_route_is_added_changed_and_removed(b, run, name, options, other, text):
     other = {key: value for key, value in {**options, **other}.items() if value is not None}
     before = listing(b)
     foretold = run(name, check=True, **options)
@@ -104,7 +104,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("name", "options", "sentence"), REFUSALS)
-def test_what_is_refused_is_refused_before_any_change(b, run, name, options, sentence):
+def test_invalid_objects_are_refused_before_any_change(b, run, name, options, sentence):
     usual = RULE if name == "policy_rule" else ROUTE
     given = {key: value for key, value in {**usual, **options}.items() if value is not None}
     before = listing(b)
@@ -127,7 +127,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("name", "options", "command", "same"), FOREIGN)
-def test_what_is_of_another_owner_is_refused_until_that_owner_is_named(b, run, name, options, command, same):
+def test_objects_of_another_owner_need_its_name(b, run, name, options, command, same):
     b.run(["ip", *command])
     before = listing(b)
     result = run(name, **options)
@@ -142,7 +142,7 @@ def test_what_is_of_another_owner_is_refused_until_that_owner_is_named(b, run, n
         b.run(["ip", "route", "flush", "table", "100"])
 
 
-def test_a_neighbouring_rule_stays(b, run):
+def test_a_similar_rule_stays(b, run):
     """What has the priority, but other selectors, is another rule; also where it has more of them."""
     run("policy_rule", **RULE)
     narrow = {**RULE, "ipproto": "tcp"}

@@ -189,17 +189,17 @@ def handshake(clinic, name: str = "b") -> str:
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_nothing_is_said_of_a_whole_host(clinic, name):
+def test_there_are_no_findings_on_an_intact_host(clinic, name):
     assert clinic.complaints(name) == []
 
 
 @pytest.mark.parametrize("name", ["b", "c"])
-def test_the_path_is_whole(clinic, name):
+def test_the_path_of_an_intact_lab_works(clinic, name):
     assert handshake(clinic, name) == "established"
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_the_fault_is_named_first_and_only_while_it_lasts(clinic, fault):
+def test_a_fault_is_the_first_finding_and_only_while_it_lasts(clinic, fault):
     host = clinic.lab[fault.host]
     shell(host, fault.breaks)
     try:
@@ -213,7 +213,7 @@ def test_the_fault_is_named_first_and_only_while_it_lasts(clinic, fault):
     assert clinic.complaints(fault.host, fault.ports) == []
 
 
-def test_a_redirect_that_was_taught_is_named(clinic):
+def test_an_accepted_icmp_redirect_is_reported(clinic):
     a, b = clinic.lab["a"], clinic.lab["b"]
     settings = [("a", "ip_forward", "1"), ("a", "conf.all.send_redirects", "1"), ("a", "conf.eth0.send_redirects", "1")]
     settings += [("b", "conf.all.accept_redirects", "1"), ("b", "conf.eth0.accept_redirects", "1")]
@@ -234,7 +234,7 @@ def test_a_redirect_that_was_taught_is_named(clinic):
     assert clinic.complaints("b") == []
 
 
-def test_a_udp_server_on_every_address_is_named_where_the_rule_goes_by_address(clinic):
+def test_a_wildcard_udp_server_is_reported_with_strategy_address(clinic):
     ports = (("udp", 5300),)
     with clinic.lab["d"].inside():
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -245,7 +245,7 @@ def test_a_udp_server_on_every_address_is_named_where_the_rule_goes_by_address(c
     assert clinic.complaints("d", ports) == []
 
 
-def test_a_proxy_that_moved_is_named(clinic, tmp_path):
+def test_a_proxy_with_another_mac_is_reported(clinic, tmp_path):
     """A declared MAC: the document says one, the neighbour table another."""
     b = clinic.lab["b"]
     data = clinic.documents["b"]
@@ -259,7 +259,7 @@ def test_a_proxy_that_moved_is_named(clinic, tmp_path):
     assert clinic.complaints("b") == []
 
 
-def test_a_document_that_cannot_be_read_is_named(clinic, tmp_path):
+def test_an_unreadable_document_is_reported(clinic, tmp_path):
     (tmp_path / "return_path.json").write_text("{")
     assert clinic.complaints("b", directory=str(tmp_path))[0].id == "documents"
 
@@ -276,7 +276,7 @@ EARLY = [
 
 
 @pytest.mark.parametrize(("name", "fault", "check"), EARLY, ids=[row[2] for row in EARLY])
-def test_the_roles_are_told_before_their_first_change(clinic, name, fault, check):
+def test_faults_are_reported_before_the_first_change(clinic, name, fault, check):
     host, wanted = clinic.lab[name], clinic.documents[name]
     assert clinic.complaints(name, wanted=wanted) == [], "a second run changes nothing, and nothing is in its way"
     clinic.lab.engine.remove(host, wanted["owner"])
@@ -297,7 +297,7 @@ def test_a_proxy_in_no_network_of_the_backend_is_refused_before_the_first_change
     assert {one.id for one in clinic.complaints("b", wanted=far)} == {"proxy_on_link"}
 
 
-def test_published_ports_of_containers_are_no_fault_where_marks_are_restored(clinic):
+def test_published_container_ports_are_no_fault(clinic):
     b = clinic.lab["b"]
     b.run(["sh", "-c", TABLE.format("nat hook prerouting priority -100", "tcp dport 9999 dnat ip to 198.18.0.99")])
     try:
@@ -319,12 +319,12 @@ class TestTheForwarder:
     def paths(forwarder) -> dict[str, str]:
         return {"config": str(forwarder.config), "runtime": str(forwarder.directory / "forwarder.json")}
 
-    def test_nothing_is_said_while_it_runs(self, clinic, running):
+    def test_there_are_no_findings_while_the_forwarder_runs(self, clinic, running):
         assert clinic.complaints("a", **self.paths(running)) == []
 
     @pytest.mark.parametrize("address", ["0.0.0.0", "198.18.0.11", "2001:db8::11"])
     @pytest.mark.parametrize(("ports", "said"), [("8000-8010", ""), ("40000-40010", "port 40000-40010 of every")])
-    def test_a_range_of_ports_is_as_fine_as_one(self, clinic, running, address, ports, said):
+    def test_ranges_of_ports_are_checked_against_ephemeral_ports(self, clinic, running, address, ports, said):
         ranged = make_service(clinic.lab, "range", 80, ports, backends=("b",))
         ranged["listen"] = [{"address": address, "port": ports}]
         running.configure(make_config(ranged))
@@ -334,11 +334,11 @@ class TestTheForwarder:
         assert [one.id for one in found] == wanted
         assert all(said in one.what for one in found)
 
-    def test_a_forwarder_that_ended_is_named(self, clinic, running):
+    def test_an_ended_forwarder_is_reported(self, clinic, running):
         running.stop()
         assert [one.id for one in clinic.complaints("a", **self.paths(running))] == ["forwarder"]
 
-    def test_a_forwarder_that_is_stopped_is_named(self, clinic, running):
+    def test_a_stopped_forwarder_is_reported(self, clinic, running):
         running.process.send_signal(signal.SIGSTOP)
         try:
             eventually(lambda: [one.id for one in clinic.complaints("a", **self.paths(running))] == ["forwarder"])
@@ -346,12 +346,12 @@ class TestTheForwarder:
             running.process.send_signal(signal.SIGCONT)
         eventually(lambda: clinic.complaints("a", **self.paths(running)) == [])
 
-    def test_a_listener_that_is_missing_is_named(self, clinic, running):
+    def test_a_missing_listener_is_reported(self, clinic, running):
         more = make_service(clinic.lab, "more", 81, PORT, backends=("b",))
         running.configure(make_config(more))
         assert {one.id for one in clinic.complaints("a", **self.paths(running))} == {"listening"}
 
-    def test_a_backend_without_local_delivery_is_named(self, clinic, running):
+    def test_a_backend_without_local_delivery_is_reported(self, clinic, running):
         more = make_service(clinic.lab, "web", 80, PORT, backends=("b", "c"))
         running.configure(make_config(more))
         found = clinic.complaints("a", **self.paths(running))
@@ -360,7 +360,7 @@ class TestTheForwarder:
             ("families", clinic.lab["c"].ipv6),
         }
 
-    def test_a_process_without_the_capability_is_named(self, clinic, running, tmp_path):
+    def test_a_missing_capability_is_reported(self, clinic, running, tmp_path):
         """The runtime file names another process, which has given the capability up."""
         argv = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw", "sleep", "100"]
         process = clinic.lab["a"].spawn(argv)
@@ -379,9 +379,7 @@ class TestTheForwarder:
         ("sleep 60; true", "within 1 s"),
     ],
 )
-def test_a_tool_that_hangs_or_prints_nonsense_is_named_and_the_rest_is_checked(
-    clinic, tmp_path, monkeypatch, script, said
-):
+def test_a_tool_that_hangs_or_fails_is_reported_and_the_rest_is_checked(clinic, tmp_path, monkeypatch, script, said):
     """In the place of nft; that a route is gone is found all the same."""
     (tmp_path / "nft").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "nft").chmod(0o755)
@@ -403,7 +401,7 @@ def test_a_tool_that_hangs_or_prints_nonsense_is_named_and_the_rest_is_checked(
         clinic.lab["b"].run(["sh", "-c", "ip rule del priority 100"])
 
 
-def test_the_command_says_it_and_its_exit_status_too(clinic, tmp_path):
+def test_the_doctor_command_prints_findings_and_sets_the_exit_status(clinic, tmp_path):
     lab = clinic.lab
     # The command knows the machine's own memory of settings only, so this document is one without any.
     (tmp_path / "return_path.json").write_text(json.dumps({**clinic.documents["b"], "sysctls": []}))

@@ -80,7 +80,7 @@ MARKS = {
 
 
 @pytest.mark.parametrize(("command", "harmed"), MARKS.values(), ids=MARKS)
-def test_a_mark_is_a_fault_where_it_harms_and_only_there(clinic, backend, strategy, command, harmed):
+def test_a_foreign_mark_is_reported_exactly_if_it_breaks_traffic(clinic, backend, strategy, command, harmed):
     clinic.lab["b"].run(["sh", "-c", command])
     harms = strategy in harmed.split()
     assert outcome(clinic, "ipv4") == ("silent" if harms else "established")
@@ -88,7 +88,7 @@ def test_a_mark_is_a_fault_where_it_harms_and_only_there(clinic, backend, strate
 
 
 @pytest.mark.parametrize("strategy", ["mark"], indirect=True)
-def test_a_chain_at_our_own_priority_is_a_doubt(clinic, backend, strategy):
+def test_a_chain_at_our_own_priority_is_a_warning(clinic, backend, strategy):
     """It harms once our table is loaded after it, and not before."""
     clinic.lab["b"].run(["iptables", "-t", "mangle", "-A", "OUTPUT", "-j", "MARK", "--set-mark", "0xca6c"])
     assert outcome(clinic, "ipv4") == "established"
@@ -128,7 +128,7 @@ def untrack(clinic, name: str, commands: list[str], family: str) -> None:
 
 
 @pytest.mark.parametrize(("commands", "by_port"), UNTRACKED.values(), ids=UNTRACKED)
-def test_what_keeps_a_service_from_conntrack_is_named(clinic, backend, strategy, commands, by_port, family):
+def test_rules_that_bypass_conntrack_are_reported(clinic, backend, strategy, commands, by_port, family):
     if strategy != "mark" and "SYNPROXY" in commands[-1]:
         pytest.skip("a SYN proxy answers before there is a socket that could keep a mark")
     untrack(clinic, "b", commands, family)
@@ -141,13 +141,13 @@ def test_what_keeps_a_service_from_conntrack_is_named(clinic, backend, strategy,
 
 
 @pytest.mark.parametrize("command", TRACKED)
-def test_what_keeps_nothing_of_the_path_from_conntrack_is_not_named(clinic, backend, command):
+def test_notrack_rules_for_other_traffic_are_not_reported(clinic, backend, command):
     untrack(clinic, "b", [command], "ipv4")
     assert outcome(clinic, "ipv4") == "established"
     assert backend("untracked", [("tcp", PORT)]) == []
 
 
-def test_the_strategy_address_needs_no_conntrack(clinic, family):
+def test_strategy_address_needs_no_conntrack(clinic, family):
     """d has it; a is told where d's proxies reach it."""
     a, d = clinic.lab["a"], clinic.lab["d"]
     clinic.lab.engine.apply(a, local_delivery(clinic.lab["b"], SimpleNamespace(**SECOND)))
@@ -186,7 +186,7 @@ def isolated(clinic):
     bring("off", before)
 
 
-def test_a_router_that_answers_for_every_neighbour_is_named(clinic, isolated):
+def test_a_router_that_answers_arp_for_every_neighbour_is_reported(clinic, isolated):
     b, a, mac = clinic.lab["b"], clinic.lab["a"], clinic.lab["router"].on("inside").mac
 
     def complaints() -> list:

@@ -176,7 +176,9 @@ def complaints(clinic, name: str, running: dict) -> list:
 
 
 @pytest.mark.parametrize(("name", "commands"), HIDING.values(), ids=HIDING)
-def test_what_hides_the_clients_is_named_and_the_remedy_helps(clinic, running, with_rules, name, commands, family):
+def test_source_nat_that_hides_clients_is_reported_and_the_suggested_fix_works(
+    clinic, running, with_rules, name, commands, family
+):
     assert seen(clinic, family) == CLIENTS[family]
     with_rules(name, commands, family)
     shown = getattr(clinic.lab[name], family)
@@ -193,21 +195,21 @@ def test_what_hides_the_clients_is_named_and_the_remedy_helps(clinic, running, w
 
 
 @pytest.mark.parametrize(("name", "commands"), HARMLESS.values(), ids=HARMLESS)
-def test_what_leaves_the_clients_alone_is_not_named(clinic, running, with_rules, name, commands, family):
+def test_source_nat_for_other_traffic_is_not_reported(clinic, running, with_rules, name, commands, family):
     with_rules(name, commands, family)
     assert seen(clinic, family) == CLIENTS[family]
     assert proven(clinic, family) == {"spoofed"}
     assert [one.line for one in complaints(clinic, name, running)] == []
 
 
-def test_a_client_that_is_named_may_be_one_of_the_network(clinic, running, with_rules, family):
+def test_source_nat_for_the_clients_network_is_reported(clinic, running, with_rules, family):
     network = {"ipv4": "198.18.1.0/24", "ipv6": "2001:db8:1::/64"}[family]
     with_rules("a", [nft("", f"{OF[family]} saddr {network} masquerade")], family)
     assert seen(clinic, family) == getattr(clinic.lab["a"], family)
     assert [one.status for one in complaints(clinic, "a", running)] == ["fail"]
 
 
-def test_a_role_is_told_before_its_first_change(clinic, with_rules):
+def test_source_nat_is_reported_before_the_first_change(clinic, with_rules):
     wanted = clinic.documents["a"]
     with_rules("a", [nft("", "masquerade")], "ipv4")
     found = [one for one in clinic.complaints("a", wanted=wanted) if one.id == "source_nat"]
@@ -215,7 +217,7 @@ def test_a_role_is_told_before_its_first_change(clinic, with_rules):
     assert clinic.lab["b"].ipv4 in found[0].what
 
 
-def test_nft_may_take_a_spoofed_ipv6_source_for_a_local_one(clinic, running, with_rules):
+def test_nft_fib_type_local_matches_spoofed_ipv6_sources(clinic, running, with_rules):
     """Its fib expression asks for the way back, which our rules of local delivery answer."""
     with_rules("a", [nft("", "fib saddr type local masquerade")], "ipv6")
     assert seen(clinic, "ipv6") == clinic.lab["a"].ipv6
@@ -223,7 +225,7 @@ def test_nft_may_take_a_spoofed_ipv6_source_for_a_local_one(clinic, running, wit
     assert {(one.status, ":" in one.fix) for one in complaints(clinic, "a", running)} == {("warn", True)}
 
 
-def test_no_server_notices_a_sample(clinic, family):
+def test_servers_receive_no_samples(clinic, family):
     """Nothing to accept, nothing to read, and nothing kept of it in the end."""
     b = clinic.lab["b"]
     with b.inside():
@@ -239,12 +241,12 @@ def test_no_server_notices_a_sample(clinic, family):
         eventually(lambda: "SYN-RECV" not in b.run(["ss", "-tan"]).stdout)
 
 
-def test_what_does_not_come_in_is_not_taken_for_proof(clinic, with_rules, family):
+def test_dropped_samples_prove_nothing(clinic, with_rules, family):
     with_rules("a", [nft("", "meta l4proto { tcp, udp } drop", base="type filter hook postrouting priority 0")], family)
     assert proven(clinic, family, patience=2) == {""}
 
 
-def test_what_a_container_sees_is_what_counts(clinic, with_rules, family):
+def test_samples_are_checked_where_the_container_receives_them(clinic, with_rules, family):
     """b sends a published port on to d, and masquerades what it forwards; the last packet on its way is d's."""
     b, d = clinic.lab["b"], clinic.lab["d"]
     setting = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}[family]
@@ -284,7 +286,7 @@ here.recv(1)
 
 @pytest.mark.parametrize("name", ["docker-proxy", "rootlessport", "socat"])
 @pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
-def test_a_relay_before_the_server_is_named(clinic, tmp_path, name, kind, family):
+def test_a_relay_in_front_of_the_server_is_reported(clinic, tmp_path, name, kind, family):
     """The kernel sees the client, so that everything else is content; the server sees the loopback address."""
     b, onward = clinic.lab["b"], PORT + 1
     (tmp_path / name).symlink_to("/usr/bin/python3")
@@ -311,7 +313,7 @@ def test_a_relay_before_the_server_is_named(clinic, tmp_path, name, kind, family
             process.wait()
 
 
-def test_a_rule_by_account_takes_the_samples_for_the_forwarders(clinic, with_rules, family):
+def test_samples_are_sent_as_the_forwarders_account(clinic, with_rules, family):
     with_rules("a", [nft("", "meta skuid 998 accept", "masquerade")], family)
     assert proven(clinic, family, account=998) == {"spoofed"}
     assert proven(clinic, family) == {getattr(clinic.lab["a"], family)}

@@ -66,21 +66,21 @@ def retransmits(host):
     return int(counters[counters.index("TcpRetransSegs") + 1])
 
 
-def test_established(lab, family):
+def test_a_working_path_is_established(lab, family):
     status, verdict = probe(lab, family)
     assert (status, verdict["step"]) == (0, "established")
     assert f"established with {endpoint(lab, family)} as {SOURCES[family]}" in verdict["sentence"]
     assert 0 < verdict["seconds"] < 1.5
 
 
-def test_the_server_refuses(lab, family):
+def test_a_closed_port_is_reported_as_the_server(lab, family):
     status, verdict = probe(lab, family, port=9)
     assert (status, verdict["step"]) == (1, "server")
     assert "nothing listens on that port" in verdict["sentence"]
 
 
 @pytest.mark.parametrize("missing", ["rule", "route"])
-def test_local_delivery_is_missing(lab, family, missing):
+def test_missing_local_delivery_is_reported(lab, family, missing):
     index = {"rule": 0, "route": 1}[missing] + {"ipv4": 0, "ipv6": 2}[family]
     before = retransmits(lab["a"])
     run_all(lab["a"], [LOCAL_DELIVERY[index].replace(" add ", " del ")])
@@ -95,7 +95,7 @@ def test_local_delivery_is_missing(lab, family, missing):
 
 
 @pytest.mark.parametrize("missing", ["rule", "route", "mark"])
-def test_the_return_path_is_missing(lab, family, missing):
+def test_a_missing_return_path_is_reported(lab, family, missing):
     index = {"ipv4": 0, "ipv6": 2}[family] + {"rule": 0, "route": 1, "mark": 0}[missing]
     if missing == "mark":
         take, give = ["nft delete table inet hand"], RETURN_PATH[4:]
@@ -113,7 +113,7 @@ def test_the_return_path_is_missing(lab, family, missing):
     assert probe(lab, family)[1]["step"] == "established"
 
 
-def test_the_backend_is_gone(lab, family):
+def test_an_unreachable_backend_is_reported(lab, family):
     lab["b"].run(["ip", "link", "set", "eth0", "down"])
     try:
         status, verdict = probe(lab, family)
@@ -130,7 +130,7 @@ def test_the_backend_is_gone(lab, family):
     assert probe(lab, family)[1]["step"] == "established"
 
 
-def test_the_capability_is_missing(lab, family):
+def test_a_missing_capability_is_reported(lab, family):
     command = [sys.executable, "-c", CLI, "probe", "--source", SOURCES[family], endpoint(lab, family)]
     unprivileged = ["setpriv", "--bounding-set=-net_raw,-net_admin", *command]
     done = lab["a"].run(unprivileged, check=False, env=cli_environment())
@@ -139,7 +139,7 @@ def test_the_capability_is_missing(lab, family):
     assert "CAP_NET_RAW" in done.stdout
 
 
-def test_a_source_of_another_family(lab):
+def test_a_source_of_another_family_is_refused(lab):
     done = lab.l4proxy("a", ["probe", "--source", SOURCES["ipv6"], endpoint(lab, "ipv4")])
     assert done.returncode == 2
     assert f"{lab['b'].ipv4} has no address of the family of --source" in done.stderr

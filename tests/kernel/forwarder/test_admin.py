@@ -58,7 +58,7 @@ def raw_client(forwarder):
 
 
 @pytest.mark.ipv4_only
-def test_the_socket_is_for_its_owner_and_group(forwarder):
+def test_the_admin_socket_admits_its_owner_and_group_only(forwarder):
     assert stat.S_IMODE(os.stat(forwarder.directory / "admin.sock").st_mode) == 0o660
 
 
@@ -82,7 +82,7 @@ REFUSED = [
 
 @pytest.mark.ipv4_only
 @pytest.mark.parametrize(("request_line", "sentence"), REFUSED)
-def test_a_bad_request_gets_one_sentence(forwarder, request_line, sentence):
+def test_a_bad_request_is_answered_with_one_error_sentence(forwarder, request_line, sentence):
     with raw_client(forwarder) as sock:
         try:
             sock.sendall(request_line)
@@ -95,7 +95,7 @@ def test_a_bad_request_gets_one_sentence(forwarder, request_line, sentence):
 
 
 @pytest.mark.ipv4_only
-def test_clients_that_stall_are_bounded_and_others_are_served(forwarder):
+def test_stalled_clients_are_bounded_and_others_are_served(forwarder):
     stalled = [raw_client(forwarder) for _client in range(endpoint.MOST_CLIENTS)]
     try:
         for sock in stalled:
@@ -132,7 +132,7 @@ def descriptors(forwarder):
 
 
 @pytest.mark.ipv4_only
-def test_a_client_that_does_not_read_is_not_read_from(forwarder):
+def test_a_client_that_does_not_read_its_answers_costs_bounded_memory(forwarder):
     with raw_client(forwarder) as sock:
         sock.setblocking(False)
         sent, most = 0, 4 << 20
@@ -148,7 +148,7 @@ def test_a_client_that_does_not_read_is_not_read_from(forwarder):
 
 
 @pytest.mark.ipv4_only
-def test_sessions_of_all_workers(lab, forwarder, listener):
+def test_sessions_lists_the_connections_of_all_workers(lab, forwarder, listener):
     pairs = [tcp.pair(lab, listener, RAW) for _connection in range(10)]
     try:
         answer = forwarder.ask("sessions", service="raw", limit=3)
@@ -162,7 +162,7 @@ def test_sessions_of_all_workers(lab, forwarder, listener):
             end.close()
 
 
-def test_the_sessions_of_backends_with_the_longest_names(lab, listener, family):
+def test_sessions_works_with_the_longest_names(lab, listener, family):
     """What a worker answers has a bound, whatever the names are; the supervisor outlives it."""
     names = make_service(lab, "n" * 63, RAW + 10, 9000, backends=["b"])
     names["backends"][0]["name"] = "b" + (MAX_NAME - 1) * ":"
@@ -176,7 +176,7 @@ def test_the_sessions_of_backends_with_the_longest_names(lab, listener, family):
 
 
 @pytest.mark.ipv4_only
-def test_the_log_level_reaches_every_process(lab, forwarder):
+def test_log_level_changes_the_level_of_every_process(lab, forwarder):
     before = len(forwarder.log("connection"))
     assert forwarder.ask("log_level", level="error")["level"] == "error"
     with pytest.raises(OSError):
@@ -188,7 +188,7 @@ def test_the_log_level_reaches_every_process(lab, forwarder):
 
 
 @pytest.mark.ipv4_only
-def test_an_admin_client_outlasts_no_stop(lab):
+def test_an_admin_client_does_not_delay_a_stop(lab):
     """A connection to the admin socket must not keep a forwarder that was told to stop."""
     document = make_config(make_service(lab, "other", 8001, 9))
     with Forwarder(lab, document) as forwarder, raw_client(forwarder) as sock:
@@ -207,7 +207,7 @@ def cli(lab, forwarder, *arguments):
 
 
 @pytest.mark.ipv4_only
-def test_status_is_a_table_or_json(lab, forwarder):
+def test_status_prints_a_table_or_json(lab, forwarder):
     table = cli(lab, forwarder, "status").stdout
     assert table.startswith("l4proxy ")
     assert "2 of 2 workers" in table
@@ -272,7 +272,7 @@ def test_drain_waits_until_the_last_udp_session_has_ended(lab, forwarder, udp_se
 
 
 @pytest.mark.ipv4_only
-def test_top_draws_again_and_again_until_it_is_interrupted(lab, forwarder):
+def test_top_redraws_until_it_is_interrupted(lab, forwarder):
     argv = [sys.executable, "-c", netns.CLI, "top", "--interval", "0.2"]
     environment = {**netns.cli_environment(), "RUNTIME_DIRECTORY": str(forwarder.directory)}
     # Who runs the tests in the background of a shell has them ignore SIGINT.
@@ -296,7 +296,7 @@ def module(forwarder, capsys, **params):
 
 
 @pytest.mark.ipv4_only
-def test_the_module_is_idempotent_and_truthful_in_check_mode(forwarder, capsys):
+def test_the_module_is_idempotent_and_check_mode_predicts_the_change(forwarder, capsys):
     planned = module(forwarder, capsys, state="drain", _ansible_check_mode=True)
     assert planned["changed"] is True
     assert planned["diff"] == {"before": "raw: ready\nweb: ready\n", "after": "raw: draining\nweb: draining\n"}
@@ -313,7 +313,7 @@ def test_the_module_is_idempotent_and_truthful_in_check_mode(forwarder, capsys):
 
 
 @pytest.mark.ipv4_only
-def test_the_module_means_every_port_of_a_host(forwarder, capsys):
+def test_the_module_drains_every_port_of_a_host(forwarder, capsys):
     done = module(forwarder, capsys, backend="two", state="drain", wait=True)
     assert done["diff"]["before"] == "wide two:9000: ready\nwide two:9001: ready\n"
     assert done["changed"] is True
@@ -332,7 +332,7 @@ def backends_named(forwarder, name):
 
 
 @pytest.mark.ipv4_only
-def test_the_module_fails_with_a_sentence(lab, forwarder, listener, capsys):
+def test_the_module_fails_with_a_clear_message(lab, forwarder, listener, capsys):
     unknown = module(forwarder, capsys, backend="x")
     assert unknown["msg"] == "there is no backend x in any service of this forwarder"
     absent = module(forwarder, capsys, socket="/nonexistent/admin.sock")

@@ -64,7 +64,7 @@ def header(lab, family, version="v2", source=None):
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("cut", [None, 1, 7])
-def test_the_client_a_trusted_proxy_names_is_the_one_spoofed(lab, forwarder, new_lines, family, version, cut):
+def test_the_client_in_the_header_of_a_trusted_proxy_is_spoofed(lab, forwarder, new_lines, family, version, cut):
     """The header in one piece or in several; over the other family as well, whose connection carries it."""
     data = header(lab, family, version)
     with tcp.connect(lab, lab["a"].ipv4 if cut == 1 else getattr(lab["a"], family), PROXIED) as sock:
@@ -89,13 +89,13 @@ NOBODY = {
 
 
 @pytest.mark.parametrize("data", NOBODY.values(), ids=NOBODY)
-def test_a_header_that_names_nobody_leaves_the_proxy_as_the_client(lab, forwarder, family, data):
+def test_with_a_header_without_addresses_the_proxy_is_the_client(lab, forwarder, family, data):
     with tcp.connect(lab, getattr(lab["a"], family), PROXIED) as sock:
         sock.sendall(data)
         assert tcp.receive_all(sock).decode().split()[0] == getattr(lab["client"], family)
 
 
-def test_who_is_not_trusted_is_a_plain_client(lab, forwarder, new_lines, family):
+def test_a_header_is_not_expected_from_untrusted_clients(lab, forwarder, new_lines, family):
     with tcp.connect(lab, getattr(lab["a"], family), PROXIED, host="d") as sock:
         assert tcp.receive_all(sock).decode().split()[0] == getattr(lab["d"], family)  # and is not waited for
     assert "via" not in new_lines(1)[0]
@@ -115,7 +115,7 @@ TEST_GREETINGS = [
 
 @pytest.mark.ipv4_only
 @pytest.mark.parametrize(("data", "ends", "reason"), TEST_GREETINGS)
-def test_a_trusted_proxy_without_a_good_header_is_refused(lab, forwarder, new_lines, data, ends, reason):
+def test_a_trusted_proxy_with_a_bad_header_is_refused(lab, forwarder, new_lines, data, ends, reason):
     others = {"client address is loopback": "never_spoofed", "client address is denied": "denied"}
     cause = others.get(reason, "bad_header")
     before = refused(forwarder, cause)
@@ -133,7 +133,7 @@ def refused(forwarder, cause):
 @pytest.mark.ipv4_only
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("destination", ["::ffff:198.18.0.11", "2001:db8::11"])
-def test_a_mapped_address_is_the_ipv4_client_it_means(lab, forwarder, new_lines, version, destination):
+def test_an_ipv4_mapped_address_in_a_header_is_the_ipv4_client(lab, forwarder, new_lines, version, destination):
     """In lists, in the log and as the source; whether it may be hidden makes no difference."""
 
     def named(address):
@@ -150,7 +150,7 @@ def test_a_mapped_address_is_the_ipv4_client_it_means(lab, forwarder, new_lines,
     assert [line["ended"] for line in lines[1::2]] == ["client address is denied"] * 2
 
 
-def test_urgent_data_right_behind_a_header_is_urgent(lab, forwarder, listener, family):
+def test_urgent_data_directly_after_a_header_stays_urgent(lab, forwarder, listener, family):
     with tcp.connect(lab, getattr(lab["a"], family), GREETED) as client:
         client.sendall(header(lab, family))
         client.send(b"!", socket.MSG_OOB)
@@ -161,7 +161,7 @@ def test_urgent_data_right_behind_a_header_is_urgent(lab, forwarder, listener, f
 
 @pytest.mark.ipv4_only
 @pytest.mark.parametrize("address", ["198.18.0.255", "255.255.255.255", "0.1.2.3"])
-def test_a_broadcast_address_is_never_the_source(lab, forwarder, new_lines, address):
+def test_a_broadcast_address_is_never_spoofed(lab, forwarder, new_lines, address):
     """The kernel would send in the name of the proxy itself, and the log would name the client."""
     data = proxy_protocol.build("v2", address, 4711, "198.18.0.11", 80)
     assert ended_by_reset(lab, PROXIED, data)
@@ -178,7 +178,7 @@ def test_a_broadcast_address_is_never_the_source(lab, forwarder, new_lines, addr
 @pytest.mark.parametrize(
     ("address", "seen"), [("198.18.0.255", "198.18.0.11"), ("198.18.0.0", "198.18.0.0"), ("198.18.0.99", "198.18.0.99")]
 )
-def test_what_the_kernel_does_with_a_broadcast_address(lab, servers, address, seen):
+def test_the_kernel_replaces_a_broadcast_source_address(lab, servers, address, seen):
     """The lowest address of a subnet is one like any other since Linux 5.14, and ``is_broadcast`` asks the kernel."""
     options = sockets.transparent_options(socket.AF_INET)
     with lab["a"].inside():
@@ -206,7 +206,7 @@ def ended_by_reset(lab, port, data=b"", shut=False, address=None):
 
 
 @pytest.mark.parametrize(("version", "port"), [("v1", SENDING), ("v2", SENDING + 100)])
-def test_a_backend_that_asks_for_it_is_told_the_client(lab, forwarder, listener, version, port, family):
+def test_send_proxy_sends_the_clients_address_to_the_backend(lab, forwarder, listener, version, port, family):
     with tcp.connect(lab, getattr(lab["a"], family), port) as client, tcp.accept(listener) as server:
         client.sendall(b"hello")
         data = b""
@@ -222,17 +222,17 @@ def test_a_backend_that_asks_for_it_is_told_the_client(lab, forwarder, listener,
 @pytest.mark.parametrize(
     ("port", "reason"), [(DENIED, "client address is denied"), (ALLOWED, "client address is not allowed")]
 )
-def test_networks(lab, forwarder, new_lines, port, reason, family):
+def test_clients_of_denied_networks_are_refused(lab, forwarder, new_lines, port, reason, family):
     assert ended_by_reset(lab, port, address=getattr(lab["a"], family))
     assert new_lines(1)[0]["ended"] == reason
 
 
-def test_another_client_is_not_denied(lab, forwarder, family):
+def test_clients_of_other_networks_are_served(lab, forwarder, family):
     with tcp.connect(lab, getattr(lab["a"], family), DENIED, host="d") as sock:
         assert tcp.receive_all(sock).decode().split()[0] == getattr(lab["d"], family)
 
 
-def test_at_the_limit_of_a_service_others_wait_and_come_in_when_one_ends(lab, forwarder, listener, family):
+def test_at_the_service_limit_clients_wait_until_a_connection_ends(lab, forwarder, listener, family):
     held = [tcp.pair(lab, listener, PAUSE) for _connection in range(2)]
     with tcp.connect(lab, getattr(lab["a"], family), PAUSE) as waiting:
         eventually(lambda: forwarder.log("accept paused"), "the pause is logged")
@@ -255,7 +255,7 @@ def test_at_the_limit_of_a_service_others_wait_and_come_in_when_one_ends(lab, fo
     ("port", "reason"),
     [(REFUSE, "connection limit of the service"), (EACH, "connection limit of the client")],
 )
-def test_at_a_limit_the_next_is_refused(lab, forwarder, listener, new_lines, port, reason, family):
+def test_with_at_limit_refuse_the_next_client_is_refused(lab, forwarder, listener, new_lines, port, reason, family):
     held = [tcp.pair(lab, listener, port) for _connection in range(2)]
     assert ended_by_reset(lab, port, address=getattr(lab["a"], family))
     assert new_lines(1)[0]["ended"] == reason
@@ -269,7 +269,7 @@ def test_at_a_limit_the_next_is_refused(lab, forwarder, listener, new_lines, por
         sock.close()
 
 
-def test_a_client_above_its_rate_is_refused_and_the_others_are_not(lab, forwarder, new_lines, family):
+def test_a_client_above_its_rate_is_refused_and_others_are_served(lab, forwarder, new_lines, family):
     begun = time.monotonic()
     for _connection in range(12):
         ended_by_reset(lab, RATE, address=getattr(lab["a"], family))
@@ -282,7 +282,7 @@ def test_a_client_above_its_rate_is_refused_and_the_others_are_not(lab, forwarde
 
 
 @pytest.mark.parametrize("offset", range(3))
-def test_the_ports_of_a_range_lead_to_the_backends_ports(lab, forwarder, new_lines, offset, family):
+def test_each_port_of_a_range_leads_to_its_backend_port(lab, forwarder, new_lines, offset, family):
     """9000 to 9002 all answer; which one was asked is what the connection to it alone says."""
     address = getattr(lab["a"], family)
     with tcp.connect(lab, address, RANGE + offset) as sock:
@@ -294,7 +294,7 @@ def test_the_ports_of_a_range_lead_to_the_backends_ports(lab, forwarder, new_lin
 
 
 @pytest.mark.ipv4_only
-def test_a_flood_of_connect_and_reset_costs_no_memory_and_serves_the_others(lab, forwarder):
+def test_a_flood_of_connects_and_resets_costs_no_memory_and_others_are_served(lab, forwarder):
     worker = forwarder.workers()[0]
     before, descriptors = processes.resident(worker), len(os.listdir(f"/proc/{worker}/fd"))
     sessions = len(forwarder.log("connection"))

@@ -67,12 +67,12 @@ def document(lab, protocol, weights=(1, 1, 1), workers=1, names=BACKENDS, port=P
     return make_config(service, workers=workers)
 
 
-def test_round_robin_gives_each_its_weight(lab, ask, protocol, family):
+def test_round_robin_follows_the_weights(lab, ask, protocol, family):
     with Forwarder(lab, document(lab, protocol, (3, 2, 1))):
         assert ask.many(12) == {"b": 6, "c": 4, "d": 2}
 
 
-def test_least_connections_fills_by_weight_and_then_levels_out(lab, ask, protocol, family):
+def test_least_connections_follows_the_weights_and_then_evens_out(lab, ask, protocol, family):
     options = {"balance": "least_connections", "idle_timeout": 4}
     with Forwarder(lab, document(lab, protocol, (1, 1, 2), **options)) as forwarder:
         assert ask.many(12) == {"b": 3, "c": 3, "d": 6}
@@ -90,7 +90,7 @@ def test_least_connections_fills_by_weight_and_then_levels_out(lab, ask, protoco
         assert ask.many(3) == {"b": 3}
 
 
-def test_random_is_even_by_weight(lab, ask, protocol, family):
+def test_random_follows_the_weights(lab, ask, protocol, family):
     count, weights = 300, {"b": 1, "c": 1, "d": 2}
     with Forwarder(lab, document(lab, protocol, tuple(weights.values()), balance="random")):
         found = ask.many(count)
@@ -99,7 +99,7 @@ def test_random_is_even_by_weight(lab, ask, protocol, family):
         assert found[name] == pytest.approx(count * share, abs=EVEN * (count * share * (1 - share)) ** 0.5)
 
 
-def test_source_hash_is_the_same_on_every_worker_and_proxy_and_after_a_restart(lab, ask, protocol, family):
+def test_source_hash_is_the_same_on_all_workers_and_proxies_and_after_a_restart(lab, ask, protocol, family):
     count, options = 60, {"balance": "source_hash"}
     with Forwarder(lab, document(lab, protocol, workers=2, **options)) as forwarder:
         first = ask.clients(count)
@@ -118,7 +118,7 @@ def test_source_hash_is_the_same_on_every_worker_and_proxy_and_after_a_restart(l
         assert ask.clients(count) == first
 
 
-def test_a_backup_serves_only_while_nobody_else_does(lab, ask, protocol, family):
+def test_a_backup_serves_only_while_no_other_backend_does(lab, ask, protocol, family):
     config = document(lab, protocol)
     config["services"][0]["backends"][2]["backup"] = True
     with Forwarder(lab, config) as forwarder:
@@ -130,7 +130,7 @@ def test_a_backup_serves_only_while_nobody_else_does(lab, ask, protocol, family)
         assert ask.many(3) == {"c": 3}
 
 
-def test_at_its_limit_a_backend_passes_on_to_the_next_and_then_the_client_is_refused(lab, ask, protocol, family):
+def test_at_max_connections_the_next_backend_serves_and_then_clients_are_refused(lab, ask, protocol, family):
     config = document(lab, protocol, names=("b", "c"))
     for backend, most in zip(config["services"][0]["backends"], (1, 3)):
         backend["max_connections"] = most
@@ -145,7 +145,7 @@ def test_at_its_limit_a_backend_passes_on_to_the_next_and_then_the_client_is_ref
 
 
 @pytest.mark.parametrize("order", ["drain", "maintenance"])
-def test_an_operators_word_keeps_new_sessions_away_over_reloads(lab, ask, protocol, family, order):
+def test_drain_and_maintenance_keep_new_sessions_away_over_reloads(lab, ask, protocol, family, order):
     """What a draining backend has goes on: UDP sessions as well, which go to the new workers."""
     with Forwarder(lab, document(lab, protocol, workers=2)) as forwarder:
         ask.many(12)
@@ -166,13 +166,13 @@ def test_an_operators_word_keeps_new_sessions_away_over_reloads(lab, ask, protoc
         assert "b" in ask.many(8)
 
 
-def test_a_weight_that_an_operator_gives_counts_at_once(lab, ask, protocol, family):
+def test_a_weight_set_by_an_operator_applies_at_once(lab, ask, protocol, family):
     with Forwarder(lab, document(lab, protocol)) as forwarder:
         forwarder.ask("weight", backend="b", weight=4)
         assert ask.many(12) == {"b": 8, "c": 2, "d": 2}
 
 
-def test_after_a_recovery_a_backend_starts_slowly(lab, session_servers, ask, protocol, family):
+def test_a_recovered_backend_starts_slowly(lab, session_servers, ask, protocol, family):
     slow, count = 5.0, 30
     health = {"interval": 0.4, "timeout": 0.3, "rise": 2, "fall": 2}
     exchange = {"request": "well?", "expect": "well"} if protocol == "udp" else {}
@@ -204,7 +204,7 @@ def test_udp_sessions_are_spread_evenly_over_the_workers(lab, ask, protocol, fam
     assert shares[0] == pytest.approx(count / 2, abs=EVEN * (count / 4) ** 0.5)
 
 
-def test_the_last_one_is_tried_whatever_failed_before(lab, session_servers, ask, protocol, family):
+def test_every_backend_is_tried_until_one_accepts(lab, session_servers, ask, protocol, family):
     """Two of three backends refuse: every client is served, the first ones by their second or third attempt."""
     config = document(lab, protocol)
     for backend in config["services"][0]["backends"][:2]:

@@ -163,7 +163,7 @@ TEST_BANS = [
 
 
 @pytest.mark.parametrize(("protocol", "kind", "health"), TEST_BANS)
-def test_a_backend_that_rejects_one_client_serves_the_others_as_before(lab, session_servers, protocol, kind, health):
+def test_a_backend_that_rejects_one_client_keeps_serving_the_others(lab, session_servers, protocol, kind, health):
     """And this client: once it has failed there, its next sessions begin with the other backend."""
     with serving(lab, protocol, health) as forwarder:
         before = homes(lab, protocol)
@@ -208,7 +208,7 @@ def addresses(clients, families=FAMILIES):
     return {CLIENTS[family].format(number) for number in clients for family in families}
 
 
-def test_an_attacker_with_many_addresses_takes_no_backend_either(lab, session_servers, protocol):
+def test_an_attacker_with_many_addresses_does_not_take_a_backend_down(lab, session_servers, protocol):
     """While the checker is answered, as many failures as you like move nobody."""
     many = range(100, 160)
     with serving(lab, protocol, "on") as forwarder, ban(lab, protocol, "port", many):
@@ -222,7 +222,7 @@ def test_an_attacker_with_many_addresses_takes_no_backend_either(lab, session_se
 
 @pytest.mark.parametrize("family", [pytest.param("ipv4", marks=pytest.mark.slow), "ipv6"])
 @pytest.mark.parametrize("kind", ["reset", "drop"])
-def test_where_the_probes_are_filtered_as_well_the_other_clients_are_served(lab, session_servers, family, kind):
+def test_with_filtered_probes_a_ban_does_not_affect_other_clients(lab, session_servers, family, kind):
     """b is alone, drops the probes, and rejects the only client there is for a while; then the others come."""
     to = (getattr(lab["a"], family), PORT)
     with serving(lab, "tcp", "fast", ["alone"]) as forwarder, ban(lab, "tcp", kind), BogonFilter(lab):
@@ -241,7 +241,7 @@ def test_where_the_probes_are_filtered_as_well_the_other_clients_are_served(lab,
 
 
 @pytest.mark.parametrize("kind", ["reset", "drop"])
-def test_while_clients_succeed_neither_filtered_probes_nor_a_ban_move_anybody(lab, session_servers, kind):
+def test_while_clients_succeed_neither_filtered_probes_nor_a_ban_move_others(lab, session_servers, kind):
     with serving(lab, "tcp", "fast") as forwarder, ban(lab, "tcp", kind):
         before = homes(lab, "tcp")
         banned = streams(lab, "tcp", [BANNED], BANNED_RATE, seconds=6.0)
@@ -255,7 +255,7 @@ def test_while_clients_succeed_neither_filtered_probes_nor_a_ban_move_anybody(la
             stream.join()
 
 
-def test_a_server_that_never_answers_is_no_reason_to_move_its_other_clients(lab, session_servers, family):
+def test_a_udp_server_that_never_answers_keeps_its_clients(lab, session_servers, family):
     """Syslog: nothing is asked and nothing comes back, so all that shows b to be well is that nobody else complains."""
     to, pause = (getattr(lab["a"], family), PORT), 0.05
     both = [session_servers["udp", name] for name in ("b", "c")]
@@ -312,7 +312,7 @@ TEST_DEATHS = [
 
 
 @pytest.mark.parametrize(("how", "family", "health"), TEST_DEATHS)
-def test_a_backend_that_is_dead_is_skipped_quickly_and_comes_back(lab, session_servers, how, family, health):
+def test_a_dead_backend_is_skipped_quickly_and_comes_back(lab, session_servers, how, family, health):
     """The control: each client meets it once at most, and nobody does a second and a half after it died."""
     to, rate = (getattr(lab["a"], family), PORT), 4
     with serving(lab, "tcp", health, ["round_robin"]) as forwarder:

@@ -102,7 +102,7 @@ only_ipv4 = pytest.mark.parametrize("ends", ["ipv4"], indirect=True)
     [("ipv4", "down", 1024), ("ipv4", "up", 64), ("ipv6", "down", 64), ("ipv6", "up", 64)],
     indirect=["ends"],
 )
-def test_a_gibibyte_arrives_intact_in_a_memory_that_does_not_grow(lab, forwarder, ends, new_lines, direction, size):
+def test_a_gibibyte_arrives_intact_without_growing_memory(lab, forwarder, ends, new_lines, direction, size):
     client, server = ends()
     source, sink = (client, server) if direction == "up" else (server, client)
     worker = forwarder.workers()[0]
@@ -146,7 +146,7 @@ def _stands_still(pid):
 
 
 @pytest.mark.parametrize("who", ["reader", "writer"])
-def test_a_reset_in_the_middle_leaves_no_pipe_behind_with_bytes_in_it(lab, forwarder, ends, new_lines, who):
+def test_a_reset_leaves_no_pipe_with_bytes_of_another_connection(lab, forwarder, ends, new_lines, who):
     """The next connection must not be given what was in the pipe of this one."""
     client, server = ends()
     server.setblocking(False)
@@ -179,7 +179,7 @@ def _narrow(ends):
 
 @pytest.mark.ipv4_only
 @only_ipv4
-def test_many_streams_that_stand_still_and_go_on(lab, forwarder, ends):
+def test_many_stalled_streams_have_bounded_pipes_and_resume(lab, forwarder, ends):
     worker = forwarder.workers()[0]
     held = [_narrow(ends()) for _stream in range(100)]
     sent, most = [0] * len(held), 0
@@ -218,7 +218,7 @@ print(sum(pipe.size for pipe in pipes if pipe) // PIPE_SIZE, bound(1, 20000))
 
 
 @pytest.mark.ipv4_only
-def test_an_ordinary_user_gets_the_pipes_of_the_bound_and_beyond_the_kernels_share_none(lab):
+def test_an_ordinary_user_gets_as_many_pipes_as_the_bound_and_the_kernel_allow(lab):
     directory = lab.tmp / "pipes"
     directory.mkdir(mode=0o755)
     lab.tmp.chmod(0o711)
@@ -239,7 +239,7 @@ TEST_TIMEOUTS = [
 
 
 @pytest.mark.parametrize(("half", "reason", "soonest", "latest"), TEST_TIMEOUTS)
-def test_a_session_in_which_nothing_moves_is_reset(lab, forwarder, ends, new_lines, half, reason, soonest, latest):
+def test_an_idle_session_is_reset(lab, forwarder, ends, new_lines, half, reason, soonest, latest):
     client, server = ends(IDLE)
     with client, server:
         client.sendall(b"x")
@@ -257,7 +257,7 @@ def test_a_session_in_which_nothing_moves_is_reset(lab, forwarder, ends, new_lin
     assert new_lines(1)[0]["ended"] == reason
 
 
-def test_a_session_in_which_something_moves_now_and_then_lives(lab, forwarder, ends):
+def test_a_session_with_occasional_traffic_stays_open(lab, forwarder, ends):
     client, server = ends(IDLE)
     with client, server:
         begun = time.monotonic()
@@ -267,7 +267,7 @@ def test_a_session_in_which_something_moves_now_and_then_lives(lab, forwarder, e
             time.sleep(0.2)
 
 
-def test_a_session_that_lasts_is_kept_alive_towards_the_backend_as_well(lab, forwarder, ends):
+def test_keepalive_runs_on_the_backend_side_too(lab, forwarder, ends):
     client, server = ends(IDLE)
     with client, server:
         eventually(
@@ -297,7 +297,7 @@ def _unplugged(lab, name):
         lab[name].run(["nft", "delete", "table", "inet", "unplugged"])
 
 
-def test_a_backend_that_vanishes_is_given_up_after_the_user_timeout(lab, forwarder, ends, new_lines):
+def test_a_vanished_backend_is_dropped_after_tcp_user_timeout(lab, forwarder, ends, new_lines):
     """The control: without that timeout the kernel tries for a quarter of an hour."""
     (client, server), (other, other_server) = ends(GONE), ends(BULK)
     with client, server, other, other_server:
@@ -319,7 +319,7 @@ def test_a_backend_that_vanishes_is_given_up_after_the_user_timeout(lab, forward
 @pytest.mark.parametrize(
     ("port", "said", "errors"), [(SOON, False, {"ETIMEDOUT"}), (GONE, True, {"EHOSTUNREACH", "ENETUNREACH"})]
 )
-def test_a_client_that_vanishes_is_logged_as_what_it_is(lab, forwarder, ends, new_lines, port, said, errors):
+def test_a_vanished_client_is_logged_as_timed_out(lab, forwarder, ends, new_lines, port, said, errors):
     """Keepalive finds that it says nothing; or the user timeout, and its router has said that it is gone."""
     client, server = ends(port)
     with client, server, _vanished(lab, said):

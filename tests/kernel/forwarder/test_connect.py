@@ -65,7 +65,9 @@ def reset_by(lab, address, port, host="client"):
     return False
 
 
-def test_with_one_backend_powered_off_every_request_succeeds_in_time(lab, servers, dead, forwarder, new_lines, family):
+def test_every_request_succeeds_in_time_while_one_backend_is_powered_off(
+    lab, servers, dead, forwarder, new_lines, family
+):
     durations, bodies, tried = [], Counter(), dead()
     for _request in range(30):
         begun = time.monotonic()
@@ -89,7 +91,7 @@ def test_when_every_backend_refuses_the_client_is_reset_and_the_log_says_why(lab
     assert (line["source"], line["bytes_to_backend"]) == (None, 0)
 
 
-def test_a_single_dead_backend_is_given_up_after_one_attempt(lab, forwarder, new_lines, family):
+def test_a_single_dead_backend_is_tried_once(lab, forwarder, new_lines, family):
     begun = time.monotonic()
     assert reset_by(lab, getattr(lab["a"], family), ALONE)
     assert time.monotonic() - begun < 5
@@ -109,7 +111,7 @@ def test_a_single_dead_backend_is_given_up_after_one_attempt(lab, forwarder, new
         ("d", "2001:db8::11", ALONE, "client address is the backend's own"),
     ],
 )
-def test_an_address_that_is_never_spoofed_is_refused_with_its_reason(
+def test_a_client_address_that_cannot_be_spoofed_is_refused_with_a_reason(
     lab, servers, forwarder, host, address, port, reason
 ):
     before = forwarder.settled()
@@ -118,7 +120,7 @@ def test_an_address_that_is_never_spoofed_is_refused_with_its_reason(
     assert (line["ended"], line["attempts"], line["source"]) == (reason, 0, None)
 
 
-def test_an_ordinary_user_with_two_capabilities_can_do_it(lab, servers):
+def test_an_ordinary_user_needs_two_capabilities_only(lab, servers):
     as_user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={CAPABILITIES}")
     wrapper = (*as_user, f"--ambient-caps={CAPABILITIES}", "--bounding-set", f"-all,{CAPABILITIES}", "--no-new-privs")
     other = make_config(make_service(lab, "low", 443, 8080, backends=["b"]))
@@ -134,7 +136,7 @@ def test_an_ordinary_user_with_two_capabilities_can_do_it(lab, servers):
 
 
 @pytest.mark.ipv4_only
-def test_without_cap_net_raw_the_log_names_it(lab, servers):
+def test_a_missing_cap_net_raw_is_named_in_the_log(lab, servers):
     wrapper = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     other = make_config(make_service(lab, "high", 8443, 8080))
     with Forwarder(lab, other, wrapper=wrapper) as forwarder:
@@ -145,7 +147,7 @@ def test_without_cap_net_raw_the_log_names_it(lab, servers):
 
 
 @pytest.mark.ipv4_only
-def test_a_low_port_without_its_capability_is_refused_at_the_start(lab, servers):
+def test_a_low_port_without_cap_net_bind_service_fails_at_the_start(lab, servers):
     wrapper = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     forwarder = Forwarder(lab, make_config(make_service(lab, "low", 445, 8080)), wrapper=wrapper)
     assert forwarder.process.wait(PATIENCE) == 1

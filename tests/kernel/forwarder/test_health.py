@@ -66,7 +66,7 @@ def test_a_server_that_is_down_is_taken_out_and_comes_back(lab, servers, forward
     eventually(lambda: b"b\n" in bodies(lab), "it has clients again")
 
 
-def test_a_broken_return_path_is_told_from_a_server_that_is_down(lab, forwarder, family):
+def test_a_broken_return_path_is_distinguished_from_a_dead_server(lab, forwarder, family):
     """In one family: b is taken out there and nowhere else, within fall x interval, and comes back when repaired."""
     (other,) = set(FAMILIES) - {family}
     with BrokenReturnPath(lab, family):
@@ -89,7 +89,7 @@ def test_a_broken_return_path_is_told_from_a_server_that_is_down(lab, forwarder,
     eventually(lambda: b"b\n" in bodies(lab, families=[family]), "it has clients again")
 
 
-def test_a_filter_on_the_probes_takes_nobody_out_while_real_connections_succeed(lab, forwarder):
+def test_filtered_probes_take_no_backend_out_while_connections_succeed(lab, forwarder):
     with BogonFilter(lab) as bogons:
         until = time.monotonic() + 2 * FALL * INTERVAL
         while time.monotonic() < until:
@@ -109,7 +109,7 @@ def test_a_filter_on_the_probes_takes_nobody_out_while_real_connections_succeed(
     assert {(line["ended"], line["attempts"]) for line in forwarder.log("connection")} == {("closed", 1)}
 
 
-def test_when_all_are_down_the_client_is_refused_at_once(lab, servers, family):
+def test_clients_are_refused_at_once_while_all_backends_are_down(lab, servers, family):
     refuse = make_service(lab, "refuse", WEB, 9, health={"interval": 0.5, "timeout": 0.3})
     with Forwarder(lab, make_config(refuse)) as forwarder:
         eventually(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
@@ -123,7 +123,7 @@ def test_when_all_are_down_the_client_is_refused_at_once(lab, servers, family):
 
 
 @pytest.mark.parametrize("on_all_down", ["refuse", "try_all"])
-def test_when_no_question_is_answered_try_all_serves_and_refuse_does_not(lab, servers, family, on_all_down):
+def test_without_probe_answers_try_all_serves_and_refuse_does_not(lab, servers, family, on_all_down):
     """Backends that hear neither the probes nor the proxy itself, but every client."""
     own = [getattr(lab["a"], one) for one in FAMILIES]
     document = make_service(lab, "web", WEB, 8080, health={"interval": 0.5, "timeout": 0.3}, on_all_down=on_all_down)
@@ -137,7 +137,7 @@ def test_when_no_question_is_answered_try_all_serves_and_refuse_does_not(lab, se
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
-def test_the_checker_is_replaced_and_goes_on_where_it_was(lab, servers, forwarder, end):
+def test_a_replaced_checker_continues_with_the_known_states(lab, servers, forwarder, end):
     servers["b"].stop()
     eventually(lambda: states(forwarder).count("down") == 2, "b is down in both families", forwarder.show)
     (checker,) = forwarder.children("l4-checker")

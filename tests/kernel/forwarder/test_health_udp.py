@@ -60,7 +60,7 @@ def names(lab, family, count=6):
     return found
 
 
-def test_the_exchange_is_asked_from_both_addresses_where_needed(lab, servers, forwarder):
+def test_the_own_address_probes_only_if_the_spoofed_probe_fails(lab, servers, forwarder):
     """While the spoofed question is answered it is the only one; when it stays away our own address asks as well."""
 
     def askers(family):
@@ -85,7 +85,7 @@ def test_the_exchange_is_asked_from_both_addresses_where_needed(lab, servers, fo
     ],
     ids=["stopped", "silent", "wrong"],
 )
-def test_a_server_that_does_not_answer_as_expected_is_taken_out(lab, servers, forwarder, says, server, path):
+def test_a_server_without_the_expected_answer_is_taken_out(lab, servers, forwarder, says, server, path):
     if says is None:
         servers["b"].stop()
     servers["b"].says = says
@@ -103,7 +103,7 @@ def test_a_server_that_does_not_answer_as_expected_is_taken_out(lab, servers, fo
     assert "b" in names(lab, "ipv4") & names(lab, "ipv6")
 
 
-def test_a_broken_return_path_is_told_from_a_server_that_is_down(lab, forwarder, family):
+def test_a_broken_return_path_is_distinguished_from_a_dead_server(lab, forwarder, family):
     """In one family: b is taken out there and nowhere else, within fall x interval, and comes back when repaired."""
     (other,) = set(FAMILIES) - {family}
     with BrokenReturnPath(lab, family):
@@ -122,7 +122,7 @@ def test_a_broken_return_path_is_told_from_a_server_that_is_down(lab, forwarder,
     assert names(lab, family) == {"b", "c", "d"}
 
 
-def test_a_filter_on_the_probes_takes_nobody_out_while_real_sessions_are_answered(lab, forwarder):
+def test_filtered_probes_take_no_backend_out_while_sessions_are_answered(lab, forwarder):
     with BogonFilter(lab) as bogons:
         until = time.monotonic() + 2 * FALL * INTERVAL
         while time.monotonic() < until:
@@ -139,7 +139,7 @@ def test_a_filter_on_the_probes_takes_nobody_out_while_real_sessions_are_answere
 
 
 @pytest.mark.parametrize("on_all_down", ["refuse", "try_all"])
-def test_when_no_question_is_answered_try_all_serves_and_refuse_does_not(lab, servers, family, on_all_down):
+def test_without_probe_answers_try_all_serves_and_refuse_does_not(lab, servers, family, on_all_down):
     """Backends that hear neither the probes nor the proxy itself, but every client."""
     own = [getattr(lab["a"], one) for one in FAMILIES]
     config = document(lab, health={"interval": 0.5, "timeout": 0.3}, on_all_down=on_all_down)
@@ -158,7 +158,7 @@ def test_when_no_question_is_answered_try_all_serves_and_refuse_does_not(lab, se
 
 
 @pytest.mark.ipv4_only
-def test_ports_that_open_on_demand_are_asked_about_on_the_port_that_is_named(lab, servers):
+def test_health_port_is_probed_instead_of_a_range(lab, servers):
     """Nothing listens on the ports of the range; the control says what is said of them without that port."""
     ranges = {"listen": [{"address": "0.0.0.0", "port": "5700-5704"}, {"address": "::", "port": "5700-5704"}]}
     config = document(lab, health={"port": BACKEND}, **ranges)
@@ -173,7 +173,7 @@ def test_ports_that_open_on_demand_are_asked_about_on_the_port_that_is_named(lab
 
 
 @pytest.mark.ipv4_only
-def test_without_a_request_nothing_is_asked(lab, servers):
+def test_without_a_health_request_there_are_no_probes(lab, servers):
     """UDP has no handshake: what is unknown is served."""
     config = document(lab)
     for key in EXCHANGE:

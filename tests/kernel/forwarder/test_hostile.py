@@ -150,7 +150,7 @@ def greeting(lab):
 @pytest.mark.parametrize(
     ("port", "reason"), [(ALL, "connection limit of the service"), (EACH, "connection limit of the client")]
 )
-def test_a_limit_of_connections_is_one_for_both_workers(lab, forwarder, new_lines, port, reason, family):
+def test_workers_share_a_limit_of_connections(lab, forwarder, new_lines, port, reason, family):
     with greeting(lab):
         admitted = outcomes(lab, port, 40, getattr(lab["a"], family))
         # One after the other: each worker has seen what the other admitted.
@@ -169,7 +169,7 @@ def test_a_limit_of_connections_is_one_for_both_workers(lab, forwarder, new_line
 
 
 @pytest.mark.ipv4_only
-def test_a_rate_is_one_for_both_workers(lab, forwarder, new_lines):
+def test_workers_share_a_rate_limit(lab, forwarder, new_lines):
     begun, count = time.monotonic(), 60
     for _connection in range(count):
         with contextlib.suppress(ConnectionResetError), tcp.connect(lab, lab["a"].ipv4, RATE) as sock:
@@ -206,7 +206,7 @@ def half_open(lab):
 
 
 @pytest.mark.ipv4_only
-def test_half_open_connections_are_the_kernels_and_never_reach_a_worker(lab, forwarder, new_lines):
+def test_half_open_connections_never_reach_a_worker(lab, forwarder, new_lines):
     """From addresses nobody has: 20,000 SYNs, more than any backlog; SYN cookies let the others in all the same."""
     with lab["client"].inside():
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
@@ -224,7 +224,7 @@ def test_half_open_connections_are_the_kernels_and_never_reach_a_worker(lab, for
     assert {line["client"] for line in new_lines(21)} <= {lab["client"].ipv4, lab["client"].ipv6}
 
 
-def test_connect_and_reset_by_eight_at_once(lab, forwarder):
+def test_eight_clients_that_connect_and_reset_leave_nothing_behind(lab, forwarder):
     def attack(index):
         for number in range(400):
             sock = tcp.connect(lab, getattr(lab["a"], FAMILIES[index % 2]), WEB)
@@ -247,7 +247,7 @@ def accepted(forwarder):
     return sum(service["connections"] for service in forwarder.status()["services"])
 
 
-def test_slow_readers_and_writers(lab, forwarder, listener, family):
+def test_slow_readers_and_writers_cost_bounded_memory_and_no_cpu(lab, forwarder, listener, family):
     """60 clients that do not read while the backend sends all it can, 60 that send a byte and no more."""
     deaf, mute = [], []
     with bounded(forwarder):
@@ -272,7 +272,7 @@ def test_slow_readers_and_writers(lab, forwarder, listener, family):
 
 
 @pytest.mark.ipv4_only
-def test_out_of_descriptors_with_two_workers(lab, servers, listener):
+def test_without_free_descriptors_clients_wait_and_none_is_lost(lab, servers, listener):
     """More clients than both have descriptors for wait in the backlog; those that are in go on, and none is lost."""
     limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
     with Forwarder(lab, document_for_descriptors(lab), preexec_fn=limit) as forwarder:

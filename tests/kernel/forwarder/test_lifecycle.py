@@ -47,7 +47,7 @@ def refused(lab, port):
 
 
 @pytest.mark.ipv4_only
-def test_sigterm_drains_a_long_transfer_and_takes_no_new_connection(lab, forwarder, listener):
+def test_sigterm_finishes_a_transfer_and_refuses_new_connections(lab, forwarder, listener):
     client, server = tcp.pair(lab, listener, RAW)
     with client, server:
         server.sendall(b"first half, ")
@@ -78,7 +78,7 @@ def test_a_drain_ends_at_its_timeout(lab, servers, listener):
 
 @pytest.mark.ipv4_only
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_second_signal_means_now(lab, forwarder, listener, number):
+def test_a_second_signal_stops_at_once(lab, forwarder, listener, number):
     client, server = tcp.pair(lab, listener, RAW)
     with client, server:
         forwarder.process.send_signal(number)
@@ -121,7 +121,7 @@ def test_reloads_under_load_lose_no_connection(lab, forwarder, listener):
 
 
 @pytest.mark.ipv4_only
-def test_a_stream_of_each_of_many_generations_lives(lab, servers, listener):
+def test_streams_of_many_generations_stay_open(lab, servers, listener):
     streams = []
     with Forwarder(lab, document(lab, drain_timeout=600)) as forwarder:
         for _reload in range(12):
@@ -135,7 +135,7 @@ def test_a_stream_of_each_of_many_generations_lives(lab, servers, listener):
 
 
 @pytest.mark.ipv4_only
-def test_a_killed_worker_is_replaced_and_nobody_is_refused(lab, forwarder):
+def test_a_killed_worker_is_replaced_and_no_client_is_refused(lab, forwarder):
     for _round in range(3):
         eventually(lambda: len(forwarder.workers()) == 1, "a worker is there")
         worker = forwarder.workers()[0]
@@ -158,7 +158,7 @@ def test_a_killed_worker_is_replaced_and_nobody_is_refused(lab, forwarder):
         ),
     ],
 )
-def test_a_bad_config_leaves_the_old_one_serving_and_the_runtime_file_says_why(lab, forwarder, change, reasons):
+def test_a_bad_config_keeps_the_old_one_and_the_runtime_file_says_why(lab, forwarder, change, reasons):
     before, worker = forwarder.runtime(), forwarder.workers()
     forwarder.configure(change(forwarder.config.read_text(encoding="utf-8")))
     result = forwarder.reload()
@@ -175,7 +175,7 @@ def test_a_bad_config_leaves_the_old_one_serving_and_the_runtime_file_says_why(l
 
 
 @pytest.mark.ipv4_only
-def test_after_a_failed_reload_the_old_config_is_still_what_a_killed_worker_comes_back_with(lab, forwarder):
+def test_after_a_failed_reload_a_replaced_worker_has_the_old_config(lab, forwarder):
     """The program has changed (exec) but not the config: the port it wants is taken, which only binding can tell."""
     with lab["a"].inside():
         squatter = socket.create_server(("0.0.0.0", 6000))
@@ -194,7 +194,7 @@ def test_after_a_failed_reload_the_old_config_is_still_what_a_killed_worker_come
 
 
 @pytest.mark.ipv4_only
-def test_a_reload_that_fails_while_no_worker_lives_brings_the_old_one_back(lab, forwarder):
+def test_a_failed_reload_while_no_worker_runs_starts_the_old_config_again(lab, forwarder):
     """The replacement is planned for later when the program is exchanged, and the new program cannot serve either."""
     deaths = 6  # the replacement of the last one is 2 s away, more than the check and the exec take
     for death in range(deaths):
@@ -225,7 +225,7 @@ def test_a_reload_adds_and_removes_listeners(lab, forwarder, listener):
 
 
 @pytest.mark.parametrize(("family", "absent"), [("ipv4", "198.18.0.100"), ("ipv6", "2001:db8::100")])
-def test_an_address_that_is_not_there_yet_is_served_as_soon_as_it_is(lab, servers, family, absent):
+def test_a_missing_listen_address_is_served_as_soon_as_it_exists(lab, servers, family, absent):
     a, shown = lab["a"], f"[{absent}]" if family == "ipv6" else absent
     web, dns = make_service(lab, "web", WEB, 8080), make_service(lab, "dns", 5300, 9000, protocol="udp")
     web["listen"], dns["listen"] = ([{"address": absent, "port": one["listen"][0]["port"]}] for one in (web, dns))
@@ -247,7 +247,7 @@ def test_an_address_that_is_not_there_yet_is_served_as_soon_as_it_is(lab, server
 
 
 @pytest.mark.ipv4_only
-def test_a_second_forwarder_refuses_to_start_and_touches_nothing(lab, forwarder):
+def test_a_second_forwarder_refuses_to_start_and_changes_nothing(lab, forwarder):
     """It would get half of the connections (SO_REUSEPORT), and remove the files of the first one when it ends."""
 
     def refusal(**options):
@@ -282,7 +282,7 @@ def test_a_second_forwarder_refuses_to_start_and_touches_nothing(lab, forwarder)
 @pytest.mark.parametrize(
     "gone", [["admin.sock"], ["forwarder.json"], ["admin.sock", "forwarder.json", "forwarder.lock"]]
 )
-def test_files_that_were_removed_come_back_with_a_reload(lab, forwarder, gone):
+def test_a_reload_creates_removed_runtime_files_again(lab, forwarder, gone):
     for name in gone:
         (forwarder.directory / name).unlink()
     if len(gone) > 1:  # then systemd knows the process
@@ -298,7 +298,7 @@ def test_files_that_were_removed_come_back_with_a_reload(lab, forwarder, gone):
 @pytest.mark.ipv4_only
 @pytest.mark.parametrize("good", [True, False])
 @pytest.mark.parametrize("file_is_there", [True, False])
-def test_without_room_for_its_files_a_reload_is_told_as_it_was(lab, servers, tmp_path, good, file_is_there):
+def test_a_reload_reports_its_result_even_if_the_runtime_directory_is_full(lab, servers, tmp_path, good, file_is_there):
     wiring.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)])
     try:
         with Forwarder(lab, document(lab), directory=tmp_path) as forwarder:
@@ -323,7 +323,7 @@ def test_without_room_for_its_files_a_reload_is_told_as_it_was(lab, servers, tmp
 
 
 @pytest.mark.ipv4_only
-def test_signals_that_come_together_are_served_one_after_the_other(lab, forwarder):
+def test_simultaneous_reload_signals_run_one_after_another(lab, forwarder):
     for _round in range(5):
         forwarder.process.send_signal(signal.SIGHUP)
         time.sleep(0.02)
@@ -335,7 +335,7 @@ def test_signals_that_come_together_are_served_one_after_the_other(lab, forwarde
 
 
 @pytest.mark.ipv4_only
-def test_when_the_supervisor_dies_its_worker_finishes_and_frees_the_port(lab, forwarder, listener):
+def test_workers_finish_and_free_the_port_after_the_supervisor_dies(lab, forwarder, listener):
     client, server = tcp.pair(lab, listener, RAW)
     worker = forwarder.workers()[0]
     forwarder.process.kill()
@@ -377,9 +377,7 @@ raise SystemExit(_cli.main())
         ("process.listeners", "settle", 2),
     ],
 )
-def test_whatever_is_wrong_with_the_new_program_somebody_serves(
-    lab, servers, listener, tmp_path, module, name, serving
-):
+def test_a_defect_in_the_new_archive_never_stops_the_service(lab, servers, listener, tmp_path, module, name, serving):
     """The check of the config does not come to the place; the old workers go on, or the new ones serve."""
     first, spoilt = archive(tmp_path, "1.pyz"), archive(tmp_path, "2.pyz", DEFECT.format(module=module, name=name))
     link = tmp_path / "l4proxy.pyz"
@@ -401,7 +399,7 @@ def test_whatever_is_wrong_with_the_new_program_somebody_serves(
 
 
 @pytest.mark.ipv4_only
-def test_a_reload_changes_to_the_installed_archive_unless_it_is_broken(lab, servers, tmp_path):
+def test_a_reload_switches_to_the_installed_archive_unless_it_is_broken(lab, servers, tmp_path):
     first, second = archive(tmp_path, "1.pyz"), archive(tmp_path, "2.pyz", "from l4proxy._cli import main as m\nm()\n")
     broken = archive(tmp_path, "3.pyz", "import l4proxy.missing\n")
     link = tmp_path / "l4proxy.pyz"

@@ -54,7 +54,7 @@ def denied(forwarder):
     return [services[f"denied-{log}"]["refused_denied"] for log in LOGS]
 
 
-def test_all_errors_or_none_of_a_services_sessions_are_logged(lab, protocol, family):
+def test_log_selects_all_failed_or_no_sessions(lab, protocol, family):
     """Counted they are in any case."""
     with Forwarder(lab, document(lab, protocol)) as forwarder:
         sessions_of_all(lab, forwarder, protocol, family)
@@ -69,7 +69,7 @@ def told(forwarder):
     return [line["service"] for line in forwarder.log() if line["event"] in events]
 
 
-def test_logfmt_says_the_same(lab, protocol, family):
+def test_logfmt_has_the_same_fields(lab, protocol, family):
     with Forwarder(lab, document(lab, protocol, log={"format": "logfmt"})) as forwarder:
         sessions_of_all(lab, forwarder, protocol, family)
         event = "connection" if protocol == "tcp" else "session"
@@ -83,7 +83,7 @@ def test_logfmt_says_the_same(lab, protocol, family):
 
 
 @pytest.mark.ipv4_only
-def test_a_reader_that_stands_still_stops_nobody_and_what_was_lost_is_said(lab, protocol):
+def test_a_stalled_log_reader_blocks_nothing_and_lost_lines_are_counted(lab, protocol):
     """The log is a pipe that nobody reads: sessions go on, and when it is read again a line says how many miss."""
     read, write = os.pipe()
     address, found = (lab["a"].ipv4, PORTS["all"]), []

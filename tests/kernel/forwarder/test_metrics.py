@@ -42,7 +42,7 @@ def http(lab, request):
 
 
 @pytest.mark.ipv4_only
-def test_metrics_and_pages(lab, forwarder, listener):
+def test_metrics_and_status_page(lab, forwarder, listener):
     for end in tcp.pair(lab, listener, RAW):
         end.close()
     eventually(lambda: forwarder.status()["services"][0]["sessions"] == 0, "it is over")
@@ -124,7 +124,7 @@ def scrape(lab, address):
     return body.decode()
 
 
-def test_metrics_of_a_thousand_services_are_whole(lab, many):
+def test_metrics_of_a_thousand_services_are_complete(lab, many):
     forwarder, address = many
     lines = scrape(lab, address).splitlines()
     assert sum(line.startswith("l4proxy_backend_weight{") for line in lines) == 3000
@@ -136,7 +136,7 @@ def test_metrics_of_a_thousand_services_are_whole(lab, many):
 
 @pytest.mark.ipv4_only
 @pytest.mark.parametrize("many", ["ipv4"], indirect=True)
-def test_slow_clients_of_the_metrics_keep_nobody_out_and_are_gone_in_time(lab, many):
+def test_slow_metrics_clients_do_not_block_others_and_time_out(lab, many):
     """A byte now and then, sent or read, gives a client no more time than silence does."""
     _forwarder, address = many
     kinds = [kind for kind, _number in zip(itertools.cycle((SILENT, DRIPPING, READING)), range(endpoint.MOST_CLIENTS))]
@@ -161,7 +161,7 @@ def test_slow_clients_of_the_metrics_keep_nobody_out_and_are_gone_in_time(lab, m
             sock.close()
 
 
-def test_a_reload_in_the_middle_of_an_answer_does_not_end_it_as_a_whole_one(lab, many):
+def test_a_reload_during_a_metrics_response_resets_the_connection(lab, many):
     forwarder, address = many
     with scraper(lab, address, READING, buffer=4096) as slow:
         slow.recv(1)
@@ -178,7 +178,7 @@ def has_ended(sock):
 
 
 @pytest.mark.ipv4_only
-def test_metrics_that_cannot_be_served_fail_the_reload(lab, forwarder):
+def test_a_reload_fails_if_the_metrics_port_is_taken(lab, forwarder):
     document = json.loads(forwarder.config.read_text(encoding="utf-8"))
     with lab["a"].inside(), socket.create_server(("127.0.0.1", 9111)):
         forwarder.configure({**document, "metrics": {"listen": "127.0.0.1:9111"}})

@@ -30,7 +30,7 @@ def forwarder(lab):
         yield forwarder
 
 
-def test_the_backends_log_the_clients_own_address_in_turn(lab, servers, forwarder, new_lines, family):
+def test_backends_take_turns_and_log_the_clients_address(lab, servers, forwarder, new_lines, family):
     address, client = getattr(lab["a"], family), getattr(lab["client"], family)
     seen = {name: len(server.requests()) for name, server in servers.items()}
     bodies = Counter(tcp.get(lab, address, WEB) for _request in range(9))
@@ -73,7 +73,7 @@ def test_reply_then_half_close_then_the_client_goes_on_sending(lab, forwarder, l
     assert (line["ended"], line["bytes_to_backend"]) == ("closed", len(upload) + 1)
 
 
-def test_a_server_that_speaks_first_is_heard_at_once(lab, forwarder, listener, new_lines, family):
+def test_a_greeting_of_the_server_arrives_at_once(lab, forwarder, listener, new_lines, family):
     client = tcp.connect(lab, getattr(lab["a"], family), RAW)
     with client, tcp.accept(listener) as server:
         begun = time.monotonic()
@@ -115,7 +115,7 @@ def test_an_early_answer_reaches_a_client_whose_upload_is_reset(lab, forwarder, 
     assert new_lines(1)[0]["ended"] == "backend reset"
 
 
-def test_a_slow_reader_makes_the_sender_wait_and_not_the_proxy_grow(lab, forwarder, listener, new_lines, family):
+def test_a_slow_reader_makes_the_sender_wait_and_memory_does_not_grow(lab, forwarder, listener, new_lines, family):
     client, server = tcp.pair(lab, listener, RAW)
     worker = forwarder.workers()[0]
     before = processes.resident(worker)

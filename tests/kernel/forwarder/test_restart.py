@@ -132,7 +132,7 @@ def alive(pids):
 
 @pytest.mark.ipv4_only
 @pytest.mark.parametrize(("end", "streams_live"), GONE.values(), ids=GONE)
-def test_nobody_is_refused_until_the_next_one_serves(lab, manager, first, listener, end, streams_live):
+def test_no_client_is_refused_between_two_supervisors(lab, manager, first, listener, end, streams_live):
     client, server = tcp.pair(lab, listener, RAW)
     workers = first.workers()
     end(first)
@@ -166,7 +166,7 @@ def test_nobody_is_refused_until_the_next_one_serves(lab, manager, first, listen
 
 @pytest.mark.ipv4_only
 @pytest.mark.parametrize("reloads", [0, 1])
-def test_a_worker_of_before_that_hangs_is_killed_at_the_next_ones_drain_timeout(lab, manager, first, listener, reloads):
+def test_the_next_supervisor_kills_hanging_old_workers_after_its_drain_timeout(lab, manager, first, listener, reloads):
     client, server = tcp.pair(lab, listener, RAW)
     workers = first.workers()
     for pid in workers:
@@ -183,7 +183,7 @@ def test_a_worker_of_before_that_hangs_is_killed_at_the_next_ones_drain_timeout(
         assert tcp.get(lab, lab["a"].ipv4, WEB)
 
 
-def test_of_hundreds_of_listeners_none_is_lost(lab, manager):
+def test_hundreds_of_listeners_survive_a_restart(lab, manager):
     """The service manager's queue is short: news of the service do not wait behind the descriptors."""
     many = make_service(lab, "many", "10000-10199", 8080)
     forwarder = manager.start(lab, make_config(many, workers=2)).serve()
@@ -208,7 +208,7 @@ def test_of_hundreds_of_listeners_none_is_lost(lab, manager):
 
 
 @pytest.mark.ipv4_only
-def test_a_stop_waits_for_the_workers_of_before(lab, manager, first, listener):
+def test_a_stop_waits_for_the_old_workers(lab, manager, first, listener):
     """Else there would be processes of a service that has stopped."""
     client, server = tcp.pair(lab, listener, RAW)
     kill([first.process.pid])
@@ -224,7 +224,7 @@ def test_a_stop_waits_for_the_workers_of_before(lab, manager, first, listener):
 
 
 @pytest.mark.ipv4_only
-def test_one_that_cannot_start_does_not_wait_for_them(lab, manager, first, listener):
+def test_a_supervisor_that_cannot_start_does_not_wait_for_old_workers(lab, manager, first, listener):
     client, server = tcp.pair(lab, listener, RAW)
     kill([first.process.pid])
     first.process.wait()
@@ -236,7 +236,7 @@ def test_one_that_cannot_start_does_not_wait_for_them(lab, manager, first, liste
 
 
 @pytest.mark.ipv4_only
-def test_without_a_service_manager_to_a_successor_nobody_leaves(lab):
+def test_without_a_service_manager_no_worker_stays(lab):
     with Forwarder(lab, document(lab)) as forwarder:
         workers = forwarder.workers()
         assert forwarder.stop(signal.SIGUSR1) == 0

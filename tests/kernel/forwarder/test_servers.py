@@ -188,7 +188,7 @@ def test_redis_sees_the_client_and_answers_a_pipeline_in_order(lab, forwarder, r
         assert found == [b"%d" % number for number in range(count)]
 
 
-def test_redis_keeps_a_large_value_as_it_was(lab, forwarder, redis, family):
+def test_redis_returns_a_large_value_unchanged(lab, forwarder, redis, family):
     value = random.Random(9).randbytes(32 * MIB)
     with tcp.connect(lab, getattr(lab["a"], family), CACHE) as sock, sock.makefile("rb") as answers:
         sock.sendall(command(b"SET", b"large", value))
@@ -271,7 +271,7 @@ def ftp(lab):
         server.stop()
 
 
-def test_passive_ftp_by_the_health_of_its_control_port(lab, ftp, family):
+def test_passive_ftp_works_with_health_checks_of_the_control_port(lab, ftp, family):
     """Downloads through both services see the client, on one backend; and when its server stops both are down."""
     client = getattr(lab["client"], family)
     with Forwarder(lab, make_config(*ftp_services(lab, port=CONTROL))) as forwarder:
@@ -293,7 +293,7 @@ def test_passive_ftp_by_the_health_of_its_control_port(lab, ftp, family):
 
 
 @pytest.mark.ipv4_only
-def test_without_that_port_its_data_ports_are_down(lab, ftp):
+def test_without_health_port_the_data_ports_of_ftp_are_down(lab, ftp):
     """The control: nothing listens on them while nobody transfers anything. Without questions nobody says so."""
     with Forwarder(lab, make_config(*ftp_services(lab))) as forwarder:
         eventually(lambda: states(forwarder) == {"up", "down"}, "the data ports are closed", forwarder.show)
@@ -318,7 +318,7 @@ def tftp(lab, tmp_path):
     netns.stop(server)
 
 
-def test_tftp_of_a_server_with_one_port(lab, tftp, family):
+def test_tftp_works_with_a_single_port_server(lab, tftp, family):
     """A file that is not there is asked for to see that the server lives; a download ends within its session."""
     health = {**ON_DEMAND, "request": "\0\1no such file\0octet\0", "expect": "\0\5"}
     service = make_service(lab, "tftp", TFTP, TFTP, backends=["b"], protocol="udp", source_port="keep", health=health)

@@ -67,14 +67,14 @@ def seen(lab, family, port, host="client", source_port=0):
         return (address, int(number)), sock.getsockname()[1]
 
 
-def test_any_is_a_port_of_the_slice(lab, forwarder, family):
+def test_source_port_any_is_within_the_slice(lab, forwarder, family):
     ports = {seen(lab, family, ANY)[0][1] for _connection in range(30)}
     assert ports <= set(range(SLICE.first, SLICE.last + 1))
     assert len(ports) > 5
 
 
 @pytest.mark.parametrize("by_kernel", [True, False])
-def test_the_slice_by_the_kernel_and_by_trying(lab, servers, family, by_kernel):
+def test_every_port_of_the_slice_can_be_used_once_for_each_backend(lab, servers, family, by_kernel):
     """Every port of a slice can be in use at once, none twice; the next connection is refused, or hidden if allowed."""
     address = getattr(lab["b"], family)
     client = "203.0.113.9" if family == "ipv4" else "2001:db8:1::99"
@@ -120,7 +120,7 @@ def waiting_for_the_end(lab, port):
 
 
 @pytest.mark.parametrize("timestamps", ["1", "0"])
-def test_a_client_that_closes_first_has_more_connections_a_minute_than_ports(lab, family, timestamps):
+def test_ports_in_time_wait_are_reused(lab, family, timestamps):
     """A port in TIME-WAIT is used again. The control: without timestamps it is not, and the slice is used up."""
     name, count = "net.ipv4.tcp_timestamps", 200
     before = lab["a"].run(["sysctl", "-n", name]).stdout.strip()
@@ -145,7 +145,7 @@ def test_a_client_that_closes_first_has_more_connections_a_minute_than_ports(lab
         assert 32 <= served <= 2 * 64, ended
 
 
-def test_keep_is_the_clients_port_and_a_collision_is_a_step_down(lab, forwarder, new_lines, family):
+def test_source_port_keep_falls_back_to_any_on_a_collision(lab, forwarder, new_lines, family):
     client = getattr(lab["client"], family)
     (address, port), own = seen(lab, family, KEEP, source_port=33333)
     assert (address, port, own) == (client, 33333, 33333)
@@ -163,7 +163,7 @@ def test_keep_is_the_clients_port_and_a_collision_is_a_step_down(lab, forwarder,
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_a_header_without_a_port_has_none_to_keep(lab, forwarder, new_lines, family, version):
+def test_a_header_with_port_0_falls_back_to_any(lab, forwarder, new_lines, family, version):
     source = "203.0.113.77" if family == "ipv4" else "2001:db8:77::7"
     ports = set()
     for _connection in range(20):
@@ -176,7 +176,7 @@ def test_a_header_without_a_port_has_none_to_keep(lab, forwarder, new_lines, fam
     assert {line["source_step"] for line in new_lines(20)} == {"any"}
 
 
-def test_a_slice_outside_of_the_kernels_own_range_is_kept_to(lab, servers, family):
+def test_a_slice_outside_the_ephemeral_range_works(lab, servers, family):
     """The kernel ignores IP_LOCAL_PORT_RANGE there, so its ports are tried one after the other."""
     far = PortRange(10000, 10099)
     services = [make_service(lab, "any", 7301, 9000, backends=["b"])]
@@ -189,30 +189,30 @@ def test_a_slice_outside_of_the_kernels_own_range_is_kept_to(lab, servers, famil
     assert ports <= set(range(far.first, far.last + 1))
 
 
-def test_an_address_that_is_never_spoofed_is_hidden_where_that_is_allowed(lab, forwarder, new_lines, family):
+def test_source_fallback_own_serves_clients_that_cannot_be_spoofed(lab, forwarder, new_lines, family):
     (address, _port), _own = seen(lab, family, HIDE, host="a")
     assert address == getattr(lab["a"], family)
     (line,) = new_lines(1)
     assert (line["source"], line["source_step"]) == (address, "own")
 
 
-def test_a_client_that_is_a_backend_gets_another_one(lab, forwarder, new_lines, family):
+def test_a_client_that_is_a_backend_is_sent_to_another_backend(lab, forwarder, new_lines, family):
     client = getattr(lab["b"], family)
     assert {seen(lab, family, ALL, host="b")[0][0] for _connection in range(6)} == {client}
     assert {line["backend"] for line in new_lines(6)} == {"c", "d"}
 
 
-def test_a_client_that_is_the_only_backend_is_hidden_where_that_is_allowed(lab, forwarder, family):
+def test_source_fallback_own_serves_the_only_backend_as_a_client(lab, forwarder, family):
     assert seen(lab, family, HIDE, host="b")[0][0] == getattr(lab["a"], family)
 
 
-def test_a_v6_client_of_a_v4_backend_is_hidden_where_that_is_allowed(lab, forwarder, new_lines):
+def test_source_fallback_own_serves_ipv6_clients_of_ipv4_backends(lab, forwarder, new_lines):
     assert seen(lab, "ipv4", FOREIGN)[0][0] == lab["client"].ipv4
     assert seen(lab, "ipv6", FOREIGN)[0][0] == lab["a"].ipv4
     assert [line["source"] for line in new_lines(2)] == [lab["client"].ipv4, lab["a"].ipv4]
 
 
-def test_the_steps_are_counted(lab, servers, family):
+def test_status_counts_kept_any_and_own_sources(lab, servers, family):
     services = [
         make_service(lab, "keep", 7201, 9000, backends=["b"], source_port="keep"),
         make_service(lab, "hide", 7202, 9000, backends=["b"], source_fallback="own"),

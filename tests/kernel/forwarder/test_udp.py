@@ -76,7 +76,7 @@ def sessions(forwarder, service, port):
 
 
 @pytest.mark.parametrize("port", [ONE, SPECIFIC])
-def test_the_backend_sees_the_client_and_a_port_of_the_slice(lab, forwarder, family, port):
+def test_the_backend_sees_the_clients_address_and_a_port_of_the_slice(lab, forwarder, family, port):
     to = target(lab, family, port)
     with udp.client(lab, to[0]) as sock:
         name, address, source_port = udp.who(sock, to)
@@ -85,7 +85,7 @@ def test_the_backend_sees_the_client_and_a_port_of_the_slice(lab, forwarder, fam
         assert udp.who(sock, to)[2] == source_port  # it is one session
 
 
-def test_the_answer_comes_from_the_address_that_was_asked(lab, forwarder, family):
+def test_replies_come_from_the_address_the_client_sent_to(lab, forwarder, family):
     """Also in turns from one client's port: these are two sessions."""
     with udp.client(lab, SECOND[family]) as sock:
         seen = set()
@@ -99,7 +99,7 @@ def test_the_answer_comes_from_the_address_that_was_asked(lab, forwarder, family
 
 @pytest.mark.parametrize("port", [ONE, SPECIFIC])
 @pytest.mark.parametrize("size", [0, 1, 1472, 65507])
-def test_datagrams_of_every_size_pass_whole(lab, forwarder, udp_servers, family, port, size):
+def test_datagrams_of_every_size_pass_intact(lab, forwarder, udp_servers, family, port, size):
     to = target(lab, family, port)
     data = os.urandom(size).replace(udp.QUESTION, b"!")
     with udp.client(lab, to[0]) as sock:
@@ -117,19 +117,19 @@ def test_backends_take_turns_by_session(lab, forwarder, family):
     assert {name: names.count(name) for name in BACKENDS} == dict.fromkeys(BACKENDS, 2)
 
 
-def test_the_port_is_kept_where_asked(lab, forwarder, family):
+def test_source_port_keep_keeps_the_clients_port(lab, forwarder, family):
     to = target(lab, family, KEEP)
     with udp.client(lab, to[0]) as sock:
         port = sock.getsockname()[1]
         assert udp.who(sock, to) == ("b", getattr(lab["client"], family), port)
 
 
-def test_a_client_whose_family_has_no_backend_is_hidden_where_allowed(lab, forwarder):
+def test_source_fallback_own_serves_ipv6_clients_of_ipv4_backends(lab, forwarder):
     with udp.client(lab, lab["a"].ipv6) as sock:
         assert udp.who(sock, target(lab, "ipv6", FOREIGN))[:2] == ("b", lab["a"].ipv4)
 
 
-def test_an_idle_session_ends_and_the_log_says_what_it_was(lab, forwarder, family):
+def test_an_idle_session_ends_and_is_logged(lab, forwarder, family):
     to = target(lab, family, SHORT)
     with udp.client(lab, to[0]) as sock:
         _name, address, source_port = udp.who(sock, to)
@@ -146,7 +146,7 @@ def test_an_idle_session_ends_and_the_log_says_what_it_was(lab, forwarder, famil
     assert 1 <= line["duration"] < PATIENCE
 
 
-def test_limits_of_the_client_and_of_the_service(lab, forwarder, family):
+def test_limits_of_sessions_per_client_and_per_service(lab, forwarder, family):
     """A client has two sessions, all clients together three; what is beyond is not answered, until one has ended."""
 
     def few():
@@ -178,7 +178,7 @@ def test_denied_clients_are_not_answered(lab, forwarder, family):
         assert udp.who(sock, to)[0] == "b"
 
 
-def test_only_the_backend_is_heard(lab, forwarder, family):
+def test_only_datagrams_of_the_backend_are_forwarded(lab, forwarder, family):
     """Whoever writes to the upstream port is not taken for the backend: neither another host, nor another port of b."""
     to = target(lab, family, ONE)
     before = forwarder.status()["totals"]["datagrams_stray"]
@@ -196,7 +196,7 @@ def test_only_the_backend_is_heard(lab, forwarder, family):
 
 
 @pytest.mark.parametrize("data", [b"", b"?"])
-def test_a_closed_port_sends_the_client_to_another_backend(lab, udp_servers, family, data):
+def test_a_closed_backend_port_moves_the_client_to_another_backend(lab, udp_servers, family, data):
     """The ICMP error reaches the upstream socket, also for a datagram of nothing."""
     service = udp_service(lab, "closed", 5400, ("b", "c"))
     service["backends"][0]["port"] = 9999  # nobody is there
@@ -236,7 +236,7 @@ def dns_query(number: int, name: str) -> bytes:
     return struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!2H", 1, 1)
 
 
-def test_a_name_server_answers_over_udp_and_tcp_and_logs_the_client(lab, family):
+def test_dnsmasq_answers_over_udp_and_tcp_and_logs_the_client(lab, family):
     """dnsmasq on port 53 of b, and both protocols on port 53 of a."""
     b = lab["b"]
     listen = f"--listen-address={getattr(b, family)}"

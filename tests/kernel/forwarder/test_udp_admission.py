@@ -86,7 +86,7 @@ def unanswered(lab, family, port, host="client"):
         return udp.silent(sock, udp.QUESTION, to)
 
 
-def test_where_the_clients_port_is_taken_another_one_serves(lab, forwarder, steps, family):
+def test_source_port_keep_falls_back_to_any_on_a_collision(lab, forwarder, steps, family):
     client, server = getattr(lab["client"], family), getattr(lab["b"], family)
     assert ask(lab, family, KEEP, source_port=33333) == ("b", client, 33333)
     with lab["a"].inside():
@@ -110,7 +110,7 @@ def checksum(data):
     return ~(total + (total >> 16)) & 0xFFFF
 
 
-def test_a_datagram_without_a_port_has_none_to_keep(lab, forwarder, udp_servers, steps, family):
+def test_a_datagram_with_port_0_falls_back_to_any(lab, forwarder, udp_servers, steps, family):
     """Source port 0 means that no reply is wanted (RFC 768)."""
     client, target = getattr(lab["client"], family), getattr(lab["a"], family)
     kind, payload = family_of(target), b"without a port" + b"46"[FAMILIES.index(family) :]
@@ -132,21 +132,21 @@ def test_a_datagram_without_a_port_has_none_to_keep(lab, forwarder, udp_servers,
     assert steps("keep") == {"source_any": 1}
 
 
-def test_an_address_that_is_never_spoofed_is_hidden_where_that_is_allowed(lab, forwarder, steps, family):
+def test_source_fallback_own_serves_clients_that_cannot_be_spoofed(lab, forwarder, steps, family):
     assert ask(lab, family, HIDE, host="a")[1] == getattr(lab["a"], family)
     assert steps("hide") == {"source_own": 1}
     assert unanswered(lab, family, STRICT, host="a")
     assert steps("strict") == {"source_refused": 1, "refused_never_spoofed": 1}
 
 
-def test_a_client_that_is_a_backend_gets_another_one(lab, forwarder, steps, family):
+def test_a_client_that_is_a_backend_is_sent_to_another_backend(lab, forwarder, steps, family):
     found = [ask(lab, family, ALL, host="b") for _session in range(6)]
     assert {name for name, _address, _port in found} == {"c", "d"}
     assert {address for _name, address, _port in found} == {getattr(lab["b"], family)}
     assert steps("all") == {"source_any": 6}
 
 
-def test_a_client_that_is_the_only_backend_is_hidden_where_that_is_allowed(lab, forwarder, steps, family):
+def test_source_fallback_own_serves_the_only_backend_as_a_client(lab, forwarder, steps, family):
     assert ask(lab, family, HIDE, host="b")[1] == getattr(lab["a"], family)
     assert steps("hide") == {"source_own": 1}
     assert unanswered(lab, family, STRICT, host="b")
@@ -159,7 +159,7 @@ def test_only_clients_of_the_allowed_networks_are_answered(lab, forwarder, steps
     assert steps("allowed") == {"source_any": 1, "refused_denied": 1}
 
 
-def test_a_client_above_its_rate_is_refused_and_the_others_are_not(lab, forwarder, steps, family):
+def test_a_client_above_its_rate_is_refused_and_others_are_served(lab, forwarder, steps, family):
     """What is counted is new sessions: those that are there go on."""
     to, begun = (getattr(lab["a"], family), RATE), time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -187,7 +187,7 @@ def _narrow(lab):
         lab["a"].run(["tc", "qdisc", "del", "dev", lab["a"].dev, "root"])
 
 
-def test_what_the_kernel_has_no_room_for_is_dropped_and_counted_and_the_session_goes_on(lab, forwarder, family):
+def test_datagrams_dropped_by_the_kernel_are_counted_and_the_session_stays(lab, forwarder, family):
     to = (getattr(lab["a"], family), STRICT)
     with udp.client(lab, to[0]) as sock:
         before, workers = udp.who(sock, to), forwarder.workers()
@@ -204,7 +204,7 @@ def test_what_the_kernel_has_no_room_for_is_dropped_and_counted_and_the_session_
     assert not forwarder.log("defect"), forwarder.log("defect")[0]
 
 
-def test_a_flood_of_new_clients_costs_a_bounded_memory_and_those_who_are_in_go_on(lab, udp_servers, family):
+def test_a_flood_of_new_clients_costs_bounded_memory_and_keeps_existing_sessions(lab, udp_servers, family):
     """20,000 datagrams from 200 addresses and as many ports as there are, at a service that takes 1,000 sessions."""
     most, count, to = 1000, 20_000, (getattr(lab["a"], family), FLOOD)
     document = make_config(udp_service(lab, "flood", FLOOD, limits={"connections": most}), workers=2)
@@ -245,7 +245,7 @@ def counters(forwarder):
     return {one["name"]: one for one in forwarder.status()["services"]}
 
 
-def test_a_flood_of_new_clients_locks_nobody_out_and_no_other_service_notices(lab, udp_servers):
+def test_a_flood_of_new_clients_affects_no_other_client_or_service(lab, udp_servers):
     """More sessions than a worker has, from both families: new clients come in, and whoever talks stays."""
     most, ports = 65536, iter(range(10000, 60000))
     document = make_config(udp_service(lab, "dns", FLOOD, log="none"), udp_service(lab, "other", OTHER, log="none"))
@@ -282,7 +282,7 @@ def _readable(sock):
         return False
 
 
-def test_several_listeners_of_one_service(lab, forwarder, family):
+def test_a_service_can_have_several_listeners(lab, forwarder, family):
     for port in (PAIR, PAIR + 100):
         to = (getattr(lab["a"], family), port)
         with udp.client(lab, to[0]) as sock:
@@ -290,7 +290,7 @@ def test_several_listeners_of_one_service(lab, forwarder, family):
 
 
 @pytest.mark.parametrize("offset", range(2))
-def test_the_ports_of_a_range_lead_to_the_backends_ports(lab, udp_servers, second, forwarder, family, offset):
+def test_each_port_of_a_range_leads_to_its_backend_port(lab, udp_servers, second, forwarder, family, offset):
     to, size = (getattr(lab["a"], family), RANGE + offset), 801 + offset + 10 * FAMILIES.index(family)
     with udp.client(lab, to[0]) as sock:
         assert len(udp.exchange(sock, b"x" * size, to)[0]) == size
@@ -298,7 +298,7 @@ def test_the_ports_of_a_range_lead_to_the_backends_ports(lab, udp_servers, secon
     assert heard == [offset == 0, offset == 1]
 
 
-def test_out_of_descriptors_the_quietest_sessions_make_room(lab, udp_servers, family):
+def test_without_free_descriptors_the_most_idle_sessions_end(lab, udp_servers, family):
     """A session that keeps its client's port needs a socket of its own, and one client with many sessions as well."""
     descriptors, count, to = 300, 100, (getattr(lab["a"], family), TINY)
     limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (descriptors, descriptors))
@@ -318,7 +318,7 @@ def test_out_of_descriptors_the_quietest_sessions_make_room(lab, udp_servers, fa
         assert not forwarder.log("defect"), forwarder.log("defect")[0]
 
 
-def test_kept_ports_leave_the_other_services_one_of_the_slice(lab, udp_servers, family):
+def test_kept_ports_never_use_up_the_slice_of_other_services(lab, udp_servers, family):
     """A socket of a kept port keeps that port from the sockets that are shared."""
     ports, address = range(42000, 42064), getattr(lab["a"], family)
     services = [udp_service(lab, "keeper", SLICED, source_port="keep"), udp_service(lab, "sliced", OTHER)]
@@ -332,7 +332,7 @@ def test_kept_ports_leave_the_other_services_one_of_the_slice(lab, udp_servers, 
 
 
 @pytest.mark.parametrize("start", [42000, 10000], ids=["chosen by the kernel", "outside of its range"])
-def test_of_a_client_that_uses_up_its_ports_the_quietest_session_makes_room(lab, udp_servers, family, start):
+def test_the_most_idle_session_ends_when_a_client_has_used_all_ports(lab, udp_servers, family, start):
     ports, to = 64, (getattr(lab["a"], family), SLICED)
     document = make_config(udp_service(lab, "sliced", SLICED), source_ports={"first": start, "last": start + ports - 1})
     with Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:

@@ -110,7 +110,7 @@ def reload(forwarder, document):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_reloads_lose_no_datagram_and_change_no_flow(lab, udp_servers):
+def test_reloads_lose_no_datagram_and_move_no_flow(lab, udp_servers):
     """Every flow keeps its backend and its source port, on one worker and on two."""
     with Forwarder(lab, document(lab, workers=2)) as forwarder:
         with Flows(lab, 200) as flows:
@@ -126,7 +126,7 @@ def test_reloads_lose_no_datagram_and_change_no_flow(lab, udp_servers):
         assert forwarder.log("session") == []
 
 
-def test_fewer_workers_take_over_the_sessions_of_all(lab, udp_servers):
+def test_a_reload_with_fewer_workers_keeps_all_sessions(lab, udp_servers):
     with Forwarder(lab, document(lab, workers=2)) as forwarder:
         with Flows(lab, 100) as flows:
             flows.settled()
@@ -137,7 +137,7 @@ def test_fewer_workers_take_over_the_sessions_of_all(lab, udp_servers):
         assert sum(flow.lost for flow in flows.flows) == 0
 
 
-def test_kept_ports_and_own_addresses_are_handed_over_too(lab, udp_servers):
+def test_reloads_hand_over_kept_ports_and_own_addresses(lab, udp_servers):
     keep = make_service(lab, "keep", 5301, BACKEND, protocol="udp", source_port="keep")
     hide = make_service(lab, "hide", 5302, BACKEND, protocol="udp", source_fallback="own")
     for backend in hide["backends"]:
@@ -153,7 +153,7 @@ def test_kept_ports_and_own_addresses_are_handed_over_too(lab, udp_servers):
         assert (udp.who(one, (lab["a"].ipv6, 5301)), udp.who(two, (lab["a"].ipv6, 5302))) == before
 
 
-def test_sessions_whose_backend_is_gone_begin_anew(lab, udp_servers):
+def test_sessions_of_a_removed_backend_move_to_another(lab, udp_servers):
     with Forwarder(lab, document(lab)) as forwarder:
         with Flows(lab, 30) as flows:
             flows.settled()
@@ -178,7 +178,7 @@ def test_a_stopped_forwarder_ends_its_sessions(lab, udp_servers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_worker_loses_only_its_sessions_and_they_begin_anew(lab, udp_servers, workers):
+def test_a_killed_worker_loses_only_its_own_sessions(lab, udp_servers, workers):
     with Forwarder(lab, document(lab, workers=workers)) as forwarder:
         with Flows(lab, 60, late=0.5) as flows:
             flows.settled()
@@ -194,7 +194,7 @@ def test_a_killed_worker_loses_only_its_sessions_and_they_begin_anew(lab, udp_se
         assert workers == 1 or kept
 
 
-def test_many_sessions_share_ports_and_none_is_mixed_up(lab, udp_servers, family):
+def test_thousands_of_sessions_share_ports_without_mixing(lab, udp_servers, family):
     """20,000 clients: each datagram comes back to whom it belongs, over few upstream sockets."""
     addresses = [CLIENTS[family].format(number) for number in range(1, 201)]
     to = (getattr(lab["a"], family), ECHO)

@@ -49,7 +49,7 @@ def test_connections_are_spread_evenly_over_the_workers(lab, forwarder, family):
 
 
 @pytest.mark.ipv4_only
-def test_a_killed_worker_takes_only_its_own_connections_along(lab, forwarder, listener):
+def test_a_killed_worker_loses_only_its_own_connections(lab, forwarder, listener):
     pairs = [tcp.pair(lab, listener, RAW) for _connection in range(24)]
     victim = by_slot(forwarder)[0]
     assert 0 < victim["sessions"] < len(pairs), "both workers have some"
@@ -71,7 +71,7 @@ def test_a_killed_worker_takes_only_its_own_connections_along(lab, forwarder, li
 
 
 @pytest.mark.ipv4_only
-def test_a_worker_that_hangs_is_replaced_and_who_waits_is_served(lab, forwarder):
+def test_a_hanging_worker_is_replaced_and_waiting_clients_are_served(lab, forwarder):
     victim = by_slot(forwarder)[0]["pid"]
     os.kill(victim, signal.SIGSTOP)
     answers = in_threads(lambda _index: tcp.get(lab, lab["a"].ipv4, WEB), 20)
@@ -84,14 +84,14 @@ def test_a_worker_that_hangs_is_replaced_and_who_waits_is_served(lab, forwarder)
 
 
 @pytest.mark.ipv4_only
-def test_a_worker_that_hangs_is_in_the_status(lab, forwarder):
+def test_status_shows_a_hanging_worker(lab, forwarder):
     victim = by_slot(forwarder)[0]["pid"]
     os.kill(victim, signal.SIGSTOP)
     eventually(lambda: by_slot(forwarder)[0]["state"] != "serving", "it is no longer said to serve", forwarder.show)
 
 
 @pytest.mark.ipv4_only
-def test_a_machine_that_stood_still_kills_nobody(lab, forwarder):
+def test_a_paused_machine_restarts_no_worker(lab, forwarder):
     everybody = [*forwarder.workers(), *forwarder.children("l4-checker"), forwarder.process.pid]
     for pid in everybody:
         os.kill(pid, signal.SIGSTOP)
@@ -106,7 +106,7 @@ def test_a_machine_that_stood_still_kills_nobody(lab, forwarder):
 
 
 @pytest.mark.ipv4_only
-def test_a_sibling_covers_the_slot_of_a_worker_that_dies_again_and_again(lab, forwarder):
+def test_a_sibling_covers_the_slot_of_a_worker_that_keeps_dying(lab, forwarder):
     for death in range(6):  # the last one is replaced only after 2 s
         eventually(lambda: by_slot(forwarder)[0]["state"] == "serving", "it is there", forwarder.show)
         os.kill(by_slot(forwarder)[0]["pid"], signal.SIGKILL)
@@ -154,7 +154,7 @@ def test_reloads_with_more_and_fewer_workers_lose_no_connection(lab, forwarder, 
 
 
 @pytest.mark.ipv4_only
-def test_fewer_workers_serve_the_sockets_of_all_slots(lab, servers):
+def test_after_a_reload_with_fewer_workers_every_listening_socket_is_served(lab, servers):
     with Forwarder(lab, document(lab, 4)) as forwarder:
         forwarder.configure(document(lab, 1))
         assert forwarder.reload().returncode == 0
@@ -166,7 +166,7 @@ def test_fewer_workers_serve_the_sockets_of_all_slots(lab, servers):
 
 
 @pytest.mark.ipv4_only
-def test_counters_and_orders_outlive_reloads(lab, forwarder):
+def test_counters_and_overrides_survive_reloads(lab, forwarder):
     for _connection in range(12):
         tcp.get(lab, lab["a"].ipv4, WEB)
     forwarder.connections(12)
@@ -188,7 +188,7 @@ def test_counters_and_orders_outlive_reloads(lab, forwarder):
 
 
 @pytest.mark.ipv4_only
-def test_what_old_generations_have_open_counts_for_the_new_one(lab, servers, listener):
+def test_connections_of_old_generations_count_towards_limits(lab, servers, listener):
     raw = make_service(lab, "raw", RAW, 9000, backends=["b"])
     raw["backends"][0]["max_connections"] = 1
     with Forwarder(lab, make_config(raw, workers=2)) as forwarder:

@@ -45,15 +45,15 @@ def verdict(directory, keeper: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_it_is_in_order(tmp_path):
+def test_systemd_finds_no_cycle_with_the_keeper_before_the_network(tmp_path):
     assert verdict(tmp_path, unit()) == ""
 
 
-def test_with_the_dependencies_that_services_have_by_default_it_is_not(tmp_path):
+def test_with_default_dependencies_there_is_a_cycle(tmp_path):
     assert "ordering cycle" in verdict(tmp_path, unit().replace("DefaultDependencies=no\n", ""))
 
 
-def test_it_comes_before_the_network_and_after_what_flushes():
+def test_the_keeper_starts_before_the_network_and_after_firewalls():
     before, after = (
         " ".join(re.findall(f"^{word}=(.*)$", unit(), re.MULTILINE)).split() for word in ("Before", "After")
     )

@@ -67,7 +67,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_whatever_concerns_a_document_is_seen(lab, eye, change):
+def test_changes_that_affect_a_document_change_the_fingerprint(lab, eye, change):
     before = eye.glance()
     assert before
     assert eye.glance() == before
@@ -86,7 +86,7 @@ def test_whatever_concerns_a_document_is_seen(lab, eye, change):
 OTHERS = ["route add 10.0.0.0/8 via 198.18.0.1", "link add veth9 type veth"]
 
 
-def test_what_does_not_concern_it_is_not(lab, eye):
+def test_other_changes_do_not_change_the_fingerprint(lab, eye):
     """A lease that counts down, neighbours that are spoken to, routes and links of others."""
     ip(eye.host, "addr add 198.18.0.99/24 dev eth0 valid_lft 1000 preferred_lft 900")
     before = eye.glance()
@@ -99,7 +99,7 @@ def test_what_does_not_concern_it_is_not(lab, eye):
         ip(eye.host, words.replace(" add ", " del "))
 
 
-def test_a_table_of_the_internet_costs_next_to_nothing(lab, eye):
+def test_a_full_internet_table_costs_almost_no_cpu(lab, eye):
     """In main, and in a table of somebody else; the control reads them all."""
     b = eye.host
     routes = [f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}/32" for number in range(MANY)]

@@ -90,7 +90,7 @@ def complaints(lab, host, directory, wanted: dict | None = None) -> list:
     return [one for one in found if one.status in ("fail", "warn")]
 
 
-def test_without_a_keeper_they_take_our_packets_and_the_doctor_says_so(lab, host, family, tmp_path):
+def test_without_a_keeper_foreign_rules_take_our_packets_and_the_doctor_reports_them(lab, host, family, tmp_path):
     wanted = data(lab, host)
     (tmp_path / f"{wanted['owner']}.json").write_text(json.dumps(wanted))
     assert complaints(lab, host, tmp_path) == []
@@ -111,7 +111,7 @@ def test_without_a_keeper_they_take_our_packets_and_the_doctor_says_so(lab, host
     assert complaints(lab, host, tmp_path) == complaints(lab, host, tmp_path, wanted) == []
 
 
-def test_the_keeper_puts_ours_in_front_and_back(lab, host, family, tmp_path):
+def test_the_keeper_moves_our_rules_before_foreign_rules_and_back(lab, host, family, tmp_path):
     home = numbers(host, family)
     with keeping(lab, host.name, tmp_path, data(lab, host)) as running:
         eventually(lambda: "in place" in running.state["story"])
@@ -139,7 +139,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("rules", OTHERS, ids=lambda rules: rules[0])
-def test_so_it_does_for_others(lab, host, family, rules, tmp_path):
+def test_the_keeper_moves_rules_of_single_object_owners_too(lab, host, family, rules, tmp_path):
     mine = [rule for rule in rules if "/" not in rule or (":" in rule) == (family == "ipv6") or "fwmark" in rule]
     with keeping(lab, host.name, tmp_path, data(lab, host)) as running:
         eventually(lambda: "in place" in running.state["story"])
@@ -147,7 +147,7 @@ def test_so_it_does_for_others(lab, host, family, rules, tmp_path):
         eventually(lambda: max(numbers(host, family)) < 1100 and outcome(lab, family) == "established")
 
 
-def test_what_drops_packets_is_left_in_front(lab, host, family, tmp_path):
+def test_foreign_rules_that_drop_packets_stay_first(lab, host, family, tmp_path):
     """Somebody wants them dropped: a client that is banned, say. The doctor says who does it."""
     wanted = data(lab, host)
     home = numbers(host, family)
@@ -162,7 +162,7 @@ def test_what_drops_packets_is_left_in_front(lab, host, family, tmp_path):
         assert outcome(lab, family) != "established"
 
 
-def test_rules_that_are_added_again_and_again(lab, host, family, tmp_path):
+def test_foreign_rules_added_repeatedly_are_outranked(lab, host, family, tmp_path):
     """Each lands in front of ours; the keeper follows, and does nothing else."""
     with keeping(lab, host.name, tmp_path, data(lab, host)) as running:
         eventually(lambda: "in place" in running.state["story"])
@@ -175,7 +175,7 @@ def test_rules_that_are_added_again_and_again(lab, host, family, tmp_path):
         assert running.process.poll() is None
 
 
-def test_where_no_number_is_free_the_rule_is_named(lab, host, family, tmp_path):
+def test_without_a_free_priority_the_foreign_rule_is_reported(lab, host, family, tmp_path):
     wanted = data(lab, host)
     (tmp_path / f"{wanted['owner']}.json").write_text(json.dumps(wanted))
     up(host, family, "not fwmark 51820 table 51820 priority 1", NEAR[family])
@@ -193,7 +193,7 @@ def test_where_no_number_is_free_the_rule_is_named(lab, host, family, tmp_path):
     assert outcome(lab, family) == "established"
 
 
-def test_a_low_priority_from_the_start_does_not_help(lab, family):
+def test_a_low_priority_from_the_start_does_not_protect(lab, family):
     """Why ours move: with one at 1, what is added without a priority lands at 0."""
     client = lab["client"]
     client.run(["ip", OPTION[family], "rule", "add", "priority", "1", "fwmark", "11/255", "table", "20111"])

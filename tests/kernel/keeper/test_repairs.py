@@ -70,7 +70,7 @@ HARM = {
 
 
 @pytest.mark.parametrize(("harm", "kind"), HARM.values(), ids=HARM)
-def test_what_is_taken_away_is_put_back_and_counted(lab, b, keeper, harm, kind):
+def test_removed_objects_are_restored_and_counted(lab, b, keeper, harm, kind):
     before = whole(b)
     harm(lab, b)
     began = time.monotonic()
@@ -89,7 +89,7 @@ STORMS = {
 
 
 @pytest.mark.parametrize("flush", STORMS.values(), ids=STORMS)
-def test_after_a_storm_of_flushes_it_is_whole_again_at_once(b, keeper, flush):
+def test_after_a_storm_of_flushes_everything_is_restored_at_once(b, keeper, flush):
     """What is flushed each 0.2 s cannot be kept; but nothing tells when that ends, and then it has to be quick."""
     before = whole(b)
     b.run(["sh", "-c", f"for i in $(seq 60); do {flush}; sleep 0.2; done"])
@@ -102,7 +102,7 @@ def test_after_a_storm_of_flushes_it_is_whole_again_at_once(b, keeper, flush):
 
 
 @pytest.mark.parametrize("harm", [harm for harm, _kind in HARM.values()], ids=HARM)
-def test_without_a_keeper_it_stays_away(lab, b, keeper, harm):
+def test_without_a_keeper_removed_objects_stay_removed(lab, b, keeper, harm):
     before = whole(b)
     assert keeper.stop() == 0
     assert whole(b) == before, "what is in place stays when the keeper ends"
@@ -114,7 +114,7 @@ def test_without_a_keeper_it_stays_away(lab, b, keeper, harm):
 
 
 @pytest.mark.parametrize("flavour", ["nft", "legacy"])
-def test_marks_in_iptables_are_put_back(lab, tmp_path, flavour):
+def test_removed_iptables_marks_are_restored(lab, tmp_path, flavour):
     """iptables-nft has news; iptables-legacy has none, and is looked at every second."""
     variant = Variant("iptables", f"iptables-{flavour}")
     data = {**return_path(lab["a"]), "mark_engine": "iptables"}
@@ -131,7 +131,7 @@ def test_marks_in_iptables_are_put_back(lab, tmp_path, flavour):
         assert variant.save(b.host) != before
 
 
-def test_signs_of_iptables_legacy(lab):
+def test_the_fingerprint_sees_changes_in_iptables_legacy(lab):
     """None where nobody uses it, and asking makes no table."""
     b = lab["client"]
     iptables = ["iptables-legacy", "-t", "mangle"]
@@ -147,7 +147,7 @@ def test_signs_of_iptables_legacy(lab):
         assert iptables_legacy.signs() != empty
 
 
-def test_a_setting_has_no_news_and_is_put_back_within_seconds(b, keeper):
+def test_a_changed_sysctl_is_restored_within_seconds(b, keeper):
     b.sysctl(SETTING, "1")
     eventually(lambda: b.run(["sysctl", "-n", SETTING]).stdout == "0\n")
     eventually(lambda: keeper.state["repairs"]["by_kind"] == {"sysctl": 1})
@@ -161,7 +161,7 @@ def movable(lab):
     lab["b"].run(["ip", "neigh", "flush", "all"])
 
 
-def test_a_proxy_that_has_another_mac_is_followed(lab, b, keeper, movable, family):
+def test_the_marks_follow_a_changed_proxy_mac(lab, b, keeper, movable, family):
     """By what it sends in one family alone: the entry of the other one goes on saying the old MAC."""
     for known in (movable.ipv4, movable.ipv6):
         b.run(["ping", "-c1", "-W10", known])
@@ -177,7 +177,7 @@ def _spoken_to(a, b, family: str) -> bool:
     return a.run(["ping", "-c1", "-W1", address_of(b, family)], check=False).returncode == 0
 
 
-def test_a_link_and_an_address_that_come_later_are_waited_for(lab, b, tmp_path):
+def test_the_keeper_waits_for_a_late_link_and_address(lab, b, tmp_path):
     b.run(["ip", "link", "set", "eth0", "down"])
     with keeping(lab, "b", tmp_path, return_path(lab["a"])) as running:
         eventually(lambda: "waiting for 198.18.0.11 to be on-link" in running.state["story"])
@@ -186,7 +186,7 @@ def test_a_link_and_an_address_that_come_later_are_waited_for(lab, b, tmp_path):
         assert running.repairs == 0, "what was waited for is no repair"
 
 
-def test_a_run_that_changes_the_document_is_not_undone(lab, b, keeper):
+def test_a_run_with_a_changed_document_is_not_undone(lab, b, keeper):
     """It changes the kernel first and stores its document last; the news of the change must not bring back the old."""
     for hosts in ([lab["a"], lab["a2"]], [lab["a"]]) * 3:
         data = return_path(*hosts, sysctls=((SETTING, "0"),))
@@ -201,7 +201,7 @@ def test_a_run_that_changes_the_document_is_not_undone(lab, b, keeper):
 # --- what is not news
 
 
-def test_a_storm_of_others_routes_costs_nearly_nothing(b, keeper):
+def test_a_storm_of_foreign_routes_costs_almost_no_cpu(b, keeper):
     keeper.rest()
     before, began = keeper.cpu(), time.monotonic()
     for _time in range(5):
@@ -267,7 +267,7 @@ def undo(b, command: str) -> None:
 
 
 @pytest.mark.parametrize(("command", "kind"), NEWS)
-def test_what_concerns_us_is_news(b, listening, command, kind):
+def test_changes_of_our_objects_cause_notifications(b, listening, command, kind):
     heard(listening)
     b.run(["ip", *command.split()])
     assert kind in heard(listening)
@@ -275,14 +275,14 @@ def test_what_concerns_us_is_news(b, listening, command, kind):
 
 
 @pytest.mark.parametrize("command", NO_NEWS)
-def test_what_does_not_concern_us_is_not(b, listening, command):
+def test_foreign_changes_cause_no_notifications(b, listening, command):
     heard(listening)
     b.run(["ip", *command.split()])
     assert heard(listening) == set()
     undo(b, command)
 
 
-def test_marks_are_news_with_the_name_of_the_process(b, listening):
+def test_a_notification_of_marks_names_the_process(b, listening):
     b.run(["nft", "add table inet others; add chain inet others x; delete table inet others"])
     assert heard(listening) == set()
     b.run(["nft", "add table inet others; add table inet l4proxy_return_path; delete table inet others"])
@@ -291,7 +291,7 @@ def test_marks_are_news_with_the_name_of_the_process(b, listening):
     b.run(["nft", "delete table inet l4proxy_return_path"])
 
 
-def test_while_something_is_missing_everything_may_be_it(b, listening):
+def test_while_something_is_missing_every_change_counts(b, listening):
     listening.watch(monitor.Interest(anything=True))
     heard(listening)
     b.run(["ip", "route", "add", "198.19.0.0/16", "via", "198.18.0.1"])
@@ -302,13 +302,13 @@ def test_while_something_is_missing_everything_may_be_it(b, listening):
     b.run(["ip", "route", "del", "198.19.0.0/16"])
 
 
-def test_news_that_were_lost_are_news(b, listening):
+def test_lost_notifications_cause_a_full_check(b, listening):
     rules = [f"rule {verb} priority 1150 from all lookup 777 protocol 202" for verb in ("add", "del")]
     b.run(["ip", "-batch", "-"], input="\n".join(rules * 6000) + "\n")
     assert "lost" in heard(listening)
 
 
-def test_the_kernel_itself_drops_what_is_none(b, listening):
+def test_the_socket_filter_drops_foreign_notifications(b, listening):
     """The filter is in front of the socket: of a storm nothing is queued, so nothing can be lost either."""
     heard(listening)
     storm(b, 3000)

@@ -62,13 +62,13 @@ def as_number(address: str) -> str:
     return hex(int(ipaddress.ip_address(address)))
 
 
-def test_a_answers_arp_for_its_own_address_only(lab):
+def test_the_proxy_answers_arp_for_its_own_address_only(lab):
     router, a = lab["router"].on("inside"), lab["a"]
     answers = who_has(lab, router.ipv4, UNUSED["ipv4"], a.ipv4)
     assert answers == {router.ipv4: {router.mac}, UNUSED["ipv4"]: set(), a.ipv4: {a.mac}}
 
 
-def test_with_a_bare_from_rule_it_answers_for_all(lab):
+def test_with_a_rule_without_protocol_it_answers_arp_for_the_whole_subnet(lab):
     router, a = lab["router"].on("inside"), lab["a"]
     rule = ["priority", "1099", "from", lab["b"].ipv4, "lookup", "20100"]
     a.run(["ip", "rule", "add", *rule])
@@ -78,7 +78,7 @@ def test_with_a_bare_from_rule_it_answers_for_all(lab):
     assert answers[UNUSED["ipv4"]] == {a.mac}
 
 
-def test_arp_ignore_stops_a_bare_rule_from_doing_that(lab):
+def test_arp_ignore_prevents_arp_answers_for_the_whole_subnet(lab):
     router, a = lab["router"].on("inside"), lab["a"]
     rule = ["priority", "1099", "from", lab["b"].ipv4, "lookup", "20100"]
     a.run(["ip", "rule", "add", *rule])
@@ -91,7 +91,7 @@ def test_arp_ignore_stops_a_bare_rule_from_doing_that(lab):
     assert answers == {router.ipv4: {router.mac}, UNUSED["ipv4"]: set(), a.ipv4: {a.mac}}
 
 
-def test_a_advertises_its_own_ipv6_address_only(lab):
+def test_the_proxy_advertises_its_own_ipv6_address_only(lab):
     a, b, router = lab["a"], lab["b"], lab["router"].on("inside")
     # The target is behind 8 bytes of header (RFC 4861, 4.4); nft 1.0.6 has no name for it.
     foreign = [

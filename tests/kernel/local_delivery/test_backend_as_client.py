@@ -28,7 +28,7 @@ def local_delivery(lab, **selectors) -> dict:
     return {**data, "rules": [{**rule, **selectors} for rule in data["rules"]]}
 
 
-def test_what_a_sends_in_a_backends_name_reaches_another_backend(lab, family):
+def test_a_backend_as_a_client_reaches_another_backend(lab, family):
     source, target = address_of(lab["b"], family), address_of(lab["c"], family)
     lab.engine.apply(lab["a"], local_delivery(lab, iif="eth0"))
     assert handshake(lab["a"], source, target) == "established"

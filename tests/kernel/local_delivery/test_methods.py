@@ -63,7 +63,7 @@ def test_a_client_that_is_a_backend_reaches_another_one(lab, fleet, method):
     assert outcomes(lab, "a", "b", "c") == ESTABLISHED
 
 
-def test_it_does_not_with_rules_for_every_interface(lab, fleet):
+def test_rules_for_every_interface_cut_off_a_client_that_is_a_backend(lab, fleet):
     """What a sends in b's name would be delivered to a itself."""
     fleet.engine.apply(lab["a"], local_delivery(lab["b"], lab["c"]))
     assert "established" not in outcomes(lab, "a", "b", "c")
@@ -84,12 +84,12 @@ def router(lab):
         a.sysctl(forwarding[family], "0")
 
 
-def test_by_the_socket_a_proxy_can_route_for_its_backends(lab, fleet, router):
+def test_with_method_socket_mark_a_proxy_can_route_for_its_backends(lab, fleet, router):
     fleet.apply_proxies("socket_mark")
     assert outcomes(lab, "b", "b", "client") == ESTABLISHED
 
 
-def test_by_rules_it_cannot(lab, fleet, router):
+def test_with_method_rules_a_proxy_cannot_route_for_its_backends(lab, fleet, router):
     fleet.apply_proxies("rules")
     assert "established" not in outcomes(lab, "b", "b", "client")
 
@@ -103,7 +103,7 @@ def test_replies_reach_the_spoofed_socket(fleet, method):
 
 
 @pytest.mark.parametrize("method", ["rules", "socket_mark"])
-def test_without_its_rules_they_do_not(lab, fleet, method):
+def test_without_rules_replies_do_not_reach_the_spoofed_socket(lab, fleet, method):
     fleet.apply_proxies(method)
     for option in ("-4", "-6"):
         while lab["a"].run(["ip", option, "rule", "del", "priority", "1100"], check=False).returncode == 0:
@@ -125,7 +125,7 @@ def with_second(facts: dict, address: str) -> dict:
 
 @pytest.mark.parametrize("strategy", ["mark", "address", "fwmark_accept"])
 @pytest.mark.parametrize("method", ["rules", "socket_mark"])
-def test_two_hosts_that_are_proxy_and_backend_at_once(lab, tmp_path, strategy, method):
+def test_two_hosts_can_be_proxy_and_backend_of_each_other(lab, tmp_path, strategy, method):
     """Each forwards to the other one; what they send for themselves goes on as before."""
     both = ("b", "c")
     protocols = ("tcp",) if strategy == "fwmark_accept" else ("tcp", "udp")
@@ -207,7 +207,7 @@ HOSTED = [("rules", "rules", False), ("socket_mark", None, True), ("auto", None,
 
 
 @pytest.mark.parametrize(("method", "before", "works"), HOSTED)
-def test_a_container_of_the_proxy_that_routes_for_it(lab, box, tmp_path, method, before, works):
+def test_a_container_of_the_proxy_can_be_its_backend(lab, box, tmp_path, method, before, works):
     a = lab["a"]
     docker = {"device": "docker0", "type": "bridge", "ipv4": {"address": DOCKER["ipv4"], "prefix": "16"}}
     docker["ipv6"] = [{"address": DOCKER["ipv6"], "prefix": "64"}]

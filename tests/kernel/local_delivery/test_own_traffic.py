@@ -81,7 +81,7 @@ def complaints(lab, a, directory, wanted: dict | None = None) -> list[tuple[str,
     return [(one.id, one.subject) for one in registry.examine(facts) if one.status == "fail"]
 
 
-def test_a_rule_from_an_own_address_cuts_the_host_off(lab, a, family, tmp_path):
+def test_a_rule_from_an_own_address_cuts_the_host_off_from_itself(lab, a, family, tmp_path):
     """The control of all that follows; and what the doctor says of it, and the keeper makes of it."""
     (tmp_path / "local_delivery.json").write_text(json.dumps(local_delivery(lab["b"], a)))
     assert reached(lab, family) == "established"
@@ -97,7 +97,7 @@ def test_a_rule_from_an_own_address_cuts_the_host_off(lab, a, family, tmp_path):
 
 
 @pytest.mark.parametrize("bound", [{}, {"iif": "lo"}, {"iif": "eth0"}, {"dport": 8080, "ip_proto": "tcp"}], ids=str)
-def test_such_a_document_is_refused(lab, a, family, bound, tmp_path):
+def test_a_document_with_a_rule_from_an_own_address_is_refused(lab, a, family, bound, tmp_path):
     data = local_delivery(lab["b"])
     mine = {**local_delivery(a)["rules"][0 if family == "ipv4" else 3], **bound}
     data["rules"].append(mine)
@@ -108,7 +108,7 @@ def test_such_a_document_is_refused(lab, a, family, bound, tmp_path):
     assert ("own_traffic", address_of(a, family)) in complaints(lab, a, tmp_path, data)
 
 
-def test_for_a_transparent_socket_it_is_not(lab, a, family):
+def test_a_rule_by_socket_mark_from_an_own_address_is_accepted(lab, a, family):
     """What is bounded by protocol, port and mark takes nothing else that the host sends."""
     data = local_delivery(lab["b"])
     mine = local_delivery(a)["rules"][0 if family == "ipv4" else 3]
@@ -117,7 +117,7 @@ def test_for_a_transparent_socket_it_is_not(lab, a, family):
     assert reached(lab, family) == "established"
 
 
-def test_so_is_a_prefix_that_holds_it_unless_it_comes_in_somewhere(lab, a):
+def test_a_prefix_that_contains_an_own_address_is_refused_without_an_interface(lab, a):
     prefix = {"src": "198.18.0.0/24"}
     data = {**local_delivery(lab["b"])}
     data["rules"] = [{**data["rules"][0], **prefix}]
@@ -141,7 +141,7 @@ UNBOUNDED = [
 
 
 @pytest.mark.parametrize("selectors", UNBOUNDED, ids=str)
-def test_a_rule_that_nothing_bounds_is_refused(lab, a, selectors):
+def test_a_rule_without_selectors_is_refused(lab, a, selectors):
     rule = {"family": "ipv4", "priority": 1100, "action": "lookup", "table": 20100, **selectors}
     data = local_delivery(lab["b"])
     data["rules"] = [rule]
@@ -164,7 +164,7 @@ def ensure(lab, a, value):
     [(options.route(LOCAL), options.rule(ALL)), (options.rule(ALL), options.route(LOCAL)), (None, options.route(MAIN))],
     ids=["route then rule", "rule then route", "table main"],
 )
-def test_the_modules_for_single_objects_refuse_the_pair_of_them(lab, a, first, second):
+def test_the_modules_for_single_objects_refuse_such_a_rule_and_route(lab, a, first, second):
     if first:
         ensure(lab, a, first)
     before = listing(a)
@@ -178,7 +178,7 @@ def test_the_modules_for_single_objects_refuse_the_pair_of_them(lab, a, first, s
         assert reached(lab, "ipv4") == "silent"
 
 
-def test_rules_and_a_route_of_others_count_as_well(lab, a):
+def test_rules_and_routes_of_others_count_as_well(lab, a):
     """A document that asks a table of others, and a table of the document that others ask."""
     data = local_delivery(lab["b"])
     a.run(["ip", "rule", "add", "priority", "32000", "ipproto", "tcp", "lookup", TABLE])
@@ -195,7 +195,7 @@ BECOMES = [("lo", {}), ("lo", {"iif": "eth0"}), ("eth0", {})]
 
 
 @pytest.mark.parametrize(("dev", "bound"), BECOMES, ids=["on lo", "on lo, by interface", "on eth0"])
-def test_the_keeper_lets_go_while_the_address_is_here(lab, a, family, dev, bound, tmp_path):
+def test_the_keeper_removes_its_rule_while_the_address_is_on_the_host(lab, a, family, dev, bound, tmp_path):
     """As a virtual address does that comes to this host, or a /32 that somebody adds."""
     data = copy.deepcopy(local_delivery(lab["b"]))
     data["rules"] = [{**rule, **bound} for rule in data["rules"]]
@@ -216,7 +216,7 @@ def test_the_keeper_lets_go_while_the_address_is_here(lab, a, family, dev, bound
     assert handshake(a, "198.51.100.11", lab["b"].ipv4) in ("established", "silent")
 
 
-def test_at_boot_such_a_rule_is_never_there(lab, a, family, tmp_path):
+def test_at_boot_such_a_rule_is_never_added(lab, a, family, tmp_path):
     """Stored by version 0.1.0; the keeper starts before the network, so the address is not there yet either."""
     own, other = address_of(a, family), address_of(lab["b"], family)
     network = {"ipv4": ("24", "198.18.0.1"), "ipv6": ("64", "2001:db8::1")}[family]
@@ -240,7 +240,7 @@ def test_at_boot_such_a_rule_is_never_there(lab, a, family, tmp_path):
 
 
 @pytest.mark.parametrize("main", [True, False], ids=["main address", "an address for it alone"])
-def test_a_way_back_by_the_hosts_main_address_is_refused(lab, main):
+def test_a_return_path_by_the_main_address_is_refused(lab, main):
     """All that the host sends from there would go to the proxy, answers to people who come directly as well."""
     with left_as_found(lab, "b") as b:
         own = b.ipv4 if main else "198.18.0.33"

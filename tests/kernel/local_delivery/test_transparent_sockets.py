@@ -68,7 +68,7 @@ def a(lab, request):
         yield made
 
 
-def test_over_tcp(lab, a):
+def test_socket_mark_delivers_tcp_replies(lab, a):
     a.apply(socket_mark())
     assert outcomes(lab, "a", SOURCES) == ["established"] * 2
     a.write((), "local_delivery")
@@ -96,7 +96,7 @@ def wildcard_exchange(lab, family: str, patience: float) -> bool:
             return False
 
 
-def test_over_udp_with_a_socket_bound_to_the_wildcard(lab, a, family):
+def test_socket_mark_delivers_udp_replies_to_wildcard_sockets(lab, a, family):
     a.apply(socket_mark())
     assert wildcard_exchange(lab, family, PATIENCE)
     a.write((), "local_delivery")
@@ -104,7 +104,7 @@ def test_over_udp_with_a_socket_bound_to_the_wildcard(lab, a, family):
 
 
 @pytest.mark.parametrize("variant", VARIANTS[1:], ids=str)
-def test_iptables_needs_nowildcard_for_that(lab, variant, family):
+def test_iptables_needs_nowildcard_for_wildcard_sockets(lab, variant, family):
     with marked(lab, "a", variant, ("local_delivery",)) as a:
         a.apply(socket_mark())
         command = "iptables" if family == "ipv4" else "ip6tables"
@@ -128,13 +128,13 @@ def through_a(lab) -> str:
         a.sysctl("net.ipv4.ip_forward", "0")
 
 
-def test_a_proxy_that_routes_for_its_backends_still_does(lab, a):
+def test_with_socket_mark_the_proxy_still_routes_for_its_backends(lab, a):
     a.apply(socket_mark())
     assert through_a(lab) == "established"
     assert handshake(a.host, SOURCES["ipv4"], lab["b"].ipv4) == "established"
 
 
-def test_rules_from_the_backends_would_swallow_what_it_routes(lab):
+def test_rules_from_the_backends_swallow_routed_packets(lab):
     lab.engine.apply(lab["a"], local_delivery(lab["b"]))
     try:
         assert through_a(lab) != "established"
@@ -142,7 +142,7 @@ def test_rules_from_the_backends_would_swallow_what_it_routes(lab):
         lab.engine.remove(lab["a"], "local_delivery")
 
 
-def test_src_valid_mark_makes_it_go_silent_and_is_refused(lab, a):
+def test_src_valid_mark_breaks_socket_mark_and_is_refused(lab, a):
     a.apply(socket_mark())
     a.host.sysctl(SRC_VALID_MARK, "1")
     try:

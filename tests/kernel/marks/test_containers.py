@@ -98,7 +98,7 @@ def test_a_container_answers_through_the_proxy(lab, b):
     assert outcomes(lab, "a", SOURCES, PUBLISHED) == ["silent"] * 2
 
 
-def test_over_udp_too(lab, b, family):
+def test_a_container_answers_udp_through_the_proxy(lab, b, family):
     with lab["a"].inside():
         sender = socket.socket(AF[family], socket.SOCK_DGRAM)
     with sender:
@@ -113,7 +113,7 @@ def test_over_udp_too(lab, b, family):
         assert sender.recv(100) == b"answer"
 
 
-def test_a_request_is_routed_as_without_marks(lab, b):
+def test_requests_to_the_container_carry_no_packet_mark(lab, b):
     """The mark is the connection's alone until the reply: the request's own way to the container is not touched."""
     watch(b.host, "unmarked", "postrouting priority 0", 'oifname "box0" meta mark 0 ct mark 11 counter')
     watch(b.host, "marked", "postrouting priority 0", 'oifname "box0" meta mark != 0 counter')
@@ -126,7 +126,7 @@ def test_a_request_is_routed_as_without_marks(lab, b):
             b.run(f"nft delete table inet {table}")
 
 
-def test_src_valid_mark_with_a_strict_rp_filter_swallows_the_replies(lab, b):
+def test_src_valid_mark_with_strict_rp_filter_drops_the_replies(lab, b):
     """The kernel then asks the way back to the container under the reply's mark, and finds the proxy's."""
     b.host.sysctl("net.ipv4.conf.all.src_valid_mark", "1")
     try:
@@ -138,7 +138,7 @@ def test_src_valid_mark_with_a_strict_rp_filter_swallows_the_replies(lab, b):
         b.host.sysctl("net.ipv4.conf.all.rp_filter", "1")
 
 
-def test_a_forwarded_reply_that_would_go_elsewhere_is_dropped(lab, b):
+def test_an_unmarked_forwarded_reply_is_dropped(lab, b):
     """Not restored, it would go to the router: both engines' guards hold it. Without marks at all, it does."""
     without_replies(b)
     assert leaks(lab, 42000 + VARIANTS.index(b.variant)) == 0

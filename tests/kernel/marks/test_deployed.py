@@ -90,7 +90,7 @@ def talk(client: socket.socket, server: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("through", PROXIES)
-def test_the_server_speaks_next(lab, b, family, through):
+def test_a_tcp_connection_survives_a_conntrack_flush(lab, b, family, through):
     with connection(lab, through, family) as (client, server), nothing_leaks(lab, family):
         talk(client, server)
         for _again in range(2):
@@ -124,14 +124,14 @@ def transfer(b, source: socket.socket, sink: socket.socket, size: int) -> int:
 
 
 @pytest.mark.parametrize("upload", [False, True], ids=["download", "upload"])
-def test_bulk(lab, b, family, upload):
+def test_a_bulk_transfer_survives_repeated_conntrack_flushes(lab, b, family, upload):
     size = 50_000_000
     with connection(lab, "a", family) as (client, server), nothing_leaks(lab, family):
         ends = (client, server) if upload else (server, client)
         assert transfer(b, *ends, size) == size
 
 
-def test_a_timeout_of_conntrack(lab, b, family):
+def test_a_tcp_connection_survives_a_conntrack_timeout(lab, b, family):
     """The same for a connection that is silent for longer than conntrack keeps it."""
     b.host.sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", "1")
     try:
@@ -143,14 +143,14 @@ def test_a_timeout_of_conntrack(lab, b, family):
         b.host.sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", "432000")
 
 
-def test_a_direct_client_is_not_disturbed(lab, b, family):
+def test_a_direct_connection_survives_a_conntrack_flush(lab, b, family):
     with connection(lab, "client", family) as (client, server):
         for _again in range(2):
             b.run(FLUSH)
             talk(client, server)
 
 
-def test_without_the_mark_of_the_socket_it_dies_and_leaks(lab, b, family):
+def test_without_the_socket_mark_a_flushed_connection_dies_and_leaks(lab, b, family):
     """The negative control."""
     b.host.sysctl("net.ipv4.tcp_fwmark_accept", "0")
     try:
@@ -184,7 +184,7 @@ def udp_session(lab, family: str):
             yield sock, server, peer
 
 
-def test_a_late_answer_of_a_udp_server(lab, b, family):
+def test_conntrack_keeps_udp_sessions_as_long_as_the_forwarder(lab, b, family):
     """Conntrack remembers a session as long as the forwarder does, which has idle_timeout 600 here.
 
     Control: with a shorter timeout the answer is lost, and leaks.
@@ -210,7 +210,7 @@ def test_a_late_answer_of_a_udp_server(lab, b, family):
             b.host.sysctl(name, "605")
 
 
-def test_a_udp_session_that_was_flushed_goes_on_when_its_client_sends(lab, b, family):
+def test_a_flushed_udp_session_resumes_when_the_client_sends(lab, b, family):
     """Also while its server goes on sending, which keeps the entry that begins with the server's datagram."""
     with udp_session(lab, family) as (client, server, peer):
         b.run(FLUSH)
@@ -234,7 +234,7 @@ OLD = {f"{priority}: {number:#x}/0xff" for priority in (1100, 1101) for number i
 NEW = {f"{priority}: {number:#x}0000/0xff0000" for priority in (2000, 2001) for number in (11, 12)}
 
 
-def test_other_numbers_on_a_live_host(lab, b, family, tmp_path):
+def test_a_change_of_numbers_keeps_live_connections(lab, b, family, tmp_path):
     """What lives keeps its mark, and the rules for it, until it ends; what is new gets the new ones."""
     now, drain = time.time(), {"drain": 300, "directory": str(tmp_path)}
     try:
@@ -261,7 +261,7 @@ def test_other_numbers_on_a_live_host(lab, b, family, tmp_path):
         b.apply(b.document)
 
 
-def test_another_tool_sets_one_of_our_bits(lab, b, family):
+def test_a_foreign_rule_that_sets_one_of_our_bits_breaks_marks_until_numbers_change(lab, b, family):
     """Connections that have it look as if they had a mark already; with other bits for us they get one."""
     command = "iptables" if family == "ipv4" else "ip6tables"
     rule = "PREROUTING -p tcp -j CONNMARK --set-xmark 0x80/0x80"
@@ -299,7 +299,7 @@ def unmarked(b) -> None:
 
 @pytest.mark.parametrize("b", VARIANTS[:1], ids=str, indirect=True)
 @pytest.mark.parametrize("through", ["client", "a"])
-def test_a_socket_keeps_no_bits_of_others(lab, b, through, family):
+def test_an_accepted_socket_keeps_no_foreign_bits(lab, b, through, family):
     """Control: without its rule, the replies are routed by the mark of the other tool."""
     marked_by_another(b)
     try:

@@ -55,7 +55,7 @@ def expected(made: Marked, values: tuple[Mark, ...]) -> Observed:
 
 
 @pytest.mark.parametrize("values", SETS.values(), ids=SETS)
-def test_what_is_written_is_read_back(b, values):
+def test_marks_read_back_as_written(b, values):
     b.write(values)
     assert b.read() == expected(b, values)
 
@@ -79,7 +79,7 @@ def some_marks(draw: random.Random) -> tuple[Mark, ...]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_marks_are_read_back(b, seed):
+def test_random_marks_read_back_as_written(b, seed):
     values = some_marks(random.Random(seed))
     b.write(values)
     assert b.read() == expected(b, values)
@@ -142,7 +142,7 @@ def whole(lab):
 
 
 @pytest.mark.parametrize(("variant", "command"), DAMAGE, ids=[f"{variant}: {command}" for variant, command in DAMAGE])
-def test_damage_is_seen_and_mended(lab, whole, variant, command):
+def test_damage_to_marks_is_detected_and_repaired(lab, whole, variant, command):
     b = whole(variant)
     sound = b.read()
     assert sound.sound
@@ -153,7 +153,7 @@ def test_damage_is_seen_and_mended(lab, whole, variant, command):
     assert not b.apply(document(lab)).changed
 
 
-def test_rules_out_of_order_are_seen(b):
+def test_rules_out_of_order_are_detected(b):
     """By MAC before by interface, as it was written; the last one first is another matter."""
     b.write((Mark("a", 11, 255, ("02:00:00:00:00:11",)), Mark("up", 12, 255, iif="eth0")))
     assert b.read().sound
@@ -171,7 +171,7 @@ def test_rules_out_of_order_are_seen(b):
     assert not b.read().sound
 
 
-def test_what_others_have_in_the_same_chains_stays(lab, whole):
+def test_foreign_rules_in_the_same_chains_stay(lab, whole):
     for variant in VARIANTS[1:]:
         b = whole(variant)
         b.run("iptables -t mangle -I INPUT 1 -p tcp --dport 1 -j ACCEPT")
@@ -188,7 +188,7 @@ def test_what_others_have_in_the_same_chains_stays(lab, whole):
 
 
 @pytest.mark.parametrize("command", ["iptables -t filter -F", "iptables -t nat -F", "nft delete table inet others"])
-def test_flushing_what_is_others_leaves_ours(lab, whole, command):
+def test_flushing_foreign_tables_keeps_our_marks(lab, whole, command):
     for variant in VARIANTS:
         b = whole(variant)
         b.run("nft add table inet others")
@@ -198,7 +198,7 @@ def test_flushing_what_is_others_leaves_ours(lab, whole, command):
         b.run("nft delete table inet others")
 
 
-def test_two_owners_stand_beside_each_other(b):
+def test_two_owners_do_not_affect_each_other(b):
     one, other = (Mark("a", 11, 255, ("02:00:00:00:00:11",)),), (Mark("b", 1, 3, iif="eth7"),)
     b.write(one)
     b.write(other, "return")
@@ -237,14 +237,14 @@ def clean(lab):
     made.remove(OWNER)
 
 
-def test_without_nft_auto_is_iptables_and_stays_when_nft_appears(lab, clean):
+def test_mark_engine_auto_stays_with_iptables_when_nft_appears(lab, clean):
     use(lab, without("nft"))
     assert clean.read().engine == "iptables"
     assert not use(lab, runner.run).changed
     assert clean.read().engine == "iptables"
 
 
-def test_another_engine_by_name_takes_over(lab, clean):
+def test_a_change_of_mark_engine_moves_the_marks(lab, clean):
     use(lab, runner.run)
     assert clean.read().engine == "nftables"
     data = {"data": {"mark_engine": "iptables"}}
@@ -259,7 +259,7 @@ def test_another_engine_by_name_takes_over(lab, clean):
     assert not use(lab, runner.run, **data).changed
 
 
-def test_two_engines_at_once_are_not_sound(lab, clean):
+def test_marks_in_two_engines_are_not_sound(lab, clean):
     use(lab, runner.run)
     with clean.host.inside():
         selection.IpTables(runner.run).write(OWNER, clean.read().marks)
@@ -277,7 +277,7 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("missing", "wanted", "sentence"), MISSING)
-def test_a_missing_engine_is_named_before_anything_is_touched(lab, clean, missing, wanted, sentence):
+def test_a_missing_engine_is_reported_before_any_change(lab, clean, missing, wanted, sentence):
     before = clean.listing()
     with pytest.raises(errors.MissingPackage, match=sentence):
         use(lab, without(*missing), data={"mark_engine": wanted})
@@ -285,7 +285,7 @@ def test_a_missing_engine_is_named_before_anything_is_touched(lab, clean, missin
 
 
 @pytest.mark.parametrize("variant", VARIANTS[1:], ids=str)
-def test_a_failure_in_one_family_leaves_the_other_as_it_was(lab, whole, variant):
+def test_a_failure_in_one_family_keeps_the_other_unchanged(lab, whole, variant):
     def refuse(argv, stdin=None):
         if argv[0] == "ip6tables-restore":
             return runner.Completed(1, "", "no memory")

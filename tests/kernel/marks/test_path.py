@@ -64,7 +64,7 @@ def by_interface(lab, name: str) -> dict:
     return data
 
 
-def test_by_mac(lab, b):
+def test_marks_match_the_proxys_mac(lab, b):
     data = return_path(lab["a"], mac=True)
     b.apply(data)
     assert spoofed(lab) == {"established"}
@@ -73,7 +73,7 @@ def test_by_mac(lab, b):
     assert spoofed(lab) == {"silent"}
 
 
-def test_by_interface(lab, b):
+def test_marks_match_the_interface(lab, b):
     b.apply(by_interface(lab, "eth0"))
     assert spoofed(lab) == {"established"}
     b.apply(by_interface(lab, "eth7"))
@@ -126,12 +126,12 @@ def leaks_of_a_stale_fin(lab, family: str) -> int:
     return counters(lab["router"], "leaks")["leaks"]
 
 
-def test_the_end_of_an_unknown_connection_is_not_answered_past_the_proxy(lab, b, family):
+def test_a_fin_of_an_unknown_connection_causes_no_leaking_rst(lab, b, family):
     b.apply(return_path(lab["a"]))
     assert leaks_of_a_stale_fin(lab, family) == 0
 
 
-def test_without_its_rule_it_would_be(lab, b, family):
+def test_without_the_invalid_rule_a_fin_of_an_unknown_connection_leaks_a_rst(lab, b, family):
     b.apply(return_path(lab["a"]))
     if b.variant == NFT:
         chain = ["inet", "l4proxy_return_path", "input"]
@@ -146,7 +146,7 @@ def test_without_its_rule_it_would_be(lab, b, family):
     assert leaks_of_a_stale_fin(lab, family) == 1
 
 
-def test_it_would_if_the_mark_were_set_again(lab, b):
+def test_a_mark_that_is_set_again_redirects_a_live_connection(lab, b):
     """The negative control: the same with a rule that sets the mark whatever it was."""
     a2 = lab["a2"]
     b.apply(return_path(lab["a"], a2))
@@ -171,7 +171,7 @@ def conntrack(host, port: int) -> str:
 
 
 @pytest.mark.parametrize(("family", "port"), [("ipv4", 40014), ("ipv6", 40015)])
-def test_marks_of_others_survive(lab, b, family, port):
+def test_foreign_mark_bits_survive(lab, b, family, port):
     """Bits beside ours, of the packet and of the connection, on the way in and on the way out."""
     b.apply(return_path(lab["a"]))
     watch(b.host, "early", "prerouting priority -160", "ct mark set ct mark or 0x10000", "meta mark set 0x40000")
@@ -198,7 +198,7 @@ def fwmark_accept(lab) -> dict:
     return data
 
 
-def test_fwmark_accept(lab, b):
+def test_fwmark_accept_answers_through_the_proxy(lab, b):
     b.apply(fwmark_accept(lab))
     assert spoofed(lab) == {"established"}
     assert spoofed(lab, CLOSED_PORT) == {REFUSED}
@@ -256,7 +256,7 @@ def leaks_from_the_client(lab) -> list[bool]:
 
 
 @pytest.mark.parametrize("make", [lambda lab: return_path(lab["a"], mac=True), fwmark_accept], ids=["conntrack", "no"])
-def test_a_reply_that_would_go_elsewhere(lab, b, make):
+def test_without_the_proxys_rules_nftables_drops_replies_and_iptables_leaks(lab, b, make):
     """The rules of the proxy's table gone, nftables holds replies back; iptables cannot (and says so): they leak."""
     b.apply(make(lab))
     for command in ("-4", "-6"):
@@ -265,7 +265,7 @@ def test_a_reply_that_would_go_elsewhere(lab, b, make):
     assert leaks_from_the_client(lab) == [b.variant.engine == "iptables"] * 2
 
 
-def test_a_reply_whose_mark_another_rule_took_is_dropped(lab, b):
+def test_a_reply_whose_mark_was_cleared_is_dropped(lab, b):
     """Both engines: it leaks to the router only when the guard is gone, too."""
     b.apply(return_path(lab["a"], mac=True))
     body = "chain thief {\n type route hook output priority 0;\n tcp sport 8080 meta mark set 0\n }"
@@ -283,7 +283,7 @@ def test_a_reply_whose_mark_another_rule_took_is_dropped(lab, b):
 
 
 @pytest.mark.parametrize("variant", VARIANTS[1:], ids=str)
-def test_the_interface_is_what_iptables_guards(lab, variant):
+def test_iptables_drops_replies_that_leave_by_another_interface(lab, variant):
     """It finds the interface that leads to the proxy, and lets a reply leave by no other."""
     with marked(lab, "b", variant) as b:
         b.apply(return_path(lab["a"], mac=True))

@@ -65,7 +65,7 @@ def handshakes(lab) -> list[str]:
 
 
 @pytest.mark.parametrize("conntrack", [True, False], ids=["mark", "fwmark_accept"])
-def test_the_one_proxy_behind_a_tunnel_is_told_by_the_interface(lab, b, conntrack):
+def test_a_single_proxy_behind_a_tunnel_is_recognised_by_the_interface(lab, b, conntrack):
     done = b.apply(document(A, conntrack=conntrack))
     assert done.waiting == ()
     assert [mark.iif for mark in b.read().marks] == ["wg0"]
@@ -75,7 +75,7 @@ def test_the_one_proxy_behind_a_tunnel_is_told_by_the_interface(lab, b, conntrac
     assert handshakes(lab) == ["silent"] * 2
 
 
-def test_its_rule_stays_while_the_tunnel_is_down(lab):
+def test_marks_by_interface_stay_while_the_tunnel_is_down(lab):
     """So that the first packet after it is marked; the routes come back with it."""
     with marked(lab, "b", NFT) as b:
         b.apply(document(A))

@@ -64,7 +64,7 @@ def attempt(lab, family: str) -> tuple[str, int]:
     return outcome, counters(lab["router"], leaks)[leaks] - before
 
 
-def test_nothing_leaks_before_the_keeper_has_seen_the_network(lab, keeper, family):
+def test_no_reply_leaks_before_the_keeper_knows_the_network(lab, keeper, family):
     look_once(lab, keeper)
     assert attempt(lab, family) == ("silent", 0)
     keeper.start()
@@ -73,7 +73,7 @@ def test_nothing_leaks_before_the_keeper_has_seen_the_network(lab, keeper, famil
     assert keeper.repairs == 0
 
 
-def test_without_the_remembered_mac_it_leaks(lab, keeper, family):
+def test_without_the_cached_mac_replies_leak(lab, keeper, family):
     (keeper.memory / "macs.json").unlink()
     look_once(lab, keeper)
     outcome, leaked = attempt(lab, family)
@@ -81,14 +81,14 @@ def test_without_the_remembered_mac_it_leaks(lab, keeper, family):
     assert leaked
 
 
-def test_without_an_early_look_it_leaks(lab, keeper, family):
+def test_without_an_early_pass_replies_leak(lab, keeper, family):
     flap(lab, lab["b"])
     outcome, leaked = attempt(lab, family)
     assert outcome == "silent"
     assert leaked
 
 
-def test_a_proxy_that_has_another_mac_by_then_is_found_anew(lab, keeper):
+def test_a_changed_proxy_mac_is_found_after_boot(lab, keeper):
     a = lab["a"]
     a.run(["ip", "link", "set", "eth0", "address", MOVED])
     try:

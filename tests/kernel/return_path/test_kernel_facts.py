@@ -60,7 +60,7 @@ def test_a_client_in_the_backends_own_subnet_works(lab, family):
     assert handshake(lab["a"], NEAR[family], address_of(lab["b"], family)) == "established"
 
 
-def test_without_the_return_path_it_does_not(whole, family):
+def test_a_client_in_the_backends_own_subnet_needs_the_return_path(whole, family):
     """b would ask the link for that address itself."""
     ip(whole["b"], family, "rule", "del", "priority", "1100", "fwmark", "11/255", "lookup", "20111")
     assert handshake(whole["a"], NEAR[family], address_of(whole["b"], family)) == "silent"
@@ -85,7 +85,7 @@ def test_local_delivery_survives_a_link_flap(whole, family):
     eventually(lambda: handshake(a, SOURCES[family], address_of(b, family)) == "established")
 
 
-def test_the_return_route_does_not_survive_one(whole):
+def test_the_return_route_does_not_survive_a_link_flap(whole):
     """The control, and the reason for a keeper on backends: routes that leave by the link go with it."""
     b = whole["b"]
     b.run(["ip", "link", "set", "eth0", "down"])
@@ -98,7 +98,7 @@ def test_the_return_route_does_not_survive_one(whole):
     assert routes == ""
 
 
-def test_a_mark_is_restored_in_a_route_chain_only(whole, family):
+def test_a_mark_restored_in_a_filter_chain_comes_too_late(whole, family):
     """``type filter`` sets the mark too late: the packet is not routed again."""
     b = whole["b"]
     ruleset = b.run(["nft", "list", "table", "inet", "l4proxy_return_path"]).stdout
@@ -136,12 +136,12 @@ def asked(lab, family: str, target: str, listener: socket.socket, size: int = 4,
         return bool(select.select([sender], [], [], wait)[0]) and len(sender.recv(65536)) == size
 
 
-def test_a_wildcard_server_is_heard_when_it_was_asked_at_its_first_address(lab, family):
+def test_a_wildcard_udp_server_answers_from_its_first_address(lab, family):
     with server(lab, family, WILDCARD[family]) as listener:
         assert asked(lab, family, address_of(lab["b"], family), listener)
 
 
-def test_a_wildcard_server_asked_at_another_address_answers_from_the_first(lab, family):
+def test_a_wildcard_udp_server_answers_from_the_wrong_address_if_asked_at_its_second(lab, family):
     """The connected socket on a takes no answer from another address than it asked."""
     with server(lab, family, WILDCARD[family]) as listener:
         assert not asked(lab, family, SECOND[family], listener, wait=0.5)
@@ -155,12 +155,12 @@ def test_a_wildcard_server_asked_at_another_address_answers_from_the_first(lab, 
         ip(lab["a"], family, "rule", "del", *rule)
 
 
-def test_an_answer_in_fragments_arrives(lab, family):
+def test_a_fragmented_answer_arrives(lab, family):
     with server(lab, family, WILDCARD[family]) as listener:
         assert asked(lab, family, address_of(lab["b"], family), listener, LARGE)
 
 
-def test_with_a_rule_by_source_port_it_does_not(whole, family):
+def test_with_a_rule_by_source_port_a_fragmented_answer_is_lost(whole, family):
     """Only the first fragment has a port; a small answer arrives."""
     a, b = whole["a"], address_of(whole["b"], family)
     ip(a, family, "rule", "del", "priority", "1100", "from", b, "ipproto", "udp")

@@ -43,7 +43,7 @@ def test_a_spoofed_handshake_succeeds(lab, family):
     assert after["guard_11"] == before["guard_11"]
 
 
-def test_a_direct_client_is_not_disturbed(lab, family):
+def test_direct_clients_are_not_affected(lab, family):
     before = counters(lab["b"], "l4proxy_return_path")
     assert handshake(lab["client"], address_of(lab["client"], family), address_of(lab["b"], family)) == "established"
     assert counters(lab["b"], "l4proxy_return_path") == before
@@ -59,7 +59,7 @@ WITHOUT = [
 
 
 @pytest.mark.parametrize(("host", "part", "command"), WITHOUT, ids=[part for _host, part, _command in WITHOUT])
-def test_no_part_can_be_missing(whole, family, host, part, command):
+def test_a_spoofed_handshake_fails_without_any_one_part(whole, family, host, part, command):
     target = address_of(whole["b"], family)
     whole[host].run(command.format(f="-4" if family == "ipv4" else "-6", b=target).split())
     before = snmp(whole["b"], "Tcp", "InSegs")
@@ -82,7 +82,7 @@ def refused(lab, family: str, source: str, wait: float) -> bool:
 
 # A source of its own for each datagram: the kernel limits ICMP errors a destination.
 @pytest.mark.parametrize(("family", "source"), [("ipv4", "198.51.100.101"), ("ipv6", "2001:db8:ffff::101")])
-def test_a_closed_udp_port_is_told_to_the_spoofed_socket(lab, family, source):
+def test_an_icmp_error_reaches_the_spoofed_udp_socket(lab, family, source):
     assert refused(lab, family, source, PATIENCE)
 
 
@@ -90,7 +90,7 @@ UNREACHABLES = {"ipv4": ("Icmp", "{}DestUnreachs"), "ipv6": ("6", "Icmp6{}DestUn
 
 
 @pytest.mark.parametrize(("family", "source"), [("ipv4", "198.51.100.102"), ("ipv6", "2001:db8:ffff::102")])
-def test_without_the_icmp_rule_it_is_not(whole, family, source):
+def test_without_the_icmp_rule_the_icmp_error_is_lost(whole, family, source):
     protocol, command = ("icmp", "-4") if family == "ipv4" else ("ipv6-icmp", "-6")
     group, name = UNREACHABLES[family]
     whole["a"].run(["ip", command, "rule", "del", "priority", "1100", "ipproto", protocol])

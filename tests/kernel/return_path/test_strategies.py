@@ -122,14 +122,14 @@ SELECTORS = [("mark", BY_MARK), ("address", BY_ADDRESS), ("fwmark_accept", BY_MA
 
 
 @pytest.mark.parametrize(("deployed", "selector"), SELECTORS, indirect=["deployed"])
-def test_without_its_rule_a_reply_goes_nowhere(lab, whole, selector):
+def test_without_the_lookup_rule_replies_are_dropped(lab, whole, selector):
     take_away(lab, whole, f"priority 1100 {selector}")
     assert handshakes(lab, whole) == SILENT
     assert leaked(lab) == NO, "the guard below it holds"
 
 
 @pytest.mark.parametrize("deployed", ["address"], indirect=True)
-def test_without_the_guard_as_well_it_leaks(lab, whole):
+def test_without_lookup_and_guard_rules_replies_leak(lab, whole):
     take_away(lab, whole, f"priority 1100 {BY_ADDRESS}")
     take_away(lab, whole, f"priority 1101 {BY_ADDRESS}")
     assert handshakes(lab, whole) == SILENT
@@ -137,7 +137,7 @@ def test_without_the_guard_as_well_it_leaks(lab, whole):
 
 
 @pytest.mark.parametrize("deployed", SERVICES, indirect=True)
-def test_a_backend_without_default_route(lab, deployed, request):
+def test_a_backend_without_a_default_route_loses_udp_with_strategy_mark_only(lab, deployed, request):
     """A datagram of strategy mark has no socket's mark: it is routed without one first, and that finds no route."""
     b, router = lab["b"], lab["router"].on("inside")
     routes = [[option, "route", "{0}", "default", "via", address_of(router, f)] for f, option in FAMILY_OPTION.items()]
@@ -155,7 +155,7 @@ def test_a_backend_without_default_route(lab, deployed, request):
 
 
 @pytest.mark.parametrize("deployed", ["fwmark_accept"], indirect=True)
-def test_without_its_sysctl_an_accepted_connection_has_no_mark(lab, whole):
+def test_fwmark_accept_needs_its_sysctl(lab, whole):
     lab["b"].sysctl("net.ipv4.tcp_fwmark_accept", "0")
     assert handshakes(lab, whole) == SILENT
     assert leaked(lab) == YES
@@ -168,7 +168,7 @@ def send_datagrams(lab, fleet) -> None:
 
 
 @pytest.mark.parametrize("deployed", ["fwmark_accept"], indirect=True)
-def test_a_datagram_is_not_accepted_so_its_reply_has_no_mark(lab, deployed):
+def test_fwmark_accept_does_not_mark_udp_replies(lab, deployed):
     """Why the derivation refuses UDP with this strategy."""
     send_datagrams(lab, deployed)
     eventually(lambda: leaked(lab) == YES)
@@ -205,7 +205,7 @@ def facts_alone(host) -> dict:
     return {"ansible_facts": found}
 
 
-def test_addresses_whose_subnet_only_the_inventory_knows(lab, tmp_path):
+def test_declared_prefix_lengths_work_with_host_routes(lab, tmp_path):
     names = ("a", "b")
     variables = {name: facts_alone(lab[name]) for name in names}
     declared = {"l4proxy_address": [f"{lab['b'].ipv4}/24", f"{lab['b'].ipv6}/64"]}
@@ -263,7 +263,7 @@ def answered(sockets: list[socket.socket]) -> dict[bytes, int]:
 
 
 @pytest.mark.parametrize("deployed", ["mark"], indirect=True)
-def test_two_thousand_connections_of_one_client_through_each_of_two_proxies(lab, deployed, many_files):
+def test_two_proxies_use_different_ports_for_thousands_of_connections_of_one_client(lab, deployed, many_files):
     target = deployed.target("a", "b", "ipv4")
     ids = {proxy: lab[proxy].spec.number for proxy in PROXIES}
     slices = {proxy: slice_of(number, ids.values()) for proxy, number in ids.items()}
@@ -305,20 +305,20 @@ def wildcard(lab, tmp_path):
     fleet.remove()
 
 
-def test_a_udp_server_on_the_wildcard_answers_from_the_address_it_was_asked_at(lab, wildcard, family):
+def test_with_strategy_address_a_wildcard_udp_server_answers_correctly(lab, wildcard, family):
     before = replies(lab)
     assert wildcard.exchange("a", "b", family, "udp") == b"b"
     assert replies(lab) == {**before, "a": before["a"] + 1}
 
 
-def test_without_the_rule_for_its_port_it_answers_past_the_proxy(lab, wildcard):
+def test_without_the_rule_for_its_port_a_wildcard_udp_server_bypasses_the_proxy(lab, wildcard):
     for priority in (1100, 1101):
         take_away(lab, wildcard, f"priority {priority} iif lo ipproto udp sport {PORT}")
     send_datagrams(lab, wildcard)
     eventually(lambda: leaked(lab) == YES)
 
 
-def test_without_the_routes_source_it_answers_from_the_wrong_address(lab, wildcard, family):
+def test_without_the_routes_source_a_wildcard_udp_server_uses_the_wrong_address(lab, wildcard, family):
     a, b = lab["a"], lab["b"]
     wrong = f"{WORD[family]} saddr {address_of(b, family)} udp sport {PORT} counter"
     watch(a, "wrong", "prerouting priority -300", wrong)
@@ -348,7 +348,7 @@ STRICT = [("mark", "1", "silent"), ("mark", "0", "established"), ("address", "1"
 
 
 @pytest.mark.parametrize(("strategy", "rp_filter", "outcome"), STRICT)
-def test_strict_reverse_path_filtering(two_links, tmp_path, strategy, rp_filter, outcome):
+def test_strict_rp_filter_breaks_some_strategies(two_links, tmp_path, strategy, rp_filter, outcome):
     """It comes before the mark, and asks whether the client would be answered by the interface it came in by."""
     b, variables = two_links["b"], by_strategy(two_links, strategy, ["b"], ["a"])
     fleet = Deployment(two_links, tmp_path, [deployment.service("tcp", "b")], variables, proxies=["a"], backends=["b"])

@@ -93,7 +93,7 @@ def test_a_live_stream_survives_a_change_of_strategy(lab, fleet, old, new):
 
 
 @pytest.mark.parametrize(("old", "new"), [("mark", "address"), ("address", "mark"), ("address", "fwmark_accept")])
-def test_without_a_drain_it_does_not(lab, fleet, old, new):
+def test_without_a_drain_a_change_of_strategy_breaks_the_stream(lab, fleet, old, new):
     change(lab, fleet, old)
     fleet.apply()
     with contextlib.ExitStack() as stack:
@@ -116,7 +116,7 @@ def assert_dead(live) -> None:
             one.socket.recv(1)
 
 
-def test_a_live_stream_survives_its_proxy_leaving_the_service(lab, fleet):
+def test_a_live_stream_survives_the_removal_of_its_proxy(lab, fleet):
     change(lab, fleet, "mark")
     fleet.apply()
     with streams(lab, fleet) as live:

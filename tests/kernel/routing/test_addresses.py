@@ -54,7 +54,7 @@ def document(lab) -> dict:
     return {"schema": 1, "owner": "return_path", "protocol": 202, **data}
 
 
-def test_a_spoofed_handshake_with_the_second_address_succeeds(lab, b, family):
+def test_a_spoofed_handshake_needs_the_second_address(lab, b, family):
     source = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}[family]
     lab.engine.apply(b, document(lab))
     assert handshake(lab["a"], source, SECOND[family]) == "established"
@@ -76,13 +76,13 @@ def connected_routes(b) -> list[str]:
     return [line for command in commands for line in b.run(command).stdout.splitlines()]
 
 
-def test_an_address_is_no_source_and_adds_no_route(lab, b):
+def test_an_added_address_is_no_default_source_and_adds_no_route(lab, b):
     before = sources(b), connected_routes(b)
     lab.engine.apply(b, document(lab))
     assert (sources(b), connected_routes(b)) == before
 
 
-def test_an_address_is_no_source_even_where_it_is_the_only_one(lab, b):
+def test_an_added_address_is_no_default_source_even_as_the_only_one(lab, b):
     """The negative control is the same as ip(8) sets it: the host then sends from it."""
     b.run(["ip", "link", "add", "alone0", "type", "veth", "peer", "name", "alone1"])
     for link in ("alone0", "alone1"):
@@ -104,7 +104,7 @@ def test_an_address_is_no_source_even_where_it_is_the_only_one(lab, b):
     assert (ours, plain) == (b.ipv4, "198.18.0.122")
 
 
-def test_it_reads_back_and_is_mended(lab, b):
+def test_an_address_reads_back_and_is_restored_after_a_link_flap(lab, b):
     assert lab.engine.apply(b, document(lab)).owned["addresses"] == document(lab)["addresses"]
     assert not lab.engine.apply(b, document(lab)).changed
     b.run(["ip", "link", "set", "eth0", "down"])
@@ -117,14 +117,14 @@ def test_it_reads_back_and_is_mended(lab, b):
     assert "add ip route default via 198.18.0.11 dev eth0 table 20111 src 198.18.0.121" in changes
 
 
-def test_addresses_come_first_and_go_last(lab, b):
+def test_addresses_are_added_first_and_removed_last(lab, b):
     changes = lab.engine.apply(b, document(lab)).changes
     assert [change.split(" addr ")[0] for change in changes[:2]] == ["add ip", "add ip -6"]
     changes = lab.engine.remove(b, "return_path").changes
     assert [" addr " in change for change in changes[-2:]] == [True, True]
 
 
-def test_a_smaller_document_purges_only_its_own(lab, b):
+def test_a_smaller_document_purges_only_its_own_addresses(lab, b):
     b.run(["ip", "addr", "add", "198.18.0.130/32", "dev", "eth0"])
     b.run(["ip", "addr", "add", "198.18.0.131/32", "dev", "eth0", "metric", str(0x4C347000 | 201)])
     lab.engine.apply(b, document(lab))
@@ -141,7 +141,7 @@ def test_a_smaller_document_purges_only_its_own(lab, b):
         b.run(["ip", "addr", "del", f"{address}/32", "dev", "eth0"])
 
 
-def test_an_address_of_others_is_refused(lab, b):
+def test_an_address_that_others_added_is_refused(lab, b):
     b.run(["ip", "addr", "add", "198.18.0.121/24", "dev", "eth0"])
     before = listing(b)
     with pytest.raises(errors.Refused, match=r"address 198\.18\.0\.121 is on this host already, and is not ours"):
@@ -166,7 +166,7 @@ def test_an_address_moves_to_another_interface(lab, b):
 
 
 @pytest.mark.parametrize(("dev", "up"), [("nope0", False), ("down0", False)])
-def test_a_link_that_is_not_up_is_waited_for(lab, b, dev, up):
+def test_the_engine_waits_for_a_link_that_is_down_or_missing(lab, b, dev, up):
     b.run(["ip", "link", "add", "down0", "type", "veth", "peer", "name", "down1"])
     data = document(lab)
     data["addresses"][0]["dev"] = dev
@@ -177,7 +177,7 @@ def test_a_link_that_is_not_up_is_waited_for(lab, b, dev, up):
     b.run(["ip", "link", "del", "down0"])
 
 
-def test_a_failure_takes_the_address_back(lab, b):
+def test_a_failed_run_removes_the_address_again(lab, b):
     class Failing(kernel.Kernel):
         def set_route(self, route: model.Route, protocol: int) -> None:
             raise kernel.NetlinkError(12, "Cannot allocate memory")
@@ -188,7 +188,7 @@ def test_a_failure_takes_the_address_back(lab, b):
     assert listing(b) == before
 
 
-def test_check_mode_foretells(lab, b):
+def test_check_mode_predicts_the_changes_of_addresses(lab, b):
     before = listing(b)
     foretold = lab.engine.apply(b, document(lab), check=True)
     assert listing(b) == before

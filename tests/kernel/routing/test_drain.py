@@ -52,7 +52,7 @@ def request(made: Attempt) -> None:
     made.socket.send(b"GET / HTTP/1.1\r\nHost: b\r\n\r\n")
 
 
-def test_a_live_stream_survives_and_its_set_goes_when_it_has_ended(lab, b, tmp_path, family):
+def test_a_live_stream_survives_and_its_rules_go_when_it_ends(lab, b, tmp_path, family):
     with attempt(lab["a2"], address_of(lab["client"], family), address_of(b, family)) as stream:
         assert stream.outcome() == "established"
         outcome = without_a2(lab, b, tmp_path, drain=DRAIN)
@@ -83,7 +83,7 @@ def test_without_drain_the_stream_breaks(lab, b, tmp_path):
             stream.socket.recv(1)
 
 
-def test_what_no_connection_uses_stays_until_the_proxy_can_know(lab, b, tmp_path, family):
+def test_unused_rules_stay_for_half_the_drain_time(lab, b, tmp_path, family):
     assert without_a2(lab, b, tmp_path, drain=DRAIN).retiring
     assert handshake(lab["a2"], address_of(lab["client"], family), address_of(b, family)) == "established"
     again = without_a2(lab, b, tmp_path, drain=DRAIN)
@@ -93,7 +93,7 @@ def test_what_no_connection_uses_stays_until_the_proxy_can_know(lab, b, tmp_path
     assert not has_a2(b)
 
 
-def test_the_deadline_ends_it_whatever_lives(lab, b, tmp_path):
+def test_retiring_rules_go_at_the_deadline_even_if_in_use(lab, b, tmp_path):
     with attempt(lab["a2"], lab["client"].ipv4, b.ipv4) as stream:
         assert stream.outcome() == "established"
         assert without_a2(lab, b, tmp_path, drain=DRAIN).retiring
@@ -106,7 +106,7 @@ def test_the_deadline_ends_it_whatever_lives(lab, b, tmp_path):
         assert not has_a2(b)
 
 
-def test_a_proxy_that_comes_back_is_no_longer_retiring(lab, b, tmp_path):
+def test_a_proxy_added_again_is_no_longer_retiring(lab, b, tmp_path):
     whole = return_path(lab["a"], lab["a2"])
     with attempt(lab["a2"], lab["client"].ipv4, b.ipv4) as stream:
         assert stream.outcome() == "established"
@@ -117,7 +117,7 @@ def test_a_proxy_that_comes_back_is_no_longer_retiring(lab, b, tmp_path):
         assert listing(b) == before
 
 
-def test_the_kernel_counts_by_our_bits_alone(lab, b):
+def test_the_kernel_counts_connections_by_our_mark_bits_only(lab, b):
     target, source = b.ipv4, lab["client"].ipv4
     routing.watch(b, "others", "prerouting priority -160", "ct mark set ct mark or 0x10000")
     try:

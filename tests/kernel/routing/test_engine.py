@@ -44,7 +44,7 @@ def value_of(host, name: str) -> str:
     return host.run(["sysctl", "-n", name]).stdout.strip()
 
 
-def test_the_second_time_there_is_nothing_to_do(lab, b):
+def test_a_second_run_changes_nothing(lab, b):
     first = lab.engine.apply(b, document(lab, sysctls=REDIRECTS))
     assert first.changed
     listing = routing.listing(b)
@@ -53,7 +53,7 @@ def test_the_second_time_there_is_nothing_to_do(lab, b):
     assert routing.listing(b) == listing
 
 
-def test_check_mode_foretells_and_touches_nothing(lab, b):
+def test_check_mode_predicts_the_changes_and_makes_none(lab, b):
     before = routing.listing(b)
     foretold = lab.engine.apply(b, document(lab, sysctls=REDIRECTS), check=True)
     assert routing.listing(b) == before
@@ -64,7 +64,7 @@ def test_check_mode_foretells_and_touches_nothing(lab, b):
         assert text not in done.diff[0]["before"]
 
 
-def test_a_smaller_document_purges_its_own_and_nothing_else(lab, b):
+def test_a_smaller_document_purges_its_own_objects_only(lab, b):
     foreign = ["priority", "1150", "from", "198.18.0.77", "lookup", "20777", "protocol", "150"]
     b.run(["ip", "rule", "add", *foreign])
     lab.engine.apply(b, document(lab))
@@ -77,7 +77,7 @@ def test_a_smaller_document_purges_its_own_and_nothing_else(lab, b):
     b.run(["ip", "rule", "del", *foreign])
 
 
-def test_without_purge_the_surplus_stays(lab, b):
+def test_without_purge_surplus_objects_stay(lab, b):
     lab.engine.apply(b, document(lab))
     listing = routing.listing(b)
     assert not lab.engine.apply(b, return_path(lab["a"]), purge=False).changed
@@ -97,7 +97,7 @@ def test_a_retiring_proxy_is_kept_and_never_added(lab, b):
     assert routing.listing(b) == both
 
 
-def test_damage_is_seen_and_mended(lab, b):
+def test_damage_is_detected_and_repaired(lab, b):
     lab.engine.apply(b, document(lab))
     whole = sorted(routing.listing(b))
     for damage in (
@@ -145,7 +145,7 @@ def fail_after(number: int) -> dict:
 
 
 @pytest.mark.parametrize("number", [1, 4, 8, 12])
-def test_a_failure_leaves_nothing(lab, b, number):
+def test_a_failed_run_leaves_nothing_behind(lab, b, number):
     settings = [value_of(b, name) for name, _value in REDIRECTS]
     before = routing.listing(b)
     with pytest.raises(errors.ApplyError, match=r"could not add ip.*ENOMEM.*nothing was left"):
@@ -154,7 +154,7 @@ def test_a_failure_leaves_nothing(lab, b, number):
     assert [value_of(b, name) for name, _value in REDIRECTS] == settings
 
 
-def test_a_failing_removal_puts_back_what_was_removed(lab, b):
+def test_a_failed_removal_restores_what_was_removed(lab, b):
     lab.engine.apply(b, document(lab))
     before = routing.listing(b)
     with pytest.raises(errors.ApplyError, match=r"could not remove ip.*ENOMEM.*changes before it were undone"):
@@ -162,7 +162,7 @@ def test_a_failing_removal_puts_back_what_was_removed(lab, b):
     assert sorted(routing.listing(b)) == sorted(before)
 
 
-def test_a_failing_nft_undoes_rules_and_routes(lab, b):
+def test_a_failed_nft_undoes_rules_and_routes(lab, b):
     def refuse(argv, stdin=None):
         if "-f" in argv and "delete" in stdin and "add" in stdin and '"chain"' in stdin:
             return runner.Completed(1, "", "Error: Operation not permitted")
@@ -174,7 +174,7 @@ def test_a_failing_nft_undoes_rules_and_routes(lab, b):
     assert routing.listing(b) == before
 
 
-def test_a_missing_nft_is_named_before_anything_is_touched(lab, b):
+def test_a_missing_nft_is_reported_before_any_change(lab, b):
     def missing(argv, stdin=None):
         raise runner.MissingCommand(argv[0])
 
@@ -199,7 +199,7 @@ def test_a_table_of_another_owner_is_refused(lab, b):
     b.run(["ip", "route", "flush", "table", "20111"])
 
 
-def test_the_same_rule_of_another_owner_is_refused(lab, b):
+def test_an_identical_rule_of_another_owner_is_refused(lab, b):
     """Where a document's rules keep their numbers; those of a return path move in front (test_rules_of_others.py)."""
     b.run(["ip", "rule", "add", "priority", "1100", "fwmark", "11/255", "lookup", "20999", "protocol", "150"])
     before = routing.listing(b)
@@ -212,7 +212,7 @@ def test_the_same_rule_of_another_owner_is_refused(lab, b):
 # --- settings
 
 
-def test_absent_restores_settings_and_forgets_them(lab, b):
+def test_removal_restores_sysctls(lab, b):
     memory = lab.engine.directory / "b-sysctl.json"
     for name, _value in REDIRECTS:
         b.run(["sysctl", "-qw", f"{name}=1"])
@@ -258,7 +258,7 @@ def provoke(b, target: str) -> None:
     b.run(["ping", "-m", "11", "-c", "3", "-i", "0.2", "-W", "1", target], check=False)
 
 
-def test_an_ipv4_redirect_learnt_before_is_forgotten(lab, b, forwarding_a):
+def test_applying_a_document_flushes_ipv4_redirects(lab, b, forwarding_a):
     """Until it is flushed, b sends past a, against all rules."""
     a, target = forwarding_a, "198.51.100.77"
     lab.engine.apply(b, return_path(a))
@@ -269,7 +269,7 @@ def test_an_ipv4_redirect_learnt_before_is_forgotten(lab, b, forwarding_a):
     assert way(b, target) == a.ipv4
 
 
-def test_an_ipv6_redirect_is_forgotten_too(lab, b, forwarding_a):
+def test_forget_redirects_flushes_ipv6_redirects(lab, b, forwarding_a):
     """Where it takes: a link-local next hop, and a socket bound to the interface (ip6_redirect_nh_match) or TCP."""
     target, via = "2001:db8:ffff::77", [link_local(host.mac) for host in (forwarding_a, lab["router"].on("inside"))]
     b.run(["ip", "-6", "route", "add", target, "via", via[0], "dev", "eth0"])
@@ -290,7 +290,7 @@ def test_an_ipv6_redirect_is_forgotten_too(lab, b, forwarding_a):
     b.run(["ip", "-6", "route", "del", target])
 
 
-def test_an_ipv6_redirect_does_not_undo_a_global_next_hop(lab, b, forwarding_a):
+def test_an_ipv6_redirect_does_not_override_a_global_next_hop(lab, b, forwarding_a):
     a, target = forwarding_a, "2001:db8:ffff::78"
     lab.engine.apply(b, return_path(a))
     before = snmp(b, "6", "Icmp6InRedirects")
@@ -302,7 +302,7 @@ def test_an_ipv6_redirect_does_not_undo_a_global_next_hop(lab, b, forwarding_a):
 # --- proxies that are not there, and the keeper
 
 
-def test_a_silent_proxy_is_waited_for_and_the_rest_applied(lab, b):
+def test_a_silent_proxy_is_waited_for_and_the_rest_is_applied(lab, b):
     data = document(lab)
     data["marks"][1]["via"] = ["198.18.0.99"]
     outcome = lab.engine.apply(b, data, {"neighbour_wait": 0.1})
@@ -311,7 +311,7 @@ def test_a_silent_proxy_is_waited_for_and_the_rest_applied(lab, b):
     assert not lab.engine.apply(b, data, {"neighbour_wait": 0.1}).changed
 
 
-def test_a_wrong_declared_mac_is_named(lab, b):
+def test_a_wrong_declared_mac_is_a_warning(lab, b):
     data = return_path(lab["a"], mac=True)
     data["marks"][0]["mac"] = "02:00:00:00:00:aa"
     with b.inside(), kernel.Kernel() as netlink:
@@ -331,7 +331,7 @@ def stored(directory, data: dict) -> None:
     (directory / f"{document.owner}.json").write_text(store.content_of(document))
 
 
-def test_keep_shows_drift_without_mending_it(lab, b, tmp_path):
+def test_keep_dry_run_shows_drift_and_repairs_nothing(lab, b, tmp_path):
     stored(tmp_path, document(lab))
     assert keep(lab, b, tmp_path, once=True) == 0
     assert keep(lab, b, tmp_path, dry_run=True, out=io.StringIO()) == 0
@@ -342,7 +342,7 @@ def test_keep_shows_drift_without_mending_it(lab, b, tmp_path):
     assert keep(lab, b, tmp_path, once=True) == 0
 
 
-def test_keep_applies_the_good_document_beside_a_bad_one(lab, b, tmp_path):
+def test_keep_applies_a_good_document_despite_a_bad_one(lab, b, tmp_path):
     stored(tmp_path, document(lab))
     (tmp_path / "local_delivery.json").write_text('{"schema": 1, "owner": "local_delivery", "protocol": 999}')
     assert keep(lab, b, tmp_path, once=True) == 1

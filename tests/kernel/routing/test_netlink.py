@@ -22,7 +22,7 @@ def b(lab):
         yield host
 
 
-def test_removing_a_wide_rule_leaves_the_narrow_one(lab, b):
+def test_removing_a_wide_rule_keeps_the_narrow_rule(lab, b):
     """The kernel would take ``from X`` as "any rule from X" and remove the first."""
     narrow = model.Rule("ipv4", 1100, table=20100, src="198.18.0.99/32", ip_proto=6)
     wide = model.Rule("ipv4", 1100, table=20100, src="198.18.0.99/32")
@@ -36,7 +36,7 @@ def test_removing_a_wide_rule_leaves_the_narrow_one(lab, b):
         netlink.remove_rule(narrow, 202)
 
 
-def test_removing_a_plain_lookup_leaves_the_one_that_suppresses(lab, b):
+def test_removing_a_plain_lookup_keeps_the_suppressing_rule(lab, b):
     plain = model.Rule("ipv6", 1100, table=20100, iif="lo")
     suppressing = model.Rule("ipv6", 1100, table=20100, iif="lo", suppress_prefixlength=0)
     with b.inside(), kernel.Kernel() as netlink:
@@ -47,7 +47,7 @@ def test_removing_a_plain_lookup_leaves_the_one_that_suppresses(lab, b):
         netlink.remove_rule(suppressing, 202)
 
 
-def test_the_kernel_would_take_the_wrong_one(lab, b):
+def test_the_kernel_alone_removes_the_wrong_rule(lab, b):
     """The negative control: the same request, unguarded."""
     narrow, wide = (model.Rule("ipv4", 1100, table=20100, iif="lo", ip_proto=number) for number in (6, None))
     with b.inside(), kernel.Kernel() as netlink:
@@ -109,7 +109,7 @@ BEYOND_US = [
 
 
 @pytest.mark.parametrize("words", BEYOND_US)
-def test_a_rule_the_model_cannot_say_is_not_taken_for_another(lab, b, words):
+def test_a_rule_with_unknown_selectors_equals_no_other_rule(lab, b, words):
     b.run(["ip", "rule", "add", "priority", "1100", *words.split(), "protocol", "202"])
     with b.inside(), kernel.Kernel() as netlink:
         assert owned_rules(netlink) == [None]
@@ -125,7 +125,7 @@ FOREIGN_ROUTES = [
 
 
 @pytest.mark.parametrize("words", FOREIGN_ROUTES)
-def test_a_route_the_model_cannot_say_is_not_taken_for_another(lab, b, words):
+def test_a_route_with_unknown_attributes_equals_no_other_route(lab, b, words):
     b.run(["ip", "route", "add", "table", "20103", "proto", "202", *words.split()])
     with b.inside(), kernel.Kernel() as netlink:
         assert [found.value for found in netlink.routes() if found.protocol == 202] == [None]
@@ -157,7 +157,7 @@ def test_route_get_respects_protocol_and_ports(lab, b, family):
     assert {(answer.type, answer.via, answer.dev) for answer in misses} == {("unicast", router, "eth0")}
 
 
-def test_route_get_tells_local_delivery(lab, family):
+def test_route_get_recognises_local_delivery(lab, family):
     a, b = lab["a"], lab["b"]
     lab.engine.apply(a, local_delivery(b))
     spoofed = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}[family]
@@ -170,13 +170,13 @@ def test_route_get_tells_local_delivery(lab, family):
     assert without.type != "local"
 
 
-def test_a_silent_address_has_no_mac(lab, b):
+def test_an_address_that_does_not_answer_has_no_mac(lab, b):
     with b.inside(), kernel.Kernel() as netlink:
         assert netlink.neighbour("198.18.0.99", 0.1) is None
         assert netlink.neighbour("203.0.113.1", 20.0) is None, "off-link: no waiting"
 
 
-def test_the_kernels_reason_is_told(lab, b):
+def test_errors_contain_the_kernels_reason(lab, b):
     rule = model.Rule("ipv4", 1100, table=20100, iif="lo")
     with b.inside(), kernel.Kernel() as netlink:
         netlink.add_rule(rule, 202)

@@ -47,7 +47,7 @@ def contents(host) -> tuple[list[str], str]:
 
 @bounded
 @given(first=any_document(), second=any_document())
-def test_any_two_documents(lab, first, second):
+def test_any_two_random_documents_apply_purge_and_read_back(lab, first, second):
     b, apply = lab["b"], lab.engine.apply
     start = contents(b)
     try:
