@@ -86,7 +86,9 @@ def due(document: Document, now: float, count: Count) -> Document:
         counts.update({one: count(*one) for one in ids - counts.keys()})
         return bool(ids) and all(counts[one] == 0 for one in ids)
 
-    left = {section: tuple(value for value in getattr(document, section) if not over(value)) for section in SECTIONS}
+    left: dict[str, Any] = {
+        section: tuple(value for value in getattr(document, section) if not over(value)) for section in SECTIONS
+    }
     after = replace(document, **left)
     return after if leaving(after) else replace(after, settle_at=None)
 
@@ -116,7 +118,7 @@ def next_look(document: Document, now: float) -> float | None:
 
 def wanted(want: State, document: Document) -> State:
     """The wanted state with what retires in the document, in place of what retired in the one it was made of."""
-    sections = {
+    sections: dict[str, Any] = {
         section: (
             *(value for value in getattr(want, section) if not value.retiring),
             *(value for value in getattr(document, section) if value.retiring),

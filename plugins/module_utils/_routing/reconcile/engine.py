@@ -119,7 +119,7 @@ def reconcile(
             host.macs.learn(document.owner, view.answered, (via for mark in document.marks for via in mark.via))
         leaving = tuple(formatting.describe(value) for value in draining.leaving(document))
         due = None if now is None else draining.next_look(document, now)
-        found = {"missing": (*absent, *view.missing), "let_go": tuple(view.let_go)}
+        found: dict[str, Any] = {"missing": (*absent, *view.missing), "let_go": tuple(view.let_go)}
         return replace(outcome, **found, retiring=leaving, next_due=due)
 
 
@@ -204,7 +204,7 @@ def _finish(
         kinds.append("file")
         sentences.append(f"{'remove' if content is None else 'write'} {file_diff['after_header']}")
     if sentences and not check:
-        _perform(document, host, view.want, changes, purge, file_diff and (file_diff["after_header"], content))
+        _perform(document, host, view.want, changes, purge, (file_diff["after_header"], content) if file_diff else None)
     diff = [difference(view.have, after), file_diff] if file_diff else [difference(view.have, after)]
     return Outcome(
         tuple(sentences),

@@ -111,11 +111,11 @@ def view(host: Host, document: Document, partly: bool = False) -> View:
         engine = found.want.engine or have.engine
         told = link_marks.resolve(kernel, document.marks)
         certain = [_guard(kernel, engine, _mark(kernel, host, mark, found)) for mark in told]
-    wanted = _guessed(certain, found, host.macs.known(document.owner))
-    _refuse_shared_macs(wanted)
+    marks = _guessed(certain, found, host.macs.known(document.owner))
+    _refuse_shared_macs(marks)
     _refuse_unheard_sockets(host, document)
-    found.warnings += selection.limits(wanted, engine)
-    found.want = replace(found.want, marks=wanted, engine=engine)
+    found.warnings += selection.limits(marks, engine)
+    found.want = replace(found.want, marks=marks, engine=engine)
     return found
 
 
@@ -182,12 +182,16 @@ def within_reach(kernel: Any, want: State) -> tuple[State, tuple[Any, ...], list
 
 def leave_alone(want: State, held_back: tuple[Any, ...]) -> State:
     """The state with what is held back as retiring: kept if it is there, and not added."""
-    late = [replace(value, retiring=True) for value in held_back]
+    late: list[Any] = [replace(value, retiring=True) for value in held_back]
     rules = (value for value in late if isinstance(value, Rule))
     routes = (value for value in late if isinstance(value, Route))
     addresses = (value for value in late if isinstance(value, Address))
-    sections = {"rules": (*want.rules, *rules), "routes": (*want.routes, *routes)}
-    return replace(want, **sections, addresses=(*want.addresses, *addresses))
+    return replace(
+        want,
+        rules=(*want.rules, *rules),
+        routes=(*want.routes, *routes),
+        addresses=(*want.addresses, *addresses),
+    )
 
 
 def without_absent_settings(host: Host, document: Document) -> tuple[Document, list[str]]:
@@ -252,7 +256,8 @@ def unbounded(found: View, purge: bool) -> list[str]:
 def _refuse_main_address(kernel: Any, document: Document, own: frozenset[str]) -> None:
     """A way back by source takes all that the host sends from there: it needs an address that nothing else uses."""
     given = {address.address for address in document.addresses}
-    hops = {(route.family, route.table): route.via for route in document.routes if route.dst == "default" and route.via}
+    defaults = [route for route in document.routes if route.dst == "default"]
+    hops: dict[Any, str] = {(route.family, route.table): route.via for route in defaults if route.via}
     errors = []
     for rule in document.rules if document.owner == "return_path" else ():
         source, via = (rule.src or "").partition("/")[0], hops.get((rule.family, rule.table))

@@ -181,7 +181,11 @@ def _overlap(one: str | None, other: str | None) -> bool:
 def _within(inner: str | None, outer: str | None) -> bool:
     if outer is None:
         return True
-    return inner is not None and network(inner).subnet_of(network(outer))
+    if inner is None:
+        return False
+    one, other = network(inner), network(outer)
+    # mypy cannot know that networks of one version have one type.
+    return one.version == other.version and one.subnet_of(other)  # type: ignore[arg-type]
 
 
 def _ranges_meet(one: tuple[int, int] | None, other: tuple[int, int] | None) -> bool:
