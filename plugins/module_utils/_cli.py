@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -76,18 +75,25 @@ def _keep(arguments: argparse.Namespace) -> int:
     return loop.run(arguments.directory, once=arguments.once, dry_run=arguments.dry_run)
 
 
-def _split_endpoint(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    number = int(port) if re.fullmatch("[0-9]{1,5}", port) else 0
-    if not colon or not 1 <= number <= 65535 or (":" in host and not host.startswith("[")):
+def _endpoint(text: str) -> tuple[str, int]:
+    """Return (host, port); raise ArgumentTypeError."""
+    from ._shared.endpoints import port_number, split_endpoint
+
+    try:
+        host, port_text = split_endpoint(text)
+    except ValueError:
+        host = port_text = ""
+    port = port_number(port_text)
+    if not host or port is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT (IPv6: [ADDRESS]:PORT)")
-    return host.strip("[]"), number
+    return host, port
 
 
 def _resolved(host: str, source: str) -> str:
     """Return the address of ``host`` in the family of ``source``."""
-    family = socket.AF_INET6 if ":" in source else socket.AF_INET
-    return str(socket.getaddrinfo(host, None, family, socket.SOCK_STREAM)[0][4][0])
+    from ._shared.families import socket_family_of
+
+    return str(socket.getaddrinfo(host, None, socket_family_of(source), socket.SOCK_STREAM)[0][4][0])
 
 
 def _probe(arguments: argparse.Namespace) -> int:
@@ -142,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     keep.set_defaults(run=_keep)
 
     probe = commands.add_parser("probe", help="one handshake with a spoofed source: does it work, and if not, why")
-    probe.add_argument("target", type=_split_endpoint, metavar="HOST:PORT", help="the backend")
+    probe.add_argument("target", type=_endpoint, metavar="HOST:PORT", help="the backend")
     probe.add_argument("--source", required=True, metavar="ADDRESS", help="the address to come from")
     probe.add_argument("--timeout", type=float, default=3.5, metavar="SECONDS", help="default: %(default)s")
     probe.add_argument("--json", action="store_true", help="print step, seconds and sentence as JSON")

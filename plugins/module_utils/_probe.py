@@ -29,6 +29,8 @@ from typing import Any
 
 from ._forwarder.loop import sockets
 from ._routing.netlink import route_query
+from ._shared.endpoints import join_endpoint
+from ._shared.families import socket_family_of
 
 # Silence is told from slowness by waiting; three SYNs go out in this time (retransmits after 1 s and 3 s, RFC 6298).
 DEFAULT_TIMEOUT = 3.5
@@ -57,7 +59,7 @@ class Target:
     @property
     def endpoint(self) -> str:
         """Address and port as people write them."""
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return join_endpoint(self.address, self.port)
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,6 @@ class Verdict:
         return {**asdict(self), "seconds": round(self.seconds, 6)}
 
 
-def _family(address: str) -> int:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
 def _connect(make_socket: Any, target: Target, timeout: float) -> Attempt:
     """Connect once and close by reset, so that the backend's server has nothing to log and no TIME_WAIT stays."""
     started = time.monotonic()
@@ -103,12 +101,14 @@ def _connect(make_socket: Any, target: Target, timeout: float) -> Attempt:
 
 def spoofed_attempt(target: Target, timeout: float) -> Attempt:
     """Connect from the spoofed source. Needs CAP_NET_RAW."""
-    return _connect(lambda: sockets.transparent_socket(_family(target.address), target.source), target, timeout)
+    return _connect(
+        lambda: sockets.transparent_socket(socket_family_of(target.address), target.source), target, timeout
+    )
 
 
 def own_attempt(target: Target, timeout: float) -> Attempt:
     """Connect from this host's own address."""
-    return _connect(lambda: socket.socket(_family(target.address), socket.SOCK_STREAM), target, timeout)
+    return _connect(lambda: socket.socket(socket_family_of(target.address), socket.SOCK_STREAM), target, timeout)
 
 
 def reply_lookup(target: Target) -> str:

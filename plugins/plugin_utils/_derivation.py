@@ -10,10 +10,11 @@ from typing import Any, Callable
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import DocumentError
+from ansible_collections.trueip.l4proxy.plugins.module_utils._shared.endpoints import join_endpoint
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError, Meeting
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import FAMILY, SCHEMA
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import VARIABLE, join_endpoint
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import VARIABLE
 
 
 def collect(errors: list[str], call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

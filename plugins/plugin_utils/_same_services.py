@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import Unreadable
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import VARIABLE, as_sequence, split_endpoint
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import VARIABLE, as_sequence, parse_endpoint
 
 # What a host says whose services could not be evaluated, and one that has none.
 UNREADABLE, UNDEFINED = "", "null"
@@ -102,7 +102,7 @@ def _shared_of(service: Mapping[str, Any]) -> dict[str, Any]:
 def _without_address(listen: Any) -> Any:
     """Return the family and port of an address to listen on; what is neither, as it is."""
     try:
-        pair = (listen.get("address"), listen.get("port")) if isinstance(listen, dict) else split_endpoint(str(listen))
+        pair = (listen.get("address"), listen.get("port")) if isinstance(listen, dict) else parse_endpoint(str(listen))
     except ValueError:
         return listen
     return f"{'[::]' if ':' in str(pair[0]) else '0.0.0.0'}:{pair[1]}"

@@ -16,6 +16,7 @@ from ipaddress import ip_address
 from typing import Any, Union
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend
+from ansible_collections.trueip.l4proxy.plugins.module_utils._shared.endpoints import split_endpoint
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 
 VARIABLE = "l4proxy_services"
@@ -76,28 +77,16 @@ class ServiceRef:
 Port = Union[int, str]
 
 
-def split_endpoint(text: str) -> tuple[str, Port | None]:
-    """Split ``host``, ``host:port``, ``1.2.3.4:port``, ``::1`` or ``[::1]:port`` into name and port (None: no port).
+def parse_endpoint(text: str) -> tuple[str, Port | None]:
+    """Read ``host``, ``host:port``, ``1.2.3.4:port``, ``::1`` or ``[::1]:port``; the port may be a range.
 
-    :raises ValueError: the port is neither a number nor a range of two, or a bracket is left open.
+    :returns: name and port (None: no port).
+    :raises ValueError: the port is neither a number nor a range, or a bracket is not closed.
     """
-    if text.startswith("["):
-        name, bracket, rest = text[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
-            raise ValueError(f"{text!r} is not [address] or [address]:port")
-        port = rest[1:]
-    elif text.count(":") == 1:
-        name, _colon, port = text.partition(":")
-    else:
-        name, port = text, ""
+    name, port = split_endpoint(text)
     if port and not re.fullmatch(r"[0-9]+(-[0-9]+)?", port):
-        raise ValueError(f"{port!r} is not a port number, nor a range of them")
+        raise ValueError(f"{port!r} is not a port or a range of ports")
     return name, _number(port) if port else None
-
-
-def join_endpoint(name: str, port: Port) -> str:
-    """Return ``host:port`` or ``[2001:db8::1]:port``, as :func:`split_endpoint` reads it."""
-    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
 def first_port(port: Any) -> Any:
@@ -132,7 +121,7 @@ class _Parser:
         if isinstance(value, Mapping):
             return str(value.get("address", "")), _number(value.get("port"))
         try:
-            address, port = split_endpoint(str(value))
+            address, port = parse_endpoint(str(value))
         except ValueError as error:
             self.errors.append(f"{path}: {error}")
             return None
@@ -152,7 +141,7 @@ class _Parser:
             port = options.pop("port", default_port)
         else:
             try:
-                name, port = split_endpoint(str(value))
+                name, port = parse_endpoint(str(value))
             except ValueError as error:
                 self.errors.append(f"{path}: {error}")
                 return None

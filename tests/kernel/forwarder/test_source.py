@@ -149,7 +149,7 @@ def test_source_port_keep_falls_back_to_any_on_a_collision(lab, forwarder, new_l
     client = getattr(lab["client"], family)
     (address, port), own = seen(lab, family, KEEP, source_port=33333)
     assert (address, port, own) == (client, 33333, 33333)
-    family_of, options = source_address.sockets.family_of(client), source_address.sockets.transparent_options
+    family_of, options = source_address.socket_family_of(client), source_address.sockets.transparent_options
     with lab["a"].inside():
         target = (getattr(lab["b"], family), 9000)
         held = source_address.sockets.begin_connect(family_of, options(family_of, kept=True), (client, 33334), target)

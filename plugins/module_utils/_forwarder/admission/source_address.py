@@ -24,6 +24,7 @@ import errno
 import random
 import socket
 
+from ..._shared.families import socket_family_of
 from ..loop import sockets
 
 KEPT, ANY, OWN = "kept", "any", "own"  # the steps, as the log and the counters name them
@@ -80,7 +81,7 @@ class Source:
 
         Return (socket, step); raise OSError.
         """
-        family = sockets.family_of(target[0])
+        family = socket_family_of(target[0])
         if self.keep and client[1]:  # a PROXY header may name no port: then there is none to keep
             try:
                 return sockets.begin_connect(family, self._keeping[family], client[:2], target), KEPT
@@ -102,7 +103,7 @@ class Source:
 
     def connect_as_own(self, target):
         """Begin a connect from this host's own address; return the socket; raise OSError."""
-        return sockets.begin_connect(sockets.family_of(target[0]), self._own, None, target)
+        return sockets.begin_connect(socket_family_of(target[0]), self._own, None, target)
 
     def _choose(self, family, client, target):
         """Begin a connect as ``client`` from a port of the slice."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import socket
 
+from ..._shared.families import socket_family_of
 from ..loop import sockets
 
 _PENDING = {errno.EINPROGRESS, errno.EALREADY}
@@ -29,7 +30,7 @@ class TcpQuestion:
 
     def __init__(self, address, port, source):
         self._peer = (address, port)
-        family = sockets.family_of(address)
+        family = socket_family_of(address)
         self._sock = _socket(family, socket.SOCK_STREAM, source)
         try:
             self._answer = self._look()
@@ -60,7 +61,7 @@ class UdpQuestion:
 
     def __init__(self, address, port, source, request, expect):
         self._expect = expect
-        family = sockets.family_of(address)
+        family = socket_family_of(address)
         self._sock = _socket(family, socket.SOCK_DGRAM, source)
         try:
             self._sock.connect((address, port))

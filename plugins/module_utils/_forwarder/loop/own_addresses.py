@@ -11,6 +11,8 @@ import ipaddress
 import socket
 import struct
 
+from ..._shared.families import socket_family_of
+
 SIOCGIFCONF = 0x8912  # linux/sockios.h: every IPv4 address of every interface, secondary ones too (netdevice(7))
 IFREQ_SIZE = 40 if struct.calcsize("P") == 8 else 32  # struct ifreq: 16 bytes of name, then a union
 IF_INET6 = "/proc/self/net/if_inet6"
@@ -44,7 +46,7 @@ def absent(services):
 
 def _is_local(address):
     """Whether the kernel takes an address for this host's: 127.0.0.2 is, and what a local route leads to."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with socket.socket(socket_family_of(address), socket.SOCK_DGRAM) as sock:
         try:
             sock.bind((address, 0))
         except OSError:

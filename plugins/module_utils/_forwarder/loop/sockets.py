@@ -14,6 +14,8 @@ import os
 import socket
 import struct
 
+from ..._shared.families import socket_family_of
+
 # From linux/in.h and linux/in6.h; the socket module of Python 3.9 has none of them.
 IP_TRANSPARENT = 19
 IPV6_TRANSPARENT = 75
@@ -46,11 +48,6 @@ class CapabilityError(PermissionError):
     """The process may not do this; the message names the capability it lacks."""
 
 
-def family_of(address):
-    """Return the socket family of an address in text form."""
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
 def listening_socket(address, port, backlog, shared=True):
     """Return a non-blocking TCP listener; raise OSError (CapabilityError when a capability is missing).
 
@@ -58,7 +55,7 @@ def listening_socket(address, port, backlog, shared=True):
     Connections accepted from it inherit TCP_NODELAY and what tune_listener() sets, so they cost nothing for each of
     them.
     """
-    family = family_of(address)
+    family = socket_family_of(address)
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         # A restarted daemon binds at once although old connections are in TIME-WAIT.
@@ -82,7 +79,7 @@ def listening_socket(address, port, backlog, shared=True):
 
 def refuse_taken(address, port, datagrams=False):
     """Raise OSError where any socket has the address and port, one that would share it (SO_REUSEPORT) too."""
-    family = family_of(address)
+    family = socket_family_of(address)
     with socket.socket(family, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM) as sock:
         if not datagrams:  # what is in TIME-WAIT does not listen; for UDP the option would share as well
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from ..._shared.families import IPV4, IPV6
+from ..._shared.families import IPV4, IPV6, socket_family_of
 from ..admission import never_spoofed
 from ..admission.acl import AccessList, Networks
 from ..admission.limits import PER_SERVICE, Gate
@@ -117,7 +117,7 @@ class Acceptor:
         self.slot = slot
         self.serving = serving
         self.listener = listener
-        self._family = sockets.family_of(listener.address)
+        self._family = socket_family_of(listener.address)
         self._accept_one = sock._accept
         #: Where the backends of each family are, for a client of this listener: (address, port) by index.
         self.targets = serving.targets(listener)

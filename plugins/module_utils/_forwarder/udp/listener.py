@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket
 from functools import partial
 
-from ..._shared.families import IPV4, IPV6
+from ..._shared.families import IPV4, IPV6, socket_family_of
 from ..admission.limits import PER_SERVICE
 from ..admission.refusal import Refusal
 from ..admission.source_address import OWN
@@ -381,12 +381,12 @@ class Udp:
 
 def packed(address):
     """Return an address of either family as the kernel has it."""
-    return socket.inet_pton(sockets.family_of(address), address)
+    return socket.inet_pton(socket_family_of(address), address)
 
 
 def address_tuple(address, port):
     """Return what recvmsg() gives for a datagram from there, spelled in the same way."""
-    family = sockets.family_of(address)
+    family = socket_family_of(address)
     if family == socket.AF_INET:
         return address, port
     return socket.inet_ntop(family, packed(address)), port, 0, 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 
+from ..._shared.families import socket_family_of
 from ..loop import sockets
 from . import ancillary
 
@@ -22,7 +23,7 @@ def listener(address, port):
 
     On a wildcard address each datagram comes with the address it was sent to.
     """
-    family = sockets.family_of(address)
+    family = socket_family_of(address)
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

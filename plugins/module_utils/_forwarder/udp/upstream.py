@@ -14,8 +14,8 @@ from __future__ import annotations
 import errno
 import socket
 
+from ..._shared.families import socket_family_of
 from ..admission.source_address import ANY, KEPT, OWN
-from ..loop import sockets
 from ..loop.poller import ERROR, READ
 from . import ancillary, udp_sockets
 from .batch import Batch
@@ -253,4 +253,4 @@ class Upstreams:
 
 
 def _family_of_reply(flow):
-    return sockets.family_of(flow.target[0])
+    return socket_family_of(flow.target[0])

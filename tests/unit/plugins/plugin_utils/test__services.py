@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import parse_services, split_endpoint
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import parse_endpoint, parse_services
 
 INVENTORY = ["a", "b", "c"]
 PROXIES = ["a"]
@@ -33,7 +33,7 @@ REFUSED = [
     ([{**GOOD, "backends": []}], "l4proxy_services[0].backends: a service without backends cannot forward"),
     ([{"name": "web", "backends": ["b"]}], "l4proxy_services[0].listen: is missing"),
     ([{**GOOD, "listen": ["80"]}], "l4proxy_services[0].listen[0]: '80' is not a listen address"),
-    ([{**GOOD, "listen": ["0.0.0.0:http"]}], "l4proxy_services[0].listen[0]: 'http' is not a port number"),
+    ([{**GOOD, "listen": ["0.0.0.0:http"]}], "l4proxy_services[0].listen[0]: 'http' is not a port or a range"),
     ([{**GOOD, "backends": ["x:80"]}], "l4proxy_services[0].backends[0].host: 'x' is not in the inventory"),
     ([{**GOOD, "backends": [{"port": 80}]}], "l4proxy_services[0].backends[0]: a backend needs a host"),
     (
@@ -49,13 +49,13 @@ REFUSED = [
 
 @pytest.mark.parametrize(("text", "expected"), ENDPOINTS)
 def test_endpoint(text, expected):
-    assert split_endpoint(text) == expected
+    assert parse_endpoint(text) == expected
 
 
 @pytest.mark.parametrize("text", BAD_ENDPOINTS)
 def test_bad_endpoint(text):
     with pytest.raises(ValueError, match="is not"):
-        split_endpoint(text)
+        parse_endpoint(text)
 
 
 @pytest.mark.parametrize(("value", "sentence"), REFUSED)
