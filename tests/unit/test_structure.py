@@ -26,7 +26,7 @@ MAY_IMPORT = {
         "config": set(),
         "admission": {"counters", "loop"},
         "counters": set(),
-        "backends": {"admission", "counters", "loop"},
+        "backends": {"admission", "config", "counters", "loop"},
         "tcp": {"admission", "backends", "config", "loop"},
         "udp": {"admission", "backends", "config", "loop"},
         "admin": {"backends", "config", "counters", "loop"},

@@ -203,7 +203,7 @@ def test_thousands_of_sessions_share_ports_without_mixing(lab, udp_servers, fami
         socks = {}
         for port in range(20000, 20100):
             sock = udp.client(lab, to[0], port)
-            sock.setsockopt(*ancillary.TELL_DESTINATION[sock.family], 1)
+            sock.setsockopt(*ancillary.REPORT_DESTINATION[sock.family], 1)
             sock.setsockopt(socket.SOL_SOCKET, udp.SO_RCVBUFFORCE, 8 << 20)
             if family == "ipv6":  # or the kernel lets it send from addresses of an interface only
                 sock.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)

@@ -32,7 +32,7 @@ TRIES = 64
 TRIES_AGAIN = 16  # where the kernel found none: all are in use by this client, or in TIME-WAIT
 
 # The 4-tuple, or every port of the slice, is taken: EADDRINUSE by bind, EADDRNOTAVAIL by connect.
-_TAKEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
+TAKEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -85,21 +85,30 @@ class Source:
         if self.keep and client[1]:  # a PROXY header may name no port: then there is none to keep
             try:
                 return sockets.begin_connect(family, self._keeping[family], client[:2], target), KEPT
-            except sockets.CapabilityError as error:
-                if error.errno != errno.EACCES:  # a low port: the next step needs none
-                    raise
-                self._count("port not permitted")
             except OSError as error:
-                if error.errno not in _TAKEN:
-                    raise
-                self._count("port taken")
+                self.after_kept(error)
         try:
             return self._choose(family, client[0], target), ANY
         except OSError as error:
-            if error.errno not in _TAKEN or not self.may_be_own:
+            if not self.may_be_own:
                 raise
-            self._count("no port left")
+            self.after_any(error)
         return self.connect_as_own(target), OWN
+
+    def after_kept(self, error):
+        """Count why the client's port cannot be kept; reraise an error for which another port is no remedy."""
+        if isinstance(error, sockets.CapabilityError) and error.errno == errno.EACCES:  # a port below 1024
+            self._count("port not permitted")
+        elif error.errno in TAKEN:
+            self._count("port taken")
+        else:
+            raise error
+
+    def after_any(self, error):
+        """Count that no port of the slice is left; reraise an error that says anything else."""
+        if error.errno not in TAKEN:
+            raise error
+        self._count("no port left")
 
     def connect_as_own(self, target):
         """Begin a connect from this host's own address; return the socket; raise OSError."""
@@ -112,7 +121,7 @@ class Source:
         try:
             return sockets.begin_connect(family, self._choosing[family], (client, 0), target)
         except OSError as error:
-            if error.errno not in _TAKEN:
+            if error.errno not in TAKEN:
                 raise
         return self._ask_for(self._ports.next_ones(TRIES_AGAIN), family, client, target)
 
@@ -122,7 +131,7 @@ class Source:
             try:
                 return sockets.begin_connect(family, self._keeping[family], (client, candidate), target)
             except OSError as error:
-                if error.errno not in _TAKEN:
+                if error.errno not in TAKEN:
                     raise
                 taken = error
         raise taken

@@ -25,6 +25,7 @@ MAX_WAITING = 1000  # lines, about 300 kB: what is kept while the reader is slow
 LONGEST_TEXT, LONGEST_LIST = 2000, 50  # characters and entries that are shown of one value of an event
 MOST_A_SECOND = 20  # warnings or errors of one event; the next second says how many more there were
 LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
+REPEAT = 10.0  # seconds between two lines that say the same (Repeats)
 RETRY = 0.5  # seconds after which a loop that has nothing else to do should flush() again
 
 _encoder = json.JSONEncoder(separators=(",", ":"), default=str)
@@ -136,6 +137,20 @@ class Log:
         shown = {key: _shown(value) for key, value in fields.items()}
         line = {"event": event, "level": level, "time": round(time.time(), 3), **self._base, **shown}
         self.waiting.append(self._encode(line).encode("utf-8") + b"\n")
+
+
+class Repeats:
+    """Remembers which lines have been written, for events that are counted each time and logged now and then."""
+
+    def __init__(self):
+        self._written = {}  # key -> when
+
+    def due(self, key, now):
+        """Whether to write the line ``key`` now: not if it was written in the last REPEAT seconds."""
+        due = now - self._written.get(key, -REPEAT) >= REPEAT
+        if due:
+            self._written[key] = now
+        return due
 
 
 def _shown(value):

@@ -16,34 +16,25 @@ import heapq
 import os
 import resource
 import signal
-import time
 
-from ..._shared.families import FAMILIES
 from ..admission.source_address import Ports
-from ..backends.balancer import Backends
+from ..backends.service_runtime import ServiceRuntime
 from ..counters.heartbeat import BEAT
-from ..counters.service_counters import ServiceCounters
 from ..counters.shared_memory import WORKER_FIELDS
 from ..loop import own_addresses
-from ..loop.log import RETRY, places
-from ..loop.poller import READ, Poller
-from ..loop.timers import TICK, Timers
-from ..tcp import splice, timeouts
-from ..tcp.acceptor import PAUSE, Acceptor, Serving
-from ..tcp.proxy_header import HeaderReader
-from ..tcp.relay import Relay
-from ..tcp.session import BOTH_CLOSED
-from ..tcp.stream import Stream
-from ..udp.flow_table import Door, Lane
-from ..udp.handover import Succession
-from ..udp.listener import Udp
+from ..loop.event_loop import EventLoop
+from ..loop.log import RETRY
+from ..loop.poller import READ
+from ..tcp import splice
+from ..tcp.server import TcpServer
+from ..udp.server import UdpServer
+from ..udp.takeover import Takeover
 from . import listeners
 from .channel import READY, TooLarge
 
-LANES_SHARE = 4  # where there is UDP its upstream sockets may be one in so many of all descriptors
+UDP_DESCRIPTOR_FRACTION = 4  # with UDP services, 1/4 of the descriptors is reserved for their upstream sockets
 RESERVED_DESCRIPTORS = 32  # listeners come on top; the rest is two a session
-CHORES = 0.05  # seconds a busy worker may go on without a look at the clock
-PAUSE_LOGGED = 10.0  # seconds between two lines about pauses for one reason; each pause is counted
+CHORES = 0.05  # seconds that a busy worker may go without looking at the clock
 
 
 class Worker:
@@ -55,178 +46,75 @@ class Worker:
     """
 
     def __init__(self, settings, held, log, line, region, slot, estate=None, predecessors=()):
-        self.now = time.monotonic
-        self.log = log
-        self.selector = Poller()
-        self.timers = Timers()
-        self.sessions = set()
-        self.connecting = {}  # relay -> when its attempt is over
         self.region = region
         self.slot = slot
         region.reset_gauges(slot)
         self._cells = region.cells
         self._counted = {name: region.cell(slot, "worker", name) for name in WORKER_FIELDS}
-        self.own_addresses = own_addresses.own_addresses()
-        self._next_look = self.now() + own_addresses.REFRESH
+        self.loop = loop = EventLoop(log, self.count, own_addresses.own_addresses())
+        self._next_address_check = loop.now() + own_addresses.REFRESH
         self._config = settings
         self._line = line
-        self.accepting = False
-        self.slots = {slot}  # those it serves
         self._estate = estate
         self._predecessors = predecessors
         self._has_heir = False  # whether somebody takes over the UDP sessions
         soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.pipes = splice.Pool(splice.bound(region.slots, soft_limit))
-        descriptors = soft_limit - RESERVED_DESCRIPTORS - len(held) - 2 * self.pipes.bound
-        lanes = descriptors // LANES_SHARE if any(one.protocol == "udp" for one in settings.services) else 0
-        self._most_sessions = max(1, (descriptors - lanes) // 2)
+        pipes = splice.Pool(splice.bound(region.slots, soft_limit))
+        descriptors = soft_limit - RESERVED_DESCRIPTORS - len(held) - 2 * pipes.bound
+        has_udp = any(service.protocol == "udp" for service in settings.services)
+        upstreams = descriptors // UDP_DESCRIPTOR_FRACTION if has_udp else 0
         ports = Ports(settings.source_ports)
-        self.udp = Udp(self, ports, lanes, region.slots)
-        self._acceptors = self._open_doors(held, ports)
-        self._paused = False
-        self._pauses_logged = {}  # reason -> when
-        self._look_interval = timeouts.interval(settings.services)
-        self._next_timeouts = self.now() + self._look_interval
+        self.tcp = TcpServer(loop, pipes, max(1, (descriptors - upstreams) // 2), slot, settings.services)
+        self.udp = UdpServer(loop, ports, upstreams, slot, region.slots)
+        self._add_listeners(held, ports)
         self._beat = region.beat_cell(slot)
         self._next_chores, self._patience = 0.0, 0  # when, and how long the next turn may wait for events
         self.draining = False
         self._terminations = 0  # SIGTERMs so far: the first drains, the second is now
 
-    def _open_doors(self, held, ports):
-        """Return the acceptors of TCP listeners; those of UDP are given to .udp."""
-        serving, acceptors = {}, []
-        for name, (service, listener) in listeners.wanted(self._config, self.region.slots, held).items():
-            if service.name not in serving:
-                groups = {
-                    family: Backends(service, family, self.region, self.slot)
-                    for family in FAMILIES
-                    if service.backends_of(family)
-                }
-                serving[service.name] = Serving(
-                    service, groups, ports, ServiceCounters(self.region, self.slot, service.name)
-                )
-            slot = listeners.slot_of(name) % self.region.slots
+    def _add_listeners(self, held, ports):
+        """Give each listening socket to TCP or UDP, with the runtime of its service."""
+        runtimes, region = {}, self.region
+        for name, (service, listener) in listeners.wanted(self._config, region.slots, held).items():
+            if service.name not in runtimes:
+                runtimes[service.name] = ServiceRuntime.from_config(service, region, self.slot, ports, self.loop.log)
+            slot = listeners.slot_of(name) % region.slots
             if service.protocol == "udp":
-                self.udp.listen(held[name], name, slot, serving[service.name], listener)
+                self.udp.listen(held[name], name, slot, runtimes[service.name], listener)
             else:
-                acceptors.append(Acceptor(self, held[name], slot, serving[service.name], listener))
-        return acceptors
+                self.tcp.listen(held[name], slot, runtimes[service.name], listener)
 
-    # -- what relays use -------------------------------------------------------------------------------------------
-
-    def finished(self, relay):
-        """Called by a relay when its session is over: the numbers, and one line in the log."""
-        self.sessions.discard(relay)
-        serving, backends, index = relay.serving, relay.backends, relay.index
-        serving.counters.finished()
-        if index is not None:
-            backends.release(index)
-        if relay.upstream is None:
-            serving.counters.refused(relay.cause)
-        elif index is not None:
-            backends.carried(index, relay.upstream.sent, relay.client.sent)
-        log = serving.service.log
-        if log == "all" or (log == "errors" and relay.ended != BOTH_CLOSED):
-            if relay.via is None:
-                relay.acceptor.log(relay.facts(self.now()))
-            else:
-                self.log.event("connection", **relay.summary(self.now()))
-        if serving.gate is not None:
-            if relay.admitted:
-                serving.gate.leave(relay.client_address[0])
-            if serving.paused:
-                self._resume_service(serving)
-        if self._paused and not self.draining and self.room:
-            self._resume_accepting()
-
-    def count(self, name, change=1):
-        """Count something of this worker, one of shared.WORKER_FIELDS."""
-        self._cells[self._counted[name]] += change
-
-    @property
-    def room(self):
-        """How many more sessions are sure to find file descriptors."""
-        return max(0, self._most_sessions - len(self.sessions))
-
-    # -- accepting -------------------------------------------------------------------------------------------------
-
-    def set_accepting(self, on):
-        """Start or stop taking connections; what arrives meanwhile waits in the backlog."""
-        self.accepting = on
-        for acceptor in self._acceptors:
-            acceptor.update()
+    def count(self, name):
+        """Add one to a counter of this worker, one of shared_memory.WORKER_FIELDS."""
+        self._cells[self._counted[name]] += 1
 
     def cover(self, slots):
-        """Serve these slots beside the own one, until told otherwise."""
-        self.slots = {self.slot, *slots}
-        if not self.draining:
-            self.set_accepting(self.accepting)
-            self.udp.update()
-
-    def pause_accepting(self, why, longest=None):
-        """Stop accepting until a session ends, or for ``longest`` seconds."""
-        self.set_accepting(False)
-        if self._paused:  # another listener was ready in the same turn
-            return
-        self._paused = True
-        self._log_pause(why, sessions=len(self.sessions))
-        if longest is not None:
-            self.timers.add(self.now() + longest, self._resume_accepting)
-
-    def pause_service(self, serving):
-        """Stop accepting for a service that has all the connections it may have."""
-        if not serving.paused:
-            serving.pause(True)
-            self._log_pause("connection limit of the service", service=serving.service.name)
-            self._look_at_limit_again(serving)
-
-    def _look_at_limit_again(self, serving):
-        """Sessions of another worker may make room, and nobody tells."""
-        self.timers.add(self.now() + PAUSE, lambda: serving.paused and self._resume_service(serving, again=True))
-
-    def _resume_service(self, serving, again=False):
-        if self.draining:
-            return
-        if not serving.gate.full:
-            serving.pause(False)
-        elif again:
-            self._look_at_limit_again(serving)
-
-    def _log_pause(self, why, **fields):
-        """Count a pause, and say so unless the same was said a moment ago."""
-        self.count("accept_paused")
-        key, now = (why, fields.get("service")), self.now()
-        if now - self._pauses_logged.get(key, -PAUSE_LOGGED) >= PAUSE_LOGGED:
-            self._pauses_logged[key] = now
-            self.log.event("accept paused", level="warning", reason=why, **fields)
-
-    def _resume_accepting(self):
-        if self._paused and not self.draining:
-            self._paused = False
-            self.set_accepting(True)
+        """Serve these slots besides the own one, until told otherwise."""
+        for server in (self.tcp, self.udp):
+            server.serve_slots({self.slot, *slots})
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def run(self):
         """Serve until drained; tells the supervisor when it is READY. Returns the exit code."""
         wakeup = self._take_signals()
-        self.selector.register(wakeup, READ, lambda _mask: os.read(wakeup, 64))
-        self.selector.register(self._line, READ, self._hear)
-        self.set_accepting(True)
-        Succession(self, self._predecessors)
+        self.loop.poller.register(wakeup, READ, lambda _mask: os.read(wakeup, 64))
+        self.loop.poller.register(self._line, READ, self._hear)
+        self.tcp.set_accepting(True)
+        Takeover(self.udp, self._predecessors)
         gc.collect()
         gc.freeze()
-        self._do_chores(self.now())
+        self._do_chores(self.loop.now())
         self._line.send({READY: True})
-        while not (self.draining and not self.sessions):
+        while not (self.draining and not self.tcp.sessions):
             self._turn()
             if self._terminations and not self.draining:
                 self._hear(READ)  # what was said before the signal was sent
                 self.drain("SIGTERM")
             if self._terminations > 1:
-                self._abort_all("stopped")
-        self.log.event("worker ends", counters=self._own_counters())
-        self.log.flush()
+                self.tcp.abort_all("stopped")
+        self.loop.log.event("worker ends", counters=self._own_counters())
+        self.loop.log.flush()
         return 0
 
     def _own_counters(self):
@@ -240,11 +128,11 @@ class Worker:
                 self.cover(message["cover"])
             self._has_heir = self._has_heir or "hand_over" in message
             if "log_level" in message:
-                self.log.set_level(message["log_level"])
+                self.loop.log.set_level(message["log_level"])
             if "sessions" in message:
                 self._answer(message["sessions"], self._some_sessions(message))
         if gone:
-            self.selector.unregister(self._line)
+            self.loop.poller.unregister(self._line)
             self.drain("the supervisor is gone")
 
     def _answer(self, number, found):
@@ -263,21 +151,22 @@ class Worker:
         service, backend = message.get("service"), message.get("backend")
         wanted = [
             one
-            for one in (*self.sessions, *self.udp.table.flows)
+            for one in (*self.tcp.sessions, *self.udp.table.flows)
             if service in (None, one.service.name)
             and (backend is None or (one.backend is not None and one.backend.name == backend))
         ]
         oldest = heapq.nsmallest(message["limit"], wanted, key=lambda one: one.started)
-        now = self.now()
+        now = self.loop.now()
         return {"count": len(wanted), "sessions": [one.summary(now) for one in oldest]}
 
     def _turn(self):
-        busy = self.selector.turn(self._patience, self.contain)
-        now = self.now()
+        loop = self.loop
+        busy = loop.poller.turn(self._patience, loop.contain)
+        now = loop.now()
         if now >= self._next_chores or not busy:
             self._do_chores(now)
-        if self.log.waiting:
-            self.log.flush()
+        if loop.log.waiting:
+            loop.log.flush()
         # After a turn with events the next is near, and to know the very moment of what else is due would cost more.
         self._patience = CHORES if busy else self._timeout()
 
@@ -286,68 +175,31 @@ class Worker:
         self._next_chores = now + CHORES
         if self._beat is not None:
             self._cells[self._beat] = int(now * 1000)
-        if now >= self._next_look:
-            self._look_at_addresses(now)
-        for item in self.timers.due(now):
-            self._contained(item)
-        for relay in timeouts.overdue(self.connecting, now):
-            self._contained(relay.too_slow)
-        for relay in timeouts.slow(self.connecting, now):
-            relay.takes_long(now)
-        if now >= self._next_timeouts:
-            self._look_for_timeouts(now)
-        if now >= self.udp.next_look:
-            self.udp.look(now)
-        self._cells[self._counted["log_dropped"]] = self.log.dropped
-
-    def _contained(self, item):
-        try:
-            item()
-        except Exception as error:  # noqa: BLE001
-            self.contain(getattr(item, "__self__", None), error)
-
-    def _look_for_timeouts(self, now):
-        self._next_timeouts = now + self._look_interval
-        for relay, reason in timeouts.look(self.sessions, now):
-            relay.abort(reason)
+        if now >= self._next_address_check:
+            self._check_own_addresses(now)
+        for callback in self.loop.timers.due(now):
+            self.loop.call(callback)
+        self.tcp.check(now)
+        self.udp.check(now)
+        self._cells[self._counted["log_dropped"]] = self.loop.log.dropped
 
     def _timeout(self):
         """Return the seconds until something is due by the clock, if only the time to be written (heartbeat.py)."""
-        now = self.now()
-        due = self.timers.timeout(now)
-        timeout = BEAT if due is None else min(BEAT, due)
-        if self.connecting:
-            timeout = min(timeout, TICK)
-        if self.sessions:
-            timeout = min(timeout, max(0.0, self._next_timeouts - now))
-        if self.udp.table.flows:
-            timeout = min(timeout, max(0.0, self.udp.next_look - now))
-        return min(RETRY, timeout) if self.log.waiting else timeout  # the reader of the log is slow
+        now = self.loop.now()
+        due = self.loop.timers.timeout(now)
+        timeout = min(BEAT if due is None else min(BEAT, due), self.tcp.seconds_to_check(now))
+        timeout = min(timeout, self.udp.seconds_to_check(now))
+        return min(RETRY, timeout) if self.loop.log.waiting else timeout  # the reader of the log is slow
 
-    def _look_at_addresses(self, now):
-        self._next_look = now + own_addresses.REFRESH
+    def _check_own_addresses(self, now):
+        self._next_address_check = now + own_addresses.REFRESH
         try:
-            found = own_addresses.own_addresses()
-        except OSError as error:  # short of descriptors: the old list does until the next look
-            self.log.event("own addresses unknown", level="warning", reason=str(error))
+            addresses = own_addresses.own_addresses()
+        except OSError as error:  # short of descriptors: the old list does until the next check
+            self.loop.log.event("own addresses unknown", level="warning", reason=str(error))
             return
-        if found != self.own_addresses:  # services remember what follows from this very object
-            self.own_addresses = found
-
-    def contain(self, owner, error):
-        """A defect in one session ends that session and not the process; the log says where it is.
-
-        ``owner`` is what the failing callback belongs to: a relay or a part of one.
-        """
-        if not isinstance(owner, (Relay, Stream, HeaderReader, Door, Lane)):
-            raise error
-        self.count("defects")
-        self.log.event("defect", level="error", error=repr(error), trace=places(error))
-        if isinstance(owner, (Door, Lane)):
-            return  # all it cost is a datagram
-        relay = owner if isinstance(owner, Relay) else owner.relay
-        if relay is not None:  # else its session is over already
-            relay.abort(f"internal error: {error!r}")
+        if addresses != self.loop.own_addresses:  # services remember what follows from this very object
+            self.loop.own_addresses = addresses
 
     # -- ending ----------------------------------------------------------------------------------------------------
 
@@ -370,15 +222,11 @@ class Worker:
         if self.draining:
             return
         self.draining = True
-        self.set_accepting(False)
-        for acceptor in self._acceptors:
-            if acceptor.slot in self.slots:
-                acceptor.accept(acceptor.serving.service.backlog)
-            acceptor.sock.close()
+        self.tcp.drain()
         self._leave_sessions()
         timeout = self._config.drain_timeout
-        self.log.event("draining", reason=why, sessions=len(self.sessions), timeout=timeout)
-        self.timers.add(self.now() + timeout, self._drained_too_long)
+        self.loop.log.event("draining", reason=why, sessions=len(self.tcp.sessions), timeout=timeout)
+        self.loop.timers.add(self.loop.now() + timeout, lambda: self.tcp.abort_all("drain timeout"))
 
     def _leave_sessions(self):
         """UDP has nothing to drain: somebody goes on with the sessions, or they end here and now."""
@@ -386,14 +234,7 @@ class Worker:
             try:
                 self.udp.hand_over(self._estate)
             except OSError as error:
-                self.log.event("sessions not handed over", level="error", reason=str(error))
+                self.loop.log.event("sessions not handed over", level="error", reason=str(error))
         self.udp.end_all("stopped")
         if self._estate is not None:
             self._estate.close()
-
-    def _drained_too_long(self):
-        self._abort_all("drain timeout")
-
-    def _abort_all(self, reason):
-        for relay in list(self.sessions):
-            relay.abort(reason)

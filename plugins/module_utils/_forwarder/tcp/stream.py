@@ -1,28 +1,29 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One socket of a relay: reading it and handing what it said to the other.
+"""A stream: one socket of a relay. What it receives is forwarded to its peer, the relay's other stream.
 
-What keeps it fast (`make bench` measures it): one buffer for the whole worker; what was received is sent on at
-once and is kept only when the peer does not take it; a short read means drained, so nobody asks again only to hear
-EAGAIN; and a direction that fills the buffer twice in a row goes on through a pipe, without a copy, until it has less
-to say.
+Theory of operation. The poller calls ready() when something arrives. forward() reads it into one buffer that the whole
+worker shares, and sends it to the peer at once. Usually the peer takes all of it, so nothing is kept and nothing is
+copied. Three things differ from this plain case:
 
-Events are edges (poller.py), so a side remembers those that come while it must not be read, and is otherwise read until
-a read has said that there is no more. A short read says so, except when an error or urgent data is on its way: that was
-reported with the edge, and then the side is read until it has really nothing more (``thorough``). A short *splice* says
-nothing: the pipe may have been full of small pieces.
+*The peer is full.* What it did not take is kept in ``pending`` (or stays in the pipe), and the stream is not read until
+the peer has taken it. So at most one buffer or pipe is held, and the kernel's windows stop the sender. flush() goes on.
 
-When the FIN is known to be here already, a short read has brought all that was before it, and nobody asks for the end.
-Those bytes are sent with MSG_MORE: they wait for the shutdown that follows in the same turn and leave in one segment
-with it, which saves two packets of a short connection.
+*Bulk.* A stream that fills the buffer twice in a row goes on through a pipe (bulk.py), until it has less to forward.
 
-Urgent data (MSG_OOB of send(2)) goes on as urgent data at the same place of the stream. Both sockets have SO_OOBINLINE,
-so the kernel leaves the byte in the stream; a read ends before it (at the *mark*), and SIOCATMARK tells that. A splice
-ends there as well: at the mark it returns 0 or EAGAIN for ever, which is no end of the stream.
+*Urgent data* (MSG_OOB of send(2)) is forwarded as urgent data, at the same place of the stream. Both sockets have
+SO_OOBINLINE, so the kernel leaves the byte in the stream; a read ends before it (at the *mark*), and SIOCATMARK says
+that the next byte is urgent. _forward_to_mark() reads like that.
 
-Backpressure: what a side has said and its peer has not taken (at most one buffer, or one pipe) waits, and while it
-waits the side is not read, so the kernel's windows close all the way to the sender.
+When to stop reading. Events are edges (poller.py): each arrival is reported once. So a stream notes an event that comes
+while it must not be read (``unread``), and otherwise reads until the socket is empty. A short read proves that it is,
+and saves the system call that would only return EAGAIN. The exception is an error or urgent data on its way: both come
+with the edge, and then the stream is read until a read says EAGAIN (``until_empty``).
+
+The end. If the FIN is already here, a short read has brought all that was before it, and no further read has to find
+the end. Those bytes are sent with MSG_MORE: they wait for the shutdown that follows in the same turn and leave in one
+segment with its FIN, which saves two packets of a short connection.
 """
 
 from __future__ import annotations
@@ -31,353 +32,281 @@ from socket import MSG_DONTWAIT, MSG_MORE, MSG_OOB
 
 from ..loop import sockets
 from ..loop.poller import ENDED, ERROR, FIN, READ, URGENT, WRITE, events_now
-from .splice import splice
-
-BUFFER_SIZE = 65536  # bytes
-READS_IN_A_ROW = 4  # full buffers, or pipes, one side may bring before the others get their turn
-BULK_IN_A_ROW = 1 << 20  # bytes through a pipe: then they do as well
-_TURNS = range(READS_IN_A_ROW)
-FULL_READS = 2  # in a row: then this direction is bulk, and worth a pipe
-PATIENCE = 256  # full reads until a direction that got no pipe asks again
+from . import bulk
+from .bulk import BUFFER_SIZE, FULL_READS, TURNS
 
 _buffer = bytearray(BUFFER_SIZE)  # safe to share: between recv_into and send nothing else runs in this process
 _view = memoryview(_buffer)
 
 _UNUSUAL = ENDED | URGENT
-_ROOM = WRITE | ERROR
-_NOT_ROOM = ~WRITE
-_AND_THAT_WAS_ALL = MSG_DONTWAIT | MSG_MORE
-_AS_URGENT = MSG_DONTWAIT | MSG_OOB
+_WRITE_OR_ERROR = WRITE | ERROR
+_ALL_BUT_WRITE = ~WRITE
+_FLAGS_LAST = MSG_DONTWAIT | MSG_MORE  # for the last bytes before a FIN
+_FLAGS_URGENT = MSG_DONTWAIT | MSG_OOB
 
 
 class Stream:
-    """``pending`` or ``pipe`` hold what this side said and its peer has not taken; ``sent`` is what this side took."""
+    """One socket of ``relay``; ``eof`` and ``reset`` are the session events that report its end."""
 
     __slots__ = (
-        "careful",
-        "ended",
+        "check_mark",  # whether the next read may begin at the mark of urgent data
+        "delay_first",  # whether TCP_NODELAY is still to be set: a socket to a backend does without it at first
+        "ended",  # whether its end was read
         "eof",
-        "flags",
-        "full",
-        "nagling",
-        "number",
-        "peer",
-        "pending",
-        "pending_flags",
-        "pipe",
-        "plain",
-        "readable",
+        "fast",  # whether nothing but plain bytes is to be considered: see _may_be_fast()
+        "flags",  # for send() of what is read here
+        "full_reads",  # in a row
+        "number",  # file descriptor
+        "peer",  # the other Stream; None before the relay has connected, and again when the session has ended
+        "pending",  # memoryview: what was read here and the peer did not take; None: nothing
+        "pending_flags",  # for send() of ``pending``
+        "pipe",  # splice.Pipe during bulk
         "relay",
         "reset",
-        "sent",
+        "sent",  # bytes that this socket has taken
         "sock",
-        "thorough",
-        "writable_watched",
+        "unread",  # whether something has arrived that was not to be read then
+        "until_empty",  # whether a short read proves nothing
+        "writable_watched",  # whether the poller reports that there is room again
     )
 
-    def __init__(self, sock, relay, eof, reset, nagling=False):
+    def __init__(self, sock, relay, eof, reset, delay_first=False):
         self.sock = sock
         self.number = sock.fileno()
         self.relay = relay
-        self.eof = eof  # the events this side's end is reported as
+        self.eof = eof
         self.reset = reset
-        self.peer = None
-        self.pending = None
-        self.pending_flags = MSG_DONTWAIT  # for sending what is pending
-        self.pipe = None
-        self.sent = 0
-        self.flags = MSG_DONTWAIT  # for sending on what this side says
-        self.full = 0  # full reads in a row
-        self.careful = False  # whether the next read may begin at the mark of urgent data
-        self.readable = False  # whether there may be something that could not be read when it came
-        self.ended = False
-        self.thorough = False
-        self.nagling = nagling  # whether it has yet to be told TCP_NODELAY
-        self.plain = False  # whether there is nothing to consider but the bytes that come
-        self.writable_watched = False
+        self.peer = self.pending = self.pipe = None
+        self.flags = self.pending_flags = MSG_DONTWAIT
+        self.sent = self.full_reads = 0
+        self.delay_first = delay_first
+        self.check_mark = self.ended = self.fast = self.unread = self.until_empty = self.writable_watched = False
+
+    # -- events ----------------------------------------------------------------------------------------------------
 
     def ready(self, mask):
         """The poller's callback."""
-        if self.plain and mask & _NOT_ROOM == READ:
-            self.pump()
-        elif self.peer is not None:  # else it is over, and had asked to be called again
+        if self.fast and mask & _ALL_BUT_WRITE == READ:
+            self.forward()
+        elif self.peer is not None:  # else the session has ended, and resume() was still due
             self._ready(mask)
 
-    def go_on(self, mask):
+    def resume(self, mask):
         """The poller's callback in the turn after this one; an event of that turn may have been read already."""
-        self.plain, self.careful = False, True
+        self.fast, self.check_mark = False, True
         self.ready(mask)
 
     def _ready(self, mask):
         peer = self.peer
         if mask & _UNUSUAL:
-            self.plain = False
-            if mask & ENDED == FIN:  # and no reset, which would take with it what was held back
-                self.flags = _AND_THAT_WAS_ALL
+            self.fast = False
+            if mask & ENDED == FIN:  # and no reset, which would discard what waits for the shutdown
+                self.flags = _FLAGS_LAST
             if mask & _UNUSUAL != FIN:
-                self.thorough = True
-                self.careful = self.careful or bool(mask & URGENT)
+                self.until_empty = True
+                self.check_mark = self.check_mark or bool(mask & URGENT)
         if self.ended:
             if mask & ERROR:
-                self.relay.lost(self, sockets.pending_error(self.sock))
+                self.relay.stream_failed(self, sockets.pending_error(self.sock))
                 return
         elif mask != WRITE:
             if self.pending is None and (self.pipe is None or not self.pipe.held):
-                self.pump()
+                self.forward()
             else:
-                self.readable = True
-        if mask & _ROOM and (peer.pending is not None or peer.pipe is not None):
-            peer.push()
-        if not mask & _UNUSUAL and self._is_plain(peer):
-            self.plain, self.careful = True, False
+                self.unread = True
+        if mask & _WRITE_OR_ERROR and (peer.pending is not None or peer.pipe is not None):
+            peer.flush()
+        if not mask & _UNUSUAL and self._may_be_fast(peer):
+            self.fast, self.check_mark = True, False
 
-    def _is_plain(self, peer):
-        """Whether nothing is held on either way, no end is known, and the peer has all it has to be told."""
-        if self.peer is None or self.ended or self.thorough or self.full or peer.nagling:
+    def _may_be_fast(self, peer):
+        """Whether the fast path applies: nothing held in either direction, no end seen, TCP_NODELAY set on the peer."""
+        if self.peer is None or self.ended or self.until_empty or self.full_reads or peer.delay_first:
             return False
         held = self.pending or self.pipe or peer.pending or peer.pipe
         return held is None and self.flags == MSG_DONTWAIT
 
     @property
     def blocked(self):
-        """Whether the peer has yet to take something this side said."""
+        """Whether the peer has not yet taken all that was read here."""
         return self.pending is not None or (self.pipe is not None and self.pipe.held > 0)
 
-    def pump(self):
-        """Move what this side has said to the other; returns whether there was anything (an end counts)."""
-        if not self.plain:
-            if self.full >= FULL_READS and self.pipe is None:
-                self._take_pipe()
-            if self.pipe is not None and self._pump_pipe():
+    # -- forwarding ------------------------------------------------------------------------------------------------
+
+    def forward(self):
+        """Forward what has arrived; return whether there was anything (the end counts)."""
+        if not self.fast:
+            if self.full_reads >= FULL_READS and self.pipe is None:
+                bulk.borrow_pipe(self)
+            if self.pipe is not None and bulk.forward(self):
                 return True
-            if self.careful:
-                return self._pump_carefully()
+            if self.check_mark:
+                return self._forward_to_mark()
         peer = self.peer
-        for _turn in _TURNS:
+        for _turn in TURNS:
             try:
                 count = self.sock.recv_into(_buffer, BUFFER_SIZE, MSG_DONTWAIT)
             except BlockingIOError:
                 return False
             except OSError as error:
-                self.relay.lost(self, error.errno)
+                self.relay.stream_failed(self, error.errno)
                 return True
             if not count:
                 self._end()
                 return True
-            if peer.nagling and peer.sent:
-                peer.stop_nagling()
+            if peer.delay_first and peer.sent:
+                peer.set_nodelay()
             try:
                 taken = peer.sock.send(_view[:count], self.flags)
             except BlockingIOError:
                 taken = 0
             except OSError as error:
-                self._peer_is_gone(error.errno)
+                self.peer_failed(error.errno)
                 return True
             peer.sent += taken
             if taken < count:
-                self._hold(_view[taken:count])
+                self._keep(_view[taken:count])
                 return True
             if count < BUFFER_SIZE:
-                if self.plain:
+                if self.fast:
                     return True
-                self.full = 0
-                if not self.thorough:
-                    if self.flags == _AND_THAT_WAS_ALL:
+                self.full_reads = 0
+                if not self.until_empty:
+                    if self.flags == _FLAGS_LAST:
                         self._end()
                     return True
             else:
-                self.plain = False
-                self.careful = True
-                self.full += 1
-                if self.full >= FULL_READS:
+                self.fast = False
+                self.check_mark = True
+                self.full_reads += 1
+                if self.full_reads >= FULL_READS:
                     break
-                return self._pump_carefully()
-        self.relay.worker.selector.again(self.go_on)
+                return self._forward_to_mark()
+        self.relay.loop.poller.again(self.resume)
         return True
 
-    def _hold(self, rest, flags=MSG_DONTWAIT):
-        """Keep what the peer did not take, until it has room; ``flags`` are for sending it then."""
+    def _forward_to_mark(self):
+        """As forward(), but no read passes the mark of urgent data.
+
+        Used while urgent data may come that no event has announced. Where poll() reports nothing, nothing is read: an
+        urgent byte that arrives in between would be taken for a plain one.
+        """
+        peer = self.peer
+        for turn in TURNS:
+            events = events_now(self.number, READ | URGENT)
+            if not events:
+                return turn > 0
+            try:
+                count, flags = self._read_to_mark(urgent=events & URGENT)
+            except BlockingIOError:
+                return turn > 0
+            except OSError as error:
+                self.relay.stream_failed(self, error.errno)
+                return True
+            if not count:
+                self._end()
+                return True
+            if peer.delay_first and peer.sent:
+                peer.set_nodelay()
+            try:
+                taken = peer.sock.send(_view[:count], flags)
+            except BlockingIOError:
+                taken = 0
+            except OSError as error:
+                self.peer_failed(error.errno)
+                return True
+            peer.sent += taken
+            if taken < count:
+                self._keep(_view[taken:count], flags)
+                return True
+            self.full_reads = self.full_reads + 1 if count == BUFFER_SIZE else 0
+            if self.full_reads >= FULL_READS:
+                break
+        self.relay.loop.poller.again(self.resume)
+        return True
+
+    def _read_to_mark(self, urgent=True):
+        """Read up to the mark, or the urgent byte alone; return (bytes read, flags for sending them).
+
+        ``urgent``: whether there may be urgent data at all.
+        """
+        if urgent and sockets.at_mark(self.sock):
+            return self.sock.recv_into(_buffer, 1, MSG_DONTWAIT), _FLAGS_URGENT
+        return self.sock.recv_into(_buffer, BUFFER_SIZE, MSG_DONTWAIT), MSG_DONTWAIT
+
+    # -- a peer that is full ---------------------------------------------------------------------------------------
+
+    def _keep(self, rest, flags=MSG_DONTWAIT):
+        """Keep what the peer did not take; ``flags`` are for sending it once there is room."""
         self.pending = memoryview(bytes(rest))
         self.pending_flags = flags
-        self.readable = self.careful = True
-        self.plain = False
-        self.peer.watch_room()
+        self.unread = self.check_mark = True
+        self.fast = False
+        self.peer.watch_writable()
 
-    def push(self):
-        """The peer has room: hand over what waits for it, then go on reading."""
+    def flush(self):
+        """Send what was kept for the peer, which has room again, and go on reading once it has taken all of it."""
         if self.pipe is not None:
-            if not self._drain():
+            if not bulk.empty_pipe(self):
                 return
         elif self.pending is not None:
             peer = self.peer
-            if peer.nagling:
-                peer.stop_nagling()
+            if peer.delay_first:
+                peer.set_nodelay()
             try:
                 taken = peer.sock.send(self.pending, self.pending_flags)
             except BlockingIOError:
                 return
             except OSError as error:
-                self._peer_is_gone(error.errno)
+                self.peer_failed(error.errno)
                 return
             peer.sent += taken
             if taken < len(self.pending):
                 self.pending = self.pending[taken:]
                 return
             self.pending = None
-        if self.readable:
-            self.readable = False
-            self.pump()
+        if self.unread:
+            self.unread = False
+            self.forward()
 
-    def stop_nagling(self):
-        """What this side is sent from now on is not to wait for the acknowledgement of what was sent before."""
-        self.nagling = False
+    def set_nodelay(self):
+        """Set TCP_NODELAY: what is sent from now on does not wait for the acknowledgement of what was sent before."""
+        self.delay_first = False
         sockets.send_at_once(self.sock)
 
-    def watch_room(self):
-        """Have the poller say when this side takes more."""
-        self.plain = False
+    def watch_writable(self):
+        """Have the poller report when this socket has room again."""
+        self.fast = False
         if not self.writable_watched:
             self.writable_watched = True
-            self.relay.worker.selector.watch_writable(self.number)
-
-    # -- bulk ------------------------------------------------------------------------------------------------------
-
-    def _take_pipe(self):
-        self.pipe = self.relay.worker.pipes.take()
-        if self.pipe is None:
-            self.full = FULL_READS - PATIENCE
-            return
-        for side in (self, self.peer):
-            sockets.make_non_blocking(side.sock)
-            if side.nagling:
-                side.stop_nagling()
-
-    def _return_pipe(self):
-        pipe, self.pipe = self.pipe, None
-        self.relay.worker.pipes.give_back(pipe)
-
-    def _pump_pipe(self):
-        """As pump(), through the pipe, which is empty: EAGAIN is then about the socket.
-
-        The pipe is kept until the side is drained; whether the next arrival is bulk again depends on how much this was.
-        Returns False when a read has to say what it is that came to an end: all there is, the stream, or what is before
-        the mark.
-        """
-        pipe = self.pipe
-        moved = 0
-        for _turn in _TURNS:
-            try:
-                pipe.held = splice(self.number, pipe.write_end, pipe.size)
-            except BlockingIOError:
-                if 0 < moved < BUFFER_SIZE:
-                    self.full = 0
-                self._return_pipe()
-                return not self.thorough
-            except OSError as error:
-                self.relay.lost(self, error.errno)
-                return True
-            if not pipe.held:
-                self._return_pipe()
-                self.careful = True
-                return False
-            moved += pipe.held
-            if not self._drain():
-                self.readable = True
-                return True
-            if moved >= BULK_IN_A_ROW:
-                break
-        self.relay.worker.selector.again(self.go_on)
-        return True
-
-    def _drain(self):
-        """Empty the pipe into the peer; returns whether that was possible."""
-        pipe, peer = self.pipe, self.peer
-        while pipe.held:
-            try:
-                taken = splice(pipe.read_end, peer.number, pipe.held)
-            except BlockingIOError:
-                peer.watch_room()
-                return False
-            except OSError as error:
-                self._peer_is_gone(error.errno)
-                return False
-            pipe.held -= taken
-            peer.sent += taken
-        return True
-
-    # -- urgent data -----------------------------------------------------------------------------------------------
-
-    def _pump_carefully(self):
-        """As pump(), for a read that may begin at the mark: no event has announced it, or one of urgent data has.
-
-        Nothing is read where nothing is: an urgent byte that arrives in that moment would be taken for a plain one.
-        """
-        peer = self.peer
-        for turn in _TURNS:
-            events = events_now(self.number, READ | URGENT)
-            if not events:
-                return turn > 0
-            try:
-                count, flags = self._read(urgent=events & URGENT)
-            except BlockingIOError:
-                return turn > 0
-            except OSError as error:
-                self.relay.lost(self, error.errno)
-                return True
-            if not count:
-                self._end()
-                return True
-            if peer.nagling and peer.sent:
-                peer.stop_nagling()
-            try:
-                taken = peer.sock.send(_view[:count], flags)
-            except BlockingIOError:
-                taken = 0
-            except OSError as error:
-                self._peer_is_gone(error.errno)
-                return True
-            peer.sent += taken
-            if taken < count:
-                self._hold(_view[taken:count], flags)
-                return True
-            self.full = self.full + 1 if count == BUFFER_SIZE else 0
-            if self.full >= FULL_READS:
-                break
-        self.relay.worker.selector.again(self.go_on)
-        return True
-
-    def _read(self, urgent=True):
-        """Return (bytes read, flags for sending them on); with urgent data here: up to the mark, or that byte alone."""
-        if urgent and sockets.at_mark(self.sock):
-            return self.sock.recv_into(_buffer, 1, MSG_DONTWAIT), _AS_URGENT
-        return self.sock.recv_into(_buffer, BUFFER_SIZE, MSG_DONTWAIT), MSG_DONTWAIT
+            self.relay.loop.poller.watch_writable(self.number)
 
     # -- ends ------------------------------------------------------------------------------------------------------
 
     def _end(self):
         self.ended = True
-        self.plain = False
+        self.fast = False
         if self.pipe is not None:
-            self._return_pipe()
+            bulk.return_pipe(self)
         self.relay.handle(self.eof)
 
-    def _peer_is_gone(self, number):
-        """Sending failed with errno ``number``. Pass on what the peer said before it reset us.
+    def peer_failed(self, number):
+        """End the session: sending to the peer failed with errno ``number``.
 
-        A server may answer early and close. The kernel still has it, and a client without a proxy in between would have
-        received it.
+        A server may answer early and close. What it sent before its reset is still in the kernel, and a client without
+        a proxy in between would have received it; so it is forwarded first.
         """
         peer = self.peer
-        if not peer.blocked and not peer.ended:  # else nothing more can reach this side in order
-            peer.salvage()
-        self.relay.lost(peer, number)
+        if not peer.blocked and not peer.ended:  # else nothing more can reach this socket in order
+            peer.forward_rest()
+        self.relay.stream_failed(peer, number)
 
-    def salvage(self):
-        """Send on what can still be read from this side."""
+    def forward_rest(self):
+        """Forward what can still be read from this socket, as far as the peer takes it at once."""
         peer = self.peer
         try:
             while True:
-                count, flags = self._read()
+                count, flags = self._read_to_mark()
                 if not count:
                     return
                 taken = peer.sock.send(_view[:count], flags)
@@ -387,12 +316,17 @@ class Stream:
         except OSError:
             return
 
+    def abort(self, reason):
+        """End the session after a defect (event_loop.py)."""
+        if self.relay is not None:  # else it has ended already
+            self.relay.abort(reason)
+
     def detach(self):
-        """Forget the socket and everything that refers back, so that no garbage is left to collect; return it."""
+        """Drop the socket and all references between the objects of the relay (no garbage to collect); return it."""
         sock = self.sock
-        self.relay.worker.selector.forget(self.number)
+        self.relay.loop.poller.forget(self.number)
         if self.pipe is not None:
-            self._return_pipe()
+            bulk.return_pipe(self)
         self.sock = self.peer = self.pending = self.relay = None
-        self.plain = False
+        self.fast = False
         return sock

@@ -1,14 +1,14 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which UDP session ends when there is no place left for a new one. Pure; time is passed in (monotonic seconds).
+"""Which UDP session ends when there is no room for a new one. Pure; time is passed in (monotonic seconds).
 
-A datagram with a false source costs its sender nothing, and begins a session that lasts for the idle_timeout of its
-service. So places that are all taken are no reason to refuse a new client: a session makes room. First those that
-wait in vain for an answer, then those that were one question and its answer, and last the conversations; among equals
-the one in which nothing has moved for the longest time.
+A datagram with a forged source costs its sender nothing, and begins a session that lasts for the idle_timeout of its
+service. So a full table is no reason to refuse a new client: an old session is ended instead. First a session that
+waits for an answer in vain, then one that was a request and its response, and last a conversation; within a class the
+one in which nothing has moved for the longest time.
 
-The services share the places. Each may have what is free, and none loses a session while it has less than its share.
+The services share the places. Each may use what is free, and none loses a session while it has less than its share.
 """
 
 from __future__ import annotations
@@ -16,65 +16,68 @@ from __future__ import annotations
 from collections import deque
 from itertools import chain
 
-MADE_ROOM = "made room for a new session"  # why it ended, in the log
+MADE_ROOM = "made room for a new session"  # the reason in the log
 
-BRIEF = 2  # datagrams: a question and its answer
-ANSWER_TIME = 1.0  # seconds: a session without an answer may still get it
-PART = 16  # a look at all sessions finds one in so many of them; it takes 10 ms with 65,536
+BRIEF = 2  # datagrams: a request and its response
+ANSWER_TIME = 1.0  # seconds in which a session may still be answered
+BATCH_FRACTION = 16  # one scan, which takes 10 ms with 65,536 sessions, yields 1/16 of them
 
 
-def order(flow, now):
-    """Return the class of a flow (udp_table.Flow): those of a lower one make room first."""
+def eviction_class(flow, now):
+    """Return the class of a flow_table.Flow, 0 to 4; those of a lower class are ended first."""
     if flow.datagrams > BRIEF:
-        return 3 if flow.datagrams == flow.seen else 4  # something moved since the last look of Table.idle()
+        return 3 if flow.datagrams == flow.datagrams_seen else 4  # 4: something moved since the last check
     if flow.answered:
         return 1
     return 0 if now - flow.started >= ANSWER_TIME else 2
 
 
-def first(flows, now, most):
-    """Return up to ``most`` of ``flows`` in the order in which they make room; the given order decides among equals."""
+def first_to_evict(flows, now, most):
+    """Return up to ``most`` of ``flows`` in the order in which to end them; within a class they stay in order."""
     classes: tuple[list, ...] = [], [], [], [], []
     for flow in flows:
-        found = classes[order(flow, now)]
-        if len(found) < most:
-            found.append(flow)
+        members = classes[eviction_class(flow, now)]
+        if len(members) < most:
+            members.append(flow)
             if len(classes[0]) == most:
                 break
     return list(chain.from_iterable(classes))[:most]
 
 
-class Leavers:
-    """Gives out the flows of a group in the order in which they make room.
+class EvictionQueue:
+    """The flows of a group in the order in which to end them; a scan of the group fills it whenever it is empty.
 
-    ``look()`` returns the group, those first in which nothing has moved for the longest time.
+    ``scan()`` returns the group, first the flows in which nothing has moved for the longest time.
     """
 
-    def __init__(self, look):
-        self._look = look
-        self._found: deque = deque()  # (flow, its datagrams at the last look)
+    def __init__(self, scan):
+        self._scan = scan
+        self._queue: deque = deque()  # (flow, its datagrams at the scan)
 
     def next(self, now):
-        """Return the flow that is the first to make room, None when there is none."""
-        found = self._found
+        """Return the flow to end now, None where the group is empty."""
+        queue = self._queue
         while True:
-            while found:
-                flow, datagrams = found.popleft()
-                if flow.alive and flow.datagrams == datagrams:  # else it is over, or something moved
+            while queue:
+                flow, datagrams = queue.popleft()
+                if flow.alive and flow.datagrams == datagrams:  # else it has ended, or something moved
                     return flow
-            flows = self._look()
+            flows = self._scan()
             if not flows:
                 return None
-            found.extend((flow, flow.datagrams) for flow in first(flows, now, len(flows) // PART + 1))
+            most = len(flows) // BATCH_FRACTION + 1
+            queue.extend((flow, flow.datagrams) for flow in first_to_evict(flows, now, most))
 
 
-class Shares:
+class FairShares:
     """``most`` places for the flows of several services."""
 
     def __init__(self, most):
         self.most = most
-        self._flows = {}  # service -> {flow: None}, those first in which nothing has moved for the longest time
-        self._leavers = {}
+        self._flows: dict[
+            str, dict
+        ] = {}  # service -> {flow: None}, first those in which nothing has moved for the longest time
+        self._queues: dict[str, EvictionQueue] = {}  # service -> EvictionQueue
         self._count = 0
 
     def __len__(self):
@@ -83,19 +86,19 @@ class Shares:
     def __iter__(self):
         return chain.from_iterable(self._flows.values())
 
-    def serve(self, service):
+    def add_service(self, service):
         """Give a service (its name) a share."""
         if service not in self._flows:
             flows = self._flows[service] = {}
-            self._leavers[service] = Leavers(lambda: flows)
+            self._queues[service] = EvictionQueue(lambda: flows)
 
     def enter(self, service, flow):
-        """A flow takes a place."""
+        """Take a place for a flow."""
         self._flows[service][flow] = None
         self._count += 1
 
     def leave(self, service, flow):
-        """A flow gives its place back."""
+        """Give the place of a flow back."""
         del self._flows[service][flow]
         self._count -= 1
 
@@ -104,17 +107,17 @@ class Shares:
         return self._flows.items()
 
     def reorder(self, service, flows):
-        """Say in which of a service's ``flows`` nothing has moved for the longest time: the first ones."""
+        """Put a service's flows into this order: first those in which nothing has moved for the longest time."""
         kept = self._flows[service]
         kept.clear()
         kept.update(dict.fromkeys(flows))
 
-    def payer(self, service):
-        """Return the service that has to give a place to ``service``: itself, if it has its share, or who has most."""
+    def loser(self, service):
+        """Return the service that loses a flow to ``service``: itself if it has its share, else the one with most."""
         if len(self._flows[service]) >= max(1, self.most // len(self._flows)):
             return service
         return max(self._flows, key=lambda name: len(self._flows[name]))
 
     def next(self, service, now):
-        """Return the flow that makes room for one of ``service``; None when nobody has a place."""
-        return self._leavers[self.payer(service)].next(now)
+        """Return the flow to end so that ``service`` gets a place; None where there are no flows."""
+        return self._queues[self.loser(service)].next(now)

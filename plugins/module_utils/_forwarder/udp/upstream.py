@@ -3,49 +3,64 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The upstream sockets of UDP: which one a new flow gets, and with it its source port.
 
-The same ladder as for TCP (source_address.py): the client's own port, a port of this proxy's slice, this host's own.
-A shared lane is bound to a port of the slice on the wildcard address and spoofs whatever address it is told to, so a
-few of them serve any number of clients; more are opened when one client has many flows to one backend. No two sockets
-of this host have the same port: that is what makes (client, port, backend) unique among worker slots.
+The steps are those of TCP (admission/source_address.py): the client's own port, a port of this proxy's slice, this
+host's own address. A shared socket is bound to a port of the slice on the wildcard address, and spoofs the address that
+each datagram names; so a few of them serve any number of clients. More are opened for a client with many flows to one
+backend. No two sockets of this host have the same port, so (client, port, backend) is unique across the workers.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
+from typing import TYPE_CHECKING
 
 from ..._shared.families import socket_family_of
-from ..admission.source_address import ANY, KEPT, OWN
+from ..admission.source_address import ANY, KEPT, OWN, TAKEN
+from ..loop.batch import Batch
 from ..loop.poller import ERROR, READ
 from . import ancillary, udp_sockets
-from .batch import Batch
-from .flow_table import Lane
 
-FEW = 4  # shared lanes that are opened in any case: each is a receive queue of its own
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-_TAKEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
+    from ..admission.source_address import Ports
+    from ..backends.service_runtime import ServiceRuntime
+    from .flow_table import Flow
+    from .server import UdpServer
+
+FEW = 4  # shared sockets of a family that are opened in any case: each has a receive queue of its own
+MOST_READ = 64  # datagrams of one socket in a turn; then the other sockets get their turn
+
 _NO_PORT = "no source port is left for this client and backend"
 
 
-class Upstream(Lane):
-    """A lane with its socket; ``owner`` is the (client, port) whose own port it has. ``udp`` is the udp.Udp."""
+class UpstreamSocket:
+    """A socket to backends. ``flows`` are those that use it, by their reply_key.
 
-    def __init__(self, udp, sock, shared=True, owner=None):
-        super().__init__(sock.family, sock.getsockname()[1], shared)
+    A ``shared`` one may be used by flows of any client; ``owner`` is the (address, port) of the client whose own port
+    it has.
+    """
+
+    def __init__(self, server: UdpServer, sock: socket.socket, shared: bool = True, owner: tuple | None = None) -> None:
         self.sock = sock
+        self.family = sock.family
+        self.port = sock.getsockname()[1]
+        self.shared = shared
         self.owner = owner
+        self.flows: dict[tuple, Flow] = {}
         self.send = sock.sendmsg
-        self._udp = udp
+        self._server = server
         self._receive = sock.recvmsg_into
         self._destination = ancillary.DESTINATION[sock.family]
-        self._batch = Batch()
+        self._batch = Batch(MOST_READ)
 
-    def ready(self, mask):
-        """The poller's callback: pass a batch of replies on, as Inlet.ready() does with what clients send."""
+    def ready(self, mask: int) -> None:
+        """The poller's callback: send a batch of replies to the clients."""
         if mask & ERROR:
             self.read_errors()
-        udp, flows, destination = self._udp, self.flows, self._destination
-        buffers, view = udp.buffers, udp.view
+        server, flows, destination = self._server, self.flows, self._destination
+        buffers, view = server.buffers, server.view
         batch = self._batch
         for turn in range(batch.size):
             try:
@@ -53,204 +68,205 @@ class Upstream(Lane):
             except BlockingIOError:
                 batch.came_to(turn)
                 return
-            except OSError:  # what ICMP said about an earlier datagram
+            except OSError:  # an ICMP error about an earlier datagram
                 self.read_errors()
                 continue
             flow = flows.get((messages[0][2][destination], address))
             if flow is None:
-                udp.count("datagrams_stray")  # too late, or from somebody who was not asked
+                server.count("datagrams_stray")  # too late, or not from a backend of this client
                 continue
             if not flow.answered:
-                udp.answered(flow)
+                server.answered(flow)
             flow.datagrams_to_client += 1
             flow.bytes_to_client += size
             try:
                 if flow.to_client is None:
-                    flow.door.sendto(view[:size], flow.client)
+                    flow.listener.sendto(view[:size], flow.client)
                 else:
-                    flow.door.send((view[:size],), flow.to_client, 0, flow.client)
+                    flow.listener.send((view[:size],), flow.to_client, 0, flow.client)
             except OSError:
-                udp.count("datagrams_dropped")
+                server.count("datagrams_dropped")
         batch.was_full()
 
-    def read_errors(self):
-        """Hand on what ICMP has said about datagrams of this socket."""
+    def read_errors(self) -> None:
+        """Report the ICMP errors about datagrams of this socket to the server."""
         while True:
             try:
                 _data, messages, _flags, target = self.sock.recvmsg(0, ancillary.ERROR_SPACE, socket.MSG_ERRQUEUE)
-            except OSError:  # EAGAIN: that was all
+            except OSError:  # EAGAIN: the queue is empty
                 return
             number, source = ancillary.read_error(self.family, messages)
-            if number and number != errno.EMSGSIZE:  # the kernel has learned the path's MTU and will fragment
-                self._udp.complained(self.flows.get((source, target)), number)
+            if number and number != errno.EMSGSIZE:  # the kernel has noted the path's MTU and will fragment
+                self._server.icmp_error(self.flows.get((source, target)), number)
+
+    def abort(self, _reason: str) -> None:
+        """A defect costs the datagram that met it, and nothing else (event_loop.py)."""
 
 
-class Upstreams:
-    """Opens and closes the lanes of ``udp``, a udp.Udp, at most ``most`` of them; ``ports`` is a source_address.Ports.
+class UpstreamSockets:
+    """Opens and closes the upstream sockets of a server, at most ``most`` of them.
 
-    ``workers`` share the ports. Lanes that are shared and those of one flow are sure of a quarter of all each.
+    ``workers`` share the ``ports``. A quarter of ``most`` is reserved for shared sockets, and a quarter for sockets of
+    one flow.
     """
 
-    def __init__(self, udp, ports, most, workers=1):
-        self._udp = udp
-        self._table = udp.table
-        self._selector = udp.selector
+    def __init__(self, server: UdpServer, ports: Ports, most: int, workers: int = 1) -> None:
+        self._server = server
+        self._table = server.table
         self._ports = ports
         self._most = most
         self._most_shared = most - most // 4
-        self._most_ports = max(FEW, ports.count // workers)  # in each family
-        self._by_owner = {}
-        self.all = set()
+        self._most_ports = max(FEW, ports.count // workers)  # shared sockets in each family
+        self._by_owner: dict[tuple, UpstreamSocket] = {}
+        self.all: set[UpstreamSocket] = set()
 
-    def prepare(self, families):
-        """Have a shared lane in each of ``families``, so that others may not take all the ports before it is needed."""
+    def prepare(self, families: Iterable[int]) -> None:
+        """Open a shared socket in each family, so that one is there once other programs have taken all ports."""
         for family in families:
-            if not self._table.lanes.get(family):
+            if not self._table.shared.get(family):
                 try:
                     self.adopt(self._open_shared(family))
                 except OSError:  # a session that needs one tries again, and its refusal says why there is none
                     pass
 
-    def find(self, serving, flow, client, now):
-        """Return (lane, step) for a new flow of ``client``, an address tuple, at ``serving``, an acceptor.Serving.
-
-        Raise OSError.
-        """
-        family, source, count = _family_of_reply(flow), serving.source, serving.counters.count
-        if source.keep and client[1]:  # 0 is no port to keep
+    def find(self, runtime: ServiceRuntime, flow: Flow, client: tuple, now: float) -> tuple[UpstreamSocket, str]:
+        """Return (upstream socket, step) for a new flow of ``client``, an address tuple; raise OSError."""
+        family, source, service = _family(flow), runtime.source, runtime.service.name
+        if source.keep and client[1]:  # port 0 cannot be kept
             try:
-                return self._kept(family, flow.reply, client, serving.service.name, now), KEPT
+                return self._kept(family, flow.reply_key, client, service, now), KEPT
             except OSError as error:
-                if error.errno not in _TAKEN and error.errno != errno.EACCES:
-                    raise
-                count("port not permitted" if error.errno == errno.EACCES else "port taken")
+                source.after_kept(error)
         try:
-            return self._shared(family, flow.reply), ANY
+            return self._shared(family, flow.reply_key), ANY
         except OSError as error:
-            if error.errno not in _TAKEN:
-                raise
-            count("no port left")
+            source.after_any(error)
             if not source.may_be_own:
-                return self._freed(family, flow.reply, now), ANY
-        return self.own(flow, serving.service.name, now), OWN
+                return self._evicted(family, flow.reply_key, now), ANY
+        return self.own(flow, service, now), OWN
 
-    def own(self, flow, service, now):
-        """Return a lane of the flow's own that sends from this host's address; the flow's ``reply`` is set to that."""
-        self._room(service, now, of_itself=True)
-        family = _family_of_reply(flow)
-        sock = udp_sockets.lane(family, spoofing=False)
+    def own(self, flow: Flow, service: str, now: float) -> UpstreamSocket:
+        """Return a new socket for this flow alone that sends from this host's address; raise OSError.
+
+        The flow's reply_key changes to that address.
+        """
+        self._make_room(service, now, may_evict_own=True)
+        family = _family(flow)
+        sock = udp_sockets.upstream(family, spoofing=False)
         try:
             sock.connect(flow.target)
-            flow.reply = (socket.inet_pton(family, sock.getsockname()[0]), flow.target)
+            flow.reply_key = (socket.inet_pton(family, sock.getsockname()[0]), flow.target)
         except OSError:
             sock.close()
             raise
-        return self.adopt(Upstream(self._udp, sock, shared=False))
+        return self.adopt(UpstreamSocket(self._server, sock, shared=False))
 
-    def _kept(self, family, reply, client, service, now):
+    def _kept(self, family, reply_key, client, service, now):
+        """Return a socket with the client's own port."""
         owner = client[:2]
-        lane = self._by_owner.get(owner)
-        if lane is not None:
-            if reply in lane.flows:
+        upstream = self._by_owner.get(owner)
+        if upstream is not None:
+            if reply_key in upstream.flows:
                 raise OSError(errno.EADDRINUSE, _NO_PORT)
-            return lane
-        self._room(service, now, of_itself=False)  # without a socket of its own there is still another port
-        return self.adopt(Upstream(self._udp, udp_sockets.lane(family, *owner), shared=False, owner=owner))
+            return upstream
+        self._make_room(service, now, may_evict_own=False)  # this flow can have another port
+        sock = udp_sockets.upstream(family, *owner)
+        return self.adopt(UpstreamSocket(self._server, sock, shared=False, owner=owner))
 
-    def _room(self, service, now, of_itself):
-        """Have room for a lane of one flow of ``service``; raise OSError.
+    def _make_room(self, service, now, may_evict_own):
+        """Make room for a socket of one flow of ``service``; raise OSError.
 
-        A service that has its share ends a flow ``of_itself`` or gets none.
+        A service that has its share gets room only if one of its own flows may be ended (``may_evict_own``).
         """
         alone = self._table.alone
         if self._has_room(alone):
             return
-        if of_itself or alone.payer(service) != service:
+        if may_evict_own or alone.loser(service) != service:
             flow = alone.next(service, now)
             if flow is not None:
-                self._udp.make_room(flow)
+                self._server.evict(flow)
         if not self._has_room(alone):
             raise OSError(errno.EADDRNOTAVAIL, _NO_PORT)
 
     def _has_room(self, alone):
         return len(alone) < alone.most and len(self.all) < self._most
 
-    def _shared(self, family, reply):
+    def _shared(self, family, reply_key):
         table = self._table
-        grow = self._may_grow(family)
-        lane = table.place(family, reply, grow)
-        if lane is not None and not (grow and len(table.lanes[family]) < FEW):
-            return lane
-        if grow:
+        may_open = self._may_open(family)
+        upstream = table.find_shared(family, reply_key, may_open)
+        if upstream is not None and not (may_open and len(table.shared[family]) < FEW):
+            return upstream
+        if may_open:
             try:
                 return self.adopt(self._open_shared(family))
             except OSError as error:
-                if error.errno not in _TAKEN:
+                if error.errno not in TAKEN:
                     raise
-            lane = lane or table.place(family, reply, False)
-        if lane is None:
+            upstream = upstream or table.find_shared(family, reply_key, False)
+        if upstream is None:
             raise OSError(errno.EADDRNOTAVAIL, _NO_PORT)
-        return lane
+        return upstream
 
-    def _may_grow(self, family):
-        """Whether another shared lane may be opened."""
-        lanes = self._table.lanes
-        if len(self.all) >= self._most or len(lanes.get(family, ())) >= self._most_ports:
+    def _may_open(self, family):
+        """Whether another shared socket may be opened."""
+        shared = self._table.shared
+        if len(self.all) >= self._most or len(shared.get(family, ())) >= self._most_ports:
             return False
-        return sum(map(len, lanes.values())) < self._most_shared
+        return sum(map(len, shared.values())) < self._most_shared
 
-    def _freed(self, family, reply, now):
-        """Return a shared lane of which another flow of this client to this backend has made room; raise OSError."""
-        flow = self._table.quietest(family, reply, now)
+    def _evicted(self, family, reply_key, now):
+        """End a flow of this client to this backend, and return its shared socket; raise OSError."""
+        flow = self._table.flow_to_evict(family, reply_key, now)
         if flow is None:
             raise OSError(errno.EADDRNOTAVAIL, _NO_PORT)
-        lane = flow.lane
-        self._udp.make_room(flow)
-        return lane
+        upstream = flow.upstream
+        self._server.evict(flow)
+        return upstream
 
     def _open_shared(self, family):
         taken = None
         for port in self._ports.candidates():
             try:
-                return Upstream(self._udp, udp_sockets.lane(family, "", port, self._ports.option))
+                return UpstreamSocket(self._server, udp_sockets.upstream(family, "", port, self._ports.option))
             except OSError as error:
-                if error.errno not in _TAKEN:
+                if error.errno not in TAKEN:
                     raise
                 taken = error
         raise taken
 
-    def adopt(self, lane):
-        """Take in a lane, opened here or handed over; returns it."""
-        self.all.add(lane)
-        if lane.shared:
-            self._table.offer(lane)
-        elif lane.owner:
-            self._by_owner[lane.owner] = lane
-        self._selector.register(lane.sock, READ, lane.ready)
-        return lane
+    def adopt(self, upstream: UpstreamSocket) -> UpstreamSocket:
+        """Register a socket that was opened here or handed over; return it."""
+        self.all.add(upstream)
+        if upstream.shared:
+            self._table.add_shared(upstream)
+        elif upstream.owner:
+            self._by_owner[upstream.owner] = upstream
+        self._server.loop.poller.register(upstream.sock, READ, upstream.ready)
+        return upstream
 
-    def take_over(self, sock, record):
-        """Return the lane of a socket another worker had; ``record`` as in handover.py."""
+    def take_over(self, sock: socket.socket, record: dict) -> UpstreamSocket:
+        """Return the UpstreamSocket of a socket that another worker had; ``record`` as in handover.py."""
         sock.setblocking(False)
         owner = tuple(record["owner"]) if record["owner"] else None
-        return self.adopt(Upstream(self._udp, sock, shared=record["shared"], owner=owner))
+        return self.adopt(UpstreamSocket(self._server, sock, shared=record["shared"], owner=owner))
 
-    def close(self, lane):
-        """Close a lane without flows."""
-        self.all.remove(lane)
-        if lane.shared:
-            self._table.withdraw(lane)
-        elif lane.owner:
-            del self._by_owner[lane.owner]
-        self._selector.unregister(lane.sock)
-        lane.sock.close()
+    def close(self, upstream: UpstreamSocket) -> None:
+        """Close a socket that has no flows."""
+        self.all.remove(upstream)
+        if upstream.shared:
+            self._table.remove_shared(upstream)
+        elif upstream.owner:
+            del self._by_owner[upstream.owner]
+        self._server.loop.poller.unregister(upstream.sock)
+        upstream.sock.close()
 
-    def tidy(self):
-        """Close shared lanes that nobody uses beyond the FEW that are kept."""
-        for lanes in self._table.lanes.values():
-            for lane in [lane for lane in lanes[FEW:] if not lane.flows]:
-                self.close(lane)
+    def tidy(self) -> None:
+        """Close shared sockets that no flow uses, but for FEW in each family."""
+        for upstreams in self._table.shared.values():
+            for upstream in [upstream for upstream in upstreams[FEW:] if not upstream.flows]:
+                self.close(upstream)
 
 
-def _family_of_reply(flow):
+def _family(flow):
     return socket_family_of(flow.target[0])

@@ -16,16 +16,13 @@ from types import SimpleNamespace
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import endpoint
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source_address
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import (
-    balancer,
-    health_checker,
-    health_round,
-)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import health_checker, health_round
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.service_runtime import ServiceRuntime
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config, defaults
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import service_counters, shared_memory
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import generation, listeners
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import acceptor, timeouts
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import timeouts
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import flow_table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -180,21 +177,15 @@ def consume(loaded):
         recorded = json.loads(json.dumps(one.record()).encode())
         assert config.load(recorded["config"]) == loaded
         for service in loaded.services:
-            groups = {
-                family: balancer.Backends(service, family, region, 0)
-                for family in ("ipv4", "ipv6")
-                if service.backends_of(family)
-            }
-            counted = service_counters.ServiceCounters(region, 0, service.name)
-            serving = acceptor.Serving(service, groups, source_address.Ports(loaded.source_ports, True), counted)
-            for number, address in enumerate(("203.0.113.9", "2001:db8:9::1")):
-                serving.refusal(address, 1e6 + number)
-                group = groups.get(("ipv4", "ipv6")[number])
-                if group is not None:
-                    group.next(address, (), 1e6)
+            ports = source_address.Ports(loaded.source_ports, True)
+            runtime = ServiceRuntime.from_config(service, region, 0, ports, log=None)
+            for number, (family, address) in enumerate([("ipv4", "203.0.113.9"), ("ipv6", "2001:db8:9::1")]):
+                runtime.admit(address, 1e6 + number)
+                if family in runtime.backends:
+                    runtime.backends[family].next(address, (), 1e6)
             for _level, name, number in sockets.upstream_options(service.tcp_user_timeout):
                 assert 0 < number < 2**31 or name == socket.TCP_QUICKACK
-        assert timeouts.interval(loaded.services) >= timeouts.SOONEST
+        assert timeouts.interval(loaded.services) >= timeouts.SHORTEST
         assert flow_table.interval([service.idle_timeout for service in loaded.services]) > 0
         for one in health_checker._watches(loaded, region):
             if one.service.checked:

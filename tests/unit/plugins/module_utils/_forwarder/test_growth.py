@@ -112,7 +112,7 @@ class Host:
         held = listeners.bind_missing(self.config, 2, ())
         try:
             made = worker.Worker(self.config, held, Log(), None, self.region, 0)
-            made.selector.close()
+            made.loop.poller.close()
         finally:
             listeners.close_all(held)
 

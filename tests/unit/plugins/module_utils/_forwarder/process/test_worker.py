@@ -42,21 +42,21 @@ class Host:
     def relay(self):
         """Return a session of a client that has not chosen a backend yet, and the client's end."""
         client, accepted = socket.socketpair()
-        acceptor = self.worker._acceptors[0]
-        relay = Relay(self.worker, acceptor, accepted, ("203.0.113.7", 4000))
-        self.worker.sessions.add(relay)
-        acceptor.serving.counters.began()
+        acceptor = self.worker.tcp.acceptors[0]
+        relay = Relay(self.worker.tcp, acceptor, accepted, ("203.0.113.7", 4000))
+        self.worker.tcp.sessions.add(relay)
+        acceptor.runtime.counters.began()
         return relay, client
 
     def lines(self, event):
         """Return the log's lines of an event."""
-        self.worker.log.flush()
+        self.worker.loop.log.flush()
         lines = [json.loads(line) for line in self.log_path.read_text(encoding="ascii").splitlines()]
         return [line for line in lines if line["event"] == event]
 
     def close(self):
         listeners.close_all(self.held)
-        self.worker.selector.close()
+        self.worker.loop.poller.close()
         self.log_file.close()
         self.line.close()
 
@@ -75,14 +75,14 @@ def test_a_defect_in_the_timer_of_a_session_ends_that_session_only(host, monkeyp
     ran = []
     relay, client = host.relay()
     other, other_client = host.relay()
-    monkeypatch.setattr(Relay, "too_slow", defect)
-    host.worker.connecting[relay] = 0.0
-    host.worker.timers.add(0.0, relay.too_slow)
-    host.worker.timers.add(0.0, lambda: ran.append("the next timer of the same tick"))
+    monkeypatch.setattr(Relay, "attempt_timed_out", defect)
+    host.worker.tcp.connecting[relay] = 0.0
+    host.worker.loop.timers.add(0.0, relay.attempt_timed_out)
+    host.worker.loop.timers.add(0.0, lambda: ran.append("the next timer of the same tick"))
     with client, other_client:
         host.worker._turn()
         assert client.recv(1) == b""
-        assert host.worker.sessions == {other}
+        assert host.worker.tcp.sessions == {other}
         assert ran == ["the next timer of the same tick"]
         assert host.lines("connection")[0]["ended"] == "internal error: ZeroDivisionError()"
         assert host.lines("defect")[0]["trace"]
@@ -90,32 +90,32 @@ def test_a_defect_in_the_timer_of_a_session_ends_that_session_only(host, monkeyp
 
 
 def test_a_line_about_what_the_clock_brought_is_written_in_the_same_turn(host):
-    host.worker.timers.add(0.0, lambda: host.worker.log.event("the clock"))
+    host.worker.loop.timers.add(0.0, lambda: host.worker.loop.log.event("the clock"))
     host.worker._turn()
-    assert not host.worker.log.waiting
+    assert not host.worker.loop.log.waiting
     assert host.lines("the clock")
 
 
 def test_a_defect_in_the_workers_own_timer_is_not_hidden(host):
-    host.worker.timers.add(0.0, lambda: 1 / 0)
+    host.worker.loop.timers.add(0.0, lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         host.worker._turn()
 
 
 def test_a_worker_that_is_full_says_so_once_and_goes_on_when_a_session_ends(host):
     relay, client = host.relay()
-    host.worker._most_sessions = 1
+    host.worker.tcp.most_sessions = 1
     host.worker.cover([1])  # a client may meet either socket of its address
-    host.worker.set_accepting(True)
+    host.worker.tcp.set_accepting(True)
     clients = [socket.create_connection(("127.0.0.1", port)) for port in host.ports]
     try:
         host.worker._turn()
         (line,) = host.lines("accept paused")
         assert line["sessions"] == 1
         assert "RLIMIT_NOFILE" in line["reason"]
-        assert not host.worker.accepting
+        assert not host.worker.tcp.accepting
         relay.abort("over")
-        assert host.worker.accepting
+        assert host.worker.tcp.accepting
     finally:
         for sock in (client, *clients):
             sock.close()
@@ -123,21 +123,21 @@ def test_a_worker_that_is_full_says_so_once_and_goes_on_when_a_session_ends(host
 
 def served(host):
     """Return the slots whose listeners the worker polls."""
-    return {acceptor.slot for acceptor in host.worker._acceptors if acceptor._listening}
+    return {acceptor.slot for acceptor in host.worker.tcp.acceptors if acceptor._listening}
 
 
 def test_a_worker_serves_its_slot_and_covers_others_when_told(host):
-    host.worker.set_accepting(True)
+    host.worker.tcp.set_accepting(True)
     assert served(host) == {0}
     host.line.send({"cover": [1]})
     host.worker._hear(0)
     assert served(host) == {0, 1}
-    host.worker.set_accepting(False)
+    host.worker.tcp.set_accepting(False)
     assert served(host) == set()
     host.line.send({"cover": []})
     host.worker._hear(0)
     assert served(host) == set(), "not while it does not accept"
-    host.worker.set_accepting(True)
+    host.worker.tcp.set_accepting(True)
     assert served(host) == {0}
 
 
@@ -171,7 +171,7 @@ def attempt(host, monkeypatch):
         relay, client = host.relay()
         socks.append(client)
         connected = sockets.begin_connect(socket.AF_INET, (), None, server.getsockname())
-        monkeypatch.setattr(relay.serving.source, "connect", lambda *_arguments: (connected, "any"))
+        monkeypatch.setattr(relay.runtime.source, "connect", lambda *_arguments: (connected, "any"))
         relay.start()
         assert relay.state is State.CONNECTING
         return relay
@@ -183,7 +183,7 @@ def attempt(host, monkeypatch):
 
 def test_a_backend_that_answered_a_busy_worker_is_not_to_blame(attempt):
     relay = attempt(room=True)
-    relay.too_slow()
+    relay.attempt_timed_out()
     assert relay.state is State.OPEN
     assert relay.backends.health.alone == {}
     relay.abort("over")
@@ -191,7 +191,7 @@ def test_a_backend_that_answered_a_busy_worker_is_not_to_blame(attempt):
 
 def test_a_backend_that_did_not_answer_is(attempt, host):
     relay = attempt(room=False)
-    relay.too_slow()
+    relay.attempt_timed_out()
     assert relay.ended == "no answer within 1 s"
     assert host.region.total("service", "refused_connect_failed") == 1
     assert relay.client_address[0] in relay.backends.health.alone
@@ -211,7 +211,7 @@ def test_a_worker_counts_in_its_row(host):
 @pytest.mark.parametrize(("mode", "lines"), [("all", 1), ("errors", 1), ("none", 0)])
 def test_what_a_service_logs(host, mode, lines):
     relay, client = host.relay()
-    relay.serving.service = replace(host.service, log=mode)
+    relay.runtime.service = replace(host.service, log=mode)
     relay.abort("over")
     client.close()
     assert len(host.lines("connection")) == lines

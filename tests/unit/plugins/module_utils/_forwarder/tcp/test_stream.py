@@ -15,7 +15,8 @@ import time
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.poller import Poller
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import stream as side_module
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import bulk
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import stream as stream_module
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.splice import Pool
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.stream import BUFFER_SIZE, Stream
 
@@ -34,22 +35,22 @@ class Middle:
     """A relay without choosing and logging: two sides, a poller, and a thread that turns it."""
 
     def __init__(self, pipes):
-        self.worker = self
-        self.selector = Poller()
+        self.server = self.loop = self
+        self.poller = Poller()
         self.pipes = Pool(pipes)
         self.events = []
         self.client, near = connected()
-        far, self.server = connected()
-        for sock in (self.client, self.server):
+        far, self.backend = connected()
+        for sock in (self.client, self.backend):
             sock.settimeout(PATIENCE)
         self.sides = {"client": Stream(near, self, "client eof", "client reset")}
-        self.sides["server"] = Stream(far, self, "server eof", "server reset")
-        one, other = self.sides["client"], self.sides["server"]
+        self.sides["backend"] = Stream(far, self, "backend eof", "backend reset")
+        one, other = self.sides["client"], self.sides["backend"]
         one.peer, other.peer = other, one
         for each in self.sides.values():
             each.sock.setblocking(False)
             each.sock.setsockopt(*sockets.URGENT_INLINE)
-            self.selector.watch(each.number, each.ready)
+            self.poller.watch(each.number, each.ready)
         self.thread = threading.Thread(target=self.turn, daemon=True)
 
     def handle(self, event):
@@ -66,13 +67,13 @@ class Middle:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
 
-    def lost(self, side, _number):
-        """What Relay.lost does, without a reason."""
+    def stream_failed(self, side, _number):
+        """What Relay.stream_failed does, without a reason."""
         self.handle(side.reset)
 
     def turn(self):
         while any(one.sock for one in self.sides.values()):
-            if not self.selector.turn(PATIENCE, self.contain):
+            if not self.poller.turn(PATIENCE, self.contain):
                 self.events.append("nothing more happened")
                 return
 
@@ -84,11 +85,11 @@ class Middle:
         return self
 
     def __exit__(self, *_exc):
-        for sock in (self.client, self.server):
+        for sock in (self.client, self.backend):
             sock.close()
         self.thread.join(PATIENCE)
         self.pipes.close()
-        self.selector.close()
+        self.poller.close()
 
 
 def send(sock, data, sizes, end=True):
@@ -143,9 +144,9 @@ TEST_SIZES = [
 def test_both_ways_at_once_every_byte_arrives(pipes, total, sizes):
     up, down = random.Random(1).randbytes(total), random.Random(2).randbytes(total)
     with Middle(pipes) as middle:
-        senders = [send(middle.client, up, sizes), send(middle.server, down, sizes[::-1])]
+        senders = [send(middle.client, up, sizes), send(middle.backend, down, sizes[::-1])]
         heard = []
-        reader = threading.Thread(target=lambda: heard.append(receive(middle.server)))
+        reader = threading.Thread(target=lambda: heard.append(receive(middle.backend)))
         reader.start()
         assert receive(middle.client) == (total, hashlib.sha256(down).digest())
         reader.join(PATIENCE)
@@ -153,8 +154,8 @@ def test_both_ways_at_once_every_byte_arrives(pipes, total, sizes):
         for sender in senders:
             sender.join(PATIENCE)
         middle.thread.join(PATIENCE)
-        assert sorted(middle.events) == ["client eof", "server eof"]
-        assert (middle.sides["server"].sent, middle.sides["client"].sent) == (total, total)
+        assert sorted(middle.events) == ["backend eof", "client eof"]
+        assert (middle.sides["backend"].sent, middle.sides["client"].sent) == (total, total)
         assert middle.pipes.lent == 0
 
 
@@ -191,7 +192,7 @@ def send_plan(sock, plan, pause):
 
 
 @pytest.mark.parametrize("pipes", [0, 1, 8])
-@pytest.mark.parametrize("sender", ["client", "server"])
+@pytest.mark.parametrize("sender", ["client", "backend"])
 @pytest.mark.parametrize("pause", [0, 0.05])
 @pytest.mark.parametrize(
     ("plan", "inline"),
@@ -201,7 +202,7 @@ def send_plan(sock, plan, pause):
 def test_every_byte_arrives_and_urgent_ones_as_urgent(pipes, sender, pause, plan, inline):
     """A receiver with SO_OOBINLINE reads them in the stream, another one finds them beside it."""
     with Middle(pipes) as middle:
-        source, sink = (middle.client, middle.server) if sender == "client" else (middle.server, middle.client)
+        source, sink = (middle.client, middle.backend) if sender == "client" else (middle.backend, middle.client)
         sink.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
         whole, plain = send_plan(source, plan, pause)
         wanted = whole if inline else plain
@@ -209,7 +210,7 @@ def test_every_byte_arrives_and_urgent_ones_as_urgent(pipes, sender, pause, plan
         source.close()
         sink.close()
         middle.thread.join(PATIENCE)
-        assert sorted(middle.events) == ["client eof", "server eof"]
+        assert sorted(middle.events) == ["backend eof", "client eof"]
         assert middle.pipes.lent == 0
 
 
@@ -217,44 +218,44 @@ def test_every_byte_arrives_and_urgent_ones_as_urgent(pipes, sender, pause, plan
 def test_a_reset_in_the_middle_of_bulk_is_passed_on_and_the_pipe_comes_back(pipes):
     with Middle(pipes) as middle:
         sender = send(middle.client, bytes(1 << 20), [1 << 20], end=False)
-        middle.server.recv(1000)
-        middle.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        middle.backend.recv(1000)
+        middle.backend.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sender.join(PATIENCE)
-        middle.server.close()
+        middle.backend.close()
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             send_until_refused(middle.client)
         middle.thread.join(PATIENCE)
-        assert middle.events == ["server reset"]
+        assert middle.events == ["backend reset"]
         assert middle.pipes.lent == 0
 
 
-@pytest.mark.skipif(side_module.splice is None, reason="no splice here")
+@pytest.mark.skipif(bulk.splice is None, reason="no splice here")
 def test_bulk_goes_through_a_pipe_and_small_data_does_not(monkeypatch):
     moved = []
 
-    def spy(source, target, count, splice=side_module.splice):
+    def spy(source, target, count, splice=bulk.splice):
         moved.append(splice(source, target, count))
         return moved[-1]
 
-    monkeypatch.setattr(side_module, "splice", spy)
+    monkeypatch.setattr(bulk, "splice", spy)
     with Middle(8) as middle:
         for _request in range(50):
             middle.client.sendall(b"x" * 1000)
-            assert exactly(middle.server, 1000) == b"x" * 1000
+            assert exactly(middle.backend, 1000) == b"x" * 1000
         assert not moved
         send(middle.client, bytes(20 << 20), [1 << 20])
-        assert receive(middle.server)[0] == 20 << 20
+        assert receive(middle.backend)[0] == 20 << 20
         assert sum(moved) > 20 << 20, "in and out: most of it went through the pipe"
 
 
 def test_a_pipe_is_given_back_although_its_last_piece_was_small(monkeypatch):
-    whole = side_module.splice
-    monkeypatch.setattr(side_module, "_TURNS", range(1))  # others get their turn after each piece
-    monkeypatch.setattr(side_module, "splice", lambda source, target, count: whole(source, target, min(count, 1000)))
+    whole = bulk.splice
+    monkeypatch.setattr(bulk, "TURNS", range(1))  # others get their turn after each piece
+    monkeypatch.setattr(bulk, "splice", lambda source, target, count: whole(source, target, min(count, 1000)))
     with Middle(8) as middle:
         size = 2 * BUFFER_SIZE + 5000
         middle.client.sendall(bytes(size))
-        assert len(exactly(middle.server, size)) == size
+        assert len(exactly(middle.backend, size)) == size
         deadline = time.monotonic() + PATIENCE
         while middle.pipes.lent and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -263,10 +264,10 @@ def test_a_pipe_is_given_back_although_its_last_piece_was_small(monkeypatch):
 
 @pytest.mark.parametrize(("flag", "segments"), [(socket.MSG_MORE, 2), (0, 3)])
 def test_the_end_leaves_with_the_last_bytes(monkeypatch, flag, segments):
-    monkeypatch.setattr(side_module, "_AND_THAT_WAS_ALL", socket.MSG_DONTWAIT | flag)
+    monkeypatch.setattr(stream_module, "_FLAGS_LAST", socket.MSG_DONTWAIT | flag)
     middle = Middle(8)
-    middle.server.sendall(b"that is all")
-    middle.server.shutdown(socket.SHUT_WR)
+    middle.backend.sendall(b"that is all")
+    middle.backend.shutdown(socket.SHUT_WR)
     with middle:
         assert exactly(middle.client, 100) == b"that is all"
         info = middle.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)

@@ -26,10 +26,10 @@ class Relay:
         self.bytes = 0
         self.lasting = 0
 
-    def moved(self):
+    def bytes_moved(self):
         return self.bytes
 
-    def lasts(self):
+    def start_keepalive(self):
         self.lasting += 1
 
 
@@ -37,7 +37,7 @@ def looks(relay, seconds, each=lambda _second: None):
     """Look once a second from second 0; returns (second, reason) of the first timeout."""
     for second in range(seconds + 1):
         each(second)
-        for _relay, reason in timeouts.look([relay], 1000.0 + second):
+        for _relay, reason in timeouts.expired([relay], 1000.0 + second):
             return second, reason
     return None
 

@@ -27,7 +27,7 @@ def sock(family, address=""):
 def test_a_datagram_leaves_from_the_address_it_is_told_and_says_where_it_went(source, destination):
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     with sock(family) as sender, sock(family) as receiver:
-        receiver.setsockopt(*ancillary.TELL_DESTINATION[family], 1)
+        receiver.setsockopt(*ancillary.REPORT_DESTINATION[family], 1)
         to = destination, receiver.getsockname()[1]
         sender.sendmsg([b"hello"], ancillary.leaving_from(socket.inet_pton(family, source)), 0, to)
         data, messages, flags, peer = receiver.recvmsg(100, ancillary.SPACE)
@@ -42,8 +42,8 @@ def test_an_icmp_error_names_its_errno_and_the_source_of_the_datagram(family, da
     with sock(family, address) as closed:
         target = closed.getsockname()[:2]
     with sock(family) as sender:
-        sender.setsockopt(*ancillary.TELL_DESTINATION[family], 1)
-        sender.setsockopt(*ancillary.TELL_ERRORS[family], 1)
+        sender.setsockopt(*ancillary.REPORT_DESTINATION[family], 1)
+        sender.setsockopt(*ancillary.REPORT_ERRORS[family], 1)
         sender.sendto(data, target)
         _data, messages, _flags, about = sender.recvmsg(0, ancillary.ERROR_SPACE, socket.MSG_ERRQUEUE)
     assert ancillary.read_error(family, messages) == (errno.ECONNREFUSED, socket.inet_pton(family, address))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import eviction
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp.eviction import Leavers, Shares
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp.eviction import EvictionQueue, FairShares
 
 NOW = 100.0
 
@@ -20,7 +20,7 @@ class Flow:
 
     name: str = ""
     datagrams: int = 1
-    seen: int = 1
+    datagrams_seen: int = 1
     answered: bool = False
     started: float = NOW - 10
     alive: bool = True
@@ -30,29 +30,29 @@ class Flow:
     ("flow", "place"),
     [
         (Flow(), 0),
-        (Flow(seen=0), 0),
+        (Flow(datagrams_seen=0), 0),
         (Flow(datagrams=2, answered=True), 1),
-        (Flow(datagrams=2, seen=0, answered=True), 1),
+        (Flow(datagrams=2, datagrams_seen=0, answered=True), 1),
         (Flow(started=NOW - 0.5), 2),
-        (Flow(datagrams=30, seen=30, answered=True), 3),
-        (Flow(datagrams=30, seen=30), 3),
-        (Flow(datagrams=30, seen=28, answered=True), 4),
+        (Flow(datagrams=30, datagrams_seen=30, answered=True), 3),
+        (Flow(datagrams=30, datagrams_seen=30), 3),
+        (Flow(datagrams=30, datagrams_seen=28, answered=True), 4),
     ],
 )
 def test_the_order(flow, place):
-    assert eviction.order(flow, NOW) == place
+    assert eviction.eviction_class(flow, NOW) == place
 
 
 @pytest.mark.parametrize(("most", "names"), [(1, "a"), (2, "ab"), (4, "abcd"), (99, "abcde")])
 def test_the_first_are_those_of_the_lowest_class_in_the_given_order(most, names):
     datagrams = {"d": 30, "b": 2, "a": 1, "e": 40, "c": 2}
     flows = [Flow(name, count, count, answered=count > 1) for name, count in datagrams.items()]
-    assert "".join(flow.name for flow in eviction.first(flows, NOW, most)) == names
+    assert "".join(flow.name for flow in eviction.first_to_evict(flows, NOW, most)) == names
 
 
 def test_one_that_moved_or_is_over_meanwhile_is_passed_over():
     flows = [Flow(name) for name in map(str, range(64))]
-    leavers = Leavers(lambda: flows)
+    leavers = EvictionQueue(lambda: flows)
     assert leavers.next(NOW) is flows[0]
     flows[1].datagrams += 1
     flows[2].alive = False
@@ -60,7 +60,7 @@ def test_one_that_moved_or_is_over_meanwhile_is_passed_over():
 
 
 def test_nobody_makes_room_where_nobody_is():
-    assert Leavers(list).next(NOW) is None
+    assert EvictionQueue(list).next(NOW) is None
 
 
 @pytest.mark.parametrize(
@@ -75,27 +75,27 @@ def test_nobody_makes_room_where_nobody_is():
     ],
 )
 def test_who_has_less_than_a_share_takes_from_who_has_most(held, service, payer):
-    shares = Shares(30)
+    shares = FairShares(30)
     for name, count in held.items():
-        shares.serve(name)
+        shares.add_service(name)
         for _flow in range(count):
             shares.enter(name, Flow(name))
-    assert shares.payer(service) == payer
+    assert shares.loser(service) == payer
     assert shares.next(service, NOW).name == payer
     assert len(shares) == 30
 
 
 def test_more_services_than_places():
-    shares = Shares(1)
+    shares = FairShares(1)
     for name in ("a", "b", "c"):
-        shares.serve(name)
+        shares.add_service(name)
     shares.enter("a", Flow("a"))
-    assert [shares.payer(name) for name in "abc"] == ["a"] * 3
+    assert [shares.loser(name) for name in "abc"] == ["a"] * 3
 
 
 def test_what_moved_makes_room_last_among_equals():
-    shares, first, second = Shares(2), Flow("first"), Flow("second")
-    shares.serve("dns")
+    shares, first, second = FairShares(2), Flow("first"), Flow("second")
+    shares.add_service("dns")
     for flow in (first, second):
         shares.enter("dns", flow)
     shares.reorder("dns", [second, first])

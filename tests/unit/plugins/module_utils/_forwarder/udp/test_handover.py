@@ -9,15 +9,15 @@ import socket
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import handover
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp.flow_table import Lane
 
 
-class SocketLane(Lane):
+class Upstream:
     def __init__(self, owner=None):
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.sock.bind(("127.0.0.1", 0))
         self.owner = owner
-        super().__init__(socket.AF_INET, self.sock.getsockname()[1], shared=owner is None)
+        self.port = self.sock.getsockname()[1]
+        self.shared = owner is None
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ class Reader:
 
     def __init__(self, sock):
         self.told = []
-        self.heir = handover.Heir(sock, lambda _heir, document, socks: self.told.append((document, list(socks))))
+        self.heir = handover.Receiver(sock, lambda _heir, document, socks: self.told.append((document, list(socks))))
         while not self.told:
             self.heir.ready(None)
         ((self.document, self.sockets),) = self.told
@@ -40,8 +40,8 @@ class Reader:
 
 @pytest.mark.parametrize("count", [0, 1, handover.MOST_AT_ONCE, handover.MOST_AT_ONCE + 1, 600])
 def test_every_socket_arrives_in_its_place(ends, count):
-    lanes = [SocketLane(("198.51.100.1", number) if number % 2 else None) for number in range(count)]
-    handover.leave(ends[0], lanes, [])
+    lanes = [Upstream(("198.51.100.1", number) if number % 2 else None) for number in range(count)]
+    handover.send(ends[0], lanes, [])
     read = Reader(ends[1])
     assert [sock.getsockname()[1] for sock in read.sockets] == [lane.port for lane in lanes]
     assert read.document["lanes"] == [
@@ -58,7 +58,7 @@ def test_a_predecessor_that_died_has_left_nothing(ends):
 
 
 def test_a_predecessor_that_died_in_the_middle_has_left_nothing(ends):
-    lanes = [SocketLane() for _number in range(300)]
+    lanes = [Upstream() for _number in range(300)]
     messages = []
     left = type("Counting", (), {"settimeout": ends[0].settimeout})()
 
@@ -67,7 +67,7 @@ def test_a_predecessor_that_died_in_the_middle_has_left_nothing(ends):
         return ends[0].sendmsg(buffers, ancillary, *rest) if len(messages) < 3 else 0
 
     left.sendmsg = only_two
-    handover.leave(left, lanes, [])
+    handover.send(left, lanes, [])
     ends[0].close()
     assert Reader(ends[1]).told == [(None, [])]
     for lane in lanes:
@@ -75,9 +75,9 @@ def test_a_predecessor_that_died_in_the_middle_has_left_nothing(ends):
 
 
 def test_a_document_of_another_schema_is_not_read(ends, monkeypatch):
-    lane = SocketLane()
+    lane = Upstream()
     monkeypatch.setattr(handover, "SCHEMA", handover.SCHEMA + 1)
-    handover.leave(ends[0], [lane], [])
+    handover.send(ends[0], [lane], [])
     monkeypatch.undo()
     assert Reader(ends[1]).told == [(None, [])]
     lane.sock.close()

@@ -21,7 +21,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.log import Log
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import channel, listeners
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process.worker import Worker
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import handover
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import takeover
 
 PATIENCE = 20.0
 
@@ -73,14 +73,14 @@ class Host:
         raise AssertionError("nothing came")
 
     def turn(self):
-        self.worker.timers.add(self.worker.now() + 0.05, int)  # so that a turn ends
+        self.worker.loop.timers.add(self.worker.loop.now() + 0.05, int)  # so that a turn ends
         self.worker._turn()
 
     def sessions(self):
         return self.region.sessions(0)
 
     def events(self, name):
-        self.worker.log.flush()
+        self.worker.loop.log.flush()
         lines = map(json.loads, self.log_path.read_text(encoding="utf-8").splitlines())
         return [line for line in lines if line["event"] == name]
 
@@ -138,14 +138,14 @@ def test_a_stranger_on_the_upstream_socket_is_counted_and_nothing_else(make):
     host.ask(client, b"question")
     host.heard(host.backend)
     (flow,) = host.udp.table.flows
-    flow.lane.flows.clear()  # as if the session were over
-    host.backend.sendto(b"late", ("127.0.0.1", flow.lane.port))
+    flow.upstream.flows.clear()  # as if the session were over
+    host.backend.sendto(b"late", ("127.0.0.1", flow.upstream.port))
     before = host.region.cells[host.region.cell(0, "worker", "datagrams_stray")]
     deadline = time.monotonic() + PATIENCE
     while host.region.cells[host.region.cell(0, "worker", "datagrams_stray")] == before:
         assert time.monotonic() < deadline
         host.turn()
-    flow.lane.flows[flow.reply] = flow
+    flow.upstream.flows[flow.reply_key] = flow
     assert flow.datagrams_to_client == 0
 
 
@@ -218,9 +218,9 @@ def test_an_idle_session_ends(make):
     host = make(idle_timeout=1.0)
     host.ask(host.client(), b"1")
     host.heard(host.backend)
-    now = host.worker.now()
+    now = host.worker.loop.now()
     for seconds in (0.5, 1.0, 1.6):
-        host.udp.look(now + seconds)
+        host.udp.check(now + seconds)
     (line,) = host.events("session")
     assert line["ended"] == "idle timeout"
 
@@ -246,11 +246,11 @@ def hand_over(make, old, **options):
     left, taken = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for host in (old, new):
         host.udp.set_receiving(False)
-    for inlet in old.udp.inlets.values():  # another process has a descriptor of its own
-        inlet.sock = inlet.sock.dup()
+    for listener in old.udp.listeners.values():  # another process has a descriptor of its own
+        listener.sock = listener.sock.dup()
     with left:
         old.udp.hand_over(left)
-        handover.Succession(new.worker, [taken])
+        takeover.Takeover(new.udp, [taken])
         deadline = time.monotonic() + PATIENCE
         while not new.udp.receiving:
             assert time.monotonic() < deadline

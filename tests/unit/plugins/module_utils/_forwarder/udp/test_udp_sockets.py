@@ -25,8 +25,8 @@ def test_both_wildcards_can_have_one_port():
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_a_lane_has_its_port_for_itself(family):
-    with udp_sockets.lane(family, spoofing=False) as one:
+def test_no_other_socket_can_bind_the_port_of_an_upstream_socket(family):
+    with udp_sockets.upstream(family, spoofing=False) as one:
         with pytest.raises(OSError) as caught:
-            udp_sockets.lane(family, port=one.getsockname()[1], spoofing=False)
+            udp_sockets.upstream(family, port=one.getsockname()[1], spoofing=False)
         assert caught.value.errno == errno.EADDRINUSE

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp.batch import MOST, Batch
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.batch import Batch
+
+MOST = 64
 
 
 def read(batch, waiting):
@@ -20,14 +22,14 @@ def read(batch, waiting):
 
 
 def test_a_busy_socket_is_soon_read_in_big_batches():
-    batch = Batch()
+    batch = Batch(MOST)
     assert sum(read(batch, 1000) for _turn in range(10)) > 4 * MOST
     assert batch.size == MOST
 
 
 @pytest.mark.parametrize(("turns", "most_in_vain"), [(1000, 25)])
 def test_a_socket_with_one_datagram_at_a_time_is_seldom_asked_in_vain(turns, most_in_vain):
-    batch, in_vain = Batch(), 0
+    batch, in_vain = Batch(MOST), 0
     for _turn in range(turns):
         in_vain += batch.size > 1
         assert read(batch, 1) == 1
@@ -35,7 +37,7 @@ def test_a_socket_with_one_datagram_at_a_time_is_seldom_asked_in_vain(turns, mos
 
 
 def test_it_grows_again_when_the_rush_comes():
-    batch = Batch()
+    batch = Batch(MOST)
     for _turn in range(1000):
         read(batch, 1)
     assert sum(read(batch, 1000) for _turn in range(MOST + 10)) > 4 * MOST
@@ -44,6 +46,6 @@ def test_it_grows_again_when_the_rush_comes():
 
 
 def test_a_wake_for_nothing_leaves_a_batch_of_one():
-    batch = Batch()
+    batch = Batch(MOST)
     read(batch, 0)
     assert batch.size == 1
