@@ -167,7 +167,7 @@ def look(module: AnsibleModule) -> dict:
     host = host_state.Host(runner=_host_module.command_runner(module))
     sources = doctor.Sources(host=host, directory=options["directory"], config=options["config"])
     clients = report.by_family(options["clients"])
-    facts = doctor.look(sources, wanted, clients, [report.served(one) for one in options["ports"]])
+    facts = doctor.gather(sources, wanted, clients, [report.parse_port(one) for one in options["ports"]])
     reader = unread.Reader()
     lists = {
         "owners": reader.read("what is ours on this host", _owners, host, facts.documents),

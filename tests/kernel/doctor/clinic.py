@@ -100,7 +100,7 @@ class Clinic:
         """What is wrong with a host, in the order of the report; with ``wanted``, before that is applied."""
         loaded = wanted and documents.load(wanted)
         with self.lab[name].inside():
-            facts = gather.look(self.sources(name, **options), loaded, CLIENTS, ports)
+            facts = gather.gather(self.sources(name, **options), loaded, CLIENTS, ports)
         found = finding.ordered(registry.examine(facts))
         return [one for one in found if one.status in (finding.FAIL, finding.WARN)]
 

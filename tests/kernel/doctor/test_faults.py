@@ -48,7 +48,7 @@ FAULTS = {
         "b",
         "routes",
         ["ip route replace default via 198.18.0.1 table 20111 proto 202"],
-        "there is: ip route default via 198.18.0.1",
+        "now: ip route default via 198.18.0.1",
         silent=True,
     ),
     "another owner's route in the table": Fault(
@@ -92,7 +92,7 @@ FAULTS = {
         silent=True,
     ),
     "the firewall admits the proxy and not its clients": Fault(
-        "b", "firewall", [TABLE.format(*ONLY_A)], "admits proxy a but drops clients such as 198.18.1.10", [NO_TABLE],
+        "b", "firewall", [TABLE.format(*ONLY_A)], "accepts proxy a but drops clients such as 198.18.1.10", [NO_TABLE],
         silent=True,
     ),
     "iptables lets nobody in": Fault(
@@ -375,7 +375,7 @@ class TestTheForwarder:
     ("script", "said"),
     [
         ("echo nonsense", "JSONDecodeError"),
-        ("echo no >&2; exit 3", "ended with 3: no"),
+        ("echo no >&2; exit 3", "failed with status 3: no"),
         ("sleep 60; true", "within 1 s"),
     ],
 )

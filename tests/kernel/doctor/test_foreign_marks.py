@@ -193,7 +193,7 @@ def test_a_router_that_answers_arp_for_every_neighbour_is_reported(clinic, isola
         # Over IPv6 nobody answers.
         host = clinic.lab.engine.host(b, neighbour_wait=0.5)
         found = [one for one in clinic.complaints("b", host=host) if one.id == "proxy_mac"]
-        return [one for one in found if f"is at {mac} on eth0, which is the MAC of the router too" in one.what]
+        return [one for one in found if f"has the same MAC as the router on eth0: {mac}" in one.what]
 
     b.run(["ping", "-c", "1", "-W", "5", a.ipv4])
     assert outcome(clinic, "ipv4") != "established"

@@ -84,7 +84,7 @@ def complaints(lab, host, directory, wanted: dict | None = None) -> list:
     none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(directory / "none"))
     sources = gather.Sources(host=lab.engine.host(host), directory=str(directory), **none)
     with host.inside():
-        facts = gather.look(sources, wanted and documents.load(wanted), CLIENTS)
+        facts = gather.gather(sources, wanted and documents.load(wanted), CLIENTS)
     # These documents name no settings.
     found = registry.examine(facts, ["send_redirects", "accept_redirects"])
     return [one for one in found if one.status in ("fail", "warn")]

@@ -229,7 +229,7 @@ def test_a_container_of_the_proxy_can_be_its_backend(lab, box, tmp_path, method,
         none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(tmp_path / "none"))
         sources = gather.Sources(host=fleet.engine.host(a), directory=str(tmp_path / "a"), **none)
         with a.inside():
-            found = [one for one in registry.examine(gather.look(sources)) if one.id == "ip_forward"]
+            found = [one for one in registry.examine(gather.gather(sources)) if one.id == "ip_forward"]
         failed = {(one.subject, "socket_mark" in one.fix) for one in found if one.status == "fail"}
         assert failed == (set() if works else {(BOX["ipv4"], True), (BOX["ipv6"], True)})
     finally:

@@ -77,7 +77,7 @@ def complaints(lab, a, directory, wanted: dict | None = None) -> list[tuple[str,
     none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(directory / "none"))
     sources = gather.Sources(host=lab.engine.host(a), directory=str(directory), **none)
     with a.inside():
-        facts = gather.look(sources, wanted and documents.load(wanted))
+        facts = gather.gather(sources, wanted and documents.load(wanted))
     return [(one.id, one.subject) for one in registry.examine(facts) if one.status == "fail"]
 
 

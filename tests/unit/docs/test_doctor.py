@@ -25,7 +25,7 @@ def test_the_doctors_page_has_every_check_in_order():
 def test_it_says_where_and_when_each_runs():
     described = re.findall(rf"{HEADING}\n\*([^*]+)\.\*", DOCTOR, re.MULTILINE)
     early = {True: ", also before the first change", False: ""}
-    assert described == [(check.id, ENDS[check.end] + early[check.early]) for check in CHECKS]
+    assert described == [(check.id, ENDS[check.runs_on] + early[check.preflight]) for check in CHECKS]
 
 
 def test_it_gives_every_remedy():

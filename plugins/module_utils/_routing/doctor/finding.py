@@ -15,9 +15,9 @@ ORDER = (FAIL, WARN, SKIP, OK)
 
 @dataclass(frozen=True)
 class Finding:
-    """``subject`` is the object it is about (an interface, a proxy, a rule); the rest are sentences.
+    """``subject`` is the object concerned (an interface, a proxy, a rule); the other fields are sentences.
 
-    ``what`` says what is, ``why`` what it does to the path, ``fix`` the command or the variable that mends it.
+    ``what`` describes the problem, ``why`` its effect on the path, ``fix`` the command or variable that solves it.
     """
 
     status: str
@@ -32,31 +32,32 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """All of it in one line."""
+        """The whole finding on one line."""
         parts = [self.what, self.why[:1].upper() + self.why[1:], self.fix and f"Fix: {self.fix}"]
-        told = " ".join(_sentence(part) for part in parts if part)
-        return f"{self.status.upper() if self.status == FAIL else self.status:4} {self.id}: {told}"
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
+        text = " ".join(part if part.endswith(".") else f"{part}." for part in parts if part)
+        return f"{self.status.upper() if self.status == FAIL else self.status:4} {self.id}: {text}"
 
 
 def fail(subject: str, what: str, why: str, fix: str) -> Finding:
-    """The path does not work, or would not."""
+    """The path is broken, or will be once the document is applied."""
     return Finding(FAIL, subject, what, why, fix)
 
 
 def warn(subject: str, what: str, why: str, fix: str) -> Finding:
-    """The path works now; this may end it, or could not be told for certain."""
+    """The path may break, or the doctor cannot be sure that it works."""
     return Finding(WARN, subject, what, why, fix)
 
 
+def fail_or_warn(certain: bool, subject: str, what: str, why: str, fix: str) -> Finding:
+    """A failure if ``certain``, else a warning."""
+    return Finding(FAIL if certain else WARN, subject, what, why, fix)
+
+
 def skip(what: str) -> Finding:
-    """It could not be looked at; ``what`` says why."""
+    """The check could not run; ``what`` says why."""
     return Finding(SKIP, "", what)
 
 
 def ordered(findings: Iterable[Finding]) -> list[Finding]:
-    """What is wrong first; among equals the order of the checks stays, which is that of cause and effect."""
+    """Failures first, then warnings; findings of one status keep the order of the checks."""
     return sorted(findings, key=lambda finding: ORDER.index(finding.status))

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What is ours on a host, owner by owner, and what of others is near it: for people who look, not for the checks."""
+"""Which objects of a host belong to this collection, by owner, and which to others: for routing_state_info."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from ..reconcile.host_state import Host
 from . import rule_matching
 from .facts.model import Facts
 
-# RTPROT_KERNEL of linux/rtnetlink.h: the three rules every host has.
+# RTPROT_KERNEL of linux/rtnetlink.h: the three rules that every host has.
 BY_THE_KERNEL = 2
 
 
 def owned(host: Host, documents: Iterable[Document]) -> dict[str, dict[str, Any]]:
-    """The sets of the stored documents' owners and of those this collection knows, in the sections of a document.
+    """The host's objects by owner, in the sections of a document, for owners of stored documents and known ones.
 
-    MissingPackage without pyroute2 (or without nft, where marks are wanted).
+    MissingPackage without pyroute2 (or without nft, if a document has marks).
     """
-    known = {name: Document(name, number) for name, number in OWNERS.items()}
-    known.update({one.owner: one for one in documents})
+    by_owner = {name: Document(name, number) for name, number in OWNERS.items()}
+    by_owner.update({document.owner: document for document in documents})
     with host.make_kernel() as kernel:
-        return {name: _sections(host_state.read(kernel, host, one)[0]) for name, one in sorted(known.items())}
+        return {name: _sections(host_state.read(kernel, host, by_owner[name])[0]) for name in sorted(by_owner)}
 
 
 def _sections(state: Any) -> dict[str, Any]:
     objects = {"rules": state.rules, "routes": state.routes, "marks": state.marks}
     sections = {
-        name: [schema.dump(one) for one in sorted(values, key=lambda value: value.order)]
+        name: [schema.dump(value) for value in sorted(values, key=lambda value: value.order)]
         for name, values in objects.items()
     }
-    return {**sections, "sysctls": [_setting(one) for one in state.sysctls if one.held]}
+    return {**sections, "sysctls": [_setting(setting) for setting in state.sysctls if setting.held]}
 
 
 def _setting(setting: Setting) -> dict[str, Any]:
@@ -46,18 +46,20 @@ def _setting(setting: Setting) -> dict[str, Any]:
 
 
 def foreign(facts: Facts) -> dict[str, list[dict[str, Any]]]:
-    """Rules of others, but for the kernel's own, and routes of others in the tables of our documents."""
-    tables = {(route.family, route.table) for one in facts.documents for route in one.routes}
+    """Rules of other owners, without the kernel's own, and other owners' routes in the tables of our documents."""
     ours = facts.protocols
-    rules = [one for one in facts.rules or () if one.protocol not in (BY_THE_KERNEL, *ours)]
-    routes = [one for one in facts.routes or () if one.protocol not in ours and (one.family, one.table) in tables]
-    return {name: [_described(one) for one in found] for name, found in (("rules", rules), ("routes", routes))}
+    tables = {(route.family, route.table) for document in facts.documents for route in document.routes}
+    rules = [rule for rule in facts.rules or () if rule.protocol not in (BY_THE_KERNEL, *ours)]
+    routes = [
+        route for route in facts.routes or () if route.protocol not in ours and (route.family, route.table) in tables
+    ]
+    return {"rules": [_described(rule) for rule in rules], "routes": [_described(route) for route in routes]}
 
 
 def _described(found: Any) -> dict[str, Any]:
     return {
         "family": found.family,
-        "text": rule_matching.words(found),
+        "text": rule_matching.format_found(found),
         "protocol": found.protocol,
         "owner": formatting.owner_name(found.protocol),
     }

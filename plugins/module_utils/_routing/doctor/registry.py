@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Every check, in the order of cause and effect: of two things that are wrong, the first explains the second."""
+"""The table of all checks, in order of cause and effect: an earlier finding can explain a later one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Callable
 
-from .checks import drift, foreign_rules, limits, packet_filters, prerequisites, relays, services, source_nat, sysctls
+from .checks import (
+    drift,
+    foreign_rules,
+    limits,
+    packet_filters,
+    prerequisites,
+    proxies,
+    relays,
+    services,
+    source_nat,
+    sysctls,
+)
 from .facts.model import Facts
 from .facts.unread import NotRead
 from .finding import OK, Finding, skip, warn
@@ -22,108 +33,97 @@ ANY, BACKEND, PROXY = "any", "backend", "proxy"
 
 @dataclass(frozen=True)
 class Check:
-    """``run`` yields what is wrong, nothing when it is ``fine``. ``early`` ones run before the first change too.
+    """``run`` yields a finding for each problem; without one the check reports ``ok``.
 
-    A check that raises gives a finding of its own, beside what it has found until then: it ends neither the report nor
-    a role.
+    ``runs_on`` is ANY, BACKEND or PROXY. A ``preflight`` check also runs before the roles change anything. A check that
+    raises ends neither the report nor a role: its findings so far are kept, and the exception becomes one more.
     """
 
     id: str
-    end: str
-    early: bool
+    runs_on: str
+    preflight: bool
     run: Callable[[Facts], Iterable[Finding]]
-    fine: str
+    ok: str
 
-    def concerns(self, facts: Facts) -> bool:
-        """Whether it has anything to say about this host."""
-        ends = {ANY: _anywhere, BACKEND: _is_backend, PROXY: _is_proxy}
-        return (facts.applied or self.early) and ends[self.end](facts)
+    def applies_to(self, facts: Facts) -> bool:
+        """Whether this check runs on the host that the facts describe."""
+        if not (facts.applied or self.preflight):
+            return False
+        if self.runs_on == BACKEND:
+            return bool(facts.return_path)
+        if self.runs_on == PROXY:
+            return bool(facts.local_delivery) or facts.forwarder is not None
+        return True
 
     def findings(self, facts: Facts) -> Iterator[Finding]:
-        found: list[Finding] = []
+        findings: list[Finding] = []
         try:
-            found.extend(self.run(facts))
+            findings.extend(self.run(facts))
         except NotRead as error:
-            found.append(skip(str(error)))
+            findings.append(skip(str(error)))
         except Exception as error:  # noqa: BLE001
-            found.append(self._failed(error))
-        return (replace(one, id=self.id) for one in found or [Finding(OK, "", self.fine)])
+            findings.append(self._crashed(error))
+        return (replace(finding, id=self.id) for finding in findings or [Finding(OK, "", self.ok)])
 
-    def _failed(self, error: Exception) -> Finding:
+    def _crashed(self, error: Exception) -> Finding:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(frame.filename)}, line {frame.lineno}"
         return warn(
             self.id,
             f"check {self.id} failed: {type(error).__name__}: {error} ({where})",
-            f"that is a defect of the doctor, and it is not known whether {self.fine}",
-            f"report it with the output of `l4proxy doctor --json`; l4proxy_ignore_findings: [{self.id}] leaves it out",
+            f"this is a bug in the doctor; it is unknown whether {self.ok}",
+            f"report it with the output of `l4proxy doctor --json`; to skip it, l4proxy_ignore_findings: [{self.id}]",
         )
 
 
-def _anywhere(_facts: Facts) -> bool:
-    return True
-
-
-def _is_backend(facts: Facts) -> bool:
-    return bool(facts.return_path)
-
-
-def _is_proxy(facts: Facts) -> bool:
-    return bool(facts.local_delivery) or facts.forwarder is not None
-
-
 CHECKS = (
-    Check("unread", ANY, True, prerequisites.unread, "everything that the checks go by could be read"),
-    Check("packages", ANY, True, prerequisites.packages, "what the engines need is installed"),
-    Check("documents", ANY, False, prerequisites.documents, "the state documents can be read"),
-    Check("links", ANY, True, prerequisites.links, "the interfaces of the documents are up"),
-    Check("proxy_on_link", BACKEND, True, prerequisites.proxy_on_link, "every proxy is a direct neighbour"),
-    Check("proxy_mac", BACKEND, True, prerequisites.proxy_mac, "every proxy is at the MAC that is expected"),
-    Check("default_route", BACKEND, True, sysctls.default_route, "there is a route before the mark is restored"),
-    Check("rp_filter", BACKEND, True, sysctls.rp_filter, "rp_filter lets packets of clients in"),
-    Check("src_valid_mark", PROXY, True, sysctls.src_valid_mark, "no mark of a socket meets src_valid_mark"),
-    Check("own_traffic", ANY, True, foreign_rules.own_traffic_taken, "no rule takes what this host itself sends"),
-    Check("taken", ANY, True, foreign_rules.taken, "our priorities and tables are ours alone"),
-    Check("rule_before", ANY, True, foreign_rules.rule_before, "no rule of others is asked first for a reply"),
-    Check("mark_shared", ANY, True, foreign_rules.mark_shared, "no rule of others goes by our bits of the mark"),
-    Check("arp", PROXY, True, sysctls.arp, "this host answers ARP for its own addresses only"),
-    Check("firewall", ANY, True, packet_filters.firewall, "no packet filter drops the sample client"),
-    Check("source_nat", ANY, True, source_nat.source_nat, "no rule rewrites the clients' addresses"),
+    Check("unread", ANY, True, prerequisites.unread, "all facts about this host could be read"),
+    Check("packages", ANY, True, prerequisites.packages, "all required packages are installed"),
+    Check("documents", ANY, False, prerequisites.documents, "all state documents are readable"),
+    Check("links", ANY, True, prerequisites.links, "all interfaces that the documents use are up"),
+    Check("proxy_on_link", BACKEND, True, proxies.proxy_on_link, "every proxy is directly connected"),
+    Check("proxy_mac", BACKEND, True, proxies.proxy_mac, "every proxy has the expected MAC address"),
+    Check("default_route", BACKEND, True, sysctls.default_route, "unmarked replies have a route to the clients"),
+    Check("rp_filter", BACKEND, True, sysctls.rp_filter, "rp_filter accepts clients' packets"),
+    Check("src_valid_mark", PROXY, True, sysctls.src_valid_mark, "src_valid_mark does not drop marked replies"),
+    Check("own_traffic", ANY, True, foreign_rules.own_traffic_taken, "no rule captures this host's own traffic"),
+    Check("taken", ANY, True, foreign_rules.taken, "no other owner uses our rule priorities or tables"),
     Check(
-        "mark_clobbered",
-        BACKEND,
-        True,
-        packet_filters.mark_clobbered,
-        "no packet filter overwrites our mark bits",
+        "rule_before", ANY, True, foreign_rules.rule_before, "no foreign rule takes precedence over ours for replies"
     ),
-    Check("untracked", BACKEND, True, packet_filters.untracked, "no rule keeps connections of the path from conntrack"),
+    Check("mark_shared", ANY, True, foreign_rules.mark_shared, "no foreign rule matches our mark bits"),
+    Check("arp", PROXY, True, sysctls.arp, "this host answers ARP only for its own addresses"),
+    Check("firewall", ANY, True, packet_filters.firewall, "no packet filter drops the sample clients"),
+    Check("source_nat", ANY, True, source_nat.source_nat, "no rule rewrites clients' addresses"),
+    Check("mark_clobbered", BACKEND, True, packet_filters.mark_clobbered, "no packet filter overwrites our mark bits"),
+    Check("untracked", BACKEND, True, packet_filters.untracked, "conntrack tracks every proxied connection"),
     Check("conntrack", BACKEND, True, limits.conntrack, "the conntrack table has room"),
-    Check("contested", ANY, False, services.contested, "nobody undoes what the keeper puts back"),
-    Check("settings", ANY, False, drift.settings, "the kernel's settings are as the documents say"),
-    Check("redirected", BACKEND, True, sysctls.redirected, "no redirect has taught another way to a client"),
-    Check("addresses", ANY, False, drift.addresses, "this host has the addresses of its documents"),
+    Check("contested", ANY, False, services.contested, "no other tool reverts the keeper's repairs"),
+    Check("settings", ANY, False, drift.settings, "kernel settings match the documents"),
+    Check("redirected", BACKEND, True, sysctls.redirected, "no ICMP redirect overrides the route to a client"),
+    Check("addresses", ANY, False, drift.addresses, "this host has every address in its documents"),
     Check("waiting", ANY, False, drift.waiting, "nothing that the documents need is missing"),
-    Check("routes", ANY, False, drift.routes, "routes are as the documents say"),
-    Check("rules", ANY, False, drift.rules, "rules are as the documents say"),
-    Check("marks", ANY, False, drift.marks, "the table of marks is as the documents say"),
+    Check("routes", ANY, False, drift.routes, "routes match the documents"),
+    Check("rules", ANY, False, drift.rules, "rules match the documents"),
+    Check("marks", ANY, False, drift.marks, "the rules that set marks match the documents"),
     Check("forwarder", PROXY, False, services.forwarder, "the forwarder runs and may use clients' addresses"),
-    Check("listening", PROXY, False, services.listening, "the forwarder listens on every address of its config"),
-    Check("families", PROXY, False, services.families, "replies of every backend of the config are taken in"),
-    Check("lookup", ANY, False, drift.lookup, "the kernel sends a sample client's replies where they belong"),
-    Check("udp_source", BACKEND, True, limits.udp_source, "no UDP server answers from another address"),
-    Check("relayed", BACKEND, True, relays.relayed, "no relay of this host stands before a server"),
+    Check("listening", PROXY, False, services.listening, "the forwarder listens on every configured address"),
+    Check("families", PROXY, False, services.families, "every configured backend has local delivery"),
+    Check("lookup", ANY, False, drift.lookup, "the kernel routes sample replies as the documents say"),
+    Check("udp_source", BACKEND, True, limits.udp_source, "UDP servers reply from the address that was contacted"),
+    Check("relayed", BACKEND, True, relays.relayed, "no relay program listens in place of a server"),
     Check("containers", BACKEND, True, packet_filters.containers, "replies of containers get their mark back"),
     Check("ip_forward", PROXY, True, sysctls.ip_forward, "this host does not route for others"),
-    Check("port_range", PROXY, True, limits.port_range, "there are ephemeral ports enough"),
-    Check("accept_redirects", BACKEND, False, sysctls.accept_redirects, "redirects are not accepted"),
-    Check("send_redirects", PROXY, False, sysctls.send_redirects, "redirects are not sent"),
-    Check("keeper", ANY, False, services.keeper, "the keeper runs, now and at boot"),
-    Check("networkd", ANY, True, services.networkd, "systemd-networkd leaves rules of others alone"),
+    Check("port_range", PROXY, True, limits.port_range, "enough ephemeral ports are available"),
+    Check("accept_redirects", BACKEND, False, sysctls.accept_redirects, "ICMP redirects are not accepted"),
+    Check("send_redirects", PROXY, False, sysctls.send_redirects, "ICMP redirects are not sent"),
+    Check("keeper", ANY, False, services.keeper, "the keeper runs and is enabled at boot"),
+    Check("networkd", ANY, True, services.networkd, "systemd-networkd leaves foreign rules and routes alone"),
 )
 
 
 def examine(facts: Facts, ignore: Iterable[str] = ()) -> list[Finding]:
-    """The findings of every check that concerns the host, but for those with an id in ``ignore``; in causal order."""
-    left_out = frozenset(ignore)
-    chosen = (check for check in CHECKS if check.id not in left_out and check.concerns(facts))
-    return [finding for check in chosen for finding in check.findings(facts)]
+    """The findings of every check that applies to the host, in the order of CHECKS; ids in ``ignore`` are left out."""
+    ignored = frozenset(ignore)
+    checks = (check for check in CHECKS if check.id not in ignored and check.applies_to(facts))
+    return [finding for check in checks for finding in check.findings(facts)]

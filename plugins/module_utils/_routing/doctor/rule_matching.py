@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The packets that the path is about, which document wants them where, and which rule would take them. Pure."""
+"""Sample replies, and which ip rule of the host would match them first. Pure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ..reconcile import placement
 
 @dataclass(frozen=True)
 class Reply:
-    """A backend's reply to a client: routed by the backend (``iif`` None) or taken in by the proxy.
+    """A backend's reply to a client: routed by the backend (``iif`` None) or received by the proxy.
 
-    ``via`` is the next hop that the document wants, ``local`` for a reply the proxy has to take in; ``rule`` is the
-    document's rule that says so.
+    ``via`` is the next hop that the document wants, or ``local`` for a reply that the proxy must accept; ``rule`` is
+    the rule of the document that routes it so.
     """
 
     owner: str
@@ -40,24 +40,24 @@ class Reply:
         return self.rule.family
 
     def is_well_sent(self, answer: RouteAnswer) -> bool:
-        """Whether the kernel's answer for it is what the document wants."""
+        """Whether the kernel's route for it is the one that the document wants."""
         return answer.type == "local" if self.via == "local" else answer.via == self.via
 
     @property
     def text(self) -> str:
-        """In words, for a finding."""
+        """The reply in a sentence of a finding."""
         mark = f" with mark {self.mark:#x}" if self.mark else ""
         return f"a reply from {self.src} to {self.dst}{mark}"
 
 
-def words(found: KernelObject) -> str:
-    """An object of the kernel in the words of ip(8)."""
-    unknown = f"{formatting.ip_command(found.family)} rule with a selector that is not known here"
+def format_found(found: KernelObject) -> str:
+    """An object of the kernel as ip(8) writes it."""
+    unknown = f"{formatting.ip_command(found.family)} rule with an unknown selector"
     return formatting.describe(found.value) if found.value is not None else found.text or unknown
 
 
 def host_of(prefix: str | None) -> str | None:
-    """The address of a prefix that is one address."""
+    """The address if the prefix contains only one, else None."""
     if prefix is None:
         return None
     network = ipaddress.ip_network(prefix)
@@ -65,14 +65,13 @@ def host_of(prefix: str | None) -> str | None:
 
 
 def lookups(document: Document) -> Iterator[Rule]:
-    """The rules by which a document's packets find their table; guards only catch what is left."""
+    """The document's rules that look up a table; its other rules are guards behind them."""
     return (rule for rule in document.rules if rule.action == "lookup" and not rule.retiring)
 
 
-def takes(rule: Rule, reply: Reply) -> bool:
-    """Whether the kernel would apply this rule to that reply (fib_rule_match); any user may be the one who sends it."""
-    same_family = rule.family == reply.family
-    return same_family and all(
+def matches(rule: Rule, reply: Reply) -> bool:
+    """Whether the kernel would apply this rule to that reply (fib_rule_match), whichever user sends it."""
+    return rule.family == reply.family and all(
         (
             rule.src is None or _within(reply.src, rule.src),
             rule.dst is None or _within(reply.dst, rule.dst),
@@ -98,48 +97,52 @@ def _mask(rule: Rule) -> int:
     return MAX_U32 if rule.fwmask is None else rule.fwmask
 
 
-def strangers(rules: Iterable[KernelObject], ours: frozenset[int]) -> list[KernelObject]:
-    """Rules of others that decide something, but for the kernel's own."""
+def foreign_rules(rules: Iterable[KernelObject], ours: frozenset[int]) -> list[KernelObject]:
+    """Rules of other owners that have an effect, without the kernel's own; ``ours`` are our protocol numbers."""
     return placement.others(rules, ours)
 
 
-def seen(found: KernelObject) -> Rule:
-    """A rule of others, as far as the model can say it."""
+def modelled(found: KernelObject) -> Rule:
+    """A foreign rule, as far as the model can express it."""
     return found.seen or found.value
 
 
-def taken_by(found: KernelObject, reply: Reply) -> bool:
-    """Whether a rule of others takes the reply; one that is understood in part may."""
-    rule = seen(found)
-    return rule.family == reply.family and takes(rule, reply) != found.inverted
+def may_match(found: KernelObject, reply: Reply) -> bool:
+    """Whether a foreign rule matches the reply; True as well if the model expresses only part of the rule."""
+    rule = modelled(found)
+    return rule.family == reply.family and matches(rule, reply) != found.inverted
 
 
 def live_rule(reply: Reply, rules: Iterable[KernelObject]) -> Rule:
-    """The reply's own rule where it stands; that of the document where the host has none."""
-    same = (one.value for one in rules if one.value and replace(one.value, priority=reply.rule.priority) == reply.rule)
+    """The reply's own rule at the priority it has on the host; the document's rule if the host has none."""
+    same = (
+        found.value
+        for found in rules
+        if found.value and replace(found.value, priority=reply.rule.priority) == reply.rule
+    )
     return min(same, key=lambda rule: rule.priority, default=reply.rule)
 
 
-def before_ours(reply: Reply, rules: Iterable[KernelObject], foreign: list[KernelObject]) -> list[KernelObject]:
-    """Of the ``foreign`` rules those that take the reply and are asked before the document's own, in that order."""
+def preceding(reply: Reply, rules: Iterable[KernelObject], foreign: list[KernelObject]) -> list[KernelObject]:
+    """The ``foreign`` rules that match the reply and precede the reply's own rule, in the kernel's order."""
     listed = list(rules)
     own = live_rule(reply, listed)
-    taking = [one for one in foreign if seen(one).priority <= own.priority and taken_by(one, reply)]
-    if not any(seen(one).priority == own.priority for one in taking):
-        return taking
-    # Rules of one priority are asked in the order in which they were added, which is that of the listing.
-    number = next((index for index, one in enumerate(listed) if one.value == own), 0)
-    return [one for one in taking if seen(one).priority < own.priority or listed.index(one) < number]
+    matching = [found for found in foreign if modelled(found).priority <= own.priority and may_match(found, reply)]
+    if not any(modelled(found).priority == own.priority for found in matching):
+        return matching
+    # The kernel keeps rules of one priority in the order in which they were added, and lists them so.
+    index = next((index for index, found in enumerate(listed) if found.value == own), 0)
+    return [found for found in matching if modelled(found).priority < own.priority or listed.index(found) < index]
 
 
-def other_bits(taken: int) -> str:
-    """What to set for a host, so that ours are none of the ``taken`` bits of a mark; "" where none are left."""
-    free = next((mask for mask in (0xFF, 0xFF00, 0xFF0000, 0xFF000000) if not mask & taken), None)
-    return f"; or give us other bits on this host: l4proxy_numbers: {{mark_mask: {free:#x}}}" if free else ""
+def other_bits(used: int) -> str:
+    """The variable that moves our marks to unused bits, as the end of a sentence; "" if no byte is free."""
+    free = next((mask for mask in (0xFF, 0xFF00, 0xFF0000, 0xFF000000) if not mask & used), None)
+    return f"; or use other bits for our marks on this host: l4proxy_numbers: {{mark_mask: {free:#x}}}" if free else ""
 
 
-def marks_meet(rule: Rule, mark: int, mask: int) -> bool:
-    """Whether some mark of another's could be taken for one with our bits, or ours for theirs."""
+def marks_overlap(rule: Rule, mark: int, mask: int) -> bool:
+    """Whether one packet's mark can match both the rule and our mark."""
     if rule.fwmark is None or not rule.fwmark:
         return False
     common = _mask(rule) & mask

@@ -67,7 +67,7 @@ def test_a_document_that_is_not_applied_yet(run, doctor):
     doctor.host.kernel.neighbours[cases.A] = "02:00:00:00:00:aa"
     result = run(document=fakes.RETURN_PATH, fail_on_findings=True)
     assert result["failed"]
-    assert result["msg"].startswith("the path would not work, because of 1 finding(s):\n- FAIL proxy_mac: proxy a is")
+    assert result["msg"].startswith("the path would not work, because of 1 finding(s):\n- FAIL proxy_mac: proxy a")
     assert statuses(result) == ["fail proxy_mac"]
     assert doctor.host.kernel.calls == []
 

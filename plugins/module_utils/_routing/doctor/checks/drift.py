@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Whether the host is as its documents say, and whether the kernel does with a reply what they want."""
+"""Whether the host differs from its documents, and whether the kernel routes sample replies as they say."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..facts.model import Facts
 from ..facts.unread import require
 from ..finding import Finding, fail
 
-KEEP = "`l4proxy keep --once`"
+REPAIR = "`l4proxy keep --once`"
 
 
 def waiting(facts: Facts) -> Iterator[Finding]:
     for drift in facts.drift:
-        for sentence in drift.blocked:
+        for obstacle in drift.blocked:
             yield fail(
                 drift.owner,
-                f"{drift.owner}: {sentence}",
-                "until then nothing of the document can be applied",
-                f"mend that, then {KEEP}",
+                f"{drift.owner}: {obstacle}",
+                "until this is corrected, nothing of the document can be applied",
+                f"correct this, then {REPAIR}",
             )
 
 
@@ -34,57 +34,59 @@ def _drifted(facts: Facts, kind: str, why: str) -> Iterator[Finding]:
     for drift in facts.drift:
         for change in drift.changes:
             if change.kind == kind:
-                what = f"{drift.owner}: the kernel is not as the document says; it takes: {_sentence(change)}"
-                yield fail(drift.owner, what, why, KEEP)
+                what = f"{drift.owner}: the kernel differs from the document; missing change: {_sentence(change)}"
+                yield fail(drift.owner, what, why, REPAIR)
 
 
 def _sentence(change: Change) -> str:
     replaced = change.kind in ("rule", "route") and change.verb == "replace"
-    return f"{change.sentence} (there is: {formatting.describe(change.before)})" if replaced else change.sentence
+    return f"{change.sentence} (now: {formatting.describe(change.before)})" if replaced else change.sentence
 
 
 def settings(facts: Facts) -> Iterator[Finding]:
-    return _drifted(facts, "sysctl", "someone has changed a setting that the path needs")
+    return _drifted(facts, "sysctl", "the path needs this setting, and something has changed it")
 
 
 def routes(facts: Facts) -> Iterator[Finding]:
-    return _drifted(facts, "route", "replies find no way back in that table, or a wrong one")
+    return _drifted(facts, "route", "replies that use this table find no route, or a wrong one")
 
 
 def rules(facts: Facts) -> Iterator[Finding]:
-    why = "without the lookup rule replies go the ordinary way; without the guard they leak when the table is empty"
+    why = "without its lookup rule a reply bypasses the proxy; without its guard it does so when the table is empty"
     return _drifted(facts, "rule", why)
 
 
 def marks(facts: Facts) -> Iterator[Finding]:
-    require(facts.ruleset)  # where that could not be listed, the engine did not see our table either
-    why = "packets of a proxy get no mark, or their replies do not get it back; many a firewall's reload does that"
+    require(facts.ruleset)  # if the packet filters could not be listed, reconcile did not see our table either
+    why = "packets from a proxy get no mark, or their replies do not get it back; a firewall reload often causes this"
     return _drifted(facts, "marks", why)
 
 
 def addresses(facts: Facts) -> Iterator[Finding]:
-    why = "the document's replies come from it, and the proxy connects to it"
+    why = "the proxy connects to this address, and replies must come from it"
     yield from _drifted(facts, "address", why)
-    given = {one.address for document in facts.documents for one in document.addresses}
-    sources = {route.src for one in facts.documents for route in one.routes if route.src and not route.retiring}
+    given = {address.address for document in facts.documents for address in document.addresses}
+    routes = [route for document in facts.documents for route in document.routes]
+    sources = {route.src for route in routes if route.src and not route.retiring}
     for address in sorted(sources - facts.own - given):
         yield fail(address, f"{address} is not an address of this host", why, f"`ip addr add {address} dev LINK`")
 
 
 def lookup(facts: Facts) -> Iterator[Finding]:
-    """The symptom: what the kernel says it would do, one finding an end and a family."""
-    named = set()
+    """The symptom of most other findings: where the kernel would send a sample reply. One finding per owner, family
+    and answer."""
+    reported = set()
     for reply, answer in facts.replies.items():
-        told = _answer(answer)
-        if not reply.is_well_sent(answer) and (reply.owner, reply.family, told) not in named:
-            named.add((reply.owner, reply.family, told))
-            wanted = "taken in (local)" if reply.via == "local" else f"sent via {reply.via}"
+        key = (reply.owner, reply.family, _answer(answer))
+        if not reply.is_well_sent(answer) and key not in reported:
+            reported.add(key)
+            expected = "deliver it locally" if reply.via == "local" else f"send it via {reply.via}"
             yield fail(
                 reply.src,
-                f"the kernel's own lookup for {reply.text} ({ip_protocol_name(reply.ip_proto)}) says {told}; it should "
-                f"be {wanted}",
-                "the handshake of that client never completes: a silent timeout",
-                f"{KEEP}; if it stays so, look at `ip rule` for what comes before priority {reply.rule.priority}",
+                f"the kernel's route for {reply.text} ({ip_protocol_name(reply.ip_proto)}) is {_answer(answer)}; it "
+                f"should {expected}",
+                "that client's handshake never completes: it times out without an error",
+                f"{REPAIR}; if that does not help, look in `ip rule` for what precedes priority {reply.rule.priority}",
             )
 
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Rules, routes and numbers of others that are in the way of ours."""
+"""Rules, routes and marks of other owners that conflict with ours, and rules that capture this host's own traffic."""
 
 from __future__ import annotations
 
@@ -19,55 +19,62 @@ from ..finding import Finding, fail, skip, warn
 from ..rule_matching import Reply
 
 MAIN = 254
+NO_LISTS = "rules and routes cannot be listed without pyroute2"
+WHY_CUT_OFF = "what this host sends to others is delivered to the host itself, so it is cut off from the network"
+WHY_BYPASSED = "the reply never reaches the table that would route it correctly"
 
 
 def taken(facts: Facts) -> Iterator[Finding]:
-    """The engine would refuse such a document; said here before anything is touched."""
+    """Reconcile would refuse such a document; here it is reported before anything is changed."""
     if facts.rules is None or facts.routes is None:
-        yield skip("rules and routes cannot be listed without pyroute2")
+        yield skip(NO_LISTS)
         return
     ours = facts.protocols
     foreign = Foreign(
-        tuple((one.value, one.protocol) for one in facts.rules if one.value and one.protocol not in ours),
-        tuple((one.family, one.table, one.protocol, one.text) for one in facts.routes if one.protocol not in ours),
-        tuple((one.value, one.protocol) for one in facts.addresses or () if one.protocol not in ours),
+        tuple((found.value, found.protocol) for found in facts.rules if found.value and found.protocol not in ours),
+        tuple(
+            (found.family, found.table, found.protocol, found.text)
+            for found in facts.routes
+            if found.protocol not in ours
+        ),
+        tuple((found.value, found.protocol) for found in facts.addresses or () if found.protocol not in ours),
     )
     for document in facts.documents:
-        for sentence in conflicts(host_state.wish(document), foreign):
+        for conflict in conflicts(host_state.wish(document), foreign):
             yield fail(
                 document.owner,
-                sentence,
-                f"the document of {document.owner} cannot be applied beside it",
-                "remove what is named here, then `l4proxy keep --once`",
+                conflict,
+                f"the document of {document.owner} cannot be applied while that exists",
+                "remove the object named here, then `l4proxy keep --once`",
             )
 
 
 def own_traffic_taken(facts: Facts) -> Iterator[Finding]:
-    """Rules that deliver to this host what it sends itself: those that are there, and those that a document wants."""
+    """Rules, present or wanted by a document, that deliver to this host what the host itself sends."""
     if facts.rules is None or facts.routes is None:
-        yield skip("rules and routes cannot be listed without pyroute2")
+        yield skip(NO_LISTS)
         return
-    live = [one.value for one in facts.rules if one.value is not None]
-    rules = dict.fromkeys([*live, *(rule for document in facts.documents for rule in document.rules)])
-    routes = [one.value for one in facts.routes if one.value is not None]
-    local = own_traffic.local_tables([*routes, *(route for one in facts.documents for route in one.routes)])
+    present = [found.value for found in facts.rules if found.value is not None]
+    rules = dict.fromkeys([*present, *(rule for document in facts.documents for rule in document.rules)])
+    routes = [found.value for found in facts.routes if found.value is not None]
+    routes += [route for document in facts.documents for route in document.routes]
+    local = own_traffic.local_tables(routes)
     for rule, reason in own_traffic.all_unbounded(rules, local):
-        yield fail(formatting.rule(rule), f"`{formatting.rule(rule)}` {reason}", WHY_CUT_OFF, _removal(rule))
-    for address, taking in own_traffic.by_address(own_traffic.from_own(rules, local, facts.own)):
-        there = [rule for rule in taking if rule in live]
-        first = (there or taking)[0]
-        what = f"{address} is an address of this host itself and the source of `{formatting.rule(first)}`"
-        remedy = f"take {address} out of the backends of this proxy and run `site` again, or take it off this host"
-        if there:
-            yield fail(address, what, WHY_CUT_OFF, f"{_removal(first)}, then {remedy}")
+        yield fail(formatting.rule(rule), f"`{formatting.rule(rule)}` {reason}", WHY_CUT_OFF, _delete_command(rule))
+    for address, capturing in own_traffic.by_address(own_traffic.from_own(rules, local, facts.own)):
+        active = [rule for rule in capturing if rule in present]
+        rule = (active or capturing)[0]
+        what = f"`{formatting.rule(rule)}` has {address} as its source, which is this host's own address"
+        remedy = f"remove {address} from this proxy's backends and run `site` again, or remove it from this host"
+        if active:
+            yield fail(address, what, WHY_CUT_OFF, f"{_delete_command(rule)}, then {remedy}")
         else:
-            yield fail(address, what, "the keeper leaves that rule out, and this proxy reaches no such backend", remedy)
+            yield fail(
+                address, what, "the keeper does not add such a rule, so this proxy cannot use that backend", remedy
+            )
 
 
-WHY_CUT_OFF = "what this host sends is delivered to the host itself, so nobody reaches it any more"
-
-
-def _removal(rule: Rule) -> str:
+def _delete_command(rule: Rule) -> str:
     parts = [("from", rule_matching.host_of(rule.src) or rule.src), ("iif", rule.iif), ("ipproto", rule.ip_proto)]
     selectors = " ".join(f"{word} {value}" for word, value in parts if value)
     command = f"{formatting.ip_command(rule.family)} rule del priority {rule.priority} {selectors}".rstrip()
@@ -75,79 +82,77 @@ def _removal(rule: Rule) -> str:
 
 
 def rule_before(facts: Facts) -> Iterator[Finding]:
-    foreign = rule_matching.strangers(facts.rules or (), facts.protocols)
+    foreign = rule_matching.foreign_rules(facts.rules or (), facts.protocols)
     if not foreign:
         return
-    named: set[KernelObject] = set()
+    reported: set[KernelObject] = set()
     for reply, answer in facts.replies.items():
         own = rule_matching.live_rule(reply, facts.rules)
-        for found in rule_matching.before_ours(reply, facts.rules, foreign):
-            if found not in named and _decides(facts, reply, found, answer):
-                named.add(found)
-                what = f"{_whose(found)} is asked before our rule at priority {own.priority} and takes {reply.text}"
-                yield _before(facts, reply, found, what)
+        for found in rule_matching.preceding(reply, facts.rules, foreign):
+            if found not in reported and _decides(facts, reply, found, answer):
+                reported.add(found)
+                what = f"{_with_owner(found)} precedes our rule at priority {own.priority} and matches {reply.text}"
+                yield _preceding_rule(facts, reply, found, what)
 
 
-def _before(facts: Facts, reply: Reply, found: KernelObject, what: str) -> Finding:
-    """What the engine and the keeper can mend by themselves, and what they cannot."""
-    document = next(one for one in facts.documents if one.owner == reply.owner)
+def _preceding_rule(facts: Facts, reply: Reply, found: KernelObject, what: str) -> Finding:
+    """The remedy depends on whether the keeper can place our rule in front of the foreign one."""
+    subject = rule_matching.format_found(found)
+    document = next(document for document in facts.documents if document.owner == reply.owner)
     there = placement.placed(document.rules, facts.rules or ()) if document.owner in OWNERS else placement.Placed()
-    rule, why = rule_matching.seen(found), "the reply never gets to the table that would send it the right way"
     if found in there.before and there.moved:
         number = there.at(reply.rule).priority
         if facts.applied:
-            fix = f"`l4proxy keep --once`, which puts our rule in front of it, at priority {number}; so does the keeper"
-            return fail(rule_matching.words(found), what, why, fix)
-        why = f"our rule will be put in front of it, at priority {number}, and stay there while that rule is here"
-        return warn(
-            rule_matching.words(found), what, why, "nothing, or give that rule a priority of its own above ours"
-        )
-    highest = max(one.priority for one in document.rules)
+            fix = f"`l4proxy keep --once`: it moves our rule in front, to priority {number}; so does the keeper"
+            return fail(subject, what, WHY_BYPASSED, fix)
+        why = f"our rule goes in front of it, at priority {number}, for as long as that rule exists"
+        return warn(subject, what, why, "nothing, or give that rule a fixed priority above ours")
+    rule = rule_matching.modelled(found)
+    highest = max(rule.priority for rule in document.rules)
     remedy = (
         f"`{formatting.ip_command(rule.family)} rule del priority {rule.priority}`, and add that rule again with a "
-        f"priority of its own above {highest}; a tool that names none gets the lowest (wg-quick: `Table = off`, and "
-        "PostUp lines that name a priority)"
+        f"fixed priority above {highest}; a tool that sets none gets the lowest number (wg-quick: `Table = off`, and "
+        "PostUp lines with a priority)"
     )
-    return fail(rule_matching.words(found), what, why, remedy)
+    return fail(subject, what, WHY_BYPASSED, remedy)
 
 
 def _decides(facts: Facts, reply: Reply, found: KernelObject, answer: RouteAnswer) -> bool:
-    """Whether a foreign rule that is asked before ours sends the reply elsewhere."""
-    rule = rule_matching.seen(found)
+    """Whether a foreign rule that precedes ours sends the reply elsewhere."""
+    rule = rule_matching.modelled(found)
     if rule.action == "goto" and (rule.table or 0) <= rule_matching.live_rule(reply, facts.rules or ()).priority:
         return False
     if facts.applied and reply.is_well_sent(answer):
         return False
     if facts.applied and answer.table is not None and rule.action == "lookup":
-        return answer.table == rule.table  # asked for the same reply, the kernel has told which table answered
+        return answer.table == rule.table  # the kernel's answer names the table that routed the same reply
     if found.partly:
-        return False  # a selector that is not known here may leave the reply out
+        return False  # a selector that the model lacks may exclude the reply
     if rule.action != "lookup":
         return True
     if rule.suppress_prefixlength is not None:
-        return False  # made to leave the default route to the rules behind it
+        return False  # such a rule ignores the default route of its table, so the reply passes on
     if rule.table == MAIN:
         return not facts.peers or any(peer.unmarked and peer.unmarked.table == MAIN for peer in facts.peers)
-    defaults = [one.value for one in facts.routes or () if one.table == rule.table and one.value]
-    return any(one.dst == "default" and reply.via not in (one.via, one.type) for one in defaults)
+    routes = [found.value for found in facts.routes or () if found.table == rule.table and found.value]
+    return any(route.dst == "default" and reply.via not in (route.via, route.type) for route in routes)
 
 
-def _whose(found: KernelObject) -> str:
-    return f"`{rule_matching.words(found)}` ({formatting.owner_name(found.protocol)})"
+def _with_owner(found: KernelObject) -> str:
+    return f"`{rule_matching.format_found(found)}` ({formatting.owner_name(found.protocol)})"
 
 
 def mark_shared(facts: Facts) -> Iterator[Finding]:
-    """Another's rule selects by bits that ours are made of."""
     for document in facts.documents:
         marks = {(rule.fwmark, rule.fwmask) for rule in rule_matching.lookups(document) if rule.fwmark}
-        for found in rule_matching.strangers(facts.rules or (), facts.protocols):
-            rule = rule_matching.seen(found)
+        for found in rule_matching.foreign_rules(facts.rules or (), facts.protocols):
+            rule = rule_matching.modelled(found)
             for mark, mask in sorted(marks):
-                if not found.inverted and rule_matching.marks_meet(rule, mark, mask):
+                if not found.inverted and rule_matching.marks_overlap(rule, mark, mask):
                     yield warn(
-                        rule_matching.words(found),
-                        f"{_whose(found)} goes by a mark that has our bits ({mark:#x}/{mask:#x})",
-                        "packets of the one may be routed as the other's",
-                        f"let the other tool use bits outside {mask:#x}"
+                        rule_matching.format_found(found),
+                        f"{_with_owner(found)} matches a mark that uses our bits ({mark:#x}/{mask:#x})",
+                        "packets of one tool may be routed as the other's",
+                        f"configure the other tool to use bits outside {mask:#x}"
                         + rule_matching.other_bits(mask | (MAX_U32 if rule.fwmask is None else rule.fwmask)),
                     )

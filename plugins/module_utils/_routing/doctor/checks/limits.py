@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Tables and ranges that run full."""
+"""Tables and ranges that may run full, and UDP servers that reply from the wrong address."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from collections.abc import Iterator
 
 from ...document.documents import Document
 from .. import rule_matching
-from ..facts.model import Facts, spelled
+from ..facts.model import Facts, Socket, format_ports
 from ..finding import Finding, fail, skip, warn
 
 # Share of the table above which an ordinary burst fills it.
 NEARLY_FULL = 0.9
-# The kernel's own default on a machine with 1 GiB of memory (nf_conntrack-sysctl: 65536 buckets from there on); with
-# less, a few thousand clients fill the table.
+# Below the kernel's default for 1 GiB of memory (65536 buckets, nf_conntrack-sysctl) a few thousand clients fill it.
 SMALL_TABLE = 16384
 UDP = 17
 # Half of the default range 32768-60999 (ip-sysctl).
@@ -24,33 +23,37 @@ SMALL_RANGE = 14116
 
 
 def conntrack(facts: Facts) -> Iterator[Finding]:
-    """Only where connections keep the mark."""
+    """Runs only where conntrack holds the marks."""
     if not any(peer.tracked for peer in facts.peers):
         return
     table = facts.conntrack
     if table is None:
-        yield skip("this kernel shows no conntrack table")
-    elif table.count >= NEARLY_FULL * table.most:
+        yield skip("this kernel has no conntrack table")
+    elif table.count >= NEARLY_FULL * table.maximum:
         yield fail(
             "conntrack",
-            f"the conntrack table holds {table.count} of at most {table.most} connections",
-            "once it is full, packets of new connections are dropped, and a connection without an entry has no mark",
-            f"`sysctl -w net.netfilter.nf_conntrack_max={4 * table.most}` (and in /etc/sysctl.d)",
+            f"the conntrack table holds {table.count} of at most {table.maximum} connections",
+            "a full table drops new connections, and a connection without an entry has no mark",
+            _raise_maximum(4 * table.maximum),
         )
-    elif table.most < SMALL_TABLE:
+    elif table.maximum < SMALL_TABLE:
         yield warn(
             "conntrack",
-            f"the conntrack table holds at most {table.most} connections",
-            "every connection to this host takes an entry from now on, and a full table drops new ones",
-            f"`sysctl -w net.netfilter.nf_conntrack_max={SMALL_TABLE * 4}` (and in /etc/sysctl.d)",
+            f"the conntrack table holds at most {table.maximum} connections",
+            "every connection to this host takes an entry, and a full table drops new connections",
+            _raise_maximum(4 * SMALL_TABLE),
         )
     elif table.dropped:
         yield warn(
             "conntrack",
             f"{table.dropped} packets were dropped since boot because the conntrack table was full",
-            "a connection without an entry has no mark, and its replies bypass the proxy",
-            f"`sysctl -w net.netfilter.nf_conntrack_max={4 * table.most}` (and in /etc/sysctl.d)",
+            "a connection without an entry has no mark, so its replies bypass the proxy",
+            _raise_maximum(4 * table.maximum),
         )
+
+
+def _raise_maximum(number: int) -> str:
+    return f"`sysctl -w net.netfilter.nf_conntrack_max={number}` (and in /etc/sysctl.d)"
 
 
 def port_range(facts: Facts) -> Iterator[Finding]:
@@ -58,55 +61,58 @@ def port_range(facts: Facts) -> Iterator[Finding]:
     if high - low + 1 < SMALL_RANGE:
         yield warn(
             "ip_local_port_range",
-            f"there are {high - low + 1} ephemeral ports ({low}-{high})",
-            "so many connections at once one client can have to one backend, shared by all proxies",
+            f"there are only {high - low + 1} ephemeral ports ({low}-{high})",
+            "they limit how many connections one client can have to one backend at a time, through all proxies",
             '`sysctl -w net.ipv4.ip_local_port_range="32768 60999"` (and in /etc/sysctl.d)',
         )
     for listener in facts.forwarder.listeners if facts.forwarder else ():
-        inside = spelled(port for port in listener.ports if low <= port <= high)
+        inside = format_ports(port for port in listener.ports if low <= port <= high)
         if listener.is_wildcard and inside:
             yield warn(
                 f"{listener.protocol} {inside}",
-                f"the service on {listener.protocol} port {inside} of every address is inside the range of "
+                f"a service listens on {listener.protocol} port {inside} of every address, which is in the range of "
                 f"ephemeral ports ({low}-{high})",
-                "a client that uses that port itself cannot keep it towards the backend (EADDRINUSE)",
-                "listen on the address that clients use, or on a port below the range",
+                "a client whose source port is that port cannot keep it towards the backend (EADDRINUSE)",
+                "listen on one address instead of all, or on a port outside the range",
             )
 
 
 def udp_source(facts: Facts) -> Iterator[Finding]:
-    """A wildcard UDP server answers from the address the kernel picks, not from the one it was asked at."""
+    """The kernel chooses the source address of a wildcard UDP server's replies; the client used another, perhaps."""
     remedy = "let the server listen on the address that the proxy connects to"
+    named = {port for protocol, port in facts.ports if protocol == "udp"}
     for document in facts.return_path:
         rules = list(rule_matching.lookups(document))
         by_port = [(rule.family, rule.sport) for rule in rules if rule.ip_proto == UDP and rule.sport]
-        named = {port for protocol, port in facts.ports if protocol == "udp"}
-        named |= {port for _family, ports in by_port for port in range(ports[0], ports[1] + 1)}
+        ports = named | {port for _family, sport in by_port for port in range(sport[0], sport[1] + 1)}
         by_address = {rule.family for rule in rules if rule.src and not rule.fwmark}
-        for server in facts.sockets:
-            if server.protocol != "udp" or not server.is_wildcard or server.port not in named:
-                continue
+        for server in _wildcard_servers(facts, ports):
             what = f"a server listens on UDP port {server.port} of every address"
-            covered = any(family == server.family and ports[0] <= server.port <= ports[1] for family, ports in by_port)
+            covered = any(family == server.family and low <= server.port <= high for family, (low, high) in by_port)
             if server.family in by_address and not covered:
                 yield fail(
                     f"udp {server.port}",
-                    f"{what}, and the rules of the document go by the source address alone",
-                    "the server's replies get their source only after they are routed, so they bypass the proxy",
+                    f"{what}, and the document's rules match only the source address",
+                    "the server's replies get their source address after they are routed, so they bypass the proxy",
                     remedy,
                 )
-            elif _chooses_another(facts, document, server.family):
+            elif _source_is_ambiguous(facts, document, server.family):
                 yield warn(
                     f"udp {server.port}",
-                    f"{what}, and this host has several towards the proxy",
-                    "its replies come from the first of them, which is wrong when the proxy asked another",
+                    f"{what}, and this host has several addresses towards the proxy",
+                    "replies come from the first of those addresses, even if the proxy used another one",
                     remedy,
                 )
 
 
-def _chooses_another(facts: Facts, document: Document, family: str) -> bool:
-    """Whether a proxy's interface has several addresses, and no route of the document says which is the source."""
+def _wildcard_servers(facts: Facts, ports: set[int]) -> list[Socket]:
+    udp = [server for server in facts.sockets if server.protocol == "udp" and server.is_wildcard]
+    return [server for server in udp if server.port in ports]
+
+
+def _source_is_ambiguous(facts: Facts, document: Document, family: str) -> bool:
+    """Whether the interface to a proxy has several addresses and no route of the document names the source."""
     links = {peer.dev for peer in facts.peers if peer.family == family}
-    addresses = [one.value for one in facts.addresses or () if one.family == family and one.value.dev in links]
-    several = len([one for one in addresses if not one.address.startswith("fe80:")]) > len(links)
+    addresses = [found.value for found in facts.addresses or () if found.family == family and found.value.dev in links]
+    several = len([address for address in addresses if not address.address.startswith("fe80:")]) > len(links)
     return several and not any(route.src for route in document.routes if route.family == family)

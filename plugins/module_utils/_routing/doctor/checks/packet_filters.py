@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Packet filters: those that drop clients, those that overwrite our marks, and those that translate addresses."""
+"""Packet filters that drop clients, overwrite our marks, bypass conntrack, or send clients to containers."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from dataclasses import replace
 
 from ...marks.nft import PRIORITY
 from .. import rule_matching
-from ..facts.model import Facts, Peer, spelled
+from ..facts.model import Facts, Peer, format_ports
 from ..facts.unread import require
-from ..finding import FAIL, WARN, Finding, skip
+from ..finding import Finding, fail_or_warn, skip, warn
 from ..firewall.model import DNAT, SYNPROXY, UNTRACK, Chain, MarkWrite, Packet, Reached, Verdict
 from ..rule_matching import Reply
 
 TCP = 6
-# NF_IP_PRI_CONNTRACK: what a rule keeps from conntrack, it keeps from it before.
+# NF_IP_PRI_CONNTRACK: only a rule before this priority can keep a packet from conntrack.
 CONNTRACK = -200
 NO_RULESET = "packet filters cannot be listed without nft"
-# A port of the far end, to stand for any.
+# Stands for any port of the far end.
 ANY_PORT = 40000
+REQUEST_HOOKS, REPLY_HOOKS = ("prerouting", "input"), ("output", "postrouting")
 
 
-def is_unlisted(facts: Facts) -> bool:
-    """Whether nothing here can list packet filters. NotRead where that failed."""
+def no_ruleset(facts: Facts) -> bool:
+    """Whether this host has no tool to list packet filters. NotRead if listing them failed."""
     require(facts.ruleset)
     return facts.ruleset is None
 
 
 def firewall(facts: Facts) -> Iterator[Finding]:
-    if is_unlisted(facts):
+    if no_ruleset(facts):
         yield skip(NO_RULESET)
         return
     yield from _clients_at_backend(facts)
@@ -43,9 +44,9 @@ def firewall(facts: Facts) -> Iterator[Finding]:
 
 
 def _clients_at_backend(facts: Facts) -> Iterator[Finding]:
-    """A port that admits the proxy and not the clients; a port that was named must admit the clients anyway."""
+    """Ports that accept the proxy but not the clients; a port named by the caller must accept the clients anyway."""
     named = set(facts.ports)
-    listening = {(one.protocol, one.port) for one in facts.sockets if one.protocol == "tcp"}
+    listening = {(socket.protocol, socket.port) for socket in facts.sockets if socket.protocol == "tcp"}
     for peer in facts.peers:
         for protocol, port in sorted(named or listening) if peer.own and peer.dev else ():
             packet = Packet(peer.family, facts.clients[peer.family], peer.own, protocol, ANY_PORT, port, peer.dev)
@@ -53,15 +54,15 @@ def _clients_at_backend(facts: Facts) -> Iterator[Finding]:
             proxy = facts.ruleset.verdict("input", replace(packet, src=peer.via))
             if client.accepted or not (proxy.accepted or (protocol, port) in named):
                 continue
-            who = f"admits proxy {peer.name} but drops" if proxy.accepted else "drops"
+            verb = f"accepts proxy {peer.name} but drops" if proxy.accepted else "drops"
             yield _dropped(
                 facts,
                 packet,
                 client,
-                f"a packet filter {who} clients such as {packet.src} at {protocol} port {port}",
-                "with a transparent proxy the backend sees the clients' own addresses, so a rule that names the proxy "
-                "does not let them in, while checks from the proxy stay green",
-                f"admit the clients: `nft insert rule TABLE CHAIN {protocol} dport {port} accept`",
+                f"a packet filter {verb} clients such as {packet.src} at {protocol} port {port}",
+                "a backend behind a transparent proxy sees the clients' own addresses, so a rule for the proxy's "
+                "address does not admit them, although checks from the proxy succeed",
+                f"accept the clients: `nft insert rule TABLE CHAIN {protocol} dport {port} accept`",
             )
 
 
@@ -79,14 +80,14 @@ def _clients_at_proxy(facts: Facts) -> Iterator[Finding]:
                 facts,
                 replace(packet, dport=ports[0]),
                 verdict,
-                f"a packet filter drops clients such as {client} at {listener.protocol} port {spelled(ports)}",
-                "the service listens there and nobody gets in",
-                f"`nft insert rule TABLE CHAIN {listener.protocol} dport {ports[0]} accept`",
+                f"a packet filter drops clients such as {client} at {listener.protocol} port {format_ports(ports)}",
+                "a service listens there, but clients cannot connect",
+                f"accept the clients: `nft insert rule TABLE CHAIN {listener.protocol} dport {ports[0]} accept`",
             )
 
 
 def _replies_at_proxy(facts: Facts) -> Iterator[Finding]:
-    for reply in (one for one in facts.replies if one.iif and one.ip_proto == TCP):
+    for reply in (reply for reply in facts.replies if reply.iif and reply.ip_proto == TCP):
         packet = Packet(reply.family, reply.src, reply.dst, "tcp", None, ANY_PORT, reply.iif, state="established")
         verdict = facts.ruleset.verdict("input", replace(packet, mark=reply.mark))
         if not verdict.accepted:
@@ -95,140 +96,140 @@ def _replies_at_proxy(facts: Facts) -> Iterator[Finding]:
                 packet,
                 verdict,
                 f"a packet filter drops replies of backend {reply.src} to clients such as {reply.dst}",
-                "their destination is not an address of this host, and they have to come in all the same",
-                "`nft insert rule TABLE CHAIN ct state established accept`",
+                "replies are addressed to the client, not to this host, and the filter must still accept them",
+                "accept replies: `nft insert rule TABLE CHAIN ct state established accept`",
             )
 
 
 def _dropped(facts: Facts, packet: Packet, verdict: Verdict, what: str, why: str, fix: str) -> Finding:
-    """It fails for a client that was named; the sample stands for clients that may not be meant to get in."""
-    doubt = "" if verdict.certain else "; a rule before it is not understood here and may let them pass"
+    """A failure only for a client that the caller named; clients like the sample may be unwanted."""
+    doubt = "" if verdict.certain else "; a rule before it that the doctor cannot interpret may accept them"
     certain = verdict.certain and (packet.state == "established" or packet.family in facts.clients_given)
     subject = f"{packet.protocol} {packet.dport}" if packet.dport else packet.src
-    return Finding(FAIL if certain else WARN, subject, f"{what} ({verdict.by}{doubt})", why, fix)
-
-
-HOOKS_OF_REQUESTS, HOOKS_OF_REPLIES = ("prerouting", "input"), ("output", "postrouting")
+    return fail_or_warn(certain, subject, f"{what} ({verdict.by}{doubt})", why, fix)
 
 
 def mark_clobbered(facts: Facts) -> Iterator[Finding]:
-    if is_unlisted(facts):
+    if no_ruleset(facts):
         yield skip(NO_RULESET)
         return
-    named = set()
+    reported = set()
     for peer, reply in _marked_replies(facts):
-        for hook in (*HOOKS_OF_REQUESTS, *HOOKS_OF_REPLIES):
-            packet = _packet(peer, reply, hook)
-            for one in facts.ruleset.reached(hook, packet):
-                # At our own priority the order of the two chains changes whenever either is loaded anew.
-                sure = one.sure and not (peer.tracked and one.base.type == "route" and one.base.priority == PRIORITY)
-                chain, rule = one.chain, one.rule
-                written = [write.bits for write in rule.writes if _harms(peer, one.base, write)]
-                if written and (chain.table, rule.text) not in named:
-                    named.add((chain.table, rule.text))
-                    verb = "overwrites" if sure else "may overwrite"
-                    yield Finding(
-                        FAIL if sure else WARN,
-                        chain.table,
-                        f"`{rule.text}` in chain {chain.table} {chain.name} {verb} bits "
-                        f"{peer.mask:#x} of the mark, which tell the proxy",
-                        "replies that have lost their mark bypass the proxy, or go to another one",
-                        f"let that rule keep our bits: mark and {0xFFFFFFFF & peer.mask:#x} "
-                        "(iptables: a mask with --set-xmark, --restore-mark, --save-mark)"
-                        + rule_matching.other_bits(functools.reduce(operator.or_, written, peer.mask)),
-                    )
+        for hook in (*REQUEST_HOOKS, *REPLY_HOOKS):
+            for reached in facts.ruleset.reached(hook, _packet(peer, reply, hook)):
+                written = [write.bits for write in reached.rule.writes if _harms(peer, reached.base, write)]
+                key = (reached.chain.table, reached.rule.text)
+                if written and key not in reported:
+                    reported.add(key)
+                    yield _clobbering(peer, reached, functools.reduce(operator.or_, written, peer.mask))
+
+
+def _clobbering(peer: Peer, reached: Reached, written: int) -> Finding:
+    base, chain = reached.base, reached.chain
+    # The order of two chains of one priority changes whenever either is loaded again.
+    certain = reached.certain and not (peer.tracked and base.type == "route" and base.priority == PRIORITY)
+    return fail_or_warn(
+        certain,
+        chain.table,
+        f"`{reached.rule.text}` in chain {chain.table} {chain.name} {'overwrites' if certain else 'may overwrite'} "
+        f"bits {peer.mask:#x} of the mark, which identify the proxy",
+        "a reply without its mark bypasses the proxy, or goes to another one",
+        f"preserve our bits in that rule: mark and {0xFFFFFFFF & peer.mask:#x} "
+        "(iptables: a mask with --set-xmark, --restore-mark, --save-mark)" + rule_matching.other_bits(written),
+    )
 
 
 def _harms(peer: Peer, base: Chain, write: MarkWrite) -> bool:
-    """Whether a mark set in a chain at that hook takes the proxy's bits from a packet that is still routed by them.
+    """Whether a mark written in a chain at that hook removes our bits from a packet that is still to be routed by them.
 
-    Ours are set by the chains of PRIORITY: the connection's by a request, while they are zero; the reply's on OUTPUT,
-    from those. Without conntrack the request's own are what its socket keeps.
+    Our own chains have PRIORITY. They set the connection's mark on a request, if our bits are zero, and copy it to the
+    reply on OUTPUT. Without conntrack the socket keeps the mark of the request itself.
     """
     if not write.bits & peer.mask:
         return False
     before_ours = base.hook == "prerouting" or base.priority < PRIORITY
     leaves_zero = write.value is not None and not write.value & peer.mask
     if write.key == "ct":
-        return peer.tracked and not (base.hook in HOOKS_OF_REQUESTS and before_ours and leaves_zero)
-    if base.hook in HOOKS_OF_REQUESTS:
+        return peer.tracked and not (base.hook in REQUEST_HOOKS and before_ours and leaves_zero)
+    if base.hook in REQUEST_HOOKS:
         return not peer.tracked and not (before_ours and leaves_zero)
-    # Only a chain of type route has the packet routed anew; what a filter sets afterwards, no route goes by.
+    # Only a chain of type route makes the kernel route the packet again; a later write has no effect on routing.
     return base.hook == "output" and base.type == "route" and not (peer.tracked and before_ours)
 
 
 def untracked(facts: Facts) -> Iterator[Finding]:
     """Rules that keep packets of the path from conntrack, which holds the marks."""
-    if is_unlisted(facts):
+    if no_ruleset(facts):
         yield skip(NO_RULESET)
         return
-    named = set()
-    for peer in (one for one in facts.peers if one.tracked and one.own and one.dev):
+    reported = set()
+    for peer in (peer for peer in facts.peers if peer.tracked and peer.own and peer.dev):
         for protocol, port in [("tcp", None), ("udp", None), *facts.served(peer.own)]:
-            for one in _untracking(facts, peer, protocol, port):
-                key = (one.chain.table, one.chain.name, one.rule.text)
-                # Of a rule for some ports alone, the ports decide.
-                if key in named or (port is None and not one.sure):
+            for reached in _untracking(facts, peer, protocol, port):
+                key = (reached.chain.table, reached.chain.name, reached.rule.text)
+                # A rule for certain ports matters only for those, so it is reported with one of them.
+                if key in reported or (port is None and not reached.certain):
                     continue
-                named.add(key)
-                yield _untracks(one, protocol, port, one.sure and (port is None or (protocol, port) in facts.ports))
+                reported.add(key)
+                certain = reached.certain and (port is None or (protocol, port) in facts.ports)
+                yield _untracked(reached, protocol, port, certain)
 
 
 def _untracking(facts: Facts, peer: Peer, protocol: str, port: int | None) -> Iterator[Reached]:
     request = Packet(peer.family, facts.clients[peer.family], peer.own, protocol, ANY_PORT, port, peer.dev, state=None)
     request = replace(request, src_type="unicast", dst_type="local", syn="yes")
     reply = Packet(peer.family, peer.own, facts.clients[peer.family], protocol, port, ANY_PORT, None, peer.dev, None)
-    # A SYN proxy answers what was kept from conntrack before.
+    # A SYN proxy answers packets that an earlier rule has kept from conntrack.
     at_input = replace(request, state="untracked")
     for hook, packet in (("prerouting", request), ("input", at_input), ("output", reply)):
-        for one in facts.ruleset.reached(hook, packet):
-            early = one.rule.effect == UNTRACK and one.base.priority < CONNTRACK
-            if early or (one.rule.effect == SYNPROXY and protocol == "tcp"):
-                yield one
+        for reached in facts.ruleset.reached(hook, packet):
+            early = reached.rule.effect == UNTRACK and reached.base.priority < CONNTRACK
+            if early or (reached.rule.effect == SYNPROXY and protocol == "tcp"):
+                yield reached
 
 
-def _untracks(one: Reached, protocol: str, port: int | None, sure: bool) -> Finding:
-    which = f"{protocol} port {port}" if port else "every port"
-    does = "answers in the place of the server at" if one.rule.effect == SYNPROXY else "keeps from conntrack"
-    return Finding(
-        FAIL if sure else WARN,
-        f"{protocol} {port}" if port else one.chain.table,
-        f"`{one.rule.text}` in chain {one.chain.table} {one.chain.name} {does} {which} of this backend",
-        "conntrack holds the marks, so replies without an entry have none: they bypass the proxy, and clients time out",
-        "leave the ports that a proxy serves out of that rule; or, in the host_vars of this backend, "
-        "return_path_strategy: address, which needs no conntrack",
+def _untracked(reached: Reached, protocol: str, port: int | None, certain: bool) -> Finding:
+    chain, rule = reached.chain, reached.rule
+    traffic = f"{protocol} port {port}" if port else "every port"
+    effect = "answers in place of the server at" if rule.effect == SYNPROXY else "disables conntrack for"
+    return fail_or_warn(
+        certain,
+        f"{protocol} {port}" if port else chain.table,
+        f"`{rule.text}` in chain {chain.table} {chain.name} {effect} {traffic} of this backend",
+        "conntrack holds the marks, so a reply without a conntrack entry bypasses the proxy, and clients time out",
+        "exclude the proxied ports from that rule; or set return_path_strategy: address, which needs no conntrack, in "
+        "this backend's host_vars",
     )
 
 
-def _marked_replies(facts: Facts) -> Iterator[tuple]:
+def _marked_replies(facts: Facts) -> Iterator[tuple[Peer, Reply]]:
     for peer in facts.peers:
         for reply in facts.replies:
             if peer.id and reply.mark == peer.id and reply.family == peer.family and peer.dev and not reply.iif:
                 yield peer, reply
 
 
-def _packet(peer, reply: Reply, hook: str) -> Packet:
-    """The client's request as it comes in, or the reply as it goes out."""
-    if hook in HOOKS_OF_REQUESTS:
+def _packet(peer: Peer, reply: Reply, hook: str) -> Packet:
+    """The client's request at the request hooks, the server's reply at the others."""
+    if hook in REQUEST_HOOKS:
         return Packet(peer.family, reply.dst, reply.src, "tcp", ANY_PORT, None, peer.dev)
     return Packet(peer.family, reply.src, reply.dst, "tcp", None, ANY_PORT, None, peer.dev, "established", peer.id)
 
 
 def containers(facts: Facts) -> Iterator[Finding]:
-    """Replies of a container behind a published port are forwarded: OUTPUT never sees them."""
-    if is_unlisted(facts):
+    """The kernel forwards a container's replies, so they never pass the OUTPUT hook where ours get their mark back."""
+    if no_ruleset(facts):
         yield skip(NO_RULESET)
         return
     for peer, reply in _marked_replies(facts):
-        packet = _packet(peer, reply, "prerouting")
-        for one in facts.ruleset.reached("prerouting", packet):
-            chain, rule = one.chain, one.rule
+        for reached in facts.ruleset.reached("prerouting", _packet(peer, reply, "prerouting")):
+            chain, rule = reached.chain, reached.rule
             if rule.effect == DNAT and not facts.restores_forwarded:
-                yield Finding(
-                    WARN,
+                yield warn(
                     chain.table,
                     f"`{rule.text}` in chain {chain.table} {chain.name} sends published ports to containers",
-                    "replies of a container are forwarded, not sent by this host, and get no mark back",
+                    "this host forwards a container's replies instead of sending them, so they do not get their mark "
+                    "back",
                     "serve the port from this host itself, or run the return_path role of a version that restores the "
                     "mark in PREROUTING",
                 )

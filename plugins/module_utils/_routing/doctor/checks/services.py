@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What runs: the keeper, the forwarder, and services that undo what the keeper does."""
+"""Services of this host: the keeper, the forwarder, and tools that revert what the keeper repairs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import ipaddress
 from collections.abc import Iterator
 
 from .. import rule_matching
-from ..facts.model import Facts, spelled
+from ..facts.model import Facts, format_ports
+from ..facts.systemd import FORWARDER, KEEPER, NETWORKD
 from ..finding import Finding, fail, skip, warn
 
-KEEPER, FORWARDER, NETWORKD = "l4proxy-keeper.service", "l4proxy-forwarder.service", "systemd-networkd.service"
 # CAP_NET_RAW of linux/capability.h
 CAP_NET_RAW = 1 << 13
 
@@ -21,28 +21,32 @@ CAP_NET_RAW = 1 << 13
 def keeper(facts: Facts) -> Iterator[Finding]:
     unit = (facts.units or {}).get(KEEPER)
     if unit is None:
-        yield skip("systemd does not run here, so nothing is known of the keeper")
+        yield skip("systemd does not run here, so the state of the keeper is unknown")
     elif unit.load != "loaded":
-        yield warn(KEEPER, "the keeper is not installed", "nothing restores the path after a reboot", "the keeper role")
+        yield warn(
+            KEEPER,
+            "the keeper is not installed",
+            "nothing restores the path after a reboot",
+            "run the keeper role on this host",
+        )
     elif unit.active != "active" or unit.enabled != "enabled":
         yield warn(
             KEEPER,
             f"the keeper is {unit.active} and {unit.enabled or 'not enabled'}",
-            "what a reboot or another tool takes away is not put back",
+            "rules and routes that a reboot or another tool removes are not restored",
             f"`systemctl enable --now {KEEPER}`",
         )
 
 
 def contested(facts: Facts) -> Iterator[Finding]:
-    """The keeper tells what is undone as often as it is put back."""
     contest = facts.contest
     if contest:
         who = contest.who or "another tool"
         yield fail(
             contest.owner or KEEPER,
-            f"{who} undoes what the keeper puts back, {contest.times} times in a row: {'; '.join(contest.changes)}",
-            "the path is broken from each time until the keeper has acted, and it acts ever more seldom",
-            f"make {who} leave our rules alone; `systemctl status {KEEPER}` says more",
+            f"{who} reverted the keeper's repair {contest.times} times in a row: {'; '.join(contest.changes)}",
+            "the path is broken until the keeper's next repair, and the keeper repairs less and less often",
+            f"configure {who} to leave foreign rules and routes alone; `systemctl status {KEEPER}` has details",
         )
 
 
@@ -51,67 +55,69 @@ def networkd(facts: Facts) -> Iterator[Finding]:
     if unit is not None and unit.active == "active" and not facts.drop_ins:
         yield warn(
             NETWORKD,
-            "systemd-networkd runs and takes away rules and routes that it does not know when it restarts",
-            "the path is broken until the keeper has put them back",
+            "systemd-networkd removes foreign rules and routes whenever it restarts",
+            "the path is then broken until the keeper has restored them",
             "in /etc/systemd/networkd.conf.d/, [Network] ManageForeignRoutingPolicyRules=no and "
             "ManageForeignRoutes=no; then `systemctl restart systemd-networkd`",
         )
 
 
 def forwarder(facts: Facts) -> Iterator[Finding]:
-    ours = facts.forwarder
-    if ours is None:
+    config = facts.forwarder
+    if config is None:
         return
-    if ours.error:
+    if config.error:
         yield fail(
-            ours.path,
-            f"{ours.path} {ours.error}",
-            "the forwarder does not start, or does not reload, with it",
-            f"`l4proxy check {ours.path}`, then run the forwarder role again",
+            config.path,
+            f"{config.path} {config.error}",
+            "the forwarder cannot start or reload with this config",
+            f"`l4proxy check {config.path}`, then run the forwarder role again",
         )
-    elif ours.pid is None:
+    elif config.pid is None:
         yield fail(
             FORWARDER,
             "the forwarder does not run",
-            "nobody accepts the clients of this proxy",
-            f"`systemctl enable --now {FORWARDER}`; `journalctl -u {FORWARDER}` says why it ended",
+            "this proxy accepts no clients",
+            f"`systemctl enable --now {FORWARDER}`; `journalctl -u {FORWARDER}` shows why it ended",
         )
-    elif ours.stopped:
+    elif config.stopped:
         yield fail(
             FORWARDER,
-            f"the forwarder (process {ours.pid}) is stopped by a signal or a debugger",
-            "its workers serve, but nobody replaces one that ends, and it neither reloads nor answers",
-            f"`kill -CONT {ours.pid}`, or end the debugger",
+            f"the forwarder (process {config.pid}) is stopped by a signal or a debugger",
+            "its workers still serve, but a worker that ends is not replaced, and reload and status do not work",
+            f"`kill -CONT {config.pid}`, or detach the debugger",
         )
-    elif ours.capabilities is not None and not ours.capabilities & CAP_NET_RAW:
+    elif config.capabilities is not None and not config.capabilities & CAP_NET_RAW:
         yield fail(
             FORWARDER,
-            f"the forwarder (process {ours.pid}) has no CAP_NET_RAW",
-            "it may not use the clients' addresses as a source, so every connection to a backend is refused (EPERM)",
-            "AmbientCapabilities=CAP_NET_RAW CAP_NET_BIND_SERVICE in its unit, as the forwarder role writes it",
+            f"the forwarder (process {config.pid}) has no CAP_NET_RAW",
+            "it may not use clients' addresses as the source, so every connection to a backend fails (EPERM)",
+            "set AmbientCapabilities=CAP_NET_RAW CAP_NET_BIND_SERVICE in its unit, as the forwarder role does",
         )
 
 
 def listening(facts: Facts) -> Iterator[Finding]:
-    ours = facts.forwarder
-    if ours is None or ours.error or ours.pid is None:
+    config = facts.forwarder
+    if config is None or config.error or config.pid is None:
         return
-    there = {(one.protocol, one.address, one.port) for one in facts.sockets}
-    for one in ours.listeners:
-        missing = [port for port in one.ports if (one.protocol, one.address, port) not in there]
+    sockets = {(socket.protocol, socket.address, socket.port) for socket in facts.sockets}
+    for wanted in config.listeners:
+        missing = [port for port in wanted.ports if (wanted.protocol, wanted.address, port) not in sockets]
         if missing:
+            ports = format_ports(missing)
             yield fail(
-                f"{one.protocol} {spelled(missing)}",
-                f"nothing listens on {one.address} {one.protocol} port {spelled(missing)}, which {ours.path} names",
+                f"{wanted.protocol} {ports}",
+                f"nothing listens on {wanted.address} {wanted.protocol} port {ports}, which {config.path} configures",
                 "clients of that service are refused",
-                "`l4proxy reload --wait`, which says why not",
+                "`l4proxy reload --wait`, which shows the reason",
             )
-        elif facts.addresses is not None and not one.is_wildcard and not _is_own(one.address, facts.own):
+        elif facts.addresses is not None and not wanted.is_wildcard and not _is_own(wanted.address, facts.own):
             yield warn(
-                f"{one.protocol} {spelled(list(one.ports))}",
-                f"{ours.path} has a service listen on {one.address}, which is not an address of this host",
-                "nobody reaches the service there until this host has the address",
-                f"correct `listen`, or give this host {one.address}; a virtual address is absent on all hosts but one",
+                f"{wanted.protocol} {format_ports(wanted.ports)}",
+                f"a service in {config.path} listens on {wanted.address}, which is not an address of this host",
+                "clients cannot reach the service here until this host has the address",
+                f"correct `listen`, or add {wanted.address} to this host; for a virtual address held by another host, "
+                "do nothing",
             )
 
 
@@ -120,17 +126,17 @@ def _is_own(address: str, own: frozenset[str]) -> bool:
 
 
 def families(facts: Facts) -> Iterator[Finding]:
-    """The config and the document are of one run: each backend of the one is in the other."""
+    """Config and document must come from the same run: each backend of the config needs a rule of the document."""
     if facts.forwarder is None or not facts.local_delivery:
         return
-    rules = [rule for one in facts.local_delivery for rule in rule_matching.lookups(one)]
+    rules = [rule for document in facts.local_delivery for rule in rule_matching.lookups(document)]
     delivered = {rule_matching.host_of(rule.src) for rule in rules}
     by_mark = any(rule.fwmark for rule in rules)
     for address in facts.forwarder.backends:
         if address not in delivered and not by_mark:
             yield fail(
                 address,
-                f"{facts.forwarder.path} names backend {address}, for which there is no rule of local delivery",
-                "its replies to clients are not taken in",
-                "run the forwarder role on this host without leaving out forwarder_local_delivery",
+                f"{facts.forwarder.path} names backend {address}, which has no local delivery rule",
+                "the kernel does not deliver this backend's replies to the forwarder",
+                "run the whole forwarder role on this host, including local delivery (tag forwarder_local_delivery)",
             )

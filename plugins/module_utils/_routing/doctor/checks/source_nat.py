@@ -8,68 +8,69 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Callable
 
-from ..facts.model import Facts, Socket, spelled
-from ..finding import FAIL, WARN, Finding, skip
+from ..facts.model import Facts, Socket, format_ports
+from ..finding import Finding, fail_or_warn, skip
 from ..firewall.model import DNAT, SNAT, Packet, Reached
-from .packet_filters import ANY_PORT, NO_RULESET, is_unlisted
+from .packet_filters import ANY_PORT, NO_RULESET, no_ruleset
 
-GREEN = "while the log, health checks and the probe say that all is well"
-# So many backends or ports are named in a finding, the others counted.
-NAMED = 8
+UNNOTICED = "although logs, health checks and the probe report no problem"
+# A finding names at most this many backends or ports, and counts the others.
+MAX_NAMED = 8
 
 
 @dataclass
 class Rewrite:
-    """A rule that rewrites the source of samples: where they were going, and whether that is sure of any."""
+    """A rule that rewrites the source of sample packets, with the destinations and ports of those packets."""
 
-    found: Reached
+    reached: Reached
     family: str
     addresses: set[str] = field(default_factory=set)
     ports: set[tuple[str, int]] = field(default_factory=set)
-    sure: bool = False
+    certain: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"`{self.reached.rule.text}` in chain {self.reached.chain.table} {self.reached.chain.name}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the path where source NAT can happen: sample packets there, and the hooks that they pass.
+
+    ``traffic`` names the packets in a finding, ``effect`` is its ``why``, ``exemption`` makes its ``fix``.
+    """
+
+    packets: Callable[[Facts], Iterable[Packet]]
+    hooks: tuple[str, ...]
+    traffic: Callable[[Rewrite], str]
+    effect: str
+    exemption: Callable[[Rewrite], str]
 
 
 def source_nat(facts: Facts) -> Iterator[Finding]:
-    if is_unlisted(facts):
+    if no_ruleset(facts):
         yield skip(NO_RULESET)
         return
-    for one in _rewrites(facts, _to_backends(facts), ("output", "postrouting")):
-        yield _finding(
-            one,
-            f"what the forwarder sends to {_some(one.addresses)}",
-            f"those backends see another address instead of the client's, {GREEN}",
-            _exemption(one, "daddr", "-d", sorted(one.addresses)),
-        )
-    for one in _rewrites(facts, _at_listeners(facts), ("prerouting", "input")):
-        yield _finding(
-            one,
-            f"clients' packets to {_ports(one)} of this proxy",
-            "the forwarder takes the new address for the client's, and backends see that one",
-            _exemption_of_ports(one),
-        )
-    for one in _rewrites(facts, _to_containers(facts), ("postrouting",)):
-        yield _finding(
-            one,
-            f"clients' packets that this backend sends on to {_some(one.addresses)}",
-            f"the server there (a container, a pod) sees this host instead of the client, {GREEN}",
-            _exemption(one, "daddr", "-d", sorted(one.addresses)),
-        )
-    for one in _rewrites(facts, _at_servers(facts), ("prerouting", "input")):
-        yield _finding(
-            one,
-            f"clients' packets to {_ports(one)} of this backend",
-            f"its servers see another address instead of the client's, {GREEN}",
-            _exemption_of_ports(one),
-        )
+    for stage in STAGES:
+        for rewrite in _rewrites(facts, stage.packets(facts), stage.hooks):
+            verb = "rewrites" if rewrite.certain else "may rewrite"
+            yield fail_or_warn(
+                rewrite.certain,
+                rewrite.reached.chain.table,
+                f"{rewrite.text} {verb} the source address of {stage.traffic(rewrite)}",
+                stage.effect,
+                stage.exemption(rewrite),
+            )
 
 
 def _to_backends(facts: Facts) -> Iterator[Packet]:
-    """What the forwarder sends: the sample client is the source, and this host the sender."""
+    """What the forwarder sends: from the sample client's address, and by a socket of this host."""
     targets = facts.forwarder.targets if facts.forwarder else ()
     uid = facts.forwarder.uid if facts.forwarder else None
     for backend in facts.backends:
-        whole = Packet(
+        base = Packet(
             backend.family,
             facts.clients[backend.family],
             backend.address,
@@ -79,19 +80,19 @@ def _to_backends(facts: Facts) -> Iterator[Packet]:
             status="none",
             src_type="unicast",
             dst_type="unicast",
-            # For IPv6 nft asks the rules for a packet in the other direction, and ours may say that it is local.
+            # For IPv6 nft looks up the reverse direction, where our own rules may make the source local.
             src_fib="unicast" if backend.family == "ipv4" else None,
             uid=uid,
         )
-        named = [one for one in targets if one.address == backend.address]
+        named = [target for target in targets if target.address == backend.address]
         for target in named or [Socket("tcp", backend.address, 0), Socket("udp", backend.address, 0)]:
             for port in target.ports:
-                yield replace(whole, protocol=target.protocol, dport=port or None)
+                yield replace(base, protocol=target.protocol, dport=port or None)
 
 
-def _at_listeners(facts: Facts) -> Iterator[Packet]:
+def _to_listeners(facts: Facts) -> Iterator[Packet]:
     for listener in facts.forwarder.listeners if facts.forwarder else ():
-        whole = Packet(
+        base = Packet(
             listener.family,
             facts.clients[listener.family],
             None if listener.is_wildcard else listener.address,
@@ -100,14 +101,14 @@ def _at_listeners(facts: Facts) -> Iterator[Packet]:
             src_type="unicast",
             dst_type="local",
         )
-        yield from (replace(whole, dport=port) for port in listener.ports)
+        yield from (replace(base, dport=port) for port in listener.ports)
 
 
-def _at_servers(facts: Facts) -> Iterator[Packet]:
-    """Clients' packets to every port that was named, or that something listens on."""
+def _to_servers(facts: Facts) -> Iterator[Packet]:
+    """Clients' packets to every port that the caller named, or else that a socket listens on."""
     for peer in facts.peers:
         if peer.own and peer.dev:
-            whole = Packet(
+            base = Packet(
                 peer.family,
                 facts.clients[peer.family],
                 peer.own,
@@ -117,77 +118,109 @@ def _at_servers(facts: Facts) -> Iterator[Packet]:
                 dst_type="local",
             )
             for protocol, port in facts.served(peer.own):
-                yield replace(whole, protocol=protocol, dport=port)
+                yield replace(base, protocol=protocol, dport=port)
 
 
 def _to_containers(facts: Facts) -> Iterator[Packet]:
-    """Clients' packets that DNAT sends on, as they leave for where the server is."""
-    for packet in _at_servers(facts):
-        for one in facts.ruleset.reached("prerouting", packet):
-            dev = facts.translated.get(one.rule.to) if one.rule.effect == DNAT else None
+    """Clients' packets after DNAT, as they leave towards the container."""
+    for packet in _to_servers(facts):
+        for reached in facts.ruleset.reached("prerouting", packet):
+            rule = reached.rule
+            dev = facts.translated.get(rule.to) if rule.effect == DNAT else None
             if dev:
-                yield replace(packet, dst=one.rule.to, dport=None, oif=dev, dst_type="unicast", src_fib="unicast")
+                yield replace(packet, dst=rule.to, dport=None, oif=dev, dst_type="unicast", src_fib="unicast")
 
 
 def _rewrites(facts: Facts, packets: Iterable[Packet], hooks: tuple[str, ...]) -> list[Rewrite]:
-    """The rules that rewrite the source of these packets. Packets that differ in their port alone are walked once
-    without it first: most rulesets have no rule for any."""
-    found: dict[tuple[str, str, str, str], Rewrite] = {}
-    free: dict[Packet, bool] = {}
+    """The rules that rewrite the source of these packets, one Rewrite for each rule and family.
+
+    Packets that differ only in their port are first tried without one, because most rulesets rewrite none of them.
+    """
+    by_rule: dict[tuple[str, str, str, str], Rewrite] = {}
+    untouched: dict[Packet, bool] = {}
     for packet in packets:
         any_port = replace(packet, dport=None)
-        if any_port not in free:
-            free[any_port] = not any(True for _one in _sources(facts, any_port, hooks))
-        for one in () if free[any_port] else _sources(facts, packet, hooks):
-            key = (packet.family, one.chain.table, one.chain.name, one.rule.text)
-            rewrite = found.setdefault(key, Rewrite(one, packet.family))
+        if any_port not in untouched:
+            untouched[any_port] = not any(True for _reached in _source_rules(facts, any_port, hooks))
+        for reached in () if untouched[any_port] else _source_rules(facts, packet, hooks):
+            key = (packet.family, reached.chain.table, reached.chain.name, reached.rule.text)
+            rewrite = by_rule.setdefault(key, Rewrite(reached, packet.family))
             rewrite.addresses.add(packet.dst or "")
             rewrite.ports |= {(packet.protocol, packet.dport)} if packet.dport else set()
-            rewrite.sure = rewrite.sure or one.sure
-    return list(found.values())
+            rewrite.certain = rewrite.certain or reached.certain
+    return list(by_rule.values())
 
 
-def _sources(facts: Facts, packet: Packet, hooks: tuple[str, ...]) -> Iterator[Reached]:
+def _source_rules(facts: Facts, packet: Packet, hooks: tuple[str, ...]) -> Iterator[Reached]:
     for hook in hooks:
-        yield from (one for one in facts.ruleset.reached(hook, packet) if one.rule.effect == SNAT)
+        yield from (reached for reached in facts.ruleset.reached(hook, packet) if reached.rule.effect == SNAT)
 
 
-def _finding(one: Rewrite, which: str, why: str, fix: str) -> Finding:
-    chain, verb = one.found.chain, "rewrites" if one.sure else "may rewrite"
-    what = f"`{one.found.rule.text}` in chain {chain.table} {chain.name} {verb} the source address of {which}"
-    return Finding(FAIL if one.sure else WARN, chain.table, what, why, fix)
+def _addresses(rewrite: Rewrite) -> str:
+    addresses = sorted(rewrite.addresses)
+    more = f" and {len(addresses) - MAX_NAMED} more" if len(addresses) > MAX_NAMED else ""
+    return ", ".join(addresses[:MAX_NAMED]) + more
 
 
-def _some(addresses: Iterable[str]) -> str:
-    known = sorted(addresses)
-    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
-    return ", ".join(known[:NAMED]) + more
+def _ports(rewrite: Rewrite) -> str:
+    ports: dict[str, list[int]] = {}
+    for protocol, port in rewrite.ports:
+        ports.setdefault(protocol, []).append(port)
+    return " and ".join(f"{protocol} port {format_ports(numbers)}" for protocol, numbers in sorted(ports.items()))
 
 
-def _ports(one: Rewrite) -> str:
-    by_protocol = {protocol: [port for name, port in one.ports if name == protocol] for protocol, _port in one.ports}
-    return " and ".join(f"{protocol} port {spelled(ports)}" for protocol, ports in sorted(by_protocol.items()))
-
-
-def _exemption(one: Rewrite, nft_word: str, iptables_word: str, values: list[str]) -> str:
-    chain = one.found.chain
+def _exempt_addresses(rewrite: Rewrite) -> str:
+    chain = rewrite.reached.chain
     command, table = chain.table.split()
+    addresses = sorted(rewrite.addresses)
     if "tables" in command:
-        line = f"{command} -t {table} -I {chain.name} {iptables_word} {','.join(values)} -j ACCEPT"
+        line = f"{command} -t {table} -I {chain.name} -d {','.join(addresses)} -j ACCEPT"
     else:
-        listed = values[0] if len(values) == 1 else f"'{{ {', '.join(values)} }}'"
-        word = f"{'ip' if one.family == 'ipv4' else 'ip6'} {nft_word}"
-        line = f"nft insert rule {chain.table} {chain.name} {word} {listed} accept"
-    return f"give that rule the network it is for as a source, or exempt our packets where it is configured: `{line}`"
+        daddr = addresses[0] if len(addresses) == 1 else f"'{{ {', '.join(addresses)} }}'"
+        family = "ip" if rewrite.family == "ipv4" else "ip6"
+        line = f"nft insert rule {chain.table} {chain.name} {family} daddr {daddr} accept"
+    return f"limit that rule to the source network it is meant for, or exempt proxied packets in its config: `{line}`"
 
 
-def _exemption_of_ports(one: Rewrite) -> str:
-    chain = one.found.chain
+def _exempt_ports(rewrite: Rewrite) -> str:
+    chain = rewrite.reached.chain
     command, table = chain.table.split()
     lines = []
-    for protocol, port in sorted(one.ports)[:NAMED]:
+    for protocol, port in sorted(rewrite.ports)[:MAX_NAMED]:
         if "tables" in command:
             lines.append(f"`{command} -t {table} -I {chain.name} -p {protocol} --dport {port} -j ACCEPT`")
         else:
             lines.append(f"`nft insert rule {chain.table} {chain.name} {protocol} dport {port} accept`")
-    return f"take that rule out, or exempt the service: {', '.join(lines)}"
+    return f"remove that rule, or exempt the service: {', '.join(lines)}"
+
+
+STAGES = (
+    Stage(
+        _to_backends,
+        ("output", "postrouting"),
+        lambda rewrite: f"what the forwarder sends to {_addresses(rewrite)}",
+        f"those backends see another address instead of the client's, {UNNOTICED}",
+        _exempt_addresses,
+    ),
+    Stage(
+        _to_listeners,
+        ("prerouting", "input"),
+        lambda rewrite: f"clients' packets to {_ports(rewrite)} of this proxy",
+        "the forwarder takes the new address for the client's, and so do the backends",
+        _exempt_ports,
+    ),
+    Stage(
+        _to_containers,
+        ("postrouting",),
+        lambda rewrite: f"clients' packets that this backend sends on to {_addresses(rewrite)}",
+        f"the server there (a container, a pod) sees this host's address instead of the client's, {UNNOTICED}",
+        _exempt_addresses,
+    ),
+    Stage(
+        _to_servers,
+        ("prerouting", "input"),
+        lambda rewrite: f"clients' packets to {_ports(rewrite)} of this backend",
+        f"the servers see another address instead of the client's, {UNNOTICED}",
+        _exempt_ports,
+    ),
+)

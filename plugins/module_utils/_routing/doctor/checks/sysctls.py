@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Kernel settings that undo the path: reverse path filter, redirects, forwarding, ARP."""
+"""Kernel settings and routes that break the path: reverse path filter, redirects, forwarding, ARP."""
 
 from __future__ import annotations
 
@@ -11,81 +11,82 @@ from collections.abc import Iterator
 from ...document import formatting
 from ...document.model import Rule
 from .. import rule_matching
-from ..facts.model import Facts, conf
-from ..finding import Finding, fail, skip, warn
+from ..facts.model import Facts, Peer, conf
+from ..finding import Finding, fail, fail_or_warn, skip, warn
 
 RP_FILTER = {1: "strict", 2: "loose"}
 
 
 def default_route(facts: Facts) -> Iterator[Finding]:
-    """Only where connections keep the mark: a reply is routed once before it is restored, unless its socket has one."""
-    by_socket = any(one.name == "net.ipv4.tcp_fwmark_accept" for doc in facts.return_path for one in doc.sysctls)
-    complain = warn if by_socket else fail
-    which = "a UDP reply" if by_socket else "a reply"
+    """With marks kept in conntrack a reply is routed once before it gets its mark, unless its socket has a mark."""
+    sysctls = [sysctl for document in facts.return_path for sysctl in document.sysctls]
+    by_socket = any(sysctl.name == "net.ipv4.tcp_fwmark_accept" for sysctl in sysctls)
     for peer in facts.peers:
-        if peer.tracked and peer.unmarked and peer.unmarked.type not in ("unicast", "local"):
-            yield complain(
+        if peer.tracked and _has_no_route(peer):
+            yield fail_or_warn(
+                not by_socket,
                 peer.name,
-                f"there is no {peer.family} route to {facts.clients[peer.family]} before the mark is restored "
+                f"without a mark there is no {peer.family} route to {facts.clients[peer.family]} "
                 f"({peer.unmarked.error or peer.unmarked.type})",
-                f"{which} is routed once without its mark, and one that has no route is never made",
+                f"the kernel routes {'a UDP' if by_socket else 'each'} reply once before it gets its mark, and without "
+                "a route it sends no reply",
                 f"`ip -{peer.family[-1]} route add default via ROUTER` (any route that covers the clients will do), "
                 "or return_path_strategy: address",
             )
 
 
+def _has_no_route(peer: Peer) -> bool:
+    return bool(peer.unmarked) and peer.unmarked.type not in ("unicast", "local")
+
+
 def rp_filter(facts: Facts) -> Iterator[Finding]:
-    named = set()
+    reported = set()
     for peer in facts.peers:
-        if peer.family != "ipv4" or not peer.dev or not peer.arrival or peer.dev in named:
+        if peer.family != "ipv4" or not peer.dev or not peer.arrival or peer.dev in reported:
             continue
-        named.add(peer.dev)
+        reported.add(peer.dev)
         mode = facts.highest("ipv4", peer.dev, "rp_filter")
-        if mode and peer.arrival.type == "refused" and not _no_route(peer):
+        # Without any route to the client, default_route is the check that reports.
+        if mode and peer.arrival.type == "refused" and not _has_no_route(peer):
             out = peer.unmarked.dev if peer.unmarked else None
             yield fail(
                 peer.dev,
                 f"rp_filter on {peer.dev} is {mode} ({RP_FILTER.get(mode, 'on')}; the larger of all and {peer.dev}), "
-                f"and the route to {facts.clients['ipv4']} leaves by {out}",
-                f"packets of clients that arrive through {peer.name} are dropped before they can be marked",
+                f"but the route to {facts.clients['ipv4']} leaves by {out}",
+                f"clients' packets that arrive through {peer.name} are dropped before they can be marked",
                 f"`sysctl -w net.ipv4.conf.{peer.dev}.rp_filter=2` (and in /etc/sysctl.d), or "
                 "return_path_strategy: address",
             )
 
 
-def _no_route(peer) -> bool:
-    """Then it is the missing route that is at fault, and told of by ``default_route``."""
-    return bool(peer.unmarked) and peer.unmarked.type not in ("unicast", "local")
-
-
 def src_valid_mark(facts: Facts) -> Iterator[Finding]:
-    marked = [rule for one in facts.local_delivery for rule in rule_matching.lookups(one) if rule.fwmark]
+    lookups = [rule for document in facts.local_delivery for rule in rule_matching.lookups(document)]
+    if not any(rule.fwmark for rule in lookups):
+        return
     links = sorted({backend.dev for backend in facts.backends if backend.dev}) or sorted(set(facts.links) - {"lo"})
-    if marked:
-        for link in links:
-            if facts.highest("ipv4", link, "src_valid_mark"):
-                yield fail(
-                    link,
-                    f"src_valid_mark on {link} is 1 (the larger of all and {link})",
-                    "the mark of a reply is then used in the check of its source as well, and the reply is dropped as "
-                    "a martian; Tailscale and wg-quick set it",
-                    f"`sysctl -w net.ipv4.conf.all.src_valid_mark=0 net.ipv4.conf.{link}.src_valid_mark=0`, or rules "
-                    "by protocol instead of the mark of sockets",
-                )
+    for link in links:
+        if facts.highest("ipv4", link, "src_valid_mark"):
+            yield fail(
+                link,
+                f"src_valid_mark on {link} is 1 (the larger of all and {link}); Tailscale and wg-quick set it",
+                "the kernel then also uses a reply's mark to validate its source, and drops the reply as a martian",
+                f"`sysctl -w net.ipv4.conf.all.src_valid_mark=0 net.ipv4.conf.{link}.src_valid_mark=0`, or "
+                "forwarder_local_delivery: rules",
+            )
 
 
 def redirected(facts: Facts) -> Iterator[Finding]:
     if facts.redirected is None:
-        yield skip("the routes that redirects have taught cannot be listed without iproute2")
+        yield skip("routes learned from ICMP redirects cannot be listed without iproute2")
         return
     hops = {peer.via for peer in facts.peers}
     for target, gateway in sorted(facts.redirected.items()):
         if gateway not in hops:
             yield fail(
                 target,
-                f"replies to {target} go to {gateway}, which an ICMP redirect has taught",
-                "what a redirect teaches outranks every policy route for 300 s, and those replies bypass the proxy",
-                "`ip route flush cache`, and accept_redirects=0 here and send_redirects=0 on the proxy: "
+                f"replies to {target} go to {gateway}, because of an ICMP redirect",
+                "a learned redirect overrides every policy route for 300 s, so these replies bypass the proxy",
+                "`ip route flush cache`, then set accept_redirects=0 here and send_redirects=0 on the proxy: "
                 "`l4proxy keep --once` on both",
             )
 
@@ -97,13 +98,13 @@ def accept_redirects(facts: Facts) -> Iterator[Finding]:
                 yield warn(
                     link,
                     f"{link} accepts {family} redirects",
-                    "one redirect makes the replies to a client bypass the proxy for 300 s",
+                    "one ICMP redirect makes the replies to a client bypass the proxy for 300 s",
                     f"`sysctl -w net.{family}.conf.all.accept_redirects=0 net.{family}.conf.{link}.accept_redirects=0`",
                 )
 
 
 def _accepts_redirects(facts: Facts, family: str, link: str) -> bool:
-    """IN_DEV_RX_REDIRECTS of linux/inetdevice.h; IPv6 looks at the interface alone (ndisc_redirect_rcv)."""
+    """IN_DEV_RX_REDIRECTS of linux/inetdevice.h; for IPv6 only the interface's own setting counts."""
     own, every = (facts.setting(conf(family, name, "accept_redirects")) for name in (link, "all"))
     if family == "ipv6":
         return bool(own)
@@ -116,68 +117,64 @@ def send_redirects(facts: Facts) -> Iterator[Finding]:
         if facts.applied and facts.highest("ipv4", link, "send_redirects"):
             yield warn(
                 link,
-                f"{link} sends redirects (the larger of all and {link})",
-                "if this proxy forwards one packet of a backend, it tells the backend to use the router from then on",
+                f"{link} sends ICMP redirects (the larger of all and {link})",
+                "when this proxy forwards a backend's packet, it tells the backend to use the router instead",
                 f"`sysctl -w net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.{link}.send_redirects=0`",
             )
 
 
 def ip_forward(facts: Facts) -> Iterator[Finding]:
-    """Rules by source and protocol take whatever a backend sends, also what it wants forwarded."""
-    by_source = {
-        rule.family
-        for one in facts.local_delivery
-        for rule in rule_matching.lookups(one)
-        if rule.src and not rule.fwmark
-    }
+    """Rules by source and protocol also take packets that a backend wants forwarded."""
+    lookups = [rule for document in facts.local_delivery for rule in rule_matching.lookups(document)]
+    by_source = {rule.family for rule in lookups if rule.src and not rule.fwmark}
     for family, name in (("ipv4", "net.ipv4.ip_forward"), ("ipv6", "net.ipv6.conf.all.forwarding")):
         if family not in by_source or not facts.setting(name):
             continue
-        hosted = [one for one in facts.backends if one.family == family and one.is_hosted]
+        hosted = [backend for backend in facts.backends if backend.family == family and backend.is_hosted]
         for backend in hosted:
             yield fail(
                 backend.address,
-                f"{name} is 1 and backend {backend.address} is behind {backend.dev}, a bridge of this host: this host "
-                "routes for it",
-                "what that backend sends to others is taken in here, so its own way out is cut",
-                "`forwarder_local_delivery: socket_mark` for this proxy, and run `site`",
+                f"this host routes for backend {backend.address}: {name} is 1, and the backend is behind "
+                f"{backend.dev}, a bridge of this host",
+                "everything that the backend sends to others is delivered to this host, so the backend is cut off",
+                "set `forwarder_local_delivery: socket_mark` for this proxy, and run `site`",
             )
         if not hosted:
             yield warn(
                 name,
-                f"{name} is 1: this proxy routes {family}",
-                "where backends use it as their router, what they send ends here instead of being forwarded",
-                f"`forwarder_local_delivery: socket_mark` for this proxy, or `sysctl -w {name}=0`",
+                f"this proxy routes {family}: {name} is 1",
+                "if backends use it as their router, what they send to others is delivered here instead of forwarded",
+                f"set `forwarder_local_delivery: socket_mark` for this proxy, or `sysctl -w {name}=0`",
             )
 
 
 def arp(facts: Facts) -> Iterator[Finding]:
-    """The kernel looks up the asker's question by addresses and interface, without a protocol (arp_process)."""
+    """To answer ARP the kernel looks up a route by addresses and interface, without a protocol (arp_process)."""
     if facts.rules is None:
         yield skip("rules cannot be listed without pyroute2")
         return
-    bare = _bare_rules(facts)
+    rules = _rules_without_protocol(facts)
     for backend in facts.backends:
-        rule = bare.get(backend.address)
+        rule = rules.get(backend.address)
         if rule and backend.dev and not facts.highest("ipv4", backend.dev, "arp_ignore"):
             yield fail(
                 backend.address,
-                f"this host answers ARP requests of {backend.address} for any address, the router's included, because "
-                f"of `{formatting.rule(rule)}`",
-                "such a rule has no protocol, so ARP takes every address for a local one; the backend then sends its "
-                "traffic for others here",
+                f"this host answers ARP requests from {backend.address} for every address, including the router's, "
+                f"because of `{formatting.rule(rule)}`",
+                "the rule has no protocol, so it also applies to ARP, and the backend then sends all its traffic here",
                 f"`ip rule del priority {rule.priority} from {rule_matching.host_of(rule.src)} table {rule.table}`, or "
                 f"`sysctl -w net.ipv4.conf.{backend.dev}.arp_ignore=1`",
             )
 
 
-def _bare_rules(facts: Facts) -> dict[str | None, Rule]:
-    """Rules that deliver whatever comes from one address, by that address."""
-    tables = {(one.family, one.table) for one in facts.routes or () if one.value and one.value.type == "local"}
-    found: dict[str | None, Rule] = {}
-    for one in facts.rules or ():
-        rule = one.value
+def _rules_without_protocol(facts: Facts) -> dict[str | None, Rule]:
+    """By source address, the rules that deliver everything from that address to this host."""
+    routes = [found for found in facts.routes or () if found.value and found.value.type == "local"]
+    tables = {(route.family, route.table) for route in routes}
+    by_source: dict[str | None, Rule] = {}
+    for found in facts.rules or ():
+        rule = found.value
         delivers = rule and rule.family == "ipv4" and rule.src and (rule.family, rule.table) in tables
         if delivers and not (rule.ip_proto or rule.fwmark or rule.dst or rule.sport or rule.dport):
-            found.setdefault(rule_matching.host_of(rule.src), rule)
-    return found
+            by_source.setdefault(rule_matching.host_of(rule.src), rule)
+    return by_source

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the forwarder's config wants and what runs, read from its files: routing does not know the forwarder's code."""
+"""The forwarder's config and process, read from its files: this engine does not import the forwarder's code."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from .model import Forwarder, Socket
 
 
 def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
-    """None where there is no config: no proxy of ours, or one that uses another forwarder."""
+    """None if there is no config: this host is no proxy of ours, or it uses another forwarder."""
     try:
         content = files.read(config)
         if content is None:
             return None
-        wanted = _wanted(json.loads(content))
+        listeners, targets = _configured(json.loads(content))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return Forwarder(config, error=f"cannot be understood: {type(error).__name__}: {error}")
+        return Forwarder(config, error=f"is invalid: {type(error).__name__}: {error}")
     except OSError as error:
         return Forwarder(config, error=f"cannot be read: {error.strerror}")
-    listeners, targets = wanted
-    backends = tuple(sorted({one.address for one in targets}))
+    backends = tuple(sorted({target.address for target in targets}))
     pid = _pid(runtime)
     status = proc.status(proc_directory, pid) if pid else None
     running = (pid, status.capabilities) if pid and status else (None, None)
@@ -34,18 +33,18 @@ def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
     return Forwarder(config, None, listeners, backends, *running, targets, uid, stopped)
 
 
-def _wanted(data: dict[str, Any]) -> tuple[tuple[Socket, ...], tuple[Socket, ...]]:
-    """Sockets, and those of the backends that are reached by a family somebody listens on."""
+def _configured(data: dict[str, Any]) -> tuple[tuple[Socket, ...], tuple[Socket, ...]]:
+    """(listeners, targets): a backend's address is a target if its service listens on an address of that family."""
     listeners, targets = [], []
     for service in data["services"]:
         protocol = service.get("protocol", "tcp")
-        here = [Socket(protocol, one["address"], *_ports(one["port"])) for one in service["listen"]]
-        listeners += here
-        families = {one.family for one in here}
+        own = [Socket(protocol, listen["address"], *_ports(listen["port"])) for listen in service["listen"]]
+        listeners += own
+        families = {listener.family for listener in own}
         for backend in service["backends"]:
-            ports = _ports(backend.get("port", here[0].port))
+            ports = _ports(backend.get("port", own[0].port))
             targets += [Socket(protocol, backend[family], *ports) for family in families if backend.get(family)]
-    return tuple(listeners), tuple(sorted(targets, key=lambda one: (one.address, one.protocol, one.port)))
+    return tuple(listeners), tuple(sorted(targets, key=lambda target: (target.address, target.protocol, target.port)))
 
 
 def _ports(value: Any) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Look at the host once and make the ``Facts`` that the checks go by. Nothing is changed, and nothing is locked.
+"""Read the host once and return the ``Facts`` that the checks examine. Nothing is changed, and nothing is locked.
 
-What cannot be read (a command that hangs, a file of nonsense) is left out and named: see ``unread``.
+A fact that cannot be read (a command hangs, a file is invalid) becomes an ``Unread``: see ``unread``.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ...errors import MissingPackage, NotReady, Refused, RoutingError
 from ...host import files, sysctl
 from ...host.runner import MissingCommand
 from ...marks import iptables, nft
-from ...reconcile import host_state as engine_gather
-from ...reconcile import placement, plan
+from ...reconcile import host_state, placement, plan
 from ...reconcile.host_state import Host
-from ..checks import relays as check_relays
 from ..firewall import iptables_rules, nft_rules
 from ..firewall.model import Ruleset
-from . import forwarder, proc, route_lookups, systemd
+from . import forwarder, keeper, proc, route_lookups, systemd
 from .model import Drift, Facts, conf
+from .relay_programs import REMEDIES
 from .unread import CommandFailed, Reader, Unread, listed
 
-# Sample clients: documentation addresses (RFC 5737, RFC 3849) beside the handshake probe's, which end with a proxy id.
+# Sample clients: documentation addresses (RFC 5737, RFC 3849) that the handshake probe, whose end with a proxy id,
+# does not use.
 CLIENTS = {"ipv4": "198.51.100.254", "ipv6": "2001:db8:ffff::fffe"}
 PER_LINK = {
     "ipv4": ("rp_filter", "src_valid_mark", "accept_redirects", "send_redirects", "arp_ignore", "forwarding"),
@@ -43,7 +43,7 @@ SETTINGS = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.ip_
 
 @dataclass(frozen=True)
 class Sources:
-    """Where to look; a test names other places."""
+    """The paths to read, and access to the host's kernel; tests pass others."""
 
     host: Host = field(default_factory=Host)
     directory: str = store.DIRECTORY
@@ -55,37 +55,37 @@ class Sources:
     networkd: str = "/etc/systemd"
 
 
-def look(
+def gather(
     sources: Sources,
-    wanted: Document | None = None,
+    unapplied: Document | None = None,
     clients: Mapping[str, str] | None = None,
     ports: Iterable[tuple[str, int]] = (),
 ) -> Facts:
-    """The facts about the stored documents; or about ``wanted``, a document that is still to be applied.
+    """The facts about the stored documents; or about ``unapplied``, a document that is still to be applied.
 
-    ``clients`` is a sample client a family, ``ports`` are (protocol, port) that this host serves.
+    ``clients`` is one sample client per family, ``ports`` are the (protocol, port) that this host serves.
     """
     reader = Reader()
     read = reader.read
-    stored = read("the directory of documents", store.load_all, sources.directory) if wanted is None else []
+    stored = read("the directory of documents", store.load_all, sources.directory) if unapplied is None else []
     stored = () if isinstance(stored, Unread) else stored
-    documents = (wanted,) if wanted else tuple(one.document for one in stored if one.document)
+    documents = (unapplied,) if unapplied else tuple(entry.document for entry in stored if entry.document)
     config = (sources.config, sources.runtime, sources.proc)
     facts = Facts(
         documents=documents,
-        faults=tuple(f"{one.path}: {error}" for one in stored for error in one.errors),
-        applied=wanted is None,
+        faults=tuple(f"{entry.path}: {error}" for entry in stored for error in entry.errors),
+        applied=unapplied is None,
         clients={**CLIENTS, **(clients or {})},
         clients_given=frozenset(clients or {}),
         ports=tuple(sorted(ports)),
         links=read("the list of interfaces", proc.links),
         sockets=read("the list of sockets", proc.sockets, sources.proc),
-        relays=read("the processes that listen", proc.relays, sources.proc, check_relays.PROGRAMS),
+        relays=read("the processes that listen", proc.relays, sources.proc, REMEDIES),
         arp=read("the table of neighbours", proc.arp, sources.proc),
         conntrack=read("the size of the conntrack table", proc.conntrack, sources.proc),
-        forwarder=read("the forwarder's config", forwarder.read, *config) if wanted is None else None,
+        forwarder=read("the forwarder's config", forwarder.read, *config) if unapplied is None else None,
         units=read("the list of units", systemd.units, sources.host.runner, sources.systemd),
-        contest=read("the keeper's state", systemd.contest, sources.keeper),
+        contest=read("the keeper's state", keeper.contest, sources.keeper),
         drop_ins=read("the configuration of systemd-networkd", systemd.drop_ins, sources.networkd),
         redirected=read("the cache of redirects", _redirected, sources),
     )
@@ -95,7 +95,7 @@ def look(
     facts = replace(facts, backends=read("the backends", route_lookups.backends, facts))
     facts = replace(facts, translated=read("where the packet filters send packets", route_lookups.translated, facts))
     facts = replace(facts, replies=read("the kernel's answers for sample replies", route_lookups.replies, facts))
-    if not (wanted or facts.missing):  # without its packages nothing can be said of an applied document either
+    if not (unapplied or facts.missing):  # the comparison needs all packages
         facts = replace(facts, drift=read("what differs from the documents", _drifts, sources.host, documents))
     return replace(facts, unread=reader.unread)
 
@@ -110,7 +110,7 @@ def _settings(proc_directory: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def _with_kernel(reader: Reader, facts: Facts, host: Host) -> Facts:
-    """Rules, routes, addresses and neighbours; without pyroute2 what the kernel answers to single questions."""
+    """Rules, routes, addresses and neighbours; without pyroute2 only the results of route lookups."""
     found = reader.read("the kernel's routing tables", _listed, reader, facts, host)
     if isinstance(found, Unread):
         return replace(facts, **dict.fromkeys(("rules", "routes", "addresses", "own", "peers"), found))
@@ -122,9 +122,9 @@ def _listed(reader: Reader, facts: Facts, host: Host) -> dict[str, Any]:
         with host.make_kernel() as kernel:
             return _lists(reader, facts, kernel, host.neighbour_wait if facts.applied else 0)
     except MissingPackage as missing:
-        lost = "rules, routes and neighbours cannot be looked at"
+        effect = "rules, routes and neighbours cannot be checked"
         return {
-            "missing": {**facts.missing, missing.package: lost},
+            "missing": {**facts.missing, missing.package: effect},
             "own": route_lookups.own_sources(facts.documents),
             "peers": reader.read("the proxies", route_lookups.peers, facts, None, 0),
         }
@@ -136,13 +136,14 @@ def _lists(reader: Reader, facts: Facts, kernel: Any, wait: float) -> dict[str, 
         "rules": reader.read("the list of rules", lambda: tuple(kernel.rules())),
         "routes": reader.read("the list of routes", lambda: tuple(kernel.routes())),
         "addresses": addresses,
-        "own": reader.read("own addresses", lambda: frozenset(found.value.address for found in addresses)),
+        "own": reader.read("this host's addresses", lambda: frozenset(found.value.address for found in addresses)),
         "peers": reader.read("the proxies", route_lookups.peers, facts, kernel, wait),
     }
 
 
 def _redirected(sources: Sources) -> dict[str, str] | None:
-    """What redirects have taught, by destination. iproute2 says ``redirected`` for IPv4, ``redirect`` for IPv6."""
+    """The gateways learned from redirects, by destination. iproute2 prints IPv4 ones as ``redirected``, IPv6 ones as
+    ``redirect``."""
     found: dict[str, str] = {}
     has_ipv6 = os.path.isdir(os.path.join(sources.proc, "sys/net/ipv6"))
     for command in ("-4", "-6") if has_ipv6 else ("-4",):
@@ -157,7 +158,7 @@ def _redirected(sources: Sources) -> dict[str, str] | None:
 
 
 def _supported(host: Host, command: list[str]) -> str:
-    """What a command prints that lists tables; nothing where the kernel has none of that kind (EPROTONOSUPPORT ...)."""
+    """The output of a command that lists tables; empty if the kernel lacks such tables (EPROTONOSUPPORT ...)."""
     try:
         return listed(host.runner, command)
     except CommandFailed as error:
@@ -167,7 +168,7 @@ def _supported(host: Host, command: list[str]) -> str:
 
 
 def _ruleset(reader: Reader, sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any]:
-    """The packet filters, our own marks left out, and whether those restore the marks of forwarded packets."""
+    """The packet filters without our own rules, and whether those restore the marks of forwarded packets."""
     found = reader.read("the packet filters", _filters, sources, documents)
     return {"ruleset": found, "restores_forwarded": found} if isinstance(found, Unread) else found
 
@@ -191,24 +192,24 @@ def _filters(sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any
     found: dict[str, Any] = {"restores_forwarded": "prerouting" in hooks or any(restored)}
     if listing is None and not saved:
         marked = any(one.marks for one in documents)
-        return {**found, "missing": {"nftables": "marks cannot be set or looked at"} if marked else {}}
+        return {**found, "missing": {"nftables": "marks cannot be set or checked"} if marked else {}}
     return {**found, "ruleset": Ruleset(chains)}
 
 
 def _nft_listing(host: Host) -> dict[str, Any] | None:
-    """None without nft."""
+    """None if nft is not installed."""
     try:
         listing = json.loads(_supported(host, ["nft", "-j", "list", "ruleset"]) or "{}")
     except MissingCommand:
         return None
     if not isinstance(listing, dict):
-        raise TypeError("`nft -j list ruleset` printed no object")
+        raise TypeError("`nft -j list ruleset` did not print a JSON object")
     return listing
 
 
 def _saved(sources: Sources, by_nft: bool) -> list[tuple[str, str, str]]:
-    """(command, family, what it saves); asked only where there can be rules, because asking loads modules."""
-    # Each with other commands that say the same where it is missing.
+    """(command, family, rules it prints); run only where there can be rules, because it loads kernel modules."""
+    # Each entry: a command, and alternatives that print the same if it is not installed.
     commands = [(("iptables",), "ipv4"), (("ip6tables",), "ipv6")] if by_nft else []
     for command, family, name in (("iptables", "ipv4", "ip_tables"), ("ip6tables", "ipv6", "ip6_tables")):
         if (files.read(proc.net(sources.proc, f"{name}_names")) or "").strip():
@@ -223,16 +224,16 @@ def _saved(sources: Sources, by_nft: bool) -> list[tuple[str, str, str]]:
 
 
 def _drifts(host: Host, documents: tuple[Document, ...]) -> tuple[Drift, ...]:
-    return tuple(_drift(host, one) for one in documents)
+    return tuple(_drift(host, document) for document in documents)
 
 
 def _drift(host: Host, document: Document) -> Drift:
     try:
-        view = engine_gather.view(host, document)
+        view = host_state.view(host, document)
     except (NotReady, Refused) as error:
         return Drift(document.owner, blocked=tuple(error.errors))
     except (RoutingError, OSError) as error:
         return Drift(document.owner, blocked=(str(error),))
-    # Where the rules stand among those of others is for the check rule_before to say.
+    # The check rule_before reports where our rules stand among foreign ones.
     want, have = (replace(one, rules=placement.home(document.rules, one.rules)) for one in (view.want, view.have))
     return Drift(document.owner, plan.plan(want, have), tuple(view.waiting))

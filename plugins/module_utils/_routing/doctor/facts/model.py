@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The snapshot that every check goes by: plain values, gathered once.
+"""The facts that every check examines: plain values, gathered once.
 
-What a missing package keeps from us is None, and the reason is in ``missing``: a fresh host has neither pyroute2 nor
-nft. What could not be read for another reason is an ``unread.Unread``, and the reason is in ``unread``.
+A fact that needs a missing package is None, and ``missing`` has the reason: a new host has neither pyroute2 nor nft.
+A fact that could not be read for another reason is an ``unread.Unread``, and ``unread`` has the reason.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ..rule_matching import Reply
 
 @dataclass(frozen=True)
 class Peer:
-    """A proxy as this backend sees it, in one family: where its document sends replies, and what is there.
+    """A proxy as this backend sees it, in one family: the next hop in the document, and what the host knows about it.
 
     ``dev`` is the interface on which ``via`` is a direct neighbour, ``own`` this host's address towards it. ``mac`` is
-    what the neighbour table says, ``declared`` what the document does. ``arrival`` is the kernel's answer for a
-    client's packet that comes in by ``dev``, ``unmarked`` its route to the client without any mark.
+    from the neighbour table, ``declared`` from the document. ``arrival`` is the kernel's route lookup for a client's
+    packet that arrives on ``dev``, ``unmarked`` its route to the client without a mark.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Peer:
     table: int
     id: int | None = None
     mask: int = 0
-    # Whether the mark is kept by the connection, and restored when its replies are sent.
+    # Whether conntrack keeps the mark and restores it on replies.
     tracked: bool = False
     wanted_dev: str | None = None
     dev: str | None = None
@@ -44,11 +44,11 @@ class Peer:
     is_local: bool = False
     declared: tuple[str, ...] = ()
     mac: str | None = None
-    # False behind a tunnel, say: then the interface tells its packets.
-    # The router of the clients where it is another host than the proxy, its MAC, and who else is known at that MAC.
+    # The router towards the clients, if that is another host than the proxy; its MAC; other neighbours at that MAC.
     router: str | None = None
     router_mac: str | None = None
     beside: tuple[str, ...] = ()
+    # False behind a tunnel, for example, where the interface identifies the proxy's packets.
     has_mac: bool = True
     arrival: RouteAnswer | None = None
     unmarked: RouteAnswer | None = None
@@ -61,15 +61,15 @@ class Backend:
     family: str
     address: str
     dev: str | None = None
-    # Behind a bridge of this host that leads to no router: a container, which this host routes for.
+    # Behind a bridge of this host that does not lead to the router: a container, which this host routes for.
     is_hosted: bool = False
 
 
 @dataclass(frozen=True)
 class Socket:
-    """A listening TCP socket, or an unconnected UDP one: there, or wanted by a config. ``protocol`` is tcp or udp.
+    """A listening TCP socket or an unconnected UDP one, existing or configured. ``protocol`` is tcp or udp.
 
-    With a ``last`` port it stands for one on each port from ``port`` to it.
+    With a ``last`` port it stands for one socket on each port from ``port`` to ``last``.
     """
 
     protocol: str
@@ -90,13 +90,13 @@ class Socket:
         return range(self.port, max(self.port, self.last) + 1)
 
     def accepts(self, protocol: str, address: str, port: int) -> bool:
-        """Whether what is sent to that address and port arrives here; :: takes IPv4 too, unless its owner says not."""
-        here = self.address in (address, "::") or (self.is_wildcard and ":" not in address)
-        return here and self.protocol == protocol and port in self.ports
+        """Whether it receives packets to that address and port; :: also receives IPv4, unless it is IPv6-only."""
+        matches = self.address in (address, "::") or (self.is_wildcard and ":" not in address)
+        return matches and self.protocol == protocol and port in self.ports
 
 
-def spelled(ports: Iterable[int]) -> str:
-    """Ports in words: ``80``, ``8000-8003, 8005``."""
+def format_ports(ports: Iterable[int]) -> str:
+    """Ports as text: ``80``, ``8000-8003, 8005``."""
     spans: list[list[int]] = []
     for port in sorted(ports):
         if spans and port == spans[-1][1] + 1:
@@ -108,7 +108,7 @@ def spelled(ports: Iterable[int]) -> str:
 
 @dataclass(frozen=True)
 class Relay:
-    """A process that listens on ``socket`` and passes connections on by its own sockets; ``name`` is the program's."""
+    """A process that listens on ``socket`` and relays connections from its own sockets; ``name`` is the program's."""
 
     socket: Socket
     name: str
@@ -117,16 +117,16 @@ class Relay:
 
 @dataclass(frozen=True)
 class Conntrack:
-    """Entries now and at most; ``dropped`` counts packets refused because the table was full, since boot."""
+    """Current and maximal number of entries; ``dropped`` counts packets dropped by the full table since boot."""
 
     count: int
-    most: int
+    maximum: int
     dropped: int = 0
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A systemd unit, in systemd's words: loaded | not-found, active | inactive | failed ..., enabled | disabled ..."""
+    """A systemd unit's states: loaded | not-found, active | inactive | failed ..., enabled | disabled ..."""
 
     load: str
     active: str
@@ -135,7 +135,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Contest:
-    """What the keeper says of a repair that does not last: how often in a row, what it was, and who undoes it."""
+    """A repair that does not last: how many times in a row it was reverted, its changes, and who reverts it."""
 
     times: int
     owner: str = ""
@@ -145,9 +145,9 @@ class Contest:
 
 @dataclass(frozen=True)
 class Forwarder:
-    """What forwarder.json wants, and what runs: ``pid`` and its effective capabilities, None when nothing runs.
+    """The forwarder's config, and its process: ``pid`` and effective ``capabilities`` are None if it does not run.
 
-    ``targets`` are the backends' addresses with their ports, ``uid`` the account that connects to them.
+    ``targets`` are the backends' addresses with their ports, ``uid`` is the user id that connects to them.
     """
 
     path: str
@@ -163,7 +163,7 @@ class Forwarder:
 
 @dataclass(frozen=True)
 class Drift:
-    """How far the host is from one document: the changes that are needed, or why that cannot be said."""
+    """How the host differs from one document: the changes needed, or why these cannot be determined."""
 
     owner: str
     changes: tuple[Change, ...] = ()
@@ -172,23 +172,23 @@ class Drift:
 
 @dataclass(frozen=True)
 class Facts:
-    """``applied`` is False when ``documents`` are still to be applied. ``clients`` is one sample client a family."""
+    """``applied`` is False if ``documents`` are still to be applied. ``clients`` has one sample client per family."""
 
     documents: tuple[Document, ...] = ()
     faults: tuple[str, ...] = ()
     applied: bool = True
     clients: Mapping[str, str] = field(default_factory=dict)
-    # Families whose sample client was chosen by the caller, and so stands for real ones.
+    # Families whose sample client the caller chose, so that it stands for real clients.
     clients_given: frozenset[str] = frozenset()
     ports: tuple[tuple[str, int], ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
     unread: Mapping[str, str] = field(default_factory=dict)
-    # name: whether it is up
+    # By interface name: whether it is up.
     links: Mapping[str, bool] = field(default_factory=dict)
-    # This host's addresses: all of them, or (without pyroute2) those that the documents ask for.
+    # This host's addresses; without pyroute2 only those that the documents use.
     own: frozenset[str] = frozenset()
     settings: Mapping[str, str] = field(default_factory=dict)
-    # (address, MAC) of IPv4 neighbours
+    # (address, MAC) of IPv4 neighbours.
     arp: tuple[tuple[str, str], ...] = ()
     peers: tuple[Peer, ...] = ()
     backends: tuple[Backend, ...] = ()
@@ -196,12 +196,12 @@ class Facts:
     rules: tuple[KernelObject, ...] | None = None
     routes: tuple[KernelObject, ...] | None = None
     addresses: tuple[KernelObject, ...] | None = None
-    # destination: the gateway that a redirect has taught
+    # By destination: the gateway learned from an ICMP redirect.
     redirected: Mapping[str, str] | None = None
     ruleset: Ruleset | None = None
-    # Where DNAT rules of the filters send packets: address: interface
+    # By destination address of a DNAT rule: the interface that leads there.
     translated: Mapping[str, str] = field(default_factory=dict)
-    # Whether our own table gives forwarded packets their mark back.
+    # Whether our own rules restore the mark of forwarded packets.
     restores_forwarded: bool = False
     sockets: tuple[Socket, ...] = ()
     relays: tuple[Relay, ...] = ()
@@ -215,33 +215,33 @@ class Facts:
     @property
     def return_path(self) -> tuple[Document, ...]:
         """The documents that send replies to a next hop: this host is a backend."""
-        return tuple(one for one in self.documents if any(route.via for route in one.routes))
+        return tuple(document for document in self.documents if any(route.via for route in document.routes))
 
     @property
     def local_delivery(self) -> tuple[Document, ...]:
-        """The documents that take replies in: this host is a proxy."""
-        return tuple(one for one in self.documents if any(route.type == "local" for route in one.routes))
+        """The documents that deliver replies locally: this host is a proxy."""
+        return tuple(document for document in self.documents if any(route.type == "local" for route in document.routes))
 
     @property
     def protocols(self) -> frozenset[int]:
-        """The protocol numbers of ours, also of a document that is not looked at: a host may be at both ends."""
-        return frozenset(one.protocol for one in self.documents) | frozenset(OWNERS.values())
+        """All our protocol numbers, even without a document: a host may be proxy and backend at once."""
+        return frozenset(document.protocol for document in self.documents) | frozenset(OWNERS.values())
 
     def served(self, address: str) -> list[tuple[str, int]]:
-        """(protocol, port) at an address of this host: those that were named, else what listens there."""
-        there = {(one.protocol, one.port) for one in self.sockets if one.accepts(one.protocol, address, one.port)}
-        return sorted(self.ports or there)
+        """(protocol, port) at an address of this host: those that the caller named, else those with a socket."""
+        sockets = [socket for socket in self.sockets if socket.accepts(socket.protocol, address, socket.port)]
+        return sorted(self.ports or {(socket.protocol, socket.port) for socket in sockets})
 
     def setting(self, name: str, default: int = 0) -> int:
-        """A setting as a number; ``default`` where the kernel has none of that name."""
+        """A setting as a number; ``default`` if the kernel has none of that name."""
         value = self.settings.get(name, "")
         return int(value) if value.lstrip("-").isdigit() else default
 
     def highest(self, family: str, link: str, key: str) -> int:
-        """The larger of ``all`` and the interface's own, which is how the kernel reads rp_filter and its like."""
+        """The larger of ``all`` and the interface's own: the kernel combines rp_filter and similar settings so."""
         return max(self.setting(conf(family, name, key)) for name in ("all", link))
 
 
 def conf(family: str, link: str, key: str) -> str:
-    """The name of a setting of one interface, as ``Sysctl`` spells it: a dot in the interface's name becomes /."""
+    """The name of an interface's setting, as in ``Sysctl``: a dot in the interface's name becomes a slash."""
     return f"net.{family}.conf.{link.replace('.', '/')}.{key}"

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What /proc and the sockets interface tell of a host, without any package. Of the calling thread's namespace."""
+"""Facts from /proc and socket ioctls, which need no package. They describe the calling thread's network namespace."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ TABLES = (("tcp", "tcp"), ("tcp6", "tcp"), ("udp", "udp"), ("udp6", "udp"))
 
 
 def net(proc: str, name: str) -> str:
-    """The path of a file of /proc/net; of this thread's namespace, which need not be the process's."""
+    """The path of a file in /proc/net for this thread's namespace, which can differ from that of the process."""
     return os.path.join(proc, "thread-self", "net", name)
 
 
 def links() -> dict[str, bool]:
-    """Interfaces, and whether each is up."""
-    found = {}
+    """Interface names, each with whether it is up."""
+    by_name = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as handle:
         for _index, name in socket.if_nameindex():
             try:
                 request = struct.pack("16sH22x", name.encode(), 0)
                 (flags,) = struct.unpack_from("H", fcntl.ioctl(handle, SIOCGIFFLAGS, request), 16)
             except OSError:
-                continue  # it vanished between the two questions
-            found[name] = bool(flags & IFF_UP)
-    return found
+                continue  # the interface vanished after it was listed
+            by_name[name] = bool(flags & IFF_UP)
+    return by_name
 
 
 def arp(proc: str) -> tuple[tuple[str, str], ...]:
@@ -52,48 +52,52 @@ def arp(proc: str) -> tuple[tuple[str, str], ...]:
 
 
 def sockets(proc: str) -> tuple[Socket, ...]:
-    """TCP sockets that listen, and UDP sockets without a peer."""
-    return tuple(sorted(set(_inodes(proc).values()), key=lambda one: (one.protocol, one.port, one.address)))
+    """Listening TCP sockets, and UDP sockets without a peer."""
+    return tuple(sorted(set(_inodes(proc).values()), key=lambda found: (found.protocol, found.port, found.address)))
 
 
 def _inodes(proc: str) -> dict[str, Socket]:
-    """The same by their inode numbers, which are those of the processes' descriptors."""
-    found = {}
+    """The same by inode number, which links a socket to a process's descriptor."""
+    by_inode = {}
     for name, protocol in TABLES:
         state = TCP_LISTEN if protocol == "tcp" else UDP_UNCONNECTED
         lines = (files.read(net(proc, name)) or "").splitlines()[1:]
         for fields in (line.split() for line in lines):
             if fields[3] == state:
                 address, _colon, port = fields[1].partition(":")
-                found[fields[9]] = Socket(protocol, _address(address), int(port, 16))
-    return found
+                by_inode[fields[9]] = Socket(protocol, _address(address), int(port, 16))
+    return by_inode
 
 
 def relays(proc: str, programs: Collection[str]) -> tuple[Relay, ...]:
-    """The listening sockets of programs with those names. Only of such a process are the descriptors looked at."""
+    """The listening sockets of processes with one of those names. Descriptors of other processes are not read."""
     listening: dict[str, Socket] = {}
     found = set()
     for pid in (name for name in os.listdir(proc) if name.isdigit()) if os.path.isdir(proc) else ():
-        name = next((one for one in _names(proc, pid) if one in programs), None)
-        if name is None:
+        program = next((name for name in _names(proc, pid) if name in programs), None)
+        if program is None:
             continue
         listening = listening or _inodes(proc)
         held = (listening.get(inode) for inode in _descriptors(proc, pid))
-        found |= {Relay(socket, name, int(pid)) for socket in held if socket}
-    return tuple(sorted(found, key=lambda one: (one.socket.protocol, one.socket.port, one.socket.address, one.pid)))
+        found |= {Relay(socket, program, int(pid)) for socket in held if socket}
+    return tuple(sorted(found, key=_relay_order))
+
+
+def _relay_order(relay: Relay) -> tuple:
+    return relay.socket.protocol, relay.socket.port, relay.socket.address, relay.pid
 
 
 def _names(proc: str, pid: str) -> tuple[str, ...]:
-    """The program's name as the kernel has it (15 characters of it), and the name of its file."""
+    """The first 15 characters of the program's name, from the kernel, and the name of its file."""
     try:
         comm = (files.read(os.path.join(proc, pid, "comm")) or "").strip()
         return comm, os.path.basename(os.readlink(os.path.join(proc, pid, "exe")))
-    except OSError:  # it ended, or is a thread of the kernel
+    except OSError:  # the process ended, or is a kernel thread
         return ()
 
 
 def _descriptors(proc: str, pid: str) -> Iterator[str]:
-    """The inode numbers of a process's sockets: descriptors are links to ``socket:[INODE]``."""
+    """The inode numbers of a process's sockets: such a descriptor is a link to ``socket:[INODE]``."""
     directory = os.path.join(proc, pid, "fd")
     try:
         for name in os.listdir(directory):
@@ -101,27 +105,27 @@ def _descriptors(proc: str, pid: str) -> Iterator[str]:
             if target.startswith("socket:["):
                 yield target[8:-1]
     except OSError:
-        return  # it ended
+        return  # the process ended
 
 
 def _address(text: str) -> str:
-    """The kernel prints words of 32 bits as numbers in the machine's byte order."""
+    """The kernel prints an address as 32-bit numbers in the machine's byte order."""
     words = (int(text[start : start + 8], 16) for start in range(0, len(text), 8))
     return str(ipaddress.ip_address(b"".join(struct.pack("=I", word) for word in words)))
 
 
 def conntrack(proc: str) -> Conntrack | None:
-    """None where the kernel has no connection tracking (yet)."""
-    count, most = (
+    """None if the kernel does not track connections (yet)."""
+    count, maximum = (
         files.read(os.path.join(proc, "sys/net/netfilter", f"nf_conntrack_{name}")) for name in ("count", "max")
     )
-    if count is None or most is None:
+    if count is None or maximum is None:
         return None
-    return Conntrack(int(count), int(most), sum(_statistics(proc, "drop")))
+    return Conntrack(int(count), int(maximum), sum(_statistics(proc, "drop")))
 
 
 def _statistics(proc: str, column: str) -> Iterator[int]:
-    """A column of /proc/net/stat/nf_conntrack, one number a CPU, in hexadecimal."""
+    """A column of /proc/net/stat/nf_conntrack: one number per CPU, in hexadecimal."""
     lines = (files.read(net(proc, "stat/nf_conntrack")) or "").splitlines()
     for line in lines[1:]:
         values = dict(zip(lines[0].split(), line.split()))
@@ -130,7 +134,7 @@ def _statistics(proc: str, column: str) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Status:
-    """The effective account and capabilities of a process, and whether a signal or a debugger has stopped it."""
+    """The effective user id and capabilities of a process, and whether a signal or a debugger has stopped it."""
 
     uid: int
     capabilities: int
@@ -138,10 +142,10 @@ class Status:
 
 
 def status(proc: str, pid: int) -> Status | None:
-    """Of proc_pid_status(5); None when there is no such process."""
+    """From proc_pid_status(5); None if there is no such process."""
     try:
         text = files.read(os.path.join(proc, str(pid), "status"))
-    except OSError:  # it ended while it was read
+    except OSError:  # the process ended meanwhile
         return None
     lines = dict(line.partition(":")[::2] for line in (text or "").splitlines())
     if "CapEff" not in lines:

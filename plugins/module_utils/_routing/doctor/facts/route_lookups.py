@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the documents mean on this host: proxies, backends, and the kernel's answers for sample replies."""
+"""The kernel's route lookups for the addresses in the documents: proxies, backends, containers, sample replies."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ..rule_matching import Reply
 from .model import Backend, Facts, Peer
 
 
-def ask(dst: str, **question: Any) -> RouteAnswer | None:
-    """The kernel's answer; None when it cannot be asked, such as for an interface that has gone."""
+def ask(dst: str, **selectors: Any) -> RouteAnswer | None:
+    """The kernel's answer to one lookup; None if it fails, for example because an interface is gone."""
     try:
-        return route_query.route_get(dst, **question)
+        return route_query.route_get(dst, **selectors)
     except OSError:
         return None
 
 
 def own_sources(documents: Iterable[Document]) -> frozenset[str]:
-    """Of the addresses that documents send from, those this host has."""
-    wanted = {route.src for one in documents for route in one.routes if route.src}
+    """The source addresses in the documents that this host has."""
+    wanted = {route.src for document in documents for route in document.routes if route.src}
     return frozenset(address for address in wanted if _type(ask(address)) == "local")
 
 
@@ -40,24 +40,24 @@ def _type(answer: RouteAnswer | None) -> str:
 
 
 def peers(facts: Facts, kernel: Any, wait: float) -> tuple[Peer, ...]:
-    """One for each next hop of a return path. ``kernel`` None: nothing is known of neighbours."""
+    """One Peer for each next hop of a return path. If ``kernel`` is None, their neighbour entries are unknown."""
     found = [
         _peer(facts, route, rule, document, kernel, wait)
         for document in facts.return_path
-        for route, rule in _ways(document)
+        for route, rule in _default_routes(document)
     ]
-    known = [(one.family, one.via, one.mac) for one in found] + [("ipv4", *one) for one in facts.arp]
-    return tuple(replace(one, beside=_beside(one, known)) for one in found)
+    known = [(peer.family, peer.via, peer.mac) for peer in found] + [("ipv4", *entry) for entry in facts.arp]
+    return tuple(replace(peer, beside=_beside(peer, known)) for peer in found)
 
 
 def _beside(peer: Peer, known: list[tuple[str, str, str | None]]) -> tuple[str, ...]:
-    """Neighbours that are at the MAC of the proxy, apart from itself and the router."""
+    """Other neighbours than proxy and router that have the proxy's MAC."""
     same = {address for family, address, mac in known if (family, mac) == (peer.family, peer.mac) and peer.mac}
     return tuple(sorted(same - {peer.via, peer.router}))
 
 
-def _ways(document: Document) -> Iterator[tuple[Route, Rule]]:
-    """Each default route by a next hop, with the first rule that looks it up."""
+def _default_routes(document: Document) -> Iterator[tuple[Route, Rule]]:
+    """Each default route with a next hop, and the first rule that looks it up."""
     for route in document.routes:
         if route.via and route.dst == "default" and not route.retiring:
             rules = (
@@ -72,7 +72,7 @@ def _peer(facts: Facts, route: Route, rule: Rule, document: Document, kernel: An
     mark = _mark(document, rule)
     client = facts.clients[route.family]
     towards = ask(route.via)
-    # Without a table the kernel only assumes that a named interface leads there.
+    # An answer without a table is no evidence: the kernel assumed that the interface leads there.
     dev = towards.dev if towards and towards.type == "unicast" and not towards.via and towards.table else None
     own = rule_matching.host_of(rule.src) or (towards.src if dev else None)
     unmarked = ask(client)
@@ -106,7 +106,7 @@ def _mark(document: Document, rule: Rule) -> Mark | None:
 
 def backends(facts: Facts) -> tuple[Backend, ...]:
     """Every backend that a document or the forwarder's config names."""
-    rules = [rule for one in facts.local_delivery for rule in rule_matching.lookups(one)]
+    rules = [rule for document in facts.local_delivery for rule in rule_matching.lookups(document)]
     named = {rule_matching.host_of(rule.src) for rule in rules if rule.src} - {None}
     named |= set(facts.forwarder.backends if facts.forwarder and facts.local_delivery else ())
     return tuple(_backend(facts, address) for address in sorted(named))
@@ -123,27 +123,27 @@ def _backend(facts: Facts, address: str) -> Backend:
 
 
 def is_bridge(dev: str) -> bool:
-    """Whether an interface is a bridge of this host."""
+    """Whether the interface is a bridge."""
     try:
         with Netlink() as netlink:
-            question = neighbour_messages.links(link_index(dev))
-            return neighbour_messages.is_bridge(netlink.get(neighbour_messages.RTM_GETLINK, question))
+            request = neighbour_messages.links(link_index(dev))
+            return neighbour_messages.is_bridge(netlink.get(neighbour_messages.RTM_GETLINK, request))
     except OSError:
         return False
 
 
 def translated(facts: Facts) -> dict[str, str]:
-    """The interface to each address that DNAT at prerouting sends packets to. Only of a backend."""
+    """For a backend, the interface towards each destination of a DNAT rule, by address."""
     chains = facts.ruleset.chains.values() if facts.ruleset and facts.return_path else ()
-    found = {rule.to: ask(rule.to) for chain in chains for rule in chain.rules if rule.effect == DNAT and rule.to}
+    answers = {rule.to: ask(rule.to) for chain in chains for rule in chain.rules if rule.effect == DNAT and rule.to}
     return {
-        address: answer.dev for address, answer in found.items() if answer and answer.type == "unicast" and answer.dev
+        address: answer.dev for address, answer in answers.items() if answer and answer.type == "unicast" and answer.dev
     }
 
 
 def replies(facts: Facts) -> dict[Reply, RouteAnswer]:
-    """A sample reply for each rule of the documents, and where the kernel would send it."""
-    samples = [*_sent(facts), *_taken_in(facts)]
+    """A sample reply for each rule of the documents, with the kernel's route for it."""
+    samples = [*_sent(facts), *_received(facts)]
     answers = {
         reply: ask(
             reply.dst,
@@ -159,7 +159,7 @@ def replies(facts: Facts) -> dict[Reply, RouteAnswer]:
 
 
 def _sent(facts: Facts) -> Iterator[Reply]:
-    """What a backend sends: one for each lookup rule and next hop."""
+    """On a backend, one reply for each lookup rule and next hop."""
     own = {(peer.family, peer.table): peer for peer in facts.peers}
     for document in facts.return_path:
         for rule in rule_matching.lookups(document):
@@ -178,8 +178,8 @@ def _sent(facts: Facts) -> Iterator[Reply]:
                 )
 
 
-def _taken_in(facts: Facts) -> Iterator[Reply]:
-    """What a proxy takes in: for each lookup rule from its backend, or from every one when it goes by a mark."""
+def _received(facts: Facts) -> Iterator[Reply]:
+    """On a proxy, one reply for each lookup rule and backend; a rule without a source applies to every backend."""
     for document in facts.local_delivery:
         for rule in rule_matching.lookups(document):
             source = rule_matching.host_of(rule.src)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A fact that could not be read: the doctor goes on without it, and says which checks that leaves out."""
+"""Facts that could not be read: the doctor goes on without them, and skips the checks that need them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ...host.runner import Runner
 
 
 class NotRead(Exception):
-    """A check used a fact that could not be read; the text says which and why."""
+    """A check used a fact that could not be read; the message names the fact and the reason."""
 
 
 class Unread:
-    """Stands in the place of such a fact. Any use raises NotRead, so that no check takes it for an empty value."""
+    """The value of such a fact. Every use raises NotRead, so that no check mistakes it for an empty value."""
 
     def __init__(self, reason: str):
         self._reason = reason
@@ -33,43 +33,43 @@ class Unread:
 
 
 def require(fact: Any) -> None:
-    """Raise NotRead where the fact could not be read."""
+    """Raise NotRead if the fact could not be read."""
     if isinstance(fact, Unread):
         bool(fact)
 
 
 class Reader:
-    """Reads facts one by one; ``unread`` is what could not be read, each with the reason."""
+    """Reads facts one by one; ``unread`` has the names of those that failed, with the reasons."""
 
     def __init__(self) -> None:
         self.unread: dict[str, str] = {}
 
-    def read(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
-        """What ``call`` returns, or an Unread where it raises. ``what`` names the fact in findings."""
+    def read(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``call`` returns, or an Unread if it raises. ``name`` is the fact's name in findings."""
         try:
             return call(*arguments)
-        except NotRead as error:  # of another fact, which has its reason already
+        except NotRead as error:  # this fact needs another one, whose reason is recorded already
             return Unread(str(error))
         except Exception as error:  # noqa: BLE001
-            # Whatever a host's files and tools say: the other facts can still be read.
-            self.unread[what] = reason_of(error)
-            return Unread(f"{what} could not be read: {self.unread[what]}")
+            # Files and tools of a host may have any content; the other facts can still be read.
+            self.unread[name] = reason_of(error)
+            return Unread(f"{name} could not be read: {self.unread[name]}")
 
 
 def reason_of(error: Exception) -> str:
-    """An exception in words; its class where the text alone would say little (``KeyError: 'dst'``)."""
+    """The exception's text, preceded by its class if the text alone says little (``KeyError: 'dst'``)."""
     text = str(error)
     return text if isinstance(error, (OSError, CommandFailed)) else f"{type(error).__name__}: {text}"
 
 
 class CommandFailed(Exception):
-    """A command that lists something ended with an error, or did not end."""
+    """A command that lists something failed or timed out."""
 
 
 def listed(run: Runner, command: list[str]) -> str:
-    """What a command prints that lists something. CommandFailed; MissingCommand without it."""
+    """The output of a command that lists something. CommandFailed; MissingCommand if it is not installed."""
     done = run(command, None)
     if done.code != 0:
-        told = " ".join(done.stderr.split()) or "no message"
-        raise CommandFailed(f"`{' '.join(command)}` ended with {done.code}: {told}")
+        message = " ".join(done.stderr.split()) or "no message"
+        raise CommandFailed(f"`{' '.join(command)}` failed with status {done.code}: {message}")
     return done.stdout.strip()

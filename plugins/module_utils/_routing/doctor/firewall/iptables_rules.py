@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What ``iptables-save`` prints (iptables(8), iptables-extensions(8)) as the model of ``firewall``. Pure."""
+"""Converts the output of ``iptables-save`` (iptables(8), iptables-extensions(8)) into the firewall model. Pure."""
 
 from __future__ import annotations
 
@@ -39,18 +39,19 @@ FIELDS = {
     "--src-type": "src_type", "--dst-type": "dst_type", "--uid-owner": "uid", "--mark": "mark",
     "--src-range": "src", "--dst-range": "dst", "--ctstatus": "status",
 }  # fmt: skip
-# What --syn stands for.
+# iptables-save prints --syn as these --tcp-flags.
 SYN = ["FIN,SYN,RST,ACK", "SYN"]
-# SAME is gone from new kernels, FULLCONENAT comes with router distributions.
+# Old kernels have SAME, router distributions have FULLCONENAT.
 SOURCE_NAT = ("MASQUERADE", "SNAT", "SAME", "FULLCONENAT")
 DESTINATION_NAT = ("DNAT", "REDIRECT")
 MARKS = ("--set-xmark", "--set-mark", "--and-mark", "--or-mark", "--xor-mark", "--restore-mark", "--save-mark")
 
 
-def parse(saved: str, family: str, leave_out: tuple[str, ...] = (), command: str = "") -> dict[tuple[str, str], Chain]:
-    """The chains of ``iptables-save`` (family ipv4) or ``ip6tables-save`` (ipv6); ``command`` where it is another.
+def parse(saved: str, family: str, ours: tuple[str, ...] = (), command: str = "") -> dict[tuple[str, str], Chain]:
+    """The chains that ``iptables-save`` (family ipv4) or ``ip6tables-save`` (ipv6) prints, by (table, name).
 
-    Chains whose names begin with one of ``leave_out`` (ours) are left out; a jump to one of them leads nowhere.
+    ``command`` names another command in findings. Chains whose names begin with one of ``ours`` are left out, and a
+    jump to one of them has no effect.
     """
     chains: dict[tuple[str, str], Chain] = {}
     rules: dict[tuple[str, str], list[FilterRule]] = {}
@@ -61,7 +62,7 @@ def parse(saved: str, family: str, leave_out: tuple[str, ...] = (), command: str
             table = line[1:]
         elif line.startswith(":"):
             name, policy = line[1:].split()[:2]
-            if name.startswith(leave_out):
+            if name.startswith(ours):
                 continue
             hook = name.lower() if name in HOOKS else ""
             key = (f"{command} {table}", name)
@@ -81,7 +82,7 @@ def parse(saved: str, family: str, leave_out: tuple[str, ...] = (), command: str
 
 
 def tables(saved: str, family: str) -> set[str]:
-    """The tables that were printed, in the words of nft: ``ip nat``."""
+    """The tables in the output, as nft names them: ``ip nat``."""
     return {f"{'ip' if family == 'ipv4' else 'ip6'} {line[1:]}" for line in saved.splitlines() if line.startswith("*")}
 
 
@@ -90,7 +91,7 @@ def _priority(table: str, hook: str) -> int:
 
 
 def _rule(words: list[str], line: str) -> FilterRule:
-    """iptables-save prints a rule's conditions first, then its target, then the options of that."""
+    """iptables-save prints a rule's conditions first, then its target, then the target's options."""
     tests: list[Test] = []
     target, back, negated, match = None, True, False, ""
     options: dict[str, str] = {}
@@ -98,14 +99,14 @@ def _rule(words: list[str], line: str) -> FilterRule:
     while index < len(words):
         word = words[index]
         argument = words[index + 1] if index + 1 < len(words) else ""
-        takes_one = bool(argument) and not argument.startswith("-") and argument != "!"
+        has_argument = bool(argument) and not argument.startswith("-") and argument != "!"
         if word == "!":
             negated, index = True, index + 1
             continue
         if word in ("-j", "-g"):
             target, back = argument, word == "-j"
         elif target:
-            options[word] = argument if takes_one else ""
+            options[word] = argument if has_argument else ""
         elif word == "-m":
             match = argument
         elif word == "--tcp-flags":
@@ -118,7 +119,7 @@ def _rule(words: list[str], line: str) -> FilterRule:
             tests.append(_test(FIELDS[word], argument, negated))
         elif word != "--comment":
             tests.append(UNKNOWN)
-        index += 2 if takes_one else 1
+        index += 2 if has_argument else 1
         negated = False
     return _finished(tuple(tests), target, back, options, line)
 
@@ -185,7 +186,7 @@ def _values(field: str, text: str) -> Iterable[Value | None]:
 
 
 def _writes(target: str | None, options: dict[str, str]) -> Iterable[MarkWrite]:
-    """--set-xmark VALUE/MASK changes the bits of the mask; a bare --restore-mark or --save-mark changes all."""
+    """--set-xmark VALUE/MASK changes the bits of MASK; --restore-mark and --save-mark without a mask change all."""
     for name, argument in options.items():
         if name not in MARKS:
             continue

@@ -2,11 +2,11 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a host's packet filters would do with one packet, as far as their rules can be understood. Pure.
+"""A model of the host's packet filters: what they would do with one packet, as far as their rules are known. Pure.
 
-nft and iptables are read into one model (``nft_rules``, ``iptables_rules``); here it is walked as the kernel walks it.
-A condition that is not understood (a limit, a set filled at run time, an xt match) may or may not hold: the walk goes
-on as if it did not, and the verdict says that it is not certain.
+``nft_rules`` and ``iptables_rules`` convert listings into this model; here a packet passes it as in the kernel.
+A condition that the model cannot express (a limit, a set filled at run time, an xt match) may or may not hold: it is
+treated as false, and the verdict is marked as uncertain.
 """
 
 from __future__ import annotations
@@ -19,20 +19,18 @@ from typing import Optional, Union
 # A value of a condition: a network, an inclusive range of numbers, or a word.
 Value = Union[ipaddress.IPv4Network, ipaddress.IPv6Network, tuple[int, int], str]
 ACCEPT, DROP, RETURN = "accept", "drop", "return"
-# What a rule does to a packet besides its verdict: rewrite an address, keep it from conntrack, or answer it.
+# Effects of a rule besides its verdict: it rewrites an address, keeps the packet from conntrack, or answers it.
 SNAT, DNAT, UNTRACK, SYNPROXY = "snat", "dnat", "untrack", "synproxy"
-# How deep chains may call each other (NFT_JUMP_STACK_SIZE in linux/netfilter/nf_tables.h).
+# The limit of nested jumps (NFT_JUMP_STACK_SIZE in linux/netfilter/nf_tables.h).
 DEPTH = 16
 
 
 @dataclass(frozen=True)
 class Packet:
-    """A packet as a filter sees it; None for what is not known. ``state`` is conntrack's: new or established.
+    """A packet as a filter sees it; unknown fields are None. ``state`` is conntrack's: new or established.
 
-    ``iif`` is empty for what this host sends.
-
-    ``src_type`` and ``dst_type`` are what the kernel calls an address (local, unicast ...), ``src_fib`` what nft's fib
-    says of the source, ``uid`` the account of the socket that sends it.
+    ``iif`` is empty for packets that this host sends. ``src_type`` and ``dst_type`` are the kernel's address types
+    (local, unicast ...), ``src_fib`` is nft's fib type of the source, ``uid`` the user id of the sending socket.
     """
 
     family: str
@@ -48,18 +46,18 @@ class Packet:
     src_type: str | None = None
     dst_type: str | None = None
     src_fib: str | None = None
-    # Whether it opens a TCP connection: yes or no.
+    # Whether it is a TCP SYN: yes or no.
     syn: str | None = None
-    # What conntrack says of it beside the state: none, or dnat and the like.
+    # Conntrack's status flags: none, dnat ...
     status: str | None = None
     uid: int | None = None
 
 
 @dataclass(frozen=True)
 class Test:
-    """A condition on one field of the packet; ``field`` None is one that is not understood.
+    """A condition on one field of the packet; ``field`` is None if the model cannot express the condition.
 
-    ``mask`` is which bits of a number count, None for all. A word that ends with * stands for all that begin so.
+    ``mask`` selects the bits of a number to compare, None for all. A word that ends with * matches as a prefix.
     """
 
     field: str | None
@@ -68,19 +66,19 @@ class Test:
     mask: int | None = None
 
     def holds(self, packet: Packet) -> bool | None:
-        """True, False, or None for "perhaps"."""
+        """True, False, or None if unknown."""
         value = getattr(packet, self.field) if self.field else None
         if value is None:
             return None
         if self.field in ("src", "dst"):
             address = ipaddress.ip_address(value)
-            found = any(address in network for network in self.values)
-            # A rule on another family's addresses does not fit the packet, negated or not.
-            other = all(network.version != address.version for network in self.values)
-            return not other and found != self.negated
+            contained = any(address in network for network in self.values)
+            # A condition on addresses of the other family never matches, negated or not.
+            other_family = all(network.version != address.version for network in self.values)
+            return not other_family and contained != self.negated
         if self.mask is not None:
             value &= self.mask
-        return any(_fits(value, one) for one in self.values) != self.negated
+        return any(_fits(value, wanted) for wanted in self.values) != self.negated
 
 
 def _fits(value: int | str, wanted: Value) -> bool:
@@ -94,7 +92,7 @@ UNKNOWN = Test(None)
 
 @dataclass(frozen=True)
 class MarkWrite:
-    """A statement that sets a mark: ``key`` is meta or ct, ``bits`` those it may change, ``value`` to what if known."""
+    """A statement that sets a mark: ``key`` is meta or ct, ``bits`` may change, ``value`` is the new mark if known."""
 
     key: str
     bits: int
@@ -103,9 +101,9 @@ class MarkWrite:
 
 @dataclass(frozen=True)
 class FilterRule:
-    """``verdict`` is accept, drop, return, or None; ``target`` the chain it goes on in (``back``: and returns from).
+    """``verdict`` is accept, drop, return or None; ``target`` the chain of its jump (``back``) or goto.
 
-    ``effect`` is SNAT, DNAT, UNTRACK, SYNPROXY or empty; ``to`` the new destination of DNAT where it is one address.
+    ``effect`` is SNAT, DNAT, UNTRACK, SYNPROXY or empty; ``to`` is the new destination of DNAT if it is one address.
     """
 
     tests: tuple[Test, ...] = ()
@@ -118,7 +116,7 @@ class FilterRule:
     text: str = ""
 
     def holds(self, packet: Packet) -> bool | None:
-        """Whether it applies to the packet: False as soon as one condition is, None when that cannot be said."""
+        """Whether the rule matches the packet: False as soon as one condition is false, None if unknown."""
         results = [test.holds(packet) for test in self.tests]
         if False in results:
             return False
@@ -127,9 +125,9 @@ class FilterRule:
 
 @dataclass(frozen=True)
 class Chain:
-    """``hook`` is empty for one that is only called; chains of a hook are asked in the order of ``priority``.
+    """``hook`` is empty for a chain that is only jumped to; chains of a hook run in the order of ``priority``.
 
-    ``type`` is filter, nat or route. One of type route has a packet whose mark it has changed routed anew.
+    ``type`` is filter, nat or route. If a chain of type route changes a packet's mark, the kernel routes it again.
     """
 
     table: str
@@ -142,13 +140,13 @@ class Chain:
     type: str = "filter"
 
     def sees(self, packet: Packet) -> bool:
-        """Whether it belongs to the packet's family."""
+        """Whether packets of this family pass the chain."""
         return self.family in ("inet", packet.family)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``by`` is the rule or the policy that decided; ``certain`` False when a rule before it was not understood."""
+    """``by`` is the rule or policy that decided; ``certain`` is False if an earlier rule may have decided otherwise."""
 
     accepted: bool
     certain: bool = True
@@ -160,12 +158,12 @@ class Ruleset:
     chains: Mapping[tuple[str, str], Chain] = field(default_factory=dict)
 
     def hooked(self, hook: str, packet: Packet) -> list[Chain]:
-        """The chains a packet meets at a hook, in order."""
-        found = [chain for chain in self.chains.values() if chain.hook == hook and chain.sees(packet)]
-        return sorted(found, key=lambda chain: chain.priority)
+        """The chains that a packet passes at a hook, in order."""
+        chains = [chain for chain in self.chains.values() if chain.hook == hook and chain.sees(packet)]
+        return sorted(chains, key=lambda chain: chain.priority)
 
     def verdict(self, hook: str, packet: Packet) -> Verdict:
-        """What becomes of the packet at a hook: every chain must accept it."""
+        """Whether the packet passes a hook: every chain must accept it."""
         certain = True
         for chain in self.hooked(hook, packet):
             walk = _Walk(self, packet)
@@ -176,39 +174,39 @@ class Ruleset:
         return Verdict(True, certain)
 
     def reached(self, hook: str, packet: Packet) -> Iterator[Reached]:
-        """Every rule the packet may come by at a hook."""
+        """Every rule that the packet may match at a hook."""
         for chain in self.hooked(hook, packet):
             yield from _Reach(self, packet, chain).chain(chain, True, 0)
 
 
 @dataclass(frozen=True)
 class Reached:
-    """A rule that a packet comes by: ``chain`` is the rule's own, ``base`` the one at the hook.
+    """A rule that a packet matches: ``chain`` is the rule's own, ``base`` the one at the hook.
 
-    ``sure`` is False where the rule, or one on the way to it, has a condition that is not understood.
+    ``certain`` is False if the rule, or one on the way to it, has a condition that the model cannot express.
     """
 
     base: Chain
     chain: Chain
     rule: FilterRule
-    sure: bool
+    certain: bool
 
 
 class _Reach:
-    """One packet's way through one base chain, where all branches that it may take are taken."""
+    """One packet's way through one base chain, following every branch that the packet may take."""
 
     def __init__(self, ruleset: Ruleset, packet: Packet, base: Chain):
         self._ruleset, self._packet, self._base = ruleset, packet, base
-        # Whether the packet is surely still in the base chain, and whether it surely is not.
-        self._sure, self._ended = True, False
+        # Whether the packet is certainly still in the base chain, and whether it has certainly left it.
+        self._certain, self._ended = True, False
 
-    def chain(self, chain: Chain, sure: bool, depth: int) -> Iterator[Reached]:
-        """``sure``: the packet surely comes here. A rule that may hold leaves what is behind it in doubt."""
+    def chain(self, chain: Chain, certain: bool, depth: int) -> Iterator[Reached]:
+        """``certain``: the packet certainly enters this chain. A rule that may match makes later rules uncertain."""
         for rule in chain.rules:
             holds = rule.holds(self._packet)
             if holds is False:
                 continue
-            here = bool(holds) and sure and self._sure
+            here = bool(holds) and certain and self._certain
             yield Reached(self._base, chain, rule, here)
             called = self._ruleset.chains.get((chain.table, rule.target or ""))
             if called and depth < DEPTH:
@@ -216,10 +214,10 @@ class _Reach:
             if rule.verdict == RETURN or (rule.target and not rule.back):
                 if here:
                     return
-                sure = False  # in this chain alone
+                certain = False  # in this chain only
             elif rule.verdict or rule.effect in (SNAT, DNAT):  # a translation accepts the packet
                 self._ended = self._ended or here
-                self._sure = self._sure and here
+                self._certain = self._certain and here
             if self._ended:
                 return
 
@@ -235,7 +233,7 @@ class _Walk:
         self.certain = True
 
     def chain(self, chain: Chain, depth: int = 0) -> Decision:
-        """(accept or drop, by what); None when the end of the chain was reached."""
+        """(accept or drop, the rule that decided); None at the end of the chain."""
         for rule in chain.rules:
             holds = rule.holds(self._packet)
             if holds is None and (rule.verdict or rule.target):

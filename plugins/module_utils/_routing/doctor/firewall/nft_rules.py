@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""``nft -j list ruleset`` (libnftables-json(5)) as the model of ``firewall``. Pure."""
+"""Converts the output of ``nft -j list ruleset`` (libnftables-json(5)) into the firewall model. Pure."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ VERDICTS = {"accept": ACCEPT, "drop": DROP, "reject": DROP, "return": RETURN, "q
 EFFECTS = {
     "masquerade": SNAT, "snat": SNAT, "dnat": DNAT, "redirect": DNAT, "notrack": UNTRACK, "synproxy": SYNPROXY,
 }  # fmt: skip
-# Addresses that a rule overwrites without NAT.
+# A rule can also overwrite an address without NAT.
 OVERWRITES = {"saddr": SNAT, "daddr": DNAT}
 PROTOCOL_NAMES = {number: name for name, number in IP_PROTOCOLS.items()}
-# Targets of iptables, which nft only names.
+# For an xt target nft prints only the name.
 TARGETS = {
     "MASQUERADE": SNAT, "SNAT": SNAT, "DNAT": DNAT, "REDIRECT": DNAT, "CT": UNTRACK, "NOTRACK": UNTRACK,
     "SYNPROXY": SYNPROXY,
 }  # fmt: skip
-# What iptables-nft keeps in nft: told by the names of its chains, and read through iptables-save where it says them.
+# iptables-nft keeps its chains in nft under these names; iptables-save prints their rules in full.
 IPTABLES = re.compile(r"PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING")
 # (protocol, field) of a payload, or ("meta", key), or ("ct", key) → the packet's field
 FIELDS = {
@@ -57,10 +57,10 @@ FIELDS = {
 }  # fmt: skip
 
 
-def parse(listing: Mapping[str, Any], leave_out: Iterable[str] = (), saved: Iterable[str] = ()) -> Ruleset:
-    """All chains but those of the tables named in ``leave_out`` (ours), and of iptables in the tables ``saved``.
+def parse(listing: Mapping[str, Any], ours: Iterable[str] = (), saved: Iterable[str] = ()) -> Ruleset:
+    """All chains, without the tables named in ``ours`` and without iptables' chains in the tables ``saved``.
 
-    Those (``ip nat``) are read from iptables-save.
+    Tables in ``saved`` (``ip nat``) are read from iptables-save instead.
     """
     items = listing.get("nftables", [])
     sets = {
@@ -70,7 +70,7 @@ def parse(listing: Mapping[str, Any], leave_out: Iterable[str] = (), saved: Iter
     }
     chains = {}
     for one in (item["chain"] for item in items if "chain" in item):
-        known = one["family"] in FAMILIES and one["table"] not in leave_out
+        known = one["family"] in FAMILIES and one["table"] not in ours
         if known and not (_table(one) in saved and IPTABLES.fullmatch(one["name"])):
             rules = [item["rule"] for item in items if "rule" in item and _is_in(item["rule"], one)]
             chains[_table(one), one["name"]] = Chain(
@@ -87,13 +87,13 @@ def parse(listing: Mapping[str, Any], leave_out: Iterable[str] = (), saved: Iter
 
 
 def uses_iptables(listing: Mapping[str, Any]) -> bool:
-    """Whether some of the chains are those of iptables-nft."""
+    """Whether some chains belong to iptables-nft."""
     chains = [item["chain"] for item in listing.get("nftables", []) if "chain" in item]
     return any(one["family"] in ("ip", "ip6") and IPTABLES.fullmatch(one["name"]) for one in chains)
 
 
 def hooks(listing: Mapping[str, Any], tables: Iterable[str]) -> set[str]:
-    """The hooks at which chains of the named tables are."""
+    """The hooks that have a chain of the named tables."""
     chains = [item["chain"] for item in listing.get("nftables", []) if "chain" in item]
     return {one["hook"] for one in chains if one["table"] in tables and "hook" in one}
 
@@ -107,7 +107,7 @@ def _is_in(rule: Mapping[str, Any], chain: Mapping[str, Any]) -> bool:
 
 
 def _rules(rule: Mapping[str, Any], sets: Mapping) -> Iterable[FilterRule]:
-    """One rule; a verdict map gives one for each of its elements."""
+    """Yields one rule, or for a verdict map one for each element."""
     tests: list[Test] = []
     writes: list[MarkWrite] = []
     effect, to = "", ""
@@ -137,7 +137,7 @@ def _rules(rule: Mapping[str, Any], sets: Mapping) -> Iterable[FilterRule]:
 
 
 def _of_translation(body: Any) -> Iterable[Test]:
-    """``snat ip to`` is asked of IPv4 alone; and where a map says the address, one that is not in it stays as it is."""
+    """``snat ip to`` applies only to IPv4; with a map, an address that is not in it is not rewritten."""
     body = body if isinstance(body, dict) else {}
     if body.get("family") in FAMILIES:
         yield Test("family", (FAMILIES[body["family"]],))
@@ -165,7 +165,7 @@ def _decided(statement: Mapping[str, Any], tests: list[Test], writes: list[MarkW
 
 def _mapped(body: Mapping[str, Any], tests: list[Test], table: str, sets: Mapping, text: str) -> Iterable[FilterRule]:
     pairs = body["data"].get("set", []) if isinstance(body["data"], dict) else []
-    if not pairs:  # a named map: its elements are not looked up
+    if not pairs:  # a named map, whose elements are not looked up
         yield FilterRule((*tests, UNKNOWN), DROP, text=text)
     for value, verdict in pairs:
         one = _test({"op": "==", "left": body["key"], "right": value}, table, sets)
@@ -173,7 +173,7 @@ def _mapped(body: Mapping[str, Any], tests: list[Test], table: str, sets: Mappin
 
 
 def _implied(left: Any) -> list[Test]:
-    """nft leaves unsaid that ``tcp dport`` is asked of TCP alone, and ``ip saddr`` of IPv4."""
+    """The conditions that nft omits: ``tcp dport`` applies only to TCP, ``ip saddr`` only to IPv4."""
     protocol = left.get("payload", {}).get("protocol") if isinstance(left, dict) else None
     if protocol in ("ip", "ip6"):
         return [Test("family", (FAMILIES[protocol],))]
@@ -194,7 +194,7 @@ def _test(match: Mapping[str, Any], table: str, sets: Mapping) -> Test:
 
 
 def _field(left: Any) -> tuple[str | None, int | None]:
-    """The packet's field, and the mask under which it is compared."""
+    """The packet's field and the mask for comparing it."""
     if not isinstance(left, dict):
         return None, None
     ((kind, body),) = left.items()
@@ -215,7 +215,7 @@ def _elements(right: Any) -> list[Any]:
 
 
 def _values(field: str, value: Any) -> Iterable[Value | None]:
-    """One value as the model has it, a range of addresses as networks; None for one that is not understood."""
+    """A value in the model's form, a range of addresses as networks; None if the model cannot express it."""
     if isinstance(value, dict) and "elem" in value:
         value = value["elem"].get("val")
     if field in ("src", "dst"):
@@ -224,7 +224,7 @@ def _values(field: str, value: Any) -> Iterable[Value | None]:
         ends = value.get("range")
         return [(ends[0], ends[1]) if ends and all(isinstance(end, int) for end in ends) else None]
     if isinstance(value, int) and not isinstance(value, bool):
-        # Where /etc/protocols is missing (Debian's netbase), nft lists a protocol by its number.
+        # Without /etc/protocols (from Debian's netbase) nft prints a protocol as a number.
         return [PROTOCOL_NAMES.get(value) if field == "protocol" else (value, value)]
     return [value if isinstance(value, str) else None]
 
@@ -241,7 +241,7 @@ def _networks(value: Any) -> Iterable[Value | None]:
 
 
 def _writes(body: Mapping[str, Any]) -> list[MarkWrite]:
-    """The bits a ``set`` of a mark may change: all, unless the old value is kept under a mask."""
+    """The bits of a mark that ``set`` may change: all, unless a mask preserves some."""
     key = body["key"]
     for kind in ("meta", "ct"):
         if key == {kind: {"key": "mark"}}:
@@ -263,7 +263,7 @@ def _changed(key: Any, value: Any) -> int:
 
 
 def _text(statements: list[Any]) -> str:
-    """Enough of a rule for a person to find it."""
+    """The rule in short, so that an operator can find it."""
     words = []
     for statement in statements:
         ((name, body),) = statement.items()

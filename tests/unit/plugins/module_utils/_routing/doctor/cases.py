@@ -2,13 +2,15 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Facts of a whole backend and a whole proxy, for tables that change one thing and see who complains."""
+"""Facts of a healthy backend and a healthy proxy, for tables of hosts with one difference."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import registry, rule_matching
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import model as facts
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import (
@@ -17,6 +19,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.fac
     Peer,
     Socket,
 )
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import iptables_rules
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall.model import Ruleset
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import KernelObject, Route, Rule
@@ -41,6 +44,17 @@ LOCAL_DELIVERY = documents.load(
 )
 LOCAL = RouteAnswer("local", dev="lo", table=255)
 BY_ROUTER = RouteAnswer("unicast", via=ROUTER, dev="eth0", src=B, table=254)
+BY_SOCKET = documents.load(
+    {
+        "schema": 1,
+        "owner": "local_delivery",
+        "protocol": 201,
+        "rules": [
+            {"family": "ipv4", "priority": 1100, "fwmark": 11, "fwmask": 255, "action": "lookup", "table": 20100}
+        ],
+        "routes": [{"family": "ipv4", "table": 20100, "dst": "default", "type": "local", "dev": "lo"}],
+    }
+)
 BY_PROXY = RouteAnswer("unicast", via=A, dev="eth0", table=20111)
 SETTINGS = {"net.ipv4.ip_local_port_range": "32768\t60999"}
 PEER = Peer(
@@ -53,7 +67,8 @@ UNITS = {
     "systemd-networkd.service": facts.Unit("not-found", "inactive", ""),
 }
 REPLY = rule_matching.Reply("return_path", RETURN_PATH.rules[0], B, CLIENT, A, mark=11)
-TAKEN_IN = [
+BY_OTHER = {REPLY: BY_ROUTER}
+RECEIVED = [
     rule_matching.Reply("local_delivery", rule, B, CLIENT, "local", ip_proto=rule.ip_proto, iif="eth0")
     for rule in LOCAL_DELIVERY.rules
 ]
@@ -88,13 +103,20 @@ PROXY = Facts(
     documents=(LOCAL_DELIVERY,),
     own=frozenset({A}),
     backends=(Backend("ipv4", B, "eth0"),),
-    replies=dict.fromkeys(TAKEN_IN, LOCAL),
+    replies=dict.fromkeys(RECEIVED, LOCAL),
     forwarder=facts.Forwarder(
         "f.json", None, (Socket("tcp", "0.0.0.0", 80),), (B,), 1, 1 << 13, (Socket("tcp", B, 8080),), 998
     ),
     sockets=(Socket("tcp", "0.0.0.0", 80),),
     **owned(LOCAL_DELIVERY),
     **COMMON,
+)
+
+
+GIVEN = {"clients_given": frozenset({"ipv4"})}
+SERVED = {"ports": (("tcp", 8080),)}
+PUBLISHED = (
+    "-A PREROUTING -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80"
 )
 
 
@@ -108,22 +130,81 @@ def foreign_route(protocol: int = 3, **values: Any) -> KernelObject:
     return KernelObject(route, protocol, route.family, route.table, "ip route there")
 
 
-def peer(**changes: Any) -> Facts:
-    """The backend with one thing different about its proxy."""
-    return replace(BACKEND, peers=(replace(PEER, **changes),))
+def backend(**changes: Any) -> Facts:
+    return replace(BACKEND, **changes)
 
 
-def setting(whole: Facts, **values: str) -> Facts:
+def proxy(**changes: Any) -> Facts:
+    return replace(PROXY, **changes)
+
+
+def peer(links: dict[str, bool] | None = None, **changes: Any) -> Facts:
+    """The backend with a difference in its proxy, or in a fact beside it."""
+    fields = {name: changes.pop(name) for name in ("documents", "conntrack") if name in changes}
+    return backend(peers=(replace(PEER, **changes),), links=links or BACKEND.links, **fields)
+
+
+def setting(facts: Facts, **values: str) -> Facts:
     """With settings of ``net.ipv4``; __ stands for a dot."""
     named = {f"net.ipv4.{key.replace('__', '.')}": value for key, value in values.items()}
-    return replace(whole, settings={**whole.settings, **named})
+    return replace(facts, settings={**facts.settings, **named})
 
 
-def complaints(looked_at: Facts) -> list[tuple[str, str]]:
-    """(status, id) of what is wrong."""
-    return [(one.status, one.id) for one in registry.examine(looked_at) if one.status in ("fail", "warn")]
+def filtered(facts: Facts, *rules: str, policy: str = "ACCEPT", table: str = "filter", **changes: Any) -> Facts:
+    """With packet filters, as iptables-save prints them."""
+    chains = ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"]
+    saved = [f"*{table}", *(f":{name} {policy if name == 'INPUT' else 'ACCEPT'} [0:0]" for name in chains)]
+    ruleset = Ruleset(iptables_rules.parse("\n".join([*saved, *rules, "COMMIT"]), "ipv4"))
+    return replace(facts, ruleset=ruleset, **changes)
 
 
-def told(looked_at: Facts, check: str) -> str:
-    """All lines of one check."""
-    return "\n".join(one.line for one in registry.examine(looked_at) if one.id == check)
+def with_rules(facts: Facts, *rules: KernelObject, **changes: Any) -> Facts:
+    """With foreign rules, in the kernel's order."""
+    together = sorted([*rules, *facts.rules], key=lambda found: found.value.priority)
+    return replace(facts, rules=tuple(together), **changes)
+
+
+def listening_on(address: str, missing: tuple[int, ...] = ()) -> Facts:
+    """A proxy whose service listens on ports 8000-8010 of an address, without sockets on the ``missing`` ports."""
+    return proxy(
+        own=PROXY.own | {address},
+        forwarder=replace(PROXY.forwarder, listeners=(Socket("tcp", address, 8000, 8010),)),
+        sockets=tuple(Socket("tcp", address, port) for port in range(8000, 8011) if port not in missing),
+    )
+
+
+def problems(facts: Facts) -> list[str]:
+    """``fail rp_filter`` and the like, for each failure and warning."""
+    return [f"{found.status} {found.id}" for found in registry.examine(facts) if found.status in ("fail", "warn")]
+
+
+def lines(facts: Facts, check: str) -> str:
+    """The lines of one check."""
+    return "\n".join(found.line for found in registry.examine(facts) if found.id == check)
+
+
+def reports(rows: list[tuple[Facts, str, str]]) -> Callable[..., None]:
+    """A test: in each row the problem is reported, with these words, and always with a subject, a why and a fix."""
+
+    @pytest.mark.parametrize(("facts", "problem", "words"), rows)
+    def test(facts: Facts, problem: str, words: str) -> None:
+        assert problem in problems(facts)
+        check = problem.split()[1]
+        assert words in lines(facts, check)
+        for found in registry.examine(facts):
+            if found.id == check and found.status in ("fail", "warn"):
+                assert found.subject, found
+                assert found.why, found
+                assert found.fix, found
+
+    return test
+
+
+def is_fine(rows: list[tuple[str, Facts]]) -> Callable[..., None]:
+    """A test: in each row the check reports no problem."""
+
+    @pytest.mark.parametrize(("check", "facts"), rows)
+    def test(check: str, facts: Facts) -> None:
+        assert check not in [problem.split()[1] for problem in problems(facts)]
+
+    return test

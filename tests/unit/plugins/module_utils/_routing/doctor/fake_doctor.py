@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A fake host for the doctor: the engine's fake, a kernel that answers route questions, and commands that list."""
+"""A fake host for the doctor: the engine's fake host, plus route lookups and commands that list."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def raising(error: Exception):
 
 
 class FakeDoctor:
-    """``sources`` to give to the gathering. ``outputs`` are what commands say or raise, by their first words."""
+    """``sources`` is for gather(). ``outputs`` has what commands print or raise, by their first words."""
 
     def __init__(self, directory, monkeypatch):
         self.host = fakes.FakeHost(directory)
@@ -44,9 +44,8 @@ class FakeDoctor:
         self.sources = gather.Sources(host=host, directory=str(self.stored), **none)
 
     def apply(self) -> None:
-        """The document of a backend, in the fake kernel and stored."""
-        wanted = documents.load(fakes.RETURN_PATH)
-        engine.reconcile(wanted, self.host.engine, directory=str(self.stored))
+        """Apply a backend's document: to the fake kernel and the store."""
+        engine.reconcile(documents.load(fakes.RETURN_PATH), self.host.engine, directory=str(self.stored))
 
     def _run(self, argv, stdin=None):
         line = " ".join(argv)
@@ -61,15 +60,15 @@ class FakeDoctor:
             raise MissingCommand(argv[0])
         return self.host.nft(argv, stdin)
 
-    def _route(self, dst, **question):
-        self.asked.append((dst, question))
+    def _route(self, dst, **selectors):
+        self.asked.append((dst, selectors))
         if dst == cases.A:
             return NEIGHBOUR
         if dst == cases.B:
             return cases.LOCAL
-        return self.marked if question.get("mark") else cases.BY_ROUTER
+        return self.marked if selectors.get("mark") else cases.BY_ROUTER
 
     def redirect(self, target: str) -> None:
-        """As ``ip -j route show cache`` shows it."""
+        """Add a learned redirect to the output of ``ip -j route show cache``."""
         route = {"dst": target, "gateway": cases.ROUTER, "dev": "eth0", "table": "20111", "cache": ["redirected"]}
         self.outputs["ip -j -4"] = json.dumps([route])

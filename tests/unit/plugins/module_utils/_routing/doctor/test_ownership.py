@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What is ours and what is not."""
+"""Objects by owner, and foreign rules and routes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases, fake_doctor
 
 
-def test_owned(tmp_path, monkeypatch):
+def test_objects_are_listed_by_owner_in_the_sections_of_a_document(tmp_path, monkeypatch):
     host = fake_doctor.FakeDoctor(tmp_path, monkeypatch)
     host.apply()
     found = ownership.owned(host.sources.host, (documents.load(fakes.RETURN_PATH),))
@@ -28,18 +28,18 @@ def test_owned(tmp_path, monkeypatch):
     assert not any(found["local_delivery"].values())
 
 
-def test_foreign():
+def test_foreign_rules_exclude_the_kernels_and_foreign_routes_only_include_our_tables():
     kernels = cases.foreign_rule(2, priority=32766, table=254)
     theirs = cases.foreign_rule(3, priority=100, table=7)
     strange = KernelObject(None, 4, "ipv6")
     near = cases.foreign_route(table=20111, via=cases.ROUTER, metric=9)
     far = cases.foreign_route(table=7, via=cases.ROUTER)
-    whole = replace(
+    facts = replace(
         cases.BACKEND,
         rules=(*cases.BACKEND.rules, kernels, theirs, strange),
         routes=(*cases.BACKEND.routes, near, far),
     )
-    found = ownership.foreign(whole)
+    found = ownership.foreign(facts)
     assert found["rules"][0] == {
         "family": "ipv4",
         "text": "ip rule 100: from all lookup 7",

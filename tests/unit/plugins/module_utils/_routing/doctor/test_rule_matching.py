@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Which rule takes which reply."""
+"""Which rule matches which reply."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.m
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
 
-SENT, TAKEN_IN = cases.REPLY, cases.TAKEN_IN[0]
-TAKES = [
+SENT, RECEIVED = cases.REPLY, cases.RECEIVED[0]
+MATCHES = [
     (SENT, {}, True),
     (SENT, {"fwmark": 11, "fwmask": 255}, True),
     (SENT, {"fwmark": 11}, True),
@@ -32,15 +32,15 @@ TAKES = [
     (SENT, {"ip_proto": 6, "sport": (80, 80)}, False),
     (SENT, {"family": "ipv6"}, False),
     (SENT, {"uid_range": (0, 0)}, True),
-    (TAKEN_IN, {"iif": "eth0"}, True),
-    (TAKEN_IN, {"iif": "lo"}, False),
+    (RECEIVED, {"iif": "eth0"}, True),
+    (RECEIVED, {"iif": "lo"}, False),
 ]
 
 
-@pytest.mark.parametrize(("reply", "values", "expected"), TAKES)
-def test_takes(reply, values, expected):
+@pytest.mark.parametrize(("reply", "values", "expected"), MATCHES)
+def test_a_rule_matches_a_reply_by_each_selector(reply, values, expected):
     rule = Rule(**{"family": "ipv4", "priority": 5, "table": 7, **values})
-    assert rule_matching.takes(rule, reply) == expected
+    assert rule_matching.matches(rule, reply) == expected
 
 
 def found(priority: int, protocol: int = 3, **values) -> KernelObject:
@@ -53,52 +53,52 @@ LANDED, LATE_MOVED = found(0), KernelObject(replace(SENT.rule, priority=3), 202,
 NOT_TUNNELLED = KernelObject(None, 3, "ipv4", seen=found(9, fwmark=0xCA6C).value, inverted=True)
 NOT_OURS = KernelObject(None, 3, "ipv4", seen=found(9, fwmark=11, fwmask=255).value, inverted=True)
 # (the listing, who comes first)
-BEFORE = [
+PRECEDING = [
     ([EARLY, OURS], [EARLY]),
     ([SAME, OURS], [SAME]),
     ([OURS, SAME, LATE], []),
-    ([EARLY, SAME], [EARLY]),  # ours is not there (yet), and would be added behind those of its priority
+    ([EARLY, SAME], [EARLY]),  # ours is missing, and would be added after those of its priority
     ([found(5, protocol=201), found(6, src="10.0.0.0/8"), OURS], []),
-    # The kernel's own is the one for table local; another's may land beside it.
+    # Priority 0 has the kernel's own rule for table local, and perhaps a foreign one.
     ([found(0, table=255), LANDED, OURS], [LANDED]),
     ([KernelObject(None, 3, "ipv4"), OURS], []),
     ([NOT_TUNNELLED, OURS], [NOT_TUNNELLED]),
     ([NOT_OURS, OURS], []),
-    # Ours has moved.
+    # Our rule has been moved to another priority.
     ([LATE_MOVED, EARLY], []),
     ([found(2), LATE_MOVED], [found(2)]),
 ]
 
 
-@pytest.mark.parametrize(("listing", "expected"), BEFORE)
-def test_rules_before_ours(listing, expected):
-    foreign = rule_matching.strangers(listing, frozenset({201, 202}))
-    assert rule_matching.before_ours(SENT, listing, foreign) == expected
+@pytest.mark.parametrize(("listing", "expected"), PRECEDING)
+def test_foreign_rules_that_precede_ours_are_found(listing, expected):
+    foreign = rule_matching.foreign_rules(listing, frozenset({201, 202}))
+    assert rule_matching.preceding(SENT, listing, foreign) == expected
 
 
-MEET = [(0x10B, 0xFFF, True), (0xB, 0xFF, True), (0x3, 0x3, True), (0x10000, 0xFF0000, False), (0xC, 0xFF, False)]
+OVERLAP = [(0x10B, 0xFFF, True), (0xB, 0xFF, True), (0x3, 0x3, True), (0x10000, 0xFF0000, False), (0xC, 0xFF, False)]
 
 
-@pytest.mark.parametrize(("mark", "mask", "expected"), MEET)
-def test_marks_that_meet(mark, mask, expected):
+@pytest.mark.parametrize(("mark", "mask", "expected"), OVERLAP)
+def test_marks_overlap_if_one_packet_can_match_both(mark, mask, expected):
     rule = Rule("ipv4", 5, table=7, fwmark=mark, fwmask=mask)
-    assert rule_matching.marks_meet(rule, 11, 255) == expected
-    assert not rule_matching.marks_meet(Rule("ipv4", 5, table=7, iif="lo"), 11, 255)
+    assert rule_matching.marks_overlap(rule, 11, 255) == expected
+    assert not rule_matching.marks_overlap(Rule("ipv4", 5, table=7, iif="lo"), 11, 255)
 
 
-def test_well_sent():
+def test_a_reply_is_well_sent_if_the_kernels_route_is_the_documents():
     assert SENT.is_well_sent(cases.BY_PROXY)
     assert not SENT.is_well_sent(cases.BY_ROUTER)
-    assert TAKEN_IN.is_well_sent(cases.LOCAL)
-    assert not TAKEN_IN.is_well_sent(RouteAnswer("unreachable"))
+    assert RECEIVED.is_well_sent(cases.LOCAL)
+    assert not RECEIVED.is_well_sent(RouteAnswer("unreachable"))
 
 
-def test_words():
-    assert rule_matching.words(EARLY) == "ip rule 5: from all lookup 7"
-    assert rule_matching.words(KernelObject(None, 3, "ipv6")) == "ip -6 rule with a selector that is not known here"
+def test_a_found_rule_is_formatted_like_ip_does():
+    assert rule_matching.format_found(EARLY) == "ip rule 5: from all lookup 7"
+    assert rule_matching.format_found(KernelObject(None, 3, "ipv6")) == "ip -6 rule with an unknown selector"
 
 
-def test_the_one_address_of_a_prefix():
+def test_a_prefix_of_one_address_is_that_host():
     assert rule_matching.host_of("198.18.0.21/32") == "198.18.0.21"
     assert rule_matching.host_of("198.18.0.0/24") is None
     assert rule_matching.host_of(None) is None

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The forwarder's files, read without its code; the config is one that its code accepts."""
+"""The forwarder's config and process; the sample config is one that the forwarder accepts."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def read(tmp_path):
     return call
 
 
-def test_what_it_wants(read):
+def test_listeners_and_targets_come_from_the_config(read):
     config.load(CONFIG)
     found = read(json.dumps(CONFIG))
     assert found.listeners == (Socket("tcp", "0.0.0.0", 80),)
-    assert found.backends == ("198.18.0.21",), "nobody listens on IPv6"
+    assert found.backends == ("198.18.0.21",), "no service listens on IPv6"
     assert found.targets == (Socket("tcp", "198.18.0.21", 8080),)
     assert (found.error, found.pid) == (None, None)
 
 
-def test_what_runs(read):
+def test_the_process_comes_from_the_runtime_file_and_proc(read):
     found = read(json.dumps(CONFIG), {"pid": os.getpid()})
     assert (found.pid, found.capabilities is not None, found.uid) == (os.getpid(), True, os.geteuid())
     assert read(json.dumps(CONFIG), {"pid": 2**22 + 1}).pid is None
@@ -59,11 +59,11 @@ def test_without_a_config_there_is_no_forwarder(read):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"services": [{}]}', '{"services": 7}'])
-def test_a_config_that_cannot_be_understood(read, text):
-    assert "cannot be understood" in read(text).error
+def test_an_invalid_config_is_an_error(read, text):
+    assert "is invalid" in read(text).error
 
 
-def test_ranges_of_ports(read):
+def test_port_ranges_are_read(read):
     (service,) = CONFIG["services"]
     listen = [{"address": "0.0.0.0", "port": "8000-8010"}, {"address": "::", "port": "9000-9010"}]
     backends = [{**service["backends"][0], "port": "8000-8010"}]

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Files of /proc, as the kernel writes them."""
+"""Files of /proc in the kernel's format."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def root(tmp_path):
     return tmp_path
 
 
-@pytest.mark.skipif(sys.byteorder != "little", reason="the table is of a little-endian machine")
-def test_sockets(root):
+@pytest.mark.skipif(sys.byteorder != "little", reason="the sample is from a little-endian machine")
+def test_listening_sockets_of_both_families_and_protocols_are_read(root):
     for name, rows in TABLES.items():
         (root / "thread-self" / "net" / name).write_text(HEAD + rows)
     assert proc.sockets(str(root)) == (
@@ -42,7 +42,7 @@ def test_sockets(root):
     )
 
 
-def test_conntrack(root):
+def test_the_size_of_the_conntrack_table_and_its_drops_are_read(root):
     assert proc.conntrack(str(root)) is None
     for name, value in (("count", 5), ("max", 1000)):
         (root / "sys" / "net" / "netfilter" / f"nf_conntrack_{name}").write_text(f"{value}\n")
@@ -52,19 +52,19 @@ def test_conntrack(root):
     assert proc.conntrack(str(root)) == Conntrack(5, 1000, 11)
 
 
-def test_capabilities(root):
+def test_effective_user_and_capabilities_of_a_process_are_read(root):
     (root / "7").mkdir()
     (root / "7" / "status").write_text("Name:\tx\nCapPrm:\t0\nUid:\t0\t998\t998\t998\nCapEff:\t0000000000002000\n")
     assert proc.status(str(root), 7) == proc.Status(998, 1 << 13)
     assert proc.status(str(root), 8) is None
 
 
-def test_of_this_machine():
+def test_links_and_status_work_on_the_real_proc():
     assert proc.links()["lo"] in (True, False)
     assert proc.status("/proc", os.getpid()).uid == os.geteuid()
 
 
-def test_neighbours(tmp_path):
+def test_only_neighbours_with_a_mac_are_read(tmp_path):
     path = tmp_path / "thread-self" / "net" / "arp"
     path.parent.mkdir(parents=True)
     head = "IP address       HW type     Flags       HW address            Mask     Device\n"
@@ -73,12 +73,11 @@ def test_neighbours(tmp_path):
     assert proc.arp(str(tmp_path)) == (("198.18.0.1", "02:00:00:00:00:01"),)
 
 
-def test_of_a_process_that_relays_the_sockets_are_found():
-    """By the name of its file, with the sockets that this very process has."""
+def test_the_sockets_of_a_relay_are_found_by_the_name_of_its_file():
     name = os.path.basename(os.path.realpath("/proc/self/exe"))
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
-        found = {one.socket: one.pid for one in proc.relays("/proc", [name])}
+        found = {relay.socket: relay.pid for relay in proc.relays("/proc", [name])}
         assert found[Socket("tcp", *server.getsockname())] == os.getpid()
     assert proc.relays("/proc", ["nope"]) == ()

@@ -2,15 +2,13 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""systemctl's words, and networkd's drop-ins."""
+"""The output of ``systemctl show``, and the drop-ins of systemd-networkd."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import systemd
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Contest, Unit
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Unit
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
 
 SHOWN = """LoadState=loaded
@@ -25,14 +23,14 @@ Id=systemd-networkd.service
 """
 
 
-def test_units(tmp_path):
+def test_units_are_parsed(tmp_path):
     assert systemd.units(lambda _argv, _stdin: Completed(0, SHOWN, ""), str(tmp_path)) == {
         "l4proxy-keeper.service": Unit("loaded", "active", "enabled"),
         "systemd-networkd.service": Unit("not-found", "inactive", ""),
     }
 
 
-def test_without_systemd_nothing_is_known(tmp_path):
+def test_units_are_unknown_without_systemd(tmp_path):
     def missing(argv, _stdin):
         raise MissingCommand(argv[0])
 
@@ -50,27 +48,7 @@ def test_without_systemd_nothing_is_known(tmp_path):
         ("networkd.conf.d/other.txt", "[Network]\nManageForeignRoutingPolicyRules=no\n", False),
     ],
 )
-def test_drop_ins(tmp_path, name, content, stays):
+def test_only_drop_ins_that_keep_foreign_rules_are_found(tmp_path, name, content, stays):
     (tmp_path / "networkd.conf.d").mkdir()
     (tmp_path / name).write_text(content)
     assert bool(systemd.drop_ins(str(tmp_path))) == stays
-
-
-LAST = {"owner": "return_path", "changes": ["add ip rule 1100"], "who": "firewalld"}
-STATES = [
-    ({"undone": 2, "last_repair": LAST}, Contest(2, "return_path", ("add ip rule 1100",), "firewalld")),
-    ({"undone": 2, "last_repair": None}, Contest(2)),
-    ({"undone": 0, "last_repair": LAST}, None),
-    ({}, None),
-    ([], None),
-]
-
-
-@pytest.mark.parametrize(("state", "expected"), STATES)
-def test_contest(tmp_path, state, expected):
-    file = tmp_path / "state.json"
-    file.write_text(json.dumps(state))
-    assert systemd.contest(str(file)) == expected
-    file.write_text("{")
-    assert systemd.contest(str(file)) is None
-    assert systemd.contest(str(tmp_path / "none")) is None

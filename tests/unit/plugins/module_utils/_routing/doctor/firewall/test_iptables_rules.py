@@ -123,7 +123,7 @@ REWRITES = [
 def test_source_nat_is_found_where_the_packet_comes_by(packet, text, sure):
     ruleset = Ruleset(iptables_rules.parse(NAT, "ipv4"))
     found = [one for one in ruleset.reached("postrouting", packet) if one.rule.effect == SNAT]
-    assert [one.sure for one in found] == ([] if text is None else [sure])
+    assert [one.certain for one in found] == ([] if text is None else [sure])
     assert all(text in one.rule.text for one in found)
 
 
@@ -140,7 +140,7 @@ def test_what_keeps_packets_from_conntrack(rule):
     ruleset = Ruleset(iptables_rules.parse(saved, "ipv4"))
     packet, effect = replace(PACKET, state="untracked", syn="yes"), SYNPROXY if "SYNPROXY" in rule else UNTRACK
     assert [one.rule.effect for one in ruleset.reached("prerouting", packet)] == [effect]
-    assert [one.sure for one in ruleset.reached("prerouting", packet)] == [True]
+    assert [one.certain for one in ruleset.reached("prerouting", packet)] == [True]
     assert [*ruleset.reached("prerouting", replace(packet, dport=23))] == []
 
 
@@ -187,4 +187,4 @@ def test_what_is_behind_a_rule_is_as_sure_as_that(rules, sure):
     jump = "-A POSTROUTING -j mine\n-A POSTROUTING -j MASQUERADE"
     saved = f"*nat\n:POSTROUTING ACCEPT [0:0]\n:mine - [0:0]\n:other - [0:0]\n{jump}\n{rules}\nCOMMIT"
     found = [*Ruleset(iptables_rules.parse(saved, "ipv4")).reached("postrouting", REPLY)]
-    assert [one.sure for one in found if "MASQUERADE" in one.rule.text] == ([] if sure is None else [sure])
+    assert [one.certain for one in found if "MASQUERADE" in one.rule.text] == ([] if sure is None else [sure])

@@ -152,7 +152,7 @@ def test_source_nat(statements, sure):
     chain = {**place, "name": "c", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
     ruleset = nft_rules.parse({"nftables": [{"chain": chain}, {"rule": {**place, "expr": statements}}]})
     packet = replace(PACKET, iif="", oif="eth0", uid=998, src_fib="unicast", status="none")
-    found = [one.sure for one in ruleset.reached("postrouting", packet) if one.rule.effect == SNAT]
+    found = [one.certain for one in ruleset.reached("postrouting", packet) if one.rule.effect == SNAT]
     assert found == ([] if sure is None else [sure])
 
 
