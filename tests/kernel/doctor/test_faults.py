@@ -116,7 +116,7 @@ FAULTS = {
         "b",
         "mark_shared",
         ["ip rule add priority 2000 fwmark 0xb0b/0xffff lookup 7"],
-        "has our bits (0xb/0xff)",
+        "uses our bits (0xb/0xff)",
         ["ip rule del priority 2000"],
     ),
     "someone accepts redirects": Fault(
@@ -228,7 +228,7 @@ def test_an_accepted_icmp_redirect_is_reported(clinic):
     clinic.heal("a")
     found = clinic.complaints("b")
     assert (found[0].id, found[0].subject) == ("redirected", target), [one.line for one in found]
-    assert "go to 198.18.0.1, which an ICMP redirect has taught" in found[0].what
+    assert "go to 198.18.0.1, because of an ICMP redirect" in found[0].what
     assert routing.handshake(a, target, b.ipv4) == "silent"
     b.run(["ip", "route", "flush", "cache"])
     assert clinic.complaints("b") == []

@@ -157,7 +157,7 @@ def test_foreign_rules_that_drop_packets_stay_first(lab, host, family, tmp_path)
         (found,) = (one for one in complaints(lab, host, running.documents) if one.id == "rule_before")
         assert found.status == "fail"
         assert f"rule 1099: from all to {CLIENTS[family]} blackhole" in found.subject
-        assert "with a priority of its own above" in found.fix
+        assert "with a fixed priority above" in found.fix
         assert numbers(host, family) == home
         assert outcome(lab, family) != "established"
 
@@ -186,7 +186,7 @@ def test_without_a_free_priority_the_foreign_rule_is_reported(lab, host, family,
     for found in (complaints(lab, host, tmp_path)[0], complaints(lab, host, tmp_path, wanted)[0]):
         assert (found.id, found.status) == ("rule_before", "fail")
         assert found.subject.endswith("rule 1: not from all fwmark 0xca6c lookup 51820")
-        assert "rule del priority 1`, and add that rule again with a priority of its own above" in found.fix
+        assert "rule del priority 1`, and add that rule again with a fixed priority above" in found.fix
     # The remedy helps.
     host.run(["ip", OPTION[family], "rule", "del", "priority", "1"])
     up(host, family, "not fwmark 51820 table 51820 priority 1200")
