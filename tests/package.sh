@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Build the tarball and install it as ansible-galaxy does, then keep only what a controller needs: what works from there
-# does not lean on a file that is not shipped.
+# Build the tarball and install it with ansible-galaxy. Then delete what a controller does not need, so that tests of the
+# package fail if it depends on other files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=.build/package

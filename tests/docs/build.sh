@@ -3,10 +3,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# The site: reference of plugins and roles, the guides of docs/docsite/rst, their pictures; .build/docs/html/index.html.
-#   build.sh lint    only what antsibull-docs and the link checker say about the sources
-#   build.sh         that, and the site, in which a warning is an error and every link is followed
-# Needs what tests/lab/bootstrap.sh docs installs, and the network only for packages.
+# Build the documentation as a site in .build/docs/html: reference of plugins and roles, guides and their pictures.
+#   build.sh lint    only check the sources, with antsibull-docs and the link checker
+#   build.sh         check the sources, build the site with warnings as errors, and check each link
+# It needs what tests/lab/bootstrap.sh docs installs, and the network only for packages.
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 build=.build/docs
@@ -15,9 +15,9 @@ guides=docs/docsite/rst
 log=$build/build.log
 mkdir --parents "$build"
 : > "$log"
-trap 'echo "docs: FAILED; the whole log: $log" >&2' ERR
+trap 'echo "docs: FAILED; see $log" >&2' ERR
 
-# One tool of requirements/docs.txt, by module and arguments.
+# Run a tool of requirements/docs.txt: MODULE ARGUMENTS
 run() { .build/venv/bin/python -m tests.gates.environments docs "$@"; }
 
 reference() {
@@ -26,8 +26,8 @@ reference() {
 }
 
 lint() {
-    # It writes the name of its temporary directory into what it checks; one name in 37 ends in "_", which RST takes for
-    # a reference (antsibull-docs 2.28). A real fault is there the second time, too.
+    # antsibull-docs 2.28 writes the name of its temporary directory into what it checks. One name in 37 ends in "_",
+    # which is a reference in RST. A real error is there the second time too.
     reference > "$log" 2>&1 || reference
     .build/venv/bin/python -m tests.docs.links markdown .
 }
@@ -42,7 +42,7 @@ pictures() { # DIRECTORY
 
 html() {
     rm --recursive --force "$build/rst" "$build/html"
-    mkdir --mode 755 "$build/rst" # antsibull-docs wants it not to be writable by others
+    mkdir --mode 755 "$build/rst" # antsibull-docs requires that others cannot write to it
     run -m antsibull_docs.cli.antsibull_docs --config-file "$site/antsibull-docs.cfg" collection --use-current --squash-hierarchy \
         --fail-on-error --cleanup everything --dest-dir "$build/rst" trueip.l4proxy >> "$log" 2>&1
     pictures "$build/rst/docsite/pictures"

@@ -1,10 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The examples in the documentation of modules and filters, as a play that runs each of them.
+"""Turn the examples in the documentation of modules and filters into plays, and check the output of these plays.
 
-Every task of the plugin itself is run three times: in check mode, for real, and again. Other tasks around it, such as a
-reload that depends on what was registered, are run once.
+A task of the plugin itself runs three times: in check mode, for real, and again. Other tasks, such as a reload that
+depends on a registered result, run once.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ OUTCOME = re.compile(r"^(ok|changed|skipping|fatal|failed): \[", re.MULTILINE)
 
 
 def collections_environment(home: Path) -> dict[str, str]:
-    """The environment in which Ansible finds this checkout's collection."""
+    """Return the environment in which Ansible finds the collection of this checkout."""
     return {**ansible.environment("examples"), "ANSIBLE_HOME": str(home), "ANSIBLE_NOCOLOR": "true"}
 
 
 @functools.lru_cache(maxsize=1)
 def plugins() -> Mapping[str, Mapping[str, Any]]:
-    """What ansible-doc says of every module, filter and so on, by ``NAME#TYPE``."""
+    """Return the output of ansible-doc for each plugin, by ``NAME#TYPE``."""
     env = collections_environment(ansible.REPOSITORY / ".build" / "ansible")
     dumped = subprocess.run(
         [sys.executable, "-m", "ansible", "doc", "--metadata-dump", COLLECTION],
@@ -54,26 +54,26 @@ def plugins() -> Mapping[str, Mapping[str, Any]]:
 
 
 def tasks(documentation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The examples as tasks.
+    """Return the examples as tasks.
 
-    :raises ValueError: they are no list of tasks, each with a name of its own.
+    :raises ValueError: they are not a list of tasks with different names.
     """
     found = yaml.safe_load(documentation.get("examples") or "")
     if not isinstance(found, list) or not all(isinstance(task, dict) and task.get("name") for task in found):
-        raise ValueError("EXAMPLES has to be a list of tasks, each with a name")
+        raise ValueError("EXAMPLES must be a list of tasks, each with a name")
     names = [task["name"] for task in found]
     if len(set(names)) != len(names):
-        raise ValueError(f"two examples have one name: {names}")
+        raise ValueError(f"two examples have the same name: {names}")
     return found
 
 
-def only_looks(documentation: Mapping[str, Any]) -> bool:
-    """Whether a module has nothing to change, by its own attributes."""
+def is_read_only(documentation: Mapping[str, Any]) -> bool:
+    """Return whether the documented attributes of a module say that it changes nothing."""
     return documentation["doc"].get("attributes", {}).get("diff_mode", {}).get("support") == "N/A"
 
 
 def play(name: str, host: str, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A play that runs the examples of the module or filter ``name``."""
+    """Return a play that runs the examples of the module or filter ``name``."""
     steps = []
     for task in examples:
         own = f"{COLLECTION}.{name}" in task
@@ -86,40 +86,40 @@ def play(name: str, host: str, examples: list[dict[str, Any]]) -> list[dict[str,
 
 
 def outcomes(output: str) -> dict[str, str]:
-    """Read what became of each task (ok, changed, skipping, fatal) from the output of ansible-playbook."""
+    """Return the result of each task (ok, changed, skipping, fatal) from the output of ansible-playbook."""
     found = {}
     for part in re.split(r"^TASK \[", output, flags=re.MULTILINE)[1:]:
         name, _bracket, rest = part.partition("] **")
-        found[name] = max(OUTCOME.findall(rest) or ["nothing"], key=WORST.index)  # a loop has one for each item
+        found[name] = max(OUTCOME.findall(rest) or ["nothing"], key=WORST.index)  # a loop has a result for each item
     return found
 
 
-def own_faults(title: str, became: Mapping[str, str], may_be: tuple[str, ...]) -> list[str]:
-    """Say what is wrong with the three runs of a task of the plugin itself; the real one ends as ``may_be`` says."""
-    foretold, ran, again = (became.get(mode + title) for mode in (CHECK, RUN, AGAIN))
+def own_faults(title: str, became: Mapping[str, str], expected: tuple[str, ...]) -> list[str]:
+    """Return what is wrong with the three runs of a task of the plugin; the real one must end as in ``expected``."""
+    predicted, ran, again = (became.get(mode + title) for mode in (CHECK, RUN, AGAIN))
     wrong = []
-    if ran not in may_be:
-        wrong.append(f"{title}: {ran} in its first run, expected {' or '.join(may_be)}")
-    if foretold != ran and not (foretold == "skipping" and ran == "ok"):
-        wrong.append(f"{title}: check mode says {foretold}, the run {ran}")
+    if ran not in expected:
+        wrong.append(f"{title}: {ran} in its first run, expected {' or '.join(expected)}")
+    if predicted != ran and not (predicted == "skipping" and ran == "ok"):
+        wrong.append(f"{title}: check mode says {predicted}, the run {ran}")
     if again != "ok":
         wrong.append(f"{title}: {again} in its second run, expected ok")
     return wrong
 
 
 def faults(name: str, documentation: Mapping[str, Any], examples: list[dict[str, Any]], output: str) -> list[str]:
-    """Say what the run of a play shows to be wrong with the examples, or with the plugin."""
+    """Return what the output of a play shows to be wrong with the examples or the plugin."""
     became, plugin, wrong = outcomes(output), f"{COLLECTION}.{name}", []
     for task in examples:
         title, ran = task["name"], became.get(RUN + task["name"])
-        # The import of a role leaves no task of its own.
+        # The import of a role prints no task.
         if ran not in ("ok", "changed") and "ansible.builtin.import_role" not in task:
             wrong.append(f"{title}: {ran}, expected it to run")
         if plugin in task:
-            # What is to be absent may never have been there.
+            # State absent changes nothing if the object has never existed.
             absent = (task[plugin] or {}).get("state") == "absent"
             changing = ("ok", "changed") if absent else ("changed",)
-            wrong += own_faults(title, became, ("ok",) if only_looks(documentation) else changing)
+            wrong += own_faults(title, became, ("ok",) if is_read_only(documentation) else changing)
     if plugin not in json.dumps(examples):
         wrong.append(f"no example uses {plugin}")
     return wrong

@@ -1,12 +1,12 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Follow every link of a built site, and every link between files of this repository that Markdown makes.
+"""Check the links of a built site, and the links between Markdown files of this repository.
 
     python -m tests.docs.links site DIRECTORY        HTML files: pages, anchors, pictures, style sheets
     python -m tests.docs.links markdown DIRECTORY    *.md files: files and headings
 
-A link that leaves the directory is followed only in its form: the check needs no network. Standard library only.
+Of links that leave the directory it checks only the form, so it needs no network. Standard library only.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ LINKS = {"a": "href", "link": "href", "img": "src", "script": "src", "iframe": "
 #: Directories whose Markdown is not ours.
 NOT_OURS = {".build", ".git", ".ansible", "node_modules", ".pytest_cache", ".ruff_cache"}
 
-#: Schemes that lead away from the site and need a host, and those that need none.
+#: Schemes of external links: with a host, and without.
 WITH_HOST, WITHOUT_HOST = {"http", "https"}, {"mailto", "data"}
 
 FENCE = re.compile(r"^\s*(```|~~~)")
-# The end of a link: what it shows may itself be a picture with a link of its own.
+# The end of a link: its text may be a picture with another link.
 MARKDOWN_LINK = re.compile(r"\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)")
 HEADING = re.compile(r"^(#{1,6})\s+(.*?)\s*#*\s*$")
 MARKDOWN_CODE = re.compile(r"(`+)(.+?)\1")
@@ -38,7 +38,7 @@ MARKDOWN_CODE = re.compile(r"(`+)(.+?)\1")
 
 @dataclass
 class Page:
-    """What one file links to, as (line, target), and the anchors others may link to."""
+    """The links of a file, as (line, target), and its anchors."""
 
     links: list[tuple[int, str]] = field(default_factory=list)
     anchors: set[str] = field(default_factory=set)
@@ -74,7 +74,7 @@ def slug(heading: str) -> str:
 
 
 def markdown_page(text: str) -> Page:
-    """Read the inline links and the headings of a Markdown page; what is code is neither."""
+    """Read the inline links and the headings of a Markdown page, except in code."""
     page, fenced = Page(), False
     for number, line in enumerate(text.splitlines(), 1):
         if FENCE.match(line):
@@ -87,17 +87,17 @@ def markdown_page(text: str) -> Page:
 
 
 def malformed(target: str) -> str | None:
-    """Say what is wrong with a link that leaves the site; None where it stays or is well formed."""
+    """Return what is wrong with an external link; None if it is well formed or internal."""
     try:
         parts = urlsplit(target)
     except ValueError as error:
         return str(error)
     if re.search(r"\s", target):
-        return "it has a space in it"
+        return "contains a space"
     if parts.scheme in WITH_HOST:
-        return None if parts.hostname and "." in parts.hostname else "it names no host"
+        return None if parts.hostname and "." in parts.hostname else "has no host"
     if parts.scheme and parts.scheme not in WITHOUT_HOST:
-        return f"its scheme {parts.scheme} is not one that a reader can follow"
+        return f"scheme {parts.scheme} is not http, https, mailto or data"
     return None
 
 
@@ -110,7 +110,7 @@ class Site:
         self._pages: dict[Path, Page] = {}
 
     def files(self) -> list[Path]:
-        """List the pages to check."""
+        """Return the paths of the pages to check."""
         found = self.root.rglob(f"*{self.suffix}")
         return sorted(path for path in found if not NOT_OURS & set(path.relative_to(self.root).parts))
 
@@ -121,7 +121,7 @@ class Site:
         return self._pages[path]
 
     def faults(self) -> Iterator[str]:
-        """Say of every broken link where it stands and what it lacks."""
+        """Yield a line for each broken link: file, line, target, what is wrong."""
         for path in self.files():
             for line, target in self.page(path).links:
                 wrong = malformed(target) or self._broken(path, target)
@@ -134,11 +134,11 @@ class Site:
             return None
         there = (path.parent / unquote(parts.path)).resolve() if parts.path else path
         if not there.is_relative_to(self.root):
-            return "it leads out of the directory"
+            return "leads out of the directory"
         if there.is_dir() and self.suffix == ".html":
             there /= "index.html"
         if not there.exists():
-            return "there is no such file"
+            return "no such file"
         anchor = unquote(parts.fragment)
         if anchor and there.suffix == self.suffix and anchor not in self.page(there).anchors:
             return f"{there.relative_to(self.root)} has no anchor {anchor}"

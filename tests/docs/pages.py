@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What people read, taken apart: the blocks of code in Markdown and RST, and the names that the text mentions."""
+"""Extract code blocks, inline code and tables from the pages in Markdown and RST."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LITERAL = re.compile(r"(`{1,2})(?P<text>[^`\n]+)\1")
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code: the file it is in, its line there, its language and its text."""
+    """A code block: its file, line, language and text."""
 
     path: str
     line: int
@@ -33,14 +33,14 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """The pages for users and for contributors; not those that are generated."""
+    """Return the pages for users and contributors, except generated ones."""
     top = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/README.md"]
     found = [REPOSITORY / name for name in top]
     return [*found, *sorted(REPOSITORY.glob("roles/*/README.md")), *sorted(REPOSITORY.glob("docs/docsite/rst/*.rst"))]
 
 
 def blocks(path: Path) -> list[Block]:
-    """The blocks of code of a page."""
+    """Return the code blocks of a page."""
     text = path.read_text(encoding="utf-8")
     name = str(path.relative_to(REPOSITORY))
     pattern = DIRECTIVE if path.suffix == ".rst" else FENCED
@@ -51,7 +51,7 @@ def blocks(path: Path) -> list[Block]:
 
 
 def code(path: Path) -> Iterator[str]:
-    """Everything on a page that is set as code, in the text and in blocks, line by line."""
+    """Yield all code of a page, inline and in blocks, line by line."""
     text = path.read_text(encoding="utf-8")
     for block in blocks(path):
         yield from block.text.splitlines()
@@ -60,7 +60,7 @@ def code(path: Path) -> Iterator[str]:
 
 
 def table(path: Path, section: str) -> dict[str, str]:
-    """The table of keys in a section of an RST page: each key with the first line of the cell beside it."""
+    """Return the table of keys in a section of an RST page: each key with the first line of the next cell."""
     text = path.read_text(encoding="utf-8")
     found = re.search(rf"^{re.escape(section)}\n-+\n(.*?)(?=^[^\n]+\n---+\n|\Z)", text, re.MULTILINE | re.DOTALL)
     if found is None:

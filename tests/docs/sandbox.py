@@ -1,13 +1,13 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A host of a namespace lab that may be written to: its /etc, /usr/local, /var/lib and /run are its own.
+"""A host of a namespace lab with its own writable /etc, /usr/local, /var/lib and /run.
 
     with NamespaceLab(prefix="k", hosts=["a"]) as lab:
         host = Sandbox(lab, "a")
-        host.write("/etc/l4proxy/forwarder.json", "{}")     # the machine's own /etc does not notice
+        host.write("/etc/l4proxy/forwarder.json", "{}")     # does not change the machine's /etc
 
-What programs find there is the machine's, under what was written here. Everything goes with the lab.
+Programs see the machine's files, overlaid by what was written here. It is removed with the lab.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.lab.netns import NamespaceLab
 
 OVERLAID = ("/etc", "/usr/local", "/var/lib")
 
-# "ip netns exec" has made mounts private already. /run is empty: sockets of the machine's own daemons are not for us.
+# "ip netns exec" has already made mounts private. /run is empty, to hide the sockets of the machine's daemons.
 SCRIPT = """
 set -e
 mkdir -p "$1"
@@ -42,7 +42,7 @@ PATIENCE = 20.0
 
 
 class Sandbox:
-    """The host ``name`` of a lab, with files of its own. It ends with the lab."""
+    """The host ``name`` of a lab, with its own files."""
 
     def __init__(self, lab: NamespaceLab, name: str):
         self.name, self._lab = name, lab
@@ -52,23 +52,23 @@ class Sandbox:
         deadline = time.monotonic() + PATIENCE
         while not ready.exists():
             if self._holder.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the sandbox of {name} did not come up: {self._holder.log.read_text()}")
+                raise RuntimeError(f"the sandbox of {name} did not start: {self._holder.log.read_text()}")
             time.sleep(0.01)
 
     def argv(self, command: Iterable[str]) -> list[str]:
-        """The command line that runs a command in the sandbox."""
+        """Return the command line that runs a command in the sandbox."""
         return ["nsenter", "--target", str(self._holder.pid), "--mount", "--net", "--", *command]
 
     def run(self, command: Iterable[str], **options) -> subprocess.CompletedProcess:
-        """Run a command to its end; CommandFailed shows what it said."""
+        """Run a command until it ends; CommandFailed shows its output."""
         return wiring.run(self.argv(command), **{"check": True, "timeout": 60, **options})
 
     def spawn(self, command: Iterable[str], **options) -> subprocess.Popen:
-        """Start a command that ends with the lab."""
+        """Start a command; the lab ends it."""
         return self._lab.track(self.name, self.argv(command), options)
 
     def write(self, path: str, content: str | bytes, mode: str = "0644") -> None:
-        """Write a file, and the directories above it."""
+        """Write a file, and create its directories."""
         staged = self._lab.tmp / f"{self.name}-staged"
         staged.write_bytes(content.encode() if isinstance(content, str) else content)
         self.run(["install", "-D", "-m", mode, str(staged), path])
@@ -78,7 +78,7 @@ class Sandbox:
         return self.run(["cat", path]).stdout
 
     def eventually_exists(self, path: str | Path) -> None:
-        """Wait for a file to appear."""
+        """Wait until a file exists."""
         deadline = time.monotonic() + PATIENCE
         while self.run(["test", "-e", str(path)], check=False).returncode:
             if time.monotonic() > deadline:

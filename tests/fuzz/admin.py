@@ -1,10 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Fuzz what reads admin requests and HTTP requests: ``make fuzz SECONDS=60``.
+"""Fuzz the parsers of admin requests and HTTP requests: ``make fuzz SECONDS=60``.
 
-Any bytes, in two pieces, get answers of one JSON line each and leave at most one line unread; never an error, and the
-order of a backend is never anything but what orders may be.
+Any bytes, in two pieces: each line gets one line of JSON as its answer, at most one incomplete line is left, no
+exception is raised, and the override of a backend has only known keys.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONFIG = Config(proxy_id=1, services=(Service("web", (), (Backend(name="b", ipv4
 
 
 class Client:
-    """What endpoint.Client is to a handler: it takes what is written to it."""
+    """Stands for endpoint.Client: collects what a handler writes."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -39,11 +39,11 @@ class Client:
 
 
 def nothing(*_arguments: object, **_named: object) -> None:
-    """Do what the supervisor would do outside of the parser."""
+    """Replace what the supervisor does outside of the parser."""
 
 
 class Supervisor:
-    """As much of a supervisor as a request reaches; it has no workers to ask."""
+    """The part of a supervisor that requests use; it has no workers."""
 
     def __init__(self) -> None:
         self.serving = SimpleNamespace(config=CONFIG, region=None)
@@ -61,7 +61,7 @@ commands.status = lambda _supervisor: {"services": []}
 
 
 def ask(handle: object, data: bytes) -> tuple[Client, bytearray]:
-    """Give a handler the data in two pieces, as Client.ready() would."""
+    """Give a handler the data in two pieces, as Client.ready() does."""
     client, buffer = Client(), bytearray()
     for piece in (data[: len(data) // 2], data[len(data) // 2 :]):
         if not client.closed:
@@ -72,7 +72,7 @@ def ask(handle: object, data: bytes) -> tuple[Client, bytearray]:
 
 
 def one_input(data: bytes) -> None:
-    """What the fuzzer calls; an exception is a finding."""
+    """Check one input; an exception is a finding."""
     supervisor = Supervisor()
     client, rest = ask(protocols.line_handler(commands.Admin(supervisor).answer), data)
     replies = [json.loads(line) for line in client.written.splitlines()]

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Fuzz the parser of PROXY headers: ``make fuzz SECONDS=60``.
 
-Any bytes give a header, a wish for more, or MalformedHeader, and never another error; and cutting them in two makes no
-difference. Inputs that reach new code stay in .build/fuzz; what is worth keeping goes to tests/fuzz/corpus by hand.
+Any bytes are a header, an incomplete header, or MalformedHeader, and raise nothing else. The first half gives the same
+result, or is incomplete. Inputs that reach new code are saved in .build/fuzz; copy useful ones to tests/fuzz/corpus.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ with atheris.instrument_imports():
 
 
 def outcome(data: bytes) -> object:
-    """What parse() says; a refusal as its class, because its sentence may depend on how much was there."""
+    """Return the result of parse(); for MalformedHeader its class, because its text may depend on the length."""
     try:
         return proxy_protocol.parse(data)
     except proxy_protocol.MalformedHeader:
@@ -28,11 +28,11 @@ def outcome(data: bytes) -> object:
 
 
 def one_input(data: bytes) -> None:
-    """What the fuzzer calls; an exception is a finding."""
+    """Check one input; an exception is a finding."""
     whole = outcome(data)
     early = outcome(data[: len(data) // 2])
     if early is not None and early != whole:
-        raise RuntimeError(f"half of it says {early}, all of it {whole}")
+        raise RuntimeError(f"the first half gives {early}, the whole input {whole}")
     if isinstance(whole, proxy_protocol.Header) and whole.source is not None:
         rebuilt = proxy_protocol.build("v2", whole.source, whole.source_port, whole.destination, whole.destination_port)
         again = proxy_protocol.parse(rebuilt)

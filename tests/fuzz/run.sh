@@ -3,11 +3,11 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Run every fuzz target for so many seconds, all at the same time: tests/fuzz/run.sh SECONDS. A finding ends its target with
-# an error and stays in .build/fuzz/TARGET-crash-…; what reaches new code is collected in .build/fuzz/TARGET.
+# Run all fuzz targets at the same time: tests/fuzz/run.sh SECONDS. A target that finds an error ends with it and saves the
+# input as .build/fuzz/TARGET-crash-…; inputs that reach new code are saved in .build/fuzz/TARGET.
 set -euo pipefail
 cd "$(dirname "$0")/../.." || exit
-seconds=${1:?how many seconds for each target}
+seconds=${1:?give the seconds for each target}
 tools=.build/fuzz/venv
 
 if [ ! -x "$tools/bin/python" ] || ! "$tools/bin/python" -c 'import atheris' 2>/dev/null; then

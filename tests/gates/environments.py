@@ -1,14 +1,13 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Environments beside .build/venv: another Python, another ansible-core, tools that do not get along with ours.
+"""Other environments than .build/venv: other versions of Python and ansible-core, tools with conflicting requirements.
 
-    python -m tests.gates.environments py313 -m pytest tests/unit            runs that environment's Python
-    python -m tests.gates.environments --other py311 -m pytest tests/unit    unless that is .build/venv itself
+    python -m tests.gates.environments py313 -m pytest tests/unit            runs the Python of that environment
+    python -m tests.gates.environments --other py311 -m pytest tests/unit    does nothing if that is .build/venv itself
 
-An environment is a Python and the packages of requirements/NAME.txt, every one of them pinned there. The packages are
-put into a directory of their own by the pip of .build/venv, for that Python: the interpreter needs no pip, no venv
-module and no network.
+An environment is a Python and the pinned packages of requirements/NAME.txt. The pip of .build/venv installs them into a
+separate directory, so the interpreter needs no pip, no venv module and no network.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from tests.gates import interpreters
 
 REPOSITORY = interpreters.REPOSITORY
 SITES = REPOSITORY / ".build" / "site"
-#: Which Python an environment runs on; the others run on .build/venv's.
+#: The Python version of an environment; others use that of .build/venv.
 PYTHONS = {"py39": "3.9", "py311": "3.11", "py313": "3.13"}
-#: Environments whose packages are another's.
+#: Environments with the requirements of another.
 PACKAGES = {"py311": "dev"}
 
 
 def ensure(name: str) -> tuple[Path, Path]:
-    """Return (interpreter, directory of packages) of an environment, made where it is missing or out of date."""
+    """Return (interpreter, directory of packages) of an environment; install it if it is missing or outdated."""
     requirements = REPOSITORY / "requirements" / f"{PACKAGES.get(name, name)}.txt"
     with requirements.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # stages that run at the same time may need the same environment
@@ -52,22 +51,21 @@ def _ensure(name: str, requirements: Path) -> tuple[Path, Path]:
         print(f"installing {requirements.relative_to(REPOSITORY)} for Python {version}", flush=True)
         shutil.rmtree(site, ignore_errors=True)
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
-        # Pinned and complete: whether a package may run there was decided when it was pinned. (pip would take the
-        # question for one about its own Python.)
+        # The list is complete and pinned, so pip need not check the Python version; it would check its own.
         foreign = ["--ignore-requires-python", "--python-version", version, "--only-binary", ":all:"]
         done = subprocess.run(
             [*command, *foreign, "--requirement", str(requirements)], capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise RuntimeError(f"{requirements} cannot be installed:\n{done.stderr}")
+            raise RuntimeError(f"cannot install {requirements}:\n{done.stderr}")
         stamp.write_text(wanted, encoding="ascii")
     return python, site
 
 
 def variables(site: Path) -> dict[str, str]:
-    """Return the process environment in which an interpreter finds the packages, before any others of that name."""
+    """Return the environment variables with which an interpreter finds these packages before others."""
     path = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # bin: what a tool calls by name, such as ansible-doc, is this environment's.
+    # bin: tools call others by name, such as ansible-doc.
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path),
@@ -76,13 +74,13 @@ def variables(site: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Become the environment's Python with the arguments given."""
+    """Replace this process by the environment's Python with the given arguments."""
     arguments = sys.argv[1:]
     other = arguments[0] == "--other"
     name, *arguments = arguments[other:]
     python, site = ensure(name)
     if other and site == Path(sysconfig.get_path("purelib")):
-        print(f"{name} is .build/venv, on which this was run already")
+        print(f"{name} is .build/venv, on which this has already run")
         return
     os.execve(python, [str(python), *arguments], variables(site))
 

@@ -3,14 +3,14 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# What Galaxy does with an upload: galaxy-importer on the tarball. It has to end well and to have nothing to say before.
+# Run galaxy-importer on the tarball, as Galaxy does after an upload. It must succeed without warnings.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=$PWD/.build/importer
 tarball=$(ls "$PWD"/.build/dist/*.tar.gz)
 rm -rf "$out"
 mkdir -p "$out/home"
-# ansible-lint and ansible-test have stages of their own here.
+# ansible-lint and ansible-test run in other stages.
 cat >"$out/galaxy-importer.cfg" <<CFG
 [galaxy-importer]
 run_ansible_lint = False

@@ -1,11 +1,11 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A Python of any version we support: this machine's own, or that of the Debian release which has it.
+"""Find or create an interpreter of each supported Python version.
 
-Debian has one Python a release, and no other package index has interpreters. So where the machine lacks a version, a
-small root of that release is made once (.build/python, half a minute) and entered by a wrapper that takes the place of
-the interpreter: same paths, same processes, same network, only /usr is another release's. Entering needs root.
+A Debian release has one Python version. If this machine lacks a version, a minimal root of the release that has it is
+created once in .build/python (half a minute). A wrapper runs its interpreter with chroot: same paths, processes and
+network, but /usr of the other release. That needs root.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOTS = REPOSITORY / ".build" / "python"
 RELEASES = {"3.9": "bullseye", "3.11": "bookworm", "3.13": "trixie"}
 PACKAGES = ("python3", "iproute2")
 
-# The root sees the machine's processes, devices and the checkout, at the same paths.
+# In the root, processes, devices and the checkout have the same paths as outside.
 WRAPPER = """#!/bin/sh
 exec {sudo}unshare --mount --propagation private sh -ec '
     root=$1 directory=$2
@@ -38,7 +38,7 @@ exec {sudo}unshare --mount --propagation private sh -ec '
 
 
 def find(version: str) -> Path | None:
-    """Return this machine's interpreter of a version such as ``3.9``, None where it has none."""
+    """Return this machine's interpreter of a version such as ``3.9``; None if it has none."""
     on_path = shutil.which(f"python{version}")
     managed = sorted(glob.glob(os.path.expanduser(f"~/.pyenv/versions/{version}.*/bin/python{version}")))
     return next(
@@ -47,7 +47,10 @@ def find(version: str) -> Path | None:
 
 
 def _is(path: str, version: str) -> Path | None:
-    """Return the interpreter itself behind a name, if it runs at all (a version manager's shim may not) and fits."""
+    """Return the path of the interpreter behind a name; None if it does not run or has another version.
+
+    The shim of a version manager may not run.
+    """
     question = "import sys, zlib, ssl; print(*sys.version_info[:2], sep='.'); print(sys.executable)"
     try:
         done = subprocess.run([path, "-c", question], capture_output=True, text=True, check=False)
@@ -58,15 +61,15 @@ def _is(path: str, version: str) -> Path | None:
 
 
 def ensure(version: str) -> Path:
-    """Return an interpreter of a version, made out of a Debian release where this machine has none.
+    """Return an interpreter of a version; create one from a Debian release if this machine has none.
 
-    :raises RuntimeError: no release of Debian that we know has it, or the root cannot be made.
+    :raises RuntimeError: no known Debian release has it, or the root cannot be created.
     """
     found = find(version)
     if found:
         return found
     if version not in RELEASES:
-        raise RuntimeError(f"this machine has no Python {version}, and no Debian release is known to have it")
+        raise RuntimeError(f"this machine has no Python {version}, and no known Debian release has it")
     wrapper = ROOTS / version / f"python{version}"
     if not wrapper.exists():
         _make(version, wrapper)
@@ -75,7 +78,7 @@ def ensure(version: str) -> Path:
 
 def _make(version: str, wrapper: Path) -> None:
     root, release = wrapper.parent / "root", RELEASES[version]
-    print(f"making a root of Debian {release} for Python {version} (once, half a minute)", flush=True)
+    print(f"creating a root of Debian {release} for Python {version} (once, half a minute)", flush=True)
     sudo = "" if os.geteuid() == 0 else "sudo --preserve-env "
     wrapper.parent.mkdir(parents=True, exist_ok=True)
     command = ["mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(PACKAGES)}"]
@@ -90,7 +93,7 @@ def _make(version: str, wrapper: Path) -> None:
 
 
 def main() -> int:
-    """Print this machine's interpreter of a version; 1 where it has none."""
+    """Print this machine's interpreter of a version; return 1 if it has none."""
     found = find(sys.argv[1])
     if found:
         print(found)

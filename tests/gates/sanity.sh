@@ -3,8 +3,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# ansible-test sanity on a copy of the tree, at a path such as it insists on. Its own environments are made from the
-# package index alone: the bootstrap script that it would download for them lies in its cache, beside a wheel of pip.
+# Run ansible-test sanity on a copy of the tree, at a path that ansible-test accepts. It creates its environments from the
+# package index only: instead of downloading a script that installs pip, it finds ours in its cache, with a wheel of pip.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=$PWD/.build/sanity
@@ -27,12 +27,12 @@ mkdir -p "$collection"
 git ls-files -z --cached --others --exclude-standard | while IFS= read -rd '' file; do
     [ ! -e "$file" ] || cp --parents "$file" "$collection"
 done
-# Else it would ask this checkout's git, which ignores all that is built.
+# Without its own repository ansible-test would use that of this checkout, which ignores .build.
 git init --quiet "$collection"
 git -C "$collection" add --all
 
-# The controller's Python, and the targets' that this machine has. Real interpreters come first on the path: a version
-# manager's shims want settings of their own.
+# The Python of the controller, and those of the targets that this machine has. Interpreters come before the shims of
+# version managers on the path, because shims need settings.
 own=$("$python" -c 'import sys; print(*sys.version_info[:2], sep=".")')
 targets=()
 path=$PWD/.build/venv/bin

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The archive that reaches the hosts has the same bytes, whoever builds it; and its version is the collection's."""
+"""Everyone builds the same archive, byte for byte, and its version is that of the collection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests.gates import environments
 
-# Where `make package` has installed the tarball, as a user has it.
+# `make package` has installed the tarball there, as a user gets it.
 PACKAGE = environments.REPOSITORY / ".build" / "package"
 BUILD = """
 import os, sys
@@ -39,9 +39,9 @@ def shipped() -> bytes:
 
 
 @pytest.mark.parametrize("name", ["py39", "py313"])
-def test_another_python_directory_and_umask_give_the_same_bytes(name, shipped, tmp_path):
+def test_the_archive_does_not_depend_on_python_directory_or_umask(name, shipped, tmp_path):
     elsewhere = tmp_path / "collections"
-    # The copies are made under this umask too, and with times of their own.
+    # The copies get this umask and new times too.
     command = [
         "sh",
         "-c",
@@ -56,7 +56,7 @@ def test_another_python_directory_and_umask_give_the_same_bytes(name, shipped, t
     assert built == shipped
 
 
-def test_the_archive_and_ansible_galaxy_say_one_version(shipped, tmp_path):
+def test_the_archive_and_ansible_galaxy_print_the_same_version(shipped, tmp_path):
     archive = tmp_path / "l4proxy.pyz"
     archive.write_bytes(shipped)
     told = subprocess.run(

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Pages that name the doctor's checks, and tests: what they name exists, and nothing is left out."""
+"""The doctor's page and the page of kernel tests name each check, and only checks and tests that exist."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ KERNEL = (ROOT / "tests" / "kernel" / "README.md").read_text(encoding="utf-8")
 ENDS = {"any": "Any host", "backend": "Backends", "proxy": "Proxies"}
 
 
-def test_the_doctors_page_has_every_check_in_order():
+def test_the_doctors_page_has_a_section_for_each_check_in_order():
     assert re.findall(HEADING, DOCTOR, re.MULTILINE) == [check.id for check in CHECKS]
 
 
-def test_it_says_where_and_when_each_runs():
+def test_each_section_says_where_and_when_the_check_runs():
     described = re.findall(rf"{HEADING}\n\*([^*]+)\.\*", DOCTOR, re.MULTILINE)
     early = {True: ", also before the first change", False: ""}
     assert described == [(check.id, ENDS[check.runs_on] + early[check.preflight]) for check in CHECKS]
 
 
-def test_it_gives_every_remedy():
+def test_each_section_has_a_fix():
     sections = re.split(HEADING, DOCTOR, flags=re.MULTILINE)[2::2]
     assert [section for section in sections if "Fix: " not in " ".join(section.split())] == []
     assert len(sections) == len(CHECKS)
 
 
 def _column(number: int) -> str:
-    """A column of the table of failures, as one text."""
+    """Return a column of the table of failures as text."""
     rows = KERNEL[KERNEL.index("| failure |") :].splitlines()[2:]
     return "\n".join(row.split("|")[number] for row in rows)
 
 
-def test_the_kernel_tests_page_has_every_check_and_no_other():
+def test_the_page_of_kernel_tests_names_each_check_and_no_other():
     assert set(re.findall(r"`(\w+)`", _column(2))) == {check.id for check in CHECKS}
 
 
-def test_every_file_it_names_exists():
+def test_each_file_on_the_page_of_kernel_tests_exists():
     files = set(re.findall(r"`(\w+/test_\w+\.py)", _column(3)))
     assert len(files) > 15
     assert [name for name in sorted(files) if not (ROOT / "tests" / "kernel" / name).exists()] == []

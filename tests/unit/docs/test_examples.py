@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What runs the documentation's examples notices when one of them does not do what it says."""
+"""tests/docs/examples.py notices examples that fail, change something twice, or are not tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.docs import examples
 
 TASKS = [{"name": "Set it", "trueip.l4proxy.thing": {}}, {"name": "Go on", "ansible.builtin.debug": {}}]
 CHANGES = {"doc": {"attributes": {"diff_mode": {"support": "full"}}}}
-LOOKS = {"doc": {"attributes": {"diff_mode": {"support": "N/A"}}}}
+READ_ONLY = {"doc": {"attributes": {"diff_mode": {"support": "N/A"}}}}
 GOOD = {"check: Set it": "changed", "run: Set it": "changed", "again: Set it": "ok", "run: Go on": "ok"}
 
 
@@ -31,40 +31,40 @@ FAULTY = [
         {"run: Set it": "ok"},
         ["Set it: ok in its first run, expected changed", "Set it: check mode says changed, the run ok"],
     ),
-    (LOOKS, {"check: Set it": "skipping", "run: Set it": "ok"}, []),
-    (LOOKS, {}, ["Set it: changed in its first run, expected ok"]),
+    (READ_ONLY, {"check: Set it": "skipping", "run: Set it": "ok"}, []),
+    (READ_ONLY, {}, ["Set it: changed in its first run, expected ok"]),
 ]
 
 
 @pytest.mark.parametrize(("documentation", "change", "expected"), FAULTY)
-def test_faults(documentation, change, expected):
+def test_what_the_three_runs_show_to_be_wrong_is_reported(documentation, change, expected):
     assert examples.faults("thing", documentation, TASKS, output({**GOOD, **change})) == expected
 
 
-def test_what_is_to_be_absent_may_never_have_been_there():
+def test_state_absent_may_change_nothing_in_its_first_run():
     tasks = [{"name": "Set it", "trueip.l4proxy.thing": {"state": "absent"}}]
     never = {"check: Set it": "ok", "run: Set it": "ok", "again: Set it": "ok"}
     assert examples.faults("thing", CHANGES, tasks, output(never)) == []
     assert examples.faults("thing", CHANGES, tasks, output(GOOD)) == []
 
 
-def test_a_loop_is_as_bad_as_its_worst_item():
+def test_the_result_of_a_loop_is_that_of_its_worst_item():
     text = "TASK [run: x] ****\nok: [a] => (item=1)\nchanged: [a] => (item=2)\nok: [a] => (item=3)\n\nTASK [y] ***\n"
     assert examples.outcomes(text) == {"run: x": "changed", "y": "nothing"}
 
 
-def test_a_plugin_that_no_example_uses():
+def test_a_plugin_without_an_example_is_reported():
     (found,) = examples.faults("other", CHANGES, TASKS[1:], output({"run: Go on": "ok"}))
     assert found == "no example uses trueip.l4proxy.other"
 
 
-def test_only_the_plugins_own_tasks_are_run_three_times():
+def test_only_tasks_of_the_plugin_itself_run_three_times():
     (play,) = examples.play("thing", "a", TASKS)
     assert [task["name"] for task in play["tasks"]] == ["check: Set it", "run: Set it", "again: Set it", "run: Go on"]
     assert [task.get("check_mode") for task in play["tasks"]] == [True, None, None, None]
 
 
 @pytest.mark.parametrize("text", ["", "a: b", "- a: b", "- {name: x, a: b}\n- {name: x, c: d}"])
-def test_examples_that_are_no_tasks(text):
-    with pytest.raises(ValueError, match=r"EXAMPLES has to be a list of tasks|two examples have one name"):
+def test_examples_that_are_not_a_list_of_named_tasks_are_refused(text):
+    with pytest.raises(ValueError, match=r"EXAMPLES must be a list of tasks|two examples have the same name"):
         examples.tasks({"examples": text})

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The link checker finds what is broken, and nothing else."""
+"""The link checker reports broken links and no others."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ INDEX = """<html><head><link rel="stylesheet" href="style.css?v=1"></head><body 
 </body></html>"""
 OTHER = '<a name="there"></a><a href="index.html">back</a>'
 
-WHOLE = {"index.html": INDEX, "other.html": OTHER, "style.css": "", "sub/index.html": '<a href="../index.html">up</a>'}
+GOOD = {"index.html": INDEX, "other.html": OTHER, "style.css": "", "sub/index.html": '<a href="../index.html">up</a>'}
 
-BROKEN = [
-    ({"other.html": None}, "index.html:2: other.html#there: there is no such file"),
+BAD = [
+    ({"other.html": None}, "index.html:2: other.html#there: no such file"),
     ({"other.html": "<p>"}, "index.html:2: other.html#there: other.html has no anchor there"),
-    ({"style.css": None}, "index.html:1: style.css?v=1: there is no such file"),
-    ({"sub/index.html": None}, "index.html:2: sub/: there is no such file"),
-    ({"a.html": '<img src="no.svg">'}, "a.html:1: no.svg: there is no such file"),
-    ({"a.html": '<a href="../x.html">'}, "a.html:1: ../x.html: it leads out of the directory"),
-    ({"a.html": '<a href="https:///x">'}, "a.html:1: https:///x: it names no host"),
-    ({"a.html": '<a href="http://b/x y">'}, "a.html:1: http://b/x y: it has a space in it"),
-    ({"a.html": '<a href="foo:bar">'}, "a.html:1: foo:bar: its scheme foo is not one that a reader can follow"),
+    ({"style.css": None}, "index.html:1: style.css?v=1: no such file"),
+    ({"sub/index.html": None}, "index.html:2: sub/: no such file"),
+    ({"a.html": '<img src="no.svg">'}, "a.html:1: no.svg: no such file"),
+    ({"a.html": '<a href="../x.html">'}, "a.html:1: ../x.html: leads out of the directory"),
+    ({"a.html": '<a href="https:///x">'}, "a.html:1: https:///x: has no host"),
+    ({"a.html": '<a href="http://b/x y">'}, "a.html:1: http://b/x y: contains a space"),
+    ({"a.html": '<a href="foo:bar">'}, "a.html:1: foo:bar: scheme foo is not http, https, mailto or data"),
 ]
 
 
-def written(root, files):
+def write_files(root, files):
     for name, text in files.items():
         if text is not None:
             path = root / name
@@ -39,13 +39,13 @@ def written(root, files):
     return root
 
 
-def test_a_whole_site(tmp_path):
-    assert list(links.Site(written(tmp_path, WHOLE), ".html").faults()) == []
+def test_a_site_without_broken_links_has_no_faults(tmp_path):
+    assert list(links.Site(write_files(tmp_path, GOOD), ".html").faults()) == []
 
 
-@pytest.mark.parametrize(("change", "expected"), BROKEN)
-def test_a_broken_site(tmp_path, change, expected):
-    assert list(links.Site(written(tmp_path, {**WHOLE, **change}), ".html").faults()) == [expected]
+@pytest.mark.parametrize(("change", "expected"), BAD)
+def test_each_broken_link_of_a_site_is_reported(tmp_path, change, expected):
+    assert list(links.Site(write_files(tmp_path, {**GOOD, **change}), ".html").faults()) == [expected]
 
 
 MARKDOWN = """# One `heading`, and more!
@@ -56,34 +56,34 @@ MARKDOWN = """# One `heading`, and more!
 # no heading
 ```
 """
-WHOLE_MARKDOWN = {"a.md": MARKDOWN, "other.md": "## Two\n", "p.svg": "", ".build/x.md": "[not ours](gone.md)"}
+GOOD_MARKDOWN = {"a.md": MARKDOWN, "other.md": "## Two\n", "p.svg": "", ".build/x.md": "[not ours](gone.md)"}
 
-BROKEN_MARKDOWN = [
-    ("[x](gone.md)", "b.md:1: gone.md: there is no such file"),
-    ("\n[x](<gone.md>)", "b.md:2: gone.md: there is no such file"),
+BAD_MARKDOWN = [
+    ("[x](gone.md)", "b.md:1: gone.md: no such file"),
+    ("\n[x](<gone.md>)", "b.md:2: gone.md: no such file"),
     ("[x](other.md#three)", "b.md:1: other.md#three: other.md has no anchor three"),
     ("[x](a.md#no-heading)", "b.md:1: a.md#no-heading: a.md has no anchor no-heading"),
-    ('[![b](gone.svg)](a.md "title")', "b.md:1: gone.svg: there is no such file"),
+    ('[![b](gone.svg)](a.md "title")', "b.md:1: gone.svg: no such file"),
 ]
 
 
-def test_whole_markdown(tmp_path):
-    site = links.Site(written(tmp_path, WHOLE_MARKDOWN), ".md")
+def test_links_in_markdown_code_are_not_checked(tmp_path):
+    site = links.Site(write_files(tmp_path, GOOD_MARKDOWN), ".md")
     assert list(site.faults()) == []
     assert len(site.page(tmp_path / "a.md").links) == 7
 
 
-@pytest.mark.parametrize(("text", "expected"), BROKEN_MARKDOWN)
-def test_broken_markdown(tmp_path, text, expected):
-    site = links.Site(written(tmp_path, {**WHOLE_MARKDOWN, "b.md": text}), ".md")
+@pytest.mark.parametrize(("text", "expected"), BAD_MARKDOWN)
+def test_each_broken_link_of_markdown_is_reported(tmp_path, text, expected):
+    site = links.Site(write_files(tmp_path, {**GOOD_MARKDOWN, "b.md": text}), ".md")
     assert list(site.faults()) == [expected]
 
 
-def test_the_command(tmp_path, capsys):
-    written(tmp_path, WHOLE)
+def test_the_command_prints_broken_links_and_fails(tmp_path, capsys):
+    write_files(tmp_path, GOOD)
     assert links.main(["site", str(tmp_path)]) == 0
-    written(tmp_path, {"a.html": '<a href="gone.html">'})
+    write_files(tmp_path, {"a.html": '<a href="gone.html">'})
     assert links.main(["site", str(tmp_path)]) == 1
-    assert "a.html:1: gone.html: there is no such file" in capsys.readouterr().err
+    assert "a.html:1: gone.html: no such file" in capsys.readouterr().err
     assert links.main(["markdown", str(tmp_path)]) == 1
     assert "has no *.md" in capsys.readouterr().err
