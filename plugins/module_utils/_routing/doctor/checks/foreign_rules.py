@@ -87,8 +87,8 @@ def rule_before(facts: Facts) -> Iterator[Finding]:
         return
     reported: set[KernelObject] = set()
     for reply, answer in facts.replies.items():
-        own = rule_matching.live_rule(reply, facts.rules)
-        for found in rule_matching.preceding(reply, facts.rules, foreign):
+        own = rule_matching.live_rule(reply, facts.rules or ())
+        for found in rule_matching.preceding(reply, facts.rules or (), foreign):
             if found not in reported and _decides(facts, reply, found, answer):
                 reported.add(found)
                 what = f"{_with_owner(found)} precedes our rule at priority {own.priority} and matches {reply.text}"
@@ -144,7 +144,7 @@ def _with_owner(found: KernelObject) -> str:
 
 def mark_shared(facts: Facts) -> Iterator[Finding]:
     for document in facts.documents:
-        marks = {(rule.fwmark, rule.fwmask) for rule in rule_matching.lookups(document) if rule.fwmark}
+        marks = {(rule.fwmark, rule.fwmask) for rule in rule_matching.lookups(document) if rule.fwmark and rule.fwmask}
         for found in rule_matching.foreign_rules(facts.rules or (), facts.protocols):
             rule = rule_matching.modelled(found)
             for mark, mask in sorted(marks):

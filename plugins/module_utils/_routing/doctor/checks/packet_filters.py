@@ -50,8 +50,8 @@ def _clients_at_backend(facts: Facts) -> Iterator[Finding]:
     for peer in facts.peers:
         for protocol, port in sorted(named or listening) if peer.own and peer.dev else ():
             packet = Packet(peer.family, facts.clients[peer.family], peer.own, protocol, ANY_PORT, port, peer.dev)
-            client = facts.ruleset.verdict("input", packet)
-            proxy = facts.ruleset.verdict("input", replace(packet, src=peer.via))
+            client = facts.filters.verdict("input", packet)
+            proxy = facts.filters.verdict("input", replace(packet, src=peer.via))
             if client.accepted or not (proxy.accepted or (protocol, port) in named):
                 continue
             verb = f"accepts proxy {peer.name} but drops" if proxy.accepted else "drops"
@@ -72,7 +72,7 @@ def _clients_at_proxy(facts: Facts) -> Iterator[Finding]:
         packet = Packet(listener.family, client, listener.address, listener.protocol, ANY_PORT, listener.port)
         dropped: dict[Verdict, list[int]] = {}
         for port in listener.ports:
-            verdict = facts.ruleset.verdict("input", replace(packet, dport=port))
+            verdict = facts.filters.verdict("input", replace(packet, dport=port))
             if not verdict.accepted:
                 dropped.setdefault(verdict, []).append(port)
         for verdict, ports in dropped.items():
@@ -89,7 +89,7 @@ def _clients_at_proxy(facts: Facts) -> Iterator[Finding]:
 def _replies_at_proxy(facts: Facts) -> Iterator[Finding]:
     for reply in (reply for reply in facts.replies if reply.iif and reply.ip_proto == TCP):
         packet = Packet(reply.family, reply.src, reply.dst, "tcp", None, ANY_PORT, reply.iif, state="established")
-        verdict = facts.ruleset.verdict("input", replace(packet, mark=reply.mark))
+        verdict = facts.filters.verdict("input", replace(packet, mark=reply.mark))
         if not verdict.accepted:
             yield _dropped(
                 facts,
@@ -116,7 +116,7 @@ def mark_clobbered(facts: Facts) -> Iterator[Finding]:
     reported = set()
     for peer, reply in _marked_replies(facts):
         for hook in (*REQUEST_HOOKS, *REPLY_HOOKS):
-            for reached in facts.ruleset.reached(hook, _packet(peer, reply, hook)):
+            for reached in facts.filters.reached(hook, _packet(peer, reply, hook)):
                 written = [write.bits for write in reached.rule.writes if _harms(peer, reached.base, write)]
                 key = (reached.chain.table, reached.rule.text)
                 if written and key not in reported:
@@ -163,9 +163,12 @@ def untracked(facts: Facts) -> Iterator[Finding]:
         yield skip(NO_RULESET)
         return
     reported = set()
-    for peer in (peer for peer in facts.peers if peer.tracked and peer.own and peer.dev):
-        for protocol, port in [("tcp", None), ("udp", None), *facts.served(peer.own)]:
-            for reached in _untracking(facts, peer, protocol, port):
+    for peer in facts.peers:
+        own = peer.own
+        if not (own and peer.tracked and peer.dev):
+            continue
+        for protocol, port in [("tcp", None), ("udp", None), *facts.served(own)]:
+            for reached in _untracking(facts, peer, own, protocol, port):
                 key = (reached.chain.table, reached.chain.name, reached.rule.text)
                 # A rule for certain ports matters only for those, so it is reported with one of them.
                 if key in reported or (port is None and not reached.certain):
@@ -175,14 +178,14 @@ def untracked(facts: Facts) -> Iterator[Finding]:
                 yield _untracked(reached, protocol, port, certain)
 
 
-def _untracking(facts: Facts, peer: Peer, protocol: str, port: int | None) -> Iterator[Reached]:
-    request = Packet(peer.family, facts.clients[peer.family], peer.own, protocol, ANY_PORT, port, peer.dev, state=None)
+def _untracking(facts: Facts, peer: Peer, own: str, protocol: str, port: int | None) -> Iterator[Reached]:
+    request = Packet(peer.family, facts.clients[peer.family], own, protocol, ANY_PORT, port, peer.dev, state=None)
     request = replace(request, src_type="unicast", dst_type="local", syn="yes")
-    reply = Packet(peer.family, peer.own, facts.clients[peer.family], protocol, port, ANY_PORT, None, peer.dev, None)
+    reply = Packet(peer.family, own, facts.clients[peer.family], protocol, port, ANY_PORT, None, peer.dev, None)
     # A SYN proxy answers packets that an earlier rule has kept from conntrack.
     at_input = replace(request, state="untracked")
     for hook, packet in (("prerouting", request), ("input", at_input), ("output", reply)):
-        for reached in facts.ruleset.reached(hook, packet):
+        for reached in facts.filters.reached(hook, packet):
             early = reached.rule.effect == UNTRACK and reached.base.priority < CONNTRACK
             if early or (reached.rule.effect == SYNPROXY and protocol == "tcp"):
                 yield reached
@@ -213,7 +216,7 @@ def _packet(peer: Peer, reply: Reply, hook: str) -> Packet:
     """The client's request at the request hooks, the server's reply at the others."""
     if hook in REQUEST_HOOKS:
         return Packet(peer.family, reply.dst, reply.src, "tcp", ANY_PORT, None, peer.dev)
-    return Packet(peer.family, reply.src, reply.dst, "tcp", None, ANY_PORT, None, peer.dev, "established", peer.id)
+    return Packet(peer.family, reply.src, reply.dst, "tcp", None, ANY_PORT, None, peer.dev, "established", reply.mark)
 
 
 def containers(facts: Facts) -> Iterator[Finding]:
@@ -222,7 +225,7 @@ def containers(facts: Facts) -> Iterator[Finding]:
         yield skip(NO_RULESET)
         return
     for peer, reply in _marked_replies(facts):
-        for reached in facts.ruleset.reached("prerouting", _packet(peer, reply, "prerouting")):
+        for reached in facts.filters.reached("prerouting", _packet(peer, reply, "prerouting")):
             chain, rule = reached.chain, reached.rule
             if rule.effect == DNAT and not facts.restores_forwarded:
                 yield warn(

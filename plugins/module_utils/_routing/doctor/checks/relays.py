@@ -25,11 +25,14 @@ def relayed(facts: Facts) -> Iterator[Finding]:
     """A relay whose port DNAT sends to a container receives no clients, so it is not reported."""
     require(facts.ruleset)
     reported = set()
-    for peer in (peer for peer in facts.peers if peer.own and peer.dev):
-        for protocol, port in facts.served(peer.own):
+    for peer in facts.peers:
+        own = peer.own
+        if not (own and peer.dev):
+            continue
+        for protocol, port in facts.served(own):
             for relay in facts.relays:
                 key = (relay.pid, protocol, port)
-                accepts = relay.socket.accepts(protocol, peer.own, port) and key not in reported
+                accepts = relay.socket.accepts(protocol, own, port) and key not in reported
                 if accepts and _receives_clients(facts, peer, relay, protocol, port):
                     reported.add(key)
                     yield _finding(relay, protocol, port, (protocol, port) in facts.ports)

@@ -124,7 +124,7 @@ def _to_servers(facts: Facts) -> Iterator[Packet]:
 def _to_containers(facts: Facts) -> Iterator[Packet]:
     """Clients' packets after DNAT, as they leave towards the container."""
     for packet in _to_servers(facts):
-        for reached in facts.ruleset.reached("prerouting", packet):
+        for reached in facts.filters.reached("prerouting", packet):
             rule = reached.rule
             dev = facts.translated.get(rule.to) if rule.effect == DNAT else None
             if dev:
@@ -153,7 +153,7 @@ def _rewrites(facts: Facts, packets: Iterable[Packet], hooks: tuple[str, ...]) -
 
 def _source_rules(facts: Facts, packet: Packet, hooks: tuple[str, ...]) -> Iterator[Reached]:
     for hook in hooks:
-        yield from (reached for reached in facts.ruleset.reached(hook, packet) if reached.rule.effect == SNAT)
+        yield from (reached for reached in facts.filters.reached(hook, packet) if reached.rule.effect == SNAT)
 
 
 def _addresses(rewrite: Rewrite) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from ...document import formatting
 from ...document.model import Rule
+from ...netlink.route_query import RouteAnswer
 from .. import rule_matching
 from ..facts.model import Facts, Peer, conf
 from ..finding import Finding, fail, fail_or_warn, skip, warn
@@ -22,12 +23,13 @@ def default_route(facts: Facts) -> Iterator[Finding]:
     sysctls = [sysctl for document in facts.return_path for sysctl in document.sysctls]
     by_socket = any(sysctl.name == "net.ipv4.tcp_fwmark_accept" for sysctl in sysctls)
     for peer in facts.peers:
-        if peer.tracked and _has_no_route(peer):
+        answer = _missing_route(peer)
+        if peer.tracked and answer:
             yield fail_or_warn(
                 not by_socket,
                 peer.name,
                 f"without a mark there is no {peer.family} route to {facts.clients[peer.family]} "
-                f"({peer.unmarked.error or peer.unmarked.type})",
+                f"({answer.error or answer.type})",
                 f"the kernel routes {'a UDP' if by_socket else 'each'} reply once before it gets its mark, and without "
                 "a route it sends no reply",
                 f"`ip -{peer.family[-1]} route add default via ROUTER` (any route that covers the clients will do), "
@@ -35,8 +37,10 @@ def default_route(facts: Facts) -> Iterator[Finding]:
             )
 
 
-def _has_no_route(peer: Peer) -> bool:
-    return bool(peer.unmarked) and peer.unmarked.type not in ("unicast", "local")
+def _missing_route(peer: Peer) -> RouteAnswer | None:
+    """The kernel's answer for a packet to the client without a mark, if it is that there is no route."""
+    answer = peer.unmarked
+    return answer if answer and answer.type not in ("unicast", "local") else None
 
 
 def rp_filter(facts: Facts) -> Iterator[Finding]:
@@ -47,7 +51,7 @@ def rp_filter(facts: Facts) -> Iterator[Finding]:
         reported.add(peer.dev)
         mode = facts.highest("ipv4", peer.dev, "rp_filter")
         # Without any route to the client, default_route is the check that reports.
-        if mode and peer.arrival.type == "refused" and not _has_no_route(peer):
+        if mode and peer.arrival.type == "refused" and not _missing_route(peer):
             out = peer.unmarked.dev if peer.unmarked else None
             yield fail(
                 peer.dev,

@@ -28,9 +28,19 @@ def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
     backends = tuple(sorted({target.address for target in targets}))
     pid = _pid(runtime)
     status = proc.status(proc_directory, pid) if pid else None
-    running = (pid, status.capabilities) if pid and status else (None, None)
-    uid, stopped = (status.uid, status.stopped) if status else (None, False)
-    return Forwarder(config, None, listeners, backends, *running, targets, uid, stopped)
+    if pid is None or status is None:
+        return Forwarder(config, listeners=listeners, backends=backends, targets=targets)
+    return Forwarder(
+        config,
+        None,
+        listeners,
+        backends,
+        pid,
+        status.capabilities,
+        targets,
+        status.uid,
+        status.stopped,
+    )
 
 
 def _configured(data: dict[str, Any]) -> tuple[tuple[Socket, ...], tuple[Socket, ...]]:

@@ -113,7 +113,8 @@ def _with_kernel(reader: Reader, facts: Facts, host: Host) -> Facts:
     """Rules, routes, addresses and neighbours; without pyroute2 only the results of route lookups."""
     found = reader.read("the kernel's routing tables", _listed, reader, facts, host)
     if isinstance(found, Unread):
-        return replace(facts, **dict.fromkeys(("rules", "routes", "addresses", "own", "peers"), found))
+        unread: dict[str, Any] = dict.fromkeys(("rules", "routes", "addresses", "own", "peers"), found)
+        return replace(facts, **unread)
     return replace(facts, **found)
 
 

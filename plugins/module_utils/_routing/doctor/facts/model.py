@@ -227,6 +227,13 @@ class Facts:
         """All our protocol numbers, even without a document: a host may be proxy and backend at once."""
         return frozenset(document.protocol for document in self.documents) | frozenset(OWNERS.values())
 
+    @property
+    def filters(self) -> Ruleset:
+        """The packet filters, for a check that has made sure that this host can list them."""
+        if self.ruleset is None:
+            raise ValueError("this host cannot list packet filters")
+        return self.ruleset
+
     def served(self, address: str) -> list[tuple[str, int]]:
         """(protocol, port) at an address of this host: those that the caller named, else those with a socket."""
         sockets = [socket for socket in self.sockets if socket.accepts(socket.protocol, address, socket.port)]

@@ -42,9 +42,9 @@ def _type(answer: RouteAnswer | None) -> str:
 def peers(facts: Facts, kernel: Any, wait: float) -> tuple[Peer, ...]:
     """One Peer for each next hop of a return path. If ``kernel`` is None, their neighbour entries are unknown."""
     found = [
-        _peer(facts, route, rule, document, kernel, wait)
+        _peer(facts, via, route, rule, document, kernel, wait)
         for document in facts.return_path
-        for route, rule in _default_routes(document)
+        for via, route, rule in _default_routes(document)
     ]
     known = [(peer.family, peer.via, peer.mac) for peer in found] + [("ipv4", *entry) for entry in facts.arp]
     return tuple(replace(peer, beside=_beside(peer, known)) for peer in found)
@@ -56,8 +56,8 @@ def _beside(peer: Peer, known: list[tuple[str, str, str | None]]) -> tuple[str, 
     return tuple(sorted(same - {peer.via, peer.router}))
 
 
-def _default_routes(document: Document) -> Iterator[tuple[Route, Rule]]:
-    """Each default route with a next hop, and the first rule that looks it up."""
+def _default_routes(document: Document) -> Iterator[tuple[str, Route, Rule]]:
+    """Each next hop of a default route, the route, and the first rule that looks it up."""
     for route in document.routes:
         if route.via and route.dst == "default" and not route.retiring:
             rules = (
@@ -65,23 +65,23 @@ def _default_routes(document: Document) -> Iterator[tuple[Route, Rule]]:
             )
             rule = next(rules, None)
             if rule:
-                yield route, rule
+                yield route.via, route, rule
 
 
-def _peer(facts: Facts, route: Route, rule: Rule, document: Document, kernel: Any, wait: float) -> Peer:
+def _peer(facts: Facts, via: str, route: Route, rule: Rule, document: Document, kernel: Any, wait: float) -> Peer:
     mark = _mark(document, rule)
     client = facts.clients[route.family]
-    towards = ask(route.via)
+    towards = ask(via)
     # An answer without a table is no evidence: the kernel assumed that the interface leads there.
     dev = towards.dev if towards and towards.type == "unicast" and not towards.via and towards.table else None
-    own = rule_matching.host_of(rule.src) or (towards.src if dev else None)
+    own = rule_matching.host_of(rule.src) or (towards.src if towards and dev else None)
     unmarked = ask(client)
-    router = unmarked.via if unmarked and unmarked.via and unmarked.via != route.via and unmarked.dev == dev else None
+    router = unmarked.via if unmarked and unmarked.via and unmarked.via != via and unmarked.dev == dev else None
     has_mac = not (kernel and dev) or kernel.told_by(dev) in (link_marks.MAC, link_marks.DECLARED)
     return Peer(
-        name=mark.name if mark else route.via,
+        name=mark.name if mark else via,
         family=route.family,
-        via=route.via,
+        via=via,
         table=route.table,
         id=rule.fwmark,
         mask=rule.fwmask or 0,
@@ -91,7 +91,7 @@ def _peer(facts: Facts, route: Route, rule: Rule, document: Document, kernel: An
         own=own,
         is_local=_type(towards) == "local",
         declared=mark.macs if mark else (),
-        mac=kernel.neighbour(route.via, wait) if kernel and dev and has_mac else None,
+        mac=kernel.neighbour(via, wait) if kernel and dev and has_mac else None,
         has_mac=has_mac,
         router=router,
         router_mac=kernel.neighbour(router, wait) if kernel and router and has_mac else None,
@@ -107,7 +107,7 @@ def _mark(document: Document, rule: Rule) -> Mark | None:
 def backends(facts: Facts) -> tuple[Backend, ...]:
     """Every backend that a document or the forwarder's config names."""
     rules = [rule for document in facts.local_delivery for rule in rule_matching.lookups(document)]
-    named = {rule_matching.host_of(rule.src) for rule in rules if rule.src} - {None}
+    named = {host for rule in rules if (host := rule_matching.host_of(rule.src))}
     named |= set(facts.forwarder.backends if facts.forwarder and facts.local_delivery else ())
     return tuple(_backend(facts, address) for address in sorted(named))
 
@@ -160,7 +160,7 @@ def replies(facts: Facts) -> dict[Reply, RouteAnswer]:
 
 def _sent(facts: Facts) -> Iterator[Reply]:
     """On a backend, one reply for each lookup rule and next hop."""
-    own = {(peer.family, peer.table): peer for peer in facts.peers}
+    own: dict[tuple[str, int | None], Peer] = {(peer.family, peer.table): peer for peer in facts.peers}
     for document in facts.return_path:
         for rule in rule_matching.lookups(document):
             peer = own.get((rule.family, rule.table))

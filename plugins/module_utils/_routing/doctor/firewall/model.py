@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 # A value of a condition: a network, an inclusive range of numbers, or a word.
 Value = Union[ipaddress.IPv4Network, ipaddress.IPv6Network, tuple[int, int], str]
@@ -61,7 +61,7 @@ class Test:
     """
 
     field: str | None
-    values: tuple[Value, ...] = ()
+    values: tuple[Any, ...] = ()  # each a Value; its type is that of the field
     negated: bool = False
     mask: int | None = None
 
@@ -81,7 +81,7 @@ class Test:
         return any(_fits(value, wanted) for wanted in self.values) != self.negated
 
 
-def _fits(value: int | str, wanted: Value) -> bool:
+def _fits(value: Any, wanted: Any) -> bool:
     if isinstance(wanted, tuple):
         return wanted[0] <= value <= wanted[1]
     return value.startswith(wanted[:-1]) if wanted.endswith("*") else value == wanted

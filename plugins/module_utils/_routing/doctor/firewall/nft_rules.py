@@ -46,7 +46,7 @@ TARGETS = {
 # iptables-nft keeps its chains in nft under these names; iptables-save prints their rules in full.
 IPTABLES = re.compile(r"PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING")
 # (protocol, field) of a payload, or ("meta", key), or ("ct", key) → the packet's field
-FIELDS = {
+FIELDS: dict[tuple[Any, Any], str] = {
     ("ip", "saddr"): "src", ("ip6", "saddr"): "src", ("ip", "daddr"): "dst", ("ip6", "daddr"): "dst",
     ("tcp", "sport"): "sport", ("udp", "sport"): "sport", ("th", "sport"): "sport",
     ("tcp", "dport"): "dport", ("udp", "dport"): "dport", ("th", "dport"): "dport",
