@@ -9,8 +9,10 @@ import contextlib
 import socket
 import struct
 import threading
+from collections.abc import Callable, Iterable
 
 from tests.lab.netns import NamespaceLab
+from tests.support.addresses import AF, FAMILIES, address_of
 from tests.support.waiting import PATIENCE
 
 
@@ -22,32 +24,28 @@ def connect(lab: NamespaceLab, address: str, port: int, host: str = "client", ti
 
 def listen(lab: NamespaceLab, host: str, port: int, family: str = "ipv4") -> socket.socket:
     """A TCP listener of a lab host on its address of a family."""
-    kind = socket.AF_INET6 if family == "ipv6" else socket.AF_INET
     with lab[host].inside():
-        listener = socket.create_server((getattr(lab[host], family), port), family=kind, backlog=512)
+        listener = socket.create_server((address_of(lab[host], family), port), family=AF[family], backlog=512)
     listener.settimeout(PATIENCE)
     return listener
 
 
 @contextlib.contextmanager
-def answering(lab: NamespaceLab, hosts, port: int):
-    """On each host, in both families: answer a connection with the address and port it came from, and close it."""
-    listeners = []
-    for host in hosts:
-        for address in (lab[host].ipv4, lab[host].ipv6):
-            with lab[host].inside():
-                family = socket.AF_INET6 if ":" in address else socket.AF_INET
-                listeners.append(socket.create_server((address, port), family=family, backlog=512))
+def serving(lab: NamespaceLab, hosts: Iterable[str], port: int, handle: Callable[[socket.socket, tuple], None]):
+    """On each host, in both families: call ``handle(connection, peer)`` for one connection after another.
+
+    Errors of a connection are ignored: its client may be gone already.
+    """
 
     def serve(listener: socket.socket) -> None:
-        while True:
-            try:
+        listener.settimeout(None)
+        with contextlib.suppress(OSError):  # shut down below
+            while True:
                 sock, peer = listener.accept()
-            except OSError:
-                return  # shut down below
-            with sock, contextlib.suppress(OSError):  # a client may be gone already
-                sock.sendall(f"{peer[0]} {peer[1]}".encode("ascii"))
+                with contextlib.suppress(OSError):
+                    handle(sock, peer)
 
+    listeners = [listen(lab, host, port, family) for host in hosts for family in FAMILIES]
     threads = [threading.Thread(target=serve, args=(listener,), daemon=True) for listener in listeners]
     for thread in threads:
         thread.start()
@@ -59,6 +57,16 @@ def answering(lab: NamespaceLab, hosts, port: int):
             listener.close()
         for thread in threads:
             thread.join(PATIENCE)
+
+
+def answering(lab: NamespaceLab, hosts: Iterable[str], port: int):
+    """A server that answers with the address and port a connection came from, and closes it."""
+
+    def answer(sock: socket.socket, peer: tuple) -> None:
+        with sock:
+            sock.sendall(f"{peer[0]} {peer[1]}".encode("ascii"))
+
+    return serving(lab, hosts, port, answer)
 
 
 @contextlib.contextmanager
@@ -84,11 +92,26 @@ def pair(lab: NamespaceLab, listener: socket.socket, port: int) -> tuple[socket.
 
     It is of the listener's family.
     """
-    client = connect(lab, lab["a"].ipv6 if listener.family == socket.AF_INET6 else lab["a"].ipv4, port)
+    family = "ipv6" if listener.family == socket.AF_INET6 else "ipv4"
+    client = connect(lab, address_of(lab["a"], family), port)
     client.sendall(b"?")
     server = accept(listener)
     assert server.recv(1) == b"?"
     return client, server
+
+
+@contextlib.contextmanager
+def connection(lab: NamespaceLab, listener: socket.socket, port: int):
+    """A :func:`pair` that is closed in the end."""
+    client, server = pair(lab, listener, port)
+    with client, server:
+        yield client, server
+
+
+def assert_open(client: socket.socket, server: socket.socket) -> None:
+    """What the client sends reaches the server."""
+    client.sendall(b"still here")
+    assert server.recv(100) == b"still here"
 
 
 def get(lab: NamespaceLab, address: str, port: int, timeout: float = PATIENCE) -> bytes:

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from tests.support.forwarding import BACKENDS, PROXY_ID, TABLE
 
-INTERVAL, TIMEOUT, RISE, FALL = 1.0, 0.5, 2, 3
-HEALTH = {"interval": INTERVAL, "timeout": TIMEOUT, "rise": RISE, "fall": FALL}
 SOURCES = {"ipv4": f"198.51.100.{PROXY_ID}", "ipv6": f"2001:db8:ffff::{PROXY_ID}"}
 PROBES = tuple(SOURCES.values())
-SLACK = 1.0  # seconds a busy machine may be late
 
 
 def backends(forwarder) -> dict:

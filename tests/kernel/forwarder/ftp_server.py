@@ -11,7 +11,6 @@ import threading
 
 from tests.lab.netns import NamespaceLab
 from tests.support import tcp
-from tests.support.addresses import FAMILIES
 
 CONTROL = 21
 DATA = range(50000, 50010)
@@ -22,27 +21,17 @@ class Server:
 
     def __init__(self, lab: NamespaceLab, host: str):
         self._lab, self._host = lab, host
-        self._listeners = [tcp.listen(lab, host, CONTROL, family) for family in FAMILIES]
-        for listener in self._listeners:
-            listener.settimeout(None)
-            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        self._serving = contextlib.ExitStack()
+        self._serving.enter_context(tcp.serving(lab, [host], CONTROL, self._accept))
 
     def stop(self) -> None:
-        while self._listeners:
-            listener = self._listeners.pop()
-            listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-            listener.close()
+        self._serving.close()
 
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                control, peer = listener.accept()
-            except OSError:
-                return  # stopped
-            threading.Thread(target=self._session, args=(control, peer[0]), daemon=True).start()
+    def _accept(self, control: socket.socket, peer: tuple) -> None:
+        threading.Thread(target=self._session, args=(control, peer[0]), daemon=True).start()
 
     def _session(self, control: socket.socket, client: str) -> None:
-        with contextlib.suppress(ConnectionError):  # a health question is one connection, and a reset
+        with contextlib.suppress(ConnectionError):  # a health check is one connection, and a reset
             self._converse(control, client)
 
     def _converse(self, control: socket.socket, client: str) -> None:

@@ -230,8 +230,7 @@ def test_drain_waits_until_the_last_connection_has_ended(lab, forwarder, listene
     waiting = threading.Thread(target=lambda: outcome.append(cli(lab, forwarder, "drain", "raw", "b", "--wait")))
     waiting.start()
     with client, server:
-        client.sendall(b"the one that is there goes on")
-        assert server.recv(100) == b"the one that is there goes on"
+        tcp.assert_open(client, server)
     waiting.join(PATIENCE)
     assert outcome[0].stdout == "b is draining and has no connections in raw (as before)\n"
     assert cli(lab, forwarder, "ready", "all", "b").stdout == "b is ready in web, raw\n"
@@ -337,7 +336,6 @@ def test_the_module_fails_with_a_clear_message(lab, forwarder, listener, capsys)
     assert unknown["msg"] == "there is no backend x in any service of this forwarder"
     absent = module(forwarder, capsys, socket="/nonexistent/admin.sock")
     assert "no forwarder listens on /nonexistent/admin.sock" in absent["msg"]
-    client, server = tcp.pair(lab, listener, RAW)
-    with client, server:
+    with tcp.connection(lab, listener, RAW):
         busy = module(forwarder, capsys, state="drain", service="raw", wait=True, timeout=0.3)
     assert busy["msg"] == "backend b still has 1 connection after 0.3 s"

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The checker: a server that is down, a return path that is broken, probes that are dropped, and what is not asked."""
+"""Health checks over TCP and UDP: dead servers, broken return paths, filtered probes, and what is not probed."""
 
 from __future__ import annotations
 
@@ -11,62 +11,101 @@ import time
 
 import pytest
 
-from tests.kernel.forwarder.faults import (
-    FALL,
-    HEALTH,
-    INTERVAL,
-    PROBES,
-    RISE,
-    SLACK,
-    BogonFilter,
-    BrokenReturnPath,
-    backends,
-    state,
-    states,
-)
-from tests.support import tcp
+from tests.kernel.forwarder.faults import PROBES, SOURCES, BogonFilter, BrokenReturnPath, backends, state, states
+from tests.kernel.forwarder.sessions import SERVERS, Session, refused
 from tests.support.addresses import FAMILIES
 from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
-from tests.support.waiting import eventually
+from tests.support.waiting import FACTOR, eventually
 
-WEB = 8000
+PORT, BACKEND = 8000, 9000
+INTERVAL, TIMEOUT, RISE, FALL = 0.5, 0.3, 2, 3
+SLACK = 1.0 * FACTOR  # seconds a busy machine may be late
+HEALTH = {"interval": INTERVAL, "timeout": TIMEOUT, "rise": RISE, "fall": FALL}
+#: UDP has no handshake. The servers echo, so the request begins with the expected answer.
+EXCHANGE = {"tcp": {}, "udp": {"request": "are you there?", "expect": "are you"}}
+only_udp = pytest.mark.parametrize("protocol", ["udp"])
 
 
 @pytest.fixture
-def servers(lab):
-    started = {name: lab.nginx(name, ports=[8080]) for name in BACKENDS}
+def servers(lab, protocol):
+    started = {name: SERVERS[protocol](lab, name, BACKEND) for name in BACKENDS}
     yield started
     for server in started.values():
         server.stop()
 
 
+def document(lab, protocol, backend_port=BACKEND, health=(), **options):
+    health = {**HEALTH, **EXCHANGE[protocol], **dict(health)}
+    return make_config(make_service(lab, "web", PORT, backend_port, protocol=protocol, health=health, **options))
+
+
 @pytest.fixture
-def forwarder(lab, servers):
-    with Forwarder(lab, make_config(make_service(lab, "web", WEB, 8080, health=HEALTH))) as forwarder:
-        eventually(lambda: set(states(forwarder)) == {"up"}, "all are up", forwarder.show)
+def forwarder(lab, servers, protocol):
+    with Forwarder(lab, document(lab, protocol)) as forwarder:
+        wait_for(forwarder, "up")
         yield forwarder
 
 
-def bodies(lab, count=12, families=FAMILIES):
-    return {tcp.get(lab, getattr(lab["a"], family), WEB) for _turn in range(count) for family in families}
+def wait_for(forwarder, expected):
+    """Wait until every backend has a state, in both families."""
+    eventually(lambda: set(states(forwarder)) == {expected}, f"all are {expected}", forwarder.show)
 
 
-def test_a_server_that_is_down_is_taken_out_and_comes_back(lab, servers, forwarder):
-    servers["b"].stop()
-    stopped = time.monotonic()
+def serving(lab, protocol, family, count=6):
+    """The backends that serve so many new sessions of a family."""
+    names = set()
+    for _session in range(count):
+        session = Session(lab, protocol, (getattr(lab["a"], family), PORT))
+        names.add(session.name)
+        session.end()
+    return names
+
+
+def assert_nobody_was_sent_to_a_dead_backend(forwarder):
+    assert forwarder.log("backend skipped") == []
+    assert {line["attempts"] for line in forwarder.log("connection")} <= {1}
+
+
+def assert_refused(lab, forwarder, protocol, family):
+    assert refused(lab, protocol, (getattr(lab["a"], family), PORT))
+    eventually(lambda: forwarder.status()["services"][0]["refused_no_backend"] == 1, "it is counted", forwarder.show)
+    if protocol == "tcp":
+        (line,) = forwarder.connections(1)
+        assert (line["ended"], line["attempts"]) == ("no backend is up", 0)
+    else:
+        assert forwarder.log("datagram refused")[0]["reason"] == "no backend is up"
+
+
+FAILURES = {
+    "tcp stopped": ("tcp", None, "no: ECONNREFUSED"),  # a refusal comes all the way back, and so does ICMP
+    "udp stopped": ("udp", None, "no: ECONNREFUSED"),
+    "udp silent": ("udp", b"", "no: ETIMEDOUT"),  # silence says nothing about the return path: it is what it was
+    "udp wrong": ("udp", b"something else", "no: EBADMSG"),
+}
+
+
+@pytest.mark.parametrize(("protocol", "says", "server"), FAILURES.values(), ids=FAILURES)
+def test_a_server_without_the_expected_answer_is_taken_out_and_comes_back(
+    lab, servers, forwarder, protocol, says, server
+):
+    if says is None:
+        servers["b"].stop()
+    servers["b"].says = says
+    failed = time.monotonic()
     eventually(lambda: states(forwarder).count("down") == 2, "both families know", forwarder.show)
-    assert time.monotonic() - stopped < FALL * INTERVAL + SLACK
-    found = backends(forwarder)["b"]["families"]["ipv4"]
-    assert (found["server"], found["return_path"]) == ("no: ECONNREFUSED", "yes"), "a refusal came all the way back"
-    assert bodies(lab) == {b"c\n", b"d\n"}
-    failures = len([line for line in forwarder.log("connection") if line["attempts"] > 1])
-    assert failures == 0, "nobody was sent to it"
-    servers["b"].start()
-    eventually(lambda: set(states(forwarder)) == {"up"}, "b is up again", forwarder.show)
-    eventually(lambda: b"b\n" in bodies(lab), "it has clients again")
+    assert time.monotonic() - failed < FALL * INTERVAL + SLACK
+    for family, found in backends(forwarder)["b"]["families"].items():
+        assert (found["server"], found["return_path"]) == (server, "yes")
+        assert serving(lab, protocol, family) == {"c", "d"}
+    assert_nobody_was_sent_to_a_dead_backend(forwarder)
+    if says is None:
+        servers["b"] = SERVERS[protocol](lab, "b", BACKEND)
+    servers["b"].says = None
+    wait_for(forwarder, "up")
+    eventually(lambda: all("b" in serving(lab, protocol, family) for family in FAMILIES), "it has clients again")
 
 
-def test_a_broken_return_path_is_distinguished_from_a_dead_server(lab, forwarder, family):
+def test_a_broken_return_path_is_distinguished_from_a_dead_server(lab, forwarder, protocol, family):
     """In one family: b is taken out there and nowhere else, within fall x interval, and comes back when repaired."""
     (other,) = set(FAMILIES) - {family}
     with BrokenReturnPath(lab, family):
@@ -78,73 +117,108 @@ def test_a_broken_return_path_is_distinguished_from_a_dead_server(lab, forwarder
         assert found[other]["state"] == "up"
         assert [backends(forwarder)[name]["state"] for name in ("c", "d")] == ["up", "up"]
         assert forwarder.status()["alarms"] == []
-        assert bodies(lab, families=[family]) == {b"c\n", b"d\n"}
-        assert bodies(lab, families=[other]) == {b"b\n", b"c\n", b"d\n"}
-        assert {line["attempts"] for line in forwarder.log("connection")} == {1}, "nobody was sent to it"
+        assert serving(lab, protocol, family) == {"c", "d"}
+        assert serving(lab, protocol, other) == {"b", "c", "d"}
+        assert_nobody_was_sent_to_a_dead_backend(forwarder)
     repaired = time.monotonic()
-    eventually(lambda: set(states(forwarder)) == {"up"}, "it comes back", forwarder.show)
+    wait_for(forwarder, "up")
     assert time.monotonic() - repaired < (RISE + 1) * INTERVAL + SLACK
     lines = [line for line in forwarder.log("backend state") if (line["backend"], line["family"]) == ("b", family)]
     assert [line["state"] for line in lines][-2:] == ["return path broken", "up"]
-    eventually(lambda: b"b\n" in bodies(lab, families=[family]), "it has clients again")
+    eventually(lambda: "b" in serving(lab, protocol, family), "it has clients again")
 
 
-def test_filtered_probes_take_no_backend_out_while_connections_succeed(lab, forwarder):
+def test_filtered_probes_take_no_backend_out_while_sessions_succeed(lab, forwarder, protocol):
+    def everybody_serves():
+        return [serving(lab, protocol, family) for family in FAMILIES] == [set(BACKENDS)] * 2
+
     with BogonFilter(lab) as bogons:
         until = time.monotonic() + 2 * FALL * INTERVAL
         while time.monotonic() < until:
-            assert bodies(lab, 6) == {b"b\n", b"c\n", b"d\n"}
+            assert everybody_serves()
             assert set(states(forwarder)) == {"up"}
-            time.sleep(0.2)
+            time.sleep(0.1)
         assert min(bogons.seen()) >= FALL, "the probes were dropped all the time"
         assert forwarder.status()["alarms"] == []
         # The control: without clients nothing outranks the probes, and the common cause is named.
-        eventually(lambda: set(states(forwarder)) == {"return path broken"}, "the probes count", forwarder.show)
+        wait_for(forwarder, "return path broken")
         eventually(lambda: len(forwarder.status()["alarms"]) == 2, "both families are alarmed")
         assert "local delivery" in forwarder.status()["alarms"][0]
         assert forwarder.log("local delivery")[0]["level"] == "error"
-        assert bodies(lab) == {b"b\n", b"c\n", b"d\n"}, "no client was ever refused"
-    eventually(lambda: set(states(forwarder)) == {"up"}, "all is well again", forwarder.show)
+        assert everybody_serves(), "no client was ever refused"
+    wait_for(forwarder, "up")
     assert forwarder.status()["alarms"] == []
-    assert {(line["ended"], line["attempts"]) for line in forwarder.log("connection")} == {("closed", 1)}
+    assert {(line["ended"], line["attempts"]) for line in forwarder.log("connection")} <= {("closed", 1)}
 
 
-def test_clients_are_refused_at_once_while_all_backends_are_down(lab, servers, family):
-    refuse = make_service(lab, "refuse", WEB, 9, health={"interval": 0.5, "timeout": 0.3})
-    with Forwarder(lab, make_config(refuse)) as forwarder:
-        eventually(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
-        with pytest.raises(ConnectionResetError), tcp.connect(lab, getattr(lab["a"], family), WEB) as sock:
-            sock.recv(1)
-        (line,) = forwarder.connections(1)
-        assert (line["ended"], line["attempts"]) == ("no backend is up", 0)
-        eventually(
-            lambda: forwarder.status()["services"][0]["refused_no_backend"] == 1, "it is counted", forwarder.show
-        )
+def test_clients_are_refused_at_once_while_all_backends_are_down(lab, protocol, family):
+    with Forwarder(lab, document(lab, protocol, backend_port=9)) as forwarder:
+        wait_for(forwarder, "down")
+        assert_refused(lab, forwarder, protocol, family)
 
 
 @pytest.mark.parametrize("on_all_down", ["refuse", "try_all"])
-def test_without_probe_answers_try_all_serves_and_refuse_does_not(lab, servers, family, on_all_down):
+def test_without_probe_answers_try_all_serves_and_refuse_does_not(lab, servers, protocol, family, on_all_down):
     """Backends that hear neither the probes nor the proxy itself, but every client."""
-    own = [getattr(lab["a"], one) for one in FAMILIES]
-    document = make_service(lab, "web", WEB, 8080, health={"interval": 0.5, "timeout": 0.3}, on_all_down=on_all_down)
-    with BogonFilter(lab, [*PROBES, *own]), Forwarder(lab, make_config(document)) as forwarder:
-        eventually(lambda: set(states(forwarder)) == {"down"}, "all are down", forwarder.show)
+    silenced = [*PROBES, *(getattr(lab["a"], one) for one in FAMILIES)]
+    config = document(lab, protocol, on_all_down=on_all_down)
+    with BogonFilter(lab, silenced), Forwarder(lab, config) as forwarder:
+        wait_for(forwarder, "down")
         if on_all_down == "try_all":
-            assert bodies(lab, families=[family]) == {b"b\n", b"c\n", b"d\n"}
+            assert serving(lab, protocol, family) == set(BACKENDS)
         else:
-            with pytest.raises(ConnectionResetError):
-                bodies(lab, families=[family])
+            assert_refused(lab, forwarder, protocol, family)
 
 
+@pytest.mark.parametrize("protocol", ["tcp"])
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_replaced_checker_continues_with_the_known_states(lab, servers, forwarder, end):
+def test_a_replaced_checker_continues_with_the_known_states(lab, servers, forwarder, protocol, end):
     servers["b"].stop()
     eventually(lambda: states(forwarder).count("down") == 2, "b is down in both families", forwarder.show)
     (checker,) = forwarder.children("l4-checker")
     os.kill(checker, end)
     eventually(lambda: forwarder.children("l4-checker") not in ([], [checker]), "it is replaced", forwarder.show)
     assert {state(forwarder, "b", family) for family in FAMILIES} == {"down"}
-    servers["b"].start()
-    eventually(lambda: set(states(forwarder)) == {"up"}, "b is up again", forwarder.show)
+    servers["b"] = SERVERS[protocol](lab, "b", BACKEND)
+    wait_for(forwarder, "up")
     assert forwarder.reload().returncode == 0
     assert set(states(forwarder)) == {"up"}, "what was known is known to the new generation"
+
+
+@only_udp
+def test_the_own_address_probes_only_if_the_spoofed_probe_fails(lab, servers, forwarder):
+    def probers():
+        """By family: which of the spoofed source and the own address b has seen."""
+        seen = {peer[0] for peer in servers["b"].seen.copy()}
+        return [seen & {SOURCES[family], getattr(lab["a"], family)} for family in FAMILIES]
+
+    assert probers() == [{SOURCES[family]} for family in FAMILIES]
+    servers["b"].says = b""
+    both = [{SOURCES[family], getattr(lab["a"], family)} for family in FAMILIES]
+    eventually(lambda: probers() == both, "both addresses probe", forwarder.show)
+
+
+@only_udp
+def test_health_port_is_probed_instead_of_a_range(lab, servers, protocol):
+    """Nothing listens on the ports of the range. The control: without that port, all backends are down."""
+    ranges = {"listen": [{"address": "0.0.0.0", "port": "5700-5704"}, {"address": "::", "port": "5700-5704"}]}
+    config = document(lab, protocol, "9100-9104", health={"port": BACKEND}, **ranges)
+    with Forwarder(lab, config) as forwarder:
+        wait_for(forwarder, "up")
+        del config["services"][0]["health"]["port"]
+        forwarder.configure(config)
+        assert forwarder.reload().returncode == 0
+        wait_for(forwarder, "down")
+
+
+@only_udp
+def test_without_a_health_request_there_are_no_probes(lab, servers, protocol):
+    """A backend whose state is unknown serves."""
+    config = document(lab, protocol)
+    for key in EXCHANGE[protocol]:
+        del config["services"][0]["health"][key]
+    with Forwarder(lab, config) as forwarder:
+        assert serving(lab, protocol, "ipv4") == set(BACKENDS)
+        time.sleep(2 * INTERVAL)
+        assert set(states(forwarder)) == {"unknown"}
+        assert not {peer[0] for server in servers.values() for peer in server.seen} & set(SOURCES.values())

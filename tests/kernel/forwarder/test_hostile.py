@@ -11,7 +11,6 @@ import resource
 import select
 import socket
 import struct
-import threading
 import time
 from collections import Counter
 from functools import partial
@@ -22,7 +21,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp impo
 from tests.support import processes, tcp
 from tests.support.addresses import FAMILIES
 from tests.support.forwarding import Forwarder, make_config, make_service
-from tests.support.waiting import PATIENCE, eventually, in_threads
+from tests.support.waiting import eventually, in_threads
 
 WEB, HELD, ALL, EACH, RATE = range(7700, 7705)
 PER_WORKER = 2 << 20  # bytes a worker may grow by while it is attacked
@@ -117,34 +116,15 @@ def outcomes(lab, port, count, address):
 def greeting(lab):
     """A server on b that says "?" to everybody and keeps the connection."""
     kept = []
-    listeners = []
-    for address in (lab["b"].ipv4, lab["b"].ipv6):
-        with lab["b"].inside():
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            listeners.append(socket.create_server((address, 9100), family=family, backlog=512))
 
-    def serve(listener):
-        while True:
-            try:
-                kept.append(listener.accept()[0])
-            except OSError:
-                return
-            with contextlib.suppress(OSError):
-                kept[-1].sendall(b"?")
+    def greet(sock, _peer):
+        kept.append(sock)
+        sock.sendall(b"?")
 
-    threads = [threading.Thread(target=serve, args=(one,), daemon=True) for one in listeners]
-    for thread in threads:
-        thread.start()
-    try:
+    with tcp.serving(lab, ["b"], 9100, greet):
         yield
-    finally:
-        for one in listeners:
-            one.shutdown(socket.SHUT_RDWR)
-            one.close()
-        for thread in threads:
-            thread.join(PATIENCE)
-        for sock in kept:
-            sock.close()
+    for sock in kept:
+        sock.close()
 
 
 @pytest.mark.parametrize(

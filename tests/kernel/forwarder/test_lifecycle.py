@@ -48,8 +48,7 @@ def refused(lab, port):
 
 @pytest.mark.ipv4_only
 def test_sigterm_finishes_a_transfer_and_refuses_new_connections(lab, forwarder, listener):
-    client, server = tcp.pair(lab, listener, RAW)
-    with client, server:
+    with tcp.connection(lab, listener, RAW) as (client, server):
         server.sendall(b"first half, ")
         forwarder.process.send_signal(signal.SIGTERM)
         eventually(lambda: refused(lab, WEB), "new connections are refused")
@@ -65,8 +64,7 @@ def test_sigterm_finishes_a_transfer_and_refuses_new_connections(lab, forwarder,
 @pytest.mark.ipv4_only
 def test_a_drain_ends_at_its_timeout(lab, servers, listener):
     with Forwarder(lab, document(lab, drain_timeout=0.5)) as forwarder:
-        client, server = tcp.pair(lab, listener, RAW)
-        with client, server:
+        with tcp.connection(lab, listener, RAW) as (client, server):
             assert forwarder.stop() == 0
             for end in (client, server):
                 with pytest.raises(ConnectionResetError):
@@ -79,8 +77,7 @@ def test_a_drain_ends_at_its_timeout(lab, servers, listener):
 @pytest.mark.ipv4_only
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_stops_at_once(lab, forwarder, listener, number):
-    client, server = tcp.pair(lab, listener, RAW)
-    with client, server:
+    with tcp.connection(lab, listener, RAW) as (client, _server):
         forwarder.process.send_signal(number)
         eventually(lambda: forwarder.log("draining"), "the worker drains", forwarder.show)
         assert forwarder.stop(number) == 0
@@ -130,8 +127,7 @@ def test_streams_of_many_generations_stay_open(lab, servers, listener):
         assert len(forwarder.workers()) == len(streams) + 1
         for client, server in streams:
             with client, server:
-                client.sendall(b"still here")
-                assert server.recv(100) == b"still here"
+                tcp.assert_open(client, server)
 
 
 @pytest.mark.ipv4_only
@@ -220,8 +216,7 @@ def test_a_reload_adds_and_removes_listeners(lab, forwarder, listener):
     assert tcp.get(lab, lab["a"].ipv6, 8001)
     eventually(lambda: refused(lab, WEB) and refused(lab, RAW), "what is no longer configured is closed")
     with client, server:
-        client.sendall(b"but what was accepted lives on")
-        assert server.recv(100) == b"but what was accepted lives on"
+        tcp.assert_open(client, server)
 
 
 @pytest.mark.parametrize(("family", "absent"), [("ipv4", "198.18.0.100"), ("ipv6", "2001:db8::100")])
@@ -342,8 +337,7 @@ def test_workers_finish_and_free_the_port_after_the_supervisor_dies(lab, forward
     forwarder.process.wait()
     eventually(lambda: refused(lab, WEB), "the port is free for a new forwarder")
     with client, server:
-        client.sendall(b"served to the end")
-        assert server.recv(100) == b"served to the end"
+        tcp.assert_open(client, server)
     eventually(lambda: not Path(f"/proc/{worker}").exists(), "the worker has ended")
 
 
@@ -394,8 +388,7 @@ def test_a_defect_in_the_new_archive_never_stops_the_service(lab, servers, liste
         assert refused(lab, 6000) == (serving == 1)
         assert tcp.get(lab, lab["a"].ipv4, WEB)
         with client, server:
-            client.sendall(b"still here")
-            assert server.recv(100) == b"still here"
+            tcp.assert_open(client, server)
 
 
 @pytest.mark.ipv4_only

@@ -45,8 +45,7 @@ def test_backends_take_turns_and_log_the_clients_address(lab, servers, forwarder
 
 
 def test_request_then_half_close_then_reply(lab, forwarder, listener, new_lines, family):
-    client, server = tcp.pair(lab, listener, RAW)
-    with client, server:
+    with tcp.connection(lab, listener, RAW) as (client, server):
         client.shutdown(socket.SHUT_WR)
         assert server.recv(1) == b""
         reply = random.Random(1).randbytes(3 * MIB)
@@ -59,8 +58,7 @@ def test_request_then_half_close_then_reply(lab, forwarder, listener, new_lines,
 
 
 def test_reply_then_half_close_then_the_client_goes_on_sending(lab, forwarder, listener, new_lines, family):
-    client, server = tcp.pair(lab, listener, RAW)
-    with client, server:
+    with tcp.connection(lab, listener, RAW) as (client, server):
         server.sendall(b"that is all from me")
         server.shutdown(socket.SHUT_WR)
         assert tcp.receive_all(client) == b"that is all from me"

@@ -147,8 +147,7 @@ def test_no_client_is_refused_between_two_supervisors(lab, manager, first, liste
         assert len(answers) == 20, "they waited in the backlog"
         assert len(second.log("listeners found")[0]["listeners"]) == 8
         if streams_live:
-            client.sendall(b"served to the end")
-            assert server.recv(100) == b"served to the end"
+            tcp.assert_open(client, server)
             eventually(lambda: len(alive(workers)) == 1, "the one that has nothing to do has ended")
         else:
             assert server.recv(1) == b"", "the control: it is cut"
@@ -217,8 +216,7 @@ def test_a_stop_waits_for_the_old_workers(lab, manager, first, listener):
         with client, server:
             second.process.send_signal(signal.SIGTERM)
             eventually(lambda: second.log("stopping"), "it stops", second.show)
-            client.sendall(b"not before this has arrived")
-            assert server.recv(100) == b"not before this has arrived"
+            tcp.assert_open(client, server)
             assert second.process.poll() is None
         assert second.process.wait(PATIENCE) == 0
 
@@ -231,8 +229,7 @@ def test_a_supervisor_that_cannot_start_does_not_wait_for_old_workers(lab, manag
     second = manager.start(lab, {"schema": 1}, directory=first.directory)
     with client, server:
         assert second.process.wait(PATIENCE) == 1
-        client.sendall(b"served to the end")
-        assert server.recv(100) == b"served to the end"
+        tcp.assert_open(client, server)
 
 
 @pytest.mark.ipv4_only

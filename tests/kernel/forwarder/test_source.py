@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import threading
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source_address
@@ -17,7 +15,6 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop imp
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import proxy_protocol
 
 from tests.support import tcp
-from tests.support.addresses import FAMILIES
 from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
 from tests.support.waiting import PATIENCE
 
@@ -93,30 +90,12 @@ def test_every_port_of_the_slice_can_be_used_once_for_each_backend(lab, servers,
         sock.close()
 
 
-@contextlib.contextmanager
-def waiting_for_the_end(lab, port):
-    """On b, in both families: a server that says a byte and closes after its client; then TIME-WAIT is the proxy's."""
-    listeners = [tcp.listen(lab, "b", port, family) for family in FAMILIES]
-
-    def serve(listener):
-        listener.settimeout(None)
-        while True:
-            try:
-                sock, _address = listener.accept()
-            except OSError:
-                return  # shut down below
-            with sock, contextlib.suppress(OSError):
-                sock.sendall(b"!")
-                while sock.recv(100):
-                    pass
-
-    threads = [threading.Thread(target=serve, args=(listener,), daemon=True) for listener in listeners]
-    for thread in threads:
-        thread.start()
-    yield
-    for listener in listeners:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
+def until_the_client_closes(sock, _peer):
+    """Send a byte and close after the client: TIME-WAIT is then the proxy's."""
+    with sock:
+        sock.sendall(b"!")
+        while sock.recv(100):
+            pass
 
 
 @pytest.mark.parametrize("timestamps", ["1", "0"])
@@ -129,7 +108,7 @@ def test_ports_in_time_wait_are_reused(lab, family, timestamps):
     lab["a"].run(["sysctl", "-w", f"{name}={timestamps}"])
     served = 0
     try:
-        with waiting_for_the_end(lab, 9001), Forwarder(lab, document) as forwarder:
+        with tcp.serving(lab, ["b"], 9001, until_the_client_closes), Forwarder(lab, document) as forwarder:
             for _connection in range(count):
                 try:  # the reset may come before connect() returns
                     with tcp.connect(lab, getattr(lab["a"], family), ANY + 10) as sock:

@@ -148,8 +148,7 @@ def test_reloads_with_more_and_fewer_workers_lose_no_connection(lab, forwarder, 
     assert set(done) == {b"b\n", b"c\n", b"d\n"}
     for client, server in held:
         with client, server:
-            client.sendall(b"still here")
-            assert server.recv(100) == b"still here"
+            tcp.assert_open(client, server)
     assert {line["ended"] for line in forwarder.log("connection")} == {"closed"}
 
 

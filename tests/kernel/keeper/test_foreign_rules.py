@@ -139,7 +139,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("rules", OTHERS, ids=lambda rules: rules[0])
-def test_the_keeper_moves_rules_of_single_object_owners_too(lab, host, family, rules, tmp_path):
+def test_the_keeper_outranks_every_kind_of_foreign_rule(lab, host, family, rules, tmp_path):
     mine = [rule for rule in rules if "/" not in rule or (":" in rule) == (family == "ipv6") or "fwmark" in rule]
     with keeping(lab, host.name, tmp_path, data(lab, host)) as running:
         eventually(lambda: "in place" in running.state["story"])
