@@ -66,6 +66,10 @@ STILL_TOO_LONG = {
     "plugins/module_utils/_forwarder/admin/endpoint.py",
     "plugins/module_utils/_forwarder/process/supervisor.py",
     "plugins/plugin_utils/_fleet.py",
+    "tests/kernel/doctor/test_faults.py",
+    "tests/kernel/forwarder/test_lifecycle.py",
+    "tests/unit/plugins/module_utils/_forwarder/backends/test_health_checker.py",
+    "tests/unit/plugins/module_utils/_routing/keeper/test_loop.py",
 }
 
 
@@ -147,7 +151,8 @@ def names_imported(path: Path) -> set[str]:
 
 
 def test_no_file_is_longer_than_400_lines():
-    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PLUGINS.rglob("*.py")}
+    paths = [*PLUGINS.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     too_long = {str(path.relative_to(ROOT)) for path, count in lines.items() if count > MAX_LINES}
     assert too_long <= STILL_TOO_LONG
 
