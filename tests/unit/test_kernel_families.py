@@ -17,7 +17,7 @@ FILES = sorted(FORWARDER.glob("test_*.py"))
 #: Fixtures that run a test once for each family.
 BY_FAMILY = {"family", "ends", "ask", "many"}
 #: What the text of a test, or of a function it calls, contains when it uses IPv6 as well.
-IPV6 = re.compile(r"ipv6|::1|FAMILIES|families")
+IPV6 = re.compile(r'ipv6|"::"|::1|FAMILIES|families')
 
 
 def _definitions(path: Path) -> dict[str, tuple[ast.AST, str]]:

@@ -218,7 +218,7 @@ def test_without_a_health_request_there_are_no_probes(lab, servers, protocol):
     for key in EXCHANGE[protocol]:
         del config["services"][0]["health"][key]
     with Forwarder(lab, config) as forwarder:
-        assert serving(lab, protocol, "ipv4") == set(BACKENDS)
+        assert [serving(lab, protocol, family) for family in FAMILIES] == [set(BACKENDS)] * 2
         time.sleep(2 * INTERVAL)
         assert set(states(forwarder)) == {"unknown"}
         assert not {peer[0] for server in servers.values() for peer in server.seen} & set(SOURCES.values())
