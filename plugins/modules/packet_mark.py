@@ -179,7 +179,7 @@ marks:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import host_state, single_mark
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import host, single_mark
 
 ARGUMENTS = {
     "name": {"type": "str", "required": True},
@@ -204,9 +204,9 @@ def main() -> None:
     with _host_module.failures_told(module):
         owner = single_mark.owner_of(options)
         mark = single_mark.read(options) if options["state"] == "present" else None
-        host = host_state.Host(runner=_host_module.command_runner(module))
+        access = host.Host(runner=_host_module.command_runner(module))
         outcome = single_mark.ensure(
-            options["name"], mark, host, owner=owner, wanted=options["engine"], check=module.check_mode
+            options["name"], mark, access, owner=owner, wanted=options["engine"], check=module.check_mode
         )
     for sentence in outcome.warnings:
         module.warn(sentence)

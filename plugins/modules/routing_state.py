@@ -200,15 +200,15 @@ def perform(module: AnsibleModule) -> engine.Outcome:
     options = module.params
     host = engine.Host(runner=_host_module.command_runner(module))
     common = {"check": module.check_mode, "directory": options["directory"] if options["persist"] else None}
-    wanted = None if options["document"] is None else documents.load(options["document"])
-    if wanted and wanted.owner != options["owner"]:
-        raise errors.DocumentError([f"owner: {wanted.owner} is not the option's {options['owner']}"])
+    document = None if options["document"] is None else documents.load(options["document"])
+    if document and document.owner != options["owner"]:
+        raise errors.DocumentError([f"owner: {document.owner} differs from the option owner, {options['owner']}"])
     if options["state"] == "absent":
-        return engine.remove(options["owner"], host, protocol=wanted and wanted.protocol, **common)
+        return engine.remove(options["owner"], host, protocol=document and document.protocol, **common)
     if options["drain"] < 0:
         raise errors.Refused([f"drain: {options['drain']} is not a number of seconds (0 or more)"])
-    names = ("purge", "allow_empty", "drain")
-    return engine.reconcile(wanted, host, now=time.time(), **{name: options[name] for name in names}, **common)
+    given = {name: options[name] for name in ("purge", "allow_empty", "drain")}
+    return engine.reconcile(document, host, engine.Options(now=time.time(), **given, **common))
 
 
 def main() -> None:

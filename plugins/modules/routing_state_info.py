@@ -143,7 +143,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor imp
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather as doctor
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import unread
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import host_state
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.host import Host
 
 STRINGS = {"type": "list", "elements": "str", "default": []}
 ARGUMENTS = {
@@ -164,7 +164,7 @@ def look(module: AnsibleModule) -> dict:
     if unknown:
         raise ValueError(f"ignore_findings: there is no check {', '.join(unknown)}")
     wanted = None if options["document"] is None else documents.load(options["document"])
-    host = host_state.Host(runner=_host_module.command_runner(module))
+    host = Host(runner=_host_module.command_runner(module))
     sources = doctor.Sources(host=host, directory=options["directory"], config=options["config"])
     clients = report.by_family(options["clients"])
     facts = doctor.gather(sources, wanted, clients, [report.parse_port(one) for one in options["ports"]])
@@ -181,7 +181,7 @@ def look(module: AnsibleModule) -> dict:
     }
 
 
-def _owners(host: host_state.Host, documents: tuple) -> dict | None:
+def _owners(host: Host, documents: tuple) -> dict | None:
     try:
         return ownership.owned(host, documents)
     except errors.MissingPackage:

@@ -60,7 +60,7 @@ def measure(directory: str) -> None:
     host = engine.Host(sysctls=sysctl.Sysctls(f"{directory}/sysctl.json"), lock=f"{directory}/lock")
     started, cpu = time.monotonic(), cpu_seconds()
     if content:
-        outcome = engine.reconcile(documents.load(json.loads(content)), host, directory=directory)
+        outcome = engine.reconcile(documents.load(json.loads(content)), host, engine.Options(directory=directory))
     else:
         outcome = engine.remove("bench", host, protocol=210, directory=directory)
     took = {"seconds": time.monotonic() - started, "cpu": cpu_seconds() - cpu}

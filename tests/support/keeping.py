@@ -23,7 +23,7 @@ from tests.support.waiting import PATIENCE, eventually
 PROGRAM = """
 import logging, sys
 from l4proxy._routing.host import runner, sysctl
-from l4proxy._routing.reconcile.host_state import Host
+from l4proxy._routing.reconcile.host import Host
 from l4proxy._routing.keeper import loop
 logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
 directory, memory, lock, iptables = sys.argv[1:]

@@ -75,7 +75,9 @@ class Engine:
 
     def apply(self, host, data: dict, options: dict | None = None, **arguments) -> engine.Outcome:
         with host.inside():
-            return engine.reconcile(documents.load(data), self.host(host, **(options or {})), **arguments)
+            return engine.reconcile(
+                documents.load(data), self.host(host, **(options or {})), engine.Options(**arguments)
+            )
 
     def remove(self, host, owner: str, **arguments) -> engine.Outcome:
         with host.inside():

@@ -133,7 +133,7 @@ def test_objects_of_another_owner_need_its_name(b, run, name, options, command, 
     result = run(name, **options)
     assert result["failed"]
     assert "proto boot" in result["msg"]
-    assert "say protocol: 3" in result["msg"]
+    assert "set protocol: 3" in result["msg"]
     assert run(name, state="absent", **options).get("failed", False) == same
     assert listing(b) == before
     assert run(name, protocol=3, **options)["changed"]

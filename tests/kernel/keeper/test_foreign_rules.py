@@ -181,7 +181,7 @@ def test_without_a_free_priority_the_foreign_rule_is_reported(lab, host, family,
     up(host, family, "not fwmark 51820 table 51820 priority 1", NEAR[family])
     done = lab.engine.apply(host, wanted)
     assert done.changes == ()
-    assert "there is no priority free in front of it" in done.warnings[0]
+    assert "no priority is free in front of it" in done.warnings[0]
     assert outcome(lab, family) != "established"
     for found in (complaints(lab, host, tmp_path)[0], complaints(lab, host, tmp_path, wanted)[0]):
         assert (found.id, found.status) == ("rule_before", "fail")

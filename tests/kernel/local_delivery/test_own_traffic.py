@@ -249,7 +249,7 @@ def test_a_return_path_by_the_main_address_is_refused(lab, main):
         route = {"family": "ipv4", "table": 20411, "dst": "default", "via": lab["a"].ipv4}
         data = {"schema": 1, "owner": "return_path", "protocol": 202, "rules": [rule], "routes": [route]}
         if main:
-            with pytest.raises(errors.Refused, match=r"because 198.18.0.21 is the address that it uses for all else"):
+            with pytest.raises(errors.Refused, match=r"because 198.18.0.21 is its default source address"):
                 lab.engine.apply(b, data)
         else:
             lab.engine.apply(b, data)

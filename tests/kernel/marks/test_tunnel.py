@@ -81,7 +81,7 @@ def test_marks_by_interface_stay_while_the_tunnel_is_down(lab):
         b.apply(document(A))
         b.run("ip link set wg0 down")
         try:
-            b.apply(document(A), partly=True)
+            b.apply(document(A), partial=True)
             assert [mark.iif for mark in b.read().marks] == ["wg0"]
         finally:
             b.run("ip link set wg0 up")

@@ -144,7 +144,7 @@ def test_a_smaller_document_purges_only_its_own_addresses(lab, b):
 def test_an_address_that_others_added_is_refused(lab, b):
     b.run(["ip", "addr", "add", "198.18.0.121/24", "dev", "eth0"])
     before = listing(b)
-    with pytest.raises(errors.Refused, match=r"address 198\.18\.0\.121 is on this host already, and is not ours"):
+    with pytest.raises(errors.Refused, match=r"address 198\.18\.0\.121 is already on this host and not ours"):
         lab.engine.apply(b, document(lab))
     lab.engine.remove(b, "return_path")
     assert listing(b) == before

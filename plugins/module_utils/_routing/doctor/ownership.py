@@ -12,8 +12,8 @@ from typing import Any
 from ..document import formatting, schema
 from ..document.documents import Document
 from ..document.model import OWNERS, Setting
-from ..reconcile import host_state
-from ..reconcile.host_state import Host
+from ..reconcile.host import Host
+from ..reconcile.read import owned_state
 from . import rule_matching
 from .facts.model import Facts
 
@@ -29,7 +29,7 @@ def owned(host: Host, documents: Iterable[Document]) -> dict[str, dict[str, Any]
     by_owner = {name: Document(name, number) for name, number in OWNERS.items()}
     by_owner.update({document.owner: document for document in documents})
     with host.make_kernel() as kernel:
-        return {name: _sections(host_state.read(kernel, host, by_owner[name])[0]) for name in sorted(by_owner)}
+        return {name: _sections(owned_state(kernel, host, by_owner[name])[0]) for name in sorted(by_owner)}
 
 
 def _sections(state: Any) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _mask(rule: Rule) -> int:
 
 def foreign_rules(rules: Iterable[KernelObject], ours: frozenset[int]) -> list[KernelObject]:
     """Rules of other owners that have an effect, without the kernel's own; ``ours`` are our protocol numbers."""
-    return placement.others(rules, ours)
+    return placement.foreign_rules(rules, ours)
 
 
 def modelled(found: KernelObject) -> Rule:

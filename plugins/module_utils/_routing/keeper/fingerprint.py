@@ -21,7 +21,7 @@ from ..document.model import FAMILIES
 from ..errors import RoutingError
 from ..netlink import route_messages, rule_messages
 from ..netlink.messages import Netlink, attributes
-from ..reconcile.host_state import Host
+from ..reconcile.host import Host
 from .monitor import NETLINK_NETFILTER, Interest
 from .reconcile_pass import Look
 

@@ -212,7 +212,7 @@ class Keeper:
         came_or_went = earlier is not None and (
             set(earlier.waiting) - set(outcome.waiting)
             or set(earlier.retiring) - set(outcome.retiring)
-            or earlier.let_go != outcome.let_go
+            or earlier.left_out != outcome.left_out
         )
         return outcome.changed and not came_or_went and self._applied.get(owner) == self._found.documents[owner]
 

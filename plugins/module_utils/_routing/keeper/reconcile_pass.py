@@ -20,7 +20,7 @@ from ..errors import ApplyError, MissingPackage, NotReady, Refused, RoutingError
 from ..marks import iptables, nft
 from ..reconcile import engine
 from ..reconcile.engine import Host, Outcome
-from ..reconcile.plan import State
+from ..reconcile.state import State
 from .monitor import Interest
 
 
@@ -28,7 +28,7 @@ from .monitor import Interest
 class Look:
     """What one look came to. Sentences, each beginning with the owner or the file; ``watched`` is for ``interest``.
 
-    ``blocked`` cannot be applied yet, ``waiting`` is applied without for now, ``faults`` need a human. ``let_go`` is
+    ``blocked`` cannot be applied yet, ``waiting`` is applied without for now, ``faults`` need a human. ``left_out`` is
     left out while the source of a rule is an address of this host.
     ``failed`` when a document was applied in part and that was undone.
     """
@@ -38,7 +38,7 @@ class Look:
     blocked: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    let_go: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     failed: bool = False
     watched: Interest = field(default_factory=Interest)
 
@@ -49,7 +49,7 @@ class Look:
 
     @property
     def problems(self) -> list[str]:
-        return [*self.blocked, *self.waiting, *self.let_go, *self.faults]
+        return [*self.blocked, *self.waiting, *self.left_out, *self.faults]
 
     @property
     def changed(self) -> bool:
@@ -108,7 +108,7 @@ def look(documents: Documents, host: Host, check: bool = False, now: float | Non
     """
     found, now = Look(), time.time() if now is None else now
     try:
-        with engine.locked(host, check):
+        with engine.locked(host, unless=check):
             for stored in documents.load():
                 if stored.document is None:
                     found.faults += [f"{stored.path}: {error}" for error in stored.errors]
@@ -125,7 +125,8 @@ def _apply(document: Document, host: Host, check: bool, now: float, found: Look)
     found.watched |= _interest(document)
     try:
         # An empty document was stored by someone who said so; there is nobody to ask at boot.
-        outcome = engine.reconcile(document, host, check=check, allow_empty=True, now=now, have_lock=True, partly=True)
+        options = engine.Options(check=check, allow_empty=True, now=now, lock_held=True, partial=True)
+        outcome = engine.reconcile(document, host, options)
     except NotReady as error:
         found.blocked += [f"{owner}: {sentence}" for sentence in error.errors]
     except (Refused, MissingPackage) as error:
@@ -140,7 +141,7 @@ def _apply(document: Document, host: Host, check: bool, now: float, found: Look)
         found.outcomes[owner] = replace(outcome, after=State(), diff=())
         found.blocked += [f"{owner}: {sentence}" for sentence in outcome.missing]
         found.waiting += [f"{owner}: {sentence}" for sentence in outcome.waiting]
-        found.let_go += [f"{owner}: {sentence}" for sentence in outcome.let_go]
+        found.left_out += [f"{owner}: {sentence}" for sentence in outcome.left_out]
 
 
 def settings_differ(found: Look, host: Host) -> bool:

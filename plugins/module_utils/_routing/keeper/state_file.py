@@ -156,7 +156,7 @@ class Record:
 def _state(owner: str, found: Look) -> str:
     if owner in found.outcomes:
         outcome = found.outcomes[owner]
-        return "waiting" if outcome.waiting or outcome.missing or outcome.let_go else "in place"
+        return "waiting" if outcome.waiting or outcome.missing or outcome.left_out else "in place"
     return "waiting" if any(sentence.startswith(f"{owner}: ") for sentence in found.blocked) else "refused"
 
 

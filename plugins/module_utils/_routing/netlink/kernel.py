@@ -23,7 +23,7 @@ from typing import Any
 
 from ..document.model import FAMILIES, Address, KernelObject, Route, Rule
 from ..errors import MissingPackage
-from . import address_messages, link_marks, neighbour_messages, route_messages, rule_messages
+from . import address_messages, neighbour_messages, route_messages, rule_messages
 from .messages import AF, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, link_index
 from .route_messages import RTNH_F_ONLINK
 from .route_query import RouteAnswer, route_get
@@ -193,16 +193,10 @@ class Kernel:
         found = self._messages.dump(neighbour_messages.RTM_GETLINK, neighbour_messages.links())
         return dict(map(neighbour_messages.link, found))
 
-    def told_by(self, dev: str) -> str:
-        """What tells one sender on a link from another; see ``link_marks``."""
-        question = neighbour_messages.links(link_index(dev))
-        hardware, flags = neighbour_messages.kind(self._messages.get(neighbour_messages.RTM_GETLINK, question))
-        ethernet = hardware == neighbour_messages.ARPHRD_ETHER
-        if ethernet and not flags & neighbour_messages.IFF_NOARP:
-            return link_marks.MAC
-        if flags & neighbour_messages.IFF_POINTOPOINT:
-            return link_marks.LINK
-        return link_marks.DECLARED if ethernet else link_marks.NOTHING
+    def sender_identity(self, dev: str) -> str:
+        """How the senders on a link are distinguished: MAC, DECLARED_MAC, LINK or NOTHING of neighbour_messages."""
+        request = neighbour_messages.links(link_index(dev))
+        return neighbour_messages.sender_identity(self._messages.get(neighbour_messages.RTM_GETLINK, request))
 
     def on_link(self, address: str, dev: str | None = None) -> str | None:
         """The interface on which an address is a direct neighbour; None when it is behind a router, or nowhere.

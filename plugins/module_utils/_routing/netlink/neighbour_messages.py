@@ -25,34 +25,42 @@ NDA_DST, NDA_LLADDR = 1, 2
 NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 # NTF_USE makes the kernel resolve an entry as if it had a packet for it, without sending any.
 NTF_USE = 0x01
+# How the senders on a link are distinguished: by a MAC that ARP and ND find; by a MAC that has to be declared; by the
+# link, which has one other end; not at all.
+MAC, DECLARED_MAC, LINK, NOTHING = "mac", "declared", "link", "nothing"
 # family, type, index, flags, what flags to change
-LINK = struct.Struct("=BxHiII")
+LINK_BODY = struct.Struct("=BxHiII")
 # family, index, state, flags, type
-NEIGHBOUR = struct.Struct("=BxxxiHBB")
+NEIGHBOUR_BODY = struct.Struct("=BxxxiHBB")
 
 
 def links(index: int = 0) -> bytes:
     """The body of a question for one link, or for all."""
     mask = attribute(IFLA_EXT_MASK, struct.pack("=I", RTEXT_FILTER_SKIP_STATS))
-    return LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + mask
+    return LINK_BODY.pack(socket.AF_UNSPEC, 0, index, 0, 0) + mask
 
 
 def link(body: bytes) -> tuple[str, bool]:
     """(name, whether it is up)"""
-    flags = LINK.unpack_from(body)[3]
-    name = dict(attributes(body[LINK.size :]))[IFLA_IFNAME]
+    flags = LINK_BODY.unpack_from(body)[3]
+    name = dict(attributes(body[LINK_BODY.size :]))[IFLA_IFNAME]
     return name.rstrip(b"\0").decode(errors="replace"), bool(flags & IFF_UP)
 
 
-def kind(body: bytes) -> tuple[int, int]:
-    """(hardware type, flags) of a link"""
-    _family, hardware, _index, flags, _change = LINK.unpack_from(body)
-    return hardware, flags
+def sender_identity(body: bytes) -> str:
+    """How the senders on a link are distinguished: MAC, DECLARED_MAC, LINK or NOTHING."""
+    _family, hardware, _index, flags, _change = LINK_BODY.unpack_from(body)
+    ethernet = hardware == ARPHRD_ETHER
+    if ethernet and not flags & IFF_NOARP:
+        return MAC
+    if flags & IFF_POINTOPOINT:
+        return LINK
+    return DECLARED_MAC if ethernet else NOTHING
 
 
 def is_bridge(body: bytes) -> bool:
     """Whether a link is a bridge of this host."""
-    info = dict(attributes(body[LINK.size :])).get(IFLA_LINKINFO, b"")
+    info = dict(attributes(body[LINK_BODY.size :])).get(IFLA_LINKINFO, b"")
     return dict(attributes(info)).get(IFLA_INFO_KIND, b"").rstrip(b"\0") == b"bridge"
 
 
@@ -60,11 +68,11 @@ def neighbour(address: str, index: int, flags: int = 0) -> bytes:
     """The body of a question about one neighbour (Linux 5.0), or of a request to have it resolved."""
     packed = ipaddress.ip_address(address).packed
     family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
-    return NEIGHBOUR.pack(family, index, 0, flags, 0) + attribute(NDA_DST, packed)
+    return NEIGHBOUR_BODY.pack(family, index, 0, flags, 0) + attribute(NDA_DST, packed)
 
 
 def mac(body: bytes) -> str | None:
     """The MAC of a neighbour, in lower case with colons; None while it has not answered."""
-    state = NEIGHBOUR.unpack_from(body)[2]
-    address = dict(attributes(body[NEIGHBOUR.size :])).get(NDA_LLADDR, b"")
+    state = NEIGHBOUR_BODY.unpack_from(body)[2]
+    address = dict(attributes(body[NEIGHBOUR_BODY.size :])).get(NDA_LLADDR, b"")
     return address.hex(":") if state & NUD_USABLE and address else None

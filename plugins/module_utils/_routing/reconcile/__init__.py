@@ -1,7 +1,8 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From what a host has to what it must have: read, resolve, drain, plan (pure), apply, store.
+"""Bring a host to its state documents: read, resolve, drain, check for conflicts, plan, apply, store.
 
-It knows document, host, netlink and marks; the engine is its front door.
+Each step is a file, and hands a ``run.Run`` to the next one; ``engine`` calls them in order. single_object and
+single_mark use the same steps for one object. It imports document, host, netlink and marks.
 """

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Changes made one after the other, and all undone in reverse when one fails."""
+"""Make the planned changes one after the other; undo all of them in reverse when one fails."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..document import store as document_store
 from ..errors import ApplyError, RoutingError
 from ..host import files
 from ..marks import selection
 from ..netlink.kernel import NetlinkError, reason
-from .host_state import Host
-from .plan import Change
+from . import plan
+from .change import Change
+from .host import Host
+from .run import FileChange, Run
+from .state import State
 
 
 @dataclass(frozen=True)
@@ -25,26 +29,72 @@ class Step:
     undo: Callable[[], None]
 
 
-def steps(changes: Iterable[Change], kernel: Any, host: Host, owner: str, protocol: int) -> list[Step]:
-    """The plan's changes with the means to make and to undo them."""
-    pairs = {
-        "rule": (kernel.add_rule, kernel.remove_rule),
-        "address": (kernel.add_address, kernel.remove_address),
-    }
-    found = []
-    for change in changes:
-        if change.kind in pairs:
-            found.append(_object(change, *pairs[change.kind], protocol))
-        elif change.kind == "route":
-            found.append(_route(change, kernel, protocol))
-        elif change.kind == "marks":
-            found.append(marks_step(change, host, owner))
-        else:
-            found.append(_sysctl(change, kernel, host, owner))
-    return found
+def apply(run: Run, read_again: Callable[[Run], State]) -> None:
+    """Make the changes of the run, unless it is a check; then read the state again and confirm it.
+
+    ApplyError says which change failed, why, and what was left: nothing, if everything could be undone.
+    """
+    if run.options.check or not (run.changes or run.file_change):
+        return
+    steps = [_step(change, run) for change in run.changes]
+    if run.file_change:
+        steps.append(_file_step(run.file_change))
+
+    def verify() -> str | None:
+        left = plan.find_changes(run.want, read_again(run), run.options.purge)
+        sentences = "; ".join(change.sentence for change in left)
+        return f"after applying, the host still needs: {sentences}" if left else None
+
+    perform(steps, verify)
 
 
-def _object(change: Change, add: Callable[..., None], remove: Callable[..., None], protocol: int) -> Step:
+def perform(steps: Iterable[Step], verify: Callable[[], str | None]) -> None:
+    """Do all steps, then ``verify`` (a sentence when the host is not as it should be)."""
+    done: list[Step] = []
+    current = "begin"
+    try:
+        for step in steps:
+            current = step.sentence
+            step.do()
+            done.append(step)
+        current = "confirm the result"
+        wrong = verify()
+    except (NetlinkError, OSError, RoutingError) as error:
+        raise ApplyError(f"could not {current}: {reason(error)}; {_undo(done)}") from error
+    except BaseException:
+        _undo(done)  # a signal or a bug: leave nothing half done, and let it propagate
+        raise
+    if wrong:
+        raise ApplyError(f"{wrong}; {_undo(done)}")
+
+
+def _undo(done: list[Step]) -> str:
+    """Undo the steps in reverse; a sentence about what was left."""
+    left = []
+    for step in reversed(done):
+        try:
+            step.undo()
+        except (NetlinkError, OSError, RoutingError) as error:
+            left.append(f"{step.sentence} ({reason(error)})")
+    if left:
+        return f"undoing failed for: {', '.join(left)}"
+    return f"the {len(done)} changes before it were undone, nothing was left" if done else "nothing was changed"
+
+
+def _step(change: Change, run: Run) -> Step:
+    kernel, owner, protocol = run.kernel, run.document.owner, run.document.protocol
+    if change.kind == "rule":
+        return _object_step(change, kernel.add_rule, kernel.remove_rule, protocol)
+    if change.kind == "address":
+        return _object_step(change, kernel.add_address, kernel.remove_address, protocol)
+    if change.kind == "route":
+        return _route_step(change, kernel, protocol)
+    if change.kind == "marks":
+        return _marks_step(change, run.host, owner)
+    return _sysctl_step(change, kernel, run.host, owner)
+
+
+def _object_step(change: Change, add: Callable[..., None], remove: Callable[..., None], protocol: int) -> Step:
     value = change.after or change.before
 
     def present() -> None:
@@ -56,7 +106,7 @@ def _object(change: Change, add: Callable[..., None], remove: Callable[..., None
     return Step(change.sentence, present, absent) if change.after else Step(change.sentence, absent, present)
 
 
-def _route(change: Change, kernel: Any, protocol: int) -> Step:
+def _route_step(change: Change, kernel: Any, protocol: int) -> Step:
     def put(new: Any, old: Any) -> Callable[[], None]:
         if new is None:
             return lambda: kernel.remove_route(old, protocol)
@@ -65,8 +115,8 @@ def _route(change: Change, kernel: Any, protocol: int) -> Step:
     return Step(change.sentence, put(change.after, change.before), put(change.before, change.after))
 
 
-def marks_step(change: Change, host: Host, owner: str) -> Step:
-    """Give all marks of an owner to the engine that is to hold them; the undoing gives back what was where it was."""
+def _marks_step(change: Change, host: Host, owner: str) -> Step:
+    """Write all marks of an owner to the engine that is to hold them; undoing restores each engine's own."""
 
     def put(engine: str | None, values: Any, before: Any) -> Callable[[], None]:
         return lambda: selection.write(host.runner, owner, engine, values, before)
@@ -77,8 +127,8 @@ def marks_step(change: Change, host: Host, owner: str) -> Step:
     return Step(change.sentence, put(new, change.after, had), put(old, change.before, undone))
 
 
-def _sysctl(change: Change, kernel: Any, host: Host, owner: str) -> Step:
-    memory: list[str | None] = []  # as it is just before this step, not before the whole
+def _sysctl_step(change: Change, kernel: Any, host: Host, owner: str) -> Step:
+    memory: list[str | None] = []  # as it is just before this step, not before all of them
 
     def undo() -> None:
         host.sysctls.rewind(change.before, memory[0] if memory else None)
@@ -91,57 +141,20 @@ def _sysctl(change: Change, kernel: Any, host: Host, owner: str) -> Step:
         host.sysctls.hold(owner, change.after)
         if change.after.name.endswith(".accept_redirects") and change.after.value == "0":
             try:
-                # What was learnt before stays in force for 300 s otherwise.
+                # What the kernel learnt before would stay in force for up to 300 s.
                 host.sysctls.flush_redirects(change.after.name)
                 kernel.forget_redirects()
             except BaseException:
-                undo()  # a step that fails has done nothing
+                undo()  # a step that fails must have changed nothing
                 raise
 
     return Step(change.sentence, do, undo)
 
 
-def file_step(path: str, content: str | None, mode: int) -> Step:
-    """Write the file, or remove it when ``content`` is None."""
+def _file_step(change: FileChange) -> Step:
+    def put(content: str | None) -> Callable[[], None]:
+        if content is None:
+            return lambda: files.remove(change.path)
+        return lambda: files.write(change.path, content, document_store.MODE)
 
-    def put(text: str | None) -> Callable[[], None]:
-        if text is None:
-            return lambda: files.remove(path)
-        return lambda: files.write(path, text, mode)
-
-    return Step(f"{'remove' if content is None else 'write'} {path}", put(content), put(files.read(path)))
-
-
-def perform(todo: Iterable[Step], verify: Callable[[], str | None]) -> None:
-    """Do all steps, then ``verify`` (a sentence when the host is not as it should be).
-
-    ApplyError says which step failed, why, and what was left: nothing, when the undoing succeeded.
-    """
-    done: list[Step] = []
-    current = "begin"
-    try:
-        for step in todo:
-            current = step.sentence
-            step.do()
-            done.append(step)
-        current = "confirm the result"
-        wrong = verify()
-    except (NetlinkError, OSError, RoutingError) as error:
-        raise ApplyError(f"could not {current}: {reason(error)}; {_undo(done)}") from error
-    except BaseException:
-        _undo(done)  # a signal, or a fault of ours: leave nothing half done, and say what it was
-        raise
-    if wrong:
-        raise ApplyError(f"{wrong}; {_undo(done)}")
-
-
-def _undo(done: list[Step]) -> str:
-    left = []
-    for step in reversed(done):
-        try:
-            step.undo()
-        except (NetlinkError, OSError, RoutingError) as error:
-            left.append(f"{step.sentence} ({reason(error)})")
-    if left:
-        return f"undoing failed for: {', '.join(left)}"
-    return f"the {len(done)} changes before it were undone, nothing was left" if done else "nothing was changed"
+    return Step(change.sentence, put(change.after), put(change.before))

@@ -96,7 +96,7 @@ FAILURES = [
     ({}, "state is present but all of the following are missing: document"),
     ({"document": EMPTY}, "is empty and would remove all"),
     ({"document": {**EMPTY, "rules": [{}]}}, "document: rules[0].family: required\nrules[0].priority: required"),
-    ({"document": fakes.RETURN_PATH, "owner": "other"}, "owner: return_path is not the option's other"),
+    ({"document": fakes.RETURN_PATH, "owner": "other"}, "owner: return_path differs from the option owner, other"),
     ({"owner": "other", "state": "absent"}, "owner other: its protocol number is not known"),
 ]
 

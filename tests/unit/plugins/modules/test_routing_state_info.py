@@ -21,7 +21,7 @@ from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing
 @pytest.fixture
 def doctor(tmp_path, monkeypatch):
     fake = fake_doctor.FakeDoctor(tmp_path, monkeypatch)
-    monkeypatch.setattr(module.host_state, "Host", lambda runner: fake.sources.host)
+    monkeypatch.setattr(module, "Host", lambda runner: fake.sources.host)
     monkeypatch.setattr(kernel, "PYROUTE2_ERROR", None)
     fake.warnings = []
     monkeypatch.setattr(basic.AnsibleModule, "warn", lambda _module, text: fake.warnings.append(text))

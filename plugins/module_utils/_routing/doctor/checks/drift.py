@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from ...document import formatting
 from ...document.model import ip_protocol_name
 from ...netlink.route_query import RouteAnswer
-from ...reconcile.plan import Change
+from ...reconcile.change import Change
 from ..facts.model import Facts
 from ..facts.unread import require
 from ..finding import Finding, fail

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from ...document import formatting, own_traffic
 from ...document.model import MAX_U32, OWNERS, KernelObject, Rule
 from ...netlink.route_query import RouteAnswer
-from ...reconcile import host_state, placement
-from ...reconcile.plan import Foreign, conflicts
+from ...reconcile import placement
+from ...reconcile.conflicts import conflicts
+from ...reconcile.state import Foreign, desired_state
 from .. import rule_matching
 from ..facts.model import Facts
 from ..finding import Finding, fail, skip, warn
@@ -40,7 +41,7 @@ def taken(facts: Facts) -> Iterator[Finding]:
         tuple((found.value, found.protocol) for found in facts.addresses or () if found.protocol not in ours),
     )
     for document in facts.documents:
-        for conflict in conflicts(host_state.wish(document), foreign):
+        for conflict in conflicts(desired_state(document), foreign):
             yield fail(
                 document.owner,
                 conflict,
@@ -99,7 +100,7 @@ def _preceding_rule(facts: Facts, reply: Reply, found: KernelObject, what: str) 
     """The remedy depends on whether the keeper can place our rule in front of the foreign one."""
     subject = rule_matching.format_found(found)
     document = next(document for document in facts.documents if document.owner == reply.owner)
-    there = placement.placed(document.rules, facts.rules or ()) if document.owner in OWNERS else placement.Placed()
+    there = placement.place(document.rules, facts.rules or ()) if document.owner in OWNERS else placement.Placement()
     if found in there.before and there.moved:
         number = there.at(reply.rule).priority
         if facts.applied:

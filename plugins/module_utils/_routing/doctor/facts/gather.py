@@ -22,8 +22,8 @@ from ...errors import MissingPackage, NotReady, Refused, RoutingError
 from ...host import files, sysctl
 from ...host.runner import MissingCommand
 from ...marks import iptables, nft
-from ...reconcile import host_state, placement, plan
-from ...reconcile.host_state import Host
+from ...reconcile import engine, placement, plan
+from ...reconcile.host import Host
 from ..firewall import iptables_rules, nft_rules
 from ..firewall.model import Ruleset
 from . import forwarder, keeper, proc, route_lookups, systemd
@@ -230,11 +230,13 @@ def _drifts(host: Host, documents: tuple[Document, ...]) -> tuple[Drift, ...]:
 
 def _drift(host: Host, document: Document) -> Drift:
     try:
-        view = host_state.view(host, document)
+        run = engine.compare(document, host)
     except (NotReady, Refused) as error:
         return Drift(document.owner, blocked=tuple(error.errors))
     except (RoutingError, OSError) as error:
         return Drift(document.owner, blocked=(str(error),))
     # The check rule_before reports where our rules stand among foreign ones.
-    want, have = (replace(one, rules=placement.home(document.rules, one.rules)) for one in (view.want, view.have))
-    return Drift(document.owner, plan.plan(want, have), tuple(view.waiting))
+    want, have = (
+        replace(state, rules=placement.as_documented(document.rules, state.rules)) for state in (run.want, run.have)
+    )
+    return Drift(document.owner, plan.find_changes(want, have), run.waiting)

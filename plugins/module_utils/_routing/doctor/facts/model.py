@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from ...document.documents import Document
 from ...document.model import OWNERS, KernelObject
 from ...netlink.route_query import RouteAnswer
-from ...reconcile.plan import Change
+from ...reconcile.change import Change
 from ..firewall.model import Ruleset
 from ..rule_matching import Reply
 

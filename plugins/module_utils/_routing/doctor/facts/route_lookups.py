@@ -12,7 +12,7 @@ from typing import Any
 
 from ...document.documents import Document
 from ...document.model import Mark, Route, Rule
-from ...netlink import link_marks, neighbour_messages, route_query
+from ...netlink import neighbour_messages, route_query
 from ...netlink.messages import Netlink, link_index
 from ...netlink.route_query import RouteAnswer
 from .. import rule_matching
@@ -77,7 +77,8 @@ def _peer(facts: Facts, via: str, route: Route, rule: Rule, document: Document, 
     own = rule_matching.host_of(rule.src) or (towards.src if towards and dev else None)
     unmarked = ask(client)
     router = unmarked.via if unmarked and unmarked.via and unmarked.via != via and unmarked.dev == dev else None
-    has_mac = not (kernel and dev) or kernel.told_by(dev) in (link_marks.MAC, link_marks.DECLARED)
+    with_macs = (neighbour_messages.MAC, neighbour_messages.DECLARED_MAC)
+    has_mac = not (kernel and dev) or kernel.sender_identity(dev) in with_macs
     return Peer(
         name=mark.name if mark else via,
         family=route.family,

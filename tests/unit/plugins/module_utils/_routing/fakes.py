@@ -85,7 +85,7 @@ class FakeKernel:
     def links(self):
         return self.links_up
 
-    def told_by(self, dev):
+    def sender_identity(self, dev):
         return self.kinds.get(dev, "mac")
 
     def on_link(self, address, dev=None):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Address, Route, Rule
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import RoutingError
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import FakeHost
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.random_documents import any_document
@@ -43,7 +44,7 @@ class Fresh:
         self._directory.cleanup()
 
     def apply(self, data: dict, **options) -> engine.Outcome:
-        return engine.reconcile(documents.load(data), self.host.engine, allow_empty=True, **options)
+        return engine.reconcile(documents.load(data), self.host.engine, engine.Options(allow_empty=True, **options))
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,7 +96,7 @@ def test_a_failure_leaves_what_was_there(first, second, number):
         fresh.host.kernel.fail_at = calls + number
         try:
             fresh.apply(second)
-        except engine.RoutingError:
+        except RoutingError:
             assert fresh.host.snapshot() == before
         else:
             assert len(fresh.host.kernel.calls) < calls + number

@@ -45,7 +45,9 @@ class FakeDoctor:
 
     def apply(self) -> None:
         """Apply a backend's document: to the fake kernel and the store."""
-        engine.reconcile(documents.load(fakes.RETURN_PATH), self.host.engine, directory=str(self.stored))
+        engine.reconcile(
+            documents.load(fakes.RETURN_PATH), self.host.engine, engine.Options(directory=str(self.stored))
+        )
 
     def _run(self, argv, stdin=None):
         line = " ".join(argv)

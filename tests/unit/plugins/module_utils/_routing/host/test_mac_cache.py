@@ -125,5 +125,5 @@ def test_a_dry_run_remembers_nothing(host, path):
     host.kernel.neighbours[A] = NEW
     host.engine = engine.Host(**{**host.engine.__dict__, "macs": Macs(str(path))})
     data = {**RETURN_PATH, "marks": [mark("a", 11, A)]}
-    engine.reconcile(documents.load(data), host.engine, check=True)
+    engine.reconcile(documents.load(data), host.engine, engine.Options(check=True))
     assert not path.exists()

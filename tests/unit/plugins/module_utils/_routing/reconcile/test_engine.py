@@ -29,7 +29,9 @@ def directory(tmp_path):
 
 
 def apply(host, data=None, **options):
-    return engine.reconcile(documents.load(RETURN_PATH if data is None else data), host.engine, **options)
+    return engine.reconcile(
+        documents.load(RETURN_PATH if data is None else data), host.engine, engine.Options(**options)
+    )
 
 
 def variant(section: str, **values) -> dict:
@@ -115,7 +117,7 @@ def test_an_empty_document_needs_a_word(host):
 
 def test_another_owners_protocol_is_refused(host, directory):
     apply(host, {**RETURN_PATH, "owner": "mine", "protocol": 210}, directory=directory)
-    with pytest.raises(errors.Refused, match="protocol: 210 is already that of owner mine"):
+    with pytest.raises(errors.Refused, match="protocol: 210 already belongs to owner mine"):
         apply(host, {**RETURN_PATH, "owner": "yours", "protocol": 210}, directory=directory)
 
 
@@ -379,7 +381,7 @@ def test_rules_that_had_to_move_are_those_of_the_document(host, directory):
 
     done = apply(host, directory=directory, drain=60, now=1000.0)
     assert (priorities(), done.retiring) == ([1097, 1098], ())
-    assert "the rules of return_path stand at priority 1097 and 1098, in front of `ip rule 1099: " in done.warnings[0]
+    assert "the rules of return_path are at priority 1097 and 1098, in front of `ip rule 1099: " in done.warnings[0]
     assert not apply(host, directory=directory, drain=60, now=1001.0).changed
     host.kernel.held_rules.remove(other)
     done = apply(host, directory=directory, drain=60, now=1002.0)

@@ -65,21 +65,21 @@ PLACES = {
 
 @pytest.mark.parametrize(("rules", "foreign", "expected"), PLACES.values(), ids=PLACES)
 def test_places(rules, foreign, expected):
-    found = placement.placed(rules, [LOCAL, *foreign])
+    found = placement.place(rules, [LOCAL, *foreign])
     there = [found.at(rule).priority for rule in rules]
     assert there == (expected or [1100, 1101])
-    told = placement.sentences(found, "return_path")
+    told = placement.warnings(found, "return_path")
     assert bool(told) == (expected is None or there != [rule.priority for rule in rules] or bool(found.blocking))
-    assert placement.home(rules, [found.at(rule) for rule in rules]) == tuple(rules)
+    assert placement.as_documented(rules, [found.at(rule) for rule in rules]) == tuple(rules)
 
 
 def test_what_retires_stays_where_it_is():
     leaving = replace(LOOKUP, retiring=True, fwmark=12)
-    found = placement.placed([*WAY_BACK, leaving], WG_QUICK)
+    found = placement.place([*WAY_BACK, leaving], WG_QUICK)
     assert leaving not in found.moved
 
 
 def test_a_place_does_not_depend_on_where_ours_stand():
     """Else two looks would give two answers."""
     ours = [KernelObject(replace(rule, priority=number), 202, "ipv4") for rule, number in zip(WAY_BACK, (1096, 1097))]
-    assert placement.placed(WAY_BACK, [LOCAL, *ours, *WG_QUICK]).moved == placement.placed(WAY_BACK, WG_QUICK).moved
+    assert placement.place(WAY_BACK, [LOCAL, *ours, *WG_QUICK]).moved == placement.place(WAY_BACK, WG_QUICK).moved

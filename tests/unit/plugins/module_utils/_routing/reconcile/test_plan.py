@@ -18,7 +18,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.m
     Sysctl,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import plan
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.plan import Foreign, State
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.conflicts import conflicts
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.difference import difference
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.state import Foreign, State
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,11 +37,11 @@ HELD = State((LOOKUP, GUARD), (ROUTE,), (MARK,), (Setting(REDIRECTS.name, "0", T
 
 
 def steps(want: State, have: State, purge: bool = True) -> list[tuple[str, str]]:
-    return [(change.verb, change.kind) for change in plan.plan(want, have, purge)]
+    return [(change.verb, change.kind) for change in plan.find_changes(want, have, purge)]
 
 
 def sentences(want: State, have: State, purge: bool = True) -> list[str]:
-    return [change.sentence for change in plan.plan(want, have, purge)]
+    return [change.sentence for change in plan.find_changes(want, have, purge)]
 
 
 def test_adding_begins_with_the_guard_and_ends_with_the_marks_and_what_they_load():
@@ -111,13 +113,13 @@ def test_retiring_objects_are_never_added():
 
 def test_a_retiring_mark_stays_beside_a_new_one():
     new = Mark("a2", 12, 255, ("02:00:00:00:00:12",))
-    (change,) = plan.plan(State(marks=(*RETIRING.marks, new)), State(marks=(MARK,)))
+    (change,) = plan.find_changes(State(marks=(*RETIRING.marks, new)), State(marks=(MARK,)))
     assert change.after == (MARK, new)
 
 
 def test_a_retiring_mark_does_not_keep_the_mac_of_another_id():
     new = Mark("a", 12, 255, MARK.macs)
-    (change,) = plan.plan(State(marks=(*RETIRING.marks, new)), State(marks=(MARK,)))
+    (change,) = plan.find_changes(State(marks=(*RETIRING.marks, new)), State(marks=(MARK,)))
     assert change.after == (replace(MARK, macs=()), new)
 
 
@@ -146,7 +148,7 @@ def test_a_damaged_table_is_written_anew(have, verb):
 
 def test_a_retiring_mark_gives_its_interface_to_the_new_one():
     old, new = Mark("up", 12, 255, iif="eth1"), Mark("up", 13, 255, iif="eth1")
-    (change,) = plan.plan(State(marks=(replace(old, retiring=True), new)), State(marks=(old,)))
+    (change,) = plan.find_changes(State(marks=(replace(old, retiring=True), new)), State(marks=(old,)))
     assert change.after == (replace(old, iif=None), new)
 
 
@@ -161,15 +163,15 @@ MOVES = [
 @pytest.mark.parametrize(("held", "wanted", "sentences"), MOVES)
 def test_marks_move_to_the_engine_that_is_wanted(held, wanted, sentences):
     have, want = State(marks=(MARK,), engine=held), State(marks=(MARK,), engine=wanted)
-    changes = plan.plan(want, have)
+    changes = plan.find_changes(want, have)
     assert [change.sentence for change in changes] == sentences
     after = plan.predict(have, changes)
     assert after.engine == (wanted or held)
-    assert bool(plan.diff(have, after)["before"] != plan.diff(have, after)["after"]) == bool(sentences)
+    assert bool(difference(have, after)) == bool(sentences)
 
 
 def test_without_marks_no_engine_is_wanted():
-    assert not plan.plan(State(engine="iptables"), State(engine="nftables"))
+    assert not plan.find_changes(State(engine="iptables"), State(engine="nftables"))
 
 
 def test_an_empty_leftover_table_is_removed():
@@ -191,8 +193,8 @@ def test_a_wanted_setting(found, expected):
 
 GIVEN_UP = [
     (Setting("a.b", "0", True, "1"), "restore sysctl a.b: 0 -> 1"),
-    (Setting("a.b", "0", True, "0"), "give up sysctl a.b (stays 0)"),
-    (Setting("a.b", "0", True, None), "give up sysctl a.b (stays 0)"),
+    (Setting("a.b", "0", True, "0"), "release sysctl a.b (stays 0)"),
+    (Setting("a.b", "0", True, None), "release sysctl a.b (stays 0)"),
     (Setting("a.b", "0"), None),
 ]
 
@@ -204,7 +206,7 @@ def test_a_setting_given_up(found, expected):
 
 
 def test_the_difference_reads_like_ip():
-    shown = plan.diff(FRESH, plan.predict(FRESH, plan.plan(WANT, FRESH)))
+    shown = difference(FRESH, plan.predict(FRESH, plan.find_changes(WANT, FRESH)))
     assert shown["before"] == "sysctl net.ipv4.conf.all.accept_redirects = 1\n"
     assert shown["after"].splitlines() == [
         "ip addr 198.18.0.121 dev eth0",
@@ -224,10 +226,10 @@ CONFLICTS = [
     (Foreign(((replace(LOOKUP, priority=1099), 150),)), []),
     (Foreign(((replace(LOOKUP, fwmask=0xFF0F), 150),)), []),
     (Foreign((), (FOREIGN_ROUTE, FOREIGN_ROUTE)), ["table 20111 already holds routes of another owner (proto static)"]),
-    (Foreign(addresses=((ADDRESS, 0),)), ["address 198.18.0.121 is on this host already, and is not ours (dev eth0, "
+    (Foreign(addresses=((ADDRESS, 0),)), ["address 198.18.0.121 is already on this host and not ours (dev eth0, "
                                           "set by another tool)"]),
-    (Foreign(addresses=((replace(ADDRESS, dev="eth1"), 201),)), ["address 198.18.0.121 is on this host already, and is "
-                                                                 "not ours (dev eth1, owner local_delivery"]),
+    (Foreign(addresses=((replace(ADDRESS, dev="eth1"), 201),)), ["address 198.18.0.121 is already on this host and not "
+                                                                 "ours (dev eth1, owner local_delivery"]),
     (Foreign(addresses=((Address("ipv4", "198.18.0.122", "eth0"), 0),)), []),
     (Foreign((), (("ipv6", *FOREIGN_ROUTE[1:]),)), []),
 ]  # fmt: skip
@@ -235,13 +237,13 @@ CONFLICTS = [
 
 @pytest.mark.parametrize(("foreign", "expected"), CONFLICTS)
 def test_conflicts(foreign, expected):
-    errors = plan.conflicts(WANT, foreign)
+    errors = conflicts(WANT, foreign)
     assert len(errors) == len(expected)
     assert all(error.startswith(start) for error, start in zip(errors, expected))
 
 
 def test_what_is_retiring_conflicts_with_nothing():
-    assert plan.conflicts(RETIRING, Foreign(((LOOKUP, 150),), (FOREIGN_ROUTE,))) == []
+    assert conflicts(RETIRING, Foreign(((LOOKUP, 150),), (FOREIGN_ROUTE,))) == []
 
 
 # --- for any two sets
@@ -312,7 +314,7 @@ def active(objects: tuple) -> dict:
 @untimed
 @given(wanted, held, st.booleans())
 def test_after_the_plan_the_host_is_as_wanted(want, have, purge):
-    after = plan.predict(have, plan.plan(want, have, purge))
+    after = plan.predict(have, plan.find_changes(want, have, purge))
     for section in ("rules", "routes", "marks", "addresses"):
         wanted_objects, before, found = getattr(want, section), getattr(have, section), getattr(after, section)
         retiring = {value.key for value in wanted_objects if value.retiring}
@@ -330,15 +332,15 @@ def test_after_the_plan_the_host_is_as_wanted(want, have, purge):
 @untimed
 @given(wanted, held, st.booleans())
 def test_the_second_plan_is_empty(want, have, purge):
-    after = plan.predict(have, plan.plan(want, have, purge))
-    assert plan.plan(want, after, purge) == ()
+    after = plan.predict(have, plan.find_changes(want, have, purge))
+    assert plan.find_changes(want, after, purge) == ()
 
 
 @untimed
 @given(wanted, held, st.booleans())
 def test_at_no_moment_is_a_wanted_rule_without_its_guard_or_route(want, have, purge):
     """Step by step: what was looked up before and is wanted after is never missing in between."""
-    changes = plan.plan(want, have, purge)
+    changes = plan.find_changes(want, have, purge)
     stays = {route.key for route in have.routes} & set(active(want.routes))
     through = {rule for rule in have.rules if rule in active(want.rules).values()}
     state = have
@@ -356,6 +358,6 @@ def test_at_no_moment_is_a_wanted_rule_without_its_guard_or_route(want, have, pu
 def test_only_the_owned_set_is_touched(want, have, purge):
     """Every object a change removes or replaces was in the owned set that was read: foreign ones cannot be named."""
     owned = {*have.rules, *have.routes, *have.addresses}
-    for change in plan.plan(want, have, purge):
+    for change in plan.find_changes(want, have, purge):
         if change.kind in ("rule", "route", "address") and change.before is not None:
             assert change.before in owned

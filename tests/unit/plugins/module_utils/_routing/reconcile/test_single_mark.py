@@ -81,7 +81,7 @@ def test_what_is_wrong_is_told_by_the_options_name(options, sentence):
 
 
 @pytest.mark.parametrize(("owner", "sentence"), [
-    ("return_path", "owner: the marks of return_path are those of its document"),
+    ("return_path", "owner: the marks of return_path come from its document"),
     ("Mine", "owner: 'Mine' is not an owner"),
 ])  # fmt: skip
 def test_an_owner_that_cannot_be(owner, sentence):
@@ -113,10 +113,10 @@ def test_check_mode_foretells(host):
 
 
 REFUSED = [
-    ({"name": "lb9"}, "id: is already that of mark lb1 of owner packet_mark"),
-    ({"name": "lb9", "id": "0x500"}, "mac: is already that of mark lb1 of owner packet_mark"),
+    ({"name": "lb9"}, "id: already used by mark lb1 of owner packet_mark"),
+    ({"name": "lb9", "id": "0x500"}, "mac: already used by mark lb1 of owner packet_mark"),
     ({"name": "lb9", "mask": "0xfff", "id": "1", "mac": ["02:00:00:00:00:99"]}, "mask: 0xfff differs from 0xff00 of"),
-    ({"name": "up2", "id": "0x500", "mac": None, "iif": "lo"}, "iif: is already that of mark up"),
+    ({"name": "up2", "id": "0x500", "mac": None, "iif": "lo"}, "iif: already used by mark up"),
     ({"name": "up2", "id": "0x500", "mac": None, "iif": "eth9"}, "iif: this host has no interface eth9"),
 ]
 
@@ -137,7 +137,7 @@ def test_without_any_engine_the_package_is_named(host):
     mark = single_mark.read(ONE)
     outcome = single_mark.ensure("lb1", mark, host.engine, owner="packet_mark", check=True)
     assert outcome.changed
-    assert "compared with an owner without marks" in outcome.warnings[0]
+    assert "the owner is assumed to have no marks" in outcome.warnings[0]
     assert not absent(host, "lb1").changed
 
 

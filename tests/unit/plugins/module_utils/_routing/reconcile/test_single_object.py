@@ -51,7 +51,7 @@ def test_only_the_interface_is_filled_in(host):
 
 
 OTHERS = [
-    (RULE, [(RULE, 150)], [], "belongs to proto 150; remove it there, or say protocol: 150 to manage it here"),
+    (RULE, [(RULE, 150)], [], "belongs to proto 150; remove it there, or set protocol: 150 to manage it here"),
     (RULE, [(RULE, 202)], [], "belongs to owner return_path (proto 202); remove it there"),
     (ROUTE, [], [(ROUTE, 4)], "belongs to proto static"),
     (ROUTE, [], [(Route("ipv4", 100, "10.0.0.0/8", dev="eth0"), 4)], "table 100 already holds routes of another owner"),
@@ -100,5 +100,5 @@ def test_without_pyroute2(host):
     with pytest.raises(errors.MissingPackage):
         ensure(host, RULE)
     outcome = ensure(host, RULE, check=True)
-    assert (outcome.changed, "the object was taken for absent" in outcome.warnings[0]) == (True, True)
+    assert (outcome.changed, "the object is assumed to be absent" in outcome.warnings[0]) == (True, True)
     assert not ensure(host, RULE, check=True, present=False).changed

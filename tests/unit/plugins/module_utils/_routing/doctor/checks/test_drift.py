@@ -18,7 +18,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.m
     Sysctl,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.plan import Change
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.change import Change
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
 from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import (

@@ -121,7 +121,7 @@ def test_an_error_while_comparing_a_document_with_the_host_is_the_reason_it_is_b
     def refuse(*_arguments):
         raise MissingPackage("nftables", "marks need the command nft")
 
-    monkeypatch.setattr(gather.host_state, "view", refuse)
+    monkeypatch.setattr(gather.engine, "compare", refuse)
     assert gather.gather(host.sources).drift[0].blocked == ("marks need the command nft: install the package nftables",)
 
 

@@ -18,8 +18,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.m
     Rule,
     Setting,
 )
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import draining
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.plan import State
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import drain
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.state import State
 
 LOOKUP = Rule("ipv4", 1100, table=20112, fwmark=12, fwmask=255)
 GUARD = Rule("ipv4", 1101, action="unreachable", fwmark=12, fwmask=255)
@@ -34,7 +34,7 @@ NEW = replace(EMPTY, marks=(Mark("a", 11, 255, ("02:00:00:00:00:11",), ("198.18.
 
 
 def objects(found: Document) -> list:
-    return [value for section in draining.SECTIONS for value in getattr(found, section)]
+    return [value for section in drain.SECTIONS for value in getattr(found, section)]
 
 
 def counting(**counts: int | None):
@@ -42,7 +42,7 @@ def counting(**counts: int | None):
 
 
 def test_all_that_is_lacking_retires():
-    begun = draining.begin(NEW, HAVE, None, 1000.9)
+    begun = drain.begin(NEW, HAVE, None, 1000.9)
     assert set(objects(begun)) == {
         *objects(NEW),
         LOOKUP,
@@ -53,8 +53,8 @@ def test_all_that_is_lacking_retires():
         replace(MARK, macs=()),
         ADDRESS,
     }
-    assert {value.retire_at for value in draining.leaving(begun)} == {1000}
-    assert len(draining.leaving(begun)) == 7
+    assert {value.retire_at for value in drain.retiring_until(begun)} == {1000}
+    assert len(drain.retiring_until(begun)) == 7
     assert documents.dump(documents.load(documents.dump(begun))) == documents.dump(begun), "it can be stored"
 
 
@@ -62,20 +62,20 @@ def test_what_is_named_does_not_retire():
     named = replace(
         EMPTY, rules=(replace(LOOKUP, table=7),), routes=(replace(ROUTE, via="198.18.0.99"),), marks=(MARK,)
     )
-    begun = draining.begin(named, HAVE, None, 1000)
-    assert set(draining.leaving(begun)) == {GUARD, BY_SOURCE, SHARED, ADDRESS}
+    begun = drain.begin(named, HAVE, None, 1000)
+    assert set(drain.retiring_until(begun)) == {GUARD, BY_SOURCE, SHARED, ADDRESS}
 
 
 def test_the_time_is_not_put_off():
     stored = replace(EMPTY, rules=(replace(LOOKUP, retiring=True, retire_at=500), replace(GUARD, retiring=True)))
-    begun = draining.begin(EMPTY, State((LOOKUP, GUARD)), stored, 1000)
+    begun = drain.begin(EMPTY, State((LOOKUP, GUARD)), stored, 1000)
     assert {value: value.retire_at for value in begun.rules} == {LOOKUP: 500, GUARD: 1000}
 
 
 def test_a_mark_under_another_mask_is_kept_too():
     other = replace(EMPTY, marks=(Mark("a", 0x1100, 0xFF00, via=("198.18.0.11",)),))
-    begun = draining.begin(other, State(marks=(MARK,)), None, 1000)
-    assert draining.leaving(begun) == [replace(MARK, macs=())]
+    begun = drain.begin(other, State(marks=(MARK,)), None, 1000)
+    assert drain.retiring_until(begun) == [replace(MARK, macs=())]
     assert set(documents.load(documents.dump(begun)).marks) == set(begun.marks)
 
 
@@ -89,10 +89,10 @@ ODD = [
 @pytest.mark.parametrize("have", ODD)
 def test_what_no_document_can_have_does_not_retire(have):
     """Somebody made it under our number; stored, it would make the whole document a faulty one."""
-    assert draining.begin(EMPTY, have, None, 1000) == EMPTY
+    assert drain.begin(EMPTY, have, None, 1000) == EMPTY
 
 
-BEGUN = draining.begin(EMPTY, HAVE, None, 1000)
+BEGUN = drain.begin(EMPTY, HAVE, None, 1000)
 WITH_ID = {LOOKUP, GUARD, ROUTE, replace(MARK, macs=())}
 WITHOUT_ID = {BY_SOURCE, SHARED, ADDRESS}
 DUE = [
@@ -105,72 +105,72 @@ DUE = [
 
 @pytest.mark.parametrize(("now", "counts", "left"), DUE)
 def test_what_is_due(now, counts, left):
-    assert set(objects(draining.due(BEGUN, now, counting(**counts)))) == left
+    assert set(objects(drain.without_expired(BEGUN, now, counting(**counts)))) == left
 
 
 def test_a_table_that_two_ids_look_up_stays_for_the_other():
     both = replace(
         EMPTY, rules=(LOOKUP, replace(LOOKUP, fwmark=13)), routes=(replace(ROUTE, retiring=True, retire_at=9),)
     )
-    assert draining.due(both, 5, counting(m12=0, m13=1)).routes
-    assert not draining.due(both, 5, counting(m12=0, m13=0)).routes
+    assert drain.without_expired(both, 5, counting(m12=0, m13=1)).routes
+    assert not drain.without_expired(both, 5, counting(m12=0, m13=0)).routes
 
 
 def test_what_conntrack_does_not_know_stays_for_the_whole_time():
     single = replace(MARK, conntrack=False)
-    begun = draining.begin(EMPTY, replace(HAVE, marks=(single,)), None, 1000)
+    begun = drain.begin(EMPTY, replace(HAVE, marks=(single,)), None, 1000)
     assert {LOOKUP, GUARD, ROUTE, replace(single, macs=())} <= set(
-        draining.leaving(draining.due(begun, 999, counting(m12=0)))
+        drain.retiring_until(drain.without_expired(begun, 999, counting(m12=0)))
     )
-    assert draining.leaving(draining.due(begun, 1000, counting(m12=0))) == []
+    assert drain.retiring_until(drain.without_expired(begun, 1000, counting(m12=0))) == []
 
 
 def test_a_mark_without_next_hop_retires_and_can_be_stored():
-    begun = draining.begin(NEW, State(marks=(replace(MARK, via=()),)), None, 1000)
+    begun = drain.begin(NEW, State(marks=(replace(MARK, via=()),)), None, 1000)
     assert documents.load(documents.dump(begun)).marks == begun.marks
 
 
 def test_before_it_is_settled_nothing_leaves_early():
-    begun = draining.begin(EMPTY, HAVE, None, 1000, 500)
+    begun = drain.begin(EMPTY, HAVE, None, 1000, 500)
     assert begun.settle_at == 500
-    assert draining.due(begun, 499, counting()) == begun
-    assert set(objects(draining.due(begun, 500, counting()))) == WITHOUT_ID
-    assert draining.due(begun, 1000, counting()) == EMPTY
+    assert drain.without_expired(begun, 499, counting()) == begun
+    assert set(objects(drain.without_expired(begun, 500, counting()))) == WITHOUT_ID
+    assert drain.without_expired(begun, 1000, counting()) == EMPTY
 
 
 def test_settling_begins_anew_only_with_what_is_new():
-    begun = draining.begin(EMPTY, HAVE, None, 1000, 500)
-    assert draining.begin(EMPTY, HAVE, begun, 1100, 600) == begun
+    begun = drain.begin(EMPTY, HAVE, None, 1000, 500)
+    assert drain.begin(EMPTY, HAVE, begun, 1100, 600) == begun
     more = replace(HAVE, rules=(*HAVE.rules, replace(LOOKUP, fwmark=13)))
-    assert draining.begin(EMPTY, more, begun, 1100, 600).settle_at == 600
+    assert drain.begin(EMPTY, more, begun, 1100, 600).settle_at == 600
 
 
 def test_a_setting_stays_as_long_as_what_it_is_for():
     held = Setting("net.ipv4.tcp_fwmark_accept", "1", held=True, restore="0")
-    begun = draining.begin(EMPTY, State(sysctls=(held, Setting("net.ipv4.ip_forward", "0"))), None, 1000)
+    begun = drain.begin(EMPTY, State(sysctls=(held, Setting("net.ipv4.ip_forward", "0"))), None, 1000)
     assert [(one.name, one.value, one.retiring) for one in begun.sysctls] == [(held.name, "1", True)]
-    assert draining.due(begun, 999, counting()).sysctls
-    assert not draining.due(begun, 1000, counting()).sysctls
+    assert drain.without_expired(begun, 999, counting()).sysctls
+    assert not drain.without_expired(begun, 1000, counting()).sysctls
 
 
 def test_without_a_time_nothing_is_due():
     for_ever = replace(EMPTY, rules=(replace(LOOKUP, retiring=True),))
-    assert draining.due(for_ever, 10**12, counting()) == for_ever
-    assert draining.next_look(for_ever, 0) is None
+    assert drain.without_expired(for_ever, 10**12, counting()) == for_ever
+    assert drain.next_due(for_ever, 0) is None
 
 
 def test_each_id_is_counted_once():
     asked = []
-    draining.due(BEGUN, 5, lambda mark, mask: asked.append((mark, mask)))
+    drain.without_expired(BEGUN, 5, lambda mark, mask: asked.append((mark, mask)))
     assert asked == [(12, 255)]
 
 
 @pytest.mark.parametrize(("now", "expected"), [(0, 5.0), (997, 3.0), (1001, 0.0)])
 def test_when_to_look_again(now, expected):
-    assert draining.next_look(BEGUN, now) == expected
+    assert drain.next_due(BEGUN, now) == expected
 
 
 def test_the_wanted_state_has_what_still_retires():
     kept = State((replace(LOOKUP, fwmark=11), replace(GUARD, retiring=True)))
-    found = draining.wanted(kept, replace(EMPTY, rules=(replace(LOOKUP, retiring=True),)))
+    found = drain.with_retiring(kept, replace(EMPTY, rules=(replace(LOOKUP, retiring=True),)))
     assert [(rule.fwmark, rule.retiring) for rule in found.rules] == [(11, False), (12, True)]

@@ -7,7 +7,12 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Mark
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import Refused
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import link_marks
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.neighbour_messages import (
+    DECLARED_MAC,
+    LINK,
+    NOTHING,
+)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import resolve_links
 
 from ..fakes import FakeKernel
 
@@ -18,24 +23,24 @@ DECLARED = Mark("a", 11, 255, ("02:00:00:00:00:11",), ("198.18.0.11",))
 def kernel(**kinds: str) -> FakeKernel:
     made = FakeKernel()
     made.near = {"10.8.0.1": "wg0", "fd00:8::1": "wg0", "10.8.0.3": "wg0", "198.18.0.11": "eth0"}
-    made.kinds = {"wg0": link_marks.LINK, **kinds}
+    made.kinds = {"wg0": LINK, **kinds}
     return made
 
 
-def test_a_proxy_behind_a_point_to_point_link_is_told_by_it():
-    assert [mark.iif for mark in link_marks.resolve(kernel(), (A, DECLARED))] == ["wg0", None]
+def test_a_proxy_behind_a_point_to_point_link_is_recognised_by_the_link():
+    assert [mark.iif for mark in resolve_links.resolve(kernel(), (A, DECLARED))] == ["wg0", None]
 
 
-def test_one_whose_link_is_not_there_is_left_as_it_is():
+def test_a_mark_stays_unchanged_while_its_link_is_missing():
     made = kernel()
     made.near = {}
-    assert link_marks.resolve(made, (A,)) == (A,)
+    assert resolve_links.resolve(made, (A,)) == (A,)
 
 
 REFUSED = [
     ("two proxies", (A, A2), {}, {}, "proxies a and a2 are both behind wg0, which has no MAC addresses"),
-    ("several ends", (A,), {"wg0": link_marks.NOTHING}, {}, "wg0 has no MAC addresses, and more than one other end"),
-    ("no ARP", (A,), {"wg0": link_marks.DECLARED}, {}, "wg0 does not use ARP, so the MAC of proxy a"),
+    ("several ends", (A,), {"wg0": NOTHING}, {}, "wg0 has no MAC addresses and more than one other end"),
+    ("no ARP", (A,), {"wg0": DECLARED_MAC}, {}, "wg0 does not use ARP, so the MAC of proxy a"),
     ("a link a family", (A,), {}, {"fd00:8::1": "eth0"}, "proxy a is behind eth0 and wg0, and wg0 has no MAC"),
 ]
 
@@ -43,9 +48,9 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("marks", "kinds", "near", "words"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
 )
-def test_what_tells_no_proxy_is_refused(marks, kinds, near, words):
+def test_a_link_that_cannot_distinguish_proxies_is_refused(marks, kinds, near, words):
     made = kernel(**kinds)
     made.near.update(near)
     with pytest.raises(Refused, match=words) as refusal:
-        link_marks.resolve(made, marks)
+        resolve_links.resolve(made, marks)
     assert "return_path_strategy: address" in str(refusal.value)

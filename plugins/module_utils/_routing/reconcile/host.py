@@ -1,0 +1,39 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Access to a host: commands, sysctls, the kernel, connection counts, the lock, the MAC cache. Tests replace each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..host import files, runner
+from ..host.mac_cache import Macs
+from ..host.sysctl import Sysctls
+from ..netlink import conntrack
+from ..netlink.kernel import Kernel
+
+# How long a proxy may take to answer ARP or ND: the kernel asks three times, one second apart (neigh/mcast_solicit).
+NEIGHBOUR_WAIT = 2.0
+
+
+@dataclass(frozen=True)
+class Host:
+    runner: runner.Runner = runner.run
+    sysctls: Sysctls = field(default_factory=Sysctls)
+    make_kernel: Callable[[], Any] = Kernel
+    # (mark, mask) -> number of connections, None where it cannot be read
+    count_connections: Callable[[int, int], Any] = conntrack.count
+    lock: str = files.LOCK
+    # seconds
+    neighbour_wait: float = NEIGHBOUR_WAIT
+    macs: Macs = field(default_factory=Macs)
+
+
+def locked(host: Host, unless: bool) -> contextlib.AbstractContextManager[None]:
+    """Hold the host's lock; ``unless`` nothing is changed, or the caller holds it already."""
+    return contextlib.nullcontext() if unless else files.locked(host.lock)
