@@ -1,9 +1,9 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The ``l4proxy`` command. Every subcommand imports its engine when it runs and not before.
+"""The ``l4proxy`` command. Each subcommand imports its engine only when it runs.
 
-No module imports this file: AnsiballZ would follow the imports and ship both engines with each task.
+No Ansible module may import this file: AnsiballZ would follow the imports and ship both engines with each task.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def _top(arguments: argparse.Namespace) -> int:
     return cli_views.run(lambda: cli_views.top(path, arguments.interval))
 
 
-def _order(arguments: argparse.Namespace) -> int:
+def _set_backend_state(arguments: argparse.Namespace) -> int:
     from ._forwarder.admin import cli_views, client
 
-    path, service = arguments.socket or client.default_socket(), arguments.service
+    path = arguments.socket or client.default_socket()
+    service = None if arguments.service == EVERY_SERVICE else arguments.service
     wait = arguments.timeout if getattr(arguments, "wait", False) else None
-    everywhere = None if service == EVERY_SERVICE else service
-    return cli_views.run(lambda: cli_views.order(path, arguments.command, arguments.backend, everywhere, wait))
+    return cli_views.run(lambda: cli_views.set_backend_state(path, arguments.command, arguments.backend, service, wait))
 
 
 def _keep(arguments: argparse.Namespace) -> int:
@@ -89,8 +89,8 @@ def _endpoint(text: str) -> tuple[str, int]:
     return host, port
 
 
-def _resolved(host: str, source: str) -> str:
-    """Return the address of ``host`` in the family of ``source``."""
+def _resolve(host: str, source: str) -> str:
+    """Return the address of ``host`` in the family of ``source``; raise OSError."""
     from ._shared.families import socket_family_of
 
     return str(socket.getaddrinfo(host, None, socket_family_of(source), socket.SOCK_STREAM)[0][4][0])
@@ -101,10 +101,10 @@ def _probe(arguments: argparse.Namespace) -> int:
 
     host, port = arguments.target
     try:
-        address = _resolved(host, arguments.source)
+        address = _resolve(host, arguments.source)
     except OSError as error:
         sys.stderr.write(
-            f"l4proxy probe: {host} has no address of the family of --source {arguments.source}: {error}\n"
+            f"l4proxy probe: {host} has no address in the family of --source {arguments.source}: {error}\n"
         )
         return EXIT_USAGE
     verdict = engine.probe(engine.Target(address, port, arguments.source), arguments.timeout)
@@ -124,81 +124,96 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="l4proxy", description="IP-transparent layer-4 reverse proxy")
     parser.add_argument("--version", action="version", version=f"l4proxy {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_forwarder_commands(commands)
+    _add_admin_commands(commands)
+    _add_host_commands(commands)
+    return parser
 
-    forward = commands.add_parser("forward", help="run the forwarder (what the systemd unit does)")
+
+def _add_forwarder_commands(commands: Any) -> None:
+    """Add the commands that run, check and reload the forwarder."""
+    forward = commands.add_parser("forward", help="run the forwarder in the foreground (the systemd unit does this)")
     forward.add_argument("--config", default=CONFIG, metavar="FILE", help="default: %(default)s")
     forward.set_defaults(run=_forward)
 
-    check_command = commands.add_parser("check", help="say everything that is wrong with a forwarder config")
-    check_command.add_argument("file", nargs="?", default=CONFIG, metavar="FILE", help="default: %(default)s")
-    check_command.set_defaults(run=_check)
+    check = commands.add_parser("check", help="check a forwarder config and print every error in it")
+    check.add_argument("file", nargs="?", default=CONFIG, metavar="FILE", help="default: %(default)s")
+    check.set_defaults(run=_check)
 
-    reload_command = commands.add_parser("reload", help="make the running forwarder load config and archive anew")
-    reload_command.add_argument(
-        "--wait", action="store_true", help="return when the new generation serves, or say why not"
+    reload = commands.add_parser("reload", help="load the installed config and archive without losing a connection")
+    reload.add_argument("--wait", action="store_true", help="wait until the reload has succeeded or failed")
+    reload.set_defaults(run=_reload)
+
+
+def _add_admin_commands(commands: Any) -> None:
+    """Add the commands that talk to the forwarder's admin socket."""
+    status = commands.add_parser("status", help="show services, backends and workers of the running forwarder")
+    status.add_argument("--json", action="store_true", help="print the status document as JSON")
+    status.set_defaults(run=_status)
+
+    top = commands.add_parser("top", help="show `status` continuously")
+    top.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="default: %(default)s")
+    top.set_defaults(run=_top)
+
+    states = {
+        "drain": "give a backend no new connections; its open connections continue",
+        "maintenance": "like drain, but `status` shows the backend in maintenance",
+        "ready": "give a backend new connections again",
+    }
+    parsers = {name: commands.add_parser(name, help=text) for name, text in states.items()}
+    for parser in parsers.values():
+        parser.add_argument("service", metavar="SERVICE", help=f"name of the service, or {EVERY_SERVICE}")
+        parser.add_argument("backend", metavar="BACKEND", help="name of the backend")
+        parser.set_defaults(run=_set_backend_state)
+    for name in ("drain", "maintenance"):
+        parsers[name].add_argument("--wait", action="store_true", help="wait until the backend has no connections left")
+        parsers[name].add_argument(
+            "--timeout", type=float, default=300.0, metavar="SECONDS", help="limit of --wait; default: %(default)s"
+        )
+    for parser in (status, top, *parsers.values()):
+        parser.add_argument(
+            "--socket", metavar="FILE", help="admin socket; default: admin.sock in the runtime directory"
+        )
+
+
+def _add_host_commands(commands: Any) -> None:
+    """Add the commands about a host's routing: keep, probe, doctor."""
+    keep = commands.add_parser(
+        "keep", help="apply this host's state documents and repair what differs (the systemd unit does this)"
     )
-    reload_command.set_defaults(run=_reload)
-
-    _add_admin_commands(commands)
-
-    keep = commands.add_parser("keep", help="hold this host to its state documents (what the systemd unit does)")
     keep.add_argument("--directory", default=DOCUMENTS, metavar="DIR", help="default: %(default)s")
-    keep.add_argument("--once", action="store_true", help="apply them once, and wait for nothing")
-    keep.add_argument("--dry-run", action="store_true", help="print the difference, change nothing; 2 if there is one")
+    keep.add_argument("--once", action="store_true", help="apply the documents once and exit")
+    keep.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the differences, change nothing; exit status 2 if there are any",
+    )
     keep.set_defaults(run=_keep)
 
-    probe = commands.add_parser("probe", help="one handshake with a spoofed source: does it work, and if not, why")
-    probe.add_argument("target", type=_endpoint, metavar="HOST:PORT", help="the backend")
-    probe.add_argument("--source", required=True, metavar="ADDRESS", help="the address to come from")
+    probe = commands.add_parser("probe", help="try one TCP handshake from a spoofed source address, explain a failure")
+    probe.add_argument("target", type=_endpoint, metavar="HOST:PORT", help="address of the backend")
+    probe.add_argument("--source", required=True, metavar="ADDRESS", help="source address of the handshake")
     probe.add_argument("--timeout", type=float, default=3.5, metavar="SECONDS", help="default: %(default)s")
     probe.add_argument("--json", action="store_true", help="print step, seconds and sentence as JSON")
     probe.set_defaults(run=_probe)
 
-    doctor = commands.add_parser("doctor", help="say what is wrong with the path on this host, why, and what mends it")
+    doctor = commands.add_parser("doctor", help="diagnose this host's part of the path and suggest fixes")
     doctor.add_argument("--directory", default=DOCUMENTS, metavar="DIR", help="state documents; default: %(default)s")
-    doctor.add_argument("--config", default=CONFIG, metavar="FILE", help="of the forwarder; default: %(default)s")
+    doctor.add_argument("--config", default=CONFIG, metavar="FILE", help="forwarder config; default: %(default)s")
     doctor.add_argument(
-        "--client", action="append", default=[], metavar="ADDRESS", help="a client to try for, one a family"
+        "--client", action="append", default=[], metavar="ADDRESS", help="client address to check for, one per family"
     )
     doctor.add_argument(
-        "--port", action="append", default=[], metavar="PORT[/udp]", help="a port that this host serves, repeatable"
+        "--port", action="append", default=[], metavar="PORT[/udp]", help="port that this host serves, repeatable"
     )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.set_defaults(run=_doctor)
-    return parser
-
-
-def _add_admin_commands(commands: Any) -> None:
-    """What is said over the forwarder's admin socket."""
-    status = commands.add_parser("status", help="show services, backends and workers of the running forwarder")
-    status.add_argument("--json", action="store_true", help="print the whole status document")
-    status.set_defaults(run=_status)
-
-    top = commands.add_parser("top", help="the same, again and again")
-    top.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="default: %(default)s")
-    top.set_defaults(run=_top)
-
-    orders = {
-        "drain": "give a backend no new connections; those it has go on",
-        "maintenance": "the same, shown as maintenance",
-        "ready": "give a backend connections again",
-    }
-    parsers = {name: commands.add_parser(name, help=text) for name, text in orders.items()}
-    for parser in parsers.values():
-        parser.add_argument("service", metavar="SERVICE", help=f"its name, or {EVERY_SERVICE}")
-        parser.add_argument("backend", metavar="BACKEND", help="its name")
-        parser.set_defaults(run=_order)
-    for name in ("drain", "maintenance"):
-        parsers[name].add_argument("--wait", action="store_true", help="return when it has no connections left")
-        parsers[name].add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="of --wait")
-    for parser in (status, top, *parsers.values()):
-        parser.add_argument("--socket", metavar="FILE", help="admin socket; default: in the runtime directory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand.
 
-    :returns: the exit status: 0 done, 1 a fault was found, 2 wrong usage or drift (``keep --dry-run``).
+    :returns: the exit status: 0 success, 1 failure or a fault found, 2 wrong usage or differences (``keep --dry-run``).
     """
     arguments = _parser().parse_args(argv)
     return int(arguments.run(arguments))

@@ -27,7 +27,7 @@ CONFIG = Config(proxy_id=1, services=(Service("web", (), (Backend(name="b", ipv4
 
 
 class Client:
-    """Stands for endpoint.Client: collects what a handler writes."""
+    """Stands for connection.Connection: collects what a handler writes."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -39,29 +39,31 @@ class Client:
 
 
 def nothing(*_arguments: object, **_named: object) -> None:
-    """Replace what the supervisor does outside of the parser."""
+    """Replace what the forwarder does outside of the parser."""
 
 
-class Supervisor:
-    """The part of a supervisor that requests use; it has no workers."""
+class Forwarder:
+    """A forwarder (commands.Forwarder) without workers."""
+
+    config = CONFIG
 
     def __init__(self) -> None:
-        self.serving = SimpleNamespace(config=CONFIG, region=None)
-        self.candidate = None
-        self.orders = overrides.Orders()
-        self.orders.publish = nothing
-        self.crew = SimpleNamespace(tell=lambda _message: [])
-        self.wheel = SimpleNamespace(add=nothing)
-        self.now = lambda: 0.0
+        self.overrides = overrides.Overrides()
         self.log = SimpleNamespace(level="info", event=nothing)
-        self.set_log_level = nothing
+        self.publish_overrides = self.set_log_level = self.call_later = nothing
+
+    def snapshot(self) -> object:
+        return self
+
+    def ask_workers(self, _question: dict) -> set[int]:
+        return set()
 
 
-commands.status = lambda _supervisor: {"services": []}
+commands.status = lambda _snapshot: {"services": []}
 
 
 def ask(handle: object, data: bytes) -> tuple[Client, bytearray]:
-    """Give a handler the data in two pieces, as Client.ready() does."""
+    """Give a handler the data in two pieces, as Connection.ready() does."""
     client, buffer = Client(), bytearray()
     for piece in (data[: len(data) // 2], data[len(data) // 2 :]):
         if not client.closed:
@@ -73,19 +75,19 @@ def ask(handle: object, data: bytes) -> tuple[Client, bytearray]:
 
 def one_input(data: bytes) -> None:
     """Check one input; an exception is a finding."""
-    supervisor = Supervisor()
-    client, rest = ask(protocols.line_handler(commands.Admin(supervisor).answer), data)
+    forwarder = Forwarder()
+    client, rest = ask(protocols.line_handler(commands.Admin(forwarder).answer), data)
     replies = [json.loads(line) for line in client.written.splitlines()]
     if len(replies) != data.count(b"\n") or b"\n" in rest:
         raise RuntimeError(f"{data.count(10)} requests, {len(replies)} answers, {bytes(rest)!r} left")
     for reply in replies:
         if reply["ok"] is not True and not isinstance(reply["error"], str):
-            raise RuntimeError(f"{reply} is no answer")
-    if not supervisor.orders.of("web", "b").keys() <= {"state", "weight"}:
-        raise RuntimeError(f"{supervisor.orders.of('web', 'b')} is no order")
+            raise RuntimeError(f"{reply} is not an answer")
+    if not forwarder.overrides.of("web", "b").keys() <= {"state", "weight"}:
+        raise RuntimeError(f"{forwarder.overrides.of('web', 'b')} is not an override")
     client, _rest = ask(protocols.http_handler(lambda path: ("200 OK", "text/plain", iter([path]))), data)
     if client.written and not client.written.startswith(b"HTTP/1.0 "):
-        raise RuntimeError(f"{client.written!r} is no response")
+        raise RuntimeError(f"{client.written!r} is not a response")
 
 
 if __name__ == "__main__":

@@ -142,4 +142,4 @@ def test_a_missing_capability_is_reported(lab, family):
 def test_a_source_of_another_family_is_refused(lab):
     done = lab.l4proxy("a", ["probe", "--source", SOURCES["ipv6"], endpoint(lab, "ipv4")])
     assert done.returncode == 2
-    assert f"{lab['b'].ipv4} has no address of the family of --source" in done.stderr
+    assert f"{lab['b'].ipv4} has no address in the family of --source" in done.stderr

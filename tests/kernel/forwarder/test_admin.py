@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import endpoint
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import server
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.defaults import MAX_NAME
 from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
 
@@ -96,11 +96,11 @@ def test_a_bad_request_is_answered_with_one_error_sentence(forwarder, request_li
 
 @pytest.mark.ipv4_only
 def test_stalled_clients_are_bounded_and_others_are_served(forwarder):
-    stalled = [raw_client(forwarder) for _client in range(endpoint.MOST_CLIENTS)]
+    stalled = [raw_client(forwarder) for _client in range(server.MAX_CONNECTIONS)]
     try:
         for sock in stalled:
             sock.sendall(b'{"op": "sta')  # and nothing more
-        eventually(lambda: len(descriptors(forwarder)) >= endpoint.MOST_CLIENTS, "they were accepted")
+        eventually(lambda: len(descriptors(forwarder)) >= server.MAX_CONNECTIONS, "they were accepted")
         for _question in range(3):
             assert forwarder.status()["generation"] == 1, "the one that has waited longest makes room"
         ended = sum(is_over(sock) for sock in stalled)
@@ -232,7 +232,7 @@ def test_drain_waits_until_the_last_connection_has_ended(lab, forwarder, listene
     with client, server:
         tcp.assert_open(client, server)
     waiting.join(PATIENCE)
-    assert outcome[0].stdout == "b is draining and has no connections in raw (as before)\n"
+    assert outcome[0].stdout == "b is draining and has no connections in raw (unchanged)\n"
     assert cli(lab, forwarder, "ready", "all", "b").stdout == "b is ready in web, raw\n"
     for end in tcp.pair(lab, listener, RAW):
         end.close()
@@ -265,7 +265,7 @@ def test_drain_waits_until_the_last_udp_session_has_ended(lab, forwarder, udp_se
         assert "d is draining in echo, but has 1 connection after 0.1 s" in early.stderr
         assert udp.silent(other, udp.QUESTION, to), "there is no other backend"
         done = cli(lab, forwarder, "drain", "echo", "d", "--wait")
-        assert done.stdout == "d is draining and has no connections in echo (as before)\n"
+        assert done.stdout == "d is draining and has no connections in echo (unchanged)\n"
         assert cli(lab, forwarder, "ready", "echo", "d").returncode == 0
         udp.who(other, to)
 

@@ -366,7 +366,7 @@ raise SystemExit(_cli.main())
     ("module", "name", "serving"),
     [
         ("counters.shared_memory", "describe", 1),
-        ("process.children", "start_worker", 1),
+        ("process.children", "spawn_worker", 1),
         ("process.listeners", "bind_missing", 1),
         ("process.listeners", "settle", 2),
     ],

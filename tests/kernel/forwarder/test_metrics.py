@@ -13,7 +13,7 @@ import socket
 import time
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import endpoint
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import connection, server
 
 from tests.support import tcp, udp
 from tests.support.addresses import FAMILIES, family_of
@@ -139,13 +139,13 @@ def test_metrics_of_a_thousand_services_are_complete(lab, many):
 def test_slow_metrics_clients_do_not_block_others_and_time_out(lab, many):
     """A byte now and then, sent or read, gives a client no more time than silence does."""
     _forwarder, address = many
-    kinds = [kind for kind, _number in zip(itertools.cycle((SILENT, DRIPPING, READING)), range(endpoint.MOST_CLIENTS))]
+    kinds = [kind for kind, _number in zip(itertools.cycle((SILENT, DRIPPING, READING)), range(server.MAX_CONNECTIONS))]
     slow = {scraper(lab, address, kind, buffer=4096): kind for kind in kinds}
     began = time.monotonic()
     try:
         assert scrape(lab, address).endswith("\n"), "one of them has made room"
         while there := [sock for sock in slow if not has_ended(sock)]:
-            assert time.monotonic() - began < endpoint.EXCHANGE + PATIENCE, f"{len(there)} are still there"
+            assert time.monotonic() - began < connection.EXCHANGE_TIMEOUT + PATIENCE, f"{len(there)} are still there"
             for sock in there:
                 with contextlib.suppress(ConnectionError):  # it has just ended
                     if slow[sock] == DRIPPING:

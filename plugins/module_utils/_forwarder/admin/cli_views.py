@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``l4proxy status``, ``top``, ``drain``, ``ready`` and ``maintenance``: what a person sees of the admin socket."""
+"""What ``l4proxy status``, ``top``, ``drain``, ``maintenance`` and ``ready`` print."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import select
 import sys
 import time
 
-from . import client, metrics
+from . import client
 from .client import AdminError
+from .status import draining_workers
 
-TOP_INTERVAL = 1.0  # seconds between two pictures
-CLEAR = "\x1b[H\x1b[2J"
+MIN_INTERVAL = 0.2  # seconds between two updates of `top`
+CLEAR = "\x1b[H\x1b[2J"  # cursor home, erase the screen
 _UNITS = ("", "k", "M", "G", "T", "P")
 
 
-def run(work):
-    """Call ``work()`` and return its exit code; an AdminError is printed, and the code is 1."""
+def run(command):
+    """Call ``command()`` and return its exit status; an AdminError is printed and the status is 1."""
     try:
-        return work()
+        return command()
     except AdminError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -30,40 +31,50 @@ def run(work):
 
 
 def show_status(path, as_json):
-    """Print the status once."""
+    """Print the status of the forwarder at admin socket ``path``; return the exit status."""
     document = client.ask(path, "status")["status"]
     sys.stdout.write(json.dumps(document, indent=1) + "\n" if as_json else table(document))
     return 0
 
 
 def top(path, interval, rounds=None):
-    """Redraw the table until interrupted, with what changed each second; ``rounds`` limits the pictures."""
-    interval = max(interval, 0.2)
-    before, taken = None, 0.0
+    """Print the status and new connections per second every ``interval`` seconds, ``rounds`` times (None: endlessly).
+
+    Enter updates at once. Returns the exit status.
+    """
+    interval = max(interval, MIN_INTERVAL)
+    previous, previous_time = None, 0.0
     while rounds is None or rounds > 0:
         document, now = client.ask(path, "status")["status"], time.monotonic()
-        rates: dict = _rates(before, document, now - taken) if before else {}
+        rates: dict = _rates(previous, document, now - previous_time) if previous else {}
         sys.stdout.write(CLEAR + table(document, rates))
         sys.stdout.flush()
-        before, taken = document, now
+        previous, previous_time = document, now
         rounds = rounds - 1 if rounds is not None else None
         if rounds != 0 and select.select([sys.stdin], [], [], interval)[0] and not sys.stdin.readline():
-            time.sleep(interval)  # no terminal: its end would be read again and again
+            time.sleep(interval)  # end of file: select() would return at once every time
     return 0
 
 
-def order(path, op, backend, service, wait=None):
-    """Drain a backend, put it into maintenance or make it ready; with ``wait`` (seconds) until it is empty."""
+def set_backend_state(path, op, backend, service, timeout=None):
+    """Drain a backend, put it into maintenance or make it ready, in one service or (None) in all that have it.
+
+    With ``timeout`` (seconds) wait until it has no connections. Prints one line; returns the exit status: 1 if the
+    backend still has connections when the timeout ends.
+    """
     answer = client.ask(path, op, backend=backend, service=service)
     state = {"drain": "draining", "maintenance": "in maintenance", "ready": "ready"}[op]
-    where = ", ".join(answer["services"])
-    if wait is not None:
-        left = client.wait_until_empty(path, backend, service, wait)
-        if left:
-            sys.stderr.write(f"{backend} is {state} in {where}, but has {client.connections(left)} after {wait:g} s\n")
+    services = ", ".join(answer["services"])
+    if timeout is not None:
+        remaining = client.wait_until_empty(path, backend, service, timeout)
+        if remaining:
+            sys.stderr.write(
+                f"{backend} is {state} in {services}, but still has {client.connections(remaining)}"
+                f" after {timeout:g} s\n"
+            )
             return 1
         state += " and has no connections"
-    sys.stdout.write(f"{backend} is {state} in {where}{'' if answer['changed'] else ' (as before)'}\n")
+    sys.stdout.write(f"{backend} is {state} in {services}{'' if answer['changed'] else ' (unchanged)'}\n")
     return 0
 
 
@@ -73,7 +84,7 @@ _TITLES = ("BACKEND", "STATE", "SERVER", "RETURN PATH", "WEIGHT", "CONN", "TOTAL
 
 
 def table(document, rates=None):
-    """Return the status document as text; ``rates`` are new connections a second by (service, backend)."""
+    """Return the status document as text; ``rates`` are new connections per second by (service, backend)."""
     lines = [_headline(document)]
     lines += [f"ALARM {alarm}" for alarm in document["alarms"]]
     last = document["last_reload"]
@@ -81,29 +92,31 @@ def table(document, rates=None):
         lines.append(f"the last reload failed at {last['at']}: {last['error']}")
     for service in document["services"]:
         listen = ", ".join(service["listen"])
-        turned_away = sum(value for key, value in service.items() if key.startswith("refused_"))
+        refused = sum(value for key, value in service.items() if key.startswith("refused_"))
         lines.append("")
         lines.append(
             f"{service['name']}  {listen}  {service['protocol']}, {service['balance']}: {service['sessions']} sessions,"
-            f" {service['connections']} accepted, {turned_away} refused"
+            f" {service['connections']} accepted, {refused} refused"
         )
         if service.get("absent"):
-            lines.append(f"  not an address of this host, served as soon as it is: {', '.join(service['absent'])}")
+            lines.append(f"  waiting for these addresses to appear on this host: {', '.join(service['absent'])}")
         lines += _aligned([_TITLES, *(_row(service, backend, rates) for backend in service["backends"])])
     return "\n".join(lines) + "\n"
 
 
 def _headline(document):
-    serving = [worker for worker in document["workers"] if worker["generation"] == document["generation"]]
-    up = sum(worker["state"] == "serving" for worker in serving)
-    ending = metrics.draining(document)
-    old = f", {ending} draining" if ending else ""
-    checker = "" if document["checker"] else ", NO CHECKER"
-    if checker == "" and document["checker"].get("hung"):
+    live = [worker for worker in document["workers"] if worker["generation"] == document["generation"]]
+    serving = sum(worker["state"] == "serving" for worker in live)
+    draining = draining_workers(document)
+    old = f", {draining} draining" if draining else ""
+    checker = ""
+    if not document["checker"]:
+        checker = ", NO CHECKER"
+    elif document["checker"].get("hung"):
         checker = ", CHECKER HANGS"
     return (
         f"l4proxy {document['version']} (pid {document['pid']}), generation {document['generation']}"
-        f" since {document['loaded_at']}, {up} of {len(serving)} workers{old}{checker}"
+        f" since {document['loaded_at']}, {serving} of {len(live)} workers{old}{checker}"
     )
 
 
@@ -117,8 +130,8 @@ def _row(service, backend, rates):
     return (
         name,
         backend["state"],
-        _answers(families, "server"),
-        _answers(families, "return_path"),
+        _by_family(families, "server"),
+        _by_family(families, "return_path"),
         str(backend["weight"]),
         str(backend["active"]),
         total,
@@ -128,10 +141,10 @@ def _row(service, backend, rates):
     )
 
 
-def _answers(families, key):
-    """Return one word when all families say the same, else each one's."""
-    words = [one[key] for one in families]
-    return words[0] if len(set(words)) == 1 else " / ".join(words)
+def _by_family(families, key):
+    """Return the value that all families share, or else the values of both."""
+    values = [family[key] for family in families]
+    return values[0] if len(set(values)) == 1 else " / ".join(values)
 
 
 def _aligned(rows):
@@ -140,7 +153,7 @@ def _aligned(rows):
 
 
 def amount(number):
-    """Return a number of bytes as a person reads it: 999, 1.5k, 20M (powers of 1000)."""
+    """Return a number of bytes with a unit, in powers of 1000: 999, 1.5k, 20M."""
     value, unit = float(number), 0
     while value >= 999.5 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
@@ -148,6 +161,8 @@ def amount(number):
 
 
 def _rates(before, after, seconds):
+    """Return new connections per second by (service, backend) between two status documents."""
+
     def counts(document):
         return {
             (service["name"], backend["name"]): backend["connections"]

@@ -1,42 +1,63 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The admin socket: one JSON request a line, one JSON answer a line.
+"""The commands of the admin socket: one JSON request per line, one JSON answer per line.
 
-{"op": "status"} · {"op": "drain" | "maintenance" | "ready", "backend": NAME (of a host that is there as host:port: all
-of its ports), "service": NAME (none: every service that has the backend)} · {"op": "weight", "backend", "service",
+{"op": "status"} · {"op": "drain" | "maintenance" | "ready", "backend": NAME (without a port: all ports of that host),
+"service": NAME (absent: every service that has the backend)} · {"op": "weight", "backend", "service",
 "weight": int or null (as configured)} · {"op": "sessions", "service", "backend", "limit"} · {"op": "log_level",
 "level": NAME or null (as configured)}
 
-An answer is {"ok": true, …} or {"ok": false, "error": one sentence}. What is said of backends is kept over reloads.
+An answer is {"ok": true, …} or {"ok": false, "error": sentence}. Overrides of backends last over reloads.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import chain
+from typing import Protocol
 
 from ..config.backend_names import means
+from ..config.config import Config
 from ..config.defaults import MAX_NAME, WEIGHT
-from ..loop.log import LEVELS
+from ..counters.overrides import Overrides
+from ..loop.log import LEVELS, Log
 from .protocols import at_once
+from .snapshot import Snapshot
 from .status import pieces, status
 
 STATES = {"drain": "draining", "maintenance": "maintenance", "ready": None}
-SESSIONS_TIMEOUT = 2.0  # seconds the workers have to answer
-MOST_SESSIONS = 100  # of one worker in one answer
-MOST_NAMES = 50  # in a sentence
+SESSIONS_TIMEOUT = 2.0  # seconds that workers have to answer
+MAX_SESSIONS = 100  # of one worker, and of one answer
+MAX_NAMES = 50  # in one sentence
+NOT_SERVING = "no config is served yet"
 
 
-def _is_number(value, most):
-    """Whether a value of a request is a whole number from 1 to ``most``; JSON's true is none, though Python's is."""
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+class Forwarder(Protocol):
+    """What the commands use of the running forwarder; process/control.py implements it."""
 
+    log: Log
+    overrides: Overrides
 
-def _some(names):
-    """Spell a list of names in a sentence: all, or as many as a sentence may have."""
-    more = [f"and {len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
-    return ", ".join([*names[:MOST_NAMES], *more])
+    @property
+    def config(self) -> Config | None:
+        """The config that is served, None if there is none yet or this version cannot read it."""
+
+    def snapshot(self) -> Snapshot | None:
+        """Return the present state, None before the first config is served."""
+
+    def publish_overrides(self) -> None:
+        """Make the overrides known to all workers."""
+
+    def set_log_level(self, level: str | None) -> None:
+        """Set the level of all processes; None: as configured."""
+
+    def ask_workers(self, question: dict) -> set[int]:
+        """Send a message to all workers; return the pids of those that received it."""
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` after ``seconds``."""
 
 
 class Refused(Exception):
@@ -44,34 +65,34 @@ class Refused(Exception):
 
 
 class Admin:
-    """Answers the requests of admin clients for a Supervisor."""
+    """Answers the requests of admin clients."""
 
-    def __init__(self, supervisor):
-        self._supervisor = supervisor
-        self._asked = {}  # questions to the workers under way, by number
+    def __init__(self, forwarder: Forwarder):
+        self._forwarder = forwarder
+        self._pending: dict[int, dict] = {}  # requests that wait for answers of workers, by number
         self._number = 0
-        self._writers = {"status": self._status, "sessions": self._sessions}  # they write the answer themselves
-        self._ops = {
+        self._deferred = {"status": self._status, "sessions": self._sessions}  # commands that write their own answer
+        self._commands = {
             "weight": self._weight,
             "log_level": self._log_level,
             **dict.fromkeys(STATES, self._state),
         }
 
     def answer(self, client, line):
-        """Answer one line of a client (endpoint.Client)."""
+        """Answer one line of a client (connection.Connection), at once or later."""
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
                 raise Refused("a request is a JSON object")
-            if self._supervisor.serving is None or self._supervisor.serving.config is None:
-                raise Refused("no config is served yet")
+            if self._forwarder.config is None:
+                raise Refused(NOT_SERVING)
             op = request.get("op") if isinstance(request.get("op"), str) else None
-            if op in self._writers:
-                self._writers[op](client, request)
+            if op in self._deferred:
+                self._deferred[op](client, request)
                 return
-            if op not in self._ops:
-                raise Refused(f"op is one of {', '.join(sorted([*self._ops, *self._writers]))}")
-            reply = self._ops[op](request)
+            if op not in self._commands:
+                raise Refused(f"op is one of {', '.join(sorted([*self._commands, *self._deferred]))}")
+            reply = self._commands[op](request)
         except Refused as error:
             reply = {"ok": False, "error": str(error)}
         except (ValueError, RecursionError):
@@ -79,101 +100,115 @@ class Admin:
         _write(client, reply)
 
     def _status(self, client, _request):
-        document = pieces(status(self._supervisor))
+        snapshot = self._forwarder.snapshot()
+        if snapshot is None:
+            raise Refused(NOT_SERVING)
+        document = pieces(status(snapshot))
         client.write(at_once(chain(['{"ok": true, "status": '], document, ["}\n"])))
 
-    # -- what is said of backends ----------------------------------------------------------------------------------
+    # -- overrides of backends -------------------------------------------------------------------------------------
 
     def _state(self, request):
-        return self._order(request, "state", STATES[request["op"]])
+        return self._override(request, "state", STATES[request["op"]])
 
     def _weight(self, request):
         weight = request.get("weight")
         if weight is not None and not _is_number(weight, WEIGHT.high):
             raise Refused(f"weight is a whole number from 1 to {WEIGHT.high}, or null for the config's")
-        return self._order(request, "weight", weight)
+        return self._override(request, "weight", weight)
 
-    def _order(self, request, key, value):
-        """Say something of a backend; the answer tells in which services, and whether that was new."""
-        supervisor = self._supervisor
-        found = self._find(request)
-        changed = [service for service, name in found if supervisor.overrides.give(service, name, key, value)]
+    def _override(self, request, key, value):
+        """Set an override of a backend; the answer says in which services, and whether anything changed."""
+        forwarder = self._forwarder
+        backends = self._find(request)
+        changed = [service for service, name in backends if forwarder.overrides.set(service, name, key, value)]
         if changed:
-            for generation in (supervisor.serving, supervisor.candidate):
-                if generation:
-                    supervisor.overrides.publish(generation.region)
-            said = {"backend": request["backend"], key: value or "as configured"}
-            supervisor.log.event("backend order", services=list(dict.fromkeys(changed)), **said)
-        services = list(dict.fromkeys(service for service, _name in found))
+            forwarder.publish_overrides()
+            fields = {"backend": request["backend"], key: value or "as configured"}
+            forwarder.log.event("backend override", services=list(dict.fromkeys(changed)), **fields)
+        services = list(dict.fromkeys(service for service, _name in backends))
         return {"ok": True, "changed": bool(changed), "services": services}
 
     def _find(self, request):
-        """Return [(service, backend's name there)]; raise Refused."""
+        """Return [(service, name of the backend in it)] of a request; raise Refused."""
         backend, service = request.get("backend"), request.get("service")
-        services = self._supervisor.serving.config.services
-        if service is not None and service not in [one.name for one in services]:
-            raise Refused(f"there is no service {service!r} (there are {_some([one.name for one in services])})")
-        wanted = [one for one in services if service in (None, one.name)]
-        found = [(one.name, each.name) for one in wanted for each in one.backends if means(backend, each.name)]
+        config = self._forwarder.config
+        services = config.services if config else ()
+        names = [each.name for each in services]
+        if service is not None and service not in names:
+            raise Refused(f"there is no service {service!r} (there are {_listing(names)})")
+        wanted = [each for each in services if service in (None, each.name)]
+        found = [(each.name, one.name) for each in wanted for one in each.backends if means(backend, one.name)]
         if not found:
-            names = sorted({each.name for one in wanted for each in one.backends})
-            raise Refused(f"there is no backend {backend!r} (there are {_some(names)})")
+            names = sorted({one.name for each in wanted for one in each.backends})
+            raise Refused(f"there is no backend {backend!r} (there are {_listing(names)})")
         return found
 
-    # -- the others ------------------------------------------------------------------------------------------------
+    # -- log level and sessions ------------------------------------------------------------------------------------
 
     def _log_level(self, request):
         level = request.get("level")
         if level is not None and (not isinstance(level, str) or level not in LEVELS):
             raise Refused(f"level is one of {', '.join(LEVELS)}, or null for the config's")
-        before = self._supervisor.log.level
-        self._supervisor.set_log_level(level)
-        return {"ok": True, "changed": self._supervisor.log.level != before, "level": self._supervisor.log.level}
+        log = self._forwarder.log
+        before = log.level
+        self._forwarder.set_log_level(level)
+        return {"ok": True, "changed": log.level != before, "level": log.level}
 
     def _sessions(self, client, request):
-        """Ask the workers; the answer follows when they have answered, or when their time is over."""
-        limit = request.get("limit", MOST_SESSIONS)
-        if not _is_number(limit, MOST_SESSIONS):
-            raise Refused(f"limit is a whole number from 1 to {MOST_SESSIONS}")
-        question = {key: request.get(key) for key in ("service", "backend")}
-        for key, name in question.items():
+        """Ask all workers for sessions; the answer is written when all have answered or SESSIONS_TIMEOUT is over."""
+        limit = request.get("limit", MAX_SESSIONS)
+        if not _is_number(limit, MAX_SESSIONS):
+            raise Refused(f"limit is a whole number from 1 to {MAX_SESSIONS}")
+        filters = {key: request.get(key) for key in ("service", "backend")}
+        for key, name in filters.items():
             if name is not None and not (isinstance(name, str) and len(name) <= MAX_NAME):
                 raise Refused(f"{key} is the name of a {key}, or null for all")
         self._number += 1
         number = self._number
-        told = self._supervisor.pool.tell({"sessions": number, "limit": limit, **question})
-        waiting = {child.pid for child in told if child.role == "worker"}
-        self._asked[number] = {"client": client, "waiting": waiting, "count": 0, "sessions": [], "limit": limit}
-        self._supervisor.timers.add(self._supervisor.now() + SESSIONS_TIMEOUT, lambda: self._finish(number))
+        pids = self._forwarder.ask_workers({"sessions": number, "limit": limit, **filters})
+        self._pending[number] = {"client": client, "pids": pids, "count": 0, "sessions": [], "limit": limit}
+        self._forwarder.call_later(SESSIONS_TIMEOUT, lambda: self._finish(number))
         self._finish_if_complete(number)
 
-    def answered(self, child, message):
-        """A worker has answered."""
-        asked = self._asked.get(message["answer"])
-        if asked is None or child.pid not in asked["waiting"]:
+    def worker_answered(self, pid: int, message: dict):
+        """Take the answer of a worker to a question about sessions."""
+        pending = self._pending.get(message["answer"])
+        if pending is None or pid not in pending["pids"]:
             return
-        asked["waiting"].discard(child.pid)
-        asked["count"] += message["count"]
-        asked["sessions"] += message["sessions"]
+        pending["pids"].discard(pid)
+        pending["count"] += message["count"]
+        pending["sessions"] += message["sessions"]
         self._finish_if_complete(message["answer"])
 
-    def gone(self, child):
-        """A worker has ended and will not answer."""
-        for number, asked in list(self._asked.items()):
-            asked["waiting"].discard(child.pid)
+    def worker_ended(self, pid: int):
+        """Stop waiting for answers of a worker that has ended."""
+        for number, pending in list(self._pending.items()):
+            pending["pids"].discard(pid)
             self._finish_if_complete(number)
 
     def _finish_if_complete(self, number):
-        if number in self._asked and not self._asked[number]["waiting"]:
+        if number in self._pending and not self._pending[number]["pids"]:
             self._finish(number)
 
     def _finish(self, number):
-        asked = self._asked.pop(number, None)
-        if asked is None:
+        pending = self._pending.pop(number, None)
+        if pending is None:
             return
-        oldest = sorted(asked["sessions"], key=lambda one: -one["duration"])[: asked["limit"]]
-        reply = {"ok": True, "count": asked["count"], "sessions": oldest, "silent_workers": len(asked["waiting"])}
-        _write(asked["client"], reply)
+        oldest = sorted(pending["sessions"], key=lambda session: -session["duration"])[: pending["limit"]]
+        reply = {"ok": True, "count": pending["count"], "sessions": oldest, "silent_workers": len(pending["pids"])}
+        _write(pending["client"], reply)
+
+
+def _is_number(value, most):
+    """Whether a value of a request is a whole number from 1 to ``most``. (In Python, True is an int as well.)"""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _listing(names):
+    """Return names for a sentence, at most MAX_NAMES of them."""
+    more = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
+    return ", ".join([*names[:MAX_NAMES], *more])
 
 
 def _write(client, reply):

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the metrics listener serves: /metrics for Prometheus, / for people, /status.json for both."""
+"""The pages of the metrics server: /metrics for Prometheus, / for people, /status.json for programs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ _CLASSES = {"up": "up", "down": "down", "return path broken": "broken"}
 _COLUMNS = ("backend", "state", "server", "return path", "weight", "connections", "total", "to backend", "to client")
 
 
-def answer(supervisor, path):
-    """Return (status line, content type, iterator of the body's text) for a path."""
-    if path in _PAGES and supervisor.serving:
-        kind, text = _PAGES[path]
-        return "200 OK", kind, text(status(supervisor))
-    return "404 Not Found", "text/plain", iter(["there are /, /metrics and /status.json\n"])
+def answer(take_snapshot, path):
+    """Return (status line, content type, iterator of the body's text) for a path.
+
+    ``take_snapshot()`` returns a Snapshot, or None before the first config is served.
+    """
+    snapshot = take_snapshot() if path in _PAGES else None
+    if snapshot is None:
+        return "404 Not Found", "text/plain", iter(["the pages are /, /metrics and /status.json\n"])
+    kind, render_pieces = _PAGES[path]
+    return "200 OK", kind, render_pieces(status(snapshot))
 
 
 def render(document):
@@ -36,7 +40,7 @@ def render(document):
 
 
 def pieces(document):
-    """Yield the page of a status document as text, a service at a time."""
+    """Yield the page of a status document as text, one service at a time."""
     yield f"{_HEAD}<h1>l4proxy {html.escape(document['version'])}</h1>"
     for alarm in document["alarms"]:
         yield f'<p class="alarm">{html.escape(alarm)}</p>'
@@ -44,7 +48,7 @@ def pieces(document):
     yield f"<p>generation {document['generation']}, loaded {html.escape(document['loaded_at'])}"
     yield f"; the last reload failed: {html.escape(str(last['error']))}</p>" if last["error"] else "</p>"
     yield from map(_service, document["services"])
-    workers = ", ".join(f"{one['slot']}: pid {one['pid']}, {one['state']}" for one in document["workers"])
+    workers = ", ".join(f"{worker['slot']}: pid {worker['pid']}, {worker['state']}" for worker in document["workers"])
     yield f"<p>workers: {html.escape(workers)}</p></body></html>\n"
 
 
@@ -58,19 +62,19 @@ _PAGES = {
 def _service(service):
     listen = ", ".join(service["listen"])
     head = f"<h2>{html.escape(service['name'])}</h2><p>{html.escape(listen)} ({html.escape(service['protocol'])}, "
-    head += f"{html.escape(service['balance'])}), {service['sessions']} sessions of {service['connections']}</p>"
+    head += f"{html.escape(service['balance'])}), {service['sessions']} sessions, {service['connections']} accepted</p>"
     titles = "".join(f"<th>{title}</th>" for title in _COLUMNS)
     rows = "".join(_backend(backend) for backend in service["backends"])
     return f"{head}<table><tr>{titles}</tr>{rows}</table>"
 
 
 def _backend(backend):
-    answers = list(backend["families"].values())
+    families = list(backend["families"].values())
     texts = [
         backend["name"],
         backend["state"],
-        " / ".join(one["server"] for one in answers),
-        " / ".join(one["return_path"] for one in answers),
+        " / ".join(family["server"] for family in families),
+        " / ".join(family["return_path"] for family in families),
     ]
     numbers = [backend[key] for key in ("weight", "active", "connections", "bytes_to_backend", "bytes_to_client")]
     kind = _CLASSES.get(backend["state"], "")

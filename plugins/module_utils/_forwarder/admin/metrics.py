@@ -8,10 +8,11 @@ from __future__ import annotations
 from itertools import islice
 
 from ..counters.shared_memory import FAILURES, LADDER, LATENCY_BOUNDS, REFUSED, STATES
+from .status import draining_workers
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-LINES = 500  # of a piece
+LINES = 500  # in one piece of the text
 _BACKEND_STATES = (*STATES, "draining", "maintenance")
 
 
@@ -27,14 +28,8 @@ def pieces(status):
         yield "\n".join(some) + "\n"
 
 
-def draining(status):
-    """Return how many workers end: those of a generation that is not yet ready begin."""
-    workers = status["workers"]
-    return sum(one["state"] == "draining" or one["generation"] < status["generation"] for one in workers)
-
-
 def lines(status):
-    """Yield the lines of the metrics of a status document; the samples of a metric stay together."""
+    """Yield the lines of the metrics of a status document, all samples of one metric in a row."""
     yield from _process(status)
     services = [(_labels(service=service["name"]), service) for service in status["services"]]
     yield from _services(services)
@@ -62,7 +57,7 @@ def _metric(name, kind, text, samples):
 
 
 def _labels(**labels):
-    """Spell labels, for each of many samples once."""
+    """Return labels in the exposition format; callers do this once for many samples."""
     return ",".join(f'{key}="{_escape(label)}"' for key, label in labels.items())
 
 
@@ -71,52 +66,70 @@ def _escape(value):
 
 
 def _process(status):
-    def one(name, kind, text, value, labels=""):
-        return _metric(name, kind, text, [(labels, value)])
-
-    yield from one("build_info", "gauge", "The version that serves.", 1, _labels(version=status["version"]))
-    yield from one("generation", "gauge", "How many times a config was loaded.", status["generation"])
-    reloads = [(_labels(result=result), count) for result, count in status["reloads"].items()]
-    yield from _metric("reloads_total", "counter", "Reloads by result.", reloads)
-    ok = int(status["last_reload"]["ok"])
-    yield from one("last_reload_ok", "gauge", "Whether the last reload succeeded.", ok)
-    yield from one("restarts_total", "counter", "Workers and checkers that ended by themselves.", status["restarts"])
-    serving = [worker for worker in status["workers"] if worker["generation"] == status["generation"]]
-    workers = [(_labels(slot=worker["slot"]), int(worker["state"] == "serving")) for worker in serving]
-    yield from _metric("worker_up", "gauge", "Whether a worker slot is served by its own worker.", workers)
-    yield from one("checker_up", "gauge", "Whether the checker runs.", int(status["checker"] is not None))
-    yield from one("draining_workers", "gauge", "Workers that end.", draining(status))
-    alarms = len(status["alarms"])
-    yield from one("local_delivery_alarm", "gauge", "Whether no return path at all is whole.", alarms)
-    for name, text in (
-        ("accept_paused", "Times a worker stopped accepting for lack of resources."),
-        ("defects", "Sessions ended by an internal error."),
-        ("log_dropped", "Log lines dropped because their reader was slow."),
-        ("datagrams_dropped", "UDP datagrams the kernel did not take."),
-        ("datagrams_stray", "UDP datagrams to an upstream socket that belong to no session."),
+    live = [worker for worker in status["workers"] if worker["generation"] == status["generation"]]
+    reload_ok = int(status["last_reload"]["ok"])
+    for name, kind, text, samples in (
+        ("build_info", "gauge", "1; the label is the running version.", [(_labels(version=status["version"]), 1)]),
+        ("generation", "gauge", "Number of the live generation; each load adds 1.", [("", status["generation"])]),
+        ("reloads_total", "counter", "Reloads, by result.", _by_label("result", status["reloads"])),
+        (
+            "last_reload_ok",
+            "gauge",
+            "1 if the last reload succeeded, else 0.",
+            [("", reload_ok)],
+        ),
+        ("restarts_total", "counter", "Workers and checkers that ended unexpectedly.", [("", status["restarts"])]),
+        (
+            "worker_up",
+            "gauge",
+            "1 if the worker of this slot is serving, else 0.",
+            _by_label("slot", {worker["slot"]: int(worker["state"] == "serving") for worker in live}),
+        ),
+        ("checker_up", "gauge", "1 if the health checker runs, else 0.", [("", int(status["checker"] is not None))]),
+        ("draining_workers", "gauge", "Workers that drain before they exit.", [("", draining_workers(status))]),
+        (
+            "local_delivery_alarm",
+            "gauge",
+            "Number of address families in which every return path is broken.",
+            [("", len(status["alarms"]))],
+        ),
     ):
-        yield from one(f"{name}_total", "counter", text, status["totals"][name])
+        yield from _metric(name, kind, text, samples)
+    for name, text in (
+        ("accept_paused", "Times a worker paused accepting: out of resources, or a connection limit was reached."),
+        ("defects", "Internal errors. Each ended a session or lost a datagram."),
+        ("log_dropped", "Log lines dropped because the reader of the log was too slow."),
+        ("datagrams_dropped", "UDP datagrams that the kernel refused to send."),
+        ("datagrams_stray", "UDP datagrams received on an upstream socket that belong to no session."),
+    ):
+        yield from _metric(f"{name}_total", "counter", text, [("", status["totals"][name])])
+
+
+def _by_label(key, values):
+    """Return a sample for each value of a dictionary, labelled with its key."""
+    return [(_labels(**{key: name}), value) for name, value in values.items()]
 
 
 def _each(rows, field):
-    """Yield a sample of each row."""
+    """Yield a sample for each row."""
     return ((labels, row[field]) for labels, row in rows)
 
 
 def _by(rows, prefix, key, names):
-    """Yield a sample of each row and name, from the field PREFIX_NAME."""
+    """Yield a sample for each row and name: the value of the field PREFIX_NAME."""
     more = [(f"{prefix}_{name}", _labels(**{key: name})) for name in names]
     return ((f"{labels},{label}", row[field]) for labels, row in rows for field, label in more)
 
 
 def _services(rows):
-    yield from _metric("sessions", "gauge", "Sessions that are open.", _each(rows, "sessions"))
+    yield from _metric("sessions", "gauge", "Open sessions.", _each(rows, "sessions"))
     yield from _metric("accepted_total", "counter", "Clients accepted.", _each(rows, "connections"))
     refused = _by(rows, "refused", "cause", REFUSED)
-    yield from _metric("refused_total", "counter", "Clients turned away, by cause.", refused)
+    yield from _metric("refused_total", "counter", "Clients refused, by cause.", refused)
     made_room = _each(rows, "made_room")
-    yield from _metric("made_room_total", "counter", "UDP sessions ended to have room for new ones.", made_room)
-    yield from _metric("source_total", "counter", "Steps of the source ladder.", _by(rows, "source", "step", LADDER))
+    yield from _metric("made_room_total", "counter", "UDP sessions ended to make room for new ones.", made_room)
+    steps = _by(rows, "source", "step", LADDER)
+    yield from _metric("source_total", "counter", "Source address and port choices, by outcome.", steps)
 
 
 def _backends(rows):
@@ -124,29 +137,37 @@ def _backends(rows):
     states = (
         (f"{labels},{label}", int(backend["state"] == state)) for labels, backend in rows for state, label in spelled
     )
-    yield from _metric("backend_state", "gauge", "The state of a backend: 1 for the one it is in.", states)
+    yield from _metric("backend_state", "gauge", "1 for the state that the backend is in, 0 for all others.", states)
     for name, kind, text, field in (
-        ("backend_weight", "gauge", "Its weight.", "weight"),
-        ("backend_connections", "gauge", "Connections it has.", "active"),
-        ("backend_connections_total", "counter", "Connections made to it.", "connections"),
-        ("backend_sent_bytes_total", "counter", "Bytes sent to it (ended connections).", "bytes_to_backend"),
-        ("backend_received_bytes_total", "counter", "Bytes received from it (ended connections).", "bytes_to_client"),
+        ("backend_weight", "gauge", "Weight of the backend.", "weight"),
+        ("backend_connections", "gauge", "Open connections to the backend.", "active"),
+        ("backend_connections_total", "counter", "Connections opened to the backend.", "connections"),
+        ("backend_sent_bytes_total", "counter", "Bytes sent to the backend, of ended connections.", "bytes_to_backend"),
+        (
+            "backend_received_bytes_total",
+            "counter",
+            "Bytes received from the backend, of ended connections.",
+            "bytes_to_client",
+        ),
     ):
         yield from _metric(name, kind, text, _each(rows, field))
     failures = _by(rows, "failed", "cause", FAILURES)
-    yield from _metric("backend_failures_total", "counter", "Connects that failed, by cause.", failures)
+    yield from _metric("backend_failures_total", "counter", "Failed connection attempts, by cause.", failures)
 
 
 def _targets(rows):
     answers = {"yes": 1, "not asked": -1}
-    for question in ("server", "return_path"):
-        samples = ((labels, answers.get(target[question], 0)) for labels, target in rows)
-        yield from _metric(f"health_{question}", "gauge", "A health question: 1 yes, 0 no, -1 not asked.", samples)
-    for question, field in (("server", "server_failures"), ("return_path", "path_failures")):
-        name = f"health_{question}_failures_total"
-        yield from _metric(name, "counter", "Answers that stayed away.", _each(rows, field))
-    yield from _metric("health_checks_total", "counter", "Rounds of questions.", _each(rows, "checks"))
-    yield from _metric("connect_seconds", "histogram", "How long connects took.", _histogram(rows))
+    for probe, text in (
+        ("server", "Health probe from the proxy's own address: 1 answered, 0 failed, -1 not sent."),
+        ("return_path", "Health probe from a spoofed address: 1 answered, 0 failed, -1 not sent."),
+    ):
+        samples = ((labels, answers.get(target[probe], 0)) for labels, target in rows)
+        yield from _metric(f"health_{probe}", "gauge", text, samples)
+    for probe, field in (("server", "server_failures"), ("return_path", "path_failures")):
+        text = "Failed health probes (no answer, or a refusal)."
+        yield from _metric(f"health_{probe}_failures_total", "counter", text, _each(rows, field))
+    yield from _metric("health_checks_total", "counter", "Completed health checks.", _each(rows, "checks"))
+    yield from _metric("connect_seconds", "histogram", "Duration of successful connects.", _histogram(rows))
 
 
 def _histogram(rows):

@@ -1,14 +1,14 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The runtime file: what the forwarder that runs has loaded, so that it can be compared with what is installed.
+"""The runtime file: what the running forwarder has loaded, to be compared with what is installed.
 
 {"schema": 1, "pid": int, "started": int (clock ticks after boot, proc_pid_stat(5) field 22), "generation": int,
  "version": str, "config": {"path", "sha256"}, "archive": {"path", "sha256"} or null when it runs from a directory,
  "loaded_at": "2026-01-31T12:00:00Z",
  "last_reload": {"attempt": int (0: the start), "ok": bool, "error": str or null, "at": time}}
 
-Everything but ``last_reload`` describes what serves: a reload that failed leaves it as it was.
+Everything but ``last_reload`` describes the live generation: a failed reload does not change it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ def path(runtime_dir=None):
     return os.path.join(runtime_dir or directory(), NAME)
 
 
+def admin_socket(runtime_dir=None):
+    """Return the path of the admin socket, if the config names no other one."""
+    return os.path.join(runtime_dir or directory(), "admin.sock")
+
+
 def timestamp():
     """Return the time now in UTC, RFC 3339, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -54,8 +59,8 @@ def sha256_file(name):
 
 
 def running_archive():
-    """Return {"path", "sha256"} of the zip archive this code was imported from, None when it was a directory."""
-    archive = getattr(__loader__, "archive", None)
+    """Return {"path", "sha256"} of the zip archive this code was imported from, None if it was a directory."""
+    archive = getattr(globals().get("__loader__"), "archive", None)
     if not archive:
         return None
     real = os.path.realpath(archive)
@@ -65,8 +70,8 @@ def running_archive():
 def write(document, name):
     """Write the runtime file, readable by all; raise OSError.
 
-    In one step, unless the directory has no room for a second file: then over the old one, whose reader may meet half
-    of it and reads again.
+    The file is replaced atomically. If there is no space for a second file, the old one is overwritten; a reader that
+    finds it half written has to read again.
     """
     text = json.dumps(document, indent=1) + "\n"
     temporary = f"{name}.{os.getpid()}.new"
@@ -83,7 +88,7 @@ def write(document, name):
 
 
 def _overwrite(name, text):
-    """Write over a file that is there; returns whether that was possible."""
+    """Overwrite an existing file; return whether that succeeded."""
     try:
         with open(name, "r+", encoding="utf-8") as stream:
             stream.write(text)
@@ -94,7 +99,7 @@ def _overwrite(name, text):
 
 
 def remove(name):
-    """Remove the runtime file of a forwarder that has ended."""
+    """Remove a file, if it is there and can be removed."""
     try:
         os.unlink(name)
     except OSError:
@@ -102,7 +107,7 @@ def remove(name):
 
 
 def read(name):
-    """Return the document in a runtime file, None when there is none or it is not one; raise OSError if unreadable."""
+    """Return the document in a runtime file, None if there is no valid one; raise OSError if it cannot be read."""
     try:
         with open(name, encoding="utf-8") as stream:
             document = json.load(stream)
@@ -114,7 +119,7 @@ def read(name):
 
 
 def start_time(pid):
-    """Return when a process started in clock ticks after boot, None when there is no such process."""
+    """Return when a process started, in clock ticks after boot; None if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
             # The command (field 2) is in parentheses and may contain anything; field 3 is what follows the last one.
@@ -125,6 +130,6 @@ def start_time(pid):
 
 
 def alive(document):
-    """Whether the process that wrote a runtime file still runs (not another one that was given its number since)."""
+    """Whether the process that wrote a runtime file still runs, and not another process with the same pid."""
     started = start_time(document.get("pid"))
     return started is not None and started == document.get("started")

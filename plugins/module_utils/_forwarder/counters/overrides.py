@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What operators have said of backends: drain, maintenance, weights. Kept over reloads, forgotten with the backend."""
+"""Overrides by operators: drain, maintenance and weight of a backend. They last over reloads, until it is removed."""
 
 from __future__ import annotations
 
@@ -9,38 +9,41 @@ from . import shared_memory
 
 
 class Overrides:
-    """{(service, backend): {"state": ..., "weight": ...}}; a missing key means ready, or the config's weight."""
+    """{(service, backend): {"state": ..., "weight": ...}}; a missing key means ready, or the weight of the config."""
 
-    def __init__(self, records=()):
-        self._orders = {(service, backend): dict(order) for service, backend, order in records}
+    def __init__(self):
+        self._overrides = {}
 
     def records(self):
-        """Return everything as JSON, for the constructor."""
-        return [[service, backend, order] for (service, backend), order in self._orders.items()]
+        """Return all overrides as JSON for the next program."""
+        return [[service, backend, override] for (service, backend), override in self._overrides.items()]
+
+    def adopt(self, records):
+        """Take over the records() of the previous program."""
+        self._overrides = {(service, backend): dict(override) for service, backend, override in records}
 
     def of(self, service, backend):
-        """Return what was said of one backend."""
-        return self._orders.get((service, backend), {})
+        """Return the override of a backend; {} without one."""
+        return self._overrides.get((service, backend), {})
 
-    def give(self, service, backend, key, value):
-        """Say something of a backend; ``value`` None takes it back. Returns whether that changed anything."""
-        order = dict(self.of(service, backend))
-        before = order.get(key)
-        order[key] = value
-        self._orders[service, backend] = {name: one for name, one in order.items() if one is not None}
-        if not self._orders[service, backend]:
-            del self._orders[service, backend]
-        return before != value
+    def set(self, service, backend, key, value):
+        """Set "state" or "weight" of a backend; None removes it. Return whether that changed anything."""
+        before = self.of(service, backend)
+        after = {name: setting for name, setting in {**before, key: value}.items() if setting is not None}
+        self._overrides.pop((service, backend), None)
+        if after:
+            self._overrides[service, backend] = after
+        return after != before
 
     def settle(self, config):
-        """Forget backends that ``config`` does not have any more."""
-        there = {(service.name, backend.name) for service in config.services for backend in service.backends}
-        self._orders = {key: order for key, order in self._orders.items() if key in there}
+        """Remove the overrides of backends that ``config`` does not have."""
+        backends = {(service.name, backend.name) for service in config.services for backend in service.backends}
+        self._overrides = {key: override for key, override in self._overrides.items() if key in backends}
 
     def publish(self, region):
-        """Write everything to a region, and have its workers look."""
+        """Write all overrides to a region and advance its epoch, so that the workers read them."""
         for number, (service, backend, _family) in enumerate(region.targets):
-            order = self.of(service, backend)
-            region.set_state("admin", number, shared_memory.ADMIN_STATES.index(order.get("state", "ready")))
-            region.set_state("weight", number, order.get("weight", 0))
+            override = self.of(service, backend)
+            region.set_state("admin", number, shared_memory.ADMIN_STATES.index(override.get("state", "ready")))
+            region.set_state("weight", number, override.get("weight", 0))
         region.advance(shared_memory.EPOCH_ADMIN)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The numbers of one service in the row of one worker slot."""
+"""The counters of one service, written by one worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .shared_memory import LADDER, REFUSED
 
 
 class ServiceCounters:
-    """Counts for one service; ``slot`` is whose row is written."""
+    """The cells of a service in the row of the worker ``slot``."""
 
     def __init__(self, region, slot, service):
         self._cells = region.cells
@@ -22,37 +22,37 @@ class ServiceCounters:
         )
         self._all_sessions = [region.cell(row, "service", "sessions", index) for row in range(region.slots + 1)]
         self._refused = {cause: region.cell(slot, "service", f"refused_{cause}", index) for cause in REFUSED}
-        known = ("service", "made_room") in region.offsets  # not in a record of version 0.1.0
-        self._made_room = region.cell(slot, "service", "made_room", index) if known else None
+        has_made_room = ("service", "made_room") in region.offsets  # not in a record of version 0.1.0
+        self._made_room = region.cell(slot, "service", "made_room", index) if has_made_room else None
         self._steps = {step.replace("_", " "): region.cell(slot, "service", f"source_{step}", index) for step in LADDER}
 
     def began(self):
-        """A client was accepted."""
+        """Count a new session."""
         self._cells[self._sessions] += 1
         self._cells[self._connections] += 1
 
     def taken_over(self):
-        """A session that another worker had accepted goes on here."""
+        """Count a session that this worker continues for another one."""
         self._cells[self._sessions] += 1
 
     def finished(self):
-        """Its session is over."""
+        """Count the end of a session."""
         self._cells[self._sessions] -= 1
 
     def refused(self, cause):
-        """A client was turned away; ``cause`` is one of shared.REFUSED."""
+        """Count a refused client; ``cause`` is one of shared_memory.REFUSED."""
         self._cells[self._refused[cause]] += 1
 
     def made_room(self):
-        """A session was ended to have room for another one."""
+        """Count a session that was ended to make room for a new one."""
         if self._made_room is not None:
             self._cells[self._made_room] += 1
 
     def count(self, name):
-        """Count a step of the source ladder, such as "kept" or "port taken"."""
+        """Count a step of the source ladder (shared_memory.LADDER), such as "kept" or "port taken"."""
         self._cells[self._steps[name]] += 1
 
     def total(self):
-        """Return the sessions the service has, in all workers."""
+        """Return the number of open sessions of the service, in all workers."""
         cells = self._cells
         return sum(cells[number] for number in self._all_sessions)

@@ -1,10 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The numbers of all generations together, so that no counter falls because of a reload.
+"""Counters summed over all generations, so that no counter decreases because of a reload.
 
-A generation's shared memory ends with its last process. Its counters are added to these totals, which the supervisor
-keeps across a re-exec. Totals are keyed by names, never by places: the next generation may order things otherwise.
+The shared memory of a generation is closed after its last process. Its counters are added to totals, which the
+supervisor keeps over an exec. They are keyed by names and not by positions, which differ between generations.
 """
 
 from __future__ import annotations
@@ -15,62 +15,62 @@ from .shared_memory import GAUGES, TIMES
 
 
 class GenerationTotals:
-    """What ended generations have counted: {(kind, name): {field: number}}.
+    """The counters of ended generations: {(kind, name): {field: number}}.
 
     ``kind`` is worker, service or target; ``name`` is (), (service,) or (service, backend, family).
     """
 
     def __init__(self, records=()):
-        self._kept: dict[tuple, dict[str, int]] = {}
+        self._counters: dict[tuple, dict[str, int]] = {}
         for kind, name, field, value in records:
-            self._kept.setdefault((kind, tuple(name)), {})[field] = value
+            self._counters.setdefault((kind, tuple(name)), {})[field] = value
 
     def records(self):
-        """Return everything as JSON, for the constructor."""
+        """Return all counters as JSON, for the constructor."""
         return [
             [kind, list(name), field, value]
-            for (kind, name), numbers in self._kept.items()
+            for (kind, name), numbers in self._counters.items()
             for field, value in numbers.items()
         ]
 
     def fold(self, region):
-        """Take over what a region has counted; it will be closed."""
+        """Add the counters of a region that will be closed."""
         for key, numbers in counted(region):
-            grown = {field: value for field, value in numbers.items() if value and field not in GAUGES | TIMES}
-            if grown:
-                _add(self._kept.setdefault(key, {}), grown)
+            counters = {field: value for field, value in numbers.items() if value and field not in GAUGES | TIMES}
+            if counters:
+                _add(self._counters.setdefault(key, {}), counters)
 
     def totals(self, regions):
-        """Return the Totals of the generation_totals and of regions that still live."""
-        found = {key: dict(numbers) for key, numbers in self._kept.items()}
+        """Return the Totals of the ended generations and of ``regions``."""
+        sums = {key: dict(numbers) for key, numbers in self._counters.items()}
         for region in regions:
             for key, numbers in counted(region):
-                if key in found:
-                    _add(found[key], numbers)
+                if key in sums:
+                    _add(sums[key], numbers)
                 else:
-                    found[key] = numbers
-        return Totals(found)
+                    sums[key] = numbers
+        return Totals(sums)
 
 
 def _add(numbers, more):
-    """Add ``more`` to ``numbers``, field by field; of times the later one is kept."""
+    """Add ``more`` to ``numbers``, field by field; of two times keep the later one."""
     for field, value in more.items():
         before = numbers.get(field, 0)
         numbers[field] = max(before, value) if field in TIMES else before + value
 
 
 class Totals:
-    """Numbers by kind, name and field; what was never counted is 0."""
+    """Numbers by kind, name and field; a missing number is 0."""
 
-    def __init__(self, found):
-        self._found = found
+    def __init__(self, sums):
+        self._sums = sums
 
     def of(self, kind, name):
-        """Return {field: number} of one name; what was never counted is not in it."""
-        return self._found.get((kind, name), {})
+        """Return {field: number} of one name, without fields that were never counted."""
+        return self._sums.get((kind, name), {})
 
     def worker(self, field):
-        """Return a number of all workers."""
+        """Return a number summed over all workers."""
         return self.of("worker", ()).get(field, 0)
 
     def service(self, name, field):
@@ -83,12 +83,12 @@ class Totals:
 
 
 def _names(region):
-    """Return {kind: the names of its places in a row, in their order}."""
+    """Return {kind: the names in the order of their cells in a row}."""
     return {"worker": [()], "service": [(name,) for name in region.services], "target": region.targets}
 
 
 def counted(region):
-    """Yield ((kind, name), {field: sum over the workers' rows}) of everything in a region; of times, the latest."""
+    """Yield ((kind, name), {field: sum over the rows of workers}) of a region; for times the latest."""
     rows = [region.row(slot) for slot in range(region.slots)]
     sums, latest = list(map(sum, zip(*rows))), list(map(max, zip(*rows)))
     for kind, names in _names(region).items():
@@ -100,8 +100,8 @@ def counted(region):
             yield (kind, name), dict(zip(offsets, values))
 
 
-def elsewhere(region, others):
-    """Write to the supervisor's row of ``region`` what generations that still drain have open."""
+def publish_elsewhere(region, others):
+    """Write what ``others``, the regions of other generations, have open to the supervisor's row of ``region``."""
     names = _names(region)
     for kind, field in (("service", "sessions"), ("target", "active")):
         open_now: dict[tuple, int] = {}
@@ -114,7 +114,7 @@ def elsewhere(region, others):
 
 
 def _open(region, kind, field):
-    """Yield (name, number) of what the workers of a region have open of one kind."""
+    """Yield (name, number) of the open sessions or connections of all workers of a region."""
     names = _names(region)[kind]
     starts = [region.cell(slot, kind, field) for slot in range(region.slots)]
     columns = [region.cells[start : start + len(names)].tolist() for start in starts]

@@ -1,10 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Processes the supervisor starts: workers, the checker, and the check of a config by what would replace it.
+"""The processes that the supervisor spawns: workers, the checker, and the check of a config before a reload.
 
-Forking is done with all signals blocked: the child must not run the supervisor's handlers, and what is sent to it
-before its own are there waits for them.
+All signals are blocked during a fork: the child must not run the supervisor's handlers, and a signal that arrives
+before the child has installed its own stays pending until then.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ from dataclasses import dataclass, field
 
 from ..backends.health_checker import Checker
 from ..loop.log import Log
-from . import channel as channels
 from . import listeners
-from .channel import FAILED, Channel
+from .channel import FAILED, Channel, pair
 from .worker import Worker
 
 STARTING, SERVING, DRAINING = "starting", "serving", "draining"
 WORKER, CHECKER = "worker", "checker"
-LONGEST_WORDS = 4096  # characters of what ended a child
+MAX_FAILURE = 4096  # characters of the reason why a child failed
 
 
 @dataclass(eq=False)
 class Child:
-    """A worker or a checker: its process and the line to it. ``slot`` is which of a generation's workers it is."""
+    """A worker or the checker. ``slot`` numbers the workers of a generation from 0; it is 0 for the checker."""
 
     pid: int
     role: str
@@ -38,65 +37,71 @@ class Child:
     generation: int
     state: str
     channel: Channel
-    estate: socket.socket | None = None  # where its successor reads what it leaves (handover.py)
-    started: float = 0.0  # monotonic
-    kill_at: float | None = None  # monotonic; when a draining worker has had its time
-    failure: str | None = None
-    hangs: bool = False  # and was told to end
-    covers: list = field(default_factory=list)  # slots it serves beside its own
+    handover: socket.socket | None = None  # from which its successor reads its UDP sessions (udp/handover.py)
+    started: float = 0.0  # monotonic seconds
+    kill_at: float | None = None  # monotonic seconds; when a draining child is killed
+    failure: str | None = None  # why it ended, one sentence
+    hangs: bool = False  # it was killed because its heartbeat was overdue
+    covers: list[int] = field(default_factory=list)  # slots that it serves besides its own
 
-    def record(self):
-        """Return what the next program must know of this child, as JSON (the monotonic clock outlives an exec)."""
-        kept = ("pid", "role", "slot", "generation", "state", "started", "kill_at", "covers")
-        estate = self.estate.fileno() if self.estate else None
-        return {"channel": self.channel.fileno(), "estate": estate, **{key: getattr(self, key) for key in kept}}
+    def record(self) -> dict:
+        """Return this child as JSON for the next program (an exec does not change the monotonic clock)."""
+        keys = ("pid", "role", "slot", "generation", "state", "started", "kill_at", "covers")
+        handover = self.handover.fileno() if self.handover else None
+        return {"channel": self.channel.fileno(), "estate": handover, **{key: getattr(self, key) for key in keys}}
 
     @classmethod
-    def recorded(cls, record):
-        """Return the child of a record(): a child of this process still, for exec keeps them."""
-        estate = record.get("estate")
-        if estate is not None:
-            os.set_inheritable(estate, False)
-            estate = socket.socket(fileno=estate)
-        return cls(**{**record, "channel": Channel.adopt(record["channel"]), "estate": estate})
+    def adopt(cls, record: dict) -> Child:
+        """Return the child of a record(). After an exec it is still a child of this process."""
+        values = {**record, "channel": Channel.adopt(record["channel"]), "handover": None}
+        number = values.pop("estate", None)
+        if number is not None:
+            os.set_inheritable(number, False)
+            values["handover"] = socket.socket(fileno=number)
+        return cls(**values)
+
+    def descriptors(self) -> list[int]:
+        """Return the file descriptors that lead to this child."""
+        return [self.channel.fileno(), *([self.handover.fileno()] if self.handover is not None else [])]
 
     def close(self):
-        """It has ended: close what led to it."""
+        """Close the descriptors of a child that has ended."""
         self.channel.close()
-        if self.estate is not None:
-            self.estate.close()
+        if self.handover is not None:
+            self.handover.close()
 
-    def signal(self, number):
-        """Send a signal; a child that has just ended does not mind."""
+    def signal(self, number: int):
+        """Send a signal, unless the child has ended."""
         try:
             os.kill(self.pid, number)
         except ProcessLookupError:
             pass
 
-    def why(self):
-        """Return why a child that is not ready is not."""
+    def why_not_ready(self) -> str:
+        """Return why a child ended before it was ready, one sentence."""
         return self.failure or "it ended before it was ready"
 
 
-def start_worker(generation, slot, held, logging, now, inherited, predecessors=()):
-    """Fork the worker of a slot of ``generation`` on the listeners ``held``; return its Child. Raise OSError.
+def spawn_worker(generation, slot, listening, logging, now, inherited, predecessors=()) -> Child:
+    """Fork the worker of a slot of ``generation``; return its Child. Raise OSError.
 
-    ``logging`` are the settings of its log; ``inherited`` are descriptors of the supervisor it must not keep;
-    ``predecessors`` the estates of the workers whose sessions it goes on with.
+    ``listening`` are the supervisor's listening sockets by name, ``logging`` the settings of its log (LogSettings.of),
+    ``inherited`` the descriptors that it must close, ``predecessors`` the handover sockets of the workers whose UDP
+    sessions it continues.
     """
     theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    def run(line):
+    def run(channel):
         ours.close()
-        wanted = listeners.wanted(generation.config, generation.slots, held)
-        for name in [name for name in held if name not in wanted]:
-            held.pop(name).close()
+        required = listeners.required(generation.config, generation.slots, listening)
+        for name in [name for name in listening if name not in required]:
+            listening.pop(name).close()
         log = Log(**logging, generation=generation.number, worker=slot, pid=os.getpid())
-        return Worker(generation.config, held, log, line, generation.region, slot, theirs, predecessors).run()
+        return Worker(generation.config, listening, log, channel, generation.region, slot, theirs, predecessors).run()
 
-    child = Child(0, WORKER, slot, generation.number, STARTING, None, ours, now)
     try:
-        return _start(child, inherited, run)
+        pid, channel = _spawn(f"{WORKER}{slot}", inherited, run)
+        return Child(pid, WORKER, slot, generation.number, STARTING, channel, ours, now)
     except OSError:
         ours.close()
         raise
@@ -104,20 +109,21 @@ def start_worker(generation, slot, held, logging, now, inherited, predecessors=(
         theirs.close()
 
 
-def start_checker(generation, held, logging, now, inherited):
-    """Fork the checker of ``generation``; return its Child. Raise OSError."""
+def spawn_checker(generation, listening, logging, now, inherited) -> Child:
+    """Fork the checker of ``generation``; return its Child; see spawn_worker(). Raise OSError."""
 
-    def run(line):
-        listeners.close_all(held)
+    def run(channel):
+        listeners.close_all(listening)
         log = Log(**logging, generation=generation.number, role=CHECKER, pid=os.getpid())
-        return Checker(generation.config, log, line, generation.region).run()
+        return Checker(generation.config, log, channel, generation.region).run()
 
-    return _start(Child(0, CHECKER, 0, generation.number, SERVING, None, None, now), inherited, run)
+    pid, channel = _spawn(CHECKER, inherited, run)
+    return Child(pid, CHECKER, 0, generation.number, SERVING, channel, None, now)
 
 
-def _start(child, inherited, run):
-    """Fork; in the new process call ``run(line)`` and end with what it returns. Return ``child``, completed."""
-    ours, theirs = channels.pair()
+def _spawn(name, inherited, run) -> tuple[int, Channel]:
+    """Fork; return (pid, channel) of the new process, which exits with the result of ``run(its channel)``."""
+    ours, theirs = pair()
     try:
         pid = _fork()
     except OSError:
@@ -126,31 +132,30 @@ def _start(child, inherited, run):
         raise
     if pid:
         theirs.close()
-        child.pid, child.channel = pid, ours
-        return child
+        return pid, ours
     code = 1
     try:
         ours.close()
         for number in inherited:
             os.close(number)
-        name_process(f"{child.role}{child.slot}" if child.role == WORKER else child.role)
+        name_process(name)
         code = run(theirs)
     except BaseException as error:  # noqa: BLE001  # nothing may return into the supervisor's stack
-        _last_words(theirs, error)
+        _report_failure(theirs, error)
     os._exit(code)
 
 
 def name_process(name):
-    """Have ps(1) and top(1) show ``l4-NAME`` (proc_pid_comm(5): 15 characters)."""
+    """Set the name that ps(1) and top(1) show to ``l4-NAME`` (proc_pid_comm(5): 15 characters)."""
     try:
         with open("/proc/self/comm", "w", encoding="ascii") as stream:
             stream.write(f"l4-{name}"[:15])
-    except OSError:  # only a nicety
+    except OSError:  # the name is only for people
         pass
 
 
-def start_check(argv, environment, inherited):
-    """Run ``argv`` with its output in a pipe; return (pid, read end of the pipe). Raise OSError."""
+def spawn_check(argv, environment, inherited) -> tuple[int, int]:
+    """Execute ``argv`` with its output in a pipe; return (pid, read end of the pipe). Raise OSError."""
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
         pid = _fork()
@@ -177,7 +182,7 @@ def start_check(argv, environment, inherited):
 
 
 def _fork():
-    """Fork with every signal blocked; in the parent the mask is restored, the child unblocks when it is ready."""
+    """Fork with all signals blocked; the parent restores its mask, the child unblocks them when it is ready."""
     gc.collect()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -188,14 +193,14 @@ def _fork():
     if pid:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     else:
-        signal.set_wakeup_fd(-1)  # the supervisor's
+        signal.set_wakeup_fd(-1)  # it is the supervisor's
     return pid
 
 
-def _last_words(line, error):
-    """Tell the supervisor, or when it no longer listens the log, what ended this process."""
-    text = f"{type(error).__name__}: {error}"[:LONGEST_WORDS]
-    if not line.send({FAILED: text}):
+def _report_failure(channel, error):
+    """Tell the supervisor why this process ends; if the supervisor is gone, log it."""
+    text = f"{type(error).__name__}: {error}"[:MAX_FAILURE]
+    if not channel.send({FAILED: text}):
         log = Log(pid=os.getpid())
         log.event("process failed", level="error", reason=text)
         log.flush()

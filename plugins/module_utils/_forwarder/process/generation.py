@@ -1,19 +1,26 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A generation: one loaded config, its listeners and the memory its processes share."""
+"""A generation is one loaded config with the memory its processes share; each load makes the next one.
+
+The *live* generation takes new connections. A *candidate* is one whose workers are not all ready yet; it becomes live
+when they are, and the generation that was live *drains* until its last process has ended.
+"""
 
 from __future__ import annotations
 
 import resource
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..._version import VERSION
 from ..admin import runtime_file
-from ..admin.endpoint import METRICS
+from ..admin.listening import METRICS
 from ..config import config as config_module
 from ..config import defaults
-from ..counters import shared_memory
+from ..counters import shared_memory, totals
 from . import listeners
 
 
@@ -27,25 +34,26 @@ class LoadError(Exception):
 
 @dataclass
 class Generation:
-    """``number`` counts loads from 1; ``bound`` names the listeners that were bound for it.
+    """``number`` counts loads from 1. ``region`` is shared memory; it stays open until its counters are in the totals.
 
-    ``region`` is the memory its processes share; it outlives them until its numbers have been taken over.
+    ``new_listeners`` names the listening sockets that were bound for this generation; ``new_servers`` are the sockets
+    bound for the admin and metrics servers, by name.
     """
 
     number: int
-    config: config_module.Config | None  # None: of another version, which this one cannot read
+    config: Any  # a config.Config; None if another version has written it and this one cannot read it
     config_file: dict  # {"path", "sha256"}
     archive: dict | None  # {"path", "sha256"}
-    slots: int
+    slots: int  # number of workers
     region: shared_memory.Region
     version: str = VERSION
     loaded_at: str = ""
-    bound: list = field(default_factory=list)
-    endpoints: dict = field(default_factory=dict)  # new sockets of the admin server and the metrics, by name
-    warnings: list = field(default_factory=list)
+    new_listeners: list[str] = field(default_factory=list)
+    new_servers: dict[str, socket.socket] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
-    def description(self):
-        """Return the part of the runtime file that is about what serves."""
+    def description(self) -> dict:
+        """Return what the runtime file says about the live generation."""
         return {
             "generation": self.number,
             "version": self.version,
@@ -55,92 +63,162 @@ class Generation:
         }
 
     @property
-    def drain_timeout(self):
+    def drain_timeout(self) -> float:
         """Seconds its workers have for draining."""
         return self.config.drain_timeout if self.config else defaults.DRAIN_TIMEOUT.default
 
-    def record(self):
-        """Return what the next program must know of this generation, as JSON."""
+    def record(self) -> dict:
+        """Return this generation as JSON for the next program."""
         document = config_module.dump(self.config) if self.config else None
         region = {"fd": self.region.fd, "record": self.region.record}
         return {"description": self.description(), "config": document, "slots": self.slots, "region": region}
 
     @classmethod
-    def recorded(cls, record):
-        """Return the generation of a record()."""
-        told = record["description"]
+    def adopt(cls, record: dict) -> Generation:
+        """Return the generation of a record() of the previous program."""
+        description = record["description"]
         try:
-            known = config_module.load(record["config"])
+            config = config_module.load(record["config"])
         except config_module.ConfigError:
-            known = None
+            config = None
         return cls(
-            number=told["generation"],
-            config=known,
-            config_file=told["config"],
-            archive=told["archive"],
+            number=description["generation"],
+            config=config,
+            config_file=description["config"],
+            archive=description["archive"],
             slots=record["slots"],
             region=shared_memory.Region(record["region"]["record"], record["region"]["fd"]),
-            version=told["version"],
-            loaded_at=told["loaded_at"],
+            version=description["version"],
+            loaded_at=description["loaded_at"],
         )
 
+    def abandon(self, listening: dict[str, socket.socket]):
+        """Close what was opened for a generation that will not become live."""
+        for name in self.new_listeners:
+            listening.pop(name).close()
+        for sock in self.new_servers.values():
+            sock.close()
+        self.region.close()
 
-def load(path, number, archive, held, endpoints, alone=False):
-    """Return the Generation of the config at ``path``; its missing listeners are bound and added to ``held``.
 
-    ``endpoints`` is the Endpoints of the supervisor. Metrics that cannot be served are an error, for an address was
-    asked for; an admin socket that cannot be is only a warning. ``alone``: nobody of ours can be listening yet. Raise
-    LoadError; ``held`` is then as it was.
+def load(path, number, archive, listening, servers, alone=False) -> Generation:
+    """Return the generation of the config at ``path``; bind missing listeners and add them to ``listening``.
+
+    ``servers`` are the admin.server.Servers. A metrics socket that cannot be bound is an error; an admin socket is only
+    a warning. ``alone``: no other process of ours can be listening yet. Raise LoadError; ``listening`` is unchanged
+    then.
     """
     try:
         with open(path, "rb") as stream:
             text = stream.read()
-        loaded = config_module.parse(text, path)
+        config = config_module.parse(text, path)
     except config_module.ConfigError as error:
         raise LoadError(error.errors) from None
     except OSError as error:
         raise LoadError([f"{path}: cannot be read: {error.strerror}"]) from None
-    slots = listeners.slots_of(loaded)
-    too_many = listeners.beyond_limit(loaded, slots, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    slots = listeners.slots_of(config)
+    too_many = listeners.beyond_limit(config, slots, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     if too_many:
         raise LoadError([too_many])
-    bound, servers = {}, {}
+    bound, new_servers = {}, {}
     try:
-        bound = listeners.bind_missing(loaded, slots, held, alone)
-        servers, failures = endpoints.bind_missing(loaded)
-        errors = [failure.sentence for failure in failures if failure.kind == METRICS]
+        bound = listeners.bind_missing(config, slots, listening, alone)
+        new_servers, failures = servers.bind_missing(config)
+        errors = [str(failure) for failure in failures if failure.kind == METRICS]
         if errors:
             raise LoadError(errors)
-        region = shared_memory.Region(shared_memory.describe(loaded, slots))
+        region = shared_memory.Region(shared_memory.describe(config, slots))
     except BaseException as error:
-        for sock in (*bound.values(), *servers.values()):
+        for sock in (*bound.values(), *new_servers.values()):
             sock.close()
         if isinstance(error, listeners.ListenError):
             raise LoadError([error.strerror]) from None
         raise
-    held.update(bound)
+    listening.update(bound)
     return Generation(
         number=number,
-        config=loaded,
+        config=config,
         config_file={"path": path, "sha256": runtime_file.sha256(text)},
         archive=archive,
         slots=slots,
         region=region,
-        bound=list(bound),
-        endpoints=servers,
-        warnings=[failure.sentence for failure in failures],
+        new_listeners=list(bound),
+        new_servers=new_servers,
+        warnings=[str(failure) for failure in failures],
     )
 
 
-def recorded_regions(records):
-    """Return {number: Region} of generations that still drain, from {number as text: record}."""
-    return {int(number): shared_memory.Region(record["record"], record["fd"]) for number, record in records.items()}
+class Generations:
+    """The live generation, the candidate, the shared memory of those that drain, and the totals of all."""
 
+    def __init__(self):
+        self.live: Any = None  # a Generation; None before the first one is live
+        self.candidate: Generation | None = None
+        self._draining: dict[int, shared_memory.Region] = {}  # by generation number
+        self._ended = totals.GenerationTotals()
 
-def abandon(generation, held):
-    """Close what was made for a generation that will not serve."""
-    for name in generation.bound:
-        held.pop(name).close()
-    for sock in generation.endpoints.values():
-        sock.close()
-    generation.region.close()
+    @property
+    def next_number(self) -> int:
+        """The number of the generation that is loaded next."""
+        return self.live.number + 1 if self.live else 1
+
+    @property
+    def drain_timeout(self) -> float:
+        """Seconds that the workers of the live generation and of the candidate have for draining, at most."""
+        return max((generation.drain_timeout for generation in self.current()), default=0)
+
+    def current(self) -> list[Generation]:
+        """Return the live generation and the candidate, as far as there are any."""
+        return [generation for generation in (self.live, self.candidate) if generation]
+
+    def switch(self) -> Generation:
+        """Make the candidate live, and return it; the generation that was live drains."""
+        if self.live:
+            self._draining[self.live.number] = self.live.region
+        self.live, self.candidate = self.candidate, None
+        return self.live
+
+    def region_of(self, number: int) -> shared_memory.Region | None:
+        """Return the shared memory of a generation, None if it has ended."""
+        for generation in self.current():
+            if generation.number == number:
+                return generation.region
+        return self._draining.get(number)
+
+    def totals(self) -> totals.Totals:
+        """Return the counters of all generations, those that have ended included."""
+        return self._ended.totals([self.live.region, *self._draining.values()])
+
+    def account(self, has_processes: Callable[[int], object]):
+        """Fold the counters of ended generations into the totals, and publish what the draining ones have open.
+
+        ``has_processes`` takes the number of a generation. Limits of the current generations count what others have
+        open.
+        """
+        if not self.live:
+            return
+        for number in [number for number in self._draining if not has_processes(number)]:
+            region = self._draining.pop(number)
+            self._ended.fold(region)
+            region.close()
+        totals.publish_elsewhere(self.live.region, self._draining.values())
+        if self.candidate:
+            totals.publish_elsewhere(self.candidate.region, [*self._draining.values(), self.live.region])
+
+    def records(self) -> dict:
+        """Return everything but the candidate as JSON for the next program."""
+        draining = {number: {"fd": region.fd, "record": region.record} for number, region in self._draining.items()}
+        return {"serving": self.live.record(), "draining": draining, "ledger": self._ended.records()}
+
+    def descriptors(self) -> list[int]:
+        """Return the file descriptors that records() names."""
+        return [self.live.region.fd, *(region.fd for region in self._draining.values())]
+
+    def adopt(self, records: dict):
+        """Take over the records() of the previous program; other keys are ignored."""
+        self.live = Generation.adopt(records["serving"])
+        self._draining = {
+            int(number): shared_memory.Region(region["record"], region["fd"])
+            for number, region in records["draining"].items()
+        }
+        self._ended = totals.GenerationTotals(records["ledger"])

@@ -1,11 +1,11 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Workers of a supervisor that is gone: killed, or gone for a restart of the service.
+"""Orphans: workers whose supervisor was killed, or has left for a restart of the service.
 
-The unit has KillMode=process, so they go on with the connections they have, and drain by themselves: the end of their
-line told them. The supervisor that comes next sees to it that none stays for ever. They are not its children, so it has
-to look for them, and a pidfd tells when one has ended.
+The unit has KillMode=process, so they finish their connections; they drain because their channel to the supervisor was
+closed. The next supervisor makes sure that each of them ends. They are not its children, so it searches /proc for them
+and waits for their end by pidfds.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import os
 import selectors
 import signal
 
-WORKER, SUPERVISOR = "l4-worker", "l4-supervisor"  # beginnings of comm, see children.name_process()
+WORKER, SUPERVISOR = "l4-worker", "l4-supervisor"  # how comm begins, see children.name_process()
 
 
 def find(proc="/proc"):
-    """Return the pids of workers that were started with the command line of this process, and have no supervisor."""
+    """Return the pids of workers without a supervisor that have the command line of this process."""
     command = _read(f"{proc}/{os.getpid()}/cmdline")
     return [int(pid) for pid in os.listdir(proc) if pid.isdigit() and _is_orphan(proc, pid, command)]
 
@@ -35,39 +35,42 @@ def _read(path):
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
             return stream.read()
-    except OSError:  # it has ended, or is another user's, whom the unit's ProtectProc= hides
+    except OSError:  # it has ended, or belongs to another user and the unit's ProtectProc= hides it
         return ""
 
 
 class Orphans:
-    """Those that still live; ``pids`` are what find() returned."""
+    """The orphans that have not ended yet."""
 
-    def __init__(self, selector, pids=()):
+    def __init__(self, selector):
         self._selector = selector
-        self._waiting = {}  # pidfd by pid
+        self._pidfds = {}  # by pid
+
+    def watch(self, pids):
+        """Wait for the end of these processes."""
         for pid in pids:
             try:
-                self._waiting[pid] = pidfd = os.pidfd_open(pid)
+                self._pidfds[pid] = pidfd = os.pidfd_open(pid)
             except OSError:  # it has ended, or the kernel has no pidfds (before 5.3)
                 continue
-            selector.register(pidfd, selectors.EVENT_READ, lambda pid=pid: self._ended(pid))
+            self._selector.register(pidfd, selectors.EVENT_READ, lambda pid=pid: self._ended(pid))
 
     def __len__(self):
-        return len(self._waiting)
+        return len(self._pidfds)
 
     def descriptors(self):
         """Return the open pidfds, which forked children must close."""
-        return list(self._waiting.values())
+        return list(self._pidfds.values())
 
     def signal(self, number):
         """Send a signal to all."""
-        for pidfd in self._waiting.values():
+        for pidfd in self._pidfds.values():
             try:
                 signal.pidfd_send_signal(pidfd, number)
             except ProcessLookupError:
                 pass
 
     def _ended(self, pid):
-        pidfd = self._waiting.pop(pid)
+        pidfd = self._pidfds.pop(pid)
         self._selector.unregister(pidfd)
         os.close(pidfd)

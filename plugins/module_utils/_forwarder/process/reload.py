@@ -1,15 +1,16 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A reload is an upgrade: the supervisor becomes the program that is installed now, in the same process.
+"""A reload: the supervisor replaces itself by the installed program, in the same process.
 
-1. check: ``l4proxy check CONFIG`` runs with the archive that is installed now. A broken archive or a bad config ends
-   here.
-2. exec: the supervisor replaces itself, same command line, signals blocked until the new handlers are there. Listeners
-   and the channels to the workers stay open and are handed over by name; the workers remain its children.
-3. The new program loads the config and starts workers (supervisor.py); only when all are ready do the others drain.
+1. Check: ``l4proxy check CONFIG`` runs with the installed archive. A broken archive or an invalid config ends the
+   reload here.
+2. Exec: the supervisor executes the installed program with its own command line. Signals stay blocked until the new
+   handlers are installed. Listening sockets and channels stay open and are handed over by name; workers remain children
+   of this process.
+3. The new program loads the config and spawns workers (supervisor.py). Only when all are ready do the others drain.
 
-One at a time: a SIGHUP that comes meanwhile is served afterwards.
+Reloads run one at a time. A SIGHUP during a reload starts another one afterwards.
 """
 
 from __future__ import annotations
@@ -18,26 +19,50 @@ import os
 import selectors
 import signal
 import sys
+from functools import partial
+from typing import Protocol
 
 from ..loop.log import places
 from . import children, reexec_state
+from .reload_results import ReloadResults
+from .supervisor_loop import SupervisorLoop
 
 CHECK_TIMEOUT = 20.0  # seconds
-MOST_OUTPUT = 65536  # bytes of the check's output that are kept
+MAX_OUTPUT = 65536  # bytes of the check's output that are kept
+MAX_LINES = 20  # lines of it in an error
 
 
-def command_line():
-    """Return the arguments this process was started with, the interpreter's own included."""
+class Host(Protocol):
+    """What a reload uses of the supervisor."""
+
+    def may_reload(self) -> bool:
+        """Whether a config is live and no worker is starting."""
+
+    def reload_begins(self) -> None:
+        """Called when a reload begins."""
+
+    def reload_failed(self, error: str) -> None:
+        """Called when a reload fails; the live generation goes on."""
+
+    def inherited_descriptors(self) -> list[int]:
+        """Return the file descriptors that a forked child must close."""
+
+    def handover(self) -> tuple[dict, list[int]]:
+        """Return the state for the next program, and the file descriptors that must stay open."""
+
+
+def own_command() -> list[str]:
+    """Return the command line of this process, including the interpreter and its options."""
     with open("/proc/self/cmdline", "rb") as stream:
         return [os.fsdecode(part) for part in stream.read().split(b"\0")[:-1]]
 
 
-def internal(error):
-    """Return the sentence for an exception that nobody expected, and where it was raised."""
+def internal(error: BaseException) -> str:
+    """Return a sentence about an unexpected exception and where it was raised."""
     return f"internal error: {error!r} at {' '.join(places(error)[-3:])}"
 
 
-def check_command(command, own_arguments, config_path):
+def check_command(command: list[str], own_arguments: int, config_path: str) -> list[str]:
     """Return the command line that checks a config with the interpreter and archive of ``command``.
 
     ``own_arguments`` is how many of its last arguments are the program's own.
@@ -45,112 +70,107 @@ def check_command(command, own_arguments, config_path):
     return [*command[: len(command) - own_arguments], "check", config_path]
 
 
-class Upgrade:
-    """The reload under way, if any; ``attempt`` counts those that were begun."""
+class Reload:
+    """The reload in progress, if any. ``requested``: another one is to begin as soon as possible."""
 
-    def __init__(self, supervisor, command):
-        self.wanted = False
-        self.attempt = 0
-        self._supervisor = supervisor
+    def __init__(self, loop: SupervisorLoop, host: Host, results: ReloadResults, config_path: str, command: list[str]):
+        self.requested = False
+        self._loop = loop
+        self._host = host
+        self._results = results
+        self._config_path = config_path
         self._command = command
-        self._check = None  # (pid, descriptor of its output)
-        self._code = None  # exit code of the check
+        self._check: int | None = None  # pid of the check, if it is running
+        self._code: int | None = None  # its exit code
+        self._pipe: int | None = None  # from which its output is read
         self._output = b""
-        self._overdue = None
+        self._timer = 0
 
-    def descriptors(self):
-        """Return the descriptors open for the check."""
-        return [self._check[1]] if self._check and self._check[1] is not None else []
+    def descriptors(self) -> list[int]:
+        """Return the file descriptors that are open for the check."""
+        return [] if self._pipe is None else [self._pipe]
 
     def step(self):
-        """Do what can be done now; whatever fails, what serves goes on serving."""
+        """Do the next step, if it can be done now. A failure changes nothing but the result of the reload."""
         try:
             self._step()
         except Exception as error:  # noqa: BLE001
             self._check = None
-            self._supervisor.reload_failed(internal(error))
+            self._host.reload_failed(internal(error))
 
     def _step(self):
-        supervisor = self._supervisor
         if self._check:
-            if self._code is not None and self._check[1] is None:
-                self._checked()
-        elif self.wanted and supervisor.serving and not supervisor.candidate and not supervisor.pool.starting():
-            self.wanted = False
+            if self._code is not None and self._pipe is None:
+                self._finish_check()
+        elif self.requested and self._host.may_reload():
+            self.requested = False
             self._begin()
 
     def cancel(self):
-        """The forwarder is stopping."""
-        self.wanted = False
-        if self._check:
-            self._kill()
+        """Stop the reload, because the forwarder stops."""
+        self.requested = False
+        self._kill_check()
 
-    def child_ended(self, pid, code):
-        """A child that is no worker has ended."""
-        if self._check and pid == self._check[0]:
+    def child_ended(self, pid: int, code: int):
+        """Note the end of a child that is not in the worker pool: maybe the check."""
+        if pid == self._check:
             self._code = code
 
     def _begin(self):
-        supervisor = self._supervisor
-        self.attempt += 1
+        self._results.attempt += 1
         self._code, self._output = None, b""
-        supervisor.log.event("reload", attempt=self.attempt)
-        supervisor.notifier.reloading()
+        self._loop.log.event("reload", attempt=self._results.attempt)
+        self._host.reload_begins()
         environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
-        argv = check_command(self._command, len(sys.argv) - 1, supervisor.path)
+        argv = check_command(self._command, len(sys.argv) - 1, self._config_path)
         try:
-            pid, output = children.start_check(argv, environment, supervisor.inherited())
+            self._check, pipe = children.spawn_check(argv, environment, self._host.inherited_descriptors())
         except OSError as error:
-            supervisor.reload_failed(f"the check cannot be started: {error}")
+            self._host.reload_failed(f"the check cannot be started: {error}")
             return
-        self._check = (pid, output)
-        supervisor.selector.register(output, selectors.EVENT_READ, self._hear)
-        self._overdue = supervisor.timers.add(supervisor.now() + CHECK_TIMEOUT, self._too_slow)
+        self._pipe = pipe
+        self._loop.selector.register(pipe, selectors.EVENT_READ, partial(self._read_output, pipe))
+        self._timer = self._loop.call_later(CHECK_TIMEOUT, self._check_overdue)
 
-    def _hear(self):
-        pid, output = self._check
-        data = os.read(output, 4096)
-        if len(self._output) < MOST_OUTPUT:
+    def _read_output(self, pipe):
+        data = os.read(pipe, 4096)
+        if len(self._output) < MAX_OUTPUT:
             self._output += data
         if not data:
-            self._supervisor.selector.unregister(output)
-            os.close(output)
-            self._check = (pid, None)
+            self._loop.selector.unregister(pipe)
+            os.close(pipe)
+            self._pipe = None
 
-    def _too_slow(self):
+    def _check_overdue(self):
         self._output += f"\nthe check took longer than {CHECK_TIMEOUT:g} s".encode()
-        self._kill()
+        self._kill_check()
 
-    def _kill(self):
-        """End the check. Once it was reaped (its output may still be unread) its number may be another process's."""
-        if self._code is None:
-            os.kill(self._check[0], signal.SIGKILL)
+    def _kill_check(self):
+        """Kill the check, unless it is reaped already: another process may have its pid then."""
+        if self._check and self._code is None:
+            os.kill(self._check, signal.SIGKILL)
 
-    def _checked(self):
-        supervisor = self._supervisor
-        supervisor.timers.discard(self._overdue, self._too_slow)
+    def _finish_check(self):
+        self._loop.timers.discard(self._timer, self._check_overdue)
         self._check = None
         if self._code != 0:
-            said = self._output.decode("utf-8", "replace").strip().splitlines()
-            supervisor.reload_failed("; ".join(said[-20:]) or f"the check ended with code {self._code}")
-            return
-        if supervisor.pool.starting():  # a worker died during the check; its successor's start is watched here
-            self.wanted = True
-            self.attempt -= 1
-            return
-        self._exec()
+            lines = self._output.decode("utf-8", "replace").strip().splitlines()
+            self._host.reload_failed("; ".join(lines[-MAX_LINES:]) or f"the check ended with code {self._code}")
+        elif self._host.may_reload():
+            self._exec()
+        else:  # a worker died during the check; only this program can watch its replacement start
+            self.requested = True
+            self._results.attempt -= 1
 
     def _exec(self):
-        """Become the installed program; only a failure returns."""
-        supervisor = self._supervisor
-        supervisor.endpoints.end_clients()
-        state, descriptors = supervisor.handed_over()
+        """Execute the installed program; this returns only after a failure."""
+        state, descriptors = self._host.handover()
         variable = reexec_state.leave(state, descriptors)
-        supervisor.log.flush()
+        self._loop.log.flush()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             os.execve(sys.executable, self._command, {**os.environ, **variable})
         except (OSError, ValueError) as error:
             reexec_state.recall(variable, descriptors)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            supervisor.reload_failed(f"{sys.executable} cannot be executed: {error}")
+            self._host.reload_failed(f"{sys.executable} cannot be executed: {error}")

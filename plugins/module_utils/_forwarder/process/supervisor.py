@@ -1,431 +1,353 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The supervisor: holds the listeners, keeps its workers alive, and switches generations without losing a connection.
+"""The supervisor: owns the listening sockets, keeps its workers alive, and switches generations without interruption.
 
-It never touches traffic. Signal handlers only enqueue; everything happens in one selector loop:
+It touches no traffic. Signal handlers only queue the signal; everything else happens in one event loop:
 
-- SIGHUP: a reload (reload.py). Whatever fails on the way, the old workers go on, and the runtime file and the log
-  say why.
-- SIGTERM, SIGINT: close the listeners, drain the workers, exit; the second one means now.
-- SIGUSR1: exit at once, for a restart of the service. The service manager keeps the listeners, so nobody is refused;
-  the workers go on with what they have (orphans.py). Without a service manager it is SIGTERM.
-- SIGCHLD: a child that died is replaced (worker_pool.py); a sibling serves its slot meanwhile.
+- SIGHUP: reload (reload.py). If it fails, the old workers go on; the runtime file and the log say why.
+- SIGTERM, SIGINT: close the listeners, drain the workers and exit; a second one ends the workers at once.
+- SIGUSR1: exit at once, for a restart of the service. The service manager keeps the listening sockets, so no client is
+  refused, and the workers finish their connections (orphans.py). Without a service manager it is like SIGTERM.
+- SIGCHLD: replace a worker that has died (worker_pool.py); another worker covers its slot meanwhile.
 
-The admin socket and the metrics (endpoint.py) are served in the same loop.
+The admin and metrics servers (admin/server.py) run in the same loop.
 """
 
 from __future__ import annotations
 
 import os
-import selectors
 import signal
+import socket
 import sys
-import time
-from collections import deque
 from functools import partial
 
 from ..._version import VERSION
-from ..admin import commands, endpoint, http_views, runtime_file
-from ..counters import heartbeat, totals
+from ..admin import http_views, runtime_file
+from ..admin.commands import Admin
+from ..admin.listening import ADMIN, METRICS
+from ..admin.server import Servers
+from ..counters import heartbeat
 from ..counters.overrides import Overrides
 from ..loop import own_addresses
-from ..loop.log import RETRY, Log, places
-from ..loop.timers import Timers
-from . import children, listeners, lock, notify, orphans, reexec_state
-from . import generation as generations
-from .reload import Upgrade, command_line, internal
-from .worker_pool import DRAIN_GRACE, WorkerPool, reap
+from ..loop.log import Log
+from . import children, generation, listeners, lock, notify, orphans, reexec_state
+from .control import Control
+from .log_settings import LogSettings
+from .reload import Reload, internal, own_command
+from .reload_results import ReloadResults
+from .supervisor_loop import SupervisorLoop
+from .worker_pool import DRAIN_GRACE, WorkerPool, reap_children
 
-SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
-STOP_GRACE = 2.0  # seconds for a worker to end at once
-NOT_KEPT = (
-    "the service manager keeps no more sockets over a restart; a restart or the end of the supervisor resets the"
-    " connections that wait in the others: name fewer ports or use fewer workers"
+STOP_GRACE = 2.0  # seconds from the second SIGTERM until the workers are killed
+NOT_STORED = (
+    "the service manager stores no more sockets; when the supervisor restarts or dies, connections that wait in the"
+    " other ones are reset; name fewer ports or use fewer workers"
 )
-ABSENT = "this host does not have the address; the service is served there as soon as it has"
-REST = 0.05  # seconds after a defect: what the selector has reported and nobody has taken comes again at once
-ACCOUNT = heartbeat.INTERVAL  # seconds between two looks at what generations that still drain have open
+ABSENT = "this host does not have the address; the service starts there when the address appears"
 
 
-def run(config_path):
-    """Run the forwarder in the foreground until a signal ends it; returns the exit code."""
-    left = reexec_state.take(os.environ)
-    return Supervisor(config_path).run(left)
+def run(config_path: str) -> int:
+    """Run the forwarder in the foreground until a signal ends it; return the exit status."""
+    state = reexec_state.take(os.environ)
+    return Supervisor(config_path).run(state)
 
 
 class Supervisor:
-    """One forwarder. ``serving`` is the generation that serves, ``candidate`` one whose workers are not ready yet."""
+    """One forwarder: the listening sockets, the generations of its config and their processes."""
 
-    def __init__(self, config_path):
-        self.path = os.path.abspath(config_path)
-        self.now = time.monotonic
-        self.log = Log(pid=os.getpid(), role="supervisor")
-        self.selector = selectors.EpollSelector()
-        self.timers = Timers()
-        self.archive = runtime_file.running_archive()
-        self.runtime_file = runtime_file.path()
-        self.lock = lock.Lock(runtime_file.directory())
-        self.held = {}  # listeners by name
-        self.notifier = notify.Notifier(self.selector)
-        self.pool = WorkerPool(self)
-        self.orphans = orphans.Orphans(self.selector)
-        self.serving = None
-        self.candidate = None
-        self.draining = {}  # regions of generations that end, by number
-        self.generation_totals = totals.GenerationTotals()
-        self.overrides = Overrides()
-        self.log_level = None  # what an operator has said, instead of the config
-        self.stopping = 0  # how many times we were told to stop
-        self.leaving = False  # to a successor, which the service manager starts
-        self.upgrade = Upgrade(self, command_line())
-        self.last_reload = {"attempt": 0, "ok": True, "error": None, "at": runtime_file.timestamp()}
-        self.reloads = {"ok": 0, "failed": 0}
-        self.admin = commands.Admin(self)
-        answers = {endpoint.ADMIN: self.admin.answer, endpoint.METRICS: partial(http_views.answer, self)}
-        self.endpoints = endpoint.Endpoints(self, answers)
+    def __init__(self, config_path: str):
+        self._config_path = os.path.abspath(config_path)
+        self._loop = SupervisorLoop(Log(pid=os.getpid(), role="supervisor"))
+        self._log = self._loop.log
+        self._archive = runtime_file.running_archive()
+        self._lock = lock.Lock(runtime_file.directory())
+        self._listening: dict[str, socket.socket] = {}  # listening sockets by name (listeners.py)
+        self._notifier = notify.Notifier(self._loop.selector)
+        self._orphans = orphans.Orphans(self._loop.selector)
+        self._generations = generation.Generations()
+        self._overrides = Overrides()
+        self._log_settings = LogSettings(self._log)
+        self._results = ReloadResults(self._log)
+        self._pool = WorkerPool(self._loop, self._generations, self._listening, self._log_settings, self)
+        self._reload = Reload(self._loop, self, self._results, self._config_path, own_command())
+        control = Control(self._loop, self._generations, self._pool, self._overrides, self._log_settings, self._results)
+        self._admin = Admin(control)
+        answers = {ADMIN: self._admin.answer, METRICS: partial(http_views.answer, control.snapshot)}
+        self._servers = Servers(self._loop, answers)
+        self._stops = 0  # number of requests to stop; the second one means at once
+        self._leaving = False  # whether the service manager is about to start a successor
         self._exit_code = 0
-        self._signals = deque()
-        self._wakeup = ()
 
-    def run(self, left=None):
-        """Serve until told to stop; ``left`` is what the program before this one handed over. Returns the exit code."""
+    def run(self, state: dict | None = None) -> int:
+        """Serve until stopped; ``state`` is the handover of the previous program. Return the exit status."""
         children.name_process("supervisor")
-        kept = notify.stored(os.environ)
-        if left is not None:
-            self._adopt(left)
-        elif kept:
-            self.held = listeners.adopt(kept)
-            self.notifier.names = set(kept)
-            self.log.event("listeners found", listeners=sorted(kept))
-        if left is not None or kept:
-            self.orphans = orphans.Orphans(self.selector, orphans.find())
-            if self.orphans:
-                self.log.event("workers of before still drain", processes=len(self.orphans))
-        self._take_signals()
-        self._begin()
-        self._account()
+        self._adopt(state)
+        self._loop.handle_signals(
+            {
+                signal.SIGHUP: self._handle_hup,
+                signal.SIGTERM: partial(self._handle_stop, "SIGTERM"),
+                signal.SIGINT: partial(self._handle_stop, "SIGINT"),
+                signal.SIGUSR1: self._handle_usr1,
+                signal.SIGCHLD: self._handle_chld,
+            }
+        )
+        self._load()
+        self._loop.contain(self._handle_chld)  # a child may have ended before the handler was installed
+        self._monitor()
         while not self._done():
-            self._turn()
-        self.endpoints.close()
-        if self.serving and (runtime_file.read(self.runtime_file) or {}).get("pid") == os.getpid():
-            runtime_file.remove(self.runtime_file)
-        self.notifier.finish()
-        self.log.event("stopped")
-        self.log.flush()
+            self._loop.turn()
+            if not (self._stops or self._leaving):
+                self._reload.step()
+            self._log.flush()
+        self._servers.close()
+        if self._generations.live:
+            self._results.remove_file()
+        self._notifier.finish()
+        self._log.event("stopped")
+        self._log.flush()
         return self._exit_code
 
-    def _turn(self):
-        timeout = self.timers.timeout(self.now())
-        if self.log.waiting:
-            timeout = RETRY if timeout is None else min(RETRY, timeout)
-        for key, _mask in self.selector.select(timeout):
-            self._contained(key.data)
-        while self._signals:
-            self._contained(self._dispatch, self._signals.popleft())
-        for item in self.timers.due(self.now()):
-            self._contained(item)
-        if not (self.stopping or self.leaving):
-            self.upgrade.step()
-        self.log.flush()
-
-    def _contained(self, step, *arguments):
-        """Do one thing; a defect in it is logged, and everything else goes on."""
-        try:
-            step(*arguments)
-        except Exception as error:  # noqa: BLE001
-            self.log.event("defect", level="error", error=repr(error), trace=places(error))
-            time.sleep(REST)
-
     def _done(self):
-        if self.leaving:
+        if self._leaving:
             return True
-        # One that cannot start waits for nobody: the service manager tries again.
-        waiting = self.pool.children or (self.orphans and not self._exit_code)
-        return bool(self.stopping) and not waiting
+        # A forwarder that could not start does not wait for orphans: the service manager tries again.
+        waiting = self._pool.children or (self._orphans and not self._exit_code)
+        return bool(self._stops) and not waiting
+
+    def _monitor(self):
+        """Once a second: sum up the counters of draining generations, and kill the children that hang."""
+        self._loop.call_later(heartbeat.INTERVAL, self._monitor)
+        self._account()
+        if not self._leaving:
+            self._pool.kill_hanging()
+
+    def _account(self):
+        self._generations.account(has_processes=self._pool.of)
 
     # -- signals ---------------------------------------------------------------------------------------------------
 
-    def _take_signals(self):
-        """Install the handlers, then let in what an exec held back. The wakeup pipe ends the select."""
-        read, write = self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.selector.register(read, selectors.EVENT_READ, partial(os.read, read, 64))
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in SIGNALS:
-            signal.signal(number, lambda caught, _frame: self._signals.append(caught))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        self._signals.append(signal.SIGCHLD)  # a child may have ended while nobody listened
+    def _handle_hup(self):
+        self._reload.requested = True
 
-    def _dispatch(self, number):
-        if number == signal.SIGCHLD:
-            for pid, code in reap():
-                self._contained(self._child_ended, pid, code)
-        elif number == signal.SIGHUP:
-            self.upgrade.wanted = True
-        elif number == signal.SIGUSR1 and self.held and self.notifier.names:
-            self.leaving = True
-            self.notifier.finish()
-            self.upgrade.cancel()
-            self.log.event("leaving", processes=len(self.pool.children))
-        elif not self.leaving:
-            self._stop(signal.Signals(number).name)
+    def _handle_chld(self):
+        for pid, code in reap_children():
+            self._loop.contain(self._child_ended, pid, code)
 
-    def _stop(self, why):
-        """The first time: no new connections, and drain. The second time: now."""
-        self.stopping += 1
-        self.log.event("stopping", reason=why, now=self.stopping > 1, processes=len(self.pool.children))
-        if self.stopping == 1:
-            self.notifier.stopping()
-            self.notifier.keep({})
-            self.upgrade.cancel()
-            self.lock.release()
-            listeners.close_all(self.held)  # before the workers: what they find queued afterwards is all there will be
-            self.pool.drain_all_but(None, self._drain_timeout())
-            self._bound_orphans(self._drain_timeout() + DRAIN_GRACE)
+    def _handle_usr1(self):
+        if not (self._listening and self._notifier.names):  # without a service manager that keeps the sockets
+            self._handle_stop("SIGUSR1")
             return
-        self.pool.signal_all(signal.SIGTERM)  # their second one, too
-        self.timers.add(self.now() + STOP_GRACE, partial(self.pool.signal_all, signal.SIGKILL))
-        self._bound_orphans(STOP_GRACE)
+        self._leaving = True
+        self._notifier.finish()
+        self._reload.cancel()
+        self._log.event("leaving", processes=len(self._pool.children))
 
-    def _bound_orphans(self, seconds):
-        self.timers.add(self.now() + seconds, partial(self.orphans.signal, signal.SIGKILL))
+    def _handle_stop(self, reason):
+        """The first time, accept no more and drain; the second time, end at once."""
+        if self._leaving:
+            return
+        self._stops += 1
+        self._log.event("stopping", reason=reason, now=self._stops > 1, processes=len(self._pool.children))
+        if self._stops > 1:
+            self._pool.signal_all(signal.SIGTERM)  # the second one for the workers, too
+            self._loop.call_later(STOP_GRACE, partial(self._pool.signal_all, signal.SIGKILL))
+            self._kill_orphans_after(STOP_GRACE)
+            return
+        self._notifier.stopping()
+        self._notifier.keep({})
+        self._reload.cancel()
+        self._lock.release()
+        listeners.close_all(self._listening)  # before the workers drain, so that no connection is queued after them
+        self._pool.stop(self._generations.drain_timeout)
+        self._kill_orphans_after(self._generations.drain_timeout + DRAIN_GRACE)
 
-    def _drain_timeout(self):
-        timeouts = [generation.drain_timeout for generation in (self.serving, self.candidate) if generation]
-        return max(timeouts, default=0)
+    def _kill_orphans_after(self, seconds):
+        self._loop.call_later(seconds, partial(self._orphans.signal, signal.SIGKILL))
 
-    # -- generations -----------------------------------------------------------------------------------------------
+    # -- handover between programs ---------------------------------------------------------------------------------
 
-    def handed_over(self):
-        """Return the state the next program begins with, and the descriptors that must stay open for it."""
-        held = {name: sock.fileno() for name, sock in self.held.items()}
-        workers = [child.record() for child in self.pool.children.values()]
-        endpoints = self.endpoints.listening()
+    def handover(self) -> tuple[dict, list[int]]:
+        """Return the state for the next program, and the file descriptors that must stay open for it."""
+        self._servers.close_connections()
+        listening = {name: sock.fileno() for name, sock in self._listening.items()}
+        servers = self._servers.listening()
+        workers = [child.record() for child in self._pool.children.values()]
         state = {
-            "listeners": held,
-            "endpoints": endpoints,
+            "listeners": listening,
+            "endpoints": servers,
             "children": workers,
-            "serving": self.serving.record(),
-            "draining": {
-                number: {"fd": region.fd, "record": region.record} for number, region in self.draining.items()
-            },
-            "ledger": self.generation_totals.records(),
-            "orders": self.overrides.records(),
-            "log_level": self.log_level,
-            "last_reload": self.last_reload,
-            "reloads": self.reloads,
-            "restarts": self.pool.restarts,
-            "attempt": self.upgrade.attempt,
-            "stored": sorted(self.notifier.names),
-            "lock": self.lock.fd,
+            **self._generations.records(),
+            "orders": self._overrides.records(),
+            "log_level": self._log_settings.override,
+            **self._results.records(),
+            "restarts": self._pool.restarts,
+            "stored": sorted(self._notifier.names),
+            "lock": self._lock.fd,
         }
-        regions = [self.serving.region.fd, *(region.fd for region in self.draining.values())]
-        lines = [child[key] for child in workers for key in ("channel", "estate") if child[key] is not None]
-        return state, [*held.values(), *endpoints.values(), *lines, *regions, *self.lock.descriptors()]
+        descriptors = [*listening.values(), *servers.values(), *self._pool.descriptors()]
+        return state, [*descriptors, *self._generations.descriptors(), *self._lock.descriptors()]
 
-    def _adopt(self, left):
-        """Take over what the program before this one held; its workers go on serving."""
-        self.held = listeners.adopt(left["listeners"])
-        self.serving = generations.Generation.recorded(left["serving"])
-        self.draining = generations.recorded_regions(left["draining"])
-        self.generation_totals = totals.GenerationTotals(left["ledger"])
-        self.overrides = Overrides(left["orders"])
-        self.log_level = left["log_level"]
-        self.last_reload, self.reloads = left["last_reload"], left["reloads"]
-        self.upgrade.attempt = left["attempt"]
-        self.notifier.names = set(left["stored"])
-        self.lock.fd = left.get("lock")  # an earlier version has none
-        self.pool.restarts = left["restarts"]
-        self.pool.adopt(left["children"])
-        self.endpoints.adopt(left["endpoints"])
+    def _adopt(self, state):
+        """Take over what the previous program or (None) a previous process has left."""
+        stored = notify.stored(os.environ)
+        if state is not None:
+            self._listening.update(listeners.adopt(state["listeners"]))
+            self._generations.adopt(state)
+            self._overrides.adopt(state["orders"])
+            self._log_settings.override = state["log_level"]
+            self._results.adopt(state)
+            self._notifier.names = set(state["stored"])
+            self._lock.fd = state.get("lock")  # version 0.1.0 has none
+            self._pool.adopt(state["children"], state["restarts"])
+            self._servers.adopt(state["endpoints"])
+        elif stored:
+            self._listening.update(listeners.adopt(stored))
+            self._notifier.names = set(stored)
+            self._log.event("listeners adopted", listeners=sorted(stored))
+        if state is not None or stored:
+            self._orphans.watch(orphans.find())
+            if self._orphans:
+                self._log.event("workers of the previous supervisor still drain", processes=len(self._orphans))
 
-    def _begin(self):
-        """Load the config and start workers of it; what serves meanwhile is not touched."""
-        number = self.serving.number + 1 if self.serving else 1
+    def inherited_descriptors(self) -> list[int]:
+        """Return the descriptors that a forked child must close: all but the listening sockets."""
+        candidate = self._generations.candidate
+        servers = candidate.new_servers.values() if candidate else ()
+        parts = (self._loop, self._reload, self._servers, self._orphans, self._notifier, self._lock, self._pool)
+        return [*(sock.fileno() for sock in servers), *(number for part in parts for number in part.descriptors())]
+
+    # -- loading a config ------------------------------------------------------------------------------------------
+
+    def _load(self):
+        """Load the config and spawn its workers; the live generation goes on meanwhile."""
+        generations, live = self._generations, self._generations.live
         try:
             self._take_lock()
-            alone = not (self.serving or self.orphans or orphans.find())
-            self.candidate = generations.load(self.path, number, self.archive, self.held, self.endpoints, alone)
-            if self.serving:
-                checked = {service.name for service in self.candidate.config.services if service.checked}
-                self.candidate.region.inherit(self.serving.region, checked)
-            self.overrides.publish(self.candidate.region)
-            self.pool.start(self.candidate)
-        except generations.LoadError as error:
-            self._candidate_failed(error.errors)
+            alone = not (live or self._orphans or orphans.find())
+            candidate = generations.candidate = generation.load(
+                self._config_path, generations.next_number, self._archive, self._listening, self._servers, alone
+            )
+            if live:
+                checked = {service.name for service in candidate.config.services if service.checked}
+                candidate.region.inherit(live.region, checked)
+            self._overrides.publish(candidate.region)
+            self._pool.spawn_workers(candidate)
+        except generation.LoadError as error:
+            self._load_failed(error.errors)
         except OSError as error:
-            self._candidate_failed([f"no worker can be started: {error}"])
+            self._load_failed([f"no worker can be started: {error}"])
         except Exception as error:  # noqa: BLE001
-            self._candidate_failed([internal(error)])
+            self._load_failed([internal(error)])
 
     def _take_lock(self):
-        """Refuse to start beside another forwarder; one that serves goes on serving whatever there is."""
+        """Take the lock. Another forwarder that holds it is an error, unless this one is serving already."""
         try:
-            self.lock.take()
+            self._lock.take()
         except lock.Held as error:
-            if not self.serving:
-                raise generations.LoadError([str(error)]) from None
-            self.log.event("lock not taken", level="error", reason=str(error))
-        except OSError as error:  # a directory that is full, read-only or not ours
-            self.log.event("lock not taken", level="warning", reason=str(error))
+            if not self._generations.live:
+                raise generation.LoadError([str(error)]) from None
+            self._log.event("lock not taken", level="error", reason=str(error))
+        except OSError as error:  # the directory is full, read-only or another user's
+            self._log.event("lock not taken", level="warning", reason=str(error))
 
-    def _candidate_failed(self, errors):
-        if self.candidate:
-            self.pool.dismiss(self.candidate)
-            generations.abandon(self.candidate, self.held)
-            self.candidate = None
-        if self.serving:
+    def _load_failed(self, errors):
+        candidate, self._generations.candidate = self._generations.candidate, None
+        if candidate:
+            self._pool.dismiss(candidate)
+            candidate.abandon(self._listening)
+        if self._generations.live:
             self.reload_failed("; ".join(errors))
-            self.pool.fill()  # replacements were planned, but an exec forgets the timers
-            self._keep_listeners()  # what the program before this one had no time for
+            self._pool.fill()  # timers of planned replacements do not outlive an exec
+            self._store_listeners()  # the previous program may not have finished
             return
-        self.log.event("cannot start", level="error", errors=errors)
+        self._log.event("cannot start", level="error", errors=errors)
         sys.stderr.write("".join(f"l4proxy forward: {line}\n" for line in errors))
         self._exit_code = 1
-        self.stopping = self.stopping or 1
-
-    def worker_ready(self, child):
-        """A worker has said that it is ready; with the last one of the candidate it serves."""
-        candidate = self.candidate
-        if candidate and child.generation == candidate.number and self.pool.complete(candidate) and not self.stopping:
-            self._switch()
+        self._stops = self._stops or 1
 
     def _switch(self):
-        """All workers of the candidate are ready: it serves from here on, and all others drain."""
-        generation, self.candidate = self.candidate, None
-        timeout = max(generation.drain_timeout, self._drain_timeout())
-        if self.serving:
-            self.draining[self.serving.number] = self.serving.region
-        self.serving = generation
-        self.pool.drain_all_but(generation, timeout)
-        self._bound_orphans(timeout + DRAIN_GRACE)
-        self.pool.settled()
-        self.pool.fill()  # the checker
-        self._contained(listeners.settle, generation.config, generation.slots, self.held)
-        self._contained(self._keep_listeners)
-        self._contained(self.endpoints.settle, generation.config, generation.endpoints)
-        self._contained(self.overrides.settle, generation.config)
-        generation.loaded_at = runtime_file.timestamp()
-        self._apply_log_settings()
-        self._account_now()
-        self._record_reload(None)
-        self.log.event(
+        """Make the candidate live; everything else drains from here on."""
+        timeout = self._generations.drain_timeout
+        live = self._generations.switch()
+        self._pool.drain_all_but(live, timeout)
+        self._kill_orphans_after(timeout + DRAIN_GRACE)
+        self._pool.forget_deaths()
+        self._pool.fill()  # spawns the checker
+        contain = self._loop.contain
+        contain(listeners.settle, live.config, live.slots, self._listening)
+        contain(self._store_listeners)
+        contain(self._servers.settle, live.config, live.new_servers)
+        contain(self._overrides.settle, live.config)
+        live.loaded_at = runtime_file.timestamp()
+        self._log_settings.apply(live)
+        self._account()
+        self._results.add(None, live)
+        self._log_serving(live)
+        self._notifier.ready(f"generation {live.number} serves {len(live.config.services)} service(s)")
+
+    def _log_serving(self, live):
+        self._log.event(
             "serving",
-            generation=generation.number,
+            generation=live.number,
             version=VERSION,
-            config=generation.config_file,
-            archive=self.archive,
-            workers=generation.slots,
-            listeners=sorted(self.held),
+            config=live.config_file,
+            archive=self._archive,
+            workers=live.slots,
+            listeners=sorted(self._listening),
         )
-        for name, where in own_addresses.absent(generation.config.services).items():
-            self.log.event("listen address absent", level="warning", service=name, listen=where, reason=ABSENT)
-        for error in generation.warnings:
-            self.log.event("endpoint not opened", level="error", reason=error)
-        self.notifier.ready(f"generation {generation.number} serves {len(generation.config.services)} service(s)")
+        for name, addresses in own_addresses.absent(live.config.services).items():
+            self._log.event("listen address absent", level="warning", service=name, listen=addresses, reason=ABSENT)
+        for warning in live.warnings:
+            self._log.event("socket not opened", level="error", reason=warning)
 
-    def _keep_listeners(self):
-        """Have the service manager keep what we hold, and say it where it cannot keep everything."""
-        beyond = self.notifier.keep(self.held)
-        if beyond:
-            self.log.event("listeners not kept", level="warning", count=beyond, of=len(self.held), reason=NOT_KEPT)
+    def _store_listeners(self):
+        """Make the service manager store the listening sockets; log a warning if it cannot store all of them."""
+        surplus = self._notifier.keep(self._listening)
+        if surplus:
+            total = len(self._listening)
+            self._log.event("listeners not kept", level="warning", count=surplus, of=total, reason=NOT_STORED)
 
-    def reload_failed(self, error):
-        """What served goes on serving; say why nothing changed."""
-        self._record_reload(error)
-        self.log.event("reload failed", level="error", reason=error, serving=self.serving.number)
-        self.notifier.ready(f"generation {self.serving.number} serves; the last reload failed: {error}")
+    # -- reload ----------------------------------------------------------------------------------------------------
 
-    def _record_reload(self, error):
-        at = runtime_file.timestamp()
-        self.last_reload = {"attempt": self.upgrade.attempt, "ok": error is None, "error": error, "at": at}
-        if self.upgrade.attempt:
-            self.reloads["ok" if error is None else "failed"] += 1
-        pid = os.getpid()
-        document = {"schema": runtime_file.SCHEMA, "pid": pid, "started": runtime_file.start_time(pid)}
-        document.update(self.serving.description(), last_reload=self.last_reload)
-        try:
-            runtime_file.write(document, self.runtime_file)
-        except OSError as failure:
-            self.log.event("runtime file not written", level="error", path=self.runtime_file, reason=str(failure))
+    def may_reload(self) -> bool:
+        """Whether a config is live and no worker is starting."""
+        generations = self._generations
+        return bool(generations.live and not generations.candidate and not self._pool.starting())
 
-    # -- the log ---------------------------------------------------------------------------------------------------
+    def reload_begins(self):
+        """Tell the service manager."""
+        self._notifier.reloading()
 
-    def logging(self, generation):
-        """Return the settings of the log of a generation's processes."""
-        return {"format": generation.config.log.format, "level": self.log_level or generation.config.log.level}
-
-    def _apply_log_settings(self):
-        settings = self.logging(self.serving)
-        self.log.set_format(settings["format"])
-        self.log.set_level(settings["level"])
-
-    def set_log_level(self, level):
-        """Write events of ``level`` and above, in all processes; None: what the config says."""
-        self.log_level = level
-        settings = self.logging(self.serving)
-        self.log.set_level(settings["level"])
-        self.pool.tell({"log_level": settings["level"]})
-
-    # -- numbers ---------------------------------------------------------------------------------------------------
-
-    def totals(self):
-        """Return the Totals of all generations."""
-        return self.generation_totals.totals([self.serving.region, *self.draining.values()])
-
-    def region_of(self, number):
-        """Return the region of a generation, None when it is gone."""
-        for generation in (self.serving, self.candidate):
-            if generation and generation.number == number:
-                return generation.region
-        return self.draining.get(number)
-
-    def _account(self):
-        """Once in a while: what draining generations still have open counts for the one that serves; who hangs?"""
-        self.timers.add(self.now() + ACCOUNT, self._account)
-        self._account_now()
-        if not self.leaving:
-            self.pool.watch()
-
-    def _account_now(self):
-        if not self.serving:
-            return
-        for number in [number for number in self.draining if not self.pool.of(number)]:
-            region = self.draining.pop(number)
-            self.generation_totals.fold(region)
-            region.close()
-        for generation in (self.serving, self.candidate):
-            if generation:
-                others = [region for region in self.draining.values() if region is not generation.region]
-                if generation is self.candidate:
-                    others.append(self.serving.region)
-                totals.elsewhere(generation.region, others)
+    def reload_failed(self, error: str):
+        """Record and log why the live generation goes on."""
+        live = self._generations.live
+        self._results.add(error, live)
+        self._log.event("reload failed", level="error", reason=error, serving=live.number)
+        self._notifier.ready(f"generation {live.number} serves; the last reload failed: {error}")
 
     # -- children --------------------------------------------------------------------------------------------------
 
-    def inherited(self):
-        """Return the descriptors a forked child must close: all channels, servers and the selector, but no listener."""
-        numbers = [self.selector.fileno(), *self._wakeup, *self.upgrade.descriptors(), *self.endpoints.descriptors()]
-        numbers += [*self.orphans.descriptors(), *self.notifier.descriptors(), *self.lock.descriptors()]
-        if self.candidate:
-            numbers += [sock.fileno() for sock in self.candidate.endpoints.values()]
-        children_ = self.pool.children.values()
-        estates = [child.estate.fileno() for child in children_ if child.estate is not None]
-        return [*numbers, *estates, *(child.channel.fileno() for child in children_)]
+    def worker_ready(self, child: children.Child):
+        """Make the candidate live when its last worker is ready."""
+        candidate = self._generations.candidate
+        if candidate and child.generation == candidate.number and self._pool.complete(candidate) and not self._stops:
+            self._switch()
 
-    def answered(self, child, message):
-        """A worker has answered what an admin client asked."""
-        self.admin.answered(child, message)
+    def worker_answered(self, child: children.Child, message: dict):
+        """Pass the answer of a worker on to the admin client that has asked."""
+        self._admin.worker_answered(child.pid, message)
 
     def _child_ended(self, pid, code):
-        child = self.pool.ended(pid, code)
+        child = self._pool.reaped(pid, code)
         if child is None:
-            self.upgrade.child_ended(pid, code)
+            self._reload.child_ended(pid, code)
             return
-        self.admin.gone(child)
-        if self.stopping or child.state == children.DRAINING:
+        self._admin.worker_ended(pid)
+        if self._stops or child.state == children.DRAINING:
             return
-        if self.candidate and child.generation == self.candidate.number:
-            self._candidate_failed([f"the new worker failed: {child.why()}"])
-        elif self.serving and child.generation == self.serving.number:
-            self.pool.replace(child)
+        candidate, live = self._generations.candidate, self._generations.live
+        if candidate and child.generation == candidate.number:
+            self._load_failed([f"the new worker failed: {child.why_not_ready()}"])
+        elif live and child.generation == live.number:
+            self._pool.replace(child)

@@ -75,7 +75,7 @@ class Worker:
     def _add_listeners(self, held, ports):
         """Give each listening socket to TCP or UDP, with the runtime of its service."""
         runtimes, region = {}, self.region
-        for name, (service, listener) in listeners.wanted(self._config, region.slots, held).items():
+        for name, (service, listener) in listeners.required(self._config, region.slots, held).items():
             if service.name not in runtimes:
                 runtimes[service.name] = ServiceRuntime.from_config(service, region, self.slot, ports, self.loop.log)
             slot = listeners.slot_of(name) % region.slots

@@ -1,11 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who serves the worker slots: starting, replacing, covering and draining the supervisor's children.
+"""The worker pool: spawns, replaces, drains and kills the supervisor's children, the workers and the checker.
 
-A worker that dies is replaced, with a growing delay when it dies again and again; until its successor is ready a
-sibling serves its slot beside its own, so the connections that arrive there wait for nobody. The checker is replaced in
-the same way; without it the last states stay as they are.
+A child that dies is replaced, after a delay that grows if it dies again soon. Until the new worker is ready another
+worker covers its slot, so connections that arrive there do not wait. Without a checker the last health states stay.
 """
 
 from __future__ import annotations
@@ -13,204 +12,265 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+import socket
+from collections.abc import Iterator
 from functools import partial
+from typing import Protocol
 
+from ..admin.snapshot import Process
 from ..counters import heartbeat
 from . import children
 from .channel import FAILED, LOST, READY
-from .children import CHECKER, DRAINING, SERVING, STARTING, WORKER
+from .children import CHECKER, DRAINING, SERVING, STARTING, WORKER, Child
+from .generation import Generation, Generations
+from .log_settings import LogSettings
+from .supervisor_loop import SupervisorLoop
 
-START_TIMEOUT = 10.0  # seconds for a new worker to be ready
-START_PER_LISTENER = 0.005  # seconds on top; on a quiet machine it takes a worker 0.1 ms
-DRAIN_GRACE = 5.0  # seconds after drain_timeout until a worker that is still there is killed
-BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before a dead child is replaced, by deaths in a row
-STEADY = 10.0  # seconds a child must have lived for its death to be the first in a row
-# Processes that still drain, about 10 MB each; when there are more the oldest generations are stopped.
-MOST_DRAINING = 128
+START_TIMEOUT = 10.0  # seconds for a new worker to become ready
+START_PER_LISTENER = 0.005  # additional seconds; on an idle machine a worker needs 0.1 ms
+DRAIN_GRACE = 5.0  # seconds from drain_timeout until a draining worker is killed
+BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds until a dead child is replaced, by deaths in a row
+STEADY = 10.0  # seconds of life after which a death counts as the first in a row again
+MAX_DRAINING = 128  # draining processes, about 10 MB each; beyond it the oldest generations are stopped
+
+
+class Owner(Protocol):
+    """What the pool uses of the supervisor."""
+
+    def inherited_descriptors(self) -> list[int]:
+        """Return the file descriptors that a forked child must close."""
+
+    def worker_ready(self, child: Child) -> None:
+        """Called when a worker is ready to serve."""
+
+    def worker_answered(self, child: Child, message: dict) -> None:
+        """Called with the answer of a worker to a question."""
 
 
 class WorkerPool:
-    """All children of a Supervisor by pid; ``logging`` are the settings of their logs."""
+    """All children of the supervisor; ``listening`` are its listening sockets by name."""
 
-    def __init__(self, supervisor):
-        self._supervisor = supervisor
-        self._log = supervisor.log
-        self._wheel = supervisor.timers
-        self.children = {}
-        self.restarts = 0  # of workers and checkers that ended by themselves
-        self._deaths = {}  # in a row, by (role, slot)
-        self._beats = heartbeat.Beats(supervisor.now())
-        self._planned = set()  # (role, slot) the timers has a replacement of
+    def __init__(
+        self,
+        loop: SupervisorLoop,
+        generations: Generations,
+        listening: dict[str, socket.socket],
+        log_settings: LogSettings,
+        owner: Owner,
+    ):
+        self._loop = loop
+        self._generations = generations
+        self._listening = listening
+        self._log_settings = log_settings
+        self._owner = owner
+        self.children: dict[int, Child] = {}  # by pid
+        self.restarts = 0  # number of children that ended unexpectedly
+        self._stopping = False
+        self._deaths: dict[tuple[str, int], int] = {}  # deaths in a row by (role, slot)
+        self._heartbeats = heartbeat.Monitor(loop.now())
+        self._planned: set[tuple[str, int]] = set()  # (role, slot) of replacements that a timer will spawn
 
-    # -- who is there ----------------------------------------------------------------------------------------------
+    # -- queries ---------------------------------------------------------------------------------------------------
 
-    def workers(self, generation, *states):
-        """Return {slot: worker} of a generation: those in one of ``states``, or else all that do not drain."""
-        return {
-            child.slot: child
-            for child in self.children.values()
-            if child.role == WORKER
-            and child.generation == generation.number
-            and (child.state in states if states else child.state != DRAINING)
-        }
-
-    def complete(self, generation):
+    def complete(self, generation: Generation) -> bool:
         """Whether every slot of a generation has a worker that is ready."""
-        return len(self.workers(generation, SERVING)) == generation.slots
+        return len(self._serving(generation)) == generation.slots
 
-    def starting(self):
+    def starting(self) -> bool:
         """Whether any worker is not ready yet."""
         return any(child.state == STARTING for child in self.children.values())
 
-    def of(self, number):
+    def of(self, number: int) -> list[Child]:
         """Return all children of the generation ``number``."""
         return [child for child in self.children.values() if child.generation == number]
 
-    def tell(self, message):
-        """Send a message to every child; returns those that can have it."""
-        return [child for child in self.children.values() if child.channel.send(message)]
+    def processes(self, role: str) -> list[Process]:
+        """Return the children of one role, WORKER or CHECKER, for the status."""
+        return [self._process(child) for child in self.children.values() if child.role == role]
 
-    # -- starting --------------------------------------------------------------------------------------------------
+    def descriptors(self) -> list[int]:
+        """Return the file descriptors that lead to children."""
+        return [number for child in self.children.values() for number in child.descriptors()]
 
-    def adopt(self, records):
-        """Take over the children of the program before this one."""
+    def _process(self, child):
+        region = self._generations.region_of(child.generation)
+        return Process(
+            pid=child.pid,
+            slot=child.slot,
+            generation=child.generation,
+            state=child.state,
+            started=child.started,
+            covers=child.covers,
+            silent=self._silent_seconds(child),
+            sessions=region.sessions(child.slot) if region else 0,
+        )
+
+    def _serving(self, generation):
+        """Return {slot: worker} of the workers of a generation that are ready."""
+        return {
+            child.slot: child for child in self.of(generation.number) if child.role == WORKER and child.state == SERVING
+        }
+
+    def _occupied(self, generation):
+        """Return the (role, slot) of all children of a generation that do not drain."""
+        return {(child.role, child.slot) for child in self.of(generation.number) if child.state != DRAINING}
+
+    # -- spawning --------------------------------------------------------------------------------------------------
+
+    def adopt(self, records: list[dict], restarts: int):
+        """Take over the children of the previous program."""
+        self.restarts = restarts
         for record in records:
-            child = children.Child.recorded(record)
-            self.children[child.pid] = child
-            self._listen_to(child)
+            child = Child.adopt(record)
+            self._add(child)
             if child.kill_at is not None:
-                self._wheel.add(child.kill_at, partial(self._kill_overdue, child))
+                self._loop.timers.add(child.kill_at, partial(self._kill_overdue, child))
 
-    def start(self, generation):
-        """Start a worker for every slot of a generation; raise OSError, and then none is left."""
+    def spawn_workers(self, generation: Generation):
+        """Spawn a worker for every slot of a generation; raise OSError if one cannot be, and then keep none."""
         try:
             for slot in range(generation.slots):
-                self._start(generation, WORKER, slot)
+                self._spawn(generation, WORKER, slot)
         except OSError:
             self.dismiss(generation)
             raise
 
-    def dismiss(self, generation):
-        """End everything of a generation that will not serve."""
+    def dismiss(self, generation: Generation):
+        """Kill all workers of a candidate that will not become live."""
         for child in self.of(generation.number):
-            child.state = DRAINING  # nobody is to be told of its end
+            child.state = DRAINING  # so that its exit is not treated as a failure
             child.signal(signal.SIGKILL)
 
-    def _start(self, generation, role, slot):
-        supervisor = self._supervisor
-        arguments = (supervisor.held, supervisor.logging(generation), supervisor.now())
-        inherited = supervisor.inherited()
+    def _spawn(self, generation, role, slot):
+        loop = self._loop
+        arguments = (self._listening, self._log_settings.of(generation), loop.now())
+        inherited = self._owner.inherited_descriptors()
         if role == WORKER:
-            estates = self._estates(generation, slot)
-            numbers = {estate.fileno() for estate in estates}
-            inherited = [number for number in inherited if number not in numbers]
-            child = children.start_worker(generation, slot, *arguments, inherited, estates)
-            patience = START_TIMEOUT + START_PER_LISTENER * len(supervisor.held)
-            self._wheel.add(supervisor.now() + patience, partial(self._start_overdue, child, patience))
+            handovers = self._handovers(generation, slot)
+            kept = {sock.fileno() for sock in handovers}
+            inherited = [number for number in inherited if number not in kept]
+            child = children.spawn_worker(generation, slot, *arguments, inherited, handovers)
+            timeout = START_TIMEOUT + START_PER_LISTENER * len(self._listening)
+            loop.call_later(timeout, partial(self._start_overdue, child, timeout))
         else:
-            child = children.start_checker(generation, *arguments, inherited)
-        self.children[child.pid] = child
-        self._listen_to(child)
+            child = children.spawn_checker(generation, *arguments, inherited)
+        self._add(child)
 
-    def _estates(self, generation, slot):
-        """Return what the workers of older generations leave, whose sockets the one of ``slot`` is to serve."""
+    def _handovers(self, generation, slot):
+        """Return the handover sockets of the workers of older generations whose UDP sessions this slot continues."""
         return [
-            child.estate
+            child.handover
             for child in self.children.values()
-            if child.estate is not None
+            if child.handover is not None
             and child.generation < generation.number
             and child.slot % generation.slots == slot
         ]
 
-    def _listen_to(self, child):
-        self._supervisor.selector.register(child.channel, selectors.EVENT_READ, partial(self._hear, child))
+    def _add(self, child):
+        self.children[child.pid] = child
+        self._loop.selector.register(child.channel, selectors.EVENT_READ, partial(self._receive, child))
 
-    def _hear(self, child):
-        messages, gone = child.channel.receive()
+    def _receive(self, child):
+        messages, closed = child.channel.receive()
         for message in messages:
             child.failure = message.get(FAILED, child.failure)
             if LOST in message:
-                self._log.event("message lost", level="error", worker=child.pid, reason=message[LOST])
+                self._loop.log.event("message lost", level="error", worker=child.pid, reason=message[LOST])
             if "answer" in message:
-                self._supervisor.answered(child, message)
+                self._owner.worker_answered(child, message)
             if READY in message and child.state == STARTING:
                 child.state = SERVING
-                self._cover()
-                self._supervisor.worker_ready(child)
-        if gone:
-            self._supervisor.selector.unregister(child.channel)
-            child.signal(signal.SIGKILL)  # it can only be ending; ended() does the rest
+                self._cover_free_slots()
+                self._owner.worker_ready(child)
+        if closed:
+            self._loop.selector.unregister(child.channel)
+            child.signal(signal.SIGKILL)  # it is exiting; reaped() does the rest
 
-    def _start_overdue(self, child, patience):
+    def _start_overdue(self, child, timeout):
         if child.state == STARTING and child.pid in self.children:
-            child.failure = f"it was not ready within {patience:g} s"
+            child.failure = f"the worker was not ready within {timeout:g} s"
             child.signal(signal.SIGKILL)
 
-    # -- draining --------------------------------------------------------------------------------------------------
+    # -- messages and signals --------------------------------------------------------------------------------------
 
-    def drain(self, child, timeout):
-        """Have a worker take no new connections and end; a checker just ends."""
-        child.state = DRAINING
-        child.signal(signal.SIGTERM)
-        child.kill_at = self._supervisor.now() + timeout + DRAIN_GRACE
-        self._wheel.add(child.kill_at, partial(self._kill_overdue, child))
+    def send(self, message: dict) -> list[Child]:
+        """Send a message to every child; return those that received it."""
+        return [child for child in self.children.values() if child.channel.send(message)]
 
-    def drain_all_but(self, generation, timeout):
-        """Drain whatever is not of ``generation`` (None: everything), and stop the oldest that still drain."""
-        for child in self.children.values():
-            if child.state != DRAINING and (generation is None or child.generation != generation.number):
-                if generation is not None and child.role == WORKER:
-                    child.channel.send({"hand_over": True})
-                self.drain(child, timeout)
-        for child in beyond(MOST_DRAINING, [one for one in self.children.values() if one.state == DRAINING]):
-            child.signal(signal.SIGTERM)  # the second one: now
-
-    def signal_all(self, number):
-        """Send every child a signal."""
+    def signal_all(self, number: int):
+        """Send a signal to every child."""
         for child in self.children.values():
             child.signal(number)
 
-    def silent(self, child):
-        """Return for how many seconds a child has not written the time, None where it does not yet, or never."""
-        region = self._supervisor.region_of(child.generation)
-        beat = region.beat(child.slot if child.role == WORKER else region.slots) if region else None
-        if beat is None or child.state == STARTING:
-            return None
-        return self._supervisor.now() - max(beat, child.started)
+    # -- draining --------------------------------------------------------------------------------------------------
 
-    def watch(self):
-        """Kill those that hang; they are replaced, and a sibling serves who waits."""
-        now = self._supervisor.now()
-        silent = {child.pid: self.silent(child) for child in self.children.values() if not child.hangs}
-        times = {pid: now - seconds for pid, seconds in silent.items() if seconds is not None}
-        for pid, reason in self._beats.look(now, times).items():
-            child = self.children[pid]
-            child.hangs, child.failure = True, reason
-            self._log.event(f"{child.role} hangs", level="error", worker=pid, slot=child.slot, reason=reason)
-            child.signal(signal.SIGKILL)
+    def stop(self, timeout: float):
+        """Drain all children and replace none from here on."""
+        self._stopping = True
+        self._drain(list(self.children.values()), timeout)
+
+    def drain_all_but(self, generation: Generation, timeout: float):
+        """Drain the children of all other generations. Their workers hand UDP sessions over to new workers."""
+        others = [child for child in self.children.values() if child.generation != generation.number]
+        for child in others:
+            if child.role == WORKER and child.state != DRAINING:
+                child.channel.send({"hand_over": True})
+        self._drain(others, timeout)
+
+    def _drain(self, drained, timeout):
+        for child in drained:
+            if child.state == DRAINING:
+                continue
+            child.state = DRAINING
+            child.signal(signal.SIGTERM)
+            child.kill_at = self._loop.now() + timeout + DRAIN_GRACE
+            self._loop.timers.add(child.kill_at, partial(self._kill_overdue, child))
+        draining = [child for child in self.children.values() if child.state == DRAINING]
+        for child in surplus(MAX_DRAINING, draining):
+            child.signal(signal.SIGTERM)  # the second SIGTERM ends a worker at once
 
     def _kill_overdue(self, child):
         if child.pid in self.children:
-            self._log.event(
-                "worker killed", level="warning", worker=child.pid, reason="still there after its drain timeout"
-            )
+            reason = "it had not ended after its drain timeout"
+            self._loop.log.event("worker killed", level="warning", worker=child.pid, reason=reason)
             child.signal(signal.SIGKILL)
 
-    # -- the dead --------------------------------------------------------------------------------------------------
+    # -- heartbeats ------------------------------------------------------------------------------------------------
 
-    def ended(self, pid, code):
-        """Take note of the end of a process; returns its Child, None when it was none of ours."""
+    def kill_hanging(self):
+        """Kill the children that hang; they are replaced like any child that dies."""
+        now = self._loop.now()
+        silent = {child.pid: self._silent_seconds(child) for child in self.children.values() if not child.hangs}
+        beats = {pid: now - seconds for pid, seconds in silent.items() if seconds is not None}
+        for pid, reason in self._heartbeats.check(now, beats).items():
+            child = self.children[pid]
+            child.hangs, child.failure = True, reason
+            self._loop.log.event(f"{child.role} hangs", level="error", worker=pid, slot=child.slot, reason=reason)
+            child.signal(signal.SIGKILL)
+
+    def _silent_seconds(self, child):
+        """Return the seconds since a child's last heartbeat, None if it has not written one yet, or never does."""
+        region = self._generations.region_of(child.generation)
+        beat = region.beat(child.slot if child.role == WORKER else region.slots) if region else None
+        if beat is None or child.state == STARTING:
+            return None
+        return self._loop.now() - max(beat, child.started)
+
+    # -- replacing -------------------------------------------------------------------------------------------------
+
+    def reaped(self, pid: int, code: int) -> Child | None:
+        """Forget a process that has ended; return its Child, None if it was not in the pool."""
         child = self.children.pop(pid, None)
         if child is None:
             return None
-        selector = self._supervisor.selector
+        selector = self._loop.selector
         if child.channel in selector.get_map():
-            messages, _gone = child.channel.receive()  # its last words
+            messages, _closed = child.channel.receive()  # may contain the reason of its end
             for message in messages:
                 child.failure = message.get(FAILED, child.failure)
             selector.unregister(child.channel)
         child.close()
-        self._log.event(
+        self._loop.log.event(
             f"{child.role} ended",
             worker=pid,
             slot=child.slot,
@@ -221,82 +281,80 @@ class WorkerPool:
         )
         return child
 
-    def replace(self, child):
-        """Plan a successor for a child of the serving generation, and have a sibling cover its slot."""
+    def replace(self, child: Child):
+        """Plan the replacement of a dead child of the live generation; another worker covers its slot meanwhile."""
         key = (child.role, child.slot)
-        if self._supervisor.now() - child.started > STEADY:
+        if self._loop.now() - child.started > STEADY:
             self._deaths.pop(key, None)
         deaths = self._deaths.get(key, 0)
         self._deaths[key] = deaths + 1
         self.restarts += 1
         delay = BACKOFF[min(deaths, len(BACKOFF) - 1)]
-        self._log.event(
+        self._loop.log.event(
             f"{child.role} to be replaced", level="warning", slot=child.slot, delay=delay, deaths_in_a_row=deaths + 1
         )
         self._plan(key, delay)
-        self._cover()
+        self._cover_free_slots()
 
-    def settled(self):
-        """A new generation serves: what died before it is of no account."""
+    def forget_deaths(self):
+        """Start counting deaths anew, for a generation that has become live."""
         self._deaths.clear()
 
     def fill(self):
-        """See that every slot of the serving generation, and its checker, has somebody or is about to."""
-        serving = self._supervisor.serving
-        there = {(child.role, child.slot) for child in self.of(serving.number) if child.state != DRAINING}
-        wanted = {(WORKER, slot) for slot in range(serving.slots)} | {(CHECKER, 0)}
-        for key in sorted(wanted - there - self._planned):
+        """Plan a child for every slot of the live generation, and for its checker, that has none."""
+        live = self._generations.live
+        required = {(WORKER, slot) for slot in range(live.slots)} | {(CHECKER, 0)}
+        for key in sorted(required - self._occupied(live) - self._planned):
             self._plan(key, 0.0)
 
     def _plan(self, key, delay):
         self._planned.add(key)
-        self._wheel.add(self._supervisor.now() + delay, partial(self._replace, key))
+        self._loop.call_later(delay, partial(self._spawn_planned, key))
 
-    def _replace(self, key):
+    def _spawn_planned(self, key):
         self._planned.discard(key)
-        supervisor, (role, slot) = self._supervisor, key
-        serving = supervisor.serving
-        there = {(child.role, child.slot) for child in self.of(serving.number) if child.state != DRAINING}
-        if supervisor.stopping or key in there or slot >= serving.slots:
+        role, slot = key
+        live = self._generations.live
+        if self._stopping or key in self._occupied(live) or slot >= live.slots:
             return
-        if serving.config is None:
-            reason = "its config is of another version; reload a valid one"
-            self._log.event(f"{role} not replaced", level="error", reason=reason)
+        if live.config is None:
+            reason = "another version has written its config; reload with a valid config"
+            self._loop.log.event(f"{role} not replaced", level="error", reason=reason)
             return
         try:
-            self._start(serving, role, slot)
+            self._spawn(live, role, slot)
         except OSError as error:
-            self._log.event(f"{role} not started", level="error", reason=str(error))
+            self._loop.log.event(f"{role} not started", level="error", reason=str(error))
             self._plan(key, BACKOFF[-1])
 
-    def _cover(self):
-        """Share the slots that nobody serves among the workers that are left."""
-        serving = self._supervisor.serving
-        if serving is None:
+    def _cover_free_slots(self):
+        """Distribute the slots of the live generation that have no ready worker among the workers that are ready."""
+        live = self._generations.live
+        if live is None:
             return
-        alive = self.workers(serving, SERVING)
-        orphans = [slot for slot in range(serving.slots) if slot not in alive]
-        covering: dict[int, list[int]] = {slot: [] for slot in alive}
-        for number, orphan in enumerate(orphans if alive else ()):
-            covering[sorted(alive)[number % len(alive)]].append(orphan)
-        for slot, child in alive.items():
-            if child.covers != covering[slot]:
-                child.covers = covering[slot]
+        workers = self._serving(live)
+        free = [slot for slot in range(live.slots) if slot not in workers]
+        covers: dict[int, list[int]] = {slot: [] for slot in workers}
+        for number, slot in enumerate(free if workers else ()):
+            covers[sorted(workers)[number % len(workers)]].append(slot)
+        for slot, child in workers.items():
+            if child.covers != covers[slot]:
+                child.covers = covers[slot]
                 child.channel.send({"cover": child.covers})
 
 
-def beyond(most, draining):
-    """Return those of the oldest generations among ``draining`` children without whom there are ``most`` or fewer."""
-    found: list = []
+def surplus(most: int, draining: list[Child]) -> list[Child]:
+    """Return the children of the oldest draining generations that must stop so that at most ``most`` remain."""
+    stopped: list[Child] = []
     for number in sorted({child.generation for child in draining}):
-        if len(draining) - len(found) <= most:
+        if len(draining) - len(stopped) <= most:
             break
-        found += [child for child in draining if child.generation == number]
-    return found
+        stopped += [child for child in draining if child.generation == number]
+    return stopped
 
 
-def reap():
-    """Yield (pid, exit code) of every child that has ended."""
+def reap_children() -> Iterator[tuple[int, int]]:
+    """Yield (pid, exit code) of every child process that has ended."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)

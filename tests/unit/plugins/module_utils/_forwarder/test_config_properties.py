@@ -14,7 +14,7 @@ from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import endpoint
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import listening
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source_address
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import health_checker, health_round
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.service_runtime import ServiceRuntime
@@ -191,11 +191,11 @@ def consume(loaded):
             if one.service.checked:
                 one.begin(1e6)  # its sockets are the fixture's
     assert len(json.dumps([str(one) for service in loaded.services for one in service.listen]).encode())
-    for name, kind in endpoint.wanted(loaded).items():
-        where = name.partition(":")[2]
-        if kind == endpoint.ADMIN:
-            assert 0 < len(os.fsencode(where)) + len(".new") < 108
-            assert b"\0" not in os.fsencode(where)
+    for name in listening.names(loaded):
+        path = listening.path_of(name)
+        if path is not None:
+            assert 0 < len(os.fsencode(path)) + len(".new") < 108
+            assert b"\0" not in os.fsencode(path)
         else:
             assert loaded.metrics.endpoint
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import http_views, metrics, status
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin.snapshot import Snapshot
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import health_checker
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory, totals
@@ -88,33 +88,40 @@ def backend(name, number, one):
 
 
 class Host:
-    """A supervisor without processes: what a status is made of."""
+    """Shared memory of a live and of a draining generation; there are no processes."""
 
     def __init__(self, document):
         self.document = document
         self.config = config.load(document)
         self.region = shared_memory.Region(shared_memory.describe(self.config, 2))
         self.other = shared_memory.Region(shared_memory.describe(self.config, 2))
-        about = {"generation": 2, "version": "1", "loaded_at": "noon"}
-        self.serving = SimpleNamespace(
-            config=self.config, region=self.region, number=2, slots=2, description=lambda: dict(about)
-        )
-        self.draining, self.overrides, self.generation_totals = {1: self.other}, Overrides(), totals.GenerationTotals()
-        self.pool = SimpleNamespace(restarts=0, children={}, of=lambda _number: [])
-        self.last_reload, self.reloads = {"ok": True, "error": None}, {"ok": 1, "failed": 0}
-        self.log = SimpleNamespace(level="info")
-        self.now = lambda: 1000.0
+        self.overrides = Overrides()
 
-    def totals(self):
-        return self.generation_totals.totals([self.region, self.other])
+    def status(self):
+        snapshot = Snapshot(
+            now=1000.0,
+            description={"generation": 2, "version": "1", "loaded_at": "noon"},
+            config=self.config,
+            region=self.region,
+            slots=2,
+            totals=totals.GenerationTotals().totals([self.region, self.other]),
+            overrides=self.overrides,
+            workers=[],
+            checker=None,
+            last_reload={"ok": True, "error": None},
+            reloads={"ok": 1, "failed": 0},
+            restarts=0,
+            log_level="info",
+        )
+        return status.status(snapshot)
 
     def start_a_worker(self):
-        held = listeners.bind_missing(self.config, 2, ())
+        listening = listeners.bind_missing(self.config, 2, ())
         try:
-            made = worker.Worker(self.config, held, Log(), None, self.region, 0)
+            made = worker.Worker(self.config, listening, Log(), None, self.region, 0)
             made.loop.poller.close()
         finally:
-            listeners.close_all(held)
+            listeners.close_all(listening)
 
     def close(self):
         self.region.close()
@@ -129,11 +136,14 @@ WORKS = {
     ),
     "worker": Host.start_a_worker,
     "checker": lambda host: list(health_checker._watches(host.config, host.region)),
-    "orders": lambda host: (host.overrides.publish(host.region), host.overrides.settle(host.config)),
-    "account": lambda host: (totals.elsewhere(host.region, [host.other]), totals.GenerationTotals().fold(host.other)),
-    "status": lambda host: "".join(status.pieces(status.status(host))),
-    "metrics": lambda host: metrics.render(status.status(host)),
-    "page": lambda host: http_views.render(status.status(host)),
+    "overrides": lambda host: (host.overrides.publish(host.region), host.overrides.settle(host.config)),
+    "account": lambda host: (
+        totals.publish_elsewhere(host.region, [host.other]),
+        totals.GenerationTotals().fold(host.other),
+    ),
+    "status": lambda host: "".join(status.pieces(host.status())),
+    "metrics": lambda host: metrics.render(host.status()),
+    "page": lambda host: http_views.render(host.status()),
 }
 
 

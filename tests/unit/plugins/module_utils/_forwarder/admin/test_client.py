@@ -64,8 +64,8 @@ def test_what_is_none_is_not_sent(forwarder):
 
 TEST_ANSWERS = [
     (b'{"ok": false, "error": "there is no backend x"}\n', "there is no backend x"),
-    (b"", "the forwarder ended the connection without an answer"),
-    (b'{"ok": tr', "the forwarder ended the connection without an answer"),
+    (b"", "the forwarder closed the connection without a complete answer"),
+    (b'{"ok": tr', "the forwarder closed the connection without a complete answer"),
 ]
 
 

@@ -1,23 +1,22 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The status document: what it makes of a region, of overrides, and of children that are there or are not."""
+"""The status document of a snapshot: workers, counters, health and overrides."""
 
 from __future__ import annotations
 
 import errno
 import json
-from types import SimpleNamespace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import status
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin.snapshot import Process, Snapshot
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.balancer import Backends
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.overrides import Overrides
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.totals import GenerationTotals
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process.children import CHECKER, WORKER
 
 NOW = 1000.0
 BACKENDS = (
@@ -31,52 +30,54 @@ CONFIG = Config(
 B4, C4, B6 = range(3)
 
 
-class Supervisor:
-    """What a status is made of; ``regions`` are those of the serving generation 2 and of 1, which drains."""
+class Forwarder:
+    """Takes snapshots of the live generation 2 and of generation 1, which drains; ``regions`` are theirs."""
 
-    def __init__(self, *children):
+    def __init__(self):
         self.regions = [shared_memory.Region(shared_memory.describe(CONFIG, 2)) for _generation in range(2)]
-        self.serving = SimpleNamespace(
-            config=CONFIG, region=self.regions[0], number=2, slots=2, description=lambda: {"generation": 2}
-        )
-        self.draining = {1: self.regions[1]}
-        self.pool = SimpleNamespace(restarts=4, children={child.pid: child for child in children})
-        self.pool.silent = lambda child: child.silent
-        self.pool.of = lambda number: [child for child in children if child.generation == number]
         self.overrides = Overrides()
-        self.last_reload, self.reloads = {"ok": True}, {"ok": 1, "failed": 0}
-        self.log = SimpleNamespace(level="info")
-        self.generation_totals = GenerationTotals()
-        self.now = lambda: NOW
+        self.values = {"config": CONFIG, "workers": [worker(5, 1, 2), worker(3, 0, 1, "draining")], "checker": CHECKER}
 
-    def totals(self):
-        return self.generation_totals.totals(self.regions)
+    def status(self, **values):
+        described = {"description": {"generation": 2}, "last_reload": {"ok": True}, "reloads": {"ok": 1, "failed": 0}}
+        return status.status(
+            Snapshot(
+                now=NOW,
+                region=self.regions[0],
+                slots=2,
+                totals=GenerationTotals().totals(self.regions),
+                overrides=self.overrides,
+                restarts=4,
+                log_level="info",
+                **{**described, **self.values, **values},
+            )
+        )
+
+    def backends(self):
+        return {backend["name"]: backend for backend in self.status()["services"][0]["backends"]}
 
     def count(self, kind, field, number, index=0, slot=0, generation=2):
         region = self.regions[2 - generation]
         region.cells[region.cell(slot, kind, field, index)] += number
 
 
-def child(pid, slot, generation, role=WORKER, state="serving", silent=None):
-    return SimpleNamespace(
-        pid=pid, slot=slot, generation=generation, role=role, state=state, started=NOW - pid, covers=[], silent=silent
-    )
+def worker(pid, slot, generation, state="serving", silent=None, sessions=0):
+    return Process(pid, slot, generation, state, NOW - pid, [], silent, sessions)
+
+
+CHECKER = worker(7, 0, 2)
 
 
 @pytest.fixture
-def supervisor():
-    made = Supervisor(child(5, 1, 2), child(3, 0, 1, state="draining"), child(7, 0, 2, role=CHECKER))
-    yield made
-    for region in made.regions:
+def forwarder():
+    forwarder = Forwarder()
+    yield forwarder
+    for region in forwarder.regions:
         region.close()
 
 
-def backends(supervisor):
-    return {one["name"]: one for one in status.status(supervisor)["services"][0]["backends"]}
-
-
-def test_it_is_json_with_every_key_its_docstring_names(supervisor):
-    document = json.loads(json.dumps(status.status(supervisor)))
+def test_the_status_is_json_and_its_docstring_names_every_key(forwarder):
+    document = json.loads(json.dumps(forwarder.status()))
     service = document["services"][0]
     backend = service["backends"][0]
     family = backend["families"]["ipv4"]
@@ -90,45 +91,39 @@ def test_it_is_json_with_every_key_its_docstring_names(supervisor):
     assert (backend["weight"], backend["backup"], backend["max_connections"]) == (2, False, None)
 
 
-def test_workers_of_every_generation_and_the_slots_that_have_none(supervisor):
-    supervisor.count("service", "sessions", 8, slot=1)
-    supervisor.count("service", "sessions", 3, slot=0, generation=1)
-    found = status.status(supervisor)["workers"]
-    assert [(one["generation"], one["slot"], one["pid"], one["state"], one["sessions"]) for one in found] == [
+def test_workers_of_all_generations_and_free_slots_are_listed(forwarder):
+    workers = [worker(5, 1, 2, sessions=8), worker(3, 0, 1, "draining", sessions=3)]
+    listed = forwarder.status(workers=workers)["workers"]
+    assert [(one["generation"], one["slot"], one["pid"], one["state"], one["sessions"]) for one in listed] == [
         (2, 0, None, "gone", 0),
         (2, 1, 5, "serving", 8),
         (1, 0, 3, "draining", 3),
     ]
-    assert found[1]["age"] == 5.0
-    assert status.status(supervisor)["checker"] == {"pid": 7, "hung": False}
+    assert listed[1]["age"] == 5.0
+    assert forwarder.status()["checker"] == {"pid": 7, "hung": False}
 
 
-def test_who_gives_no_sign_of_life_is_said_to_hang():
-    made = Supervisor(child(5, 0, 2, silent=2.6), child(6, 1, 2, silent=2.4), child(7, 0, 2, role=CHECKER, silent=9.0))
-    found = status.status(made)
-    assert [one["state"] for one in found["workers"]] == ["hung", "serving"]
-    assert found["checker"]["hung"]
-    for region in made.regions:
-        region.close()
+def test_a_process_without_heartbeats_is_hung(forwarder):
+    workers = [worker(5, 0, 2, silent=2.6), worker(6, 1, 2, silent=2.4)]
+    document = forwarder.status(workers=workers, checker=worker(7, 0, 2, silent=9.0))
+    assert [one["state"] for one in document["workers"]] == ["hung", "serving"]
+    assert document["checker"]["hung"]
 
 
-def test_without_a_checker_or_a_config(supervisor):
-    del supervisor.pool.children[7]
-    supervisor.pool.of = lambda _number: []
-    supervisor.serving.config = None
-    document = status.status(supervisor)
+def test_without_a_checker_or_a_config_their_entries_are_empty(forwarder):
+    document = forwarder.status(checker=None, config=None)
     assert (document["checker"], document["services"]) == (None, [])
 
 
-def test_numbers_are_those_of_all_workers_generations_and_families(supervisor):
+def test_counters_are_summed_over_workers_generations_and_families(forwarder):
     for generation, slot, target, number in ((2, 0, B4, 1), (2, 1, B4, 10), (1, 0, B6, 100), (2, 1, C4, 1000)):
-        supervisor.count("target", "connections", number, target, slot, generation)
-    supervisor.count("service", "refused_denied", 7)
-    supervisor.count("worker", "defects", 2, slot=1)
-    found = backends(supervisor)
+        forwarder.count("target", "connections", number, target, slot, generation)
+    forwarder.count("service", "refused_denied", 7)
+    forwarder.count("worker", "defects", 2, slot=1)
+    found = forwarder.backends()
     assert (found["b"]["connections"], found["c"]["connections"]) == (111, 1000)
     assert [one["connections"] for one in found["b"]["families"].values()] == [11, 100]
-    document = status.status(supervisor)
+    document = forwarder.status()
     assert document["services"][0]["refused_denied"] == 7
     assert document["totals"]["defects"] == 2
 
@@ -143,11 +138,11 @@ def test_numbers_are_those_of_all_workers_generations_and_families(supervisor):
         (shared_memory.UNKNOWN, shared_memory.UNKNOWN, "unknown"),
     ],
 )
-def test_a_backend_is_as_well_as_the_worst_of_its_families(supervisor, ipv4, ipv6, state):
-    region = supervisor.serving.region
+def test_the_state_of_a_backend_is_the_worst_of_its_families(forwarder, ipv4, ipv6, state):
+    region = forwarder.regions[0]
     region.set_state("health", B4, ipv4)
     region.set_state("health", B6, ipv6)
-    found = backends(supervisor)["b"]
+    found = forwarder.backends()["b"]
     assert found["state"] == state
     assert [one["state"] for one in found["families"].values()] == [
         shared_memory.STATES[ipv4],
@@ -155,33 +150,33 @@ def test_a_backend_is_as_well_as_the_worst_of_its_families(supervisor, ipv4, ipv
     ]
 
 
-def test_an_operators_word_goes_before_what_was_found_and_configured(supervisor):
-    supervisor.serving.region.set_state("health", B4, shared_memory.DOWN)
-    supervisor.overrides.give("web", "b", "state", "draining")
-    supervisor.overrides.give("web", "b", "weight", 5)
-    found = backends(supervisor)
+def test_an_override_takes_precedence_over_health_and_config(forwarder):
+    forwarder.regions[0].set_state("health", B4, shared_memory.DOWN)
+    forwarder.overrides.set("web", "b", "state", "draining")
+    forwarder.overrides.set("web", "b", "weight", 5)
+    found = forwarder.backends()
     assert (found["b"]["state"], found["b"]["admin"], found["b"]["weight"]) == ("draining", "draining", 5)
-    assert found["b"]["families"]["ipv4"]["state"] == "down", "what was found is still there to read"
+    assert found["b"]["families"]["ipv4"]["state"] == "down", "the health of the family is still shown"
     assert (found["c"]["state"], found["c"]["admin"], found["c"]["weight"]) == ("unknown", "ready", 1)
 
 
-def test_what_the_questions_brought(supervisor):
-    region = supervisor.serving.region
+def test_the_results_of_the_health_probes_are_shown_by_family(forwarder):
+    region = forwarder.regions[0]
     region.set_state("server", B6, shared_memory.ANSWERED)
     region.set_state("path", B6, shared_memory.UNANSWERED)
     region.set_state("path_errno", B6, errno.EHOSTUNREACH)
     region.set_state("since", B6, int((NOW - 12.34) * 1000))
     region.set_state("path_failures", B6, 3)
-    found = backends(supervisor)["b"]["families"]
+    found = forwarder.backends()["b"]["families"]
     assert (found["ipv6"]["server"], found["ipv6"]["return_path"]) == ("yes", "no: EHOSTUNREACH")
     assert (found["ipv6"]["since"], found["ipv6"]["path_failures"]) == (12.3, 3)
     assert (found["ipv4"]["server"], found["ipv4"]["since"]) == ("not asked", None)
 
 
-def test_latencies_add_up(supervisor):
+def test_latencies_are_summed_over_workers(forwarder):
     for seconds, slot in ((0.0001, 0), (0.0003, 1), (9.0, 1)):
-        Backends(CONFIG.services[0], "ipv4", supervisor.regions[0], slot).connected("203.0.113.7", C4, seconds, NOW)
-    latency = backends(supervisor)["c"]["families"]["ipv4"]["latency"]
+        Backends(CONFIG.services[0], "ipv4", forwarder.regions[0], slot).connected("203.0.113.7", C4, seconds, NOW)
+    latency = forwarder.backends()["c"]["families"]["ipv4"]["latency"]
     assert (latency["count"], latency["sum"]) == (3, 9_000_400)
     assert [number for number, count in enumerate(latency["buckets"]) if count] == [
         0,
@@ -190,8 +185,8 @@ def test_latencies_add_up(supervisor):
     ]
 
 
-def test_a_common_cause_is_an_alarm(supervisor):
-    assert status.status(supervisor)["alarms"] == []
-    supervisor.serving.region.set_common_cause("ipv6", True)
-    (alarm,) = status.status(supervisor)["alarms"]
+def test_a_common_cause_of_broken_return_paths_is_an_alarm(forwarder):
+    assert forwarder.status()["alarms"] == []
+    forwarder.regions[0].set_common_cause("ipv6", True)
+    (alarm,) = forwarder.status()["alarms"]
     assert alarm.startswith("ipv6: the return path of every backend fails at once")

@@ -21,50 +21,50 @@ TEST_VERDICTS = [
 
 
 @pytest.mark.parametrize(("state", "busy", "seconds"), TEST_VERDICTS)
-def test_how_long_a_process_may_be_silent(state, busy, seconds):
+def test_the_limit_of_silence_depends_on_what_the_process_does(state, busy, seconds):
     assert heartbeat.verdict(seconds - 0.1, state, busy) is None
-    assert heartbeat.verdict(seconds, state, busy).startswith(f"no sign of life for {seconds:.0f} s: it ")
+    assert heartbeat.verdict(seconds, state, busy).startswith(f"no heartbeat for {seconds:.0f} s: it ")
 
 
 class Machine:
-    """A clock, a look a second, and process 1, whose state and CPU are as told; it fell silent at 100."""
+    """A clock, and process 1 with a given state and CPU load, whose last heartbeat was at 100."""
 
     def __init__(self, monkeypatch, state="S", load=0.0):
         self.now, self.state, self.load = 100.0, state, load
-        self.beats = heartbeat.Beats(self.now)
+        self.monitor = heartbeat.Monitor(self.now)
         monkeypatch.setattr(heartbeat, "process", lambda _pid: (self.state, self.load * self.now))
 
-    def looks(self, seconds, step=heartbeat.INTERVAL, beat=100.0):
-        """The times at which it was said to hang."""
-        found, until = [], self.now + seconds
+    def check(self, seconds, step=heartbeat.INTERVAL, beat=100.0):
+        """Check every ``step`` seconds; return the times at which the process hung."""
+        hung, until = [], self.now + seconds
         while self.now < until:
             self.now += step
-            if self.beats.look(self.now, {1: beat}):
-                found.append(self.now)
-        return found
+            if self.monitor.check(self.now, {1: beat}):
+                hung.append(self.now)
+        return hung
 
 
 @pytest.mark.parametrize(
     ("state", "load", "first"), [("T", 0, 103), ("S", 0, 105), ("R", 1.0, 110), ("R", 0.1, 130), ("D", 0, 130)]
 )
-def test_who_is_silent_hangs_in_time(monkeypatch, state, load, first):
-    assert Machine(monkeypatch, state, load).looks(40)[0] == first
+def test_a_silent_process_hangs_after_its_limit(monkeypatch, state, load, first):
+    assert Machine(monkeypatch, state, load).check(40)[0] == first
 
 
-def test_nobody_hangs_while_the_supervisor_is_late_itself(monkeypatch):
-    """A machine that was suspended or has no CPU for anybody."""
+def test_no_process_hangs_while_the_supervisor_itself_is_late(monkeypatch):
+    """As on a machine that was suspended or is overloaded."""
     machine = Machine(monkeypatch, "T")
-    assert machine.looks(60, step=2.5) == []
-    assert machine.looks(10)[0] == machine.now - 7, "the control: from then on its time counts"
+    assert machine.check(60, step=2.5) == []
+    assert machine.check(10)[0] == machine.now - 7, "the control: the limit starts anew"
 
 
-def test_who_writes_the_time_does_not_hang(monkeypatch):
+def test_a_process_with_heartbeats_does_not_hang(monkeypatch):
     machine = Machine(monkeypatch, "T")
-    assert machine.looks(2, beat=99.0) == []
-    assert machine.looks(60, beat=1000.0) == []
+    assert machine.check(2, beat=99.0) == []
+    assert machine.check(60, beat=1000.0) == []
 
 
-def test_this_process():
+def test_state_and_cpu_time_of_a_process():
     state, used = heartbeat.process(os.getpid())
     assert state == "R"
     assert used > 0

@@ -92,41 +92,43 @@ def test_what_the_checker_knew_is_taken_over_for_what_is_the_same(make):
     assert moved.state("health", moved.targets.index(("web", "c", "ipv4"))) == shared_memory.UNKNOWN
 
 
-def test_totals_outlive_generations(make):
+def test_totals_include_ended_generations(make):
     old, new = make("b", "c"), make("c")
     for region, value in ((old, 10), (new, 5)):
         number = region.targets.index(("web", "c", "ipv6"))
         for field in ("connections", "active", "succeeded"):
             region.cells[region.cell(0, "target", field, number)] = value
     key = ("web", "c", "ipv6")
-    book = totals.GenerationTotals()
-    before = book.totals([old, new])
+    ended = totals.GenerationTotals()
+    before = ended.totals([old, new])
     assert [before.target(*key, field) for field in ("connections", "active", "succeeded")] == [15, 15, 10]
-    book.fold(old)
-    after = totals.GenerationTotals(book.records()).totals([new])
+    ended.fold(old)
+    after = totals.GenerationTotals(ended.records()).totals([new])
     assert [after.target(*key, field) for field in ("connections", "active", "succeeded")] == [15, 5, 5]
     assert after.target("web", "b", "ipv4", "connections") == 0
 
 
-def test_what_others_have_open_goes_to_the_supervisors_row_and_away_again(make):
+def test_open_connections_of_draining_generations_are_in_the_supervisors_row_until_they_end(make):
     old, new = make("b", "c"), make("c")
     old.cells[old.cell(1, "target", "active", old.targets.index(("web", "c", "ipv4")))] = 3
     place = new.targets.index(("web", "c", "ipv4"))
-    totals.elsewhere(new, [old])
+    totals.publish_elsewhere(new, [old])
     assert new.total("target", "active", place) == 3
     assert totals.GenerationTotals().totals([new]).target("web", "c", "ipv4", "active") == 0, "it is not counted twice"
-    totals.elsewhere(new, [])
+    totals.publish_elsewhere(new, [])
     assert new.total("target", "active", place) == 0
 
 
-def test_orders(make):
+def test_overrides_are_published_adopted_and_removed_with_their_backend(make):
     region = make("b", "c")
     overrides = Overrides()
-    assert overrides.give("web", "b", "state", "draining") is True
-    assert overrides.give("web", "b", "state", "draining") is False
-    assert overrides.give("web", "c", "weight", 5) is True
+    assert overrides.set("web", "b", "state", "draining") is True
+    assert overrides.set("web", "b", "state", "draining") is False
+    assert overrides.set("web", "c", "weight", 5) is True
     epoch = region.cells[shared_memory.EPOCH_ADMIN]
-    Overrides(overrides.records()).publish(region)
+    adopted = Overrides()
+    adopted.adopt(overrides.records())
+    adopted.publish(region)
     assert region.cells[shared_memory.EPOCH_ADMIN] > epoch
     by_target = {
         target: (region.state("admin", number), region.state("weight", number))
@@ -137,11 +139,11 @@ def test_orders(make):
     assert by_target["mail", "b", "ipv4"] == (shared_memory.READY, 0)
     overrides.settle(config("c"))
     assert overrides.records() == [["web", "c", {"weight": 5}]]
-    assert overrides.give("web", "c", "weight", None) is True
+    assert overrides.set("web", "c", "weight", None) is True
     assert overrides.records() == []
 
 
-def test_the_times_of_a_region_and_one_of_an_earlier_version_that_has_none(make):
+def test_heartbeats_are_read_and_missing_in_a_region_of_an_earlier_version(make):
     region = make("b", slots=2)
     assert [region.beat(slot) for slot in range(3)] == [None] * 3
     region.cells[region.beat_cell(2)] = 1500

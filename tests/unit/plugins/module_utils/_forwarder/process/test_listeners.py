@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Listeners by name: bound all or none, kept over generations, closed when no longer named."""
+"""Listening sockets: bound all or none, kept over generations, closed when the config no longer needs them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process 
 
 
 def free_ports(count):
-    held = [socket.create_server(("127.0.0.1", 0)) for _port in range(count)]
-    ports = [sock.getsockname()[1] for sock in held]
-    for sock in held:
+    servers = [socket.create_server(("127.0.0.1", 0)) for _port in range(count)]
+    ports = [sock.getsockname()[1] for sock in servers]
+    for sock in servers:
         sock.close()
     return ports
 
@@ -36,23 +36,23 @@ def connects(port):
     return True
 
 
-def test_bind_keep_and_close():
+def test_listeners_are_bound_kept_and_closed_as_the_config_says():
     first, second, third = free_ports(3)
-    held = listeners.bind_missing(config(first, second), 1, ())
-    assert sorted(held) == sorted([f"tcp:127.0.0.1:{first}#0", f"tcp:127.0.0.1:{second}#0"])
-    kept = held[f"tcp:127.0.0.1:{second}#0"]
+    listening = listeners.bind_missing(config(first, second), 1, ())
+    assert sorted(listening) == sorted([f"tcp:127.0.0.1:{first}#0", f"tcp:127.0.0.1:{second}#0"])
+    kept = listening[f"tcp:127.0.0.1:{second}#0"]
     after = config(second, third)
-    bound = listeners.bind_missing(after, 1, held)
+    bound = listeners.bind_missing(after, 1, listening)
     assert list(bound) == [f"tcp:127.0.0.1:{third}#0"]
-    held.update(bound)
-    listeners.settle(after, 1, held)
-    assert held[f"tcp:127.0.0.1:{second}#0"] is kept
+    listening.update(bound)
+    listeners.settle(after, 1, listening)
+    assert listening[f"tcp:127.0.0.1:{second}#0"] is kept
     assert [connects(port) for port in (first, second, third)] == [False, True, True]
-    listeners.close_all(held)
+    listeners.close_all(listening)
     assert not connects(second)
 
 
-def test_all_or_none():
+def test_all_listeners_are_bound_or_none():
     (free,) = free_ports(1)
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
@@ -63,12 +63,12 @@ def test_all_or_none():
     assert not connects(free)
 
 
-def test_adopt():
+def test_an_inherited_listener_accepts_and_is_close_on_exec():
     (port,) = free_ports(1)
-    held = listeners.bind_missing(config(port), 1, ())
-    number = os.dup(held[f"tcp:127.0.0.1:{port}#0"].fileno())
+    listening = listeners.bind_missing(config(port), 1, ())
+    number = os.dup(listening[f"tcp:127.0.0.1:{port}#0"].fileno())
     os.set_inheritable(number, True)
-    listeners.close_all(held)
+    listeners.close_all(listening)
     adopted = listeners.adopt({"name": number})
     assert connects(port)
     assert adopted["name"].gettimeout() == 0.0
@@ -76,38 +76,36 @@ def test_adopt():
     listeners.close_all(adopted)
 
 
-def test_a_socket_for_each_slot_and_none_is_closed_when_there_are_fewer():
+def test_each_slot_has_a_socket_that_stays_open_with_fewer_workers():
     (port,) = free_ports(1)
-    held = listeners.bind_missing(config(port), 3, ())
+    listening = listeners.bind_missing(config(port), 3, ())
     names = [f"tcp:127.0.0.1:{port}#{slot}" for slot in range(3)]
-    assert sorted(held) == names
-    listeners.settle(config(port), 1, held)
-    assert sorted(held) == names, "a socket that leaves its group resets what is queued in it"
-    assert sorted(listeners.wanted(config(port), 2, held)) == names
-    assert sorted(listeners.wanted(config(port), 2)) == names[:2]
-    assert not listeners.bind_missing(config(port), 3, held)
+    assert sorted(listening) == names
+    listeners.settle(config(port), 1, listening)
+    assert sorted(listening) == names, "closing one would reset the connections in its backlog"
+    assert sorted(listeners.required(config(port), 2, listening)) == names
+    assert sorted(listeners.required(config(port), 2)) == names[:2]
+    assert not listeners.bind_missing(config(port), 3, listening)
     (other,) = free_ports(1)
-    held.update(listeners.bind_missing(config(other), 1, held))
-    listeners.settle(config(other), 1, held)
-    assert list(held) == [f"tcp:127.0.0.1:{other}#0"]
-    listeners.close_all(held)
+    listening.update(listeners.bind_missing(config(other), 1, listening))
+    listeners.settle(config(other), 1, listening)
+    assert list(listening) == [f"tcp:127.0.0.1:{other}#0"]
+    listeners.close_all(listening)
     assert not connects(port), "an address that is no longer named is closed in all slots"
 
 
-def test_the_number_of_slots(monkeypatch):
+def test_the_number_of_slots_is_configured_or_that_of_the_cpus(monkeypatch):
     assert listeners.slots_of(Config(proxy_id=1, services=(), workers=5)) == 5
     monkeypatch.setattr(listeners.os, "sched_getaffinity", lambda _pid: set(range(4)))
     assert listeners.slots_of(Config(proxy_id=1, services=())) == 4
     monkeypatch.setattr(listeners.os, "sched_getaffinity", lambda _pid: set(range(200)))
-    assert listeners.slots_of(Config(proxy_id=1, services=())) == listeners.MOST_DEFAULT_SLOTS
+    assert listeners.slots_of(Config(proxy_id=1, services=())) == listeners.MAX_DEFAULT_SLOTS
 
 
 @pytest.mark.parametrize(
     ("ports", "slots", "limit", "refused"), [(1000, 2, 2256, False), (1000, 2, 2255, True), (1, 64, 320, False)]
 )
-def test_more_sockets_than_files_may_be_open_are_refused(ports, slots, limit, refused):
-    said = listeners.beyond_limit(config(*range(1, ports + 1)), slots, limit)
-    assert bool(said) == refused
-    assert not said or said.startswith(
-        "services: 2000 listening sockets (one for each address, port and worker) are too"
-    )
+def test_more_listeners_than_the_limit_of_open_files_are_refused(ports, slots, limit, refused):
+    error = listeners.beyond_limit(config(*range(1, ports + 1)), slots, limit)
+    assert bool(error) == refused
+    assert not error or error.startswith("services: 2000 listening sockets (one per address, port and worker) are too")

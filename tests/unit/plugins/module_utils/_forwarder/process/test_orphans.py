@@ -26,39 +26,40 @@ def process(proc, pid, name, parent, command=OWN):
 
 @pytest.fixture
 def proc(tmp_path):
-    """A supervisor, this process, beside another one with the same command line, as in a second namespace."""
+    """This process as a supervisor, and another one with the same command line, as in a second namespace."""
     process(tmp_path, os.getpid(), "l4-supervisor", 1)
     process(tmp_path, 5, "l4-supervisor", 1)
     return tmp_path
 
 
-TEST_WHO = [
+TEST_ORPHANS = [
     ("a worker that init has adopted", ("l4-worker0", 1), [100]),
-    ("one whose parent we may not see", ("l4-worker12", 99), [100]),
-    ("one of this supervisor", ("l4-worker0", os.getpid()), []),
-    ("one of another supervisor", ("l4-worker0", 5), []),
-    ("one of another config", ("l4-worker0", 1, OTHER), []),
-    ("no worker", ("l4-checker", 1), []),
-    ("a name that looks like a process's end", ("l4-worker) S 5 (", 1), [100]),
+    ("a worker whose parent is hidden", ("l4-worker12", 99), [100]),
+    ("a worker of this supervisor", ("l4-worker0", os.getpid()), []),
+    ("a worker of another supervisor", ("l4-worker0", 5), []),
+    ("a worker of another config", ("l4-worker0", 1, OTHER), []),
+    ("a checker", ("l4-checker", 1), []),
+    ("a name that looks like fields of stat", ("l4-worker) S 5 (", 1), [100]),
 ]
 
 
-@pytest.mark.parametrize(("who", "found"), [row[1:] for row in TEST_WHO], ids=[row[0] for row in TEST_WHO])
-def test_who_is_an_orphan(proc, who, found):
-    process(proc, 100, *who)
+@pytest.mark.parametrize(("fields", "pids"), [row[1:] for row in TEST_ORPHANS], ids=[row[0] for row in TEST_ORPHANS])
+def test_workers_without_a_supervisor_of_this_command_line_are_orphans(proc, fields, pids):
+    process(proc, 100, *fields)
     (proc / "sys").mkdir()
-    (proc / "101").mkdir()  # it ended while we looked
-    assert orphans.find(str(proc)) == found
+    (proc / "101").mkdir()  # it has ended during the search
+    assert orphans.find(str(proc)) == pids
 
 
-def test_they_are_signalled_and_forgotten_when_they_have_ended():
+def test_orphans_are_signalled_until_they_have_ended():
     with selectors.DefaultSelector() as selector, subprocess.Popen(["sleep", "60"]) as process:
-        waiting = orphans.Orphans(selector, [process.pid, 2**22 - 1])
-        assert len(waiting) == len(waiting.descriptors()) == 1, "a pid that is nobody's is not waited for"
+        watched = orphans.Orphans(selector)
+        watched.watch([process.pid, 2**22 - 1])
+        assert len(watched) == len(watched.descriptors()) == 1, "a pid without a process is not watched"
         assert selector.select(0) == []
-        waiting.signal(signal.SIGKILL)
+        watched.signal(signal.SIGKILL)
         for key, _mask in selector.select(10):
             key.data()
-        assert len(waiting) == 0
-        waiting.signal(signal.SIGKILL)
+        assert len(watched) == 0
+        watched.signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL

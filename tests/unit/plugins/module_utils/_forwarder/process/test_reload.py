@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The check of a reload: whom a signal may reach."""
+"""The check of a reload is killed when it must end, but never after it was reaped."""
 
 from __future__ import annotations
 
@@ -23,30 +23,26 @@ def signals(monkeypatch):
 
 @pytest.fixture
 def checking(monkeypatch, tmp_path):
-    """An Upgrade whose check has begun; its output stays open."""
+    """A Reload whose check has begun; its output stays open."""
     output = (tmp_path / "output").open("w+b")
-    monkeypatch.setattr(reload.children, "start_check", lambda *_arguments: (PID, output.fileno()))
-    supervisor = SimpleNamespace(serving=True, candidate=None, path="forwarder.json", now=lambda: 0.0, inherited=list)
-    supervisor.pool = SimpleNamespace(starting=lambda: False)
-    supervisor.notifier = SimpleNamespace(reloading=lambda: None)
-    supervisor.log = SimpleNamespace(event=lambda *_names, **_fields: None)
-    supervisor.selector = SimpleNamespace(register=lambda *_arguments: None)
-    supervisor.timers = SimpleNamespace(add=lambda *_arguments: None)
-    checking = reload.Upgrade(supervisor, ["python3", "l4proxy.pyz"])
-    checking.wanted = True
+    monkeypatch.setattr(reload.children, "spawn_check", lambda *_arguments: (PID, output.fileno()))
+    loop = SimpleNamespace(
+        log=SimpleNamespace(event=lambda *_names, **_fields: None),
+        selector=SimpleNamespace(register=lambda *_arguments: None),
+        call_later=lambda *_arguments: None,
+    )
+    host = SimpleNamespace(may_reload=lambda: True, reload_begins=lambda: None, inherited_descriptors=list)
+    checking = reload.Reload(loop, host, SimpleNamespace(attempt=0), "forwarder.json", ["python3", "l4proxy.pyz"])
+    checking.requested = True
     with output:
         checking.step()
         yield checking
 
 
-@pytest.mark.parametrize("end", ["cancel", "_too_slow"])
-def test_a_check_that_runs_is_killed(checking, signals, end):
+@pytest.mark.parametrize("end", ["cancel", "_check_overdue"])
+@pytest.mark.parametrize("reaped", [False, True])
+def test_a_check_is_killed_unless_it_was_reaped_and_its_pid_may_be_reused(checking, signals, end, reaped):
+    if reaped:
+        checking.child_ended(PID, 0)
     getattr(checking, end)()
-    assert signals == [(PID, signal.SIGKILL)]
-
-
-@pytest.mark.parametrize("end", ["cancel", "_too_slow"])
-def test_a_check_that_was_reaped_is_not_for_its_number_may_be_anothers(checking, signals, end):
-    checking.child_ended(PID, 0)
-    getattr(checking, end)()
-    assert signals == []
+    assert signals == ([] if reaped else [(PID, signal.SIGKILL)])

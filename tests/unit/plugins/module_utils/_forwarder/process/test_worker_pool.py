@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import worker_pool
 
-TEST_BEYOND = [
+TEST_SURPLUS = [
     (4, [], []),
     (4, [7, 7, 8, 8], []),
     (4, [7, 7, 8, 8, 9], [7, 7]),
@@ -19,7 +19,7 @@ TEST_BEYOND = [
 ]
 
 
-@pytest.mark.parametrize(("most", "generations", "stopped"), TEST_BEYOND)
+@pytest.mark.parametrize(("most", "generations", "stopped"), TEST_SURPLUS)
 def test_the_oldest_generations_are_stopped_when_too_many_processes_drain(most, generations, stopped):
     draining = [SimpleNamespace(generation=number) for number in generations]
-    assert [child.generation for child in worker_pool.beyond(most, draining)] == stopped
+    assert [child.generation for child in worker_pool.surplus(most, draining)] == stopped

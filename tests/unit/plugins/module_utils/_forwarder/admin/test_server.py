@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The servers of the supervisor: whatever a client does, what it costs has a bound."""
+"""The admin and metrics servers: the cost of each client is bounded, whatever it does."""
 
 from __future__ import annotations
 
@@ -14,23 +14,33 @@ import stat
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import endpoint, protocols
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import (
+    connection,
+    listening,
+    protocols,
+    server,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import settings
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.timers import Timers
 
-CHATTY = b"?" * 1000
+PIECE = b"?" * 1000
+
+
+def echo(client, line):
+    client.write(line + b"\n")
 
 
 class Loop:
-    """A selector, a timers and a clock, turned by hand; a server that answers a line with a line of the same length."""
+    """A server on an event loop that is turned by hand."""
 
-    def __init__(self, path, answer=lambda client, line: client.write(line + b"\n"), lasting=True):
+    def __init__(self, path, answer=echo, keeps_connections=True):
         self.selector, self.timers, self.time = selectors.DefaultSelector(), Timers(), 100.0
         self.path = str(path / "sock")
-        sock = endpoint._bind_path(self.path, None)
+        sock = listening._bind_path(self.path, None)
         loop = SimpleNamespace(selector=self.selector, timers=self.timers, now=lambda: self.time)
-        self.server = endpoint.Server(loop, sock, protocols.line_handler(answer), b"too long\n", lasting)
+        handle = protocols.line_handler(answer)
+        self.server = server.Server(loop, sock, handle, b"too long\n", keeps_connections)
 
     def client(self):
         sock = socket.socket(socket.AF_UNIX)
@@ -40,7 +50,7 @@ class Loop:
         return sock
 
     def turn(self, passed=0.0):
-        """Let time pass, and everything happen that is due."""
+        """Advance the clock, and run all timers and events that are due."""
         self.time += passed
         for item in self.timers.due(self.time):
             item()
@@ -48,26 +58,26 @@ class Loop:
             for key, _mask in ready:
                 key.data()
 
-    def held(self):
-        """Bytes the server keeps for its clients."""
-        return sum(len(client._input) + len(client._output) for client in self.server.clients)
+    def buffered(self):
+        """Bytes that the server buffers for its clients."""
+        return sum(len(client._input) + len(client._output) for client in self.server.connections)
 
 
 @pytest.fixture
 def make(tmp_path):
-    made = []
+    loops = []
 
     def loop(*arguments):
-        made.append(Loop(tmp_path, *arguments))
-        return made[-1]
+        loops.append(Loop(tmp_path, *arguments))
+        return loops[-1]
 
     yield loop
-    for one in made:
-        one.server.close()
-        one.selector.close()
+    for each in loops:
+        each.server.close()
+        each.selector.close()
 
 
-def test_lines_are_answered_in_order_however_they_are_cut(make):
+def test_requests_are_answered_in_order_however_they_are_split(make):
     loop = make()
     with loop.client() as sock:
         for piece in (b"on", b"e\ntwo\nth", b"ree\n"):
@@ -77,45 +87,45 @@ def test_lines_are_answered_in_order_however_they_are_cut(make):
 
 
 def flood(loop, sock, piece, most):
-    """Send pieces until the server takes no more; it never holds more than ``most`` bytes. Returns what was sent."""
+    """Send pieces until the server accepts no more. It never buffers more than ``most`` bytes. Return what was sent."""
     sock.setblocking(False)
     sent = 0
     with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
         while sent < 64 * most:
             sent += sock.send(piece)
             loop.turn()
-            assert loop.held() <= most
+            assert loop.buffered() <= most
     return sent
 
 
-def test_a_line_without_an_end_is_refused(make):
-    loop, most = make(), endpoint.LARGEST_REQUEST + endpoint.CHUNK
+def test_a_request_without_an_end_is_refused(make):
+    loop, most = make(), connection.MAX_REQUEST + connection.CHUNK
     with loop.client() as sock:
-        assert flood(loop, sock, CHATTY, most) <= most
-    assert not loop.server.clients
+        assert flood(loop, sock, PIECE, most) <= most
+    assert not loop.server.connections
 
 
-def test_who_does_not_read_is_not_read_from(make):
-    loop, most = make(), endpoint.LARGEST_REQUEST + 2 * endpoint.CHUNK
+def test_a_client_that_does_not_read_is_not_read_from(make):
+    loop, most = make(), connection.MAX_REQUEST + 2 * connection.CHUNK
     with loop.client() as sock:
-        assert flood(loop, sock, CHATTY + b"\n", most) < 64 * most
-        assert len(loop.server.clients) == 1
+        assert flood(loop, sock, PIECE + b"\n", most) < 64 * most
+        assert len(loop.server.connections) == 1
 
 
-def test_an_answer_that_is_too_large_ends_the_connection(make):
-    loop = make(lambda client, _line: client.write(b"x" * (endpoint.LARGEST_OUTPUT * 2)))
+def test_too_much_unread_output_ends_the_connection(make):
+    loop = make(lambda client, _line: client.write(b"x" * (connection.MAX_OUTPUT * 2)))
     with loop.client() as sock:
         sock.sendall(b"\n")
         loop.turn()
-        assert not loop.server.clients
+        assert not loop.server.connections
 
 
 def stream(client, _line, count=200):
-    """Answer with a large answer: 200 pieces of 100 kB."""
+    """Write a large answer: 200 pieces of 100 kB."""
     client.write(bytes([number]) * 100_000 for number in range(count))
 
 
-def test_a_large_answer_arrives_whole_and_is_made_as_it_is_read(make):
+def test_a_large_answer_is_evaluated_while_the_client_reads_it(make):
     loop, most = make(stream), 2 * 100_000
     with loop.client() as sock:
         sock.sendall(b"\n\n")
@@ -123,12 +133,12 @@ def test_a_large_answer_arrives_whole_and_is_made_as_it_is_read(make):
             received = b""
             while len(received) < 100_000:
                 loop.turn()
-                assert loop.held() <= most
+                assert loop.buffered() <= most
                 received += sock.recv(100_000 - len(received))
             assert received == bytes([number]) * 100_000
 
 
-def test_an_answer_that_comes_later_does_not_get_into_a_large_one(make):
+def test_a_deferred_answer_follows_the_large_one_that_is_being_sent(make):
     clients = []
 
     def answer(client, line):
@@ -148,41 +158,41 @@ def test_an_answer_that_comes_later_does_not_get_into_a_large_one(make):
         assert received.endswith(bytes([199]) * 100_000 + b"slow answer\n")
 
 
-def test_of_large_answers_only_some_are_under_way(make):
+def test_the_number_of_large_answers_at_a_time_is_bounded(make):
     loop = make(stream)
     readers = []
-    for _client in range(endpoint.MOST_STREAMS + 1):
+    for _client in range(server.MAX_STREAMS + 1):
         readers.append(loop.client())
         readers[-1].sendall(b"\n")
         loop.turn(1)
-    assert len(loop.server.clients) == endpoint.MOST_STREAMS
-    assert whole(readers[0]) < 20_000_000, "the one that has read longest without an end made room"
+    assert len(loop.server.connections) == server.MAX_STREAMS
+    assert remaining(readers[0]) < 20_000_000, "the first answer was cut short"
     for sock in readers:
         sock.close()
 
 
-def whole(sock):
-    """Return how many bytes there are until the end."""
+def remaining(sock):
+    """Read until the end; return the number of bytes."""
     return sum(iter(lambda: len(sock.recv(1 << 20)), 0))
 
 
-def test_who_has_waited_longest_makes_room(make):
+def test_a_new_client_replaces_the_one_that_has_waited_longest(make):
     loop = make()
-    inside = []
-    for _client in range(endpoint.MOST_CLIENTS):
-        inside.append(loop.client())
-        inside[-1].sendall(b"dr")  # and nothing more
+    waiting = []
+    for _client in range(server.MAX_CONNECTIONS):
+        waiting.append(loop.client())
+        waiting[-1].sendall(b"dr")  # an incomplete request
         loop.turn(0.1)
-    inside[0].sendall(b"op\n")
+    waiting[0].sendall(b"op\n")
     loop.turn(0.1)
-    assert inside[0].recv(100) == b"drop\n", "it has had its answer now, so the second has waited longer"
+    assert waiting[0].recv(100) == b"drop\n", "the first one has an answer, so now the second one has waited longest"
     with loop.client() as late:
         late.sendall(b"?\n")
         loop.turn()
         assert late.recv(10) == b"?\n"
-        assert inside[1].recv(1) == b""
-        assert len(loop.server.clients) == endpoint.MOST_CLIENTS
-    for sock in inside:
+        assert waiting[1].recv(1) == b""
+        assert len(loop.server.connections) == server.MAX_CONNECTIONS
+    for sock in waiting:
         sock.close()
 
 
@@ -195,74 +205,75 @@ def read_a_little(loop, sock):
 
 
 TEST_SLOW = [
-    # Whether connections last, what the client begins with, what it does again and again, when it is gone.
-    (True, b"?", drip, endpoint.EXCHANGE),
-    (False, b"?", drip, endpoint.EXCHANGE),
-    (False, b"", drip, endpoint.EXCHANGE),
-    (True, b"\n", read_a_little, endpoint.EXCHANGE),
-    (False, b"\n", read_a_little, endpoint.EXCHANGE),
-    (True, b"\n", lambda _loop, _sock: None, endpoint.EXCHANGE),
-    (False, b"", lambda _loop, _sock: None, endpoint.EXCHANGE),
-    (True, b"", lambda _loop, _sock: None, endpoint.IDLE),
+    # Whether the server keeps connections, what the client sends first and does repeatedly, when it is disconnected.
+    (True, b"?", drip, connection.EXCHANGE_TIMEOUT),
+    (False, b"?", drip, connection.EXCHANGE_TIMEOUT),
+    (False, b"", drip, connection.EXCHANGE_TIMEOUT),
+    (True, b"\n", read_a_little, connection.EXCHANGE_TIMEOUT),
+    (False, b"\n", read_a_little, connection.EXCHANGE_TIMEOUT),
+    (True, b"\n", lambda _loop, _sock: None, connection.EXCHANGE_TIMEOUT),
+    (False, b"", lambda _loop, _sock: None, connection.EXCHANGE_TIMEOUT),
+    (True, b"", lambda _loop, _sock: None, server.IDLE_TIMEOUT),
 ]
 
 
-@pytest.mark.parametrize(("lasting", "first", "act", "longest"), TEST_SLOW)
-def test_who_is_slow_is_gone_in_time_however_often_a_byte_moves(make, lasting, first, act, longest):
-    loop, passed = make(stream, lasting), 0.0
+@pytest.mark.parametrize(("keeps", "first", "act", "timeout"), TEST_SLOW)
+def test_a_slow_client_is_disconnected_however_often_it_moves_a_byte(make, keeps, first, act, timeout):
+    loop, passed = make(stream, keeps), 0.0
     with loop.client() as sock:
         sock.sendall(first)
         loop.turn()
-        while loop.server.clients:
-            assert passed <= longest + 1
+        while loop.server.connections:
+            assert passed <= timeout + 1
             act(loop, sock)
             loop.turn(0.5)
             passed += 0.5
-    assert passed >= longest - 1
+    assert passed >= timeout - 1
 
 
-def test_an_admin_who_asks_now_and_then_stays(make):
+def test_an_admin_client_that_asks_now_and_then_stays_connected(make):
     loop = make()
     with loop.client() as sock:
-        for _question in range(5):
-            loop.turn(endpoint.IDLE - 1)
+        for _request in range(5):
+            loop.turn(server.IDLE_TIMEOUT - 1)
             sock.sendall(b"?\n")
             loop.turn()
             assert sock.recv(10) == b"?\n"
 
 
-def test_out_of_descriptors_a_client_makes_room_and_the_loop_rests(make):
+def test_without_descriptors_one_client_is_disconnected_and_accepting_pauses(make):
     loop = make()
     with loop.client() as idle, socket.socket(socket.AF_UNIX) as late:
         late.settimeout(5)
         late.connect(loop.path)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with open(os.devnull, "rb") as next_one:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (next_one.fileno(), limits[1]))
+        with open(os.devnull, "rb") as next_file:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (next_file.fileno(), limits[1]))
         try:
-            loop.turn()  # it would not return if the loop went on asking
+            loop.turn()  # would never return if the listening socket were still polled
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert idle.recv(1) == b""
-        loop.turn(endpoint.PAUSE + 0.2)
+        loop.turn(server.ACCEPT_PAUSE + 0.2)
         late.sendall(b"?\n")
         loop.turn()
         assert late.recv(10) == b"?\n"
 
 
-def test_the_socket_of_an_admin_is_for_owner_and_group(make):
+def test_the_admin_socket_is_for_owner_and_group(make):
     loop = make()
     assert stat.S_IMODE(os.stat(loop.path).st_mode) == 0o660
     assert not os.path.exists(f"{loop.path}.new")
 
 
-def test_what_a_config_wants(monkeypatch):
+def test_the_names_of_the_sockets_of_a_config(monkeypatch):
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/x")
     plain = Config(proxy_id=1, services=())
-    assert endpoint.wanted(plain) == {"admin:/run/x/admin.sock": "admin"}
+    assert listening.names(plain) == ["admin:/run/x/admin.sock"]
     admin, metrics = settings.Admin(socket="/run/y.sock"), settings.Metrics(listen="[::1]:9110")
     chosen = Config(proxy_id=1, services=(), admin=admin, metrics=metrics)
-    assert endpoint.wanted(chosen) == {"admin:/run/y.sock": "admin", "metrics:[::1]:9110": "metrics"}
+    assert listening.names(chosen) == ["admin:/run/y.sock", "metrics:[::1]:9110"]
+    assert list(map(listening.kind_of, listening.names(chosen))) == [listening.ADMIN, listening.METRICS]
 
 
 TEST_HTTP = [
@@ -277,25 +288,25 @@ TEST_HTTP = [
 
 
 @pytest.mark.parametrize(("request_", "status", "body"), TEST_HTTP)
-def test_http(request_, status, body):
+def test_http_requests_and_their_answers(request_, status, body):
     written = []
     client = SimpleNamespace(write=lambda data, last: written.append((data, last)))
     handle = protocols.http_handler(lambda path: ("200 OK", "text/plain", iter([path])))
     assert handle(client, bytearray(request_[:-1])) is False
     assert handle(client, bytearray(request_)) is True
     ((data, last),) = written[-1:]
-    head, _blank, found = data.partition(b"\r\n\r\n")
-    assert (data.startswith(status), found, last) == (True, body, True)
+    head, _blank, sent = data.partition(b"\r\n\r\n")
+    assert (data.startswith(status), sent, last) == (True, body, True)
     assert b"Connection: close" in head
 
 
-def test_the_admin_socket_takes_the_place_of_no_file(tmp_path):
+def test_the_admin_socket_replaces_no_other_kind_of_file(tmp_path):
     path = tmp_path / "notes"
     path.write_text("kept")
     with pytest.raises(FileExistsError):
-        endpoint._bind_path(str(path), None)
+        listening._bind_path(str(path), None)
     assert path.read_text() == "kept"
-    assert [one.name for one in tmp_path.iterdir()] == ["notes"]
+    assert [file.name for file in tmp_path.iterdir()] == ["notes"]
     path.unlink()
-    for _time in range(2):  # a socket of before is replaced
-        endpoint._bind_path(str(path), None).close()
+    for _time in range(2):  # an old socket is replaced
+        listening._bind_path(str(path), None).close()

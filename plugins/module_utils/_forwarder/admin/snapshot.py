@@ -1,0 +1,51 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The state of the forwarder at one moment: what the status document is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..config.config import Config
+from ..counters.overrides import Overrides
+from ..counters.shared_memory import Region
+from ..counters.totals import Totals
+
+
+@dataclass(frozen=True)
+class Process:
+    """A worker or the checker. Times are monotonic seconds."""
+
+    pid: int
+    slot: int
+    generation: int
+    state: str  # starting, serving or draining
+    started: float
+    covers: list[int]  # slots that it serves besides its own
+    silent: float | None  # seconds since its last heartbeat; None: it has not written one yet, or never does
+    sessions: int  # open sessions
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """``description`` is that of the live generation in the runtime file; ``config`` is None if it is unreadable.
+
+    ``region`` is the shared memory of the live generation, ``slots`` the number of its workers. ``workers`` are those
+    of all generations.
+    """
+
+    now: float  # monotonic seconds
+    description: dict[str, Any]
+    config: Config | None
+    region: Region
+    slots: int
+    totals: Totals
+    overrides: Overrides
+    workers: list[Process]
+    checker: Process | None
+    last_reload: dict[str, Any]
+    reloads: dict[str, int]
+    restarts: int
+    log_level: str
