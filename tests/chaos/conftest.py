@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The fleet that is mistreated, and the table of what came of it."""
+"""The fleet under load, and the table of results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.chaos import fleet as fleets
 from tests.lab.containers import ContainerLab
 
 ROW = "{:<42} {:>8} {:>8} {:>12} {:>6} {:>9} {:>7}  {}"
-TITLES = ("what was done", "healed s", "repairs", "connections", "lost", "slowest s", "leaked", "who, says the keeper")
+TITLES = ("fault", "healed s", "repairs", "connections", "lost", "slowest s", "leaked", "caused by (keeper)")
 ROWS = pytest.StashKey[list]()
 
 
@@ -26,7 +26,7 @@ def fleet(tmp_path_factory):
 
 @pytest.fixture
 def report(request):
-    """Add a row to the table."""
+    """A function that adds a row to the table."""
     return lambda *cells: request.config.stash.setdefault(ROWS, []).append(cells)
 
 

@@ -2,14 +2,13 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A fleet in the container lab, under load: what is on its hosts, what its keepers did, what its clients noticed."""
+"""A fleet in the container lab under load: its hosts, its keepers' repairs, and what its clients see."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,18 +17,18 @@ from pathlib import Path
 from tests.lab import ansible, wiring
 from tests.lab.containers import ContainerLab
 from tests.lab.netns import stop
+from tests.support.waiting import eventually
 
 BACKENDS = ("b", "c", "d")
 RATE = 20
-#: The load ends by itself, also if nobody ends it: nothing here may take as long.
+#: Seconds after which the load ends by itself: longer than all tests.
 LONGEST = 600
-PATIENCE = 20.0
 WEB_SERVERS = ansible.REPOSITORY / "tests" / "lab" / "playbooks" / "web_servers.yml"
 INVENTORY = ansible.REPOSITORY / "tests" / "demo" / "inventory.yml"
 DOCUMENT = "/etc/l4proxy/routing.d/return_path.json"
 LOAD = Path(__file__).with_name("load.py")
 
-#: Everything of ours on a host, in a form that is the same whenever it is whole.
+#: Prints everything of ours on a host, sorted, so that intact hosts compare equal.
 OURS = """
 for family in -4 -6; do
     ip $family rule | grep -E 'proto 20[12]' | sort
@@ -43,7 +42,7 @@ true
 
 @dataclass(frozen=True)
 class Noticed:
-    """What clients and the router saw between two moments. ``slowest`` in seconds, of those that were served."""
+    """Connections of a period. ``slowest`` is in seconds, of those served; ``leaked`` counts packets at the router."""
 
     connections: int
     lost: int
@@ -86,10 +85,10 @@ class Fleet:
         self.keeper(name, "reload")
 
     def leaked(self, host: str) -> int:
-        """Replies that a backend, or if it is none any of them, has sent to the router instead of to its proxy.
+        """Replies that a backend (any backend, if ``host`` is none) has sent to the router instead of its proxy.
 
-        A connection that was begun without a mark is answered past its proxy for a minute (tcp_synack_retries): what
-        leaks from other backends may be of an earlier fault.
+        A connection that began without a mark bypasses its proxy for a minute (tcp_synack_retries), so leaks of other
+        backends may come from an earlier fault.
         """
         listing = json.loads(self.lab["router"].run(["nft", "-j", "list", "table", "inet", "leaks"]).stdout)
         rules = [item["rule"] for item in listing["nftables"] if "rule" in item]
@@ -102,23 +101,14 @@ class Fleet:
         return [json.loads(line) for line in lines if line.endswith("}")]
 
     def noticed(self, since: float, until: float, leaked: int) -> Noticed:
-        """What was noticed of a time whose connections have all ended."""
+        """The connections that began in a period; all of them must have ended."""
         mine = [item for item in self.connections() if since <= item["at"] < until]
         served = [item["seconds"] for item in mine if not item["error"]]
         return Noticed(len(mine), len(mine) - len(served), max(served, default=0.0), leaked)
 
 
-def eventually(question, patience: float = PATIENCE):
-    """The first true answer; AssertionError when none came in time."""
-    deadline = time.monotonic() + patience
-    while not (answer := question()):
-        assert time.monotonic() < deadline, f"still {answer!r} after {patience:g} s"
-        time.sleep(0.02)
-    return answer
-
-
 def count_leaks(lab: ContainerLab) -> None:
-    """Have the router count what backends send it in place of their proxy: replies from their servers' port."""
+    """Count replies that backends send to the router instead of their proxy."""
     rules = [
         f"{word} saddr {getattr(lab[name], family)} tcp sport 8080 counter comment {name}"
         for name in BACKENDS
@@ -130,7 +120,7 @@ def count_leaks(lab: ContainerLab) -> None:
 
 @contextmanager
 def under_load(lab: ContainerLab, directory: Path):
-    """Deploy, start the load, and give the fleet once it is served."""
+    """Deploy, start the load, and yield the fleet once connections succeed."""
     for playbook in (str(WEB_SERVERS), "trueip.l4proxy.site"):
         run = ansible.play(lab.prefix, playbook, [INVENTORY])
         assert run.status == 0, run.output
@@ -149,6 +139,6 @@ def under_load(lab: ContainerLab, directory: Path):
 
 
 def plug_in_again(lab: ContainerLab, name: str) -> None:
-    """What ifupdown or networkd would do once a link is up again: IPv6 addresses and default routes are gone."""
+    """Restore IPv6 addresses and default routes after a link flap, as ifupdown or networkd would."""
     for command in wiring.host_commands(lab.topology, lab.topology.hosts[name]):
         wiring.run(["ip", "-netns", lab.name_of(name), *command.replace(" add ", " replace ").split()])

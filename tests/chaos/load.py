@@ -2,12 +2,12 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Connections at a steady rate, each a request of its own, recorded whatever becomes of it.
+"""Open connections at a steady rate, one request each, and record the result of each.
 
     python load.py RATE SECONDS ADDRESS:PORT [ADDRESS:PORT ...]
 
-One line of JSON each: {"at": seconds of the epoch, "seconds": how long it took, "error": null or why it failed}. It
-ends by itself after SECONDS, and no connection takes longer than PATIENCE.
+Prints one line of JSON for each: {"at": seconds since the epoch, "seconds": duration, "error": null or the reason}. It
+ends after SECONDS; a connection that takes longer than PATIENCE has failed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import sys
 import time
 
-# A lost SYN is sent again after 1 s (TCP_TIMEOUT_INIT): who waits that long was still served.
+# A lost SYN is sent again after 1 s (TCP_TIMEOUT_INIT), which is still a success.
 PATIENCE = 2.5
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 

@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What other tools, people and hardware do to hosts, under load: each heals within 2 s, and is counted.
+"""Faults caused by other tools, people and hardware, under load: each is repaired within 2 s, and counted.
 
-The tests build on one another: the tools that are installed for one stay for the next.
+The tests depend on their order: tools that one test installs stay for the next.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.chaos.fleet import BACKENDS, INVENTORY, Fleet, eventually, plug_in_again
+from tests.chaos.fleet import BACKENDS, INVENTORY, Fleet, plug_in_again
 from tests.chaos.load import PATIENCE as CONNECTION
 from tests.lab import ansible
+from tests.support.waiting import eventually
 
 WITHIN = 2.0
-#: How long a break is left alone, without a keeper, to see that it does not heal by itself.
+#: Seconds for which a fault is watched without a keeper, to see that it does not heal by itself.
 CONTROL = 1.5
 
 
 @dataclass(frozen=True)
 class Break:
-    """Something of ours is taken away on a host by a script; ``repaired`` is what kind of object the keeper counts."""
+    """A script that removes something of ours on a host; ``repaired`` is the kind of object the keeper counts."""
 
     name: str
     host: str
@@ -47,10 +48,9 @@ BREAKS = [
 def measure(
     fleet: Fleet, report, name: str, host: str, harm: Callable[[], None], whole: str | None = None, boots: bool = False
 ) -> dict:
-    """Do harm, see when the host is whole again, and report what was noticed until then and a while after.
+    """Cause a fault, wait until the host is intact again, and report what clients saw; return the keeper's state.
 
-    ``whole`` is the listing to be reached, where it is not the one from before. ``boots``: the host is restarted, its
-    counts begin anew. Returns the keeper's state.
+    ``whole`` is the expected listing, if not the one from before. ``boots``: the host restarts, its counts begin at 0.
     """
     whole = whole or fleet.ours(host)
     repairs, leaked, began = fleet.count(host), fleet.leaked(host), time.time()
@@ -134,7 +134,7 @@ END
 
 
 def test_a_networkd_restart_is_repaired(fleet, report):
-    """As on a host that was not told: without the role's drop-in it removes every rule that it did not make."""
+    """Without the role's drop-in, networkd removes every rule that it did not add."""
     host = fleet["d"]
     fleet.sh("d", NETWORK.format(ipv4=host.ipv4, ipv6=host.ipv6))
     whole, before = fleet.ours("d"), fleet.count("d")
@@ -184,7 +184,7 @@ IPTABLES = Break("iptables -t mangle -F on C", "c", "iptables -t mangle -F; ip6t
 
 
 def test_flushed_iptables_marks_are_restored(fleet, report):
-    """On the host that has got iptables with its firewall."""
+    """On the host where ufw has installed iptables."""
     fleet.change_document("c", lambda document: document.update(mark_engine="iptables"))
     eventually(lambda: "L4PROXY_RETURN_PATH_OUT" in fleet.ours("c") and "table inet l4proxy" not in fleet.ours("c"))
     put_back(fleet, report, IPTABLES)
@@ -192,9 +192,9 @@ def test_flushed_iptables_marks_are_restored(fleet, report):
 
 
 def test_the_marks_follow_a_changed_proxy_mac(fleet, report):
-    """Followed, as the inventory does not declare it; and back again.
+    """The inventory declares no MAC, so the marks follow a change, and a change back.
 
-    A announces the change, as whoever moves an address does; else the client's own router would not know it either.
+    A announces the change; otherwise the client's router would not learn it either.
     """
     fleet.sh("a", "sysctl -qw net.ipv4.conf.eth0.arp_notify=1 net.ipv6.conf.eth0.ndisc_notify=1")
     usual, other = fleet["a"].mac, "02:00:00:00:0a:0a"
@@ -214,7 +214,7 @@ def test_a_restarted_host_serves_again(fleet, report, host):
 
 
 def test_a_booting_backend_leaks_nothing(fleet):
-    """Not one packet, though connections are on their way to it before its keeper has seen a link."""
+    """Not one packet, although connections arrive before its keeper has seen a link."""
     leaked = fleet.leaked("b")
     fleet.lab.restart("b")
     eventually(lambda: fleet.state("b").get("documents", {}).get("return_path", {}).get("state") == "in place")

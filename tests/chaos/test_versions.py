@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A fleet goes to an earlier version and comes back, by the playbook of each, under load: nobody is refused."""
+"""Downgrade and upgrade of a fleet under load, by the playbook of each version: no client is refused."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import time
 
 import pytest
 
-from tests.chaos.fleet import INVENTORY, eventually
+from tests.chaos.fleet import INVENTORY
 from tests.chaos.load import PATIENCE as CONNECTION
 from tests.lab import ansible, earlier
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
 def collections(fleet, tmp_path_factory):
-    """Where Ansible finds the collection, by version; None is this checkout. Edits by tests are undone first."""
+    """Directories of the collection by version; None is this checkout. Changes by other tests are undone first."""
     directory = tmp_path_factory.mktemp("earlier")
     earlier.unpack(directory)
     run = ansible.play(fleet.lab.prefix, "trueip.l4proxy.site", [INVENTORY])

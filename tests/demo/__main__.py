@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``make demo``: raise the lab, run the real playbooks against it, and show what the backends logged."""
+"""``make demo``: start the lab, run the playbooks of the collection on it, and show what the backends logged."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ WEB_SERVERS = ansible.REPOSITORY / "tests" / "lab" / "playbooks" / "web_servers.
 LOG = ansible.REPOSITORY / ".build" / "demo.log"
 ACCESS_LOG = "/var/log/nginx/access.log"
 
-#: Two rounds a family at the least, and what is enough for as many workers as a machine may have.
+#: At least two rounds in each family; at most enough requests for the workers of a large machine.
 REQUESTS, MOST_REQUESTS = 2 * len(BACKENDS), 100
 
 NEXT = """
 What to try next:
-  make demo-shell HOST=a        look at the proxy: l4proxy probe --source 198.51.100.9 198.18.0.21:8080
-  make demo-shell HOST=b        look at a backend: ip rule; nft list ruleset; tail /var/log/nginx/access.log
-  make demo-down                remove it all
+  make demo-shell HOST=a        on the proxy: l4proxy status; l4proxy probe --source 198.51.100.9 198.18.0.21:8080
+  make demo-shell HOST=b        on a backend: ip rule; nft list ruleset; tail /var/log/nginx/access.log
+  make demo-down                remove the demo
 """
 
 
 class DemoError(RuntimeError):
-    """A step did not do what it is there to show; the message says what was seen."""
+    """A step failed; the message says what was found."""
 
 
 def step(text: str) -> None:
@@ -46,7 +46,7 @@ def say(text: str) -> None:
 
 
 def play(playbook: str) -> dict[str, dict[str, int]]:
-    """Run one playbook; show the names of its plays while it works, keep everything else in the log."""
+    """Run a playbook, show the names of its plays, write everything to the log; return the counts of each host."""
     command = ansible.command(playbook, [INVENTORY])
     env = {**ansible.environment(PREFIX), "ANSIBLE_NOCOLOR": "true"}
     lines: list[str] = []
@@ -65,12 +65,12 @@ def play(playbook: str) -> dict[str, dict[str, int]]:
 
 
 def request(lab: ContainerLab, url: str) -> str:
-    """Send one request from the client and return the answer: the name of the backend that gave it."""
+    """Send a request from the client; return the name of the backend that answered."""
     return lab["client"].run(["curl", "--silent", "--show-error", "--fail", "--max-time", "5", url]).stdout.strip()
 
 
 def ask_everybody(lab: ContainerLab, url: str) -> list[str]:
-    """Send requests until every backend has answered (each worker goes round by itself); return who did."""
+    """Send requests until every backend has answered (each worker has a round of its own); return their names."""
     answers: list[str] = []
     while len(answers) < REQUESTS or (set(answers) != set(BACKENDS) and len(answers) < MOST_REQUESTS):
         answers.append(request(lab, url))
@@ -78,59 +78,59 @@ def ask_everybody(lab: ContainerLab, url: str) -> list[str]:
 
 
 def show_requests(lab: ContainerLab) -> None:
-    """Send the requests and print, for each backend and family, what its own log says."""
+    """Send the requests, and print the last line of each backend's log in each family."""
     proxy, client = lab["a"], lab["client"]
     for url in (f"http://{proxy.ipv4}/", f"http://[{proxy.ipv6}]/"):
         answers = ask_everybody(lab, url)
-        say(f"{len(answers)} requests to {url} were answered by {' '.join(answers)}")
+        say(f"{len(answers)} requests to {url}, answered by {' '.join(answers)}")
     print()
     for name in BACKENDS:
         logged = lab[name].run(["cat", ACCESS_LOG]).stdout.splitlines()
         for address in (client.ipv4, client.ipv6):
             mine = [line for line in logged if line.split()[0] == address]
             if not mine:
-                raise DemoError(f"{name} logged no request of {address}; its log: {logged}")
+                raise DemoError(f"{name} logged no request from {address}; its log: {logged}")
             say(f"{name} saw {address:<15} : {mine[-1]}")
         others = [line for line in logged if line.split()[0] in (proxy.ipv4, proxy.ipv6)]
         if others:
-            raise DemoError(f"{name} saw the proxy instead of the client: {others}")
+            raise DemoError(f"{name} logged the proxy's address instead of the client's: {others}")
 
 
 def show_verify() -> None:
-    """Run the verify playbook and print what it saw."""
+    """Run the verify playbook and print its results."""
     play("trueip.l4proxy.verify")
     for sentence in re.findall(r'"(\w+: \w+: established[^"]*)"', LOG.read_text(encoding="utf-8")):
         say(sentence)
 
 
 def show_second_run() -> None:
-    """Run site again and see that it changes nothing."""
+    """Run site again; it must change nothing."""
     recap = play("trueip.l4proxy.site")
     changed = sum(counts["changed"] for counts in recap.values())
     say(f"changed={changed} on {', '.join(recap)}")
     if changed:
-        raise DemoError(f"the second run changed something: {recap}; see {LOG}")
+        raise DemoError(f"the second run made changes: {recap}; see {LOG}")
 
 
 def main() -> int:
     """Run the demo.
 
-    :returns: 0, or 1 after saying which step failed and how to look.
+    :returns: 0, or 1 after printing which step failed and where to look.
     """
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
     started = time.monotonic()
     lab = ContainerLab(PREFIX, report=say)
     steps: list[tuple[str, Callable[[], object]]] = [
-        ("Raise the lab: client, router, proxy a, backends b, c and d, all Debian with systemd", lab.up),
-        ("Start an ordinary web server on each backend", lambda: play(str(WEB_SERVERS))),
+        ("Start the lab: a client, a router, proxy a, backends b, c and d (Debian with systemd)", lab.up),
+        ("Start a web server on each backend", lambda: play(str(WEB_SERVERS))),
         (
             "Deploy: ansible-playbook -i tests/demo/inventory.yml trueip.l4proxy.site",
             lambda: play("trueip.l4proxy.site"),
         ),
-        ("Send requests from the client through a, and read the backends' own logs", lambda: show_requests(lab)),
-        ("Prove it: ansible-playbook trueip.l4proxy.verify", show_verify),
-        ("Deploy once more: nothing is left to do", show_second_run),
+        ("Send requests from the client to the proxy, then read the backends' access logs", lambda: show_requests(lab)),
+        ("Verify: ansible-playbook -i tests/demo/inventory.yml trueip.l4proxy.verify", show_verify),
+        ("Deploy again: nothing changes", show_second_run),
     ]
     for text, action in steps:
         step(text)
@@ -138,9 +138,12 @@ def main() -> int:
             action()
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             print(f"\n{error}\n\nThis step failed: {text}", file=sys.stderr)
-            print(f"How to look: less {LOG}; make demo-shell HOST=a; make demo-down removes it all", file=sys.stderr)
+            print(
+                f"Where to look: less {LOG}; make demo-shell HOST=a. To remove the demo: make demo-down",
+                file=sys.stderr,
+            )
             return 1
-    print(f"\n\033[1mdone in {time.monotonic() - started:.0f} s\033[0m\n{NEXT}", end="")
+    print(f"\n\033[1mDone in {time.monotonic() - started:.0f} s\033[0m\n{NEXT}", end="")
     return 0
 
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""``python -m tests.lab``: raise, look at, use and remove a lab of containers."""
+"""``python -m tests.lab``: start, inspect, use and remove a lab of containers."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from tests.lab.topology import TopologyError, load
 
 def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--prefix", default=os.environ.get("L4PROXY_LAB_PREFIX", DEFAULT_PREFIX), help="the lab's name")
+    common.add_argument(
+        "--prefix", default=os.environ.get("L4PROXY_LAB_PREFIX", DEFAULT_PREFIX), help="the name of the lab"
+    )
     top = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
     verbs = top.add_subparsers(dest="verb", required=True)
-    up = verbs.add_parser("up", parents=[common], help="raise a lab, replacing one with this prefix")
+    up = verbs.add_parser("up", parents=[common], help="start a lab; replaces a lab with the same prefix")
     up.add_argument("hosts", nargs="*", default=list(DEFAULT_HOSTS), help=f"default: {' '.join(DEFAULT_HOSTS)}")
-    verbs.add_parser("down", parents=[common], help="remove everything of this prefix")
-    verbs.add_parser("status", parents=[common], help="what each host is doing")
-    verbs.add_parser("images", help="build the images that are missing")
-    verbs.add_parser("clean", help="remove every lab of this checkout, and images that no container uses")
+    verbs.add_parser("down", parents=[common], help="remove the lab")
+    verbs.add_parser("status", parents=[common], help="show the state, release and addresses of each host")
+    verbs.add_parser("images", help="build missing images")
+    verbs.add_parser("clean", help="remove all labs of this checkout, and unused images")
     for verb, text in (
-        ("restart", "reboot a host: new network namespace, plugged in after boot"),
+        ("restart", "reboot a host: it gets a new network namespace and its cables after booting"),
         ("stop", "power a host off"),
         ("start", "power a host on"),
-        ("rewire", "pull a host's cables and plug them in again"),
-        ("shell", "an interactive shell on a host"),
+        ("rewire", "unplug a host's cables and plug them in again"),
+        ("shell", "open a shell on a host"),
     ):
         verbs.add_parser(verb, parents=[common], help=text).add_argument("host")
     execute = verbs.add_parser("exec", parents=[common], help="run a command on a host: exec HOST -- COMMAND ...")
@@ -47,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if os.geteuid() != 0:
-        print("lab: namespaces and containers need root; run this as root", file=sys.stderr)
+        print("lab: must be run as root, to create namespaces and containers", file=sys.stderr)
         return 1
     try:
         return run(args)
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.verb == "up":
         started = time.monotonic()
-        ContainerLab(args.prefix, args.hosts, say).__enter__()  # takes it down again if it fails
+        ContainerLab(args.prefix, args.hosts, say).__enter__()  # a failed start removes it again
         say(f"{args.prefix} is up after {time.monotonic() - started:.1f} s: {' '.join(args.hosts)}")
         return 0
     if args.verb == "down":
@@ -86,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def enter(lab: ContainerLab, name: str, command: list[str]) -> int:
-    """Run a command with this process's terminal, files and all; its exit status."""
+    """Run a command on a host with this process's terminal; return its exit status."""
     host = lab[name]
     if isinstance(host, ContainerHost):
         command = ["env", f"TERM={os.environ.get('TERM', 'dumb')}", *command]

@@ -95,7 +95,7 @@ class ContainerLab:
             wiring.make_hosts([self.topology.hosts[name] for name in plain], self.name_of)
             self._connect(plain)
             self._pids = dict(zip(self.managed, pids))
-        self._report("plugging them in")
+        self._report("connecting the cables")
         for name in self.managed:
             wiring.run(["ip", "netns", "attach", self.name_of(name), str(self._pids[name])])
         self._connect(self.managed)
