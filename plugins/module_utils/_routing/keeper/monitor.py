@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from ..marks import iptables_legacy
 from ..netlink import socket_filter
+from ..netlink.messages import attributes
 from ..netlink.socket_filter import FRA_PRIORITY, FRA_PROTOCOL, NEIGHBOUR, ROUTE, RULE
 
 # linux/netlink.h
@@ -127,7 +128,7 @@ class RouteNews:
 
     def _link(self, kind: int, body: memoryview) -> bool:
         index, flags = struct.unpack_from("=iI", body, 4)
-        name = bytes(_attributes(body[16:]).get(IFLA_IFNAME, b"")).rstrip(b"\0").decode(errors="replace")
+        name = bytes(dict(attributes(body[16:])).get(IFLA_IFNAME, b"")).rstrip(b"\0").decode(errors="replace")
         state = (name, flags & LINK_STATE if kind == LINK[0] else -1)
         # A link of ours that was never told of is as it was when all was in place.
         before = self._links.get(index, None if self._interest.anything else (name, LINK_STATE))
@@ -142,24 +143,24 @@ class RouteNews:
 
     def _rule(self, body: memoryview) -> bool:
         """Of ours, or where it may be asked before ours: the filter lets more through."""
-        attributes = _attributes(body[12:])
-        protocol = attributes.get(FRA_PROTOCOL)
+        found = dict(attributes(body[12:]))
+        protocol = found.get(FRA_PROTOCOL)
         if protocol is None or protocol[0] in self._interest.protocols:
             return True
-        return int.from_bytes(attributes.get(FRA_PRIORITY, b""), sys.byteorder) <= self._interest.before
+        return int.from_bytes(found.get(FRA_PRIORITY, b""), sys.byteorder) <= self._interest.before
 
     def _is_source(self, body: memoryview) -> bool:
         """Whether an address is one that a rule of ours goes by."""
-        attributes = _attributes(body[8:]) if self._sources else {}
-        packed = bytes(attributes.get(IFA_LOCAL) or attributes.get(IFA_ADDRESS, b""))
+        found = dict(attributes(body[8:])) if self._sources else {}
+        packed = bytes(found.get(IFA_LOCAL) or found.get(IFA_ADDRESS, b""))
         if len(packed) not in (4, 16):
             return False
         address = ipaddress.ip_address(packed)
         return any(source.version == address.version and address in source for source in self._sources)
 
     def _neighbour(self, body: memoryview) -> bool:
-        attributes = _attributes(body[12:])
-        address, mac = bytes(attributes.get(NDA_DST, b"")), bytes(attributes.get(NDA_LLADDR, b""))
+        found = dict(attributes(body[12:]))
+        address, mac = bytes(found.get(NDA_DST, b"")), bytes(found.get(NDA_LLADDR, b""))
         if not mac or self._macs.get(address) in (None, mac):
             return False  # not one of ours, no answer, or nothing new
         self._macs[address] = mac
@@ -182,22 +183,11 @@ class MarkNews:
         content = bytes(data)
         if kind == NEWGEN:
             if self._touched:
-                process = bytes(_attributes(data[20:]).get(NFTA_GEN_PROC_NAME, b"")).rstrip(b"\0")
+                process = bytes(dict(attributes(data[20:])).get(NFTA_GEN_PROC_NAME, b"")).rstrip(b"\0")
                 self._touched = False
                 yield News("marks", process=process.decode(errors="replace"))
         elif not self._touched:
             self._touched = any(name in content for name in self._names)
-
-
-def _attributes(data: memoryview) -> dict[int, memoryview]:
-    found = {}
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        if length < 4:
-            break
-        found[kind & 0x3FFF] = data[4:length]
-        data = data[(length + 3) & ~3 :]
-    return found
 
 
 def _name(index: int) -> str:

@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from typing import TypeVar
 
 AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
@@ -27,6 +28,7 @@ NLMSGERR_ATTR_MSG = 1
 SOL_NETLINK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 270, 11, 12
 HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
+Buffer = TypeVar("Buffer", bytes, memoryview)
 # How long the kernel may take; it answers at once, or not at all.
 TIMEOUT = 5.0
 # A dump comes in pieces of up to 32 KiB (netlink_dump in net/netlink/af_netlink.c).
@@ -39,8 +41,8 @@ def attribute(kind: int, payload: bytes) -> bytes:
     return ATTRIBUTE.pack(4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
 
 
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(kind, payload) of each, without the flags that a kind may carry."""
+def attributes(data: Buffer) -> Iterator[tuple[int, Buffer]]:
+    """(kind, payload) of each attribute, without the flags that a kind may carry."""
     start, end = 0, len(data)
     while end - start >= 4:
         length, kind = ATTRIBUTE.unpack_from(data, start)
