@@ -12,6 +12,7 @@ limit of the service, not of a client.
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 from ..counters import client_tables
 from .refusal import Refusal
@@ -65,7 +66,7 @@ class Gate:
         self._limits = limits
         self._total = total
         self._per_client = {}  # what this worker has, exactly: ClientNumbers may forget
-        self._held = client_numbers(client_tables.HELD) if limits.connections_per_client else None
+        self._held: Any = client_numbers(client_tables.HELD) if limits.connections_per_client else None
         rate = limits.rate_per_client
         self._rate = Rate(rate, client_numbers(client_tables.RATE)) if rate else None
 

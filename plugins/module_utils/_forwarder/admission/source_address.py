@@ -21,6 +21,7 @@ where it finds none.
 from __future__ import annotations
 
 import errno
+import os
 import random
 import socket
 
@@ -134,4 +135,4 @@ class Source:
                 if error.errno not in TAKEN:
                     raise
                 taken = error
-        raise taken
+        raise taken or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))

@@ -14,6 +14,7 @@ import random
 from bisect import bisect
 from hashlib import blake2b
 from itertools import accumulate
+from typing import Any
 
 
 class SmoothRoundRobin:
@@ -153,7 +154,7 @@ def _points(name, count):
             yield int.from_bytes(digest[place * 8 : place * 8 + 8], "big")
 
 
-STRATEGIES = {
+STRATEGIES: dict[str, Any] = {
     "round_robin": SmoothRoundRobin,
     "least_connections": LeastConnections,
     "source_hash": SourceHash,

@@ -103,9 +103,11 @@ class Backends:
         self._limited = any(backend.max_connections for backend in self.backends)
         self._epoch = -1
         self._next_review = 0.0
-        self._tiers = ()  # candidates: those of a later tier serve only when none of an earlier one can
-        self._suspect = frozenset()  # of those: who failed for a client, and the checker too; only when nobody else can
-        self._ready = ()  # the candidates of a connection for which no backend is out of the question
+        # candidates: those of a later tier serve only when none of an earlier one can
+        self._tiers: tuple[tuple[int, ...], ...] = ()
+        # of those: who failed for a client, and the checker too; only when nobody else can
+        self._suspect: frozenset[int] = frozenset()
+        self._ready: tuple[int, ...] = ()  # the candidates of a connection for which no backend is out of the question
 
     def next(self, client, tried, now):
         """Return the index of the backend for the next attempt and count its connection; None when there is none.

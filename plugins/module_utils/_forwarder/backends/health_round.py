@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 from .health_probe import TcpQuestion, UdpQuestion
 from .health_state import Answer, Target
@@ -49,7 +50,7 @@ class Watch:
         self.address = backend.address(family)
         self.source = health.source_of(family)
         self.target = Target(health.rise, health.fall, window=health.fall * health.interval)
-        self.round = None
+        self.round: Any = None  # the Round under way
         self.due = 0.0
         self.hurried = False  # whether a client's connect has failed, or lasts long, since the last round ended
         self.blamed = False  # whether one has failed

@@ -68,7 +68,7 @@ class Worker:
         self.udp = UdpServer(loop, ports, upstreams, slot, region.slots)
         self._add_listeners(held, ports)
         self._beat = region.beat_cell(slot)
-        self._next_chores, self._patience = 0.0, 0  # when, and how long the next turn may wait for events
+        self._next_chores, self._patience = 0.0, 0.0  # when, and how long the next turn may wait for events
         self.draining = False
         self._terminations = 0  # SIGTERMs so far: the first drains, the second is now
 

@@ -42,7 +42,7 @@ class Acceptor:
         #: Logs the values of log_record.FIELDS.
         self.log = server.loop.log.kind("connection", FIELDS, service=runtime.service.name, listener=str(listener))
         self._family = socket_family_of(listener.address)
-        self._accept_one = sock._accept
+        self._accept_one = sock._accept  # type: ignore[attr-defined]  # private; sockets.accept() says why
         self._listening = False
         self._batch = Batch(MOST_ACCEPTED)
         runtime.acceptors.append(self)
@@ -80,7 +80,7 @@ class Acceptor:
         most = min(limit, room)
         for turn in range(most):
             full = gate is not None and gate.full
-            if full and gate.pauses:
+            if full and gate is not None and gate.pauses:
                 server.pause_service(runtime)
                 return turn
             try:

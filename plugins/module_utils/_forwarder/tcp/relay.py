@@ -11,6 +11,7 @@ counts and logs. session.py decides what an event leads to, this module carries 
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 from ..admission.refusal import Refusal
 from ..admission.source_address import OWN
@@ -63,6 +64,13 @@ class Relay(Session):
         "upstream",  # Stream of the socket to the backend; None: no attempt is under way or has succeeded
         "via",  # address of the proxy that sent a PROXY header
     )
+
+    # None until a step sets them; the states of session.py say when they are used.
+    backend: Any
+    backends: Any
+    index: Any
+    tried: Any
+    upstream: Any
 
     def __init__(self, server, acceptor, sock, client_address):
         self.state = _CHOOSING

@@ -29,6 +29,7 @@ segment with its FIN, which saves two packets of a short connection.
 from __future__ import annotations
 
 from socket import MSG_DONTWAIT, MSG_MORE, MSG_OOB
+from typing import Any
 
 from ..loop import sockets
 from ..loop.poller import ENDED, ERROR, FIN, READ, URGENT, WRITE, events_now
@@ -69,6 +70,11 @@ class Stream:
         "until_empty",  # whether a short read proves nothing
         "writable_watched",  # whether the poller reports that there is room again
     )
+
+    # None before the relay has connected and after its end; the states of session.py say when they are used.
+    peer: Any
+    pending: Any
+    pipe: Any
 
     def __init__(self, sock, relay, eof, reset, delay_first=False):
         self.sock = sock

@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 import socket
 from functools import partial
+from typing import Any
 
 from .eviction import EvictionQueue, FairShares
 
@@ -54,6 +55,9 @@ class Flow:
         "to_client",  # the same; None: sendto() does, because the listener has only one address
         "upstream",  # upstream.UpstreamSocket
     )
+
+    listener: Any  # set before the first datagram
+    upstream: Any
 
     def __init__(self, client, client_key, reply_key, backends, index, timeout, now):
         self.client = client

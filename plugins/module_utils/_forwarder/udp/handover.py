@@ -87,7 +87,7 @@ class Receiver:
     def __init__(self, sock: socket.socket, done: Callable) -> None:
         self.sock = sock
         self._done = done
-        self._document = None
+        self._document: dict | None = None
         self._sockets: list[socket.socket] = []
 
     def ready(self, _mask: int) -> None:
@@ -111,7 +111,7 @@ class Receiver:
 
     def finish(self) -> None:
         """Wait no longer; an incomplete handover counts as none."""
-        if self.complete and self._document.get("schema") == SCHEMA:
+        if self.complete and self._document and self._document.get("schema") == SCHEMA:
             self._done(self, self._document, self._sockets)
             return
         for sock in self._sockets:

@@ -233,7 +233,7 @@ class UpstreamSockets:
                 if error.errno not in TAKEN:
                     raise
                 taken = error
-        raise taken
+        raise taken or OSError(errno.EADDRNOTAVAIL, _NO_PORT)
 
     def adopt(self, upstream: UpstreamSocket) -> UpstreamSocket:
         """Register a socket that was opened here or handed over; return it."""
