@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The scenario's lab, raised by molecule's create step, and the playbooks run against it."""
+"""Fixtures: the scenario's lab, which molecule's create step has started, and playbook runs against it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EPHEMERAL = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
 
 @pytest.fixture(scope="session")
 def lab():
-    """Attach to the lab that is up; it stays up."""
+    """Attach to the running lab, and leave it running."""
     return ContainerLab.attach(PREFIX)
 
 
@@ -36,5 +36,5 @@ def play():
 
 @pytest.fixture(scope="session")
 def scratch():
-    """A directory that lives as long as the scenario, for what one step leaves to another."""
+    """A directory that lasts as long as the scenario, so that a step can leave files for a later one."""
     return EPHEMERAL

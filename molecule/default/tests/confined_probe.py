@@ -1,9 +1,9 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a process may do: it tries everything and prints {what: "done" or the error's name} as JSON.
+"""Try every privileged action, and print {action: "done" or the name of the error} as JSON.
 
-Run in the place of the forwarder, by its user and under its unit's hardening, with the archive as the argument.
+Runs in place of the forwarder, as its user and with its unit's hardening; the argument is the archive.
 """
 
 import ctypes
@@ -19,10 +19,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000  # linux/sched.h
 IP_TRANSPARENT = 19  # linux/in.h
 PER_LINUX32 = 8  # linux/personality.h
-LEAST_DESCRIPTORS = (
-    8192  # the default is 1024 (systemd-system.conf(5)); a container may allow less than the unit asks for
-)
-OTHERS = "/proc/1/status"
+MIN_DESCRIPTORS = 8192  # the default is 1024 (systemd-system.conf(5)); a container may allow less than the unit asks
+STATUS_OF_INIT = "/proc/1/status"
 
 
 def system_call(function, *arguments):
@@ -52,7 +50,7 @@ def read(path):
 
 
 def pipes(archive):
-    """As many as the forwarder takes of the sizes that it takes, all at once."""
+    """Open as many pipes of the forwarder's sizes as it uses, all at once."""
     sys.path.insert(0, os.path.realpath(archive))
     from l4proxy._forwarder.tcp import splice
 
@@ -64,36 +62,36 @@ def pipes(archive):
 
 
 def descriptors():
-    """All that its limit allows, but for those that are open."""
+    """Open as many descriptors as the limit allows."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     held = [os.dup(0) for _one in range(limit - len(os.listdir("/proc/self/fd")))]
     for number in held:
         os.close(number)
-    if limit < LEAST_DESCRIPTORS:
+    if limit < MIN_DESCRIPTORS:
         raise OSError(errno.EMFILE, f"only {limit}")
 
 
-MAY = {
-    "a source of somebody else": lambda: transparent("203.0.113.9", 0),
-    "a port below 1024": lambda: transparent("0.0.0.0", 1),
-    "its descriptors": descriptors,
-    "its pipes": lambda: pipes(sys.argv[1]),
+ALLOWED = {
+    "bind to a foreign address": lambda: transparent("203.0.113.9", 0),
+    "bind to a port below 1024": lambda: transparent("0.0.0.0", 1),
+    "open its descriptors": descriptors,
+    "open its pipes": lambda: pipes(sys.argv[1]),
 }
-# Nothing that the container refuses by itself: the control would not be one.
-MAY_NOT = {
-    "another user": lambda: os.setuid(0),
-    "a packet socket": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close(),
-    "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
-    "a mount": lambda: system_call(libc.mount, b"none", b"/mnt", b"tmpfs", 0, None),
-    "a mount namespace": lambda: system_call(libc.unshare, CLONE_NEWNS),
-    "a user namespace": lambda: system_call(libc.unshare, CLONE_NEWUSER),
-    "memory to write and execute": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC),
-    "another personality": lambda: system_call(libc.personality, PER_LINUX32),
-    "another priority": lambda: os.setpriority(os.PRIO_PROCESS, 0, 5),
-    "a file of the system": lambda: written("/etc/l4proxy/written"),
-    "a set-user-id file": lambda: set_user_id("/tmp/set-user-id"),
-    "another user's process": lambda: read(OTHERS),
-    "the home of root": lambda: os.listdir("/root"),
+# Only actions that the container itself permits, so that the control (without the unit) can perform them.
+FORBIDDEN = {
+    "become root": lambda: os.setuid(0),
+    "open a packet socket": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close(),
+    "open a netlink socket": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
+    "mount a file system": lambda: system_call(libc.mount, b"none", b"/mnt", b"tmpfs", 0, None),
+    "create a mount namespace": lambda: system_call(libc.unshare, CLONE_NEWNS),
+    "create a user namespace": lambda: system_call(libc.unshare, CLONE_NEWUSER),
+    "map writable and executable memory": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC),
+    "change the personality": lambda: system_call(libc.personality, PER_LINUX32),
+    "raise the nice value": lambda: os.setpriority(os.PRIO_PROCESS, 0, 5),
+    "write a system file": lambda: written("/etc/l4proxy/written"),
+    "create a set-user-id file": lambda: set_user_id("/tmp/set-user-id"),
+    "read the status of another user's process": lambda: read(STATUS_OF_INIT),
+    "list the home of root": lambda: os.listdir("/root"),
 }
 
 
@@ -106,5 +104,5 @@ def outcome(attempt):
 
 
 if __name__ == "__main__":
-    told = {name: outcome(attempt) for name, attempt in {**MAY, **MAY_NOT}.items()}
-    print(json.dumps({"may": list(MAY), "outcomes": told}))
+    outcomes = {name: outcome(attempt) for name, attempt in {**ALLOWED, **FORBIDDEN}.items()}
+    print(json.dumps({"allowed": list(ALLOWED), "outcomes": outcomes}))

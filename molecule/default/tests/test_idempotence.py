@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 
-def test_check_mode_finds_nothing_to_do(play):
+def test_check_mode_reports_no_change(play):
     run = play("site", "--check", "--diff")
     assert run.status == 0, run.output
     assert set(run.recap) == {"a", "b", "c", "d"}
     assert run.changed == {}, run.output
 
 
-def test_check_mode_tells_what_is_missing(lab, play):
-    # The control: what check mode does not find would be no news. The keeper would be quicker than any run.
+def test_check_mode_reports_a_missing_rule(lab, play):
+    # Control: check mode does see differences. The keeper is stopped, because it would repair them before the run.
     lab["b"].run(["systemctl", "stop", "l4proxy-keeper"])
     lab["b"].run(["ip", "rule", "del", "pref", "1100"])
     run = play("site", "--check", "--diff", "--limit", "b")

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Full listings of the hosts: fresh, after check mode, and after the teardown."""
+"""Full listings of the hosts: when fresh, after check mode, and after the teardown."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def differences(before, after):
 
 def test_list_the_fresh_hosts(lab, scratch):
     for packages in (True, False):
-        found = listings(lab, packages=packages)
+        fresh = listings(lab, packages=packages)
         for name in lab.managed:
-            assert len(found[name]["sysctls"]) > 300, found[name]["sysctls"]
-            assert len(found[name]["contents"]) > 100, found[name]["contents"]
-        (scratch / f"fresh-{packages}.json").write_text(json.dumps(found), encoding="utf-8")
+            assert len(fresh[name]["sysctls"]) > 300, fresh[name]["sysctls"]
+            assert len(fresh[name]["contents"]) > 100, fresh[name]["contents"]
+        (scratch / f"fresh-{packages}.json").write_text(json.dumps(fresh), encoding="utf-8")
 
 
-def test_check_mode_touched_nothing(lab, scratch):
+def test_check_mode_changed_nothing(lab, scratch):
     before = json.loads((scratch / "fresh-True.json").read_text(encoding="utf-8"))
     assert differences(before, listings(lab, packages=True)) == []
 
 
-def test_a_listing_sees_what_a_role_could_leave(lab):
-    # The control: each section notices one thing of its kind.
+def test_a_listing_shows_everything_that_a_role_could_leave_behind(lab):
+    # Control: each section of a listing notices a change of its kind.
     host = lab["c"]
     before = listing.take(host, packages=False)
     traces = {
@@ -46,16 +46,16 @@ def test_a_listing_sees_what_a_role_could_leave(lab):
         "contents": ("touch /usr/local/trace", "rm /usr/local/trace"),
         "runtime": ("touch /run/trace", "rm /run/trace"),
     }
-    for leave, _take in traces.values():
-        host.run(["sh", "-c", leave])
+    for create, _remove in traces.values():
+        host.run(["sh", "-c", create])
     after = listing.take(host, packages=False)
-    for _leave, take in traces.values():
-        host.run(["sh", "-c", take])
+    for _create, remove in traces.values():
+        host.run(["sh", "-c", remove])
     assert {line.split(":")[0] for line in listing.differences(before, after)} >= set(traces)
     assert listing.differences(before, listing.take(host, packages=False)) == []
 
 
-def test_the_hosts_are_as_they_were(lab, play, scratch):
+def test_teardown_leaves_the_hosts_as_they_were(lab, play, scratch):
     run = play("teardown")
     assert run.status == 0, run.output
     assert set(run.changed) == set(lab.managed), run.output

@@ -1,16 +1,16 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the backends saw, what was on the wire, and that nothing works by accident."""
+"""What backends log, what is on the wire, and that nothing works when a part of the path is missing."""
 
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
 
 from tests.lab.traffic import capture, get, logged, neighbour_mac, retransmits
+from tests.support.waiting import eventually
 
 WEB, API = 80, 81
 BACKENDS = {WEB: ["b", "c", "d"], API: ["b", "c"]}
@@ -29,13 +29,13 @@ def test_each_backend_logs_the_client_and_never_the_proxy(lab, family, port):
         assert {line.split()[0] for line in new} == {getattr(lab["client"], family)}
 
 
-def test_weights_are_kept(lab):
+def test_requests_are_distributed_by_weight(lab):
     answers = [get(lab["client"], lab["a"], "ipv4", API) for _request in range(12)]
     assert (answers.count("b"), answers.count("c")) == (8, 4)
 
 
 @FAMILIES
-def test_addresses_on_the_wire(lab, family):
+def test_requests_and_replies_pass_through_the_proxy(lab, family):
     client, proxy, backend = lab["client"], lab["a"], lab["b"]
     source = getattr(client, family)
     with capture(backend, f"tcp port 8080 and host {source}") as packets:
@@ -49,7 +49,7 @@ def test_addresses_on_the_wire(lab, family):
     assert all(packet.startswith(f"{backend.mac} > {proxy.mac}") for packet in replies), replies
 
 
-def test_the_proxy_answers_arp_for_nothing_but_its_own_address(lab):
+def test_the_proxy_answers_arp_only_for_its_own_address(lab):
     backend = lab["b"]
     router = backend.run(["arping", "-c", "3", "-w", "4", "-I", "eth0", "198.18.0.1"]).stdout
     assert set(re.findall(r"\[?((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})\]?", router)) == {lab["router"].on("inside").mac}
@@ -57,7 +57,7 @@ def test_the_proxy_answers_arp_for_nothing_but_its_own_address(lab):
     assert "Received 0 " in unused.stdout or "0 packets received" in unused.stdout, unused.stdout
 
 
-def test_the_proxy_answers_neighbour_discovery_for_nothing_but_its_own_address(lab):
+def test_the_proxy_answers_neighbour_discovery_only_for_its_own_address(lab):
     backend = lab["b"]
     for address, expected in (("2001:db8::1", lab["router"].on("inside").mac), ("2001:db8::200", None)):
         backend.run(["ip", "-6", "neigh", "flush", "dev", "eth0"])
@@ -65,64 +65,64 @@ def test_the_proxy_answers_neighbour_discovery_for_nothing_but_its_own_address(l
         assert neighbour_mac(backend, address) == expected
 
 
-def assert_broken(lab, play, culprit):
-    """Nothing gets through in either family, the proxy keeps asking, and verify names the culprit."""
+def assert_broken(lab, play, step):
+    """In both families, no request succeeds and the proxy retransmits its SYN; the playbook verify names ``step``."""
     for family in ("ipv4", "ipv6"):
         before = retransmits(lab["a"])
         assert get(lab["client"], lab["a"], family, WEB, check=False) is None
         assert retransmits(lab["a"]) > before
     failed = play("verify")
     assert failed.status != 0
-    assert culprit in failed.output
+    assert step in failed.output
 
 
-def assert_whole(lab):
+def assert_working(lab):
     for family in ("ipv4", "ipv6"):
-        wait_for(lambda family=family: get(lab["client"], lab["a"], family, WEB, check=False))
+        eventually(lambda family=family: get(lab["client"], lab["a"], family, WEB, check=False))
 
 
-def test_without_the_return_path_nothing_works_until_a_converge(lab, play):
+def test_without_the_return_path_no_request_succeeds_until_site_runs(lab, play):
     for name in BACKENDS[WEB]:
-        # It would put back the rules before anybody noticed.
+        # A running keeper would restore the rules before the check.
         lab[name].run(["systemctl", "stop", "l4proxy-keeper"])
         for version in ("-4", "-6"):
             lab[name].run(["ip", version, "rule", "del", "pref", "1100"])
             lab[name].run(["ip", version, "rule", "del", "pref", "1101"])
     assert_broken(lab, play, "return path on the backend")
     assert set(play("site").changed) == set(BACKENDS[WEB])
-    assert_whole(lab)
+    assert_working(lab)
 
 
-def test_without_local_delivery_nothing_works_until_a_converge(lab, play):
+def test_without_local_delivery_no_request_succeeds_until_site_runs(lab, play):
     lab["a"].run(["systemctl", "stop", "l4proxy-keeper"])
     for version in ("-4", "-6"):
         lab["a"].run(["ip", version, "route", "flush", "table", "20100"])
     assert_broken(lab, play, "local delivery on this host")
     assert play("site").changed == {"a": 2}
-    assert_whole(lab)
+    assert_working(lab)
 
 
-def test_the_keeper_is_quicker_than_anybody_notices(lab):
+def test_the_keeper_restores_rules_and_routes(lab):
     for version in ("-4", "-6"):
         lab["a"].run(["ip", version, "route", "flush", "table", "20100"])
         lab["b"].run(["ip", version, "rule", "flush", "protocol", "202"])
-    assert_whole(lab)
+    assert_working(lab)
     for name in ("a", "b"):
-        wait_for(lambda name=name: " repair" in lab[name].run(["systemctl", "status", "l4proxy-keeper"]).stdout)
+        eventually(lambda name=name: " repair" in lab[name].run(["systemctl", "status", "l4proxy-keeper"]).stdout)
 
 
-def test_verify_proves_every_backend_of_every_service_in_both_families(play):
+def test_verify_reports_every_backend_of_every_service_in_both_families(play):
     run = play("verify")
     assert run.status == 0, run.output
-    for name, port in [(f"web: {one}", 8080) for one in "bcd"] + [(f"api: {one}", 8081) for one in "bc"]:
+    for name, port in [(f"web: {host}", 8080) for host in "bcd"] + [(f"api: {host}", 8081) for host in "bc"]:
         for address in (f"198.18.0.2{' bcd'.index(name[-1])}", f"[2001:db8::2{' bcd'.index(name[-1])}]"):
             assert f"{name}: established with {address}:{port}" in run.output
         for source in ("198.51.100.11", "2001:db8:ffff::11"):
             assert f"{name}: the backend saw {source}" in run.output
 
 
-def test_verify_says_what_a_backend_saw_where_source_nat_hides_the_clients(lab, play):
-    """Handshakes succeed all the while. In check mode nothing is sent."""
+def test_verify_reports_source_nat_that_hides_the_clients(lab, play):
+    """Handshakes succeed meanwhile. In check mode, nothing is sent."""
     masquerade = "table inet hide { chain c { type nat hook postrouting priority srcnat; oifname eth0 masquerade; }; }"
     lab["a"].run(["nft", masquerade])
     try:
@@ -134,10 +134,3 @@ def test_verify_says_what_a_backend_saw_where_source_nat_hides_the_clients(lab, 
     for name in ("web: b", "web: c", "web: d", "api: b", "api: c"):
         for source, seen in (("198.51.100.11", "198.18.0.11"), ("2001:db8:ffff::11", "2001:db8::11")):
             assert f"{name}: the backend saw {seen} instead of {source}: source NAT on the way" in run.output
-
-
-def wait_for(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come back in time"
-        time.sleep(0.2)

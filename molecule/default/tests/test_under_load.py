@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Clients that never stop asking, while the forwarder is killed and while backends are updated."""
+"""Clients send requests continuously while the forwarder is killed or restarted and while backends are updated."""
 
 from __future__ import annotations
 
@@ -16,52 +16,53 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import PATIENCE, eventually
+
 PORTS = (80, 81, 82)
 CLIENTS = 6
-PATIENCE = 30.0
 DRAIN_TIMEOUT = 30.0  # the role's default of forwarder_drain_timeout
 UPDATE = Path(__file__).with_name("update.yml")
 FAILURES = ("failed_refused", "failed_unreachable", "failed_timeout", "failed_reset", "failed_local")
 
 
 class Clients:
-    """What clients saw: ``served`` as (begun, ended), ``errors`` as (begun, what went wrong), in monotonic seconds."""
+    """Results of clients: ``served`` as (begun, ended), ``errors`` as (begun, error); monotonic seconds."""
 
     def __init__(self, lab):
         self.served, self.errors = [], []
-        self._client, self._over, self._lock = lab["client"], threading.Event(), threading.Lock()
+        self._client, self._stopped, self._lock = lab["client"], threading.Event(), threading.Lock()
         self._targets = itertools.cycle(
             [(address, port) for port in PORTS for address in (lab["a"].ipv4, lab["a"].ipv6)]
         )
 
-    def go_on(self):
-        """Ask again and again, until stopped. A connection that has to wait is no error."""
+    def send_requests(self):
+        """Send requests until stopped. A connection that has to wait is not an error."""
         with self._client.inside():
-            while not self._over.is_set():
+            while not self._stopped.is_set():
                 with self._lock:
                     target = next(self._targets)
                 begun = time.monotonic()
                 try:
-                    answered = exchange(target)
-                except OSError as error:
-                    answered = f"{target}: {type(error).__name__} {error}"
+                    error = exchange(target)
+                except OSError as failure:
+                    error = f"{target}: {type(failure).__name__} {failure}"
                 with self._lock:
-                    if answered is None:
+                    if error is None:
                         self.served.append((begun, time.monotonic()))
                     else:
-                        self.errors.append((begun, answered))
+                        self.errors.append((begun, error))
 
     def stop(self):
-        self._over.set()
+        self._stopped.set()
 
     def wait_for_more(self, number=20):
-        """Until that many more have been served."""
+        """Wait until ``number`` more requests have been served."""
         wanted = len(self.served) + number
-        wait_for(lambda: len(self.served) >= wanted)
+        eventually(lambda: len(self.served) >= wanted)
 
 
 def exchange(target):
-    """One request; None when it was answered, else what came instead."""
+    """Send one request; return None if it was answered, else the error."""
     with socket.create_connection(target, timeout=PATIENCE) as sock:
         sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
         with sock.makefile("rb") as stream:
@@ -72,23 +73,15 @@ def exchange(target):
 @contextmanager
 def clients(lab):
     with ThreadPoolExecutor(CLIENTS) as pool:
-        found = Clients(lab)
-        tasks = [pool.submit(found.go_on) for _client in range(CLIENTS)]
+        requests = Clients(lab)
+        tasks = [pool.submit(requests.send_requests) for _client in range(CLIENTS)]
         try:
-            found.wait_for_more()
-            yield found
+            requests.wait_for_more()
+            yield requests
         finally:
-            found.stop()
+            requests.stop()
         for task in tasks:
             task.result()
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not (answer := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-    return answer
 
 
 def supervisor(lab):
@@ -97,22 +90,22 @@ def supervisor(lab):
 
 
 def failures(lab):
-    """How many connections of clients the forwarder could not make to a backend, by the backend's name."""
+    """Return the number of failed connects per backend, by its name."""
     services = json.loads(lab["a"].run(["l4proxy", "status", "--json"]).stdout)["services"]
-    found = {}
+    failed = {}
     for backend in (backend for service in services for backend in service["backends"]):
-        found[backend["name"]] = found.get(backend["name"], 0) + sum(backend[failure] for failure in FAILURES)
-    return found
+        failed[backend["name"]] = failed.get(backend["name"], 0) + sum(backend[failure] for failure in FAILURES)
+    return failed
 
 
-def moment(lab, name):
-    """When the unit last changed its state, in seconds of the monotonic clock, which is the machine's."""
+def last_entered(lab, name):
+    """Return when the unit last entered a state, in seconds of the machine's monotonic clock."""
     show = ["systemctl", "show", f"--property={name}TimestampMonotonic", "--value", "l4proxy-forwarder"]
     return int(lab["a"].run(show).stdout) / 1e6
 
 
 class Streams:
-    """Connections that stay, half of them over IPv6, each asked again and again by its client."""
+    """Long-lived connections, half of them over IPv6, on which the client sends further requests."""
 
     COUNT = 10
 
@@ -124,10 +117,10 @@ class Streams:
             ]
 
     def alive(self):
-        """How many of them carry a request and its answer."""
-        return sum(self._asked(sock) for sock in self._socks)
+        """Return how many of them answer a request."""
+        return sum(self._answers(sock) for sock in self._socks)
 
-    def _asked(self, sock):
+    def _answers(self, sock):
         try:
             sock.sendall(b"GET / HTTP/1.1\r\nHost: l4proxy\r\n\r\n")
             return b" 200 " in sock.recv(4096)[:15]
@@ -148,52 +141,52 @@ def streams(lab):
 
 
 def workers(lab):
-    """The forwarder's worker processes, old ones included."""
+    """Return the pids of the forwarder's worker processes, including draining ones."""
     return set(lab["a"].run(["pgrep", "l4-worker"], check=False).stdout.split())
 
 
-GONE = {
+REPLACED = {
     "killed": ["kill", "--kill-whom=main", "--signal=KILL"],
     "restarted": ["restart"],
 }
 
 
-@pytest.mark.parametrize("verb", GONE.values(), ids=GONE)
-def test_nobody_is_refused_or_cut_while_the_supervisor_is_replaced(lab, streams, verb):
-    """Its workers go on with what they have; whoever comes from then on waits for the next one."""
+@pytest.mark.parametrize("verb", REPLACED.values(), ids=REPLACED)
+def test_no_client_is_refused_or_cut_while_the_supervisor_is_replaced(lab, streams, verb):
+    """The old workers keep their connections; new clients wait for the next supervisor."""
     before, old, begun, since = supervisor(lab), workers(lab), time.monotonic(), time.time()
     with clients(lab) as seen:
         lab["a"].run(["systemctl", *verb, "l4proxy-forwarder"])
-        wait_for(lambda: supervisor(lab) not in (None, before))
+        eventually(lambda: supervisor(lab) not in (None, before))
         took = time.monotonic() - begun
         seen.wait_for_more()
-    back = moment(lab, "ActiveEnter")
-    assert begun < moment(lab, "InactiveEnter") < back
+    back = last_entered(lab, "ActiveEnter")
+    assert begun < last_entered(lab, "InactiveEnter") < back
     assert seen.errors == []
-    assert [at for at, ended in seen.served if at < back < ended] != [], "the control: nobody served for a while"
-    assert took < DRAIN_TIMEOUT, "nor does it wait for the connections that stay"
+    assert [at for at, ended in seen.served if at < back < ended] != [], "control: no client was served for a while"
+    assert took < DRAIN_TIMEOUT, "the restart waited for long-lived connections"
     assert streams.alive() == Streams.COUNT
     assert workers(lab) & old
     streams.close()
-    wait_for(lambda: not workers(lab) & old)
+    eventually(lambda: not workers(lab) & old)
     journal = ["journalctl", "--unit=l4proxy-forwarder", "--output=cat", "--no-pager", f"--since=@{since:.3f}"]
     log = lab["a"].run(journal).stdout
     assert "listeners found" in log
-    assert "workers of before still drain" in log, "the next one sees to it that they end"
+    assert "workers of before still drain" in log, "the new supervisor does not drain the old workers"
 
 
-def test_a_stop_refuses_who_comes_and_waits_for_who_is_there(lab, streams):
-    """The control of a restart; and when it is done no process is left."""
+def test_a_stop_refuses_new_clients_and_waits_for_existing_connections(lab, streams):
+    """Control for the restart. Afterwards no process is left."""
     with ThreadPoolExecutor(1) as pool:
         stop = pool.submit(lab["a"].run, ["systemctl", "stop", "l4proxy-forwarder"], timeout=PATIENCE + DRAIN_TIMEOUT)
-        wait_for(lambda: refused(lab))
+        eventually(lambda: refused(lab))
         assert streams.alive() == Streams.COUNT
         assert not stop.done()
         streams.close()
         stop.result()
     assert workers(lab) == set()
     lab["a"].run(["systemctl", "start", "l4proxy-forwarder"])
-    wait_for(lambda: not refused(lab))
+    eventually(lambda: not refused(lab))
 
 
 def refused(lab):
@@ -204,7 +197,7 @@ def refused(lab):
         return True
 
 
-def test_backends_are_updated_one_after_the_other_and_no_client_notices(lab, play):
+def test_rolling_update_breaks_no_connection(lab, play):
     before = failures(lab)
     assert {"b", "b:8080", "b:8081", "c", "d"} <= set(before)
     with clients(lab) as seen:
@@ -213,16 +206,16 @@ def test_backends_are_updated_one_after_the_other_and_no_client_notices(lab, pla
     assert run.status == 0, run.output
     assert set(run.changed) == {"b", "c", "d"}, run.output
     assert seen.errors == []
-    # Nobody was even sent to a server that was down.
+    # No connect to a stopped server was even tried.
     assert failures(lab) == before
 
 
-def test_a_server_that_stops_in_rotation_is_noticed(lab):
-    # The control of the one above: such a connection is made to another backend, but counted.
+def test_a_server_stopped_in_rotation_is_counted_as_failed(lab):
+    # Control for the rolling update: clients are moved to another backend, but the failure is counted.
     before = failures(lab)
     with clients(lab):
         lab["b"].run(["systemctl", "stop", "nginx"])
         try:
-            wait_for(lambda: failures(lab)["b"] > before["b"] and failures(lab)["b:8081"] > before["b:8081"])
+            eventually(lambda: failures(lab)["b"] > before["b"] and failures(lab)["b:8081"] > before["b:8081"])
         finally:
             lab["b"].run(["systemctl", "start", "nginx"])

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Operations on a fleet with two proxies. The tests build on one another: the first finds fresh hosts."""
+"""Operations on a fleet with two proxies. Each test needs the ones before; the first needs fresh hosts."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import json
 import os
 import signal
 import subprocess
-import time
 
 import pytest
 
 from tests.lab import ansible, listing
 from tests.lab.traffic import get
+from tests.support.waiting import eventually
 
 PROXIES, BACKENDS = ["a", "a2"], ["b", "c"]
 WEB = {"name": "web", "listen": ["0.0.0.0:80", "[::]:80"], "backends": ["b:8080", "c:8080"]}
 
 
 def services(*changed):
-    """The extra variable that replaces the fleet's services."""
+    """Return the extra variable that replaces the fleet's services."""
     return ["--extra-vars", json.dumps({"l4proxy_services": list(changed)})]
 
 
 def cache(directory):
-    """An environment with a fact cache in files."""
+    """Return environment variables for a fact cache in files."""
     return {
         "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.jsonfile",
         "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(directory),
@@ -35,7 +35,7 @@ def cache(directory):
 
 
 def marks(lab, backend):
-    """The marks of a backend's document as {proxy: (id, addresses)}; none has a MAC, as the inventory declares none."""
+    """Return the marks of a backend's document as {proxy: (id, addresses)}; without MACs, as in the inventory."""
     document = json.loads(lab[backend].run(["cat", "/etc/l4proxy/routing.d/return_path.json"]).stdout)
     assert {mark["mac"] for mark in document["marks"]} == {None}
     return {mark["name"]: (mark["id"], tuple(mark["via"])) for mark in document["marks"]}
@@ -47,17 +47,17 @@ def expected_marks(lab):
 
 
 def known_macs(lab, backend):
-    """The proxies whose MAC the live marks of a backend have."""
+    """Return the proxies whose MAC is in the live marks of a backend."""
     ruleset = lab[backend].run(["nft", "list", "table", "inet", "l4proxy_return_path"]).stdout
     return [name for name in PROXIES if lab.topology.hosts[name].mac in ruleset]
 
 
 def reached(lab, proxy):
-    """The backends that answer through a proxy, over both families."""
+    """Return the backends that answer through a proxy, in both families."""
     return {get(lab["client"], lab[proxy], family, 80) for family in ("ipv4", "ipv6") for _request in range(4)}
 
 
-# Each host has a subnet of its own.
+# Each host gets its own subnet.
 NUMBER = "{{ groups.all.index(inventory_hostname) + 1 }}"
 ELSEWHERE = ["--extra-vars", json.dumps({"l4proxy_address": [f"10.9.{NUMBER}.9/24", f"2001:db8:9:{NUMBER}::9/64"]})]
 
@@ -81,7 +81,7 @@ REFUSED = [
 
 @pytest.fixture(scope="module")
 def untouched(lab):
-    """Listings of the fresh hosts, taken once."""
+    """Listings of the fresh hosts."""
     return {name: listing.take(lab[name], packages=True) for name in lab.managed}
 
 
@@ -91,7 +91,7 @@ def assert_untouched(lab, before):
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
-def test_refused_before_any_host_is_touched(lab, play, untouched, arguments, sentence):
+def test_a_faulty_inventory_is_refused_before_any_host_is_changed(lab, play, untouched, arguments, sentence):
     run = play("site", *arguments)
     assert run.status != 0
     assert sentence in run.output, run.output
@@ -99,7 +99,7 @@ def test_refused_before_any_host_is_touched(lab, play, untouched, arguments, sen
     assert_untouched(lab, untouched)
 
 
-def test_every_fault_of_a_run_is_named_together(play):
+def test_all_faults_are_reported_together(play):
     broken = {**WEB, "backends": ["b:0", "c:70000"], "balance": "fastest"}
     output = play("site", *services(broken)).output
     for path in ("l4proxy_services[0].backends[0].port", "l4proxy_services[0].backends[1].port", "balance"):
@@ -116,7 +116,7 @@ def test_an_empty_group_is_refused(lab, tmp_path, group):
     assert f"The group {group} is missing or empty" in run.output, run.output
 
 
-def test_limit_to_one_backend_with_a_cold_cache(lab, play, tmp_path, untouched):
+def test_a_run_limited_to_one_backend_changes_only_that_backend(lab, play, tmp_path, untouched):
     run = play("site", "--limit", "b", variables=cache(tmp_path))
     assert run.status == 0, run.output
     assert set(run.changed) == {"b"}, run.output
@@ -126,7 +126,7 @@ def test_limit_to_one_backend_with_a_cold_cache(lab, play, tmp_path, untouched):
         assert listing.differences(untouched[name], listing.take(lab[name], packages=True)) == []
 
 
-def test_one_host_at_a_time(lab, play):
+def test_site_deploys_one_host_at_a_time(lab, play):
     run = play("site", "--extra-vars", "l4proxy_serial=1")
     assert run.status == 0, run.output
     assert set(run.changed) == {"c", "a", "a2"}, run.output
@@ -137,17 +137,17 @@ def test_one_host_at_a_time(lab, play):
 
 @pytest.fixture(scope="module")
 def cached(play, tmp_path_factory):
-    """A fact cache as a run of everything leaves it: files by their names."""
+    """The fact cache of a full run, as {file name: content}."""
     directory = tmp_path_factory.mktemp("cache")
     play("site", variables=cache(directory))
     return {path.name: path.read_text(encoding="utf-8") for path in directory.iterdir()}
 
 
 @pytest.mark.parametrize("limit", [["--limit", "b"], ["--limit", "a"], []], ids=["backend", "proxy", "all"])
-def test_a_stale_cache_is_not_believed(lab, play, cached, tmp_path, limit):
+def test_a_stale_fact_cache_changes_nothing(lab, play, cached, tmp_path, limit):
     assert len(cached) >= len([*PROXIES, *BACKENDS])
     for name, content in cached.items():
-        # Every host seems to have had another address when the cache was written.
+        # The cache has other addresses for every host.
         stale = content.replace("198.18.0.", "198.18.0.10")
         assert stale != content
         (tmp_path / name).write_text(stale, encoding="utf-8")
@@ -156,25 +156,32 @@ def test_a_stale_cache_is_not_believed(lab, play, cached, tmp_path, limit):
     assert run.changed == {}, run.output
 
 
-def test_a_run_that_was_killed_before_the_reload_is_healed_by_the_next(lab, play):
+def test_the_next_run_completes_one_that_was_killed_before_the_reload(lab, play):
     changed = services({**WEB, "connect_timeout": 1.5})
     sums = [sha256(lab["a"], "/etc/l4proxy/forwarder.json")]
-    kill_at(lab, "forwarder : Deliver replies of the backends", "trueip.l4proxy.site", "--limit", "a", *changed)
+    kill_at(
+        lab,
+        "forwarder : Apply the rules and the route of local delivery",
+        "trueip.l4proxy.site",
+        "--limit",
+        "a",
+        *changed,
+    )
     sums.append(sha256(lab["a"], "/etc/l4proxy/forwarder.json"))
     assert sums[0] != sums[1]
     assert running(lab["a"])["config"]["sha256"] == sums[0]
     pid = running(lab["a"])["pid"]
-    healed = play("site", "--limit", "a", *changed)
-    assert healed.changed == {"a": 1}, healed.output
+    next_run = play("site", "--limit", "a", *changed)
+    assert next_run.changed == {"a": 1}, next_run.output
     assert running(lab["a"])["config"]["sha256"] == sums[1]
     assert running(lab["a"])["pid"] == pid
     assert play("site", "--limit", "a").status == 0
     assert reached(lab, "a") == set(BACKENDS)
 
 
-def test_a_config_that_is_refused_on_the_host_never_replaces_a_running_one(lab, play):
+def test_a_config_that_the_host_refuses_does_not_replace_the_running_one(lab, play):
     before = sha256(lab["a"], "/etc/l4proxy/forwarder.json")
-    # The host's own check has the last word: as if its archive were stricter than the controller.
+    # The host's own check decides, here as if its archive were stricter than the controller.
     command = lab["a"].run(["readlink", "/usr/local/bin/l4proxy"]).stdout.strip()
     lab["a"].run(
         ["sh", "-c", "printf '#!/bin/sh\\necho refused by the host; exit 1\\n' >/tmp/strict; chmod +x /tmp/strict"]
@@ -190,11 +197,11 @@ def test_a_config_that_is_refused_on_the_host_never_replaces_a_running_one(lab, 
     assert reached(lab, "a") == set(BACKENDS)
 
 
-def test_one_of_two_proxies_is_down(lab, play, tmp_path):
+def test_site_configures_the_other_hosts_while_a_proxy_is_down(lab, play, tmp_path):
     before = marks(lab, "b")
     lab.stop("a2")
     for name in ("a", "b"):
-        # Something to do, so that a run that gave up early is noticed; the keeper would be quicker than the run.
+        # Give the run something to repair, so that we notice if it stops early. The keeper would repair it first.
         lab[name].run(["systemctl", "stop", "l4proxy-keeper"])
         lab[name].run(["ip", "rule", "del", "pref", "1100"])
     try:
@@ -210,7 +217,7 @@ def test_one_of_two_proxies_is_down(lab, play, tmp_path):
 
 
 def refuse_then_declare(lab, play):
-    """A backend that never met a2 cannot know its address; it is told, and then the inventory says it."""
+    """A backend that has never met a2 refuses, because the address is unknown, until the inventory declares it."""
     taken = play("teardown", "--limit", "c")
     assert taken.status == 0, taken.output
     refused = play("site", "--limit", "c")
@@ -220,33 +227,33 @@ def refuse_then_declare(lab, play):
     spec = lab.topology.hosts["a2"]
     inventory = lab_inventory(spec)
     for version in ("-4", "-6"):
-        # It has spoken to a2 until a minute ago; a host that is new has not.
+        # c has talked to a2 until a minute ago; a new host has not.
         lab["c"].run(["ip", version, "neigh", "flush", "dev", "eth0"])
     declared = ansible.play(lab.prefix, "trueip.l4proxy.site", [scenario_inventory(), inventory], "--limit", "c")
     assert declared.recap["c"]["failed"] == 0, declared.output
-    # Its MAC is unknown as yet: the keeper finds it when a2 is back, see the next test.
-    # Ansible wraps its warnings.
+    # The keeper learns the MAC when a2 is back, see the next test. Ansible wraps its warnings.
     assert "the MAC of proxy a2 is not known yet" in " ".join(declared.output.split()), declared.output
     assert marks(lab, "c") == expected_marks(lab)
     assert known_macs(lab, "c") == ["a"]
 
 
-def test_the_keeper_finds_the_proxy_that_was_down_without_ansible(lab):
-    deadline = time.monotonic() + 30
-    while known_macs(lab, "c") != PROXIES:
-        assert time.monotonic() < deadline, lab["c"].run(["systemctl", "status", "l4proxy-keeper"], check=False).stdout
-        time.sleep(0.5)
+def test_the_keeper_learns_the_mac_of_a_proxy_that_was_down(lab):
+    eventually(
+        lambda: known_macs(lab, "c") == PROXIES,
+        "the MACs of both proxies",
+        lambda: lab["c"].run(["systemctl", "status", "l4proxy-keeper"], check=False).stdout,
+    )
     assert reached(lab, "a2") == set(BACKENDS)
 
 
-def test_the_proxy_that_was_down_is_back(lab, play):
+def test_site_configures_the_proxy_that_was_down(lab, play):
     assert play("site").status == 0
     for proxy in PROXIES:
         assert reached(lab, proxy) == set(BACKENDS)
     assert play("site").changed == {}
 
 
-def test_roles_in_a_play_of_ones_own_one_host_at_a_time(lab, tmp_path):
+def test_the_roles_work_in_a_users_own_play_with_serial_1(lab, tmp_path):
     plays = [
         {"hosts": group, "gather_facts": False, "serial": 1, "roles": [f"trueip.l4proxy.{role}"]}
         for group, role in (("backends", "return_path"), ("proxies", "forwarder"))
@@ -260,7 +267,7 @@ def test_roles_in_a_play_of_ones_own_one_host_at_a_time(lab, tmp_path):
     assert run.changed == {"b": 2}, run.output
 
 
-def test_absent_on_a_host_that_never_had_anything(lab, play):
+def test_teardown_changes_nothing_on_a_host_without_the_collection(lab, play):
     assert play("teardown", "--limit", "c").changed == {"c": 3}
     lab["c"].run(["dpkg", "--purge", "python3-pyroute2"])
     run = play("teardown", "--limit", "c")
@@ -272,7 +279,7 @@ def scenario_inventory():
 
 
 def lab_inventory(spec):
-    """An inventory that declares a2's addresses."""
+    """Write an inventory that declares a2's addresses; return its path."""
     path = ansible.REPOSITORY / ".build" / "declared.json"
     variables = {"l4proxy_address": [f"{spec.ipv4}/24", f"{spec.ipv6}/64"]}
     path.write_text(json.dumps({"proxies": {"hosts": {"a2": variables}}}), encoding="utf-8")
@@ -288,7 +295,7 @@ def running(host):
 
 
 def kill_at(lab, task, playbook, *arguments):
-    """Kill a run, with everything it started, as soon as it announces a task."""
+    """Kill a run and its child processes as soon as it starts ``task``."""
     env = {**ansible.environment(lab.prefix), "ANSIBLE_NOCOLOR": "true", "PYTHONUNBUFFERED": "1"}
     command = ansible.command(playbook, [scenario_inventory()], *arguments)
     with subprocess.Popen(

@@ -1,9 +1,9 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Three backends, three strategies, one proxy that delivers by its sockets.
+"""Three backends with three strategies, and a proxy with socket marks.
 
-The tests build on one another: the first finds fresh hosts.
+Each test continues where the one before ended; the first needs fresh hosts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def reached(lab, family: str) -> set:
     return {get(lab["client"], lab["a"], family, 80) for _request in range(6)}
 
 
-def test_one_run_deploys_all_of_them(lab, play):
+def test_one_run_deploys_all_strategies(lab, play):
     run = play("site")
     assert run.status == 0, run.output
     assert [mark["transparent"] for mark in document(lab["a"], "local_delivery")["marks"]] == [True]
@@ -42,26 +42,26 @@ def test_one_run_deploys_all_of_them(lab, play):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_backend_answers_and_sees_the_client(lab, family):
+def test_every_backend_answers_and_logs_the_client(lab, family):
     assert reached(lab, family) == BACKENDS
     client = getattr(lab["client"], family)
     for name in BACKENDS:
         assert any(line.split()[0] == client for line in logged(lab[name])), name
 
 
-def test_a_handshake_with_every_backend_succeeds(play):
+def test_verify_succeeds_for_every_backend(play):
     run = play("verify")
     assert run.status == 0, run.output
 
 
 def test_a_second_run_changes_nothing(play):
-    # Of c and d, the run below says so.
+    # The run in the last test checks c and d.
     run = play("site", "--limit", "a,b")
     assert (run.status, run.changed) == (0, {}), run.output
 
 
 class Stream:
-    """A connection to the proxy that is kept open between requests."""
+    """A connection to the proxy that stays open between requests."""
 
     def __init__(self, client, proxy, family: str):
         with client.inside():
@@ -76,12 +76,12 @@ class Stream:
 
 
 def stream_to(lab, backend: str, family: str) -> Stream:
-    # Each worker of the proxy goes round by itself: among so many connections one is the backend's.
+    # Each worker of the proxy has its own round robin, so one of many connections reaches the backend.
     streams = (Stream(lab["client"], lab["a"], family) for _turn in range(100))
     return next(stream for stream in streams if stream.ask() == backend)
 
 
-def test_a_live_stream_survives_a_change_of_strategy(lab, tmp_path):
+def test_a_connection_survives_a_change_of_strategy(lab, tmp_path):
     streams = [stream_to(lab, "b", family) for family in FAMILIES]
     changed = tmp_path / "changed.json"
     changed.write_text(json.dumps({"all": {"hosts": {"b": {"return_path_strategy": "mark"}}}}), encoding="utf-8")
