@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The TCP relay: accept, PROXY header, connect, pass bytes on, time out.
+"""TCP: accept a client, read its PROXY header, connect to a backend, forward bytes both ways, time out.
 
-It knows config, loop, admission and backends; not udp, process or admin.
+It imports config, loop, admission and backends; not udp, process or admin.
 """

@@ -225,7 +225,7 @@ class UpstreamSockets:
         return upstream
 
     def _open_shared(self, family):
-        taken = None
+        taken = OSError(errno.EADDRNOTAVAIL, _NO_PORT)
         for port in self._ports.candidates():
             try:
                 return UpstreamSocket(self._server, udp_sockets.upstream(family, "", port, self._ports.option))
