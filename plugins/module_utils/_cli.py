@@ -69,10 +69,10 @@ def _set_backend_state(arguments: argparse.Namespace) -> int:
 
 
 def _keep(arguments: argparse.Namespace) -> int:
-    from ._routing.keeper import loop
+    from ._routing.keeper import command
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    return loop.run(arguments.directory, once=arguments.once, dry_run=arguments.dry_run)
+    return command.run(arguments.directory, once=arguments.once, dry_run=arguments.dry_run)
 
 
 def _endpoint(text: str) -> tuple[str, int]:

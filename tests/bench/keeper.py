@@ -5,7 +5,7 @@
 """What the keeper costs and how quick it is: ``python -m tests.bench.keeper [SECONDS]`` (root).
 
 For the document of a usual backend, and for one as no host has it (500 backends and 16 proxies): resident memory; CPU
-at rest, measured over SECONDS (60) of mere waiting, to which glances and looks as often as there are any are added; CPU
+at rest, measured over SECONDS (60) of idle waiting, plus the cost of fingerprints and passes at their usual rate; CPU
 while others' routes come and go by the thousand; and the time from the removal of a rule to its return.
 """
 
@@ -54,25 +54,25 @@ def used(keeper: Running) -> float:
     return int(Path(f"/proc/{keeper.process.pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
 
 
-def look_cost(keeper: Running, looks: int = 10) -> float:
-    """CPU seconds of a full look, children included: their ticks of /proc are 10 ms, so several are counted."""
+def pass_cost(keeper: Running, passes: int = 10) -> float:
+    """CPU seconds of a complete pass, with child processes; a tick of /proc is 10 ms, so measure several."""
     before = keeper.cpu()
-    for _look in range(looks):
+    for _pass in range(passes):
         own = used(keeper)
         keeper.process.send_signal(signal.SIGHUP)
         eventually(lambda own=own: used(keeper) > own + 0.003)
         time.sleep(1.0)
-    return (keeper.cpu() - before) / looks
+    return (keeper.cpu() - before) / passes
 
 
-def glance_cost(keeper: Running, host: Any, glances: int = 10) -> float:
-    """CPU seconds of a glance: of the same code in this process, as nothing but the clock makes the keeper glance."""
+def fingerprint_cost(keeper: Running, host: Any, comparisons: int = 10) -> float:
+    """CPU seconds of a fingerprint, computed in this process, because only the clock makes the keeper compute one."""
     with keeper.host.inside():
-        found = reconcile_pass.look(reconcile_pass.Documents(str(keeper.documents)), host)
+        result = reconcile_pass.reconcile_all(reconcile_pass.Documents(str(keeper.documents)), host)
         before = time.process_time()
-        for _glance in range(glances):
-            assert fingerprint.digest(found, host)
-        return (time.process_time() - before) / glances
+        for _comparison in range(comparisons):
+            assert fingerprint.compute(result, host)
+        return (time.process_time() - before) / comparisons
 
 
 def rest(keeper: Running, seconds: float) -> float:
@@ -94,7 +94,7 @@ def in_storm(keeper: Running) -> tuple[float, float]:
 def repair(keeper: Running) -> float:
     """Seconds until a rule that was removed is there again; not one it has just repaired."""
     before = keeper.repairs
-    # Two proxies at least: another one each time, lest it looks like a fight.
+    # Two proxies at least: another one each time, so that it does not look like a conflict.
     rule = f"priority 1101 fwmark {101 + before % 2}/255"
     keeper.host.run(["ip", "rule", "del", *rule.split()])
     began = time.monotonic()
@@ -111,17 +111,17 @@ def measure(lab: NamespaceLab, name: str, data: dict, seconds: float) -> list[st
         took = sorted(repair(keeper) for _number in range(REPAIRS))
         time.sleep(schedule.CALM)
         keeper.rest()
-        cost, glancing = look_cost(keeper), glance_cost(keeper, lab.engine.host(keeper.host))
-        still = rest(keeper, min(seconds, schedule.EVERYTHING - 5))
+        cost, comparing = pass_cost(keeper), fingerprint_cost(keeper, lab.engine.host(keeper.host))
+        still = rest(keeper, min(seconds, schedule.FULL - 5))
         busy, rate = in_storm(keeper)
-        every = max(schedule.EVERYTHING, glancing * schedule.SHARE)
-        resident, total = memory(keeper), still + 100 * (glancing / every + cost / schedule.LONGEST_EVERYTHING)
+        every = max(schedule.FULL, comparing * schedule.SHARE)
+        resident, total = memory(keeper), still + 100 * (comparing / every + cost / schedule.LONGEST_FULL)
         print(f"{name}: {len(data['rules'])} rules, {len(data['marks'])} marks")
         print(f"  memory      {resident:6.1f} MiB (at most {MEMORY_BOUND})")
         print(
             f"  at rest     {total:6.3f} % of a core (at most {CPU_BOUND}): waiting {still:.3f} %, "
-            f"a glance of {1000 * glancing:.0f} ms CPU every {every:.0f} s, "
-            f"and a look of {1000 * cost:.0f} ms every {schedule.LONGEST_EVERYTHING:.0f} s"
+            f"a fingerprint of {1000 * comparing:.0f} ms CPU every {every:.0f} s, "
+            f"and a pass of {1000 * cost:.0f} ms every {schedule.LONGEST_FULL:.0f} s"
         )
         print(f"  in a storm  {busy:6.3f} % of a core, at {rate:.0f} changes of others' routes a second")
         print(f"  a repair    {1000 * median(took):6.0f} ms in the middle, {1000 * took[-1]:.0f} at most, of {REPAIRS}")

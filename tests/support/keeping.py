@@ -24,13 +24,13 @@ PROGRAM = """
 import logging, sys
 from l4proxy._routing.host import runner, sysctl
 from l4proxy._routing.reconcile.host import Host
-from l4proxy._routing.keeper import loop
+from l4proxy._routing.keeper import command
 logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
 directory, memory, lock, iptables = sys.argv[1:]
 def run(argv, stdin=None):  # Debian has two iptables; the alternatives system names one
     name = argv[0].replace("tables", f"tables-{iptables}") if argv[0].startswith("ip") else argv[0]
     return runner.run([name, *argv[1:]], stdin)
-raise SystemExit(loop.run(directory, host=Host(runner=run, sysctls=sysctl.Sysctls(memory), lock=lock)))
+raise SystemExit(command.run(directory, host=Host(runner=run, sysctls=sysctl.Sysctls(memory), lock=lock)))
 """
 # What the unit sets, too.
 UNIT = {"MALLOC_TRIM_THRESHOLD_": "131072"}

@@ -21,33 +21,33 @@ HOSTS = ["client", "router", "a", "b"]
 MANY = 200_000
 
 
-class Eye:
-    """What the keeper does on a host, in steps."""
+class Passes:
+    """The keeper's passes on a host, and the fingerprint of the host between them."""
 
     def __init__(self, lab, directory):
         self.host = lab["b"]
         document = documents.load(return_path(lab["a"], sysctls=((SETTING, "0"),)))
         (directory / "return_path.json").write_text(store.content_of(document), encoding="utf-8")
         self._documents, self._engine = reconcile_pass.Documents(str(directory)), lab.engine.host(self.host)
-        while self.look():
+        while self.run():
             pass
 
-    def look(self) -> bool:
-        """Whether something was changed."""
+    def run(self) -> bool:
+        """Run a pass; return whether it changed something."""
         with self.host.inside():
-            self._found = reconcile_pass.look(self._documents, self._engine)
-        assert self._found.is_lasting, self._found.problems
-        return self._found.changed
+            self._result = reconcile_pass.reconcile_all(self._documents, self._engine)
+        assert self._result.is_stable, self._result.problems
+        return self._result.changed
 
-    def glance(self) -> bytes:
+    def fingerprint(self) -> bytes:
         with self.host.inside():
-            return fingerprint.digest(self._found, self._engine)
+            return fingerprint.compute(self._result, self._engine)
 
 
 @pytest.fixture
-def eye(lab, tmp_path):
+def passes(lab, tmp_path):
     with left_as_found(lab, "b"):
-        yield Eye(lab, tmp_path)
+        yield Passes(lab, tmp_path)
 
 
 def ip(host, words: str, check: bool = True) -> None:
@@ -67,55 +67,55 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_changes_that_affect_a_document_change_the_fingerprint(lab, eye, change):
-    before = eye.glance()
+def test_changes_that_affect_a_document_change_the_fingerprint(lab, passes, change):
+    before = passes.fingerprint()
     assert before
-    assert eye.glance() == before
-    change(lab, eye.host)
-    assert eye.glance() != before
+    assert passes.fingerprint() == before
+    change(lab, passes.host)
+    assert passes.fingerprint() != before
     for words in (
         "route del 10.0.0.0/8 table 777",
         "route del 10.0.0.0/8 table 20111",
         "neigh del 198.18.0.11 dev eth0",
     ):
-        ip(eye.host, words, check=False)
-    while eye.look():
+        ip(passes.host, words, check=False)
+    while passes.run():
         pass
 
 
 OTHERS = ["route add 10.0.0.0/8 via 198.18.0.1", "link add veth9 type veth"]
 
 
-def test_other_changes_do_not_change_the_fingerprint(lab, eye):
+def test_other_changes_do_not_change_the_fingerprint(lab, passes):
     """A lease that counts down, neighbours that are spoken to, routes and links of others."""
-    ip(eye.host, "addr add 198.18.0.99/24 dev eth0 valid_lft 1000 preferred_lft 900")
-    before = eye.glance()
-    eye.host.run(["ping", "-c1", "-W10", lab["a"].ipv4])
+    ip(passes.host, "addr add 198.18.0.99/24 dev eth0 valid_lft 1000 preferred_lft 900")
+    before = passes.fingerprint()
+    passes.host.run(["ping", "-c1", "-W10", lab["a"].ipv4])
     for words in OTHERS:
-        ip(eye.host, words)
+        ip(passes.host, words)
     time.sleep(1.1)
-    assert eye.glance() == before
+    assert passes.fingerprint() == before
     for words in (*OTHERS, "addr add 198.18.0.99/24 dev eth0"):
-        ip(eye.host, words.replace(" add ", " del "))
+        ip(passes.host, words.replace(" add ", " del "))
 
 
-def test_a_full_internet_table_costs_almost_no_cpu(lab, eye):
+def test_a_full_internet_table_costs_almost_no_cpu(lab, passes):
     """In main, and in a table of somebody else; the control reads them all."""
-    b = eye.host
+    b = passes.host
     routes = [f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}/32" for number in range(MANY)]
     for table in ("main", "777"):
         lines = [f"route add {route} via 198.18.0.1 table {table}\n" for route in routes]
         b.run(["ip", "-batch", "-"], input="".join(lines), timeout=60)
     try:
-        assert not eye.look()
-        looking, glancing = _cpu(eye.look), _cpu(eye.glance)
+        assert not passes.run()
+        running, hashing = _cpu(passes.run), _cpu(passes.fingerprint)
         with b.inside(), messages.Netlink() as lax:
             reading = _cpu(lambda: lax.dump(route_messages.RTM_GETROUTE, route_messages.listing("ipv4", protocol=202)))
     finally:
         for table in ("main", "777"):
             ip(b, f"route flush table {table} root 10.0.0.0/8")
-    assert looking < reading / 2, f"{looking:.3f} s against {reading:.3f} s only to receive them"
-    assert glancing < reading / 4, f"{glancing:.3f} s against {reading:.3f} s only to receive them"
+    assert running < reading / 2, f"{running:.3f} s against {reading:.3f} s only to receive them"
+    assert hashing < reading / 4, f"{hashing:.3f} s against {reading:.3f} s only to receive them"
 
 
 def _cpu(action, times: int = 3) -> float:

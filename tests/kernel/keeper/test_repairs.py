@@ -225,7 +225,7 @@ INTEREST = monitor.Interest(
 @pytest.fixture
 def listening(b):
     with b.inside():
-        made = monitor.Watch()
+        made = monitor.Monitor()
         made.watch(INTEREST)
         yield made
     made.close()

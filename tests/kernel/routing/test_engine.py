@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, store
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import loop
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import command
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 
 from tests.support import routing
@@ -322,7 +322,7 @@ def test_a_wrong_declared_mac_is_a_warning(lab, b):
 
 def keep(lab, b, directory, **options) -> int:
     with b.inside():
-        return loop.run(str(directory), host=lab.engine.host(b), **options)
+        return command.run(str(directory), host=lab.engine.host(b), **options)
 
 
 def stored(directory, data: dict) -> None:

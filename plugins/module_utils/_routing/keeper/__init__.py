@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The keeper: applies the documents at boot, watches the kernel, and repairs what others remove.
+"""The keeper: applies the documents at boot, monitors the kernel, and repairs what other tools remove.
 
-It knows reconcile and whatever that knows.
+It may import reconcile and whatever that may import.
 """

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Who took our objects away, as far as a host can tell, and what to do about it.
+"""Which tool removed our objects, as far as the host can tell, and what to do about it.
 
-From the best evidence to the weakest: the process the kernel names with the change; a service known for doing so that
-was (re)started just before; such services that run here.
+Evidence from strong to weak: the process that the kernel names with the change; a (re)start of a service known to do
+so, just before the change; such a service that runs.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..host.runner import MissingCommand, Runner
-from .monitor import News
+from .monitor import Notification
 
-# As the kernel knows the commands: a name has 15 characters (TASK_COMM_LEN).
+# Names of commands as the kernel reports them: their first 15 characters (TASK_COMM_LEN).
 IPTABLES = ("iptables", "ip6tables", "iptables-restor", "ip6tables-resto", "xtables-nft-mul")
-# A service that was started or reloaded so many seconds before the news is taken for the one that did it.
+# A service that was started or reloaded within so many seconds of the change is taken for its cause.
 RECENT = 5.0
 ROUTING, FILTERING = frozenset({"rule", "route", "address"}), frozenset({"marks"})
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A service that is known to remove what it did not make.
+    """A service that is known to remove foreign objects.
 
-    ``processes`` are the names it runs as, ``tools`` those of the commands it starts. One that ``only_starts`` does
-    nothing after it was started.
+    ``processes`` are the names it runs as, ``tools`` those of the commands it starts. If it ``only_starts``, it changes
+    nothing after its start.
     """
 
     unit: str
@@ -54,25 +54,24 @@ SUSPECTS = (
         "NetworkManager.service",
         "NetworkManager",
         ROUTING,
-        "leave the interface to other tools (unmanaged-devices), or keep tables and priorities of l4proxy out of its "
-        "profiles",
+        "exclude the interface (unmanaged-devices), or do not use l4proxy's tables and priorities in its profiles",
         ("NetworkManager",),
     ),
     Suspect(
         "keepalived.service",
         "keepalived",
         ROUTING,
-        "keep tables and priorities of l4proxy out of virtual_routes and virtual_rules",
+        "do not use l4proxy's tables and priorities in virtual_routes and virtual_rules",
         ("keepalived",),
     ),
     Suspect(
         "firewalld.service",
         "firewalld",
         FILTERING,
-        "let it flush its own tables only (FirewallBackend=nftables, FlushAllOnReload)",
+        "make it flush only its own tables (FirewallBackend=nftables, FlushAllOnReload)",
         ("firewalld",),
     ),
-    Suspect("ufw.service", "ufw", FILTERING, "keep flushes of other tables out of /etc/ufw/*.rules", tools=IPTABLES),
+    Suspect("ufw.service", "ufw", FILTERING, "do not flush foreign tables in /etc/ufw/*.rules", tools=IPTABLES),
     Suspect(
         "docker.service",
         "docker",
@@ -85,59 +84,61 @@ SUSPECTS = (
         "nftables.service",
         "nftables.service",
         FILTERING,
-        "replace `flush ruleset` in /etc/nftables.conf by a flush of its own tables",
+        "in /etc/nftables.conf, flush only its own tables instead of `flush ruleset`",
         tools=("nft",),
         only_starts=True,
     ),
 )
 
 
-# News that explain a repair without anybody's having taken something away.
-NOBODY = {"link": (ROUTING, "a link had changed"), "neighbour": (FILTERING, "a proxy had another MAC")}
+# Notifications that explain a repair although no tool removed anything.
+HARMLESS = {"link": (ROUTING, "a link had changed"), "neighbour": (FILTERING, "a proxy had another MAC")}
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """``who`` is text such as "perhaps ufw", empty where nothing is known; ``remedy`` what to do about it."""
+class Cause:
+    """``who`` is text such as "perhaps ufw", empty if unknown; ``remedy`` is what to do about it."""
 
     who: str = ""
     remedy: str = ""
 
 
-def find(kinds: Iterable[str], news: Iterable[News], run: Runner, sees_processes: bool, now: float) -> Verdict:
-    """Who is behind the news; ``kinds`` are those of the objects that were repaired, ``now`` is CLOCK_MONOTONIC."""
-    news = list(news)
-    for kind, (explained, who) in NOBODY.items():
-        if explained & set(kinds) and any(item.kind == kind for item in news):
-            return Verdict(who)
-    processes = _processes(news, sees_processes)
+def find(
+    kinds: Iterable[str], notifications: Iterable[Notification], run: Runner, sees_processes: bool, changed_at: float
+) -> Cause:
+    """The cause of a change at ``changed_at`` (CLOCK_MONOTONIC); ``kinds`` are those of the repaired objects."""
+    notifications = list(notifications)
+    for kind, (explained, who) in HARMLESS.items():
+        if explained & set(kinds) and any(item.kind == kind for item in notifications):
+            return Cause(who)
+    processes = _processes(notifications, sees_processes)
     for suspect in SUSPECTS:
         if any(process in suspect.processes for process in processes):
-            return Verdict(suspect.name, suspect.remedy)
+            return Cause(suspect.name, suspect.remedy)
     active = _active(run, [suspect for suspect in SUSPECTS if suspect.kinds & set(kinds)])
     for suspect, times in active:
-        if any(abs(now - time) <= RECENT for time in times):
-            return Verdict(f"{suspect.name}, which was started at that time", suspect.remedy)
+        if any(abs(changed_at - time) <= RECENT for time in times):
+            return Cause(f"{suspect.name}, which was started at that time", suspect.remedy)
     called = list(dict.fromkeys(processes))
     likely = [suspect for suspect, _times in active if _may_be(suspect, called)]
     if called and not likely:
-        return Verdict(f"a process named {', '.join(called)}")
+        return Cause(f"a process named {', '.join(called)}")
     if not likely:
-        return Verdict()
+        return Cause()
     who = " or ".join(suspect.name for suspect in likely)
     by_tool = f" by way of {', '.join(called)}" if called else ""
-    return Verdict(f"perhaps {who}{by_tool}", "; ".join(suspect.remedy for suspect in likely))
+    return Cause(f"perhaps {who}{by_tool}", "; ".join(suspect.remedy for suspect in likely))
 
 
 def _may_be(suspect: Suspect, called: list[str]) -> bool:
-    """Whether a service that runs, and was not just started, may have had these commands run."""
+    """Whether a running service that was not just started may have run these commands."""
     return not suspect.only_starts and all(name in suspect.tools for name in called)
 
 
-def _processes(news: list[News], sees_processes: bool) -> list[str]:
-    found = [item.process for item in news if item.process]
-    for item in news:
-        # The kernel gives a process's first netlink socket the process's own number (netlink_autobind).
+def _processes(notifications: list[Notification], sees_processes: bool) -> list[str]:
+    found = [item.process for item in notifications if item.process]
+    for item in notifications:
+        # The port of a process's first netlink socket is its process id (netlink_autobind).
         if sees_processes and item.port and item.port != os.getpid():
             found += _name_of(item.port)
     return found
@@ -148,11 +149,11 @@ def _name_of(pid: int) -> list[str]:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             return [file.read().strip()]
     except OSError:
-        return []  # it has ended, or it was no process's number
+        return []  # the process has ended, or the port is no process id
 
 
 def _active(run: Runner, suspects: list[Suspect]) -> list[tuple[Suspect, list[float]]]:
-    """Those that are running, with when they were started or changed state, in seconds of CLOCK_MONOTONIC."""
+    """Running suspects, each with the times of its last start and state change, in seconds of CLOCK_MONOTONIC."""
     times = ("ExecMainStartTimestampMonotonic", "ActiveEnterTimestampMonotonic", "StateChangeTimestampMonotonic")
     names = ",".join(("Id", "ActiveState", *times))
     try:

@@ -2,12 +2,12 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Whether the host is as a look left it, told without reading it: milliseconds, where a look takes up to a hundred.
+"""A fingerprint of the host, to see that nothing changed since a pass: milliseconds, where a pass takes up to 100.
 
-The keeper glances by the clock, in case that news were lost. What the kernel says of the documents' rules, routes,
-addresses, neighbours, settings and of nftables goes into one digest as it comes, nothing is parsed that need not be.
-Another digest is a reason to look, and no more than that. (iptables-legacy is not in it: where it is used, the keeper
-looks.)
+The keeper compares fingerprints by the clock, in case notifications were lost. The kernel's listings of the documents'
+rules, routes, addresses, neighbours, settings and of nftables are hashed, mostly without parsing. A different
+fingerprint only means that a pass is needed. It does not cover iptables-legacy: where that is used, the keeper always
+runs a pass.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..netlink import route_messages, rule_messages
 from ..netlink.messages import Netlink, attributes
 from ..reconcile.host import Host
 from .monitor import NETLINK_NETFILTER, Interest
-from .reconcile_pass import Look
+from .reconcile_pass import PassResult
 
 # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN and NFTA_GEN_ID of linux/netfilter/nf_tables.h
 GETGEN, GEN_ID = 10 << 8 | 16, 1
@@ -31,24 +31,25 @@ GETGEN, GEN_ID = 10 << 8 | 16, 1
 NFGENMSG = struct.pack("=BBH", 0, 0, 0)
 
 
-def digest(found: Look, host: Host) -> bytes | None:
-    """Of all that another look at the same documents would read; None when it cannot be read."""
-    seen = hashlib.sha256()
-    interest = found.interest
+def compute(result: PassResult, host: Host) -> bytes | None:
+    """The fingerprint of everything that another pass over the same documents would read; None if that fails."""
+    digest = hashlib.sha256()
+    interest = result.interest
     try:
         with Netlink(strict=True) as netlink:
             for listing in _listings(netlink, interest):
-                seen.update(b"".join(listing))
+                digest.update(b"".join(listing))
         with host.make_kernel() as kernel:
             links = kernel.links()
             macs = [kernel.neighbour(hop, 0) for hop in sorted(interest.addresses)]
-            # The lifetime of a leased address counts down in its message: it is read.
-            seen.update(repr((kernel.addresses(), macs, [links.get(name) for name in sorted(interest.links)])).encode())
-        settings = [host.sysctls.read(document.owner, document.sysctls) for document in found.documents.values()]
+            # Addresses are parsed, because the message of a leased one has a lifetime that counts down.
+            parsed = (kernel.addresses(), macs, [links.get(name) for name in sorted(interest.links)])
+            digest.update(repr(parsed).encode())
+        settings = [host.sysctls.read(document.owner, document.sysctls) for document in result.documents.values()]
     except (RoutingError, OSError):
-        return None  # what is wrong with it, the look will say
-    seen.update(repr((settings, generation())).encode())
-    return seen.digest()
+        return None  # the pass reports the error
+    digest.update(repr((settings, generation())).encode())
+    return digest.digest()
 
 
 def _listings(netlink: Netlink, interest: Interest) -> Iterator[list[bytes]]:
@@ -56,13 +57,13 @@ def _listings(netlink: Netlink, interest: Interest) -> Iterator[list[bytes]]:
         yield netlink.dump(rule_messages.RTM_GETRULE, rule_messages.listing(family))
         ours = [route_messages.listing(family, protocol=number) for number in sorted(interest.protocols)]
         tables = [route_messages.listing(family, table=number) for number in sorted(interest.tables)]
-        for question in (*ours, *tables):
+        for request in (*ours, *tables):
             with contextlib.suppress(FileNotFoundError):  # no such table
-                yield netlink.dump(route_messages.RTM_GETROUTE, question)
+                yield netlink.dump(route_messages.RTM_GETROUTE, request)
 
 
 def generation() -> bytes:
-    """What nftables counts its transactions by; empty where the kernel has no nftables."""
+    """The number of nftables' last transaction; empty if the kernel has no nftables."""
     try:
         with Netlink(NETLINK_NETFILTER) as netlink:
             return dict(attributes(netlink.get(GETGEN, NFGENMSG)[len(NFGENMSG) :])).get(GEN_ID, b"")

@@ -2,15 +2,15 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""``l4proxy keep``: hold the host to its documents, from boot on and whatever takes away what they say.
+"""The keeper's loop: it brings the host in line with its documents at boot, and again whenever something changes.
 
-At boot links, addresses and proxies appear in any order, so what is not there yet is waited for. Afterwards the
-kernel's news (``watch``) tell when to look again; each look (``look``) reads the documents anew, compares and repairs.
-How often is ``pace``'s business; what is told to people is ``record``'s.
+At boot links, addresses and proxies appear in any order, so the keeper waits for what is missing. Later the kernel's
+notifications (``monitor``) tell when to run a pass; each pass (``reconcile_pass``) reads the documents, compares them
+with the host and repairs it. ``schedule`` says how often, ``state_file`` publishes the result.
 
-A service of Type=notify with a status line, started before the network: what needs no link is in place before the first
-packet comes, and is ready then, so at boot nobody waits for what is missing. It ends by SIGTERM and leaves all in
-place. SIGHUP makes it look at everything now.
+The service has Type=notify and starts before the network. It is ready after the first pass: what needs no link is in
+place before the first packet arrives, and the boot does not wait for what is missing. SIGTERM ends it and leaves
+everything in place; SIGHUP starts a pass.
 """
 
 from __future__ import annotations
@@ -19,279 +19,194 @@ import logging
 import os
 import re
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import Any
 
-from ..document import store
 from ..document.documents import Document
-from ..host.mac_cache import NAME as MACS
-from ..host.mac_cache import Macs
-from ..reconcile.engine import Host
+from ..reconcile.host import Host
 from . import attribution, fingerprint
-from .monitor import News, Watch
-from .notify import notify
-from .reconcile_pass import Documents, Look, look, settings_differ
-from .schedule import Pace
-from .state_file import NAME, Record, Repair
+from .monitor import Notification
+from .reconcile_pass import Documents, PassResult, reconcile_all, settings_differ
+from .schedule import Schedule
+from .state_file import Repair, StateFile
 
-EXIT_DONE, EXIT_FAILED, EXIT_DRIFT = 0, 1, 2
-# Seconds to wait for a proxy's MAC within a look: the answer is news, and others must not wait for it.
-NEIGHBOUR_WAIT = 0.03
-# How often systemd is told that all is well, in seconds: the unit's WatchdogSec is six times that.
-ALIVE = 30.0
-# From so many repairs undone in a row on, it is a fight, and the log says so.
-FIGHT = 3
+# Seconds between watchdog messages to systemd; the unit's WatchdogSec is six times that.
+WATCHDOG = 30.0
+# After this many reverted repairs in a row, log a conflict.
+CONFLICT = 3
 
 log = logging.getLogger("l4proxy.keep")
 
 
-def run(
-    directory: str = store.DIRECTORY,
-    once: bool = False,
-    dry_run: bool = False,
-    host: Host | None = None,
-    out: TextIO | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> int:
-    """Keep the documents of a directory until SIGTERM; 0 then.
-
-    ``once`` makes one pass only: 0 when all is applied, 1 when something is missing or wrong. ``dry_run`` changes
-    nothing, writes the difference to ``out`` and returns 2 when there is one.
-    """
-    environ = os.environ if environ is None else environ
-    host, documents = host or Host(), Documents(directory)
-    state = _directory(environ, "STATE_DIRECTORY")
-    if state:
-        host = replace(host, macs=Macs(os.path.join(state, MACS)))
-    if dry_run:
-        return _show(documents, host, out or sys.stdout)
-    if once:
-        return _once(documents, host)
-    runtime = _directory(environ, "RUNTIME_DIRECTORY")
-    record = Record(os.path.join(runtime, NAME) if runtime else None)
-    record.load()
-    with _signals() as (wake, received):
-        watch = Watch(wake)
-        try:
-            host = replace(host, neighbour_wait=NEIGHBOUR_WAIT)
-            Keeper(documents, host, watch, record, lambda text: notify(text, environ)).run(received)
-        finally:
-            watch.close()
-    return EXIT_DONE
-
-
-def _directory(environ: Mapping[str, str], name: str) -> str:
-    """A directory that systemd made for the service; without one somebody tries it by hand, beside it perhaps."""
-    return environ.get(name, "").split(":")[0]
-
-
-@contextmanager
-def _signals() -> Iterator[tuple[int, list[int]]]:
-    """A descriptor that can be read once a signal has come, and the list to which SIGTERM, SIGINT and SIGHUP go."""
-    received: list[int] = []
-    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    handlers = {
-        number: signal.signal(number, lambda caught, _frame: received.append(caught))
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    }
-    try:
-        yield reader, received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(before)
-        os.close(reader)
-        os.close(writer)
-
-
 class Keeper:
-    """The loop. ``watch`` is a Watch or has what it has; ``tell`` sends a line to systemd.
+    """``monitor`` is a Monitor or has its interface; ``notify`` sends a line to systemd.
 
-    ``clock`` and ``cpu`` are seconds of monotonic time and of CPU, children included; ``digest`` is ``glance``'s.
+    ``clock`` returns monotonic seconds, ``cpu`` the CPU seconds of this process and its children, ``compute`` the
+    fingerprint of the host.
     """
 
     def __init__(
         self,
         documents: Documents,
         host: Host,
-        watch: Any,
-        record: Record,
-        tell: Callable[[str], None],
+        monitor: Any,
+        state: StateFile,
+        notify: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = lambda: sum(os.times()[:4]),
-        digest: Callable[[Look, Host], bytes | None] = fingerprint.digest,
+        compute: Callable[[PassResult, Host], bytes | None] = fingerprint.compute,
     ):
-        self._documents, self._host, self._watch, self._record = documents, host, watch, record
-        self._tell, self._clock, self._cpu, self._digest = tell, clock, cpu, digest
-        self._pace = Pace(clock())
-        self._found = Look()
-        self._signs: tuple[bytes, ...] | None = None
-        # Digests: with which a look found nothing to do, and of just now.
-        self._known: bytes | None = None
-        self._seen: bytes | None = None
-        self._alive_at = clock()
+        self._documents, self._host, self._monitor, self._state = documents, host, monitor, state
+        self._notify, self._clock, self._cpu, self._compute = notify, clock, cpu, compute
+        self._schedule = Schedule(clock())
+        self._result = PassResult()
+        # The fingerprint of iptables-legacy before the last pass; None if that pass changed it.
+        self._legacy: tuple[bytes, ...] | None = None
+        # Fingerprints of the host: of a stable one, which a pass would not change, and the latest.
+        self._stable: bytes | None = None
+        self._latest: bytes | None = None
+        self._watchdog_at = clock()
+        # By owner: the document that was last applied completely.
         self._applied: dict[str, Document] = {}
-        self._at_start: set[str] | None = None
-        self._story = ""
+        # Owners that are still incomplete since the start, so that their changes are no repairs.
+        self._starting: set[str] | None = None
+        self._status_line = ""
 
     def run(self, received: list[int]) -> None:
-        """Go on until ``received`` holds SIGTERM or SIGINT."""
-        heard: list[News] = []
+        """Run until ``received`` contains SIGTERM or SIGINT."""
+        pending: list[Notification] = []
         while not {signal.SIGTERM, signal.SIGINT} & set(received):
             now = self._clock()
-            news = self._watch.wait(self._pace.sleep(now))
+            notifications = self._monitor.wait(self._schedule.sleep(now))
             now = self._clock()
-            heard = [*heard, *news][-100:]
-            if news or self._differs(now):
-                # Until a proxy's new MAC is known, replies to it leave past it; and a neighbour comes alone.
-                self._pace.heard(now, urgent=any(item.kind == "neighbour" for item in news))
-            asked = signal.SIGHUP in received
-            if asked:
+            pending = [*pending, *notifications][-100:]
+            if notifications or self._poll_differs(now):
+                # Replies bypass a proxy whose new MAC is unknown; and no burst follows a neighbour notification.
+                self._schedule.notified(now, urgent=any(item.kind == "neighbour" for item in notifications))
+            requested = signal.SIGHUP in received
+            if requested:
                 received.remove(signal.SIGHUP)
-            if asked or (self._pace.due(now) and not self._is_as_known(now)):
-                self._look(heard)
-                heard = []
+            if requested or (self._schedule.is_due(now) and not self._is_unchanged(now)):
+                self._pass(pending)
+                pending = []
 
-    def _differs(self, now: float) -> bool:
-        """Whether something without news has changed: a document, iptables-legacy, a setting."""
-        if not self._pace.silent_due(now):
+    def _poll_differs(self, now: float) -> bool:
+        """Whether something that sends no notifications has changed: a document, iptables-legacy, a setting."""
+        if not self._schedule.poll_is_due(now):
             return False
-        if now - self._alive_at >= ALIVE:
-            self._tell_alive(now)
-        return self._documents.changed or self._watch.signs != self._signs or settings_differ(self._found, self._host)
+        if now - self._watchdog_at >= WATCHDOG:
+            self._send_watchdog(now)
+        legacy = self._monitor.legacy_fingerprint
+        return self._documents.changed or legacy != self._legacy or settings_differ(self._result, self._host)
 
-    def _is_as_known(self, now: float) -> bool:
-        """Whether a glance is enough: nothing happened, and all is as it was when a look found nothing to do.
+    def _is_unchanged(self, now: float) -> bool:
+        """Whether a due pass can be skipped, because the host's fingerprint is still that of a stable one.
 
-        Where iptables-legacy has anything, it is not: its signs are not exact.
+        Never where iptables-legacy has rules: its fingerprint is not exact.
         """
-        if any(self._watch.signs) or not (self._found.is_lasting and self._pace.only_by_the_clock(now)):
+        if any(self._monitor.legacy_fingerprint) or not (self._result.is_stable and self._schedule.may_compare(now)):
             return False
         cpu = self._cpu()
-        self._seen = self._digest(self._found, self._host)
-        if self._seen is None or self._seen != self._known:
+        self._latest = self._compute(self._result, self._host)
+        if self._latest is None or self._latest != self._stable:
             return False
-        self._pace.glanced(self._clock(), self._cpu() - cpu)
+        self._schedule.compared(self._clock(), self._cpu() - cpu)
         return True
 
-    def _look(self, heard: list[News]) -> None:
-        before, signs = self._found, self._watch.signs
-        broken_at, cpu = self._pace.broken_at, self._cpu()
-        found = self._found = look(self._documents, self._host, now=self._record.clock())
+    def _pass(self, pending: list[Notification]) -> None:
+        before, legacy = self._result, self._monitor.legacy_fingerprint
+        broken_at, cpu = self._schedule.broken_at, self._cpu()
+        result = self._result = reconcile_all(self._documents, self._host, now=self._state.clock())
         now, cost = self._clock(), self._cpu() - cpu
-        # Of before the look, lest a change meanwhile be missed; if we changed them ourselves, they are of no use.
-        self._signs = None if any(signs) and found.changed else signs
-        whole = found.is_lasting and not found.changed and found.documents == before.documents
-        self._known, self._seen = (self._seen or self._known) if whole else None, None
-        repaired = [owner for owner in found.outcomes if self._was_repaired(owner, before)]
-        # The same rule, wherever it has to stand by now.
-        done = [change for owner in repaired for change in found.outcomes[owner].changes]
-        changes = [re.sub(r"rule \d+:", "rule:", change) for change in done]
-        self._pace.looked(now, changes, found.missing, found.failed, found.next_due, cost)
-        self._watch.watch(found.interest)
-        for owner in found.outcomes:
+        # Taken before the pass, so that a change meanwhile is not missed; useless if the pass itself changed it.
+        self._legacy = None if any(legacy) and result.changed else legacy
+        stable = result.is_stable and not result.changed and result.documents == before.documents
+        self._stable, self._latest = (self._latest or self._stable) if stable else None, None
+        repaired = [owner for owner in result.outcomes if self._was_repaired(owner, before)]
+        changes = [change for owner in repaired for change in result.outcomes[owner].changes]
+        # Without its priority: the same rule may have been moved.
+        changes = [re.sub(r"rule \d+:", "rule:", change) for change in changes]
+        self._schedule.passed(now, changes, result.is_incomplete, result.failed, result.next_due, cost)
+        self._monitor.watch(result.interest)
+        for owner in result.outcomes:
             if owner in repaired:
-                self._repaired(owner, heard, now - broken_at if heard and broken_at is not None else None)
+                self._record_repair(owner, pending, now - broken_at if pending and broken_at is not None else None)
             else:
-                self._note_applied(owner)
-        # What is blocked now was applied all the same, and is repaired once it can be.
-        kept = {owner: document for owner, document in self._applied.items() if owner in found.documents}
-        whole = {owner: found.documents[owner] for owner, outcome in found.outcomes.items() if not outcome.missing}
-        self._applied = {**kept, **whole}
-        self._warn(before)
+                self._record_applied(owner)
+        # A document that is blocked now stays in the list: once it can be applied again, that is a repair.
+        kept = {owner: document for owner, document in self._applied.items() if owner in result.documents}
+        complete = [owner for owner, outcome in result.outcomes.items() if not outcome.missing]
+        self._applied = {**kept, **{owner: result.documents[owner] for owner in complete}}
+        self._log_new_warnings(before)
         self._publish()
 
-    def _was_repaired(self, owner: str, before: Look) -> bool:
-        """It had been applied as the document still says, and the change is not merely what was waited for."""
-        outcome, earlier = self._found.outcomes[owner], before.outcomes.get(owner)
-        came_or_went = earlier is not None and (
+    def _was_repaired(self, owner: str, before: PassResult) -> bool:
+        """Whether an applied document was changed back, not merely completed with what it had waited for."""
+        outcome, earlier = self._result.outcomes[owner], before.outcomes.get(owner)
+        completed = earlier is not None and (
             set(earlier.waiting) - set(outcome.waiting)
             or set(earlier.retiring) - set(outcome.retiring)
             or earlier.left_out != outcome.left_out
         )
-        return outcome.changed and not came_or_went and self._applied.get(owner) == self._found.documents[owner]
+        return outcome.changed and not completed and self._applied.get(owner) == self._result.documents[owner]
 
-    def _note_applied(self, owner: str) -> None:
-        outcome = self._found.outcomes[owner]
-        if self._at_start is None:
-            self._at_start = set(self._found.documents)
+    def _record_applied(self, owner: str) -> None:
+        outcome = self._result.outcomes[owner]
+        if self._starting is None:
+            self._starting = set(self._result.documents)
         if outcome.changed:
             log.info("%s: applied: %s", owner, "; ".join(outcome.changes))
-            if owner in self._at_start:
-                self._record.restored += len(outcome.changes)
+            if owner in self._starting:
+                self._state.restored += len(outcome.changes)
         if not outcome.missing:
-            self._at_start.discard(owner)
+            self._starting.discard(owner)
 
-    def _repaired(self, owner: str, heard: list[News], seconds: float | None) -> None:
-        outcome = self._found.outcomes[owner]
-        since = self._clock() - (seconds or 0.0)
-        undone = self._pace.undone
-        if undone > FIGHT and undone & (undone - 1):
-            # In a fight only now and then: asking who it is costs more than the repair, and a log has an end.
-            who = self._record.last.who if self._record.last else ""
-            self._record.repaired(Repair(owner, outcome.changes, self._record.clock(), seconds, who), outcome.kinds)
+    def _record_repair(self, owner: str, pending: list[Notification], seconds: float | None) -> None:
+        outcome, reverted = self._result.outcomes[owner], self._schedule.reverted
+        changed_at = self._clock() - (seconds or 0.0)
+        if reverted > CONFLICT and reverted & (reverted - 1):
+            # In a conflict only at powers of two: finding the cause costs more than the repair, and logs are finite.
+            who = self._state.last.who if self._state.last else ""
+            self._state.add_repair(Repair(owner, outcome.changes, self._state.clock(), seconds, who), outcome.kinds)
             return
-        verdict = attribution.find(outcome.kinds, heard, self._host.runner, self._watch.sees_processes, since)
-        repair = Repair(owner, outcome.changes, self._record.clock(), seconds, verdict.who)
-        self._record.repaired(repair, outcome.kinds)
-        took = "" if seconds is None else f" {seconds:.2f} s after it was gone"
-        by = f" ({verdict.who})" if verdict.who else ""
-        log.warning("%s: repaired%s%s: %s", owner, took, by, "; ".join(outcome.changes))
-        if self._pace.undone >= FIGHT:
-            remedy = f"; {verdict.remedy}" if verdict.remedy else ""
+        cause = attribution.find(outcome.kinds, pending, self._host.runner, self._monitor.sees_processes, changed_at)
+        repair = Repair(owner, outcome.changes, self._state.clock(), seconds, cause.who)
+        self._state.add_repair(repair, outcome.kinds)
+        after = "" if seconds is None else f" {seconds:.2f} s after the change"
+        by = f" ({cause.who})" if cause.who else ""
+        log.warning("%s: repaired%s%s: %s", owner, after, by, "; ".join(outcome.changes))
+        if reverted >= CONFLICT:
+            remedy = f"; {cause.remedy}" if cause.remedy else ""
             log.error(
-                "%s: undone %d times in a row%s, so the next repair waits %g s%s",
-                *(owner, self._pace.undone, by, self._pace.pause, remedy),
+                "%s: the repair was reverted %d times in a row%s; the next one waits %g s%s",
+                *(owner, reverted, by, self._schedule.pause, remedy),
             )
 
-    def _warn(self, before: Look) -> None:
+    def _log_new_warnings(self, before: PassResult) -> None:
         known = {warning for outcome in before.outcomes.values() for warning in outcome.warnings}
-        for owner, outcome in self._found.outcomes.items():
+        for owner, outcome in self._result.outcomes.items():
             for warning in outcome.warnings:
                 if warning not in known:
                     log.warning("%s: %s", owner, warning)
-        for problem in self._found.problems:
+        for problem in self._result.problems:
             if problem not in before.problems:
                 log.warning("%s", problem)
 
-    def _tell_alive(self, now: float) -> None:
-        self._tell("WATCHDOG=1")
-        self._alive_at = now
+    def _send_watchdog(self, now: float) -> None:
+        self._notify("WATCHDOG=1")
+        self._watchdog_at = now
 
     def _publish(self) -> None:
-        self._tell_alive(self._clock())
-        self._record.undone = self._pace.undone if self._pace.undone >= FIGHT else 0
-        self._record.looked(self._found)
-        if not self._story:
-            self._tell("READY=1")
-        if self._record.story != self._story:
-            self._story = self._record.story
-            self._tell(f"STATUS={self._story}")
+        self._send_watchdog(self._clock())
+        self._state.reverted = self._schedule.reverted if self._schedule.reverted >= CONFLICT else 0
+        self._state.update(self._result)
+        if not self._status_line:
+            self._notify("READY=1")
+        if self._state.status_line != self._status_line:
+            self._status_line = self._state.status_line
+            self._notify(f"STATUS={self._status_line}")
         try:
-            self._record.write()
+            self._state.write()
         except OSError as error:
-            log.warning("cannot write %s: %s", self._record.path, error)
-
-
-def _once(documents: Documents, host: Host) -> int:
-    found = look(documents, host)
-    for owner, outcome in found.outcomes.items():
-        for sentence in (*outcome.changes, *outcome.warnings):
-            log.info("%s: %s", owner, sentence)
-    log.info("%s", "; ".join(found.problems) or f"applied: {', '.join(found.outcomes) or 'no documents'}")
-    return EXIT_FAILED if found.problems else EXIT_DONE
-
-
-def _show(documents: Documents, host: Host, out: TextIO) -> int:
-    found = look(documents, host, check=True)
-    for owner, outcome in found.outcomes.items():
-        out.writelines(f"{owner}: {sentence}\n" for sentence in outcome.changes)
-    out.writelines(f"{sentence}\n" for sentence in [*found.faults, *found.blocked, *found.waiting])
-    if found.faults or found.blocked:
-        return EXIT_FAILED
-    return EXIT_DRIFT if found.changed else EXIT_DONE
+            log.warning("cannot write %s: %s", self._state.path, error)

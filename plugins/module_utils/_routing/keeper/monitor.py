@@ -2,11 +2,11 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The kernel's news: rules, routes, links, addresses, neighbours and nftables, as far as they can concern a document.
+"""The kernel's notifications about rules, routes, links, addresses, neighbours and nftables that concern a document.
 
-News only wakes: nothing is concluded from a message but that it is time to look, and perhaps who sent it. So nothing
-is lost when the kernel has to drop some (ENOBUFS): that is news, too. The messages are few and simple; they are read
-here, without pyroute2 (rtnetlink(7), linux/rtnetlink.h, linux/netfilter/nf_tables.h).
+A notification only starts a pass; nothing else is read from it but perhaps who caused it. So it does no harm if the
+kernel drops some (ENOBUFS), which counts as a notification itself. The messages are simple enough to be parsed here,
+without pyroute2 (rtnetlink(7), linux/rtnetlink.h, linux/netfilter/nf_tables.h).
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ LINK, ADDRESS = (16, 17), (20, 21)
 NAMES = {LINK: "link", ADDRESS: "address", ROUTE: "route", NEIGHBOUR: "neighbour", RULE: "rule"}
 KINDS = {code: name for pair, name in NAMES.items() for code in pair}
 IFLA_IFNAME, NDA_DST, NDA_LLADDR, IFA_ADDRESS, IFA_LOCAL = 3, 1, 2, 1, 2
-# IFF_UP | IFF_RUNNING | IFF_LOWER_UP of linux/if.h: what decides whether routes over a link are there.
+# IFF_UP | IFF_RUNNING | IFF_LOWER_UP of linux/if.h: whether routes over the link can exist.
 LINK_STATE = 0x1 | 0x40 | 0x10000
 NEWGEN = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
 NFTA_GEN_PROC_NAME = 3
-# A burst of this many bytes is held while we look; the kernel doubles it. More is ENOBUFS, and not worse.
+# Receive buffer for bursts during a pass; the kernel doubles it. Beyond it there is ENOBUFS, which does no harm.
 BUFFER = 1 << 20
 SO_RCVBUFFORCE = 33
-# Read at one go; what is left is read after the look that these caused.
-MOST = 5000
+# Messages to read before the next pass; the others are read after it.
+MAX_READS = 5000
 
 
-class News(NamedTuple):
+class Notification(NamedTuple):
     """``kind`` is rule, route, link, address, neighbour, marks or lost; ``port`` is the sender's netlink port.
 
-    ``process`` is the name of the process that changed nftables, which the kernel tells.
+    ``process`` is the name of the process that changed nftables, from the kernel.
     """
 
     kind: str
@@ -61,10 +61,10 @@ class News(NamedTuple):
 
 @dataclass(frozen=True)
 class Interest:
-    """What a document is about. ``anything``: something is missing, so every link, address and route may be it.
+    """The objects whose changes concern a document. ``anything``: any link, address or route may be what is missing.
 
-    ``nft_names`` are those of tables and chains, or what they begin with. ``sources`` are prefixes: an address within
-    one is news on any link. ``before`` is a priority: a rule of others at it or in front of it is news.
+    ``nft_names`` are names, or prefixes of names, of tables and chains. ``sources`` are prefixes: an address within one
+    matters on any link. ``before`` is a priority: a foreign rule at or before it matters.
     """
 
     protocols: frozenset[int] = frozenset()
@@ -89,8 +89,8 @@ class Interest:
         )
 
 
-class RouteNews:
-    """Reads rtnetlink messages; remembers links and MACs, because most messages about them say what was known."""
+class RouteReader:
+    """Reads rtnetlink messages; keeps links and MACs, because most messages about them contain no change."""
 
     def __init__(self) -> None:
         self._interest = Interest()
@@ -103,13 +103,13 @@ class RouteNews:
         self._interest, self._macs = interest, {key: self._macs.get(key, b"") for key in packed}
         self._sources = [ipaddress.ip_network(source) for source in interest.sources]
 
-    def read(self, data: memoryview) -> Iterator[News]:
-        """What a datagram says that matters."""
+    def read(self, data: memoryview) -> Iterator[Notification]:
+        """The relevant notifications in a datagram."""
         while len(data) >= 16:
             length, kind, _flags, _sequence, port = struct.unpack_from("=IHHII", data)
             name = KINDS.get(kind)
             if name and self._matters(name, kind, data[16:length]):
-                yield News(name, port)
+                yield Notification(name, port)
             if length < 16:
                 return
             data = data[(length + 3) & ~3 :]
@@ -124,13 +124,13 @@ class RouteNews:
             return self._neighbour(body)
         if name == "rule":
             return self._rule(body)
-        return True  # the filter in front of the socket has let it through
+        return True  # the socket filter has passed it
 
     def _link(self, kind: int, body: memoryview) -> bool:
         index, flags = struct.unpack_from("=iI", body, 4)
         name = bytes(dict(attributes(body[16:])).get(IFLA_IFNAME, b"")).rstrip(b"\0").decode(errors="replace")
         state = (name, flags & LINK_STATE if kind == LINK[0] else -1)
-        # A link of ours that was never told of is as it was when all was in place.
+        # A link without earlier messages has the state that it had when everything was in place.
         before = self._links.get(index, None if self._interest.anything else (name, LINK_STATE))
         if kind == LINK[0]:
             self._links[index] = state
@@ -142,7 +142,7 @@ class RouteNews:
         return self._interest.anything or link in self._interest.links
 
     def _rule(self, body: memoryview) -> bool:
-        """Of ours, or where it may be asked before ours: the filter lets more through."""
+        """Whether a rule is ours or may precede ours; the socket filter is less strict."""
         found = dict(attributes(body[12:]))
         protocol = found.get(FRA_PROTOCOL)
         if protocol is None or protocol[0] in self._interest.protocols:
@@ -150,7 +150,7 @@ class RouteNews:
         return int.from_bytes(found.get(FRA_PRIORITY, b""), sys.byteorder) <= self._interest.before
 
     def _is_source(self, body: memoryview) -> bool:
-        """Whether an address is one that a rule of ours goes by."""
+        """Whether a rule of ours has this address as its source."""
         found = dict(attributes(body[8:])) if self._sources else {}
         packed = bytes(found.get(IFA_LOCAL) or found.get(IFA_ADDRESS, b""))
         if len(packed) not in (4, 16):
@@ -162,13 +162,13 @@ class RouteNews:
         found = dict(attributes(body[12:]))
         address, mac = bytes(found.get(NDA_DST, b"")), bytes(found.get(NDA_LLADDR, b""))
         if not mac or self._macs.get(address) in (None, mac):
-            return False  # not one of ours, no answer, or nothing new
+            return False  # not a next hop of ours, no answer, or the same MAC
         self._macs[address] = mac
         return True
 
 
-class MarkNews:
-    """Reads nftables messages. A transaction is told object by object, and then the process that made it."""
+class NftReader:
+    """Reads nftables messages: one for each object of a transaction, then one with the process that made it."""
 
     def __init__(self) -> None:
         self._names: tuple[bytes, ...] = ()
@@ -177,15 +177,15 @@ class MarkNews:
     def watch(self, interest: Interest) -> None:
         self._names = tuple(name.encode() for name in interest.nft_names)
 
-    def read(self, data: memoryview) -> Iterator[News]:
-        """What a datagram says that matters: a message about an object has the names of its table and chain in it."""
+    def read(self, data: memoryview) -> Iterator[Notification]:
+        """The relevant notifications in a datagram: a message about an object has the names of its table and chain."""
         (kind,) = struct.unpack_from("=H", data, 4)
         content = bytes(data)
         if kind == NEWGEN:
             if self._touched:
                 process = bytes(dict(attributes(data[20:])).get(NFTA_GEN_PROC_NAME, b"")).rstrip(b"\0")
                 self._touched = False
-                yield News("marks", process=process.decode(errors="replace"))
+                yield Notification("marks", process=process.decode(errors="replace"))
         elif not self._touched:
             self._touched = any(name in content for name in self._names)
 
@@ -197,14 +197,14 @@ def _name(index: int) -> str:
         return ""
 
 
-class Watch:
-    """Listens in the network namespace of the calling thread. ``wake`` is a descriptor that ends the waiting, too."""
+class Monitor:
+    """Receives notifications of the calling thread's network namespace. ``wake`` is a descriptor that ends wait()."""
 
     def __init__(self, wake: int | None = None) -> None:
         self._route = _listen(socket.NETLINK_ROUTE, ROUTE_GROUPS)
-        self._readers: dict[socket.socket, RouteNews | MarkNews] = {self._route: RouteNews()}
-        with contextlib.suppress(OSError):  # a kernel without nftables has no news of it
-            self._readers[_listen(NETLINK_NETFILTER, (NFNLGRP_NFTABLES,))] = MarkNews()
+        self._readers: dict[socket.socket, RouteReader | NftReader] = {self._route: RouteReader()}
+        with contextlib.suppress(OSError):  # the kernel has no nftables
+            self._readers[_listen(NETLINK_NETFILTER, (NFNLGRP_NFTABLES,))] = NftReader()
         self._buffer = memoryview(bytearray(1 << 16))
         self._wake = wake
         self._poll = select.epoll()
@@ -214,36 +214,36 @@ class Watch:
 
     @property
     def sees_processes(self) -> bool:
-        """Whether netlink ports can be told from process ids: not in a container, which has ids of its own."""
+        """Whether netlink ports are process ids as this process knows them; in a container they are not."""
         return self._route.getsockname()[0] == os.getpid()
 
     @property
-    def signs(self) -> tuple[bytes, ...]:
-        """What there are no news of, to be compared with what it was."""
+    def legacy_fingerprint(self) -> tuple[bytes, ...]:
+        """Fingerprint of iptables-legacy, for which the kernel sends no notifications."""
         return iptables_legacy.signs()
 
     def watch(self, interest: Interest) -> None:
-        """From now on tell only of this."""
+        """From now on report only notifications about this."""
         if interest == self._interest:
             return
         self._interest = interest
         for reader in self._readers.values():
             reader.watch(interest)
-        # While something is missing it may be a route of table main (254) that the wait is for.
+        # What is missing may be a route of table main (254).
         tables = interest.tables | ({254} if interest.anything else set())
         lines = socket_filter.program(interest.protocols, tables, interest.addresses, interest.before)
         socket_filter.attach(self._route, lines)
 
-    def wait(self, seconds: float) -> list[News]:
-        """News, or nothing after so many seconds; also nothing when there was only what does not matter."""
+    def wait(self, seconds: float) -> list[Notification]:
+        """Wait at most this long for a message; return the relevant notifications, perhaps none."""
         self._poll.poll(max(seconds, 0.0))
         if self._wake is not None:
             _drain(self._wake)
-        return [news for source in self._readers for news in self._read(source)]
+        return [notification for source in self._readers for notification in self._read(source)]
 
-    def _read(self, source: socket.socket) -> Iterator[News]:
+    def _read(self, source: socket.socket) -> Iterator[Notification]:
         reader = self._readers[source]
-        for _number in range(MOST):
+        for _number in range(MAX_READS):
             try:
                 size = source.recv_into(self._buffer)
             except BlockingIOError:
@@ -251,7 +251,7 @@ class Watch:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                yield News("lost")
+                yield Notification("lost")
                 continue
             yield from reader.read(self._buffer[:size])
 
@@ -272,7 +272,7 @@ def _drain(descriptor: int) -> None:
 def _listen(family: int, groups: Iterable[int]) -> socket.socket:
     netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, family)
     netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-    with contextlib.suppress(PermissionError):  # in a user namespace the limit for all (net.core.rmem_max) holds
+    with contextlib.suppress(PermissionError):  # in a user namespace net.core.rmem_max still applies
         netlink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
     netlink.bind((0, 0))
     for group in groups:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""sd_notify(3): what systemd shows of the keeper."""
+"""sd_notify(3): the keeper's messages to systemd."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger("l4proxy.keep")
 
 
 def notify(message: str, environ: Mapping[str, str]) -> None:
-    """Send assignments such as ``STATUS=...``, one a line; without NOTIFY_SOCKET nobody listens."""
+    """Send assignments such as ``STATUS=...``, one per line; do nothing if NOTIFY_SOCKET is not set."""
     path = environ.get("NOTIFY_SOCKET")
     if not path:
         return
@@ -23,4 +23,4 @@ def notify(message: str, environ: Mapping[str, str]) -> None:
         try:
             systemd.sendto(message.encode(), address)
         except OSError as error:
-            log.warning("cannot tell systemd (%s): %s", path, error)
+            log.warning("cannot notify systemd (%s): %s", path, error)

@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""One look at everything: each stored document is applied (or only compared), and what came of it is kept apart.
+"""One reconcile pass: apply (or only compare) every stored document, and collect the results.
 
-A document that is wrong, or waits for something, does not keep the others from being applied.
+A document that is invalid or cannot be applied yet does not prevent the others from being applied.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .monitor import Interest
 
 
 @dataclass
-class Look:
-    """What one look came to. Sentences, each beginning with the owner or the file; ``watched`` is for ``interest``.
+class PassResult:
+    """The result of one pass; its lists have sentences that begin with the owner or the file.
 
-    ``blocked`` cannot be applied yet, ``waiting`` is applied without for now, ``faults`` need a human. ``left_out`` is
-    left out while the source of a rule is an address of this host.
-    ``failed`` when a document was applied in part and that was undone.
+    ``blocked``: why a document cannot be applied yet. ``waiting``: what a document was applied without for now.
+    ``faults``: what an operator must correct. ``left_out``: rules left out because their source is an address of this
+    host. ``failed``: a document was applied in part and rolled back. ``watched``: what ``interest`` is made of.
     """
 
     documents: dict[str, Document] = field(default_factory=dict)
@@ -43,8 +43,8 @@ class Look:
     watched: Interest = field(default_factory=Interest)
 
     @property
-    def missing(self) -> bool:
-        """Something is missing that may come by itself."""
+    def is_incomplete(self) -> bool:
+        """Whether something is missing that may appear by itself."""
         return bool(self.blocked or self.waiting)
 
     @property
@@ -56,43 +56,43 @@ class Look:
         return any(outcome.changed for outcome in self.outcomes.values())
 
     @property
-    def is_lasting(self) -> bool:
-        """Nothing is missing, wrong or retiring: while the host stays as it is, another look will find the same."""
+    def is_stable(self) -> bool:
+        """Nothing is missing, invalid or retiring: as long as the host does not change, another pass is the same."""
         return not self.problems and self.next_due is None
 
     @property
     def interest(self) -> Interest:
-        """What of the host the documents are about."""
-        return self.watched | Interest(anything=self.missing)
+        """The objects of the host whose changes matter to the documents."""
+        return self.watched | Interest(anything=self.is_incomplete)
 
     @property
     def next_due(self) -> float | None:
-        """Seconds until something is to be taken away though nothing happens (an object that retires)."""
+        """Seconds until a retiring object must be removed, or None."""
         dates = [outcome.next_due for outcome in self.outcomes.values()]
         return min((date for date in dates if date is not None), default=None)
 
 
 class Documents:
-    """The stored documents of a directory, read anew only when a file has changed."""
+    """The stored documents of a directory, read again only after a file has changed."""
 
     def __init__(self, directory: str):
         self._directory = directory
-        self._seen: tuple | None = None
+        self._loaded: tuple | None = None
         self._stored: list[store.Stored] = []
 
     def load(self) -> list[store.Stored]:
         if self.changed:
-            # Before the files: what is written meanwhile is another change.
-            self._seen = self._signs()
+            # Taken before the files are read, so that a write in between counts as a change.
+            self._loaded = self._file_states()
             self._stored = store.load_all(self._directory)
         return self._stored
 
     @property
     def changed(self) -> bool:
-        return self._signs() != self._seen
+        return self._file_states() != self._loaded
 
-    def _signs(self) -> tuple:
-        """What tells that a file was written, without reading it."""
+    def _file_states(self) -> tuple:
+        """What changes when a file is written: names, inodes, times and sizes."""
         try:
             with os.scandir(self._directory) as entries:
                 stats = [(entry.name, entry.stat()) for entry in entries if entry.name.endswith(".json")]
@@ -101,74 +101,74 @@ class Documents:
         return tuple(sorted((name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats))
 
 
-def look(documents: Documents, host: Host, check: bool = False, now: float | None = None) -> Look:
-    """Read the documents and apply (with ``check``: compare) each, as of ``now`` (seconds of the epoch).
+def reconcile_all(documents: Documents, host: Host, check: bool = False, now: float | None = None) -> PassResult:
+    """Read the documents and apply (with ``check``: only compare) each, as of ``now`` (seconds of the epoch).
 
-    The documents are read under the lock: a run that is changing the host has not stored its document yet.
+    The documents are read under the lock, because a run that is changing the host stores its document last.
     """
-    found, now = Look(), time.time() if now is None else now
+    result, now = PassResult(), time.time() if now is None else now
     try:
         with engine.locked(host, unless=check):
             for stored in documents.load():
                 if stored.document is None:
-                    found.faults += [f"{stored.path}: {error}" for error in stored.errors]
+                    result.faults += [f"{stored.path}: {error}" for error in stored.errors]
                 else:
-                    _apply(stored.document, host, check, now, found)
+                    _apply(stored.document, host, check, now, result)
     except (RoutingError, OSError) as error:
-        found.blocked.append(str(error))
-    return found
+        result.blocked.append(str(error))
+    return result
 
 
-def _apply(document: Document, host: Host, check: bool, now: float, found: Look) -> None:
+def _apply(document: Document, host: Host, check: bool, now: float, result: PassResult) -> None:
     owner = document.owner
-    found.documents[owner] = document
-    found.watched |= _interest(document)
+    result.documents[owner] = document
+    result.watched |= _interest(document)
     try:
-        # An empty document was stored by someone who said so; there is nobody to ask at boot.
+        # Storing an empty document needed a confirmation; the keeper does not need another one.
         options = engine.Options(check=check, allow_empty=True, now=now, lock_held=True, partial=True)
         outcome = engine.reconcile(document, host, options)
     except NotReady as error:
-        found.blocked += [f"{owner}: {sentence}" for sentence in error.errors]
+        result.blocked += [f"{owner}: {sentence}" for sentence in error.errors]
     except (Refused, MissingPackage) as error:
-        found.faults.append(f"{owner}: {error}")
+        result.faults.append(f"{owner}: {error}")
     except (ApplyError, RoutingError, OSError) as error:
-        # Perhaps a link went away in the middle of it: worth another try.
-        found.blocked.append(f"{owner}: {error}")
-        found.failed = True
+        # Perhaps a link went away meanwhile, so the document is tried again.
+        result.blocked.append(f"{owner}: {error}")
+        result.failed = True
     else:
-        found.watched |= _where(outcome)
-        # Of thousands of rules the listing would be much to keep, and nobody asks for it.
-        found.outcomes[owner] = replace(outcome, after=State(), diff=())
-        found.blocked += [f"{owner}: {sentence}" for sentence in outcome.missing]
-        found.waiting += [f"{owner}: {sentence}" for sentence in outcome.waiting]
-        found.left_out += [f"{owner}: {sentence}" for sentence in outcome.left_out]
+        result.watched |= _used_links(outcome)
+        # The listing is not needed any more, and with thousands of rules it is large.
+        result.outcomes[owner] = replace(outcome, after=State(), diff=())
+        result.blocked += [f"{owner}: {sentence}" for sentence in outcome.missing]
+        result.waiting += [f"{owner}: {sentence}" for sentence in outcome.waiting]
+        result.left_out += [f"{owner}: {sentence}" for sentence in outcome.left_out]
 
 
-def settings_differ(found: Look, host: Host) -> bool:
-    """Whether a setting is no longer as its document says, of which there is no news. Reads a few files only."""
-    # Where something is missing it may be the setting itself, which is waited for.
-    whole = [found.documents[owner] for owner, outcome in found.outcomes.items() if not outcome.missing]
-    wanted = [setting for document in whole for setting in document.sysctls if not setting.retiring]
+def settings_differ(result: PassResult, host: Host) -> bool:
+    """Whether a setting differs from its document. The kernel sends no notification of this; a few files are read."""
+    # In an incomplete document the setting itself may be what is missing.
+    complete = [result.documents[owner] for owner, outcome in result.outcomes.items() if not outcome.missing]
+    wanted = [setting for document in complete for setting in document.sysctls if not setting.retiring]
     try:
         return any(host.sysctls.value(setting.name) != setting.value for setting in wanted)
     except OSError:
-        return True  # what is wrong with it, the look will say
+        return True  # the pass reports the error
 
 
 def _interest(document: Document) -> Interest:
     tables = {value.table for value in (*document.rules, *document.routes) if value.table is not None}
     hops = {via for mark in document.marks for via in mark.via} | {route.via for route in document.routes if route.via}
     links = {value.dev for value in (*document.routes, *document.addresses) if value.dev}
-    # Where iptables is a front of nftables, its chains have news, too.
+    # The chains of iptables-nft are in nftables' notifications, too.
     names = {nft.table_name(document.owner), iptables.prefix(document.owner)}
     sets = (frozenset(values) for values in ({document.protocol}, tables, hops, links, names))
-    # One that comes to be an address of this host ends its rule, and one that leaves brings the rule back.
+    # When this host gets such an address, the rule must go; when it loses the address, the rule must return.
     sources = frozenset(rule.src for rule in document.rules if rule.src)
-    # Ours may have to stand in front of a rule that others put before them.
+    # A foreign rule in front of ours may have to be overtaken.
     before = max((rule.priority for rule in document.rules), default=0) if document.owner in OWNERS else 0
     return Interest(*sets, sources=sources, before=before)
 
 
-def _where(outcome: Outcome) -> Interest:
-    """The links that its routes have come to use: a next hop's interface is not in the document."""
+def _used_links(outcome: Outcome) -> Interest:
+    """The links that the applied routes use: a document need not name the interface of a next hop."""
     return Interest(links=frozenset(route.dev for route in outcome.after.routes if route.dev))

@@ -2,18 +2,18 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the keeper has done, for people and for other programs: the status line, and the state file.
+"""The keeper's published state: the status line for systemd, and the state file for programs.
 
-The file ``state.json`` in /run/l4proxy-keeper, written when something changed:
+``state.json`` in /run/l4proxy-keeper is written when something changed:
 {"schema": 1, "pid": int, "archive": path or null, "story": the status line,
  "documents": {OWNER: {"state": "in place" | "waiting" | "refused", "since": time}},
  "problems": [sentence, ...],
  "repairs": {"total": int, "by_kind": {"rule": int, ...}},
- "restored_at_start": int,   (objects that were not there when the keeper started, as after a boot)
- "undone": int,              (how often in a row a repair did not last)
+ "restored_at_start": int,   (objects that were missing when the keeper started, as after a boot)
+ "undone": int,              (how many times in a row a repair was reverted)
  "last_repair": null or {"owner", "changes": [sentence, ...], "at": time, "seconds": float or null, "who": text}}
-Times are RFC 3339 in UTC, to the millisecond. ``seconds`` is from the first news of it to the end of the repair; null
-when there was no news. Counts go on over a restart of the keeper, and end with the boot (/run).
+Times are RFC 3339 in UTC, to the millisecond. ``seconds`` is from the first notification to the end of the repair; null
+without one. Counts survive a restart of the keeper, but not a reboot (/run).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..host import files
-from .reconcile_pass import Look
+from .reconcile_pass import PassResult
 
 SCHEMA = 1
 NAME = "state.json"
@@ -35,14 +35,14 @@ DAY = 86400
 
 
 def running_archive() -> str | None:
-    """The archive this code was imported from, behind all links; None when it was a directory."""
+    """The archive this code was imported from, with links resolved; None if it was a directory."""
     archive = getattr(__loader__, "archive", None)
     return os.path.realpath(archive) if archive else None
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What was put back, and when (seconds of the epoch)."""
+    """The changes of one repair, when it was made (seconds of the epoch), and how long the host had been changed."""
 
     owner: str
     changes: tuple[str, ...]
@@ -52,26 +52,24 @@ class Repair:
 
 
 @dataclass
-class Record:
-    """``path`` is the state file, None where none is wanted; ``clock`` gives seconds of the epoch."""
+class StateFile:
+    """``path`` is None if no file is wanted; ``clock`` returns seconds of the epoch."""
 
     path: str | None = None
     clock: Callable[[], float] = time.time
     total: int = 0
     kinds: dict[str, int] = field(default_factory=dict)
     restored: int = 0
-    undone: int = 0
-    pause: float = 0.0
-    remedy: str = ""
+    reverted: int = 0
     last: Repair | None = None
-    # Asked once: a role that updates the host sets the link to another archive while this one runs.
+    # Read once: a role that updates the host points the link to another archive while this one runs.
     archive: str | None = field(default_factory=running_archive)
     _since: dict[str, tuple[str, float]] = field(default_factory=dict)
     _problems: list[str] = field(default_factory=list)
     _written: str = ""
 
     def load(self) -> None:
-        """Go on with the counts of the keeper before this one; a file that cannot be understood counts nothing."""
+        """Continue the previous keeper's counts; ignore a file that is invalid."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             data = json.loads((self.path and files.read(self.path)) or "{}")
             if data.get("schema") == SCHEMA:
@@ -79,25 +77,25 @@ class Record:
                 self.kinds = {str(kind): int(number) for kind, number in repairs["by_kind"].items()}
                 self.total, self.restored = int(repairs["total"]), int(data["restored_at_start"])
 
-    def repaired(self, repair: Repair, kinds: tuple[str, ...]) -> None:
+    def add_repair(self, repair: Repair, kinds: tuple[str, ...]) -> None:
         self.total += 1
         for kind in kinds:
             self.kinds[kind] = self.kinds.get(kind, 0) + 1
         self.last = repair
         self._since.pop(repair.owner, None)
 
-    def looked(self, found: Look) -> None:
-        """Note how each document stands."""
-        states = {owner: _state(owner, found) for owner in found.documents}
+    def update(self, result: PassResult) -> None:
+        """Store the state of each document after a pass."""
+        states = {owner: _state(owner, result) for owner in result.documents}
         for owner in set(self._since) - set(states):
             del self._since[owner]
         for owner, state in states.items():
             if self._since.get(owner, ("", 0.0))[0] != state:
                 self._since[owner] = (state, self.clock())
-        self._problems = found.problems
+        self._problems = result.problems
 
     @property
-    def story(self) -> str:
+    def status_line(self) -> str:
         """The state in one line, for systemctl status."""
         placed = [since for state, since in self._since.values() if state == "in place"]
         parts = list(self._problems)
@@ -106,8 +104,9 @@ class Record:
             parts.append(f"keeping {owners}: in place since {self._time(max(placed))}")
         elif not parts:
             parts.append("nothing to keep: no documents")
-        if self.undone and self.last:
-            parts.insert(0, f"{self.last.owner}: what is repaired is undone, {self.undone} times in a row{self._by()}")
+        if self.reverted and self.last:
+            conflict = f"{self.last.owner}: the repair was reverted {self.reverted} times in a row{self._by()}"
+            parts.insert(0, conflict)
         if self.last:
             parts.append(f"{self._repairs()}, last {self._time(self.last.at)} {_short(self.last.changes)}{self._by()}")
         elif self.total:
@@ -115,7 +114,7 @@ class Record:
         return "; ".join(parts)
 
     def write(self) -> None:
-        """Write the state file if it would say something else."""
+        """Write the state file if its content changed."""
         content = json.dumps(self._data(), indent=1) + "\n"
         if self.path and content != self._written:
             files.write(self.path, content)
@@ -143,21 +142,21 @@ class Record:
             "schema": SCHEMA,
             "pid": os.getpid(),
             "archive": self.archive,
-            "story": self.story,
+            "story": self.status_line,
             "documents": documents,
             "problems": self._problems,
             "repairs": {"total": self.total, "by_kind": self.kinds},
             "restored_at_start": self.restored,
-            "undone": self.undone,
+            "undone": self.reverted,
             "last_repair": last,
         }
 
 
-def _state(owner: str, found: Look) -> str:
-    if owner in found.outcomes:
-        outcome = found.outcomes[owner]
+def _state(owner: str, result: PassResult) -> str:
+    if owner in result.outcomes:
+        outcome = result.outcomes[owner]
         return "waiting" if outcome.waiting or outcome.missing or outcome.left_out else "in place"
-    return "waiting" if any(sentence.startswith(f"{owner}: ") for sentence in found.blocked) else "refused"
+    return "waiting" if any(sentence.startswith(f"{owner}: ") for sentence in result.blocked) else "refused"
 
 
 def _short(changes: tuple[str, ...]) -> str:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Whom the keeper blames, and how surely it says so."""
+"""Which tool the keeper names as the cause of a change, and how certainly."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import attribution
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper.monitor import News
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper.monitor import Notification
 
 NOW = 1000.0
 RULES, MARKS = ("rule",), ("marks",)
 
 
 def systemd(**started):
-    """``systemctl show``, on a host where these services run since then (seconds); others are known and do not."""
+    """A runner of ``systemctl show``: the named services run, each since that second, and all others do not."""
 
     def run(argv, stdin=None):
         assert argv[:2] == ["systemctl", "show"]
@@ -41,68 +41,72 @@ def without_systemd(argv, stdin=None):
     raise MissingCommand(argv[0])
 
 
+HAD_CHANGED = "a link had changed"
+STARTED = "systemd-networkd, which was started at that time"
 CASES = [
-    ("a process that is known", MARKS, [News("marks", process="firewalld")], systemd(), "firewalld"),
+    ("a known process", MARKS, [Notification("marks", process="firewalld")], systemd(), "firewalld"),
+    ("a service started just before", RULES, [Notification("rule")], systemd(systemd_networkd=999.0), STARTED),
+    ("a service started just after", RULES, [Notification("rule")], systemd(systemd_networkd=1000.4), STARTED),
     (
-        "a service that was started just before",
+        "services that only run",
         RULES,
-        [News("rule")],
-        systemd(systemd_networkd=999.0),
-        "systemd-networkd, which was started at that time",
-    ),
-    (
-        "a service that was started while it happened",
-        RULES,
-        [News("rule")],
-        systemd(systemd_networkd=1000.4),
-        "systemd-networkd, which was started at that time",
-    ),
-    (
-        "services that merely run",
-        RULES,
-        [News("rule")],
+        [Notification("rule")],
         systemd(systemd_networkd=1.0, keepalived=1.0, docker=1.0),
         "perhaps systemd-networkd or keepalived",
     ),
     (
-        "a tool, and a service that uses such",
+        "a command and a service that uses it",
         MARKS,
-        [News("marks", process="iptables-restor")],
+        [Notification("marks", process="iptables-restor")],
         systemd(ufw=1.0),
         "perhaps ufw by way of iptables-restor",
     ),
-    ("a tool alone", MARKS, [News("marks", process="nft")], systemd(), "a process named nft"),
-    ("a tool of nobody here", MARKS, [News("marks", process="nft")], systemd(ufw=1.0), "a process named nft"),
-    ("a service that only starts", MARKS, [News("marks")], systemd(nftables=1.0), ""),
-    ("another process", MARKS, [News("marks", process="mine")], systemd(ufw=1.0), "a process named mine"),
-    ("a service of other things", MARKS, [News("marks")], systemd(systemd_networkd=999.0), ""),
-    ("a link", RULES, [News("rule"), News("link")], systemd(systemd_networkd=1.0), "a link had changed"),
-    ("a MAC", MARKS, [News("neighbour")], systemd(firewalld=1.0), "a proxy had another MAC"),
-    ("nothing known", RULES, [News("rule")], systemd(), ""),
-    ("no systemd", RULES, [News("rule")], without_systemd, ""),
+    ("only a command", MARKS, [Notification("marks", process="nft")], systemd(), "a process named nft"),
+    (
+        "a command no service uses",
+        MARKS,
+        [Notification("marks", process="nft")],
+        systemd(ufw=1.0),
+        "a process named nft",
+    ),
+    ("a service that only starts", MARKS, [Notification("marks")], systemd(nftables=1.0), ""),
+    ("another process", MARKS, [Notification("marks", process="mine")], systemd(ufw=1.0), "a process named mine"),
+    ("a service of other objects", MARKS, [Notification("marks")], systemd(systemd_networkd=999.0), ""),
+    (
+        "a link",
+        RULES,
+        [Notification("rule"), Notification("link")],
+        systemd(systemd_networkd=1.0),
+        "a link had changed",
+    ),
+    ("a MAC", MARKS, [Notification("neighbour")], systemd(firewalld=1.0), "a proxy had another MAC"),
+    ("no evidence", RULES, [Notification("rule")], systemd(), ""),
+    ("no systemd", RULES, [Notification("rule")], without_systemd, ""),
 ]
 
 
-@pytest.mark.parametrize(("kinds", "news", "run", "who"), [row[1:] for row in CASES], ids=[row[0] for row in CASES])
-def test_who(kinds, news, run, who):
-    assert attribution.find(kinds, news, run, False, NOW).who == who
+@pytest.mark.parametrize(
+    ("kinds", "notifications", "run", "who"), [row[1:] for row in CASES], ids=[row[0] for row in CASES]
+)
+def test_the_cause_is_the_strongest_evidence(kinds, notifications, run, who):
+    assert attribution.find(kinds, notifications, run, False, NOW).who == who
 
 
-def test_each_suspect_comes_with_what_to_do():
+def test_each_suspect_has_its_remedy():
     for suspect in attribution.SUSPECTS:
         name = suspect.unit.replace("-", "_").partition(".")[0]
-        verdict = attribution.find(suspect.kinds, [], systemd(**{name: NOW}), False, NOW)
-        assert suspect.name in verdict.who
-        assert verdict.remedy == suspect.remedy
+        cause = attribution.find(suspect.kinds, [], systemd(**{name: NOW}), False, NOW)
+        assert suspect.name in cause.who
+        assert cause.remedy == suspect.remedy
 
 
 @pytest.mark.parametrize(("sees", "who"), [(True, "a process named sleep"), (False, "")])
-def test_the_port_of_a_sender_is_its_process_unless_in_a_container(sees, who):
+def test_a_netlink_port_is_the_senders_process_unless_in_a_container(sees, who):
     with subprocess.Popen(["sleep", "60"]) as sender:
         while not Path(f"/proc/{sender.pid}/comm").read_text(encoding="utf-8").startswith("sleep"):
-            pass  # it has not become what it is to be yet
-        news = [News("rule", sender.pid), News("rule", os.getpid()), News("rule", 0)]
+            pass  # it has not called exec() yet
+        notifications = [Notification("rule", sender.pid), Notification("rule", os.getpid()), Notification("rule", 0)]
         try:
-            assert attribution.find(RULES, news, systemd(), sees, NOW).who == who
+            assert attribution.find(RULES, notifications, systemd(), sees, NOW).who == who
         finally:
             sender.kill()

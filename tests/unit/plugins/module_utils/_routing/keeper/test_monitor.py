@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Messages as the kernel writes them, and which are news. tests/kernel/keeper has the same with a real kernel."""
+"""Which of the kernel's messages are relevant notifications. tests/kernel/keeper has the same with a real kernel."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import struct
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper.monitor import (
     Interest,
-    MarkNews,
-    RouteNews,
+    NftReader,
+    RouteReader,
 )
 
 INTEREST = Interest(
@@ -49,53 +49,53 @@ def address(index: int, value: str = "", kind: int = 20) -> bytes:
 
 
 OLD, NEW = "02:00:00:00:00:11", "02:00:00:00:0a:0a"
-# messages, one after the other, and which of them are news
+# Messages in order, and whether each is a relevant notification.
 SCRIPTS = {
-    "a MAC is news once": ([neighbour("198.18.0.11", OLD)] * 3, [True, False, False]),
-    "another MAC is": ([neighbour("2001:db8::11", mac) for mac in (OLD, NEW)], [True, True]),
-    "no answer is not": ([neighbour("198.18.0.11", mac) for mac in (OLD, None, OLD)], [True, False, False]),
-    "another's MAC is not": ([neighbour("198.18.0.12", OLD)], [False]),
-    "a link's statistics are not": ([link(16, 2, "eth0")] * 2, [False, False]),
-    "its state is": ([link(16, 2, "eth0", flags) for flags in (UP, DOWN, UP)], [False, True, True]),
-    "its end is": ([link(16, 2, "eth0"), link(17, 2, "eth0")], [False, True]),
-    "its new name is": ([link(16, 2, "eth0"), link(16, 2, "old0")], [False, True]),
-    "one that comes down unheard of is": ([link(16, 2, "eth0", DOWN)], [True]),
-    "another link is not": ([link(16, 3, "veth1"), link(17, 3, "veth1")], [False, False]),
-    "an address on a link of ours is": ([link(16, 2, "eth0"), address(2)], [False, True]),
-    "on another it is not": ([link(16, 3, "veth1"), address(3)], [False, False]),
-    "on any link one that a rule goes by is": (
+    "only a proxy's first MAC": ([neighbour("198.18.0.11", OLD)] * 3, [True, False, False]),
+    "a proxy's new MAC": ([neighbour("2001:db8::11", mac) for mac in (OLD, NEW)], [True, True]),
+    "no failed resolution": ([neighbour("198.18.0.11", mac) for mac in (OLD, None, OLD)], [True, False, False]),
+    "no other host's MAC": ([neighbour("198.18.0.12", OLD)], [False]),
+    "no statistics of a link": ([link(16, 2, "eth0")] * 2, [False, False]),
+    "the state of a link": ([link(16, 2, "eth0", flags) for flags in (UP, DOWN, UP)], [False, True, True]),
+    "the end of a link": ([link(16, 2, "eth0"), link(17, 2, "eth0")], [False, True]),
+    "the new name of a link": ([link(16, 2, "eth0"), link(16, 2, "old0")], [False, True]),
+    "a link that goes down first of all": ([link(16, 2, "eth0", DOWN)], [True]),
+    "no other link": ([link(16, 3, "veth1"), link(17, 3, "veth1")], [False, False]),
+    "an address on a relevant link": ([link(16, 2, "eth0"), address(2)], [False, True]),
+    "no address on another link": ([link(16, 3, "veth1"), address(3)], [False, False]),
+    "on any link an address that is a rule's source": (
         [address(3, value, kind) for value in ("198.18.0.21", "198.18.0.22", "2001:db8:5::9") for kind in (20, 21)],
         [True, True, False, False, True, True],
     ),
-    "a kind nobody asked for is not": ([message(36, b"\0" * 20)], [False]),
+    "no unknown kind of message": ([message(36, b"\0" * 20)], [False]),
 }
 
 
 @pytest.mark.parametrize(("messages", "expected"), SCRIPTS.values(), ids=SCRIPTS)
-def test_what_is_news(messages, expected):
-    reader = RouteNews()
+def test_relevant_are(messages, expected):
+    reader = RouteReader()
     reader.watch(INTEREST)
     assert [bool(list(reader.read(memoryview(data)))) for data in messages] == expected
 
 
-def test_several_messages_of_one_datagram_and_their_sender():
-    reader = RouteNews()
+def test_each_message_of_a_datagram_is_read_with_its_sender():
+    reader = RouteReader()
     data = message(33, b"\0" * 12, 4711) + message(25, b"\0" * 12, 4712)
-    assert [(news.kind, news.port) for news in reader.read(memoryview(data))] == [("rule", 4711), ("route", 4712)]
+    assert [(found.kind, found.port) for found in reader.read(memoryview(data))] == [("rule", 4711), ("route", 4712)]
 
 
 @pytest.mark.parametrize("length", [0, 3, 15, 16, 17, 20, 27])
-def test_a_datagram_that_was_cut_off_does_no_harm(length):
-    reader = RouteNews()
+def test_a_truncated_datagram_does_no_harm(length):
+    reader = RouteReader()
     reader.watch(INTEREST)
     list(reader.read(memoryview(neighbour("198.18.0.11", OLD)[:length])))
 
 
-def test_a_transaction_is_one_piece_of_news_with_the_name_of_its_process():
-    reader = MarkNews()
+def test_a_transaction_is_one_notification_with_the_name_of_its_process():
+    reader = NftReader()
     reader.watch(INTEREST)
     ours = message(10 << 8, b"\0" * 4 + attribute(1, b"l4proxy_return_path\0"))
     theirs = message(10 << 8, b"\0" * 4 + attribute(1, b"filter\0"))
     end = message(10 << 8 | 15, b"\0" * 4 + attribute(1, b"\0\0\0\1") + attribute(3, b"firewalld\0"))
-    told = [list(reader.read(memoryview(data))) for data in (theirs, end, theirs + ours, ours, end, end)]
-    assert [[news.process for news in item] for item in told] == [[], [], [], [], ["firewalld"], []]
+    read = [list(reader.read(memoryview(data))) for data in (theirs, end, theirs + ours, ours, end, end)]
+    assert [[found.process for found in notifications] for notifications in read] == [[], [], [], [], ["firewalld"], []]
