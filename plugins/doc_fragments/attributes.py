@@ -12,23 +12,23 @@ class ModuleDocFragment:
 options: {}
 attributes:
   check_mode:
-    description: Can run in C(check_mode) and say truthfully what would be changed, without changing it.
+    description: Supports C(check_mode); returns what would be changed, without changing it.
   diff_mode:
-    description: Returns what was changed, or in C(check_mode) would be, when in diff mode.
+    description: Returns the differences, when in diff mode.
   platform:
     description: The platform on which the module runs.
     platforms: linux
 """
 
-    # For action plugins that hand their work to copy and file.
+    # For action plugins that call copy and file.
     ACTION = r"""
 options: {}
 attributes:
   check_mode:
-    description: Can run in C(check_mode) and say truthfully what would be changed, without changing it.
+    description: Supports C(check_mode); returns what would be changed, without changing it.
     support: full
   diff_mode:
-    description: Shows which archive the link names; the archive itself is this collection's own code.
+    description: Shows which archive the link points to.
     support: partial
     details: The content of the archive is not shown.
   platform:
@@ -37,15 +37,15 @@ attributes:
     support: full
 """
 
-    # For modules that only look.
+    # For modules that change nothing.
     INFO = r"""
 options: {}
 attributes:
   check_mode:
-    description: Can run in C(check_mode); the module changes nothing.
+    description: Supports C(check_mode); the module changes nothing.
     support: full
   diff_mode:
-    description: There is no difference to show; the module changes nothing.
+    description: Has no differences to show; the module changes nothing.
     support: N/A
   platform:
     description: The platform on which the module runs.

@@ -12,7 +12,7 @@ options:
   _input:
     description:
       - The services of the fleet, the value of the inventory-wide variable C(l4proxy_services).
-      - None is told apart from an empty list, as it means that the variable is not defined on a host.
+      - Unlike an empty list, none means that the variable is not defined on a host.
     type: list
     elements: dict
     required: true
@@ -27,8 +27,8 @@ options:
   fleet:
     description:
       - >-
-        The fleet as seen from one host. A dictionary with C(host) (that host's name), C(proxies), C(backends) and
-        C(inventory) (lists of names), C(known) (documents that an earlier run left on that host), and C(settings)
+        The fleet as seen from one host. A dictionary with C(host) (the name of that host), C(proxies), C(backends) and
+        C(inventory) (lists of names), C(known) (documents that an earlier run stored on that host), and C(settings)
         (lines C(/proc/sys/NAME:VALUE) of that host).
     type: dict
     required: true

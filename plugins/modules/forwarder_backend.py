@@ -8,38 +8,38 @@ DOCUMENTATION = r"""
 module: forwarder_backend
 author: The trueip.l4proxy authors (@trueip)
 version_added: 0.1.0
-short_description: Take a backend out of a forwarder's rotation, and put it back
+short_description: Take a backend out of the rotation of a forwarder, and put it back
 description:
-  - Run on a proxy host. Tell the running forwarder, over its admin socket, whether a backend may have new connections.
-  - Connections that are there go on in every state; with O(wait) the module returns when there are none left.
-  - The forwarder keeps the state over reloads, until it is restarted or its config no longer has the backend.
+  - Run it on a proxy. It tells the running forwarder, over its admin socket, whether a backend gets new connections.
+  - Existing connections continue in every state. With O(wait), the module returns when none is left.
+  - The forwarder keeps the state across reloads, until it is restarted or its config no longer contains the backend.
 options:
   backend:
     description:
-      - Name of the backend, as C(l4proxy status) shows it; for a host of the inventory that is its name there.
-      - A host that a service has at several ports is shown as C(host:port); its name means all of them.
+      - The name of the backend as C(l4proxy status) shows it. For hosts of the inventory, it is the inventory name.
+      - If a service has a host at several ports, they are shown as C(host:port); the host's name means all of them.
     type: str
     required: true
   service:
-    description: Name of the service. Without it the state holds in every service that has the backend.
+    description: The name of the service. By default, all services that have the backend.
     type: str
   state:
     description:
-      - V(ready) - it has new connections, as far as its health allows.
-      - V(drain) - it has no new connections.
-      - V(maintenance) - the same, and shown as such.
+      - V(ready) - the backend gets new connections while it is healthy.
+      - V(drain) - the backend gets no new connections.
+      - V(maintenance) - like V(drain), but shown as maintenance.
     type: str
     choices: [ready, drain, maintenance]
     default: ready
   wait:
     description:
       - With O(state=drain) and O(state=maintenance), wait until the backend has no connections.
-      - With O(state=ready), wait until the forwarder's health checks find it up.
-      - Does nothing in check mode.
+      - With O(state=ready), wait until the health checks of the forwarder report it as up.
+      - Ignored in check mode.
     type: bool
     default: false
   timeout:
-    description: How many seconds to wait before the module fails.
+    description: Seconds to wait before the module fails.
     type: float
     default: 300
   socket:
@@ -58,15 +58,15 @@ attributes:
 """
 
 EXAMPLES = r"""
-# On a proxy host. For all proxies and every backend in turn there is the playbook trueip.l4proxy.rolling_update.
-- name: Give a backend no new connections, and wait until it has none
+# On a proxy. The playbook trueip.l4proxy.rolling_update does it on all proxies, for one backend after the other.
+- name: Drain a backend, and wait until it has no connections
   trueip.l4proxy.forwarder_backend:
     backend: b
     state: drain
     wait: true
     timeout: 120
 
-- name: Put it back
+- name: Put the backend back into rotation
   trueip.l4proxy.forwarder_backend:
     backend: b
     state: ready
@@ -75,8 +75,8 @@ EXAMPLES = r"""
 RETURN = r"""
 services:
   description:
-    - The services that have the backend, each with its state before and after and the connections it has.
-    - Where a service has it at several ports, one entry each, C(service host:port).
+    - The services that have the backend, each with the state before and after, and the number of connections.
+    - If a service has the backend at several ports, each has an entry C(service host:port).
   returned: success
   type: dict
   sample: {"web": {"before": "ready", "after": "draining", "connections": 0}}
@@ -88,27 +88,28 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin im
 SHOWN = {"ready": "ready", "drain": "draining", "maintenance": "maintenance"}
 
 
-def lines(found: dict, state: str | None = None) -> str:
-    """Spell {service: backend's status} for a diff, as it is or as it will be."""
-    return "".join(f"{service}: {state or one['admin']}\n" for service, one in sorted(found.items()))
+def lines(statuses: dict, state: str | None = None) -> str:
+    """The status of the backend in each service, or the given state, as text for a diff."""
+    return "".join(f"{service}: {state or status['admin']}\n" for service, status in sorted(statuses.items()))
 
 
 def act(module: AnsibleModule) -> dict:
-    """Bring the backend to the state that is wanted; returns the module's result.
+    """Set the state of the backend; return the result of the module.
 
-    :raises client.AdminError: the forwarder cannot be asked, or does not know the backend.
+    :raises client.AdminError: the forwarder does not answer, or does not know the backend.
     """
     params = module.params
     path, backend, service, wanted = params["socket"], params["backend"], params["service"], SHOWN[params["state"]]
-    found = client.backends(client.ask(path, "status")["status"], backend, service)
-    changed = any(one["admin"] != wanted for one in found.values())
+    statuses = client.backends(client.ask(path, "status")["status"], backend, service)
+    changed = any(status["admin"] != wanted for status in statuses.values())
     if changed and not module.check_mode:
         client.ask(path, params["state"], backend=backend, service=service)
     result = {
         "changed": changed,
-        "diff": {"before": lines(found), "after": lines(found, wanted)},
+        "diff": {"before": lines(statuses), "after": lines(statuses, wanted)},
         "services": {
-            name: {"before": one["admin"], "after": wanted, "connections": one["active"]} for name, one in found.items()
+            name: {"before": status["admin"], "after": wanted, "connections": status["active"]}
+            for name, status in statuses.items()
         },
     }
     if params["wait"] and not module.check_mode:
@@ -117,9 +118,9 @@ def act(module: AnsibleModule) -> dict:
 
 
 def wait(params: dict, result: dict) -> None:
-    """Wait for what O(wait) names, and renew the connections in ``result``.
+    """Wait as option wait says, and update the connections in ``result``.
 
-    :raises client.AdminError: the time is over.
+    :raises client.AdminError: the timeout expired.
     """
     path, backend, service, timeout = params["socket"], params["backend"], params["service"], params["timeout"]
     if params["state"] == "ready":
@@ -130,8 +131,8 @@ def wait(params: dict, result: dict) -> None:
         left = client.wait_until_empty(path, backend, service, timeout)
         if left:
             raise client.AdminError(f"backend {backend} still has {client.connections(left)} after {timeout:g} s")
-    for name, one in client.backends(client.ask(path, "status")["status"], backend, service).items():
-        result["services"][name]["connections"] = one["active"]
+    for name, status in client.backends(client.ask(path, "status")["status"], backend, service).items():
+        result["services"][name]["connections"] = status["active"]
 
 
 def main() -> None:

@@ -8,15 +8,15 @@ DOCUMENTATION = r"""
 module: forwarder_info
 author: The trueip.l4proxy authors (@trueip)
 version_added: 0.1.0
-short_description: Compare the forwarder that runs with what is installed
+short_description: Compare the running forwarder with the installed files
 description:
-  - Run on a proxy host. Read from the forwarder's runtime file which config and which archive the running forwarder has
-    loaded, and compare their checksums with the files that are installed.
-  - This is how a play that was interrupted between installing and reloading is noticed by the next one.
-  - Reads files only; it does not talk to the forwarder and changes nothing.
+  - Run it on a proxy. It reads from the forwarder's runtime file which config and archive the running forwarder has
+    loaded, and compares their checksums with those of the installed files.
+  - A play can thus detect that an earlier play installed new files and was interrupted before the reload.
+  - Reads files only. It does not contact the forwarder and changes nothing.
 options:
   runtime_file:
-    description: The file in which the forwarder says what it runs.
+    description: The file that describes the running forwarder.
     type: path
     default: /run/l4proxy/forwarder.json
   config:
@@ -33,11 +33,11 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-- name: See what the forwarder runs
+- name: Compare the running forwarder with the installed files
   trueip.l4proxy.forwarder_info:
   register: forwarder
 
-- name: Reload it where it is behind
+- name: Reload the forwarder if the installed files are newer
   ansible.builtin.command: l4proxy reload --wait
   changed_when: true
   when: forwarder.running is not none and not forwarder.current
@@ -45,7 +45,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 running:
-  description: What the running forwarder says of itself; null when none runs.
+  description: The runtime file of the running forwarder; null if none runs.
   returned: always
   type: dict
   contains:
@@ -53,34 +53,34 @@ running:
       description: Process id of the supervisor.
       type: int
     generation:
-      description: How many times a config was loaded successfully, the start included.
+      description: The number of successful loads of a config, including the first.
       type: int
     version:
-      description: Version of the collection whose code serves.
+      description: The version of the running collection code.
       type: str
     config:
-      description: Path and SHA-256 of the config that serves.
+      description: Path and SHA-256 of the loaded config.
       type: dict
     archive:
-      description: Path and SHA-256 of the archive that serves; null when it runs from a directory.
+      description: Path and SHA-256 of the running archive; null if the forwarder runs from a directory.
       type: dict
     loaded_at:
-      description: When it was loaded, UTC.
+      description: When the config was loaded, in UTC.
       type: str
     last_reload:
-      description: The outcome of the last reload - C(attempt), C(ok), C(error) and C(at).
+      description: The result of the last reload - C(attempt), C(ok), C(error) and C(at).
       type: dict
 installed:
-  description: SHA-256 of the installed C(config) and C(archive); null for a file that is not there.
+  description: SHA-256 of the installed C(config) and C(archive); null for a missing file.
   returned: always
   type: dict
   sample: {"config": "9f86d081884c7d65", "archive": null}
 current:
-  description: Whether a forwarder runs and both checksums are those of the installed files.
+  description: Whether a forwarder runs and both checksums match the installed files.
   returned: always
   type: bool
 reason:
-  description: One sentence about RV(current).
+  description: One sentence that explains RV(current).
   returned: always
   type: str
   sample: the forwarder runs the installed config and archive
@@ -91,7 +91,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin im
 
 
 def installed_sum(path: str) -> str | None:
-    """Return the SHA-256 of an installed file, None when there is none; raise OSError when it cannot be read."""
+    """Return the SHA-256 of an installed file, None if it is missing; raise OSError if it cannot be read."""
     try:
         return runtime_file.sha256_file(path)
     except FileNotFoundError:
@@ -99,7 +99,7 @@ def installed_sum(path: str) -> str | None:
 
 
 def compare(running: dict | None, installed: dict) -> tuple[bool, str]:
-    """Return (current, reason) for what runs (None: nothing does) and the installed checksums."""
+    """Return (current, reason) for the running forwarder (None: none runs) and the installed checksums."""
     if running is None:
         return False, "no forwarder runs"
     differing = []
@@ -108,14 +108,14 @@ def compare(running: dict | None, installed: dict) -> tuple[bool, str]:
         if loaded is None:
             differing.append(f"it does not run from an {name}")
         elif installed[name] is None:
-            differing.append(f"the {name} it runs ({loaded['path']}) is not installed any more")
+            differing.append(f"the {name} it runs ({loaded['path']}) is no longer installed")
         elif loaded["sha256"] != installed[name]:
-            differing.append(f"the installed {name} is not the one it runs ({loaded['path']})")
+            differing.append(f"the installed {name} differs from the one it runs ({loaded['path']})")
     if not differing:
         return True, "the forwarder runs the installed config and archive"
     last = running.get("last_reload") or {}
     failed = f"; its last reload failed: {last['error']}" if last.get("error") else ""
-    return False, f"the forwarder is behind: {' and '.join(differing)}{failed}"
+    return False, f"the forwarder is out of date: {' and '.join(differing)}{failed}"
 
 
 def main() -> None:

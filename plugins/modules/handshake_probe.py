@@ -8,50 +8,29 @@ DOCUMENTATION = r"""
 module: handshake_probe
 author: The trueip.l4proxy authors (@trueip)
 version_added: 0.1.0
-short_description: Prove the path to backends by handshakes with a spoofed source
+short_description: Probe the path to backends by handshakes from a spoofed source
 description:
-  - Run on a proxy host. Open a TCP connection to each target from a source address that the host does not own, as the
-    forwarder does for its clients, and close it by a reset.
-  - Where a handshake fails, say which step is at fault, by asking the kernel and not by guessing - the capability,
-    local delivery on this host, the return path on the backend, the server, or the backend itself.
-  - Sends packets, but changes nothing on any host. In check mode nothing is sent and the targets are skipped.
+  - Run it on a proxy. It opens a TCP connection to each target from a source address that the host does not own, as
+    the forwarder does for its clients, and resets it.
+  - When a handshake fails, the kernel's state tells which step is at fault - the capability, local delivery on this
+    host, the return path on the backend, the server, or the backend itself.
+  - Sends packets, but changes nothing on any host. In check mode, nothing is sent and the targets are skipped.
 options:
-  targets:
-    description: What to probe.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      address:
-        description: The IPv4 or IPv6 address of the backend.
-        type: str
-        required: true
-      port:
-        description: The TCP port of the backend, 1 to 65535.
-        type: int
-        required: true
-      source:
-        description: The address to come from, of the same family as O(targets[].address).
-        type: str
-        required: true
-      name:
-        description: A name for messages.
-        type: str
-        default: ""
   timeout:
     description: Seconds to wait for each handshake.
     type: float
     default: 3.5
   fail:
-    description: Whether a handshake that fails fails the task.
+    description: Whether a failed handshake fails the task.
     type: bool
     default: true
 extends_documentation_fragment:
   - trueip.l4proxy.attributes.info
+  - trueip.l4proxy.probe_targets
 """
 
 EXAMPLES = r"""
-- name: Prove the path to a web server over both families
+- name: Probe the path to a web server over IPv4 and IPv6
   trueip.l4proxy.handshake_probe:
     targets:
       - {name: web, address: 198.18.0.21, port: 8080, source: 198.51.100.11}
@@ -60,7 +39,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 results:
-  description: One result a target, in the order of O(targets).
+  description: One result for each target, in the order of O(targets).
   returned: always
   type: list
   elements: dict
@@ -70,57 +49,33 @@ results:
       type: str
       choices: [established, server, capability, source, local_delivery, return_path, backend]
     seconds:
-      description: How long the handshake took.
+      description: How long the handshake took, in seconds.
       type: float
     sentence:
-      description: What happened, and what to do where it failed.
+      description: What happened, and what to do if it failed.
       type: str
 """
 
-import ipaddress
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.trueip.l4proxy.plugins.module_utils import _probe
-
-TARGET_SPEC = {
-    "address": {"type": "str", "required": True},
-    "port": {"type": "int", "required": True},
-    "source": {"type": "str", "required": True},
-    "name": {"type": "str", "default": ""},
-}
-
-
-def faults(targets: list[dict]) -> list[str]:
-    """Say what is wrong with the targets: values that are no addresses or ports, families that differ."""
-    found = []
-    for index, target in enumerate(targets):
-        versions = set()
-        for key in ("address", "source"):
-            try:
-                versions.add(ipaddress.ip_address(target[key]).version)
-            except ValueError:
-                found.append(f"targets[{index}].{key}: {target[key]!r} is not an IP address")
-        if len(versions) > 1:
-            found.append(f"targets[{index}]: {target['address']} and {target['source']} are of different families")
-        if not 1 <= target["port"] <= 65535:
-            found.append(f"targets[{index}].port: {target['port']} is not a port (1-65535)")
-    return found
+from ansible_collections.trueip.l4proxy.plugins.module_utils import _probe, _probe_targets
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "targets": {"type": "list", "elements": "dict", "required": True, "options": TARGET_SPEC},
+            "targets": {"type": "list", "elements": "dict", "required": True, "options": _probe_targets.SPEC},
             "timeout": {"type": "float", "default": 3.5},
             "fail": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )
     targets = module.params["targets"]
-    wrong = faults(targets)
-    if wrong:
-        module.fail_json(msg="; ".join(wrong))
+    errors = [
+        error for index, target in enumerate(targets) for error in _probe_targets.errors_of(target, f"targets[{index}]")
+    ]
+    if errors:
+        module.fail_json(msg="; ".join(errors))
     if module.check_mode:
         module.exit_json(changed=False, results=[], skipped=True, msg="nothing is sent in check mode")
     verdicts = _probe.probe_all([_probe.Target(**target) for target in targets], module.params["timeout"])

@@ -2,31 +2,32 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The module ``packet_mark``: one mark for policy routing, through nftables or iptables."""
+"""The module ``packet_mark``: one packet mark for policy routing, in nftables or iptables."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: packet_mark
-short_description: Mark packets of a sender, an interface or a transparent socket, for policy routing
+short_description: Mark packets by sender, interface or transparent socket, for policy routing
 version_added: 0.1.0
 author:
   - The trueip.l4proxy authors (@trueip)
 description:
-  - Gives packets a mark that M(trueip.l4proxy.policy_rule) can look for. By default the first packet of a connection
-    gives its mark to the connection, and all replies get it back before they are routed, those of containers behind
-    published ports too.
-  - Only the bits under O(mask) are touched, and they are set only while they are zero; marks of others on the same
-    packet or connection stay as they are.
-  - The marks of an owner are one nftables table (C(inet l4proxy_OWNER)) or a few iptables chains (C(L4PROXY_OWNER_IN)
-    and so on, in table C(mangle)), replaced as a whole and in one go. A mark is found in it by its O(name).
+  - Sets a mark on packets, which a rule of M(trueip.l4proxy.policy_rule) can match. By default, the first packet of a
+    connection marks the connection, and all its replies get the mark before they are routed. This includes replies of
+    containers behind published ports.
+  - Only the bits of O(mask) are changed, and only while they are zero. Other marks on the same packet or connection
+    stay.
+  - All marks of an owner are in one nftables table (C(inet l4proxy_OWNER)) or in a few iptables chains of table
+    C(mangle) (C(L4PROXY_OWNER_IN) and so on). They are replaced together, in one transaction. A mark is identified by
+    its O(name).
 extends_documentation_fragment:
   - trueip.l4proxy.attributes
 attributes:
   check_mode:
     support: full
     details:
-      - Without nft and iptables on the host, check mode takes the owner's marks for absent and warns.
+      - Without nft and iptables on the host, check mode warns and assumes that the owner has no marks.
   diff_mode:
     support: full
   platform:
@@ -36,97 +37,96 @@ requirements:
 options:
   name:
     description:
-      - The name of the mark, up to 100 letters, digits, C(.), C(:), C(_), C(-). It is also a comment on its rules.
+      - The name of the mark, up to 100 letters, digits, C(.), C(:), C(_), C(-). It is also the comment of its rules.
     type: str
     required: true
   id:
     description:
-      - The mark, decimal or with C(0x), within O(mask). Required with O(state=present).
+      - The mark, decimal or with C(0x); within O(mask). Required with O(state=present).
     type: str
   mask:
     description:
       - The bits that the marks of this owner use, decimal or with C(0x). All marks of an owner have the same mask.
-      - V(0xff) is what the roles of this collection use; where they run, choose other bits.
+      - The roles of this collection use V(0xff). On hosts with these roles, choose other bits.
     type: str
     default: "0xff"
   mac:
     description:
-      - Mark what comes from these MAC addresses. Quote them, because YAML takes some for numbers.
-      - Exactly one of O(mac), O(iif) and O(transparent) is required with
-        O(state=present).
+      - Mark packets from these MAC addresses. Quote them, because YAML reads some as numbers.
+      - Exactly one of O(mac), O(iif) and O(transparent) is required with O(state=present).
     type: list
     elements: str
   iif:
     description:
-      - Mark what comes in by this interface. It has to exist.
+      - Mark packets that arrive on this interface. It must exist.
     type: str
   transparent:
     description:
-      - Mark packets that belong to a transparent socket of this host (C(IP_TRANSPARENT)), also one that is bound to the
-        wildcard address. A rule for the mark can then deliver them locally, whatever their destination.
-      - Each packet is marked by itself, connections are not.
-      - With C(net.ipv4.conf.all.src_valid_mark=1) the kernel silently drops what such a rule delivers over IPv4.
+      - Mark packets for a transparent socket of this host (C(IP_TRANSPARENT)), even if it is bound to the wildcard
+        address. A rule for the mark can then deliver them locally, whatever their destination.
+      - Marks packets only, not connections.
+      - With C(net.ipv4.conf.all.src_valid_mark=1), the kernel silently drops IPv4 packets that such a rule delivers.
     type: bool
     default: false
   via:
     description:
-      - The next hops by which marked replies have to leave, IPv4 and IPv6. Replies that would leave by another one are
-        dropped. Without it, nothing is dropped.
-      - iptables cannot match a next hop. There, only replies that have lost their mark are dropped, with a warning.
+      - The next hops, IPv4 and IPv6, that marked replies must use. Replies that would use another one are dropped. By
+        default, nothing is dropped.
+      - iptables cannot match a next hop. It drops only replies that lost their mark, and the module warns.
     type: list
     elements: str
   conntrack:
     description:
-      - Whether the connection keeps the mark and gives it to its replies. The usual, but for O(transparent=true).
-      - With V(false) each incoming packet is marked by itself. Replies are then marked by the kernel, for TCP with
-        C(net.ipv4.tcp_fwmark_accept=1), C(net.ipv4.fwmark_reflect=1) and C(net.ipv6.fwmark_reflect=1); containers
-        behind published ports are not covered.
+      - Whether the connection keeps the mark, so that its replies get it. The default is V(true), except with
+        O(transparent=true).
+      - With V(false), each incoming packet is marked individually. The kernel then marks the replies, for TCP only, if
+        C(net.ipv4.tcp_fwmark_accept=1), C(net.ipv4.fwmark_reflect=1) and C(net.ipv6.fwmark_reflect=1) are set.
+        Containers behind published ports are not covered.
     type: bool
   owner:
     description:
-      - Whose mark it is. The other marks of the owner stay when one is added, changed or removed.
-      - V(return_path) and V(local_delivery) are refused, because M(trueip.l4proxy.routing_state) makes their marks
-        what their document says.
+      - The owner of the mark. The owner's other marks stay when one is added, changed or removed.
+      - V(return_path) and V(local_delivery) are refused, because M(trueip.l4proxy.routing_state) manages their marks.
     type: str
     default: packet_mark
   engine:
     description:
-      - What holds the owner's marks. V(auto) is what holds them already, else V(nftables) where C(nft) works, else
-        V(iptables), in whichever variant the host's command is.
-      - Named explicitly, all marks of the owner move there; the new engine has them before the old one loses them.
+      - What holds the owner's marks. V(auto) keeps the engine that holds them already; otherwise it is V(nftables) if
+        C(nft) works, else V(iptables) in the variant that the host's command is.
+      - An explicit engine gets all marks of the owner, before they are removed from the other one.
     type: str
     choices: [auto, nftables, iptables]
     default: auto
   state:
     description:
-      - V(present) makes the owner have this mark, exactly so. V(absent) removes the mark with this O(name).
+      - V(present) adds the mark, or changes it to what the options say. V(absent) removes the mark with this O(name).
     type: str
     choices: [present, absent]
     default: present
 notes:
-  - The mark is in the kernel only, and gone after a reboot. M(trueip.l4proxy.routing_state) stores its document for the
-    keeper, which applies it at boot.
+  - The mark is not restored after a reboot. M(trueip.l4proxy.routing_state) stores its document for the keeper, which
+    applies it at boot.
 seealso:
   - module: trueip.l4proxy.policy_rule
   - module: trueip.l4proxy.routing_state
 """
 
 EXAMPLES = r"""
-- name: Connections that came in by this uplink (1) - mark them
+- name: Mark connections that arrive on an uplink
   trueip.l4proxy.packet_mark:
     name: uplink
     id: 0x200
     mask: 0xff00
     iif: eth0
 
-- name: Connections that came in by this uplink (2) - route their replies by its table
+- name: Route the replies of these connections by the table of that uplink
   trueip.l4proxy.policy_rule:
     family: ipv4
     priority: 1000
     fwmark: 0x200/0xff00
     table: 102
 
-- name: Replies to what a load balancer sent go back through it, or nowhere
+- name: Mark connections from a load balancer, and drop replies that would not go back through it
   trueip.l4proxy.packet_mark:
     name: lb1
     id: 0x300
@@ -134,7 +134,7 @@ EXAMPLES = r"""
     mac: "02:00:00:00:00:0b"
     via: [198.18.0.11, "2001:db8::11"]
 
-- name: Without connection tracking, for very many TCP connections (with the sysctls named at conntrack)
+- name: Mark packets without connection tracking (needs the sysctls listed at conntrack)
   trueip.l4proxy.packet_mark:
     name: lb2
     id: 0x400
@@ -142,7 +142,7 @@ EXAMPLES = r"""
     mac: ["02:00:00:00:00:0c", "02:00:00:00:00:0d"]
     conntrack: false
 
-- name: Packets for transparent sockets of a proxy that also routes
+- name: Mark packets for the transparent sockets of a proxy that also routes
   trueip.l4proxy.packet_mark:
     owner: my_proxy
     name: sockets
@@ -150,7 +150,7 @@ EXAMPLES = r"""
     mask: 0x1
     transparent: true
 
-- name: The mark of a load balancer that was taken out of service is gone
+- name: Remove the mark of a former load balancer
   trueip.l4proxy.packet_mark:
     name: lb0
     state: absent
@@ -158,18 +158,18 @@ EXAMPLES = r"""
 
 RETURN = r"""
 changes:
-  description: What was changed, or in check mode would be; sentences.
+  description: What was changed, or in check mode would be; a sentence each.
   returned: success
   type: list
   elements: str
   sample: ["add the nft table of marks: lb1 (0x300)"]
 engine:
-  description: What holds the owner's marks; V(none) where the owner has none.
+  description: What holds the owner's marks; V(none) if the owner has no marks.
   returned: success
   type: str
   sample: nftables
 marks:
-  description: All marks of the owner as they are afterwards, in the words of the options.
+  description: All marks of the owner afterwards, with the options as keys.
   returned: success
   type: list
   elements: dict

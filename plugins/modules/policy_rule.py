@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The module ``policy_rule``: one policy rule, as ip-rule(8) has them."""
+"""The module ``policy_rule``: one policy rule, as in ip-rule(8)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ version_added: 0.1.0
 author:
   - The trueip.l4proxy authors (@trueip)
 description:
-  - Adds, changes or removes one policy rule of IPv4 or IPv6, which decides by more than the destination which routing
-    table is asked for a packet.
-  - A rule is found by its O(family), its O(priority), all its selectors, and its O(protocol). Applied with another
-    O(table) or O(action), it is replaced; the new one is added before the old one is removed.
-  - Rules of others are never touched. What cannot be applied is refused before anything is changed.
+  - Adds, changes or removes one policy rule for IPv4 or IPv6. Rules select the routing table for a packet by more than
+    its destination.
+  - A rule is identified by its O(family), its O(priority), all its selectors, and its O(protocol). If its O(table) or
+    O(action) differs, it is replaced; the new rule is added before the old one is removed.
+  - Rules of others are never touched. A rule that cannot be applied is refused before anything is changed.
 extends_documentation_fragment:
   - trueip.l4proxy.attributes
   - trueip.l4proxy.single_object
 options:
   priority:
     description:
-      - The place of the rule; lower ones are asked first. The table V(main) is asked at 32766.
-      - 1 to 32765. Always named, because the kernel otherwise chooses, and a second run would add a second rule.
+      - The priority of the rule, 1 to 32765. Rules with lower numbers come first. The table V(main) is at 32766.
+      - Required, because the kernel would otherwise choose one, and a second run would add a second rule.
     type: int
     required: true
   from:
@@ -38,19 +38,19 @@ options:
     type: str
   iif:
     description:
-      - The interface that a packet came in by; V(lo) for what the host itself sends. It has to exist.
+      - The interface that the packet arrived on; V(lo) for packets that the host itself sends. It must exist.
     type: str
   oif:
     description:
-      - The interface that a socket is bound to. It has to exist.
+      - The interface that the sending socket is bound to. It must exist.
     type: str
   fwmark:
     description:
-      - The packet's mark, decimal or with C(0x), 1 to 0xffffffff; with its mask after a slash, as in V(0x1/0xff).
+      - The packet's mark, 1 to 0xffffffff, decimal or with C(0x). A mask may follow after a slash, as in V(0x1/0xff).
     type: str
   fwmask:
     description:
-      - The bits of the mark that are compared. All of them, where it is not given.
+      - The bits of the mark to compare. By default all of them.
     type: str
   ipproto:
     description:
@@ -58,43 +58,43 @@ options:
     type: str
   sport:
     description:
-      - The source port or a range of them, as in V(5060-5070). Needs O(ipproto) V(tcp) or V(udp).
+      - The source port, or a range such as V(5060-5070). Needs O(ipproto) V(tcp) or V(udp).
     type: str
   dport:
     description:
-      - The destination port or a range of them. Needs O(ipproto) V(tcp) or V(udp).
+      - The destination port, or a range of ports. Needs O(ipproto) V(tcp) or V(udp).
     type: str
   uidrange:
     description:
-      - The user whose socket sends, by number, or a range of them, as in V(1000-1999).
+      - The number of the user whose socket sends, or a range such as V(1000-1999).
     type: str
   action:
     description:
-      - V(lookup) asks O(table). V(blackhole) drops, V(unreachable) answers that the network is unreachable,
-        V(prohibit) that it is forbidden; these three need a selector.
+      - V(lookup) looks up O(table). V(blackhole) drops the packet, V(unreachable) answers that the network is
+        unreachable, V(prohibit) that it is prohibited; these three need a selector.
     type: str
     choices: [lookup, blackhole, unreachable, prohibit]
     default: lookup
   table:
     description:
-      - The routing table to ask, by number, or V(main), V(default), V(local).
+      - The routing table to look up, a number, or V(main), V(default), V(local).
       - Required with O(action=lookup) and O(state=present).
     type: str
   suppress_prefixlength:
     description:
-      - What O(table) answers is ignored when it is a route to a prefix of this length or shorter.
-      - V(0) asks for everything but the default route. At most 32, with IPv6 128.
+      - Ignore routes of O(table) whose prefix has this length or a shorter one.
+      - V(0) ignores the default route only. At most 32, with IPv6 128.
     type: int
 """
 
 EXAMPLES = r"""
-- name: What the host sends from its second address leaves by the second provider
+- name: Send traffic from the second address through the second provider
   trueip.l4proxy.policy_rule:
     priority: 1000
     from: 198.18.0.121
     table: 100
 
-- name: Marked packets have a table of their own, and are not sent elsewhere when that is empty
+- name: Look up a table for marked packets, and reject them if it has no route
   trueip.l4proxy.policy_rule:
     family: "{{ item.0 }}"
     fwmark: 0x1/0xff
@@ -104,7 +104,7 @@ EXAMPLES = r"""
   loop: "{{ ['ipv4', 'ipv6'] | product([{'priority': 1100, 'action': 'lookup', 'table': 101},
                                         {'priority': 1101, 'action': 'unreachable'}]) }}"
 
-- name: DNS and SIP of this host's services take the fast line
+- name: Send DNS and SIP traffic of this host through the fast line
   trueip.l4proxy.policy_rule:
     family: ipv6
     priority: 1200
@@ -116,7 +116,7 @@ EXAMPLES = r"""
     - "53"
     - 5060-5070
 
-- name: All but the default route of main is looked at first, then the tunnel's table (as wg-quick does)
+- name: Look up main without its default route first, then the table of the tunnel (as wg-quick does)
   trueip.l4proxy.policy_rule:
     family: ipv4
     priority: "{{ item.priority }}"
@@ -126,7 +126,7 @@ EXAMPLES = r"""
     - {priority: 2000, table: main, suppress: 0}
     - {priority: 2001, table: 103}
 
-- name: The users of the guest accounts reach nothing but the LAN
+- name: Keep guest accounts from sending through the uplink
   trueip.l4proxy.policy_rule:
     family: ipv4
     priority: 3000
@@ -134,7 +134,7 @@ EXAMPLES = r"""
     oif: eth0
     action: prohibit
 
-- name: The rule for the old provider is gone
+- name: Remove the rule for a former provider
   trueip.l4proxy.policy_rule:
     priority: 1001
     from: 198.18.0.122
@@ -143,14 +143,14 @@ EXAMPLES = r"""
 
 RETURN = r"""
 changes:
-  description: What was changed, or in check mode would be, in order; one sentence each.
+  description: What was changed, or in check mode would be, in order; a sentence each.
   returned: success
   type: list
   elements: str
   sample: ["add ip rule 1000: from 198.18.0.121 lookup 100"]
 rule:
   description:
-    - The rule as it is afterwards, in the keys of a state document's C(rules); empty when there is none.
+    - The rule afterwards, with the keys of C(rules) in a state document; empty if there is none.
   returned: success
   type: dict
   sample: {family: ipv4, priority: 1000, action: lookup, table: 100, src: 198.18.0.121/32}

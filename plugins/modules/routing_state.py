@@ -2,22 +2,22 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The module ``routing_state``: a whole owned set of rules, routes, marks, settings and addresses."""
+"""The module ``routing_state``: all rules, routes, marks, sysctls and addresses of one owner."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: routing_state
-short_description: Make a host's policy rules, routes, marks, sysctls and addresses what a state document says
+short_description: Apply a state document of policy rules, routes, marks, sysctls and addresses
 version_added: 0.1.0
 author:
   - The trueip.l4proxy authors (@trueip)
 description:
-  - Applies a whole owned set at once and stores the document for the keeper, which applies it again at boot.
-  - What the owner has on the host and the document does not name is removed. What others have is never touched, and a
-    document that collides with it is refused before anything is changed.
-  - A step that fails is undone together with all steps before it.
-  - Adding comes before removing, so that a change does not interrupt connections that it does not concern.
+  - Applies all objects of one owner at once. Stores the document for the keeper, which applies it again at boot.
+  - Removes what the owner has on the host and the document does not list. Never touches what others have, and refuses
+    a document that conflicts with it before anything is changed.
+  - When a change fails, it is undone together with all changes before it.
+  - Adds before it removes, so that a change does not interrupt connections that it does not concern.
 seealso:
   - name: State documents
     description: Every key of O(document).
@@ -28,69 +28,69 @@ attributes:
   check_mode:
     support: full
     details:
-      - Without pyroute2 or nft on the host, check mode compares with an empty owned set and warns.
+      - Without pyroute2 or nft on the host, check mode warns and assumes that the owner has nothing there.
   diff_mode:
     support: full
   platform:
     support: full
 requirements:
   - python3-pyroute2 on the host (0.7.2 or newer)
-  - nftables on the host, when the document has marks (1.0.6 or newer)
+  - nftables on the host (1.0.6 or newer), when the document has marks
 options:
   owner:
     description:
-      - The name of the owned set, such as V(return_path) or V(local_delivery).
+      - The name of the owner, such as V(return_path) or V(local_delivery).
     type: str
     required: true
   document:
     description:
       - The state document, with the keys C(schema), C(owner), C(protocol), C(rules), C(routes), C(marks), C(sysctls),
         C(addresses).
-      - Required with O(state=present). With O(state=absent) only its C(protocol) is used.
+      - Required with O(state=present). With O(state=absent), only its C(protocol) is used.
     type: dict
   state:
     description:
-      - V(present) makes the owned set what O(document) says.
-      - V(absent) removes all that the owner has, restores the sysctls it has changed, and removes the stored document.
+      - V(present) applies O(document).
+      - V(absent) removes all that the owner has, restores the sysctls that it changed, and deletes the stored document.
     type: str
     choices: [present, absent]
     default: present
   purge:
     description:
-      - Whether what the owner has and O(document) does not name is removed.
-      - The keeper always purges; with V(false) the surplus stays until the next boot at most.
+      - Whether to remove what the owner has and O(document) does not list.
+      - The keeper always removes it, so with V(false) it stays until the next boot at most.
     type: bool
     default: true
   drain:
     description:
-      - For how many seconds at most what O(document) no longer names is kept while connections use it. V(0) removes it
-        at once, and with it the connections.
-      - Kept objects are stored as C(retiring), with the time C(retire_at) at which they go at the latest. From half of
-        the time on, when the other end has had time to learn of the change, what has a mark in conntrack, and the rules
-        and routes of that mark, go as soon as no connection carries it; the keeper looks for that. What has none
-        (addresses, rules by source, sysctls, marks without conntrack) goes at that time.
-      - Has no meaning without O(purge).
+      - Seconds for which objects that O(document) no longer lists are kept at most, while connections use them. V(0)
+        removes them at once and breaks these connections.
+      - Kept objects are stored as C(retiring), with the time C(retire_at) at which they are removed at the latest.
+      - After half of the time, the keeper removes a mark that conntrack keeps, with its rules and routes, as soon as no
+        connection carries it. The other end has had time to learn of the change by then. All other objects
+        (addresses, rules by source, sysctls, marks without conntrack) stay until C(retire_at).
+      - Ignored without O(purge).
     type: int
     default: 0
   allow_empty:
     description:
-      - Whether O(state=present) may be given a document without any object, which removes all that the owner has.
+      - Whether to accept a O(document) without any objects, which removes all that the owner has.
     type: bool
     default: false
   persist:
     description:
-      - Whether the document is stored in O(directory) once it is applied, or removed from there with O(state=absent).
+      - Whether to store the document in O(directory) once it is applied, or to delete it there with O(state=absent).
     type: bool
     default: true
   directory:
     description:
-      - The directory of stored documents, C(OWNER.json) each.
+      - The directory of stored documents; each is named C(OWNER.json).
     type: path
     default: /etc/l4proxy/routing.d
 """
 
 EXAMPLES = r"""
-- name: Send replies back to the proxy that they came from
+- name: Send replies back through the proxy that forwarded the request
   trueip.l4proxy.routing_state:
     owner: return_path
     document:
@@ -107,7 +107,7 @@ EXAMPLES = r"""
       sysctls:
         - {name: net.ipv4.conf.all.accept_redirects, value: "0"}
 
-- name: Reply to a proxy through it by the address that it talks to, and let what is replaced end by itself
+- name: Send replies from a second address back through a proxy, and keep what this replaces for up to 300 s
   trueip.l4proxy.routing_state:
     owner: return_path
     drain: 300
@@ -123,7 +123,7 @@ EXAMPLES = r"""
       routes:
         - {family: ipv4, table: 20111, dst: default, type: unicast, via: 198.18.0.11, src: 198.18.0.121}
 
-- name: Leave the host as it was
+- name: Remove the return path and restore the sysctls
   trueip.l4proxy.routing_state:
     owner: return_path
     state: absent
@@ -131,7 +131,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 changes:
-  description: What was changed, or in check mode would be, in order; one sentence each.
+  description: What was changed, or in check mode would be, in order; a sentence each.
   returned: success
   type: list
   elements: str
@@ -139,17 +139,17 @@ changes:
     - "add ip rule 1101: from all fwmark 0xb/0xff unreachable"
     - "add ip route default via 198.18.0.11 dev eth0 table 20111"
 waiting:
-  description: What is applied without for now, such as the MAC of a proxy that does not answer; the keeper follows it.
+  description: What is still unknown, such as the MAC of a proxy that does not answer. The keeper adds it later.
   returned: success
   type: list
   elements: str
 retiring:
-  description: What is kept for a while though the document no longer names it, as text.
+  description: Objects that are kept for a while although the document no longer lists them, as text.
   returned: success
   type: list
   elements: str
 owned:
-  description: What the owner has on the host afterwards, in the sections of a state document.
+  description: What the owner has on the host afterwards, as the sections of a state document.
   returned: success
   type: dict
   contains:
@@ -158,19 +158,19 @@ owned:
       type: list
       elements: dict
     routes:
-      description: Routes, with the interface that they leave by.
+      description: Routes, with their interface.
       type: list
       elements: dict
     marks:
-      description: Packet marks, with the MAC that they were given.
+      description: Packet marks, with the MAC of their proxy.
       type: list
       elements: dict
     sysctls:
-      description: Settings held by this owner.
+      description: Sysctls that this owner holds.
       type: list
       elements: dict
     addresses:
-      description: Addresses beside the host's own.
+      description: Addresses in addition to the host's own.
       type: list
       elements: dict
 """
@@ -196,7 +196,7 @@ ARGUMENTS = {
 
 
 def perform(module: AnsibleModule) -> engine.Outcome:
-    """Call the engine as the options say."""
+    """Apply the document, or remove the owner's set, as the options say."""
     options = module.params
     host = engine.Host(runner=_host_module.command_runner(module))
     common = {"check": module.check_mode, "directory": options["directory"] if options["persist"] else None}

@@ -2,74 +2,74 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The module ``routing_state_info``: what is ours on a host, what is not, and what will hurt."""
+"""The module ``routing_state_info``: policy routing of this collection and of others on a host, and findings."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: routing_state_info
-short_description: Look at a host's policy routing, at what others do to it, and at what would break the path
+short_description: Inspect a host's policy routing, and find what would break the path
 version_added: 0.1.0
 author:
   - The trueip.l4proxy authors (@trueip)
 description:
-  - Lists what this collection owns on the host, owner by owner, and what others have near it.
-  - Runs the checks of C(l4proxy doctor) and returns what they found. Each finding says what is wrong, why it matters
-    here, and the command or variable that mends it.
-  - With O(document), checks a document that is not applied yet. That is what the roles do before their first change.
-  - Changes nothing and sends nothing but ARP and ND questions for the proxies of the stored documents.
+  - Lists what this collection owns on the host, by owner, and the rules and routes of others that may affect it.
+  - Runs the checks of C(l4proxy doctor). Each finding says what is wrong, why it matters here, and which command or
+    variable fixes it.
+  - With O(document), checks a document that is not applied yet, as the roles do before their first change.
+  - Changes nothing. Sends only ARP and ND requests for the proxies of the stored documents.
 extends_documentation_fragment:
   - trueip.l4proxy.attributes
   - trueip.l4proxy.attributes.info
 requirements:
-  - python3-pyroute2 on the host, without which rules, routes and neighbours are not looked at
+  - python3-pyroute2 on the host; without it, rules, routes and neighbours are not checked
 options:
   document:
     description:
-      - A state document that is still to be applied. The checks are then those that make sense before it is.
-      - Without it the checks are about the documents in O(directory).
+      - A state document that is still to be applied. Only checks that make sense before that are run.
+      - Without it, the documents in O(directory) are checked.
     type: dict
   directory:
     description: The directory of stored documents.
     type: path
     default: /etc/l4proxy/routing.d
   config:
-    description: The forwarder's config. A host without such a file is no proxy, or has another forwarder.
+    description: The config of the forwarder. A host without this file is not a proxy, or has another forwarder.
     type: path
     default: /etc/l4proxy/forwarder.json
   clients:
     description:
-      - Addresses of clients to try for, at most one a family. By default, addresses in ranges kept for documentation.
-      - A packet filter that drops a client that is named here is a failure, otherwise a warning.
+      - Client addresses to check the path for, at most one of each family. By default, documentation addresses.
+      - A packet filter that drops such a client is a failure if the client is listed here, otherwise a warning.
     type: list
     elements: str
     default: []
   ports:
-    description: What this host serves, each V(PORT), V(PORT/tcp) or V(PORT/udp). By default, what listens is looked at.
+    description: The ports that this host serves, as V(PORT), V(PORT/tcp) or V(PORT/udp). By default, all that listen.
     type: list
     elements: str
     default: []
   ignore_findings:
-    description: Ids of checks that are left out.
+    description: Ids of checks to skip.
     type: list
     elements: str
     default: []
   fail_on_findings:
-    description: Whether a finding with status V(fail) fails the task. Those with status V(warn) become warnings then.
+    description: Whether findings with status V(fail) fail the task. Those with status V(warn) then become warnings.
     type: bool
     default: false
 """
 
 EXAMPLES = r"""
-- name: See what is wrong with the path on this host
+- name: Check the path on this host
   trueip.l4proxy.routing_state_info:
   register: routing
 
-- name: Print it
+- name: Print what is wrong
   ansible.builtin.debug:
     msg: "{{ routing.findings | selectattr('status', 'in', ['fail', 'warn']) | map(attribute='line') }}"
 
-- name: Refuse to go on where a client would not get through
+- name: Fail where a client would not get through
   trueip.l4proxy.routing_state_info:
     clients: [192.0.2.7]
     ports: ["8080", 53/udp]
@@ -79,7 +79,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 findings:
-  description: What each check found, what is wrong first, and causes before their symptoms.
+  description: The result of each check; failures first, and causes before their symptoms.
   returned: always
   type: list
   elements: dict
@@ -89,38 +89,39 @@ findings:
       type: str
       sample: rp_filter
     status:
-      description: V(fail) for what breaks the path, V(warn) for what may, V(skip) for what could not be looked at.
+      description: V(fail) breaks the path, V(warn) may break it, V(skip) could not be checked.
       type: str
       choices: [fail, warn, skip, ok]
     subject:
-      description: The interface, proxy, rule or port that it is about.
+      description: The interface, proxy, rule or port concerned.
       type: str
     what:
-      description: What is.
+      description: What was found.
       type: str
     why:
-      description: What that does to the path; empty for V(skip) and V(ok).
+      description: What it does to the path; empty for V(skip) and V(ok).
       type: str
     fix:
-      description: The command or the variable that mends it; empty for V(skip) and V(ok).
+      description: The command or variable that fixes it; empty for V(skip) and V(ok).
       type: str
     line:
-      description: All of it in one line.
+      description: The finding as one line of text.
       type: str
 owners:
-  description: What this collection has on the host, by owner; null without pyroute2 or nft, or where it cannot be read.
+  description: What this collection has on the host, by owner; null without pyroute2 or nft, or if it cannot be read.
   returned: success
   type: dict
   contains:
     OWNER:
       description:
         - The sections C(rules), C(routes) and C(marks) of a state document, as they are in the kernel, and C(sysctls).
-        - Each of C(sysctls) has C(name), C(value), and C(restore), which is the value that giving it up brings back.
+        - Each of C(sysctls) has C(name), C(value), and C(restore), the value that is restored when the owner
+          releases it.
       type: dict
 foreign:
   description:
-    - Rules of others (but for the kernel's own three), and their routes in the tables of the documents.
-    - Null where they cannot be read.
+    - Rules of others, without the kernel's own three, and their routes in tables of the documents.
+    - Null if they cannot be read.
   returned: success
   type: dict
   contains:

@@ -8,73 +8,44 @@ DOCUMENTATION = r"""
 module: source_proof
 author: The trueip.l4proxy authors (@trueip)
 version_added: 0.2.0
-short_description: Prove which source address a backend sees
+short_description: Find out which source address a backend sees
 description:
-  - A handshake that succeeds does not show that the backend sees the client's address, because source NAT on the way
-    hides it and translates the answers back. Only the backend can tell.
-  - With O(role=send), run on a proxy, send samples to backends in the background, from a source address that the host
-    does not own, as the forwarder does for its clients. With O(role=watch), run on a backend meanwhile, say which
-    source address they have there. Rules by the owner of a socket take them for the forwarder's own, where it runs.
-  - No server notices the samples. Over TCP they are a SYN whose handshake is never completed, over UDP a datagram with
-    a wrong checksum, which the kernel of the backend drops.
-  - What a sample over UDP shows is the way to the backend, but not rules of input NAT on the backend itself.
-  - Sends packets, but changes nothing on any host. In check mode nothing is sent or looked for.
+  - A successful handshake does not prove that the backend sees the client's address, because source NAT on the way
+    replaces the address and translates the replies back. Only the backend can tell.
+  - With O(role=send), run it on a proxy. It sends samples to the backends in the background, from a source address
+    that the host does not own, as the forwarder does for its clients. If the forwarder runs, the samples have its user
+    id, so that rules that match the owner of a socket apply to them.
+  - With O(role=watch), run it on a backend at the same time. It returns the source address that the samples have there.
+  - Servers do not notice the samples. Over TCP, a sample is a SYN whose handshake is never completed. Over UDP, it is
+    a datagram with a wrong checksum, which the kernel of the backend drops.
+  - A UDP sample shows the way to the backend, but not input NAT on the backend itself.
+  - Sends packets, but changes nothing on any host. In check mode, nothing is sent or watched for.
 options:
   role:
-    description: Which end this host is.
+    description: Whether this host sends the samples (a proxy) or watches for them (a backend).
     type: str
     choices: [send, watch]
     required: true
-  targets:
-    description: With O(role=send), what to send to.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      protocol:
-        description: The protocol of the service.
-        type: str
-        choices: [tcp, udp]
-        default: tcp
-      address:
-        description: The IPv4 or IPv6 address of the backend.
-        type: str
-        required: true
-      port:
-        description: The port of the backend, 1 to 65535.
-        type: int
-        required: true
-      source:
-        description: The address to come from, of the same family as O(targets[].address).
-        type: str
-        required: true
-      name:
-        description: A name for messages.
-        type: str
-        default: ""
-      host:
-        description: The name of the backend in the inventory, handed on in RV(samples[].host).
-        type: str
-        default: ""
   seconds:
-    description: With O(role=send), how long to go on sending, 1 to 600; twice a second for each target.
+    description: With O(role=send), seconds to send for, 1 to 600. Each target gets two samples a second.
     type: float
     default: 20
   samples:
-    description: With O(role=watch), those of RV(samples) that were sent to this host.
+    description: With O(role=watch), those of the sender's RV(samples) that were sent to this host.
     type: list
     elements: dict
     default: []
   timeout:
-    description: With O(role=watch), seconds to look for the samples.
+    description: With O(role=watch), seconds to watch for the samples.
     type: float
     default: 5
 extends_documentation_fragment:
   - trueip.l4proxy.attributes.info
+  - trueip.l4proxy.probe_targets.proof
 """
 
 EXAMPLES = r"""
-- name: Send samples to a web server as a client of the documentation range
+- name: Send samples to a web server from a documentation address
   trueip.l4proxy.source_proof:
     role: send
     seconds: 10
@@ -83,7 +54,7 @@ EXAMPLES = r"""
       - {name: web, address: "2001:db8::21", port: 8080, source: "2001:db8:ffff::11"}
   register: sent
 
-- name: Ask the backend what it sees
+- name: Check which source address the backend sees
   trueip.l4proxy.source_proof:
     role: watch
     samples: "{{ sent.samples }}"
@@ -92,7 +63,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 samples:
-  description: What is being sent, a sample for each of O(targets).
+  description: The samples that are being sent, one for each of O(targets).
   returned: O(role=send)
   type: list
   elements: dict
@@ -116,43 +87,41 @@ samples:
       description: As in O(targets[].source).
       type: str
     source_port:
-      description: The port it comes from.
+      description: The source port.
       type: int
     token:
-      description: By what it is recognized, whatever was done to its addresses and ports.
+      description: A number that identifies the sample, even if its addresses and ports are translated.
       type: int
 results:
-  description: One result a sample, in the order of O(samples).
+  description: One result for each sample, in the order of O(samples).
   returned: O(role=watch)
   type: list
   elements: dict
   contains:
     seen:
-      description: The source address that the sample has on this host; empty where none came in.
+      description: The source address that the sample has on this host; empty if it did not arrive.
       type: str
     hidden:
-      description: Whether that is another than was sent.
+      description: Whether it differs from the address that was used for sending.
       type: bool
     sentence:
-      description: What that means.
+      description: What the result means.
       type: str
 """
 
 import ipaddress
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.trueip.l4proxy.plugins.module_utils import _probe_targets
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _source_proof as proof
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import forwarder
 
 TARGET_SPEC = {
+    **_probe_targets.SPEC,
     "protocol": {"type": "str", "choices": ["tcp", "udp"], "default": "tcp"},
-    "address": {"type": "str", "required": True},
-    "port": {"type": "int", "required": True},
-    "source": {"type": "str", "required": True},
-    "name": {"type": "str", "default": ""},
     "host": {"type": "str", "default": ""},
 }
-# Of the forwarder; where none runs, the samples are root's.
+# The forwarder's files; without a running forwarder, the samples have root's user id.
 CONFIG = "/etc/l4proxy/forwarder.json"
 RUNTIME = "/run/l4proxy/forwarder.json"
 ARGUMENTS = {
@@ -164,58 +133,48 @@ ARGUMENTS = {
 }
 
 
-def faults(options: dict) -> list[str]:
-    """Say what is wrong with the options, each fault with its path."""
-    found = []
-    for name in ("targets", "samples"):
-        for index, one in enumerate(options[name]):
-            where = f"{name}[{index}]"
-            found += _faults(where, one)
-            if name == "samples" and not isinstance(one.get("token"), int):
-                found.append(f"{where}.token: {one.get('token')!r} is not that of a sample that was sent")
+def errors_of(options: dict) -> list[str]:
+    """What is wrong with the options, a sentence each, beginning with the path."""
+    errors = []
+    for option in ("targets", "samples"):
+        for index, item in enumerate(options[option]):
+            path = f"{option}[{index}]"
+            errors += _probe_targets.errors_of(item, path)
+            if item.get("protocol") not in proof.PROTOCOLS:
+                errors.append(f"{path}.protocol: {item.get('protocol')!r} is neither tcp nor udp")
+            if option == "samples" and not isinstance(item.get("token"), int):
+                errors.append(f"{path}.token: {item.get('token')!r} is not the token of a sample")
     if not 1 <= options["seconds"] <= 600:
-        found.append(f"seconds: {options['seconds']:g} is not a number from 1 to 600")
-    return found
-
-
-def _faults(where: str, one: dict) -> list[str]:
-    found, versions = [], set()
-    for key in ("address", "source"):
-        try:
-            versions.add(ipaddress.ip_address(str(one.get(key))).version)
-        except ValueError:
-            found.append(f"{where}.{key}: {one.get(key)!r} is not an IP address")
-    if len(versions) > 1:
-        found.append(f"{where}: {one['address']} and {one['source']} are of different families")
-    if not isinstance(one.get("port"), int) or not 1 <= one["port"] <= 65535:
-        found.append(f"{where}.port: {one.get('port')!r} is not a port (1-65535)")
-    if one.get("protocol") not in proof.PROTOCOLS:
-        found.append(f"{where}.protocol: {one.get('protocol')!r} is neither tcp nor udp")
-    return found
+        errors.append(f"seconds: {options['seconds']:g} is not a number from 1 to 600")
+    return errors
 
 
 def send(options: dict) -> dict:
-    chosen = proof.samples(options["targets"])
-    if chosen:
+    """Send samples in the background; returns them with the names of their targets."""
+    samples = proof.samples(options["targets"])
+    if samples:
         running = forwarder.read(CONFIG, RUNTIME, "/proc")
-        proof.send_in_background(chosen, options["seconds"], (running and running.uid) or 0)
-    pairs = zip(chosen, options["targets"])
-    return {"samples": [{**one.to_dict(), "name": target["name"], "host": target["host"]} for one, target in pairs]}
+        proof.send_in_background(samples, options["seconds"], (running and running.uid) or 0)
+    pairs = zip(samples, options["targets"])
+    return {
+        "samples": [{**sample.to_dict(), "name": target["name"], "host": target["host"]} for sample, target in pairs]
+    }
 
 
 def watch(options: dict) -> dict:
+    """Watch for the samples on this host; returns a result for each of them."""
     keys = ("protocol", "address", "port", "source", "source_port", "token")
-    chosen = [proof.Sample(**{key: one.get(key) for key in keys}) for one in options["samples"]]
-    seen = proof.watch(chosen, options["timeout"])
+    samples = [proof.Sample(**{key: given.get(key) for key in keys}) for given in options["samples"]]
+    seen = proof.watch(samples, options["timeout"])
     return {
         "results": [
             {
                 **given,
                 "seen": address,
-                "hidden": bool(address) and ipaddress.ip_address(address) != ipaddress.ip_address(one.source),
-                "sentence": f"{given.get('name') or one.address}: {proof.sentence(one.source, address)}",
+                "hidden": bool(address) and ipaddress.ip_address(address) != ipaddress.ip_address(sample.source),
+                "sentence": f"{given.get('name') or sample.address}: {proof.sentence(sample.source, address)}",
             }
-            for given, one, address in zip(options["samples"], chosen, seen)
+            for given, sample, address in zip(options["samples"], samples, seen)
         ]
     }
 
@@ -223,15 +182,15 @@ def watch(options: dict) -> dict:
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
-    wrong = faults(module.params)
-    if wrong:
-        module.fail_json(msg="; ".join(wrong))
+    errors = errors_of(module.params)
+    if errors:
+        module.fail_json(msg="; ".join(errors))
     if module.check_mode:
         module.exit_json(changed=False, samples=[], results=[], skipped=True, msg="nothing is sent in check mode")
     try:
         result = (send if module.params["role"] == "send" else watch)(module.params)
     except OSError as error:
-        module.fail_json(msg=f"{error.strerror}: raw sockets need root or CAP_NET_RAW, and the address a route")
+        module.fail_json(msg=f"{error.strerror}: raw sockets need root or CAP_NET_RAW, and the backend needs a route")
     module.exit_json(changed=False, **result)
 
 

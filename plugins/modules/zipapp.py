@@ -8,16 +8,16 @@ DOCUMENTATION = r"""
 module: zipapp
 author: The trueip.l4proxy authors (@trueip)
 version_added: 0.1.0
-short_description: Put the l4proxy archive onto a host
+short_description: Install the l4proxy archive on a host
 description:
-  - Build the C(l4proxy) command out of the engines in this collection, as one executable archive that needs nothing but
-    python3, and put it onto the host under a name that carries its version and checksum.
-  - The same sources give the same bytes, wherever they are built.
-  - A link C(l4proxy.pyz) beside it names the current archive and is switched last. Earlier archives stay, because a
-    program that still runs from one reads from it.
+  - Builds the C(l4proxy) command from this collection as one executable archive that needs only python3, and copies
+    it to the host. Its name contains its version and checksum.
+  - The same sources produce the same bytes on every controller.
+  - The link C(l4proxy.pyz) in the same directory points to the current archive and is changed last. Earlier archives
+    stay, because a running program still reads from its archive.
 options:
   directory:
-    description: The directory on the host. It has to exist.
+    description: The directory on the host. It must exist.
     type: path
     required: true
 extends_documentation_fragment:

@@ -56,7 +56,7 @@ def test_a_newer_file_is_installed(host, capsys, name):
     result = run(host, capsys)
     assert result["current"] is False
     assert result["reason"] == (
-        f"the forwarder is behind: the installed {name} is not the one it runs (/old/{name});"
+        f"the forwarder is out of date: the installed {name} differs from the one it runs (/old/{name});"
         " its last reload failed: services: is required"
     )
 
@@ -65,7 +65,7 @@ def test_nothing_is_installed(host, capsys):
     os.unlink(host["config"])
     result = run(host, capsys)
     assert result["installed"]["config"] is None
-    assert "the config it runs (/old/config) is not installed any more" in result["reason"]
+    assert "the config it runs (/old/config) is no longer installed" in result["reason"]
 
 
 def test_it_runs_from_a_directory(host, capsys):
