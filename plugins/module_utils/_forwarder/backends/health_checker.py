@@ -1,17 +1,18 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The checker: one process asks both health questions (health.py) of all backends and publishes what it concludes.
+"""The checker: the one process that probes all backends and publishes their state, up, down or return path broken.
 
-In a round the spoofed question goes first: an answer to it answers both. Only when it stays away the question from our
-own address is asked as well, so a fleet that is well costs one handshake a backend and interval. A target whose last
-answer contradicts its state is asked again after half an interval.
+It writes to the shared memory, where workers read it (balancer.py). What a state follows from: health_state.py. What a
+round sends: health_round.py. A healthy fleet costs one handshake per backend and interval. A target whose last result
+contradicts its state is probed again after half an interval.
 
-A target to which a client's connect has failed is asked at once, at most every SPACING seconds however many fail: is it
-the backend, or this client? It becomes a *suspect*, which workers pass over, when this round is bad; or sooner, when
-both questions are silent for longer than usual. The next good answer makes an end of that.
+When a client's connect fails, the checker probes that target at once (at most every CLIENT_ROUND_SPACING seconds): is
+the backend at fault, or only this client? A bad result makes the target a *suspect*, which workers skip. So does
+silence of both probes for longer than usual. The next good result ends that.
 
-It wakes once a TICK, begins what is due and looks at what is under way; 300 backends at 2 s cost about 1 % of a core.
+It wakes once per TICK, starts the rounds that are due and polls those that run; 300 backends at 2 s cost about 1 % of a
+core.
 """
 
 from __future__ import annotations
@@ -23,21 +24,31 @@ import select
 import signal
 import time
 
+from ..._shared.families import FAMILIES
 from ..counters import shared_memory
 from ..counters.heartbeat import BEAT
 from ..counters.shared_memory import BROKEN, DOWN, UNANSWERED, UNASKED, UNKNOWN, UP
 from ..loop import sockets
 from ..loop.log import RETRY, places
-from .health_round import TICK, Watch
-from .health_state import Experience
+from .health_round import TICK, CheckedTarget
+from .health_state import ClientConnects
 
-JITTER = 0.1  # part of an interval by which rounds are spread: checks of many proxies must not march in step
-EARLY = 0.5  # part of the interval after which a wavering target is asked again
-SPACING = 0.2  # seconds between the beginnings of two rounds that failures of clients cause
+JITTER = 0.1  # of an interval: rounds vary by this, so that the checks of many proxies do not march in step
+EARLY = 0.5  # of the interval: the time to the next round of an uncertain target
+CLIENT_ROUND_SPACING = 0.2  # seconds between the starts of two rounds that failures of clients cause
+
+RETURN_PATH_BROKEN = (
+    "the backend answers the proxy's own address, but not {}: its replies to clients take another route, or a filter"
+    " drops this address (then set health.source to an address that a client could have)"
+)
+LOCAL_DELIVERY = (
+    "the return paths of all backends are broken at once, so local delivery on this proxy is at fault, not the"
+    " backends: check its rules and routes (l4proxy keep --dry-run)"
+)
 
 
-class Checker:
-    """Asks for ``config`` and publishes to ``region``; ``line`` is the channel to the supervisor."""
+class HealthChecker:
+    """Probes the backends of ``config`` and publishes to ``region``; ``line`` is the channel to the supervisor."""
 
     def __init__(self, config, log, line, region):
         self.now = time.monotonic
@@ -45,17 +56,17 @@ class Checker:
         self._line = line
         self._region = region
         self._beat = region.beat_cell(region.slots)
-        self._watches = [watch for watch in _watches(config, region) if watch.service.checked]
-        self._queue = []
-        self._under_way = []
+        self._targets = [target for target in all_targets(config, region) if target.service.checked]
+        self._queue = []  # (when due, number, target), a heap
+        self._running = []  # targets whose round runs
         self._supervised = True
-        self._by_number = {watch.number: watch for watch in self._watches}
+        self._by_number = {target.number: target for target in self._targets}
         self._failures = 0
-        self._failed, self._slow = self._clients_say()  # what was looked at
+        self._failed, self._slow = self._client_failures()  # as of the last turn
         self._broken_families = set()
 
     def run(self):
-        """Ask until the supervisor is gone; returns the exit code. SIGTERM just ends it: there is nothing to finish."""
+        """Check until the supervisor is gone; return the exit code. SIGTERM ends it: there is nothing to finish."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -69,11 +80,11 @@ class Checker:
         while self._supervised:
             self._turn()
             if poll.poll(self._pause() * 1000):
-                self._hear()
+                self._read_messages()
         self._log.flush()
         return 0
 
-    def _hear(self):
+    def _read_messages(self):
         messages, gone = self._line.receive()
         for message in messages:
             if "log_level" in message:
@@ -81,186 +92,186 @@ class Checker:
         self._supervised = not gone
 
     def _pause(self):
-        """Return the seconds until there is something to do."""
+        """Return the seconds until the next turn."""
         longest = RETRY if self._log.waiting else BEAT
-        return TICK if self._watches else longest
+        return TICK if self._targets else longest
 
     def _resume(self):
-        """Take up what the region knows from the generation before, and spread the first rounds over an interval."""
+        """Continue from the state of the generation before, and spread the first rounds over an interval."""
         now = self.now()
-        for watch in self._watches:
+        for target in self._targets:
             state = self._region.state
-            # A return path that nobody asks about any more is not broken for ever.
-            path = state("path", watch.number) if watch.source else UNASKED
-            watch.target.resume(state("server", watch.number), path)
-            unknown = state("health", watch.number) == UNKNOWN
-            spread = min(watch.service.health.interval, 0.5) if unknown else watch.service.health.interval
-            self._plan(watch, now + random.uniform(0, spread))
+            # A return path that is no longer probed must not stay broken for ever.
+            path = state("path", target.number) if target.source else UNASKED
+            target.health.resume(state("server", target.number), path)
+            unknown = state("health", target.number) == UNKNOWN
+            spread = min(target.service.health.interval, 0.5) if unknown else target.service.health.interval
+            self._schedule(target, now + random.uniform(0, spread))
 
-    def _plan(self, watch, when):
-        watch.due = when
-        heapq.heappush(self._queue, (when, watch.number, watch))
+    def _schedule(self, target, when):
+        target.due = when
+        heapq.heappush(self._queue, (when, target.number, target))
 
     def _turn(self):
         now = self.now()
         if self._beat is not None:
             self._region.cells[self._beat] = int(now * 1000)
         changed = False
-        still = []
-        self._hear_of_failures(now)
-        for watch in self._under_way:
-            answer = self._contained(watch, watch.look, now)
-            if answer is not None:
-                changed = self._conclude(watch, answer, now) or changed
-            elif watch.round is not None:
-                still.append(watch)
-                changed = self._is_silent(watch, now) or changed
+        still_running = []
+        self._hurry_failed_targets(now)
+        for target in self._running:
+            result = self._guarded(target, target.poll, now)
+            if result is not None:
+                changed = self._finish_round(target, result, now) or changed
+            elif target.round is not None:
+                still_running.append(target)
+                changed = self._suspect_if_silent(target, now) or changed
         while self._queue and self._queue[0][0] <= now:
-            when, _number, watch = heapq.heappop(self._queue)
-            if when == watch.due and watch.round is None:  # else it was brought forward, and this is the old entry
-                self._contained(watch, watch.begin, now)
-                if watch.round is not None:
-                    still.append(watch)
-        self._under_way = still
+            when, _number, target = heapq.heappop(self._queue)
+            if when == target.due and target.round is None:  # else it was rescheduled, and this is the old entry
+                self._guarded(target, target.begin, now)
+                if target.round is not None:
+                    still_running.append(target)
+        self._running = still_running
         if changed:
             self._region.advance(shared_memory.EPOCH_HEALTH)
-            self._look_for_a_common_cause()
+            self._check_local_delivery()
         if self._log.waiting:
             self._log.flush()
 
-    def _contained(self, watch, step, now):
-        """Return what ``step(now)`` of a target returns; a defect ends its round, and no other target's.
-
-        Nothing is known of the target then, and that is what is published.
-        """
+    def _guarded(self, target, step, now):
+        """Return ``step(now)`` of a target. A defect ends its round, and no other target's: it is unknown then."""
         try:
             return step(now)
         except Exception as error:  # noqa: BLE001
-            fields = {"service": watch.service.name, "backend": watch.backend.name, "family": watch.family}
-            self._log.event("defect", level="error", error=repr(error), trace=places(error), **fields)
-        watch.give_up()
+            self._log.event("defect", level="error", error=repr(error), trace=places(error), **_log_fields(target))
+        target.abandon()
         for field in ("server", "path"):
-            self._region.set_state(field, watch.number, UNASKED)
+            self._region.set_state(field, target.number, UNASKED)
         if self._region.has_suspects:
-            self._region.set_state("suspect", watch.number, 0)
-        self._publish(watch, now)
+            self._region.set_state("suspect", target.number, 0)
+        self._publish(target, now)
         self._region.advance(shared_memory.EPOCH_HEALTH)
-        self._plan(watch, now + watch.service.health.interval)
+        self._schedule(target, now + target.service.health.interval)
         return None
 
-    def _clients_say(self):
-        """Return when connects to each target last failed, and when they last took long; both by number."""
+    # -- clients ---------------------------------------------------------------------------------------------------
+
+    def _client_failures(self):
+        """Return by target number when clients' connects last failed, and when they last took long."""
         return tuple(self._region.latest_of_all(field) for field in ("failed", "slow"))
 
-    def _served(self, number):
+    def _last_success(self, number):
         """Return when a client's connect to a target last succeeded."""
         return self._region.latest("succeeded", number) / 1000
 
-    def _hear_of_failures(self, now):
-        """Ask at once where a client's connect has failed since the last look, or takes long."""
+    def _hurry_failed_targets(self, now):
+        """Schedule a round at once where a client's connect has failed since the last turn, or takes long."""
         failures = self._region.total("worker", "failures")
         if failures == self._failures:
             return
         self._failures = failures
-        failed, slow = self._clients_say()
-        for number, watch in self._by_number.items():
+        failed, slow = self._client_failures()
+        for number, target in self._by_number.items():
             has_failed = failed[number] > self._failed[number]
             if (not has_failed and slow[number] <= self._slow[number]) or self._is_suspect(number):
                 continue
-            watch.hurried = True
-            watch.blamed = watch.blamed or has_failed
-            when = max(now, watch.last_begun + SPACING)
-            if watch.round is None and watch.due > when:
-                self._plan(watch, when)
+            target.urgent = True
+            target.client_failed = target.client_failed or has_failed
+            when = max(now, target.last_started + CLIENT_ROUND_SPACING)
+            if target.round is None and target.due > when:
+                self._schedule(target, when)
         self._failed, self._slow = failed, slow
 
     def _is_suspect(self, number):
         return self._region.has_suspects and bool(self._region.state("suspect", number))
 
-    def _is_silent(self, watch, now):
-        """A round goes on: whether it has made a suspect, by silence while a client's connect has failed as well."""
-        if not watch.blamed or not watch.is_silent(now) or self._served(watch.number) >= watch.round.begun:
+    def _suspect_if_silent(self, target, now):
+        """Make a target a suspect if both probes are silent after a client's connect failed; return True if so."""
+        failed = target.client_failed and target.is_silent(now)
+        if not failed or self._last_success(target.number) >= target.round.started:
             return False
-        return self._suspect(watch, True, "no answer")
+        return self._set_suspect(target, True, "no answer")
 
-    def _suspect(self, watch, on, reason=None):
-        """Have workers pass over a target, or not any more; returns whether that is news."""
-        if not self._region.has_suspects or self._is_suspect(watch.number) == on:
+    def _set_suspect(self, target, suspect, reason=None):
+        """Make workers skip a target, or stop that; return whether it changes anything."""
+        if not self._region.has_suspects or self._is_suspect(target.number) == suspect:
             return False
-        self._region.set_state("suspect", watch.number, int(on))
-        fields = {"service": watch.service.name, "backend": watch.backend.name, "family": watch.family}
-        if on:
+        self._region.set_state("suspect", target.number, int(suspect))
+        fields = _log_fields(target)
+        if suspect:
             self._log.event("backend skipped", level="warning", **fields, reason=f"a client's connect failed; {reason}")
         else:
             self._log.event("backend answers again", **fields)
         return True
 
-    def _conclude(self, watch, answer, now):
-        """Take a round's answer; returns whether the target's published state has changed."""
-        region, number, target = self._region, watch.number, watch.target
-        begun, watch.round = watch.round.begun, None
-        real = Experience(self._served(number), region.latest("failed", number) / 1000)
-        well = target.judge(answer, real, begun, now)
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    def _finish_round(self, target, result, now):
+        """Count and publish the result of a round; return whether workers have to read the states again."""
+        region, number, health = self._region, target.number, target.health
+        started, target.round = target.round.started, None
+        clients = ClientConnects(self._last_success(number), region.latest("failed", number) / 1000)
+        good = health.add(result, clients, started, now)
         for field, value in (
-            ("server", target.server.verdict),
-            ("path", target.path.verdict),
-            ("server_errno", answer.server_errno),
-            ("path_errno", answer.path_errno),
+            ("server", health.server.value),
+            ("path", health.path.value),
+            ("server_errno", result.server_errno),
+            ("path_errno", result.path_errno),
             ("checks", region.state("checks", number) + 1),
         ):
             region.set_state(field, number, value)
-        for field, good in (("server_failures", answer.server), ("path_failures", answer.path)):
-            if good is False:
+        for field, answered in (("server_failures", result.server), ("path_failures", result.path)):
+            if answered is False:
                 region.set_state(field, number, region.state(field, number) + 1)
-        interval = watch.service.health.interval * (EARLY if target.wavering else 1.0)
-        self._plan(watch, max(now, begun + interval * random.uniform(1 - JITTER, 1 + JITTER)))
-        changed = self._settle(watch, answer, well, now - begun)
-        return self._publish(watch, now) or changed
+        interval = target.service.health.interval * (EARLY if health.uncertain else 1.0)
+        self._schedule(target, max(now, started + interval * random.uniform(1 - JITTER, 1 + JITTER)))
+        changed = self._update_suspect(target, result, good, now - started)
+        return self._publish(target, now) or changed
 
-    def _settle(self, watch, answer, well, took):
-        """Say whose fault it is that connects of clients failed; returns whether workers have to look at that."""
+    def _update_suspect(self, target, result, good, seconds):
+        """Decide after a round whether the target is a suspect; return whether that changes anything."""
         changed = False
-        if well:
-            watch.usual = took
-            changed = self._suspect(watch, False)
-        elif well is False and watch.blamed:
-            number = answer.path_errno if answer.server else answer.server_errno
-            changed = self._suspect(watch, True, sockets.describe_errno(number))
-        if well is not None:
-            watch.hurried = watch.blamed = False
+        if good:
+            target.usual_time = seconds
+            changed = self._set_suspect(target, False)
+        elif good is False and target.client_failed:
+            number = result.path_errno if result.server else result.server_errno
+            changed = self._set_suspect(target, True, sockets.describe_errno(number))
+        if good is not None:
+            target.urgent = target.client_failed = False
         return changed
 
-    def _publish(self, watch, now):
-        after, number = watch.target.state, watch.number
-        published = self._region.state("health", number)
-        if after == published:
+    def _publish(self, target, now):
+        """Publish and log a target's state; return whether it has changed."""
+        state, number = target.health.state, target.number
+        before = self._region.state("health", number)
+        if state == before:
             return False
         milliseconds = int(now * 1000)
-        self._region.set_state("health", number, after)
+        self._region.set_state("health", number, state)
         self._region.set_state("since", number, milliseconds)
-        if after == UP and published in (BROKEN, DOWN):
+        if state == UP and before in (BROKEN, DOWN):
             self._region.set_state("recovered", number, milliseconds)
         self._log.event(
             "backend state",
-            level="info" if after == UP else "warning",
-            service=watch.service.name,
-            backend=watch.backend.name,
-            family=watch.family,
-            state=shared_memory.STATES[after],
-            before=shared_memory.STATES[published],
+            level="info" if state == UP else "warning",
+            **_log_fields(target),
+            state=shared_memory.STATES[state],
+            before=shared_memory.STATES[before],
             server=self._region.told("server", number),
             return_path=self._region.told("path", number),
-            **({"reason": NO_WAY_BACK.format(watch.source)} if after == BROKEN else {}),
+            **({"reason": RETURN_PATH_BROKEN.format(target.source)} if state == BROKEN else {}),
         )
         return True
 
-    def _look_for_a_common_cause(self):
-        """Say it when no return path of a family is whole: then it is not the backends."""
-        for family in ("ipv4", "ipv6"):
-            asked = [watch for watch in self._watches if watch.family == family and watch.source]
-            broken = [watch for watch in asked if watch.target.path.verdict == UNANSWERED]
-            addresses = {watch.address for watch in asked}
-            all_broken = len(addresses) > 1 and len(broken) == len(asked)
+    def _check_local_delivery(self):
+        """Report local delivery when all return paths of a family are broken: then no backend is at fault."""
+        for family in FAMILIES:
+            probed = [target for target in self._targets if target.family == family and target.source]
+            broken = [target for target in probed if target.health.path.value == UNANSWERED]
+            addresses = {target.address for target in probed}
+            all_broken = len(addresses) > 1 and len(broken) == len(probed)
             if all_broken == (family in self._broken_families):
                 continue
             self._broken_families ^= {family}
@@ -271,18 +282,12 @@ class Checker:
                 )
 
 
-NO_WAY_BACK = (
-    "the backend answers this host, but not {}: its replies to clients take another way, or a filter drops this address"
-    " (then give health.source one that clients could have)"
-)
-LOCAL_DELIVERY = (
-    "the return path of every backend fails at once, so the fault is local delivery on this proxy, not the backends:"
-    " look at its rules and routes (l4proxy keep --dry-run)"
-)
+def _log_fields(target):
+    return {"service": target.service.name, "backend": target.backend.name, "family": target.family}
 
 
-def _watches(config, region):
-    """Yield a Watch for each target of the region, in its order."""
-    found = {(service.name, one.name): (service, one) for service in config.services for one in service.backends}
-    for number, (name, backend_name, family) in enumerate(region.targets):
-        yield Watch(number, *found[name, backend_name], family)
+def all_targets(config, region):
+    """Yield a CheckedTarget for each target of the region, in its order."""
+    backends = {(service.name, one.name): (service, one) for service in config.services for one in service.backends}
+    for number, (service_name, backend_name, family) in enumerate(region.targets):
+        yield CheckedTarget(number, *backends[service_name, backend_name], family)

@@ -1,152 +1,154 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A target under watch by the checker, and one round of its questions."""
+"""One target of the health checker, and one round of probes to it: spoofed first, then from the proxy's own address.
+
+An answer to the spoofed probe tells everything. Only if it does not come soon, the proxy's own address probes too.
+"""
 
 from __future__ import annotations
 
 import errno
 from typing import Any
 
-from .health_probe import TcpQuestion, UdpQuestion
-from .health_state import Answer, Target
+from .health_probe import TcpProbe, UdpProbe
+from .health_state import HealthState, RoundResult
 
-TICK = 0.05  # seconds between two looks at a round under way
-SECOND_QUESTION = 0.5  # part of the timeout after which the own address asks as well
-SILENCE = 2 * TICK  # seconds without an answer that are suspicious; and twice what the last good round took
+TICK = 0.05  # seconds between two polls of a running round
+OWN_PROBE_AFTER = 0.5  # of the timeout: then the own address probes too
+SILENCE = 2 * TICK  # seconds without an answer that are suspicious, on top of twice the time of the last good round
 
-# The spoofed question can be answered by "no": then the path is whole and the server is not up.
+# Refusals of a spoofed probe: the return path works, and the server is not up.
 _REFUSALS = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EBADMSG}
 
 
 class Round:
-    """One round under way: the questions of a target that have not been answered yet."""
+    """One running round: its probes that are not answered yet, and its result so far."""
 
-    def __init__(self, begun, deadline):
-        self.begun = begun
+    def __init__(self, started, deadline):
+        self.started = started
         self.deadline = deadline
-        self.answer = Answer()
-        self.spoofed = None  # question
-        self.own = None
-        self.own_asked = None  # when
+        self.result = RoundResult()
+        self.spoofed = None  # the probe from a client's address
+        self.own = None  # the probe from the proxy's address
+        self.own_started = None  # when
 
     def close(self):
-        """End what is still open."""
-        for question in (self.spoofed, self.own):
-            if question is not None:
-                question.close()
+        """Close the probes."""
+        for probe in (self.spoofed, self.own):
+            if probe is not None:
+                probe.close()
         self.spoofed = self.own = None
 
 
-class Watch:
-    """A target under watch: its rounds, one after the other."""
+class CheckedTarget:
+    """One backend of one service in one family: its health, and its rounds one after the other."""
 
     def __init__(self, number, service, backend, family):
-        health = service.health
-        self.number = number  # of the target in the region
+        self.number = number  # of the target in the shared memory
         self.service = service
         self.backend = backend
         self.family = family
         self.address = backend.address(family)
-        self.source = health.source_of(family)
-        self.target = Target(health.rise, health.fall, window=health.fall * health.interval)
-        self.round: Any = None  # the Round under way
+        self.source = service.health.source_of(family)
+        self.health = self._unknown_health()
+        self.round: Any = None  # the running Round
         self.due = 0.0
-        self.hurried = False  # whether a client's connect has failed, or lasts long, since the last round ended
-        self.blamed = False  # whether one has failed
-        self.last_begun = 0.0
-        self.usual = 0.0  # seconds the last good round took
+        self.urgent = False  # a client's connect has failed, or takes long, since the last round ended
+        self.client_failed = False  # one has failed
+        self.last_started = 0.0
+        self.usual_time = 0.0  # seconds of the last good round
 
-    def ask(self, source):
-        """Return a question from ``source``; raise OSError."""
-        health = self.service.health
-        port = health.port or self.backend.port
+    def _unknown_health(self):
+        options = self.service.health
+        return HealthState(options.rise, options.fall, window=options.fall * options.interval)
+
+    def _probe(self, source):
+        """Return a probe from ``source``; raise OSError."""
+        options = self.service.health
+        port = options.port or self.backend.port
         if self.service.protocol == "udp":
-            request, expect = (text.encode("latin-1") for text in (health.request, health.expect or ""))
-            return UdpQuestion(self.address, port, source, request, expect)
-        return TcpQuestion(self.address, port, source)
+            request, expect = (text.encode("latin-1") for text in (options.request, options.expect or ""))
+            return UdpProbe(self.address, port, source, request, expect)
+        return TcpProbe(self.address, port, source)
 
     def begin(self, now):
-        """Begin a round."""
-        self.last_begun = now
+        """Start a round."""
+        self.last_started = now
         self.round = Round(now, now + self.service.health.timeout)
         if self.source is not None:
             try:
-                self.round.spoofed = self.ask(self.source)
-            except OSError as error:  # EPERM and the like: this host cannot ask it, and that is about no backend
-                self.round.answer.path_errno = error.errno
+                self.round.spoofed = self._probe(self.source)
+            except OSError as error:  # EPERM and the like: this host cannot send it, so no backend is at fault
+                self.round.result.path_errno = error.errno
         if self.round.spoofed is None:
-            self._ask_ourselves(now)
+            self._begin_own_probe(now)
 
-    def _ask_ourselves(self, now):
-        self.round.own_asked = now
+    def _begin_own_probe(self, now):
+        self.round.own_started = now
         try:
-            self.round.own = self.ask(None)
-        except OSError as error:  # ENETUNREACH: no way there
-            self._answered_own(error.errno)
+            self.round.own = self._probe(None)
+        except OSError as error:  # ENETUNREACH: no route
+            self._own_answered(error.errno)
 
-    def look(self, now):
-        """Look at the round under way; returns its Answer when it is over."""
+    def poll(self, now):
+        """Poll the running round; return its RoundResult when it has ended, else None."""
         current = self.round
         if current.spoofed is not None:
             number = current.spoofed.poll()
             if number is not None:
-                self._answered_spoofed(number)
+                self._spoofed_answered(number)
             elif now >= current.deadline:
-                self._answered_spoofed(errno.ETIMEDOUT)
+                self._spoofed_answered(errno.ETIMEDOUT)
         if current.own is not None:
             number = current.own.poll()
             if number is not None:
-                self._answered_own(number)
+                self._own_answered(number)
             elif now >= current.deadline:
-                self._answered_own(errno.ETIMEDOUT)
-        if current.own_asked is None and current.answer.server is None and self._wants_second(now):
-            self._ask_ourselves(now)
-        over = current.spoofed is None and current.own is None
-        if current.answer.server and current.answer.path:
-            over = True
-        if over:
+                self._own_answered(errno.ETIMEDOUT)
+        if current.own_started is None and current.result.server is None and self._own_probe_due(now):
+            self._begin_own_probe(now)
+        ended = current.spoofed is None and current.own is None
+        if ended or (current.result.server and current.result.path):
             current.close()
-            return current.answer
+            return current.result
         return None
 
-    def give_up(self):
-        """End the round, and forget what was known."""
+    def abandon(self):
+        """End the round, and forget the health."""
         if self.round is not None:
             self.round.close()
             self.round = None
-        health = self.service.health
-        self.target = Target(health.rise, health.fall, window=health.fall * health.interval)
-        self.hurried = self.blamed = False
+        self.health = self._unknown_health()
+        self.urgent = self.client_failed = False
 
-    def _wants_second(self, now):
-        current = self.round
-        patience = TICK if self.hurried else SECOND_QUESTION * self.service.health.timeout
-        return current.spoofed is None or now >= current.begun + patience
+    def _own_probe_due(self, now):
+        wait = TICK if self.urgent else OWN_PROBE_AFTER * self.service.health.timeout
+        return self.round.spoofed is None or now >= self.round.started + wait
 
     def is_silent(self, now):
-        """Whether the round under way has met longer silence than is usual, on both questions."""
+        """Return whether both probes of the running round have been unanswered for longer than usual."""
         current = self.round
-        if current.own_asked is None or current.answer.server is not None or current.answer.path:
+        if current.own_started is None or current.result.server is not None or current.result.path:
             return False
-        return now >= max(current.begun + SILENCE, current.own_asked + TICK) + 2 * self.usual
+        return now >= max(current.started + SILENCE, current.own_started + TICK) + 2 * self.usual_time
 
-    def _answered_spoofed(self, number):
+    def _spoofed_answered(self, number):
         current = self.round
         current.spoofed.close()
         current.spoofed = None
-        current.answer.path = number == 0 or number in _REFUSALS
-        current.answer.path_errno = 0 if current.answer.path else number
-        if current.answer.path:
-            current.answer.server = number == 0
-            current.answer.server_errno = number
+        current.result.path = number == 0 or number in _REFUSALS
+        current.result.path_errno = 0 if current.result.path else number
+        if current.result.path:
+            current.result.server = number == 0
+            current.result.server_errno = number
 
-    def _answered_own(self, number):
+    def _own_answered(self, number):
         current = self.round
         if current.own is not None:
             current.own.close()
             current.own = None
-        if current.answer.path:
-            return  # what a client's address was told counts more
-        current.answer.server = number == 0
-        current.answer.server_errno = number
+        if current.result.path:
+            return  # the answer to a client's address counts more
+        current.result.server = number == 0
+        current.result.server_errno = number

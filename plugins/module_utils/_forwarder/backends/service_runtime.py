@@ -95,7 +95,7 @@ class ServiceRuntime:
         backends = self.backends.get(family_of(address))
         if backends is None:
             return next(iter(self.backends.values())), refusal or never_spoofed.FOREIGN_FAMILY, ()
-        return backends, refusal, () if refusal else backends.at(address)
+        return backends, refusal, () if refusal else backends.with_address(address)
 
     def targets(self, listener: Listener) -> dict[str, tuple[tuple[str, int], ...]]:
         """Return {family: ((address, port) of each backend, by index)} for clients of ``listener``."""
@@ -119,7 +119,7 @@ class ServiceRuntime:
         if own_backends:
             index = backends.next(address, tuple(one for one in tried if one not in own_backends), now)
         if index is None:
-            return None, backends.nobody() if tried == own_backends else None
+            return None, backends.refusal() if tried == own_backends else None
         if not self.source.may_be_own:
             backends.release(index)
             self.counters.count("refused")

@@ -16,7 +16,7 @@ import socket
 import sys
 from dataclasses import dataclass, field
 
-from ..backends.health_checker import Checker
+from ..backends.health_checker import HealthChecker
 from ..loop.log import Log
 from . import listeners
 from .channel import FAILED, Channel, pair
@@ -115,7 +115,7 @@ def spawn_checker(generation, listening, logging, now, inherited) -> Child:
     def run(channel):
         listeners.close_all(listening)
         log = Log(**logging, generation=generation.number, role=CHECKER, pid=os.getpid())
-        return Checker(generation.config, log, channel, generation.region).run()
+        return HealthChecker(generation.config, log, channel, generation.region).run()
 
     pid, channel = _spawn(CHECKER, inherited, run)
     return Child(pid, CHECKER, 0, generation.number, SERVING, channel, None, now)

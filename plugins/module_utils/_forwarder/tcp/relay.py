@@ -207,7 +207,7 @@ class Relay(Session):
 
     def report_slow(self, now):
         """Have the health checker look at the backend: the attempt is slow, though it may yet succeed."""
-        self.backends.slow(self.index, now)
+        self.backends.report_slow(self.index, now)
 
     def attempt_timed_out(self):
         """End the attempt after connect_timeout, and try the next backend."""
@@ -315,7 +315,7 @@ class Relay(Session):
         if self.upstream is None:
             runtime.counters.refused(self.cause)
         elif index is not None:
-            self.backends.carried(index, self.upstream.sent, self.client.sent)
+            self.backends.add_bytes(index, self.upstream.sent, self.client.sent)
         log = runtime.service.log
         if log == "all" or (log == "errors" and self.ended != BOTH_CLOSED):
             if self.via is None:

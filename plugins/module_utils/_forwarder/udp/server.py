@@ -241,7 +241,7 @@ class UdpServer:
         service = flow.service
         if service.log == "all" or (service.log == "errors" and reason not in (IDLE, MADE_ROOM)):
             self.loop.log.event("session", **{**flow.summary(self.loop.now()), "ended": reason})
-        flow.backends.carried(flow.index, flow.bytes_to_backend, flow.bytes_to_client)
+        flow.backends.add_bytes(flow.index, flow.bytes_to_backend, flow.bytes_to_client)
         self._forget(flow)
 
     def _forget(self, flow):

@@ -103,7 +103,7 @@ def _go_on(server, record, upstream, listener, backends, index):
     flow.admitted = runtime.gate is not None
     if flow.admitted:
         runtime.gate.readmit(client[0])
-    backends.take(index)
+    backends.adopt(index)
     server.enter(flow, listener, upstream)
     runtime.counters.taken_over()
     return True

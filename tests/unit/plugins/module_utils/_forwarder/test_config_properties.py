@@ -187,7 +187,7 @@ def consume(loaded):
                 assert 0 < number < 2**31 or name == socket.TCP_QUICKACK
         assert timeouts.interval(loaded.services) >= timeouts.SHORTEST
         assert flow_table.interval([service.idle_timeout for service in loaded.services]) > 0
-        for one in health_checker._watches(loaded, region):
+        for one in health_checker.all_targets(loaded, region):
             if one.service.checked:
                 one.begin(1e6)  # its sockets are the fixture's
     assert len(json.dumps([str(one) for service in loaded.services for one in service.listen]).encode())
@@ -201,17 +201,17 @@ def consume(loaded):
 
 
 @pytest.fixture
-def no_questions(monkeypatch):
-    """No question of the checker is sent; what it would send is bytes."""
+def no_probes(monkeypatch):
+    """The checker sends no probe; what it would send is bytes."""
 
-    def question(_address, port, source, *exchange):
+    def probe(_address, port, source, *exchange):
         assert isinstance(port, int)
         assert source is None or "%" not in source
         assert all(isinstance(data, bytes) for data in exchange)
         return SimpleNamespace(poll=lambda: 0, close=lambda: None)
 
-    monkeypatch.setattr(health_round, "TcpQuestion", question)
-    monkeypatch.setattr(health_round, "UdpQuestion", question)
+    monkeypatch.setattr(health_round, "TcpProbe", probe)
+    monkeypatch.setattr(health_round, "UdpProbe", probe)
 
 
 def complete(protocol):
@@ -274,7 +274,7 @@ def complete(protocol):
     }
 
 
-@pytest.mark.usefixtures("no_questions")
+@pytest.mark.usefixtures("no_probes")
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(spoilt_texts, spoilt_numbers, anything), st.sampled_from(defaults.PROTOCOLS))
 def test_what_is_accepted_anywhere_can_be_used_by_all_who_read_it(value, protocol):

@@ -135,7 +135,7 @@ WORKS = {
         host.region, {service.name for service in host.config.services}
     ),
     "worker": Host.start_a_worker,
-    "checker": lambda host: list(health_checker._watches(host.config, host.region)),
+    "checker": lambda host: list(health_checker.all_targets(host.config, host.region)),
     "overrides": lambda host: (host.overrides.publish(host.region), host.overrides.settle(host.config)),
     "account": lambda host: (
         totals.publish_elsewhere(host.region, [host.other]),

@@ -189,4 +189,4 @@ def test_a_common_cause_of_broken_return_paths_is_an_alarm(forwarder):
     assert forwarder.status()["alarms"] == []
     forwarder.regions[0].set_common_cause("ipv6", True)
     (alarm,) = forwarder.status()["alarms"]
-    assert alarm.startswith("ipv6: the return path of every backend fails at once")
+    assert alarm.startswith("ipv6: the return paths of all backends are broken at once")

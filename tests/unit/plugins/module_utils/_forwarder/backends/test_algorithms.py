@@ -28,9 +28,9 @@ class Load:
 
 def make(name, weights, names=None):
     load = Load(len(weights))
-    strategy = algorithms.STRATEGIES[name](names or [f"b{n}" for n in range(len(weights))], list(weights), load)
-    strategy.weights_changed()
-    return strategy, load, tuple(range(len(weights)))
+    algorithm = algorithms.ALGORITHMS[name](names or [f"b{n}" for n in range(len(weights))], list(weights), load)
+    algorithm.weights_changed()
+    return algorithm, load, tuple(range(len(weights)))
 
 
 # The overrides nginx's own documentation of the algorithm and its commit message give.
@@ -45,37 +45,37 @@ TEST_ORDER = [
 
 @pytest.mark.parametrize(("weights", "order"), TEST_ORDER)
 def test_smooth_weighted_round_robin(weights, order):
-    strategy, _load, candidates = make("round_robin", weights)
-    assert "".join(str(strategy.choose(candidates, "")) for _turn in order) == order
+    algorithm, _load, candidates = make("round_robin", weights)
+    assert "".join(str(algorithm.choose(candidates, "")) for _turn in order) == order
 
 
 @pytest.mark.parametrize("weights", [(1, 1, 1), (1, 2, 3), (10, 1)])
 def test_least_connections_fills_by_weight(weights):
-    strategy, load, candidates = make("least_connections", weights)
+    algorithm, load, candidates = make("least_connections", weights)
     for _connection in range(100 * sum(weights)):
-        load.connections[strategy.choose(candidates, "")] += 1
+        load.connections[algorithm.choose(candidates, "")] += 1
     assert load.connections == pytest.approx([100 * weight for weight in weights], abs=1)
 
 
 def test_least_connections_levels_out_what_was_uneven():
-    strategy, load, candidates = make("least_connections", (1, 1, 1))
+    algorithm, load, candidates = make("least_connections", (1, 1, 1))
     load.connections = [50, 0, 10]
     for _connection in range(90):
-        load.connections[strategy.choose(candidates, "")] += 1
+        load.connections[algorithm.choose(candidates, "")] += 1
     assert load.connections == [50, 50, 50]
 
 
 def test_least_connections_shares_short_connections_by_weight():
-    strategy, _load, candidates = make("least_connections", (1, 3))
-    assert Counter(strategy.choose(candidates, "") for _turn in range(40)) == {0: 10, 1: 30}
+    algorithm, _load, candidates = make("least_connections", (1, 3))
+    assert Counter(algorithm.choose(candidates, "") for _turn in range(40)) == {0: 10, 1: 30}
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (1, 3), (1, 2, 5)])
 def test_random_shares_short_connections_by_weight(weights):
     random.seed(5)
-    strategy, _load, candidates = make("random", weights)
+    algorithm, _load, candidates = make("random", weights)
     count = 20_000
-    taken = Counter(strategy.choose(candidates, "") for _turn in range(count))
+    taken = Counter(algorithm.choose(candidates, "") for _turn in range(count))
     for index, weight in enumerate(weights):
         # Four standard deviations of a binomial distribution.
         part = weight / sum(weights)
@@ -85,31 +85,31 @@ def test_random_shares_short_connections_by_weight(weights):
 def test_random_with_two_choices_is_far_more_even_than_one():
     """n balls into n bins: one choice fills the fullest with about 6 at n = 1000, two choices with 3 or 4."""
     random.seed(6)
-    strategy, load, candidates = make("random", [1] * 1000)
+    algorithm, load, candidates = make("random", [1] * 1000)
     for _connection in range(1000):
-        load.connections[strategy.choose(candidates, "")] += 1
+        load.connections[algorithm.choose(candidates, "")] += 1
     assert max(load.connections) <= 4
 
 
 def test_random_takes_the_only_candidate():
-    strategy, load, _candidates = make("random", (1, 1))
+    algorithm, load, _candidates = make("random", (1, 1))
     load.connections = [100, 0]
-    assert {strategy.choose((0,), "") for _turn in range(10)} == {0}
+    assert {algorithm.choose((0,), "") for _turn in range(10)} == {0}
 
 
 @pytest.mark.parametrize("weights", [(1, 1, 1, 1), (1, 2), (3, 1, 1), (1000, 3000)])
 def test_source_hash_shares_clients_by_weight(weights):
-    strategy, _load, candidates = make("source_hash", weights)
-    taken = Counter(strategy.choose(candidates, client) for client in CLIENTS)
+    algorithm, _load, candidates = make("source_hash", weights)
+    taken = Counter(algorithm.choose(candidates, client) for client in CLIENTS)
     for index, weight in enumerate(weights):
         assert taken[index] / len(CLIENTS) == pytest.approx(weight / sum(weights), rel=0.25)
 
 
 def test_source_hash_loses_only_the_clients_of_the_one_that_is_gone():
-    strategy, _load, candidates = make("source_hash", [1] * 10)
-    before = {client: strategy.choose(candidates, client) for client in CLIENTS}
+    algorithm, _load, candidates = make("source_hash", [1] * 10)
+    before = {client: algorithm.choose(candidates, client) for client in CLIENTS}
     left = tuple(index for index in candidates if index != 4)
-    after = {client: strategy.choose(left, client) for client in CLIENTS}
+    after = {client: algorithm.choose(left, client) for client in CLIENTS}
     moved = [client for client in CLIENTS if before[client] != after[client]]
     assert all(before[client] == 4 for client in moved)
     assert len(moved) / len(CLIENTS) == pytest.approx(1 / 10, rel=0.25)
@@ -139,14 +139,14 @@ TEST_FIXED = [("203.0.113.7", 2), ("203.0.113.8", 1), ("2001:db8::7", 0), ("198.
 
 @pytest.mark.parametrize(("client", "index"), TEST_FIXED)
 def test_source_hash_is_fixed(client, index):
-    strategy, _load, candidates = make("source_hash", (1, 1, 1), ["web1", "web2", "web3"])
-    assert strategy.choose(candidates, client) == index
+    algorithm, _load, candidates = make("source_hash", (1, 1, 1), ["web1", "web2", "web3"])
+    assert algorithm.choose(candidates, client) == index
 
 
 def test_the_ring_is_bounded_whatever_the_weights_are():
-    strategy, _load, candidates = make("source_hash", (65535, 1, 1))
-    assert len(strategy._points) <= algorithms.MOST_POINTS + 2
-    taken = Counter(strategy.choose(candidates, client) for client in CLIENTS)
+    algorithm, _load, candidates = make("source_hash", (65535, 1, 1))
+    assert len(algorithm._points) <= algorithms.MAX_POINTS + 2
+    taken = Counter(algorithm.choose(candidates, client) for client in CLIENTS)
     assert taken[0] > 0.99 * len(CLIENTS)
 
 
@@ -159,11 +159,11 @@ some_weights = st.lists(st.integers(1, 20), min_size=1, max_size=6)
     st.data(),
 )
 def test_source_hash_moves_nobody_but_the_clients_of_those_that_are_gone(weights, clients, data):
-    strategy, _load, everybody = make("source_hash", weights)
-    first = {client: strategy.choose(everybody, client) for client in clients}
+    algorithm, _load, everybody = make("source_hash", weights)
+    first = {client: algorithm.choose(everybody, client) for client in clients}
     left = data.draw(st.lists(st.sampled_from(everybody), min_size=1, unique=True))
     for client in clients:
-        moved = strategy.choose(tuple(left), client)
+        moved = algorithm.choose(tuple(left), client)
         assert moved in left
         assert moved == first[client] or first[client] not in left
     order = data.draw(st.permutations(everybody))
@@ -173,17 +173,17 @@ def test_source_hash_moves_nobody_but_the_clients_of_those_that_are_gone(weights
 
 @given(some_weights, st.integers(1, 200))
 def test_round_robin_is_never_more_than_one_round_from_its_weights(weights, turns):
-    strategy, _load, candidates = make("round_robin", weights)
-    found = Counter(strategy.choose(candidates, "") for _turn in range(turns))
+    algorithm, _load, candidates = make("round_robin", weights)
+    found = Counter(algorithm.choose(candidates, "") for _turn in range(turns))
     for index, weight in enumerate(weights):
         assert abs(found[index] - turns * weight / sum(weights)) < len(weights)
 
 
 @given(some_weights, st.data())
 def test_least_connections_gives_to_nobody_who_has_more_to_do_than_another(weights, data):
-    strategy, load, candidates = make("least_connections", weights)
+    algorithm, load, candidates = make("least_connections", weights)
     for _step in range(data.draw(st.integers(1, 60))):
-        index = strategy.choose(candidates, "")
+        index = algorithm.choose(candidates, "")
         assert load.connections[index] / weights[index] == min(
             connections / weight for connections, weight in zip(load.connections, weights)
         )

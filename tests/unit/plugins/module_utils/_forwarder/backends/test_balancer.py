@@ -10,7 +10,7 @@ import errno
 from collections import Counter
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import balancer, health_state
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import balancer, passive_health
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
@@ -72,7 +72,7 @@ def test_a_full_round_gives_each_backend_exactly_its_weight(weights):
         assert some.shares(sum(weights)) == dict(enumerate(weights))
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from(sorted(balancer.STRATEGIES)), st.data())
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from(sorted(balancer.ALGORITHMS)), st.data())
 def test_one_connection_never_gets_the_same_backend_twice_and_gets_all(weights, balance, data):
     some = Some(*weights, balance=balance)
     now, tried = 0.0, ()
@@ -92,7 +92,7 @@ def test_where_nothing_can_be_asked_a_backend_that_fails_is_skipped_by_all_then_
     some = Some(1, 1, **UNCHECKED)
     assert some.fail(0, 100.0) == balancer.SKIPPED
     due = 100.0
-    for length in (health_state.FIRST, health_state.SKIP, health_state.SKIP):
+    for length in (passive_health.FIRST_SKIP, passive_health.SKIP, passive_health.SKIP):
         assert {some.next(OTHER, (), due + part * length) for part in (0, 0.5, 0.99)} == {1}
         due += length
         turns = [some.next(f"203.0.113.{turn}", (), due) for turn in range(100, 110)]
@@ -100,7 +100,7 @@ def test_where_nothing_can_be_asked_a_backend_that_fails_is_skipped_by_all_then_
         due += 1
         assert some.fail(0, due, "203.0.113.9") is None, "it was known already"
     assert some.connected(OTHER, 0, 0.001, due + 4) is True
-    assert not some.health.skipping
+    assert not some.health.any_skipped
     assert some.shares(10, due + 5, OTHER) == {0: 5, 1: 5}
 
 
@@ -108,10 +108,12 @@ def test_where_nothing_can_be_asked_a_backend_that_fails_is_skipped_by_all_then_
 def test_where_nothing_can_be_asked_a_backend_that_serves_another_is_skipped_by_nobody_else(worker):
     some = Some(1, 1, **UNCHECKED)
     (some if worker == "own" else some.sibling).connected(OTHER, 0, 0.001, 100.0)
-    assert some.fail(0, 100.0 + health_state.PROOF) == balancer.SKIPPED_ALONE
+    assert some.fail(0, 100.0 + passive_health.SUCCESS_PROOF) == balancer.SKIPPED_ALONE
     assert some.shares(4, 101.0, OTHER) == {0: 2, 1: 2}
     assert some.shares(4, 101.0) == {1: 4}
-    assert some.fail(0, 102.0 + health_state.PROOF, "203.0.113.9") == balancer.SKIPPED, "for so long nobody was served"
+    assert some.fail(0, 102.0 + passive_health.SUCCESS_PROOF, "203.0.113.9") == balancer.SKIPPED, (
+        "for so long nobody was served"
+    )
     assert some.shares(4, 103.1, OTHER) == {1: 4}
 
 
@@ -137,7 +139,7 @@ def test_a_client_that_fails_is_given_another_backend_and_nobody_else_is():
         assert some.fail(0, now) is None, "it was known already"
     assert some.connected(CLIENT, 0, 0.001, now + 60) is False, "nobody else had skipped it"
     assert some.shares(10, now + 60) == {0: 5, 1: 5}
-    assert some.health.alone == {}
+    assert some.health.failed_for == {}
 
 
 def test_a_client_that_fails_everywhere_is_given_all_the_same():
@@ -150,10 +152,10 @@ def test_a_client_that_fails_everywhere_is_given_all_the_same():
 
 def test_clients_that_failed_are_forgotten_when_there_are_too_many():
     some = Some(1, 1)
-    for number in range(health_state.MOST_CLIENTS + 1):
+    for number in range(passive_health.MAX_CLIENTS + 1):
         some.fail(0, 1.0, f"2001:db8::{number:x}")
-    assert len(some.health.alone) == health_state.MOST_CLIENTS
-    assert "2001:db8::0" not in some.health.alone
+    assert len(some.health.failed_for) == passive_health.MAX_CLIENTS
+    assert "2001:db8::0" not in some.health.failed_for
 
 
 def test_a_suspect_is_passed_over_by_all_while_any_other_is_left_and_acquits_its_clients():
@@ -161,7 +163,7 @@ def test_a_suspect_is_passed_over_by_all_while_any_other_is_left_and_acquits_its
     some.fail(0, 1.0)
     some.set(0, suspect=1)
     assert some.shares(2) == some.shares(2, client=OTHER) == {1: 2}
-    assert some.health.alone == {}, "it was not the client"
+    assert some.health.failed_for == {}, "it was not the client"
     some.set(1, suspect=1)
     assert some.shares(2) == {2: 2}, "a backup that is well goes before"
     some.set(2, suspect=1)
@@ -185,7 +187,7 @@ def test_what_a_record_of_an_earlier_version_has_no_place_for_is_not_looked_for(
     record["fields"]["target"].remove("slow")
     region = shared_memory.Region(record)
     old = balancer.Backends(some.service, "ipv4", region, 0)
-    old.slow(0, 1.0)
+    old.report_slow(0, 1.0)
     assert old.failed(CLIENT, 0, errno.ETIMEDOUT, 1.0, True) == balancer.SKIPPED
     assert old.next(OTHER, (), 1.0) == 1
     assert region.latest_of_all("slow") == [0, 0]
@@ -202,7 +204,7 @@ def test_when_all_fail_all_are_tried():
 def test_what_this_host_lacks_is_no_backends_fault():
     some = Some(1, 1)
     assert some.failed(CLIENT, 0, errno.EMFILE, 1.0, False) is None
-    assert some.health.alone == {}
+    assert some.health.failed_for == {}
     assert some.region.total("target", "failed_local", 0) == 1
 
 
@@ -230,7 +232,7 @@ def test_when_all_are_down(on_all_down, taken):
         some.set(index, health=shared_memory.DOWN)
     assert some.shares(4) == taken
     if on_all_down == "refuse":
-        assert some.nobody() == balancer.NOBODY
+        assert some.refusal() == balancer.NONE_UP
 
 
 @pytest.mark.parametrize("options", [{}, UNCHECKED], ids=["checked", "unchecked"])
@@ -276,7 +278,7 @@ def test_a_limit_passes_on_to_the_next_and_then_refuses():
     held = [some.next(CLIENT, (), 1.0) for _connection in range(3)]
     assert sorted(held) == [0, 1, 1]
     assert some.next(CLIENT, (), 1.0) is None
-    assert some.nobody() == balancer.ALL_FULL
+    assert some.refusal() == balancer.ALL_FULL
     some.release(0)
     assert some.next(CLIENT, (), 1.0) == 0
 
@@ -324,7 +326,7 @@ def test_counts():
     total = some.region.total
     assert total("target", "active", index) == 1
     some.connected(CLIENT, index, 0.0007, 1.5)
-    some.carried(index, 10, 20)
+    some.add_bytes(index, 10, 20)
     some.release(index)
     values = [total("target", name, index) for name in ("active", "connections", "bytes_to_backend", "bytes_to_client")]
     assert values == [0, 1, 10, 20]

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import health_checker, health_round
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_state import Answer
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_state import RoundResult
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
@@ -32,15 +32,15 @@ class Network:
         self.open = 0
         self.cannot = {}  # source -> the error its question fails with
 
-    def question(self, address, _port, source, *exchange):
+    def probe(self, address, _port, source, *exchange):
         if source in self.cannot:
             raise OSError(self.cannot[source], "cannot")
         self.asked.append((address, source, *exchange))
         self.open += 1
-        return Question(self, self.says.get((address, source is not None), 0))
+        return Probe(self, self.says.get((address, source is not None), 0))
 
 
-class Question:
+class Probe:
     def __init__(self, network, number):
         self._network = network
         self._number = number
@@ -68,8 +68,8 @@ class Log:
 @pytest.fixture
 def network(monkeypatch):
     network = Network()
-    monkeypatch.setattr(health_round, "TcpQuestion", network.question)
-    monkeypatch.setattr(health_round, "UdpQuestion", network.question)
+    monkeypatch.setattr(health_round, "TcpProbe", network.probe)
+    monkeypatch.setattr(health_round, "UdpProbe", network.probe)
     monkeypatch.setattr(health_checker.random, "uniform", lambda first, last: (first + last) / 2)
     yield network
     assert network.open == 0, "a question was left open"
@@ -90,7 +90,7 @@ class Run:
         config = Config(proxy_id=1, services=services)
         self.region = region or shared_memory.Region(shared_memory.describe(config, 1))
         self.log = Log()
-        self.checker = health_checker.Checker(config, self.log, None, self.region)
+        self.checker = health_checker.HealthChecker(config, self.log, None, self.region)
         self.time = 1000.0
         self.checker.now = lambda: self.time
         self.checker._resume()
@@ -105,7 +105,7 @@ class Run:
         return [shared_memory.STATES[self.region.state("health", number)] for number in range(len(self.region.targets))]
 
     def end(self):
-        for one in self.checker._under_way:
+        for one in self.checker._running:
             one.round.close()
         self.region.close()
 
@@ -130,14 +130,14 @@ B, C, V6 = "198.18.0.21", "198.18.0.22", "2001:db8::21"
 # What the spoofed question and the one from our own address are told: what a round makes of it, and whether the second
 # was asked at all.
 TEST_ROUNDS = [
-    ("well", 0, 0, Answer(True, True, 0, 0), False),
-    ("refused, all the way back", REFUSED, 0, Answer(False, True, REFUSED, 0), False),
-    ("reset", RESET, 0, Answer(False, True, RESET, 0), False),
-    ("the wrong answer", errno.EBADMSG, 0, Answer(False, True, errno.EBADMSG, 0), False),
-    ("the way back is broken", SILENCE, 0, Answer(True, False, 0, SILENCE), True),
-    ("unreachable for clients", UNREACHABLE, 0, Answer(True, False, 0, UNREACHABLE), True),
-    ("nobody is there", SILENCE, SILENCE, Answer(False, False, SILENCE, SILENCE), True),
-    ("refused to us, silent to clients", SILENCE, REFUSED, Answer(False, False, REFUSED, SILENCE), True),
+    ("well", 0, 0, RoundResult(True, True, 0, 0), False),
+    ("refused, all the way back", REFUSED, 0, RoundResult(False, True, REFUSED, 0), False),
+    ("reset", RESET, 0, RoundResult(False, True, RESET, 0), False),
+    ("the wrong answer", errno.EBADMSG, 0, RoundResult(False, True, errno.EBADMSG, 0), False),
+    ("the way back is broken", SILENCE, 0, RoundResult(True, False, 0, SILENCE), True),
+    ("unreachable for clients", UNREACHABLE, 0, RoundResult(True, False, 0, UNREACHABLE), True),
+    ("nobody is there", SILENCE, SILENCE, RoundResult(False, False, SILENCE, SILENCE), True),
+    ("refused to us, silent to clients", SILENCE, REFUSED, RoundResult(False, False, REFUSED, SILENCE), True),
 ]
 
 
@@ -146,12 +146,12 @@ TEST_ROUNDS = [
 )
 def test_a_round(network, start, spoofed, own, answer, second):
     network.says = {(B, True): spoofed, (B, False): own}
-    (watch,) = start(service(B)).checker._watches
-    watch.begin(0.0)
+    (target,) = start(service(B)).checker._targets
+    target.begin(0.0)
     found, now = None, 0.0
     while found is None:
         assert now <= HEALTH.timeout + health_checker.TICK, "a round ends at its timeout"
-        found = watch.look(now)
+        found = target.poll(now)
         now += health_checker.TICK
     assert found == answer
     assert network.asked == [(B, SOURCES[0])] + [(B, None)] * second
@@ -160,16 +160,16 @@ def test_a_round(network, start, spoofed, own, answer, second):
 def test_what_this_host_cannot_ask_is_no_backends_fault(network, start):
     """Without CAP_NET_RAW the own address asks alone, and nothing is said of return paths."""
     network.cannot = {SOURCES[0]: errno.EPERM}
-    (watch,) = start(service(B)).checker._watches
-    watch.begin(0.0)
-    assert watch.look(0.0) == Answer(True, None, 0, errno.EPERM)
+    (target,) = start(service(B)).checker._targets
+    target.begin(0.0)
+    assert target.poll(0.0) == RoundResult(True, None, 0, errno.EPERM)
 
 
 def test_without_a_way_there_at_all_the_server_is_not_up(network, start):
     network.cannot = {SOURCES[0]: errno.ENETUNREACH, None: errno.ENETUNREACH}
-    (watch,) = start(service(B)).checker._watches
-    watch.begin(0.0)
-    assert watch.look(0.0) == Answer(False, None, errno.ENETUNREACH, errno.ENETUNREACH)
+    (target,) = start(service(B)).checker._targets
+    target.begin(0.0)
+    assert target.poll(0.0) == RoundResult(False, None, errno.ENETUNREACH, errno.ENETUNREACH)
 
 
 def test_an_exchange_is_sent_as_it_is_written(network, start):
@@ -288,7 +288,7 @@ def test_however_many_clients_fail_a_backend_is_asked_five_times_a_second(networ
     for _turn in range(int(2 / health_checker.TICK)):
         succeed(run, 0, "failed")
         run.turn(health_checker.TICK)
-    assert len(network.asked) - asked == pytest.approx(2 / health_checker.SPACING, abs=2)
+    assert len(network.asked) - asked == pytest.approx(2 / health_checker.CLIENT_ROUND_SPACING, abs=2)
     assert run.log.named("backend skipped") == []
 
 
@@ -369,7 +369,7 @@ def test_a_backend_that_is_slow_to_answer_is_no_suspect_for_that(network, start,
         begun = pending.setdefault(question, run.time)
         return None if run.time - begun < 0.3 else 0
 
-    monkeypatch.setattr(Question, "poll", poll)
+    monkeypatch.setattr(Probe, "poll", poll)
     run.turn(12.0)
     succeed(run, 0, "failed")
     for _turn in range(40):
@@ -432,12 +432,12 @@ def test_a_return_path_that_nobody_asks_about_any_more_is_not_broken_for_ever(ne
     assert successor.states() == ["up", "up"]
 
 
-@pytest.mark.parametrize("where", ["begin", "look"])
+@pytest.mark.parametrize("where", ["begin", "poll"])
 def test_a_defect_in_one_target_is_logged_and_the_others_are_asked_on(network, start, monkeypatch, where):
     run = start(service(B, C))
     run.turn(6)
     assert run.states() == ["up", "up"]
-    spoilt = run.checker._watches[0]
+    spoilt = run.checker._targets[0]
 
     def step(now):
         raise UnicodeEncodeError("latin-1", "€", 0, 1, "no byte")

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One question to a server on loopback: what it makes of an answer, a refusal and silence; and what it leaves."""
+"""One probe to a server on loopback: what it makes of an answer, a refusal and silence; and what it leaves."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import time
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_probe import (
-    TcpQuestion,
-    UdpQuestion,
+    TcpProbe,
+    UdpProbe,
 )
 
 ADDRESSES = ["127.0.0.1", "::1"]
@@ -24,10 +24,10 @@ def family_of(address):
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def answer(question):
+def answer(probe):
     """Look until there is one, as the checker does."""
     deadline = time.monotonic() + PATIENCE
-    while (number := question.poll()) is None:
+    while (number := probe.poll()) is None:
         assert time.monotonic() < deadline, "no answer"
         time.sleep(0.001)
     return number
@@ -56,11 +56,11 @@ def nothing_left():
 
 
 def test_a_handshake_is_a_good_answer_and_leaves_by_reset(tcp):
-    question = TcpQuestion(*tcp.getsockname()[:2], None)
-    assert answer(question) == 0
-    assert question.poll() == 0, "an answer stays"
+    probe = TcpProbe(*tcp.getsockname()[:2], None)
+    assert answer(probe) == 0
+    assert probe.poll() == 0, "an answer stays"
     accepted, _peer = tcp.accept()
-    question.close()
+    probe.close()
     with accepted, pytest.raises(ConnectionResetError):
         accepted.recv(1)
 
@@ -68,20 +68,20 @@ def test_a_handshake_is_a_good_answer_and_leaves_by_reset(tcp):
 def test_a_port_where_nobody_listens_refuses(tcp):
     address = tcp.getsockname()[:2]
     tcp.close()
-    question = TcpQuestion(*address, None)
-    assert answer(question) == errno.ECONNREFUSED
-    assert question.poll() == errno.ECONNREFUSED
-    question.close()
+    probe = TcpProbe(*address, None)
+    assert answer(probe) == errno.ECONNREFUSED
+    assert probe.poll() == errno.ECONNREFUSED
+    probe.close()
 
 
 def test_a_handshake_that_is_not_answered_stays_open(tcp):
     """A server whose accept queue is full drops what comes (tcp(7), listen(2))."""
     tcp.listen(0)
-    others = [TcpQuestion(*tcp.getsockname()[:2], None) for _place in range(4)]
-    question = TcpQuestion(*tcp.getsockname()[:2], None)
+    others = [TcpProbe(*tcp.getsockname()[:2], None) for _place in range(4)]
+    probe = TcpProbe(*tcp.getsockname()[:2], None)
     time.sleep(0.05)
-    assert question.poll() is None
-    for one in (*others, question):
+    assert probe.poll() is None
+    for one in (*others, probe):
         one.close()
 
 
@@ -98,36 +98,36 @@ TEST_ANSWERS = [
 
 @pytest.mark.parametrize(("data", "expect", "number"), TEST_ANSWERS)
 def test_an_answer_has_to_begin_as_expected(udp, data, expect, number):
-    question = UdpQuestion(*udp.getsockname()[:2], None, b"\x00PING\xff", expect)
+    probe = UdpProbe(*udp.getsockname()[:2], None, b"\x00PING\xff", expect)
     request, peer = udp.recvfrom(100)
     assert request == b"\x00PING\xff"
-    assert question.poll() is None, "nothing has come yet"
+    assert probe.poll() is None, "nothing has come yet"
     udp.sendto(data, peer)
-    assert answer(question) == number
-    question.close()
+    assert answer(probe) == number
+    probe.close()
 
 
 def test_what_others_send_is_no_answer(udp):
-    question = UdpQuestion(*udp.getsockname()[:2], None, b"PING", b"PONG")
+    probe = UdpProbe(*udp.getsockname()[:2], None, b"PING", b"PONG")
     _request, peer = udp.recvfrom(100)
     with socket.socket(udp.family, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(b"PONG", peer)
-    assert question.poll() is None
-    question.close()
+    assert probe.poll() is None
+    probe.close()
 
 
 def test_icmp_says_that_a_udp_port_is_closed(udp):
     address = udp.getsockname()[:2]
     udp.close()
-    question = UdpQuestion(*address, None, b"PING", b"")
-    assert answer(question) == errno.ECONNREFUSED
-    question.close()
+    probe = UdpProbe(*address, None, b"PING", b"")
+    assert answer(probe) == errno.ECONNREFUSED
+    probe.close()
 
 
 def test_what_the_kernel_refuses_is_an_answer_over_tcp_and_an_error_over_udp():
     """A broadcast address takes no connection, and no datagram without SO_BROADCAST."""
-    question = TcpQuestion("255.255.255.255", 80, None)
-    assert question.poll() == errno.ENETUNREACH
-    question.close()
+    probe = TcpProbe("255.255.255.255", 80, None)
+    assert probe.poll() == errno.ENETUNREACH
+    probe.close()
     with pytest.raises(OSError, match=r"Permission denied|unreachable"):
-        UdpQuestion("255.255.255.255", 53, None, b"x", b"")
+        UdpProbe("255.255.255.255", 53, None, b"x", b"")

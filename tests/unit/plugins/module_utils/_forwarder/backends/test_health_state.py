@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_state import (
-    Answer,
-    Experience,
-    Question,
-    Target,
+    ClientConnects,
+    HealthState,
+    RoundResult,
+    Verdict,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.shared_memory import (
     ANSWERED,
@@ -24,8 +24,13 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters
 from hypothesis import given
 from hypothesis import strategies as st
 
-NOTHING = Experience()
-WELL, SILENT, REFUSED, BROKEN_PATH = Answer(True, True), Answer(False, False), Answer(False, True), Answer(True, False)
+NOTHING = ClientConnects()
+WELL, SILENT, REFUSED, BROKEN_PATH = (
+    RoundResult(True, True),
+    RoundResult(False, False),
+    RoundResult(False, True),
+    RoundResult(True, False),
+)
 
 # rise 2, fall 3; each letter is one answer, the verdict after it below.
 TEST_VERDICTS = [
@@ -41,14 +46,14 @@ TEST_VERDICTS = [
 
 @pytest.mark.parametrize(("answers", "verdicts"), TEST_VERDICTS)
 def test_rise_and_fall(answers, verdicts):
-    question = Question(rise=2, fall=3)
+    verdict = Verdict(rise=2, fall=3)
     letters = {UNASKED: "?", ANSWERED: "A", UNANSWERED: "U"}
     seen = ""
     for answer in answers:
-        question.note(answer == "y")
-        seen += letters[question.verdict]
+        verdict.add(answer == "y")
+        seen += letters[verdict.value]
     assert seen == verdicts
-    assert question.failures == answers.count("n")
+    assert verdict.failures == answers.count("n")
 
 
 # rise 1, fall 1: the state after one round that began at 90 and ended at 100; a success outranks for 6 s.
@@ -57,28 +62,28 @@ TEST_STATES = [
     ("nobody is there", SILENT, NOTHING, DOWN),
     ("the port is closed, and a client would be told so", REFUSED, NOTHING, DOWN),
     ("clients' replies go astray", BROKEN_PATH, NOTHING, BROKEN),
-    ("a firewall admits clients and not the proxy", Answer(True, True), NOTHING, UP),
-    ("only the own address can ask", Answer(server=True), NOTHING, UP),
-    ("only the own address can ask, in vain", Answer(server=False), NOTHING, DOWN),
-    ("a client succeeded a moment ago", BROKEN_PATH, Experience(succeeded=95.0), UP),
-    ("a client succeeded before that, but not long ago", BROKEN_PATH, Experience(succeeded=86.5), BROKEN),
-    ("a client succeeded within the window", Answer(True, False), Experience(succeeded=94.5, failed=80.0), UP),
-    ("a client succeeded, and another one failed", BROKEN_PATH, Experience(succeeded=95.0, failed=96.0), UP),
-    ("a client failed after the last success", BROKEN_PATH, Experience(succeeded=89.0, failed=91.0), BROKEN),
-    ("a client was served while we asked in vain", SILENT, Experience(succeeded=91.0), UP),
-    ("a client was served just before the server died", SILENT, Experience(succeeded=89.0), DOWN),
+    ("a firewall admits clients and not the proxy", RoundResult(True, True), NOTHING, UP),
+    ("only the own address can ask", RoundResult(server=True), NOTHING, UP),
+    ("only the own address can ask, in vain", RoundResult(server=False), NOTHING, DOWN),
+    ("a client succeeded a moment ago", BROKEN_PATH, ClientConnects(succeeded=95.0), UP),
+    ("a client succeeded before that, but not long ago", BROKEN_PATH, ClientConnects(succeeded=86.5), BROKEN),
+    ("a client succeeded within the window", RoundResult(True, False), ClientConnects(succeeded=94.5, failed=80.0), UP),
+    ("a client succeeded, and another one failed", BROKEN_PATH, ClientConnects(succeeded=95.0, failed=96.0), UP),
+    ("a client failed after the last success", BROKEN_PATH, ClientConnects(succeeded=89.0, failed=91.0), BROKEN),
+    ("a client was served while we asked in vain", SILENT, ClientConnects(succeeded=91.0), UP),
+    ("a client was served just before the server died", SILENT, ClientConnects(succeeded=89.0), DOWN),
 ]
 
 
 @pytest.mark.parametrize(("answer", "real", "state"), [row[1:] for row in TEST_STATES], ids=[r[0] for r in TEST_STATES])
 def test_states(answer, real, state):
-    target = Target(rise=1, fall=1, window=6.0)
-    assert target.state == UNKNOWN
-    target.judge(answer, real, begun=90.0, now=100.0)
-    assert target.state == state
+    health = HealthState(rise=1, fall=1, window=6.0)
+    assert health.state == UNKNOWN
+    health.add(answer, real, started=90.0, now=100.0)
+    assert health.state == state
 
 
-# rise 1, fall 1; rounds of a second, 10 s apart, whose spoofed question is not answered; a success outranks for 25 s.
+# rise 1, fall 1; rounds of a second, 10 s apart, whose spoofed verdict is not answered; a success outranks for 25 s.
 TEST_SILENCES = [
     ("a client is served in this silence, and others fail", 25.0, 15.0, 19.0, UP),
     ("the same, but too long ago", 15.0, 1.0, 19.0, BROKEN),
@@ -91,63 +96,63 @@ TEST_SILENCES = [
     ("window", "succeeded", "failed", "state"), [row[1:] for row in TEST_SILENCES], ids=[r[0] for r in TEST_SILENCES]
 )
 def test_a_silence_in_which_clients_are_served_is_about_the_probe(window, succeeded, failed, state):
-    target, zero = Target(rise=1, fall=1, window=window), 1000.0
+    health, zero = HealthState(rise=1, fall=1, window=window), 1000.0
     for begun in (0.0, 10.0, 20.0):
-        real = Experience(
+        real = ClientConnects(
             succeeded=zero + succeeded if succeeded < begun else 0.0, failed=zero + failed if failed < begun else 0.0
         )
-        target.judge(BROKEN_PATH, real, zero + begun, zero + begun + 1.0)
-    assert target.state == state
+        health.add(BROKEN_PATH, real, zero + begun, zero + begun + 1.0)
+    assert health.state == state
 
 
 def test_a_server_that_is_down_says_nothing_of_its_return_path():
-    target = Target(rise=1, fall=1, window=6.0)
-    target.judge(WELL, NOTHING, 0.0, 1.0)
-    target.judge(SILENT, NOTHING, 2.0, 3.0)
-    assert (target.state, target.path.verdict) == (DOWN, ANSWERED)
-    target.judge(WELL, NOTHING, 4.0, 5.0)
-    assert target.state == UP
+    health = HealthState(rise=1, fall=1, window=6.0)
+    health.add(WELL, NOTHING, 0.0, 1.0)
+    health.add(SILENT, NOTHING, 2.0, 3.0)
+    assert (health.state, health.path.value) == (DOWN, ANSWERED)
+    health.add(WELL, NOTHING, 4.0, 5.0)
+    assert health.state == UP
 
 
 def test_a_target_in_doubt_wants_its_next_round_soon():
-    target = Target(rise=2, fall=3, window=6.0)
-    target.judge(WELL, NOTHING, 0.0, 1.0)
-    assert not target.wavering
-    target.judge(BROKEN_PATH, NOTHING, 2.0, 3.0)
-    assert target.wavering
-    target.judge(WELL, NOTHING, 4.0, 5.0)
-    assert not target.wavering
+    health = HealthState(rise=2, fall=3, window=6.0)
+    health.add(WELL, NOTHING, 0.0, 1.0)
+    assert not health.uncertain
+    health.add(BROKEN_PATH, NOTHING, 2.0, 3.0)
+    assert health.uncertain
+    health.add(WELL, NOTHING, 4.0, 5.0)
+    assert not health.uncertain
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.lists(st.booleans(), max_size=60))
 def test_a_verdict_changes_after_rise_or_fall_answers_in_a_row_and_never_before(rise, fall, answers):
-    question, before = Question(rise, fall), UNASKED
+    verdict, before = Verdict(rise, fall), UNASKED
     for place, good in enumerate(answers, 1):
-        question.note(good)
-        if question.verdict != before:
+        verdict.add(good)
+        if verdict.value != before:
             needed = fall if not good else 1 if before == UNASKED else rise
             assert answers[max(0, place - needed) : place] == [good] * needed
-            assert question.verdict == (ANSWERED if good else UNANSWERED)
-            before = question.verdict
+            assert verdict.value == (ANSWERED if good else UNANSWERED)
+            before = verdict.value
         in_a_row = next((n for n, one in enumerate(answers[:place][::-1]) if one != good), place)
-        assert in_a_row < (rise if good else fall) or question.verdict == (ANSWERED if good else UNANSWERED)
-        assert question.wavering == (question.verdict == UNASKED or good != (question.verdict == ANSWERED))
+        assert in_a_row < (rise if good else fall) or verdict.value == (ANSWERED if good else UNANSWERED)
+        assert verdict.uncertain == (verdict.value == UNASKED or good != (verdict.value == ANSWERED))
 
 
-answers_of_a_round = st.builds(Answer, *[st.sampled_from([True, False, None])] * 2)
+answers_of_a_round = st.builds(RoundResult, *[st.sampled_from([True, False, None])] * 2)
 
 
 @given(st.lists(st.tuples(answers_of_a_round, st.booleans()), max_size=40))
 def test_who_serves_clients_is_never_taken_out_and_who_is_known_is_never_forgotten(rounds):
     """While a client is served, a round makes nobody worse, whatever its answers are."""
-    target, now = Target(rise=2, fall=3, window=6.0), 100.0
+    health, now = HealthState(rise=2, fall=3, window=6.0), 100.0
     for answer, served in rounds:
-        before = target.state
+        before = health.state
         now += 1.0
-        real = Experience(succeeded=now - 0.25) if served else NOTHING
-        target.judge(answer, real, begun=now - 0.5, now=now)
+        real = ClientConnects(succeeded=now - 0.25) if served else NOTHING
+        health.add(answer, real, started=now - 0.5, now=now)
         if served:  # a server that is up again may have a way back that is still counted as broken
-            assert target.state in (before, UP) or (before, target.state) == (DOWN, BROKEN)
+            assert health.state in (before, UP) or (before, health.state) == (DOWN, BROKEN)
         if before != UNKNOWN:
-            assert target.state != UNKNOWN
-        assert (target.state == DOWN) == (target.server.verdict == UNANSWERED)
+            assert health.state != UNKNOWN
+        assert (health.state == DOWN) == (health.server.value == UNANSWERED)

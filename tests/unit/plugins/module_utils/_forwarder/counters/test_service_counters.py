@@ -14,7 +14,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import relay
 
 TEST_CAUSES = [
-    (balancer.NOBODY, "no_backend"),
+    (balancer.NONE_UP, "no_backend"),
     (balancer.ALL_FULL, "no_backend"),
     (limits.PER_SERVICE, "limited"),
     (limits.PER_CLIENT, "limited"),

@@ -185,7 +185,7 @@ def test_a_backend_that_answered_a_busy_worker_is_not_to_blame(attempt):
     relay = attempt(room=True)
     relay.attempt_timed_out()
     assert relay.state is State.OPEN
-    assert relay.backends.health.alone == {}
+    assert relay.backends.health.failed_for == {}
     relay.abort("over")
 
 
@@ -194,7 +194,7 @@ def test_a_backend_that_did_not_answer_is(attempt, host):
     relay.attempt_timed_out()
     assert relay.ended == "no answer within 1 s"
     assert host.region.total("service", "refused_connect_failed") == 1
-    assert relay.client_address[0] in relay.backends.health.alone
+    assert relay.client_address[0] in relay.backends.health.failed_for
 
 
 def test_a_worker_counts_in_its_row(host):
