@@ -78,7 +78,7 @@ def test_every_port_of_the_slice_can_be_used_once_for_each_backend(lab, servers,
     first = 41000 if by_kernel else 42000  # the ports of the other case are in TIME-WAIT for the same client
     small = PortRange(first, first + 63)
     service = Service("web", (Listener("0.0.0.0", 80),), (Backend("b", 9000, ipv4=address),))
-    ladder = source_address.Source(service, source_address.Ports(small, by_kernel), lambda _name: None)
+    ladder = source_address.SourceAddress(service, source_address.SourcePorts(small, by_kernel), lambda _name: None)
     with lab["a"].inside():
         held = [ladder.connect((client, 5000), (address, 9000)) for _connection in range(64)]
         assert {sock.getsockname()[1] for sock, _step in held} == set(range(small.first, small.last + 1))

@@ -1,7 +1,13 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Why a client is not served."""
+"""Why a client is refused. Each Refusal is made where the decision is made:
+
+- denied: acl.py (allow, deny)
+- limited: limits.py (limits of the service and of a client)
+- never_spoofed: never_spoofed.py (addresses that cannot be the source)
+- no_backend: backends/balancer.py; connect_failed: tcp/relay.py, udp/server.py; bad_header: tcp/header_reader.py
+"""
 
 from __future__ import annotations
 
@@ -9,8 +15,10 @@ from typing import NamedTuple
 
 
 class Refusal(NamedTuple):
-    """Made where the refusal is decided. ``cause`` is one of shared.REFUSED, which metrics have as a label; ``text`` is
-    what the log says, and may be worded otherwise at any time."""
+    """A reason to refuse a client.
+
+    ``cause`` is one of shared_memory.REFUSED and a label of the metrics; ``text`` is for the log, and may change.
+    """
 
     cause: str
     text: str

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from ..._shared.families import FAMILIES, family_of
 from ..admission import never_spoofed
 from ..admission.acl import AccessList, Networks
-from ..admission.limits import Gate
+from ..admission.limits import Limiter
 from ..admission.refusal import Refusal
-from ..admission.source_address import Ports, Source
+from ..admission.source_address import SourceAddress, SourcePorts
 from ..config.service import Limits, Listener, Service
 from ..counters.service_counters import ServiceCounters
 from ..counters.shared_memory import Region
@@ -34,24 +34,24 @@ class ServiceRuntime:
     service: Service  # the config: timeouts, retries, what to log
     backends: dict[str, Backends]  # by family; only families that have backends
     counters: ServiceCounters  # written by this worker
-    source: Source  # how an upstream connection gets its source address and port
+    source: SourceAddress  # how an upstream connection gets its source address and port
     log: Log
     trusted_proxies: Networks | None = None  # clients that have to send a PROXY header; None: no client has to
     access: AccessList | None = None  # allow and deny; None: every client may connect
-    gate: Gate | None = None  # connection and rate limits; None: there are none
+    limiter: Limiter | None = None  # connection and rate limits; None: there are none
     guarded: bool = field(init=False)  # whether any of these three applies: the one check for a client where none does
     acceptors: list = field(default_factory=list)  # tcp.acceptor.Acceptor: its TCP listeners in this worker
     paused: bool = False  # whether its acceptors wait until a session ends (limits.at_limit: pause)
 
     def __post_init__(self) -> None:
-        self.guarded = not (self.trusted_proxies is None and self.access is None and self.gate is None)
+        self.guarded = not (self.trusted_proxies is None and self.access is None and self.limiter is None)
         self._has_ranges = any(backend.last_port for backend in self.service.backends)
         self._targets: dict = {}  # offset of a listener in its range of ports -> what targets() returned
         self._remembered: dict = {}  # client address -> what backends_for() returned
         self._remembered_for: frozenset | None = None  # the own addresses with which it was found out
 
     @classmethod
-    def from_config(cls, service: Service, region: Region, slot: int, ports: Ports, log: Log) -> ServiceRuntime:
+    def from_config(cls, service: Service, region: Region, slot: int, ports: SourcePorts, log: Log) -> ServiceRuntime:
         """Return the runtime of ``service`` in worker slot ``slot``, which counts in ``region``."""
         counters = ServiceCounters(region, slot, service.name)
         families = [family for family in FAMILIES if service.backends_of(family)]
@@ -59,18 +59,20 @@ class ServiceRuntime:
             service,
             backends={family: Backends(service, family, region, slot) for family in families},
             counters=counters,
-            source=Source(service, ports, counters.count),
+            source=SourceAddress(service, ports, counters.count),
             log=log,
             trusted_proxies=Networks(service.accept_proxy) if service.accept_proxy else None,
             access=AccessList(service.allow, service.deny) if service.allow or service.deny else None,
-            gate=Gate(service.limits, counters.total, counters.client_numbers) if service.limits != Limits() else None,
+            limiter=Limiter(service.limits, counters.total, counters.client_numbers)
+            if service.limits != Limits()
+            else None,
         )
 
     def admit(self, address: str, now: float) -> Refusal | None:
-        """Return the Refusal of a client, or count it and return None; then gate.leave() has to follow at its end."""
+        """Return the Refusal of a client, or count it and return None; limiter.release() has to follow at its end."""
         refusal = self.access.refusal(address) if self.access else None
-        if refusal is None and self.gate is not None:
-            refusal = self.gate.enter(address, now)
+        if refusal is None and self.limiter is not None:
+            refusal = self.limiter.admit(address, now)
         return refusal
 
     def backends_for(
@@ -120,7 +122,7 @@ class ServiceRuntime:
             index = backends.next(address, tuple(one for one in tried if one not in own_backends), now)
         if index is None:
             return None, backends.refusal() if tried == own_backends else None
-        if not self.source.may_be_own:
+        if not self.source.allows_own:
             backends.release(index)
             self.counters.count("refused")
             index = None

@@ -17,7 +17,7 @@ import os
 import resource
 import signal
 
-from ..admission.source_address import Ports
+from ..admission.source_address import SourcePorts
 from ..backends.service_runtime import ServiceRuntime
 from ..counters.heartbeat import BEAT
 from ..counters.shared_memory import WORKER_FIELDS
@@ -63,7 +63,7 @@ class Worker:
         descriptors = soft_limit - RESERVED_DESCRIPTORS - len(held) - 2 * pipes.bound
         has_udp = any(service.protocol == "udp" for service in settings.services)
         upstreams = descriptors // UDP_DESCRIPTOR_FRACTION if has_udp else 0
-        ports = Ports(settings.source_ports)
+        ports = SourcePorts(settings.source_ports)
         self.tcp = TcpServer(loop, pipes, max(1, (descriptors - upstreams) // 2), slot, settings.services)
         self.udp = UdpServer(loop, ports, upstreams, slot, region.slots)
         self._add_listeners(held, ports)

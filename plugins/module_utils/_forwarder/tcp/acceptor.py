@@ -72,15 +72,15 @@ class Acceptor:
     def accept(self, limit: int) -> int:
         """Accept up to ``limit`` waiting connections; return how many it took from the backlog."""
         server, runtime = self.server, self.runtime
-        gate = runtime.gate
+        limiter = runtime.limiter
         room = server.room
         if not room:
             server.pause("as many sessions as RLIMIT_NOFILE has descriptors for")
             return 0
         most = min(limit, room)
         for turn in range(most):
-            full = gate is not None and gate.full
-            if full and gate is not None and gate.pauses:
+            full = limiter is not None and limiter.full
+            if full and limiter is not None and limiter.pauses:
                 server.pause_service(runtime)
                 return turn
             try:

@@ -41,7 +41,7 @@ class Relay(Session):
         "_own_backends",  # indexes of backends that have the client's address: they are tried last
         "_unspoofable",  # Refusal that says why the client's address cannot be the source; None: it can
         "acceptor",  # acceptor.Acceptor
-        "admitted",  # whether the gate of the service counts it
+        "admitted",  # whether the limiter of the service counts it
         "attempted",  # monotonic; when the current or last attempt began
         "attempts",  # connects begun
         "backend",  # config.Backend of the current or last attempt
@@ -103,7 +103,7 @@ class Relay(Session):
         address, own_addresses = self.client_address[0], self.loop.own_addresses
         self.backends, self._unspoofable, self._own_backends = runtime.backends_for(address, own_addresses, from_proxy)
         self.tried = self._own_backends
-        if self._unspoofable and not runtime.source.may_be_own:
+        if self._unspoofable and not runtime.source.allows_own:
             runtime.counters.count("refused")
             self.refuse(self._unspoofable)
             return
@@ -119,7 +119,7 @@ class Relay(Session):
         if refusal:
             self.refuse(refusal)
             return False
-        self.admitted = runtime.gate is not None
+        self.admitted = runtime.limiter is not None
         return True
 
     def header_received(self, header):
@@ -167,7 +167,7 @@ class Relay(Session):
                 if self._unspoofable is None:
                     sock, self.step = source.connect(self.client_address, target)
                 else:
-                    sock, self.step = source.connect_as_own(target), OWN
+                    sock, self.step = source.connect_from_own(target), OWN
             except OSError as error:
                 self._attempt_failed(error.errno, sockets.describe(error), error.errno in BLAMES_BACKEND)
                 if error.errno in HOPELESS or isinstance(error, sockets.CapabilityError):
@@ -323,7 +323,7 @@ class Relay(Session):
             else:
                 self.loop.log.event("connection", **self.summary(self.loop.now()))
         if self.admitted:
-            runtime.gate.leave(self.client_address[0])
+            runtime.limiter.release(self.client_address[0])
         if runtime.paused or server.paused:
             server.resume_after(runtime)
 

@@ -110,7 +110,7 @@ class TcpServer:
         """Accept again if the service is below its limit; return whether its state needs no further check."""
         if self._draining:
             return True
-        if runtime.gate.full:
+        if runtime.limiter.full:
             return False
         runtime.pause(False)
         return True

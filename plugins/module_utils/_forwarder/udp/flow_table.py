@@ -33,7 +33,7 @@ class Flow:
     """One session of ``client``, an address tuple, with backend ``index`` of ``backends``, a balancer.Backends."""
 
     __slots__ = (
-        "admitted",  # whether the gate of its service counts it
+        "admitted",  # whether the limiter of its service counts it
         "answered",  # whether a reply has come
         "backends",
         "bytes_to_backend",

@@ -27,7 +27,7 @@ from .listener import UdpListener
 from .upstream import UpstreamSockets
 
 if TYPE_CHECKING:
-    from ..admission.source_address import Ports
+    from ..admission.source_address import SourcePorts
     from ..backends.service_runtime import ServiceRuntime
     from ..config.service import Listener
     from ..loop.event_loop import EventLoop
@@ -46,7 +46,7 @@ class Refused(Exception):
 class UdpServer:
     """``most_upstreams`` bounds the upstream sockets; ``slot`` is the worker's own slot, one of ``workers``."""
 
-    def __init__(self, loop: EventLoop, ports: Ports, most_upstreams: int, slot: int, workers: int = 1) -> None:
+    def __init__(self, loop: EventLoop, ports: SourcePorts, most_upstreams: int, slot: int, workers: int = 1) -> None:
         self.loop = loop
         self.count = loop.count
         self.buffer = bytearray(LARGEST)
@@ -99,8 +99,8 @@ class UdpServer:
         try:
             flow = self._open(listener, client_key, client, now)
         except Refused as refused:
-            if runtime.guarded and runtime.gate is not None:
-                runtime.gate.leave(client[0])
+            if runtime.guarded and runtime.limiter is not None:
+                runtime.limiter.release(client[0])
             self._refuse(runtime, client, refused.refusal)
             return None
         runtime.counters.began()
@@ -110,7 +110,7 @@ class UdpServer:
         """Raise Refused if the service does not admit the client."""
         if not runtime.guarded:
             return
-        if runtime.gate is not None and runtime.gate.full:
+        if runtime.limiter is not None and runtime.limiter.full:
             raise Refused(PER_SERVICE)
         refusal = runtime.admit(address, now)
         if refusal:
@@ -136,14 +136,14 @@ class UdpServer:
             backends.failed(client[0], index, error.errno, now, False)
             raise Refused(Refusal("connect_failed", error.strerror or sockets.describe(error))) from None
         runtime.counters.count(flow.step)
-        flow.admitted = runtime.gate is not None
+        flow.admitted = runtime.limiter is not None
         self.enter(flow, listener, upstream)
         return flow
 
     def _choose_backend(self, runtime, address, now):
         """Return (Backends, index, Refusal that says why the client cannot be spoofed, or None); raise Refused."""
         backends, unspoofable, own_backends = runtime.backends_for(address, self.loop.own_addresses)
-        if unspoofable and not runtime.source.may_be_own:
+        if unspoofable and not runtime.source.allows_own:
             runtime.counters.count("refused")
             raise Refused(unspoofable)
         index = backends.next(address, own_backends, now)
@@ -249,7 +249,7 @@ class UdpServer:
         runtime.counters.finished()
         flow.backends.release(flow.index)
         if flow.admitted:
-            runtime.gate.leave(flow.client[0])
+            runtime.limiter.release(flow.client[0])
         self.table.leave(flow)
         if not flow.upstream.shared and not flow.upstream.flows:
             self.upstreams.close(flow.upstream)

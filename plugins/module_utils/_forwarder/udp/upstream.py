@@ -24,7 +24,7 @@ from . import ancillary, udp_sockets
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ..admission.source_address import Ports
+    from ..admission.source_address import SourcePorts
     from ..backends.service_runtime import ServiceRuntime
     from .flow_table import Flow
     from .server import UdpServer
@@ -110,7 +110,7 @@ class UpstreamSockets:
     one flow.
     """
 
-    def __init__(self, server: UdpServer, ports: Ports, most: int, workers: int = 1) -> None:
+    def __init__(self, server: UdpServer, ports: SourcePorts, most: int, workers: int = 1) -> None:
         self._server = server
         self._table = server.table
         self._ports = ports
@@ -141,7 +141,7 @@ class UpstreamSockets:
             return self._shared(family, flow.reply_key), ANY
         except OSError as error:
             source.after_any(error)
-            if not source.may_be_own:
+            if not source.allows_own:
                 return self._evicted(family, flow.reply_key, now), ANY
         return self.own(flow, service, now), OWN
 

@@ -177,7 +177,7 @@ def consume(loaded):
         recorded = json.loads(json.dumps(one.record()).encode())
         assert config.load(recorded["config"]) == loaded
         for service in loaded.services:
-            ports = source_address.Ports(loaded.source_ports, True)
+            ports = source_address.SourcePorts(loaded.source_ports, True)
             runtime = ServiceRuntime.from_config(service, region, 0, ports, log=None)
             for number, (family, address) in enumerate([("ipv4", "203.0.113.9"), ("ipv6", "2001:db8:9::1")]):
                 runtime.admit(address, 1e6 + number)

@@ -9,7 +9,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission.limits import (
     PER_CLIENT,
     RATE,
-    Gate,
+    Limiter,
     Rate,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
@@ -20,51 +20,51 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-def gate(total=0, **limits):
-    """A gate of a worker that is alone."""
-    return Gate(Limits(**limits), lambda: total, lambda _kind: client_tables.unshared())
+def make_limiter(total=0, **limits):
+    """The limiter of a single worker."""
+    return Limiter(Limits(**limits), lambda: total, lambda _kind: client_tables.unshared())
 
 
 def test_a_client_that_has_all_it_may_have_gets_another_when_one_ends():
-    door = gate(connections_per_client=2)
-    assert [door.enter("203.0.113.7", 0) for _connection in range(3)] == [None, None, PER_CLIENT]
-    assert door.enter("203.0.113.8", 0) is None
-    door.leave("203.0.113.7")
-    assert [door.enter("203.0.113.7", 0) for _connection in range(2)] == [None, PER_CLIENT]
+    limiter = make_limiter(connections_per_client=2)
+    assert [limiter.admit("203.0.113.7", 0) for _connection in range(3)] == [None, None, PER_CLIENT]
+    assert limiter.admit("203.0.113.8", 0) is None
+    limiter.release("203.0.113.7")
+    assert [limiter.admit("203.0.113.7", 0) for _connection in range(2)] == [None, PER_CLIENT]
 
 
 def test_the_addresses_of_one_64_are_one_client():
-    door = gate(connections_per_client=1)
-    assert door.enter("2001:db8:1:2::1", 0) is None
-    assert door.enter("2001:db8:1:2:ffff::1", 0) == PER_CLIENT
-    assert door.enter("2001:db8:1:3::1", 0) is None
+    limiter = make_limiter(connections_per_client=1)
+    assert limiter.admit("2001:db8:1:2::1", 0) is None
+    assert limiter.admit("2001:db8:1:2:ffff::1", 0) == PER_CLIENT
+    assert limiter.admit("2001:db8:1:3::1", 0) is None
 
 
 def test_clients_that_left_are_forgotten():
-    door = gate(connections_per_client=1)
+    limiter = make_limiter(connections_per_client=1)
     for number in range(300):
         address = f"203.0.113.{number % 256}"
-        assert door.enter(address, 0) is None
-        door.leave(address)
-    assert door._per_client == {}
+        assert limiter.admit(address, 0) is None
+        limiter.release(address)
+    assert limiter._per_client == {}
 
 
 @pytest.mark.parametrize(("total", "full"), [(9, False), (10, True), (11, True)])
 def test_a_service_is_full_when_all_workers_together_have_its_connections(total, full):
-    assert gate(total, connections=10).full is full
+    assert make_limiter(total, connections=10).full is full
 
 
 def test_without_a_number_nobody_is_refused():
-    door = gate(10**9, rate_per_client=1000.0)
-    assert not door.full
-    assert {door.enter("203.0.113.7", 0) for _connection in range(900)} == {None}
+    limiter = make_limiter(10**9, rate_per_client=1000.0)
+    assert not limiter.full
+    assert {limiter.admit("203.0.113.7", 0) for _connection in range(900)} == {None}
 
 
 def test_a_rate_admits_a_seconds_worth_at_once_and_then_its_pace():
-    door = gate(rate_per_client=5.0)
-    assert [door.enter("203.0.113.7", 100.0) for _connection in range(6)] == [None] * 5 + [RATE]
-    assert door.enter("203.0.113.7", 100.1) == RATE
-    assert door.enter("203.0.113.7", 100.25) is None
+    limiter = make_limiter(rate_per_client=5.0)
+    assert [limiter.admit("203.0.113.7", 100.0) for _connection in range(6)] == [None] * 5 + [RATE]
+    assert limiter.admit("203.0.113.7", 100.1) == RATE
+    assert limiter.admit("203.0.113.7", 100.25) is None
 
 
 @given(st.floats(0.1, 100), st.lists(st.floats(0, 2), max_size=200))
@@ -78,14 +78,14 @@ def test_no_client_gets_more_than_its_rate(rate, pauses):
 
 @pytest.fixture
 def two_workers():
-    """The gates of two workers of one region."""
+    """The limiters of two workers of one region."""
     regions = []
 
     def make(**limits):
         config = Config(proxy_id=1, services=(Service("web", (), (), limits=Limits(**limits)),))
         regions.append(shared_memory.Region(shared_memory.describe(config, 2)))
-        tallies = [ServiceCounters(regions[0], slot, "web") for slot in range(2)]
-        return [Gate(Limits(**limits), one.total, one.client_numbers) for one in tallies], regions[0]
+        counters = [ServiceCounters(regions[0], slot, "web") for slot in range(2)]
+        return [Limiter(Limits(**limits), one.total, one.client_numbers) for one in counters], regions[0]
 
     yield make
     for region in regions:
@@ -95,23 +95,23 @@ def two_workers():
 @pytest.mark.parametrize("address", ["203.0.113.7", "2001:db8:1:2::1", "::1"])
 def test_what_a_client_has_in_another_worker_counts(two_workers, address):
     (one, two), _region = two_workers(connections_per_client=3)
-    assert [gate.enter(address, 0) for gate in (one, two, one, two)] == [None, None, None, PER_CLIENT]
-    one.leave(address)
-    assert [gate.enter(address, 0) for gate in (two, one)] == [None, PER_CLIENT]
-    assert two.enter("203.0.113.8", 0) is None
+    assert [limiter.admit(address, 0) for limiter in (one, two, one, two)] == [None, None, None, PER_CLIENT]
+    one.release(address)
+    assert [limiter.admit(address, 0) for limiter in (two, one)] == [None, PER_CLIENT]
+    assert two.admit("203.0.113.8", 0) is None
 
 
 def test_what_a_dead_worker_had_is_forgotten(two_workers):
     (one, two), region = two_workers(connections_per_client=1)
-    assert [gate.enter("203.0.113.7", 0) for gate in (one, two)] == [None, PER_CLIENT]
+    assert [limiter.admit("203.0.113.7", 0) for limiter in (one, two)] == [None, PER_CLIENT]
     region.reset_gauges(0)
-    assert two.enter("203.0.113.7", 0) is None
+    assert two.admit("203.0.113.7", 0) is None
 
 
 def test_workers_share_the_rate_of_a_client(two_workers):
     workers, _region = two_workers(rate_per_client=5.0)
-    assert [workers[turn % 2].enter("203.0.113.7", 100.0) for turn in range(6)] == [None] * 5 + [RATE]
-    assert [gate.enter("203.0.113.7", 100.2) for gate in workers] == [None, RATE]
+    assert [workers[turn % 2].admit("203.0.113.7", 100.0) for turn in range(6)] == [None] * 5 + [RATE]
+    assert [limiter.admit("203.0.113.7", 100.2) for limiter in workers] == [None, RATE]
 
 
 def test_a_flood_of_addresses_leaves_the_latest():

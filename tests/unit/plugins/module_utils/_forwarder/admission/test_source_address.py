@@ -47,7 +47,7 @@ def kernel(monkeypatch):
 def ladder(ports=None, **options):
     service = Service("web", (Listener("0.0.0.0", 80),), (Backend("b", 8080, ipv4="198.18.0.21"),), **options)
     counted = []
-    return source_address.Source(service, ports or source_address.Ports(), counted.append), counted
+    return source_address.SourceAddress(service, ports or source_address.SourcePorts(), counted.append), counted
 
 
 TEST_STEPS = [
@@ -101,7 +101,7 @@ def test_without_cap_net_raw_no_step_helps(kernel):
 
 
 def test_the_kernel_is_told_the_slice(kernel):
-    one, _counted = ladder(source_address.Ports(SLICE))
+    one, _counted = ladder(source_address.SourcePorts(SLICE))
     one.connect(CLIENT, TARGET)
     (options,) = kernel.options
     assert options[source_address.sockets.IP_LOCAL_PORT_RANGE] == source_address.sockets.port_range(40000, 40063)
@@ -110,18 +110,18 @@ def test_the_kernel_is_told_the_slice(kernel):
 def test_where_the_kernel_finds_no_port_some_are_asked_for_by_number(kernel):
     """They may be in TIME-WAIT; each connection goes on where the last one ended."""
     kernel.taken = {0, 40001}
-    one, counted = ladder(source_address.Ports(SLICE))
+    one, counted = ladder(source_address.SourcePorts(SLICE))
     made = [one.connect(CLIENT, TARGET)[0][1] for _connection in range(63)]
     assert sorted(made) == [40000, *range(40002, 40064)]
     assert counted == []
     kernel.taken, kernel.asked = EVERY, []
     with pytest.raises(OSError, match="98"):
         one.connect(CLIENT, TARGET)
-    assert len(kernel.asked) == 1 + source_address.TRIES_AGAIN
+    assert len(kernel.asked) == 1 + source_address.TRIES_BY_NUMBER
 
 
 def test_an_older_kernel_is_given_one_port_after_the_other(kernel):
-    one, _counted = ladder(source_address.Ports(SLICE, by_kernel=False))
+    one, _counted = ladder(source_address.SourcePorts(SLICE, by_kernel=False))
     made = [one.connect(CLIENT, TARGET)[0][1] for _connection in range(64)]
     assert sorted(made) == list(range(40000, 40064))
     assert not any(source_address.sockets.IP_LOCAL_PORT_RANGE in options for options in kernel.options)
@@ -129,14 +129,14 @@ def test_an_older_kernel_is_given_one_port_after_the_other(kernel):
 
 def test_an_older_kernel_skips_what_is_taken(kernel):
     kernel.taken = set(range(40000, 40063))
-    one, _counted = ladder(source_address.Ports(SLICE, by_kernel=False))
+    one, _counted = ladder(source_address.SourcePorts(SLICE, by_kernel=False))
     for _connection in range(3):
         assert one.connect(CLIENT, TARGET) == ((CLIENT[0], 40063), "any")
 
 
 def test_the_tries_of_one_connection_are_bounded(kernel):
     kernel.taken = set(range(1024, 65536))
-    one, _counted = ladder(source_address.Ports(PortRange(1024, 65535), by_kernel=False))
+    one, _counted = ladder(source_address.SourcePorts(PortRange(1024, 65535), by_kernel=False))
     with pytest.raises(OSError):
         one.connect(CLIENT, TARGET)
     assert len(kernel.asked) == source_address.TRIES

@@ -183,7 +183,7 @@ def test_a_client_that_leaves_makes_room(make):
 
 def test_clients_that_cannot_be_spoofed_are_refused_where_the_own_address_may_not_stand_in(make):
     host = make(source_fallback="refuse", limits=Limits(connections_per_client=1))
-    for _datagram in range(2):  # the first one left no trace in the gate
+    for _datagram in range(2):  # the first one is not counted by the limiter
         host.ask(host.client(), b"1")
     host.turn()
     reasons = {line["reason"] for line in host.events("datagram refused")}
