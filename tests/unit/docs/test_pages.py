@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the pages for users show and name is there: examples parse and derive, plays load, names exist."""
+"""Pages for users: the inventories and plays they show work, and every name, key and default they mention exists."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ ROLES = [path.name for path in sorted((REPOSITORY / "roles").iterdir())]
 PAGES = pages.pages()
 YAML = [block for path in PAGES for block in pages.blocks(path) if block.language == "yaml"]
 PLAYS = [block for block in YAML if isinstance(yaml.safe_load(block.text), list)]
-BY_NAME = {"argvalues": PAGES, "ids": [str(path.relative_to(REPOSITORY)) for path in PAGES]}
+EACH_PAGE = {"argvalues": PAGES, "ids": [str(path.relative_to(REPOSITORY)) for path in PAGES]}
 
 
 def services_in(data):
-    """Find l4proxy_services in an inventory or in group variables."""
+    """Return the value of l4proxy_services in an inventory or in group variables, or None."""
     if isinstance(data, dict):
         if "l4proxy_services" in data:
             return data["l4proxy_services"]
@@ -50,16 +50,14 @@ def services_in(data):
 SERVICES = [block for block in YAML if services_in(yaml.safe_load(block.text))]
 
 
-def test_the_pages_have_what_is_tested_here():
-    assert {block.path for block in SERVICES} == {
-        "README.md",
-        *(f"docs/docsite/rst/{name}.rst" for name in ("operations", "services")),
-    }
+def test_the_pages_show_services_and_plays():
+    guides = {f"docs/docsite/rst/{name}.rst" for name in ("operations", "services")}
+    assert {block.path for block in SERVICES} == {"README.md", *guides}
     assert {"docs/docsite/rst/operations.rst", "roles/forwarder/README.md"} <= {block.path for block in PLAYS}
 
 
 @pytest.mark.parametrize("block", SERVICES, ids=str)
-def test_the_services_that_are_shown_can_be_derived(block):
+def test_documents_can_be_derived_from_each_list_of_services(block):
     services = services_in(yaml.safe_load(block.text))
     for module, host in ((forwarder_config, "a"), (return_path, "b")):
         (derive,) = module.FilterModule().filters().values()
@@ -67,34 +65,23 @@ def test_the_services_that_are_shown_can_be_derived(block):
 
 
 @pytest.mark.parametrize("block", PLAYS, ids=str)
-def test_the_plays_that_are_shown_load(block, tmp_path):
-    """As files of a project, beside an inventory with their groups."""
+def test_ansible_loads_each_play(block, tmp_path):
     (tmp_path / "play.yml").write_text(block.text, encoding="utf-8")
     (tmp_path / "inventory.yml").write_text("proxies: {hosts: {a: {}}}\nbackends: {hosts: {b: {}}}\n", encoding="utf-8")
-    collections = REPOSITORY / ".build" / "collections"
-    env = {**os.environ, "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_COLLECTIONS_PATH": str(collections)}
+    collections = str(REPOSITORY / ".build" / "collections")
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "ansible",
-            "playbook",
-            "--syntax-check",
-            "--inventory",
-            str(tmp_path / "inventory.yml"),
-            str(tmp_path / "play.yml"),
-        ],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        [sys.executable, "-m", "ansible", "playbook", "--syntax-check", "--inventory=inventory.yml", "play.yml"],
+        cwd=tmp_path,
+        env={**os.environ, "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_COLLECTIONS_PATH": collections},
+        capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def metric_names():
-    """The names of all metrics, of a forwarder with one backend."""
+    """Return the names of all metrics."""
     latency = {"buckets": [0], "sum": 0, "count": 0}
     target = defaultdict(int, server="yes", return_path="yes", latency=latency)
     backend = defaultdict(int, name="b", state="up", families={"ipv4": target})
@@ -105,37 +92,37 @@ def metric_names():
 
 
 @functools.lru_cache(maxsize=1)
-def known_variables():
-    """Variables, tags and the documented return values of roles, and metrics: all that may be called by such a name."""
-    found = metric_names() | set(_hosts.VARIABLES)
+def known_names():
+    """Return all variables and tags of roles and playbooks, metrics, modules and filters."""
+    names = metric_names() | set(_hosts.VARIABLES)
     for path in (REPOSITORY / "playbooks").glob("*.yml"):
-        found |= set(re.findall(r"\bl4proxy_\w+\b", path.read_text(encoding="utf-8")))
+        names |= set(re.findall(r"\bl4proxy_\w+\b", path.read_text(encoding="utf-8")))
     for role in ROLES:
         specs = yaml.safe_load((REPOSITORY / f"roles/{role}/meta/argument_specs.yml").read_text(encoding="utf-8"))
-        found |= set(specs["argument_specs"]["main"]["options"])
+        names |= set(specs["argument_specs"]["main"]["options"])
         for path in (REPOSITORY / f"roles/{role}/tasks").glob("*.yml"):
-            found |= set(re.findall(rf"\b{role}_\w+\b", path.read_text(encoding="utf-8")))
+            names |= set(re.findall(rf"\b{role}_\w+\b", path.read_text(encoding="utf-8")))
     for kind in ("modules", "filter"):
-        found |= {path.stem for path in (REPOSITORY / "plugins" / kind).glob("*.py")}
-    return found
+        names |= {path.stem for path in (REPOSITORY / "plugins" / kind).glob("*.py")}
+    return names
 
 
-@pytest.mark.parametrize("path", **BY_NAME)
-def test_variables_and_tags_that_are_named_exist(path):
+@pytest.mark.parametrize("path", **EACH_PAGE)
+def test_each_variable_and_tag_on_a_page_exists(path):
     pattern = re.compile(rf"(?<![\w./-])((?:l4proxy|{'|'.join(ROLES)})_[a-z_]+)\b(?!\.json)")
     named = {name for line in pages.code(path) for name in pattern.findall(line)}
-    assert named - known_variables() == set()
+    assert named - known_names() == set()
 
 
 @functools.lru_cache(maxsize=1)
 def subcommands():
-    """The options of each subcommand of l4proxy."""
+    """Return {subcommand of l4proxy: its options}."""
     (choices,) = [action.choices for action in _cli._parser()._actions if action.choices]
     return {name: set(parser._option_string_actions) for name, parser in choices.items()}
 
 
-@pytest.mark.parametrize("path", **BY_NAME)
-def test_commands_that_are_named_exist(path):
+@pytest.mark.parametrize("path", **EACH_PAGE)
+def test_each_command_playbook_and_make_target_on_a_page_exists(path):
     for line in pages.code(path):
         for name, rest in re.findall(r"(?:^|[#$(] ?)l4proxy ([a-z]+)((?: +[^ #|;)]+)*)", line):
             assert name in subcommands(), line
@@ -146,53 +133,42 @@ def test_commands_that_are_named_exist(path):
             assert re.search(rf"^{target}:.*## ", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.M), line
 
 
-def _fields(cls):
-    return {one.name for one in dataclasses.fields(cls)}
-
-
-REFERENCE = [
-    ("services.rst", "A service", {"proxies", *_fields(service.Service)}),
-    ("services.rst", "A backend", _services.BACKEND_KEYS),
-    ("services.rst", "Balancing", defaults.BALANCES),
-    ("services.rst", "Limits", _fields(service.Limits)),
-    ("services.rst", "Health", _fields(health_check.HealthCheck)),
-    ("services.rst", "The forwarder's config", {"schema", *_fields(config.Config)}),
-    ("documents.rst", "The document", documents.KEYS),
-    ("documents.rst", "A rule", schema.RULE),
-    ("documents.rst", "A route", schema.ROUTE),
-    ("documents.rst", "A mark", schema.MARK),
-    ("documents.rst", "A sysctl", schema.SYSCTL),
-    ("documents.rst", "An address", schema.ADDRESS),
-]
-
-
-@pytest.mark.parametrize(("page", "section", "keys"), REFERENCE, ids=[row[1] for row in REFERENCE])
-def test_the_reference_has_every_key(page, section, keys):
-    assert set(pages.table(REPOSITORY / "docs" / "docsite" / "rst" / page, section)) == set(keys)
-
-
-DEFAULTS = [
-    ("A service", service.Service),
-    ("A backend", service.Backend),
-    ("Limits", service.Limits),
-    ("Health", health_check.HealthCheck),
-]
-
-
-def _spelled(default):
-    """A default as it is written in YAML; what is empty is left out."""
-    if default in (None, ()):
-        return ""
-    return str(default).lower() if isinstance(default, bool) else str(default)
-
-
-@pytest.mark.parametrize(("section", "cls"), DEFAULTS, ids=[row[0] for row in DEFAULTS])
-def test_the_reference_has_the_defaults(section, cls):
-    table = pages.table(REPOSITORY / "docs" / "docsite" / "rst" / "services.rst", section)
-    defaults = {
-        one.name: _spelled(one.default)
-        for one in dataclasses.fields(cls)
-        if one.name in table and one.default is not dataclasses.MISSING
+def _defaults(cls):
+    """Return {field: default as written in YAML, or None if the field is required}."""
+    values = {field.name: field.default for field in dataclasses.fields(cls)}
+    return {
+        name: None if value is dataclasses.MISSING else "" if value in (None, ()) else yaml_text(value)
+        for name, value in values.items()
     }
-    assert defaults
-    assert {name: table[name] for name in defaults} == defaults
+
+
+def yaml_text(value):
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+SERVICE, BACKEND, LIMITS = _defaults(service.Service), _defaults(service.Backend), _defaults(service.Limits)
+HEALTH = _defaults(health_check.HealthCheck)
+#: page, section, its keys, and the defaults that its table must give
+REFERENCE = [
+    ("services", "A service", {"proxies", *SERVICE}, SERVICE),
+    ("services", "A backend", _services.BACKEND_KEYS, BACKEND),
+    ("services", "Balancing", defaults.BALANCES, {}),
+    ("services", "Limits", LIMITS, LIMITS),
+    ("services", "Health", HEALTH, HEALTH),
+    ("services", "The forwarder's config", {"schema", *_defaults(config.Config)}, {}),
+    ("documents", "The document", documents.KEYS, {}),
+    ("documents", "A rule", schema.RULE, {}),
+    ("documents", "A route", schema.ROUTE, {}),
+    ("documents", "A mark", schema.MARK, {}),
+    ("documents", "A sysctl", schema.SYSCTL, {}),
+    ("documents", "An address", schema.ADDRESS, {}),
+]
+
+
+@pytest.mark.parametrize(("page", "section", "keys", "values"), REFERENCE, ids=[row[1] for row in REFERENCE])
+def test_a_reference_table_has_every_key_with_its_default(page, section, keys, values):
+    table = pages.table(REPOSITORY / "docs" / "docsite" / "rst" / f"{page}.rst", section)
+    assert set(table) == set(keys)
+    given = {key: value for key, value in values.items() if key in table and value is not None}
+    assert bool(given) == bool(values)
+    assert {key: table[key] for key in given} == given

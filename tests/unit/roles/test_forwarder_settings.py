@@ -1,15 +1,15 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The config's own keys and the variables of the role forwarder: one for each, with the same default and choices.
+"""Each top-level key of the forwarder's config has a variable of the role, with the same default, choices and limits.
 
-The keys of services and backends need no variables: the filters pass them on, and what the reference says of them is
-compared in tests/unit/docs.
+Keys of services and backends have no variables; tests/unit/docs compares them with the guide.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -23,23 +23,24 @@ SPECS = options(ROLE)
 DEFAULTS = read(ROLE / "defaults" / "main.yml")
 TEMPLATES = read(ROLE / "vars" / "main.yml")["_forwarder_settings"]
 SECTIONS = {"log": settings.Log, "admin": settings.Admin, "metrics": settings.Metrics}
-#: Not the user's to choose: they follow from the fleet, or (the socket) from the unit.
+#: Keys without a variable: derived from the fleet, or (the socket) from the unit.
 DERIVED = {"proxy_id", "services", "source_ports", "admin.socket"}
 SERVICE = {
     "name": "web",
     "listen": [{"address": "0.0.0.0", "port": 80}],
     "backends": [{"name": "b", "ipv4": "198.18.0.21", "port": 80}],
 }
+DOCUMENT = {"schema": config.SCHEMA, "proxy_id": 11, "services": [SERVICE]}
 
 
-def keys() -> set[str]:
-    """Every key of the config, those of a section as ``section.key``."""
-    top = {one.name for one in dataclasses.fields(config.Config)}
-    inner = {f"{name}.{one.name}" for name, cls in SECTIONS.items() for one in dataclasses.fields(cls)}
-    return (top - set(SECTIONS)) | inner
+def names(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
 
 
-CHOSEN = sorted(keys() - DERIVED)
+#: Keys of a section are written ``section.key``.
+SECTION_KEYS = {f"{name}.{key}" for name, cls in SECTIONS.items() for key in names(cls)}
+CHOSEN = sorted((names(config.Config) - set(SECTIONS) | SECTION_KEYS) - DERIVED)
+EACH_KEY = pytest.mark.parametrize("key", CHOSEN)
 
 
 def variable(key: str) -> str:
@@ -47,67 +48,53 @@ def variable(key: str) -> str:
 
 
 def loaded(**variables: Any) -> config.Config:
-    """The config the role would write, with its defaults and these variables."""
+    """Return the config that the role writes with its defaults and these variables."""
 
     def rendered(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: rendered(one) for key, one in value.items()}
+            return {key: rendered(inner) for key, inner in value.items()}
         return NativeEnvironment().from_string(value).render({**DEFAULTS, **variables})
 
-    return config.load({"schema": config.SCHEMA, "proxy_id": 11, "services": [SERVICE], **rendered(TEMPLATES)})
+    return config.load({**DOCUMENT, **rendered(TEMPLATES)})
 
 
-def at(found: config.Config, key: str) -> Any:
-    for name in key.split("."):
-        found = getattr(found, name)
-    return found
+def flat(settings_: config.Config) -> dict[str, Any]:
+    """Return {key: value} of a config, without the derived keys."""
+    return {key: functools.reduce(getattr, key.split("."), settings_) for key in CHOSEN}
 
 
-def test_every_key_has_its_variable():
-    assert [variable(key) for key in CHOSEN if variable(key) not in SPECS] == []
-
-
-def test_the_roles_defaults_are_the_configs():
-    assert loaded() == config.load({"schema": config.SCHEMA, "proxy_id": 11, "services": [SERVICE]})
+def test_the_defaults_of_the_role_are_those_of_the_config():
+    assert loaded() == config.load(DOCUMENT)
 
 
 CHOICES = {"log.format": defaults.LOG_FORMATS, "log.level": defaults.LOG_LEVELS}
 
 
-@pytest.mark.parametrize("key", CHOSEN)
-def test_the_choices_are_the_configs(key):
+@EACH_KEY
+def test_each_key_has_a_variable_with_the_same_choices(key):
     assert tuple(SPECS[variable(key)].get("choices", ())) == CHOICES.get(key, ())
 
 
-OTHERS = {
-    "drain_timeout": 45,
-    "workers": 3,
-    "log.format": "logfmt",
-    "log.level": "error",
-    "admin.group": "adm",
-    "metrics.listen": "127.0.0.1:9110",
+#: key: a value that differs from the default, and one that the config refuses
+VALUES = {
+    "drain_timeout": (45, 100_000),
+    "workers": (3, defaults.WORKERS.high + 1),
+    "log.format": ("logfmt", "xml"),
+    "log.level": ("error", "loud"),
+    "admin.group": ("adm", "a group"),
+    "metrics.listen": ("127.0.0.1:9110", "9110"),
 }
 
 
-@pytest.mark.parametrize("key", CHOSEN)
-def test_a_variable_arrives_at_its_key_and_nowhere_else(key):
-    found, plain = loaded(**{variable(key): OTHERS[key]}), loaded()
-    assert {one for one in CHOSEN if at(found, one) != at(plain, one)} == {key}
-    assert at(found, key) == OTHERS[key]
+@EACH_KEY
+def test_a_variable_sets_its_key_and_no_other(key):
+    value, _refused = VALUES[key]
+    assert flat(loaded(**{variable(key): value})) == {**flat(loaded()), key: value}
 
 
-WRONG = {
-    "drain_timeout": 100_000,
-    "workers": defaults.WORKERS.high + 1,
-    "log.format": "xml",
-    "log.level": "loud",
-    "admin.group": "a group",
-    "metrics.listen": "9110",
-}
-
-
-@pytest.mark.parametrize("key", CHOSEN)
-def test_a_wrong_value_is_refused_under_its_key(key):
+@EACH_KEY
+def test_a_refused_value_is_reported_with_its_key(key):
+    _value, refused = VALUES[key]
     with pytest.raises(config.ConfigError) as refusal:
-        loaded(**{variable(key): WRONG[key]})
+        loaded(**{variable(key): refused})
     assert [error.partition(":")[0] for error in refusal.value.errors] == [key]

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A role's variables are said in three places, which have to agree: defaults, argument specs and its README."""
+"""The defaults, the argument specs and the README of a role have the same variables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
-# Variables of the inventory, which roles read and do not set.
+# Prefix of inventory variables, which roles read and give no default.
 INVENTORY_WIDE = "l4proxy_"
 
 
@@ -30,16 +30,16 @@ def role(request) -> Path:
     return request.param
 
 
-def test_every_default_has_a_spec_with_the_same_value(role):
+def test_the_argument_specs_have_the_defaults_of_the_role(role):
     defaults = read(role / "defaults" / "main.yml")
     specs = {name: option for name, option in options(role).items() if not name.startswith(INVENTORY_WIDE)}
     assert {name: option.get("default") for name, option in specs.items()} == defaults
 
 
-def test_a_variable_carries_the_name_of_its_role(role):
+def test_each_variable_begins_with_the_name_of_its_role(role):
     assert [name for name in options(role) if not name.startswith((f"{role.name}_", INVENTORY_WIDE))] == []
 
 
-def test_the_readme_has_every_variable(role):
+def test_the_readme_lists_each_variable(role):
     readme = (role / "README.md").read_text(encoding="utf-8")
     assert [name for name in options(role) if f"`{name}`" not in readme] == []
