@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run the collection's playbooks against a raised lab, as an operator would, and read what they report."""
+"""Run playbooks of the collection on a running lab, as an operator does, and read their results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RECAP = re.compile(r"^(?P<host>\S+)\s+: (?P<counts>ok=.*)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Run:
-    """What one ansible-playbook did: its exit status, its output, and the recap as {host: {counter: number}}."""
+    """The result of ansible-playbook: exit status, output, and the recap as {host: {counter: number}}."""
 
     status: int
     output: str
@@ -37,7 +37,7 @@ class Run:
 
     @property
     def changed(self) -> dict[str, int]:
-        """How many tasks changed something, for each host where any did."""
+        """The number of changed tasks by host, without hosts where nothing changed."""
         return {host: counts["changed"] for host, counts in self.recap.items() if counts["changed"]}
 
 
@@ -78,7 +78,7 @@ def play(
     collections: Path | None = None,
     timeout: float = 600,
 ) -> Run:
-    """Run one playbook to its end.
+    """Run a playbook.
 
     :param variables: more of the environment, over what :func:`environment` gives.
     :param collections: where the collection is found, in place of the usual path.

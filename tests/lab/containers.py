@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The topology as systemd containers: managed hosts boot Debian, client and router are plain namespaces.
+"""The topology as systemd containers: managed hosts boot Debian; client and router are namespaces.
 
 What is up is known by names (``<prefix>-<host>`` for container and namespace alike) and written to
 .build/lab/<prefix>/lab.json, so any process, and one after a crash, can go on with it or take it down.
@@ -29,7 +29,7 @@ DEFAULT_HOSTS = ("client", "router", "a", "b", "c", "d")
 
 
 class ContainerLab:
-    """A lab of containers; also a context manager that takes it down at the end."""
+    """A lab of containers; as a context manager, it is removed at the end."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class ContainerLab:
 
     @classmethod
     def attach(cls, prefix: str = DEFAULT_PREFIX, report: Callable[[str], None] = lambda line: None) -> ContainerLab:
-        """The lab that is up under this prefix, raised by whatever process."""
+        """The running lab with this prefix, whichever process started it."""
         try:
             state = json.loads(_state_file(prefix).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -82,7 +82,7 @@ class ContainerLab:
     # --- the whole lab ---
 
     def up(self) -> None:
-        """Build missing images, boot the containers, then plug everything in. Replaces what is up under the prefix."""
+        """Build missing images, boot the containers, then connect them. Replaces a running lab with the same prefix."""
         releases = sorted({self.topology.hosts[name].release for name in self.managed})
         images = image.ensure(releases, self._report)
         self.down()
@@ -102,7 +102,7 @@ class ContainerLab:
         self._save()
 
     def down(self) -> None:
-        """Remove containers, namespaces and state; what is already gone is no error."""
+        """Remove containers, namespaces and state, as far as they exist."""
         podman.remove(list(podman.containers(self.prefix)))
         names = wiring.namespaces(self.prefix)
         kill_processes_in(names)
@@ -114,7 +114,7 @@ class ContainerLab:
             state.parent.rmdir()
 
     def status(self) -> dict[str, str]:
-        """What each host is doing: ``up``, ``off`` (powered off), ``unplugged`` or ``missing``."""
+        """The state of each host: ``up``, ``off`` (powered off), ``unplugged`` or ``missing``."""
         pids = podman.containers(self.prefix)
         spaces = wiring.namespaces(self.prefix)
         return {name: self._status(name, pids, spaces) for name in self.topology.hosts}
@@ -122,27 +122,27 @@ class ContainerLab:
     # --- one host ---
 
     def restart(self, name: str) -> None:
-        """Reboot a host: a *new* network namespace, which is plugged in after systemd has booted."""
+        """Reboot a host: it gets a *new* network namespace, which is connected after systemd has booted."""
         self._unplug_after(name, podman.restart)
         self._plug_in(name)
 
     def stop(self, name: str) -> None:
-        """Power a host off in good order; it keeps its disk."""
+        """Shut a host down; it keeps its disk."""
         self._unplug_after(name, podman.stop)
         self._save()
 
     def start(self, name: str) -> None:
-        """Power a stopped host on and plug it in."""
+        """Start a stopped host and connect it."""
         self._unplug_after(name, podman.start)
         self._plug_in(name)
 
     def rewire(self, name: str) -> None:
-        """Pull a host's cables and plug them in again: a new link, with the topology's addresses and routes only."""
+        """Replace a host's cables: new links, with the addresses and routes of the topology only."""
         self._unplug(name)
         self._connect([name])
 
     def exec(self, name: str, argv: list[str], *, check: bool = True, timeout: float = 60, **options):
-        """Run a command on a host to its end."""
+        """Run a command on a host."""
         return self[name].run(argv, check=check, timeout=timeout, **options)
 
     # --- steps ---
@@ -174,7 +174,7 @@ class ContainerLab:
         wiring.connect_hosts(self.topology, [self.topology.hosts[name] for name in names], self.switch, self.name_of)
 
     def _unplug(self, name: str) -> None:
-        # Ports of a namespace that has just died disappear some time later, by themselves: so absence is no error.
+        # Ports of a removed namespace disappear a little later by themselves, so a missing port is no error.
         for leg in self._host(name).interfaces:
             wiring.run(["ip", "-netns", self.switch, "link", "delete", leg.port], check=False)
 
@@ -200,7 +200,7 @@ class ContainerLab:
         return "up" if full in spaces else "missing"
 
     def _describe(self, name: str) -> dict[str, object]:
-        """What the connection plugin needs: ``enter`` is the command line into the host, null when it is off."""
+        """Data for the connection plugin: ``enter`` is the command line into the host, null if it is off."""
         host, pid = self.topology.hosts[name], self._pids.get(name, 0)
         reachable = pid or not host.release
         return {"netns": self.name_of(name), "pid": pid, "enter": self[name].argv([]) if reachable else None}
@@ -209,7 +209,7 @@ class ContainerLab:
         state = _state_file(self.prefix)
         state.parent.mkdir(parents=True, exist_ok=True)
         data = {"prefix": self.prefix, "hosts": {name: self._describe(name) for name in self.topology.hosts}}
-        # In one step: the connection plugin may be reading.
+        # Atomically: the connection plugin may be reading.
         new = state.with_suffix(".new")
         new.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         new.replace(state)
@@ -220,5 +220,5 @@ def _state_file(prefix: str) -> Path:
 
 
 def raised() -> list[str]:
-    """The prefixes of the labs this checkout has up."""
+    """The prefixes of this checkout's running labs."""
     return sorted(state.parent.name for state in STATE.glob("*/lab.json"))

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What users put behind a proxy: PostgreSQL, OpenSSH, redis and dnsmasq of the distribution, each on a lab host.
+"""Servers that users put behind a proxy, on hosts of the lab: PostgreSQL, OpenSSH, redis and dnsmasq.
 
 Every one listens on both addresses of its host, keeps all it writes in a directory of the lab, and ends with the lab.
 """
@@ -26,7 +26,7 @@ PATIENCE = 20.0  # seconds a server has to answer after its start
 
 
 class Daemon:
-    """A server on a lab host; ``argv`` is what start() runs."""
+    """A server on a host of the lab; start() runs ``argv``."""
 
     port: int
     argv: list[str]
@@ -39,7 +39,7 @@ class Daemon:
         self._process: subprocess.Popen | None = None
 
     def start(self) -> Daemon:
-        """Start it, and return when it accepts connections on both addresses."""
+        """Start it, and wait until it accepts connections on both addresses."""
         self._process = self.host.spawn(self.argv)
         deadline = time.monotonic() + PATIENCE
         with self.host.inside():
@@ -48,11 +48,11 @@ class Daemon:
         return self
 
     def said(self) -> str:
-        """What it has written to its log so far."""
+        """Its log so far."""
         return self._process.log.read_text(encoding="utf-8", errors="replace")
 
     def wait_said(self, pattern: str) -> list[str]:
-        """All matches of a pattern in its log, once there is one: servers log after they have answered."""
+        """All matches of a pattern in its log, once there is one: servers log after they answer."""
         deadline = time.monotonic() + PATIENCE
         while not (found := re.findall(pattern, self.said())):
             if time.monotonic() > deadline:
@@ -73,14 +73,14 @@ class Daemon:
 
 
 class PostgreSQL(Daemon):
-    """A cluster of its own that admits the addresses ``admitted`` without a password, and nobody else."""
+    """A PostgreSQL cluster that admits only the addresses ``admitted``, without a password."""
 
     port = 5432
 
     def __init__(self, lab: NamespaceLab, host: str, admitted: list[str]):
         super().__init__(lab, host)
         binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-        # It refuses to run as root, and the package has made this user.
+        # PostgreSQL refuses to run as root; the package has created this user.
         as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
         wiring.run(["chown", "postgres:postgres", str(self.directory)])
         cluster = self.directory / "cluster"
@@ -102,13 +102,13 @@ class PostgreSQL(Daemon):
         self.argv = [*as_postgres, str(binaries / "postgres"), "-D", str(cluster), *pairs]
 
     def ask(self, query: str) -> str:
-        """The answer to a query asked on the server's own host, unaligned and without headings."""
+        """The result of a query on the server's host, unaligned and without headings."""
         psql = ["psql", "-h", str(self.directory), "-U", "postgres", "-X", "-A", "-t", "-c", query]
         return self.host.run(psql).stdout.strip()
 
 
 class OpenSSH(Daemon):
-    """sshd that lets root in by the key ``key``, which is the only one it knows."""
+    """sshd that admits root with the key ``key`` only."""
 
     port = 2222
 
@@ -133,7 +133,7 @@ class OpenSSH(Daemon):
         ]
         config = self.directory / "config"
         config.write_text("\n".join(lines) + "\n", encoding="ascii")
-        # It wants /run/sshd, which systemd makes on a host; "ip netns exec" gave it mounts of its own.
+        # sshd needs /run/sshd, which systemd creates on a host; "ip netns exec" has its own mounts.
         program = f"mount -t tmpfs run /run && mkdir /run/sshd && exec /usr/sbin/sshd -D -e -f {config}"
         self.argv = ["sh", "-c", program]
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A host of a raised lab: what a test holds in its hand."""
+"""A host of a running lab."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.lab.topology import Host, Interface
 
 
 class LabHost:
-    """A running host: its addresses, and ways to do things in its network namespace."""
+    """A running host: its addresses, and commands in its network namespace."""
 
     def __init__(self, spec: Host, netns: str, track: Callable[..., subprocess.Popen] | None = None):
         self.spec, self.netns = spec, netns
@@ -32,7 +32,7 @@ class LabHost:
         return self.spec.on(network)
 
     def run(self, argv: list[str], *, check: bool = True, timeout: float = 20, **options):
-        """Run a command to its end: a CompletedProcess with text. CommandFailed shows what the command said."""
+        """Run a command; return a CompletedProcess with text. CommandFailed shows the output."""
         return wiring.run(self.argv(argv), check=check, timeout=timeout, **options)
 
     def spawn(self, argv: list[str], **options) -> subprocess.Popen:
@@ -44,7 +44,7 @@ class LabHost:
         return wiring.inside(self.netns)
 
     def sysctl(self, name: str, value: str) -> None:
-        """Set a sysctl, written with dots (an interface name must not have one)."""
+        """Set a sysctl, written with dots (interface names must not contain one)."""
         with self.inside():
             Path("/proc/sys", *name.split(".")).write_text(value, encoding="ascii")
 
@@ -55,7 +55,7 @@ class LabHost:
 
 
 class ContainerHost(LabHost):
-    """A managed host: a systemd container. Commands run in all of its namespaces, not only in the network's."""
+    """A managed host: a systemd container. Commands run in all of its namespaces, not only its network namespace."""
 
     def __init__(self, spec: Host, netns: str, pid: int):
         super().__init__(spec, netns)
@@ -65,7 +65,7 @@ class ContainerHost(LabHost):
         return enter_container(self.pid, list(map(str, command)))
 
 
-#: A container's commands start with a root login's environment, not with the caller's.
+#: Commands in a container get the environment of a root login, not the caller's.
 ROOT_ENVIRONMENT = [
     "HOME=/root",
     "LANG=C.UTF-8",
@@ -80,6 +80,6 @@ FORK = ["/bin/sh", "-c", '"$@"; exit $?', "sh"]
 
 
 def enter_container(pid: int, command: list[str]) -> list[str]:
-    """The command line that runs a command beside a container's init, whose pid on this machine is given."""
+    """The command line that runs a command in a container, given the pid of its init on this machine."""
     clean = ["/usr/bin/env", "--ignore-environment", "--chdir=/root", *ROOT_ENVIRONMENT]
     return ["nsenter", "--all", "--no-fork", f"--target={pid}", "--", *FORK, *clean, *command]

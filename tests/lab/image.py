@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Images for the container lab: Debian with systemd, made from this machine's own mirror, without a registry.
+"""Images for the container lab: Debian with systemd, built from this machine's mirror, without a registry.
 
 An image is named after the hash of its recipe, so every checkout with the same recipe shares it.
 """
@@ -27,7 +27,7 @@ BUILD = REPOSITORY / ".build" / "lab"
 CUSTOMIZE = Path(__file__).with_name("image") / "customize.sh"
 KEYRINGS = ("/usr/share/keyrings/debian-archive-keyring.pgp", "/usr/share/keyrings/debian-archive-keyring.gpg")
 
-#: What a Debian host has ...
+#: Packages of every Debian host ...
 BASE = [
     "systemd",
     "systemd-sysv",
@@ -55,17 +55,17 @@ CHANGES = ['CMD ["/sbin/init"]', "STOPSIGNAL SIGRTMIN+3", "ENV LANG=C.UTF-8"]
 
 
 class ImageError(RuntimeError):
-    """An image cannot be built; the message says why and where to look."""
+    """An image cannot be built; the message says why, and where its log is."""
 
 
 def tag(release: str) -> str:
-    """The image's name: the release and the hash of everything the image is made from."""
+    """The name of the image: the release, and a hash of everything it is built from."""
     recipe = "\n".join([release, *PACKAGES, *OPTIONS, *CHANGES, CUSTOMIZE.read_text(encoding="utf-8")])
     return f"{REPOSITORY_NAME}:{release}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
 def remove_all() -> None:
-    """Remove the lab's images of every recipe; one that a container uses stays."""
+    """Remove all images of the lab that no container uses."""
     for name in wiring.run(
         ["podman", "images", "--format", "{{.Repository}}:{{.Tag}}", REPOSITORY_NAME]
     ).stdout.split():
@@ -77,7 +77,7 @@ def exists(name: str) -> bool:
 
 
 def ensure(releases: Iterable[str], report: Callable[[str], None] = print) -> dict[str, str]:
-    """Build what is missing, two at a time; the images' names by release."""
+    """Build missing images, two at a time; return the names of the images by release."""
     names = {release: tag(release) for release in releases}
     missing = [release for release, name in names.items() if not exists(name)]
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -86,7 +86,7 @@ def ensure(releases: Iterable[str], report: Callable[[str], None] = print) -> di
 
 
 def build(release: str, report: Callable[[str], None] = print) -> None:
-    """Build and import one image (about a minute); another process doing the same is waited for."""
+    """Build and import an image (about a minute), or wait for another process that does."""
     BUILD.mkdir(parents=True, exist_ok=True)
     log = BUILD / f"image-{release}.log"
     with _lock(release):
@@ -124,7 +124,7 @@ def _make(release: str, archive: str, log: Path) -> None:
 
 
 def apt_options() -> list[str]:
-    """How this machine reaches its mirror: proxies, certificates, retries. They do not stay in the image."""
+    """This machine's apt settings for its mirror (proxies, certificates, retries), which the image does not keep."""
     wanted = ("Acquire::http::", "Acquire::https::", "Acquire::Check-", "Acquire::Retries", "Acquire::ForceIPv")
     lines = wiring.run(["apt-config", "dump", "Acquire"]).stdout.splitlines()
     return [line.rstrip(";") for line in lines if line.startswith(wanted) and not line.endswith(' "";')]

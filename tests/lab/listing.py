@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Everything on a host that a role could change, as comparable text: what "left as it was" means.
+"""Everything on a host that a role could change, as text that can be compared.
 
 A listing is {section: [lines]}. One small shell script on the host takes it, so it needs nothing but what is there.
 """
@@ -30,7 +30,7 @@ SECTIONS = {
     "runtime": "ls /run | sort",
 }
 
-#: What changes by itself, or by Ansible's and systemd's own doings.
+#: Lines that change by themselves, or because of Ansible or systemd.
 MOVING_SYSCTLS = (
     "nf_conntrack_count|nf_conntrack_max|nf_conntrack_buckets|\\.neigh\\.|netfilter\\.nf_log|random|fib_|tcp_mem"
 )
@@ -52,7 +52,7 @@ MOVING_FILES = [
     "/var/lib/nginx",
 ]
 
-#: Packages stay after a teardown, and these are their traces.
+#: Traces of packages, which stay after a teardown.
 OF_PACKAGES = ["/etc/alternatives", "/etc/ld.so.cache", "/var/lib/dpkg", "/var/lib/apt", "/var/lib/python"]
 
 
@@ -61,7 +61,7 @@ def _pruned(paths: list[str]) -> str:
 
 
 def script(packages: bool) -> str:
-    """The shell script that takes a listing; ``packages`` says whether packages and their traces belong to it."""
+    """The shell script that makes a listing, with or without packages and their traces."""
     left_out = MOVING_FILES if packages else MOVING_FILES + OF_PACKAGES
     lines = []
     for name, command in SECTIONS.items():
@@ -85,7 +85,7 @@ def take(host: LabHost, *, packages: bool) -> dict[str, list[str]]:
 
 
 def differences(before: dict[str, list[str]], after: dict[str, list[str]]) -> list[str]:
-    """Say what is in one listing and not in the other: ``section: + line`` or ``section: - line``."""
+    """The differences of two listings: ``section: + line`` or ``section: - line``."""
     found = []
     for name in sorted({*before, *after}):
         old, new = before.get(name, []), after.get(name, [])

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The topology as plain network namespaces: raised in a fraction of a second, removed whatever happens.
+"""The topology as network namespaces: up in a fraction of a second, and always removed.
 
     with NamespaceLab(prefix="k", hosts=["client", "router", "a", "b"]) as lab:
         lab["a"].run(["ip", "rule"])
@@ -35,7 +35,7 @@ CLI = "from l4proxy._cli import main; raise SystemExit(main())"
 
 
 class LabError(RuntimeError):
-    """The lab cannot do what was asked; the message says what to do."""
+    """The lab cannot do something; the message says what to do."""
 
 
 def engine_path() -> Path:
@@ -50,7 +50,7 @@ def engine_path() -> Path:
 class NamespaceLab:
     """A context manager: the chosen hosts as namespaces ``<prefix>-<host>``, and ``<prefix>-switch``.
 
-    ``networks`` gives hosts other legs than the topology file: ``{"b": ["inside", "side"]}``.
+    ``networks`` puts hosts into other networks than the topology file: ``{"b": ["inside", "side"]}``.
     """
 
     def __init__(self, prefix: str, hosts: Iterable[str], networks: Mapping[str, list[str]] | None = None):
@@ -83,7 +83,7 @@ class NamespaceLab:
         return f"{self.prefix}-{name}"
 
     def close(self) -> None:
-        """Terminate what was started and remove every namespace. May be called again."""
+        """Stop all processes and remove every namespace. May be called again."""
         for process in reversed(self._processes):
             stop(process)
         self._processes.clear()
@@ -107,7 +107,7 @@ class NamespaceLab:
         return process
 
     def nginx(self, host: str, ports: Iterable[int] = (8080,)) -> NginxServer:
-        """Start the distribution's nginx on a host; it answers every request with the host's name and a newline."""
+        """Start nginx on a host; it answers every request with the host's name and a newline."""
         directory = Path(tempfile.mkdtemp(prefix=f"nginx-{host}-", dir=self.tmp))
         server = NginxServer(self[host], directory, list(ports))
         server.start()
@@ -116,7 +116,7 @@ class NamespaceLab:
     def l4proxy(
         self, host: str, args: list[str], *, check: bool = False, timeout: float = 60, python: str = sys.executable
     ):
-        """Run the ``l4proxy`` command on a host to its end; the caller looks at the returncode, or says check=True."""
+        """Run the ``l4proxy`` command on a host; the caller checks the returncode, or passes check=True."""
         return self[host].run([python, "-c", CLI, *args], check=check, timeout=timeout, env=cli_environment())
 
     def spawn_l4proxy(self, host: str, args: list[str], *, python: str = sys.executable, **options) -> subprocess.Popen:
@@ -134,7 +134,7 @@ class NamespaceLab:
         }
 
     def _take_lock(self) -> None:
-        # An abstract socket name goes with its process, also with a killed one: no stale lock is possible.
+        # An abstract socket name disappears with its process, even a killed one, so no lock can be stale.
         lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             lock.bind(f"\0l4proxy-lab-{self.prefix}")
@@ -147,13 +147,13 @@ class NamespaceLab:
 
 
 def cli_environment() -> dict[str, str]:
-    """What a process needs to find the engines, and the packages that this one has."""
+    """An environment in which a process finds the engines and this process's packages."""
     path = [str(engine_path()), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
 
 
 def stop(process: subprocess.Popen, patience: float = 5.0) -> None:
-    """Terminate a process and wait for it; kill it when ``patience`` seconds did not do."""
+    """Terminate a process and wait for it; kill it after ``patience`` seconds."""
     if process.poll() is None:
         process.terminate()
     try:
@@ -167,14 +167,14 @@ def stop(process: subprocess.Popen, patience: float = 5.0) -> None:
 
 
 def _remove(prefix: str) -> None:
-    """Remove the namespaces of a prefix and the processes that still live in them."""
+    """Remove the namespaces of a prefix, and the processes in them."""
     names = wiring.namespaces(prefix)
     kill_processes_in(names)
     wiring.remove_namespaces(names)
 
 
 def kill_processes_in(names: list[str]) -> None:
-    """Kill what lives in namespaces of a lab: whatever was started there and escaped from its parent."""
+    """Kill the processes in namespaces of a lab, also those that left their parent."""
     deadline = time.monotonic() + 5
     while (pids := list(_pids(names))) and time.monotonic() < deadline:
         for pid in pids:
@@ -197,5 +197,5 @@ def _pids(names: list[str]) -> Iterator[int]:
 
 
 def _is_zombie(entry: Path) -> bool:
-    # The state is the field after the command, which is in parentheses and may itself contain them (proc_pid_stat(5)).
+    # The state follows the command, which is in parentheses and may contain parentheses (proc_pid_stat(5)).
     return (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] == "Z"

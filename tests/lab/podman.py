@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The few podman commands the container lab needs."""
+"""The podman commands of the container lab."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def create(name: str, prefix: str, hostname: str, image: str) -> None:
 
 
 def containers(prefix: str) -> dict[str, int]:
-    """The lab's containers by name, with the pid of each one's init; 0 where it is powered off."""
+    """The pid of init by container of the lab; 0 for a host that is powered off."""
     names = podman("ps", "--all", "--filter", f"label={LABEL}={prefix}", "--format", "{{.Names}}").stdout.split()
     return {name: init_pid(name) for name in names}
 
@@ -53,7 +53,7 @@ def init_pid(name: str) -> int:
 
 
 def remove(names: list[str]) -> None:
-    """Remove containers, running or not, with their volumes; their processes are killed, not asked."""
+    """Kill and remove containers with their volumes."""
     if names:
         podman("rm", "--force", "--time=0", "--volumes", *names)
 
@@ -71,7 +71,7 @@ def start(name: str) -> None:
 
 
 def wait_booted(pid: int, name: str, timeout: float = 60) -> None:
-    """Return when systemd has booted; ``degraded`` is booted too: a failed unit is the scenario's business."""
+    """Wait until systemd has booted. ``degraded`` counts as booted: a scenario may have failed units."""
     deadline = time.monotonic() + timeout
     state = ""
     while state not in ("running", "degraded"):

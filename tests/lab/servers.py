@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Test servers: the distribution's nginx, configured in a directory of its own, with its access log in reach."""
+"""nginx on a host of the lab, with its own directory and a readable access log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.lab.hosts import LabHost
 
-#: The first field is the address nginx saw: what the whole product is about.
+#: The first field is the client's address as nginx sees it.
 LOG_FORMAT = '$remote_addr $remote_port [$time_iso8601] $server_port "$request" $status $body_bytes_sent'
 
 CONFIG = """daemon off;
@@ -47,7 +47,7 @@ def nginx_config(name: str, directory: Path, ports: list[int]) -> str:
 
 
 class NginxServer:
-    """nginx on a lab host; it ends with the lab, or with stop()."""
+    """nginx on a host of the lab, until stop() or the end of the lab."""
 
     def __init__(self, host: LabHost, directory: Path, ports: list[int]):
         self.host, self.ports = host, ports
@@ -58,7 +58,7 @@ class NginxServer:
         self._process = None
 
     def start(self, timeout: float = 20) -> None:
-        """Start nginx and return when every port answers over IPv4 and IPv6."""
+        """Start nginx, and wait until every port answers over IPv4 and IPv6."""
         argv = ["nginx", "-c", str(self._config), "-e", str(self.error_log)]
         self._process = self.host.spawn(argv)
         deadline = time.monotonic() + timeout
@@ -68,7 +68,7 @@ class NginxServer:
                 self._wait_for(address, deadline)
 
     def stop(self) -> None:
-        """Terminate nginx and wait: connections to its ports are refused from here on."""
+        """Stop nginx; connections to its ports are then refused."""
         self._process.terminate()
         self._process.wait(20)
 

@@ -21,7 +21,7 @@ MAX_INTERFACE_NAME = 15
 
 
 class TopologyError(ValueError):
-    """The topology, or what a lab asks of it, makes no sense; ``errors`` has every reason."""
+    """The topology, or a selection of it, is invalid; ``errors`` has every reason."""
 
     def __init__(self, errors: list[str]):
         super().__init__("; ".join(errors))
@@ -45,7 +45,7 @@ class Network:
         return str(self.ipv4.network_address + number)
 
     def ipv6_of(self, number: int) -> str:
-        """The host part is spelled like the decimal number: 21 gives ::21."""
+        """The address of a host number; its digits are the host part: 21 gives ::21."""
         return str(self.ipv6.network_address + int(str(number), 16))
 
     def mac_of(self, number: int) -> str:
@@ -54,7 +54,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Interface:
-    """A host's leg in a network. ``port`` is the name of the other end, in the switch namespace."""
+    """A host's interface in a network. ``port`` is the name of the other end, in the switch namespace."""
 
     host: str
     dev: str
@@ -132,7 +132,7 @@ class Topology:
         return Topology({name: net for name, net in self.networks.items() if name in used}, hosts)
 
     def router_on(self, network: str) -> Interface | None:
-        """The router's leg in that network, if the topology has a router there."""
+        """The router's interface in that network, if there is one."""
         for host in self.hosts.values():
             if host.is_router:
                 return next((leg for leg in host.interfaces if leg.network.name == network), None)
@@ -147,7 +147,7 @@ def _interfaces(host: str, number: int, networks: list[Network]) -> tuple[Interf
 
 
 def parse(data: Mapping[str, Any]) -> Topology:
-    """The topology of a parsed topology.yml. Raises TopologyError with every fault found."""
+    """The topology of a parsed topology.yml. Raises TopologyError with every fault."""
     networks = {
         name: Network(name, net["number"], ipaddress.IPv4Network(net["ipv4"]), ipaddress.IPv6Network(net["ipv6"]))
         for name, net in data["networks"].items()
@@ -171,5 +171,5 @@ def parse(data: Mapping[str, Any]) -> Topology:
 
 
 def load(path: Path = TOPOLOGY_FILE) -> Topology:
-    """The topology of ``path``, typed."""
+    """The topology in the file ``path``."""
     return parse(yaml.safe_load(path.read_text(encoding="utf-8")))

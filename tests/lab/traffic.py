@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Requests, logs and packets on the hosts of a lab: what tests look at."""
+"""Requests, access logs and packets on the hosts of a lab."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACCESS_LOG = "/var/log/nginx/access.log"
 
 
 def get(client: LabHost, proxy: LabHost, family: str, port: int, *, path: str = "/", check: bool = True) -> str | None:
-    """Send one request from the client to the proxy; the body without its last newline, or None where it failed."""
+    """Send a request from the client to the proxy; return the body without its last newline, or None on failure."""
     address = proxy.ipv4 if family == "ipv4" else f"[{proxy.ipv6}]"
     url = f"http://{address}:{port}{path}"
     done = client.run(["curl", "--silent", "--show-error", "--fail", "--max-time", "4", url], check=check)
@@ -31,7 +31,7 @@ def logged(host: LabHost) -> list[str]:
 
 
 def retransmits(host: LabHost) -> int:
-    """How many TCP segments a host has sent again since it booted."""
+    """The number of TCP segments that a host has retransmitted since it booted."""
     found = re.search(r"^TcpRetransSegs\s+(\d+)", host.run(["nstat", "-asz", "TcpRetransSegs"]).stdout, re.MULTILINE)
     if not found:
         raise RuntimeError(f"{host.name}: nstat did not list TcpRetransSegs")

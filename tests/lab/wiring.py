@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Namespaces, bridges and veth pairs: what both labs build their hosts' networks from.
+"""Namespaces, bridges and veth pairs, from which both labs build their networks.
 
 Commands are made by pure functions and run in batches: one ``ip`` process for each namespace, not for each command.
 A namespace is known by its name under /run/netns, also that of a container (``ip netns attach``).
@@ -24,8 +24,8 @@ CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-#: The kernel's own defaults, written out: a new namespace copies IPv4's from the machine, which may have changed them.
-#: No duplicate address detection: an address that is tentative for a second makes tests flaky.
+#: The kernel's defaults: a new namespace copies those of IPv4 from the machine, which may have changed them.
+#: No duplicate address detection: addresses would be tentative for a second, and tests flaky.
 HOST_SYSCTLS = {
     "net.ipv4.ip_forward": "0",
     "net.ipv4.conf.all.rp_filter": "0",
@@ -55,7 +55,7 @@ SWITCH_SYSCTLS = {
 
 
 class CommandFailed(subprocess.CalledProcessError):
-    """A command failed; unlike its parent it says what the command said."""
+    """A command failed; the message contains its output."""
 
     def __str__(self) -> str:
         said = "\n".join(text.strip() for text in (self.stdout, self.stderr) if text)
@@ -63,7 +63,7 @@ class CommandFailed(subprocess.CalledProcessError):
 
 
 def run(argv: list[str], *, check: bool = True, timeout: float = 60, **options) -> subprocess.CompletedProcess:
-    """subprocess.run with captured text and an error that shows it."""
+    """subprocess.run with captured text; an error shows that text."""
     done = subprocess.run(argv, check=False, timeout=timeout, text=True, capture_output=True, **options)
     if check and done.returncode:
         raise CommandFailed(done.returncode, argv, done.stdout, done.stderr)
@@ -81,7 +81,7 @@ def ip_batch(commands: list[str], netns: str | None = None) -> None:
 
 
 def bridge_commands(networks: list[Network]) -> list[str]:
-    """In the switch namespace: one bridge a network, forwarding at once."""
+    """Commands for the switch namespace: a bridge for each network, which forwards at once."""
     return [
         command
         for net in networks
@@ -93,7 +93,7 @@ def bridge_commands(networks: list[Network]) -> list[str]:
 
 
 def port_commands(host: Host, netns: str) -> list[str]:
-    """In the switch namespace: the host's cables; the far end appears in its namespace as eth0, eth1 ..."""
+    """Commands for the switch namespace: the host's cables; the other ends are eth0, eth1 ... in its namespace."""
     return [
         command
         for leg in host.interfaces
@@ -105,7 +105,7 @@ def port_commands(host: Host, netns: str) -> list[str]:
 
 
 def host_commands(topology: Topology, host: Host) -> list[str]:
-    """In the host's namespace: links up, addresses, and the router of the first network as default route."""
+    """Commands for the host's namespace: links up, addresses, a default route to the router of the first network."""
     commands = ["link set lo up"]
     for leg in host.interfaces:
         commands += [
@@ -144,7 +144,7 @@ def _setns(fd: int) -> None:
 
 
 def write_sysctls(values: dict[str, str]) -> None:
-    """Write sysctls of the calling thread's namespace; names this kernel does not have are passed over."""
+    """Write sysctls of the calling thread's namespace; skip names that this kernel does not have."""
     for name, value in values.items():
         path = Path("/proc/sys", *name.split("."))
         if path.exists():
@@ -160,7 +160,7 @@ def make_switch(topology: Topology, netns: str) -> None:
 
 
 def make_hosts(hosts: list[Host], netns_of: Callable[[str], str]) -> None:
-    """Make a namespace for each host, with the kernel's defaults in it; no cable yet."""
+    """Make a namespace for each host, with the kernel's defaults and without cables."""
     ip_batch([f"netns add {netns_of(host.name)}" for host in hosts])
     for host in hosts:
         with inside(netns_of(host.name)):
@@ -168,14 +168,14 @@ def make_hosts(hosts: list[Host], netns_of: Callable[[str], str]) -> None:
 
 
 def connect_hosts(topology: Topology, hosts: list[Host], switch: str, netns_of: Callable[[str], str]) -> None:
-    """Plug hosts into the switch and configure their interfaces. No sysctl: a host that booted may have set them."""
+    """Connect hosts to the switch and configure their interfaces. No sysctls: a booted host may have set them."""
     ip_batch([command for host in hosts for command in port_commands(host, netns_of(host.name))], switch)
     for host in hosts:
         ip_batch(host_commands(topology, host), netns_of(host.name))
 
 
 def namespaces(prefix: str) -> list[str]:
-    """The names of the lab's namespaces that exist; a prefix that begins like another one does not see its."""
+    """The names of the lab's existing namespaces; those of a longer prefix do not count."""
     candidates = [f"{prefix}-{name}" for name in [*load().hosts, "switch"]]
     return sorted(name for name in candidates if (NETNS_DIR / name).exists())
 

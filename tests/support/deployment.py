@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A fleet in namespaces, configured by the real derivation: services and variables in, documents applied by the engine.
+"""A fleet in namespaces: documents are derived from services and variables, and applied by the engine.
 
 fleet = Deployment(lab, tmp_path, services, {"b": {"return_path_strategy": "address", ...}})
 fleet.apply()
@@ -43,7 +43,7 @@ def service(protocol: str, *backends: str, **more: Any) -> dict[str, Any]:
 
 
 def facts(host: Any) -> dict[str, Any]:
-    """What ansible.builtin.setup would say of a host of the lab, as far as the derivation asks."""
+    """The facts of a host of the lab that the derivation uses, as ansible.builtin.setup returns them."""
     inside = host.on("inside")
     ethernet = {
         "device": inside.dev,
@@ -56,7 +56,7 @@ def facts(host: Any) -> dict[str, Any]:
 
 
 def source_of(proxy: Any, family: str) -> str:
-    """A client of a proxy's own, to tell its replies by."""
+    """A client address for each proxy, to tell their replies apart."""
     number = proxy.spec.number
     return f"198.51.100.{number}" if family == "ipv4" else f"2001:db8:ffff::{number}"
 
@@ -64,7 +64,7 @@ def source_of(proxy: Any, family: str) -> str:
 def by_strategy(
     lab: Any, strategy: str, backends: Iterable[str] = BACKENDS, proxies: Iterable[str] = PROXIES
 ) -> dict[str, dict[str, Any]]:
-    """Variables of the backends: each has a strategy, and the addresses that ``address`` takes for each proxy.
+    """Variables of the backends: the strategy, and the addresses that strategy ``address`` uses for each proxy.
 
     They are 198.18.0.121 and 2001:db8::121 of b for a, 198.18.0.171 and so on for a2.
     """
@@ -80,7 +80,7 @@ def by_strategy(
 
 
 class Deployment:
-    """Documents of all hosts of a lab, derived from services and variables, and applied as the roles do it."""
+    """The documents of all hosts of a lab, derived and applied as the roles do it."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Deployment:
         self.engine = Engine(directory)
         self.proxies, self.backends = list(proxies), list(backends)
         self.variables = dict(variables)
-        # What else a host is asked for: lines of its settings, and documents of an earlier run.
+        # Other facts of a host: its sysctls, and the documents of an earlier run.
         self.settings: list[str] = []
         self.known: dict[str, Any] = {}
 
@@ -108,7 +108,7 @@ class Deployment:
         return Fleet(self.services, view, hostvars)
 
     def apply(self, **options: Any) -> None:
-        """Both ends, in the order of the playbook ``site``."""
+        """Apply the documents of both ends, in the order of the playbook ``site``."""
         self.apply_backends(**options)
         self.apply_proxies(**options)
 
@@ -126,7 +126,7 @@ class Deployment:
         self.engine.apply(self.lab[name], document, directory=str(stored), **options)
 
     def remove(self) -> None:
-        """Leave the hosts as they were."""
+        """Remove everything that was applied."""
         for names, owner in ((self.proxies, "local_delivery"), (self.backends, "return_path")):
             for name in names:
                 self.engine.remove(self.lab[name], owner, directory=str(self.directory / name))
@@ -138,7 +138,7 @@ class Deployment:
         return seen.backend_addresses(proxy, refs[0])[VERSION[family]]
 
     def exchange(self, proxy: str, backend: str, family: str, protocol: str) -> bytes:
-        """What a backend answers to a client of the proxy's own."""
+        """The answer of a backend to the proxy's client."""
         source = source_of(self.lab[proxy], family)
         with spoofed(self.lab[proxy], source, self.target(proxy, backend, family), protocol) as sock:
             return ask(sock)
@@ -146,7 +146,7 @@ class Deployment:
 
 @contextmanager
 def spoofed(host: Any, source: str, target: str, protocol: str, port: int = PORT, source_port: int = 0):
-    """A transparent socket on a host, connected (a TCP one may still be at it) to a server with any source address."""
+    """A transparent socket that connects to a server from any source address; over TCP it may still be connecting."""
     family = "ipv6" if ":" in target else "ipv4"
     with host.inside():
         sock = socket.socket(AF[family], KINDS[protocol])
@@ -174,7 +174,7 @@ class EchoServers(threading.Thread):
         self._ending = False
 
     def serve(self, host: Any, protocol: str, address: str, port: int = PORT) -> socket.socket:
-        """Listen on an address of a host; a wildcard is ``0.0.0.0`` or ``::``."""
+        """Listen on an address of a host, or on ``0.0.0.0`` or ``::``."""
         family = "ipv6" if ":" in address else "ipv4"
         with host.inside():
             sock = socket.socket(AF[family], KINDS[protocol])
@@ -234,7 +234,7 @@ def _answer(sock: socket.socket, name: bytes) -> None:
 
 
 def watch_replies(lab: Any, proxies: Sequence[str] = PROXIES) -> None:
-    """Count where packets to each proxy's client arrive: at their proxy, at another one, or at the router."""
+    """Count packets to each proxy's client where they arrive: at that proxy, at another one, or at the router."""
 
     def rules(names: Iterable[str]) -> list[str]:
         return [
@@ -250,7 +250,7 @@ def watch_replies(lab: Any, proxies: Sequence[str] = PROXIES) -> None:
 
 
 def replies(lab: Any, proxies: Sequence[str] = PROXIES) -> dict[str, int]:
-    """What :func:`watch_replies` has counted: at each proxy for itself, ``stray`` and ``leaks``."""
+    """The counts of :func:`watch_replies`: by proxy, ``stray`` (at another proxy) and ``leaks`` (at the router)."""
     found = {name: counters(lab[name], "own")["own"] for name in proxies}
     found["stray"] = sum(counters(lab[name], "stray").get("stray", 0) for name in proxies)
     found["leaks"] = counters(lab["router"], "leaks")["leaks"]

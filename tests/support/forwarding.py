@@ -24,7 +24,7 @@ from tests.support import processes
 from tests.support.waiting import PATIENCE, eventually
 
 BACKENDS = ("b", "c", "d")
-#: Runs the forwarders of the tests in the place of this process's Python, as their archive: what hosts have.
+#: Runs the forwarder's archive, as on hosts; without it this process's Python runs the sources.
 PYTHON = os.environ.get("L4PROXY_TEST_PYTHON")
 PROXY_ID = 11
 TABLE = 20111
@@ -32,19 +32,19 @@ LOCAL_TABLE = 20100
 
 
 def raise_lab(name: str) -> NamespaceLab:
-    """A lab, not yet entered, with a prefix of this process's own."""
+    """A lab that is not yet up, with a prefix for this process."""
     return NamespaceLab(prefix=f"kf{name}{os.getpid() % 10000}", hosts=["client", "router", "a", *BACKENDS])
 
 
 def wire(lab: NamespaceLab) -> None:
-    """Local delivery on a and the return path on every backend, by ip and nft."""
+    """Set local delivery on a and the return path on every backend, with ip and nft."""
     a = lab["a"]
     for family, icmp in (("-4", "icmp"), ("-6", "ipv6-icmp")):
         a.run(["ip", family, "route", "add", "local", "default", "dev", "lo", "table", str(LOCAL_TABLE)])
         for name in BACKENDS:
             source = lab[name].ipv4 if family == "-4" else lab[name].ipv6
             for protocol in ("tcp", "udp", icmp):
-                # By interface, or what a sends in the name of one backend to another never leaves it.
+                # With iif, or packets that a sends to one backend from another's address would never leave a.
                 rule = ["from", source, "iif", a.dev, "ipproto", protocol, "lookup", str(LOCAL_TABLE), "pref", "1100"]
                 a.run(["ip", family, "rule", "add", *rule])
     for name in BACKENDS:
@@ -73,7 +73,7 @@ table inet lab {{
 
 
 def make_service(lab: NamespaceLab, name: str, port: int, backend_port: int, backends=BACKENDS, **options) -> dict:
-    """A service on both wildcard addresses of a; its backends are not asked for their health unless a test says so."""
+    """A service on both wildcard addresses of a, without health checks unless ``options`` has them."""
     return {
         "name": name,
         "listen": [{"address": "0.0.0.0", "port": port}, {"address": "::", "port": port}],
@@ -86,9 +86,9 @@ def make_service(lab: NamespaceLab, name: str, port: int, backend_port: int, bac
 
 
 def make_config(*services: dict, **options) -> dict:
-    """A config with one worker, so that a test knows whom it meets, unless it says otherwise.
+    """A config with one worker, so that a test knows which worker serves, unless ``options`` says otherwise.
 
-    Several reloads of a busy machine may take longer than what a connection has by default to end after the first.
+    Several reloads on a busy machine may take longer than the default drain timeout.
     """
     common = {"schema": 1, "proxy_id": PROXY_ID, "workers": 1, "drain_timeout": 300}
     return {**common, "services": list(services), **options}
@@ -102,7 +102,7 @@ def build_archive(directory: Path) -> Path:
 
 
 class Forwarder:
-    """``l4proxy forward`` on a host: started, reloaded, read and stopped by the tests."""
+    """The process ``l4proxy forward`` on a host."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Forwarder:
         return self
 
     def reload(self) -> subprocess.CompletedProcess:
-        """Run ``l4proxy reload --wait``; the caller looks at the outcome."""
+        """Run ``l4proxy reload --wait``; the caller checks the exit status."""
         argv = [sys.executable, "-c", netns.CLI, "reload", "--wait"]
         return wiring.run(argv, check=False, timeout=90, env={**netns.cli_environment(), **self.environment})
 
@@ -164,7 +164,7 @@ class Forwarder:
         return [pid for pid in pids if _comm(pid).startswith(name)]
 
     def ask(self, op: str, **arguments) -> dict:
-        """One request to its admin socket."""
+        """Send a request to the admin socket; return the response."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(PATIENCE)
             sock.connect(str(self.directory / "admin.sock"))
@@ -172,21 +172,21 @@ class Forwarder:
             return json.loads(sock.makefile().readline())
 
     def status(self) -> dict:
-        """Its status document."""
+        """The status document."""
         return self.ask("status")["status"]
 
     def log(self, event: str | None = None) -> list[dict]:
-        lines = self.process.log.read_text(encoding="utf-8").split("\n")[:-1]  # what follows is half a line, or nothing
+        lines = self.process.log.read_text(encoding="utf-8").split("\n")[:-1]  # the last line may be incomplete
         records = [json.loads(line) for line in lines if line.startswith("{")]
         return [record for record in records if event in (None, record["event"])]
 
     def connections(self, count: int) -> list[dict]:
-        """The connection lines, once there are ``count``."""
+        """The log lines of connections, once there are ``count``."""
         eventually(lambda: len(self.log("connection")) >= count, f"{count} connections in the log", self.show)
         return self.log("connection")
 
     def settled(self) -> int:
-        """Wait until no worker has a connection; returns how many connections the log has by then."""
+        """Wait until no worker has a connection; return the number of connections in the log."""
         eventually(lambda: all(_idle(pid) for pid in self.workers()), "the workers are idle", self.show)
         return len(self.log("connection"))
 
@@ -194,7 +194,7 @@ class Forwarder:
         return self.process.log.read_text(encoding="utf-8")[-4000:]
 
     def stop(self, number: int = signal.SIGTERM, patience: float = PATIENCE) -> int:
-        """Signal it and wait; returns the exit code."""
+        """Send a signal and wait; return the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(patience)
@@ -204,7 +204,7 @@ class Forwarder:
 
     def __exit__(self, *exc_info: object) -> None:
         deadline = time.monotonic() + PATIENCE
-        while self.process.poll() is None:  # the second signal is: now; to a process that is slow, two may be one
+        while self.process.poll() is None:  # a second signal stops at once; a slow process may see two as one
             assert time.monotonic() < deadline, f"it does not end\n{self.show()}"
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -219,7 +219,7 @@ def _comm(pid: int) -> str:
 
 
 def _idle(pid: int) -> bool:
-    """Whether a worker sleeps and has no TCP connection; what it had to log is then in the log."""
+    """Whether a worker sleeps and has no TCP connection: its log lines are then written."""
     sockets = set(processes.open_files(pid))
     table = [
         line.split()

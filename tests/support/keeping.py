@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A keeper that runs on a host of a lab: started, listened to, stopped."""
+"""The process of a keeper on a host of a lab."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document i
 from tests.lab.netns import cli_environment
 from tests.support.waiting import PATIENCE, eventually
 
-# The keeper as `l4proxy keep` runs it, but for its files: those of the machine are not the lab's.
+# As `l4proxy keep`, but with files of the lab instead of the machine's.
 PROGRAM = """
 import logging, sys
 from l4proxy._routing.host import runner, sysctl
@@ -32,7 +32,7 @@ def run(argv, stdin=None):  # Debian has two iptables; the alternatives system n
     return runner.run([name, *argv[1:]], stdin)
 raise SystemExit(command.run(directory, host=Host(runner=run, sysctls=sysctl.Sysctls(memory), lock=lock)))
 """
-# What the unit sets, too.
+# As the systemd unit sets it.
 UNIT = {"MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
@@ -60,7 +60,7 @@ class Running:
         eventually(lambda: self.state)
 
     def stop(self) -> int:
-        """End it as systemd does; its exit status."""
+        """Stop it as systemd does; return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
 
@@ -83,7 +83,7 @@ class Running:
         return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
     def rest(self) -> None:
-        """Return when it has done what it had to do: a second in which it used next to no CPU."""
+        """Wait until it is idle: one second in which it uses almost no CPU."""
 
         def rested() -> bool:
             before = self.cpu()
@@ -94,7 +94,7 @@ class Running:
 
 
 def storm(host, count: int) -> None:
-    """So many routes come and go in a table that is not ours."""
+    """Add and remove ``count`` routes in a foreign table."""
     routes = [f"198.19.{number >> 8}.{number & 255}/32 via 198.18.0.1 table 777" for number in range(count)]
     lines = [f"route {verb} {route}" for verb in ("add", "del") for route in routes]
     host.run(["ip", "-batch", "-"], input="\n".join(lines) + "\n")
@@ -102,7 +102,7 @@ def storm(host, count: int) -> None:
 
 @contextmanager
 def keeping(lab, name: str, directory: Path, *data: dict, iptables: str = "nft"):
-    """A keeper of these documents, stopped at the end; what it did stays. ``iptables`` is nft or legacy."""
+    """Run a keeper with these documents. What it applied stays after it stops. ``iptables`` is nft or legacy."""
     running = Running(lab, lab[name], directory, iptables)
     for item in data:
         running.store(item)

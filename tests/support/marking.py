@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the tests of marks share: the engines and their variants, documents for each, and a host's leavings."""
+"""Marks on a host of the lab, in nftables, iptables-nft or iptables-legacy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.routing import PORT, attempt
 
 @dataclass(frozen=True)
 class Variant:
-    """An engine with the commands it is to use: Debian has two iptables, and the alternatives system names one."""
+    """A mark engine with its commands: Debian has two iptables, and /etc/alternatives selects one."""
 
     engine: str
     flavour: str = ""
@@ -41,7 +41,7 @@ class Variant:
         return runner.run([self.command(argv[0]), *argv[1:]], stdin)
 
     def save(self, host, command: str = "iptables") -> list[str]:
-        """Our own rules and the jumps to them in table mangle."""
+        """Our rules in table mangle, and the jumps to them."""
         listed = host.run([self.command(f"{command}-save"), "-t", "mangle"]).stdout.splitlines()
         return [line for line in listed if "L4PROXY_" in line]
 
@@ -52,7 +52,7 @@ VARIANTS = (NFT, Variant("iptables", "iptables-nft"), Variant("iptables", "iptab
 
 @dataclass
 class Marked:
-    """A host whose marks are held by one variant."""
+    """A host that uses one variant for its marks."""
 
     lab: object
     host: object
@@ -78,12 +78,12 @@ class Marked:
             selection.write(self.variant.run, owner, self.variant.engine, values)
 
     def run(self, command: str) -> str:
-        """A command as people write it; iptables is the variant's."""
+        """Run a command; ``iptables`` is the variant's."""
         program, *rest = command.split()
         return self.host.run([self.variant.command(program), *rest]).stdout
 
     def listing(self) -> list[str]:
-        """All that anyone has there: rl.listing does not see iptables-legacy."""
+        """The host's listing with iptables-legacy, which ``routing.listing`` does not see."""
         saved = [self.host.run([self.variant.command(f"{name}-save")]).stdout for name in ("iptables", "ip6tables")]
         return [
             *routing.listing(self.host),
@@ -93,7 +93,7 @@ class Marked:
 
 @contextlib.contextmanager
 def marked(lab, name: str, variant: Variant, owners: tuple[str, ...] = ("return_path",)) -> Iterator[Marked]:
-    """A host for one variant; whatever the owners have is gone in the end."""
+    """A host that uses one variant; the objects of the owners are removed in the end."""
     made = Marked(lab, lab[name], variant)
     try:
         yield made
@@ -105,7 +105,7 @@ def marked(lab, name: str, variant: Variant, owners: tuple[str, ...] = ("return_
 
 
 def outcomes(lab, host: str, sources: dict[str, str], port: int = PORT, source_port: int = 0) -> list[str]:
-    """How handshakes with b end, one for each family; side by side, because silence takes a second to be told."""
+    """The outcomes of handshakes with b, one in each family, in parallel because silence takes a second."""
     with contextlib.ExitStack() as stack:
         made = [
             stack.enter_context(attempt(lab[host], source, address_of(lab["b"], family), port, source_port))

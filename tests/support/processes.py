@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What /proc says of a process."""
+"""Files, memory and CPU time of a process, from /proc."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def open_files(pid: int) -> list[str]:
-    """What the descriptors of a process are: "socket:[inode]", "pipe:[inode]" or a path."""
+    """The open files of a process: "socket:[inode]", "pipe:[inode]" or a path."""
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -20,12 +20,12 @@ def open_files(pid: int) -> list[str]:
 
 
 def asleep(pid: int) -> bool:
-    """Whether a process waits."""
+    """Whether a process sleeps."""
     return _stat(pid)[0] == "S"
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the command, the state first."""
+    """The fields of /proc/PID/stat after the command; the state is the first."""
     return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
 
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the routing tests share: the two documents, the engine inside a namespace, and a spoofed TCP attempt."""
+"""The routing engine on hosts of a lab, documents for it, and spoofed TCP connections."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def local_delivery(*backends) -> dict:
 
 
 def return_path(*proxies, mac: bool = False, sysctls: tuple = ()) -> dict:
-    """``proxies`` are hosts; the id is the host part of the IPv4 address."""
+    """The document of a backend. ``proxies`` are hosts; the id is the last part of the IPv4 address."""
     rules, routes, marks = [], [], []
     for host in proxies:
         number = int(host.ipv4.rsplit(".", 1)[1])
@@ -63,7 +63,7 @@ def return_path(*proxies, mac: bool = False, sysctls: tuple = ()) -> dict:
 
 
 class Engine:
-    """The engine on the hosts of a lab: each host has its own memory and lock."""
+    """The engine on the hosts of a lab; each host has its own sysctl memory and lock."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -85,13 +85,13 @@ class Engine:
 
 
 def make_whole(lab) -> None:
-    """The path between a and b; what a test took away is put back by the engine itself."""
+    """Apply both documents of the path between a and b, also to repair it."""
     lab.engine.apply(lab["a"], local_delivery(lab["b"]))
     lab.engine.apply(lab["b"], return_path(lab["a"]))
 
 
 def listing(host) -> list[str]:
-    """Everything the engine could have touched, as the tools show it; counters left out."""
+    """Everything that the engine could change on a host, as ip and nft list it, without counters."""
     commands = [
         ["ip", command, what, "show", *arguments]
         for command in ("-4", "-6")
@@ -102,7 +102,7 @@ def listing(host) -> list[str]:
 
 
 def _passing(line: str) -> bool:
-    """Cached routes (a redirect, a path MTU) and the kernel's own for link-local and multicast come by themselves."""
+    """Whether a line is a cached route (redirect, path MTU) or a route of the kernel's own."""
     return " expires " in line or "proto kernel" in line
 
 
@@ -116,7 +116,7 @@ def with_engine(prefix: str, hosts: list[str], tmp_path_factory):
 
 @contextmanager
 def left_as_found(lab: NamespaceLab, name: str):
-    """A host without anything of ours; the test's leavings are removed and must be all there was."""
+    """A host without our objects; in the end they are removed, and the host must be as before."""
     host = lab[name]
     before = listing(host)
     try:
@@ -138,7 +138,7 @@ def counters(host, table: str) -> dict[str, int]:
 
 
 class Attempt:
-    """A TCP connection attempt from a host with a source address that need not be its own."""
+    """A TCP connection attempt from any source address."""
 
     def __init__(self, host, source: str, target: str, port: int = PORT, source_port: int = 0):
         family = "ipv6" if ":" in target else "ipv4"
@@ -163,7 +163,7 @@ class Attempt:
         return struct.unpack("BBB", self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 3))
 
     def outcome(self) -> str:
-        """``established``; ``silent`` once a SYN was sent again and nothing came back; else the error's name."""
+        """``established``; ``silent`` if a SYN was retransmitted without an answer; or the name of the error."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             # State first: a handshake that completes in between must not look silent.
@@ -199,7 +199,7 @@ def handshake(host, source: str, target: str, port: int = PORT, source_port: int
 
 
 def snmp(host, group: str, name: str) -> int:
-    """A counter of the host's stack, from /proc/net/snmp or snmp6 (group ``6``)."""
+    """A counter of /proc/net/snmp, or of snmp6 (group ``6``)."""
     if group == "6":
         rows = host.run(["cat", "/proc/net/snmp6"]).stdout.splitlines()
         return int(dict(row.split() for row in rows)[name])
@@ -209,7 +209,7 @@ def snmp(host, group: str, name: str) -> int:
 
 
 def watch(host, name: str, chain: str, *rules: str) -> None:
-    """A table of the test's own with counting rules: ``chain`` is the text after ``type filter hook``."""
+    """Add a table with counting rules; ``chain`` is the text after ``type filter hook``."""
     body = "\n".join(f"    {rule}" for rule in rules)
     text = f"table inet {name} {{\n  chain {name} {{\n    type filter hook {chain};\n{body}\n  }}\n}}\n"
     host.run(["nft", "-f", "-"], input=f"table inet {name}\ndelete table inet {name}\n{text}")

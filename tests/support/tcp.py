@@ -17,7 +17,7 @@ from tests.support.waiting import PATIENCE
 
 
 def connect(lab: NamespaceLab, address: str, port: int, host: str = "client", timeout: float = PATIENCE):
-    """A connected TCP socket of a lab host, usable from anywhere."""
+    """A TCP socket connected from a host of the lab."""
     with lab[host].inside():
         return socket.create_connection((address, port), timeout=timeout)
 
@@ -71,7 +71,7 @@ def answering(lab: NamespaceLab, hosts: Iterable[str], port: int):
 
 @contextlib.contextmanager
 def refusing(lab: NamespaceLab, host: str, port: int):
-    """A host whose firewall refuses a port with RST, as if nobody listened."""
+    """Let a host's firewall refuse a port with RST, as if nothing listened."""
     rule = f"type filter hook input priority 0\ntcp dport {port} reject with tcp reset"
     ruleset = f"table inet refusing {{\nchain in {{\n{rule}\n}}\n}}\n"
     lab[host].run(["nft", "-f", "-"], input=ruleset)
@@ -88,7 +88,7 @@ def accept(listener: socket.socket) -> socket.socket:
 
 
 def pair(lab: NamespaceLab, listener: socket.socket, port: int) -> tuple[socket.socket, socket.socket]:
-    """(client's socket, backend's socket) of one connection through a; one byte was exchanged to prove it.
+    """(client's socket, backend's socket) of a connection through a, over which one byte was sent.
 
     It is of the listener's family.
     """
@@ -102,14 +102,14 @@ def pair(lab: NamespaceLab, listener: socket.socket, port: int) -> tuple[socket.
 
 @contextlib.contextmanager
 def connection(lab: NamespaceLab, listener: socket.socket, port: int):
-    """A :func:`pair` that is closed in the end."""
+    """A :func:`pair` that is closed at the end."""
     client, server = pair(lab, listener, port)
     with client, server:
         yield client, server
 
 
 def assert_open(client: socket.socket, server: socket.socket) -> None:
-    """What the client sends reaches the server."""
+    """Assert that data of the client reaches the server."""
     client.sendall(b"still here")
     assert server.recv(100) == b"still here"
 

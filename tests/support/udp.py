@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the UDP tests share: backends that say whom they see, and clients that ask again until they are answered."""
+"""UDP servers that answer with the client's address, and clients that repeat their requests."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.support.addresses import family_of
 from tests.support.forwarding import BACKENDS
 from tests.support.waiting import PATIENCE
 
-QUESTION = b"?"  # a datagram that begins with it is answered with who asked; any other with itself
-AGAIN = 0.5  # seconds after which a client asks again: UDP may lose a datagram
+QUESTION = b"?"  # answered with the server's name and the client's address; other datagrams are echoed
+AGAIN = 0.5  # seconds after which a client repeats a datagram, as UDP may lose it
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-QUIET = 0.5  # seconds in which nothing comes: where something would, it comes within a millisecond
+QUIET = 0.5  # seconds without an answer that count as silence; answers take a millisecond
 
 
 class Server:
     """A UDP server of a host on both its addresses; ``seen`` is {(address, port) of a client: [sizes]}.
 
-    While ``says`` is set, everything is answered with that; b"" stands for no answer at all.
+    While ``says`` is set, it is the answer to everything; b"" means no answer.
     """
 
     def __init__(self, lab, host: str, port: int):
@@ -66,7 +66,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(lab, port: int, hosts=BACKENDS):
-    """Servers by host."""
+    """Servers, by host."""
     servers = {host: Server(lab, host, port) for host in hosts}
     try:
         yield servers
@@ -76,7 +76,7 @@ def serving(lab, port: int, hosts=BACKENDS):
 
 
 def client(lab, address: str, port: int = 0, host: str = "client") -> socket.socket:
-    """An unconnected socket of a host's family that matches ``address``."""
+    """An unconnected socket of a host, in the family of ``address``."""
     with lab[host].inside():
         sock = socket.socket(family_of(address), socket.SOCK_DGRAM)
     sock.bind(("", port))
@@ -84,7 +84,7 @@ def client(lab, address: str, port: int = 0, host: str = "client") -> socket.soc
 
 
 def exchange(sock: socket.socket, data: bytes, to: tuple[str, int], patience: float = PATIENCE):
-    """Send until there is an answer; returns (answer, its source)."""
+    """Send until there is an answer; return (answer, its source)."""
     deadline = time.monotonic() + patience
     sock.settimeout(AGAIN)
     while True:
@@ -97,7 +97,7 @@ def exchange(sock: socket.socket, data: bytes, to: tuple[str, int], patience: fl
 
 
 def who(sock: socket.socket, to: tuple[str, int], patience: float = PATIENCE) -> tuple[str, str, int]:
-    """(backend, address, port it sees) of a client."""
+    """(backend, client's address, client's port), as the backend sees them."""
     name, address, port = exchange(sock, QUESTION, to, patience)[0].decode().split()
     return name, address, int(port)
 
@@ -114,7 +114,7 @@ def silent(sock: socket.socket, data: bytes, to: tuple[str, int]) -> bool:
 
 
 def settle(sock: socket.socket) -> None:
-    """Read what is still on its way, until nothing comes any more."""
+    """Read until no more datagrams arrive."""
     sock.settimeout(QUIET)
     with contextlib.suppress(TimeoutError):
         while True:

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A lab for the doctor: every strategy on a host of its own, whole, with its documents stored as the roles do it.
+"""A lab for the doctor: an intact host for every strategy, with its documents stored as the roles do it.
 
-a is the proxy by protocol rules, a2 one by a mark of sockets; b is a backend by mark, c one with its proxy on another
-interface than its default route, d one by a second address. a stands in two networks.
+a is a proxy with method rules, a2 with method socket_mark. b is a backend with strategy mark; the proxy of c is not on the
+interface of its default route; d has strategy address. a is in two networks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def by_mark_of_sockets() -> dict:
 
 
 def by_address(proxy) -> dict:
-    """The return path by a second address of the backend."""
+    """The document of a backend with strategy address."""
     rules, routes = [], []
     for family, own in SECOND.items():
         source = {"family": family, "src": f"{own}/{BITS[family]}"}
@@ -76,7 +76,7 @@ def documents_by_host(lab: NamespaceLab) -> dict[str, dict]:
 
 
 class Clinic:
-    """The lab, its documents, and a doctor for each of its hosts."""
+    """The lab, its documents, and the doctor's findings on its hosts."""
 
     def __init__(self, lab: NamespaceLab, directory):
         self.lab, self.directory = lab, directory
@@ -87,17 +87,17 @@ class Clinic:
             (directory / name / f"{loaded.owner}.json").write_text(store.content_of(loaded))
 
     def heal(self, name: str) -> None:
-        """What the keeper does."""
+        """Apply the host's document, as the keeper does."""
         self.lab.engine.apply(self.lab[name], self.documents[name])
 
     def sources(self, name: str, **options) -> gather.Sources:
-        """Nothing of the machine's own: no systemd, no forwarder, unless a test says so."""
+        """Sources without systemd or a forwarder, unless ``options`` has them."""
         nowhere = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(self.directory / "none"))
         own = {"host": self.lab.engine.host(self.lab[name]), "directory": str(self.directory / name)}
         return gather.Sources(**{**own, **nowhere, **options})
 
     def complaints(self, name: str, ports=(), wanted: dict | None = None, **options) -> list[finding.Finding]:
-        """What is wrong with a host, in the order of the report; with ``wanted``, before that is applied."""
+        """Failures and warnings of a host, in the order of the report; with ``wanted``, before it is applied."""
         loaded = wanted and documents.load(wanted)
         with self.lab[name].inside():
             facts = gather.gather(self.sources(name, **options), loaded, CLIENTS, ports)

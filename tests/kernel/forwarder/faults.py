@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the health tests of TCP and UDP share: faults between a and its backends, and what the status says of them."""
+"""Faults between a and its backends, and the states of backends in the status document."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def states(forwarder) -> list[str]:
 
 
 def state(forwarder, name: str, family: str) -> str:
-    """The state of one of them."""
+    """The state of one backend in one family."""
     return backends(forwarder)[name]["families"][family]["state"]
 
 
 class BrokenReturnPath:
-    """The rule that sends b's replies of a family back to a is gone: they leave by b's default route."""
+    """Remove the rule that sends b's replies of a family to a: they leave by b's default route."""
 
     def __init__(self, lab, family: str):
         self._host = lab["b"]
@@ -43,9 +43,9 @@ class BrokenReturnPath:
 
 
 class BogonFilter:
-    """Backends drop what comes from the given sources, and nothing else; the drops are counted.
+    """Let backends drop and count packets from the given sources.
 
-    ICMP passes: a neighbour that is not answered any more would be as good as gone for everybody's packets.
+    ICMP passes: without it, neighbour discovery would fail for all packets.
     """
 
     def __init__(self, lab, sources=PROBES):

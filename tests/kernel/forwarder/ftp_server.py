@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""As much of an FTP server as a passive download takes (RFC 959, RFC 2428): a port is open while a transfer uses it."""
+"""An FTP server for passive downloads (RFC 959, RFC 2428): a data port is open only during its transfer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DATA = range(50000, 50010)
 
 
 class Server:
-    """Serves on a lab host, in both families. Each file says who serves, and whom it sees on either connection."""
+    """Serves on a host. Every file contains the host's name and both client addresses it sees."""
 
     def __init__(self, lab: NamespaceLab, host: str):
         self._lab, self._host = lab, host
@@ -47,11 +47,13 @@ class Server:
                     control.sendall(b"150 here it comes\r\n")
                     answer = self._send(data, client)
                 else:
-                    answer = {b"USER": "331 who says so?", b"PASS": "230 in", b"QUIT": "221 bye"}.get(word, "200 yes")
+                    answer = {b"USER": "331 password?", b"PASS": "230 logged in", b"QUIT": "221 bye"}.get(
+                        word, "200 yes"
+                    )
                 control.sendall(f"{answer}\r\n".encode())
 
     def _open(self, family: str, word: bytes) -> tuple[socket.socket, str]:
-        """Open a port for one transfer; return it and what the client is told."""
+        """Open a port for one transfer; return it and the reply to the client."""
         for port in DATA:
             try:
                 listener = tcp.listen(self._lab, self._host, port, family)
@@ -59,7 +61,7 @@ class Server:
                 continue  # another transfer has it
             if word == b"EPSV":
                 return listener, f"229 there (|||{port}|)"
-            # The client connects to what it is told, so that is the proxy's address (vsftpd: pasv_address).
+            # The client connects to the address in the reply: the proxy's (vsftpd: pasv_address).
             address = getattr(self._lab["a"], family).replace(".", ",")
             return listener, f"227 there ({address},{port >> 8},{port & 255})"
         raise AssertionError("all ports are in use")

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sessions that last, of either protocol: who serves them is asked by the tests of balancing, one text for both."""
+"""Sessions over TCP or UDP that stay open, for tests that run over both."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.support import tcp, udp
 from tests.support.addresses import FAMILIES, family_of
 from tests.support.waiting import PATIENCE
 
-#: Addresses that are all the client's own.
+#: Every address of these networks is the client's.
 MANY = {"ipv4": "198.18.128.0/24", "ipv6": "2001:db8:2:8000::/64"}
 CLIENTS = {"ipv4": "198.18.128.{}", "ipv6": "2001:db8:2:8000::{:x}"}
 
 
 def give_many_addresses(lab) -> None:
-    """Make every address of MANY the client's own, and let a find it."""
+    """Give the client every address of MANY, with a route from the router."""
     for family, network in MANY.items():
         flag = "-6" if family == "ipv6" else "-4"
         lab["client"].run(["ip", flag, "route", "add", "local", network, "dev", "lo"])
@@ -30,7 +30,7 @@ def give_many_addresses(lab) -> None:
 
 
 class TcpServer:
-    """On both addresses of a host: tell a client the host's name, and keep the connection while the client does."""
+    """On both addresses of a host: send the host's name, and keep the connection until the client closes it."""
 
     def __init__(self, lab, host: str, port: int):
         self._name = host.encode()
@@ -72,7 +72,7 @@ class TcpServer:
             return True
 
     def stop(self) -> None:
-        """Close all: who connects is refused from here on."""
+        """Close everything; new connections are refused."""
         self._stop.set()
         self._thread.join(PATIENCE)
         for sock in self._socks.values():
@@ -84,11 +84,11 @@ SERVERS = {"tcp": TcpServer, "udp": udp.Server}
 
 
 class Refused(Exception):
-    """Nobody serves this client."""
+    """No backend serves this client."""
 
 
 class Session:
-    """A session of a client: ``name`` is the backend that serves it. It lasts until end(), or UDP's idle timeout.
+    """A session of a client; ``name`` is its backend. It stays open until end(), or until UDP's idle timeout.
 
     ``source`` is one of MANY, None for the client's own address. Raises Refused, over UDP when nothing has come in
     ``patience`` seconds.
@@ -123,19 +123,19 @@ class Session:
             raise Refused from None
 
     def go_on(self) -> None:
-        """Let something pass, so that it does not count as idle; who answers must be the same."""
+        """Exchange data, so that the session is not idle; the backend must be the same."""
         if self._udp:
             assert udp.who(self._sock, self._to)[0] == self.name
         else:
             self._sock.send(b"!")
 
     def end(self) -> None:
-        """No more of this client."""
+        """Close the client's socket."""
         self._sock.close()
 
 
 def refused(lab, protocol: str, to: tuple[str, int]) -> bool:
-    """Whether a client is not served; over UDP it asks once."""
+    """Whether a client is refused; over UDP it sends one datagram."""
     try:
         Session(lab, protocol, to, patience=udp.QUIET).end()
     except Refused:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A tunnel between two hosts of the lab, as WireGuard or a VPN has it: TUN devices, which have no MAC addresses."""
+"""A tunnel between two hosts of the lab, with TUN devices as of WireGuard or a VPN: they have no MAC addresses."""
 
 from __future__ import annotations
 
