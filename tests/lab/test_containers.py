@@ -72,7 +72,7 @@ def test_the_hardening_of_a_unit_is_enforced(lab):
     assert not lab["a"].run(["ls", "/tmp/x"], check=False).stdout
 
 
-# 100 clients of as many ports, each again and again; prints how many were served, and what befell the others.
+# 100 clients of as many ports, repeatedly; prints the number of served ones, and the errors of others.
 CLIENTS = """
 import collections, socket, sys, threading, time
 end, told = time.monotonic() + float(sys.argv[1]), collections.Counter()
@@ -94,7 +94,7 @@ print(dict(told))
 """
 
 
-# Python's own takes five connections at once, and a proxy that starts has all that have waited for it.
+# Python's default backlog is 5, and a starting proxy gets all waiting connections at once.
 SERVER = """
 import http.server as http
 http.ThreadingHTTPServer.request_queue_size = 1024
@@ -104,7 +104,7 @@ http.test(http.SimpleHTTPRequestHandler, http.ThreadingHTTPServer, port=8080, bi
 
 @pytest.fixture(scope="module")
 def many_ports(lab):
-    """A forwarder on a with our unit, 1,000 ports and 2 workers. It is its own client, so no path has to be made."""
+    """A forwarder on a with our unit, 1,000 ports and 2 workers. Clients are on a too, so no routing is needed."""
     service = {
         "name": "many",
         "listen": [{"address": "0.0.0.0", "port": "10000-10999"}],
@@ -144,7 +144,7 @@ def kept(host) -> int:
 
 @pytest.mark.parametrize("store", [4096, 100])
 def test_systemd_keeps_2000_listening_sockets_over_a_killed_supervisor(many_ports, store):
-    """The control: where systemd keeps few sockets, many clients are refused."""
+    """The control: if systemd keeps few sockets, many clients are refused."""
     unit = "l4proxy-forwarder"
     many_ports.run(["systemctl", "stop", unit], check=False, timeout=90)
     many_ports.run(
@@ -217,4 +217,4 @@ def test_down_from_another_process_leaves_nothing():
     assert not podman.containers(prefix)
     assert not wiring.namespaces(prefix)
     assert not (STATE / prefix).exists()
-    ContainerLab(prefix, []).down()  # what is gone already is no error
+    ContainerLab(prefix, []).down()  # removing nothing is no error

@@ -89,7 +89,7 @@ def test_a_prefix_is_for_one_lab_at_a_time(lab):
 
 
 class TestNothingRemains:
-    """In one class with a prefix of its own: the module's lab is still up while these run."""
+    """With a prefix of its own, because the module's lab is still up."""
 
     @pytest.fixture(autouse=True)
     def own_prefix(self, monkeypatch):
@@ -123,7 +123,7 @@ def fail_in_a_busy_lab(pids: list[int]) -> None:
 
 
 def wait_for_the_end_of(pid: int) -> None:
-    """A killed orphan may stay a zombie until its reaper wakes; anything but a zombie is alive."""
+    """A killed orphan may stay a zombie for a while."""
     deadline = time.monotonic() + 20
     stat = Path(f"/proc/{pid}/stat")
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":

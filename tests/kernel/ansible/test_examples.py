@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every example in the documentation of every module and filter runs, does what it says, and does it once.
+"""Every example in the documentation of every module and filter runs, works, and changes nothing the second time.
 
 A plugin that is added is found by itself. Where its examples need something to be there first, it gets a line in
 ``SCENES``. The hosts and addresses of the examples are those of the lab (tests/lab/topology.yml).
@@ -61,7 +61,7 @@ def derived(module, host: str):
 
 
 def with_library(hosts):
-    """The directory that the archive goes to."""
+    """The directory of the archive."""
     hosts["a"].run(["mkdir", "-p", LIBRARY])
 
 
@@ -76,7 +76,7 @@ def with_command(host: Sandbox):
 
 
 def with_forwarder(hosts):
-    """A forwarder that runs, and a config that was installed since."""
+    """A running forwarder, and a config that was installed later."""
     host = hosts["a"]
     with_command(host)
     config = json.dumps(derived(forwarder_config, "a"))
@@ -97,7 +97,7 @@ def with_path(hosts):
     hosts["lab"].nginx("b")
 
 
-# Where the examples of a plugin run, and what has to be there first. Without an entry: on a, with nothing.
+# The host where the examples of a plugin run, and their preparation. Without an entry: on a, unprepared.
 SCENES = {
     "forwarder_backend#module": ("a", with_forwarder),
     "forwarder_info#module": ("a", with_forwarder),

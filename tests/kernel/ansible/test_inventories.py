@@ -25,7 +25,7 @@ HOSTS = ("a", "b", "c")
 BOTH = {name: ["inside", "side"] for name in HOSTS}
 WEB = {"name": "web", "listen": ["0.0.0.0:80", "[::]:80"], "backends": ["b:8080", "c:8080"]}
 
-# What the roles derive on each host, written down by the controller. With a condition, a role skips hosts of its play.
+# Writes what the roles derive on each host to a file on the controller. With a condition, a role skips hosts.
 DERIVE = """
 - hosts: all
   gather_facts: false
@@ -53,7 +53,7 @@ class Controller:
         self.hosts = {name: Sandbox(lab, name) for name in HOSTS}
 
     def play(self, playbook, inventory, *arguments, down=(), **variables):
-        """Run a playbook: its result, and what was derived by host."""
+        """Run a playbook; return its result, and what was derived, by host."""
         state, out = self.directory / "state" / self.lab.prefix, self.directory / "out"
         shutil.rmtree(out, ignore_errors=True)
         for directory in (state, out):
@@ -83,7 +83,7 @@ class Controller:
         return found
 
     def refused(self, inventory, *arguments, **options):
-        """The faults with which ``site`` refuses, without having touched anything."""
+        """The faults with which ``site`` refuses before any change."""
         run, _none = self.play("trueip.l4proxy.site", inventory, *arguments, **options)
         assert run.status, run.output
         assert run.changed == {}, run.output
@@ -168,14 +168,14 @@ def test_a_role_gathers_facts_of_peers_that_a_condition_skipped(controller, deri
 
 
 def test_the_play_strategy_free_works(controller, derived):
-    """One host is slow; the others ask it themselves."""
+    """One host is slow; the others gather its facts themselves."""
     controller.hosts["c"].write("/etc/slow", '#!/bin/sh\nsleep 2; exec /usr/bin/python3 "$@"\n', "0755")
     slow = inventory(c={"ansible_python_interpreter": "/etc/slow"})
     assert controller.derive(slow, ANSIBLE_STRATEGY="free") == derived("nothing")
 
 
 def test_temporary_ipv6_addresses_are_not_used(controller):
-    """As the kernel itself makes it, with use_tempaddr, for an address that manages temporary ones."""
+    """With use_tempaddr, the kernel adds temporary addresses for an address with mngtmpaddr."""
     b = controller.lab["b"]
 
     def ip(command):
@@ -185,9 +185,9 @@ def test_temporary_ipv6_addresses_are_not_used(controller):
     ip("address replace 2001:db8::21/64 dev eth0 mngtmpaddr nodad")
     try:
         eventually(lambda: "temporary" in ip("address show dev eth0 temporary"))
-        # What facts take for the address of the default route.
+        # Facts take this for the address of the default route.
         assert "src 2001:db8::21 " not in ip("route get 2404:6800:400a:800::1012")
-        # Of a host that is in the run, and of one that is not.
+        # For a host in the play, and for one outside of it.
         for arguments in ([], ["--limit", "a"]):
             assert addresses(controller.derive(inventory(), *arguments)["a"]) == INSIDE
     finally:
@@ -198,7 +198,7 @@ def test_temporary_ipv6_addresses_are_not_used(controller):
 
 @pytest.mark.slow
 def test_a_labelled_address_gives_the_subnet(controller):
-    """As of `iface eth0:1` in /etc/network/interfaces: facts have it as an interface of its own, without a device."""
+    """As `iface eth0:1` in /etc/network/interfaces adds it: facts list it as an interface without a device."""
     command = "ip address {0} 198.18.5.{1}/24 dev eth0 label eth0:1"
     numbers = {"a": 11, "b": 21, "c": 22}
     for name, number in numbers.items():
@@ -291,7 +291,7 @@ def test_site_refuses_before_any_change(controller, written, down, faults):
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--limit", "a"]], ids=["all", "a alone"])
 def test_a_host_without_ip_is_refused(controller, arguments):
-    """As debootstrap leaves it; a declared address will do."""
+    """As after debootstrap. A declared address is enough."""
     host = controller.hosts["b"]
     places = host.run(["sh", "-c", "for d in /usr/bin /usr/sbin /bin /sbin; do readlink -e $d/ip; done | sort -u"])
     for place in places.stdout.split():
@@ -310,13 +310,13 @@ def test_a_host_without_ip_is_refused(controller, arguments):
 
 @pytest.mark.slow
 def test_an_unreachable_peer_is_reported(controller):
-    """It is up, but Ansible finds no Python there: nothing is known of it, its commands included."""
+    """The host is up, but Ansible finds no Python there."""
     (fault,) = controller.refused(inventory(b={"ansible_python_interpreter": "/none"}), "--limit", "a")
     assert fault.startswith("the address of b is unknown to a: it could not be asked")
 
 
 def renamed(names):
-    """The inventory with the hosts a, b and c under other names."""
+    """The inventory with other names for the hosts a, b and c."""
     found = copy.deepcopy(inventory([{**WEB, "backends": [f"[{name}]:8080" for name in names[1:]]}]))
     found["all"]["children"] = {
         group: {"hosts": {name: {"l4proxy_lab_host": host} for name, host in hosts}}

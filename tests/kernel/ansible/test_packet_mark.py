@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""packet_mark in a namespace: the life of a mark in each engine. (Its examples run in test_examples.)"""
+"""The module packet_mark, with each mark engine. (test_examples.py runs its examples.)"""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def b(lab, request):
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """Call the module's own main on a host where the command iptables is the variant's; its result."""
+    """Run the module's main() on a host where ``iptables`` is the variant's; return its result."""
 
     def call(b: Marked, check: bool = False, **options) -> dict:
         if b.variant.flavour:
             monkeypatch.setattr(_host_module, "command_runner", lambda _module: b.variant.run)
         arguments = {"engine": b.variant.engine, **options, "_ansible_check_mode": check, "_ansible_diff": True}
         told = []
-        # Where the controller's half of Ansible is loaded as well, a warning would go to its display.
+        # If the controller's part of Ansible is loaded too, warnings would go to its display.
         monkeypatch.setattr(AnsibleModule, "warn", lambda _module, sentence: told.append(sentence))
         with b.host.inside(), patch_module_args(arguments), pytest.raises(SystemExit):
             packet_mark.main()

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""policy_rule and policy_route in a namespace: the life of an object. (Their examples run in test_examples.)"""
+"""The modules policy_rule and policy_route. (test_examples.py runs their examples.)"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def b(lab):
 
 @pytest.fixture
 def run(b, capsys):
-    """Call a module's own main on the host; its result. (A process for each would take half a second.)"""
+    """Run a module's main() on the host; return its result. (A process for each would take half a second.)"""
 
     def call(name: str, check: bool = False, **options) -> dict:
         arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": True}
@@ -143,7 +143,7 @@ def test_objects_of_another_owner_need_its_name(b, run, name, options, command, 
 
 
 def test_a_similar_rule_stays(b, run):
-    """What has the priority, but other selectors, is another rule; also where it has more of them."""
+    """A rule with the same priority but other, or more, selectors is another rule."""
     run("policy_rule", **RULE)
     narrow = {**RULE, "ipproto": "tcp"}
     run("policy_rule", **narrow)

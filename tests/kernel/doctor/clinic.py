@@ -4,8 +4,8 @@
 
 """A lab for the doctor: an intact host for every strategy, with its documents stored as the roles do it.
 
-a is a proxy with method rules, a2 with method socket_mark. b is a backend with strategy mark; the proxy of c is not on the
-interface of its default route; d has strategy address. a is in two networks.
+a is a proxy with method rules, a2 with method socket_mark. b and c are backends with strategy mark, c with two links;
+d has strategy address. a is in two networks.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The doctor names what was broken, first; says nothing where nothing is; and falls silent once it is repaired."""
+"""Faults are injected into intact hosts: the doctor reports them first, and only while they last."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ HOSTS = ["a", "a2", "b", "c", "d"]
 
 @dataclass(frozen=True)
 class Fault:
-    """Commands that break a host and take that back; the check that has to be named, and words it has to say.
+    """Commands that break and repair a host; the check that must report it, and words of the finding.
 
-    ``silent``: a handshake from a with that host (or from a with b), as the client, times out while it lasts.
+    ``silent``: a spoofed handshake from a with that host (or with b) times out while the fault lasts.
     """
 
     host: str
@@ -220,7 +220,7 @@ def test_an_accepted_icmp_redirect_is_reported(clinic):
     for name, key, value in settings:
         clinic.lab[name].sysctl(f"net.ipv4.{key}", value)
     target = CLIENTS["ipv4"]
-    # As a forwards it only where local delivery has a gap.
+    # a forwards the ping only because this rule of local delivery is missing.
     a.run(["ip", "rule", "del", "priority", "1100", "from", b.ipv4, "ipproto", "icmp"])
     b.run(["ping", "-m", "11", "-c", "3", "-i", "0.2", "-W", "1", target], check=False)
     for name, key, _value in settings:
@@ -246,7 +246,7 @@ def test_a_wildcard_udp_server_is_reported_with_strategy_address(clinic):
 
 
 def test_a_proxy_with_another_mac_is_reported(clinic, tmp_path):
-    """A declared MAC: the document says one, the neighbour table another."""
+    """The declared MAC differs from the neighbour table."""
     b = clinic.lab["b"]
     data = clinic.documents["b"]
     wrong = {**data, "marks": [{**data["marks"][0], "mac": "02:00:00:00:00:aa"}]}
@@ -264,7 +264,7 @@ def test_an_unreadable_document_is_reported(clinic, tmp_path):
     assert clinic.complaints("b", directory=str(tmp_path))[0].id == "documents"
 
 
-# What would be refused before the first change, on a host that has nothing of ours: (host, fault, check).
+# Faults reported before the first change, on a host without our objects: (host, fault, check).
 EARLY = [
     ("c", "rp_filter is strict where clients come in", "rp_filter"),
     ("b", "there is no default route", "default_route"),
@@ -307,7 +307,7 @@ def test_published_container_ports_are_no_fault(clinic):
 
 
 class TestTheForwarder:
-    """With a real forwarder on a: its config is another source of what has to be."""
+    """With a forwarder on a, whose config is checked too."""
 
     @pytest.fixture
     def running(self, clinic):
@@ -361,7 +361,7 @@ class TestTheForwarder:
         }
 
     def test_a_missing_capability_is_reported(self, clinic, running, tmp_path):
-        """The runtime file names another process, which has given the capability up."""
+        """The runtime file names another process, which has dropped the capability."""
         argv = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw", "sleep", "100"]
         process = clinic.lab["a"].spawn(argv)
         file = tmp_path / "forwarder.json"
@@ -380,7 +380,7 @@ class TestTheForwarder:
     ],
 )
 def test_a_tool_that_hangs_or_fails_is_reported_and_the_rest_is_checked(clinic, tmp_path, monkeypatch, script, said):
-    """In the place of nft; that a route is gone is found all the same."""
+    """A script replaces nft. Other checks still find a foreign rule."""
     (tmp_path / "nft").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "nft").chmod(0o755)
     monkeypatch.setattr(runner, "TIMEOUT", 1)
@@ -403,7 +403,7 @@ def test_a_tool_that_hangs_or_fails_is_reported_and_the_rest_is_checked(clinic, 
 
 def test_the_doctor_command_prints_findings_and_sets_the_exit_status(clinic, tmp_path):
     lab = clinic.lab
-    # The command knows the machine's own memory of settings only, so this document is one without any.
+    # The command uses the machine's sysctl memory, so this document has no sysctls.
     (tmp_path / "return_path.json").write_text(json.dumps({**clinic.documents["b"], "sysctls": []}))
     command = ["doctor", "--directory", str(tmp_path), "--config", str(tmp_path / "none")]
     whole = lab.l4proxy("b", command)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Rules of others on a backend that take the marks or conntrack away: named where traffic fails, and only there."""
+"""Foreign rules on a backend that change marks or bypass conntrack: reported exactly if traffic fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.kernel.doctor.clinic import CLIENTS, SECOND
 from tests.lab import wiring
 from tests.support.routing import PORT, handshake, local_delivery
 
-# What the strategies need of the kernel.
+# Sysctls of strategy fwmark_accept.
 WITHOUT_CONNTRACK = ["net.ipv4.tcp_fwmark_accept", "net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect"]
 
 
@@ -26,7 +26,7 @@ def strategy(request):
 
 @pytest.fixture
 def backend(clinic, strategy, tmp_path):
-    """What the doctor says of b with that strategy; all tables of the test are gone afterwards."""
+    """A function that returns the doctor's findings on b with that strategy; foreign tables are removed in the end."""
     document = clinic.documents["b"]
     if strategy == "fwmark_accept":
         marks = [{**mark, "conntrack": False} for mark in document["marks"]]
@@ -58,7 +58,7 @@ def table(base: str, rule: str) -> str:
 OUTPUT, ROUTED = "filter hook output priority", "route hook output priority"
 PREROUTING, INPUT = "filter hook prerouting priority", "filter hook input priority"
 BOTH = "mark fwmark_accept"
-# Rules that set a mark: (command, the strategies it harms).
+# Rules that set a mark: (command, the strategies that it breaks).
 MARKS = {
     "a filter sets it after the packet was routed": (table(f"{OUTPUT} 0", "meta mark set 0xca6c"), ""),
     "a filter, early": (table(f"{OUTPUT} -300", "meta mark set 0xca6c"), ""),
@@ -89,7 +89,7 @@ def test_a_foreign_mark_is_reported_exactly_if_it_breaks_traffic(clinic, backend
 
 @pytest.mark.parametrize("strategy", ["mark"], indirect=True)
 def test_a_chain_at_our_own_priority_is_a_warning(clinic, backend, strategy):
-    """It harms once our table is loaded after it, and not before."""
+    """It breaks traffic only if our table is loaded after it."""
     clinic.lab["b"].run(["iptables", "-t", "mangle", "-A", "OUTPUT", "-j", "MARK", "--set-mark", "0xca6c"])
     assert outcome(clinic, "ipv4") == "established"
     assert [one.status for one in backend("mark_clobbered")] == ["warn"]
@@ -102,7 +102,7 @@ def test_a_chain_at_our_own_priority_is_a_warning(clinic, backend, strategy):
 RAW, RAW_OUT = "filter hook prerouting priority raw", "filter hook output priority raw"
 AT = f"tcp dport {PORT}"
 IPTABLES_AT = f"-p tcp --dport {PORT}"
-# What keeps the packets of a service from conntrack: (commands, whether the port has to be named for certainty).
+# Rules that bypass conntrack: (commands, whether only a given port makes the finding certain).
 UNTRACKED = {
     "nft, requests": ([table(RAW, f"{AT} notrack")], True),
     "nft, replies": ([table(RAW_OUT, f"tcp sport {PORT} notrack")], True),
@@ -117,7 +117,7 @@ UNTRACKED = {
         True,
     ),
 }
-# Too late to keep anything from conntrack, and for others.
+# Rules that come too late to bypass conntrack, or match other traffic.
 TRACKED = [table("filter hook prerouting priority 0", f"{AT} notrack"), table(RAW, "udp dport 53 notrack")]
 
 
@@ -148,12 +148,12 @@ def test_notrack_rules_for_other_traffic_are_not_reported(clinic, backend, comma
 
 
 def test_strategy_address_needs_no_conntrack(clinic, family):
-    """d has it; a is told where d's proxies reach it."""
+    """d has strategy address; a delivers replies from d's second address."""
     a, d = clinic.lab["a"], clinic.lab["d"]
     clinic.lab.engine.apply(a, local_delivery(clinic.lab["b"], SimpleNamespace(**SECOND)))
     untrack(clinic, "d", [table(RAW, "notrack"), table(RAW_OUT, "notrack").replace("chain c", "chain e")], family)
     try:
-        # Nothing listens there; that the refusal comes back is what counts.
+        # Nothing listens there; the refusal proves that the path works.
         assert handshake(a, CLIENTS[family], SECOND[family]) not in ("silent", "established")
         assert [one for one in clinic.complaints("d") if one.id == "untracked"] == []
     finally:
@@ -163,7 +163,7 @@ def test_strategy_address_needs_no_conntrack(clinic, family):
 
 @pytest.fixture
 def isolated(clinic):
-    """Hosts see only the router, which answers ARP for all of them and sends on what is theirs."""
+    """Hosts see only the router, which answers ARP for all of them and forwards their packets."""
     router, ports = clinic.lab["router"], []
     for name in ("a", "b", "c", "d"):
         ports += [leg.port for leg in clinic.lab.topology.hosts[name].interfaces if leg.network.name == "inside"]
@@ -190,7 +190,7 @@ def test_a_router_that_answers_arp_for_every_neighbour_is_reported(clinic, isola
     b, a, mac = clinic.lab["b"], clinic.lab["a"], clinic.lab["router"].on("inside").mac
 
     def complaints() -> list:
-        # Over IPv6 nobody answers.
+        # Over IPv6 no host answers.
         host = clinic.lab.engine.host(b, neighbour_wait=0.5)
         found = [one for one in clinic.complaints("b", host=host) if one.id == "proxy_mac"]
         return [one for one in found if f"has the same MAC as the router on eth0: {mac}" in one.what]
@@ -201,7 +201,7 @@ def test_a_router_that_answers_arp_for_every_neighbour_is_reported(clinic, isola
     b.run(["ping", "-c", "1", "-W", "5", clinic.lab["d"].ipv4])
     assert [one.status for one in complaints()] == ["fail"]
     assert "(198.18.0.1, 198.18.0.23)" in complaints()[0].what
-    # The strategy address is no remedy: what is sent to the proxy's address goes to the router all the same.
+    # Strategy address does not help: packets to the proxy's address still go to the router.
     clinic.lab.engine.apply(a, local_delivery(b, SimpleNamespace(**SECOND)))
     try:
         assert handshake(a, CLIENTS["ipv4"], SECOND["ipv4"]) == "silent"

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What hides the client's address while everything works: the doctor names the rule, and its remedy helps."""
+"""Source NAT and relays hide the client's address while traffic works: the doctor reports them, and its fix works."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def server(host, family: str, port: int = PORT) -> socket.socket:
 
 
 def seen(clinic, family: str) -> str:
-    """The address that a server on b sees when a forwards a client; what getpeername says there."""
+    """The client address that a server on b sees (getpeername) in a spoofed connection from a."""
     with server(clinic.lab["b"], family) as listener:
         target = getattr(clinic.lab["b"], family)
         with attempt(clinic.lab["a"], CLIENTS[family], target, PORT):
@@ -43,7 +43,7 @@ def seen(clinic, family: str) -> str:
 
 
 def proven(clinic, family: str, account: int = 0, patience: float = PATIENCE) -> set[str]:
-    """The addresses that b itself finds on samples that a sends, over TCP and UDP."""
+    """The source addresses that b finds on samples from a, over TCP and UDP."""
     sources = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
     target = {"address": getattr(clinic.lab["b"], family), "port": PORT, "source": sources[family]}
     sent = proof.samples([{**target, "protocol": protocol} for protocol in ("tcp", "udp")])
@@ -60,14 +60,14 @@ def shell(host, *commands: str) -> None:
 
 
 def nft(chain: str, *rules: str, family: str = "inet", base: str = "type nat hook postrouting priority srcnat") -> str:
-    """A table ``t`` with a chain ``post`` at the hook, and its rules; ``chain`` is what else is in the table."""
+    """A command that adds a table ``t`` with a chain ``post`` and its rules; ``chain`` is the rest of the table."""
     body = "\n".join(f"    {rule}" for rule in rules)
     return f"nft -f - <<'N'\ntable {family} t {{\n{chain}\n  chain post {{\n    {base};\n{body}\n  }}\n}}\nN"
 
 
 INPUT_NAT = "type nat hook input priority 100"
 ZONE = "  chain zone {\n    oifname != lo counter masquerade\n  }\n"
-# How address translation is configured, by nft, both kinds of iptables, and the tools that write their rules:
+# Source NAT as nft, both kinds of iptables, and common tools configure it:
 # (host, commands with FAMILY's ip, ip6, iptables, ip6tables and an OWN address of the host)
 HIDING = {
     "nft, by interface": ("a", [nft("", 'oifname "eth0" masquerade', family="{ip}")]),
@@ -101,7 +101,7 @@ HIDING = {
     ),
 }
 OTHER = {"ipv4": "10.0.0.0/8", "ipv6": "fd00::/8"}
-# What is configured for others and leaves the clients alone.
+# Source NAT that does not affect the clients.
 HARMLESS = {
     "a VPN's network": ("a", [nft("", 'ip saddr 10.8.0.0/24 oifname "eth0" masquerade'), nft("", "masquerade").replace(
         "masquerade", "ip6 saddr fd08::/64 masquerade").replace(" t ", " t2 ")]),
@@ -135,7 +135,7 @@ CLEAN += "nft delete table {ip} nat; {legacy} -t nat -F; {legacy} -t nat -X; tru
 
 @pytest.fixture
 def with_rules(clinic):
-    """Apply commands on a host for a family, and take all of that away again."""
+    """A function that runs commands on a host for a family; their rules are removed in the end."""
     cleanings = []
 
     def apply(name: str, commands: list[str], family: str) -> None:
@@ -162,14 +162,14 @@ def with_rules(clinic):
 
 @pytest.fixture(scope="module")
 def running(clinic):
-    """A forwarder on a; its backends are b's servers on PORT."""
+    """The paths of a forwarder on a, whose backend is b."""
     service = make_service(clinic.lab, "web", 80, PORT, backends=("b",))
     with Forwarder(clinic.lab, make_config(service)) as forwarder:
         yield {"config": str(forwarder.config), "runtime": str(forwarder.directory / "forwarder.json")}
 
 
 def complaints(clinic, name: str, running: dict) -> list:
-    """Of the checks that are about addresses."""
+    """The findings of check source_nat."""
     options = running if name == "a" else {}
     found = clinic.complaints(name, (("tcp", PORT),) if name == "b" else (), **options)
     return [one for one in found if one.id == "source_nat"]
@@ -183,12 +183,12 @@ def test_source_nat_that_hides_clients_is_reported_and_the_suggested_fix_works(
     with_rules(name, commands, family)
     shown = getattr(clinic.lab[name], family)
     assert seen(clinic, family) == shown, "or the test shows nothing"
-    # A rule for TCP alone, or at the input of b, is not met by the datagram; b is never told that all is well.
+    # A rule for TCP only, or for b's input, does not match the datagram; b never sees only spoofed sources.
     assert proven(clinic, family) in ({shown}, {shown, "spoofed"})
     found = complaints(clinic, name, running)
     assert {one.status for one in found} == {"fail"}
     assert all("rewrites the source address of" in one.what for one in found)
-    # What the finding says to type, typed.
+    # The commands that the finding suggests.
     shell(clinic.lab[name], *(line for one in found for line in re.findall("`([^`]+)`", one.fix)))
     assert seen(clinic, family) == CLIENTS[family]
     assert complaints(clinic, name, running) == []
@@ -218,7 +218,7 @@ def test_source_nat_is_reported_before_the_first_change(clinic, with_rules):
 
 
 def test_nft_fib_type_local_matches_spoofed_ipv6_sources(clinic, running, with_rules):
-    """Its fib expression asks for the way back, which our rules of local delivery answer."""
+    """The fib expression does a route lookup for the source, which our rules of local delivery answer."""
     with_rules("a", [nft("", "fib saddr type local masquerade")], "ipv6")
     assert seen(clinic, "ipv6") == clinic.lab["a"].ipv6
     assert seen(clinic, "ipv4") == CLIENTS["ipv4"]
@@ -226,7 +226,7 @@ def test_nft_fib_type_local_matches_spoofed_ipv6_sources(clinic, running, with_r
 
 
 def test_servers_receive_no_samples(clinic, family):
-    """Nothing to accept, nothing to read, and nothing kept of it in the end."""
+    """No connection to accept, no datagram to read, and no half-open connection afterwards."""
     b = clinic.lab["b"]
     with b.inside():
         datagrams = socket.socket(AF[family], socket.SOCK_DGRAM)
@@ -247,7 +247,7 @@ def test_dropped_samples_prove_nothing(clinic, with_rules, family):
 
 
 def test_samples_are_checked_where_the_container_receives_them(clinic, with_rules, family):
-    """b sends a published port on to d, and masquerades what it forwards; the last packet on its way is d's."""
+    """b forwards a published port to d and masquerades it: d's packets are what counts."""
     b, d = clinic.lab["b"], clinic.lab["d"]
     setting = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}[family]
     target = getattr(d, family) if family == "ipv4" else f"[{d.ipv6}]"
@@ -287,7 +287,7 @@ here.recv(1)
 @pytest.mark.parametrize("name", ["docker-proxy", "rootlessport", "socat"])
 @pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
 def test_a_relay_in_front_of_the_server_is_reported(clinic, tmp_path, name, kind, family):
-    """The kernel sees the client, so that everything else is content; the server sees the loopback address."""
+    """The kernel sees the client's address, so no other check fails; the server sees the loopback address."""
     b, onward = clinic.lab["b"], PORT + 1
     (tmp_path / name).symlink_to("/usr/bin/python3")
     (tmp_path / "relay.py").write_text(RELAY)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The handshake probe against rules set by hand: established, and the right culprit when each is taken away."""
+"""``l4proxy probe`` with routing set by hand: it succeeds, and names the part that is missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOSTS = ["client", "router", "a", "b"]
 SOURCES = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
 PORT = 8080
 
-#: What the article sets by hand, for both families; a backend's reply is told by the proxy's MAC.
+#: Routing set by hand, for both families; the proxy's MAC identifies its connections.
 LOCAL_DELIVERY = [
     "ip -4 rule add pref 1100 from 198.18.0.21 ipproto tcp lookup 20100",
     "ip -4 route add local default dev lo table 20100",
@@ -55,7 +55,7 @@ def endpoint(lab, family, port=PORT):
 
 
 def probe(lab, family, port=PORT):
-    """Probe b from a; return (exit status, what was printed as JSON)."""
+    """Probe b from a; return (exit status, the printed JSON)."""
     arguments = ["probe", "--json", "--timeout", "1.5", "--source", SOURCES[family], endpoint(lab, family, port)]
     done = lab.l4proxy("a", arguments)
     return done.returncode, json.loads(done.stdout)

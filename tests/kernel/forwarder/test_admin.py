@@ -87,7 +87,7 @@ def test_a_bad_request_is_answered_with_one_error_sentence(forwarder, request_li
         try:
             sock.sendall(request_line)
         except BrokenPipeError:
-            pass  # it has heard enough
+            pass  # the server has closed the connection
         answer = json.loads(sock.makefile().readline())
     assert answer["ok"] is False
     assert sentence in answer["error"]
@@ -99,7 +99,7 @@ def test_stalled_clients_are_bounded_and_others_are_served(forwarder):
     stalled = [raw_client(forwarder) for _client in range(server.MAX_CONNECTIONS)]
     try:
         for sock in stalled:
-            sock.sendall(b'{"op": "sta')  # and nothing more
+            sock.sendall(b'{"op": "sta')  # an incomplete request
         eventually(lambda: len(descriptors(forwarder)) >= server.MAX_CONNECTIONS, "they were accepted")
         for _question in range(3):
             assert forwarder.status()["generation"] == 1, "the one that has waited longest makes room"
@@ -115,7 +115,7 @@ def test_stalled_clients_are_bounded_and_others_are_served(forwarder):
 
 
 def is_over(sock):
-    """Whether the other end has closed a connection on which nothing came."""
+    """Whether the other end has closed the connection."""
     sock.setblocking(False)
     try:
         return sock.recv(1) == b""
@@ -140,7 +140,7 @@ def test_a_client_that_does_not_read_its_answers_costs_bounded_memory(forwarder)
             while sent < most:
                 sent += sock.send(b'{"op": "status"}\n' * 100)
         except BlockingIOError:
-            pass  # the supervisor takes no more before its answers are read
+            pass  # the supervisor reads no more until its responses are read
         assert sent < most
         assert forwarder.status()["generation"] == 1
         size = int(Path(f"/proc/{forwarder.process.pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
@@ -163,7 +163,7 @@ def test_sessions_lists_the_connections_of_all_workers(lab, forwarder, listener)
 
 
 def test_sessions_works_with_the_longest_names(lab, listener, family):
-    """What a worker answers has a bound, whatever the names are; the supervisor outlives it."""
+    """The response of a worker has a bound, whatever the length of names; the supervisor survives it."""
     names = make_service(lab, "n" * 63, RAW + 10, 9000, backends=["b"])
     names["backends"][0]["name"] = "b" + (MAX_NAME - 1) * ":"
     with Forwarder(lab, make_config(names)) as forwarder:
@@ -189,7 +189,7 @@ def test_log_level_changes_the_level_of_every_process(lab, forwarder):
 
 @pytest.mark.ipv4_only
 def test_an_admin_client_does_not_delay_a_stop(lab):
-    """A connection to the admin socket must not keep a forwarder that was told to stop."""
+    """A connection to the admin socket must not delay a stop."""
     document = make_config(make_service(lab, "other", 8001, 9))
     with Forwarder(lab, document) as forwarder, raw_client(forwarder) as sock:
         begun = time.monotonic()
@@ -240,7 +240,7 @@ def test_drain_waits_until_the_last_connection_has_ended(lab, forwarder, listene
 
 @contextlib.contextmanager
 def going_on(sock, to):
-    """A UDP session that is not idle."""
+    """Keep a UDP session busy."""
     over = threading.Event()
 
     def ask():
@@ -274,7 +274,7 @@ def test_drain_waits_until_the_last_udp_session_has_ended(lab, forwarder, udp_se
 def test_top_redraws_until_it_is_interrupted(lab, forwarder):
     argv = [sys.executable, "-c", netns.CLI, "top", "--interval", "0.2"]
     environment = {**netns.cli_environment(), "RUNTIME_DIRECTORY": str(forwarder.directory)}
-    # Who runs the tests in the background of a shell has them ignore SIGINT.
+    # In the background of a shell, the tests would ignore SIGINT.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with open(os.devnull, "rb") as nothing:
         process = lab["a"].spawn(argv, env=environment, stdin=nothing, preexec_fn=heed)

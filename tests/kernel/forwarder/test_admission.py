@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who is let in: PROXY headers of trusted proxies, networks, limits, ports of a range; and floods."""
+"""Admission of TCP clients: PROXY headers, allow and deny, limits, ranges of ports, floods."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.support.forwarding import Forwarder, make_config, make_service
 from tests.support.waiting import PATIENCE, eventually
 
 PROXIED, SENDING, DENIED, ALLOWED, PAUSE, REFUSE, EACH, RATE, RANGE, _END, _LAST, HIDDEN, GREETED = range(7300, 7313)
-BEYOND = {"ipv4": "203.0.113.77", "ipv6": "2001:db8:77::7"}  # clients of the other proxy
-HELD = LISTENER = 9100  # a port on b where connections stay
+BEYOND = {"ipv4": "203.0.113.77", "ipv6": "2001:db8:77::7"}  # clients in the headers of the trusted proxy
+HELD = LISTENER = 9100  # a port on b where connections stay open
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def header(lab, family, version="v2", source=None):
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("cut", [None, 1, 7])
 def test_the_client_in_the_header_of_a_trusted_proxy_is_spoofed(lab, forwarder, new_lines, family, version, cut):
-    """The header in one piece or in several; over the other family as well, whose connection carries it."""
+    """The header comes in one piece or in several, also over a connection of the other family."""
     data = header(lab, family, version)
     with tcp.connect(lab, lab["a"].ipv4 if cut == 1 else getattr(lab["a"], family), PROXIED) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -97,7 +97,7 @@ def test_with_a_header_without_addresses_the_proxy_is_the_client(lab, forwarder,
 
 def test_a_header_is_not_expected_from_untrusted_clients(lab, forwarder, new_lines, family):
     with tcp.connect(lab, getattr(lab["a"], family), PROXIED, host="d") as sock:
-        assert tcp.receive_all(sock).decode().split()[0] == getattr(lab["d"], family)  # and is not waited for
+        assert tcp.receive_all(sock).decode().split()[0] == getattr(lab["d"], family)  # without waiting for a header
     assert "via" not in new_lines(1)[0]
 
 
@@ -134,7 +134,7 @@ def refused(forwarder, cause):
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("destination", ["::ffff:198.18.0.11", "2001:db8::11"])
 def test_an_ipv4_mapped_address_in_a_header_is_the_ipv4_client(lab, forwarder, new_lines, version, destination):
-    """In lists, in the log and as the source; whether it may be hidden makes no difference."""
+    """In allow and deny, in the log and as the source, with and without source_fallback."""
 
     def named(address):
         return proxy_protocol.build(version, f"::ffff:{address}", 4711, destination, 80)
@@ -162,7 +162,7 @@ def test_urgent_data_directly_after_a_header_stays_urgent(lab, forwarder, listen
 @pytest.mark.ipv4_only
 @pytest.mark.parametrize("address", ["198.18.0.255", "255.255.255.255", "0.1.2.3"])
 def test_a_broadcast_address_is_never_spoofed(lab, forwarder, new_lines, address):
-    """The kernel would send in the name of the proxy itself, and the log would name the client."""
+    """The kernel would send from the proxy's own address, while the log would show the client's."""
     data = proxy_protocol.build("v2", address, 4711, "198.18.0.11", 80)
     assert ended_by_reset(lab, PROXIED, data)
     with tcp.connect(lab, lab["a"].ipv4, HIDDEN) as sock:
@@ -179,7 +179,7 @@ def test_a_broadcast_address_is_never_spoofed(lab, forwarder, new_lines, address
     ("address", "seen"), [("198.18.0.255", "198.18.0.11"), ("198.18.0.0", "198.18.0.0"), ("198.18.0.99", "198.18.0.99")]
 )
 def test_the_kernel_replaces_a_broadcast_source_address(lab, servers, address, seen):
-    """The lowest address of a subnet is one like any other since Linux 5.14, and ``is_broadcast`` asks the kernel."""
+    """The lowest address of a subnet is an ordinary one since Linux 5.14; ``is_broadcast`` asks the kernel."""
     options = sockets.transparent_options(socket.AF_INET)
     with lab["a"].inside():
         assert sockets.is_broadcast(address) == (address != seen)
@@ -261,7 +261,7 @@ def test_with_at_limit_refuse_the_next_client_is_refused(lab, forwarder, listene
     assert new_lines(1)[0]["ended"] == reason
     if port == EACH:
         with tcp.connect(lab, getattr(lab["a"], family), port, host="router"), tcp.accept(listener):
-            pass  # another client has its own two
+            pass  # another client has a limit of its own
     for sock in held[0]:
         sock.close()
     new_lines(2)
@@ -283,7 +283,7 @@ def test_a_client_above_its_rate_is_refused_and_others_are_served(lab, forwarder
 
 @pytest.mark.parametrize("offset", range(3))
 def test_each_port_of_a_range_leads_to_its_backend_port(lab, forwarder, new_lines, offset, family):
-    """9000 to 9002 all answer; which one was asked is what the connection to it alone says."""
+    """Ports 9000 to 9002 answer; if one refuses, only its port of the range is reset."""
     address = getattr(lab["a"], family)
     with tcp.connect(lab, address, RANGE + offset) as sock:
         assert tcp.receive_all(sock)

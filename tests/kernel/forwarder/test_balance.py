@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who is given a session: each way of balancing and all that has a say in it, for both protocols and families."""
+"""Balancing over TCP and UDP: algorithms, weights, backups, limits, operator overrides, slow start."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_serv
 from tests.support.waiting import eventually
 
 PORT, BACKEND = 7900, 9000
-EVEN = 5  # standard deviations that a share may be off
+EVEN = 5  # standard deviations by which a share may differ
 
 
 class Asker:
-    """Begins sessions with a forwarder and ends them with the test."""
+    """Opens sessions through a forwarder and closes them with the test."""
 
     def __init__(self, lab, protocol, family):
         self._lab, self._protocol, self._to = lab, protocol, (getattr(lab["a"], family), PORT)
@@ -29,20 +29,20 @@ class Asker:
         self.sessions: list[Session] = []
 
     def one(self):
-        """A session; raises bl.Refused."""
+        """Open a session; raises Refused."""
         self.sessions.append(Session(self._lab, self._protocol, self._to))
         return self.sessions[-1]
 
     def refused(self):
-        """Whether nobody serves another session."""
+        """Whether another session is refused."""
         return sessions.refused(self._lab, self._protocol, self._to)
 
     def many(self, count):
-        """How many of so many sessions each backend was given; they last."""
+        """Open ``count`` sessions that stay open; return how many each backend has."""
         return Counter(self.one().name for _session in range(count))
 
     def clients(self, count, port=PORT):
-        """{address: backend} of a session of each of so many addresses; none of them lasts."""
+        """{client address: backend} of short sessions from ``count`` addresses."""
         found = {}
         for number in range(1, count + 1):
             address = CLIENTS[self.family].format(number)
@@ -104,9 +104,9 @@ def test_source_hash_is_the_same_on_all_workers_and_proxies_and_after_a_restart(
     with Forwarder(lab, document(lab, protocol, workers=2, **options)) as forwarder:
         first = ask.clients(count)
         assert set(first.values()) == set(BACKENDS)
-        # From another port, so that the kernel may give it to the other worker.
+        # From other ports, so that the kernel may select the other worker.
         assert ask.clients(count) == first
-        # Another proxy: other processes, another id, another order in its document.
+        # Another proxy: other processes, another id, another order of backends.
         other = document(lab, protocol, names=BACKENDS[::-1], port=PORT + 1, **options)
         with Forwarder(lab, {**other, "proxy_id": 12}):
             assert ask.clients(count, PORT + 1) == first
@@ -146,7 +146,7 @@ def test_at_max_connections_the_next_backend_serves_and_then_clients_are_refused
 
 @pytest.mark.parametrize("order", ["drain", "maintenance"])
 def test_drain_and_maintenance_keep_new_sessions_away_over_reloads(lab, ask, protocol, family, order):
-    """What a draining backend has goes on: UDP sessions as well, which go to the new workers."""
+    """Existing sessions of a draining backend continue, also UDP sessions, which move to the new workers."""
     with Forwarder(lab, document(lab, protocol, workers=2)) as forwarder:
         ask.many(12)
         before = [session for session in ask.sessions if session.name == "b"]
@@ -195,7 +195,7 @@ def test_a_recovered_backend_starts_slowly(lab, session_servers, ask, protocol, 
 
 @pytest.mark.parametrize("protocol", ["udp"])
 def test_udp_sessions_are_spread_evenly_over_the_workers(lab, ask, protocol, family):
-    """As connections are, which test_workers.py shows."""
+    """test_workers.py has the same test for connections."""
     count = 300
     with Forwarder(lab, document(lab, protocol, workers=2)) as forwarder:
         ask.many(count)
@@ -205,11 +205,11 @@ def test_udp_sessions_are_spread_evenly_over_the_workers(lab, ask, protocol, fam
 
 
 def test_every_backend_is_tried_until_one_accepts(lab, session_servers, ask, protocol, family):
-    """Two of three backends refuse: every client is served, the first ones by their second or third attempt."""
+    """Two of three backends refuse: every client is served, the first ones at the second or third attempt."""
     config = document(lab, protocol)
     for backend in config["services"][0]["backends"][:2]:
-        backend["port"] = 9  # nobody is there
+        backend["port"] = 9  # nothing listens there
     with Forwarder(lab, config) as forwarder:
-        # A UDP client learns of it by asking again: its first datagram is lost with the attempt.
+        # A UDP client has to repeat its datagram: the first one is lost.
         assert ask.many(12) == {"d": 12}
         assert {one["backend"] for one in forwarder.log("backend skipped")} == {"b", "c"}

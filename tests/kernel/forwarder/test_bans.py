@@ -1,10 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A backend that rejects one client is taken from nobody else; one that is really dead is, and quickly.
+"""A backend that rejects one client keeps serving the others; a dead backend is skipped quickly.
 
-The ban is a packet filter on b, as fail2ban or connlimit make it. Everything is measured with many clients, because
-what one client meets says nothing about the others.
+The ban is a packet filter on b, as of fail2ban or connlimit. Every test uses many clients, because
+the result of one client says nothing about the others.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tests.support.forwarding import Forwarder, make_config, make_service
 from tests.support.waiting import eventually
 
 PORT, BACKEND = 7500, 9000
-GOOD = range(1, 21)  # numbers of the clients that b likes
+GOOD = range(1, 21)  # numbers of the clients that b accepts
 BANNED = 200
-SECONDS, RATE, BANNED_RATE = 2.5, 30, 5  # of each stream: how long, and sessions a second
+SECONDS, RATE, BANNED_RATE = 2.5, 30, 5  # of each stream: seconds, and sessions per second
 STRATEGIES = ("round_robin", "backup", "source_hash", "alone")
-#: How b rejects it, in nft's words.
+#: How b rejects a client, as verdicts of nft.
 KINDS = {
     "reset": "reject with tcp reset",
     "port": "reject with icmpx type port-unreachable",
@@ -49,12 +49,12 @@ EXCHANGE = {"request": "well?", "expect": "well"}
 @pytest.fixture(scope="module")
 def lab(lab):
     for limit in ("net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"):
-        lab["b"].sysctl(limit, "0")  # each client is told each time, however many there are
+        lab["b"].sysctl(limit, "0")  # without a limit of ICMP errors
     return lab
 
 
 def document(lab, protocol, health, strategies=STRATEGIES, **options):
-    """A service for each strategy, on ports of their own; ``alone`` has b only."""
+    """A service for each entry of ``strategies``, on consecutive ports; ``alone`` has b only."""
     services = []
     if protocol == "udp" and health == "on":
         options["health"] = EXCHANGE
@@ -71,7 +71,7 @@ def document(lab, protocol, health, strategies=STRATEGIES, **options):
 
 @contextlib.contextmanager
 def serving(lab, *arguments, **options):
-    """A forwarder with a document(), once its checker knows that all backends are well."""
+    """A forwarder with a document(), once all backends are up."""
     config = document(lab, *arguments, **options)
     with Forwarder(lab, config) as forwarder:
         if config["services"][0]["health"].get("enabled", True):
@@ -87,7 +87,7 @@ def all_states(forwarder):
 
 @contextlib.contextmanager
 def ban(lab, protocol, kind, clients=(BANNED,)):
-    """b rejects clients, in both families; None stands for all that there are."""
+    """Let b reject clients, in both families; None means all clients."""
     networks = {family: network if None in clients else CLIENTS[family] for family, network in EVERYBODY.items()}
     rules = "\n".join(
         f"  {'ip6' if family == 'ipv6' else 'ip'} saddr {networks[family].format(client)}"
@@ -104,10 +104,10 @@ def ban(lab, protocol, kind, clients=(BANNED,)):
 
 
 class Stream:
-    """Sessions of one service, protocol and family, in a thread of its own: good clients in turn, or the banned one."""
+    """A thread that opens sessions of one service in one family: accepted clients in turn, or the banned one."""
 
     def __init__(self, lab, protocol, to, clients, rate, seconds=SECONDS, count=None):
-        self.served = []  # (seconds after the begin, client, backend or None, seconds it took)
+        self.served = []  # (seconds since the start, client, backend or None, duration)
         self._arguments = lab, protocol, to, [CLIENTS[_family(to)].format(number) for number in clients]
         self._pace = 1 / rate, seconds, count
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -125,7 +125,7 @@ class Stream:
             self.served.append((at, client, name, time.monotonic() - begun - at))
 
     def join(self):
-        """Wait for its end; returns {backend: how many sessions}, None standing for refused."""
+        """Wait for its end; return the number of sessions by backend, None for refused ones."""
         self._thread.join(60)
         assert not self._thread.is_alive()
         return Counter(name for _at, _client, name, _took in self.served)
@@ -136,7 +136,7 @@ def _family(to):
 
 
 def _served_by(lab, protocol, to, client):
-    """The backend of one session, None when it was refused; over UDP a client asks again for a few seconds."""
+    """The backend of one session, None if it was refused; over UDP the client repeats for a few seconds."""
     try:
         session = Session(lab, protocol, to, client, patience=3.0)
     except (Refused, OSError):
@@ -164,12 +164,12 @@ TEST_BANS = [
 
 @pytest.mark.parametrize(("protocol", "kind", "health"), TEST_BANS)
 def test_a_backend_that_rejects_one_client_keeps_serving_the_others(lab, session_servers, protocol, kind, health):
-    """And this client: once it has failed there, its next sessions begin with the other backend."""
+    """After its first failure, the rejected client is sent to the other backend."""
     with serving(lab, protocol, health) as forwarder:
         before = homes(lab, protocol)
         with ban(lab, protocol, kind):
             good = streams(lab, protocol, GOOD, RATE)
-            time.sleep(0.2)  # without a checker it takes a good client to tell the bad one from a bad backend
+            time.sleep(0.2)  # without health checks, a success of another client shows that the backend is up
             banned = streams(lab, protocol, [BANNED], BANNED_RATE)
             table = {key: stream.join() for key, stream in good.items()}
             own = {key: stream.join() for key, stream in banned.items()}
@@ -183,7 +183,7 @@ def test_a_backend_that_rejects_one_client_keeps_serving_the_others(lab, session
 
 
 def homes(lab, protocol):
-    """{(strategy, family): {client: backend}} while nobody is banned, where they stay with one."""
+    """{(strategy, family): {client: backend}} without a ban, where clients stay with one backend."""
     found = streams(lab, protocol, GOOD, 100, seconds=60, count=len(GOOD), strategies=STRATEGIES[:3])
     for stream in found.values():
         stream.join()

@@ -68,7 +68,7 @@ def pipes(pid):
 
 def pour(sock, mebibytes):
     def run():
-        with contextlib.suppress(OSError):  # where the test resets one of the ends
+        with contextlib.suppress(OSError):  # the test may reset one of the ends
             for _piece in range(mebibytes):
                 sock.sendall(PIECE)
             sock.shutdown(socket.SHUT_WR)
@@ -79,7 +79,7 @@ def pour(sock, mebibytes):
 
 
 def drink(sock):
-    """(bytes, digest) until the end."""
+    """Read to the end; return (bytes, digest)."""
     total, digest, buffer = 0, hashlib.blake2b(), bytearray(MIB)
     while count := sock.recv_into(buffer):
         digest.update(memoryview(buffer)[:count])
@@ -147,7 +147,7 @@ def _stands_still(pid):
 
 @pytest.mark.parametrize("who", ["reader", "writer"])
 def test_a_reset_leaves_no_pipe_with_bytes_of_another_connection(lab, forwarder, ends, new_lines, who):
-    """The next connection must not be given what was in the pipe of this one."""
+    """The next connection must not get data from the pipe of this one."""
     client, server = ends()
     server.setblocking(False)
     with contextlib.suppress(BlockingIOError):
@@ -169,7 +169,7 @@ def test_a_reset_leaves_no_pipe_with_bytes_of_another_connection(lab, forwarder,
 
 
 def _narrow(ends):
-    """Ends that queue little, so that many of them fit."""
+    """Set small buffers, so that many connections fit."""
     client, server = ends
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
@@ -224,7 +224,7 @@ def test_an_ordinary_user_gets_as_many_pipes_as_the_bound_and_the_kernel_allow(l
     lab.tmp.chmod(0o711)
     archive = build_archive(directory)
     program = ["env", f"PYTHONPATH={archive}", "/usr/bin/python3", "-c", TAKE]
-    # Pages of pipes are counted by user on the whole machine: one whom no other process belongs to.
+    # The kernel counts pipe pages by user on the whole machine, so this user has no other processes.
     alone = as_user(100_000 + os.getpid())
     got, bound = map(int, lab["a"].run([*alone, *program]).stdout.split())
     assert bound <= got < 400, "the kernel refuses an ordinary user, and not before the bound"
@@ -277,7 +277,7 @@ def test_keepalive_runs_on_the_backend_side_too(lab, forwarder, ends):
 
 
 def _timers(lab, port):
-    """The timers the kernel of a shows for its connections with a port."""
+    """The timers of a's connections with a port."""
     listing = lab["a"].run(["ss", "-Htno", "state", "established", f"( dport = :{port} or sport = :{port} )"]).stdout
     return {
         line.rpartition("timer:(")[2].split(",")[0] if "timer:" in line else "none" for line in listing.splitlines()
@@ -286,7 +286,7 @@ def _timers(lab, port):
 
 @contextlib.contextmanager
 def _unplugged(lab, name):
-    """A host that hears nothing any more, and says nothing of it."""
+    """Drop everything that a host receives."""
     ruleset = (
         "table inet unplugged {\nchain in {\ntype filter hook prerouting priority raw\ntcp dport 9000 drop\n}\n}\n"
     )
@@ -298,7 +298,7 @@ def _unplugged(lab, name):
 
 
 def test_a_vanished_backend_is_dropped_after_tcp_user_timeout(lab, forwarder, ends, new_lines):
-    """The control: without that timeout the kernel tries for a quarter of an hour."""
+    """The control: without that timeout the kernel retransmits for a quarter of an hour."""
     (client, server), (other, other_server) = ends(GONE), ends(BULK)
     with client, server, other, other_server:
         with _unplugged(lab, "b"):
@@ -320,7 +320,7 @@ def test_a_vanished_backend_is_dropped_after_tcp_user_timeout(lab, forwarder, en
     ("port", "said", "errors"), [(SOON, False, {"ETIMEDOUT"}), (GONE, True, {"EHOSTUNREACH", "ENETUNREACH"})]
 )
 def test_a_vanished_client_is_logged_as_timed_out(lab, forwarder, ends, new_lines, port, said, errors):
-    """Keepalive finds that it says nothing; or the user timeout, and its router has said that it is gone."""
+    """By keepalive; or by the user timeout, after ICMP errors of its router."""
     client, server = ends(port)
     with client, server, _vanished(lab, said):
         if port == GONE:
@@ -333,7 +333,7 @@ def test_a_vanished_client_is_logged_as_timed_out(lab, forwarder, ends, new_line
 
 @contextlib.contextmanager
 def _vanished(lab, said):
-    """Nothing from a reaches the client any more; ``said``: its router says so by ICMP."""
+    """Drop packets from a to the client; with ``said`` the router sends ICMP errors."""
     verdict = "reject with icmpx type host-unreachable" if said else "drop"
     rule = f"oifname {lab['router'].on('outside').dev} {verdict}"
     chain = f"chain forward {{\ntype filter hook forward priority 0\n{rule}\n}}\n"

@@ -26,7 +26,7 @@ def servers(lab):
 
 @pytest.fixture(scope="module")
 def dead(lab):
-    """d is powered off: its packets are dropped, and counted."""
+    """Drop and count d's packets, as if it were powered off; return a function with the count."""
     ruleset = (
         "table inet dead {\n counter seen { }\n"
         " chain in {\n  type filter hook prerouting priority raw\n  tcp dport 8080 counter name seen drop\n }\n}\n"
@@ -55,9 +55,9 @@ def forwarder(lab, servers, dead):
 
 
 def reset_by(lab, address, port, host="client"):
-    """Whether a connection to a service ends by RST, and what came before."""
+    """Whether a connection to a service ends by RST."""
     try:
-        with tcp.connect(lab, address, port, host=host) as sock:  # the RST may come while connect() still returns
+        with tcp.connect(lab, address, port, host=host) as sock:  # the RST may come before connect() returns
             sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
             sock.recv(1)
     except (ConnectionResetError, BrokenPipeError):

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two workers and clients that mean harm: limits hold for both together, memory is bounded, others are served."""
+"""Attacks on two workers: limits hold for both together, memory is bounded, other clients are served."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.forwarding import Forwarder, make_config, make_service
 from tests.support.waiting import eventually, in_threads
 
 WEB, HELD, ALL, EACH, RATE = range(7700, 7705)
-PER_WORKER = 2 << 20  # bytes a worker may grow by while it is attacked
+PER_WORKER = 2 << 20  # bytes by which a worker may grow during an attack
 DESCRIPTORS = 400
 LISTENER = 9100  # on b
 
@@ -57,13 +57,13 @@ def forwarder(lab, servers):
 
 @contextlib.contextmanager
 def bounded(forwarder, most=PER_WORKER):
-    """Nobody grows, and no descriptor or defect is left, by what happens in the block."""
+    """Assert that the block leaves no memory, descriptor or defect behind."""
     workers = forwarder.workers()
     before = {pid: (processes.resident(pid), descriptors(pid)) for pid in workers}
     yield
 
     def grown():
-        """What each worker has more of than before; pipes that are empty are kept for the next ones."""
+        """The additional descriptors of each worker; empty pipes are kept for later connections."""
         return {pid: descriptors(pid) - files for pid, (_size, files) in before.items()}
 
     eventually(
@@ -81,12 +81,12 @@ def bounded(forwarder, most=PER_WORKER):
 
 
 def descriptors(pid):
-    """How many sockets, pipes (of which both ends count as one) and other files a process has."""
+    """The number of sockets, pipes (both ends count as one) and other files of a process."""
     return Counter(one.partition(":")[0] for one in set(processes.open_files(pid)))
 
 
 def served(lab, count=20):
-    """Others are: this many connections are answered, in both families; returns the longest, in seconds."""
+    """Assert that ``count`` connections are answered, in both families; return the longest duration in seconds."""
     longest = 0.0
     for number in range(count):
         begun = time.monotonic()
@@ -97,7 +97,7 @@ def served(lab, count=20):
 
 
 def outcomes(lab, port, count, address):
-    """Open connections that stay; returns those that were not refused."""
+    """Open ``count`` connections; return those that were not refused."""
     admitted = []
     for _connection in range(count):
         try:
@@ -133,10 +133,10 @@ def greeting(lab):
 def test_workers_share_a_limit_of_connections(lab, forwarder, new_lines, port, reason, family):
     with greeting(lab):
         admitted = outcomes(lab, port, 40, getattr(lab["a"], family))
-        # One after the other: each worker has seen what the other admitted.
+        # Sequentially, so each worker knows what the other admitted.
         assert len(admitted) == 10
         for sock in admitted[:4]:
-            tcp.reset(sock)  # the server would keep its half
+            tcp.reset(sock)  # after a FIN the server would keep its half
         new_lines(34)
         again = outcomes(lab, port, 10, getattr(lab["a"], family))
         assert len(again) == 4
@@ -165,7 +165,7 @@ def test_workers_share_a_rate_limit(lab, forwarder, new_lines):
 
 
 def syn(source, destination, port, number):
-    """A TCP SYN with an IPv4 header; nobody will answer the SYN-ACK."""
+    """A TCP SYN with an IPv4 header."""
 
     def checksum(data):
         total = sum(struct.unpack(f"!{len(data) // 2}H", data))
@@ -180,14 +180,14 @@ def syn(source, destination, port, number):
 
 
 def half_open(lab):
-    """Half-open connections on a, as the kernel counts them."""
+    """The number of half-open connections on a."""
     lines = lab["a"].run(["ss", "-Htn", "state", "syn-recv"]).stdout.splitlines()
     return len([line for line in lines if f":{HELD} " in line])
 
 
 @pytest.mark.ipv4_only
 def test_half_open_connections_never_reach_a_worker(lab, forwarder, new_lines):
-    """From addresses nobody has: 20,000 SYNs, more than any backlog; SYN cookies let the others in all the same."""
+    """20,000 SYNs from unused addresses exceed every backlog; other clients get in by SYN cookies."""
     with lab["client"].inside():
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     ticks = sum(map(processes.cpu_ticks, forwarder.workers()))
@@ -198,7 +198,7 @@ def test_half_open_connections_never_reach_a_worker(lab, forwarder, new_lines):
         assert half_open(lab) > 100, "the control: there is a flood"
         assert sum(map(processes.cpu_ticks, forwarder.workers())) - ticks <= 5
         served(lab)
-        with tcp.listen(lab, "b", 9100) as listener:  # the service that is flooded, too
+        with tcp.listen(lab, "b", 9100) as listener:  # also the flooded service
             for end in tcp.pair(lab, listener, HELD):
                 end.close()
     assert {line["client"] for line in new_lines(21)} <= {lab["client"].ipv4, lab["client"].ipv6}
@@ -217,18 +217,18 @@ def test_eight_clients_that_connect_and_reset_leave_nothing_behind(lab, forwarde
     with bounded(forwarder):
         in_threads(lambda index: attack(index) if index else served(lab, 100), 9)
     came = accepted(forwarder) - accepted_before
-    # Where the ACK of a handshake was lost on a busy machine, the reset comes before there is anything to accept.
+    # If a busy machine drops the ACK of a handshake, the reset comes before there is anything to accept.
     assert 8 * 360 + 100 <= came <= 8 * 400 + 100
     forwarder.connections(before + came)
 
 
 def accepted(forwarder):
-    """How many connections all services have accepted so far."""
+    """The number of connections accepted so far."""
     return sum(service["connections"] for service in forwarder.status()["services"])
 
 
 def test_slow_readers_and_writers_cost_bounded_memory_and_no_cpu(lab, forwarder, listener, family):
-    """60 clients that do not read while the backend sends all it can, 60 that send a byte and no more."""
+    """60 clients that do not read while the backend sends, and 60 that send a single byte."""
     deaf, mute = [], []
     with bounded(forwarder):
         for clients in (deaf, mute):
@@ -253,7 +253,7 @@ def test_slow_readers_and_writers_cost_bounded_memory_and_no_cpu(lab, forwarder,
 
 @pytest.mark.ipv4_only
 def test_without_free_descriptors_clients_wait_and_none_is_lost(lab, servers, listener):
-    """More clients than both have descriptors for wait in the backlog; those that are in go on, and none is lost."""
+    """Clients beyond the descriptors of both workers wait in the backlog; others continue, and none is lost."""
     limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
     with Forwarder(lab, document_for_descriptors(lab), preexec_fn=limit) as forwarder:
         port, count = HELD + 100, DESCRIPTORS
@@ -267,7 +267,7 @@ def test_without_free_descriptors_clients_wait_and_none_is_lost(lab, servers, li
         sessions = [one["sessions"] for one in forwarder.status()["workers"]]
         assert all(0 < number < DESCRIPTORS // 2 for number in sessions)
         waiting = set(clients)
-        for _client in clients:  # each that ends lets another in
+        for _client in clients:  # each one that ends admits another
             with tcp.accept(listener) as server:
                 assert server.recv(1) == b"?"
                 server.sendall(b"!")

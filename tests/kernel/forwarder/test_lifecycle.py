@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Start, stop, reload and accident: what happens to connections and to the runtime file."""
+"""Start, stop, reload and failures: what happens to connections and to the runtime file."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_second_signal_stops_at_once(lab, forwarder, listener, number):
 
 @pytest.mark.ipv4_only
 def test_reloads_under_load_lose_no_connection(lab, forwarder, listener):
-    """Requests in four threads, a connection held open throughout, and five reloads: nothing is refused or reset."""
+    """Five reloads during requests in four threads and an open connection: nothing is refused or reset."""
     held_client, held_server = tcp.pair(lab, listener, RAW)
     stop, done = threading.Event(), []
 
@@ -172,7 +172,7 @@ def test_a_bad_config_keeps_the_old_one_and_the_runtime_file_says_why(lab, forwa
 
 @pytest.mark.ipv4_only
 def test_after_a_failed_reload_a_replaced_worker_has_the_old_config(lab, forwarder):
-    """The program has changed (exec) but not the config: the port it wants is taken, which only binding can tell."""
+    """The new config needs a port that is taken, which shows only after the exec, when it is bound."""
     with lab["a"].inside():
         squatter = socket.create_server(("0.0.0.0", 6000))
     with squatter:
@@ -191,8 +191,8 @@ def test_after_a_failed_reload_a_replaced_worker_has_the_old_config(lab, forward
 
 @pytest.mark.ipv4_only
 def test_a_failed_reload_while_no_worker_runs_starts_the_old_config_again(lab, forwarder):
-    """The replacement is planned for later when the program is exchanged, and the new program cannot serve either."""
-    deaths = 6  # the replacement of the last one is 2 s away, more than the check and the exec take
+    """No worker runs while a replacement is delayed, and the new config cannot be served."""
+    deaths = 6  # the last replacement is delayed by 2 s, longer than the check and the exec take
     for death in range(deaths):
         eventually(lambda: len(forwarder.workers()) == 1, "a worker is there", forwarder.show)
         os.kill(forwarder.workers()[0], signal.SIGKILL)
@@ -229,7 +229,7 @@ def test_a_missing_listen_address_is_served_as_soon_as_it_exists(lab, servers, f
         assert tcp.get(lab, getattr(a, family), OTHER)
         assert [one["absent"] for one in forwarder.status()["services"]] == [[f"{shown}:8000"], [f"{shown}:5300"], []]
         assert {one["service"] for one in forwarder.log("listen address absent")} == {"web", "dns"}
-        for _time in range(2):  # an address that comes, goes and comes
+        for _time in range(2):  # the address is added, removed and added again
             a.run(["ip", "address", "add", f"{absent}/{24 if family == 'ipv4' else 64}", "dev", a.dev, *NODAD[family]])
             assert eventually(lambda: tcp.get(lab, absent, WEB), "the service is served there", forwarder.show)
             with udp.client(lab, absent) as sock:
@@ -243,7 +243,7 @@ def test_a_missing_listen_address_is_served_as_soon_as_it_exists(lab, servers, f
 
 @pytest.mark.ipv4_only
 def test_a_second_forwarder_refuses_to_start_and_changes_nothing(lab, forwarder):
-    """It would get half of the connections (SO_REUSEPORT), and remove the files of the first one when it ends."""
+    """It would get half of the connections (SO_REUSEPORT) and remove the first one's files when it ends."""
 
     def refusal(**options):
         second = Forwarder(lab, document(lab), **options)
@@ -251,7 +251,7 @@ def test_a_second_forwarder_refuses_to_start_and_changes_nothing(lab, forwarder)
         return second.log("cannot start")[0]["errors"]
 
     before, workers = forwarder.runtime(), forwarder.workers()
-    for _reload in range(2):  # the lock is kept over the exec
+    for _reload in range(2):  # the lock survives the exec
         (said,) = refusal(directory=forwarder.directory)
         assert said.startswith(f"another forwarder (pid {forwarder.process.pid}) runs with the runtime directory")
         (said,) = refusal()
@@ -264,7 +264,7 @@ def test_a_second_forwarder_refuses_to_start_and_changes_nothing(lab, forwarder)
     with Forwarder(lab, make_config(make_service(lab, "web", OTHER, 8080))):
         assert tcp.get(lab, lab["a"].ipv4, OTHER), "the control: other ports and another directory"
     with Forwarder(lab, document(lab), host="c"):
-        pass  # nor does a forwarder of another network namespace meet it
+        pass  # another network namespace does not conflict
     assert forwarder.status()["pid"] == forwarder.process.pid
     forwarder.process.kill()
     forwarder.process.wait()
@@ -280,7 +280,7 @@ def test_a_second_forwarder_refuses_to_start_and_changes_nothing(lab, forwarder)
 def test_a_reload_creates_removed_runtime_files_again(lab, forwarder, gone):
     for name in gone:
         (forwarder.directory / name).unlink()
-    if len(gone) > 1:  # then systemd knows the process
+    if len(gone) > 1:  # systemd knows the process
         forwarder.environment["MAINPID"] = str(forwarder.process.pid)
     result = forwarder.reload()
     assert result.stdout.startswith("reloaded: generation 2 serves"), result.stderr
@@ -372,7 +372,7 @@ raise SystemExit(_cli.main())
     ],
 )
 def test_a_defect_in_the_new_archive_never_stops_the_service(lab, servers, listener, tmp_path, module, name, serving):
-    """The check of the config does not come to the place; the old workers go on, or the new ones serve."""
+    """The config check does not reach the defect. Either the old workers continue or the new ones serve."""
     first, spoilt = archive(tmp_path, "1.pyz"), archive(tmp_path, "2.pyz", DEFECT.format(module=module, name=name))
     link = tmp_path / "l4proxy.pyz"
     link.symlink_to(first)
@@ -410,7 +410,7 @@ def test_a_reload_switches_to_the_installed_archive_unless_it_is_broken(lab, ser
         assert result.returncode == 1
         assert "No module named 'l4proxy.missing'" in result.stderr
         assert forwarder.runtime()["archive"]["path"] == str(first)
-        first.unlink()  # what runs must not need its file any more
+        first.unlink()  # a running archive must not need its file
         assert tcp.get(lab, lab["a"].ipv4, WEB)
         install(second)
         assert forwarder.reload().returncode == 0

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a service logs of its sessions, in which format, and that whoever reads too slowly stops nobody."""
+"""Which sessions a service logs, in which format; and a slow reader of the log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DENIED, BACKEND = 7953, 9000
 
 
 def document(lab, protocol, **options):
-    """A service for each value of ``log``, and for each of them one that denies everybody."""
+    """A service for each value of ``log``, and one for each that denies all clients."""
     deny = [f"{lab['client'].ipv4}/32", f"{lab['client'].ipv6}/128"]
     common = {"backends": ["b"], "protocol": protocol, "idle_timeout": 0.5}
     services = [make_service(lab, log, port, BACKEND, log=log, **common) for log, port in PORTS.items()]
@@ -36,7 +36,7 @@ def document(lab, protocol, **options):
 
 
 def sessions_of_all(lab, forwarder, protocol, family):
-    """One session of each service, and one that is denied; returns when all of them are over."""
+    """Open a session of each service and a denied one; wait until all have ended."""
     address = getattr(lab["a"], family)
     for port in PORTS.values():
         Session(lab, protocol, (address, port)).end()
@@ -49,13 +49,13 @@ def sessions_of_all(lab, forwarder, protocol, family):
 
 
 def denied(forwarder):
-    """How many clients each of the services that deny them has denied."""
+    """The number of denied clients, by service."""
     services = {one["name"]: one for one in forwarder.status()["services"]}
     return [services[f"denied-{log}"]["refused_denied"] for log in LOGS]
 
 
 def test_log_selects_all_failed_or_no_sessions(lab, protocol, family):
-    """Counted they are in any case."""
+    """Every session is counted."""
     with Forwarder(lab, document(lab, protocol)) as forwarder:
         sessions_of_all(lab, forwarder, protocol, family)
         eventually(lambda: len(told(forwarder)) >= 3, "what is to be said is said", forwarder.show)
@@ -84,7 +84,7 @@ def test_logfmt_has_the_same_fields(lab, protocol, family):
 
 @pytest.mark.ipv4_only
 def test_a_stalled_log_reader_blocks_nothing_and_lost_lines_are_counted(lab, protocol):
-    """The log is a pipe that nobody reads: sessions go on, and when it is read again a line says how many miss."""
+    """The log is a pipe that is not read: sessions continue, and later a line has the number of lost lines."""
     read, write = os.pipe()
     address, found = (lab["a"].ipv4, PORTS["all"]), []
 

@@ -97,7 +97,7 @@ SILENT, DRIPPING, READING = b"", b"GET /metrics HTTP/1.0\r\n", b"GET /metrics HT
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def many(lab, request):
-    """(forwarder with very many services, the address of its metrics)"""
+    """(forwarder with 1,000 services, the address of its metrics)"""
     address = {"ipv4": "127.0.0.1", "ipv6": "::1"}[request.param]
     listen = f"[{address}]:9112" if ":" in address else f"{address}:9112"
     with Forwarder(lab, many_services(lab, metrics={"listen": listen})) as forwarder:
@@ -117,7 +117,7 @@ def scraper(lab, address, request_line, buffer=None):
 
 
 def scrape(lab, address):
-    """The body of a whole scrape."""
+    """The body of a complete scrape."""
     with scraper(lab, address, READING) as sock:
         head, _blank, body = tcp.receive_all(sock).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200 OK")
@@ -137,7 +137,7 @@ def test_metrics_of_a_thousand_services_are_complete(lab, many):
 @pytest.mark.ipv4_only
 @pytest.mark.parametrize("many", ["ipv4"], indirect=True)
 def test_slow_metrics_clients_do_not_block_others_and_time_out(lab, many):
-    """A byte now and then, sent or read, gives a client no more time than silence does."""
+    """Sending or reading a byte now and then does not extend a client's time."""
     _forwarder, address = many
     kinds = [kind for kind, _number in zip(itertools.cycle((SILENT, DRIPPING, READING)), range(server.MAX_CONNECTIONS))]
     slow = {scraper(lab, address, kind, buffer=4096): kind for kind in kinds}
@@ -147,14 +147,14 @@ def test_slow_metrics_clients_do_not_block_others_and_time_out(lab, many):
         while there := [sock for sock in slow if not has_ended(sock)]:
             assert time.monotonic() - began < connection.EXCHANGE_TIMEOUT + PATIENCE, f"{len(there)} are still there"
             for sock in there:
-                with contextlib.suppress(ConnectionError):  # it has just ended
+                with contextlib.suppress(ConnectionError):  # it has timed out
                     if slow[sock] == DRIPPING:
                         sock.sendall(b"x")
                     elif slow[sock] == READING:
                         sock.recv(10)
             time.sleep(0.5)
         for sock in (sock for sock in slow if slow[sock] == READING):
-            with pytest.raises(ConnectionResetError):  # or it would look like a whole one
+            with pytest.raises(ConnectionResetError):  # else the response would look complete
                 tcp.receive_all(sock)
     finally:
         for sock in slow:
@@ -171,7 +171,7 @@ def test_a_reload_during_a_metrics_response_resets_the_connection(lab, many):
 
 
 def has_ended(sock):
-    """Whether the other end has closed or reset a connection, whatever is still to be read of it."""
+    """Whether the other end has closed or reset the connection, even if there is unread data."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     return bool(poll.poll(0))

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Traffic through the forwarder: the backends see the client's own address, and every byte and every end arrives."""
+"""Relaying TCP: backends see the client's address, and every byte, close and reset arrives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import processes, tcp
 from tests.support.forwarding import Forwarder, make_config, make_service
 from tests.support.waiting import PATIENCE, eventually, in_threads
 
-WEB, RAW = 80, 7000  # ports on a: HTTP to b, c, d; and whatever a test does on b
+WEB, RAW = 80, 7000  # ports on a: HTTP of b, c and d; the test's listener on b
 MIB = 1 << 20
 
 
@@ -78,7 +78,7 @@ def test_a_greeting_of_the_server_arrives_at_once(lab, forwarder, listener, new_
         server.sendall(b"220 hello\r\n")
         assert client.recv(100) == b"220 hello\r\n"
         assert time.monotonic() - begun < 5
-    new_lines(1)  # its line must not be taken for the next test's
+    new_lines(1)  # so that the next test does not get this line
 
 
 def test_the_clients_reset_reaches_the_backend(lab, forwarder, listener, new_lines, family):
@@ -100,7 +100,7 @@ def test_the_backends_reset_reaches_the_client(lab, forwarder, listener, new_lin
 
 
 def test_an_early_answer_reaches_a_client_whose_upload_is_reset(lab, forwarder, listener, new_lines, family):
-    """A server that answers, then closes with unread input, resets; the answer it sent before must not be lost."""
+    """A server that closes with unread input sends RST; its earlier answer must not be lost."""
     client, server = tcp.pair(lab, listener, RAW)
     with client:
         client.sendall(b"x" * 1000)
@@ -119,7 +119,7 @@ def test_a_slow_reader_makes_the_sender_wait_and_memory_does_not_grow(lab, forwa
     before = processes.resident(worker)
     server.setblocking(False)
     chunk, sent, stalled = b"\xaa" * MIB, 0, 0
-    while stalled < 20:  # nothing taken for a second: every queue on the way is full
+    while stalled < 20:  # nothing sent for a second: every queue is full
         try:
             sent += server.send(chunk)
             stalled = 0
@@ -148,7 +148,7 @@ def test_a_slow_reader_makes_the_sender_wait_and_memory_does_not_grow(lab, forwa
 def test_urgent_data_arrives_as_it_does_without_a_proxy(
     lab, forwarder, listener, new_lines, family, before, after, upload, inline
 ):
-    """In the stream where the receiver has SO_OOBINLINE, else beside it; and all of it before the end comes."""
+    """In the stream if the receiver has SO_OOBINLINE, else out of band; and all data before the end."""
     client, server = tcp.pair(lab, listener, RAW)
     sender, receiver = (client, server) if upload else (server, client)
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
@@ -204,7 +204,7 @@ def test_200_mib_each_way_over_50_connections_arrive_intact(lab, forwarder, list
 
 
 def exchange(sock, data):
-    """Send ``data`` and read to the end at the same time; returns the SHA-256 of what came."""
+    """Send ``data`` while reading to the end; return the SHA-256 of what was read."""
     sender = threading.Thread(target=lambda: (sock.sendall(data), sock.shutdown(socket.SHUT_WR)))
     sender.start()
     digest = hashlib.sha256()

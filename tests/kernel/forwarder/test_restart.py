@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One supervisor after another: what a service manager keeps between them, and what their workers go on with."""
+"""Restarts: the service manager keeps the listeners, and old workers finish their connections."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def document(lab, **options):
 
 
 class ServiceManager:
-    """What systemd does for a unit with FileDescriptorStoreMax=: it keeps descriptors and passes them to the next."""
+    """As systemd for a unit with FileDescriptorStoreMax=: keeps descriptors and passes them to the next process."""
 
-    # The descriptors begin at 3 and the pid is the program's own: a shell would not do.
+    # Descriptors must begin at 3, and LISTEN_PID must be the program's pid; a shell cannot do that.
     PASS = (
         "import os, sys\n"
         "numbers = [int(one) for one in sys.argv[1].split(',') if one]\n"
@@ -61,7 +61,7 @@ class ServiceManager:
         self._sock.settimeout(PATIENCE)
 
     def listen_until(self, word):
-        """Do what is asked until a message says ``word``."""
+        """Handle notifications until one contains ``word``."""
         while True:
             data, descriptors, _flags, _address = socket.recv_fds(self._sock, 4096, 8)
             message = dict(line.split("=", 1) for line in data.decode().splitlines())
@@ -73,7 +73,7 @@ class ServiceManager:
                 return
 
     def start(self, lab, document, directory=None):
-        """Start a forwarder with what was kept."""
+        """Start a forwarder with the stored descriptors."""
         if directory is not None:
             (directory / "forwarder.json").unlink(missing_ok=True)  # RuntimeDirectory= begins empty
         numbers = ",".join(str(number) for number in self.kept.values())
@@ -101,7 +101,7 @@ def manager(tmp_path):
 
 @pytest.fixture
 def first(lab, manager):
-    """A forwarder that serves, whose listeners are kept."""
+    """A running forwarder whose listeners are stored."""
     forwarder = manager.start(lab, document(lab)).serve()
     manager.listen_until("READY")
     assert len(manager.kept) == 8, "two services, two families, two slots"
@@ -115,7 +115,7 @@ def kill(pids):
 
 
 def kill_all(forwarder):
-    """As the service manager does to what is left of a unit with KillMode=mixed."""
+    """As the service manager kills the remaining processes of a unit with KillMode=mixed."""
     kill([forwarder.process.pid, *forwarder.workers(), *forwarder.children("l4-checker")])
 
 
@@ -183,7 +183,7 @@ def test_the_next_supervisor_kills_hanging_old_workers_after_its_drain_timeout(l
 
 
 def test_hundreds_of_listeners_survive_a_restart(lab, manager):
-    """The service manager's queue is short: news of the service do not wait behind the descriptors."""
+    """The service manager's queue is short: READY is not sent after all descriptors."""
     many = make_service(lab, "many", "10000-10199", 8080)
     forwarder = manager.start(lab, make_config(many, workers=2)).serve()
     manager.listen_until("READY")
@@ -208,7 +208,7 @@ def test_hundreds_of_listeners_survive_a_restart(lab, manager):
 
 @pytest.mark.ipv4_only
 def test_a_stop_waits_for_the_old_workers(lab, manager, first, listener):
-    """Else there would be processes of a service that has stopped."""
+    """Otherwise a stopped service would still have processes."""
     client, server = tcp.pair(lab, listener, RAW)
     kill([first.process.pid])
     first.process.wait()

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Real servers behind the forwarder: what they say of the client is true, and what they send arrives as it was."""
+"""Real servers behind the forwarder: they see the client's address, and their data arrives unchanged."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_postgresql_admits_by_the_clients_address(lab, forwarder, sql, family):
     other = lab["d"].run(psql(proxy, SQL, *query), check=False)
     assert other.returncode == 2
     assert f'no pg_hba.conf entry for host "{getattr(lab["d"], family)}"' in other.stderr
-    # Control: whom the forwarder would be if it connected in its own name.
+    # Control: a connection from the forwarder's own address.
     own = lab["a"].run(psql(getattr(lab["b"], family), sql.port, *query), check=False)
     assert f'no pg_hba.conf entry for host "{proxy}"' in own.stderr
 
@@ -128,7 +128,7 @@ def test_openssh_sees_the_client_and_echoes_what_it_was_sent(lab, forwarder, ssh
 
 
 def banner_after(lab, host, address, port, quick=True):
-    """Seconds until the first line of a server that speaks first, and when it was said that ACKs may wait."""
+    """Seconds until the first line of a server that speaks first."""
     with lab[host].inside():
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     with sock:
@@ -142,10 +142,10 @@ def banner_after(lab, host, address, port, quick=True):
 
 
 def test_openssh_speaks_first_and_is_heard_at_once(lab, forwarder, ssh, family):
-    """A forwarder that holds back the last ACK of its handshake makes such a server wait: sshd accepts only with it."""
+    """If the forwarder delayed the last ACK of its handshake, sshd would accept only later."""
     proxy, server = getattr(lab["a"], family), getattr(lab["b"], family)
     direct, through, held_back = [], [], []
-    for _connect in range(11):  # in turn, so that all three see the same load
+    for _connect in range(11):  # alternating, so that all three have the same load
         direct.append(banner_after(lab, "a", server, ssh.port))
         through.append(banner_after(lab, "client", proxy, SSH))
         held_back.append(banner_after(lab, "a", server, ssh.port, quick=False))
@@ -219,7 +219,7 @@ def question(number, name, kind):
 
 
 def answers(sock, count):
-    """So many answers of one connection, by number: they may come in any order (RFC 7766, 7)."""
+    """``count`` answers of one connection, by id: they may come in any order (RFC 7766, 7)."""
     found = {}
     with sock.makefile("rb") as stream:
         for _answer in range(count):
@@ -272,7 +272,7 @@ def ftp(lab):
 
 
 def test_passive_ftp_works_with_health_checks_of_the_control_port(lab, ftp, family):
-    """Downloads through both services see the client, on one backend; and when its server stops both are down."""
+    """Both services see the client, on one backend; if its server stops, both are down."""
     client = getattr(lab["client"], family)
     with Forwarder(lab, make_config(*ftp_services(lab, port=CONTROL))) as forwarder:
         eventually(lambda: states(forwarder) == {"up"}, "all are up", forwarder.show)
@@ -294,7 +294,7 @@ def test_passive_ftp_works_with_health_checks_of_the_control_port(lab, ftp, fami
 
 @pytest.mark.ipv4_only
 def test_without_health_port_the_data_ports_of_ftp_are_down(lab, ftp):
-    """The control: nothing listens on them while nobody transfers anything. Without questions nobody says so."""
+    """The control: nothing listens on data ports between transfers. Without health checks they count as up."""
     with Forwarder(lab, make_config(*ftp_services(lab))) as forwarder:
         eventually(lambda: states(forwarder) == {"up", "down"}, "the data ports are closed", forwarder.show)
         forwarder.configure(make_config(*ftp_services(lab, enabled=False)))
@@ -307,7 +307,7 @@ TFTP = 69
 
 @pytest.fixture
 def tftp(lab, tmp_path):
-    """dnsmasq on b, which answers from the port it was asked on, with a file of two blocks and a half."""
+    """dnsmasq on b, which answers from port 69, with a file of two and a half blocks."""
     (tmp_path / "file").write_bytes(bytes(range(256)) * 5)
     tmp_path.chmod(0o755)
     options = ["--enable-tftp", f"--tftp-root={tmp_path}", "--tftp-single-port", "--port=0", "--user=root"]
@@ -319,7 +319,7 @@ def tftp(lab, tmp_path):
 
 
 def test_tftp_works_with_a_single_port_server(lab, tftp, family):
-    """A file that is not there is asked for to see that the server lives; a download ends within its session."""
+    """Health checks request a missing file; a download uses a single session."""
     health = {**ON_DEMAND, "request": "\0\1no such file\0octet\0", "expect": "\0\5"}
     service = make_service(lab, "tftp", TFTP, TFTP, backends=["b"], protocol="udp", source_port="keep", health=health)
     to = (getattr(lab["a"], family), TFTP)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which source the backend sees: slices of ports, the client's own port, and the steps down from there."""
+"""The source address and port that backends see: port slices, source_port keep, and fallbacks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLICE = PortRange(40000, 40099)
 
 @pytest.fixture(scope="module")
 def servers(lab):
-    """On every backend, port 9000 answers with the address and port it sees."""
+    """Port 9000 of every backend answers with the client's address and port."""
     with tcp.answering(lab, BACKENDS, 9000):
         yield
 
@@ -51,7 +51,7 @@ def forwarder(lab, servers):
 
 
 def seen(lab, family, port, host="client", source_port=0):
-    """(address, port) the backend sees of a client's connection, and the client's own port."""
+    """The client's (address, port) as the backend sees it, and the client's own port."""
     with lab[host].inside():
         kind = socket.AF_INET6 if family == "ipv6" else socket.AF_INET
         sock = socket.socket(kind, socket.SOCK_STREAM)
@@ -72,10 +72,10 @@ def test_source_port_any_is_within_the_slice(lab, forwarder, family):
 
 @pytest.mark.parametrize("by_kernel", [True, False])
 def test_every_port_of_the_slice_can_be_used_once_for_each_backend(lab, servers, family, by_kernel):
-    """Every port of a slice can be in use at once, none twice; the next connection is refused, or hidden if allowed."""
+    """Every port of a slice can be used at once for a backend, none twice; the next connection fails."""
     address = getattr(lab["b"], family)
     client = "203.0.113.9" if family == "ipv4" else "2001:db8:1::99"
-    first = 41000 if by_kernel else 42000  # the ports of the other case are in TIME-WAIT for the same client
+    first = 41000 if by_kernel else 42000  # the other case has left its ports in TIME-WAIT
     small = PortRange(first, first + 63)
     service = Service("web", (Listener("0.0.0.0", 80),), (Backend("b", 9000, ipv4=address),))
     ladder = source_address.SourceAddress(service, source_address.SourcePorts(small, by_kernel), lambda _name: None)
@@ -91,7 +91,7 @@ def test_every_port_of_the_slice_can_be_used_once_for_each_backend(lab, servers,
 
 
 def until_the_client_closes(sock, _peer):
-    """Send a byte and close after the client: TIME-WAIT is then the proxy's."""
+    """Send a byte and close after the client, so that TIME-WAIT is on the proxy."""
     with sock:
         sock.sendall(b"!")
         while sock.recv(100):
@@ -100,7 +100,7 @@ def until_the_client_closes(sock, _peer):
 
 @pytest.mark.parametrize("timestamps", ["1", "0"])
 def test_ports_in_time_wait_are_reused(lab, family, timestamps):
-    """A port in TIME-WAIT is used again. The control: without timestamps it is not, and the slice is used up."""
+    """The control: without timestamps ports in TIME-WAIT are not reused, and the slice is used up."""
     name, count = "net.ipv4.tcp_timestamps", 200
     before = lab["a"].run(["sysctl", "-n", name]).stdout.strip()
     document = make_config(make_service(lab, "short", ANY + 10, 9001, backends=["b"]))
@@ -156,7 +156,7 @@ def test_a_header_with_port_0_falls_back_to_any(lab, forwarder, new_lines, famil
 
 
 def test_a_slice_outside_the_ephemeral_range_works(lab, servers, family):
-    """The kernel ignores IP_LOCAL_PORT_RANGE there, so its ports are tried one after the other."""
+    """The kernel ignores IP_LOCAL_PORT_RANGE there, so the forwarder tries the ports itself."""
     far = PortRange(10000, 10099)
     services = [make_service(lab, "any", 7301, 9000, backends=["b"])]
     with lab["a"].inside():

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""UDP against the real kernel: who is seen, who is answered, and what ends a session."""
+"""Forwarding UDP: what backends see, which clients are answered, and how sessions end."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def target(lab, family, port):
 
 
 def sessions(forwarder, service, port):
-    """The lines of the sessions of a client's port, once there is one."""
+    """The log lines of sessions of a client's port, once there is one."""
 
     def found():
         lines = forwarder.log("session")
@@ -82,11 +82,11 @@ def test_the_backend_sees_the_clients_address_and_a_port_of_the_slice(lab, forwa
         name, address, source_port = udp.who(sock, to)
         assert (name, address) == ("b", getattr(lab["client"], family))
         assert source_port in SLICE
-        assert udp.who(sock, to)[2] == source_port  # it is one session
+        assert udp.who(sock, to)[2] == source_port  # it is the same session
 
 
 def test_replies_come_from_the_address_the_client_sent_to(lab, forwarder, family):
-    """Also in turns from one client's port: these are two sessions."""
+    """Also alternately from one client's port: these are two sessions."""
     with udp.client(lab, SECOND[family]) as sock:
         seen = set()
         for _turn in range(2):
@@ -135,7 +135,7 @@ def test_an_idle_session_ends_and_is_logged(lab, forwarder, family):
         _name, address, source_port = udp.who(sock, to)
         udp.exchange(sock, b"1234", to)
         (line,) = sessions(forwarder, "short", sock.getsockname()[1])
-        assert udp.who(sock, to)[:2] == ("b", address)  # a new one begins
+        assert udp.who(sock, to)[:2] == ("b", address)  # a new session
     expected = {"client": address, "backend": "b", "source": address, "source_port": source_port}
     expected |= {"source_step": "any", "ended": "idle timeout", "listener": f"[::]:{SHORT}"}
     if family == "ipv4":
@@ -147,7 +147,7 @@ def test_an_idle_session_ends_and_is_logged(lab, forwarder, family):
 
 
 def test_limits_of_sessions_per_client_and_per_service(lab, forwarder, family):
-    """A client has two sessions, all clients together three; what is beyond is not answered, until one has ended."""
+    """Two sessions per client and three in all; others are not answered until one has ended."""
 
     def few():
         return next(one for one in forwarder.status()["services"] if one["name"] == "few")
@@ -167,7 +167,7 @@ def test_limits_of_sessions_per_client_and_per_service(lab, forwarder, family):
         reasons = {line["reason"] for line in forwarder.log("datagram refused") if line["service"] == "few"}
         assert reasons == {"connection limit of the client", "connection limit of the service"}
         assert (few()["sessions"], few()["refused_limited"] - before) == (3, 2)
-        udp.who(last, to)  # asks until the others have timed out
+        udp.who(last, to)  # repeats until another session has timed out
 
 
 def test_denied_clients_are_not_answered(lab, forwarder, family):
@@ -179,14 +179,14 @@ def test_denied_clients_are_not_answered(lab, forwarder, family):
 
 
 def test_only_datagrams_of_the_backend_are_forwarded(lab, forwarder, family):
-    """Whoever writes to the upstream port is not taken for the backend: neither another host, nor another port of b."""
+    """Datagrams to the upstream port from another host, or from another port of b, are not forwarded."""
     to = target(lab, family, ONE)
     before = forwarder.status()["totals"]["datagrams_stray"]
     with udp.client(lab, to[0]) as sock:
         _name, address, port = udp.who(sock, to)
         for host, destination in (("c", getattr(lab["a"], family)), ("b", getattr(lab["a"], family)), ("b", address)):
             with udp.client(lab, to[0], host=host) as stranger:
-                if destination == address:  # as b's kernel sends what belongs to the proxy's connections
+                if destination == address:  # as b's kernel marks the proxy's connections
                     stranger.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, PROXY_ID)
                 stranger.sendto(b"not me", (destination, port))
         eventually(
@@ -197,12 +197,12 @@ def test_only_datagrams_of_the_backend_are_forwarded(lab, forwarder, family):
 
 @pytest.mark.parametrize("data", [b"", b"?"])
 def test_a_closed_backend_port_moves_the_client_to_another_backend(lab, udp_servers, family, data):
-    """The ICMP error reaches the upstream socket, also for a datagram of nothing."""
+    """The ICMP error reaches the upstream socket, also for an empty datagram."""
     service = udp_service(lab, "closed", 5400, ("b", "c"))
     service["backends"][0]["port"] = 9999  # nobody is there
     with Forwarder(lab, make_config(service)) as forwarder:
         to = target(lab, family, 5400)
-        for _session in range(2):  # one of them is given to b first
+        for _session in range(2):  # one of them goes to b first
             with udp.client(lab, to[0]) as sock:
                 udp.exchange(sock, data, to)
         (skipped,) = forwarder.log("backend skipped")
@@ -214,11 +214,11 @@ def test_a_closed_backend_port_moves_the_client_to_another_backend(lab, udp_serv
 
 
 def test_without_the_return_path_nothing_comes_back(lab, forwarder, udp_servers, family):
-    """The negative control of all above: the backend sees the client, and answers past the proxy."""
+    """The negative control of all tests above: b sees the client, and its reply bypasses the proxy."""
     to = target(lab, family, ONE)
     mark = ["fwmark", f"{PROXY_ID}/0xff", "lookup", str(TABLE), "pref", "1100"]
     command = ["ip", "-6" if family == "ipv6" else "-4", "rule"]
-    data = b"x" * (777 + FAMILIES.index(family))  # nobody else sends so many
+    data = b"x" * (777 + FAMILIES.index(family))  # no other test sends this size
     with udp.client(lab, to[0]) as sock:
         lab["b"].run([*command, "del", *mark])
         try:
@@ -231,7 +231,7 @@ def test_without_the_return_path_nothing_comes_back(lab, forwarder, udp_servers,
 
 
 def dns_query(number: int, name: str) -> bytes:
-    """A question for the A record of a name (RFC 1035, section 4)."""
+    """A query for the A record of a name (RFC 1035, section 4)."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
     return struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!2H", 1, 1)
 

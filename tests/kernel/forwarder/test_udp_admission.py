@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""UDP: who is let in, which port leads where, and each step of the ladder of sources."""
+"""Admission of UDP clients: allow, limits, floods, ranges of ports, and the fallbacks of the source."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def forwarder(lab, udp_servers):
 
 @pytest.fixture
 def steps(forwarder):
-    """A function that returns by how much a service's counters have grown in this test; only those that have."""
+    """A function that returns the increments of a service's counters in this test, without zeros."""
     before = {one["name"]: one for one in forwarder.status()["services"]}
 
     def grown(service):
@@ -73,7 +73,7 @@ def steps(forwarder):
 
 
 def ask(lab, family, port, host="client", source_port=0):
-    """(backend, address, port it sees) of a new session."""
+    """(backend, client's address and port as it sees them) of a new session."""
     to = (getattr(lab["a"], family), port)
     with udp.client(lab, to[0], source_port, host=host) as sock:
         return udp.who(sock, to)
@@ -103,7 +103,7 @@ def test_source_port_keep_falls_back_to_any_on_a_collision(lab, forwarder, steps
 
 
 def checksum(data):
-    """Of the Internet (RFC 1071)."""
+    """The Internet checksum (RFC 1071)."""
     data += bytes(len(data) % 2)
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total >> 16) + (total & 0xFFFF)
@@ -111,7 +111,7 @@ def checksum(data):
 
 
 def test_a_datagram_with_port_0_falls_back_to_any(lab, forwarder, udp_servers, steps, family):
-    """Source port 0 means that no reply is wanted (RFC 768)."""
+    """With source port 0, a client wants no reply (RFC 768)."""
     client, target = getattr(lab["client"], family), getattr(lab["a"], family)
     kind, payload = family_of(target), b"without a port" + b"46"[FAMILIES.index(family) :]
     size = struct.pack("!H", 8 + len(payload))
@@ -160,7 +160,7 @@ def test_only_clients_of_the_allowed_networks_are_answered(lab, forwarder, steps
 
 
 def test_a_client_above_its_rate_is_refused_and_others_are_served(lab, forwarder, steps, family):
-    """What is counted is new sessions: those that are there go on."""
+    """New sessions count; existing ones continue."""
     to, begun = (getattr(lab["a"], family), RATE), time.monotonic()
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(udp.client(lab, to[0])) for _client in range(12)]
@@ -178,7 +178,7 @@ def test_a_client_above_its_rate_is_refused_and_others_are_served(lab, forwarder
 
 @contextlib.contextmanager
 def _narrow(lab):
-    """A link of a that takes little: with IP_RECVERR set, the kernel says ENOBUFS of what it drops there (ip(7))."""
+    """A slow link of a: with IP_RECVERR, the kernel returns ENOBUFS for packets that it drops (ip(7))."""
     shape = ["tbf", "rate", "1mbit", "burst", "2kb", "limit", "3000"]
     lab["a"].run(["tc", "qdisc", "add", "dev", lab["a"].dev, "root", *shape])
     try:
@@ -205,7 +205,7 @@ def test_datagrams_dropped_by_the_kernel_are_counted_and_the_session_stays(lab, 
 
 
 def test_a_flood_of_new_clients_costs_bounded_memory_and_keeps_existing_sessions(lab, udp_servers, family):
-    """20,000 datagrams from 200 addresses and as many ports as there are, at a service that takes 1,000 sessions."""
+    """20,000 datagrams from 200 addresses and 100 ports, for a service with a limit of 1,000 sessions."""
     most, count, to = 1000, 20_000, (getattr(lab["a"], family), FLOOD)
     document = make_config(udp_service(lab, "flood", FLOOD, limits={"connections": most}), workers=2)
     with Forwarder(lab, document) as forwarder, udp.client(lab, to[0]) as sock:
@@ -213,7 +213,7 @@ def test_a_flood_of_new_clients_costs_bounded_memory_and_keeps_existing_sessions
         before = {pid: processes.resident(pid) for pid in forwarder.workers()}
         for _round in range(count // 200):
             with udp.client(lab, to[0]) as attacker:
-                if family == "ipv6":  # or the kernel lets it send from addresses of an interface only
+                if family == "ipv6":  # else the kernel allows addresses of interfaces only
                     attacker.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
                 for number in range(1, 201):
                     source = socket.inet_pton(family_of(to[0]), CLIENTS[family].format(number))
@@ -231,10 +231,10 @@ def test_a_flood_of_new_clients_costs_bounded_memory_and_keeps_existing_sessions
 
 
 def flood(lab, to, port):
-    """A datagram from each of 200 addresses and one port that the kernel or ``port`` chooses."""
+    """Send a datagram from each of 200 addresses and one port, ``port`` or any."""
     family = "ipv6" if ":" in to[0] else "ipv4"
     with udp.client(lab, to[0], port) as attacker:
-        if family == "ipv6":  # or the kernel lets it send from addresses of an interface only
+        if family == "ipv6":  # else the kernel allows addresses of interfaces only
             attacker.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
         for number in range(1, 201):
             source = socket.inet_pton(family_of(to[0]), CLIENTS[family].format(number))
@@ -246,7 +246,7 @@ def counters(forwarder):
 
 
 def test_a_flood_of_new_clients_affects_no_other_client_or_service(lab, udp_servers):
-    """More sessions than a worker has, from both families: new clients come in, and whoever talks stays."""
+    """More sessions than a worker can have, from both families: new clients are served, and busy sessions stay."""
     most, ports = 65536, iter(range(10000, 60000))
     document = make_config(udp_service(lab, "dns", FLOOD, log="none"), udp_service(lab, "other", OTHER, log="none"))
     with Forwarder(lab, document) as forwarder, contextlib.ExitStack() as stack:
@@ -299,7 +299,7 @@ def test_each_port_of_a_range_leads_to_its_backend_port(lab, udp_servers, second
 
 
 def test_without_free_descriptors_the_most_idle_sessions_end(lab, udp_servers, family):
-    """A session that keeps its client's port needs a socket of its own, and one client with many sessions as well."""
+    """A session with a kept port needs a socket of its own."""
     descriptors, count, to = 300, 100, (getattr(lab["a"], family), TINY)
     limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (descriptors, descriptors))
     document = make_config(udp_service(lab, "tiny", TINY, source_port="keep"), workers=1)
@@ -308,7 +308,7 @@ def test_without_free_descriptors_the_most_idle_sessions_end(lab, udp_servers, f
         before = [udp.who(first, to) for _question in range(5)][-1]
         for _client in range(count):
             assert udp.who(stack.enter_context(udp.client(lab, to[0])), to)[0] == "b"
-        assert udp.who(first, to) == before, "a conversation makes room last"
+        assert udp.who(first, to) == before, "a busy session ends last"
         service = counters(forwarder)["tiny"]
         assert 0 < service["sessions"] < count, "the bound was reached"
         assert service["made_room"] >= count + 1 - service["sessions"]
@@ -319,7 +319,7 @@ def test_without_free_descriptors_the_most_idle_sessions_end(lab, udp_servers, f
 
 
 def test_kept_ports_never_use_up_the_slice_of_other_services(lab, udp_servers, family):
-    """A socket of a kept port keeps that port from the sockets that are shared."""
+    """The port of a kept-port socket is not available to shared sockets."""
     ports, address = range(42000, 42064), getattr(lab["a"], family)
     services = [udp_service(lab, "keeper", SLICED, source_port="keep"), udp_service(lab, "sliced", OTHER)]
     document = make_config(*services, source_ports={"first": ports[0], "last": ports[-1]})

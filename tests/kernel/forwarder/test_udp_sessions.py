@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""UDP sessions over reloads, over the death of a worker, and many at once."""
+"""UDP sessions over reloads and the death of a worker, and many sessions at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def document(lab, **options):
 
 
 class Flow:
-    """A client that asks a question after the other, never two at once, and notes who answers and what went wrong."""
+    """A client that sends one request after another, and records the backends and errors."""
 
     def __init__(self, sock, to):
         self.sock, self.to = sock, to
@@ -53,7 +53,7 @@ class Flow:
         self._asked_at = 0.0
 
     def turn(self, now, late):
-        """Ask the next question, when the last one was answered or is given up."""
+        """Send the next request, once the last one was answered or given up."""
         if self._asked_at and now - self._asked_at < late:
             return
         if self._asked_at:
@@ -62,7 +62,7 @@ class Flow:
 
 
 class Flows:
-    """Many flows in a thread of their own."""
+    """A thread with many flows."""
 
     def __init__(self, lab, count, late=3.0, pause=0.1):
         self.flows = []
@@ -195,7 +195,7 @@ def test_a_killed_worker_loses_only_its_own_sessions(lab, udp_servers, workers):
 
 
 def test_thousands_of_sessions_share_ports_without_mixing(lab, udp_servers, family):
-    """20,000 clients: each datagram comes back to whom it belongs, over few upstream sockets."""
+    """20,000 clients over few upstream sockets: each datagram comes back to its client."""
     addresses = [CLIENTS[family].format(number) for number in range(1, 201)]
     to = (getattr(lab["a"], family), ECHO)
     packed = {socket.inet_pton(family_of(to[0]), address): address for address in addresses}
@@ -228,7 +228,7 @@ def test_thousands_of_sessions_share_ports_without_mixing(lab, udp_servers, fami
 
 
 def collect(socks, packed, missing, to, wait):
-    """Read what has come; strike it off ``missing``, and return what came to the wrong one."""
+    """Read pending answers and remove them from ``missing``; return those that came to a wrong client."""
     wrong = []
     while ready := select.select(list(socks.values()), [], [], wait)[0]:
         for sock in ready:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Several workers: an even spread, accidents that stay small, and reloads that change their number."""
+"""Several workers: even distribution, failures of one worker, and reloads that change their number."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def forwarder(lab, servers):
 
 
 def by_slot(forwarder):
-    """The serving workers' part of the status, by slot."""
+    """The workers of the current generation in the status, by slot."""
     status = forwarder.status()
     return {one["slot"]: one for one in status["workers"] if one["generation"] == status["generation"]}
 
@@ -96,7 +96,7 @@ def test_a_paused_machine_restarts_no_worker(lab, forwarder):
     for pid in everybody:
         os.kill(pid, signal.SIGSTOP)
     time.sleep(6)
-    for pid in reversed(everybody):  # the supervisor first, as at worst
+    for pid in reversed(everybody):  # the supervisor first: the worst case
         os.kill(pid, signal.SIGCONT)
         time.sleep(0.3)
     looks = forwarder.status()["restarts"]
@@ -124,7 +124,7 @@ def test_a_sibling_covers_the_slot_of_a_worker_that_keeps_dying(lab, forwarder):
 
 
 def test_reloads_with_more_and_fewer_workers_lose_no_connection(lab, forwarder, listener):
-    """Requests without a pause while reloads follow each other: nothing is refused, reset or left waiting."""
+    """Continuous requests during reloads: nothing is refused, reset or left waiting."""
     held = [tcp.pair(lab, listener, RAW) for _connection in range(8)]
     stop, done = threading.Event(), Counter()
 
@@ -171,7 +171,7 @@ def test_counters_and_overrides_survive_reloads(lab, forwarder):
     forwarder.connections(12)
     before = [one["connections"] for one in forwarder.status()["services"][0]["backends"]]
     assert sum(before) == 12
-    # Each of the two workers goes round by itself, and is at most one connection from even.
+    # Each of the two workers has a round of its own, so it differs by at most one connection.
     assert all(one == pytest.approx(4, abs=2) for one in before)
     assert forwarder.ask("drain", service="web", backend="c")["changed"] is True
     assert forwarder.ask("weight", service="web", backend="b", weight=3)["changed"] is True
@@ -206,7 +206,7 @@ def test_connections_of_old_generations_count_towards_limits(lab, servers, liste
 
 
 def greeted(lab, listener):
-    """Whether a connection reaches the backend; one that is refused ends by RST, maybe before connect() returns."""
+    """Whether a connection reaches the backend; a refused one gets RST, maybe before connect() returns."""
     listener.settimeout(0.2)
     try:
         with tcp.connect(lab, lab["a"].ipv4, RAW) as client, tcp.accept(listener) as server:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The keeper's unit at boot, as systemd orders it: before the network, also where cloud-init makes sysinit wait for it.
+"""The order of the keeper's unit at boot: before the network, also if cloud-init makes sysinit wait for the network.
 
 systemd breaks a cycle by dropping a unit of its choice, which may be the network.
 """
@@ -19,7 +19,7 @@ from tests.lab.ansible import REPOSITORY
 
 TEMPLATE = REPOSITORY / "roles" / "keeper" / "templates" / "l4proxy-keeper.service.j2"
 SERVICE = "[Service]\nType=oneshot\nExecStart=/bin/true\n"
-# As Debian's ifupdown and cloud-init have it, as far as the order goes.
+# The ordering of Debian's ifupdown and cloud-init.
 UNITS = {
     "networking.service": "[Unit]\nDefaultDependencies=no\nAfter=network-pre.target\nBefore=network.target\n" + SERVICE,
     "cloud-init.service": "[Unit]\nDefaultDependencies=no\nRequires=networking.service\nAfter=networking.service\n"
@@ -36,7 +36,7 @@ def unit() -> str:
 
 
 def verdict(directory, keeper: str) -> str:
-    """What systemd says of a boot with these units."""
+    """The output of systemd-analyze verify for a boot with these units."""
     for name, content in {**UNITS, "l4proxy-keeper.service": keeper}.items():
         (directory / name).write_text(content, encoding="utf-8")
     command = ["systemd-analyze", "verify", "--man=no", str(directory / "all.target")]

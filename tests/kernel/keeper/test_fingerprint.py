@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The digest by which the keeper sees that nothing has changed; and that others' routes are no business of a look."""
+"""The fingerprint by which the keeper sees that nothing has changed; foreign routes cost it almost nothing."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_full_internet_table_costs_almost_no_cpu(lab, passes):
 
 
 def _cpu(action, times: int = 3) -> float:
-    """Seconds of CPU, in the best case."""
+    """The CPU seconds of ``action``: the minimum of several runs."""
     taken = []
     for _time in range(times):
         began = time.process_time()

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Rules that others add after a deployment: without a priority the kernel puts them in front of ours."""
+"""Foreign rules added after a deployment: without a priority, the kernel puts them before ours."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lab(lab):
 
 @pytest.fixture(params=["a", "b"])
 def host(lab, request):
-    """Each end in turn, with the path whole, and a tunnel that everything would go into."""
+    """Each end in turn, with an intact path, and a tunnel with a default route in its table."""
     made = lab[request.param]
     make_whole(lab)
     made.run(["ip", "link", "add", "wg0", "type", "veth", "peer", "name", "wg0p"])
@@ -63,7 +63,7 @@ def up(host, family: str, *rules: str) -> None:
 
 
 def down(host, family: str) -> None:
-    """Whatever is not ours and not the kernel's own."""
+    """Remove foreign rules."""
     for line in host.run(["ip", OPTION[family], "rule", "show"]).stdout.splitlines():
         number, rest = line.split(":", 1)
         if not re.search("proto 20[12]|lookup (local|default)|from all lookup main$", f"{rest.strip()}"):
@@ -85,7 +85,7 @@ def complaints(lab, host, directory, wanted: dict | None = None) -> list:
     sources = gather.Sources(host=lab.engine.host(host), directory=str(directory), **none)
     with host.inside():
         facts = gather.gather(sources, wanted and documents.load(wanted), CLIENTS)
-    # These documents name no settings.
+    # These documents have no sysctls.
     found = registry.examine(facts, ["send_redirects", "accept_redirects"])
     return [one for one in found if one.status in ("fail", "warn")]
 
@@ -103,7 +103,7 @@ def test_without_a_keeper_foreign_rules_take_our_packets_and_the_doctor_reports_
     assert "`l4proxy keep --once`" in found[0].fix
     early = complaints(lab, host, tmp_path, wanted)
     assert [(one.id, one.subject, one.status) for one in early] == [("rule_before", name, "warn")]
-    # What it advises helps: `keep --once` is this.
+    # The suggested fix, `keep --once`, does this.
     foretold = lab.engine.apply(host, wanted, check=True)
     assert lab.engine.apply(host, wanted) == foretold
     assert outcome(lab, family) == "established"
@@ -127,7 +127,7 @@ def test_the_keeper_moves_our_rules_before_foreign_rules_and_back(lab, host, fam
         assert "which would take their packets" in running.log
 
 
-# Another VPN, netplan's routing-policy, somebody's own; with a number and without. What is on the link stays there.
+# Rules of VPNs, netplan and others, with and without a priority. On-link traffic is not affected.
 NEAR = {"ipv4": "to 198.18.0.0/24 table main", "ipv6": "to 2001:db8::/64 table main"}
 OTHERS = [
     ["table 51820"],
@@ -148,7 +148,7 @@ def test_the_keeper_outranks_every_kind_of_foreign_rule(lab, host, family, rules
 
 
 def test_foreign_rules_that_drop_packets_stay_first(lab, host, family, tmp_path):
-    """Somebody wants them dropped: a client that is banned, say. The doctor says who does it."""
+    """Such a rule is intended, for example to ban a client. The doctor reports it."""
     wanted = data(lab, host)
     home = numbers(host, family)
     with keeping(lab, host.name, tmp_path, wanted) as running:
@@ -163,7 +163,7 @@ def test_foreign_rules_that_drop_packets_stay_first(lab, host, family, tmp_path)
 
 
 def test_foreign_rules_added_repeatedly_are_outranked(lab, host, family, tmp_path):
-    """Each lands in front of ours; the keeper follows, and does nothing else."""
+    """Each new rule comes before ours; the keeper moves ours, with bounded CPU."""
     with keeping(lab, host.name, tmp_path, data(lab, host)) as running:
         eventually(lambda: "in place" in running.state["story"])
         before = running.cpu()
@@ -187,14 +187,14 @@ def test_without_a_free_priority_the_foreign_rule_is_reported(lab, host, family,
         assert (found.id, found.status) == ("rule_before", "fail")
         assert found.subject.endswith("rule 1: not from all fwmark 0xca6c lookup 51820")
         assert "rule del priority 1`, and add that rule again with a fixed priority above" in found.fix
-    # The remedy helps.
+    # The suggested fix works.
     host.run(["ip", OPTION[family], "rule", "del", "priority", "1"])
     up(host, family, "not fwmark 51820 table 51820 priority 1200")
     assert outcome(lab, family) == "established"
 
 
 def test_a_low_priority_from_the_start_does_not_protect(lab, family):
-    """Why ours move: with one at 1, what is added without a priority lands at 0."""
+    """Even before a rule with priority 1, the kernel adds rules without a priority at 0."""
     client = lab["client"]
     client.run(["ip", OPTION[family], "rule", "add", "priority", "1", "fwmark", "11/255", "table", "20111"])
     for rule in UP:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The keeper on a real kernel: what is taken away is back within a second, and nothing else makes it work."""
+"""The keeper restores removed objects within a second; without it they stay removed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.waiting import PATIENCE, eventually
 HOSTS = ["client", "router", "a", "a2", "b"]
 
 SETTING = "net.ipv4.conf.eth0.accept_redirects"
-# A second is what is promised; more is allowed for a machine that is busy with other tests.
+# One second is promised; a machine that runs other tests may take longer.
 WITHIN = 3.0
 MOVED = "02:00:00:00:0a:0a"
 
@@ -90,12 +90,12 @@ STORMS = {
 
 @pytest.mark.parametrize("flush", STORMS.values(), ids=STORMS)
 def test_after_a_storm_of_flushes_everything_is_restored_at_once(b, keeper, flush):
-    """What is flushed each 0.2 s cannot be kept; but nothing tells when that ends, and then it has to be quick."""
+    """Objects that are flushed every 0.2 s cannot be kept, but must be restored quickly after the last flush."""
     before = whole(b)
     b.run(["sh", "-c", f"for i in $(seq 60); do {flush}; sleep 0.2; done"])
     ended, cpu = time.monotonic(), keeper.cpu()
     eventually(lambda: whole(b) == before)
-    # A second is what is promised; listing the host takes its part of it.
+    # One second is promised; listing the host takes time too.
     assert time.monotonic() - ended < 2.0
     assert keeper.state["repairs"]["total"] > 5
     assert cpu < 6.0
@@ -115,7 +115,7 @@ def test_without_a_keeper_removed_objects_stay_removed(lab, b, keeper, harm):
 
 @pytest.mark.parametrize("flavour", ["nft", "legacy"])
 def test_removed_iptables_marks_are_restored(lab, tmp_path, flavour):
-    """iptables-nft has news; iptables-legacy has none, and is looked at every second."""
+    """iptables-nft sends notifications; iptables-legacy is polled every second."""
     variant = Variant("iptables", f"iptables-{flavour}")
     data = {**return_path(lab["a"]), "mark_engine": "iptables"}
     with marked(lab, "b", variant) as b, keeping(lab, "b", tmp_path, data, iptables=flavour) as running:
@@ -132,7 +132,7 @@ def test_removed_iptables_marks_are_restored(lab, tmp_path, flavour):
 
 
 def test_the_fingerprint_sees_changes_in_iptables_legacy(lab):
-    """None where nobody uses it, and asking makes no table."""
+    """It is empty without iptables-legacy, and reading it creates no table."""
     b = lab["client"]
     iptables = ["iptables-legacy", "-t", "mangle"]
     with b.inside():
@@ -162,12 +162,12 @@ def movable(lab):
 
 
 def test_the_marks_follow_a_changed_proxy_mac(lab, b, keeper, movable, family):
-    """By what it sends in one family alone: the entry of the other one goes on saying the old MAC."""
+    """By packets in one family only: the neighbour entry of the other family keeps the old MAC."""
     for known in (movable.ipv4, movable.ipv6):
         b.run(["ping", "-c1", "-W10", known])
     eventually(lambda: movable.mac in "".join(whole(b)))
     movable.run(["ip", "link", "set", "eth0", "address", MOVED])
-    # The kernel keeps to an entry for a second (neigh/locktime), so it may take a second packet.
+    # The kernel keeps an entry for a second (neigh/locktime), so a second packet may be needed.
     eventually(lambda: _spoken_to(movable, b, family) and MOVED in "".join(whole(b)))
     eventually(lambda: keeper.state["repairs"]["by_kind"].get("marks"))
 
@@ -183,11 +183,11 @@ def test_the_keeper_waits_for_a_late_link_and_address(lab, b, tmp_path):
         eventually(lambda: "waiting for 198.18.0.11 to be on-link" in running.state["story"])
         flap(lab, b)
         eventually(lambda: running.state["documents"]["return_path"]["state"] == "in place")
-        assert running.repairs == 0, "what was waited for is no repair"
+        assert running.repairs == 0, "waiting is no repair"
 
 
 def test_a_run_with_a_changed_document_is_not_undone(lab, b, keeper):
-    """It changes the kernel first and stores its document last; the news of the change must not bring back the old."""
+    """A run changes the kernel before it stores its document; the keeper must not restore the old state in between."""
     for hosts in ([lab["a"], lab["a2"]], [lab["a"]]) * 3:
         data = return_path(*hosts, sysctls=((SETTING, "0"),))
         lab.engine.apply(b, data, directory=str(keeper.documents))
@@ -198,7 +198,7 @@ def test_a_run_with_a_changed_document_is_not_undone(lab, b, keeper):
     assert keeper.repairs == 0, keeper.log
 
 
-# --- what is not news
+# --- notifications
 
 
 def test_a_storm_of_foreign_routes_costs_almost_no_cpu(b, keeper):
@@ -232,7 +232,7 @@ def listening(b):
 
 
 def heard(listening) -> set[str]:
-    """The kinds of all news so far."""
+    """The kinds of all notifications so far."""
     kinds: set[str] = set()
     while news := listening.wait(0.3):
         kinds |= {item.kind for item in news}
@@ -309,7 +309,7 @@ def test_lost_notifications_cause_a_full_check(b, listening):
 
 
 def test_the_socket_filter_drops_foreign_notifications(b, listening):
-    """The filter is in front of the socket: of a storm nothing is queued, so nothing can be lost either."""
+    """The filter is in the kernel: foreign notifications are not queued, so none can be lost."""
     heard(listening)
     storm(b, 3000)
     assert listening.wait(0) == []

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A proxy answers ARP and ND for nothing but its own addresses: the reason for three protocol rules."""
+"""A proxy answers ARP and ND for its own addresses only, which is why there are rules by protocol."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def packed(mac: str) -> bytes:
 
 
 def who_has(lab, *targets: str) -> dict[str, set[str]]:
-    """Ask from b by ARP; the MACs that claim each address.
+    """Send ARP requests from b; return the MACs that claim each address.
 
     The last target must be one of a's own: once a has answered that, it has seen all the questions.
     """
@@ -104,6 +104,6 @@ def test_the_proxy_advertises_its_own_ipv6_address_only(lab):
     with b.inside(), Kernel() as kernel:
         assert kernel.neighbour(a.ipv6, PATIENCE) == a.mac
         assert kernel.neighbour(router.ipv6, PATIENCE) == router.mac
-        assert kernel.neighbour(UNUSED["ipv6"], 1.2) is None  # the kernel asks once a second
+        assert kernel.neighbour(UNUSED["ipv6"], 1.2) is None  # the kernel sends one request per second
     assert counters(a, "adverts") == {"adverts": 0}
     assert counters(a, "own_adverts")["own_adverts"] > 0

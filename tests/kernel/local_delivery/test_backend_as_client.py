@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A client that is itself a backend: reached in its name only where local delivery looks at what comes in alone."""
+"""A client that is a backend reaches another backend only if the rules of local delivery have an interface."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_backend_as_a_client_reaches_another_backend(lab, family):
     source, target = address_of(lab["b"], family), address_of(lab["c"], family)
     lab.engine.apply(lab["a"], local_delivery(lab, iif="eth0"))
     assert handshake(lab["a"], source, target) == "established"
-    # The negative control: without the interface, the rules catch what a itself sends from b's address.
+    # The negative control: without the interface, the rules catch a's own packets from b's address.
     lab.engine.apply(lab["a"], local_delivery(lab))
     assert handshake(lab["a"], source, target) != "established"
 

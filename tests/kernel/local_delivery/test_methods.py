@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Local delivery by rules and by socket: what each lets through that the other way of doing it would swallow."""
+"""Methods rules and socket_mark of local delivery: what each delivers, and what it lets pass."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fleet(lab, tmp_path):
 
 
 def outcomes(lab, host: str, client: str, server: str) -> list[str]:
-    """How a handshake ends that a host makes in a client's name, in each family."""
+    """The outcomes of spoofed handshakes from a host, by family."""
     with contextlib.ExitStack() as stack:
         made = [
             stack.enter_context(attempt(lab[host], address_of(lab[client], f), address_of(lab[server], f)))
@@ -64,17 +64,17 @@ def test_a_client_that_is_a_backend_reaches_another_one(lab, fleet, method):
 
 
 def test_rules_for_every_interface_cut_off_a_client_that_is_a_backend(lab, fleet):
-    """What a sends in b's name would be delivered to a itself."""
+    """Packets that a sends from b's address would be delivered to a itself."""
     fleet.engine.apply(lab["a"], local_delivery(lab["b"], lab["c"]))
     assert "established" not in outcomes(lab, "a", "b", "c")
 
 
 @pytest.fixture
 def router(lab):
-    """a is a router, and b's way to the client leads through it."""
+    """a is a router, and b's route to the client leads through it."""
     a, b = lab["a"], lab["b"]
     forwarding = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
-    # The way back is direct, so that b's own replies do not depend on a.
+    # The way back is direct, so that b's replies do not depend on a.
     for family, option in (("ipv4", "-4"), ("ipv6", "-6")):
         a.sysctl(forwarding[family], "1")
         b.run(["ip", option, "route", "add", address_of(lab["client"], family), "via", address_of(a, family)])
@@ -126,7 +126,7 @@ def with_second(facts: dict, address: str) -> dict:
 @pytest.mark.parametrize("strategy", ["mark", "address", "fwmark_accept"])
 @pytest.mark.parametrize("method", ["rules", "socket_mark"])
 def test_two_hosts_can_be_proxy_and_backend_of_each_other(lab, tmp_path, strategy, method):
-    """Each forwards to the other one; what they send for themselves goes on as before."""
+    """Each forwards to the other; their own traffic is not affected."""
     both = ("b", "c")
     protocols = ("tcp",) if strategy == "fwmark_accept" else ("tcp", "udp")
     variables = {
@@ -139,7 +139,7 @@ def test_two_hosts_can_be_proxy_and_backend_of_each_other(lab, tmp_path, strateg
     }
     fleet = Deployment(lab, tmp_path, [service(one, *both) for one in protocols], variables, both, both)
     before = [listing(lab[name]) for name in both]
-    # A virtual address on each, by which a host could seem to meet itself.
+    # A second address on each host.
     for name, number in (("b", 131), ("c", 132)):
         lab[name].run(["ip", "addr", "add", f"198.18.0.{number}/24", "dev", "eth0"])
     try:
@@ -149,7 +149,7 @@ def test_two_hosts_can_be_proxy_and_backend_of_each_other(lab, tmp_path, strateg
             for family in FAMILIES:
                 for protocol in protocols:
                     assert fleet.exchange(proxy, backend, family, protocol) == backend.encode()
-            # A client of the host itself, what the host connects to, and what it asks of itself.
+            # Direct clients of the host, its own connections, and connections to itself.
             for host, client, server in (
                 ("client", "client", proxy),
                 (proxy, proxy, "client"),
@@ -171,7 +171,7 @@ PREFIX = {"ipv4": "16", "ipv6": "64"}
 
 @pytest.fixture
 def box(lab):
-    """A container of a's, behind a bridge; a is its router."""
+    """A container of a, behind a bridge; a routes for it."""
     a, netns = lab["a"], f"{lab.prefix}-box"
     wiring.run(["ip", "netns", "add", netns])
     made = SimpleNamespace(name="box", **BOX, inside=lambda: wiring.inside(netns))
@@ -202,7 +202,7 @@ def box(lab):
         wiring.run(["ip", "netns", "del", netns])
 
 
-# What an earlier run applied; whether its way out and the service work; what the doctor says.
+# (method, method of an earlier run, whether the container's own traffic works)
 HOSTED = [("rules", "rules", False), ("socket_mark", None, True), ("auto", None, True), ("auto", "rules", True)]
 
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""No rule of ours takes what the host itself sends: such rules are refused, let go of, and named."""
+"""Rules that would catch the host's own traffic are refused, removed by the keeper, and reported by the doctor."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def a(lab):
 
 
 def reached(lab, family: str) -> str:
-    """How a client's connection to a service of a's own ends."""
+    """The outcome of a client's connection to a service on a."""
     client, a = lab["client"], lab["a"]
     return handshake(client, address_of(client, family), address_of(a, family), 22)
 
@@ -65,7 +65,7 @@ def rules_from(a, family: str, source: str) -> list[str]:
 
 
 def deployed_before(a, family: str) -> None:
-    """What version 0.1.0 made of a backend that is the proxy itself."""
+    """What version 0.1.0 applied for a backend that is the proxy itself."""
     a.run(ip(family, "route", "add", "local", "default", "dev", "lo", "table", TABLE, "proto", "201"))
     for protocol in PROTOCOLS[family]:
         words = f"rule add priority 1100 from {address_of(a, family)} ipproto {protocol} table {TABLE} protocol 201"
@@ -73,7 +73,7 @@ def deployed_before(a, family: str) -> None:
 
 
 def complaints(lab, a, directory, wanted: dict | None = None) -> list[tuple[str, str]]:
-    """(id, subject) of what fails on a."""
+    """(id, subject) of each failed check on a."""
     none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(directory / "none"))
     sources = gather.Sources(host=lab.engine.host(a), directory=str(directory), **none)
     with a.inside():
@@ -82,7 +82,7 @@ def complaints(lab, a, directory, wanted: dict | None = None) -> list[tuple[str,
 
 
 def test_a_rule_from_an_own_address_cuts_the_host_off_from_itself(lab, a, family, tmp_path):
-    """The control of all that follows; and what the doctor says of it, and the keeper makes of it."""
+    """The control of the tests below. The doctor reports the rule, and the keeper removes it."""
     (tmp_path / "local_delivery.json").write_text(json.dumps(local_delivery(lab["b"], a)))
     assert reached(lab, family) == "established"
     deployed_before(a, family)
@@ -109,7 +109,7 @@ def test_a_document_with_a_rule_from_an_own_address_is_refused(lab, a, family, b
 
 
 def test_a_rule_by_socket_mark_from_an_own_address_is_accepted(lab, a, family):
-    """What is bounded by protocol, port and mark takes nothing else that the host sends."""
+    """A rule with protocol, port and mark catches no other packets of the host."""
     data = local_delivery(lab["b"])
     mine = local_delivery(a)["rules"][0 if family == "ipv4" else 3]
     data["rules"].append({**mine, "iif": "lo", "ip_proto": "tcp", "sport": PORT, "fwmark": 11, "fwmask": 255})
@@ -128,7 +128,7 @@ def test_a_prefix_that_contains_an_own_address_is_refused_without_an_interface(l
     assert reached(lab, "ipv4") == "established"
 
 
-# Each of them takes what the host sends, whatever addresses it has.
+# Each of them catches the host's own packets, whatever its addresses are.
 UNBOUNDED = [
     {"ip_proto": "tcp"},
     {"ip_proto": "tcp", "sport": "1-65535"},
@@ -172,14 +172,14 @@ def test_the_modules_for_single_objects_refuse_such_a_rule_and_route(lab, a, fir
         ensure(lab, a, second)
     assert listing(a) == before
     if first:
-        # The control: that is what it would have done.
+        # The control: the effect that was prevented.
         a.run(["ip", "route", "replace", "local", "default", "dev", "lo", "table", "777"])
         a.run(["ip", "rule", "add", "priority", "900", "lookup", "777"])
         assert reached(lab, "ipv4") == "silent"
 
 
 def test_rules_and_routes_of_others_count_as_well(lab, a):
-    """A document that asks a table of others, and a table of the document that others ask."""
+    """A document's rule for a foreign table, and a foreign rule for the document's table."""
     data = local_delivery(lab["b"])
     a.run(["ip", "rule", "add", "priority", "32000", "ipproto", "tcp", "lookup", TABLE])
     with pytest.raises(errors.Refused, match=r"`ip rule 32000: from all ipproto tcp lookup 20100` .* already there"):
@@ -196,7 +196,7 @@ BECOMES = [("lo", {}), ("lo", {"iif": "eth0"}), ("eth0", {})]
 
 @pytest.mark.parametrize(("dev", "bound"), BECOMES, ids=["on lo", "on lo, by interface", "on eth0"])
 def test_the_keeper_removes_its_rule_while_the_address_is_on_the_host(lab, a, family, dev, bound, tmp_path):
-    """As a virtual address does that comes to this host, or a /32 that somebody adds."""
+    """As a virtual address that moves to this host, or an added /32."""
     data = copy.deepcopy(local_delivery(lab["b"]))
     data["rules"] = [{**rule, **bound} for rule in data["rules"]]
     source, bits = address_of(lab["b"], family), BITS[family]
@@ -217,7 +217,7 @@ def test_the_keeper_removes_its_rule_while_the_address_is_on_the_host(lab, a, fa
 
 
 def test_at_boot_such_a_rule_is_never_added(lab, a, family, tmp_path):
-    """Stored by version 0.1.0; the keeper starts before the network, so the address is not there yet either."""
+    """With a document of version 0.1.0, the keeper starts before the network, so the address does not exist yet."""
     own, other = address_of(a, family), address_of(lab["b"], family)
     network = {"ipv4": ("24", "198.18.0.1"), "ipv6": ("64", "2001:db8::1")}[family]
     a.run(ip(family, "addr", "del", f"{own}/{network[0]}", "dev", "eth0"))
@@ -241,7 +241,7 @@ def test_at_boot_such_a_rule_is_never_added(lab, a, family, tmp_path):
 
 @pytest.mark.parametrize("main", [True, False], ids=["main address", "an address for it alone"])
 def test_a_return_path_by_the_main_address_is_refused(lab, main):
-    """All that the host sends from there would go to the proxy, answers to people who come directly as well."""
+    """All packets from that address would go to the proxy, also replies to direct clients."""
     with left_as_found(lab, "b") as b:
         own = b.ipv4 if main else "198.18.0.33"
         b.run(["ip", "addr", "replace", "198.18.0.33/32", "dev", "eth0"])

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Local delivery by the transparent socket: for a proxy that also routes for its backends."""
+"""Local delivery by the mark of transparent sockets, for a proxy that also routes for its backends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SRC_VALID_MARK = "net.ipv4.conf.all.src_valid_mark"
 
 
 def socket_mark(*sysctls: tuple[str, str]) -> dict:
-    """Local delivery for whatever belongs to a transparent socket, and for nothing else."""
+    """Local delivery for packets of transparent sockets only."""
     match = {"fwmark": 1, "fwmask": 255, "action": "lookup", "table": 20100, "priority": 1100}
     return {
         "schema": 1,
@@ -76,7 +76,7 @@ def test_socket_mark_delivers_tcp_replies(lab, a):
 
 
 def wildcard_exchange(lab, family: str, patience: float) -> bool:
-    """A datagram from a spoofed source by a socket bound to the wildcard, as the forwarder does it; is it answered?"""
+    """Whether a datagram from a spoofed source, sent by a wildcard socket as the forwarder does, is answered."""
     host, source = lab["a"], SOURCES[family]
     with host.inside():
         sender = socket.socket(AF[family], socket.SOCK_DGRAM)
@@ -117,7 +117,7 @@ def test_iptables_needs_nowildcard_for_wildcard_sockets(lab, variant, family):
 
 
 def through_a(lab) -> str:
-    """A connection of b's own to the client, with a as its router."""
+    """The outcome of b's own connection to the client, with a as its router."""
     a, b, client = lab["a"], lab["b"], lab["client"].ipv4
     a.sysctl("net.ipv4.ip_forward", "1")
     b.run(["ip", "route", "add", client, "via", a.ipv4])
@@ -152,5 +152,5 @@ def test_src_valid_mark_breaks_socket_mark_and_is_refused(lab, a):
         a.apply(socket_mark((SRC_VALID_MARK, "0")))
         assert handshake(a.host, SOURCES["ipv4"], lab["b"].ipv4) == "established"
     finally:
-        a.remove("local_delivery")  # which puts back the 1 it found
+        a.remove("local_delivery")  # which restores the value 1
         a.host.sysctl(SRC_VALID_MARK, "0")

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A container behind a published port of a backend: requests are DNATed and forwarded, and so are the replies.
+"""A container behind a published port of a backend: DNAT applies to requests and replies, which are forwarded.
 
 client - router - switch - a, b - box        box's default route is b; b publishes 9000 as box's 8080
 """
@@ -80,7 +80,7 @@ def b(lab, request):
 
 
 def without_replies(b: Marked) -> None:
-    """As it was before forwarded replies were thought of."""
+    """Remove the rules for forwarded replies."""
     if b.variant is NFT:
         b.run("nft flush chain inet l4proxy_return_path prerouting")
     for command in ("iptables", "ip6tables") if b.variant is not NFT else ():
@@ -114,7 +114,7 @@ def test_a_container_answers_udp_through_the_proxy(lab, b, family):
 
 
 def test_requests_to_the_container_carry_no_packet_mark(lab, b):
-    """The mark is the connection's alone until the reply: the request's own way to the container is not touched."""
+    """Only the connection is marked before the reply, so the request is routed as usual."""
     watch(b.host, "unmarked", "postrouting priority 0", 'oifname "box0" meta mark 0 ct mark 11 counter')
     watch(b.host, "marked", "postrouting priority 0", 'oifname "box0" meta mark != 0 counter')
     try:
@@ -127,7 +127,7 @@ def test_requests_to_the_container_carry_no_packet_mark(lab, b):
 
 
 def test_src_valid_mark_with_strict_rp_filter_drops_the_replies(lab, b):
-    """The kernel then asks the way back to the container under the reply's mark, and finds the proxy's."""
+    """The kernel then looks up the reverse route with the reply's mark, which leads to the proxy."""
     b.host.sysctl("net.ipv4.conf.all.src_valid_mark", "1")
     try:
         assert outcomes(lab, "a", IPV4, PUBLISHED) == ["silent"]
@@ -139,7 +139,7 @@ def test_src_valid_mark_with_strict_rp_filter_drops_the_replies(lab, b):
 
 
 def test_an_unmarked_forwarded_reply_is_dropped(lab, b):
-    """Not restored, it would go to the router: both engines' guards hold it. Without marks at all, it does."""
+    """The guards of both engines drop it. The control: without marks it leaks to the router."""
     without_replies(b)
     assert leaks(lab, 42000 + VARIANTS.index(b.variant)) == 0
     b.write(())

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Strategy mark as the roles deploy it: when conntrack forgets a connection (``conntrack -F``, a timeout that is too
-short), and beside tools that use marks as well.
+"""Strategy mark as the roles deploy it: conntrack forgets connections (``conntrack -F``, a short timeout), and foreign
+tools use marks too.
 
-The clients are real: what leaks reaches the client's host by the router, which answers it with RST.
+Sources are the client's real addresses: leaked packets reach the client, which answers with RST.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def lab(lab):
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=str)
 def b(lab, request, tmp_path_factory):
-    """The backend with the document that the role would apply, for TCP and UDP through both proxies."""
+    """The backend with the document that the role applies, for TCP and UDP through both proxies."""
     services = [service("tcp", "b"), service("udp", "b", idle_timeout=600)]
     fleet = Deployment(lab, tmp_path_factory.mktemp("fleet"), services, {}, backends=["b"])
     with marked(lab, "b", request.param) as made:
@@ -56,7 +56,7 @@ def b(lab, request, tmp_path_factory):
 
 @contextlib.contextmanager
 def connection(lab, through: str, family: str):
-    """(client's end, server's end) of a TCP connection from the client's own address through a proxy, or direct."""
+    """(client's socket, server's socket) of a TCP connection from the client's address, through a proxy or direct."""
     with lab["b"].inside():
         listener = socket.create_server((WILDCARD[family], 0), family=AF[family], dualstack_ipv6=False, backlog=1)
     port = listener.getsockname()[1]
@@ -72,7 +72,7 @@ def connection(lab, through: str, family: str):
 
 @contextlib.contextmanager
 def nothing_leaks(lab, family: str, expected: bool = False):
-    """Count what b sends to the client past the proxies."""
+    """Assert that b sends no packet to the client past the proxies, or some if ``expected``."""
     name = f"leaks_{family}"
     rule = f"{WORD[family]} saddr {address_of(lab['b'], family)} meta l4proto {{ tcp, udp }} counter"
     watch(lab["router"], name, "forward priority 0", rule)
@@ -82,7 +82,7 @@ def nothing_leaks(lab, family: str, expected: bool = False):
 
 
 def talk(client: socket.socket, server: socket.socket) -> None:
-    """Both ways, the server first."""
+    """Send data both ways, the server first."""
     server.sendall(GREETING)
     assert client.recv(100) == GREETING
     client.sendall(ANSWER)
@@ -101,7 +101,7 @@ def test_a_tcp_connection_survives_a_conntrack_flush(lab, b, family, through):
 
 
 def transfer(b, source: socket.socket, sink: socket.socket, size: int) -> int:
-    """Bytes that arrive of ``size`` while conntrack is emptied again and again."""
+    """Transfer ``size`` bytes while conntrack is flushed repeatedly; return the bytes that arrive."""
     found = []
 
     def receive() -> None:
@@ -132,7 +132,7 @@ def test_a_bulk_transfer_survives_repeated_conntrack_flushes(lab, b, family, upl
 
 
 def test_a_tcp_connection_survives_a_conntrack_timeout(lab, b, family):
-    """The same for a connection that is silent for longer than conntrack keeps it."""
+    """For a connection that is idle for longer than conntrack keeps it."""
     b.host.sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", "1")
     try:
         with connection(lab, "a", family) as (client, server), nothing_leaks(lab, family):
@@ -169,7 +169,7 @@ UDP_TIMEOUTS = ("net.netfilter.nf_conntrack_udp_timeout", "net.netfilter.nf_conn
 
 @contextlib.contextmanager
 def udp_session(lab, family: str):
-    """(client's end, server's end, the client) of a UDP session through a, after one question and its answer."""
+    """(client's socket, server's socket, client's address) of a UDP session through a, after one exchange."""
     client, target = address_of(lab["client"], family), address_of(lab["b"], family)
     with lab["b"].inside():
         server = socket.socket(AF[family], socket.SOCK_DGRAM)
@@ -185,9 +185,9 @@ def udp_session(lab, family: str):
 
 
 def test_conntrack_keeps_udp_sessions_as_long_as_the_forwarder(lab, b, family):
-    """Conntrack remembers a session as long as the forwarder does, which has idle_timeout 600 here.
+    """The forwarder has idle_timeout 600 here.
 
-    Control: with a shorter timeout the answer is lost, and leaks.
+    Control: with a shorter conntrack timeout a late reply is lost, and leaks.
     """
     kept = dict.fromkeys(UDP_TIMEOUTS, "605")
     assert {name: b.run(f"sysctl -n {name}").strip() for name in UDP_TIMEOUTS} == kept
@@ -211,7 +211,7 @@ def test_conntrack_keeps_udp_sessions_as_long_as_the_forwarder(lab, b, family):
 
 
 def test_a_flushed_udp_session_resumes_when_the_client_sends(lab, b, family):
-    """Also while its server goes on sending, which keeps the entry that begins with the server's datagram."""
+    """Also if its server continues to send, which keeps a conntrack entry in the reverse direction."""
     with udp_session(lab, family) as (client, server, peer):
         b.run(FLUSH)
         server.sendto(GREETING, peer)  # lost
@@ -224,7 +224,7 @@ def test_a_flushed_udp_session_resumes_when_the_client_sends(lab, b, family):
 
 
 def numbers_on(b) -> set[str]:
-    """Of the rules of both families: priority and mark."""
+    """Priority and mark of all rules, in both families."""
     listed = [b.run(f"ip {option} rule show").splitlines() for option in ("-4", "-6")]
     found = [line.split() for lines in listed for line in lines if "fwmark" in line]
     return {f"{words[0]} {words[words.index('fwmark') + 1]}" for words in found}
@@ -235,7 +235,7 @@ NEW = {f"{priority}: {number:#x}0000/0xff0000" for priority in (2000, 2001) for 
 
 
 def test_a_change_of_numbers_keeps_live_connections(lab, b, family, tmp_path):
-    """What lives keeps its mark, and the rules for it, until it ends; what is new gets the new ones."""
+    """Live connections keep their mark and its rules until they end; new ones get the new numbers."""
     now, drain = time.time(), {"drain": 300, "directory": str(tmp_path)}
     try:
         with nothing_leaks(lab, family), contextlib.ExitStack() as stack:
@@ -262,7 +262,7 @@ def test_a_change_of_numbers_keeps_live_connections(lab, b, family, tmp_path):
 
 
 def test_a_foreign_rule_that_sets_one_of_our_bits_breaks_marks_until_numbers_change(lab, b, family):
-    """Connections that have it look as if they had a mark already; with other bits for us they get one."""
+    """Such connections seem to have a mark already. With other numbers they get one."""
     command = "iptables" if family == "ipv4" else "ip6tables"
     rule = "PREROUTING -p tcp -j CONNMARK --set-xmark 0x80/0x80"
     b.run(f"{command} -t mangle -A {rule}")
@@ -283,7 +283,7 @@ def test_a_foreign_rule_that_sets_one_of_our_bits_breaks_marks_until_numbers_cha
 
 
 def marked_by_another(b) -> None:
-    """Another tool marks what comes in, and routes by its mark, as for TPROXY."""
+    """A foreign tool marks incoming packets and routes by its mark, as for TPROXY."""
     watch(b.host, "others", "prerouting priority -160", "meta mark set meta mark or 0x40000")
     for option in ("-4", "-6"):
         b.run(f"ip {option} rule add priority 900 fwmark 0x40000/0x40000 lookup 900")
@@ -300,7 +300,7 @@ def unmarked(b) -> None:
 @pytest.mark.parametrize("b", VARIANTS[:1], ids=str, indirect=True)
 @pytest.mark.parametrize("through", ["client", "a"])
 def test_an_accepted_socket_keeps_no_foreign_bits(lab, b, through, family):
-    """Control: without its rule, the replies are routed by the mark of the other tool."""
+    """Control: without its rule, replies are routed by the foreign mark."""
     marked_by_another(b)
     try:
         with connection(lab, through, family) as (client, server):

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Marks in nftables, iptables-nft and iptables-legacy: what is written is read back, damage is seen and mended."""
+"""Marks in nftables, iptables-nft and iptables-legacy: they read back as written, and damage is repaired."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ IPTABLES_DAMAGE = [
 DAMAGE = [
     *((NFT, command) for command in NFT_DAMAGE),
     *((variant, command.format("iptables")) for variant in VARIANTS[1:] for command in IPTABLES_DAMAGE),
-    # The other family is the same code; that it is looked at as well is what these show.
+    # The other family has the same code; these cases show that it is checked too.
     *((variant, command.format("ip6tables")) for variant in VARIANTS[1:] for command in IPTABLES_DAMAGE[:1]),
 ]
 
@@ -123,7 +123,7 @@ def document(lab) -> dict:
 
 @pytest.fixture(scope="module")
 def whole(lab):
-    """A set that is applied once for each variant; a test damages and mends it."""
+    """Marks that are applied once for each variant; tests damage and repair them."""
     made = {}
 
     def of(variant: Variant) -> Marked:
@@ -154,7 +154,7 @@ def test_damage_to_marks_is_detected_and_repaired(lab, whole, variant, command):
 
 
 def test_rules_out_of_order_are_detected(b):
-    """By MAC before by interface, as it was written; the last one first is another matter."""
+    """Marks by MAC come before marks by interface; another order is reported."""
     b.write((Mark("a", 11, 255, ("02:00:00:00:00:11",)), Mark("up", 12, 255, iif="eth0")))
     assert b.read().sound
     if b.variant is NFT:
@@ -224,7 +224,7 @@ def without(*programs: str, run=runner.run):
 
 
 def use(lab, run, **options):
-    """Apply on b with these commands, by default to whatever engine suits."""
+    """Apply on b with these commands, by default with mark_engine auto."""
     data = {**document(lab), **options.pop("data", {})}
     return lab.engine.apply(lab["b"], data, {"runner": run}, **options)
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Marks at work on a backend, whichever engine holds them: replies go back to their proxy, and only because of them."""
+"""Marks on a backend, with every engine: replies go back to their proxy, and only because of the marks."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_another_proxys_syn_does_not_redirect_a_live_connection(lab, b, family, 
 
 
 def stale_fin(lab, family: str) -> None:
-    """A FIN from the proxy for a connection that the backend knows nothing of, as after its reboot."""
+    """Send a FIN from the proxy for a connection that the backend does not know, as after a reboot."""
     source, target = address_of(lab["client"], family), address_of(lab["b"], family)
     addresses = [socket.inet_pton(AF[family], address) for address in (source, target)]
     packed = struct.pack("!HHIIBBHHH", 40005, PORT, 1000, 2000, 5 << 4, FIN | ACK, 1000, 0, 0)
@@ -147,7 +147,7 @@ def test_without_the_invalid_rule_a_fin_of_an_unknown_connection_leaks_a_rst(lab
 
 
 def test_a_mark_that_is_set_again_redirects_a_live_connection(lab, b):
-    """The negative control: the same with a rule that sets the mark whatever it was."""
+    """The negative control: with a rule that sets the mark unconditionally."""
     a2 = lab["a2"]
     b.apply(return_path(lab["a"], a2))
     watch(b.host, "again", "input priority -149", f"ether saddr {a2.mac} ct mark set ct mark and 0xffffff00 or 0xc")
@@ -156,7 +156,7 @@ def test_a_mark_that_is_set_again_redirects_a_live_connection(lab, b):
         with attempt(lab["a"], source, target, source_port=40003) as first:
             assert first.outcome() == "established"
             with attempt(a2, source, target, source_port=40003):
-                # b's answer to the second SYN goes to a2 now, which resets the connection; a is never told.
+                # b's answer to the second SYN now goes to a2, which resets the connection without a's knowledge.
                 eventually(lambda: "mark=12" in conntrack(b.host, 40003))
                 first.socket.send(b"GET / HTTP/1.0\r\n\r\n")
                 eventually(lambda: first.retransmits >= 2)
@@ -172,7 +172,7 @@ def conntrack(host, port: int) -> str:
 
 @pytest.mark.parametrize(("family", "port"), [("ipv4", 40014), ("ipv6", 40015)])
 def test_foreign_mark_bits_survive(lab, b, family, port):
-    """Bits beside ours, of the packet and of the connection, on the way in and on the way out."""
+    """Other bits of packet and connection marks, incoming and outgoing."""
     b.apply(return_path(lab["a"]))
     watch(b.host, "early", "prerouting priority -160", "ct mark set ct mark or 0x10000", "meta mark set 0x40000")
     kept_in = "tcp dport 8080 meta mark and 0xffffff00 == 0x40000 ct mark 0x1000b counter"
@@ -217,7 +217,7 @@ def test_fwmark_accept_needs_its_sysctls(lab):
 
 
 def test_fwmark_accept_leaves_conntrack_off(lab, b):
-    """The kernel tracks connections as soon as a rule asks about them; nothing of ours does."""
+    """The kernel tracks connections as soon as any rule uses conntrack; ours do not."""
 
     def tracked() -> int:
         handshake(lab["a"], SOURCES["ipv4"], b.host.ipv4)
@@ -238,9 +238,9 @@ PORTS = itertools.count(41000)
 
 
 def leaks_from_the_client(lab) -> list[bool]:
-    """Spoof the client's own address, which the router would carry a reply to; does one come by (IPv4, IPv6)?
+    """Spoof the client's own address; return whether a reply passes the router, for IPv4 and IPv6.
 
-    A port of its own each time: what earlier attempts left half open is still answered for a while.
+    Each call has a port of its own, because half-open connections are still answered for a while.
     """
     found = []
     port = next(PORTS)
@@ -257,7 +257,7 @@ def leaks_from_the_client(lab) -> list[bool]:
 
 @pytest.mark.parametrize("make", [lambda lab: return_path(lab["a"], mac=True), fwmark_accept], ids=["conntrack", "no"])
 def test_without_the_proxys_rules_nftables_drops_replies_and_iptables_leaks(lab, b, make):
-    """The rules of the proxy's table gone, nftables holds replies back; iptables cannot (and says so): they leak."""
+    """iptables cannot prevent it, and the engine warns about that."""
     b.apply(make(lab))
     for command in ("-4", "-6"):
         for rule in ("1100 fwmark 11/255 lookup 20111", "1101 fwmark 11/255 unreachable"):
@@ -266,7 +266,7 @@ def test_without_the_proxys_rules_nftables_drops_replies_and_iptables_leaks(lab,
 
 
 def test_a_reply_whose_mark_was_cleared_is_dropped(lab, b):
-    """Both engines: it leaks to the router only when the guard is gone, too."""
+    """With both engines. It leaks only without the guard."""
     b.apply(return_path(lab["a"], mac=True))
     body = "chain thief {\n type route hook output priority 0;\n tcp sport 8080 meta mark set 0\n }"
     b.host.run(["nft", "-f", "-"], input=f"table inet thief {{\n {body}\n }}\n")
@@ -284,7 +284,7 @@ def test_a_reply_whose_mark_was_cleared_is_dropped(lab, b):
 
 @pytest.mark.parametrize("variant", VARIANTS[1:], ids=str)
 def test_iptables_drops_replies_that_leave_by_another_interface(lab, variant):
-    """It finds the interface that leads to the proxy, and lets a reply leave by no other."""
+    """The engine finds the interface that leads to the proxy; replies may leave by no other."""
     with marked(lab, "b", variant) as b:
         b.apply(return_path(lab["a"], mac=True))
         assert {mark.oif for mark in b.read().marks} == {"eth0"}

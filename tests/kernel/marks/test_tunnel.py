@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Marks where no MAC tells the proxy: tunnels, and interfaces without ARP."""
+"""Marks where no MAC identifies the proxy: tunnels, and interfaces without ARP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FWMARK_ACCEPT = tuple((f"net.ipv4.{name}", "1") for name in ("tcp_fwmark_accept"
 
 @dataclass(frozen=True)
 class End:
-    """A host at its end of the tunnel, as far as the documents ask for it."""
+    """A host at its end of the tunnel, with the attributes that documents need."""
 
     name: str
     ipv4: str
@@ -50,7 +50,7 @@ def b(lab, request):
 
 
 def document(*ends: End, conntrack: bool = True) -> dict:
-    """As the derivation writes it, each end with an id of its own."""
+    """A document as the derivation writes it, with an id for each proxy."""
     data = return_path(*ends, sysctls=() if conntrack else FWMARK_ACCEPT)
     for number, mark in enumerate(data["marks"], 11):
         for rule in data["rules"]:
@@ -76,7 +76,7 @@ def test_a_single_proxy_behind_a_tunnel_is_recognised_by_the_interface(lab, b, c
 
 
 def test_marks_by_interface_stay_while_the_tunnel_is_down(lab):
-    """So that the first packet after it is marked; the routes come back with it."""
+    """The first packet after the tunnel comes up is then marked; the routes come back with the tunnel."""
     with marked(lab, "b", NFT) as b:
         b.apply(document(A))
         b.run("ip link set wg0 down")

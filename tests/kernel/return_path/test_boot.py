@@ -34,7 +34,7 @@ def lab(lab):
 
 @pytest.fixture
 def keeper(lab, tmp_path):
-    """One that has been in place with its proxy's MAC found out, on a host that is then powered off."""
+    """A keeper that has learnt the proxy's MAC, on a host that is then powered off."""
     with left_as_found(lab, "b") as b, keeping(lab, "b", tmp_path, return_path(lab["a"])) as running:
         eventually(lambda: "in place" in running.state["story"])
         running.stop()
@@ -46,7 +46,7 @@ def keeper(lab, tmp_path):
 
 
 def look_once(lab, keeper) -> None:
-    """Start, see that there is no network, and end; then the network comes."""
+    """Run the keeper without a network and stop it; then bring the network up."""
     keeper.start()
     assert "on-link" in keeper.state["story"]
     assert keeper.stop() == 0
@@ -54,7 +54,7 @@ def look_once(lab, keeper) -> None:
 
 
 def attempt(lab, family: str) -> tuple[str, int]:
-    """How a connection from the client through the proxy ends, and how many packets left for the client directly.
+    """The outcome of a connection through the proxy, and the number of packets that bypass it.
 
     The client's own address is the source, so a reply that leaks is carried to it.
     """

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Fail closed: a reply goes through its proxy or nowhere."""
+"""Replies fail closed: they go through their proxy or are dropped."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NFT = f"nft flush chain inet {TABLE} guard_11"
 FLUSH = "nft delete table inet l4proxy_return_path"
 WAY = "ip {f} route del default dev eth0 table 20111"
 AS_ROUTE = "ip {f} route add unreachable default metric 4278198272 table 20111 proto 202"
-# what goes missing on b; does a reply leak; does the nft guard have to hold it
+# (parts that are removed on b, whether a reply leaks, whether the nft guard drops it)
 MISSING = [
     ([ROUTE], False, False),
     ([ROUTE, NFT], False, False),
@@ -49,9 +49,9 @@ MISSING = [
     ([LOOKUP, RULE], False, True),
     ([LOOKUP, RULE, NFT], True, False),
     ([ROUTE, RULE, NFT], True, False),
-    # Nothing holds here: it is the keeper that has to be quick.
+    # No guard is left: only the keeper repairs this.
     ([FLUSH], True, False),
-    # A guard that is a route goes with the table it is in.
+    # A guard that is a route disappears with its table.
     ([AS_ROUTE, WAY, RULE, NFT], False, False),
     ([AS_ROUTE, ROUTE, RULE, NFT], True, False),
 ]
@@ -69,7 +69,7 @@ def test_replies_never_bypass_the_proxy(whole, family, commands, leaks, counted)
     watch(whole["router"], "leaks", "forward priority 0", f"{word} saddr {address_of(b, family)} counter")
     for command in commands:
         b.run(command.format(f="-4" if family == "ipv4" else "-6").split())
-    # The client's own address as the source: if the reply leaks, the router does carry it to the client.
+    # From the client's own address, so that the router forwards a leaked reply.
     with attempt(whole["a"], source, address_of(b, family)) as made:
         assert made.outcome() == "silent"
     assert (counters(whole["router"], "leaks")["leaks"] > 0) == leaks

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the kernel does with the path at its edges: each fact that a decision rests on, and its negative control."""
+"""Kernel behaviour on which the design rests, each with its negative control."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lab(lab):
 
 
 def add_second_addresses(b) -> None:
-    """Deprecated in IPv6, as the engine adds them: else the kernel would choose the newest address as a source."""
+    """Deprecated in IPv6, as the engine adds them; else the kernel would prefer the newest address as a source."""
     for family, more in (("ipv4", []), ("ipv6", ["nodad", "preferred_lft", "0"])):
         ip(b, family, "addr", "replace", f"{SECOND[family]}/{BITS[family]}", "dev", "eth0", *more)
 
@@ -61,13 +61,13 @@ def test_a_client_in_the_backends_own_subnet_works(lab, family):
 
 
 def test_a_client_in_the_backends_own_subnet_needs_the_return_path(whole, family):
-    """b would ask the link for that address itself."""
+    """Without it, b sends ARP requests for the client itself."""
     ip(whole["b"], family, "rule", "del", "priority", "1100", "fwmark", "11/255", "lookup", "20111")
     assert handshake(whole["a"], NEAR[family], address_of(whole["b"], family)) == "silent"
 
 
 def test_a_client_that_is_the_backend_itself_does_not_work(lab, family):
-    """b answers to itself, or takes it for a martian. The forwarder refuses such a client."""
+    """b answers to itself, or drops the packet as a martian. The forwarder refuses such clients."""
     b = address_of(lab["b"], family)
     assert handshake(lab["a"], b, b) != "established"
 
@@ -86,7 +86,7 @@ def test_local_delivery_survives_a_link_flap(whole, family):
 
 
 def test_the_return_route_does_not_survive_a_link_flap(whole):
-    """The control, and the reason for a keeper on backends: routes that leave by the link go with it."""
+    """Routes disappear with their link, which is why backends need a keeper."""
     b = whole["b"]
     b.run(["ip", "link", "set", "eth0", "down"])
     b.run(["ip", "link", "set", "eth0", "up"])
@@ -99,7 +99,7 @@ def test_the_return_route_does_not_survive_a_link_flap(whole):
 
 
 def test_a_mark_restored_in_a_filter_chain_comes_too_late(whole, family):
-    """``type filter`` sets the mark too late: the packet is not routed again."""
+    """In a chain of type filter the packet is not routed again."""
     b = whole["b"]
     ruleset = b.run(["nft", "list", "table", "inet", "l4proxy_return_path"]).stdout
     assert "type route hook output" in ruleset
@@ -123,7 +123,7 @@ def server(lab, family: str, address: str):
 
 
 def asked(lab, family: str, target: str, listener: socket.socket, size: int = 4, wait: float = PATIENCE) -> bool:
-    """Whether a datagram from a, as somebody else, is answered by ``size`` bytes within ``wait`` seconds."""
+    """Whether a spoofed datagram from a is answered with ``size`` bytes within ``wait`` seconds."""
     with lab["a"].inside():
         sender = socket.socket(AF[family], socket.SOCK_DGRAM)
     with sender:
@@ -142,10 +142,10 @@ def test_a_wildcard_udp_server_answers_from_its_first_address(lab, family):
 
 
 def test_a_wildcard_udp_server_answers_from_the_wrong_address_if_asked_at_its_second(lab, family):
-    """The connected socket on a takes no answer from another address than it asked."""
+    """The connected socket on a accepts no answer from another address."""
     with server(lab, family, WILDCARD[family]) as listener:
         assert not asked(lab, family, SECOND[family], listener, wait=0.5)
-    # Local delivery knows b by its first address only.
+    # Local delivery has rules for b's first address only.
     rule = ["priority", "1100", "from", SECOND[family], "ipproto", "udp", "lookup", "20100"]
     ip(lab["a"], family, "rule", "add", *rule)
     try:
@@ -161,7 +161,7 @@ def test_a_fragmented_answer_arrives(lab, family):
 
 
 def test_with_a_rule_by_source_port_a_fragmented_answer_is_lost(whole, family):
-    """Only the first fragment has a port; a small answer arrives."""
+    """Only the first fragment has a port. A small answer arrives."""
     a, b = whole["a"], address_of(whole["b"], family)
     ip(a, family, "rule", "del", "priority", "1100", "from", b, "ipproto", "udp")
     by_port = ["priority", "1100", "from", b, "ipproto", "udp", "sport", str(UDP_PORT)]

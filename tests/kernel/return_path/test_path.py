@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Local delivery and return path in the kernel: a spoofed exchange needs every part, and works with them."""
+"""Local delivery and return path together: a spoofed exchange works, and needs every part."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_spoofed_handshake_fails_without_any_one_part(whole, family, host, par
 
 
 def refused(lab, family: str, source: str, wait: float) -> bool:
-    """Whether a datagram to a closed port comes back as an error on the spoofed socket, within ``wait`` seconds."""
+    """Whether a datagram to a closed port causes an error on the spoofed socket within ``wait`` seconds."""
     with lab["a"].inside():
         sender = socket.socket(AF[family], socket.SOCK_DGRAM)
     with sender:
@@ -80,7 +80,7 @@ def refused(lab, family: str, source: str, wait: float) -> bool:
         return sender.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
 
 
-# A source of its own for each datagram: the kernel limits ICMP errors a destination.
+# A different source for each datagram: the kernel limits ICMP errors per destination.
 @pytest.mark.parametrize(("family", "source"), [("ipv4", "198.51.100.101"), ("ipv6", "2001:db8:ffff::101")])
 def test_an_icmp_error_reaches_the_spoofed_udp_socket(lab, family, source):
     assert refused(lab, family, source, PATIENCE)

@@ -4,7 +4,7 @@
 
 """Every return path strategy with two proxies and three backends: a reply goes to the proxy its request came through.
 
-The documents are those the roles would apply, derived from services and variables.
+The documents are derived from services and variables, as by the roles.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def lab(lab):
 
 @pytest.fixture(scope="module")
 def deployed(lab, request, tmp_path_factory):
-    """The fleet with one strategy on all backends; UDP servers answer from the address they were asked at."""
+    """The fleet with one strategy on all backends; UDP servers are bound to their addresses."""
     strategy = request.param
     fleet = Deployment(lab, tmp_path_factory.mktemp(strategy), SERVICES[strategy], by_strategy(lab, strategy))
     fleet.apply()
@@ -65,7 +65,7 @@ def deployed(lab, request, tmp_path_factory):
 
 @pytest.fixture
 def whole(deployed):
-    """Whatever a test took away from a backend is put back, by the engine itself."""
+    """The deployment; in the end its backends are repaired by the engine."""
     yield deployed
     deployed.apply_backends()
 
@@ -95,12 +95,12 @@ def stranger(lab, family: str) -> str:
 
 
 def leaked(lab) -> list[bool]:
-    """Whether a reply to the last stranger of each family came by at the router."""
+    """Whether a reply to the last stranger passed the router, by family."""
     return [counters(lab["router"], f"leak_{family}")[f"leak_{family}"] > 0 for family in FAMILIES]
 
 
 def handshakes(lab, fleet) -> list[str]:
-    """How a handshake of a stranger through a with b ends, in each family."""
+    """The outcomes of handshakes of strangers through a with b, by family."""
     with contextlib.ExitStack() as stack:
         made = [
             stack.enter_context(attempt(lab["a"], stranger(lab, family), fleet.target("a", "b", family)))
@@ -138,7 +138,7 @@ def test_without_lookup_and_guard_rules_replies_leak(lab, whole):
 
 @pytest.mark.parametrize("deployed", SERVICES, indirect=True)
 def test_a_backend_without_a_default_route_loses_udp_with_strategy_mark_only(lab, deployed, request):
-    """A datagram of strategy mark has no socket's mark: it is routed without one first, and that finds no route."""
+    """With strategy mark, a UDP reply is first routed without a mark, which needs a route."""
     b, router = lab["b"], lab["router"].on("inside")
     routes = [[option, "route", "{0}", "default", "via", address_of(router, f)] for f, option in FAMILY_OPTION.items()]
     for route in routes:
@@ -169,7 +169,7 @@ def send_datagrams(lab, fleet) -> None:
 
 @pytest.mark.parametrize("deployed", ["fwmark_accept"], indirect=True)
 def test_fwmark_accept_does_not_mark_udp_replies(lab, deployed):
-    """Why the derivation refuses UDP with this strategy."""
+    """This is why the derivation refuses UDP with this strategy."""
     send_datagrams(lab, deployed)
     eventually(lambda: leaked(lab) == YES)
 
@@ -198,7 +198,7 @@ def with_prefix(lab, name: str, alone: bool) -> None:
 
 
 def facts_alone(host) -> dict:
-    """What setup says of such a host."""
+    """The facts of such a host."""
     found = deployment.facts(host)
     found[host.dev]["ipv4"]["prefix"] = "32"
     found[host.dev]["ipv6"][0]["prefix"] = "128"
@@ -244,7 +244,7 @@ def connecting(host, target: str, ports: tuple[int, int]) -> socket.socket:
 
 
 def answered(sockets: list[socket.socket]) -> dict[bytes, int]:
-    """How many connections were answered with what; one that failed counts for nothing."""
+    """The number of connections by answer, without failed ones."""
     found: dict[bytes, int] = {}
     with selectors.DefaultSelector() as selector:
         for sock in sockets:
@@ -281,7 +281,7 @@ def test_two_proxies_use_different_ports_for_thousands_of_connections_of_one_cli
 
 @pytest.fixture
 def many_files():
-    """Both ends of every connection are this process's."""
+    """Raise the limit of files: both ends of every connection are in this process."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(20000, before[1]), before[1]))
@@ -294,7 +294,7 @@ DNS = deployment.service("udp", "b", proxies=["a"])
 
 @pytest.fixture
 def wildcard(lab, tmp_path):
-    """Strategy address, and a UDP server that does not say which address it answers from."""
+    """A deployment with strategy address, and a UDP server on the wildcard address."""
     variables = by_strategy(lab, "address", ["b"], ["a"])
     fleet = Deployment(lab, tmp_path, [DNS], variables, proxies=["a"], backends=["b"])
     fleet.apply()
@@ -349,7 +349,7 @@ STRICT = [("mark", "1", "silent"), ("mark", "0", "established"), ("address", "1"
 
 @pytest.mark.parametrize(("strategy", "rp_filter", "outcome"), STRICT)
 def test_strict_rp_filter_breaks_some_strategies(two_links, tmp_path, strategy, rp_filter, outcome):
-    """It comes before the mark, and asks whether the client would be answered by the interface it came in by."""
+    """The filter comes before the mark, and checks the route to the client without it."""
     b, variables = two_links["b"], by_strategy(two_links, strategy, ["b"], ["a"])
     fleet = Deployment(two_links, tmp_path, [deployment.service("tcp", "b")], variables, proxies=["a"], backends=["b"])
     fleet.apply()

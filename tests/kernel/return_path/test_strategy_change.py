@@ -75,7 +75,7 @@ def test_a_live_stream_survives_a_change_of_strategy(lab, fleet, old, new):
         change(lab, fleet, new)
         fleet.apply_backends(drain=DRAIN, now=time.time())
         assert answers(live) == ALIVE
-        # Until the proxies switch, their new connections are made as before.
+        # Until the proxies switch, new connections work as before.
         late = [
             stack.enter_context(spoofed(lab["a"], source_of(lab["a"], family), target, "tcp"))
             for family, target in targets.items()
@@ -84,7 +84,7 @@ def test_a_live_stream_survives_a_change_of_strategy(lab, fleet, old, new):
         fleet.apply_proxies(drain=DRAIN, now=time.time())
         with streams(lab, fleet) as switched:
             assert answers(switched) == answers(live) == answers(late) == ALIVE
-    # Once the time is over, nothing is left but what a host that never had another strategy has.
+    # After the drain time, the host has only what the new strategy needs.
     fleet.apply(now=time.time() + DRAIN + 1)
     after = listing(lab["b"])
     fleet.remove()

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Addresses of a document: reachable, never a source by themselves, and never another's."""
+"""Addresses of documents: reachable, never a default source, and never those of others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def b(lab):
 
 
 def document(lab) -> dict:
-    """The return path by a second address: nothing but that address tells which proxy a reply is for."""
+    """The document of strategy address: the second address identifies the proxy of a reply."""
     rules, routes = [], []
     for family, address in SECOND.items():
         chosen = {"family": family, "iif": "lo", "src": address}
@@ -58,14 +58,14 @@ def test_a_spoofed_handshake_needs_the_second_address(lab, b, family):
     source = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}[family]
     lab.engine.apply(b, document(lab))
     assert handshake(lab["a"], source, SECOND[family]) == "established"
-    # The negative control: what has no address has no answer.
+    # The negative control: without the address there is no answer.
     command = ["ip", "-4" if family == "ipv4" else "-6", "addr", "del", SECOND[family], "dev", "eth0"]
     b.run(command)
     assert handshake(lab["a"], source, SECOND[family]) != "established"
 
 
 def sources(b) -> list[str | None]:
-    """What the host sends from when nobody says: to a neighbour, beyond the router, and by the interface alone."""
+    """The default sources of the host: to a neighbour, beyond the router, and with an interface only."""
     targets = ("198.18.0.99", "198.51.100.1", "2001:db8::99", "2001:db8:5::1")
     with b.inside():
         return [kernel.route_get(target, oif=dev).src for target in targets for dev in (None, "eth0")]
@@ -83,11 +83,11 @@ def test_an_added_address_is_no_default_source_and_adds_no_route(lab, b):
 
 
 def test_an_added_address_is_no_default_source_even_as_the_only_one(lab, b):
-    """The negative control is the same as ip(8) sets it: the host then sends from it."""
+    """The negative control: an address added with ip(8) becomes the source."""
     b.run(["ip", "link", "add", "alone0", "type", "veth", "peer", "name", "alone1"])
     for link in ("alone0", "alone1"):
         b.run(["ip", "link", "set", link, "up"])
-    # The kernel drops an interface's routes with its last address.
+    # The kernel removes an interface's routes with its last address.
     route = ["ip", "route", "replace", "10.50.0.0/16", "dev", "alone0"]
     b.run(route)
     data = {key: value for key, value in document(lab).items() if key not in ("rules", "routes")}

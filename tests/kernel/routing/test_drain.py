@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Drain: what a document no longer names goes when its last connection has ended, and not before."""
+"""Drain: objects that a document no longer lists are removed when their last connection has ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.waiting import PATIENCE, eventually
 HOSTS = ["client", "router", "a", "a2", "b"]
 
 DRAIN = 600.0
-# Until then nothing leaves, since the proxy may not yet know that it is out.
+# Until then nothing is removed, since the proxy may not know yet that it is out.
 SETTLED = DRAIN / 2 + 1
 
 
@@ -40,7 +40,7 @@ def b(lab):
 
 
 def without_a2(lab, b, tmp_path, later: float = 0, **options):
-    """Apply the document of one proxy where there were two, as the module does, ``later`` seconds from now."""
+    """Apply the document without a2, as the module does, ``later`` seconds from now."""
     return lab.engine.apply(b, return_path(lab["a"]), directory=str(tmp_path), now=time.time() + later, **options)
 
 
@@ -97,7 +97,7 @@ def test_retiring_rules_go_at_the_deadline_even_if_in_use(lab, b, tmp_path):
     with attempt(lab["a2"], lab["client"].ipv4, b.ipv4) as stream:
         assert stream.outcome() == "established"
         assert without_a2(lab, b, tmp_path, drain=DRAIN).retiring
-        # As the keeper does: the stored document, and the time.
+        # As the keeper does: with the stored document and the time.
         stored = json.loads((tmp_path / "return_path.json").read_text())
         kept = lab.engine.apply(b, stored, now=time.time())
         assert (kept.changes, bool(kept.retiring)) == ((), True)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The engine on a real kernel: idempotent, undone when it fails, refusing what is another's, leaving nothing behind."""
+"""The routing engine: idempotent, rolls back failures, refuses foreign objects, leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_a_table_of_another_owner_is_refused(lab, b):
 
 
 def test_an_identical_rule_of_another_owner_is_refused(lab, b):
-    """Where a document's rules keep their numbers; those of a return path move in front (test_rules_of_others.py)."""
+    """For documents whose rules keep their priorities; those of a return path move (test_foreign_rules.py)."""
     b.run(["ip", "rule", "add", "priority", "1100", "fwmark", "11/255", "lookup", "20999", "protocol", "150"])
     before = routing.listing(b)
     with pytest.raises(errors.Refused, match=r"rule priority 1100 already has these selectors.*\(proto 150\)"):
@@ -226,7 +226,7 @@ def test_removal_restores_sysctls(lab, b):
 
 @pytest.fixture
 def forwarding_a(lab):
-    """a forwards b's replies, out of the interface they came from, and tells b to use the router instead."""
+    """a forwards b's replies, out of their incoming interface, and sends redirects to the router."""
     a, router = lab["a"], lab["router"].on("inside")
     settings = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.conf.eth0.send_redirects")
     before = {name: value_of(a, name) for name in settings}
@@ -259,7 +259,7 @@ def provoke(b, target: str) -> None:
 
 
 def test_applying_a_document_flushes_ipv4_redirects(lab, b, forwarding_a):
-    """Until it is flushed, b sends past a, against all rules."""
+    """Until then b sends past a, despite all rules."""
     a, target = forwarding_a, "198.51.100.77"
     lab.engine.apply(b, return_path(a))
     assert way(b, target) == a.ipv4
@@ -270,7 +270,7 @@ def test_applying_a_document_flushes_ipv4_redirects(lab, b, forwarding_a):
 
 
 def test_forget_redirects_flushes_ipv6_redirects(lab, b, forwarding_a):
-    """Where it takes: a link-local next hop, and a socket bound to the interface (ip6_redirect_nh_match) or TCP."""
+    """IPv6 accepts a redirect for a link-local next hop and a socket bound to the interface (ip6_redirect_nh_match)."""
     target, via = "2001:db8:ffff::77", [link_local(host.mac) for host in (forwarding_a, lab["router"].on("inside"))]
     b.run(["ip", "-6", "route", "add", target, "via", via[0], "dev", "eth0"])
     with b.inside():

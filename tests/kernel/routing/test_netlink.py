@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What is written to the kernel reads back, and what is asked of it is answered for the packet that was meant."""
+"""Rules and routes read back as written, and route lookups answer for the intended packet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def b(lab):
 
 
 def test_removing_a_wide_rule_keeps_the_narrow_rule(lab, b):
-    """The kernel would take ``from X`` as "any rule from X" and remove the first."""
+    """The kernel would remove the first rule that matches ``from X``."""
     narrow = model.Rule("ipv4", 1100, table=20100, src="198.18.0.99/32", ip_proto=6)
     wide = model.Rule("ipv4", 1100, table=20100, src="198.18.0.99/32")
     with b.inside(), kernel.Kernel() as netlink:
@@ -48,7 +48,7 @@ def test_removing_a_plain_lookup_keeps_the_suppressing_rule(lab, b):
 
 
 def test_the_kernel_alone_removes_the_wrong_rule(lab, b):
-    """The negative control: the same request, unguarded."""
+    """The negative control: the same request without our check."""
     narrow, wide = (model.Rule("ipv4", 1100, table=20100, iif="lo", ip_proto=number) for number in (6, None))
     with b.inside(), kernel.Kernel() as netlink:
         for rule in (narrow, wide):

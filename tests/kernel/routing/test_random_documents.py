@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""For random documents on a real kernel: what is promised of any two sets."""
+"""Properties of any two random documents, on a real kernel."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def lab(lab):
     return lab
 
 
-# Shrinking repeats hundreds of runs; the example that failed is printed without it.
+# No shrinking, which would repeat hundreds of runs.
 bounded = settings(
     max_examples=12,
     deadline=None,
@@ -41,7 +41,7 @@ bounded = settings(
 
 
 def contents(host) -> tuple[list[str], str]:
-    """What the host has. Rules of one priority and addresses have no order that means anything."""
+    """The listing of the host, without the order of addresses and of rules with equal priority."""
     return sorted(listing(host)), host.run(["sysctl", "-n", "net.ipv4.conf.all.accept_redirects"]).stdout
 
 
