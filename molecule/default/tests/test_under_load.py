@@ -171,8 +171,8 @@ def test_no_client_is_refused_or_cut_while_the_supervisor_is_replaced(lab, strea
     eventually(lambda: not workers(lab) & old)
     journal = ["journalctl", "--unit=l4proxy-forwarder", "--output=cat", "--no-pager", f"--since=@{since:.3f}"]
     log = lab["a"].run(journal).stdout
-    assert "listeners found" in log
-    assert "workers of before still drain" in log, "the new supervisor does not drain the old workers"
+    assert "listeners adopted" in log
+    assert "workers of the previous supervisor still drain" in log, "the new supervisor does not drain the old workers"
 
 
 def test_a_stop_refuses_new_clients_and_waits_for_existing_connections(lab, streams):

@@ -223,7 +223,7 @@ def test_drain_waits_until_the_last_connection_has_ended(lab, forwarder, listene
     client, server = tcp.pair(lab, listener, RAW)
     early = cli(lab, forwarder, "drain", "raw", "b", "--wait", "--timeout", "0.5")
     assert early.returncode == 1
-    assert "b is draining in raw, but has 1 connection after 0.5 s" in early.stderr
+    assert "b is draining in raw, but still has 1 connection after 0.5 s" in early.stderr
     with pytest.raises(ConnectionResetError), tcp.connect(lab, lab["a"].ipv4, RAW) as other:
         other.recv(1)
     outcome = []
@@ -262,7 +262,7 @@ def test_drain_waits_until_the_last_udp_session_has_ended(lab, forwarder, udp_se
         with going_on(sock, to):
             early = cli(lab, forwarder, "drain", "echo", "d", "--wait", "--timeout", "0.1")
         assert early.returncode == 1
-        assert "d is draining in echo, but has 1 connection after 0.1 s" in early.stderr
+        assert "d is draining in echo, but still has 1 connection after 0.1 s" in early.stderr
         assert udp.silent(other, udp.QUESTION, to), "there is no other backend"
         done = cli(lab, forwarder, "drain", "echo", "d", "--wait")
         assert done.stdout == "d is draining and has no connections in echo (unchanged)\n"

@@ -145,7 +145,7 @@ def test_no_client_is_refused_between_two_supervisors(lab, manager, first, liste
     with client, server, manager.start(lab, document(lab), directory=first.directory) as second:
         waiting.join(PATIENCE)
         assert len(answers) == 20, "they waited in the backlog"
-        assert len(second.log("listeners found")[0]["listeners"]) == 8
+        assert len(second.log("listeners adopted")[0]["listeners"]) == 8
         if streams_live:
             tcp.assert_open(client, server)
             eventually(lambda: len(alive(workers)) == 1, "the one that has nothing to do has ended")
@@ -173,7 +173,7 @@ def test_the_next_supervisor_kills_hanging_old_workers_after_its_drain_timeout(l
     kill([first.process.pid])
     first.process.wait()
     with client, server, manager.start(lab, document(lab, drain_timeout=1), directory=first.directory) as second:
-        assert second.log("workers of before still drain")[0]["processes"] == len(workers)
+        assert second.log("workers of the previous supervisor still drain")[0]["processes"] == len(workers)
         for _reload in range(reloads):
             assert second.reload().returncode == 0
         assert alive(workers) == workers
@@ -203,7 +203,7 @@ def test_hundreds_of_listeners_survive_a_restart(lab, manager):
     with manager.start(lab, make_config(many, workers=2), directory=forwarder.directory) as second:
         waiting.join(PATIENCE)
         assert len(answers) == 200
-        assert second.log("listeners found")[0]["listeners"][-1] == "… and 750 more"
+        assert second.log("listeners adopted")[0]["listeners"][-1] == "… and 750 more"
 
 
 @pytest.mark.ipv4_only

@@ -78,7 +78,7 @@ def test_a_hanging_worker_is_replaced_and_waiting_clients_are_served(lab, forwar
     assert len(answers) == 20, "half of them arrived in its slot"
     (hangs,) = forwarder.log("worker hangs")
     assert (hangs["worker"], hangs["slot"]) == (victim, 0)
-    assert hangs["reason"].endswith("it is stopped (a signal or a debugger)")
+    assert hangs["reason"].endswith("it is stopped (by a signal or a debugger)")
     eventually(lambda: by_slot(forwarder)[0]["state"] == "serving", "it is replaced", forwarder.show)
     assert forwarder.status()["restarts"] == 1
 

@@ -18,6 +18,8 @@ import json
 import os
 import time
 
+from ..._shared import environment
+
 SCHEMA = 1
 DEFAULT_DIRECTORY = "/run/l4proxy"
 NAME = "forwarder.json"
@@ -60,11 +62,8 @@ def sha256_file(name):
 
 def running_archive():
     """Return {"path", "sha256"} of the zip archive this code was imported from, None if it was a directory."""
-    archive = getattr(globals().get("__loader__"), "archive", None)
-    if not archive:
-        return None
-    real = os.path.realpath(archive)
-    return {"path": real, "sha256": sha256_file(real)}
+    path_of_archive = environment.running_archive()
+    return {"path": path_of_archive, "sha256": sha256_file(path_of_archive)} if path_of_archive else None
 
 
 def write(document, name):

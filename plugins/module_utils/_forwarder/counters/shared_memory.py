@@ -1,17 +1,16 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Memory that all processes of a generation share: counters, connection counts, and the states of the backends.
+"""The memory that all processes of a generation share: counters, open connections and the states of backends.
 
-A region is a memfd full of 64-bit integers. Every cell has exactly one writer, so nothing is locked: each worker slot
-has a row of its own, the checker and the supervisor have theirs; who wants a total sums the rows. Numbers that grow
-never fall while their generation lives, also when a worker is replaced, because the next one of its slot goes on where
-it ended. An aligned store of 8 bytes is seen whole by every reader on the processors Linux has 64-bit Python for.
+A region is a memfd of 64-bit integers, the cells. Each cell has exactly one writer, so no locks are needed: every
+worker slot has a row of its own, and so has the supervisor; the checker writes the states. A total is the sum over all
+rows. Counters do not decrease while their generation lives, not even when a worker is replaced: the next worker of the
+slot continues the row. On all processors with a 64-bit Linux an aligned store of 8 bytes is atomic.
 
-A *target* is a backend of a service in one family: what a connection can be given to. The layout is described by a
-JSON record that travels with the descriptor, so that a later version can read what an earlier one has counted. Behind
-the rows are the tables of client_tables.py (one per worker, service and kind of limit), and last the heartbeats by
-which the supervisor sees that a process is alive (heartbeat.py).
+A *target* is a backend of a service in one address family. A JSON record, which is handed over with the descriptor,
+describes the layout, so that another version can read the counters. After the rows come the tables of client_tables.py
+(one per worker, service and kind of limit) and then the heartbeats (heartbeat.py).
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ from . import client_tables
 
 CELL = 8  # bytes
 
-# Header cells. An epoch grows with each change, so a reader has to look at the states only when it did.
+# Header cells. An epoch is incremented with each change of states, so readers need to read those only then.
 VERSION, EPOCH_HEALTH, EPOCH_ADMIN, COMMON_CAUSE_IPV4, COMMON_CAUSE_IPV6 = range(5)
 HEADER = 16
 LAYOUT_VERSION = 1
 
-# States of a target as the checker publishes them. Zero is what an untouched region says: nobody has asked yet.
+# Health of a target, which the checker writes. A new region is all zeros: not checked yet.
 UNKNOWN, UP, BROKEN, DOWN = range(4)
 STATES = ("unknown", "up", "return path broken", "down")
 
-# What an operator has said.
+# Overrides of operators.
 READY, DRAINING, MAINTENANCE = range(3)
 ADMIN_STATES = ("ready", "draining", "maintenance")
 
-# One answer to a health question.
+# Result of one health probe.
 UNASKED, ANSWERED, UNANSWERED = range(3)
 
-# Written by the checker but for the last two, which are the supervisor's. Times are monotonic milliseconds.
+# Written by the checker, except the last two, which the supervisor writes. Times are monotonic milliseconds.
 STATE_FIELDS = (
     "health",
     "server",
@@ -53,12 +52,12 @@ STATE_FIELDS = (
     "checks",
     "server_failures",
     "path_failures",
-    "suspect",  # 1 from the moment a client's connect failed and so did the checker's, until the next good answer
+    "suspect",  # 1 from when connects of a client and of the checker have failed until a probe is answered
     "admin",
     "weight",
 )
 
-# Upper bounds of the connect latency histogram in microseconds; what is above the last goes to one more bucket.
+# Upper bounds of the connect latency histogram, in microseconds; one more bucket has what is above the last.
 LATENCY_BOUNDS = (250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000)
 LATENCY_FIELDS = tuple(f"latency_{number}" for number in range(len(LATENCY_BOUNDS) + 1))
 
@@ -77,7 +76,7 @@ SERVICE_FIELDS = (
     "connections",
     *(f"refused_{cause}" for cause in REFUSED),
     *(f"source_{step}" for step in LADDER),
-    "made_room",  # UDP sessions that were ended to have room for another one
+    "made_room",  # UDP sessions that were ended to make room for new ones
 )
 FAILURES = ("refused", "unreachable", "timeout", "reset", "local")
 TARGET_FIELDS = (
@@ -86,18 +85,18 @@ TARGET_FIELDS = (
     "bytes_to_backend",
     "bytes_to_client",
     *(f"failed_{cause}" for cause in FAILURES),
-    "succeeded",  # monotonic milliseconds of the last connect that did
+    "succeeded",  # monotonic milliseconds of the last successful connect
     "failed",
-    "slow",  # of the last connect that took long enough for the checker to be asked
+    "slow",  # time of the last connect so slow that the checker should probe the target
     "connect_microseconds",
     *LATENCY_FIELDS,
 )
 TIMES = {"succeeded", "failed", "slow"}
-GAUGES = {"sessions", "active"}  # all others only grow
+GAUGES = {"sessions", "active"}  # all others only increase
 
 
 def describe(config, slots):
-    """Return the JSON record of the layout for ``config`` and a number of worker slots."""
+    """Return the JSON record of the layout for ``config`` and ``slots`` workers."""
     services = []
     for service in config.services:
         targets = [
@@ -117,16 +116,16 @@ def describe(config, slots):
 
 
 def _kinds(limits):
-    """Return what is kept of the clients of a service."""
-    kept = {client_tables.HELD: limits.connections_per_client, client_tables.RATE: limits.rate_per_client}
-    return [kind for kind, limit in kept.items() if limit]
+    """Return the kinds of numbers per client that the limits of a service need."""
+    limit_of = {client_tables.HELD: limits.connections_per_client, client_tables.RATE: limits.rate_per_client}
+    return [kind for kind, limit in limit_of.items() if limit]
 
 
 class Region:
-    """One generation's shared memory. ``record`` is what describe() gave; ``fd`` None makes a new one, all zero.
+    """The shared memory of one generation. ``record`` is from describe(); without ``fd`` a new region is created.
 
-    Rows 0 to slots - 1 are the workers', row ``slots`` is the supervisor's: what earlier generations still hold.
-    Cells of one field of a row lie side by side in the order of services and targets.
+    Rows 0 to slots - 1 belong to the workers. Row ``slots`` is the supervisor's: open sessions of other generations.
+    The cells of a field are contiguous, in the order of services or targets.
     """
 
     def __init__(self, record, fd=None):
@@ -146,12 +145,12 @@ class Region:
         self.offsets = self._place()
         self._states = {name: HEADER + number * len(self.targets) for number, name in enumerate(self._fields["state"])}
         self._rows = HEADER + len(self._fields["state"]) * len(self.targets)
-        tables = record.get("clients", ())  # none in a record of an earlier version
-        self._tables = {tuple(one): number for number, one in enumerate(tables)}
+        tables = record.get("clients", ())  # missing in a record of an early version
+        self._tables = {tuple(key): number for number, key in enumerate(tables)}  # (service, kind): number
         rows_end = (self._rows + self._row_size * (self.slots + 1)) * CELL
         self._tables_at = -(-rows_end // mmap.PAGESIZE) * mmap.PAGESIZE
         size = self._table_at(self.slots, 0) if self._tables else rows_end
-        self._beats = size // CELL if record.get("beats") else None  # none in a record of an earlier version
+        self._beats = size // CELL if record.get("beats") else None  # missing in a record of an early version
         size += (self.slots + 1) * CELL if record.get("beats") else 0
         self.fd = os.memfd_create("l4proxy-shared", os.MFD_CLOEXEC) if fd is None else fd
         if fd is None:
@@ -163,7 +162,7 @@ class Region:
         self.cells[VERSION] = LAYOUT_VERSION
 
     def _place(self):
-        """Return {(kind, field): offset in a row}, and note the size of a row."""
+        """Return {(kind, field): offset in a row}, and set the size of a row."""
         offsets, offset = {}, 0
         for kind, count in (("worker", 1), ("service", len(self.services)), ("target", len(self.targets))):
             for name in self._fields[kind]:
@@ -173,7 +172,7 @@ class Region:
         return offsets
 
     def cell(self, slot, kind, field, index=0):
-        """Return the number of a cell: ``kind`` is worker, service or target, ``index`` which of its kind."""
+        """Return the index of a cell: ``kind`` is worker, service or target, ``index`` numbers those of a kind."""
         return self._rows + slot * self._row_size + self.offsets[kind, field] + index
 
     def row(self, slot):
@@ -182,7 +181,7 @@ class Region:
         return self.cells[start : start + self._row_size].tolist()
 
     def state_cell(self, field, target=0):
-        """Return the number of a state cell; those of one field lie side by side."""
+        """Return the index of a state cell; those of one field are contiguous."""
         return self._states[field] + target
 
     def state(self, field, target):
@@ -191,31 +190,31 @@ class Region:
 
     @property
     def has_suspects(self):
-        """Whether it has room for what the checker finds out about failures of clients: not in earlier versions."""
+        """Whether the region has the state "suspect", which early versions lack."""
         return "suspect" in self._fields["state"]
 
     def set_state(self, field, target, value):
-        """Write a state cell; its writer also moves its epoch on when it is done."""
+        """Write a state cell; call advance() after the last one."""
         self.cells[self.state_cell(field, target)] = value
 
     def set_common_cause(self, family, on):
-        """Say whether no return path of a family is whole (the checker does)."""
+        """Set whether every return path of a family is broken (only the checker does)."""
         self.cells[COMMON_CAUSE_IPV4 if family == "ipv4" else COMMON_CAUSE_IPV6] = int(on)
 
     def common_causes(self):
-        """Return the families of which no return path is whole."""
+        """Return the families in which every return path is broken."""
         flags = {"ipv4": COMMON_CAUSE_IPV4, "ipv6": COMMON_CAUSE_IPV6}
         return [family for family, cell in flags.items() if self.cells[cell]]
 
-    def told(self, question, target):
-        """Return what is known of a health question ("server", "path"): "yes", "no: ERRNO" or "not asked"."""
-        verdict = self.state(question, target)
+    def told(self, probe, target):
+        """Return the result of a health probe ("server" or "path"): "yes", "no: ERRNO" or "not asked"."""
+        verdict = self.state(probe, target)
         if verdict == UNANSWERED:
-            return f"no: {errno.errorcode.get(self.state(f'{question}_errno', target), 'ETIMEDOUT')}"
+            return f"no: {errno.errorcode.get(self.state(f'{probe}_errno', target), 'ETIMEDOUT')}"
         return "yes" if verdict == ANSWERED else "not asked"
 
     def advance(self, epoch):
-        """Tell all readers that states have changed."""
+        """Increment an epoch, so that readers read the states again."""
         self.cells[epoch] += 1
 
     def total(self, kind, field, index=0):
@@ -223,7 +222,7 @@ class Region:
         return sum(self.cells[self.cell(slot, kind, field, index)] for slot in range(self.slots + 1))
 
     def sessions(self, slot):
-        """Return how many sessions a worker has."""
+        """Return the number of open sessions of a worker."""
         first = self.cell(slot, "service", "sessions")
         return sum(self.cells[first : first + len(self.services)])
 
@@ -232,7 +231,7 @@ class Region:
         return max(self.cells[self.cell(slot, "target", field, target)] for slot in range(self.slots + 1))
 
     def latest_of_all(self, field):
-        """Return latest() of every target; all zero where the record, of an earlier version, has no such field."""
+        """Return latest() of every target; all 0 if the record, of an earlier version, lacks the field."""
         count = len(self.targets)
         if ("target", field) not in self.offsets:
             return [0] * count
@@ -240,11 +239,11 @@ class Region:
         return list(map(max, *(self.cells[start : start + count].tolist() for start in starts)))
 
     def first_target(self, service, family):
-        """Return the number of the first target of a service and family, None when it has none."""
+        """Return the number of the first target of a service in a family, None if it has none."""
         return self._first_targets.get((service, family))
 
     def service_number(self, name):
-        """Return the number of a service: its place among the cells of a field."""
+        """Return the number of a service, its index among the cells of a field."""
         return self._service_numbers[name]
 
     @cached_property
@@ -255,21 +254,22 @@ class Region:
             found.setdefault((service, backend), {})[family] = number
         return found
 
-    def inherit(self, other, asked):
-        """Take over what the checker of ``other`` has found out about targets that are the same in both.
+    def inherit(self, other, checked):
+        """Copy the states of targets that ``other`` has as well, with the same address and port.
 
-        ``asked`` names the services whose backends are asked: what nobody asks any more nobody would correct.
+        ``checked`` names the services with health checks. Other states are not copied, since no check would correct
+        them.
         """
         places = {target: number for number, target in enumerate(other.places)}
         fields = [name for name in self._fields["state"] if name in other.record["fields"]["state"]]
         for number, target in enumerate(self.places):
-            if target in places and target[0] in asked:
+            if target in places and target[0] in checked:
                 for field in fields:
                     self.set_state(field, number, other.state(field, places[target]))
 
     @property
     def places(self):
-        """What each target is, address and port included."""
+        """The (service, backend, family, address, port) of each target."""
         return [
             (service["name"], *(target[key] for key in ("backend", "family", "address", "port")))
             for service in self.record["services"]
@@ -277,7 +277,7 @@ class Region:
         ]
 
     def _table_at(self, slot, number):
-        """Return where a table begins, in bytes."""
+        """Return the offset of a table in bytes."""
         return self._tables_at + (slot * len(self._tables) + number) * client_tables.CELLS * CELL
 
     def client_numbers(self, slot, service, kind):
@@ -291,18 +291,18 @@ class Region:
         return client_tables.ClientNumbers(tables, tables[slot])
 
     def beat_cell(self, slot):
-        """Return the cell where the worker of a slot (``slots``: the checker) writes the time, None without one."""
+        """Return the index of the heartbeat cell of a worker (``slots``: of the checker), None if there is none."""
         return None if self._beats is None else self._beats + slot
 
     def beat(self, slot):
-        """Return when the process of a slot last wrote the time in monotonic seconds, None where it never did."""
+        """Return the time of the last heartbeat of a slot in monotonic seconds, None if there was none."""
         cell = self.beat_cell(slot)
         return self.cells[cell] / 1000 or None if cell is not None else None
 
     def reset_gauges(self, slot):
-        """Forget what a worker that died had open; its successor calls this before it accepts."""
+        """Set the gauges of a slot to 0; a new worker does this, because its predecessor may have died."""
         for (_service, kind), number in self._tables.items():
-            if kind == client_tables.HELD:  # its pages are given back, and read as zeros
+            if kind == client_tables.HELD:  # frees the pages, which then read as zeros
                 self._map.madvise(mmap.MADV_REMOVE, self._table_at(slot, number), client_tables.CELLS * CELL)
         for kind, count in (("worker", 1), ("service", len(self.services)), ("target", len(self.targets))):
             for field in self._fields[kind]:
@@ -311,7 +311,7 @@ class Region:
                     self.cells[start : start + count] = memoryview(bytes(count * CELL)).cast("q")
 
     def close(self):
-        """Give the memory back."""
+        """Unmap and close the memory."""
         self.cells.release()
         self._map.close()
         os.close(self.fd)

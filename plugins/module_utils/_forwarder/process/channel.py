@@ -1,13 +1,14 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The supervisor's line to each of its children: one socket pair, JSON messages both ways.
+"""The channel between the supervisor and one of its children: a socket pair with JSON messages in both directions.
 
-A child says that it is READY or what it FAILED of, and answers what it is asked; the supervisor tells workers which
-slots to cover. The end of the line means that the other process is gone. It stays open over the supervisor's exec.
-SOCK_SEQPACKET keeps messages apart, so nobody has to frame or to buffer them. A message has a bound: who sends a larger
-one gets TooLarge. What cannot be read all the same (a program of another version may send it) is LOST, and costs nobody
-more than that message.
+A child reports that it is READY or why it FAILED, and answers questions; the supervisor tells workers which slots to
+cover. End of file means that the other process has ended. Channels stay open over the supervisor's exec.
+
+SOCK_SEQPACKET keeps messages apart, so they need no framing and no buffer. Sending a message that is too large raises
+TooLarge. A message that cannot be read (maybe from another version) is received as LOST, and later ones are not
+affected.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ import json
 import os
 import socket
 
-LARGEST = 65535  # bytes of one message that is sent; far below net.core.wmem_default (212,992)
-ROOM = 1 << 18  # bytes for one that is received
+MAX_SENT = 65535  # bytes of one message; far below net.core.wmem_default (212,992)
+MAX_RECEIVED = 1 << 18  # bytes of one message
 
 READY = "ready"
 FAILED = "failed"
-LOST = "lost"  # in the place of a message that cannot be read: why
+LOST = "lost"  # {LOST: reason} replaces a message that cannot be read
 
 
 class TooLarge(ValueError):
-    """A message is larger than the line carries; nothing was sent."""
+    """A message is too large for the channel; nothing was sent."""
 
 
 class Channel:
-    """One end of the line."""
+    """One end of a channel."""
 
     def __init__(self, sock):
         self._sock = sock
@@ -38,52 +39,49 @@ class Channel:
 
     @classmethod
     def adopt(cls, number):
-        """Return the channel of a descriptor inherited over exec, which becomes close-on-exec again."""
+        """Return the channel of a file descriptor inherited over exec, and make that close-on-exec again."""
         os.set_inheritable(number, False)
         return cls(socket.socket(fileno=number))
 
     def fileno(self):
-        """Return the descriptor, for selectors and for the exec."""
+        """Return the file descriptor."""
         return self._sock.fileno()
 
     def send(self, message):
-        """Send a JSON object; returns whether the other side can have it (it may be gone, or not be reading).
-
-        Raise TooLarge.
-        """
+        """Send a dictionary; return False if the other process has ended or its queue is full. Raise TooLarge."""
         data = json.dumps(message).encode()
-        if len(data) > LARGEST:
-            raise TooLarge(f"a message of {len(data)} bytes; the line carries {LARGEST}")
+        if len(data) > MAX_SENT:
+            raise TooLarge(f"a message of {len(data)} bytes exceeds the limit of {MAX_SENT}")
         try:
             return self._sock.send(data) > 0
         except OSError as error:
-            if error.errno == errno.EMSGSIZE:  # net.core.wmem_default is lower than anywhere we know
+            if error.errno == errno.EMSGSIZE:  # net.core.wmem_default is set lower than on any known host
                 raise TooLarge(f"a message of {len(data)} bytes: {error.strerror}") from None
             return False
 
     def receive(self):
-        """Return ([messages that are waiting], whether the other side is gone)."""
+        """Return ([messages in the queue], whether the other process has ended)."""
         messages: list[dict] = []
         while True:
             try:
-                data, _ancillary, flags, _address = self._sock.recvmsg(ROOM)
+                data, _ancillary, flags, _address = self._sock.recvmsg(MAX_RECEIVED)
             except BlockingIOError:
                 return messages, False
-            except OSError:  # ECONNRESET: it went away with our messages unread
+            except OSError:  # ECONNRESET: it has ended without reading our messages
                 return messages, True
             if not data:
                 return messages, True
             messages.append(_read(data, flags))
 
     def close(self):
-        """Close this end; the other side sees the end of the line."""
+        """Close this end; the other process gets end of file."""
         self._sock.close()
 
 
 def _read(data, flags):
-    """Return the message in ``data``, a dictionary; {LOST: why} where there is none."""
+    """Return the message in ``data``, a dictionary; {LOST: reason} if it cannot be read."""
     if flags & socket.MSG_TRUNC:
-        return {LOST: f"it is larger than {ROOM} bytes"}
+        return {LOST: f"it is larger than {MAX_RECEIVED} bytes"}
     try:
         message = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -92,6 +90,6 @@ def _read(data, flags):
 
 
 def pair():
-    """Return the two ends of a new line; raise OSError."""
-    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return Channel(one), Channel(other)
+    """Return the two ends of a new channel; raise OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Channel(ours), Channel(theirs)

@@ -1,9 +1,9 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``l4proxy check FILE``: would the forwarder take this config?
+"""``l4proxy check FILE``: check whether the forwarder would accept a config.
 
-It imports everything the forwarder will, so it also tells whether the archive it runs from is whole.
+It imports everything that the forwarder imports, so it also detects a broken archive.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from . import listeners
 
 
 def run(path):
-    """Print "ok: ..." and return 0, or print every error on a line of its own and return 1."""
-    if hasattr(sys.stdout, "reconfigure"):  # what the terminal's encoding lacks is spelled as an escape
+    """Print "ok: ..." and return 0, or print every error on a line of its own and return 1 (exit statuses)."""
+    if hasattr(sys.stdout, "reconfigure"):  # escape characters that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         loaded = config.load_file(path)
     except config.ConfigError as error:
         sys.stdout.write("".join(f"{line}\n" for line in error.errors))
         return 1
-    # Not the soft limit: a shell's is much lower than the service's.
+    # The hard limit, because the soft limit of a shell is much lower than the service's.
     too_many = listeners.beyond_limit(loaded, listeners.slots_of(loaded), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     if too_many:
         sys.stdout.write(f"{too_many}\n")
@@ -34,7 +34,7 @@ def run(path):
 
 
 def summary(loaded):
-    """Return one line about a Config."""
+    """Return the number of services, listen addresses and backends of a Config, in words."""
     counts = (
         (len(loaded.services), "service"),
         (sum(len(service.listen) for service in loaded.services), "listen address"),

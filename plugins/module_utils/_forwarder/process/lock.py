@@ -1,11 +1,11 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One forwarder for each runtime directory: a record lock on a file in it (fcntl(2), F_SETLK).
+"""The lock that allows only one forwarder per runtime directory: a record lock on a file (fcntl(2), F_SETLK).
 
-Such a lock belongs to a process. It is kept over exec while the descriptor stays open, ends with the process, however
-that ends, and is not inherited by a fork: workers that drain keep nobody from starting. The kernel drops it when the
-process closes *any* descriptor of the file, so the file is opened here and nowhere else in the supervisor.
+Such a lock belongs to a process. It lasts over exec as long as the descriptor stays open, and ends with the process. A
+fork does not inherit it, so draining workers do not keep another forwarder from starting. The kernel releases it when
+the process closes *any* descriptor of the file, so the supervisor opens the file nowhere else.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length,
 
 
 class Held(Exception):
-    """Another process has the lock; the message is one sentence."""
+    """Another process holds the lock; the message is one sentence."""
 
 
 class Lock:
-    """The lock of one directory; ``fd`` is of the program before this one, which was the same process."""
+    """The lock of one directory; ``fd`` is the descriptor that the previous program of this process left open."""
 
     def __init__(self, directory, fd=None):
         self.fd = fd
@@ -33,10 +33,10 @@ class Lock:
         self._path = os.path.join(directory, NAME)
 
     def take(self):
-        """Take the lock, or see that the file is still the one that is locked; raise Held or OSError."""
+        """Take the lock. If it is held, check that the file is still at its path. Raise Held or OSError."""
         if self.fd is not None and _is_at(self.fd, self._path):
             os.set_inheritable(self.fd, False)
-            fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an earlier version may have closed another one
+            fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an earlier version may have lost it
             return
         os.makedirs(self._directory, exist_ok=True)
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -45,28 +45,28 @@ class Lock:
         except (BlockingIOError, PermissionError):
             pid = _holder(fd)
             os.close(fd)
-            who = f" (pid {pid})" if pid else ""
+            other = f" (pid {pid})" if pid else ""
             raise Held(
-                f"another forwarder{who} runs with the runtime directory {self._directory}; stop it first,"
-                " or give this one a directory of its own in $RUNTIME_DIRECTORY"
+                f"another forwarder{other} runs with the runtime directory {self._directory}; stop it first,"
+                " or set $RUNTIME_DIRECTORY to another directory for this one"
             ) from None
         if self.fd is not None:
             os.close(self.fd)
         self.fd = fd
 
     def release(self):
-        """Let another forwarder start; no more is locked."""
+        """Release the lock, so that another forwarder can start."""
         if self.fd is not None:
             os.close(self.fd)
             self.fd = None
 
     def descriptors(self):
-        """Return the descriptor to hand over, which no child may keep."""
+        """Return the file descriptor, which is handed over and which forked children must close."""
         return [] if self.fd is None else [self.fd]
 
 
 def holder(directory):
-    """Return the pid of the forwarder of a runtime directory, None where none has the lock or nobody can tell."""
+    """Return the pid of the forwarder of a runtime directory; None if no process holds the lock or it is unknown."""
     try:
         fd = os.open(os.path.join(directory, NAME), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -88,7 +88,7 @@ def _holder(fd):
 
 
 def _is_at(fd, path):
-    """Whether ``path`` still leads to the open file ``fd``."""
+    """Whether ``path`` is still the open file ``fd``."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except OSError:

@@ -1,10 +1,12 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a supervisor leaves to the program that replaces it in its own process at a reload.
+"""The state that the supervisor leaves for the program that replaces it by exec at a reload.
 
-The state is a JSON document in a memfd: it has no size limit (an environment variable ends at 128 kB) and no name in
-any file system. The environment names the descriptor and, so that no other process can take it for its own, the pid.
+It is a JSON document in a memfd, which has no size limit (an environment variable has, 128 KiB) and no path. An
+environment variable has the pid and the descriptor; the pid keeps any other process from using the descriptor.
+
+The keys are a protocol between versions: a program must accept the state of any version since 0.1.0.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ SCHEMA = 1
 
 
 def leave(state, descriptors):
-    """Return the environment variable that leads the next program to ``state`` (JSON); raise OSError.
+    """Return {name: value} of the environment variable by which the next program finds ``state``; raise OSError.
 
-    ``descriptors`` and the document's own stay open over exec.
+    ``descriptors``, and that of the document, will stay open over an exec.
     """
     memory = os.memfd_create("l4proxy-handover", 0)
     variable = {VARIABLE: f"{os.getpid()}:{memory}"}
@@ -35,14 +37,14 @@ def leave(state, descriptors):
 
 
 def recall(variable, descriptors):
-    """Undo leave(): the exec did not happen."""
+    """Undo leave(), because the exec has failed."""
     os.close(int(variable[VARIABLE].partition(":")[2]))
     for number in descriptors:
         os.set_inheritable(number, False)
 
 
 def take(environ):
-    """Return the state that was left to this process, None when there is none; clears it from ``environ``."""
+    """Return the state left for this process, or None; remove the variable from ``environ``."""
     pid, _colon, number = environ.pop(VARIABLE, "").partition(":")
     if pid != str(os.getpid()):
         return None

@@ -155,7 +155,7 @@ class Supervisor:
             self._kill_orphans_after(STOP_GRACE)
             return
         self._notifier.stopping()
-        self._notifier.keep({})
+        self._notifier.store({})
         self._reload.cancel()
         self._lock.release()
         listeners.close_all(self._listening)  # before the workers drain, so that no connection is queued after them
@@ -303,7 +303,7 @@ class Supervisor:
 
     def _store_listeners(self):
         """Make the service manager store the listening sockets; log a warning if it cannot store all of them."""
-        surplus = self._notifier.keep(self._listening)
+        surplus = self._notifier.store(self._listening)
         if surplus:
             total = len(self._listening)
             self._log.event("listeners not kept", level="warning", count=surplus, of=total, reason=NOT_STORED)

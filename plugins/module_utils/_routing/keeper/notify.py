@@ -10,17 +10,18 @@ import logging
 import socket
 from collections.abc import Mapping
 
+from ..._shared.environment import notify_address
+
 log = logging.getLogger("l4proxy.keep")
 
 
 def notify(message: str, environ: Mapping[str, str]) -> None:
     """Send assignments such as ``STATUS=...``, one per line; do nothing if NOTIFY_SOCKET is not set."""
-    path = environ.get("NOTIFY_SOCKET")
-    if not path:
+    address = notify_address(environ)
+    if address is None:
         return
-    address = "\0" + path[1:] if path.startswith("@") else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as systemd:
         try:
             systemd.sendto(message.encode(), address)
         except OSError as error:
-            log.warning("cannot notify systemd (%s): %s", path, error)
+            log.warning("cannot notify systemd (%s): %s", environ["NOTIFY_SOCKET"], error)

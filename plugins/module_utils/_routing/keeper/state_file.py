@@ -26,18 +26,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..._shared.environment import running_archive
 from ..host import files
 from .reconcile_pass import PassResult
 
 SCHEMA = 1
 NAME = "state.json"
 DAY = 86400
-
-
-def running_archive() -> str | None:
-    """The archive this code was imported from, with links resolved; None if it was a directory."""
-    archive = getattr(__loader__, "archive", None)
-    return os.path.realpath(archive) if archive else None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The table of the status document."""
+"""The table, the metrics and the page that are made from a status document."""
 
 from __future__ import annotations
 
@@ -70,21 +70,21 @@ def document(**options):
     ("added", "count"),
     [
         ([], 1),
-        ([("starting", 3)], 1),  # of a generation that is not ready yet
+        ([("starting", 3)], 1),  # of a generation that is not live yet
         ([("serving", 3), ("starting", 3)], 1),
         ([("draining", 2)], 2),  # the forwarder stops
         ([("hung", 1)], 2),
         ([("draining", 3)], 2),  # of a generation that failed
     ],
 )
-def test_workers_that_begin_are_not_counted_with_those_that_end(added, count):
+def test_draining_workers_do_not_include_starting_ones(added, count):
     found = document()
     found["workers"] += [{"slot": 5, "pid": 8, "state": state, "generation": number} for state, number in added]
     assert f"\nl4proxy_draining_workers {count}\n" in metrics.render(found)
     assert f", {count} draining" in cli_views.table(found).splitlines()[0]
 
 
-def test_the_table():
+def test_the_table_shows_forwarder_services_and_backends():
     lines = cli_views.table(document()).splitlines()
     assert lines[0] == "l4proxy 0.1.0 (pid 1), generation 2 since 2026-01-31T12:00:00Z, 1 of 2 workers, 1 draining"
     assert lines[2] == "web  0.0.0.0:80  tcp, random: 3 sessions, 9 accepted, 2 refused"
@@ -96,7 +96,7 @@ def test_the_table():
     assert "(backup)" in lines[5]
 
 
-def test_what_must_not_be_overlooked():
+def test_the_table_shows_alarms_a_failed_reload_and_a_missing_checker():
     failed = {"ok": False, "error": "no such file", "at": "noon"}
     text = cli_views.table(document(alarms=["ipv4: local delivery"], last_reload=failed, checker=None))
     assert "NO CHECKER" in text
@@ -104,7 +104,7 @@ def test_what_must_not_be_overlooked():
     assert "the last reload failed at noon: no such file" in text
 
 
-def test_rates():
+def test_rates_are_new_connections_per_second():
     before, after = document(), document()
     after["services"][0]["backends"][0]["connections"] += 30
     assert cli_views._rates(before, after, 2.0)["web", "b"] == 15.0
@@ -115,11 +115,11 @@ def test_rates():
     ("number", "text"),
     [(0, "0"), (999, "999"), (1500, "1.5k"), (999_600, "1M"), (20_000_000, "20M"), (10**18, "1e+03P")],
 )
-def test_amount(number, text):
+def test_amounts_have_a_unit(number, text):
     assert cli_views.amount(number) == text
 
 
-def test_metrics_escape_and_add_up():
+def test_metrics_are_escaped_and_buckets_cumulative():
     text = metrics.render(document())
     assert 'l4proxy_worker_up{slot="1"} 0' in text
     assert 'l4proxy_backend_state{service="web",backend="b",state="return path broken"} 1' in text
@@ -129,7 +129,7 @@ def test_metrics_escape_and_add_up():
     assert 'l4proxy_health_return_path{service="web",backend="b",family="ipv6"} 0' in text
 
 
-def test_the_page_escapes():
+def test_the_page_is_escaped():
     text = http_views.render(document())
     assert "c&quot;&lt;x&gt;" in text
     assert "<x>" not in text

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asking a forwarder: answers, refusals, and sockets where none answers."""
+"""The client of the admin socket: answers, refusals, and sockets without a forwarder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOCUMENT = {
 
 @pytest.fixture
 def forwarder(tmp_path):
-    """A function that has the socket answer connections with these bytes, one after the other; returns the requests."""
+    """A function that makes the socket answer connections with these bytes in turn; it returns (path, requests)."""
     path, threads = str(tmp_path / "admin.sock"), []
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -48,7 +48,7 @@ def forwarder(tmp_path):
 
 
 def status(**changes):
-    """A status answer in which backend b of both services has these values."""
+    """A status answer with these values for backend b of both services."""
     services = [
         {**one, "backends": [{**each, **(changes if each["name"] == "b" else {})} for each in one["backends"]]}
         for one in DOCUMENT["services"]
@@ -56,7 +56,7 @@ def status(**changes):
     return json.dumps({"ok": True, "status": {"services": services}}).encode() + b"\n"
 
 
-def test_what_is_none_is_not_sent(forwarder):
+def test_arguments_that_are_none_are_not_sent(forwarder):
     path, requests = forwarder(b'{"ok": true, "services": ["web"]}\n')
     assert client.ask(path, "drain", backend="b", service=None) == {"ok": True, "services": ["web"]}
     assert requests == [{"op": "drain", "backend": "b"}]
@@ -70,13 +70,13 @@ TEST_ANSWERS = [
 
 
 @pytest.mark.parametrize(("answer", "sentence"), TEST_ANSWERS)
-def test_answers_that_are_none(forwarder, answer, sentence):
+def test_a_refusal_or_an_incomplete_answer_is_an_error(forwarder, answer, sentence):
     path, _requests = forwarder(answer)
     with pytest.raises(client.AdminError, match=sentence):
         client.ask(path, "status")
 
 
-def test_nobody_listens(tmp_path):
+def test_a_socket_without_a_forwarder_is_an_error(tmp_path):
     left_over = tmp_path / "left"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(left_over))
@@ -86,34 +86,34 @@ def test_nobody_listens(tmp_path):
 
 
 @pytest.mark.parametrize(("service", "found"), [(None, {"web": 2, "mail": 1}), ("mail", {"mail": 1})])
-def test_the_services_of_a_backend(service, found):
+def test_a_backend_is_found_in_its_services(service, found):
     assert {name: one["active"] for name, one in client.backends(DOCUMENT, "b", service).items()} == found
 
 
 @pytest.mark.parametrize(("service", "where"), [(None, "any service"), ("mail", "service mail")])
-def test_a_backend_that_is_in_none(service, where):
+def test_an_unknown_backend_is_an_error(service, where):
     with pytest.raises(client.AdminError, match=f"there is no backend x in {where} of this forwarder"):
         client.backends(DOCUMENT, "x", service)
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 connections"), (1, "1 connection"), (2, "2 connections")])
-def test_a_number_of_connections(number, text):
+def test_a_number_of_connections_in_words(number, text):
     assert client.connections(number) == text
 
 
-def test_waiting_until_it_is_empty(forwarder, monkeypatch):
+def test_the_wait_for_an_empty_backend_ends_without_connections(forwarder, monkeypatch):
     monkeypatch.setattr(client, "POLL", 0)
     path, requests = forwarder(status(active=2), status(active=1), status(active=0))
     assert client.wait_until_empty(path, "b", None, 60) == 0
     assert len(requests) == 3
 
 
-def test_waiting_has_an_end(forwarder):
+def test_the_wait_for_an_empty_backend_ends_after_the_timeout(forwarder):
     path, _requests = forwarder(status(active=2))
     assert client.wait_until_empty(path, "b", None, 0) == 4, "of both services"
 
 
 @pytest.mark.parametrize(("state", "wrong"), [("up", ""), ("unknown", ""), ("down", "web: down; mail: down")])
-def test_waiting_until_it_is_up(forwarder, state, wrong):
+def test_the_wait_for_an_up_backend_returns_the_services_where_it_is_not(forwarder, state, wrong):
     path, _requests = forwarder(status(state=state))
     assert client.wait_until_up(path, "b", None, 0) == wrong

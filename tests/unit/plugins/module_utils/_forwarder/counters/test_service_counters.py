@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Why clients are turned away: the label that metrics have for it, whatever the log says."""
+"""Refused clients are counted by the cause of the refusal, whatever its sentence."""
 
 from __future__ import annotations
 

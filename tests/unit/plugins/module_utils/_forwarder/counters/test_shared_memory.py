@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shared memory: rows that add up, states that readers see, and what is taken over by the next generation."""
+"""Shared memory: cells, totals over rows and generations, states, and overrides."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def config(*names, port=80):
 @pytest.fixture
 def make():
     """A factory of regions, which are closed at the end."""
-    made = []
+    regions = []
 
     def region(*names, slots=2, **options):
-        made.append(shared_memory.Region(shared_memory.describe(config(*names, **options), slots)))
-        return made[-1]
+        regions.append(shared_memory.Region(shared_memory.describe(config(*names, **options), slots)))
+        return regions[-1]
 
     yield region
-    for one in made:
-        one.close()
+    for each in regions:
+        each.close()
 
 
-def test_a_region_takes_the_place_of_no_other_cell(make):
+def test_no_two_fields_share_a_cell(make):
     region = make("b", "c", slots=3)
     numbers = [region.cell(slot, kind, field, index) for slot in range(4) for kind, count in
                (("worker", 1), ("service", 2), ("target", 6)) for field in region.record["fields"][kind]
@@ -48,7 +48,7 @@ def test_a_region_takes_the_place_of_no_other_cell(make):
     assert max(numbers) == len(region.cells) - 1
 
 
-def test_a_child_writes_and_the_parent_reads(make):
+def test_a_parent_reads_what_its_child_writes(make):
     region = make("b")
     child = os.fork()
     if not child:
@@ -59,17 +59,17 @@ def test_a_child_writes_and_the_parent_reads(make):
     assert region.total("worker", "defects") == 42
 
 
-def test_another_program_finds_its_way_by_the_record(make):
+def test_another_program_reads_a_region_by_its_record(make):
     region = make("b", "c")
     region.cells[region.cell(1, "target", "connections", 3)] = 7
-    again = shared_memory.Region(region.record, os.dup(region.fd))
-    assert again.total("target", "connections", 3) == 7
-    assert again.targets == region.targets
-    assert not os.get_inheritable(again.fd)
-    again.close()
+    reopened = shared_memory.Region(region.record, os.dup(region.fd))
+    assert reopened.total("target", "connections", 3) == 7
+    assert reopened.targets == region.targets
+    assert not os.get_inheritable(reopened.fd)
+    reopened.close()
 
 
-def test_a_successor_forgets_what_the_dead_worker_had_open_and_keeps_its_counts(make):
+def test_a_new_worker_resets_the_gauges_of_its_slot_and_keeps_the_counters(make):
     region = make("b")
     for field in ("active", "connections", "succeeded"):
         region.cells[region.cell(1, "target", field, 0)] = 5
@@ -78,17 +78,17 @@ def test_a_successor_forgets_what_the_dead_worker_had_open_and_keeps_its_counts(
     assert region.latest("succeeded", 0) == 5
 
 
-def test_what_the_checker_knew_is_taken_over_for_what_is_the_same(make):
+def test_states_are_inherited_by_equal_targets_with_health_checks(make):
     old, new, moved = make("b", "c"), make("c", "d"), make("c", port=81)
     c = old.targets.index(("web", "c", "ipv4"))
     old.set_state("health", c, shared_memory.DOWN)
-    unasked = make("b", "c")
+    unchecked = make("b", "c")
     new.inherit(old, {"web", "mail"})
     moved.inherit(old, {"web", "mail"})
-    unasked.inherit(old, {"mail"})
+    unchecked.inherit(old, {"mail"})
     assert new.state("health", new.targets.index(("web", "c", "ipv4"))) == shared_memory.DOWN
     assert new.state("health", new.targets.index(("web", "d", "ipv4"))) == shared_memory.UNKNOWN
-    assert unasked.state("health", c) == shared_memory.UNKNOWN, "nobody would correct it"
+    assert unchecked.state("health", c) == shared_memory.UNKNOWN, "no check would correct it"
     assert moved.state("health", moved.targets.index(("web", "c", "ipv4"))) == shared_memory.UNKNOWN
 
 
@@ -114,7 +114,9 @@ def test_open_connections_of_draining_generations_are_in_the_supervisors_row_unt
     place = new.targets.index(("web", "c", "ipv4"))
     totals.publish_elsewhere(new, [old])
     assert new.total("target", "active", place) == 3
-    assert totals.GenerationTotals().totals([new]).target("web", "c", "ipv4", "active") == 0, "it is not counted twice"
+    assert totals.GenerationTotals().totals([new]).target("web", "c", "ipv4", "active") == 0, (
+        "the supervisor's row is not in the totals"
+    )
     totals.publish_elsewhere(new, [])
     assert new.total("target", "active", place) == 0
 

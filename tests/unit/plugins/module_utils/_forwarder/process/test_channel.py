@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The supervisor's line to a child: messages stay apart, a full or closed line blocks nobody, a bad one ends nobody."""
+"""The channel between the supervisor and a child: whole messages, bounded, and the end of the other process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,27 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import channel
 
 
-def test_messages_arrive_one_by_one_and_the_end_is_seen():
-    ours, theirs = channel.pair()
+@pytest.fixture
+def ends():
+    ends = channel.pair()
+    yield ends
+    for end in ends:
+        end.close()
+
+
+@pytest.fixture
+def raw():
+    """A socket, and the channel that is its peer."""
+    sock, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # the kernel gives less, but enough
+    receiver = channel.Channel(peer)
+    yield sock, receiver
+    sock.close()
+    receiver.close()
+
+
+def test_messages_arrive_in_order_and_then_the_end_of_the_other_process(ends):
+    ours, theirs = ends
     assert theirs.receive() == ([], False)
     for number in range(3):
         assert ours.send({"cover": [number]})
@@ -21,55 +40,44 @@ def test_messages_arrive_one_by_one_and_the_end_is_seen():
     ours.close()
     assert theirs.receive() == ([{"last": 1}], True)
     assert theirs.send({"too": "late"}) is False
-    theirs.close()
 
 
-def test_a_line_nobody_reads_does_not_block():
-    ours, theirs = channel.pair()
+def test_sending_to_a_process_that_does_not_read_does_not_block(ends):
+    ours, _theirs = ends
     sent = 0
     while ours.send({"padding": "x" * 60_000}):
         sent += 1
         assert sent < 1000
     assert sent >= 1
-    ours.close()
-    theirs.close()
 
 
-def test_a_message_that_is_too_large_is_an_error_of_its_sender():
-    ours, theirs = channel.pair()
-    with pytest.raises(channel.TooLarge, match=r"a message of 7\d{4} bytes; the line carries 65535"):
+def test_sending_a_message_that_is_too_large_raises_an_error(ends):
+    ours, theirs = ends
+    with pytest.raises(channel.TooLarge, match=r"a message of 7\d{4} bytes exceeds the limit of 65535"):
         ours.send({"sessions": "x" * 70_000})
     assert ours.send({"sessions": "x" * 60_000})
     assert [len(message["sessions"]) for message in theirs.receive()[0]] == [60_000]
-    ours.close()
-    theirs.close()
 
 
 @pytest.mark.parametrize(
-    ("data", "why"),
+    ("data", "reason"),
     [
         (b'{"sessions": "' + b"x" * 300_000 + b'"}', "it is larger than 262144 bytes"),
         (b'{"sessions": ', "it is not JSON: Expecting value"),
         (b"[]", "it is not a JSON object"),
     ],
 )
-def test_what_cannot_be_read_is_said_and_the_next_message_is_read(data, why):
-    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # the kernel gives less, but enough
-    ours = channel.Channel(other)
-    one.send(data)
-    one.send(b'{"next": 1}')
-    (lost, following), gone = ours.receive()
-    assert why in lost[channel.LOST]
-    assert (following, gone) == ({"next": 1}, False)
-    one.close()
-    ours.close()
+def test_an_unreadable_message_is_reported_and_the_next_one_is_read(raw, data, reason):
+    sock, receiver = raw
+    sock.send(data)
+    sock.send(b'{"next": 1}')
+    (lost, following), closed = receiver.receive()
+    assert reason in lost[channel.LOST]
+    assert (following, closed) == ({"next": 1}, False)
 
 
-def test_a_message_larger_than_an_earlier_version_read_is_read_whole():
-    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours = channel.Channel(other)
-    one.send(b'{"sessions": "' + b"x" * 90_000 + b'"}')
-    assert len(ours.receive()[0][0]["sessions"]) == 90_000
-    one.close()
-    ours.close()
+def test_a_message_above_the_limit_for_sending_is_received(raw):
+    """An earlier version may send more than this one does."""
+    sock, receiver = raw
+    sock.send(b'{"sessions": "' + b"x" * 90_000 + b'"}')
+    assert len(receiver.receive()[0][0]["sessions"]) == 90_000

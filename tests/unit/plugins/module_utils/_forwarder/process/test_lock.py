@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lock of a runtime directory: whose it is, and that nothing but a living forwarder keeps it."""
+"""The lock of a runtime directory: one holder at a time, and only a living forwarder keeps it."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process 
 
 from tests.lab import netns
 
-# Takes the lock, does what it is told, says its pid, and waits for the end of its input.
+# Take the lock, and hold it, hand it over by exec or fork; print the pid, and wait for the end of the input.
 PROGRAM = """
 import os, sys, time
 from l4proxy._forwarder.process import lock
-directory, what, *fd = sys.argv[1:]
+directory, action, *fd = sys.argv[1:]
 held = lock.Lock(directory, int(fd[0]) if fd else None)
 held.take()
-if what == "exec":
+if action == "exec":
     os.set_inheritable(held.fd, True)
     program = open("/proc/self/cmdline").read().split(chr(0))[2]
     os.execv(sys.executable, [sys.executable, "-c", program, directory, "hold", str(held.fd)])
 parent = os.getpid()
-if what == "fork" and not os.fork():
+if action == "fork" and not os.fork():
     while os.getppid() == parent:
         time.sleep(0.01)
     print(parent, flush=True)
     sys.stdin.read()
     os._exit(0)
-if what == "fork":
+if action == "fork":
     os._exit(0)
 print(os.getpid(), flush=True)
 sys.stdin.read()
@@ -41,11 +41,11 @@ sys.stdin.read()
 
 
 class Other:
-    """Another process, and its pid as it says it."""
+    """Another process that takes the lock, and its pid."""
 
-    def __init__(self, directory, what):
+    def __init__(self, directory, action):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(directory), what],
+            [sys.executable, "-c", PROGRAM, str(directory), action],
             env=netns.cli_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -64,29 +64,29 @@ class Other:
 
 @pytest.fixture
 def mine(tmp_path):
-    one = lock.Lock(str(tmp_path))
-    yield one
-    one.release()
+    mine = lock.Lock(str(tmp_path))
+    yield mine
+    mine.release()
 
 
-@pytest.mark.parametrize("what", ["hold", "exec"])
-def test_one_at_a_time(tmp_path, mine, what):
-    with Other(tmp_path, what) as other:
+@pytest.mark.parametrize("action", ["hold", "exec"])
+def test_only_one_process_holds_the_lock_until_it_ends(tmp_path, mine, action):
+    with Other(tmp_path, action) as other:
         assert lock.holder(str(tmp_path)) == other.pid
         with pytest.raises(lock.Held, match=rf"another forwarder \(pid {other.pid}\) runs with the runtime directory"):
             mine.take()
         other.process.send_signal(signal.SIGKILL)
         other.process.wait(20)
         mine.take()
-    assert lock.holder(str(tmp_path)) is None, "nobody else has it"
+    assert lock.holder(str(tmp_path)) is None, "no other process holds it"
 
 
-def test_a_child_that_outlives_it_does_not_keep_it(tmp_path, mine):
+def test_a_forked_child_does_not_keep_the_lock(tmp_path, mine):
     with Other(tmp_path, "fork"):
         mine.take()
 
 
-def test_a_file_that_was_removed_is_made_and_locked_again(tmp_path, mine):
+def test_a_removed_lock_file_is_created_and_locked_again(tmp_path, mine):
     mine.take()
     before = mine.fd
     mine.take()
@@ -99,7 +99,7 @@ def test_a_file_that_was_removed_is_made_and_locked_again(tmp_path, mine):
     assert mine.descriptors() == []
 
 
-def test_another_directory_is_another_lock(tmp_path, mine):
+def test_each_directory_has_its_own_lock(tmp_path, mine):
     with Other(tmp_path / "other", "hold"):
         mine.take()
     assert lock.holder(str(tmp_path / "nowhere")) is None

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""sd_notify: datagrams to the socket the environment names, by path or in the abstract namespace."""
+"""Notifications to systemd: states, and listening sockets that it stores and gives back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process 
 
 
 @pytest.fixture(params=["path", "abstract"])
-def manager(request, tmp_path, monkeypatch):
+def systemd(request, tmp_path, monkeypatch):
     name = str(tmp_path / "notify") if request.param == "path" else f"@l4proxy-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(name.replace("@", "\0"))
@@ -30,122 +30,122 @@ def notifier():
         yield notify.Notifier(selector)
 
 
-def test_what_the_service_manager_hears(manager, notifier):
+def test_states_are_notified(systemd, notifier):
     notifier.ready("generation 1 serves")
-    assert manager.recv(1000).decode().splitlines() == [
+    assert systemd.recv(1000).decode().splitlines() == [
         "READY=1",
         "STATUS=generation 1 serves",
         f"MAINPID={os.getpid()}",
     ]
     notifier.reloading()
-    assert manager.recv(1000).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+    assert systemd.recv(1000).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
     notifier.stopping()
-    assert manager.recv(1000).startswith(b"STOPPING=1\n")
+    assert systemd.recv(1000).startswith(b"STOPPING=1\n")
 
 
 @pytest.mark.parametrize("status", ["x" * 10_000, "two\nlines", "€" * 5000, "half \ud800 a pair"])
-def test_no_status_is_too_long_or_of_two_lines(manager, notifier, status):
-    """systemd ignores a message above 4096 bytes, and with it the READY that ends a reload."""
+def test_a_status_is_one_line_of_bounded_length(systemd, notifier, status):
+    """systemd ignores a message above 4096 bytes, even with the READY that ends a reload."""
     notifier.ready(status)
-    lines = manager.recv(100_000).decode().splitlines()
+    lines = systemd.recv(100_000).decode().splitlines()
     assert [line.partition("=")[0] for line in lines] == ["READY", "STATUS", "MAINPID"]
     assert len(lines[1].encode()) <= 1007
 
 
-def test_sockets_are_kept_by_name_and_given_back(manager, notifier):
+def test_sockets_are_stored_by_name_and_removed(systemd, notifier):
     name = "tcp:[::]:80#0"
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert notifier.keep({name: listener}) == 0
-        data, (number,), _flags, _address = socket.recv_fds(manager, 1000, 2)
+        assert notifier.store({name: listener}) == 0
+        data, (number,), _flags, _address = socket.recv_fds(systemd, 1000, 2)
         assert data == b"FDSTORE=1\nFDNAME=tcp%3A%5B%3A%3A%5D%3A80%230"
         with socket.socket(fileno=number) as kept:
             assert kept.getsockname() == listener.getsockname()
-        notifier.keep({name: listener})
-        notifier.keep({})
-        assert manager.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=tcp%3A%5B%3A%3A%5D%3A80%230"
+        notifier.store({name: listener})
+        notifier.store({})
+        assert systemd.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=tcp%3A%5B%3A%3A%5D%3A80%230"
 
 
-def hear(manager, held):
-    """Read one message; returns its first key. ``held`` becomes what a service manager then has."""
-    data, numbers, _flags, _address = socket.recv_fds(manager, 5000, 2)
+def receive(systemd, stored):
+    """Receive one message and update ``stored``, the names that systemd stores; return the message's first key."""
+    data, numbers, _flags, _address = socket.recv_fds(systemd, 5000, 2)
     message = dict(line.split("=", 1) for line in data.decode().splitlines())
     for number in numbers:
         os.close(number)
     if "FDSTORE" in message:
-        held.add(message["FDNAME"])
+        stored.add(message["FDNAME"])
     if "FDSTOREREMOVE" in message:
-        held.remove(message["FDNAME"])
+        stored.remove(message["FDNAME"])
     return next(iter(message))
 
 
-def hear_all(manager, notifier, held):
-    """Read and let the selector go on, in turns, until there is nothing left; returns what was heard."""
-    heard = []
-    manager.setblocking(False)
+def receive_all(systemd, notifier, stored):
+    """Receive messages and run the notifier, in turns, until there are none left; return the first keys."""
+    keys = []
+    systemd.setblocking(False)
     while True:
         try:
-            heard.append(hear(manager, held))
+            keys.append(receive(systemd, stored))
         except BlockingIOError:
             if not notifier.descriptors():
-                return heard
+                return keys
         for key, _mask in notifier._selector.select(0):
             key.data()
 
 
 @pytest.mark.parametrize("count", [3, 1500])
-def test_a_short_queue_loses_nothing_and_ready_does_not_wait_for_the_sockets(manager, notifier, count):
-    held = set()
+def test_with_a_short_queue_nothing_is_lost_and_ready_precedes_the_sockets(systemd, notifier, count):
+    stored = set()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         names = {f"tcp:0.0.0.0:{10000 + number}#0": listener for number in range(count)}
-        notifier.keep(names)
+        notifier.store(names)
         notifier.ready("x")
         assert bool(notifier.descriptors()) == (count == 1500), "the control: the queue is full"
         room = len(notifier.names)
-        heard = hear_all(manager, notifier, held)
-        assert len(held) == len(notifier.names) == count
-        assert heard.index("READY") <= room
+        keys = receive_all(systemd, notifier, stored)
+        assert len(stored) == len(notifier.names) == count
+        assert keys.index("READY") <= room
         assert not notifier.finish(0.01) or not notifier.descriptors()
-        notifier.keep({})
-        hear_all(manager, notifier, held)
-        assert held == notifier.names == set()
+        notifier.store({})
+        receive_all(systemd, notifier, stored)
+        assert stored == notifier.names == set()
 
 
-def test_what_waits_follows_the_config_and_is_said_before_the_end(manager, notifier):
-    held = set()
+def test_waiting_changes_follow_the_config_and_are_sent_before_the_end(systemd, notifier):
+    stored = set()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        notifier.keep({f"tcp:0.0.0.0:{10000 + number}#0": listener for number in range(1500)})
+        notifier.store({f"tcp:0.0.0.0:{10000 + number}#0": listener for number in range(1500)})
         kept = {f"tcp:0.0.0.0:{11000 + number}#0": listener for number in range(600)}
-        notifier.keep(kept)
-        assert not notifier.finish(0.05), "nobody reads"
-        said = 2 * len(notifier.names) + len(kept)  # what was kept of the first is kept no more
-        reader = threading.Thread(target=lambda: [hear(manager, held) for _message in range(said)])
+        notifier.store(kept)
+        assert not notifier.finish(0.05), "systemd does not read"
+        messages = 2 * len(notifier.names) + len(kept)  # those stored for the first config are removed
+        reader = threading.Thread(target=lambda: [receive(systemd, stored) for _message in range(messages)])
         reader.start()
         assert notifier.finish(20)
         reader.join(20)
         assert notifier.names == set(kept)
-        assert len(held) == len(kept)
+        assert len(stored) == len(kept)
 
 
-@pytest.mark.parametrize(("told", "count", "kept"), [("", 5000, 4096), ("100", 101, 100), ("9999", 9000, 2857)])
-def test_the_service_manager_is_given_what_it_can_pass_on(manager, notifier, monkeypatch, told, count, kept):
-    monkeypatch.setenv("FDSTORE", told)
+@pytest.mark.parametrize(("limit", "count", "kept"), [("", 5000, 4096), ("100", 101, 100), ("9999", 9000, 2857)])
+def test_no_more_sockets_are_stored_than_systemd_can_give_back(systemd, notifier, monkeypatch, limit, count, kept):
+    monkeypatch.setenv("FDSTORE", limit)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = "[2001:db8::1]" if told == "9999" else "9.9.9.9"
+        address = "[2001:db8::1]" if limit == "9999" else "9.9.9.9"
         names = {f"tcp:{address}:{10000 + number}#0": listener for number in range(count)}
-        assert notifier.keep(names) == count - kept
-        held = set()
-        hear_all(manager, notifier, held)
-    assert len(held) == kept
-    assert len(":".join(held)) < 120_000, "what the kernel takes as one variable, 128 KiB"
+        assert notifier.store(names) == count - kept
+        stored = set()
+        receive_all(systemd, notifier, stored)
+    assert len(stored) == kept
+    assert len(":".join(stored)) < 120_000, "the kernel's limit of one environment variable, 128 KiB"
 
 
-def test_what_was_kept_is_found_and_all_else_is_closed(monkeypatch):
+def test_stored_listeners_are_found_and_other_descriptors_closed(monkeypatch):
     monkeypatch.setattr(notify, "FIRST_STORED", 200)
     with socket.socket() as sock, open(os.devnull, "rb") as other:
         for place in range(5):
             os.dup2((other if place == 2 else sock).fileno(), 200 + place)
-    spelled = "tcp%3A%5B%3A%3A%5D%3A80%230"
-    names = f"{spelled}:stored:udp%3A9.9.9.9%3A53%231:udp%3A9.9.9.9%3A53%230:{spelled}"
+    encoded = "tcp%3A%5B%3A%3A%5D%3A80%230"
+    names = f"{encoded}:stored:udp%3A9.9.9.9%3A53%231:udp%3A9.9.9.9%3A53%230:{encoded}"
     environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "5", "LISTEN_FDNAMES": names, "x": "y"}
     assert notify.stored(environ) == {"tcp:[::]:80#0": 204, "udp:9.9.9.9:53#0": 203}
     assert environ == {"x": "y"}
@@ -153,18 +153,18 @@ def test_what_was_kept_is_found_and_all_else_is_closed(monkeypatch):
     os.closerange(203, 205)
 
 
-def test_what_is_meant_for_another_process_is_not_taken():
+def test_descriptors_for_another_process_are_ignored():
     assert notify.stored({"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "tcp%3A9.9.9.9%3A80%230"}) == {}
     assert notify.stored({}) == {}
 
 
 @pytest.mark.parametrize("address", [None, "/nonexistent/notify"])
-def test_without_a_service_manager_nothing_happens(monkeypatch, notifier, address):
+def test_without_systemd_nothing_is_stored_and_nothing_waits(monkeypatch, notifier, address):
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if address:
         monkeypatch.setenv("NOTIFY_SOCKET", address)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         notifier.ready("x")
-        notifier.keep({"tcp:9.9.9.9:80#0": listener})
+        notifier.store({"tcp:9.9.9.9:80#0": listener})
     assert notifier.names == set()
     assert notifier.finish(0)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``l4proxy reload``: the sentence and the exit code for each outcome, with a stand-in for the forwarder."""
+"""``l4proxy reload``: its sentence and exit status for each result. This process plays the forwarder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process 
 
 @pytest.fixture
 def forwarder(tmp_path):
-    """A runtime file that names this very process, and what it does on SIGHUP."""
+    """(directory of a runtime file that names this process, what the file says after SIGHUP, SIGHUPs received)."""
     name = str(tmp_path / "forwarder.json")
     document = {
         "schema": 1,
@@ -27,55 +27,57 @@ def forwarder(tmp_path):
         "last_reload": {"attempt": 2, "ok": False, "error": "an old failure", "at": "x"},
     }
     runtime_file.write(document, name)
-    outcome = {}
-    heard = []
+    result, received = {}, []
 
-    def on_hangup(_number, _frame):
-        heard.append(1)
-        if outcome:
-            changed = {**document, **outcome}
-            threading.Timer(0.1, runtime_file.write, (changed, name)).start()
+    def on_hangup(number, _frame):
+        received.append(number)
+        if result:
+            threading.Timer(0.1, runtime_file.write, ({**document, **result}, name)).start()
 
     previous = signal.signal(signal.SIGHUP, on_hangup)
-    yield tmp_path, outcome, heard
+    yield str(tmp_path), result, received
     signal.signal(signal.SIGHUP, previous)
 
 
-def test_success(forwarder, capsys):
-    directory, outcome, _heard = forwarder
-    outcome.update(generation=4, last_reload={"attempt": 3, "ok": True, "error": None, "at": "y"})
-    assert reload_command.run(wait=True, runtime_dir=str(directory), patience=10) == 0
-    assert capsys.readouterr().out == "reloaded: generation 4 serves (version 1.2.3)\n"
+def last_reload(error=None):
+    return {"attempt": 3, "ok": error is None, "error": error, "at": "y"}
 
 
-def test_failure(forwarder, capsys):
-    directory, outcome, _heard = forwarder
-    outcome.update(last_reload={"attempt": 3, "ok": False, "error": "services: is required", "at": "y"})
-    assert reload_command.run(wait=True, runtime_dir=str(directory), patience=10) == 1
-    said = capsys.readouterr().err
-    assert said == "reload failed, generation 3 goes on serving: services: is required\n"
+TEST_RESULTS = [
+    ({"generation": 4, "last_reload": last_reload()}, 10, 0, "reloaded: generation 4 serves (version 1.2.3)\n"),
+    (
+        {"last_reload": last_reload("services: is required")},
+        10,
+        1,
+        "reload failed, generation 3 still serves: services: is required\n",
+    ),
+    ({}, 0.3, 1, "the forwarder did not finish the reload within 0.3 s; see its log\n"),
+]
 
 
-def test_no_answer(forwarder, capsys):
-    directory, _outcome, _heard = forwarder
-    assert reload_command.run(wait=True, runtime_dir=str(directory), patience=0.3) == 1
-    assert "did not finish the reload within 0.3 s" in capsys.readouterr().err
+@pytest.mark.parametrize(("result", "timeout", "code", "sentence"), TEST_RESULTS)
+def test_the_result_of_a_reload_is_one_sentence_and_the_exit_status(forwarder, capsys, result, timeout, code, sentence):
+    directory, shown, _received = forwarder
+    shown.update(result)
+    assert reload_command.run(wait=True, runtime_dir=directory, timeout=timeout) == code
+    printed = capsys.readouterr()
+    assert (printed.err if code else printed.out) == sentence
 
 
-def test_without_waiting(forwarder, capsys):
-    directory, _outcome, heard = forwarder
-    assert reload_command.run(wait=False, runtime_dir=str(directory)) == 0
-    assert heard == [1]
-    assert capsys.readouterr().out.startswith(f"asked the forwarder (pid {os.getpid()}) to reload")
+def test_without_wait_the_command_only_sends_the_signal(forwarder, capsys):
+    directory, _result, received = forwarder
+    assert reload_command.run(wait=False, runtime_dir=directory) == 0
+    assert received == [signal.SIGHUP]
+    assert capsys.readouterr().out.startswith(f"the forwarder (pid {os.getpid()}) was asked to reload")
 
 
-def test_a_forwarder_that_does_not_run_is_not_signalled(forwarder, capsys):
-    directory, _outcome, heard = forwarder
-    name = runtime_file.path(str(directory))
+def test_a_process_that_is_not_the_forwarder_gets_no_signal(forwarder, capsys):
+    directory, _result, received = forwarder
+    name = runtime_file.path(directory)
     document = runtime_file.read(name)
     runtime_file.write({**document, "started": document["started"] - 1}, name)
-    assert reload_command.run(runtime_dir=str(directory)) == 1
-    assert "no forwarder runs" in capsys.readouterr().err
+    assert reload_command.run(runtime_dir=directory) == 1
+    assert "no forwarder is running" in capsys.readouterr().err
     runtime_file.remove(name)
-    assert reload_command.run(runtime_dir=str(directory)) == 1
-    assert heard == []
+    assert reload_command.run(runtime_dir=directory) == 1
+    assert received == []
