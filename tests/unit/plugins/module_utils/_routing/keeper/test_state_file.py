@@ -11,13 +11,13 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import state_file
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper.reconcile_pass import PassResult
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper.state_file import (
     Repair,
     StateFile,
     timestamp,
 )
+from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import environment
 
 NOON = 1795521600.0
 
@@ -94,7 +94,7 @@ def test_the_archive_is_the_running_one_after_the_link_was_changed(tmp_path, mon
     for archive in (old, new):
         archive.touch()
     link.symlink_to(old)
-    monkeypatch.setattr(state_file, "__loader__", SimpleNamespace(archive=str(link)))
+    monkeypatch.setattr(environment, "__loader__", SimpleNamespace(archive=str(link)))
     made = StateFile(str(tmp_path / "state.json"))
     link.unlink()
     link.symlink_to(new)
