@@ -89,7 +89,7 @@ def test_a_file_that_cannot_be_read_is_named(host, capsys):
 
 
 def test_the_payload_is_small():
-    """AnsiballZ ships what is imported: runtime.py must not lead to the engine."""
+    """AnsiballZ ships whatever is imported, so runtime_file.py must not import the engine."""
     with open(runtime_file.__file__, encoding="utf-8") as stream:
         imports = [node for node in ast.walk(ast.parse(stream.read())) if isinstance(node, ast.ImportFrom)]
-    assert not any(node.level for node in imports)
+    assert {node.module for node in imports if node.level} == {"_shared"}
