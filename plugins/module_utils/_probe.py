@@ -1,18 +1,18 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The handshake probe: one TCP handshake from this host with a spoofed source, and the culprit if it fails.
+"""The handshake probe: one TCP handshake from this host with a spoofed source, and the step at fault.
 
-The culprit is found by method, not by guess:
+The result names the step at fault:
 
-* the kernel refuses the socket: the *capability*;
-* the handshake completes: *established*; the backend answers with a reset: the *server* (the path is whole, nothing
-  listens);
-* silence, and this host's own route lookup would not deliver the backend's reply locally: *local delivery*;
-* silence, local delivery is right, and the backend answers this host's own address: the *return path*;
-* silence to both: the *backend* itself.
+* *capability*: the kernel refuses the socket;
+* *established*: the handshake completes; *server*: the backend answers with a reset, so the path works but nothing
+  listens;
+* *local_delivery*: no answer, and this host's route lookup would not deliver the backend's reply locally;
+* *return_path*: no answer, local delivery works, and the backend answers this host's own address;
+* *backend*: no answer to either address.
 
-This module is the one place that knows both engines: sockets from the forwarder, route lookups from routing.
+Like ``_source_proof`` it may import both engines: sockets from the forwarder, route lookups from routing.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from ._routing.netlink import route_query
 from ._shared.endpoints import join_endpoint
 from ._shared.families import socket_family_of
 
-# Silence is told from slowness by waiting; three SYNs go out in this time (retransmits after 1 s and 3 s, RFC 6298).
+# Long enough for three SYNs (retransmits after 1 s and 3 s, RFC 6298), so that a slow backend is not taken for silent.
 DEFAULT_TIMEOUT = 3.5
 
-# Enough to hide the waiting, few enough to look like no scan.
-MOST_AT_ONCE = 32
+# Enough that silent targets take no longer than one, but few enough not to look like a port scan.
+MAX_PARALLEL = 32
 
 ESTABLISHED = "established"
 SERVER = "server"
@@ -49,7 +49,7 @@ BACKEND = "backend"
 
 @dataclass(frozen=True)
 class Target:
-    """What is probed: address and port (1-65535) of a backend, the source to spoof, and a name for messages."""
+    """Address and port (1-65535) of a backend, the source address to spoof, and a name for messages."""
 
     address: str
     port: int
@@ -58,13 +58,13 @@ class Target:
 
     @property
     def endpoint(self) -> str:
-        """Address and port as people write them."""
+        """``198.18.0.21:8080`` or ``[2001:db8::21]:8080``."""
         return join_endpoint(self.address, self.port)
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """How one connect ended: ``error`` is an errno or 0; ``seconds`` how long it took."""
+    """The result of one connect: ``error`` is an errno or 0, ``seconds`` its duration."""
 
     error: int
     seconds: float
@@ -72,19 +72,19 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result: which step is at fault (``established`` for none), in how many seconds, and a sentence."""
+    """``step`` is the step at fault (``established`` for none), ``seconds`` the duration of the spoofed attempt."""
 
     step: str
     seconds: float
     sentence: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data, seconds rounded to microseconds."""
+        """The verdict as JSON has it, seconds rounded to microseconds."""
         return {**asdict(self), "seconds": round(self.seconds, 6)}
 
 
 def _connect(make_socket: Any, target: Target, timeout: float) -> Attempt:
-    """Connect once and close by reset, so that the backend's server has nothing to log and no TIME_WAIT stays."""
+    """Connect once and close by reset, so that the server logs no connection and no TIME_WAIT remains."""
     started = time.monotonic()
     error = 0
     try:
@@ -112,14 +112,14 @@ def own_attempt(target: Target, timeout: float) -> Attempt:
 
 
 def reply_lookup(target: Target) -> str:
-    """Ask this host's kernel what it would do with the backend's reply.
+    """This host's route lookup for the backend's reply.
 
-    :returns: ``local``, or what it would do instead, in words.
+    :returns: ``local``, or a description of the other route.
     """
-    towards = route_query.route_get(target.address)
-    if towards.dev is None:
-        return f"no route to {target.address}: {towards.type}"
-    answer = route_query.route_get(target.source, src=target.address, iif=towards.dev, ip_proto="tcp")
+    outgoing = route_query.route_get(target.address)
+    if outgoing.dev is None:
+        return f"no route to {target.address}: {outgoing.type}"
+    answer = route_query.route_get(target.source, src=target.address, iif=outgoing.dev, ip_proto="tcp")
     if answer.type in ("local", "refused"):
         return answer.type if answer.type == "local" else f"{answer.error}, a martian source or rp_filter"
     shown = [("via", answer.via), ("dev", answer.dev), ("error", answer.error)]
@@ -127,10 +127,10 @@ def reply_lookup(target: Target) -> str:
 
 
 def diagnose(target: Target, spoofed: Attempt, lookup: str = "local", own: Attempt | None = None) -> Verdict:
-    """Name the step at fault. Pure: everything it goes by is passed in.
+    """Find the step at fault. Pure.
 
-    :param lookup: the answer of :func:`reply_lookup`, asked for when ``spoofed`` met silence.
-    :param own: the attempt from this host's own address, made when ``spoofed`` met silence.
+    :param lookup: the result of :func:`reply_lookup`; needed if the ``spoofed`` attempt got no answer.
+    :param own: the attempt from this host's own address; needed if the ``spoofed`` attempt got no answer.
     """
     step, sentence = _judge(target, spoofed, lookup, own)
     return Verdict(step, spoofed.seconds, f"{target.name}: {sentence}" if target.name else sentence)
@@ -143,29 +143,30 @@ def _judge(target: Target, spoofed: Attempt, lookup: str, own: Attempt | None) -
     if spoofed.error in (errno.EPERM, errno.EACCES):
         return (
             CAPABILITY,
-            "capability: a transparent socket was refused (EPERM); run as root or with CAP_NET_RAW",
+            "capability: the kernel refused a transparent socket (EPERM); run as root or with CAP_NET_RAW",
         )
     if spoofed.error in (errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EINVAL):
         return (
             SOURCE,
-            f"source: {source} cannot be used here ({os.strerror(spoofed.error)}); choose another",
+            f"source: {source} cannot be used on this host ({os.strerror(spoofed.error)}); choose another address",
         )
     if spoofed.error == errno.ECONNREFUSED:
-        return SERVER, f"server: {where} refused the connection; the path is whole, but nothing listens on that port"
+        return SERVER, f"server: {where} refused the connection; the path works, but nothing listens on that port"
     if lookup != "local":
         return LOCAL_DELIVERY, (
             f"local delivery on this host: the kernel would not accept replies of {target.address} to {source} "
-            f"(route lookup: {lookup}; expected: local); run `l4proxy keep --once` here, or the forwarder role"
+            f"(route lookup: {lookup}; expected: local); run `l4proxy keep --once` on this host, or the forwarder role"
         )
     if own is not None and own.error in (0, errno.ECONNREFUSED):
         return RETURN_PATH, (
             f"return path on the backend: {where} answers this host's own address, but its replies to {source} do not "
-            "come back here; `l4proxy doctor` on the backend names the cause"
+            "arrive here; run `l4proxy doctor` on the backend to find the cause"
         )
     reason = os.strerror((own or spoofed).error)
     return (
         BACKEND,
-        f"backend: {where} does not answer this host at all ({reason}); is it up, or is it a firewall?",
+        f"backend: {where} does not answer this host at all ({reason}); check that it is up and that no firewall drops "
+        "the connection",
     )
 
 
@@ -182,6 +183,6 @@ def probe(target: Target, timeout: float = DEFAULT_TIMEOUT) -> Verdict:
 
 
 def probe_all(targets: Sequence[Target], timeout: float = DEFAULT_TIMEOUT) -> list[Verdict]:
-    """Probe many targets side by side, so that many silent ones take no longer than one. Results in the same order."""
-    with ThreadPoolExecutor(max_workers=MOST_AT_ONCE) as pool:
+    """Probe many targets in parallel; return the verdicts in the order of the targets."""
+    with ThreadPoolExecutor(max_workers=MAX_PARALLEL) as pool:
         return list(pool.map(lambda target: probe(target, timeout), targets))

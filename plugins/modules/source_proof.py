@@ -113,8 +113,9 @@ import ipaddress
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _probe_targets
-from ansible_collections.trueip.l4proxy.plugins.module_utils import _source_proof as proof
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import forwarder
+from ansible_collections.trueip.l4proxy.plugins.module_utils._source_proof import observer, sender
+from ansible_collections.trueip.l4proxy.plugins.module_utils._source_proof.sample import PROTOCOLS, Sample, make_samples
 
 TARGET_SPEC = {
     **_probe_targets.SPEC,
@@ -140,7 +141,7 @@ def errors_of(options: dict) -> list[str]:
         for index, item in enumerate(options[option]):
             path = f"{option}[{index}]"
             errors += _probe_targets.errors_of(item, path)
-            if item.get("protocol") not in proof.PROTOCOLS:
+            if item.get("protocol") not in PROTOCOLS:
                 errors.append(f"{path}.protocol: {item.get('protocol')!r} is neither tcp nor udp")
             if option == "samples" and not isinstance(item.get("token"), int):
                 errors.append(f"{path}.token: {item.get('token')!r} is not the token of a sample")
@@ -151,10 +152,10 @@ def errors_of(options: dict) -> list[str]:
 
 def send(options: dict) -> dict:
     """Send samples in the background; returns them with the names of their targets."""
-    samples = proof.samples(options["targets"])
+    samples = make_samples(options["targets"])
     if samples:
         running = forwarder.read(CONFIG, RUNTIME, "/proc")
-        proof.send_in_background(samples, options["seconds"], (running and running.uid) or 0)
+        sender.send_in_background(samples, options["seconds"], (running and running.uid) or 0)
     pairs = zip(samples, options["targets"])
     return {
         "samples": [{**sample.to_dict(), "name": target["name"], "host": target["host"]} for sample, target in pairs]
@@ -164,15 +165,15 @@ def send(options: dict) -> dict:
 def watch(options: dict) -> dict:
     """Watch for the samples on this host; returns a result for each of them."""
     keys = ("protocol", "address", "port", "source", "source_port", "token")
-    samples = [proof.Sample(**{key: given.get(key) for key in keys}) for given in options["samples"]]
-    seen = proof.watch(samples, options["timeout"])
+    samples = [Sample(**{key: given.get(key) for key in keys}) for given in options["samples"]]
+    seen = observer.observe(samples, options["timeout"])
     return {
         "results": [
             {
                 **given,
                 "seen": address,
                 "hidden": bool(address) and ipaddress.ip_address(address) != ipaddress.ip_address(sample.source),
-                "sentence": f"{given.get('name') or sample.address}: {proof.sentence(sample.source, address)}",
+                "sentence": f"{given.get('name') or sample.address}: {observer.conclusion(sample.source, address)}",
             }
             for given, sample, address in zip(options["samples"], samples, seen)
         ]

@@ -10,7 +10,8 @@ import re
 import socket
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils import _source_proof as proof
+from ansible_collections.trueip.l4proxy.plugins.module_utils._source_proof import observer, sender
+from ansible_collections.trueip.l4proxy.plugins.module_utils._source_proof.sample import make_samples
 
 from tests.kernel.doctor.clinic import CLIENTS
 from tests.support.addresses import AF
@@ -46,11 +47,11 @@ def proven(clinic, family: str, account: int = 0, patience: float = PATIENCE) ->
     """The source addresses that b finds on samples from a, over TCP and UDP."""
     sources = {"ipv4": "198.51.100.11", "ipv6": "2001:db8:ffff::11"}
     target = {"address": getattr(clinic.lab["b"], family), "port": PORT, "source": sources[family]}
-    sent = proof.samples([{**target, "protocol": protocol} for protocol in ("tcp", "udp")])
+    sent = make_samples([{**target, "protocol": protocol} for protocol in ("tcp", "udp")])
     with clinic.lab["a"].inside():
-        proof.send_in_background(sent, 2, account)
+        sender.send_in_background(sent, 2, account)
     with clinic.lab["b"].inside():
-        seen = proof.watch(sent, patience)
+        seen = observer.observe(sent, patience)
     return {"spoofed" if one == sources[family] else one for one in seen}
 
 

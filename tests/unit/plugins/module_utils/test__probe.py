@@ -13,36 +13,36 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._probe import Attem
 TARGET = _probe.Target("198.18.0.21", 8080, "198.51.100.11", "web: b")
 
 OK, REFUSED = Attempt(0, 0.0004), Attempt(errno.ECONNREFUSED, 0.001)
-SILENCE, UNREACHABLE = Attempt(errno.ETIMEDOUT, 3.5), Attempt(errno.EHOSTUNREACH, 3.0)
+SILENT, UNREACHABLE = Attempt(errno.ETIMEDOUT, 3.5), Attempt(errno.EHOSTUNREACH, 3.0)
 
 VERDICTS = [
-    # spoofed, route lookup, from the own address; step at fault
+    # spoofed attempt, route lookup, attempt from the own address; step at fault
     (OK, "local", None, "established"),
     (REFUSED, "local", None, "server"),
     (Attempt(errno.EPERM, 0.0), "local", None, "capability"),
     (Attempt(errno.EADDRNOTAVAIL, 0.0), "local", None, "source"),
     (Attempt(errno.EADDRINUSE, 0.0), "local", None, "source"),
-    (SILENCE, "unicast via 198.18.0.1 dev eth0", OK, "local_delivery"),
-    (SILENCE, "unicast via 198.18.0.1 dev eth0", SILENCE, "local_delivery"),
-    (SILENCE, "EXDEV, a martian source or rp_filter", OK, "local_delivery"),
-    (SILENCE, "local", OK, "return_path"),
-    (SILENCE, "local", REFUSED, "return_path"),
-    (SILENCE, "local", SILENCE, "backend"),
+    (SILENT, "unicast via 198.18.0.1 dev eth0", OK, "local_delivery"),
+    (SILENT, "unicast via 198.18.0.1 dev eth0", SILENT, "local_delivery"),
+    (SILENT, "EXDEV, a martian source or rp_filter", OK, "local_delivery"),
+    (SILENT, "local", OK, "return_path"),
+    (SILENT, "local", REFUSED, "return_path"),
+    (SILENT, "local", SILENT, "backend"),
     (UNREACHABLE, "local", UNREACHABLE, "backend"),
 ]
 
 
 @pytest.mark.parametrize(("spoofed", "lookup", "own", "step"), VERDICTS)
-def test_verdict(spoofed, lookup, own, step):
+def test_a_verdict_names_the_step_at_fault(spoofed, lookup, own, step):
     verdict = _probe.diagnose(TARGET, spoofed, lookup, own)
     assert (verdict.step, verdict.seconds) == (step, spoofed.seconds)
     assert verdict.sentence.startswith("web: b: ")
 
 
-def test_the_sentence_names_both_ends():
+def test_the_sentence_names_target_and_source():
     sentence = _probe.diagnose(TARGET, OK).sentence
     assert sentence == "web: b: established with 198.18.0.21:8080 as 198.51.100.11 in 0.4 ms"
 
 
-def test_an_endpoint_of_ipv6_has_brackets():
+def test_an_ipv6_endpoint_has_brackets():
     assert _probe.Target("2001:db8::21", 80, "2001:db8:ffff::11").endpoint == "[2001:db8::21]:80"
