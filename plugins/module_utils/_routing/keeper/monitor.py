@@ -21,7 +21,7 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..marks import iptables_legacy
 from ..netlink import socket_filter
@@ -151,7 +151,7 @@ class RouteReader:
 
     def _is_source(self, body: memoryview) -> bool:
         """Whether a rule of ours has this address as its source."""
-        found = dict(attributes(body[8:])) if self._sources else {}
+        found: dict[int, Any] = dict(attributes(body[8:])) if self._sources else {}
         packed = bytes(found.get(IFA_LOCAL) or found.get(IFA_ADDRESS, b""))
         if len(packed) not in (4, 16):
             return False
@@ -208,8 +208,10 @@ class Monitor:
         self._buffer = memoryview(bytearray(1 << 16))
         self._wake = wake
         self._poll = select.epoll()
-        for source in (*self._readers, *([] if wake is None else [wake])):
+        for source in self._readers:
             self._poll.register(source, select.EPOLLIN)
+        if wake is not None:
+            self._poll.register(wake, select.EPOLLIN)
         self._interest: Interest | None = None
 
     @property

@@ -156,17 +156,22 @@ def settings_differ(result: PassResult, host: Host) -> bool:
 
 
 def _interest(document: Document) -> Interest:
-    tables = {value.table for value in (*document.rules, *document.routes) if value.table is not None}
-    hops = {via for mark in document.marks for via in mark.via} | {route.via for route in document.routes if route.via}
-    links = {value.dev for value in (*document.routes, *document.addresses) if value.dev}
-    # The chains of iptables-nft are in nftables' notifications, too.
-    names = {nft.table_name(document.owner), iptables.prefix(document.owner)}
-    sets = (frozenset(values) for values in ({document.protocol}, tables, hops, links, names))
-    # When this host gets such an address, the rule must go; when it loses the address, the rule must return.
-    sources = frozenset(rule.src for rule in document.rules if rule.src)
-    # A foreign rule in front of ours may have to be overtaken.
-    before = max((rule.priority for rule in document.rules), default=0) if document.owner in OWNERS else 0
-    return Interest(*sets, sources=sources, before=before)
+    rules, routes = document.rules, document.routes
+    tables = {rule.table for rule in rules if rule.table is not None} | {route.table for route in routes}
+    hops = {via for mark in document.marks for via in mark.via} | {route.via for route in routes if route.via}
+    links = {item.dev for item in (*routes, *document.addresses) if item.dev}
+    return Interest(
+        protocols=frozenset({document.protocol}),
+        tables=frozenset(tables),
+        addresses=frozenset(hops),
+        links=frozenset(links),
+        # The chains of iptables-nft are in nftables' notifications, too.
+        nft_names=frozenset({nft.table_name(document.owner), iptables.prefix(document.owner)}),
+        # When this host gets such an address, the rule must go; when it loses the address, the rule must return.
+        sources=frozenset(rule.src for rule in rules if rule.src),
+        # A foreign rule in front of ours may have to be overtaken.
+        before=max((rule.priority for rule in rules), default=0) if document.owner in OWNERS else 0,
+    )
 
 
 def _used_links(outcome: Outcome) -> Interest:

@@ -127,7 +127,7 @@ class StateFile:
 
     def _data(self) -> dict[str, Any]:
         documents = {owner: {"state": state, "since": timestamp(at)} for owner, (state, at) in self._since.items()}
-        last = None
+        last: dict[str, Any] | None = None
         if self.last:
             repair = self.last
             seconds = None if repair.seconds is None else round(repair.seconds, 4)
