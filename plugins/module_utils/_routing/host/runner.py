@@ -60,7 +60,7 @@ def run(argv: Sequence[str], stdin: str | None = None) -> Completed:
     return Completed(process.returncode, stdout, stderr)
 
 
-def _end(process: subprocess.Popen) -> None:
+def _end(process: subprocess.Popen[str]) -> None:
     """Kill what still runs, with its children: a child that holds the pipes would keep us waiting."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):  # it ended just now

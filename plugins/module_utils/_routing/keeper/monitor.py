@@ -217,7 +217,7 @@ class Monitor:
     @property
     def sees_processes(self) -> bool:
         """Whether netlink ports are process ids as this process knows them; in a container they are not."""
-        return self._route.getsockname()[0] == os.getpid()
+        return bool(self._route.getsockname()[0] == os.getpid())
 
     @property
     def legacy_fingerprint(self) -> tuple[bytes, ...]:

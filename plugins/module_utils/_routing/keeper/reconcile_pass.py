@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..document import store
 from ..document.documents import Document
@@ -77,7 +78,7 @@ class Documents:
 
     def __init__(self, directory: str):
         self._directory = directory
-        self._loaded: tuple | None = None
+        self._loaded: tuple[Any, ...] | None = None
         self._stored: list[store.Stored] = []
 
     def load(self) -> list[store.Stored]:
@@ -91,7 +92,7 @@ class Documents:
     def changed(self) -> bool:
         return self._file_states() != self._loaded
 
-    def _file_states(self) -> tuple:
+    def _file_states(self) -> tuple[Any, ...]:
         """What changes when a file is written: names, inodes, times and sizes."""
         try:
             with os.scandir(self._directory) as entries:
@@ -159,7 +160,8 @@ def _interest(document: Document) -> Interest:
     rules, routes = document.rules, document.routes
     tables = {rule.table for rule in rules if rule.table is not None} | {route.table for route in routes}
     hops = {via for mark in document.marks for via in mark.via} | {route.via for route in routes if route.via}
-    links = {item.dev for item in (*routes, *document.addresses) if item.dev}
+    links = {route.dev for route in routes if route.dev}
+    links |= {address.dev for address in document.addresses if address.dev}
     return Interest(
         protocols=frozenset({document.protocol}),
         tables=frozenset(tables),

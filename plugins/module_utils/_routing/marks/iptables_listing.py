@@ -75,7 +75,7 @@ def _target(rule: str) -> str:
     return found.group(1) if found else ""
 
 
-def meaning(rule: str) -> frozenset:
+def meaning(rule: str) -> frozenset[Any]:
     """A rule's options, each with its values: the same whatever the version and the order in which it lists them."""
     options: list[list[str]] = []
     for word in shlex.split(rule):

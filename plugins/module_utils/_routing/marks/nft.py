@@ -74,7 +74,7 @@ META_MARK = {"meta": {"key": "mark"}}
 SOURCE_MAC = {"payload": {"protocol": "ether", "field": "saddr"}}
 IN_LINK = {"meta": {"key": "iifname"}}
 # (chain, comment, statements)
-Rules = list[tuple[str, str, list]]
+Rules = list[tuple[str, str, list[Any]]]
 
 
 def table_name(owner: str) -> str:
@@ -219,7 +219,7 @@ def _set(key: Any, mark: Mark) -> dict[str, Any]:
     return {"mangle": {"key": key, "value": mark.id if whole else {"|": [{"&": [key, MAX_U32 & ~mark.mask]}, mark.id]}}}
 
 
-def _guards(mark: Mark) -> list[list]:
+def _guards(mark: Mark) -> list[list[Any]]:
     """One rule a family in which the proxy's address is known; the other family has no return path to guard."""
     rules = []
     for protocol, family in (("ipv4", "ip"), ("ipv6", "ip6")):

@@ -23,7 +23,7 @@ NO_MEANING = ("counter", "family", "protocol")
 SUBJECTS = ("ct", "meta", "rt", "socket")
 
 
-def signature(objects: Iterable[dict[str, Any]]) -> tuple[set, list]:
+def signature(objects: Iterable[dict[str, Any]]) -> tuple[set[Any], list[Any]]:
     """Chains with their hooks, and the rules of each chain in order as (chain, comment, what the statements say)."""
     chains, rules = set(), []
     for item in objects:
@@ -59,7 +59,7 @@ def _leaves(value: Any) -> Iterable[Any]:
         yield IP_PROTOCOLS.get(value, value)
 
 
-def _pair(value: list) -> list:
+def _pair(value: list[Any]) -> list[Any]:
     """[key, chain] when the list is an element of a verdict map, else nothing."""
     if len(value) == 2 and isinstance(value[0], (str, int)) and isinstance(value[1], dict) and "goto" in value[1]:
         return [value[0], value[1]["goto"]["target"]]
@@ -93,7 +93,7 @@ def marks(objects: Objects) -> Iterable[Mark]:
             )
 
 
-def _next_hops(guards: Iterable[list]) -> Iterable[str]:
+def _next_hops(guards: Iterable[list[Any]]) -> Iterable[str]:
     for statements in guards:
         for leaf in _leaves(statements):
             if isinstance(leaf, str) and re.fullmatch(r"[0-9a-fA-F:.]*[:.][0-9a-fA-F:.]*", leaf):

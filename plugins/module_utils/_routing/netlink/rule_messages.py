@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..document import formatting
 from ..document.model import KernelObject, Rule
@@ -163,7 +163,7 @@ class OwnedRules:
         return any(_fits(rule, other) for kind in wider for other in self._kinds[kind])
 
 
-def _compared(rule: Rule) -> tuple:
+def _compared(rule: Rule) -> tuple[Any, ...]:
     return (*rule.selectors, rule.suppress_prefixlength)
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..document.documents import Document
 from ..document.model import Address, KernelObject, Mark, Route, Rule
@@ -25,7 +26,7 @@ class State:
     rules: tuple[Rule, ...] = ()
     routes: tuple[Route, ...] = ()
     marks: tuple[Mark, ...] = ()
-    sysctls: tuple = ()
+    sysctls: tuple[Any, ...] = ()
     sound: bool = True
     addresses: tuple[Address, ...] = ()
     engine: str | None = None

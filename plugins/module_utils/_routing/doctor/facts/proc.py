@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ...host import files
 from .model import Conntrack, Relay, Socket
@@ -83,7 +84,7 @@ def relays(proc: str, programs: Collection[str]) -> tuple[Relay, ...]:
     return tuple(sorted(found, key=_relay_order))
 
 
-def _relay_order(relay: Relay) -> tuple:
+def _relay_order(relay: Relay) -> tuple[Any, ...]:
     return relay.socket.protocol, relay.socket.port, relay.socket.address, relay.pid
 
 

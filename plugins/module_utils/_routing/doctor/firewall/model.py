@@ -83,8 +83,8 @@ class Test:
 
 def _fits(value: Any, wanted: Any) -> bool:
     if isinstance(wanted, tuple):
-        return wanted[0] <= value <= wanted[1]
-    return value.startswith(wanted[:-1]) if wanted.endswith("*") else value == wanted
+        return bool(wanted[0] <= value <= wanted[1])
+    return bool(value.startswith(wanted[:-1]) if wanted.endswith("*") else value == wanted)
 
 
 UNKNOWN = Test(None)

@@ -45,6 +45,8 @@ TARGETS = {
 }  # fmt: skip
 # iptables-nft keeps its chains in nft under these names; iptables-save prints their rules in full.
 IPTABLES = re.compile(r"PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING")
+# elements of each named set, by (table, name)
+Sets = Mapping[Any, Any]
 # (protocol, field) of a payload, or ("meta", key), or ("ct", key) → the packet's field
 FIELDS: dict[tuple[Any, Any], str] = {
     ("ip", "saddr"): "src", ("ip6", "saddr"): "src", ("ip", "daddr"): "dst", ("ip6", "daddr"): "dst",
@@ -106,7 +108,7 @@ def _is_in(rule: Mapping[str, Any], chain: Mapping[str, Any]) -> bool:
     return (rule["family"], rule["table"], rule["chain"]) == (chain["family"], chain["table"], chain["name"])
 
 
-def _rules(rule: Mapping[str, Any], sets: Mapping) -> Iterable[FilterRule]:
+def _rules(rule: Mapping[str, Any], sets: Sets) -> Iterable[FilterRule]:
     """Yields one rule, or for a verdict map one for each element."""
     tests: list[Test] = []
     writes: list[MarkWrite] = []
@@ -163,7 +165,7 @@ def _decided(statement: Mapping[str, Any], tests: list[Test], writes: list[MarkW
     return FilterRule((*tests, UNKNOWN) if name == "queue" else tuple(tests), verdict or DROP, text=text)
 
 
-def _mapped(body: Mapping[str, Any], tests: list[Test], table: str, sets: Mapping, text: str) -> Iterable[FilterRule]:
+def _mapped(body: Mapping[str, Any], tests: list[Test], table: str, sets: Sets, text: str) -> Iterable[FilterRule]:
     pairs = body["data"].get("set", []) if isinstance(body["data"], dict) else []
     if not pairs:  # a named map, whose elements are not looked up
         yield FilterRule((*tests, UNKNOWN), DROP, text=text)
@@ -180,7 +182,7 @@ def _implied(left: Any) -> list[Test]:
     return [Test("protocol", (protocol,))] if protocol in ("tcp", "udp", "icmp") else []
 
 
-def _test(match: Mapping[str, Any], table: str, sets: Mapping) -> Test:
+def _test(match: Mapping[str, Any], table: str, sets: Sets) -> Test:
     field, mask = _field(match["left"])
     right = match["right"]
     if isinstance(right, str) and right.startswith("@"):
