@@ -210,10 +210,10 @@ def test_many_stalled_streams_have_bounded_pipes_and_resume(lab, forwarder, ends
 
 
 TAKE = """
-from l4proxy._forwarder.tcp.splice import PIPE_SIZE, Pool, bound
-pool = Pool(400)
+from l4proxy._forwarder.tcp.splice import PIPE_SIZE, PipePool, most_pipes
+pool = PipePool(400)
 pipes = [pool.take() for _pipe in range(400)]
-print(sum(pipe.size for pipe in pipes if pipe) // PIPE_SIZE, bound(1, 20000))
+print(sum(pipe.size for pipe in pipes if pipe) // PIPE_SIZE, most_pipes(1, 20000))
 """
 
 

@@ -60,7 +60,7 @@ class Server:
         try:
             sock, _address = self.sock.accept()
         except OSError as error:
-            if error.errno in sockets.OUT_OF:  # closing a connection frees a descriptor for the next one
+            if error.errno in sockets.OUT_OF_RESOURCES:  # closing a connection frees a descriptor for the next one
                 self._close_one(self.connections)
                 self._stop_accepting()
                 self.timers.add(self.now() + ACCEPT_PAUSE, self._start_accepting)

@@ -29,7 +29,7 @@ from ..counters import shared_memory
 from ..counters.heartbeat import BEAT
 from ..counters.shared_memory import BROKEN, DOWN, UNANSWERED, UNASKED, UNKNOWN, UP
 from ..loop import sockets
-from ..loop.log import RETRY, places
+from ..loop.log import RETRY, trace_lines
 from .health_round import TICK, CheckedTarget
 from .health_state import ClientConnects
 
@@ -144,7 +144,7 @@ class HealthChecker:
         try:
             return step(now)
         except Exception as error:  # noqa: BLE001
-            self._log.event("defect", level="error", error=repr(error), trace=places(error), **_log_fields(target))
+            self._log.event("defect", level="error", error=repr(error), trace=trace_lines(error), **_log_fields(target))
         target.abandon()
         for field in ("server", "path"):
             self._region.set_state(field, target.number, UNASKED)

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Callable
 
-from .log import Log, places
+from .log import Log, trace_lines
 from .poller import Poller
 from .timers import Timers
 
@@ -42,5 +42,5 @@ class EventLoop:
         if abort is None:
             raise error
         self.count("defects")
-        self.log.event("defect", level="error", error=repr(error), trace=places(error))
+        self.log.event("defect", level="error", error=repr(error), trace=trace_lines(error))
         abort(f"internal error: {error!r}")

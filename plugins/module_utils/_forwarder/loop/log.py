@@ -1,12 +1,12 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The log: one JSON object or one logfmt record a line, written so that it never blocks the forwarder.
+"""The log: one JSON object or logfmt record per line. Writing it never blocks the forwarder.
 
-Lines are gathered while the loop runs its callbacks and written by flush(), at most PIPE_BUF bytes at a time: that much
-reaches a pipe or the journal's socket whole or not at all (pipe(7)), so supervisor and workers can share one. Where the
-reader is too slow lines are dropped and counted, and the next one that gets through says how many. Warnings and errors
-of one kind are limited to MOST_A_SECOND, so that a storm of them does not push out everything else.
+Lines wait while the loop runs its callbacks. Then flush() writes them, at most PIPE_BUF bytes at a time: such a write
+to a pipe or the journal's socket is atomic (pipe(7)), so supervisor and workers can share one. If the reader is too
+slow, lines are dropped, and the next line that gets through says how many. Warnings and errors of one event are limited
+to MOST_A_SECOND, so that they leave room for other lines.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import time
 from collections import deque
 
 PIPE_BUF = 4096  # bytes, linux/limits.h
-MAX_WAITING = 1000  # lines, about 300 kB: what is kept while the reader is slow
-LONGEST_TEXT, LONGEST_LIST = 2000, 50  # characters and entries that are shown of one value of an event
-MOST_A_SECOND = 20  # warnings or errors of one event; the next second says how many more there were
+MAX_WAITING = 1000  # lines, about 300 kB: kept while the reader is slow
+LONGEST_TEXT, LONGEST_LIST = 2000, 50  # characters or entries of one value of an event; the rest is cut
+MOST_A_SECOND = 20  # warnings or errors of one event; the next second logs how many were suppressed
 LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 REPEAT = 10.0  # seconds between two lines that say the same (Repeats)
-RETRY = 0.5  # seconds after which a loop that has nothing else to do should flush() again
+RETRY = 0.5  # seconds until an idle loop should flush() again
 
 _encoder = json.JSONEncoder(separators=(",", ":"), default=str)
 
 
 def _fast_json():
-    """Return function(value) -> JSON text, the same that JSONEncoder.encode() gives.
+    """Return function(value) -> JSON text, equal to that of JSONEncoder.encode().
 
-    encode() makes a new C encoder for every value; this one is made once.
+    encode() makes a new C encoder for each value; this one is made once.
     """
     make = getattr(json.encoder, "c_make_encoder", None)
     if make is None:  # an interpreter without the C part of json
@@ -45,38 +45,38 @@ def _fast_json():
 
 
 _json = _fast_json()
-_HOLE = secrets.token_hex(16)  # where a value goes that is not known yet; plain in every format
+_PLACEHOLDER = secrets.token_hex(16)  # for a value that is not known yet; needs no quotes in any format
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+\Z")  # printable ASCII without space, '"', '=' and '\\'
 
 
 class Log:
-    """Writes to the file descriptor ``fd``; ``base`` is in every line.
+    """Writes to the file descriptor ``fd``; the fields ``base`` are in every line.
 
-    ``format`` is json or logfmt; events below ``level`` are not written.
+    ``format`` is json or logfmt; events below ``level`` are not logged.
     """
 
     def __init__(self, fd=1, format="json", level="info", **base):
         self._write = _non_blocking_writer(fd)
         self._base = base
         self.waiting: deque[bytes] = deque()  # lines that are not written yet
-        self._unreported = 0
+        self._unreported = 0  # dropped lines that no line has told about
         self._second = 0
-        self._storm = {}  # warnings of this second by event
+        self._warnings = {}  # of this second, by event
         self.dropped = 0
         self.set_format(format)
         self.set_level(level)
 
     def set_format(self, format):
-        """Write json or logfmt from here on; a kind() goes on as it was made."""
+        """Use json or logfmt from now on; a kind() keeps the format with which it was made."""
         self._encode, self._spell = ENCODERS[format]
 
     def set_level(self, level):
-        """Write events of ``level`` and above from here on."""
+        """Log events of ``level`` and above from now on."""
         self.level = level
         self._threshold = LEVELS[level]
 
     def event(self, event, level="info", **fields):
-        """Log ``event`` (a short name) with its fields, all JSON values."""
+        """Log ``event`` (a short name) with its fields, which are JSON values."""
         rank = LEVELS[level]
         if rank < self._threshold or (rank >= LEVELS["warning"] and not self._admitted(event)):
             return
@@ -84,12 +84,13 @@ class Log:
             self._append(event, level, fields)
 
     def kind(self, event, names, **constant):
-        """Return a function(values) that logs ``event``, level info, for lines of which there are very many.
+        """Return a fast function(values) that logs ``event`` at level info, for an event that is very frequent.
 
-        What is ``constant`` of them is spelled once; ``values`` are those of the fields ``names``, in that order.
+        ``values`` are those of the fields ``names``, in that order. The fields ``constant`` are encoded only once.
         """
-        line = {"event": event, "level": "info", "time": _HOLE, **self._base, **constant, **dict.fromkeys(names, _HOLE)}
-        text = self._encode(line).replace("%", "%%").replace(self._spell[str](_HOLE), "%s") + "\n"
+        line = {"event": event, "level": "info", "time": _PLACEHOLDER, **self._base, **constant}
+        line.update(dict.fromkeys(names, _PLACEHOLDER))
+        text = self._encode(line).replace("%", "%%").replace(self._spell[str](_PLACEHOLDER), "%s") + "\n"
         lines, spell, rank = self.waiting, self._spell, LEVELS["info"]
 
         def write(values):
@@ -100,7 +101,7 @@ class Log:
         return write
 
     def _has_room(self):
-        """Whether one more line may wait for the reader; what there was no room for is counted, and told."""
+        """Whether one more line may wait. If not, count it as dropped; if so, first log how many were dropped."""
         if len(self.waiting) >= MAX_WAITING:
             self._unreported += 1
             self.dropped += 1
@@ -111,18 +112,18 @@ class Log:
         return True
 
     def _admitted(self, event):
-        """Whether one more warning of this kind may be written in this second."""
+        """Whether one more warning of this event may be logged in this second."""
         second = int(time.monotonic())
         if second != self._second:
-            storm, self._storm, self._second = self._storm, {}, second
-            for name, count in storm.items():
+            warnings, self._warnings, self._second = self._warnings, {}, second
+            for name, count in warnings.items():
                 if count > MOST_A_SECOND:
                     self._append("log lines suppressed", "warning", {"of": name, "count": count - MOST_A_SECOND})
-        count = self._storm[event] = self._storm.get(event, 0) + 1
+        count = self._warnings[event] = self._warnings.get(event, 0) + 1
         return count <= MOST_A_SECOND
 
     def flush(self):
-        """Hand what is waiting to the kernel, as much as it takes at once."""
+        """Write the waiting lines, as far as that does not block."""
         lines = self.waiting
         while lines:
             piece = lines.popleft()
@@ -154,7 +155,7 @@ class Repeats:
 
 
 def _shown(value):
-    """Return a value as it is written: what grows with the config (thousands of listeners, a list of faults) is cut."""
+    """Return a value as it is logged. Long ones, which grow with the config (lists of listeners or faults), are cut."""
     if isinstance(value, str) and len(value) > LONGEST_TEXT:
         return f"{value[:LONGEST_TEXT]}… ({len(value)} characters)"
     if isinstance(value, list):
@@ -163,17 +164,17 @@ def _shown(value):
     return value
 
 
-def places(error):
-    """Return where an exception was raised as "file:line", innermost last."""
-    trace, found = error.__traceback__, []
+def trace_lines(error):
+    """Return where an exception was raised, as ["file:line"], innermost last."""
+    trace, lines = error.__traceback__, []
     while trace:
-        found.append(f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}")
+        lines.append(f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}")
         trace = trace.tb_next
-    return found
+    return lines
 
 
 def _logfmt(line):
-    """Spell a flat dictionary as key=value; what has a space, a quote or an equals sign is quoted as in JSON."""
+    """Return a flat dictionary as key=value; a value with a space, a quote or an equals sign is quoted as in JSON."""
     return " ".join(f"{key}={_logfmt_value(value)}" for key, value in line.items())
 
 
@@ -186,7 +187,7 @@ def _logfmt_value(value):
 
 
 class _Spelling(dict):
-    """How values are spelled, by their type: what is not in it as ``usual`` does."""
+    """Functions that encode a value, by its type; ``usual`` for all other types."""
 
     def __init__(self, usual):
         super().__init__()
@@ -199,12 +200,12 @@ class _Spelling(dict):
 _JSON = _Spelling(_json)
 _JSON[str], _JSON[int] = json.encoder.encode_basestring_ascii, int.__repr__
 
-#: Of each format: how a line is written, and the values of one.
+#: For each format: the function that encodes a line, and those that encode a value of it.
 ENCODERS = {"json": (_json, _JSON), "logfmt": (_logfmt, _Spelling(_logfmt_value))}
 
 
 def _non_blocking_writer(fd):
-    """Return a function(bytes) -> number of bytes taken, which takes 0 where a plain write would wait."""
+    """Return a function(bytes) -> number of bytes written, 0 where a plain write would block."""
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):  # the journal
         sock = socket.socket(fileno=os.dup(fd))
@@ -215,10 +216,10 @@ def _non_blocking_writer(fd):
 
 
 def _own_description(fd):
-    """Open a pipe or terminal anew, so that O_NONBLOCK is ours alone and not of everyone who shares it."""
+    """Open a pipe or terminal again, so that O_NONBLOCK does not affect the processes that share it."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError:  # made by another user: then it has to be set on the shared description
+    except OSError:  # opened by another user: it has to be set on the shared description
         os.set_blocking(fd, False)
         return fd
 
@@ -228,5 +229,5 @@ def _taken(write, *arguments):
         return write(*arguments)
     except BlockingIOError:
         return 0
-    except OSError:  # the reader is gone: a log is no reason to stop forwarding
+    except OSError:  # the reader has closed it: forwarding goes on without a log
         return sum(len(part) for part in arguments if isinstance(part, bytes))

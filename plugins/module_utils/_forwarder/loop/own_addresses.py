@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The addresses this host owns, read without privileges and without netlink (a hardened unit may forbid it)."""
+"""The addresses of this host, read without privileges and without netlink, which a hardened unit may forbid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..._shared.families import socket_family_of
 SIOCGIFCONF = 0x8912  # linux/sockios.h: every IPv4 address of every interface, secondary ones too (netdevice(7))
 IFREQ_SIZE = 40 if struct.calcsize("P") == 8 else 32  # struct ifreq: 16 bytes of name, then a union
 IF_INET6 = "/proc/self/net/if_inet6"
-REFRESH = 10.0  # seconds between two looks of a worker
+REFRESH = 10.0  # seconds between two reads of a worker
 
 
 def own_addresses():
@@ -25,10 +25,10 @@ def own_addresses():
 
 
 def absent(services):
-    """Return {service name: [listener as text]} of those on addresses that this host does not have (now)."""
+    """Return {service name: [listener as text]} for listeners on addresses that this host does not have now."""
     try:
         own = own_addresses()
-    except OSError:  # short of descriptors: then nothing is known
+    except OSError:  # out of descriptors: nothing is known
         return {}
     found: dict[str, list[str]] = {}
     bindable: dict[str, bool] = {}
@@ -45,7 +45,7 @@ def absent(services):
 
 
 def _is_local(address):
-    """Whether the kernel takes an address for this host's: 127.0.0.2 is, and what a local route leads to."""
+    """Whether the kernel treats an address as this host's, like 127.0.0.2 or an address with a local route."""
     with socket.socket(socket_family_of(address), socket.SOCK_DGRAM) as sock:
         try:
             sock.bind((address, 0))
@@ -55,7 +55,7 @@ def _is_local(address):
 
 
 def parse_ifconf(data):
-    """Return the addresses in the struct ifreq array that SIOCGIFCONF fills (AF_INET entries only)."""
+    """Return the IPv4 addresses in the array of struct ifreq that SIOCGIFCONF fills."""
     found = []
     for start in range(0, len(data) - IFREQ_SIZE + 1, IFREQ_SIZE):
         family = struct.unpack_from("H", data, start + 16)[0]
@@ -65,7 +65,7 @@ def parse_ifconf(data):
 
 
 def parse_if_inet6(text):
-    """Return the addresses in the text of /proc/net/if_inet6 (32 hexadecimal digits lead each line)."""
+    """Return the addresses in the text of /proc/net/if_inet6; each line begins with 32 hexadecimal digits."""
     return [str(ipaddress.IPv6Address(int(line.split()[0], 16))) for line in text.splitlines() if line.strip()]
 
 

@@ -3,39 +3,39 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """epoll with callbacks, made for many short connections.
 
-Two ways to watch. register() is level-triggered and is what listeners, pipes and datagram sockets use. watch() is
-edge-triggered: a TCP connection is added once and its interest hardly ever changes, which saves an epoll_ctl at each
-step of its life, and a reset that nobody may look at yet is reported once instead of for ever. Closing a socket takes
-it out of the set by itself (epoll(7)), as long as no other process holds it; so forget() needs no system call either.
+register() is level-triggered; listeners, pipes and datagram sockets use it. watch() is edge-triggered, for TCP
+connections: each is added once and hardly ever changed, which saves an epoll_ctl at each step of its life, and a reset
+that cannot be handled yet is reported once instead of in every turn. A socket that is closed leaves the epoll set by
+itself (epoll(7)), if no other process has it open; so forget() needs no system call.
 """
 
 from __future__ import annotations
 
 import select
 
-READ = select.EPOLLIN  # the same bit as selectors.EVENT_READ
+READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 FIN = select.EPOLLRDHUP
-ENDED = FIN | select.EPOLLHUP | select.EPOLLERR  # or the connection is gone
+ENDED = FIN | select.EPOLLHUP | select.EPOLLERR  # FIN, reset or error
 ERROR = select.EPOLLERR
 URGENT = select.EPOLLPRI
 
 _EDGES = select.EPOLLET | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLIN
-BATCH = 512  # events of one turn
+MOST_EVENTS = 512  # of one turn
 
 
 class Poller:
-    """Callbacks by file descriptor; a callback takes the event mask."""
+    """Calls callbacks with the event mask of their file descriptor."""
 
     def __init__(self):
         self._epoll = select.epoll()
         self._add = self._epoll.register
         self._callbacks = {}
-        self._gone = set()  # descriptors that were given up in this turn; their numbers may be in use again
+        self._gone = set()  # descriptors forgotten in this turn; their numbers may be in use again
         self._again = []
 
     def register(self, source, events, callback):
-        """Call ``callback`` again and again while ``source`` (a socket or a descriptor) is READ or WRITE ready."""
+        """Call ``callback`` in each turn in which ``source`` (a socket or a descriptor) has one of ``events``."""
         number = _number(source)
         self._epoll.register(number, events)
         self._callbacks[number] = callback
@@ -47,39 +47,39 @@ class Poller:
         self.forget(number)
 
     def watch(self, number, callback, writable=False):
-        """Call ``callback`` once for each arrival at a descriptor (with ``writable`` also when there is room again)."""
+        """Call ``callback`` once for each arrival at a descriptor; with ``writable`` also when there is room again."""
         self._add(number, _EDGES | WRITE if writable else _EDGES)
         self._callbacks[number] = callback
 
     def watch_writable(self, number):
-        """Report room as well, for a descriptor that is watched; at once if there is some."""
+        """Report room as well, for a descriptor that is watched; at once if there is room now."""
         self._epoll.modify(number, _EDGES | WRITE)
 
     def replace(self, number, callback):
-        """Have another callback for a descriptor that is watched."""
+        """Set another callback for a descriptor that is watched."""
         self._callbacks[number] = callback
 
     def forget(self, number):
-        """Call nobody for this descriptor any more; its owner closes it next."""
+        """Report nothing about this descriptor any more; its owner closes it next."""
         self._gone.add(number)
         self._callbacks.pop(number, None)
 
     def again(self, callback):
-        """Call ``callback`` with READ in the next turn, after those whose events are due: it has had its share."""
+        """Call ``callback`` with READ in the next turn, after the events of that turn."""
         self._again.append(callback)
 
     def turn(self, timeout, contain):
-        """Wait up to ``timeout`` seconds (None: for ever) and call whoever is due; returns whether anybody was.
+        """Wait up to ``timeout`` seconds (None: for ever) and call the callbacks; return whether there were any.
 
-        ``contain(owner, error)`` is given what a callback raises, and what it is a method of. An event of a descriptor
-        that an earlier callback of the same turn gave up is dropped: the number may be another connection's by now.
+        An exception of a callback goes to ``contain(owner, error)``; ``owner`` is the object whose method it is. An
+        event is dropped if an earlier callback of this turn has forgotten its descriptor, whose number may be reused.
         """
         again, gone, callbacks = self._again, self._gone, self._callbacks
         if again:
             self._again = []
             timeout = 0
         gone.clear()
-        events = self._epoll.poll(timeout, BATCH)
+        events = self._epoll.poll(timeout, MOST_EVENTS)
         for number, mask in events:
             if number not in gone:
                 callback = callbacks[number]
@@ -100,7 +100,7 @@ class Poller:
 
 
 def events_now(number, wanted=READ | WRITE):
-    """Return the mask of what a descriptor is ready for at this moment of what is ``wanted``, 0 for nothing."""
+    """Return which of the ``wanted`` events a descriptor has now, as a mask; 0: none."""
     poll = select.poll()
     poll.register(number, wanted)  # poll(2) and epoll have the same bits
     return sum(mask for _number, mask in poll.poll(0))

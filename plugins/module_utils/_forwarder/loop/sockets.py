@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every socket the forwarder makes, and every option it sets, each with its reason.
+"""The TCP sockets of the forwarder and every option that they have, each with its reason.
 
 Standard library only and nothing else of this package: the handshake probe imports it as well.
 """
@@ -25,13 +25,14 @@ IP_LOCAL_PORT_RANGE = 51  # Linux 6.3; of IPv6 sockets too
 TCP_USER_TIMEOUT = 18  # milliseconds
 SIOCATMARK = 0x8905  # asm-generic/sockios.h
 
-# A peer that vanished without a word (power, a NAT that forgot) must not hold a session for ever: after ``keepalive``
-# seconds without data it is asked, and it is dead after PROBES unanswered ones at a sixth of that time each. With the
-# default of 60 that makes 120 s (the kernel's own numbers: more than two hours), and a short outage ends nothing.
+# A peer that vanished without FIN or RST (power failure, a NAT that lost its state) must not hold a session for ever.
+# After ``keepalive`` seconds without data the kernel sends a probe, then one each sixth of that time, and gives up
+# after KEEPALIVE_PROBES without an answer. With the default of 60 that is after 120 s (with the kernel's own defaults
+# after more than two hours), and a short outage ends no session.
 KEEPALIVE_PROBES = 6
 
-#: What accept(2) fails of for lack of something that may come back: descriptors or memory.
-OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+#: Errors of accept(2) that may pass: out of descriptors or memory.
+OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _NON_BLOCKING_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 URGENT_INLINE = (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
@@ -45,25 +46,24 @@ LOW_PORT_HINT = "CAP_NET_BIND_SERVICE is missing (ports below 1024 need it)"
 
 
 class CapabilityError(PermissionError):
-    """The process may not do this; the message names the capability it lacks."""
+    """The process may not do this; the message names the missing capability."""
 
 
 def listening_socket(address, port, backlog, shared=True):
     """Return a non-blocking TCP listener; raise OSError (CapabilityError when a capability is missing).
 
-    ``shared``: one of several on the same address, one for each worker slot (all by one user id: the kernel insists).
-    Connections accepted from it inherit TCP_NODELAY and what tune_listener() sets, so they cost nothing for each of
-    them.
+    ``shared``: one of several on the same address, one for each worker slot (SO_REUSEPORT: all by one user id).
+    Accepted connections inherit TCP_NODELAY and what tune_listener() sets, so no connection pays for these.
     """
     family = socket_family_of(address)
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        # A restarted daemon binds at once although old connections are in TIME-WAIT.
+        # A restarted daemon can bind although old connections are in TIME-WAIT.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            # "::" takes IPv6 only, whatever bindv6only says: an IPv4 client must never appear as ::ffff:a.b.c.d.
+            # "::" accepts IPv6 only, whatever bindv6only is: an IPv4 client must never appear as ::ffff:a.b.c.d.
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         allow_absent(listener)
@@ -78,10 +78,10 @@ def listening_socket(address, port, backlog, shared=True):
 
 
 def refuse_taken(address, port, datagrams=False):
-    """Raise OSError where any socket has the address and port, one that would share it (SO_REUSEPORT) too."""
+    """Raise OSError if any socket has this address and port, even one that would share it (SO_REUSEPORT)."""
     family = socket_family_of(address)
     with socket.socket(family, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM) as sock:
-        if not datagrams:  # what is in TIME-WAIT does not listen; for UDP the option would share as well
+        if not datagrams:  # ignores TIME-WAIT; for UDP the option would also share the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -91,21 +91,21 @@ def refuse_taken(address, port, datagrams=False):
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise
-            # anything else is said by the socket that is to listen
+            # the listening socket will report any other error
 
 
 def allow_absent(sock):
-    """Have a socket listen on an address that this host does not have yet (boot order, a virtual address).
+    """Allow a socket to listen on an address that this host does not have yet (boot order, a virtual address).
 
-    It serves as soon as the address is there. Without this one such address would keep all services from starting.
+    It serves as soon as the address is there. Without this, one such address would keep all services from starting.
     """
     sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
 
 
 def tune_listener(listener, keepalive, user_timeout):
-    """Have the connections accepted from here on kept alive and given up after these seconds (0: not at all).
+    """Set keepalive and TCP_USER_TIMEOUT (both in seconds, 0: off) for the connections accepted from now on.
 
-    And have their urgent data stay in the stream (stream.py).
+    Their urgent data stays in the stream (tcp/stream.py).
     """
     keep_alive(listener, keepalive)
     listener.setsockopt(*URGENT_INLINE)
@@ -113,40 +113,40 @@ def tune_listener(listener, keepalive, user_timeout):
 
 
 def _milliseconds(seconds):
-    """Round up: what is above 0 must not become 0, which means never."""
+    """Return milliseconds, rounded up: a value above 0 must not become 0, which switches the timeout off."""
     return -int(-seconds * 1000 // 1)
 
 
 def accept(accept_one, family):
-    """Return (socket, address) of a connection that waits; raise as accept(2) does.
+    """Return (socket, address) of a waiting connection; raise OSError.
 
     ``accept_one`` is the ``_accept`` of a listening socket. Its accept() would make a Python-level socket, which costs
-    more than the system call: three enum members and a larger object. SocketType is the C type below it, and does all
-    that is needed here. It is told that the descriptor does not block, which is not so: that would take one more system
-    call for each connection. Whoever reads or writes says MSG_DONTWAIT, and make_non_blocking() is for what cannot.
+    more than the system call: three enum members and a larger object. SocketType is the C type below it, and is enough
+    here. It is told that the descriptor does not block, though it does: setting that would be one more system call per
+    connection. Reads and writes use MSG_DONTWAIT instead; splice needs make_non_blocking().
     """
     number, address = accept_one()
     return socket.SocketType(family, _NON_BLOCKING_STREAM, 0, number), address
 
 
 def make_non_blocking(sock):
-    """Have a socket of accept() be what it says it is: splice(2) goes by the descriptor alone."""
+    """Set O_NONBLOCK on a socket of accept(): splice(2) looks at nothing else."""
     os.set_blocking(sock.fileno(), False)
 
 
 def transparent_options(family, ports=None, kept=False):
-    """Return the options (level, name, value) of a socket that binds an address this host need not own.
+    """Return the options (level, name, value) of a socket that binds an address that this host need not have.
 
-    ``family`` is socket.AF_INET or AF_INET6. Unless its port is ``kept`` as well, the kernel chooses one at connect(),
-    where it knows the whole 4-tuple and so is not limited to one connection a port; ``ports`` (as port_range() makes
-    it) says from where.
+    ``family`` is socket.AF_INET or AF_INET6. With ``kept`` it binds the client's port as well. Otherwise the kernel
+    chooses a port at connect(), from ``ports`` (as port_range() returns it). It then knows the whole 4-tuple, and so
+    several connections can share a port.
     """
     if family == socket.AF_INET6:
         options = [(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)]
     else:
         options = [(socket.IPPROTO_IP, IP_TRANSPARENT, 1)]
-    # Two connections of one client may share its port towards different backends; and in TIME-WAIT a port can be asked
-    # for again only if its last socket had this, too.
+    # Two connections of one client may use its port to different backends; and a port in TIME-WAIT can be bound again
+    # only if its last socket had this option, too.
     options.append((socket.SOL_SOCKET, socket.SO_REUSEADDR, 1))
     if not kept:
         options.append((socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1))  # governs IPv6 sockets as well
@@ -156,7 +156,7 @@ def transparent_options(family, ports=None, kept=False):
 
 
 def local_ports():
-    """Return (first, last) of the ports the kernel chooses from by itself."""
+    """Return (first, last) of the kernel's own range of ports."""
     try:
         with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as stream:
             first, last = map(int, stream.read().split())
@@ -168,11 +168,11 @@ def local_ports():
 def upstream_options(user_timeout=0):
     """Return the options (level, name, value) of every connection to a backend.
 
-    No TCP_NODELAY yet: the first bytes are never held back, and many a connection has no second ones (stream.py). No
-    TCP_SYNCNT: the relay's own deadline ends an attempt earlier than any number of retransmissions (the first comes
-    after 1 s).
+    No TCP_NODELAY yet: the first bytes are sent at once anyway, and many connections have no more (tcp/stream.py). No
+    TCP_SYNCNT: the relay's timeout ends an attempt earlier than any number of retransmissions, the first of which comes
+    after 1 s.
     """
-    # The ACK that completes the handshake waits for the client's first bytes and travels with them.
+    # The ACK that completes the handshake waits for the client's first bytes and leaves with them.
     options = [(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0), URGENT_INLINE]
     if user_timeout:
         options.append((socket.IPPROTO_TCP, TCP_USER_TIMEOUT, _milliseconds(user_timeout)))
@@ -180,13 +180,14 @@ def upstream_options(user_timeout=0):
 
 
 def transparent_socket(family, source, kind=socket.SOCK_STREAM):
-    """Return an unconnected socket bound to ``source``, an address this host need not own; raise OSError.
+    """Return an unconnected socket bound to ``source``, an address that this host need not have; raise OSError.
 
-    ``source`` is an address in text form, ``kind`` may carry SOCK_NONBLOCK. A missing capability is a CapabilityError.
-    The caller connects and closes it.
+    ``source`` is in text form, ``kind`` may include SOCK_NONBLOCK. A missing capability is a CapabilityError.
     """
     if is_broadcast(source):
-        raise OSError(errno.EADDRNOTAVAIL, f"{source} is a broadcast address of this host; it would send from its own")
+        raise OSError(
+            errno.EADDRNOTAVAIL, f"{source} is a broadcast address of this host, which would send from its own address"
+        )
     upstream = socket.socket(family, kind)
     try:
         for option in transparent_options(family):
@@ -199,10 +200,10 @@ def transparent_socket(family, source, kind=socket.SOCK_STREAM):
 
 
 def is_broadcast(address):
-    """Whether an address (text form) is a broadcast address of this host, as those of its subnets are.
+    """Whether an address (text form) is a broadcast address of this host, such as that of a subnet.
 
-    A bind to one succeeds, and packets then leave from the host's own address (inet_bind() in net/ipv4/af_inet.c). The
-    kernel lets a datagram socket connect to one only if it has SO_BROADCAST; nothing is sent.
+    Binding to one succeeds, but packets leave from the host's own address (inet_bind() in net/ipv4/af_inet.c). But only
+    with SO_BROADCAST a datagram socket can connect to one, which sends nothing.
     """
     if ":" in address:
         return False
@@ -211,14 +212,14 @@ def is_broadcast(address):
         if sock.connect_ex(target) != errno.EACCES:
             return False
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        return sock.connect_ex(target) != errno.EACCES  # else the route prohibits it
+        return sock.connect_ex(target) != errno.EACCES  # else a route prohibits it
 
 
 def begin_connect(family, options, source, target):
-    """Return a TCP socket that connects to ``target`` without blocking; raise OSError.
+    """Return a TCP socket that has begun to connect to ``target``, without blocking; raise OSError.
 
-    ``source`` and ``target`` are (address, port); ``source`` None is an address of this host, and otherwise ``options``
-    hold those of transparent_options(). A missing capability is a CapabilityError.
+    ``source`` and ``target`` are (address, port). For a ``source``, ``options`` have to include transparent_options();
+    None is an address of this host. A missing capability is a CapabilityError.
     """
     upstream = socket.SocketType(family, _NON_BLOCKING_STREAM)
     try:
@@ -226,7 +227,7 @@ def begin_connect(family, options, source, target):
             upstream.setsockopt(*option)
         if source is not None:
             upstream.bind(source)
-        number = upstream.connect_ex(target)  # no exception for what is the rule
+        number = upstream.connect_ex(target)  # connect() would raise an exception for EINPROGRESS, the usual case
     except OSError as error:
         upstream.close()
         raise explained(error) from None
@@ -237,7 +238,7 @@ def begin_connect(family, options, source, target):
 
 
 def explained(error):
-    """Return the OSError of binding a spoofed address, as a CapabilityError where that is what it is."""
+    """Return the OSError of binding a spoofed address, as a CapabilityError if a capability is missing."""
     if error.errno == errno.EPERM:
         return CapabilityError(errno.EPERM, f"EPERM: {CAPABILITY_HINT}")
     if error.errno == errno.EACCES:
@@ -246,12 +247,12 @@ def explained(error):
 
 
 def at_mark(sock):
-    """Whether the next byte to be read of a socket with URGENT_INLINE is urgent (sockatmark(3))."""
+    """Whether the next byte to read from a socket with URGENT_INLINE is urgent (sockatmark(3))."""
     return fcntl.ioctl(sock, SIOCATMARK, _NOT_AT_MARK) != _NOT_AT_MARK
 
 
 def send_at_once(upstream):
-    """Set TCP_NODELAY: the server is to get what its client has sent when the client sent it."""
+    """Set TCP_NODELAY, so that the server receives each piece when the client has sent it."""
     upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -261,10 +262,9 @@ def port_range(first, last):
 
 
 def chooses_within(first, last):
-    """Whether this kernel chooses a port within ``first`` to ``last`` when it is told to.
+    """Whether this kernel can choose a port from ``first`` to ``last`` by itself.
 
-    It has to have IP_LOCAL_PORT_RANGE (Linux 6.3 or a distribution that took it over), and it ignores a range that lies
-    outside of net.ipv4.ip_local_port_range.
+    It needs IP_LOCAL_PORT_RANGE (Linux 6.3, or a backport), and ignores a range outside net.ipv4.ip_local_port_range.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
@@ -273,13 +273,13 @@ def chooses_within(first, last):
             return False
         try:
             sock.bind(("", 0))
-        except OSError:  # all of them are taken, so it looked at nothing else
+        except OSError:  # all ports of the range are taken, so the kernel respects it
             return True
         return first <= sock.getsockname()[1] <= last
 
 
 def keep_alive(sock, idle):
-    """Have the kernel ask a peer that says nothing for ``idle`` seconds whether it is still there (0: never)."""
+    """Let the kernel probe a peer that has sent nothing for ``idle`` seconds (0: never)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1 if idle else 0)
     if idle:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
@@ -288,22 +288,17 @@ def keep_alive(sock, idle):
 
 
 def acknowledge_now(upstream):
-    """Send the held ACK of begin_connect(): the client has nothing to say, so the server may be the one to begin."""
+    """Send the delayed ACK of the handshake: the client has sent nothing, so the server may have to send first."""
     upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
-def connect_error(upstream):
-    """Return the errno of a finished connect, 0 for success."""
-    return pending_error(upstream)
-
-
 def pending_error(sock):
-    """Return the errno a socket has to report, 0 for none; it is reported once."""
+    """Return the pending errno of a socket, such as that of a connect that has ended, and clear it; 0: none."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def reset(sock):
-    """Close with RST instead of FIN: what is queued is dropped and the peer sees "connection reset"."""
+    """Close with RST instead of FIN: queued data is dropped, and the peer sees "connection reset"."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     finally:
@@ -311,7 +306,7 @@ def reset(sock):
 
 
 def describe(error):
-    """Return an OSError as the short text a log line carries, its symbolic name first."""
+    """Return an OSError as a short text for the log, its symbolic name first."""
     if isinstance(error, CapabilityError):
         return error.strerror
     return describe_errno(error.errno)

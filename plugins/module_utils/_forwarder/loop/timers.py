@@ -1,59 +1,59 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One coarse timer timers: many deadlines, one short dictionary, no timer a connection.
+"""Coarse timers: callbacks by deadline, in one short dictionary.
 
-Pure; time is passed in (monotonic seconds). Deadlines are rounded up to the next tick, never down, so a timeout is kept
-for at least its length and at most one TICK longer.
+Pure; time is passed in (monotonic seconds). Deadlines are rounded up to the next tick, so a callback is due at its
+deadline at the earliest, and one TICK later at the latest.
 """
 
 from __future__ import annotations
 
 _NEVER = float("inf")
-TICK = 0.1  # seconds: an attempt timeout of 1 s ends after 1.0-1.1 s
+TICK = 0.1  # seconds: a timeout of 1 s ends after 1.0 to 1.1 s
 
 
 class Timers:
-    """Items by deadline. An item is a callable without arguments, run by expire() or by who asks what is due()."""
+    """Callbacks without arguments. The event loop calls those that are due()."""
 
     def __init__(self):
-        self._slots = {}  # tick number -> {item: None} (a dict keeps the order of adding)
-        self._first = _NEVER  # the earliest of them
+        self._slots = {}  # tick number -> {callback: None}, in the order of adding
+        self._first = _NEVER  # the earliest tick
 
-    def add(self, deadline, item):
-        """Have ``item`` run once ``deadline`` has passed; returns the handle discard() takes."""
+    def add(self, deadline, callback):
+        """Add ``callback``, which is due once at ``deadline``; return the handle for discard()."""
         tick = int(deadline / TICK) + 1
         slot = self._slots.get(tick)
         if slot is None:
             slot = self._slots[tick] = {}
             if tick < self._first:
                 self._first = tick
-        slot[item] = None
+        slot[callback] = None
         return tick
 
-    def discard(self, handle, item):
-        """Forget an item; nothing happens when it has run already."""
+    def discard(self, handle, callback):
+        """Remove a callback, unless it has been handed out already."""
         slot = self._slots.get(handle)
         if slot is not None:
-            slot.pop(item, None)
+            slot.pop(callback, None)
             if not slot:
                 del self._slots[handle]
                 if handle == self._first:
                     self._first = min(self._slots, default=_NEVER)
 
     def timeout(self, now):
-        """Return the seconds until the next item is due (0 when one is), None when there is none."""
+        """Return the seconds until the next callback is due (0: one is due), None where there is none."""
         if not self._slots:
             return None
         return max(0.0, self._first * TICK - now)
 
     def expire(self, now):
-        """Run every item that is due; items added meanwhile wait for their own turn."""
-        for item in self.due(now):
-            item()
+        """Call every callback that is due; one that is added meanwhile waits for the next time."""
+        for callback in self.due(now):
+            callback()
 
     def due(self, now):
-        """Hand out and forget every item that is due, for a caller that runs them in its own way."""
+        """Yield and remove every callback that is due."""
         current = int(now / TICK)
         if current < self._first:
             return

@@ -22,7 +22,7 @@ import sys
 from functools import partial
 from typing import Protocol
 
-from ..loop.log import places
+from ..loop.log import trace_lines
 from . import children, reexec_state
 from .reload_results import ReloadResults
 from .supervisor_loop import SupervisorLoop
@@ -59,7 +59,7 @@ def own_command() -> list[str]:
 
 def internal(error: BaseException) -> str:
     """Return a sentence about an unexpected exception and where it was raised."""
-    return f"internal error: {error!r} at {' '.join(places(error)[-3:])}"
+    return f"internal error: {error!r} at {' '.join(trace_lines(error)[-3:])}"
 
 
 def check_command(command: list[str], own_arguments: int, config_path: str) -> list[str]:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from ..loop.log import RETRY, Log, places
+from ..loop.log import RETRY, Log, trace_lines
 from ..loop.timers import Timers
 
 PAUSE_AFTER_DEFECT = 0.05  # seconds; an event that a failed callback has not consumed is reported again at once
@@ -63,7 +63,7 @@ class SupervisorLoop:
         try:
             function(*arguments)
         except Exception as error:  # noqa: BLE001
-            self.log.event("defect", level="error", error=repr(error), trace=places(error))
+            self.log.event("defect", level="error", error=repr(error), trace=trace_lines(error))
             time.sleep(PAUSE_AFTER_DEFECT)
 
     def descriptors(self) -> list[int]:

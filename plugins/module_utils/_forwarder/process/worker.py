@@ -59,7 +59,7 @@ class Worker:
         self._predecessors = predecessors
         self._has_heir = False  # whether somebody takes over the UDP sessions
         soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        pipes = splice.Pool(splice.bound(region.slots, soft_limit))
+        pipes = splice.PipePool(splice.most_pipes(region.slots, soft_limit))
         descriptors = soft_limit - RESERVED_DESCRIPTORS - len(held) - 2 * pipes.bound
         has_udp = any(service.protocol == "udp" for service in settings.services)
         upstreams = descriptors // UDP_DESCRIPTOR_FRACTION if has_udp else 0

@@ -88,7 +88,7 @@ class Acceptor:
             except BlockingIOError:
                 return turn
             except OSError as error:
-                if error.errno in sockets.OUT_OF:
+                if error.errno in sockets.OUT_OF_RESOURCES:
                     server.pause(os.strerror(error.errno), PAUSE)
                     return turn
                 continue  # the connection ended before it was accepted (accept(2), "Error handling")

@@ -1,10 +1,9 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The PROXY protocol, versions 1 and 2: who the client of another proxy really is.
+"""The PROXY protocol, versions 1 and 2: parses and builds the header in which a proxy names its client.
 
-Pure: bytes in, a Header out, and the reverse. The source is haproxy/doc/proxy-protocol.txt (2020/03/05); numbers in
-brackets are its sections.
+Pure. The source is haproxy/doc/proxy-protocol.txt (2020/03/05); numbers in brackets are its sections.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ _V1_LONGEST = 107  # bytes with CRLF [2.1]
 _V2_START = b"\r\n\r\n\0\r\nQUIT\n"
 _V2_FIXED = 16  # bytes before the addresses [2.2]
 
-# A header may carry up to 65,535 bytes of extensions. Nobody sends so many (a TLS certificate's name is the longest),
-# and whoever does holds that much of our memory before saying who he is.
+# A header may have up to 65,535 bytes of extensions. Real ones are short (the longest is a TLS certificate's name), and
+# a longer one would let a sender fill our memory before it has named the client.
 LONGEST = 4096  # bytes
 
 _LOCAL, _PROXY = 0, 1
-_ADDRESSES = {  # address family and protocol [2.2]: family, length of an address; UDP and the unix sockets are unknown
+_ADDRESSES = {  # family and protocol byte [2.2]: (family, bytes of an address); UDP and unix sockets are not supported
     0x11: (socket.AF_INET, 4),
     0x21: (socket.AF_INET6, 16),
 }
@@ -35,12 +34,12 @@ _PORT = re.compile(rb"(?:0|[1-9][0-9]{0,4})\Z")
 
 
 class MalformedHeader(ValueError):
-    """This is no PROXY header, or none that can be accepted; the message says why."""
+    """Not a PROXY header, or not an acceptable one; the message says why."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """``length`` bytes of header; the addresses are None when it names none (health checks of the other proxy)."""
+    """A header of ``length`` bytes; the addresses are None where it has none (health checks of the other proxy)."""
 
     length: int
     source: str | None = None
@@ -50,9 +49,9 @@ class Header:
 
 
 def parse(data):
-    """Return the Header at the beginning of ``data`` (bytes), None when more is needed; raise MalformedHeader.
+    """Return the Header at the beginning of ``data`` (bytes), None where more bytes are needed; raise MalformedHeader.
 
-    How the bytes were cut on the way makes no difference: what is refused whole is accepted in no part.
+    The result does not depend on how the bytes were split: if the complete bytes are refused, no part is accepted.
     """
     if data[: len(_V2_START)] == _V2_START[: len(data)]:
         return _parse_v2(data) if len(data) >= _V2_FIXED else None
@@ -69,7 +68,7 @@ def _parse_v1(data):
         return None
     length = end + 2
     words = data[len(_V1_START) : end].split(b" ")
-    if words[0] == b"UNKNOWN":  # whatever follows is to be ignored [2.1]
+    if words[0] == b"UNKNOWN":  # the rest of the line has no meaning [2.1]
         return Header(length)
     if words[0] not in (b"TCP4", b"TCP6") or len(words) != 5:
         raise MalformedHeader("version 1 line is not PROXY TCP4|TCP6 SOURCE DESTINATION PORT PORT")
@@ -108,7 +107,7 @@ def _parse_v2(data):
         raise MalformedHeader("version 2 addresses are cut short")
     if len(data) < total:
         return None
-    if command == _LOCAL or family is None:  # the real endpoints count [2.2]
+    if command == _LOCAL or family is None:  # the addresses of the connection count [2.2]
         return Header(total)
     at = _V2_FIXED
     source = socket.inet_ntop(family, data[at : at + size])
@@ -119,18 +118,18 @@ def _parse_v2(data):
 
 
 def _unmapped(address):
-    """Return an address in text form; an IPv4-mapped one (::ffff:192.0.2.1) as the IPv4 address that it means.
+    """Return an address in text form, an IPv4-mapped one (::ffff:192.0.2.1) as its IPv4 address.
 
-    A proxy with one socket for both families names IPv4 clients so. Other addresses with an IPv4 address inside (6to4,
-    NAT64) are addresses of their own, to which replies can be sent.
+    A proxy with one socket for both families names IPv4 clients like that. Other addresses that contain an IPv4 address
+    (6to4, NAT64) are ordinary IPv6 addresses, to which replies can be sent.
     """
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def build(version, source, source_port, destination, destination_port):
-    """Return the header (bytes) that names these endpoints, addresses in text form.
+    """Return the header (bytes) that names these endpoints; addresses are in text form.
 
-    The header is of one family: with an IPv6 address beside it an IPv4 address is IPv4-mapped.
+    A header has one family: if only one of the addresses is IPv4, it becomes IPv4-mapped.
     """
     four = ":" not in source and ":" not in destination
     if not four:

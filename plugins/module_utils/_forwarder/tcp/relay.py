@@ -345,7 +345,7 @@ class Relay(Session):
 
 Relay.table = compiled(
     {
-        Action.RELAY: Relay._forward,
+        Action.FORWARD: Relay._forward,
         Action.DROP_ATTEMPT: Relay._drop_attempt,
         Action.CHOOSE: Relay._attempt_next,
         Action.SHUT_CLIENT: Relay._shut_client,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..config.service import Listener, Service
     from ..loop.event_loop import EventLoop
     from .relay import Relay
-    from .splice import Pool
+    from .splice import PipePool
 
 
 class TcpServer:
@@ -30,7 +30,7 @@ class TcpServer:
     """
 
     def __init__(
-        self, loop: EventLoop, pipes: Pool, most_sessions: int, slot: int, services: Iterable[Service]
+        self, loop: EventLoop, pipes: PipePool, most_sessions: int, slot: int, services: Iterable[Service]
     ) -> None:
         self.loop = loop
         self.pipes = pipes

@@ -1,14 +1,14 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bulk without copies: splice(2) between two sockets through a pipe, and the pool the pipes come from.
+"""splice(2), which moves bytes between two sockets through a pipe without copying them, and the pool of pipes.
 
-An ordinary user may pin fs.pipe-user-pages-soft pages in pipes (16,384 by default); beyond that F_SETPIPE_SZ is refused
-and new pipes shrink to a page or two (pipe(7)). So the pool has a bound, and who gets no pipe goes on with recv and
-send. A pipe that still holds bytes is never given to another connection.
+An ordinary user may have fs.pipe-user-pages-soft pages in pipes (16,384 by default); beyond that, F_SETPIPE_SZ is
+refused and new pipes have only a page or two (pipe(7)). So the pool has a bound, and a stream that gets no pipe uses
+recv and send. A pipe that still holds bytes is never given to another connection.
 
-Half of the bound goes to wide pipes, for a fifth less CPU a byte; the other half to small ones, four for a wide one, so
-that many streams at once have some as well.
+Half of the bound is for wide pipes, which need a fifth less CPU per byte. The other half is for small ones, four in the
+place of a wide one, so that many streams at once get some.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import fcntl
 import os
 
 PIPE_SIZE = 256 * 1024  # bytes
-WIDE = 4  # times that, for a wide one: 1 MiB is what fs.pipe-max-size allows an ordinary user
-SPARE = 16  # empty pipes a pool keeps at hand; the others are closed when they come back
-F_SETPIPE_SZ = 1031  # linux/fcntl.h; the fcntl module has it since Python 3.10
+WIDE = 4  # times PIPE_SIZE: a wide pipe has 1 MiB, which is what fs.pipe-max-size allows an ordinary user
+SPARE = 16  # empty pipes that a pool keeps; more are closed when they are returned
+F_SETPIPE_SZ = 1031  # linux/fcntl.h; in the fcntl module since Python 3.10
 SOFT_LIMIT = "/proc/sys/fs/pipe-user-pages-soft"
 DEFAULT_SOFT_LIMIT = 16384  # pages; PIPE_DEF_BUFFERS * INR_OPEN_CUR in linux/fs/pipe.c
 
@@ -28,7 +28,7 @@ _MOVE_NONBLOCK = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK, linux/splice.h
 
 
 def _find_splice():
-    """Return function(source, target, count) -> bytes moved, raising OSError; None where there is no way to call it."""
+    """Return function(source, target, count) -> bytes moved, which raises OSError; None where splice is missing."""
     if hasattr(os, "splice"):
         native = os.splice
         return lambda source, target, count: native(source, target, count, None, None, _MOVE_NONBLOCK)
@@ -66,40 +66,40 @@ splice = _find_splice()
 
 
 class Pipe:
-    """A pipe for ``size`` bytes, and the number of bytes that are in it."""
+    """A pipe for ``size`` bytes, which now contains ``held`` bytes."""
 
     __slots__ = ("held", "read_end", "size", "write_end")
 
     def __init__(self, size=PIPE_SIZE):
-        """Make one; raise OSError when it cannot be had."""
+        """Open a pipe; raise OSError."""
         self.held = 0
         self.size = size
         self.read_end, self.write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if fcntl.fcntl(self.write_end, F_SETPIPE_SZ, size) < size:
-                raise OSError(errno.EPERM, "the pipe is smaller than asked for")
+                raise OSError(errno.EPERM, "the kernel made a smaller pipe than requested")
         except OSError:
             self.close()
             raise
 
     def close(self):
-        """Close both ends, with whatever is inside."""
+        """Close both ends; bytes inside are lost."""
         os.close(self.read_end)
         os.close(self.write_end)
 
 
-class Pool:
-    """Pipes of up to ``bound`` times PIPE_SIZE together, each lent to one direction of a connection at a time."""
+class PipePool:
+    """Pipes of up to ``bound`` times PIPE_SIZE in total, each lent to one stream at a time."""
 
     def __init__(self, bound):
         self.bound = bound if splice else 0
         self.lent = 0
-        self.refused = 0  # how often a direction got none
-        self._size = 0  # of all that there are, lent and spare, in PIPE_SIZE
+        self.refused = 0  # how often take() returned None
+        self._size = 0  # of all pipes, lent and spare, in units of PIPE_SIZE
         self._spare = []
 
     def take(self):
-        """Return an empty pipe, the widest there is, or None when the bound is reached or the kernel refuses."""
+        """Return an empty pipe, a wide one if possible; None at the bound or where the kernel refuses."""
         pipe = self._spare.pop() if self._spare else self._new(WIDE, self.bound // 2) or self._new(1, self.bound)
         if pipe is None:
             self.refused += 1
@@ -112,13 +112,13 @@ class Pool:
             return None
         try:
             pipe = Pipe(width * PIPE_SIZE)
-        except OSError:  # EPERM: the user's share is used up; EMFILE, ENFILE, ENOMEM: the host's
+        except OSError:  # EPERM: this user's pages are used up; EMFILE, ENFILE, ENOMEM: out of descriptors or memory
             return None
         self._size += width
         return pipe
 
     def give_back(self, pipe):
-        """Take a pipe back. One that holds bytes is closed: they belong to a connection that is over."""
+        """Take a pipe back. One that holds bytes is closed: they belong to a connection that has ended."""
         self.lent -= 1
         if pipe.held or len(self._spare) >= SPARE:
             self._close(pipe)
@@ -132,16 +132,16 @@ class Pool:
         pipe.close()
 
     def close(self):
-        """Close the spare ones."""
+        """Close the spare pipes."""
         while self._spare:
             self._close(self._spare.pop())
 
 
-def bound(workers, descriptors):
-    """Return how many small pipes each of ``workers`` may have: by the pages of a user, and by a process's descriptors.
+def most_pipes(workers, descriptors):
+    """Return how many small pipes each of ``workers`` may have, with this limit of ``descriptors`` for each process.
 
-    Three quarters of the pages, since the user has other pipes as well (the log, the probes of pip and cron); and at
-    most an eighth of the descriptors, two for a pipe, because each of them is a client that could be served.
+    They use at most three quarters of the user's pages, which other pipes need as well, and at most an eighth of the
+    descriptors (a pipe has two), which clients need as well.
     """
     pages = soft_limit()
     by_pages = pages * 3 // 4 * os.sysconf("SC_PAGE_SIZE") // PIPE_SIZE // workers
@@ -154,5 +154,5 @@ def soft_limit():
     try:
         with open(SOFT_LIMIT, encoding="ascii") as stream:
             return int(stream.read())
-    except (OSError, ValueError):  # a unit may hide /proc/sys: then the kernel's default is the best guess
+    except (OSError, ValueError):  # a unit may hide /proc/sys: assume the kernel's default
         return DEFAULT_SOFT_LIMIT

@@ -156,7 +156,7 @@ def test_an_upstream_connection(address, family):
             assert not upstream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             sockets.send_at_once(upstream)
             assert upstream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            assert sockets.connect_error(upstream) == 0
+            assert sockets.pending_error(upstream) == 0
         finally:
             upstream.close()
 

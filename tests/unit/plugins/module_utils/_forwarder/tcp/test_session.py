@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.session import (
-    OPEN_SIDES,
+    OPEN_SOCKETS,
     TABLE,
     Action,
     Event,
@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 A, E = Action, Event
-CONNECT = [(E.ATTEMPT, []), (E.CONNECTED, [A.RELAY])]
+CONNECT = [(E.ATTEMPT, []), (E.CONNECTED, [A.FORWARD])]
 
 
 class Script(Session):
@@ -141,7 +141,7 @@ def test_whatever_happens_no_side_is_closed_twice_or_left_open(events):
             sockets.attempt()
         for action in actions:
             sockets.apply(action)
-        assert sockets.open == OPEN_SIDES[session.state]
+        assert sockets.open == OPEN_SOCKETS[session.state]
         assert (session.ended is not None) == (session.state is State.FINISHED)
     assert session.state is State.FINISHED
     assert not sockets.open

@@ -12,7 +12,7 @@ import socket
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import splice
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.splice import PIPE_SIZE, Pool
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.splice import PIPE_SIZE, PipePool
 
 
 def open_descriptors():
@@ -22,7 +22,7 @@ def open_descriptors():
 @pytest.fixture
 def pool():
     before = open_descriptors()
-    pool = Pool(20)
+    pool = PipePool(20)
     yield pool
     pool.close()
     assert open_descriptors() - before == set(), "a pipe was left open"
@@ -64,7 +64,7 @@ def test_half_of_the_bound_is_for_wide_ones_and_the_rest_for_many(pool):
 
 
 def test_only_so_many_are_kept():
-    pool = Pool(100)
+    pool = PipePool(100)
     lent = [pool.take() for _pipe in range(30)]
     before = len(open_descriptors())
     for pipe in lent:
@@ -89,7 +89,7 @@ def test_a_refusal_of_the_kernel_is_no_error_and_leaves_nothing_open(pool, monke
 
 def test_without_splice_nobody_gets_a_pipe(monkeypatch):
     monkeypatch.setattr(splice, "splice", None)
-    assert Pool(20).take() is None
+    assert PipePool(20).take() is None
 
 
 TEST_BOUNDS = [
@@ -107,7 +107,7 @@ TEST_BOUNDS = [
 @pytest.mark.skipif(os.sysconf("SC_PAGE_SIZE") != 4096, reason="the figures are for pages of 4 KiB")
 def test_bounds(monkeypatch, pages, workers, descriptors, pipes):
     monkeypatch.setattr(splice, "soft_limit", lambda: pages)
-    assert splice.bound(workers, descriptors) == pipes
+    assert splice.most_pipes(workers, descriptors) == pipes
 
 
 def test_the_soft_limit_is_the_kernels_or_its_default(monkeypatch, tmp_path):

@@ -17,7 +17,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop imp
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.poller import Poller
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import bulk
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import stream as stream_module
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.splice import Pool
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.splice import PipePool
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.stream import BUFFER_SIZE, Stream
 
 PATIENCE = 20
@@ -37,7 +37,7 @@ class Middle:
     def __init__(self, pipes):
         self.server = self.loop = self
         self.poller = Poller()
-        self.pipes = Pool(pipes)
+        self.pipes = PipePool(pipes)
         self.events = []
         self.client, near = connected()
         far, self.backend = connected()
