@@ -119,7 +119,7 @@ pyroute2: ## Run the kernel tests of routing with pyroute2 of Debian 12 and 13 (
 
 # pythons has the tests in which Python versions may differ: relaying in each family and protocol, bulk (3.9 has no
 # splice), start and stop, reloads that exec, UDP sessions that are handed over.
-pythons: FORWARDER_TESTS := $(patsubst %,tests/kernel/forwarder/test_%.py,relay bulk lifecycle udp)
+pythons: FORWARDER_TESTS := $(patsubst %,tests/kernel/forwarder/test_%.py,relay bulk lifecycle reload udp)
 pythons: other-pythons ## Run the forwarder's main kernel tests with the archive on Python 3.9 and 3.13 (root)
 
 other-pythons:

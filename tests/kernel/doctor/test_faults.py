@@ -7,180 +7,117 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
 
 from tests.kernel.doctor.clinic import CLIENTS
 from tests.support import routing
-from tests.support.forwarding import Forwarder, make_config, make_service
 from tests.support.routing import PORT
-from tests.support.waiting import eventually
 
 HOSTS = ["a", "a2", "b", "c", "d"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Commands that break and repair a host; the check that must report it, and words of the finding.
+    """The check that must report a fault, with words of the finding; commands that break and repair the host.
 
     ``silent``: a spoofed handshake from a with that host (or with b) times out while the fault lasts.
     """
 
     host: str
     check: str
-    breaks: list[str]
     says: str
-    mends: list[str] = field(default_factory=list)
+    breaks: str
+    mends: str = "true"
     silent: bool = False
     ports: tuple = ()
 
 
-TABLE = "nft 'table inet test {{ chain c {{ type {}; {}; }}; }}'"
+def table(base: str, rule: str) -> str:
+    return f"nft 'table inet test {{ chain c {{ type {base}; {rule}; }}; }}'"
+
+
+def sysctl(name: str, value: str) -> str:
+    return f"sysctl -w '{name}={value}'"
+
+
 NO_TABLE = "nft delete table inet test"
-ONLY_A = "filter hook input priority 0; policy drop", "icmpv6 type 135-136 accept; ip saddr 198.18.0.11 accept"
-NO_REPLIES = "filter hook input priority 0; policy drop", "icmpv6 type 135-136 accept; tcp dport 80 accept"
+DROP = "filter hook input priority 0; policy drop"
+OVERWRITE = "iptables -t mangle -{} PREROUTING -j CONNMARK --set-mark 0x12"
 FAULTS = {
     "the table's next hop is the router": Fault(
-        "b",
-        "routes",
-        ["ip route replace default via 198.18.0.1 table 20111 proto 202"],
-        "now: ip route default via 198.18.0.1",
-        silent=True,
-    ),
+        "b", "routes", "now: ip route default via 198.18.0.1",
+        "ip route replace default via 198.18.0.1 table 20111 proto 202", silent=True),
     "another owner's route in the table": Fault(
-        "b",
-        "taken",
-        ["ip route replace default via 198.18.0.1 table 20111"],
-        "table 20111 already holds routes of another owner (proto boot)",
-        ["ip route flush table 20111"],
-        silent=True,
-    ),
+        "b", "taken", "table 20111 already holds routes of another owner (proto boot)",
+        "ip route replace default via 198.18.0.1 table 20111", "ip route flush table 20111", silent=True),
     "the return route is gone": Fault(
-        "b", "routes", ["ip -6 route flush table 20111"], "add ip -6 route default via 2001:db8::11"
-    ),
+        "b", "routes", "add ip -6 route default via 2001:db8::11", "ip -6 route flush table 20111"),
     "the lookup rule is gone": Fault(
-        "b", "rules", ["ip rule del priority 1100 fwmark 11/255"], "add ip rule 1100: from all fwmark 0xb/0xff",
-        silent=True,
-    ),
-    "the firewall was reloaded": Fault("b", "marks", ["nft flush ruleset"], "marks: a (0xb)", silent=True),
+        "b", "rules", "add ip rule 1100: from all fwmark 0xb/0xff", "ip rule del priority 1100 fwmark 11/255",
+        silent=True),
+    "the firewall was reloaded": Fault("b", "marks", "marks: a (0xb)", "nft flush ruleset", silent=True),
     "a rule of another tool comes first": Fault(
-        "b",
-        "rule_before",
-        ["ip rule add priority 100 lookup main"],
-        "`ip rule 100: from all lookup 254`",
-        ["ip rule del priority 100"],
-        silent=True,
-    ),
+        "b", "rule_before", "`ip rule 100: from all lookup 254`", "ip rule add priority 100 lookup main",
+        "ip rule del priority 100", silent=True),
     "another table overwrites the mark": Fault(
-        "b",
-        "mark_clobbered",
-        [TABLE.format("route hook output priority 0", "tcp sport 8080 meta mark set 0x40000")],
-        "meta mark set 0x40000",
-        [NO_TABLE],
-        silent=True,
-    ),
+        "b", "mark_clobbered", "meta mark set 0x40000",
+        table("route hook output priority 0", "tcp sport 8080 meta mark set 0x40000"), NO_TABLE, silent=True),
     "iptables overwrites the connection's mark": Fault(
-        "b",
-        "mark_clobbered",
-        ["iptables -t mangle -A PREROUTING -j CONNMARK --set-mark 0x12"],
-        "-A PREROUTING -j CONNMARK --set-xmark 0x12",
-        ["iptables -t mangle -D PREROUTING -j CONNMARK --set-mark 0x12", "nft delete table ip mangle"],
-        silent=True,
-    ),
+        "b", "mark_clobbered", "-A PREROUTING -j CONNMARK --set-xmark 0x12", OVERWRITE.format("A"),
+        f"{OVERWRITE.format('D')}; nft delete table ip mangle", silent=True),
     "the firewall admits the proxy and not its clients": Fault(
-        "b", "firewall", [TABLE.format(*ONLY_A)], "accepts proxy a but drops clients such as 198.18.1.10", [NO_TABLE],
-        silent=True,
-    ),
+        "b", "firewall", "accepts proxy a but drops clients such as 198.18.1.10",
+        table(DROP, "icmpv6 type 135-136 accept; ip saddr 198.18.0.11 accept"), NO_TABLE, silent=True),
     "iptables lets nobody in": Fault(
-        "b",
-        "firewall",
-        ["iptables -P INPUT DROP"],
+        "b", "firewall",
         "drops clients such as 198.18.1.10 at tcp port 8080 (the policy of chain iptables filter INPUT",
-        ["iptables -P INPUT ACCEPT", "nft delete table ip filter"],
-        silent=True,
-        ports=(("tcp", PORT),),
-    ),
+        "iptables -P INPUT DROP", "iptables -P INPUT ACCEPT; nft delete table ip filter", silent=True,
+        ports=(("tcp", PORT),)),
     "there is no default route": Fault(
-        "b",
-        "default_route",
-        ["ip route del default"],
-        "there is no ipv4 route to 198.18.1.10",
-        ["ip route add default via 198.18.0.1"],
-        silent=True,
-    ),
+        "b", "default_route", "there is no ipv4 route to 198.18.1.10", "ip route del default",
+        "ip route add default via 198.18.0.1", silent=True),
     "a rule of another goes by our bits": Fault(
-        "b",
-        "mark_shared",
-        ["ip rule add priority 2000 fwmark 0xb0b/0xffff lookup 7"],
-        "uses our bits (0xb/0xff)",
-        ["ip rule del priority 2000"],
-    ),
+        "b", "mark_shared", "uses our bits (0xb/0xff)", "ip rule add priority 2000 fwmark 0xb0b/0xffff lookup 7",
+        "ip rule del priority 2000"),
     "someone accepts redirects": Fault(
-        "b", "settings", ["sysctl -w net.ipv4.conf.all.accept_redirects=1"], "all.accept_redirects: 1 -> 0"
-    ),
+        "b", "settings", "all.accept_redirects: 1 -> 0", sysctl("net.ipv4.conf.all.accept_redirects", "1")),
     "rp_filter is strict where clients come in": Fault(
-        "c",
-        "rp_filter",
-        ["sysctl -w net.ipv4.conf.eth1.rp_filter=1"],
-        "rp_filter on eth1 is 1 (strict",
-        ["sysctl -w net.ipv4.conf.eth1.rp_filter=0"],
-        silent=True,
-    ),
+        "c", "rp_filter", "rp_filter on eth1 is 1 (strict", sysctl("net.ipv4.conf.eth1.rp_filter", "1"),
+        sysctl("net.ipv4.conf.eth1.rp_filter", "0"), silent=True),
     "the proxy's interface is down": Fault(
-        "c",
-        "links",
-        ["ip link set eth1 down"],
-        "interface eth1 is down",
-        ["ip link set eth1 up", "ip -6 addr replace 2001:db8:2::22/64 dev eth1 nodad"],
-    ),
+        "c", "links", "interface eth1 is down", "ip link set eth1 down",
+        "ip link set eth1 up; ip -6 addr replace 2001:db8:2::22/64 dev eth1 nodad"),
     "the second address is gone": Fault(
-        "d", "addresses", ["ip addr del 198.18.0.33/32 dev eth0"], "add ip addr 198.18.0.33 dev eth0"
-    ),
+        "d", "addresses", "add ip addr 198.18.0.33 dev eth0", "ip addr del 198.18.0.33/32 dev eth0"),
     "the local route is gone": Fault(
-        "a", "routes", ["ip route flush table 20100"], "add ip route local default dev lo table 20100", silent=True
-    ),
+        "a", "routes", "add ip route local default dev lo table 20100", "ip route flush table 20100", silent=True),
     "the rule of local delivery is gone": Fault(
-        "a", "rules", ["ip rule del priority 1100 from 198.18.0.21 ipproto tcp"], "ipproto tcp lookup 20100",
-        silent=True,
-    ),
+        "a", "rules", "ipproto tcp lookup 20100", "ip rule del priority 1100 from 198.18.0.21 ipproto tcp",
+        silent=True),
     "a bare rule makes the proxy answer ARP": Fault(
-        "a",
-        "arp",
-        ["ip rule add priority 1099 from 198.18.0.21 lookup 20100"],
-        "`ip rule 1099: from 198.18.0.21 lookup 20100`",
-        ["ip rule del priority 1099"],
-    ),
+        "a", "arp", "`ip rule 1099: from 198.18.0.21 lookup 20100`",
+        "ip rule add priority 1099 from 198.18.0.21 lookup 20100", "ip rule del priority 1099"),
     "the proxy routes": Fault(
-        "a", "ip_forward", ["sysctl -w net.ipv4.ip_forward=1"], "net.ipv4.ip_forward is 1",
-        ["sysctl -w net.ipv4.ip_forward=0"],
-    ),
+        "a", "ip_forward", "net.ipv4.ip_forward is 1", sysctl("net.ipv4.ip_forward", "1"),
+        sysctl("net.ipv4.ip_forward", "0")),
     "the proxy's firewall drops replies": Fault(
-        "a", "firewall", [TABLE.format(*NO_REPLIES)], "drops replies of backend 198.18.0.21", [NO_TABLE], silent=True
-    ),
+        "a", "firewall", "drops replies of backend 198.18.0.21",
+        table(DROP, "icmpv6 type 135-136 accept; tcp dport 80 accept"), NO_TABLE, silent=True),
     "few ephemeral ports": Fault(
-        "a",
-        "port_range",
-        ["sysctl -w 'net.ipv4.ip_local_port_range=40000 41000'"],
-        "1001 ephemeral ports (40000-41000)",
-        ["sysctl -w 'net.ipv4.ip_local_port_range=32768 60999'"],
-    ),
+        "a", "port_range", "1001 ephemeral ports (40000-41000)",
+        sysctl("net.ipv4.ip_local_port_range", "40000 41000"), sysctl("net.ipv4.ip_local_port_range", "32768 60999")),
     "src_valid_mark beside the mark of sockets": Fault(
-        "a2",
-        "src_valid_mark",
-        ["sysctl -w net.ipv4.conf.all.src_valid_mark=1"],
-        "src_valid_mark on eth0 is 1",
-        ["sysctl -w net.ipv4.conf.all.src_valid_mark=0"],
-    ),
+        "a2", "src_valid_mark", "src_valid_mark on eth0 is 1", sysctl("net.ipv4.conf.all.src_valid_mark", "1"),
+        sysctl("net.ipv4.conf.all.src_valid_mark", "0")),
 }  # fmt: skip
 
 
-def shell(host, commands: list[str]) -> None:
-    for command in commands:
-        host.run(["sh", "-c", command])
+def shell(host, command: str) -> None:
+    host.run(["sh", "-ec", command])
 
 
 def handshake(clinic, name: str = "b") -> str:
@@ -299,76 +236,11 @@ def test_a_proxy_in_no_network_of_the_backend_is_refused_before_the_first_change
 
 def test_published_container_ports_are_no_fault(clinic):
     b = clinic.lab["b"]
-    b.run(["sh", "-c", TABLE.format("nat hook prerouting priority -100", "tcp dport 9999 dnat ip to 198.18.0.99")])
+    shell(b, table("nat hook prerouting priority -100", "tcp dport 9999 dnat ip to 198.18.0.99"))
     try:
         assert clinic.complaints("b") == []
     finally:
         b.run(NO_TABLE.split())
-
-
-class TestTheForwarder:
-    """With a forwarder on a, whose config is checked too."""
-
-    @pytest.fixture
-    def running(self, clinic):
-        service = make_service(clinic.lab, "web", 80, PORT, backends=("b",))
-        with Forwarder(clinic.lab, make_config(service)) as forwarder:
-            yield forwarder
-
-    @staticmethod
-    def paths(forwarder) -> dict[str, str]:
-        return {"config": str(forwarder.config), "runtime": str(forwarder.directory / "forwarder.json")}
-
-    def test_there_are_no_findings_while_the_forwarder_runs(self, clinic, running):
-        assert clinic.complaints("a", **self.paths(running)) == []
-
-    @pytest.mark.parametrize("address", ["0.0.0.0", "198.18.0.11", "2001:db8::11"])
-    @pytest.mark.parametrize(("ports", "said"), [("8000-8010", ""), ("40000-40010", "port 40000-40010 of every")])
-    def test_ranges_of_ports_are_checked_against_ephemeral_ports(self, clinic, running, address, ports, said):
-        ranged = make_service(clinic.lab, "range", 80, ports, backends=("b",))
-        ranged["listen"] = [{"address": address, "port": ports}]
-        running.configure(make_config(ranged))
-        running.reload()
-        found = clinic.complaints("a", **self.paths(running))
-        wanted = ["port_range"] if said and address == "0.0.0.0" else []
-        assert [one.id for one in found] == wanted
-        assert all(said in one.what for one in found)
-
-    def test_an_ended_forwarder_is_reported(self, clinic, running):
-        running.stop()
-        assert [one.id for one in clinic.complaints("a", **self.paths(running))] == ["forwarder"]
-
-    def test_a_stopped_forwarder_is_reported(self, clinic, running):
-        running.process.send_signal(signal.SIGSTOP)
-        try:
-            eventually(lambda: [one.id for one in clinic.complaints("a", **self.paths(running))] == ["forwarder"])
-        finally:
-            running.process.send_signal(signal.SIGCONT)
-        eventually(lambda: clinic.complaints("a", **self.paths(running)) == [])
-
-    def test_a_missing_listener_is_reported(self, clinic, running):
-        more = make_service(clinic.lab, "more", 81, PORT, backends=("b",))
-        running.configure(make_config(more))
-        assert {one.id for one in clinic.complaints("a", **self.paths(running))} == {"listening"}
-
-    def test_a_backend_without_local_delivery_is_reported(self, clinic, running):
-        more = make_service(clinic.lab, "web", 80, PORT, backends=("b", "c"))
-        running.configure(make_config(more))
-        found = clinic.complaints("a", **self.paths(running))
-        assert {(one.id, one.subject) for one in found} == {
-            ("families", clinic.lab["c"].ipv4),
-            ("families", clinic.lab["c"].ipv6),
-        }
-
-    def test_a_missing_capability_is_reported(self, clinic, running, tmp_path):
-        """The runtime file names another process, which has dropped the capability."""
-        argv = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw", "sleep", "100"]
-        process = clinic.lab["a"].spawn(argv)
-        file = tmp_path / "forwarder.json"
-        file.write_text(json.dumps({"pid": process.pid}))
-        paths = {**self.paths(running), "runtime": str(file)}
-        eventually(lambda: [one.id for one in clinic.complaints("a", **paths)] == ["forwarder"])
-        assert "has no CAP_NET_RAW" in clinic.complaints("a", **paths)[0].what
 
 
 @pytest.mark.parametrize(
@@ -394,11 +266,11 @@ def test_a_tool_that_hangs_or_fails_is_reported_and_the_rest_is_checked(clinic, 
         found = clinic.complaints("b", wanted=early, host=host)
         assert {one.id for one in found} <= {"unread", "waiting"}
         assert any("the packet filters could not be read: " in one.what and said in one.what for one in found)
-    clinic.lab["b"].run(["sh", "-c", "ip rule add priority 100 lookup main"])
+    shell(clinic.lab["b"], "ip rule add priority 100 lookup main")
     try:
         assert "rule_before" in [one.id for one in clinic.complaints("b", wanted=wanted, host=host)]
     finally:
-        clinic.lab["b"].run(["sh", "-c", "ip rule del priority 100"])
+        shell(clinic.lab["b"], "ip rule del priority 100")
 
 
 def test_the_doctor_command_prints_findings_and_sets_the_exit_status(clinic, tmp_path):

@@ -1,0 +1,85 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The doctor on a proxy with a running forwarder, whose config is checked too."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.routing import PORT
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def running(clinic):
+    service = make_service(clinic.lab, "web", 80, PORT, backends=("b",))
+    with Forwarder(clinic.lab, make_config(service)) as forwarder:
+        yield forwarder
+
+
+def paths(forwarder) -> dict[str, str]:
+    return {"config": str(forwarder.config), "runtime": str(forwarder.directory / "forwarder.json")}
+
+
+def test_there_are_no_findings_while_the_forwarder_runs(clinic, running):
+    assert clinic.complaints("a", **paths(running)) == []
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "198.18.0.11", "2001:db8::11"])
+@pytest.mark.parametrize(("ports", "said"), [("8000-8010", ""), ("40000-40010", "port 40000-40010 of every")])
+def test_ranges_of_ports_are_checked_against_ephemeral_ports(clinic, running, address, ports, said):
+    ranged = make_service(clinic.lab, "range", 80, ports, backends=("b",))
+    ranged["listen"] = [{"address": address, "port": ports}]
+    running.configure(make_config(ranged))
+    running.reload()
+    found = clinic.complaints("a", **paths(running))
+    wanted = ["port_range"] if said and address == "0.0.0.0" else []
+    assert [one.id for one in found] == wanted
+    assert all(said in one.what for one in found)
+
+
+def test_an_ended_forwarder_is_reported(clinic, running):
+    running.stop()
+    assert [one.id for one in clinic.complaints("a", **paths(running))] == ["forwarder"]
+
+
+def test_a_stopped_forwarder_is_reported(clinic, running):
+    running.process.send_signal(signal.SIGSTOP)
+    try:
+        eventually(lambda: [one.id for one in clinic.complaints("a", **paths(running))] == ["forwarder"])
+    finally:
+        running.process.send_signal(signal.SIGCONT)
+    eventually(lambda: clinic.complaints("a", **paths(running)) == [])
+
+
+def test_a_missing_listener_is_reported(clinic, running):
+    more = make_service(clinic.lab, "more", 81, PORT, backends=("b",))
+    running.configure(make_config(more))
+    assert {one.id for one in clinic.complaints("a", **paths(running))} == {"listening"}
+
+
+def test_a_backend_without_local_delivery_is_reported(clinic, running):
+    more = make_service(clinic.lab, "web", 80, PORT, backends=("b", "c"))
+    running.configure(make_config(more))
+    found = clinic.complaints("a", **paths(running))
+    assert {(one.id, one.subject) for one in found} == {
+        ("families", clinic.lab["c"].ipv4),
+        ("families", clinic.lab["c"].ipv6),
+    }
+
+
+def test_a_missing_capability_is_reported(clinic, running, tmp_path):
+    """The runtime file names another process, which has dropped the capability."""
+    argv = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw", "sleep", "100"]
+    process = clinic.lab["a"].spawn(argv)
+    file = tmp_path / "forwarder.json"
+    file.write_text(json.dumps({"pid": process.pid}))
+    options = {**paths(running), "runtime": str(file)}
+    eventually(lambda: [one.id for one in clinic.complaints("a", **options)] == ["forwarder"])
+    assert "has no CAP_NET_RAW" in clinic.complaints("a", **options)[0].what
