@@ -83,7 +83,7 @@ def check_ids(ids: Mapping[str, int]) -> None:
     for proxy, number in ids.items():
         if number in owners:
             errors.append(
-                f"proxies {owners[number]} and {proxy} have one id, {number}; backends could not tell them apart: "
+                f"proxies {owners[number]} and {proxy} have the same id, {number}, so backends cannot tell them apart: "
                 "set l4proxy_id (1 to 255) in the host_vars of one of them"
             )
         owners.setdefault(number, proxy)

@@ -68,7 +68,7 @@ REFUSED = [
     ("one listen address twice", services(WEB, {**WEB, "name": "other"}), "l4proxy_services[1].listen[0]: 0.0.0.0:80"),
     ("an unknown key", services({**WEB, "wieght": 3}), "wieght"),
     ("no such host", services({**WEB, "backends": ["x:80"]}), "'x' is not in the inventory"),
-    ("two proxies with one id", ["--extra-vars", "l4proxy_id=7"], "proxies a and a2 have one id, 7"),
+    ("two proxies with the same id", ["--extra-vars", "l4proxy_id=7"], "proxies a and a2 have the same id, 7"),
     ("off the subnet", ELSEWHERE, "shares no subnet with backend"),
     (
         "a backend that no service names",

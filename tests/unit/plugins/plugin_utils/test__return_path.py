@@ -47,7 +47,7 @@ def test_a_proxy_off_the_backends_subnet():
 def test_two_proxies_with_one_id():
     variables = hostvars(a2={"l4proxy_id": 11})
     (found,) = errors(return_path, fleet("b", variables=variables, proxies=["a", "a2"]), "b")
-    assert found.startswith("proxies a and a2 have one id, 11")
+    assert found.startswith("proxies a and a2 have the same id, 11")
 
 
 def test_an_id_that_cannot_be_derived():
