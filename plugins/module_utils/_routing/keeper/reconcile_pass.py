@@ -171,7 +171,7 @@ def _interest(document: Document) -> Interest:
         nft_names=frozenset({nft.table_name(document.owner), iptables.prefix(document.owner)}),
         # When this host gets such an address, the rule must go; when it loses the address, the rule must return.
         sources=frozenset(rule.src for rule in rules if rule.src),
-        # A foreign rule in front of ours may have to be overtaken.
+        # Ours may have to be moved in front of a foreign rule.
         before=max((rule.priority for rule in rules), default=0) if document.owner in OWNERS else 0,
     )
 

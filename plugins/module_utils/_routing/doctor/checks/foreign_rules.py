@@ -66,7 +66,9 @@ def own_traffic_taken(facts: Facts) -> Iterator[Finding]:
         active = [rule for rule in capturing if rule in present]
         rule = (active or capturing)[0]
         what = f"`{formatting.rule(rule)}` has {address} as its source, which is this host's own address"
-        remedy = f"remove {address} from this proxy's backends and run `site` again, or remove it from this host"
+        remedy = (
+            f"remove {address} from this proxy's backends and run `site` again, or remove that address from this host"
+        )
         if active:
             yield fail(address, what, WHY_CUT_OFF, f"{_delete_command(rule)}, then {remedy}")
         else:

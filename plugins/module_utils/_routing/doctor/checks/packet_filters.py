@@ -134,8 +134,8 @@ def _clobbering(peer: Peer, reached: Reached, written: int) -> Finding:
         f"`{reached.rule.text}` in chain {chain.table} {chain.name} {'overwrites' if certain else 'may overwrite'} "
         f"bits {peer.mask:#x} of the mark, which identify the proxy",
         "a reply without its mark bypasses the proxy, or goes to another one",
-        f"preserve our bits in that rule: mark and {0xFFFFFFFF & peer.mask:#x} "
-        "(iptables: a mask with --set-xmark, --restore-mark, --save-mark)" + rule_matching.other_bits(written),
+        f"preserve our bits in that rule (nft: mark and {0xFFFFFFFF & peer.mask:#x} or VALUE; iptables: a mask with "
+        "--set-xmark, --restore-mark, --save-mark)" + rule_matching.other_bits(written),
     )
 
 
