@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The table of UDP sessions: which datagrams belong together, and when a session has ended.
+"""The table of UDP sessions: which datagrams belong together.
 
 Pure; time is passed in (monotonic seconds). A *flow* is a session of UDP: the datagrams of one client address and port
 to one listener, and the replies of the backend that it was given to. Two flows are never mixed up: a listener finds a
@@ -22,11 +22,7 @@ from .eviction import EvictionQueue, FairShares
 MOST_FLOWS = 65536  # sessions of a worker, about 1.3 kB each
 CROWDED = 0.75  # fraction of the shared sockets on which a pair may be taken before another socket is opened
 ANYWHERE = 65536  # more than there are sockets: the search for a pair's second one begins at a random place
-CHECKS = 8  # within a timeout
-SHORTEST, LONGEST = 0.2, 10.0  # seconds between two checks
 UNCONTESTED = 0.2  # seconds in which an ICMP error for the first datagram of a session would have come
-
-IDLE = "idle timeout"
 
 
 class Flow:
@@ -218,30 +214,3 @@ class FlowTable:
             and now - other.started >= UNCONTESTED
             for other in self.flows
         )
-
-    def expired(self, now):
-        """Return the flows whose timeout has passed. They end at the timeout at the earliest, one check later at most.
-
-        A check compares the number of datagrams with that of the check before, so a datagram pays for no clock.
-        """
-        ended = []
-        for service, flows in self.flows.services():
-            still, moved = [], []
-            for flow in flows:
-                datagrams = flow.datagrams
-                if datagrams != flow.datagrams_seen:
-                    flow.datagrams_seen, flow.last_moved = datagrams, now
-                    moved.append(flow)
-                    continue
-                still.append(flow)
-                if now - flow.last_moved >= flow.timeout:
-                    ended.append(flow)
-            if still and moved:
-                self.flows.reorder(service, still + moved)
-                self.alone.reorder(service, [flow for flow in still + moved if not flow.upstream.shared])
-        return ended
-
-
-def interval(timeouts):
-    """Return the seconds between two checks that suffice for these timeouts."""
-    return max(SHORTEST, min([timeout / CHECKS for timeout in timeouts] + [LONGEST]))

@@ -20,9 +20,9 @@ from ..admission.refusal import Refusal
 from ..admission.source_address import OWN
 from ..loop import sockets
 from ..loop.log import Repeats
-from . import ancillary, handover
+from . import ancillary, handover, timeouts
 from .eviction import MADE_ROOM
-from .flow_table import IDLE, Flow, FlowTable, interval
+from .flow_table import Flow, FlowTable
 from .listener import UdpListener
 from .upstream import UpstreamSockets
 
@@ -59,14 +59,14 @@ class UdpServer:
         self.receiving = False
         self.closed = False
         self._next_check = 0.0
-        self._interval = interval([])
+        self._interval = timeouts.interval([])
         self._logged = Repeats()
 
     def listen(self, sock: socket.socket, name: str, slot: int, runtime: ServiceRuntime, listener: Listener) -> None:
         """Add a listening socket; it is read once set_receiving() says so."""
         self.table.add_service(runtime.service.name)
         self.listeners[name] = UdpListener(self, sock, name, slot, runtime, listener)
-        self._interval = min(self._interval, interval([runtime.service.idle_timeout]))
+        self._interval = min(self._interval, timeouts.interval([runtime.service.idle_timeout]))
 
     def set_receiving(self, on: bool) -> None:
         """Start or stop reading what clients send; datagrams wait in the sockets meanwhile."""
@@ -225,11 +225,11 @@ class UdpServer:
         if now < self._next_check:
             return
         self._next_check = now + self._interval
-        for flow in self.table.expired(now):
+        for flow in timeouts.expired(self.table, now):
             # A backend that only receives never answers; a whole session without an ICMP error speaks for it.
             if not flow.answered and flow.backends.health.succeeded(flow.client[0], flow.index):
                 flow.listener.runtime.log_health("backend complains no more", flow.backends, flow.index)
-            self.end(flow, IDLE)
+            self.end(flow, timeouts.IDLE)
         self.upstreams.tidy()
 
     def seconds_to_check(self, now: float) -> float:
@@ -239,7 +239,7 @@ class UdpServer:
     def end(self, flow: Flow, reason: str) -> None:
         """End a session: log it, count its bytes, forget it."""
         service = flow.service
-        if service.log == "all" or (service.log == "errors" and reason not in (IDLE, MADE_ROOM)):
+        if service.log == "all" or (service.log == "errors" and reason not in (timeouts.IDLE, MADE_ROOM)):
             self.loop.log.event("session", **{**flow.summary(self.loop.now()), "ended": reason})
         flow.backends.add_bytes(flow.index, flow.bytes_to_backend, flow.bytes_to_client)
         self._forget(flow)

@@ -23,7 +23,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import generation, listeners
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import timeouts
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import flow_table
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import timeouts as udp_timeouts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -186,7 +186,7 @@ def consume(loaded):
             for _level, name, number in sockets.upstream_options(service.tcp_user_timeout):
                 assert 0 < number < 2**31 or name == socket.TCP_QUICKACK
         assert timeouts.interval(loaded.services) >= timeouts.SHORTEST
-        assert flow_table.interval([service.idle_timeout for service in loaded.services]) > 0
+        assert udp_timeouts.interval([service.idle_timeout for service in loaded.services]) > 0
         for one in health_checker.all_targets(loaded, region):
             if one.service.checked:
                 one.begin(1e6)  # its sockets are the fixture's
