@@ -25,7 +25,7 @@ def waiting(facts: Facts) -> Iterator[Finding]:
             yield fail(
                 drift.owner,
                 f"{drift.owner}: {obstacle}",
-                "until this is corrected, nothing of the document can be applied",
+                "until this is corrected, no part of the document can be applied",
                 f"correct this, then {REPAIR}",
             )
 

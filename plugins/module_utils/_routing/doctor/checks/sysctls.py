@@ -18,6 +18,11 @@ from ..finding import Finding, fail, fail_or_warn, skip, warn
 RP_FILTER = {1: "strict", 2: "loose"}
 
 
+def _larger(link: str) -> str:
+    """Which of two settings the kernel uses, in words."""
+    return f"the larger of conf.all and conf.{link}"
+
+
 def default_route(facts: Facts) -> Iterator[Finding]:
     """With marks kept in conntrack a reply is routed once before it gets its mark, unless its socket has a mark."""
     sysctls = [sysctl for document in facts.return_path for sysctl in document.sysctls]
@@ -55,7 +60,7 @@ def rp_filter(facts: Facts) -> Iterator[Finding]:
             out = peer.unmarked.dev if peer.unmarked else None
             yield fail(
                 peer.dev,
-                f"rp_filter on {peer.dev} is {mode} ({RP_FILTER.get(mode, 'on')}; the larger of all and {peer.dev}), "
+                f"rp_filter on {peer.dev} is {mode} ({RP_FILTER.get(mode, 'on')}; {_larger(peer.dev)}), "
                 f"but the route to {facts.clients['ipv4']} leaves by {out}",
                 f"clients' packets that arrive through {peer.name} are dropped before they can be marked",
                 f"`sysctl -w net.ipv4.conf.{peer.dev}.rp_filter=2` (and in /etc/sysctl.d), or "
@@ -72,7 +77,7 @@ def src_valid_mark(facts: Facts) -> Iterator[Finding]:
         if facts.highest("ipv4", link, "src_valid_mark"):
             yield fail(
                 link,
-                f"src_valid_mark on {link} is 1 (the larger of all and {link}); Tailscale and wg-quick set it",
+                f"src_valid_mark on {link} is 1 ({_larger(link)}); Tailscale and wg-quick set it",
                 "the kernel then also uses a reply's mark to validate its source, and drops the reply as a martian",
                 f"`sysctl -w net.ipv4.conf.all.src_valid_mark=0 net.ipv4.conf.{link}.src_valid_mark=0`, or "
                 "forwarder_local_delivery: rules",
@@ -121,7 +126,7 @@ def send_redirects(facts: Facts) -> Iterator[Finding]:
         if facts.applied and facts.highest("ipv4", link, "send_redirects"):
             yield warn(
                 link,
-                f"{link} sends ICMP redirects (the larger of all and {link})",
+                f"{link} sends ICMP redirects ({_larger(link)})",
                 "when this proxy forwards a backend's packet, it tells the backend to use the router instead",
                 f"`sysctl -w net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.{link}.send_redirects=0`",
             )
