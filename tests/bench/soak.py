@@ -118,7 +118,7 @@ class Soak:
     def reload(self) -> str:
         """Reload as ``l4proxy reload --wait`` does; return what went wrong, or nothing."""
         ok, sentence = reload_command.reload(
-            str(self.forwarder.directory / "forwarder.json"), True, reload_command.PATIENCE
+            str(self.forwarder.directory / "forwarder.json"), True, reload_command.TIMEOUT
         )
         return "" if ok else sentence
 

@@ -1,12 +1,11 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A worker: one process, one selector, all the traffic of one slot.
+"""A worker: one process with one event loop, which carries all traffic of one slot.
 
-It is made after the fork (an inherited epoll would be shared with the supervisor). It tells the supervisor over its
-channel that it is READY before it accepts, serves the listeners of its slot and of those it is told to cover, drains on
-SIGTERM, stops at once on the second, and drains as well when its supervisor is gone, which it notices by the end of the
-channel.
+It is created after the fork, because the supervisor would share an inherited epoll. It serves the listeners of its own
+slot and of slots that the supervisor makes it cover, and reports READY when it accepts. It drains on SIGTERM, and also
+when its channel is closed, because then the supervisor has ended; a second SIGTERM ends it at once.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ from . import listeners
 from .channel import READY, TooLarge
 
 UDP_DESCRIPTOR_FRACTION = 4  # with UDP services, 1/4 of the descriptors is reserved for their upstream sockets
-RESERVED_DESCRIPTORS = 32  # listeners come on top; the rest is two a session
-CHORES = 0.05  # seconds that a busy worker may go without looking at the clock
+RESERVED_DESCRIPTORS = 32  # besides listeners and pipes; all others are for sessions, two each
+PERIODIC_INTERVAL = 0.05  # seconds between two runs of periodic work while there is traffic
 
 
 class Worker:
-    """Serves slot ``slot`` of ``settings``, a config.Config, on ``held`` ({name: socket}).
+    """Serves the slot ``slot`` of ``config``, a config.Config, on the sockets ``listening``, {name: socket}.
 
-    ``line`` is the channel to the supervisor; ``region`` is the generation's shared memory, of which this process
-    writes the row of its slot. ``estate`` is where it leaves its UDP sessions to its successor, ``predecessors`` is
-    where it finds those of others (handover.py).
+    ``channel`` leads to the supervisor. ``region`` is the shared memory of the generation; this process writes the row
+    of its slot. On the socket ``handover`` it sends its UDP sessions to the next worker; from the sockets
+    ``predecessors`` it receives those of earlier workers (udp/handover.py).
     """
 
-    def __init__(self, settings, held, log, line, region, slot, estate=None, predecessors=()):
+    def __init__(self, config, listening, log, channel, region, slot, handover=None, predecessors=()):
         self.region = region
         self.slot = slot
         region.reset_gauges(slot)
@@ -53,126 +52,127 @@ class Worker:
         self._counted = {name: region.cell(slot, "worker", name) for name in WORKER_FIELDS}
         self.loop = loop = EventLoop(log, self.count, own_addresses.own_addresses())
         self._next_address_check = loop.now() + own_addresses.REFRESH
-        self._config = settings
-        self._line = line
-        self._estate = estate
+        self._config = config
+        self._channel = channel
+        self._handover = handover
         self._predecessors = predecessors
-        self._has_heir = False  # whether somebody takes over the UDP sessions
+        self._has_successor = False  # whether another worker takes over the UDP sessions
         soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         pipes = splice.PipePool(splice.most_pipes(region.slots, soft_limit))
-        descriptors = soft_limit - RESERVED_DESCRIPTORS - len(held) - 2 * pipes.bound
-        has_udp = any(service.protocol == "udp" for service in settings.services)
+        descriptors = soft_limit - RESERVED_DESCRIPTORS - len(listening) - 2 * pipes.bound
+        has_udp = any(service.protocol == "udp" for service in config.services)
         upstreams = descriptors // UDP_DESCRIPTOR_FRACTION if has_udp else 0
-        ports = SourcePorts(settings.source_ports)
-        self.tcp = TcpServer(loop, pipes, max(1, (descriptors - upstreams) // 2), slot, settings.services)
+        ports = SourcePorts(config.source_ports)
+        self.tcp = TcpServer(loop, pipes, max(1, (descriptors - upstreams) // 2), slot, config.services)
         self.udp = UdpServer(loop, ports, upstreams, slot, region.slots)
-        self._add_listeners(held, ports)
+        self._add_listeners(listening, ports)
         self._beat = region.beat_cell(slot)
-        self._next_chores, self._patience = 0.0, 0.0  # when, and how long the next turn may wait for events
+        self._next_periodic = 0.0  # when periodic work is due
+        self._poll_timeout = 0.0  # seconds that the next turn may wait for events
         self.draining = False
-        self._terminations = 0  # SIGTERMs so far: the first drains, the second is now
+        self._terminations = 0  # number of SIGTERMs; the first one drains, the second one ends the worker at once
 
-    def _add_listeners(self, held, ports):
+    def _add_listeners(self, listening, ports):
         """Give each listening socket to TCP or UDP, with the runtime of its service."""
         runtimes, region = {}, self.region
-        for name, (service, listener) in listeners.required(self._config, region.slots, held).items():
+        for name, (service, listener) in listeners.required(self._config, region.slots, listening).items():
             if service.name not in runtimes:
                 runtimes[service.name] = ServiceRuntime.from_config(service, region, self.slot, ports, self.loop.log)
             slot = listeners.slot_of(name) % region.slots
             if service.protocol == "udp":
-                self.udp.listen(held[name], name, slot, runtimes[service.name], listener)
+                self.udp.listen(listening[name], name, slot, runtimes[service.name], listener)
             else:
-                self.tcp.listen(held[name], slot, runtimes[service.name], listener)
+                self.tcp.listen(listening[name], slot, runtimes[service.name], listener)
 
     def count(self, name):
         """Add one to a counter of this worker, one of shared_memory.WORKER_FIELDS."""
         self._cells[self._counted[name]] += 1
 
     def cover(self, slots):
-        """Serve these slots besides the own one, until told otherwise."""
+        """Serve these slots besides the own one, until the next call."""
         for server in (self.tcp, self.udp):
             server.serve_slots({self.slot, *slots})
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def run(self):
-        """Serve until drained; tells the supervisor when it is READY. Returns the exit code."""
+        """Serve until drained, and report READY to the supervisor. Return the exit status."""
         wakeup = self._take_signals()
         self.loop.poller.register(wakeup, READ, lambda _mask: os.read(wakeup, 64))
-        self.loop.poller.register(self._line, READ, self._hear)
+        self.loop.poller.register(self._channel, READ, self._receive)
         self.tcp.set_accepting(True)
         Takeover(self.udp, self._predecessors)
         gc.collect()
         gc.freeze()
-        self._do_chores(self.loop.now())
-        self._line.send({READY: True})
+        self._do_periodic_work(self.loop.now())
+        self._channel.send({READY: True})
         while not (self.draining and not self.tcp.sessions):
             self._turn()
             if self._terminations and not self.draining:
-                self._hear(READ)  # what was said before the signal was sent
+                self._receive(READ)  # messages that were sent before the signal
                 self.drain("SIGTERM")
             if self._terminations > 1:
                 self.tcp.abort_all("stopped")
-        self.loop.log.event("worker ends", counters=self._own_counters())
+        self.loop.log.event("worker exits", counters=self._own_counters())
         self.loop.log.flush()
         return 0
 
     def _own_counters(self):
         return {name: self._cells[cell] for name, cell in self._counted.items()}
 
-    def _hear(self, _mask):
-        """The supervisor said something, or is gone."""
-        messages, gone = self._line.receive()
+    def _receive(self, _mask):
+        """Act on messages from the supervisor, and drain if it has ended."""
+        messages, closed = self._channel.receive()
         for message in messages:
             if "cover" in message:
                 self.cover(message["cover"])
-            self._has_heir = self._has_heir or "hand_over" in message
+            self._has_successor = self._has_successor or "hand_over" in message
             if "log_level" in message:
                 self.loop.log.set_level(message["log_level"])
             if "sessions" in message:
-                self._answer(message["sessions"], self._some_sessions(message))
-        if gone:
-            self.loop.poller.unregister(self._line)
-            self.drain("the supervisor is gone")
+                self._answer(message["sessions"], self._oldest_sessions(message))
+        if closed:
+            self.loop.poller.unregister(self._channel)
+            self.drain("the supervisor has ended")
 
-    def _answer(self, number, found):
-        """Send the answer to a question; of sessions as many as the line carries, the oldest first."""
+    def _answer(self, number, answer):
+        """Answer a question about sessions, with as many of the oldest sessions as fit into a message."""
         while True:
             try:
-                self._line.send({"answer": number, **found})
+                self._channel.send({"answer": number, **answer})
                 return
             except TooLarge:
-                if not found["sessions"]:
+                if not answer["sessions"]:
                     raise
-                found["sessions"] = found["sessions"][: len(found["sessions"]) // 2]
+                answer["sessions"] = answer["sessions"][: len(answer["sessions"]) // 2]
 
-    def _some_sessions(self, message):
-        """Return the count and the oldest of the sessions asked for (``service`` or ``backend``, ``limit``)."""
-        service, backend = message.get("service"), message.get("backend")
-        wanted = [
-            one
-            for one in (*self.tcp.sessions, *self.udp.table.flows)
-            if service in (None, one.service.name)
-            and (backend is None or (one.backend is not None and one.backend.name == backend))
+    def _oldest_sessions(self, question):
+        """Return {"count", "sessions"}: the number of sessions that match a question, and the oldest of them."""
+        service, backend = question.get("service"), question.get("backend")
+        matching = [
+            session
+            for session in (*self.tcp.sessions, *self.udp.table.flows)
+            if service in (None, session.service.name)
+            and (backend is None or (session.backend is not None and session.backend.name == backend))
         ]
-        oldest = heapq.nsmallest(message["limit"], wanted, key=lambda one: one.started)
+        oldest = heapq.nsmallest(question["limit"], matching, key=lambda session: session.started)
         now = self.loop.now()
-        return {"count": len(wanted), "sessions": [one.summary(now) for one in oldest]}
+        return {"count": len(matching), "sessions": [session.summary(now) for session in oldest]}
 
     def _turn(self):
         loop = self.loop
-        busy = loop.poller.turn(self._patience, loop.contain)
+        busy = loop.poller.turn(self._poll_timeout, loop.contain)
         now = loop.now()
-        if now >= self._next_chores or not busy:
-            self._do_chores(now)
+        if now >= self._next_periodic or not busy:
+            self._do_periodic_work(now)
         if loop.log.waiting:
             loop.log.flush()
-        # After a turn with events the next is near, and to know the very moment of what else is due would cost more.
-        self._patience = CHORES if busy else self._timeout()
+        # After a turn with events more will follow soon, and computing the exact timeout would cost more than it saves.
+        self._poll_timeout = PERIODIC_INTERVAL if busy else self._timeout()
 
-    def _do_chores(self, now):
-        """Everything that goes by the clock; while there is traffic, every CHORES seconds."""
-        self._next_chores = now + CHORES
+    def _do_periodic_work(self, now):
+        """Write the heartbeat, run timers, and check timeouts and own addresses."""
+        self._next_periodic = now + PERIODIC_INTERVAL
         if self._beat is not None:
             self._cells[self._beat] = int(now * 1000)
         if now >= self._next_address_check:
@@ -184,31 +184,35 @@ class Worker:
         self._cells[self._counted["log_dropped"]] = self.loop.log.dropped
 
     def _timeout(self):
-        """Return the seconds until something is due by the clock, if only the time to be written (heartbeat.py)."""
+        """Return the seconds until periodic work is due, at the latest the next heartbeat."""
         now = self.loop.now()
         due = self.loop.timers.timeout(now)
         timeout = min(BEAT if due is None else min(BEAT, due), self.tcp.seconds_to_check(now))
         timeout = min(timeout, self.udp.seconds_to_check(now))
-        return min(RETRY, timeout) if self.loop.log.waiting else timeout  # the reader of the log is slow
+        return min(RETRY, timeout) if self.loop.log.waiting else timeout  # the log could not be written completely
 
     def _check_own_addresses(self, now):
         self._next_address_check = now + own_addresses.REFRESH
         try:
             addresses = own_addresses.own_addresses()
-        except OSError as error:  # short of descriptors: the old list does until the next check
+        except OSError as error:  # no descriptor left: keep the old list until the next check
             self.loop.log.event("own addresses unknown", level="warning", reason=str(error))
             return
-        if addresses != self.loop.own_addresses:  # services remember what follows from this very object
+        if addresses != self.loop.own_addresses:  # equal sets stay one object, because services cache by identity
             self.loop.own_addresses = addresses
 
-    # -- ending ----------------------------------------------------------------------------------------------------
+    # -- draining --------------------------------------------------------------------------------------------------
 
     def _take_signals(self):
-        """Install the handlers: they only count; the wakeup pipe, which is returned, ends the select."""
+        """Install the signal handlers, and return the wakeup pipe, whose events end the poll."""
         read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._on_termination)
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # may be sent to everyone; the supervisor decides
+        for number in (
+            signal.SIGINT,
+            signal.SIGHUP,
+            signal.SIGUSR1,
+        ):  # only the supervisor acts on these
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
@@ -217,24 +221,24 @@ class Worker:
     def _on_termination(self, _number, _frame):
         self._terminations += 1
 
-    def drain(self, why):
-        """Take what is already queued, accept no more, and end when the sessions have, or at drain_timeout."""
+    def drain(self, reason):
+        """Accept what is queued and no more, and exit after the last session or drain_timeout."""
         if self.draining:
             return
         self.draining = True
         self.tcp.drain()
-        self._leave_sessions()
+        self._hand_over_udp()
         timeout = self._config.drain_timeout
-        self.loop.log.event("draining", reason=why, sessions=len(self.tcp.sessions), timeout=timeout)
+        self.loop.log.event("draining", reason=reason, sessions=len(self.tcp.sessions), timeout=timeout)
         self.loop.timers.add(self.loop.now() + timeout, lambda: self.tcp.abort_all("drain timeout"))
 
-    def _leave_sessions(self):
-        """UDP has nothing to drain: somebody goes on with the sessions, or they end here and now."""
-        if self._has_heir:
+    def _hand_over_udp(self):
+        """Hand the UDP sessions over to the next worker, if there is one; end all others (UDP does not drain)."""
+        if self._has_successor:
             try:
-                self.udp.hand_over(self._estate)
+                self.udp.hand_over(self._handover)
             except OSError as error:
                 self.loop.log.event("sessions not handed over", level="error", reason=str(error))
         self.udp.end_all("stopped")
-        if self._estate is not None:
-            self._estate.close()
+        if self._handover is not None:
+            self._handover.close()

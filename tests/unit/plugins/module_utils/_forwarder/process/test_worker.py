@@ -52,7 +52,7 @@ def test_a_defect_in_a_timer_of_the_worker_itself_ends_the_worker(host):
 def tell(host, **message):
     """Send the worker a message of the supervisor and let it act; return its answers."""
     host.channel.send(message)
-    host.worker._hear(0)
+    host.worker._receive(0)
     return host.channel.receive()[0]
 
 
