@@ -15,21 +15,21 @@ import pytest
 TESTS = Path(__file__).resolve().parents[1]
 MAKEFILE = """
 good:
-	@true
+\t@true
 bad:
-	@false
+\t@false
 other:
-	@echo other was here
+\t@echo other was here
 left right: # each waits for the other
-	@echo $@ begins
-	@touch $@ && while [ ! -e left ] || [ ! -e right ]; do sleep 0.01; done
-	@echo $@ ends
+\t@echo $@ begins
+\t@touch $@ && while [ ! -e left ] || [ ! -e right ]; do sleep 0.01; done
+\t@echo $@ ends
 package:
-	@true
+\t@true
 packaged:
-	@[ "$$L4PROXY_TEST_PACKAGE" = built ]
+\t@[ "$$L4PROXY_TEST_PACKAGE" = built ]
 slow:
-	@sleep 0.3
+\t@sleep 0.3
 """
 
 
