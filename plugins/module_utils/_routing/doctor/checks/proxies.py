@@ -39,9 +39,9 @@ def proxy_on_link(facts: Facts) -> Iterator[Finding]:
 
 def _same_mac_as_router(peer: Peer) -> Finding:
     """Only a warning while proxy and router alone share the MAC: the proxy may be the router itself, which is fine."""
-    others = ", ".join((str(peer.router), *peer.beside))
+    others = ", ".join((str(peer.router), *peer.same_mac))
     return fail_or_warn(
-        bool(peer.beside),
+        bool(peer.same_mac),
         peer.name,
         f"proxy {peer.name} ({peer.via}) has the same MAC as the router on {peer.dev}: {peer.mac} (also {others})",
         "where the router answers ARP for its neighbours (isolated ports, proxy_arp_pvlan, a cloud's network), the "

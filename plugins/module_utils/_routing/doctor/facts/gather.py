@@ -176,8 +176,8 @@ def _ruleset(reader: Reader, sources: Sources, documents: tuple[Document, ...]) 
 
 def _filters(sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any]:
     listing = _nft_listing(sources.host)
-    tables = {nft.table_name(one.owner) for one in documents}
-    prefixes = tuple(iptables.prefix(one.owner) for one in documents)
+    tables = {nft.table_name(document.owner) for document in documents}
+    prefixes = tuple(iptables.prefix(document.owner) for document in documents)
     saved = _saved(sources, listing is None or nft_rules.uses_iptables(listing))
     in_nft = {
         table
@@ -192,7 +192,7 @@ def _filters(sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any
     hooks = nft_rules.hooks(listing or {}, tables)
     found: dict[str, Any] = {"restores_forwarded": "prerouting" in hooks or any(restored)}
     if listing is None and not saved:
-        marked = any(one.marks for one in documents)
+        marked = any(document.marks for document in documents)
         return {**found, "missing": {"nftables": "marks cannot be set or checked"} if marked else {}}
     return {**found, "ruleset": Ruleset(chains)}
 

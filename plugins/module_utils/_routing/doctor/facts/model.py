@@ -47,7 +47,7 @@ class Peer:
     # The router towards the clients, if that is another host than the proxy; its MAC; other neighbours at that MAC.
     router: str | None = None
     router_mac: str | None = None
-    beside: tuple[str, ...] = ()
+    same_mac: tuple[str, ...] = ()
     # False behind a tunnel, for example, where the interface identifies the proxy's packets.
     has_mac: bool = True
     arrival: RouteAnswer | None = None

@@ -47,10 +47,10 @@ def peers(facts: Facts, kernel: Any, wait: float) -> tuple[Peer, ...]:
         for via, route, rule in _default_routes(document)
     ]
     known = [(peer.family, peer.via, peer.mac) for peer in found] + [("ipv4", *entry) for entry in facts.arp]
-    return tuple(replace(peer, beside=_beside(peer, known)) for peer in found)
+    return tuple(replace(peer, same_mac=_same_mac(peer, known)) for peer in found)
 
 
-def _beside(peer: Peer, known: list[tuple[str, str, str | None]]) -> tuple[str, ...]:
+def _same_mac(peer: Peer, known: list[tuple[str, str, str | None]]) -> tuple[str, ...]:
     """Other neighbours than proxy and router that have the proxy's MAC."""
     same = {address for family, address, mac in known if (family, mac) == (peer.family, peer.mac) and peer.mac}
     return tuple(sorted(same - {peer.via, peer.router}))

@@ -164,7 +164,7 @@ def _test(field: str, argument: str, negated: bool) -> Test:
 
 
 def _values(field: str, text: str) -> Iterable[Value | None]:
-    """One value as the model has it, a range of addresses as networks; None for one that is not understood."""
+    """A value in the model's form, a range of addresses as networks; None if the model cannot express it."""
     try:
         if field in ("src", "dst"):
             first, dash, last = text.partition("-")

@@ -66,23 +66,23 @@ def parse(listing: Mapping[str, Any], ours: Iterable[str] = (), saved: Iterable[
     """
     items = listing.get("nftables", [])
     sets = {
-        (_table(one["set"]), one["set"]["name"]): one["set"].get("elem", [])
-        for one in items
-        if "set" in one and "timeout" not in one["set"]
+        (_table(item["set"]), item["set"]["name"]): item["set"].get("elem", [])
+        for item in items
+        if "set" in item and "timeout" not in item["set"]
     }
     chains = {}
-    for one in (item["chain"] for item in items if "chain" in item):
-        known = one["family"] in FAMILIES and one["table"] not in ours
-        if known and not (_table(one) in saved and IPTABLES.fullmatch(one["name"])):
-            rules = [item["rule"] for item in items if "rule" in item and _is_in(item["rule"], one)]
-            chains[_table(one), one["name"]] = Chain(
-                table=_table(one),
-                name=one["name"],
-                family=FAMILIES[one["family"]],
-                hook=one.get("hook", ""),
-                priority=one.get("prio", 0),
-                policy=one.get("policy", ACCEPT),
-                type=one.get("type", "filter"),
+    for chain in (item["chain"] for item in items if "chain" in item):
+        known = chain["family"] in FAMILIES and chain["table"] not in ours
+        if known and not (_table(chain) in saved and IPTABLES.fullmatch(chain["name"])):
+            rules = [item["rule"] for item in items if "rule" in item and _is_in(item["rule"], chain)]
+            chains[_table(chain), chain["name"]] = Chain(
+                table=_table(chain),
+                name=chain["name"],
+                family=FAMILIES[chain["family"]],
+                hook=chain.get("hook", ""),
+                priority=chain.get("prio", 0),
+                policy=chain.get("policy", ACCEPT),
+                type=chain.get("type", "filter"),
                 rules=tuple(part for rule in rules for part in _rules(rule, sets)),
             )
     return Ruleset(chains)
@@ -91,13 +91,13 @@ def parse(listing: Mapping[str, Any], ours: Iterable[str] = (), saved: Iterable[
 def uses_iptables(listing: Mapping[str, Any]) -> bool:
     """Whether some chains belong to iptables-nft."""
     chains = [item["chain"] for item in listing.get("nftables", []) if "chain" in item]
-    return any(one["family"] in ("ip", "ip6") and IPTABLES.fullmatch(one["name"]) for one in chains)
+    return any(chain["family"] in ("ip", "ip6") and IPTABLES.fullmatch(chain["name"]) for chain in chains)
 
 
 def hooks(listing: Mapping[str, Any], tables: Iterable[str]) -> set[str]:
     """The hooks that have a chain of the named tables."""
     chains = [item["chain"] for item in listing.get("nftables", []) if "chain" in item]
-    return {one["hook"] for one in chains if one["table"] in tables and "hook" in one}
+    return {chain["hook"] for chain in chains if chain["table"] in tables and "hook" in chain}
 
 
 def _table(item: Mapping[str, Any]) -> str:
@@ -170,8 +170,8 @@ def _mapped(body: Mapping[str, Any], tests: list[Test], table: str, sets: Sets, 
     if not pairs:  # a named map, whose elements are not looked up
         yield FilterRule((*tests, UNKNOWN), DROP, text=text)
     for value, verdict in pairs:
-        one = _test({"op": "==", "left": body["key"], "right": value}, table, sets)
-        yield _decided(verdict, [*tests, *_implied(body["key"]), one], [], text)
+        test = _test({"op": "==", "left": body["key"], "right": value}, table, sets)
+        yield _decided(verdict, [*tests, *_implied(body["key"]), test], [], text)
 
 
 def _implied(left: Any) -> list[Test]:
@@ -189,8 +189,8 @@ def _test(match: Mapping[str, Any], table: str, sets: Sets) -> Test:
         right = {"set": sets[table, right[1:]]} if (table, right[1:]) in sets else None
     if field is None or right is None or match["op"] not in ("==", "in", "!="):
         return UNKNOWN
-    values = tuple(value for one in _elements(right) for value in _values(field, one))
-    if None in values or (mask is not None and not all(isinstance(one, tuple) for one in values)):
+    values = tuple(value for element in _elements(right) for value in _values(field, element))
+    if None in values or (mask is not None and not all(isinstance(value, tuple) for value in values)):
         return UNKNOWN
     return Test(field, values, match["op"] == "!=", mask)
 

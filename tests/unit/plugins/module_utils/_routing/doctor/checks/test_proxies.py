@@ -20,12 +20,12 @@ PROBLEMS = [
     ),
     (peer(mac="02:00:00:00:00:aa"), "fail proxy_mac", "but 198.18.0.11 is at 02:00:00:00:00:aa"),
     (peer(**SAME_MAC), "warn proxy_mac", "same MAC as the router on eth0: 02:00:00:00:00:11 (also 198.18.0.1)"),
-    (peer(**SAME_MAC, beside=("198.18.0.22",)), "fail proxy_mac", "(also 198.18.0.1, 198.18.0.22)"),
+    (peer(**SAME_MAC, same_mac=("198.18.0.22",)), "fail proxy_mac", "(also 198.18.0.1, 198.18.0.22)"),
     (peer(mac=None), "warn proxy_mac", "does not answer ARP or ND on eth0"),
 ]
 FINE = [
     ("proxy_mac", peer(mac=None, has_mac=False)),
-    ("proxy_mac", peer(router=ROUTER, router_mac="02:00:00:00:00:01", beside=("198.18.0.12",))),
+    ("proxy_mac", peer(router=ROUTER, router_mac="02:00:00:00:00:01", same_mac=("198.18.0.12",))),
 ]
 
 test_a_problem_is_reported_with_a_reason_and_a_fix = cases.reports(PROBLEMS)

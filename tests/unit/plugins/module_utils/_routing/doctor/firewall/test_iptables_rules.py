@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What iptables-save prints, walked with packets."""
+"""Packets through rulesets as iptables-save prints them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,13 @@ COMMIT
 -A f2b -j ACCEPT
 COMMIT
 """
-RULESET = Ruleset(iptables_rules.parse(SAVED, "ipv4"))
+
+
+def parse(saved: str) -> Ruleset:
+    return Ruleset(iptables_rules.parse(saved, "ipv4"))
+
+
+RULESET = parse(SAVED)
 PACKET = Packet("ipv4", "192.0.2.1", "198.18.0.21", "tcp", 40000, 22, "eth0")
 # (packet, accepted, certain)
 VERDICTS = [
@@ -63,9 +69,9 @@ VERDICTS = [
 
 
 @pytest.mark.parametrize(("packet", "accepted", "certain"), VERDICTS)
-def test_verdicts(packet, accepted, certain):
-    found = RULESET.verdict("input", packet)
-    assert (found.accepted, found.certain) == (accepted, certain), found
+def test_the_verdict_is_that_of_the_kernel_or_uncertain(packet, accepted, certain):
+    verdict = RULESET.verdict("input", packet)
+    assert (verdict.accepted, verdict.certain) == (accepted, certain), verdict
 
 
 WRITES = [
@@ -76,12 +82,12 @@ WRITES = [
 
 
 @pytest.mark.parametrize(("hook", "packet", "expected"), WRITES)
-def test_marks_that_are_written(hook, packet, expected):
-    found = [write for one in RULESET.reached(hook, packet) for write in one.rule.writes]
-    assert [(write.key, write.bits) for write in found] == expected
+def test_written_marks_are_found_with_their_bits(hook, packet, expected):
+    written = [write for reached in RULESET.reached(hook, packet) for write in reached.rule.writes]
+    assert [(write.key, write.bits) for write in written] == expected
 
 
-def test_a_decision_names_the_rule():
+def test_a_verdict_names_the_rule():
     assert "-A f2b -s 192.0.2.7/32 -j REJECT" in RULESET.verdict("input", replace(PACKET, src="192.0.2.7")).by
 
 
@@ -105,7 +111,7 @@ NAT = """*nat
 COMMIT
 """
 REPLY = Packet("ipv4", "192.0.2.1", "198.18.0.21", "tcp", 40000, 8080, None, "eth0", src_type="unicast", uid=0)
-# (packet, what rewrites its source, whether that is sure)
+# (packet, the rule that rewrites its source, whether it certainly does)
 REWRITES = [
     (REPLY, "-o eth+ -j MASQUERADE", False),
     (replace(REPLY, uid=998), None, None),
@@ -119,12 +125,11 @@ REWRITES = [
 ]
 
 
-@pytest.mark.parametrize(("packet", "text", "sure"), REWRITES)
-def test_source_nat_is_found_where_the_packet_comes_by(packet, text, sure):
-    ruleset = Ruleset(iptables_rules.parse(NAT, "ipv4"))
-    found = [one for one in ruleset.reached("postrouting", packet) if one.rule.effect == SNAT]
-    assert [one.certain for one in found] == ([] if text is None else [sure])
-    assert all(text in one.rule.text for one in found)
+@pytest.mark.parametrize(("packet", "text", "certain"), REWRITES)
+def test_source_nat_is_found_if_the_packet_may_match(packet, text, certain):
+    found = [reached for reached in parse(NAT).reached("postrouting", packet) if reached.rule.effect == SNAT]
+    assert [reached.certain for reached in found] == ([] if text is None else [certain])
+    assert all(text in reached.rule.text for reached in found)
 
 
 UNTRACKED = [
@@ -135,20 +140,19 @@ UNTRACKED = [
 
 
 @pytest.mark.parametrize("rule", UNTRACKED)
-def test_what_keeps_packets_from_conntrack(rule):
-    saved = f"*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 22 {rule}\nCOMMIT"
-    ruleset = Ruleset(iptables_rules.parse(saved, "ipv4"))
+def test_rules_that_bypass_conntrack_are_found(rule):
+    ruleset = parse(f"*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 22 {rule}\nCOMMIT")
     packet, effect = replace(PACKET, state="untracked", syn="yes"), SYNPROXY if "SYNPROXY" in rule else UNTRACK
-    assert [one.rule.effect for one in ruleset.reached("prerouting", packet)] == [effect]
-    assert [one.certain for one in ruleset.reached("prerouting", packet)] == [True]
+    found = [(reached.rule.effect, reached.certain) for reached in ruleset.reached("prerouting", packet)]
+    assert found == [(effect, True)]
     assert [*ruleset.reached("prerouting", replace(packet, dport=23))] == []
 
 
-def test_both_kinds_of_iptables_stand_side_by_side():
+def test_iptables_nft_and_iptables_legacy_have_tables_of_their_own():
     chains = iptables_rules.parse(NAT, "ipv4")
     chains.update(iptables_rules.parse(NAT, "ipv4", command="iptables-legacy"))
     assert {table for table, _name in chains} == {"iptables nat", "iptables-legacy nat"}
-    assert {(one.type, one.priority) for one in chains.values() if one.hook == "postrouting"} == {("nat", 100)}
+    assert {(chain.type, chain.priority) for chain in chains.values() if chain.hook == "postrouting"} == {("nat", 100)}
 
 
 DESTINATIONS = [
@@ -161,14 +165,14 @@ DESTINATIONS = [
 
 
 @pytest.mark.parametrize(("text", "address"), DESTINATIONS)
-def test_where_a_packet_is_sent(text, address):
+def test_the_destination_of_dnat_is_read_if_it_is_one_address(text, address):
     saved = f"*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j DNAT --to-destination {text}\nCOMMIT"
     ((_key, chain),) = iptables_rules.parse(saved, "ipv4").items()
-    assert [one.to for one in chain.rules] == [address]
+    assert [rule.to for rule in chain.rules] == [address]
 
 
-# What stands in chain "mine", to which the packet surely jumps: whether the masquerade behind the jump is sure.
-BEFORE = [
+# Rules of chain "mine", to which the packet certainly jumps: whether the masquerade after the jump is certain.
+BEFORE_MASQUERADE = [
     ("-A mine -j RETURN", True),
     ("-A mine -m set --match-set x src -j RETURN", True),
     ("-A mine -g other", True),
@@ -182,9 +186,9 @@ BEFORE = [
 ]
 
 
-@pytest.mark.parametrize(("rules", "sure"), BEFORE)
-def test_what_is_behind_a_rule_is_as_sure_as_that(rules, sure):
+@pytest.mark.parametrize(("rules", "certain"), BEFORE_MASQUERADE)
+def test_an_uncertain_verdict_makes_later_rules_uncertain(rules, certain):
     jump = "-A POSTROUTING -j mine\n-A POSTROUTING -j MASQUERADE"
     saved = f"*nat\n:POSTROUTING ACCEPT [0:0]\n:mine - [0:0]\n:other - [0:0]\n{jump}\n{rules}\nCOMMIT"
-    found = [*Ruleset(iptables_rules.parse(saved, "ipv4")).reached("postrouting", REPLY)]
-    assert [one.certain for one in found if "MASQUERADE" in one.rule.text] == ([] if sure is None else [sure])
+    found = [reached for reached in parse(saved).reached("postrouting", REPLY) if "MASQUERADE" in reached.rule.text]
+    assert [reached.certain for reached in found] == ([] if certain is None else [certain])

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A ruleset as nft 1.0.6 lists it (ruleset.json), walked with packets."""
+"""Packets through a ruleset of nft 1.0.6 (ruleset.json), and through single rules."""
 
 from __future__ import annotations
 
@@ -26,9 +26,21 @@ RULESET = nft_rules.parse(LISTING, OURS, {"ip filter"})
 PACKET = Packet("ipv4", "10.1.2.3", "198.18.0.21", "tcp", 40000, 22, "eth0")
 PACKET6 = replace(PACKET, family="ipv6", src="2001:db8::7", dst="2001:db8::21", dport=80)
 
+
+def single_rule(statements, family="inet", table="t", name="c", **chain):
+    """The listing of a chain with one rule."""
+    place = {"family": family, "table": table}
+    base = {**place, "name": name, "hook": "input", "prio": 0, "policy": "accept", **chain}
+    return {"nftables": [{"chain": base}, {"rule": {**place, "chain": name, "expr": statements}}]}
+
+
+def when(left, right, operator="==") -> dict:
+    return {"match": {"op": operator, "left": left, "right": right}}
+
+
 # (packet, accepted, certain, by)
 VERDICTS = [
-    (PACKET, True, False, ""),  # behind a set that is filled at run time, which may drop it
+    (PACKET, True, False, ""),  # a rule before has a set that is filled at run time
     (replace(PACKET, dport=85), True, False, ""),
     (replace(PACKET, dport=91), False, False, "the policy of chain inet fw input"),
     (replace(PACKET, dport=91, state="established"), True, True, ""),
@@ -51,14 +63,14 @@ VERDICTS = [
 
 
 @pytest.mark.parametrize(("packet", "accepted", "certain", "by"), VERDICTS)
-def test_verdicts(packet, accepted, certain, by):
-    found = RULESET.verdict("input", packet)
-    assert (found.accepted, found.certain) == (accepted, certain), found
-    assert by in found.by
+def test_the_verdict_names_the_rule_or_policy_and_says_whether_it_is_certain(packet, accepted, certain, by):
+    verdict = RULESET.verdict("input", packet)
+    assert (verdict.accepted, verdict.certain) == (accepted, certain), verdict
+    assert by in verdict.by
 
 
-def test_marks_that_are_written():
-    written = [write for one in RULESET.reached("output", PACKET) for write in one.rule.writes]
+def test_written_marks_are_found_with_their_bits():
+    written = [write for reached in RULESET.reached("output", PACKET) for write in reached.rule.writes]
     assert [(write.key, write.bits) for write in written] == [
         ("meta", 0xFFFFFFFF),
         ("meta", 0xFF),
@@ -67,34 +79,27 @@ def test_marks_that_are_written():
     ]
 
 
-def test_translations():
-    found = list(RULESET.reached("prerouting", replace(PACKET, dport=80)))
-    assert [one.rule.effect for one in found] == [DNAT]
+def test_dnat_is_found_for_its_port_only():
+    assert [reached.rule.effect for reached in RULESET.reached("prerouting", replace(PACKET, dport=80))] == [DNAT]
     assert list(RULESET.reached("prerouting", replace(PACKET, dport=81))) == []
 
 
 @pytest.mark.parametrize("value", ["udp", 17, {"set": [17, 58]}])
-def test_protocols_may_be_listed_by_number(value):
-    """As on a host without /etc/protocols."""
-    place = {"family": "inet", "table": "t", "chain": "c"}
-    chain = {**place, "name": "c", "hook": "input", "prio": 0, "policy": "accept"}
-    match = {"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": value}}
-    listing = {"nftables": [{"chain": chain}, {"rule": {**place, "expr": [match, {"drop": None}]}}]}
-    ruleset = nft_rules.parse(listing, set(), set())
+def test_a_protocol_may_be_listed_by_number_as_without_etc_protocols(value):
+    ruleset = nft_rules.parse(single_rule([when({"meta": {"key": "l4proto"}}, value), {"drop": None}]))
     verdicts = [ruleset.verdict("input", replace(PACKET, protocol=protocol)) for protocol in ("udp", "tcp")]
-    assert [(one.accepted, one.certain) for one in verdicts] == [(False, True), (True, True)]
+    assert [(verdict.accepted, verdict.certain) for verdict in verdicts] == [(False, True), (True, True)]
 
 
-def test_what_is_left_out():
-    """Our own table, and the chains of iptables-nft, which are read by iptables-save."""
+def test_our_own_table_and_the_chains_of_iptables_nft_are_left_out():
     assert {table for table, _chain in RULESET.chains} == {"inet fw"}
     assert nft_rules.uses_iptables(LISTING)
     assert not nft_rules.uses_iptables({"nftables": []})
     assert nft_rules.hooks(LISTING, OURS) == {"input", "prerouting"}
 
 
-# (a left side, a right side): each is a condition that may or may not hold
-NOT_UNDERSTOOD = [
+# Conditions that the model cannot express: left side, right side.
+UNKNOWN = [
     ({"&": [{"ct": {"key": "mark"}}, 255]}, 1),
     ({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, False),
     ({"meta": {"key": "skuid"}}, 0),
@@ -104,18 +109,10 @@ NOT_UNDERSTOOD = [
 ]
 
 
-@pytest.mark.parametrize(("left", "right"), NOT_UNDERSTOOD)
-def test_what_is_not_understood_is_never_certain(left, right):
-    place = {"family": "inet", "table": "t", "chain": "c"}
-    chain = {**place, "name": "c", "hook": "input", "prio": 0, "policy": "accept"}
-    match = {"match": {"op": "==", "left": left, "right": right}}
-    rule = {**place, "expr": [match, {"drop": None}]}
-    verdict = nft_rules.parse({"nftables": [{"chain": chain}, {"rule": rule}]}).verdict("input", PACKET)
+@pytest.mark.parametrize(("left", "right"), UNKNOWN)
+def test_an_unknown_condition_makes_the_verdict_uncertain(left, right):
+    verdict = nft_rules.parse(single_rule([when(left, right), {"drop": None}])).verdict("input", PACKET)
     assert (verdict.accepted, verdict.certain) == (True, False)
-
-
-def when(left, right, operator="==") -> dict:
-    return {"match": {"op": operator, "left": left, "right": right}}
 
 
 SOURCE = {"payload": {"protocol": "ip", "field": "saddr"}}
@@ -145,32 +142,28 @@ EFFECTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("statements", "sure"), EFFECTS)
-def test_source_nat(statements, sure):
-    """``sure`` is None where the rule does not rewrite the packet."""
-    place = {"family": "inet", "table": "t", "chain": "c"}
-    chain = {**place, "name": "c", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
-    ruleset = nft_rules.parse({"nftables": [{"chain": chain}, {"rule": {**place, "expr": statements}}]})
+POSTROUTING = {"type": "nat", "hook": "postrouting", "prio": 100}
+
+
+@pytest.mark.parametrize(("statements", "certain"), EFFECTS)
+def test_source_nat_is_found_if_the_packet_may_match(statements, certain):
+    """``certain`` is None if the rule does not rewrite the packet."""
+    ruleset = nft_rules.parse(single_rule(statements, **POSTROUTING))
     packet = replace(PACKET, iif="", oif="eth0", uid=998, src_fib="unicast", status="none")
-    found = [one.certain for one in ruleset.reached("postrouting", packet) if one.rule.effect == SNAT]
-    assert found == ([] if sure is None else [sure])
+    found = [reached.certain for reached in ruleset.reached("postrouting", packet) if reached.rule.effect == SNAT]
+    assert found == ([] if certain is None else [certain])
 
 
 @pytest.mark.parametrize("statement", [{"notrack": None}, {"synproxy": {"mss": 1460}}, {"synproxy": None}])
-def test_what_keeps_packets_from_conntrack(statement):
-    place = {"family": "ip", "table": "raw", "chain": "PREROUTING"}
-    chain = {**place, "name": "PREROUTING", "hook": "prerouting", "prio": -300, "policy": "accept"}
-    listing = {"nftables": [{"chain": chain}, {"rule": {**place, "expr": [statement]}}]}
-    found = [one.rule.effect for one in nft_rules.parse(listing).reached("prerouting", PACKET)]
+def test_rules_that_bypass_conntrack_are_found(statement):
+    listing = single_rule([statement], "ip", "raw", "PREROUTING", hook="prerouting", prio=-300)
+    found = [reached.rule.effect for reached in nft_rules.parse(listing).reached("prerouting", PACKET)]
     assert found == ([SYNPROXY] if "synproxy" in statement else [UNTRACK])
     assert nft_rules.parse(listing, saved={"ip raw"}).chains == {}
 
 
-def test_a_chain_named_like_those_of_iptables_is_read_where_iptables_does_not_show_it():
-    place = {"family": "inet", "table": "nat", "chain": "POSTROUTING"}
-    chain = {**place, "name": "POSTROUTING", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
-    listing = {"nftables": [{"chain": chain}, {"rule": {**place, "expr": [{"masquerade": None}]}}]}
+def test_a_chain_named_like_those_of_iptables_is_read_if_iptables_save_does_not_print_its_table():
+    listing = single_rule([{"masquerade": None}], "inet", "nat", "POSTROUTING", **POSTROUTING)
     assert not nft_rules.uses_iptables(listing)
-    assert [one.rule.effect for one in nft_rules.parse(listing, saved={"ip nat"}).reached("postrouting", PACKET)] == [
-        SNAT
-    ]
+    ruleset = nft_rules.parse(listing, saved={"ip nat"})
+    assert [reached.rule.effect for reached in ruleset.reached("postrouting", PACKET)] == [SNAT]
