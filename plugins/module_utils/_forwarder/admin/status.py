@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import os
 
-from ..backends.health_checker import LOCAL_DELIVERY
+from ..backends.health_state import LOCAL_DELIVERY
 from ..counters import heartbeat, shared_memory
 from ..counters.shared_memory import LATENCY_FIELDS, SERVICE_FIELDS, TARGET_FIELDS, TIMES, WORKER_FIELDS
 from ..loop import own_addresses

@@ -31,7 +31,7 @@ from ..counters.shared_memory import BROKEN, DOWN, UNANSWERED, UNASKED, UNKNOWN,
 from ..loop import sockets
 from ..loop.log import RETRY, trace_lines
 from .health_round import TICK, CheckedTarget
-from .health_state import ClientConnects
+from .health_state import LOCAL_DELIVERY, ClientConnects
 
 JITTER = 0.1  # of an interval: rounds vary by this, so that the checks of many proxies do not march in step
 EARLY = 0.5  # of the interval: the time to the next round of an uncertain target
@@ -40,10 +40,6 @@ CLIENT_ROUND_SPACING = 0.2  # seconds between the starts of two rounds that fail
 RETURN_PATH_BROKEN = (
     "the backend answers the proxy's own address, but not {}: its replies to clients take another route, or a filter"
     " drops this address (then set health.source to an address that a client could have)"
-)
-LOCAL_DELIVERY = (
-    "the return paths of all backends are broken at once, so local delivery on this proxy is at fault, not the"
-    " backends: check its rules and routes (l4proxy keep --dry-run)"
 )
 
 

@@ -15,6 +15,11 @@ from dataclasses import dataclass, field
 
 from ..counters.shared_memory import ANSWERED, BROKEN, DOWN, UNANSWERED, UNASKED, UNKNOWN, UP
 
+LOCAL_DELIVERY = (
+    "the return paths of all backends are broken at once, so local delivery on this proxy is at fault, not the"
+    " backends: check its rules and routes (l4proxy keep --dry-run)"
+)
+
 
 class Verdict:
     """The verdict on one kind of probe: good after ``rise`` good results in a row, bad after ``fall`` bad ones.

@@ -38,9 +38,6 @@ class Host(Protocol):
     def may_reload(self) -> bool:
         """Whether a config is live and no worker is starting."""
 
-    def reload_begins(self) -> None:
-        """Called when a reload begins."""
-
     def reload_failed(self, error: str) -> None:
         """Called when a reload fails; the live generation goes on."""
 
@@ -117,10 +114,8 @@ class Reload:
             self._code = code
 
     def _begin(self):
-        self._results.attempt += 1
         self._code, self._output = None, b""
-        self._loop.log.event("reload", attempt=self._results.attempt)
-        self._host.reload_begins()
+        self._results.begin()
         environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
         argv = check_command(self._command, len(sys.argv) - 1, self._config_path)
         try:

@@ -1,25 +1,31 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The results of reloads: how many succeeded and failed, and the last one, which the runtime file shows as well."""
+"""The results of reloads, and where they are shown: runtime file, log, service manager, status."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from ..admin import runtime_file
+from ..loop import own_addresses
 from ..loop.log import Log
 from .generation import Generation
+from .notify import Notifier
+
+ABSENT = "this host does not have the address; the service starts there when the address appears"
 
 
 class ReloadResults:
     """``attempt`` counts the reloads that have begun; attempt 0 is the start of the forwarder."""
 
-    def __init__(self, log: Log):
+    def __init__(self, log: Log, notifier: Notifier):
         self.attempt = 0
         self.counts = {"ok": 0, "failed": 0}
         self.last = {"attempt": 0, "ok": True, "error": None, "at": runtime_file.timestamp()}
         self._log = log
+        self._notifier = notifier
         self._path = runtime_file.path()
 
     def records(self) -> dict:
@@ -30,8 +36,37 @@ class ReloadResults:
         """Take over the records() of the previous program; other keys are ignored."""
         self.attempt, self.last, self.counts = records["attempt"], records["last_reload"], records["reloads"]
 
-    def add(self, error: str | None, live: Generation):
-        """Record that a reload failed with ``error``, or (None) succeeded, and write the runtime file."""
+    def begin(self):
+        """Count a reload that begins."""
+        self.attempt += 1
+        self._log.event("reload", attempt=self.attempt)
+        self._notifier.reloading()
+
+    def succeeded(self, live: Generation, listeners: Iterable[str]):
+        """Record that a generation has become live; ``listeners`` are the names of its listening sockets."""
+        self._record(None, live)
+        self._log.event(
+            "serving",
+            generation=live.number,
+            version=live.version,
+            config=live.config_file,
+            archive=live.archive,
+            workers=live.slots,
+            listeners=sorted(listeners),
+        )
+        for name, addresses in own_addresses.absent(live.config.services).items():
+            self._log.event("listen address absent", level="warning", service=name, listen=addresses, reason=ABSENT)
+        for warning in live.warnings:
+            self._log.event("socket not opened", level="error", reason=warning)
+        self._notifier.ready(f"generation {live.number} serves {len(live.config.services)} service(s)")
+
+    def failed(self, error: str, live: Generation):
+        """Record that a reload failed and why; ``live`` is the generation that still serves."""
+        self._record(error, live)
+        self._log.event("reload failed", level="error", reason=error, serving=live.number)
+        self._notifier.ready(f"generation {live.number} serves; the last reload failed: {error}")
+
+    def _record(self, error, live):
         self.last = {"attempt": self.attempt, "ok": error is None, "error": error, "at": runtime_file.timestamp()}
         if self.attempt:
             self.counts["ok" if error is None else "failed"] += 1
@@ -44,6 +79,6 @@ class ReloadResults:
             self._log.event("runtime file not written", level="error", path=self._path, reason=str(failure))
 
     def remove_file(self):
-        """Remove the runtime file, if it is this process's."""
+        """Remove the runtime file, if this process has written it."""
         if (runtime_file.read(self._path) or {}).get("pid") == os.getpid():
             runtime_file.remove(self._path)

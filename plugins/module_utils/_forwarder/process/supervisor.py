@@ -22,14 +22,12 @@ import socket
 import sys
 from functools import partial
 
-from ..._version import VERSION
 from ..admin import http_views, runtime_file
 from ..admin.commands import Admin
 from ..admin.listening import ADMIN, METRICS
 from ..admin.server import Servers
 from ..counters import heartbeat
 from ..counters.overrides import Overrides
-from ..loop import own_addresses
 from ..loop.log import Log
 from . import children, generation, listeners, lock, notify, orphans, reexec_state
 from .control import Control
@@ -44,7 +42,6 @@ NOT_STORED = (
     "the service manager stores no more sockets; when the supervisor restarts or dies, connections that wait in the"
     " other ones are reset; name fewer ports or use fewer workers"
 )
-ABSENT = "this host does not have the address; the service starts there when the address appears"
 
 
 def run(config_path: str) -> int:
@@ -68,7 +65,7 @@ class Supervisor:
         self._generations = generation.Generations()
         self._overrides = Overrides()
         self._log_settings = LogSettings(self._log)
-        self._results = ReloadResults(self._log)
+        self._results = ReloadResults(self._log, self._notifier)
         self._pool = WorkerPool(self._loop, self._generations, self._listening, self._log_settings, self)
         self._reload = Reload(self._loop, self, self._results, self._config_path, own_command())
         control = Control(self._loop, self._generations, self._pool, self._overrides, self._log_settings, self._results)
@@ -282,24 +279,7 @@ class Supervisor:
         live.loaded_at = runtime_file.timestamp()
         self._log_settings.apply(live)
         self._account()
-        self._results.add(None, live)
-        self._log_serving(live)
-        self._notifier.ready(f"generation {live.number} serves {len(live.config.services)} service(s)")
-
-    def _log_serving(self, live):
-        self._log.event(
-            "serving",
-            generation=live.number,
-            version=VERSION,
-            config=live.config_file,
-            archive=self._archive,
-            workers=live.slots,
-            listeners=sorted(self._listening),
-        )
-        for name, addresses in own_addresses.absent(live.config.services).items():
-            self._log.event("listen address absent", level="warning", service=name, listen=addresses, reason=ABSENT)
-        for warning in live.warnings:
-            self._log.event("socket not opened", level="error", reason=warning)
+        self._results.succeeded(live, self._listening)
 
     def _store_listeners(self):
         """Make the service manager store the listening sockets; log a warning if it cannot store all of them."""
@@ -315,16 +295,9 @@ class Supervisor:
         generations = self._generations
         return bool(generations.live and not generations.candidate and not self._pool.starting())
 
-    def reload_begins(self):
-        """Tell the service manager."""
-        self._notifier.reloading()
-
     def reload_failed(self, error: str):
-        """Record and log why the live generation goes on."""
-        live = self._generations.live
-        self._results.add(error, live)
-        self._log.event("reload failed", level="error", reason=error, serving=live.number)
-        self._notifier.ready(f"generation {live.number} serves; the last reload failed: {error}")
+        """Record why the live generation goes on."""
+        self._results.failed(error, self._generations.live)
 
     # -- children --------------------------------------------------------------------------------------------------
 

@@ -31,8 +31,10 @@ def checking(monkeypatch, tmp_path):
         selector=SimpleNamespace(register=lambda *_arguments: None),
         call_later=lambda *_arguments: None,
     )
-    host = SimpleNamespace(may_reload=lambda: True, reload_begins=lambda: None, inherited_descriptors=list)
-    checking = reload.Reload(loop, host, SimpleNamespace(attempt=0), "forwarder.json", ["python3", "l4proxy.pyz"])
+    host = SimpleNamespace(may_reload=lambda: True, inherited_descriptors=list)
+    checking = reload.Reload(
+        loop, host, SimpleNamespace(begin=lambda: None), "forwarder.json", ["python3", "l4proxy.pyz"]
+    )
     checking.requested = True
     with output:
         checking.step()
