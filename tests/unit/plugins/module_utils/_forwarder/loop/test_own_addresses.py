@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The host's own addresses."""
+"""How the addresses of this host are read, and which listeners it lacks an address for."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ fe80000000000000000000fffe000011 02 40 20 80     eth0
 """
 
 
-def test_parse_if_inet6():
+def test_proc_if_inet6_is_parsed():
     assert own_addresses.parse_if_inet6(IF_INET6) == ["::1", "2001:db8::11", "fe80::ff:fe00:11"]
 
 
-def test_parse_ifconf():
+def test_ipv4_entries_of_ifconf_are_parsed():
     def entry(name, family, address):
         data = name.ljust(16, b"\0") + struct.pack("HH", family, 0) + socket.inet_aton(address)
         return data.ljust(own_addresses.IFREQ_SIZE, b"\0")
@@ -36,14 +36,7 @@ def test_this_host_owns_its_loopback_address():
     assert "127.0.0.1" in own_addresses.own_addresses()
 
 
-def test_absent_are_the_addresses_that_the_kernel_does_not_take_for_ours():
-    listen = [
-        ("127.0.0.1", 80),
-        ("127.0.0.2", 80),
-        ("0.0.0.0", 80),
-        ("::1", 80),
-        ("198.51.100.9", 80),
-        ("2001:db8::9", 80),
-    ]
-    services = [service_config.Service("web", tuple(service_config.Listener(*one) for one in listen), ())]
+def test_absent_listeners_are_those_whose_address_the_kernel_does_not_treat_as_local():
+    addresses = ["127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "198.51.100.9", "2001:db8::9"]
+    services = [service_config.Service("web", tuple(service_config.Listener(address, 80) for address in addresses), ())]
     assert own_addresses.absent(services) == {"web": ["198.51.100.9:80", "[2001:db8::9]:80"]}

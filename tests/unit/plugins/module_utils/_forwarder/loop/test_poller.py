@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""epoll with callbacks: levels, edges, and what becomes of events for what was closed in the same turn."""
+"""epoll with callbacks: levels, edges, and events of descriptors that are closed in the same turn."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.poller import ENDED, READ, WRITE, Poller
 
 
-class Noting(Poller):
-    """A poller with names for callbacks: ``called`` are those that were, each with its mask."""
+class NotingPoller(Poller):
+    """A poller that notes the calls of the callbacks that named() returns."""
 
     def __init__(self):
         super().__init__()
@@ -21,26 +21,20 @@ class Noting(Poller):
     def named(self, name):
         return lambda mask: self.called.append((name, mask))
 
-    def register(self, source, events, callback):
-        super().register(source, events, self.named(callback))
-
-    def watch(self, number, callback, writable=False):
-        super().watch(number, self.named(callback) if isinstance(callback, str) else callback, writable)
-
-    def replace(self, number, callback):
-        super().replace(number, self.named(callback))
-
-    def again(self, callback):
-        super().again(self.named(callback))
+    def masks(self):
+        """Turn without waiting; return the masks by name."""
+        self.called.clear()
+        self.turn(0, no_defect)
+        return dict(self.called)
 
 
-def no_defect(owner, error):
+def no_defect(_owner, error):
     raise error
 
 
 @pytest.fixture
 def poller():
-    poller = Noting()
+    poller = NotingPoller()
     yield poller
     poller.close()
 
@@ -54,82 +48,74 @@ def pair():
     far.close()
 
 
-def turn(poller):
-    """Run one turn; returns the masks by callback, and does not wait."""
-    poller.called.clear()
-    poller.turn(0, no_defect)
-    return dict(poller.called)
-
-
-def test_a_level_is_reported_until_it_is_taken_and_nothing_after_unregister(poller, pair):
+def test_a_level_is_reported_until_it_is_read_and_nothing_after_unregister(poller, pair):
     near, far = pair
-    poller.register(near, READ, "it")
-    assert turn(poller) == {}
+    poller.register(near, READ, poller.named("it"))
+    assert poller.masks() == {}
     far.send(b"x")
-    assert turn(poller) == turn(poller) == {"it": READ}
+    assert poller.masks() == poller.masks() == {"it": READ}
     poller.unregister(near)
-    assert turn(poller) == {}
-    poller.register(near.fileno(), READ, "by number")
-    assert turn(poller) == {"by number": READ}
+    assert poller.masks() == {}
+    poller.register(near.fileno(), READ, poller.named("by number"))
+    assert poller.masks() == {"by number": READ}
 
 
-def test_an_arrival_is_reported_once(poller, pair):
+def test_an_edge_is_reported_once(poller, pair):
     near, far = pair
-    poller.watch(near.fileno(), "it")
-    assert turn(poller) == {}, "room alone is not reported unasked"
-    far.send(b"x")
-    assert turn(poller) == {"it": READ}
-    assert turn(poller) == {}
-    far.send(b"y")
-    assert turn(poller) == {"it": READ}
+    poller.watch(near.fileno(), poller.named("it"))
+    assert poller.masks() == {}, "room is only reported on request"
+    for data in (b"x", b"y"):
+        far.send(data)
+        assert poller.masks() == {"it": READ}
+        assert poller.masks() == {}
     far.close()
-    assert turn(poller)["it"] & ENDED
-    assert turn(poller) == {}, "an end that nobody may look at yet must not spin"
+    assert poller.masks()["it"] & ENDED
+    assert poller.masks() == {}, "an end that cannot be handled yet must not spin"
 
 
-def test_what_was_there_before_is_reported(poller, pair):
+def test_what_arrived_before_watch_is_reported(poller, pair):
     near, far = pair
     far.send(b"x")
-    poller.watch(near.fileno(), "it", writable=True)
-    assert turn(poller) == {"it": READ | WRITE}
+    poller.watch(near.fileno(), poller.named("it"), writable=True)
+    assert poller.masks() == {"it": READ | WRITE}
 
 
-def test_room_is_reported_from_when_it_is_asked_for(poller, pair):
-    near, _far = pair
-    poller.watch(near.fileno(), "it")
-    poller.watch_writable(near.fileno())
-    assert turn(poller) == {"it": WRITE}
-    assert turn(poller) == {}
+def test_room_is_reported_once_from_watch_writable_on(poller, pair):
+    number = pair[0].fileno()
+    poller.watch(number, poller.named("it"))
+    poller.watch_writable(number)
+    assert poller.masks() == {"it": WRITE}
+    assert poller.masks() == {}
 
 
-def test_what_is_closed_leaves_by_itself(poller, pair):
+def test_a_forgotten_and_closed_descriptor_is_not_reported(poller, pair):
     near, far = pair
-    poller.watch(near.fileno(), "it")
+    poller.watch(near.fileno(), poller.named("it"))
     far.send(b"x")
     poller.forget(near.fileno())
     near.close()
-    assert turn(poller) == {}
+    assert poller.masks() == {}
 
 
 def test_the_callback_can_be_replaced(poller, pair):
     near, far = pair
-    poller.watch(near.fileno(), "connecting")
-    poller.replace(near.fileno(), "open")
+    poller.watch(near.fileno(), poller.named("connecting"))
+    poller.replace(near.fileno(), poller.named("open"))
     far.send(b"x")
-    assert turn(poller) == {"open": READ}
+    assert poller.masks() == {"open": READ}
 
 
-def test_again_comes_after_the_others_and_does_not_wait(poller, pair):
+def test_again_comes_after_the_events_of_the_next_turn_which_does_not_wait(poller, pair):
     near, far = pair
-    poller.watch(near.fileno(), "other")
+    poller.watch(near.fileno(), poller.named("other"))
     far.send(b"x")
-    poller.again("had its share")
+    poller.again(poller.named("again"))
     assert poller.turn(None, no_defect)
-    assert [callback for callback, _mask in poller.called] == ["other", "had its share"]
-    assert turn(poller) == {}
+    assert [name for name, _mask in poller.called] == ["other", "again"]
+    assert poller.masks() == {}
 
 
-def test_an_event_of_what_was_closed_in_the_same_turn_reaches_nobody_else(poller, pair):
+def test_an_event_of_a_descriptor_closed_in_the_same_turn_does_not_reach_the_next_owner_of_its_number(poller, pair):
     near, far = pair
     other, other_far = socket.socketpair()
     number, opened = other.fileno(), []
@@ -138,31 +124,32 @@ def test_an_event_of_what_was_closed_in_the_same_turn_reaches_nobody_else(poller
         poller.forget(number)
         other.close()
         opened.extend(socket.socketpair())
-        poller.watch(number, "who has its number now")
+        poller.watch(number, poller.named("next owner"))
 
     poller.watch(near.fileno(), close_the_other)
-    poller.watch(number, "the other")
+    poller.watch(number, poller.named("the other"))
     far.send(b"x")
     other_far.send(b"x")
     with other_far:
-        assert turn(poller) == {}
-        assert number in [one.fileno() for one in opened], "this test would prove nothing"
-        opened[1 - [one.fileno() for one in opened].index(number)].send(b"x")
-        assert turn(poller) == {"who has its number now": READ}
-    for one in opened:
-        one.close()
+        assert poller.masks() == {}
+        numbers = [sock.fileno() for sock in opened]
+        assert number in numbers, "this test would prove nothing"
+        opened[1 - numbers.index(number)].send(b"x")
+        assert poller.masks() == {"next owner": READ}
+    for sock in opened:
+        sock.close()
 
 
-def test_a_defect_of_one_is_told_with_its_owner_and_the_others_are_called(poller, pair):
+def test_an_exception_is_reported_with_its_owner_and_the_other_callbacks_are_called(poller, pair):
     class Owner:
         def fail(self, _mask):
             raise ZeroDivisionError
 
-    owner, told = Owner(), []
+    owner, defects = Owner(), []
     near, far = pair
     poller.watch(near.fileno(), owner.fail)
     far.send(b"x")
-    poller.again("the next")
-    poller.turn(0, lambda *defect: told.append(defect))
-    assert [(one, type(error)) for one, error in told] == [(owner, ZeroDivisionError)]
+    poller.again(poller.named("the next"))
+    poller.turn(0, lambda *defect: defects.append(defect))
+    assert [(owner, type(error)) for owner, error in defects] == [(owner, ZeroDivisionError)]
     assert poller.called == [("the next", READ)]

@@ -1,11 +1,12 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The options of every socket, read back from the kernel (on loopback: nothing here needs privileges)."""
+"""The options of every TCP socket, read back from the kernel over the loopback, without privileges."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import os
 import select
@@ -17,10 +18,13 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop imp
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import udp_sockets
 
 KEEPALIVE = (1, 60, 10, 6)  # on, idle seconds, seconds between probes, probes
+BOTH_LOOPBACKS = pytest.mark.parametrize(
+    ("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)]
+)
 
 
 def keepalive(sock):
-    """What the kernel says of a connection's keepalive."""
+    """The keepalive options of a socket."""
     options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
     return (
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
@@ -28,9 +32,9 @@ def keepalive(sock):
     )
 
 
-@pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
-@pytest.mark.parametrize(("seconds", "said"), [(60, KEEPALIVE), (0, (0,)), (3, (1, 3, 1, 6))])
-def test_a_listener_and_what_is_accepted_from_it(address, family, seconds, said):
+@BOTH_LOOPBACKS
+@pytest.mark.parametrize(("seconds", "options"), [(60, KEEPALIVE), (0, (0,)), (3, (1, 3, 1, 6))])
+def test_the_options_of_a_listener_and_of_its_connections(address, family, seconds, options):
     with sockets.listening_socket(address, 0, 16) as listener:
         sockets.tune_listener(listener, seconds, 2.5)
         assert listener.family == family
@@ -48,11 +52,11 @@ def test_a_listener_and_what_is_accepted_from_it(address, family, seconds, said)
             assert peer[:2] == client.getsockname()[:2]
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
-            assert keepalive(accepted)[: len(said)] == said
+            assert keepalive(accepted)[: len(options)] == options
             assert accepted.getsockopt(socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT) == 2500
             with pytest.raises(BlockingIOError):
                 accepted.recv(1, socket.MSG_DONTWAIT)
-            assert os.get_blocking(accepted.fileno()), "one system call less"
+            assert os.get_blocking(accepted.fileno()), "that saves a system call"
             sockets.make_non_blocking(accepted)
             with pytest.raises(BlockingIOError):
                 os.read(accepted.fileno(), 1)
@@ -61,20 +65,20 @@ def test_a_listener_and_what_is_accepted_from_it(address, family, seconds, said)
 
 @pytest.mark.parametrize("address", ["198.51.100.9", "2001:db8:ffff::9"])
 @pytest.mark.parametrize("make", [lambda *to: sockets.listening_socket(*to, 16), udp_sockets.listener])
-def test_an_address_that_is_not_there_can_be_listened_on(monkeypatch, address, make):
+def test_a_socket_can_listen_on_an_address_that_the_host_does_not_have(monkeypatch, address, make):
     make(address, 0).close()
     monkeypatch.setattr(sockets, "allow_absent", lambda _sock: None)
     with pytest.raises(OSError, match=r"\[Errno 99\]"):  # EADDRNOTAVAIL
         make(address, 0)
 
 
-def test_an_address_in_use_is_reported_and_the_socket_closed():
+def test_listening_on_an_address_in_use_raises():
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="in use"):
         sockets.listening_socket("127.0.0.1", other.getsockname()[1], 16)
 
 
 class FakeSocket:
-    """Stands in for socket.socket: records the options, and fails where told."""
+    """Stands in for socket.socket: records options and calls."""
 
     error = errno.EINPROGRESS
     made: list = []  # noqa: RUF012
@@ -100,70 +104,70 @@ class FakeSocket:
 @pytest.fixture
 def fake(monkeypatch):
     FakeSocket.made = []
-    monkeypatch.setattr(sockets.socket, "socket", FakeSocket)
-    monkeypatch.setattr(sockets.socket, "SocketType", FakeSocket)
+    for name in ("socket", "SocketType"):
+        monkeypatch.setattr(sockets.socket, name, FakeSocket)
     return FakeSocket
 
 
 TARGET = ("198.18.0.21", 8080)
 
 
-def begun(source, port=0, ports=None):
-    """Return the socket of a connect from a source, begun as source_address.py does."""
+def begin_connect_from(source, port=0, ports=None):
+    """The socket of a connect from a source, begun as source_address.py does."""
     family = sockets.socket_family_of(source)
     options = sockets.transparent_options(family, ports, kept=bool(port)) + sockets.upstream_options()
     return sockets.begin_connect(family, options, (source, port), TARGET)
 
 
 TEST_TRANSPARENT = [
-    ("203.0.113.7", 0, (socket.IPPROTO_IP, 19), True),
-    ("203.0.113.7", 4000, (socket.IPPROTO_IP, 19), False),
-    ("2001:db8:1::10", 0, (socket.IPPROTO_IPV6, 75), True),
+    ("203.0.113.7", 0, (socket.IPPROTO_IP, 19)),
+    ("203.0.113.7", 4000, (socket.IPPROTO_IP, 19)),
+    ("2001:db8:1::10", 0, (socket.IPPROTO_IPV6, 75)),
+    ("2001:db8:1::10", 4000, (socket.IPPROTO_IPV6, 75)),
 ]
 
 
-@pytest.mark.parametrize(("source", "port", "option", "no_port"), TEST_TRANSPARENT)
-def test_a_transparent_source(fake, source, port, option, no_port):
-    made = begun(source, port)
-    assert made.options[option] == 1
-    assert ((socket.IPPROTO_IP, sockets.IP_BIND_ADDRESS_NO_PORT) in made.options) is no_port
+@pytest.mark.parametrize(("source", "port", "transparent"), TEST_TRANSPARENT)
+def test_a_connect_from_a_spoofed_source_leaves_the_port_to_the_kernel_unless_it_is_kept(
+    fake, source, port, transparent
+):
+    made = begin_connect_from(source, port, sockets.port_range(32768, 34531))
+    assert made.options[transparent] == 1
     assert made.options[socket.SOL_SOCKET, socket.SO_REUSEADDR] == 1
     assert made.calls == [("bind", (source, port)), ("connect", TARGET)]
+    no_port, port_range = (
+        made.options.get((socket.IPPROTO_IP, option))
+        for option in (sockets.IP_BIND_ADDRESS_NO_PORT, sockets.IP_LOCAL_PORT_RANGE)
+    )
+    if port:
+        assert no_port is port_range is None
+    else:
+        assert (no_port, port_range) == (1, (34531 << 16 | 32768).to_bytes(4, sys.byteorder))
 
 
-def test_a_transparent_socket(fake, monkeypatch):
+def test_a_transparent_socket_is_bound_to_its_source(fake, monkeypatch):
     monkeypatch.setattr(sockets, "is_broadcast", lambda _address: False)
     made = sockets.transparent_socket(socket.AF_INET, "203.0.113.7")
     assert made.options[socket.IPPROTO_IP, sockets.IP_TRANSPARENT] == 1
     assert made.calls == [("bind", ("203.0.113.7", 0))]
 
 
-@pytest.mark.parametrize("source", ["203.0.113.7", "2001:db8:1::10"])
-def test_a_slice_is_for_a_port_the_kernel_chooses(fake, source):
-    ports = sockets.port_range(32768, 34531)
-    key = (socket.IPPROTO_IP, sockets.IP_LOCAL_PORT_RANGE)
-    assert begun(source, ports=ports).options[key] == (34531 << 16 | 32768).to_bytes(4, sys.byteorder)
-    assert key not in begun(source, 4000, ports=ports).options
-
-
-@pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
-def test_an_upstream_connection(address, family):
+@BOTH_LOOPBACKS
+def test_an_upstream_connection_gets_tcp_nodelay_only_later(address, family):
     with socket.create_server((address, 0), family=family) as server:
         options = sockets.upstream_options(1.5)
         upstream = sockets.begin_connect(family, options, None, server.getsockname()[:2])
-        try:
+        with contextlib.closing(upstream):
             assert upstream.getsockopt(socket.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT) == 1500
             assert not upstream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             sockets.send_at_once(upstream)
             assert upstream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert sockets.pending_error(upstream) == 0
-        finally:
-            upstream.close()
 
 
 @pytest.mark.skipif(not sockets.chooses_within(40000, 40063), reason="Linux 6.3 or newer")
-@pytest.mark.parametrize(("address", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
-def test_the_kernel_chooses_within_the_range(address, family):
+@BOTH_LOOPBACKS
+def test_the_kernel_chooses_a_port_within_the_range(address, family):
     first = 40000
     options = ((socket.IPPROTO_IP, sockets.IP_LOCAL_PORT_RANGE, sockets.port_range(first, first + 63)),)
     with socket.create_server((address, 0), family=family, backlog=64) as server:
@@ -174,13 +178,10 @@ def test_the_kernel_chooses_within_the_range(address, family):
             upstream.close()
 
 
-def test_an_upstream_connect_is_begun_without_waiting(fake):
+def test_a_connect_without_a_spoofed_source_binds_nothing_and_does_not_block(fake):
     made = sockets.begin_connect(socket.AF_INET, sockets.upstream_options(), None, TARGET)
     assert made.kind & socket.SOCK_NONBLOCK
-    assert made.options == {
-        (socket.IPPROTO_TCP, socket.TCP_QUICKACK): 0,
-        (socket.SOL_SOCKET, socket.SO_OOBINLINE): 1,
-    }
+    assert made.options == {(socket.IPPROTO_TCP, socket.TCP_QUICKACK): 0, (socket.SOL_SOCKET, socket.SO_OOBINLINE): 1}
     assert made.calls == [("connect", TARGET)]
 
 
@@ -196,13 +197,13 @@ def test_a_connect_that_fails_at_once_closes_the_socket(fake, monkeypatch):
     ("method", "number", "text"),
     [("setsockopt", errno.EPERM, "CAP_NET_RAW is missing"), ("bind", errno.EACCES, "CAP_NET_BIND_SERVICE is missing")],
 )
-def test_a_missing_capability_is_named(fake, monkeypatch, method, number, text):
+def test_the_error_of_a_missing_capability_names_it(fake, monkeypatch, method, number, text):
     def deny(*_arguments):
         raise PermissionError(number, "denied")
 
     monkeypatch.setattr(FakeSocket, method, deny)
     with pytest.raises(sockets.CapabilityError) as caught:
-        begun("203.0.113.7", 80)
+        begin_connect_from("203.0.113.7", 80)
     assert text in sockets.describe(caught.value)
     assert fake.made[0].calls == ["close"]
 

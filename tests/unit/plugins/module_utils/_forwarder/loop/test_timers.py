@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The timer timers keeps a deadline for at least its length and at most a tick more."""
+"""A timer is due at its deadline at the earliest, and one tick later at the latest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 
 @given(st.floats(0, 1e7), st.floats(0, 100))
-def test_an_item_runs_once_after_its_deadline_and_within_a_tick(now, delay):
+def test_a_callback_is_called_once_between_its_deadline_and_one_tick_later(now, delay):
     timers, ran = Timers(), []
     timers.add(now + delay, lambda: ran.append(1))
     timers.expire(now + delay - 1e-6)
@@ -26,7 +26,7 @@ def test_an_item_runs_once_after_its_deadline_and_within_a_tick(now, delay):
     assert timers.timeout(now) is None
 
 
-def test_the_timeout_leads_to_the_next_item():
+def test_the_timeout_is_the_time_to_the_next_callback():
     timers = Timers()
     assert timers.timeout(100.0) is None
     timers.add(105.0, print)
@@ -35,7 +35,7 @@ def test_the_timeout_leads_to_the_next_item():
     assert timers.timeout(200.0) == 0.0
 
 
-def test_discard():
+def test_a_discarded_callback_is_not_called():
     timers, ran = Timers(), []
     first, second = partial(ran.append, 1), partial(ran.append, 2)
     handle = timers.add(100.0, first)
@@ -47,7 +47,7 @@ def test_discard():
     timers.discard(handle, second)
 
 
-def test_an_item_may_add_another():
+def test_a_callback_that_a_callback_adds_waits_for_the_next_time():
     timers, ran = Timers(), []
     timers.add(100.0, lambda: timers.add(100.0, lambda: ran.append("again")))
     timers.expire(101.0)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PROXY headers: the specification's examples, everything that is refused, and laws that hold for any bytes."""
+"""PROXY headers: examples of the specification, all that is refused, and properties that hold for any bytes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TEST_ACCEPTED = [
 
 @pytest.mark.parametrize(("data", "header"), TEST_ACCEPTED)
 @pytest.mark.parametrize("rest", [b"", b"GET / HTTP/1.0\r\n\r\n", b"\r\n"])
-def test_accepted_whatever_follows_and_wanting_more_until_it_is_whole(data, header, rest):
+def test_a_header_is_accepted_once_complete_whatever_follows_it(data, header, rest):
     assert pp.parse(data + rest) == header
     assert header.length == len(data)
     assert [cut for cut in range(len(data)) if pp.parse(data[:cut]) is not None] == []
@@ -75,14 +75,14 @@ TEST_REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("data", "why"), TEST_REFUSED)
-def test_refused(data, why):
-    with pytest.raises(MalformedHeader, match=why.replace("|", r"\|")):
+@pytest.mark.parametrize(("data", "reason"), TEST_REFUSED)
+def test_a_malformed_header_is_refused_with_the_reason(data, reason):
+    with pytest.raises(MalformedHeader, match=reason.replace("|", r"\|")):
         pp.parse(data)
 
 
 def outcome(data):
-    """What parse() says, a refusal as its class."""
+    """The result of parse(), or MalformedHeader."""
     try:
         return pp.parse(data)
     except MalformedHeader:
@@ -90,33 +90,23 @@ def outcome(data):
 
 
 # Bytes that get past the first comparison, and any others.
-beginnings = st.sampled_from(
-    [
-        b"",
-        b"PROXY ",
-        b"PROXY TCP4 ",
-        b"PROXY UNKNOWN",
-        START,
-        START + b"\x21\x11",
-        START + b"\x21\x21\0\x24",
-        START + b" ",
-    ]
-)
+texts = [b"", b"PROXY ", b"PROXY TCP4 ", b"PROXY UNKNOWN"]
+beginnings = st.sampled_from([*texts, START, START + b"\x21\x11", START + b"\x21\x21\0\x24", START + b" "])
 any_bytes = st.builds(lambda start, rest: start + rest, beginnings, st.binary(max_size=200))
 
 
 @given(any_bytes, st.data())
-def test_however_the_bytes_are_cut_the_outcome_is_the_same(data, cuts):
+def test_the_outcome_does_not_depend_on_how_the_bytes_are_split(data, cuts):
     whole, first = outcome(data), None
     for end in [*sorted(cuts.draw(st.lists(st.integers(0, len(data)), max_size=8))), len(data)]:
-        first = outcome(data[:end])  # what a reader that looks after each arrival sees
+        first = outcome(data[:end])
         if first is not None:
             break
     assert first == whole
 
 
 ports = st.integers(0, 65535)
-# A mapped address is read as the IPv4 address it means.
+# A mapped address would be read as IPv4.
 ipv6 = st.ip_addresses(v=6).filter(lambda one: one.ipv4_mapped is None).map(str)
 endpoints = st.one_of(
     st.tuples(st.ip_addresses(v=4).map(str), ports, st.ip_addresses(v=4).map(str), ports),
@@ -132,7 +122,7 @@ def test_parse_is_the_inverse_of_build(version, names, rest):
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("sent", "read"),
     [
         ("::ffff:10.6.6.6", "10.6.6.6"),
         ("::ffff:a06:606", "10.6.6.6"),
@@ -142,18 +132,17 @@ def test_parse_is_the_inverse_of_build(version, names, rest):
     ],
 )
 @pytest.mark.parametrize("version", [pp.V1, pp.V2])
-def test_a_mapped_address_is_the_ipv4_address_it_means(version, said, meant):
-    header = pp.build(version, said, 4711, "2001:db8::11", 443)
-    assert pp.parse(header) == Header(len(header), meant, 4711, "2001:db8::11", 443)
-    header = pp.build(version, "2001:db8::1", 4711, said, 443)
-    assert pp.parse(header) == Header(len(header), "2001:db8::1", 4711, meant, 443)
+def test_only_a_mapped_address_is_read_as_ipv4(version, sent, read):
+    for source, destination in (("{}", "2001:db8::11"), ("2001:db8::1", "{}")):
+        header = pp.build(version, source.format(sent), 4711, destination.format(sent), 443)
+        assert pp.parse(header) == Header(len(header), source.format(read), 4711, destination.format(read), 443)
 
 
 CORPUS = Path(__file__).parents[5] / "fuzz" / "corpus" / "proxy_protocol"
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.iterdir()), ids=lambda path: path.name)
-def test_the_corpus_of_the_fuzzer(path):
+def test_the_fuzzers_corpus_is_accepted_or_refused_as_named(path):
     refused = {"garbage", "v2-short", "v2-too-long", "v2-version", "v2-cut-short"}
     refused |= {"v1-endless", "v1-few-words", "v1-other-family", "v1-zone", "v1-port", "v1-no-address"}
     assert (outcome(path.read_bytes()) is MalformedHeader) is (path.name in refused)

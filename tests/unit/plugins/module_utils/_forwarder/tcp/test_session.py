@@ -1,14 +1,13 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The session table as scripts, and the laws it must keep whatever happens."""
+"""The session table: scripts of events and actions, and properties that hold for any sequence of events."""
 
 from __future__ import annotations
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.session import (
     OPEN_SOCKETS,
-    TABLE,
     Action,
     Event,
     ImpossibleEvent,
@@ -24,7 +23,7 @@ CONNECT = [(E.ATTEMPT, []), (E.CONNECTED, [A.FORWARD])]
 
 
 class Script(Session):
-    """A session whose actions are only noted."""
+    """A session that only records its actions."""
 
     table = compiled({action: lambda session, action=action: session.actions.append(action) for action in Action})
 
@@ -32,8 +31,8 @@ class Script(Session):
         super().__init__()
         self.actions = []
 
-    def told(self, event, reason=None):
-        """Report an event, return the actions it led to."""
+    def report(self, event, reason=None):
+        """Report an event; return the actions that it led to."""
         self.actions = []
         self.handle(event, reason)
         return self.actions
@@ -61,12 +60,12 @@ TEST_SCRIPTS = [
         "backend reset",
     ),
     (
-        "the second backend takes it",
+        "the second backend accepts",
         [(E.ATTEMPT, []), (E.ATTEMPT_FAILED, [A.DROP_ATTEMPT, A.CHOOSE]), *CONNECT, (E.CLIENT_EOF, [A.SHUT_BACKEND])],
         None,
     ),
     (
-        "nobody is left",
+        "no backend is left",
         [(E.ATTEMPT, []), (E.ATTEMPT_FAILED, [A.DROP_ATTEMPT, A.CHOOSE]), (E.GIVEN_UP, [A.RESET_CLIENT, A.FINISH])],
         "why",
     ),
@@ -78,11 +77,11 @@ TEST_SCRIPTS = [
 
 
 @pytest.mark.parametrize(("_name", "script", "ended"), TEST_SCRIPTS, ids=[script[0] for script in TEST_SCRIPTS])
-def test_scripts(_name, script, ended):
+def test_a_script_of_events_leads_to_its_actions(_name, script, ended):
     session = Script()
     for event, actions in script:
         reason = "why" if event in (E.GIVEN_UP, E.ABORT) else None
-        assert session.told(event, reason) == actions
+        assert session.report(event, reason) == actions
     assert session.ended == ended
 
 
@@ -93,12 +92,8 @@ def test_an_impossible_event_changes_nothing():
     assert session.state is State.CHOOSING
 
 
-def test_every_state_can_be_aborted():
-    assert all((state, E.ABORT) in TABLE for state in State)
-
-
 class Sockets:
-    """What the actions would do to the two sockets; refuses what must not happen."""
+    """What the actions do to the two sockets; fails where they must not happen."""
 
     def __init__(self):
         self.open = {"client"}
@@ -111,29 +106,29 @@ class Sockets:
         self.shut.discard("backend")
 
     def apply(self, action):
-        verb, _space, side = action.value.partition(" ")
+        verb, _space, end = action.value.partition(" ")
         if verb in ("close", "reset"):
-            assert side in self.open, f"{action} of a side that is closed"
-            self.open.discard(side)
+            assert end in self.open, f"{action} of a closed socket"
+            self.open.discard(end)
         elif verb == "shut":
-            assert side in self.open
-            assert side not in self.shut, "FIN twice"
-            self.shut.add(side)
+            assert end in self.open
+            assert end not in self.shut, "FIN twice"
+            self.shut.add(end)
         elif action is A.DROP_ATTEMPT:
             self.open.remove("backend")
         elif action is A.FINISH:
             assert not self.finished
-            assert not self.open, "finished before both sides are gone"
+            assert not self.open, "finished before both are closed"
             self.finished = True
 
 
 @given(st.lists(st.sampled_from(list(Event)), max_size=30))
-def test_whatever_happens_no_side_is_closed_twice_or_left_open(events):
+def test_no_sequence_of_events_closes_a_socket_twice_or_leaves_it_open(events):
     session, sockets = Script(), Sockets()
     for event in [*events, E.ABORT]:
         before = session.state
         try:
-            actions = session.told(event, "why")
+            actions = session.report(event, "why")
         except ImpossibleEvent:
             assert session.state is before
             continue
@@ -146,11 +141,3 @@ def test_whatever_happens_no_side_is_closed_twice_or_left_open(events):
     assert session.state is State.FINISHED
     assert not sockets.open
     assert sockets.finished
-
-
-@given(st.permutations([E.CLIENT_EOF, E.BACKEND_EOF]))
-def test_two_ends_in_any_order_end_the_session(ends):
-    session = Script()
-    for event in (E.ATTEMPT, E.CONNECTED, *ends):
-        session.handle(event)
-    assert session.state is State.FINISHED

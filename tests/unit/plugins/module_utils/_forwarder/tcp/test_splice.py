@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pipes: their bound, what is pooled and what is not, and splice by whatever name this Python has for it."""
+"""The pool of pipes and its bound, and splice() with and without ctypes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def pool():
     assert open_descriptors() - before == set(), "a pipe was left open"
 
 
-def test_a_pipe_that_is_empty_is_used_again(pool):
+def test_an_empty_pipe_is_used_again(pool):
     pipe = pool.take()
     pool.give_back(pipe)
     assert pool.take() is pipe
     pool.give_back(pipe)
 
 
-def test_a_pipe_that_holds_bytes_is_closed_and_never_given_to_another(pool):
+def test_a_pipe_that_holds_bytes_is_closed_and_never_used_again(pool):
     pipe = pool.take()
     os.write(pipe.write_end, b"one client's secret")
     pipe.held = 19
@@ -47,7 +47,7 @@ def test_a_pipe_that_holds_bytes_is_closed_and_never_given_to_another(pool):
     pool.give_back(other)
 
 
-def test_half_of_the_bound_is_for_wide_ones_and_the_rest_for_many(pool):
+def test_half_of_the_bound_is_for_wide_pipes_and_the_rest_for_small_ones(pool):
     lent = [pool.take() for _pipe in range(15)]
     assert [pipe.size // PIPE_SIZE for pipe in lent[:-1]] == [4, 4] + [1] * 12
     assert lent[-1] is None
@@ -63,7 +63,7 @@ def test_half_of_the_bound_is_for_wide_ones_and_the_rest_for_many(pool):
         pool.give_back(pipe)
 
 
-def test_only_so_many_are_kept():
+def test_the_pool_keeps_a_bounded_number_of_spare_pipes():
     pool = PipePool(100)
     lent = [pool.take() for _pipe in range(30)]
     before = len(open_descriptors())
@@ -77,7 +77,7 @@ def test_only_so_many_are_kept():
     pool.close()
 
 
-def test_a_refusal_of_the_kernel_is_no_error_and_leaves_nothing_open(pool, monkeypatch):
+def test_where_the_kernel_refuses_a_pipe_there_is_none_and_nothing_stays_open(pool, monkeypatch):
     def refuse(*_arguments):
         raise PermissionError(errno.EPERM, "")
 
@@ -87,7 +87,7 @@ def test_a_refusal_of_the_kernel_is_no_error_and_leaves_nothing_open(pool, monke
     assert open_descriptors() == before
 
 
-def test_without_splice_nobody_gets_a_pipe(monkeypatch):
+def test_without_splice_there_are_no_pipes(monkeypatch):
     monkeypatch.setattr(splice, "splice", None)
     assert PipePool(20).take() is None
 
@@ -105,19 +105,19 @@ TEST_BOUNDS = [
 
 @pytest.mark.parametrize(("pages", "workers", "descriptors", "pipes"), TEST_BOUNDS)
 @pytest.mark.skipif(os.sysconf("SC_PAGE_SIZE") != 4096, reason="the figures are for pages of 4 KiB")
-def test_bounds(monkeypatch, pages, workers, descriptors, pipes):
+def test_the_bound_follows_from_the_users_pages_and_the_descriptors(monkeypatch, pages, workers, descriptors, pipes):
     monkeypatch.setattr(splice, "soft_limit", lambda: pages)
     assert splice.most_pipes(workers, descriptors) == pipes
 
 
-def test_the_soft_limit_is_the_kernels_or_its_default(monkeypatch, tmp_path):
+def test_a_hidden_soft_limit_counts_as_the_kernels_default(monkeypatch, tmp_path):
     assert splice.soft_limit() >= 0
     monkeypatch.setattr(splice, "SOFT_LIMIT", str(tmp_path / "hidden"))
     assert splice.soft_limit() == 16384
 
 
 @pytest.mark.parametrize("function", [splice.splice, splice._splice_by_ctypes()], ids=["found", "ctypes"])
-def test_bytes_and_errors(function):
+def test_splice_moves_bytes_and_raises_the_errors_of_the_kernel(function):
     source, sink = socket.socketpair(), socket.socketpair()
     pipe = splice.Pipe()
     for sock in (*source, *sink):

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A relay's two sides over real TCP sockets: every byte, every end, whatever the sizes and the order."""
+"""Two streams over real TCP sockets: every byte and every end arrives, whatever the sizes and the order."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp impo
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.splice import PipePool
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.stream import BUFFER_SIZE, Stream
 
+from tests.support.waiting import eventually
+
 PATIENCE = 20
 
 
 def connected():
-    """Two ends of a TCP connection over loopback."""
+    """The two ends of a TCP connection over the loopback."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         one = socket.create_connection(server.getsockname())
         other, _address = server.accept()
@@ -32,7 +34,7 @@ def connected():
 
 
 class Middle:
-    """A relay without choosing and logging: two sides, a poller, and a thread that turns it."""
+    """A relay without backends, counters and log: two streams, a poller, and a thread that turns it."""
 
     def __init__(self, pipes):
         self.server = self.loop = self
@@ -43,36 +45,36 @@ class Middle:
         far, self.backend = connected()
         for sock in (self.client, self.backend):
             sock.settimeout(PATIENCE)
-        self.sides = {"client": Stream(near, self, "client eof", "client reset")}
-        self.sides["backend"] = Stream(far, self, "backend eof", "backend reset")
-        one, other = self.sides["client"], self.sides["backend"]
+        self.streams = {"client": Stream(near, self, "client eof", "client reset")}
+        self.streams["backend"] = Stream(far, self, "backend eof", "backend reset")
+        one, other = self.streams["client"], self.streams["backend"]
         one.peer, other.peer = other, one
-        for each in self.sides.values():
+        for each in self.streams.values():
             each.sock.setblocking(False)
             each.sock.setsockopt(*sockets.URGENT_INLINE)
             self.poller.watch(each.number, each.ready)
         self.thread = threading.Thread(target=self.turn, daemon=True)
 
     def handle(self, event):
-        """What Relay.handle does, without a session."""
+        """As Relay.handle(), without a session."""
         self.events.append(event)
         name, _space, what = event.partition(" ")
         if what == "eof":
-            self.sides[name].peer.sock.shutdown(socket.SHUT_WR)
+            self.streams[name].peer.sock.shutdown(socket.SHUT_WR)
             if len([one for one in self.events if one.endswith("eof")]) < 2:
                 return
-        for one in self.sides.values():
+        for one in self.streams.values():
             sock = one.detach()
             if what == "reset":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
 
-    def stream_failed(self, side, _number):
-        """What Relay.stream_failed does, without a reason."""
-        self.handle(side.reset)
+    def stream_failed(self, stream, _number):
+        """As Relay.stream_failed(), without a reason."""
+        self.handle(stream.reset)
 
     def turn(self):
-        while any(one.sock for one in self.sides.values()):
+        while any(one.sock for one in self.streams.values()):
             if not self.poller.turn(PATIENCE, self.contain):
                 self.events.append("nothing more happened")
                 return
@@ -93,7 +95,7 @@ class Middle:
 
 
 def send(sock, data, sizes, end=True):
-    """Send ``data`` in pieces of these sizes, over and over, from a thread."""
+    """Send ``data`` from a thread, in pieces of these sizes over and over."""
 
     def run():
         position = 0
@@ -141,21 +143,21 @@ TEST_SIZES = [
 
 @pytest.mark.parametrize("pipes", [0, 1, 8])
 @pytest.mark.parametrize(("total", "sizes"), TEST_SIZES)
-def test_both_ways_at_once_every_byte_arrives(pipes, total, sizes):
+def test_every_byte_arrives_with_traffic_in_both_directions(pipes, total, sizes):
     up, down = random.Random(1).randbytes(total), random.Random(2).randbytes(total)
     with Middle(pipes) as middle:
         senders = [send(middle.client, up, sizes), send(middle.backend, down, sizes[::-1])]
-        heard = []
-        reader = threading.Thread(target=lambda: heard.append(receive(middle.backend)))
+        received = []
+        reader = threading.Thread(target=lambda: received.append(receive(middle.backend)))
         reader.start()
         assert receive(middle.client) == (total, hashlib.sha256(down).digest())
         reader.join(PATIENCE)
-        assert heard == [(total, hashlib.sha256(up).digest())]
+        assert received == [(total, hashlib.sha256(up).digest())]
         for sender in senders:
             sender.join(PATIENCE)
         middle.thread.join(PATIENCE)
         assert sorted(middle.events) == ["backend eof", "client eof"]
-        assert (middle.sides["backend"].sent, middle.sides["client"].sent) == (total, total)
+        assert (middle.streams["backend"].sent, middle.streams["client"].sent) == (total, total)
         assert middle.pipes.lent == 0
 
 
@@ -175,7 +177,7 @@ TEST_URGENT_IN_A_ROW = [[0, 0, 0], [3, 0, 0, 3, 0], [1_000_000, 0, 0, 10, 0, 1_0
 
 
 def send_plan(sock, plan, pause):
-    """Send what a plan of TEST_URGENT says, and the end after each pause; returns (all bytes, those without urgent)."""
+    """Send a plan of TEST_URGENT with pauses, then FIN; return (all bytes, all but the urgent ones)."""
     pieces = [random.Random(size).randbytes(size) or b"!" for size in plan]
 
     def run():
@@ -199,8 +201,8 @@ def send_plan(sock, plan, pause):
     [(plan, inline) for plan in TEST_URGENT for inline in (True, False)]
     + [(plan, True) for plan in TEST_URGENT_IN_A_ROW],
 )
-def test_every_byte_arrives_and_urgent_ones_as_urgent(pipes, sender, pause, plan, inline):
-    """A receiver with SO_OOBINLINE reads them in the stream, another one finds them beside it."""
+def test_every_byte_arrives_and_urgent_bytes_as_urgent(pipes, sender, pause, plan, inline):
+    """A receiver with SO_OOBINLINE reads urgent bytes in the stream; one without does not."""
     with Middle(pipes) as middle:
         source, sink = (middle.client, middle.backend) if sender == "client" else (middle.backend, middle.client)
         sink.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
@@ -215,7 +217,7 @@ def test_every_byte_arrives_and_urgent_ones_as_urgent(pipes, sender, pause, plan
 
 
 @pytest.mark.parametrize("pipes", [0, 8])
-def test_a_reset_in_the_middle_of_bulk_is_passed_on_and_the_pipe_comes_back(pipes):
+def test_a_reset_during_bulk_is_forwarded_and_the_pipe_is_returned(pipes):
     with Middle(pipes) as middle:
         sender = send(middle.client, bytes(1 << 20), [1 << 20], end=False)
         middle.backend.recv(1000)
@@ -248,7 +250,7 @@ def test_bulk_goes_through_a_pipe_and_small_data_does_not(monkeypatch):
         assert sum(moved) > 20 << 20, "in and out: most of it went through the pipe"
 
 
-def test_a_pipe_is_given_back_although_its_last_piece_was_small(monkeypatch):
+def test_a_pipe_is_returned_although_its_last_piece_was_small(monkeypatch):
     whole = bulk.splice
     monkeypatch.setattr(bulk, "TURNS", range(1))  # others get their turn after each piece
     monkeypatch.setattr(bulk, "splice", lambda source, target, count: whole(source, target, min(count, 1000)))
@@ -256,14 +258,11 @@ def test_a_pipe_is_given_back_although_its_last_piece_was_small(monkeypatch):
         size = 2 * BUFFER_SIZE + 5000
         middle.client.sendall(bytes(size))
         assert len(exactly(middle.backend, size)) == size
-        deadline = time.monotonic() + PATIENCE
-        while middle.pipes.lent and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert middle.pipes.lent == 0
+        eventually(lambda: middle.pipes.lent == 0)
 
 
 @pytest.mark.parametrize(("flag", "segments"), [(socket.MSG_MORE, 2), (0, 3)])
-def test_the_end_leaves_with_the_last_bytes(monkeypatch, flag, segments):
+def test_a_fin_leaves_in_one_segment_with_the_last_bytes(monkeypatch, flag, segments):
     monkeypatch.setattr(stream_module, "_FLAGS_LAST", socket.MSG_DONTWAIT | flag)
     middle = Middle(8)
     middle.backend.sendall(b"that is all")

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Timeouts by looking: kept for at least their length, at most a look longer, and reset by what moves."""
+"""Timeouts end a session at their length at the earliest, one check later at the latest; traffic restarts them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def service(**options):
 
 
 class Relay:
-    """What look() needs of one."""
+    """What expired() reads of a relay."""
 
     def __init__(self, state=State.OPEN, **options):
         self.state = state
@@ -24,17 +24,17 @@ class Relay:
         self.seen_moved = self.seen_at = 0
         self.seen_state = None
         self.bytes = 0
-        self.lasting = 0
+        self.keepalives = 0
 
     def bytes_moved(self):
         return self.bytes
 
     def start_keepalive(self):
-        self.lasting += 1
+        self.keepalives += 1
 
 
-def looks(relay, seconds, each=lambda _second: None):
-    """Look once a second from second 0; returns (second, reason) of the first timeout."""
+def checks(relay, seconds, each=lambda _second: None):
+    """Check once a second from second 0; return (second, reason) of the first timeout."""
     for second in range(seconds + 1):
         each(second)
         for _relay, reason in timeouts.expired([relay], 1000.0 + second):
@@ -54,33 +54,33 @@ TEST_IDLE = [
 
 
 @pytest.mark.parametrize(("state", "idle", "half_closed", "ends"), TEST_IDLE)
-def test_nothing_moves(state, idle, half_closed, ends):
-    assert looks(Relay(state, idle_timeout=idle, half_closed_timeout=half_closed), 60) == ends
+def test_a_session_in_which_nothing_moves_ends_by_the_timeout_of_its_state(state, idle, half_closed, ends):
+    assert checks(Relay(state, idle_timeout=idle, half_closed_timeout=half_closed), 60) == ends
 
 
-def test_a_byte_begins_it_anew():
+def test_a_byte_restarts_the_idle_timeout():
     relay = Relay(idle_timeout=10)
 
     def each(second):
         relay.bytes += second in (9, 18)
 
-    assert looks(relay, 60, each) == (28, "idle timeout")
+    assert checks(relay, 60, each) == (28, "idle timeout")
 
 
-def test_an_end_of_one_side_begins_the_shorter_one():
+def test_a_half_closed_session_has_the_shorter_timeout():
     relay = Relay(idle_timeout=100, half_closed_timeout=5)
 
     def each(second):
         if second == 50:
             relay.state = State.CLIENT_ENDED
 
-    assert looks(relay, 99, each) == (55, "half-closed timeout")
+    assert checks(relay, 99, each) == (55, "half-closed timeout")
 
 
-def test_a_session_is_told_once_that_it_lasts():
+def test_keepalive_is_switched_on_once():
     relay = Relay()
-    looks(relay, 5)
-    assert relay.lasting == 1
+    checks(relay, 5)
+    assert relay.keepalives == 1
 
 
 TEST_INTERVALS = [
@@ -95,5 +95,5 @@ TEST_INTERVALS = [
 
 
 @pytest.mark.parametrize(("options", "seconds"), TEST_INTERVALS)
-def test_how_often_one_has_to_look(options, seconds):
+def test_the_interval_between_checks_suffices_for_the_shortest_timeout(options, seconds):
     assert timeouts.interval([service(), service(**options)]) == seconds

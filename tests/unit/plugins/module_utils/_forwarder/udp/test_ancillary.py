@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the kernel tells beside a datagram, and is told: against the real one, on the loopback."""
+"""Ancillary data of datagrams, sent to and received from the real kernel on the loopback."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sock(family, address=""):
 @pytest.mark.parametrize(
     ("source", "destination"), [("127.0.0.7", "127.0.0.9"), ("127.0.0.1", "127.0.0.1"), ("::1", "::1")]
 )
-def test_a_datagram_leaves_from_the_address_it_is_told_and_says_where_it_went(source, destination):
+def test_ancillary_data_sets_the_source_of_a_datagram_and_reports_its_destination(source, destination):
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     with sock(family) as sender, sock(family) as receiver:
         receiver.setsockopt(*ancillary.REPORT_DESTINATION[family], 1)
@@ -37,7 +37,7 @@ def test_a_datagram_leaves_from_the_address_it_is_told_and_says_where_it_went(so
 
 @pytest.mark.parametrize("family", LOOPBACK)
 @pytest.mark.parametrize("data", [b"", b"some data"])
-def test_an_icmp_error_names_its_errno_and_the_source_of_the_datagram(family, data):
+def test_an_icmp_error_has_its_errno_and_the_source_of_the_datagram(family, data):
     address = LOOPBACK[family]
     with sock(family, address) as closed:
         target = closed.getsockname()[:2]
@@ -50,6 +50,6 @@ def test_an_icmp_error_names_its_errno_and_the_source_of_the_datagram(family, da
     assert about[:2] == target
 
 
-def test_an_error_of_this_host_is_nobodys_fault():
+def test_an_error_of_this_host_has_no_errno():
     local = bytes(4 * [0]) + b"\1" + bytes(11)  # SO_EE_ORIGIN_LOCAL
     assert ancillary.read_error(socket.AF_INET, [(socket.IPPROTO_IP, ancillary.IP_RECVERR, local)]) == (0, None)

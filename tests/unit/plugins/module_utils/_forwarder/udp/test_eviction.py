@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who makes room where all places are taken: never a service with less than its share, and conversations last."""
+"""Which session ends in a full table: none of a service below its share, and conversations last."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOW = 100.0
 
 @dataclass(eq=False)
 class Flow:
-    """What udp_room asks of a udp_table.Flow; a question without an answer, 10 seconds ago."""
+    """What eviction.py reads of a flow_table.Flow; by default a request 10 seconds ago without a response."""
 
     name: str = ""
     datagrams: int = 1
@@ -27,7 +27,7 @@ class Flow:
 
 
 @pytest.mark.parametrize(
-    ("flow", "place"),
+    ("flow", "number"),
     [
         (Flow(), 0),
         (Flow(datagrams_seen=0), 0),
@@ -39,32 +39,32 @@ class Flow:
         (Flow(datagrams=30, datagrams_seen=28, answered=True), 4),
     ],
 )
-def test_the_order(flow, place):
-    assert eviction.eviction_class(flow, NOW) == place
+def test_unanswered_requests_go_first_then_short_exchanges_then_conversations(flow, number):
+    assert eviction.eviction_class(flow, NOW) == number
 
 
 @pytest.mark.parametrize(("most", "names"), [(1, "a"), (2, "ab"), (4, "abcd"), (99, "abcde")])
-def test_the_first_are_those_of_the_lowest_class_in_the_given_order(most, names):
+def test_within_a_class_the_first_to_evict_are_the_first_of_the_given_order(most, names):
     datagrams = {"d": 30, "b": 2, "a": 1, "e": 40, "c": 2}
     flows = [Flow(name, count, count, answered=count > 1) for name, count in datagrams.items()]
     assert "".join(flow.name for flow in eviction.first_to_evict(flows, NOW, most)) == names
 
 
-def test_one_that_moved_or_is_over_meanwhile_is_passed_over():
+def test_the_queue_skips_flows_that_have_moved_or_ended():
     flows = [Flow(name) for name in map(str, range(64))]
-    leavers = EvictionQueue(lambda: flows)
-    assert leavers.next(NOW) is flows[0]
+    queue = EvictionQueue(lambda: flows)
+    assert queue.next(NOW) is flows[0]
     flows[1].datagrams += 1
     flows[2].alive = False
-    assert leavers.next(NOW) is flows[3]
+    assert queue.next(NOW) is flows[3]
 
 
-def test_nobody_makes_room_where_nobody_is():
+def test_the_queue_of_an_empty_group_is_empty():
     assert EvictionQueue(list).next(NOW) is None
 
 
 @pytest.mark.parametrize(
-    ("held", "service", "payer"),
+    ("held", "service", "loser"),
     [
         ({"dns": 30, "game": 0, "log": 0}, "dns", "dns"),
         ({"dns": 30, "game": 0, "log": 0}, "game", "dns"),
@@ -74,18 +74,18 @@ def test_nobody_makes_room_where_nobody_is():
         ({"dns": 10, "game": 10, "log": 10}, "log", "log"),
     ],
 )
-def test_who_has_less_than_a_share_takes_from_who_has_most(held, service, payer):
+def test_a_service_below_its_share_takes_a_place_from_the_one_with_most(held, service, loser):
     shares = FairShares(30)
     for name, count in held.items():
         shares.add_service(name)
         for _flow in range(count):
             shares.enter(name, Flow(name))
-    assert shares.loser(service) == payer
-    assert shares.next(service, NOW).name == payer
+    assert shares.loser(service) == loser
+    assert shares.next(service, NOW).name == loser
     assert len(shares) == 30
 
 
-def test_more_services_than_places():
+def test_with_more_services_than_places_the_one_that_has_a_place_loses_it():
     shares = FairShares(1)
     for name in ("a", "b", "c"):
         shares.add_service(name)
@@ -93,7 +93,7 @@ def test_more_services_than_places():
     assert [shares.loser(name) for name in "abc"] == ["a"] * 3
 
 
-def test_what_moved_makes_room_last_among_equals():
+def test_the_flow_in_which_nothing_has_moved_for_longest_is_evicted_first():
     shares, first, second = FairShares(2), Flow("first"), Flow("second")
     shares.add_service("dns")
     for flow in (first, second):

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What one worker leaves and the next one reads: documents, many sockets, and a predecessor that just died."""
+"""Handover of UDP sessions: documents, many sockets, and a predecessor that dies before the end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp impo
 
 
 class Upstream:
+    """What is sent of an upstream socket."""
+
     def __init__(self, owner=None):
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.sock.bind(("127.0.0.1", 0))
@@ -28,56 +30,56 @@ def ends():
 
 
 class Reader:
-    """An Heir, read to its end."""
+    """A Receiver that has read to the end."""
 
     def __init__(self, sock):
-        self.told = []
-        self.heir = handover.Receiver(sock, lambda _heir, document, socks: self.told.append((document, list(socks))))
-        while not self.told:
-            self.heir.ready(None)
-        ((self.document, self.sockets),) = self.told
+        self.results = []
+        receiver = handover.Receiver(sock, lambda _receiver, *received: self.results.append(received))
+        while not self.results:
+            receiver.ready(None)
+        ((self.document, self.sockets),) = self.results
 
 
 @pytest.mark.parametrize("count", [0, 1, handover.MOST_AT_ONCE, handover.MOST_AT_ONCE + 1, 600])
-def test_every_socket_arrives_in_its_place(ends, count):
-    lanes = [Upstream(("198.51.100.1", number) if number % 2 else None) for number in range(count)]
-    handover.send(ends[0], lanes, [])
+def test_every_socket_arrives_and_in_order(ends, count):
+    upstreams = [Upstream(("198.51.100.1", number) if number % 2 else None) for number in range(count)]
+    handover.send(ends[0], upstreams, [])
     read = Reader(ends[1])
-    assert [sock.getsockname()[1] for sock in read.sockets] == [lane.port for lane in lanes]
+    assert [sock.getsockname()[1] for sock in read.sockets] == [one.port for one in upstreams]
     assert read.document["lanes"] == [
-        {"shared": lane.shared, "owner": list(lane.owner) if lane.owner else None} for lane in lanes
+        {"shared": one.shared, "owner": list(one.owner) if one.owner else None} for one in upstreams
     ]
     assert not any(sock.get_inheritable() for sock in read.sockets)
-    for sock in (*read.sockets, *(lane.sock for lane in lanes)):
+    for sock in (*read.sockets, *(one.sock for one in upstreams)):
         sock.close()
 
 
-def test_a_predecessor_that_died_has_left_nothing(ends):
+def test_from_a_predecessor_that_died_nothing_is_taken_over(ends):
     ends[0].close()
-    assert Reader(ends[1]).told == [(None, [])]
+    assert Reader(ends[1]).results == [(None, ())]
 
 
-def test_a_predecessor_that_died_in_the_middle_has_left_nothing(ends):
-    lanes = [Upstream() for _number in range(300)]
+def test_from_a_predecessor_that_died_while_it_sent_nothing_is_taken_over(ends):
+    upstreams = [Upstream() for _number in range(300)]
     messages = []
-    left = type("Counting", (), {"settimeout": ends[0].settimeout})()
+    dying = type("Dying", (), {"settimeout": ends[0].settimeout})()
 
     def only_two(buffers, ancillary, *rest):
         messages.append(buffers)
         return ends[0].sendmsg(buffers, ancillary, *rest) if len(messages) < 3 else 0
 
-    left.sendmsg = only_two
-    handover.send(left, lanes, [])
+    dying.sendmsg = only_two
+    handover.send(dying, upstreams, [])
     ends[0].close()
-    assert Reader(ends[1]).told == [(None, [])]
-    for lane in lanes:
-        lane.sock.close()
+    assert Reader(ends[1]).results == [(None, ())]
+    for upstream in upstreams:
+        upstream.sock.close()
 
 
-def test_a_document_of_another_schema_is_not_read(ends, monkeypatch):
-    lane = Upstream()
+def test_a_document_of_another_schema_is_ignored(ends, monkeypatch):
+    upstream = Upstream()
     monkeypatch.setattr(handover, "SCHEMA", handover.SCHEMA + 1)
-    handover.send(ends[0], [lane], [])
+    handover.send(ends[0], [upstream], [])
     monkeypatch.undo()
-    assert Reader(ends[1]).told == [(None, [])]
-    lane.sock.close()
+    assert Reader(ends[1]).results == [(None, ())]
+    upstream.sock.close()

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The sockets of UDP on the loopback; spoofing ones need a namespace and are tested there."""
+"""UDP sockets on the loopback. Kernel tests cover the spoofing ones, which need a namespace."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp impo
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "::"])
-def test_listeners_of_one_address_share_it(address):
+def test_several_listeners_share_an_address(address):
     with udp_sockets.listener(address, 0) as one, udp_sockets.listener(address, one.getsockname()[1]) as other:
         assert one.getsockname() == other.getsockname()
         assert one.getblocking() is False
 
 
-def test_both_wildcards_can_have_one_port():
+def test_both_wildcard_addresses_can_have_the_same_port():
     with udp_sockets.listener("0.0.0.0", 0) as one, udp_sockets.listener("::", one.getsockname()[1]) as other:
         assert one.getsockname()[1] == other.getsockname()[1]
 
