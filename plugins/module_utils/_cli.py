@@ -130,28 +130,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """Add a subcommand; ``l4proxy --help`` and its own ``--help`` show ``text``."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    return parser
+
+
 def _add_forwarder_commands(commands: Any) -> None:
     """Add the commands that run, check and reload the forwarder."""
-    forward = commands.add_parser("forward", help="run the forwarder in the foreground (the systemd unit does this)")
+    forward = _add(commands, "forward", "run the forwarder in the foreground (the systemd unit does this)")
     forward.add_argument("--config", default=CONFIG, metavar="FILE", help="default: %(default)s")
     forward.set_defaults(run=_forward)
 
-    check = commands.add_parser("check", help="check a forwarder config and print every error in it")
+    check = _add(commands, "check", "check a forwarder config and print every error in it")
     check.add_argument("file", nargs="?", default=CONFIG, metavar="FILE", help="default: %(default)s")
     check.set_defaults(run=_check)
 
-    reload = commands.add_parser("reload", help="load the installed config and archive without losing a connection")
+    reload = _add(commands, "reload", "load the installed config and archive without losing a connection")
     reload.add_argument("--wait", action="store_true", help="wait until the reload has succeeded or failed")
     reload.set_defaults(run=_reload)
 
 
 def _add_admin_commands(commands: Any) -> None:
     """Add the commands that talk to the forwarder's admin socket."""
-    status = commands.add_parser("status", help="show services, backends and workers of the running forwarder")
+    status = _add(commands, "status", "show services, backends and workers of the running forwarder")
     status.add_argument("--json", action="store_true", help="print the status document as JSON")
     status.set_defaults(run=_status)
 
-    top = commands.add_parser("top", help="show `status` continuously")
+    top = _add(commands, "top", "show `status` continuously")
     top.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="default: %(default)s")
     top.set_defaults(run=_top)
 
@@ -160,7 +166,7 @@ def _add_admin_commands(commands: Any) -> None:
         "maintenance": "like drain, but `status` shows the backend in maintenance",
         "ready": "give a backend new connections again",
     }
-    parsers = {name: commands.add_parser(name, help=text) for name, text in states.items()}
+    parsers = {name: _add(commands, name, text) for name, text in states.items()}
     for parser in parsers.values():
         parser.add_argument("service", metavar="SERVICE", help=f"name of the service, or {EVERY_SERVICE}")
         parser.add_argument("backend", metavar="BACKEND", help="name of the backend")
@@ -178,8 +184,8 @@ def _add_admin_commands(commands: Any) -> None:
 
 def _add_host_commands(commands: Any) -> None:
     """Add the commands about a host's routing: keep, probe, doctor."""
-    keep = commands.add_parser(
-        "keep", help="apply this host's state documents and repair what differs (the systemd unit does this)"
+    keep = _add(
+        commands, "keep", "apply this host's state documents and repair what differs (the systemd unit does this)"
     )
     keep.add_argument("--directory", default=DOCUMENTS, metavar="DIR", help="default: %(default)s")
     keep.add_argument("--once", action="store_true", help="apply the documents once and exit")
@@ -190,14 +196,16 @@ def _add_host_commands(commands: Any) -> None:
     )
     keep.set_defaults(run=_keep)
 
-    probe = commands.add_parser("probe", help="try one TCP handshake from a spoofed source address, explain a failure")
+    probe = _add(commands, "probe", "try one TCP handshake from a spoofed source address, explain a failure")
     probe.add_argument("target", type=_endpoint, metavar="HOST:PORT", help="address of the backend")
-    probe.add_argument("--source", required=True, metavar="ADDRESS", help="source address of the handshake")
+    probe.add_argument(
+        "--source", required=True, metavar="ADDRESS", help="spoofed source address, such as 198.51.100.11"
+    )
     probe.add_argument("--timeout", type=float, default=3.5, metavar="SECONDS", help="default: %(default)s")
     probe.add_argument("--json", action="store_true", help="print step, seconds and sentence as JSON")
     probe.set_defaults(run=_probe)
 
-    doctor = commands.add_parser("doctor", help="diagnose this host's part of the path and suggest fixes")
+    doctor = _add(commands, "doctor", "diagnose this host's part of the path and suggest fixes")
     doctor.add_argument("--directory", default=DOCUMENTS, metavar="DIR", help="state documents; default: %(default)s")
     doctor.add_argument("--config", default=CONFIG, metavar="FILE", help="forwarder config; default: %(default)s")
     doctor.add_argument(

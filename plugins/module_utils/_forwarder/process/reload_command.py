@@ -36,7 +36,7 @@ def reload(name, wait, timeout):
     if before is None or not runtime_file.alive(before):
         before = _without_file(name)
     if before is None:
-        return False, f"no forwarder is running ({name} names none); start l4proxy-forwarder.service"
+        return False, f"no forwarder is running (according to {name}); start l4proxy-forwarder.service"
     pid, generation = before["pid"], before["generation"]
     try:
         os.kill(pid, signal.SIGHUP)
