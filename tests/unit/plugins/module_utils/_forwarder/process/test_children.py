@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from types import SimpleNamespace
 
@@ -33,6 +34,7 @@ def test_a_failed_fork_leaves_no_descriptor_open(monkeypatch, spawn):
     def fork():
         raise OSError(errno.EAGAIN, "no more processes")
 
+    gc.collect()  # otherwise descriptors of earlier tests may be closed during this one
     before = sorted(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(children.os, "fork", fork)
     with pytest.raises(OSError, match="no more processes"):
