@@ -18,7 +18,7 @@ COLLECTION = Path(__file__).resolve().parents[2]
 
 
 class ActionModule(ActionBase):
-    """Build on the controller, hand the file to copy and the link to file, so that both are as usual."""
+    """Build the archive on the controller; the modules copy and file put it and its link onto the host."""
 
     TRANSFERS_FILES = True
     _supports_check_mode = True
@@ -50,7 +50,7 @@ class ActionModule(ActionBase):
             local.write(content)
             local.flush()
             task = self._task.copy()
-            # The content is code of this very collection; a diff of it would hide the changes that matter.
+            # A diff of the collection's own code would hide the changes that matter.
             task.diff = False
             task.args = {"src": local.name, "dest": path, "owner": "root", "group": "root", "mode": "0755"}
             copy = self._shared_loader_obj.action_loader.get(
@@ -67,7 +67,7 @@ class ActionModule(ActionBase):
     def _link(self, name: str, link: str, task_vars: dict[str, Any] | None) -> dict[str, Any]:
         return self._execute_module(
             module_name="ansible.legacy.file",
-            # "force": in check mode the archive is not there yet, and a link to it is right all the same.
+            # "force": in check mode the archive does not exist yet, but the link to it is right.
             module_args={"src": name, "dest": link, "state": "link", "force": True, "follow": False},
             task_vars=task_vars,
         )

@@ -8,16 +8,16 @@ DOCUMENTATION = r"""
 name: check_fleet
 author: The trueip.l4proxy authors (@trueip)
 version_added: 0.1.0
-short_description: Find every fault of the services before any host is touched
+short_description: Find every fault of the services before any host is changed
 description:
-  - Derive the documents of all hosts of a run, and say everything that keeps any of them from being derived.
+  - Derive the documents of all hosts of a run, and list every fault that prevents it.
 positional: names, hostvars
 options:
   names:
     description:
-      - The hosts of the run. Of each, the fleet as seen from it is read from the variable C(__l4proxy_fleet) and the
-        state of its roles from their variables.
-      - A host that did not answer is left out, as nothing is about to be done to it.
+      - The hosts of the run. The variable C(__l4proxy_fleet) of each has the fleet as seen from it; the state of its
+        roles is in their variables.
+      - A host that did not answer is skipped, because the run does not change it.
     type: list
     elements: str
     required: true
@@ -26,12 +26,12 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-- name: Learn the addresses of both ends
+- name: Gather the addresses of both ends
   ansible.builtin.import_role:
     name: trueip.l4proxy.keeper
     tasks_from: peers
 
-- name: Refuse what cannot be derived
+- name: Refuse services that cannot be deployed
   ansible.builtin.assert:
     that: faults | length == 0
     fail_msg: "{{ faults }}"
@@ -41,7 +41,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: One sentence a fault; empty where nothing is wrong.
+  description: One sentence per fault; empty if there is none.
   type: list
   elements: str
 """
@@ -50,19 +50,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _check_fleet, _same_services
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import seen
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fleet_of
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory
 
-# The role's own variables that end up in the config; the role's defaults are right where a host says nothing.
+# Settings of the config that have a variable of the role. The role's defaults need no check.
 SETTINGS = ("drain_timeout",)
-# What the roles pass to the derivation of their state documents, by the names it has there.
+# Options that the roles pass to the derivation of their state documents, with the variables of the roles.
 LOCAL_DELIVERY = {"method": "forwarder_local_delivery", "mark_engine": "forwarder_mark_engine"}
 RETURN_PATH = {"mark_engine": "return_path_mark_engine"}
 
 
 def _number(value: Any) -> Any:
-    """Return what the role makes of a number that was given as text, as extra variables are."""
+    """Return a number that is written as text, as extra variables are, like the role does."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -70,7 +70,7 @@ def _number(value: Any) -> Any:
 
 
 def roles_of(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Read which roles a host is to have, with what the derivation needs to know of their settings."""
+    """Return the options of each role of a host that the derivation needs; None for a role that is absent."""
 
     def given(names: Mapping[str, str]) -> dict[str, Any]:
         return {option: variables[name] for option, name in names.items() if name in variables}
@@ -87,7 +87,7 @@ def roles_of(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_fleet(services: Any, names: Sequence[str], hostvars: Mapping[str, Any]) -> list[str]:
-    """Derive everything for every host of a run, and return what is wrong with it."""
+    """Return the faults of all hosts of a run."""
     inventory = Inventory(hostvars)
     asked = [name for name in names if inventory[name].get("__l4proxy_fleet", {}).get("reachable")]
     faults = _same_services.faults(asked, inventory)
@@ -96,7 +96,7 @@ def check_fleet(services: Any, names: Sequence[str], hostvars: Mapping[str, Any]
     try:
         hosts = [inventory[name] for name in asked]
         views = [host["__l4proxy_fleet"] for host in hosts]
-        fleets = [seen(_same_services.services_of(view, services), view, inventory) for view in views]
+        fleets = [fleet_of(_same_services.services_of(view, services), view, inventory) for view in views]
         _check_fleet.check_fleet(zip(fleets, map(roles_of, hosts)))
     except DerivationError as error:
         return error.errors

@@ -10,8 +10,8 @@ author: The trueip.l4proxy authors (@trueip)
 version_added: 0.1.0
 short_description: Derive the forwarder's config of one proxy host
 description:
-  - From the services of the fleet, derive what the forwarder on one proxy host reads from C(forwarder.json).
-  - The result has been accepted by the same check that C(l4proxy check) makes on the host.
+  - Derive C(forwarder.json) of one proxy host from the services of the fleet.
+  - The result has passed the same check as C(l4proxy check) on the host.
 positional: fleet, hostvars, settings
 options:
   settings:
@@ -24,7 +24,7 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-- name: See what the forwarder on this proxy is to read
+- name: Show the forwarder's config of this proxy
   ansible.builtin.debug:
     msg: "{{ l4proxy_services | trueip.l4proxy.forwarder_config(fleet, hostvars, {'drain_timeout': 30}) }}"
   vars:
@@ -51,7 +51,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 
 @fleet_filter
 def forwarder_config(fleet: Fleet, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Derive the config of the host the fleet is seen from."""
+    """Derive the config of the host that the fleet is seen from."""
     return _forwarder_config.forwarder_config(fleet, fleet.name, settings or {})
 
 

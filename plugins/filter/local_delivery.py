@@ -15,10 +15,11 @@ positional: fleet, hostvars, method, mark_engine
 options:
   method:
     description:
-      - How replies are told from other packets. V(rules) goes by the backends' addresses and the interface they come
-        in by. V(socket_mark) goes by the transparent socket a packet belongs to, so that the host can route for them.
-      - V(auto) keeps what an earlier run has applied, and otherwise takes V(socket_mark) on a router, else V(rules).
-        On a router that has a container of its own for a backend it takes V(socket_mark) in any case.
+      - How the host recognises replies. V(rules) matches the backends' addresses and the interface that packets come
+        in by. V(socket_mark) matches the transparent socket that a packet belongs to, so the host can still route other
+        packets of its backends.
+      - V(auto) keeps the method that an earlier run has applied. Otherwise it uses V(socket_mark) on a router and
+        V(rules) on other hosts. On a router with one of its own containers as a backend it always uses V(socket_mark).
     type: str
     default: auto
     choices: [rules, socket_mark, auto]
@@ -33,7 +34,7 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-- name: See by which rules this proxy accepts its backends' replies
+- name: Show the rules by which this proxy accepts its backends' replies
   ansible.builtin.debug:
     msg: "{{ l4proxy_services | trueip.l4proxy.local_delivery(fleet, hostvars) }}"
   vars:
@@ -59,7 +60,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 
 @fleet_filter
 def local_delivery(fleet: Fleet, method: str = "auto", mark_engine: str = "auto") -> dict[str, Any]:
-    """Derive the document of the host the fleet is seen from."""
+    """Derive the document of the host that the fleet is seen from."""
     return _local_delivery.local_delivery(fleet, fleet.name, method, mark_engine)
 
 

@@ -10,9 +10,9 @@ author: The trueip.l4proxy authors (@trueip)
 version_added: 0.1.0
 short_description: List the hosts whose addresses a configuration depends on
 description:
-  - For the hosts that are being configured, list those whose facts are needed, themselves included.
-  - A backend depends on the proxies it is reached from, a proxy on the backends it forwards to.
-  - Where the services cannot be read, there are none; P(trueip.l4proxy.check_fleet#filter) says why.
+  - List the hosts whose facts are needed to configure some hosts, these hosts included.
+  - A backend depends on the proxies that forward to it, a proxy on its backends and on the other proxies.
+  - If the services are wrong, the list is empty; P(trueip.l4proxy.check_fleet#filter) says why.
 positional: fleet, hostvars, names
 options:
   names:
@@ -26,7 +26,7 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-- name: See whose addresses the configuration of these hosts depends on
+- name: Show the hosts that the configuration of these hosts depends on
   ansible.builtin.debug:
     msg: "{{ l4proxy_services | trueip.l4proxy.peers(fleet, hostvars, ansible_play_hosts) }}"
   vars:
@@ -47,15 +47,15 @@ _value:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import seen
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fleet_of
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory
 
 
 def peers(services: Any, fleet: Mapping[str, Any], hostvars: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """List the peers of some hosts."""
     try:
-        return seen(services, fleet, Inventory(hostvars)).peers([str(name) for name in names])
+        return fleet_of(services, fleet, Inventory(hostvars)).peers([str(name) for name in names])
     except DerivationError:
         return []
 

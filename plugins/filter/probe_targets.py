@@ -8,15 +8,15 @@ DOCUMENTATION = r"""
 name: probe_targets
 author: The trueip.l4proxy authors (@trueip)
 version_added: 0.1.0
-short_description: List what a proxy host has to reach
+short_description: List the backends that a proxy host has to reach
 description:
-  - List every backend of every TCP service that a proxy host serves, once for each family the service listens on.
+  - List every backend of every TCP service that a proxy host serves, once for each family that the service listens on.
 positional: fleet, hostvars, samples
 options:
   samples:
     description:
-      - List backends of UDP services too, and give each its C(protocol) and its C(host), the name in the inventory.
-      - That is for O(trueip.l4proxy.source_proof#module:targets).
+      - Include backends of UDP services, and give each its C(protocol) and its C(host), the name in the inventory.
+      - Use it for O(trueip.l4proxy.source_proof#module:targets).
     type: bool
     default: false
     version_added: 0.2.0
@@ -26,7 +26,7 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-- name: See what the playbook verify probes from this proxy
+- name: Show what the playbook verify probes from this proxy
   ansible.builtin.debug:
     msg: "{{ l4proxy_services | trueip.l4proxy.probe_targets(fleet, hostvars) }}"
   vars:

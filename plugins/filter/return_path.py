@@ -15,9 +15,9 @@ positional: fleet, hostvars, strategy, mark_engine
 options:
   strategy:
     description:
-      - The return path strategy. It has to be what the inventory says in C(return_path_strategy) of the host, since the
-        proxies read it there; this option is for the role to say what it was given.
-      - P(trueip.l4proxy.return_path_strategy#filter) says which one V(auto) takes.
+      - The return path strategy. It has to equal C(return_path_strategy) of the host in the inventory, because the
+        proxies read it there. The role passes its own value, so that a difference is refused.
+      - P(trueip.l4proxy.return_path_strategy#filter) returns the one that V(auto) chooses.
     type: str
     choices: [mark, address, fwmark_accept, auto]
   mark_engine:
@@ -31,7 +31,7 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-- name: See by which rules, routes and marks this backend sends its replies back
+- name: Show the rules, routes and marks that send this backend's replies back
   ansible.builtin.debug:
     msg: "{{ l4proxy_services | trueip.l4proxy.return_path(fleet, hostvars) }}"
   vars:
@@ -57,7 +57,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 
 @fleet_filter
 def return_path(fleet: Fleet, strategy: str | None = None, mark_engine: str = "auto") -> dict[str, Any]:
-    """Derive the document of the host the fleet is seen from."""
+    """Derive the document of the host that the fleet is seen from."""
     return _return_path.return_path(fleet, fleet.name, strategy, mark_engine)
 
 

@@ -8,11 +8,11 @@ DOCUMENTATION = r"""
 name: return_path_strategy
 author: The trueip.l4proxy authors (@trueip)
 version_added: 0.1.0
-short_description: Tell how a backend knows which proxy a connection came through
+short_description: Return the return path strategy of a backend
 description:
-  - Tell the return path strategy of a backend, and why it is that one, which is of interest with V(auto).
-  - V(auto) is sticky. What an earlier run has applied to the host stays; otherwise it is V(address) where
-    C(return_path_addresses) is given, V(mark) where the host has a default route, else V(fwmark_accept).
+  - Return the return path strategy of a backend, and the reason why V(auto) has chosen it.
+  - V(auto) keeps the strategy that an earlier run has applied to the host. Otherwise it chooses V(address) if
+    C(return_path_addresses) is set, V(mark) if the host has a default route, else V(fwmark_accept).
 positional: fleet, hostvars
 extends_documentation_fragment:
   - trueip.l4proxy.services
@@ -20,7 +20,7 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-- name: See by which strategy this backend sends its replies back, and why
+- name: Show the return path strategy of this backend, and why
   ansible.builtin.debug:
     msg: "{{ l4proxy_services | trueip.l4proxy.return_path_strategy(fleet, hostvars) }}"
   vars:
@@ -33,17 +33,17 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The strategy and what is to be known of it.
+  description: The strategy, the reason for it, and notes.
   type: dict
   contains:
     strategy:
       description: V(mark), V(address) or V(fwmark_accept).
       type: str
     reason:
-      description: Why it is that one.
+      description: Why it was chosen.
       type: str
     notes:
-      description: What servers on the host have to do for it; one sentence each.
+      description: What servers on the host have to do for it, one sentence each.
       type: list
       elements: str
 """
@@ -57,8 +57,8 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 
 @fleet_filter
 def return_path_strategy(fleet: Fleet) -> dict[str, Any]:
-    """Tell the strategy of the host the fleet is seen from."""
-    return _return_path.about(fleet, fleet.name)
+    """Return the strategy of the host that the fleet is seen from."""
+    return _return_path.describe_strategy(fleet, fleet.name)
 
 
 class FilterModule:

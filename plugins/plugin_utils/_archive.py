@@ -1,10 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Build the ``l4proxy`` archive: the engines of this collection as one executable zip, the same bytes every time.
+"""Build the ``l4proxy`` archive: the engines of this collection as one executable zip.
 
-The bytes depend on the sources alone: names are sorted, times and permissions fixed, and nothing is compressed,
-because compressors differ from one version of zlib to the next.
+The bytes depend on the sources alone: names are sorted, times and permissions fixed, and nothing is compressed, because
+zlib's output differs between its versions.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 UNIX = 3
 MODE = 0o100644 << 16
 
-# What only modules import; on a host's own python3 there need not be any Ansible.
+# Imported by modules alone: it needs Ansible, which a host does not have.
 ONLY_FOR_MODULES = ("_host_module.py",)
 
 
 def collection_version(collection: Path) -> str:
-    """Read the collection's version, said once: in galaxy.yml of a checkout, in MANIFEST.json of an installed one."""
+    """Return the collection's version: from MANIFEST.json if it is installed, from galaxy.yml in a checkout."""
     manifest = collection / "MANIFEST.json"
     if manifest.exists():
         return str(json.loads(manifest.read_text(encoding="utf-8"))["collection_info"]["version"])
@@ -42,7 +42,7 @@ def collection_version(collection: Path) -> str:
 
 
 def sources(collection: Path) -> list[tuple[str, bytes]]:
-    """Read the Python files below ``plugins/module_utils``; ``_version.py`` gets the collection's version.
+    """Return the Python files below ``plugins/module_utils``; ``_version.py`` has the collection's version.
 
     :returns: (name in the archive, content), sorted by name.
     """
@@ -54,7 +54,7 @@ def sources(collection: Path) -> list[tuple[str, bytes]]:
 
 
 def archive(files: Iterable[tuple[str, bytes]]) -> bytes:
-    """Put files into an executable archive."""
+    """Return an executable archive of files."""
     packed = io.BytesIO()
     packed.write(SHEBANG)
     with zipfile.ZipFile(packed, "a", zipfile.ZIP_STORED) as target:
@@ -67,5 +67,5 @@ def archive(files: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def archive_name(version: str, content: bytes) -> str:
-    """Name an archive by version and content: ``l4proxy-1.2.3-0a1b2c3d.pyz``."""
+    """Return the name of an archive, from version and content: ``l4proxy-1.2.3-0a1b2c3d.pyz``."""
     return f"{PACKAGE}-{version}-{hashlib.sha256(content).hexdigest()[:8]}.pyz"

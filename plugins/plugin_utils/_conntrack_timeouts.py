@@ -1,10 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How long conntrack on a backend remembers UDP sessions: as long as the forwarder does. Pure.
+"""The conntrack timeouts of UDP on a backend: at least as long as the forwarder keeps a session. Pure.
 
-With strategy ``mark`` conntrack alone knows which proxy a UDP session came through. An answer after its timeout would
-leave past the proxy, while the forwarder still waits for it.
+With strategy ``mark`` conntrack alone knows which proxy a UDP session came through. A reply after conntrack's timeout
+would bypass the proxy while the forwarder still waits for it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.defaults import UDP_IDLE_TIMEOUT
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 
-# The kernel's defaults in seconds (nf_conntrack-sysctl): for a session without an answer or younger than two seconds,
-# and for any other.
+# The kernel's defaults in seconds (nf_conntrack-sysctl): for a session without a reply or younger than two seconds, and
+# for any other.
 DEFAULTS = {"net.netfilter.nf_conntrack_udp_timeout": 30, "net.netfilter.nf_conntrack_udp_timeout_stream": 120}
-# Seconds that conntrack waits longer: the two ends do not see a datagram at the same moment.
+# Seconds on top of the forwarder's timeout: the two ends do not see a datagram at the same moment.
 MARGIN = 5
 
 
 def sysctls(fleet: Fleet, backend: str) -> list[dict[str, str]]:
-    """Return the timeouts of conntrack that are too short for the UDP services of a backend, with their new values.
+    """Return the conntrack timeouts that are too short for the UDP services of a backend, with their new values.
 
-    Where a host has a longer one it is left alone. One that an earlier run has set is judged by the kernel's default,
-    as nothing tells what it was.
+    A longer one is not changed. One that an earlier run has set is compared by the kernel's default, because its
+    original value is not known.
     """
     idle = [_idle_timeout(one.options) for one in fleet.services_of_backend(backend) if one.protocol == "udp"]
     if not idle:
@@ -41,7 +41,7 @@ def sysctls(fleet: Fleet, backend: str) -> list[dict[str, str]]:
 
 
 def _idle_timeout(options: Any) -> float:
-    """Return the seconds; the forwarder's config says what is wrong with a value that is no number."""
+    """Return the idle timeout in seconds; a value that is not a number is refused by the forwarder's config."""
     value = options.get("idle_timeout")
     return float(value) if isinstance(value, (int, float)) and value >= 0 else UDP_IDLE_TIMEOUT.default
 

@@ -1,10 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The addresses of a host's interfaces, as ``ansible.builtin.setup`` and ``/proc/net/if_inet6`` tell them. Pure.
+"""The addresses of a host's interfaces, from ``ansible.builtin.setup`` and ``/proc/net/if_inet6``. Pure.
 
-Facts have no flags, and of IPv6 addresses a default route prefers the temporary one: it is another one tomorrow. The
-flags are in ``/proc/net/if_inet6``.
+Facts have no address flags, and the IPv6 default route prefers the temporary address, which changes daily. The flags
+are in ``/proc/net/if_inet6``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any, Union
 
 Address = Union[IPv4Address, IPv6Address]
 
-# linux/if_addr.h: another one tomorrow; another machine has it; not to be used for new connections.
+# linux/if_addr.h: changes daily; another machine has it; not to be used for new connections.
 IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED = 0x01, 0x08, 0x20
 LEFT_OUT = ((IFA_F_TEMPORARY, "temporary"), (IFA_F_DADFAILED, "a duplicate of another machine's"))
 
 
 @dataclass(frozen=True)
 class HostAddress:
-    """One address of a host. ``prefix`` and ``device`` are None where only the address is known.
+    """One address of a host. ``prefix`` and ``device`` are None if only the address is known.
 
-    :ivar secondary: whether the host's other addresses come first: an IPv4 secondary, or a deprecated IPv6 address.
+    :ivar secondary: whether the host's other addresses come first: an IPv4 secondary or a deprecated IPv6 address.
     """
 
     address: Address
@@ -34,22 +34,22 @@ class HostAddress:
     secondary: bool = False
 
     def holds(self, other: Address) -> bool:
-        """Say whether ``other`` is on the link this address is on, as far as its prefix tells."""
+        """Return whether ``other`` is in the subnet of this address."""
         if self.prefix is None or other.version != self.address.version:
             return False
         return other in ip_network((self.address, self.prefix), strict=False)
 
 
 def usable(address: HostAddress) -> bool:
-    """Say whether hosts can meet at an address: not where it means this host or this link."""
+    """Return whether other hosts can reach an address: it is not local to this host or link."""
     return not (address.address.is_loopback or address.address.is_link_local or address.address.is_multicast)
 
 
 @dataclass(frozen=True)
 class Interface:
-    """An interface, or a label of one (``eth0:1``, whose device is ``eth0``), with the addresses to be met at.
+    """An interface, or a label of one (``eth0:1``, whose device is ``eth0``), with its usable addresses.
 
-    :ivar left_out: addresses that must not be relied on, each with the reason, such as "temporary".
+    :ivar left_out: addresses that are not used, each with the reason, such as "temporary".
     """
 
     name: str
@@ -59,16 +59,16 @@ class Interface:
 
 
 def read_flags(inet6: str) -> dict[tuple[str, Address], int]:
-    """Read ``/proc/net/if_inet6``: address, index, prefix length, scope, flags (all hexadecimal) and device a line.
+    """Read ``/proc/net/if_inet6``. A line has address, index, prefix length, scope, flags (all hexadecimal) and device.
 
-    :returns: flags by device and address; nothing for a text that is something else.
+    :returns: flags by device and address; empty for any other text.
     """
     rows = [row for row in map(str.split, inet6.splitlines()) if len(row) == 6 and len(row[0]) == 32]
     return {(row[5], IPv6Address(int(row[0], 16))): int(row[4], 16) for row in rows}
 
 
 def read_interfaces(facts: Mapping[str, Any], inet6: str = "") -> list[Interface]:
-    """Read the interfaces of a host, those without a usable address included.
+    """Return the interfaces of a host, including those without a usable address.
 
     :param facts: ``ansible_facts`` as the ``network`` subset of ``ansible.builtin.setup`` leaves it. A label is an
         entry of its own there: without a device, and with ``_`` in place of ``:`` and ``-``.
@@ -96,11 +96,11 @@ def _device_of_label(key: str, entry: Mapping[str, Any], devices: Mapping[str, s
 
 
 def _rows(entry: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], bool]]:
-    """Yield the addresses of an entry as facts have them, each with whether it is a secondary one."""
+    """Yield (address as facts have it, whether it is secondary) of an entry."""
     for key, secondary in (("ipv4", False), ("ipv4_secondaries", True), ("ipv6", False)):
         value = entry.get(key) or ()
         for row in [value] if isinstance(value, Mapping) else value:
-            # locally_reachable_ips has texts.
+            # The entries of locally_reachable_ips are text.
             if isinstance(row, Mapping) and "address" in row:
                 yield row, secondary
 
@@ -129,9 +129,9 @@ def _prefix_of(entry: Mapping[str, Any]) -> int:
 def addresses_of(interfaces: Iterable[Interface], name: str | None = None) -> list[HostAddress] | None:
     """Return the addresses of all interfaces, or of one (its labels included), or of one label.
 
-    IPv6 addresses have no labels, so with a label come those of its device.
+    IPv6 addresses have no labels, so a label includes those of its device.
 
-    :returns: each address once; None where there is no interface of that name.
+    :returns: each address once; None if there is no interface of that name.
     """
     found: dict[tuple[Address, str | None], HostAddress] = {}
     known = name is None
@@ -145,5 +145,5 @@ def addresses_of(interfaces: Iterable[Interface], name: str | None = None) -> li
 
 
 def fact_addresses(facts: Mapping[str, Any], inet6: str = "") -> list[HostAddress]:
-    """Read every usable address from the network facts of one host; see :func:`read_interfaces`."""
+    """Return every usable address in the network facts of one host; see :func:`read_interfaces`."""
     return addresses_of(read_interfaces(facts, inet6)) or []

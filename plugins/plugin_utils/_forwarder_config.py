@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The forwarder's config of one proxy host. Pure; checked by the very function that checks it on the host."""
+"""The forwarder's config of one proxy host, checked by the code that checks it on the host. Pure."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._derivation import collect, proxy_id, unserved
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError, collect
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import FAMILY, SCHEMA
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._port_slices import source_ports
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._proxy_ids import proxy_id
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._reachability import backend_addresses
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import ServiceRef
 
-# Stands for an id that could not be derived while the rest of a config is checked all the same.
-NO_ID = 255
+# In place of an id that could not be derived, so that the rest of the config can be checked.
+UNKNOWN_ID = 255
 
 
 def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> d
     """
     mine = fleet.services_of_proxy(proxy)
     if not mine or proxy not in fleet.proxies:
-        raise DerivationError([unserved(fleet, proxy)])
+        raise DerivationError([fleet.why_unserved(proxy)])
     errors = [_only_itself(proxy, service) for service in mine if not service.backends]
     mine = [service for service in mine if service.backends]
     if not mine:
@@ -47,7 +48,7 @@ def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> d
     number = collect(errors, proxy_id, fleet, proxy)
     ports = source_ports(fleet, proxy)
     own = {"source_ports": ports} if ports else {}
-    data = {"schema": SCHEMA, "proxy_id": number or NO_ID, **own, **settings, "services": services}
+    data = {"schema": SCHEMA, "proxy_id": number or UNKNOWN_ID, **own, **settings, "services": services}
     try:
         config.load(data)
     except config.ConfigError as error:
@@ -61,27 +62,30 @@ def _backends(fleet: Fleet, proxy: str, service: ServiceRef, errors: list[str]) 
     labels = [ref.label for ref in service.backends]
     rows: list[dict[str, Any]] = []
     for ref in service.backends:
-        addresses = collect(errors, fleet.backend_addresses, proxy, ref) or _stand_in(len(rows))
+        addresses = collect(errors, backend_addresses, fleet, proxy, ref) or _placeholder_addresses(len(rows))
         name = ref.label if labels.count(ref.label) == 1 else f"{ref.label}:{ref.port}"
         families = {FAMILY[version]: address for version, address in addresses.items()}
         rows.append({"name": name, "port": ref.port, **ref.options, **families})
     return rows
 
 
-def _stand_in(number: int) -> dict[int, str]:
-    """Return addresses under which a backend whose own are in doubt is checked for its other faults."""
+def _placeholder_addresses(number: int) -> dict[int, str]:
+    """Return addresses for a backend whose own could not be derived, so that its other keys can be checked."""
     return {4: str(IPv4Address("10.0.0.1") + number), 6: str(IPv6Address("2001:db8::1") + number)}
 
 
 def _only_itself(proxy: str, service: ServiceRef) -> str:
     return (
-        f"{service.path}.backends: {proxy} is the only one, and a proxy cannot be its own backend; add another host, "
-        f"or name other proxies than {proxy} in {service.path}.proxies"
+        f"{service.path}.backends: {proxy} is the only backend, and a proxy cannot be its own backend; add another "
+        f"host, or name other proxies than {proxy} in {service.path}.proxies"
     )
 
 
 def _user_path(message: str, services: list[ServiceRef]) -> str:
-    """Turn a path of the config (``services[0]…``) into the user's, who may have given others to other proxies."""
+    """Return a message with its path of the config (``services[0]…``) as the path in ``l4proxy_services``.
+
+    The two differ if other proxies serve some of the services.
+    """
 
     def user(found: re.Match[str]) -> str:
         service = services[int(found[1])]

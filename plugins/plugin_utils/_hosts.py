@@ -1,18 +1,18 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hosts as the derivation sees them: addresses with their prefixes, MACs and ids, from variables and facts.
+"""The hosts of the inventory: addresses with their prefixes, MACs and ids, from variables and facts. Pure.
 
-Pure: variables and facts in, values out. Where an address comes from, best first:
+Addresses come from the first of these that has any:
 
-1. what the inventory declares (``l4proxy_address``),
-2. the facts of the host's interfaces (of one of them: ``l4proxy_interface``), see ``_facts``,
-3. what the host that is being configured was told by an earlier run (``known``), so that a peer that is down
-   keeps the address it had,
-4. ``ansible_host``, where that is an address and not a name.
+1. the inventory (``l4proxy_address``),
+2. the facts of the host's interfaces, or of one of them (``l4proxy_interface``): ``_facts``,
+3. what an earlier run stored on the host that is being configured (``known``), so that a peer that is down keeps its
+   address,
+4. ``ansible_host``, if that is an address and not a name.
 
-A MAC is only ever declared (``l4proxy_mac``). That of the facts is true until a network card is replaced or an address
-moves to another machine; who has to know it follows it in its neighbour table.
+A MAC is only ever declared (``l4proxy_mac``). The one in the facts is wrong as soon as a network card is replaced or an
+address moves to another machine. The keeper follows it in the neighbour table.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError, UnreadableVariable
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import (
     Address,
     HostAddress,
@@ -31,60 +32,21 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import (
     usable,
 )
 
-# A return path id has to fit under the mask 0xff, so only a host part of eight bits or fewer can serve as one.
-ID_PREFIX = {4: 24, 6: 120}
-
-# What the inventory may say of a host.
+# Variables of a host.
 VARIABLES = ADDRESS, INTERFACE, MAC, ID = "l4proxy_address", "l4proxy_interface", "l4proxy_mac", "l4proxy_id"
-# A fact of the roles' own: /proc/net/if_inet6 of a host that was asked in this run.
+# Registered by the roles: /proc/net/if_inet6 of a host whose facts were gathered in this run.
 INET6 = "__l4proxy_inet6"
-
-
-class DerivationError(ValueError):
-    """Everything that is wrong with the variables of one run.
-
-    :ivar errors: one sentence for each fault, in the order found.
-    """
-
-    def __init__(self, errors: Sequence[str]) -> None:
-        self.errors = list(dict.fromkeys(errors))
-        super().__init__("\n".join(self.errors))
-
-
-class Unreadable(DerivationError):
-    """A variable whose template cannot be evaluated.
-
-    :param what: the variable and its host: "l4proxy_address of b".
-    :ivar reason: what the template engine says.
-    """
-
-    def __init__(self, what: str, reason: object, advice: str = "") -> None:
-        self.what, self.reason = what, str(reason)
-        super().__init__([f"{what} cannot be read: {reason}{advice}"])
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Where a proxy and a backend share a subnet: the address of each there."""
-
-    proxy: HostAddress
-    backend: HostAddress
-
-    @property
-    def prefix(self) -> int | None:
-        """The length of the shared prefix in bits, from whichever side has the other in its subnet."""
-        return self.proxy.prefix if self.proxy.holds(self.backend.address) else self.backend.prefix
 
 
 @dataclass(frozen=True)
 class Host:
     """One inventory host.
 
-    :ivar addresses: candidates, by family's version number.
-    :ivar source: where they came from, in words, for messages.
-    :ivar mac: as declared, in lower case; else it is followed.
-    :ivar preferred: addresses that come before others of their kind.
-    :ivar interfaces: those of a host that was asked, for messages.
+    :ivar addresses: those at which other hosts may reach it.
+    :ivar source: where they came from, for messages.
+    :ivar mac: as declared, in lower case; None: it is followed.
+    :ivar preferred: addresses that come before others of their family.
+    :ivar interfaces: for messages; empty if its facts were not gathered.
     """
 
     name: str
@@ -96,19 +58,19 @@ class Host:
     interfaces: tuple[Interface, ...] = ()
 
     def only(self, address: Address) -> Host:
-        """Return the host as if ``address`` were all it had in that family, with what facts tell of it."""
+        """Return the host with ``address`` alone in that family, with what the facts say of it."""
         mine = [one for one in self.addresses if one.address == address] or [HostAddress(address)]
         others = [one for one in self.addresses if one.address.version != address.version]
         return replace(self, addresses=(*mine, *others))
 
     def without(self, addresses: Collection[Address]) -> Host:
-        """Return the host as if it had none of ``addresses``."""
+        """Return the host without ``addresses``."""
         return replace(self, addresses=tuple(one for one in self.addresses if one.address not in addresses))
 
     def of_family(self, version: int) -> list[HostAddress]:
         """Return the addresses of IP version 4 or 6, primary ones first, in a stable order.
 
-        One without a subnet (/32, /128) comes last: facts may list it first, and it is some service's, not the host's.
+        One without a subnet (/32, /128) comes last: facts may list it first, but it is a service's, not the host's.
         """
         mine = [address for address in self.addresses if address.address.version == version]
 
@@ -118,9 +80,17 @@ class Host:
 
         return sorted(mine, key=order)
 
+    def listed(self) -> str:
+        """Return its addresses, and those that were left out with the reason, for messages."""
+        shown = [
+            f"{one.address}/{one.prefix}" if one.prefix is not None else str(one.address) for one in self.addresses
+        ]
+        left_out = [f"{address}, which is {why}" for one in self.interfaces for address, why in one.left_out]
+        return ", ".join(shown + left_out) or f"interfaces {', '.join(one.name for one in self.interfaces)}"
+
 
 def parse_address(value: Any, where: str) -> HostAddress:
-    """Read an address with or without its prefix length; ``where`` names it in the error."""
+    """Read an address, with or without prefix length; ``where`` names it in the error."""
     try:
         interface = ip_interface(str(value))
     except ValueError as error:
@@ -143,9 +113,9 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _declared(name: str, variables: Mapping[str, Any], facts: list[HostAddress]) -> list[HostAddress]:
-    """Return the declared addresses: on the interface that facts say, with the declared prefix length if there is one.
+    """Return the declared addresses, with the interface from the facts and the declared prefix length, if any.
 
-    Facts may only know an address without its subnet (DHCPv6 gives a /128), and one on several interfaces.
+    Facts may have an address without its subnet (DHCPv6 gives a /128), or on several interfaces.
     """
     by_address = {one.address: one for one in sorted(facts, key=lambda one: -(one.prefix or 0))}
     chosen = []
@@ -157,24 +127,27 @@ def _declared(name: str, variables: Mapping[str, Any], facts: list[HostAddress])
 
 
 def _of_interface(name: str, wanted: Any, interfaces: Sequence[Interface]) -> list[HostAddress]:
-    """Return the addresses of the interface that the inventory names, of all where it names none.
+    """Return the addresses of the interface that the inventory names, or of all interfaces.
 
-    :raises DerivationError: the host has no such interface, or it has no address.
+    :raises DerivationError: the host has no such interface, or no usable address on it.
     """
     if wanted is not None and (not isinstance(wanted, str) or not wanted):
         raise DerivationError([f"{INTERFACE} of {name}: {wanted!r} is not the name of an interface, such as eth1"])
     found = addresses_of(interfaces, wanted if interfaces else None)
     if found or not interfaces or wanted is None:
         return found or []
-    has = ", ".join(_shown(one) for one in interfaces)
-    what = "has no such interface" if found is None else "has no address there at which others could reach it"
-    raise DerivationError([f"{INTERFACE} of {name}: {wanted!r}, but {name} {what}; it has {has}"])
+    lacks = f"interface {wanted!r}" if found is None else f"address on {wanted!r} at which other hosts can reach it"
+    raise DerivationError([f"{INTERFACE} of {name}: {name} has no {lacks}; it has {_listed(interfaces)}"])
 
 
-def _shown(interface: Interface) -> str:
-    addresses = [str(one.address) for one in interface.addresses]
-    addresses += [f"{address}, which is {reason}" for address, reason in interface.left_out]
-    return f"{interface.name} ({', '.join(addresses)})" if addresses else interface.name
+def _listed(interfaces: Sequence[Interface]) -> str:
+    """Return interfaces with their addresses, for messages."""
+    shown = []
+    for interface in interfaces:
+        addresses = [str(one.address) for one in interface.addresses]
+        addresses += [f"{address}, which is {reason}" for address, reason in interface.left_out]
+        shown.append(f"{interface.name} ({', '.join(addresses)})" if addresses else interface.name)
+    return ", ".join(shown)
 
 
 def _declared_id(name: str, variables: Mapping[str, Any]) -> int | None:
@@ -191,24 +164,24 @@ def _declared_id(name: str, variables: Mapping[str, Any]) -> int | None:
 
 
 def host_from_variables(name: str, variables: Mapping[str, Any], known: Sequence[HostAddress] = ()) -> Host:
-    """Build a :class:`Host` from its variables, its facts and what was known of it before.
+    """Return a :class:`Host` from its variables, its facts and the addresses that an earlier run stored.
 
-    :param variables: ``hostvars[name]``. ``__l4proxy_inet6`` is the host's ``/proc/net/if_inet6``, if it was asked for.
-    :param known: addresses an earlier run left on the host that is being configured.
-    :raises DerivationError: a declared value that is not an address or not an id, an interface that is not there, or a
-        host without the command that facts are read with.
+    :param variables: ``hostvars[name]``. ``__l4proxy_inet6`` is the host's ``/proc/net/if_inet6``, if that was read.
+    :param known: addresses that an earlier run stored on the host that is being configured.
+    :raises DerivationError: a declared value is not an address or an id, the interface does not exist, or the host
+        lacks the command that facts are read with.
     """
-    told = variables.get("ansible_facts") or {}
+    all_facts = variables.get("ansible_facts") or {}
     inet6 = variables.get(INET6)
-    interfaces = read_interfaces(told, inet6 or "")
+    interfaces = read_interfaces(all_facts, inet6 or "")
     wanted = variables.get(INTERFACE)
     facts = _of_interface(name, wanted, interfaces)
     try:
         declared = _declared(name, variables, addresses_of(interfaces) or [])
-    except Unreadable as error:
-        # Where the host did not answer, the facts in the template are missing.
+    except UnreadableVariable as error:
+        # If the host did not answer, the facts that the template uses are missing.
         if interfaces or not known:
-            raise Unreadable(error.what, error.reason, _missing_facts(name, interfaces)) from error
+            raise UnreadableVariable(error.what, error.reason, _missing_facts(name, interfaces)) from error
         declared = []
     families = {one.address.version for one in declared}
     addresses = declared + [one for one in facts if one.address.version not in families]
@@ -227,15 +200,15 @@ def host_from_variables(name: str, variables: Mapping[str, Any], known: Sequence
         source=source,
         proxy_id=_declared_id(name, variables),
         mac=str(variables.get(MAC) or "").lower() or None,
-        preferred=frozenset({str(reached_at), *_default_addresses(told, interfaces)}),
+        preferred=frozenset({str(reached_at), *_default_addresses(all_facts, interfaces)}),
         interfaces=tuple(interfaces),
     )
 
 
-def _default_addresses(told: Mapping[str, Any], interfaces: Sequence[Interface]) -> Iterator[str]:
-    """Yield the addresses that default routes prefer; in place of one that is left out, those of its interface."""
+def _default_addresses(facts: Mapping[str, Any], interfaces: Sequence[Interface]) -> Iterator[str]:
+    """Yield the source addresses of the default routes; for one that is left out, the others of its interface."""
     for version in (4, 6):
-        default = told.get(f"default_ipv{version}") or {}
+        default = facts.get(f"default_ipv{version}") or {}
         yield str(default.get("address", ""))
         for interface in interfaces:
             if any(str(address) == default.get("address") for address, _reason in interface.left_out):
@@ -243,48 +216,17 @@ def _default_addresses(told: Mapping[str, Any], interfaces: Sequence[Interface])
 
 
 def _missing_facts(name: str, interfaces: Sequence[Interface]) -> str:
-    """Say what to do about a template that wants facts which are not there."""
+    """Return what to do about a template that uses missing facts."""
     if interfaces:
-        return f"; {name} has {', '.join(_shown(one) for one in interfaces)}"
+        return f"; {name} has {_listed(interfaces)}"
     return (
-        f"; {name} could not be asked for its facts, and no earlier run left its address behind: start {name}, or "
+        f"; the facts of {name} could not be gathered, and no earlier run has stored its address: start {name}, or "
         "write its address as a value"
     )
 
 
 def _without_ip(name: str) -> str:
     return (
-        f"the addresses of {name} cannot be read, because the command ip is missing there: install the package "
-        f"iproute2 on {name}, or declare {ADDRESS} in its host_vars, with a prefix length"
+        f"the addresses of {name} cannot be read, because it lacks the command ip: install the package iproute2 on "
+        f"{name}, or declare {ADDRESS} in its host_vars, with a prefix length"
     )
-
-
-def meet(proxy: Host, backend: Host, version: int) -> Meeting | None:
-    """Find the subnet that a proxy and a backend share, and the address of each in it.
-
-    Two hosts that both carry one address (``docker0`` and its like) do not meet there. Among several shared subnets
-    the one with the backend's preferred address (``ansible_host``, then the default route's) wins.
-    """
-    for mine in backend.of_family(version):
-        for other in proxy.of_family(version):
-            if mine.address == other.address:
-                continue
-            if mine.holds(other.address) or other.holds(mine.address):
-                return Meeting(proxy=other, backend=mine)
-    return None
-
-
-def derived_id(meetings: Sequence[Meeting]) -> int | None:
-    """Derive a proxy id from the host part of the address the proxy meets its backends with, IPv4 first.
-
-    :returns: an id from 1 to 255, or None where no shared prefix is long enough or the meetings disagree.
-    """
-    for version, shortest in ID_PREFIX.items():
-        ids = set()
-        for meeting in meetings:
-            address = meeting.proxy.address
-            if address.version == version and meeting.prefix is not None and meeting.prefix >= shortest:
-                ids.add(int(address) & ((1 << (address.max_prefixlen - meeting.prefix)) - 1))
-        if len(ids) == 1 and 1 <= min(ids) <= 255:
-            return ids.pop()
-    return None

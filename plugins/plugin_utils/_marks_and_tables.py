@@ -1,10 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Numbers the documents are made of: masks, tables, priorities, owners; docs/docsite/rst/architecture.rst says why.
+"""The numbers of the state documents: marks, routing tables, rule priorities, protocols. Pure.
 
-Those that another tool may want as well are a variable, ``l4proxy_numbers``. They mean something on one host only, so
-two hosts need not have the same.
+Those that another tool on a host may use too can be changed there by the variable ``l4proxy_numbers``. Each is local to
+its host. The reasons: docs/docsite/rst/architecture.rst.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import MAX_U32
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.schema import PRIORITIES, RESERVED_TABLES
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 
 SCHEMA = 1
 PROTOCOL_LOCAL_DELIVERY = 201
@@ -24,13 +24,10 @@ PROTOCOL_RETURN_PATH = 202
 
 FAMILY = {4: "ipv4", 6: "ipv6"}
 
-# Sources of the handshake probe, one a proxy: documentation ranges (RFC 5737, RFC 3849) that no client comes from.
-PROBE_SOURCE = {4: "198.51.100.{0}", 6: "2001:db8:ffff::{0}"}
-
 VARIABLE = "l4proxy_numbers"
 LARGEST_ID = 255
-# The ways back of the strategies have tables of their own, because while one takes over from another both are in
-# force, and a table has one default route. Offsets from the base; a proxy's id is added.
+# Strategy address has tables of its own: while a backend changes its strategy, both return paths exist, and a table has
+# one default route. This offset and the proxy's id are added to the base.
 BY_ADDRESS = 300
 LAST_TABLE = BY_ADDRESS + LARGEST_ID
 
@@ -39,9 +36,9 @@ LAST_TABLE = BY_ADDRESS + LARGEST_ID
 class Numbers:
     """The numbers of one host.
 
-    :ivar mark_mask: the bits of packet and connection marks that are ours: one run of them.
+    :ivar mark_mask: the bits of packet and connection marks that we use, all in a row.
     :ivar table_base: the routing table of local delivery; those of the return path follow.
-    :ivar priority: that of the rules that look tables up; the guards below them have the next one.
+    :ivar priority: of the lookup rules; their guard rules have the next one.
     """
 
     mark_mask: int = 0xFF
@@ -57,16 +54,17 @@ class Numbers:
         return self.table_base
 
     def table_by_mark(self, number: int) -> int:
-        """Return the table of a proxy's way back with strategies mark and fwmark_accept."""
+        """Return the table of the return path to a proxy with strategy mark or fwmark_accept."""
         return self.table_base + number
 
     def table_by_address(self, number: int) -> int:
+        """Return the table of the return path to a proxy with strategy address."""
         return self.table_base + BY_ADDRESS + number
 
     def mark(self, proxy: str, number: int) -> int:
-        """Return the mark of a proxy: its id, in the bits of the mask.
+        """Return the mark of a proxy: its id, shifted into the bits of the mask.
 
-        :raises DerivationError: it does not fit.
+        :raises DerivationError: the id does not fit.
         """
         lowest = self.mark_mask & -self.mark_mask
         largest = self.mark_mask // lowest
@@ -91,7 +89,7 @@ def read(host: str, value: Any) -> Numbers:
     known = tuple(Numbers.__dataclass_fields__)
     if not isinstance(value, Mapping):
         raise DerivationError([f"{where}: expected a dictionary with {', '.join(known)}, found {value!r}"])
-    errors = [f"{where}: {key!r} is not known here; use {', '.join(known)}" for key in value if key not in known]
+    errors = [f"{where}: {key!r} is not a known key; use {', '.join(known)}" for key in value if key not in known]
     found = {key: _number(value[key]) for key in known if value.get(key) is not None}
     errors += [f"{where}: {key} {value[key]!r} is not a whole number" for key, one in found.items() if one is None]
     numbers = Numbers(**{key: one for key, one in found.items() if one is not None})
@@ -102,7 +100,7 @@ def read(host: str, value: Any) -> Numbers:
 
 
 def _number(value: Any) -> int | None:
-    """A whole number, also as text, with 0x or without."""
+    """Return a whole number, also from text, decimal or with 0x; else None."""
     if isinstance(value, str) and re.fullmatch(r"0x[0-9a-fA-F]+|[0-9]+", value):
         return int(value, 16 if value.startswith("0x") else 10)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -113,18 +111,20 @@ def _faults(numbers: Numbers) -> list[str]:
     mask = numbers.mark_mask
     lowest = mask & -mask
     if not 0 < mask <= MAX_U32 or (mask // lowest) & (mask // lowest + 1):
-        found.append(f"mark_mask {mask:#x} is not one run of bits in 0x1 to 0xffffffff, such as 0xff or 0xff0000")
+        found.append(
+            f"mark_mask {mask:#x} is not one run of bits within 0x1 to 0xffffffff; use for example 0xff or 0xff0000"
+        )
     first, last = numbers.table_base, numbers.table_base + LAST_TABLE
     if first < 1 or last > MAX_U32 or any(first <= table <= last for table in RESERVED_TABLES):
         names = ", ".join(f"{table} ({name})" for table, name in RESERVED_TABLES.items())
         found.append(
-            f"table_base {first} takes the routing tables {first} to {last}, which must leave out the kernel's own, "
-            f"{names}; 256 to {MAX_U32 - LAST_TABLE} is possible"
+            f"table_base {first} uses the routing tables {first} to {last}, which must not include the kernel's own, "
+            f"{names}; use 256 to {MAX_U32 - LAST_TABLE}"
         )
     low, high = PRIORITIES
     if not low <= numbers.priority < high:
         found.append(
-            f"priority {numbers.priority} has no room for a lookup rule and the guard right below it between the rules "
+            f"priority {numbers.priority} leaves no room for a lookup rule and its guard rule between the rules "
             f"for local (0) and main (32766); use {low} to {high - 1}"
         )
     return found

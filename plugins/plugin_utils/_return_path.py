@@ -1,7 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The return path: what sends a backend's replies to the proxy they came through. Pure."""
+"""The state document of the return path: what sends a backend's replies to the proxy they came through. Pure.
+
+Which strategy a backend has: _return_path_auto. The rules, routes and marks of each: _return_path_strategies.
+"""
 
 from __future__ import annotations
 
@@ -13,157 +16,156 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils import (
     _return_path_strategies,
     _tunnels,
 )
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._derivation import (
-    check_ids,
-    collect,
-    conf_sysctls,
-    state_document,
-    unserved,
-)
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError, collect
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError, Meeting
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import PROTOCOL_RETURN_PATH
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._proxy_ids import proxy_id, refuse_duplicate_ids
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._reachability import subnets_of_host
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_addresses import ADDRESSES_VARIABLE
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_auto import strategy_of, tunnels_of
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_strategies import (
     ADDRESS,
     FWMARK_ACCEPT,
     MARK,
     STRATEGY_VARIABLE,
 )
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._shared_subnets import SharedSubnet
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._state_document import conf_sysctls, state_document
 
-Meetings = Mapping[str, Mapping[int, Meeting]]
+Subnets = Mapping[int, SharedSubnet]
 
 
 def return_path(fleet: Fleet, backend: str, strategy: str | None = None, mark_engine: str = "auto") -> dict[str, Any]:
     """Derive the state document of the return path.
 
-    :param strategy: what the role was given; the inventory's value where that is None.
+    :param strategy: the role's option; None: the inventory's value.
     :param mark_engine: what makes the marks.
+    :raises DerivationError: with every fault.
     """
     proxies = fleet.proxies_of_backend(backend)
     if not proxies:
-        raise DerivationError([unserved(fleet, backend)])
+        raise DerivationError([fleet.why_unserved(backend)])
     errors: list[str] = []
-    collect(errors, _same_as_inventory, fleet, backend, strategy)
+    collect(errors, _refuse_other_strategy, fleet, backend, strategy)
     collect(errors, fleet.numbers, backend)
-    choice = collect(errors, fleet.strategy, backend)
+    choice = collect(errors, strategy_of, fleet, backend)
     if choice is None:
         raise DerivationError(errors)
-    met = {proxy: collect(errors, fleet.meetings, proxy, backend) for proxy in proxies}
+    subnets = {proxy: collect(errors, subnets_of_host, fleet, proxy, backend) for proxy in proxies}
     if not errors:
-        errors += _refusals(fleet, backend, choice.strategy, met)
+        errors += _faults(fleet, backend, choice.strategy, subnets)
     if errors:
         raise DerivationError(errors)
-    ids = {proxy: fleet.proxy_id(proxy, meetings.values()) for proxy, meetings in met.items()}
-    check_ids(ids)
-    ways = [
-        collect(errors, _way, fleet, backend, choice.strategy, (proxy, ids[proxy]), met[proxy]) for proxy in proxies
-    ]
+    ids = {proxy: proxy_id(fleet, proxy, subnets[proxy].values()) for proxy in proxies}
+    refuse_duplicate_ids(ids)
+    parts = [collect(errors, _objects, fleet, backend, choice.strategy, proxy, ids[proxy], subnets[proxy])
+             for proxy in proxies]  # fmt: skip
     if errors:
         raise DerivationError(errors)
-    sections = _return_path_strategies.together(ways)
+    sections = _return_path_strategies.merged(parts)
     protocols = {service.protocol for service in fleet.services_of_backend(backend)}
-    sections["sysctls"] = _sysctls(choice.strategy, met.values(), protocols)
+    sections["sysctls"] = _sysctls(choice.strategy, subnets.values(), protocols)
     if choice.strategy == MARK:
         sections["sysctls"] += _conntrack_timeouts.sysctls(fleet, backend)
     return state_document("return_path", PROTOCOL_RETURN_PATH, sections, mark_engine)
 
 
-def _same_as_inventory(fleet: Fleet, backend: str, strategy: str | None) -> None:
-    """Refuse a strategy that only this role was told: the proxies, who have to know it too, read the inventory."""
+def _refuse_other_strategy(fleet: Fleet, backend: str, strategy: str | None) -> None:
+    """Refuse a strategy that only this role has: the proxies have to know it too, and they read the inventory."""
     declared = fleet.declared_strategy(backend)
     if strategy not in (None, declared):
         raise DerivationError(
             [
-                f"{STRATEGY_VARIABLE} of {backend} is {strategy} in this play, but {declared} in the inventory, where "
-                f"the proxies look; set it in the host_vars or group_vars of {backend}"
+                f"{STRATEGY_VARIABLE} of {backend} is {strategy} in this play, but {declared} in the inventory, which "
+                f"the proxies read; set it in the host_vars or group_vars of {backend}"
             ]
         )
 
 
-def _refusals(fleet: Fleet, backend: str, strategy: str, met: Meetings) -> list[str]:
+def _faults(fleet: Fleet, backend: str, strategy: str, subnets: Mapping[str, Subnets]) -> list[str]:
+    """Return why a strategy cannot work on a backend; empty if it can."""
     where = f"{STRATEGY_VARIABLE} of {backend}"
-    names = [service.name for service in fleet.services_of_backend(backend) if service.protocol == "udp"]
-    if strategy == FWMARK_ACCEPT and names:
+    udp_services = [service.name for service in fleet.services_of_backend(backend) if service.protocol == "udp"]
+    if strategy == FWMARK_ACCEPT and udp_services:
         return [
-            f"{where}: {strategy} is for TCP alone, and service {name} is UDP; use {MARK} or {ADDRESS}"
-            for name in names
+            f"{where}: {strategy} supports TCP only, but service {name} is UDP; use {MARK} or {ADDRESS}"
+            for name in udp_services
         ]
     if strategy != ADDRESS:
         return [
-            f"{where}: {strategy} cannot work: {one}; use {ADDRESS}"
-            for one in _tunnels.indistinct(fleet.tunnels(backend))
+            f"{where}: {strategy} cannot work: {sentence}; use {ADDRESS}"
+            for sentence in _tunnels.indistinct(tunnels_of(fleet, backend))
         ]
     main = fleet.host(backend).preferred
-    found = [(proxy, one.backend) for proxy, meetings in met.items() for one in meetings.values()]
+    own = [(proxy, subnet.backend) for proxy, by_version in subnets.items() for subnet in by_version.values()]
     return [
-        f"{where}: {own.address} cannot be the address for {proxy}, because it is the one {backend} uses for all else, "
-        f"which would go to {proxy} as well; put an unused address into {ADDRESSES_VARIABLE}"
-        for proxy, own in found
-        if str(own.address) in main
+        f"{where}: {address.address} cannot be the address for {proxy}, because {backend} uses it for all other "
+        f"traffic, which would go to {proxy} too; put an unused address into {ADDRESSES_VARIABLE}"
+        for proxy, address in own
+        if str(address.address) in main
     ] + [
-        f"{where}: {own.address}, the address for {proxy}, is in no subnet of {backend}'s interfaces; put one into "
-        f"{ADDRESSES_VARIABLE} that is"
-        for proxy, own in found
-        if own.device is None
+        f"{where}: {address.address}, the address for {proxy}, is in no subnet of {backend}'s interfaces; put an "
+        f"address of one of these subnets into {ADDRESSES_VARIABLE}"
+        for proxy, address in own
+        if address.device is None
     ]
 
 
-def _way(
-    fleet: Fleet, backend: str, strategy: str, proxy: tuple[str, int], meetings: Mapping[int, Meeting]
+def _objects(
+    fleet: Fleet, backend: str, strategy: str, proxy: str, number: int, subnets: Subnets
 ) -> _return_path_strategies.Sections:
-    """Return the way back through one proxy, given by name and id."""
-    (name, number), numbers = proxy, fleet.numbers(backend)
+    """Return the objects of the return path to one proxy, whose id is ``number``."""
+    numbers = fleet.numbers(backend)
     if strategy == ADDRESS:
-        own = [port for port, proxies in fleet.udp_ports(backend).items() if proxies == {name}]
-        return _return_path_strategies.by_address(numbers, number, meetings, own)
-    mac = fleet.host(name).mac
-    return _return_path_strategies.by_mark(numbers, name, number, meetings, mac, conntrack=strategy == MARK)
+        exclusive_ports = [port for port, proxies in fleet.udp_ports(backend).items() if proxies == {proxy}]
+        return _return_path_strategies.by_address(numbers, number, subnets, exclusive_ports)
+    mac = fleet.host(proxy).mac
+    return _return_path_strategies.by_mark(numbers, proxy, number, subnets, mac, conntrack=strategy == MARK)
 
 
-def _sysctls(strategy: str, met: Iterable[Mapping[int, Meeting]], protocols: Set[str]) -> list[dict[str, str]]:
+def _sysctls(strategy: str, subnets: Iterable[Subnets], protocols: Set[str]) -> list[dict[str, str]]:
     devices: dict[int, set[str | None]] = {}
-    for meetings in met:
-        for version, meeting in meetings.items():
-            devices.setdefault(version, set()).add(meeting.backend.device)
+    for by_version in subnets:
+        for version, subnet in by_version.items():
+            devices.setdefault(version, set()).add(subnet.backend.device)
     found: list[dict[str, str]] = []
     for version, names in sorted(devices.items()):
-        # A redirect that a backend has accepted outranks every policy route for 300 seconds.
+        # A redirect that a backend has accepted takes precedence over every policy route for 300 seconds.
         found += conf_sysctls(version, names, "accept_redirects")
     if strategy == FWMARK_ACCEPT or (strategy == MARK and "tcp" in protocols):
-        # An accepted connection takes the mark of its SYN, IPv6 too (ip-sysctl). With strategy mark it is what still
-        # knows the proxy when conntrack has forgotten the connection.
+        # An accepted connection keeps the mark of its SYN, over IPv6 too (ip-sysctl). With strategy mark this still
+        # identifies the proxy when conntrack has forgotten the connection.
         found.append({"name": "net.ipv4.tcp_fwmark_accept", "value": "1"})
     if strategy == FWMARK_ACCEPT:
-        # What no socket sends (RST, ICMP errors) takes the mark of the packet it answers.
+        # Replies that no socket sends (RST, ICMP errors) get the mark of the packet they answer.
         found += [{"name": f"net.ipv{version}.fwmark_reflect", "value": "1"} for version in sorted(devices)]
     return found
 
 
-def about(fleet: Fleet, backend: str) -> dict[str, Any]:
-    """Say which strategy a backend has and why, and what one has to know of it.
+def describe_strategy(fleet: Fleet, backend: str) -> dict[str, Any]:
+    """Return the strategy of a backend, why it is that one, and what servers on the host have to do for it.
 
     :returns: ``strategy``, ``reason``, ``notes`` (sentences).
     """
-    choice = fleet.strategy(backend)
-    notes = _left_out(fleet, backend)
+    choice = strategy_of(fleet, backend)
+    notes = _skips_itself(fleet, backend)
     if choice.strategy == ADDRESS:
         notes += [
-            f"UDP port {port} of {backend} is reached through {', '.join(sorted(proxies))}: a server that listens on "
-            "all addresses there has to answer from the address it was asked at; strategy mark does not need that"
+            f"UDP port {port} of {backend} is used by {', '.join(sorted(proxies))}: a server that listens on all "
+            "addresses there has to reply from the address that received the request; strategy mark does not need that"
             for port, proxies in sorted(fleet.udp_ports(backend).items(), key=str)
             if len(proxies) > 1
         ]
     return {"strategy": choice.strategy, "reason": choice.reason, "notes": notes}
 
 
-def _left_out(fleet: Fleet, backend: str) -> list[str]:
-    """Say where a host that is a proxy as well does not use itself."""
+def _skips_itself(fleet: Fleet, backend: str) -> list[str]:
+    """Return a note for each service in which a host is both proxy and backend."""
     served = fleet.services_of_proxy(backend) if backend in fleet.proxies else []
     shared = {service.index: service.name for service in fleet.services_of_backend(backend)}
     return [
-        f"{backend} is a proxy of service {service.name} and one of its backends: it forwards to the others and leaves "
-        f"itself out; used by {', '.join(fleet.proxies_of_backend(backend))}"
+        f"{backend} is a proxy of service {service.name} and one of its backends: as a proxy it skips itself; as a "
+        f"backend it is used by {', '.join(fleet.proxies_of_backend(backend))}"
         for service in served
         if service.index in shared
     ]

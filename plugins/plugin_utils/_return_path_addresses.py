@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The addresses that a backend has for its proxies: one a proxy and family, for strategy ``address``. Pure."""
+"""return_path_addresses: the addresses that a backend has for its proxies, for strategy ``address``. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import replace
 from ipaddress import ip_interface
 from typing import Any
 
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import Address, HostAddress, usable
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError, Host, parse_address
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import named
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import Host, parse_address
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import find_name
 
 ADDRESSES_VARIABLE = "return_path_addresses"
 
@@ -20,25 +21,25 @@ Dedicated = Mapping[str, tuple[HostAddress, ...]]
 
 
 def read(backend: str, value: Any, proxies: Collection[str]) -> Dedicated:
-    """Read ``return_path_addresses`` of a backend: a proxy's name to an address or a list of them.
+    """Read ``return_path_addresses`` of a backend: a mapping from a proxy's name to an address or a list of them.
 
     :param proxies: the names in the group of proxies.
-    :returns: by proxy its addresses, at most one a family.
+    :returns: the addresses by proxy, at most one per family.
     :raises DerivationError: with every fault of the variable.
     """
     where = f"{ADDRESSES_VARIABLE} of {backend}"
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise DerivationError([f"{where}: expected a proxy's name with its addresses, found {value!r}"])
+        raise DerivationError([f"{where}: expected a mapping from a proxy's name to its addresses, found {value!r}"])
     errors = [
         f"{where}: {proxy!r} is not in the group of proxies ({', '.join(sorted(proxies)) or 'nobody'}); correct the "
-        "name, or take it out"
+        "name, or remove it"
         for proxy in value
-        if not named(str(proxy), proxies)
+        if not find_name(str(proxy), proxies)
     ]
     found = {
-        named(str(proxy), proxies) or str(proxy): _addresses(f"{where} for {proxy}", given, errors)
+        find_name(str(proxy), proxies) or str(proxy): _addresses(f"{where} for {proxy}", given, errors)
         for proxy, given in value.items()
     }
     owners: dict[Address, str] = {}
@@ -46,7 +47,7 @@ def read(backend: str, value: Any, proxies: Collection[str]) -> Dedicated:
         for one in addresses:
             if owners.setdefault(one.address, proxy) != proxy:
                 errors.append(
-                    f"{where}: {one.address} is that of {owners[one.address]} and of {proxy}; each needs its own"
+                    f"{where}: {one.address} is given to {owners[one.address]} and to {proxy}; each proxy needs its own"
                 )
     if errors:
         raise DerivationError(errors)
@@ -62,22 +63,22 @@ def _addresses(where: str, given: Any, errors: list[str]) -> tuple[HostAddress, 
             errors.extend(error.errors)
             continue
         if not usable(one) or one.address.is_unspecified:
-            errors.append(f"{where}: {one.address} is no address that a proxy could reach it at")
+            errors.append(f"{where}: {one.address} is not an address at which a proxy can reach it")
         if found.setdefault(one.address.version, one) is not one:
             errors.append(
                 f"{where}: {found[one.address.version].address} and {one.address} are both IPv{one.address.version}; "
-                "one a family is enough"
+                "give one address per family"
             )
     return tuple(found.values())
 
 
-def owned(document: Mapping[str, Any] | None) -> set[Address]:
-    """Return the addresses that a return path document has put on its host, the retiring ones included."""
+def applied_addresses(document: Mapping[str, Any] | None) -> set[Address]:
+    """Return the addresses that a return path document adds to its host, retiring ones included."""
     return {ip_interface(str(one["address"])).ip for one in (document or {}).get("addresses") or ()}
 
 
 def placed(host: Host, addresses: Collection[HostAddress]) -> Host:
-    """Return the host as if ``addresses`` were all it had: each on the interface whose subnet it is in."""
+    """Return the host with ``addresses`` alone, each on the interface whose subnet it is in."""
     return replace(host, addresses=tuple(_placed(host, one) for one in addresses))
 
 

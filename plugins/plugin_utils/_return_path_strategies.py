@@ -1,10 +1,12 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Strategies as objects: what on a backend sends its replies back through one proxy. Pure.
+"""The return path strategies: the rules, routes, marks and addresses of each on a backend, for one proxy. Pure.
 
-Each function takes where the backend meets the proxy, by IP version, and returns sections of a state document. Below
-every lookup is a guard at the next priority, so that a reply without a route goes nowhere instead of past the proxy.
+To add one: its name and a function here, its sysctls and what refuses it in _return_path, and when ``auto`` chooses it
+in _return_path_auto. Each function takes the subnets that backend and proxy share, by IP version, and returns sections
+of a state document. Each lookup rule has a guard rule at the next priority, so that a reply without a route is dropped
+instead of bypassing the proxy.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import Meeting
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import FAMILY, Numbers
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import Port
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._shared_subnets import SharedSubnet
 
 STRATEGY_VARIABLE = "return_path_strategy"
 STRATEGIES = MARK, ADDRESS, FWMARK_ACCEPT = "mark", "address", "fwmark_accept"
@@ -26,53 +28,53 @@ def by_mark(
     numbers: Numbers,
     proxy: str,
     number: int,
-    meetings: Mapping[int, Meeting],
+    subnets: Mapping[int, SharedSubnet],
     mac: str | None = None,
     conntrack: bool = True,
 ) -> Sections:
-    """Return the way back of packets that came from the proxy's MAC.
+    """Return the objects for replies to packets that came from the proxy's MAC.
 
     :param number: the proxy's id.
-    :param mac: as declared; None has it followed at the proxy's addresses.
-    :param conntrack: whether the connection remembers the mark; else the socket does (``tcp_fwmark_accept``).
+    :param mac: as declared; None: the keeper follows it at the proxy's addresses.
+    :param conntrack: whether the connection keeps the mark; else the socket does (``tcp_fwmark_accept``).
     :raises DerivationError: the id does not fit under the mask.
     """
     table, value = numbers.table_by_mark(number), numbers.mark(proxy, number)
     found: Sections = {"rules": [], "routes": [], "marks": []}
-    for version, meeting in sorted(meetings.items()):
+    for version, subnet in sorted(subnets.items()):
         match = {"family": FAMILY[version], "fwmark": value, "fwmask": numbers.mark_mask}
         found["rules"] += _guarded(numbers, match, table)
-        found["routes"].append(_default(version, meeting, table))
+        found["routes"].append(_default_route(version, subnet, table))
     mark = {
         "name": proxy,
         "id": value,
         "mask": numbers.mark_mask,
         "mac": mac,
-        "via": [str(meeting.proxy.address) for _version, meeting in sorted(meetings.items())],
+        "via": [str(subnet.proxy.address) for _version, subnet in sorted(subnets.items())],
     }
     found["marks"].append(mark if conntrack else {**mark, "conntrack": False})
     return found
 
 
 def by_address(
-    numbers: Numbers, number: int, meetings: Mapping[int, Meeting], udp_ports: Iterable[Port] = ()
+    numbers: Numbers, number: int, subnets: Mapping[int, SharedSubnet], udp_ports: Iterable[Port] = ()
 ) -> Sections:
-    """Return the way back of what leaves from the address that the backend has for this proxy.
+    """Return the objects for packets from the address that the backend has for this proxy.
 
-    :param udp_ports: UDP ports that no other proxy forwards to. A server that listens on all addresses does not say
-        which one it answers from, so its replies are told by their port, and the route gives them the address.
+    :param udp_ports: UDP ports that no other proxy forwards to. A server that listens on all addresses does not choose
+        the source of a reply, so a rule matches the port, and the route sets the source address.
     """
     table = numbers.table_by_address(number)
     found: Sections = {"rules": [], "routes": [], "addresses": []}
-    for version, meeting in sorted(meetings.items()):
-        address = str(meeting.backend.address)
-        # Only what this host sends: a packet that comes in with its address is somebody else's affair.
+    for version, subnet in sorted(subnets.items()):
+        address = str(subnet.backend.address)
+        # Only for packets that this host sends, not for those it receives from its own address.
         local = {"family": FAMILY[version], "iif": "lo"}
         found["rules"] += _guarded(numbers, {**local, "src": address}, table)
         for port in sorted(udp_ports, key=str):
             found["rules"] += _guarded(numbers, {**local, "ip_proto": "udp", "sport": port}, table)
-        found["routes"].append({**_default(version, meeting, table), "src": address})
-        found["addresses"].append({"family": FAMILY[version], "address": address, "dev": meeting.backend.device})
+        found["routes"].append({**_default_route(version, subnet, table), "src": address})
+        found["addresses"].append({"family": FAMILY[version], "address": address, "dev": subnet.backend.device})
     return found
 
 
@@ -83,21 +85,21 @@ def _guarded(numbers: Numbers, match: Mapping[str, Any], table: int) -> list[dic
     ]
 
 
-def _default(version: int, meeting: Meeting, table: int) -> dict[str, Any]:
+def _default_route(version: int, subnet: SharedSubnet, table: int) -> dict[str, Any]:
     return {
         "family": FAMILY[version],
         "table": table,
         "dst": "default",
         "type": "unicast",
-        "via": str(meeting.proxy.address),
-        "dev": meeting.backend.device,
+        "via": str(subnet.proxy.address),
+        "dev": subnet.backend.device,
     }
 
 
-def together(ways: Iterable[Sections]) -> Sections:
-    """Return the objects of several ways as one set of sections."""
+def merged(parts: Iterable[Sections]) -> Sections:
+    """Return the objects of several return paths as one set of sections."""
     found: Sections = {}
-    for way in ways:
-        for section, objects in way.items():
+    for part in parts:
+        for section, objects in part.items():
             found.setdefault(section, []).extend(objects)
     return found

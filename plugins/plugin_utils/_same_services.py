@@ -1,10 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether all hosts of a run have the same services: what each end derives is right only together with the other. Pure.
+"""Check that all hosts of a run have the same services, because both ends are derived from them. Pure.
 
-Each host has evaluated the variable itself, so that a template in it had that host's variables. What only a proxy uses
-may differ from one to the next: the addresses it listens on, and options such as timeouts and weights.
+Each host evaluates the variable itself, so templates in it use that host's variables. Hosts may differ in what only a
+proxy uses: the addresses it listens on, and options such as timeouts and weights.
 """
 
 from __future__ import annotations
@@ -14,78 +14,78 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import Unreadable
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import UnreadableVariable
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import VARIABLE, as_sequence, parse_endpoint
 
-# What a host says whose services could not be evaluated, and one that has none.
+# In place of the services of a host: they could not be evaluated; it has none.
 UNREADABLE, UNDEFINED = "", "null"
-# Of values and hosts, a sentence shows so much.
+# In a sentence: characters of a value, number of hosts.
 SHOWN_TEXT, SHOWN_HOSTS = 60, 3
 
 MISSING = object()
-# Ansible gives these to a play alone, so a template that has them can only be evaluated there.
+# Only a play has these, so a template that uses them cannot be evaluated from outside.
 NOT_OUTSIDE = re.compile(r"'(hostvars|groups|vars|ansible_play_\w+)' is undefined")
 
 Hosts = Mapping[str, Mapping[str, Any]]
 
 
 def faults(names: Iterable[str], inventory: Hosts) -> list[str]:
-    """Return what keeps the hosts of a run from having one list of services.
+    """Return the faults if the hosts of a run do not have the same services.
 
-    :param names: hosts of the run that were asked.
+    :param names: hosts of the run whose facts were gathered.
     """
     views = {name: inventory[name]["__l4proxy_fleet"] for name in names}
     group = [host for view in views.values() for key in ("proxies", "backends") for host in view.get(key, ())]
-    return disagreements(services_told(views, dict.fromkeys(group), inventory), inventory)
+    return disagreements(services_by_host(views, dict.fromkeys(group), inventory), inventory)
 
 
-def disagreements(told: Mapping[str, str], inventory: Hosts) -> list[str]:
-    """Return what keeps hosts from having one list of services.
+def disagreements(services: Mapping[str, str], inventory: Hosts) -> list[str]:
+    """Return the faults if hosts do not have the same services.
 
-    :param told: by host the services as JSON; :data:`UNREADABLE` or :data:`UNDEFINED` where there are none.
+    :param services: by host as JSON, or :data:`UNREADABLE` or :data:`UNDEFINED`.
     """
     reasons: dict[str, list[str]] = {}
-    for host, text in told.items():
+    for host, text in services.items():
         why = reason(inventory[host]) if text in (UNREADABLE, UNDEFINED) else None
         if text == UNREADABLE or why:
             reasons.setdefault(why or "a template in it cannot be evaluated", []).append(host)
     if reasons:
         return [_unreadable(why, hosts) for why, hosts in reasons.items()]
-    undefined = [host for host, text in told.items() if text == UNDEFINED]
-    if undefined and len(undefined) < len(told):
-        others = [host for host in told if host not in undefined]
+    undefined = [host for host, text in services.items() if text == UNDEFINED]
+    if undefined and len(undefined) < len(services):
+        others = [host for host in services if host not in undefined]
         return [
             f"{VARIABLE} is defined on {_hosts(others)}, but not on {_hosts(undefined)}; it belongs in group_vars/all, "
-            "because both ends derive from it"
+            "because both ends are derived from it"
         ]
-    return list(_different(told))
+    return list(_differences(services))
 
 
 def _unreadable(why: str, hosts: list[str]) -> str:
     return (
-        f"{VARIABLE} cannot be read on {_hosts(hosts)}: {why}; every host needs the whole list, so define "
-        "what templates in it use for all hosts (group_vars/all)"
+        f"{VARIABLE} cannot be evaluated on {_hosts(hosts)}: {why}; every host needs the whole list, so define "
+        "the variables that it uses for all hosts (group_vars/all)"
     )
 
 
-def _different(told: Mapping[str, str]) -> Iterable[str]:
-    first = next(iter(told), "")
+def _differences(services: Mapping[str, str]) -> Iterable[str]:
+    first = next(iter(services), "")
     by_text: dict[str, list[str]] = {}
-    for host, text in told.items():
+    for host, text in services.items():
         by_text.setdefault(text, []).append(host)
     for text, hosts in list(by_text.items())[1:]:
-        difference = _first_difference(VARIABLE, *(_shared(json.loads(one)) for one in (told[first], text)))
+        difference = _first_difference(VARIABLE, *(_shared(json.loads(one)) for one in (services[first], text)))
         if difference:
             path, here, there = difference
             yield (
                 f"{VARIABLE} differs between {first} and {_hosts(hosts)}: {path} is {_text(here)} on {first}, and "
-                f"{_text(there)} on {hosts[0]}; both ends derive from one list, so put all services into "
+                f"{_text(there)} on {hosts[0]}; both ends are derived from one list, so put all services into "
                 "group_vars/all, each with the `proxies` that serve it, or give each site an inventory of its own"
             )
 
 
 def _shared(services: Any) -> Any:
-    """Return what both ends derive from."""
+    """Return the part of the services that both ends are derived from."""
     return [_shared_of(one) if isinstance(one, dict) else one for one in as_sequence(services)]
 
 
@@ -100,7 +100,7 @@ def _shared_of(service: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_address(listen: Any) -> Any:
-    """Return the family and port of an address to listen on; what is neither, as it is."""
+    """Return the wildcard address of the family, and the port; any other value unchanged."""
     try:
         pair = (listen.get("address"), listen.get("port")) if isinstance(listen, dict) else parse_endpoint(str(listen))
     except ValueError:
@@ -133,33 +133,33 @@ def _hosts(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def services_told(views: Mapping[str, Mapping[str, Any]], group: Iterable[str], inventory: Hosts) -> dict[str, str]:
-    """Return the services of hosts as JSON: those of the run have said them, the others have what the inventory says.
+def services_by_host(views: Mapping[str, Mapping[str, Any]], group: Iterable[str], inventory: Hosts) -> dict[str, str]:
+    """Return the services of hosts as JSON: as evaluated by the hosts of the run, else as the inventory has them.
 
-    The others count only where the first host of the run has its services from the inventory too, and not from its
-    play, and where they can be read from outside.
+    Hosts outside of the run count only if the first host of the run has its services from the inventory and not from
+    its play, and if theirs can be evaluated from outside.
 
-    :param views: by host of the run what it has said (``services``).
-    :param group: the hosts that the services are about.
+    :param views: by host of the run, with what it has evaluated (``services``).
+    :param group: the hosts that the services concern.
     """
-    told = {name: _normal(str(view["services"])) for name, view in views.items() if "services" in view}
-    first = next(iter(told), None)
-    if first is None or _by_inventory(inventory[first]) != told[first]:
-        return told
-    others = {name: _by_inventory(inventory[name]) for name in group if name not in told}
-    return {**told, **{name: text for name, text in others.items() if text != UNREADABLE}}
+    evaluated = {name: _normal(str(view["services"])) for name, view in views.items() if "services" in view}
+    first = next(iter(evaluated), None)
+    if first is None or _by_inventory(inventory[first]) != evaluated[first]:
+        return evaluated
+    others = {name: _by_inventory(inventory[name]) for name in group if name not in evaluated}
+    return {**evaluated, **{name: text for name, text in others.items() if text != UNREADABLE}}
 
 
 def services_of(view: Mapping[str, Any], otherwise: Any) -> Any:
-    """Return the services as a host has evaluated them, or what there is where it was not asked for them."""
+    """Return the services as a host has evaluated them; ``otherwise`` if it has not."""
     return json.loads(view["services"]) if view.get("services") else otherwise
 
 
 def reason(variables: Mapping[str, Any]) -> str | None:
-    """Return why the services of a host cannot be read, as far as that can be told from outside of its play."""
+    """Return why the services of a host cannot be evaluated, as far as that shows outside of its play."""
     try:
         variables.get(VARIABLE)
-    except Unreadable as error:
+    except UnreadableVariable as error:
         return None if NOT_OUTSIDE.search(error.reason) else error.reason
     return None
 
@@ -167,7 +167,7 @@ def reason(variables: Mapping[str, Any]) -> str | None:
 def _by_inventory(variables: Mapping[str, Any]) -> str:
     try:
         return _normal(json.dumps(variables.get(VARIABLE)))
-    except (Unreadable, TypeError):  # TypeError: a value that JSON has not
+    except (UnreadableVariable, TypeError):  # TypeError: a value that JSON does not have
         return UNREADABLE
 
 

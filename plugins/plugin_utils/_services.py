@@ -1,10 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``l4proxy_services`` as values: shorthand expanded, names resolved, every fault with its path.
+"""Parse ``l4proxy_services``: expand shorthand, resolve names, report every fault with its path. Pure.
 
-Pure. Only the shape is checked here; what a port or a weight may be is said once, by ``_forwarder/config``, which
-the derivation calls on its own result.
+Only the shape is checked here. What a port or a weight may be is checked by ``_forwarder/config``, which the derivation
+calls on its result.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, Union
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend
 from ansible_collections.trueip.l4proxy.plugins.module_utils._shared.endpoints import split_endpoint
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 
 VARIABLE = "l4proxy_services"
 
-# A user names a host or an address where the config carries a name and an address a family.
+# A user writes a host or an address; the config has a name and one address per family.
 DERIVED_KEYS = {"name", "ipv4", "ipv6", "last_port"}
 BACKEND_KEYS = {"host", "address"} | {one.name for one in fields(Backend)} - DERIVED_KEYS
 
@@ -30,7 +30,7 @@ BACKEND_KEYS = {"host", "address"} | {one.name for one in fields(Backend)} - DER
 class BackendRef:
     """A backend as the user wrote it: an inventory host, an address, or both.
 
-    :ivar options: what else was written (weight and so on), passed on as it is.
+    :ivar options: the other keys (weight and so on), passed on unchanged.
     """
 
     path: str
@@ -41,7 +41,7 @@ class BackendRef:
 
     @property
     def label(self) -> str:
-        """The name under which it is shown."""
+        """Its name in messages and in the config."""
         return self.host or self.address or self.path
 
 
@@ -58,22 +58,22 @@ class ServiceRef:
 
     @property
     def path(self) -> str:
-        """Where it stands in the variable."""
+        """Its place in the variable."""
         return f"{VARIABLE}[{self.index}]"
 
     @property
     def protocol(self) -> str:
-        """Either "tcp" or "udp"; what the user wrote, so it may be anything until the config was checked."""
+        """What the user wrote: "tcp" or "udp", or anything until the config was checked."""
         return str(self.options.get("protocol", "tcp"))
 
     @property
     def health_port(self) -> Any:
-        """The port that its backends are asked on, None where it is the one they serve on; as the user wrote it."""
+        """The port of health checks as the user wrote it; None: the one that the backends serve on."""
         health = self.options.get("health")
         return _number(health.get("port")) if isinstance(health, Mapping) else None
 
 
-# A port, or a range "8000-8009" as it was written.
+# A port, or a range such as "8000-8009".
 Port = Union[int, str]
 
 
@@ -90,7 +90,7 @@ def parse_endpoint(text: str) -> tuple[str, Port | None]:
 
 
 def first_port(port: Any) -> Any:
-    """Return a port, or the first of a range; what is neither, as it is."""
+    """Return a port, or the first of a range; any other value unchanged."""
     return _number(str(port).partition("-")[0]) if isinstance(port, str) else port
 
 
@@ -102,8 +102,8 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def named(text: str, names: Collection[str]) -> str | None:
-    """Return the one of ``names`` that a text means: itself, or the same IP address in another spelling."""
+def find_name(text: str, names: Collection[str]) -> str | None:
+    """Return the one of ``names`` that ``text`` stands for: itself, or the same IP address in another spelling."""
     if text in names:
         return text
     if not _is_address(text):
@@ -133,7 +133,7 @@ class _Parser:
     def backend(self, path: str, value: Any, default_port: Any) -> BackendRef | None:
         if isinstance(value, Mapping):
             self.errors += [
-                f"{path}.{key}: is not a known key (known here: {', '.join(sorted(BACKEND_KEYS))})"
+                f"{path}.{key}: is not a known key; the known ones are {', '.join(sorted(BACKEND_KEYS))}"
                 for key in sorted(set(value) - BACKEND_KEYS)
             ]
             options = {key: _number(value[key]) for key in value if key in BACKEND_KEYS}
@@ -150,12 +150,12 @@ class _Parser:
         return self._checked(self._ref(path, host and str(host), address and str(address), port, options))
 
     def _ref(self, path: str, host: str | None, address: str | None, port: Any, options: dict[str, Any]) -> BackendRef:
-        """Return a backend; the address of a host that the inventory names by its address means that host."""
+        """Return a backend; an address that is the name of an inventory host stands for that host."""
         if host is None and address is not None:
-            host = named(address, self.hosts)
+            host = find_name(address, self.hosts)
             address = None if host else address
         elif host is not None:
-            host = named(host, self.inventory) or host
+            host = find_name(host, self.inventory) or host
         return BackendRef(path, host, address, port, options)
 
     def _checked(self, ref: BackendRef) -> BackendRef | None:
@@ -164,25 +164,29 @@ class _Parser:
             self.errors.append(f"{ref.path}: a backend needs a host of the inventory or an address")
         if ref.host is not None and ref.host not in self.inventory:
             self.errors.append(
-                f"{ref.path}.host: {ref.host!r} is not in the inventory; add the host, or give its address instead"
+                f"{ref.path}.host: {ref.host!r} is not in the inventory; add the host, or use its address"
             )
         if ref.address is not None and not _is_address(ref.address):
             self.errors.append(f"{ref.path}.address: {ref.address!r} is not an IP address")
         if ref.port is None:
-            self.errors.append(f"{ref.path}.port: is missing, and the service listens on more than one port")
+            self.errors.append(f"{ref.path}.port: is required, because the service listens on more than one port")
         return ref if len(self.errors) == before else None
 
     def proxies(self, path: str, value: Any) -> tuple[str, ...] | None:
         if value is None:
             return None
         given = [str(name) for name in ([value] if isinstance(value, str) else value)]
-        names = tuple(named(name, self.group) or name for name in given)
+        names = tuple(find_name(name, self.group) or name for name in given)
         if not names:
-            self.errors.append(f"{path}.proxies: is empty, so no proxy would serve it; name one or leave the key out")
+            self.errors.append(
+                f"{path}.proxies: is empty, so no proxy would serve the service; name one, or remove the key"
+            )
         for name in names:
             if name not in self.group:
                 known = ", ".join(sorted(self.group)) or "nobody"
-                self.errors.append(f"{path}.proxies: {name!r} is not in the group of proxies ({known})")
+                self.errors.append(
+                    f"{path}.proxies: {name!r} is not in the group of proxies ({known}); correct it, or add the host"
+                )
         return names
 
     def service(self, index: int, value: Any) -> ServiceRef | None:
@@ -198,9 +202,9 @@ class _Parser:
         ports = {one[1] for one in listeners if one}
         default_port = ports.pop() if len(ports) == 1 else None
         if not backends:
-            self.errors.append(f"{path}.backends: a service without backends cannot forward; name at least one")
+            self.errors.append(f"{path}.backends: at least one backend is required")
         if not listen:
-            self.errors.append(f'{path}.listen: is missing; write for example ["0.0.0.0:80", "[::]:80"]')
+            self.errors.append(f'{path}.listen: is required; write for example ["0.0.0.0:80", "[::]:80"]')
         refs = [self.backend(f"{path}.backends[{i}]", one, default_port) for i, one in enumerate(backends)]
         return ServiceRef(
             index=index,
@@ -213,12 +217,12 @@ class _Parser:
 
 
 def _number(value: Any) -> Any:
-    """Return a number that was given as text (a quoted or templated value) as a number, and all else as it is."""
+    """Return a number that is written as text (quoted or templated) as int; any other value unchanged."""
     return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,10}", value) else value
 
 
 def as_sequence(value: Any) -> list[Any]:
-    """Return a list; what is none is a list of itself, and nothing is an empty one."""
+    """Return a list: a single value as a list of one, None as an empty list."""
     if value is None:
         return []
     return [value] if isinstance(value, (str, Mapping)) else list(value)
@@ -231,12 +235,15 @@ def parse_services(
 
     :param inventory: names of all hosts of the inventory.
     :param proxies: names in the group of proxies.
-    :param backends: names in the group of backends; one that is an IP address is such a host and not just an address.
+    :param backends: names in the group of backends; a backend given by such a name, an IP address, is that host.
     :raises DerivationError: with every fault of the variable.
     """
     if value is None:
         raise DerivationError(
-            [f"{VARIABLE} is not defined on this host; it belongs in group_vars/all, because both ends derive from it"]
+            [
+                f"{VARIABLE} is not defined on this host; it belongs in group_vars/all, because both ends are "
+                "derived from it"
+            ]
         )
     if isinstance(value, (str, Mapping)) or not value:
         raise DerivationError([f"{VARIABLE}: expected a list of services, found {value!r}"])

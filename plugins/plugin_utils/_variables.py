@@ -1,10 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Variables of hosts as the derivation reads them: templates evaluated, once, and a failure with host and variable.
+"""Variables of hosts with their templates evaluated; a failure names host and variable.
 
-Ansible evaluates a template when its value is looked at, which may be deep inside a list. Here everything is looked at
-at the border, so that what comes after it only sees plain values.
+Ansible evaluates a template when its value is used, which may be deep inside a list. Here the whole variable is
+evaluated when it is first read, so the derivation works with plain values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import Unreadable
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import UnreadableVariable
 
 FACTS = "ansible_facts"
 
@@ -24,23 +24,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
     if not isinstance(value, (str, int, float)):
-        str(value)  # the template engine's undefined value, which says what is undefined when it is looked at
+        str(value)  # the template engine's undefined value, which raises when it is used
     return value
 
 
 def read(what: str, value: Any) -> Any:
     """Return a plain copy of a value; ``what`` names it in the error.
 
-    :raises Unreadable: a template in it cannot be evaluated.
+    :raises UnreadableVariable: a template in it cannot be evaluated.
     """
     try:
         return plain(value)
-    except Exception as error:  # whatever a template comes to: undefined names, filters and lookups that fail
-        raise Unreadable(what, error) from error
+    except Exception as error:  # anything a template may raise: undefined names, failing filters and lookups
+        raise UnreadableVariable(what, error) from error
 
 
 class HostVariables(Mapping[str, Any]):
-    """Variables of one host; each is evaluated when it is first asked for."""
+    """Variables of one host; each is evaluated when it is first read."""
 
     def __init__(self, name: str, variables: Mapping[str, Any]) -> None:
         self._name, self._variables = name, variables
@@ -56,9 +56,9 @@ class HostVariables(Mapping[str, Any]):
     def _evaluated(self, key: str) -> Any:
         try:
             value = self._variables[key]
-        except Exception as error:  # as above: the template of the whole variable
-            raise Unreadable(f"{key} of {self._name}", error) from error
-        # Facts are many, and text of other machines: no template is evaluated in them.
+        except Exception as error:  # as above, for a template that is the whole variable
+            raise UnreadableVariable(f"{key} of {self._name}", error) from error
+        # Facts are many, and come from other machines: templates in them are not evaluated.
         return value if key == FACTS else read(f"{key} of {self._name}", value)
 
     def __contains__(self, key: object) -> bool:

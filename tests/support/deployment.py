@@ -21,6 +21,7 @@ from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import local_delivery
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._reachability import backend_addresses
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
 
 from tests.support.addresses import AF, FAMILIES, address_of
@@ -135,7 +136,7 @@ class Deployment:
         """The address at which a proxy reaches a backend."""
         seen = self.fleet(proxy)
         refs = [ref for one in seen.services_of_proxy(proxy) for ref in one.backends if ref.host == backend]
-        return seen.backend_addresses(proxy, refs[0])[VERSION[family]]
+        return backend_addresses(seen, proxy, refs[0])[VERSION[family]]
 
     def exchange(self, proxy: str, backend: str, family: str, protocol: str) -> bytes:
         """The answer of a backend to the proxy's client."""

@@ -213,9 +213,9 @@ def test_a_labelled_address_gives_the_subnet(controller):
 
 
 HAS = "eth0 (198.18.0.21, 2001:db8::21), eth1 (198.18.2.21, 2001:db8:2::21), lo"
-DEFINE = "; every host needs the whole list, so define what templates in it use for all hosts (group_vars/all)"
+DEFINE = "; every host needs the whole list, so define the variables that it uses for all hosts (group_vars/all)"
 ETH2 = {"l4proxy_address": "{{ ansible_facts['eth2']['ipv4']['address'] }}/24"}
-NO_ETH2 = "l4proxy_address of c cannot be read: object of type 'dict' has no attribute 'eth2'; c "
+NO_ETH2 = "l4proxy_address of c cannot be evaluated: object of type 'dict' has no attribute 'eth2'; "
 PORT = {**WEB, "backends": ["b:{{ web_port }}", "c:8080"]}
 OTHER = {**WEB, "backends": ["c:8080"]}
 
@@ -225,8 +225,8 @@ REFUSED = [
         inventory(b={"l4proxy_interface": "eth2"}, c=ETH2),
         [],
         [
-            f"l4proxy_interface of b: 'eth2', but b has no such interface; it has {HAS}",
-            f"{NO_ETH2}has {HAS.replace('21', '22')}",
+            f"l4proxy_interface of b: b has no interface 'eth2'; it has {HAS}",
+            f"{NO_ETH2}c has {HAS.replace('21', '22')}",
         ],
     ),
     (
@@ -234,8 +234,9 @@ REFUSED = [
         inventory(c=ETH2),
         ["c"],
         [
-            NO_ETH2 + "could not be asked for its facts, and no earlier run left its address behind: start c, or write "
-            "its address as a value"
+            NO_ETH2.removesuffix("c ")
+            + "the facts of c could not be gathered, and no earlier run has stored its address: "
+            "start c, or write its address as a value"
         ],
     ),
     (
@@ -245,35 +246,35 @@ REFUSED = [
         [
             "l4proxy_services differs between a and c: l4proxy_services[0].backends[0] is "
             '"b:8080" on a, and "c:8080" on c; '
-            "both ends derive from one list, so put all services into group_vars/all, each with the `proxies` that "
-            "serve it, or give each site an inventory of its own"
+            "both ends are derived from one list, so put all services into group_vars/all, each with the `proxies` "
+            "that serve it, or give each site an inventory of its own"
         ],
     ),
     (
         "a variable of proxies only",
         inventory([PORT], a={"web_port": 8080}),
         [],
-        [f"l4proxy_services cannot be read on b and c: 'web_port' is undefined{DEFINE}"],
+        [f"l4proxy_services cannot be evaluated on b and c: 'web_port' is undefined{DEFINE}"],
     ),
     (
         "a variable of one backend only",
         inventory([PORT], b={"web_port": 8080}),
         [],
-        [f"l4proxy_services cannot be read on a and c: 'web_port' is undefined{DEFINE}"],
+        [f"l4proxy_services cannot be evaluated on a and c: 'web_port' is undefined{DEFINE}"],
     ),
     (
         "a list that is another variable, which is not there",
         inventory(None, everywhere={"l4proxy_services": "{{ web_services }}"}),
         [],
-        [f"l4proxy_services cannot be read on a, b and c: 'web_services' is undefined{DEFINE}"],
+        [f"l4proxy_services cannot be evaluated on a, b and c: 'web_services' is undefined{DEFINE}"],
     ),
     (
         "a list of proxies only",
         inventory(None, a={"l4proxy_services": [WEB]}),
         [],
         [
-            "l4proxy_services is defined on a, but not on b and c; it belongs in group_vars/all, because both ends "
-            "derive from it"
+            "l4proxy_services is defined on a, but not on b and c; it belongs in group_vars/all, because both ends are "
+            "derived from it"
         ],
     ),
 ]
@@ -300,8 +301,8 @@ def test_a_host_without_ip_is_refused(controller, arguments):
         declared = inventory(b={"l4proxy_address": ["198.18.0.21/24", "2001:db8::21/64"]})
         assert addresses(controller.derive(declared, *arguments)["a"]) == INSIDE
         assert controller.refused(inventory(), *arguments) == [
-            "the addresses of b cannot be read, because the command ip is missing there: install the package iproute2 "
-            "on b, or declare l4proxy_address in its host_vars, with a prefix length"
+            "the addresses of b cannot be read, because it lacks the command ip: install the package iproute2 on b, "
+            "or declare l4proxy_address in its host_vars, with a prefix length"
         ]
     finally:
         for place in places.stdout.split():
@@ -312,7 +313,7 @@ def test_a_host_without_ip_is_refused(controller, arguments):
 def test_an_unreachable_peer_is_reported(controller):
     """The host is up, but Ansible finds no Python there."""
     (fault,) = controller.refused(inventory(b={"ansible_python_interpreter": "/none"}), "--limit", "a")
-    assert fault.startswith("the address of b is unknown to a: it could not be asked")
+    assert fault.startswith("the address of b is unknown to a: its facts could not be gathered")
 
 
 def renamed(names):

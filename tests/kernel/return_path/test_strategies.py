@@ -18,7 +18,7 @@ import socket
 import struct
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._port_slices import slice_of
 
 from tests.lab.netns import NamespaceLab

@@ -72,7 +72,7 @@ def test_the_check_asks_nothing_of_a_role_that_is_absent():
     only_b = [{**WEB, "backends": ["b:1"]}]
     absent = {"return_path_state": "absent"}
     (found,) = checked(only_b, d=absent)
-    assert found.startswith("c is in the group backends, but in no service")
+    assert found.startswith("c is in the group backends, but no service")
     assert checked(only_b, c=absent, d=absent) == []
 
 
@@ -92,7 +92,9 @@ def test_the_check_refuses_an_unknown_strategy():
 
 def test_the_check_knows_what_the_roles_pass_on():
     (found,) = checked([WEB], a={"forwarder_local_delivery": "guess"})
-    assert found == "forwarder_local_delivery of a: 'guess' is not known here; use rules, socket_mark, auto"
+    assert (
+        found == "forwarder_local_delivery of a: 'guess' is not a method of this version; use rules, socket_mark, auto"
+    )
 
 
 def test_the_check_knows_the_roles_own_settings():

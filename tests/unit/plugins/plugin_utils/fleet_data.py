@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
 
 WEB = {
     "name": "web",

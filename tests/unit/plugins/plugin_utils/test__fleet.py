@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet, known_addresses
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._forwarder_config import forwarder_config
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._known_addresses import known_addresses
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import local_delivery
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._probe_targets import probe_targets
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import about, return_path
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import describe_strategy, return_path
 
 from tests.unit.plugins.plugin_utils.fleet_data import NUMBERS, WEB, errors, facts, fleet, hostvars
 
@@ -19,8 +20,8 @@ from tests.unit.plugins.plugin_utils.fleet_data import NUMBERS, WEB, errors, fac
 def test_a_host_outside_the_group_of_backends():
     found = errors(lambda: fleet("a", backends=["b", "c"]))
     assert found == [
-        "l4proxy_services[0].backends[2].host: 'd' is not in the group of backends, so its return path would never be "
-        "set; add it to the group, or give its address instead of its name"
+        "l4proxy_services[0].backends[2].host: 'd' is not in the group of backends, so no return path would be set on "
+        "it; add it to the group, or use its address instead of its name"
     ]
 
 
@@ -85,7 +86,7 @@ def test_the_address_of_a_host_of_ours_that_no_service_names():
     (found,) = errors(return_path, fleet("d", services), "d")
     assert found == (
         "l4proxy_services[0].backends[2]: 198.18.0.23 is an address of d, a host of the group backends, but no "
-        "service names d, so its return path would never be set; write d:8080 in place of it"
+        "service names d, so no return path would be set on it; write d:8080 instead"
     )
 
 
@@ -114,8 +115,8 @@ def test_a_backend_that_is_the_proxy_itself(backend, variables, address):
     for derive, options in ((forwarder_config, ({},)), (local_delivery, ())):
         found = errors(derive, fleet("a", services, hostvars(**variables)), "a", *options)
         assert found[0].startswith(
-            f"l4proxy_services[0].backends[1]: {address} is an address of proxy a itself, which cannot be its own "
-            "backend; give the address of another host, or, "
+            f"l4proxy_services[0].backends[1]: {address} is an address of proxy a itself, and a proxy cannot be its "
+            "own backend; use the address of another host, or, "
         )
 
 
@@ -148,9 +149,9 @@ def test_hosts_that_are_both_use_each_other_and_leave_themselves_out():
             f"198.18.0.{number}",
             f"2001:db8::{number}",
         }
-        assert about(seen, host)["notes"] == [
-            f"{host} is a proxy of service web and one of its backends: it forwards to the others and leaves itself "
-            f"out; used by {other}"
+        assert describe_strategy(seen, host)["notes"] == [
+            f"{host} is a proxy of service web and one of its backends: as a proxy it skips itself; as a "
+            f"backend it is used by {other}"
         ]
 
 
@@ -162,13 +163,13 @@ def test_the_path_of_a_fault_is_the_users_though_a_proxy_leaves_itself_out():
 def test_a_proxy_that_would_have_itself_alone():
     seen = both("a", [{**WEB, "backends": ["a:8080"]}])
     assert errors(forwarder_config, seen, "a", {}) == [
-        "l4proxy_services[0].backends: a is the only one, and a proxy cannot be its own backend; add another host, or "
-        "name other proxies than a in l4proxy_services[0].proxies"
+        "l4proxy_services[0].backends: a is the only backend, and a proxy cannot be its own backend; add another host, "
+        "or name other proxies than a in l4proxy_services[0].proxies"
     ]
     seen = both("a", [{**WEB, "backends": ["a:8080", "a2:8080"], "proxies": ["a"]}])
     assert errors(return_path, seen, "a") == [
-        "a is in the group backends, but the only proxy that would use it is a itself, which cannot be its own "
-        "backend; take it out of the group, or let another proxy serve one of its services"
+        "a is in the group backends, but the only proxy that would use it is a itself, and a proxy cannot be its "
+        "own backend; remove it from the group, or let another proxy serve one of its services"
     ]
 
 
@@ -181,8 +182,8 @@ FLAGGED = "20010db8000000000000000000000021 02 40 00 01     eth0"
 NOWHERE = [
     (ALONE6, "", ["backend b (2001:db8::21/128): every", 'the prefix length of its link ("2001:db8::11/64")']),
     (ALONE4, "", ["backend b (198.18.0.21/32): every", 'the prefix length of its link ("2001:db8::11/64")']),
-    (LINK, "", ["b has no address at which others could reach it, but only interfaces eth0, lo; give it one"]),
-    (TEMPORARY, FLAGGED, ["b has no address at which others", "only 2001:db8::21, which is temporary; give it"]),
+    (LINK, "", ["b has no address at which other hosts can reach it, only interfaces eth0, lo; give it an"]),
+    (TEMPORARY, FLAGGED, ["b has no address at which other hosts", "only 2001:db8::21, which is temporary; give it"]),
 ]
 
 

@@ -7,16 +7,9 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError, UnreadableVariable
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import fact_addresses, read_interfaces
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
-    DerivationError,
-    HostAddress,
-    Meeting,
-    Unreadable,
-    derived_id,
-    host_from_variables,
-    meet,
-)
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import HostAddress, host_from_variables
 
 from tests.unit.plugins.plugin_utils.fleet_data import facts
 
@@ -28,31 +21,6 @@ def address(text: str, **more) -> HostAddress:
     return HostAddress(ip_address(value), int(prefix) if prefix else None, **more)
 
 
-def meeting(proxy: str, backend: str) -> Meeting:
-    return Meeting(proxy=address(proxy), backend=address(backend))
-
-
-IDS = [
-    ("the host part", [meeting("198.18.0.11/24", "198.18.0.21")], 11),
-    ("longer prefixes too", [meeting("198.18.0.140/25", "198.18.0.141")], 12),
-    ("the prefix may be the backend's", [meeting("198.18.0.11", "198.18.0.21/24")], 11),
-    ("the proxy knows no subnet", [meeting("198.18.0.11/32", "198.18.0.21/24")], 11),
-    ("too short a prefix", [meeting("10.1.2.3/16", "10.1.7.8/16")], None),
-    ("no prefix at all", [meeting("198.18.0.11", "198.18.0.21")], None),
-    ("two subnets that disagree", [meeting("198.18.0.11/24", "198.18.0.21"), meeting("10.0.0.7/24", "10.0.0.8")], None),
-    ("two subnets that agree", [meeting("198.18.0.11/24", "198.18.0.21"), meeting("10.0.0.11/24", "10.0.0.8")], 11),
-    ("IPv4 first", [meeting("2001:db8::5/120", "2001:db8::6"), meeting("198.18.0.11/24", "198.18.0.2")], 11),
-    ("IPv6 where it is long enough", [meeting("2001:db8::b/120", "2001:db8::6")], 11),
-    ("IPv6 of the usual length", [meeting("2001:db8::b/64", "2001:db8::6")], None),
-    ("the network's own address", [meeting("198.18.0.0/24", "198.18.0.21")], None),
-]
-
-
-@pytest.mark.parametrize(("meetings", "expected"), [row[1:] for row in IDS], ids=[row[0] for row in IDS])
-def test_id(meetings, expected):
-    assert derived_id(meetings) == expected
-
-
 def test_facts_give_every_usable_address_with_prefix_and_device():
     found = fact_addresses(facts(11, ipv4_secondaries=[{"address": "198.18.0.99", "netmask": "255.255.255.0"}]))
     assert found == [
@@ -60,14 +28,6 @@ def test_facts_give_every_usable_address_with_prefix_and_device():
         address("198.18.0.99/24", device="eth0", secondary=True),
         address("2001:db8::11/64", device="eth0"),
     ]
-
-
-def test_the_primary_address_is_preferred_to_a_secondary_one():
-    proxy = host_from_variables(
-        "a", {"ansible_facts": facts(11, ipv4_secondaries=[{"address": "198.18.0.3", "prefix": "24"}])}
-    )
-    backend = host_from_variables("b", {"ansible_facts": facts(21)})
-    assert str(meet(proxy, backend, 4).proxy.address) == "198.18.0.11"
 
 
 def test_an_address_without_a_subnet_comes_last():
@@ -220,18 +180,18 @@ ONE_LINK = "eth0 (198.18.0.21, 2001:db8::21), lo"
 REFUSED = [
     (
         {"l4proxy_interface": "eth1"},
-        f"l4proxy_interface of b: 'eth1', but b has no such interface; it has {ONE_LINK}",
+        f"l4proxy_interface of b: b has no interface 'eth1'; it has {ONE_LINK}",
     ),
     (
         {"l4proxy_interface": "lo"},
-        "l4proxy_interface of b: 'lo', but b has no address there at which others could reach it; it has " + ONE_LINK,
+        "l4proxy_interface of b: b has no address on 'lo' at which other hosts can reach it; it has " + ONE_LINK,
     ),
     ({"l4proxy_interface": ["eth0"]}, "l4proxy_interface of b: ['eth0'] is not the name of an interface, such as eth1"),
     ({"l4proxy_interface": ""}, "l4proxy_interface of b: '' is not the name of an interface, such as eth1"),
     (
         {"ansible_facts": {"gather_subset": ["network"]}, "__l4proxy_inet6": ""},
-        "the addresses of b cannot be read, because the command ip is missing there: install the package iproute2 on "
-        "b, or declare l4proxy_address in its host_vars, with a prefix length",
+        "the addresses of b cannot be read, because it lacks the command ip: install the package iproute2 on b, "
+        "or declare l4proxy_address in its host_vars, with a prefix length",
     ),
 ]
 
@@ -253,25 +213,25 @@ class Template(dict):
 
     def get(self, key, default=None):
         if key == "l4proxy_address":
-            raise Unreadable("l4proxy_address of b", "object of type 'dict' has no attribute 'eth1'")
+            raise UnreadableVariable("l4proxy_address of b", "object of type 'dict' has no attribute 'eth1'")
         return super().get(key, default)
 
 
-CANNOT = "l4proxy_address of b cannot be read: object of type 'dict' has no attribute 'eth1'; b "
+CANNOT = "l4proxy_address of b cannot be evaluated: object of type 'dict' has no attribute 'eth1'; "
 FAILED = [
-    (facts(21), [address("198.18.0.77")], f"has {ONE_LINK}"),
+    (facts(21), [address("198.18.0.77")], f"b has {ONE_LINK}"),
     (
         {},
         [],
-        "could not be asked for its facts, and no earlier run left its address behind: start b, or write its address "
-        "as a value",
+        "the facts of b could not be gathered, and no earlier run has stored its address: start b, or write its "
+        "address as a value",
     ),
 ]
 
 
 @pytest.mark.parametrize(("told", "known", "sentence"), FAILED)
 def test_a_template_that_fails_is_named(told, known, sentence):
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(UnreadableVariable) as caught:
         host_from_variables("b", Template(ansible_facts=told), known)
     assert caught.value.errors == [CANNOT + sentence]
 
@@ -288,12 +248,6 @@ def test_an_interface_is_not_guessed_by_ansible_host():
 def test_what_is_no_listing_of_addresses_has_no_flags():
     (first, *_rest) = read_interfaces(facts(21), "null\n" + "x y z\n")
     assert len(first.addresses) == 2
-
-
-def test_a_bridge_that_both_hosts_have_is_no_meeting():
-    proxy = host_from_variables("a", {"ansible_facts": DOCKER})
-    backend = host_from_variables("b", {"ansible_facts": DOCKER})
-    assert meet(proxy, backend, 4) is None
 
 
 def test_declared_beats_facts_and_keeps_their_device():

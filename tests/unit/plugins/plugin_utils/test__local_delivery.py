@@ -5,7 +5,11 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import applied, choose, local_delivery
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import (
+    applied_method,
+    choose,
+    local_delivery,
+)
 
 from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet, hostvars
 
@@ -105,8 +109,8 @@ def test_auto_for_a_container_of_the_proxy(known, forwarding, expected):
 
 def test_what_is_retiring_is_not_what_is_applied():
     switched = {"rules": [{"src": "198.18.0.21", "retiring": True}], **{"marks": KNOWN["socket_mark"]["marks"]}}
-    assert applied(switched) == "socket_mark"
-    assert applied({"rules": [{"src": "198.18.0.21", "retiring": True}]}) is None
+    assert applied_method(switched) == "socket_mark"
+    assert applied_method({"rules": [{"src": "198.18.0.21", "retiring": True}]}) is None
 
 
 @pytest.mark.parametrize("device", ["all", "eth0"])

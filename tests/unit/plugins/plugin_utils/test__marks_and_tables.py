@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _marks_and_tables
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import local_delivery
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
 
@@ -65,7 +65,7 @@ def test_an_id_that_does_not_fit(mask, largest):
 
 FAULTS = [
     ([0xFF], "l4proxy_numbers of b: expected a dictionary with mark_mask, table_base, priority, found [255]"),
-    ({"mask": 1}, "l4proxy_numbers of b: 'mask' is not known here; use mark_mask, table_base, priority"),
+    ({"mask": 1}, "l4proxy_numbers of b: 'mask' is not a known key; use mark_mask, table_base, priority"),
     ({"mark_mask": "ff"}, "l4proxy_numbers of b: mark_mask 'ff' is not a whole number"),
     ({"priority": True}, "l4proxy_numbers of b: priority True is not a whole number"),
     *(
@@ -75,14 +75,14 @@ FAULTS = [
     *(
         (
             {"table_base": base},
-            f"l4proxy_numbers of b: table_base {base} takes the routing tables {base} to {base + 555}",
+            f"l4proxy_numbers of b: table_base {base} uses the routing tables {base} to {base + 555}",
         )
         for base in (0, 1, 255, 2**32 - 555)
     ),
     *(
         (
             {"priority": priority},
-            f"l4proxy_numbers of b: priority {priority} has no room for a lookup rule and the guard",
+            f"l4proxy_numbers of b: priority {priority} leaves no room for a lookup rule and its guard",
         )
         for priority in (0, 32765, 32766)
     ),

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import about, return_path
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._reachability import subnets_of_host
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import describe_strategy, return_path
 
 from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet, hostvars, two_links
 
@@ -62,7 +63,7 @@ def test_an_id_that_cannot_be_derived():
 def test_an_unknown_address_fails_and_the_proxy_is_not_left_out():
     variables = hostvars(a2={"ansible_facts": {}})
     (found,) = errors(return_path, fleet("b", variables=variables, proxies=["a", "a2"]), "b")
-    assert found.startswith("the address of a2 is unknown to b")
+    assert found.startswith("the address of a2 is unknown to b: its facts could not be gathered, and no")
 
 
 def test_a_proxy_that_is_down_keeps_what_the_last_run_knew_of_it():
@@ -74,7 +75,7 @@ def test_a_proxy_that_is_down_keeps_what_the_last_run_knew_of_it():
 
 def test_a_backend_nobody_names_is_not_emptied():
     (found,) = errors(return_path, fleet("d", [{**WEB, "backends": ["b:80"]}]), "d")
-    assert found.startswith("d is in the group backends, but in no service of l4proxy_services")
+    assert found.startswith("d is in the group backends, but no service of l4proxy_services names it")
 
 
 def tunnelled(*macs: str) -> dict:
@@ -92,7 +93,7 @@ def test_two_proxies_behind_a_tunnel_cannot_be_told_apart(strategy, mac):
     variables["b"]["return_path_strategy"] = strategy
     (found,) = errors(return_path, fleet("b", variables=variables, proxies=["a", "a2"]), "b")
     assert found.startswith(f"return_path_strategy of b: {strategy}")
-    assert "a and a2 are both behind wg0, which has no MAC addresses to tell them apart by; " in found
+    assert "a and a2 are both behind wg0, which has no MAC addresses to tell them apart; " in found
     assert found.endswith("use address" if strategy != "auto" else "set return_path_addresses of b")
 
 
@@ -101,8 +102,8 @@ def test_one_proxy_behind_a_tunnel_is_told_by_it():
     variables["b"]["return_path_strategy"] = "auto"
     variables["b"]["ansible_facts"]["default_ipv6"] = {"address": "2001:db8::21"}
     seen = fleet("b", variables=variables)
-    assert about(seen, "b")["strategy"] == "mark"
-    assert about(seen, "b")["reason"].endswith("; one proxy alone is behind wg0")
+    assert describe_strategy(seen, "b")["strategy"] == "mark"
+    assert describe_strategy(seen, "b")["reason"].endswith("; only one proxy is behind wg0")
     assert return_path(seen, "b")["marks"][0]["mac"] is None
 
 
@@ -110,7 +111,7 @@ def test_two_links_between_one_pair_are_refused():
     variables = hostvars(**two_links(11, "a"), **two_links(21, "b"))
     other = {**WEB, "name": "other", "listen": ["0.0.0.0:81"], "backends": [{"host": "b", "address": "198.18.2.21"}]}
     (found,) = errors(return_path, fleet("b", [WEB, other], variables), "b")
-    assert found.startswith("proxy a would reach backend b on two links (198.18.0.21 from 198.18.0.11, and 198.18.2.21")
+    assert found.startswith("proxy a would reach backend b on two links (198.18.0.21 from 198.18.0.11 and 198.18.2.21")
 
 
 OWN = {"a": ["198.18.0.121", "2001:db8::121"], "a2": ["198.18.0.122/24", "2001:db8::122"]}
@@ -153,8 +154,8 @@ def test_replies_of_udp_servers_are_told_by_their_port_where_one_proxy_forwards_
 def test_with_two_proxies_the_server_has_to_know_where_it_was_asked():
     both = by_address([WEB, DNS])
     assert not [rule for rule in return_path(both, "b")["rules"] if "sport" in rule]
-    (note,) = about(both, "b")["notes"]
-    assert note.startswith("UDP port 53 of b is reached through a, a2: a server that listens on all addresses there")
+    (note,) = describe_strategy(both, "b")["notes"]
+    assert note.startswith("UDP port 53 of b is used by a, a2: a server that listens on all addresses there")
 
 
 @pytest.mark.parametrize(("services", "count"), [([WEB], 1), ([WEB, DNS], 1), ([DNS], 0)])
@@ -178,10 +179,10 @@ OFF_LINK = {**ADDRESS, "return_path_addresses": {"a": "10.0.0.9"}}
 MAIN = {**ADDRESS, "return_path_addresses": {"a": "198.18.0.121"}, "ansible_host": "198.18.0.121"}
 REFUSED = [
     ("an unknown strategy", {"return_path_strategy": "tunnel"}, [WEB], "'tunnel' is not a strategy of this version"),
-    ("no addresses", {"return_path_strategy": "address"}, [WEB], "return_path_addresses has none for proxy a"),
-    ("the main address", MAIN, [WEB], "198.18.0.121 cannot be the address for a, because it is the one b uses for all"),
+    ("no addresses", {"return_path_strategy": "address"}, [WEB], "return_path_addresses has no address for proxy a"),
+    ("the main address", MAIN, [WEB], "198.18.0.121 cannot be the address for a, because b uses it for all other"),
     ("an address off the link", OFF_LINK, [WEB], "shares no subnet with backend b (10.0.0.9)"),
-    ("UDP", ACCEPT, [WEB, DNS], "return_path_strategy of b: fwmark_accept is for TCP alone, and service dns is UDP"),
+    ("UDP", ACCEPT, [WEB, DNS], "return_path_strategy of b: fwmark_accept supports TCP only, but service dns is UDP"),
 ]
 
 
@@ -213,18 +214,18 @@ def test_auto_keeps_what_was_applied():
     before = return_path(fleet("b", proxies=TWO), "b")
     variables = hostvars(b={**ADDRESS, "return_path_strategy": "auto"})
     fresh = fleet("b", variables=variables, proxies=TWO)
-    assert about(fresh, "b")["strategy"] == "address"
+    assert describe_strategy(fresh, "b")["strategy"] == "address"
     later = fleet("b", variables=variables, proxies=TWO, known={"return_path": before})
-    assert about(later, "b")["strategy"] == "mark"
+    assert describe_strategy(later, "b")["strategy"] == "mark"
     assert return_path(later, "b", "auto") == before
 
 
 def test_auto_looks_for_a_default_route_in_the_families_that_are_served():
     lacking = facts(21) | {"default_ipv6": {}}
     variables = hostvars(b={"return_path_strategy": "auto", "ansible_facts": lacking})
-    assert about(fleet("b", variables=variables), "b")["strategy"] == "fwmark_accept"
+    assert describe_strategy(fleet("b", variables=variables), "b")["strategy"] == "fwmark_accept"
     only_4 = {**WEB, "listen": ["0.0.0.0:80"]}
-    assert about(fleet("b", [only_4], variables), "b")["strategy"] == "mark"
+    assert describe_strategy(fleet("b", [only_4], variables), "b")["strategy"] == "mark"
 
 
 def test_an_address_that_is_retiring_is_not_where_the_backend_is_met():
@@ -233,4 +234,4 @@ def test_an_address_that_is_retiring_is_not_where_the_backend_is_met():
     found["eth0"]["ipv6"].insert(0, {"address": "2001:db8::9", "prefix": "64", "scope": "global"})
     old = {"addresses": [{"family": "ipv6", "address": "2001:db8::9", "dev": "eth0", "retiring": True}]}
     seen = fleet("b", variables=hostvars(b={"ansible_facts": found}), known={"return_path": old})
-    assert str(seen.meetings("a", "b")[6].backend.address) == "2001:db8::21"
+    assert str(subnets_of_host(seen, "a", "b")[6].backend.address) == "2001:db8::21"

@@ -5,13 +5,17 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import (
-    DerivationError,
     HostAddress,
     host_from_variables,
     parse_address,
 )
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_addresses import owned, placed, read
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_addresses import (
+    applied_addresses,
+    placed,
+    read,
+)
 
 from tests.unit.plugins.plugin_utils.fleet_data import facts
 
@@ -27,12 +31,12 @@ def test_a_text_is_a_list_of_one():
 
 
 REFUSED = [
-    (["198.18.0.121"], f"{WHERE}: expected a proxy's name with its addresses"),
+    (["198.18.0.121"], f"{WHERE}: expected a mapping from a proxy's name to its addresses"),
     ({"z": "198.18.0.121"}, f"{WHERE}: 'z' is not in the group of proxies (a, a2)"),
     ({"a": ["here"]}, f"{WHERE} for a: 'here' is not an IP address"),
-    ({"a": ["127.0.0.1"]}, f"{WHERE} for a: 127.0.0.1 is no address that a proxy could reach it at"),
+    ({"a": ["127.0.0.1"]}, f"{WHERE} for a: 127.0.0.1 is not an address at which a proxy can reach it"),
     ({"a": ["198.18.0.121", "198.18.0.122"]}, f"{WHERE} for a: 198.18.0.121 and 198.18.0.122 are both IPv4"),
-    ({"a": "198.18.0.121", "a2": "198.18.0.121/24"}, f"{WHERE}: 198.18.0.121 is that of a and of a2"),
+    ({"a": "198.18.0.121", "a2": "198.18.0.121/24"}, f"{WHERE}: 198.18.0.121 is given to a and to a2"),
 ]
 
 
@@ -51,8 +55,8 @@ def test_every_fault_is_named():
 
 def test_owned_counts_what_is_retiring():
     addresses = [{"address": "198.18.0.121/24"}, {"address": "2001:db8::121", "retiring": True}]
-    assert {str(one) for one in owned({"addresses": addresses})} == {"198.18.0.121", "2001:db8::121"}
-    assert owned(None) == set()
+    assert {str(one) for one in applied_addresses({"addresses": addresses})} == {"198.18.0.121", "2001:db8::121"}
+    assert applied_addresses(None) == set()
 
 
 def test_an_address_lies_on_the_interface_whose_subnet_it_is_in():

@@ -5,8 +5,12 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_auto import Situation, applied, choose
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_auto import (
+    Situation,
+    applied_strategy,
+    choose,
+)
 
 FACTS = [
     ("one address, a default route", Situation(), "mark"),
@@ -31,7 +35,7 @@ def test_auto(situation, expected):
 @pytest.mark.parametrize("wanted", ["mark", "address", "fwmark_accept"])
 def test_what_is_set_is_taken_whatever_was_applied(wanted):
     choice = choose("b", wanted, Situation(applied="mark"))
-    assert (choice.strategy, choice.reason) == (wanted, "return_path_strategy says so")
+    assert (choice.strategy, choice.reason) == (wanted, "return_path_strategy sets it")
 
 
 def test_auto_refuses_where_none_would_work():
@@ -61,4 +65,4 @@ APPLIED = [
 
 @pytest.mark.parametrize(("document", "expected"), [row[1:] for row in APPLIED], ids=[row[0] for row in APPLIED])
 def test_what_a_document_applies(document, expected):
-    assert applied(document) == expected
+    assert applied_strategy(document) == expected

@@ -51,13 +51,13 @@ def inventory(told, outside=None):
 
 def differs(what):
     return [
-        f"l4proxy_services differs between {what}; both ends derive from one list, so put all services into "
+        f"l4proxy_services differs between {what}; both ends are derived from one list, so put all services into "
         "group_vars/all, each with the `proxies` that serve it, or give each site an inventory of its own"
     ]
 
 
 ONE_LESS = differs('a and c: l4proxy_services[0].backends[1] is "c:8080" on a, and missing on c')
-DEFINE = "; every host needs the whole list, so define what templates in it use for all hosts (group_vars/all)"
+DEFINE = "; every host needs the whole list, so define the variables that it uses for all hosts (group_vars/all)"
 UNDEFINED = "'web_port' is undefined"
 # What hosts of the run have said, what others have in the inventory, and the faults.
 ROWS = [
@@ -101,8 +101,8 @@ ROWS = [
         {"a": ONE},
         {"c": {}},
         [
-            "l4proxy_services is defined on a, but not on c; it belongs in group_vars/all, because both ends derive "
-            "from it"
+            "l4proxy_services is defined on a, but not on c; it belongs in group_vars/all, because both ends are "
+            "derived from it"
         ],
     ),
     ("a host outside of the run whose list cannot be read from here", {"a": ONE}, {"c": Failing("x")}, []),
@@ -111,13 +111,13 @@ ROWS = [
         "a variable that only some have",
         {"a": ONE, "b": Failing(UNDEFINED), "c": Failing(UNDEFINED)},
         {},
-        [f"l4proxy_services cannot be read on b and c: {UNDEFINED}{DEFINE}"],
+        [f"l4proxy_services cannot be evaluated on b and c: {UNDEFINED}{DEFINE}"],
     ),
     (
         "a reason that only the play could tell",
         {"a": ONE, "b": Failing("'hostvars' is undefined")},
         {},
-        [f"l4proxy_services cannot be read on b: a template in it cannot be evaluated{DEFINE}"],
+        [f"l4proxy_services cannot be evaluated on b: a template in it cannot be evaluated{DEFINE}"],
     ),
 ]  # fmt: skip
 

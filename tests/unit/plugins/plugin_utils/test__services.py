@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import DerivationError
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import parse_endpoint, parse_services
 
 INVENTORY = ["a", "b", "c"]
@@ -30,8 +30,8 @@ REFUSED = [
     ([], "l4proxy_services: expected a list of services"),
     ({"name": "web"}, "l4proxy_services: expected a list of services"),
     (["web"], "l4proxy_services[0]: expected a mapping"),
-    ([{**GOOD, "backends": []}], "l4proxy_services[0].backends: a service without backends cannot forward"),
-    ([{"name": "web", "backends": ["b"]}], "l4proxy_services[0].listen: is missing"),
+    ([{**GOOD, "backends": []}], "l4proxy_services[0].backends: at least one backend is required"),
+    ([{"name": "web", "backends": ["b"]}], "l4proxy_services[0].listen: is required"),
     ([{**GOOD, "listen": ["80"]}], "l4proxy_services[0].listen[0]: '80' is not a listen address"),
     ([{**GOOD, "listen": ["0.0.0.0:http"]}], "l4proxy_services[0].listen[0]: 'http' is not a port or a range"),
     ([{**GOOD, "backends": ["x:80"]}], "l4proxy_services[0].backends[0].host: 'x' is not in the inventory"),
@@ -41,9 +41,9 @@ REFUSED = [
         "l4proxy_services[0].backends[0].wieght: is not a known key",
     ),
     ([{**GOOD, "backends": [{"address": "no"}]}], "l4proxy_services[0].backends[0].address: 'no' is not an IP address"),
-    ([GOOD, {**GOOD, "proxies": []}], "l4proxy_services[1].proxies: is empty, so no proxy would serve it"),
+    ([GOOD, {**GOOD, "proxies": []}], "l4proxy_services[1].proxies: is empty, so no proxy would serve the service"),
     ([{**GOOD, "proxies": ["z"]}], "l4proxy_services[0].proxies: 'z' is not in the group of proxies (a)"),
-    ([{**GOOD, "listen": ["0.0.0.0:80", "0.0.0.0:81"]}], "l4proxy_services[0].backends[0].port: is missing"),
+    ([{**GOOD, "listen": ["0.0.0.0:80", "0.0.0.0:81"]}], "l4proxy_services[0].backends[0].port: is required, because"),
 ]
 
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import Unreadable
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import UnreadableVariable
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory, plain
 
 
@@ -42,9 +42,9 @@ HOSTS = Inventory(
     ("key", "reason"), [("whole", "'y' is undefined"), ("inside", "'x' is undefined"), ("scalar", "'z' is undefined")]
 )
 def test_a_template_that_fails_is_named_with_its_host(key, reason):
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(UnreadableVariable) as caught:
         HOSTS["b"].get(key)
-    assert caught.value.errors == [f"{key} of b cannot be read: {reason}"]
+    assert caught.value.errors == [f"{key} of b cannot be evaluated: {reason}"]
 
 
 def test_values_are_plain():
