@@ -145,7 +145,7 @@ def test_a_rule_without_selectors_is_refused(lab, a, selectors):
     rule = {"family": "ipv4", "priority": 1100, "action": "lookup", "table": 20100, **selectors}
     data = local_delivery(lab["b"])
     data["rules"] = [rule]
-    with pytest.raises(errors.DocumentError, match=r"rules\[0\]: would deliver what this host sends"):
+    with pytest.raises(errors.DocumentError, match=r"rules\[0\]: would deliver all packets that this host sends"):
         documents.load(data)
 
 
@@ -168,7 +168,7 @@ def test_the_modules_for_single_objects_refuse_such_a_rule_and_route(lab, a, fir
     if first:
         ensure(lab, a, first)
     before = listing(a)
-    with pytest.raises(errors.Refused, match=r"would deliver what this host sends to the host itself"):
+    with pytest.raises(errors.Refused, match=r"would deliver all packets that this host sends to the host itself"):
         ensure(lab, a, second)
     assert listing(a) == before
     if first:

@@ -2,16 +2,16 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The state document: the one border at which rules, routes, marks, sysctls and addresses are checked.
+"""State documents: the only place where rules, routes, marks, sysctls and addresses are validated.
 
     {"schema": 1, "owner": "return_path", "protocol": 202,
      "rules": [...], "routes": [...], "marks": [...], "sysctls": [...], "addresses": [...], "mark_engine": "auto"}
 
-``mark_engine`` says what holds the marks; ``settle_at`` (seconds since the epoch) is until when all that retires stays,
-see ``retire``.
+``mark_engine`` is what holds the marks. ``settle_at`` (seconds since the epoch) is the time before which no retiring
+object is removed early; see ``reconcile.drain``.
 
-``load`` takes parsed JSON and gives a ``Document`` of normalised objects, or raises ``DocumentError`` with *all*
-errors, each with its path. ``dump`` is its inverse. Which keys an object has is said in ``schema``.
+``load`` takes parsed JSON and returns a ``Document`` of normalised objects, or raises ``DocumentError`` with *all*
+errors, each with its path. ``dump`` is the inverse. ``schema`` has the keys of the objects.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from . import formatting, own_traffic, schema
 from .model import OWNERS, SINGLE_OBJECTS, Address, Mark, Route, Rule, Sysctl
 
 SCHEMA = 1
-# section: (its objects' keys, what is checked of them together, what makes the object)
+# section: (the keys of its objects, the check of all keys together, the constructor)
 SHAPES: dict[str, tuple[schema.Fields, Any, Any]] = {
     "rules": (schema.RULE, schema.check_rule, Rule),
     "routes": (schema.ROUTE, schema.check_route, Route),
@@ -55,7 +55,7 @@ class Document:
 
 
 def load(data: Any) -> Document:
-    """Check and normalise. Raises DocumentError with every error found."""
+    """The document, validated and normalised. Raises DocumentError with every error."""
     if not isinstance(data, dict):
         raise DocumentError([f"the document is a {type(data).__name__}, expected an object with {', '.join(KEYS)}"])
     _refuse_other_schema(data)
@@ -68,7 +68,7 @@ def load(data: Any) -> Document:
     sections = {section: _objects(data, section, errors) for section in SECTIONS}
     for section, values in sections.items():
         errors.extend(_duplicates(section, values))
-    errors.extend(_unbounded(sections["rules"], sections["routes"]))
+    errors.extend(_unbounded_rules(sections["rules"], sections["routes"]))
     errors.extend(_marks_together(sections["marks"]))
     errors.extend(_addresses_together(sections["addresses"]))
     if errors:
@@ -78,31 +78,32 @@ def load(data: Any) -> Document:
 
 
 def _refuse_other_schema(data: dict[str, Any]) -> None:
-    found = data.get("schema")
-    if found != SCHEMA or isinstance(found, bool):
-        newer = isinstance(found, int) and found > SCHEMA
-        remedy = "it is from a newer l4proxy: update this host's l4proxy" if newer else f"expected {SCHEMA}"
-        raise DocumentError([f"schema: {found!r} is not understood here, {remedy}"])
+    number = data.get("schema")
+    if number != SCHEMA or isinstance(number, bool):
+        newer = isinstance(number, int) and number > SCHEMA
+        remedy = "it is from a newer l4proxy: update l4proxy on this host" if newer else f"expected {SCHEMA}"
+        raise DocumentError([f"schema: {number!r} is not supported, {remedy}"])
 
 
 def _owner(data: dict[str, Any], errors: list[str]) -> tuple[str, int]:
-    found: dict[str, Any] = {}
+    """The owner's name and protocol number; "" and 0 for invalid ones."""
+    values: dict[str, Any] = {}
     for name, convert in (("owner", schema.owner), ("protocol", schema.protocol)):
         try:
-            found[name] = convert(data[name])
+            values[name] = convert(data[name])
         except KeyError:
             errors.append(f"{name}: required")
         except ValueError as error:
             errors.append(f"{name}: {error}")
-    owner, protocol = found.get("owner"), found.get("protocol")
+    owner, protocol = values.get("owner"), values.get("protocol")
     if owner and protocol:
         taken = {number: known for known, number in OWNERS.items()}
         if owner in OWNERS and protocol != OWNERS[owner]:
-            errors.append(f"protocol: {protocol} does not go with owner {owner}, expected {OWNERS[owner]}")
+            errors.append(f"protocol: {protocol} is not that of owner {owner}, expected {OWNERS[owner]}")
         elif owner not in OWNERS and protocol in taken:
-            errors.append(f"protocol: {protocol} is that of owner {taken[protocol]}")
+            errors.append(f"protocol: {protocol} belongs to owner {taken[protocol]}")
         elif protocol == SINGLE_OBJECTS:
-            errors.append(f"protocol: {protocol} is that of the modules policy_rule and policy_route")
+            errors.append(f"protocol: {protocol} belongs to the modules policy_rule and policy_route")
     return owner or "", protocol or 0
 
 
@@ -123,7 +124,7 @@ def _settle_at(data: dict[str, Any], errors: list[str]) -> int | None:
 
 
 def _objects(data: dict[str, Any], section: str, errors: list[str]) -> list[Any]:
-    """The objects of one section; a faulty one leaves None in its place, so that the others keep their index."""
+    """The objects of one section; an invalid one becomes None, so that the others keep their index."""
     items = data.get(section, [])
     if not isinstance(items, list):
         errors.append(f"{section}: is a {type(items).__name__}, expected a list")
@@ -132,7 +133,7 @@ def _objects(data: dict[str, Any], section: str, errors: list[str]) -> list[Any]
 
 
 def storable(section: str, value: Any) -> bool:
-    """Whether a document can have an object, which may be one that somebody made under an owner's number."""
+    """Whether a document can contain an object; someone may have added it manually with the owner's protocol number."""
     errors: list[str] = []
     _object(schema.dump(value), section, section, errors)
     return not errors
@@ -159,25 +160,22 @@ def _duplicates(section: str, values: list[Any]) -> list[str]:
         if value is None:
             continue
         if value.key in seen:
-            errors.append(
-                f"{section}[{index}]: is {section}[{seen[value.key]}] once more ({formatting.describe(value)})"
-            )
+            errors.append(f"{section}[{index}]: duplicates {section}[{seen[value.key]}] ({formatting.describe(value)})")
         seen.setdefault(value.key, index)
     return errors
 
 
-def _unbounded(rules: list[Rule | None], routes: list[Route | None]) -> list[str]:
-    """Rules by which the host would deliver to itself what it sends to others."""
+def _unbounded_rules(rules: list[Rule | None], routes: list[Route | None]) -> list[str]:
+    """Errors for rules by which the host would deliver to itself what it sends to others."""
     local = own_traffic.local_tables(route for route in routes if route)
     reasons = ((index, own_traffic.unbounded(rule, local)) for index, rule in enumerate(rules) if rule)
     return [f"rules[{index}]: {reason}" for index, reason in reasons if reason]
 
 
 def _marks_together(marks: list[Mark | None]) -> list[str]:
-    """Conditions between marks: one mask, and a MAC and a name mean one proxy. (One id: see _duplicates.)
+    """Errors for marks that conflict: all share one mask, and a MAC or a name belongs to one proxy. (Ids: _duplicates.)
 
-    A retiring mark may be of a proxy that has another id, or of a host that has another mask now: then name and
-    addresses are there twice.
+    While a mark retires because the id or the mask has changed, two marks may have its name and addresses.
     """
     errors: list[str] = []
     owners: dict[str, int] = {}
@@ -195,16 +193,16 @@ def _marks_together(marks: list[Mark | None]) -> list[str]:
             for value in filter(None, values):
                 if owners.setdefault(f"{field} {value}", index) != index:
                     errors.append(
-                        f"marks[{index}].{field}: {value} is already that of marks[{owners[f'{field} {value}']}]"
+                        f"marks[{index}].{field}: {value} is already used by marks[{owners[f'{field} {value}']}]"
                     )
     return errors
 
 
 def _addresses_together(addresses: list[Address | None]) -> list[str]:
-    """A host has an address once; one that retires may be on the interface that it moves from."""
+    """Errors for addresses listed twice; a retiring one may be on the interface from which the address moves."""
     first: dict[str, int] = {}
     return [
-        f"addresses[{index}].address: {address.address} is already that of addresses[{first[address.address]}]"
+        f"addresses[{index}].address: {address.address} is already used by addresses[{first[address.address]}]"
         for index, address in enumerate(addresses)
         if address and not address.retiring and first.setdefault(address.address, index) != index
     ]

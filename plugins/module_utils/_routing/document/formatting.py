@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Rules, routes, addresses and marks in the words of ``ip rule`` and ``ip route``, for differences, errors and logs."""
+"""Describe rules, routes, addresses and marks in the syntax of ``ip rule`` and ``ip route``, for people."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .model import (
     ip_protocol_name,
 )
 
-# rt_protos(5), for the owners one meets most.
+# The most common ones of rt_protos(5).
 KNOWN_PROTOCOLS = {0: "unspec", 2: "kernel", 3: "boot", 4: "static", 9: "ra", 11: "zebra", 12: "bird", 16: "dhcp"}
 
 
@@ -41,12 +41,12 @@ def owner_name(protocol: int) -> str:
     return f"proto {KNOWN_PROTOCOLS.get(protocol, protocol)}"
 
 
-def _range(found: tuple[int, int]) -> str:
-    return str(found[0]) if found[0] == found[1] else f"{found[0]}-{found[1]}"
+def _range(ports: tuple[int, int]) -> str:
+    return str(ports[0]) if ports[0] == ports[1] else f"{ports[0]}-{ports[1]}"
 
 
 def _host(prefix: str) -> str:
-    """ip(8) leaves out the length of a prefix that is one address."""
+    """The prefix without its length if it is a single address, as ip(8) prints it."""
     return prefix.rsplit("/", 1)[0] if prefix.endswith("/128" if ":" in prefix else "/32") else prefix
 
 
@@ -109,7 +109,7 @@ def mark(value: Mark, engine: str | None = None) -> str:
 
 
 def mark_set(engine: str | None) -> str:
-    """What an engine keeps an owner's marks in."""
+    """What holds an owner's marks."""
     return "the iptables chains of marks" if engine == "iptables" else "the nft table of marks"
 
 
@@ -118,7 +118,7 @@ def sysctl(value: Sysctl) -> str:
 
 
 def describe(value: Rule | Route | Mark | Sysctl | Address) -> str:
-    """One line for any object."""
+    """The object as one line."""
     return WRITERS[type(value)](value)
 
 

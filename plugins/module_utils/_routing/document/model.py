@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a host must have, as values that compare equal exactly when the kernel would say they are the same.
+"""What a host must have, as values that are equal exactly when the kernel treats them as the same.
 
 Everything is normalised on construction: addresses are canonical, prefixes carry their length, ``0.0.0.0/0`` is
 ``default`` (or nothing, as a selector), MACs are lower case, protocols and tables are numbers, a route has its metric.
@@ -19,19 +19,20 @@ from typing import Any
 FAMILIES = ("ipv4", "ipv6")
 # IANA protocol numbers, under the names that ip(8) uses.
 IP_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58}
-# The protocol numbers (owners) of our own documents; see rt_protos(5): none is in use there.
+# The protocol numbers of our own documents; rt_protos(5) uses none of them.
 OWNERS = {"local_delivery": 201, "return_path": 202}
-# Whose objects nobody else may manage: RTPROT_UNSPEC and RTPROT_KERNEL of linux/rtnetlink.h, and ours by document.
-RESERVED_PROTOCOLS = {0: "nobody", 2: "the kernel", **{number: f"owner {name}" for name, number in OWNERS.items()}}
-# Of what the modules policy_rule and policy_route make, one object at a time; no document may have it.
+# Owners whose objects the modules do not manage: RTPROT_UNSPEC, RTPROT_KERNEL (linux/rtnetlink.h), and our documents.
+RESERVED_PROTOCOLS = {0: "objects without an owner", 2: "the kernel"}
+RESERVED_PROTOCOLS |= {number: f"owner {name}" for name, number in OWNERS.items()}
+# Protocol number of objects made by policy_rule and policy_route; documents must not use it.
 SINGLE_OBJECTS = 203
 RULE_ACTIONS = ("lookup", "unreachable", "prohibit", "blackhole")
 ROUTE_TYPES = ("unicast", "local", "unreachable", "prohibit", "blackhole")
 SCOPES = ("global", "link", "host")
-# IP6_RT_PRIO_USER in include/net/ip6_route.h: what the kernel gives an IPv6 route without a metric.
+# The kernel's metric for an IPv6 route without one: IP6_RT_PRIO_USER in include/net/ip6_route.h.
 DEFAULT_METRIC = {"ipv4": 0, "ipv6": 1024}
 MAX_U32 = 0xFFFFFFFF
-# The settings of a kernel module that comes with the first mark: until then they need not exist.
+# Sysctls of conntrack: they may not exist before the first mark loads its kernel module.
 OF_CONNTRACK = "net.netfilter.nf_conntrack_"
 # What can hold marks, best first.
 MARK_ENGINES = ("nftables", "iptables")
@@ -41,23 +42,23 @@ UidRange = tuple[int, int]
 
 
 def family_of(value: str) -> str:
-    """``ipv4`` or ``ipv6`` for an address or a prefix. ValueError when it is neither."""
+    """``ipv4`` or ``ipv6`` for an address or a prefix. ValueError for anything else."""
     return f"ipv{ipaddress.ip_network(value, strict=False).version}"
 
 
 def address(value: str) -> str:
-    """The canonical spelling of an address. ValueError when it is none."""
+    """The canonical form of an address. ValueError for anything else."""
     return str(ipaddress.ip_address(value))
 
 
 def host_address(value: str) -> str:
-    """The canonical address of ``198.18.0.121`` or ``198.18.0.121/24``. ValueError when it is neither."""
+    """The canonical address of ``198.18.0.121`` or ``198.18.0.121/24``. ValueError for anything else."""
     return str(ipaddress.ip_interface(value).ip)
 
 
 @functools.lru_cache(maxsize=4096)
 def prefix(value: str) -> str:
-    """The canonical ``address/length``, or ``default``. ValueError for a prefix with host bits: mostly a typo."""
+    """The canonical ``address/length``, or ``default``. ValueError for a prefix with host bits, usually a typo."""
     if value in ("default", "all"):
         return "default"
     network = ipaddress.ip_network(value)
@@ -66,7 +67,7 @@ def prefix(value: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def network(value: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """A canonical prefix as an object: a host has rules by the thousand, which are looked at again and again."""
+    """A canonical prefix as an object; cached, because a host may have thousands of rules that are compared often."""
     return ipaddress.ip_network(value)
 
 
@@ -81,7 +82,7 @@ def mac(value: str) -> str:
 
 
 def ip_protocol(value: object) -> int:
-    """The number of ``tcp``, ``udp``, ``icmp``, ``ipv6-icmp``, or of a number itself. ValueError otherwise."""
+    """The number for ``tcp``, ``udp``, ``icmp``, ``ipv6-icmp``, or a number. ValueError otherwise."""
     if isinstance(value, str) and value.lower() in IP_PROTOCOLS:
         return IP_PROTOCOLS[value.lower()]
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 255:
@@ -104,16 +105,16 @@ def _selector(value: str | None) -> str | None:
 
 
 def _sortable(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same values, such that None, numbers, tuples and texts compare."""
+    """The same values in a form in which None, numbers, tuples and strings can be compared."""
     return tuple((value is not None, str(type(value)), value if value is not None else 0) for value in values)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A policy rule. ``lookup`` has a table; the other actions end the search: such a rule is a guard.
+    """A policy rule. ``lookup`` needs a table; a rule with another action rejects or drops the packet: it is a guard.
 
-    ``suppress_prefixlength`` N makes a lookup ignore what it found when that is a prefix of N bits or fewer.
-    ``retire_at`` (seconds since the epoch) is when a retiring object goes at the latest; see ``retire``.
+    ``suppress_prefixlength`` N makes a lookup ignore routes with a prefix of N bits or fewer.
+    ``retire_at`` (seconds since the epoch) is when a retiring object is removed at the latest; see ``reconcile.drain``.
     """
 
     family: str
@@ -148,7 +149,7 @@ class Rule:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Which rule it is, whatever it does with the packet."""
+        """What identifies the rule, whatever it does with the packet."""
         return (self.family, self.priority, *self.selectors)
 
     @property
@@ -162,10 +163,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Route:
-    """A route. ``dev`` None means: the kernel finds it by ``via``, and the engine fills it in before it compares.
+    """A route. With ``dev`` None the kernel finds the interface by ``via``; it is filled in before routes are compared.
 
-    ``scope`` is the IPv4 scope (how far the destination is); IPv6 knows only ``global``. ``mtu`` and ``advmss`` are in
-    bytes. ``onlink`` takes ``via`` for a neighbour on ``dev`` although no prefix says so.
+    ``scope`` is the IPv4 scope (how far away the destination is); IPv6 has only ``global``. ``mtu`` and ``advmss`` are
+    in bytes. ``onlink`` treats ``via`` as a neighbour on ``dev`` even if no prefix says so.
     """
 
     family: str
@@ -206,7 +207,7 @@ class Route:
 
 
 def default_scope(family: str, kind: str, via: str | None) -> str:
-    """What ip-route(8) gives a route without one: in IPv4 local ones ``host``, those without next hop ``link``."""
+    """The scope that ip-route(8) chooses: for IPv4 ``host`` for local routes, ``link`` for those without next hop."""
     if family == "ipv6":
         return "global"
     return "host" if kind == "local" else "link" if kind == "unicast" and via is None else "global"
@@ -214,7 +215,7 @@ def default_scope(family: str, kind: str, via: str | None) -> str:
 
 @dataclass(frozen=True)
 class Address:
-    """An address beside the host's own: a /32 or /128 that adds no prefix route and is no source unless asked for."""
+    """An additional address: a /32 or /128 that adds no prefix route and is a source only for sockets bound to it."""
 
     family: str
     address: str
@@ -236,13 +237,12 @@ class Address:
 
 @dataclass(frozen=True)
 class Mark:
-    """Packets get ``id`` under ``mask``: those from ``macs``, or those that come in by ``iif``, or those that go to a
-    ``transparent`` socket of this host. Neither of them means: the MACs are to be found in the neighbour table for
-    ``via``.
+    """Sets ``id`` under ``mask`` on packets from ``macs``, on packets that arrive on ``iif``, or on packets for a
+    ``transparent`` socket of this host. Without any of these, the MACs of ``via`` are looked up in the neighbour table.
 
-    With ``conntrack`` the connection keeps the mark and its replies get it back, the forwarded ones too; without, each
-    incoming packet is marked by itself (always so with ``transparent``). Marked replies must leave by ``via``; ``oif``
-    is the interface that leads there, for an engine that cannot match a next hop.
+    With ``conntrack`` the connection keeps the mark and its replies get it, including forwarded ones; without, each
+    incoming packet is marked individually (always with ``transparent``). Marked replies must leave through ``via``;
+    ``oif`` is the interface that leads there, for an engine that cannot match a next hop.
     """
 
     name: str
@@ -265,7 +265,7 @@ class Mark:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """One id may be there with and without conntrack, while one way of doing it takes over from the other."""
+        """During a change between conntrack and none, both marks of one id exist."""
         return (self.id, self.conntrack)
 
     @property
@@ -274,13 +274,13 @@ class Mark:
 
     @property
     def follows_neighbour(self) -> bool:
-        """Its packets are told by their sender's MAC."""
+        """Whether it matches packets by the MAC of their sender."""
         return self.iif is None and not self.transparent
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What an engine's live objects say: an owner's marks, and whether they are exactly what these marks render to."""
+    """The live marks of an owner, and whether the engine's objects are exactly what these marks render to."""
 
     marks: tuple[Mark, ...] = ()
     sound: bool = True
@@ -289,7 +289,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Sysctl:
-    """A kernel setting: its name in sysctl(8)'s spelling (``net.ipv4.conf.eth0/100.rp_filter``) and its value."""
+    """A sysctl: its name as sysctl(8) spells it (``net.ipv4.conf.eth0/100.rp_filter``) and its value."""
 
     name: str
     value: str
@@ -322,15 +322,15 @@ class Setting:
 
 
 def sysctl_value(value: object) -> str:
-    """The kernel separates several numbers by tabs, people by blanks."""
+    """The value with single blanks: the kernel separates several numbers by tabs, people by blanks."""
     return " ".join(str(value).split())
 
 
 def sysctl_name(name: str) -> str:
     """One spelling for a sysctl: dots separate, and a dot within an interface's name is written ``/`` (sysctl(8)).
 
-    Understood as well: ``net/ipv4/conf/eth0.100/rp_filter``, and the ambiguous ``net.ipv4.conf.eth0.100.rp_filter``.
-    ValueError for anything that is not a name.
+    Accepts ``net/ipv4/conf/eth0.100/rp_filter`` and the ambiguous ``net.ipv4.conf.eth0.100.rp_filter`` as well.
+    ValueError for anything else.
     """
     separator = re.search(r"[./]", name)
     if separator and separator.group() == "/":
@@ -348,10 +348,10 @@ def sysctl_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class KernelObject:
-    """An object of the kernel with its owner. ``value`` is None for one the model cannot say; ``text`` describes it.
+    """A listed object of the kernel, and its owner. ``value`` is None if the model cannot express it; see ``text``.
 
-    Of such a rule ``seen`` is what the model can say: it selects by more than that when ``partly``, and what does not
-    match it when ``inverted`` ("not"). Its action may be ``goto``, with ``table`` as the priority, or ``nop``.
+    ``seen`` is the part of such a rule that the model can express. ``partly``: it has more selectors. ``inverted``
+    ("not"): it selects what does not match. Its action may be ``goto``, with ``table`` as the priority, or ``nop``.
     """
 
     value: Any

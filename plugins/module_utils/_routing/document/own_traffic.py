@@ -2,12 +2,12 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Rules that would take what the host itself sends: such a rule cuts the host off. Pure.
+"""Find rules that would match the host's own traffic and cut it off. Pure.
 
-A table with a local default route delivers every packet that is looked up in it to this host. What a host sends is
-looked up as well, with ``lo`` as the incoming interface; so is, by the reverse path filter, what it receives. A rule
-for such a table is safe when it asks for a mark, for the interface that a packet came in by, or for a source that is
-no address of this host.
+A table with a local default route delivers every packet that is looked up in it to this host. Packets that the host
+sends are looked up as well, with ``lo`` as the incoming interface; so are, by the reverse path filter, packets that it
+receives. A rule for such a table is safe if it selects by a mark, by the interface that a packet arrived on, or by a
+source that is not an address of this host.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import NamedTuple
 from . import formatting
 from .model import Route, Rule, network
 
-# A prefix with fewer bits than this is no bound: 0.0.0.0/1 and 128.0.0.0/1 together are every address.
+# A prefix with fewer bits is no restriction: 0.0.0.0/1 and 128.0.0.0/1 together are every address.
 FEWEST_BITS = {"ipv4": 8, "ipv6": 16}
-# What a socket that is not bound yet has for a source.
+# The source address of a socket that is not bound yet.
 UNBOUND = {"ipv4": ipaddress.ip_address("0.0.0.0"), "ipv6": ipaddress.ip_address("::")}
-BOUND_IT = "give it src (a backend's address) or fwmark"
+REMEDY = "add src (a backend's address) or fwmark"
 
 # (family, table): the prefix lengths of its local routes that are as wide as a default route
 Local = Mapping[tuple[str, int], tuple[int, ...]]
@@ -37,13 +37,13 @@ class OwnSource(NamedTuple):
 
 
 def local_tables(routes: Iterable[Route]) -> Local:
-    """The tables that deliver to this host whatever is looked up in them."""
-    found: dict[tuple[str, int], tuple[int, ...]] = {}
+    """The tables that deliver every packet that is looked up in them to this host."""
+    tables: dict[tuple[str, int], tuple[int, ...]] = {}
     for route in routes:
         length = _length(route.dst)
         if route.type == "local" and length < FEWEST_BITS[route.family]:
-            found[route.family, route.table] = (*found.get((route.family, route.table), ()), length)
-    return found
+            tables[route.family, route.table] = (*tables.get((route.family, route.table), ()), length)
+    return tables
 
 
 def _length(prefix: str | None) -> int:
@@ -51,7 +51,7 @@ def _length(prefix: str | None) -> int:
 
 
 def delivers(rule: Rule, local: Local) -> bool:
-    """Whether the packets that a rule takes are delivered to this host, whatever their destination."""
+    """Whether the packets that a rule matches are delivered to this host, whatever their destination."""
     if rule.action != "lookup" or rule.table is None:
         return False
     ignored = -1 if rule.suppress_prefixlength is None else rule.suppress_prefixlength
@@ -59,7 +59,7 @@ def delivers(rule: Rule, local: Local) -> bool:
 
 
 def unbounded(rule: Rule, local: Local) -> str | None:
-    """Why a rule takes more than packets of the path, whatever addresses this host has; None when it does not."""
+    """Why a rule matches too much, whatever addresses this host has; None if it does not."""
     if not delivers(rule, local) or rule.fwmark or _is_narrow(rule.dst, rule.family):
         return None
     table = f"table {rule.table} has a local default route"
@@ -67,12 +67,12 @@ def unbounded(rule: Rule, local: Local) -> str | None:
         if rule.src or rule.ip_proto or rule.dst:
             return None
         return (
-            f"would take every packet that comes in by {rule.iif} ({table}), and this host would answer ARP there for "
-            "every address; give it src (a backend's address), ip_proto or fwmark"
+            f"would match every packet that arrives on {rule.iif} ({table}), and this host would answer ARP there for "
+            "every address; add src (a backend's address), ip_proto or fwmark"
         )
     if _is_narrow(rule.src, rule.family) and UNBOUND[rule.family] not in network(rule.src):
         return None
-    return f"would deliver what this host sends to the host itself ({table}) and cut it off; {BOUND_IT}"
+    return f"would deliver all packets that this host sends to the host itself ({table}) and cut it off; {REMEDY}"
 
 
 def _is_narrow(prefix: str | None, family: str) -> bool:
@@ -80,56 +80,56 @@ def _is_narrow(prefix: str | None, family: str) -> bool:
 
 
 def from_own(rules: Iterable[Rule], local: Local, own: Collection[str]) -> list[OwnSource]:
-    """The rules that deliver what comes from an address of this host (``own``) to the host itself."""
-    found = []
+    """The rules that deliver packets from an address of this host (``own``) to the host itself."""
+    taking = []
     for rule in rules:
         if rule.src and delivers(rule, local) and not _is_of_a_transparent_socket(rule):
             source = network(rule.src)
             address = _held(source, own)
-            # A prefix may have this host among others; then it matters whether what the host sends is meant as well.
+            # A wider prefix may contain this host among others; then only a rule for packets that it sends does harm.
             if address and (source.num_addresses == 1 or rule.iif in (None, "lo")):
-                found.append(OwnSource(rule, address))
-    return found
+                taking.append(OwnSource(rule, address))
+    return taking
 
 
 def _held(source: ipaddress.IPv4Network | ipaddress.IPv6Network, own: Collection[str]) -> str | None:
-    """An address of this host within a prefix."""
+    """An address of this host within a prefix, None if there is none."""
     if source.num_addresses == 1:
         address = source.network_address
         return str(address) if address.is_loopback or str(address) in own else None
-    addresses = (ipaddress.ip_address(one) for one in own)
-    return next((str(one) for one in addresses if one.version == source.version and one in source), None)
+    addresses = (ipaddress.ip_address(text) for text in own)
+    return next((str(each) for each in addresses if each.version == source.version and each in source), None)
 
 
 def _is_of_a_transparent_socket(rule: Rule) -> bool:
-    """The one bound that is narrow enough: what the host sends, of one protocol and port, with a mark."""
+    """Whether the rule is narrow enough for an own source: sent packets of one protocol and port, with a mark."""
     return bool(rule.iif == "lo" and rule.fwmark and rule.ip_proto and (rule.sport or rule.dport))
 
 
-def by_address(found: Iterable[OwnSource]) -> list[tuple[str, list[Rule]]]:
+def by_address(own_sources: Iterable[OwnSource]) -> list[tuple[str, list[Rule]]]:
     """The addresses, each with its rules."""
     rules: dict[str, list[Rule]] = {}
-    for one in found:
-        rules.setdefault(one.address, []).append(one.rule)
+    for each in own_sources:
+        rules.setdefault(each.address, []).append(each.rule)
     return list(rules.items())
 
 
-def sentences(found: Iterable[OwnSource]) -> list[str]:
-    """What is wrong with them and what to do, a sentence an address."""
-    return [_sentence(address, rules) for address, rules in by_address(found)]
+def sentences(own_sources: Iterable[OwnSource]) -> list[str]:
+    """What is wrong and what to do, a sentence for each address."""
+    return [_sentence(address, rules) for address, rules in by_address(own_sources)]
 
 
 def _sentence(address: str, rules: list[Rule]) -> str:
     more = f" and {len(rules) - 1} more" if len(rules) > 1 else ""
     sent = any(rule.iif in (None, "lo") for rule in rules)
-    harm = "would deliver to the host what it sends from there, and cut it off" if sent else "can take no reply"
+    harm = "would deliver packets sent from it to the host itself and cut it off" if sent else "cannot match any reply"
     return (
-        f"{address} is an address of this host itself, so `{formatting.rule(rules[0])}`{more} {harm}; take {address} "
-        "out of the backends of this proxy, or off this host"
+        f"{address} is an address of this host itself, so `{formatting.rule(rules[0])}`{more} {harm}; remove "
+        f"{address} from the backends of this proxy, or from this host"
     )
 
 
 def all_unbounded(rules: Iterable[Rule], local: Local) -> list[tuple[Rule, str]]:
-    """The rules that are not bounded, with the reason."""
-    found = ((rule, unbounded(rule, local)) for rule in rules)
-    return [(rule, reason) for rule, reason in found if reason]
+    """The rules that match too much, each with the reason."""
+    reasons = ((rule, unbounded(rule, local)) for rule in rules)
+    return [(rule, reason) for rule, reason in reasons if reason]

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The keys of the objects in a state document: how each is read, checked and written."""
+"""The schema of state documents: the keys of each kind of object, and how they are read, checked and written."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Problems = list[tuple[str, str]]
 # name: (convert, required)
 Fields = dict[str, tuple[Callable[[Any], Any], bool]]
 
-# Main is at 32766 and local at 0 (ip-rule(8)); a rule outside of that range would shadow one or never be asked.
+# Local is at 0 and main at 32766 (ip-rule(8)); a rule outside of that range would shadow one or never be reached.
 PRIORITIES = (1, 32765)
 # linux/rtnetlink.h: up to 192 belong to the kernel and to routing daemons.
 PROTOCOLS = (193, 255)
 RESERVED_TABLES = {0: "unspec", 253: "default", 254: "main", 255: "local"}
-# IFNAMSIZ is 16 with the terminating zero; the kernel refuses blanks and slashes (dev_valid_name).
+# IFNAMSIZ is 16 including the terminating zero; the kernel refuses blanks and slashes (dev_valid_name).
 LINK_NAME = re.compile(r"[^\s/:]{1,15}")
 
 
 def number(low: int, high: int, what: str) -> Callable[[Any], int]:
-    """An integer in a range; a text of digits is accepted, since templates produce it."""
+    """A reader of integers in a range; it accepts a string of digits, because templates produce strings."""
 
     def read(value: Any) -> int:
         if isinstance(value, str) and re.fullmatch(r"0x[0-9a-fA-F]+|[0-9]+", value):
@@ -78,7 +78,7 @@ def boolean(value: Any) -> bool:
 def _string(normalise: Callable[[str], str]) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if not isinstance(value, str):
-            raise ValueError(f"{value!r} is not a text")
+            raise ValueError(f"{value!r} is not a string")
         return normalise(value)
 
     return read
@@ -93,7 +93,7 @@ def link(value: Any) -> str:
 def table(value: Any) -> int:
     found = number(1, MAX_U32, "a routing table")(value)
     if found in RESERVED_TABLES:
-        raise ValueError(f"{found} is the table {RESERVED_TABLES[found]}, which is never ours")
+        raise ValueError(f"{found} is the reserved table {RESERVED_TABLES[found]}; choose another")
     return found
 
 
@@ -112,7 +112,7 @@ def _range(low: int, high: int, what: str, many: str) -> Callable[[Any], tuple[i
 
 
 ports = _range(1, 65535, "a port", "ports")
-# 2**32-1 is "no user" (uid_valid in linux/uidgid.h).
+# 2**32-1 means "no user" (uid_valid in linux/uidgid.h).
 users = _range(0, MAX_U32 - 1, "a user's number", "users")
 
 
@@ -124,7 +124,7 @@ def addresses(value: Any) -> tuple[str, ...]:
 
 def sysctl_value(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ValueError(f"{value!r} is not a number or a text")
+        raise ValueError(f"{value!r} is not a number or a string")
     return model.sysctl_value(value)
 
 
@@ -173,7 +173,7 @@ ROUTE: Fields = {
     **_COMMON,
 }
 MARK: Fields = {
-    # The name becomes an nft comment, which ends at 128 bytes.
+    # The name becomes an nft comment, which has at most 128 bytes.
     "name": (
         _text(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}", "a mark's name: letters, digits, '.', ':', '_', '-', up to 100"),
         True,
@@ -181,7 +181,7 @@ MARK: Fields = {
     "id": (number(1, MAX_U32, "a mark"), True),
     "mask": (number(1, MAX_U32, "a mask"), True),
     "mac": (_string(model.mac), False),
-    # Both engines take other characters for wildcards or quotes.
+    # Both engines treat other characters as wildcards or quotes.
     "iif": (_text(r"[A-Za-z0-9_.-]{1,15}", "the name of a network interface: letters, digits, '.', '_', '-'"), False),
     "transparent": (boolean, False),
     "via": (addresses, False),
@@ -190,7 +190,7 @@ MARK: Fields = {
 }
 ADDRESS: Fields = {
     "family": (one_of(FAMILIES), True),
-    # A length is what people write with an address; the engine's is always /32 or /128.
+    # People often add a prefix length; ours is always /32 or /128.
     "address": (_string(model.host_address), True),
     "dev": (link, True),
     **_COMMON,
@@ -199,7 +199,7 @@ SYSCTL: Fields = {"name": (_string(model.sysctl_name), True), "value": (sysctl_v
 
 
 def convert(item: Any, fields: Fields) -> tuple[dict[str, Any], Problems]:
-    """An object's values by name, and what is wrong with them. A key with null counts as left out."""
+    """The values of an object by name, and its errors. A key that is null counts as absent."""
     if not isinstance(item, dict):
         return {}, [("", f"is a {type(item).__name__}, expected an object with {', '.join(fields)}")]
     wrong: Problems = [
@@ -227,7 +227,7 @@ def _one_family(values: dict[str, Any], names: tuple[str, ...]) -> Problems:
 
 
 def check_rule(values: dict[str, Any]) -> Problems:
-    """What a rule's keys must be together."""
+    """Errors in the combination of a rule's keys."""
     wrong = _one_family(values, ("src", "dst"))
     if values["action"] == "lookup" and "table" not in values:
         wrong.append(("table", "required with action lookup"))
@@ -247,7 +247,7 @@ def check_rule(values: dict[str, Any]) -> Problems:
         wrong.append(("suppress_prefixlength", f"{values['suppress_prefixlength']} is longer than any ipv4 prefix"))
     selectors = {values.get(name, "default") for name in RULE if name not in NO_SELECTORS}
     if selectors == {"default"} and "suppress_prefixlength" not in values:
-        wrong.append(("", "has no selector and would catch every packet of the host"))
+        wrong.append(("", "has no selector and would match every packet of the host"))
     return wrong + check_retiring(values)
 
 
@@ -259,7 +259,7 @@ def check_retiring(values: dict[str, Any]) -> Problems:
 
 
 def check_route(values: dict[str, Any]) -> Problems:
-    """What a route's keys must be together."""
+    """Errors in the combination of a route's keys."""
     wrong = _one_family(values, ("dst", "via", "src"))
     kind = values.get("type", "unicast")
     if kind == "unicast" and not {"via", "dev"} & set(values):
@@ -286,21 +286,23 @@ def _check_route_numbers(values: dict[str, Any]) -> Problems:
 
 
 def check_address(values: dict[str, Any]) -> Problems:
-    """What an address's keys must be together."""
+    """Errors in the combination of an address's keys."""
     wrong = _one_family(values, ("address",))
     found = ipaddress.ip_address(values["address"])
     if found.is_loopback or found.is_multicast or found.is_unspecified or found.is_link_local:
-        wrong.append(("address", f"{found} cannot be given to a host as an address of its own"))
+        wrong.append(("address", f"{found} cannot be assigned to a host"))
     return wrong + check_retiring(values)
 
 
 def check_mark(values: dict[str, Any]) -> Problems:
-    """What a mark's keys must be together."""
+    """Errors in the combination of a mark's keys."""
     wrong = _inside("id", values["id"], values["mask"])
     matches = [name for name in ("mac", "iif", "transparent") if values.get(name)]
     if len(matches) > 1:
-        wrong.append((matches[1], f"has no meaning beside {matches[0]}; a mark goes by one of mac, iif, transparent"))
-    # One that retires has given its MAC to the mark that follows it.
+        wrong.append(
+            (matches[1], f"cannot be combined with {matches[0]}; a mark matches by one of mac, iif, transparent")
+        )
+    # A retiring mark has passed its MAC on to the mark that replaces it.
     if not matches and "via" not in values and not values.get("retiring"):
         wrong.append(("via", "required, unless mac, iif or transparent says which packets are marked"))
     if values.get("transparent"):
@@ -319,7 +321,7 @@ def make_mark(mac: Any = None, **values: Any) -> Mark:
 
 
 def dump(value: Rule | Route | Mark | Sysctl | Address) -> dict[str, Any]:
-    """An object as JSON data; what it does not use is left out, except where null says something (dev, mac)."""
+    """An object as JSON data; unused keys are omitted, except where null has a meaning (dev, mac)."""
     fields, finish = DUMPS[type(value)]
     data = {name: getattr(value, name) for name in fields if name not in _COMMON and hasattr(value, name)}
     data = finish(value, {name: part for name, part in data.items() if part is not None})

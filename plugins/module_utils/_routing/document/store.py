@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The directory of state documents, one file an owner: what the keeper applies at boot."""
+"""The directory of state documents, one file for each owner. The keeper applies them at boot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODE = 0o644
 
 @dataclass(frozen=True)
 class Stored:
-    """A file of the directory: its document, or what is wrong with it."""
+    """A file of the directory: its document, or its errors."""
 
     path: str
     document: Document | None = None
@@ -32,7 +32,7 @@ def path_of(directory: str, owner: str) -> str:
 
 
 def content_of(document: Document) -> str:
-    """The file's text: the same document always gives the same bytes."""
+    """The text of the file; the same for equal documents."""
     return json.dumps(documents.dump(document), indent=2) + "\n"
 
 
@@ -45,21 +45,21 @@ def load(path: str) -> Document:
             raise DocumentError([f"is not JSON: {error}"]) from error
     document = documents.load(data)
     if os.path.basename(path) != f"{document.owner}.json":
-        raise DocumentError([f"owner: {document.owner}'s document belongs into {document.owner}.json"])
+        raise DocumentError([f"owner: the document of owner {document.owner} must be named {document.owner}.json"])
     return document
 
 
 def load_all(directory: str) -> list[Stored]:
-    """Every ``*.json`` of the directory in the order of names; a faulty one does not hide the others.
+    """Every ``*.json`` of the directory, in the order of names. An invalid file does not hide the others.
 
-    Two documents with one protocol number would purge each other: both are faulty.
+    Two documents with the same protocol number would purge each other's objects, so both are invalid.
     """
     try:
         names = sorted(name for name in os.listdir(directory) if name.endswith(".json") and not name.startswith("."))
     except FileNotFoundError:
         return []
-    found = [_load(os.path.join(directory, name)) for name in names]
-    return [_without_twin(stored, found) for stored in found]
+    files = [_load(os.path.join(directory, name)) for name in names]
+    return [_with_unique_protocol(stored, files) for stored in files]
 
 
 def _load(path: str) -> Stored:
@@ -71,13 +71,13 @@ def _load(path: str) -> Stored:
         return Stored(path, None, (f"cannot be read: {error}",))
 
 
-def _without_twin(stored: Stored, others: list[Stored]) -> Stored:
+def _with_unique_protocol(stored: Stored, others: list[Stored]) -> Stored:
     if stored.document is None:
         return stored
     number = stored.document.protocol
     for other in others:
         if other is not stored and other.document and other.document.protocol == number:
             return Stored(
-                stored.path, None, (f"protocol: {number} is that of {other.path} too; each owner has its own",)
+                stored.path, None, (f"protocol: {number} is also used by {other.path}; each owner needs its own",)
             )
     return stored

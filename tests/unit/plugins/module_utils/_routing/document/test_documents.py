@@ -127,7 +127,7 @@ def test_a_mark_of_each_kind_is_kept(mark):
 @pytest.mark.parametrize("twice", [{"iif": "eth1"}, {"transparent": True}])
 def test_what_one_mark_matches_no_other_may(twice):
     data = changed("marks", [{"name": f"m{one}", "id": one, "mask": 255, **twice} for one in (1, 2)])
-    with pytest.raises(DocumentError, match=rf"marks\[1\].{next(iter(twice))}: .* is already that of marks\[0\]"):
+    with pytest.raises(DocumentError, match=rf"marks\[1\].{next(iter(twice))}: .* is already used by marks\[0\]"):
         documents.load(data)
 
 
@@ -144,14 +144,14 @@ ONE_ERROR = [
     ("owner", "Return-Path", "owner: 'Return-Path' is not an owner"),
     ("owner", ..., "owner: required"),
     ("protocol", 2, "protocol: 2 is not a protocol number for an owner (193-255)"),
-    ("protocol", 201, "protocol: 201 does not go with owner return_path, expected 202"),
-    ("owner", "mine", "protocol: 202 is that of owner return_path"),
+    ("protocol", 201, "protocol: 201 is not that of owner return_path, expected 202"),
+    ("owner", "mine", "protocol: 202 belongs to owner return_path"),
     ("extra", 1, "extra: unknown key"),
     ("rules", {}, "rules: is a dict, expected a list"),
     ("rules.0", "x", "rules[0]: is a str, expected an object"),
     ("rules.0.tabel", 1, "rules[0].tabel: unknown key"),
     ("rules.0.table", ..., "rules[0].table: required with action lookup"),
-    ("rules.0.table", 254, "rules[0].table: 254 is the table main, which is never ours"),
+    ("rules.0.table", 254, "rules[0].table: 254 is the reserved table main"),
     ("rules.0.table", True, "rules[0].table: True is not a routing table"),
     ("rules.0.priority", 32766, "rules[0].priority: 32766 is not a rule priority between local and main (1-32765)"),
     ("rules.0.priority", 0, "rules[0].priority: 0 is not a rule priority"),
@@ -163,7 +163,7 @@ ONE_ERROR = [
     ("rules.0", {**GOOD["rules"][0], "fwmark": None, "iif": "lo"}, "rules[0].fwmask: needs fwmark"),
     ("rules.0.src", "2001:db8::21", "rules[0].src: 2001:db8::21/128 is not ipv4"),
     ("rules.0.src", "198.18.0.21/24", "rules[0].src: 198.18.0.21/24 has host bits set"),
-    ("rules.0.src", 7, "rules[0].src: 7 is not a text"),
+    ("rules.0.src", 7, "rules[0].src: 7 is not a string"),
     ("rules.0.ip_proto", "ipv6-icmp", "rules[0].ip_proto: ipv6-icmp never occurs in ipv4"),
     ("rules.0.ip_proto", "sctp!", "rules[0].ip_proto: 'sctp!' is not an IP protocol"),
     ("rules.0.sport", 53, "rules[0].ip_proto: sport and dport need tcp or udp"),
@@ -173,7 +173,7 @@ ONE_ERROR = [
     ("rules.0.retiring", "yes", "rules[0].retiring: 'yes' is not true or false"),
     ("rules.1.table", 20111, "rules[1].table: has no meaning with action unreachable"),
     ("rules.+", {"family": "ipv4", "priority": 9, "action": "lookup", "table": 9}, "rules[2]: has no selector"),
-    ("rules.+", {**GOOD["rules"][0], "table": 9}, "rules[2]: is rules[0] once more"),
+    ("rules.+", {**GOOD["rules"][0], "table": 9}, "rules[2]: duplicates rules[0]"),
     ("rules.0.fwmask", 0, "rules[0].fwmask: 0 is not a mask"),
     ("rules.0.fwmark", 0, "rules[0].fwmark: 0 is not a mark"),
     ("routes.0.via", "2001:db8::11", "routes[0].via: 2001:db8::11 is not ipv4"),
@@ -182,14 +182,14 @@ ONE_ERROR = [
     ("routes.0.dst", ..., "routes[0].dst: required"),
     ("routes.0.type", "multicast", "routes[0].type: 'multicast' is not one of unicast"),
     ("routes.0.type", "local", "routes[0].via: has no meaning with type local"),
-    ("routes.+", GOOD["routes"][0], "routes[1]: is routes[0] once more"),
+    ("routes.+", GOOD["routes"][0], "routes[1]: duplicates routes[0]"),
     ("routes.+", {"family": "ipv6", "table": 9, "dst": "default", "via": "fe80::1"}, "routes[1].dev: required with a"),
     (
         "routes.+",
         {"family": "ipv6", "table": 9, "dst": "default", "dev": "lo", "metric": 0},
         "routes[1].metric: the ke",
     ),
-    ("protocol", 203, "protocol: 203 does not go with owner return_path"),
+    ("protocol", 203, "protocol: 203 is not that of owner return_path"),
     ("rules.0.uid_range", "9-5", "rules[0].uid_range: '9-5' is an empty range of users"),
     ("rules.0.uid_range", "root", "rules[0].uid_range: 'root' is not a user's number"),
     ("rules.0.oif", "a b", "rules[0].oif: 'a b' is not the name of a network interface"),
@@ -205,34 +205,38 @@ ONE_ERROR = [
     ("routes.0.onlink", True, "routes[0].onlink: needs via and dev"),
     ("routes.+", {**ROUTE6, "type": "local", "mtu": 1400}, "routes[1].mtu: has no meaning with type local"),
     ("addresses", [{**ADDRESS, "address": "2001:db8::1"}], "addresses[0].address: 2001:db8::1 is not ipv4"),
-    ("addresses", [{**ADDRESS, "address": "127.0.0.5"}], "addresses[0].address: 127.0.0.5 cannot be given to a host"),
+    (
+        "addresses",
+        [{**ADDRESS, "address": "127.0.0.5"}],
+        "addresses[0].address: 127.0.0.5 cannot be assigned",
+    ),
     ("addresses", [{**ADDRESS, "address": "b"}], "addresses[0].address: 'b' does not appear to be"),
     ("addresses", [{"family": "ipv4", "address": "198.18.0.121"}], "addresses[0].dev: required"),
     (
         "addresses",
         [ADDRESS, {**ADDRESS, "address": "198.18.0.121", "dev": "b"}],
-        "addresses[1].address: 198.18.0.121 is already that of addresses[0]",
+        "addresses[1].address: 198.18.0.121 is already used by addresses[0]",
     ),
     ("marks.0.id", 0x10B, "marks[0].id: 0x10b has bits outside its mask 0xff"),
     ("marks.0.id", 0, "marks[0].id: 0 is not a mark"),
-    ("marks.0.id", 12, "marks[1]: is marks[0] once more"),
+    ("marks.0.id", 12, "marks[1]: duplicates marks[0]"),
     ("marks.1", {**A3, "mask": 0xFFF}, "marks[1].mask: 0xfff differs from 0xff; all marks share one mask"),
     ("marks.0.mac", "02:00:00:00:00", "marks[0].mac: '02:00:00:00:00' is not a MAC address"),
-    ("marks.0.mac", "02:00:00:00:00:12", "marks[1].mac: 02:00:00:00:00:12 is already that of marks[0]"),
-    ("marks.+", {**A3, "name": "a"}, "marks[2].name: a is already that of marks[0]"),
+    ("marks.0.mac", "02:00:00:00:00:12", "marks[1].mac: 02:00:00:00:00:12 is already used by marks[0]"),
+    ("marks.+", {**A3, "name": "a"}, "marks[2].name: a is already used by marks[0]"),
     ("marks.0.name", "a b", "marks[0].name: 'a b' is not a mark's name"),
-    ("marks.+", {**A3, "via": ["198.18.0.11"]}, "marks[2].via: 198.18.0.11 is already that of marks[0]"),
+    ("marks.+", {**A3, "via": ["198.18.0.11"]}, "marks[2].via: 198.18.0.11 is already used by marks[0]"),
     ("marks.0.via", [], "marks[0].via: [] is not a list of the proxy's addresses"),
     ("marks.0.via", ..., "marks[0].via: required"),
     ("marks.0.iif", "eth*", "marks[0].iif: 'eth*' is not the name of a network interface"),
-    ("marks.1.iif", "eth0", "marks[1].iif: has no meaning beside mac"),
+    ("marks.1.iif", "eth0", "marks[1].iif: cannot be combined with mac"),
     ("marks.0.transparent", True, "marks[0].via: has no meaning with transparent"),
     ("marks.+", {**SOCKETS, "conntrack": True}, "marks[2].conntrack: has no meaning with transparent"),
     ("marks.0.conntrack", "no", "marks[0].conntrack: 'no' is not true or false"),
     ("mark_engine", "ipset", "mark_engine: 'ipset' is not one of auto, nftables, iptables"),
     ("sysctls.0.name", "../x", "sysctls[0].name: '../x' is not the name of a sysctl"),
-    ("sysctls.0.value", True, "sysctls[0].value: True is not a number or a text"),
-    ("sysctls.+", {"name": "net/ipv4/conf/all/accept_redirects", "value": 1}, "sysctls[1]: is sysctls[0] once more"),
+    ("sysctls.0.value", True, "sysctls[0].value: True is not a number or a string"),
+    ("sysctls.+", {"name": "net/ipv4/conf/all/accept_redirects", "value": 1}, "sysctls[1]: duplicates sysctls[0]"),
 ]
 
 
@@ -244,10 +248,10 @@ def test_one_error(path, value, expected):
 
 
 @pytest.mark.parametrize(("schema", "expected"), [
-    (2, "schema: 2 is not understood here, it is from a newer l4proxy: update this host's l4proxy"),
-    (0, "schema: 0 is not understood here, expected 1"),
-    (True, "schema: True is not understood here, expected 1"),
-    (None, "schema: None is not understood here, expected 1"),
+    (2, "schema: 2 is not supported, it is from a newer l4proxy: update l4proxy on this host"),
+    (0, "schema: 0 is not supported, expected 1"),
+    (True, "schema: True is not supported, expected 1"),
+    (None, "schema: None is not supported, expected 1"),
 ])  # fmt: skip
 def test_another_schema(schema, expected):
     # Nothing else is said: a newer schema may well know other keys.
@@ -277,4 +281,4 @@ def test_numbers_that_templates_made_texts():
 
 def test_the_number_of_single_objects_is_no_owners():
     data = {**GOOD, "owner": "mine", "protocol": 203}
-    assert errors_of(data) == ["protocol: 203 is that of the modules policy_rule and policy_route"]
+    assert errors_of(data) == ["protocol: 203 belongs to the modules policy_rule and policy_route"]

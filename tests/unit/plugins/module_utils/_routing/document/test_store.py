@@ -37,7 +37,7 @@ def test_no_directory_means_no_documents(tmp_path):
 FAULTS = [
     ("mine.json", "{", "is not JSON"),
     ("mine.json", {**MINE, "protocol": 1}, "protocol: 1 is not"),
-    ("other.json", MINE, "owner: mine's document belongs into mine.json"),
+    ("other.json", MINE, "owner: the document of owner mine must be named mine.json"),
 ]
 
 

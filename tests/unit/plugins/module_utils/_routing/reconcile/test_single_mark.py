@@ -66,7 +66,7 @@ UNREADABLE = [
     ({"mac": None}, "mac: required, or iif, or transparent"),
     ({"mac": None, "transparent": False}, "mac: required, or iif, or transparent"),
     ({"mac": None, "iif": "eth+"}, "iif: 'eth+' is not the name of a network interface"),
-    ({"iif": "eth0"}, "iif: has no meaning beside mac"),
+    ({"iif": "eth0"}, "iif: cannot be combined with mac"),
     ({"mac": None, "transparent": True}, "via: has no meaning with transparent"),
     ({"via": ["b"]}, "via: 'b' does not appear to be an IPv4 or IPv6 address"),
     ({"name": "a b"}, "name: 'a b' is not a mark's name"),

@@ -31,7 +31,7 @@ PROBLEMS = [
     (
         with_rules(PROXY, foreign_rule(priority=9, ip_proto=6, table=20100)),
         "fail own_traffic",
-        "`ip rule 9: from all ipproto tcp lookup 20100` would deliver what this host sends to the host itself",
+        "`ip rule 9: from all ipproto tcp lookup 20100` would deliver all packets that this host sends",
     ),
     (
         backend(routes=(*BACKEND.routes, foreign_route(table=20111, via="198.18.0.1", metric=5))),
