@@ -62,7 +62,11 @@ NUMBER = "{{ groups.all.index(inventory_hostname) + 1 }}"
 ELSEWHERE = ["--extra-vars", json.dumps({"l4proxy_address": [f"10.9.{NUMBER}.9/24", f"2001:db8:9:{NUMBER}::9/64"]})]
 
 REFUSED = [
-    ("no backends", services({**WEB, "backends": []}), "l4proxy_services[0].backends: a service without backends"),
+    (
+        "no backends",
+        services({**WEB, "backends": []}),
+        "l4proxy_services[0].backends: at least one backend is required",
+    ),
     ("a port out of range", services({**WEB, "backends": ["b:70000"]}), "l4proxy_services[0].backends[0].port: 70000"),
     ("a family without any backend", services({**WEB, "backends": ["192.0.2.1:80"]}), "l4proxy_services[0].listen[1]"),
     ("one listen address twice", services(WEB, {**WEB, "name": "other"}), "l4proxy_services[1].listen[0]: 0.0.0.0:80"),
@@ -73,7 +77,7 @@ REFUSED = [
     (
         "a backend that no service names",
         services({**WEB, "backends": ["b:80"]}),
-        "c is in the group backends, but in no",
+        "c is in the group backends, but no service",
     ),
     ("nothing defined", ["--extra-vars", '{"l4proxy_services": null}'], "l4proxy_services is not defined on this host"),
 ]
