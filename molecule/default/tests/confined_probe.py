@@ -54,8 +54,8 @@ def pipes(archive):
     sys.path.insert(0, os.path.realpath(archive))
     from l4proxy._forwarder.tcp import splice
 
-    most = splice.bound(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    pool = splice.Pool(most)
+    most = splice.most_pipes(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    pool = splice.PipePool(most)
     taken = sum(pipe.size for pipe in iter(pool.take, None)) // splice.PIPE_SIZE
     if taken < most:
         raise OSError(errno.EPERM, f"{taken} of {most}")
