@@ -1,9 +1,9 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For every test: hypothesis does not take a busy machine for a slow strategy.
+"""Settings of hypothesis for all tests: no deadlines, because the machine may be busy.
 
-What decides whether we ship (tests/run.sh) is asked with the same examples every time; a run by hand makes up new ones.
+`make test` (tests/run.sh) uses the same examples each time; other runs generate new ones.
 """
 
 from __future__ import annotations
