@@ -64,46 +64,44 @@ class Action(Enum):
     FINISH = "finish"  # both sockets are closed: count and log the session
 
 
-S, E, A = State, Event, Action
-
 BOTH_CLOSED = "closed"
 CLIENT_RESET = "client reset"
 BACKEND_RESET = "backend reset"
 
-_CLOSE_BOTH = (A.CLOSE_CLIENT, A.CLOSE_BACKEND, A.FINISH)
-_PASS_RESET_TO_BACKEND = (A.CLOSE_CLIENT, A.RESET_BACKEND, A.FINISH)
-_PASS_RESET_TO_CLIENT = (A.CLOSE_BACKEND, A.RESET_CLIENT, A.FINISH)
-_RESET_BOTH = (A.RESET_CLIENT, A.RESET_BACKEND, A.FINISH)
-_RESET_CLIENT = (A.RESET_CLIENT, A.FINISH)
+_CLOSE_BOTH = (Action.CLOSE_CLIENT, Action.CLOSE_BACKEND, Action.FINISH)
+_PASS_RESET_TO_BACKEND = (Action.CLOSE_CLIENT, Action.RESET_BACKEND, Action.FINISH)
+_PASS_RESET_TO_CLIENT = (Action.CLOSE_BACKEND, Action.RESET_CLIENT, Action.FINISH)
+_RESET_BOTH = (Action.RESET_CLIENT, Action.RESET_BACKEND, Action.FINISH)
+_RESET_CLIENT = (Action.RESET_CLIENT, Action.FINISH)
 
 # (state, event) -> (next state, actions in order, reason of the end). None: handle() is told the reason.
 TABLE: dict[tuple[State, Event], tuple[State, tuple[Action, ...], str | None]] = {
-    (S.CHOOSING, E.ATTEMPT): (S.CONNECTING, (), None),
-    (S.CHOOSING, E.GIVEN_UP): (S.FINISHED, _RESET_CLIENT, None),
-    (S.CHOOSING, E.ABORT): (S.FINISHED, _RESET_CLIENT, None),
-    (S.CONNECTING, E.CONNECTED): (S.OPEN, (A.FORWARD,), None),
-    (S.CONNECTING, E.ATTEMPT_FAILED): (S.CHOOSING, (A.DROP_ATTEMPT, A.CHOOSE), None),
-    (S.CONNECTING, E.ABORT): (S.FINISHED, _RESET_BOTH, None),
-    (S.OPEN, E.CLIENT_EOF): (S.CLIENT_ENDED, (A.SHUT_BACKEND,), None),
-    (S.OPEN, E.BACKEND_EOF): (S.BACKEND_ENDED, (A.SHUT_CLIENT,), None),
-    (S.CLIENT_ENDED, E.BACKEND_EOF): (S.FINISHED, _CLOSE_BOTH, BOTH_CLOSED),
-    (S.BACKEND_ENDED, E.CLIENT_EOF): (S.FINISHED, _CLOSE_BOTH, BOTH_CLOSED),
+    (State.CHOOSING, Event.ATTEMPT): (State.CONNECTING, (), None),
+    (State.CHOOSING, Event.GIVEN_UP): (State.FINISHED, _RESET_CLIENT, None),
+    (State.CHOOSING, Event.ABORT): (State.FINISHED, _RESET_CLIENT, None),
+    (State.CONNECTING, Event.CONNECTED): (State.OPEN, (Action.FORWARD,), None),
+    (State.CONNECTING, Event.ATTEMPT_FAILED): (State.CHOOSING, (Action.DROP_ATTEMPT, Action.CHOOSE), None),
+    (State.CONNECTING, Event.ABORT): (State.FINISHED, _RESET_BOTH, None),
+    (State.OPEN, Event.CLIENT_EOF): (State.CLIENT_ENDED, (Action.SHUT_BACKEND,), None),
+    (State.OPEN, Event.BACKEND_EOF): (State.BACKEND_ENDED, (Action.SHUT_CLIENT,), None),
+    (State.CLIENT_ENDED, Event.BACKEND_EOF): (State.FINISHED, _CLOSE_BOTH, BOTH_CLOSED),
+    (State.BACKEND_ENDED, Event.CLIENT_EOF): (State.FINISHED, _CLOSE_BOTH, BOTH_CLOSED),
 }
-for _state in (S.OPEN, S.CLIENT_ENDED, S.BACKEND_ENDED):
-    TABLE[_state, E.CLIENT_RESET] = (S.FINISHED, _PASS_RESET_TO_BACKEND, CLIENT_RESET)
-    TABLE[_state, E.BACKEND_RESET] = (S.FINISHED, _PASS_RESET_TO_CLIENT, BACKEND_RESET)
-    TABLE[_state, E.ABORT] = (S.FINISHED, _RESET_BOTH, None)
-for _event in E:  # what the other socket reports in the turn in which the session has ended
-    TABLE[S.FINISHED, _event] = (S.FINISHED, (), None)
+for _state in (State.OPEN, State.CLIENT_ENDED, State.BACKEND_ENDED):
+    TABLE[_state, Event.CLIENT_RESET] = (State.FINISHED, _PASS_RESET_TO_BACKEND, CLIENT_RESET)
+    TABLE[_state, Event.BACKEND_RESET] = (State.FINISHED, _PASS_RESET_TO_CLIENT, BACKEND_RESET)
+    TABLE[_state, Event.ABORT] = (State.FINISHED, _RESET_BOTH, None)
+for _event in Event:  # what the other socket reports in the turn in which the session has ended
+    TABLE[State.FINISHED, _event] = (State.FINISHED, (), None)
 
-_FINISHED = S.FINISHED  # before Python 3.12, access to an enum member is slow
+_FINISHED = State.FINISHED  # before Python 3.12, access to an enum member is slow
 OPEN_SOCKETS: dict[State, set[str]] = {
-    S.CHOOSING: {"client"},
-    S.CONNECTING: {"client", "backend"},
-    S.OPEN: {"client", "backend"},
-    S.CLIENT_ENDED: {"client", "backend"},
-    S.BACKEND_ENDED: {"client", "backend"},
-    S.FINISHED: set(),
+    State.CHOOSING: {"client"},
+    State.CONNECTING: {"client", "backend"},
+    State.OPEN: {"client", "backend"},
+    State.CLIENT_ENDED: {"client", "backend"},
+    State.BACKEND_ENDED: {"client", "backend"},
+    State.FINISHED: set(),
 }
 
 

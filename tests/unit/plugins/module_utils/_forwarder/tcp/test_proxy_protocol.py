@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import proxy_protocol as pp
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import proxy_protocol
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.proxy_protocol import (
     Header,
     MalformedHeader,
@@ -45,9 +45,9 @@ TEST_ACCEPTED = [
 @pytest.mark.parametrize(("data", "header"), TEST_ACCEPTED)
 @pytest.mark.parametrize("rest", [b"", b"GET / HTTP/1.0\r\n\r\n", b"\r\n"])
 def test_a_header_is_accepted_once_complete_whatever_follows_it(data, header, rest):
-    assert pp.parse(data + rest) == header
+    assert proxy_protocol.parse(data + rest) == header
     assert header.length == len(data)
-    assert [cut for cut in range(len(data)) if pp.parse(data[:cut]) is not None] == []
+    assert [cut for cut in range(len(data)) if proxy_protocol.parse(data[:cut]) is not None] == []
 
 
 TEST_REFUSED = [
@@ -78,13 +78,13 @@ TEST_REFUSED = [
 @pytest.mark.parametrize(("data", "reason"), TEST_REFUSED)
 def test_a_malformed_header_is_refused_with_the_reason(data, reason):
     with pytest.raises(MalformedHeader, match=reason.replace("|", r"\|")):
-        pp.parse(data)
+        proxy_protocol.parse(data)
 
 
 def outcome(data):
     """The result of parse(), or MalformedHeader."""
     try:
-        return pp.parse(data)
+        return proxy_protocol.parse(data)
     except MalformedHeader:
         return MalformedHeader
 
@@ -115,10 +115,10 @@ endpoints = st.one_of(
 )
 
 
-@given(st.sampled_from([pp.V1, pp.V2]), endpoints, st.binary(max_size=20))
+@given(st.sampled_from([proxy_protocol.V1, proxy_protocol.V2]), endpoints, st.binary(max_size=20))
 def test_parse_is_the_inverse_of_build(version, names, rest):
-    header = pp.build(version, *names)
-    assert pp.parse(header + rest) == Header(len(header), *names)
+    header = proxy_protocol.build(version, *names)
+    assert proxy_protocol.parse(header + rest) == Header(len(header), *names)
 
 
 @pytest.mark.parametrize(
@@ -131,11 +131,13 @@ def test_parse_is_the_inverse_of_build(version, names, rest):
         ("::a06:606", "::a06:606"),
     ],
 )
-@pytest.mark.parametrize("version", [pp.V1, pp.V2])
+@pytest.mark.parametrize("version", [proxy_protocol.V1, proxy_protocol.V2])
 def test_only_a_mapped_address_is_read_as_ipv4(version, sent, read):
     for source, destination in (("{}", "2001:db8::11"), ("2001:db8::1", "{}")):
-        header = pp.build(version, source.format(sent), 4711, destination.format(sent), 443)
-        assert pp.parse(header) == Header(len(header), source.format(read), 4711, destination.format(read), 443)
+        header = proxy_protocol.build(version, source.format(sent), 4711, destination.format(sent), 443)
+        assert proxy_protocol.parse(header) == Header(
+            len(header), source.format(read), 4711, destination.format(read), 443
+        )
 
 
 CORPUS = Path(__file__).parents[5] / "fuzz" / "corpus" / "proxy_protocol"
