@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import socket
@@ -28,12 +29,15 @@ PATIENCE = 20
 def connected():
     """The two ends of a TCP connection over the loopback."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        one = socket.create_connection(server.getsockname())
-        other, _address = server.accept()
-    return one, other
+        client = socket.create_connection(server.getsockname())
+        return client, server.accept()[0]
 
 
-class Middle:
+def reset_on_close(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+class TwoStreams:
     """A relay without backends, counters and log: two streams, a poller, and a thread that turns it."""
 
     def __init__(self, pipes):
@@ -43,16 +47,17 @@ class Middle:
         self.events = []
         self.client, near = connected()
         far, self.backend = connected()
+        self.streams = {
+            name: Stream(sock, self, f"{name} eof", f"{name} reset")
+            for name, sock in (("client", near), ("backend", far))
+        }
+        for stream, peer in zip(self.streams.values(), reversed(self.streams.values())):
+            stream.peer = peer
+            stream.sock.setblocking(False)
+            stream.sock.setsockopt(*sockets.URGENT_INLINE)
+            self.poller.watch(stream.number, stream.ready)
         for sock in (self.client, self.backend):
             sock.settimeout(PATIENCE)
-        self.streams = {"client": Stream(near, self, "client eof", "client reset")}
-        self.streams["backend"] = Stream(far, self, "backend eof", "backend reset")
-        one, other = self.streams["client"], self.streams["backend"]
-        one.peer, other.peer = other, one
-        for each in self.streams.values():
-            each.sock.setblocking(False)
-            each.sock.setsockopt(*sockets.URGENT_INLINE)
-            self.poller.watch(each.number, each.ready)
         self.thread = threading.Thread(target=self.turn, daemon=True)
 
     def handle(self, event):
@@ -61,12 +66,12 @@ class Middle:
         name, _space, what = event.partition(" ")
         if what == "eof":
             self.streams[name].peer.sock.shutdown(socket.SHUT_WR)
-            if len([one for one in self.events if one.endswith("eof")]) < 2:
+            if len(self.events) < 2:
                 return
-        for one in self.streams.values():
-            sock = one.detach()
+        for stream in self.streams.values():
+            sock = stream.detach()
             if what == "reset":
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                reset_on_close(sock)
             sock.close()
 
     def stream_failed(self, stream, _number):
@@ -74,13 +79,19 @@ class Middle:
         self.handle(stream.reset)
 
     def turn(self):
-        while any(one.sock for one in self.streams.values()):
+        while any(stream.sock for stream in self.streams.values()):
             if not self.poller.turn(PATIENCE, self.contain):
                 self.events.append("nothing more happened")
                 return
 
     def contain(self, _owner, error):
         raise error
+
+    def assert_ended(self, *events):
+        """Wait for the end, and check its events; no pipe is lent any more."""
+        self.thread.join(PATIENCE)
+        assert sorted(self.events) == list(events)
+        assert self.pipes.lent == 0
 
     def __enter__(self):
         self.thread.start()
@@ -94,42 +105,39 @@ class Middle:
         self.poller.close()
 
 
-def send(sock, data, sizes, end=True):
-    """Send ``data`` from a thread, in pieces of these sizes over and over."""
-
-    def run():
-        position = 0
-        while position < len(data):
-            for size in sizes:
-                sock.sendall(data[position : position + size])
-                position += size
-        if end:
-            sock.shutdown(socket.SHUT_WR)
-
-    thread = threading.Thread(target=run)
+@contextlib.contextmanager
+def running(function, *arguments):
+    """Run a function in a thread meanwhile."""
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
     thread.start()
-    return thread
+    yield
+    thread.join(PATIENCE)
 
 
-def exactly(sock, count):
-    """Receive ``count`` bytes."""
-    data = b""
-    while len(data) < count and (part := sock.recv(count - len(data))):
+def send(sock, data, sizes):
+    """Send ``data`` in pieces of these sizes over and over."""
+    position = 0
+    while position < len(data):
+        for size in sizes:
+            sock.sendall(data[position : position + size])
+            position += size
+
+
+def send_and_shut(sock, data, sizes):
+    send(sock, data, sizes)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def summary(data):
+    return len(data), hashlib.sha256(data).digest()
+
+
+def receive(sock):
+    """The summary() of all bytes up to the end."""
+    data = bytearray()
+    while part := sock.recv(1 << 16):
         data += part
-    return data
-
-
-def send_until_refused(sock):
-    while True:
-        sock.sendall(bytes(1 << 16))
-
-
-def receive(sock, size=1 << 16):
-    digest, total = hashlib.sha256(), 0
-    while part := sock.recv(size):
-        digest.update(part)
-        total += len(part)
-    return total, digest.digest()
+    return summary(data)
 
 
 TEST_SIZES = [
@@ -145,20 +153,17 @@ TEST_SIZES = [
 @pytest.mark.parametrize(("total", "sizes"), TEST_SIZES)
 def test_every_byte_arrives_with_traffic_in_both_directions(pipes, total, sizes):
     up, down = random.Random(1).randbytes(total), random.Random(2).randbytes(total)
-    with Middle(pipes) as middle:
-        senders = [send(middle.client, up, sizes), send(middle.backend, down, sizes[::-1])]
-        received = []
-        reader = threading.Thread(target=lambda: received.append(receive(middle.backend)))
-        reader.start()
-        assert receive(middle.client) == (total, hashlib.sha256(down).digest())
-        reader.join(PATIENCE)
-        assert received == [(total, hashlib.sha256(up).digest())]
-        for sender in senders:
-            sender.join(PATIENCE)
-        middle.thread.join(PATIENCE)
-        assert sorted(middle.events) == ["backend eof", "client eof"]
-        assert (middle.streams["backend"].sent, middle.streams["client"].sent) == (total, total)
-        assert middle.pipes.lent == 0
+    received = []
+    with (
+        TwoStreams(pipes) as two,
+        running(send_and_shut, two.client, up, sizes),
+        running(send_and_shut, two.backend, down, sizes[::-1]),
+    ):
+        with running(lambda: received.append(receive(two.backend))):
+            assert receive(two.client) == summary(down)
+        assert received == [summary(up)]
+        two.assert_ended("backend eof", "client eof")
+        assert [stream.sent for stream in two.streams.values()] == [total, total]
 
 
 # How many bytes are sent at once; 0 is one urgent byte.
@@ -176,21 +181,15 @@ TEST_URGENT = [
 TEST_URGENT_IN_A_ROW = [[0, 0, 0], [3, 0, 0, 3, 0], [1_000_000, 0, 0, 10, 0, 1_000_000, 0]]
 
 
-def send_plan(sock, plan, pause):
-    """Send a plan of TEST_URGENT with pauses, then FIN; return (all bytes, all but the urgent ones)."""
-    pieces = [random.Random(size).randbytes(size) or b"!" for size in plan]
-
-    def run():
-        for size, piece in zip(plan, pieces):
-            if size:
-                sock.sendall(piece)
-            else:
-                sock.send(piece, socket.MSG_OOB)
-            time.sleep(pause)
-        sock.shutdown(socket.SHUT_WR)
-
-    threading.Thread(target=run, daemon=True).start()
-    return b"".join(pieces), b"".join(piece for size, piece in zip(plan, pieces) if size)
+def send_plan(sock, pieces, pause):
+    """Send (size, bytes) of a plan with pauses, then FIN."""
+    for size, piece in pieces:
+        if size:
+            sock.sendall(piece)
+        else:
+            sock.send(piece, socket.MSG_OOB)
+        time.sleep(pause)
+    sock.shutdown(socket.SHUT_WR)
 
 
 @pytest.mark.parametrize("pipes", [0, 1, 8])
@@ -203,32 +202,32 @@ def send_plan(sock, plan, pause):
 )
 def test_every_byte_arrives_and_urgent_bytes_as_urgent(pipes, sender, pause, plan, inline):
     """A receiver with SO_OOBINLINE reads urgent bytes in the stream; one without does not."""
-    with Middle(pipes) as middle:
-        source, sink = (middle.client, middle.backend) if sender == "client" else (middle.backend, middle.client)
+    pieces = [(size, random.Random(size).randbytes(size) or b"!") for size in plan]
+    with TwoStreams(pipes) as two:
+        source, sink = (two.client, two.backend) if sender == "client" else (two.backend, two.client)
         sink.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
-        whole, plain = send_plan(source, plan, pause)
-        wanted = whole if inline else plain
-        assert receive(sink) == (len(wanted), hashlib.sha256(wanted).digest())
+        with running(send_plan, source, pieces, pause):
+            assert receive(sink) == summary(b"".join(piece for size, piece in pieces if size or inline))
         source.close()
         sink.close()
-        middle.thread.join(PATIENCE)
-        assert sorted(middle.events) == ["backend eof", "client eof"]
-        assert middle.pipes.lent == 0
+        two.assert_ended("backend eof", "client eof")
+
+
+def send_until_refused(sock):
+    while True:
+        sock.sendall(bytes(1 << 16))
 
 
 @pytest.mark.parametrize("pipes", [0, 8])
 def test_a_reset_during_bulk_is_forwarded_and_the_pipe_is_returned(pipes):
-    with Middle(pipes) as middle:
-        sender = send(middle.client, bytes(1 << 20), [1 << 20], end=False)
-        middle.backend.recv(1000)
-        middle.backend.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        sender.join(PATIENCE)
-        middle.backend.close()
+    with TwoStreams(pipes) as two:
+        with running(send, two.client, bytes(1 << 20), [1 << 20]):
+            two.backend.recv(1000)
+            reset_on_close(two.backend)
+        two.backend.close()
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            send_until_refused(middle.client)
-        middle.thread.join(PATIENCE)
-        assert middle.events == ["backend reset"]
-        assert middle.pipes.lent == 0
+            send_until_refused(two.client)
+        two.assert_ended("backend reset")
 
 
 @pytest.mark.skipif(bulk.splice is None, reason="no splice here")
@@ -240,34 +239,34 @@ def test_bulk_goes_through_a_pipe_and_small_data_does_not(monkeypatch):
         return moved[-1]
 
     monkeypatch.setattr(bulk, "splice", spy)
-    with Middle(8) as middle:
+    with TwoStreams(8) as two:
         for _request in range(50):
-            middle.client.sendall(b"x" * 1000)
-            assert exactly(middle.backend, 1000) == b"x" * 1000
+            two.client.sendall(b"x" * 1000)
+            assert two.backend.recv(1000, socket.MSG_WAITALL) == b"x" * 1000
         assert not moved
-        send(middle.client, bytes(20 << 20), [1 << 20])
-        assert receive(middle.backend)[0] == 20 << 20
+        with running(send_and_shut, two.client, bytes(20 << 20), [1 << 20]):
+            assert receive(two.backend)[0] == 20 << 20
         assert sum(moved) > 20 << 20, "in and out: most of it went through the pipe"
 
 
 def test_a_pipe_is_returned_although_its_last_piece_was_small(monkeypatch):
-    whole = bulk.splice
+    splice = bulk.splice
     monkeypatch.setattr(bulk, "TURNS", range(1))  # others get their turn after each piece
-    monkeypatch.setattr(bulk, "splice", lambda source, target, count: whole(source, target, min(count, 1000)))
-    with Middle(8) as middle:
+    monkeypatch.setattr(bulk, "splice", lambda source, target, count: splice(source, target, min(count, 1000)))
+    with TwoStreams(8) as two:
         size = 2 * BUFFER_SIZE + 5000
-        middle.client.sendall(bytes(size))
-        assert len(exactly(middle.backend, size)) == size
-        eventually(lambda: middle.pipes.lent == 0)
+        two.client.sendall(bytes(size))
+        assert len(two.backend.recv(size, socket.MSG_WAITALL)) == size
+        eventually(lambda: two.pipes.lent == 0)
 
 
 @pytest.mark.parametrize(("flag", "segments"), [(socket.MSG_MORE, 2), (0, 3)])
 def test_a_fin_leaves_in_one_segment_with_the_last_bytes(monkeypatch, flag, segments):
     monkeypatch.setattr(stream_module, "_FLAGS_LAST", socket.MSG_DONTWAIT | flag)
-    middle = Middle(8)
-    middle.backend.sendall(b"that is all")
-    middle.backend.shutdown(socket.SHUT_WR)
-    with middle:
-        assert exactly(middle.client, 100) == b"that is all"
-        info = middle.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
+    two = TwoStreams(8)
+    two.backend.sendall(b"that is all")
+    two.backend.shutdown(socket.SHUT_WR)
+    with two:
+        assert two.client.recv(100, socket.MSG_WAITALL) == b"that is all"
+        info = two.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
         assert struct.unpack_from("I", info, 140)[0] == segments  # tcpi_segs_in (linux/tcp.h); the first is the SYN
