@@ -16,10 +16,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ._shared import paths
 from ._version import VERSION
-
-CONFIG = "/etc/l4proxy/forwarder.json"
-DOCUMENTS = "/etc/l4proxy/routing.d"
 
 EVERY_SERVICE = "all"
 
@@ -139,11 +137,11 @@ def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
 def _add_forwarder_commands(commands: Any) -> None:
     """Add the commands that run, check and reload the forwarder."""
     forward = _add(commands, "forward", "run the forwarder in the foreground (the systemd unit does this)")
-    forward.add_argument("--config", default=CONFIG, metavar="FILE", help="default: %(default)s")
+    forward.add_argument("--config", default=paths.CONFIG, metavar="FILE", help="default: %(default)s")
     forward.set_defaults(run=_forward)
 
     check = _add(commands, "check", "check a forwarder config and print every error in it")
-    check.add_argument("file", nargs="?", default=CONFIG, metavar="FILE", help="default: %(default)s")
+    check.add_argument("file", nargs="?", default=paths.CONFIG, metavar="FILE", help="default: %(default)s")
     check.set_defaults(run=_check)
 
     reload = _add(commands, "reload", "load the installed config and archive without losing a connection")
@@ -187,7 +185,7 @@ def _add_host_commands(commands: Any) -> None:
     keep = _add(
         commands, "keep", "apply this host's state documents and repair what differs (the systemd unit does this)"
     )
-    keep.add_argument("--directory", default=DOCUMENTS, metavar="DIR", help="default: %(default)s")
+    keep.add_argument("--directory", default=paths.DOCUMENTS, metavar="DIR", help="default: %(default)s")
     keep.add_argument("--once", action="store_true", help="apply the documents once and exit")
     keep.add_argument(
         "--dry-run",
@@ -206,8 +204,10 @@ def _add_host_commands(commands: Any) -> None:
     probe.set_defaults(run=_probe)
 
     doctor = _add(commands, "doctor", "diagnose this host's part of the path and suggest fixes")
-    doctor.add_argument("--directory", default=DOCUMENTS, metavar="DIR", help="state documents; default: %(default)s")
-    doctor.add_argument("--config", default=CONFIG, metavar="FILE", help="forwarder config; default: %(default)s")
+    doctor.add_argument(
+        "--directory", default=paths.DOCUMENTS, metavar="DIR", help="state documents; default: %(default)s"
+    )
+    doctor.add_argument("--config", default=paths.CONFIG, metavar="FILE", help="forwarder config; default: %(default)s")
     doctor.add_argument(
         "--client", action="append", default=[], metavar="ADDRESS", help="client address to check for, one per family"
     )

@@ -114,6 +114,7 @@ import ipaddress
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _probe_targets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import forwarder
+from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import paths
 from ansible_collections.trueip.l4proxy.plugins.module_utils._source_proof import observer, sender
 from ansible_collections.trueip.l4proxy.plugins.module_utils._source_proof.sample import PROTOCOLS, Sample, make_samples
 
@@ -122,9 +123,6 @@ TARGET_SPEC = {
     "protocol": {"type": "str", "choices": ["tcp", "udp"], "default": "tcp"},
     "host": {"type": "str", "default": ""},
 }
-# The forwarder's files; without a running forwarder, the samples have root's user id.
-CONFIG = "/etc/l4proxy/forwarder.json"
-RUNTIME = "/run/l4proxy/forwarder.json"
 ARGUMENTS = {
     "role": {"type": "str", "choices": ["send", "watch"], "required": True},
     "targets": {"type": "list", "elements": "dict", "default": [], "options": TARGET_SPEC},
@@ -154,7 +152,8 @@ def send(options: dict) -> dict:
     """Send samples in the background; returns them with the names of their targets."""
     samples = make_samples(options["targets"])
     if samples:
-        running = forwarder.read(CONFIG, RUNTIME, "/proc")
+        # Without a running forwarder, the samples have root's user id.
+        running = forwarder.read(paths.CONFIG, paths.RUNTIME_FILE, "/proc")
         sender.send_in_background(samples, options["seconds"], (running and running.uid) or 0)
     pairs = zip(samples, options["targets"])
     return {

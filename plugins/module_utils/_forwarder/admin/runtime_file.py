@@ -19,16 +19,16 @@ import os
 import time
 
 from ..._shared import environment
+from ..._shared.paths import RUNTIME_DIRECTORY
 
 SCHEMA = 1
-DEFAULT_DIRECTORY = "/run/l4proxy"
 NAME = "forwarder.json"
 
 
 def directory(environ=None):
     """Return the runtime directory: systemd's $RUNTIME_DIRECTORY (the first of its list), or the default."""
     environ = os.environ if environ is None else environ
-    return environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or DEFAULT_DIRECTORY
+    return environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or RUNTIME_DIRECTORY
 
 
 def path(runtime_dir=None):

@@ -14,7 +14,6 @@ from ..errors import DocumentError
 from . import documents
 from .documents import Document
 
-DIRECTORY = "/etc/l4proxy/routing.d"
 MODE = 0o644
 
 

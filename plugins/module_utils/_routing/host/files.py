@@ -13,10 +13,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+from ..._shared.paths import ROUTING_LOCK
 from ..errors import RoutingError
-
-# Directly in /run, which only root can write to: /run/lock is open to all, and /run/l4proxy goes with the forwarder.
-LOCK = "/run/l4proxy-routing.lock"
 
 
 def read(path: str) -> str | None:
@@ -52,7 +50,7 @@ def remove(path: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: str = LOCK, patience: float = 60.0) -> Iterator[None]:
+def locked(path: str = ROUTING_LOCK, patience: float = 60.0) -> Iterator[None]:
     """Hold the lock. RoutingError when another process keeps it for ``patience`` seconds."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -13,11 +13,11 @@ import json
 import os
 from typing import Any
 
+from ..._shared.paths import SYSCTL_MEMORY
 from ..document.model import OF_CONNTRACK, Setting, Sysctl, sysctl_value
 from ..errors import NotReady, Refused
 from . import files
 
-MEMORY = "/var/lib/l4proxy/sysctl.json"
 PROC = "/proc/sys"
 SCHEMA = 1
 # A setting is a few numbers; the kernel gives them at one go.
@@ -32,7 +32,7 @@ def file_of(name: str, proc: str = PROC) -> str:
 class Sysctls:
     """Reads and writes settings of the calling thread's network namespace."""
 
-    def __init__(self, memory: str = MEMORY, proc: str = PROC):
+    def __init__(self, memory: str = SYSCTL_MEMORY, proc: str = PROC):
         self._memory, self._proc = memory, proc
 
     def read(self, owner: str, wanted: tuple[Sysctl, ...]) -> tuple[Setting, ...]:

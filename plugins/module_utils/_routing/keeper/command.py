@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TextIO
 
-from ..document import store
+from ..._shared import paths
 from ..host.mac_cache import NAME as MACS
 from ..host.mac_cache import Macs
 from ..reconcile.host import Host
@@ -33,7 +33,7 @@ log = logging.getLogger("l4proxy.keep")
 
 
 def run(
-    directory: str = store.DIRECTORY,
+    directory: str = paths.DOCUMENTS,
     once: bool = False,
     dry_run: bool = False,
     host: Host | None = None,

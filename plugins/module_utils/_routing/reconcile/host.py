@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..._shared import paths
 from ..host import files, runner
 from ..host.mac_cache import Macs
 from ..host.sysctl import Sysctls
@@ -28,7 +29,7 @@ class Host:
     make_kernel: Callable[[], Any] = Kernel
     # (mark, mask) -> number of connections, None where it cannot be read
     count_connections: Callable[[int, int], Any] = conntrack.count
-    lock: str = files.LOCK
+    lock: str = paths.ROUTING_LOCK
     # seconds
     neighbour_wait: float = NEIGHBOUR_WAIT
     macs: Macs = field(default_factory=Macs)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ...._shared import paths
 from ...document import store
 from ...document.documents import Document
 from ...errors import MissingPackage, NotReady, Refused, RoutingError
@@ -46,10 +47,10 @@ class Sources:
     """The paths to read, and access to the host's kernel; tests pass others."""
 
     host: Host = field(default_factory=Host)
-    directory: str = store.DIRECTORY
-    config: str = "/etc/l4proxy/forwarder.json"
-    runtime: str = "/run/l4proxy/forwarder.json"
-    keeper: str = "/run/l4proxy-keeper/state.json"
+    directory: str = paths.DOCUMENTS
+    config: str = paths.CONFIG
+    runtime: str = paths.RUNTIME_FILE
+    keeper: str = paths.KEEPER_STATE
     proc: str = "/proc"
     systemd: str = "/run/systemd/system"
     networkd: str = "/etc/systemd"
