@@ -3,26 +3,26 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# Sets up what a fresh Debian lacks:   bootstrap.sh check   for lint and unit tests
-#                                      bootstrap.sh gates   also for the checks of what is shipped
+# Install what a fresh Debian lacks:   bootstrap.sh check   for lint and unit tests
+#                                      bootstrap.sh gates   also for the checks of the package
 #                                      bootstrap.sh docs    also for the documentation
 #                                      bootstrap.sh lab     also for namespaces, containers and molecule
-#                                      bootstrap.sh bench   also for the peers of the benchmark
-# When everything is there it is over in a fraction of a second and needs neither root nor the network.
+#                                      bootstrap.sh bench   also for the benchmark's other proxies
+# If everything is installed, it ends in a fraction of a second and needs neither root nor the network.
 set -Eeuo pipefail
 
 level=${1:-}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 build=$root/.build
 log=$build/bootstrap.log
-python=/usr/bin/python3 # the distribution's: a version manager's may lack modules, and changes under one's feet
+python=/usr/bin/python3 # that of the distribution: one of a version manager may lack modules or change
 requirements=$root/requirements/dev.txt
 current=start
 
 check_packages=(python3 python3-venv ca-certificates)
-gate_packages=(shellcheck mmdebstrap debian-archive-keyring) # mmdebstrap: the Pythons this machine lacks
+gate_packages=(shellcheck mmdebstrap debian-archive-keyring) # mmdebstrap: for Python versions that this machine lacks
 bench_packages=(haproxy libnginx-mod-stream iperf3 wrk ethtool gcc libc6-dev)
-docs_packages=(graphviz) # draws the pictures
+docs_packages=(graphviz) # for the pictures
 lab_packages=(
     podman runc netavark mmdebstrap debian-archive-keyring # containers and their images
     iproute2 nftables iptables conntrack procps kmod       # the network
@@ -30,10 +30,10 @@ lab_packages=(
     curl tcpdump iputils-arping iputils-ping               # instruments
     systemd                                                # systemd-analyze
 )
-server_packages=(postgresql openssh-server openssh-client redis-server redis-tools dnsmasq-base) # what users put behind a proxy
+server_packages=(postgresql openssh-server openssh-client redis-server redis-tools dnsmasq-base) # servers that users run behind a proxy
 declare -A units=([nginx]=nginx [haproxy]=haproxy [postgresql]=postgresql [openssh-server]=ssh [redis-server]=redis-server)
 
-# A failing step may have its output redirected; what is said is said to the caller all the same.
+# Messages of say() reach the caller even if the output of a step is redirected.
 exec 3>&2
 say() { printf 'bootstrap: %s\n' "$*" >&3; }
 
@@ -46,7 +46,7 @@ failed() {
     say "FAILED: $current"
     if [ -s "$log" ]; then
         tail --lines 15 "$log" | sed 's/^/bootstrap: | /' >&3
-        say "the whole log: $log"
+        say "see $log"
     fi
     exit 1
 }
@@ -62,7 +62,7 @@ as_root() {
     elif command -v sudo > /dev/null; then
         sudo "$@"
     else
-        say "this step needs root: run it as root or install sudo"
+        say "this step needs root: run make as root, or install sudo"
         return 1
     fi
 }
@@ -70,7 +70,7 @@ as_root() {
 require_space() { # MEBIBYTES DIRECTORY
     local free
     free=$(df --output=avail --block-size=1M "$2" | tail --lines 1)
-    [ "$free" -ge "$1" ] || die "$2 has $free MiB free, $1 are needed; make room and run this again"
+    [ "$free" -ge "$1" ] || die "$2 has $free MiB of free space, $1 MiB are needed; free some and run this again"
 }
 
 missing_packages() {
@@ -84,8 +84,8 @@ install_packages() {
     local missing
     mapfile -t missing < <(missing_packages "$@")
     [ "${#missing[@]}" -gt 0 ] || return 0
-    command -v apt-get > /dev/null || die "this is not Debian; install these yourself: ${missing[*]}"
-    step "reading the package lists (apt-get update)"
+    command -v apt-get > /dev/null || die "this is not Debian; install these packages: ${missing[*]}"
+    step "updating the package lists (apt-get update)"
     as_root apt-get update >> "$log" 2>&1
     step "installing ${missing[*]}"
     without_services env DEBIAN_FRONTEND=noninteractive \
@@ -93,7 +93,7 @@ install_packages() {
     keep_quiet "${missing[@]}"
 }
 
-# The lab starts servers where it wants them; on this machine they must not listen, now or after a reboot.
+# The lab starts its own servers; those of the packages must not run on this machine, now or after a reboot.
 keep_quiet() { # PACKAGES that were just installed
     local package
     command -v systemctl > /dev/null || return 0
@@ -102,14 +102,14 @@ keep_quiet() { # PACKAGES that were just installed
     done
 }
 
-# Runs a command as root while packages may not start services (policy-rc.d, the Debian way); an existing policy stays.
+# Run a command as root while policy-rc.d keeps packages from starting services. An existing policy stays.
 without_services() {
     local policy=/usr/sbin/policy-rc.d status=0
     if [ -e "$policy" ]; then
         as_root "$@"
         return
     fi
-    # Also when interrupted. Expanded now: the trap runs where the local variable is gone.
+    # Remove it when interrupted too. The path is expanded now, because the trap runs when the local variable is gone.
     # shellcheck disable=SC2064
     trap "as_root rm --force $policy" EXIT
     as_root sh -c "printf '#!/bin/sh\nexit 101\n' > $policy && chmod 755 $policy"
@@ -126,7 +126,7 @@ make_venv() {
         return 0
     fi
     if ! "$build/venv/bin/python" -c 'import sys' 2> /dev/null; then
-        step "making .build/venv with $("$python" --version)"
+        step "creating .build/venv with $("$python" --version)"
         rm --recursive --force "$build/venv"
         "$python" -m venv "$build/venv" >> "$log" 2>&1
     fi
@@ -135,7 +135,7 @@ make_venv() {
     echo "$wanted" > "$stamp"
 }
 
-# ansible_collections.trueip.l4proxy must be a real path for Python and for Ansible, whatever this checkout is called.
+# Python and Ansible need the path ansible_collections/trueip/l4proxy; the checkout may have any name.
 link_collection() {
     local parent=$build/collections/ansible_collections/trueip
     [ "$(readlink "$parent/l4proxy")" = ../../../.. ] && return 0
@@ -157,7 +157,7 @@ esac
 
 mkdir --parents "$build"
 exec 9> "$build/bootstrap.lock"
-flock 9 # two targets at once: the second one waits and finds everything done
+flock 9 # if two targets run at the same time, the second one waits and has nothing to do
 : > "$log"
 trap failed ERR
 require_space "$space" "$build"
