@@ -92,4 +92,4 @@ def test_the_payload_is_small():
     """AnsiballZ ships whatever is imported, so runtime_file.py must not import the engine."""
     with open(runtime_file.__file__, encoding="utf-8") as stream:
         imports = [node for node in ast.walk(ast.parse(stream.read())) if isinstance(node, ast.ImportFrom)]
-    assert {node.module for node in imports if node.level} == {"_shared"}
+    assert {str(node.module).partition(".")[0] for node in imports if node.level} == {"_shared"}
