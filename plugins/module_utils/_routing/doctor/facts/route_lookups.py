@@ -60,10 +60,8 @@ def _default_routes(document: Document) -> Iterator[tuple[str, Route, Rule]]:
     """Each next hop of a default route, the route, and the first rule that looks it up."""
     for route in document.routes:
         if route.via and route.dst == "default" and not route.retiring:
-            rules = (
-                one for one in rule_matching.lookups(document) if (one.table, one.family) == (route.table, route.family)
-            )
-            rule = next(rules, None)
+            lookups = (rule for rule in rule_matching.lookups(document) if rule.family == route.family)
+            rule = next((rule for rule in lookups if rule.table == route.table), None)
             if rule:
                 yield route.via, route, rule
 

@@ -115,9 +115,7 @@ PROXY = Facts(
 
 GIVEN = {"clients_given": frozenset({"ipv4"})}
 SERVED = {"ports": (("tcp", 8080),)}
-PUBLISHED = (
-    "-A PREROUTING -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80"
-)
+PUBLISHED = "PREROUTING -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80"
 
 
 def foreign_rule(protocol: int = 0, **values: Any) -> KernelObject:

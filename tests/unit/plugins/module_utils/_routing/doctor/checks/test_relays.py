@@ -40,7 +40,7 @@ FINE = [
     ("relayed", backend(**relay("127.0.0.1", 8080), **SERVED)),
     ("relayed", backend(**relay("2001:db8::21", 8080), **SERVED)),
     ("relayed", backend(**relay("0.0.0.0", 22), **SERVED)),
-    ("relayed", filtered(BACKEND, PUBLISHED, table="nat", relays=(DOCKER_PROXY,), **SERVED)),
+    ("relayed", filtered(BACKEND, f"-A {PUBLISHED}", table="nat", relays=(DOCKER_PROXY,), **SERVED)),
     ("relayed", backend(**relay("0.0.0.0", 2377, program="dockerd"), ports=(("tcp", 2377),))),
 ]
 

@@ -16,59 +16,65 @@ from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing
 )
 
 CONTAINER = {"translated": {"172.17.0.2": "docker0"}}
-SNAT_TO_PORT = "-A INPUT -p tcp -m tcp --dport {} -j SNAT --to-source 192.0.2.1"
-UNKNOWN_SET = "-A POSTROUTING -p udp -m set --match-set x dst -j SNAT --to-source 192.0.2.1"
+INPUT = "INPUT -p tcp -m tcp --dport {} -j SNAT --to-source 192.0.2.1"
+
+
+def nat(facts, *rules, **changes):
+    return filtered(facts, *(f"-A {rule}" for rule in rules), table="nat", **changes)
+
+
+def published(rule):
+    """A backend that sends port 8080 on to a container."""
+    return nat(BACKEND, PUBLISHED, rule, **CONTAINER, **SERVED)
+
+
 PROBLEMS = [
     (
-        filtered(PROXY, "-A POSTROUTING -o eth0 -j MASQUERADE", table="nat"),
+        nat(PROXY, "POSTROUTING -o eth0 -j MASQUERADE"),
         "fail source_nat",
         "iptables nat POSTROUTING rewrites the source address of what the forwarder sends to 198.18.0.21. Those",
     ),
-    (filtered(PROXY, UNKNOWN_SET, table="nat", applied=False, forwarder=None), "warn source_nat", "may rewrite"),
     (
-        filtered(PROXY, SNAT_TO_PORT.format(80), table="nat"),
-        "fail source_nat",
-        "clients' packets to tcp port 80 of this proxy",
+        nat(PROXY, "POSTROUTING -p udp -m set --match-set x dst -j SNAT", applied=False, forwarder=None),
+        "warn source_nat",
+        "may rewrite",
     ),
+    (nat(PROXY, INPUT.format(80)), "fail source_nat", "clients' packets to tcp port 80 of this proxy"),
     (
-        filtered(BACKEND, PUBLISHED, "-A POSTROUTING ! -o lo -j MASQUERADE", table="nat", **CONTAINER, **SERVED),
+        published("POSTROUTING ! -o lo -j MASQUERADE"),
         "fail source_nat",
         "clients' packets that this backend sends on to 172.17.0.2. The server there",
     ),
     (
-        filtered(BACKEND, SNAT_TO_PORT.format(8080), table="nat", **SERVED),
+        nat(BACKEND, INPUT.format(8080), **SERVED),
         "fail source_nat",
-        "clients' packets to tcp port 8080 of this backend",
+        "packets to tcp port 8080 of this backend",
     ),
 ]
+OTHER_TRAFFIC_OF_A_PROXY = [
+    "-s 10.8.0.0/24 -o eth0",
+    "-o wg0",
+    "-m iprange --src-range 10.8.0.1-10.8.0.99",
+    "-m iprange --dst-range 10.8.0.1-10.8.0.99 -o eth0",
+    "-m conntrack --ctstate DNAT",
+    "-m conntrack --ctstatus DNAT",
+    "-d 10.0.0.0/8",
+    "-p udp",
+    "-p tcp -m tcp --dport 25",
+    "-m addrtype --src-type LOCAL",
+    "-m mark --mark 0x4000/0x4000",
+    "-m owner --uid-owner 33",
+]
+OTHER_TRAFFIC_OF_A_BACKEND = [
+    "-s 172.17.0.0/16 ! -o docker0",
+    "-s 172.17.0.2/32 -d 172.17.0.2/32 -p tcp -m tcp --dport 80",
+    "-o eth0",
+]
 FINE = [
-    *(
-        ("source_nat", filtered(PROXY, f"-A POSTROUTING {rule}", table="nat"))
-        for rule in (
-            "-s 10.8.0.0/24 -o eth0 -j MASQUERADE",
-            "-o wg0 -j MASQUERADE",
-            "-m iprange --src-range 10.8.0.1-10.8.0.99 -j MASQUERADE",
-            "-m iprange --dst-range 10.8.0.1-10.8.0.99 -o eth0 -j MASQUERADE",
-            "-m conntrack --ctstate DNAT -j MASQUERADE",
-            "-m conntrack --ctstatus DNAT -j MASQUERADE",
-            "-d 10.0.0.0/8 -j MASQUERADE",
-            "-p udp -j MASQUERADE",
-            "-p tcp -m tcp --dport 25 -j MASQUERADE",
-            "-m addrtype --src-type LOCAL -j MASQUERADE",
-            "-m mark --mark 0x4000/0x4000 -j MASQUERADE",
-            "-m owner --uid-owner 33 -j MASQUERADE",
-        )
-    ),
-    *(
-        ("source_nat", filtered(BACKEND, PUBLISHED, f"-A POSTROUTING {rule}", table="nat", **CONTAINER, **SERVED))
-        for rule in (
-            "-s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
-            "-s 172.17.0.2/32 -d 172.17.0.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE",
-            "-o eth0 -j MASQUERADE",
-        )
-    ),
-    ("source_nat", filtered(BACKEND, "-A POSTROUTING -o eth0 -j MASQUERADE", table="nat", **SERVED)),
-    ("source_nat", filtered(BACKEND, "-A PREROUTING -p tcp -j DNAT --to-destination 172.17.0.2", table="nat")),
+    *(("source_nat", nat(PROXY, f"POSTROUTING {match} -j MASQUERADE")) for match in OTHER_TRAFFIC_OF_A_PROXY),
+    *(("source_nat", published(f"POSTROUTING {match} -j MASQUERADE")) for match in OTHER_TRAFFIC_OF_A_BACKEND),
+    ("source_nat", nat(BACKEND, "POSTROUTING -o eth0 -j MASQUERADE", **SERVED)),
+    ("source_nat", nat(BACKEND, "PREROUTING -p tcp -j DNAT --to-destination 172.17.0.2")),
 ]
 
 test_a_problem_is_reported_with_a_reason_and_a_fix = cases.reports(PROBLEMS)
