@@ -14,7 +14,7 @@ import pytest
 
 from tests.lab.netns import NamespaceLab, cli_environment
 from tests.support.addresses import FAMILIES
-from tests.support.routing import Engine
+from tests.support.routing import Engine, left_as_found
 
 #: Set by the gate that runs these tests with the pyroute2 of other Debian releases.
 WANTED = "L4PROXY_TEST_PYROUTE2"
@@ -54,6 +54,13 @@ def lab(request, tmp_path_factory):
     with NamespaceLab(f"k{os.getpid()}", request.module.HOSTS) as lab:
         lab.engine = Engine(tmp_path_factory.mktemp("engine"))
         yield lab
+
+
+@pytest.fixture
+def b(lab):
+    """Host b. Objects of the return path are removed in the end, and nothing else may have changed."""
+    with left_as_found(lab, "b") as host:
+        yield host
 
 
 @pytest.fixture(params=FAMILIES)

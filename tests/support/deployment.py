@@ -226,6 +226,19 @@ class EchoServers(threading.Thread):
         self._wake.close()
 
 
+@contextmanager
+def echo_servers(lab: Any, hosts: Iterable[str], protocols: Iterable[str] = ("tcp",)):
+    """``lab.servers``: EchoServers on the wildcard addresses of hosts."""
+    lab.servers = EchoServers()
+    lab.servers.start()
+    for name in hosts:
+        for address in WILDCARD.values():
+            for protocol in protocols:
+                lab.servers.serve(lab[name], protocol, address)
+    yield lab
+    lab.servers.close()
+
+
 def _answer(sock: socket.socket, name: bytes) -> None:
     try:
         _question, peer = sock.recvfrom(100)

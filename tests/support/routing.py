@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
 import time
@@ -104,14 +103,6 @@ def listing(host) -> list[str]:
 def _passing(line: str) -> bool:
     """Whether a line is a cached route (redirect, path MTU) or a route of the kernel's own."""
     return " expires " in line or "proto kernel" in line
-
-
-@contextmanager
-def with_engine(prefix: str, hosts: list[str], tmp_path_factory):
-    """Raise a lab whose ``.engine`` is an Engine with files of its own."""
-    with NamespaceLab(f"{prefix}{os.getpid()}", hosts) as raised:
-        raised.engine = Engine(tmp_path_factory.mktemp("engine"))
-        yield raised
 
 
 @contextmanager

@@ -12,17 +12,11 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.modules import policy_route, policy_rule
 
-from tests.support.routing import left_as_found, listing
+from tests.support.routing import listing
 
 HOSTS = ["client", "router", "a", "b"]
 
 MODULES = {"policy_rule": policy_rule, "policy_route": policy_route}
-
-
-@pytest.fixture
-def b(lab):
-    with left_as_found(lab, "b") as host:
-        yield host
 
 
 @pytest.fixture

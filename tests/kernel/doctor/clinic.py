@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import finding, registry
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, store
 
 from tests.lab.netns import NamespaceLab
 from tests.support.addresses import BITS, FAMILIES, address_of
+from tests.support.doctor import doctor_facts
 from tests.support.routing import PORT, Engine, local_delivery, return_path
 
 HOSTS = ["client", "router", "a", "a2", "b", "c", "d"]
@@ -90,17 +90,9 @@ class Clinic:
         """Apply the host's document, as the keeper does."""
         self.lab.engine.apply(self.lab[name], self.documents[name])
 
-    def sources(self, name: str, **options) -> gather.Sources:
-        """Sources without systemd or a forwarder, unless ``options`` has them."""
-        nowhere = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(self.directory / "none"))
-        own = {"host": self.lab.engine.host(self.lab[name]), "directory": str(self.directory / name)}
-        return gather.Sources(**{**own, **nowhere, **options})
-
     def complaints(self, name: str, ports=(), wanted: dict | None = None, **options) -> list[finding.Finding]:
         """Failures and warnings of a host, in the order of the report; with ``wanted``, before it is applied."""
-        loaded = wanted and documents.load(wanted)
-        with self.lab[name].inside():
-            facts = gather.gather(self.sources(name, **options), loaded, CLIENTS, ports)
+        facts = doctor_facts(self.lab[name], self.lab.engine, self.directory / name, wanted, CLIENTS, ports, **options)
         found = finding.ordered(registry.examine(facts))
         return [one for one in found if one.status in (finding.FAIL, finding.WARN)]
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.kernel.forwarder.sessions import SERVERS, give_many_addresses
 from tests.support import tcp, udp
-from tests.support.forwarding import BACKENDS, raise_lab, wire
+from tests.support.forwarding import BACKENDS, Forwarder, raise_lab, wire
 
 PORT = 9000  # of the servers, unless said otherwise
 
@@ -48,6 +48,13 @@ def session_servers(lab):
     yield servers
     for server in servers.values():
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def forwarder(lab, request):
+    """A forwarder with the file's ``document(lab)``, which all tests of the file share."""
+    with Forwarder(lab, request.module.document(lab)) as forwarder:
+        yield forwarder
 
 
 @pytest.fixture

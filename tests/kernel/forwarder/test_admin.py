@@ -31,16 +31,13 @@ from tests.support.waiting import PATIENCE, eventually
 WEB, RAW, WIDE, ECHO = 8000, 7000, 7001, 7002
 
 
-@pytest.fixture(scope="module")
-def forwarder(lab):
+def document(lab):
     web, raw = make_service(lab, "web", WEB, 9), make_service(lab, "raw", RAW, 9000, backends=["b"])
     wide = make_service(lab, "wide", WIDE, 9000, backends=["c", "c"])
     for backend, port in zip(wide["backends"], (9000, 9001)):
         backend.update(name=f"two:{port}", port=port)
     echo = make_service(lab, "echo", ECHO, 9000, backends=["d"], protocol="udp", idle_timeout=1)
-    document = make_config(web, raw, wide, echo, workers=2)
-    with Forwarder(lab, document) as forwarder:
-        yield forwarder
+    return make_config(web, raw, wide, echo, workers=2)
 
 
 @pytest.fixture(autouse=True)

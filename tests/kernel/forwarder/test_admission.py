@@ -15,9 +15,10 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop imp
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import proxy_protocol
 
 from tests.support import processes, tcp
-from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.forwarding import make_config, make_service
 from tests.support.waiting import PATIENCE, eventually
 
+pytestmark = pytest.mark.usefixtures("servers")
 PROXIED, SENDING, DENIED, ALLOWED, PAUSE, REFUSE, EACH, RATE, RANGE, _END, _LAST, HIDDEN, GREETED = range(7300, 7313)
 BEYOND = {"ipv4": "203.0.113.77", "ipv6": "2001:db8:77::7"}  # clients in the headers of the trusted proxy
 HELD = LISTENER = 9100  # a port on b where connections stay open
@@ -29,8 +30,7 @@ def servers(lab):
         yield
 
 
-@pytest.fixture(scope="module")
-def forwarder(lab, servers):
+def document(lab):
     client = [f"{lab['client'].ipv4}/32", f"{lab['client'].ipv6}/128"]
 
     def one(name, port, backend_port=9000, **options):
@@ -41,7 +41,7 @@ def forwarder(lab, servers):
     for version, service in zip(("v1", "v2"), sending):
         service["backends"][0]["send_proxy"] = version
         service["accept_proxy"] = [f"{lab['b'].ipv4}/32"]
-    document = make_config(
+    return make_config(
         one("proxied", PROXIED, accept_proxy=client, proxy_timeout=0.5, deny=["203.0.113.99/32"]),
         one("hidden", HIDDEN, accept_proxy=client, deny=["203.0.113.99/32"], source_fallback="own"),
         one("greeted", GREETED, HELD, accept_proxy=client),
@@ -54,8 +54,6 @@ def forwarder(lab, servers):
         ranged,
         *sending,
     )
-    with Forwarder(lab, document) as forwarder:
-        yield forwarder
 
 
 def header(lab, family, version="v2", source=None):

@@ -15,13 +15,9 @@ from tests.support import tcp
 from tests.support.forwarding import Forwarder, make_config, make_service
 from tests.support.waiting import PATIENCE
 
+pytestmark = pytest.mark.usefixtures("servers", "dead")
 WEB, REFUSED, ALONE = 80, 7001, 7002
 CAPABILITIES = "+net_raw,+net_bind_service"
-
-
-@pytest.fixture(scope="module")
-def servers(lab):
-    return {name: lab.nginx(name, ports=[8080]) for name in ("b", "c")}
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +42,6 @@ def document(lab):
         make_service(lab, "refused", REFUSED, 9, backends=["b", "c"]),
         make_service(lab, "alone", ALONE, 8080, backends=["d"], connect_timeout=0.5, retries=5, connect_deadline=1.0),
     )
-
-
-@pytest.fixture(scope="module")
-def forwarder(lab, servers, dead):
-    with Forwarder(lab, document(lab)) as forwarder:
-        yield forwarder
 
 
 def reset_by(lab, address, port, host="client"):

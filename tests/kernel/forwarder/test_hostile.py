@@ -23,6 +23,7 @@ from tests.support.addresses import FAMILIES
 from tests.support.forwarding import Forwarder, make_config, make_service
 from tests.support.waiting import eventually, in_threads
 
+pytestmark = pytest.mark.usefixtures("servers")
 WEB, HELD, ALL, EACH, RATE = range(7700, 7705)
 PER_WORKER = 2 << 20  # bytes by which a worker may grow during an attack
 DESCRIPTORS = 400
@@ -47,12 +48,6 @@ def document(lab):
         make_service(lab, "rate", RATE, 9000, backends=["b"], limits={"rate_per_client": 10}),
         workers=2,
     )
-
-
-@pytest.fixture(scope="module")
-def forwarder(lab, servers):
-    with Forwarder(lab, document(lab)) as forwarder:
-        yield forwarder
 
 
 @contextlib.contextmanager

@@ -23,13 +23,10 @@ from tests.support.waiting import PATIENCE, eventually
 RAW, METRICS, ECHO = 7000, 9110, 7002
 
 
-@pytest.fixture(scope="module")
-def forwarder(lab):
+def document(lab):
     raw = make_service(lab, "raw", RAW, 9000, backends=["b"])
     echo = make_service(lab, "echo", ECHO, 9000, backends=["d"], protocol="udp", idle_timeout=1)
-    document = make_config(raw, echo, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
-    with Forwarder(lab, document) as forwarder:
-        yield forwarder
+    return make_config(raw, echo, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
 
 
 def http(lab, request):

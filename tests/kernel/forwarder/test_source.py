@@ -18,6 +18,7 @@ from tests.support import tcp
 from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
 from tests.support.waiting import PATIENCE
 
+pytestmark = pytest.mark.usefixtures("servers")
 ANY, KEEP, HIDE, ALL, FOREIGN, INTRODUCED = 7100, 7101, 7102, 7103, 7104, 7105
 SLICE = PortRange(40000, 40099)
 
@@ -42,12 +43,6 @@ def document(lab):
         foreign,
         source_ports={"first": SLICE.first, "last": SLICE.last},
     )
-
-
-@pytest.fixture(scope="module")
-def forwarder(lab, servers):
-    with Forwarder(lab, document(lab)) as forwarder:
-        yield forwarder
 
 
 def seen(lab, family, port, host="client", source_port=0):

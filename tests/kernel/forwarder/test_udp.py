@@ -18,6 +18,7 @@ from tests.support.addresses import FAMILIES
 from tests.support.forwarding import BACKENDS, PROXY_ID, TABLE, Forwarder, make_config, make_service
 from tests.support.waiting import PATIENCE, eventually
 
+pytestmark = pytest.mark.usefixtures("udp_servers")
 ALL, ONE, KEEP, SHORT, FEW, FOREIGN, SPECIFIC, DENIED = range(5300, 5308)
 BACKEND = 9000
 SLICE = range(40000, 40100)
@@ -53,12 +54,6 @@ def document(lab):
         specific,
         source_ports={"first": SLICE[0], "last": SLICE[-1]},
     )
-
-
-@pytest.fixture(scope="module")
-def forwarder(lab, udp_servers):
-    with Forwarder(lab, document(lab)) as forwarder:
-        yield forwarder
 
 
 def target(lab, family, port):

@@ -22,6 +22,7 @@ from tests.support.addresses import FAMILIES, family_of
 from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.usefixtures("udp_servers")
 KEEP, HIDE, STRICT, ALL, ALLOWED, RATE, PAIR, TINY, FLOOD, RANGE, _NEXT, SLICED, OTHER = range(5700, 5713)
 BACKEND = 9000
 SLICE = range(40000, 40100)
@@ -38,13 +39,12 @@ def udp_service(lab, name, port, backends=("b",), backend_port=BACKEND, **option
     return make_service(lab, name, port, backend_port, backends=backends, protocol="udp", **options)
 
 
-@pytest.fixture(scope="module")
-def forwarder(lab, udp_servers):
+def document(lab):
     client = [f"{lab['client'].ipv4}/32", f"{lab['client'].ipv6}/128"]
     pair = udp_service(lab, "pair", PAIR)
     pair["listen"].append({"address": lab["a"].ipv4, "port": PAIR + 100})
     pair["listen"].append({"address": lab["a"].ipv6, "port": PAIR + 100})
-    document = make_config(
+    return make_config(
         udp_service(lab, "keep", KEEP, source_port="keep"),
         udp_service(lab, "hide", HIDE, source_fallback="own"),
         udp_service(lab, "strict", STRICT),
@@ -55,8 +55,6 @@ def forwarder(lab, udp_servers):
         udp_service(lab, "range", f"{RANGE}-{RANGE + 1}", backend_port=f"{BACKEND}-{BACKEND + 1}"),
         source_ports={"first": SLICE[0], "last": SLICE[-1]},
     )
-    with Forwarder(lab, document) as forwarder:
-        yield forwarder
 
 
 @pytest.fixture

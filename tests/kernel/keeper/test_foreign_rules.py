@@ -12,10 +12,9 @@ import time
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import registry
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 
 from tests.support.addresses import FAMILIES, address_of
+from tests.support.doctor import doctor_facts
 from tests.support.keeping import keeping
 from tests.support.routing import PORT, handshake, local_delivery, make_whole, return_path
 from tests.support.waiting import eventually
@@ -81,10 +80,7 @@ def outcome(lab, family: str) -> str:
 
 
 def complaints(lab, host, directory, wanted: dict | None = None) -> list:
-    none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(directory / "none"))
-    sources = gather.Sources(host=lab.engine.host(host), directory=str(directory), **none)
-    with host.inside():
-        facts = gather.gather(sources, wanted and documents.load(wanted), CLIENTS)
+    facts = doctor_facts(host, lab.engine, directory, wanted, CLIENTS)
     # These documents have no sysctls.
     found = registry.examine(facts, ["send_redirects", "accept_redirects"])
     return [one for one in found if one.status in ("fail", "warn")]

@@ -15,7 +15,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks impo
 from tests.support.addresses import address_of
 from tests.support.keeping import keeping, storm
 from tests.support.marking import Variant, marked
-from tests.support.routing import left_as_found, listing, return_path
+from tests.support.routing import listing, return_path
 from tests.support.waiting import PATIENCE, eventually
 
 HOSTS = ["client", "router", "a", "a2", "b"]
@@ -24,12 +24,6 @@ SETTING = "net.ipv4.conf.eth0.accept_redirects"
 # One second is promised; a machine that runs other tests may take longer.
 WITHIN = 3.0
 MOVED = "02:00:00:00:0a:0a"
-
-
-@pytest.fixture
-def b(lab):
-    with left_as_found(lab, "b") as host:
-        yield host
 
 
 @pytest.fixture

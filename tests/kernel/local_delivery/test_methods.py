@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import registry
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
 
 from tests.lab import wiring
 from tests.support import deployment
 from tests.support.addresses import FAMILIES, address_of
-from tests.support.deployment import WILDCARD, Deployment, EchoServers, ask, service, source_of, spoofed
+from tests.support.deployment import WILDCARD, Deployment, ask, echo_servers, service, source_of, spoofed
+from tests.support.doctor import doctor_facts
 from tests.support.routing import PORT, attempt, handshake, listing, local_delivery
 
 HOSTS = ["client", "router", "a", "b", "c"]
@@ -25,14 +25,8 @@ HOSTS = ["client", "router", "a", "b", "c"]
 
 @pytest.fixture(scope="module")
 def lab(lab):
-    servers = lab.servers = EchoServers()
-    servers.start()
-    for name in ("b", "c", "client"):
-        for family in FAMILIES:
-            servers.serve(lab[name], "tcp", WILDCARD[family])
-            servers.serve(lab[name], "udp", WILDCARD[family])
-    yield lab
-    servers.close()
+    with echo_servers(lab, ["b", "c", "client"], ["tcp", "udp"]):
+        yield lab
 
 
 @pytest.fixture
@@ -226,10 +220,8 @@ def test_a_container_of_the_proxy_can_be_its_backend(lab, box, tmp_path, method,
             assert handshake(a, client[family], BOX[family]) == "established", "the service"
             out = handshake(box, BOX[family], client[family])
             assert (out == "established") == works, "the container's own way out"
-        none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(tmp_path / "none"))
-        sources = gather.Sources(host=fleet.engine.host(a), directory=str(tmp_path / "a"), **none)
-        with a.inside():
-            found = [one for one in registry.examine(gather.gather(sources)) if one.id == "ip_forward"]
+        facts = doctor_facts(a, fleet.engine, tmp_path / "a")
+        found = [one for one in registry.examine(facts) if one.id == "ip_forward"]
         failed = {(one.subject, "socket_mark" in one.fix) for one in found if one.status == "fail"}
         assert failed == (set() if works else {(BOX["ipv4"], True), (BOX["ipv6"], True)})
     finally:

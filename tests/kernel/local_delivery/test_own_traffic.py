@@ -12,11 +12,11 @@ import json
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import registry
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, options
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import single_object
 
 from tests.support.addresses import BITS, address_of
+from tests.support.doctor import doctor_facts
 from tests.support.keeping import keeping
 from tests.support.routing import PORT, PROTOCOLS, handshake, left_as_found, listing, local_delivery
 from tests.support.waiting import eventually
@@ -74,10 +74,7 @@ def deployed_before(a, family: str) -> None:
 
 def complaints(lab, a, directory, wanted: dict | None = None) -> list[tuple[str, str]]:
     """(id, subject) of each failed check on a."""
-    none = dict.fromkeys(("config", "runtime", "keeper", "systemd", "networkd"), str(directory / "none"))
-    sources = gather.Sources(host=lab.engine.host(a), directory=str(directory), **none)
-    with a.inside():
-        facts = gather.gather(sources, wanted and documents.load(wanted))
+    facts = doctor_facts(a, lab.engine, directory, wanted)
     return [(one.id, one.subject) for one in registry.examine(facts) if one.status == "fail"]
 
 

@@ -24,7 +24,16 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._port_slices import
 from tests.lab.netns import NamespaceLab
 from tests.support import deployment
 from tests.support.addresses import FAMILIES, address_of
-from tests.support.deployment import BACKENDS, PROXIES, WILDCARD, Deployment, EchoServers, by_strategy, replies, spoofed
+from tests.support.deployment import (
+    BACKENDS,
+    PROXIES,
+    WILDCARD,
+    Deployment,
+    by_strategy,
+    echo_servers,
+    replies,
+    spoofed,
+)
 from tests.support.routing import PORT, TRANSPARENT, attempt, counters, handshake, snmp, watch
 from tests.support.waiting import PATIENCE, eventually
 
@@ -38,13 +47,8 @@ MATRIX = [(strategy, service["protocol"]) for strategy, services in SERVICES.ite
 @pytest.fixture(scope="module")
 def lab(lab):
     deployment.watch_replies(lab)
-    servers = lab.servers = EchoServers()
-    servers.start()
-    for name in BACKENDS:
-        for family in FAMILIES:
-            servers.serve(lab[name], "tcp", WILDCARD[family])
-    yield lab
-    servers.close()
+    with echo_servers(lab, BACKENDS):
+        yield lab
 
 
 @pytest.fixture(scope="module")
@@ -336,12 +340,9 @@ def test_without_the_routes_source_a_wildcard_udp_server_uses_the_wrong_address(
 @pytest.fixture(scope="module")
 def two_links():
     """The default route of b leaves by eth0, and the proxy is behind eth1."""
-    with NamespaceLab(f"ksl{os.getpid()}", ["router", "a", "b"], {"b": ["outside", "inside"]}) as raised:
-        servers = EchoServers()
-        servers.start()
-        servers.serve(raised["b"], "tcp", WILDCARD["ipv4"])
-        yield raised
-        servers.close()
+    lab = NamespaceLab(f"ksl{os.getpid()}", ["router", "a", "b"], {"b": ["outside", "inside"]})
+    with lab, echo_servers(lab, ["b"]):
+        yield lab
 
 
 STRICT = [("mark", "1", "silent"), ("mark", "0", "established"), ("address", "1", "established")]

@@ -14,7 +14,15 @@ import pytest
 
 from tests.support import deployment
 from tests.support.addresses import FAMILIES
-from tests.support.deployment import PROXIES, WILDCARD, EchoServers, ask, by_strategy, service, source_of, spoofed
+from tests.support.deployment import (
+    PROXIES,
+    ask,
+    by_strategy,
+    echo_servers,
+    service,
+    source_of,
+    spoofed,
+)
 from tests.support.routing import attempt, listing
 from tests.support.waiting import eventually
 
@@ -27,12 +35,8 @@ DRAIN = 300.0
 
 @pytest.fixture(scope="module")
 def lab(lab):
-    servers = lab.servers = EchoServers()
-    servers.start()
-    for family in FAMILIES:
-        servers.serve(lab["b"], "tcp", WILDCARD[family])
-    yield lab
-    servers.close()
+    with echo_servers(lab, ["b"]):
+        yield lab
 
 
 @pytest.fixture

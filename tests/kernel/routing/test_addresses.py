@@ -14,7 +14,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document i
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 
 from tests.support.addresses import address_of
-from tests.support.routing import PORT, handshake, left_as_found, listing, local_delivery
+from tests.support.routing import PORT, handshake, listing, local_delivery
 
 HOSTS = ["client", "router", "a", "b"]
 
@@ -32,12 +32,6 @@ def lab(lab):
     data = local_delivery(lab["b"])
     lab.engine.apply(lab["a"], {**data, "rules": [*data["rules"], *rules]})
     return lab
-
-
-@pytest.fixture
-def b(lab):
-    with left_as_found(lab, "b") as host:
-        yield host
 
 
 def document(lab) -> dict:

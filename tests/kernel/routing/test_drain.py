@@ -14,7 +14,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink im
 
 from tests.support import routing
 from tests.support.addresses import address_of
-from tests.support.routing import PORT, Attempt, attempt, handshake, left_as_found, listing, local_delivery, return_path
+from tests.support.routing import PORT, Attempt, attempt, handshake, listing, local_delivery, return_path
 from tests.support.waiting import PATIENCE, eventually
 
 HOSTS = ["client", "router", "a", "a2", "b"]
@@ -33,10 +33,9 @@ def lab(lab):
 
 
 @pytest.fixture
-def b(lab):
-    with left_as_found(lab, "b") as host:
-        lab.engine.apply(host, return_path(lab["a"], lab["a2"]))
-        yield host
+def b(lab, b):
+    lab.engine.apply(b, return_path(lab["a"], lab["a2"]))
+    return b
 
 
 def without_a2(lab, b, tmp_path, later: float = 0, **options):

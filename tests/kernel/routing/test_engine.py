@@ -20,7 +20,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper imp
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 
 from tests.support import routing
-from tests.support.routing import left_as_found, return_path, snmp
+from tests.support.routing import return_path, snmp
 from tests.support.waiting import PATIENCE, eventually
 
 HOSTS = ["client", "router", "a", "a2", "b"]
@@ -28,12 +28,6 @@ HOSTS = ["client", "router", "a", "a2", "b"]
 REDIRECTS = tuple(
     (f"net.{family}.conf.{link}.accept_redirects", "0") for family in ("ipv4", "ipv6") for link in ("all", "eth0")
 )
-
-
-@pytest.fixture
-def b(lab):
-    with left_as_found(lab, "b") as host:
-        yield host
 
 
 def document(lab, **options) -> dict:

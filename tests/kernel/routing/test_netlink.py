@@ -11,15 +11,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document i
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 
 from tests.support.addresses import address_of
-from tests.support.routing import left_as_found, local_delivery
+from tests.support.routing import local_delivery
 
 HOSTS = ["client", "router", "a", "b"]
-
-
-@pytest.fixture
-def b(lab):
-    with left_as_found(lab, "b") as host:
-        yield host
 
 
 def test_removing_a_wide_rule_keeps_the_narrow_rule(lab, b):
