@@ -47,10 +47,8 @@ class TwoStreams:
         self.events = []
         self.client, near = connected()
         far, self.backend = connected()
-        self.streams = {
-            name: Stream(sock, self, f"{name} eof", f"{name} reset")
-            for name, sock in (("client", near), ("backend", far))
-        }
+        ends = {"client": near, "backend": far}
+        self.streams = {name: Stream(sock, self, f"{name} eof", f"{name} reset") for name, sock in ends.items()}
         for stream, peer in zip(self.streams.values(), reversed(self.streams.values())):
             stream.peer = peer
             stream.sock.setblocking(False)
@@ -128,6 +126,14 @@ def send_and_shut(sock, data, sizes):
     sock.shutdown(socket.SHUT_WR)
 
 
+def exactly(sock, count):
+    """Receive ``count`` bytes, or all up to the end."""
+    data = b""
+    while len(data) < count and (part := sock.recv(count - len(data))):
+        data += part
+    return data
+
+
 def summary(data):
     return len(data), hashlib.sha256(data).digest()
 
@@ -154,12 +160,12 @@ TEST_SIZES = [
 def test_every_byte_arrives_with_traffic_in_both_directions(pipes, total, sizes):
     up, down = random.Random(1).randbytes(total), random.Random(2).randbytes(total)
     received = []
-    with (
-        TwoStreams(pipes) as two,
-        running(send_and_shut, two.client, up, sizes),
-        running(send_and_shut, two.backend, down, sizes[::-1]),
-    ):
-        with running(lambda: received.append(receive(two.backend))):
+    with TwoStreams(pipes) as two:
+        uploading, downloading = (
+            running(send_and_shut, sock, data, sizes[::step])
+            for sock, data, step in ((two.client, up, 1), (two.backend, down, -1))
+        )
+        with uploading, downloading, running(lambda: received.append(receive(two.backend))):
             assert receive(two.client) == summary(down)
         assert received == [summary(up)]
         two.assert_ended("backend eof", "client eof")
@@ -242,7 +248,7 @@ def test_bulk_goes_through_a_pipe_and_small_data_does_not(monkeypatch):
     with TwoStreams(8) as two:
         for _request in range(50):
             two.client.sendall(b"x" * 1000)
-            assert two.backend.recv(1000, socket.MSG_WAITALL) == b"x" * 1000
+            assert exactly(two.backend, 1000) == b"x" * 1000
         assert not moved
         with running(send_and_shut, two.client, bytes(20 << 20), [1 << 20]):
             assert receive(two.backend)[0] == 20 << 20
@@ -256,7 +262,7 @@ def test_a_pipe_is_returned_although_its_last_piece_was_small(monkeypatch):
     with TwoStreams(8) as two:
         size = 2 * BUFFER_SIZE + 5000
         two.client.sendall(bytes(size))
-        assert len(two.backend.recv(size, socket.MSG_WAITALL)) == size
+        assert len(exactly(two.backend, size)) == size
         eventually(lambda: two.pipes.lent == 0)
 
 
@@ -267,6 +273,6 @@ def test_a_fin_leaves_in_one_segment_with_the_last_bytes(monkeypatch, flag, segm
     two.backend.sendall(b"that is all")
     two.backend.shutdown(socket.SHUT_WR)
     with two:
-        assert two.client.recv(100, socket.MSG_WAITALL) == b"that is all"
+        assert exactly(two.client, 100) == b"that is all"
         info = two.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
         assert struct.unpack_from("I", info, 140)[0] == segments  # tcpi_segs_in (linux/tcp.h); the first is the SYN
