@@ -24,6 +24,8 @@ EVERY_SERVICE = "all"
 EXIT_FAULT = 1
 EXIT_USAGE = 2
 
+DEFAULT = "default: %(default)s"  # argparse inserts the value
+
 
 def _forward(arguments: argparse.Namespace) -> int:
     from ._forwarder.process import supervisor
@@ -137,11 +139,11 @@ def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
 def _add_forwarder_commands(commands: Any) -> None:
     """Add the commands that run, check and reload the forwarder."""
     forward = _add(commands, "forward", "run the forwarder in the foreground (the systemd unit does this)")
-    forward.add_argument("--config", default=paths.CONFIG, metavar="FILE", help="default: %(default)s")
+    forward.add_argument("--config", default=paths.CONFIG, metavar="FILE", help=f"config; {DEFAULT}")
     forward.set_defaults(run=_forward)
 
     check = _add(commands, "check", "check a forwarder config and print every error in it")
-    check.add_argument("file", nargs="?", default=paths.CONFIG, metavar="FILE", help="default: %(default)s")
+    check.add_argument("file", nargs="?", default=paths.CONFIG, metavar="FILE", help=f"config; {DEFAULT}")
     check.set_defaults(run=_check)
 
     reload = _add(commands, "reload", "load the installed config and archive without losing a connection")
@@ -156,7 +158,7 @@ def _add_admin_commands(commands: Any) -> None:
     status.set_defaults(run=_status)
 
     top = _add(commands, "top", "show `status` continuously")
-    top.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="default: %(default)s")
+    top.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help=DEFAULT)
     top.set_defaults(run=_top)
 
     states = {
@@ -172,7 +174,7 @@ def _add_admin_commands(commands: Any) -> None:
     for name in ("drain", "maintenance"):
         parsers[name].add_argument("--wait", action="store_true", help="wait until the backend has no connections left")
         parsers[name].add_argument(
-            "--timeout", type=float, default=300.0, metavar="SECONDS", help="limit of --wait; default: %(default)s"
+            "--timeout", type=float, default=300.0, metavar="SECONDS", help=f"limit of --wait; {DEFAULT}"
         )
     for parser in (status, top, *parsers.values()):
         parser.add_argument(
@@ -185,7 +187,7 @@ def _add_host_commands(commands: Any) -> None:
     keep = _add(
         commands, "keep", "apply this host's state documents and repair what differs (the systemd unit does this)"
     )
-    keep.add_argument("--directory", default=paths.DOCUMENTS, metavar="DIR", help="default: %(default)s")
+    keep.add_argument("--directory", default=paths.DOCUMENTS, metavar="DIR", help=f"state documents; {DEFAULT}")
     keep.add_argument("--once", action="store_true", help="apply the documents once and exit")
     keep.add_argument(
         "--dry-run",
@@ -199,15 +201,13 @@ def _add_host_commands(commands: Any) -> None:
     probe.add_argument(
         "--source", required=True, metavar="ADDRESS", help="spoofed source address, such as 198.51.100.11"
     )
-    probe.add_argument("--timeout", type=float, default=3.5, metavar="SECONDS", help="default: %(default)s")
+    probe.add_argument("--timeout", type=float, default=3.5, metavar="SECONDS", help=DEFAULT)
     probe.add_argument("--json", action="store_true", help="print step, seconds and sentence as JSON")
     probe.set_defaults(run=_probe)
 
     doctor = _add(commands, "doctor", "diagnose this host's part of the path and suggest fixes")
-    doctor.add_argument(
-        "--directory", default=paths.DOCUMENTS, metavar="DIR", help="state documents; default: %(default)s"
-    )
-    doctor.add_argument("--config", default=paths.CONFIG, metavar="FILE", help="forwarder config; default: %(default)s")
+    doctor.add_argument("--directory", default=paths.DOCUMENTS, metavar="DIR", help=f"state documents; {DEFAULT}")
+    doctor.add_argument("--config", default=paths.CONFIG, metavar="FILE", help=f"forwarder config; {DEFAULT}")
     doctor.add_argument(
         "--client", action="append", default=[], metavar="ADDRESS", help="client address to check for, one per family"
     )
