@@ -13,13 +13,13 @@ from collections import Counter
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import http_views, metrics, status
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin.snapshot import Snapshot
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import health_checker
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory, totals
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.overrides import Overrides
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.log import Log
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import listeners, worker
+
+from tests.unit.plugins.module_utils._forwarder.snapshots import Forwarder
 
 FEW, TIMES = 10, 4
 #: A function that costs the square of what there is takes 16 times as many steps for this many times as much.
@@ -87,33 +87,12 @@ def backend(name, number, one):
     return {"name": name, "ipv4": f"198.18.{one}.{number + 1}", "ipv6": f"2001:db8::{one}:{number + 1}", "port": 80}
 
 
-class Host:
-    """Shared memory of a live and of a draining generation; there are no processes."""
+class Host(Forwarder):
+    """A forwarder with the config of a document."""
 
     def __init__(self, document):
-        self.document = document
-        self.config = config.load(document)
-        self.region = shared_memory.Region(shared_memory.describe(self.config, 2))
-        self.other = shared_memory.Region(shared_memory.describe(self.config, 2))
-        self.overrides = Overrides()
-
-    def status(self):
-        snapshot = Snapshot(
-            now=1000.0,
-            description={"generation": 2, "version": "1", "loaded_at": "noon"},
-            config=self.config,
-            region=self.region,
-            slots=2,
-            totals=totals.GenerationTotals().totals([self.region, self.other]),
-            overrides=self.overrides,
-            workers=[],
-            checker=None,
-            last_reload={"ok": True, "error": None},
-            reloads={"ok": 1, "failed": 0},
-            restarts=0,
-            log_level="info",
-        )
-        return status.status(snapshot)
+        super().__init__(config.load(document))
+        self.document, (self.region, self.other) = document, self.regions
 
     def start_a_worker(self):
         listening = listeners.bind_missing(self.config, 2, ())
@@ -122,10 +101,6 @@ class Host:
             made.loop.poller.close()
         finally:
             listeners.close_all(listening)
-
-    def close(self):
-        self.region.close()
-        self.other.close()
 
 
 WORKS = {

@@ -5,65 +5,46 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import cli_views, http_views, metrics
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 
-FAMILY = {
-    "address": "198.18.0.21",
-    "state": "up",
-    "since": 3.0,
-    "server": "yes",
-    "return_path": "yes",
-    "checks": 4,
-    "server_failures": 0,
-    "path_failures": 1,
-    "latency": {"buckets": [1] + [0] * 12, "count": 1, "sum": 200},
-}
+from tests.unit.plugins.module_utils._forwarder.snapshots import Forwarder
 
-
-def backend(name, state, **options):
-    counted = dict.fromkeys([f"failed_{cause}" for cause in metrics.FAILURES], 0)
-    families = {"ipv4": FAMILY, "ipv6": {**FAMILY, "return_path": "no: ETIMEDOUT"}}
-    numbers = {"weight": 2, "active": 1, "connections": 1500, "bytes_to_backend": 2_500_000, "bytes_to_client": 999}
-    return {"name": name, "state": state, "backup": False, "families": families, **counted, **numbers, **options}
+BACKENDS = (
+    Backend("b", 80, ipv4="198.18.0.21", ipv6="2001:db8::21", weight=2),
+    Backend('c"<x>', 80, ipv4="198.18.0.22", weight=2, backup=True),
+)
+CONFIG = Config(proxy_id=1, services=(Service("web", (Listener("0.0.0.0", 80),), BACKENDS, balance="random"),))
+B4, B6 = 0, 2  # targets: b over IPv4, b over IPv6
 
 
-def document(**options):
-    refused = dict.fromkeys([f"refused_{cause}" for cause in metrics.REFUSED], 0)
-    steps = dict.fromkeys([f"source_{step}" for step in metrics.LADDER], 0)
-    web = {
-        "name": "web",
-        "listen": ["0.0.0.0:80"],
-        "protocol": "tcp",
-        "balance": "random",
-        "sessions": 3,
-        "connections": 9,
-        **refused,
-        **steps,
-        "refused_denied": 2,
-        "made_room": 0,
-        "backends": [backend("b", "return path broken"), backend('c"<x>', "up", backup=True)],
-    }
-    workers = [
-        {"slot": 0, "pid": 5, "state": "serving", "generation": 2},
-        {"slot": 1, "pid": None, "state": "gone", "generation": 2},
-        {"slot": 0, "pid": 3, "state": "draining", "generation": 1},
-    ]
-    return {
-        "version": "0.1.0",
-        "pid": 1,
-        "generation": 2,
-        "loaded_at": "2026-01-31T12:00:00Z",
-        "alarms": [],
-        "last_reload": {"ok": True, "error": None, "at": "x"},
-        "reloads": {"ok": 1, "failed": 0},
-        "restarts": 0,
-        "totals": {"accept_paused": 0, "defects": 0, "log_dropped": 0, "datagrams_dropped": 0, "datagrams_stray": 0},
-        "workers": workers,
-        "checker": {"pid": 9},
-        "services": [web],
-        **options,
-    }
+@pytest.fixture
+def document():
+    """A function that returns a status document, with these values in the place of its own."""
+    forwarder = Forwarder(CONFIG)
+    region = forwarder.regions[0]
+    for kind, field, number in (
+        ("service", "sessions", 3),
+        ("service", "connections", 9),
+        ("service", "refused_denied", 2),
+        ("target", "connections", 1500),
+        ("target", "bytes_to_backend", 2_500_000),
+        ("target", "bytes_to_client", 999),
+        ("target", "latency_0", 1),
+    ):
+        forwarder.count(kind, field, number)
+    for target in (B4, B6):
+        region.set_state("server", target, shared_memory.ANSWERED)
+        region.set_state("health", target, shared_memory.BROKEN)
+    region.set_state("path", B4, shared_memory.ANSWERED)
+    region.set_state("path", B6, shared_memory.UNANSWERED)
+    yield lambda **values: {**forwarder.status(), **values}
+    forwarder.close()
 
 
 @pytest.mark.parametrize(
@@ -77,16 +58,16 @@ def document(**options):
         ([("draining", 3)], 2),  # of a generation that failed
     ],
 )
-def test_draining_workers_do_not_include_starting_ones(added, count):
+def test_draining_workers_do_not_include_starting_ones(document, added, count):
     found = document()
     found["workers"] += [{"slot": 5, "pid": 8, "state": state, "generation": number} for state, number in added]
     assert f"\nl4proxy_draining_workers {count}\n" in metrics.render(found)
     assert f", {count} draining" in cli_views.table(found).splitlines()[0]
 
 
-def test_the_table_shows_forwarder_services_and_backends():
+def test_the_table_shows_forwarder_services_and_backends(document):
     lines = cli_views.table(document()).splitlines()
-    assert lines[0] == "l4proxy 0.1.0 (pid 1), generation 2 since 2026-01-31T12:00:00Z, 1 of 2 workers, 1 draining"
+    assert lines[0] == f"l4proxy 0.1.0 (pid {os.getpid()}), generation 2 since noon, 1 of 2 workers, 1 draining"
     assert lines[2] == "web  0.0.0.0:80  tcp, random: 3 sessions, 9 accepted, 2 refused"
     assert lines[3].split() == " ".join(cli_views._TITLES).split()
     assert lines[4].startswith("  b ")
@@ -96,7 +77,7 @@ def test_the_table_shows_forwarder_services_and_backends():
     assert "(backup)" in lines[5]
 
 
-def test_the_table_shows_alarms_a_failed_reload_and_a_missing_checker():
+def test_the_table_shows_alarms_a_failed_reload_and_a_missing_checker(document):
     failed = {"ok": False, "error": "no such file", "at": "noon"}
     text = cli_views.table(document(alarms=["ipv4: local delivery"], last_reload=failed, checker=None))
     assert "NO CHECKER" in text
@@ -104,7 +85,7 @@ def test_the_table_shows_alarms_a_failed_reload_and_a_missing_checker():
     assert "the last reload failed at noon: no such file" in text
 
 
-def test_rates_are_new_connections_per_second():
+def test_rates_are_new_connections_per_second(document):
     before, after = document(), document()
     after["services"][0]["backends"][0]["connections"] += 30
     assert cli_views._rates(before, after, 2.0)["web", "b"] == 15.0
@@ -119,9 +100,9 @@ def test_amounts_have_a_unit(number, text):
     assert cli_views.amount(number) == text
 
 
-def test_metrics_are_escaped_and_buckets_cumulative():
+def test_metrics_are_escaped_and_buckets_cumulative(document):
     text = metrics.render(document())
-    assert 'l4proxy_worker_up{slot="1"} 0' in text
+    assert 'l4proxy_worker_up{slot="0"} 0' in text
     assert 'l4proxy_backend_state{service="web",backend="b",state="return path broken"} 1' in text
     assert 'l4proxy_backend_weight{service="web",backend="c\\"<x>"} 2' in text
     assert 'l4proxy_connect_seconds_bucket{service="web",backend="b",family="ipv4",le="0.00025"} 1' in text
@@ -129,7 +110,7 @@ def test_metrics_are_escaped_and_buckets_cumulative():
     assert 'l4proxy_health_return_path{service="web",backend="b",family="ipv6"} 0' in text
 
 
-def test_the_page_is_escaped():
+def test_the_page_is_escaped(document):
     text = http_views.render(document())
     assert "c&quot;&lt;x&gt;" in text
     assert "<x>" not in text

@@ -196,24 +196,17 @@ def test_a_new_client_replaces_the_one_that_has_waited_longest(make):
         sock.close()
 
 
-def drip(loop, sock):
-    sock.sendall(b"?")
-
-
-def read_a_little(loop, sock):
-    sock.recv(1000)
-
-
+DRIP, READ, STAY_SILENT = (lambda sock: sock.sendall(b"?")), (lambda sock: sock.recv(1000)), (lambda _sock: None)
 TEST_SLOW = [
     # Whether the server keeps connections, what the client sends first and does repeatedly, when it is disconnected.
-    (True, b"?", drip, connection.EXCHANGE_TIMEOUT),
-    (False, b"?", drip, connection.EXCHANGE_TIMEOUT),
-    (False, b"", drip, connection.EXCHANGE_TIMEOUT),
-    (True, b"\n", read_a_little, connection.EXCHANGE_TIMEOUT),
-    (False, b"\n", read_a_little, connection.EXCHANGE_TIMEOUT),
-    (True, b"\n", lambda _loop, _sock: None, connection.EXCHANGE_TIMEOUT),
-    (False, b"", lambda _loop, _sock: None, connection.EXCHANGE_TIMEOUT),
-    (True, b"", lambda _loop, _sock: None, server.IDLE_TIMEOUT),
+    (True, b"?", DRIP, connection.EXCHANGE_TIMEOUT),
+    (False, b"?", DRIP, connection.EXCHANGE_TIMEOUT),
+    (False, b"", DRIP, connection.EXCHANGE_TIMEOUT),
+    (True, b"\n", READ, connection.EXCHANGE_TIMEOUT),
+    (False, b"\n", READ, connection.EXCHANGE_TIMEOUT),
+    (True, b"\n", STAY_SILENT, connection.EXCHANGE_TIMEOUT),
+    (False, b"", STAY_SILENT, connection.EXCHANGE_TIMEOUT),
+    (True, b"", STAY_SILENT, server.IDLE_TIMEOUT),
 ]
 
 
@@ -225,7 +218,7 @@ def test_a_slow_client_is_disconnected_however_often_it_moves_a_byte(make, keeps
         loop.turn()
         while loop.server.connections:
             assert passed <= timeout + 1
-            act(loop, sock)
+            act(sock)
             loop.turn(0.5)
             passed += 0.5
     assert passed >= timeout - 1

@@ -10,15 +10,13 @@ import json
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import status
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin.snapshot import Process, Snapshot
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.balancer import Backends
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.overrides import Overrides
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.totals import GenerationTotals
 
-NOW = 1000.0
+from tests.unit.plugins.module_utils._forwarder.snapshots import NOW, Forwarder, worker
+
 BACKENDS = (
     Backend("b", 80, ipv4="198.18.0.21", ipv6="2001:db8::21", weight=2),
     Backend("c", 80, ipv4="198.18.0.22", backup=True, max_connections=9),
@@ -30,50 +28,15 @@ CONFIG = Config(
 B4, C4, B6 = range(3)
 
 
-class Forwarder:
-    """Takes snapshots of the live generation 2 and of generation 1, which drains; ``regions`` are theirs."""
-
-    def __init__(self):
-        self.regions = [shared_memory.Region(shared_memory.describe(CONFIG, 2)) for _generation in range(2)]
-        self.overrides = Overrides()
-        self.values = {"config": CONFIG, "workers": [worker(5, 1, 2), worker(3, 0, 1, "draining")], "checker": CHECKER}
-
-    def status(self, **values):
-        described = {"description": {"generation": 2}, "last_reload": {"ok": True}, "reloads": {"ok": 1, "failed": 0}}
-        return status.status(
-            Snapshot(
-                now=NOW,
-                region=self.regions[0],
-                slots=2,
-                totals=GenerationTotals().totals(self.regions),
-                overrides=self.overrides,
-                restarts=4,
-                log_level="info",
-                **{**described, **self.values, **values},
-            )
-        )
-
-    def backends(self):
-        return {backend["name"]: backend for backend in self.status()["services"][0]["backends"]}
-
-    def count(self, kind, field, number, index=0, slot=0, generation=2):
-        region = self.regions[2 - generation]
-        region.cells[region.cell(slot, kind, field, index)] += number
-
-
-def worker(pid, slot, generation, state="serving", silent=None, sessions=0):
-    return Process(pid, slot, generation, state, NOW - pid, [], silent, sessions)
-
-
-CHECKER = worker(7, 0, 2)
-
-
 @pytest.fixture
 def forwarder():
-    forwarder = Forwarder()
+    forwarder = Forwarder(CONFIG)
     yield forwarder
-    for region in forwarder.regions:
-        region.close()
+    forwarder.close()
+
+
+def backends(forwarder):
+    return {backend["name"]: backend for backend in forwarder.status()["services"][0]["backends"]}
 
 
 def test_the_status_is_json_and_its_docstring_names_every_key(forwarder):
@@ -120,7 +83,7 @@ def test_counters_are_summed_over_workers_generations_and_families(forwarder):
         forwarder.count("target", "connections", number, target, slot, generation)
     forwarder.count("service", "refused_denied", 7)
     forwarder.count("worker", "defects", 2, slot=1)
-    found = forwarder.backends()
+    found = backends(forwarder)
     assert (found["b"]["connections"], found["c"]["connections"]) == (111, 1000)
     assert [one["connections"] for one in found["b"]["families"].values()] == [11, 100]
     document = forwarder.status()
@@ -142,7 +105,7 @@ def test_the_state_of_a_backend_is_the_worst_of_its_families(forwarder, ipv4, ip
     region = forwarder.regions[0]
     region.set_state("health", B4, ipv4)
     region.set_state("health", B6, ipv6)
-    found = forwarder.backends()["b"]
+    found = backends(forwarder)["b"]
     assert found["state"] == state
     assert [one["state"] for one in found["families"].values()] == [
         shared_memory.STATES[ipv4],
@@ -154,7 +117,7 @@ def test_an_override_takes_precedence_over_health_and_config(forwarder):
     forwarder.regions[0].set_state("health", B4, shared_memory.DOWN)
     forwarder.overrides.set("web", "b", "state", "draining")
     forwarder.overrides.set("web", "b", "weight", 5)
-    found = forwarder.backends()
+    found = backends(forwarder)
     assert (found["b"]["state"], found["b"]["admin"], found["b"]["weight"]) == ("draining", "draining", 5)
     assert found["b"]["families"]["ipv4"]["state"] == "down", "the health of the family is still shown"
     assert (found["c"]["state"], found["c"]["admin"], found["c"]["weight"]) == ("unknown", "ready", 1)
@@ -167,7 +130,7 @@ def test_the_results_of_the_health_probes_are_shown_by_family(forwarder):
     region.set_state("path_errno", B6, errno.EHOSTUNREACH)
     region.set_state("since", B6, int((NOW - 12.34) * 1000))
     region.set_state("path_failures", B6, 3)
-    found = forwarder.backends()["b"]["families"]
+    found = backends(forwarder)["b"]["families"]
     assert (found["ipv6"]["server"], found["ipv6"]["return_path"]) == ("yes", "no: EHOSTUNREACH")
     assert (found["ipv6"]["since"], found["ipv6"]["path_failures"]) == (12.3, 3)
     assert (found["ipv4"]["server"], found["ipv4"]["since"]) == ("not asked", None)
@@ -176,7 +139,7 @@ def test_the_results_of_the_health_probes_are_shown_by_family(forwarder):
 def test_latencies_are_summed_over_workers(forwarder):
     for seconds, slot in ((0.0001, 0), (0.0003, 1), (9.0, 1)):
         Backends(CONFIG.services[0], "ipv4", forwarder.regions[0], slot).connected("203.0.113.7", C4, seconds, NOW)
-    latency = forwarder.backends()["c"]["families"]["ipv4"]["latency"]
+    latency = backends(forwarder)["c"]["families"]["ipv4"]["latency"]
     assert (latency["count"], latency["sum"]) == (3, 9_000_400)
     assert [number for number, count in enumerate(latency["buckets"]) if count] == [
         0,
