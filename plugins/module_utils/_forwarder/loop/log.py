@@ -59,7 +59,7 @@ class Log:
         self._write = _non_blocking_writer(fd)
         self._base = base
         self.waiting: deque[bytes] = deque()  # lines that are not written yet
-        self._unreported = 0  # dropped lines that no line has told about
+        self._unreported = 0  # dropped lines that the log does not mention yet
         self._second = 0
         self._warnings = {}  # of this second, by event
         self.dropped = 0

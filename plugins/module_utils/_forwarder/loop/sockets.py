@@ -122,7 +122,7 @@ def accept(accept_one, family):
 
     ``accept_one`` is the ``_accept`` of a listening socket. Its accept() would make a Python-level socket, which costs
     more than the system call: three enum members and a larger object. SocketType is the C type below it, and is enough
-    here. It is told that the descriptor does not block, though it does: setting that would be one more system call per
+    here. Its type says non-blocking, but the descriptor blocks: to set O_NONBLOCK would be one more system call per
     connection. Reads and writes use MSG_DONTWAIT instead; splice needs make_non_blocking().
     """
     number, address = accept_one()
@@ -130,7 +130,7 @@ def accept(accept_one, family):
 
 
 def make_non_blocking(sock):
-    """Set O_NONBLOCK on a socket of accept(): splice(2) looks at nothing else."""
+    """Set O_NONBLOCK on a socket of accept(): splice(2) respects nothing else."""
     os.set_blocking(sock.fileno(), False)
 
 

@@ -48,7 +48,7 @@ class Timers:
         return max(0.0, self._first * TICK - now)
 
     def expire(self, now):
-        """Call every callback that is due; one that is added meanwhile waits for the next time."""
+        """Call every callback that is due; one that a callback adds is called the next time."""
         for callback in self.due(now):
             callback()
 

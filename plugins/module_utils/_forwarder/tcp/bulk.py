@@ -17,7 +17,7 @@ BUFFER_SIZE = 65536  # bytes of the receive buffer (stream.py): what a read can 
 TURNS = range(4)  # full buffers or pipes that one stream may forward before the others get their turn
 BYTES_IN_A_TURN = 1 << 20  # through a pipe; the others get their turn then as well
 FULL_READS = 2  # in a row: from here on a stream counts as bulk
-WITHOUT_PIPE = 256  # full reads after which a stream that got no pipe asks again
+WITHOUT_PIPE = 256  # full reads after which a stream that got no pipe tries again
 
 
 def borrow_pipe(stream):

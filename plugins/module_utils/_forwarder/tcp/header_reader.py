@@ -66,7 +66,7 @@ class HeaderReader:
         self.relay.refuse(Refusal(cause, text))
 
     def _stop(self):
-        """Leave the poller; once the relay registers the socket, it is told about all that has arrived by then."""
+        """Leave the poller. When the relay registers the socket, the poller reports what has arrived by then."""
         self._waiting = False
         loop = self.relay.loop
         loop.timers.discard(self._deadline, self._timed_out)

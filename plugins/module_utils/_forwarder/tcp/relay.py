@@ -206,7 +206,7 @@ class Relay(Session):
         return True
 
     def report_slow(self, now):
-        """Have the health checker look at the backend: the attempt is slow, though it may yet succeed."""
+        """Ask the health checker to probe the backend: the attempt is slow, though it may still succeed."""
         self.backends.report_slow(self.index, now)
 
     def attempt_timed_out(self):

@@ -58,7 +58,7 @@ class TcpServer:
         self.acceptors.append(Acceptor(self, sock, slot, runtime, listener))
 
     def set_accepting(self, on: bool) -> None:
-        """Start or stop accepting; connections wait in the backlog meanwhile."""
+        """Start or stop accepting; until it starts, connections wait in the backlog."""
         self.accepting = on
         self.update()
 

@@ -74,7 +74,7 @@ _PASS_RESET_TO_CLIENT = (Action.CLOSE_BACKEND, Action.RESET_CLIENT, Action.FINIS
 _RESET_BOTH = (Action.RESET_CLIENT, Action.RESET_BACKEND, Action.FINISH)
 _RESET_CLIENT = (Action.RESET_CLIENT, Action.FINISH)
 
-# (state, event) -> (next state, actions in order, reason of the end). None: handle() is told the reason.
+# (state, event) -> (next state, actions in order, reason of the end). None: the caller of handle() knows it.
 TABLE: dict[tuple[State, Event], tuple[State, tuple[Action, ...], str | None]] = {
     (State.CHOOSING, Event.ATTEMPT): (State.CONNECTING, (), None),
     (State.CHOOSING, Event.GIVEN_UP): (State.FINISHED, _RESET_CLIENT, None),

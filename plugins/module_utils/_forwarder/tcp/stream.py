@@ -281,7 +281,7 @@ class Stream:
         sockets.send_at_once(self.sock)
 
     def watch_writable(self):
-        """Have the poller report when this socket has room again."""
+        """Ask the poller to report when this socket has room again."""
         self.fast = False
         if not self.writable_watched:
             self.writable_watched = True

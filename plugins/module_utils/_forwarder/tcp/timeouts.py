@@ -14,8 +14,8 @@ from itertools import islice, takewhile
 
 from .session import State
 
-SLOW = 0.25  # seconds an attempt may take before the health checker looks at the backend
-MOST_SLOW = 256  # slow attempts that a check looks at: they are of few backends
+SLOW = 0.25  # seconds that an attempt may take before the health checker probes the backend
+MOST_SLOW = 256  # slow attempts that a check reports: they are to few backends
 SHORTEST, LONGEST = 1.0, 30.0  # seconds between two checks
 CHECKS = 8  # within a timeout
 IDLE, HALF_CLOSED = "idle timeout", "half-closed timeout"

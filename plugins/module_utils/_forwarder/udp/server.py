@@ -69,7 +69,7 @@ class UdpServer:
         self._interval = min(self._interval, timeouts.interval([runtime.service.idle_timeout]))
 
     def set_receiving(self, on: bool) -> None:
-        """Start or stop reading what clients send; datagrams wait in the sockets meanwhile."""
+        """Start or stop reading what clients send; until it starts, datagrams wait in the sockets."""
         self.receiving = on
         if on:
             families = {family for listener in self.listeners.values() for family in listener.runtime.backends}
@@ -268,7 +268,7 @@ class UdpServer:
     def hand_over(self, sock: socket.socket) -> None:
         """Send all sessions and their upstream sockets to the successor at the other end of ``sock``; raise OSError.
 
-        From here on this worker has none. What clients and backends send meanwhile waits in the sockets.
+        Afterwards this worker has none. What clients and backends send waits in the sockets until the successor reads.
         """
         self.set_receiving(False)
         handover.send(sock, self.upstreams.all, self.table.flows)
