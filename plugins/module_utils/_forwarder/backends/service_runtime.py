@@ -27,8 +27,9 @@ MOST_REMEMBERED = 8192  # client addresses of which a service remembers what bac
 class ServiceRuntime:
     """One service in one worker. All its listeners and sessions, of TCP or UDP, share this object.
 
-    They read it whenever they need a backend, a limit or a timeout, so whatever is replaced here holds from the next
-    connection on. from_config() shows which fields follow from the config and have to be replaced together.
+    They read it whenever they need a backend, a limit or a timeout, so what is replaced here holds from the next
+    connection on. A session keeps the Backends and the Limiter that count it until its end. An acceptor keeps what
+    targets() returned. from_config() shows which fields follow from the config and have to be replaced together.
     """
 
     service: Service  # the config: timeouts, retries, what to log

@@ -41,7 +41,6 @@ class Relay(Session):
         "_own_backends",  # indexes of backends that have the client's address: they are tried last
         "_unspoofable",  # Refusal that says why the client's address cannot be the source; None: it can
         "acceptor",  # acceptor.Acceptor
-        "admitted",  # whether the limiter of the service counts it
         "attempted",  # monotonic; when the current or last attempt began
         "attempts",  # connects begun
         "backend",  # config.Backend of the current or last attempt
@@ -49,6 +48,7 @@ class Relay(Session):
         "client",  # Stream of the accepted socket
         "client_address",  # (host, port, ...), from accept() or a PROXY header
         "index",  # of the backend of the current attempt in ``backends``, whose connection is counted there
+        "limiter",  # limits.Limiter that counts it; None: none does
         "loop",  # event_loop.EventLoop
         "own_source",  # this host's address, where it had to be the source of the upstream socket
         "proxy_header",  # proxy_protocol.Header that named the client
@@ -83,10 +83,9 @@ class Relay(Session):
         self.started = self.attempted = now = loop.now()
         self._deadline = now + runtime.service.connect_deadline
         self.attempts = self.seen_moved = self.seen_at = 0
-        self.admitted = False
         self.ended = self.upstream = self.via = self.proxy_header = self.backends = self.index = self.backend = None
         self.step = self.refusal = self.own_source = self._unspoofable = self._own_backends = self.tried = None
-        self.seen_state = None
+        self.limiter = self.seen_state = None
 
     @property
     def service(self):
@@ -119,7 +118,7 @@ class Relay(Session):
         if refusal:
             self.refuse(refusal)
             return False
-        self.admitted = runtime.limiter is not None
+        self.limiter = runtime.limiter
         return True
 
     def header_received(self, header):
@@ -322,8 +321,8 @@ class Relay(Session):
                 self.acceptor.log(log_record.values(self, self.loop.now()))
             else:
                 self.loop.log.event("connection", **self.summary(self.loop.now()))
-        if self.admitted:
-            runtime.limiter.release(self.client_address[0])
+        if self.limiter is not None:
+            self.limiter.release(self.client_address[0])
         if runtime.paused or server.paused:
             server.resume_after(runtime)
 

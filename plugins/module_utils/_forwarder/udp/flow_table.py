@@ -29,7 +29,6 @@ class Flow:
     """One session of ``client``, an address tuple, with backend ``index`` of ``backends``, a balancer.Backends."""
 
     __slots__ = (
-        "admitted",  # whether the limiter of its service counts it
         "answered",  # whether a reply has come
         "backends",
         "bytes_to_backend",
@@ -41,6 +40,7 @@ class Flow:
         "datagrams_to_client",
         "index",
         "last_moved",  # monotonic; the last check that saw new datagrams
+        "limiter",  # limits.Limiter that counts it; None: none does
         "listener",  # listener.UdpListener
         "reply_key",  # its key in upstream.flows: (packed address of the client, address tuple of the backend)
         "started",  # monotonic
@@ -63,10 +63,10 @@ class Flow:
         self.backends = backends
         self.index = index
         self.timeout = timeout
-        self.listener = self.upstream = self.step = self.to_client = None
+        self.listener = self.upstream = self.limiter = self.step = self.to_client = None
         self.to_backend = ()
         self.started = self.last_moved = now
-        self.answered = self.admitted = False
+        self.answered = False
         self.datagrams_to_backend = self.datagrams_to_client = self.datagrams_seen = 0
         self.bytes_to_backend = self.bytes_to_client = 0
 

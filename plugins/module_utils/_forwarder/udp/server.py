@@ -136,7 +136,7 @@ class UdpServer:
             backends.failed(client[0], index, error.errno, now, False)
             raise Refused(Refusal("connect_failed", error.strerror or sockets.describe(error))) from None
         runtime.counters.count(flow.step)
-        flow.admitted = runtime.limiter is not None
+        flow.limiter = runtime.limiter
         self.enter(flow, listener, upstream)
         return flow
 
@@ -248,8 +248,8 @@ class UdpServer:
         runtime = flow.listener.runtime
         runtime.counters.finished()
         flow.backends.release(flow.index)
-        if flow.admitted:
-            runtime.limiter.release(flow.client[0])
+        if flow.limiter is not None:
+            flow.limiter.release(flow.client[0])
         self.table.leave(flow)
         if not flow.upstream.shared and not flow.upstream.flows:
             self.upstreams.close(flow.upstream)

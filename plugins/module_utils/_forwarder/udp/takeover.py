@@ -100,9 +100,9 @@ def _go_on(server, record, upstream, listener, backends, index):
     timeout = runtime.service.idle_timeout
     flow = Flow(client, client_key, reply_key, backends, index, timeout, server.loop.now())
     handover.restore(flow, record)
-    flow.admitted = runtime.limiter is not None
-    if flow.admitted:
-        runtime.limiter.adopt(client[0])
+    flow.limiter = runtime.limiter
+    if flow.limiter is not None:
+        flow.limiter.adopt(client[0])
     backends.adopt(index)
     server.enter(flow, listener, upstream)
     runtime.counters.taken_over()
