@@ -83,7 +83,7 @@ class Admin:
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
-                raise Refused("a request is a JSON object")
+                raise Refused("a request must be a JSON object")
             if self._forwarder.config is None:
                 raise Refused(NOT_SERVING)
             op = request.get("op") if isinstance(request.get("op"), str) else None
@@ -91,12 +91,12 @@ class Admin:
                 self._deferred[op](client, request)
                 return
             if op not in self._commands:
-                raise Refused(f"op is one of {', '.join(sorted([*self._commands, *self._deferred]))}")
+                raise Refused(f"op must be one of {', '.join(sorted([*self._commands, *self._deferred]))}")
             reply = self._commands[op](request)
         except Refused as error:
             reply = {"ok": False, "error": str(error)}
         except (ValueError, RecursionError):
-            reply = {"ok": False, "error": "a request is one JSON object on one line"}
+            reply = {"ok": False, "error": "a request must be one JSON object on one line"}
         _write(client, reply)
 
     def _status(self, client, _request):
@@ -114,7 +114,7 @@ class Admin:
     def _weight(self, request):
         weight = request.get("weight")
         if weight is not None and not _is_number(weight, WEIGHT.high):
-            raise Refused(f"weight is a whole number from 1 to {WEIGHT.high}, or null for the config's")
+            raise Refused(f"weight must be a whole number from 1 to {WEIGHT.high}, or null for the configured one")
         return self._override(request, "weight", weight)
 
     def _override(self, request, key, value):
@@ -149,7 +149,7 @@ class Admin:
     def _log_level(self, request):
         level = request.get("level")
         if level is not None and (not isinstance(level, str) or level not in LEVELS):
-            raise Refused(f"level is one of {', '.join(LEVELS)}, or null for the config's")
+            raise Refused(f"level must be one of {', '.join(LEVELS)}, or null for the configured one")
         log = self._forwarder.log
         before = log.level
         self._forwarder.set_log_level(level)
@@ -159,11 +159,11 @@ class Admin:
         """Ask all workers for sessions; the answer is written when all have answered or SESSIONS_TIMEOUT is over."""
         limit = request.get("limit", MAX_SESSIONS)
         if not _is_number(limit, MAX_SESSIONS):
-            raise Refused(f"limit is a whole number from 1 to {MAX_SESSIONS}")
+            raise Refused(f"limit must be a whole number from 1 to {MAX_SESSIONS}")
         filters = {key: request.get(key) for key in ("service", "backend")}
         for key, name in filters.items():
             if name is not None and not (isinstance(name, str) and len(name) <= MAX_NAME):
-                raise Refused(f"{key} is the name of a {key}, or null for all")
+                raise Refused(f"{key} must be the name of a {key}, or null for all")
         self._number += 1
         number = self._number
         pids = self._forwarder.ask_workers({"sessions": number, "limit": limit, **filters})

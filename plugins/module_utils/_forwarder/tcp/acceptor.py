@@ -75,7 +75,7 @@ class Acceptor:
         limiter = runtime.limiter
         room = server.room
         if not room:
-            server.pause("as many sessions as RLIMIT_NOFILE has descriptors for")
+            server.pause("sessions use all descriptors (RLIMIT_NOFILE)")
             return 0
         most = min(limit, room)
         for turn in range(most):

@@ -228,7 +228,7 @@ class UdpServer:
         for flow in timeouts.expired(self.table, now):
             # A backend that only receives never answers; a whole session without an ICMP error speaks for it.
             if not flow.answered and flow.backends.health.succeeded(flow.client[0], flow.index):
-                flow.listener.runtime.log_health("backend complains no more", flow.backends, flow.index)
+                flow.listener.runtime.log_health("backend usable again", flow.backends, flow.index)
             self.end(flow, timeouts.IDLE)
         self.upstreams.tidy()
 

@@ -50,9 +50,7 @@ class Takeover:
 
     def _waited_too_long(self):
         if self._waiting:
-            self._server.loop.log.event(
-                "no sessions taken over", level="error", reason=f"nothing came for {LONGEST:g} s"
-            )
+            self._server.loop.log.event("no sessions taken over", level="error", reason=f"no message for {LONGEST:g} s")
         for receiver in list(self._waiting):
             receiver.finish()
 

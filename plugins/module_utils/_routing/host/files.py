@@ -58,7 +58,7 @@ def locked(path: str = ROUTING_LOCK, patience: float = 60.0) -> Iterator[None]:
         deadline = time.monotonic() + patience
         while not _try_lock(descriptor):
             if time.monotonic() >= deadline:
-                raise RoutingError(f"another process has changed this host's routing for {patience:g} s (lock {path})")
+                raise RoutingError(f"timed out after {patience:g} s waiting for lock {path}, held by another process")
             time.sleep(0.05)
         yield
     finally:

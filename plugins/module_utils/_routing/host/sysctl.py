@@ -134,7 +134,7 @@ class Sysctls:
                 raise Refused([f"{self._memory} has schema {data['schema']!r}, expected {SCHEMA}: update l4proxy"])
             return dict(data["sysctls"])
         except (ValueError, KeyError, TypeError) as error:
-            raise Refused([f"{self._memory} cannot be understood ({error}); look at it, then remove it"]) from error
+            raise Refused([f"{self._memory} is invalid ({error}); check it, then remove it"]) from error
 
     def _remember(self, sysctls: dict[str, Any]) -> None:
         if sysctls:

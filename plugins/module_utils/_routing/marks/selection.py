@@ -76,13 +76,13 @@ def write(run: Runner, owner: str, engine: str | None, marks: Iterable[Mark], be
 
 
 def limits(marks: Iterable[Mark], engine: str | None) -> list[str]:
-    """What the engine does less well than asked; sentences."""
+    """Warnings about what this engine cannot enforce."""
     guarded = [mark for mark in marks if mark.via and not mark.retiring]
     if engine != "iptables" or not guarded:
         return []
     names = ", ".join(mark.name for mark in guarded)
     links = " or ".join(sorted({mark.oif or "any interface" for mark in guarded}))
     return [
-        f"iptables cannot match a next hop: should the policy rules of {names} go missing, replies that leave by "
-        f"{links} are not dropped; nftables does drop them"
+        f"iptables cannot match a next hop: if the policy rules of {names} are missing, replies that leave by {links} "
+        "are not dropped; nftables would drop them"
     ]

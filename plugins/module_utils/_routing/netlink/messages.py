@@ -126,7 +126,7 @@ class Netlink:
             found: list[bytes] = []
             if self._collect(found):
                 return found
-        raise OSError(errno.EAGAIN, "what was to be listed kept changing")
+        raise OSError(errno.EAGAIN, "the listed objects changed during every attempt to read them")
 
     def _collect(self, found: list[bytes]) -> bool:
         """Read to the end of a listing; False when it was changed meanwhile."""

@@ -108,7 +108,7 @@ def decode(body: bytes, family: str) -> KernelObject:
         return KernelObject(seen, protocol, family, table, seen=seen)
     if FRA_L3MDEV in found:
         return KernelObject(None, protocol, family, table, text=_words(seen, inverted, "l3mdev"))
-    more = "with selectors not known here" if partly else ""
+    more = "with unknown selectors" if partly else ""
     return KernelObject(None, protocol, family, table, _words(seen, inverted, more), seen, inverted, partly)
 
 

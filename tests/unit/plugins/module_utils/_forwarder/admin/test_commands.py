@@ -79,17 +79,17 @@ def forwarder():
 
 TEST_REFUSALS = [
     (b"", "one JSON object on one line"),
-    (b"null", "a request is a JSON object"),
-    (b'{"op": 1}', "op is one of drain, log_level, maintenance, ready, sessions, status, weight"),
+    (b"null", "a request must be a JSON object"),
+    (b'{"op": 1}', "op must be one of drain, log_level, maintenance, ready, sessions, status, weight"),
     (b'{"op": "drain"}', "there is no backend None (there are b, c)"),
     (b'{"op": "drain", "backend": "c", "service": "mail"}', "there is no backend 'c' (there are b)"),
     (b'{"op": "drain", "backend": "b", "service": ["web"]}', "there is no service ['web'] (there are web, mail)"),
-    (b'{"op": "weight", "backend": "b", "weight": 1e400}', "weight is a whole number from 1 to 65535"),
-    (b'{"op": "weight", "backend": "b", "weight": 65536}', "weight is a whole number from 1 to 65535"),
-    (b'{"op": "sessions", "limit": true}', "limit is a whole number from 1 to 100"),
-    (b'{"op": "sessions", "backend": "' + b"b" * 81 + b'"}', "backend is the name of a backend, or null for all"),
-    (b'{"op": "sessions", "service": ["web"]}', "service is the name of a service, or null for all"),
-    (b'{"op": "log_level", "level": ["info"]}', "level is one of"),
+    (b'{"op": "weight", "backend": "b", "weight": 1e400}', "weight must be a whole number from 1 to 65535"),
+    (b'{"op": "weight", "backend": "b", "weight": 65536}', "weight must be a whole number from 1 to 65535"),
+    (b'{"op": "sessions", "limit": true}', "limit must be a whole number from 1 to 100"),
+    (b'{"op": "sessions", "backend": "' + b"b" * 81 + b'"}', "backend must be the name of a backend, or null for all"),
+    (b'{"op": "sessions", "service": ["web"]}', "service must be the name of a service, or null for all"),
+    (b'{"op": "log_level", "level": ["info"]}', "level must be one of"),
 ]
 
 

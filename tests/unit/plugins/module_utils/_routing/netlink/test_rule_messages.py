@@ -78,7 +78,7 @@ SHOWN = [
     (body(PRIORITY, (16, u32(255))), "from all fwmark 0x0/0xff lookup 9"),
     (body(PRIORITY, (4, u32(5000)), action=2), "from all goto 5000"),
     (body(PRIORITY, (19, b"\1")), "from all lookup 9 l3mdev"),
-    (body(PRIORITY, tos=16), "from all lookup 9 with selectors not known here"),
+    (body(PRIORITY, tos=16), "from all lookup 9 with unknown selectors"),
     (body(PRIORITY, (3, b"wg0\0"), flags=2), "not from all iif wg0 lookup 9"),
 ]
 
