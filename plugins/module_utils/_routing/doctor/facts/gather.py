@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,18 +21,15 @@ from ...document.documents import Document
 from ...errors import MissingPackage, NotReady, Refused, RoutingError
 from ...host import files, sysctl
 from ...host.runner import MissingCommand
-from ...marks import iptables, nft
 from ...reconcile import engine, placement, plan
 from ...reconcile.host import Host
-from ..firewall import iptables_rules, nft_rules
-from ..firewall.model import Ruleset
-from . import forwarder, keeper, proc, route_lookups, systemd
+from . import forwarder, keeper, packet_filters, proc, route_lookups, systemd
 from .model import Drift, Facts, conf
 from .relay_programs import REMEDIES
-from .unread import CommandFailed, Reader, Unread, listed
+from .unread import Reader, Unread, listed
 
-# Sample clients: documentation addresses (RFC 5737, RFC 3849) that the handshake probe, whose end with a proxy id,
-# does not use.
+# Sample clients are documentation addresses (RFC 5737, RFC 3849). The handshake probe uses others of these prefixes,
+# which end with a proxy id.
 CLIENTS = {"ipv4": "198.51.100.254", "ipv6": "2001:db8:ffff::fffe"}
 PER_LINK = {
     "ipv4": ("rp_filter", "src_valid_mark", "accept_redirects", "send_redirects", "arp_ignore", "forwarding"),
@@ -91,7 +87,7 @@ def gather(
         redirected=read("the cache of redirects", _redirected, sources),
     )
     facts = replace(facts, settings=read("the kernel's settings", _settings, sources.proc, facts.links))
-    facts = replace(facts, **_ruleset(reader, sources, documents))
+    facts = replace(facts, **_packet_filters(reader, sources, documents))
     facts = _with_kernel(reader, facts, sources.host)
     facts = replace(facts, backends=read("the backends", route_lookups.backends, facts))
     facts = replace(facts, translated=read("where the packet filters send packets", route_lookups.translated, facts))
@@ -106,17 +102,16 @@ def _settings(proc_directory: str, names: Iterable[str]) -> dict[str, str]:
         conf(family, name, key) for family, keys in PER_LINK.items() for name in ("all", *names) for key in keys
     ]
     root = os.path.join(proc_directory, "sys")
-    found = {name: files.read(sysctl.file_of(name, root)) for name in (*SETTINGS, *per_link)}
-    return {name: value.strip() for name, value in found.items() if value is not None}
+    values = {name: files.read(sysctl.file_of(name, root)) for name in (*SETTINGS, *per_link)}
+    return {name: value.strip() for name, value in values.items() if value is not None}
 
 
 def _with_kernel(reader: Reader, facts: Facts, host: Host) -> Facts:
     """Rules, routes, addresses and neighbours; without pyroute2 only the results of route lookups."""
-    found = reader.read("the kernel's routing tables", _listed, reader, facts, host)
-    if isinstance(found, Unread):
-        unread: dict[str, Any] = dict.fromkeys(("rules", "routes", "addresses", "own", "peers"), found)
-        return replace(facts, **unread)
-    return replace(facts, **found)
+    fields = reader.read("the kernel's routing tables", _listed, reader, facts, host)
+    if isinstance(fields, Unread):
+        fields = dict.fromkeys(("rules", "routes", "addresses", "own", "peers"), fields)
+    return replace(facts, **fields)
 
 
 def _listed(reader: Reader, facts: Facts, host: Host) -> dict[str, Any]:
@@ -144,9 +139,11 @@ def _lists(reader: Reader, facts: Facts, kernel: Any, wait: float) -> dict[str, 
 
 
 def _redirected(sources: Sources) -> dict[str, str] | None:
-    """The gateways learned from redirects, by destination. iproute2 prints IPv4 ones as ``redirected``, IPv6 ones as
-    ``redirect``."""
-    found: dict[str, str] = {}
+    """The gateways learned from redirects, by destination; None without iproute2.
+
+    It prints ``redirected`` for IPv4, ``redirect`` for IPv6.
+    """
+    gateways: dict[str, str] = {}
     has_ipv6 = os.path.isdir(os.path.join(sources.proc, "sys/net/ipv6"))
     for command in ("-4", "-6") if has_ipv6 else ("-4",):
         try:
@@ -155,74 +152,13 @@ def _redirected(sources: Sources) -> dict[str, str] | None:
             return None
         for route in json.loads(routes or "[]"):
             if "redirected" in route.get("cache", []) or route.get("protocol") == "redirect":
-                found[route["dst"]] = route.get("gateway", "a direct neighbour")
-    return found
+                gateways[route["dst"]] = route.get("gateway", "a direct neighbour")
+    return gateways
 
 
-def _supported(host: Host, command: list[str]) -> str:
-    """The output of a command that lists tables; empty if the kernel lacks such tables (EPROTONOSUPPORT ...)."""
-    try:
-        return listed(host.runner, command)
-    except CommandFailed as error:
-        if "not supported" in str(error):
-            return ""
-        raise
-
-
-def _ruleset(reader: Reader, sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any]:
-    """The packet filters without our own rules, and whether those restore the marks of forwarded packets."""
-    found = reader.read("the packet filters", _filters, sources, documents)
-    return {"ruleset": found, "restores_forwarded": found} if isinstance(found, Unread) else found
-
-
-def _filters(sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any]:
-    listing = _nft_listing(sources.host)
-    tables = {nft.table_name(document.owner) for document in documents}
-    prefixes = tuple(iptables.prefix(document.owner) for document in documents)
-    saved = _saved(sources, listing is None or nft_rules.uses_iptables(listing))
-    in_nft = {
-        table
-        for command, family, text in saved
-        if "legacy" not in command
-        for table in iptables_rules.tables(text, family)
-    }
-    chains = dict(nft_rules.parse(listing, tables, in_nft).chains) if listing is not None else {}
-    for command, family, text in saved:
-        chains.update(iptables_rules.parse(text, family, prefixes, command))
-    restored = [f"{prefix}PRE" in text for prefix in prefixes for _command, _family, text in saved]
-    hooks = nft_rules.hooks(listing or {}, tables)
-    found: dict[str, Any] = {"restores_forwarded": "prerouting" in hooks or any(restored)}
-    if listing is None and not saved:
-        marked = any(document.marks for document in documents)
-        return {**found, "missing": {"nftables": "marks cannot be set or checked"} if marked else {}}
-    return {**found, "ruleset": Ruleset(chains)}
-
-
-def _nft_listing(host: Host) -> dict[str, Any] | None:
-    """None if nft is not installed."""
-    try:
-        listing = json.loads(_supported(host, ["nft", "-j", "list", "ruleset"]) or "{}")
-    except MissingCommand:
-        return None
-    if not isinstance(listing, dict):
-        raise TypeError("`nft -j list ruleset` did not print a JSON object")
-    return listing
-
-
-def _saved(sources: Sources, by_nft: bool) -> list[tuple[str, str, str]]:
-    """(command, family, rules it prints); run only where there can be rules, because it loads kernel modules."""
-    # Each entry: a command, and alternatives that print the same if it is not installed.
-    commands = [(("iptables",), "ipv4"), (("ip6tables",), "ipv6")] if by_nft else []
-    for command, family, name in (("iptables", "ipv4", "ip_tables"), ("ip6tables", "ipv6", "ip6_tables")):
-        if (files.read(proc.net(sources.proc, f"{name}_names")) or "").strip():
-            commands.append(((f"{command}-legacy", *(() if by_nft else (command,))), family))
-    found = []
-    for names, family in commands:
-        for command in names:
-            with suppress(MissingCommand):
-                found.append((command, family, _supported(sources.host, [f"{command}-save"])))
-                break
-    return found
+def _packet_filters(reader: Reader, sources: Sources, documents: tuple[Document, ...]) -> dict[str, Any]:
+    fields = reader.read("the packet filters", packet_filters.read, sources.host.runner, sources.proc, documents)
+    return {"ruleset": fields, "restores_forwarded": fields} if isinstance(fields, Unread) else fields
 
 
 def _drifts(host: Host, documents: tuple[Document, ...]) -> tuple[Drift, ...]:
