@@ -60,9 +60,9 @@ def test_the_admin_socket_admits_its_owner_and_group_only(forwarder):
 
 
 REFUSED = [
-    (b"\n", "one JSON object on one line"),
-    (b"\xff\xfe\x00\n", "one JSON object on one line"),
-    (b"[" * 5000 + b"\n", "one JSON object on one line"),
+    (b"\n", "a request must be one JSON object on one line"),
+    (b"\xff\xfe\x00\n", "a request must be one JSON object on one line"),
+    (b"[" * 5000 + b"\n", "a request must be one JSON object on one line"),
     (b"[]\n", "a request must be a JSON object"),
     (b"{}\n", "op must be one of drain, log_level"),
     (b'{"op": ["status"]}\n', "op must be one of"),
@@ -70,7 +70,7 @@ REFUSED = [
     (b'{"op": "drain", "backend": {"a": 1}}\n', "there is no backend {'a': 1}"),
     (b'{"op": "drain", "backend": "b", "service": "x"}\n', "there is no service 'x' (there are web, raw, wide, echo)"),
     (b'{"op": "weight", "backend": "b", "weight": 0}\n', "weight must be a whole number from 1 to 65535"),
-    (b'{"op": "weight", "backend": "b", "weight": true}\n', "weight is a whole number"),
+    (b'{"op": "weight", "backend": "b", "weight": true}\n', "weight must be a whole number"),
     (b'{"op": "sessions", "limit": 1000000}\n', "limit must be a whole number from 1 to 100"),
     (b'{"op": "log_level", "level": "loud"}\n', "level must be one of debug, info, warning, error"),
     (b'{"op": "status", "x": "' + b"y" * 70_000, "longer than 16384 bytes"),

@@ -142,8 +142,8 @@ def _target(snapshot, number):
         "health": health,
         "state": shared_memory.STATES[health],
         "since": round(snapshot.now - since / 1000, 1) if since else None,
-        "server": region.told("server", number),
-        "return_path": region.told("path", number),
+        "server": region.probe_result("server", number),
+        "return_path": region.probe_result("path", number),
         **{name: region.state(name, number) for name in ("checks", "server_failures", "path_failures")},
         **{name: counters.get(name, 0) for name in COUNTERS},
         "latency": {

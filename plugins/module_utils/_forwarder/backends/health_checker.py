@@ -255,8 +255,8 @@ class HealthChecker:
             **_log_fields(target),
             state=shared_memory.STATES[state],
             before=shared_memory.STATES[before],
-            server=self._region.told("server", number),
-            return_path=self._region.told("path", number),
+            server=self._region.probe_result("server", number),
+            return_path=self._region.probe_result("path", number),
             **({"reason": RETURN_PATH_BROKEN.format(target.source)} if state == BROKEN else {}),
         )
         return True

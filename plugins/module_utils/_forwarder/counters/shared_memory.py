@@ -206,7 +206,7 @@ class Region:
         flags = {"ipv4": COMMON_CAUSE_IPV4, "ipv6": COMMON_CAUSE_IPV6}
         return [family for family, cell in flags.items() if self.cells[cell]]
 
-    def told(self, probe, target):
+    def probe_result(self, probe, target):
         """Return the result of a health probe ("server" or "path"): "yes", "no: ERRNO" or "not asked"."""
         verdict = self.state(probe, target)
         if verdict == UNANSWERED:

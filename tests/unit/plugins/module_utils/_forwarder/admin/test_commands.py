@@ -78,7 +78,7 @@ def forwarder():
 
 
 TEST_REFUSALS = [
-    (b"", "one JSON object on one line"),
+    (b"", "a request must be one JSON object on one line"),
     (b"null", "a request must be a JSON object"),
     (b'{"op": 1}', "op must be one of drain, log_level, maintenance, ready, sessions, status, weight"),
     (b'{"op": "drain"}', "there is no backend None (there are b, c)"),

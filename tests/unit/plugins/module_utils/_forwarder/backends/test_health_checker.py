@@ -218,7 +218,7 @@ def test_a_broken_return_path_is_told_within_fall_x_interval_and_is_whole_again(
         run.turn(health_checker.TICK)
     assert run.time - begun <= HEALTH.fall * HEALTH.interval
     assert run.states() == ["return path broken", "up"]
-    assert (run.region.told("server", 0), run.region.told("path", 0)) == ("yes", "no: ETIMEDOUT")
+    assert (run.region.probe_result("server", 0), run.region.probe_result("path", 0)) == ("yes", "no: ETIMEDOUT")
     assert run.region.cells[shared_memory.EPOCH_HEALTH] == epoch + 1, "the workers look once"
     assert run.region.state("since", 0) / 1000 == pytest.approx(run.time, abs=2 * health_checker.TICK)
     assert run.region.state("recovered", 0) == 0
@@ -240,7 +240,7 @@ def test_one_that_is_down_is_no_broken_path(network, start):
     network.says = {(B, True): SILENCE, (B, False): SILENCE}
     run.turn(HEALTH.fall * HEALTH.interval)
     assert run.states() == ["down", "up"]
-    assert (run.region.told("server", 0), run.region.told("path", 0)) == ("no: ETIMEDOUT", "yes")
+    assert (run.region.probe_result("server", 0), run.region.probe_result("path", 0)) == ("no: ETIMEDOUT", "yes")
 
 
 def succeed(run, number, field="succeeded"):
