@@ -39,6 +39,7 @@ def document(lab):
     }
     keep = {"backends": ["b"], "source_port": "keep"}
     services = [make_service(lab, name, port, cls.port, **keep) for name, (port, cls) in servers.items()]
+    services.append(make_service(lab, "dns-udp", DNS, daemons.Dnsmasq.port, protocol="udp", **keep))
     return make_config(*services, workers=2)
 
 
@@ -209,11 +210,10 @@ def dns(lab):
     return daemons.Dnsmasq(lab, "b", RECORDS, TEXTS).start()
 
 
-def question(number, name, kind):
-    """A query over TCP, with its length in front (RFC 1035, 4.2.2)."""
+def query(number, name, kind):
+    """A query of id ``number`` (RFC 1035, 4)."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-    query = struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!2H", kind, 1)
-    return struct.pack("!H", len(query)) + query
+    return struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!2H", kind, 1)
 
 
 def answers(sock, count):
@@ -226,20 +226,23 @@ def answers(sock, count):
     return found
 
 
-def test_dnsmasq_answers_over_tcp_as_it_does_directly(lab, forwarder, dns, family):
+def test_dnsmasq_answers_over_tcp_and_udp_as_it_does_directly(lab, forwarder, dns, family):
     client = getattr(lab["client"], family)
-    questions = b"".join(question(number, *one) for number, one in enumerate(QUESTIONS * 25))
+    queries = [query(number, *one) for number, one in enumerate(QUESTIONS * 25)]
     found = {}
     for host, address, port in (("client", lab["a"], DNS), ("d", lab["b"], dns.port)):
-        with tcp.connect(lab, getattr(address, family), port, host=host) as sock:
-            sock.sendall(questions)
-            found[host] = answers(sock, 100)
-    assert found["client"] == found["d"]
-    assert socket.inet_aton(RECORDS["one.test"][0]) in found["client"][0]
-    assert TEXTS["text.test"].encode() in found["client"][2]
-    asked = dns.wait_said(r"query\[A\] one\.test from (\S+)")
-    assert client in asked
-    assert getattr(lab["a"], family) not in asked
+        to = (getattr(address, family), port)
+        with tcp.connect(lab, *to, host=host) as stream, udp.client(lab, to[0], host=host) as sock:
+            stream.sendall(b"".join(struct.pack("!H", len(one)) + one for one in queries))  # RFC 1035, 4.2.2
+            found[host, "tcp"] = answers(stream, 100)
+            found[host, "udp"] = {number: udp.exchange(sock, queries[number], to)[0] for number in range(20)}
+    for protocol, count in (("tcp", 25), ("udp", 5)):
+        assert found["client", protocol] == found["d", protocol]
+        assert len(found["client", protocol]) == 4 * count
+        assert socket.inet_aton(RECORDS["one.test"][0]) in found["client", protocol][0]
+        assert TEXTS["text.test"].encode() in found["client", protocol][2]
+    eventually(lambda: dns.wait_said(r"query\[A\] one\.test from (\S+)").count(client) >= 30, "all are logged")
+    assert getattr(lab["a"], family) not in dns.wait_said(r"query\[A\] one\.test from (\S+)")
 
 
 # -- FTP and TFTP: ports that are open while they are used ------------------------------------------------------------

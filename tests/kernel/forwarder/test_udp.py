@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 
 import pytest
 
-from tests.lab import netns
-from tests.support import tcp, udp
+from tests.support import udp
 from tests.support.addresses import FAMILIES
 from tests.support.forwarding import BACKENDS, PROXY_ID, TABLE, Forwarder, make_config, make_service
 from tests.support.waiting import PATIENCE, eventually
@@ -223,40 +221,3 @@ def test_without_the_return_path_nothing_comes_back(lab, forwarder, udp_servers,
         seen = [peer for peer, sizes in udp_servers["b"].seen.items() if len(data) in sizes]
         assert [address for address, _port in seen] == [getattr(lab["client"], family)]
         assert udp.exchange(sock, data, to)[0] == data
-
-
-def dns_query(number: int, name: str) -> bytes:
-    """A query for the A record of a name (RFC 1035, section 4)."""
-    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-    return struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!2H", 1, 1)
-
-
-def test_dnsmasq_answers_over_udp_and_tcp_and_logs_the_client(lab, family):
-    """dnsmasq on port 53 of b, and both protocols on port 53 of a."""
-    b = lab["b"]
-    listen = f"--listen-address={getattr(b, family)}"
-    options = ["--bind-interfaces", "--no-resolv", "--no-hosts", "--log-queries", "--log-facility=-", "--pid-file="]
-    record = "--address=/example.test/192.0.2.53"
-    dnsmasq = b.spawn(["dnsmasq", "--keep-in-foreground", "--conf-file=", listen, record, *options])
-    services = [
-        make_service(lab, protocol, 53, 53, backends=["b"], protocol=protocol, source_port="keep")
-        for protocol in ("udp", "tcp")
-    ]
-    to = target(lab, family, 53)
-    try:
-        eventually(lambda: "started" in dnsmasq.log.read_text(encoding="utf-8"), "dnsmasq serves")
-        with Forwarder(lab, make_config(*services)):
-            with udp.client(lab, to[0]) as sock:
-                for number in range(1, 20):
-                    answer, _source = udp.exchange(sock, dns_query(number, "www.example.test"), to)
-                    assert answer[:2] == number.to_bytes(2, "big")
-                    assert answer.endswith(socket.inet_aton("192.0.2.53"))
-            query = dns_query(99, "www.example.test")
-            with tcp.connect(lab, *to) as stream:
-                stream.sendall(len(query).to_bytes(2, "big") + query)
-                stream.shutdown(socket.SHUT_WR)
-                assert tcp.receive_all(stream).endswith(socket.inet_aton("192.0.2.53"))
-        text = dnsmasq.log.read_text(encoding="utf-8")
-        assert text.count(f"query[A] www.example.test from {getattr(lab['client'], family)}") >= 20
-    finally:
-        netns.stop(dnsmasq)
