@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What can go wrong, as the caller must tell it apart: wait and try again, install something, or ask a human."""
+"""Errors by what the caller has to do: try again later, install something, or ask a human."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterable
 
 
 class RoutingError(Exception):
-    """Base of all; the text is a sentence for a person."""
+    """Base class; the text is a sentence for people."""
 
 
 class SeveralErrors(RoutingError):
-    """Carries ``errors``, a list of sentences; the text is all of them."""
+    """``errors`` is a list of sentences; the text joins them."""
 
     def __init__(self, errors: Iterable[str]):
         self.errors = list(errors)
@@ -22,23 +22,23 @@ class SeveralErrors(RoutingError):
 
 
 class DocumentError(SeveralErrors):
-    """The state document is wrong; each error begins with its path, such as ``rules[2].table: ...``."""
+    """The state document is invalid; each error begins with its path, such as ``rules[2].table: ...``."""
 
 
 class Refused(SeveralErrors):
-    """What is asked cannot be had beside what the host has; nothing was touched."""
+    """The request conflicts with the state of the host; nothing was changed."""
 
 
 class NotReady(SeveralErrors):
-    """Something the document needs is not there yet (a link, an on-link proxy); nothing was touched. Try again."""
+    """Something that the document needs is missing (a link, an on-link proxy); nothing was changed. Try again later."""
 
 
 class ApplyError(RoutingError):
-    """A step failed; the text says which, and whether everything before it was undone."""
+    """A change failed; the text says which, and whether all changes before it were undone."""
 
 
 class MissingPackage(RoutingError):
-    """A tool is not installed. ``package`` is its Debian name."""
+    """A package is not installed. ``package`` is its Debian name."""
 
     def __init__(self, package: str, purpose: str):
         self.package = package

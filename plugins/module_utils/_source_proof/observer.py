@@ -36,8 +36,8 @@ def _transport(run: int) -> list[socket_filter.Instruction]:
         (_IF_EQUAL, 0, 3, PROTOCOLS["udp"]),
         (_LOAD_HALF_AT_X, 0, 0, 8),
         (_IF_EQUAL, 0, 1, run),
-        (_RETURN, 0, 0, socket_filter.WHOLE),
-        (_RETURN, 0, 0, socket_filter.NOTHING),
+        (_RETURN, 0, 0, socket_filter.PASS),
+        (_RETURN, 0, 0, socket_filter.DROP),
     ]
 
 

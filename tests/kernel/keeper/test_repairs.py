@@ -130,15 +130,15 @@ def test_the_fingerprint_sees_changes_in_iptables_legacy(lab):
     b = lab["client"]
     iptables = ["iptables-legacy", "-t", "mangle"]
     with b.inside():
-        assert iptables_legacy.signs() == iptables_legacy.signs() == (b"", b"")
+        assert iptables_legacy.fingerprint() == iptables_legacy.fingerprint() == (b"", b"")
     b.run([*iptables, "-N", "OTHERS"])
     with b.inside():
-        empty = iptables_legacy.signs()
-        assert empty == iptables_legacy.signs()
+        empty = iptables_legacy.fingerprint()
+        assert empty == iptables_legacy.fingerprint()
         assert (bool(empty[0]), empty[1]) == (True, b"")
     b.run([*iptables, "-A", "OTHERS", "-j", "ACCEPT"])
     with b.inside():
-        assert iptables_legacy.signs() != empty
+        assert iptables_legacy.fingerprint() != empty
 
 
 def test_a_changed_sysctl_is_restored_within_seconds(b, keeper):

@@ -272,7 +272,7 @@ def test_marks_in_two_engines_are_not_sound(lab, clean):
 MISSING = [
     (("nft", "iptables"), "auto", "marks need the command nft: install the package nftables"),
     (("nft",), "nftables", "marks need the command nft: install the package nftables"),
-    (("iptables",), "iptables", "marks by iptables need the command iptables-save: install the package iptables"),
+    (("iptables",), "iptables", "marks in iptables need the command iptables-save: install the package iptables"),
 ]
 
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Files of ours: written whole or not at all, and one lock for everything that changes a host's routing."""
+"""Atomic writes of our files, and the lock for everything that changes the routing of a host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import RoutingError
 
 
 def read(path: str) -> str | None:
-    """The text of a file, None when there is none."""
+    """The text of a file, None if it does not exist."""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()
@@ -27,7 +27,7 @@ def read(path: str) -> str | None:
 
 
 def write(path: str, content: str, mode: int = 0o644) -> None:
-    """Replace a file: a reader, or a crash, sees the old or the new one. Directories are made."""
+    """Replace a file atomically: after a crash it is the old or the new one. Missing directories are created."""
     directory = os.path.dirname(path)
     os.makedirs(directory, mode=0o755, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=directory)
@@ -50,15 +50,15 @@ def remove(path: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: str = ROUTING_LOCK, patience: float = 60.0) -> Iterator[None]:
-    """Hold the lock. RoutingError when another process keeps it for ``patience`` seconds."""
+def locked(path: str = ROUTING_LOCK, timeout: float = 60.0) -> Iterator[None]:
+    """Hold the lock. RoutingError if another process holds it for ``timeout`` seconds."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         while not _try_lock(descriptor):
             if time.monotonic() >= deadline:
-                raise RoutingError(f"timed out after {patience:g} s waiting for lock {path}, held by another process")
+                raise RoutingError(f"timed out after {timeout:g} s waiting for lock {path}, held by another process")
             time.sleep(0.05)
         yield
     finally:

@@ -2,13 +2,13 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The MACs that proxies answered from, over a reboot: a backend then knows its proxies before it has a network.
+"""A cache of the MACs that proxies answered from, so that a backend knows them at boot before the network is up.
 
-Until a proxy's MAC is known, nothing tells its packets from those of a direct client, and replies to them would leave
-past it. This is a hint and no more: what a proxy answers outranks it, and so does another proxy that has this MAC now.
-The host itself has learnt it and mends it as soon as it learns better, so it cannot be as stale as a fact in a cache.
+Until the MAC of a proxy is known, its packets cannot be distinguished from those of direct clients, and replies to them
+would bypass it. A cached MAC is only a fallback: an answer of the proxy takes precedence, and it is not used if another
+proxy has that MAC now.
 
-The memory is a file: {"schema": 1, "macs": {OWNER: {"198.18.0.11": ["02:00:00:00:00:11"]}}}.
+The cache is a file: {"schema": 1, "macs": {OWNER: {"198.18.0.11": ["02:00:00:00:00:11"]}}}.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ Known = dict[str, tuple[str, ...]]
 
 
 class Macs:
-    """Of addresses; ``path`` None remembers nothing."""
+    """The cached MACs of each owner's proxies. With ``path`` None nothing is stored."""
 
     def __init__(self, path: str | None = None):
         self._path = path
 
     def known(self, owner: str) -> Known:
-        """What an owner's proxies answered from, by address; nothing for a file that cannot be understood."""
+        """The MACs of an owner's proxies by address; empty if the file is invalid."""
         return self._read().get(owner, {})
 
     def learn(self, owner: str, answered: Mapping[str, Iterable[str]], addresses: Iterable[str]) -> None:
-        """Remember new answers, and of what is known already only the ``addresses`` that a document still names."""
+        """Store new answers, and keep known ones only for the ``addresses`` that the document still lists."""
         before = self._read()
         named = set(addresses)
         kept = {via: macs for via, macs in before.get(owner, {}).items() if via in named}
         after = {**before, owner: {**kept, **{via: tuple(macs) for via, macs in answered.items()}}}
         after = {name: known for name, known in after.items() if known}
-        # A disk that is full is no reason to leave the host as it is.
+        # A full disk must not prevent the changes to the host.
         with contextlib.suppress(OSError):
             if self._path and after != before:
                 files.write(self._path, json.dumps({"schema": SCHEMA, "macs": after}, indent=1, sort_keys=True) + "\n")

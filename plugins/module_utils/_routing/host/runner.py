@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The only place where a command is started; Ansible modules pass a wrapper of their ``run_command`` instead."""
+"""The only place that starts commands; Ansible modules use a wrapper around their ``run_command`` instead."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-# Even a ruleset of thousands of lines is listed within a second; this bounds a hanging command.
+# Seconds; for commands that hang. Even a ruleset of thousands of lines is listed within one.
 TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
 class Completed:
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     stdout: str
@@ -31,21 +31,21 @@ class MissingCommand(Exception):
     """The command is not installed; the text is its name."""
 
 
-# (argv, standard input) → Completed; raises MissingCommand
+# (argv, standard input) -> Completed; raises MissingCommand
 Runner = Callable[[Sequence[str], Optional[str]], Completed]
 
 
 def run(argv: Sequence[str], stdin: str | None = None) -> Completed:
-    """Run to the end, at most TIMEOUT seconds, in the C locale."""
+    """Run a command for at most TIMEOUT seconds, in the C locale."""
     try:
-        # The keeper runs without Ansible: there is no module whose run_command it could call.
+        # The keeper runs without Ansible, so there is no run_command.
         process = subprocess.Popen(  # pylint: disable=ansible-bad-function,consider-using-with
             list(argv),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # sbin may be missing from a service's or a user's PATH, and nft lives there.
+            # sbin, where nft is, may be missing from the PATH of a service or user.
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
             start_new_session=True,
         )
@@ -61,9 +61,9 @@ def run(argv: Sequence[str], stdin: str | None = None) -> Completed:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Kill what still runs, with its children: a child that holds the pipes would keep us waiting."""
+    """Kill a command that still runs, and its children: one that holds the pipes open would block us."""
     if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):  # it ended just now
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     for stream in (process.stdin, process.stdout, process.stderr):

@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Kernel settings, and the value each had before our first change, to be restored when no owner wants it any more.
+"""Set sysctls, and restore the value from before our first change when no owner holds them any more.
 
-The memory is a file: {"schema": 1, "sysctls": {NAME: {"found": "1", "owners": {"return_path": "0"}}}}.
+These values are in a file: {"schema": 1, "sysctls": {NAME: {"found": "1", "owners": {"return_path": "0"}}}}.
 """
 
 from __future__ import annotations
@@ -20,54 +20,54 @@ from . import files
 
 PROC = "/proc/sys"
 SCHEMA = 1
-# A setting is a few numbers; the kernel gives them at one go.
-LONGEST = 4096
+# A sysctl is a few numbers; one read returns them.
+MAX_LENGTH = 4096
 
 
 def file_of(name: str, proc: str = PROC) -> str:
-    """``net.ipv4.conf.eth0/100.rp_filter`` → /proc/sys/net/ipv4/conf/eth0.100/rp_filter"""
+    """``net.ipv4.conf.eth0/100.rp_filter`` -> /proc/sys/net/ipv4/conf/eth0.100/rp_filter"""
     return os.path.join(proc, name.translate(str.maketrans("./", "/.")))
 
 
 class Sysctls:
-    """Reads and writes settings of the calling thread's network namespace."""
+    """Reads and writes the sysctls of the calling thread's network namespace."""
 
     def __init__(self, memory: str = SYSCTL_MEMORY, proc: str = PROC):
         self._memory, self._proc = memory, proc
 
-    def read(self, owner: str, wanted: tuple[Sysctl, ...]) -> tuple[Setting, ...]:
-        """The settings that an owner wants or holds.
+    def read(self, owner: str, desired: tuple[Sysctl, ...]) -> tuple[Setting, ...]:
+        """The sysctls that an owner desires or holds, as they are now.
 
-        NotReady for one that does not exist (yet), but for those that marks bring along; Refused for one that another
-        owner holds at another value.
+        NotReady if one does not exist (yet), except those that marks load; Refused if another owner holds one at a
+        different value.
         """
         remembered = self._remembered()
         held = [name for name, entry in remembered.items() if owner in entry["owners"]]
-        values = {sysctl.name: sysctl.value for sysctl in wanted}
-        found = {name: self.value(name) for name in sorted({*values, *held})}
-        settings, quarrels = [], []
-        for name, current in found.items():
+        values = {sysctl.name: sysctl.value for sysctl in desired}
+        actual = {name: self.value(name) for name in sorted({*values, *held})}
+        settings, conflicts = [], []
+        for name, current in actual.items():
             entry = remembered.get(name, {"found": current, "owners": {}})
-            quarrels += _quarrels(name, owner, values.get(name), entry["owners"])
+            conflicts += _conflicts(name, owner, values.get(name), entry["owners"])
             settings.append(_setting(name, current, owner, entry))
-        if quarrels:
-            raise Refused(quarrels)
-        absent = self._absent(wanted, found)
+        if conflicts:
+            raise Refused(conflicts)
+        absent = self._absent(desired, actual)
         if absent:
             raise NotReady(list(absent.values()))
         return tuple(settings)
 
-    def absent(self, wanted: tuple[Sysctl, ...]) -> dict[str, str]:
-        """Those that do not exist (yet), with a sentence."""
-        return self._absent(wanted, {sysctl.name: self.value(sysctl.name) for sysctl in wanted})
+    def absent(self, desired: tuple[Sysctl, ...]) -> dict[str, str]:
+        """The names of sysctls that do not exist (yet), with a sentence about each."""
+        return self._absent(desired, {sysctl.name: self.value(sysctl.name) for sysctl in desired})
 
-    def _absent(self, wanted: tuple[Sysctl, ...], found: dict[str, str | None]) -> dict[str, str]:
-        active = [sysctl.name for sysctl in wanted if not (sysctl.retiring or sysctl.name.startswith(OF_CONNTRACK))]
-        missing = [name for name in active if found[name] is None]
+    def _absent(self, desired: tuple[Sysctl, ...], actual: dict[str, str | None]) -> dict[str, str]:
+        active = [sysctl.name for sysctl in desired if not (sysctl.retiring or sysctl.name.startswith(OF_CONNTRACK))]
+        missing = [name for name in active if actual[name] is None]
         return {name: f"sysctl {name} does not exist ({file_of(name, self._proc)})" for name in missing}
 
     def hold(self, owner: str, sysctl: Sysctl) -> None:
-        """Set a value for an owner. Remembered before it is written, so that a crash between loses nothing."""
+        """Set a value for an owner. The old value is stored first, so that a crash in between does not lose it."""
         remembered = self._remembered()
         entry = remembered.setdefault(sysctl.name, {"found": self.value(sysctl.name), "owners": {}})
         entry["owners"][owner] = sysctl.value
@@ -75,7 +75,7 @@ class Sysctls:
         self._write(sysctl.name, sysctl.value)
 
     def release(self, owner: str, setting: Setting) -> None:
-        """Give a value up: restored when nobody else holds it and nobody else has changed it."""
+        """Release a sysctl; restore its value unless another owner holds it or someone else has changed it."""
         if setting.restore is not None and self.value(setting.name) is not None:
             self._write(setting.name, setting.restore)
         remembered = self._remembered()
@@ -87,15 +87,15 @@ class Sysctls:
             self._remember(remembered)
 
     def held_by(self, owner: str) -> list[str]:
-        """The names of the settings that an owner holds."""
+        """The names of the sysctls that an owner holds."""
         return [name for name, entry in self._remembered().items() if owner in entry["owners"]]
 
     def memory(self) -> str | None:
-        """What is remembered, to be given to ``rewind``."""
+        """The content of the file, for ``rewind``."""
         return files.read(self._memory)
 
     def rewind(self, before: Setting, memory: str | None) -> None:
-        """Back to a setting and a memory as they were read."""
+        """Restore a sysctl and the file as they were before."""
         if before.value:
             self._write(before.name, before.value)
         if memory is None:
@@ -104,19 +104,19 @@ class Sysctls:
             files.write(self._memory, memory)
 
     def flush_redirects(self, name: str) -> None:
-        """Forget what ICMP redirects have taught about IPv4 routes, as ``ip route flush cache`` does (ip-sysctl)."""
+        """Drop IPv4 routes that were learnt from ICMP redirects, as ``ip route flush cache`` does (ip-sysctl)."""
         if name.startswith("net.ipv4."):
             self._write("net.ipv4.route.flush", "-1")
 
     def value(self, name: str) -> str | None:
-        """The kernel's value now, None when there is no such setting."""
+        """The current value, None if there is no such sysctl."""
         try:
-            # The keeper asks every second: without Python's file object it is a third of the price.
+            # The keeper reads this every second; without Python's file object it costs a third.
             descriptor = os.open(file_of(name, self._proc), os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            return sysctl_value(os.read(descriptor, LONGEST).decode("ascii"))
+            return sysctl_value(os.read(descriptor, MAX_LENGTH).decode("ascii"))
         finally:
             os.close(descriptor)
 
@@ -134,7 +134,7 @@ class Sysctls:
                 raise Refused([f"{self._memory} has schema {data['schema']!r}, expected {SCHEMA}: update l4proxy"])
             return dict(data["sysctls"])
         except (ValueError, KeyError, TypeError) as error:
-            raise Refused([f"{self._memory} is invalid ({error}); check it, then remove it"]) from error
+            raise Refused([f"{self._memory} cannot be parsed ({error}); check it, then remove it"]) from error
 
     def _remember(self, sysctls: dict[str, Any]) -> None:
         if sysctls:
@@ -144,16 +144,16 @@ class Sysctls:
             files.remove(self._memory)
 
 
-def _quarrels(name: str, owner: str, value: str | None, owners: dict[str, str]) -> list[str]:
+def _conflicts(name: str, owner: str, value: str | None, owners: dict[str, str]) -> list[str]:
     return [
-        f"sysctl {name}: {owner} wants {value}, but {other} holds it at {theirs}"
+        f"sysctl {name}: {owner} needs {value}, but {other} holds it at {theirs}"
         for other, theirs in owners.items()
         if other != owner and value not in (None, theirs)
     ]
 
 
 def _setting(name: str, current: str | None, owner: str, entry: dict[str, Any]) -> Setting:
-    """``restore`` is set when giving it up would change it: we alone hold it, and it still is what we wrote."""
+    """``restore`` is set only if a release changes the value: no other owner holds it, and it is what we wrote."""
     owners = entry["owners"]
     alone = set(owners) == {owner} and current is not None and owners[owner] == current
     return Setting(name, current or "", owner in owners, entry["found"] if alone else None)

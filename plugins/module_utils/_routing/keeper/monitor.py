@@ -222,7 +222,7 @@ class Monitor:
     @property
     def legacy_fingerprint(self) -> tuple[bytes, ...]:
         """Fingerprint of iptables-legacy, for which the kernel sends no notifications."""
-        return iptables_legacy.signs()
+        return iptables_legacy.fingerprint()
 
     def watch(self, interest: Interest) -> None:
         """From now on report only notifications about this."""

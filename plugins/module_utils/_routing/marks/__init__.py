@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Packet marks in nftables and iptables: what is written, and how a listing is read back.
+"""Packet marks in nftables and iptables: rendering, writing, and reading them back.
 
-It knows document and host.
+It imports document and host.
 """

@@ -2,22 +2,22 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Marks as chains of the owner in iptables' table mangle, for both families; iptables-nft and iptables-legacy alike.
+"""Marks as chains in the table mangle of iptables, for both families; for iptables-nft and iptables-legacy.
 
-    INPUT, FORWARD      -> L4PROXY_OWNER_IN, _FWD   from a MAC or interface, while our bits of the connection's mark
-                                                    are zero: set them to the id; in _IN, a FIN of a connection
-                                                    that conntrack does not know is dropped, and our bits of the
-                                                    connection's mark become the packet's, for the accepted socket
-    PREROUTING, OUTPUT  -> L4PROXY_OWNER_PRE, _OUT  a reply: our bits of the connection's mark become the packet's;
-                                                    in _OUT, a connection without our bits gets those of its socket
-    POSTROUTING         -> L4PROXY_OWNER_POST       a reply that lost its mark, or leaves by another interface than
-                                                    its proxy's, is dropped
-    L4PROXY_OWNER_MEMO  (no packet comes here)      the marks in words, as comments: what is read back
+    INPUT, FORWARD      -> L4PROXY_OWNER_IN, _FWD   packet from a MAC or interface, while our bits of the connection's
+                                                    mark are zero: set them to the id. In _IN: drop the FIN of a
+                                                    connection that conntrack does not know; copy our bits of the
+                                                    connection's mark to the packet, for the accepted socket
+    PREROUTING, OUTPUT  -> L4PROXY_OWNER_PRE, _OUT  reply: copy our bits of the connection's mark to the packet. In
+                                                    _OUT: a connection without our bits gets those of its socket
+    POSTROUTING         -> L4PROXY_OWNER_POST       drop a reply that lost its mark, or leaves through another
+                                                    interface than that of its proxy
+    L4PROXY_OWNER_MEMO  (sees no packets)           the marks as comments, from which they are read back
 
-iptables has no match for the next hop: a reply that leaves by the proxy's interface, but to a router, is held by the
-unreachable rule alone. Nor can it take the bits of others off a SYN after all filters, as nftables does, so an accepted
-socket keeps those as well. Only our bits are touched: every rule matches first and sets under the mask, none restores a
-whole mark. Our jumps come first in their chains, lest another rule's ACCEPT end the table before us.
+iptables cannot match the next hop: only the unreachable rule stops a reply that leaves through the proxy's interface
+but to a router. iptables also cannot clear the bits of others on a SYN after all filters, as nftables does, so an
+accepted socket keeps those as well. Only our bits are changed: every rule matches first and sets under the mask, and
+none restores a complete mark. Our jumps come first in their chains, so that no ACCEPT of another rule precedes them.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ from .iptables_listing import HOOKS, MEMO, Chains, Listing
 from .nft import SERVER_PORTS
 
 COMMANDS = {"ipv4": "iptables", "ipv6": "ip6tables"}
-# Seconds to wait for the lock that iptables-legacy takes; iptables-nft needs none and accepts the option.
+# Seconds to wait for the lock of iptables-legacy; iptables-nft has none and accepts the option.
 LOCK_WAIT = 10
-# XT_EXTENSION_MAXNAMELEN, 29 with the terminating zero, bounds a chain's name: "L4PROXY_" + this + "_POST".
-LONGEST_OWNER = 14
+# XT_EXTENSION_MAXNAMELEN (29 with the terminating zero) limits a chain's name: "L4PROXY_" + owner + "_POST".
+MAX_OWNER_LENGTH = 14
 
 
 def prefix(owner: str) -> str:
-    """What the names of an owner's chains begin with; a long owner is shortened, and kept apart by a checksum."""
-    if len(owner) > LONGEST_OWNER:
+    """The prefix of the names of an owner's chains; a long owner is shortened and gets a checksum."""
+    if len(owner) > MAX_OWNER_LENGTH:
         owner = f"{owner[:7]}_{hashlib.sha256(owner.encode()).hexdigest()[:6]}"
     return f"L4PROXY_{owner.upper()}_"
 
 
 def render(owner: str, marks: Iterable[Mark], family: str) -> Chains:
-    """The owner's chains with their rules, each as iptables-save lists it; empty without marks."""
+    """The owner's chains with their rules as iptables-save lists them; empty without marks."""
     marks = sorted(marks, key=lambda mark: mark.order)
     chains: Chains = {}
-    every = functools.reduce(operator.or_, (mark.mask for mark in marks), 0)
+    all_bits = functools.reduce(operator.or_, (mark.mask for mark in marks), 0)
     for suffix, words in [
-        rule for mark in marks for rule in (*_rules(mark, every), *_guards(mark, family), *_memo(mark))
+        rule for mark in marks for rule in (*_rules(mark, all_bits), *_guards(mark, family), *_memo(mark))
     ]:
         chains.setdefault(prefix(owner) + suffix, []).append(" ".join(words))
     return chains
 
 
-def _rules(mark: Mark, every: int) -> Iterable[tuple[str, list[str]]]:
-    """(chain, rule) of what gives packets and connections their mark; ``every`` has the bits of all our marks."""
+def _rules(mark: Mark, all_bits: int) -> Iterable[tuple[str, list[str]]]:
+    """(chain, rule) of the rules that mark packets and connections; ``all_bits`` has the bits of all our marks."""
     ours, none = _under(mark.id, mark), _under(0, mark)
-    unmarked = ["-m", "connmark", "--mark", f"0x0/{every:#x}"]
+    unmarked = ["-m", "connmark", "--mark", f"0x0/{all_bits:#x}"]
     name = ["-m", "comment", "--comment", mark.name]
     set_packet = [*name, "-j", "MARK", "--set-xmark", f"{mark.id:#x}/{mark.mask:#x}"]
     set_connection = [*name, "-j", "CONNMARK", "--set-xmark", f"{mark.id:#x}/{mark.mask:#x}"]
@@ -79,12 +79,12 @@ def _rules(mark: Mark, every: int) -> Iterable[tuple[str, list[str]]]:
     if mark.conntrack:
         known = [*_direction("REPLY"), "-m", "connmark", "--mark", ours]
         yield from ((chain, [*known, *set_packet]) for chain in ("PRE", "OUT"))
-        # What conntrack has forgotten, the accepted socket remembers (tcp_fwmark_accept); see ``nft``.
+        # The accepted socket keeps the mark in case conntrack loses the connection (tcp_fwmark_accept); see ``nft``.
         yield "IN", ["-m", "connmark", "--mark", ours, *set_packet]
         yield "OUT", ["-p", "udp", *_direction("ORIGINAL"), "-m", "connmark", "--mark", ours, *set_packet]
         yield "OUT", [*unmarked, "-m", "mark", "--mark", ours, *set_connection]
     if mark.transparent:
-        # Without --nowildcard, a socket bound to the wildcard address (UDP with IP_PKTINFO) would not count.
+        # Without --nowildcard, sockets bound to the wildcard address (UDP with IP_PKTINFO) would not match.
         socket = ["-m", "socket", "--transparent", "--nowildcard"]
         yield "PRE", ["-m", "mark", "--mark", none, *socket, *set_packet]
 
@@ -95,7 +95,7 @@ def _senders(mark: Mark) -> list[list[str]]:
 
 
 def _stale(sender: list[str], name: list[str]) -> list[str]:
-    """The RST for a FIN of a connection that conntrack does not know would leave past the proxy; see ``nft``."""
+    """Drop a FIN of a connection that conntrack does not know: the RST for it would bypass the proxy; see ``nft``."""
     fin = ["-m", "conntrack", "--ctstate", "INVALID", "-m", "tcp", "--tcp-flags", "FIN", "FIN", *name, "-j", "DROP"]
     link = sender[0] == "-i"  # iptables-save lists it before the protocol, and modules after it
     return [*sender, "-p", "tcp", *fin] if link else ["-p", "tcp", *sender, *fin]
@@ -128,7 +128,7 @@ def _under(number: int, mark: Mark) -> str:
 
 
 def observe(owner: str, listings: dict[str, Listing]) -> Observed:
-    """What both families' tables say. Anything of ours that is missing, too much or out of order makes it unsound."""
+    """The marks in the tables of both families. Missing, additional or reordered rules of ours make them unsound."""
     ours = [listing.of(prefix(owner)) for listing in listings.values()]
     if not any(listing.chains or listing.jumps for listing in ours):
         return Observed()
@@ -136,12 +136,13 @@ def observe(owner: str, listings: dict[str, Listing]) -> Observed:
     marks = tuple(iptables_listing.marks(next((memo for memo in memos if memo), [])))
     if not marks:
         return Observed((), False)
-    wanted = {family: render(owner, marks, family) for family in listings}
-    return Observed(marks, all(listing.of(prefix(owner)).holds(wanted[family]) for family, listing in listings.items()))
+    expected = {family: render(owner, marks, family) for family in listings}
+    sound = all(listing.of(prefix(owner)).holds(expected[family]) for family, listing in listings.items())
+    return Observed(marks, sound)
 
 
 def script(owner: str, listing: Listing, chains: Chains) -> str:
-    """What iptables-restore --noflush makes these chains of, in one commit, whatever the owner has; "" for nothing."""
+    """The input of iptables-restore --noflush that replaces the owner's chains in one commit; "" for no change."""
     live = listing.of(prefix(owner))
     if not (chains or live.chains or live.jumps):
         return ""
@@ -157,17 +158,17 @@ def script(owner: str, listing: Listing, chains: Chains) -> str:
 
 
 class IpTables:
-    """The live side, through iptables-save and iptables-restore: whichever variant these commands are."""
+    """Reads and writes through iptables-save and iptables-restore, whichever variant these commands are."""
 
     def __init__(self, runner: Runner):
         self._run = runner
 
     def read(self, owner: str) -> Observed:
-        """The owner's marks. Raises MissingPackage without iptables, RoutingError when it fails."""
+        """The owner's live marks. Raises MissingPackage without iptables, RoutingError if it fails."""
         return observe(owner, self._listings())
 
     def write(self, owner: str, marks: Iterable[Mark]) -> None:
-        """Replace the owner's chains in both families, or remove them when there are no marks; or change nothing."""
+        """Replace the owner's chains in both families, or remove them without marks. A failure changes nothing."""
         marks = tuple(marks)
         before, done = self._listings(), []
         try:
@@ -194,7 +195,7 @@ class IpTables:
         try:
             done = self._run(argv, stdin)
         except MissingCommand as error:
-            raise MissingPackage("iptables", f"marks by iptables need the command {argv[0]}") from error
+            raise MissingPackage("iptables", f"marks in iptables need the command {argv[0]}") from error
         if done.code:
             reason = " ".join((done.stderr or done.stdout).split()) or f"exit status {done.code}"
             raise RoutingError(f"{' '.join(argv)}: {reason}")

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Whether iptables-legacy's table mangle has changed: there are no news of it, but a cheap question, to be asked often.
+"""Detect changes of the table mangle of iptables-legacy, which sends no notifications, by a cheap query.
 
-The kernel tells a table's number of rules and its size (IPT_SO_GET_INFO of linux/netfilter_ipv4/ip_tables.h, and the
-same number for IPv6). Python's getsockopt cannot pass the table's name in; hence ctypes.
+The kernel returns the number of rules and the size of a table (IPT_SO_GET_INFO of linux/netfilter_ipv4/ip_tables.h, and
+the same number for IPv6). It needs ctypes, because Python's getsockopt cannot pass the name of the table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TABLE = b"mangle"
 GET_INFO = 64
 # struct ipt_getinfo: the name, valid_hooks, hook_entry[5], underflow[5], num_entries, size
 NAME_SIZE, INFO_SIZE = 32, 32 + 4 * 13
-# Where the kernel lists the tables there are: the question alone would make one. (IPPROTO_IPV6 is also its level.)
+# Where the kernel lists existing tables: the query itself would create one. (IPPROTO_IPV6 is also the level.)
 FAMILIES = (
     (socket.AF_INET, socket.IPPROTO_IP, "/proc/self/net/ip_tables_names"),
     (socket.AF_INET6, socket.IPPROTO_IPV6, "/proc/self/net/ip6_tables_names"),
@@ -26,8 +26,8 @@ FAMILIES = (
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def signs() -> tuple[bytes, ...]:
-    """What changes with the tables of both families; empty for one that is not there."""
+def fingerprint() -> tuple[bytes, ...]:
+    """A fingerprint of the tables of both families; empty for a missing table."""
     return tuple(_info(family, level) if _exists(names) else b"" for family, level, names in FAMILIES)
 
 

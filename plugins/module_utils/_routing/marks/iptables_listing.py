@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How the output of iptables-save is read: chains, jumps to them, and the marks that a memo describes. Pure.
+"""Parse the output of iptables-save: chains, jumps to them, and the marks that a memo chain describes. Pure.
 
-A memo says a mark in lines of ``ID/MASK key value``: ``0xb/0xff name a``, ``0xb/0xff mac 02:00:00:00:00:11``, … and one
-without conntrack in lines of ``ID/MASK each key value``.
+A memo describes a mark in lines of ``ID/MASK key value``: ``0xb/0xff name a``, ``0xb/0xff mac 02:00:00:00:00:11``, ...,
+and a mark without conntrack in lines of ``ID/MASK each key value``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from ..document.model import Mark
 
-# A chain of the kernel's, and what the name of ours that it jumps to ends with.
+# Built-in chains, and the suffix of our chain that each jumps to.
 HOOKS = {"INPUT": "IN", "FORWARD": "FWD", "PREROUTING": "PRE", "OUTPUT": "OUT", "POSTROUTING": "POST"}
 MEMO = "MEMO"
 # A rule is the text after "-A CHAIN", as iptables-save writes it.
@@ -27,33 +27,35 @@ Chains = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Listing:
-    """Chains with their rules; ``jumps`` are (chain of the kernel's, index, rule) of the rules that lead to ours.
+    """Chains with their rules; ``jumps`` are (built-in chain, index, rule) of the rules that jump to ours.
 
-    The index does not count jumps to chains of any owner of ours: 0 is "before everything else".
+    The index does not count jumps to chains of our owners: 0 means before all other rules.
     """
 
     chains: Chains = field(default_factory=dict)
     jumps: tuple[tuple[str, int, str], ...] = ()
 
     def of(self, prefix: str) -> Listing:
-        """What belongs to one owner."""
-        # By whole names: what owner "a" calls _IN begins all the names of owner "a_in".
+        """The part that belongs to one owner."""
+        # Compare complete names: the chain _IN of owner "a" is a prefix of all chains of owner "a_in".
         names = {prefix + suffix for suffix in (*HOOKS.values(), MEMO)}
         chains = {name: rules for name, rules in self.chains.items() if name in names}
         return Listing(chains, tuple(jump for jump in self.jumps if _target(jump[2]) in names))
 
-    def holds(self, wanted: Chains) -> bool:
-        """Whether these chains are exactly the wanted ones, each with a hook jumped to once, before everything else."""
+    def holds(self, expected: Chains) -> bool:
+        """Whether it has exactly these chains, and one jump to each from its hook, before all other rules."""
         if {name: [meaning(rule) for rule in rules] for name, rules in self.chains.items()} != {
-            name: [meaning(rule) for rule in rules] for name, rules in wanted.items()
+            name: [meaning(rule) for rule in rules] for name, rules in expected.items()
         }:
             return False
-        hooked = [(hook, 0, f"-j {name}") for hook, end in HOOKS.items() for name in wanted if name.endswith(f"_{end}")]
+        hooked = [
+            (hook, 0, f"-j {name}") for hook, end in HOOKS.items() for name in expected if name.endswith(f"_{end}")
+        ]
         return sorted(hooked) == sorted(self.jumps)
 
 
 def parse(text: str) -> Listing:
-    """The table as ``iptables-save -t mangle`` writes it; no table is an empty one."""
+    """The table as ``iptables-save -t mangle`` prints it; a missing table counts as empty."""
     chains: Chains = {}
     jumps = []
     others = dict.fromkeys(HOOKS, 0)
@@ -76,7 +78,7 @@ def _target(rule: str) -> str:
 
 
 def meaning(rule: str) -> frozenset[Any]:
-    """A rule's options, each with its values: the same whatever the version and the order in which it lists them."""
+    """The options of a rule, each with its values, independent of the order in which a version lists them."""
     options: list[list[str]] = []
     for word in shlex.split(rule):
         if word == "!" or (word.startswith("-") and options[-1:] != [["!"]]) or not options:
@@ -86,14 +88,14 @@ def meaning(rule: str) -> frozenset[Any]:
 
 
 def _plain(word: str) -> str:
-    """One spelling: a MAC in lower case, a mark without the mask of all bits."""
+    """The word in one spelling: a MAC in lower case, a mark without the mask of all bits."""
     if re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", word):
         return word.lower()
     return word[: -len("/0xffffffff")] if re.fullmatch(r"0x[0-9a-f]+/0xffffffff", word) else word
 
 
 def memo(mark: Mark) -> Iterable[str]:
-    """The mark in words."""
+    """The lines that describe a mark."""
     facts = [("name", mark.name), ("iif", mark.iif), ("oif", mark.oif)]
     facts += [("mac", mac) for mac in mark.macs] + [("via", via) for via in mark.via]
     facts += [("match", "transparent socket")] if mark.transparent else []
@@ -102,7 +104,7 @@ def memo(mark: Mark) -> Iterable[str]:
 
 
 def marks(rules: Iterable[str]) -> Iterable[Mark]:
-    """The marks that the rules of a memo describe; what cannot be read describes none."""
+    """The marks that the rules of a memo describe; invalid lines are ignored."""
     found: dict[tuple[int, int, bool], dict[str, Any]] = {}
     for rule in rules:
         line = re.fullmatch(r'-m comment --comment "?0x([0-9a-f]+)/0x([0-9a-f]+)( each)? (\w+) ([^"]+)"?', rule)

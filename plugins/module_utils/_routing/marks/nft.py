@@ -2,39 +2,39 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Marks as one nft table of the owner: rendered and compared as the JSON of libnftables-json(5), changed in one go.
+"""Marks as one nft table of the owner, rendered and compared as JSON (libnftables-json(5)), changed in one transaction.
 
     input, forward       while our bits of the connection's mark are zero: the sender's MAC or interface -> save_ID
-    input                a FIN of a connection that conntrack does not know is counted and dropped
+    input                count and drop a FIN of a connection that conntrack does not know
     save_ID              set our bits of the connection's mark to ID
-    accepted             (hook input, last) of a SYN's mark only our bits are left;
+    accepted             (hook input, last) clear all but our bits of a SYN's mark;
                          our bits of the connection's mark -> mark_ID
-    prerouting, output   of replies: our bits of the connection's mark -> mark_ID   (output has type route: routed anew)
-    output               while our bits of the connection's mark are zero: those of the packet's mark -> save_ID
+    prerouting, output   replies: our bits of the connection's mark -> mark_ID   (output has type route: routes again)
+    output               while our bits of the connection's mark are zero: our bits of the packet's mark -> save_ID
     mark_ID              set our bits of the packet's mark
-    postrouting          of replies: our bits of the connection's mark -> guard_ID; our bits of the packet's mark too
-    guard_ID             a packet whose next hop is not the proxy is counted and dropped
+    postrouting          replies: our bits of the connection's mark -> guard_ID; our bits of the packet's mark as well
+    guard_ID             count and drop a packet whose next hop is not the proxy
 
 Requests to a container behind a published port pass through forward instead of input, and its replies through
 prerouting instead of output. A mark without conntrack goes from input (a sender) or prerouting (a transparent socket)
-straight to each_ID, and its guard, guard_each_ID, goes by the packet's mark.
+directly to each_ID, and its guard, guard_each_ID, checks the packet's mark.
 
-Conntrack can forget a connection (``conntrack -F``, a timeout). If the server speaks next, its packet begins a new
-entry, with no mark and in the direction "original". So with ``tcp_fwmark_accept`` the accepted socket keeps the mark as
-well: chain accepted shows it the connection's mark, and the new entry gets the mark of the socket's packet. The sysctl
-counts for all sockets of the host, so the bits of others are taken off a SYN, once every filter has seen it. Otherwise
-a socket would keep those too, and rules of others (for TPROXY, say) would route its replies.
+Conntrack can lose a connection (``conntrack -F``, a timeout). If the server sends next, its packet creates a new entry,
+without a mark and in the direction "original". Therefore, with ``tcp_fwmark_accept``, the accepted socket keeps the
+mark as well: chain accepted copies the connection's mark to the packet, and the new entry gets the mark of the socket's
+packets. The sysctl affects all sockets of the host, so the bits of others are cleared on a SYN after all filters have
+seen it. Otherwise a socket would keep those too, and rules of others (such as TPROXY's) would route its replies.
 
-A UDP session has no such socket: its answers leak until the client sends again. That datagram is a reply in the new
-entry, and marks it. Only at ports that are no client's (ip_local_port_range): else what this host asks others, and is
-answered by way of the proxy's host, would be sent there too.
+A UDP session has no such socket: its replies leak until the client sends again. That datagram is a reply in the new
+entry, and marks it. This applies only to ports that clients do not use (ip_local_port_range). Otherwise, requests of
+this host that are answered through the proxy's host would be sent there too.
 
-Such a FIN comes after a reboot of this host, say: there is no connection that could keep a mark, and the RST that would
-answer it leaves past the proxy. (Anything else begins a connection in conntrack's eyes: nf_conntrack_tcp_loose.)
+A FIN of an unknown connection arrives after a reboot of this host, for example: no connection can keep a mark, and the
+RST for the FIN would bypass the proxy. (Any other packet creates a conntrack entry: nf_conntrack_tcp_loose.)
 
-The connection's bits are set only once in its life: else another proxy's SYN on the same four-tuple would redirect a
-live connection. nft 1.0.6 cannot copy one mark to another under a mask, hence a chain for each id. Only our bits are
-touched.
+The bits of a connection are set only once. Otherwise, another proxy's SYN with the same four-tuple would redirect a
+live connection. nft 1.0.6 cannot copy one mark to another under a mask, so each id has a chain. Only our bits are
+changed.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ from .nft_listing import Objects
 FAMILY = "inet"
 # NF_IP_PRI_MANGLE: after conntrack (-200), before DNAT (-100) and any filter (0).
 PRIORITY = -150
-# Below the ports that clients are given (ip-sysctl).
+# Below the ports that clients get (ip_local_port_range).
 SERVER_PORTS = (1, 32767)
-# After all filters: what comes then is the socket.
+# After all filters, just before the socket.
 LAST = 10000
 # chain: (type, hook, priority)
 HOOKS = {
@@ -67,7 +67,7 @@ HOOKS = {
     "output": ("route", "output", PRIORITY),
     "postrouting": ("filter", "postrouting", PRIORITY),
 }
-# How often a table that is there is asked for.
+# How often an existing table is read if that fails.
 ATTEMPTS = 3
 CT_MARK = {"ct": {"key": "mark"}}
 META_MARK = {"meta": {"key": "mark"}}
@@ -99,7 +99,7 @@ def render(owner: str, marks: Iterable[Mark]) -> Objects:
 
 
 def _hooked(marks: list[Mark]) -> Rules:
-    """The rules of the chains that see packets: each finds a mark and goes to its chain."""
+    """The rules of the hooked chains: each finds a mark and goes to its chain."""
     rules: Rules = [("accepted", "a socket keeps no bits of others", alone) for alone in _only_ours(marks)]
     for mask in sorted({mark.mask for mark in marks}):
         alike = [mark for mark in marks if mark.mask == mask]
@@ -109,11 +109,11 @@ def _hooked(marks: list[Mark]) -> Rules:
 
 
 def _of_connections(tracked: list[Mark], every: list[Mark]) -> Rules:
-    """The rules of marks that connections keep; they have one mask, ``every`` mark of the table may have others."""
+    """The rules of marks that connections keep; ``tracked`` share one mask, ``every`` mark of the table need not."""
     if not tracked:
         return []
     connection, packet = (_bits(key, tracked) for key in (CT_MARK, META_MARK))
-    # A connection that has a mark under another mask keeps that one.
+    # A connection that has a mark under another mask keeps it.
     unmarked = _is(_bits(CT_MARK, every), 0)
     reply = _is({"ct": {"key": "direction"}}, "reply")
     rules: Rules = [
@@ -137,7 +137,7 @@ def _of_connections(tracked: list[Mark], every: list[Mark]) -> Rules:
 
 
 def _of_packets(single: list[Mark]) -> Rules:
-    """The rules of marks that each packet gets by itself; they have one mask."""
+    """The rules of marks that are set on each packet; they share one mask."""
     packet = _bits(META_MARK, single)
     rules: Rules = [("input", "each packet", [_is(packet, 0), senders]) for senders in _senders(single, "each")]
     for mark in single:
@@ -153,7 +153,7 @@ def _guarded(marks: list[Mark], key: Any, condition: list[Any], verb: str) -> Ru
 
 
 def _chains_of(mark: Mark) -> Rules:
-    """The rules of a mark's own chains."""
+    """The rules of the chains of one mark."""
     verb, guard = ("mark", "guard") if mark.conntrack else ("each", "guard_each")
     rules: Rules = [(f"save_{mark.id}", mark.name, [COUNTER, _set(CT_MARK, mark)])] if mark.conntrack else []
     rules.append((f"{verb}_{mark.id}", mark.name, [COUNTER, _set(META_MARK, mark)]))
@@ -165,7 +165,7 @@ COUNTER = {"counter": {"packets": 0, "bytes": 0}}
 
 
 def _bits(key: Any, marks: list[Mark]) -> Any:
-    """Our bits of a mark; nft lists a mask of all bits as none."""
+    """Our bits of a mark; nft omits a mask of all bits."""
     mask = functools.reduce(operator.or_, (mark.mask for mark in marks)) if marks else MAX_U32
     return key if mask == MAX_U32 else {"&": [key, mask]}
 
@@ -175,7 +175,7 @@ def _is(left: Any, right: Any, relation: str = "==") -> dict[str, Any]:
 
 
 def _senders(marks: list[Mark], verb: str) -> Iterable[dict[str, Any]]:
-    """A map of the senders' MACs to chains, and one of the interfaces, where there are any."""
+    """A map from the senders' MACs to chains, and one from interfaces, as far as there are any."""
     by_mac = [(mac, mark) for mark in marks for mac in mark.macs]
     by_link = [(mark.iif, mark) for mark in marks if mark.iif]
     if by_mac:
@@ -185,13 +185,13 @@ def _senders(marks: list[Mark], verb: str) -> Iterable[dict[str, Any]]:
 
 
 def _sources(marks: list[Mark]) -> Iterable[tuple[dict[str, Any], list[str]]]:
-    """The senders alone: their MACs, and their interfaces, where there are any."""
+    """The senders: their MACs, and their interfaces, as far as there are any."""
     found = ((SOURCE_MAC, [mac for mark in marks for mac in mark.macs]), (IN_LINK, [mark.iif for mark in marks]))
     return [(key, [*filter(None, values)]) for key, values in found if any(values)]
 
 
 def _only_ours(marks: list[Mark]) -> Iterable[list[dict[str, Any]]]:
-    """Take the bits of others off a SYN, where the sockets of a return path may keep them."""
+    """Clear the bits of others on a SYN, if sockets of a return path would keep them."""
     bits = _bits(META_MARK, marks)
     if any(mark.via for mark in marks) and bits != META_MARK:
         ours = {"mangle": {"key": META_MARK, "value": bits}}
@@ -220,7 +220,7 @@ def _set(key: Any, mark: Mark) -> dict[str, Any]:
 
 
 def _guards(mark: Mark) -> list[list[Any]]:
-    """One rule a family in which the proxy's address is known; the other family has no return path to guard."""
+    """One rule for each family in which the proxy has an address; the other has no return path to guard."""
     rules = []
     for protocol, family in (("ipv4", "ip"), ("ipv6", "ip6")):
         addresses = [via for via in mark.via if (":" in via) == (family == "ip6")]
@@ -232,10 +232,10 @@ def _guards(mark: Mark) -> list[list[Any]]:
 
 
 def transaction(owner: str, marks: Iterable[Mark]) -> dict[str, Any]:
-    """All commands that put the table in place of whatever is there: one transaction, no moment without it."""
+    """The commands that replace the table in one transaction, so that it is never missing."""
     table = {"table": {"family": FAMILY, "name": table_name(owner)}}
     marks = tuple(marks)
-    # "add" first, so that "delete" does not fail when there is none ("destroy" is newer than nft 1.0.6's kernel side).
+    # "add" first, so that "delete" does not fail if it is missing ("destroy" needs a newer kernel than nft 1.0.6 does).
     commands: list[dict[str, Any]] = [{"add": table}, {"delete": table}]
     if marks:
         commands += [{"add": item} for item in render(owner, marks)]
@@ -243,7 +243,7 @@ def transaction(owner: str, marks: Iterable[Mark]) -> dict[str, Any]:
 
 
 def observe(owner: str, listing: dict[str, Any]) -> Observed:
-    """What ``nft -j list table`` shows. An unknown or damaged table is one that is not sound."""
+    """The marks in the output of ``nft -j list table``. An unknown or changed table is not sound."""
     objects = [item for item in listing.get("nftables", []) if {"chain", "rule"} & set(item)]
     marks = tuple(nft_listing.marks(objects))
     if not marks:
@@ -252,26 +252,26 @@ def observe(owner: str, listing: dict[str, Any]) -> Observed:
 
 
 class Nft:
-    """The live side: reads and replaces an owner's table through ``nft -j``."""
+    """Reads and replaces an owner's table through ``nft -j``."""
 
     def __init__(self, runner: Runner):
         self._run = runner
 
     def read(self, owner: str) -> Observed:
-        """The owner's marks. Raises MissingPackage without nft, RoutingError when it fails."""
+        """The owner's live marks. Raises MissingPackage without nft, RoutingError if it fails."""
         for _attempt in range(ATTEMPTS):
             try:
                 return observe(owner, json.loads(self._nft(["-j", "list", "table", FAMILY, table_name(owner)])))
             except RoutingError as error:
-                # Mostly because there is none, which nft says in words that may change. Else somebody may have changed
-                # the ruleset under the listing, which is no reason to call nftables unusable.
+                # Usually the table does not exist, which nft reports in words that may change. Otherwise someone may
+                # have changed the ruleset meanwhile, which does not make nftables unusable.
                 failure = error
                 if not self._has_table(owner):
                     return Observed()
         raise failure
 
     def write(self, owner: str, marks: Iterable[Mark]) -> None:
-        """Replace the owner's table, or remove it when there are no marks."""
+        """Replace the owner's table, or remove it without marks."""
         self._nft(["-j", "-f", "-"], json.dumps(transaction(owner, marks)))
 
     def _has_table(self, owner: str) -> bool:

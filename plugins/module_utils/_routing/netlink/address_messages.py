@@ -2,15 +2,15 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Addresses as netlink messages, written and read (linux/if_addr.h), and how ours are told from those of others.
+"""Encode and decode addresses as netlink messages (linux/if_addr.h), and recognise ours.
 
-An address of ours is a /32 or /128 that changes nothing but that the host has it: no prefix route, and no source of
-what does not ask for it. For IPv4 that is scope host: a source of that scope is never chosen (inet_select_addr in
-net/ipv4/devinet.c), a deprecated one of scope global is. For IPv6 it is a preferred lifetime of zero (RFC 6724, 5).
+Our addresses are a /32 or /128 with no side effects: no prefix route, and a source only for sockets bound to it. For
+IPv4, they have scope host, which is never chosen as a source (inet_select_addr in net/ipv4/devinet.c), while a
+deprecated address of scope global is. For IPv6, their preferred lifetime is zero (RFC 6724, 5).
 
-Whose it is tells the metric, which is that of a prefix route and says nothing where there is none (Linux 4.18): MARKER
-and the protocol number, which nobody sets by accident. The address has the number as its protocol as well, which newer
-tools show to people, but a kernel before 5.18 forgets that.
+The metric shows the owner: MARKER and the protocol number, which nobody sets by accident. It is the metric of a prefix
+route and has no effect without one (Linux 4.18). The address also has the number as its protocol, which newer tools
+show, but a kernel before 5.18 ignores it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ FOREVER = 0xFFFFFFFF
 MARKER = 0x4C347000
 FAMILIES = {number: family for family, number in AF.items()}
 BITS = {"ipv4": 32, "ipv6": 128}
-# family, length of the prefix, flags, scope, index of the interface
+# family, prefix length, flags, scope, interface index
 BODY = struct.Struct("=BBBBI")
 U32 = struct.Struct("=I")
-# preferred and valid lifetime in seconds, and two times that the kernel sets
+# preferred and valid lifetime in seconds, and two times set by the kernel
 LIFETIMES = struct.Struct("=IIII")
 
 
 def encode(address: Address, protocol: int, index: int) -> bytes:
-    """The body of a request to add or to remove an address of the interface with that index."""
+    """The body of a request to add or remove an address of the interface with this index."""
     packed = socket.inet_pton(AF[address.family], address.address)
     flags = IFA_F_NOPREFIXROUTE
     parts = [attribute(IFA_LOCAL, packed), attribute(IFA_ADDRESS, packed)]
@@ -52,14 +52,14 @@ def encode(address: Address, protocol: int, index: int) -> bytes:
 
 
 def decode(body: bytes) -> KernelObject | None:
-    """An address with its owner: the number if it is one that this engine set, else 0. None for other families."""
+    """An address with its owner: its protocol number if it is one of ours, else 0. None for other families."""
     number, length, _flags, _scope, index = BODY.unpack_from(body)
     if number not in FAMILIES:
         return None
     family = FAMILIES[number]
-    found = dict(attributes(body[BODY.size :]))
-    packed = found.get(IFA_LOCAL) or found[IFA_ADDRESS]
-    metric = U32.unpack(found[IFA_RT_PRIORITY])[0] if IFA_RT_PRIORITY in found else 0
+    parts = dict(attributes(body[BODY.size :]))
+    packed = parts.get(IFA_LOCAL) or parts[IFA_ADDRESS]
+    metric = U32.unpack(parts[IFA_RT_PRIORITY])[0] if IFA_RT_PRIORITY in parts else 0
     ours = metric & ~0xFF == MARKER and length == BITS[family]
     value = Address(family, socket.inet_ntop(number, packed), link_name(index))
     return KernelObject(value, metric & 0xFF if ours else 0, family)

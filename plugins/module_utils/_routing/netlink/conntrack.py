@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How many connections carry a mark: a question to ctnetlink, which leaves out all others.
+"""Count the connections that carry a mark, with a ctnetlink request that lists only these.
 
-Needs CAP_NET_ADMIN; a kernel without connection tracking has no answer. The numbers: linux/netfilter/nfnetlink.h,
+Needs CAP_NET_ADMIN, and a kernel with connection tracking. The numbers are from linux/netfilter/nfnetlink.h,
 nfnetlink_conntrack.h and nf_conntrack_tcp.h.
 """
 
@@ -20,24 +20,24 @@ GET = 1 << 8 | 1
 NETLINK_NETFILTER = 12
 CTA_PROTOINFO, CTA_MARK, CTA_MARK_MASK = 4, 8, 21
 CTA_PROTOINFO_TCP = CTA_PROTOINFO_TCP_STATE = 1
-# TCP_CONNTRACK_TIME_WAIT and TCP_CONNTRACK_CLOSE: nothing of such a connection is left to be sent.
+# TCP_CONNTRACK_TIME_WAIT and TCP_CONNTRACK_CLOSE: such a connection sends nothing any more.
 ENDED = (7, 8)
-# struct nfgenmsg: family, version, id of the resource
+# struct nfgenmsg: family, version, resource id
 GENERIC = struct.Struct("=BBH")
 U32 = struct.Struct("!I")
 
 
-def question(mark: int, mask: int) -> bytes:
-    """The body of a question for the connections whose mark is ``mark`` under ``mask``."""
-    wanted = attribute(CTA_MARK, U32.pack(mark)) + attribute(CTA_MARK_MASK, U32.pack(mask))
-    return GENERIC.pack(socket.AF_UNSPEC, 0, 0) + wanted
+def request(mark: int, mask: int) -> bytes:
+    """The body of a request for the connections whose mark is ``mark`` under ``mask``."""
+    filter = attribute(CTA_MARK, U32.pack(mark)) + attribute(CTA_MARK_MASK, U32.pack(mask))
+    return GENERIC.pack(socket.AF_UNSPEC, 0, 0) + filter
 
 
 def carries(body: bytes, mark: int, mask: int) -> bool:
-    """Whether it is such a connection, and a living one. (A kernel before 3.15 filters nothing.)"""
-    found = dict(attributes(body[GENERIC.size :]))
-    has = U32.unpack(found[CTA_MARK])[0] if CTA_MARK in found else 0
-    return has & mask == mark and _tcp_state(found.get(CTA_PROTOINFO, b"")) not in ENDED
+    """Whether it is such a connection and has not ended. (Kernels before 3.15 ignore the filter.)"""
+    parts = dict(attributes(body[GENERIC.size :]))
+    actual = U32.unpack(parts[CTA_MARK])[0] if CTA_MARK in parts else 0
+    return actual & mask == mark and _tcp_state(parts.get(CTA_PROTOINFO, b"")) not in ENDED
 
 
 def _tcp_state(info: bytes) -> int | None:
@@ -46,9 +46,9 @@ def _tcp_state(info: bytes) -> int | None:
 
 
 def count(mark: int, mask: int) -> int | None:
-    """The living connections with a mark; None where the kernel cannot tell."""
+    """The number of connections with a mark that have not ended; None if it cannot be read."""
     try:
         with Netlink(NETLINK_NETFILTER) as netlink:
-            return sum(carries(body, mark, mask) for body in netlink.dump(GET, question(mark, mask)))
+            return sum(carries(body, mark, mask) for body in netlink.dump(GET, request(mark, mask)))
     except OSError:
         return None

@@ -4,11 +4,11 @@
 
 """Rules, routes, addresses, links and neighbours of the kernel. The only importer of pyroute2 (0.7.2 to 0.9.7).
 
-pyroute2 makes and removes routes. All else are netlink messages of our own: it needs seconds and tens of megabytes for
-the thousands of rules that local delivery makes of hundreds of backends, or for a router's routes, some milliseconds to
-be set up, and 0.7.2 does not know whose an address is.
+pyroute2 adds and removes routes. Everything else uses netlink messages of our own, because pyroute2 needs seconds and
+tens of megabytes for thousands of rules or routes and some milliseconds for its set-up, and 0.7.2 does not return the
+owner of an address.
 
-Everything concerns the network namespace that the calling thread is in when the ``Kernel`` is made.
+A ``Kernel`` works in the network namespace in which the calling thread created it.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ __all__ = ["PYROUTE2_ERROR", "Kernel", "KernelObject", "NetlinkError", "RouteAns
 
 SCOPE_NUMBERS = {name: number for number, name in route_messages.SCOPES.items()}
 SCOPE_NOWHERE = 255
-# unspec, default, main, local: the kernel's own, and everybody's
+# unspec, default, main, local: the kernel's own, and those shared by all
 COMMON_TABLES = (0, 253, 254, 255)
 
 
 def reason(error: Exception) -> str:
-    """An error number in words: ``Network is unreachable (ENETUNREACH)``."""
+    """The text of an error number: ``Network is unreachable (ENETUNREACH)``."""
     code = getattr(error, "code", None) or getattr(error, "errno", None)
     if not isinstance(code, int):
         return str(error)
@@ -54,7 +54,7 @@ def reason(error: Exception) -> str:
 
 
 class Kernel:
-    """A context manager over one netlink socket."""
+    """A context manager for one netlink socket."""
 
     def __init__(self) -> None:
         if PYROUTE2_ERROR:
@@ -73,14 +73,14 @@ class Kernel:
 
     @property
     def _netlink(self) -> Any:
-        """pyroute2's socket, made when it is needed: most looks at a host change no route."""
+        """pyroute2's socket, opened when it is needed: most runs change no route."""
         self._pyroute2 = self._pyroute2 or IPRoute()
         return self._pyroute2
 
     # --- rules
 
     def rules(self) -> list[KernelObject]:
-        """All policy rules, of every owner, in the order in which the kernel asks them (a family after the other)."""
+        """All policy rules, of every owner, in the order in which the kernel evaluates them; IPv4 first."""
         return [
             rule_messages.decode(body, family)
             for family in FAMILIES
@@ -88,27 +88,27 @@ class Kernel:
         ]
 
     def add_rule(self, rule: Rule, protocol: int) -> None:
-        """OSError (EEXIST) when it is there already."""
+        """OSError (EEXIST) if it exists already."""
         body = rule_messages.encode(rule, protocol)
         self._messages.change(rule_messages.RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, body)
         if protocol in self._owned:
             self._owned[protocol].add(rule)
 
     def remove_rule(self, rule: Rule, protocol: int) -> None:
-        """Remove exactly this rule; OSError (ENOENT) when it is not there.
+        """Remove exactly this rule. OSError (ENOENT) if it does not exist.
 
-        Where the kernel could take another one in its place, it is seen which ones went, and they are put back.
+        If the kernel could remove another rule instead, rules that were removed by mistake are added again.
         """
-        owned = self._remembered(protocol)
+        owned = self._known_rules(protocol)
         if rule not in owned:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        if owned.in_danger(rule):
-            self._remove_among(rule, protocol)
+        if owned.is_ambiguous(rule):
+            self._remove_ambiguous(rule, protocol)
         else:
             self._delete(rule, protocol)
         owned.discard(rule)
 
-    def _remove_among(self, rule: Rule, protocol: int) -> None:
+    def _remove_ambiguous(self, rule: Rule, protocol: int) -> None:
         before = left = self._owned_rules(protocol)
         while rule in left:
             self._delete(rule, protocol)
@@ -120,78 +120,78 @@ class Kernel:
     def _delete(self, rule: Rule, protocol: int) -> None:
         self._messages.change(rule_messages.RTM_DELRULE, 0, rule_messages.encode(rule, protocol))
 
-    def _remembered(self, protocol: int) -> rule_messages.OwnedRules:
-        """The owner's rules: read once, then followed; whoever changes them holds the lock of all owners."""
+    def _known_rules(self, protocol: int) -> rule_messages.OwnedRules:
+        """The owner's rules, read once and then updated; the lock keeps other processes from changing them."""
         if protocol not in self._owned:
             self._owned[protocol] = rule_messages.OwnedRules(self._owned_rules(protocol))
         return self._owned[protocol]
 
     def _owned_rules(self, protocol: int) -> list[Rule]:
-        return [found.value for found in self.rules() if found.protocol == protocol and found.value is not None]
+        return [each.value for each in self.rules() if each.protocol == protocol and each.value is not None]
 
     # --- routes
 
     def routes(self, protocol: int = 0, table: int = 0) -> list[KernelObject]:
-        """The routes of a protocol, or of every one, in a table, or in all tables but main, local and default."""
-        found = []
+        """The routes of a protocol (0: any) in a table (0: all tables except main, local and default)."""
+        listed: list[KernelObject] = []
         for family in FAMILIES:
             decoded = (route_messages.decode(body, family) for body in self._list_routes(family, protocol, table))
-            found += [
+            listed += [
                 route
                 for route in decoded
                 if route
                 and (route.table == table if table else route.table not in COMMON_TABLES)
                 and protocol in (0, route.protocol)
             ]
-        return found
+        return listed
 
     def _list_routes(self, family: str, protocol: int, table: int) -> list[bytes]:
         try:
             return self._messages.dump(route_messages.RTM_GETROUTE, route_messages.listing(family, protocol, table))
         except FileNotFoundError:
-            return []  # there is no such table, so far
+            return []  # the table does not exist yet
 
     def set_route(self, route: Route, protocol: int) -> None:
-        """Add the route, or replace the one of the same table, destination and metric."""
+        """Add the route, or replace the one with the same table, destination and metric."""
         self._netlink.route("replace", **_route_arguments(route, protocol))
 
     def remove_route(self, route: Route, protocol: int) -> None:
-        """NetlinkError (ESRCH) when it is not there."""
+        """NetlinkError (ESRCH) if it does not exist."""
         arguments = _route_arguments(route, protocol)
         if route.family == "ipv4":
-            arguments["scope"] = SCOPE_NOWHERE  # any: a route's scope may be another's choice
+            arguments["scope"] = SCOPE_NOWHERE  # any scope, in case someone else chose it
         self._netlink.route("del", **arguments)
 
     def forget_redirects(self) -> None:
-        """Drop the routes IPv6 has learnt from redirects (and path MTUs). (IPv4: net.ipv4.route.flush does it.)"""
+        """Remove IPv6 routes learnt from redirects (and path MTUs). For IPv4, net.ipv4.route.flush does it."""
         for body in self._messages.dump(route_messages.RTM_GETROUTE, route_messages.listing("ipv6", learnt=True)):
             if route_messages.is_learnt(body):
-                # It may expire by itself meanwhile.
+                # It may have expired meanwhile.
                 with contextlib.suppress(ProcessLookupError):
                     self._messages.change(route_messages.RTM_DELROUTE, 0, body)
 
     # --- links, addresses, neighbours
 
     def add_address(self, address: Address, protocol: int) -> None:
-        """OSError (EEXIST) when it is there already, ENODEV when its interface is not."""
+        """OSError (EEXIST) if it exists already, ENODEV if its interface does not exist."""
         body = address_messages.encode(address, protocol, link_index(address.dev))
         self._messages.change(address_messages.RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body)
 
     def remove_address(self, address: Address, protocol: int) -> None:
-        """OSError (EADDRNOTAVAIL) when it is not there."""
+        """OSError (EADDRNOTAVAIL) if it does not exist."""
         body = address_messages.encode(address, protocol, link_index(address.dev))
         self._messages.change(address_messages.RTM_DELADDR, 0, body)
 
     def addresses(self) -> list[KernelObject]:
-        """The host's own addresses, of both families; the protocol is that of an owner of ours, or 0."""
-        question = address_messages.BODY.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-        found = map(address_messages.decode, self._messages.dump(address_messages.RTM_GETADDR, question))
-        return [address for address in found if address is not None]
+        """The host's own addresses, of both families; the protocol is that of one of our owners, or 0."""
+        request = address_messages.BODY.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+        decoded = map(address_messages.decode, self._messages.dump(address_messages.RTM_GETADDR, request))
+        return [address for address in decoded if address is not None]
 
     def links(self) -> dict[str, bool]:
         """The names of all interfaces, and whether each is up."""
-        found = self._messages.dump(neighbour_messages.RTM_GETLINK, neighbour_messages.links())
-        return dict(map(neighbour_messages.link, found))
+        bodies = self._messages.dump(neighbour_messages.RTM_GETLINK, neighbour_messages.links())
+        return dict(map(neighbour_messages.link, bodies))
 
     def sender_identity(self, dev: str) -> str:
         """How the senders on a link are distinguished: MAC, DECLARED_MAC, LINK or NOTHING of neighbour_messages."""
@@ -199,47 +199,47 @@ class Kernel:
         return neighbour_messages.sender_identity(self._messages.get(neighbour_messages.RTM_GETLINK, request))
 
     def on_link(self, address: str, dev: str | None = None) -> str | None:
-        """The interface on which an address is a direct neighbour; None when it is behind a router, or nowhere.
+        """The interface on which an address is a direct neighbour; None if it is behind a router or unreachable.
 
-        As the host's rules have it, as the kernel itself asks: a rule for all that the host sends has its say.
+        The host's policy rules apply, as they do to packets that the kernel sends.
         """
         try:
             answer = route_get(address, oif=dev)
         except OSError:
             return None
-        # Without a table the kernel only assumes so, because an interface was named (ip_route_output_key_hash_rcu).
+        # Without a table the kernel only assumed it, because an interface was given (ip_route_output_key_hash_rcu).
         return answer.dev if answer.type == "unicast" and answer.via is None and answer.table else None
 
     def source_towards(self, address: str) -> str | None:
-        """The address that this host sends from when nothing says which; None where no route leads there."""
+        """The source address that this host uses by default for a destination; None if no route leads there."""
         try:
             return route_get(address).src
         except OSError:
             return None
 
     def neighbour(self, address: str, wait: float = 2.0) -> str | None:
-        """The MAC of an on-link address; None when it does not answer within ``wait`` seconds (0: do not ask it)."""
+        """The MAC of an on-link address; None if it does not answer in ``wait`` seconds (0: only read the table)."""
         dev = self.on_link(address)
         if dev is None:
             return None
         deadline = time.monotonic() + wait
-        asked = False
+        requested = False
         while True:
             mac = self._known_mac(address, dev)
             if mac or time.monotonic() >= deadline:
                 return mac
-            if not asked:
-                asked = self._ask_neighbour(address, dev)
+            if not requested:
+                requested = self._resolve_neighbour(address, dev)
             time.sleep(0.02)
 
     def _known_mac(self, address: str, dev: str) -> str | None:
-        question = neighbour_messages.neighbour(address, link_index(dev))
+        request = neighbour_messages.neighbour(address, link_index(dev))
         try:
-            return neighbour_messages.mac(self._messages.get(neighbour_messages.RTM_GETNEIGH, question))
+            return neighbour_messages.mac(self._messages.get(neighbour_messages.RTM_GETNEIGH, request))
         except FileNotFoundError:
             return None
 
-    def _ask_neighbour(self, address: str, dev: str) -> bool:
+    def _resolve_neighbour(self, address: str, dev: str) -> bool:
         body = neighbour_messages.neighbour(address, link_index(dev), neighbour_messages.NTF_USE)
         self._messages.change(neighbour_messages.RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
         return True

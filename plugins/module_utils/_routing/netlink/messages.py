@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Netlink messages as bytes (netlink(7)): for what pyroute2 does not do, or not fast enough for thousands of objects.
+"""Netlink messages as bytes (netlink(7)), for what pyroute2 does not support or is too slow for.
 
-Everything concerns the network namespace that the calling thread is in when the ``Netlink`` is made.
+A ``Netlink`` works in the network namespace in which the calling thread created it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_DUMP_INTR = 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
-# In an acknowledgement: it carries attributes, and whether the request stands before them (linux/netlink.h).
+# Flags of an acknowledgement: the request is not repeated in full; attributes follow (linux/netlink.h).
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLMSGERR_ATTR_MSG = 1
@@ -29,11 +29,11 @@ SOL_NETLINK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 270, 11, 12
 HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
 Buffer = TypeVar("Buffer", bytes, memoryview)
-# How long the kernel may take; it answers at once, or not at all.
+# Seconds to wait for the kernel; it answers at once, or not at all.
 TIMEOUT = 5.0
-# A dump comes in pieces of up to 32 KiB (netlink_dump in net/netlink/af_netlink.c).
+# A dump arrives in pieces of up to 32 KiB (netlink_dump in net/netlink/af_netlink.c).
 BUFFER = 65536
-# Somebody changed what was being listed: it is listed anew, at most so often.
+# How often a list is read again because it changed meanwhile.
 ATTEMPTS = 10
 
 
@@ -56,11 +56,11 @@ def link_name(index: int) -> str:
     try:
         return socket.if_indextoname(index)
     except OSError:
-        return f"if{index}"  # it vanished between the two questions
+        return f"if{index}"  # it disappeared between the two requests
 
 
 def link_index(name: str) -> int:
-    """OSError (ENODEV) with the name when there is no such interface."""
+    """The index of an interface. OSError (ENODEV) with the name if there is none."""
     try:
         return socket.if_nametoindex(name)
     except OSError as error:
@@ -77,16 +77,16 @@ def address_text(packed: bytes) -> str:
 
 
 class Netlink:
-    """A context manager over one socket of a netlink protocol; one question at a time.
+    """A context manager for one socket of a netlink protocol; one request at a time.
 
-    ``strict``: the kernel lists what was asked for only, and is exact about how; one older than 4.20 lists everything.
+    With ``strict`` the kernel lists only what was requested, and validates requests; before 4.20 it lists everything.
     """
 
     def __init__(self, protocol: int = socket.NETLINK_ROUTE, strict: bool = False):
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.settimeout(TIMEOUT)
         self._socket.bind((0, 0))
-        # The kernel then says in words what it refuses (Linux 4.12).
+        # The kernel then explains in words why it refuses something (Linux 4.12).
         self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         if strict:
             with contextlib.suppress(OSError):
@@ -101,51 +101,51 @@ class Netlink:
     def close(self) -> None:
         self._socket.close()
 
-    def ask(self, request: bytes) -> bytes:
-        """Send a whole message; the whole answer."""
+    def exchange(self, request: bytes) -> bytes:
+        """Send a complete message; return the complete answer."""
         self._socket.send(request)
         return self._socket.recv(BUFFER)
 
     def get(self, kind: int, body: bytes) -> bytes:
-        """The body of one object; OSError with the kernel's reason when there is none."""
-        answer = self.ask(message(kind, 0, body))
+        """The body of one object. OSError with the kernel's reason if there is none."""
+        answer = self.exchange(message(kind, 0, body))
         length, answered, _flags, _sequence, _port = HEADER.unpack_from(answer)
         if answered == NLMSG_ERROR:
             raise_error(answer)
         return answer[HEADER.size : length]
 
     def change(self, kind: int, flags: int, body: bytes) -> None:
-        """Have something changed. OSError with the kernel's reason when it refuses."""
-        answer = self.ask(message(kind, NLM_F_ACK | flags, body))
+        """Send a request to change something. OSError with the kernel's reason if it refuses."""
+        answer = self.exchange(message(kind, NLM_F_ACK | flags, body))
         raise_error(answer)
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """The body of every object of a listing; OSError when the kernel refuses."""
+        """The bodies of all objects of a list. OSError if the kernel refuses."""
         for _attempt in range(ATTEMPTS):
             self._socket.send(message(kind, NLM_F_DUMP, body))
-            found: list[bytes] = []
-            if self._collect(found):
-                return found
-        raise OSError(errno.EAGAIN, "the listed objects changed during every attempt to read them")
+            bodies: list[bytes] = []
+            if self._collect(bodies):
+                return bodies
+        raise OSError(errno.EAGAIN, "the list kept changing while it was read")
 
-    def _collect(self, found: list[bytes]) -> bool:
-        """Read to the end of a listing; False when it was changed meanwhile."""
-        whole = True
+    def _collect(self, bodies: list[bytes]) -> bool:
+        """Read to the end of a list; False if it was changed meanwhile."""
+        consistent = True
         while True:
             piece = self._socket.recv(BUFFER)
             start = 0
             while start + HEADER.size <= len(piece):
                 length, kind, flags, _sequence, _port = HEADER.unpack_from(piece, start)
-                whole = whole and not flags & NLM_F_DUMP_INTR
+                consistent = consistent and not flags & NLM_F_DUMP_INTR
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
                     raise_error(piece[start : start + length])
-                    return whole
-                found.append(piece[start + HEADER.size : start + length])
+                    return consistent
+                bodies.append(piece[start + HEADER.size : start + length])
                 start += (length + 3) & ~3
 
 
 def raise_error(answer: bytes) -> None:
-    """OSError for an acknowledgement, or the end of a listing, that carries an error number."""
+    """Raise OSError for an acknowledgement, or the end of a list, that contains an error number."""
     length, kind, flags, _sequence, _port = HEADER.unpack_from(answer)
     code = -struct.unpack_from("=i", answer, HEADER.size)[0] if length >= HEADER.size + 4 else 0
     if code > 0:

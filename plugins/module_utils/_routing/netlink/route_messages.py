@@ -2,11 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Routes as netlink messages, asked for and read (rtnetlink(7), linux/rtnetlink.h).
+"""Request and decode routes as netlink messages (rtnetlink(7), linux/rtnetlink.h).
 
-A router may have a million routes of others. The kernel is asked for those of one owner or of one table alone, which it
-does when the socket asks for strict checking (Linux 4.20); an older one lists all of them, so what comes is looked at
-all the same.
+A router may have a million routes of others, so only those of one owner or one table are requested. This needs strict
+checking (Linux 4.20); an older kernel lists all routes, so callers have to filter the list as well.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ RTM_F_CLONED = 0x200
 # RTN_* and RT_SCOPE_*
 TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 SCOPES = {0: "global", 253: "link", 254: "host"}
-# What a route can have and we never write: such a route is not one of ours.
+# Attributes that we never write: a route with one of them is not ours.
 OTHER_DETAILS = {RTA_MULTIPATH, RTA_FLOW, RTA_VIA, RTA_ENCAP, RTA_NH_ID}
 METRICS = {RTAX_MTU: "mtu", RTAX_ADVMSS: "advmss"}
 # family, dst_len, src_len, tos, table, protocol, scope, type, flags
@@ -36,9 +35,9 @@ U32 = struct.Struct("=I")
 
 
 def listing(family: str, protocol: int = 0, table: int = 0, learnt: bool = False) -> bytes:
-    """The body of a question for the routes of a family, of a protocol and of a table; 0 is every one.
+    """The body of a request for the routes of a family, a protocol and a table (0: any).
 
-    ``learnt``: instead of these, what the kernel has learnt itself (from a redirect, a path MTU).
+    ``learnt``: the routes that the kernel has learnt from redirects and path MTUs, instead of these.
     """
     head = BODY.pack(AF[family], 0, 0, 0, 0, protocol, 0, 0, RTM_F_CLONED if learnt else 0)
     return head + (attribute(RTA_TABLE, U32.pack(table)) if table else b"")
@@ -49,30 +48,30 @@ def is_learnt(body: bytes) -> bool:
 
 
 def decode(body: bytes, family: str) -> KernelObject | None:
-    """A route with its owner; None for one that was learnt.
+    """A route with its owner; None for a learnt one.
 
-    One that the model cannot say has no value: it is not one of ours, whoever made it.
+    A route that the model cannot express has no value: it is not ours, whatever its protocol.
     """
     _family, length, _src_len, tos, short_table, protocol, scope, kind, flags = BODY.unpack_from(body)
     if is_learnt(body):
         return None
-    found = dict(attributes(body[BODY.size :]))
-    table = _number(found, RTA_TABLE) or short_table
+    parts = dict(attributes(body[BODY.size :]))
+    table = _number(parts, RTA_TABLE) or short_table
     described: dict[str, Any] = {
-        "dst": f"{address_text(found[RTA_DST])}/{length}" if RTA_DST in found else "default",
-        "via": address_text(found[RTA_GATEWAY]) if RTA_GATEWAY in found else None,
-        "dev": link_name(_number(found, RTA_OIF)) if RTA_OIF in found else None,
+        "dst": f"{address_text(parts[RTA_DST])}/{length}" if RTA_DST in parts else "default",
+        "via": address_text(parts[RTA_GATEWAY]) if RTA_GATEWAY in parts else None,
+        "dev": link_name(_number(parts, RTA_OIF)) if RTA_OIF in parts else None,
     }
-    metrics = {number: U32.unpack(value)[0] for number, value in attributes(found.get(RTA_METRICS, b""))}
+    metrics = {number: U32.unpack(value)[0] for number, value in attributes(parts.get(RTA_METRICS, b""))}
     value = None
-    plain = kind in TYPES and scope in SCOPES and not tos and not OTHER_DETAILS & found.keys()
+    plain = kind in TYPES and scope in SCOPES and not tos and not OTHER_DETAILS & parts.keys()
     if plain and metrics.keys() <= METRICS.keys():
         value = Route(
             family=family,
             table=table,
             type=TYPES[kind],
-            src=address_text(found[RTA_PREFSRC]) if RTA_PREFSRC in found else None,
-            metric=_number(found, RTA_PRIORITY),
+            src=address_text(parts[RTA_PREFSRC]) if RTA_PREFSRC in parts else None,
+            metric=_number(parts, RTA_PRIORITY),
             scope=SCOPES[scope],
             onlink=bool(flags & RTNH_F_ONLINK),
             **described,
@@ -84,5 +83,5 @@ def decode(body: bytes, family: str) -> KernelObject | None:
     return KernelObject(value, protocol, family, table, line)
 
 
-def _number(found: dict[int, bytes], kind: int) -> int:
-    return U32.unpack(found[kind])[0] if kind in found else 0
+def _number(parts: dict[int, bytes], kind: int) -> int:
+    return U32.unpack(parts[kind])[0] if kind in parts else 0

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""``ip route get``, with the protocol and ports that policy rules select by: one netlink message, and its answer.
+"""``ip route get`` for a packet with the protocol and ports that policy rules select by.
 
-pyroute2 (0.7.2 and 0.9.7) drops ``ip_proto``, ``sport`` and ``dport`` from such a request without a word, so that the
-answer would be for another packet. The message is small; it is built here (rtnetlink(7), linux/rtnetlink.h).
+pyroute2 (0.7.2 and 0.9.7) silently drops ``ip_proto``, ``sport`` and ``dport`` from such a request, so its answer is
+for another packet. The message is small and therefore built here (rtnetlink(7), linux/rtnetlink.h).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RTCF_REDIRECTED = 0x00040000
 # RTN_* of linux/rtnetlink.h
 TYPES = {1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast"}
 TYPES.update({6: "blackhole", 7: "unreachable", 8: "prohibit"})
-# What a rule or a route of those types answers with (fib_props in net/ipv4/fib_semantics.c, fib4_rule_action).
+# The errors of rules and routes of these types (fib_props in net/ipv4/fib_semantics.c, fib4_rule_action).
 ERRORS = {errno.EACCES: "prohibit", errno.ENETUNREACH: "unreachable", errno.EHOSTUNREACH: "unreachable"}
 
 
@@ -36,9 +36,9 @@ ERRORS = {errno.EACCES: "prohibit", errno.ENETUNREACH: "unreachable", errno.EHOS
 class RouteAnswer:
     """What the kernel would do with a packet.
 
-    ``type`` is unicast, local, unreachable, prohibit, broadcast ... or ``refused`` (a martian source or rp_filter, when
-    an incoming interface was named). ``error`` is the errno's name where there is no route, such as ENETUNREACH.
-    ``redirected`` tells of a route learnt from an ICMP redirect (IPv4).
+    ``type`` is unicast, local, unreachable, prohibit, broadcast, ... or ``refused`` (rp_filter or a martian source,
+    if an incoming interface was given). ``error`` is the name of the errno if there is no route (ENETUNREACH).
+    ``redirected``: the route was learnt from an ICMP redirect (IPv4).
     """
 
     type: str
@@ -80,7 +80,7 @@ def request(
 
 
 def parse(reply: bytes) -> RouteAnswer:
-    """The answer in a reply; a link is left as its index in ``dev``, as text."""
+    """Decode a reply; ``dev`` is the index of the interface, as text."""
     kind = HEADER.unpack_from(reply)[1]
     if kind == NLMSG_ERROR:
         (code,) = struct.unpack_from("=i", reply, 16)
@@ -114,9 +114,9 @@ def route_get(
     dport: int | None = None,
     oif: str | None = None,
 ) -> RouteAnswer:
-    """Which way a packet would take. Interfaces by name; OSError (ENODEV) when there is none of that name."""
+    """The route that a packet would take. Interfaces by name; OSError (ENODEV) if there is none of that name."""
     links = [None if name is None else link_index(name) for name in (iif, oif)]
     with Netlink() as netlink:
-        answer = parse(netlink.ask(request(dst, src, links[0], links[1], mark, ip_proto, sport, dport)))
+        answer = parse(netlink.exchange(request(dst, src, links[0], links[1], mark, ip_proto, sport, dport)))
     values = {**answer.__dict__, "dev": link_name(int(answer.dev)) if answer.dev else None}
     return RouteAnswer(**values)

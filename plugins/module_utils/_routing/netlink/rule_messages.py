@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Policy rules as netlink messages, written and read (linux/fib_rules.h). A host has them by the thousand."""
+"""Encode and decode policy rules as netlink messages (linux/fib_rules.h). A host may have thousands."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ FIB_RULE_INVERT = 0x2
 FRA_L3MDEV = 19
 ACTIONS = {1: "lookup", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 NUMBERS = {name: number for number, name in ACTIONS.items()}
-# What a rule of others may do besides: go on at a later rule, or nothing.
+# Foreign rules may also jump to a later rule, or do nothing.
 FOREIGN_ACTIONS = {**ACTIONS, 2: "goto", 3: "nop"}
 # family, dst_len, src_len, tos, table, two reserved, action, flags
 BODY = struct.Struct("=BBBBBBBBI")
 U32, PORTS, USERS = struct.Struct("=I"), struct.Struct("=HH"), struct.Struct("=II")
-# What each rule carries, or what says nothing when it has this value.
-IDLE = {
+# Attributes that select nothing when they have this value.
+NEUTRAL = {
     FRA_SUPPRESS_IFGROUP: b"\xff\xff\xff\xff",
     FRA_SUPPRESS_PREFIXLEN: b"\xff\xff\xff\xff",
     FRA_SPORT_MASK: b"\xff\xff",
@@ -43,12 +43,12 @@ _Default = TypeVar("_Default")
 
 
 def listing(family: str) -> bytes:
-    """The body of a question for all rules of a family."""
+    """The body of a request for all rules of a family."""
     return BODY.pack(AF[family], 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def encode(rule: Rule, protocol: int) -> bytes:
-    """The body of a request to add or to remove a rule."""
+    """The body of a request to add or remove a rule."""
     lengths, packed = {"src": 0, "dst": 0}, []
     for name, kind, value in (("dst", FRA_DST, rule.dst), ("src", FRA_SRC, rule.src)):
         if value:
@@ -79,41 +79,41 @@ def encode(rule: Rule, protocol: int) -> bytes:
 
 
 def decode(body: bytes, family: str) -> KernelObject:
-    """A rule with its owner. One that the model cannot say has no value: it is not one of ours, whoever made it."""
+    """A rule with its owner. One that the model cannot express has no value: it is not ours, whatever its protocol."""
     _family, dst_len, src_len, tos, short_table, _r1, _r2, action, flags = BODY.unpack_from(body)
-    found = {kind: value for kind, value in attributes(body[BODY.size :]) if value != IDLE.get(kind)}
-    protocol = found.get(FRA_PROTOCOL, b"\0")[0]
-    table = _number(found, FRA_TABLE, short_table)
-    inverted, partly = bool(flags & FIB_RULE_INVERT), bool(tos or found.keys() - KNOWN - {FRA_GOTO})
-    # "fwmark 0/MASK" selects packets without a mark; the kernel shows its mask alone.
-    unmarked = FRA_FWMASK in found and FRA_FWMARK not in found
+    parts = {kind: value for kind, value in attributes(body[BODY.size :]) if value != NEUTRAL.get(kind)}
+    protocol = parts.get(FRA_PROTOCOL, b"\0")[0]
+    table = _number(parts, FRA_TABLE, short_table)
+    inverted, partly = bool(flags & FIB_RULE_INVERT), bool(tos or parts.keys() - KNOWN - {FRA_GOTO})
+    # "fwmark 0/MASK" selects packets without a mark; the kernel lists only the mask.
+    unmarked = FRA_FWMASK in parts and FRA_FWMARK not in parts
     seen = Rule(
         family=family,
-        priority=_number(found, FRA_PRIORITY, 0),
+        priority=_number(parts, FRA_PRIORITY, 0),
         action=FOREIGN_ACTIONS.get(action, "nop"),
-        table=table if action == 1 else _number(found, FRA_GOTO, None),
-        src=_prefix(found.get(FRA_SRC), src_len),
-        dst=_prefix(found.get(FRA_DST), dst_len),
-        iif=_name(found.get(FRA_IIFNAME)),
-        oif=_name(found.get(FRA_OIFNAME)),
-        fwmark=_number(found, FRA_FWMARK, 0 if unmarked else None),
-        fwmask=_number(found, FRA_FWMASK, None),
-        ip_proto=(found[FRA_IP_PROTO][0] or None) if FRA_IP_PROTO in found else None,
-        sport=PORTS.unpack(found[FRA_SPORT_RANGE]) if FRA_SPORT_RANGE in found else None,
-        dport=PORTS.unpack(found[FRA_DPORT_RANGE]) if FRA_DPORT_RANGE in found else None,
-        uid_range=USERS.unpack(found[FRA_UID_RANGE]) if FRA_UID_RANGE in found else None,
-        suppress_prefixlength=_number(found, FRA_SUPPRESS_PREFIXLEN, None),
+        table=table if action == 1 else _number(parts, FRA_GOTO, None),
+        src=_prefix(parts.get(FRA_SRC), src_len),
+        dst=_prefix(parts.get(FRA_DST), dst_len),
+        iif=_name(parts.get(FRA_IIFNAME)),
+        oif=_name(parts.get(FRA_OIFNAME)),
+        fwmark=_number(parts, FRA_FWMARK, 0 if unmarked else None),
+        fwmask=_number(parts, FRA_FWMASK, None),
+        ip_proto=(parts[FRA_IP_PROTO][0] or None) if FRA_IP_PROTO in parts else None,
+        sport=PORTS.unpack(parts[FRA_SPORT_RANGE]) if FRA_SPORT_RANGE in parts else None,
+        dport=PORTS.unpack(parts[FRA_DPORT_RANGE]) if FRA_DPORT_RANGE in parts else None,
+        uid_range=USERS.unpack(parts[FRA_UID_RANGE]) if FRA_UID_RANGE in parts else None,
+        suppress_prefixlength=_number(parts, FRA_SUPPRESS_PREFIXLEN, None),
     )
     if action in ACTIONS and not (inverted or partly or unmarked):
         return KernelObject(seen, protocol, family, table, seen=seen)
-    if FRA_L3MDEV in found:
+    if FRA_L3MDEV in parts:
         return KernelObject(None, protocol, family, table, text=_words(seen, inverted, "l3mdev"))
     more = "with unknown selectors" if partly else ""
     return KernelObject(None, protocol, family, table, _words(seen, inverted, more), seen, inverted, partly)
 
 
 def _words(seen: Rule, inverted: bool, more: str) -> str:
-    """A rule that the model cannot say, in the words of ip-rule(8)."""
+    """A rule that the model cannot express, as ip-rule(8) would list it."""
     words = formatting.rule(seen)
     words = words.replace(": from ", ": not from ", 1) if inverted else words
     return f"{words} {more}".rstrip()
@@ -130,16 +130,16 @@ def _name(value: bytes | None) -> str | None:
 def _prefix(packed: bytes | None, length: int) -> str | None:
     if packed is None:
         return None
-    # The kernel keeps the host bits that somebody wrote, and passes them over.
+    # The kernel keeps host bits that were given, and ignores them.
     return str(ipaddress.ip_network(f"{address_text(packed)}/{length}", strict=False))
 
 
 class OwnedRules:
-    """The rules of one owner, and which of them the kernel could remove in place of another.
+    """The rules of one owner, and which of them the kernel could remove by mistake.
 
-    It takes a selector left out of the request for "any", and removes the first rule that fits (rule_find in
-    net/core/fib_rules.c): for ``from X`` that may be ``from X ipproto tcp``. So only a rule with more selectors is in
-    danger; the rules are kept by which selectors they have, of which there are few kinds among thousands.
+    A selector that is missing in a request matches any value, and the kernel removes the first rule that matches
+    (rule_find in net/core/fib_rules.c): for ``from X`` that may be ``from X ipproto tcp``. So only rules with more
+    selectors are at risk. Rules are grouped by their set of selectors; thousands of rules have only a few such sets.
     """
 
     def __init__(self, rules: Iterable[Rule]):
@@ -156,11 +156,11 @@ class OwnedRules:
     def discard(self, rule: Rule) -> None:
         self._kinds.get(_kind(rule), set()).discard(rule)
 
-    def in_danger(self, rule: Rule) -> bool:
+    def is_ambiguous(self, rule: Rule) -> bool:
         """Whether a request to remove ``rule`` could remove another one."""
         own = _kind(rule)
         wider = [kind for kind in self._kinds if kind != own and all(has or not had for had, has in zip(own, kind))]
-        return any(_fits(rule, other) for kind in wider for other in self._kinds[kind])
+        return any(_matches(rule, other) for kind in wider for other in self._kinds[kind])
 
 
 def _compared(rule: Rule) -> tuple[Any, ...]:
@@ -171,7 +171,7 @@ def _kind(rule: Rule) -> tuple[bool, ...]:
     return tuple(part is not None for part in _compared(rule))
 
 
-def _fits(rule: Rule, other: Rule) -> bool:
+def _matches(rule: Rule, other: Rule) -> bool:
     whole = (rule.family, rule.priority, rule.action, rule.table)
     same = whole == (other.family, other.priority, other.action, other.table)
     return same and all(part in (None, theirs) for part, theirs in zip(_compared(rule), _compared(other)))

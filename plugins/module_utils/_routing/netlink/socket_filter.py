@@ -2,11 +2,11 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A filter in front of a netlink socket: the kernel drops what cannot concern us before it would wake us. Pure.
+"""A packet filter for a netlink socket: the kernel drops notifications that do not concern us, without waking us.
 
-On a busy router thousands of routes a second change in tables that are not ours. The filter is a program of the
-classic packet filter (Documentation/networking/filter.rst) over one rtnetlink message. Of rules, routes and
-neighbours it lets those through that have one of our protocols, tables or addresses; everything else passes.
+On a busy router, thousands of routes a second change in tables that are not ours. The filter is a program for the
+classic packet filter (Documentation/networking/filter.rst) and sees one rtnetlink message. It passes rules, routes and
+neighbours only if they have one of our protocols, tables or addresses; it passes all other messages. Pure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable
 
 # linux/rtnetlink.h: each pair is NEW, DEL.
 ROUTE, NEIGHBOUR, RULE = (24, 25), (28, 29), (32, 33)
-# The attributes that are looked at: RTA_TABLE, NDA_DST, FRA_PRIORITY, FRA_PROTOCOL.
+# The attributes that the filter reads: RTA_TABLE, NDA_DST, FRA_PRIORITY, FRA_PROTOCOL.
 RTA_TABLE, NDA_DST, FRA_PRIORITY, FRA_PROTOCOL = 15, 1, 6, 21
 # A message of each of the three kinds: nlmsghdr (16), then rtmsg, ndmsg or fib_rule_hdr (12), then attributes.
 TYPE_AT, FAMILY_AT, ATTRIBUTES_AT = 4, 16, 28
@@ -33,30 +33,30 @@ LOAD_WORD, LOAD_HALF, LOAD_BYTE = 0x20, 0x28, 0x30  # BPF_LD | size | BPF_ABS
 LOAD_WORD_AT_X, LOAD_BYTE_AT_X = 0x40, 0x50  # BPF_LD | size | BPF_IND
 LOAD_NUMBER, SET_X, MOVE_TO_X = 0x00, 0x01, 0x07
 JUMP, JUMP_IF_EQUAL, JUMP_IF_GREATER, RETURN = 0x05, 0x15, 0x25, 0x06
-# "The attribute of type X from offset A on": its offset to A, or 0.
+# Search for the attribute of type X from offset A on; returns its offset, or 0.
 FIND_ATTRIBUTE = 0xFFFFF000 + 12  # SKF_AD_OFF + SKF_AD_NLATTR
-WHOLE, NOTHING = 0xFFFFFFFF, 0
+PASS, DROP = 0xFFFFFFFF, 0
 # BPF_MAXINSNS
-LONGEST = 4096
+MAX_INSTRUCTIONS = 4096
 
 Instruction = tuple[int, int, int, int]
 
 
 def as_loaded(value: int, size: int) -> int:
-    """A number of the host's byte order as the filter sees it: it loads everything as if it came from a wire."""
+    """A number in the host's byte order as the filter sees it: it loads everything in network byte order."""
     return int.from_bytes(value.to_bytes(size, sys.byteorder), "big")
 
 
-def _any_of(values: Iterable[int], otherwise: Iterable[Instruction] = ((RETURN, 0, 0, NOTHING),)) -> list[Instruction]:
-    """Let the message through when the loaded value is one of these; ``otherwise`` decides of the others."""
-    tests = [line for value in sorted(set(values)) for line in ((JUMP_IF_EQUAL, 0, 1, value), (RETURN, 0, 0, WHOLE))]
+def _any_of(values: Iterable[int], otherwise: Iterable[Instruction] = ((RETURN, 0, 0, DROP),)) -> list[Instruction]:
+    """Pass the message if the loaded value is one of these; else run ``otherwise``."""
+    tests = [line for value in sorted(set(values)) for line in ((JUMP_IF_EQUAL, 0, 1, value), (RETURN, 0, 0, PASS))]
     return [*tests, *otherwise]
 
 
 def _at_most(number: int) -> list[Instruction]:
-    """Let the message through when the four bytes at X are as low as this number; the lowest byte is not looked at.
+    """Pass the message if the four bytes at X are at most this number, ignoring the lowest byte.
 
-    The number is in the host's byte order, which the filter can only compare byte by byte.
+    The number is in the host's byte order, so the filter has to compare it byte by byte.
     """
     highest_first = range(3, 0, -1) if sys.byteorder == "little" else range(3)
     lines: list[Instruction] = []
@@ -64,30 +64,30 @@ def _at_most(number: int) -> list[Instruction]:
         lines += [
             (LOAD_BYTE_AT_X, 0, 0, VALUE_AT + place),
             (JUMP_IF_GREATER, 0, 1, value),
-            (RETURN, 0, 0, NOTHING),
+            (RETURN, 0, 0, DROP),
             (JUMP_IF_EQUAL, 1, 0, value),
-            (RETURN, 0, 0, WHOLE),
+            (RETURN, 0, 0, PASS),
         ]
-    return [*lines, (RETURN, 0, 0, WHOLE)]
+    return [*lines, (RETURN, 0, 0, PASS)]
 
 
 def _attribute(kind: int) -> list[Instruction]:
-    """Point X at an attribute; a message without it is let through."""
+    """Point X at an attribute; pass a message without it."""
     return [
         (LOAD_NUMBER, 0, 0, ATTRIBUTES_AT),
         (SET_X, 0, 0, kind),
         (LOAD_WORD, 0, 0, FIND_ATTRIBUTE),
         (JUMP_IF_EQUAL, 0, 1, 0),
-        (RETURN, 0, 0, WHOLE),
+        (RETURN, 0, 0, PASS),
         (MOVE_TO_X, 0, 0, 0),
     ]
 
 
 def _when(code: tuple[int, ...], size: int, block: list[Instruction]) -> list[Instruction]:
-    """Run a block, which must end in a return, for messages of these types."""
+    """Run a block, which must end in a return, if the loaded value is one of these."""
     lines = []
     for number, kind in enumerate(code):
-        # To the block, over what is left of this list: one pair a type.
+        # Jump to the block, over the rest of this list: two instructions for each value.
         rest = 2 * (len(code) - number - 1)
         lines += [(JUMP_IF_EQUAL, 0, 1, as_loaded(kind, size)), (JUMP, 0, 0, rest + 1)]
     return [*lines, (JUMP, 0, 0, len(block)), *block]
@@ -98,9 +98,9 @@ def program(
 ) -> list[Instruction]:
     """The filter for rules of ``protocols`` or with a priority up to about ``before``, routes of ``tables`` and
     neighbours at ``addresses``."""
-    others = [*_attribute(FRA_PRIORITY), *_at_most(before)] if before else [(RETURN, 0, 0, NOTHING)]
+    others = [*_attribute(FRA_PRIORITY), *_at_most(before)] if before else [(RETURN, 0, 0, DROP)]
     packed = [ipaddress.ip_address(address).packed for address in addresses]
-    # Of an IPv6 address the last word is enough to keep almost everything else out.
+    # The last word of an IPv6 address is enough to drop almost all others.
     words = {length: [int.from_bytes(part[-4:], "big") for part in packed if len(part) == length] for length in (4, 16)}
     ipv4 = [(LOAD_WORD_AT_X, 0, 0, VALUE_AT), *_any_of(words[4])]
     ipv6 = [(LOAD_WORD_AT_X, 0, 0, VALUE_AT + 12), *_any_of(words[16])]
@@ -109,7 +109,7 @@ def program(
         (LOAD_BYTE, 0, 0, FAMILY_AT),
         *_when((socket.AF_INET,), 1, ipv4),
         *_when((socket.AF_INET6,), 1, ipv6),
-        (RETURN, 0, 0, NOTHING),
+        (RETURN, 0, 0, DROP),
     ]
     found = [
         (LOAD_HALF, 0, 0, TYPE_AT),
@@ -124,13 +124,13 @@ def program(
         ),
         *_when(RULE, 2, [*_attribute(FRA_PROTOCOL), (LOAD_BYTE_AT_X, 0, 0, VALUE_AT), *_any_of(protocols, others)]),
         *_when(NEIGHBOUR, 2, neighbour),
-        (RETURN, 0, 0, WHOLE),
+        (RETURN, 0, 0, PASS),
     ]
-    return found if len(found) <= LONGEST else [(RETURN, 0, 0, WHOLE)]
+    return found if len(found) <= MAX_INSTRUCTIONS else [(RETURN, 0, 0, PASS)]
 
 
 def attach(netlink: socket.socket, lines: list[Instruction]) -> None:
-    """Put the filter in front of a socket, in place of the one before."""
+    """Attach the filter to a socket, in place of an earlier one."""
     code = array.array("B", b"".join(struct.pack("=HBBI", *line) for line in lines))
-    # struct sock_fprog: the number of instructions and where they are; the kernel copies them.
+    # struct sock_fprog: the number of instructions and their address; the kernel copies them.
     netlink.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(lines), code.buffer_info()[0]))

@@ -77,10 +77,10 @@ def test_the_lock_is_held_by_one_at_a_time(tmp_path):
     with (
         files.locked(path),
         pytest.raises(RoutingError, match=r"timed out after 0\.1 s waiting for lock"),
-        files.locked(path, patience=0.1),
+        files.locked(path, timeout=0.1),
     ):
         pass
-    with files.locked(path, patience=0.1):
+    with files.locked(path, timeout=0.1):
         pass
 
 

@@ -85,7 +85,7 @@ def test_the_first_found_value_survives_a_second_hold(sysctls, tree):
 
 def test_two_owners_must_agree(sysctls):
     sysctls.hold("one", WANT)
-    with pytest.raises(Refused, match="two wants 2, but one holds it at 0"):
+    with pytest.raises(Refused, match="two needs 2, but one holds it at 0"):
         sysctls.read("two", (Sysctl(NAME, "2"),))
 
 

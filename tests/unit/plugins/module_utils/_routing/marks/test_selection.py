@@ -74,7 +74,7 @@ CHOICES = [
 def test_what_is_there_goes_before_what_is_usual(engines, held, missing, wanted, engine):
     engines.held.update({name: Observed(values) for name, values in held.items()})
     engines.broken = {name: MissingPackage(name, "marks") for name in missing}
-    found = read(wanted=wanted)
+    found = read(requested=wanted)
     assert (found.engine, found.marks) == (engine, held.get(engine, ()))
     assert found.sound == (len(held) < 2)
 
@@ -92,8 +92,8 @@ def test_an_unsound_leftover_counts_as_there(engines):
 def test_an_engine_that_is_not_to_be_had(engines, broken, wanted, sentence):
     engines.broken = {name: RoutingError(f"{name} is broken") for name in broken}
     with pytest.raises(RoutingError, match=sentence):
-        read(wanted=wanted)
-    assert read(wanted=wanted, needed=False).marks == ()
+        read(requested=wanted)
+    assert read(requested=wanted, needed=False).marks == ()
 
 
 def test_the_new_engine_has_the_marks_before_the_old_one_loses_them(engines):

@@ -37,8 +37,8 @@ def test_what_carries_a_mark(body, expected):
     assert conntrack.carries(body, 12, 255) == expected
 
 
-def test_the_question_names_mark_and_mask():
-    found = dict(attributes(conntrack.question(12, 255)[conntrack.GENERIC.size :]))
+def test_the_request_contains_mark_and_mask():
+    found = dict(attributes(conntrack.request(12, 255)[conntrack.GENERIC.size :]))
     assert found == {8: struct.pack("!I", 12), 21: struct.pack("!I", 255)}
 
 

@@ -107,8 +107,8 @@ DANGER = [
 
 
 @pytest.mark.parametrize(("rules", "rule", "expected"), DANGER)
-def test_who_is_in_danger(rules, rule, expected):
-    assert rule_messages.OwnedRules(rules).in_danger(rule) == expected
+def test_which_removals_are_ambiguous(rules, rule, expected):
+    assert rule_messages.OwnedRules(rules).is_ambiguous(rule) == expected
 
 
 def test_owned_rules_are_followed():
@@ -118,4 +118,4 @@ def test_owned_rules_are_followed():
     owned.add(WIDE)
     owned.discard(NARROW)
     owned.discard(NARROW)
-    assert (NARROW in owned, WIDE in owned, owned.in_danger(WIDE)) == (False, True, False)
+    assert (NARROW in owned, WIDE in owned, owned.is_ambiguous(WIDE)) == (False, True, False)

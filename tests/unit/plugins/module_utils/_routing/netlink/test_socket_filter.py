@@ -17,11 +17,11 @@ def test_every_jump_lands_inside_and_every_end_is_a_return():
         tests = {one: [if_true, if_false] for one in (socket_filter.JUMP_IF_EQUAL, socket_filter.JUMP_IF_GREATER)}
         steps = {socket_filter.JUMP: [value], **tests}.get(code, [])
         assert all(number + 1 + step < len(lines) for step in steps), number
-    assert lines[-1] == (socket_filter.RETURN, 0, 0, socket_filter.WHOLE)
+    assert lines[-1] == (socket_filter.RETURN, 0, 0, socket_filter.PASS)
 
 
 def test_what_is_too_much_for_a_filter_lets_everything_through():
-    assert socket_filter.program((), range(1, 3000), ()) == [(socket_filter.RETURN, 0, 0, socket_filter.WHOLE)]
+    assert socket_filter.program((), range(1, 3000), ()) == [(socket_filter.RETURN, 0, 0, socket_filter.PASS)]
 
 
 def test_the_kernel_accepts_it():
