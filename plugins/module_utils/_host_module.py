@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the modules on the routing engine share: an interpreter with pyroute2, commands, and failures told in full."""
+"""Shared by the modules of the routing engine: an interpreter with pyroute2, a command runner, and error handling."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from ansible.module_utils.common import respawn
 
 from ._routing import errors
 from ._routing.document import options
+from ._routing.document.model import SINGLE_OBJECTS
 from ._routing.host import runner
 from ._routing.netlink import kernel
 from ._routing.reconcile import engine, single_object
 
-# Where pyroute2 is, when it is a package of the distribution: its own python3, under the names it has.
+# The python3 of the distribution, for which its package of pyroute2 is installed.
 INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
-# How timeout(1) ends: it has ended the command, or had to kill it.
+# Exit codes of timeout(1): the command was terminated, or had to be killed.
 TIMED_OUT, KILLED = 124, 137
-# What the modules for single objects share; their documentation is the fragment single_object.
+# The options that policy_rule and policy_route share; their documentation is the fragment single_object.
 SINGLE_OBJECT = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "family": {"type": "str", "choices": ["ipv4", "ipv6"]},
-    "protocol": {"type": "int", "default": 203},
+    "protocol": {"type": "int", "default": SINGLE_OBJECTS},
 }
 
 
 def respawn_for_pyroute2() -> None:
-    """Go on under an interpreter that has pyroute2, if there is one."""
+    """Restart the module with an interpreter that has pyroute2, if there is one."""
     if kernel.PYROUTE2_ERROR and not respawn.has_respawned():
         interpreter = respawn.probe_interpreters_for_module(INTERPRETERS, "pyroute2")
         if interpreter:
@@ -40,7 +41,7 @@ def respawn_for_pyroute2() -> None:
 
 
 def command_runner(module: AnsibleModule) -> runner.Runner:
-    """The engine's way to start a command, through the module's, which has no bound in time: timeout(1) sets it."""
+    """A command runner for the engine that uses ``run_command``, with timeout(1) because it has no time limit."""
     bound = [module.get_bin_path("timeout", required=True), "-k", "1", f"{runner.TIMEOUT:g}"]
 
     def run(argv, stdin=None):
@@ -56,10 +57,10 @@ def command_runner(module: AnsibleModule) -> runner.Runner:
 
 
 @contextlib.contextmanager
-def failures_told(module: AnsibleModule, prefix: str = "") -> Iterator[None]:
-    """End the module with a sentence where the engine raises; ``errors`` has them one by one.
+def failing_on_errors(module: AnsibleModule, prefix: str = "") -> Iterator[None]:
+    """Fail the module with the error of the engine; the result ``errors`` lists its sentences.
 
-    ``prefix`` stands before the errors of a document, whose paths begin at its root.
+    ``prefix`` precedes the errors of a document, whose paths begin at its root.
     """
     try:
         yield
@@ -75,11 +76,11 @@ def failures_told(module: AnsibleModule, prefix: str = "") -> Iterator[None]:
 
 
 def ensure_single(module: AnsibleModule, read: Callable[[dict[str, Any], bool], Any], name: str) -> None:
-    """Run a module for one object: ``read`` makes it of the options, ``name`` is what the result calls it."""
+    """Run a module for one object: ``read`` makes it from the options, ``name`` is its key in the result."""
     respawn_for_pyroute2()
     given = {option: value for option, value in module.params.items() if option not in ("state", "protocol")}
     present = module.params["state"] == "present"
-    with failures_told(module):
+    with failing_on_errors(module):
         protocol = options.protocol(module.params["protocol"])
         host = engine.Host(runner=command_runner(module))
         outcome = single_object.ensure(
@@ -87,10 +88,10 @@ def ensure_single(module: AnsibleModule, read: Callable[[dict[str, Any], bool], 
         )
     for sentence in outcome.warnings:
         module.warn(sentence)
-    found = [item for items in outcome.owned.values() for item in items]
+    objects = [item for items in outcome.owned.values() for item in items]
     module.exit_json(
         changed=outcome.changed,
         changes=list(outcome.changes),
         diff=list(outcome.diff),
-        **{name: found[0] if found else {}},
+        **{name: objects[0] if objects else {}},
     )

@@ -84,6 +84,7 @@ services:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import client
+from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import paths
 
 SHOWN = {"ready": "ready", "drain": "draining", "maintenance": "maintenance"}
 
@@ -144,7 +145,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["ready", "drain", "maintenance"], "default": "ready"},
             "wait": {"type": "bool", "default": False},
             "timeout": {"type": "float", "default": 300},
-            "socket": {"type": "path", "default": "/run/l4proxy/admin.sock"},
+            "socket": {"type": "path", "default": f"{paths.RUNTIME_DIRECTORY}/admin.sock"},
         },
         supports_check_mode=True,
     )

@@ -88,6 +88,7 @@ reason:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import runtime_file
+from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import paths
 
 
 def installed_sum(path: str) -> str | None:
@@ -122,8 +123,8 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "runtime_file": {"type": "path", "default": "/run/l4proxy/forwarder.json"},
-            "config": {"type": "path", "default": "/etc/l4proxy/forwarder.json"},
+            "runtime_file": {"type": "path", "default": paths.RUNTIME_FILE},
+            "config": {"type": "path", "default": paths.CONFIG},
             "archive": {"type": "path", "default": "/usr/local/lib/l4proxy/l4proxy.pyz"},
         },
         supports_check_mode=True,

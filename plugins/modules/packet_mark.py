@@ -179,7 +179,8 @@ marks:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import host, single_mark
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import single_mark
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.host import Host
 
 ARGUMENTS = {
     "name": {"type": "str", "required": True},
@@ -201,12 +202,12 @@ def main() -> None:
         argument_spec=ARGUMENTS, supports_check_mode=True, required_if=[("state", "present", ["id"])]
     )
     options = module.params
-    with _host_module.failures_told(module):
+    with _host_module.failing_on_errors(module):
         owner = single_mark.owner_of(options)
         mark = single_mark.read(options) if options["state"] == "present" else None
-        access = host.Host(runner=_host_module.command_runner(module))
+        host = Host(runner=_host_module.command_runner(module))
         outcome = single_mark.ensure(
-            options["name"], mark, access, owner=owner, wanted=options["engine"], check=module.check_mode
+            options["name"], mark, host, owner=owner, wanted=options["engine"], check=module.check_mode
         )
     for sentence in outcome.warnings:
         module.warn(sentence)

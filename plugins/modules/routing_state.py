@@ -182,6 +182,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
+from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import paths
 
 ARGUMENTS = {
     "owner": {"type": "str", "required": True},
@@ -191,7 +192,7 @@ ARGUMENTS = {
     "drain": {"type": "int", "default": 0},
     "allow_empty": {"type": "bool", "default": False},
     "persist": {"type": "bool", "default": True},
-    "directory": {"type": "path", "default": "/etc/l4proxy/routing.d"},
+    "directory": {"type": "path", "default": paths.DOCUMENTS},
 }
 
 
@@ -216,7 +217,7 @@ def main() -> None:
         argument_spec=ARGUMENTS, supports_check_mode=True, required_if=[("state", "present", ["document"])]
     )
     _host_module.respawn_for_pyroute2()
-    with _host_module.failures_told(module, "document: "):
+    with _host_module.failing_on_errors(module, "document: "):
         outcome = perform(module)
     for sentence in outcome.warnings:
         module.warn(sentence)

@@ -145,12 +145,13 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.fac
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import unread
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.host import Host
+from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import paths
 
 STRINGS = {"type": "list", "elements": "str", "default": []}
 ARGUMENTS = {
     "document": {"type": "dict"},
-    "directory": {"type": "path", "default": "/etc/l4proxy/routing.d"},
-    "config": {"type": "path", "default": "/etc/l4proxy/forwarder.json"},
+    "directory": {"type": "path", "default": paths.DOCUMENTS},
+    "config": {"type": "path", "default": paths.CONFIG},
     "clients": STRINGS,
     "ports": STRINGS,
     "ignore_findings": STRINGS,
@@ -158,17 +159,17 @@ ARGUMENTS = {
 }
 
 
-def look(module: AnsibleModule) -> dict:
-    """All that the module returns. ValueError for options that make no sense."""
+def inspect(module: AnsibleModule) -> dict:
+    """The result of the module. ValueError for invalid options."""
     options = module.params
     unknown = sorted(set(options["ignore_findings"]) - {check.id for check in registry.CHECKS})
     if unknown:
         raise ValueError(f"ignore_findings: there is no check {', '.join(unknown)}")
-    wanted = None if options["document"] is None else documents.load(options["document"])
+    document = None if options["document"] is None else documents.load(options["document"])
     host = Host(runner=_host_module.command_runner(module))
     sources = doctor.Sources(host=host, directory=options["directory"], config=options["config"])
     clients = report.by_family(options["clients"])
-    facts = doctor.gather(sources, wanted, clients, [report.parse_port(one) for one in options["ports"]])
+    facts = doctor.gather(sources, document, clients, [report.parse_port(port) for port in options["ports"]])
     reader = unread.Reader()
     lists = {
         "owners": reader.read("what is ours on this host", _owners, host, facts.documents),
@@ -177,8 +178,8 @@ def look(module: AnsibleModule) -> dict:
     facts = replace(facts, unread={**facts.unread, **reader.unread})
     findings = finding.ordered(registry.examine(facts, options["ignore_findings"]))
     return {
-        "findings": [{**one.to_dict(), "line": one.line} for one in findings],
-        **{name: None if isinstance(found, unread.Unread) else found for name, found in lists.items()},
+        "findings": [{**each.to_dict(), "line": each.line} for each in findings],
+        **{name: None if isinstance(listed, unread.Unread) else listed for name, listed in lists.items()},
     }
 
 
@@ -193,20 +194,20 @@ def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     _host_module.respawn_for_pyroute2()
     try:
-        with _host_module.failures_told(module, "document: "):
-            result = look(module)
+        with _host_module.failing_on_errors(module, "document: "):
+            result = inspect(module)
     except ValueError as error:
         module.fail_json(msg=str(error))
     if module.params["fail_on_findings"]:
         lines = {
-            status: [one["line"] for one in result["findings"] if one["status"] == status]
+            status: [each["line"] for each in result["findings"] if each["status"] == status]
             for status in (finding.FAIL, finding.WARN)
         }
         for line in lines[finding.WARN]:
             module.warn(line)
         if lines[finding.FAIL]:
-            told = "\n".join(f"- {line}" for line in lines[finding.FAIL])
-            module.fail_json(msg=f"the path would not work, because of {len(lines[finding.FAIL])} finding(s):\n{told}",
+            listing = "\n".join(f"- {line}" for line in lines[finding.FAIL])
+            module.fail_json(msg=f"the path would not work, because of {len(lines[finding.FAIL])} finding(s):\n{listing}",
                              findings=result["findings"])  # fmt: skip
     module.exit_json(changed=False, **result)
 

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import MAX_U32
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import MAX_U32, OWNERS
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.schema import PRIORITIES, RESERVED_TABLES
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 
 SCHEMA = 1
-PROTOCOL_LOCAL_DELIVERY = 201
-PROTOCOL_RETURN_PATH = 202
+PROTOCOL_LOCAL_DELIVERY = OWNERS["local_delivery"]
+PROTOCOL_RETURN_PATH = OWNERS["return_path"]
 
 FAMILY = {4: "ipv4", 6: "ipv6"}
 
