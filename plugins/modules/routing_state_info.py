@@ -206,9 +206,9 @@ def main() -> None:
         for line in lines[finding.WARN]:
             module.warn(line)
         if lines[finding.FAIL]:
-            listing = "\n".join(f"- {line}" for line in lines[finding.FAIL])
-            module.fail_json(msg=f"the path would not work, because of {len(lines[finding.FAIL])} finding(s):\n{listing}",
-                             findings=result["findings"])  # fmt: skip
+            failures = "\n".join(f"- {line}" for line in lines[finding.FAIL])
+            msg = f"the path would not work, because of {len(lines[finding.FAIL])} finding(s):\n{failures}"
+            module.fail_json(msg=msg, findings=result["findings"])
     module.exit_json(changed=False, **result)
 
 
