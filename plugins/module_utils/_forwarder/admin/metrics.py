@@ -69,15 +69,15 @@ def _process(status):
     live = [worker for worker in status["workers"] if worker["generation"] == status["generation"]]
     reload_ok = int(status["last_reload"]["ok"])
     for name, kind, text, samples in (
-        ("build_info", "gauge", "1; the label is the running version.", [(_labels(version=status["version"]), 1)]),
+        (
+            "build_info",
+            "gauge",
+            "Always 1; the label is the running version.",
+            [(_labels(version=status["version"]), 1)],
+        ),
         ("generation", "gauge", "Number of the live generation; each load adds 1.", [("", status["generation"])]),
         ("reloads_total", "counter", "Reloads, by result.", _by_label("result", status["reloads"])),
-        (
-            "last_reload_ok",
-            "gauge",
-            "1 if the last reload succeeded, else 0.",
-            [("", reload_ok)],
-        ),
+        ("last_reload_ok", "gauge", "1 if the last reload succeeded, else 0.", [("", reload_ok)]),
         ("restarts_total", "counter", "Workers and checkers that ended unexpectedly.", [("", status["restarts"])]),
         (
             "worker_up",
