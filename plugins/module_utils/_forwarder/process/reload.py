@@ -54,7 +54,7 @@ def own_command() -> list[str]:
         return [os.fsdecode(part) for part in stream.read().split(b"\0")[:-1]]
 
 
-def internal(error: BaseException) -> str:
+def internal_error(error: BaseException) -> str:
     """Return a sentence about an unexpected exception and where it was raised."""
     return f"internal error: {error!r} at {' '.join(trace_lines(error)[-3:])}"
 
@@ -93,7 +93,7 @@ class Reload:
             self._step()
         except Exception as error:  # noqa: BLE001
             self._check = None
-            self._host.reload_failed(internal(error))
+            self._host.reload_failed(internal_error(error))
 
     def _step(self):
         if self._check:

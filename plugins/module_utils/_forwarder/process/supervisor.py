@@ -32,7 +32,7 @@ from ..loop.log import Log
 from . import children, generation, listeners, lock, notify, orphans, reexec_state
 from .control import Control
 from .log_settings import LogSettings
-from .reload import Reload, internal, own_command
+from .reload import Reload, internal_error, own_command
 from .reload_results import ReloadResults
 from .supervisor_loop import SupervisorLoop
 from .worker_pool import DRAIN_GRACE, WorkerPool, reap_children
@@ -235,7 +235,7 @@ class Supervisor:
         except OSError as error:
             self._load_failed([f"no worker can be started: {error}"])
         except Exception as error:  # noqa: BLE001
-            self._load_failed([internal(error)])
+            self._load_failed([internal_error(error)])
 
     def _take_lock(self):
         """Take the lock. Another forwarder that holds it is an error, unless this one is serving already."""
