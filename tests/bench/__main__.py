@@ -38,7 +38,7 @@ class NotServed(RuntimeError):
 
 
 def chosen(quick: bool, pattern: str) -> list[Work]:
-    """Return the works of this run; raise ValueError where there are none."""
+    """Return the works of this run; raise ValueError if there are none."""
     try:
         found = [work for work in WORKS if (work.quick or not quick) and re.search(pattern, work.name)]
     except re.error as error:
@@ -50,7 +50,7 @@ def chosen(quick: bool, pattern: str) -> list[Work]:
 
 
 def entrants(work: Work) -> list[Peer]:
-    """Return who is put to a work."""
+    """Return the peers that can do a work."""
     proxies = [peer for peer in (*table.PEERS, *table.more()) if work.quick or peer.best]
     ends = [table.DIRECT, table.DNAT] if work.ends else []
     return [peer for peer in (*proxies, *ends) if peer.udp or not work.setting.udp]
@@ -79,7 +79,7 @@ def _wait_until_it_forwards(lab: BenchLab, peer: Peer, running: Running) -> None
 
 
 def measure(lab: BenchLab, work: Work, quick: bool) -> tuple[dict[str, dict[str, Figure]], dict[str, Exception]]:
-    """Measure a work on everybody, round after round; where the rounds of one differ too much, all get more.
+    """Measure a work on all peers in several rounds; if the rounds of one differ too much, all get more rounds.
 
     Return the figures by peer, and why there are none of some: one that fails takes nothing from the others.
     """
@@ -107,7 +107,7 @@ def _disturbed(samples: Iterable[list[Sample]]) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Return what was measured, by what and on what."""
+    """Return the conditions of the measurement: machine, versions and settings."""
 
     def first_line(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -129,12 +129,12 @@ def main() -> int:
     quick, pattern = bool(os.environ.get("QUICK")), os.environ.get("ONLY", "")
     started = time.monotonic()
     results, failures = {}, []
-    try:  # before anything is measured
+    try:  # before the measurement
         works, more = chosen(quick, pattern), table.more()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    python, site = environments.ensure("bench")  # what draws the picture; if it cannot be had, that is said now
+    python, site = environments.ensure("bench")  # draws the picture; fails now if it cannot be installed
     with raise_lab() as lab:
         for work in works:
             results[work.name], failed = measure(lab, work, quick)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lab that is measured on: client, router, two proxy hosts (one for the kernel's DNAT) and a backend."""
+"""The lab of the benchmark: client, router, two proxy hosts (one for the kernel's DNAT) and a backend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OFFLOADS = ("tso", "gso", "gro")
 
 
 class BenchLab(NamespaceLab):
-    """Raised with routing on both ends, servers on b, and the UDP tool at ``.udp``.
+    """A lab with routing on both ends, servers on b, and the UDP tool at ``.udp``.
 
     ``.client_addresses`` are the client's, beside its own; a process of UIDS has the one of its place.
     """
@@ -53,7 +53,7 @@ class BenchLab(NamespaceLab):
         self._wait_for(BULK, HOLD)
 
     def _translate(self) -> None:
-        """On a2 the kernel does by address translation what a proxy does on a."""
+        """Let the kernel of a2 do by address translation what a proxy does on a."""
         a2 = self["a2"]
         a2.sysctl("net.ipv4.ip_forward", "1")
         a2.sysctl("net.ipv4.conf.all.send_redirects", "0")
@@ -74,7 +74,7 @@ class BenchLab(NamespaceLab):
             client.run(["ip", "rule", "add", "uidrange", f"{uid}-{uid}", "lookup", str(uid)])
 
     def _wait_for(self, *ports: int) -> None:
-        """Return when the servers of b listen: /proc/net/tcp has the port, in state 0A."""
+        """Wait until the servers of b listen: /proc/net/tcp has the port in state 0A."""
         deadline = time.monotonic() + 20
         wanted = {f":{port:04X}" for port in ports}
         while True:
@@ -88,7 +88,7 @@ class BenchLab(NamespaceLab):
             time.sleep(0.02)
 
     def forget(self) -> None:
-        """Drop what is left of connections that are over: the next peer's would meet its ports and wait for them.
+        """Remove closed connections of a peer, whose ports would delay those of the next one.
 
         A kernel without INET_DIAG_DESTROY keeps TIME-WAIT sockets; then the first round is not like the others.
         """
@@ -97,7 +97,7 @@ class BenchLab(NamespaceLab):
             host.run(["conntrack", "--flush"], check=False)
 
     def offload(self, on: bool) -> None:
-        """Let the virtual wires carry large segments, or only what a real wire would."""
+        """Let the virtual links carry large segments, or only packets of a real link's size."""
         for host in self.hosts.values():
             for interface in host.spec.interfaces:
                 flags = [word for name in OFFLOADS for word in (name, "on" if on else "off")]
@@ -105,5 +105,5 @@ class BenchLab(NamespaceLab):
 
 
 def raise_lab() -> BenchLab:
-    """Return the lab, not yet entered, under a prefix of this process's own."""
+    """Return a lab that is not yet up, with a prefix for this process."""
     return BenchLab(f"bench{os.getpid()}", ["client", "router", "a", "a2", "b"])

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What health checks cost: ``python -m tests.bench.checker SECONDS``, as root.
+"""The cost of health checks: ``python -m tests.bench.checker SECONDS``, as root.
 
 300 backends of one family are asked every 2 s; the checker's user and system time comes from /proc. The bound is 2 % of
 one core, in all. Backends are ports of two hosts, which makes no difference to who asks.
@@ -31,7 +31,7 @@ def backends(lab, count):
 
 
 def main(seconds: float) -> int:
-    """Measure and print one line; returns 1 when it is above the bound."""
+    """Measure and print one line; return 1 if it is above the bound."""
     with raise_lab("bc") as lab:
         wire(lab)
         ports = range(FIRST_PORT, FIRST_PORT + BACKENDS // 2)
@@ -59,7 +59,7 @@ def main(seconds: float) -> int:
 
 
 def targets(forwarder):
-    """Return what is known of every backend."""
+    """Return the status of every backend."""
     return [one["families"]["ipv4"] for one in forwarder.status()["services"][0]["backends"]]
 
 
@@ -69,7 +69,7 @@ def states(forwarder):
 
 
 def checks(forwarder):
-    """Return how many rounds there have been."""
+    """Return the number of rounds so far."""
     return sum(one["checks"] for one in targets(forwarder))
 
 

@@ -21,32 +21,31 @@ import sys
 import time
 
 from tests.bench import hold, measure
-from tests.bench.peers import AS_DAEMON
 from tests.support import tcp
-from tests.support.forwarding import Forwarder, make_config, make_service, raise_lab, wire
+from tests.support.forwarding import AS_DAEMON, Forwarder, make_config, make_service, raise_lab, wire
 
 HELD, RAW = 8000, 7000
 IDLE, FEW = 8000, 10
 MEMORY = 4096  # bytes a connection
 LATENCY = 1.5  # times that beside FEW
 ROUNDS, NEW = 3, 1000
-SETTLED = 2.0  # seconds after which making connections does not disturb what is measured
+SETTLED = 2.0  # seconds after which opening connections no longer disturbs the measurement
 PAUSED = 1000
-CPU, SECONDS = 0.01, 10.0  # of one core, measured for so long
-SMALL = "4096 16384 65536"  # bytes a socket buffers here: a thousand that are full must fit into the memory
+CPU, SECONDS = 0.01, 10.0  # share of one core, and seconds of the measurement
+SMALL = "4096 16384 65536"  # bytes of a socket buffer here: a thousand full ones must fit into memory
 
 ROW = "{:<52}{:>12}{:>12}  {}"
 
 
 class Report:
-    """Lines with a bound each."""
+    """Measured values, each with a bound."""
 
     def __init__(self) -> None:
         self.failed = False
-        print(ROW.format("what", "measured", "bound", ""))
+        print(ROW.format("value", "measured", "bound", ""))
 
     def line(self, what: str, value: float, bound: float, form: str) -> None:
-        """Print one."""
+        """Print a value."""
         kept = value <= bound
         self.failed = self.failed or not kept
         print(ROW.format(what, form.format(value), form.format(bound), "" if kept else "MISSED"), flush=True)
@@ -54,7 +53,7 @@ class Report:
 
 @contextlib.contextmanager
 def held(lab, forwarder, count: int):
-    """Keep connections open, half of them over IPv6."""
+    """Open connections and keep them open, half of them over IPv6."""
     holders = []
     for address in (lab["a"].ipv4, lab["a"].ipv6):
         command = [sys.executable, hold.__file__, "client", address, str(HELD), str(count // 2)]
@@ -69,11 +68,11 @@ def held(lab, forwarder, count: int):
         for holder in holders:
             holder.stdin.close()
             holder.wait(60)
-        forwarder.settled()  # or the next ones would be made while these still end
+        forwarder.settled()  # else the next ones would be opened while these are closing
 
 
 def new_connection(lab) -> float:
-    """Return the median time of a new connection and a byte to and fro, in seconds."""
+    """Return the median seconds of a new connection with one byte in each direction."""
     taken = []
     with lab["client"].inside():
         for number in range(NEW):
@@ -86,7 +85,7 @@ def new_connection(lab) -> float:
 
 
 def idle(lab, forwarder, report: Report) -> None:
-    """Measure memory and latency, few and many connections in turn."""
+    """Measure memory and latency, alternating between few and many connections."""
     pids = measure.family(forwarder.process.pid)
     memory: dict[int, list[int]] = {FEW: [], IDLE: []}
     latency: dict[int, list[float]] = {FEW: [], IDLE: []}
@@ -99,12 +98,12 @@ def idle(lab, forwarder, report: Report) -> None:
     each = (max(memory[IDLE]) - memory[FEW][0]) / IDLE
     report.line(f"memory of each of {IDLE} idle connections, bytes", each, MEMORY, "{:.0f}")
     few, many = (statistics.median(latency[count]) for count in (FEW, IDLE))
-    print(f"  a new connection: {few * 1e6:.0f} us beside {FEW}, {many * 1e6:.0f} us beside {IDLE}")
+    print(f"  a new connection: {few * 1e6:.0f} us with {FEW} others, {many * 1e6:.0f} us with {IDLE} others")
     report.line(f"a new connection beside {IDLE}, times that beside {FEW}", many / few, LATENCY, "{:.2f}")
 
 
 def fill(sock: socket.socket) -> None:
-    """Send until nothing more is taken."""
+    """Send until all buffers are full."""
     sock.setblocking(False)
     deadline = time.monotonic() + 0.02
     while time.monotonic() < deadline:
@@ -119,17 +118,17 @@ def paused(client: socket.socket, server: socket.socket) -> None:
 
 
 def half_closed(client: socket.socket, server: socket.socket) -> None:
-    """The client has said all it has to say."""
+    """The client has closed its direction."""
     client.shutdown(socket.SHUT_WR)
 
 
 def half_closed_by_the_backend(client: socket.socket, server: socket.socket) -> None:
-    """The backend has."""
+    """The backend has closed its direction."""
     server.shutdown(socket.SHUT_WR)
 
 
 def reset_while_paused(client: socket.socket, server: socket.socket) -> None:
-    """The backend does not read, and then the client is gone: what is reported of a socket cannot be masked."""
+    """The backend does not read and the client is gone: epoll cannot mask the socket's error."""
     fill(client)
     tcp.reset(client)
 
@@ -143,7 +142,7 @@ KINDS = (paused, half_closed, half_closed_by_the_backend, reset_while_paused, re
 
 
 def standing(lab, forwarder, report: Report) -> None:
-    """Measure what sessions cost in which nothing moves any more."""
+    """Measure the cost of stalled sessions."""
     with tcp.listen(lab, "b", 9001) as listener:
         pairs = [tcp.pair(lab, listener, RAW) for _session in range(PAUSED)]
         for number, (client, server) in enumerate(pairs):
@@ -155,7 +154,7 @@ def standing(lab, forwarder, report: Report) -> None:
         time.sleep(SECONDS)
         used = (measure.cpu_seconds(pids) - before) / (time.monotonic() - begun)
         kinds = ", ".join(kind.__name__ for kind in KINDS)
-        print(f"  {PAUSED} were made ({before:.1f} s of CPU so far), {sessions} are open: {kinds}")
+        print(f"  {PAUSED} opened ({before:.1f} s of CPU so far), {sessions} still open: {kinds}")
         report.line("CPU of those in which nothing moves, % of a core", 100 * used, 100 * CPU, "{:.2f}")
         for client, server in pairs:
             client.close()
@@ -163,7 +162,7 @@ def standing(lab, forwarder, report: Report) -> None:
 
 
 def main() -> int:
-    """Measure; returns 1 when a bound was missed."""
+    """Measure; return 1 if a value exceeds its bound."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     report = Report()
@@ -172,7 +171,7 @@ def main() -> int:
         for address in (lab["b"].ipv4, lab["b"].ipv6):
             lab["b"].spawn([sys.executable, hold.__file__, "server", address, "9000"])
         services = (
-            # The servers are one loop in Python each: an answer may take a while.
+            # Each server is a single Python loop, so an answer may take a while.
             make_service(lab, "held", HELD, 9000, backends=["b"], log="errors", connect_timeout=5),
             make_service(lab, "raw", RAW, 9001, backends=["b"], log="errors"),
         )

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the keeper costs and how quick it is: ``python -m tests.bench.keeper [SECONDS]`` (root).
+"""Cost and speed of the keeper: ``python -m tests.bench.keeper [SECONDS]`` (root).
 
 For the document of a usual backend, and for one as no host has it (500 backends and 16 proxies): resident memory; CPU
 at rest, measured over SECONDS (60) of idle waiting, plus the cost of fingerprints and passes at their usual rate; CPU
@@ -39,7 +39,7 @@ SETTINGS = [
     for family in ("ipv4", "ipv6")
     for link in ("all", "eth0")
 ]
-# What issue 4 asks for: MiB, and per cent of a core.
+# Bounds: MiB, and per cent of a core.
 MEMORY_BOUND, CPU_BOUND = 45, 0.1
 REPAIRS = 20
 
@@ -76,14 +76,14 @@ def fingerprint_cost(keeper: Running, host: Any, comparisons: int = 10) -> float
 
 
 def rest(keeper: Running, seconds: float) -> float:
-    """Per cent of a core when nothing happens."""
+    """Per cent of a core while idle."""
     before = used(keeper)
     time.sleep(seconds)
     return 100 * (used(keeper) - before) / seconds
 
 
 def in_storm(keeper: Running) -> tuple[float, float]:
-    """Per cent of a core, and changes a second, while others' routes change."""
+    """Per cent of a core, and changes per second, while foreign routes change."""
     before, began = keeper.cpu(), time.monotonic()
     for _time in range(5):
         storm(keeper.host, 4000)
@@ -92,7 +92,7 @@ def in_storm(keeper: Running) -> tuple[float, float]:
 
 
 def repair(keeper: Running) -> float:
-    """Seconds until a rule that was removed is there again; not one it has just repaired."""
+    """Seconds until a removed rule is restored; a different rule each time."""
     before = keeper.repairs
     # Two proxies at least: another one each time, so that it does not look like a conflict.
     rule = f"priority 1101 fwmark {101 + before % 2}/255"
@@ -105,7 +105,7 @@ def repair(keeper: Running) -> float:
 
 
 def measure(lab: NamespaceLab, name: str, data: dict, seconds: float) -> list[str]:
-    """Print the figures; which bounds were missed."""
+    """Print the figures; return the values above their bounds."""
     with tempfile.TemporaryDirectory() as directory, keeping(lab, "b", Path(directory), data) as keeper:
         eventually(lambda: "in place" in keeper.state["story"])
         took = sorted(repair(keeper) for _number in range(REPAIRS))
@@ -123,8 +123,8 @@ def measure(lab: NamespaceLab, name: str, data: dict, seconds: float) -> list[st
             f"a fingerprint of {1000 * comparing:.0f} ms CPU every {every:.0f} s, "
             f"and a pass of {1000 * cost:.0f} ms every {schedule.LONGEST_FULL:.0f} s"
         )
-        print(f"  in a storm  {busy:6.3f} % of a core, at {rate:.0f} changes of others' routes a second")
-        print(f"  a repair    {1000 * median(took):6.0f} ms in the middle, {1000 * took[-1]:.0f} at most, of {REPAIRS}")
+        print(f"  in a storm  {busy:6.3f} % of a core, at {rate:.0f} changes of foreign routes per second")
+        print(f"  a repair    {1000 * median(took):6.0f} ms (median of {REPAIRS}), {1000 * took[-1]:.0f} ms at most")
         missed = [f"{name}: memory"] if resident > MEMORY_BOUND else []
         return missed + ([f"{name}: CPU"] if total > CPU_BOUND else [])
 
@@ -138,7 +138,7 @@ def main() -> None:
         lab.engine = Engine(Path(directory))
         for name, data in documents.items():
             missed += measure(lab, name, data, seconds)
-    raise SystemExit(f"too much: {', '.join(missed)}" if missed else 0)
+    raise SystemExit(f"above the bound:  {', '.join(missed)}" if missed else 0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What processes have used, read from /proc, and what several rounds of one measurement come to."""
+"""CPU time and memory of processes, from /proc, and the statistics of several rounds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PROC = Path("/proc")
 
 
 def family(pid: int) -> list[int]:
-    """Return a process and all that descend from it."""
+    """Return a process and its descendants."""
     children: dict[int, list[int]] = {}
     for entry in PROC.iterdir():
         if entry.name.isdigit():
             try:
                 children.setdefault(int(_stat(entry)[1]), []).append(int(entry.name))
             except OSError:
-                continue  # it ended between the two questions
+                continue  # it has ended meanwhile
     found, new = [], [pid]
     while new:
         found += new
@@ -42,7 +42,7 @@ def listing(pid: int, *names: str) -> list[str]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Return what processes have used of the CPU, user and system, in seconds."""
+    """Return the CPU time of processes, user and system, in seconds."""
     total = 0
     for pid in pids:
         fields = _stat(PROC / str(pid))
@@ -51,7 +51,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def memory(pids: Iterable[int]) -> int:
-    """Return the memory of processes in bytes; what several share is divided among them (Pss)."""
+    """Return the memory of processes in bytes; shared pages are divided among them (Pss)."""
     total = 0
     for pid in pids:
         for line in (PROC / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines():
@@ -86,14 +86,14 @@ class Figure:
 
 
 def figure(values: Sequence[float]) -> Figure:
-    """Sum up the rounds of one value."""
+    """Return the statistics of one value."""
     middle = statistics.median(values)
     spread = (max(values) - min(values)) / middle if middle else 0.0
     return Figure(middle, spread, tuple(values))
 
 
 def figures(samples: Sequence[Sample]) -> dict[str, Figure]:
-    """Sum up the rounds of a measurement, each value that they have."""
+    """Return the statistics of every value of a measurement."""
     found = {}
     for name in FIELDS:
         values = [value for sample in samples if (value := getattr(sample, name)) is not None]

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who is measured: the forwarder as it ships, HAProxy and nginx at their defaults and at their best, and the kernel.
+"""The peers: the forwarder as it ships, HAProxy and nginx with default and best settings, and the kernel.
 
 Each peer forwards the same ports of the proxy host to the backend, with the client's address as the source. A peer of
 your own is one line: L4PROXY_BENCH_PEER='name=command … {listen} {backend}', where the two words become ADDRESS:PORT of
@@ -26,17 +26,13 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 from tests.bench import measure
 from tests.lab import earlier
 from tests.lab.netns import NamespaceLab, stop
-from tests.support.forwarding import Forwarder, make_config
+from tests.support.forwarding import AS_DAEMON, Forwarder, make_config
 
 HTTP, BULK, HOLD, UDP = 8080, 5201, 9000, 5353
 TCP_PORTS = (HTTP, BULK, HOLD)
 MOST_FILES = 20000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-SETTLED = 0.5  # seconds in which no process was added
-# The forwarder runs as the unit runs it: an ordinary user with two capabilities.
-CAPABILITIES = "+net_raw,+net_bind_service"
-AS_USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={CAPABILITIES}")
-AS_DAEMON = (*AS_USER, f"--ambient-caps={CAPABILITIES}", "--bounding-set", f"-all,{CAPABILITIES}", "--no-new-privs")
+SETTLED = 0.5  # seconds without a new process
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class Running:
         return any(row[3] == "0A" and row[1].endswith(f":{port:04X}") for row in rows)
 
     def settle(self) -> None:
-        """Wait until it starts no more processes: what forwards already may not be all of it."""
+        """Wait until it starts no more processes: it may forward before all are running."""
         found = self.pids()
         while True:
             time.sleep(SETTLED)
@@ -78,11 +74,11 @@ class Running:
                 return
 
     def ended(self) -> bool:
-        """Whether it is no more."""
+        """Whether it has ended."""
         return self._process is not None and self._process.poll() is not None
 
     def said(self) -> str:
-        """What the peer has printed."""
+        """The peer's output."""
         return self._process.log.read_text(encoding="utf-8") if self._process else ""
 
     def stop(self) -> None:
@@ -116,7 +112,7 @@ def l4proxy(lab: NamespaceLab, directory: Path, setting: Setting, archive: Path 
             "listen": [{"address": lab["a"].ipv4, "port": port}],
             "backends": [{"name": "b", "ipv4": lab["b"].ipv4, "port": port}],
             "log": "all" if setting.log else "errors",
-            # iperf3 serves one client at a time, and takes a health question for one.
+            # iperf3 serves one client at a time, and a health check would be one.
             "health": {"enabled": port != BULK},
         }
 
@@ -179,7 +175,7 @@ def _nginx(buffers: str) -> Callable[[NamespaceLab, Path, Setting], Running]:
 
 
 def _nothing(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
-    return Running(None)  # the kernel forwards; its work is nobody's process
+    return Running(None)  # the kernel forwards, without a process
 
 
 HAPROXY_TUNING = "  tune.pipesize 262144\n  tune.bufsize 65536\n"
@@ -198,7 +194,7 @@ DNAT = Peer("dnat", _nothing, host="a2", udp=True, settings="iptables -t nat, on
 
 
 class BadPeer(ValueError):
-    """L4PROXY_BENCH_PEER is no peer; the message says why."""
+    """L4PROXY_BENCH_PEER is invalid; the message says why."""
 
 
 def more() -> tuple[Peer, ...]:
@@ -214,9 +210,9 @@ def _own(text: str) -> Peer:
     if not NAME.fullmatch(name) or not words:
         raise BadPeer(f"{text!r} is not NAME=COMMAND; a name has letters, digits, '.', '_' and '-'")
     if name in {peer.name for peer in (*PEERS, DIRECT, DNAT)}:
-        raise BadPeer(f"{name} is the name of another peer already; choose another name")
+        raise BadPeer(f"{name} is already the name of another peer; choose another name")
     if not shutil.which(words[0]):
-        raise BadPeer(f"there is no program {words[0]}")
+        raise BadPeer(f"program {words[0]} not found")
     _filled(words, "", "")
 
     def start(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
@@ -233,7 +229,7 @@ def _words(command: str) -> list[str]:
 
 
 def _filled(words: list[str], listen: str, backend: str) -> list[str]:
-    """Put the addresses into a command line."""
+    """Fill the addresses into a command line."""
     try:
         return [word.format(listen=listen, backend=backend) for word in words]
     except (KeyError, IndexError, ValueError) as error:

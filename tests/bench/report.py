@@ -39,7 +39,7 @@ COLUMNS = {
 
 
 def table(work: Work, measured: Mapping[str, Mapping[str, Figure]]) -> str:
-    """Return one work's figures as text; behind each the ratio of ours to that peer's, and the spread."""
+    """Return the figures of a work as text, each with the ratio of ours to that peer's, and the spread."""
     names = [name for name in COLUMNS if any(name in found for found in measured.values())]
     heading = f"{work.name} (unit: {work.unit})"
     lines = [heading, "  " + f"{'':16}" + "".join(f"{COLUMNS[name][0]:>26}" for name in names)]
@@ -59,7 +59,7 @@ def _cell(name: str, value: Figure | None, ours: Figure | None) -> str:
 
 
 def document(results: Results, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what bench.json holds."""
+    """Return the content of bench.json."""
     figures = {
         f"{work}.{peer}.{name}": asdict(value)
         for work, measured in results.items()
@@ -70,7 +70,7 @@ def document(results: Results, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(results: Results, meta: Mapping[str, Any]) -> Path:
-    """Write bench.json; return where."""
+    """Write bench.json; return its path."""
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(json.dumps(document(results, meta), indent=1) + "\n", encoding="utf-8")
     return OUTPUT

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How long the routing engine takes for a large fleet: ``python -m tests.bench.routing`` (root).
+"""The speed of the routing engine with a large fleet: ``python -m tests.bench.routing`` (root).
 
 One document as no host has it, both ends in one: local delivery for 500 backends (three protocols, two families: 3,000
 rules), and the return path to 16 proxies. It is applied, applied again, made smaller by one backend, and removed, each
@@ -29,7 +29,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile 
 
 BACKENDS, PROXIES = 500, 16
 PROTOCOLS = {"ipv4": ("tcp", "udp", "icmp"), "ipv6": ("tcp", "udp", "ipv6-icmp")}
-# What issue 4 asks for, in seconds.
+# Bounds in seconds.
 BOUNDS = {"apply": 2.0, "nothing to do": 0.5}
 
 
@@ -55,7 +55,7 @@ def fleet(backends: int = BACKENDS, proxies: int = PROXIES) -> dict:
 
 
 def measure(directory: str) -> None:
-    """One call of the engine in this process; prints its figures as JSON. Standard input: the document, or nothing."""
+    """Run the engine once in this process and print its figures as JSON. Standard input: the document, or nothing."""
     content = sys.stdin.read()
     host = engine.Host(sysctls=sysctl.Sysctls(f"{directory}/sysctl.json"), lock=f"{directory}/lock")
     started, cpu = time.monotonic(), cpu_seconds()
@@ -72,19 +72,19 @@ def measure(directory: str) -> None:
 
 
 def cpu_seconds() -> float:
-    """The processor's time of this process and of the commands that it ran."""
+    """CPU seconds of this process and the commands it ran."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def resident() -> float:
-    """MiB of memory that this process has now (proc_pid_statm(5))."""
+    """Resident memory of this process in MiB (proc_pid_statm(5))."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
 def main() -> None:
-    from tests.lab.netns import NamespaceLab  # not in the processes that are measured
+    from tests.lab.netns import NamespaceLab  # not imported in the measured processes
 
     whole, smaller = fleet(), fleet(BACKENDS - 1)
     runs = [("apply", whole), ("nothing to do", whole), ("one backend less", smaller), ("remove", None)]

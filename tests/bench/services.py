@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Start, status, metrics and reload with very many services: ``python -m tests.bench.services``, as root.
+"""Start, status, metrics and reload with thousands of services: ``python -m tests.bench.services``, as root.
 
 Nothing is forwarded, and no health question asked. The bound is half a second for the status of 1,000 services
 with three backends each; it is meant for a machine that does nothing else.
@@ -25,7 +25,7 @@ METRICS, FIRST_PORT = 9110, 10_000
 
 
 def document(count: int, backends: int) -> dict:
-    """A config of ``count`` services; their backends, in both families, are nowhere."""
+    """A config of ``count`` services, whose backends do not exist."""
     services = [
         {
             "name": f"s{number}",
@@ -42,14 +42,14 @@ def document(count: int, backends: int) -> dict:
 
 
 def timed(work: Callable) -> tuple[float, object]:
-    """Return how many seconds ``work()`` takes, and what it returns."""
+    """Return (seconds, result) of ``work()``."""
     begun = time.monotonic()
     result = work()
     return time.monotonic() - begun, result
 
 
 def scrape(lab) -> int:
-    """Return the size of a whole answer of the metrics."""
+    """Return the size of the complete metrics."""
     with lab["a"].inside():
         sock = socket.create_connection(("127.0.0.1", METRICS), timeout=PATIENCE)
     with sock:
@@ -58,7 +58,7 @@ def scrape(lab) -> int:
 
 
 def measure(lab, count: int, backends: int) -> float:
-    """Print a line of one shape; return the seconds of a status."""
+    """Measure and print one size; return the seconds of a status."""
     config = document(count, backends)
     started, forwarder = timed(lambda: Forwarder(lab, config).serve())
     with forwarder:
@@ -75,7 +75,7 @@ def measure(lab, count: int, backends: int) -> float:
 
 
 def main() -> int:
-    """Measure every shape; return 1 when one is not complete or above the bound."""
+    """Measure every size; return 1 if one is incomplete or above the bound."""
     with raise_lab("sv") as lab:
         asked = {shape: measure(lab, *shape) for shape in SHAPES}
     print(f"the bound is {BOUND:g} s for the status of {BOUNDED[0]} services x {BOUNDED[1]}")

@@ -3,11 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Reloads and upgrades under load: ``python -m tests.bench.soak [SECONDS] [--control]``, as root; FROM is a revision.
 
-The load (soak_ends.py): 200 new connections a second, 100 long streams and 500 UDP flows, half of each over IPv6. Three
-phases of it: a reload every second for SECONDS, each with another config; three upgrades of the archive, with an
-archive that cannot start between them; and to an earlier version, FROM, and back, twice. Nothing may be refused, reset,
-wrong or lost, every flow keeps its backend and source port, and the load must have reached its rate. Prints a table;
-the exit code says whether all that was so.
+The load (soak_ends.py): 200 new connections a second, 100 long streams and 500 UDP flows, half of each over IPv6. It has
+three phases: a reload every second for SECONDS, each with another config; three upgrades of the archive, each after one
+that cannot start; and twice to an earlier version, FROM, and back. No connection may be refused, reset or lost, no byte
+may be wrong, every flow keeps its backend and source port, and the load must have reached its rate. Prints a table; the
+exit status says whether all that was so.
 
 ``--control`` kills a worker each second instead, which the load must notice.
 """
@@ -28,15 +28,14 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 from tests.bench import soak_ends
-from tests.bench.peers import AS_DAEMON
 from tests.lab import earlier, netns
-from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service, raise_lab, wire
+from tests.support.forwarding import AS_DAEMON, BACKENDS, Forwarder, make_config, make_service, raise_lab, wire
 from tests.support.waiting import PATIENCE
 
 HTTP, OTHER = 8080, 9000  # of the backends: nginx, and the echo of soak_ends.py
 UPGRADES = 3
 UPGRADE_EVERY = 5.0  # seconds
-REACHED = 0.95  # of the rate the load is to have
+REACHED = 0.95  # of the intended rate
 
 COLUMNS = "{:<10}{:>8}{:>10}{:>14}{:>8}{:>11}{:>9}{:>9}{:>7}{:>11}{:>10}"
 TITLES = (
@@ -63,13 +62,13 @@ class Archives:
         self._files = _archive.sources(netns.REPOSITORY)
 
     def install(self, version: str, **changed: bytes) -> Path:
-        """Have the link lead to an archive of ``version``; ``changed`` replaces modules by their names."""
+        """Point the link to an archive of ``version``; ``changed`` replaces modules by name."""
         replaced = {"_version": f"VERSION = {version!r}\n".encode(), **changed}
         names = {f"{_archive.PACKAGE}/{name}.py": content for name, content in replaced.items()}
         return self._install(version, [(name, names.get(name, content)) for name, content in self._files])
 
     def install_revision(self, revision: str) -> Path:
-        """Have the link lead to the archive of a git revision, as its own collection would build it."""
+        """Point the link to the archive of a git revision, as that collection builds it."""
         root = earlier.unpack(self._directory / revision, revision)
         return self._install(_archive.collection_version(root), _archive.sources(root))
 
@@ -84,7 +83,7 @@ class Archives:
 
 
 class Soak:
-    """A lab under load, and what becomes of it."""
+    """A lab under load, and its results."""
 
     def __init__(self, lab, archives: Archives):
         self.lab, self.archives = lab, archives
@@ -123,13 +122,13 @@ class Soak:
         return "" if ok else sentence
 
     def ask(self) -> dict:
-        """What the load saw since it was asked last."""
+        """The load's results since the last call."""
         self.load.stdin.write("report\n")
         self.load.stdin.flush()
         return json.loads(self.load.stdout.readline())
 
     def phase(self, name: str, work: Callable[[], int]) -> None:
-        """Do ``work`` under load, which returns how many reloads it made, and add a row to the table."""
+        """Run ``work`` under load and add a row to the table; ``work`` returns its number of reloads."""
         self.ask()
         reloads = work()
         time.sleep(1)
@@ -154,20 +153,20 @@ class Soak:
         )
 
     def reloads(self, seconds: float) -> int:
-        """Reload every second, each time another config."""
+        """Reload every second, each time with another config."""
         number, begun = 0, time.monotonic()
         while time.monotonic() < begun + seconds:
             number += 1
             self.forwarder.configure(self.config(number))
             if wrong := self.reload():
                 self.failures.append(f"reload {number}: {wrong}")
-            time.sleep(max(0.0, begun + number - time.monotonic()))  # one that took longer is caught up with
+            time.sleep(max(0.0, begun + number - time.monotonic()))  # catches up after a slow one
         if number < REACHED * seconds:
             self.failures.append(f"{number} reloads in {seconds:g} s, not one a second: the machine is too busy")
         return number
 
     def upgrades(self) -> int:
-        """Install another archive and reload, a few times; before each, one that cannot start, which must not serve."""
+        """Install another archive and reload, several times; each time after an archive that cannot start."""
         for number in range(1, UPGRADES + 1):
             before = self.forwarder.runtime()
             self.archives.install(f"1.{number}.0-broken", _cli=b"import l4proxy.missing\n")
@@ -182,7 +181,7 @@ class Soak:
         return 2 * UPGRADES
 
     def there_and_back(self, revision: str) -> int:
-        """Go from this version to that of ``revision``, here again, back, and here again."""
+        """Downgrade to ``revision`` and upgrade again, twice."""
         installs = [lambda: self.archives.install_revision(revision), lambda: self.archives.install("2.0.0")]
         for step, install in enumerate(2 * installs):
             path = install()
@@ -207,14 +206,14 @@ class Soak:
         return 0
 
     def left(self) -> None:
-        """What must be so at the end: one process serves, and nobody died on the way."""
+        """Check the end state: one process serves, and none has died."""
         dead = [line for line in self.forwarder.log("worker ended") if line["code"]]
         self.failures += [f"a worker ended with code {line['code']}: {line['reason']}" for line in dead]
         self.failures += [f"a defect: {line['error']}" for line in self.forwarder.log("defect")]
 
 
 def main() -> int:
-    """Run, print the table and what failed; returns 1 when anything did."""
+    """Run, print the table and the failures; return 1 if there are any."""
     parser = argparse.ArgumentParser()
     parser.add_argument("seconds", nargs="?", type=float, default=60.0)
     parser.add_argument("--control", action="store_true")

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Both ends of the soak's load, each one process and one loop.
+"""Both ends of the soak's load; each is a process with one loop.
 
     python soak_ends.py server NAME PORT ADDRESS...     echo over TCP; over UDP, say who asked and who answers
     python soak_ends.py client ADDRESS... < commands    the load, towards the ports below, half of it to each address
@@ -28,9 +28,9 @@ from collections.abc import Callable
 WEB, RAW, ECHO = 8000, 7000, 5300
 RATE = 200  # new connections a second
 STREAMS, FLOWS = 100, 500
-CHUNK, STREAM_PAUSE = 8192, 0.1  # bytes a stream sends at a time, and seconds between two of them
-NEW_STREAM = 2.0  # seconds after which the oldest one ends and another begins, so that many generations have some
-FLOW_PAUSE = 0.5  # seconds between two questions of a flow
+CHUNK, STREAM_PAUSE = 8192, 0.1  # bytes of a stream's chunk, and seconds between chunks
+NEW_STREAM = 2.0  # seconds after which a new stream replaces the oldest, so that many generations have streams
+FLOW_PAUSE = 0.5  # seconds between requests of a flow
 LATE = 10.0  # seconds after which a connection or an answer counts as lost
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 #: What streams carry: bytes that say where they belong. A prime length, so that no chunk comes again at its place.
@@ -46,13 +46,13 @@ def family_of(address: str) -> socket.AddressFamily:
 
 
 def pattern(offset: int, size: int) -> bytes:
-    """Return what belongs at an offset of a stream; ``size`` is at most PERIOD."""
+    """Return the expected bytes at an offset of a stream; ``size`` is at most PERIOD."""
     begin = offset % PERIOD
     return PATTERN[begin : begin + size]
 
 
 class Loop:
-    """A selector whose keys' data are callbacks, and a heap of what is due."""
+    """A selector with callbacks, and a heap of timers."""
 
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
@@ -65,7 +65,7 @@ class Loop:
         heapq.heappush(self._due, (when, self._number, what))
 
     def turn(self) -> None:
-        """Wait for what comes next and do it."""
+        """Wait for the next events and timers, and run their callbacks."""
         timeout = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
         for key, mask in self.selector.select(timeout):
             key.data(mask)
@@ -77,7 +77,7 @@ class Loop:
 
 
 class Echo:
-    """A connection whose bytes go back; it reads only while nothing waits to be sent."""
+    """A connection that echoes; it reads only while its output is empty."""
 
     def __init__(self, loop: Loop, sock: socket.socket):
         sock.setblocking(False)
@@ -120,7 +120,7 @@ def server(name: str, port: int, addresses: list[str]) -> None:
 
 
 def answer(name: str, sock: socket.socket) -> None:
-    """Answer a datagram: its own first word, our name, and whom we see."""
+    """Answer a datagram with its first word, our name, and the client's address."""
     question, peer = sock.recvfrom(2048)
     sock.sendto(b"%s %s %s %d" % (question, name.encode(), peer[0].encode(), peer[1]), peer)
 
@@ -129,7 +129,7 @@ def answer(name: str, sock: socket.socket) -> None:
 
 
 class Load:
-    """Everything the client does at once; counts since the last report."""
+    """Everything that the client does, and counters since the last report."""
 
     def __init__(self, addresses: list[str]):
         self.loop = Loop()
@@ -147,11 +147,11 @@ class Load:
         self.failures: collections.Counter[str] = collections.Counter()
 
     def fail(self, what: str, error: BaseException | str = "") -> None:
-        """Count a failure by what failed and why."""
+        """Count a failure by its kind and reason."""
         self.failures[f"{what}: {getattr(error, 'strerror', None) or error}" if error else what] += 1
 
     def report(self) -> dict:
-        """Return what happened since the last report."""
+        """Return the counters since the last report."""
         told = {
             "seconds": time.monotonic() - self.since,
             "connections": self.connections,
@@ -170,7 +170,7 @@ class Load:
         deadline = time.monotonic() + 3 * LATE
         while not all(one.proven for one in (*self.streams, *self.flows)):
             if time.monotonic() > deadline or self.failures:
-                raise SystemExit(f"not everything has begun: {dict(self.failures)}")
+                raise SystemExit(f"not everything has started:  {dict(self.failures)}")
             self.loop.turn()
         self._begin()
         print("ready", flush=True)
@@ -186,7 +186,7 @@ class Load:
         print(json.dumps(self.report()), flush=True)
 
     def _open(self, due: float) -> None:
-        """Open the connection that is due; the next is due at its time, however long anything takes."""
+        """Open the next connection; connections have fixed times, however long each takes."""
         Connection(self, self.addresses[self.asked % len(self.addresses)])
         self.asked += 1
         self.loop.at(due + 1 / RATE, lambda: self._open(due + 1 / RATE))
@@ -197,14 +197,14 @@ class Load:
         self.begun += 1
 
     def _renew(self) -> None:
-        """End the oldest stream that lives, and begin another in its place."""
+        """Replace the oldest open stream by a new one."""
         if self.streams:
             self.streams[0].ending = True
         self.loop.at(time.monotonic() + NEW_STREAM, self._renew)
 
 
 class Connection:
-    """A new connection: one request, the whole answer, the end."""
+    """A new connection: one request, its complete answer, the end."""
 
     def __init__(self, load: Load, address: str):
         self._load, self._begun, self._answer = load, time.monotonic(), b""
@@ -248,7 +248,7 @@ class Connection:
 
 
 class Stream:
-    """A connection that lasts; what it sends comes back, and every byte is looked at."""
+    """A long connection to the echo; every byte is checked."""
 
     def __init__(self, load: Load, address: str, number: int):
         self._load, self._number = load, number
@@ -262,7 +262,7 @@ class Stream:
 
     @property
     def proven(self) -> bool:
-        """Whether it has carried bytes to and fro."""
+        """Whether it has received bytes."""
         return self._received > 0
 
     def _send(self) -> None:
@@ -310,13 +310,13 @@ class Stream:
 
 
 class Flow:
-    """A UDP client that asks a question after the other, and notes who answers and whom the backend sees."""
+    """A UDP client that sends one request after another, and records the backend and the source that it sees."""
 
     def __init__(self, load: Load, address: str):
         self._load, self._to = load, (address, ECHO)
         self._asked, self._answered, self._asked_at = 0, True, 0.0
         self._seen = b""  # backend, client's address, source port
-        self.changed = False  # whether that was ever something else
+        self.changed = False  # whether that has ever changed
         self._sock = socket.socket(family_of(address), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         load.loop.selector.register(self._sock, READ, self._heard)
         load.loop.at(time.monotonic() + random.random() * FLOW_PAUSE, self._ask)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is measured. A work is put on one running peer for some seconds, and gives one sample."""
+"""The works. A work loads one running peer for some seconds, and returns one sample."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT, LOGGING, TWO, DATAGRAMS = Setting(), Setting(log=True), Setting(workers
 
 @dataclass(frozen=True)
 class Work:
-    """A measurement by name: ``run(lab, peer, running, seconds)``, and what it wants of the peers it is put on."""
+    """A named measurement: ``run(lab, peer, running, seconds)``, and its requirements of peers."""
 
     name: str
     run: Callable[[BenchLab, Peer, Running, float], Sample]
@@ -44,17 +44,17 @@ class Work:
 
     @property
     def unit(self) -> str:
-        """What a rate and a CPU time are counted in."""
+        """The units of its rate and CPU time."""
         return UNITS[self.name.split("-")[0]]
 
 
 def address(lab: BenchLab, peer: Peer) -> str:
-    """Return where the client finds a peer."""
+    """Return the address of a peer."""
     return str(lab[peer.host].ipv4)
 
 
 def bulk(streams: int, towards_client: bool) -> Callable[[BenchLab, Peer, Running, float], Sample]:
-    """Streams that send as much as they can; rates in bit/s, CPU seconds a gigabyte."""
+    """Streams that send at full speed; rates in bit/s, CPU seconds per gigabyte."""
 
     def run(lab: BenchLab, peer: Peer, running: Running, seconds: float) -> Sample:
         command = ["iperf3", "--client", address(lab, peer), "--port", str(BULK), "--parallel", str(streams)]
@@ -70,12 +70,12 @@ def bulk(streams: int, towards_client: bool) -> Callable[[BenchLab, Peer, Runnin
 
 
 def per(running: Running, before: float, units: float) -> float:
-    """Return CPU seconds a unit since ``before``."""
+    """Return the CPU seconds per unit since ``before``."""
     return (running.cpu() - before) / max(units, 1e-9)
 
 
 def requests(connections: int) -> Callable[[BenchLab, Peer, Running, float], Sample]:
-    """Small requests, one after the other, on connections that stay open."""
+    """Small requests, one after another, on connections that stay open."""
 
     def run(lab: BenchLab, peer: Peer, running: Running, seconds: float) -> Sample:
         before = running.cpu()
@@ -88,7 +88,7 @@ def requests(connections: int) -> Callable[[BenchLab, Peer, Running, float], Sam
 
 
 def connections(parallel: int) -> Callable[[BenchLab, Peer, Running, float], Sample]:
-    """A new connection for every request, from several client addresses: ports are not what is measured."""
+    """A new connection for every request, from several client addresses, so that ports do not run out."""
 
     def run(lab: BenchLab, peer: Peer, running: Running, seconds: float) -> Sample:
         command = [*wrk(lab, peer, parallel // len(UIDS), seconds), "--header", "Connection: close"]
@@ -112,7 +112,7 @@ def wrk(lab: BenchLab, peer: Peer, count: int, seconds: float) -> list[str]:
 
 
 def read_wrk(text: str) -> dict[str, float]:
-    """Read wrk's report: requests, requests a second, latencies in seconds, and how many failed."""
+    """Parse wrk's report: requests, requests per second, latencies in seconds, failures."""
 
     def time_of(percent: int) -> float:
         number, unit = re.search(rf"^\s+{percent}%\s+([\d.]+)(us|ms|s|m)$", text, re.MULTILINE).groups()
@@ -130,7 +130,7 @@ def read_wrk(text: str) -> dict[str, float]:
 
 
 def datagrams(clients: int, size: int, in_flight: int = 64, new: bool = False):
-    """Request and reply over UDP; a rate of replies a second.
+    """Request and reply over UDP; the rate is replies per second.
 
     A ``new`` client with each request: for a moment only, because nginx has connections for 9,950 sessions.
     """
@@ -176,7 +176,7 @@ def idle(count: int) -> Callable[[BenchLab, Peer, Running, float], Sample]:
 
 
 def beside(count: int, work: Callable[[BenchLab, Peer, Running, float], Sample]):
-    """Another work while ``count`` connections are open and idle: what growth costs."""
+    """Another work while ``count`` idle connections are open."""
 
     def run(lab: BenchLab, peer: Peer, running: Running, seconds: float) -> Sample:
         with held(lab, peer, count):

@@ -31,6 +31,22 @@ TABLE = 20111
 LOCAL_TABLE = 20100
 
 
+def as_user(uid: int) -> tuple[str, ...]:
+    """A wrapper that runs a command as an ordinary user with the forwarder's capabilities, as the unit does."""
+    capabilities = "+net_raw,+net_bind_service"
+    user = ("setpriv", f"--reuid={uid}", "--regid=65534", "--clear-groups", "--no-new-privs")
+    return (
+        *user,
+        f"--inh-caps={capabilities}",
+        f"--ambient-caps={capabilities}",
+        "--bounding-set",
+        f"-all,{capabilities}",
+    )
+
+
+AS_DAEMON = as_user(65534)
+
+
 def raise_lab(name: str) -> NamespaceLab:
     """A lab that is not yet up, with a prefix for this process."""
     return NamespaceLab(prefix=f"kf{name}{os.getpid() % 10000}", hosts=["client", "router", "a", *BACKENDS])

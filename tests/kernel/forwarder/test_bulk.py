@@ -17,23 +17,13 @@ import pytest
 
 from tests.support import processes, tcp
 from tests.support.addresses import FAMILIES
-from tests.support.forwarding import Forwarder, build_archive, make_config, make_service
+from tests.support.forwarding import AS_DAEMON, Forwarder, as_user, build_archive, make_config, make_service
 from tests.support.waiting import PATIENCE, eventually
 
 BULK, IDLE, GONE, SOON = 7400, 7401, 7402, 7403
 MIB = 1 << 20
-CAPABILITIES = "+net_raw,+net_bind_service"
 
 
-def as_user(number):
-    """The command line that makes an ordinary user, with the forwarder's capabilities, of what follows."""
-    return (
-        *("setpriv", f"--reuid={number}", "--regid=65534", "--clear-groups", f"--inh-caps={CAPABILITIES}"),
-        *(f"--ambient-caps={CAPABILITIES}", "--bounding-set", f"-all,{CAPABILITIES}", "--no-new-privs"),
-    )
-
-
-AS_USER = as_user(65534)
 PIECE = random.Random(5).randbytes(MIB)
 
 
@@ -45,7 +35,7 @@ def forwarder(lab):
         make_service(lab, "gone", GONE, 9000, backends=["b"], tcp_user_timeout=1),
         make_service(lab, "soon", SOON, 9000, backends=["b"], keepalive=1),
     )
-    with Forwarder(lab, document, wrapper=AS_USER) as forwarder:
+    with Forwarder(lab, document, wrapper=AS_DAEMON) as forwarder:
         yield forwarder
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.support import tcp
-from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.forwarding import AS_DAEMON, Forwarder, make_config, make_service
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("servers", "dead")
 WEB, REFUSED, ALONE = 80, 7001, 7002
-CAPABILITIES = "+net_raw,+net_bind_service"
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +110,8 @@ def test_a_client_address_that_cannot_be_spoofed_is_refused_with_a_reason(
 
 
 def test_an_ordinary_user_needs_two_capabilities_only(lab, servers):
-    as_user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={CAPABILITIES}")
-    wrapper = (*as_user, f"--ambient-caps={CAPABILITIES}", "--bounding-set", f"-all,{CAPABILITIES}", "--no-new-privs")
     other = make_config(make_service(lab, "low", 443, 8080, backends=["b"]))
-    with Forwarder(lab, other, wrapper=wrapper) as forwarder:
+    with Forwarder(lab, other, wrapper=AS_DAEMON) as forwarder:
         status = Path(f"/proc/{forwarder.workers()[0]}/status").read_text(encoding="ascii")
         assert "Uid:\t65534\t65534" in status
         for address in (lab["a"].ipv4, lab["a"].ipv6):
