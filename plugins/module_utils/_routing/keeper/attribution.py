@@ -92,7 +92,7 @@ SUSPECTS = (
 
 
 # Notifications that explain a repair although no tool removed anything.
-HARMLESS = {"link": (ROUTING, "a link had changed"), "neighbour": (FILTERING, "a proxy had another MAC")}
+HARMLESS = {"link": (ROUTING, "a link changed"), "neighbour": (FILTERING, "a proxy's MAC changed")}
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def find(
     active = _active(run, [suspect for suspect in SUSPECTS if suspect.kinds & set(kinds)])
     for suspect, times in active:
         if any(abs(changed_at - time) <= RECENT for time in times):
-            return Cause(f"{suspect.name}, which was started at that time", suspect.remedy)
+            return Cause(f"{suspect.name}, which started at that time", suspect.remedy)
     called = list(dict.fromkeys(processes))
     likely = [suspect for suspect, _times in active if _may_be(suspect, called)]
     if called and not likely:
@@ -126,7 +126,7 @@ def find(
     if not likely:
         return Cause()
     who = " or ".join(suspect.name for suspect in likely)
-    by_tool = f" by way of {', '.join(called)}" if called else ""
+    by_tool = f" with {', '.join(called)}" if called else ""
     return Cause(f"perhaps {who}{by_tool}", "; ".join(suspect.remedy for suspect in likely))
 
 

@@ -53,7 +53,7 @@ class Schedule:
         self._poll_due = now
         self._repaired_at: float | None = None
         self._repaired: frozenset[str] = frozenset()
-        self._fruitless = 0
+        self._idle_passes = 0
         self._failures = 0
         self._passed_at = now
 
@@ -72,7 +72,7 @@ class Schedule:
             if self._is_calm(now):
                 self._repaired_at, self.reverted, self._not_before = None, 0, now
         if now - self._passed_at > CALM:
-            self._fruitless = 0
+            self._idle_passes = 0
         self._notified_due = now if urgent else min(now + QUIET, self.broken_at + BURST)
 
     def is_due(self, now: float) -> bool:
@@ -114,14 +114,14 @@ class Schedule:
         if repairs:
             soon = self._repaired_at is not None and (self.broken_at or now) - self._repaired_at <= CALM
             self.reverted = self.reverted + 1 if soon and repairs & self._repaired else 0
-            self._repaired, self._repaired_at, self._fruitless = repairs, now, 0
+            self._repaired, self._repaired_at, self._idle_passes = repairs, now, 0
             self.pause = self._pause(cost)
             self._not_before = now + self.pause
         elif self._is_calm(now):
             self._repaired_at, self.reverted = None, 0
         if not repairs and self._notified_due is not None:
-            self._not_before = max(self._not_before, now + min(FIRST_GAP * 2**self._fruitless, LONGEST_GAP))
-            self._fruitless = min(self._fruitless + 1, 8)
+            self._not_before = max(self._not_before, now + min(FIRST_GAP * 2**self._idle_passes, LONGEST_GAP))
+            self._idle_passes = min(self._idle_passes + 1, 8)
         self._plan_retry(now, incomplete, failed, cost)
         full = min(max(FULL, cost * SHARE), LONGEST_FULL)
         self._full_due = now + min(full, full if next_due is None else next_due)

@@ -41,53 +41,33 @@ def without_systemd(argv, stdin=None):
     raise MissingCommand(argv[0])
 
 
-HAD_CHANGED = "a link had changed"
-STARTED = "systemd-networkd, which was started at that time"
-CASES = [
-    ("a known process", MARKS, [Notification("marks", process="firewalld")], systemd(), "firewalld"),
-    ("a service started just before", RULES, [Notification("rule")], systemd(systemd_networkd=999.0), STARTED),
-    ("a service started just after", RULES, [Notification("rule")], systemd(systemd_networkd=1000.4), STARTED),
-    (
-        "services that only run",
-        RULES,
-        [Notification("rule")],
-        systemd(systemd_networkd=1.0, keepalived=1.0, docker=1.0),
-        "perhaps systemd-networkd or keepalived",
-    ),
-    (
-        "a command and a service that uses it",
-        MARKS,
-        [Notification("marks", process="iptables-restor")],
-        systemd(ufw=1.0),
-        "perhaps ufw by way of iptables-restor",
-    ),
-    ("only a command", MARKS, [Notification("marks", process="nft")], systemd(), "a process named nft"),
-    (
-        "a command no service uses",
-        MARKS,
-        [Notification("marks", process="nft")],
-        systemd(ufw=1.0),
-        "a process named nft",
-    ),
-    ("a service that only starts", MARKS, [Notification("marks")], systemd(nftables=1.0), ""),
-    ("another process", MARKS, [Notification("marks", process="mine")], systemd(ufw=1.0), "a process named mine"),
-    ("a service of other objects", MARKS, [Notification("marks")], systemd(systemd_networkd=999.0), ""),
-    (
-        "a link",
-        RULES,
-        [Notification("rule"), Notification("link")],
-        systemd(systemd_networkd=1.0),
-        "a link had changed",
-    ),
-    ("a MAC", MARKS, [Notification("neighbour")], systemd(firewalld=1.0), "a proxy had another MAC"),
-    ("no evidence", RULES, [Notification("rule")], systemd(), ""),
-    ("no systemd", RULES, [Notification("rule")], without_systemd, ""),
-]
+RULE, MARK, LINK, NEIGHBOUR = (Notification(kind) for kind in ("rule", "marks", "link", "neighbour"))
 
 
-@pytest.mark.parametrize(
-    ("kinds", "notifications", "run", "who"), [row[1:] for row in CASES], ids=[row[0] for row in CASES]
-)
+def by(process):
+    return Notification("marks", process=process)
+
+
+STARTED, RUNS = "systemd-networkd, which started at that time", {"systemd_networkd": 1.0, "keepalived": 1.0}
+CASES = {
+    "a known process": (MARKS, [by("firewalld")], systemd(), "firewalld"),
+    "a service started just before": (RULES, [RULE], systemd(systemd_networkd=999.0), STARTED),
+    "a service started just after": (RULES, [RULE], systemd(systemd_networkd=1000.4), STARTED),
+    "services that only run": (RULES, [RULE], systemd(**RUNS, docker=1.0), "perhaps systemd-networkd or keepalived"),
+    "a service's command": (MARKS, [by("iptables-restor")], systemd(ufw=1.0), "perhaps ufw with iptables-restor"),
+    "only a command": (MARKS, [by("nft")], systemd(), "a process named nft"),
+    "a command that no service uses": (MARKS, [by("nft")], systemd(ufw=1.0), "a process named nft"),
+    "a service that only starts": (MARKS, [MARK], systemd(nftables=1.0), ""),
+    "another process": (MARKS, [by("mine")], systemd(ufw=1.0), "a process named mine"),
+    "a service of other objects": (MARKS, [MARK], systemd(systemd_networkd=999.0), ""),
+    "a link": (RULES, [RULE, LINK], systemd(systemd_networkd=1.0), "a link changed"),
+    "a MAC": (MARKS, [NEIGHBOUR], systemd(firewalld=1.0), "a proxy's MAC changed"),
+    "no evidence": (RULES, [RULE], systemd(), ""),
+    "no systemd": (RULES, [RULE], without_systemd, ""),
+}
+
+
+@pytest.mark.parametrize(("kinds", "notifications", "run", "who"), CASES.values(), ids=CASES)
 def test_the_cause_is_the_strongest_evidence(kinds, notifications, run, who):
     assert attribution.find(kinds, notifications, run, False, NOW).who == who
 
