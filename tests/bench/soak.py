@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Reloads and upgrades under load: ``python -m tests.bench.soak [SECONDS] [--control]``, as root; FROM is a revision.
 
-The load (soak_ends.py): 200 new connections a second, 100 long streams and 500 UDP flows, half of each over IPv6. It has
+The load (soak_ends.py): 200 new connections a second, 100 long streams and 500 UDP flows, half of each over IPv6, in
 three phases: a reload every second for SECONDS, each with another config; three upgrades of the archive, each after one
 that cannot start; and twice to an earlier version, FROM, and back. No connection may be refused, reset or lost, no byte
 may be wrong, every flow keeps its backend and source port, and the load must have reached its rate. Prints a table; the

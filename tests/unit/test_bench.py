@@ -44,8 +44,8 @@ def test_a_pattern_that_chooses_nothing_is_refused(pattern, sentence):
     [
         ("nothing", "is not NAME=COMMAND"),
         ("a b=true", "is not NAME=COMMAND"),
-        ("haproxy=true {listen}", "haproxy is the name of another peer already"),
-        ("mine=no-such-program {listen}", "there is no program no-such-program"),
+        ("haproxy=true {listen}", "haproxy is already the name of another peer"),
+        ("mine=no-such-program {listen}", "program no-such-program not found"),
         ("mine=true {lisen}", "only {listen} and {backend} are filled in"),
         ("mine=true 'x", "is not a command line"),
     ],
