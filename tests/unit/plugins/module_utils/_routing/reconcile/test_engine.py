@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""gather, apply and engine on a host of plain Python: what is refused, undone, waited for and told."""
+"""Reconciliation on a fake host: what is applied, refused, undone, waited for and reported."""
 
 from __future__ import annotations
 
@@ -60,16 +60,12 @@ def test_everything_is_applied_and_stored(host, directory):
     ]
     assert outcome.owned["sysctls"] == RETURN_PATH["sysctls"]
     assert [pair["after_header"] for pair in outcome.diff] == ["routing", f"{directory}/return_path.json"]
-
-
-def test_the_second_time_nothing_happens(host, directory):
-    apply(host, directory=directory)
     host.kernel.calls.clear()
-    outcome = apply(host, directory=directory)
-    assert (outcome.changed, outcome.diff, host.kernel.calls) == (False, (), [])
+    second = apply(host, directory=directory)
+    assert (second.changed, second.diff, host.kernel.calls) == (False, (), [])
 
 
-def test_check_mode_says_the_same_and_does_nothing(host, directory):
+def test_check_mode_reports_the_same_changes_and_makes_none(host, directory):
     before = host.snapshot()
     foretold = apply(host, directory=directory, check=True)
     assert host.snapshot() == before
@@ -77,13 +73,13 @@ def test_check_mode_says_the_same_and_does_nothing(host, directory):
     assert foretold == apply(host, directory=directory)
 
 
-def test_redirects_learnt_are_flushed_when_they_are_switched_off(host):
+def test_learnt_redirects_are_flushed_when_redirects_are_disabled(host):
     apply(host)
     assert host.flush.read_text() == "-1"
     assert host.kernel.forgotten == 1
 
 
-def test_absent_takes_everything_away(host, directory, tmp_path):
+def test_remove_restores_the_host(host, directory, tmp_path):
     before = host.snapshot()
     apply(host, directory=directory)
     outcome = engine.remove("return_path", host.engine, directory=directory)
@@ -93,7 +89,7 @@ def test_absent_takes_everything_away(host, directory, tmp_path):
     assert not engine.remove("return_path", host.engine, directory=directory).changed
 
 
-def test_absent_of_an_unknown_owner_takes_the_number_from_its_stored_document(host, directory):
+def test_the_protocol_of_an_unknown_owner_comes_from_its_stored_document(host, directory):
     data = {**RETURN_PATH, "owner": "mine", "protocol": 210}
     with pytest.raises(errors.Refused, match="owner mine: its protocol number is not known"):
         engine.remove("mine", host.engine, directory=directory)
@@ -105,7 +101,7 @@ def test_absent_of_an_unknown_owner_takes_the_number_from_its_stored_document(ho
 EMPTY = {key: RETURN_PATH[key] for key in ("schema", "owner", "protocol")}
 
 
-def test_an_empty_document_needs_a_word(host):
+def test_an_empty_document_needs_allow_empty(host):
     apply(host)
     before = host.snapshot()
     with pytest.raises(errors.Refused, match="would remove all that this owner has"):
@@ -115,13 +111,13 @@ def test_an_empty_document_needs_a_word(host):
     assert host.kernel.held_rules == []
 
 
-def test_another_owners_protocol_is_refused(host, directory):
+def test_the_protocol_of_another_owner_is_refused(host, directory):
     apply(host, {**RETURN_PATH, "owner": "mine", "protocol": 210}, directory=directory)
     with pytest.raises(errors.Refused, match="protocol: 210 already belongs to owner mine"):
         apply(host, {**RETURN_PATH, "owner": "yours", "protocol": 210}, directory=directory)
 
 
-def test_a_table_of_others_is_refused_before_any_change(host):
+def test_a_table_with_foreign_routes_is_refused_before_any_change(host):
     host.kernel.held_routes.append((Route("ipv4", 20111, "10.0.0.0/8", dev="eth0"), 4))
     with pytest.raises(errors.Refused, match="table 20111 already holds routes of another owner"):
         apply(host)
@@ -129,7 +125,7 @@ def test_a_table_of_others_is_refused_before_any_change(host):
 
 
 @pytest.mark.parametrize("step", ["add ip rule 1101", "set ip route", "add ip rule 1100"])
-def test_a_failing_step_undoes_the_others(host, directory, step):
+def test_a_failing_change_undoes_the_changes_before_it(host, directory, step):
     before = host.snapshot()
     host.kernel.fail = step
     with pytest.raises(
@@ -139,7 +135,7 @@ def test_a_failing_step_undoes_the_others(host, directory, step):
     assert host.snapshot() == before
 
 
-def test_a_file_that_cannot_be_written_undoes_all(host, tmp_path):
+def test_a_document_that_cannot_be_stored_undoes_all_changes(host, tmp_path):
     (tmp_path / "routing.d").mkdir()
     (tmp_path / "routing.d" / "return_path.json").mkdir()
     before = host.snapshot()
@@ -148,7 +144,7 @@ def test_a_file_that_cannot_be_written_undoes_all(host, tmp_path):
     assert host.snapshot() == before
 
 
-def test_what_does_not_read_back_is_undone(host):
+def test_changes_that_do_not_read_back_are_undone(host):
     before = host.snapshot()
     host.kernel.lose = "set ip route"
     host.kernel.fail = "remove ip route"  # it is not there, as the kernel would say
@@ -157,7 +153,7 @@ def test_what_does_not_read_back_is_undone(host):
     assert host.snapshot() == before
 
 
-def test_an_undoing_that_fails_is_told(host):
+def test_a_failure_to_undo_is_reported(host):
     def broken(rule, protocol):
         raise OSError(1, "Operation not permitted")
 
@@ -168,33 +164,41 @@ def test_an_undoing_that_fails_is_told(host):
     assert "nothing was left" not in str(caught.value)
 
 
+ADDRESS = {"family": "ipv4", "address": "198.18.0.121", "dev": "eth0"}
 NOT_READY = [
-    ({"via": "198.18.5.5"}, "waiting for 198.18.5.5 to be on-link"),
-    ({"dev": "eth7"}, "waiting for link eth7 to be up"),
-    ({"via": "198.18.0.21"}, "198.18.0.21 is an address of this host itself"),
-    ({"src": "198.18.0.22"}, "waiting for address 198.18.0.22 to be on this host"),
+    (variant("routes", via="198.18.5.5"), "waiting for 198.18.5.5 to be on-link"),
+    (variant("routes", dev="eth7"), "waiting for link eth7 to be up"),
+    (variant("routes", via="198.18.0.21"), "198.18.0.21 is an address of this host itself"),
+    (variant("routes", src="198.18.0.22"), "waiting for address 198.18.0.22 to be on this host"),
+    (variant("rules", iif="eth7"), "waiting for link eth7 to exist"),
+    ({**RETURN_PATH, "addresses": [{**ADDRESS, "dev": "eth7"}]}, "waiting for link eth7 to be up"),
+    ({**RETURN_PATH, "addresses": [{**ADDRESS, "dev": "eth8"}]}, "waiting for link eth8 to be up"),
 ]
 
 
-@pytest.mark.parametrize(("values", "expected"), NOT_READY)
-def test_what_is_not_there_yet(host, values, expected):
+@pytest.mark.parametrize(("data", "expected"), NOT_READY)
+def test_nothing_is_changed_while_something_is_missing(host, data, expected):
     with pytest.raises(errors.NotReady) as caught:
-        apply(host, variant("routes", **values))
+        apply(host, data)
     assert caught.value.errors[0].startswith(expected)
     assert host.kernel.calls == []
+
+
+def test_the_interface_of_a_rule_need_not_be_up(host):
+    assert apply(host, variant("rules", iif="eth8")).changed
 
 
 def macs(host) -> list:
     return [item for table in host.snapshot()[2].values() for mark in table.marks for item in mark.macs]
 
 
-def test_a_mac_is_found_in_the_neighbour_table(host):
+def test_the_mac_of_a_proxy_is_read_from_the_neighbour_table(host):
     host.kernel.neighbours["198.18.0.11"] = "02:00:00:00:00:11"
     assert apply(host, variant("marks", mac=None)).waiting == ()
     assert macs(host) == ["02:00:00:00:00:11"]
 
 
-def test_a_silent_proxy_is_waited_for(host):
+def test_everything_but_the_mac_of_a_silent_proxy_is_applied(host):
     outcome = apply(host, variant("marks", mac=None))
     assert outcome.waiting == ("waiting for 198.18.0.11 to answer: the MAC of proxy a is not known yet",)
     assert len(host.kernel.held_rules) == 2, "the rest is applied"
@@ -209,14 +213,14 @@ def test_a_proxy_that_falls_silent_keeps_its_mac(host):
     assert (outcome.changed, outcome.waiting) == (False, ())
 
 
-def test_a_proxy_with_a_new_mac_is_followed(host):
+def test_the_mark_follows_a_new_mac_of_the_proxy(host):
     for mac in ("02:00:00:00:00:11", "02:00:00:00:00:aa"):
         host.kernel.neighbours["198.18.0.11"] = mac
         assert apply(host, variant("marks", mac=None)).changed
         assert macs(host) == [mac]
 
 
-def test_a_declared_mac_is_compared(host):
+def test_a_declared_mac_that_differs_is_a_warning(host):
     host.kernel.neighbours["198.18.0.11"] = "02:00:00:00:00:aa"
     assert apply(host).warnings == (
         "proxy a is expected at 02:00:00:00:00:11, but 198.18.0.11 is at 02:00:00:00:00:aa",
@@ -232,10 +236,15 @@ def test_two_proxies_behind_one_mac_are_refused(host):
         apply(host, data)
 
 
-@pytest.mark.parametrize("missing", ["python3-pyroute2", "nftables"])
-def test_a_missing_tool(host, missing):
-    host.no_pyroute2 = missing == "python3-pyroute2"
-    host.nft.missing = missing == "nftables"
+@pytest.fixture(params=["python3-pyroute2", "nftables"])
+def missing(host, request) -> str:
+    """The package that is missing on the host."""
+    host.no_pyroute2 = request.param == "python3-pyroute2"
+    host.nft.missing = request.param == "nftables"
+    return request.param
+
+
+def test_a_missing_package_is_named_and_only_a_warning_in_check_mode(host, missing):
     with pytest.raises(errors.MissingPackage, match=f"install the package {missing}"):
         apply(host)
     outcome = apply(host, check=True)
@@ -243,22 +252,19 @@ def test_a_missing_tool(host, missing):
     assert missing in outcome.warnings[0]
 
 
-@pytest.mark.parametrize("missing", ["python3-pyroute2", "nftables"])
-def test_removing_needs_no_tool_where_the_owner_never_had_anything(host, missing):
-    host.no_pyroute2 = missing == "python3-pyroute2"
-    host.nft.missing = missing == "nftables"
-    outcome = engine.remove("return_path", host.engine)
-    assert not outcome.changed
+@pytest.mark.usefixtures("missing")
+def test_removing_needs_no_package_if_the_owner_never_had_anything(host):
+    assert not engine.remove("return_path", host.engine).changed
 
 
-def test_removing_needs_its_tools_where_the_owner_holds_something(host):
+def test_removing_needs_its_packages_if_the_owner_holds_something(host):
     apply(host)
     host.no_pyroute2 = True
     with pytest.raises(errors.MissingPackage, match="install the package python3-pyroute2"):
         engine.remove("return_path", host.engine)
 
 
-def test_a_setting_whose_flush_fails_is_put_back(host):
+def test_a_sysctl_is_restored_if_flushing_redirects_fails(host):
     before = host.snapshot()
 
     def fail():
@@ -276,15 +282,7 @@ def test_without_marks_nft_is_not_needed(host):
     assert len(host.kernel.held_rules) == 2
 
 
-def test_rules_of_others_are_left_alone(host):
-    foreign = (Rule("ipv4", 1150, table=9, iif="lo"), 150)
-    host.kernel.held_rules.append(foreign)
-    apply(host)
-    engine.remove("return_path", host.engine)
-    assert host.kernel.held_rules == [foreign]
-
-
-def test_a_retiring_proxy_that_is_gone_is_not_waited_for(host):
+def test_retiring_objects_are_not_waited_for(host):
     data = copy.deepcopy(RETURN_PATH)
     for section in ("rules", "routes", "marks"):
         for item in data[section]:
@@ -294,33 +292,18 @@ def test_a_retiring_proxy_that_is_gone_is_not_waited_for(host):
     assert (outcome.waiting, host.kernel.held_rules) == ((), [])
 
 
-ADDRESS = {"family": "ipv4", "address": "198.18.0.121", "dev": "eth0"}
 BY_ADDRESS = {**RETURN_PATH, "addresses": [ADDRESS]}
 BY_ADDRESS["routes"] = [{**RETURN_PATH["routes"][0], "src": "198.18.0.121"}]
 
 
-def test_an_address_comes_before_the_route_that_names_it(host):
+def test_an_address_is_added_before_the_route_that_needs_it(host):
     outcome = apply(host, BY_ADDRESS)
     assert outcome.changes[1] == "add ip addr 198.18.0.121 dev eth0"
     assert outcome.owned["addresses"] == [ADDRESS]
     assert not apply(host, BY_ADDRESS).changed
 
 
-@pytest.mark.parametrize(("dev", "expected"), [("eth7", "link eth7 to be up"), ("eth8", "link eth8 to be up")])
-def test_the_link_of_an_address_is_waited_for(host, dev, expected):
-    with pytest.raises(errors.NotReady, match=f"waiting for {expected}"):
-        apply(host, {**RETURN_PATH, "addresses": [{**ADDRESS, "dev": dev}]})
-    assert host.kernel.calls == []
-
-
-def test_the_interface_of_a_rule_is_waited_for(host):
-    data = variant("rules", iif="eth7")
-    with pytest.raises(errors.NotReady, match="waiting for link eth7 to exist"):
-        apply(host, data)
-    assert apply(host, variant("rules", iif="eth8")).changed, "it need not be up"
-
-
-def test_an_onlink_next_hop_is_believed(host):
+def test_an_onlink_next_hop_is_not_looked_up(host):
     assert apply(host, variant("routes", via="198.51.100.1", dev="eth0", onlink=True)).changed
 
 
@@ -332,7 +315,7 @@ def drained(host, directory, **options):
     return apply(host, SMALLER, directory=directory, **options)
 
 
-def test_a_drain_keeps_what_has_connections_and_stores_it(host, directory):
+def test_a_drain_keeps_and_stores_objects_with_connections(host, directory):
     apply(host, BY_ADDRESS, directory=directory)
     host.connections = {11: 1}
     outcome = drained(host, directory, drain=60, now=1000.5)
@@ -346,19 +329,19 @@ def test_a_drain_keeps_what_has_connections_and_stores_it(host, directory):
     assert [rule.get("retire_at") for rule in stored["rules"]] == [None, 1060, 1060]
     assert stored["addresses"] == [{**ADDRESS, "retiring": True, "retire_at": 1060}]
     later = drained(host, directory, drain=60, now=1058)
-    assert (later.changes, later.next_due) == ((), 2), "the time is not put off"
+    assert (later.changes, later.next_due) == ((), 2), "the time is not extended"
     ended = drained(host, directory, drain=60, now=1060)
     assert (ended.retiring, ended.next_due) == ((), None)
     assert len(host.kernel.held_rules) == 1
     assert "retiring" not in json.dumps(ended.owned)
 
 
-def test_the_keeper_ends_a_drain_with_the_stored_document(host, directory):
+def test_a_run_with_the_stored_document_ends_a_drain(host, directory):
     apply(host, BY_ADDRESS, directory=directory)
     host.connections = {11: 1}
     drained(host, directory, drain=60, now=1000)
     stored = json.loads((host.lock.parent / "routing.d" / "return_path.json").read_text())
-    assert apply(host, stored).next_due is None, "without the time nothing is over"
+    assert apply(host, stored).next_due is None, "without a time nothing expires"
     host.connections = {}
     outcome = apply(host, stored, now=1030)
     assert outcome.retiring == ("ip addr 198.18.0.121 dev eth0",)
@@ -371,8 +354,8 @@ def test_without_purge_nothing_retires(host, directory):
     assert drained(host, directory, drain=60, now=1000, purge=False).retiring == ()
 
 
-def test_rules_that_had_to_move_are_those_of_the_document(host, directory):
-    """They are not taken for what is left of an earlier document, neither in front nor when they go back."""
+def test_moved_rules_do_not_retire(host, directory):
+    """They do not count as objects of an earlier document, neither when they move nor when they move back."""
     other = (Rule("ipv4", 1099, table=51820), 3)
     host.kernel.held_rules.append(other)
 
@@ -388,7 +371,7 @@ def test_rules_that_had_to_move_are_those_of_the_document(host, directory):
     assert (priorities(), done.retiring, done.warnings) == ([1100, 1101], (), ())
 
 
-def test_a_document_that_somebody_wrote_keeps_its_priorities(host):
+def test_the_priorities_of_a_custom_document_stay(host):
     host.kernel.held_rules.append((Rule("ipv4", 1099, table=51820), 3))
     apply(host, {**RETURN_PATH, "owner": "mine", "protocol": 210})
     assert sorted(rule.priority for rule, protocol in host.kernel.held_rules if protocol == 210) == [1100, 1101]

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The plan: right for any two sets, in an order that keeps what lives alive."""
+"""The plan reaches the desired state from any other, in an order that interrupts nothing in use."""
 
 from __future__ import annotations
 
@@ -36,15 +36,11 @@ HELD = State((LOOKUP, GUARD), (ROUTE,), (MARK,), (Setting(REDIRECTS.name, "0", T
              addresses=(ADDRESS,))  # fmt: skip
 
 
-def steps(want: State, have: State, purge: bool = True) -> list[tuple[str, str]]:
-    return [(change.verb, change.kind) for change in plan.find_changes(want, have, purge)]
-
-
 def sentences(want: State, have: State, purge: bool = True) -> list[str]:
     return [change.sentence for change in plan.find_changes(want, have, purge)]
 
 
-def test_adding_begins_with_the_guard_and_ends_with_the_marks_and_what_they_load():
+def test_guards_are_added_first_and_marks_and_the_sysctls_that_they_load_last():
     timeout = Sysctl("net.netfilter.nf_conntrack_udp_timeout", "65")
     want = replace(WANT, sysctls=(timeout, *WANT.sysctls))
     have = replace(FRESH, sysctls=(Setting(timeout.name, ""), *FRESH.sysctls))
@@ -59,7 +55,7 @@ def test_adding_begins_with_the_guard_and_ends_with_the_marks_and_what_they_load
     ]
 
 
-def test_removing_is_the_reverse():
+def test_objects_are_removed_in_reverse_order():
     assert sentences(State(), HELD) == [
         "remove the nft table of marks: a (0xb)",
         "remove ip rule 1100: from all fwmark 0xb/0xff lookup 20111",
@@ -70,63 +66,46 @@ def test_removing_is_the_reverse():
     ]
 
 
-def test_nothing_to_do():
-    assert steps(WANT, HELD) == []
-
-
-def test_a_new_next_hop_replaces_the_route():
-    other = replace(ROUTE, via="198.18.0.12")
-    assert steps(State(routes=(other,)), State(routes=(ROUTE,))) == [("replace", "route")]
-
-
-def test_a_rule_with_another_table_is_added_before_the_old_one_goes():
-    other = replace(LOOKUP, table=20999)
-    want = State((other,), (replace(ROUTE, table=20999),))
-    assert steps(want, State((LOOKUP,), (ROUTE,))) == [
-        ("add", "route"), ("add", "rule"), ("remove", "rule"), ("remove", "route"),
-    ]  # fmt: skip
-
-
-def test_without_purge_only_what_is_replaced_goes():
-    other = replace(LOOKUP, table=20999)
-    assert steps(State((other,)), State((LOOKUP, GUARD), (ROUTE,), (MARK,)), purge=False) == [
-        ("add", "rule"), ("remove", "rule"),
-    ]  # fmt: skip
-
-
 RETIRING = State(*(tuple(replace(value, retiring=True) for value in values) for values in
                    (WANT.rules, WANT.routes, WANT.marks)))  # fmt: skip
+RETIRING_ADDRESS = State(addresses=(replace(ADDRESS, retiring=True),))
+OTHER_TABLE = replace(LOOKUP, table=20999)
+# name: (want, have, purge, steps)
+PLANS = {
+    "nothing to do": (WANT, HELD, True, []),
+    "a new next hop replaces the route": (
+        State(routes=(replace(ROUTE, via="198.18.0.12"),)), State(routes=(ROUTE,)), True, ["replace route"],
+    ),
+    "a rule with a new table is added before the old one is removed": (
+        State((OTHER_TABLE,), (replace(ROUTE, table=20999),)), State((LOOKUP,), (ROUTE,)), True,
+        ["add route", "add rule", "remove rule", "remove route"],
+    ),
+    "without purge only replaced objects are removed": (
+        State((OTHER_TABLE,)), State((LOOKUP, GUARD), (ROUTE,), (MARK,)), False, ["add rule", "remove rule"],
+    ),
+    "retiring objects are kept": (RETIRING, replace(HELD, sysctls=(), addresses=()), True, []),
+    "retiring objects are kept unchanged": (
+        RETIRING,
+        State((replace(LOOKUP, table=7),), (replace(ROUTE, via="198.18.0.99"),), (replace(MARK, via=()),)), True, [],
+    ),
+    "retiring objects are never added": (RETIRING, State(), True, []),
+    "a retiring address is kept": (RETIRING_ADDRESS, State(addresses=(ADDRESS,)), True, []),
+    "a retiring address is never added": (RETIRING_ADDRESS, State(), True, []),
+    "changed marks are replaced": (State(marks=(MARK,)), State(marks=(MARK,), sound=False), True, ["replace marks"]),
+    "an unknown table is replaced": (State(marks=(MARK,)), State(sound=False), True, ["replace marks"]),
+    "a missing MAC is added": (
+        State(marks=(MARK,)), State(marks=(replace(MARK, macs=()),)), True, ["replace marks"],
+    ),
+    "an empty leftover table is removed": (State(), State(sound=False), True, ["remove marks"]),
+    "marks do not move between engines without marks": (
+        State(engine="nftables"), State(engine="iptables"), True, [],
+    ),
+}  # fmt: skip
 
 
-def test_retiring_objects_are_kept():
-    assert steps(RETIRING, replace(HELD, sysctls=(), addresses=())) == []
-
-
-def test_retiring_objects_are_kept_as_they_are():
-    have = State((replace(LOOKUP, table=7),), (replace(ROUTE, via="198.18.0.99"),), (replace(MARK, via=()),))
-    assert steps(RETIRING, have) == []
-
-
-def test_retiring_objects_are_never_added():
-    assert steps(RETIRING, State()) == []
-
-
-def test_a_retiring_mark_stays_beside_a_new_one():
-    new = Mark("a2", 12, 255, ("02:00:00:00:00:12",))
-    (change,) = plan.find_changes(State(marks=(*RETIRING.marks, new)), State(marks=(MARK,)))
-    assert change.after == (MARK, new)
-
-
-def test_a_retiring_mark_does_not_keep_the_mac_of_another_id():
-    new = Mark("a", 12, 255, MARK.macs)
-    (change,) = plan.find_changes(State(marks=(*RETIRING.marks, new)), State(marks=(MARK,)))
-    assert change.after == (replace(MARK, macs=()), new)
-
-
-def test_a_retiring_address_is_kept_and_never_added():
-    retiring = State(addresses=(replace(ADDRESS, retiring=True),))
-    assert steps(retiring, State(addresses=(ADDRESS,))) == []
-    assert steps(retiring, State()) == []
+@pytest.mark.parametrize(("want", "have", "purge", "steps"), PLANS.values(), ids=PLANS)
+def test_planned_steps(want, have, purge, steps):
+    assert [f"{change.verb} {change.kind}" for change in plan.find_changes(want, have, purge)] == steps
 
 
 def test_an_address_that_moves_is_added_before_it_is_removed():
@@ -137,19 +116,23 @@ def test_an_address_that_moves_is_added_before_it_is_removed():
     ]
 
 
-@pytest.mark.parametrize(("have", "verb"), [
-    (State(marks=(MARK,), sound=False), "replace"),
-    (State(sound=False), "replace"),
-    (State(marks=(replace(MARK, macs=()),)), "replace"),
-])  # fmt: skip
-def test_a_damaged_table_is_written_anew(have, verb):
-    assert steps(State(marks=(MARK,)), have) == [(verb, "marks")]
+NEW, UPLINK = Mark("a2", 12, 255, ("02:00:00:00:00:12",)), Mark("up", 12, 255, iif="eth1")
+# name: (desired marks besides the retiring one, live mark, marks afterwards)
+RETIRING_MARKS = {
+    "it stays next to a new mark": (NEW, MARK, (MARK, NEW)),
+    "it loses its MAC to another id": (
+        replace(MARK, id=12), MARK, (replace(MARK, macs=()), replace(MARK, id=12, via=MARK.via)),
+    ),
+    "it loses its interface to another id": (
+        replace(UPLINK, id=13), UPLINK, (replace(UPLINK, iif=None), replace(UPLINK, id=13)),
+    ),
+}  # fmt: skip
 
 
-def test_a_retiring_mark_gives_its_interface_to_the_new_one():
-    old, new = Mark("up", 12, 255, iif="eth1"), Mark("up", 13, 255, iif="eth1")
-    (change,) = plan.find_changes(State(marks=(replace(old, retiring=True), new)), State(marks=(old,)))
-    assert change.after == (replace(old, iif=None), new)
+@pytest.mark.parametrize(("new", "live", "expected"), RETIRING_MARKS.values(), ids=RETIRING_MARKS)
+def test_a_retiring_mark(new, live, expected):
+    (change,) = plan.find_changes(State(marks=(replace(live, retiring=True), new)), State(marks=(live,)))
+    assert change.after == expected
 
 
 MOVES = [
@@ -161,21 +144,13 @@ MOVES = [
 
 
 @pytest.mark.parametrize(("held", "wanted", "sentences"), MOVES)
-def test_marks_move_to_the_engine_that_is_wanted(held, wanted, sentences):
+def test_marks_move_to_the_requested_engine(held, wanted, sentences):
     have, want = State(marks=(MARK,), engine=held), State(marks=(MARK,), engine=wanted)
     changes = plan.find_changes(want, have)
     assert [change.sentence for change in changes] == sentences
     after = plan.predict(have, changes)
     assert after.engine == (wanted or held)
     assert bool(difference(have, after)) == bool(sentences)
-
-
-def test_without_marks_no_engine_is_wanted():
-    assert not plan.find_changes(State(engine="iptables"), State(engine="nftables"))
-
-
-def test_an_empty_leftover_table_is_removed():
-    assert steps(State(), State(sound=False)) == [("remove", "marks")]
 
 
 SETTINGS = [
@@ -187,11 +162,11 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("found", "expected"), SETTINGS)
-def test_a_wanted_setting(found, expected):
+def test_a_desired_sysctl_is_set_and_held(found, expected):
     assert sentences(State(sysctls=(Sysctl("a.b", "0"),)), State(sysctls=(found,))) == ([expected] if expected else [])
 
 
-GIVEN_UP = [
+RELEASED = [
     (Setting("a.b", "0", True, "1"), "restore sysctl a.b: 0 -> 1"),
     (Setting("a.b", "0", True, "0"), "release sysctl a.b (stays 0)"),
     (Setting("a.b", "0", True, None), "release sysctl a.b (stays 0)"),
@@ -199,13 +174,13 @@ GIVEN_UP = [
 ]
 
 
-@pytest.mark.parametrize(("found", "expected"), GIVEN_UP)
-def test_a_setting_given_up(found, expected):
+@pytest.mark.parametrize(("found", "expected"), RELEASED)
+def test_a_released_sysctl_is_restored_if_it_is_still_ours(found, expected):
     assert sentences(State(), State(sysctls=(found,))) == ([expected] if expected else [])
     assert sentences(State(), State(sysctls=(found,)), purge=False) == []
 
 
-def test_the_difference_reads_like_ip():
+def test_the_difference_is_in_the_syntax_of_ip():
     shown = difference(FRESH, plan.predict(FRESH, plan.find_changes(WANT, FRESH)))
     assert shown["before"] == "sysctl net.ipv4.conf.all.accept_redirects = 1\n"
     assert shown["after"].splitlines() == [
@@ -236,19 +211,19 @@ CONFLICTS = [
 
 
 @pytest.mark.parametrize(("foreign", "expected"), CONFLICTS)
-def test_conflicts(foreign, expected):
+def test_objects_of_others_conflict_with_desired_ones(foreign, expected):
     errors = conflicts(WANT, foreign)
     assert len(errors) == len(expected)
     assert all(error.startswith(start) for error, start in zip(errors, expected))
 
 
-def test_what_is_retiring_conflicts_with_nothing():
+def test_retiring_objects_do_not_conflict():
     assert conflicts(RETIRING, Foreign(((LOOKUP, 150),), (FOREIGN_ROUTE,))) == []
 
 
 # --- for any two sets
 
-# How long one takes says how busy the machine is.
+# The duration of an example only shows how busy the machine is.
 untimed = settings(deadline=None)
 
 families = st.sampled_from(["ipv4", "ipv6"])
@@ -313,7 +288,7 @@ def active(objects: tuple) -> dict:
 
 @untimed
 @given(wanted, held, st.booleans())
-def test_after_the_plan_the_host_is_as_wanted(want, have, purge):
+def test_the_planned_changes_reach_the_desired_state(want, have, purge):
     after = plan.predict(have, plan.find_changes(want, have, purge))
     for section in ("rules", "routes", "marks", "addresses"):
         wanted_objects, before, found = getattr(want, section), getattr(have, section), getattr(after, section)
@@ -338,8 +313,8 @@ def test_the_second_plan_is_empty(want, have, purge):
 
 @untimed
 @given(wanted, held, st.booleans())
-def test_at_no_moment_is_a_wanted_rule_without_its_guard_or_route(want, have, purge):
-    """Step by step: what was looked up before and is wanted after is never missing in between."""
+def test_no_kept_rule_or_route_is_missing_between_two_changes(want, have, purge):
+    """Step by step: what exists before and is desired after is never missing in between."""
     changes = plan.find_changes(want, have, purge)
     stays = {route.key for route in have.routes} & set(active(want.routes))
     through = {rule for rule in have.rules if rule in active(want.rules).values()}
@@ -355,7 +330,7 @@ def test_at_no_moment_is_a_wanted_rule_without_its_guard_or_route(want, have, pu
 
 @untimed
 @given(wanted, held, st.booleans())
-def test_only_the_owned_set_is_touched(want, have, purge):
+def test_only_owned_objects_are_removed_or_replaced(want, have, purge):
     """Every object a change removes or replaces was in the owned set that was read: foreign ones cannot be named."""
     owned = {*have.rules, *have.routes, *have.addresses}
     for change in plan.find_changes(want, have, purge):
