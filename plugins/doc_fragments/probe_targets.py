@@ -6,7 +6,18 @@
 
 from __future__ import annotations
 
-COMMON_SUBOPTIONS = r"""
+
+# ansible-test reads only plain strings, so both fragments list the common suboptions.
+class ModuleDocFragment:
+    # For handshake_probe.
+    DOCUMENTATION = r"""
+options:
+  targets:
+    description: The backends to probe.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
       address:
         description: The IPv4 or IPv6 address of the backend.
         type: str
@@ -25,27 +36,31 @@ COMMON_SUBOPTIONS = r"""
         default: ""
 """
 
-
-class ModuleDocFragment:
-    # For handshake_probe.
-    DOCUMENTATION = f"""
-options:
-  targets:
-    description: The backends to probe.
-    type: list
-    elements: dict
-    required: true
-    suboptions:{COMMON_SUBOPTIONS}"""
-
     # For source_proof.
-    PROOF = f"""
+    PROOF = r"""
 options:
   targets:
     description: With O(role=send), the backends to send samples to.
     type: list
     elements: dict
     default: []
-    suboptions:{COMMON_SUBOPTIONS}
+    suboptions:
+      address:
+        description: The IPv4 or IPv6 address of the backend.
+        type: str
+        required: true
+      port:
+        description: The port of the backend, 1 to 65535.
+        type: int
+        required: true
+      source:
+        description: The source address to use, of the same family as O(targets[].address).
+        type: str
+        required: true
+      name:
+        description: A name for messages.
+        type: str
+        default: ""
       protocol:
         description: The protocol of the service.
         type: str
