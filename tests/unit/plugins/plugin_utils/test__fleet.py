@@ -17,7 +17,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import
 from tests.unit.plugins.plugin_utils.fleet_data import NUMBERS, WEB, errors, facts, fleet, hostvars
 
 
-def test_a_host_outside_the_group_of_backends():
+def test_a_backend_host_outside_the_group_is_refused():
     found = errors(lambda: fleet("a", backends=["b", "c"]))
     assert found == [
         "l4proxy_services[0].backends[2].host: 'd' is not in the group of backends, so no return path would be set on "
@@ -25,11 +25,11 @@ def test_a_host_outside_the_group_of_backends():
     ]
 
 
-def test_empty_group_of_backends():
+def test_an_empty_group_of_backends_is_refused():
     assert errors(lambda: fleet("a", backends=[]))[0].startswith("the group of backends has no hosts")
 
 
-def test_peers_are_both_ends_of_what_is_configured():
+def test_peers_are_the_hosts_at_both_ends():
     assert fleet("b", proxies=["a", "a2"]).peers(["b"]) == ["b", "a", "a2"]
     assert fleet("a").peers(["a"]) == ["a", "b", "c", "d"]
 
@@ -48,21 +48,21 @@ def named(names, backends, *listen):
 
 
 V4, V6 = ["198.18.0.11", "198.18.0.21", "198.18.0.22"], ["2001:db8::11", "2001:db8::21", "2001:db8::22"]
-# What is written, as against {host: ..., port: ...}.
+# Names of the hosts a, b and c; the backends as written by address.
 BY_ADDRESS = [
     (V4, ["198.18.0.21:8080", "198.18.0.22:8080"]),
     (V6, ["[2001:db8::21]:8080", "[2001:DB8::22]:8080"]),
-    # The name is one address of the host, its backends are reached at others.
+    # The name is one address of a host, which is reached at another.
     (["192.0.2.11", "192.0.2.21", "192.0.2.22"], ["192.0.2.21:8080", "192.0.2.22:8080"]),
 ]
 
 
 @pytest.mark.parametrize(("names", "backends"), BY_ADDRESS)
-def test_hosts_named_by_their_address(names, backends):
+def test_a_backend_may_be_written_by_the_address_that_names_its_host(names, backends):
     _a, b, c = names
     found = named(names, backends)
     assert found == named(names, [{"host": b, "port": 8080}, {"host": c, "port": 8080}])
-    # Apart from the names it is the fleet as anybody writes it.
+    # Apart from the names, the documents are those of hosts with ordinary names.
     text = json.dumps(named("abc", ["b:8080", "c:8080"]))
     for name, one in zip("abc", names):
         text = text.replace(f'"name": "{name}"', f'"name": "{one}"')
@@ -70,7 +70,7 @@ def test_hosts_named_by_their_address(names, backends):
 
 
 @pytest.mark.parametrize("names", [list("abc"), V4, V6])
-def test_what_an_earlier_run_knew_of_hosts_at_several_ports(names):
+def test_known_addresses_of_hosts_with_several_ports_are_found_by_host(names):
     _a, b, c = names
     ports = [(b, "8080-8089"), (b, "9000-9009"), (c, 8080)]
     config = named(names, [{"host": host, "port": port} for host, port in ports], "0.0.0.0:80-89")[0]
@@ -81,7 +81,7 @@ def test_what_an_earlier_run_knew_of_hosts_at_several_ports(names):
     ]
 
 
-def test_the_address_of_a_host_of_ours_that_no_service_names():
+def test_an_address_of_a_group_host_that_no_service_names_is_refused():
     services = [{"name": "web", "listen": ["0.0.0.0:80"], "backends": ["b:8080", "c:8080", "198.18.0.23:8080"]}]
     (found,) = errors(return_path, fleet("d", services), "d")
     assert found == (
@@ -110,7 +110,7 @@ ITSELF = [
 
 
 @pytest.mark.parametrize(("backend", "variables", "address"), ITSELF)
-def test_a_backend_that_is_the_proxy_itself(backend, variables, address):
+def test_a_proxy_as_its_own_backend_is_refused(backend, variables, address):
     services = [{**WEB, "backends": ["b:8080", backend]}]
     for derive, options in ((forwarder_config, ({},)), (local_delivery, ())):
         found = errors(derive, fleet("a", services, hostvars(**variables)), "a", *options)
@@ -120,7 +120,7 @@ def test_a_backend_that_is_the_proxy_itself(backend, variables, address):
         )
 
 
-def test_an_address_that_both_have_is_no_way_between_them():
+def test_an_address_that_both_hosts_have_is_not_used_between_them():
     variables = hostvars(
         a={"ansible_facts": {**facts(11), **OTHER_NET}}, b={"ansible_facts": {**facts(21), **OTHER_NET}}
     )
@@ -134,7 +134,7 @@ def both(host, services=None, **changes):
     return fleet(host, services, hostvars(**WITH_MORE), **{**names, **changes})
 
 
-def test_hosts_that_are_both_use_each_other_and_leave_themselves_out():
+def test_hosts_that_are_proxy_and_backend_use_each_other_and_skip_themselves():
     for host, other, number in (("a", "a2", 12), ("a2", "a", 11)):
         seen = both(host)
         (service,) = forwarder_config(seen, host, {})["services"]
@@ -155,12 +155,12 @@ def test_hosts_that_are_both_use_each_other_and_leave_themselves_out():
         ]
 
 
-def test_the_path_of_a_fault_is_the_users_though_a_proxy_leaves_itself_out():
+def test_the_path_of_a_fault_is_the_users_although_a_proxy_skips_itself():
     found = errors(forwarder_config, both("a", [{**WEB, "backends": ["a:8080", "a2:0"]}]), "a", {})
     assert [one.split(":")[0] for one in found] == ["l4proxy_services[0].backends[1].port"]
 
 
-def test_a_proxy_that_would_have_itself_alone():
+def test_a_proxy_with_itself_as_only_backend_is_refused():
     seen = both("a", [{**WEB, "backends": ["a:8080"]}])
     assert errors(forwarder_config, seen, "a", {}) == [
         "l4proxy_services[0].backends: a is the only backend, and a proxy cannot be its own backend; add another host, "
@@ -178,7 +178,7 @@ ALONE4 = {"ipv4": {"address": "198.18.0.21", "prefix": "32"}, "ipv6": []}
 LINK = {"ipv4": {}, "ipv6": [{"address": "fe80::21", "prefix": "64"}]}
 TEMPORARY = {"ipv4": {}, "ipv6": [{"address": "2001:db8::21", "prefix": "64"}]}
 FLAGGED = "20010db8000000000000000000000021 02 40 00 01     eth0"
-# What b has on its only interface, and parts of what is said of it.
+# The addresses of b on its only interface, and parts of the error.
 NOWHERE = [
     (ALONE6, "", ["backend b (2001:db8::21/128): every", 'the prefix length of its link ("2001:db8::11/64")']),
     (ALONE4, "", ["backend b (198.18.0.21/32): every", 'the prefix length of its link ("2001:db8::11/64")']),
@@ -188,9 +188,9 @@ NOWHERE = [
 
 
 @pytest.mark.parametrize(("own", "inet6", "parts"), NOWHERE)
-def test_a_backend_that_nobody_could_reach(own, inet6, parts):
+def test_a_backend_without_a_usable_address_is_refused(own, inet6, parts):
     alone = {"l4proxy_address": ["2001:db8::11/128", "198.18.0.11/32"]}
-    told = {"ansible_facts": facts(21, **own), "__l4proxy_inet6": inet6}
-    seen = fleet("b", [{**WEB, "backends": ["b:8080"]}], hostvars(a=alone, b=told))
+    variables = {"ansible_facts": facts(21, **own), "__l4proxy_inet6": inet6}
+    seen = fleet("b", [{**WEB, "backends": ["b:8080"]}], hostvars(a=alone, b=variables))
     (found,) = errors(return_path, seen, "b")
     assert [part for part in parts if part not in found] == [], found

@@ -17,7 +17,7 @@ def config_errors(service, **changes):
     return errors(forwarder_config, fleet("a", [service], **changes), "a", {})
 
 
-def test_forwarder_config():
+def test_the_config_has_id_settings_services_and_addresses():
     config = forwarder_config(fleet("a"), "a", {"drain_timeout": 7})
     assert (config["proxy_id"], config["drain_timeout"]) == (11, 7)
     (service,) = config["services"]
@@ -25,7 +25,7 @@ def test_forwarder_config():
     assert service["backends"][2] == {"name": "d", "port": 8080, "ipv4": "198.18.0.23", "ipv6": "2001:db8::23"}
 
 
-def test_a_range_of_ports_is_the_backends_too():
+def test_a_listen_range_is_the_default_port_range_of_backends():
     (service,) = forwarder_config(fleet("a", [{**WEB, "listen": ["0.0.0.0:8000-8009"], "backends": ["b"]}]), "a", {})[
         "services"
     ]
@@ -38,7 +38,7 @@ def test_two_ports_of_one_host_are_two_backends():
     assert [backend["name"] for backend in config["services"][0]["backends"]] == ["b:80", "b:81"]
 
 
-def test_a_service_of_one_proxy_is_nothing_to_the_other():
+def test_a_service_of_one_proxy_is_not_in_the_documents_of_the_other():
     both = fleet("a", [WEB, SSH], proxies=["a", "a2"])
     assert [service["name"] for service in forwarder_config(both, "a", {})["services"]] == ["web"]
     assert [service["name"] for service in forwarder_config(both, "a2", {})["services"]] == ["web", "ssh"]
@@ -46,7 +46,7 @@ def test_a_service_of_one_proxy_is_nothing_to_the_other():
     assert [mark["name"] for mark in return_path(only, "b")["marks"]] == ["a2"]
 
 
-def test_a_fault_is_named_by_the_variables_own_path():
+def test_a_fault_has_the_path_in_the_variable():
     first = {**WEB, "proxies": ["a2"]}
     second = {**WEB, "name": "second", "backends": [{"host": "b", "port": 70000}]}
     found = errors(forwarder_config, fleet("a", [first, second], proxies=["a", "a2"]), "a", {})
@@ -62,16 +62,16 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("service", "expected"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
-def test_refused_by_the_check_of_the_host(service, expected):
+def test_faults_that_the_config_finds_are_refused(service, expected):
     assert any(expected in error for error in config_errors(service))
 
 
-def test_two_services_on_one_listen_address():
+def test_two_services_on_one_listen_address_are_refused():
     found = errors(forwarder_config, fleet("a", [WEB, {**WEB, "name": "other"}]), "a", {})
     assert found[0].startswith("l4proxy_services[1].listen[0]: 0.0.0.0:80 overlaps 0.0.0.0:80 of l4proxy_services[0]")
 
 
-def test_a_backend_that_is_down_keeps_what_the_last_run_knew_of_it():
+def test_a_backend_that_is_down_keeps_its_known_address():
     services = [WEB, {**WEB, "name": "twice", "listen": ["0.0.0.0:81"], "backends": ["c:1", "c:2"]}]
     before = forwarder_config(fleet("a", services), "a", {})
     variables = hostvars(b={"ansible_facts": {}}, c={"ansible_facts": {}})
@@ -79,12 +79,12 @@ def test_a_backend_that_is_down_keeps_what_the_last_run_knew_of_it():
     assert forwarder_config(after, "a", {}) == before
 
 
-def test_an_address_on_the_link_gives_an_id_as_well():
+def test_a_backend_address_on_the_link_gives_the_id_too():
     config = forwarder_config(fleet("a", [{**WEB, "listen": ["0.0.0.0:80"], "backends": ["198.18.0.99:1"]}]), "a", {})
     assert config["proxy_id"] == 11
 
 
-def test_an_address_on_another_link_is_reached_and_answered_on_that_link():
+def test_a_backend_address_on_another_link_is_used_in_both_documents():
     variables = hostvars(**two_links(11, "a"), **two_links(21, "b"))
     service = {**WEB, "backends": [{"host": "b", "address": "198.18.2.21", "port": 80}]}
     config = forwarder_config(fleet("a", [service], variables), "a", {})
@@ -94,12 +94,12 @@ def test_an_address_on_another_link_is_reached_and_answered_on_that_link():
     assert [(route["via"], route["dev"]) for route in ipv4] == [("198.18.2.11", "eth1")]
 
 
-def test_a_given_address_has_to_be_on_a_link_of_the_proxy():
+def test_a_backend_address_on_no_link_of_the_proxy_is_refused():
     (found,) = config_errors({**WEB, "backends": [{"host": "b", "address": "10.0.0.9", "port": 80}]})
     assert "shares no subnet with backend b (10.0.0.9" in found
 
 
-def test_what_is_in_doubt_does_not_hide_other_faults():
+def test_an_unknown_address_does_not_hide_other_faults():
     found = config_errors({**WEB, "backends": ["b:0", "c:8080"]}, variables=hostvars(c={"ansible_facts": {}}))
     assert [one.split(":")[0] for one in found] == [
         "the address of c is unknown to a",

@@ -168,7 +168,7 @@ CANDIDATES = [
 @pytest.mark.parametrize(
     ("variables", "told", "expected"), [row[1:] for row in CANDIDATES], ids=[row[0] for row in CANDIDATES]
 )
-def test_which_addresses_count(variables, told, expected):
+def test_the_addresses_of_a_host_and_their_order(variables, told, expected):
     host = host_from_variables("2001:db8::b", {"ansible_facts": told or facts(21), **variables})
     found = [one for version in (4, 6) for one in host.of_family(version)]
     assert [f"{one.address}/{one.prefix}" if one.prefix else str(one.address) for one in found] == expected
@@ -197,13 +197,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("variables", "sentence"), REFUSED)
-def test_refused(variables, sentence):
+def test_a_bad_variable_is_refused(variables, sentence):
     with pytest.raises(DerivationError) as caught:
         host_from_variables("b", {"ansible_facts": facts(21), **variables})
     assert caught.value.errors == [sentence]
 
 
-def test_without_the_command_ip_a_declared_address_will_do():
+def test_a_declared_address_is_enough_without_the_command_ip():
     variables = {"ansible_facts": {}, "__l4proxy_inet6": "", "l4proxy_address": "198.18.0.21/24"}
     assert host_from_variables("b", variables).addresses == (address("198.18.0.21/24"),)
 
@@ -230,27 +230,27 @@ FAILED = [
 
 
 @pytest.mark.parametrize(("told", "known", "sentence"), FAILED)
-def test_a_template_that_fails_is_named(told, known, sentence):
+def test_a_template_that_fails_is_reported_with_advice(told, known, sentence):
     with pytest.raises(UnreadableVariable) as caught:
         host_from_variables("b", Template(ansible_facts=told), known)
     assert caught.value.errors == [CANNOT + sentence]
 
 
-def test_while_a_host_is_down_the_address_of_the_last_run_stands_in_for_its_template():
+def test_a_host_that_is_down_has_its_known_address_instead_of_its_template():
     host = host_from_variables("b", Template(ansible_host="192.0.2.1"), [address("198.18.0.77")])
     assert (host.source, host.addresses) == ("the last run", (address("198.18.0.77"),))
 
 
-def test_an_interface_is_not_guessed_by_ansible_host():
+def test_ansible_host_is_not_used_if_an_interface_is_declared():
     assert host_from_variables("b", {"l4proxy_interface": "eth1", "ansible_host": "192.0.2.1"}).addresses == ()
 
 
-def test_what_is_no_listing_of_addresses_has_no_flags():
+def test_other_text_than_if_inet6_has_no_flags():
     (first, *_rest) = read_interfaces(facts(21), "null\n" + "x y z\n")
     assert len(first.addresses) == 2
 
 
-def test_declared_beats_facts_and_keeps_their_device():
+def test_a_declared_address_replaces_facts_and_keeps_their_device():
     host = host_from_variables(
         "a",
         {
@@ -266,7 +266,7 @@ def test_declared_beats_facts_and_keeps_their_device():
 @pytest.mark.parametrize(
     ("declared", "expected"), [("02:AA:00:00:00:01", "02:aa:00:00:00:01"), ("", None), (None, None)]
 )
-def test_a_mac_is_declared_or_followed_and_never_from_facts(declared, expected):
+def test_a_mac_is_never_read_from_facts(declared, expected):
     host = host_from_variables("a", {"l4proxy_mac": declared, "ansible_facts": facts(11)})
     assert host.mac == expected
 
@@ -278,26 +278,26 @@ SOURCES = [
 
 
 @pytest.mark.parametrize(("source", "variables", "expected"), SOURCES, ids=[row[0] for row in SOURCES])
-def test_where_an_address_comes_from(source, variables, expected):
+def test_facts_come_before_the_last_run(source, variables, expected):
     host = host_from_variables("a", variables, known=[address("198.18.0.77")])
     assert (host.source, str(host.of_family(4)[0].address)) == (source, expected)
 
 
-def test_ansible_host_is_the_last_resort():
+def test_ansible_host_is_used_if_it_is_an_address_and_nothing_else_is_known():
     host = host_from_variables("a", {"ansible_host": "198.18.0.11"})
     assert (host.source, str(host.addresses[0].address)) == ("ansible_host", "198.18.0.11")
 
 
-def test_a_name_is_never_taken_for_an_address():
+def test_a_name_in_ansible_host_is_not_an_address():
     assert host_from_variables("a", {"ansible_host": "a.example.org"}).addresses == ()
 
 
 @pytest.mark.parametrize("value", [0, 256, "x", -1])
-def test_bad_id(value):
+def test_a_bad_id_is_refused(value):
     with pytest.raises(DerivationError, match=r"l4proxy_id of a: .* is not a proxy id"):
         host_from_variables("a", {"l4proxy_id": value})
 
 
-def test_bad_address():
+def test_a_bad_address_is_refused():
     with pytest.raises(DerivationError, match="l4proxy_address of a: 'here' is not an IP address"):
         host_from_variables("a", {"l4proxy_address": "here"})

@@ -14,12 +14,12 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery imp
 from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet, hostvars
 
 
-def test_an_address_outside_the_inventory_is_a_backend():
+def test_an_address_outside_the_inventory_has_rules_too():
     document = local_delivery(fleet("a", [{**WEB, "backends": ["198.51.100.44:80", "b:80"]}]), "a")
     assert {rule["src"] for rule in document["rules"]} == {"198.51.100.44", "198.18.0.21", "2001:db8::21"}
 
 
-def test_local_delivery_names_protocols_and_no_ports():
+def test_rules_match_protocols_and_no_ports():
     document = local_delivery(fleet("a"), "a")
     assert (document["owner"], document["protocol"]) == ("local_delivery", 201)
     rules = [
@@ -45,17 +45,17 @@ def test_local_delivery_names_protocols_and_no_ports():
     }
 
 
-def test_rules_are_for_what_comes_in_from_a_backend():
+def test_rules_match_the_interface_towards_the_backend():
     rules = local_delivery(fleet("a"), "a")["rules"]
     assert {rule["iif"] for rule in rules} == {"eth0"}
 
 
-def test_a_backend_off_every_link_may_come_in_anywhere():
+def test_a_backend_on_no_link_has_rules_without_interface():
     rules = local_delivery(fleet("a", [{**WEB, "backends": ["198.51.100.44:80"]}]), "a")["rules"]
     assert [rule["src"] for rule in rules if "iif" not in rule] == ["198.51.100.44"] * 3
 
 
-def test_socket_mark_is_one_mark_and_a_rule_a_family():
+def test_socket_mark_has_one_mark_and_a_rule_per_family():
     document = local_delivery(fleet("a"), "a", "socket_mark", "iptables")
     (mark,) = document["marks"]
     assert (mark["name"], mark["id"], mark["mask"], mark["transparent"]) == ("a", 11, 255, True)
@@ -85,7 +85,7 @@ KNOWN = {
 @pytest.mark.parametrize(
     ("wanted", "known", "settings", "expected"), [row[1:] for row in CHOICES], ids=[row[0] for row in CHOICES]
 )
-def test_choice(wanted, known, settings, expected):
+def test_the_method_follows_from_option_earlier_run_and_sysctls(wanted, known, settings, expected):
     assert choose("a", wanted, KNOWN[known], settings) == expected
 
 
@@ -93,8 +93,8 @@ def test_choice(wanted, known, settings, expected):
     ("known", "forwarding", "expected"),
     [("rules", "1", True), ("rules", "0", False), ("socket_mark", "0", True), (None, "1", True)],
 )
-def test_auto_for_a_container_of_the_proxy(known, forwarding, expected):
-    """Rules would cut its way out once the proxy routes; so they do not stay then, whoever applied them."""
+def test_auto_uses_socket_mark_for_a_container_on_a_router(known, forwarding, expected):
+    """Rules would catch the packets that the proxy routes for the container, so they do not stay."""
     docker = {"device": "docker0", "type": "bridge", "ipv4": {"address": "172.17.0.1", "prefix": "16"}}
     variables = hostvars(a={"ansible_facts": {**facts(11), "docker0": docker}})
     seen = fleet(
@@ -107,14 +107,14 @@ def test_auto_for_a_container_of_the_proxy(known, forwarding, expected):
     assert bool(local_delivery(seen, "a")["marks"]) == expected
 
 
-def test_what_is_retiring_is_not_what_is_applied():
+def test_retiring_objects_are_not_the_applied_method():
     switched = {"rules": [{"src": "198.18.0.21", "retiring": True}], **{"marks": KNOWN["socket_mark"]["marks"]}}
     assert applied_method(switched) == "socket_mark"
     assert applied_method({"rules": [{"src": "198.18.0.21", "retiring": True}]}) is None
 
 
 @pytest.mark.parametrize("device", ["all", "eth0"])
-def test_socket_mark_is_refused_where_marks_count_in_source_validation(device):
+def test_socket_mark_is_refused_with_src_valid_mark(device):
     settings = [f"/proc/sys/net/ipv4/conf/{device}/src_valid_mark:1", "/proc/sys/net/ipv4/ip_forward:1"]
     (found,) = errors(local_delivery, fleet("a", settings=settings), "a", "socket_mark")
     assert found.startswith(
@@ -122,12 +122,12 @@ def test_socket_mark_is_refused_where_marks_count_in_source_validation(device):
     )
 
 
-def test_another_interface_may_count_marks():
+def test_src_valid_mark_of_another_interface_does_not_matter():
     settings = [f"/proc/sys/net/ipv4/conf/{device}/src_valid_mark:1" for device in ("default", "wg0")]
     assert local_delivery(fleet("a", settings=["/proc/sys/net/ipv4/ip_forward:1", *settings]), "a")["marks"]
 
 
-def test_an_address_of_its_own_for_this_proxy_is_what_replies_come_from():
+def test_rules_match_the_address_that_the_backend_has_for_this_proxy():
     variables = hostvars(b={"return_path_strategy": "address", "return_path_addresses": {"a": "198.18.0.121"}})
     document = local_delivery(fleet("a", [{**WEB, "backends": ["b:8080"]}], variables), "a")
     assert {(rule["src"], rule["iif"]) for rule in document["rules"]} == {("198.18.0.121", "eth0")}

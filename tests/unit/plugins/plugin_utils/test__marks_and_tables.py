@@ -19,7 +19,7 @@ def seen_from(host: str, numbers, **variables):
     return fleet(host, variables=hostvars(**{host: {"l4proxy_numbers": numbers, **variables}}))
 
 
-def test_without_the_variable_they_are_the_usual_ones():
+def test_without_the_variable_the_defaults_apply():
     assert (
         _marks_and_tables.read("b", None)
         == _marks_and_tables.read("b", {})
@@ -27,7 +27,7 @@ def test_without_the_variable_they_are_the_usual_ones():
     )
 
 
-def test_a_backend_by_mark():
+def test_the_numbers_of_a_backend_with_strategy_mark():
     document = return_path(seen_from("b", OTHERS), "b")
     assert [(mark["id"], mark["mask"]) for mark in document["marks"]] == [(11 << 8, 0xFF00)]
     rules = {(rule["priority"], rule["fwmark"], rule["fwmask"], rule.get("table")) for rule in document["rules"]}
@@ -35,14 +35,14 @@ def test_a_backend_by_mark():
     assert {route["table"] for route in document["routes"]} == {30011}
 
 
-def test_a_backend_by_address():
+def test_the_numbers_of_a_backend_with_strategy_address():
     own = {"return_path_strategy": "address", "return_path_addresses": {"a": ["198.18.0.121", "2001:db8::121"]}}
     document = return_path(seen_from("b", OTHERS, **own), "b")
     assert {(rule["priority"], rule.get("table")) for rule in document["rules"]} == {(2000, 30311), (2001, None)}
 
 
 @pytest.mark.parametrize("method", ["rules", "socket_mark"])
-def test_a_proxy(method):
+def test_the_numbers_of_a_proxy(method):
     document = local_delivery(seen_from("a", OTHERS), "a", method)
     assert {(rule["priority"], rule["table"]) for rule in document["rules"]} == {(2000, 30000)}
     assert {route["table"] for route in document["routes"]} == {30000}
@@ -51,12 +51,12 @@ def test_a_proxy(method):
     )
 
 
-def test_they_are_those_of_one_host():
+def test_the_numbers_of_another_host_do_not_matter():
     assert return_path(seen_from("a", OTHERS), "b") == return_path(fleet("b"), "b")
 
 
 @pytest.mark.parametrize(("mask", "largest"), [(0x7, 7), (0x700, 7), (0x80000000, 1)])
-def test_an_id_that_does_not_fit(mask, largest):
+def test_an_id_that_does_not_fit_under_the_mask_is_refused(mask, largest):
     wanted = f"proxy a has id 11, but l4proxy_numbers.mark_mask {mask:#x} has room for ids 1 to {largest}; "
     for derive, host, options in ((return_path, "b", ()), (local_delivery, "a", ("socket_mark",))):
         (found,) = errors(derive, seen_from(host, {"mark_mask": mask}), host, *options)
@@ -90,7 +90,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("value", "expected"), FAULTS, ids=[str(value) for value, _expected in FAULTS])
-def test_what_is_refused(value, expected):
+def test_a_bad_value_is_refused(value, expected):
     (found,) = errors(return_path, seen_from("b", value), "b")
     assert found.startswith(expected)
 
@@ -98,11 +98,11 @@ def test_what_is_refused(value, expected):
 @pytest.mark.parametrize(
     "value", [{"table_base": 256}, {"table_base": 2**32 - 556}, {"priority": 1}, {"priority": 32764}]
 )
-def test_what_is_just_possible(value):
+def test_the_bounds_themselves_are_accepted(value):
     assert return_path(seen_from("b", value), "b")["rules"]
 
 
-def test_every_fault_at_once():
+def test_all_faults_are_reported_together():
     with pytest.raises(DerivationError) as caught:
         _marks_and_tables.read("b", {"mark_mask": 5, "table_base": 200, "priority": 0})
     assert len(caught.value.errors) == 3

@@ -22,11 +22,11 @@ def test_slices_share_no_port(ids):
     assert min(last - first for first, last in slices) >= 100
 
 
-def test_a_slice_is_not_a_position_in_a_list():
+def test_a_slice_does_not_depend_on_the_order_of_proxies():
     assert slice_of(11, [11, 12]) == slice_of(11, [12, 11]) == slice_of(11, [11, 14])
 
 
-def test_one_proxy_has_all_ports():
+def test_a_single_proxy_has_all_ports():
     assert source_ports(fleet("a"), "a") is None
     assert "source_ports" not in forwarder_config(fleet("a"), "a", {})
 

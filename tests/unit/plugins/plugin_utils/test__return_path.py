@@ -11,7 +11,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import
 from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet, hostvars, two_links
 
 
-def test_return_path_of_two_proxies():
+def test_with_strategy_mark_each_proxy_has_a_mark_a_table_and_guarded_rules():
     variables = hostvars(a2={"l4proxy_mac": "02:00:00:00:00:12"})
     document = return_path(fleet("b", proxies=["a", "a2"], variables=variables), "b")
     assert [(mark["name"], mark["id"], mark["mac"], mark["via"]) for mark in document["marks"]] == [
@@ -33,25 +33,25 @@ def test_return_path_of_two_proxies():
     }
 
 
-def test_an_interface_with_a_dot_is_a_sysctl_with_slashes():
+def test_the_sysctl_of_an_interface_with_a_dot_has_slashes():
     variables = hostvars(b={"ansible_facts": facts(21, device="eth0.100")})
     names = {one["name"] for one in return_path(fleet("b", variables=variables), "b")["sysctls"]}
     assert "net/ipv4/conf/eth0.100/accept_redirects" in names
 
 
-def test_a_proxy_off_the_backends_subnet():
+def test_a_proxy_without_a_shared_subnet_is_refused():
     elsewhere = facts(11, ipv4={"address": "10.9.9.9", "prefix": "24"}, ipv6=[])
     (found,) = errors(return_path, fleet("b", variables=hostvars(a={"ansible_facts": elsewhere})), "b")
     assert found.startswith("proxy a (10.9.9.9/24) shares no subnet with backend b (198.18.0.21/24, 2001:db8::21/64)")
 
 
-def test_two_proxies_with_one_id():
+def test_two_proxies_with_the_same_id_are_refused():
     variables = hostvars(a2={"l4proxy_id": 11})
     (found,) = errors(return_path, fleet("b", variables=variables, proxies=["a", "a2"]), "b")
     assert found.startswith("proxies a and a2 have the same id, 11")
 
 
-def test_an_id_that_cannot_be_derived():
+def test_a_proxy_without_a_derivable_id_is_refused():
     wide = {
         name: {"ansible_facts": facts(number, ipv4={"address": f"10.0.0.{number}", "prefix": "16"}, ipv6=[])}
         for name, number in (("a", 11), ("b", 21))
@@ -60,26 +60,26 @@ def test_an_id_that_cannot_be_derived():
     assert found.startswith("proxy a needs l4proxy_id (1 to 255)")
 
 
-def test_an_unknown_address_fails_and_the_proxy_is_not_left_out():
+def test_a_proxy_with_an_unknown_address_is_refused_and_not_left_out():
     variables = hostvars(a2={"ansible_facts": {}})
     (found,) = errors(return_path, fleet("b", variables=variables, proxies=["a", "a2"]), "b")
     assert found.startswith("the address of a2 is unknown to b: its facts could not be gathered, and no")
 
 
-def test_a_proxy_that_is_down_keeps_what_the_last_run_knew_of_it():
+def test_a_proxy_that_is_down_keeps_its_known_address():
     before = return_path(fleet("b", proxies=["a", "a2"]), "b")
     variables = hostvars(a2={"ansible_facts": {}})
     after = fleet("b", variables=variables, proxies=["a", "a2"], known={"return_path": before})
     assert return_path(after, "b") == before
 
 
-def test_a_backend_nobody_names_is_not_emptied():
+def test_a_backend_that_no_service_names_is_refused():
     (found,) = errors(return_path, fleet("d", [{**WEB, "backends": ["b:80"]}]), "d")
     assert found.startswith("d is in the group backends, but no service of l4proxy_services names it")
 
 
 def tunnelled(*macs: str) -> dict:
-    """All hosts at a device wg0, whose MAC the facts have or have not."""
+    """All hosts on a device wg0, with or without a MAC in the facts."""
     return {
         name: {"ansible_facts": facts(number, device="wg0", **dict(zip(["macaddress"], macs or [""])))}
         for name, number in (("a", 11), ("a2", 12), ("b", 21))
@@ -97,7 +97,7 @@ def test_two_proxies_behind_a_tunnel_cannot_be_told_apart(strategy, mac):
     assert found.endswith("use address" if strategy != "auto" else "set return_path_addresses of b")
 
 
-def test_one_proxy_behind_a_tunnel_is_told_by_it():
+def test_one_proxy_alone_may_be_behind_a_tunnel():
     variables = hostvars(**tunnelled())
     variables["b"]["return_path_strategy"] = "auto"
     variables["b"]["ansible_facts"]["default_ipv6"] = {"address": "2001:db8::21"}
@@ -125,7 +125,7 @@ def by_address(services=(WEB,), **changes):
     return fleet("b", services, hostvars(b=ADDRESS), **{"proxies": TWO, **changes})
 
 
-def test_an_address_for_each_proxy():
+def test_with_strategy_address_each_proxy_has_an_address_and_a_table():
     document = return_path(by_address(), "b")
     assert document["marks"] == []
     assert [(one["family"], one["address"], one["dev"]) for one in document["addresses"]] == [
@@ -145,13 +145,13 @@ def test_an_address_for_each_proxy():
     ]
 
 
-def test_replies_of_udp_servers_are_told_by_their_port_where_one_proxy_forwards_to_it():
+def test_a_udp_port_of_a_single_proxy_has_a_rule_of_its_own():
     document = return_path(by_address([WEB, {**DNS, "proxies": ["a"]}]), "b")
     told = [(rule["family"], rule["sport"], rule["priority"]) for rule in document["rules"] if "sport" in rule]
     assert told == [("ipv4", 53, 1100), ("ipv4", 53, 1101), ("ipv6", 53, 1100), ("ipv6", 53, 1101)]
 
 
-def test_with_two_proxies_the_server_has_to_know_where_it_was_asked():
+def test_a_udp_port_of_two_proxies_has_a_note_instead():
     both = by_address([WEB, DNS])
     assert not [rule for rule in return_path(both, "b")["rules"] if "sport" in rule]
     (note,) = describe_strategy(both, "b")["notes"]
@@ -159,12 +159,12 @@ def test_with_two_proxies_the_server_has_to_know_where_it_was_asked():
 
 
 @pytest.mark.parametrize(("services", "count"), [([WEB], 1), ([WEB, DNS], 1), ([DNS], 0)])
-def test_with_strategy_mark_accepted_sockets_keep_the_mark(services, count):
+def test_with_strategy_mark_accepted_tcp_sockets_keep_the_mark(services, count):
     document = return_path(fleet("b", services), "b")
     assert document["sysctls"].count({"name": "net.ipv4.tcp_fwmark_accept", "value": "1"}) == count
 
 
-def test_fwmark_accept_is_marks_without_conntrack_and_settings():
+def test_fwmark_accept_has_marks_without_conntrack_and_sysctls():
     document = return_path(fleet("b", variables=hostvars(b=ACCEPT)), "b", "fwmark_accept", "iptables")
     assert [(mark["id"], mark["conntrack"]) for mark in document["marks"]] == [(11, False)]
     assert document["mark_engine"] == "iptables"
@@ -189,18 +189,18 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("variables", "services", "sentence"), [row[1:] for row in REFUSED], ids=[r[0] for r in REFUSED]
 )
-def test_refused(variables, services, sentence):
+def test_a_strategy_that_cannot_work_is_refused(variables, services, sentence):
     (found,) = errors(return_path, fleet("b", services, hostvars(b=variables)), "b")
     assert sentence in found
 
 
-def test_a_strategy_that_the_proxies_would_not_know_of():
+def test_a_strategy_that_differs_from_the_inventory_is_refused():
     (found,) = errors(return_path, fleet("b"), "b", "address")
     assert found.startswith("return_path_strategy of b is address in this play, but mark in the inventory")
 
 
-def test_a_change_of_strategy_shares_no_object_with_what_it_replaces():
-    """Both are in force while connections drain, so no key may be that of the other."""
+def test_two_strategies_share_no_object():
+    """Both are applied while connections drain, so their keys must differ."""
     marked, addressed = return_path(fleet("b", proxies=TWO), "b"), return_path(by_address(), "b")
 
     def keys(document):
@@ -210,7 +210,7 @@ def test_a_change_of_strategy_shares_no_object_with_what_it_replaces():
     assert not keys(marked) & keys(addressed)
 
 
-def test_auto_keeps_what_was_applied():
+def test_auto_keeps_the_applied_strategy():
     before = return_path(fleet("b", proxies=TWO), "b")
     variables = hostvars(b={**ADDRESS, "return_path_strategy": "auto"})
     fresh = fleet("b", variables=variables, proxies=TWO)
@@ -220,7 +220,7 @@ def test_auto_keeps_what_was_applied():
     assert return_path(later, "b", "auto") == before
 
 
-def test_auto_looks_for_a_default_route_in_the_families_that_are_served():
+def test_auto_needs_a_default_route_only_in_families_that_are_served():
     lacking = facts(21) | {"default_ipv6": {}}
     variables = hostvars(b={"return_path_strategy": "auto", "ansible_facts": lacking})
     assert describe_strategy(fleet("b", variables=variables), "b")["strategy"] == "fwmark_accept"
@@ -228,8 +228,8 @@ def test_auto_looks_for_a_default_route_in_the_families_that_are_served():
     assert describe_strategy(fleet("b", [only_4], variables), "b")["strategy"] == "mark"
 
 
-def test_an_address_that_is_retiring_is_not_where_the_backend_is_met():
-    """IPv6 facts do not tell a secondary address, and ::9 would come before ::21."""
+def test_a_retiring_address_is_not_used_to_reach_the_backend():
+    """IPv6 facts do not mark secondary addresses, and ::9 would come before ::21."""
     found = facts(21)
     found["eth0"]["ipv6"].insert(0, {"address": "2001:db8::9", "prefix": "64", "scope": "global"})
     old = {"addresses": [{"family": "ipv6", "address": "2001:db8::9", "dev": "eth0", "retiring": True}]}

@@ -22,7 +22,7 @@ from tests.unit.plugins.plugin_utils.fleet_data import facts
 WHERE = "return_path_addresses of b"
 
 
-def test_a_text_is_a_list_of_one():
+def test_a_single_address_needs_no_list():
     found = read("b", {"a": "198.18.0.121/24", "a2": ["198.18.0.122", "2001:db8::122"]}, ["a", "a2"])
     assert {proxy: [str(one.address) for one in addresses] for proxy, addresses in found.items()} == {
         "a": ["198.18.0.121"],
@@ -41,25 +41,25 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("value", "sentence"), REFUSED, ids=[row[1].rpartition(": ")[2][:40] for row in REFUSED])
-def test_refused(value, sentence):
+def test_a_bad_value_is_refused(value, sentence):
     with pytest.raises(DerivationError) as caught:
         read("b", value, ["a", "a2"])
     assert [one for one in caught.value.errors if one.startswith(sentence)], caught.value.errors
 
 
-def test_every_fault_is_named():
+def test_all_faults_are_reported_together():
     with pytest.raises(DerivationError) as caught:
         read("b", {"z": "x", "a": ["y"]}, ["a"])
     assert len(caught.value.errors) == 3
 
 
-def test_owned_counts_what_is_retiring():
+def test_applied_addresses_include_retiring_ones():
     addresses = [{"address": "198.18.0.121/24"}, {"address": "2001:db8::121", "retiring": True}]
     assert {str(one) for one in applied_addresses({"addresses": addresses})} == {"198.18.0.121", "2001:db8::121"}
     assert applied_addresses(None) == set()
 
 
-def test_an_address_lies_on_the_interface_whose_subnet_it_is_in():
+def test_an_address_is_placed_on_the_interface_with_its_subnet():
     host = host_from_variables("b", {"ansible_facts": facts(21)})
     given = [parse_address(text, "") for text in ("198.18.0.121/32", "10.0.0.1")]
     near, far = placed(host, given).addresses

@@ -28,22 +28,22 @@ FACTS = [
 
 
 @pytest.mark.parametrize(("situation", "expected"), [row[1:] for row in FACTS], ids=[row[0] for row in FACTS])
-def test_auto(situation, expected):
+def test_auto_chooses_by_the_situation(situation, expected):
     assert choose("b", "auto", situation).strategy == expected
 
 
 @pytest.mark.parametrize("wanted", ["mark", "address", "fwmark_accept"])
-def test_what_is_set_is_taken_whatever_was_applied(wanted):
+def test_a_strategy_that_is_set_replaces_the_applied_one(wanted):
     choice = choose("b", wanted, Situation(applied="mark"))
     assert (choice.strategy, choice.reason) == (wanted, "return_path_strategy sets it")
 
 
-def test_auto_refuses_where_none_would_work():
+def test_auto_refuses_if_no_strategy_works():
     with pytest.raises(DerivationError, match="without an IPv4 default route the UDP replies of mark are lost"):
         choose("b", "auto", Situation(without_default=("IPv4",), udp=True))
 
 
-def test_an_unknown_strategy():
+def test_an_unknown_strategy_is_refused():
     with pytest.raises(DerivationError, match="'tunnel' is not a strategy of this version; use mark, address"):
         choose("b", "tunnel", Situation())
 
@@ -64,5 +64,5 @@ APPLIED = [
 
 
 @pytest.mark.parametrize(("document", "expected"), [row[1:] for row in APPLIED], ids=[row[0] for row in APPLIED])
-def test_what_a_document_applies(document, expected):
+def test_the_applied_strategy_is_read_from_the_document(document, expected):
     assert applied_strategy(document) == expected

@@ -35,7 +35,7 @@ class Failing(dict):
 
 
 def inventory(told, outside=None):
-    """Hosts of a run, each with what it has said, and others with their variables."""
+    """Hosts of a run, each with the services it has evaluated, and other hosts with their variables."""
     outside = outside or {}
     names = [*told, *outside]
     view = {"proxies": names[:1], "backends": names[1:]}
@@ -123,17 +123,17 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("told", "outside", "expected"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
-def test_one_list_for_all(told, outside, expected):
+def test_hosts_with_different_services_are_refused(told, outside, expected):
     assert faults(list(told), inventory(told, outside)) == expected
 
 
-def test_a_list_that_the_play_has_given_is_not_compared_with_the_inventory():
+def test_services_set_by_the_play_are_not_compared_with_the_inventory():
     hosts = inventory({"a": ONE}, {"c": {"l4proxy_services": OTHER}})
     own = dict(hosts["a"])
     own["l4proxy_services"] = MORE
     assert faults(["a"], Inventory({"a": own, "c": hosts["c"]})) == []
 
 
-def test_hosts_that_have_not_said_anything_do_not_count():
-    """As where the filter is used in a play of one's own, with a view of one's own."""
+def test_hosts_that_have_not_evaluated_their_services_do_not_count():
+    """As when a user's own play uses the filter."""
     assert faults(["a"], Inventory({"a": {"__l4proxy_fleet": {"host": "a"}}})) == []

@@ -48,24 +48,24 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "expected"), ENDPOINTS)
-def test_endpoint(text, expected):
+def test_an_endpoint_is_split_into_name_and_port(text, expected):
     assert parse_endpoint(text) == expected
 
 
 @pytest.mark.parametrize("text", BAD_ENDPOINTS)
-def test_bad_endpoint(text):
+def test_a_bad_endpoint_is_refused(text):
     with pytest.raises(ValueError, match="is not"):
         parse_endpoint(text)
 
 
 @pytest.mark.parametrize(("value", "sentence"), REFUSED)
-def test_refused(value, sentence):
+def test_a_bad_value_is_refused_with_its_path(value, sentence):
     with pytest.raises(DerivationError) as caught:
         parse_services(value, INVENTORY, PROXIES)
     assert any(error.startswith(sentence) for error in caught.value.errors), caught.value.errors
 
 
-def test_every_fault_of_the_variable_is_named():
+def test_all_faults_of_the_variable_are_reported_together():
     services = [{**GOOD, "backends": ["x", "y"]}, {**GOOD, "listen": ["nowhere"]}]
     with pytest.raises(DerivationError) as caught:
         parse_services(services, INVENTORY, PROXIES)
@@ -78,12 +78,12 @@ def test_every_fault_of_the_variable_is_named():
     ]
 
 
-def test_empty_group_of_proxies():
+def test_an_empty_group_of_proxies_is_refused():
     with pytest.raises(DerivationError, match="the group of proxies has no hosts"):
         parse_services([GOOD], INVENTORY, [])
 
 
-def test_a_backend_listens_where_the_service_does_unless_it_says_otherwise():
+def test_the_port_of_a_backend_defaults_to_the_listen_port():
     (service,) = parse_services([{**GOOD, "backends": ["b", "c:8080", "198.51.100.44"]}], INVENTORY, PROXIES)
     assert [(ref.host, ref.address, ref.port) for ref in service.backends] == [
         ("b", None, 80),
@@ -99,14 +99,14 @@ NAMED_BY_ADDRESS = [
     ("[2001:db8::21]:8080", ("2001:db8::21", None, 8080)),
     ("[2001:DB8:0::21]:8080", ("2001:db8::21", None, 8080)),
     ({"host": "2001:DB8:0::21", "port": 8080}, ("2001:db8::21", None, 8080)),
-    # The given address of a host stays what it is, and so does that of a host outside of the group.
+    # The address of a host is kept, and so is that of a host outside of the group.
     ({"host": "198.18.0.21", "address": "198.18.2.21"}, ("198.18.0.21", "198.18.2.21", 80)),
     ("198.18.0.99:8080", (None, "198.18.0.99", 8080)),
 ]
 
 
 @pytest.mark.parametrize(("written", "expected"), NAMED_BY_ADDRESS)
-def test_a_backend_that_the_inventory_names_by_its_address_is_that_host(written, expected):
+def test_a_backend_address_that_names_an_inventory_host_is_that_host(written, expected):
     hosts = ["198.18.0.21", "2001:db8::21"]
     services = [{**GOOD, "backends": [written], "proxies": ["2001:DB8::0:11"]}]
     (service,) = parse_services(services, [*hosts, "198.18.0.99"], ["2001:db8::11"], hosts)
@@ -115,7 +115,7 @@ def test_a_backend_that_the_inventory_names_by_its_address_is_that_host(written,
     assert service.proxies == ("2001:db8::11",)
 
 
-def test_what_is_not_understood_here_is_passed_on():
+def test_other_keys_are_passed_on():
     (service,) = parse_services(
         [{**GOOD, "balance": "random", "backends": [{"host": "b", "weight": 2}]}], ["b"], PROXIES
     )
@@ -123,7 +123,7 @@ def test_what_is_not_understood_here_is_passed_on():
     assert service.backends[0].options == {"weight": 2}
 
 
-def test_numbers_may_be_given_as_text():
+def test_numbers_may_be_written_as_text():
     written = {**GOOD, "listen": [{"address": "0.0.0.0", "port": "80"}], "backends": [{"host": "b", "weight": "2"}]}
     (service,) = parse_services([written], INVENTORY, PROXIES)
     assert service.listen == (("0.0.0.0", 80),)

@@ -10,7 +10,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import I
 
 
 class Lazy(list):
-    """A list as Ansible gives it: a template in it fails when it is looked at."""
+    """A list as Ansible has it: a template in it fails when it is used."""
 
     def __iter__(self):
         yield "good"
@@ -27,7 +27,7 @@ class Variables(dict):
 
 
 class Undefined:
-    """What a template of one undefined name comes to."""
+    """The value of a template with an undefined name."""
 
     def __str__(self):
         raise ValueError("'z' is undefined")
@@ -41,13 +41,13 @@ HOSTS = Inventory(
 @pytest.mark.parametrize(
     ("key", "reason"), [("whole", "'y' is undefined"), ("inside", "'x' is undefined"), ("scalar", "'z' is undefined")]
 )
-def test_a_template_that_fails_is_named_with_its_host(key, reason):
+def test_a_template_that_fails_is_reported_with_variable_and_host(key, reason):
     with pytest.raises(UnreadableVariable) as caught:
         HOSTS["b"].get(key)
     assert caught.value.errors == [f"{key} of b cannot be evaluated: {reason}"]
 
 
-def test_values_are_plain():
+def test_values_are_evaluated():
     assert HOSTS["b"].get("good") == [1, {"a": [2]}]
     assert HOSTS["b"].get("missing", 5) == 5
 
@@ -56,13 +56,13 @@ def test_facts_are_not_evaluated():
     assert isinstance(HOSTS["b"]["ansible_facts"], Lazy)
 
 
-def test_it_is_all_there():
+def test_it_behaves_like_a_mapping():
     assert (list(HOSTS), len(HOSTS), "whole" in HOSTS["b"], set(HOSTS["b"]), len(HOSTS["b"])) == (
         ["b"], 1, True, {"whole", "scalar", "inside", "good", "ansible_facts"}, 5
     )  # fmt: skip
 
 
-def test_plain_copies():
+def test_plain_returns_a_copy():
     value = {"a": [1]}
     assert plain(value) == value
     assert plain(value)["a"] is not value["a"]

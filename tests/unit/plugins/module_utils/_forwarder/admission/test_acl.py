@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which clients are admitted: networks, numbers and rates."""
+"""Which clients the allowed and denied networks admit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEST_ACCESS = [
 
 
 @pytest.mark.parametrize(("allow", "deny", "address", "refusal"), TEST_ACCESS)
-def test_access(allow, deny, address, refusal):
+def test_denied_networks_win_and_allowed_ones_exclude_the_rest(allow, deny, address, refusal):
     assert AccessList(allow, deny).refusal(address) == (refusal and ("denied", refusal))
 
 
@@ -45,6 +45,6 @@ def networks(version, bits):
 
 
 @given(st.lists(st.one_of(networks(4, 32), networks(6, 128)), max_size=6), st.ip_addresses())
-def test_membership_is_what_ipaddress_says(found, address):
+def test_membership_equals_that_of_ipaddress(found, address):
     wanted = any(address in network for network in found)
     assert (str(address) in Networks([str(network) for network in found])) is wanted

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How many connections a client and a service may have, and that remembering clients costs a bounded memory."""
+"""The limits of a service and of its clients, and that their memory is bounded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_limiter(total=0, **limits):
     return Limiter(Limits(**limits), lambda: total, lambda _kind: client_tables.unshared())
 
 
-def test_a_client_that_has_all_it_may_have_gets_another_when_one_ends():
+def test_a_client_at_its_limit_gets_another_connection_when_one_ends():
     limiter = make_limiter(connections_per_client=2)
     assert [limiter.admit("203.0.113.7", 0) for _connection in range(3)] == [None, None, PER_CLIENT]
     assert limiter.admit("203.0.113.8", 0) is None
@@ -33,14 +33,14 @@ def test_a_client_that_has_all_it_may_have_gets_another_when_one_ends():
     assert [limiter.admit("203.0.113.7", 0) for _connection in range(2)] == [None, PER_CLIENT]
 
 
-def test_the_addresses_of_one_64_are_one_client():
+def test_ipv6_addresses_of_one_64_are_one_client():
     limiter = make_limiter(connections_per_client=1)
     assert limiter.admit("2001:db8:1:2::1", 0) is None
     assert limiter.admit("2001:db8:1:2:ffff::1", 0) == PER_CLIENT
     assert limiter.admit("2001:db8:1:3::1", 0) is None
 
 
-def test_clients_that_left_are_forgotten():
+def test_clients_without_connections_are_forgotten():
     limiter = make_limiter(connections_per_client=1)
     for number in range(300):
         address = f"203.0.113.{number % 256}"
@@ -54,13 +54,13 @@ def test_a_service_is_full_when_all_workers_together_have_its_connections(total,
     assert make_limiter(total, connections=10).full is full
 
 
-def test_without_a_number_nobody_is_refused():
+def test_without_a_limit_no_client_is_refused():
     limiter = make_limiter(10**9, rate_per_client=1000.0)
     assert not limiter.full
     assert {limiter.admit("203.0.113.7", 0) for _connection in range(900)} == {None}
 
 
-def test_a_rate_admits_a_seconds_worth_at_once_and_then_its_pace():
+def test_a_rate_admits_one_seconds_worth_at_once_and_then_its_rate():
     limiter = make_limiter(rate_per_client=5.0)
     assert [limiter.admit("203.0.113.7", 100.0) for _connection in range(6)] == [None] * 5 + [RATE]
     assert limiter.admit("203.0.113.7", 100.1) == RATE
@@ -93,7 +93,7 @@ def two_workers():
 
 
 @pytest.mark.parametrize("address", ["203.0.113.7", "2001:db8:1:2::1", "::1"])
-def test_what_a_client_has_in_another_worker_counts(two_workers, address):
+def test_connections_of_a_client_in_another_worker_count(two_workers, address):
     (one, two), _region = two_workers(connections_per_client=3)
     assert [limiter.admit(address, 0) for limiter in (one, two, one, two)] == [None, None, None, PER_CLIENT]
     one.release(address)
@@ -101,7 +101,7 @@ def test_what_a_client_has_in_another_worker_counts(two_workers, address):
     assert two.admit("203.0.113.8", 0) is None
 
 
-def test_what_a_dead_worker_had_is_forgotten(two_workers):
+def test_connections_of_a_dead_worker_are_forgotten(two_workers):
     (one, two), region = two_workers(connections_per_client=1)
     assert [limiter.admit("203.0.113.7", 0) for limiter in (one, two)] == [None, PER_CLIENT]
     region.reset_gauges(0)
@@ -114,8 +114,8 @@ def test_workers_share_the_rate_of_a_client(two_workers):
     assert [limiter.admit("203.0.113.7", 100.2) for limiter in workers] == [None, RATE]
 
 
-def test_a_flood_of_addresses_leaves_the_latest():
-    """Memory is bounded by the table; among those that share a set, who will be full again first is forgotten first."""
+def test_a_flood_of_addresses_keeps_the_latest():
+    """The table bounds the memory. In a full set, the client whose bucket is full first is forgotten first."""
     bucket = Rate(1.0, client_tables.unshared())
     for number in range(1, 200_000):
         assert bucket.admit(number, number / 1000)

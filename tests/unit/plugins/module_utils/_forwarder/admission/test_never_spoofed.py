@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which client addresses are never used as a source, and the sentence for each."""
+"""Client addresses that are never used as a source, and the text of each refusal."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ TEST_ADDRESSES = [
 
 
 @pytest.mark.parametrize(("address", "reason"), TEST_ADDRESSES)
-def test_refusal(address, reason):
+def test_an_address_that_cannot_be_a_source_is_refused(address, reason):
     assert never_spoofed.refusal(address, OWN) == (reason and ("never_spoofed", reason))

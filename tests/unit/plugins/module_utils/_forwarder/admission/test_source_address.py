@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The ladder of sources, step by step, and the ports of a slice where the kernel does not choose them."""
+"""The steps of the source address, and the ports of a slice when the kernel does not choose them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVERY = set(range(65536))
 
 
 class Kernel:
-    """Stands in for making sockets: says no to the ports in ``taken``, and notes what was asked for."""
+    """Replaces connects: refuses the ports in ``taken``, and records what was asked for."""
 
     def __init__(self, monkeypatch):
         self.taken, self.asked, self.options = set(), [], []
@@ -61,7 +61,9 @@ TEST_STEPS = [
 
 @pytest.mark.parametrize(("port", "fallback", "taken", "made", "step", "counters"), TEST_STEPS)
 @pytest.mark.parametrize("number", [errno.EADDRINUSE, errno.EADDRNOTAVAIL])
-def test_steps(kernel, port, fallback, taken, made, step, counters, number):
+def test_each_step_follows_when_the_one_before_is_not_possible(
+    kernel, port, fallback, taken, made, step, counters, number
+):
     kernel.taken, kernel.error = taken, OSError(number, "")
     one, counted = ladder(source_port=port, source_fallback=fallback)
     assert one.connect(CLIENT, TARGET) == (made, step)
@@ -77,7 +79,7 @@ def test_without_a_fallback_the_last_step_fails(kernel):
     assert counted == ["port taken"]
 
 
-def test_another_error_is_no_step(kernel):
+def test_any_other_error_ends_the_steps(kernel):
     kernel.taken, kernel.error = {4000, 0}, OSError(errno.ENETUNREACH, "")
     one, counted = ladder(source_port="keep", source_fallback="own")
     with pytest.raises(OSError) as caught:
@@ -86,29 +88,29 @@ def test_another_error_is_no_step(kernel):
     assert counted == []
 
 
-def test_a_low_port_that_may_not_be_bound_is_not_kept(kernel):
+def test_a_privileged_port_that_cannot_be_bound_is_not_kept(kernel):
     kernel.taken, kernel.error = {700}, CapabilityError(errno.EACCES, "")
     one, counted = ladder(source_port="keep")
     assert one.connect((CLIENT[0], 700), TARGET) == ((CLIENT[0], 0), "any")
     assert counted == ["port not permitted"]
 
 
-def test_without_cap_net_raw_no_step_helps(kernel):
+def test_without_cap_net_raw_every_step_fails(kernel):
     kernel.taken, kernel.error = {4000, 0}, CapabilityError(errno.EPERM, "")
     one, _counted = ladder(source_port="keep", source_fallback="own")
     with pytest.raises(CapabilityError):
         one.connect(CLIENT, TARGET)
 
 
-def test_the_kernel_is_told_the_slice(kernel):
+def test_the_kernel_gets_the_slice_as_a_socket_option(kernel):
     one, _counted = ladder(source_address.SourcePorts(SLICE))
     one.connect(CLIENT, TARGET)
     (options,) = kernel.options
     assert options[source_address.sockets.IP_LOCAL_PORT_RANGE] == source_address.sockets.port_range(40000, 40063)
 
 
-def test_where_the_kernel_finds_no_port_some_are_asked_for_by_number(kernel):
-    """They may be in TIME-WAIT; each connection goes on where the last one ended."""
+def test_if_the_kernel_finds_no_port_some_are_tried_by_number(kernel):
+    """They may be in TIME-WAIT. Each connection continues after the last port of the one before."""
     kernel.taken = {0, 40001}
     one, counted = ladder(source_address.SourcePorts(SLICE))
     made = [one.connect(CLIENT, TARGET)[0][1] for _connection in range(63)]
@@ -120,21 +122,21 @@ def test_where_the_kernel_finds_no_port_some_are_asked_for_by_number(kernel):
     assert len(kernel.asked) == 1 + source_address.TRIES_BY_NUMBER
 
 
-def test_an_older_kernel_is_given_one_port_after_the_other(kernel):
+def test_on_an_older_kernel_connections_get_one_port_after_the_other(kernel):
     one, _counted = ladder(source_address.SourcePorts(SLICE, by_kernel=False))
     made = [one.connect(CLIENT, TARGET)[0][1] for _connection in range(64)]
     assert sorted(made) == list(range(40000, 40064))
     assert not any(source_address.sockets.IP_LOCAL_PORT_RANGE in options for options in kernel.options)
 
 
-def test_an_older_kernel_skips_what_is_taken(kernel):
+def test_on_an_older_kernel_taken_ports_are_skipped(kernel):
     kernel.taken = set(range(40000, 40063))
     one, _counted = ladder(source_address.SourcePorts(SLICE, by_kernel=False))
     for _connection in range(3):
         assert one.connect(CLIENT, TARGET) == ((CLIENT[0], 40063), "any")
 
 
-def test_the_tries_of_one_connection_are_bounded(kernel):
+def test_one_connection_tries_a_bounded_number_of_ports(kernel):
     kernel.taken = set(range(1024, 65536))
     one, _counted = ladder(source_address.SourcePorts(PortRange(1024, 65535), by_kernel=False))
     with pytest.raises(OSError):

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The distributions, each within its bounds."""
+"""Each balancing algorithm distributes connections by weight, within its bounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLIENTS = [f"203.0.{number // 250}.{number % 250}" for number in range(20_000)]
 
 
 class Load:
-    """Connections by index, as the strategies see them."""
+    """Connections by index, as the algorithms see them."""
 
     def __init__(self, count):
         self.connections = [0] * count
@@ -33,7 +33,7 @@ def make(name, weights, names=None):
     return algorithm, load, tuple(range(len(weights)))
 
 
-# The overrides nginx's own documentation of the algorithm and its commit message give.
+# The orders that nginx's documentation of the algorithm and its commit message give.
 TEST_ORDER = [
     ((1, 1, 1), "012012"),
     ((5, 1, 1), "0010200"),

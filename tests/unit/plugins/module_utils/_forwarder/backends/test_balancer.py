@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who is next: failures, states, operators, limits, backups and slow starts; and never the same backend twice."""
+"""Which backend is next: failures, states, overrides, limits, backups, slow starts; never the same one twice."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Some(balancer.Backends):
         self.region.close()
 
     def set(self, index, **states):
-        """The checker or an operator says something."""
+        """Set published states, as the checker or an operator does."""
         for field, value in states.items():
             self.region.set_state(field, index, value)
         self.region.advance(shared_memory.EPOCH_HEALTH)
 
     def shares(self, count=1, now=1.0, client=CLIENT):
-        """Count who gets ``count`` connections of a client, each of which ends at once."""
+        """Return {index: connections} of ``count`` connections of a client, each of which ends at once."""
         found = Counter()
         for _turn in range(count):
             index = self.next(client, (), now)
@@ -88,7 +88,7 @@ def test_one_connection_never_gets_the_same_backend_twice_and_gets_all(weights, 
     assert sorted(tried) == list(range(len(weights)))
 
 
-def test_where_nothing_can_be_asked_a_backend_that_fails_is_skipped_by_all_then_tried_by_one():
+def test_without_a_checker_a_failed_backend_is_skipped_by_all_and_then_tried_by_one():
     some = Some(1, 1, **UNCHECKED)
     assert some.fail(0, 100.0) == balancer.SKIPPED
     due = 100.0
@@ -96,16 +96,16 @@ def test_where_nothing_can_be_asked_a_backend_that_fails_is_skipped_by_all_then_
         assert {some.next(OTHER, (), due + part * length) for part in (0, 0.5, 0.99)} == {1}
         due += length
         turns = [some.next(f"203.0.113.{turn}", (), due) for turn in range(100, 110)]
-        assert turns.count(0) == 1, "one trial, and the others wait for its outcome"
+        assert turns.count(0) == 1, "one new attempt; the others go on skipping"
         due += 1
-        assert some.fail(0, due, "203.0.113.9") is None, "it was known already"
+        assert some.fail(0, due, "203.0.113.9") is None, "only the first failure is logged"
     assert some.connected(OTHER, 0, 0.001, due + 4) is True
     assert not some.health.any_skipped
     assert some.shares(10, due + 5, OTHER) == {0: 5, 1: 5}
 
 
 @pytest.mark.parametrize("worker", ["own", "sibling"])
-def test_where_nothing_can_be_asked_a_backend_that_serves_another_is_skipped_by_nobody_else(worker):
+def test_without_a_checker_a_backend_that_serves_another_client_is_skipped_for_one_client_only(worker):
     some = Some(1, 1, **UNCHECKED)
     (some if worker == "own" else some.sibling).connected(OTHER, 0, 0.001, 100.0)
     assert some.fail(0, 100.0 + passive_health.SUCCESS_PROOF) == balancer.SKIPPED_ALONE
@@ -117,16 +117,16 @@ def test_where_nothing_can_be_asked_a_backend_that_serves_another_is_skipped_by_
     assert some.shares(4, 103.1, OTHER) == {1: 4}
 
 
-def test_a_session_that_nobody_complains_about_shows_as_much_as_an_answer():
+def test_a_udp_session_without_errors_counts_as_a_success():
     some = Some(1, 1, **UNCHECKED)
     assert some.fail(0, 100.0, is_served=lambda: True) == balancer.SKIPPED_ALONE
-    assert some.fail(0, 100.5, OTHER) == balancer.SKIPPED_ALONE, "it was seen a moment ago, and is not looked for again"
+    assert some.fail(0, 100.5, OTHER) == balancer.SKIPPED_ALONE, "a success a moment ago is not looked for again"
     assert some.fail(0, 102.0, OTHER, is_served=lambda: False) == balancer.SKIPPED
-    assert some.fail(0, 102.1, OTHER, is_served=lambda: 1 / 0) is None, "nor while the backend is skipped"
+    assert some.fail(0, 102.1, OTHER, is_served=lambda: 1 / 0) is None, "not looked for while it is skipped"
 
 
-def test_a_client_that_fails_is_given_another_backend_and_nobody_else_is():
-    """It has one trial after 5 s, the next after 10, and so on, up to a minute."""
+def test_a_client_whose_connect_failed_gets_another_backend_and_other_clients_do_not():
+    """It tries the backend again after 5 s, then after 10, and so on, up to a minute."""
     some, now = Some(1, 1), 100.0
     assert some.fail(0, now) == balancer.SKIPPED_ALONE
     for length in (5, 10, 20, 40, 60, 60):
@@ -135,14 +135,14 @@ def test_a_client_that_fails_is_given_another_backend_and_nobody_else_is():
         assert some.shares(10, now + length - 0.01) == {1: 10}
         now += length
         turns = [some.next(CLIENT, (), now) for _turn in range(10)]
-        assert turns.count(0) == 1, "one trial, and its other connections wait for the outcome"
-        assert some.fail(0, now) is None, "it was known already"
-    assert some.connected(CLIENT, 0, 0.001, now + 60) is False, "nobody else had skipped it"
+        assert turns.count(0) == 1, "one new attempt; its other connections go on skipping"
+        assert some.fail(0, now) is None, "only the first failure is logged"
+    assert some.connected(CLIENT, 0, 0.001, now + 60) is False, "no other client skipped it"
     assert some.shares(10, now + 60) == {0: 5, 1: 5}
     assert some.health.failed_for == {}
 
 
-def test_a_client_that_fails_everywhere_is_given_all_the_same():
+def test_a_client_that_failed_everywhere_still_gets_a_backend():
     some = Some(1, 1, 1, backups=[2])
     for index in range(3):
         some.fail(index, 1.0)
@@ -150,7 +150,7 @@ def test_a_client_that_fails_everywhere_is_given_all_the_same():
     assert some.shares(2, now=1.5, client=OTHER) == {0: 1, 1: 1}
 
 
-def test_clients_that_failed_are_forgotten_when_there_are_too_many():
+def test_the_oldest_client_that_failed_is_forgotten_beyond_the_limit():
     some = Some(1, 1)
     for number in range(passive_health.MAX_CLIENTS + 1):
         some.fail(0, 1.0, f"2001:db8::{number:x}")
@@ -158,14 +158,14 @@ def test_clients_that_failed_are_forgotten_when_there_are_too_many():
     assert "2001:db8::0" not in some.health.failed_for
 
 
-def test_a_suspect_is_passed_over_by_all_while_any_other_is_left_and_acquits_its_clients():
+def test_a_suspect_is_skipped_by_all_while_another_is_left_and_its_clients_are_forgotten():
     some = Some(1, 1, 1, backups=[2])
     some.fail(0, 1.0)
     some.set(0, suspect=1)
     assert some.shares(2) == some.shares(2, client=OTHER) == {1: 2}
-    assert some.health.failed_for == {}, "it was not the client"
+    assert some.health.failed_for == {}, "the backend was at fault"
     some.set(1, suspect=1)
-    assert some.shares(2) == {2: 2}, "a backup that is well goes before"
+    assert some.shares(2) == {2: 2}, "a good backup comes before suspects"
     some.set(2, suspect=1)
     assert some.shares(3) == {0: 1, 1: 1, 2: 1}
     some.set(0, suspect=0)
@@ -173,14 +173,14 @@ def test_a_suspect_is_passed_over_by_all_while_any_other_is_left_and_acquits_its
 
 
 @pytest.mark.parametrize(("silent", "event"), [(2.4, balancer.SKIPPED_ALONE), (2.6, balancer.SKIPPED)])
-def test_while_the_checker_is_gone_nothing_can_be_asked(silent, event):
+def test_a_checker_without_a_heartbeat_counts_as_none(silent, event):
     some = Some(1, 1)
     some.region.cells[some.region.beat_cell(some.region.slots)] = 100_000
     assert some.fail(0, 100.0 + silent) == event
 
 
-def test_what_a_record_of_an_earlier_version_has_no_place_for_is_not_looked_for():
-    """A worker that is replaced after a reload that failed has the memory of the program before this one."""
+def test_fields_that_shared_memory_of_an_earlier_version_lacks_are_not_used():
+    """A worker that is replaced after a failed reload has the shared memory of the program before."""
     some = Some(1, 1)
     record = copy.deepcopy(some.region.record)
     record["fields"]["state"].remove("suspect")
@@ -194,21 +194,21 @@ def test_what_a_record_of_an_earlier_version_has_no_place_for_is_not_looked_for(
     region.close()
 
 
-def test_when_all_fail_all_are_tried():
+def test_when_all_backends_fail_all_are_tried():
     some = Some(1, 1, 1, **UNCHECKED)
     for index in range(3):
         some.fail(index, 0.0)
     assert {some.next(CLIENT, (), 1.0) for _turn in range(3)} == {0, 1, 2}
 
 
-def test_what_this_host_lacks_is_no_backends_fault():
+def test_an_error_of_this_host_does_not_count_against_a_backend():
     some = Some(1, 1)
     assert some.failed(CLIENT, 0, errno.EMFILE, 1.0, False) is None
     assert some.health.failed_for == {}
     assert some.region.total("target", "failed_local", 0) == 1
 
 
-def test_an_absent_backend_does_not_make_up_for_its_absence():
+def test_a_backend_that_returns_gets_no_burst():
     some = Some(1, 1)
     for _turn in range(50):
         assert some.next(CLIENT, (0,), 0.0) == 1
@@ -216,7 +216,7 @@ def test_an_absent_backend_does_not_make_up_for_its_absence():
 
 
 @pytest.mark.parametrize("state", [shared_memory.BROKEN, shared_memory.DOWN])
-def test_what_the_checker_takes_out_gets_nothing_and_what_it_brings_back_does(state):
+def test_a_backend_that_is_down_or_broken_gets_nothing_until_it_is_up(state):
     some = Some(1, 1, 1)
     assert some.shares(6) == {0: 2, 1: 2, 2: 2}
     some.set(1, health=state)
@@ -226,7 +226,7 @@ def test_what_the_checker_takes_out_gets_nothing_and_what_it_brings_back_does(st
 
 
 @pytest.mark.parametrize(("on_all_down", "taken"), [("refuse", {None: 4}), ("try_all", {0: 2, 1: 2})])
-def test_when_all_are_down(on_all_down, taken):
+def test_on_all_down_decides_when_all_backends_are_down(on_all_down, taken):
     some = Some(1, 1, on_all_down=on_all_down)
     for index in (0, 1):
         some.set(index, health=shared_memory.DOWN)
@@ -236,21 +236,21 @@ def test_when_all_are_down(on_all_down, taken):
 
 
 @pytest.mark.parametrize("options", [{}, UNCHECKED], ids=["checked", "unchecked"])
-def test_when_every_return_path_is_said_to_be_broken_each_client_finds_out_for_itself(options):
-    """A bogon filter drops the probes and no client; a broken path drops the clients' packets as well."""
+def test_when_all_return_paths_are_broken_each_client_still_tries(options):
+    """A bogon filter drops the probes but not the clients' packets; a broken path drops both."""
     some = Some(1, 1, **options)
     for index in (0, 1):
         some.set(index, health=shared_memory.BROKEN)
     assert some.shares(4) == {0: 2, 1: 2}
     for index in (0, 1):
         some.fail(index, 10.0)
-    assert some.shares(4, now=11.0, client=OTHER) == {0: 2, 1: 2}, "that another one fails says nothing of this one"
-    assert some.shares(4, now=11.0) == {0: 2, 1: 2}, "nobody else is left"
+    assert some.shares(4, now=11.0, client=OTHER) == {0: 2, 1: 2}, "a failure of another client says nothing"
+    assert some.shares(4, now=11.0) == {0: 2, 1: 2}, "no other backend is left"
 
 
 @pytest.mark.parametrize("state", [shared_memory.DRAINING, shared_memory.MAINTENANCE])
 @pytest.mark.parametrize("on_all_down", ["refuse", "try_all"])
-def test_an_operators_word_is_final(state, on_all_down):
+def test_a_drained_backend_gets_nothing_whatever_on_all_down_says(state, on_all_down):
     some = Some(1, 1, on_all_down=on_all_down)
     some.set(0, admin=state)
     assert some.shares(4) == {1: 4}
@@ -260,20 +260,20 @@ def test_an_operators_word_is_final(state, on_all_down):
     assert some.shares(4) == {0: 4}
 
 
-def test_backups_serve_only_while_nobody_else_does():
+def test_a_backup_is_used_only_while_no_other_backend_is():
     some = Some(1, 1, 1, backups=[2], **UNCHECKED)
     assert some.shares(4) == {0: 2, 1: 2}
     some.set(0, health=shared_memory.DOWN)
     assert some.shares(2) == {1: 2}
     some.fail(1, 1.0)
-    assert some.shares(2, now=1.5) == {2: 2}, "the checker does not know yet that the last one fails"
+    assert some.shares(2, now=1.5) == {2: 2}, "the checker has not yet seen the last one fail"
     some.set(1, health=shared_memory.DOWN)
     assert some.shares(2) == {2: 2}
     some.set(0, health=shared_memory.UP)
     assert some.shares(2) == {0: 2}
 
 
-def test_a_limit_passes_on_to_the_next_and_then_refuses():
+def test_a_full_backend_is_skipped_and_when_all_are_full_the_client_is_refused():
     some = Some(1, 1, limits={0: 1, 1: 2})
     held = [some.next(CLIENT, (), 1.0) for _connection in range(3)]
     assert sorted(held) == [0, 1, 1]
@@ -283,7 +283,7 @@ def test_a_limit_passes_on_to_the_next_and_then_refuses():
     assert some.next(CLIENT, (), 1.0) == 0
 
 
-def test_a_limit_holds_over_all_workers():
+def test_max_connections_counts_all_workers():
     some = Some(1, limits={0: 2})
     assert (some.sibling.next(CLIENT, (), 1.0), some.next(CLIENT, (), 1.0)) == (0, 0)
     assert some.next(CLIENT, (), 1.0) is None
@@ -292,14 +292,14 @@ def test_a_limit_holds_over_all_workers():
     assert some.next(CLIENT, (), 1.0) == 0
 
 
-def test_least_connections_sees_what_other_workers_have():
+def test_least_connections_counts_the_connections_of_other_workers():
     some = Some(1, 1, balance="least_connections")
     assert [some.sibling.next(CLIENT, (), 1.0) for _connection in range(2)] == [0, 1]
     some.sibling.release(1)
     assert some.next(CLIENT, (), 1.0) == 1
 
 
-def test_an_operators_weight_goes_before_the_configs():
+def test_the_weight_of_an_operator_replaces_the_configs():
     some = Some(1, 1)
     some.set(0, weight=3)
     assert some.shares(4) == {0: 3, 1: 1}
@@ -307,7 +307,7 @@ def test_an_operators_weight_goes_before_the_configs():
     assert some.shares(4) == {0: 2, 1: 2}
 
 
-def test_slow_start_gives_a_growing_part():
+def test_a_recovered_backend_ramps_up_to_its_weight():
     some = Some(100, 100, slow_start=10.0)
     some.set(0, health=shared_memory.UP, recovered=1_000_000)
     parts = [some.shares(1000, now=1000.0 + age).get(0, 0) for age in (0.0, 2.5, 5.0, 10.0)]
@@ -315,12 +315,12 @@ def test_slow_start_gives_a_growing_part():
     assert parts == pytest.approx(expected, abs=3)
 
 
-def test_backends_that_never_failed_do_not_start_slowly():
+def test_a_backend_that_never_failed_has_no_slow_start():
     some = Some(100, 100, slow_start=10.0)
     assert some.shares(100, now=1.0) == {0: 50, 1: 50}, "the clock counts from boot, which may be a second ago"
 
 
-def test_counts():
+def test_connections_bytes_and_latencies_are_counted():
     some = Some(1, 1)
     index = some.next(CLIENT, (), 1.0)
     total = some.region.total

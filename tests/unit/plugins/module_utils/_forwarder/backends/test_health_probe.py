@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One probe to a server on loopback: what it makes of an answer, a refusal and silence; and what it leaves."""
+"""One probe to a server on loopback: its result for an answer, a refusal and silence."""
 
 from __future__ import annotations
 
@@ -11,21 +11,15 @@ import socket
 import time
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_probe import (
-    TcpProbe,
-    UdpProbe,
-)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_probe import TcpProbe, UdpProbe
+from ansible_collections.trueip.l4proxy.plugins.module_utils._shared.families import socket_family_of
 
 ADDRESSES = ["127.0.0.1", "::1"]
 PATIENCE = 5.0  # seconds; loopback answers within microseconds
 
 
-def family_of(address):
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
 def answer(probe):
-    """Look until there is one, as the checker does."""
+    """Poll until there is a result, as the checker does."""
     deadline = time.monotonic() + PATIENCE
     while (number := probe.poll()) is None:
         assert time.monotonic() < deadline, "no answer"
@@ -35,27 +29,27 @@ def answer(probe):
 
 @pytest.fixture(params=ADDRESSES)
 def tcp(request):
-    with socket.create_server((request.param, 0), family=family_of(request.param)) as server:
+    with socket.create_server((request.param, 0), family=socket_family_of(request.param)) as server:
         server.settimeout(PATIENCE)
         yield server
 
 
 @pytest.fixture(params=ADDRESSES)
 def udp(request):
-    with socket.socket(family_of(request.param), socket.SOCK_DGRAM) as server:
+    with socket.socket(socket_family_of(request.param), socket.SOCK_DGRAM) as server:
         server.bind((request.param, 0))
         server.settimeout(PATIENCE)
         yield server
 
 
 @pytest.fixture(autouse=True)
-def nothing_left():
+def all_sockets_are_closed():
     before = os.listdir("/proc/self/fd")
     yield
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_handshake_is_a_good_answer_and_leaves_by_reset(tcp):
+def test_a_handshake_succeeds_and_the_connection_is_reset(tcp):
     probe = TcpProbe(*tcp.getsockname()[:2], None)
     assert answer(probe) == 0
     assert probe.poll() == 0, "an answer stays"
@@ -65,7 +59,7 @@ def test_a_handshake_is_a_good_answer_and_leaves_by_reset(tcp):
         accepted.recv(1)
 
 
-def test_a_port_where_nobody_listens_refuses(tcp):
+def test_a_closed_tcp_port_refuses(tcp):
     address = tcp.getsockname()[:2]
     tcp.close()
     probe = TcpProbe(*address, None)
@@ -74,7 +68,7 @@ def test_a_port_where_nobody_listens_refuses(tcp):
     probe.close()
 
 
-def test_a_handshake_that_is_not_answered_stays_open(tcp):
+def test_an_unanswered_handshake_stays_pending(tcp):
     """A server whose accept queue is full drops what comes (tcp(7), listen(2))."""
     tcp.listen(0)
     others = [TcpProbe(*tcp.getsockname()[:2], None) for _place in range(4)]
@@ -97,7 +91,7 @@ TEST_ANSWERS = [
 
 
 @pytest.mark.parametrize(("data", "expect", "number"), TEST_ANSWERS)
-def test_an_answer_has_to_begin_as_expected(udp, data, expect, number):
+def test_a_udp_response_has_to_begin_as_expected(udp, data, expect, number):
     probe = UdpProbe(*udp.getsockname()[:2], None, b"\x00PING\xff", expect)
     request, peer = udp.recvfrom(100)
     assert request == b"\x00PING\xff"
@@ -107,7 +101,7 @@ def test_an_answer_has_to_begin_as_expected(udp, data, expect, number):
     probe.close()
 
 
-def test_what_others_send_is_no_answer(udp):
+def test_a_datagram_from_another_address_is_ignored(udp):
     probe = UdpProbe(*udp.getsockname()[:2], None, b"PING", b"PONG")
     _request, peer = udp.recvfrom(100)
     with socket.socket(udp.family, socket.SOCK_DGRAM) as stranger:
@@ -116,7 +110,7 @@ def test_what_others_send_is_no_answer(udp):
     probe.close()
 
 
-def test_icmp_says_that_a_udp_port_is_closed(udp):
+def test_a_closed_udp_port_refuses_by_icmp(udp):
     address = udp.getsockname()[:2]
     udp.close()
     probe = UdpProbe(*address, None, b"PING", b"")
@@ -124,7 +118,7 @@ def test_icmp_says_that_a_udp_port_is_closed(udp):
     probe.close()
 
 
-def test_what_the_kernel_refuses_is_an_answer_over_tcp_and_an_error_over_udp():
+def test_a_broadcast_address_is_a_result_over_tcp_and_an_error_over_udp():
     """A broadcast address takes no connection, and no datagram without SO_BROADCAST."""
     probe = TcpProbe("255.255.255.255", 80, None)
     assert probe.poll() == errno.ENETUNREACH

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What answers, refusals, silence and real connections make of a backend's state."""
+"""The state of a target, from the results of probes and from clients' connections."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters
 from hypothesis import given
 from hypothesis import strategies as st
 
-NOTHING = ClientConnects()
+NO_CLIENTS = ClientConnects()
 WELL, SILENT, REFUSED, BROKEN_PATH = (
     RoundResult(True, True),
     RoundResult(False, False),
@@ -32,7 +32,7 @@ WELL, SILENT, REFUSED, BROKEN_PATH = (
     RoundResult(True, False),
 )
 
-# rise 2, fall 3; each letter is one answer, the verdict after it below.
+# rise 2, fall 3: results (y good, n bad), and the verdict after each (? unasked, A answered, U unanswered).
 TEST_VERDICTS = [
     ("y", "A"),
     ("nnn", "??U"),
@@ -45,7 +45,7 @@ TEST_VERDICTS = [
 
 
 @pytest.mark.parametrize(("answers", "verdicts"), TEST_VERDICTS)
-def test_rise_and_fall(answers, verdicts):
+def test_a_verdict_follows_rise_and_fall(answers, verdicts):
     verdict = Verdict(rise=2, fall=3)
     letters = {UNASKED: "?", ANSWERED: "A", UNANSWERED: "U"}
     seen = ""
@@ -56,34 +56,34 @@ def test_rise_and_fall(answers, verdicts):
     assert verdict.failures == answers.count("n")
 
 
-# rise 1, fall 1: the state after one round that began at 90 and ended at 100; a success outranks for 6 s.
+# rise 1, fall 1: the state after one round from 90 to 100; a client's success outweighs the spoofed probe for 6 s.
 TEST_STATES = [
-    ("well", WELL, NOTHING, UP),
-    ("nobody is there", SILENT, NOTHING, DOWN),
-    ("the port is closed, and a client would be told so", REFUSED, NOTHING, DOWN),
-    ("clients' replies go astray", BROKEN_PATH, NOTHING, BROKEN),
-    ("a firewall admits clients and not the proxy", RoundResult(True, True), NOTHING, UP),
-    ("only the own address can ask", RoundResult(server=True), NOTHING, UP),
-    ("only the own address can ask, in vain", RoundResult(server=False), NOTHING, DOWN),
-    ("a client succeeded a moment ago", BROKEN_PATH, ClientConnects(succeeded=95.0), UP),
-    ("a client succeeded before that, but not long ago", BROKEN_PATH, ClientConnects(succeeded=86.5), BROKEN),
+    ("well", WELL, NO_CLIENTS, UP),
+    ("no answer at all", SILENT, NO_CLIENTS, DOWN),
+    ("the port is closed, and the refusal arrives", REFUSED, NO_CLIENTS, DOWN),
+    ("only the spoofed probe is unanswered", BROKEN_PATH, NO_CLIENTS, BROKEN),
+    ("only the own address can probe", RoundResult(server=True), NO_CLIENTS, UP),
+    ("only the own address can probe, without an answer", RoundResult(server=False), NO_CLIENTS, DOWN),
+    ("a client succeeded during the round", BROKEN_PATH, ClientConnects(succeeded=95.0), UP),
+    ("a client succeeded too long ago", BROKEN_PATH, ClientConnects(succeeded=86.5), BROKEN),
     ("a client succeeded within the window", RoundResult(True, False), ClientConnects(succeeded=94.5, failed=80.0), UP),
     ("a client succeeded, and another one failed", BROKEN_PATH, ClientConnects(succeeded=95.0, failed=96.0), UP),
     ("a client failed after the last success", BROKEN_PATH, ClientConnects(succeeded=89.0, failed=91.0), BROKEN),
-    ("a client was served while we asked in vain", SILENT, ClientConnects(succeeded=91.0), UP),
-    ("a client was served just before the server died", SILENT, ClientConnects(succeeded=89.0), DOWN),
+    ("a client succeeded while no probe was answered", SILENT, ClientConnects(succeeded=91.0), UP),
+    ("a client succeeded just before the server died", SILENT, ClientConnects(succeeded=89.0), DOWN),
 ]
 
 
 @pytest.mark.parametrize(("answer", "real", "state"), [row[1:] for row in TEST_STATES], ids=[r[0] for r in TEST_STATES])
-def test_states(answer, real, state):
+def test_the_state_after_one_round(answer, real, state):
     health = HealthState(rise=1, fall=1, window=6.0)
     assert health.state == UNKNOWN
     health.add(answer, real, started=90.0, now=100.0)
     assert health.state == state
 
 
-# rise 1, fall 1; rounds of a second, 10 s apart, whose spoofed verdict is not answered; a success outranks for 25 s.
+# rise 1, fall 1: rounds of a second, 10 s apart, whose spoofed probe is unanswered. The columns: the window, and when
+# clients last succeeded and failed.
 TEST_SILENCES = [
     ("a client is served in this silence, and others fail", 25.0, 15.0, 19.0, UP),
     ("the same, but too long ago", 15.0, 1.0, 19.0, BROKEN),
@@ -95,7 +95,7 @@ TEST_SILENCES = [
 @pytest.mark.parametrize(
     ("window", "succeeded", "failed", "state"), [row[1:] for row in TEST_SILENCES], ids=[r[0] for r in TEST_SILENCES]
 )
-def test_a_silence_in_which_clients_are_served_is_about_the_probe(window, succeeded, failed, state):
+def test_a_client_that_succeeds_while_probes_are_unanswered_keeps_the_target_up(window, succeeded, failed, state):
     health, zero = HealthState(rise=1, fall=1, window=window), 1000.0
     for begun in (0.0, 10.0, 20.0):
         real = ClientConnects(
@@ -105,27 +105,27 @@ def test_a_silence_in_which_clients_are_served_is_about_the_probe(window, succee
     assert health.state == state
 
 
-def test_a_server_that_is_down_says_nothing_of_its_return_path():
+def test_a_server_that_is_down_does_not_change_the_verdict_on_its_return_path():
     health = HealthState(rise=1, fall=1, window=6.0)
-    health.add(WELL, NOTHING, 0.0, 1.0)
-    health.add(SILENT, NOTHING, 2.0, 3.0)
+    health.add(WELL, NO_CLIENTS, 0.0, 1.0)
+    health.add(SILENT, NO_CLIENTS, 2.0, 3.0)
     assert (health.state, health.path.value) == (DOWN, ANSWERED)
-    health.add(WELL, NOTHING, 4.0, 5.0)
+    health.add(WELL, NO_CLIENTS, 4.0, 5.0)
     assert health.state == UP
 
 
-def test_a_target_in_doubt_wants_its_next_round_soon():
+def test_a_result_that_contradicts_the_verdict_makes_the_state_uncertain():
     health = HealthState(rise=2, fall=3, window=6.0)
-    health.add(WELL, NOTHING, 0.0, 1.0)
+    health.add(WELL, NO_CLIENTS, 0.0, 1.0)
     assert not health.uncertain
-    health.add(BROKEN_PATH, NOTHING, 2.0, 3.0)
+    health.add(BROKEN_PATH, NO_CLIENTS, 2.0, 3.0)
     assert health.uncertain
-    health.add(WELL, NOTHING, 4.0, 5.0)
+    health.add(WELL, NO_CLIENTS, 4.0, 5.0)
     assert not health.uncertain
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.lists(st.booleans(), max_size=60))
-def test_a_verdict_changes_after_rise_or_fall_answers_in_a_row_and_never_before(rise, fall, answers):
+def test_a_verdict_changes_after_rise_or_fall_results_in_a_row_and_never_before(rise, fall, answers):
     verdict, before = Verdict(rise, fall), UNASKED
     for place, good in enumerate(answers, 1):
         verdict.add(good)
@@ -143,15 +143,14 @@ answers_of_a_round = st.builds(RoundResult, *[st.sampled_from([True, False, None
 
 
 @given(st.lists(st.tuples(answers_of_a_round, st.booleans()), max_size=40))
-def test_who_serves_clients_is_never_taken_out_and_who_is_known_is_never_forgotten(rounds):
-    """While a client is served, a round makes nobody worse, whatever its answers are."""
+def test_a_target_that_serves_clients_never_gets_worse_and_a_known_state_stays_known(rounds):
     health, now = HealthState(rise=2, fall=3, window=6.0), 100.0
     for answer, served in rounds:
         before = health.state
         now += 1.0
-        real = ClientConnects(succeeded=now - 0.25) if served else NOTHING
+        real = ClientConnects(succeeded=now - 0.25) if served else NO_CLIENTS
         health.add(answer, real, started=now - 0.5, now=now)
-        if served:  # a server that is up again may have a way back that is still counted as broken
+        if served:  # the return path of a server that is up again may still count as broken
             assert health.state in (before, UP) or (before, health.state) == (DOWN, BROKEN)
         if before != UNKNOWN:
             assert health.state != UNKNOWN

@@ -27,5 +27,5 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("wanted", "name", "expected"), ROWS)
-def test_means(wanted, name, expected):
+def test_a_host_name_means_the_backend_at_all_of_its_ports(wanted, name, expected):
     assert means(wanted, name) is expected

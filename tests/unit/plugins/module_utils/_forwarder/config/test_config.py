@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The forwarder's config: defaults, round trip, and a sentence for everything that is wrong."""
+"""The forwarder's config: defaults, ranges of ports, reading and writing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.s
 from tests.unit.plugins.module_utils._forwarder.config.config_data import full, minimal, ranged, udp
 
 
-def test_the_defaults():
+def test_a_minimal_document_has_the_documented_defaults():
     loaded = config.load(minimal())
     service = loaded.services[0]
     assert (loaded.proxy_id, loaded.drain_timeout, loaded.log.format) == (11, 30.0, "json")
@@ -36,7 +36,7 @@ def test_the_health_source_follows_from_the_proxy_id():
 @pytest.mark.parametrize(
     ("listen", "endpoint"), [("127.0.0.1:9110", ("127.0.0.1", 9110)), ("[::1]:80", ("::1", 80)), (None, None)]
 )
-def test_the_endpoint_of_the_metrics(listen, endpoint):
+def test_the_address_of_the_metrics_is_parsed(listen, endpoint):
     data = {**minimal(), "metrics": {"listen": listen}}
     assert config.load(data).metrics.endpoint == endpoint
 
@@ -57,13 +57,13 @@ def test_a_config_cannot_be_changed():
         config.load(minimal()).proxy_id = 12
 
 
-def test_backends_are_chosen_by_the_clients_family():
+def test_backends_are_listed_by_family():
     service = config.load(full()).services[0]
     assert [backend.name for backend in service.backends_of("ipv4")] == ["b"]
     assert [backend.name for backend in service.backends_of("ipv6")] == ["b", "c"]
 
 
-def test_the_defaults_of_the_data_path():
+def test_a_minimal_document_has_the_documented_defaults_of_the_data_path():
     service = config.load(minimal()).services[0]
     assert (service.source_port, service.source_fallback) == ("any", "refuse")
     assert (service.idle_timeout, service.half_closed_timeout, service.tcp_user_timeout) == (3600.0, 300.0, 0.0)
@@ -74,7 +74,7 @@ def test_the_defaults_of_the_data_path():
 
 
 @pytest.mark.parametrize(("changes", "seconds"), [({}, 60.0), ({"idle_timeout": 5}, 5.0)])
-def test_a_udp_session_is_soon_idle(changes, seconds):
+def test_udp_has_a_shorter_default_idle_timeout(changes, seconds):
     loaded = config.load(udp(**changes)[0])
     assert loaded.services[0].idle_timeout == seconds
     assert config.load(config.dump(loaded)) == loaded
@@ -96,7 +96,7 @@ TEST_RANGES = [
 
 
 @pytest.mark.parametrize(("listen", "backend", "pairs"), TEST_RANGES)
-def test_port_ranges(listen, backend, pairs):
+def test_each_port_of_a_range_is_a_listener_with_its_backend_port(listen, backend, pairs):
     loaded = config.load(ranged(listen, backend))
     service = loaded.services[0]
     assert [(one.port, service.backends[0].port_of(one)) for one in service.listen] == pairs
@@ -112,7 +112,7 @@ def test_addresses_become_canonical():
     assert service.backends[0].ipv6 == "2001:db8::21"
 
 
-def test_parse_names_the_source_of_what_is_no_json():
+def test_text_that_is_not_json_is_refused_with_its_source():
     with pytest.raises(config.ConfigError, match=r"^the file: not a JSON document: .*line 1 column 2"):
         config.parse("{", "the file")
     with pytest.raises(config.ConfigError, match="key 'a' appears twice"):
@@ -124,12 +124,12 @@ def test_parse_names_the_source_of_what_is_no_json():
 
 
 @pytest.mark.parametrize("depth", [10, 800, 900, 920, 930, 940, 950, 960])
-def test_what_can_be_read_may_still_be_too_deep_to_be_spelled(depth):
+def test_deep_nesting_is_refused_and_never_overflows(depth):
     with pytest.raises(config.ConfigError):
         config.parse(f'{{"proxy_id": {"[" * depth}{"]" * depth}}}', "the file")
 
 
-def test_load_file(tmp_path):
+def test_a_file_is_read_and_an_unreadable_one_refused(tmp_path):
     path = tmp_path / "forwarder.json"
     with pytest.raises(config.ConfigError, match=r"forwarder.json: cannot be read: No such file or directory"):
         config.load_file(str(path))

@@ -13,7 +13,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config i
 from tests.unit.plugins.module_utils._forwarder.config.config_data import errors_of, minimal, ranged, udp
 
 
-def test_what_needs_a_connection_is_refused_for_udp():
+def test_options_of_tcp_are_refused_for_udp():
     data, service = udp(idle_timeout=0, accept_proxy=["198.18.0.0/24"], health={"port": 7})
     service["backends"][0]["send_proxy"] = "v2"
     assert errors_of(data) == [
@@ -24,7 +24,7 @@ def test_what_needs_a_connection_is_refused_for_udp():
     ]
 
 
-def test_a_range_that_overlaps_is_refused_once():
+def test_overlapping_ranges_are_one_error():
     assert errors_of(ranged(["8000-8900", "8100-9000"], 80)) == [
         "services[0].listen[1]: 198.18.0.11:8100 overlaps 198.18.0.11:8100 of services[0].listen[0]"
         " (same port; a wildcard covers every address of its family)"
@@ -35,13 +35,13 @@ def test_a_range_that_overlaps_is_refused_once():
     ("listen", "backend", "said"),
     [(["8000-8002"], "9000-9001", "have 3"), ([80, "8000-8001"], "90-91", "have 1 and 2")],
 )
-def test_a_backend_with_another_number_of_ports_is_refused(listen, backend, said):
+def test_a_backend_range_of_another_length_is_refused(listen, backend, said):
     (error,) = errors_of(ranged(listen, backend))
     assert error.startswith(f"services[0].backends[0].port: {backend} is 2 ports, but the listen addresses")
     assert said in error
 
 
-def test_a_listener_without_backends_of_its_family_may_hide_its_clients():
+def test_a_listener_needs_a_backend_of_its_family_unless_clients_may_be_hidden():
     data = minimal()
     data["services"][0]["listen"].append({"address": "::", "port": 80})
     assert "or set source_fallback: own" in errors_of(data)[0]
@@ -65,7 +65,7 @@ TEST_OVERLAPS = [
 
 
 @pytest.mark.parametrize(("address", "port", "overlaps"), TEST_OVERLAPS)
-def test_two_services_on_one_listen_address(address, port, overlaps):
+def test_two_services_cannot_share_a_listen_address(address, port, overlaps):
     data = second_service(listen=[{"address": address, "port": port}])
     if not overlaps:
         assert len(config.load(data).services) == 2
@@ -89,7 +89,7 @@ def test_one_service_must_not_listen_twice_on_one_address():
     assert len(errors_of(data)) == 1
 
 
-def test_duplicate_names():
+def test_duplicate_names_and_addresses_are_refused():
     data = second_service(listen=[{"address": "0.0.0.0", "port": 81}])
     data["services"][1]["name"] = "web"
     data["services"][0]["backends"].append({"name": "b", "ipv4": "198.18.0.21", "port": 8080})

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every bad value is refused with its path, all of them together."""
+"""Each bad value is refused with its path, and all of a document together."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ TEST_REFUSED = [
 
 
 @pytest.mark.parametrize(("where", "key", "value", "error"), TEST_REFUSED)
-def test_a_bad_value_is_named_with_its_path(where, key, value, error):
+def test_a_bad_value_is_refused_with_its_path(where, key, value, error):
     data = minimal()
     target = data
     for step in where:
@@ -171,11 +171,11 @@ def test_a_bad_value_is_named_with_its_path(where, key, value, error):
 
 
 @pytest.mark.parametrize("data", [None, [], "x", 1])
-def test_a_document_that_is_no_object(data):
+def test_a_document_that_is_not_an_object_is_refused(data):
     assert errors_of(data)[0].endswith("is not a JSON object")
 
 
-def test_a_bad_backend_is_one_error_and_not_a_family_without_backends_as_well():
+def test_a_bad_backend_is_one_error_and_not_also_a_missing_family():
     data = minimal()
     data["services"][0]["backends"].append({"name": "c", "ipv4": "198.18.0.22", "port": 70000})
     assert errors_of(data) == [
