@@ -23,7 +23,7 @@ def test_a_diff_has_a_line_for_each_service_in_order(state, text):
     assert forwarder_backend.lines(FOUND, state) == text
 
 
-def test_the_states_are_the_forwarders_orders():
+def test_the_states_are_the_requests_of_the_forwarder():
     assert {name: shown for name, shown in forwarder_backend.SHOWN.items() if name != "ready"} == {
         name: shown for name, shown in commands.STATES.items() if shown
     }

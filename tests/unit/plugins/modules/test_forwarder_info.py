@@ -39,7 +39,7 @@ def change_runtime(paths, **fields):
 
 
 @pytest.mark.parametrize("check_mode", [False, True])
-def test_current(host, capsys, check_mode):
+def test_matching_checksums_are_current(host, capsys, check_mode):
     result = run(host, capsys, check_mode)
     assert result["current"] is True
     assert result["changed"] is False
@@ -49,7 +49,7 @@ def test_current(host, capsys, check_mode):
 
 
 @pytest.mark.parametrize("name", ["config", "archive"])
-def test_a_newer_file_is_installed(host, capsys, name):
+def test_a_newer_installed_file_is_reported(host, capsys, name):
     with open(host[name], "a", encoding="utf-8") as stream:
         stream.write("new")
     change_runtime(host, last_reload={"attempt": 1, "ok": False, "error": "services: is required", "at": "x"})
@@ -61,19 +61,19 @@ def test_a_newer_file_is_installed(host, capsys, name):
     )
 
 
-def test_nothing_is_installed(host, capsys):
+def test_a_missing_installed_file_is_reported(host, capsys):
     os.unlink(host["config"])
     result = run(host, capsys)
     assert result["installed"]["config"] is None
     assert "the config it runs (/old/config) is no longer installed" in result["reason"]
 
 
-def test_it_runs_from_a_directory(host, capsys):
+def test_a_forwarder_that_runs_from_a_directory_is_reported(host, capsys):
     change_runtime(host, archive=None)
     assert "it does not run from an archive" in run(host, capsys)["reason"]
 
 
-def test_nothing_runs(host, capsys):
+def test_without_a_running_forwarder_running_is_null(host, capsys):
     change_runtime(host, started=1)
     result = run(host, capsys)
     assert (result["running"], result["current"], result["reason"]) == (None, False, "no forwarder runs")
@@ -81,7 +81,7 @@ def test_nothing_runs(host, capsys):
     assert run(host, capsys)["running"] is None
 
 
-def test_a_file_that_cannot_be_read_is_named(host, capsys):
+def test_an_unreadable_file_is_an_error_with_its_path(host, capsys):
     host["config"] = os.path.dirname(host["config"])
     result = run(host, capsys)
     assert result["failed"]

@@ -43,7 +43,7 @@ def run(host, tmp_path, capsys):
     return call
 
 
-def test_present(run, host, tmp_path):
+def test_present_applies_and_stores_the_document(run, host, tmp_path):
     result = run(document=fakes.RETURN_PATH)
     assert result["changed"]
     assert result["changes"][1] == "add ip rule 1101: from all fwmark 0xb/0xff unreachable"
@@ -55,20 +55,20 @@ def test_present(run, host, tmp_path):
     assert (again["changed"], again["changes"], again["diff"]) == (False, [], [])
 
 
-def test_check_mode(run, host, tmp_path):
+def test_check_mode_changes_nothing(run, host, tmp_path):
     assert run(check=True, document=fakes.RETURN_PATH)["changed"]
     assert host.kernel.calls == []
     assert not (tmp_path / "routing.d").exists()
 
 
-def test_absent(run, host):
+def test_absent_removes_everything(run, host):
     run(document=fakes.RETURN_PATH)
     assert run(state="absent")["changed"]
     assert host.kernel.held_rules == []
     assert not run(state="absent")["changed"]
 
 
-def test_a_drain_is_told(run, host):
+def test_a_drain_is_reported(run, host):
     host.connections = {11: 1}
     run(document=fakes.RETURN_PATH)
     result = run(document={**fakes.RETURN_PATH, "marks": [], "rules": [], "routes": []}, drain=60)
@@ -76,12 +76,12 @@ def test_a_drain_is_told(run, host):
     assert len(host.kernel.held_rules) == 2
 
 
-def test_without_persist_no_file(run, tmp_path):
+def test_without_persist_no_file_is_stored(run, tmp_path):
     run(document=fakes.RETURN_PATH, persist=False)
     assert not (tmp_path / "routing.d").exists()
 
 
-def test_without_purge_the_surplus_stays(run, host):
+def test_without_purge_unlisted_objects_stay(run, host):
     run(document=fakes.RETURN_PATH)
     smaller = {**fakes.RETURN_PATH, "rules": fakes.RETURN_PATH["rules"][1:]}
     run(document=smaller, purge=False)
@@ -102,19 +102,19 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("options", "expected"), FAILURES)
-def test_refusals(run, host, options, expected):
+def test_invalid_options_are_refused(run, host, options, expected):
     result = run(**options)
     assert result["failed"]
     assert expected in result["msg"]
     assert host.kernel.calls == []
 
 
-def test_allow_empty(run):
+def test_allow_empty_accepts_an_empty_document(run):
     assert not run(document=EMPTY, allow_empty=True).get("failed")
 
 
 @pytest.mark.parametrize("package", ["python3-pyroute2", "nftables"])
-def test_a_missing_package(run, host, package):
+def test_a_missing_package_is_named(run, host, package):
     host.no_pyroute2, host.nft.missing = package == "python3-pyroute2", package == "nftables"
     failed = run(document=fakes.RETURN_PATH)
     assert failed["failed"]
@@ -124,14 +124,14 @@ def test_a_missing_package(run, host, package):
     assert package in host.warnings[0]
 
 
-def test_what_is_waited_for_is_a_warning(run, host):
+def test_a_silent_proxy_is_a_warning(run, host):
     marks = [{**fakes.RETURN_PATH["marks"][0], "mac": None}]
     result = run(document={**fakes.RETURN_PATH, "marks": marks})
     assert result["waiting"] == ["waiting for 198.18.0.11 to answer: the MAC of proxy a is not known yet"]
     assert host.warnings == [f"applied, but still {result['waiting'][0]}"]
 
 
-def test_documentation_and_argument_spec_agree():
+def test_the_documentation_agrees_with_the_argument_spec():
     options = yaml.safe_load(routing_state.DOCUMENTATION)["options"]
     assert set(options) == set(routing_state.ARGUMENTS)
     for name, argument in routing_state.ARGUMENTS.items():

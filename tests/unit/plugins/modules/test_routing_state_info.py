@@ -49,7 +49,7 @@ def statuses(result: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("check", [False, True])
-def test_what_is_ours_what_is_not_and_what_hurts(run, doctor, check):
+def test_owned_and_foreign_objects_and_findings_are_returned(run, doctor, check):
     doctor.apply()
     doctor.host.kernel.held_rules.append((cases.foreign_rule(priority=100, table=254).value, 3))
     doctor.marked = cases.BY_ROUTER
@@ -63,7 +63,7 @@ def test_what_is_ours_what_is_not_and_what_hurts(run, doctor, check):
     assert result["findings"][0]["line"].startswith("FAIL rule_before: `ip rule 100: from all lookup 254`")
 
 
-def test_a_document_that_is_not_applied_yet(run, doctor):
+def test_a_document_that_is_not_applied_yet_is_checked(run, doctor):
     doctor.host.kernel.neighbours[cases.A] = "02:00:00:00:00:aa"
     result = run(document=fakes.RETURN_PATH, fail_on_findings=True)
     assert result["failed"]
@@ -79,7 +79,7 @@ def test_a_finding_can_be_ignored(run, doctor):
     assert statuses(result) == []
 
 
-def test_doubts_are_warnings(run, doctor):
+def test_findings_with_status_warn_are_warnings(run, doctor):
     doctor.host.kernel.held_rules.append(
         (cases.foreign_rule(priority=2000, fwmark=0x10B, fwmask=0xFFF, table=7).value, 3)
     )
@@ -89,7 +89,7 @@ def test_doubts_are_warnings(run, doctor):
     assert doctor.warnings[0].startswith("warn mark_shared: `ip rule 2000:")
 
 
-def test_a_fresh_host(run, doctor):
+def test_a_fresh_host_has_no_failures(run, doctor):
     doctor.host.no_pyroute2 = True
     doctor.outputs["nft -j list ruleset"] = None
     result = run(check=True, document=fakes.RETURN_PATH, fail_on_findings=True)
@@ -98,7 +98,7 @@ def test_a_fresh_host(run, doctor):
     assert statuses(result) == []
 
 
-def test_what_cannot_be_listed_is_a_finding(run, doctor, monkeypatch):
+def test_a_list_that_cannot_be_read_is_a_finding(run, doctor, monkeypatch):
     doctor.apply()
     monkeypatch.setattr(module.ownership, "owned", fake_doctor.raising(ValueError("a new attribute")))
     monkeypatch.setattr(module.ownership, "foreign", fake_doctor.raising(KeyError("dst")))
@@ -116,13 +116,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("options", "said"), WRONG)
-def test_options_that_make_no_sense(run, options, said):
+def test_invalid_options_are_refused(run, options, said):
     result = run(**options)
     assert result["failed"]
     assert said in result["msg"]
 
 
-def test_documentation_and_argument_spec_agree():
+def test_the_documentation_agrees_with_the_argument_spec():
     options = yaml.safe_load(module.DOCUMENTATION)["options"]
     assert set(options) == set(module.ARGUMENTS)
     for name, argument in module.ARGUMENTS.items():

@@ -49,7 +49,7 @@ class Fresh:
 
 @settings(max_examples=60, deadline=None)
 @given(any_document(), any_document())
-def test_what_was_there_before_makes_no_difference(first, second):
+def test_the_result_does_not_depend_on_the_earlier_document(first, second):
     with Fresh() as used, Fresh() as clean:
         used.apply(first)
         used.apply(second)
@@ -61,7 +61,7 @@ def test_what_was_there_before_makes_no_difference(first, second):
 
 @settings(max_examples=60, deadline=None)
 @given(any_document(), any_document(), st.booleans())
-def test_check_mode_foretells_and_the_second_time_there_is_nothing_to_do(first, second, purge):
+def test_check_mode_predicts_the_result_and_a_second_run_changes_nothing(first, second, purge):
     with Fresh() as fresh:
         fresh.apply(first)
         before = fresh.host.snapshot()
@@ -75,7 +75,7 @@ def test_check_mode_foretells_and_the_second_time_there_is_nothing_to_do(first, 
 
 @settings(max_examples=40, deadline=None)
 @given(any_document(), any_document())
-def test_a_drain_ends_where_no_drain_does(first, second):
+def test_a_drain_ends_in_the_same_state_as_no_drain(first, second):
     with Fresh() as drained, Fresh() as clean:
         drained.host.connections = {11: 3, 12: 1}
         drained.apply(first)
@@ -88,7 +88,7 @@ def test_a_drain_ends_where_no_drain_does(first, second):
 
 @settings(max_examples=40, deadline=None)
 @given(any_document(), any_document(), st.integers(1, 30))
-def test_a_failure_leaves_what_was_there(first, second, number):
+def test_a_failure_restores_the_earlier_state(first, second, number):
     """Whichever change fails, and whatever was there."""
     with Fresh() as fresh:
         fresh.apply(first)

@@ -52,7 +52,7 @@ def errors_of(data: object) -> list[str]:
     return caught.value.errors
 
 
-def test_what_a_good_document_is():
+def test_a_valid_document_is_loaded_as_objects():
     loaded = documents.load(GOOD)
     assert loaded == documents.Document(
         "return_path",
@@ -99,16 +99,16 @@ ROUTES = [
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_dump_keeps_what_is_not_usual_of_a_route(route):
+def test_dump_keeps_unusual_values_of_a_route(route):
     assert documents.dump(documents.load(changed("routes", [route])))["routes"] == [route]
 
 
-def test_an_address_is_kept_without_its_length():
+def test_an_address_is_stored_without_a_prefix_length():
     dumped = documents.dump(documents.load(changed("addresses", [{**ADDRESS, "retiring": True, "retire_at": 5}])))
     assert dumped["addresses"] == [{**ADDRESS, "address": "198.18.0.121", "retiring": True, "retire_at": 5}]
 
 
-def test_a_retiring_mark_may_be_of_a_proxy_with_a_new_id():
+def test_a_retiring_mark_may_share_its_proxy_with_a_new_id():
     loaded = documents.load(changed("marks.+", {**GOOD["marks"][1], "id": 13, "mac": None, "retiring": False}))
     assert [mark.id for mark in loaded.marks] == [11, 12, 13]
 
@@ -120,19 +120,19 @@ def test_a_retiring_mark_may_be_of_a_proxy_with_a_new_id():
     {"name": "a3", "id": 13, "mask": 255, "mac": "02:00:00:00:00:13"},
     {"name": "a3", "id": 13, "mask": 255, "mac": None, "via": ["198.18.0.13"], "conntrack": False},
 ])  # fmt: skip
-def test_a_mark_of_each_kind_is_kept(mark):
+def test_dump_keeps_a_mark_of_each_kind(mark):
     assert documents.dump(documents.load(changed("marks.+", mark)))["marks"][-1] == mark
 
 
 @pytest.mark.parametrize("twice", [{"iif": "eth1"}, {"transparent": True}])
-def test_what_one_mark_matches_no_other_may(twice):
+def test_two_marks_must_not_match_the_same_packets(twice):
     data = changed("marks", [{"name": f"m{one}", "id": one, "mask": 255, **twice} for one in (1, 2)])
     with pytest.raises(DocumentError, match=rf"marks\[1\].{next(iter(twice))}: .* is already used by marks\[0\]"):
         documents.load(data)
 
 
 @pytest.mark.parametrize(("given", "dumped"), [("iptables", "iptables"), ("auto", None), (None, None)])
-def test_the_engine_of_marks_is_kept_unless_it_is_the_usual(given, dumped):
+def test_dump_omits_the_default_engine_of_marks(given, dumped):
     assert documents.dump(documents.load(changed("mark_engine", given))).get("mark_engine") == dumped
 
 
@@ -241,7 +241,7 @@ ONE_ERROR = [
 
 
 @pytest.mark.parametrize(("path", "value", "expected"), ONE_ERROR)
-def test_one_error(path, value, expected):
+def test_an_invalid_value_is_reported_with_its_path(path, value, expected):
     errors = errors_of(changed(path, value))
     assert len(errors) == 1, errors
     assert errors[0].startswith(expected)
@@ -253,17 +253,17 @@ def test_one_error(path, value, expected):
     (True, "schema: True is not supported, expected 1"),
     (None, "schema: None is not supported, expected 1"),
 ])  # fmt: skip
-def test_another_schema(schema, expected):
+def test_another_schema_is_refused(schema, expected):
     # Nothing else is said: a newer schema may well know other keys.
     assert errors_of({**GOOD, "schema": schema, "unknown": 1}) == [expected]
 
 
 @pytest.mark.parametrize("data", [None, [], "x"])
-def test_what_is_no_document(data):
+def test_a_value_that_is_not_an_object_is_refused(data):
     assert errors_of(data)[0].startswith("the document is a ")
 
 
-def test_all_errors_at_once():
+def test_all_errors_are_reported_at_once():
     data = changed("rules.0.priority", 0)
     data["rules"][1]["table"] = 5
     data["routes"][0]["via"] = "::1"
@@ -274,11 +274,11 @@ def test_all_errors_at_once():
     assert paths == ["more", "rules[0].priority", "rules[1].table", "routes[0].via", "marks[0].mac", "sysctls[1]"]
 
 
-def test_numbers_that_templates_made_texts():
+def test_numbers_may_be_strings_because_templates_produce_them():
     data = changed("rules.0", {**GOOD["rules"][0], "priority": "1100", "fwmark": "0xb", "fwmask": "0xff"})
     assert documents.load(data) == documents.load(GOOD)
 
 
-def test_the_number_of_single_objects_is_no_owners():
+def test_the_protocol_of_single_objects_is_refused():
     data = {**GOOD, "owner": "mine", "protocol": 203}
     assert errors_of(data) == ["protocol: 203 belongs to the modules policy_rule and policy_route"]

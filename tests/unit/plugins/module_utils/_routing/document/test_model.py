@@ -39,7 +39,7 @@ SAME = [
 
 
 @pytest.mark.parametrize(("one", "other"), SAME)
-def test_equal_after_normalisation(one, other):
+def test_equivalent_values_are_equal(one, other):
     assert one == other
     assert one.key == other.key
 
@@ -52,12 +52,12 @@ def test_equal_after_normalisation(one, other):
     (Route("ipv4", 1, via="198.18.0.1"), Route("ipv4", 1, via="198.18.0.1", mtu=1400)),
     (Mark("a", 11, 255), Mark("a", 11, 255, ("02:00:00:00:00:11",))),
 ])  # fmt: skip
-def test_same_key_other_value(one, other):
+def test_values_with_the_same_key_may_differ(one, other):
     assert one.key == other.key
     assert one != other
 
 
-def test_order_takes_any_mixture():
+def test_objects_with_and_without_selectors_can_be_sorted():
     rules = [Rule("ipv4", 1, table=1, sport=(5, 6)), Rule("ipv4", 1, table=1), Rule("ipv4", 1, table=1, iif="lo")]
     assert sorted(rules, key=lambda rule: rule.order)[0] == rules[1]
 
@@ -71,18 +71,18 @@ SYSCTLS = [
 
 
 @pytest.mark.parametrize(("given", "expected"), SYSCTLS)
-def test_sysctl_names(given, expected):
+def test_sysctl_names_have_one_spelling(given, expected):
     assert model.sysctl_name(given) == expected
 
 
 @pytest.mark.parametrize("name", ["", "net", "../etc/passwd", "net/../../etc/x", "net..ipv4", "net.ipv4.x y", "/etc/x"])
-def test_what_is_no_sysctl(name):
+def test_an_invalid_sysctl_name_is_refused(name):
     with pytest.raises(ValueError, match="not the name of a sysctl"):
         model.sysctl_name(name)
 
 
 @pytest.mark.parametrize("value", ["", "02:00:00:00:00", "01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"])
-def test_what_is_no_mac_of_an_interface(value):
+def test_an_invalid_or_shared_mac_is_refused(value):
     with pytest.raises(ValueError, match="MAC address"):
         model.mac(value)
 
@@ -110,5 +110,5 @@ TEXTS = [
 
 
 @pytest.mark.parametrize(("value", "expected"), TEXTS)
-def test_text(value, expected):
+def test_objects_are_described_in_the_syntax_of_ip(value, expected):
     assert formatting.describe(value) == expected

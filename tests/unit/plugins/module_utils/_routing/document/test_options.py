@@ -27,11 +27,11 @@ RULES = [
 
 
 @pytest.mark.parametrize(("given", "expected"), RULES)
-def test_rules(given, expected):
+def test_options_are_read_as_a_rule(given, expected):
     assert options.rule({"priority": 9, "action": "lookup", "sport": None, **given}) == expected
 
 
-def test_a_rule_to_be_absent_is_known_by_its_key():
+def test_an_absent_rule_is_identified_by_its_key():
     found = options.rule({"priority": 9, "from": "198.18.0.121", "action": "prohibit", "table": "9"}, present=False)
     assert found.key == Rule("ipv4", 9, table=1, src="198.18.0.121").key
     assert options.rule({"priority": 9, "family": "ipv4"}, present=False).key == Rule("ipv4", 9, table=1).key
@@ -47,33 +47,33 @@ ROUTES = [
 
 
 @pytest.mark.parametrize(("given", "expected"), ROUTES)
-def test_routes(given, expected):
+def test_options_are_read_as_a_route(given, expected):
     assert options.route({"type": "unicast", "onlink": False, "src": None, **given}) == expected
 
 
-def test_a_route_to_be_absent_is_known_by_its_key():
+def test_an_absent_route_is_identified_by_its_key():
     given = {"dst": "default", "via": "2001:db8::1", "table": "9", "type": "unicast", "mtu": 1400, "dev": "eth0"}
     assert options.route(given, present=False).key == Route("ipv6", 9, via="2001:db8::1").key
 
 
-def test_all_that_is_wrong_is_told_at_once():
+def test_all_errors_are_reported_at_once():
     with pytest.raises(DocumentError) as caught:
         options.rule({"priority": 0, "from": "198.18.0.1/8", "ipproto": "x", "action": "lookup", "table": "9"})
     assert [error.split(":")[0] for error in caught.value.errors] == ["priority", "from", "ipproto"]
 
 
 @pytest.mark.parametrize("given", ["b", "198.18.0.300"])
-def test_what_is_no_address_is_told_as_such(given):
+def test_an_invalid_address_is_reported(given):
     with pytest.raises(DocumentError, match=r"from: .* does not appear to be"):
         options.rule({"priority": 9, "from": given, "action": "lookup", "table": "9"})
 
 
 @pytest.mark.parametrize("number", [1, 3, 203, 255])
-def test_protocols(number):
+def test_protocols_of_single_objects_are_accepted(number):
     assert options.protocol(number) == number
 
 
 @pytest.mark.parametrize("number", [-1, 0, 2, 201, 202, 256])
-def test_protocols_that_are_not_for_single_objects(number):
+def test_reserved_and_invalid_protocols_are_refused(number):
     with pytest.raises(DocumentError, match=f"^protocol: {number} is "):
         options.protocol(number)

@@ -22,7 +22,7 @@ def put(directory, name: str, data: object) -> None:
     (directory / name).write_text(data if isinstance(data, str) else json.dumps(data))
 
 
-def test_what_is_written_is_loaded(tmp_path):
+def test_a_stored_document_is_loaded_unchanged(tmp_path):
     loaded = documents.load({**MINE, "sysctls": [{"name": "a.b", "value": 1}]})
     files.write(store.path_of(str(tmp_path), "mine"), store.content_of(loaded), store.MODE)
     (stored,) = store.load_all(str(tmp_path))
@@ -30,7 +30,7 @@ def test_what_is_written_is_loaded(tmp_path):
     assert os.stat(stored.path).st_mode & 0o777 == 0o644
 
 
-def test_no_directory_means_no_documents(tmp_path):
+def test_without_a_directory_there_are_no_documents(tmp_path):
     assert store.load_all(str(tmp_path / "none")) == []
 
 
@@ -42,7 +42,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("name", "data", "expected"), FAULTS)
-def test_a_faulty_file_does_not_hide_the_others(tmp_path, name, data, expected):
+def test_an_invalid_file_does_not_hide_the_others(tmp_path, name, data, expected):
     put(tmp_path, name, data)
     put(tmp_path, "return_path.json", {**MINE, "owner": "return_path", "protocol": 202})
     put(tmp_path, ".hidden.json", "{")
@@ -52,7 +52,7 @@ def test_a_faulty_file_does_not_hide_the_others(tmp_path, name, data, expected):
     assert good.document.owner == "return_path"
 
 
-def test_two_documents_with_one_protocol_are_both_faulty(tmp_path):
+def test_two_documents_with_one_protocol_are_both_invalid(tmp_path):
     for owner in ("mine", "yours"):
         put(tmp_path, f"{owner}.json", {**MINE, "owner": owner})
     assert [stored.document for stored in store.load_all(str(tmp_path))] == [None, None]
@@ -84,7 +84,7 @@ def test_the_lock_is_held_by_one_at_a_time(tmp_path):
         pass
 
 
-def test_the_lock_is_waited_for(tmp_path):
+def test_a_second_process_waits_for_the_lock(tmp_path):
     path, order = str(tmp_path / "lock"), []
 
     def second() -> None:
@@ -99,7 +99,7 @@ def test_the_lock_is_waited_for(tmp_path):
     assert order == ["first", "second"]
 
 
-def test_a_symlink_is_not_followed(tmp_path):
+def test_a_symbolic_link_is_not_accepted_as_the_lock(tmp_path):
     (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic"), files.locked(str(tmp_path / "lock")):
         pass

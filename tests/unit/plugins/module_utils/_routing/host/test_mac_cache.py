@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""MACs over a reboot: a hint that anything better outranks."""
+"""The cache of MACs, and how the engine falls back to it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def path(tmp_path):
     return tmp_path / "macs.json"
 
 
-def test_what_is_learnt_is_known_to_the_next_one(path):
+def test_learnt_macs_are_stored_by_owner(path):
     Macs(str(path)).learn("return_path", {A: [OLD]}, [A])
     assert Macs(str(path)).known("return_path") == {A: (OLD,)}
     assert Macs(str(path)).known("another") == {}
 
 
-def test_a_new_answer_replaces_and_silence_does_not(path):
+def test_a_new_answer_replaces_the_cached_mac_and_silence_keeps_it(path):
     macs = Macs(str(path))
     macs.learn("return_path", {A: [OLD], A2: [NEW]}, [A, A2])
     macs.learn("return_path", {}, [A, A2])
@@ -39,7 +39,7 @@ def test_a_new_answer_replaces_and_silence_does_not(path):
     assert macs.known("return_path") == {A: ("02:00:00:00:00:01",), A2: (NEW,)}
 
 
-def test_what_no_document_names_is_forgotten(path):
+def test_macs_of_unlisted_addresses_are_forgotten(path):
     macs = Macs(str(path))
     macs.learn("return_path", {A: [OLD]}, [A])
     macs.learn("another", {A2: [NEW]}, [A2])
@@ -51,17 +51,17 @@ def test_what_no_document_names_is_forgotten(path):
     "content",
     ["", "{", "[]", "null", '{"schema": 2, "macs": {}}', '{"schema": 1, "macs": {"return_path": {"x": ["y"]}}}'],
 )
-def test_a_file_that_cannot_be_understood_says_nothing(path, content):
+def test_an_invalid_file_counts_as_empty(path, content):
     path.write_text(content)
     assert Macs(str(path)).known("return_path") == {}
 
 
-def test_without_a_file_nothing_is_remembered():
+def test_without_a_path_nothing_is_stored():
     Macs().learn("return_path", {A: [OLD]}, [A])
     assert Macs().known("return_path") == {}
 
 
-def test_nothing_is_written_when_nothing_is_new(path):
+def test_the_file_is_not_written_if_nothing_is_new(path):
     macs = Macs(str(path))
     macs.learn("return_path", {A: [OLD]}, [A])
     before = path.stat().st_ino, path.stat().st_mtime_ns
@@ -69,7 +69,7 @@ def test_nothing_is_written_when_nothing_is_new(path):
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
 
 
-# --- what the engine makes of them
+# --- the engine
 
 
 @pytest.fixture
@@ -88,18 +88,12 @@ def applied(host, path, *marks):
     return {mark.name: mark.macs for mark in outcome.after.marks}, outcome.waiting
 
 
-def test_a_silent_proxy_is_expected_where_it_was(host, path):
+def test_a_silent_proxy_gets_its_cached_mac(host, path):
     Macs(str(path)).learn("return_path", {A: [OLD]}, [A])
     assert applied(host, path, mark("a", 11, A)) == ({"a": (OLD,)}, ())
 
 
-def test_without_memory_it_is_waited_for(host, path):
-    macs, waiting = applied(host, path, mark("a", 11, A))
-    assert macs == {"a": ()}
-    assert waiting
-
-
-def test_an_answer_outranks_it_and_is_remembered(host, path):
+def test_an_answer_takes_precedence_and_is_cached(host, path):
     Macs(str(path)).learn("return_path", {A: [OLD]}, [A])
     host.kernel.neighbours[A] = NEW
     assert applied(host, path, mark("a", 11, A)) == ({"a": (NEW,)}, ())
@@ -107,7 +101,7 @@ def test_an_answer_outranks_it_and_is_remembered(host, path):
 
 
 @pytest.mark.parametrize("how", ["remembered", "live"])
-def test_a_mac_that_another_proxy_has_now_is_none(host, path, how):
+def test_a_cached_mac_that_another_proxy_has_now_is_not_used(host, path, how):
     if how == "live":
         host.kernel.neighbours[A] = OLD
         applied(host, path, mark("a", 11, A))
@@ -121,7 +115,7 @@ def test_a_mac_that_another_proxy_has_now_is_none(host, path, how):
     assert len(waiting) == 1
 
 
-def test_a_dry_run_remembers_nothing(host, path):
+def test_check_mode_caches_nothing(host, path):
     host.kernel.neighbours[A] = NEW
     host.engine = engine.Host(**{**host.engine.__dict__, "macs": Macs(str(path))})
     data = {**RETURN_PATH, "marks": [mark("a", 11, A)]}

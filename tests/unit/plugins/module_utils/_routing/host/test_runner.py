@@ -12,22 +12,22 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
 
 
-def test_output_and_status():
+def test_output_and_status_of_a_command_are_returned():
     done = runner.run(["sh", "-c", "cat; echo $LC_ALL >&2; exit 3"], "in")
     assert done == runner.Completed(3, "in", "C\n")
 
 
-def test_a_missing_command():
+def test_a_missing_command_is_an_error_with_its_name():
     with pytest.raises(runner.MissingCommand, match="nope-nope"):
         runner.run(["nope-nope"])
 
 
-def test_a_hanging_command(monkeypatch):
+def test_a_hanging_command_is_killed(monkeypatch):
     monkeypatch.setattr(runner, "TIMEOUT", 0.1)
     assert runner.run(["sleep", "20"]) == runner.Completed(124, "", "sleep did not end within 0.1 s")
 
 
-def test_a_hanging_command_whose_children_hold_its_pipes(monkeypatch):
+def test_a_hanging_command_is_killed_with_children_that_hold_its_pipes(monkeypatch):
     monkeypatch.setattr(runner, "TIMEOUT", 0.3)
     begun = time.monotonic()
     assert runner.run(["sh", "-c", "sleep 20; true"]).code == 124

@@ -35,11 +35,11 @@ def read(sysctls, owner: str = "one", *wanted: Sysctl) -> Setting:
     return setting
 
 
-def test_a_dot_in_an_interface_name():
+def test_a_dot_in_an_interface_name_stays_in_the_path():
     assert file_of(NAME) == "/proc/sys/net/ipv4/conf/eth0.100/accept_redirects"
 
 
-def test_hold_and_release(sysctls, tree):
+def test_a_released_sysctl_is_restored(sysctls, tree):
     assert read(sysctls, "one", WANT) == Setting(NAME, "1")
     sysctls.hold("one", WANT)
     assert tree.read_text() == "0"
@@ -50,13 +50,13 @@ def test_hold_and_release(sysctls, tree):
     assert sysctls.memory() is None
 
 
-def test_what_is_held_is_remembered_without_being_wanted(sysctls):
+def test_a_held_sysctl_is_read_even_if_it_is_no_longer_desired(sysctls):
     sysctls.hold("one", WANT)
     assert read(sysctls, "one") == Setting(NAME, "0", True, "1")
     assert sysctls.read("two", ()) == ()
 
 
-def test_the_last_owner_restores(sysctls, tree):
+def test_the_last_owner_restores_the_value(sysctls, tree):
     sysctls.hold("one", WANT)
     sysctls.hold("two", WANT)
     assert read(sysctls, "one").restore is None
@@ -66,7 +66,7 @@ def test_the_last_owner_restores(sysctls, tree):
     assert tree.read_text() == "1"
 
 
-def test_a_value_changed_by_somebody_else_is_left_to_them(sysctls, tree):
+def test_a_value_that_someone_else_changed_is_not_restored(sysctls, tree):
     sysctls.hold("one", WANT)
     tree.write_text("2\n")
     setting = read(sysctls, "one")
@@ -76,31 +76,31 @@ def test_a_value_changed_by_somebody_else_is_left_to_them(sysctls, tree):
     assert sysctls.memory() is None
 
 
-def test_the_first_found_value_survives_a_second_hold(sysctls, tree):
+def test_the_original_value_survives_a_second_hold(sysctls, tree):
     sysctls.hold("one", WANT)
     tree.write_text("2\n")
     sysctls.hold("one", WANT)
     assert read(sysctls, "one").restore == "1"
 
 
-def test_two_owners_must_agree(sysctls):
+def test_two_owners_must_agree_on_the_value(sysctls):
     sysctls.hold("one", WANT)
     with pytest.raises(Refused, match="two needs 2, but one holds it at 0"):
         sysctls.read("two", (Sysctl(NAME, "2"),))
 
 
-def test_a_missing_setting_is_waited_for(sysctls):
+def test_a_missing_sysctl_is_waited_for(sysctls):
     with pytest.raises(NotReady, match="eth7"):
         sysctls.read("one", (Sysctl("net.ipv4.conf.eth7.rp_filter", "0"),))
 
 
-def test_one_of_conntrack_comes_with_the_marks_and_is_not_waited_for(sysctls):
+def test_sysctls_of_conntrack_are_not_waited_for(sysctls):
     timeout = Sysctl("net.netfilter.nf_conntrack_udp_timeout", "65")
     assert sysctls.read("one", (timeout,)) == (Setting(timeout.name, ""),)
     assert sysctls.absent((timeout,)) == {}
 
 
-def test_a_held_setting_whose_interface_is_gone_is_given_up(sysctls, tree):
+def test_a_held_sysctl_of_a_missing_interface_is_released(sysctls, tree):
     sysctls.hold("one", WANT)
     tree.unlink()
     setting = read(sysctls, "one")
@@ -109,7 +109,7 @@ def test_a_held_setting_whose_interface_is_gone_is_given_up(sysctls, tree):
     assert not tree.exists()
 
 
-def test_rewind(sysctls, tree):
+def test_rewind_restores_the_value_and_the_file(sysctls, tree):
     before, memory = read(sysctls, "one", WANT), sysctls.memory()
     sysctls.hold("one", WANT)
     sysctls.rewind(before, memory)
@@ -117,7 +117,7 @@ def test_rewind(sysctls, tree):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema": 2, "sysctls": {}}'])
-def test_a_memory_that_cannot_be_understood_is_not_overwritten(sysctls, tmp_path, content):
+def test_an_invalid_file_is_not_overwritten(sysctls, tmp_path, content):
     (tmp_path / "var").mkdir()
     (tmp_path / "var" / "sysctl.json").write_text(content)
     with pytest.raises(Refused, match=r"sysctl\.json"):
@@ -125,6 +125,6 @@ def test_a_memory_that_cannot_be_understood_is_not_overwritten(sysctls, tmp_path
     assert sysctls.memory() == content
 
 
-def test_the_memory_says_who_and_what(sysctls):
+def test_the_file_has_the_original_value_and_the_owners(sysctls):
     sysctls.hold("one", WANT)
     assert json.loads(sysctls.memory()) == {"schema": 1, "sysctls": {NAME: {"found": "1", "owners": {"one": "0"}}}}

@@ -45,7 +45,7 @@ def as_saved(owner: str, marks: tuple[Mark, ...], family: str) -> str:
     return "\n".join(["*mangle", *(f":{chain} - [0:0]" for chain in chains), *jumps, *rules, "COMMIT", ""])
 
 
-def test_the_recorded_listings_are_what_was_written():
+def test_the_recorded_listings_are_read_back_as_written():
     assert observe(SAVED) == Observed(MARKS, True)
 
 
@@ -53,17 +53,17 @@ owners = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)
 
 
 @given(owners, mark_sets)
-def test_any_marks_are_observed_as_themselves(owner, marks):
+def test_rendered_marks_are_read_back_unchanged(owner, marks):
     assert observe({family: as_saved(owner, marks, family) for family in COMMANDS}, owner) == Observed(marks, True)
 
 
 @given(owners)
-def test_a_chains_name_has_room(owner):
+def test_chain_names_are_short_enough(owner):
     """XT_EXTENSION_MAXNAMELEN, without its terminating zero."""
     assert all(len(chain) <= 28 for chain in iptables.render(owner, MARKS, "ipv4"))
 
 
-def test_no_marks_no_chains():
+def test_without_marks_there_are_no_chains():
     assert iptables.render(OWNER, (), "ipv4") == {}
     assert observe({"ipv4": "", "ipv6": ""}) == Observed((), True)
 
@@ -77,13 +77,13 @@ def test_every_rule_matches_first_and_sets_under_the_mask():
                 assert all(mask == "0xff" for mask in re.findall(r"--set-xmark 0x[0-9a-f]+/(\S+)", rule))
 
 
-def test_the_guard_is_of_the_family_in_which_the_proxy_has_an_address():
+def test_guards_exist_only_in_families_in_which_the_proxy_has_an_address():
     for family, drops in (("ipv4", 4), ("ipv6", 1)):
         chains = iptables.render(OWNER, MARKS, family)
         assert len(chains["L4PROXY_RETURN_PATH_POST"]) == drops
 
 
-def test_a_script_replaces_what_there_is():
+def test_the_script_replaces_existing_chains():
     script = iptables.script(OWNER, iptables_listing.parse(SAVED["ipv4"]), iptables.render(OWNER, MARKS[5:], "ipv4"))
     lines = script.splitlines()
     assert (lines[0], lines[-1]) == ("*mangle", "COMMIT")
@@ -92,7 +92,7 @@ def test_a_script_replaces_what_there_is():
     assert "--dport 1" not in script
 
 
-def test_a_script_for_nothing_is_empty():
+def test_the_script_without_marks_and_chains_is_empty():
     assert iptables.script(OWNER, iptables_listing.Listing(), {}) == ""
 
 
@@ -129,13 +129,13 @@ DAMAGE = {
 
 @pytest.mark.parametrize("family", COMMANDS)
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_seen(damage, family):
+def test_changed_chains_are_not_sound(damage, family):
     damaged = damage(SAVED[family])
     assert damaged != SAVED[family]
     assert observe({**SAVED, family: damaged}) != Observed(MARKS, True)
 
 
-def test_rules_in_another_order_are_seen():
+def test_reordered_rules_are_not_sound():
     lines = SAVED["ipv4"].splitlines()
     first = next(index for index, line in enumerate(lines) if line.startswith(ONE))
     lines[first], lines[first + 1] = lines[first + 1], lines[first]
@@ -155,7 +155,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("change", SAME.values(), ids=SAME)
-def test_what_says_the_same_is_sound(change):
+def test_equivalent_listings_are_sound(change):
     changed = change(SAVED["ipv4"])
     assert observe({**SAVED, "ipv4": changed}) == Observed(MARKS, True)
 
@@ -165,7 +165,7 @@ def test_what_says_the_same_is_sound(change):
     ("-m mark --mark 0xb/0xffffffff", "-m mark --mark 0xb"),
     ("! -o eth0 -m mark --mark 0xb", "-m mark --mark 0xb ! -o eth0"),
 ])  # fmt: skip
-def test_versions_of_one_rule(one, other):
+def test_a_rule_has_one_meaning_in_every_version(one, other):
     assert iptables_listing.meaning(one) == iptables_listing.meaning(other)
 
 
@@ -183,7 +183,7 @@ class Commands:
         return Completed(0, SAVED["ipv6" if argv[0].startswith("ip6") else "ipv4"] if "save" in name else "", "")
 
 
-def test_write_is_one_commit_a_family():
+def test_each_family_is_written_in_one_commit():
     run = Commands()
     iptables.IpTables(run).write(OWNER, MARKS)
     restored = [(argv, stdin) for argv, stdin in run.calls if "restore" in argv[0]]
@@ -193,7 +193,7 @@ def test_write_is_one_commit_a_family():
     assert all(stdin.count("COMMIT") == 1 for _argv, stdin in restored)
 
 
-def test_a_second_family_that_fails_puts_the_first_one_back():
+def test_the_first_family_is_restored_if_the_second_one_fails():
     run = Commands(ip6tables_restore="ip6tables-restore: line 4 failed\n")
     with pytest.raises(RoutingError, match="ip6tables-restore --noflush -w 10: ip6tables-restore: line 4 failed"):
         iptables.IpTables(run).write(OWNER, ())
@@ -203,7 +203,7 @@ def test_a_second_family_that_fails_puts_the_first_one_back():
     assert ONE in scripts[1]
 
 
-def test_a_missing_iptables_is_named():
+def test_without_iptables_the_package_is_named():
     def missing(argv, stdin=None):
         raise MissingCommand(argv[0])
 
@@ -212,7 +212,7 @@ def test_a_missing_iptables_is_named():
     assert caught.value.package == "iptables"
 
 
-def test_a_memo_tells_one_id_with_conntrack_from_the_same_without():
+def test_a_memo_distinguishes_one_id_with_and_without_conntrack():
     tracked = Mark("a", 11, 255, (), ("198.18.0.11",))
     each = Mark("a", 11, 255, ("02:00:00:00:00:11",), ("198.18.0.11",), conntrack=False)
     lines = [line for mark in (tracked, each) for line in iptables_listing.memo(mark)]

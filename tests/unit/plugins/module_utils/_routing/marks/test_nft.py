@@ -31,27 +31,23 @@ def rules_of(objects: list, chain: str) -> list:
     return [item["rule"] for item in objects if item.get("rule", {}).get("chain") == chain]
 
 
-def test_the_recorded_listing_is_what_was_written():
+def test_the_recorded_listing_is_read_back_as_written():
     assert nft.observe(OWNER, LISTING) == nft.Observed(READ_BACK, True)
 
 
-def test_what_is_rendered_is_observed_as_itself():
-    assert nft.observe(OWNER, {"nftables": nft.render(OWNER, MARKS)}) == nft.Observed(READ_BACK, True)
-
-
 @given(mark_sets)
-def test_any_marks_are_observed_as_themselves(marks):
+def test_rendered_marks_are_read_back_unchanged(marks):
     assert nft.observe(OWNER, {"nftables": nft.render(OWNER, marks)}) == nft.Observed(marks, bool(marks))
 
 
-def test_a_transaction_has_no_moment_without_the_table():
+def test_a_transaction_replaces_the_table_at_once():
     commands = nft.transaction(OWNER, MARKS)["nftables"]
     table = {"table": {"family": "inet", "name": "l4proxy_return_path"}}
     assert commands[:3] == [{"add": table}, {"delete": table}, {"add": table}]
     assert nft.transaction(OWNER, ())["nftables"] == [{"add": table}, {"delete": table}]
 
 
-def test_chains_exist_before_rules_go_to_them():
+def test_chains_are_added_before_their_rules():
     kinds = [next(iter(item)) for item in nft.render(OWNER, MARKS)]
     assert kinds == sorted(kinds, key=["table", "chain", "rule"].index)
 
@@ -62,31 +58,31 @@ def test_only_bits_under_the_mask_are_set():
     assert rule["expr"][1:] == [{"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}}]
 
 
-def test_a_mask_of_all_bits_is_none():
+def test_a_mask_of_all_bits_is_omitted():
     """As nft lists it."""
     assert "&" not in json.dumps(nft.render(OWNER, [Mark("x", 3, 0xFFFFFFFF, ("02:00:00:00:00:11",))]))
 
 
-def test_a_proxy_without_mac_saves_nothing_but_restores_and_guards():
+def test_a_proxy_without_mac_marks_no_connections_but_restores_and_guards():
     objects = nft.render(OWNER, MARKS[1:2])
     assert rules_of(objects, "input") == rules_of(objects, "forward") == []
     for chain, count in (("accepted", 2), ("output", 3), ("prerouting", 1), ("guard_12", 1)):
         assert len(rules_of(objects, chain)) == count, chain
 
 
-def test_what_is_forwarded_is_marked_as_what_is_delivered():
+def test_forwarded_packets_are_marked_like_delivered_ones():
     objects = nft.render(OWNER, MARKS[:1])
     for one, other in (("input", "forward"), ("output", "prerouting")):
         assert rules_of(objects, one)[0]["expr"] == rules_of(objects, other)[0]["expr"]
 
 
 @pytest.mark.parametrize("mark", MARKS[4:], ids=lambda mark: mark.name)
-def test_without_conntrack_no_rule_asks_for_it(mark):
+def test_without_conntrack_no_rule_uses_it(mark):
     """A rule that does makes the kernel track connections."""
     assert '"ct"' not in json.dumps(nft.render(OWNER, [mark]))
 
 
-def test_the_mark_is_saved_once_and_for_the_first_direction():
+def test_the_mark_is_saved_once_and_in_the_original_direction():
     rule, *_others = rules_of(nft.render(OWNER, MARKS[:3]), "input")
     left = [statement["match"]["left"] for statement in rule["expr"][:2]]
     assert left == [{"ct": {"key": "direction"}}, {"&": [{"ct": {"key": "mark"}}, 255]}]
@@ -134,13 +130,13 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_seen(damage):
+def test_a_changed_table_is_not_sound(damage):
     data = copy.deepcopy(LISTING)
     damage(data)
     assert nft.observe(OWNER, data) != nft.Observed(READ_BACK, True)
 
 
-def test_counters_and_handles_do_not_matter():
+def test_counters_and_handles_are_ignored():
     text = json.dumps(LISTING).replace('"packets": 0', '"packets": 7').replace('"handle": ', '"handle": 1')
     assert nft.observe(OWNER, json.loads(text)) == nft.Observed(READ_BACK, True)
 
@@ -170,24 +166,24 @@ TABLES = Completed(0, json.dumps({"nftables": [{"metainfo": {}}, LISTING["nftabl
 NO_TABLE = Completed(1, "", "Error: No such file or directory")
 
 
-def test_read():
+def test_reading_lists_the_table_of_the_owner():
     run = Commands(table=Completed(0, json.dumps(LISTING), ""))
     assert nft.Nft(run).read(OWNER).marks == READ_BACK
     assert [argv for argv, _stdin in run.calls] == [["nft", "-j", "list", "table", "inet", "l4proxy_return_path"]]
 
 
 @pytest.mark.parametrize("output", ["", '{"nftables": [{"metainfo": {}}]}'])
-def test_no_table_means_no_marks(output):
+def test_without_a_table_there_are_no_marks(output):
     commands = Commands(table=NO_TABLE, tables=Completed(0, output, ""))
     assert nft.Nft(commands).read(OWNER) == nft.Observed((), True)
 
 
-def test_a_table_that_cannot_be_listed_is_no_missing_one():
+def test_a_table_that_cannot_be_listed_does_not_count_as_missing():
     with pytest.raises(RoutingError, match="No such file"):
         nft.Nft(Commands(table=NO_TABLE, tables=TABLES)).read(OWNER)
 
 
-def test_a_listing_that_met_another_transaction_is_asked_for_again():
+def test_a_listing_interrupted_by_another_transaction_is_repeated():
     class Changing(Commands):
         def __call__(self, argv, stdin=None):
             answer = super().__call__(argv, stdin)
@@ -198,7 +194,7 @@ def test_a_listing_that_met_another_transaction_is_asked_for_again():
     assert nft.Nft(run).read(OWNER).marks == READ_BACK
 
 
-def test_write_is_one_command():
+def test_writing_is_one_command():
     run = Commands(write=Completed(0, "", ""))
     nft.Nft(run).write(OWNER, MARKS)
     ((argv, stdin),) = run.calls
@@ -206,12 +202,12 @@ def test_write_is_one_command():
     assert json.loads(stdin) == nft.transaction(OWNER, MARKS)
 
 
-def test_a_failure_is_told():
+def test_a_failure_of_nft_is_reported():
     with pytest.raises(RoutingError, match=r"nft -j -f -: Error: no"):
         nft.Nft(Commands(write=Completed(1, "", "Error: no\n"))).write(OWNER, MARKS)
 
 
-def test_a_missing_nft_is_named():
+def test_without_nft_the_package_is_named():
     def missing(argv, stdin=None):
         raise MissingCommand(argv[0])
 
@@ -220,7 +216,7 @@ def test_a_missing_nft_is_named():
     assert caught.value.package == "nftables"
 
 
-def test_one_id_may_be_there_with_and_without_conntrack():
+def test_one_id_can_exist_with_and_without_conntrack():
     """While one way of marking takes over from the other."""
     tracked = Mark("a", 11, 255, (), ("198.18.0.11",))
     each = Mark("a", 11, 255, ("02:00:00:00:00:11",), ("198.18.0.11",), conntrack=False)

@@ -71,7 +71,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("held", "missing", "wanted", "engine"), CHOICES)
-def test_what_is_there_goes_before_what_is_usual(engines, held, missing, wanted, engine):
+def test_the_engine_that_holds_the_marks_keeps_them(engines, held, missing, wanted, engine):
     engines.held.update({name: Observed(values) for name, values in held.items()})
     engines.broken = {name: MissingPackage(name, "marks") for name in missing}
     found = read(requested=wanted)
@@ -79,7 +79,7 @@ def test_what_is_there_goes_before_what_is_usual(engines, held, missing, wanted,
     assert found.sound == (len(held) < 2)
 
 
-def test_an_unsound_leftover_counts_as_there(engines):
+def test_an_unsound_leftover_counts_as_held(engines):
     engines.held["iptables"] = Observed((), False)
     assert read() == Observed((), False, "iptables")
 
@@ -89,20 +89,20 @@ def test_an_unsound_leftover_counts_as_there(engines):
     ({"nftables"}, "nftables", "nftables is broken"),
     ({"iptables"}, "iptables", "iptables is broken"),
 ])  # fmt: skip
-def test_an_engine_that_is_not_to_be_had(engines, broken, wanted, sentence):
+def test_a_missing_engine_fails_only_if_it_is_needed(engines, broken, wanted, sentence):
     engines.broken = {name: RoutingError(f"{name} is broken") for name in broken}
     with pytest.raises(RoutingError, match=sentence):
         read(requested=wanted)
     assert read(requested=wanted, needed=False).marks == ()
 
 
-def test_the_new_engine_has_the_marks_before_the_old_one_loses_them(engines):
+def test_the_new_engine_gets_the_marks_before_the_old_one_loses_them(engines):
     engines.held["nftables"] = Observed(ONE)
     selection.write(None, OWNER, "iptables", ONE)
     assert engines.log == ["iptables 1", "nftables 0"]
 
 
-def test_an_old_engine_that_does_not_let_go_undoes_the_new_one(engines):
+def test_the_new_engine_is_emptied_if_the_old_one_cannot_be(engines):
     engines.held["nftables"] = Observed(ONE)
     engines.refusing = {"nftables"}
     with pytest.raises(RoutingError, match="nftables refuses"):
@@ -110,7 +110,7 @@ def test_an_old_engine_that_does_not_let_go_undoes_the_new_one(engines):
     assert (engines.held["nftables"].marks, engines.held["iptables"].marks) == (ONE, ())
 
 
-def test_it_gets_back_what_it_had_when_the_other_does_not_let_go(engines):
+def test_the_engine_gets_its_marks_back_if_the_other_one_cannot_be_emptied(engines):
     engines.held.update(nftables=Observed(ONE), iptables=Observed((), False))
     engines.refusing = {"nftables"}
     with pytest.raises(RoutingError, match="nftables refuses"):
@@ -118,7 +118,7 @@ def test_it_gets_back_what_it_had_when_the_other_does_not_let_go(engines):
     assert engines.held["iptables"].marks == ONE
 
 
-def test_no_marks_are_in_no_engine(engines):
+def test_without_marks_both_engines_are_emptied(engines):
     engines.held.update(nftables=Observed(ONE), iptables=Observed((), False))
     selection.write(None, OWNER, None, ())
     assert set(engines.log) == {"nftables 0", "iptables 0"}
@@ -130,5 +130,5 @@ def test_no_marks_are_in_no_engine(engines):
     ("nftables", ONE, 0),
     (None, ONE, 0),
 ])  # fmt: skip
-def test_what_an_engine_cannot_do_is_said(engine, values, count):
+def test_limits_of_an_engine_are_warnings(engine, values, count):
     assert len(selection.limits(values, engine)) == count

@@ -18,7 +18,7 @@ ADDRESSES = [Address("ipv4", "198.18.0.121", "lo"), Address("ipv6", "2001:db8::1
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_what_is_written_reads_back(address):
+def test_an_encoded_address_decodes_to_itself(address):
     found = messages.decode(messages.encode(address, 202, link_index("lo")))
     assert (found.value, found.protocol, found.family) == (address, 202, address.family)
 
@@ -39,9 +39,9 @@ WHOSE = [
 
 
 @pytest.mark.parametrize(("message", "protocol"), WHOSE)
-def test_whose_an_address_is(message, protocol):
+def test_the_owner_of_an_address_is_recognised(message, protocol):
     assert messages.decode(message).protocol == protocol
 
 
-def test_another_family_is_none_of_ours():
+def test_addresses_of_other_families_are_ignored():
     assert messages.decode(body(family=7)) is None

@@ -33,7 +33,7 @@ ENTRIES = [
 
 
 @pytest.mark.parametrize(("body", "expected"), ENTRIES)
-def test_what_carries_a_mark(body, expected):
+def test_which_connections_carry_a_mark(body, expected):
     assert conntrack.carries(body, 12, 255) == expected
 
 
@@ -42,7 +42,7 @@ def test_the_request_contains_mark_and_mask():
     assert found == {8: struct.pack("!I", 12), 21: struct.pack("!I", 255)}
 
 
-def test_a_kernel_that_does_not_answer_is_no_zero(monkeypatch):
+def test_an_unreadable_count_is_not_zero(monkeypatch):
     def refuse(_protocol):
         raise PermissionError(1, "Operation not permitted")
 

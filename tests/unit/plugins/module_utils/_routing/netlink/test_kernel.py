@@ -19,6 +19,6 @@ def test_without_pyroute2_the_package_is_named(monkeypatch):
         kernel.Kernel()
 
 
-def test_error_numbers_have_names():
+def test_error_numbers_are_described():
     assert kernel.reason(OSError(errno.ENETUNREACH, "x")) == "Network is unreachable (ENETUNREACH)"
     assert kernel.reason(ValueError("as it is")) == "as it is"

@@ -21,12 +21,12 @@ def test_attributes_are_padded_and_read_back():
     assert list(messages.attributes(packed)) == pairs
 
 
-def test_the_flags_of_a_nested_attribute_are_not_its_kind():
+def test_the_flags_of_an_attribute_are_not_part_of_its_kind():
     assert list(messages.attributes(struct.pack("=HH", 4, 0x8004))) == [(4, b"")]
 
 
 @pytest.mark.parametrize("data", [b"", b"\0\0", struct.pack("=HH", 3, 1), struct.pack("=HH", 0, 0)])
-def test_what_is_no_attribute_ends_the_reading(data):
+def test_an_invalid_attribute_ends_the_list(data):
     assert list(messages.attributes(data)) == []
 
 
@@ -35,7 +35,7 @@ def answer(code: int, flags: int = 0, extra: bytes = b"") -> bytes:
     return messages.HEADER.pack(16 + len(body), messages.NLMSG_ERROR, flags, 1, 0) + body
 
 
-def test_an_acknowledgement_is_no_error():
+def test_an_acknowledgement_raises_nothing():
     messages.raise_error(answer(0))
 
 
@@ -44,7 +44,7 @@ def test_an_acknowledgement_is_no_error():
     (messages.attribute(1, b"Rule is special\0"), 0x300, "Rule is special"),
     (messages.attribute(7, b"?"), 0x300, "Operation not permitted"),
 ])  # fmt: skip
-def test_a_refusal_has_its_number_and_the_kernels_words(extra, flags, words):
+def test_a_refusal_has_the_number_and_the_reason_of_the_kernel(extra, flags, words):
     with pytest.raises(PermissionError, match=words) as caught:
         messages.raise_error(answer(errno.EPERM, flags, extra))
     assert caught.value.errno == errno.EPERM
@@ -70,28 +70,28 @@ def kernel(monkeypatch):
     other.close()
 
 
-def test_a_listing_comes_in_pieces(kernel):
+def test_a_list_may_arrive_in_pieces(kernel):
     made, other = kernel
     for sent in (piece(b"aaaa", b"bbbb"), piece(b"cccc") + done()):
         other.send(sent)
     assert made.dump(34, b"") == [b"aaaa", b"bbbb", b"cccc"]
 
 
-def test_a_listing_that_was_changed_meanwhile_is_asked_for_again(kernel):
+def test_a_list_that_changed_meanwhile_is_read_again(kernel):
     made, other = kernel
     for sent in (piece(b"old.", flags=messages.NLM_F_DUMP_INTR), done(), piece(b"new.") + done()):
         other.send(sent)
     assert made.dump(34, b"") == [b"new."]
 
 
-def test_a_listing_that_is_refused_raises(kernel):
+def test_a_refused_list_raises(kernel):
     made, other = kernel
     other.send(answer(errno.EPERM))
     with pytest.raises(PermissionError):
         made.dump(34, b"")
 
 
-def test_interfaces_by_name_and_by_number():
+def test_interfaces_are_found_by_name_and_by_index():
     assert messages.link_name(messages.link_index("lo")) == "lo"
     assert messages.link_name(0x7FFFFFFF) == "if2147483647"
     with pytest.raises(OSError, match="nope0") as caught:

@@ -19,7 +19,7 @@ def attributes(message: bytes) -> dict[int, bytes]:
     return dict(messages.attributes(message[28:]))
 
 
-def test_a_request_carries_every_selector():
+def test_a_request_contains_every_selector():
     message = route_query.request("198.51.100.11", "198.18.0.21", 2, 3, 11, "tcp", 8080, 99)
     assert struct.unpack_from("=IHHII", message) == (len(message), 26, 1, 1, 0)
     assert struct.unpack_from("=BBB", message, 16) == (socket.AF_INET, 32, 32)
@@ -35,7 +35,7 @@ def test_a_request_carries_every_selector():
     }
 
 
-def test_a_short_request_names_the_destination_only():
+def test_a_minimal_request_contains_the_destination_only():
     message = route_query.request("2001:db8::1")
     assert struct.unpack_from("=BBB", message, 16) == (socket.AF_INET6, 128, 0)
     assert set(attributes(message)) == {1}
@@ -68,7 +68,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("message", "expected"), ANSWERS)
-def test_answers(message, expected):
+def test_answers_are_decoded(message, expected):
     assert route_query.parse(message) == expected
 
 
@@ -76,7 +76,7 @@ def test_loopback_is_local():
     assert route_query.route_get("127.0.0.1").type == "local"
 
 
-def test_an_unknown_interface_is_named():
+def test_an_unknown_interface_is_an_error_with_its_name():
     with pytest.raises(OSError, match="nope0") as caught:
         route_query.route_get("127.0.0.1", iif="nope0")
     assert caught.value.errno == errno.ENODEV

@@ -27,7 +27,7 @@ RULES = [
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_what_is_written_reads_back(rule):
+def test_an_encoded_rule_decodes_to_itself(rule):
     found = rule_messages.decode(rule_messages.encode(rule, 202), rule.family)
     assert (found.value, found.protocol, found.family) == (rule, 202, rule.family)
 
@@ -42,7 +42,7 @@ NO_VALUE = struct.pack("=I", 0xFFFFFFFF)
 IDLE = [(14, NO_VALUE), (13, NO_VALUE), (22, b"\0"), (28, b"\xff\xff"), (29, b"\xff\xff")]
 
 
-def test_what_says_nothing_is_passed_over():
+def test_neutral_attributes_are_ignored():
     found = rule_messages.decode(body(*IDLE, (3, b"lo\0")), "ipv4")
     assert found.value == Rule("ipv4", 0, table=9, iif="lo")
 
@@ -62,7 +62,7 @@ BEYOND_US = [
 
 
 @pytest.mark.parametrize("message", BEYOND_US)
-def test_a_rule_the_model_cannot_say_is_not_taken_for_another(message):
+def test_a_rule_that_the_model_cannot_express_has_no_value(message):
     found = rule_messages.decode(message, "ipv4")
     assert (found.value, found.protocol) == (None, 202)
 
@@ -84,11 +84,11 @@ SHOWN = [
 
 
 @pytest.mark.parametrize(("message", "words"), SHOWN)
-def test_what_the_model_cannot_say_is_shown_truly(message, words):
+def test_a_rule_that_the_model_cannot_express_is_described(message, words):
     assert rule_messages.decode(message, "ipv4").text == f"ip rule 1099: {words}"
 
 
-def test_host_bits_that_somebody_wrote_do_no_harm():
+def test_host_bits_of_a_prefix_are_ignored():
     head = rule_messages.BODY.pack(2, 0, 24, 0, 9, 0, 0, 1, 0)
     found = rule_messages.decode(head + attribute(2, bytes([198, 18, 0, 21])), "ipv4")
     assert found.value.src == "198.18.0.0/24"
@@ -111,7 +111,7 @@ def test_which_removals_are_ambiguous(rules, rule, expected):
     assert rule_messages.OwnedRules(rules).is_ambiguous(rule) == expected
 
 
-def test_owned_rules_are_followed():
+def test_owned_rules_are_updated():
     owned = rule_messages.OwnedRules([NARROW])
     assert NARROW in owned
     assert WIDE not in owned

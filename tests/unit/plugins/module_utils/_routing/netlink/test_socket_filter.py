@@ -11,7 +11,7 @@ import socket
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import socket_filter
 
 
-def test_every_jump_lands_inside_and_every_end_is_a_return():
+def test_every_jump_stays_inside_the_program_and_every_path_returns():
     lines = socket_filter.program({201, 202}, range(20100, 20356), ["198.18.0.11", "2001:db8::11"], 1101)
     for number, (code, if_true, if_false, value) in enumerate(lines):
         tests = {one: [if_true, if_false] for one in (socket_filter.JUMP_IF_EQUAL, socket_filter.JUMP_IF_GREATER)}
@@ -20,11 +20,11 @@ def test_every_jump_lands_inside_and_every_end_is_a_return():
     assert lines[-1] == (socket_filter.RETURN, 0, 0, socket_filter.PASS)
 
 
-def test_what_is_too_much_for_a_filter_lets_everything_through():
+def test_a_program_that_is_too_long_passes_everything():
     assert socket_filter.program((), range(1, 3000), ()) == [(socket_filter.RETURN, 0, 0, socket_filter.PASS)]
 
 
-def test_the_kernel_accepts_it():
+def test_the_kernel_accepts_the_program():
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
         socket_filter.attach(netlink, socket_filter.program({202}, {20111}, ["198.18.0.11"], 1101))
         socket_filter.attach(netlink, socket_filter.program((), (), ()))

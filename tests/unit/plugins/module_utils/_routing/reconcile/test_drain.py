@@ -41,7 +41,7 @@ def counting(**counts: int | None):
     return lambda mark, mask: counts.get(f"m{mark}", 0) if mask == 255 else None
 
 
-def test_all_that_is_lacking_retires():
+def test_unlisted_objects_retire():
     begun = drain.begin(NEW, HAVE, None, 1000.9)
     assert set(objects(begun)) == {
         *objects(NEW),
@@ -58,7 +58,7 @@ def test_all_that_is_lacking_retires():
     assert documents.dump(documents.load(documents.dump(begun))) == documents.dump(begun), "it can be stored"
 
 
-def test_what_is_named_does_not_retire():
+def test_listed_objects_do_not_retire():
     named = replace(
         EMPTY, rules=(replace(LOOKUP, table=7),), routes=(replace(ROUTE, via="198.18.0.99"),), marks=(MARK,)
     )
@@ -66,13 +66,13 @@ def test_what_is_named_does_not_retire():
     assert set(drain.retiring_until(begun)) == {GUARD, BY_SOURCE, SHARED, ADDRESS}
 
 
-def test_the_time_is_not_put_off():
+def test_a_second_drain_does_not_extend_the_time():
     stored = replace(EMPTY, rules=(replace(LOOKUP, retiring=True, retire_at=500), replace(GUARD, retiring=True)))
     begun = drain.begin(EMPTY, State((LOOKUP, GUARD)), stored, 1000)
     assert {value: value.retire_at for value in begun.rules} == {LOOKUP: 500, GUARD: 1000}
 
 
-def test_a_mark_under_another_mask_is_kept_too():
+def test_a_mark_with_another_mask_retires_as_well():
     other = replace(EMPTY, marks=(Mark("a", 0x1100, 0xFF00, via=("198.18.0.11",)),))
     begun = drain.begin(other, State(marks=(MARK,)), None, 1000)
     assert drain.retiring_until(begun) == [replace(MARK, macs=())]
@@ -87,7 +87,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("have", ODD)
-def test_what_no_document_can_have_does_not_retire(have):
+def test_objects_that_no_document_can_contain_do_not_retire(have):
     """Somebody made it under our number; stored, it would make the whole document a faulty one."""
     assert drain.begin(EMPTY, have, None, 1000) == EMPTY
 
@@ -104,11 +104,11 @@ DUE = [
 
 
 @pytest.mark.parametrize(("now", "counts", "left"), DUE)
-def test_what_is_due(now, counts, left):
+def test_retiring_objects_expire_with_their_connections_or_their_time(now, counts, left):
     assert set(objects(drain.without_expired(BEGUN, now, counting(**counts)))) == left
 
 
-def test_a_table_that_two_ids_look_up_stays_for_the_other():
+def test_a_table_of_two_ids_stays_while_one_has_connections():
     both = replace(
         EMPTY, rules=(LOOKUP, replace(LOOKUP, fwmark=13)), routes=(replace(ROUTE, retiring=True, retire_at=9),)
     )
@@ -116,7 +116,7 @@ def test_a_table_that_two_ids_look_up_stays_for_the_other():
     assert not drain.without_expired(both, 5, counting(m12=0, m13=0)).routes
 
 
-def test_what_conntrack_does_not_know_stays_for_the_whole_time():
+def test_objects_without_conntrack_stay_for_the_whole_time():
     single = replace(MARK, conntrack=False)
     begun = drain.begin(EMPTY, replace(HAVE, marks=(single,)), None, 1000)
     assert {LOOKUP, GUARD, ROUTE, replace(single, macs=())} <= set(
@@ -130,7 +130,7 @@ def test_a_mark_without_next_hop_retires_and_can_be_stored():
     assert documents.load(documents.dump(begun)).marks == begun.marks
 
 
-def test_before_it_is_settled_nothing_leaves_early():
+def test_no_object_expires_early_before_settle_at():
     begun = drain.begin(EMPTY, HAVE, None, 1000, 500)
     assert begun.settle_at == 500
     assert drain.without_expired(begun, 499, counting()) == begun
@@ -138,14 +138,14 @@ def test_before_it_is_settled_nothing_leaves_early():
     assert drain.without_expired(begun, 1000, counting()) == EMPTY
 
 
-def test_settling_begins_anew_only_with_what_is_new():
+def test_settle_at_moves_only_if_more_objects_retire():
     begun = drain.begin(EMPTY, HAVE, None, 1000, 500)
     assert drain.begin(EMPTY, HAVE, begun, 1100, 600) == begun
     more = replace(HAVE, rules=(*HAVE.rules, replace(LOOKUP, fwmark=13)))
     assert drain.begin(EMPTY, more, begun, 1100, 600).settle_at == 600
 
 
-def test_a_setting_stays_as_long_as_what_it_is_for():
+def test_a_held_sysctl_stays_for_the_whole_time():
     held = Setting("net.ipv4.tcp_fwmark_accept", "1", held=True, restore="0")
     begun = drain.begin(EMPTY, State(sysctls=(held, Setting("net.ipv4.ip_forward", "0"))), None, 1000)
     assert [(one.name, one.value, one.retiring) for one in begun.sysctls] == [(held.name, "1", True)]
@@ -153,7 +153,7 @@ def test_a_setting_stays_as_long_as_what_it_is_for():
     assert not drain.without_expired(begun, 1000, counting()).sysctls
 
 
-def test_without_a_time_nothing_is_due():
+def test_objects_without_a_time_never_expire():
     for_ever = replace(EMPTY, rules=(replace(LOOKUP, retiring=True),))
     assert drain.without_expired(for_ever, 10**12, counting()) == for_ever
     assert drain.next_due(for_ever, 0) is None
@@ -166,11 +166,11 @@ def test_each_id_is_counted_once():
 
 
 @pytest.mark.parametrize(("now", "expected"), [(0, 5.0), (997, 3.0), (1001, 0.0)])
-def test_when_to_look_again(now, expected):
+def test_the_next_run_is_due_within_the_counting_interval(now, expected):
     assert drain.next_due(BEGUN, now) == expected
 
 
-def test_the_wanted_state_has_what_still_retires():
+def test_the_desired_state_contains_what_still_retires():
     kept = State((replace(LOOKUP, fwmark=11), replace(GUARD, retiring=True)))
     found = drain.with_retiring(kept, replace(EMPTY, rules=(replace(LOOKUP, retiring=True),)))
     assert [(rule.fwmark, rule.retiring) for rule in found.rules] == [(11, False), (12, True)]

@@ -64,7 +64,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize(("rules", "foreign", "expected"), PLACES.values(), ids=PLACES)
-def test_places(rules, foreign, expected):
+def test_rules_move_in_front_of_foreign_rules_that_take_their_packets(rules, foreign, expected):
     found = placement.place(rules, [LOCAL, *foreign])
     there = [found.at(rule).priority for rule in rules]
     assert there == (expected or [1100, 1101])
@@ -73,13 +73,13 @@ def test_places(rules, foreign, expected):
     assert placement.as_documented(rules, [found.at(rule) for rule in rules]) == tuple(rules)
 
 
-def test_what_retires_stays_where_it_is():
+def test_retiring_rules_do_not_move():
     leaving = replace(LOOKUP, retiring=True, fwmark=12)
     found = placement.place([*WAY_BACK, leaving], WG_QUICK)
     assert leaving not in found.moved
 
 
-def test_a_place_does_not_depend_on_where_ours_stand():
+def test_the_placement_does_not_depend_on_the_current_priorities():
     """Else two looks would give two answers."""
     ours = [KernelObject(replace(rule, priority=number), 202, "ipv4") for rule, number in zip(WAY_BACK, (1096, 1097))]
     assert placement.place(WAY_BACK, [LOCAL, *ours, *WG_QUICK]).moved == placement.place(WAY_BACK, WG_QUICK).moved

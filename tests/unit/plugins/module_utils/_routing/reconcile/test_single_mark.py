@@ -74,7 +74,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("options", "sentence"), UNREADABLE)
-def test_what_is_wrong_is_told_by_the_options_name(options, sentence):
+def test_invalid_options_are_reported_by_name(options, sentence):
     with pytest.raises(errors.DocumentError) as caught:
         single_mark.read({**ONE, **options})
     assert sentence in caught.value.errors[0]
@@ -84,12 +84,12 @@ def test_what_is_wrong_is_told_by_the_options_name(options, sentence):
     ("return_path", "owner: the marks of return_path come from its document"),
     ("Mine", "owner: 'Mine' is not an owner"),
 ])  # fmt: skip
-def test_an_owner_that_cannot_be(owner, sentence):
+def test_an_invalid_owner_or_one_with_a_document_is_refused(owner, sentence):
     with pytest.raises(errors.DocumentError, match=sentence):
         single_mark.owner_of({"owner": owner})
 
 
-def test_adding_and_removing_one_leaves_the_others(host):
+def test_adding_and_removing_a_mark_keeps_the_others(host):
     assert present(host, ONE).changed
     assert present(host, OTHER).changed
     assert held(host) == (UP, LB1)
@@ -104,7 +104,7 @@ def test_adding_and_removing_one_leaves_the_others(host):
     assert not absent(host, "up").changed
 
 
-def test_check_mode_foretells(host):
+def test_check_mode_predicts_the_result(host):
     present(host, OTHER)
     foretold = present(host, ONE, check=True)
     assert held(host) == (UP,)
@@ -122,7 +122,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "sentence"), REFUSED)
-def test_what_cannot_stand_beside_the_others_is_refused(host, options, sentence):
+def test_a_mark_that_conflicts_with_another_one_is_refused(host, options, sentence):
     present(host, ONE)
     present(host, OTHER)
     with pytest.raises(errors.Refused, match=sentence):
@@ -130,7 +130,7 @@ def test_what_cannot_stand_beside_the_others_is_refused(host, options, sentence)
     assert held(host) == (UP, LB1)
 
 
-def test_without_any_engine_the_package_is_named(host):
+def test_without_an_engine_the_package_is_named(host):
     host.nft.missing = True
     with pytest.raises(errors.MissingPackage, match="install the package nftables"):
         present(host, ONE)
@@ -141,7 +141,7 @@ def test_without_any_engine_the_package_is_named(host):
     assert not absent(host, "lb1").changed
 
 
-def test_what_does_not_read_back_is_undone(host):
+def test_a_mark_that_does_not_read_back_is_undone(host):
     present(host, OTHER)
     before = dict(host.nft.tables)
 

@@ -26,7 +26,7 @@ def ensure(host, value, **options):
 
 
 @pytest.mark.parametrize("value", [RULE, ROUTE])
-def test_present_and_absent(host, value):
+def test_an_object_is_added_once_and_removed_once(host, value):
     before = host.snapshot()
     foretold = ensure(host, value, check=True)
     assert (host.snapshot(), host.lock.exists()) == (before, False)
@@ -46,7 +46,7 @@ def test_a_new_rule_is_added_before_the_old_one_is_removed(host):
     assert [call.split()[0] for call in host.kernel.calls] == ["add", "remove"]
 
 
-def test_only_the_interface_is_filled_in(host):
+def test_the_interface_of_a_route_is_looked_up(host):
     assert ensure(host, ROUTE).owned["routes"][0]["dev"] == "eth0"
 
 
@@ -59,7 +59,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("value", "rules", "routes", "sentence"), OTHERS)
-def test_what_others_own_is_refused(host, value, rules, routes, sentence):
+def test_objects_and_tables_of_others_are_refused(host, value, rules, routes, sentence):
     host.kernel.held_rules += rules
     host.kernel.held_routes += routes
     with pytest.raises(errors.Refused) as caught:
@@ -69,17 +69,17 @@ def test_what_others_own_is_refused(host, value, rules, routes, sentence):
     assert host.kernel.calls == []
 
 
-def test_the_main_table_is_everybodys(host):
+def test_the_main_table_may_contain_foreign_routes(host):
     host.kernel.held_routes.append((Route("ipv4", 254, "10.0.0.0/8", dev="eth0"), 4))
     assert ensure(host, Route("ipv4", 254, "10.1.0.0/16", via="198.18.0.11")).changed
 
 
-def test_what_is_not_there_yet_is_refused(host):
+def test_a_missing_interface_is_refused(host):
     with pytest.raises(errors.Refused, match="cannot be applied now, waiting for link nope0 to exist"):
         ensure(host, Rule("ipv4", 1000, table=100, iif="nope0"))
 
 
-def test_a_failure_is_undone(host):
+def test_a_failed_change_is_undone(host):
     ensure(host, RULE)
     before = host.snapshot()
     host.kernel.fail_at = len(host.kernel.calls) + 2
@@ -88,14 +88,14 @@ def test_a_failure_is_undone(host):
     assert host.snapshot() == before
 
 
-def test_what_does_not_read_back_is_told(host):
+def test_an_object_that_does_not_read_back_is_an_error(host):
     host.kernel.lose = "add"
     host.kernel.fail = "remove"
     with pytest.raises(errors.ApplyError, match="the host still needs: add ip rule 1000"):
         ensure(host, RULE)
 
 
-def test_without_pyroute2(host):
+def test_without_pyroute2_check_mode_assumes_that_the_object_is_absent(host):
     host.no_pyroute2 = True
     with pytest.raises(errors.MissingPackage):
         ensure(host, RULE)

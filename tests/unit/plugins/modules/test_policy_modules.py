@@ -1,0 +1,73 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Documentation and results of policy_rule and policy_route; test_single_object and tests/kernel test their work."""
+
+from __future__ import annotations
+
+import json
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import yaml
+from ansible.module_utils import basic
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.trueip.l4proxy.plugins.doc_fragments.single_object import ModuleDocFragment
+from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
+from ansible_collections.trueip.l4proxy.plugins.modules import policy_route, policy_rule
+from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
+
+# (module, key of the result, options, part of the result)
+MODULES = [
+    (policy_rule, "rule", {"priority": 1000, "from": "198.18.0.121", "table": "100"},
+     {"family": "ipv4", "priority": 1000, "action": "lookup", "table": 100, "src": "198.18.0.121/32"}),
+    (policy_route, "route", {"table": "100", "dst": "default", "via": "198.18.0.11"},
+     {"family": "ipv4", "table": 100, "dst": "default", "via": "198.18.0.11", "dev": "eth0"}),
+]  # fmt: skip
+
+
+@pytest.fixture(params=MODULES, ids=[key for _module, key, _options, _expected in MODULES])
+def case(request, tmp_path, monkeypatch, capsys) -> SimpleNamespace:
+    """A module with its options and expected result; ``call`` runs it on the fake ``host``."""
+    module, key, options, expected = request.param
+    host, warned = fakes.FakeHost(tmp_path), []
+    monkeypatch.setattr(engine, "Host", lambda runner: host.engine)
+    monkeypatch.setattr(kernel, "PYROUTE2_ERROR", None)
+    monkeypatch.setattr(basic.AnsibleModule, "warn", lambda _module, text: warned.append(text))
+
+    def call(check: bool = False, **more) -> dict:
+        with patch_module_args({**options, **more, "_ansible_check_mode": check}), pytest.raises(SystemExit):
+            module.main()
+        return {**json.loads(capsys.readouterr().out), "warned": list(warned)}
+
+    return SimpleNamespace(key=key, expected=expected, host=host, call=call)
+
+
+@pytest.mark.parametrize("module", [policy_rule, policy_route])
+def test_the_documentation_agrees_with_the_argument_spec(module: ModuleType):
+    documented = yaml.safe_load(module.DOCUMENTATION)["options"]
+    documented.update(yaml.safe_load(ModuleDocFragment.DOCUMENTATION)["options"])
+    arguments = {**_host_module.SINGLE_OBJECT, **module.ARGUMENTS}
+    assert set(documented) == set(arguments)
+    for name, argument in arguments.items():
+        for key in ("type", "default", "choices", "required"):
+            assert documented[name].get(key) == argument.get(key), (name, key)
+
+
+def test_the_result_contains_the_object(case):
+    result = case.call()[case.key]
+    assert {name: result[name] for name in case.expected} == case.expected
+    assert case.call(state="absent")[case.key] == {}
+
+
+def test_without_pyroute2_the_module_fails_and_check_mode_warns(case):
+    case.host.no_pyroute2 = True
+    result = case.call()
+    assert result["failed"]
+    assert "install the package python3-pyroute2" in result["msg"]
+    predicted = case.call(check=True)
+    assert predicted["changed"]
+    assert "python3-pyroute2" in predicted["warned"][0]
