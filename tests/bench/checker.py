@@ -60,7 +60,7 @@ def main(seconds: float) -> int:
 
 def targets(forwarder):
     """Return the status of every backend."""
-    return [one["families"]["ipv4"] for one in forwarder.status()["services"][0]["backends"]]
+    return [backend["families"]["ipv4"] for backend in forwarder.status()["services"][0]["backends"]]
 
 
 def states(forwarder):

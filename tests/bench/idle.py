@@ -149,7 +149,7 @@ def standing(lab, forwarder, report: Report) -> None:
             KINDS[number % len(KINDS)](client, server)
         time.sleep(SETTLED)
         pids = measure.family(forwarder.process.pid)
-        sessions = sum(one["sessions"] for one in forwarder.status()["workers"])
+        sessions = sum(worker["sessions"] for worker in forwarder.status()["workers"])
         before, begun = measure.cpu_seconds(pids), time.monotonic()
         time.sleep(SECONDS)
         used = (measure.cpu_seconds(pids) - before) / (time.monotonic() - begun)

@@ -94,21 +94,21 @@ class Marked:
 @contextlib.contextmanager
 def marked(lab, name: str, variant: Variant, owners: tuple[str, ...] = ("return_path",)) -> Iterator[Marked]:
     """A host that uses one variant; the objects of the owners are removed in the end."""
-    made = Marked(lab, lab[name], variant)
+    marked_host = Marked(lab, lab[name], variant)
     try:
-        yield made
+        yield marked_host
     finally:
         for owner in owners:
-            made.remove(owner)
-        assert made.read().marks == ()
-        assert made.variant.save(made.host) == made.variant.save(made.host, "ip6tables") == []
+            marked_host.remove(owner)
+        assert marked_host.read().marks == ()
+        assert variant.save(lab[name]) == variant.save(lab[name], "ip6tables") == []
 
 
 def outcomes(lab, host: str, sources: dict[str, str], port: int = PORT, source_port: int = 0) -> list[str]:
     """The outcomes of handshakes with b, one in each family, in parallel because silence takes a second."""
     with contextlib.ExitStack() as stack:
-        made = [
+        connections = [
             stack.enter_context(attempt(lab[host], source, address_of(lab["b"], family), port, source_port))
             for family, source in sources.items()
         ]
-        return [one.outcome() for one in made]
+        return [connection.outcome() for connection in connections]

@@ -185,8 +185,8 @@ def attempt(*arguments, **options):
 
 
 def handshake(host, source: str, target: str, port: int = PORT, source_port: int = 0) -> str:
-    with attempt(host, source, target, port, source_port) as made:
-        return made.outcome()
+    with attempt(host, source, target, port, source_port) as connection:
+        return connection.outcome()
 
 
 def snmp(host, group: str, name: str) -> int:

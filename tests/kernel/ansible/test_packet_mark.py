@@ -25,8 +25,8 @@ OTHER = {"name": "up", "id": "0x200", "mask": "0xff00", "iif": "eth0"}
 
 @pytest.fixture(params=VARIANTS, ids=str)
 def b(lab, request):
-    with marked(lab, "b", request.param, OWNERS) as made:
-        yield made
+    with marked(lab, "b", request.param, OWNERS) as host:
+        yield host
 
 
 @pytest.fixture

@@ -93,17 +93,17 @@ class Clinic:
     def complaints(self, name: str, ports=(), wanted: dict | None = None, **options) -> list[finding.Finding]:
         """Failures and warnings of a host, in the order of the report; with ``wanted``, before it is applied."""
         facts = doctor_facts(self.lab[name], self.lab.engine, self.directory / name, wanted, CLIENTS, ports, **options)
-        found = finding.ordered(registry.examine(facts))
-        return [one for one in found if one.status in (finding.FAIL, finding.WARN)]
+        findings = finding.ordered(registry.examine(facts))
+        return [item for item in findings if item.status in (finding.FAIL, finding.WARN)]
 
 
 @contextmanager
 def raise_clinic(prefix: str, tmp_path_factory):
-    with NamespaceLab(f"{prefix}{os.getpid()}", HOSTS, TWO_LEGS) as raised:
-        raised.engine = Engine(tmp_path_factory.mktemp("engine"))
-        made = Clinic(raised, tmp_path_factory.mktemp("documents"))
-        for name in made.documents:
-            made.heal(name)
+    with NamespaceLab(f"{prefix}{os.getpid()}", HOSTS, TWO_LEGS) as lab:
+        lab.engine = Engine(tmp_path_factory.mktemp("engine"))
+        clinic = Clinic(lab, tmp_path_factory.mktemp("documents"))
+        for name in clinic.documents:
+            clinic.heal(name)
         for name in ("b", "c"):
-            raised.nginx(name, ports=[PORT])
-        yield made
+            lab.nginx(name, ports=[PORT])
+        yield clinic

@@ -145,7 +145,7 @@ def test_a_fault_is_the_first_finding_and_only_while_it_lasts(clinic, fault):
     finally:
         shell(host, fault.mends)
         clinic.heal(fault.host)
-    assert [found[0].id, fault.says in found[0].what] == [fault.check, True], [one.line for one in found]
+    assert [found[0].id, fault.says in found[0].what] == [fault.check, True], [finding.line for finding in found]
     assert outcome == ("silent" if fault.silent else "not tried")
     assert clinic.complaints(fault.host, fault.ports) == []
 
@@ -164,7 +164,7 @@ def test_an_accepted_icmp_redirect_is_reported(clinic):
         clinic.lab[name].sysctl(f"net.ipv4.{key}", "0")
     clinic.heal("a")
     found = clinic.complaints("b")
-    assert (found[0].id, found[0].subject) == ("redirected", target), [one.line for one in found]
+    assert (found[0].id, found[0].subject) == ("redirected", target), [finding.line for finding in found]
     assert "go to 198.18.0.1, because of an ICMP redirect" in found[0].what
     assert routing.handshake(a, target, b.ipv4) == "silent"
     b.run(["ip", "route", "flush", "cache"])
@@ -178,7 +178,7 @@ def test_a_wildcard_udp_server_is_reported_with_strategy_address(clinic):
     with server:
         server.bind(("0.0.0.0", 5300))
         found = clinic.complaints("d", ports)
-        assert [one.id for one in found] == ["udp_source"]
+        assert [finding.id for finding in found] == ["udp_source"]
     assert clinic.complaints("d", ports) == []
 
 
@@ -220,7 +220,7 @@ def test_faults_are_reported_before_the_first_change(clinic, name, fault, check)
     try:
         assert clinic.complaints(name, wanted=wanted) == []
         shell(host, FAULTS[fault].breaks)
-        assert {one.id for one in clinic.complaints(name, wanted=wanted)} == {check}
+        assert {finding.id for finding in clinic.complaints(name, wanted=wanted)} == {check}
     finally:
         shell(host, FAULTS[fault].mends)
         clinic.heal(name)
@@ -231,7 +231,7 @@ def test_a_proxy_in_no_network_of_the_backend_is_refused_before_the_first_change
     for route in clinic.documents["b"]["routes"]:
         via = {"ipv4": "203.0.113.9", "ipv6": "2001:db8:77::9"}[route["family"]]
         far["routes"].append({**route, "via": via})
-    assert {one.id for one in clinic.complaints("b", wanted=far)} == {"proxy_on_link"}
+    assert {finding.id for finding in clinic.complaints("b", wanted=far)} == {"proxy_on_link"}
 
 
 def test_published_container_ports_are_no_fault(clinic):
@@ -264,11 +264,13 @@ def test_a_tool_that_hangs_or_fails_is_reported_and_the_rest_is_checked(clinic, 
     host = replace(clinic.lab.engine.host(clinic.lab["b"]), runner=run)
     for early in (wanted, None):
         found = clinic.complaints("b", wanted=early, host=host)
-        assert {one.id for one in found} <= {"unread", "waiting"}
-        assert any("the packet filters could not be read: " in one.what and said in one.what for one in found)
+        assert {finding.id for finding in found} <= {"unread", "waiting"}
+        assert any(
+            "the packet filters could not be read: " in finding.what and said in finding.what for finding in found
+        )
     shell(clinic.lab["b"], "ip rule add priority 100 lookup main")
     try:
-        assert "rule_before" in [one.id for one in clinic.complaints("b", wanted=wanted, host=host)]
+        assert "rule_before" in [finding.id for finding in clinic.complaints("b", wanted=wanted, host=host)]
     finally:
         shell(clinic.lab["b"], "ip rule del priority 100")
 

@@ -37,7 +37,7 @@ def backend(clinic, strategy, tmp_path):
 
     def complaints(check: str, ports=()) -> list:
         found = clinic.complaints("b", ports, directory=str(tmp_path))
-        return [one for one in found if one.id == check]
+        return [finding for finding in found if finding.id == check]
 
     assert complaints("mark_clobbered") == []
     yield complaints
@@ -84,7 +84,7 @@ def test_a_foreign_mark_is_reported_exactly_if_it_breaks_traffic(clinic, backend
     clinic.lab["b"].run(["sh", "-c", command])
     harms = strategy in harmed.split()
     assert outcome(clinic, "ipv4") == ("silent" if harms else "established")
-    assert [one.status for one in backend("mark_clobbered")] == (["fail"] if harms else [])
+    assert [finding.status for finding in backend("mark_clobbered")] == (["fail"] if harms else [])
 
 
 @pytest.mark.parametrize("strategy", ["mark"], indirect=True)
@@ -92,11 +92,11 @@ def test_a_chain_at_our_own_priority_is_a_warning(clinic, backend, strategy):
     """It breaks traffic only if our table is loaded after it."""
     clinic.lab["b"].run(["iptables", "-t", "mangle", "-A", "OUTPUT", "-j", "MARK", "--set-mark", "0xca6c"])
     assert outcome(clinic, "ipv4") == "established"
-    assert [one.status for one in backend("mark_clobbered")] == ["warn"]
+    assert [finding.status for finding in backend("mark_clobbered")] == ["warn"]
     clinic.lab["b"].run(["nft", "delete", "table", "inet", "l4proxy_return_path"])
     clinic.heal("b")
     assert outcome(clinic, "ipv4") == "silent"
-    assert [one.status for one in backend("mark_clobbered")] == ["warn"]
+    assert [finding.status for finding in backend("mark_clobbered")] == ["warn"]
 
 
 RAW, RAW_OUT = "filter hook prerouting priority raw", "filter hook output priority raw"
@@ -137,7 +137,7 @@ def test_rules_that_bypass_conntrack_are_reported(clinic, backend, strategy, com
     unnamed = "warn" if by_port else "fail"
     others = set() if by_port else {"fail"}
     for ports, expected in (([("tcp", PORT)], {"fail"}), ([], {unnamed}), ([("udp", 9)], others)):
-        assert {one.status for one in backend("untracked", ports)} == (expected if harms else set()), ports
+        assert {finding.status for finding in backend("untracked", ports)} == (expected if harms else set()), ports
 
 
 @pytest.mark.parametrize("command", TRACKED)
@@ -155,7 +155,7 @@ def test_strategy_address_needs_no_conntrack(clinic, family):
     try:
         # Nothing listens there; the refusal proves that the path works.
         assert handshake(a, CLIENTS[family], SECOND[family]) not in ("silent", "established")
-        assert [one for one in clinic.complaints("d") if one.id == "untracked"] == []
+        assert [finding for finding in clinic.complaints("d") if finding.id == "untracked"] == []
     finally:
         d.run(["nft", "delete", "table", "inet", "t"])
         clinic.heal("a")
@@ -192,14 +192,14 @@ def test_a_router_that_answers_arp_for_every_neighbour_is_reported(clinic, isola
     def complaints() -> list:
         # Over IPv6 no host answers.
         host = clinic.lab.engine.host(b, neighbour_wait=0.5)
-        found = [one for one in clinic.complaints("b", host=host) if one.id == "proxy_mac"]
-        return [one for one in found if f"has the same MAC as the router on eth0: {mac}" in one.what]
+        found = [finding for finding in clinic.complaints("b", host=host) if finding.id == "proxy_mac"]
+        return [finding for finding in found if f"has the same MAC as the router on eth0: {mac}" in finding.what]
 
     b.run(["ping", "-c", "1", "-W", "5", a.ipv4])
     assert outcome(clinic, "ipv4") != "established"
-    assert [one.status for one in complaints()] == ["warn"], "it may be the router itself"
+    assert [finding.status for finding in complaints()] == ["warn"], "it may be the router itself"
     b.run(["ping", "-c", "1", "-W", "5", clinic.lab["d"].ipv4])
-    assert [one.status for one in complaints()] == ["fail"]
+    assert [finding.status for finding in complaints()] == ["fail"]
     assert "(also 198.18.0.1, 198.18.0.23)" in complaints()[0].what
     # Strategy address does not help: packets to the proxy's address still go to the router.
     clinic.lab.engine.apply(a, local_delivery(b, SimpleNamespace(**SECOND)))

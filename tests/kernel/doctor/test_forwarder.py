@@ -40,19 +40,19 @@ def test_ranges_of_ports_are_checked_against_ephemeral_ports(clinic, running, ad
     running.reload()
     found = clinic.complaints("a", **paths(running))
     wanted = ["port_range"] if said and address == "0.0.0.0" else []
-    assert [one.id for one in found] == wanted
-    assert all(said in one.what for one in found)
+    assert [finding.id for finding in found] == wanted
+    assert all(said in finding.what for finding in found)
 
 
 def test_an_ended_forwarder_is_reported(clinic, running):
     running.stop()
-    assert [one.id for one in clinic.complaints("a", **paths(running))] == ["forwarder"]
+    assert [finding.id for finding in clinic.complaints("a", **paths(running))] == ["forwarder"]
 
 
 def test_a_stopped_forwarder_is_reported(clinic, running):
     running.process.send_signal(signal.SIGSTOP)
     try:
-        eventually(lambda: [one.id for one in clinic.complaints("a", **paths(running))] == ["forwarder"])
+        eventually(lambda: [finding.id for finding in clinic.complaints("a", **paths(running))] == ["forwarder"])
     finally:
         running.process.send_signal(signal.SIGCONT)
     eventually(lambda: clinic.complaints("a", **paths(running)) == [])
@@ -61,14 +61,14 @@ def test_a_stopped_forwarder_is_reported(clinic, running):
 def test_a_missing_listener_is_reported(clinic, running):
     more = make_service(clinic.lab, "more", 81, PORT, backends=("b",))
     running.configure(make_config(more))
-    assert {one.id for one in clinic.complaints("a", **paths(running))} == {"listening"}
+    assert {finding.id for finding in clinic.complaints("a", **paths(running))} == {"listening"}
 
 
 def test_a_backend_without_local_delivery_is_reported(clinic, running):
     more = make_service(clinic.lab, "web", 80, PORT, backends=("b", "c"))
     running.configure(make_config(more))
     found = clinic.complaints("a", **paths(running))
-    assert {(one.id, one.subject) for one in found} == {
+    assert {(finding.id, finding.subject) for finding in found} == {
         ("families", clinic.lab["c"].ipv4),
         ("families", clinic.lab["c"].ipv6),
     }
@@ -81,5 +81,5 @@ def test_a_missing_capability_is_reported(clinic, running, tmp_path):
     file = tmp_path / "forwarder.json"
     file.write_text(json.dumps({"pid": process.pid}))
     options = {**paths(running), "runtime": str(file)}
-    eventually(lambda: [one.id for one in clinic.complaints("a", **options)] == ["forwarder"])
+    eventually(lambda: [finding.id for finding in clinic.complaints("a", **options)] == ["forwarder"])
     assert "has no CAP_NET_RAW" in clinic.complaints("a", **options)[0].what

@@ -173,7 +173,7 @@ def complaints(clinic, name: str, running: dict) -> list:
     """The findings of check source_nat."""
     options = running if name == "a" else {}
     found = clinic.complaints(name, (("tcp", PORT),) if name == "b" else (), **options)
-    return [one for one in found if one.id == "source_nat"]
+    return [finding for finding in found if finding.id == "source_nat"]
 
 
 @pytest.mark.parametrize(("name", "commands"), HIDING.values(), ids=HIDING)
@@ -187,10 +187,10 @@ def test_source_nat_that_hides_clients_is_reported_and_the_suggested_fix_works(
     # A rule for TCP only, or for b's input, does not match the datagram; b never sees only spoofed sources.
     assert proven(clinic, family) in ({shown}, {shown, "spoofed"})
     found = complaints(clinic, name, running)
-    assert {one.status for one in found} == {"fail"}
-    assert all("rewrites the source address of" in one.what for one in found)
+    assert {finding.status for finding in found} == {"fail"}
+    assert all("rewrites the source address of" in finding.what for finding in found)
     # The commands that the finding suggests.
-    shell(clinic.lab[name], *(line for one in found for line in re.findall("`([^`]+)`", one.fix)))
+    shell(clinic.lab[name], *(line for finding in found for line in re.findall("`([^`]+)`", finding.fix)))
     assert seen(clinic, family) == CLIENTS[family]
     assert complaints(clinic, name, running) == []
 
@@ -200,21 +200,21 @@ def test_source_nat_for_other_traffic_is_not_reported(clinic, running, with_rule
     with_rules(name, commands, family)
     assert seen(clinic, family) == CLIENTS[family]
     assert proven(clinic, family) == {"spoofed"}
-    assert [one.line for one in complaints(clinic, name, running)] == []
+    assert [finding.line for finding in complaints(clinic, name, running)] == []
 
 
 def test_source_nat_for_the_clients_network_is_reported(clinic, running, with_rules, family):
     network = {"ipv4": "198.18.1.0/24", "ipv6": "2001:db8:1::/64"}[family]
     with_rules("a", [nft("", f"{OF[family]} saddr {network} masquerade")], family)
     assert seen(clinic, family) == getattr(clinic.lab["a"], family)
-    assert [one.status for one in complaints(clinic, "a", running)] == ["fail"]
+    assert [finding.status for finding in complaints(clinic, "a", running)] == ["fail"]
 
 
 def test_source_nat_is_reported_before_the_first_change(clinic, with_rules):
     wanted = clinic.documents["a"]
     with_rules("a", [nft("", "masquerade")], "ipv4")
-    found = [one for one in clinic.complaints("a", wanted=wanted) if one.id == "source_nat"]
-    assert {one.status for one in found} == {"fail"}
+    found = [finding for finding in clinic.complaints("a", wanted=wanted) if finding.id == "source_nat"]
+    assert {finding.status for finding in found} == {"fail"}
     assert clinic.lab["b"].ipv4 in found[0].what
 
 
@@ -223,7 +223,7 @@ def test_nft_fib_type_local_matches_spoofed_ipv6_sources(clinic, running, with_r
     with_rules("a", [nft("", "fib saddr type local masquerade")], "ipv6")
     assert seen(clinic, "ipv6") == clinic.lab["a"].ipv6
     assert seen(clinic, "ipv4") == CLIENTS["ipv4"]
-    assert {(one.status, ":" in one.fix) for one in complaints(clinic, "a", running)} == {("warn", True)}
+    assert {(finding.status, ":" in finding.fix) for finding in complaints(clinic, "a", running)} == {("warn", True)}
 
 
 def test_servers_receive_no_samples(clinic, family):
@@ -261,7 +261,9 @@ def test_samples_are_checked_where_the_container_receives_them(clinic, with_rule
         shell(b, "nft 'table inet t2 { chain p { type nat hook postrouting priority srcnat; masquerade; }; }'")
         assert proven(clinic, family) == {getattr(b, family), "spoofed"}
         found = complaints(clinic, "b", {})
-        assert [(one.status, f"sends on to {getattr(d, family)}" in one.what) for one in found] == [("fail", True)]
+        assert [(finding.status, f"sends on to {getattr(d, family)}" in finding.what) for finding in found] == [
+            ("fail", True)
+        ]
         shell(b, *re.findall("`([^`]+)`", found[0].fix))
         assert proven(clinic, family) == {"spoofed"}
         assert complaints(clinic, "b", {}) == []
@@ -297,15 +299,17 @@ def test_a_relay_in_front_of_the_server_is_reported(clinic, tmp_path, name, kind
     served = (("tcp" if kind == "SOCK_STREAM" else "udp", PORT),)
 
     def complaints(ports=()) -> list:
-        return [one for one in clinic.complaints("b", ports) if one.id == "relayed"]
+        return [finding for finding in clinic.complaints("b", ports) if finding.id == "relayed"]
 
     with server(b, family, onward) as listener:
         assert complaints(served) == []
         process = b.spawn([str(tmp_path / name), str(tmp_path / "relay.py"), *arguments])
         try:
             found = eventually(lambda: complaints(served))
-            assert [(one.status, f"{name} (process {process.pid})" in one.what) for one in found] == [("fail", True)]
-            assert [one.status for one in complaints()] == ["warn"]
+            assert [(finding.status, f"{name} (process {process.pid})" in finding.what) for finding in found] == [
+                ("fail", True)
+            ]
+            assert [finding.status for finding in complaints()] == ["warn"]
             if kind == "SOCK_STREAM":
                 with attempt(clinic.lab["a"], CLIENTS[family], getattr(b, family), PORT):
                     assert listener.accept()[1][0] == {"ipv4": "127.0.0.1", "ipv6": "::1"}[family]

@@ -13,12 +13,12 @@ PROBES = tuple(SOURCES.values())
 
 def backends(forwarder) -> dict:
     """The backends of the first service of the status, by name."""
-    return {one["name"]: one for one in forwarder.status()["services"][0]["backends"]}
+    return {backend["name"]: backend for backend in forwarder.status()["services"][0]["backends"]}
 
 
 def states(forwarder) -> list[str]:
     """The state of every backend and family."""
-    return [one["state"] for backend in backends(forwarder).values() for one in backend["families"].values()]
+    return [target["state"] for backend in backends(forwarder).values() for target in backend["families"].values()]
 
 
 def state(forwarder, name: str, family: str) -> str:

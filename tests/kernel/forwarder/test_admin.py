@@ -296,14 +296,14 @@ def test_the_module_is_idempotent_and_check_mode_predicts_the_change(forwarder, 
     planned = module(forwarder, capsys, state="drain", _ansible_check_mode=True)
     assert planned["changed"] is True
     assert planned["diff"] == {"before": "raw: ready\nweb: ready\n", "after": "raw: draining\nweb: draining\n"}
-    assert {one["admin"] for one in backends_named(forwarder, "b")} == {"ready"}
+    assert {backend["admin"] for backend in backends_named(forwarder, "b")} == {"ready"}
     done = module(forwarder, capsys, state="drain", wait=True)
     assert (done["changed"], done["diff"]) == (True, planned["diff"])
     assert done["services"]["raw"] == {"before": "ready", "after": "draining", "connections": 0}
-    assert {one["admin"] for one in backends_named(forwarder, "b")} == {"draining"}
+    assert {backend["admin"] for backend in backends_named(forwarder, "b")} == {"draining"}
     assert module(forwarder, capsys, state="drain")["changed"] is False
     assert module(forwarder, capsys, state="maintenance", service="raw")["changed"] is True
-    assert [one["admin"] for one in backends_named(forwarder, "b")] == ["draining", "maintenance"]
+    assert [backend["admin"] for backend in backends_named(forwarder, "b")] == ["draining", "maintenance"]
     assert module(forwarder, capsys, wait=True)["changed"] is True
     assert module(forwarder, capsys)["changed"] is False
 
@@ -313,18 +313,18 @@ def test_the_module_drains_every_port_of_a_host(forwarder, capsys):
     done = module(forwarder, capsys, backend="two", state="drain", wait=True)
     assert done["diff"]["before"] == "wide two:9000: ready\nwide two:9001: ready\n"
     assert done["changed"] is True
-    assert {one["admin"] for name in ("two:9000", "two:9001") for one in backends_named(forwarder, name)} == {
+    assert {backend["admin"] for name in ("two:9000", "two:9001") for backend in backends_named(forwarder, name)} == {
         "draining"
     }
     assert module(forwarder, capsys, backend="two:9001")["changed"] is True
-    assert [one["admin"] for one in backends_named(forwarder, "two:9000")] == ["draining"]
+    assert [backend["admin"] for backend in backends_named(forwarder, "two:9000")] == ["draining"]
     assert module(forwarder, capsys, backend="two", wait=True)["changed"] is True
     assert module(forwarder, capsys, backend="two")["changed"] is False
 
 
 def backends_named(forwarder, name):
     services = forwarder.status()["services"]
-    return [one for service in services for one in service["backends"] if one["name"] == name]
+    return [backend for service in services for backend in service["backends"] if backend["name"] == name]
 
 
 @pytest.mark.ipv4_only

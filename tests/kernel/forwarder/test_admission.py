@@ -125,7 +125,7 @@ def test_a_trusted_proxy_with_a_bad_header_is_refused(lab, forwarder, new_lines,
 
 
 def refused(forwarder, cause):
-    return sum(one[f"refused_{cause}"] for one in forwarder.status()["services"])
+    return sum(service[f"refused_{cause}"] for service in forwarder.status()["services"])
 
 
 @pytest.mark.ipv4_only

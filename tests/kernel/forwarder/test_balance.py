@@ -158,7 +158,7 @@ def test_drain_and_maintenance_keep_new_sessions_away_over_reloads(lab, ask, pro
         for session in before:
             session.go_on()
         listed = forwarder.ask("sessions", backend="b")
-        assert (listed["count"], {one["client"] for one in listed["sessions"]}) == (
+        assert (listed["count"], {session["client"] for session in listed["sessions"]}) == (
             len(before),
             {getattr(lab["client"], family)},
         )
@@ -199,7 +199,7 @@ def test_udp_sessions_are_spread_evenly_over_the_workers(lab, ask, protocol, fam
     count = 300
     with Forwarder(lab, document(lab, protocol, workers=2)) as forwarder:
         ask.many(count)
-        shares = [one["sessions"] for one in forwarder.status()["workers"]]
+        shares = [worker["sessions"] for worker in forwarder.status()["workers"]]
     assert sum(shares) == count
     assert shares[0] == pytest.approx(count / 2, abs=EVEN * (count / 4) ** 0.5)
 
@@ -212,4 +212,4 @@ def test_every_backend_is_tried_until_one_accepts(lab, session_servers, ask, pro
     with Forwarder(lab, config) as forwarder:
         # A UDP client has to repeat its datagram: the first one is lost.
         assert ask.many(12) == {"d": 12}
-        assert {one["backend"] for one in forwarder.log("backend skipped")} == {"b", "c"}
+        assert {line["backend"] for line in forwarder.log("backend skipped")} == {"b", "c"}

@@ -177,8 +177,10 @@ def test_a_backend_that_rejects_one_client_keeps_serving_the_others(lab, session
         for (strategy, _family), found in own.items():
             assert found.keys() == ({None} if strategy == "alone" else {"c"}), own
         assert forwarder.log("backend skipped") == []
-        assert {one["client"] for one in forwarder.log("backend skipped for a client")} == addresses([BANNED])
-        again = Counter((one["client"], one["service"]) for one in forwarder.log("connection") if one["attempts"] > 1)
+        assert {line["client"] for line in forwarder.log("backend skipped for a client")} == addresses([BANNED])
+        again = Counter(
+            (line["client"], line["service"]) for line in forwarder.log("connection") if line["attempts"] > 1
+        )
         assert set(again.values()) <= {1}, again
 
 
@@ -231,11 +233,11 @@ def test_with_filtered_probes_a_ban_does_not_affect_other_clients(lab, session_s
         assert banned.join().keys() == {None}
         assert Stream(lab, "tcp", to, GOOD, RATE).join().keys() == {"b"}
         eventually(lambda: state(forwarder, "b", family) == "up", "clients outrank the probes", forwarder.show)
-        assert len([one for one in forwarder.log("connection") if "limit" in one["ended"]]) == 0
+        assert len([line for line in forwarder.log("connection") if "limit" in line["ended"]]) == 0
         (line,) = (
-            one
-            for one in forwarder.log("backend state")
-            if one["state"] == "return path broken" and one["family"] == family
+            line
+            for line in forwarder.log("backend state")
+            if line["state"] == "return path broken" and line["family"] == family
         )
         assert SOURCES[family] in line["reason"]
 

@@ -160,7 +160,7 @@ def test_clients_are_refused_at_once_while_all_backends_are_down(lab, protocol, 
 @pytest.mark.parametrize("on_all_down", ["refuse", "try_all"])
 def test_without_probe_answers_try_all_serves_and_refuse_does_not(lab, servers, protocol, family, on_all_down):
     """Backends that hear neither the probes nor the proxy itself, but every client."""
-    silenced = [*PROBES, *(getattr(lab["a"], one) for one in FAMILIES)]
+    silenced = [*PROBES, *(getattr(lab["a"], family) for family in FAMILIES)]
     config = document(lab, protocol, on_all_down=on_all_down)
     with BogonFilter(lab, silenced), Forwarder(lab, config) as forwarder:
         wait_for(forwarder, "down")

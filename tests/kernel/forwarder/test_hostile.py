@@ -256,10 +256,10 @@ def test_without_free_descriptors_clients_wait_and_none_is_lost(lab, servers, li
         for client in clients:
             client.sendall(b"?")
         eventually(
-            lambda: {one["worker"] for one in forwarder.log("accept paused")} == {0, 1}, "both pause", forwarder.show
+            lambda: {line["worker"] for line in forwarder.log("accept paused")} == {0, 1}, "both pause", forwarder.show
         )
-        assert all(re.search("RLIMIT_NOFILE", one["reason"]) for one in forwarder.log("accept paused"))
-        sessions = [one["sessions"] for one in forwarder.status()["workers"]]
+        assert all(re.search("RLIMIT_NOFILE", line["reason"]) for line in forwarder.log("accept paused"))
+        sessions = [worker["sessions"] for worker in forwarder.status()["workers"]]
         assert all(0 < number < DESCRIPTORS // 2 for number in sessions)
         waiting = set(clients)
         for _client in clients:  # each one that ends admits another

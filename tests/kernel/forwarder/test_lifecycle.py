@@ -99,8 +99,12 @@ def test_a_missing_listen_address_is_served_as_soon_as_it_exists(lab, servers, f
     other, listen = make_service(lab, "other", OTHER, 8080), {"metrics": {"listen": f"{shown}:9109"}}
     with udp.serving(lab, 9000), Forwarder(lab, make_config(web, dns, other, **listen)) as forwarder:
         assert tcp.get(lab, getattr(a, family), OTHER)
-        assert [one["absent"] for one in forwarder.status()["services"]] == [[f"{shown}:8000"], [f"{shown}:5300"], []]
-        assert {one["service"] for one in forwarder.log("listen address absent")} == {"web", "dns"}
+        assert [service["absent"] for service in forwarder.status()["services"]] == [
+            [f"{shown}:8000"],
+            [f"{shown}:5300"],
+            [],
+        ]
+        assert {line["service"] for line in forwarder.log("listen address absent")} == {"web", "dns"}
         for _time in range(2):  # the address is added, removed and added again
             a.run(["ip", "address", "add", f"{absent}/{24 if family == 'ipv4' else 64}", "dev", a.dev, *NODAD[family]])
             assert eventually(lambda: tcp.get(lab, absent, WEB), "the service is served there", forwarder.show)
@@ -109,7 +113,7 @@ def test_a_missing_listen_address_is_served_as_soon_as_it_exists(lab, servers, f
             with a.inside(), socket.create_connection((absent, 9109)) as sock:
                 sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
                 assert b"200 OK" in sock.recv(100)
-            assert [one["absent"] for one in forwarder.status()["services"]] == [[], [], []]
+            assert [service["absent"] for service in forwarder.status()["services"]] == [[], [], []]
             a.run(["ip", "address", "del", f"{absent}/{24 if family == 'ipv4' else 64}", "dev", a.dev])
 
 

@@ -44,13 +44,15 @@ def sessions_of_all(lab, forwarder, protocol, family):
         assert refused(lab, protocol, (address, DENIED + place))
     eventually(lambda: denied(forwarder) == [1] * 3, "they are counted", lambda: f"{denied(forwarder)}")
     eventually(
-        lambda: not any(one["sessions"] for one in forwarder.status()["services"]), "all are over", forwarder.show
+        lambda: not any(service["sessions"] for service in forwarder.status()["services"]),
+        "all are over",
+        forwarder.show,
     )
 
 
 def denied(forwarder):
     """The number of denied clients, by service."""
-    services = {one["name"]: one for one in forwarder.status()["services"]}
+    services = {service["name"]: service for service in forwarder.status()["services"]}
     return [services[f"denied-{log}"]["refused_denied"] for log in LOGS]
 
 
@@ -60,7 +62,7 @@ def test_log_selects_all_failed_or_no_sessions(lab, protocol, family):
         sessions_of_all(lab, forwarder, protocol, family)
         eventually(lambda: len(told(forwarder)) >= 3, "what is to be said is said", forwarder.show)
         assert sorted(told(forwarder)) == ["all", "denied-all", "denied-errors"]
-        assert [one["connections"] for one in forwarder.status()["services"]][:3] == [1] * 3
+        assert [service["connections"] for service in forwarder.status()["services"]][:3] == [1] * 3
 
 
 def told(forwarder):

@@ -252,7 +252,7 @@ ON_DEMAND = {"interval": 0.5, "timeout": 0.4, "rise": 1, "fall": 2}
 
 def states(forwarder):
     """The state of every backend and family of every service."""
-    found = [one for service in forwarder.status()["services"] for one in service["backends"]]
+    found = [backend for service in forwarder.status()["services"] for backend in service["backends"]]
     return {family["state"] for one in found for family in one["families"].values()}
 
 

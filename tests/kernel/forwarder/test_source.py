@@ -196,7 +196,7 @@ def test_status_counts_kept_any_and_own_sources(lab, servers, family):
         seen(lab, family, 7202)
         seen(lab, family, 7202, host="b")
         forwarder.settled()
-        counters = {one["name"]: one for one in forwarder.status()["services"]}
+        counters = {service["name"]: service for service in forwarder.status()["services"]}
     steps = ("source_kept", "source_any", "source_own", "source_refused")
     assert [counters["keep"][step] for step in steps] == [1, 0, 0, 0]
     assert [counters["hide"][step] for step in steps] == [0, 1, 1, 0]

@@ -143,7 +143,7 @@ def test_limits_of_sessions_per_client_and_per_service(lab, forwarder, family):
     """Two sessions per client and three in all; others are not answered until one has ended."""
 
     def few():
-        return next(one for one in forwarder.status()["services"] if one["name"] == "few")
+        return next(service for service in forwarder.status()["services"] if service["name"] == "few")
 
     to = target(lab, family, FEW)
     eventually(lambda: few()["sessions"] == 0, "nobody is there", forwarder.show)
@@ -202,7 +202,7 @@ def test_a_closed_backend_port_moves_the_client_to_another_backend(lab, udp_serv
         assert (skipped["backend"], skipped["reason"]) == ("b", "ECONNREFUSED: Connection refused")
         (line,) = forwarder.log("session")
         assert (line["backend"], line["ended"]) == ("b", "ECONNREFUSED: Connection refused")
-        backends = {one["name"]: one for one in forwarder.status()["services"][0]["backends"]}
+        backends = {backend["name"]: backend for backend in forwarder.status()["services"][0]["backends"]}
         assert backends["b"]["failed_refused"] == 1
 
 

@@ -60,7 +60,7 @@ def document(lab):
 @pytest.fixture
 def steps(forwarder):
     """A function that returns the increments of a service's counters in this test, without zeros."""
-    before = {one["name"]: one for one in forwarder.status()["services"]}
+    before = {service["name"]: service for service in forwarder.status()["services"]}
 
     def grown(service):
         now = next(one for one in forwarder.status()["services"] if one["name"] == service)
@@ -240,7 +240,7 @@ def flood(lab, to, port):
 
 
 def counters(forwarder):
-    return {one["name"]: one for one in forwarder.status()["services"]}
+    return {service["name"]: service for service in forwarder.status()["services"]}
 
 
 def test_a_flood_of_new_clients_affects_no_other_client_or_service(lab, udp_servers):

@@ -34,7 +34,7 @@ def forwarder(lab, servers):
 def by_slot(forwarder):
     """The workers of the current generation in the status, by slot."""
     status = forwarder.status()
-    return {one["slot"]: one for one in status["workers"] if one["generation"] == status["generation"]}
+    return {worker["slot"]: worker for worker in status["workers"] if worker["generation"] == status["generation"]}
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -169,7 +169,7 @@ def test_counters_and_overrides_survive_reloads(lab, forwarder):
     for _connection in range(12):
         tcp.get(lab, lab["a"].ipv4, WEB)
     forwarder.connections(12)
-    before = [one["connections"] for one in forwarder.status()["services"][0]["backends"]]
+    before = [backend["connections"] for backend in forwarder.status()["services"][0]["backends"]]
     assert sum(before) == 12
     # Each of the two workers has a round of its own, so it differs by at most one connection.
     assert all(one == pytest.approx(4, abs=2) for one in before)
@@ -179,8 +179,11 @@ def test_counters_and_overrides_survive_reloads(lab, forwarder):
         assert forwarder.reload().returncode == 0
     web, raw = forwarder.status()["services"]
     assert (web["connections"], raw["connections"]) == (12, 0)
-    assert [one["connections"] for one in web["backends"]] == before
-    assert [(one["state"], one["weight"]) for one in web["backends"]][:2] == [("unknown", 3), ("draining", 1)]
+    assert [backend["connections"] for backend in web["backends"]] == before
+    assert [(backend["state"], backend["weight"]) for backend in web["backends"]][:2] == [
+        ("unknown", 3),
+        ("draining", 1),
+    ]
     answers = Counter(tcp.get(lab, lab["a"].ipv4, WEB) for _connection in range(40))
     assert set(answers) == {b"b\n", b"d\n"}
     assert answers[b"b\n"] == pytest.approx(30, abs=2)

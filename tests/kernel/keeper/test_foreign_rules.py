@@ -83,7 +83,7 @@ def complaints(lab, host, directory, wanted: dict | None = None) -> list:
     facts = doctor_facts(host, lab.engine, directory, wanted, CLIENTS)
     # These documents have no sysctls.
     found = registry.examine(facts, ["send_redirects", "accept_redirects"])
-    return [one for one in found if one.status in ("fail", "warn")]
+    return [finding for finding in found if finding.status in ("fail", "warn")]
 
 
 def test_without_a_keeper_foreign_rules_take_our_packets_and_the_doctor_reports_them(lab, host, family, tmp_path):
@@ -95,10 +95,10 @@ def test_without_a_keeper_foreign_rules_take_our_packets_and_the_doctor_reports_
     found = complaints(lab, host, tmp_path)
     ip = "ip" if family == "ipv4" else "ip -6"
     name = f"{ip} rule 1099: not from all fwmark 0xca6c lookup 51820"
-    assert [(one.id, one.subject, one.status) for one in found[:1]] == [("rule_before", name, "fail")]
+    assert [(finding.id, finding.subject, finding.status) for finding in found[:1]] == [("rule_before", name, "fail")]
     assert "`l4proxy keep --once`" in found[0].fix
     early = complaints(lab, host, tmp_path, wanted)
-    assert [(one.id, one.subject, one.status) for one in early] == [("rule_before", name, "warn")]
+    assert [(finding.id, finding.subject, finding.status) for finding in early] == [("rule_before", name, "warn")]
     # The suggested fix, `keep --once`, does this.
     foretold = lab.engine.apply(host, wanted, check=True)
     assert lab.engine.apply(host, wanted) == foretold
@@ -150,7 +150,7 @@ def test_foreign_rules_that_drop_packets_stay_first(lab, host, family, tmp_path)
     with keeping(lab, host.name, tmp_path, wanted) as running:
         eventually(lambda: "in place" in running.state["story"])
         up(host, family, f"to {CLIENTS[family]} blackhole")
-        (found,) = (one for one in complaints(lab, host, running.documents) if one.id == "rule_before")
+        (found,) = (finding for finding in complaints(lab, host, running.documents) if finding.id == "rule_before")
         assert found.status == "fail"
         assert f"rule 1099: from all to {CLIENTS[family]} blackhole" in found.subject
         assert "with a fixed priority above" in found.fix

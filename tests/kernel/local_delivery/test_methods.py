@@ -41,11 +41,11 @@ def fleet(lab, tmp_path):
 def outcomes(lab, host: str, client: str, server: str) -> list[str]:
     """The outcomes of spoofed handshakes from a host, by family."""
     with contextlib.ExitStack() as stack:
-        made = [
+        connections = [
             stack.enter_context(attempt(lab[host], address_of(lab[client], f), address_of(lab[server], f)))
             for f in FAMILIES
         ]
-        return [one.outcome() for one in made]
+        return [connection.outcome() for connection in connections]
 
 
 ESTABLISHED = ["established"] * 2
@@ -221,8 +221,8 @@ def test_a_container_of_the_proxy_can_be_its_backend(lab, box, tmp_path, method,
             out = handshake(box, BOX[family], client[family])
             assert (out == "established") == works, "the container's own way out"
         facts = doctor_facts(a, fleet.engine, tmp_path / "a")
-        found = [one for one in registry.examine(facts) if one.id == "ip_forward"]
-        failed = {(one.subject, "socket_mark" in one.fix) for one in found if one.status == "fail"}
+        found = [finding for finding in registry.examine(facts) if finding.id == "ip_forward"]
+        failed = {(finding.subject, "socket_mark" in finding.fix) for finding in found if finding.status == "fail"}
         assert failed == (set() if works else {(BOX["ipv4"], True), (BOX["ipv6"], True)})
     finally:
         fleet.remove()

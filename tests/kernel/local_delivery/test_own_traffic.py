@@ -75,7 +75,7 @@ def deployed_before(a, family: str) -> None:
 def complaints(lab, a, directory, wanted: dict | None = None) -> list[tuple[str, str]]:
     """(id, subject) of each failed check on a."""
     facts = doctor_facts(a, lab.engine, directory, wanted)
-    return [(one.id, one.subject) for one in registry.examine(facts) if one.status == "fail"]
+    return [(finding.id, finding.subject) for finding in registry.examine(facts) if finding.status == "fail"]
 
 
 def test_a_rule_from_an_own_address_cuts_the_host_off_from_itself(lab, a, family, tmp_path):

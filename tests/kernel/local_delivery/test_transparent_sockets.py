@@ -64,8 +64,8 @@ def listening_udp(host, family: str) -> socket.socket:
 
 @pytest.fixture(params=VARIANTS, ids=str)
 def a(lab, request):
-    with marked(lab, "a", request.param, ("local_delivery",)) as made:
-        yield made
+    with marked(lab, "a", request.param, ("local_delivery",)) as host:
+        yield host
 
 
 def test_socket_mark_delivers_tcp_replies(lab, a):

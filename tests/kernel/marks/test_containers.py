@@ -74,9 +74,9 @@ def add_box(lab, stack) -> None:
 
 @pytest.fixture(params=VARIANTS, ids=str)
 def b(lab, request):
-    with marked(lab, "b", request.param) as made:
-        made.apply(return_path(lab["a"], mac=True))
-        yield made
+    with marked(lab, "b", request.param) as host:
+        host.apply(return_path(lab["a"], mac=True))
+        yield host
 
 
 def without_replies(b: Marked) -> None:

@@ -46,12 +46,12 @@ def b(lab, request, tmp_path_factory):
     """The backend with the document that the role applies, for TCP and UDP through both proxies."""
     services = [service("tcp", "b"), service("udp", "b", idle_timeout=600)]
     fleet = Deployment(lab, tmp_path_factory.mktemp("fleet"), services, {}, backends=["b"])
-    with marked(lab, "b", request.param) as made:
-        made.document = return_path(fleet.fleet("b"), "b", mark_engine=request.param.engine)
+    with marked(lab, "b", request.param) as host:
+        host.document = return_path(fleet.fleet("b"), "b", mark_engine=request.param.engine)
         fleet.variables = {"b": {"l4proxy_numbers": OTHER_NUMBERS}}
-        made.other = return_path(fleet.fleet("b"), "b", mark_engine=request.param.engine)
-        made.apply(made.document)
-        yield made
+        host.other = return_path(fleet.fleet("b"), "b", mark_engine=request.param.engine)
+        host.apply(host.document)
+        yield host
 
 
 @contextlib.contextmanager
@@ -61,13 +61,13 @@ def connection(lab, through: str, family: str):
         listener = socket.create_server((WILDCARD[family], 0), family=AF[family], dualstack_ipv6=False, backlog=1)
     port = listener.getsockname()[1]
     source, target = address_of(lab["client"], family), address_of(lab["b"], family)
-    with listener, attempt(lab[through], source, target, port, next(PORTS)) as made:
-        assert made.outcome() == "established"
+    with listener, attempt(lab[through], source, target, port, next(PORTS)) as client:
+        assert client.outcome() == "established"
         server, _peer = listener.accept()
         with server:
-            for sock in (made.socket, server):
+            for sock in (client.socket, server):
                 sock.settimeout(PATIENCE)
-            yield made.socket, server
+            yield client.socket, server
 
 
 @contextlib.contextmanager

@@ -46,8 +46,8 @@ SETS = {
 
 @pytest.fixture(params=VARIANTS, ids=str)
 def b(lab, request):
-    with marked(lab, "b", request.param) as made:
-        yield made
+    with marked(lab, "b", request.param) as host:
+        yield host
 
 
 def expected(made: Marked, values: tuple[Mark, ...]) -> Observed:

@@ -49,8 +49,8 @@ def variant(request):
 
 @pytest.fixture
 def b(lab, variant):
-    with marked(lab, "b", variant) as made:
-        yield made
+    with marked(lab, "b", variant) as host:
+        yield host
 
 
 def spoofed(lab, port: int = PORT) -> set[str]:
@@ -180,8 +180,8 @@ def test_foreign_mark_bits_survive(lab, b, family, port):
     watch(b.host, "own_out", "output priority -160", "tcp sport 8080 meta mark set 0x20000")
     watch(b.host, "kept_out", "postrouting priority 0", "tcp sport 8080 meta mark 0x2000b ct mark 0x1000b counter")
     try:
-        with attempt(lab["a"], SOURCES[family], address_of(lab["b"], family), source_port=port) as made:
-            assert made.outcome() == "established"
+        with attempt(lab["a"], SOURCES[family], address_of(lab["b"], family), source_port=port) as connection:
+            assert connection.outcome() == "established"
         for table in ("kept_in", "kept_out"):
             assert counters(b.host, table)[table] > 0
     finally:

@@ -45,8 +45,8 @@ def lab(lab):
 
 @pytest.fixture(params=VARIANTS, ids=str)
 def b(lab, request):
-    with marked(lab, "b", request.param) as made:
-        yield made
+    with marked(lab, "b", request.param) as host:
+        yield host
 
 
 def document(*ends: End, conntrack: bool = True) -> dict:

@@ -70,8 +70,8 @@ def test_replies_never_bypass_the_proxy(whole, family, commands, leaks, counted)
     for command in commands:
         b.run(command.format(f="-4" if family == "ipv4" else "-6").split())
     # From the client's own address, so that the router forwards a leaked reply.
-    with attempt(whole["a"], source, address_of(b, family)) as made:
-        assert made.outcome() == "silent"
+    with attempt(whole["a"], source, address_of(b, family)) as connection:
+        assert connection.outcome() == "silent"
     assert (counters(whole["router"], "leaks")["leaks"] > 0) == leaks
     held = 0 if FLUSH in commands else counters(b, TABLE).get("guard_11", 0)
     assert (held > 0) == counted

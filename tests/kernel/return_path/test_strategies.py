@@ -106,11 +106,11 @@ def leaked(lab) -> list[bool]:
 def handshakes(lab, fleet) -> list[str]:
     """The outcomes of handshakes of strangers through a with b, by family."""
     with contextlib.ExitStack() as stack:
-        made = [
+        connections = [
             stack.enter_context(attempt(lab["a"], stranger(lab, family), fleet.target("a", "b", family)))
             for family in FAMILIES
         ]
-        return [one.outcome() for one in made]
+        return [connection.outcome() for connection in connections]
 
 
 def take_away(lab, fleet, rule: str) -> None:
