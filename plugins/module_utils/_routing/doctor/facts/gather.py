@@ -24,9 +24,10 @@ from ...host.runner import MissingCommand
 from ...reconcile import engine, placement, plan
 from ...reconcile.host import Host
 from . import forwarder, keeper, packet_filters, proc, route_lookups, systemd
+from .commands import output_of
 from .model import Drift, Facts, conf
 from .relay_programs import REMEDIES
-from .unread import Reader, Unread, listed
+from .unread import Reader, Unread
 
 # Sample clients are documentation addresses (RFC 5737, RFC 3849). The handshake probe uses others of these prefixes,
 # which end with a proxy id.
@@ -147,7 +148,7 @@ def _redirected(sources: Sources) -> dict[str, str] | None:
     has_ipv6 = os.path.isdir(os.path.join(sources.proc, "sys/net/ipv6"))
     for command in ("-4", "-6") if has_ipv6 else ("-4",):
         try:
-            routes = listed(sources.host.runner, ["ip", "-j", command, "route", "show", "cache", "table", "all"])
+            routes = output_of(sources.host.runner, ["ip", "-j", command, "route", "show", "cache", "table", "all"])
         except MissingCommand:
             return None
         for route in json.loads(routes or "[]"):

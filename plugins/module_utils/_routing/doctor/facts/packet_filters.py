@@ -18,7 +18,7 @@ from ...marks import iptables, nft
 from ..firewall import iptables_rules, nft_rules
 from ..firewall.model import Ruleset
 from . import proc
-from .unread import CommandFailed, listed
+from .commands import CommandFailed, output_of
 
 
 def read(run: Runner, proc_directory: str, documents: Iterable[Document]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _saved(run: Runner, proc_directory: str, by_nft: bool) -> list[tuple[str, st
 def _supported(run: Runner, command: list[str]) -> str:
     """The output of a command that lists tables; empty if the kernel lacks such tables (EPROTONOSUPPORT ...)."""
     try:
-        return listed(run, command)
+        return output_of(run, command)
     except CommandFailed as error:
         if "not supported" in str(error):
             return ""

@@ -12,8 +12,8 @@ import re
 
 from ...host import files
 from ...host.runner import MissingCommand, Runner
+from .commands import output_of
 from .model import Unit
-from .unread import listed
 
 KEEPER, FORWARDER, NETWORKD = "l4proxy-keeper.service", "l4proxy-forwarder.service", "systemd-networkd.service"
 FOREIGN_RULES_STAY = re.compile(r"^\s*ManageForeignRoutingPolicyRules\s*=\s*(no|false|off|0)\s*$", re.MULTILINE)
@@ -25,7 +25,7 @@ def units(run: Runner, systemd: str) -> dict[str, Unit] | None:
         return None
     properties = "--property=Id,LoadState,ActiveState,UnitFileState"
     try:
-        return parse(listed(run, ["systemctl", "show", properties, KEEPER, FORWARDER, NETWORKD]))
+        return parse(output_of(run, ["systemctl", "show", properties, KEEPER, FORWARDER, NETWORKD]))
     except MissingCommand:
         return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ...host.runner import Runner
+from .commands import CommandFailed
 
 
 class NotRead(Exception):
@@ -60,16 +60,3 @@ def reason_of(error: Exception) -> str:
     """The exception's text, preceded by its class if the text alone says little (``KeyError: 'dst'``)."""
     text = str(error)
     return text if isinstance(error, (OSError, CommandFailed)) else f"{type(error).__name__}: {text}"
-
-
-class CommandFailed(Exception):
-    """A command that lists something failed or timed out."""
-
-
-def listed(run: Runner, command: list[str]) -> str:
-    """The output of a command that lists something. CommandFailed; MissingCommand if it is not installed."""
-    done = run(command, None)
-    if done.code != 0:
-        message = " ".join(done.stderr.split()) or "no message"
-        raise CommandFailed(f"`{' '.join(command)}` failed with status {done.code}: {message}")
-    return done.stdout.strip()
