@@ -47,16 +47,16 @@ class Relay(Session):
         "backends",  # balancer.Backends of the client's family
         "client",  # Stream of the accepted socket
         "client_address",  # (host, port, ...), from accept() or a PROXY header
-        "index",  # of the backend of the current attempt in ``backends``, whose connection is counted there
+        "index",  # in ``backends``: the backend of the current attempt, which counts this connection
         "limiter",  # limits.Limiter that counts it; None: none does
         "loop",  # event_loop.EventLoop
-        "own_source",  # this host's address, where it had to be the source of the upstream socket
+        "own_source",  # address of this host that is the source of the upstream socket; None: the client's is
         "proxy_header",  # proxy_protocol.Header that named the client
         "refusal",  # Refusal of the client, or of the last attempt that failed
         "runtime",  # service_runtime.ServiceRuntime
         "seen_at",  # these three belong to timeouts.py: when it last saw a change,
         "seen_moved",  # the bytes that had been forwarded by then,
-        "seen_state",  # and the state; None: it has not looked yet
+        "seen_state",  # and the state; None: there was no check yet
         "server",  # server.TcpServer
         "started",  # monotonic
         "step",  # of admission/source_address.py: how the upstream socket got its source

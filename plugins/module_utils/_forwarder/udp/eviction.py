@@ -118,6 +118,6 @@ class FairShares:
             return service
         return max(self._flows, key=lambda name: len(self._flows[name]))
 
-    def next(self, service, now):
+    def flow_to_evict(self, service, now):
         """Return the flow to end so that ``service`` gets a place; None where there are no flows."""
         return self._queues[self.loser(service)].next(now)

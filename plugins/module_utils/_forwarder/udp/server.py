@@ -128,7 +128,7 @@ class UdpServer:
         self._evict_if_full(service, now)
         try:
             if unspoofable:
-                upstream, flow.step = self.upstreams.own(flow, service, now), OWN
+                upstream, flow.step = self.upstreams.with_own_address(flow, service, now), OWN
             else:
                 upstream, flow.step = self.upstreams.find(runtime, flow, client, now)
         except OSError as error:
@@ -174,7 +174,7 @@ class UdpServer:
         """End sessions where the worker has all it may have: up to two, for it may have taken over more than that."""
         flows = self.table.flows
         for _flow in range(min(2, len(flows) - flows.most + 1)):
-            self.evict(flows.next(service, now))
+            self.evict(flows.flow_to_evict(service, now))
 
     def evict(self, flow: Flow) -> None:
         """End a session to make room for a new one."""

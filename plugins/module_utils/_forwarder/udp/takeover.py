@@ -65,7 +65,7 @@ def take_over(server: UdpServer, document: dict, socks: Iterable[socket.socket])
         if key not in places:
             places[key] = _find_place(server, *key)
         if places[key] is not None:
-            taken += _go_on(server, record, upstreams[record["lane"]], *places[key])
+            taken += _continue_session(server, record, upstreams[record["lane"]], *places[key])
     for upstream in upstreams:
         if not upstream.shared and not upstream.flows:
             server.upstreams.close(upstream)
@@ -88,7 +88,7 @@ def _find_place(server, name, service, backend_name, target):
     return None
 
 
-def _go_on(server, record, upstream, listener, backends, index):
+def _continue_session(server, record, upstream, listener, backends, index):
     """Enter a session of a predecessor; return whether its place was free."""
     client, client_key = handover.client_of(record)
     reply_key = bytes.fromhex(record["source"]), tuple(record["target"])

@@ -134,18 +134,18 @@ class UpstreamSockets:
         family, source, service = _family(flow), runtime.source, runtime.service.name
         if source.keep and client[1]:  # port 0 cannot be kept
             try:
-                return self._kept(family, flow.reply_key, client, service, now), KEPT
+                return self._with_kept_port(family, flow.reply_key, client, service, now), KEPT
             except OSError as error:
                 source.after_kept(error)
         try:
-            return self._shared(family, flow.reply_key), ANY
+            return self._shared_socket(family, flow.reply_key), ANY
         except OSError as error:
             source.after_any(error)
             if not source.allows_own:
-                return self._evicted(family, flow.reply_key, now), ANY
-        return self.own(flow, service, now), OWN
+                return self._evict_for_shared(family, flow.reply_key, now), ANY
+        return self.with_own_address(flow, service, now), OWN
 
-    def own(self, flow: Flow, service: str, now: float) -> UpstreamSocket:
+    def with_own_address(self, flow: Flow, service: str, now: float) -> UpstreamSocket:
         """Return a new socket for this flow alone that sends from this host's address; raise OSError.
 
         The flow's reply_key changes to that address.
@@ -161,7 +161,7 @@ class UpstreamSockets:
             raise
         return self.adopt(UpstreamSocket(self._server, sock, shared=False))
 
-    def _kept(self, family, reply_key, client, service, now):
+    def _with_kept_port(self, family, reply_key, client, service, now):
         """Return a socket with the client's own port."""
         owner = client[:2]
         upstream = self._by_owner.get(owner)
@@ -182,7 +182,7 @@ class UpstreamSockets:
         if self._has_room(alone):
             return
         if may_evict_own or alone.loser(service) != service:
-            flow = alone.next(service, now)
+            flow = alone.flow_to_evict(service, now)
             if flow is not None:
                 self._server.evict(flow)
         if not self._has_room(alone):
@@ -191,7 +191,7 @@ class UpstreamSockets:
     def _has_room(self, alone):
         return len(alone) < alone.most and len(self.all) < self._most
 
-    def _shared(self, family, reply_key):
+    def _shared_socket(self, family, reply_key):
         table = self._table
         may_open = self._may_open(family)
         upstream = table.find_shared(family, reply_key, may_open)
@@ -215,7 +215,7 @@ class UpstreamSockets:
             return False
         return sum(map(len, shared.values())) < self._most_shared
 
-    def _evicted(self, family, reply_key, now):
+    def _evict_for_shared(self, family, reply_key, now):
         """End a flow of this client to this backend, and return its shared socket; raise OSError."""
         flow = self._table.flow_to_evict(family, reply_key, now)
         if flow is None:

@@ -81,7 +81,7 @@ def test_a_service_below_its_share_takes_a_place_from_the_one_with_most(held, se
         for _flow in range(count):
             shares.enter(name, Flow(name))
     assert shares.loser(service) == loser
-    assert shares.next(service, NOW).name == loser
+    assert shares.flow_to_evict(service, NOW).name == loser
     assert len(shares) == 30
 
 
@@ -99,6 +99,6 @@ def test_the_flow_in_which_nothing_has_moved_for_longest_is_evicted_first():
     for flow in (first, second):
         shares.enter("dns", flow)
     shares.reorder("dns", [second, first])
-    assert shares.next("dns", NOW) is second
+    assert shares.flow_to_evict("dns", NOW) is second
     shares.leave("dns", second)
     assert list(shares) == [first]
