@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..._shared.families import FAMILIES, family_of
 from ..admission import never_spoofed
@@ -140,7 +141,7 @@ class ServiceRuntime:
         elif event == SKIPPED:
             self.log_health(event, backends, index, level="warning", reason=reason)
 
-    def log_health(self, event: str, backends: Backends, index: int, **fields: object) -> None:
+    def log_health(self, event: str, backends: Backends, index: int, **fields: Any) -> None:
         """Log what clients have found out about a backend."""
         backend = backends.backends[index]
         self.log.event(event, service=self.service.name, backend=backend.name, family=backends.family, **fields)

@@ -19,6 +19,8 @@ import socket
 import stat
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
 PIPE_BUF = 4096  # bytes, linux/limits.h
 MAX_WAITING = 1000  # lines, about 300 kB: kept while the reader is slow
@@ -66,16 +68,16 @@ class Log:
         self.set_format(format)
         self.set_level(level)
 
-    def set_format(self, format):
+    def set_format(self, format: str) -> None:
         """Use json or logfmt from now on; a kind() keeps the format with which it was made."""
         self._encode, self._spell = ENCODERS[format]
 
-    def set_level(self, level):
+    def set_level(self, level: str) -> None:
         """Log events of ``level`` and above from now on."""
         self.level = level
         self._threshold = LEVELS[level]
 
-    def event(self, event, level="info", **fields):
+    def event(self, event: str, level: str = "info", **fields: Any) -> None:
         """Log ``event`` (a short name) with its fields, which are JSON values."""
         rank = LEVELS[level]
         if rank < self._threshold or (rank >= LEVELS["warning"] and not self._admitted(event)):
@@ -83,7 +85,7 @@ class Log:
         if self._has_room():
             self._append(event, level, fields)
 
-    def kind(self, event, names, **constant):
+    def kind(self, event: str, names: Sequence[str], **constant: object) -> Callable[[Sequence], None]:
         """Return a fast function(values) that logs ``event`` at level info, for an event that is very frequent.
 
         ``values`` are those of the fields ``names``, in that order. The fields ``constant`` are encoded only once.
@@ -122,7 +124,7 @@ class Log:
         count = self._warnings[event] = self._warnings.get(event, 0) + 1
         return count <= MOST_A_SECOND
 
-    def flush(self):
+    def flush(self) -> None:
         """Write the waiting lines, as far as that does not block."""
         lines = self.waiting
         while lines:
@@ -143,10 +145,10 @@ class Log:
 class Repeats:
     """Remembers which lines have been written, for events that are counted each time and logged now and then."""
 
-    def __init__(self):
-        self._written = {}  # key -> when
+    def __init__(self) -> None:
+        self._written: dict[object, float] = {}  # key -> when
 
-    def due(self, key, now):
+    def due(self, key: object, now: float) -> bool:
         """Whether to write the line ``key`` now: not if it was written in the last REPEAT seconds."""
         due = now - self._written.get(key, -REPEAT) >= REPEAT
         if due:
@@ -164,7 +166,7 @@ def _shown(value):
     return value
 
 
-def trace_lines(error):
+def trace_lines(error: BaseException) -> list[str]:
     """Return where an exception was raised, as ["file:line"], innermost last."""
     trace, lines = error.__traceback__, []
     while trace:

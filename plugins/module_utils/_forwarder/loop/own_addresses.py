@@ -19,7 +19,7 @@ IF_INET6 = "/proc/self/net/if_inet6"
 REFRESH = 10.0  # seconds between two reads of a worker
 
 
-def own_addresses():
+def own_addresses() -> frozenset[str]:
     """Return a frozenset of this network namespace's addresses in canonical text form; raise OSError."""
     return frozenset(_ipv4()) | frozenset(_ipv6())
 
@@ -54,7 +54,7 @@ def _is_local(address):
     return True
 
 
-def parse_ifconf(data):
+def parse_ifconf(data: bytes) -> list[str]:
     """Return the IPv4 addresses in the array of struct ifreq that SIOCGIFCONF fills."""
     found = []
     for start in range(0, len(data) - IFREQ_SIZE + 1, IFREQ_SIZE):
@@ -64,7 +64,7 @@ def parse_ifconf(data):
     return found
 
 
-def parse_if_inet6(text):
+def parse_if_inet6(text: str) -> list[str]:
     """Return the addresses in the text of /proc/net/if_inet6; each line begins with 32 hexadecimal digits."""
     return [str(ipaddress.IPv6Address(int(line.split()[0], 16))) for line in text.splitlines() if line.strip()]
 

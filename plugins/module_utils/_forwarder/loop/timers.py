@@ -9,6 +9,8 @@ deadline at the earliest, and one TICK later at the latest.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 _NEVER = float("inf")
 TICK = 0.1  # seconds: a timeout of 1 s ends after 1.0 to 1.1 s
 
@@ -16,11 +18,12 @@ TICK = 0.1  # seconds: a timeout of 1 s ends after 1.0 to 1.1 s
 class Timers:
     """Callbacks without arguments. The event loop calls those that are due()."""
 
-    def __init__(self):
-        self._slots = {}  # tick number -> {callback: None}, in the order of adding
-        self._first = _NEVER  # the earliest tick
+    def __init__(self) -> None:
+        # tick number -> {callback: None}, in the order of adding
+        self._slots: dict[int, dict[Callable[[], None], None]] = {}
+        self._first: float = _NEVER  # the earliest tick
 
-    def add(self, deadline, callback):
+    def add(self, deadline: float, callback: Callable[[], None]) -> int:
         """Add ``callback``, which is due once at ``deadline``; return the handle for discard()."""
         tick = int(deadline / TICK) + 1
         slot = self._slots.get(tick)
@@ -31,7 +34,7 @@ class Timers:
         slot[callback] = None
         return tick
 
-    def discard(self, handle, callback):
+    def discard(self, handle: int, callback: Callable[[], None]) -> None:
         """Remove a callback, unless it has been handed out already."""
         slot = self._slots.get(handle)
         if slot is not None:
@@ -41,23 +44,23 @@ class Timers:
                 if handle == self._first:
                     self._first = min(self._slots, default=_NEVER)
 
-    def timeout(self, now):
+    def timeout(self, now: float) -> float | None:
         """Return the seconds until the next callback is due (0: one is due), None where there is none."""
         if not self._slots:
             return None
         return max(0.0, self._first * TICK - now)
 
-    def expire(self, now):
+    def expire(self, now: float) -> None:
         """Call every callback that is due; one that a callback adds is called the next time."""
         for callback in self.due(now):
             callback()
 
-    def due(self, now):
+    def due(self, now: float) -> Iterator[Callable[[], None]]:
         """Yield and remove every callback that is due."""
         current = int(now / TICK)
         if current < self._first:
             return
         for tick in sorted(tick for tick in self._slots if tick <= current):
-            slot = self._slots.pop(tick, ())
+            slot = self._slots.pop(tick, {})
             self._first = min(self._slots, default=_NEVER)
             yield from slot

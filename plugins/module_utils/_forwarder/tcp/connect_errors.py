@@ -28,7 +28,7 @@ _RESET_BY_PEER = {0, errno.ECONNRESET, errno.EPIPE}
 _TIMED_OUT = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 
 
-def end_reason(peer, number):
+def end_reason(peer: str, number: int) -> str | None:
     """Return why a connection with ``peer`` ("client" or "backend") failed with this errno; None: a plain reset."""
     if number in _RESET_BY_PEER:
         return None

@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .relay import Relay
+
 #: Durations in seconds, sizes in bytes. The order is that of values().
 FIELDS = (
     "client",
@@ -20,7 +25,7 @@ FIELDS = (
 )
 
 
-def values(relay, now):
+def values(relay: Relay, now: float) -> tuple:
     """Return the values of FIELDS for a relay.Relay."""
     connected = relay.upstream is not None and relay.ended is not None
     client, client_port = relay.client_address[:2]
@@ -38,7 +43,7 @@ def values(relay, now):
     )
 
 
-def fields(relay, now):
+def fields(relay: Relay, now: float) -> dict[str, Any]:
     """Return all fields as a dictionary, with service and listener; ``via`` only if a proxy sent a PROXY header."""
     record = {"service": relay.service.name, "listener": str(relay.acceptor.listener)}
     record.update(zip(FIELDS, values(relay, now)))

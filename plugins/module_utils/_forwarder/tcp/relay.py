@@ -71,6 +71,7 @@ class Relay(Session):
     index: Any
     tried: Any
     upstream: Any
+    seen_at: float
 
     def __init__(self, server, acceptor, sock, client_address):
         self.state = _CHOOSING

@@ -96,9 +96,9 @@ class PipePool:
         self.lent = 0
         self.refused = 0  # how often take() returned None
         self._size = 0  # of all pipes, lent and spare, in units of PIPE_SIZE
-        self._spare = []
+        self._spare: list[Pipe] = []
 
-    def take(self):
+    def take(self) -> Pipe | None:
         """Return an empty pipe, a wide one if possible; None at the bound or where the kernel refuses."""
         pipe = self._spare.pop() if self._spare else self._new(WIDE, self.bound // 2) or self._new(1, self.bound)
         if pipe is None:
@@ -117,7 +117,7 @@ class PipePool:
         self._size += width
         return pipe
 
-    def give_back(self, pipe):
+    def give_back(self, pipe: Pipe) -> None:
         """Take a pipe back. One that holds bytes is closed: they belong to a connection that has ended."""
         self.lent -= 1
         if pipe.held or len(self._spare) >= SPARE:
@@ -137,7 +137,7 @@ class PipePool:
             self._close(self._spare.pop())
 
 
-def most_pipes(workers, descriptors):
+def most_pipes(workers: int, descriptors: int) -> int:
     """Return how many small pipes each of ``workers`` may have, with this limit of ``descriptors`` for each process.
 
     They use at most three quarters of the user's pages, which other pipes need as well, and at most an eighth of the
@@ -149,7 +149,7 @@ def most_pipes(workers, descriptors):
     return by_descriptors if pages == 0 else min(by_pages, by_descriptors)
 
 
-def soft_limit():
+def soft_limit() -> int:
     """Return fs.pipe-user-pages-soft; 0 means no limit (proc(5))."""
     try:
         with open(SOFT_LIMIT, encoding="ascii") as stream:

@@ -11,8 +11,15 @@ stamp. A session ends at its timeout at the earliest, and one interval() later a
 from __future__ import annotations
 
 from itertools import islice, takewhile
+from typing import TYPE_CHECKING
 
 from .session import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..config.service import Service
+    from .relay import Relay
 
 SLOW = 0.25  # seconds that an attempt may take before the health checker probes the backend
 MOST_SLOW = 256  # slow attempts that a check reports: they are to few backends
@@ -23,7 +30,7 @@ IDLE, HALF_CLOSED = "idle timeout", "half-closed timeout"
 _HALF_CLOSED = (State.CLIENT_ENDED, State.BACKEND_ENDED)
 
 
-def interval(services):
+def interval(services: Iterable[Service]) -> float:
     """Return the seconds between two checks that suffice for the timeouts of ``services`` (config.Service)."""
     lengths = [
         length for service in services for length in (service.idle_timeout, service.half_closed_timeout) if length
@@ -33,17 +40,17 @@ def interval(services):
     return max(SHORTEST, min([length / CHECKS for length in lengths] + [LONGEST]))
 
 
-def overdue(connecting, now):
+def overdue(connecting: dict[Relay, float], now: float) -> list[Relay]:
     """Return the relays of ``connecting`` ({relay: deadline}) whose attempt has reached its deadline."""
     return [relay for relay, deadline in connecting.items() if now >= deadline]
 
 
-def slow(connecting, now):
+def slow(connecting: dict[Relay, float], now: float) -> list[Relay]:
     """Return the relays of ``connecting`` whose attempt has lasted SLOW seconds; they are in the order of beginning."""
     return list(takewhile(lambda relay: now - relay.attempted >= SLOW, islice(connecting, MOST_SLOW)))
 
 
-def expired(relays, now):
+def expired(relays: Iterable[Relay], now: float) -> list[tuple[Relay, str]]:
     """Return [(relay, reason)] of those whose idle or half-closed timeout has passed; note what the others moved."""
     ended = []
     for relay in relays:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterable
 
 # From linux/in.h; the socket module of Python 3.9 has neither.
 IP_PKTINFO = 8
@@ -40,14 +41,14 @@ REPORT_ERRORS = {
 }
 
 
-def leaving_from(address):
+def leaving_from(address: bytes) -> tuple[tuple[int, int, bytes]]:
     """Return the ancillary data for sendmsg() with which a datagram leaves from ``address``."""
     if len(address) == 4:
         return ((socket.IPPROTO_IP, IP_PKTINFO, _IPV4_PKTINFO.pack(0, address, b"")),)
     return ((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IPV6_PKTINFO.pack(address, 0)),)
 
 
-def read_error(family, messages):
+def read_error(family: socket.AddressFamily, messages: Iterable[tuple[int, int, bytes]]) -> tuple[int, bytes | None]:
     """Return (errno, destination) of the control messages of one entry of the error queue.
 
     The errno is 0 where the error did not come from the network. The destination is the packed address that the error

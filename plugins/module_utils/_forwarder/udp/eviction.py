@@ -15,6 +15,12 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import chain
+from typing import TYPE_CHECKING, Callable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from .flow_table import Flow
 
 MADE_ROOM = "made room for a new session"  # the reason in the log
 
@@ -23,7 +29,7 @@ ANSWER_TIME = 1.0  # seconds in which a session may still be answered
 BATCH_FRACTION = 16  # one scan, which takes 10 ms with 65,536 sessions, yields 1/16 of them
 
 
-def eviction_class(flow, now):
+def eviction_class(flow: Flow, now: float) -> int:
     """Return the class of a flow_table.Flow, 0 to 4; those of a lower class are ended first."""
     if flow.datagrams > BRIEF:
         return 3 if flow.datagrams == flow.datagrams_seen else 4  # 4: something moved since the last check
@@ -32,7 +38,7 @@ def eviction_class(flow, now):
     return 0 if now - flow.started >= ANSWER_TIME else 2
 
 
-def first_to_evict(flows, now, most):
+def first_to_evict(flows: Iterable[Flow], now: float, most: int) -> list[Flow]:
     """Return up to ``most`` of ``flows`` in the order in which to end them; within a class they stay in order."""
     classes: tuple[list, ...] = [], [], [], [], []
     for flow in flows:
@@ -50,11 +56,11 @@ class EvictionQueue:
     ``scan()`` returns the group, first the flows in which nothing has moved for the longest time.
     """
 
-    def __init__(self, scan):
+    def __init__(self, scan: Callable[[], Collection[Flow]]) -> None:
         self._scan = scan
         self._queue: deque = deque()  # (flow, its datagrams at the scan)
 
-    def next(self, now):
+    def next(self, now: float) -> Flow | None:
         """Return the flow to end now, None where the group is empty."""
         queue = self._queue
         while True:
@@ -72,7 +78,7 @@ class EvictionQueue:
 class FairShares:
     """``most`` places for the flows of several services."""
 
-    def __init__(self, most):
+    def __init__(self, most: int) -> None:
         self.most = most
         self._flows: dict[
             str, dict
@@ -86,18 +92,18 @@ class FairShares:
     def __iter__(self):
         return chain.from_iterable(self._flows.values())
 
-    def add_service(self, service):
+    def add_service(self, service: str) -> None:
         """Give a service (its name) a share."""
         if service not in self._flows:
             flows = self._flows[service] = {}
             self._queues[service] = EvictionQueue(lambda: flows)
 
-    def enter(self, service, flow):
+    def enter(self, service: str, flow: Flow) -> None:
         """Take a place for a flow."""
         self._flows[service][flow] = None
         self._count += 1
 
-    def leave(self, service, flow):
+    def leave(self, service: str, flow: Flow) -> None:
         """Give the place of a flow back."""
         del self._flows[service][flow]
         self._count -= 1
@@ -106,18 +112,18 @@ class FairShares:
         """Return the pairs (service, its flows)."""
         return self._flows.items()
 
-    def reorder(self, service, flows):
+    def reorder(self, service: str, flows: Iterable[Flow]) -> None:
         """Put a service's flows into this order: first those in which nothing has moved for the longest time."""
         kept = self._flows[service]
         kept.clear()
         kept.update(dict.fromkeys(flows))
 
-    def loser(self, service):
+    def loser(self, service: str) -> str:
         """Return the service that loses a flow to ``service``: itself if it has its share, else the one with most."""
         if len(self._flows[service]) >= max(1, self.most // len(self._flows)):
             return service
         return max(self._flows, key=lambda name: len(self._flows[name]))
 
-    def flow_to_evict(self, service, now):
+    def flow_to_evict(self, service: str, now: float) -> Flow | None:
         """Return the flow to end so that ``service`` gets a place; None where there are no flows."""
         return self._queues[self.loser(service)].next(now)

@@ -52,8 +52,10 @@ class Flow:
         "upstream",  # upstream.UpstreamSocket
     )
 
-    listener: Any  # set before the first datagram
+    # Set before the first datagram.
+    listener: Any
     upstream: Any
+    to_backend: tuple
 
     def __init__(self, client, client_key, reply_key, backends, index, timeout, now):
         self.client = client

@@ -173,8 +173,10 @@ class UdpServer:
     def _evict_if_full(self, service, now):
         """End sessions where the worker has all it may have: up to two, for it may have taken over more than that."""
         flows = self.table.flows
-        for _flow in range(min(2, len(flows) - flows.most + 1)):
-            self.evict(flows.flow_to_evict(service, now))
+        for _time in range(min(2, len(flows) - flows.most + 1)):
+            flow = flows.flow_to_evict(service, now)
+            if flow is not None:
+                self.evict(flow)
 
     def evict(self, flow: Flow) -> None:
         """End a session to make room for a new one."""
