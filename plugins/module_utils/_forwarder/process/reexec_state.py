@@ -1,10 +1,11 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The state that the supervisor leaves for the program that replaces it by exec at a reload.
+"""The state that the supervisor hands over at a reload to the program that replaces it by exec.
 
-It is a JSON document in a memfd, which has no size limit (an environment variable has, 128 KiB) and no path. An
-environment variable has the pid and the descriptor; the pid keeps any other process from using the descriptor.
+It is a JSON document in a memfd, which has no size limit (an environment variable has, 128 KiB) and no path. Sockets
+and channels are in it by name, with the numbers of their file descriptors, which stay open. An environment variable
+has the pid and the descriptor of the memfd; the pid keeps any other process from using it.
 
 The keys are a protocol between versions: a program must accept the state of any version since 0.1.0.
 """
@@ -13,9 +14,67 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+from dataclasses import dataclass
+
+from ..admin.server import Servers
+from ..counters.overrides import Overrides
+from . import listeners
+from .generation import Generations
+from .lock import Lock
+from .log_settings import LogSettings
+from .notify import Notifier
+from .reload_results import ReloadResults
+from .worker_pool import WorkerPool
 
 VARIABLE = "L4PROXY_HANDOVER"
 SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of the supervisor whose state is handed over; ``listening`` are the listening sockets by name."""
+
+    listening: dict[str, socket.socket]
+    servers: Servers
+    generations: Generations
+    overrides: Overrides
+    log_settings: LogSettings
+    results: ReloadResults
+    pool: WorkerPool
+    notifier: Notifier
+    lock: Lock
+
+    def collect(self) -> tuple[dict, list[int]]:
+        """Return the state, and the file descriptors that must stay open for the next program."""
+        listening = {name: sock.fileno() for name, sock in self.listening.items()}
+        servers = self.servers.listening()
+        state = {
+            "listeners": listening,
+            "endpoints": servers,
+            "children": [child.record() for child in self.pool.children.values()],
+            **self.generations.records(),
+            "orders": self.overrides.records(),
+            "log_level": self.log_settings.override,
+            **self.results.records(),
+            "restarts": self.pool.restarts,
+            "stored": sorted(self.notifier.names),
+            "lock": self.lock.fd,
+        }
+        descriptors = [*listening.values(), *servers.values(), *self.pool.descriptors()]
+        return state, [*descriptors, *self.generations.descriptors(), *self.lock.descriptors()]
+
+    def adopt(self, state: dict):
+        """Take over the state of the previous program."""
+        self.listening.update(listeners.adopt(state["listeners"]))
+        self.generations.adopt(state)
+        self.overrides.adopt(state["orders"])
+        self.log_settings.override = state["log_level"]
+        self.results.adopt(state)
+        self.notifier.names = set(state["stored"])
+        self.lock.fd = state.get("lock")  # version 0.1.0 has none
+        self.pool.adopt(state["children"], state["restarts"])
+        self.servers.adopt(state["endpoints"])
 
 
 def leave(state, descriptors):

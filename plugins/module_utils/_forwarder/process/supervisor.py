@@ -72,6 +72,17 @@ class Supervisor:
         self._admin = Admin(control)
         answers = {ADMIN: self._admin.answer, METRICS: partial(http_views.answer, control.snapshot)}
         self._servers = Servers(self._loop, answers)
+        self._parts = reexec_state.Parts(
+            self._listening,
+            self._servers,
+            self._generations,
+            self._overrides,
+            self._log_settings,
+            self._results,
+            self._pool,
+            self._notifier,
+            self._lock,
+        )
         self._stops = 0  # number of requests to stop; the second one means at once
         self._leaving = False  # whether the service manager is about to start a successor
         self._exit_code = 0
@@ -167,37 +178,13 @@ class Supervisor:
     def handover(self) -> tuple[dict, list[int]]:
         """Return the state for the next program, and the file descriptors that must stay open for it."""
         self._servers.close_connections()
-        listening = {name: sock.fileno() for name, sock in self._listening.items()}
-        servers = self._servers.listening()
-        workers = [child.record() for child in self._pool.children.values()]
-        state = {
-            "listeners": listening,
-            "endpoints": servers,
-            "children": workers,
-            **self._generations.records(),
-            "orders": self._overrides.records(),
-            "log_level": self._log_settings.override,
-            **self._results.records(),
-            "restarts": self._pool.restarts,
-            "stored": sorted(self._notifier.names),
-            "lock": self._lock.fd,
-        }
-        descriptors = [*listening.values(), *servers.values(), *self._pool.descriptors()]
-        return state, [*descriptors, *self._generations.descriptors(), *self._lock.descriptors()]
+        return self._parts.collect()
 
     def _adopt(self, state):
         """Take over what the previous program or (None) a previous process has left."""
         stored = notify.stored(os.environ)
         if state is not None:
-            self._listening.update(listeners.adopt(state["listeners"]))
-            self._generations.adopt(state)
-            self._overrides.adopt(state["orders"])
-            self._log_settings.override = state["log_level"]
-            self._results.adopt(state)
-            self._notifier.names = set(state["stored"])
-            self._lock.fd = state.get("lock")  # version 0.1.0 has none
-            self._pool.adopt(state["children"], state["restarts"])
-            self._servers.adopt(state["endpoints"])
+            self._parts.adopt(state)
         elif stored:
             self._listening.update(listeners.adopt(stored))
             self._notifier.names = set(stored)
