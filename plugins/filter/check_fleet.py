@@ -89,12 +89,12 @@ def roles_of(variables: Mapping[str, Any]) -> dict[str, Any]:
 def check_fleet(services: Any, names: Sequence[str], hostvars: Mapping[str, Any]) -> list[str]:
     """Return the faults of all hosts of a run."""
     inventory = Inventory(hostvars)
-    asked = [name for name in names if inventory[name].get("__l4proxy_fleet", {}).get("reachable")]
-    faults = _same_services.faults(asked, inventory)
+    reachable = [name for name in names if inventory[name].get("__l4proxy_fleet", {}).get("reachable")]
+    faults = _same_services.faults(reachable, inventory)
     if faults:
         return faults
     try:
-        hosts = [inventory[name] for name in asked]
+        hosts = [inventory[name] for name in reachable]
         views = [host["__l4proxy_fleet"] for host in hosts]
         fleets = [fleet_of(_same_services.services_of(view, services), view, inventory) for view in views]
         _check_fleet.check_fleet(zip(fleets, map(roles_of, hosts)))

@@ -34,9 +34,9 @@ class UnreadableVariable(DerivationError):
 
 def raise_all(errors: Iterable[str]) -> None:
     """Raise :class:`DerivationError` with ``errors`` if there are any."""
-    found = list(errors)
-    if found:
-        raise DerivationError(found)
+    faults = list(errors)
+    if faults:
+        raise DerivationError(faults)
 
 
 def collect(errors: list[str], call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

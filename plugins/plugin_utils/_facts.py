@@ -76,13 +76,13 @@ def read_interfaces(facts: Mapping[str, Any], inet6: str = "") -> list[Interface
     """
     flags = read_flags(inet6)
     devices = {key: str(entry["device"]) for key, entry in _entries(facts) if "device" in entry}
-    found = []
+    interfaces = []
     for key, entry in _entries(facts):
         device = devices.get(key) or _device_of_label(key, entry, devices)
         if device:
             name = device if key in devices else f"{device}:{key[len(device) + 1 :]}"
-            found.append(_interface(name, device, entry, flags))
-    return sorted(found, key=lambda one: one.name)
+            interfaces.append(_interface(name, device, entry, flags))
+    return sorted(interfaces, key=lambda one: one.name)
 
 
 def _entries(facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -133,15 +133,15 @@ def addresses_of(interfaces: Iterable[Interface], name: str | None = None) -> li
 
     :returns: each address once; None if there is no interface of that name.
     """
-    found: dict[tuple[Address, str | None], HostAddress] = {}
+    addresses: dict[tuple[Address, str | None], HostAddress] = {}
     known = name is None
     for interface in interfaces:
         known = known or name in (interface.name, interface.device)
         for one in interface.addresses:
             of_label = one.address.version == 6 and name is not None and name.startswith(f"{interface.device}:")
             if name in (None, interface.name, interface.device) or of_label:
-                found.setdefault((one.address, one.device), one)
-    return list(found.values()) if known else None
+                addresses.setdefault((one.address, one.device), one)
+    return list(addresses.values()) if known else None
 
 
 def fact_addresses(facts: Mapping[str, Any], inet6: str = "") -> list[HostAddress]:

@@ -140,12 +140,14 @@ class Fleet:
 
         A host may be both: it is then a backend of the other proxies. What it sends to itself would never leave it.
         """
-        served = [one for one in self.services if one.proxies is None or proxy in one.proxies]
-        return [replace(one, backends=tuple(ref for ref in one.backends if ref.host != proxy)) for one in served]
+        served = [service for service in self.services if service.proxies is None or proxy in service.proxies]
+        return [
+            replace(service, backends=tuple(ref for ref in service.backends if ref.host != proxy)) for service in served
+        ]
 
     def services_of_backend(self, backend: str) -> list[ServiceRef]:
         """Return the services that have a host as a backend."""
-        return [one for one in self.services if any(ref.host == backend for ref in one.backends)]
+        return [service for service in self.services if any(ref.host == backend for ref in service.backends)]
 
     def proxies_of_service(self, service: ServiceRef) -> list[str]:
         """Return the proxies that serve a service, in inventory order."""
@@ -164,12 +166,12 @@ class Fleet:
 
     def udp_ports(self, backend: str) -> dict[Port, set[str]]:
         """Return the UDP ports (or ranges) of a backend, each with the proxies that forward to it."""
-        found: dict[Port, set[str]] = {}
+        by_port: dict[Port, set[str]] = {}
         for service in self.services_of_backend(backend):
             for ref in service.backends:
                 if service.protocol == "udp" and ref.host == backend:
-                    found.setdefault(ref.port, set()).update({*self.proxies_of_service(service)} - {backend})
-        return found
+                    by_port.setdefault(ref.port, set()).update({*self.proxies_of_service(service)} - {backend})
+        return by_port
 
     def refs_by_address(self, backend: str) -> list[BackendRef]:
         """Return the backends in services that are an address of this host, without its name."""

@@ -133,10 +133,10 @@ def _of_interface(name: str, wanted: Any, interfaces: Sequence[Interface]) -> li
     """
     if wanted is not None and (not isinstance(wanted, str) or not wanted):
         raise DerivationError([f"{INTERFACE} of {name}: {wanted!r} is not the name of an interface, such as eth1"])
-    found = addresses_of(interfaces, wanted if interfaces else None)
-    if found or not interfaces or wanted is None:
-        return found or []
-    lacks = f"interface {wanted!r}" if found is None else f"address on {wanted!r} at which other hosts can reach it"
+    addresses = addresses_of(interfaces, wanted if interfaces else None)
+    if addresses or not interfaces or wanted is None:
+        return addresses or []
+    lacks = f"interface {wanted!r}" if addresses is None else f"address on {wanted!r} at which other hosts can reach it"
     raise DerivationError([f"{INTERFACE} of {name}: {name} has no {lacks}; it has {_listed(interfaces)}"])
 
 

@@ -71,14 +71,14 @@ def local_delivery(fleet: Fleet, proxy: str, method: str = AUTO, mark_engine: st
 
 
 def _sources(fleet: Fleet, proxy: str, errors: list[str]) -> list[Source]:
-    found: set[Source] = set()
+    sources: set[Source] = set()
     for service in fleet.services_of_proxy(proxy):
         for ref in service.backends:
             subnets = collect(errors, subnets_of_backend, fleet, proxy, ref) or {}
             for version, address in (collect(errors, backend_addresses, fleet, proxy, ref) or {}).items():
                 device = subnets[version].proxy.device if version in subnets else None
-                found.add((version, address, device))
-    return sorted(found, key=lambda one: (one[0], one[1], one[2] or ""))
+                sources.add((version, address, device))
+    return sorted(sources, key=lambda one: (one[0], one[1], one[2] or ""))
 
 
 def _relevant_settings(settings: Mapping[str, str], devices: Iterable[str]) -> dict[str, str]:

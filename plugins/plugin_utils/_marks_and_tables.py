@@ -90,9 +90,9 @@ def read(host: str, value: Any) -> Numbers:
     if not isinstance(value, Mapping):
         raise DerivationError([f"{where}: expected a dictionary with {', '.join(known)}, found {value!r}"])
     errors = [f"{where}: {key!r} is not a known key; use {', '.join(known)}" for key in value if key not in known]
-    found = {key: _number(value[key]) for key in known if value.get(key) is not None}
-    errors += [f"{where}: {key} {value[key]!r} is not a whole number" for key, one in found.items() if one is None]
-    numbers = Numbers(**{key: one for key, one in found.items() if one is not None})
+    values = {key: _number(value[key]) for key in known if value.get(key) is not None}
+    errors += [f"{where}: {key} {value[key]!r} is not a whole number" for key, one in values.items() if one is None]
+    numbers = Numbers(**{key: one for key, one in values.items() if one is not None})
     errors += [f"{where}: {sentence}" for sentence in _faults(numbers)]
     if errors:
         raise DerivationError(errors)
@@ -107,24 +107,24 @@ def _number(value: Any) -> int | None:
 
 
 def _faults(numbers: Numbers) -> list[str]:
-    found = []
+    faults = []
     mask = numbers.mark_mask
     lowest = mask & -mask
     if not 0 < mask <= MAX_U32 or (mask // lowest) & (mask // lowest + 1):
-        found.append(
+        faults.append(
             f"mark_mask {mask:#x} is not one run of bits within 0x1 to 0xffffffff; use for example 0xff or 0xff0000"
         )
     first, last = numbers.table_base, numbers.table_base + LAST_TABLE
     if first < 1 or last > MAX_U32 or any(first <= table <= last for table in RESERVED_TABLES):
         names = ", ".join(f"{table} ({name})" for table, name in RESERVED_TABLES.items())
-        found.append(
+        faults.append(
             f"table_base {first} uses the routing tables {first} to {last}, which must not include the kernel's own, "
             f"{names}; use 256 to {MAX_U32 - LAST_TABLE}"
         )
     low, high = PRIORITIES
     if not low <= numbers.priority < high:
-        found.append(
+        faults.append(
             f"priority {numbers.priority} leaves no room for a lookup rule and its guard rule between the rules "
             f"for local (0) and main (32766); use {low} to {high - 1}"
         )
-    return found
+    return faults

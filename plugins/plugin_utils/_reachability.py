@@ -65,14 +65,14 @@ def subnets_of_host(fleet: Fleet, proxy: str, backend: str) -> dict[int, SharedS
 
     :raises DerivationError: an address is unknown, they share no subnet, or two subnets of one family.
     """
-    found: dict[int, SharedSubnet] = {}
+    subnets: dict[int, SharedSubnet] = {}
     for ref in [ref for service in fleet.services_of_proxy(proxy) for ref in service.backends]:
         if ref.host != backend:
             continue
         for version, subnet in subnets_of_backend(fleet, proxy, ref).items():
-            if found.setdefault(version, subnet).proxy != subnet.proxy:
-                raise DerivationError([_two_links(proxy, backend, found[version], subnet)])
-    return found
+            if subnets.setdefault(version, subnet).proxy != subnet.proxy:
+                raise DerivationError([_two_links(proxy, backend, subnets[version], subnet)])
+    return subnets
 
 
 def all_shared_subnets(fleet: Fleet, proxy: str) -> list[SharedSubnet]:

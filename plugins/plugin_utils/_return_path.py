@@ -128,18 +128,18 @@ def _sysctls(strategy: str, subnets: Iterable[Subnets], protocols: Set[str]) -> 
     for by_version in subnets:
         for version, subnet in by_version.items():
             devices.setdefault(version, set()).add(subnet.backend.device)
-    found: list[dict[str, str]] = []
+    sysctls: list[dict[str, str]] = []
     for version, names in sorted(devices.items()):
         # A redirect that a backend has accepted takes precedence over every policy route for 300 seconds.
-        found += conf_sysctls(version, names, "accept_redirects")
+        sysctls += conf_sysctls(version, names, "accept_redirects")
     if strategy == FWMARK_ACCEPT or (strategy == MARK and "tcp" in protocols):
         # An accepted connection keeps the mark of its SYN, over IPv6 too (ip-sysctl). With strategy mark this still
         # identifies the proxy when conntrack has forgotten the connection.
-        found.append({"name": "net.ipv4.tcp_fwmark_accept", "value": "1"})
+        sysctls.append({"name": "net.ipv4.tcp_fwmark_accept", "value": "1"})
     if strategy == FWMARK_ACCEPT:
         # Replies that no socket sends (RST, ICMP errors) get the mark of the packet they answer.
-        found += [{"name": f"net.ipv{version}.fwmark_reflect", "value": "1"} for version in sorted(devices)]
-    return found
+        sysctls += [{"name": f"net.ipv{version}.fwmark_reflect", "value": "1"} for version in sorted(devices)]
+    return sysctls
 
 
 def describe_strategy(fleet: Fleet, backend: str) -> dict[str, Any]:

@@ -38,12 +38,12 @@ def read(backend: str, value: Any, proxies: Collection[str]) -> Dedicated:
         for proxy in value
         if not find_name(str(proxy), proxies)
     ]
-    found = {
+    by_proxy = {
         find_name(str(proxy), proxies) or str(proxy): _addresses(f"{where} for {proxy}", given, errors)
         for proxy, given in value.items()
     }
     owners: dict[Address, str] = {}
-    for proxy, addresses in found.items():
+    for proxy, addresses in by_proxy.items():
         for one in addresses:
             if owners.setdefault(one.address, proxy) != proxy:
                 errors.append(
@@ -51,11 +51,11 @@ def read(backend: str, value: Any, proxies: Collection[str]) -> Dedicated:
                 )
     if errors:
         raise DerivationError(errors)
-    return found
+    return by_proxy
 
 
 def _addresses(where: str, given: Any, errors: list[str]) -> tuple[HostAddress, ...]:
-    found: dict[int, HostAddress] = {}
+    by_version: dict[int, HostAddress] = {}
     for value in [given] if isinstance(given, str) else given or ():
         try:
             one = parse_address(value, where)
@@ -64,12 +64,11 @@ def _addresses(where: str, given: Any, errors: list[str]) -> tuple[HostAddress, 
             continue
         if not usable(one) or one.address.is_unspecified:
             errors.append(f"{where}: {one.address} is not an address at which a proxy can reach it")
-        if found.setdefault(one.address.version, one) is not one:
-            errors.append(
-                f"{where}: {found[one.address.version].address} and {one.address} are both IPv{one.address.version}; "
-                "give one address per family"
-            )
-    return tuple(found.values())
+        first = by_version.setdefault(one.address.version, one)
+        if first is not one:
+            family = f"IPv{one.address.version}"
+            errors.append(f"{where}: {first.address} and {one.address} are both {family}; give one address per family")
+    return tuple(by_version.values())
 
 
 def applied_addresses(document: Mapping[str, Any] | None) -> set[Address]:

@@ -40,11 +40,11 @@ def by_mark(
     :raises DerivationError: the id does not fit under the mask.
     """
     table, value = numbers.table_by_mark(number), numbers.mark(proxy, number)
-    found: Sections = {"rules": [], "routes": [], "marks": []}
+    sections: Sections = {"rules": [], "routes": [], "marks": []}
     for version, subnet in sorted(subnets.items()):
         match = {"family": FAMILY[version], "fwmark": value, "fwmask": numbers.mark_mask}
-        found["rules"] += _guarded(numbers, match, table)
-        found["routes"].append(_default_route(version, subnet, table))
+        sections["rules"] += _guarded(numbers, match, table)
+        sections["routes"].append(_default_route(version, subnet, table))
     mark = {
         "name": proxy,
         "id": value,
@@ -52,8 +52,8 @@ def by_mark(
         "mac": mac,
         "via": [str(subnet.proxy.address) for _version, subnet in sorted(subnets.items())],
     }
-    found["marks"].append(mark if conntrack else {**mark, "conntrack": False})
-    return found
+    sections["marks"].append(mark if conntrack else {**mark, "conntrack": False})
+    return sections
 
 
 def by_address(
@@ -65,17 +65,17 @@ def by_address(
         the source of a reply, so a rule matches the port, and the route sets the source address.
     """
     table = numbers.table_by_address(number)
-    found: Sections = {"rules": [], "routes": [], "addresses": []}
+    sections: Sections = {"rules": [], "routes": [], "addresses": []}
     for version, subnet in sorted(subnets.items()):
         address = str(subnet.backend.address)
         # Only for packets that this host sends, not for those it receives from its own address.
         local = {"family": FAMILY[version], "iif": "lo"}
-        found["rules"] += _guarded(numbers, {**local, "src": address}, table)
+        sections["rules"] += _guarded(numbers, {**local, "src": address}, table)
         for port in sorted(udp_ports, key=str):
-            found["rules"] += _guarded(numbers, {**local, "ip_proto": "udp", "sport": port}, table)
-        found["routes"].append({**_default_route(version, subnet, table), "src": address})
-        found["addresses"].append({"family": FAMILY[version], "address": address, "dev": subnet.backend.device})
-    return found
+            sections["rules"] += _guarded(numbers, {**local, "ip_proto": "udp", "sport": port}, table)
+        sections["routes"].append({**_default_route(version, subnet, table), "src": address})
+        sections["addresses"].append({"family": FAMILY[version], "address": address, "dev": subnet.backend.device})
+    return sections
 
 
 def _guarded(numbers: Numbers, match: Mapping[str, Any], table: int) -> list[dict[str, Any]]:
@@ -98,8 +98,8 @@ def _default_route(version: int, subnet: SharedSubnet, table: int) -> dict[str, 
 
 def merged(parts: Iterable[Sections]) -> Sections:
     """Return the objects of several return paths as one set of sections."""
-    found: Sections = {}
+    sections: Sections = {}
     for part in parts:
         for section, objects in part.items():
-            found.setdefault(section, []).extend(objects)
-    return found
+            sections.setdefault(section, []).extend(objects)
+    return sections

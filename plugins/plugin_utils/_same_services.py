@@ -90,13 +90,13 @@ def _shared(services: Any) -> Any:
 
 
 def _shared_of(service: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: service[key] for key in ("name", "protocol", "proxies") if key in service}
-    found["listen"] = [_without_address(one) for one in as_sequence(service.get("listen"))]
-    found["backends"] = [
+    shared = {key: service[key] for key in ("name", "protocol", "proxies") if key in service}
+    shared["listen"] = [_without_address(one) for one in as_sequence(service.get("listen"))]
+    shared["backends"] = [
         {key: one[key] for key in ("host", "address", "port") if key in one} if isinstance(one, dict) else one
         for one in as_sequence(service.get("backends"))
     ]
-    return found
+    return shared
 
 
 def _without_address(listen: Any) -> Any:

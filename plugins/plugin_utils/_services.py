@@ -183,7 +183,7 @@ class _Parser:
             )
         for name in names:
             if name not in self.group:
-                known = ", ".join(sorted(self.group)) or "nobody"
+                known = ", ".join(sorted(self.group)) or "no hosts"
                 self.errors.append(
                     f"{path}.proxies: {name!r} is not in the group of proxies ({known}); correct it, or add the host"
                 )

@@ -26,20 +26,20 @@ def proxies_behind(backend: Host, facts: Mapping[str, Any], proxies: Iterable[Ho
         for one in facts.values()
         if isinstance(one, Mapping) and "device" in one and not MAC.fullmatch(str(one.get("macaddress") or ""))
     }
-    found: dict[str, list[str]] = {}
+    by_device: dict[str, list[str]] = {}
     for proxy in proxies:
         devices = {subnet.backend.device for subnet in shared_subnets(proxy, backend).values()}
         for device in sorted(device for device in devices if device in bare):
-            found.setdefault(device, []).append(proxy.name)
-    return found
+            by_device.setdefault(device, []).append(proxy.name)
+    return by_device
 
 
-def indistinct(found: Mapping[str, list[str]]) -> list[str]:
+def indistinct(by_device: Mapping[str, list[str]]) -> list[str]:
     """Return a sentence for each interface behind which several proxies cannot be told apart."""
     return [
         f"{' and '.join(proxies)} are both behind {device}, which has no MAC addresses to tell them apart"
         if len(proxies) == 2
         else f"{', '.join(proxies)} are all behind {device}, which has no MAC addresses to tell them apart"
-        for device, proxies in sorted(found.items())
+        for device, proxies in sorted(by_device.items())
         if len(proxies) > 1
     ]
