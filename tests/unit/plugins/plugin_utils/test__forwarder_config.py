@@ -26,9 +26,8 @@ def test_the_config_has_id_settings_services_and_addresses():
 
 
 def test_a_listen_range_is_the_default_port_range_of_backends():
-    (service,) = forwarder_config(fleet("a", [{**WEB, "listen": ["0.0.0.0:8000-8009"], "backends": ["b"]}]), "a", {})[
-        "services"
-    ]
+    ranged = {**WEB, "listen": ["0.0.0.0:8000-8009"], "backends": ["b"]}
+    (service,) = forwarder_config(fleet("a", [ranged]), "a", {})["services"]
     assert service["listen"] == [{"address": "0.0.0.0", "port": "8000-8009"}]
     assert service["backends"][0]["port"] == "8000-8009"
 

@@ -67,101 +67,50 @@ def prefers(address: str) -> dict:
     return {"default_ipv6": {"address": address, "interface": "eth0"}}
 
 
-# The variables of b, and the addresses of it that count, in their order.
+BOTH = ["198.18.0.21/24", "2001:db8::21/64"]
+# The variables of b, its facts, and the addresses that are used, in their order.
 CANDIDATES = [
-    ("facts", {}, {}, ["198.18.0.21/24", "2001:db8::21/64"]),
-    (
-        "a temporary address, which the default route prefers",
-        {"__l4proxy_inet6": flags(**{"21": 0x80, "dead": 0x01})},
-        {**facts(21, ipv6=V6), **prefers("2001:db8::dead")},
-        ["198.18.0.21/24", "2001:db8::21/64"],
-    ),
-    (
-        "the temporary address comes first and is deprecated by now",
-        {"__l4proxy_inet6": flags(**{"21": 0x00, "dead": 0x21})},
-        facts(21, ipv6=V6[::-1]),
-        ["198.18.0.21/24", "2001:db8::21/64"],
-    ),
-    (
-        "a deprecated address is the lower one",
-        {"__l4proxy_inet6": flags(**{"21": 0x20, "dead": 0x80})},
-        facts(21, ipv6=V6),
-        ["198.18.0.21/24", "2001:db8::dead/64", "2001:db8::21/64"],
-    ),
-    (
-        "a duplicate of another machine's",
-        {"__l4proxy_inet6": flags(**{"21": 0xC8, "dead": 0x80})},
-        facts(21, ipv6=V6),
-        ["198.18.0.21/24", "2001:db8::dead/64"],
-    ),
-    (
-        "a temporary address that is declared all the same",
-        {"__l4proxy_inet6": flags(**{"21": 0x80, "dead": 0x01}), "l4proxy_address": "2001:db8::dead"},
-        facts(21, ipv6=V6),
-        ["198.18.0.21/24", "2001:db8::dead"],
-    ),
+    ("facts", {}, {}, BOTH),
+    ("a temporary address, which the default route prefers",
+     {"__l4proxy_inet6": flags(**{"21": 0x80, "dead": 0x01})},
+     {**facts(21, ipv6=V6), **prefers("2001:db8::dead")}, BOTH),
+    ("the temporary address comes first and is deprecated by now",
+     {"__l4proxy_inet6": flags(**{"21": 0x00, "dead": 0x21})}, facts(21, ipv6=V6[::-1]), BOTH),
+    ("a deprecated address is the lower one",
+     {"__l4proxy_inet6": flags(**{"21": 0x20, "dead": 0x80})}, facts(21, ipv6=V6),
+     ["198.18.0.21/24", "2001:db8::dead/64", "2001:db8::21/64"]),
+    ("a duplicate of another machine's",
+     {"__l4proxy_inet6": flags(**{"21": 0xC8, "dead": 0x80})}, facts(21, ipv6=V6),
+     ["198.18.0.21/24", "2001:db8::dead/64"]),
+    ("a temporary address that is declared all the same",
+     {"__l4proxy_inet6": flags(**{"21": 0x80, "dead": 0x01}), "l4proxy_address": "2001:db8::dead"}, facts(21, ipv6=V6),
+     ["198.18.0.21/24", "2001:db8::dead"]),
     ("no IPv6 at all", {"__l4proxy_inet6": ""}, facts(21, ipv6=[]), ["198.18.0.21/24"]),
-    (
-        "a prefix declared over a /32 and a /128",
-        {"l4proxy_address": ["198.18.0.21/24", "2001:db8::21/64"]},
-        facts(21, **ALONE),
-        ["198.18.0.21/24", "2001:db8::21/64"],
-    ),
-    (
-        "a prefix declared over one, for IPv6 alone",
-        {"l4proxy_address": "2001:db8::21/64"},
-        facts(21, **ALONE),
-        ["198.18.0.21/32", "2001:db8::21/64"],
-    ),
-    (
-        "an address without a prefix that two interfaces have",
-        {"l4proxy_address": "198.18.0.21"},
-        {**facts(21), "lo": {"device": "lo", "ipv4": {"address": "198.18.0.21", "prefix": "32"}}},
-        ["198.18.0.21/24", "2001:db8::21/64"],
-    ),
+    ("a prefix declared over a /32 and a /128", {"l4proxy_address": BOTH}, facts(21, **ALONE), BOTH),
+    ("a prefix declared over one, for IPv6 alone",
+     {"l4proxy_address": "2001:db8::21/64"}, facts(21, **ALONE), ["198.18.0.21/32", "2001:db8::21/64"]),
+    ("an address without a prefix that two interfaces have",
+     {"l4proxy_address": "198.18.0.21"},
+     {**facts(21), "lo": {"device": "lo", "ipv4": {"address": "198.18.0.21", "prefix": "32"}}}, BOTH),
     ("an interface", {"l4proxy_interface": "eth1"}, {**facts(21), **ETH1}, ["198.18.2.21/24"]),
-    (
-        "an interface, of both families",
-        {"l4proxy_interface": "eth0"},
-        {**facts(21), **ETH1},
-        ["198.18.0.21/24", "2001:db8::21/64"],
-    ),
-    (
-        "an interface for one family, an address for the other",
-        {"l4proxy_interface": "eth1", "l4proxy_address": "2001:db8::21"},
-        {**facts(21), **ETH1},
-        ["198.18.2.21/24", "2001:db8::21/64"],
-    ),
-    (
-        "labels",
-        {},
-        {**facts(21, **SECOND), **LABELS},
-        ["198.18.0.21/24", "198.18.0.77/24", "198.18.2.77/24", "2001:db8::21/64"],
-    ),
-    (
-        "one label, with the IPv6 addresses of its device",
-        {"l4proxy_interface": "eth0:1"},
-        {**facts(21, **SECOND), **LABELS},
-        ["198.18.2.77/24", "2001:db8::21/64"],
-    ),
-    (
-        "an interface with its labels",
-        {"l4proxy_interface": "eth0"},
-        {**facts(21, **SECOND), **LABELS, **ETH1},
-        ["198.18.0.21/24", "198.18.0.77/24", "198.18.2.77/24", "2001:db8::21/64"],
-    ),
-    (
-        "an interface whose name facts spell in another way",
-        {"l4proxy_interface": "br-lan:1"},
-        {"br_lan": {"device": "br-lan"}, "br_lan_1": {"ipv4": {"address": "198.18.2.77", "prefix": "24"}}},
-        ["198.18.2.77/24"],
-    ),
-    (
-        "the name of the host is one of its addresses",
-        {},
-        facts(21, ipv6=[*V6, {"address": "2001:db8::b", "prefix": "64"}]),
-        ["198.18.0.21/24", "2001:db8::b/64", "2001:db8::21/64", "2001:db8::dead/64"],
-    ),
+    ("an interface, of both families", {"l4proxy_interface": "eth0"}, {**facts(21), **ETH1}, BOTH),
+    ("an interface for one family, an address for the other",
+     {"l4proxy_interface": "eth1", "l4proxy_address": "2001:db8::21"}, {**facts(21), **ETH1},
+     ["198.18.2.21/24", "2001:db8::21/64"]),
+    ("labels", {}, {**facts(21, **SECOND), **LABELS},
+     ["198.18.0.21/24", "198.18.0.77/24", "198.18.2.77/24", "2001:db8::21/64"]),
+    ("one label, with the IPv6 addresses of its device",
+     {"l4proxy_interface": "eth0:1"}, {**facts(21, **SECOND), **LABELS}, ["198.18.2.77/24", "2001:db8::21/64"]),
+    ("an interface with its labels",
+     {"l4proxy_interface": "eth0"}, {**facts(21, **SECOND), **LABELS, **ETH1},
+     ["198.18.0.21/24", "198.18.0.77/24", "198.18.2.77/24", "2001:db8::21/64"]),
+    ("an interface whose name facts spell in another way",
+     {"l4proxy_interface": "br-lan:1"},
+     {"br_lan": {"device": "br-lan"}, "br_lan_1": {"ipv4": {"address": "198.18.2.77", "prefix": "24"}}},
+     ["198.18.2.77/24"]),
+    ("the name of the host is one of its addresses",
+     {}, facts(21, ipv6=[*V6, {"address": "2001:db8::b", "prefix": "64"}]),
+     ["198.18.0.21/24", "2001:db8::b/64", "2001:db8::21/64", "2001:db8::dead/64"]),
 ]  # fmt: skip
 
 
@@ -178,22 +127,21 @@ def test_the_addresses_of_a_host_and_their_order(variables, told, expected):
 
 ONE_LINK = "eth0 (198.18.0.21, 2001:db8::21), lo"
 REFUSED = [
-    (
-        {"l4proxy_interface": "eth1"},
-        f"l4proxy_interface of b: b has no interface 'eth1'; it has {ONE_LINK}",
-    ),
-    (
-        {"l4proxy_interface": "lo"},
-        "l4proxy_interface of b: b has no address on 'lo' at which other hosts can reach it; it has " + ONE_LINK,
-    ),
+    ({"l4proxy_interface": "eth1"}, f"l4proxy_interface of b: b has no interface 'eth1'; it has {ONE_LINK}"),
+    ({"l4proxy_interface": "lo"},
+     f"l4proxy_interface of b: b has no address on 'lo' at which other hosts can reach it; it has {ONE_LINK}"),
     ({"l4proxy_interface": ["eth0"]}, "l4proxy_interface of b: ['eth0'] is not the name of an interface, such as eth1"),
-    ({"l4proxy_interface": ""}, "l4proxy_interface of b: '' is not the name of an interface, such as eth1"),
-    (
-        {"ansible_facts": {"gather_subset": ["network"]}, "__l4proxy_inet6": ""},
-        "the addresses of b cannot be read, because it lacks the command ip: install the package iproute2 on b, "
-        "or declare l4proxy_address in its host_vars, with a prefix length",
+    *(
+        ({"l4proxy_id": value}, f"l4proxy_id of b: {value!r} is not a proxy id (a whole number from 1 to 255)")
+        for value in (0, 256, "x", -1)
     ),
-]
+    ({"l4proxy_address": "here"}, "l4proxy_address of b: 'here' is not an IP address: 'here' does not appear to be an "
+     "IPv4 or IPv6 interface"),
+    ({"l4proxy_interface": ""}, "l4proxy_interface of b: '' is not the name of an interface, such as eth1"),
+    ({"ansible_facts": {"gather_subset": ["network"]}, "__l4proxy_inet6": ""},
+     "the addresses of b cannot be read, because it lacks the command ip: install the package iproute2 on b, or "
+     "declare l4proxy_address in its host_vars, with a prefix length"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("variables", "sentence"), REFUSED)
@@ -220,13 +168,9 @@ class Template(dict):
 CANNOT = "l4proxy_address of b cannot be evaluated: object of type 'dict' has no attribute 'eth1'; "
 FAILED = [
     (facts(21), [address("198.18.0.77")], f"b has {ONE_LINK}"),
-    (
-        {},
-        [],
-        "the facts of b could not be gathered, and no earlier run has stored its address: start b, or write its "
-        "address as a value",
-    ),
-]
+    ({}, [], "the facts of b could not be gathered, and no earlier run has stored its address: start b, or write its "
+             "address as a value"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("told", "known", "sentence"), FAILED)
@@ -286,18 +230,4 @@ def test_facts_come_before_the_last_run(source, variables, expected):
 def test_ansible_host_is_used_if_it_is_an_address_and_nothing_else_is_known():
     host = host_from_variables("a", {"ansible_host": "198.18.0.11"})
     assert (host.source, str(host.addresses[0].address)) == ("ansible_host", "198.18.0.11")
-
-
-def test_a_name_in_ansible_host_is_not_an_address():
     assert host_from_variables("a", {"ansible_host": "a.example.org"}).addresses == ()
-
-
-@pytest.mark.parametrize("value", [0, 256, "x", -1])
-def test_a_bad_id_is_refused(value):
-    with pytest.raises(DerivationError, match=r"l4proxy_id of a: .* is not a proxy id"):
-        host_from_variables("a", {"l4proxy_id": value})
-
-
-def test_a_bad_address_is_refused():
-    with pytest.raises(DerivationError, match="l4proxy_address of a: 'here' is not an IP address"):
-        host_from_variables("a", {"l4proxy_address": "here"})

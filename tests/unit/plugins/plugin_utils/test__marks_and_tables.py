@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _marks_and_tables
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import local_delivery
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import Numbers, read
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
 
 from tests.unit.plugins.plugin_utils.fleet_data import errors, fleet, hostvars
@@ -20,11 +20,8 @@ def seen_from(host: str, numbers, **variables):
 
 
 def test_without_the_variable_the_defaults_apply():
-    assert (
-        _marks_and_tables.read("b", None)
-        == _marks_and_tables.read("b", {})
-        == _marks_and_tables.Numbers(0xFF, 20100, 1100)
-    )
+    for value in (None, {}):
+        assert read("b", value) == Numbers(0xFF, 20100, 1100)
 
 
 def test_the_numbers_of_a_backend_with_strategy_mark():
@@ -68,25 +65,13 @@ FAULTS = [
     ({"mask": 1}, "l4proxy_numbers of b: 'mask' is not a known key; use mark_mask, table_base, priority"),
     ({"mark_mask": "ff"}, "l4proxy_numbers of b: mark_mask 'ff' is not a whole number"),
     ({"priority": True}, "l4proxy_numbers of b: priority True is not a whole number"),
-    *(
-        ({"mark_mask": mask}, f"l4proxy_numbers of b: mark_mask {mask:#x} is not one run of bits")
-        for mask in (0, 0x5, 0xFF00FF, 0x1FF << 32, -1)
-    ),
-    *(
-        (
-            {"table_base": base},
-            f"l4proxy_numbers of b: table_base {base} uses the routing tables {base} to {base + 555}",
-        )
-        for base in (0, 1, 255, 2**32 - 555)
-    ),
-    *(
-        (
-            {"priority": priority},
-            f"l4proxy_numbers of b: priority {priority} leaves no room for a lookup rule and its guard",
-        )
-        for priority in (0, 32765, 32766)
-    ),
-]
+    *(({"mark_mask": mask}, f"l4proxy_numbers of b: mark_mask {mask:#x} is not one run of bits")
+      for mask in (0, 0x5, 0xFF00FF, 0x1FF << 32, -1)),
+    *(({"table_base": base}, f"l4proxy_numbers of b: table_base {base} uses the routing tables {base} to {base + 555}")
+      for base in (0, 1, 255, 2**32 - 555)),
+    *(({"priority": value}, f"l4proxy_numbers of b: priority {value} leaves no room for a lookup rule and its guard")
+      for value in (0, 32765, 32766)),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("value", "expected"), FAULTS, ids=[str(value) for value, _expected in FAULTS])
@@ -104,5 +89,5 @@ def test_the_bounds_themselves_are_accepted(value):
 
 def test_all_faults_are_reported_together():
     with pytest.raises(DerivationError) as caught:
-        _marks_and_tables.read("b", {"mark_mask": 5, "table_base": 200, "priority": 0})
+        read("b", {"mark_mask": 5, "table_base": 200, "priority": 0})
     assert len(caught.value.errors) == 3

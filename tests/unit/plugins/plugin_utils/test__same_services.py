@@ -63,18 +63,9 @@ UNDEFINED = "'web_port' is undefined"
 ROWS = [
     ("one list", {"a": ONE, "b": ORDERED}, {"c": {"l4proxy_services": ONE}}, []),
     ("what one proxy alone uses", {"a": ONE, "a2": OWN}, {}, []),
-    (
-        "a family",
-        {"a": ONE, "b": FAMILY},
-        {},
-        differs('a and b: l4proxy_services[0].listen[0] is "0.0.0.0:80" on a, and "[::]:80" on b'),
-    ),
-    (
-        "a backend more",
-        {"a": ONE, "b": ONE, "c": OTHER},
-        {},
-        ONE_LESS,
-    ),
+    ("a family", {"a": ONE, "b": FAMILY}, {},
+     differs('a and b: l4proxy_services[0].listen[0] is "0.0.0.0:80" on a, and "[::]:80" on b')),
+    ("a backend more", {"a": ONE, "b": ONE, "c": OTHER}, {}, ONE_LESS),
     (
         "a service more, on several hosts",
         {"a": ONE, **dict.fromkeys("bcdef", MORE)},
@@ -84,18 +75,9 @@ ROWS = [
             '["0.0.0.0:25"], "backends": ["c:… on b'
         ),
     ),
-    (
-        "a value",
-        {"a": PORT, "b": PORT2},
-        {},
-        differs("a and b: l4proxy_services[0].backends[0].port is 1 on a, and 2 on b"),
-    ),
-    (
-        "a host outside of the run",
-        {"a": ONE},
-        {"c": {"l4proxy_services": OTHER}},
-        ONE_LESS,
-    ),
+    ("a value", {"a": PORT, "b": PORT2}, {},
+     differs("a and b: l4proxy_services[0].backends[0].port is 1 on a, and 2 on b")),
+    ("a host outside of the run", {"a": ONE}, {"c": {"l4proxy_services": OTHER}}, ONE_LESS),
     (
         "a host outside of the run that has none",
         {"a": ONE},
@@ -107,18 +89,10 @@ ROWS = [
     ),
     ("a host outside of the run whose list cannot be read from here", {"a": ONE}, {"c": Failing("x")}, []),
     ("nowhere, which the derivation says better", {"a": None, "b": None}, {}, []),
-    (
-        "a variable that only some have",
-        {"a": ONE, "b": Failing(UNDEFINED), "c": Failing(UNDEFINED)},
-        {},
-        [f"l4proxy_services cannot be evaluated on b and c: {UNDEFINED}{DEFINE}"],
-    ),
-    (
-        "a reason that only the play could tell",
-        {"a": ONE, "b": Failing("'hostvars' is undefined")},
-        {},
-        [f"l4proxy_services cannot be evaluated on b: a template in it cannot be evaluated{DEFINE}"],
-    ),
+    ("a variable that only some have", {"a": ONE, "b": Failing(UNDEFINED), "c": Failing(UNDEFINED)}, {},
+     [f"l4proxy_services cannot be evaluated on b and c: {UNDEFINED}{DEFINE}"]),
+    ("a reason that only the play can know", {"a": ONE, "b": Failing("'hostvars' is undefined")}, {},
+     [f"l4proxy_services cannot be evaluated on b: a template in it cannot be evaluated{DEFINE}"]),
 ]  # fmt: skip
 
 

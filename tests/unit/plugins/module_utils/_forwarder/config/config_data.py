@@ -51,41 +51,23 @@ def full():
                 "keepalive": 30,
                 "accept_proxy": ["198.18.0.12/32", "2001:db8::12/128"],
                 "proxy_timeout": 2.0,
-                "limits": {
-                    "connections": 1000,
-                    "connections_per_client": 100,
-                    "rate_per_client": 0.5,
-                    "at_limit": "refuse",
-                },
+                "limits": {"connections": 1000, "connections_per_client": 100, "rate_per_client": 0.5,
+                           "at_limit": "refuse"},
                 "allow": ["0.0.0.0/0"],
                 "deny": ["203.0.113.0/24"],
-                "health": {
-                    "enabled": True,
-                    "interval": 5.0,
-                    "timeout": 2.0,
-                    "rise": 1,
-                    "fall": 4,
-                    "source": ["198.51.100.99"],
-                },
+                "health": {"enabled": True, "interval": 5.0, "timeout": 2.0, "rise": 1, "fall": 4,
+                           "source": ["198.51.100.99"]},
                 "on_all_down": "try_all",
                 "slow_start": 10.0,
                 "log": "errors",
                 "backends": [
-                    {
-                        "name": "b",
-                        "ipv4": "198.18.0.21",
-                        "ipv6": "2001:db8::21",
-                        "port": 8080,
-                        "weight": 2,
-                        "send_proxy": "v2",
-                        "backup": False,
-                        "max_connections": 100,
-                    },
+                    {"name": "b", "ipv4": "198.18.0.21", "ipv6": "2001:db8::21", "port": 8080, "weight": 2,
+                     "send_proxy": "v2", "backup": False, "max_connections": 100},
                     {"name": "c", "ipv6": "2001:db8::22", "port": 8080, "weight": 1, "backup": True},
                 ],
             }
         ],
-    }
+    }  # fmt: skip
 
 
 def errors_of(data):
