@@ -91,10 +91,10 @@ def link(value: Any) -> str:
 
 
 def table(value: Any) -> int:
-    found = number(1, MAX_U32, "a routing table")(value)
-    if found in RESERVED_TABLES:
-        raise ValueError(f"{found} is the reserved table {RESERVED_TABLES[found]}; choose another")
-    return found
+    table_number = number(1, MAX_U32, "a routing table")(value)
+    if table_number in RESERVED_TABLES:
+        raise ValueError(f"{table_number} is the reserved table {RESERVED_TABLES[table_number]}; choose another")
+    return table_number
 
 
 def _range(low: int, high: int, what: str, many: str) -> Callable[[Any], tuple[int, int]]:
@@ -103,10 +103,10 @@ def _range(low: int, high: int, what: str, many: str) -> Callable[[Any], tuple[i
 
     def read_range(value: Any) -> tuple[int, int]:
         first, dash, last = str(value).partition("-")
-        found = (read(first), read(last if dash else first))
-        if found[0] > found[1]:
+        bounds = (read(first), read(last if dash else first))
+        if bounds[0] > bounds[1]:
             raise ValueError(f"{value!r} is an empty range of {many}")
-        return found
+        return bounds
 
     return read_range
 
@@ -288,9 +288,9 @@ def _check_route_numbers(values: dict[str, Any]) -> Problems:
 def check_address(values: dict[str, Any]) -> Problems:
     """Errors in the combination of an address's keys."""
     wrong = _one_family(values, ("address",))
-    found = ipaddress.ip_address(values["address"])
-    if found.is_loopback or found.is_multicast or found.is_unspecified or found.is_link_local:
-        wrong.append(("address", f"{found} cannot be assigned to a host"))
+    address = ipaddress.ip_address(values["address"])
+    if address.is_loopback or address.is_multicast or address.is_unspecified or address.is_link_local:
+        wrong.append(("address", f"{address} cannot be assigned to a host"))
     return wrong + check_retiring(values)
 
 

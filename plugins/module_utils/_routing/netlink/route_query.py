@@ -87,14 +87,14 @@ def parse(reply: bytes) -> RouteAnswer:
         name = errno.errorcode.get(-code, str(-code))
         return RouteAnswer(ERRORS.get(-code, "refused"), error=name)
     fields = struct.unpack_from("=BBBBBBBBI", reply, 16)
-    found = dict(attributes(reply[28:]))
-    gateway = found.get(RTA_GATEWAY) or found.get(RTA_VIA, b"")[2:]
-    numbers = {kind: struct.unpack("=I", found[kind])[0] for kind in (RTA_OIF, RTA_TABLE) if kind in found}
+    parts = dict(attributes(reply[28:]))
+    gateway = parts.get(RTA_GATEWAY) or parts.get(RTA_VIA, b"")[2:]
+    numbers = {kind: struct.unpack("=I", parts[kind])[0] for kind in (RTA_OIF, RTA_TABLE) if kind in parts}
     return RouteAnswer(
         type=TYPES.get(fields[7], str(fields[7])),
         via=_address(gateway),
         dev=str(numbers[RTA_OIF]) if RTA_OIF in numbers else None,
-        src=_address(found.get(RTA_PREFSRC, b"")),
+        src=_address(parts.get(RTA_PREFSRC, b"")),
         table=numbers.get(RTA_TABLE),
         redirected=bool(fields[8] & RTCF_REDIRECTED),
     )

@@ -70,7 +70,7 @@ def encode(rule: Rule, protocol: int) -> bytes:
         (FRA_DPORT_RANGE, PORTS, rule.dport),
         (FRA_UID_RANGE, USERS, rule.uid_range),
     )
-    packed += [attribute(kind, shape.pack(*found)) for kind, shape, found in ranges if found]
+    packed += [attribute(kind, shape.pack(*bounds)) for kind, shape, bounds in ranges if bounds]
     if rule.ip_proto is not None:
         packed.append(attribute(FRA_IP_PROTO, bytes([rule.ip_proto])))
     packed.append(attribute(FRA_PROTOCOL, bytes([protocol])))
