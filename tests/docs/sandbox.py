@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tests.lab import wiring
 from tests.lab.netns import NamespaceLab
+from tests.support.waiting import PATIENCE, eventually
 
 OVERLAID = ("/etc", "/usr/local", "/var/lib")
 
@@ -37,8 +38,6 @@ mount -t tmpfs -o mode=0755 run /run
 : > "$ready"
 exec sleep infinity
 """
-
-PATIENCE = 20.0
 
 
 class Sandbox:
@@ -79,8 +78,4 @@ class Sandbox:
 
     def eventually_exists(self, path: str | Path) -> None:
         """Wait until a file exists."""
-        deadline = time.monotonic() + PATIENCE
-        while self.run(["test", "-e", str(path)], check=False).returncode:
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{self.name} has no {path} after {PATIENCE:g} s")
-            time.sleep(0.02)
+        eventually(lambda: not self.run(["test", "-e", str(path)], check=False).returncode, f"{self.name} has {path}")

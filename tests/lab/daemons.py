@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.lab import wiring
+from tests.support.waiting import PATIENCE, eventually
 
 if TYPE_CHECKING:
     from tests.lab.netns import NamespaceLab
-
-PATIENCE = 20.0  # seconds a server has to answer after its start
 
 
 class Daemon:
@@ -53,12 +52,7 @@ class Daemon:
 
     def wait_said(self, pattern: str) -> list[str]:
         """All matches of a pattern in its log, once there is one: servers log after they answer."""
-        deadline = time.monotonic() + PATIENCE
-        while not (found := re.findall(pattern, self.said())):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{type(self).__name__} did not say {pattern}:\n{self.said()[-2000:]}")
-            time.sleep(0.01)
-        return found
+        return eventually(lambda: re.findall(pattern, self.said()), f"{pattern} is logged", lambda: self.said()[-2000:])
 
     def _wait_for(self, address: str, deadline: float) -> None:
         while True:

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support.waiting import PATIENCE, eventually
+
 if TYPE_CHECKING:
     from tests.lab.hosts import LabHost
 
@@ -57,7 +59,7 @@ class NginxServer:
         self._config.write_text(nginx_config(host.name, directory, ports), encoding="utf-8")
         self._process = None
 
-    def start(self, timeout: float = 20) -> None:
+    def start(self, timeout: float = PATIENCE) -> None:
         """Start nginx, and wait until every port answers over IPv4 and IPv6."""
         argv = ["nginx", "-c", str(self._config), "-e", str(self.error_log)]
         self._process = self.host.spawn(argv)
@@ -70,21 +72,15 @@ class NginxServer:
     def stop(self) -> None:
         """Stop nginx; connections to its ports are then refused."""
         self._process.terminate()
-        self._process.wait(20)
+        self._process.wait(PATIENCE)
 
     def requests(self) -> list[str]:
         """The access log's lines so far, oldest first; the first field is the address nginx saw."""
         return self.access_log.read_text(encoding="utf-8").splitlines() if self.access_log.exists() else []
 
-    def wait_requests(self, count: int, timeout: float = 20) -> list[str]:
+    def wait_requests(self, count: int) -> list[str]:
         """The access log's lines once there are ``count``: nginx writes a line *after* the client has the response."""
-        deadline = time.monotonic() + timeout
-        while len(self.requests()) < count:
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{self.host.name}: {len(self.requests())} requests in {self.access_log}, not {count}"
-                )
-            time.sleep(0.01)
+        eventually(lambda: len(self.requests()) >= count, f"{count} requests in {self.access_log}")
         return self.requests()
 
     def clients(self) -> list[str]:

@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.lab import topology, wiring
 from tests.lab.netns import LabError, NamespaceLab
+from tests.support.waiting import eventually
 
 PREFIX = f"klab{os.getpid()}"
 
@@ -124,11 +124,8 @@ def fail_in_a_busy_lab(pids: list[int]) -> None:
 
 def wait_for_the_end_of(pid: int) -> None:
     """A killed orphan may stay a zombie for a while."""
-    deadline = time.monotonic() + 20
     stat = Path(f"/proc/{pid}/stat")
-    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < deadline, f"{pid} survived its lab"
-        time.sleep(0.01)
+    eventually(lambda: not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", f"{pid} ends")
 
 
 def test_a_second_leg_has_its_own_network_and_no_default_route():

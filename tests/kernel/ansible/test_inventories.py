@@ -219,67 +219,35 @@ NO_ETH2 = "l4proxy_address of c cannot be evaluated: object of type 'dict' has n
 PORT = {**WEB, "backends": ["b:{{ web_port }}", "c:8080"]}
 OTHER = {**WEB, "backends": ["c:8080"]}
 
+# (name, inventory, hosts that are down, faults)
 REFUSED = [
-    (
-        "an interface and facts that are not there",
-        inventory(b={"l4proxy_interface": "eth2"}, c=ETH2),
-        [],
-        [
-            f"l4proxy_interface of b: b has no interface 'eth2'; it has {HAS}",
-            f"{NO_ETH2}c has {HAS.replace('21', '22')}",
-        ],
-    ),
-    (
-        "facts of a host that is down",
-        inventory(c=ETH2),
-        ["c"],
-        [
-            NO_ETH2.removesuffix("c ")
-            + "the facts of c could not be gathered, and no earlier run has stored its address: "
-            "start c, or write its address as a value"
-        ],
-    ),
-    (
-        "two lists",
-        inventory(c={"l4proxy_services": [OTHER]}),
-        [],
-        [
-            "l4proxy_services differs between a and c: l4proxy_services[0].backends[0] is "
-            '"b:8080" on a, and "c:8080" on c; '
-            "both ends are derived from one list, so put all services into group_vars/all, each with the `proxies` "
-            "that serve it, or give each site an inventory of its own"
-        ],
-    ),
-    (
-        "a variable of proxies only",
-        inventory([PORT], a={"web_port": 8080}),
-        [],
-        [f"l4proxy_services cannot be evaluated on b and c: 'web_port' is undefined{DEFINE}"],
-    ),
-    (
-        "a variable of one backend only",
-        inventory([PORT], b={"web_port": 8080}),
-        [],
-        [f"l4proxy_services cannot be evaluated on a and c: 'web_port' is undefined{DEFINE}"],
-    ),
-    (
-        "a list that is another variable, which is not there",
-        inventory(None, everywhere={"l4proxy_services": "{{ web_services }}"}),
-        [],
-        [f"l4proxy_services cannot be evaluated on a, b and c: 'web_services' is undefined{DEFINE}"],
-    ),
-    (
-        "a list of proxies only",
-        inventory(None, a={"l4proxy_services": [WEB]}),
-        [],
-        [
-            "l4proxy_services is defined on a, but not on b and c; it belongs in group_vars/all, because both ends are "
-            "derived from it"
-        ],
-    ),
-]
-
-
+    ("an interface and facts that are not there", inventory(b={"l4proxy_interface": "eth2"}, c=ETH2), [], [
+        f"l4proxy_interface of b: b has no interface 'eth2'; it has {HAS}",
+        f"{NO_ETH2}c has {HAS.replace('21', '22')}",
+    ]),
+    ("facts of a host that is down", inventory(c=ETH2), ["c"], [
+        NO_ETH2.removesuffix("c ") + "the facts of c could not be gathered, and no earlier run has stored its address: "
+        "start c, or write its address as a value",
+    ]),
+    ("two lists", inventory(c={"l4proxy_services": [OTHER]}), [], [
+        NO_ETH2.removesuffix("c ") + "the facts of c could not be gathered, and no earlier run has stored its address: "
+        "both ends are derived from one list, so put all services into group_vars/all, each with the `proxies` "
+        "that serve it, or give each site an inventory of its own",
+    ]),
+    ("a variable of proxies only", inventory([PORT], a={"web_port": 8080}), [], [
+        f"l4proxy_services cannot be evaluated on b and c: 'web_port' is undefined{DEFINE}",
+    ]),
+    ("a variable of one backend only", inventory([PORT], b={"web_port": 8080}), [], [
+        f"l4proxy_services cannot be evaluated on a and c: 'web_port' is undefined{DEFINE}",
+    ]),
+    ("an undefined variable", inventory(None, everywhere={"l4proxy_services": "{{ web_services }}"}), [], [
+        f"l4proxy_services cannot be evaluated on a, b and c: 'web_services' is undefined{DEFINE}",
+    ]),
+    ("a list of proxies only", inventory(None, a={"l4proxy_services": [WEB]}), [], [
+        "l4proxy_services is defined on a, but not on b and c; it belongs in group_vars/all, because both ends are "
+        "derived from it",
+    ]),
+]  # fmt: skip
 QUICK = ("an interface and facts that are not there", "a variable of proxies only")
 ROWS = [pytest.param(*row[1:], id=row[0], marks=() if row[0] in QUICK else slow) for row in REFUSED]
 
