@@ -75,7 +75,10 @@ def refuse_deadline_below_timeout(part: Fields, service: Service) -> None:
     """Refuse a deadline of all connection attempts that is shorter than the timeout of one."""
     timeout, deadline = service.connect_timeout, service.connect_deadline
     if timeout and deadline and deadline < timeout:
-        part.error("connect_deadline", f"{deadline:g} is shorter than connect_timeout ({timeout:g})")
+        part.error(
+            "connect_deadline",
+            f"{deadline:g} is shorter than connect_timeout ({timeout:g}); raise it, or lower connect_timeout",
+        )
 
 
 def refuse_twin_backends(parts: Iterable[Fields], backends: Iterable[Backend]) -> None:
@@ -85,7 +88,9 @@ def refuse_twin_backends(parts: Iterable[Fields], backends: Iterable[Backend]) -
     for index, (part, backend) in enumerate(zip(parts, backends)):
         if backend.name is not None and first_with_name.setdefault(backend.name, index) != index:
             first = first_with_name[backend.name]
-            part.error("name", f'"{backend.name}" is already the name of backends[{first}] of this service')
+            part.error(
+                "name", f'"{backend.name}" is already the name of backends[{first}] of this service; choose another'
+            )
         for family in FAMILIES:
             address = backend.address(family)
             if not address:
@@ -136,7 +141,9 @@ def refuse_duplicate_names(parts: Sequence[Fields], services: Iterable[Service])
     first: dict[str, int] = {}
     for index, service in enumerate(services):
         if service.name is not None and first.setdefault(service.name, index) != index:
-            parts[index].error("name", f'"{service.name}" is already the name of services[{first[service.name]}]')
+            parts[index].error(
+                "name", f'"{service.name}" is already the name of services[{first[service.name]}]; choose another'
+            )
 
 
 def refuse_metrics_on_a_service(part: Fields, metrics: Metrics, services: Iterable[Service]) -> None:

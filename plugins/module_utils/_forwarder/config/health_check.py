@@ -47,7 +47,9 @@ def read_health_check(part: Fields, proxy_id: int) -> HealthCheck:
     )
     part.done()
     if health.interval and health.timeout and health.timeout > health.interval:
-        part.error("timeout", f"{health.timeout:g} is longer than interval ({health.interval:g})")
+        part.error(
+            "timeout", f"{health.timeout:g} is longer than interval ({health.interval:g}); lower it, or raise interval"
+        )
     return health
 
 

@@ -81,7 +81,8 @@ class Fields:
         if not present:
             return value
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            return self.error(key, f"{show(value)} is not {what} ({low}-{high})")
+            bounds = f"{low}-{high}" if low < high else low
+            return self.error(key, f"{show(value)} is not {what} ({bounds})")
         return value
 
     def seconds(self, key: str, low: float, high: float, default: Any = REQUIRED) -> Any:

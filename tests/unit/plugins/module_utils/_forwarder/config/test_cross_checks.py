@@ -94,8 +94,8 @@ def test_duplicate_names_and_addresses_are_refused():
     data["services"][1]["name"] = "web"
     data["services"][0]["backends"].append({"name": "b", "ipv4": "198.18.0.21", "port": 8080})
     assert errors_of(data) == [
-        'services[0].backends[1].name: "b" is already the name of backends[0] of this service',
+        'services[0].backends[1].name: "b" is already the name of backends[0] of this service; choose another',
         "services[0].backends[1].ipv4: 198.18.0.21 port 8080 is already backends[0] of this service;"
         " to give it more connections, raise its weight",
-        'services[1].name: "web" is already the name of services[0]',
+        'services[1].name: "web" is already the name of services[0]; choose another',
     ]

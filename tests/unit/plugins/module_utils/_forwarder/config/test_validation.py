@@ -13,7 +13,7 @@ SERVICE, LISTEN, BACKEND = ("services", 0), ("services", 0, "listen", 0), ("serv
 MISSING = object()
 
 TEST_REFUSED = [
-    ((), "schema", 2, "schema: 2 is not the schema of this version (1-1)"),
+    ((), "schema", 2, "schema: 2 is not the schema of this version (1)"),
     ((), "schema", MISSING, "schema: is required"),
     ((), "proxy_id", MISSING, "proxy_id: is required"),
     ((), "proxy_id", 0, "proxy_id: 0 is not a proxy id (1-255)"),
