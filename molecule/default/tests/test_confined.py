@@ -120,7 +120,8 @@ def test_journald_drops_no_line_of_the_forwarder(lab):
     count = {}
     for name, settings in (("kept", limits), ("control", [])):
         run = ["systemd-run", "--quiet", "--wait", f"--unit=lines-{name}", *settings]
-        lab["a"].run([*run, "sh", "-c", "seq 1 120000"])
+        # The process waits, because journald finds the limits of its unit only while it runs.
+        lab["a"].run([*run, "sh", "-c", "seq 1 120000; sleep 2"])
         lab["a"].run(["journalctl", "--sync"])
         shown = lab["a"].run(["journalctl", "--unit", f"lines-{name}", "--output=cat"]).stdout
         count[name] = sum(line.isdigit() for line in shown.splitlines())
