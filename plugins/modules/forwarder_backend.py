@@ -100,16 +100,16 @@ def act(module: AnsibleModule) -> dict:
     :raises client.AdminError: the forwarder does not answer, or does not know the backend.
     """
     params = module.params
-    path, backend, service, wanted = params["socket"], params["backend"], params["service"], SHOWN[params["state"]]
+    path, backend, service, target = params["socket"], params["backend"], params["service"], SHOWN[params["state"]]
     statuses = client.backends(client.ask(path, "status")["status"], backend, service)
-    changed = any(status["admin"] != wanted for status in statuses.values())
+    changed = any(status["admin"] != target for status in statuses.values())
     if changed and not module.check_mode:
         client.ask(path, params["state"], backend=backend, service=service)
     result = {
         "changed": changed,
-        "diff": {"before": lines(statuses), "after": lines(statuses, wanted)},
+        "diff": {"before": lines(statuses), "after": lines(statuses, target)},
         "services": {
-            name: {"before": status["admin"], "after": wanted, "connections": status["active"]}
+            name: {"before": status["admin"], "after": target, "connections": status["active"]}
             for name, status in statuses.items()
         },
     }

@@ -207,7 +207,7 @@ def main() -> None:
         mark = single_mark.read(options) if options["state"] == "present" else None
         host = Host(runner=_host_module.command_runner(module))
         outcome = single_mark.ensure(
-            options["name"], mark, host, owner=owner, wanted=options["engine"], check=module.check_mode
+            options["name"], mark, host, owner=owner, requested=options["engine"], check=module.check_mode
         )
     for sentence in outcome.warnings:
         module.warn(sentence)

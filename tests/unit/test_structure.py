@@ -52,7 +52,6 @@ SEVERAL_FILES = {
     "module_utils/_forwarder/test_config_properties.py",
     "module_utils/_forwarder/test_growth.py",
     "module_utils/_routing/test_properties.py",
-    "modules/test_policy_modules.py",
 }
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -73,8 +73,8 @@ def parse(text: str) -> Listing:
 
 
 def _target(rule: str) -> str:
-    found = re.search(r"(?:^| )-[jg] (\S+)", rule)
-    return found.group(1) if found else ""
+    match = re.search(r"(?:^| )-[jg] (\S+)", rule)
+    return match.group(1) if match else ""
 
 
 def meaning(rule: str) -> frozenset[Any]:
@@ -105,13 +105,13 @@ def memo(mark: Mark) -> Iterable[str]:
 
 def marks(rules: Iterable[str]) -> Iterable[Mark]:
     """The marks that the rules of a memo describe; invalid lines are ignored."""
-    found: dict[tuple[int, int, bool], dict[str, Any]] = {}
+    facts_by_mark: dict[tuple[int, int, bool], dict[str, Any]] = {}
     for rule in rules:
         line = re.fullmatch(r'-m comment --comment "?0x([0-9a-f]+)/0x([0-9a-f]+)( each)? (\w+) ([^"]+)"?', rule)
         if line:
             number, mask, each, key, value = line.groups()
-            found.setdefault((int(number, 16), int(mask, 16), not each), {}).setdefault(key, []).append(value)
-    for (number, mask, tracked), facts in found.items():
+            facts_by_mark.setdefault((int(number, 16), int(mask, 16), not each), {}).setdefault(key, []).append(value)
+    for (number, mask, tracked), facts in facts_by_mark.items():
         if "name" in facts:
             yield Mark(
                 facts["name"][0],

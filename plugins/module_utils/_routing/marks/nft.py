@@ -186,8 +186,8 @@ def _senders(marks: list[Mark], verb: str) -> Iterable[dict[str, Any]]:
 
 def _sources(marks: list[Mark]) -> Iterable[tuple[dict[str, Any], list[str]]]:
     """The senders: their MACs, and their interfaces, as far as there are any."""
-    found = ((SOURCE_MAC, [mac for mark in marks for mac in mark.macs]), (IN_LINK, [mark.iif for mark in marks]))
-    return [(key, [*filter(None, values)]) for key, values in found if any(values)]
+    pairs = ((SOURCE_MAC, [mac for mark in marks for mac in mark.macs]), (IN_LINK, [mark.iif for mark in marks]))
+    return [(key, [*filter(None, values)]) for key, values in pairs if any(values)]
 
 
 def _only_ours(marks: list[Mark]) -> Iterable[list[dict[str, Any]]]:

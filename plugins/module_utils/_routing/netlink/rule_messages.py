@@ -119,8 +119,8 @@ def _words(seen: Rule, inverted: bool, more: str) -> str:
     return f"{words} {more}".rstrip()
 
 
-def _number(found: dict[int, bytes], kind: int, otherwise: _Default) -> int | _Default:
-    return U32.unpack(found[kind])[0] if kind in found else otherwise
+def _number(parts: dict[int, bytes], kind: int, otherwise: _Default) -> int | _Default:
+    return U32.unpack(parts[kind])[0] if kind in parts else otherwise
 
 
 def _name(value: bytes | None) -> str | None:

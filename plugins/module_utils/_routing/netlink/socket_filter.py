@@ -111,7 +111,7 @@ def program(
         *_when((socket.AF_INET6,), 1, ipv6),
         (RETURN, 0, 0, DROP),
     ]
-    found = [
+    instructions = [
         (LOAD_HALF, 0, 0, TYPE_AT),
         *_when(
             ROUTE,
@@ -126,7 +126,7 @@ def program(
         *_when(NEIGHBOUR, 2, neighbour),
         (RETURN, 0, 0, PASS),
     ]
-    return found if len(found) <= MAX_INSTRUCTIONS else [(RETURN, 0, 0, PASS)]
+    return instructions if len(instructions) <= MAX_INSTRUCTIONS else [(RETURN, 0, 0, PASS)]
 
 
 def attach(netlink: socket.socket, lines: list[Instruction]) -> None:

@@ -177,9 +177,9 @@ def _within(inner: str | None, outer: str | None) -> bool:
         return True
     if inner is None:
         return False
-    one, other = network(inner), network(outer)
-    # mypy cannot know that networks of one version have one type.
-    return one.version == other.version and one.subnet_of(other)  # type: ignore[arg-type]
+    small, large = network(inner), network(outer)
+    # mypy does not know that networks of the same version have the same type.
+    return small.version == large.version and small.subnet_of(large)  # type: ignore[arg-type]
 
 
 def _ranges_overlap(first: tuple[int, int] | None, second: tuple[int, int] | None) -> bool:

@@ -58,21 +58,21 @@ def owner_of(options: dict[str, Any]) -> str:
 
 
 def ensure(
-    name: str, mark: Mark | None, host: Host, *, owner: str, wanted: str = selection.AUTO, check: bool = False
+    name: str, mark: Mark | None, host: Host, *, owner: str, requested: str = selection.AUTO, check: bool = False
 ) -> Outcome:
     """Make the owner have this ``mark`` and no other of that ``name`` (None: no mark of that name).
 
     ``after`` of the outcome has all marks of the owner and their engine. Raises Refused before anything is changed,
     MissingPackage (in check mode only a warning), ApplyError after everything was undone.
     """
-    run = Run(Document(owner, 0, mark_engine=wanted), host, Options(check=check), lenient=check)
+    run = Run(Document(owner, 0, mark_engine=requested), host, Options(check=check), lenient=check)
     with locked(host, unless=check):
         run = _read(run, needed=mark is not None)
         others = [other for other in run.have.marks if other.name != name]
         if mark:
             _refuse(mark, others, owner)
         marks = (*others, *([mark] if mark else []))
-        run = replace(run, want=State(marks=marks, engine=None if wanted == selection.AUTO else wanted))
+        run = replace(run, want=State(marks=marks, engine=None if requested == selection.AUTO else requested))
         run = plan.plan(run)
         apply.apply(run, lambda run: _marks(run, bool(run.want.marks)))
     limits = selection.limits([mark] if mark else [], run.after.engine)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the modules on the engine share; how failures are told is seen in their own tests."""
+"""Shared by the modules of the engine; tests of the modules test how errors are reported."""
 
 from __future__ import annotations
 

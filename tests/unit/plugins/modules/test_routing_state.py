@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The module: its options reach the engine, and what the engine says reaches the user."""
+"""routing_state passes its options to the engine and returns the outcome."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The module: its options reach the doctor, and what the doctor says reaches the user."""
+"""routing_state_info passes its options to the doctor and returns the findings."""
 
 from __future__ import annotations
 

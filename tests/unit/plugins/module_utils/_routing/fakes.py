@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A host of plain Python: rules and routes in lists, nft and /proc in memory. For engine, keeper and module."""
+"""A fake host: rules and routes in lists, nft in memory, /proc in a directory. For engine, keeper and modules."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile 
 
 
 class FakeKernel:
-    """Objects with their protocol number. ``fail`` is in the text of a call that raises, ``lose`` of one in vain.
+    """Objects with their protocol number. Calls whose text contains ``fail`` raise; those with ``lose`` have no effect.
 
-    ``fail_at`` is the number of the one call that raises.
+    ``fail_at`` is the number of the call that raises.
     """
 
     def __init__(self):
@@ -103,7 +103,7 @@ class FakeKernel:
 
 
 class FakeNft:
-    """A runner that understands what the engine asks of nft; iptables is not installed."""
+    """A runner that supports the nft commands of the engine; iptables is not installed."""
 
     def __init__(self):
         self.tables: dict[str, list] = {}
@@ -127,7 +127,7 @@ class FakeNft:
 
 
 class FakeHost:
-    """``.engine`` is the engine's Host; the rest looks behind it. Without pyroute2 when ``.no_pyroute2``."""
+    """``engine`` is the engine's Host; the other attributes inspect it. ``no_pyroute2``: pyroute2 is missing."""
 
     def __init__(self, directory):
         self.kernel, self.nft = FakeKernel(), FakeNft()
@@ -158,7 +158,7 @@ class FakeHost:
         return self._open()
 
     def snapshot(self) -> tuple:
-        """Everything there is, comparable."""
+        """The complete state, for comparisons."""
         marks = {name: nft.observe(name[8:], {"nftables": objects}) for name, objects in self.nft.tables.items()}
         rules = sorted(((formatting.describe(rule), protocol) for rule, protocol in self.kernel.held_rules))
         routes = sorted(((formatting.describe(route), protocol) for route, protocol in self.kernel.held_routes))

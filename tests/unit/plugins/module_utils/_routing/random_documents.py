@@ -60,7 +60,7 @@ def _routes(family: str) -> st.SearchStrategy:
     found = st.tuples(place, st.sampled_from(hops), some(metric=(7,))).map(
         lambda parts: {"family": family, "table": parts[0][0], "dst": parts[0][1], **parts[1], **parts[2]}
     )
-    # Beside a local default route, most of these rules would cut the host off, and are refused.
+    # With a local default route, most of these rules would cut the host off and be refused.
     return found.filter(lambda route: (route.get("type"), route["dst"]) != ("local", "default"))
 
 
@@ -89,7 +89,7 @@ def _rule_key(rule: dict) -> tuple:
 
 @st.composite
 def any_document(draw) -> dict:
-    """One that can be applied as it is: no key twice, and each source address is on the host."""
+    """A document that can be applied: no key twice, and each source address is on the host."""
     drawn = {
         "rules": draw(st.lists(rules(), max_size=6, unique_by=_rule_key)),
         "routes": draw(st.lists(routes(), max_size=5, unique_by=_route_key)),

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""For random documents on a host of plain Python: what is promised of any two sets. (tests/kernel: on a real one.)"""
+"""Properties of any two documents, with random ones on a fake host; tests/kernel tests them on a real one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FOREIGN = (
 
 
 class Fresh:
-    """A host with a little of what others own."""
+    """A host with a few foreign objects."""
 
     def __init__(self):
         self._directory = tempfile.TemporaryDirectory()
@@ -56,7 +56,7 @@ def test_the_result_does_not_depend_on_the_earlier_document(first, second):
         clean.apply(second)
         assert used.host.snapshot() == clean.host.snapshot()
         engine.remove("return_path", used.host.engine)
-        assert used.host.snapshot() == used.start, "and what others own was never touched"
+        assert used.host.snapshot() == used.start, "foreign objects were never touched"
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,7 +89,7 @@ def test_a_drain_ends_in_the_same_state_as_no_drain(first, second):
 @settings(max_examples=40, deadline=None)
 @given(any_document(), any_document(), st.integers(1, 30))
 def test_a_failure_restores_the_earlier_state(first, second, number):
-    """Whichever change fails, and whatever was there."""
+    """Whichever change fails."""
     with Fresh() as fresh:
         fresh.apply(first)
         before, calls = fresh.host.snapshot(), len(fresh.host.kernel.calls)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The border: what a document must be, and that every error is told at once, with its path."""
+"""Validation of state documents: all errors are reported at once, each with its path."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Values that mean the same to the kernel are the same to us."""
+"""Values that the kernel treats as the same are equal."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The words of ip(8), read as rules and routes. Most refusals are in tests/kernel, where nothing must have changed."""
+"""Options in the syntax of ip(8), read as rules and routes. Most refusals are tested in tests/kernel."""
 
 from __future__ import annotations
 

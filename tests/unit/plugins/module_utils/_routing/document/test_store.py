@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The directory of documents, and files that are written whole."""
+"""The directory of documents, atomic writes, and the lock."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Commands are run without a shell, in the C locale, and a missing one is told apart."""
+"""Running commands: output, missing commands, timeouts."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Settings and the memory of what was found, on a directory in place of /proc/sys."""
+"""Sysctls and the file of original values, with a directory instead of /proc/sys."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Marks as rules of iptables: what is written, and how a listing is judged. The live side is in tests/kernel."""
+"""Marks as iptables rules: rendering and reading back. tests/kernel tests them on a host."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_rule_has_one_meaning_in_every_version(one, other):
 
 
 class Commands:
-    """A runner in which every command succeeds and saves what was recorded, but for those that fail."""
+    """A runner whose commands return the recorded listings, except those in ``failures``."""
 
     def __init__(self, **failures: str):
         self.failures, self.calls = failures, []

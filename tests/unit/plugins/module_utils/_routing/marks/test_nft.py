@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Marks as nft's JSON: what is written, and how a listing is judged. The live side is in tests/kernel."""
+"""Marks as JSON for nft: rendering and reading back. tests/kernel tests them on a host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .mark_data import MARKS, mark_sets
 # What nft 1.0.6 and nft 1.1.3 both list (but for their version) after MARKS were written on kernel 6.18.
 LISTING = json.loads(Path(__file__).with_name("nft_listing.json").read_text(encoding="utf-8"))
 OWNER = "return_path"
-# nft matches next hops and needs no interface to guard by.
+# nft matches next hops, so its guards need no interface.
 READ_BACK = tuple(replace(mark, oif=None) for mark in MARKS)
 
 
@@ -217,7 +217,7 @@ def test_without_nft_the_package_is_named():
 
 
 def test_one_id_can_exist_with_and_without_conntrack():
-    """While one way of marking takes over from the other."""
+    """During a change from one to the other."""
     tracked = Mark("a", 11, 255, (), ("198.18.0.11",))
     each = Mark("a", 11, 255, ("02:00:00:00:00:11",), ("198.18.0.11",), conntrack=False)
     chains = {item["chain"]["name"] for item in nft.render(OWNER, (tracked, each)) if "chain" in item}

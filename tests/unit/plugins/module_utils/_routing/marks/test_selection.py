@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Which engine holds the marks: chosen, kept, changed by name. With two engines of plain Python."""
+"""Which engine holds the marks: chosen, kept, or changed on request. With two fake engines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OTHER = (Mark("b", 12, 255, iif="eth0"),)
 
 
 class Engines:
-    """What each engine holds; an engine in ``broken`` fails with that, one in ``refusing`` only when written to."""
+    """What each engine holds; an engine in ``broken`` always fails, one in ``refusing`` only when it is written."""
 
     def __init__(self, **held):
         self.held = {"nftables": Observed(), "iptables": Observed(), **held}
@@ -30,7 +30,7 @@ class Engines:
 
 
 class Engine:
-    """One engine, as MAKERS makes it."""
+    """A fake engine, as in MAKERS."""
 
     def __init__(self, host: Engines, name: str):
         self.host, self.name = host, name

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Addresses as bytes and back, and whose they are."""
+"""Encoding and decoding of addresses, and their owners."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Which connections are counted. That the kernel leaves out the others is in tests/kernel."""
+"""Which connections are counted. tests/kernel tests that the kernel omits the others."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What can be said of kernel.py without a kernel; the rest is in tests/kernel."""
+"""The parts of kernel.py that need no kernel; tests/kernel tests the rest."""
 
 from __future__ import annotations
 

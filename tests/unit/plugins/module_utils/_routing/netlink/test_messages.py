@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Messages as bytes, and what the kernel says to them. That it understands them is in tests/kernel."""
+"""Netlink messages as bytes, and answers of the kernel. tests/kernel tests that the kernel accepts them."""
 
 from __future__ import annotations
 

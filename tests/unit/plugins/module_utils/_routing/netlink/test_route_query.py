@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The request for a route as bytes, and its answers. Whether the kernel agrees is in tests/kernel."""
+"""Route requests and answers as bytes. tests/kernel compares them with the kernel."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Rules as bytes and back, and which of them the kernel could confuse."""
+"""Encoding and decoding of rules, and rules that the kernel could remove by mistake."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The filter as bytes. tests/kernel/keeper/test_repairs.py shows what the kernel lets through."""
+"""The filter program. tests/kernel/keeper/test_repairs.py tests what the kernel passes."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What leaves when: times and counts are given, the rest follows."""
+"""When retiring objects expire, for given times and connection counts."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ ODD = [
 
 @pytest.mark.parametrize("have", ODD)
 def test_objects_that_no_document_can_contain_do_not_retire(have):
-    """Somebody made it under our number; stored, it would make the whole document a faulty one."""
+    """Someone added it with our protocol number; stored, it would make the document invalid."""
     assert drain.begin(EMPTY, have, None, 1000) == EMPTY
 
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Where our rules stand among those of others; tests/kernel/keeper/test_foreign_rules.py asks the kernel itself."""
+"""The priorities of our rules among foreign ones; tests/kernel/keeper/test_foreign_rules.py tests the kernel."""
 
 from __future__ import annotations
 
@@ -80,6 +80,6 @@ def test_retiring_rules_do_not_move():
 
 
 def test_the_placement_does_not_depend_on_the_current_priorities():
-    """Else two looks would give two answers."""
+    """Otherwise two runs would have different results."""
     ours = [KernelObject(replace(rule, priority=number), 202, "ipv4") for rule, number in zip(WAY_BACK, (1096, 1097))]
     assert placement.place(WAY_BACK, [LOCAL, *ours, *WG_QUICK]).moved == placement.place(WAY_BACK, WG_QUICK).moved

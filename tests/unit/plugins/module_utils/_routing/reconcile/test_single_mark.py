@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""One mark beside its owner's others, on a host of plain Python. The live side is in tests/kernel."""
+"""One mark next to the other marks of its owner, on a fake host; tests/kernel tests a real one."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""One object on a host of plain Python; on a real kernel in tests/kernel/ansible/test_policy_modules.py."""
+"""One object on a fake host; tests/kernel/ansible/test_policy_modules.py tests a real kernel."""
 
 from __future__ import annotations
 
