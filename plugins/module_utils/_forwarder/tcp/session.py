@@ -129,7 +129,7 @@ class Session:
 
     __slots__ = ("ended", "state")
 
-    table: ClassVar[CompiledTable]
+    table: ClassVar[CompiledTable] = {}
 
     def __init__(self) -> None:
         self.state = State.CHOOSING

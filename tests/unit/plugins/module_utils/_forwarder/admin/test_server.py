@@ -196,17 +196,28 @@ def test_a_new_client_replaces_the_one_that_has_waited_longest(make):
         sock.close()
 
 
-DRIP, READ, STAY_SILENT = (lambda sock: sock.sendall(b"?")), (lambda sock: sock.recv(1000)), (lambda _sock: None)
+def drip(sock):
+    sock.sendall(b"?")
+
+
+def read(sock):
+    sock.recv(1000)
+
+
+def stay_silent(_sock):
+    pass
+
+
 TEST_SLOW = [
     # Whether the server keeps connections, what the client sends first and does repeatedly, when it is disconnected.
-    (True, b"?", DRIP, connection.EXCHANGE_TIMEOUT),
-    (False, b"?", DRIP, connection.EXCHANGE_TIMEOUT),
-    (False, b"", DRIP, connection.EXCHANGE_TIMEOUT),
-    (True, b"\n", READ, connection.EXCHANGE_TIMEOUT),
-    (False, b"\n", READ, connection.EXCHANGE_TIMEOUT),
-    (True, b"\n", STAY_SILENT, connection.EXCHANGE_TIMEOUT),
-    (False, b"", STAY_SILENT, connection.EXCHANGE_TIMEOUT),
-    (True, b"", STAY_SILENT, server.IDLE_TIMEOUT),
+    (True, b"?", drip, connection.EXCHANGE_TIMEOUT),
+    (False, b"?", drip, connection.EXCHANGE_TIMEOUT),
+    (False, b"", drip, connection.EXCHANGE_TIMEOUT),
+    (True, b"\n", read, connection.EXCHANGE_TIMEOUT),
+    (False, b"\n", read, connection.EXCHANGE_TIMEOUT),
+    (True, b"\n", stay_silent, connection.EXCHANGE_TIMEOUT),
+    (False, b"", stay_silent, connection.EXCHANGE_TIMEOUT),
+    (True, b"", stay_silent, server.IDLE_TIMEOUT),
 ]
 
 
