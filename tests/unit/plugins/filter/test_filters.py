@@ -16,7 +16,7 @@ from ansible_collections.trueip.l4proxy.plugins.filter import (
     return_path_strategy,
 )
 
-from tests.unit.plugins.plugin_utils.fleet_data import WEB, hostvars, view
+from tests.unit.plugins.plugin_utils.fleet_data import WEB, hostvars, rows, view
 
 FILTERS = [
     (forwarder_config, "a", ()),
@@ -51,7 +51,7 @@ def test_many_faults_are_a_list():
         called(forwarder_config, [{**WEB, "backends": ["x:1", "y:1"]}], view("a"), hostvars())
 
 
-def checked(services, **variables):
+def checked(services, variables):
     fleet = hostvars()
     for name, values in fleet.items():
         values["__l4proxy_fleet"] = {**view(name), "reachable": True}
@@ -59,59 +59,32 @@ def checked(services, **variables):
     return called(check_fleet, services, ["a", "b", "c", "d"], fleet)
 
 
-def test_a_fleet_without_fault():
-    assert checked([WEB]) == []
+B_ONLY, B_AND_C = [{**WEB, "backends": ["b:1"]}], [{**WEB, "backends": ["b:1", "c:1"]}]
+ABSENT = {"return_path_state": "absent"}
+CHECKS = [
+    ("no fault", [WEB], {}, None),
+    ("no services", None, {}, "l4proxy_services is not defined on this host; it belongs in group_vars/all"),
+    ("a role is absent on one of two idle hosts", B_ONLY, {"d": ABSENT}, "c is in the group backends, but no service"),
+    ("roles are absent on both idle hosts", B_ONLY, {"c": ABSENT, "d": ABSENT}, None),
+    ("an idle host without facts", B_AND_C, {"d": {"ansible_facts": {}}}, "d is in the group backends"),
+    ("an idle host that did not answer",
+     B_AND_C, {"d": {"__l4proxy_fleet": {**view("d"), "reachable": False}}}, None),
+    ("a host whose facts were not gathered", [WEB], {name: {"__l4proxy_fleet": {}} for name in "bcd"}, None),
+    ("an unknown strategy", [WEB], {"b": {"return_path_strategy": "tunnel"}},
+     "return_path_strategy of b: 'tunnel' is not a strategy of this version; use mark, address, fwmark_accept, auto"),
+    ("an option that a role passes on", [WEB], {"a": {"forwarder_local_delivery": "guess"}},
+     "forwarder_local_delivery of a: 'guess' is not a method of this version; use rules, socket_mark, auto"),
+    ("a setting of a role, as text", [WEB], {"a": {"forwarder_drain_timeout": "60"}}, None),
+    ("a wrong setting of a role", [WEB], {"a": {"forwarder_drain_timeout": "soon"}}, "drain_timeout: "),
+]  # fmt: skip
 
 
-def test_the_check_says_what_the_derivation_would():
-    (found,) = checked(None)
-    assert found.startswith("l4proxy_services is not defined on this host; it belongs in group_vars/all")
+@pytest.mark.parametrize(("services", "variables", "fault"), **rows(CHECKS))
+def test_the_check_of_a_fleet_finds_the_faults_of_derivations_and_roles(services, variables, fault):
+    faults = checked(services, variables)
+    assert [one.startswith(fault) for one in faults] == [True] if fault else faults == []
 
 
-def test_the_check_asks_nothing_of_a_role_that_is_absent():
-    only_b = [{**WEB, "backends": ["b:1"]}]
-    absent = {"return_path_state": "absent"}
-    (found,) = checked(only_b, d=absent)
-    assert found.startswith("c is in the group backends, but no service")
-    assert checked(only_b, c=absent, d=absent) == []
-
-
-def test_the_check_leaves_out_hosts_that_did_not_answer():
-    (found,) = checked([{**WEB, "backends": ["b:1", "c:1"]}], d={"ansible_facts": {}})
-    assert found.startswith("d is in the group backends")
-    assert (
-        checked([{**WEB, "backends": ["b:1", "c:1"]}], d={"__l4proxy_fleet": {**view("d"), "reachable": False}}) == []
-    )
-
-
-def test_the_check_refuses_an_unknown_strategy():
-    assert checked([WEB], b={"return_path_strategy": "tunnel"}) == [
-        "return_path_strategy of b: 'tunnel' is not a strategy of this version; use mark, address, fwmark_accept, auto"
-    ]
-
-
-def test_the_check_knows_what_the_roles_pass_on():
-    (found,) = checked([WEB], a={"forwarder_local_delivery": "guess"})
-    assert (
-        found == "forwarder_local_delivery of a: 'guess' is not a method of this version; use rules, socket_mark, auto"
-    )
-
-
-def test_the_check_knows_the_roles_own_settings():
-    assert checked([WEB], a={"forwarder_drain_timeout": "60"}) == []
-    (found,) = checked([WEB], a={"forwarder_drain_timeout": "soon"})
-    assert found.startswith("drain_timeout: ")
-
-
-def test_the_check_passes_over_hosts_that_were_not_asked():
-    fleet = hostvars()
-    fleet["a"]["__l4proxy_fleet"] = {**view("a"), "reachable": True}
-    assert called(check_fleet, [WEB], ["a", "b"], fleet) == []
-
-
-def test_peers_of_services_that_cannot_be_read():
-    assert called(peers, None, view("a"), hostvars(), ["a"]) == []
-
-
-def test_peers():
+def test_peers_are_empty_if_the_services_are_wrong():
     assert called(peers, [WEB], view("a"), hostvars(), ["b"]) == ["b", "a"]
+    assert called(peers, None, view("a"), hostvars(), ["a"]) == []

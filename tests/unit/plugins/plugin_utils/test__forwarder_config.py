@@ -8,7 +8,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._forwarder_config import forwarder_config
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
 
-from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, fleet, hostvars, two_links
+from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, fleet, hostvars, rows, two_links
 
 SSH = {"name": "ssh", "listen": ["0.0.0.0:22"], "backends": ["b:2222"], "proxies": ["a2"]}
 
@@ -60,7 +60,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("service", "expected"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+@pytest.mark.parametrize(("service", "expected"), **rows(REFUSED))
 def test_faults_that_the_config_finds_are_refused(service, expected):
     assert any(expected in error for error in config_errors(service))
 

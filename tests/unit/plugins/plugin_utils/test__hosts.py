@@ -11,7 +11,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import Deri
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import fact_addresses, read_interfaces
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import HostAddress, host_from_variables
 
-from tests.unit.plugins.plugin_utils.fleet_data import facts
+from tests.unit.plugins.plugin_utils.fleet_data import facts, rows
 
 DOCKER = {"docker0": {"device": "docker0", "ipv4": {"address": "172.17.0.1", "prefix": "16"}}}
 
@@ -114,9 +114,7 @@ CANDIDATES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("variables", "told", "expected"), [row[1:] for row in CANDIDATES], ids=[row[0] for row in CANDIDATES]
-)
+@pytest.mark.parametrize(("variables", "told", "expected"), **rows(CANDIDATES))
 def test_the_addresses_of_a_host_and_their_order(variables, told, expected):
     host = host_from_variables("2001:db8::b", {"ansible_facts": told or facts(21), **variables})
     found = [one for version in (4, 6) for one in host.of_family(version)]

@@ -11,7 +11,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery imp
     local_delivery,
 )
 
-from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet, hostvars
+from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet, hostvars, rows
 
 
 def test_an_address_outside_the_inventory_has_rules_too():
@@ -82,9 +82,7 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize(
-    ("wanted", "known", "settings", "expected"), [row[1:] for row in CHOICES], ids=[row[0] for row in CHOICES]
-)
+@pytest.mark.parametrize(("wanted", "known", "settings", "expected"), **rows(CHOICES))
 def test_the_method_follows_from_option_earlier_run_and_sysctls(wanted, known, settings, expected):
     assert choose("a", wanted, KNOWN[known], settings) == expected
 

@@ -9,6 +9,8 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import parse
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._proxy_ids import derived_id
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._shared_subnets import SharedSubnet
 
+from tests.unit.plugins.plugin_utils.fleet_data import rows
+
 
 def subnet(proxy: str, backend: str) -> SharedSubnet:
     return SharedSubnet(proxy=parse_address(proxy, ""), backend=parse_address(backend, ""))
@@ -30,6 +32,6 @@ IDS = [
 ]
 
 
-@pytest.mark.parametrize(("subnets", "expected"), [row[1:] for row in IDS], ids=[row[0] for row in IDS])
+@pytest.mark.parametrize(("subnets", "expected"), **rows(IDS))
 def test_the_id_of_a_proxy_is_the_host_part_of_its_address(subnets, expected):
     assert derived_id(subnets) == expected

@@ -8,7 +8,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._reachability import subnets_of_host
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import describe_strategy, return_path
 
-from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet, hostvars, two_links
+from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet, hostvars, rows, two_links
 
 
 def test_with_strategy_mark_each_proxy_has_a_mark_a_table_and_guarded_rules():
@@ -55,9 +55,7 @@ BAD_PROXIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("proxies", "variables", "sentence"), [row[1:] for row in BAD_PROXIES], ids=[row[0] for row in BAD_PROXIES]
-)
+@pytest.mark.parametrize(("proxies", "variables", "sentence"), **rows(BAD_PROXIES))
 def test_a_proxy_that_the_backend_cannot_answer_is_refused(proxies, variables, sentence):
     (fault,) = errors(return_path, fleet("b", variables=hostvars(**variables), proxies=proxies), "b")
     assert fault.startswith(sentence)
@@ -183,9 +181,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("variables", "services", "sentence"), [row[1:] for row in REFUSED], ids=[r[0] for r in REFUSED]
-)
+@pytest.mark.parametrize(("variables", "services", "sentence"), **rows(REFUSED))
 def test_a_strategy_that_cannot_work_is_refused(variables, services, sentence):
     (found,) = errors(return_path, fleet("b", services, hostvars(b=variables)), "b")
     assert sentence in found

@@ -12,6 +12,8 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_auto i
     choose,
 )
 
+from tests.unit.plugins.plugin_utils.fleet_data import rows
+
 FACTS = [
     ("one address, a default route", Situation(), "mark"),
     ("addresses for the proxies", Situation(dedicated=True), "address"),
@@ -27,7 +29,7 @@ FACTS = [
 ]
 
 
-@pytest.mark.parametrize(("situation", "expected"), [row[1:] for row in FACTS], ids=[row[0] for row in FACTS])
+@pytest.mark.parametrize(("situation", "expected"), **rows(FACTS))
 def test_auto_chooses_by_the_situation(situation, expected):
     assert choose("b", "auto", situation).strategy == expected
 
@@ -63,6 +65,6 @@ APPLIED = [
 ]
 
 
-@pytest.mark.parametrize(("document", "expected"), [row[1:] for row in APPLIED], ids=[row[0] for row in APPLIED])
+@pytest.mark.parametrize(("document", "expected"), **rows(APPLIED))
 def test_the_applied_strategy_is_read_from_the_document(document, expected):
     assert applied_strategy(document) == expected

@@ -10,6 +10,8 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._same_services import faults
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory
 
+from tests.unit.plugins.plugin_utils.fleet_data import rows
+
 ONE = [{"name": "web", "listen": ["0.0.0.0:80"], "backends": ["b:8080", "c:8080"]}]
 OTHER = [{**ONE[0], "backends": ["b:8080"]}]
 # What a proxy alone uses: where it listens, by which rules.
@@ -96,7 +98,7 @@ ROWS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("told", "outside", "expected"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize(("told", "outside", "expected"), **rows(ROWS))
 def test_hosts_with_different_services_are_refused(told, outside, expected):
     assert faults(list(told), inventory(told, outside)) == expected
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What holds for every config: it goes around unchanged, and whatever is put into one is refused with its path."""
+"""Properties of every config: writing and reading keep it, and a bad value anywhere is refused with its path."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ whole = {
 
 @st.composite
 def documents(draw):
-    """A config that is right."""
+    """A valid config."""
     return {
         "schema": config.SCHEMA,
         "proxy_id": draw(st.integers(1, 255)),
@@ -101,7 +101,7 @@ def documents(draw):
 
 @settings(deadline=None)
 @given(documents())
-def test_a_config_goes_around_unchanged(document):
+def test_writing_and_reading_keep_a_config(document):
     loaded = config.load(document)
     dumped = config.dump(loaded)
     assert config.load(dumped) == loaded
@@ -116,7 +116,7 @@ anything = st.recursive(
 
 
 def refused(document):
-    """The errors of a document, none where it is accepted; any other exception is the test's failure."""
+    """The errors of a document, empty if it is accepted; any other exception fails the test."""
     try:
         config.load(document)
     except config.ConfigError as error:
@@ -126,7 +126,7 @@ def refused(document):
 
 @settings(deadline=None)
 @given(anything)
-def test_anything_else_is_refused(document):
+def test_any_other_json_is_refused(document):
     assert refused(document)
 
 
@@ -140,7 +140,7 @@ def places(value, path=()):
 
 @settings(deadline=None)
 @given(documents(), anything, st.data())
-def test_whatever_stands_at_one_place_is_accepted_or_refused_with_a_path(document, value, data):
+def test_any_value_at_any_place_is_accepted_or_refused_with_a_path(document, value, data):
     *path, last = data.draw(st.sampled_from(list(places(document))))
     spoilt = copy.deepcopy(document)
     inner = spoilt
@@ -170,7 +170,7 @@ spoilt_numbers = st.one_of(
 
 
 def consume(loaded):
-    """Do with a config what the processes of the forwarder do with it, short of opening its sockets."""
+    """Use a config as the processes of the forwarder do, without opening its sockets."""
     slots = min(listeners.slots_of(loaded), 4)
     with closing(shared_memory.Region(shared_memory.describe(loaded, slots))) as region:
         one = generation.Generation(1, loaded, {"path": "x", "sha256": ""}, None, slots, region)
@@ -215,7 +215,7 @@ def no_probes(monkeypatch):
 
 
 def complete(protocol):
-    """A config with every key there is."""
+    """A config with every key."""
     return {
         "schema": config.SCHEMA,
         "proxy_id": 11,
@@ -277,7 +277,7 @@ def complete(protocol):
 @pytest.mark.usefixtures("no_probes")
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(spoilt_texts, spoilt_numbers, anything), st.sampled_from(defaults.PROTOCOLS))
-def test_what_is_accepted_anywhere_can_be_used_by_all_who_read_it(value, protocol):
+def test_every_accepted_value_can_be_used_by_all_that_read_it(value, protocol):
     consume(config.load(complete(protocol)))
     for *path, last in places(complete(protocol)):
         inner = document = complete(protocol)

@@ -24,7 +24,7 @@ from tests.unit.plugins.module_utils._forwarder.backends.simulation import (
     B,
     C,
     Probe,
-    ids,
+    rows,
     service,
 )
 
@@ -138,7 +138,7 @@ TEST_SUSPICIONS = [
 ]
 
 
-@pytest.mark.parametrize(("spoofed", "own", "within", "reason"), **ids(TEST_SUSPICIONS))
+@pytest.mark.parametrize(("spoofed", "own", "within", "reason"), **rows(TEST_SUSPICIONS))
 def test_a_backend_that_fails_for_a_client_and_for_the_checker_is_a_suspect(
     network, start, spoofed, own, within, reason
 ):

@@ -20,7 +20,7 @@ from tests.unit.plugins.module_utils._forwarder.backends.simulation import (
     SOURCES,
     UNREACHABLE,
     B,
-    ids,
+    rows,
     service,
 )
 
@@ -37,7 +37,7 @@ TEST_ROUNDS = [
 ]
 
 
-@pytest.mark.parametrize(("spoofed", "own", "result", "second"), **ids(TEST_ROUNDS))
+@pytest.mark.parametrize(("spoofed", "own", "result", "second"), **rows(TEST_ROUNDS))
 def test_a_round_shows_the_server_and_the_return_path(network, start, spoofed, own, result, second):
     network.says = {(B, True): spoofed, (B, False): own}
     (target,) = start(service(B)).checker._targets

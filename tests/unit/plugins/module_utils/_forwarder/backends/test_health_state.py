@@ -24,6 +24,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.plugins.module_utils._forwarder.backends.simulation import rows
+
 NO_CLIENTS = ClientConnects()
 WELL, SILENT, REFUSED, BROKEN_PATH = (
     RoundResult(True, True),
@@ -74,7 +76,7 @@ TEST_STATES = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "real", "state"), [row[1:] for row in TEST_STATES], ids=[r[0] for r in TEST_STATES])
+@pytest.mark.parametrize(("answer", "real", "state"), **rows(TEST_STATES))
 def test_the_state_after_one_round(answer, real, state):
     health = HealthState(rise=1, fall=1, window=6.0)
     assert health.state == UNKNOWN
@@ -92,9 +94,7 @@ TEST_SILENCES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("window", "succeeded", "failed", "state"), [row[1:] for row in TEST_SILENCES], ids=[r[0] for r in TEST_SILENCES]
-)
+@pytest.mark.parametrize(("window", "succeeded", "failed", "state"), **rows(TEST_SILENCES))
 def test_a_client_that_succeeds_while_probes_are_unanswered_keeps_the_target_up(window, succeeded, failed, state):
     health, zero = HealthState(rise=1, fall=1, window=window), 1000.0
     for begun in (0.0, 10.0, 20.0):
