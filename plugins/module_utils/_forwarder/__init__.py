@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The forwarder: relays TCP and UDP to backends, with the client's own address as the source. Standard library only.
 
-config: what a service is. loop: events, timers, sockets, log. tcp, udp: the two relays. backends: which one, and is it
-healthy. admission: who may connect, and from which source address. counters: shared memory. process: supervisor and
-workers. admin: status, metrics, commands. It knows neither Ansible nor the routing engine.
+config: what a service is. loop: events, timers, sockets, log. tcp, udp: the two relays. backends: balancing and health.
+admission: who may connect, and from which source address. counters: shared memory. process: supervisor and workers.
+admin: status, metrics, commands. It imports neither Ansible nor the routing engine.
 """

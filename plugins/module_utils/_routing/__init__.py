@@ -3,8 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The routing engine: gives a host the rules, routes, marks and sysctls that its JSON documents list.
 
-Standard library, and pyroute2 in netlink. document: what a host must have. host: files, commands, sysctls, conntrack.
-netlink, marks: how the kernel and its packet filters are read and written. reconcile: from what is to what must be.
-keeper: reconciles again whenever something changes. doctor: diagnoses the path. It knows neither Ansible nor the
-forwarder.
+Standard library, and pyroute2 in netlink. document: what a host must have. host: files, commands, sysctls. netlink,
+marks: reading and writing the kernel's tables and packet filters. reconcile: brings a host to its documents. keeper:
+does so again whenever something changes. doctor: diagnoses the path. It imports neither Ansible nor the forwarder.
 """
