@@ -113,6 +113,8 @@ def find_name(text: str, names: Collection[str]) -> str | None:
 
 
 class _Parser:
+    """Reads parts of the variable and collects their faults; what cannot be read is None."""
+
     def __init__(self, inventory: Collection[str], proxies: Collection[str], backends: Collection[str]) -> None:
         self.inventory, self.group, self.hosts = inventory, proxies, backends
         self.errors: list[str] = []

@@ -9,7 +9,7 @@ import json
 import socket
 import time
 
-from ..config.backend_names import means
+from ..config.backend_names import matches
 from . import runtime_file
 
 TIMEOUT = 10.0  # seconds for one answer
@@ -62,7 +62,7 @@ def backends(document, backend, service=None):
         for each in document["services"]
         if service in (None, each["name"])
         for entry in each["backends"]
-        if means(backend, entry["name"])
+        if matches(backend, entry["name"])
     }
     if not entries:
         where = f"service {service}" if service else "any service"

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Protocol
 
-from ..config.backend_names import means
+from ..config.backend_names import matches
 from ..config.config import Config
 from ..config.defaults import MAX_NAME, WEIGHT
 from ..counters.overrides import Overrides
@@ -138,7 +138,7 @@ class Admin:
         if service is not None and service not in names:
             raise Refused(f"there is no service {service!r} (there are {_listing(names)})")
         wanted = [each for each in services if service in (None, each.name)]
-        found = [(each.name, one.name) for each in wanted for one in each.backends if means(backend, one.name)]
+        found = [(each.name, one.name) for each in wanted for one in each.backends if matches(backend, one.name)]
         if not found:
             names = sorted({one.name for each in wanted for one in each.backends})
             raise Refused(f"there is no backend {backend!r} (there are {_listing(names)})")

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.backend_names import means
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.backend_names import matches
 
 ROWS = [
     ("b", "b", True),
@@ -28,4 +28,4 @@ ROWS = [
 
 @pytest.mark.parametrize(("wanted", "name", "expected"), ROWS)
 def test_a_host_name_means_the_backend_at_all_of_its_ports(wanted, name, expected):
-    assert means(wanted, name) is expected
+    assert matches(wanted, name) is expected
