@@ -5,10 +5,7 @@
 from __future__ import annotations
 
 import pytest
-import yaml
-from ansible_collections.trueip.l4proxy.plugins.doc_fragments.probe_targets import ModuleDocFragment
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _probe_targets
-from ansible_collections.trueip.l4proxy.plugins.modules import source_proof
 
 GOOD = {"address": "198.18.0.21", "port": 8080, "source": "198.51.100.11", "name": ""}
 
@@ -27,16 +24,3 @@ ERRORS = [
 @pytest.mark.parametrize(("change", "expected"), ERRORS)
 def test_invalid_addresses_ports_and_mixed_families_are_reported(change, expected):
     assert _probe_targets.errors_of({**GOOD, **change}, "targets[0]") == expected
-
-
-@pytest.mark.parametrize(
-    ("documentation", "spec"),
-    [
-        (ModuleDocFragment.DOCUMENTATION, _probe_targets.SPEC),
-        (ModuleDocFragment.PROOF, source_proof.ARGUMENTS["targets"]["options"]),
-    ],
-)
-def test_the_documented_suboptions_are_those_of_the_argument_spec(documentation, spec):
-    documented = yaml.safe_load(documentation)["options"]["targets"]["suboptions"]
-    assert {name: {key: value for key, value in option.items() if key != "description"}
-            for name, option in documented.items()} == spec  # fmt: skip

@@ -2,19 +2,16 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Documentation and results of policy_rule and policy_route; test_single_object and tests/kernel test their work."""
+"""Results of policy_rule and policy_route; test_single_object and tests/kernel test their work."""
 
 from __future__ import annotations
 
 import json
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
-import yaml
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.trueip.l4proxy.plugins.doc_fragments.single_object import ModuleDocFragment
-from ansible_collections.trueip.l4proxy.plugins.module_utils import _host_module
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 from ansible_collections.trueip.l4proxy.plugins.modules import policy_route, policy_rule
@@ -44,17 +41,6 @@ def case(request, tmp_path, monkeypatch, capsys) -> SimpleNamespace:
         return {**json.loads(capsys.readouterr().out), "warned": list(warned)}
 
     return SimpleNamespace(key=key, expected=expected, host=host, call=call)
-
-
-@pytest.mark.parametrize("module", [policy_rule, policy_route])
-def test_the_documentation_agrees_with_the_argument_spec(module: ModuleType):
-    documented = yaml.safe_load(module.DOCUMENTATION)["options"]
-    documented.update(yaml.safe_load(ModuleDocFragment.DOCUMENTATION)["options"])
-    arguments = {**_host_module.SINGLE_OBJECT, **module.ARGUMENTS}
-    assert set(documented) == set(arguments)
-    for name, argument in arguments.items():
-        for key in ("type", "default", "choices", "required"):
-            assert documented[name].get(key) == argument.get(key), (name, key)
 
 
 def test_the_result_contains_the_object(case):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import yaml
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
@@ -129,12 +128,3 @@ def test_a_silent_proxy_is_a_warning(run, host):
     result = run(document={**fakes.RETURN_PATH, "marks": marks})
     assert result["waiting"] == ["waiting for 198.18.0.11 to answer: the MAC of proxy a is not known yet"]
     assert host.warnings == [f"applied, but still {result['waiting'][0]}"]
-
-
-def test_the_documentation_agrees_with_the_argument_spec():
-    options = yaml.safe_load(routing_state.DOCUMENTATION)["options"]
-    assert set(options) == set(routing_state.ARGUMENTS)
-    for name, argument in routing_state.ARGUMENTS.items():
-        assert {key: options[name].get(key) for key in ("type", "default", "choices")} == {
-            key: argument.get(key) for key in ("type", "default", "choices")
-        }

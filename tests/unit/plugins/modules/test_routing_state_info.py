@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import yaml
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
@@ -120,11 +119,3 @@ def test_invalid_options_are_refused(run, options, said):
     result = run(**options)
     assert result["failed"]
     assert said in result["msg"]
-
-
-def test_the_documentation_agrees_with_the_argument_spec():
-    options = yaml.safe_load(module.DOCUMENTATION)["options"]
-    assert set(options) == set(module.ARGUMENTS)
-    for name, argument in module.ARGUMENTS.items():
-        keys = ("type", "default", "elements")
-        assert {key: options[name].get(key) for key in keys} == {key: argument.get(key) for key in keys}

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import pytest
-import yaml
 from ansible_collections.trueip.l4proxy.plugins.modules import source_proof
 
 SAMPLE = {
@@ -35,8 +34,3 @@ ERRORS = [
 @pytest.mark.parametrize(("options", "expected"), ERRORS)
 def test_invalid_options_are_reported(options, expected):
     assert source_proof.errors_of({"targets": [], "samples": [], "seconds": 20, **options}) == expected
-
-
-def test_the_documented_options_are_those_of_the_argument_spec():
-    options = yaml.safe_load(source_proof.DOCUMENTATION)["options"]
-    assert {*options, "targets"} == set(source_proof.ARGUMENTS)

@@ -81,10 +81,10 @@ def mark(name: str, number: int, via: str) -> dict:
     return {"name": name, "id": number, "mask": 255, "via": [via]}
 
 
-def applied(host, path, *marks):
+def applied(host, path, *marks, check=False):
     data = {**RETURN_PATH, "rules": [], "routes": [], "sysctls": [], "marks": list(marks)}
     host.engine = engine.Host(**{**host.engine.__dict__, "macs": Macs(str(path))})
-    outcome = engine.reconcile(documents.load(data), host.engine)
+    outcome = engine.reconcile(documents.load(data), host.engine, engine.Options(check=check))
     return {mark.name: mark.macs for mark in outcome.after.marks}, outcome.waiting
 
 
@@ -117,7 +117,5 @@ def test_a_cached_mac_that_another_proxy_has_now_is_not_used(host, path, how):
 
 def test_check_mode_caches_nothing(host, path):
     host.kernel.neighbours[A] = NEW
-    host.engine = engine.Host(**{**host.engine.__dict__, "macs": Macs(str(path))})
-    data = {**RETURN_PATH, "marks": [mark("a", 11, A)]}
-    engine.reconcile(documents.load(data), host.engine, engine.Options(check=True))
+    applied(host, path, mark("a", 11, A), check=True)
     assert not path.exists()

@@ -43,6 +43,7 @@ def test_a_released_sysctl_is_restored(sysctls, tree):
     assert read(sysctls, "one", WANT) == Setting(NAME, "1")
     sysctls.hold("one", WANT)
     assert tree.read_text() == "0"
+    assert json.loads(sysctls.memory()) == {"schema": 1, "sysctls": {NAME: {"found": "1", "owners": {"one": "0"}}}}
     held = read(sysctls, "one", WANT)
     assert held == Setting(NAME, "0", True, "1")
     sysctls.release("one", held)
@@ -123,8 +124,3 @@ def test_an_invalid_file_is_not_overwritten(sysctls, tmp_path, content):
     with pytest.raises(Refused, match=r"sysctl\.json"):
         sysctls.hold("one", WANT)
     assert sysctls.memory() == content
-
-
-def test_the_file_has_the_original_value_and_the_owners(sysctls):
-    sysctls.hold("one", WANT)
-    assert json.loads(sysctls.memory()) == {"schema": 1, "sysctls": {NAME: {"found": "1", "owners": {"one": "0"}}}}
