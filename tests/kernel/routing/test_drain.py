@@ -127,8 +127,8 @@ def test_the_kernel_counts_connections_by_our_mark_bits_only(lab, b):
         with b.inside():
             found = [conntrack.count(number, 255) for number in (11, 12, 13)]
             with conntrack.Netlink(conntrack.NETLINK_NETFILTER) as netlink:
-                filtered = netlink.dump(conntrack.GET, conntrack.question(0x1000C, 0xFFFFFFFF))
-                everything = netlink.dump(conntrack.GET, conntrack.question(0, 0))
+                filtered = netlink.dump(conntrack.GET, conntrack.request(0x1000C, 0xFFFFFFFF))
+                everything = netlink.dump(conntrack.GET, conntrack.request(0, 0))
         assert [after - earlier for after, earlier in zip(found, before)] == [2, 1, 0]
         assert 1 <= len(filtered) < len(everything), "it is the kernel that leaves the others out"
         for stream in streams:
