@@ -135,7 +135,7 @@ def _finished(
 
 
 def _destination(options: dict[str, str]) -> str:
-    """Of ``--to-destination``: 172.17.0.2, 172.17.0.2:80, [2001:db8::2]:80; nothing for a range of addresses."""
+    """The address in ``--to-destination`` (172.17.0.2, 172.17.0.2:80, [2001:db8::2]:80); empty for a range."""
     value = options.get("--to-destination", "")
     address = value[1:].partition("]")[0] if value.startswith("[") else value
     address = address.partition(":")[0] if address.count(":") == 1 else address

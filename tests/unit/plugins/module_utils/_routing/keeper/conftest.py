@@ -44,6 +44,10 @@ class World:
     def at(self, second, action=lambda: None, kinds=("rule",)):
         self.events.append((second, action, [Notification(kind) for kind in kinds]))
 
+    def repeat(self, times, first, every, action=lambda: None, kinds=("rule",)):
+        for number in range(times):
+            self.at(first + number * every, action, kinds)
+
     def observe(self, second, value):
         """Append what ``value`` returns at that time to ``observed``."""
         self.at(second, lambda: self.observed.append(value()), [])

@@ -118,30 +118,26 @@ def test_a_proxys_new_mac_is_followed(world, host):
     assert world.state["repairs"]["by_kind"] == {"marks": 1}
 
 
-def test_a_setting_is_restored_without_a_notification(world, host):
-    world.at(7, lambda: host.redirects.write_text("1\n"), [])
-    world.keep(20)
-    assert host.redirects.read_text() == "0"
-    assert world.passes == [0.0, 7.01]
+def flush_legacy(world):
+    world.host.nft.tables.clear()
+    world.legacy_fingerprint = (b"another",)
+
+
+# How something is changed without a notification, when the keeper must have found it, and its passes until then.
+SILENT_CHANGES = {
+    "setting": (7, lambda world: world.host.redirects.write_text("1\n"), 20, [0.0, 7.01]),
+    "iptables-legacy, confirmed by another pass": (7.5, flush_legacy, 20, [0.0, 8.01, 9.02]),
+    "nftables": (10, lambda world: world.host.nft.tables.clear(), 61, [0.0, 60.0]),
+}
+
+
+@pytest.mark.parametrize(("second", "change", "until", "passes"), SILENT_CHANGES.values(), ids=SILENT_CHANGES)
+def test_a_change_without_a_notification_is_found_and_restored(world, host, second, change, until, passes):
+    world.at(second, lambda: change(world), [])
+    world.keep(until)
+    assert (host.redirects.read_text(), bool(host.nft.tables)) == ("0", True)
+    assert world.passes == passes
     assert world.state["last_repair"]["seconds"] is None
-
-
-def test_iptables_legacy_is_restored_by_its_fingerprint_and_another_pass_confirms_it(world, host):
-    def flush():
-        host.nft.tables.clear()
-        world.legacy_fingerprint = (b"another",)
-
-    world.at(7.5, flush, [])
-    world.keep(20)
-    assert host.nft.tables
-    assert world.passes == [0.0, 8.01, 9.02]
-
-
-def test_a_change_without_any_notification_is_found_within_a_minute(world, host):
-    world.at(10, host.nft.tables.clear, [])
-    world.keep(61)
-    assert world.passes == [0.0, 60.0]
-    assert host.nft.tables
 
 
 def test_a_repair_that_was_blocked_for_a_while_is_counted(world, host):

@@ -19,15 +19,13 @@ def test_a_neighbour_notification_starts_a_pass_at_once(world):
 
 
 def test_a_burst_of_notifications_starts_one_pass(world):
-    for number in range(8):
-        world.at(10 + number * 0.001)
+    world.repeat(8, 10, 0.001)
     world.keep(11)
     assert len(world.passes) == 2
 
 
 def test_a_flood_of_notifications_neither_delays_a_repair_nor_starts_many_passes(world):
-    for number in range(400):
-        world.at(10 + number * 0.005)
+    world.repeat(400, 10, 0.005)
     world.at(11, world.lose_rules)
     world.keep(13)
     assert len(world.passes) < 12
@@ -35,8 +33,7 @@ def test_a_flood_of_notifications_neither_delays_a_repair_nor_starts_many_passes
 
 
 def test_a_repair_that_is_always_reverted_is_made_twice_a_second_and_logged_rarely(world, host, caplog):
-    for number in range(1000):
-        world.at(10 + number * 0.1, world.lose_rules)
+    world.repeat(1000, 10, 0.1, world.lose_rules)
     with caplog.at_level(logging.WARNING):
         world.keep(110.6)
     assert 150 <= world.repairs <= 210
@@ -48,32 +45,28 @@ def test_a_repair_that_is_always_reverted_is_made_twice_a_second_and_logged_rare
 
 
 def test_after_minutes_a_reverted_repair_is_made_less_and_less_often(world):
-    for number in range(6000):
-        world.at(10 + number * 0.1, world.lose_rules)
+    world.repeat(6000, 10, 0.1, world.lose_rules)
     world.keep(610)
     assert world.passes[-1] - world.passes[-2] == pytest.approx(30, abs=0.2)
 
 
 def test_reverted_repairs_use_at_most_a_tenth_of_a_core(world):
     world.cost = 0.2
-    for number in range(1000):
-        world.at(10 + number * 0.1, world.lose_rules)
+    world.repeat(1000, 10, 0.1, world.lose_rules)
     world.keep(110)
     late = [second for second in world.passes if second > 20]
     assert all(after - before >= 1.9 for before, after in zip(late, late[1:]))
 
 
 def test_a_setting_that_is_always_reverted_is_repaired_at_each_poll(world, host):
-    for number in range(400):
-        world.at(10 + number * 0.25, lambda: host.redirects.write_text("1\n"), [])
+    world.repeat(400, 10, 0.25, lambda: host.redirects.write_text("1\n"), [])
     world.keep(110)
     assert 80 <= world.repairs <= 110
     assert world.state["undone"]
 
 
 def test_once_repairs_last_again_the_next_one_is_as_quick_as_before(world):
-    for number in range(300):
-        world.at(10 + number * 0.1, world.lose_rules)
+    world.repeat(300, 10, 0.1, world.lose_rules)
     world.at(200, world.lose_rules)
     world.keep(201)
     assert world.passes[-1] == pytest.approx(200 + schedule.QUIET)
@@ -82,8 +75,7 @@ def test_once_repairs_last_again_the_next_one_is_as_quick_as_before(world):
 
 def test_a_failing_pass_is_retried_with_a_back_off_that_its_own_notifications_do_not_shorten(world, host):
     host.kernel.fail = "set ip route"
-    for number in range(100):
-        world.at(0.1 + number * 0.1)
+    world.repeat(100, 0.1, 0.1)
     world.at(8, lambda: setattr(host.kernel, "fail", ""), [])
     world.keep(20)
     assert world.passes[:5] == [0.0, 0.2, 0.6, 1.1, 1.6]
