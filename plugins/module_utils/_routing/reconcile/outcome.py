@@ -20,25 +20,25 @@ from .state import State
 
 @dataclass(frozen=True)
 class Outcome:
-    """``changes`` are sentences; ``diff`` is a list of Ansible's before/after pairs; ``after`` is the resulting state.
-
-    ``waiting`` lists what was applied without for now and needs another run (the MAC of a silent proxy), ``missing``
-    what could not be applied yet (``Options.partial``), ``left_out`` the rules that were left out because their source
-    is an address of this host (``Options.partial``).
-    ``retiring`` lists what is kept for a while, and ``next_due`` is the number of seconds until another run with
-    ``now`` may remove some of it (None: nothing retires).
-    """
+    """What was done, or in check mode would be done. All strings are sentences or lines for people."""
 
     changes: tuple[str, ...]
+    # Ansible's before/after pairs.
     diff: tuple[dict[str, str], ...]
+    # What is still unknown and needs another run, such as the MAC of a silent proxy.
     waiting: tuple[str, ...]
     warnings: tuple[str, ...]
+    # What the owner has afterwards.
     after: State
+    # What is kept for a while although the document no longer lists it.
     retiring: tuple[str, ...] = ()
+    # Seconds until another run with ``now`` may remove some of that; None if nothing retires.
     next_due: float | None = None
+    # Why objects could not be applied yet (``Options.partial``).
     missing: tuple[str, ...] = ()
     # The kind of each change, in the same order: rule, route, address, marks, sysctl, file.
     kinds: tuple[str, ...] = ()
+    # Why rules were left out: their source is an address of this host (``Options.partial``).
     left_out: tuple[str, ...] = ()
 
     @property

@@ -22,9 +22,9 @@ from .state import Foreign, State
 
 @contextlib.contextmanager
 def open_kernel(run: Run, assumption: str) -> Iterator[Run]:
-    """The run with an open kernel. Where pyroute2 is missing: MissingPackage, or, if ``lenient``, a run without one.
+    """The run with an open kernel. Without pyroute2, it has none if it is ``lenient``, and MissingPackage otherwise.
 
-    The warning then says which ``assumption`` is made instead.
+    A warning then tells which ``assumption`` is made instead.
     """
     try:
         kernel = run.host.make_kernel()

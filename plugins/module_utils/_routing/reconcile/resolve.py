@@ -19,7 +19,7 @@ from .state import desired_state
 
 
 def resolve(run: Run) -> Run:
-    """The run with ``want`` and all that was found on the way.
+    """The run with ``want``, and with what cannot be applied yet.
 
     Raises Refused, and NotReady where something is missing; with ``partial``, what needs it is held back instead.
     """

@@ -18,27 +18,24 @@ from .state import Foreign, State
 
 @dataclass(frozen=True)
 class Options:
-    """How to reconcile.
+    """How to reconcile."""
 
-    ``check`` changes nothing and tells what would be changed. ``purge`` removes what the owner has and the document
-    does not list. ``allow_empty`` accepts a document without objects, which removes all that the owner has.
-    ``directory`` is where the document is stored; None stores nothing.
-
-    ``now`` (seconds since the epoch) removes the objects whose drain has ended; without it none is removed. With
-    ``drain`` as well, objects that the document no longer lists are kept for at most that many seconds; see ``drain``.
-
-    ``lock_held``: the caller holds the host's lock, because it read the document under it. ``partial``: at boot, links
-    and addresses appear one by one; apply at once what needs none of those that are missing, so that replies are
-    blocked until the rest can follow.
-    """
-
+    # Change nothing, and report what would be changed.
     check: bool = False
+    # Remove what the owner has on the host and the document does not list.
     purge: bool = True
+    # Accept a document without objects, which removes all that the owner has.
     allow_empty: bool = False
+    # Where the document is stored; None stores nothing.
     directory: str | None = None
+    # Seconds for which unlisted objects are kept at most, while connections use them; needs ``now``. See ``drain``.
     drain: float = 0
+    # The time in seconds since the epoch. Without it, no drain begins or ends.
     now: float | None = None
+    # The caller holds the host's lock, because it read the document under it.
     lock_held: bool = False
+    # Apply what needs none of the links and addresses that are missing, and hold back the rest. At boot they appear one
+    # by one, and replies have to be blocked until then.
     partial: bool = False
 
 
@@ -47,7 +44,7 @@ DEFAULTS = Options()
 
 @dataclass(frozen=True)
 class FileChange:
-    """The document's file before and after; None where there is no file."""
+    """The content of the document's file before and after; None if there is no file."""
 
     path: str
     before: str | None
@@ -60,14 +57,16 @@ class FileChange:
 
 @dataclass(frozen=True)
 class Run:
+    """One reconciliation. Each step fills in the fields below its name."""
+
     document: Document
     host: Host
     options: Options = DEFAULTS
-    # The document's file goes as well.
+    # Remove all that the owner has, and the file of its document.
     removing: bool = False
-    # A missing package is a warning, and the owner is taken to have nothing on this host.
+    # A missing package is only a warning: the owner is assumed to have nothing on this host.
     lenient: bool = False
-    # None while it is closed, and where a package is missing.
+    # None until it is opened, and if a package is missing.
     kernel: Any = None
 
     # read
@@ -84,7 +83,7 @@ class Run:
     missing: tuple[str, ...] = ()
     # Why rules are left out: their source is an address of this host.
     left_out: tuple[str, ...] = ()
-    # What is applied without for now, such as the MAC of a silent proxy.
+    # What is still unknown and applied later, such as the MAC of a silent proxy.
     waiting: tuple[str, ...] = ()
     # MACs that the proxies answered from, by address.
     answered: dict[str, tuple[str, ...]] = field(default_factory=dict)
