@@ -55,8 +55,8 @@ def rule(value: Rule) -> str:
     if value.dst:
         words += ["to", _host(value.dst)]
     if value.fwmark is not None:
-        whole = value.fwmask in (None, MAX_U32)
-        words += ["fwmark", f"{value.fwmark:#x}" if whole else f"{value.fwmark:#x}/{value.fwmask:#x}"]
+        all_bits = value.fwmask in (None, MAX_U32)
+        words += ["fwmark", f"{value.fwmark:#x}" if all_bits else f"{value.fwmark:#x}/{value.fwmask:#x}"]
     for name, link in (("iif", value.iif), ("oif", value.oif)):
         if link:
             words += [name, link]

@@ -215,8 +215,8 @@ def _goto(mark: Mark, verb: str) -> dict[str, Any]:
 
 
 def _set(key: Any, mark: Mark) -> dict[str, Any]:
-    whole = mark.mask == MAX_U32
-    return {"mangle": {"key": key, "value": mark.id if whole else {"|": [{"&": [key, MAX_U32 & ~mark.mask]}, mark.id]}}}
+    other_bits = {"&": [key, MAX_U32 & ~mark.mask]}
+    return {"mangle": {"key": key, "value": mark.id if mark.mask == MAX_U32 else {"|": [other_bits, mark.id]}}}
 
 
 def _guards(mark: Mark) -> list[list[Any]]:

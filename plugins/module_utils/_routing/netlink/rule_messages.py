@@ -172,6 +172,6 @@ def _kind(rule: Rule) -> tuple[bool, ...]:
 
 
 def _matches(rule: Rule, other: Rule) -> bool:
-    whole = (rule.family, rule.priority, rule.action, rule.table)
-    same = whole == (other.family, other.priority, other.action, other.table)
+    target = (rule.family, rule.priority, rule.action, rule.table)
+    same = target == (other.family, other.priority, other.action, other.table)
     return same and all(part in (None, theirs) for part, theirs in zip(_compared(rule), _compared(other)))

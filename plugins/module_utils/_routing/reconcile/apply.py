@@ -128,7 +128,7 @@ def _marks_step(change: Change, host: Host, owner: str) -> Step:
 
 
 def _sysctl_step(change: Change, kernel: Any, host: Host, owner: str) -> Step:
-    memory: list[str | None] = []  # as it is just before this step, not before all of them
+    memory: list[str | None] = []  # the content of the file just before this step
 
     def undo() -> None:
         host.sysctls.rewind(change.before, memory[0] if memory else None)

@@ -45,7 +45,7 @@ def foreign_rules(rules: Iterable[KernelObject], ours: Iterable[int] = ()) -> li
 
 
 def as_documented(rules: Iterable[Rule], live: Iterable[Rule]) -> tuple[Rule, ...]:
-    """The ``live`` rules of an owner; those that equal one of ``rules`` but for the priority get its priority."""
+    """The ``live`` rules of an owner; one that differs from one of ``rules`` only in the priority gets its priority."""
     known = {replace(rule, priority=0): rule for rule in rules if not rule.retiring}
     kept = {rule.key for rule in rules}
     return tuple(rule if rule.key in kept else known.get(replace(rule, priority=0), rule) for rule in live)
