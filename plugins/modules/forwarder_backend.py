@@ -80,6 +80,13 @@ services:
   returned: success
   type: dict
   sample: {"web": {"before": "ready", "after": "draining", "connections": 0}}
+reason:
+  description:
+    - Why the module failed, for conditions in plays.
+    - V(unknown_backend) if no service of this forwarder has the backend, V(other) in all other cases.
+  returned: failure
+  type: str
+  sample: unknown_backend
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -152,7 +159,8 @@ def main() -> None:
     try:
         result = act(module)
     except client.AdminError as error:
-        module.fail_json(msg=str(error))
+        unknown = isinstance(error, client.UnknownBackend)
+        module.fail_json(msg=str(error), reason="unknown_backend" if unknown else "other")
     module.exit_json(**result)
 
 

@@ -331,8 +331,10 @@ def backends_named(forwarder, name):
 def test_the_module_fails_with_a_clear_message(lab, forwarder, listener, capsys):
     unknown = module(forwarder, capsys, backend="x")
     assert unknown["msg"] == "there is no backend x in any service of this forwarder"
+    assert unknown["reason"] == "unknown_backend"
     absent = module(forwarder, capsys, socket="/nonexistent/admin.sock")
     assert "no forwarder listens on /nonexistent/admin.sock" in absent["msg"]
+    assert absent["reason"] == "other"
     with tcp.connection(lab, listener, RAW):
         busy = module(forwarder, capsys, state="drain", service="raw", wait=True, timeout=0.3)
     assert busy["msg"] == "backend b still has 1 connection after 0.3 s"

@@ -22,6 +22,10 @@ class AdminError(Exception):
     """The forwarder cannot be reached or refuses the request; the message is one sentence."""
 
 
+class UnknownBackend(AdminError):
+    """No service of the forwarder has this backend."""
+
+
 def default_socket():
     """Return the path of the admin socket, if the config names no other one."""
     return runtime_file.admin_socket()
@@ -53,7 +57,7 @@ def ask(path, op, **arguments):
 
 
 def backends(document, backend, service=None):
-    """Return {service: entry of the backend in it} from a status document; raise AdminError if there is none.
+    """Return {service: entry of the backend in it} from a status document; raise UnknownBackend if there is none.
 
     If a service has a host at several ports, the keys are "SERVICE HOST:PORT".
     """
@@ -66,7 +70,7 @@ def backends(document, backend, service=None):
     }
     if not entries:
         where = f"service {service}" if service else "any service"
-        raise AdminError(f"there is no backend {backend} in {where} of this forwarder")
+        raise UnknownBackend(f"there is no backend {backend} in {where} of this forwarder")
     return entries
 
 
