@@ -5,7 +5,7 @@
 
 The order of its life: start() admits the client, or waits for its PROXY header; _attempt_next() chooses backends and
 connects until one answers; _forward() joins the two sockets, whose streams (stream.py) then move the bytes; _finish()
-counts and logs. session.py decides what an event leads to, this module carries it out.
+counts and logs. state_table.py decides what an event leads to, this module carries it out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..loop.poller import ENDED, URGENT, WRITE, events_now
 from . import log_record, proxy_protocol
 from .connect_errors import BLAMES_BACKEND, HOPELESS, end_reason
 from .header_reader import HeaderReader
-from .session import BOTH_CLOSED, TABLE, Action, Event, Session, State, compiled
+from .state_table import BOTH_CLOSED, TABLE, Action, Event, Session, State, compiled
 from .stream import Stream
 
 # Each connection needs these. Before Python 3.12, access to an enum member costs 0.1 to 0.4 µs.
@@ -65,7 +65,7 @@ class Relay(Session):
         "via",  # address of the proxy that sent a PROXY header
     )
 
-    # None until a step sets them; the states of session.py say when they are used.
+    # None until a step sets them; the states of state_table.py say when they are used.
     backend: Any
     backends: Any
     index: Any
@@ -246,7 +246,7 @@ class Relay(Session):
         client, now = self.client_address[0], self.loop.now()
         self.runtime.failed(self.backends, self.index, client, number, reason, now, backend_to_blame)
 
-    # -- the actions of session.TABLE ------------------------------------------------------------------------------
+    # -- the actions of state_table.TABLE ------------------------------------------------------------------------------
 
     def _forward(self):
         """Join the two sockets: forward what the client has sent so far, then watch both."""

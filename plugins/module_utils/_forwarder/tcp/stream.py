@@ -71,7 +71,7 @@ class Stream:
         "writable_watched",  # whether the poller reports that there is room again
     )
 
-    # None before the relay has connected and after its end; the states of session.py say when they are used.
+    # None before the relay has connected and after its end; the states of state_table.py say when they are used.
     peer: Any
     pending: Any
     pipe: Any

@@ -13,7 +13,7 @@ from __future__ import annotations
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
-from .session import State
+from .state_table import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

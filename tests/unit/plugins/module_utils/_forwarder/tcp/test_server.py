@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import acl
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.session import State
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.state_table import State
 
 from tests.unit.plugins.module_utils._forwarder.worker_host import TcpHost
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import timeouts
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.session import State
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.state_table import State
 
 
 def service(**options):

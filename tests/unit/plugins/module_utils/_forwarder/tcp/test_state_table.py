@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.session import (
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.state_table import (
     OPEN_SOCKETS,
     Action,
     Event,
