@@ -14,42 +14,33 @@ from tests.bench import peers, picture
 from tests.bench.measure import Sample
 
 
-@pytest.mark.parametrize(
-    ("pattern", "found"),
-    [
-        ("requests-64$", ["requests-64"]),
-        ("requests-64$$", ["requests-64"]),  # as it was written while make took one $ away
-        ("idle-8000|^udp-64-100$", ["udp-64-100", "idle-8000"]),
-    ],
-)
+@pytest.mark.parametrize(("pattern", "found"), [
+    ("requests-64$", ["requests-64"]),
+    ("requests-64$$", ["requests-64"]),  # as it was written while make took one $ away
+    ("idle-8000|^udp-64-100$", ["udp-64-100", "idle-8000"]),
+])  # fmt: skip
 def test_works_are_chosen_by_a_regular_expression(pattern, found):
     assert [work.name for work in bench.chosen(False, pattern)] == found
 
 
-@pytest.mark.parametrize(
-    ("pattern", "sentence"),
-    [
-        ("requests-(", "is not a regular expression"),
-        ("nothing", "no work matches ONLY='nothing'; there are bulk-1-down"),
-    ],
-)
+@pytest.mark.parametrize(("pattern", "sentence"), [
+    ("requests-(", "is not a regular expression"),
+    ("nothing", "no work matches ONLY='nothing'; there are bulk-1-down"),
+])  # fmt: skip
 def test_a_pattern_that_chooses_nothing_is_refused(pattern, sentence):
     with pytest.raises(ValueError, match="ONLY=") as caught:
         bench.chosen(False, pattern)
     assert sentence in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("nothing", "is not NAME=COMMAND"),
-        ("a b=true", "is not NAME=COMMAND"),
-        ("haproxy=true {listen}", "haproxy is already the name of another peer"),
-        ("mine=no-such-program {listen}", "program no-such-program not found"),
-        ("mine=true {lisen}", "only {listen} and {backend} are filled in"),
-        ("mine=true 'x", "is not a command line"),
-    ],
-)
+@pytest.mark.parametrize(("text", "sentence"), [
+    ("nothing", "is not NAME=COMMAND"),
+    ("a b=true", "is not NAME=COMMAND"),
+    ("haproxy=true {listen}", "haproxy is already the name of another peer"),
+    ("mine=no-such-program {listen}", "program no-such-program not found"),
+    ("mine=true {lisen}", "only {listen} and {backend} are filled in"),
+    ("mine=true 'x", "is not a command line"),
+])  # fmt: skip
 def test_a_peer_that_cannot_be_one_is_refused(monkeypatch, text, sentence):
     monkeypatch.setenv("L4PROXY_BENCH_PEER", text)
     with pytest.raises(peers.BadPeer) as caught:

@@ -52,15 +52,12 @@ def run(tmp_path):
     return run
 
 
-@pytest.mark.parametrize(
-    ("stages", "variables", "last", "goes_on"),
-    [
-        ("good bad other", {}, "1 passed, 1 failed: bad", False),
-        ("good bad other", {"KEEP_GOING": "1"}, "2 passed, 1 failed: bad", True),
-        ("good [ slow other / bad ] good", {}, "2 passed, 1 failed: bad", False),
-        ("good [ slow other / bad ] good", {"KEEP_GOING": "1"}, "4 passed, 1 failed: bad", True),
-    ],
-)
+@pytest.mark.parametrize(("stages", "variables", "last", "goes_on"), [
+    ("good bad other", {}, "1 passed, 1 failed: bad", False),
+    ("good bad other", {"KEEP_GOING": "1"}, "2 passed, 1 failed: bad", True),
+    ("good [ slow other / bad ] good", {}, "2 passed, 1 failed: bad", False),
+    ("good [ slow other / bad ] good", {"KEEP_GOING": "1"}, "4 passed, 1 failed: bad", True),
+])  # fmt: skip
 def test_no_stage_starts_after_a_failure_unless_told_to_go_on(run, stages, variables, last, goes_on):
     status, lines = run(stages, **variables)
     assert status == 1

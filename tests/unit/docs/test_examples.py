@@ -26,14 +26,11 @@ FAULTY = [
     (CHANGES, {"check: Set it": "ok"}, ["Set it: check mode says ok, the run changed"]),
     (CHANGES, {"run: Go on": "skipping"}, ["Go on: skipping, expected it to run"]),
     (CHANGES, {"run: Go on": None}, ["Go on: None, expected it to run"]),
-    (
-        CHANGES,
-        {"run: Set it": "ok"},
-        ["Set it: ok in its first run, expected changed", "Set it: check mode says changed, the run ok"],
-    ),
+    (CHANGES, {"run: Set it": "ok"},
+     ["Set it: ok in its first run, expected changed", "Set it: check mode says changed, the run ok"]),
     (READ_ONLY, {"check: Set it": "skipping", "run: Set it": "ok"}, []),
     (READ_ONLY, {}, ["Set it: changed in its first run, expected ok"]),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("documentation", "change", "expected"), FAULTY)

@@ -14,10 +14,8 @@ ERRORS = [
     ({"address": "b"}, ["targets[0].address: 'b' is not an IP address"]),
     ({"source": "::1"}, ["targets[0]: 198.18.0.21 and ::1 are of different families"]),
     ({"port": 0}, ["targets[0].port: 0 is not a port (1-65535)"]),
-    ({"port": 70000, "source": "x"}, [
-        "targets[0].source: 'x' is not an IP address",
-        "targets[0].port: 70000 is not a port (1-65535)",
-    ]),
+    ({"port": 70000, "source": "x"},
+     ["targets[0].source: 'x' is not an IP address", "targets[0].port: 70000 is not a port (1-65535)"]),
 ]  # fmt: skip
 
 

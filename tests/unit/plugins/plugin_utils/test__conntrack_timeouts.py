@@ -31,12 +31,8 @@ CASES = [
     ("the longest counts", [dns(idle_timeout=10), dns(idle_timeout=95, name="sip")], {}, {UNREPLIED: "100"}),
     ("shorter than the kernel's on this host", [dns(idle_timeout=10)], {"settings": lines(stream=4)}, {STREAM: "15"}),
     ("longer on this host", [dns(idle_timeout=600)], {"settings": lines(stream=3600, unreplied=3600)}, {}),
-    (
-        "held by us, so the value says nothing",
-        [dns(idle_timeout=600)],
-        {"settings": lines(stream=605, unreplied=3600), "known": KNOWN},
-        {STREAM: "605"},
-    ),
+    ("held by us, so the value says nothing", [dns(idle_timeout=600)],
+     {"settings": lines(stream=605, unreplied=3600), "known": KNOWN}, {STREAM: "605"}),
     ("held by us, and no longer needed", [dns(idle_timeout=10)], {"settings": lines(stream=605), "known": KNOWN}, {}),
 ]  # fmt: skip
 

@@ -51,10 +51,7 @@ LABELS = {
 }
 SECOND = {"ipv4_secondaries": [{"address": "198.18.0.77", "prefix": "24"}]}
 V6 = [{"address": address, "prefix": "64"} for address in ("2001:db8::21", "2001:db8::dead")]
-ALONE = {
-    "ipv4": {"address": "198.18.0.21", "prefix": "32"},
-    "ipv6": [{"address": "2001:db8::21", "prefix": "128"}],
-}
+ALONE = {"ipv4": {"address": "198.18.0.21", "prefix": "32"}, "ipv6": [{"address": "2001:db8::21", "prefix": "128"}]}
 
 
 def flags(**addresses: int) -> str:
@@ -71,16 +68,13 @@ BOTH = ["198.18.0.21/24", "2001:db8::21/64"]
 # The variables of b, its facts, and the addresses that are used, in their order.
 CANDIDATES = [
     ("facts", {}, {}, BOTH),
-    ("a temporary address, which the default route prefers",
-     {"__l4proxy_inet6": flags(**{"21": 0x80, "dead": 0x01})},
+    ("a temporary address, which the default route prefers", {"__l4proxy_inet6": flags(**{"21": 0x80, "dead": 0x01})},
      {**facts(21, ipv6=V6), **prefers("2001:db8::dead")}, BOTH),
     ("the temporary address comes first and is deprecated by now",
      {"__l4proxy_inet6": flags(**{"21": 0x00, "dead": 0x21})}, facts(21, ipv6=V6[::-1]), BOTH),
-    ("a deprecated address is the lower one",
-     {"__l4proxy_inet6": flags(**{"21": 0x20, "dead": 0x80})}, facts(21, ipv6=V6),
-     ["198.18.0.21/24", "2001:db8::dead/64", "2001:db8::21/64"]),
-    ("a duplicate of another machine's",
-     {"__l4proxy_inet6": flags(**{"21": 0xC8, "dead": 0x80})}, facts(21, ipv6=V6),
+    ("a deprecated address is the lower one", {"__l4proxy_inet6": flags(**{"21": 0x20, "dead": 0x80})},
+     facts(21, ipv6=V6), ["198.18.0.21/24", "2001:db8::dead/64", "2001:db8::21/64"]),
+    ("a duplicate of another machine's", {"__l4proxy_inet6": flags(**{"21": 0xC8, "dead": 0x80})}, facts(21, ipv6=V6),
      ["198.18.0.21/24", "2001:db8::dead/64"]),
     ("a temporary address that is declared all the same",
      {"__l4proxy_inet6": flags(**{"21": 0x80, "dead": 0x01}), "l4proxy_address": "2001:db8::dead"}, facts(21, ipv6=V6),
@@ -89,8 +83,7 @@ CANDIDATES = [
     ("a prefix declared over a /32 and a /128", {"l4proxy_address": BOTH}, facts(21, **ALONE), BOTH),
     ("a prefix declared over one, for IPv6 alone",
      {"l4proxy_address": "2001:db8::21/64"}, facts(21, **ALONE), ["198.18.0.21/32", "2001:db8::21/64"]),
-    ("an address without a prefix that two interfaces have",
-     {"l4proxy_address": "198.18.0.21"},
+    ("an address without a prefix that two interfaces have", {"l4proxy_address": "198.18.0.21"},
      {**facts(21), "lo": {"device": "lo", "ipv4": {"address": "198.18.0.21", "prefix": "32"}}}, BOTH),
     ("an interface", {"l4proxy_interface": "eth1"}, {**facts(21), **ETH1}, ["198.18.2.21/24"]),
     ("an interface, of both families", {"l4proxy_interface": "eth0"}, {**facts(21), **ETH1}, BOTH),
@@ -101,11 +94,9 @@ CANDIDATES = [
      ["198.18.0.21/24", "198.18.0.77/24", "198.18.2.77/24", "2001:db8::21/64"]),
     ("one label, with the IPv6 addresses of its device",
      {"l4proxy_interface": "eth0:1"}, {**facts(21, **SECOND), **LABELS}, ["198.18.2.77/24", "2001:db8::21/64"]),
-    ("an interface with its labels",
-     {"l4proxy_interface": "eth0"}, {**facts(21, **SECOND), **LABELS, **ETH1},
+    ("an interface with its labels", {"l4proxy_interface": "eth0"}, {**facts(21, **SECOND), **LABELS, **ETH1},
      ["198.18.0.21/24", "198.18.0.77/24", "198.18.2.77/24", "2001:db8::21/64"]),
-    ("an interface whose name facts spell in another way",
-     {"l4proxy_interface": "br-lan:1"},
+    ("an interface whose name facts spell in another way", {"l4proxy_interface": "br-lan:1"},
      {"br_lan": {"device": "br-lan"}, "br_lan_1": {"ipv4": {"address": "198.18.2.77", "prefix": "24"}}},
      ["198.18.2.77/24"]),
     ("the name of the host is one of its addresses",

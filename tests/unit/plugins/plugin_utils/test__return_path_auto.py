@@ -20,13 +20,10 @@ FACTS = [
     ("addresses, and no default route", Situation(dedicated=True, without_default=("IPv4",), udp=True), "address"),
     ("no default route, TCP", Situation(without_default=("IPv6",)), "fwmark_accept"),
     ("sticky, though there are addresses now", Situation(applied="mark", dedicated=True), "mark"),
-    (
-        "sticky, though the default route is gone",
-        Situation(applied="mark", without_default=("IPv4",), udp=True),
-        "mark",
-    ),
+    ("sticky, though the default route is gone", Situation(applied="mark", without_default=("IPv4",), udp=True),
+     "mark"),
     ("sticky, though there is a default route now", Situation(applied="fwmark_accept"), "fwmark_accept"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("situation", "expected"), **rows(FACTS))

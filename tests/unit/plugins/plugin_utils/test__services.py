@@ -36,15 +36,13 @@ REFUSED = [
     ([{**GOOD, "listen": ["0.0.0.0:http"]}], "l4proxy_services[0].listen[0]: 'http' is not a port or a range"),
     ([{**GOOD, "backends": ["x:80"]}], "l4proxy_services[0].backends[0].host: 'x' is not in the inventory"),
     ([{**GOOD, "backends": [{"port": 80}]}], "l4proxy_services[0].backends[0]: a backend needs a host"),
-    (
-        [{**GOOD, "backends": [{"host": "b", "wieght": 2}]}],
-        "l4proxy_services[0].backends[0].wieght: is not a known key",
-    ),
+    ([{**GOOD, "backends": [{"host": "b", "wieght": 2}]}],
+     "l4proxy_services[0].backends[0].wieght: is not a known key"),
     ([{**GOOD, "backends": [{"address": "no"}]}], "l4proxy_services[0].backends[0].address: 'no' is not an IP address"),
     ([GOOD, {**GOOD, "proxies": []}], "l4proxy_services[1].proxies: is empty, so no proxy would serve the service"),
     ([{**GOOD, "proxies": ["z"]}], "l4proxy_services[0].proxies: 'z' is not in the group of proxies (a)"),
     ([{**GOOD, "listen": ["0.0.0.0:80", "0.0.0.0:81"]}], "l4proxy_services[0].backends[0].port: is required, because"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "expected"), ENDPOINTS)

@@ -47,17 +47,14 @@ def document():
     forwarder.close()
 
 
-@pytest.mark.parametrize(
-    ("added", "count"),
-    [
-        ([], 1),
-        ([("starting", 3)], 1),  # of a generation that is not live yet
-        ([("serving", 3), ("starting", 3)], 1),
-        ([("draining", 2)], 2),  # the forwarder stops
-        ([("hung", 1)], 2),
-        ([("draining", 3)], 2),  # of a generation that failed
-    ],
-)
+@pytest.mark.parametrize(("added", "count"), [
+    ([], 1),
+    ([("starting", 3)], 1),  # of a generation that is not live yet
+    ([("serving", 3), ("starting", 3)], 1),
+    ([("draining", 2)], 2),  # the forwarder stops
+    ([("hung", 1)], 2),
+    ([("draining", 3)], 2),  # of a generation that failed
+])  # fmt: skip
 def test_draining_workers_do_not_include_starting_ones(document, added, count):
     found = document()
     found["workers"] += [{"slot": 5, "pid": 8, "state": state, "generation": number} for state, number in added]

@@ -91,16 +91,13 @@ def test_counters_are_summed_over_workers_generations_and_families(forwarder):
     assert document["totals"]["defects"] == 2
 
 
-@pytest.mark.parametrize(
-    ("ipv4", "ipv6", "state"),
-    [
-        (shared_memory.UP, shared_memory.UP, "up"),
-        (shared_memory.UNKNOWN, shared_memory.UP, "up"),
-        (shared_memory.UP, shared_memory.BROKEN, "return path broken"),
-        (shared_memory.DOWN, shared_memory.BROKEN, "down"),
-        (shared_memory.UNKNOWN, shared_memory.UNKNOWN, "unknown"),
-    ],
-)
+@pytest.mark.parametrize(("ipv4", "ipv6", "state"), [
+    (shared_memory.UP, shared_memory.UP, "up"),
+    (shared_memory.UNKNOWN, shared_memory.UP, "up"),
+    (shared_memory.UP, shared_memory.BROKEN, "return path broken"),
+    (shared_memory.DOWN, shared_memory.BROKEN, "down"),
+    (shared_memory.UNKNOWN, shared_memory.UNKNOWN, "unknown"),
+])  # fmt: skip
 def test_the_state_of_a_backend_is_the_worst_of_its_families(forwarder, ipv4, ipv6, state):
     region = forwarder.regions[0]
     region.set_state("health", B4, ipv4)

@@ -238,14 +238,11 @@ def test_one_broken_backend_says_nothing_of_local_delivery(network, start):
     assert run.region.common_causes() == []
 
 
-@pytest.mark.parametrize(
-    ("spoofed", "before", "health", "after"),
-    [
-        (REFUSED, "down", HEALTH, "down"),
-        # The return path is no longer probed, so it must not stay broken for ever.
-        (SILENCE, "return path broken", replace(HEALTH, source=()), "up"),
-    ],
-)
+@pytest.mark.parametrize(("spoofed", "before", "health", "after"), [
+    (REFUSED, "down", HEALTH, "down"),
+    # The return path is no longer probed, so it must not stay broken for ever.
+    (SILENCE, "return path broken", replace(HEALTH, source=()), "up"),
+])  # fmt: skip
 def test_the_next_generation_continues_from_the_published_state(network, start, spoofed, before, health, after):
     run = start(service(B, C))
     network.says = {(B, True): spoofed}

@@ -51,13 +51,10 @@ def test_a_round_shows_the_server_and_the_return_path(network, start, spoofed, o
     assert network.asked == [(B, SOURCES[0])] + [(B, None)] * second
 
 
-@pytest.mark.parametrize(
-    ("own", "result"),
-    [
-        (None, RoundResult(True, None, 0, errno.EPERM)),
-        (errno.ENETUNREACH, RoundResult(False, None, errno.ENETUNREACH, errno.EPERM)),
-    ],
-)
+@pytest.mark.parametrize(("own", "result"), [
+    (None, RoundResult(True, None, 0, errno.EPERM)),
+    (errno.ENETUNREACH, RoundResult(False, None, errno.ENETUNREACH, errno.EPERM)),
+])  # fmt: skip
 def test_a_spoofed_probe_that_cannot_be_sent_shows_nothing_of_the_return_path(network, start, own, result):
     """As without CAP_NET_RAW: only the proxy's own address probes."""
     network.cannot = {SOURCES[0]: errno.EPERM, **({None: own} if own else {})}

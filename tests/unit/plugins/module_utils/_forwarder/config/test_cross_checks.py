@@ -57,11 +57,7 @@ def second_service(**changes):
     return data
 
 
-TEST_OVERLAPS = [
-    ("0.0.0.0", 80, True),
-    ("198.18.0.11", 80, True),
-    ("0.0.0.0", 81, False),
-]
+TEST_OVERLAPS = [("0.0.0.0", 80, True), ("198.18.0.11", 80, True), ("0.0.0.0", 81, False)]
 
 
 @pytest.mark.parametrize(("address", "port", "overlaps"), TEST_OVERLAPS)

@@ -59,14 +59,11 @@ def test_sending_a_message_that_is_too_large_raises_an_error(ends):
     assert [len(message["sessions"]) for message in theirs.receive()[0]] == [60_000]
 
 
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b'{"sessions": "' + b"x" * 300_000 + b'"}', "it is larger than 262144 bytes"),
-        (b'{"sessions": ', "it is not JSON: Expecting value"),
-        (b"[]", "it is not a JSON object"),
-    ],
-)
+@pytest.mark.parametrize(("data", "reason"), [
+    (b'{"sessions": "' + b"x" * 300_000 + b'"}', "it is larger than 262144 bytes"),
+    (b'{"sessions": ', "it is not JSON: Expecting value"),
+    (b"[]", "it is not a JSON object"),
+])  # fmt: skip
 def test_an_unreadable_message_is_reported_and_the_next_one_is_read(raw, data, reason):
     sock, receiver = raw
     sock.send(data)

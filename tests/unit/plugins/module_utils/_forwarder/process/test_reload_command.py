@@ -45,14 +45,10 @@ def last_reload(error=None):
 
 TEST_RESULTS = [
     ({"generation": 4, "last_reload": last_reload()}, 10, 0, "reloaded: generation 4 serves (version 1.2.3)\n"),
-    (
-        {"last_reload": last_reload("services: is required")},
-        10,
-        1,
-        "reload failed, generation 3 still serves: services: is required\n",
-    ),
+    ({"last_reload": last_reload("services: is required")}, 10, 1,
+     "reload failed, generation 3 still serves: services: is required\n"),
     ({}, 0.3, 1, "the forwarder did not finish the reload within 0.3 s; see its log\n"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("result", "timeout", "code", "sentence"), TEST_RESULTS)

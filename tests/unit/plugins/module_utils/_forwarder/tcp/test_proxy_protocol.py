@@ -121,16 +121,13 @@ def test_parse_is_the_inverse_of_build(version, names, rest):
     assert proxy_protocol.parse(header + rest) == Header(len(header), *names)
 
 
-@pytest.mark.parametrize(
-    ("sent", "read"),
-    [
-        ("::ffff:10.6.6.6", "10.6.6.6"),
-        ("::ffff:a06:606", "10.6.6.6"),
-        ("2002:a06:606::1", "2002:a06:606::1"),  # 6to4
-        ("64:ff9b::a06:606", "64:ff9b::a06:606"),  # NAT64
-        ("::a06:606", "::a06:606"),
-    ],
-)
+@pytest.mark.parametrize(("sent", "read"), [
+    ("::ffff:10.6.6.6", "10.6.6.6"),
+    ("::ffff:a06:606", "10.6.6.6"),
+    ("2002:a06:606::1", "2002:a06:606::1"),  # 6to4
+    ("64:ff9b::a06:606", "64:ff9b::a06:606"),  # NAT64
+    ("::a06:606", "::a06:606"),
+])  # fmt: skip
 @pytest.mark.parametrize("version", [proxy_protocol.V1, proxy_protocol.V2])
 def test_only_a_mapped_address_is_read_as_ipv4(version, sent, read):
     for source, destination in (("{}", "2001:db8::11"), ("2001:db8::1", "{}")):

@@ -39,41 +39,28 @@ class Script(Session):
 
 
 TEST_SCRIPTS = [
-    (
-        "the client ends first",
-        [*CONNECT, (E.CLIENT_EOF, [A.SHUT_BACKEND]), (E.BACKEND_EOF, [A.CLOSE_CLIENT, A.CLOSE_BACKEND, A.FINISH])],
-        "closed",
-    ),
-    (
-        "the backend ends first",
-        [*CONNECT, (E.BACKEND_EOF, [A.SHUT_CLIENT]), (E.CLIENT_EOF, [A.CLOSE_CLIENT, A.CLOSE_BACKEND, A.FINISH])],
-        "closed",
-    ),
-    (
-        "the client resets",
-        [*CONNECT, (E.CLIENT_RESET, [A.CLOSE_CLIENT, A.RESET_BACKEND, A.FINISH]), (E.BACKEND_EOF, [])],
-        "client reset",
-    ),
-    (
-        "the backend resets after the client's end",
-        [*CONNECT, (E.CLIENT_EOF, [A.SHUT_BACKEND]), (E.BACKEND_RESET, [A.CLOSE_BACKEND, A.RESET_CLIENT, A.FINISH])],
-        "backend reset",
-    ),
-    (
-        "the second backend accepts",
-        [(E.ATTEMPT, []), (E.ATTEMPT_FAILED, [A.DROP_ATTEMPT, A.CHOOSE]), *CONNECT, (E.CLIENT_EOF, [A.SHUT_BACKEND])],
-        None,
-    ),
-    (
-        "no backend is left",
-        [(E.ATTEMPT, []), (E.ATTEMPT_FAILED, [A.DROP_ATTEMPT, A.CHOOSE]), (E.GIVEN_UP, [A.RESET_CLIENT, A.FINISH])],
-        "why",
-    ),
+    ("the client ends first",
+     [*CONNECT, (E.CLIENT_EOF, [A.SHUT_BACKEND]), (E.BACKEND_EOF, [A.CLOSE_CLIENT, A.CLOSE_BACKEND, A.FINISH])],
+     "closed"),
+    ("the backend ends first",
+     [*CONNECT, (E.BACKEND_EOF, [A.SHUT_CLIENT]), (E.CLIENT_EOF, [A.CLOSE_CLIENT, A.CLOSE_BACKEND, A.FINISH])],
+     "closed"),
+    ("the client resets",
+     [*CONNECT, (E.CLIENT_RESET, [A.CLOSE_CLIENT, A.RESET_BACKEND, A.FINISH]), (E.BACKEND_EOF, [])], "client reset"),
+    ("the backend resets after the client's end",
+     [*CONNECT, (E.CLIENT_EOF, [A.SHUT_BACKEND]), (E.BACKEND_RESET, [A.CLOSE_BACKEND, A.RESET_CLIENT, A.FINISH])],
+     "backend reset"),
+    ("the second backend accepts",
+     [(E.ATTEMPT, []), (E.ATTEMPT_FAILED, [A.DROP_ATTEMPT, A.CHOOSE]), *CONNECT, (E.CLIENT_EOF, [A.SHUT_BACKEND])],
+     None),
+    ("no backend is left",
+     [(E.ATTEMPT, []), (E.ATTEMPT_FAILED, [A.DROP_ATTEMPT, A.CHOOSE]), (E.GIVEN_UP, [A.RESET_CLIENT, A.FINISH])],
+     "why"),
     ("refused before any attempt", [(E.GIVEN_UP, [A.RESET_CLIENT, A.FINISH])], "why"),
     ("stopped while connecting", [(E.ATTEMPT, []), (E.ABORT, [A.RESET_CLIENT, A.RESET_BACKEND, A.FINISH])], "why"),
     ("drained for too long", [*CONNECT, (E.ABORT, [A.RESET_CLIENT, A.RESET_BACKEND, A.FINISH])], "why"),
     ("stopped twice", [(E.ABORT, [A.RESET_CLIENT, A.FINISH]), (E.ABORT, [])], "why"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("_name", "script", "ended"), TEST_SCRIPTS, ids=[script[0] for script in TEST_SCRIPTS])

@@ -26,19 +26,16 @@ class Flow:
     alive: bool = True
 
 
-@pytest.mark.parametrize(
-    ("flow", "number"),
-    [
-        (Flow(), 0),
-        (Flow(datagrams_seen=0), 0),
-        (Flow(datagrams=2, answered=True), 1),
-        (Flow(datagrams=2, datagrams_seen=0, answered=True), 1),
-        (Flow(started=NOW - 0.5), 2),
-        (Flow(datagrams=30, datagrams_seen=30, answered=True), 3),
-        (Flow(datagrams=30, datagrams_seen=30), 3),
-        (Flow(datagrams=30, datagrams_seen=28, answered=True), 4),
-    ],
-)
+@pytest.mark.parametrize(("flow", "number"), [
+    (Flow(), 0),
+    (Flow(datagrams_seen=0), 0),
+    (Flow(datagrams=2, answered=True), 1),
+    (Flow(datagrams=2, datagrams_seen=0, answered=True), 1),
+    (Flow(started=NOW - 0.5), 2),
+    (Flow(datagrams=30, datagrams_seen=30, answered=True), 3),
+    (Flow(datagrams=30, datagrams_seen=30), 3),
+    (Flow(datagrams=30, datagrams_seen=28, answered=True), 4),
+])  # fmt: skip
 def test_unanswered_requests_go_first_then_short_exchanges_then_conversations(flow, number):
     assert eviction.eviction_class(flow, NOW) == number
 
@@ -63,17 +60,14 @@ def test_the_queue_of_an_empty_group_is_empty():
     assert EvictionQueue(list).next(NOW) is None
 
 
-@pytest.mark.parametrize(
-    ("held", "service", "loser"),
-    [
-        ({"dns": 30, "game": 0, "log": 0}, "dns", "dns"),
-        ({"dns": 30, "game": 0, "log": 0}, "game", "dns"),
-        ({"dns": 19, "game": 11, "log": 0}, "game", "game"),
-        ({"dns": 19, "game": 9, "log": 2}, "game", "dns"),
-        ({"dns": 19, "game": 9, "log": 2}, "log", "dns"),
-        ({"dns": 10, "game": 10, "log": 10}, "log", "log"),
-    ],
-)
+@pytest.mark.parametrize(("held", "service", "loser"), [
+    ({"dns": 30, "game": 0, "log": 0}, "dns", "dns"),
+    ({"dns": 30, "game": 0, "log": 0}, "game", "dns"),
+    ({"dns": 19, "game": 11, "log": 0}, "game", "game"),
+    ({"dns": 19, "game": 9, "log": 2}, "game", "dns"),
+    ({"dns": 19, "game": 9, "log": 2}, "log", "dns"),
+    ({"dns": 10, "game": 10, "log": 10}, "log", "log"),
+])  # fmt: skip
 def test_a_service_below_its_share_takes_a_place_from_the_one_with_most(held, service, loser):
     shares = FairShares(30)
     for name, count in held.items():

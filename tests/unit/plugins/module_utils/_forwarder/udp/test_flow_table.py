@@ -87,10 +87,7 @@ class World:
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine is no defect
 @given(
     st.lists(
-        st.one_of(
-            st.tuples(st.integers(0, 3), st.integers(0, 7), st.integers(0, 1)),
-            st.floats(0, TIMEOUT * 2),
-        ),
+        st.one_of(st.tuples(st.integers(0, 3), st.integers(0, 7), st.integers(0, 1)), st.floats(0, TIMEOUT * 2)),
         max_size=60,
     )
 )

@@ -128,14 +128,11 @@ def test_a_reply_without_a_session_is_only_counted(make):
     assert flow.datagrams_to_client == 0
 
 
-@pytest.mark.parametrize(
-    ("limits", "reason"),
-    [
-        (Limits(connections=1), "connection limit of the service"),
-        (Limits(connections_per_client=1), "connection limit of the client"),
-        (Limits(rate_per_client=0.001), "rate limit of the client"),
-    ],
-)
+@pytest.mark.parametrize(("limits", "reason"), [
+    (Limits(connections=1), "connection limit of the service"),
+    (Limits(connections_per_client=1), "connection limit of the client"),
+    (Limits(rate_per_client=0.001), "rate limit of the client"),
+])  # fmt: skip
 def test_each_refusal_is_counted_and_one_is_logged(make, limits, reason):
     host = make(limits=limits)
     first, second = host.client(), host.client()

@@ -11,13 +11,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp impo
 
 @pytest.mark.parametrize(
     ("seconds_of_services", "seconds"),
-    [
-        ([], timeouts.LONGEST),
-        ([60.0], 7.5),
-        ([60.0, 4.0], 0.5),
-        ([0.1], timeouts.SHORTEST),
-        ([1e6], timeouts.LONGEST),
-    ],
+    [([], timeouts.LONGEST), ([60.0], 7.5), ([60.0, 4.0], 0.5), ([0.1], timeouts.SHORTEST), ([1e6], timeouts.LONGEST)],
 )
 def test_checks_are_frequent_enough_for_the_shortest_timeout(seconds_of_services, seconds):
     assert timeouts.interval(seconds_of_services) == seconds

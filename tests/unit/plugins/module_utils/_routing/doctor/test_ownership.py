@@ -35,9 +35,7 @@ def test_foreign_rules_exclude_the_kernels_and_foreign_routes_only_include_our_t
     near = cases.foreign_route(table=20111, via=cases.ROUTER, metric=9)
     far = cases.foreign_route(table=7, via=cases.ROUTER)
     facts = replace(
-        cases.BACKEND,
-        rules=(*cases.BACKEND.rules, kernels, theirs, strange),
-        routes=(*cases.BACKEND.routes, near, far),
+        cases.BACKEND, rules=(*cases.BACKEND.rules, kernels, theirs, strange), routes=(*cases.BACKEND.routes, near, far)
     )
     found = ownership.foreign(facts)
     assert found["rules"][0] == {

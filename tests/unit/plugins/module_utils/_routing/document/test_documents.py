@@ -184,11 +184,8 @@ ONE_ERROR = [
     ("routes.0.type", "local", "routes[0].via: has no meaning with type local"),
     ("routes.+", GOOD["routes"][0], "routes[1]: duplicates routes[0]"),
     ("routes.+", {"family": "ipv6", "table": 9, "dst": "default", "via": "fe80::1"}, "routes[1].dev: required with a"),
-    (
-        "routes.+",
-        {"family": "ipv6", "table": 9, "dst": "default", "dev": "lo", "metric": 0},
-        "routes[1].metric: the ke",
-    ),
+    ("routes.+", {"family": "ipv6", "table": 9, "dst": "default", "dev": "lo", "metric": 0},
+     "routes[1].metric: the ke"),
     ("protocol", 203, "protocol: 203 is not that of owner return_path"),
     ("rules.0.uid_range", "9-5", "rules[0].uid_range: '9-5' is an empty range of users"),
     ("rules.0.uid_range", "root", "rules[0].uid_range: 'root' is not a user's number"),
@@ -205,18 +202,11 @@ ONE_ERROR = [
     ("routes.0.onlink", True, "routes[0].onlink: needs via and dev"),
     ("routes.+", {**ROUTE6, "type": "local", "mtu": 1400}, "routes[1].mtu: has no meaning with type local"),
     ("addresses", [{**ADDRESS, "address": "2001:db8::1"}], "addresses[0].address: 2001:db8::1 is not ipv4"),
-    (
-        "addresses",
-        [{**ADDRESS, "address": "127.0.0.5"}],
-        "addresses[0].address: 127.0.0.5 cannot be assigned",
-    ),
+    ("addresses", [{**ADDRESS, "address": "127.0.0.5"}], "addresses[0].address: 127.0.0.5 cannot be assigned"),
     ("addresses", [{**ADDRESS, "address": "b"}], "addresses[0].address: 'b' does not appear to be"),
     ("addresses", [{"family": "ipv4", "address": "198.18.0.121"}], "addresses[0].dev: required"),
-    (
-        "addresses",
-        [ADDRESS, {**ADDRESS, "address": "198.18.0.121", "dev": "b"}],
-        "addresses[1].address: 198.18.0.121 is already used by addresses[0]",
-    ),
+    ("addresses", [ADDRESS, {**ADDRESS, "address": "198.18.0.121", "dev": "b"}],
+     "addresses[1].address: 198.18.0.121 is already used by addresses[0]"),
     ("marks.0.id", 0x10B, "marks[0].id: 0x10b has bits outside its mask 0xff"),
     ("marks.0.id", 0, "marks[0].id: 0 is not a mark"),
     ("marks.0.id", 12, "marks[1]: duplicates marks[0]"),
@@ -237,7 +227,7 @@ ONE_ERROR = [
     ("sysctls.0.name", "../x", "sysctls[0].name: '../x' is not the name of a sysctl"),
     ("sysctls.0.value", True, "sysctls[0].value: True is not a number or a string"),
     ("sysctls.+", {"name": "net/ipv4/conf/all/accept_redirects", "value": 1}, "sysctls[1]: duplicates sysctls[0]"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("path", "value", "expected"), ONE_ERROR)

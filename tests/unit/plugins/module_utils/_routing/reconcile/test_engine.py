@@ -313,10 +313,7 @@ def test_a_drain_keeps_and_stores_objects_with_connections(host, directory):
     apply(host, BY_ADDRESS, directory=directory)
     host.connections = {11: 1}
     outcome = drained(host, directory, drain=60, now=1000.5)
-    assert outcome.changes == (
-        "add ip rule 9: from all iif lo lookup 9",
-        f"write {directory}/return_path.json",
-    )
+    assert outcome.changes == ("add ip rule 9: from all iif lo lookup 9", f"write {directory}/return_path.json")
     assert len(outcome.retiring) == 5
     assert outcome.next_due == 5
     stored = json.loads((host.lock.parent / "routing.d" / "return_path.json").read_text())

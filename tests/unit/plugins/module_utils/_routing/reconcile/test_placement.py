@@ -55,12 +55,9 @@ PLACES = {
     "the lowest that is free": (WAY_BACK, [other(3)], [1, 2]),
     "no number is free": (WAY_BACK, [other(2)], [1100, 1101]),
     "none below": (DELIVERY, [other(0)], [1100]),
-    "not in front of own addresses": (
-        WAY_BACK,
-        [replace(LOCAL, seen=replace(LOCAL.seen, priority=9)), other(11)],
-        None,
-    ),
-}
+    "not in front of own addresses": (WAY_BACK, [replace(LOCAL, seen=replace(LOCAL.seen, priority=9)), other(11)],
+     None),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("rules", "foreign", "expected"), PLACES.values(), ids=PLACES)

@@ -41,24 +41,18 @@ def drifted(kind, verb, before=None, after=None):
 
 
 PROBLEMS = [
-    (
-        drifted("sysctl", "replace", Setting("net.ipv4.x", "1"), Sysctl("net.ipv4.x", "0")),
-        "fail settings",
-        "set sysctl net.ipv4.x: 1 -> 0",
-    ),
+    (drifted("sysctl", "replace", Setting("net.ipv4.x", "1"), Sysctl("net.ipv4.x", "0")), "fail settings",
+     "set sysctl net.ipv4.x: 1 -> 0"),
     (backend(documents=(WITH_SOURCE,)), "fail addresses", "198.18.0.33 is not an address of this host"),
     (drifted("address", "add", None, Address("ipv4", "198.18.0.33", "eth0")), "fail addresses", "add ip addr"),
     (backend(drift=(Drift("return_path", blocked=("waiting for x",)),)), "fail waiting", "waiting for x"),
     (drifted("route", "add", None, ROUTE), "fail routes", "add ip route default via"),
-    (
-        drifted("route", "replace", replace(ROUTE, via=ROUTER), ROUTE),
-        "fail routes",
-        "(now: ip route default via 198.18.0.1",
-    ),
+    (drifted("route", "replace", replace(ROUTE, via=ROUTER), ROUTE), "fail routes",
+     "(now: ip route default via 198.18.0.1"),
     (drifted("rule", "add", None, Rule("ipv4", 1101, "unreachable", fwmark=11)), "fail rules", "unreachable"),
     (drifted("marks", "add", (), (Mark("a", 11, 255),)), "fail marks", "nft table of marks: a (0xb)"),
     (backend(replies=BY_OTHER), "fail lookup", "is unicast via 198.18.0.1 dev eth0 table 254; it should send it via"),
     (proxy(replies=dict.fromkeys(RECEIVED, NO_ROUTE)), "fail lookup", "should deliver it locally"),
-]
+]  # fmt: skip
 
 test_a_problem_is_reported_with_a_reason_and_a_fix = cases.reports(PROBLEMS)

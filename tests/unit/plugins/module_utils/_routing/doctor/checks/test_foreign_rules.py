@@ -30,23 +30,14 @@ def foreign(facts, priority, changes=None, protocol=0, **rule):
 
 DELIVERS_ALL = "`ip rule 9: from all ipproto tcp lookup 20100` would deliver all packets that this host sends"
 PROBLEMS = [
-    (
-        proxy(own=frozenset({A, B})),
-        "fail own_traffic",
-        "ipproto tcp lookup 20100` has 198.18.0.21 as its source, which is this host's own address",
-    ),
+    (proxy(own=frozenset({A, B})), "fail own_traffic",
+     "ipproto tcp lookup 20100` has 198.18.0.21 as its source, which is this host's own address"),
     (foreign(PROXY, 9, ip_proto=6, table=20100), "fail own_traffic", DELIVERS_ALL),
-    (
-        backend(routes=(*BACKEND.routes, foreign_route(table=20111, via="198.18.0.1", metric=5))),
-        "fail taken",
-        "table 20111 already holds routes of another owner (proto boot)",
-    ),
+    (backend(routes=(*BACKEND.routes, foreign_route(table=20111, via="198.18.0.1", metric=5))), "fail taken",
+     "table 20111 already holds routes of another owner (proto boot)"),
     (foreign(BACKEND, 1100, fwmark=11, fwmask=255, table=7), "fail taken", "priority 1100 already has these selectors"),
-    (
-        foreign(BACKEND, 100, {"replies": BY_OTHER}, protocol=3, table=254),
-        "fail rule_before",
-        "`ip rule 100: from all lookup 254` (proto boot) precedes our rule at priority 1100",
-    ),
+    (foreign(BACKEND, 100, {"replies": BY_OTHER}, protocol=3, table=254), "fail rule_before",
+     "`ip rule 100: from all lookup 254` (proto boot) precedes our rule at priority 1100"),
     (foreign(BACKEND, 5, NOT_APPLIED, src="198.18.0.0/24", action="prohibit"), "fail rule_before", "prohibit"),
     # The keeper can place our rules in front only where a lower number is free.
     (foreign(BACKEND, 5, NOT_APPLIED, table=254), "warn rule_before", "lookup 254"),
@@ -54,7 +45,7 @@ PROBLEMS = [
     (foreign(PROXY, 5, NOT_APPLIED, table=254), "warn rule_before", "lookup 254"),
     (foreign(PROXY, 1, NOT_APPLIED, table=254), "fail rule_before", "lookup 254"),
     (foreign(BACKEND, 2000, fwmark=0x10B, fwmask=0xFFF, table=7), "warn mark_shared", "our bits (0xb/0xff)"),
-]
+]  # fmt: skip
 FINE = [
     ("rule_before", foreign(BACKEND, 0, table=255)),
     ("rule_before", foreign(BACKEND, 32766, table=254)),

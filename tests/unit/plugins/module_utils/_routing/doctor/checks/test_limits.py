@@ -35,20 +35,14 @@ PROBLEMS = [
     (backend(conntrack=Conntrack(950, 1000)), "fail conntrack", "holds 950 of at most 1000"),
     (backend(conntrack=Conntrack(1, 4096)), "warn conntrack", "at most 4096"),
     (backend(conntrack=Conntrack(1, 262144, 7)), "warn conntrack", "7 packets were dropped"),
-    (
-        backend(documents=(BY_ADDRESS,), replies={}, **owned(BY_ADDRESS), sockets=SOCKETS, ports=PORTS),
-        "fail udp_source",
-        "rules match only the source address",
-    ),
+    (backend(documents=(BY_ADDRESS,), replies={}, **owned(BY_ADDRESS), sockets=SOCKETS, ports=PORTS), "fail udp_source",
+     "rules match only the source address"),
     (backend(addresses=TWO_ADDRESSES, sockets=SOCKETS, ports=PORTS), "warn udp_source", "has several addresses"),
     (setting(PROXY, ip_local_port_range="40000 41000"), "warn port_range", "only 1001 ephemeral ports"),
     (setting(PROXY, ip_local_port_range="32 60999"), "warn port_range", "tcp port 80 of every address, which is in"),
-    (
-        setting(listening_on("::"), ip_local_port_range="8005 40000"),
-        "warn port_range",
-        "tcp port 8005-8010 of every address, which is in",
-    ),
-]
+    (setting(listening_on("::"), ip_local_port_range="8005 40000"), "warn port_range",
+     "tcp port 8005-8010 of every address, which is in"),
+]  # fmt: skip
 FINE = [
     ("conntrack", peer(conntrack=Conntrack(999, 1000), tracked=False)),
     ("port_range", listening_on("0.0.0.0")),

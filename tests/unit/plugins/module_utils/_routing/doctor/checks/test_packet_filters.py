@@ -38,49 +38,28 @@ def raw(rule, facts=BACKEND, **changes):
 
 
 PROBLEMS = [
-    (
-        firewall(BACKEND, f"-s {A}/32 -j ACCEPT", **SERVED, **GIVEN),
-        "fail firewall",
-        f"accepts proxy a but {NO_CLIENTS} at tcp port 8080",
-    ),
+    (firewall(BACKEND, f"-s {A}/32 -j ACCEPT", **SERVED, **GIVEN), "fail firewall",
+     f"accepts proxy a but {NO_CLIENTS} at tcp port 8080"),
     (firewall(BACKEND, **SERVED), "warn firewall", NO_CLIENTS),
-    (
-        firewall(BACKEND, "-m set --match-set ok src -j ACCEPT", **SERVED, **GIVEN),
-        "warn firewall",
-        "a rule before it that the doctor cannot interpret",
-    ),
+    (firewall(BACKEND, "-m set --match-set ok src -j ACCEPT", **SERVED, **GIVEN), "warn firewall",
+     "a rule before it that the doctor cannot interpret"),
     (firewall(PROXY, replies={}, **GIVEN), "fail firewall", NO_CLIENTS),
     (firewall(PROXY, "-p tcp -m tcp --dport 80 -j ACCEPT"), "fail firewall", "drops replies of backend 198.18.0.21"),
-    (
-        firewall(listening_on("0.0.0.0"), "-p tcp -m tcp --dport 8004 -j DROP", policy="ACCEPT", **GIVEN),
-        "fail firewall",
-        f"{NO_CLIENTS} at tcp port 8004 (",
-    ),
+    (firewall(listening_on("0.0.0.0"), "-p tcp -m tcp --dport 8004 -j DROP", policy="ACCEPT", **GIVEN), "fail firewall",
+     f"{NO_CLIENTS} at tcp port 8004 ("),
     (mangle("OUTPUT -j MARK --set-xmark 0x1/0xffffffff"), "warn mark_clobbered", "may overwrite bits 0xff"),
     (mangle("PREROUTING -j CONNMARK --set-xmark 0x80/0x80"), "fail mark_clobbered", "overwrites bits 0xff"),
-    (
-        mangle("PREROUTING -p tcp --dport 22 -j CONNMARK --set-xmark 0x1/0x3"),
-        "warn mark_clobbered",
-        "may overwrite bits 0xff",
-    ),
-    (
-        raw("PREROUTING -p udp -m udp --dport 53 -j CT --notrack", ports=(("udp", 53),)),
-        "fail untracked",
-        "-j CT --notrack` in chain iptables raw PREROUTING disables conntrack for udp port 53 of this backend",
-    ),
-    (
-        raw("PREROUTING -p udp -m udp --dport 53 -j NOTRACK", **SERVES_DNS),
-        "warn untracked",
-        "return_path_strategy: address",
-    ),
+    (mangle("PREROUTING -p tcp --dport 22 -j CONNMARK --set-xmark 0x1/0x3"), "warn mark_clobbered",
+     "may overwrite bits 0xff"),
+    (raw("PREROUTING -p udp -m udp --dport 53 -j CT --notrack", ports=(("udp", 53),)), "fail untracked",
+     "-j CT --notrack` in chain iptables raw PREROUTING disables conntrack for udp port 53 of this backend"),
+    (raw("PREROUTING -p udp -m udp --dport 53 -j NOTRACK", **SERVES_DNS), "warn untracked",
+     "return_path_strategy: address"),
     (raw("OUTPUT -j NOTRACK"), "fail untracked", "disables conntrack for every port"),
-    (
-        firewall(BACKEND, "-p tcp -m tcp --dport 8080 -j SYNPROXY --mss 1460", policy="ACCEPT", **SERVED),
-        "fail untracked",
-        "answers in place of the server at tcp port 8080",
-    ),
+    (firewall(BACKEND, "-p tcp -m tcp --dport 8080 -j SYNPROXY --mss 1460", policy="ACCEPT", **SERVED),
+     "fail untracked", "answers in place of the server at tcp port 8080"),
     (filtered(BACKEND, f"{DNAT}:80", table="nat"), "warn containers", "sends published ports to containers"),
-]
+]  # fmt: skip
 FINE = [
     ("firewall", firewall(BACKEND)),
     ("firewall", firewall(BACKEND, "-p tcp --dport 8080 -j ACCEPT", **SERVED, **GIVEN)),

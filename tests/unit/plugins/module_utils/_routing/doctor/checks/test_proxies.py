@@ -13,16 +13,13 @@ SAME_MAC = {"router": ROUTER, "router_mac": PEER.mac}
 PROBLEMS = [
     (peer(is_local=True, dev=None), "fail proxy_on_link", "is this host's own"),
     (peer(dev=None, own=None), "fail proxy_on_link", "198.18.0.11) is not directly connected"),
-    (
-        peer(links={"eth0": True, "eth1": True}, wanted_dev="eth1"),
-        "fail proxy_on_link",
-        "is on eth0, but the document expects it on eth1",
-    ),
+    (peer(links={"eth0": True, "eth1": True}, wanted_dev="eth1"), "fail proxy_on_link",
+     "is on eth0, but the document expects it on eth1"),
     (peer(mac="02:00:00:00:00:aa"), "fail proxy_mac", "but 198.18.0.11 is at 02:00:00:00:00:aa"),
     (peer(**SAME_MAC), "warn proxy_mac", "same MAC as the router on eth0: 02:00:00:00:00:11 (also 198.18.0.1)"),
     (peer(**SAME_MAC, same_mac=("198.18.0.22",)), "fail proxy_mac", "(also 198.18.0.1, 198.18.0.22)"),
     (peer(mac=None), "warn proxy_mac", "does not answer ARP or ND on eth0"),
-]
+]  # fmt: skip
 FINE = [
     ("proxy_mac", peer(mac=None, has_mac=False)),
     ("proxy_mac", peer(router=ROUTER, router_mac="02:00:00:00:00:01", same_mac=("198.18.0.12",))),

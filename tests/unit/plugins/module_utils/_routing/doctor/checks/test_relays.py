@@ -25,17 +25,11 @@ def relay(address, port, protocol="tcp", program="socat"):
 
 
 PROBLEMS = [
-    (
-        backend(relays=(DOCKER_PROXY,), **SERVED),
-        "fail relayed",
-        "docker-proxy (process 7) listens on tcp port 8080 and connects to the server from a socket of its own",
-    ),
-    (
-        backend(**relay(B, 53, "udp"), sockets=(Socket("udp", B, 53),)),
-        "warn relayed",
-        "let the server itself listen on that port",
-    ),
-]
+    (backend(relays=(DOCKER_PROXY,), **SERVED), "fail relayed",
+     "docker-proxy (process 7) listens on tcp port 8080 and connects to the server from a socket of its own"),
+    (backend(**relay(B, 53, "udp"), sockets=(Socket("udp", B, 53),)), "warn relayed",
+     "let the server itself listen on that port"),
+]  # fmt: skip
 FINE = [
     ("relayed", backend(**relay("127.0.0.1", 8080), **SERVED)),
     ("relayed", backend(**relay("2001:db8::21", 8080), **SERVED)),

@@ -28,32 +28,23 @@ def forwarder(**changes):
 
 
 PROBLEMS = [
-    (
-        backend(contest=CONTEST),
-        "fail contested",
-        "systemd-networkd reverted the keeper's repair 3 times in a row: add ip rule 1100",
-    ),
+    (backend(contest=CONTEST), "fail contested",
+     "systemd-networkd reverted the keeper's repair 3 times in a row: add ip rule 1100"),
     (forwarder(error="is bad"), "fail forwarder", "f.json is bad"),
     (forwarder(pid=None), "fail forwarder", "does not run"),
     (forwarder(capabilities=0), "fail forwarder", "no CAP_NET_RAW"),
     (forwarder(stopped=True), "fail forwarder", "is stopped by a signal"),
     (proxy(sockets=()), "fail listening", "nothing listens on 0.0.0.0 tcp port 80"),
-    (
-        listening_on("198.18.0.11", missing=(8003, 8007, 8008)),
-        "fail listening",
-        "nothing listens on 198.18.0.11 tcp port 8003, 8007-8008, which",
-    ),
+    (listening_on("198.18.0.11", missing=(8003, 8007, 8008)), "fail listening",
+     "nothing listens on 198.18.0.11 tcp port 8003, 8007-8008, which"),
     (proxy(sockets=(Socket("tcp", "127.0.0.1", 80),)), "fail listening", "0.0.0.0 tcp port 80"),
-    (
-        replace(listening_on("198.18.0.100"), addresses=(), own=frozenset()),
-        "warn listening",
-        "listens on 198.18.0.100, which is not an address of this host",
-    ),
+    (replace(listening_on("198.18.0.100"), addresses=(), own=frozenset()), "warn listening",
+     "listens on 198.18.0.100, which is not an address of this host"),
     (forwarder(backends=("198.18.0.9",)), "fail families", "names backend 198.18.0.9"),
     (backend(units={KEEPER: Unit("loaded", "inactive", "disabled")}), "warn keeper", "is inactive and disabled"),
     (backend(units={KEEPER: Unit("not-found", "inactive", "")}), "warn keeper", "is not installed"),
     (backend(**RUNS_NETWORKD), "warn networkd", "ManageForeignRoutingPolicyRules=no"),
-]
+]  # fmt: skip
 FINE = [
     ("networkd", backend(**RUNS_NETWORKD, drop_ins=("x.conf",))),
     ("forwarder", proxy(forwarder=None)),

@@ -29,28 +29,15 @@ def published(rule):
 
 
 PROBLEMS = [
-    (
-        nat(PROXY, "POSTROUTING -o eth0 -j MASQUERADE"),
-        "fail source_nat",
-        "iptables nat POSTROUTING rewrites the source address of what the forwarder sends to 198.18.0.21. Those",
-    ),
-    (
-        nat(PROXY, "POSTROUTING -p udp -m set --match-set x dst -j SNAT", applied=False, forwarder=None),
-        "warn source_nat",
-        "may rewrite",
-    ),
+    (nat(PROXY, "POSTROUTING -o eth0 -j MASQUERADE"), "fail source_nat",
+     "iptables nat POSTROUTING rewrites the source address of what the forwarder sends to 198.18.0.21. Those"),
+    (nat(PROXY, "POSTROUTING -p udp -m set --match-set x dst -j SNAT", applied=False, forwarder=None),
+     "warn source_nat", "may rewrite"),
     (nat(PROXY, INPUT.format(80)), "fail source_nat", "clients' packets to tcp port 80 of this proxy"),
-    (
-        published("POSTROUTING ! -o lo -j MASQUERADE"),
-        "fail source_nat",
-        "clients' packets that this backend sends on to 172.17.0.2. The server there",
-    ),
-    (
-        nat(BACKEND, INPUT.format(8080), **SERVED),
-        "fail source_nat",
-        "packets to tcp port 8080 of this backend",
-    ),
-]
+    (published("POSTROUTING ! -o lo -j MASQUERADE"), "fail source_nat",
+     "clients' packets that this backend sends on to 172.17.0.2. The server there"),
+    (nat(BACKEND, INPUT.format(8080), **SERVED), "fail source_nat", "packets to tcp port 8080 of this backend"),
+]  # fmt: skip
 OTHER_TRAFFIC_OF_A_PROXY = [
     "-s 10.8.0.0/24 -o eth0",
     "-o wg0",

@@ -38,22 +38,16 @@ PROBLEMS = [
     (peer(documents=(ACCEPTED,), unmarked=NO_ROUTE, arrival=REFUSED), "warn default_route", "routes a UDP reply once"),
     (setting(peer(arrival=REFUSED), conf__eth0__rp_filter="1"), "fail rp_filter", "rp_filter on eth0 is 1 (strict"),
     (setting(peer(arrival=REFUSED), conf__all__rp_filter="2"), "fail rp_filter", "rp_filter on eth0 is 2 (loose"),
-    (
-        setting(proxy(documents=(BY_SOCKET,), **owned(BY_SOCKET), replies={}), conf__all__src_valid_mark="1"),
-        "fail src_valid_mark",
-        "src_valid_mark on eth0 is 1",
-    ),
+    (setting(proxy(documents=(BY_SOCKET,), **owned(BY_SOCKET), replies={}), conf__all__src_valid_mark="1"),
+     "fail src_valid_mark", "src_valid_mark on eth0 is 1"),
     (ANY_PROTOCOL, "fail arp", "for every address, including the router's, because of `ip rule 9: from"),
     (backend(redirected={"192.0.2.7": ROUTER}), "fail redirected", "replies to 192.0.2.7 go to 198.18.0.1"),
     (ROUTES, "warn ip_forward", "this proxy routes ipv4"),
-    (
-        replace(ROUTES, backends=(Backend("ipv4", "172.17.0.2", "docker0", True),)),
-        "fail ip_forward",
-        "routes for backend 172.17.0.2: net.ipv4.ip_forward is 1, and the backend is behind docker0",
-    ),
+    (replace(ROUTES, backends=(Backend("ipv4", "172.17.0.2", "docker0", True),)), "fail ip_forward",
+     "routes for backend 172.17.0.2: net.ipv4.ip_forward is 1, and the backend is behind docker0"),
     (setting(BACKEND, conf__all__accept_redirects="1"), "warn accept_redirects", "eth0 accepts ipv4"),
     (setting(PROXY, conf__eth0__send_redirects="1"), "warn send_redirects", "eth0 sends ICMP redirects"),
-]
+]  # fmt: skip
 FINE = [
     ("rp_filter", setting(BACKEND, conf__eth0__rp_filter="1")),
     ("default_route", peer(tracked=False, unmarked=NO_ROUTE)),

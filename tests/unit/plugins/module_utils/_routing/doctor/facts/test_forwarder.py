@@ -69,7 +69,4 @@ def test_port_ranges_are_read(read):
     backends = [{**service["backends"][0], "port": "8000-8010"}]
     ranged = {**CONFIG, "services": [{**service, "listen": listen, "backends": backends}]}
     config.load(ranged)
-    assert read(json.dumps(ranged)).listeners == (
-        Socket("tcp", "0.0.0.0", 8000, 8010),
-        Socket("tcp", "::", 9000, 9010),
-    )
+    assert read(json.dumps(ranged)).listeners == (Socket("tcp", "0.0.0.0", 8000, 8010), Socket("tcp", "::", 9000, 9010))

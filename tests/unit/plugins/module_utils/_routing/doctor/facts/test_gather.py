@@ -137,18 +137,15 @@ UNREADABLE = [
     ({NFT: Completed(124, "", "nft did not end within 30 s")}, "the packet filters", "nft did not end within 30 s"),
     ({NFT: Completed(1, "", "Operation not permitted")}, "the packet filters", "Operation not permitted"),
     ({NFT: IN_IPTABLES, SAVE: "*nat\n-A 'x\n"}, "the packet filters", "No closing quotation"),
-    (
-        {NFT: IN_IPTABLES, SAVE: Completed(1, "", "no lock")},
-        "the packet filters",
-        "`iptables-save` failed with status 1: no lock",
-    ),
+    ({NFT: IN_IPTABLES, SAVE: Completed(1, "", "no lock")}, "the packet filters",
+     "`iptables-save` failed with status 1: no lock"),
     ({"ip -j -4": "{"}, "the cache of redirects", "JSONDecodeError"),
     ({"ip -j -4": "[7]"}, "the cache of redirects", "AttributeError"),
     ({"ip -j -4": Completed(255, "", "")}, "the cache of redirects", "failed with status 255: no message"),
     ({"ip -j -4": PermissionError(13, "Permission denied")}, "the cache of redirects", "Permission denied"),
     ({"rules": ValueError("new attribute")}, "the list of rules", "ValueError: new attribute"),
     ({"neighbour": OSError(5, "Input/output error")}, "the proxies", "Input/output error"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("outputs", "name", "reason"), UNREADABLE)
@@ -177,14 +174,11 @@ def test_a_systemctl_that_times_out_is_reported(host, tmp_path):
     assert cases.problems(facts) == ["warn unread"]
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "name"),
-    [
-        ("thread-self/net/tcp", b"sl local_address\nnonsense\n", "the list of sockets"),
-        ("sys/net/netfilter/nf_conntrack_count", b"many\n", "the size of the conntrack table"),
-        ("thread-self/net/tcp", b"\xff\xfe", "the list of sockets"),
-    ],
-)
+@pytest.mark.parametrize(("file", "text", "name"), [
+    ("thread-self/net/tcp", b"sl local_address\nnonsense\n", "the list of sockets"),
+    ("sys/net/netfilter/nf_conntrack_count", b"many\n", "the size of the conntrack table"),
+    ("thread-self/net/tcp", b"\xff\xfe", "the list of sockets"),
+])  # fmt: skip
 def test_an_invalid_file_is_reported_and_other_checks_run(host, tmp_path, file, text, name):
     host.apply()
     for written in ("sys/net/netfilter/nf_conntrack_max", file):

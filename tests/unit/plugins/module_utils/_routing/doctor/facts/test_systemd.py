@@ -38,16 +38,13 @@ def test_units_are_unknown_without_systemd(tmp_path):
     assert systemd.units(missing, str(tmp_path / "none")) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "stays"),
-    [
-        ("networkd.conf", "[Network]\nManageForeignRoutingPolicyRules=no\n", True),
-        ("networkd.conf.d/l4proxy.conf", "[Network]\nManageForeignRoutingPolicyRules = false\n", True),
-        ("networkd.conf.d/other.conf", "[Network]\nManageForeignRoutingPolicyRules=yes\n", False),
-        ("networkd.conf.d/other.conf", "[Network]\n#ManageForeignRoutingPolicyRules=no\n", False),
-        ("networkd.conf.d/other.txt", "[Network]\nManageForeignRoutingPolicyRules=no\n", False),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "stays"), [
+    ("networkd.conf", "[Network]\nManageForeignRoutingPolicyRules=no\n", True),
+    ("networkd.conf.d/l4proxy.conf", "[Network]\nManageForeignRoutingPolicyRules = false\n", True),
+    ("networkd.conf.d/other.conf", "[Network]\nManageForeignRoutingPolicyRules=yes\n", False),
+    ("networkd.conf.d/other.conf", "[Network]\n#ManageForeignRoutingPolicyRules=no\n", False),
+    ("networkd.conf.d/other.txt", "[Network]\nManageForeignRoutingPolicyRules=no\n", False),
+])  # fmt: skip
 def test_only_drop_ins_that_keep_foreign_rules_are_found(tmp_path, name, content, stays):
     (tmp_path / "networkd.conf.d").mkdir()
     (tmp_path / name).write_text(content)
