@@ -19,7 +19,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.log import Log
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import listeners, worker
 
-from tests.unit.plugins.module_utils._forwarder.snapshots import Forwarder
+from .snapshots import Forwarder
 
 FEW, TIMES = 10, 4
 #: A function that costs the square of what there is takes 16 times as many steps for this many times as much.

@@ -13,10 +13,11 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document i
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Address, Route, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import RoutingError
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import FakeHost
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.random_documents import any_document
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from .fakes import FakeHost
+from .random_documents import any_document
 
 FOREIGN = (
     (Rule("ipv4", 1100, table=20999, iif="eth0", dst="10.0.0.0/8"), 150),

@@ -13,7 +13,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.c
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 
-from tests.unit.plugins.module_utils._forwarder.snapshots import Forwarder
+from ..snapshots import Forwarder
 
 BACKENDS = (
     Backend("b", 80, ipv4="198.18.0.21", ipv6="2001:db8::21", weight=2),

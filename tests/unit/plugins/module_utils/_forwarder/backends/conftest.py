@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import health_checker, health_round
 
-from tests.unit.plugins.module_utils._forwarder.backends.simulation import Network, Run
+from .simulation import Network, Run
 
 
 @pytest.fixture

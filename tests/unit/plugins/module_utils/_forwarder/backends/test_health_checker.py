@@ -14,19 +14,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 
-from tests.unit.plugins.module_utils._forwarder.backends.simulation import (
-    HEALTH,
-    REFUSED,
-    SILENCE,
-    SOURCES,
-    UNREACHABLE,
-    V6,
-    B,
-    C,
-    Probe,
-    rows,
-    service,
-)
+from .simulation import HEALTH, REFUSED, SILENCE, SOURCES, UNREACHABLE, V6, B, C, Probe, rows, service
 
 
 def test_a_healthy_fleet_costs_one_spoofed_probe_per_interval(network, start):

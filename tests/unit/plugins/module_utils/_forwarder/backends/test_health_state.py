@@ -24,7 +24,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.plugins.module_utils._forwarder.backends.simulation import rows
+from .simulation import rows
 
 NO_CLIENTS = ClientConnects()
 WELL, SILENT, REFUSED, BROKEN_PATH = (

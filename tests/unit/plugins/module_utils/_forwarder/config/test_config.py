@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Limits
 
-from tests.unit.plugins.module_utils._forwarder.config.config_data import full, minimal, ranged, udp
+from .config_data import full, minimal, ranged, udp
 
 
 def test_a_minimal_document_has_the_documented_defaults():

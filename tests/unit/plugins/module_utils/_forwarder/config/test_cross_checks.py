@@ -10,7 +10,7 @@ import copy
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 
-from tests.unit.plugins.module_utils._forwarder.config.config_data import errors_of, minimal, ranged, udp
+from .config_data import errors_of, minimal, ranged, udp
 
 
 def test_options_of_tcp_are_refused_for_udp():

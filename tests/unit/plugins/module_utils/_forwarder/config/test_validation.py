@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.plugins.module_utils._forwarder.config.config_data import errors_of, minimal
+from .config_data import errors_of, minimal
 
 SERVICE, LISTEN, BACKEND = ("services", 0), ("services", 0, "listen", 0), ("services", 0, "backends", 0)
 MISSING = object()

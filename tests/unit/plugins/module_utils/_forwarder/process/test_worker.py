@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.relay import Relay
 
-from tests.unit.plugins.module_utils._forwarder.worker_host import TcpHost
+from ..worker_host import TcpHost
 
 
 @pytest.fixture

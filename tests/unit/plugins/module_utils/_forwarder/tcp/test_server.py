@@ -13,7 +13,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admissio
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.state_table import State
 
-from tests.unit.plugins.module_utils._forwarder.worker_host import TcpHost
+from ..worker_host import TcpHost
 
 
 @pytest.fixture

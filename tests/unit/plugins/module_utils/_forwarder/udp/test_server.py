@@ -16,7 +16,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.s
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import takeover
 
-from tests.unit.plugins.module_utils._forwarder.worker_host import WorkerHost
+from ..worker_host import WorkerHost
 
 
 def free_port():

@@ -24,7 +24,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.fir
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import KernelObject, Route, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
+
+from .. import fakes
 
 CLIENT = "198.51.100.254"
 CLIENTS = {"ipv4": CLIENT, "ipv6": "2001:db8:ffff::fffe"}

@@ -14,8 +14,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document i
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
+
+from .. import fakes
+from . import cases
 
 NEIGHBOUR = RouteAnswer("unicast", dev="eth0", src=cases.B, table=254)
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import ownership
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import KernelObject
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases, fake_doctor
+
+from .. import fakes
+from . import cases, fake_doctor
 
 
 def test_objects_are_listed_by_owner_in_the_sections_of_a_document(tmp_path, monkeypatch):

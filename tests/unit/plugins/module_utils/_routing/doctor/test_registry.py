@@ -11,14 +11,10 @@ from dataclasses import replace
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import finding, registry
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.unread import Unread
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import (
-    BACKEND,
-    PROXY,
-    backend,
-    proxy,
-)
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.checks import (
+
+from . import cases
+from .cases import BACKEND, PROXY, backend, proxy
+from .checks import (
     test_drift,
     test_foreign_rules,
     test_limits,

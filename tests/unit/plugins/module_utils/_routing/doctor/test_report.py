@@ -12,7 +12,8 @@ import json
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import finding, registry, report
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
+
+from . import cases
 
 BROKEN = cases.setting(cases.peer(mac="02:00:00:00:00:aa"), conf__all__accept_redirects="1")
 

@@ -12,7 +12,8 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import rule_matching
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import KernelObject, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
+
+from . import cases
 
 SENT, RECEIVED = cases.REPLY, cases.RECEIVED[0]
 MATCHES = [

@@ -14,7 +14,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper imp
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper.monitor import Notification
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper.reconcile_pass import Documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper.state_file import StateFile
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import RETURN_PATH, FakeHost
+
+from ..fakes import RETURN_PATH, FakeHost
 
 # 2026-11-24T12:00:00Z
 NOON = 1795521600.0

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import command
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import RETURN_PATH
+
+from ..fakes import RETURN_PATH
 
 
 def run(world, **options):

@@ -12,7 +12,8 @@ import signal
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import schedule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper.monitor import Interest
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import RETURN_PATH
+
+from ..fakes import RETURN_PATH
 
 
 def store_without_mac(world):

@@ -10,7 +10,8 @@ import fcntl
 import json
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import store
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import RETURN_PATH
+
+from ..fakes import RETURN_PATH
 
 FIRST, SECOND = RETURN_PATH["rules"]
 NOON = 1795521600

@@ -15,7 +15,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import err
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Route, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import RETURN_PATH, FakeHost
+
+from ..fakes import RETURN_PATH, FakeHost
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Route, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import single_object
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.fakes import FakeHost
+
+from ..fakes import FakeHost
 
 RULE = Rule("ipv4", 1000, table=100, src="198.18.0.121")
 ROUTE = Route("ipv4", 100, via="198.18.0.11")

@@ -19,15 +19,10 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.m
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.change import Change
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import (
-    BY_OTHER,
-    RECEIVED,
-    ROUTER,
-    backend,
-    proxy,
-)
+
+from ... import fakes
+from .. import cases
+from ..cases import BY_OTHER, RECEIVED, ROUTER, backend, proxy
 
 ROUTE = cases.RETURN_PATH.routes[0]
 WITH_SOURCE = documents.load(

@@ -7,19 +7,9 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import (
-    BACKEND,
-    BY_OTHER,
-    PROXY,
-    A,
-    B,
-    backend,
-    foreign_route,
-    foreign_rule,
-    proxy,
-    with_rules,
-)
+
+from .. import cases
+from ..cases import BACKEND, BY_OTHER, PROXY, A, B, backend, foreign_route, foreign_rule, proxy, with_rules
 
 NOT_APPLIED = {"applied": False}
 

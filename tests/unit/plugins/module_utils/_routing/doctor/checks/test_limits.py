@@ -9,17 +9,10 @@ from __future__ import annotations
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Conntrack, Socket
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Address, KernelObject
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import (
-    PROXY,
-    B,
-    backend,
-    listening_on,
-    owned,
-    peer,
-    setting,
-)
+
+from ... import fakes
+from .. import cases
+from ..cases import PROXY, B, backend, listening_on, owned, peer, setting
 
 # The strategy "address": rules match the source address, without marks.
 BY_ADDRESS = documents.load(

@@ -8,17 +8,9 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Socket
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import (
-    BACKEND,
-    GIVEN,
-    PROXY,
-    SERVED,
-    A,
-    filtered,
-    listening_on,
-    peer,
-)
+
+from .. import cases
+from ..cases import BACKEND, GIVEN, PROXY, SERVED, A, filtered, listening_on, peer
 
 NO_CLIENTS = "drops clients such as 198.51.100.254"
 DNAT = "-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2"

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import backend, peer
+from .. import cases
+from ..cases import backend, peer
 
 PROBLEMS = [
     (backend(unread={"the packet filters": "nft hangs"}), "warn unread", "filters could not be read: nft"),

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import PEER, ROUTER, peer
+from .. import cases
+from ..cases import PEER, ROUTER, peer
 
 SAME_MAC = {"router": ROUTER, "router_mac": PEER.mac}
 PROBLEMS = [

@@ -7,15 +7,9 @@
 from __future__ import annotations
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Relay, Socket
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import (
-    BACKEND,
-    PUBLISHED,
-    SERVED,
-    B,
-    backend,
-    filtered,
-)
+
+from .. import cases
+from ..cases import BACKEND, PUBLISHED, SERVED, B, backend, filtered
 
 DOCKER_PROXY = Relay(Socket("tcp", "0.0.0.0", 8080), "docker-proxy", 7)
 

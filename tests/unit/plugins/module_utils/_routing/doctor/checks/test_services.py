@@ -10,14 +10,9 @@ from dataclasses import replace
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Contest, Socket, Unit
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.systemd import KEEPER, NETWORKD
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import (
-    PROXY,
-    UNITS,
-    backend,
-    listening_on,
-    proxy,
-)
+
+from .. import cases
+from ..cases import PROXY, UNITS, backend, listening_on, proxy
 
 RUNS_NETWORKD = {"units": {**UNITS, NETWORKD: Unit("loaded", "active", "enabled")}}
 CONTEST = Contest(3, "return_path", ("add ip rule 1100",), "systemd-networkd")

@@ -6,14 +6,8 @@
 
 from __future__ import annotations
 
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import (
-    BACKEND,
-    PROXY,
-    PUBLISHED,
-    SERVED,
-    filtered,
-)
+from .. import cases
+from ..cases import BACKEND, PROXY, PUBLISHED, SERVED, filtered
 
 CONTAINER = {"translated": {"172.17.0.2": "docker0"}}
 INPUT = "INPUT -p tcp -m tcp --dport {} -j SNAT --to-source 192.0.2.1"

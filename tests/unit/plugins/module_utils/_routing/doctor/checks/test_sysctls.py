@@ -11,8 +11,9 @@ from dataclasses import replace
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Backend
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Sysctl
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor.cases import (
+
+from .. import cases
+from ..cases import (
     BACKEND,
     BY_SOCKET,
     PROXY,

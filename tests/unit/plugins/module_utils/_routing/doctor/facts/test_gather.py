@@ -15,8 +15,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.fac
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing.doctor import cases, fake_doctor
+
+from ... import fakes
+from .. import cases, fake_doctor
 
 
 @pytest.fixture
