@@ -48,7 +48,7 @@ class Fresh:
         return engine.reconcile(documents.load(data), self.host.engine, engine.Options(allow_empty=True, **options))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(any_document(), any_document())
 def test_the_result_does_not_depend_on_the_earlier_document(first, second):
     with Fresh() as used, Fresh() as clean:
@@ -60,7 +60,7 @@ def test_the_result_does_not_depend_on_the_earlier_document(first, second):
         assert used.host.snapshot() == used.start, "foreign objects were never touched"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(any_document(), any_document(), st.booleans())
 def test_check_mode_predicts_the_result_and_a_second_run_changes_nothing(first, second, purge):
     with Fresh() as fresh:
@@ -74,7 +74,7 @@ def test_check_mode_predicts_the_result_and_a_second_run_changes_nothing(first, 
         assert (again.changes, again.diff, fresh.host.snapshot()) == ((), (), after)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(any_document(), any_document())
 def test_a_drain_ends_in_the_same_state_as_no_drain(first, second):
     with Fresh() as drained, Fresh() as clean:
@@ -87,7 +87,7 @@ def test_a_drain_ends_in_the_same_state_as_no_drain(first, second):
         assert drained.host.snapshot() == clean.host.snapshot()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(any_document(), any_document(), st.integers(1, 30))
 def test_a_failure_restores_the_earlier_state(first, second, number):
     """Whichever change fails."""

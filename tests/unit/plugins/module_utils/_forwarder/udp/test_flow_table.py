@@ -10,7 +10,7 @@ import socket
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import timeouts
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp.flow_table import Flow, FlowTable
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 TIMEOUT = 10.0
@@ -84,7 +84,6 @@ class World:
             assert one.upstream.flows[one.reply_key] is one  # a reply finds the client it is for
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine is no defect
 @given(
     st.lists(
         st.one_of(st.tuples(st.integers(0, 3), st.integers(0, 7), st.integers(0, 1)), st.floats(0, TIMEOUT * 2)),

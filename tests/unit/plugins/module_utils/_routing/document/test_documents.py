@@ -13,15 +13,11 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document i
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Mark, Route, Rule, Sysctl
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import DocumentError
 
+from ..fakes import RETURN_PATH
+
 GOOD = {
-    "schema": 1,
-    "owner": "return_path",
-    "protocol": 202,
-    "rules": [
-        {"family": "ipv4", "priority": 1100, "fwmark": 11, "fwmask": 255, "action": "lookup", "table": 20111},
-        {"family": "ipv4", "priority": 1101, "fwmark": 11, "fwmask": 255, "action": "unreachable"},
-    ],
-    "routes": [{"family": "ipv4", "table": 20111, "dst": "default", "type": "unicast", "via": "198.18.0.11"}],
+    **RETURN_PATH,
+    "routes": [{**RETURN_PATH["routes"][0], "type": "unicast"}],
     "marks": [
         {"name": "a", "id": 11, "mask": 255, "mac": None, "via": ["198.18.0.11", "2001:db8::11"]},
         {"name": "a2", "id": 12, "mask": 255, "mac": "02:00:00:00:00:12", "via": ["198.18.0.12"], "retiring": True},
@@ -89,18 +85,6 @@ def test_dump_keeps_every_selector():
 
 
 ADDRESS = {"family": "ipv4", "address": "198.18.0.121/24", "dev": "eth0"}
-ROUTES = [
-    {"family": "ipv4", "table": 9, "dst": "10.0.0.0/8", "type": "unicast", "via": "10.9.9.9", "dev": "eth0"}
-    | {"scope": "link", "onlink": True, "mtu": 1400, "advmss": 1360, "metric": 5},
-    {"family": "ipv4", "table": 9, "dst": "10.1.0.0/16", "type": "unicast", "dev": "eth0"},
-    {"family": "ipv6", "table": 9, "dst": "default", "type": "local", "dev": "lo"},
-    {"family": "ipv6", "table": 8, "dst": "default", "type": "prohibit"},
-]
-
-
-@pytest.mark.parametrize("route", ROUTES)
-def test_dump_keeps_unusual_values_of_a_route(route):
-    assert documents.dump(documents.load(changed("routes", [route])))["routes"] == [route]
 
 
 def test_an_address_is_stored_without_a_prefix_length():
@@ -113,15 +97,23 @@ def test_a_retiring_mark_may_share_its_proxy_with_a_new_id():
     assert [mark.id for mark in loaded.marks] == [11, 12, 13]
 
 
-@pytest.mark.parametrize("mark", [
-    {"name": "up", "id": 13, "mask": 255, "iif": "eth0.100"},
-    {"name": "up", "id": 13, "mask": 255, "iif": "eth1", "via": ["198.18.0.13"], "conntrack": False},
-    {"name": "sockets", "id": 13, "mask": 255, "transparent": True},
-    {"name": "a3", "id": 13, "mask": 255, "mac": "02:00:00:00:00:13"},
-    {"name": "a3", "id": 13, "mask": 255, "mac": None, "via": ["198.18.0.13"], "conntrack": False},
-])  # fmt: skip
-def test_dump_keeps_a_mark_of_each_kind(mark):
-    assert documents.dump(documents.load(changed("marks.+", mark)))["marks"][-1] == mark
+TEST_KEPT = [
+    ("routes", {"family": "ipv4", "table": 9, "dst": "10.0.0.0/8", "type": "unicast", "via": "10.9.9.9", "dev": "eth0"}
+     | {"scope": "link", "onlink": True, "mtu": 1400, "advmss": 1360, "metric": 5}),
+    ("routes", {"family": "ipv4", "table": 9, "dst": "10.1.0.0/16", "type": "unicast", "dev": "eth0"}),
+    ("routes", {"family": "ipv6", "table": 9, "dst": "default", "type": "local", "dev": "lo"}),
+    ("routes", {"family": "ipv6", "table": 8, "dst": "default", "type": "prohibit"}),
+    ("marks", {"name": "up", "id": 13, "mask": 255, "iif": "eth0.100"}),
+    ("marks", {"name": "up", "id": 13, "mask": 255, "iif": "eth1", "via": ["198.18.0.13"], "conntrack": False}),
+    ("marks", {"name": "sockets", "id": 13, "mask": 255, "transparent": True}),
+    ("marks", {"name": "a3", "id": 13, "mask": 255, "mac": "02:00:00:00:00:13"}),
+    ("marks", {"name": "a3", "id": 13, "mask": 255, "mac": None, "via": ["198.18.0.13"], "conntrack": False}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "value"), TEST_KEPT)
+def test_dump_keeps_unusual_values_of_a_route_and_a_mark_of_each_kind(section, value):
+    assert value in documents.dump(documents.load(changed(f"{section}.+", value)))[section]
 
 
 @pytest.mark.parametrize("twice", [{"iif": "eth1"}, {"transparent": True}])

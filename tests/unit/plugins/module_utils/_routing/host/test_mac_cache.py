@@ -13,7 +13,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document i
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.mac_cache import Macs
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 
-from ..fakes import RETURN_PATH, FakeHost
+from ..fakes import RETURN_PATH
 
 A, A2 = "198.18.0.11", "198.18.0.12"
 OLD, NEW = "02:00:00:00:00:11", "02:00:00:00:0a:0a"
@@ -70,11 +70,6 @@ def test_the_file_is_not_written_if_nothing_is_new(path):
 
 
 # --- the engine
-
-
-@pytest.fixture
-def host(tmp_path):
-    return FakeHost(tmp_path)
 
 
 def mark(name: str, number: int, via: str) -> dict:

@@ -16,12 +16,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document i
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Route, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 
-from ..fakes import RETURN_PATH, FakeHost
-
-
-@pytest.fixture
-def host(tmp_path):
-    return FakeHost(tmp_path)
+from ..fakes import RETURN_PATH
 
 
 @pytest.fixture
@@ -127,11 +122,9 @@ def test_a_table_with_foreign_routes_is_refused_before_any_change(host):
 
 @pytest.mark.parametrize("step", ["add ip rule 1101", "set ip route", "add ip rule 1100"])
 def test_a_failing_change_undoes_the_changes_before_it(host, directory, step):
-    before = host.snapshot()
-    host.kernel.fail = step
-    with pytest.raises(
-        errors.ApplyError, match=r"Cannot allocate memory \(ENOMEM\); the . changes before it were undone"
-    ):
+    before, host.kernel.fail = host.snapshot(), step
+    sentence = r"Cannot allocate memory \(ENOMEM\); the . changes before it were undone"
+    with pytest.raises(errors.ApplyError, match=sentence):
         apply(host, directory=directory)
     assert host.snapshot() == before
 
@@ -185,8 +178,12 @@ def test_nothing_is_changed_while_something_is_missing(host, data, expected):
     assert host.kernel.calls == []
 
 
-def test_the_interface_of_a_rule_need_not_be_up(host):
-    assert apply(host, variant("rules", iif="eth8")).changed
+@pytest.mark.parametrize("data", [
+    variant("rules", iif="eth8"),  # its interface is down
+    variant("routes", via="198.51.100.1", dev="eth0", onlink=True),
+])  # fmt: skip
+def test_the_interface_of_a_rule_need_not_be_up_and_an_onlink_next_hop_is_not_looked_up(host, data):
+    assert apply(host, data).changed
 
 
 def macs(host) -> list:
@@ -200,19 +197,14 @@ def test_everything_but_the_mac_of_a_silent_proxy_is_applied(host):
     assert not apply(host, variant("marks", mac=None)).changed
 
 
-def test_a_proxy_that_falls_silent_keeps_its_mac(host):
-    host.kernel.neighbours["198.18.0.11"] = "02:00:00:00:00:11"
-    apply(host, variant("marks", mac=None))
-    host.kernel.neighbours.clear()
-    outcome = apply(host, variant("marks", mac=None))
-    assert (outcome.changed, outcome.waiting) == (False, ())
-
-
-def test_a_mark_has_the_mac_of_the_neighbour_table_and_follows_a_new_one(host):
+def test_a_mark_follows_the_neighbour_table_and_keeps_the_mac_of_a_proxy_that_falls_silent(host):
     for mac in ("02:00:00:00:00:11", "02:00:00:00:00:aa"):
         host.kernel.neighbours["198.18.0.11"] = mac
         outcome = apply(host, variant("marks", mac=None))
         assert (outcome.changed, outcome.waiting, macs(host)) == (True, (), [mac])
+    host.kernel.neighbours.clear()
+    outcome = apply(host, variant("marks", mac=None))
+    assert (outcome.changed, outcome.waiting) == (False, ())
 
 
 def test_a_declared_mac_that_differs_is_a_warning(host):
@@ -278,11 +270,9 @@ def test_without_marks_nft_is_not_needed(host):
 
 
 def test_retiring_objects_are_not_waited_for(host):
-    data = copy.deepcopy(RETURN_PATH)
-    for section in ("rules", "routes", "marks"):
-        for item in data[section]:
-            item["retiring"] = True
-    data["routes"][0]["via"] = "198.18.5.5"
+    data = variant("routes", via="198.18.5.5")
+    for item in (*data["rules"], *data["routes"], *data["marks"]):
+        item["retiring"] = True
     outcome = apply(host, data)
     assert (outcome.waiting, host.kernel.held_rules) == ((), [])
 
@@ -296,10 +286,6 @@ def test_an_address_is_added_before_the_route_that_needs_it(host):
     assert outcome.changes[1] == "add ip addr 198.18.0.121 dev eth0"
     assert outcome.owned["addresses"] == [ADDRESS]
     assert not apply(host, BY_ADDRESS).changed
-
-
-def test_an_onlink_next_hop_is_not_looked_up(host):
-    assert apply(host, variant("routes", via="198.51.100.1", dev="eth0", onlink=True)).changed
 
 
 SMALLER = {**RETURN_PATH, "rules": [{"family": "ipv4", "priority": 9, "iif": "lo", "action": "lookup", "table": 9}]}

@@ -13,17 +13,10 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runne
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import nft
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import single_mark
 
-from ..fakes import FakeHost
-
 ONE = {"name": "lb1", "id": "0x300", "mask": "0xff00", "mac": ["02:00:00:00:00:0b"], "via": ["198.18.0.11"]}
 OTHER = {"name": "up", "id": "512", "mask": "0xff00", "iif": "lo"}
 LB1 = Mark("lb1", 0x300, 0xFF00, ("02:00:00:00:00:0b",), ("198.18.0.11",))
 UP = Mark("up", 0x200, 0xFF00, iif="lo")
-
-
-@pytest.fixture
-def host(tmp_path):
-    return FakeHost(tmp_path)
 
 
 def present(host, options: dict, **arguments):

@@ -11,15 +11,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import err
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Route, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import single_object
 
-from ..fakes import FakeHost
-
 RULE = Rule("ipv4", 1000, table=100, src="198.18.0.121")
 ROUTE = Route("ipv4", 100, via="198.18.0.11")
-
-
-@pytest.fixture
-def host(tmp_path):
-    return FakeHost(tmp_path)
 
 
 def ensure(host, value, **options):
