@@ -15,16 +15,16 @@ positional: fleet, hostvars, method, mark_engine
 options:
   method:
     description:
-      - How the host recognises replies. V(rules) matches the backends' addresses and the interface that packets come
-        in by. V(socket_mark) matches the transparent socket that a packet belongs to, so the host can still route other
-        packets of its backends.
+      - How the host recognizes replies. V(rules) matches the backends' addresses and the interface that packets
+        arrive on. V(socket_mark) matches the transparent socket that a packet belongs to, so the host can still route
+        other packets of its backends.
       - V(auto) keeps the method that an earlier run has applied. Otherwise it uses V(socket_mark) on a router and
         V(rules) on other hosts. On a router with one of its own containers as a backend it always uses V(socket_mark).
     type: str
     default: auto
     choices: [rules, socket_mark, auto]
   mark_engine:
-    description: What makes the mark of V(socket_mark).
+    description: The tool that sets the mark of V(socket_mark).
     type: str
     default: auto
     choices: [auto, nftables, iptables]

@@ -21,7 +21,7 @@ options:
     type: str
     choices: [mark, address, fwmark_accept, auto]
   mark_engine:
-    description: What makes the marks.
+    description: The tool that sets the marks.
     type: str
     default: auto
     choices: [auto, nftables, iptables]

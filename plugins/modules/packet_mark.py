@@ -91,9 +91,10 @@ options:
     default: packet_mark
   engine:
     description:
-      - What holds the owner's marks. V(auto) keeps the engine that holds them already; otherwise it is V(nftables) if
-        C(nft) works, else V(iptables) in the variant that the host's command is.
-      - An explicit engine gets all marks of the owner, before they are removed from the other one.
+      - The tool that sets the owner's marks. V(auto) keeps the one in use. If none is in use, it selects V(nftables) if
+        C(nft) works, else V(iptables), in the variant (nft or legacy) of the host's C(iptables) command.
+      - If an explicit engine differs from the one in use, it gets all marks of the owner before they are removed from
+        the old one.
     type: str
     choices: [auto, nftables, iptables]
     default: auto
@@ -164,7 +165,7 @@ changes:
   elements: str
   sample: ["add the nft table of marks: lb1 (0x300)"]
 engine:
-  description: What holds the owner's marks; V(none) if the owner has no marks.
+  description: The tool that sets the owner's marks; V(none) if the owner has no marks.
   returned: success
   type: str
   sample: nftables

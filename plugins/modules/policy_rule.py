@@ -66,7 +66,7 @@ options:
     type: str
   uidrange:
     description:
-      - The number of the user whose socket sends, or a range such as V(1000-1999).
+      - The user id of the process that opened the sending socket, or a range such as V(1000-1999).
     type: str
   action:
     description:

@@ -14,10 +14,10 @@ author:
   - The trueip.l4proxy authors (@trueip)
 description:
   - Applies all objects of one owner at once. Stores the document for the keeper, which applies it again at boot.
-  - Removes what the owner has on the host and the document does not list. Never touches what others have, and refuses
-    a document that conflicts with it before anything is changed.
+  - Removes objects of this owner that the document does not list. Never touches objects of others. A document that
+    conflicts with them is refused before anything is changed.
   - When a change fails, it is undone together with all changes before it.
-  - Adds before it removes, so that a change does not interrupt connections that it does not concern.
+  - Adds objects before it removes others, so that unrelated connections are not interrupted.
 seealso:
   - name: State documents
     description: Every key of O(document).
@@ -57,17 +57,17 @@ options:
     default: present
   purge:
     description:
-      - Whether to remove what the owner has and O(document) does not list.
-      - The keeper always removes it, so with V(false) it stays until the next boot at most.
+      - Whether to remove objects of the owner that O(document) does not list.
+      - The keeper always removes them, so with V(false) they stay until the next boot at most.
     type: bool
     default: true
   drain:
     description:
-      - Seconds for which objects that O(document) no longer lists are kept at most, while connections use them. V(0)
-        removes them at once and breaks these connections.
+      - Objects that O(document) no longer lists are kept for connections that still use them, for this many seconds at
+        most. V(0) removes them at once and breaks these connections.
       - Kept objects are stored as C(retiring), with the time C(retire_at) at which they are removed at the latest.
       - After half of the time, the keeper removes a mark that conntrack keeps, with its rules and routes, as soon as no
-        connection carries it. The other end has had time to learn of the change by then. All other objects
+        connection carries it. The first half gives a run time to change the other end too. All other objects
         (addresses, rules by source, sysctls, marks without conntrack) stay until C(retire_at).
       - Ignored without O(purge).
     type: int

@@ -120,7 +120,7 @@ owners:
       type: dict
 foreign:
   description:
-    - Rules of others, without the kernel's own three, and their routes in tables of the documents.
+    - Rules of others, except the kernel's own three, and routes of others in tables that the documents use.
     - Null if they cannot be read.
   returned: success
   type: dict

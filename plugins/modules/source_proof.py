@@ -15,7 +15,7 @@ description:
   - With O(role=send), run it on a proxy. It sends samples to the backends in the background, from a source address
     that the host does not own, as the forwarder does for its clients. If the forwarder runs, the samples have its user
     id, so that rules that match the owner of a socket apply to them.
-  - With O(role=watch), run it on a backend at the same time. It returns the source address that the samples have there.
+  - With O(role=watch), run it on a backend at the same time. It returns the source address that a server there sees.
   - Servers do not notice the samples. Over TCP, a sample is a SYN whose handshake is never completed. Over UDP, it is
     a datagram with a wrong checksum, which the kernel of the backend drops.
   - A UDP sample shows the way to the backend, but not input NAT on the backend itself.
@@ -27,7 +27,7 @@ options:
     choices: [send, watch]
     required: true
   seconds:
-    description: With O(role=send), seconds to send for, 1 to 600. Each target gets two samples a second.
+    description: With O(role=send), how long to send, 1 to 600 seconds. Each target gets two samples a second.
     type: float
     default: 20
   samples:
