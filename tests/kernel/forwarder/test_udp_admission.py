@@ -268,7 +268,7 @@ def test_a_flood_of_new_clients_affects_no_other_client_or_service(lab, udp_serv
         for family in FAMILIES:
             for service in (FLOOD, OTHER):
                 assert ask(lab, family, service)[0] in BACKENDS
-        assert len(forwarder.log("sessions make room")) == 0
+        assert len(forwarder.log("sessions evicted")) == 0
         assert not forwarder.log("defect"), forwarder.log("defect")[0]
 
 

@@ -8,7 +8,7 @@
 "weight": int or null (as configured)} · {"op": "sessions", "service", "backend", "limit"} · {"op": "log_level",
 "level": NAME or null (as configured)}
 
-An answer is {"ok": true, …} or {"ok": false, "error": sentence}. Overrides of backends last over reloads.
+An answer is {"ok": true, …} or {"ok": false, "error": sentence}. Overrides of backends survive a reload.
 """
 
 from __future__ import annotations

@@ -142,11 +142,11 @@ def _backends(rows):
         ("backend_weight", "gauge", "Weight of the backend.", "weight"),
         ("backend_connections", "gauge", "Open connections to the backend.", "active"),
         ("backend_connections_total", "counter", "Connections opened to the backend.", "connections"),
-        ("backend_sent_bytes_total", "counter", "Bytes sent to the backend, of ended connections.", "bytes_to_backend"),
+        ("backend_sent_bytes_total", "counter", "Bytes sent to the backend by ended connections.", "bytes_to_backend"),
         (
             "backend_received_bytes_total",
             "counter",
-            "Bytes received from the backend, of ended connections.",
+            "Bytes received from the backend by ended connections.",
             "bytes_to_client",
         ),
     ):
@@ -163,8 +163,11 @@ def _targets(rows):
     ):
         samples = ((labels, answers.get(target[probe], 0)) for labels, target in rows)
         yield from _metric(f"health_{probe}", "gauge", text, samples)
-    for probe, field in (("server", "server_failures"), ("return_path", "path_failures")):
-        text = "Failed health probes (no answer, or a refusal)."
+    for probe, field, source in (
+        ("server", "server_failures", "the proxy's own address"),
+        ("return_path", "path_failures", "a spoofed address"),
+    ):
+        text = f"Failed health probes from {source} (no answer, or a refusal)."
         yield from _metric(f"health_{probe}_failures_total", "counter", text, _each(rows, field))
     yield from _metric("health_checks_total", "counter", "Completed health checks.", _each(rows, "checks"))
     yield from _metric("connect_seconds", "histogram", "Duration of successful connects.", _histogram(rows))

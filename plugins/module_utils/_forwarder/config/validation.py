@@ -111,7 +111,7 @@ class Fields:
         if not present or (value is None and default is None):
             return value
         if not isinstance(value, str) or not 1 <= len(value) <= longest:
-            return self.error(key, f"{show(value)} is not a text of 1-{longest} characters")
+            return self.error(key, f"{show(value)} is not a string of 1-{longest} characters")
         return value
 
     def file(self, key: str, longest: int) -> Any:

@@ -183,7 +183,7 @@ class UdpServer:
         service, now = flow.service, self.loop.now()
         flow.listener.runtime.counters.made_room()
         if service.log != "none" and self._logged.due((service.name, MADE_ROOM), now):
-            self.loop.log.event("sessions make room", level="warning", service=service.name)
+            self.loop.log.event("sessions evicted", level="warning", service=service.name)
         self.end(flow, MADE_ROOM)
 
     # -- what the network says -------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def test_in_a_full_worker_a_new_session_ends_old_ones(make):
         host.pass_on(b"%d" % number)
         assert len(host.udp.table) == sessions
     assert [line["ended"] for line in host.events("session")] == ["made room for a new session"] * 5
-    assert len(host.events("sessions make room")) == 1, "at most one line in ten seconds"
+    assert len(host.events("sessions evicted")) == 1, "at most one line in ten seconds"
     assert host.events("datagram refused") == [], "each of them left the limits as well"
     assert host.counted("made_room") == 5
 
