@@ -158,7 +158,9 @@ def _add_admin_commands(commands: Any) -> None:
     status.set_defaults(run=_status)
 
     top = _add(commands, "top", "show `status` continuously")
-    top.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help=DEFAULT)
+    top.add_argument(
+        "--interval", type=float, default=1.0, metavar="SECONDS", help=f"time between two updates; {DEFAULT}"
+    )
     top.set_defaults(run=_top)
 
     states = {
@@ -192,16 +194,18 @@ def _add_host_commands(commands: Any) -> None:
     keep.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the differences, change nothing; exit status 2 if there are any",
+        help="print the differences without changing anything; exit status 2 if there are any",
     )
     keep.set_defaults(run=_keep)
 
-    probe = _add(commands, "probe", "try one TCP handshake from a spoofed source address, explain a failure")
+    probe = _add(commands, "probe", "try one TCP handshake from a spoofed source address; explain a failure")
     probe.add_argument("target", type=_endpoint, metavar="HOST:PORT", help="address of the backend")
     probe.add_argument(
         "--source", required=True, metavar="ADDRESS", help="spoofed source address, such as 198.51.100.11"
     )
-    probe.add_argument("--timeout", type=float, default=3.5, metavar="SECONDS", help=DEFAULT)
+    probe.add_argument(
+        "--timeout", type=float, default=3.5, metavar="SECONDS", help=f"limit of the handshake; {DEFAULT}"
+    )
     probe.add_argument("--json", action="store_true", help="print step, seconds and sentence as JSON")
     probe.set_defaults(run=_probe)
 
@@ -209,7 +213,11 @@ def _add_host_commands(commands: Any) -> None:
     doctor.add_argument("--directory", default=paths.DOCUMENTS, metavar="DIR", help=f"state documents; {DEFAULT}")
     doctor.add_argument("--config", default=paths.CONFIG, metavar="FILE", help=f"forwarder config; {DEFAULT}")
     doctor.add_argument(
-        "--client", action="append", default=[], metavar="ADDRESS", help="client address to check for, one per family"
+        "--client",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="check the path for this client address, one per family",
     )
     doctor.add_argument(
         "--port", action="append", default=[], metavar="PORT[/udp]", help="port that this host serves, repeatable"

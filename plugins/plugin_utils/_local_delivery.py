@@ -119,7 +119,7 @@ def _by_socket(numbers: Numbers, proxy: str, number: int, versions: list[int]) -
 def choose(
     proxy: str, wanted: str, known: Mapping[str, Any] | None, settings: Mapping[str, str], hosted: bool = False
 ) -> str:
-    """Return the method that recognises replies: rules, or the socket they belong to.
+    """Return the method that recognizes replies: rules, or the socket they belong to.
 
     ``auto`` keeps what an earlier run has applied. Rules would also catch packets that a proxy routes for its backends,
     so a router gets the socket mark, unless it uses marks in source validation.

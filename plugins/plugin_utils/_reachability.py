@@ -120,8 +120,8 @@ def _wrong_address(fleet: Fleet, proxy: str, ref: BackendRef, seen: Host) -> Ite
     addresses = [str(one.address) for one in seen.addresses]
     if ref.address not in addresses:
         yield (
-            f"{ref.path}.address: {ref.address} is not where {proxy} reaches {ref.host}: with return path strategy "
-            f"{ADDRESS} that is {', '.join(addresses)}; remove the key"
+            f"{ref.path}.address: {proxy} does not reach {ref.host} at {ref.address}: with return path strategy "
+            f"{ADDRESS} it uses {', '.join(addresses)}; remove the key"
         )
 
 

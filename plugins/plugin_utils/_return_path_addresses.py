@@ -33,7 +33,7 @@ def read(backend: str, value: Any, proxies: Collection[str]) -> Dedicated:
     if not isinstance(value, Mapping):
         raise DerivationError([f"{where}: expected a mapping from a proxy's name to its addresses, found {value!r}"])
     errors = [
-        f"{where}: {proxy!r} is not in the group of proxies ({', '.join(sorted(proxies)) or 'nobody'}); correct the "
+        f"{where}: {proxy!r} is not in the group of proxies ({', '.join(sorted(proxies)) or 'no hosts'}); correct the "
         "name, or remove it"
         for proxy in value
         if not find_name(str(proxy), proxies)

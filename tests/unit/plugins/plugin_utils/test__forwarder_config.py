@@ -143,4 +143,4 @@ def test_another_address_than_the_one_for_this_proxy():
     found = config_errors(
         {**WEB, "backends": [{"host": "b", "address": "198.18.0.21", "port": 80}]}, variables=hostvars(b=OWN)
     )
-    assert found[0].startswith("l4proxy_services[0].backends[0].address: 198.18.0.21 is not where a reaches b")
+    assert found[0].startswith("l4proxy_services[0].backends[0].address: a does not reach b at 198.18.0.21")

@@ -109,7 +109,8 @@ def _preceding_rule(facts: Facts, reply: Reply, found: KernelObject, what: str) 
             fix = f"`l4proxy keep --once`: it moves our rule in front, to priority {number}; so does the keeper"
             return fail(subject, what, WHY_BYPASSED, fix)
         why = f"our rule goes in front of it, at priority {number}, for as long as that rule exists"
-        return warn(subject, what, why, "nothing, or give that rule a fixed priority above ours")
+        fix = "nothing needs to be done; to avoid the move, give that rule a fixed priority above ours"
+        return warn(subject, what, why, fix)
     rule = rule_matching.modelled(found)
     highest = max(rule.priority for rule in document.rules)
     remedy = (
@@ -155,7 +156,7 @@ def mark_shared(facts: Facts) -> Iterator[Finding]:
                     yield warn(
                         rule_matching.format_found(found),
                         f"{_with_owner(found)} matches a mark that uses our bits ({mark:#x}/{mask:#x})",
-                        "packets of one tool may be routed as the other's",
+                        "packets that one tool marks may be routed by the other tool's rules",
                         f"configure the other tool to use bits outside {mask:#x}"
                         + rule_matching.other_bits(mask | (MAX_U32 if rule.fwmask is None else rule.fwmask)),
                     )

@@ -72,7 +72,7 @@ def port_range(facts: Facts) -> Iterator[Finding]:
                 f"{listener.protocol} {inside}",
                 f"a service listens on {listener.protocol} port {inside} of every address, which is in the range of "
                 f"ephemeral ports ({low}-{high})",
-                "a client whose source port is that port cannot keep it towards the backend (EADDRINUSE)",
+                "the forwarder cannot use that port as the source port towards a backend (EADDRINUSE)",
                 "listen on one address instead of all, or on a port outside the range",
             )
 

@@ -206,7 +206,7 @@ STAGES = (
         _to_listeners,
         ("prerouting", "input"),
         lambda rewrite: f"clients' packets to {_ports(rewrite)} of this proxy",
-        "the forwarder takes the new address for the client's, and so do the backends",
+        "the forwarder and the backends see the new address instead of the client's",
         _exempt_ports,
     ),
     Stage(
