@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import select
+import signal
 import socket
 import threading
 import time
@@ -152,6 +154,19 @@ def test_urgent_data_arrives_as_it_does_without_a_proxy(
     line = new_lines(1)[0]
     sent = len(first + second) + 1
     assert (line["bytes_to_backend"], line["bytes_to_client"]) == ((sent + 1, 0) if upload else (1, sent))
+
+
+def test_urgent_data_that_comes_before_the_backend_is_connected_stays_urgent(lab, forwarder, listener, family):
+    (worker,) = forwarder.workers()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        client = tcp.connect(lab, getattr(lab["a"], family), RAW)
+        client.send(b"!", socket.MSG_OOB)
+        client.sendall(b"after it")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    with client, tcp.accept(listener) as server:
+        assert exactly(server, 8) == b"after it", "the byte is beside the stream"
 
 
 def exactly(sock, count):

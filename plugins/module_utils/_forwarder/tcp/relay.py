@@ -254,6 +254,8 @@ class Relay(Session):
         poller = self.loop.poller
         client.peer, upstream.peer = upstream, client
         poller.replace(upstream.number, upstream.ready)
+        if sockets.at_mark(client.sock):  # urgent data came while nothing watched the client
+            client.check_mark = True
         if self.backend.send_proxy:
             client.pending, client.unread = memoryview(self._header_for_backend()), True
             client.flush()
