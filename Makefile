@@ -168,6 +168,6 @@ bench-routing: ## Measure the routing engine with 500 backends and 16 proxies in
 	@$(BOOTSTRAP) lab
 	@$(ROOT) $(BENCH).routing
 
-bench-keeper: ## Measure memory and CPU of the keeper at rest and in a storm, and how fast it repairs (root)
+bench-keeper: ## Measure memory and CPU of the keeper at rest and during thousands of route changes, and how fast it repairs (root)
 	@$(BOOTSTRAP) lab
 	@$(ROOT) $(BENCH).keeper
