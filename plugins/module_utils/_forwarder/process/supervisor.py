@@ -39,8 +39,8 @@ from .worker_pool import DRAIN_GRACE, WorkerPool, reap_children
 
 STOP_GRACE = 2.0  # seconds from the second SIGTERM until the workers are killed
 NOT_STORED = (
-    "the service manager stores no more sockets; when the supervisor restarts or dies, connections that wait in the"
-    " other ones are reset; name fewer ports or use fewer workers"
+    "the service manager stores no more sockets; when the supervisor restarts or dies, connections queued in the"
+    " sockets that were not stored are reset; listen on fewer ports or use fewer workers"
 )
 
 
