@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config, defaults, settings
 from jinja2.nativetypes import NativeEnvironment
 
-from tests.unit.roles.test_variables import ROOT, options, read
+from .test_variables import ROOT, options, read
 
 ROLE = ROOT / "roles" / "forwarder"
 SPECS = options(ROLE)

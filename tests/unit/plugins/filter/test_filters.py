@@ -16,7 +16,7 @@ from ansible_collections.trueip.l4proxy.plugins.filter import (
     return_path_strategy,
 )
 
-from tests.unit.plugins.plugin_utils.fleet_data import WEB, hostvars, rows, view
+from ..plugin_utils.fleet_data import WEB, hostvars, rows, view
 
 FILTERS = [
     (forwarder_config, "a", ()),

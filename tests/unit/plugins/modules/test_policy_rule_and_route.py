@@ -15,7 +15,8 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 from ansible_collections.trueip.l4proxy.plugins.modules import policy_route, policy_rule
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
+
+from ..module_utils._routing import fakes
 
 # (module, key of the result, options, part of the result)
 MODULES = [

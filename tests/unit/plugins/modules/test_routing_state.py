@@ -14,7 +14,8 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 from ansible_collections.trueip.l4proxy.plugins.modules import routing_state
-from ansible_collections.trueip.l4proxy.tests.unit.plugins.module_utils._routing import fakes
+
+from ..module_utils._routing import fakes
 
 
 @pytest.fixture

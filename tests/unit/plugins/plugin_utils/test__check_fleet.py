@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._check_fleet import check_fleet
 
-from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet, hostvars
+from .fleet_data import WEB, errors, facts, fleet, hostvars
 
 
 def test_the_check_of_a_fleet_finds_every_fault_of_every_host():

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
 
-from tests.unit.plugins.plugin_utils.fleet_data import WEB, fleet, hostvars
+from .fleet_data import WEB, fleet, hostvars
 
 UNREPLIED, STREAM = "net.netfilter.nf_conntrack_udp_timeout", "net.netfilter.nf_conntrack_udp_timeout_stream"
 

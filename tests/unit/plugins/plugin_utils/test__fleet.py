@@ -14,7 +14,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery imp
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._probe_targets import probe_targets
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import describe_strategy, return_path
 
-from tests.unit.plugins.plugin_utils.fleet_data import NUMBERS, WEB, errors, facts, fleet, hostvars
+from .fleet_data import NUMBERS, WEB, errors, facts, fleet, hostvars
 
 
 def test_a_backend_host_outside_the_group_is_refused():

@@ -11,7 +11,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery imp
     local_delivery,
 )
 
-from tests.unit.plugins.plugin_utils.fleet_data import WEB, errors, facts, fleet, hostvars, rows
+from .fleet_data import WEB, errors, facts, fleet, hostvars, rows
 
 
 def test_an_address_outside_the_inventory_has_rules_too():

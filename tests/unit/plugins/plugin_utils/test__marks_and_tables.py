@@ -10,7 +10,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery imp
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import Numbers, read
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
 
-from tests.unit.plugins.plugin_utils.fleet_data import errors, fleet, hostvars
+from .fleet_data import errors, fleet, hostvars
 
 OTHERS = {"mark_mask": "0xff00", "table_base": 30000, "priority": "2000"}
 

@@ -8,7 +8,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._forwarder_config import forwarder_config
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._port_slices import FIRST, LAST, slice_of, source_ports
 
-from tests.unit.plugins.plugin_utils.fleet_data import fleet, hostvars
+from .fleet_data import fleet, hostvars
 
 IDS = [[11, 12], [11, 13], [1, 2, 3], [10, 20, 30, 40], [1, 255], list(range(1, 256)), list(range(5, 256, 16))]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._probe_targets import probe_targets
 
-from tests.unit.plugins.plugin_utils.fleet_data import WEB, fleet, hostvars
+from .fleet_data import WEB, fleet, hostvars
 
 
 def test_probe_targets_follow_the_families_listened_on():

@@ -17,7 +17,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_addres
     read,
 )
 
-from tests.unit.plugins.plugin_utils.fleet_data import facts
+from .fleet_data import facts
 
 WHERE = "return_path_addresses of b"
 

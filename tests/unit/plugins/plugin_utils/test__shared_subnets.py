@@ -7,7 +7,7 @@ from __future__ import annotations
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import host_from_variables
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._shared_subnets import shared_subnet
 
-from tests.unit.plugins.plugin_utils.fleet_data import facts
+from .fleet_data import facts
 
 DOCKER = {"docker0": {"device": "docker0", "ipv4": {"address": "172.17.0.1", "prefix": "16"}}}
 
