@@ -16,7 +16,9 @@ from ansible_collections.trueip.l4proxy.plugins.filter import (
     return_path_strategy,
 )
 
-from ..plugin_utils.fleet_data import WEB, hostvars, rows, view
+from tests.unit.tables import rows
+
+from ..plugin_utils.fleet_data import WEB, hostvars, view
 
 FILTERS = [
     (forwarder_config, "a", ()),

@@ -24,18 +24,12 @@ def test_the_distributions_python_is_used_when_ours_has_no_pyroute2(monkeypatch)
     assert respawned == ["/usr/bin/python3"]
 
 
-def test_the_command_runner_finds_commands_in_sbin():
+def test_the_command_runner_finds_commands_in_sbin_and_ends_a_command_that_hangs(monkeypatch):
+    monkeypatch.setattr(runner, "TIMEOUT", 0.3)
     with patch_module_args({}):
-        module = basic.AnsibleModule({})
-    run = _host_module.command_runner(module)
+        run = _host_module.command_runner(basic.AnsibleModule({}))
     assert run(["cat"], "text").stdout.strip() == "text"
     with pytest.raises(runner.MissingCommand):
         run(["nope-nope"])
-
-
-def test_the_command_runner_ends_a_command_that_hangs(monkeypatch):
-    monkeypatch.setattr(runner, "TIMEOUT", 0.3)
-    with patch_module_args({}):
-        module = basic.AnsibleModule({})
-    done = _host_module.command_runner(module)(["sh", "-c", "sleep 20; true"])
+    done = run(["sh", "-c", "sleep 20; true"])
     assert (done.code, done.stderr) == (124, "sh did not end within 0.3 s")

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import runtime_file
 from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_info
 
@@ -28,10 +26,9 @@ def host(tmp_path):
     return paths
 
 
-def run(paths, capsys, check_mode=False):
-    with patch_module_args({**paths, "_ansible_check_mode": check_mode}), pytest.raises(SystemExit):
-        forwarder_info.main()
-    return json.loads(capsys.readouterr().out)
+@pytest.fixture
+def run(call):
+    return lambda paths, check=False: call(forwarder_info, check, **paths)
 
 
 def change_runtime(paths, **fields):
@@ -39,21 +36,20 @@ def change_runtime(paths, **fields):
 
 
 @pytest.mark.parametrize("check_mode", [False, True])
-def test_matching_checksums_are_current(host, capsys, check_mode):
-    result = run(host, capsys, check_mode)
-    assert result["current"] is True
-    assert result["changed"] is False
+def test_matching_checksums_are_current(host, run, check_mode):
+    result = run(host, check_mode)
+    assert (result["current"], result["changed"]) == (True, False)
     assert result["running"]["generation"] == 4
     assert result["installed"]["config"] == result["running"]["config"]["sha256"]
     assert result["reason"] == "the forwarder runs the installed config and archive"
 
 
 @pytest.mark.parametrize("name", ["config", "archive"])
-def test_a_newer_installed_file_is_reported(host, capsys, name):
+def test_a_newer_installed_file_is_reported(host, run, name):
     with open(host[name], "a", encoding="utf-8") as stream:
         stream.write("new")
     change_runtime(host, last_reload={"attempt": 1, "ok": False, "error": "services: is required", "at": "x"})
-    result = run(host, capsys)
+    result = run(host)
     assert result["current"] is False
     assert result["reason"] == (
         f"the forwarder is out of date: the installed {name} differs from the one it runs (/old/{name});"
@@ -61,29 +57,26 @@ def test_a_newer_installed_file_is_reported(host, capsys, name):
     )
 
 
-def test_a_missing_installed_file_is_reported(host, capsys):
+def test_a_missing_installed_file_and_a_forwarder_that_runs_from_a_directory_are_reported(host, run):
     os.unlink(host["config"])
-    result = run(host, capsys)
+    result = run(host)
     assert result["installed"]["config"] is None
     assert "the config it runs (/old/config) is no longer installed" in result["reason"]
-
-
-def test_a_forwarder_that_runs_from_a_directory_is_reported(host, capsys):
     change_runtime(host, archive=None)
-    assert "it does not run from an archive" in run(host, capsys)["reason"]
+    assert "it does not run from an archive" in run(host)["reason"]
 
 
-def test_without_a_running_forwarder_running_is_null(host, capsys):
+def test_without_a_running_forwarder_running_is_null(host, run):
     change_runtime(host, started=1)
-    result = run(host, capsys)
+    result = run(host)
     assert (result["running"], result["current"], result["reason"]) == (None, False, "no forwarder runs")
     os.unlink(host["runtime_file"])
-    assert run(host, capsys)["running"] is None
+    assert run(host)["running"] is None
 
 
-def test_an_unreadable_file_is_an_error_with_its_path(host, capsys):
+def test_an_unreadable_file_is_an_error_with_its_path(host, run):
     host["config"] = os.path.dirname(host["config"])
-    result = run(host, capsys)
+    result = run(host)
     assert result["failed"]
     assert result["msg"] == f"{host['config']} cannot be read: Is a directory"
 

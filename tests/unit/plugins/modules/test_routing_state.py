@@ -9,9 +9,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible.module_utils import basic
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
 from ansible_collections.trueip.l4proxy.plugins.modules import routing_state
 
@@ -23,24 +20,14 @@ def host(tmp_path, monkeypatch):
     """The module's engine works on a fake host."""
     fake = fakes.FakeHost(tmp_path)
     monkeypatch.setattr(engine, "Host", lambda runner: fake.engine)
-    monkeypatch.setattr(kernel, "PYROUTE2_ERROR", None)
-    fake.warnings = []
-    monkeypatch.setattr(basic.AnsibleModule, "warn", lambda _module, text: fake.warnings.append(text))
     return fake
 
 
 @pytest.fixture
-def run(host, tmp_path, capsys):
+def run(host, warnings, tmp_path, call):
     """Call the module; its JSON."""
-
-    def call(check: bool = False, **options) -> dict:
-        options.setdefault("owner", "return_path")
-        options.setdefault("directory", str(tmp_path / "routing.d"))
-        with patch_module_args({**options, "_ansible_check_mode": check}), pytest.raises(SystemExit):
-            routing_state.main()
-        return json.loads(capsys.readouterr().out)
-
-    return call
+    defaults = {"owner": "return_path", "directory": str(tmp_path / "routing.d")}
+    return lambda check=False, **options: call(routing_state, check, **{**defaults, **options})
 
 
 def test_present_applies_and_stores_the_document(run, host, tmp_path):
@@ -55,13 +42,10 @@ def test_present_applies_and_stores_the_document(run, host, tmp_path):
     assert (again["changed"], again["changes"], again["diff"]) == (False, [], [])
 
 
-def test_check_mode_changes_nothing(run, host, tmp_path):
+def test_check_mode_changes_nothing_and_absent_removes_everything(run, host, tmp_path):
     assert run(check=True, document=fakes.RETURN_PATH)["changed"]
     assert host.kernel.calls == []
     assert not (tmp_path / "routing.d").exists()
-
-
-def test_absent_removes_everything(run, host):
     run(document=fakes.RETURN_PATH)
     assert run(state="absent")["changed"]
     assert host.kernel.held_rules == []
@@ -76,9 +60,10 @@ def test_a_drain_is_reported(run, host):
     assert len(host.kernel.held_rules) == 2
 
 
-def test_without_persist_no_file_is_stored(run, tmp_path):
+def test_without_persist_no_file_is_stored_and_allow_empty_accepts_an_empty_document(run, tmp_path):
     run(document=fakes.RETURN_PATH, persist=False)
     assert not (tmp_path / "routing.d").exists()
+    assert not run(document=EMPTY, allow_empty=True).get("failed")
 
 
 def test_without_purge_unlisted_objects_stay(run, host):
@@ -109,23 +94,18 @@ def test_invalid_options_are_refused(run, host, options, expected):
     assert host.kernel.calls == []
 
 
-def test_allow_empty_accepts_an_empty_document(run):
-    assert not run(document=EMPTY, allow_empty=True).get("failed")
-
-
 @pytest.mark.parametrize("package", ["python3-pyroute2", "nftables"])
-def test_a_missing_package_is_named(run, host, package):
+def test_a_missing_package_is_named(run, host, warnings, package):
     host.no_pyroute2, host.nft.missing = package == "python3-pyroute2", package == "nftables"
     failed = run(document=fakes.RETURN_PATH)
     assert failed["failed"]
     assert f"install the package {package}" in failed["msg"]
-    foretold = run(check=True, document=fakes.RETURN_PATH)
-    assert foretold["changed"]
-    assert package in host.warnings[0]
+    assert run(check=True, document=fakes.RETURN_PATH)["changed"]
+    assert package in warnings[0]
 
 
-def test_a_silent_proxy_is_a_warning(run, host):
+def test_a_silent_proxy_is_a_warning(run, warnings):
     marks = [{**fakes.RETURN_PATH["marks"][0], "mac": None}]
     result = run(document={**fakes.RETURN_PATH, "marks": marks})
     assert result["waiting"] == ["waiting for 198.18.0.11 to answer: the MAC of proxy a is not known yet"]
-    assert host.warnings == [f"applied, but still {result['waiting'][0]}"]
+    assert warnings == [f"applied, but still {result['waiting'][0]}"]

@@ -6,12 +6,7 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from ansible.module_utils import basic
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 from ansible_collections.trueip.l4proxy.plugins.modules import routing_state_info as module
 
 from ..module_utils._routing import fakes
@@ -22,26 +17,15 @@ from ..module_utils._routing.doctor import cases, fake_doctor
 def doctor(tmp_path, monkeypatch):
     fake = fake_doctor.FakeDoctor(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "Host", lambda runner: fake.sources.host)
-    monkeypatch.setattr(kernel, "PYROUTE2_ERROR", None)
-    fake.warnings = []
-    monkeypatch.setattr(basic.AnsibleModule, "warn", lambda _module, text: fake.warnings.append(text))
     return fake
 
 
 @pytest.fixture
-def run(doctor, tmp_path, capsys):
-    """Call the module; its JSON."""
-
-    def call(check: bool = False, **options) -> dict:
-        options.setdefault("directory", str(doctor.stored))
-        options.setdefault("config", str(tmp_path / "none"))
-        # The machine's own units and filters are no business of the test's.
-        options.setdefault("ignore_findings", ["keeper", "networkd"])
-        with patch_module_args({**options, "_ansible_check_mode": check}), pytest.raises(SystemExit):
-            module.main()
-        return json.loads(capsys.readouterr().out)
-
-    return call
+def run(doctor, warnings, tmp_path, call):
+    """Call the module; its JSON. The machine's own units and filters are no business of the test's."""
+    defaults = {"directory": str(doctor.stored), "config": str(tmp_path / "none")}
+    defaults["ignore_findings"] = ["keeper", "networkd"]
+    return lambda check=False, **options: call(module, check, **{**defaults, **options})
 
 
 def statuses(result: dict) -> list[str]:
@@ -63,30 +47,24 @@ def test_owned_and_foreign_objects_and_findings_are_returned(run, doctor, check)
     assert result["findings"][0]["line"].startswith("FAIL rule_before: `ip rule 100: from all lookup 254`")
 
 
-def test_a_document_that_is_not_applied_yet_is_checked(run, doctor):
+def test_a_document_that_is_not_applied_yet_is_checked_and_a_finding_can_be_ignored(run, doctor):
     doctor.host.kernel.neighbours[cases.A] = "02:00:00:00:00:aa"
     result = run(document=fakes.RETURN_PATH, fail_on_findings=True)
     assert result["failed"]
     assert result["msg"].startswith("the path would not work, because of 1 finding(s):\n- FAIL proxy_mac: proxy a")
     assert statuses(result) == ["fail proxy_mac"]
     assert doctor.host.kernel.calls == []
-
-
-def test_a_finding_can_be_ignored(run, doctor):
-    doctor.host.kernel.neighbours[cases.A] = "02:00:00:00:00:aa"
     ignored = ["proxy_mac", "keeper", "networkd"]
-    result = run(document=fakes.RETURN_PATH, fail_on_findings=True, ignore_findings=ignored)
-    assert statuses(result) == []
+    assert statuses(run(document=fakes.RETURN_PATH, fail_on_findings=True, ignore_findings=ignored)) == []
 
 
-def test_findings_with_status_warn_are_warnings(run, doctor):
-    doctor.host.kernel.held_rules.append(
-        (cases.foreign_rule(priority=2000, fwmark=0x10B, fwmask=0xFFF, table=7).value, 3)
-    )
+def test_findings_with_status_warn_are_warnings(run, doctor, warnings):
+    rule = cases.foreign_rule(priority=2000, fwmark=0x10B, fwmask=0xFFF, table=7).value
+    doctor.host.kernel.held_rules.append((rule, 3))
     result = run(document=fakes.RETURN_PATH, fail_on_findings=True)
     assert statuses(result) == ["warn mark_shared"]
-    assert len(doctor.warnings) == 1
-    assert doctor.warnings[0].startswith("warn mark_shared: `ip rule 2000:")
+    (warning,) = warnings
+    assert warning.startswith("warn mark_shared: `ip rule 2000:")
 
 
 def test_a_fresh_host_has_no_failures(run, doctor):

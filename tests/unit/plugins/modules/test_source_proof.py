@@ -7,14 +7,9 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.modules import source_proof
 
-SAMPLE = {
-    "protocol": "udp",
-    "address": "198.18.0.21",
-    "port": 53,
-    "source": "198.51.100.11",
-    "source_port": 41000,
-    "token": 7,
-}
+SAMPLE = {"address": "198.18.0.21", "port": 53, "source": "198.51.100.11", "source_port": 41000}
+SAMPLE |= {"protocol": "udp", "token": 7}
+
 ERRORS = [
     ({"targets": [SAMPLE], "samples": [SAMPLE]}, []),
     ({"targets": [{**SAMPLE, "address": "b"}]}, ["targets[0].address: 'b' is not an IP address"]),

@@ -72,8 +72,3 @@ def two_links(number: int, name: str) -> dict[str, Any]:
     second = {"address": f"198.18.2.{number}", "prefix": "24"}
     more = {"eth1": {"device": "eth1", "macaddress": f"02:00:00:00:02:{number}", "ipv4": second}}
     return {name: {"ansible_facts": {**facts(number), **more}}}
-
-
-def rows(table: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """A table for parametrize, whose first column are the ids."""
-    return {"argvalues": [row[1:] for row in table], "ids": [row[0] for row in table]}

@@ -7,6 +7,8 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
 
+from tests.unit.tables import rows
+
 from .fleet_data import WEB, fleet, hostvars
 
 UNREPLIED, STREAM = "net.netfilter.nf_conntrack_udp_timeout", "net.netfilter.nf_conntrack_udp_timeout_stream"
@@ -37,9 +39,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("services", "changes", "wanted"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
-)
+@pytest.mark.parametrize(("services", "changes", "wanted"), **rows(CASES))
 def test_timeouts_of_conntrack(services, changes, wanted):
     document = return_path(fleet("b", services, **changes), "b")
     assert {one["name"]: one["value"] for one in document["sysctls"] if "udp_timeout" in one["name"]} == wanted

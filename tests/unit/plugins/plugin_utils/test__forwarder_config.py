@@ -8,7 +8,9 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._forwarder_config import forwarder_config
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
 
-from .fleet_data import WEB, errors, fleet, hostvars, rows, two_links
+from tests.unit.tables import rows
+
+from .fleet_data import WEB, errors, fleet, hostvars, two_links
 
 SSH = {"name": "ssh", "listen": ["0.0.0.0:22"], "backends": ["b:2222"], "proxies": ["a2"]}
 

@@ -11,7 +11,9 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import Deri
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import fact_addresses, read_interfaces
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import HostAddress, host_from_variables
 
-from .fleet_data import facts, rows
+from tests.unit.tables import rows
+
+from .fleet_data import facts
 
 DOCKER = {"docker0": {"device": "docker0", "ipv4": {"address": "172.17.0.1", "prefix": "16"}}}
 

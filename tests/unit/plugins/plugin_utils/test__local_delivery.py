@@ -11,7 +11,9 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery imp
     local_delivery,
 )
 
-from .fleet_data import WEB, errors, facts, fleet, hostvars, rows
+from tests.unit.tables import rows
+
+from .fleet_data import WEB, errors, facts, fleet, hostvars
 
 
 def test_an_address_outside_the_inventory_has_rules_too():

@@ -9,7 +9,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._hosts import parse
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._proxy_ids import derived_id
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._shared_subnets import SharedSubnet
 
-from .fleet_data import rows
+from tests.unit.tables import rows
 
 
 def subnet(proxy: str, backend: str) -> SharedSubnet:

@@ -8,7 +8,9 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._reachability import subnets_of_host
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import describe_strategy, return_path
 
-from .fleet_data import WEB, errors, facts, fleet, hostvars, rows, two_links
+from tests.unit.tables import rows
+
+from .fleet_data import WEB, errors, facts, fleet, hostvars, two_links
 
 
 def test_with_strategy_mark_each_proxy_has_a_mark_a_table_and_guarded_rules():

@@ -12,7 +12,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_auto i
     choose,
 )
 
-from .fleet_data import rows
+from tests.unit.tables import rows
 
 FACTS = [
     ("one address, a default route", Situation(), "mark"),

@@ -10,7 +10,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._same_services import faults
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory
 
-from .fleet_data import rows
+from tests.unit.tables import rows
 
 ONE = [{"name": "web", "listen": ["0.0.0.0:80"], "backends": ["b:8080", "c:8080"]}]
 OTHER = [{**ONE[0], "backends": ["b:8080"]}]

@@ -101,15 +101,12 @@ def test_a_number_of_connections_in_words(number, text):
     assert client.connections(number) == text
 
 
-def test_the_wait_for_an_empty_backend_ends_without_connections(forwarder, monkeypatch):
+def test_the_wait_for_an_empty_backend_ends_without_connections_or_after_the_timeout(forwarder, monkeypatch):
     monkeypatch.setattr(client, "POLL", 0)
     path, requests = forwarder(status(active=2), status(active=1), status(active=0))
     assert client.wait_until_empty(path, "b", None, 60) == 0
     assert len(requests) == 3
-
-
-def test_the_wait_for_an_empty_backend_ends_after_the_timeout(forwarder):
-    path, _requests = forwarder(status(active=2))
+    forwarder(status(active=2))
     assert client.wait_until_empty(path, "b", None, 0) == 4, "of both services"
 
 

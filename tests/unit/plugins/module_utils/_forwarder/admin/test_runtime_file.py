@@ -68,15 +68,9 @@ def test_only_the_process_that_wrote_the_file_is_alive():
     assert not runtime_file.alive(theirs)
 
 
-def test_checksums_of_files_and_bytes_are_equal(tmp_path):
+def test_checksums_of_files_and_bytes_are_equal_and_code_from_a_directory_has_no_archive(tmp_path):
     data = os.urandom(3 << 20)
     (tmp_path / "file").write_bytes(data)
-    assert (
-        runtime_file.sha256_file(str(tmp_path / "file"))
-        == runtime_file.sha256(data)
-        == hashlib.sha256(data).hexdigest()
-    )
-
-
-def test_code_from_a_directory_has_no_archive():
+    expected = hashlib.sha256(data).hexdigest()
+    assert runtime_file.sha256_file(str(tmp_path / "file")) == runtime_file.sha256(data) == expected
     assert runtime_file.running_archive() is None

@@ -196,28 +196,16 @@ def test_a_new_client_replaces_the_one_that_has_waited_longest(make):
         sock.close()
 
 
-def drip(sock):
-    sock.sendall(b"?")
-
-
-def read(sock):
-    sock.recv(1000)
-
-
-def stay_silent(_sock):
-    pass
-
-
+# Whether the server keeps connections, what the client sends first and does repeatedly, when it is disconnected.
 TEST_SLOW = [
-    # Whether the server keeps connections, what the client sends first and does repeatedly, when it is disconnected.
-    (True, b"?", drip, connection.EXCHANGE_TIMEOUT),
-    (False, b"?", drip, connection.EXCHANGE_TIMEOUT),
-    (False, b"", drip, connection.EXCHANGE_TIMEOUT),
-    (True, b"\n", read, connection.EXCHANGE_TIMEOUT),
-    (False, b"\n", read, connection.EXCHANGE_TIMEOUT),
-    (True, b"\n", stay_silent, connection.EXCHANGE_TIMEOUT),
-    (False, b"", stay_silent, connection.EXCHANGE_TIMEOUT),
-    (True, b"", stay_silent, server.IDLE_TIMEOUT),
+    (True, b"?", "write", connection.EXCHANGE_TIMEOUT),
+    (False, b"?", "write", connection.EXCHANGE_TIMEOUT),
+    (False, b"", "write", connection.EXCHANGE_TIMEOUT),
+    (True, b"\n", "read", connection.EXCHANGE_TIMEOUT),
+    (False, b"\n", "read", connection.EXCHANGE_TIMEOUT),
+    (True, b"\n", "wait", connection.EXCHANGE_TIMEOUT),
+    (False, b"", "wait", connection.EXCHANGE_TIMEOUT),
+    (True, b"", "wait", server.IDLE_TIMEOUT),
 ]
 
 
@@ -229,7 +217,10 @@ def test_a_slow_client_is_disconnected_however_often_it_moves_a_byte(make, keeps
         loop.turn()
         while loop.server.connections:
             assert passed <= timeout + 1
-            act(sock)
+            if act == "write":
+                sock.sendall(b"?")
+            elif act == "read":
+                sock.recv(1000)
             loop.turn(0.5)
             passed += 0.5
     assert passed >= timeout - 1
@@ -264,10 +255,19 @@ def test_without_descriptors_one_client_is_disconnected_and_accepting_pauses(mak
         assert late.recv(10) == b"?\n"
 
 
-def test_the_admin_socket_is_for_owner_and_group(make):
+def test_the_admin_socket_is_for_owner_and_group_and_replaces_no_other_kind_of_file(make, tmp_path):
     loop = make()
     assert stat.S_IMODE(os.stat(loop.path).st_mode) == 0o660
-    assert not os.path.exists(f"{loop.path}.new")
+    assert [file.name for file in tmp_path.iterdir()] == ["sock"]
+    path = tmp_path / "notes"
+    path.write_text("kept")
+    with pytest.raises(FileExistsError):
+        listening._bind_path(str(path), None)
+    assert path.read_text() == "kept"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["notes", "sock"]
+    path.unlink()
+    for _time in range(2):  # an old socket is replaced
+        listening._bind_path(str(path), None).close()
 
 
 def test_the_names_of_the_sockets_of_a_config(monkeypatch):
@@ -302,15 +302,3 @@ def test_http_requests_and_their_answers(request_, status, body):
     head, _blank, sent = data.partition(b"\r\n\r\n")
     assert (data.startswith(status), sent, last) == (True, body, True)
     assert b"Connection: close" in head
-
-
-def test_the_admin_socket_replaces_no_other_kind_of_file(tmp_path):
-    path = tmp_path / "notes"
-    path.write_text("kept")
-    with pytest.raises(FileExistsError):
-        listening._bind_path(str(path), None)
-    assert path.read_text() == "kept"
-    assert [file.name for file in tmp_path.iterdir()] == ["notes"]
-    path.unlink()
-    for _time in range(2):  # an old socket is replaced
-        listening._bind_path(str(path), None).close()

@@ -66,14 +66,11 @@ def test_workers_of_all_generations_and_free_slots_are_listed(forwarder):
     assert forwarder.status()["checker"] == {"pid": 7, "hung": False}
 
 
-def test_a_process_without_heartbeats_is_hung(forwarder):
+def test_a_process_without_heartbeats_is_hung_and_without_a_checker_or_a_config_their_entries_are_empty(forwarder):
     workers = [worker(5, 0, 2, silent=2.6), worker(6, 1, 2, silent=2.4)]
     document = forwarder.status(workers=workers, checker=worker(7, 0, 2, silent=9.0))
     assert [one["state"] for one in document["workers"]] == ["hung", "serving"]
     assert document["checker"]["hung"]
-
-
-def test_without_a_checker_or_a_config_their_entries_are_empty(forwarder):
     document = forwarder.status(checker=None, config=None)
     assert (document["checker"], document["services"]) == (None, [])
 
@@ -103,11 +100,8 @@ def test_the_state_of_a_backend_is_the_worst_of_its_families(forwarder, ipv4, ip
     region.set_state("health", B4, ipv4)
     region.set_state("health", B6, ipv6)
     found = backends(forwarder)["b"]
-    assert found["state"] == state
-    assert [one["state"] for one in found["families"].values()] == [
-        shared_memory.STATES[ipv4],
-        shared_memory.STATES[ipv6],
-    ]
+    families = [one["state"] for one in found["families"].values()]
+    assert (found["state"], families) == (state, [shared_memory.STATES[ipv4], shared_memory.STATES[ipv6]])
 
 
 def test_an_override_takes_precedence_over_health_and_config(forwarder):
@@ -138,11 +132,8 @@ def test_latencies_are_summed_over_workers(forwarder):
         Backends(CONFIG.services[0], "ipv4", forwarder.regions[0], slot).connected("203.0.113.7", C4, seconds, NOW)
     latency = backends(forwarder)["c"]["families"]["ipv4"]["latency"]
     assert (latency["count"], latency["sum"]) == (3, 9_000_400)
-    assert [number for number, count in enumerate(latency["buckets"]) if count] == [
-        0,
-        1,
-        len(shared_memory.LATENCY_BOUNDS),
-    ]
+    filled = [number for number, count in enumerate(latency["buckets"]) if count]
+    assert filled == [0, 1, len(shared_memory.LATENCY_BOUNDS)]
 
 
 def test_a_common_cause_of_broken_return_paths_is_an_alarm(forwarder):

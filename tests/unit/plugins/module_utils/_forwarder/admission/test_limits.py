@@ -33,15 +33,13 @@ def test_a_client_at_its_limit_gets_another_connection_when_one_ends():
     assert [limiter.admit("203.0.113.7", 0) for _connection in range(2)] == [None, PER_CLIENT]
 
 
-def test_ipv6_addresses_of_one_64_are_one_client():
+def test_ipv6_addresses_of_one_64_are_one_client_and_clients_without_connections_are_forgotten():
     limiter = make_limiter(connections_per_client=1)
     assert limiter.admit("2001:db8:1:2::1", 0) is None
     assert limiter.admit("2001:db8:1:2:ffff::1", 0) == PER_CLIENT
     assert limiter.admit("2001:db8:1:3::1", 0) is None
-
-
-def test_clients_without_connections_are_forgotten():
-    limiter = make_limiter(connections_per_client=1)
+    for address in ("2001:db8:1:2::1", "2001:db8:1:3::1"):
+        limiter.release(address)
     for number in range(300):
         address = f"203.0.113.{number % 256}"
         assert limiter.admit(address, 0) is None

@@ -13,6 +13,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.s
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.settings import PortRange
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.sockets import CapabilityError
 
+from tests.unit.tables import rows
+
 CLIENT = ("203.0.113.7", 4000)
 TARGET = ("198.18.0.21", 8080)
 SLICE = PortRange(40000, 40063)
@@ -70,22 +72,21 @@ def test_each_step_follows_when_the_one_before_is_not_possible(
     assert counted == counters
 
 
-def test_without_a_fallback_the_last_step_fails(kernel):
-    kernel.taken = EVERY
-    one, counted = ladder(source_port="keep")
-    with pytest.raises(OSError) as caught:
-        one.connect(CLIENT, TARGET)
-    assert caught.value.errno == errno.EADDRINUSE
-    assert counted == ["port taken"]
+TEST_FAILURES = [
+    ("without a fallback the last step fails", "refuse", EVERY, OSError(errno.EADDRINUSE, ""), ["port taken"]),
+    ("any other error ends the steps", "own", {4000, 0}, OSError(errno.ENETUNREACH, ""), []),
+    ("without CAP_NET_RAW every step fails", "own", {4000, 0}, CapabilityError(errno.EPERM, ""), None),
+]
 
 
-def test_any_other_error_ends_the_steps(kernel):
-    kernel.taken, kernel.error = {4000, 0}, OSError(errno.ENETUNREACH, "")
-    one, counted = ladder(source_port="keep", source_fallback="own")
-    with pytest.raises(OSError) as caught:
+@pytest.mark.parametrize(("fallback", "taken", "error", "counters"), **rows(TEST_FAILURES))
+def test_an_error_is_raised_when_no_step_is_left_or_may_follow(kernel, fallback, taken, error, counters):
+    kernel.taken, kernel.error = taken, error
+    one, counted = ladder(source_port="keep", source_fallback=fallback)
+    with pytest.raises(type(error)) as caught:
         one.connect(CLIENT, TARGET)
-    assert caught.value.errno == errno.ENETUNREACH
-    assert counted == []
+    assert caught.value.errno == error.errno
+    assert counters is None or counted == counters
 
 
 def test_a_privileged_port_that_cannot_be_bound_is_not_kept(kernel):
@@ -93,13 +94,6 @@ def test_a_privileged_port_that_cannot_be_bound_is_not_kept(kernel):
     one, counted = ladder(source_port="keep")
     assert one.connect((CLIENT[0], 700), TARGET) == ((CLIENT[0], 0), "any")
     assert counted == ["port not permitted"]
-
-
-def test_without_cap_net_raw_every_step_fails(kernel):
-    kernel.taken, kernel.error = {4000, 0}, CapabilityError(errno.EPERM, "")
-    one, _counted = ladder(source_port="keep", source_fallback="own")
-    with pytest.raises(CapabilityError):
-        one.connect(CLIENT, TARGET)
 
 
 def test_the_kernel_gets_the_slice_as_a_socket_option(kernel):
@@ -122,16 +116,12 @@ def test_if_the_kernel_finds_no_port_some_are_tried_by_number(kernel):
     assert len(kernel.asked) == 1 + source_address.TRIES_BY_NUMBER
 
 
-def test_on_an_older_kernel_connections_get_one_port_after_the_other(kernel):
+def test_on_an_older_kernel_connections_get_one_port_after_the_other_and_skip_taken_ones(kernel):
     one, _counted = ladder(source_address.SourcePorts(SLICE, by_kernel=False))
     made = [one.connect(CLIENT, TARGET)[0][1] for _connection in range(64)]
     assert sorted(made) == list(range(40000, 40064))
     assert not any(source_address.sockets.IP_LOCAL_PORT_RANGE in options for options in kernel.options)
-
-
-def test_on_an_older_kernel_taken_ports_are_skipped(kernel):
     kernel.taken = set(range(40000, 40063))
-    one, _counted = ladder(source_address.SourcePorts(SLICE, by_kernel=False))
     for _connection in range(3):
         assert one.connect(CLIENT, TARGET) == ((CLIENT[0], 40063), "any")
 

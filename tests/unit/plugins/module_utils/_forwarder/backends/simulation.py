@@ -98,8 +98,3 @@ class Run:
 
 
 B, C, V6 = "198.18.0.21", "198.18.0.22", "2001:db8::21"
-
-
-def rows(table):
-    """The rows of a table as arguments of parametrize; the first column has the ids."""
-    return {"argvalues": [row[1:] for row in table], "ids": [row[0] for row in table]}

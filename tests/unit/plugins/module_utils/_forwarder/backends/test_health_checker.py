@@ -14,7 +14,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 
-from .simulation import HEALTH, REFUSED, SILENCE, SOURCES, UNREACHABLE, V6, B, C, Probe, rows, service
+from tests.unit.tables import rows
+
+from .simulation import HEALTH, REFUSED, SILENCE, SOURCES, UNREACHABLE, V6, B, C, Probe, service
 
 
 def test_a_healthy_fleet_costs_one_spoofed_probe_per_interval(network, start):
@@ -201,7 +203,7 @@ def test_a_backend_that_always_answers_slowly_is_no_suspect(network, start, monk
     assert len(network.asked) > 1
 
 
-def test_local_delivery_is_reported_when_all_return_paths_of_a_family_are_broken(network, start):
+def test_local_delivery_is_reported_when_all_return_paths_of_a_family_and_not_of_one_backend_are_broken(network, start):
     other = "2001:db8::22"
     run = start(service(B, C), service(V6, other, name="six"))
     run.turn(4.0)
@@ -214,11 +216,7 @@ def test_local_delivery_is_reported_when_all_return_paths_of_a_family_are_broken
     network.says = {}
     run.turn(10.0)
     assert run.region.common_causes() == []
-
-
-def test_one_broken_backend_says_nothing_of_local_delivery(network, start):
-    """Not even as a backend of two services."""
-    run = start(service(B), service(B, name="other"))
+    run = start(service(B), service(B, name="other"))  # one broken backend, although it is one of two services
     run.turn(4.0)
     network.says = {(B, True): SILENCE}
     run.turn(10.0)

@@ -12,7 +12,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_state import RoundResult
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
 
-from .simulation import HEALTH, REFUSED, RESET, SILENCE, SOURCES, UNREACHABLE, B, rows, service
+from tests.unit.tables import rows
+
+from .simulation import HEALTH, REFUSED, RESET, SILENCE, SOURCES, UNREACHABLE, B, service
 
 # The errno of the spoofed and of the own probe, what the round shows, and whether the own probe was sent at all.
 TEST_ROUNDS = [

@@ -24,15 +24,11 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .simulation import rows
+from tests.unit.tables import rows
 
 NO_CLIENTS = ClientConnects()
-WELL, SILENT, REFUSED, BROKEN_PATH = (
-    RoundResult(True, True),
-    RoundResult(False, False),
-    RoundResult(False, True),
-    RoundResult(True, False),
-)
+WELL, SILENT = RoundResult(True, True), RoundResult(False, False)
+REFUSED, BROKEN_PATH = RoundResult(False, True), RoundResult(True, False)
 
 # rise 2, fall 3: results (y good, n bad), and the verdict after each (? unasked, A answered, U unanswered).
 TEST_VERDICTS = [
@@ -98,9 +94,7 @@ TEST_SILENCES = [
 def test_a_client_that_succeeds_while_probes_are_unanswered_keeps_the_target_up(window, succeeded, failed, state):
     health, zero = HealthState(rise=1, fall=1, window=window), 1000.0
     for begun in (0.0, 10.0, 20.0):
-        real = ClientConnects(
-            succeeded=zero + succeeded if succeeded < begun else 0.0, failed=zero + failed if failed < begun else 0.0
-        )
+        real = ClientConnects(*(zero + second if second < begun else 0.0 for second in (succeeded, failed)))
         health.add(BROKEN_PATH, real, zero + begun, zero + begun + 1.0)
     assert health.state == state
 

@@ -12,6 +12,8 @@ import subprocess
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import orphans
 
+from tests.unit.tables import rows
+
 OWN = "python3\0/usr/local/bin/l4proxy\0forward\0--config\0/etc/l4proxy/forwarder.json\0"
 OTHER = OWN.replace("forwarder.json", "other.json")
 
@@ -43,7 +45,7 @@ TEST_ORPHANS = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "pids"), [row[1:] for row in TEST_ORPHANS], ids=[row[0] for row in TEST_ORPHANS])
+@pytest.mark.parametrize(("fields", "pids"), **rows(TEST_ORPHANS))
 def test_workers_without_a_supervisor_of_this_command_line_are_orphans(proc, fields, pids):
     process(proc, 100, *fields)
     (proc / "sys").mkdir()

@@ -31,31 +31,22 @@ CLIENT = "198.51.100.254"
 CLIENTS = {"ipv4": CLIENT, "ipv6": "2001:db8:ffff::fffe"}
 A, B, ROUTER = "198.18.0.11", "198.18.0.21", "198.18.0.1"
 RETURN_PATH = documents.load(fakes.RETURN_PATH)
-LOCAL_DELIVERY = documents.load(
-    {
-        "schema": 1,
-        "owner": "local_delivery",
-        "protocol": 201,
-        "rules": [
-            {"family": "ipv4", "priority": 1100, "src": B, "ip_proto": name, "action": "lookup", "table": 20100}
-            for name in ("tcp", "udp", "icmp")
-        ],
-        "routes": [{"family": "ipv4", "table": 20100, "dst": "default", "type": "local", "dev": "lo"}],
-    }
-)
+
+
+def local_delivery(*selectors: dict[str, Any]) -> documents.Document:
+    """A document of local delivery with a rule for each of these selectors."""
+    common = {"family": "ipv4", "priority": 1100, "action": "lookup", "table": 20100}
+    routes = [{"family": "ipv4", "table": 20100, "dst": "default", "type": "local", "dev": "lo"}]
+    rules = [{**common, **selector} for selector in selectors]
+    return documents.load({"schema": 1, "owner": "local_delivery", "protocol": 201, "rules": rules, "routes": routes})
+
+
+LOCAL_DELIVERY = local_delivery(*({"src": B, "ip_proto": name} for name in ("tcp", "udp", "icmp")))
+BY_SOCKET = local_delivery({"fwmark": 11, "fwmask": 255})
+
+
 LOCAL = RouteAnswer("local", dev="lo", table=255)
 BY_ROUTER = RouteAnswer("unicast", via=ROUTER, dev="eth0", src=B, table=254)
-BY_SOCKET = documents.load(
-    {
-        "schema": 1,
-        "owner": "local_delivery",
-        "protocol": 201,
-        "rules": [
-            {"family": "ipv4", "priority": 1100, "fwmark": 11, "fwmask": 255, "action": "lookup", "table": 20100}
-        ],
-        "routes": [{"family": "ipv4", "table": 20100, "dst": "default", "type": "local", "dev": "lo"}],
-    }
-)
 BY_PROXY = RouteAnswer("unicast", via=A, dev="eth0", table=20111)
 SETTINGS = {"net.ipv4.ip_local_port_range": "32768\t60999"}
 PEER = Peer(

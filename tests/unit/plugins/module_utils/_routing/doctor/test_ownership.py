@@ -30,20 +30,12 @@ def test_objects_are_listed_by_owner_in_the_sections_of_a_document(tmp_path, mon
 
 
 def test_foreign_rules_exclude_the_kernels_and_foreign_routes_only_include_our_tables():
-    kernels = cases.foreign_rule(2, priority=32766, table=254)
-    theirs = cases.foreign_rule(3, priority=100, table=7)
-    strange = KernelObject(None, 4, "ipv6")
+    kernels, theirs = cases.foreign_rule(2, priority=32766, table=254), cases.foreign_rule(3, priority=100, table=7)
     near = cases.foreign_route(table=20111, via=cases.ROUTER, metric=9)
     far = cases.foreign_route(table=7, via=cases.ROUTER)
-    facts = replace(
-        cases.BACKEND, rules=(*cases.BACKEND.rules, kernels, theirs, strange), routes=(*cases.BACKEND.routes, near, far)
-    )
-    found = ownership.foreign(facts)
-    assert found["rules"][0] == {
-        "family": "ipv4",
-        "text": "ip rule 100: from all lookup 7",
-        "protocol": 3,
-        "owner": "proto boot",
-    }
+    rules = (*cases.BACKEND.rules, kernels, theirs, KernelObject(None, 4, "ipv6"))
+    found = ownership.foreign(replace(cases.BACKEND, rules=rules, routes=(*cases.BACKEND.routes, near, far)))
+    first = {"family": "ipv4", "text": "ip rule 100: from all lookup 7", "protocol": 3, "owner": "proto boot"}
+    assert found["rules"][0] == first
     assert [row["owner"] for row in found["rules"]] == ["proto boot", "proto static"]
     assert [row["text"] for row in found["routes"]] == ["ip route default via 198.18.0.1 table 20111 metric 9"]

@@ -14,6 +14,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.ne
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import resolve_links
 
+from tests.unit.tables import rows
+
 from ..fakes import FakeKernel
 
 A, A2 = Mark("a", 11, 255, (), ("10.8.0.1", "fd00:8::1")), Mark("a2", 12, 255, (), ("10.8.0.3",))
@@ -45,9 +47,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("marks", "kinds", "near", "words"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
-)
+@pytest.mark.parametrize(("marks", "kinds", "near", "words"), **rows(REFUSED))
 def test_a_link_that_cannot_distinguish_proxies_is_refused(marks, kinds, near, words):
     made = kernel(**kinds)
     made.near.update(near)
