@@ -153,9 +153,8 @@ def test_a_document_that_is_not_an_object_is_refused(data):
 def test_a_bad_backend_is_one_error_and_not_also_a_missing_family():
     data = minimal()
     data["services"][0]["backends"].append({"name": "c", "ipv4": "198.18.0.22", "port": 70000})
-    assert errors_of(data) == [
-        'services[0].backends[1].port: 70000 is not a port (1-65535) or a range like "8000-8010"'
-    ]
+    (error,) = errors_of(data)
+    assert error == 'services[0].backends[1].port: 70000 is not a port (1-65535) or a range like "8000-8010"'
 
 
 def test_all_errors_of_a_document_are_reported_together():

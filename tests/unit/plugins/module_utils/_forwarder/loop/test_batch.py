@@ -20,10 +20,12 @@ def read(batch, waiting):
     return min(size, waiting)
 
 
-def test_a_busy_socket_is_soon_read_in_large_batches():
+def test_a_busy_socket_is_soon_read_in_large_batches_and_one_datagram_at_a_time_after_it_had_none():
     batch = Batch(MOST)
     assert sum(read(batch, 1000) for _turn in range(10)) > 4 * MOST
     assert batch.size == MOST
+    read(batch, 0)
+    assert batch.size == 1
 
 
 def test_a_socket_with_one_datagram_at_a_time_is_seldom_read_in_vain():
@@ -41,9 +43,3 @@ def test_a_batch_grows_again_when_a_socket_becomes_busy():
     assert sum(read(batch, 1000) for _turn in range(MOST + 10)) > 4 * MOST
     read(batch, 3)
     assert batch.size == 3
-
-
-def test_a_batch_that_found_nothing_has_size_one():
-    batch = Batch(MOST)
-    read(batch, 0)
-    assert batch.size == 1

@@ -73,36 +73,27 @@ def test_an_edge_is_reported_once(poller, pair):
     assert poller.masks() == {}, "an end that cannot be handled yet must not spin"
 
 
-def test_what_arrived_before_watch_is_reported(poller, pair):
+def test_what_arrived_before_watch_is_reported_and_room_once_from_watch_writable_on(poller, pair):
     near, far = pair
-    far.send(b"x")
-    poller.watch(near.fileno(), poller.named("it"), writable=True)
-    assert poller.masks() == {"it": READ | WRITE}
-
-
-def test_room_is_reported_once_from_watch_writable_on(poller, pair):
-    number = pair[0].fileno()
-    poller.watch(number, poller.named("it"))
-    poller.watch_writable(number)
-    assert poller.masks() == {"it": WRITE}
+    poller.watch(far.fileno(), poller.named("far"))
+    poller.watch_writable(far.fileno())
+    assert poller.masks() == {"far": WRITE}
     assert poller.masks() == {}
-
-
-def test_a_forgotten_and_closed_descriptor_is_not_reported(poller, pair):
-    near, far = pair
-    poller.watch(near.fileno(), poller.named("it"))
     far.send(b"x")
-    poller.forget(near.fileno())
-    near.close()
-    assert poller.masks() == {}
+    poller.watch(near.fileno(), poller.named("near"), writable=True)
+    assert poller.masks() == {"near": READ | WRITE}
 
 
-def test_the_callback_can_be_replaced(poller, pair):
+def test_the_callback_can_be_replaced_and_a_forgotten_and_closed_descriptor_is_not_reported(poller, pair):
     near, far = pair
     poller.watch(near.fileno(), poller.named("connecting"))
     poller.replace(near.fileno(), poller.named("open"))
     far.send(b"x")
     assert poller.masks() == {"open": READ}
+    far.send(b"y")
+    poller.forget(near.fileno())
+    near.close()
+    assert poller.masks() == {}
 
 
 def test_again_comes_after_the_events_of_the_next_turn_which_does_not_wait(poller, pair):
