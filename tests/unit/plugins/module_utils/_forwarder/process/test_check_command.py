@@ -10,46 +10,33 @@ import json
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import check_command
 
-GOOD = {
-    "schema": 1,
-    "proxy_id": 1,
-    "services": [
-        {
-            "name": "web",
-            "listen": [{"address": "0.0.0.0", "port": 80}, {"address": "0.0.0.0", "port": 81}],
-            "backends": [{"name": "b", "ipv4": "198.18.0.21", "port": 8080}],
-        }
-    ],
-}
+from ..config.config_data import minimal
+
+LISTEN = [{"address": "0.0.0.0", "port": 80}, {"address": "0.0.0.0", "port": 81}]
+GOOD = {**minimal(), "services": [{**minimal()["services"][0], "listen": LISTEN}]}
 
 
 def wide(listen, backends):
     """A config with so many listen addresses and backends, in services of 1,000 each."""
     services = []
     for first in range(0, max(listen, backends), 1000):
-        several = [
-            {"address": f"10.{first // 1000}.0.1", "port": n + 1} for n in range(max(1, min(1000, listen - first)))
-        ]
-        many = [
-            {"name": f"b{n}", "ipv4": f"10.9.{n // 250}.{n % 250}", "port": 80}
-            for n in range(max(1, min(1000, backends - first)))
-        ]
-        services.append({"name": f"s{first}", "listen": several, "backends": many})
+        few, many = (range(max(1, min(1000, count - first))) for count in (listen, backends))
+        addresses = [{"address": f"10.{first // 1000}.0.1", "port": n + 1} for n in few]
+        servers = [{"name": f"b{n}", "ipv4": f"10.9.{n // 250}.{n % 250}", "port": 80} for n in many]
+        services.append({"name": f"s{first}", "listen": addresses, "backends": servers})
     return {**GOOD, "services": services, "workers": 1}
 
 
-UNKNOWN_KEY = (
-    "x: is not a known key; the known ones are admin, drain_timeout, log, metrics, proxy_id, schema, services,"
-    " source_ports, workers\n"
-)
+KEYS = "admin, drain_timeout, log, metrics, proxy_id, schema, services, source_ports, workers"
 TEST_CONFIGS = [
     (GOOD, "ok: {path}: 1 service, 2 listen addresses, 1 backend\n"),
-    ({**GOOD, "proxy_id": 0, "x": 1}, f"proxy_id: 0 is not a proxy id (1-255)\n{UNKNOWN_KEY}"),
+    ({**GOOD, "proxy_id": 0, "x": 1},
+     f"proxy_id: 0 is not a proxy id (1-255)\nx: is not a known key; the known ones are {KEYS}\n"),
     (wide(16384, 17), "ok: {path}: "),
     (wide(17, 16384), "ok: {path}: "),
     (wide(16385, 17), "services: have 16385 listen addresses (each port of a range counts); the limit is 16384 per"),
     (wide(17, 16385), "services: have 16385 backends; the limit is 16384 per proxy: use several proxies"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("document", "output"), TEST_CONFIGS)

@@ -17,19 +17,11 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process 
 GENERATION = SimpleNamespace(number=1, config=Config(proxy_id=1, services=()), slots=1, region=None)
 
 
-def spawn_worker():
-    children.spawn_worker(GENERATION, 0, {}, {}, 0.0, [])
-
-
-def spawn_checker():
-    children.spawn_checker(GENERATION, {}, {}, 0.0, [])
-
-
-def spawn_check():
-    children.spawn_check(["true"], {}, [])
-
-
-@pytest.mark.parametrize("spawn", [spawn_worker, spawn_checker, spawn_check])
+@pytest.mark.parametrize("spawn", [
+    lambda: children.spawn_worker(GENERATION, 0, {}, {}, 0.0, []),
+    lambda: children.spawn_checker(GENERATION, {}, {}, 0.0, []),
+    lambda: children.spawn_check(["true"], {}, []),
+], ids=["worker", "checker", "check"])  # fmt: skip
 def test_a_failed_fork_leaves_no_descriptor_open(monkeypatch, spawn):
     def fork():
         raise OSError(errno.EAGAIN, "no more processes")

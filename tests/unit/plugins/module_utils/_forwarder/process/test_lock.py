@@ -44,13 +44,8 @@ class Other:
     """Another process that takes the lock, and its pid."""
 
     def __init__(self, directory, action):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(directory), action],
-            env=netns.cli_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command, pipe = [sys.executable, "-c", PROGRAM, str(directory), action], subprocess.PIPE
+        self.process = subprocess.Popen(command, env=netns.cli_environment(), stdin=pipe, stdout=pipe, text=True)
         self.pid = int(self.process.stdout.readline())
 
     def __enter__(self):
@@ -81,9 +76,10 @@ def test_only_one_process_holds_the_lock_until_it_ends(tmp_path, mine, action):
     assert lock.holder(str(tmp_path)) is None, "no other process holds it"
 
 
-def test_a_forked_child_does_not_keep_the_lock(tmp_path, mine):
-    with Other(tmp_path, "fork"):
+def test_a_forked_child_does_not_keep_the_lock_and_each_directory_has_its_own(tmp_path, mine):
+    with Other(tmp_path, "fork"), Other(tmp_path / "other", "hold"):
         mine.take()
+    assert lock.holder(str(tmp_path / "nowhere")) is None
 
 
 def test_a_removed_lock_file_is_created_and_locked_again(tmp_path, mine):
@@ -97,9 +93,3 @@ def test_a_removed_lock_file_is_created_and_locked_again(tmp_path, mine):
     assert mine.descriptors() == [mine.fd]
     mine.release()
     assert mine.descriptors() == []
-
-
-def test_each_directory_has_its_own_lock(tmp_path, mine):
-    with Other(tmp_path / "other", "hold"):
-        mine.take()
-    assert lock.holder(str(tmp_path / "nowhere")) is None

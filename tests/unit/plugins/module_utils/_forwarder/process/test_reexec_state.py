@@ -32,13 +32,9 @@ def test_the_next_program_takes_the_state_and_the_descriptors_once(pipe):
     assert reexec_state.take(environment) is None
 
 
-def test_a_variable_for_another_process_is_ignored():
+def test_a_variable_for_another_process_is_ignored_and_after_a_failed_exec_descriptors_are_close_on_exec(pipe):
     environment = {reexec_state.VARIABLE: f"{os.getpid() + 1}:0"}
     assert reexec_state.take(environment) is None
     assert environment == {}
-
-
-def test_after_a_failed_exec_descriptors_are_close_on_exec_again(pipe):
-    variable = reexec_state.leave({}, [pipe[0]])
-    reexec_state.recall(variable, [pipe[0]])
+    reexec_state.recall(reexec_state.leave({}, [pipe[0]]), [pipe[0]])
     assert not os.get_inheritable(pipe[0])

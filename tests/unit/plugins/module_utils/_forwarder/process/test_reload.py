@@ -32,9 +32,8 @@ def checking(monkeypatch, tmp_path):
         call_later=lambda *_arguments: None,
     )
     host = SimpleNamespace(may_reload=lambda: True, inherited_descriptors=list)
-    checking = reload.Reload(
-        loop, host, SimpleNamespace(begin=lambda: None), "forwarder.json", ["python3", "l4proxy.pyz"]
-    )
+    reexec = SimpleNamespace(begin=lambda: None)
+    checking = reload.Reload(loop, host, reexec, "forwarder.json", ["python3", "l4proxy.pyz"])
     checking.requested = True
     with output:
         checking.step()

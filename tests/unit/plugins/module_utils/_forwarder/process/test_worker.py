@@ -8,15 +8,6 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.relay import Relay
 
-from ..worker_host import TcpHost
-
-
-@pytest.fixture
-def host(tmp_path):
-    host = TcpHost(tmp_path)
-    yield host
-    host.close()
-
 
 def test_a_defect_in_the_timer_of_a_session_ends_only_that_session(host, monkeypatch):
     def defect(_relay):
@@ -36,14 +27,11 @@ def test_a_defect_in_the_timer_of_a_session_ends_only_that_session(host, monkeyp
     assert host.events("defect")[0]["trace"]
 
 
-def test_the_log_of_a_timer_is_written_in_the_same_turn(host):
+def test_the_log_of_a_timer_is_written_in_the_same_turn_and_a_defect_in_one_of_the_worker_itself_ends_it(host):
     host.loop.timers.add(0.0, lambda: host.loop.log.event("the clock"))
     host.worker._turn()
     assert not host.loop.log.waiting
     assert host.events("the clock")
-
-
-def test_a_defect_in_a_timer_of_the_worker_itself_ends_the_worker(host):
     host.loop.timers.add(0.0, lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         host.worker._turn()
@@ -74,7 +62,7 @@ def test_a_worker_serves_its_own_slot_and_those_that_it_covers(host):
     assert served(host) == {0}
 
 
-def test_the_oldest_sessions_are_listed_up_to_the_limit(host):
+def test_the_oldest_sessions_are_listed_up_to_the_limit_and_the_size_of_a_message(host):
     for age in range(5):
         host.relay().started -= age
     (answer,) = tell(host, sessions=7, limit=2)
@@ -82,9 +70,7 @@ def test_the_oldest_sessions_are_listed_up_to_the_limit(host):
     assert [round(session["duration"]) for session in answer["sessions"]] == [4, 3]
     (answer,) = tell(host, sessions=8, limit=2, service="other")
     assert answer["count"] == 0
-
-
-def test_a_list_of_sessions_is_cut_to_the_size_of_a_message(host):
+    host.tcp.abort_all("test")
     for number in range(100):
         host.relay().client_address = (str(number) * 2000, 4000)
     (answer,) = tell(host, sessions=7, limit=100)

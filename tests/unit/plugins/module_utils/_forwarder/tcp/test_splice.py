@@ -77,7 +77,7 @@ def test_the_pool_keeps_a_bounded_number_of_spare_pipes():
     pool.close()
 
 
-def test_where_the_kernel_refuses_a_pipe_there_is_none_and_nothing_stays_open(pool, monkeypatch):
+def test_without_splice_or_where_the_kernel_refuses_a_pipe_there_is_none_and_nothing_stays_open(pool, monkeypatch):
     def refuse(*_arguments):
         raise PermissionError(errno.EPERM, "")
 
@@ -85,9 +85,6 @@ def test_where_the_kernel_refuses_a_pipe_there_is_none_and_nothing_stays_open(po
     before = open_descriptors()
     assert pool.take() is None
     assert open_descriptors() == before
-
-
-def test_without_splice_there_are_no_pipes(monkeypatch):
     monkeypatch.setattr(splice, "splice", None)
     assert PipePool(20).take() is None
 

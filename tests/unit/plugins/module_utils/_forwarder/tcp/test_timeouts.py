@@ -58,29 +58,23 @@ def test_a_session_in_which_nothing_moves_ends_by_the_timeout_of_its_state(state
     assert checks(Relay(state, idle_timeout=idle, half_closed_timeout=half_closed), 60) == ends
 
 
-def test_a_byte_restarts_the_idle_timeout():
+def test_a_byte_restarts_the_idle_timeout_and_keepalive_is_switched_on_once():
     relay = Relay(idle_timeout=10)
 
     def each(second):
         relay.bytes += second in (9, 18)
 
     assert checks(relay, 60, each) == (28, "idle timeout")
+    assert relay.keepalives == 1
 
 
 def test_a_half_closed_session_has_the_shorter_timeout():
     relay = Relay(idle_timeout=100, half_closed_timeout=5)
 
     def each(second):
-        if second == 50:
-            relay.state = State.CLIENT_ENDED
+        relay.state = State.OPEN if second < 50 else State.CLIENT_ENDED
 
     assert checks(relay, 99, each) == (55, "half-closed timeout")
-
-
-def test_keepalive_is_switched_on_once():
-    relay = Relay()
-    checks(relay, 5)
-    assert relay.keepalives == 1
 
 
 TEST_INTERVALS = [

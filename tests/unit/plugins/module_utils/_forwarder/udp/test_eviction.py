@@ -47,16 +47,13 @@ def test_within_a_class_the_first_to_evict_are_the_first_of_the_given_order(most
     assert "".join(flow.name for flow in eviction.first_to_evict(flows, NOW, most)) == names
 
 
-def test_the_queue_skips_flows_that_have_moved_or_ended():
+def test_the_queue_skips_flows_that_have_moved_or_ended_and_may_be_empty():
     flows = [Flow(name) for name in map(str, range(64))]
     queue = EvictionQueue(lambda: flows)
     assert queue.next(NOW) is flows[0]
     flows[1].datagrams += 1
     flows[2].alive = False
     assert queue.next(NOW) is flows[3]
-
-
-def test_the_queue_of_an_empty_group_is_empty():
     assert EvictionQueue(list).next(NOW) is None
 
 

@@ -11,17 +11,15 @@ import socket
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import udp_sockets
 
+PAIRS = [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("0.0.0.0", "0.0.0.0"), ("::", "::"), ("0.0.0.0", "::")]
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "::"])
-def test_several_listeners_share_an_address(address):
-    with udp_sockets.listener(address, 0) as one, udp_sockets.listener(address, one.getsockname()[1]) as other:
-        assert one.getsockname() == other.getsockname()
+
+@pytest.mark.parametrize(("address", "other_address"), PAIRS)
+def test_several_listeners_share_an_address_and_both_wildcard_addresses_a_port(address, other_address):
+    with udp_sockets.listener(address, 0) as one, udp_sockets.listener(other_address, one.getsockname()[1]) as other:
+        assert other.getsockname()[1] == one.getsockname()[1]
+        assert address != other_address or one.getsockname() == other.getsockname()
         assert one.getblocking() is False
-
-
-def test_both_wildcard_addresses_can_have_the_same_port():
-    with udp_sockets.listener("0.0.0.0", 0) as one, udp_sockets.listener("::", one.getsockname()[1]) as other:
-        assert one.getsockname()[1] == other.getsockname()[1]
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
