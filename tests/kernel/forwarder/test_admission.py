@@ -100,7 +100,7 @@ def test_a_header_is_not_expected_from_untrusted_clients(lab, forwarder, new_lin
 
 
 TEST_GREETINGS = [
-    (b"GET / HTTP/1.0\r\n\r\n", False, "not a PROXY header: it begins with something else"),
+    (b"GET / HTTP/1.0\r\n\r\n", False, "not a PROXY header: it does not begin like version 1 or 2"),
     (b"PROXY TCP4 1.2.3.4", True, "the connection ended before its PROXY header was complete"),
     (b"", True, "the connection ended before its PROXY header was complete"),
     (b"PROXY TCP4 1.2.3.4", False, "no PROXY header within 0.5 s"),

@@ -68,7 +68,7 @@ def beyond_limit(config, slots, limit):
         return None
     return (
         f"services: {count} listening sockets (one per address, port and worker) are too many for the limit of {limit}"
-        " open files; raise LimitNOFILE= (forwarder_nofile), name fewer ports, or use fewer workers"
+        " open files; raise LimitNOFILE= (forwarder_nofile), listen on fewer ports, or use fewer workers"
     )
 
 

@@ -318,7 +318,7 @@ class WorkerPool:
         if self._stopping or key in self._occupied(live) or slot >= live.slots:
             return
         if live.config is None:
-            reason = "another version has written its config; reload with a valid config"
+            reason = "this version cannot read the config that another version has loaded; reload with a valid config"
             self._loop.log.event(f"{role} not replaced", level="error", reason=reason)
             return
         try:

@@ -57,7 +57,7 @@ def parse(data):
         return _parse_v2(data) if len(data) >= _V2_FIXED else None
     if data[: len(_V1_START)] == _V1_START[: len(data)]:
         return _parse_v1(data)
-    raise MalformedHeader("it begins with something else")
+    raise MalformedHeader("it does not begin like version 1 or 2")
 
 
 def _parse_v1(data):

@@ -51,8 +51,8 @@ def test_a_header_is_accepted_once_complete_whatever_follows_it(data, header, re
 
 
 TEST_REFUSED = [
-    (b"GET / HTTP/1.0\r\n", "begins with something else"),
-    (b"\0", "begins with something else"),
+    (b"GET / HTTP/1.0\r\n", "does not begin like version 1 or 2"),
+    (b"\0", "does not begin like version 1 or 2"),
     (b"PROXY  TCP4 203.0.113.7 198.18.0.11 8080 80\r\n", "is not PROXY TCP4|TCP6"),
     (b"PROXY TCP5 203.0.113.7 198.18.0.11 8080 80\r\n", "is not PROXY TCP4|TCP6"),
     (b"PROXY TCP4 203.0.113.7 198.18.0.11 8080\r\n", "is not PROXY TCP4|TCP6"),
