@@ -34,7 +34,7 @@ class NotReady(SeveralErrors):
 
 
 class ApplyError(RoutingError):
-    """A change failed; the text says which, and whether all changes before it were undone."""
+    """A change failed; the text says which, and whether all changes made so far were undone."""
 
 
 class MissingPackage(RoutingError):

@@ -177,7 +177,7 @@ def test_a_failed_run_removes_the_address_again(lab, b):
             raise kernel.NetlinkError(12, "Cannot allocate memory")
 
     before = listing(b)
-    with pytest.raises(errors.ApplyError, match="nothing was left"):
+    with pytest.raises(errors.ApplyError, match="changes made so far were undone"):
         lab.engine.apply(b, document(lab), {"make_kernel": Failing})
     assert listing(b) == before
 

@@ -142,7 +142,7 @@ def fail_after(number: int) -> dict:
 def test_a_failed_run_leaves_nothing_behind(lab, b, number):
     settings = [value_of(b, name) for name, _value in REDIRECTS]
     before = routing.listing(b)
-    with pytest.raises(errors.ApplyError, match=r"could not add ip.*ENOMEM.*nothing was left"):
+    with pytest.raises(errors.ApplyError, match=r"could not add ip.*ENOMEM.*changes made so far were undone"):
         lab.engine.apply(b, document(lab, sysctls=REDIRECTS), fail_after(number))
     assert routing.listing(b) == before
     assert [value_of(b, name) for name, _value in REDIRECTS] == settings
@@ -151,7 +151,7 @@ def test_a_failed_run_leaves_nothing_behind(lab, b, number):
 def test_a_failed_removal_restores_what_was_removed(lab, b):
     lab.engine.apply(b, document(lab))
     before = routing.listing(b)
-    with pytest.raises(errors.ApplyError, match=r"could not remove ip.*ENOMEM.*changes before it were undone"):
+    with pytest.raises(errors.ApplyError, match=r"could not remove ip.*ENOMEM.*changes made so far were undone"):
         lab.engine.apply(b, return_path(lab["a"]), fail_after(2))
     assert sorted(routing.listing(b)) == sorted(before)
 
@@ -163,7 +163,7 @@ def test_a_failed_nft_undoes_rules_and_routes(lab, b):
         return runner.run(argv, stdin)
 
     before = routing.listing(b)
-    with pytest.raises(errors.ApplyError, match=r"Operation not permitted.*nothing was left"):
+    with pytest.raises(errors.ApplyError, match=r"Operation not permitted.*changes made so far were undone"):
         lab.engine.apply(b, document(lab), {"runner": refuse})
     assert routing.listing(b) == before
 

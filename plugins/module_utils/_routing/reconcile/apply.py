@@ -78,7 +78,7 @@ def _undo(done: list[Step]) -> str:
             left.append(f"{step.sentence} ({reason(error)})")
     if left:
         return f"undoing failed for: {', '.join(left)}"
-    return f"the {len(done)} changes before it were undone, nothing was left" if done else "nothing was changed"
+    return f"the {len(done)} changes made so far were undone" if done else "nothing was changed"
 
 
 def _step(change: Change, run: Run) -> Step:

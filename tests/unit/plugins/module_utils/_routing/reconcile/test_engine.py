@@ -123,7 +123,7 @@ def test_a_table_with_foreign_routes_is_refused_before_any_change(host):
 @pytest.mark.parametrize("step", ["add ip rule 1101", "set ip route", "add ip rule 1100"])
 def test_a_failing_change_undoes_the_changes_before_it(host, directory, step):
     before, host.kernel.fail = host.snapshot(), step
-    sentence = r"Cannot allocate memory \(ENOMEM\); the . changes before it were undone"
+    sentence = r"Cannot allocate memory \(ENOMEM\); the . changes made so far were undone"
     with pytest.raises(errors.ApplyError, match=sentence):
         apply(host, directory=directory)
     assert host.snapshot() == before
@@ -155,7 +155,7 @@ def test_a_failure_to_undo_is_reported(host):
     with pytest.raises(errors.ApplyError) as caught:
         apply(host)
     assert "undoing failed for: add ip rule 1101: from all fwmark 0xb/0xff unreachable" in str(caught.value)
-    assert "nothing was left" not in str(caught.value)
+    assert "were undone" not in str(caught.value)
 
 
 ADDRESS = {"family": "ipv4", "address": "198.18.0.121", "dev": "eth0"}
