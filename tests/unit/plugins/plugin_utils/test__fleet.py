@@ -17,15 +17,11 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import
 from .fleet_data import NUMBERS, WEB, errors, facts, fleet, hostvars
 
 
-def test_a_backend_host_outside_the_group_is_refused():
-    found = errors(lambda: fleet("a", backends=["b", "c"]))
-    assert found == [
+def test_a_backend_host_outside_the_group_and_an_empty_group_are_refused():
+    assert errors(lambda: fleet("a", backends=["b", "c"])) == [
         "l4proxy_services[0].backends[2].host: 'd' is not in the group of backends, so no return path would be set on "
         "it; add it to the group, or use its address instead of its name"
     ]
-
-
-def test_an_empty_group_of_backends_is_refused():
     assert errors(lambda: fleet("a", backends=[]))[0].startswith("the group of backends has no hosts")
 
 
@@ -75,10 +71,8 @@ def test_known_addresses_of_hosts_with_several_ports_are_found_by_host(names):
     ports = [(b, "8080-8089"), (b, "9000-9009"), (c, 8080)]
     config = named(names, [{"host": host, "port": port} for host, port in ports], "0.0.0.0:80-89")[0]
     known = known_addresses({"forwarder": config})
-    assert [[str(one.address) for one in known[name]] for name in (b, c)] == [
-        ["198.18.0.21", "2001:db8::21"],
-        ["198.18.0.22", "2001:db8::22"],
-    ]
+    found = [[str(one.address) for one in known[name]] for name in (b, c)]
+    assert found == [["198.18.0.21", "2001:db8::21"], ["198.18.0.22", "2001:db8::22"]]
 
 
 def test_an_address_of_a_group_host_that_no_service_names_is_refused():
@@ -121,9 +115,7 @@ def test_a_proxy_as_its_own_backend_is_refused(backend, variables, address):
 
 
 def test_an_address_that_both_hosts_have_is_not_used_between_them():
-    variables = hostvars(
-        a={"ansible_facts": {**facts(11), **OTHER_NET}}, b={"ansible_facts": {**facts(21), **OTHER_NET}}
-    )
+    variables = hostvars(**{name: {"ansible_facts": facts(NUMBERS[name]) | OTHER_NET} for name in ("a", "b")})
     assert local_delivery(fleet("a", variables=variables), "a") == local_delivery(fleet("a"), "a")
 
 
@@ -139,16 +131,11 @@ def test_hosts_that_are_proxy_and_backend_use_each_other_and_skip_themselves():
         seen = both(host)
         (service,) = forwarder_config(seen, host, {})["services"]
         assert [(one["name"], one["ipv4"]) for one in service["backends"]] == [(other, f"198.18.0.{number}")]
+        addresses = {f"198.18.0.{number}", f"2001:db8::{number}"}
         rules = local_delivery(seen, host)["rules"]
-        assert {(rule["src"], rule["iif"]) for rule in rules} == {
-            (f"198.18.0.{number}", "eth0"),
-            (f"2001:db8::{number}", "eth0"),
-        }
+        assert {(rule["src"], rule["iif"]) for rule in rules} == {(address, "eth0") for address in addresses}
         assert [mark["name"] for mark in return_path(seen, host)["marks"]] == [other]
-        assert {target["address"] for target in probe_targets(seen, host)} == {
-            f"198.18.0.{number}",
-            f"2001:db8::{number}",
-        }
+        assert {target["address"] for target in probe_targets(seen, host)} == addresses
         assert describe_strategy(seen, host)["notes"] == [
             f"{host} is a proxy of service web and one of its backends: as a proxy it skips itself; as a "
             f"backend it is used by {other}"

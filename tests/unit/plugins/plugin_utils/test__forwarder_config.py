@@ -34,9 +34,11 @@ def test_a_listen_range_is_the_default_port_range_of_backends():
     assert service["backends"][0]["port"] == "8000-8009"
 
 
-def test_two_ports_of_one_host_are_two_backends():
+def test_two_ports_of_one_host_are_two_backends_and_a_backend_address_on_the_link_gives_the_id_too():
     config = forwarder_config(fleet("a", [{**WEB, "backends": ["b:80", "b:81"]}]), "a", {})
     assert [backend["name"] for backend in config["services"][0]["backends"]] == ["b:80", "b:81"]
+    config = forwarder_config(fleet("a", [{**WEB, "listen": ["0.0.0.0:80"], "backends": ["198.18.0.99:1"]}]), "a", {})
+    assert config["proxy_id"] == 11
 
 
 def test_a_service_of_one_proxy_is_not_in_the_documents_of_the_other():
@@ -80,11 +82,6 @@ def test_a_backend_that_is_down_keeps_its_known_address():
     assert forwarder_config(after, "a", {}) == before
 
 
-def test_a_backend_address_on_the_link_gives_the_id_too():
-    config = forwarder_config(fleet("a", [{**WEB, "listen": ["0.0.0.0:80"], "backends": ["198.18.0.99:1"]}]), "a", {})
-    assert config["proxy_id"] == 11
-
-
 def test_a_backend_address_on_another_link_is_used_in_both_documents():
     variables = hostvars(**two_links(11, "a"), **two_links(21, "b"))
     service = {**WEB, "backends": [{"host": "b", "address": "198.18.2.21", "port": 80}]}
@@ -102,10 +99,8 @@ def test_a_backend_address_on_no_link_of_the_proxy_is_refused():
 
 def test_an_unknown_address_does_not_hide_other_faults():
     found = config_errors({**WEB, "backends": ["b:0", "c:8080"]}, variables=hostvars(c={"ansible_facts": {}}))
-    assert [one.split(":")[0] for one in found] == [
-        "the address of c is unknown to a",
-        "l4proxy_services[0].backends[0].port",
-    ]
+    expected = ["the address of c is unknown to a", "l4proxy_services[0].backends[0].port"]
+    assert [one.split(":")[0] for one in found] == expected
 
 
 OWN = {"return_path_strategy": "address", "return_path_addresses": {"a": ["198.18.0.121", "2001:db8::121"]}}
@@ -115,13 +110,9 @@ def backend_b(variables, service=None, **changes):
     return forwarder_config(fleet("a", [service or WEB], variables, **changes), "a", {})["services"][0]["backends"][0]
 
 
-def test_a_backend_is_reached_at_the_address_it_has_for_this_proxy():
-    assert backend_b(hostvars(b=OWN)) == {
-        "name": "b", "port": 8080, "ipv4": "198.18.0.121", "ipv6": "2001:db8::121"
-    }  # fmt: skip
-
-
-def test_a_backend_that_is_down_has_the_addresses_it_was_declared():
+def test_a_backend_is_reached_at_the_address_it_has_for_this_proxy_even_if_it_is_down():
+    expected = {"name": "b", "port": 8080, "ipv4": "198.18.0.121", "ipv6": "2001:db8::121"}
+    assert backend_b(hostvars(b=OWN)) == expected
     assert backend_b(hostvars(b={**OWN, "ansible_facts": {}}))["ipv4"] == "198.18.0.121"
 
 
@@ -141,8 +132,7 @@ def test_auto_is_what_this_proxy_was_told_where_the_backend_is_not_in_the_run(va
     assert backend_b(hostvars(b=AUTO), known={"forwarder": before})["ipv4"] == address
 
 
-def test_another_address_than_the_one_for_this_proxy():
-    found = config_errors(
-        {**WEB, "backends": [{"host": "b", "address": "198.18.0.21", "port": 80}]}, variables=hostvars(b=OWN)
-    )
+def test_another_address_than_the_one_for_this_proxy_is_refused():
+    service = {**WEB, "backends": [{"host": "b", "address": "198.18.0.21", "port": 80}]}
+    found = config_errors(service, variables=hostvars(b=OWN))
     assert found[0].startswith("l4proxy_services[0].backends[0].address: a does not reach b at 198.18.0.21")

@@ -21,35 +21,18 @@ def test_an_address_outside_the_inventory_has_rules_too():
     assert {rule["src"] for rule in document["rules"]} == {"198.51.100.44", "198.18.0.21", "2001:db8::21"}
 
 
-def test_rules_match_protocols_and_no_ports():
+def test_rules_match_protocols_and_the_interface_towards_the_backend_and_no_ports():
     document = local_delivery(fleet("a"), "a")
     assert (document["owner"], document["protocol"]) == ("local_delivery", 201)
-    rules = [
-        (rule["src"], rule["ip_proto"]) for rule in document["rules"] if rule["src"] in ("198.18.0.21", "2001:db8::21")
-    ]
-    assert sorted(rules) == [
-        ("198.18.0.21", "icmp"),
-        ("198.18.0.21", "tcp"),
-        ("198.18.0.21", "udp"),
-        ("2001:db8::21", "ipv6-icmp"),
-        ("2001:db8::21", "tcp"),
-        ("2001:db8::21", "udp"),
-    ]
-    assert {(rule["priority"], rule["table"]) for rule in document["rules"]} == {(1100, 20100)}
+    for source, protocols in (("198.18.0.21", ["icmp", "tcp", "udp"]), ("2001:db8::21", ["ipv6-icmp", "tcp", "udp"])):
+        assert sorted(rule["ip_proto"] for rule in document["rules"] if rule["src"] == source) == protocols
+    placed = {(rule["iif"], rule["priority"], rule["table"]) for rule in document["rules"]}
+    assert placed == {("eth0", 1100, 20100)}
     assert not any("sport" in rule for rule in document["rules"])
-    assert [(route["family"], route["type"], route["dev"]) for route in document["routes"]] == [
-        ("ipv4", "local", "lo"),
-        ("ipv6", "local", "lo"),
-    ]
-    assert {one["name"] for one in document["sysctls"]} == {
-        "net.ipv4.conf.all.send_redirects",
-        "net.ipv4.conf.eth0.send_redirects",
-    }
-
-
-def test_rules_match_the_interface_towards_the_backend():
-    rules = local_delivery(fleet("a"), "a")["rules"]
-    assert {rule["iif"] for rule in rules} == {"eth0"}
+    routes = [(route["family"], route["type"], route["dev"]) for route in document["routes"]]
+    assert routes == [("ipv4", "local", "lo"), ("ipv6", "local", "lo")]
+    names = {one["name"] for one in document["sysctls"]}
+    assert names == {"net.ipv4.conf.all.send_redirects", "net.ipv4.conf.eth0.send_redirects"}
 
 
 def test_a_backend_on_no_link_has_rules_without_interface():
@@ -97,14 +80,9 @@ def test_auto_uses_socket_mark_for_a_container_on_a_router(known, forwarding, ex
     """Rules would catch the packets that the proxy routes for the container, so they do not stay."""
     docker = {"device": "docker0", "type": "bridge", "ipv4": {"address": "172.17.0.1", "prefix": "16"}}
     variables = hostvars(a={"ansible_facts": {**facts(11), "docker0": docker}})
-    seen = fleet(
-        "a",
-        [{**WEB, "backends": ["b:8080", "172.17.0.2:8080"]}],
-        variables,
-        settings=[f"/proc/sys/net/ipv4/ip_forward:{forwarding}"],
-        known={"local_delivery": KNOWN[known]},
-    )
-    assert bool(local_delivery(seen, "a")["marks"]) == expected
+    services = [{**WEB, "backends": ["b:8080", "172.17.0.2:8080"]}]
+    host = {"settings": [f"/proc/sys/net/ipv4/ip_forward:{forwarding}"], "known": {"local_delivery": KNOWN[known]}}
+    assert bool(local_delivery(fleet("a", services, variables, **host), "a")["marks"]) == expected
 
 
 def test_retiring_objects_are_not_the_applied_method():
@@ -113,18 +91,15 @@ def test_retiring_objects_are_not_the_applied_method():
     assert applied_method({"rules": [{"src": "198.18.0.21", "retiring": True}]}) is None
 
 
-@pytest.mark.parametrize("device", ["all", "eth0"])
-def test_socket_mark_is_refused_with_src_valid_mark(device):
+@pytest.mark.parametrize("device", ["all", "eth0", "default", "wg0"])
+def test_socket_mark_is_refused_with_src_valid_mark_of_its_own_interface(device):
     settings = [f"/proc/sys/net/ipv4/conf/{device}/src_valid_mark:1", "/proc/sys/net/ipv4/ip_forward:1"]
+    if device in ("default", "wg0"):
+        assert local_delivery(fleet("a", settings=settings), "a")["marks"]
+        return
     (found,) = errors(local_delivery, fleet("a", settings=settings), "a", "socket_mark")
-    assert found.startswith(
-        f"forwarder_local_delivery of a: socket_mark cannot work while net.ipv4.conf.{device}.src_valid_mark is 1"
-    )
-
-
-def test_src_valid_mark_of_another_interface_does_not_matter():
-    settings = [f"/proc/sys/net/ipv4/conf/{device}/src_valid_mark:1" for device in ("default", "wg0")]
-    assert local_delivery(fleet("a", settings=["/proc/sys/net/ipv4/ip_forward:1", *settings]), "a")["marks"]
+    sentence = f"socket_mark cannot work while net.ipv4.conf.{device}.src_valid_mark is 1"
+    assert found.startswith(f"forwarder_local_delivery of a: {sentence}")
 
 
 def test_rules_match_the_address_that_the_backend_has_for_this_proxy():

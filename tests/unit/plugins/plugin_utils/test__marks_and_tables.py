@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import local_delivery
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import Numbers, read
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
@@ -19,9 +18,9 @@ def seen_from(host: str, numbers, **variables):
     return fleet(host, variables=hostvars(**{host: {"l4proxy_numbers": numbers, **variables}}))
 
 
-def test_without_the_variable_the_defaults_apply():
-    for value in (None, {}):
-        assert read("b", value) == Numbers(0xFF, 20100, 1100)
+def test_without_the_variable_the_defaults_apply_and_the_numbers_of_another_host_do_not_matter():
+    assert read("b", None) == read("b", {}) == Numbers(0xFF, 20100, 1100)
+    assert return_path(seen_from("a", OTHERS), "b") == return_path(fleet("b"), "b")
 
 
 def test_the_numbers_of_a_backend_with_strategy_mark():
@@ -43,13 +42,8 @@ def test_the_numbers_of_a_proxy(method):
     document = local_delivery(seen_from("a", OTHERS), "a", method)
     assert {(rule["priority"], rule["table"]) for rule in document["rules"]} == {(2000, 30000)}
     assert {route["table"] for route in document["routes"]} == {30000}
-    assert [(mark["id"], mark["mask"]) for mark in document["marks"]] == (
-        [(11 << 8, 0xFF00)] if method != "rules" else []
-    )
-
-
-def test_the_numbers_of_another_host_do_not_matter():
-    assert return_path(seen_from("a", OTHERS), "b") == return_path(fleet("b"), "b")
+    marks = [(mark["id"], mark["mask"]) for mark in document["marks"]]
+    assert marks == ([] if method == "rules" else [(11 << 8, 0xFF00)])
 
 
 @pytest.mark.parametrize(("mask", "largest"), [(0x7, 7), (0x700, 7), (0x80000000, 1)])
@@ -80,14 +74,7 @@ def test_a_bad_value_is_refused(value, expected):
     assert found.startswith(expected)
 
 
-@pytest.mark.parametrize(
-    "value", [{"table_base": 256}, {"table_base": 2**32 - 556}, {"priority": 1}, {"priority": 32764}]
-)
-def test_the_bounds_themselves_are_accepted(value):
-    assert return_path(seen_from("b", value), "b")["rules"]
-
-
-def test_all_faults_are_reported_together():
-    with pytest.raises(DerivationError) as caught:
-        read("b", {"mark_mask": 5, "table_base": 200, "priority": 0})
-    assert len(caught.value.errors) == 3
+def test_the_bounds_themselves_are_accepted_and_all_faults_reported_together():
+    for value in ({"table_base": 256}, {"table_base": 2**32 - 556}, {"priority": 1}, {"priority": 32764}):
+        assert return_path(seen_from("b", value), "b")["rules"], value
+    assert len(errors(read, "b", {"mark_mask": 5, "table_base": 200, "priority": 0})) == 3

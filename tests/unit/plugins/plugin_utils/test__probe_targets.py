@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._probe_targets import probe_targets
 
 from .fleet_data import WEB, fleet, hostvars
@@ -14,19 +15,13 @@ def test_probe_targets_follow_the_families_listened_on():
     assert targets == [{"name": "web: b", "address": "198.18.0.21", "port": 8080, "source": "198.51.100.11"}]
 
 
-def test_of_a_range_the_first_port_is_probed():
-    services = [{**WEB, "listen": ["0.0.0.0:8000-8009"], "backends": ["b"]}]
-    assert [target["port"] for target in probe_targets(fleet("a", services), "a")] == [8000]
-
-
-def test_where_a_port_is_named_for_health_that_one_is_probed():
-    services = [{**WEB, "listen": ["0.0.0.0:50000-50009"], "backends": ["b"], "health": {"port": "21"}}]
-    assert [target["port"] for target in probe_targets(fleet("a", services), "a")] == [21]
-
-
-def test_a_handshake_is_for_tcp():
-    services = [{**WEB, "listen": ["0.0.0.0:80"], "backends": ["b:1"], "protocol": "udp"}]
-    assert probe_targets(fleet("a", services), "a") == []
+@pytest.mark.parametrize(("service", "ports"), [
+    ({"listen": ["0.0.0.0:8000-8009"], "backends": ["b"]}, [8000]),  # the first one of a range
+    ({"listen": ["0.0.0.0:50000-50009"], "backends": ["b"], "health": {"port": "21"}}, [21]),
+    ({"listen": ["0.0.0.0:80"], "backends": ["b:1"], "protocol": "udp"}, []),  # a handshake is for TCP
+])  # fmt: skip
+def test_one_port_of_a_tcp_service_is_probed(service, ports):
+    assert [target["port"] for target in probe_targets(fleet("a", [{**WEB, **service}]), "a")] == ports
 
 
 def test_a_backend_is_probed_at_the_address_it_has_for_this_proxy():
