@@ -156,11 +156,11 @@ bench: ## Compare the forwarder with HAProxy and nginx; QUICK=1, ONLY='requests-
 	@$(ROOT) QUICK=$(QUICK) ONLY='$(value ONLY)' $(BENCH)
 	@[ -n '$(value ONLY)' ] || $(ROOT) $(BENCH).checker $(if $(QUICK),6,20)
 
-bench-idle: ## Measure memory, latency and CPU with 8,000 idle connections; fails beyond its bounds (root)
+bench-idle: ## Measure memory, latency and CPU with 8,000 idle connections; fails above its limits (root)
 	@$(BOOTSTRAP) lab
 	@$(ROOT) $(BENCH).idle
 
-bench-services: ## Measure start, status, metrics and reload with 9,000 services; fails beyond its bounds (root)
+bench-services: ## Measure start, status, metrics and reload with 9,000 services; fails above its limits (root)
 	@$(BOOTSTRAP) lab
 	@$(ROOT) $(BENCH).services
 
