@@ -175,7 +175,10 @@ def test_a_host_that_is_down_has_its_known_address_instead_of_its_template():
     assert (host.source, host.addresses) == ("the last run", (address("198.18.0.77"),))
 
 
-def test_ansible_host_is_not_used_if_an_interface_is_declared():
+def test_ansible_host_is_used_if_it_is_an_address_and_nothing_else_is_known_or_declared():
+    host = host_from_variables("a", {"ansible_host": "198.18.0.11"})
+    assert (host.source, str(host.addresses[0].address)) == ("ansible_host", "198.18.0.11")
+    assert host_from_variables("a", {"ansible_host": "a.example.org"}).addresses == ()
     assert host_from_variables("b", {"l4proxy_interface": "eth1", "ansible_host": "192.0.2.1"}).addresses == ()
 
 
@@ -185,39 +188,19 @@ def test_other_text_than_if_inet6_has_no_flags():
 
 
 def test_a_declared_address_replaces_facts_and_keeps_their_device():
-    host = host_from_variables(
-        "a",
-        {
-            "l4proxy_address": "198.18.0.99",
-            "ansible_facts": facts(11, ipv4_secondaries=[{"address": "198.18.0.99", "prefix": "24"}]),
-        },
-    )
-    assert [str(one.address) for one in host.of_family(4)] == ["198.18.0.99"]
-    assert host.of_family(4)[0].device == "eth0"
+    found = facts(11, ipv4_secondaries=[{"address": "198.18.0.99", "prefix": "24"}])
+    host = host_from_variables("a", {"l4proxy_address": "198.18.0.99", "ansible_facts": found})
+    assert [(str(one.address), one.device) for one in host.of_family(4)] == [("198.18.0.99", "eth0")]
     assert [str(one.address) for one in host.of_family(6)] == ["2001:db8::11"]
 
 
-@pytest.mark.parametrize(
-    ("declared", "expected"), [("02:AA:00:00:00:01", "02:aa:00:00:00:01"), ("", None), (None, None)]
-)
-def test_a_mac_is_never_read_from_facts(declared, expected):
-    host = host_from_variables("a", {"l4proxy_mac": declared, "ansible_facts": facts(11)})
-    assert host.mac == expected
+@pytest.mark.parametrize(("declared", "mac"), [("02:AA:00:00:00:01", "02:aa:00:00:00:01"), ("", None), (None, None)])
+def test_a_mac_is_never_read_from_facts(declared, mac):
+    assert host_from_variables("a", {"l4proxy_mac": declared, "ansible_facts": facts(11)}).mac == mac
 
 
-SOURCES = [
-    ("facts", {"ansible_facts": facts(11), "ansible_host": "192.0.2.1"}, "198.18.0.11"),
-    ("the last run", {"ansible_host": "192.0.2.1"}, "198.18.0.77"),
-]
-
-
-@pytest.mark.parametrize(("source", "variables", "expected"), SOURCES, ids=[row[0] for row in SOURCES])
-def test_facts_come_before_the_last_run(source, variables, expected):
-    host = host_from_variables("a", variables, known=[address("198.18.0.77")])
-    assert (host.source, str(host.of_family(4)[0].address)) == (source, expected)
-
-
-def test_ansible_host_is_used_if_it_is_an_address_and_nothing_else_is_known():
-    host = host_from_variables("a", {"ansible_host": "198.18.0.11"})
-    assert (host.source, str(host.addresses[0].address)) == ("ansible_host", "198.18.0.11")
-    assert host_from_variables("a", {"ansible_host": "a.example.org"}).addresses == ()
+def test_facts_come_before_the_last_run():
+    for told, expected in ((facts(11), ("facts", "198.18.0.11")), (None, ("the last run", "198.18.0.77"))):
+        variables = {"ansible_host": "192.0.2.1", **({"ansible_facts": told} if told else {})}
+        host = host_from_variables("a", variables, known=[address("198.18.0.77")])
+        assert (host.source, str(host.of_family(4)[0].address)) == expected

@@ -161,11 +161,8 @@ def test_fwmark_accept_has_marks_without_conntrack_and_sysctls():
     document = return_path(fleet("b", variables=hostvars(b=ACCEPT)), "b", "fwmark_accept", "iptables")
     assert [(mark["id"], mark["conntrack"]) for mark in document["marks"]] == [(11, False)]
     assert document["mark_engine"] == "iptables"
-    assert {one["name"]: one["value"] for one in document["sysctls"] if "fwmark" in one["name"]} == {
-        "net.ipv4.tcp_fwmark_accept": "1",
-        "net.ipv4.fwmark_reflect": "1",
-        "net.ipv6.fwmark_reflect": "1",
-    }
+    expected = {"net.ipv4.tcp_fwmark_accept": "1", "net.ipv4.fwmark_reflect": "1", "net.ipv6.fwmark_reflect": "1"}
+    assert {one["name"]: one["value"] for one in document["sysctls"] if "fwmark" in one["name"]} == expected
 
 
 OFF_LINK = {**ADDRESS, "return_path_addresses": {"a": "10.0.0.9"}}

@@ -37,14 +37,14 @@ def test_a_strategy_that_is_set_replaces_the_applied_one(wanted):
     assert (choice.strategy, choice.reason) == (wanted, "return_path_strategy sets it")
 
 
-def test_auto_refuses_if_no_strategy_works():
-    with pytest.raises(DerivationError, match="without an IPv4 default route the UDP replies of mark are lost"):
-        choose("b", "auto", Situation(without_default=("IPv4",), udp=True))
-
-
-def test_an_unknown_strategy_is_refused():
-    with pytest.raises(DerivationError, match="'tunnel' is not a strategy of this version; use mark, address"):
-        choose("b", "tunnel", Situation())
+@pytest.mark.parametrize(("wanted", "situation", "sentence"), [
+    ("auto", Situation(without_default=("IPv4",), udp=True),
+     "without an IPv4 default route the UDP replies of mark are lost"),
+    ("tunnel", Situation(), "'tunnel' is not a strategy of this version; use mark, address"),
+])  # fmt: skip
+def test_a_choice_that_does_not_work_and_an_unknown_strategy_are_refused(wanted, situation, sentence):
+    with pytest.raises(DerivationError, match=sentence):
+        choose("b", wanted, situation)
 
 
 BY_ADDRESS = {"rules": [{"src": "198.18.0.121"}], "marks": []}

@@ -68,27 +68,15 @@ ROWS = [
     ("a family", {"a": ONE, "b": FAMILY}, {},
      differs('a and b: l4proxy_services[0].listen[0] is "0.0.0.0:80" on a, and "[::]:80" on b')),
     ("a backend more", {"a": ONE, "b": ONE, "c": OTHER}, {}, ONE_LESS),
-    (
-        "a service more, on several hosts",
-        {"a": ONE, **dict.fromkeys("bcdef", MORE)},
-        {},
-        differs(
-            'a and b, c, d and 2 more: l4proxy_services[1] is missing on a, and {"name": "mail", "listen": '
-            '["0.0.0.0:25"], "backends": ["c:… on b'
-        ),
-    ),
+    ("a service more, on several hosts", {"a": ONE, **dict.fromkeys("bcdef", MORE)}, {},
+     differs('a and b, c, d and 2 more: l4proxy_services[1] is missing on a, and {"name": "mail", "listen": '
+             '["0.0.0.0:25"], "backends": ["c:… on b')),
     ("a value", {"a": PORT, "b": PORT2}, {},
      differs("a and b: l4proxy_services[0].backends[0].port is 1 on a, and 2 on b")),
     ("a host outside of the run", {"a": ONE}, {"c": {"l4proxy_services": OTHER}}, ONE_LESS),
-    (
-        "a host outside of the run that has none",
-        {"a": ONE},
-        {"c": {}},
-        [
-            "l4proxy_services is defined on a, but not on c; it belongs in group_vars/all, because both ends are "
-            "derived from it"
-        ],
-    ),
+    ("a host outside of the run that has none", {"a": ONE}, {"c": {}},
+     ["l4proxy_services is defined on a, but not on c; it belongs in group_vars/all, because both ends are "
+      "derived from it"]),
     ("a host outside of the run whose list cannot be read from here", {"a": ONE}, {"c": Failing("x")}, []),
     ("nowhere, which the derivation says better", {"a": None, "b": None}, {}, []),
     ("a variable that only some have", {"a": ONE, "b": Failing(UNDEFINED), "c": Failing(UNDEFINED)}, {},

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import parse_endpoint, parse_services
 
 from .fleet_data import errors
@@ -64,8 +63,10 @@ def test_a_bad_value_is_refused_with_its_path(value, sentence):
     assert any(error.startswith(sentence) for error in found), found
 
 
-def test_all_faults_of_the_variable_are_reported_together():
+def test_an_empty_group_of_proxies_and_all_faults_of_the_variable_together_are_reported():
     services = [{**GOOD, "backends": ["x", "y"]}, {**GOOD, "listen": ["nowhere"]}]
+    (found,) = errors(parse_services, [GOOD], INVENTORY, [])
+    assert "the group of proxies has no hosts" in found
     found = errors(parse_services, services, INVENTORY, PROXIES)
     paths = [error.split(": ")[0] for error in found]
     assert paths == [
@@ -76,18 +77,10 @@ def test_all_faults_of_the_variable_are_reported_together():
     ]
 
 
-def test_an_empty_group_of_proxies_is_refused():
-    with pytest.raises(DerivationError, match="the group of proxies has no hosts"):
-        parse_services([GOOD], INVENTORY, [])
-
-
 def test_the_port_of_a_backend_defaults_to_the_listen_port():
     (service,) = parse_services([{**GOOD, "backends": ["b", "c:8080", "198.51.100.44"]}], INVENTORY, PROXIES)
-    assert [(ref.host, ref.address, ref.port) for ref in service.backends] == [
-        ("b", None, 80),
-        ("c", None, 8080),
-        (None, "198.51.100.44", 80),
-    ]
+    expected = [("b", None, 80), ("c", None, 8080), (None, "198.51.100.44", 80)]
+    assert [(ref.host, ref.address, ref.port) for ref in service.backends] == expected
 
 
 NAMED_BY_ADDRESS = [
@@ -114,9 +107,8 @@ def test_a_backend_address_that_names_an_inventory_host_is_that_host(written, ex
 
 
 def test_other_keys_are_passed_on():
-    (service,) = parse_services(
-        [{**GOOD, "balance": "random", "backends": [{"host": "b", "weight": 2}]}], ["b"], PROXIES
-    )
+    written = {**GOOD, "balance": "random", "backends": [{"host": "b", "weight": 2}]}
+    (service,) = parse_services([written], ["b"], PROXIES)
     assert service.options == {"name": "web", "balance": "random"}
     assert service.backends[0].options == {"weight": 2}
 

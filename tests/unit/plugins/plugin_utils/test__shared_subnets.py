@@ -13,9 +13,8 @@ DOCKER = {"docker0": {"device": "docker0", "ipv4": {"address": "172.17.0.1", "pr
 
 
 def test_the_primary_address_is_preferred_to_a_secondary_one():
-    proxy = host_from_variables(
-        "a", {"ansible_facts": facts(11, ipv4_secondaries=[{"address": "198.18.0.3", "prefix": "24"}])}
-    )
+    secondary = [{"address": "198.18.0.3", "prefix": "24"}]
+    proxy = host_from_variables("a", {"ansible_facts": facts(11, ipv4_secondaries=secondary)})
     backend = host_from_variables("b", {"ansible_facts": facts(21)})
     assert str(shared_subnet(proxy, backend, 4).proxy.address) == "198.18.0.11"
 

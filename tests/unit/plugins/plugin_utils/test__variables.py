@@ -47,12 +47,9 @@ def test_a_template_that_fails_is_reported_with_variable_and_host(key, reason):
     assert caught.value.errors == [f"{key} of b cannot be evaluated: {reason}"]
 
 
-def test_values_are_evaluated():
+def test_values_are_evaluated_and_facts_are_not():
     assert HOSTS["b"].get("good") == [1, {"a": [2]}]
     assert HOSTS["b"].get("missing", 5) == 5
-
-
-def test_facts_are_not_evaluated():
     assert isinstance(HOSTS["b"]["ansible_facts"], Lazy)
 
 

@@ -57,11 +57,8 @@ def test_the_status_is_json_and_its_docstring_names_every_key(forwarder):
 def test_workers_of_all_generations_and_free_slots_are_listed(forwarder):
     workers = [worker(5, 1, 2, sessions=8), worker(3, 0, 1, "draining", sessions=3)]
     listed = forwarder.status(workers=workers)["workers"]
-    assert [(one["generation"], one["slot"], one["pid"], one["state"], one["sessions"]) for one in listed] == [
-        (2, 0, None, "gone", 0),
-        (2, 1, 5, "serving", 8),
-        (1, 0, 3, "draining", 3),
-    ]
+    expected = [(2, 0, None, "gone", 0), (2, 1, 5, "serving", 8), (1, 0, 3, "draining", 3)]
+    assert [(one["generation"], one["slot"], one["pid"], one["state"], one["sessions"]) for one in listed] == expected
     assert listed[1]["age"] == 5.0
     assert forwarder.status()["checker"] == {"pid": 7, "hung": False}
 

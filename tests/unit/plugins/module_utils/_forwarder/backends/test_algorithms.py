@@ -49,20 +49,6 @@ def test_smooth_weighted_round_robin(weights, order):
     assert "".join(str(algorithm.choose(candidates, "")) for _turn in order) == order
 
 
-@pytest.mark.parametrize(("weights", "held", "count", "expected"), [
-    ((1, 1, 1), [0, 0, 0], 300, [100, 100, 100]),
-    ((1, 2, 3), [0, 0, 0], 600, [100, 200, 300]),
-    ((10, 1), [0, 0], 1100, [1000, 100]),
-    ((1, 1, 1), [50, 0, 10], 90, [50, 50, 50]),
-])  # fmt: skip
-def test_least_connections_fills_by_weight_and_levels_out_what_was_uneven(weights, held, count, expected):
-    algorithm, load, candidates = make("least_connections", weights)
-    load.connections = held
-    for _connection in range(count):
-        load.connections[algorithm.choose(candidates, "")] += 1
-    assert load.connections == expected
-
-
 def test_least_connections_shares_short_connections_by_weight():
     algorithm, _load, candidates = make("least_connections", (1, 3))
     assert Counter(algorithm.choose(candidates, "") for _turn in range(40)) == {0: 10, 1: 30}

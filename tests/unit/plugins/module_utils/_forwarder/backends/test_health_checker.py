@@ -53,10 +53,8 @@ def test_a_broken_return_path_is_published_within_fall_intervals_and_its_repair_
         run.turn(TICK)
     assert run.time - begun <= HEALTH.rise * HEALTH.interval
     assert run.region.state("recovered", 0) == run.region.state("since", 0), "the slow start begins here"
-    assert [(one["backend"], one["state"], one["level"]) for one in run.log.named("backend state")][-2:] == [
-        ("b0", "return path broken", "warning"),
-        ("b0", "up", "info"),
-    ]
+    expected = [("b0", "return path broken", "warning"), ("b0", "up", "info")]
+    assert [(one["backend"], one["state"], one["level"]) for one in run.log.named("backend state")][-2:] == expected
 
 
 def test_a_backend_that_is_down_keeps_its_verdict_on_the_return_path(network, start):

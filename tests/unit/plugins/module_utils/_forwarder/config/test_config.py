@@ -55,12 +55,6 @@ def test_dump_is_the_inverse_of_load_and_a_config_cannot_be_changed(data):
         loaded.proxy_id = 12
 
 
-def test_backends_are_listed_by_family():
-    service = config.load(full()).services[0]
-    assert [backend.name for backend in service.backends_of("ipv4")] == ["b"]
-    assert [backend.name for backend in service.backends_of("ipv6")] == ["b", "c"]
-
-
 @pytest.mark.parametrize(("changes", "seconds"), [({}, 60.0), ({"idle_timeout": 5}, 5.0)])
 def test_udp_has_a_shorter_default_idle_timeout_and_may_have_a_port_of_tcp(changes, seconds):
     data, service = udp(**changes)

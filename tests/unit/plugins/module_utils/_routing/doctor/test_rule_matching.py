@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import rule_matching
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import KernelObject, Rule
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
 
 from . import cases
 
@@ -85,13 +84,6 @@ def test_marks_overlap_if_one_packet_can_match_both(mark, mask, expected):
     rule = Rule("ipv4", 5, table=7, fwmark=mark, fwmask=mask)
     assert rule_matching.marks_overlap(rule, 11, 255) == expected
     assert not rule_matching.marks_overlap(Rule("ipv4", 5, table=7, iif="lo"), 11, 255)
-
-
-def test_a_reply_is_well_sent_if_the_kernels_route_is_the_documents():
-    assert SENT.is_well_sent(cases.BY_PROXY)
-    assert not SENT.is_well_sent(cases.BY_ROUTER)
-    assert RECEIVED.is_well_sent(cases.LOCAL)
-    assert not RECEIVED.is_well_sent(RouteAnswer("unreachable"))
 
 
 def test_a_found_rule_is_formatted_like_ip_does():

@@ -67,30 +67,23 @@ def test_the_last_owner_restores_the_value(sysctls, tree):
     assert tree.read_text() == "1"
 
 
-def test_a_value_that_someone_else_changed_is_not_restored(sysctls, tree):
+def test_a_value_that_someone_else_changed_is_not_restored_until_it_is_held_again(sysctls, tree):
     sysctls.hold("one", WANT)
     tree.write_text("2\n")
     setting = read(sysctls, "one")
     assert setting.restore is None
+    sysctls.hold("one", WANT)
+    assert read(sysctls, "one").restore == "1", "the original value survives a second hold"
+    tree.write_text("2\n")
     sysctls.release("one", setting)
     assert tree.read_text() == "2\n"
     assert sysctls.memory() is None
 
 
-def test_the_original_value_survives_a_second_hold(sysctls, tree):
-    sysctls.hold("one", WANT)
-    tree.write_text("2\n")
-    sysctls.hold("one", WANT)
-    assert read(sysctls, "one").restore == "1"
-
-
-def test_two_owners_must_agree_on_the_value(sysctls):
+def test_two_owners_must_agree_on_the_value_and_a_missing_sysctl_is_waited_for(sysctls):
     sysctls.hold("one", WANT)
     with pytest.raises(Refused, match="two needs 2, but one holds it at 0"):
         sysctls.read("two", (Sysctl(NAME, "2"),))
-
-
-def test_a_missing_sysctl_is_waited_for(sysctls):
     with pytest.raises(NotReady, match="eth7"):
         sysctls.read("one", (Sysctl("net.ipv4.conf.eth7.rp_filter", "0"),))
 
@@ -108,13 +101,6 @@ def test_a_held_sysctl_of_a_missing_interface_is_released(sysctls, tree):
     sysctls.release("one", setting)
     assert sysctls.memory() is None
     assert not tree.exists()
-
-
-def test_rewind_restores_the_value_and_the_file(sysctls, tree):
-    before, memory = read(sysctls, "one", WANT), sysctls.memory()
-    sysctls.hold("one", WANT)
-    sysctls.rewind(before, memory)
-    assert (tree.read_text(), sysctls.memory()) == ("1", None)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema": 2, "sysctls": {}}'])

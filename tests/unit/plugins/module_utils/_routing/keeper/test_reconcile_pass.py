@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 
+import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import store
 
 from ..fakes import RETURN_PATH
@@ -60,22 +61,15 @@ def test_a_changed_document_is_applied_though_the_host_is_as_before(world, host)
     assert world.passes == [0.0, 60.0, 100.01]
 
 
-def test_a_retiring_rule_is_removed_in_time_and_is_no_repair(world, host):
-    retiring = {**FIRST, "retiring": True, "retire_at": NOON + 42}
+@pytest.mark.parametrize(("retire_at", "until", "left"), [(NOON + 42, 50, 1), (NOON + 4000, 200, 2)])
+def test_a_retiring_rule_is_removed_in_time_without_a_repair_or_a_comparison(world, host, retire_at, until, left):
+    retiring = {**FIRST, "retiring": True, "retire_at": retire_at}
     world.at(10, lambda: world.store({**RETURN_PATH, "rules": [retiring, SECOND]}), [])
     host.connections = {11: 1}
     world.observe(41, lambda: len(host.kernel.held_rules))
-    world.keep(50)
-    assert (world.observed, len(host.kernel.held_rules)) == ([2], 1)
-    assert world.repairs == 0
-
-
-def test_fingerprints_are_not_compared_while_an_object_is_retiring(world, host):
-    host.connections = {11: 1}
-    retiring = {**FIRST, "retiring": True, "retire_at": NOON + 4000}
-    world.at(10, lambda: world.store({**RETURN_PATH, "rules": [retiring, SECOND]}), [])
-    world.keep(200)
-    assert world.comparisons == []
+    world.keep(until)
+    assert (world.observed, len(host.kernel.held_rules), world.repairs) == ([2], left, 0)
+    assert world.comparisons == [], "fingerprints say nothing while an object is retiring"
 
 
 def test_documents_are_read_under_the_lock(world, host, monkeypatch):

@@ -63,9 +63,10 @@ def test_chain_names_are_short_enough(owner):
     assert all(len(chain) <= 28 for chain in iptables.render(owner, MARKS, "ipv4"))
 
 
-def test_without_marks_there_are_no_chains():
+def test_without_marks_there_are_no_chains_and_the_script_is_empty():
     assert iptables.render(OWNER, (), "ipv4") == {}
     assert observe({"ipv4": "", "ipv6": ""}) == Observed((), True)
+    assert iptables.script(OWNER, iptables_listing.Listing(), {}) == ""
 
 
 def test_every_rule_matches_first_and_sets_under_the_mask():
@@ -90,10 +91,6 @@ def test_the_script_replaces_existing_chains():
     assert lines.index("-D INPUT -j L4PROXY_RETURN_PATH_IN") < lines.index("-X L4PROXY_RETURN_PATH_IN")
     assert [line for line in lines if line.startswith("-I")] == ["-I PREROUTING 1 -j L4PROXY_RETURN_PATH_PRE"]
     assert "--dport 1" not in script
-
-
-def test_the_script_without_marks_and_chains_is_empty():
-    assert iptables.script(OWNER, iptables_listing.Listing(), {}) == ""
 
 
 def gone(pattern: str):

@@ -96,32 +96,25 @@ def test_a_missing_engine_fails_only_if_it_is_needed(engines, broken, wanted, se
     assert read(requested=wanted, needed=False).marks == ()
 
 
-def test_the_new_engine_gets_the_marks_before_the_old_one_loses_them(engines):
+def test_the_new_engine_gets_the_marks_before_the_old_one_loses_them_and_without_marks_both_are_emptied(engines):
     engines.held["nftables"] = Observed(ONE)
     selection.write(None, OWNER, "iptables", ONE)
     assert engines.log == ["iptables 1", "nftables 0"]
-
-
-def test_the_new_engine_is_emptied_if_the_old_one_cannot_be(engines):
-    engines.held["nftables"] = Observed(ONE)
-    engines.refusing = {"nftables"}
-    with pytest.raises(RoutingError, match="nftables refuses"):
-        selection.write(None, OWNER, "iptables", ONE)
-    assert (engines.held["nftables"].marks, engines.held["iptables"].marks) == (ONE, ())
-
-
-def test_the_engine_gets_its_marks_back_if_the_other_one_cannot_be_emptied(engines):
-    engines.held.update(nftables=Observed(ONE), iptables=Observed((), False))
-    engines.refusing = {"nftables"}
-    with pytest.raises(RoutingError, match="nftables refuses"):
-        selection.write(None, OWNER, "iptables", (), ONE)
-    assert engines.held["iptables"].marks == ONE
-
-
-def test_without_marks_both_engines_are_emptied(engines):
     engines.held.update(nftables=Observed(ONE), iptables=Observed((), False))
     selection.write(None, OWNER, None, ())
-    assert set(engines.log) == {"nftables 0", "iptables 0"}
+    assert set(engines.log[2:]) == {"nftables 0", "iptables 0"}
+
+
+@pytest.mark.parametrize(("other", "values", "before", "after"), [
+    (Observed(), ONE, (), ((), ONE)),  # the new engine is emptied
+    (Observed((), False), (), ONE, (ONE, ONE)),  # the engine gets its marks back
+])  # fmt: skip
+def test_the_engine_is_as_before_if_the_other_one_cannot_be_emptied(engines, other, values, before, after):
+    engines.held.update(nftables=Observed(ONE), iptables=other)
+    engines.refusing = {"nftables"}
+    with pytest.raises(RoutingError, match="nftables refuses"):
+        selection.write(None, OWNER, "iptables", values, before)
+    assert (engines.held["iptables"].marks, engines.held["nftables"].marks) == after
 
 
 @pytest.mark.parametrize(("engine", "values", "count"), [

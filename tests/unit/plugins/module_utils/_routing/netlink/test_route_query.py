@@ -72,11 +72,8 @@ def test_answers_are_decoded(message, expected):
     assert route_query.parse(message) == expected
 
 
-def test_loopback_is_local():
+def test_loopback_is_local_and_an_unknown_interface_an_error_with_its_name():
     assert route_query.route_get("127.0.0.1").type == "local"
-
-
-def test_an_unknown_interface_is_an_error_with_its_name():
     with pytest.raises(OSError, match="nope0") as caught:
         route_query.route_get("127.0.0.1", iif="nope0")
     assert caught.value.errno == errno.ENODEV

@@ -102,10 +102,8 @@ def test_planned_steps(want, have, purge, steps):
 
 def test_an_address_that_moves_is_added_before_it_is_removed():
     want = State(addresses=(replace(ADDRESS, dev="eth1"),))
-    assert sentences(want, State(addresses=(ADDRESS,))) == [
-        "add ip addr 198.18.0.121 dev eth1",
-        "remove ip addr 198.18.0.121 dev eth0",
-    ]
+    expected = ["add ip addr 198.18.0.121 dev eth1", "remove ip addr 198.18.0.121 dev eth0"]
+    assert sentences(want, State(addresses=(ADDRESS,))) == expected
 
 
 NEW, UPLINK = Mark("a2", 12, 255, ("02:00:00:00:00:12",)), Mark("up", 12, 255, iif="eth1")

@@ -40,8 +40,15 @@ def test_a_new_rule_is_added_before_the_old_one_is_removed(host):
     assert [call.split()[0] for call in host.kernel.calls] == ["add", "remove"]
 
 
-def test_the_interface_of_a_route_is_looked_up(host):
+def test_the_main_table_may_contain_foreign_routes(host):
+    host.kernel.held_routes.append((Route("ipv4", 254, "10.0.0.0/8", dev="eth0"), 4))
+    assert ensure(host, Route("ipv4", 254, "10.1.0.0/16", via="198.18.0.11")).changed
+
+
+def test_the_interface_of_a_route_is_looked_up_and_a_missing_one_is_refused(host):
     assert ensure(host, ROUTE).owned["routes"][0]["dev"] == "eth0"
+    with pytest.raises(errors.Refused, match="cannot be applied now, waiting for link nope0 to exist"):
+        ensure(host, Rule("ipv4", 1000, table=100, iif="nope0"))
 
 
 OTHERS = [
@@ -61,16 +68,6 @@ def test_objects_and_tables_of_others_are_refused(host, value, rules, routes, se
     assert sentence in str(caught.value)
     assert str(caught.value).endswith("remove it there") == (202 in [protocol for _rule, protocol in rules])
     assert host.kernel.calls == []
-
-
-def test_the_main_table_may_contain_foreign_routes(host):
-    host.kernel.held_routes.append((Route("ipv4", 254, "10.0.0.0/8", dev="eth0"), 4))
-    assert ensure(host, Route("ipv4", 254, "10.1.0.0/16", via="198.18.0.11")).changed
-
-
-def test_a_missing_interface_is_refused(host):
-    with pytest.raises(errors.Refused, match="cannot be applied now, waiting for link nope0 to exist"):
-        ensure(host, Rule("ipv4", 1000, table=100, iif="nope0"))
 
 
 def test_a_failed_change_is_undone(host):

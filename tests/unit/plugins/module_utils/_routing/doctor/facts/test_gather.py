@@ -75,34 +75,39 @@ def test_missing_packages_are_no_problem_before_the_document_is_applied(host):
     assert cases.problems(facts) == []
 
 
-def test_missing_packages_are_a_failure_once_the_document_is_applied(host):
+def test_missing_packages_are_a_failure_once_the_document_is_applied_and_a_missing_document_is_one(host):
+    assert cases.problems(gather.gather(host.sources)) == ["fail documents"]
     host.apply()
     host.host.no_pyroute2 = True
     assert cases.problems(gather.gather(host.sources)) == ["fail packages"]
+
+
+def chain(**values) -> str:
+    """nft's listing of the chain INPUT of iptables, with these values in place of its own."""
+    base = {"family": "ip", "table": "filter", "name": "INPUT", "hook": "input", "prio": 0}
+    return json.dumps({"nftables": [{"chain": {**base, **values}}]})
 
 
 def test_iptables_is_listed_only_if_it_may_have_rules(host):
     host.apply()
     host.outputs["iptables-save"] = "*filter\n:INPUT DROP [0:0]\nCOMMIT\n"
     assert gather.gather(host.sources).ruleset.chains == {}
-    chain = {"family": "ip", "table": "filter", "name": "INPUT", "hook": "input", "prio": 0, "policy": "drop"}
-    host.outputs["nft -j list ruleset"] = json.dumps({"nftables": [{"chain": chain}]})
+    host.outputs["nft -j list ruleset"] = chain(policy="drop")
     assert list(gather.gather(host.sources).ruleset.chains) == [("iptables filter", "INPUT")]
 
 
 def test_our_own_nft_table_is_not_a_packet_filter(host):
     host.apply()
-    place = {"family": "inet", "table": "l4proxy_return_path"}
-    chain = {**place, "name": "prerouting", "hook": "prerouting", "prio": -150, "policy": "accept"}
-    host.outputs["nft -j list ruleset"] = json.dumps({"nftables": [{"chain": chain}]})
+    ours = {"family": "inet", "table": "l4proxy_return_path", "name": "prerouting", "hook": "prerouting"}
+    host.outputs["nft -j list ruleset"] = chain(**ours, prio=-150, policy="accept")
     facts = gather.gather(host.sources)
     assert (dict(facts.ruleset.chains), facts.restores_forwarded) == ({}, True)
 
 
 def test_our_own_iptables_chains_are_not_packet_filters(host):
     host.apply()
-    chain = {"family": "ip", "table": "mangle", "name": "OUTPUT", "hook": "output", "prio": -150, "policy": "accept"}
-    host.outputs["nft -j list ruleset"] = json.dumps({"nftables": [{"chain": chain}]})
+    output = {"table": "mangle", "name": "OUTPUT", "hook": "output"}
+    host.outputs["nft -j list ruleset"] = chain(**output, prio=-150, policy="accept")
     ours = [":L4PROXY_RETURN_PATH_PRE - [0:0]", "-A L4PROXY_RETURN_PATH_PRE -j MARK --set-xmark 0xb/0xff"]
     jump = "-A OUTPUT -j L4PROXY_RETURN_PATH_PRE"
     host.outputs["iptables-save"] = "\n".join(["*mangle", ":OUTPUT ACCEPT [0:0]", *ours, jump, "COMMIT"])
@@ -110,10 +115,6 @@ def test_our_own_iptables_chains_are_not_packet_filters(host):
     assert list(facts.ruleset.chains) == [("iptables mangle", "OUTPUT")]
     assert facts.restores_forwarded
     assert "mark_clobbered" not in " ".join(cases.problems(facts))
-
-
-def test_a_host_without_documents_is_reported(host):
-    assert cases.problems(gather.gather(host.sources)) == ["fail documents"]
 
 
 def test_an_error_while_comparing_a_document_with_the_host_is_the_reason_it_is_blocked(host, monkeypatch):
@@ -127,9 +128,9 @@ def test_an_error_while_comparing_a_document_with_the_host_is_the_reason_it_is_b
 
 
 NFT, SAVE = "nft -j list ruleset", "iptables-save"
-IN_IPTABLES = json.dumps(
-    {"nftables": [{"chain": {"family": "ip", "table": "filter", "name": "INPUT", "hook": "input", "prio": 0}}]}
-)
+
+IN_IPTABLES = chain()
+
 # (output of each command, or an exception; the fact that cannot be read; words of the reason)
 UNREADABLE = [
     ({NFT: "nonsense"}, "the packet filters", "JSONDecodeError"),

@@ -35,11 +35,8 @@ def root(tmp_path):
 def test_listening_sockets_of_both_families_and_protocols_are_read(root):
     for name, rows in TABLES.items():
         (root / "thread-self" / "net" / name).write_text(HEAD + rows)
-    assert proc.sockets(str(root)) == (
-        Socket("tcp", "::", 80),
-        Socket("tcp", "0.0.0.0", 8080),
-        Socket("udp", "127.0.0.1", 53),
-    )
+    expected = (Socket("tcp", "::", 80), Socket("tcp", "0.0.0.0", 8080), Socket("udp", "127.0.0.1", 53))
+    assert proc.sockets(str(root)) == expected
 
 
 def test_the_size_of_the_conntrack_table_and_its_drops_are_read(root):

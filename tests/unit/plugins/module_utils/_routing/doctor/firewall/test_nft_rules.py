@@ -71,12 +71,8 @@ def test_the_verdict_names_the_rule_or_policy_and_says_whether_it_is_certain(pac
 
 def test_written_marks_are_found_with_their_bits():
     written = [write for reached in RULESET.reached("output", PACKET) for write in reached.rule.writes]
-    assert [(write.key, write.bits) for write in written] == [
-        ("meta", 0xFFFFFFFF),
-        ("meta", 0xFF),
-        ("meta", 0xFFFFFFFF),
-        ("ct", 0x10000),
-    ]
+    expected = [("meta", 0xFFFFFFFF), ("meta", 0xFF), ("meta", 0xFFFFFFFF), ("ct", 0x10000)]
+    assert [(write.key, write.bits) for write in written] == expected
 
 
 def test_dnat_is_found_for_its_port_only():
