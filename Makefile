@@ -151,9 +151,9 @@ soak: ## Reload every second and upgrade under load; no connection may fail; SEC
 fuzz: ## Fuzz the parsers of untrusted input, for SECONDS=60 each
 	@bash tests/fuzz/run.sh $(SECONDS)
 
-bench: ## Compare the forwarder with HAProxy and nginx; QUICK=1, ONLY='requests-64$|bulk', FROM=REVISION (root)
+bench: ## Compare the forwarder with HAProxy and nginx; QUICK=1, ONLY='requests-64$|bulk', ROUNDS=7, FROM=REVISION (root)
 	@$(BOOTSTRAP) bench
-	@$(ROOT) QUICK=$(QUICK) ONLY='$(value ONLY)' $(BENCH)
+	@$(ROOT) QUICK=$(QUICK) ROUNDS=$(ROUNDS) ONLY='$(value ONLY)' $(BENCH)
 	@[ -n '$(value ONLY)' ] || $(ROOT) $(BENCH).checker $(if $(QUICK),6,20)
 
 bench-idle: ## Measure memory, latency and CPU with 8,000 idle connections; fails above its limits (root)

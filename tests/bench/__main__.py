@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``make bench``: the forwarder and its peers, interleaved in one run; a table, tests/output/bench.json and a picture.
 
-QUICK=1 measures less and for a shorter time; ONLY=PATTERN measures the works whose names match a regular expression.
+QUICK=1 measures less and for a shorter time; ONLY=PATTERN measures the works whose names match a regular expression;
+ROUNDS=7 measures each work that often.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def measure(lab: BenchLab, work: Work, quick: bool) -> tuple[dict[str, dict[str,
     Return the figures by peer, and why there are none of some: one that fails takes nothing from the others.
     """
     seconds, rounds = (QUICK_SECONDS, QUICK_ROUNDS) if quick else (SECONDS, ROUNDS)
+    rounds = int(os.environ.get("ROUNDS") or rounds)
     samples: dict[str, list[Sample]] = {peer.name: [] for peer in entrants(work)}
     failed: dict[str, Exception] = {}
     lab.offload(work.offload)

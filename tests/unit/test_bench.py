@@ -70,6 +70,9 @@ def test_a_peer_that_fails_takes_no_row_from_the_others(monkeypatch):
     assert failed == errors
     assert set(found) == {peer.name for peer in bench.entrants(work)} - set(errors)
     assert len(found["l4proxy"]["rate"].rounds) == bench.QUICK_ROUNDS
+    monkeypatch.setenv("ROUNDS", "7")
+    found, _failed = bench.measure(SimpleNamespace(offload=lambda _on: None), work, True)
+    assert len(found["l4proxy"]["rate"].rounds) == 7
 
 
 def test_the_picture_tells_peers_whose_names_have_dots():
