@@ -18,17 +18,11 @@ KERNEL = (ROOT / "tests" / "kernel" / "README.md").read_text(encoding="utf-8")
 ENDS = {"any": "Any host", "backend": "Backends", "proxy": "Proxies"}
 
 
-def test_the_doctors_page_has_a_section_for_each_check_in_order():
+def test_the_doctors_page_describes_each_check_in_order_with_where_it_runs_and_a_fix():
     assert re.findall(HEADING, DOCTOR, re.MULTILINE) == [check.id for check in CHECKS]
-
-
-def test_each_section_says_where_and_when_the_check_runs():
     described = re.findall(rf"{HEADING}\n\*([^*]+)\.\*", DOCTOR, re.MULTILINE)
     early = {True: ", also before the first change", False: ""}
     assert described == [(check.id, ENDS[check.runs_on] + early[check.preflight]) for check in CHECKS]
-
-
-def test_each_section_has_a_fix():
     sections = re.split(HEADING, DOCTOR, flags=re.MULTILINE)[2::2]
     assert [section for section in sections if "Fix: " not in " ".join(section.split())] == []
     assert len(sections) == len(CHECKS)
@@ -40,11 +34,8 @@ def _column(number: int) -> str:
     return "\n".join(row.split("|")[number] for row in rows)
 
 
-def test_the_page_of_kernel_tests_names_each_check_and_no_other():
+def test_the_page_of_kernel_tests_names_each_check_and_only_files_that_exist():
     assert set(re.findall(r"`(\w+)`", _column(2))) == {check.id for check in CHECKS}
-
-
-def test_each_file_on_the_page_of_kernel_tests_exists():
     files = set(re.findall(r"`(\w+/test_\w+\.py)", _column(3)))
     assert len(files) > 15
     assert [name for name in sorted(files) if not (ROOT / "tests" / "kernel" / name).exists()] == []

@@ -36,10 +36,7 @@ def test_the_argument_specs_have_the_defaults_of_the_role(role):
     assert {name: option.get("default") for name, option in specs.items()} == defaults
 
 
-def test_each_variable_begins_with_the_name_of_its_role(role):
+def test_each_variable_begins_with_the_name_of_its_role_and_is_in_its_readme(role):
     assert [name for name in options(role) if not name.startswith((f"{role.name}_", INVENTORY_WIDE))] == []
-
-
-def test_the_readme_lists_each_variable(role):
     readme = (role / "README.md").read_text(encoding="utf-8")
     assert [name for name in options(role) if f"`{name}`" not in readme] == []

@@ -39,10 +39,7 @@ def test_a_verdict_names_the_step_at_fault(spoofed, lookup, own, step):
     assert verdict.sentence.startswith("web: b: ")
 
 
-def test_the_sentence_names_target_and_source():
+def test_the_sentence_names_target_and_source_and_an_ipv6_endpoint_has_brackets():
     sentence = _probe.diagnose(TARGET, OK).sentence
     assert sentence == "web: b: established with 198.18.0.21:8080 as 198.51.100.11 in 0.4 ms"
-
-
-def test_an_ipv6_endpoint_has_brackets():
     assert _probe.Target("2001:db8::21", 80, "2001:db8:ffff::11").endpoint == "[2001:db8::21]:80"

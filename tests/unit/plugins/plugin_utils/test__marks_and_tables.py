@@ -23,15 +23,12 @@ def test_without_the_variable_the_defaults_apply_and_the_numbers_of_another_host
     assert return_path(seen_from("a", OTHERS), "b") == return_path(fleet("b"), "b")
 
 
-def test_the_numbers_of_a_backend_with_strategy_mark():
+def test_the_numbers_of_a_backend_with_strategy_mark_or_address():
     document = return_path(seen_from("b", OTHERS), "b")
     assert [(mark["id"], mark["mask"]) for mark in document["marks"]] == [(11 << 8, 0xFF00)]
     rules = {(rule["priority"], rule["fwmark"], rule["fwmask"], rule.get("table")) for rule in document["rules"]}
     assert rules == {(2000, 11 << 8, 0xFF00, 30011), (2001, 11 << 8, 0xFF00, None)}
     assert {route["table"] for route in document["routes"]} == {30011}
-
-
-def test_the_numbers_of_a_backend_with_strategy_address():
     own = {"return_path_strategy": "address", "return_path_addresses": {"a": ["198.18.0.121", "2001:db8::121"]}}
     document = return_path(seen_from("b", OTHERS, **own), "b")
     assert {(rule["priority"], rule.get("table")) for rule in document["rules"]} == {(2000, 30311), (2001, None)}

@@ -96,15 +96,11 @@ def test_a_privileged_port_that_cannot_be_bound_is_not_kept(kernel):
     assert counted == ["port not permitted"]
 
 
-def test_the_kernel_gets_the_slice_as_a_socket_option(kernel):
+def test_the_kernel_gets_the_slice_as_a_socket_option_and_if_it_finds_no_port_some_are_tried_by_number(kernel):
     one, _counted = ladder(source_address.SourcePorts(SLICE))
     one.connect(CLIENT, TARGET)
     (options,) = kernel.options
     assert options[source_address.sockets.IP_LOCAL_PORT_RANGE] == source_address.sockets.port_range(40000, 40063)
-
-
-def test_if_the_kernel_finds_no_port_some_are_tried_by_number(kernel):
-    """They may be in TIME-WAIT. Each connection continues after the last port of the one before."""
     kernel.taken = {0, 40001}
     one, counted = ladder(source_address.SourcePorts(SLICE))
     made = [one.connect(CLIENT, TARGET)[0][1] for _connection in range(63)]

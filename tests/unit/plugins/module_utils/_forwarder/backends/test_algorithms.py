@@ -66,16 +66,13 @@ def test_random_shares_short_connections_by_weight(weights):
         assert taken[index] == pytest.approx(count * part, abs=4 * (count * part * (1 - part)) ** 0.5)
 
 
-def test_random_with_two_choices_is_far_more_even_than_one():
+def test_random_with_two_choices_is_far_more_even_than_one_and_takes_the_only_candidate():
     """n balls into n bins: one choice fills the fullest with about 6 at n = 1000, two choices with 3 or 4."""
     random.seed(6)
     algorithm, load, candidates = make("random", [1] * 1000)
     for _connection in range(1000):
         load.connections[algorithm.choose(candidates, "")] += 1
     assert max(load.connections) <= 4
-
-
-def test_random_takes_the_only_candidate():
     algorithm, load, _candidates = make("random", (1, 1))
     load.connections = [100, 0]
     assert {algorithm.choose((0,), "") for _turn in range(10)} == {0}

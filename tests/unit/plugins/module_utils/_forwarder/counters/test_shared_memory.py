@@ -48,7 +48,7 @@ def test_no_two_fields_share_a_cell(make):
     assert max(numbers) == len(region.cells) - 1
 
 
-def test_a_parent_reads_what_its_child_writes(make):
+def test_a_parent_reads_what_its_child_writes_and_another_program_reads_a_region_by_its_record(make):
     region = make("b")
     child = os.fork()
     if not child:
@@ -57,9 +57,6 @@ def test_a_parent_reads_what_its_child_writes(make):
     os.waitpid(child, 0)
     region.cells[region.cell(0, "worker", "defects")] += 1
     assert region.total("worker", "defects") == 42
-
-
-def test_another_program_reads_a_region_by_its_record(make):
     region = make("b", "c")
     region.cells[region.cell(1, "target", "connections", 3)] = 7
     reopened = shared_memory.Region(region.record, os.dup(region.fd))

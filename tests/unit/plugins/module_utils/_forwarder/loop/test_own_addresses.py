@@ -18,11 +18,9 @@ fe80000000000000000000fffe000011 02 40 20 80     eth0
 """
 
 
-def test_proc_if_inet6_is_parsed():
+def test_the_kernels_lists_of_both_families_are_parsed():
     assert own_addresses.parse_if_inet6(IF_INET6) == ["::1", "2001:db8::11", "fe80::ff:fe00:11"]
 
-
-def test_ipv4_entries_of_ifconf_are_parsed():
     def entry(name, family, address):
         data = name.ljust(16, b"\0") + struct.pack("HH", family, 0) + socket.inet_aton(address)
         return data.ljust(own_addresses.IFREQ_SIZE, b"\0")

@@ -135,7 +135,7 @@ def test_no_more_sockets_are_stored_than_systemd_can_give_back(systemd, notifier
     assert len(":".join(stored)) < 120_000, "the kernel's limit of one environment variable, 128 KiB"
 
 
-def test_stored_listeners_are_found_and_other_descriptors_closed(monkeypatch):
+def test_stored_listeners_are_found_and_descriptors_for_another_process_are_ignored(monkeypatch):
     monkeypatch.setattr(notify, "FIRST_STORED", 200)
     with socket.socket() as sock, open(os.devnull, "rb") as other:
         for place in range(5):
@@ -147,9 +147,6 @@ def test_stored_listeners_are_found_and_other_descriptors_closed(monkeypatch):
     assert environ == {"x": "y"}
     assert [number for number in range(200, 205) if os.path.exists(f"/proc/self/fd/{number}")] == [203, 204]
     os.closerange(203, 205)
-
-
-def test_descriptors_for_another_process_are_ignored():
     assert notify.stored({"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "tcp%3A9.9.9.9%3A80%230"}) == {}
     assert notify.stored({}) == {}
 

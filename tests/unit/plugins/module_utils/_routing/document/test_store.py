@@ -22,15 +22,12 @@ def put(directory, name: str, data: object) -> None:
     (directory / name).write_text(data if isinstance(data, str) else json.dumps(data))
 
 
-def test_a_stored_document_is_loaded_unchanged(tmp_path):
+def test_a_stored_document_is_loaded_unchanged_and_without_a_directory_there_is_none(tmp_path):
     loaded = documents.load({**MINE, "sysctls": [{"name": "a.b", "value": 1}]})
     files.write(store.path_of(str(tmp_path), "mine"), store.content_of(loaded), store.MODE)
     (stored,) = store.load_all(str(tmp_path))
     assert stored.document == loaded
     assert os.stat(stored.path).st_mode & 0o777 == 0o644
-
-
-def test_without_a_directory_there_are_no_documents(tmp_path):
     assert store.load_all(str(tmp_path / "none")) == []
 
 

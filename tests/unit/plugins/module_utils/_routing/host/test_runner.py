@@ -12,12 +12,9 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import runner
 
 
-def test_output_and_status_of_a_command_are_returned():
+def test_output_and_status_of_a_command_are_returned_and_a_missing_one_is_an_error_with_its_name():
     done = runner.run(["sh", "-c", "cat; echo $LC_ALL >&2; exit 3"], "in")
     assert done == runner.Completed(3, "in", "C\n")
-
-
-def test_a_missing_command_is_an_error_with_its_name():
     with pytest.raises(runner.MissingCommand, match="nope-nope"):
         runner.run(["nope-nope"])
 

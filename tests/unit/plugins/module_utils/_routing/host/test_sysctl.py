@@ -80,17 +80,14 @@ def test_a_value_that_someone_else_changed_is_not_restored_until_it_is_held_agai
     assert sysctls.memory() is None
 
 
-def test_two_owners_must_agree_on_the_value_and_a_missing_sysctl_is_waited_for(sysctls):
+def test_two_owners_must_agree_on_the_value_and_a_missing_sysctl_is_waited_for_unless_it_is_of_conntrack(sysctls):
     sysctls.hold("one", WANT)
     with pytest.raises(Refused, match="two needs 2, but one holds it at 0"):
         sysctls.read("two", (Sysctl(NAME, "2"),))
     with pytest.raises(NotReady, match="eth7"):
         sysctls.read("one", (Sysctl("net.ipv4.conf.eth7.rp_filter", "0"),))
-
-
-def test_sysctls_of_conntrack_are_not_waited_for(sysctls):
     timeout = Sysctl("net.netfilter.nf_conntrack_udp_timeout", "65")
-    assert sysctls.read("one", (timeout,)) == (Setting(timeout.name, ""),)
+    assert sysctls.read("three", (timeout,)) == (Setting(timeout.name, ""),)
     assert sysctls.absent((timeout,)) == {}
 
 

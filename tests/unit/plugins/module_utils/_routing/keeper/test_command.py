@@ -17,30 +17,24 @@ def run(world, **options):
     return command.run(str(world.directory), host=world.host.engine, environ={}, **options)
 
 
-def test_once_makes_one_pass_and_fails_while_something_is_missing(world):
+def test_once_makes_one_pass_fails_while_something_is_missing_and_applies_an_empty_document(world, host):
     bring_back = world.lose_links()
     assert run(world, once=True) == 1
     bring_back()
     assert run(world, once=True) == 0
-
-
-def test_once_applies_an_empty_document(world, host):
     run(world, once=True)
     world.store({key: RETURN_PATH[key] for key in ("schema", "owner", "protocol")})
     assert run(world, once=True) == 0
     assert host.kernel.held_rules == []
 
 
-def test_a_dry_run_prints_the_difference_and_changes_nothing(world, host):
+def test_a_dry_run_prints_the_difference_or_what_is_wrong_with_a_document_and_changes_nothing(world, host):
     out = io.StringIO()
     assert run(world, dry_run=True, out=out) == 2
     assert "return_path: add ip rule 1101: from all fwmark 0xb/0xff unreachable\n" in out.getvalue()
     assert host.kernel.calls == []
     run(world, once=True)
     assert run(world, dry_run=True, out=io.StringIO()) == 0
-
-
-def test_a_dry_run_prints_what_is_wrong_with_a_document(world):
     (world.directory / "x.json").write_text("{")
     out = io.StringIO()
     assert run(world, dry_run=True, out=out) == 1

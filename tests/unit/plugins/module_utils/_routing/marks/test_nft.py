@@ -40,26 +40,19 @@ def test_rendered_marks_are_read_back_unchanged(marks):
     assert nft.observe(OWNER, {"nftables": nft.render(OWNER, marks)}) == nft.Observed(marks, bool(marks))
 
 
-def test_a_transaction_replaces_the_table_at_once():
+def test_a_transaction_replaces_the_table_at_once_and_adds_chains_before_their_rules():
     commands = nft.transaction(OWNER, MARKS)["nftables"]
     table = {"table": {"family": "inet", "name": "l4proxy_return_path"}}
     assert commands[:3] == [{"add": table}, {"delete": table}, {"add": table}]
     assert nft.transaction(OWNER, ())["nftables"] == [{"add": table}, {"delete": table}]
-
-
-def test_chains_are_added_before_their_rules():
     kinds = [next(iter(item)) for item in nft.render(OWNER, MARKS)]
     assert kinds == sorted(kinds, key=["table", "chain", "rule"].index)
 
 
-def test_only_bits_under_the_mask_are_set():
+def test_only_bits_under_the_mask_are_set_and_a_mask_of_all_bits_is_omitted():
     (rule,) = rules_of(nft.render(OWNER, [Mark("x", 0x0300, 0xFF00, (), ("198.18.0.3",))]), "mark_768")
     value = {"|": [{"&": [{"meta": {"key": "mark"}}, 0xFFFF00FF]}, 0x0300]}
     assert rule["expr"][1:] == [{"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}}]
-
-
-def test_a_mask_of_all_bits_is_omitted():
-    """As nft lists it."""
     assert "&" not in json.dumps(nft.render(OWNER, [Mark("x", 3, 0xFFFFFFFF, ("02:00:00:00:00:11",))]))
 
 
@@ -196,15 +189,12 @@ def test_a_listing_interrupted_by_another_transaction_is_repeated():
     assert nft.Nft(run).read(OWNER).marks == READ_BACK
 
 
-def test_writing_is_one_command():
+def test_writing_is_one_command_whose_failure_is_reported():
     run = Commands(write=Completed(0, "", ""))
     nft.Nft(run).write(OWNER, MARKS)
     ((argv, stdin),) = run.calls
     assert argv == ["nft", "-j", "-f", "-"]
     assert json.loads(stdin) == nft.transaction(OWNER, MARKS)
-
-
-def test_a_failure_of_nft_is_reported():
     with pytest.raises(RoutingError, match=r"nft -j -f -: Error: no"):
         nft.Nft(Commands(write=Completed(1, "", "Error: no\n"))).write(OWNER, MARKS)
 

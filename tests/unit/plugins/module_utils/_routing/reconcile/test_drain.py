@@ -117,16 +117,12 @@ def test_objects_without_conntrack_stay_for_the_whole_time():
     assert drain.retiring_until(drain.without_expired(begun, 1000, counting(m12=0))) == []
 
 
-def test_no_object_expires_early_before_settle_at():
+def test_no_object_expires_early_before_settle_at_which_moves_only_if_more_objects_retire():
     begun = drain.begin(EMPTY, HAVE, None, 1000, 500)
     assert begun.settle_at == 500
     assert drain.without_expired(begun, 499, counting()) == begun
     assert set(objects(drain.without_expired(begun, 500, counting()))) == WITHOUT_ID
     assert drain.without_expired(begun, 1000, counting()) == EMPTY
-
-
-def test_settle_at_moves_only_if_more_objects_retire():
-    begun = drain.begin(EMPTY, HAVE, None, 1000, 500)
     assert drain.begin(EMPTY, HAVE, begun, 1100, 600) == begun
     more = replace(HAVE, rules=(*HAVE.rules, replace(LOOKUP, fwmark=13)))
     assert drain.begin(EMPTY, more, begun, 1100, 600).settle_at == 600

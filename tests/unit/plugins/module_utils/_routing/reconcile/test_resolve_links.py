@@ -29,11 +29,8 @@ def kernel(**kinds: str) -> FakeKernel:
     return made
 
 
-def test_a_proxy_behind_a_point_to_point_link_is_recognised_by_the_link():
+def test_a_proxy_behind_a_point_to_point_link_is_recognised_by_the_link_if_it_exists():
     assert [mark.iif for mark in resolve_links.resolve(kernel(), (A, DECLARED))] == ["wg0", None]
-
-
-def test_a_mark_stays_unchanged_while_its_link_is_missing():
     made = kernel()
     made.near = {}
     assert resolve_links.resolve(made, (A,)) == (A,)

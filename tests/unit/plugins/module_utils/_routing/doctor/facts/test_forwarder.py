@@ -47,15 +47,12 @@ def test_listeners_and_targets_come_from_the_config(read):
     assert (found.error, found.pid) == (None, None)
 
 
-def test_the_process_comes_from_the_runtime_file_and_proc(read):
+def test_the_process_comes_from_the_runtime_file_and_proc_and_without_a_config_there_is_none(read):
+    assert read(None) is None
     found = read(json.dumps(CONFIG), {"pid": os.getpid()})
     assert (found.pid, found.capabilities is not None, found.uid) == (os.getpid(), True, os.geteuid())
     assert read(json.dumps(CONFIG), {"pid": 2**22 + 1}).pid is None
     assert read(json.dumps(CONFIG), ["?"]).pid is None
-
-
-def test_without_a_config_there_is_no_forwarder(read):
-    assert read(None) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"services": [{}]}', '{"services": 7}'])

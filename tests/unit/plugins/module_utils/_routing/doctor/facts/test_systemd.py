@@ -23,14 +23,12 @@ Id=systemd-networkd.service
 """
 
 
-def test_units_are_parsed(tmp_path):
+def test_units_are_parsed_and_unknown_without_systemd(tmp_path):
     assert systemd.units(lambda _argv, _stdin: Completed(0, SHOWN, ""), str(tmp_path)) == {
         "l4proxy-keeper.service": Unit("loaded", "active", "enabled"),
         "systemd-networkd.service": Unit("not-found", "inactive", ""),
     }
 
-
-def test_units_are_unknown_without_systemd(tmp_path):
     def missing(argv, _stdin):
         raise MissingCommand(argv[0])
 
