@@ -16,6 +16,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config, defaults, settings
 from jinja2.nativetypes import NativeEnvironment
 
+from ..plugins.module_utils._forwarder.config.config_data import minimal
 from .test_variables import ROOT, options, read
 
 ROLE = ROOT / "roles" / "forwarder"
@@ -25,12 +26,8 @@ TEMPLATES = read(ROLE / "vars" / "main.yml")["_forwarder_settings"]
 SECTIONS = {"log": settings.Log, "admin": settings.Admin, "metrics": settings.Metrics}
 #: Keys without a variable: derived from the fleet, or (the socket) from the unit.
 DERIVED = {"proxy_id", "services", "source_ports", "admin.socket"}
-SERVICE = {
-    "name": "web",
-    "listen": [{"address": "0.0.0.0", "port": 80}],
-    "backends": [{"name": "b", "ipv4": "198.18.0.21", "port": 80}],
-}
-DOCUMENT = {"schema": config.SCHEMA, "proxy_id": 11, "services": [SERVICE]}
+
+DOCUMENT = minimal()
 
 
 def names(cls: type) -> set[str]:

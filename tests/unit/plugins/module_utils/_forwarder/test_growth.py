@@ -19,6 +19,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.log import Log
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import listeners, worker
 
+from .config.config_data import minimal
 from .snapshots import Forwarder
 
 FEW, TIMES = 10, 4
@@ -49,38 +50,25 @@ def steps(work):
 
 def wide(count):
     """Many services, three backends each in both families; each protocol on one port of different addresses."""
-    return {
-        "schema": 1,
-        "proxy_id": 1,
-        "workers": 2,
-        "services": [
-            {
-                "name": f"s{number}",
-                "protocol": ("tcp", "udp")[number % 2],
-                "balance": "source_hash",
-                "listen": [{"address": f"127.9.{number // 250}.{number % 250 + 1}", "port": 20080}],
-                "limits": {"connections_per_client": 10},
-                "backends": [backend(f"b{one}", number, one) for one in range(3)],
-            }
-            for number in range(count)
-        ],
-    }
+    common = {"balance": "source_hash", "limits": {"connections_per_client": 10}}
+    services = [
+        {
+            "name": f"s{number}",
+            "protocol": ("tcp", "udp")[number % 2],
+            "listen": [{"address": f"127.9.{number // 250}.{number % 250 + 1}", "port": 20080}],
+            "backends": [backend(f"b{one}", number, one) for one in range(3)],
+            **common,
+        }
+        for number in range(count)
+    ]
+    return {**minimal(), "workers": 2, "services": services}
 
 
 def deep(count):
     """One service with many backends, and as many listeners."""
-    return {
-        "schema": 1,
-        "proxy_id": 1,
-        "workers": 2,
-        "services": [
-            {
-                "name": "web",
-                "listen": [{"address": "127.9.0.1", "port": 20000 + number} for number in range(count * 3)],
-                "backends": [backend(f"b{number}", number, 0) for number in range(count * 3)],
-            }
-        ],
-    }
+    listen = [{"address": "127.9.0.1", "port": 20000 + number} for number in range(count * 3)]
+    backends = [backend(f"b{number}", number, 0) for number in range(count * 3)]
+    return {**minimal(), "workers": 2, "services": [{"name": "web", "listen": listen, "backends": backends}]}
 
 
 def backend(name, number, one):

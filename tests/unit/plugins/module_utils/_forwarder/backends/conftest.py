@@ -23,8 +23,9 @@ def network(monkeypatch):
 def start():
     runs = []
 
-    def start(*services, **options):
+    def start(*services, turn=0.0, **options):
         runs.append(Run(*services, **options))
+        runs[-1].turn(turn)
         return runs[-1]
 
     yield start

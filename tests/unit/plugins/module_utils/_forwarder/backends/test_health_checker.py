@@ -20,8 +20,7 @@ from .simulation import HEALTH, REFUSED, SILENCE, SOURCES, UNREACHABLE, V6, B, C
 
 
 def test_a_healthy_fleet_costs_one_spoofed_probe_per_interval(network, start):
-    run = start(service(B, C, V6))
-    run.turn(20.0)
+    run = start(service(B, C, V6), turn=20.0)
     assert run.states() == ["up"] * 3
     for address, source in ((B, SOURCES[0]), (C, SOURCES[0]), (V6, SOURCES[1])):
         asked = [one for one in network.asked if one[0] == address]
@@ -30,8 +29,7 @@ def test_a_healthy_fleet_costs_one_spoofed_probe_per_interval(network, start):
 
 
 def test_a_broken_return_path_is_published_within_fall_intervals_and_its_repair_within_rise(network, start):
-    run = start(service(B, C))
-    run.turn(4.0)
+    run = start(service(B, C), turn=4.0)
     asked = len(network.asked)
     while len(network.asked) == asked:
         run.turn(TICK)
@@ -58,8 +56,7 @@ def test_a_broken_return_path_is_published_within_fall_intervals_and_its_repair_
 
 
 def test_a_backend_that_is_down_keeps_its_verdict_on_the_return_path(network, start):
-    run = start(service(B, C))
-    run.turn(4.0)
+    run = start(service(B, C), turn=4.0)
     network.says = {(B, True): SILENCE, (B, False): SILENCE}
     run.turn(HEALTH.fall * HEALTH.interval)
     assert run.states() == ["down", "up"]
@@ -78,8 +75,7 @@ def suspects(run):
 
 
 def test_a_filter_on_the_probes_takes_no_backend_out_while_clients_succeed(network, start):
-    run = start(service(B, C))
-    run.turn(4.0)
+    run = start(service(B, C), turn=4.0)
     network.says = {(B, True): SILENCE, (C, True): SILENCE}
     for _second in range(30):
         succeed(run, 0)
@@ -93,8 +89,7 @@ RARE = HealthCheck(interval=100.0, timeout=1.0, source=SOURCES)
 
 @pytest.mark.parametrize("field", ["failed", "slow"])
 def test_a_failed_or_slow_connect_of_a_client_causes_one_round_at_once(network, start, field):
-    run = start(service(B, C, health=RARE))
-    run.turn(12.0)
+    run = start(service(B, C, health=RARE), turn=12.0)
     assert len(network.asked) == 2
     succeed(run, 0, field)
     run.turn(TICK)
@@ -105,8 +100,7 @@ def test_a_failed_or_slow_connect_of_a_client_causes_one_round_at_once(network, 
 
 
 def test_failures_of_clients_cause_at_most_five_rounds_per_second(network, start):
-    run = start(service(B, health=RARE))
-    run.turn(12.0)
+    run = start(service(B, health=RARE), turn=12.0)
     asked = len(network.asked)
     for _turn in range(int(2 / TICK)):
         succeed(run, 0, "failed")
@@ -130,8 +124,7 @@ TEST_SUSPICIONS = [
 def test_a_backend_that_fails_for_a_client_and_for_the_checker_is_a_suspect(
     network, start, spoofed, own, within, reason
 ):
-    run = start(service(B, C, health=RARE))
-    run.turn(12.0)
+    run = start(service(B, C, health=RARE), turn=12.0)
     network.says = {(B, True): spoofed, (B, False): own}
     epoch, failed = run.region.cells[shared_memory.EPOCH_HEALTH], run.time
     succeed(run, 0, "failed")
@@ -162,8 +155,7 @@ def test_shared_memory_of_an_earlier_version_has_no_suspects(network, start):
     record = copy.deepcopy(start(service(B)).region.record)
     record["fields"]["state"].remove("suspect")
     record["fields"]["target"].remove("slow")
-    run = start(service(B), region=shared_memory.Region(record))
-    run.turn(4.0)
+    run = start(service(B), region=shared_memory.Region(record), turn=4.0)
     network.says = {(B, True): REFUSED}
     succeed(run, 0, "failed")
     run.turn(10.0)
@@ -173,8 +165,7 @@ def test_shared_memory_of_an_earlier_version_has_no_suspects(network, start):
 
 def test_silence_makes_no_suspect_while_clients_are_served(network, start):
     """As with a filter on the probes and on the proxy itself, and one banned client: the backend serves the others."""
-    run = start(service(B))
-    run.turn(12.0)
+    run = start(service(B), turn=12.0)
     network.says = {(B, True): SILENCE, (B, False): SILENCE}
     for _turn in range(100):
         succeed(run, 0, "failed")
@@ -203,8 +194,7 @@ def test_a_backend_that_always_answers_slowly_is_no_suspect(network, start, monk
 
 def test_local_delivery_is_reported_when_all_return_paths_of_a_family_and_not_of_one_backend_are_broken(network, start):
     other = "2001:db8::22"
-    run = start(service(B, C), service(V6, other, name="six"))
-    run.turn(4.0)
+    run = start(service(B, C), service(V6, other, name="six"), turn=4.0)
     network.says = {(B, True): SILENCE, (C, True): SILENCE, (V6, True): SILENCE}
     run.turn(10.0)
     assert run.region.common_causes() == ["ipv4"]
@@ -247,8 +237,7 @@ def test_the_next_generation_continues_from_the_published_state(network, start, 
 
 @pytest.mark.parametrize("where", ["begin", "poll"])
 def test_a_defect_in_one_target_is_logged_and_the_others_are_still_checked(network, start, monkeypatch, where):
-    run = start(service(B, C))
-    run.turn(6)
+    run = start(service(B, C), turn=6)
     assert run.states() == ["up", "up"]
     broken = run.checker._targets[0]
 

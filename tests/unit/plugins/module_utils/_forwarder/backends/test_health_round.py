@@ -65,7 +65,6 @@ def test_each_character_of_request_and_expect_is_one_byte(network, start):
     "health", [HealthCheck(enabled=False, source=SOURCES), HealthCheck(source=SOURCES)], ids=["off", "no request"]
 )
 def test_without_health_checks_nothing_is_probed_and_the_state_is_unknown(network, start, health):
-    run = start(service(B, protocol="udp", health=health))
-    run.turn(10.0)
+    run = start(service(B, protocol="udp", health=health), turn=10.0)
     assert network.asked == []
     assert run.states() == ["unknown"]

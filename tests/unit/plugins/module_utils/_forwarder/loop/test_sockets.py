@@ -185,10 +185,10 @@ def test_a_connect_that_fails_at_once_closes_the_socket(fake, monkeypatch):
     assert FakeSocket.made[0].calls[-1] == "close"
 
 
-@pytest.mark.parametrize(
-    ("method", "number", "text"),
-    [("setsockopt", errno.EPERM, "CAP_NET_RAW is missing"), ("bind", errno.EACCES, "CAP_NET_BIND_SERVICE is missing")],
-)
+@pytest.mark.parametrize(("method", "number", "text"), [
+    ("setsockopt", errno.EPERM, "CAP_NET_RAW is missing"),
+    ("bind", errno.EACCES, "CAP_NET_BIND_SERVICE is missing"),
+])  # fmt: skip
 def test_the_error_of_a_missing_capability_names_it(fake, monkeypatch, method, number, text):
     def deny(*_arguments):
         raise PermissionError(number, "denied")

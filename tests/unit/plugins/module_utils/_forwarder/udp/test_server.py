@@ -146,11 +146,17 @@ def test_each_refusal_is_counted_and_one_is_logged(make, limits, reason):
     assert len(host.udp.table) == 1
 
 
-def test_the_limits_count_a_client_only_while_it_has_a_session(make):
-    host = make(limits=Limits(connections_per_client=1))
-    for data in (b"1", b"2"):
-        host.pass_on(data)
-        host.udp.end(host.flow, "over")
+def test_the_limits_count_a_client_only_while_it_has_a_session_and_one_without_its_backend_is_not_taken_over(make):
+    old = make(limits=Limits(connections_per_client=1))
+    old.pass_on(b"0")
+    old.udp.end(old.flow, "over")
+    client = old.client()
+    old.pass_on(b"1", client)
+    new = hand_over(make, old)  # its backend has another port
+    (line,) = new.events("sessions taken over")
+    assert (line["sessions"], line["dropped"]) == (0, 1)
+    assert (new.sessions(), new.own_sockets()) == (0, [])
+    new.pass_on(b"2", client)
 
 
 def test_without_fallback_a_client_that_cannot_be_spoofed_is_refused_and_not_counted_by_the_limits(make):
@@ -231,14 +237,3 @@ def test_a_session_goes_on_in_the_next_generation(make):
     assert (old.sessions(), new.sessions()) == (0, 1)
     assert (new.flow.datagrams_to_backend, new.flow.datagrams_to_client) == (2, 1)
     assert old.events("session") == []
-
-
-def test_a_session_whose_backend_the_next_generation_does_not_have_is_dropped(make):
-    old = make(limits=Limits(connections_per_client=1))
-    client = old.client()
-    old.pass_on(b"1", client)
-    new = hand_over(make, old)  # its backend has another port
-    (line,) = new.events("sessions taken over")
-    assert (line["sessions"], line["dropped"]) == (0, 1)
-    assert (new.sessions(), new.own_sockets()) == (0, [])
-    new.pass_on(b"2", client)

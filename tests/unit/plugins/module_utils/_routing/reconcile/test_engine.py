@@ -85,11 +85,13 @@ def test_remove_restores_the_host(host, directory, tmp_path):
     assert not engine.remove("return_path", host.engine, directory=directory).changed
 
 
-def test_the_protocol_of_an_unknown_owner_comes_from_its_stored_document(host, directory):
+def test_a_protocol_belongs_to_the_owner_whose_stored_document_has_it(host, directory):
     data = {**RETURN_PATH, "owner": "mine", "protocol": 210}
     with pytest.raises(errors.Refused, match="owner mine: its protocol number is not known"):
         engine.remove("mine", host.engine, directory=directory)
     apply(host, data, directory=directory)
+    with pytest.raises(errors.Refused, match="protocol: 210 already belongs to owner mine"):
+        apply(host, {**data, "owner": "yours"}, directory=directory)
     engine.remove("mine", host.engine, directory=directory)
     assert host.kernel.held_rules == []
 
@@ -105,12 +107,6 @@ def test_an_empty_document_needs_allow_empty(host):
     assert host.snapshot() == before
     assert apply(host, EMPTY, allow_empty=True).changed
     assert host.kernel.held_rules == []
-
-
-def test_the_protocol_of_another_owner_is_refused(host, directory):
-    apply(host, {**RETURN_PATH, "owner": "mine", "protocol": 210}, directory=directory)
-    with pytest.raises(errors.Refused, match="protocol: 210 already belongs to owner mine"):
-        apply(host, {**RETURN_PATH, "owner": "yours", "protocol": 210}, directory=directory)
 
 
 def test_a_table_with_foreign_routes_is_refused_before_any_change(host):
@@ -190,36 +186,29 @@ def macs(host) -> list:
     return [item for table in host.snapshot()[2].values() for mark in table.marks for item in mark.macs]
 
 
-def test_everything_but_the_mac_of_a_silent_proxy_is_applied(host):
-    outcome = apply(host, variant("marks", mac=None))
-    assert outcome.waiting == ("waiting for 198.18.0.11 to answer: the MAC of proxy a is not known yet",)
+def test_all_but_the_mac_of_a_silent_proxy_is_applied_and_the_mac_follows_the_neighbour_table(host):
+    data = variant("marks", mac=None)
+    waiting = ("waiting for 198.18.0.11 to answer: the MAC of proxy a is not known yet",)
+    assert apply(host, data).waiting == waiting
     assert len(host.kernel.held_rules) == 2, "the rest is applied"
-    assert not apply(host, variant("marks", mac=None)).changed
-
-
-def test_a_mark_follows_the_neighbour_table_and_keeps_the_mac_of_a_proxy_that_falls_silent(host):
+    assert not apply(host, data).changed
     for mac in ("02:00:00:00:00:11", "02:00:00:00:00:aa"):
         host.kernel.neighbours["198.18.0.11"] = mac
-        outcome = apply(host, variant("marks", mac=None))
+        outcome = apply(host, data)
         assert (outcome.changed, outcome.waiting, macs(host)) == (True, (), [mac])
     host.kernel.neighbours.clear()
-    outcome = apply(host, variant("marks", mac=None))
-    assert (outcome.changed, outcome.waiting) == (False, ())
+    outcome = apply(host, data)
+    assert (outcome.changed, outcome.waiting) == (False, ()), "a proxy that falls silent keeps its MAC"
 
 
-def test_a_declared_mac_that_differs_is_a_warning(host):
-    host.kernel.neighbours["198.18.0.11"] = "02:00:00:00:00:aa"
-    assert apply(host).warnings == (
-        "proxy a is expected at 02:00:00:00:00:11, but 198.18.0.11 is at 02:00:00:00:00:aa",
-    )
+def test_a_declared_mac_that_differs_is_a_warning_and_two_proxies_behind_one_are_refused(host):
+    host.kernel.neighbours = {"198.18.0.11": "02:00:00:00:00:aa", "198.18.0.12": "02:00:00:00:00:aa"}
+    warning = "proxy a is expected at 02:00:00:00:00:11, but 198.18.0.11 is at 02:00:00:00:00:aa"
+    assert apply(host).warnings == (warning,)
     assert macs(host) == ["02:00:00:00:00:11"]
-
-
-def test_two_proxies_behind_one_mac_are_refused(host):
-    host.kernel.neighbours = {"198.18.0.11": "02:00:00:00:00:11", "198.18.0.12": "02:00:00:00:00:11"}
     data = variant("marks", mac=None)
     data["marks"].append({"name": "a2", "id": 12, "mask": 255, "mac": None, "via": ["198.18.0.12"]})
-    with pytest.raises(errors.Refused, match="proxies a and a2 both answer from 02:00:00:00:00:11"):
+    with pytest.raises(errors.Refused, match="proxies a and a2 both answer from 02:00:00:00:00:aa"):
         apply(host, data)
 
 
@@ -293,31 +282,30 @@ SMALLER |= {"routes": [], "marks": []}
 
 
 def drained(host, directory, **options):
-    return apply(host, SMALLER, directory=directory, **options)
+    """Apply BY_ADDRESS, of which the mark has a connection, and then SMALLER with a drain of 60 s."""
+    apply(host, BY_ADDRESS, directory=directory)
+    host.connections = {11: 1}
+    return apply(host, SMALLER, directory=directory, drain=60, **options)
 
 
 def test_a_drain_keeps_and_stores_objects_with_connections(host, directory):
-    apply(host, BY_ADDRESS, directory=directory)
-    host.connections = {11: 1}
-    outcome = drained(host, directory, drain=60, now=1000.5)
+    outcome = drained(host, directory, now=1000.5)
     assert outcome.changes == ("add ip rule 9: from all iif lo lookup 9", f"write {directory}/return_path.json")
     assert len(outcome.retiring) == 5
     assert outcome.next_due == 5
     stored = json.loads((host.lock.parent / "routing.d" / "return_path.json").read_text())
     assert [rule.get("retire_at") for rule in stored["rules"]] == [None, 1060, 1060]
     assert stored["addresses"] == [{**ADDRESS, "retiring": True, "retire_at": 1060}]
-    later = drained(host, directory, drain=60, now=1058)
+    later = apply(host, SMALLER, directory=directory, drain=60, now=1058)
     assert (later.changes, later.next_due) == ((), 2), "the time is not extended"
-    ended = drained(host, directory, drain=60, now=1060)
+    ended = apply(host, SMALLER, directory=directory, drain=60, now=1060)
     assert (ended.retiring, ended.next_due) == ((), None)
     assert len(host.kernel.held_rules) == 1
     assert "retiring" not in json.dumps(ended.owned)
 
 
 def test_a_run_with_the_stored_document_ends_a_drain(host, directory):
-    apply(host, BY_ADDRESS, directory=directory)
-    host.connections = {11: 1}
-    drained(host, directory, drain=60, now=1000)
+    drained(host, directory, now=1000)
     stored = json.loads((host.lock.parent / "routing.d" / "return_path.json").read_text())
     assert apply(host, stored).next_due is None, "without a time nothing expires"
     host.connections = {}
@@ -327,9 +315,7 @@ def test_a_run_with_the_stored_document_ends_a_drain(host, directory):
 
 
 def test_without_purge_nothing_retires(host, directory):
-    apply(host, BY_ADDRESS, directory=directory)
-    host.connections = {11: 1}
-    assert drained(host, directory, drain=60, now=1000, purge=False).retiring == ()
+    assert drained(host, directory, now=1000, purge=False).retiring == ()
 
 
 def test_moved_rules_do_not_retire(host, directory):

@@ -14,17 +14,11 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config i
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import forwarder
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Socket
 
-CONFIG = {
-    "schema": 1,
-    "proxy_id": 11,
-    "services": [
-        {
-            "name": "web",
-            "listen": [{"address": "0.0.0.0", "port": 80}],
-            "backends": [{"name": "b", "port": 8080, "ipv4": "198.18.0.21", "ipv6": "2001:db8::21"}],
-        }
-    ],
-}
+from ...._forwarder.config.config_data import minimal
+
+CONFIG = minimal()
+(SERVICE,) = CONFIG["services"]
+SERVICE["backends"][0]["ipv6"] = "2001:db8::21"
 
 
 @pytest.fixture
@@ -61,9 +55,8 @@ def test_an_invalid_config_is_an_error(read, text):
 
 
 def test_port_ranges_are_read(read):
-    (service,) = CONFIG["services"]
     listen = [{"address": "0.0.0.0", "port": "8000-8010"}, {"address": "::", "port": "9000-9010"}]
-    backends = [{**service["backends"][0], "port": "8000-8010"}]
-    ranged = {**CONFIG, "services": [{**service, "listen": listen, "backends": backends}]}
+    backends = [{**SERVICE["backends"][0], "port": "8000-8010"}]
+    ranged = {**CONFIG, "services": [{**SERVICE, "listen": listen, "backends": backends}]}
     config.load(ranged)
     assert read(json.dumps(ranged)).listeners == (Socket("tcp", "0.0.0.0", 8000, 8010), Socket("tcp", "::", 9000, 9010))

@@ -21,12 +21,17 @@ from .. import cases, fake_doctor
 
 
 @pytest.fixture
-def host(tmp_path, monkeypatch):
+def fresh(tmp_path, monkeypatch):
     return fake_doctor.FakeDoctor(tmp_path, monkeypatch)
 
 
+@pytest.fixture
+def host(fresh):
+    fresh.apply()
+    return fresh
+
+
 def test_the_facts_of_an_applied_document_have_no_problem_until_it_drifts_or_replies_are_redirected(host):
-    host.apply()
     facts = gather.gather(host.sources)
     assert facts.peers == (replace(cases.PEER, name="a", router=cases.ROUTER),)
     assert facts.replies == {cases.REPLY: cases.BY_PROXY}
@@ -39,7 +44,6 @@ def test_the_facts_of_an_applied_document_have_no_problem_until_it_drifts_or_rep
 
 
 def test_the_callers_clients_and_ports_are_used(host):
-    host.apply()
     facts = gather.gather(host.sources, None, {"ipv4": "192.0.2.7"}, [("tcp", 80)])
     assert [reply.dst for reply in facts.replies] == ["192.0.2.7"]
     assert facts.clients["ipv6"] == cases.CLIENTS["ipv6"]
@@ -47,13 +51,12 @@ def test_the_callers_clients_and_ports_are_used(host):
 
 
 def test_a_document_that_cannot_be_applied_yet_is_reported_as_waiting(host):
-    host.apply()
     host.host.kernel.near.clear()
     assert "fail waiting" in cases.problems(gather.gather(host.sources))
 
 
-def test_a_document_that_is_not_applied_gets_only_preflight_checks(host):
-    facts = gather.gather(host.sources, documents.load(fakes.RETURN_PATH))
+def test_a_document_that_is_not_applied_gets_only_preflight_checks(fresh):
+    facts = gather.gather(fresh.sources, documents.load(fakes.RETURN_PATH))
     assert not facts.applied
     assert [peer.via for peer in facts.peers] == [cases.A]
     assert facts.drift == ()
@@ -61,21 +64,21 @@ def test_a_document_that_is_not_applied_gets_only_preflight_checks(host):
     assert "lookup" not in [finding.id for finding in registry.examine(facts)]
 
 
-def test_missing_packages_are_no_problem_before_the_document_is_applied(host):
-    host.host.no_pyroute2 = True
-    host.outputs["nft -j list ruleset"] = None
-    facts = gather.gather(host.sources, documents.load(fakes.RETURN_PATH))
+def test_missing_packages_are_no_problem_before_the_document_is_applied(fresh):
+    fresh.host.no_pyroute2 = True
+    fresh.outputs["nft -j list ruleset"] = None
+    facts = gather.gather(fresh.sources, documents.load(fakes.RETURN_PATH))
     assert set(facts.missing) == {"nftables", "python3-pyroute2"}
     assert (facts.rules, facts.routes, facts.ruleset) == (None, None, None)
     assert [peer.dev for peer in facts.peers] == ["eth0"], "route lookups need no package"
     assert cases.problems(facts) == []
 
 
-def test_missing_packages_are_a_failure_once_the_document_is_applied_and_a_missing_document_is_one(host):
-    assert cases.problems(gather.gather(host.sources)) == ["fail documents"]
-    host.apply()
-    host.host.no_pyroute2 = True
-    assert cases.problems(gather.gather(host.sources)) == ["fail packages"]
+def test_missing_packages_are_a_failure_once_the_document_is_applied_and_a_missing_document_is_one(fresh):
+    assert cases.problems(gather.gather(fresh.sources)) == ["fail documents"]
+    fresh.apply()
+    fresh.host.no_pyroute2 = True
+    assert cases.problems(gather.gather(fresh.sources)) == ["fail packages"]
 
 
 def chain(**values) -> str:
@@ -85,7 +88,6 @@ def chain(**values) -> str:
 
 
 def test_iptables_is_listed_only_if_it_may_have_rules(host):
-    host.apply()
     host.outputs["iptables-save"] = "*filter\n:INPUT DROP [0:0]\nCOMMIT\n"
     assert gather.gather(host.sources).ruleset.chains == {}
     host.outputs["nft -j list ruleset"] = chain(policy="drop")
@@ -93,7 +95,6 @@ def test_iptables_is_listed_only_if_it_may_have_rules(host):
 
 
 def test_our_own_nft_table_and_iptables_chains_are_not_packet_filters(host):
-    host.apply()
     ours = {"family": "inet", "table": "l4proxy_return_path", "name": "prerouting", "hook": "prerouting"}
     host.outputs["nft -j list ruleset"] = chain(**ours, prio=-150, policy="accept")
     facts = gather.gather(host.sources)
@@ -110,7 +111,6 @@ def test_our_own_nft_table_and_iptables_chains_are_not_packet_filters(host):
 
 
 def test_an_error_while_comparing_a_document_with_the_host_is_the_reason_it_is_blocked(host, monkeypatch):
-    host.apply()
 
     def refuse(*_arguments):
         raise MissingPackage("nftables", "marks need the command nft")
@@ -145,7 +145,6 @@ UNREADABLE = [
 @pytest.mark.parametrize(("outputs", "name", "reason"), UNREADABLE)
 @pytest.mark.parametrize("applied", [True, False])
 def test_a_fact_that_cannot_be_read_is_reported_and_other_checks_run(host, monkeypatch, outputs, name, reason, applied):
-    host.apply()
     for source, output in outputs.items():
         if hasattr(host.host.kernel, source):
             monkeypatch.setattr(host.host.kernel, source, fake_doctor.raising(output))
@@ -161,7 +160,6 @@ def test_a_fact_that_cannot_be_read_is_reported_and_other_checks_run(host, monke
 
 
 def test_a_systemctl_that_times_out_is_reported(host, tmp_path):
-    host.apply()
     host.outputs["systemctl show"] = Completed(124, "", "systemctl did not end within 30 s")
     facts = gather.gather(replace(host.sources, systemd=str(tmp_path)))
     assert "did not end within 30 s" in facts.unread["the list of units"]
@@ -174,7 +172,6 @@ def test_a_systemctl_that_times_out_is_reported(host, tmp_path):
     ("thread-self/net/tcp", b"\xff\xfe", "the list of sockets"),
 ])  # fmt: skip
 def test_an_invalid_file_is_reported_and_other_checks_run(host, tmp_path, file, text, name):
-    host.apply()
     for written in ("sys/net/netfilter/nf_conntrack_max", file):
         path = tmp_path / "proc" / written
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +182,6 @@ def test_an_invalid_file_is_reported_and_other_checks_run(host, tmp_path, file, 
 
 
 def test_tables_that_the_kernel_does_not_support_are_empty(host):
-    host.apply()
     host.outputs[NFT] = Completed(1, "", "Error: cache initialization failed: Protocol not supported")
     facts = gather.gather(host.sources)
     assert (facts.ruleset.chains, facts.unread) == ({}, {})
@@ -198,7 +194,6 @@ def test_tables_that_the_kernel_does_not_support_are_empty(host):
 
 @pytest.mark.parametrize("command", ["iptables-legacy", "iptables"])
 def test_legacy_tables_are_listed_by_the_command_that_is_installed(host, tmp_path, command):
-    host.apply()
     names = tmp_path / "proc" / "thread-self" / "net" / "ip_tables_names"
     names.parent.mkdir(parents=True)
     names.write_text("nat\n")

@@ -25,10 +25,16 @@ TABLES = {
 
 @pytest.fixture
 def root(tmp_path):
-    net = tmp_path / "thread-self" / "net"
-    (net / "stat").mkdir(parents=True)
-    (tmp_path / "sys" / "net" / "netfilter").mkdir(parents=True)
+    for folder in ("thread-self/net/stat", "sys/net/netfilter"):
+        (tmp_path / folder).mkdir(parents=True)
     return tmp_path
+
+
+def test_only_neighbours_with_a_mac_are_read(root):
+    head = "IP address       HW type     Flags       HW address            Mask     Device\n"
+    rows = ["198.18.0.1 0x1 0x2 02:00:00:00:00:01 * eth0", "198.18.0.9 0x1 0x0 00:00:00:00:00:00 * eth0"]
+    (root / "thread-self" / "net" / "arp").write_text(head + "\n".join(rows) + "\n")
+    assert proc.arp(str(root)) == (("198.18.0.1", "02:00:00:00:00:01"),)
 
 
 @pytest.mark.skipif(sys.byteorder != "little", reason="the sample is from a little-endian machine")
@@ -59,15 +65,6 @@ def test_effective_user_and_capabilities_of_a_process_are_read(root):
 def test_links_and_status_work_on_the_real_proc():
     assert proc.links()["lo"] in (True, False)
     assert proc.status("/proc", os.getpid()).uid == os.geteuid()
-
-
-def test_only_neighbours_with_a_mac_are_read(tmp_path):
-    path = tmp_path / "thread-self" / "net" / "arp"
-    path.parent.mkdir(parents=True)
-    head = "IP address       HW type     Flags       HW address            Mask     Device\n"
-    rows = ["198.18.0.1 0x1 0x2 02:00:00:00:00:01 * eth0", "198.18.0.9 0x1 0x0 00:00:00:00:00:00 * eth0"]
-    path.write_text(head + "\n".join(rows) + "\n")
-    assert proc.arp(str(tmp_path)) == (("198.18.0.1", "02:00:00:00:00:01"),)
 
 
 def test_the_sockets_of_a_relay_are_found_by_the_name_of_its_file():
