@@ -76,9 +76,6 @@ def test_a_peer_that_fails_takes_no_row_from_the_others(monkeypatch):
 
 
 def test_the_picture_tells_peers_whose_names_have_dots():
-    figures = {
-        "bulk.l4proxy.rate": {"median": 2.0},
-        "bulk.haproxy-3.5.rate": {"median": 1.0},
-        "bulk.haproxy-3.5.p50": {"median": 1.0},
-    }
+    medians = {"bulk.l4proxy.rate": 2.0, "bulk.haproxy-3.5.rate": 1.0, "bulk.haproxy-3.5.p50": 1.0}
+    figures = {name: {"median": median} for name, median in medians.items()}
     assert picture.shares(figures, "rate") == {"bulk": {"l4proxy": 1.0, "haproxy-3.5": 0.5}}

@@ -49,7 +49,7 @@ def documented(module: ModuleType) -> dict[str, Any]:
 def summary(options: dict[str, Any], nested: str) -> dict[str, Any]:
     """What both must say of each option; ``nested`` is the key of its suboptions."""
     return {
-        name: {**{key: option.get(key) for key in KEYS}, "nested": summary(option.get(nested) or {}, nested)}
+        name: {key: option.get(key) for key in KEYS} | {"nested": summary(option.get(nested) or {}, nested)}
         for name, option in options.items()
     }
 

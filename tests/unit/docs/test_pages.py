@@ -69,14 +69,9 @@ def test_ansible_loads_each_play(block, tmp_path):
     (tmp_path / "play.yml").write_text(block.text, encoding="utf-8")
     (tmp_path / "inventory.yml").write_text("proxies: {hosts: {a: {}}}\nbackends: {hosts: {b: {}}}\n", encoding="utf-8")
     collections = str(REPOSITORY / ".build" / "collections")
-    done = subprocess.run(
-        [sys.executable, "-m", "ansible", "playbook", "--syntax-check", "--inventory=inventory.yml", "play.yml"],
-        cwd=tmp_path,
-        env={**os.environ, "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_COLLECTIONS_PATH": collections},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "ansible", "playbook", "--syntax-check", "--inventory=inventory.yml", "play.yml"]
+    env = {**os.environ, "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_COLLECTIONS_PATH": collections}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

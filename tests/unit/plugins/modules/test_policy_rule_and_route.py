@@ -29,9 +29,8 @@ def case(request, tmp_path, monkeypatch, warnings, call) -> SimpleNamespace:
     module, key, options, expected = request.param
     host = fakes.FakeHost(tmp_path)
     monkeypatch.setattr(engine, "Host", lambda runner: host.engine)
-    return SimpleNamespace(
-        key=key, expected=expected, host=host, call=lambda check=False, **more: call(module, check, **options, **more)
-    )
+    run = lambda check=False, **more: call(module, check, **options, **more)  # noqa: E731
+    return SimpleNamespace(key=key, expected=expected, host=host, call=run)
 
 
 def test_the_result_contains_the_object(case):

@@ -39,9 +39,8 @@ def test_owned_and_foreign_objects_and_findings_are_returned(run, doctor, check)
     doctor.marked = cases.BY_ROUTER
     result = run(check=check)
     assert not result["changed"]
-    assert result["owners"]["return_path"]["routes"] == [
-        {**fakes.RETURN_PATH["routes"][0], "type": "unicast", "dev": "eth0"}
-    ]
+    route = {**fakes.RETURN_PATH["routes"][0], "type": "unicast", "dev": "eth0"}
+    assert result["owners"]["return_path"]["routes"] == [route]
     assert [row["text"] for row in result["foreign"]["rules"]] == ["ip rule 100: from all lookup 254"]
     assert statuses(result)[:2] == ["fail rule_before", "fail lookup"]
     assert result["findings"][0]["line"].startswith("FAIL rule_before: `ip rule 100: from all lookup 254`")

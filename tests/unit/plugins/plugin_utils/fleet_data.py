@@ -34,11 +34,9 @@ def facts(number: int, **changes: Any) -> dict[str, Any]:
         ],
     }
     ethernet.update(changes)
-    return {
-        "default_ipv4": {"address": f"198.18.0.{number}", "interface": "eth0"},
-        "eth0": ethernet,
-        "lo": {"device": "lo", "ipv4": {"address": "127.0.0.1", "prefix": "8"}},
-    }
+    loopback = {"device": "lo", "ipv4": {"address": "127.0.0.1", "prefix": "8"}}
+    default = {"address": f"198.18.0.{number}", "interface": "eth0"}
+    return {"default_ipv4": default, "eth0": ethernet, "lo": loopback}
 
 
 def hostvars(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:

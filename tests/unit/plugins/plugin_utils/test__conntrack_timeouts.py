@@ -46,8 +46,7 @@ def test_timeouts_of_conntrack(services, changes, wanted):
 
 
 def test_strategies_without_conntrack_need_none():
-    variables = hostvars(
-        b={"return_path_strategy": "address", "return_path_addresses": {"a": ["198.18.0.121", "2001:db8::121"]}}
-    )
+    own = {"a": ["198.18.0.121", "2001:db8::121"]}
+    variables = hostvars(b={"return_path_strategy": "address", "return_path_addresses": own})
     document = return_path(fleet("b", [dns(idle_timeout=600)], variables), "b")
     assert not [one for one in document["sysctls"] if "netfilter" in one["name"]]

@@ -108,10 +108,8 @@ def test_a_proxy_as_its_own_backend_is_refused(backend, variables, address):
     services = [{**WEB, "backends": ["b:8080", backend]}]
     for derive, options in ((forwarder_config, ({},)), (local_delivery, ())):
         found = errors(derive, fleet("a", services, hostvars(**variables)), "a", *options)
-        assert found[0].startswith(
-            f"l4proxy_services[0].backends[1]: {address} is an address of proxy a itself, and a proxy cannot be its "
-            "own backend; use the address of another host, or, "
-        )
+        sentence = f"{address} is an address of proxy a itself, and a proxy cannot be its own backend; use the address"
+        assert found[0].startswith(f"l4proxy_services[0].backends[1]: {sentence} of another host, or, ")
 
 
 def test_an_address_that_both_hosts_have_is_not_used_between_them():

@@ -24,12 +24,8 @@ def test_with_strategy_mark_each_proxy_has_a_mark_a_table_and_guarded_rules():
     keys = [(rule["family"], rule["fwmark"], rule["table"]) for rule in lookups]
     assert keys == [("ipv4", 11, 20111), ("ipv6", 11, 20111), ("ipv4", 12, 20112), ("ipv6", 12, 20112)]
     assert [rule["priority"] for rule in document["rules"] if rule["action"] == "unreachable"] == [1101] * 4
-    assert {(route["via"], route["table"], route["dev"]) for route in document["routes"]} == {
-        ("198.18.0.11", 20111, "eth0"),
-        ("2001:db8::11", 20111, "eth0"),
-        ("198.18.0.12", 20112, "eth0"),
-        ("2001:db8::12", 20112, "eth0"),
-    }
+    vias = {(f"{net}{host}", 20100 + host, "eth0") for net in ("198.18.0.", "2001:db8::") for host in (11, 12)}
+    assert {(route["via"], route["table"], route["dev"]) for route in document["routes"]} == vias
 
 
 def test_the_sysctl_of_an_interface_with_a_dot_has_slashes():
@@ -124,21 +120,14 @@ def by_address(services=(WEB,), **changes):
 def test_with_strategy_address_each_proxy_has_an_address_and_a_table():
     document = return_path(by_address(), "b")
     assert document["marks"] == []
-    assert [(one["family"], one["address"], one["dev"]) for one in document["addresses"]] == [
-        ("ipv4", "198.18.0.121", "eth0"),
-        ("ipv6", "2001:db8::121", "eth0"),
-        ("ipv4", "198.18.0.122", "eth0"),
-        ("ipv6", "2001:db8::122", "eth0"),
-    ]
+    pairs = [("ipv4", "198.18.0.", 1), ("ipv6", "2001:db8::", 1), ("ipv4", "198.18.0.", 2), ("ipv6", "2001:db8::", 2)]
+    addresses = [(one["family"], one["address"], one["dev"]) for one in document["addresses"]]
+    assert addresses == [(family, f"{net}12{number}", "eth0") for family, net, number in pairs]
     rules = [(rule["src"], rule["iif"], rule["priority"], rule.get("table")) for rule in document["rules"]]
     assert rules[:2] == [("198.18.0.121", "lo", 1100, 20411), ("198.18.0.121", "lo", 1101, None)]
     assert len(rules) == 8
-    assert [(route["via"], route["src"], route["table"]) for route in document["routes"]] == [
-        ("198.18.0.11", "198.18.0.121", 20411),
-        ("2001:db8::11", "2001:db8::121", 20411),
-        ("198.18.0.12", "198.18.0.122", 20412),
-        ("2001:db8::12", "2001:db8::122", 20412),
-    ]
+    routes = [(route["via"], route["src"], route["table"]) for route in document["routes"]]
+    assert routes == [(f"{net}1{number}", f"{net}12{number}", 20410 + number) for _family, net, number in pairs]
 
 
 def test_a_udp_port_of_a_single_proxy_has_a_rule_of_its_own_and_one_of_two_proxies_a_note():

@@ -69,12 +69,8 @@ def test_an_empty_group_of_proxies_and_all_faults_of_the_variable_together_are_r
     assert "the group of proxies has no hosts" in found
     found = errors(parse_services, services, INVENTORY, PROXIES)
     paths = [error.split(": ")[0] for error in found]
-    assert paths == [
-        "l4proxy_services[0].backends[0].host",
-        "l4proxy_services[0].backends[1].host",
-        "l4proxy_services[1].listen[0]",
-        "l4proxy_services[1].backends[0].port",
-    ]
+    expected = ["[0].backends[0].host", "[0].backends[1].host", "[1].listen[0]", "[1].backends[0].port"]
+    assert paths == [f"l4proxy_services{path}" for path in expected]
 
 
 def test_the_port_of_a_backend_defaults_to_the_listen_port():

@@ -43,10 +43,8 @@ class FakeKernel:
         return not (self.lose and self.lose in self.calls[-1])
 
     def rules(self):
-        return [
-            KernelObject(rule, protocol, rule.family, 0, formatting.describe(rule))
-            for rule, protocol in self.held_rules
-        ]
+        held = self.held_rules
+        return [KernelObject(rule, owner, rule.family, 0, formatting.describe(rule)) for rule, owner in held]
 
     def routes(self, protocol=0, table=0):
         return [

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 import threading
@@ -49,11 +50,10 @@ def forwarder(tmp_path):
 
 def status(**changes):
     """A status answer with these values for backend b of both services."""
-    services = [
-        {**one, "backends": [{**each, **(changes if each["name"] == "b" else {})} for each in one["backends"]]}
-        for one in DOCUMENT["services"]
-    ]
-    return json.dumps({"ok": True, "status": {"services": services}}).encode() + b"\n"
+    document = copy.deepcopy(DOCUMENT)
+    for service in document["services"]:
+        service["backends"][0].update(changes)
+    return json.dumps({"ok": True, "status": document}).encode() + b"\n"
 
 
 def test_arguments_that_are_none_are_not_sent(forwarder):

@@ -10,17 +10,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config i
 
 
 def minimal():
-    return {
-        "schema": 1,
-        "proxy_id": 11,
-        "services": [
-            {
-                "name": "web",
-                "listen": [{"address": "0.0.0.0", "port": 80}],
-                "backends": [{"name": "b", "ipv4": "198.18.0.21", "port": 8080}],
-            }
-        ],
-    }
+    listen, backends = {"address": "0.0.0.0", "port": 80}, {"name": "b", "ipv4": "198.18.0.21", "port": 8080}
+    return {"schema": 1, "proxy_id": 11, "services": [{"name": "web", "listen": [listen], "backends": [backends]}]}
 
 
 def full():

@@ -15,9 +15,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters
 
 
 def config(*names, port=80):
-    backends = tuple(
-        Backend(name=name, ipv4=f"198.18.0.{ord(name)}", ipv6=f"2001:db8::{ord(name)}", port=port) for name in names
-    )
+    backends = tuple(Backend(name, port, f"198.18.0.{ord(name)}", f"2001:db8::{ord(name)}") for name in names)
     return Config(proxy_id=1, services=(Service("web", (), backends), Service("mail", (), backends[:1])))
 
 

@@ -18,14 +18,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process 
 def forwarder(tmp_path):
     """(directory of a runtime file that names this process, what the file says after SIGHUP, SIGHUPs received)."""
     name = str(tmp_path / "forwarder.json")
-    document = {
-        "schema": 1,
-        "pid": os.getpid(),
-        "started": runtime_file.start_time(os.getpid()),
-        "generation": 3,
-        "version": "1.2.3",
-        "last_reload": {"attempt": 2, "ok": False, "error": "an old failure", "at": "x"},
-    }
+    document = {"schema": 1, "pid": os.getpid(), "started": runtime_file.start_time(os.getpid())}
+    document |= {"generation": 3, "version": "1.2.3"}
+    document["last_reload"] = {"attempt": 2, "ok": False, "error": "an old failure", "at": "x"}
     runtime_file.write(document, name)
     result, received = {}, []
 

@@ -132,9 +132,8 @@ def test_parse_is_the_inverse_of_build(version, names, rest):
 def test_only_a_mapped_address_is_read_as_ipv4(version, sent, read):
     for source, destination in (("{}", "2001:db8::11"), ("2001:db8::1", "{}")):
         header = proxy_protocol.build(version, source.format(sent), 4711, destination.format(sent), 443)
-        assert proxy_protocol.parse(header) == Header(
-            len(header), source.format(read), 4711, destination.format(read), 443
-        )
+        expected = Header(len(header), source.format(read), 4711, destination.format(read), 443)
+        assert proxy_protocol.parse(header) == expected
 
 
 CORPUS = Path(__file__).parents[5] / "fuzz" / "corpus" / "proxy_protocol"

@@ -161,10 +161,8 @@ def test_every_byte_arrives_with_traffic_in_both_directions(pipes, total, sizes)
     up, down = random.Random(1).randbytes(total), random.Random(2).randbytes(total)
     received = []
     with TwoStreams(pipes) as two:
-        uploading, downloading = (
-            running(send_and_shut, sock, data, sizes[::step])
-            for sock, data, step in ((two.client, up, 1), (two.backend, down, -1))
-        )
+        uploading = running(send_and_shut, two.client, up, sizes)
+        downloading = running(send_and_shut, two.backend, down, sizes[::-1])
         with uploading, downloading, running(lambda: received.append(receive(two.backend))):
             assert receive(two.client) == summary(down)
         assert received == [summary(up)]

@@ -75,9 +75,8 @@ class World:
 
     def check(self):
         """The maps agree with the model, and so with each other."""
-        assert {
-            one.client_key: (BACKENDS.index(one.reply_key[1]), one.upstream) for one in self.table.flows
-        } == self.model
+        flows = self.table.flows
+        assert {one.client_key: (BACKENDS.index(one.reply_key[1]), one.upstream) for one in flows} == self.model
         assert len(self.listener.flows) == len(self.table) == sum(len(one.flows) for one in self.sockets)
         for one in self.table.flows:
             assert self.listener.flows[one.client_key] is one

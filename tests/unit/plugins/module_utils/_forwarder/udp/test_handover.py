@@ -46,9 +46,8 @@ def test_every_socket_arrives_and_in_order(ends, count):
     handover.send(ends[0], upstreams, [])
     read = Reader(ends[1])
     assert [sock.getsockname()[1] for sock in read.sockets] == [one.port for one in upstreams]
-    assert read.document["lanes"] == [
-        {"shared": one.shared, "owner": list(one.owner) if one.owner else None} for one in upstreams
-    ]
+    lanes = [{"shared": one.shared, "owner": list(one.owner) if one.owner else None} for one in upstreams]
+    assert read.document["lanes"] == lanes
     assert not any(sock.get_inheritable() for sock in read.sockets)
     for sock in (*read.sockets, *(one.sock for one in upstreams)):
         sock.close()

@@ -46,9 +46,8 @@ class FakeDoctor:
 
     def apply(self) -> None:
         """Apply a backend's document: to the fake kernel and the store."""
-        engine.reconcile(
-            documents.load(fakes.RETURN_PATH), self.host.engine, engine.Options(directory=str(self.stored))
-        )
+        document, options = documents.load(fakes.RETURN_PATH), engine.Options(directory=str(self.stored))
+        engine.reconcile(document, self.host.engine, options)
 
     def _run(self, argv, stdin=None):
         line = " ".join(argv)

@@ -23,9 +23,8 @@ def test_objects_are_listed_by_owner_in_the_sections_of_a_document(tmp_path, mon
     assert list(found) == ["local_delivery", "return_path"]
     assert found["return_path"]["rules"] == fakes.RETURN_PATH["rules"]
     assert found["return_path"]["marks"] == fakes.RETURN_PATH["marks"]
-    assert found["return_path"]["sysctls"] == [
-        {"name": "net.ipv4.conf.all.accept_redirects", "value": "0", "restore": "1"}
-    ]
+    redirects = {"name": "net.ipv4.conf.all.accept_redirects", "value": "0", "restore": "1"}
+    assert found["return_path"]["sysctls"] == [redirects]
     assert not any(found["local_delivery"].values())
 
 

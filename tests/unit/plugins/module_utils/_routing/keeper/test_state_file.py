@@ -53,13 +53,9 @@ def test_an_invalid_file_is_ignored(path, content):
 def test_the_file_is_written_only_if_its_content_changed(path):
     published = repaired(StateFile(str(path), lambda: NOON), "add a", who="by ufw")
     published.write()
-    assert json.loads(path.read_text())["last_repair"] == {
-        "owner": "return_path",
-        "changes": ["add a"],
-        "at": "2026-11-24T12:00:00.000Z",
-        "seconds": 0.0812,
-        "who": "by ufw",
-    }
+    expected = {"owner": "return_path", "changes": ["add a"], "at": "2026-11-24T12:00:00.000Z"}
+    expected |= {"seconds": 0.0812, "who": "by ufw"}
+    assert json.loads(path.read_text())["last_repair"] == expected
     path.unlink()
     published.write()
     assert not path.exists()

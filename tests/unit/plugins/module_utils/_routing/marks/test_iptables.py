@@ -35,12 +35,8 @@ def observe(texts: dict[str, str], owner: str = OWNER) -> Observed:
 def as_saved(owner: str, marks: tuple[Mark, ...], family: str) -> str:
     """What iptables-save would list of these marks on a host that has nothing else."""
     chains = iptables.render(owner, marks, family)
-    jumps = [
-        f"-A {hook} -j {chain}"
-        for hook, end in iptables_listing.HOOKS.items()
-        for chain in chains
-        if chain.endswith(f"_{end}")
-    ]
+    hooks = [(hook, f"_{end}") for hook, end in iptables_listing.HOOKS.items()]
+    jumps = [f"-A {hook} -j {chain}" for hook, end in hooks for chain in chains if chain.endswith(end)]
     rules = [f"-A {chain} {rule}" for chain, rules in chains.items() for rule in rules]
     return "\n".join(["*mangle", *(f":{chain} - [0:0]" for chain in chains), *jumps, *rules, "COMMIT", ""])
 
@@ -184,9 +180,8 @@ def test_each_family_is_written_in_one_commit():
     run = Commands()
     iptables.IpTables(run).write(OWNER, MARKS)
     restored = [(argv, stdin) for argv, stdin in run.calls if "restore" in argv[0]]
-    assert [argv for argv, _stdin in restored] == [
-        [f"{command}-restore", "--noflush", "-w", "10"] for command in COMMANDS.values()
-    ]
+    commands = [[f"{command}-restore", "--noflush", "-w", "10"] for command in COMMANDS.values()]
+    assert [argv for argv, _stdin in restored] == commands
     assert all(stdin.count("COMMIT") == 1 for _argv, stdin in restored)
 
 

@@ -23,16 +23,10 @@ def test_a_request_contains_the_selectors_that_are_given():
     message = route_query.request("198.51.100.11", "198.18.0.21", 2, 3, 11, "tcp", 8080, 99)
     assert struct.unpack_from("=IHHII", message) == (len(message), 26, 1, 1, 0)
     assert struct.unpack_from("=BBB", message, 16) == (socket.AF_INET, 32, 32)
-    assert attributes(message) == {
-        1: socket.inet_aton("198.51.100.11"),
-        2: socket.inet_aton("198.18.0.21"),
-        3: struct.pack("=I", 2),
-        4: struct.pack("=I", 3),
-        16: struct.pack("=I", 11),
-        27: b"\x06",
-        28: (8080).to_bytes(2, "big"),
-        29: (99).to_bytes(2, "big"),
-    }
+    expected = {1: socket.inet_aton("198.51.100.11"), 2: socket.inet_aton("198.18.0.21")}
+    expected |= {kind: struct.pack("=I", number) for kind, number in ((3, 2), (4, 3), (16, 11))}
+    expected |= {27: b"\x06", 28: (8080).to_bytes(2, "big"), 29: (99).to_bytes(2, "big")}
+    assert attributes(message) == expected
     message = route_query.request("2001:db8::1")
     assert struct.unpack_from("=BBB", message, 16) == (socket.AF_INET6, 128, 0)
     assert set(attributes(message)) == {1}

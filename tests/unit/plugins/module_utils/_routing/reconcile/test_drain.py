@@ -51,9 +51,8 @@ def test_unlisted_objects_retire():
 
 
 def test_listed_objects_do_not_retire():
-    named = replace(
-        EMPTY, rules=(replace(LOOKUP, table=7),), routes=(replace(ROUTE, via="198.18.0.99"),), marks=(MARK,)
-    )
+    moved = {"rules": (replace(LOOKUP, table=7),), "routes": (replace(ROUTE, via="198.18.0.99"),)}
+    named = replace(EMPTY, marks=(MARK,), **moved)
     begun = drain.begin(named, HAVE, None, 1000)
     assert set(drain.retiring_until(begun)) == {GUARD, BY_SOURCE, SHARED, ADDRESS}
 
@@ -101,9 +100,8 @@ def test_retiring_objects_expire_with_their_connections_or_their_time(now, count
 
 
 def test_a_table_of_two_ids_stays_while_one_has_connections():
-    both = replace(
-        EMPTY, rules=(LOOKUP, replace(LOOKUP, fwmark=13)), routes=(replace(ROUTE, retiring=True, retire_at=9),)
-    )
+    routes = (replace(ROUTE, retiring=True, retire_at=9),)
+    both = replace(EMPTY, rules=(LOOKUP, replace(LOOKUP, fwmark=13)), routes=routes)
     assert drain.without_expired(both, 5, counting(m12=0, m13=1)).routes
     assert not drain.without_expired(both, 5, counting(m12=0, m13=0)).routes
 
@@ -111,9 +109,8 @@ def test_a_table_of_two_ids_stays_while_one_has_connections():
 def test_objects_without_conntrack_stay_for_the_whole_time():
     single = replace(MARK, conntrack=False)
     begun = drain.begin(EMPTY, replace(HAVE, marks=(single,)), None, 1000)
-    assert {LOOKUP, GUARD, ROUTE, replace(single, macs=())} <= set(
-        drain.retiring_until(drain.without_expired(begun, 999, counting(m12=0)))
-    )
+    left = drain.retiring_until(drain.without_expired(begun, 999, counting(m12=0)))
+    assert {LOOKUP, GUARD, ROUTE, replace(single, macs=())} <= set(left)
     assert drain.retiring_until(drain.without_expired(begun, 1000, counting(m12=0))) == []
 
 

@@ -11,16 +11,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.fac
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Unit
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
 
-SHOWN = """LoadState=loaded
-ActiveState=active
-UnitFileState=enabled
-Id=l4proxy-keeper.service
-
-LoadState=not-found
-ActiveState=inactive
-UnitFileState=
-Id=systemd-networkd.service
-"""
+SHOWN = """LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nId=l4proxy-keeper.service\n
+LoadState=not-found\nActiveState=inactive\nUnitFileState=\nId=systemd-networkd.service\n"""
 
 
 def test_units_are_parsed_and_unknown_without_systemd(tmp_path):
