@@ -12,16 +12,14 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import path
 
 from .test_variables import ROOT, read
 
+
 # (role, variable, path of the engines)
-PATHS = [
+@pytest.mark.parametrize(("role", "variable", "path"), [
     ("forwarder", "_forwarder_config_path", paths.CONFIG),
     ("keeper", "_keeper_documents", paths.DOCUMENTS),
     ("keeper", "_keeper_state_directory", os.path.dirname(paths.SYSCTL_MEMORY)),
     ("keeper", "_keeper_runtime", os.path.dirname(paths.KEEPER_STATE)),
     ("keeper", "_keeper_lock", paths.ROUTING_LOCK),
-]
-
-
-@pytest.mark.parametrize(("role", "variable", "path"), PATHS)
+])  # fmt: skip
 def test_a_path_of_a_role_is_that_of_the_engines(role, variable, path):
     assert read(ROOT / "roles" / role / "vars" / "main.yml")[variable] == path

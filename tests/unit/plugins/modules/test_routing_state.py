@@ -76,17 +76,16 @@ def test_without_purge_unlisted_objects_stay(run, host):
 
 
 EMPTY = {key: fakes.RETURN_PATH[key] for key in ("schema", "owner", "protocol")}
-FAILURES = [
+
+
+@pytest.mark.parametrize(("options", "expected"), [
     ({"document": fakes.RETURN_PATH, "drain": -1}, "drain: -1 is not a number of seconds"),
     ({}, "state is present but all of the following are missing: document"),
     ({"document": EMPTY}, "is empty and would remove all"),
     ({"document": {**EMPTY, "rules": [{}]}}, "document: rules[0].family: required\nrules[0].priority: required"),
     ({"document": fakes.RETURN_PATH, "owner": "other"}, "owner: return_path differs from the option owner, other"),
     ({"owner": "other", "state": "absent"}, "owner other: its protocol number is not known"),
-]
-
-
-@pytest.mark.parametrize(("options", "expected"), FAILURES)
+])  # fmt: skip
 def test_invalid_options_are_refused(run, host, options, expected):
     result = run(**options)
     assert result["failed"]

@@ -84,15 +84,12 @@ def test_a_list_that_cannot_be_read_is_a_finding(run, doctor, monkeypatch):
     assert statuses(result)[:2] == ["warn unread", "warn unread"]
 
 
-WRONG = [
+@pytest.mark.parametrize(("options", "said"), [
     ({"ignore_findings": ["proxy_mac", "nope"]}, "ignore_findings: there is no check nope"),
     ({"clients": ["192.0.2.1", "192.0.2.2"]}, "192.0.2.1 and 192.0.2.2 are both ipv4"),
     ({"ports": ["http"]}, "'http' is not PORT"),
     ({"document": {"schema": 1}}, "document: owner: required"),
-]
-
-
-@pytest.mark.parametrize(("options", "said"), WRONG)
+])  # fmt: skip
 def test_invalid_options_are_refused(run, options, said):
     result = run(**options)
     assert result["failed"]

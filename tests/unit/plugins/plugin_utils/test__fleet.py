@@ -44,16 +44,15 @@ def named(names, backends, *listen):
 
 
 V4, V6 = ["198.18.0.11", "198.18.0.21", "198.18.0.22"], ["2001:db8::11", "2001:db8::21", "2001:db8::22"]
+
+
 # Names of the hosts a, b and c; the backends as written by address.
-BY_ADDRESS = [
+@pytest.mark.parametrize(("names", "backends"), [
     (V4, ["198.18.0.21:8080", "198.18.0.22:8080"]),
     (V6, ["[2001:db8::21]:8080", "[2001:DB8::22]:8080"]),
     # The name is one address of a host, which is reached at another.
     (["192.0.2.11", "192.0.2.21", "192.0.2.22"], ["192.0.2.21:8080", "192.0.2.22:8080"]),
-]
-
-
-@pytest.mark.parametrize(("names", "backends"), BY_ADDRESS)
+])  # fmt: skip
 def test_a_backend_may_be_written_by_the_address_that_names_its_host(names, backends):
     _a, b, c = names
     found = named(names, backends)
@@ -163,16 +162,15 @@ ALONE4 = {"ipv4": {"address": "198.18.0.21", "prefix": "32"}, "ipv6": []}
 LINK = {"ipv4": {}, "ipv6": [{"address": "fe80::21", "prefix": "64"}]}
 TEMPORARY = {"ipv4": {}, "ipv6": [{"address": "2001:db8::21", "prefix": "64"}]}
 FLAGGED = "20010db8000000000000000000000021 02 40 00 01     eth0"
+
+
 # The addresses of b on its only interface, and parts of the error.
-NOWHERE = [
+@pytest.mark.parametrize(("own", "inet6", "parts"), [
     (ALONE6, "", ["backend b (2001:db8::21/128): every", 'the prefix length of its link ("2001:db8::11/64")']),
     (ALONE4, "", ["backend b (198.18.0.21/32): every", 'the prefix length of its link ("2001:db8::11/64")']),
     (LINK, "", ["b has no address at which other hosts can reach it, only interfaces eth0, lo; give it an"]),
     (TEMPORARY, FLAGGED, ["b has no address at which other hosts", "only 2001:db8::21, which is temporary; give it"]),
-]
-
-
-@pytest.mark.parametrize(("own", "inet6", "parts"), NOWHERE)
+])  # fmt: skip
 def test_a_backend_without_a_usable_address_is_refused(own, inet6, parts):
     alone = {"l4proxy_address": ["2001:db8::11/128", "198.18.0.11/32"]}
     variables = {"ansible_facts": facts(21, **own), "__l4proxy_inet6": inet6}

@@ -156,14 +156,13 @@ class Template(dict):
 
 
 CANNOT = "l4proxy_address of b cannot be evaluated: object of type 'dict' has no attribute 'eth1'; "
-FAILED = [
+
+
+@pytest.mark.parametrize(("told", "known", "sentence"), [
     (facts(21), [address("198.18.0.77")], f"b has {ONE_LINK}"),
     ({}, [], "the facts of b could not be gathered, and no earlier run has stored its address: start b, or write its "
              "address as a value"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("told", "known", "sentence"), FAILED)
+])  # fmt: skip
 def test_a_template_that_fails_is_reported_with_advice(told, known, sentence):
     with pytest.raises(UnreadableVariable) as caught:
         host_from_variables("b", Template(ansible_facts=told), known)

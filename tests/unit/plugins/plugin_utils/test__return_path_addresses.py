@@ -27,17 +27,14 @@ def test_a_single_address_needs_no_list():
     assert texts == {"a": ["198.18.0.121"], "a2": ["198.18.0.122", "2001:db8::122"]}
 
 
-TEST_REFUSED = [
+@pytest.mark.parametrize(("value", "sentence"), [
     (["198.18.0.121"], f"{WHERE}: expected a mapping from a proxy's name to its addresses"),
     ({"z": "198.18.0.121"}, f"{WHERE}: 'z' is not in the group of proxies (a, a2)"),
     ({"a": ["here"]}, f"{WHERE} for a: 'here' is not an IP address"),
     ({"a": ["127.0.0.1"]}, f"{WHERE} for a: 127.0.0.1 is not an address at which a proxy can reach it"),
     ({"a": ["198.18.0.121", "198.18.0.122"]}, f"{WHERE} for a: 198.18.0.121 and 198.18.0.122 are both IPv4"),
     ({"a": "198.18.0.121", "a2": "198.18.0.121/24"}, f"{WHERE}: 198.18.0.121 is given to a and to a2"),
-]
-
-
-@pytest.mark.parametrize(("value", "sentence"), TEST_REFUSED)
+])  # fmt: skip
 def test_a_bad_value_is_refused(value, sentence):
     found = errors(read, "b", value, ["a", "a2"])
     assert [one for one in found if one.startswith(sentence)], found

@@ -62,14 +62,11 @@ def test_arguments_that_are_none_are_not_sent(forwarder):
     assert requests == [{"op": "drain", "backend": "b"}]
 
 
-TEST_ANSWERS = [
+@pytest.mark.parametrize(("answer", "sentence"), [
     (b'{"ok": false, "error": "there is no backend x"}\n', "there is no backend x"),
     (b"", "the forwarder closed the connection without a complete answer"),
     (b'{"ok": tr', "the forwarder closed the connection without a complete answer"),
-]
-
-
-@pytest.mark.parametrize(("answer", "sentence"), TEST_ANSWERS)
+])  # fmt: skip
 def test_a_refusal_or_an_incomplete_answer_is_an_error(forwarder, answer, sentence):
     path, _requests = forwarder(answer)
     with pytest.raises(client.AdminError, match=sentence):

@@ -109,14 +109,11 @@ def test_a_refusal_lists_only_the_first_names_and_without_a_config_every_request
     assert forwarder.ask(op="status") == [{"ok": False, "error": "no config is served yet"}]
 
 
-TEST_OVERRIDES = [
+@pytest.mark.parametrize(("request_", "services", "override"), [
     ({"op": "drain", "backend": "b"}, ["web", "mail"], {"state": "draining"}),
     ({"op": "maintenance", "backend": "b", "service": "mail"}, ["mail"], {"state": "maintenance"}),
     ({"op": "weight", "backend": "c", "weight": 7}, ["web"], {"weight": 7}),
-]
-
-
-@pytest.mark.parametrize(("request_", "services", "override"), TEST_OVERRIDES)
+])  # fmt: skip
 def test_an_override_changes_once_and_can_be_removed(forwarder, request_, services, override):
     epoch = forwarder.region.cells[shared_memory.EPOCH_ADMIN]
     assert forwarder.ask(**request_) == [{"ok": True, "changed": True, "services": services}]

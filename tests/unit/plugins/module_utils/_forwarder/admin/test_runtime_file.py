@@ -13,15 +13,13 @@ import subprocess
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import runtime_file
 
-TEST_DIRECTORIES = [
+
+@pytest.mark.parametrize(("environment", "directory"), [
     ({}, "/run/l4proxy"),
     ({"RUNTIME_DIRECTORY": ""}, "/run/l4proxy"),
     ({"RUNTIME_DIRECTORY": "/run/x"}, "/run/x"),
     ({"RUNTIME_DIRECTORY": "/run/x:/run/y"}, "/run/x"),
-]
-
-
-@pytest.mark.parametrize(("environment", "directory"), TEST_DIRECTORIES)
+])  # fmt: skip
 def test_the_runtime_directory_is_the_first_that_systemd_names(environment, directory):
     assert runtime_file.directory(environment) == directory
 

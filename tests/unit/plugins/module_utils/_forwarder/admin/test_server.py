@@ -197,7 +197,7 @@ def test_a_new_client_replaces_the_one_that_has_waited_longest(make):
 
 
 # Whether the server keeps connections, what the client sends first and does repeatedly, when it is disconnected.
-TEST_SLOW = [
+@pytest.mark.parametrize(("keeps", "first", "act", "timeout"), [
     (True, b"?", "write", connection.EXCHANGE_TIMEOUT),
     (False, b"?", "write", connection.EXCHANGE_TIMEOUT),
     (False, b"", "write", connection.EXCHANGE_TIMEOUT),
@@ -206,10 +206,7 @@ TEST_SLOW = [
     (True, b"\n", "wait", connection.EXCHANGE_TIMEOUT),
     (False, b"", "wait", connection.EXCHANGE_TIMEOUT),
     (True, b"", "wait", server.IDLE_TIMEOUT),
-]
-
-
-@pytest.mark.parametrize(("keeps", "first", "act", "timeout"), TEST_SLOW)
+])  # fmt: skip
 def test_a_slow_client_is_disconnected_however_often_it_moves_a_byte(make, keeps, first, act, timeout):
     loop, passed = make(stream, keeps), 0.0
     with loop.client() as sock:
@@ -270,7 +267,7 @@ def test_the_names_of_the_sockets_of_a_config(monkeypatch):
     assert list(map(listening.kind_of, listening.names(chosen))) == [listening.ADMIN, listening.METRICS]
 
 
-TEST_HTTP = [
+@pytest.mark.parametrize(("request_", "status", "body"), [
     (b"GET /a?b HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.0 200 OK\r\n", b"/a"),
     (b"GET /a HTTP/1.0\n\n", b"HTTP/1.0 200 OK\r\n", b"/a"),
     (b"HEAD /a HTTP/1.0\r\n\r\n", b"HTTP/1.0 200 OK\r\n", b""),
@@ -278,10 +275,7 @@ TEST_HTTP = [
     (b"GET /a\r\n\r\n", b"HTTP/1.0 400 ", b""),
     (b"GET /\xff HTTP/1.0\r\n\r\n", b"HTTP/1.0 200 OK\r\n", "/ÿ".encode()),
     (b"\r\n\r\n", b"HTTP/1.0 400 ", b""),
-]
-
-
-@pytest.mark.parametrize(("request_", "status", "body"), TEST_HTTP)
+])  # fmt: skip
 def test_http_requests_and_their_answers(request_, status, body):
     written = []
     client = SimpleNamespace(write=lambda data, last: written.append((data, last)))

@@ -52,16 +52,13 @@ def ladder(ports=None, **options):
     return source_address.SourceAddress(service, ports or source_address.SourcePorts(), counted.append), counted
 
 
-TEST_STEPS = [
+@pytest.mark.parametrize(("port", "fallback", "taken", "made", "step", "counters"), [
     ("any", "refuse", set(), (CLIENT[0], 0), "any", []),
     ("keep", "refuse", set(), CLIENT, "kept", []),
     ("keep", "refuse", {4000}, (CLIENT[0], 0), "any", ["port taken"]),
     ("keep", "own", EVERY, "own", "own", ["port taken", "no port left"]),
     ("any", "own", EVERY, "own", "own", ["no port left"]),
-]
-
-
-@pytest.mark.parametrize(("port", "fallback", "taken", "made", "step", "counters"), TEST_STEPS)
+])  # fmt: skip
 @pytest.mark.parametrize("number", [errno.EADDRINUSE, errno.EADDRNOTAVAIL])
 def test_each_step_follows_when_the_one_before_is_not_possible(
     kernel, port, fallback, taken, made, step, counters, number

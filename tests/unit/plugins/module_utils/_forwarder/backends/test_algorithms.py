@@ -34,16 +34,13 @@ def make(name, weights, names=None):
 
 
 # The orders that nginx's documentation of the algorithm and its commit message give.
-TEST_ORDER = [
+@pytest.mark.parametrize(("weights", "order"), [
     ((1, 1, 1), "012012"),
     ((5, 1, 1), "0010200"),
     ((1, 2), "101101"),
     ((4, 3, 2), "012010210"),
     ((7,), "000"),
-]
-
-
-@pytest.mark.parametrize(("weights", "order"), TEST_ORDER)
+])  # fmt: skip
 def test_smooth_weighted_round_robin(weights, order):
     algorithm, _load, candidates = make("round_robin", weights)
     assert "".join(str(algorithm.choose(candidates, "")) for _turn in order) == order

@@ -79,7 +79,7 @@ def test_an_unanswered_handshake_stays_pending(tcp):
         one.close()
 
 
-TEST_ANSWERS = [
+@pytest.mark.parametrize(("data", "expect", "number"), [
     (b"PONG", b"PONG", 0),
     (b"PONG and more", b"PONG", 0),
     (b"", b"", 0),
@@ -87,10 +87,7 @@ TEST_ANSWERS = [
     (b"PON", b"PONG", errno.EBADMSG),
     (b"", b"PONG", errno.EBADMSG),
     (b"xPONG", b"PONG", errno.EBADMSG),
-]
-
-
-@pytest.mark.parametrize(("data", "expect", "number"), TEST_ANSWERS)
+])  # fmt: skip
 def test_a_udp_response_has_to_begin_as_expected(udp, data, expect, number):
     probe = UdpProbe(*udp.getsockname()[:2], None, b"\x00PING\xff", expect)
     request, peer = udp.recvfrom(100)

@@ -30,8 +30,9 @@ NO_CLIENTS = ClientConnects()
 WELL, SILENT = RoundResult(True, True), RoundResult(False, False)
 REFUSED, BROKEN_PATH = RoundResult(False, True), RoundResult(True, False)
 
+
 # rise 2, fall 3: results (y good, n bad), and the verdict after each (? unasked, A answered, U unanswered).
-TEST_VERDICTS = [
+@pytest.mark.parametrize(("answers", "verdicts"), [
     ("y", "A"),
     ("nnn", "??U"),
     ("nnyn", "??AA"),
@@ -39,10 +40,7 @@ TEST_VERDICTS = [
     ("ynnynn", "AAAAAA"),
     ("ynnnyy", "AAAUUA"),
     ("nnnyny", "??UUUU"),
-]
-
-
-@pytest.mark.parametrize(("answers", "verdicts"), TEST_VERDICTS)
+])  # fmt: skip
 def test_a_verdict_follows_rise_and_fall(answers, verdicts):
     verdict = Verdict(rise=2, fall=3)
     letters = {UNASKED: "?", ANSWERED: "A", UNANSWERED: "U"}

@@ -64,16 +64,13 @@ def test_udp_has_a_shorter_default_idle_timeout_and_may_have_a_port_of_tcp(chang
     assert config.load(config.dump(loaded)) == loaded
 
 
-TEST_RANGES = [
+@pytest.mark.parametrize(("listen", "backend", "pairs"), [
     (["8000-8002"], 9000, [(8000, 9000), (8001, 9000), (8002, 9000)]),
     (["8000-8002"], "9000-9002", [(8000, 9000), (8001, 9001), (8002, 9002)]),
     (["8000-8001", "7000-7001"], "9000-9001", [(8000, 9000), (8001, 9001), (7000, 9000), (7001, 9001)]),
     ([80, "8000-8000", 81], 9000, [(80, 9000), (8000, 9000), (81, 9000)]),
     (["8000-8001", 8002], 9000, [(8000, 9000), (8001, 9000), (8002, 9000)]),
-]
-
-
-@pytest.mark.parametrize(("listen", "backend", "pairs"), TEST_RANGES)
+])  # fmt: skip
 def test_each_port_of_a_range_is_a_listener_with_its_backend_port(listen, backend, pairs):
     loaded = config.load(ranged(listen, backend))
     service = loaded.services[0]

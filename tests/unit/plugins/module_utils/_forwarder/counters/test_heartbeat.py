@@ -10,17 +10,15 @@ import os
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import heartbeat
 
-TEST_VERDICTS = [
+
+@pytest.mark.parametrize(("state", "busy", "seconds"), [
     ("T", False, heartbeat.STOPPED),
     ("t", False, heartbeat.STOPPED),
     ("S", False, heartbeat.BLOCKED),
     ("R", True, heartbeat.BUSY),
     ("R", False, heartbeat.STARVED),
     ("D", False, heartbeat.STARVED),
-]
-
-
-@pytest.mark.parametrize(("state", "busy", "seconds"), TEST_VERDICTS)
+])  # fmt: skip
 def test_the_limit_of_silence_depends_on_what_the_process_does(state, busy, seconds):
     assert heartbeat.verdict(seconds - 0.1, state, busy) is None
     assert heartbeat.verdict(seconds, state, busy).startswith(f"no heartbeat for {seconds:.0f} s: it ")

@@ -28,7 +28,9 @@ def wide(listen, backends):
 
 
 KEYS = "admin, drain_timeout, log, metrics, proxy_id, schema, services, source_ports, workers"
-TEST_CONFIGS = [
+
+
+@pytest.mark.parametrize(("document", "output"), [
     (GOOD, "ok: {path}: 1 service, 2 listen addresses, 1 backend\n"),
     ({**GOOD, "proxy_id": 0, "x": 1},
      f"proxy_id: 0 is not a proxy id (1-255)\nx: is not a known key; the known ones are {KEYS}\n"),
@@ -36,10 +38,7 @@ TEST_CONFIGS = [
     (wide(17, 16384), "ok: {path}: "),
     (wide(16385, 17), "services: have 16385 listen addresses (each port of a range counts); the limit is 16384 per"),
     (wide(17, 16385), "services: have 16385 backends; the limit is 16384 per proxy: use several proxies"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("document", "output"), TEST_CONFIGS)
+])  # fmt: skip
 def test_a_config_is_ok_or_every_error_is_printed(tmp_path, capsys, document, output):
     path = tmp_path / "forwarder.json"
     path.write_text(json.dumps(document), encoding="utf-8")

@@ -38,15 +38,12 @@ def last_reload(error=None):
     return {"attempt": 3, "ok": error is None, "error": error, "at": "y"}
 
 
-TEST_RESULTS = [
+@pytest.mark.parametrize(("result", "timeout", "code", "sentence"), [
     ({"generation": 4, "last_reload": last_reload()}, 10, 0, "reloaded: generation 4 serves (version 1.2.3)\n"),
     ({"last_reload": last_reload("services: is required")}, 10, 1,
      "reload failed, generation 3 still serves: services: is required\n"),
     ({}, 0.3, 1, "the forwarder did not finish the reload within 0.3 s; see its log\n"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("result", "timeout", "code", "sentence"), TEST_RESULTS)
+])  # fmt: skip
 def test_the_result_of_a_reload_is_one_sentence_and_the_exit_status(forwarder, capsys, result, timeout, code, sentence):
     directory, shown, _received = forwarder
     shown.update(result)

@@ -9,17 +9,15 @@ from types import SimpleNamespace
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import worker_pool
 
-TEST_SURPLUS = [
+
+@pytest.mark.parametrize(("most", "generations", "stopped"), [
     (4, [], []),
     (4, [7, 7, 8, 8], []),
     (4, [7, 7, 8, 8, 9], [7, 7]),
     (4, [9, 8, 8, 7, 7, 7], [7, 7, 7]),
     (4, [7, 8, 9, 9, 9, 9], [7, 8]),
     (1, [7, 7], [7, 7]),
-]
-
-
-@pytest.mark.parametrize(("most", "generations", "stopped"), TEST_SURPLUS)
+])  # fmt: skip
 def test_the_oldest_generations_are_stopped_when_too_many_processes_drain(most, generations, stopped):
     draining = [SimpleNamespace(generation=number) for number in generations]
     assert [child.generation for child in worker_pool.surplus(most, draining)] == stopped

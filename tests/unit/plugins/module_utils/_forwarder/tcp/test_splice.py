@@ -89,7 +89,7 @@ def test_without_splice_or_where_the_kernel_refuses_a_pipe_there_is_none_and_not
     assert PipePool(20).take() is None
 
 
-TEST_BOUNDS = [
+@pytest.mark.parametrize(("pages", "workers", "descriptors", "pipes"), [
     (16384, 1, 20000, 192),  # three quarters of 64 MiB
     (16384, 2, 20000, 96),
     (16384, 4, 1024, 48),
@@ -97,10 +97,7 @@ TEST_BOUNDS = [
     (0, 1, 20000, 1250),  # no limit by pages
     (100, 1, 20000, 1),
     (0, 1, 8, 0),
-]
-
-
-@pytest.mark.parametrize(("pages", "workers", "descriptors", "pipes"), TEST_BOUNDS)
+])  # fmt: skip
 @pytest.mark.skipif(os.sysconf("SC_PAGE_SIZE") != 4096, reason="the figures are for pages of 4 KiB")
 def test_the_bound_follows_from_the_users_pages_and_the_descriptors(monkeypatch, pages, workers, descriptors, pipes):
     monkeypatch.setattr(splice, "soft_limit", lambda: pages)

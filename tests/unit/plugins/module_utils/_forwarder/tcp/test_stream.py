@@ -146,17 +146,14 @@ def receive(sock):
     return summary(data)
 
 
-TEST_SIZES = [
+@pytest.mark.parametrize("pipes", [0, 1, 8])
+@pytest.mark.parametrize(("total", "sizes"), [
     (1 << 10, [1]),
     (10 << 20, [1 << 20]),
     (3 << 20, [BUFFER_SIZE]),
     (3 << 20, [BUFFER_SIZE, 1, BUFFER_SIZE - 1, 7]),
     (5 << 20, [400_000, 10]),
-]
-
-
-@pytest.mark.parametrize("pipes", [0, 1, 8])
-@pytest.mark.parametrize(("total", "sizes"), TEST_SIZES)
+])  # fmt: skip
 def test_every_byte_arrives_with_traffic_in_both_directions(pipes, total, sizes):
     up, down = random.Random(1).randbytes(total), random.Random(2).randbytes(total)
     received = []

@@ -42,7 +42,7 @@ def checks(relay, seconds, each=lambda _second: None):
     return None
 
 
-TEST_IDLE = [
+@pytest.mark.parametrize(("state", "idle", "half_closed", "ends"), [
     (State.OPEN, 10, 5, (10, "idle timeout")),
     (State.CLIENT_ENDED, 10, 5, (5, "half-closed timeout")),
     (State.BACKEND_ENDED, 10, 5, (5, "half-closed timeout")),
@@ -50,10 +50,7 @@ TEST_IDLE = [
     (State.CLIENT_ENDED, 10, 0, None),
     (State.CONNECTING, 1, 1, None),
     (State.CHOOSING, 1, 1, None),
-]
-
-
-@pytest.mark.parametrize(("state", "idle", "half_closed", "ends"), TEST_IDLE)
+])  # fmt: skip
 def test_a_session_in_which_nothing_moves_ends_by_the_timeout_of_its_state(state, idle, half_closed, ends):
     assert checks(Relay(state, idle_timeout=idle, half_closed_timeout=half_closed), 60) == ends
 
@@ -77,7 +74,7 @@ def test_a_half_closed_session_has_the_shorter_timeout():
     assert checks(relay, 99, each) == (55, "half-closed timeout")
 
 
-TEST_INTERVALS = [
+@pytest.mark.parametrize(("options", "seconds"), [
     ({}, 30.0),  # half the keepalive
     ({"keepalive": 0}, 30.0),
     ({"keepalive": 10}, 5.0),
@@ -85,9 +82,6 @@ TEST_INTERVALS = [
     ({"half_closed_timeout": 16}, 2.0),
     ({"idle_timeout": 1}, 1.0),
     ({"idle_timeout": 0, "half_closed_timeout": 0, "keepalive": 0}, 30.0),
-]
-
-
-@pytest.mark.parametrize(("options", "seconds"), TEST_INTERVALS)
+])  # fmt: skip
 def test_the_interval_between_checks_suffices_for_the_shortest_timeout(options, seconds):
     assert timeouts.interval([service(), service(**options)]) == seconds

@@ -60,15 +60,12 @@ def test_an_exception_in_a_check_becomes_a_finding_and_the_other_checks_still_ru
         assert f"l4proxy_ignore_findings: [{check.id}]" in own[1].fix
 
 
-FACTS = [
+@pytest.mark.parametrize("facts", [BACKEND, PROXY], ids=["backend", "proxy"])
+@pytest.mark.parametrize("name", [
     *("links", "settings", "peers", "backends", "replies", "rules", "routes", "addresses", "redirected", "ruleset"),
     *("sockets", "relays", "arp", "conntrack", "units", "contest", "drop_ins", "forwarder", "drift", "own"),
     "translated",
-]
-
-
-@pytest.mark.parametrize("facts", [BACKEND, PROXY], ids=["backend", "proxy"])
-@pytest.mark.parametrize("name", FACTS)
+])  # fmt: skip
 def test_an_unread_fact_makes_checks_skip_and_never_report_a_problem(facts, name):
     findings = registry.examine(replace(facts, **{name: Unread("it hangs")}))
     assert [found.line for found in findings if found.status in ("fail", "warn")] == []
@@ -80,16 +77,13 @@ def test_an_unread_fact_makes_checks_skip_and_never_report_a_problem(facts, name
 
 
 # (facts of a host without pyroute2, nft or another tool; the checks that are skipped there)
-WITHOUT_TOOLS = [
+@pytest.mark.parametrize(("facts", "checks"), [
     (backend(rules=None, routes=None), {"own_traffic", "taken"}),
     (proxy(rules=None, routes=None), {"own_traffic", "taken", "arp"}),
     (backend(ruleset=None), {"firewall", "source_nat", "mark_clobbered", "untracked", "containers"}),
     (backend(redirected=None, conntrack=None, units=None), {"redirected", "conntrack", "keeper"}),
     (backend(missing={"python3-pyroute2": "x"}, applied=False), {"packages"}),
-]
-
-
-@pytest.mark.parametrize(("facts", "checks"), WITHOUT_TOOLS)
+])  # fmt: skip
 def test_a_missing_tool_makes_checks_skip_and_never_report_a_problem(facts, checks):
     assert {found.id for found in registry.examine(facts) if found.status == "skip"} == checks
     assert cases.problems(facts) == []

@@ -69,15 +69,12 @@ def test_an_exception_in_a_check_does_not_end_the_report(call, as_json):
     assert "the keeper runs and is enabled at boot" in text
 
 
-WRONG = [
+@pytest.mark.parametrize(("options", "message"), [
     ({"clients": ["b"]}, "'b' does not appear to be an IPv4 or IPv6 address"),
     ({"clients": ["192.0.2.7", "192.0.2.8"]}, "192.0.2.7 and 192.0.2.8 are both ipv4"),
     ({"ports": ["0"]}, "'0' is not PORT"),
     ({"ports": ["80/icmp"]}, "'80/icmp' is not PORT"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), WRONG)
+])  # fmt: skip
 def test_a_wrong_option_is_an_error_with_exit_status_2(call, options, message):
     code, text, err, _asked = call(cases.BACKEND, **options)
     assert (code, text) == (2, "")

@@ -62,15 +62,12 @@ def test_objects_with_and_without_selectors_can_be_sorted():
     assert sorted(rules, key=lambda rule: rule.order)[0] == rules[1]
 
 
-SYSCTLS = [
+@pytest.mark.parametrize(("given", "expected"), [
     ("net.ipv4.conf.eth0/100.rp_filter", "net.ipv4.conf.eth0/100.rp_filter"),
     ("net/ipv4/conf/eth0.100/rp_filter", "net.ipv4.conf.eth0/100.rp_filter"),
     ("net.ipv4.conf.eth0.100.rp_filter", "net.ipv4.conf.eth0/100.rp_filter"),
     ("net.ipv6.conf.all.accept_redirects", "net.ipv6.conf.all.accept_redirects"),
-]
-
-
-@pytest.mark.parametrize(("given", "expected"), SYSCTLS)
+])  # fmt: skip
 def test_sysctl_names_have_one_spelling(given, expected):
     assert model.sysctl_name(given) == expected
 

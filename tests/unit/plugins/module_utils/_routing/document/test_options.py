@@ -37,16 +37,13 @@ def test_an_absent_rule_is_identified_by_its_key():
     assert options.rule({"priority": 9, "family": "ipv4"}, present=False).key == Rule("ipv4", 9, table=1).key
 
 
-ROUTES = [
+@pytest.mark.parametrize(("given", "expected"), [
     ({"dst": "default", "via": "198.18.0.1", "table": "main"}, Route("ipv4", 254, via="198.18.0.1")),
     ({"dst": "2001:db8:5::/48", "dev": "eth0", "table": "9"}, Route("ipv6", 9, "2001:db8:5::/48", dev="eth0")),
     ({"dst": "default", "family": "ipv4", "table": "9", "type": "local"}, Route("ipv4", 9, type="local")),
     ({"dst": "10.0.0.0/8", "table": "9", "via": "10.9.9.9", "dev": "eth0", "onlink": True, "mtu": 1400, "metric": 5},
      Route("ipv4", 9, "10.0.0.0/8", via="10.9.9.9", dev="eth0", onlink=True, mtu=1400, metric=5)),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("given", "expected"), ROUTES)
+])  # fmt: skip
 def test_options_are_read_as_a_route(given, expected):
     assert options.route({"type": "unicast", "onlink": False, "src": None, **given}) == expected
 

@@ -31,14 +31,11 @@ def test_a_stored_document_is_loaded_unchanged_and_without_a_directory_there_is_
     assert store.load_all(str(tmp_path / "none")) == []
 
 
-FAULTS = [
+@pytest.mark.parametrize(("name", "data", "expected"), [
     ("mine.json", "{", "is not JSON"),
     ("mine.json", {**MINE, "protocol": 1}, "protocol: 1 is not"),
     ("other.json", MINE, "owner: the document of owner mine must be named mine.json"),
-]
-
-
-@pytest.mark.parametrize(("name", "data", "expected"), FAULTS)
+])  # fmt: skip
 def test_an_invalid_file_does_not_hide_the_others(tmp_path, name, data, expected):
     put(tmp_path, name, data)
     put(tmp_path, "return_path.json", {**MINE, "owner": "return_path", "protocol": 202})

@@ -58,7 +58,7 @@ def read(**arguments) -> Observed:
     return selection.read(None, OWNER, **arguments)
 
 
-CHOICES = [
+@pytest.mark.parametrize(("held", "missing", "wanted", "engine"), [
     ({}, set(), "auto", "nftables"),
     ({}, {"nftables"}, "auto", "iptables"),
     ({}, set(), "iptables", "iptables"),
@@ -67,10 +67,7 @@ CHOICES = [
     ({"nftables": ONE}, set(), "iptables", "nftables"),
     ({"nftables": ONE, "iptables": OTHER}, set(), "auto", "nftables"),
     ({"nftables": ONE, "iptables": OTHER}, set(), "iptables", "iptables"),
-]
-
-
-@pytest.mark.parametrize(("held", "missing", "wanted", "engine"), CHOICES)
+])  # fmt: skip
 def test_the_engine_that_holds_the_marks_keeps_them(engines, held, missing, wanted, engine):
     engines.held.update({name: Observed(values) for name, values in held.items()})
     engines.broken = {name: MissingPackage(name, "marks") for name in missing}

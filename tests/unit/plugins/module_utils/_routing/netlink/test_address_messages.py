@@ -14,10 +14,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.m
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import address_messages as messages
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.messages import attribute, link_index
 
-ADDRESSES = [Address("ipv4", "198.18.0.121", "lo"), Address("ipv6", "2001:db8::121", "lo")]
 
-
-@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("address", [Address("ipv4", "198.18.0.121", "lo"), Address("ipv6", "2001:db8::121", "lo")])
 def test_an_encoded_address_decodes_to_itself(address):
     found = messages.decode(messages.encode(address, 202, link_index("lo")))
     assert (found.value, found.protocol, found.family) == (address, 202, address.family)
@@ -29,16 +27,13 @@ def body(length: int = 32, metric: int | None = None, family: int = socket.AF_IN
     return messages.BODY.pack(family, length, 0, 0, link_index("lo")) + b"".join(parts)
 
 
-WHOSE = [
+@pytest.mark.parametrize(("message", "protocol"), [
     (body(metric=messages.MARKER | 202), 202),
     (body(metric=messages.MARKER | 201), 201),
     (body(), 0),
     (body(metric=202), 0),
     (body(24, messages.MARKER | 202), 0),
-]
-
-
-@pytest.mark.parametrize(("message", "protocol"), WHOSE)
+])  # fmt: skip
 def test_the_owner_of_an_address_is_recognised(message, protocol):
     assert messages.decode(message).protocol == protocol
 

@@ -20,7 +20,7 @@ def entry(mark: int | None, state: int | None = None) -> bytes:
     return conntrack.GENERIC.pack(2, 0, 0) + b"".join(parts)
 
 
-ENTRIES = [
+@pytest.mark.parametrize(("body", "expected"), [
     (entry(12), True),
     (entry(0x1000C), True),
     (entry(13), False),
@@ -29,10 +29,7 @@ ENTRIES = [
     (entry(12, 5), True),  # close-wait: the backend may still be sending
     (entry(12, 7), False),  # time-wait
     (entry(12, 8), False),  # closed by a reset
-]
-
-
-@pytest.mark.parametrize(("body", "expected"), ENTRIES)
+])  # fmt: skip
 def test_which_connections_carry_a_mark(body, expected):
     assert conntrack.carries(body, 12, 255) == expected
 

@@ -64,13 +64,10 @@ def kernel(monkeypatch):
     other.close()
 
 
-TEST_LISTS = [
+@pytest.mark.parametrize(("sent", "read"), [
     ([piece(b"aaaa", b"bbbb"), piece(b"cccc") + done()], [b"aaaa", b"bbbb", b"cccc"]),
     ([piece(b"old.", flags=messages.NLM_F_DUMP_INTR), done(), piece(b"new.") + done()], [b"new."]),
-]
-
-
-@pytest.mark.parametrize(("sent", "read"), TEST_LISTS)
+])  # fmt: skip
 def test_a_list_may_arrive_in_pieces_and_is_read_again_if_it_changed_meanwhile(kernel, sent, read):
     made, other = kernel
     for data in sent:

@@ -15,7 +15,9 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.me
 
 NARROW = Rule("ipv4", 1100, table=9, src="198.18.0.99/32", ip_proto=6)
 WIDE = Rule("ipv4", 1100, table=9, src="198.18.0.99/32")
-RULES = [
+
+
+@pytest.mark.parametrize("rule", [
     NARROW,
     WIDE,
     Rule("ipv6", 1, table=70000, src="2001:db8::/64", dst="2001:db8::99/128", iif="lo", oif="eth0"),
@@ -23,10 +25,7 @@ RULES = [
     Rule("ipv4", 5, action="prohibit", ip_proto=17, sport=(53, 60), dport=(99, 99)),
     Rule("ipv6", 5, action="blackhole", uid_range=(0, 99)),
     Rule("ipv4", 5, table=254, iif="eth0", suppress_prefixlength=0),
-]
-
-
-@pytest.mark.parametrize("rule", RULES)
+])  # fmt: skip
 def test_an_encoded_rule_decodes_to_itself(rule):
     found = rule_messages.decode(rule_messages.encode(rule, 202), rule.family)
     assert (found.value, found.protocol, found.family) == (rule, 202, rule.family)
@@ -72,18 +71,17 @@ def u32(number: int) -> bytes:
 
 
 PRIORITY = (6, u32(1099))
+
+
 # What others have, and how ip(8) shows it, for whoever has to find it.
-SHOWN = [
+@pytest.mark.parametrize(("message", "words"), [
     (body(PRIORITY, (10, u32(0xCA6C)), (16, u32(0xFFFFFFFF)), flags=2), "not from all fwmark 0xca6c lookup 9"),
     (body(PRIORITY, (16, u32(255))), "from all fwmark 0x0/0xff lookup 9"),
     (body(PRIORITY, (4, u32(5000)), action=2), "from all goto 5000"),
     (body(PRIORITY, (19, b"\1")), "from all lookup 9 l3mdev"),
     (body(PRIORITY, tos=16), "from all lookup 9 with unknown selectors"),
     (body(PRIORITY, (3, b"wg0\0"), flags=2), "not from all iif wg0 lookup 9"),
-]
-
-
-@pytest.mark.parametrize(("message", "words"), SHOWN)
+])  # fmt: skip
 def test_a_rule_that_the_model_cannot_express_is_described(message, words):
     assert rule_messages.decode(message, "ipv4").text == f"ip rule 1099: {words}"
 
@@ -94,7 +92,7 @@ def test_host_bits_of_a_prefix_are_ignored():
     assert found.value.src == "198.18.0.0/24"
 
 
-DANGER = [
+@pytest.mark.parametrize(("rules", "rule", "expected"), [
     ([NARROW, WIDE], WIDE, True),
     ([NARROW, WIDE], NARROW, False),
     ([WIDE], WIDE, False),
@@ -103,10 +101,7 @@ DANGER = [
     ([WIDE, Rule("ipv4", 1100, table=9, src="198.18.0.98", ip_proto=6)], WIDE, False),
     ([WIDE, Rule("ipv4", 1100, table=9, src=WIDE.src, suppress_prefixlength=0)], WIDE, True),
     ([WIDE, Rule("ipv4", 1100, table=9, dst=WIDE.src)], WIDE, False),
-]
-
-
-@pytest.mark.parametrize(("rules", "rule", "expected"), DANGER)
+])  # fmt: skip
 def test_which_removals_are_ambiguous(rules, rule, expected):
     assert rule_messages.OwnedRules(rules).is_ambiguous(rule) == expected
 

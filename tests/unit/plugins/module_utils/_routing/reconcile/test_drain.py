@@ -86,15 +86,14 @@ def test_objects_that_no_document_can_contain_do_not_retire(odd):
 BEGUN = drain.begin(EMPTY, HAVE, None, 1000)
 WITH_ID = {LOOKUP, GUARD, ROUTE, replace(MARK, macs=())}
 WITHOUT_ID = {BY_SOURCE, SHARED, ADDRESS}
-DUE = [
+
+
+@pytest.mark.parametrize(("now", "counts", "left"), [
     (999, {"m12": 1}, WITH_ID | WITHOUT_ID),
     (999, {"m12": 0}, WITHOUT_ID),
     (999, {"m12": None}, WITH_ID | WITHOUT_ID),
     (1000, {"m12": 1}, set()),
-]
-
-
-@pytest.mark.parametrize(("now", "counts", "left"), DUE)
+])  # fmt: skip
 def test_retiring_objects_expire_with_their_connections_or_their_time(now, counts, left):
     assert set(objects(drain.without_expired(BEGUN, now, counting(**counts)))) == left
 

@@ -152,7 +152,9 @@ def test_a_failure_to_undo_is_reported(host):
 
 
 ADDRESS = {"family": "ipv4", "address": "198.18.0.121", "dev": "eth0"}
-NOT_READY = [
+
+
+@pytest.mark.parametrize(("data", "expected"), [
     (variant("routes", via="198.18.5.5"), "waiting for 198.18.5.5 to be on-link"),
     (variant("routes", dev="eth7"), "waiting for link eth7 to be up"),
     (variant("routes", via="198.18.0.21"), "198.18.0.21 is an address of this host itself"),
@@ -160,10 +162,7 @@ NOT_READY = [
     (variant("rules", iif="eth7"), "waiting for link eth7 to exist"),
     ({**RETURN_PATH, "addresses": [{**ADDRESS, "dev": "eth7"}]}, "waiting for link eth7 to be up"),
     ({**RETURN_PATH, "addresses": [{**ADDRESS, "dev": "eth8"}]}, "waiting for link eth8 to be up"),
-]
-
-
-@pytest.mark.parametrize(("data", "expected"), NOT_READY)
+])  # fmt: skip
 def test_nothing_is_changed_while_something_is_missing(host, data, expected):
     with pytest.raises(errors.NotReady) as caught:
         apply(host, data)

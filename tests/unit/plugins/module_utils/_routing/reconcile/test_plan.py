@@ -123,15 +123,12 @@ def test_a_retiring_mark(new, live, expected):
     assert change.after == expected
 
 
-MOVES = [
+@pytest.mark.parametrize(("held", "wanted", "sentences"), [
     ("nftables", "nftables", []),
     ("nftables", None, []),
     ("nftables", "iptables", ["replace the iptables chains of marks: a (0xb)"]),
     ("iptables", "nftables", ["replace the nft table of marks: a (0xb)"]),
-]
-
-
-@pytest.mark.parametrize(("held", "wanted", "sentences"), MOVES)
+])  # fmt: skip
 def test_marks_move_to_the_requested_engine(held, wanted, sentences):
     have, want = State(marks=(MARK,), engine=held), State(marks=(MARK,), engine=wanted)
     changes = plan.find_changes(want, have)
@@ -142,7 +139,7 @@ def test_marks_move_to_the_requested_engine(held, wanted, sentences):
 
 
 # (desired value, setting of the host, sentence)
-SETTINGS = [
+@pytest.mark.parametrize(("value", "found", "expected"), [
     ("0", Setting("a.b", "1"), "set sysctl a.b: 1 -> 0"),
     ("0", Setting("a.b", "0"), "hold sysctl a.b at 0"),
     ("0", Setting("a.b", "1", True), "set sysctl a.b: 1 -> 0"),
@@ -151,10 +148,7 @@ SETTINGS = [
     (None, Setting("a.b", "0", True, "0"), "release sysctl a.b (stays 0)"),
     (None, Setting("a.b", "0", True, None), "release sysctl a.b (stays 0)"),
     (None, Setting("a.b", "0"), None),
-]
-
-
-@pytest.mark.parametrize(("value", "found", "expected"), SETTINGS)
+])  # fmt: skip
 def test_a_desired_sysctl_is_set_and_held_and_a_released_one_restored_if_it_is_still_ours(value, found, expected):
     want, have = State(sysctls=(Sysctl("a.b", value),) if value else ()), State(sysctls=(found,))
     assert sentences(want, have) == ([expected] if expected else [])

@@ -35,16 +35,13 @@ def held(host) -> tuple[Mark, ...]:
     return nft.observe("packet_mark", {"nftables": listing}).marks
 
 
-READ = [
+@pytest.mark.parametrize(("options", "mark"), [
     (ONE, LB1),
     (OTHER, UP),
     ({**ONE, "mac": ["02-00-00-00-00-0B", "02:00:00:00:00:0c"], "conntrack": False},
      Mark("lb1", 0x300, 0xFF00, ("02:00:00:00:00:0b", "02:00:00:00:00:0c"), ("198.18.0.11",), conntrack=False)),
     ({"name": "s", "id": 1, "mask": 1, "transparent": True}, Mark("s", 1, 1, transparent=True)),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("options", "mark"), READ)
+])  # fmt: skip
 def test_options_are_read_as_a_mark(options, mark):
     assert single_mark.read(options) == mark
 
@@ -105,16 +102,13 @@ def test_check_mode_predicts_the_result(host):
     assert single_mark.dump(foretold.after.marks[1])["mac"] == ["02:00:00:00:00:0b"]
 
 
-REFUSED = [
+@pytest.mark.parametrize(("options", "sentence"), [
     ({"name": "lb9"}, "id: already used by mark lb1 of owner packet_mark"),
     ({"name": "lb9", "id": "0x500"}, "mac: already used by mark lb1 of owner packet_mark"),
     ({"name": "lb9", "mask": "0xfff", "id": "1", "mac": ["02:00:00:00:00:99"]}, "mask: 0xfff differs from 0xff00 of"),
     ({"name": "up2", "id": "0x500", "mac": None, "iif": "lo"}, "iif: already used by mark up"),
     ({"name": "up2", "id": "0x500", "mac": None, "iif": "eth9"}, "iif: this host has no interface eth9"),
-]
-
-
-@pytest.mark.parametrize(("options", "sentence"), REFUSED)
+])  # fmt: skip
 def test_a_mark_that_conflicts_with_another_one_is_refused(host, options, sentence):
     present(host, ONE)
     present(host, OTHER)

@@ -51,15 +51,12 @@ def test_the_interface_of_a_route_is_looked_up_and_a_missing_one_is_refused(host
         ensure(host, Rule("ipv4", 1000, table=100, iif="nope0"))
 
 
-OTHERS = [
+@pytest.mark.parametrize(("value", "rules", "routes", "sentence"), [
     (RULE, [(RULE, 150)], [], "belongs to proto 150; remove it there, or set protocol: 150 to manage it here"),
     (RULE, [(RULE, 202)], [], "belongs to owner return_path (proto 202); remove it there"),
     (ROUTE, [], [(ROUTE, 4)], "belongs to proto static"),
     (ROUTE, [], [(Route("ipv4", 100, "10.0.0.0/8", dev="eth0"), 4)], "table 100 already holds routes of another owner"),
-]
-
-
-@pytest.mark.parametrize(("value", "rules", "routes", "sentence"), OTHERS)
+])  # fmt: skip
 def test_objects_and_tables_of_others_are_refused(host, value, rules, routes, sentence):
     host.kernel.held_rules += rules
     host.kernel.held_routes += routes

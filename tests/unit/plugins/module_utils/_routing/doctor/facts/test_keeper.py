@@ -13,16 +13,15 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.fac
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Contest
 
 LAST = {"owner": "return_path", "changes": ["add ip rule 1100"], "who": "firewalld"}
-STATES = [
+
+
+@pytest.mark.parametrize(("state", "expected"), [
     ({"undone": 2, "last_repair": LAST}, Contest(2, "return_path", ("add ip rule 1100",), "firewalld")),
     ({"undone": 2, "last_repair": None}, Contest(2)),
     ({"undone": 0, "last_repair": LAST}, None),
     ({}, None),
     ([], None),
-]
-
-
-@pytest.mark.parametrize(("state", "expected"), STATES)
+])  # fmt: skip
 def test_a_contest_is_read_and_an_unreadable_file_has_none(tmp_path, state, expected):
     file = tmp_path / "state.json"
     file.write_text(json.dumps(state))

@@ -74,14 +74,11 @@ def test_the_verdict_is_that_of_the_kernel_or_uncertain(packet, accepted, certai
     assert (verdict.accepted, verdict.certain) == (accepted, certain), verdict
 
 
-WRITES = [
+@pytest.mark.parametrize(("hook", "packet", "expected"), [
     ("prerouting", PACKET, [("meta", 0xFF00)]),
     ("output", replace(PACKET, sport=22), [("meta", 0xFFFFFFFF), ("ct", 0xFFFFFFFF), ("meta", 0xFF), ("meta", 4)]),
     ("output", PACKET, [("ct", 0xFFFFFFFF), ("meta", 0xFF), ("meta", 4)]),
-]
-
-
-@pytest.mark.parametrize(("hook", "packet", "expected"), WRITES)
+])  # fmt: skip
 def test_written_marks_are_found_with_their_bits(hook, packet, expected):
     written = [write for reached in RULESET.reached(hook, packet) for write in reached.rule.writes]
     assert [(write.key, write.bits) for write in written] == expected
@@ -155,16 +152,13 @@ def test_iptables_nft_and_iptables_legacy_have_tables_of_their_own():
     assert {(chain.type, chain.priority) for chain in chains.values() if chain.hook == "postrouting"} == {("nat", 100)}
 
 
-DESTINATIONS = [
+@pytest.mark.parametrize(("text", "address"), [
     ("172.17.0.2", "172.17.0.2"),
     ("172.17.0.2:80", "172.17.0.2"),
     ("[2001:db8::2]:80", "2001:db8::2"),
     ("2001:db8::2", "2001:db8::2"),
     ("172.17.0.2-172.17.0.9:80", ""),
-]
-
-
-@pytest.mark.parametrize(("text", "address"), DESTINATIONS)
+])  # fmt: skip
 def test_the_destination_of_dnat_is_read_if_it_is_one_address(text, address):
     saved = f"*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j DNAT --to-destination {text}\nCOMMIT"
     ((_key, chain),) = iptables_rules.parse(saved, "ipv4").items()

@@ -95,17 +95,14 @@ def test_our_own_table_and_the_chains_of_iptables_nft_are_left_out():
 
 
 # Conditions that the model cannot express: left side, right side.
-UNKNOWN = [
+@pytest.mark.parametrize(("left", "right"), [
     ({"&": [{"ct": {"key": "mark"}}, 255]}, 1),
     ({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, False),
     ({"meta": {"key": "skuid"}}, 0),
     ({"meta": {"key": "cgroup"}}, 7),
     ({"payload": {"base": "th", "offset": 64, "len": 128}}, 7),
     ({"payload": {"protocol": "ip", "field": "saddr"}}, "@elsewhere"),
-]
-
-
-@pytest.mark.parametrize(("left", "right"), UNKNOWN)
+])  # fmt: skip
 def test_an_unknown_condition_makes_the_verdict_uncertain(left, right):
     verdict = nft_rules.parse(single_rule([when(left, right), {"drop": None}])).verdict("input", PACKET)
     assert (verdict.accepted, verdict.certain) == (True, False)
