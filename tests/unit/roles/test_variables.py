@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import paths
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
@@ -23,6 +25,17 @@ def read(path: Path) -> Any:
 
 def options(role: Path) -> dict[str, dict[str, Any]]:
     return read(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
+
+
+@pytest.mark.parametrize(("role", "variable", "path"), [
+    ("forwarder", "_forwarder_config_path", paths.CONFIG),
+    ("keeper", "_keeper_documents", paths.DOCUMENTS),
+    ("keeper", "_keeper_state_directory", os.path.dirname(paths.SYSCTL_MEMORY)),
+    ("keeper", "_keeper_runtime", os.path.dirname(paths.KEEPER_STATE)),
+    ("keeper", "_keeper_lock", paths.ROUTING_LOCK),
+])  # fmt: skip
+def test_a_path_of_a_role_is_that_of_the_engines(role, variable, path):
+    assert read(ROOT / "roles" / role / "vars" / "main.yml")[variable] == path
 
 
 @pytest.fixture(params=ROLES, ids=lambda role: role.name)

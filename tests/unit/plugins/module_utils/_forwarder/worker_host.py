@@ -19,6 +19,17 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.rela
 from tests.support.waiting import eventually
 
 
+def free_ports(count, kind=socket.SOCK_STREAM):
+    """Ports of 127.0.0.1 that were free a moment ago."""
+    socks = [socket.socket(socket.AF_INET, kind) for _port in range(count)]
+    for sock in socks:
+        sock.bind(("127.0.0.1", 0))
+    ports = [sock.getsockname()[1] for sock in socks]
+    for sock in socks:
+        sock.close()
+    return ports
+
+
 class WorkerHost:
     """A worker of slot 0 with one service."""
 
@@ -63,8 +74,7 @@ class TcpHost(WorkerHost):
     """A worker of slot 0 with one TCP service on two ports; the worker of slot 1 is missing."""
 
     def __init__(self, directory, **options):
-        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-            self.ports = [sock.getsockname()[1] for sock in (one, two)]
+        self.ports = free_ports(2)
         listen = tuple(Listener("127.0.0.1", port) for port in self.ports)
         backend = Backend(name="b", ipv4="198.18.0.21", port=80)
         super().__init__(directory, Service("web", listen, (backend,), **options), slots=2)

@@ -100,6 +100,11 @@ class FakeKernel:
         self.forgotten += 1
 
 
+def no_command(argv, stdin=None):
+    """A runner on a host without any command."""
+    raise MissingCommand(argv[0])
+
+
 class FakeNft:
     """A runner that supports the nft commands of the engine; iptables is not installed."""
 

@@ -13,13 +13,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.c
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import listeners
 
-
-def free_ports(count):
-    servers = [socket.create_server(("127.0.0.1", 0)) for _port in range(count)]
-    ports = [sock.getsockname()[1] for sock in servers]
-    for sock in servers:
-        sock.close()
-    return ports
+from ..worker_host import free_ports
 
 
 def config(*ports):

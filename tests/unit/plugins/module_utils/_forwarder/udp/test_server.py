@@ -16,13 +16,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.s
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import takeover
 
-from ..worker_host import WorkerHost
-
-
-def free_port():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+from ..worker_host import WorkerHost, free_ports
 
 
 class Host(WorkerHost):
@@ -31,7 +25,7 @@ class Host(WorkerHost):
     def __init__(self, directory, held=None, port=None, **options):
         self.sockets = []
         self.backend = self.client()
-        self.port = port or free_port()
+        self.port = port or free_ports(1, socket.SOCK_DGRAM)[0]
         backend = options.pop("backend", None) or Backend("b", self.backend.getsockname()[1], ipv4="127.0.0.1")
         options = {"source_fallback": "own", "idle_timeout": 60.0, **options}
         listen = (Listener("127.0.0.1", self.port),)

@@ -11,9 +11,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import attribution
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper.monitor import Notification
+
+from ..fakes import no_command
 
 NOW = 1000.0
 RULES, MARKS = ("rule",), ("marks",)
@@ -35,10 +37,6 @@ def systemd(**started):
         return Completed(0, "\n".join(blocks), "")
 
     return run
-
-
-def without_systemd(argv, stdin=None):
-    raise MissingCommand(argv[0])
 
 
 RULE, MARK, LINK, NEIGHBOUR = (Notification(kind) for kind in ("rule", "marks", "link", "neighbour"))
@@ -63,7 +61,7 @@ CASES = {
     "a link": (RULES, [RULE, LINK], systemd(systemd_networkd=1.0), "a link changed"),
     "a MAC": (MARKS, [NEIGHBOUR], systemd(firewalld=1.0), "a proxy's MAC changed"),
     "no evidence": (RULES, [RULE], systemd(), ""),
-    "no systemd": (RULES, [RULE], without_systemd, ""),
+    "no systemd": (RULES, [RULE], no_command, ""),
 }
 
 

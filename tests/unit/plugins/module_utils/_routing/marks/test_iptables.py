@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Mark, Observed
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage, RoutingError
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import RoutingError
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import iptables, iptables_listing
 from hypothesis import given
 from hypothesis import strategies as st
@@ -193,15 +193,6 @@ def test_the_first_family_is_restored_if_the_second_one_fails():
     assert len(scripts) == 2
     assert ONE not in scripts[0]
     assert ONE in scripts[1]
-
-
-def test_without_iptables_the_package_is_named():
-    def missing(argv, stdin=None):
-        raise MissingCommand(argv[0])
-
-    with pytest.raises(MissingPackage, match="iptables-save: install the package iptables") as caught:
-        iptables.IpTables(missing).read(OWNER)
-    assert caught.value.package == "iptables"
 
 
 def test_a_memo_distinguishes_one_id_with_and_without_conntrack():

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Mark
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage, RoutingError
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import RoutingError
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import nft
 from hypothesis import given
 
@@ -197,15 +197,6 @@ def test_writing_is_one_command_whose_failure_is_reported():
     assert json.loads(stdin) == nft.transaction(OWNER, MARKS)
     with pytest.raises(RoutingError, match=r"nft -j -f -: Error: no"):
         nft.Nft(Commands(write=Completed(1, "", "Error: no\n"))).write(OWNER, MARKS)
-
-
-def test_without_nft_the_package_is_named():
-    def missing(argv, stdin=None):
-        raise MissingCommand(argv[0])
-
-    with pytest.raises(MissingPackage, match="install the package nftables") as caught:
-        nft.Nft(missing).read(OWNER)
-    assert caught.value.package == "nftables"
 
 
 def test_one_id_can_exist_with_and_without_conntrack():

@@ -9,7 +9,9 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Mark, Observed
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage, RoutingError
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import selection
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import iptables, nft, selection
+
+from ..fakes import no_command
 
 OWNER = "return_path"
 ONE = (Mark("a", 11, 255, ("02:00:00:00:00:11",), ("198.18.0.11",)),)
@@ -79,6 +81,16 @@ def test_the_engine_that_holds_the_marks_keeps_them(engines, held, missing, want
 def test_an_unsound_leftover_counts_as_held(engines):
     engines.held["iptables"] = Observed((), False)
     assert read() == Observed((), False, "iptables")
+
+
+@pytest.mark.parametrize(("engine", "sentence", "package"), [
+    (nft.Nft, "install the package nftables", "nftables"),
+    (iptables.IpTables, "iptables-save: install the package iptables", "iptables"),
+])  # fmt: skip
+def test_without_its_command_an_engine_names_the_package(engine, sentence, package):
+    with pytest.raises(MissingPackage, match=sentence) as caught:
+        engine(no_command).read(OWNER)
+    assert caught.value.package == package
 
 
 @pytest.mark.parametrize(("broken", "wanted", "sentence"), [

@@ -9,7 +9,9 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import systemd
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Unit
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed
+
+from ...fakes import no_command
 
 SHOWN = """LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nId=l4proxy-keeper.service\n
 LoadState=not-found\nActiveState=inactive\nUnitFileState=\nId=systemd-networkd.service\n"""
@@ -21,10 +23,7 @@ def test_units_are_parsed_and_unknown_without_systemd(tmp_path):
         "systemd-networkd.service": Unit("not-found", "inactive", ""),
     }
 
-    def missing(argv, _stdin):
-        raise MissingCommand(argv[0])
-
-    assert systemd.units(missing, str(tmp_path)) is systemd.units(missing, str(tmp_path / "none")) is None
+    assert systemd.units(no_command, str(tmp_path)) is systemd.units(no_command, str(tmp_path / "none")) is None
 
 
 @pytest.mark.parametrize(("name", "content", "stays"), [
