@@ -29,7 +29,10 @@ def case(request, tmp_path, monkeypatch, warnings, call) -> SimpleNamespace:
     module, key, options, expected = request.param
     host = fakes.FakeHost(tmp_path)
     monkeypatch.setattr(engine, "Host", lambda runner: host.engine)
-    run = lambda check=False, **more: call(module, check, **options, **more)  # noqa: E731
+
+    def run(check=False, **more):
+        return call(module, check, **options, **more)
+
     return SimpleNamespace(key=key, expected=expected, host=host, call=run)
 
 

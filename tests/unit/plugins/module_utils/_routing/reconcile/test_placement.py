@@ -25,6 +25,7 @@ def other(priority: int, inverted: bool = False, partly: bool = False, protocol:
 
 
 LOCAL = other(0, table=255, protocol=2)
+LOCAL_AT_9 = replace(LOCAL, seen=replace(LOCAL.seen, priority=9))
 WG_QUICK = [other(1098, table=254, suppress_prefixlength=0), other(1099, inverted=True, fwmark=0xCA6C)]
 # (rules of the document, those of others, where the document's stand)
 PLACES = {
@@ -55,8 +56,7 @@ PLACES = {
     "the lowest that is free": (WAY_BACK, [other(3)], [1, 2]),
     "no number is free": (WAY_BACK, [other(2)], [1100, 1101]),
     "none below": (DELIVERY, [other(0)], [1100]),
-    "not in front of own addresses": (WAY_BACK, [replace(LOCAL, seen=replace(LOCAL.seen, priority=9)), other(11)],
-     None),
+    "not in front of own addresses": (WAY_BACK, [LOCAL_AT_9, other(11)], None),
 }  # fmt: skip
 
 

@@ -73,17 +73,31 @@ OTHER_TABLE = replace(LOOKUP, table=20999)
 # name: (want, have, purge, steps)
 PLANS = {
     "nothing to do": (WANT, HELD, True, []),
-    "a new next hop replaces the route": (State(routes=(replace(ROUTE, via="198.18.0.12"),)), State(routes=(ROUTE,)),
-     True, ["replace route"]),
+    "a new next hop replaces the route": (
+        State(routes=(replace(ROUTE, via="198.18.0.12"),)),
+        State(routes=(ROUTE,)),
+        True,
+        ["replace route"],
+    ),
     "a rule with a new table is added before the old one is removed": (
-        State((OTHER_TABLE,), (replace(ROUTE, table=20999),)), State((LOOKUP,), (ROUTE,)), True,
+        State((OTHER_TABLE,), (replace(ROUTE, table=20999),)),
+        State((LOOKUP,), (ROUTE,)),
+        True,
         ["add route", "add rule", "remove rule", "remove route"],
     ),
-    "without purge only replaced objects are removed": (State((OTHER_TABLE,)),
-     State((LOOKUP, GUARD), (ROUTE,), (MARK,)), False, ["add rule", "remove rule"]),
+    "without purge only replaced objects are removed": (
+        State((OTHER_TABLE,)),
+        State((LOOKUP, GUARD), (ROUTE,), (MARK,)),
+        False,
+        ["add rule", "remove rule"],
+    ),
     "retiring objects are kept": (RETIRING, replace(HELD, sysctls=(), addresses=()), True, []),
-    "retiring objects are kept unchanged": (RETIRING,
-     State((replace(LOOKUP, table=7),), (replace(ROUTE, via="198.18.0.99"),), (replace(MARK, via=()),)), True, []),
+    "retiring objects are kept unchanged": (
+        RETIRING,
+        State((replace(LOOKUP, table=7),), (replace(ROUTE, via="198.18.0.99"),), (replace(MARK, via=()),)),
+        True,
+        [],
+    ),
     "retiring objects are never added": (RETIRING, State(), True, []),
     "a retiring address is kept": (RETIRING_ADDRESS, State(addresses=(ADDRESS,)), True, []),
     "a retiring address is never added": (RETIRING_ADDRESS, State(), True, []),
@@ -92,7 +106,7 @@ PLANS = {
     "a missing MAC is added": (State(marks=(MARK,)), State(marks=(replace(MARK, macs=()),)), True, ["replace marks"]),
     "an empty leftover table is removed": (State(), State(sound=False), True, ["remove marks"]),
     "marks do not move between engines without marks": (State(engine="nftables"), State(engine="iptables"), True, []),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("want", "have", "purge", "steps"), PLANS.values(), ids=PLANS)
@@ -110,11 +124,17 @@ NEW, UPLINK = Mark("a2", 12, 255, ("02:00:00:00:00:12",)), Mark("up", 12, 255, i
 # name: (desired marks besides the retiring one, live mark, marks afterwards)
 RETIRING_MARKS = {
     "it stays next to a new mark": (NEW, MARK, (MARK, NEW)),
-    "it loses its MAC to another id": (replace(MARK, id=12), MARK,
-     (replace(MARK, macs=()), replace(MARK, id=12, via=MARK.via))),
-    "it loses its interface to another id": (replace(UPLINK, id=13), UPLINK,
-     (replace(UPLINK, iif=None), replace(UPLINK, id=13))),
-}  # fmt: skip
+    "it loses its MAC to another id": (
+        replace(MARK, id=12),
+        MARK,
+        (replace(MARK, macs=()), replace(MARK, id=12, via=MARK.via)),
+    ),
+    "it loses its interface to another id": (
+        replace(UPLINK, id=13),
+        UPLINK,
+        (replace(UPLINK, iif=None), replace(UPLINK, id=13)),
+    ),
+}
 
 
 @pytest.mark.parametrize(("new", "live", "expected"), RETIRING_MARKS.values(), ids=RETIRING_MARKS)
