@@ -37,7 +37,6 @@ def names(cls: type) -> set[str]:
 #: Keys of a section are written ``section.key``.
 SECTION_KEYS = {f"{name}.{key}" for name, cls in SECTIONS.items() for key in names(cls)}
 CHOSEN = sorted((names(config.Config) - set(SECTIONS) | SECTION_KEYS) - DERIVED)
-EACH_KEY = pytest.mark.parametrize("key", CHOSEN)
 
 
 def variable(key: str) -> str:
@@ -67,11 +66,6 @@ def test_the_defaults_of_the_role_are_those_of_the_config():
 CHOICES = {"log.format": defaults.LOG_FORMATS, "log.level": defaults.LOG_LEVELS}
 
 
-@EACH_KEY
-def test_each_key_has_a_variable_with_the_same_choices(key):
-    assert tuple(SPECS[variable(key)].get("choices", ())) == CHOICES.get(key, ())
-
-
 #: key: a value that differs from the default, and one that the config refuses
 VALUES = {
     "drain_timeout": (45, 100_000),
@@ -83,15 +77,11 @@ VALUES = {
 }
 
 
-@EACH_KEY
-def test_a_variable_sets_its_key_and_no_other(key):
-    value, _refused = VALUES[key]
+@pytest.mark.parametrize("key", CHOSEN)
+def test_each_key_has_a_variable_that_has_its_choices_sets_it_alone_and_reports_a_refused_value(key):
+    assert tuple(SPECS[variable(key)].get("choices", ())) == CHOICES.get(key, ())
+    value, refused = VALUES[key]
     assert flat(loaded(**{variable(key): value})) == {**flat(loaded()), key: value}
-
-
-@EACH_KEY
-def test_a_refused_value_is_reported_with_its_key(key):
-    _value, refused = VALUES[key]
     with pytest.raises(config.ConfigError) as refusal:
         loaded(**{variable(key): refused})
     assert [error.partition(":")[0] for error in refusal.value.errors] == [key]

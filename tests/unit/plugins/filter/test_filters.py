@@ -20,13 +20,16 @@ from tests.unit.tables import rows
 
 from ..plugin_utils.fleet_data import WEB, hostvars, view
 
-FILTERS = [
-    (forwarder_config, "a", ()),
-    (local_delivery, "a", ()),
-    (return_path, "b", ()),
-    (return_path_strategy, "b", ()),
-    (probe_targets, "a", ()),
-]
+FILTERS = [forwarder_config, local_delivery, probe_targets, return_path, return_path_strategy]
+
+
+@pytest.mark.parametrize("module", FILTERS)
+def test_a_filter_is_named_as_its_file_and_reports_undefined_services_in_one_sentence(module):
+    host = "b" if module in (return_path, return_path_strategy) else "a"
+    assert list(module.FilterModule().filters()) == [module.__name__.rpartition(".")[2]]
+    assert called(module, [WEB], view(host), hostvars())
+    with pytest.raises(AnsibleFilterError, match=r"^l4proxy_services is not defined on this host; it belongs in"):
+        called(module, None, view(host), hostvars())
 
 
 def called(module, *arguments):
@@ -34,22 +37,9 @@ def called(module, *arguments):
     return derive(*arguments)
 
 
-@pytest.mark.parametrize(("module", "host", "more"), FILTERS)
-def test_a_filter_is_named_as_its_file_and_derives_for_the_host_it_is_seen_from(module, host, more):
-    assert list(module.FilterModule().filters()) == [module.__name__.rpartition(".")[2]]
-    assert called(module, [WEB], view(host), hostvars(), *more)
-
-
-@pytest.mark.parametrize(("module", "host", "more"), FILTERS)
-def test_undefined_services_are_one_sentence(module, host, more):
-    with pytest.raises(AnsibleFilterError, match=r"^l4proxy_services is not defined on this host; it belongs in"):
-        called(module, None, view(host), hostvars(), *more)
-
-
 def test_many_faults_are_a_list():
-    with pytest.raises(
-        AnsibleFilterError, match=r"^2 faults:\n  - l4proxy_services\[0\].* is not in the inventory; .*\n  - "
-    ):
+    sentence = r"^2 faults:\n  - l4proxy_services\[0\].* is not in the inventory; .*\n  - "
+    with pytest.raises(AnsibleFilterError, match=sentence):
         called(forwarder_config, [{**WEB, "backends": ["x:1", "y:1"]}], view("a"), hostvars())
 
 

@@ -24,16 +24,14 @@ NUMBERS = {"a": 11, "a2": 12, "b": 21, "c": 22, "d": 23}
 
 def facts(number: int, **changes: Any) -> dict[str, Any]:
     """Facts of a host with one interface in 198.18.0.0/24 and 2001:db8::/64, as ansible.builtin.setup gives them."""
+    ipv6 = [(f"2001:db8::{number}", "global"), (f"fe80::{number}", "link")]
     ethernet = {
         "device": "eth0",
         "macaddress": f"02:00:00:00:00:{number}",
         "ipv4": {"address": f"198.18.0.{number}", "prefix": "24", "netmask": "255.255.255.0"},
-        "ipv6": [
-            {"address": f"2001:db8::{number}", "prefix": "64", "scope": "global"},
-            {"address": f"fe80::{number}", "prefix": "64", "scope": "link"},
-        ],
+        "ipv6": [{"address": address, "prefix": "64", "scope": scope} for address, scope in ipv6],
+        **changes,
     }
-    ethernet.update(changes)
     loopback = {"device": "lo", "ipv4": {"address": "127.0.0.1", "prefix": "8"}}
     default = {"address": f"198.18.0.{number}", "interface": "eth0"}
     return {"default_ipv4": default, "eth0": ethernet, "lo": loopback}

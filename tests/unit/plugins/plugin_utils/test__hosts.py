@@ -34,12 +34,9 @@ def test_facts_give_every_usable_address_with_prefix_and_device():
 
 def test_an_address_without_a_subnet_comes_last():
     """The kernel lists a /32 of scope host before the interface's own address, and facts take it for the primary."""
-    found = facts(
-        21,
-        ipv4={"address": "198.18.0.2", "prefix": "32"},
-        ipv4_secondaries=[{"address": "198.18.0.21", "prefix": "24"}],
-        ipv6=[{"address": "2001:db8::2", "prefix": "128"}, {"address": "2001:db8::21", "prefix": "64"}],
-    )
+    first, second = {"address": "198.18.0.2", "prefix": "32"}, {"address": "198.18.0.21", "prefix": "24"}
+    ipv6 = [{"address": "2001:db8::2", "prefix": "128"}, {"address": "2001:db8::21", "prefix": "64"}]
+    found = facts(21, ipv4=first, ipv4_secondaries=[second], ipv6=ipv6)
     host = host_from_variables("b", {"ansible_facts": found})
     assert [str(host.of_family(version)[0].address) for version in (4, 6)] == ["198.18.0.21", "2001:db8::21"]
 

@@ -65,13 +65,12 @@ def _routes(family: str) -> st.SearchStrategy:
 
 
 def marks() -> st.SearchStrategy:
-    return st.sampled_from(
-        [
-            {"name": name, "id": number, "mask": 255, "mac": f"02:00:00:00:00:{number}", "via": [via]}
-            for name, number in (("a", 11), ("a2", 12))
-            for via in (f"198.18.0.{number}", f"2001:db8::{number}")
-        ]
-    )
+    found = [
+        {"name": name, "id": number, "mask": 255, "mac": f"02:00:00:00:00:{number}", "via": [f"{net}{number}"]}
+        for name, number in (("a", 11), ("a2", 12))
+        for net in ("198.18.0.", "2001:db8::")
+    ]
+    return st.sampled_from(found)
 
 
 def settings() -> st.SearchStrategy:

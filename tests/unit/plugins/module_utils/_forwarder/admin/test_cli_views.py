@@ -28,16 +28,11 @@ def document():
     """A function that returns a status document, with these values in the place of its own."""
     forwarder = Forwarder(CONFIG)
     region = forwarder.regions[0]
-    for kind, field, number in (
-        ("service", "sessions", 3),
-        ("service", "connections", 9),
-        ("service", "refused_denied", 2),
-        ("target", "connections", 1500),
-        ("target", "bytes_to_backend", 2_500_000),
-        ("target", "bytes_to_client", 999),
-        ("target", "latency_0", 1),
-    ):
-        forwarder.count(kind, field, number)
+    for field, number in {"sessions": 3, "connections": 9, "refused_denied": 2}.items():
+        forwarder.count("service", field, number)
+    traffic = {"connections": 1500, "bytes_to_backend": 2_500_000, "bytes_to_client": 999, "latency_0": 1}
+    for field, number in traffic.items():
+        forwarder.count("target", field, number)
     for target in (B4, B6):
         region.set_state("server", target, shared_memory.ANSWERED)
         region.set_state("health", target, shared_memory.BROKEN)

@@ -45,9 +45,8 @@ def test_the_status_is_json_and_its_docstring_names_every_key(forwarder):
     backend = service["backends"][0]
     family = backend["families"]["ipv4"]
     described = status.__doc__
-    for part in (document, service, backend, family):
-        for key in part:
-            assert f'"{key}"' in described or "field: int" in described
+    for key in (*document, *service, *backend, *family):
+        assert f'"{key}"' in described or "field: int" in described
     for key in ("pid", "last_reload", "reloads", "restarts", "log_level", "alarms", "totals", "workers", "checker"):
         assert key in document
     assert (service["listen"], service["balance"]) == (["0.0.0.0:80", "[::]:80"], "random")

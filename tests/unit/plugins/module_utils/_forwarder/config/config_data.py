@@ -15,49 +15,26 @@ def minimal():
 
 
 def full():
-    return {
-        "schema": 1,
-        "proxy_id": 11,
-        "drain_timeout": 45.0,
-        "log": {"format": "logfmt", "level": "warning"},
-        "source_ports": {"first": 32768, "last": 34531},
-        "workers": 3,
-        "admin": {"socket": "/run/l4proxy/other.sock", "group": "adm"},
-        "metrics": {"listen": "127.0.0.1:9110"},
-        "services": [
-            {
-                "name": "web",
-                "protocol": "tcp",
-                "listen": [{"address": "198.18.0.11", "port": 80}, {"address": "::", "port": 80}],
-                "balance": "least_connections",
-                "connect_timeout": 0.5,
-                "connect_deadline": 3.0,
-                "retries": 1,
-                "backlog": 512,
-                "source_port": "keep",
-                "source_fallback": "own",
-                "idle_timeout": 600.0,
-                "half_closed_timeout": 30.0,
-                "tcp_user_timeout": 20.0,
-                "keepalive": 30,
-                "accept_proxy": ["198.18.0.12/32", "2001:db8::12/128"],
-                "proxy_timeout": 2.0,
-                "limits": {"connections": 1000, "connections_per_client": 100, "rate_per_client": 0.5,
-                           "at_limit": "refuse"},
-                "allow": ["0.0.0.0/0"],
-                "deny": ["203.0.113.0/24"],
-                "health": {"enabled": True, "interval": 5.0, "timeout": 2.0, "rise": 1, "fall": 4,
-                           "source": ["198.51.100.99"]},
-                "on_all_down": "try_all",
-                "slow_start": 10.0,
-                "log": "errors",
-                "backends": [
-                    {"name": "b", "ipv4": "198.18.0.21", "ipv6": "2001:db8::21", "port": 8080, "weight": 2,
-                     "send_proxy": "v2", "backup": False, "max_connections": 100},
-                    {"name": "c", "ipv6": "2001:db8::22", "port": 8080, "weight": 1, "backup": True},
-                ],
-            }
+    service = {
+        "name": "web", "protocol": "tcp", "log": "errors", "backlog": 512,
+        "listen": [{"address": "198.18.0.11", "port": 80}, {"address": "::", "port": 80}],
+        "balance": "least_connections", "on_all_down": "try_all", "slow_start": 10.0,
+        "connect_timeout": 0.5, "connect_deadline": 3.0, "retries": 1, "source_port": "keep", "source_fallback": "own",
+        "idle_timeout": 600.0, "half_closed_timeout": 30.0, "tcp_user_timeout": 20.0, "keepalive": 30,
+        "accept_proxy": ["198.18.0.12/32", "2001:db8::12/128"], "proxy_timeout": 2.0,
+        "limits": {"connections": 1000, "connections_per_client": 100, "rate_per_client": 0.5, "at_limit": "refuse"},
+        "allow": ["0.0.0.0/0"], "deny": ["203.0.113.0/24"],
+        "health": {"enabled": True, "interval": 5.0, "timeout": 2.0, "rise": 1, "fall": 4, "source": ["198.51.100.99"]},
+        "backends": [
+            {"name": "b", "ipv4": "198.18.0.21", "ipv6": "2001:db8::21", "port": 8080, "weight": 2,
+             "send_proxy": "v2", "backup": False, "max_connections": 100},
+            {"name": "c", "ipv6": "2001:db8::22", "port": 8080, "weight": 1, "backup": True},
         ],
+    }  # fmt: skip
+    return {
+        "schema": 1, "proxy_id": 11, "drain_timeout": 45.0, "workers": 3, "services": [service],
+        "log": {"format": "logfmt", "level": "warning"}, "source_ports": {"first": 32768, "last": 34531},
+        "admin": {"socket": "/run/l4proxy/other.sock", "group": "adm"}, "metrics": {"listen": "127.0.0.1:9110"},
     }  # fmt: skip
 
 

@@ -26,11 +26,9 @@ def checking(monkeypatch, tmp_path):
     """A Reload whose check has begun; its output stays open."""
     output = (tmp_path / "output").open("w+b")
     monkeypatch.setattr(reload.children, "spawn_check", lambda *_arguments: (PID, output.fileno()))
-    loop = SimpleNamespace(
-        log=SimpleNamespace(event=lambda *_names, **_fields: None),
-        selector=SimpleNamespace(register=lambda *_arguments: None),
-        call_later=lambda *_arguments: None,
-    )
+    log = SimpleNamespace(event=lambda *_names, **_fields: None)
+    selector = SimpleNamespace(register=lambda *_arguments: None)
+    loop = SimpleNamespace(log=log, selector=selector, call_later=lambda *_arguments: None)
     host = SimpleNamespace(may_reload=lambda: True, inherited_descriptors=list)
     reexec = SimpleNamespace(begin=lambda: None)
     checking = reload.Reload(loop, host, reexec, "forwarder.json", ["python3", "l4proxy.pyz"])

@@ -53,11 +53,11 @@ PEER = Peer(
     "a", "ipv4", A, 20111, id=11, mask=255, tracked=True, dev="eth0", own=B, mac="02:00:00:00:00:11",
     declared=("02:00:00:00:00:11",), arrival=LOCAL, unmarked=BY_ROUTER,
 )  # fmt: skip
-UNITS = {
-    "l4proxy-keeper.service": facts.Unit("loaded", "active", "enabled"),
-    "l4proxy-forwarder.service": facts.Unit("loaded", "active", "enabled"),
-    "systemd-networkd.service": facts.Unit("not-found", "inactive", ""),
-}
+
+RUNS = facts.Unit("loaded", "active", "enabled")
+UNITS = {"l4proxy-keeper.service": RUNS, "l4proxy-forwarder.service": RUNS}
+UNITS["systemd-networkd.service"] = facts.Unit("not-found", "inactive", "")
+
 REPLY = rule_matching.Reply("return_path", RETURN_PATH.rules[0], B, CLIENT, A, mark=11)
 BY_OTHER = {REPLY: BY_ROUTER}
 RECEIVED = [
@@ -74,23 +74,16 @@ def owned(one: documents.Document) -> dict[str, tuple[KernelObject, ...]]:
 
 
 COMMON: dict[str, Any] = {
-    "clients": CLIENTS,
-    "links": {"lo": True, "eth0": True},
-    "settings": SETTINGS,
-    "ruleset": Ruleset(),
-    "redirected": {},
-    "units": UNITS,
-    "addresses": (),
-}
+    "clients": CLIENTS, "links": {"lo": True, "eth0": True}, "settings": SETTINGS, "ruleset": Ruleset(),
+    "redirected": {}, "units": UNITS, "addresses": (),
+}  # fmt: skip
+
+
 BACKEND = Facts(
-    documents=(RETURN_PATH,),
-    own=frozenset({B}),
-    peers=(PEER,),
-    replies={REPLY: BY_PROXY},
-    conntrack=facts.Conntrack(100, 262144),
-    **owned(RETURN_PATH),
-    **COMMON,
-)
+    documents=(RETURN_PATH,), own=frozenset({B}), peers=(PEER,), replies={REPLY: BY_PROXY},
+    conntrack=facts.Conntrack(100, 262144), **owned(RETURN_PATH), **COMMON,
+)  # fmt: skip
+
 PROXY = Facts(
     documents=(LOCAL_DELIVERY,),
     own=frozenset({A}),

@@ -50,20 +50,12 @@ def errors_of(data: object) -> list[str]:
 
 def test_a_valid_document_is_loaded_as_objects():
     loaded = documents.load(GOOD)
-    assert loaded == documents.Document(
-        "return_path",
-        202,
-        (
-            Rule("ipv4", 1100, table=20111, fwmark=11, fwmask=255),
-            Rule("ipv4", 1101, action="unreachable", fwmark=11, fwmask=255),
-        ),
-        (Route("ipv4", 20111, via="198.18.0.11"),),
-        (
-            Mark("a", 11, 255, (), ("198.18.0.11", "2001:db8::11")),
-            Mark("a2", 12, 255, ("02:00:00:00:00:12",), ("198.18.0.12",)),
-        ),
-        (Sysctl("net.ipv4.conf.all.accept_redirects", "0"),),
-    )
+    lookup = Rule("ipv4", 1100, table=20111, fwmark=11, fwmask=255)
+    guard = Rule("ipv4", 1101, action="unreachable", fwmark=11, fwmask=255)
+    new = Mark("a", 11, 255, (), ("198.18.0.11", "2001:db8::11"))
+    old = Mark("a2", 12, 255, ("02:00:00:00:00:12",), ("198.18.0.12",))
+    routes, sysctls = (Route("ipv4", 20111, via="198.18.0.11"),), (Sysctl("net.ipv4.conf.all.accept_redirects", "0"),)
+    assert loaded == documents.Document("return_path", 202, (lookup, guard), routes, (new, old), sysctls)
     assert [mark.retiring for mark in loaded.marks] == [False, True]
 
 

@@ -41,16 +41,13 @@ def counting(**counts: int | None):
     return lambda mark, mask: counts.get(f"m{mark}", 0) if mask == 255 else None
 
 
-def test_unlisted_objects_retire():
+def test_only_unlisted_objects_retire():
     begun = drain.begin(NEW, HAVE, None, 1000.9)
     retiring = {LOOKUP, GUARD, BY_SOURCE, ROUTE, SHARED, replace(MARK, macs=()), ADDRESS}
     assert set(objects(begun)) == {*objects(NEW), *retiring}
     assert {value.retire_at for value in drain.retiring_until(begun)} == {1000}
     assert len(drain.retiring_until(begun)) == 7
     assert documents.dump(documents.load(documents.dump(begun))) == documents.dump(begun), "it can be stored"
-
-
-def test_listed_objects_do_not_retire():
     moved = {"rules": (replace(LOOKUP, table=7),), "routes": (replace(ROUTE, via="198.18.0.99"),)}
     named = replace(EMPTY, marks=(MARK,), **moved)
     begun = drain.begin(named, HAVE, None, 1000)
@@ -105,12 +102,17 @@ def test_a_table_of_two_ids_stays_while_one_has_connections():
     assert not drain.without_expired(both, 5, counting(m12=0, m13=0)).routes
 
 
-def test_objects_without_conntrack_stay_for_the_whole_time():
+def test_objects_without_conntrack_and_a_held_sysctl_stay_for_the_whole_time():
     single = replace(MARK, conntrack=False)
     begun = drain.begin(EMPTY, replace(HAVE, marks=(single,)), None, 1000)
     left = drain.retiring_until(drain.without_expired(begun, 999, counting(m12=0)))
     assert {LOOKUP, GUARD, ROUTE, replace(single, macs=())} <= set(left)
     assert drain.retiring_until(drain.without_expired(begun, 1000, counting(m12=0))) == []
+    held = Setting("net.ipv4.tcp_fwmark_accept", "1", held=True, restore="0")
+    begun = drain.begin(EMPTY, State(sysctls=(held, Setting("net.ipv4.ip_forward", "0"))), None, 1000)
+    assert [(one.name, one.value, one.retiring) for one in begun.sysctls] == [(held.name, "1", True)]
+    assert drain.without_expired(begun, 999, counting()).sysctls
+    assert not drain.without_expired(begun, 1000, counting()).sysctls
 
 
 def test_no_object_expires_early_before_settle_at_which_moves_only_if_more_objects_retire():
@@ -122,14 +124,6 @@ def test_no_object_expires_early_before_settle_at_which_moves_only_if_more_objec
     assert drain.begin(EMPTY, HAVE, begun, 1100, 600) == begun
     more = replace(HAVE, rules=(*HAVE.rules, replace(LOOKUP, fwmark=13)))
     assert drain.begin(EMPTY, more, begun, 1100, 600).settle_at == 600
-
-
-def test_a_held_sysctl_stays_for_the_whole_time():
-    held = Setting("net.ipv4.tcp_fwmark_accept", "1", held=True, restore="0")
-    begun = drain.begin(EMPTY, State(sysctls=(held, Setting("net.ipv4.ip_forward", "0"))), None, 1000)
-    assert [(one.name, one.value, one.retiring) for one in begun.sysctls] == [(held.name, "1", True)]
-    assert drain.without_expired(begun, 999, counting()).sysctls
-    assert not drain.without_expired(begun, 1000, counting()).sysctls
 
 
 def test_objects_without_a_time_never_expire():

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Drift
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import (
     Address,
     Mark,
@@ -20,14 +19,11 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.m
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.change import Change
 
-from ... import fakes
 from .. import cases
 from ..cases import BY_OTHER, RECEIVED, ROUTER, backend, proxy
 
 ROUTE = cases.RETURN_PATH.routes[0]
-WITH_SOURCE = documents.load(
-    {**fakes.RETURN_PATH, "routes": [{**fakes.RETURN_PATH["routes"][0], "src": "198.18.0.33"}]}
-)
+WITH_SOURCE = replace(cases.RETURN_PATH, routes=(replace(ROUTE, src="198.18.0.33"),))
 NO_ROUTE = RouteAnswer("unreachable", error="ENETUNREACH")
 
 

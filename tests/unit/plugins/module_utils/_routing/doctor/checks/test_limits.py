@@ -15,13 +15,8 @@ from .. import cases
 from ..cases import PROXY, B, backend, listening_on, owned, peer, setting
 
 # The strategy "address": rules match the source address, without marks.
-BY_ADDRESS = documents.load(
-    {
-        **fakes.RETURN_PATH,
-        "marks": [],
-        "rules": [{"family": "ipv4", "priority": 1100, "src": B, "action": "lookup", "table": 20111}],
-    }
-)
+RULE = {"family": "ipv4", "priority": 1100, "src": B, "action": "lookup", "table": 20111}
+BY_ADDRESS = documents.load({**fakes.RETURN_PATH, "marks": [], "rules": [RULE]})
 TWO_ADDRESSES = tuple(KernelObject(Address("ipv4", address, "eth0"), 0, "ipv4") for address in (B, "198.18.0.33"))
 SOCKETS, PORTS = (Socket("udp", "0.0.0.0", 53),), (("udp", 53),)
 PROBLEMS = [
