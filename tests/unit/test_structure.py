@@ -47,12 +47,10 @@ IMPORTS = {
 SHARED = {"_version", "_shared"}
 
 #: Tests of several files, in the folder of what these have in common.
-SEVERAL_FILES = {
-    "filter/test_filters.py",
-    "module_utils/_forwarder/test_config_properties.py",
-    "module_utils/_forwarder/test_growth.py",
-    "module_utils/_routing/test_properties.py",
-}
+
+SEVERAL_FILES = {"filter/test_filters.py", "module_utils/_routing/test_properties.py"}
+SEVERAL_FILES |= {f"module_utils/_forwarder/test_{name}.py" for name in ("config_properties", "growth")}
+
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 

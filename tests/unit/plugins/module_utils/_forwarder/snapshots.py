@@ -30,8 +30,9 @@ class Forwarder:
         """Return the status document of a snapshot with these values."""
         snapshot = {
             "now": NOW, "description": {"generation": 2, "version": "0.1.0", "loaded_at": "noon"},
-            "config": self.config, "region": self.regions[0], "slots": 2, "totals": GenerationTotals().totals(self.regions),
-            "overrides": self.overrides, "workers": [worker(5, 1, 2), worker(3, 0, 1, "draining")],
+            "config": self.config, "region": self.regions[0], "slots": 2, "overrides": self.overrides,
+            "totals": GenerationTotals().totals(self.regions),
+            "workers": [worker(5, 1, 2), worker(3, 0, 1, "draining")],
             "checker": worker(7, 0, 2), "last_reload": {"ok": True, "error": None}, "reloads": {"ok": 1, "failed": 0},
             "restarts": 4, "log_level": "info",
         }  # fmt: skip

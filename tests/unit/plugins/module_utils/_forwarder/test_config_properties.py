@@ -62,12 +62,9 @@ def services(draw, number):
         "allow": st.lists(clients, max_size=3),
         "health": st.fixed_dictionaries({}, optional=health),
     }
-    return {
-        "name": f"service{number}",
-        "listen": [{"address": listen[family], "port": draw(ports)} for family in families],
-        "backends": backends,
-        **draw(st.fixed_dictionaries({}, optional=optional)),
-    }
+    listened = [{"address": listen[family], "port": draw(ports)} for family in families]
+    more = draw(st.fixed_dictionaries({}, optional=optional))
+    return {"name": f"service{number}", "listen": listened, "backends": backends, **more}
 
 
 whole = {
@@ -81,12 +78,9 @@ whole = {
 @st.composite
 def documents(draw):
     """A valid config."""
-    return {
-        "schema": config.SCHEMA,
-        "proxy_id": draw(st.integers(1, 255)),
-        "services": [draw(services(number)) for number in range(draw(st.integers(1, 3)))],
-        **draw(st.fixed_dictionaries({}, optional=whole)),
-    }
+    listed = [draw(services(number)) for number in range(draw(st.integers(1, 3)))]
+    more = draw(st.fixed_dictionaries({}, optional=whole))
+    return {"schema": config.SCHEMA, "proxy_id": draw(st.integers(1, 255)), "services": listed, **more}
 
 
 @given(documents())

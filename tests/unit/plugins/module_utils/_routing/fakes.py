@@ -170,15 +170,11 @@ class FakeHost:
         return rules, routes, marks, addresses, self.redirects.read_text().strip(), memory
 
 
+LOOKUP = {"family": "ipv4", "priority": 1100, "fwmark": 11, "fwmask": 255, "action": "lookup", "table": 20111}
+GUARD = {"family": "ipv4", "priority": 1101, "fwmark": 11, "fwmask": 255, "action": "unreachable"}
 RETURN_PATH = {
-    "schema": 1,
-    "owner": "return_path",
-    "protocol": 202,
-    "rules": [
-        {"family": "ipv4", "priority": 1100, "fwmark": 11, "fwmask": 255, "action": "lookup", "table": 20111},
-        {"family": "ipv4", "priority": 1101, "fwmark": 11, "fwmask": 255, "action": "unreachable"},
-    ],
+    "schema": 1, "owner": "return_path", "protocol": 202, "rules": [LOOKUP, GUARD],
     "routes": [{"family": "ipv4", "table": 20111, "dst": "default", "via": "198.18.0.11"}],
     "marks": [{"name": "a", "id": 11, "mask": 255, "mac": "02:00:00:00:00:11", "via": ["198.18.0.11"]}],
     "sysctls": [{"name": "net.ipv4.conf.all.accept_redirects", "value": "0"}],
-}
+}  # fmt: skip

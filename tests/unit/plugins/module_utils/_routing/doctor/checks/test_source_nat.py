@@ -32,25 +32,17 @@ PROBLEMS = [
      "clients' packets that this backend sends on to 172.17.0.2. The server there"),
     (nat(BACKEND, INPUT.format(8080), **SERVED), "fail source_nat", "packets to tcp port 8080 of this backend"),
 ]  # fmt: skip
+
 OTHER_TRAFFIC_OF_A_PROXY = [
-    "-s 10.8.0.0/24 -o eth0",
-    "-o wg0",
-    "-m iprange --src-range 10.8.0.1-10.8.0.99",
-    "-m iprange --dst-range 10.8.0.1-10.8.0.99 -o eth0",
-    "-m conntrack --ctstate DNAT",
-    "-m conntrack --ctstatus DNAT",
-    "-d 10.0.0.0/8",
-    "-p udp",
-    "-p tcp -m tcp --dport 25",
-    "-m addrtype --src-type LOCAL",
-    "-m mark --mark 0x4000/0x4000",
-    "-m owner --uid-owner 33",
-]
+    "-s 10.8.0.0/24 -o eth0", "-o wg0", "-d 10.0.0.0/8", "-p udp", "-p tcp -m tcp --dport 25",
+    "-m iprange --src-range 10.8.0.1-10.8.0.99", "-m iprange --dst-range 10.8.0.1-10.8.0.99 -o eth0",
+    "-m conntrack --ctstate DNAT", "-m conntrack --ctstatus DNAT", "-m addrtype --src-type LOCAL",
+    "-m mark --mark 0x4000/0x4000", "-m owner --uid-owner 33",
+]  # fmt: skip
 OTHER_TRAFFIC_OF_A_BACKEND = [
-    "-s 172.17.0.0/16 ! -o docker0",
-    "-s 172.17.0.2/32 -d 172.17.0.2/32 -p tcp -m tcp --dport 80",
-    "-o eth0",
-]
+    "-s 172.17.0.0/16 ! -o docker0", "-s 172.17.0.2/32 -d 172.17.0.2/32 -p tcp -m tcp --dport 80", "-o eth0",
+]  # fmt: skip
+
 FINE = [
     *(("source_nat", nat(PROXY, f"POSTROUTING {match} -j MASQUERADE")) for match in OTHER_TRAFFIC_OF_A_PROXY),
     *(("source_nat", published(f"POSTROUTING {match} -j MASQUERADE")) for match in OTHER_TRAFFIC_OF_A_BACKEND),
