@@ -145,9 +145,14 @@ def test_a_bad_value_is_refused_with_its_path(where, key, value, error):
     assert any(error in line for line in errors_of(data)), errors_of(data)
 
 
-@pytest.mark.parametrize("data", [None, [], "x", 1])
-def test_a_document_that_is_not_an_object_is_refused(data):
-    assert errors_of(data)[0].endswith("is not a JSON object")
+def test_all_errors_of_a_document_are_reported_together_and_one_that_is_not_an_object_is_refused():
+    data = minimal()
+    data["proxy_id"] = 300
+    data["services"][0]["listen"][0]["port"] = 0
+    data["services"][0]["backends"][0]["weight"] = "two"
+    assert len(errors_of(data)) == 3
+    for data in (None, [], "x", 1):
+        assert errors_of(data)[0].endswith("is not a JSON object")
 
 
 def test_a_bad_backend_is_one_error_and_not_also_a_missing_family():
@@ -155,11 +160,3 @@ def test_a_bad_backend_is_one_error_and_not_also_a_missing_family():
     data["services"][0]["backends"].append({"name": "c", "ipv4": "198.18.0.22", "port": 70000})
     (error,) = errors_of(data)
     assert error == 'services[0].backends[1].port: 70000 is not a port (1-65535) or a range like "8000-8010"'
-
-
-def test_all_errors_of_a_document_are_reported_together():
-    data = minimal()
-    data["proxy_id"] = 300
-    data["services"][0]["listen"][0]["port"] = 0
-    data["services"][0]["backends"][0]["weight"] = "two"
-    assert len(errors_of(data)) == 3

@@ -28,18 +28,12 @@ def test_a_busy_socket_is_soon_read_in_large_batches_and_one_datagram_at_a_time_
     assert batch.size == 1
 
 
-def test_a_socket_with_one_datagram_at_a_time_is_seldom_read_in_vain():
+def test_a_socket_with_one_datagram_at_a_time_is_seldom_read_in_vain_and_its_batch_grows_again_when_it_is_busy():
     batch, in_vain = Batch(MOST), 0
     for _turn in range(1000):
         in_vain += batch.size > 1
         assert read(batch, 1) == 1
     assert 0 < in_vain <= 25
-
-
-def test_a_batch_grows_again_when_a_socket_becomes_busy():
-    batch = Batch(MOST)
-    for _turn in range(1000):
-        read(batch, 1)
     assert sum(read(batch, 1000) for _turn in range(MOST + 10)) > 4 * MOST
     read(batch, 3)
     assert batch.size == 3

@@ -221,14 +221,11 @@ def test_an_invalid_value_is_reported_with_its_path(path, value, expected):
     (True, "schema: True is not supported, expected 1"),
     (None, "schema: None is not supported, expected 1"),
 ])  # fmt: skip
-def test_another_schema_is_refused(schema, expected):
+def test_another_schema_and_a_value_that_is_not_an_object_are_refused(schema, expected):
     # Nothing else is said: a newer schema may well know other keys.
     assert errors_of({**GOOD, "schema": schema, "unknown": 1}) == [expected]
-
-
-@pytest.mark.parametrize("data", [None, [], "x"])
-def test_a_value_that_is_not_an_object_is_refused(data):
-    assert errors_of(data)[0].startswith("the document is a ")
+    for data in (None, [], "x"):
+        assert errors_of(data)[0].startswith("the document is a ")
 
 
 def test_all_errors_are_reported_at_once():
