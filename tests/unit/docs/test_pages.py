@@ -131,14 +131,9 @@ def test_each_command_playbook_and_make_target_on_a_page_exists(path):
 def _defaults(cls):
     """Return {field: default as written in YAML, or None if the field is required}."""
     values = {field.name: field.default for field in dataclasses.fields(cls)}
-    return {
-        name: None if value is dataclasses.MISSING else "" if value in (None, ()) else yaml_text(value)
-        for name, value in values.items()
-    }
-
-
-def yaml_text(value):
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in values.items()}
+    texts |= {name: "" for name, value in values.items() if value in (None, ())}
+    return {name: None if values[name] is dataclasses.MISSING else text for name, text in texts.items()}
 
 
 SERVICE, BACKEND, LIMITS = _defaults(service.Service), _defaults(service.Backend), _defaults(service.Limits)

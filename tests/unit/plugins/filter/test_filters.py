@@ -43,14 +43,6 @@ def test_many_faults_are_a_list():
         called(forwarder_config, [{**WEB, "backends": ["x:1", "y:1"]}], view("a"), hostvars())
 
 
-def checked(services, variables):
-    fleet = hostvars()
-    for name, values in fleet.items():
-        values["__l4proxy_fleet"] = {**view(name), "reachable": True}
-        values.update(variables.get(name, {}))
-    return called(check_fleet, services, ["a", "b", "c", "d"], fleet)
-
-
 B_ONLY, B_AND_C = [{**WEB, "backends": ["b:1"]}], [{**WEB, "backends": ["b:1", "c:1"]}]
 ABSENT = {"return_path_state": "absent"}
 CHECKS = [
@@ -72,7 +64,10 @@ CHECKS = [
 
 @pytest.mark.parametrize(("services", "variables", "fault"), **rows(CHECKS))
 def test_the_check_of_a_fleet_finds_the_faults_of_derivations_and_roles(services, variables, fault):
-    faults = checked(services, variables)
+    fleet = hostvars()
+    for name, values in fleet.items():
+        values |= {"__l4proxy_fleet": {**view(name), "reachable": True}, **variables.get(name, {})}
+    faults = called(check_fleet, services, ["a", "b", "c", "d"], fleet)
     assert [one.startswith(fault) for one in faults] == [True] if fault else faults == []
 
 

@@ -78,18 +78,11 @@ def test_documents_are_read_under_the_lock(world, host, monkeypatch):
     load_all = store.load_all
 
     def spy(path):
-        locked.append(host.lock.exists() and not _is_free(host.lock))
+        with open(host.lock, encoding="ascii") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked.append(True)
         return load_all(path)
 
     monkeypatch.setattr(store, "load_all", spy)
     world.keep(1)
     assert locked == [True]
-
-
-def _is_free(path):
-    with open(path, encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
