@@ -18,8 +18,15 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.stat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.tables import rows
+
 A, E = Action, Event
-CONNECT = [(E.ATTEMPT, []), (E.CONNECTED, [A.FORWARD])]
+
+CONNECT, FAILED = [(E.ATTEMPT, []), (E.CONNECTED, [A.FORWARD])], (E.ATTEMPT_FAILED, [A.DROP_ATTEMPT, A.CHOOSE])
+CLOSED, REFUSED = [A.CLOSE_CLIENT, A.CLOSE_BACKEND, A.FINISH], [A.RESET_CLIENT, A.FINISH]
+BOTH_RESET, CLIENT_ENDS = [A.RESET_CLIENT, A.RESET_BACKEND, A.FINISH], (E.CLIENT_EOF, [A.SHUT_BACKEND])
+CLIENT_RESETS = (E.CLIENT_RESET, [A.CLOSE_CLIENT, A.RESET_BACKEND, A.FINISH])
+BACKEND_RESETS = (E.BACKEND_RESET, [A.CLOSE_BACKEND, A.RESET_CLIENT, A.FINISH])
 
 
 class Script(Session):
@@ -39,32 +46,21 @@ class Script(Session):
 
 
 TEST_SCRIPTS = [
-    ("the client ends first",
-     [*CONNECT, (E.CLIENT_EOF, [A.SHUT_BACKEND]), (E.BACKEND_EOF, [A.CLOSE_CLIENT, A.CLOSE_BACKEND, A.FINISH])],
-     "closed"),
-    ("the backend ends first",
-     [*CONNECT, (E.BACKEND_EOF, [A.SHUT_CLIENT]), (E.CLIENT_EOF, [A.CLOSE_CLIENT, A.CLOSE_BACKEND, A.FINISH])],
-     "closed"),
-    ("the client resets",
-     [*CONNECT, (E.CLIENT_RESET, [A.CLOSE_CLIENT, A.RESET_BACKEND, A.FINISH]), (E.BACKEND_EOF, [])], "client reset"),
-    ("the backend resets after the client's end",
-     [*CONNECT, (E.CLIENT_EOF, [A.SHUT_BACKEND]), (E.BACKEND_RESET, [A.CLOSE_BACKEND, A.RESET_CLIENT, A.FINISH])],
-     "backend reset"),
-    ("the second backend accepts",
-     [(E.ATTEMPT, []), (E.ATTEMPT_FAILED, [A.DROP_ATTEMPT, A.CHOOSE]), *CONNECT, (E.CLIENT_EOF, [A.SHUT_BACKEND])],
-     None),
-    ("no backend is left",
-     [(E.ATTEMPT, []), (E.ATTEMPT_FAILED, [A.DROP_ATTEMPT, A.CHOOSE]), (E.GIVEN_UP, [A.RESET_CLIENT, A.FINISH])],
-     "why"),
-    ("refused before any attempt", [(E.GIVEN_UP, [A.RESET_CLIENT, A.FINISH])], "why"),
-    ("stopped while connecting", [(E.ATTEMPT, []), (E.ABORT, [A.RESET_CLIENT, A.RESET_BACKEND, A.FINISH])], "why"),
-    ("drained for too long", [*CONNECT, (E.ABORT, [A.RESET_CLIENT, A.RESET_BACKEND, A.FINISH])], "why"),
-    ("stopped twice", [(E.ABORT, [A.RESET_CLIENT, A.FINISH]), (E.ABORT, [])], "why"),
-]  # fmt: skip
+    ("the client ends first", [*CONNECT, CLIENT_ENDS, (E.BACKEND_EOF, CLOSED)], "closed"),
+    ("the backend ends first", [*CONNECT, (E.BACKEND_EOF, [A.SHUT_CLIENT]), (E.CLIENT_EOF, CLOSED)], "closed"),
+    ("the client resets", [*CONNECT, CLIENT_RESETS, (E.BACKEND_EOF, [])], "client reset"),
+    ("the backend resets after the client's end", [*CONNECT, CLIENT_ENDS, BACKEND_RESETS], "backend reset"),
+    ("the second backend accepts", [(E.ATTEMPT, []), FAILED, *CONNECT, CLIENT_ENDS], None),
+    ("no backend is left", [(E.ATTEMPT, []), FAILED, (E.GIVEN_UP, REFUSED)], "why"),
+    ("refused before any attempt", [(E.GIVEN_UP, REFUSED)], "why"),
+    ("stopped while connecting", [(E.ATTEMPT, []), (E.ABORT, BOTH_RESET)], "why"),
+    ("drained for too long", [*CONNECT, (E.ABORT, BOTH_RESET)], "why"),
+    ("stopped twice", [(E.ABORT, REFUSED), (E.ABORT, [])], "why"),
+]
 
 
-@pytest.mark.parametrize(("_name", "script", "ended"), TEST_SCRIPTS, ids=[script[0] for script in TEST_SCRIPTS])
-def test_a_script_of_events_leads_to_its_actions(_name, script, ended):
+@pytest.mark.parametrize(("script", "ended"), **rows(TEST_SCRIPTS))
+def test_a_script_of_events_leads_to_its_actions(script, ended):
     session = Script()
     for event, actions in script:
         reason = "why" if event in (E.GIVEN_UP, E.ABORT) else None

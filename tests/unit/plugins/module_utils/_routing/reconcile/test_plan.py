@@ -69,36 +69,25 @@ def test_objects_are_removed_in_reverse_order():
 RETIRING = State(*(tuple(replace(value, retiring=True) for value in values) for values in
                    (WANT.rules, WANT.routes, WANT.marks)))  # fmt: skip
 RETIRING_ADDRESS = State(addresses=(replace(ADDRESS, retiring=True),))
-OTHER_TABLE = replace(LOOKUP, table=20999)
+
+OTHER_TABLE, CHANGED = replace(LOOKUP, table=20999), replace(LOOKUP, table=7)
+VIA_12, VIA_99 = (replace(ROUTE, via=f"198.18.0.{host}") for host in (12, 99))
+OURS = State((LOOKUP, GUARD), (ROUTE,), (MARK,))
+MOVED, MOVE = (
+    State((OTHER_TABLE,), (replace(ROUTE, table=20999),)),
+    ["add route", "add rule", "remove rule", "remove route"],
+)
+
 # name: (want, have, purge, steps)
+
 PLANS = {
     "nothing to do": (WANT, HELD, True, []),
-    "a new next hop replaces the route": (
-        State(routes=(replace(ROUTE, via="198.18.0.12"),)),
-        State(routes=(ROUTE,)),
-        True,
-        ["replace route"],
-    ),
-    "a rule with a new table is added before the old one is removed": (
-        State((OTHER_TABLE,), (replace(ROUTE, table=20999),)),
-        State((LOOKUP,), (ROUTE,)),
-        True,
-        ["add route", "add rule", "remove rule", "remove route"],
-    ),
-    "without purge only replaced objects are removed": (
-        State((OTHER_TABLE,)),
-        State((LOOKUP, GUARD), (ROUTE,), (MARK,)),
-        False,
-        ["add rule", "remove rule"],
-    ),
+    "a new next hop replaces the route": (State(routes=(VIA_12,)), State(routes=(ROUTE,)), True, ["replace route"]),
+    "a rule with a new table is added before the old one": (MOVED, State((LOOKUP,), (ROUTE,)), True, MOVE),
+    "only replaced objects go without purge": (State((OTHER_TABLE,)), OURS, False, ["add rule", "remove rule"]),
     "retiring objects are kept": (RETIRING, replace(HELD, sysctls=(), addresses=()), True, []),
-    "retiring objects are kept unchanged": (
-        RETIRING,
-        State((replace(LOOKUP, table=7),), (replace(ROUTE, via="198.18.0.99"),), (replace(MARK, via=()),)),
-        True,
-        [],
-    ),
-    "retiring objects are never added": (RETIRING, State(), True, []),
+    "they are kept unchanged": (RETIRING, State((CHANGED,), (VIA_99,), (replace(MARK, via=()),)), True, []),
+    "they are never added": (RETIRING, State(), True, []),
     "a retiring address is kept": (RETIRING_ADDRESS, State(addresses=(ADDRESS,)), True, []),
     "a retiring address is never added": (RETIRING_ADDRESS, State(), True, []),
     "changed marks are replaced": (State(marks=(MARK,)), State(marks=(MARK,), sound=False), True, ["replace marks"]),
@@ -122,18 +111,12 @@ def test_an_address_that_moves_is_added_before_it_is_removed():
 
 NEW, UPLINK = Mark("a2", 12, 255, ("02:00:00:00:00:12",)), Mark("up", 12, 255, iif="eth1")
 # name: (desired marks besides the retiring one, live mark, marks afterwards)
+
+MARK_12, UPLINK_13 = replace(MARK, id=12), replace(UPLINK, id=13)
 RETIRING_MARKS = {
     "it stays next to a new mark": (NEW, MARK, (MARK, NEW)),
-    "it loses its MAC to another id": (
-        replace(MARK, id=12),
-        MARK,
-        (replace(MARK, macs=()), replace(MARK, id=12, via=MARK.via)),
-    ),
-    "it loses its interface to another id": (
-        replace(UPLINK, id=13),
-        UPLINK,
-        (replace(UPLINK, iif=None), replace(UPLINK, id=13)),
-    ),
+    "it loses its MAC to another id": (MARK_12, MARK, (replace(MARK, macs=()), MARK_12)),
+    "it loses its interface to another id": (UPLINK_13, UPLINK, (replace(UPLINK, iif=None), UPLINK_13)),
 }
 
 
