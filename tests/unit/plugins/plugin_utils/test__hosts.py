@@ -53,54 +53,49 @@ V6 = [{"address": address, "prefix": "64"} for address in ("2001:db8::21", "2001
 ALONE = {"ipv4": {"address": "198.18.0.21", "prefix": "32"}, "ipv6": [{"address": "2001:db8::21", "prefix": "128"}]}
 
 
-def flags(**addresses: int) -> str:
-    """/proc/net/if_inet6 of a host with 2001:db8::NAME on eth0."""
-    rows = (f"20010db80000000000000000{name:0>8} 02 40 00 {value:02x}     eth0" for name, value in addresses.items())
-    return "\n".join(rows)
+def flagged(own: int, dead: int) -> dict:
+    """/proc/net/if_inet6 of a host that has 2001:db8::21 and 2001:db8::dead on eth0, with these flags."""
+    addresses = (("21", own), ("dead", dead))
+    rows = (f"20010db80000000000000000{name:0>8} 02 40 00 {value:02x}     eth0" for name, value in addresses)
+    return {"__l4proxy_inet6": "\n".join(rows)}
 
 
-def prefers(address: str) -> dict:
-    return {"default_ipv6": {"address": address, "interface": "eth0"}}
+BOTH, IPV4 = ["198.18.0.21/24", "2001:db8::21/64"], "198.18.0.21/24"
+TWO, TWO_LINKS, LABELLED = facts(21, ipv6=V6), {**facts(21), **ETH1}, {**facts(21, **SECOND), **LABELS}
+DEAD, PREFERS_DEAD = "2001:db8::dead", {"default_ipv6": {"address": "2001:db8::dead", "interface": "eth0"}}
+ON_LO = {"lo": {"device": "lo", "ipv4": {"address": "198.18.0.21", "prefix": "32"}}}
+BRIDGE = {"br_lan": {"device": "br-lan"}, "br_lan_1": {"ipv4": {"address": "198.18.2.77", "prefix": "24"}}}
 
-
-BOTH = ["198.18.0.21/24", "2001:db8::21/64"]
 # The variables of b, its facts, and the addresses that are used, in their order.
+
 CANDIDATES = [
     ("facts", {}, {}, BOTH),
-    ("a temporary address, which the default route prefers", {"__l4proxy_inet6": flags(**{"21": 0x80, "dead": 0x01})},
-     {**facts(21, ipv6=V6), **prefers("2001:db8::dead")}, BOTH),
-    ("the temporary address comes first and is deprecated by now",
-     {"__l4proxy_inet6": flags(**{"21": 0x00, "dead": 0x21})}, facts(21, ipv6=V6[::-1]), BOTH),
-    ("a deprecated address is the lower one", {"__l4proxy_inet6": flags(**{"21": 0x20, "dead": 0x80})},
-     facts(21, ipv6=V6), ["198.18.0.21/24", "2001:db8::dead/64", "2001:db8::21/64"]),
-    ("a duplicate of another machine's", {"__l4proxy_inet6": flags(**{"21": 0xC8, "dead": 0x80})}, facts(21, ipv6=V6),
-     ["198.18.0.21/24", "2001:db8::dead/64"]),
-    ("a temporary address that is declared all the same",
-     {"__l4proxy_inet6": flags(**{"21": 0x80, "dead": 0x01}), "l4proxy_address": "2001:db8::dead"}, facts(21, ipv6=V6),
-     ["198.18.0.21/24", "2001:db8::dead"]),
-    ("no IPv6 at all", {"__l4proxy_inet6": ""}, facts(21, ipv6=[]), ["198.18.0.21/24"]),
+    ("a temporary address, which the default route prefers", flagged(0x80, 0x01), {**TWO, **PREFERS_DEAD}, BOTH),
+    ("the temporary address is first and deprecated by now", flagged(0x00, 0x21), facts(21, ipv6=V6[::-1]), BOTH),
+    ("a deprecated address is the lower one", flagged(0x20, 0x80), TWO, [IPV4, f"{DEAD}/64", "2001:db8::21/64"]),
+    ("a duplicate of another machine's", flagged(0xC8, 0x80), TWO, [IPV4, f"{DEAD}/64"]),
+    ("a temporary address that is declared", {**flagged(0x80, 0x01), "l4proxy_address": DEAD}, TWO, [IPV4, DEAD]),
+    ("no IPv6 at all", {"__l4proxy_inet6": ""}, facts(21, ipv6=[]), [IPV4]),
     ("a prefix declared over a /32 and a /128", {"l4proxy_address": BOTH}, facts(21, **ALONE), BOTH),
-    ("a prefix declared over one, for IPv6 alone",
-     {"l4proxy_address": "2001:db8::21/64"}, facts(21, **ALONE), ["198.18.0.21/32", "2001:db8::21/64"]),
+    ("a prefix declared over one, for IPv6 alone", {"l4proxy_address": "2001:db8::21/64"}, facts(21, **ALONE),
+     ["198.18.0.21/32", "2001:db8::21/64"]),
     ("an address without a prefix that two interfaces have", {"l4proxy_address": "198.18.0.21"},
-     {**facts(21), "lo": {"device": "lo", "ipv4": {"address": "198.18.0.21", "prefix": "32"}}}, BOTH),
-    ("an interface", {"l4proxy_interface": "eth1"}, {**facts(21), **ETH1}, ["198.18.2.21/24"]),
-    ("an interface, of both families", {"l4proxy_interface": "eth0"}, {**facts(21), **ETH1}, BOTH),
+     {**facts(21), **ON_LO}, BOTH),
+    ("an interface", {"l4proxy_interface": "eth1"}, TWO_LINKS, ["198.18.2.21/24"]),
+    ("an interface, of both families", {"l4proxy_interface": "eth0"}, TWO_LINKS, BOTH),
     ("an interface for one family, an address for the other",
-     {"l4proxy_interface": "eth1", "l4proxy_address": "2001:db8::21"}, {**facts(21), **ETH1},
+     {"l4proxy_interface": "eth1", "l4proxy_address": "2001:db8::21"}, TWO_LINKS,
      ["198.18.2.21/24", "2001:db8::21/64"]),
-    ("labels", {}, {**facts(21, **SECOND), **LABELS},
-     ["198.18.0.21/24", "198.18.0.77/24", "198.18.2.77/24", "2001:db8::21/64"]),
-    ("one label, with the IPv6 addresses of its device",
-     {"l4proxy_interface": "eth0:1"}, {**facts(21, **SECOND), **LABELS}, ["198.18.2.77/24", "2001:db8::21/64"]),
-    ("an interface with its labels", {"l4proxy_interface": "eth0"}, {**facts(21, **SECOND), **LABELS, **ETH1},
-     ["198.18.0.21/24", "198.18.0.77/24", "198.18.2.77/24", "2001:db8::21/64"]),
-    ("an interface whose name facts spell in another way", {"l4proxy_interface": "br-lan:1"},
-     {"br_lan": {"device": "br-lan"}, "br_lan_1": {"ipv4": {"address": "198.18.2.77", "prefix": "24"}}},
+    ("labels", {}, LABELLED, [IPV4, "198.18.0.77/24", "198.18.2.77/24", "2001:db8::21/64"]),
+    ("one label, with the IPv6 addresses of its device", {"l4proxy_interface": "eth0:1"}, LABELLED,
+     ["198.18.2.77/24", "2001:db8::21/64"]),
+    ("an interface with its labels", {"l4proxy_interface": "eth0"}, {**LABELLED, **ETH1},
+     [IPV4, "198.18.0.77/24", "198.18.2.77/24", "2001:db8::21/64"]),
+    ("an interface whose name facts spell in another way", {"l4proxy_interface": "br-lan:1"}, BRIDGE,
      ["198.18.2.77/24"]),
     ("the name of the host is one of its addresses",
      {}, facts(21, ipv6=[*V6, {"address": "2001:db8::b", "prefix": "64"}]),
-     ["198.18.0.21/24", "2001:db8::b/64", "2001:db8::21/64", "2001:db8::dead/64"]),
+     [IPV4, "2001:db8::b/64", "2001:db8::21/64", f"{DEAD}/64"]),
 ]  # fmt: skip
 
 

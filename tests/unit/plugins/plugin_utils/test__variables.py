@@ -54,9 +54,8 @@ def test_values_are_evaluated_and_facts_are_not():
 
 
 def test_it_behaves_like_a_mapping():
-    assert (list(HOSTS), len(HOSTS), "whole" in HOSTS["b"], set(HOSTS["b"]), len(HOSTS["b"])) == (
-        ["b"], 1, True, {"whole", "scalar", "inside", "good", "ansible_facts"}, 5
-    )  # fmt: skip
+    host, names = HOSTS["b"], {"whole", "scalar", "inside", "good", "ansible_facts"}
+    assert (list(HOSTS), len(HOSTS), "whole" in host, set(host), len(host)) == (["b"], 1, True, names, 5)
 
 
 def test_plain_returns_a_copy():

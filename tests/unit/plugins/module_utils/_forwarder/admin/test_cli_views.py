@@ -83,12 +83,11 @@ def test_rates_are_new_connections_per_second(document):
     assert "1530 (+15/s)" in cli_views.table(after, cli_views._rates(before, after, 2.0))
 
 
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(0, "0"), (999, "999"), (1500, "1.5k"), (999_600, "1M"), (20_000_000, "20M"), (10**18, "1e+03P")],
-)
-def test_amounts_have_a_unit(number, text):
-    assert cli_views.amount(number) == text
+AMOUNTS = {0: "0", 999: "999", 1500: "1.5k", 999_600: "1M", 20_000_000: "20M", 10**18: "1e+03P"}
+
+
+def test_amounts_have_a_unit():
+    assert {number: cli_views.amount(number) for number in AMOUNTS} == AMOUNTS
 
 
 def test_metrics_and_the_page_are_escaped_and_buckets_cumulative(document):

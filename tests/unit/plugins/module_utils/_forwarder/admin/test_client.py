@@ -93,9 +93,8 @@ def test_an_unknown_backend_is_an_error(service, where):
         client.backends(DOCUMENT, "x", service)
 
 
-@pytest.mark.parametrize(("number", "text"), [(0, "0 connections"), (1, "1 connection"), (2, "2 connections")])
-def test_a_number_of_connections_in_words(number, text):
-    assert client.connections(number) == text
+def test_a_number_of_connections_in_words():
+    assert [client.connections(number) for number in range(3)] == ["0 connections", "1 connection", "2 connections"]
 
 
 def test_the_wait_for_an_empty_backend_ends_without_connections_or_after_the_timeout(forwarder, monkeypatch):

@@ -8,10 +8,10 @@ from __future__ import annotations
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import timeouts
 
+LONGEST, SHORTEST = timeouts.LONGEST, timeouts.SHORTEST
+INTERVALS = [([], LONGEST), ([60.0], 7.5), ([60.0, 4.0], 0.5), ([0.1], SHORTEST), ([1e6], LONGEST)]
 
-@pytest.mark.parametrize(
-    ("seconds_of_services", "seconds"),
-    [([], timeouts.LONGEST), ([60.0], 7.5), ([60.0, 4.0], 0.5), ([0.1], timeouts.SHORTEST), ([1e6], timeouts.LONGEST)],
-)
-def test_checks_are_frequent_enough_for_the_shortest_timeout(seconds_of_services, seconds):
-    assert timeouts.interval(seconds_of_services) == seconds
+
+@pytest.mark.parametrize(("timeouts_of_services", "seconds"), INTERVALS)
+def test_checks_are_frequent_enough_for_the_shortest_timeout(timeouts_of_services, seconds):
+    assert timeouts.interval(timeouts_of_services) == seconds

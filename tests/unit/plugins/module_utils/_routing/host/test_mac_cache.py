@@ -44,10 +44,9 @@ def test_a_new_answer_replaces_the_cached_mac_silence_keeps_it_and_unlisted_addr
     assert json.loads(path.read_text()) == {"schema": 1, "macs": {"another": {A2: [NEW]}}}
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", "[]", "null", '{"schema": 2, "macs": {}}', '{"schema": 1, "macs": {"return_path": {"x": ["y"]}}}'],
-)
+@pytest.mark.parametrize("content", [
+    "", "{", "[]", "null", '{"schema": 2, "macs": {}}', '{"schema": 1, "macs": {"return_path": {"x": ["y"]}}}',
+])  # fmt: skip
 def test_an_invalid_file_counts_as_empty(path, content):
     path.write_text(content)
     assert Macs(str(path)).known("return_path") == {}
