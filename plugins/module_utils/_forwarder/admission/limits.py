@@ -18,7 +18,6 @@ from ..counters import client_tables
 from ..counters.client_tables import ClientNumbers
 from .refusal import Refusal
 
-PER_WORKER = Refusal("limited", "session limit of the worker")
 PER_SERVICE = Refusal("limited", "connection limit of the service")
 PER_CLIENT = Refusal("limited", "connection limit of the client")
 RATE = Refusal("limited", "rate limit of the client")
