@@ -101,6 +101,11 @@ def make_service(lab: NamespaceLab, name: str, port: int, backend_port: int, bac
     }
 
 
+def web_and_raw(lab: NamespaceLab, web: int, raw: int) -> list[dict]:
+    """On these ports: the HTTP servers of all backends, and the listener of the test on b."""
+    return [make_service(lab, "web", web, 8080), make_service(lab, "raw", raw, 9000, backends=["b"])]
+
+
 def make_config(*services: dict, **options) -> dict:
     """A config with one worker, so that a test knows which worker serves, unless ``options`` says otherwise.
 

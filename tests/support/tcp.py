@@ -22,6 +22,15 @@ def connect(lab: NamespaceLab, address: str, port: int, host: str = "client", ti
         return socket.create_connection((address, port), timeout=timeout)
 
 
+def refused(lab: NamespaceLab, port: int) -> bool:
+    """Whether proxy a refuses a connection to this port of its IPv4 address."""
+    try:
+        connect(lab, lab["a"].ipv4, port).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def listen(lab: NamespaceLab, host: str, port: int, family: str = "ipv4") -> socket.socket:
     """A TCP listener of a lab host on its address of a family."""
     with lab[host].inside():

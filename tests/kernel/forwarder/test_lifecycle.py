@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import tcp, udp
-from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.forwarding import Forwarder, make_config, make_service, web_and_raw
 from tests.support.waiting import PATIENCE, eventually
 
 WEB, RAW, OTHER = 8000, 7000, 8001
@@ -21,8 +21,7 @@ NODAD = {"ipv4": (), "ipv6": ("nodad",)}
 
 
 def document(lab, *more, **options):
-    web, raw = make_service(lab, "web", WEB, 8080), make_service(lab, "raw", RAW, 9000, backends=["b"])
-    return make_config(web, raw, *more, **options)
+    return make_config(*web_and_raw(lab, WEB, RAW), *more, **options)
 
 
 @pytest.fixture
@@ -31,20 +30,12 @@ def forwarder(lab, servers):
         yield forwarder
 
 
-def refused(lab, port):
-    try:
-        tcp.connect(lab, lab["a"].ipv4, port).close()
-    except ConnectionRefusedError:
-        return True
-    return False
-
-
 @pytest.mark.ipv4_only
 def test_sigterm_finishes_a_transfer_and_refuses_new_connections(lab, forwarder, listener):
     with tcp.connection(lab, listener, RAW) as (client, server):
         server.sendall(b"first half, ")
         forwarder.process.send_signal(signal.SIGTERM)
-        eventually(lambda: refused(lab, WEB), "new connections are refused")
+        eventually(lambda: tcp.refused(lab, WEB), "new connections are refused")
         server.sendall(b"second half")
         server.close()
         assert tcp.receive_all(client) == b"first half, second half"
@@ -155,7 +146,7 @@ def test_workers_finish_and_free_the_port_after_the_supervisor_dies(lab, forward
     worker = forwarder.workers()[0]
     forwarder.process.kill()
     forwarder.process.wait()
-    eventually(lambda: refused(lab, WEB), "the port is free for a new forwarder")
+    eventually(lambda: tcp.refused(lab, WEB), "the port is free for a new forwarder")
     with client, server:
         tcp.assert_open(client, server)
     eventually(lambda: not Path(f"/proc/{worker}").exists(), "the worker has ended")

@@ -18,7 +18,7 @@ from collections import Counter
 import pytest
 
 from tests.support import processes, tcp
-from tests.support.forwarding import make_config, make_service
+from tests.support.forwarding import make_config, web_and_raw
 from tests.support.waiting import PATIENCE, eventually, in_threads
 
 WEB, RAW = 80, 7000  # ports on a: HTTP of b, c and d; the test's listener on b
@@ -26,7 +26,7 @@ MIB = 1 << 20
 
 
 def document(lab):
-    return make_config(make_service(lab, "web", WEB, 8080), make_service(lab, "raw", RAW, 9000, backends=["b"]))
+    return make_config(*web_and_raw(lab, WEB, RAW))
 
 
 def test_backends_take_turns_and_log_the_clients_address(lab, servers, forwarder, new_lines, family):

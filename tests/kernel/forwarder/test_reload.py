@@ -19,7 +19,7 @@ import pytest
 
 from tests.lab import netns, wiring
 from tests.support import tcp
-from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.forwarding import Forwarder, make_config, make_service, web_and_raw
 from tests.support.waiting import eventually, in_threads
 
 WEB, RAW = 8000, 7000
@@ -27,22 +27,13 @@ FILES = ["admin.sock", "forwarder.json", "forwarder.lock"]
 
 
 def document(lab, *more, **options):
-    web, raw = make_service(lab, "web", WEB, 8080), make_service(lab, "raw", RAW, 9000, backends=["b"])
-    return make_config(web, raw, *more, **options)
+    return make_config(*web_and_raw(lab, WEB, RAW), *more, **options)
 
 
 @pytest.fixture
 def forwarder(lab, servers):
     with Forwarder(lab, document(lab)) as forwarder:
         yield forwarder
-
-
-def refused(lab, port):
-    try:
-        tcp.connect(lab, lab["a"].ipv4, port).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 @pytest.mark.ipv4_only
@@ -127,7 +118,7 @@ def test_after_a_failed_reload_a_replaced_worker_has_the_old_config(lab, forward
         result = forwarder.reload()
         assert result.returncode == 1
         assert "service new: cannot listen on 0.0.0.0:6000: EADDRINUSE: Address already in use" in result.stderr
-        assert refused(lab, 6001), "all or nothing"
+        assert tcp.refused(lab, 6001), "all or nothing"
         os.kill(forwarder.workers()[0], signal.SIGKILL)
         assert tcp.get(lab, lab["a"].ipv4, WEB)
         assert forwarder.runtime()["generation"] == 1
@@ -161,7 +152,7 @@ def test_a_reload_adds_and_removes_listeners(lab, forwarder, listener):
     forwarder.configure(make_config(make_service(lab, "web2", 8001, 8080)))
     assert forwarder.reload().returncode == 0
     assert tcp.get(lab, lab["a"].ipv6, 8001)
-    eventually(lambda: refused(lab, WEB) and refused(lab, RAW), "what is no longer configured is closed")
+    eventually(lambda: tcp.refused(lab, WEB) and tcp.refused(lab, RAW), "what is no longer configured is closed")
     with client, server:
         tcp.assert_open(client, server)
 
@@ -266,7 +257,7 @@ def test_a_defect_in_the_new_archive_never_stops_the_service(lab, servers, liste
         assert result.returncode == (0 if serving == 2 else 1)
         assert "internal error: ValueError('a defect') at " in result.stderr or serving == 2
         assert forwarder.runtime()["generation"] == serving
-        assert refused(lab, 6000) == (serving == 1)
+        assert tcp.refused(lab, 6000) == (serving == 1)
         assert tcp.get(lab, lab["a"].ipv4, WEB)
         with client, server:
             tcp.assert_open(client, server)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import tcp
-from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
+from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service, web_and_raw
 from tests.support.waiting import PATIENCE, eventually, in_threads
 
 WEB, RAW = 8000, 7000
@@ -35,8 +35,7 @@ def listener(lab):
 
 
 def document(lab, **options):
-    web, raw = make_service(lab, "web", WEB, 8080), make_service(lab, "raw", RAW, 9000, backends=["b"])
-    return make_config(web, raw, workers=2, **options)
+    return make_config(*web_and_raw(lab, WEB, RAW), workers=2, **options)
 
 
 class ServiceManager:

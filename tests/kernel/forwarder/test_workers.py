@@ -14,15 +14,14 @@ from collections import Counter
 import pytest
 
 from tests.support import tcp
-from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.forwarding import Forwarder, make_config, make_service, web_and_raw
 from tests.support.waiting import eventually, in_threads
 
 WEB, RAW = 8000, 7000
 
 
 def document(lab, workers, **options):
-    web, raw = make_service(lab, "web", WEB, 8080), make_service(lab, "raw", RAW, 9000, backends=["b"])
-    return make_config(web, raw, workers=workers, **options)
+    return make_config(*web_and_raw(lab, WEB, RAW), workers=workers, **options)
 
 
 @pytest.fixture
