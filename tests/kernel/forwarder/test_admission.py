@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections import Counter
@@ -148,13 +149,22 @@ def test_an_ipv4_mapped_address_in_a_header_is_the_ipv4_client(lab, forwarder, n
     assert [line["ended"] for line in lines[1::2]] == ["client address is denied"] * 2
 
 
-def test_urgent_data_directly_after_a_header_stays_urgent(lab, forwarder, listener, family):
-    with tcp.connect(lab, getattr(lab["a"], family), GREETED) as client:
-        client.sendall(header(lab, family))
+@pytest.mark.parametrize("stopped", [False, True], ids=["as it comes", "all at once"])
+@pytest.mark.parametrize("before", [b"", b"before "], ids=["directly", "after data"])
+def test_urgent_data_after_a_header_stays_urgent(lab, forwarder, listener, family, before, stopped):
+    (worker,) = forwarder.workers()
+    if stopped:  # the worker finds everything that has arrived
+        os.kill(worker, signal.SIGSTOP)
+    try:
+        client = tcp.connect(lab, getattr(lab["a"], family), GREETED)
+        client.sendall(header(lab, family) + before)
         client.send(b"!", socket.MSG_OOB)
         client.sendall(b"after it")
-        with tcp.accept(listener) as server:
-            assert server.recv(8, socket.MSG_WAITALL) == b"after it", "the byte is beside the stream"
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    with client, tcp.accept(listener) as server:
+        client.shutdown(socket.SHUT_WR)
+        assert tcp.receive_all(server) == before + b"after it", "the byte is beside the stream"
 
 
 @pytest.mark.ipv4_only

@@ -13,7 +13,7 @@ import socket
 
 from ..admission.refusal import Refusal
 from ..loop import sockets
-from ..loop.poller import ENDED, URGENT
+from ..loop.poller import ENDED
 from . import proxy_protocol
 from .proxy_protocol import LONGEST, MalformedHeader
 
@@ -36,8 +36,6 @@ class HeaderReader:
         sock = self.relay.client.sock
         if sock is None:
             return  # the session was aborted
-        if mask & URGENT:  # reported only once, and the relay will read the urgent data
-            self.relay.client.check_mark = True
         try:
             data = sock.recv(LONGEST, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             header = proxy_protocol.parse(data)
