@@ -119,11 +119,6 @@ class NamespaceLab:
         """Run the ``l4proxy`` command on a host; the caller checks the returncode, or passes check=True."""
         return self[host].run([python, "-c", CLI, *args], check=check, timeout=timeout, env=cli_environment())
 
-    def spawn_l4proxy(self, host: str, args: list[str], *, python: str = sys.executable, **options) -> subprocess.Popen:
-        """Start an ``l4proxy`` daemon on a host; it is terminated at the end of the lab."""
-        options["env"] = {**cli_environment(), **options.get("env", {})}
-        return self[host].spawn([python, "-c", CLI, *args], **options)
-
     def _raise(self) -> None:
         hosts = list(self.topology.hosts.values())
         wiring.make_switch(self.topology, self.switch)
