@@ -72,6 +72,10 @@ class Log:
         """Use json or logfmt from now on; a kind() keeps the format with which it was made."""
         self._encode, self._spell = ENCODERS[format]
 
+    def set_base(self, **base: Any) -> None:
+        """Replace fields that are in every line; a kind() keeps those with which it was made."""
+        self._base.update(base)
+
     def set_level(self, level: str) -> None:
         """Log events of ``level`` and above from now on."""
         self.level = level

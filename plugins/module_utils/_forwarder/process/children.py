@@ -97,7 +97,8 @@ def spawn_worker(generation, slot, listening, logging, now, inherited, predecess
         for name in [name for name in listening if name not in required]:
             listening.pop(name).close()
         log = Log(**logging, generation=generation.number, worker=slot, pid=os.getpid())
-        return Worker(generation.config, listening, log, channel, generation.region, slot, theirs, predecessors).run()
+        arguments = (generation.config, listening, log, channel, generation.region, slot, theirs, predecessors)
+        return Worker(*arguments, generation.number).run()
 
     try:
         pid, channel = _spawn(f"{WORKER}{slot}", inherited, run)

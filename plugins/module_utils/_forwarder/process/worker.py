@@ -28,8 +28,8 @@ from ..tcp import splice
 from ..tcp.server import TcpServer
 from ..udp.server import UdpServer
 from ..udp.takeover import Takeover
-from . import listeners
-from .channel import READY, TooLarge
+from . import change_messages, listeners
+from .channel import READY, TooLarge, close_descriptors
 
 UDP_DESCRIPTOR_FRACTION = 4  # with UDP services, 1/4 of the descriptors is reserved for their upstream sockets
 RESERVED_DESCRIPTORS = 32  # besides listeners and pipes; all others are for sessions, two each
@@ -42,11 +42,15 @@ class Worker:
     ``channel`` leads to the supervisor. ``region`` is the shared memory of the generation; this process writes the row
     of its slot. On the socket ``handover`` it sends its UDP sessions to the next worker; from the sockets
     ``predecessors`` it receives those of earlier workers (udp/handover.py).
+
+    It takes later configs in place (change_messages.py): then ``generation``, the number of the one that it serves,
+    the config and the region change.
     """
 
-    def __init__(self, config, listening, log, channel, region, slot, handover=None, predecessors=()):
+    def __init__(self, config, listening, log, channel, region, slot, handover=None, predecessors=(), generation=1):
         self.region = region
         self.slot = slot
+        self.generation = generation
         region.reset_gauges(slot)
         self._cells = region.cells
         self._counted = {name: region.cell(slot, "worker", name) for name in WORKER_FIELDS}
@@ -54,6 +58,7 @@ class Worker:
         self._next_address_check = loop.now() + own_addresses.REFRESH
         self._config = config
         self._channel = channel
+        self._changes = change_messages.Receiver(self, channel)
         self._handover = handover
         self._predecessors = predecessors
         self._has_successor = False  # whether another worker takes over the UDP sessions
@@ -93,6 +98,20 @@ class Worker:
         for server in (self.tcp, self.udp):
             server.serve_slots({self.slot, *slots})
 
+    def enter(self, generation, config, region):
+        """Serve this generation from here on: log, count and write the heartbeat as one of its workers."""
+        self.generation, self._config, self.region = generation, config, region
+        self._cells = region.cells
+        self._counted = {name: region.cell(self.slot, "worker", name) for name in WORKER_FIELDS}
+        self._beat = region.beat_cell(self.slot)
+        self._write_heartbeat(self.loop.now())
+        self.loop.log.set_format(config.log.format)
+        self.loop.log.set_base(generation=generation)
+
+    def released(self, generation):
+        """Report that this worker counts nothing in the region of an older generation any more."""
+        self._channel.send({"released": generation})
+
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def run(self):
@@ -131,6 +150,8 @@ class Worker:
                 self.loop.log.set_level(message["log_level"])
             if "sessions" in message:
                 self._answer(message["sessions"], self._oldest_sessions(message))
+            self._changes.receive(message)
+            close_descriptors(message)
         if closed:
             self.loop.poller.unregister(self._channel)
             self.drain("the supervisor has ended")
@@ -173,8 +194,7 @@ class Worker:
     def _do_periodic_work(self, now):
         """Write the heartbeat, run timers, and check timeouts and own addresses."""
         self._next_periodic = now + PERIODIC_INTERVAL
-        if self._beat is not None:
-            self._cells[self._beat] = int(now * 1000)
+        self._write_heartbeat(now)
         if now >= self._next_address_check:
             self._check_own_addresses(now)
         for callback in self.loop.timers.due(now):
@@ -182,6 +202,10 @@ class Worker:
         self.tcp.check(now)
         self.udp.check(now)
         self._cells[self._counted["log_dropped"]] = self.loop.log.dropped
+
+    def _write_heartbeat(self, now):
+        if self._beat is not None:
+            self._cells[self._beat] = int(now * 1000)
 
     def _timeout(self):
         """Return the seconds until periodic work is due, at the latest the next heartbeat."""
@@ -226,6 +250,7 @@ class Worker:
         if self.draining:
             return
         self.draining = True
+        self._changes.discard()
         self.tcp.drain()
         self._hand_over_udp()
         timeout = self._config.drain_timeout
