@@ -86,13 +86,18 @@ def ask(made: routing.Attempt) -> bytes:
     return made.socket.recv(4096)
 
 
+@pytest.mark.parametrize("forgotten", [False, True], ids=["tracked", "forgotten"])
 @pytest.mark.parametrize(("family", "port"), [("ipv4", 40011), ("ipv6", 40012)])
-def test_another_proxys_syn_does_not_redirect_a_live_connection(lab, b, family, port):
-    b.apply(return_path(lab["a"], lab["a2"]))
+def test_another_proxys_syn_does_not_redirect_a_live_connection(lab, b, family, port, forgotten):
+    """Not even if conntrack has forgotten it, and takes the SYN for the first packet of a connection."""
+    b.apply(return_path(lab["a"], lab["a2"], sysctls=FWMARK_ACCEPT))
     source, target = address_of(lab["client"], family), address_of(lab["b"], family)
-    with attempt(lab["a"], source, target, source_port=port) as first:
+    with attempt(lab["a"], source, target, source_port=port + 10 * forgotten) as first:
         assert first.outcome() == "established"
-        with attempt(lab["a2"], source, target, source_port=port) as second:
+        if forgotten:
+            time.sleep(0.1)
+            b.run("conntrack -F")
+        with attempt(lab["a2"], source, target, source_port=port + 10 * forgotten) as second:
             assert second.outcome() == "silent"
             assert b"200 OK" in ask(first)
 

@@ -9,7 +9,7 @@
                                                     connection that conntrack does not know; copy our bits of the
                                                     connection's mark to the packet, for the accepted socket
     PREROUTING, OUTPUT  -> L4PROXY_OWNER_PRE, _OUT  reply: copy our bits of the connection's mark to the packet. In
-                                                    _OUT: a connection without our bits gets those of its socket
+                                                    _OUT before that: a connection gets our bits of its socket
     POSTROUTING         -> L4PROXY_OWNER_POST       drop a reply that lost its mark, or leaves through another
                                                     interface than that of its proxy
     L4PROXY_OWNER_MEMO  (sees no packets)           the marks as comments, from which they are read back
@@ -53,9 +53,8 @@ def render(owner: str, marks: Iterable[Mark], family: str) -> Chains:
     marks = sorted(marks, key=lambda mark: mark.order)
     chains: Chains = {}
     all_bits = functools.reduce(operator.or_, (mark.mask for mark in marks), 0)
-    for suffix, words in [
-        rule for mark in marks for rule in (*_rules(mark, all_bits), *_guards(mark, family), *_memo(mark))
-    ]:
+    rules = [rule for mark in marks for rule in (*_rules(mark, all_bits), *_guards(mark, family), *_memo(mark))]
+    for suffix, words in [*map(_of_accepted_socket, (mark for mark in marks if mark.conntrack)), *rules]:
         chains.setdefault(prefix(owner) + suffix, []).append(" ".join(words))
     return chains
 
@@ -66,7 +65,7 @@ def _rules(mark: Mark, all_bits: int) -> Iterable[tuple[str, list[str]]]:
     unmarked = ["-m", "connmark", "--mark", f"0x0/{all_bits:#x}"]
     name = ["-m", "comment", "--comment", mark.name]
     set_packet = [*name, "-j", "MARK", "--set-xmark", f"{mark.id:#x}/{mark.mask:#x}"]
-    set_connection = [*name, "-j", "CONNMARK", "--set-xmark", f"{mark.id:#x}/{mark.mask:#x}"]
+    set_connection = _set_connection(mark)
     for sender in _senders(mark):
         if mark.conntrack:
             fresh = [*_direction("ORIGINAL"), *unmarked]
@@ -82,11 +81,20 @@ def _rules(mark: Mark, all_bits: int) -> Iterable[tuple[str, list[str]]]:
         # The accepted socket keeps the mark in case conntrack loses the connection (tcp_fwmark_accept); see ``nft``.
         yield "IN", ["-m", "connmark", "--mark", ours, *set_packet]
         yield "OUT", ["-p", "udp", *_direction("ORIGINAL"), "-m", "connmark", "--mark", ours, *set_packet]
-        yield "OUT", [*unmarked, "-m", "mark", "--mark", ours, *set_connection]
     if mark.transparent:
         # Without --nowildcard, sockets bound to the wildcard address (UDP with IP_PKTINFO) would not match.
         socket = ["-m", "socket", "--transparent", "--nowildcard"]
         yield "PRE", ["-m", "mark", "--mark", none, *socket, *set_packet]
+
+
+def _of_accepted_socket(mark: Mark) -> tuple[str, list[str]]:
+    """The mark of an accepted socket comes before those of connections, of any proxy; see ``nft``."""
+    return "OUT", ["-m", "mark", "--mark", _under(mark.id, mark), *_set_connection(mark)]
+
+
+def _set_connection(mark: Mark) -> list[str]:
+    comment = ["-m", "comment", "--comment", mark.name]
+    return [*comment, "-j", "CONNMARK", "--set-xmark", _under(mark.id, mark)]
 
 
 def _senders(mark: Mark) -> list[list[str]]:

@@ -9,8 +9,8 @@
     save_ID              set our bits of the connection's mark to ID
     accepted             (hook input, last) clear all but our bits of a SYN's mark;
                          our bits of the connection's mark -> mark_ID
+    output               our bits of the packet's mark, which are those of an accepted socket -> save_ID
     prerouting, output   replies: our bits of the connection's mark -> mark_ID   (output has type route: routes again)
-    output               while our bits of the connection's mark are zero: our bits of the packet's mark -> save_ID
     mark_ID              set our bits of the packet's mark
     postrouting          replies: our bits of the connection's mark -> guard_ID; our bits of the packet's mark as well
     guard_ID             count and drop a packet whose next hop is not the proxy
@@ -32,8 +32,10 @@ this host that are answered through the proxy's host would be sent there too.
 A FIN of an unknown connection arrives after a reboot of this host, for example: no connection can keep a mark, and the
 RST for the FIN would bypass the proxy. (Any other packet creates a conntrack entry: nf_conntrack_tcp_loose.)
 
-The bits of a connection are set only once. Otherwise, another proxy's SYN with the same four-tuple would redirect a
-live connection. nft 1.0.6 cannot copy one mark to another under a mask, so each id has a chain. Only our bits are
+A sender sets the bits of a connection only once. Otherwise, another proxy's SYN with the same four-tuple would redirect
+a live connection. If conntrack has forgotten that connection, such a SYN does mark the new entry. The accepted socket
+answers it (a challenge ACK, RFC 5961), and its mark comes before that of the entry and replaces it. Otherwise, the
+answer would reach the other proxy, whose kernel would reset the live connection. nft 1.0.6 cannot copy one mark to another under a mask, so each id has a chain. Only our bits are
 changed.
 """
 
@@ -129,10 +131,10 @@ def _of_connections(tracked: list[Mark], every: list[Mark]) -> Rules:
     rules += [("input", "end of an unknown connection", list(_stale(key, values))) for key, values in _sources(tracked)]
     pairs = [(mark.id, mark) for mark in tracked]
     rules.append(("accepted", "for the accepted socket", [_vmap(connection, pairs, "mark")]))
+    rules.append(("output", "an accepted socket knows its proxy", [_vmap(packet, pairs, "save")]))
     rules += [(hook, "replies", [reply, _vmap(connection, pairs, "mark")]) for hook in ("prerouting", "output")]
     udp = [_is({"ct": {"key": "direction"}}, "original"), _is({"meta": {"key": "l4proto"}}, "udp")]
     rules.append(("output", "a UDP session that conntrack has forgotten", [*udp, _vmap(connection, pairs, "mark")]))
-    rules.append(("output", "a connection that conntrack has forgotten", [unmarked, _vmap(packet, pairs, "save")]))
     return [*rules, *_guarded(tracked, connection, [reply], "guard"), *_guarded(tracked, packet, [], "guard")]
 
 

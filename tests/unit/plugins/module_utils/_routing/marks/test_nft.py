@@ -65,8 +65,8 @@ def test_a_proxy_without_mac_marks_no_connections_but_restores_and_guards():
 
 def test_forwarded_packets_are_marked_like_delivered_ones():
     objects = nft.render(OWNER, MARKS[:1])
-    for one, other in (("input", "forward"), ("output", "prerouting")):
-        assert rules_of(objects, one)[0]["expr"] == rules_of(objects, other)[0]["expr"]
+    for one, number, other in (("input", 0, "forward"), ("output", 1, "prerouting")):
+        assert rules_of(objects, one)[number]["expr"] == rules_of(objects, other)[0]["expr"]
 
 
 @pytest.mark.parametrize("mark", MARKS[4:], ids=lambda mark: mark.name)
@@ -112,7 +112,7 @@ DAMAGE = {
     "replies not restored": lambda data: without(data, "rule", chain="output"),
     "forwarded replies not restored": lambda data: without(data, "rule", chain="prerouting"),
     "the condition of a guard turned round": lambda data: put_value(data, "guard_11", "!=", "=="),
-    "the other direction": lambda data: put_value(data, "output", "reply", "original"),
+    "the other direction": lambda data: put_value(data, "prerouting", "reply", "original"),
     "a condition more": lambda data: first(data, "save_11")["expr"].insert(0, PORT_22),
     "the packet's mark for the connection's": lambda data: put_value(data, "save_11", '"ct"', '"meta"'),
     "rules in another order": lambda data: data["nftables"].sort(
