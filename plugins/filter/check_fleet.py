@@ -55,7 +55,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fle
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory
 
 # Settings of the config that have a variable of the role. The role's defaults need no check.
-SETTINGS = ("drain_timeout",)
+SETTINGS = ("drain_timeout", "drain_memory")
 # Options that the roles pass to the derivation of their state documents, with the variables of the roles.
 LOCAL_DELIVERY = {"method": "forwarder_local_delivery", "mark_engine": "forwarder_mark_engine"}
 RETURN_PATH = {"mark_engine": "return_path_mark_engine"}
@@ -63,10 +63,12 @@ RETURN_PATH = {"mark_engine": "return_path_mark_engine"}
 
 def _number(value: Any) -> Any:
     """Return a number that is written as text, as extra variables are, like the role does."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value
+    for kind in (int, float) if isinstance(value, str) else ():
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
 
 
 def roles_of(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,9 @@ description:
 positional: fleet, hostvars, settings
 options:
   settings:
-    description: Top-level keys of the config that do not come from the services, such as C(drain_timeout).
+    description: >-
+      Top-level keys of the config that do not come from the services, such as C(workers). An empty text is a key that
+      is not set.
     type: dict
     default: {}
 extends_documentation_fragment:
@@ -26,7 +28,7 @@ extends_documentation_fragment:
 EXAMPLES = r"""
 - name: Show the forwarder's config of this proxy
   ansible.builtin.debug:
-    msg: "{{ l4proxy_services | trueip.l4proxy.forwarder_config(fleet, hostvars, {'drain_timeout': 30}) }}"
+    msg: "{{ l4proxy_services | trueip.l4proxy.forwarder_config(fleet, hostvars, {'workers': 2}) }}"
   vars:
     fleet:
       host: "{{ inventory_hostname }}"

@@ -26,7 +26,8 @@ UNKNOWN_ID = 255
 def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Derive the forwarder's config for one proxy host.
 
-    :param settings: top-level keys of the config that do not come from the services (``drain_timeout``, ``log`` …).
+    :param settings: top-level keys of the config that do not come from the services (``workers``, ``log`` …); an empty
+        text is a key that is not set.
     :returns: a config that ``_forwarder.config.config.load`` has accepted.
     :raises DerivationError: with every fault, each at its path in ``l4proxy_services``.
     """
@@ -48,6 +49,7 @@ def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> d
     number = collect(errors, proxy_id, fleet, proxy)
     ports = source_ports(fleet, proxy)
     own = {"source_ports": ports} if ports else {}
+    settings = {key: value for key, value in settings.items() if value not in ("", None)}
     data = {"schema": SCHEMA, "proxy_id": number or UNKNOWN_ID, **own, **settings, "services": services}
     try:
         config.load(data)

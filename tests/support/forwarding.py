@@ -107,11 +107,8 @@ def web_and_raw(lab: NamespaceLab, web: int, raw: int) -> list[dict]:
 
 
 def make_config(*services: dict, **options) -> dict:
-    """A config with one worker, so that a test knows which worker serves, unless ``options`` says otherwise.
-
-    Several reloads on a busy machine may take longer than the default drain timeout.
-    """
-    common = {"schema": 1, "proxy_id": PROXY_ID, "workers": 1, "drain_timeout": 300}
+    """A config with one worker, so that a test knows which worker serves, unless ``options`` says otherwise."""
+    common = {"schema": 1, "proxy_id": PROXY_ID, "workers": 1}
     return {**common, "services": list(services), **options}
 
 

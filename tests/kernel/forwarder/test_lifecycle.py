@@ -59,6 +59,33 @@ def test_a_drain_ends_at_its_timeout(lab, servers, listener):
 
 
 @pytest.mark.ipv4_only
+def test_only_a_stop_has_a_deadline_unless_the_config_has_one_which_generations_that_drain_get_too(
+    lab, servers, listener
+):
+    with Forwarder(lab, document(lab)) as forwarder, tcp.connection(lab, listener, RAW) as (client, server):
+
+        def reload(workers, **options):  # another number of workers needs new processes
+            forwarder.configure(document(lab, workers=workers, **options))
+            assert forwarder.reload().returncode == 0
+
+        for workers in (2, 1):
+            reload(workers)
+        eventually(lambda: len(forwarder.log("draining")) == 3, "two generations drain", forwarder.show)
+        assert {line["timeout"] for line in forwarder.log("draining")} == {None}
+        tcp.assert_open(client, server)
+        reload(2, drain_timeout=0.5)
+        for end in (client, server):
+            with pytest.raises(ConnectionResetError):
+                end.recv(1)
+        assert forwarder.connections(1)[-1]["ended"] == "drain timeout"
+        reload(1)
+        with tcp.connection(lab, listener, RAW):
+            forwarder.process.send_signal(signal.SIGTERM)
+            drained = eventually(lambda: forwarder.log("draining")[6:], "the last worker drains", forwarder.show)
+            assert [line["timeout"] for line in drained] == [30.0]
+
+
+@pytest.mark.ipv4_only
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_stops_at_once(lab, forwarder, listener, number):
     with tcp.connection(lab, listener, RAW) as (client, _server):

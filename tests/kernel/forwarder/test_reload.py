@@ -70,7 +70,7 @@ def test_reloads_under_load_lose_no_connection(lab, forwarder, listener):
 @pytest.mark.ipv4_only
 def test_streams_of_many_generations_stay_open(lab, servers, listener):
     streams = []
-    with Forwarder(lab, document(lab, drain_timeout=600)) as forwarder:
+    with Forwarder(lab, document(lab)) as forwarder:
         for _reload in range(12):
             streams.append(tcp.pair(lab, listener, RAW))
             assert forwarder.reload().returncode == 0

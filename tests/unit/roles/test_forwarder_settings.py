@@ -51,7 +51,7 @@ def loaded(**variables: Any) -> config.Config:
             return {key: rendered(inner) for key, inner in value.items()}
         return NativeEnvironment().from_string(value).render({**DEFAULTS, **variables})
 
-    return config.load({**DOCUMENT, **rendered(TEMPLATES)})
+    return config.load({**DOCUMENT, **{key: value for key, value in rendered(TEMPLATES).items() if value != ""}})
 
 
 def flat(settings_: config.Config) -> dict[str, Any]:
@@ -69,6 +69,7 @@ CHOICES = {"log.format": defaults.LOG_FORMATS, "log.level": defaults.LOG_LEVELS}
 #: key: a value that differs from the default, and one that the config refuses
 VALUES = {
     "drain_timeout": (45, 100_000),
+    "drain_memory": (512, "much"),
     "workers": (3, defaults.WORKERS.high + 1),
     "log.format": ("logfmt", "xml"),
     "log.level": ("error", "loud"),

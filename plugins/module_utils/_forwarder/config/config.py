@@ -36,12 +36,27 @@ class Config:
 
     proxy_id: int
     services: tuple[Service, ...]
-    drain_timeout: float = defaults.DRAIN_TIMEOUT.default
+    drain_timeout: float | None = defaults.DRAIN_TIMEOUT.default  # of every session that has to end; None: see below
+    drain_memory: int | None = None  # MiB; version 0.1.0 reads what dump() returns, so it must not have the default
     log: Log = field(default_factory=Log)
     source_ports: PortRange | None = None
     workers: int = defaults.WORKERS.default
     admin: Admin = field(default_factory=Admin)
     metrics: Metrics = field(default_factory=Metrics)
+
+    @property
+    def stop_timeout(self) -> float:
+        """Seconds that connections have after a stop."""
+        return defaults.STOP_TIMEOUT if self.drain_timeout is None else self.drain_timeout
+
+    def removal_timeout(self, service: Service) -> float:
+        """Seconds that sessions of ``service`` have after it, or their backend, has left the config."""
+        return self.stop_timeout if service.drain_timeout is None else service.drain_timeout
+
+    @property
+    def most_drain_memory(self) -> int:
+        """MiB that all draining workers together may use."""
+        return defaults.DRAIN_MEMORY.default if self.drain_memory is None else self.drain_memory
 
 
 def load(data: Any) -> Config:
@@ -53,6 +68,7 @@ def load(data: Any) -> Config:
     metrics_part = document.section("metrics")
     forwarder = {
         "drain_timeout": document.seconds("drain_timeout", *defaults.DRAIN_TIMEOUT),
+        "drain_memory": document.integer("drain_memory", "a number of MiB", *defaults.DRAIN_MEMORY[:2], None),
         "log": settings.read_log(document.section("log")),
         "source_ports": settings.read_source_ports(document),
         "workers": document.integer("workers", "a number of workers", *defaults.WORKERS),

@@ -94,6 +94,7 @@ class Service:
     source_fallback: str = defaults.SOURCE_FALLBACKS[0]
     idle_timeout: float = defaults.IDLE_TIMEOUT.default
     half_closed_timeout: float = defaults.HALF_CLOSED_TIMEOUT.default
+    drain_timeout: float | None = defaults.DRAIN_TIMEOUT.default  # of sessions that left the config; None: the config's
     tcp_user_timeout: float = defaults.TCP_USER_TIMEOUT.default
     keepalive: int = defaults.KEEPALIVE.default
     accept_proxy: tuple[str, ...] = ()
@@ -154,6 +155,7 @@ def _read_options(part: Fields, protocol: str) -> dict[str, Any]:
         "source_fallback": part.choice("source_fallback", defaults.SOURCE_FALLBACKS),
         "idle_timeout": part.seconds("idle_timeout", *idle_timeout),
         "half_closed_timeout": part.seconds("half_closed_timeout", *defaults.HALF_CLOSED_TIMEOUT),
+        "drain_timeout": part.seconds("drain_timeout", *defaults.DRAIN_TIMEOUT),
         "tcp_user_timeout": part.seconds("tcp_user_timeout", *defaults.TCP_USER_TIMEOUT),
         "keepalive": part.integer("keepalive", "a number of seconds", *defaults.KEEPALIVE),
         "accept_proxy": part.networks("accept_proxy"),

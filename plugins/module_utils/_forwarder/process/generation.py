@@ -62,11 +62,6 @@ class Generation:
             "loaded_at": self.loaded_at,
         }
 
-    @property
-    def drain_timeout(self) -> float:
-        """Seconds its workers have for draining."""
-        return self.config.drain_timeout if self.config else defaults.DRAIN_TIMEOUT.default
-
     def record(self) -> dict:
         """Return this generation as JSON for the next program."""
         document = config_module.dump(self.config) if self.config else None
@@ -163,9 +158,10 @@ class Generations:
         return self.live.number + 1 if self.live else 1
 
     @property
-    def drain_timeout(self) -> float:
-        """Seconds that the workers of the live generation and of the candidate have for draining, at most."""
-        return max((generation.drain_timeout for generation in self.current()), default=0)
+    def stop_timeout(self) -> float:
+        """Seconds that connections have after a stop."""
+        timeouts = [generation.config.stop_timeout for generation in self.current() if generation.config]
+        return max(timeouts, default=defaults.STOP_TIMEOUT)
 
     def current(self) -> list[Generation]:
         """Return the live generation and the candidate, as far as there are any."""

@@ -167,8 +167,8 @@ class Supervisor:
         self._reload.cancel()
         self._lock.release()
         listeners.close_all(self._listening)  # before the workers drain, so that no connection is queued after them
-        self._pool.stop(self._generations.drain_timeout)
-        self._kill_orphans_after(self._generations.drain_timeout + DRAIN_GRACE)
+        self._pool.stop(self._generations.stop_timeout)
+        self._kill_orphans_after(self._generations.stop_timeout + DRAIN_GRACE)
 
     def _kill_orphans_after(self, seconds):
         self._loop.call_later(seconds, partial(self._orphans.signal, signal.SIGKILL))
@@ -252,10 +252,11 @@ class Supervisor:
 
     def _switch(self):
         """Make the candidate live; everything else drains from here on."""
-        timeout = self._generations.drain_timeout
         live = self._generations.switch()
+        timeout = live.config.drain_timeout
         self._pool.drain_all_but(live, timeout)
-        self._kill_orphans_after(timeout + DRAIN_GRACE)
+        if timeout is not None:
+            self._kill_orphans_after(timeout + DRAIN_GRACE)
         self._pool.forget_deaths()
         self._pool.fill()  # spawns the checker
         contain = self._loop.contain

@@ -5,7 +5,9 @@
 
 It is created after the fork, because the supervisor would share an inherited epoll. It serves the listeners of its own
 slot and of slots that the supervisor makes it cover, and reports READY when it accepts. It drains on SIGTERM, and also
-when its channel is closed, because then the supervisor has ended; a second SIGTERM ends it at once.
+when its channel is closed, because then the supervisor has ended; a second SIGTERM ends it at once. How long it may
+drain is what the supervisor says (``drain_deadline``, in seconds from then; null: until the last session has ended); a
+supervisor that says nothing is of version 0.1.0, which kills its workers a little after stop_timeout.
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ class Worker:
         self._next_periodic = 0.0  # when periodic work is due
         self._poll_timeout = 0.0  # seconds that the next turn may wait for events
         self.draining = False
+        self._drain_timeout = config.stop_timeout  # seconds; None: draining has no deadline
         self._terminations = 0  # number of SIGTERMs; the first one drains, the second one ends the worker at once
 
     def _add_listeners(self, listening, ports):
@@ -146,6 +149,8 @@ class Worker:
             if "cover" in message:
                 self.cover(message["cover"])
             self._has_successor = self._has_successor or "hand_over" in message
+            if "drain_deadline" in message:
+                self._set_drain_timeout(message["drain_deadline"])
             if "log_level" in message:
                 self.loop.log.set_level(message["log_level"])
             if "sessions" in message:
@@ -154,6 +159,8 @@ class Worker:
             close_descriptors(message)
         if closed:
             self.loop.poller.unregister(self._channel)
+            if not self.draining:
+                self._drain_timeout = self._config.drain_timeout
             self.drain("the supervisor has ended")
 
     def _answer(self, number, answer):
@@ -246,16 +253,22 @@ class Worker:
         self._terminations += 1
 
     def drain(self, reason):
-        """Accept what is queued and no more, and exit after the last session or drain_timeout."""
+        """Accept what is queued and no more, and exit after the last session, or at the deadline if there is one."""
         if self.draining:
             return
         self.draining = True
         self._changes.discard()
         self.tcp.drain()
         self._hand_over_udp()
-        timeout = self._config.drain_timeout
+        timeout = self._drain_timeout
         self.loop.log.event("draining", reason=reason, sessions=len(self.tcp.sessions), timeout=timeout)
-        self.loop.timers.add(self.loop.now() + timeout, lambda: self.tcp.abort_all("drain timeout"))
+        self._set_drain_timeout(timeout)
+
+    def _set_drain_timeout(self, seconds):
+        """Draining, now or from when it begins, ends after ``seconds``, or earlier if that was said before."""
+        self._drain_timeout = seconds
+        if self.draining and seconds is not None:
+            self.loop.timers.add(self.loop.now() + seconds, lambda: self.tcp.abort_all("drain timeout"))
 
     def _hand_over_udp(self):
         """Hand the UDP sessions over to the next worker, if there is one; end all others (UDP does not drain)."""

@@ -28,7 +28,8 @@ from .supervisor_loop import SupervisorLoop
 
 START_TIMEOUT = 10.0  # seconds for a new worker to become ready
 START_PER_LISTENER = 0.005  # additional seconds; on an idle machine a worker needs 0.1 ms
-DRAIN_GRACE = 5.0  # seconds from drain_timeout until a draining worker is killed
+ABORT_GRACE = 1.0  # seconds from its deadline until a draining worker that goes on is told again to end its sessions
+DRAIN_GRACE = 5.0  # seconds from its deadline until a draining worker is killed
 BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds until a dead child is replaced, by deaths in a row
 STEADY = 10.0  # seconds of life after which a death counts as the first in a row again
 MAX_DRAINING = 128  # draining processes, about 10 MB each; beyond it the oldest generations are stopped
@@ -124,7 +125,7 @@ class WorkerPool:
             child = Child.adopt(record)
             self._add(child)
             if child.kill_at is not None:
-                self._loop.timers.add(child.kill_at, partial(self._kill_overdue, child))
+                self._await_deadline(child)
 
     def spawn_workers(self, generation: Generation):
         """Spawn a worker for every slot of a generation; raise OSError if one cannot be, and then keep none."""
@@ -205,12 +206,15 @@ class WorkerPool:
     # -- draining --------------------------------------------------------------------------------------------------
 
     def stop(self, timeout: float):
-        """Drain all children and replace none from here on."""
+        """Drain all children within ``timeout`` seconds, and replace none from here on."""
         self._stopping = True
         self._drain(list(self.children.values()), timeout)
 
-    def drain_all_but(self, generation: Generation, timeout: float):
-        """Drain the children of all other generations. Their workers hand UDP sessions over to new workers."""
+    def drain_all_but(self, generation: Generation, timeout: float | None):
+        """Drain the children of all other generations. Their workers hand UDP sessions over to new workers.
+
+        ``timeout`` in seconds holds for those that drain already, too; None: until their connections have ended.
+        """
         others = [child for child in self.children.values() if child.generation != generation.number]
         for child in others:
             if child.role == WORKER and child.state != DRAINING:
@@ -219,18 +223,30 @@ class WorkerPool:
 
     def _drain(self, drained, timeout):
         for child in drained:
-            if child.state == DRAINING:
-                continue
-            child.state = DRAINING
-            child.signal(signal.SIGTERM)
-            child.kill_at = self._loop.now() + timeout + DRAIN_GRACE
-            self._loop.timers.add(child.kill_at, partial(self._kill_overdue, child))
+            child.channel.send({"drain_deadline": timeout})
+            if child.state != DRAINING:
+                child.state = DRAINING
+                child.signal(signal.SIGTERM)
+            kill_at = float("inf") if timeout is None else self._loop.now() + timeout + DRAIN_GRACE
+            if kill_at < (child.kill_at or float("inf")):
+                child.kill_at = kill_at
+                self._await_deadline(child)
         draining = [child for child in self.children.values() if child.state == DRAINING]
         for child in surplus(MAX_DRAINING, draining):
             child.signal(signal.SIGTERM)  # the second SIGTERM ends a worker at once
 
-    def _kill_overdue(self, child):
-        if child.pid in self.children:
+    def _await_deadline(self, child):
+        """Kill a draining child a little after its deadline. A worker of another version may not know a deadline."""
+        timers = self._loop.timers
+        timers.add(child.kill_at - DRAIN_GRACE + ABORT_GRACE, partial(self._end_sessions, child))
+        timers.add(child.kill_at, partial(self._kill_overdue, child))
+
+    def _end_sessions(self, child: Child):
+        if self.children.get(child.pid) is child:
+            child.signal(signal.SIGTERM)  # the second SIGTERM ends a worker at once
+
+    def _kill_overdue(self, child: Child):
+        if self.children.get(child.pid) is child:
             reason = "it had not ended after its drain timeout"
             self._loop.log.event("worker killed", level="warning", worker=child.pid, reason=reason)
             child.signal(signal.SIGKILL)

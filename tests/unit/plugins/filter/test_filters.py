@@ -58,6 +58,8 @@ CHECKS = [
     ("an option that a role passes on", [WEB], {"a": {"forwarder_local_delivery": "guess"}},
      "forwarder_local_delivery of a: 'guess' is not a method of this version; use rules, socket_mark, auto"),
     ("a setting of a role, as text", [WEB], {"a": {"forwarder_drain_timeout": "60"}}, None),
+    ("settings of a role that are empty or numbers as text", [WEB],
+     {"a": {"forwarder_drain_timeout": "", "forwarder_drain_memory": "512"}}, None),
     ("a wrong setting of a role", [WEB], {"a": {"forwarder_drain_timeout": "soon"}}, "drain_timeout: "),
 ]  # fmt: skip
 

@@ -57,6 +57,7 @@ def services(draw, number):
         "on_all_down": st.sampled_from(defaults.ON_ALL_DOWN),
         "limits": st.fixed_dictionaries({}, optional={"connections": st.integers(0, 1000), "rate_per_client": seconds}),
         "slow_start": seconds,
+        "drain_timeout": seconds,
         "tcp_user_timeout": seconds,
         "protocol": st.sampled_from(defaults.PROTOCOLS),
         "allow": st.lists(clients, max_size=3),
@@ -69,6 +70,7 @@ def services(draw, number):
 
 whole = {
     "drain_timeout": seconds,
+    "drain_memory": st.integers(16, 4096),
     "workers": st.integers(0, 64),
     "admin": st.fixed_dictionaries({}, optional={"socket": st.just("/run/l4proxy/x.sock"), "group": names}),
     "metrics": st.fixed_dictionaries({}, optional={"listen": st.sampled_from(["127.0.0.1:9109", "[::1]:9109"])}),

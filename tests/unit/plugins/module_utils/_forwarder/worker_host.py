@@ -33,8 +33,8 @@ def free_ports(count, kind=socket.SOCK_STREAM):
 class WorkerHost:
     """A worker of slot 0 with one service."""
 
-    def __init__(self, directory, service, slots=1, held=None):
-        config = Config(proxy_id=1, services=(service,))
+    def __init__(self, directory, service, slots=1, held=None, settings=()):
+        config = Config(proxy_id=1, services=(service,), **dict(settings))
         self.service = service
         self.held = held or listeners.bind_missing(config, slots, ())
         self.region = shared_memory.Region(shared_memory.describe(config, slots))
@@ -73,11 +73,11 @@ class WorkerHost:
 class TcpHost(WorkerHost):
     """A worker of slot 0 with one TCP service on two ports; the worker of slot 1 is missing."""
 
-    def __init__(self, directory, **options):
+    def __init__(self, directory, settings=(), **options):
         self.ports = free_ports(2)
         listen = tuple(Listener("127.0.0.1", port) for port in self.ports)
         backend = Backend(name="b", ipv4="198.18.0.21", port=80)
-        super().__init__(directory, Service("web", listen, (backend,), **options), slots=2)
+        super().__init__(directory, Service("web", listen, (backend,), **options), slots=2, settings=settings)
         self.clients = []
 
     def relay(self):

@@ -21,6 +21,7 @@ def full():
         "balance": "least_connections", "on_all_down": "try_all", "slow_start": 10.0,
         "connect_timeout": 0.5, "connect_deadline": 3.0, "retries": 1, "source_port": "keep", "source_fallback": "own",
         "idle_timeout": 600.0, "half_closed_timeout": 30.0, "tcp_user_timeout": 20.0, "keepalive": 30,
+        "drain_timeout": 90.0,
         "accept_proxy": ["198.18.0.12/32", "2001:db8::12/128"], "proxy_timeout": 2.0,
         "limits": {"connections": 1000, "connections_per_client": 100, "rate_per_client": 0.5, "at_limit": "refuse"},
         "allow": ["0.0.0.0/0"], "deny": ["203.0.113.0/24"],
@@ -32,7 +33,7 @@ def full():
         ],
     }  # fmt: skip
     return {
-        "schema": 1, "proxy_id": 11, "drain_timeout": 45.0, "workers": 3, "services": [service],
+        "schema": 1, "proxy_id": 11, "drain_timeout": 45.0, "drain_memory": 512, "workers": 3, "services": [service],
         "log": {"format": "logfmt", "level": "warning"}, "source_ports": {"first": 32768, "last": 34531},
         "admin": {"socket": "/run/l4proxy/other.sock", "group": "adm"}, "metrics": {"listen": "127.0.0.1:9110"},
     }  # fmt: skip

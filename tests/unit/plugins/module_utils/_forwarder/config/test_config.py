@@ -18,7 +18,8 @@ from .config_data import full, minimal, ranged, udp
 def test_a_minimal_document_has_the_documented_defaults():
     loaded = config.load(minimal())
     service = loaded.services[0]
-    assert (loaded.proxy_id, loaded.drain_timeout, loaded.log.format, loaded.source_ports) == (11, 30.0, "json", None)
+    assert (loaded.proxy_id, loaded.drain_timeout, loaded.log.format, loaded.source_ports) == (11, None, "json", None)
+    assert (loaded.stop_timeout, loaded.removal_timeout(service), loaded.most_drain_memory) == (30.0, 30.0, 1024)
     assert (service.protocol, service.balance, service.retries, service.backlog) == ("tcp", "round_robin", 2, 4096)
     assert (service.connect_timeout, service.connect_deadline, service.backends[0].weight) == (1.0, 5.0, 1)
     assert (loaded.workers, loaded.metrics.endpoint, loaded.admin.socket) == (0, None, None)
@@ -50,6 +51,12 @@ def test_dump_is_the_inverse_of_load_and_a_config_cannot_be_changed(data):
     assert config.dump(config.load(full())) == full()
     with pytest.raises(AttributeError):
         loaded.proxy_id = 12
+
+
+def test_the_document_of_defaults_has_no_key_that_version_0_1_0_refuses():
+    """A rollback hands the document that dump() returns over to the earlier program."""
+    document = config.dump(config.load(minimal()))
+    assert {"drain_timeout", "drain_memory"} & {*document, *document["services"][0]} == set()
 
 
 @pytest.mark.parametrize(("changes", "seconds"), [({}, 60.0), ({"idle_timeout": 5}, 5.0)])

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.poller import READ
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.relay import Relay
+
+from ..worker_host import TcpHost
 
 
 def test_a_defect_in_the_timer_of_a_session_ends_only_that_session(host, monkeypatch):
@@ -75,3 +78,35 @@ def test_the_oldest_sessions_are_listed_up_to_the_limit_and_the_size_of_a_messag
         host.relay().client_address = (str(number) * 2000, 4000)
     (answer,) = tell(host, sessions=7, limit=100)
     assert (answer["answer"], answer["count"], len(answer["sessions"])) == (7, 100, 12)
+
+
+@pytest.mark.parametrize(("config", "messages", "timeout"), [
+    ({}, [], 30.0),  # a supervisor of version 0.1.0, which kills it a little later
+    ({}, [None], None),
+    ({}, [None, 7], 7),
+    ({"drain_timeout": 60.0}, [], 60.0),
+    ({"drain_timeout": 60.0}, [None], None),
+])  # fmt: skip
+def test_the_supervisor_says_how_long_a_worker_may_drain(tmp_path, config, messages, timeout):
+    host = TcpHost(tmp_path, config)
+    for seconds in messages:
+        tell(host, drain_deadline=seconds)
+    host.relay()
+    host.worker.drain("SIGTERM")
+    assert host.events("draining")[0]["timeout"] == timeout
+    waits = host.loop.timers.timeout(host.loop.now())
+    assert waits is None if timeout is None else timeout - 5 < waits <= timeout + 5
+    tell(host, drain_deadline=0.0)
+    host.loop.timers.expire(host.loop.now() + 1)
+    assert not host.tcp.sessions
+    host.close()
+
+
+@pytest.mark.parametrize("seconds", [None, 60.0])
+def test_without_a_supervisor_a_worker_drains_for_as_long_as_its_config_says(tmp_path, seconds):
+    host = TcpHost(tmp_path, {"drain_timeout": seconds})
+    host.loop.poller.register(host.worker._channel, READ, host.worker._receive)
+    host.channel.close()
+    host.turn()
+    assert host.events("draining")[0]["timeout"] == seconds
+    host.close()
