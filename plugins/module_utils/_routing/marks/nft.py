@@ -35,8 +35,8 @@ RST for the FIN would bypass the proxy. (Any other packet creates a conntrack en
 A sender sets the bits of a connection only once. Otherwise, another proxy's SYN with the same four-tuple would redirect
 a live connection. If conntrack has forgotten that connection, such a SYN does mark the new entry. The accepted socket
 answers it (a challenge ACK, RFC 5961), and its mark comes before that of the entry and replaces it. Otherwise, the
-answer would reach the other proxy, whose kernel would reset the live connection. nft 1.0.6 cannot copy one mark to another under a mask, so each id has a chain. Only our bits are
-changed.
+answer would reach the other proxy, whose kernel would reset the live connection. nft 1.0.6 cannot copy one mark to
+another under a mask, so each id has a chain. Only our bits are changed.
 """
 
 from __future__ import annotations
