@@ -9,16 +9,17 @@ import os
 import signal
 import socket
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
+from tests.kernel.forwarder.sessions import SERVERS, Session
 from tests.support import tcp
 from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service, web_and_raw
 from tests.support.waiting import PATIENCE, eventually, in_threads
 
-WEB, RAW = 8000, 7000
+WEB, RAW, HELD = 8000, 7000, 9100
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,16 @@ class ServiceManager:
             if word in message:
                 return
 
+    def listen_until_end(self, process):
+        """Handle notifications until a process has ended and none is left."""
+        self._sock.settimeout(0.1)
+        ended = False
+        while not ended:
+            ended = process.poll() is not None
+            with suppress(TimeoutError):
+                self.listen_until("none is left")
+        self._sock.settimeout(PATIENCE)
+
     def start(self, lab, document, directory=None):
         """Start a forwarder with the stored descriptors."""
         if directory is not None:
@@ -121,7 +132,6 @@ def kill_all(forwarder):
 GONE = {
     "everything killed": (kill_all, False),
     "supervisor killed": (lambda forwarder: kill([forwarder.process.pid]), True),
-    "supervisor left": (lambda forwarder: forwarder.process.send_signal(signal.SIGUSR1), True),
 }
 
 
@@ -179,6 +189,59 @@ def test_the_next_supervisor_kills_hanging_old_workers_after_its_drain_timeout(l
         eventually(lambda: not alive(workers), "they are killed", second.show)
         assert client.recv(1) == b""
         assert tcp.get(lab, lab["a"].ipv4, WEB)
+
+
+@pytest.fixture
+def held(lab):
+    """A service for each protocol, and servers whose sessions stay."""
+    servers = [server(lab, "b", HELD) for server in SERVERS.values()]
+    yield [make_service(lab, protocol, HELD, HELD, backends=["b"], protocol=protocol) for protocol in SERVERS]
+    for server in servers:
+        server.stop()
+
+
+def sessions_of(lab):
+    addresses = lab["a"].ipv4, lab["a"].ipv6
+    return [Session(lab, protocol, (to, HELD)) for protocol in SERVERS for to in addresses for _number in range(10)]
+
+
+def counts(status):
+    return [(one["connections"], one["sessions"]) for one in status["services"] if one["name"] in SERVERS]
+
+
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_a_restart_ends_no_session(lab, manager, held, restarts):
+    """The next supervisor takes over workers, UDP sessions, counters and what operators have set."""
+    served = make_config(*web_and_raw(lab, WEB, RAW), *held, workers=2)
+    forwarder = manager.start(lab, served).serve()
+    while len(manager.kept) < 16:
+        manager.listen_until("FDSTORE")
+    first, listeners, workers = forwarder, set(manager.kept), forwarder.workers()
+    sessions = sessions_of(lab)
+    assert forwarder.ask("drain", backend="c")["ok"]
+    before = counts(forwarder.status())
+    for _restart in range(restarts):
+        forwarder.process.send_signal(signal.SIGUSR1)
+        manager.listen_until_end(forwarder.process)
+        assert set(manager.kept) > listeners, "the state is stored"
+        assert set(alive(workers)) == set(workers)
+        assert tcp.get(lab, lab["a"].ipv4, WEB), "the workers go on serving"
+        forwarder = manager.start(lab, served, directory=first.directory).serve()
+        while set(manager.kept) != listeners:
+            manager.listen_until("FDSTOREREMOVE")
+    with forwarder:
+        assert forwarder.log("workers adopted")[0]["processes"] >= 2 * min(restarts, 2), "those of both generations"
+        assert sum(line["sessions"] for line in forwarder.log("sessions taken over")) == 20
+        for session in sessions:
+            session.go_on()
+        assert counts(forwarder.status()) == before
+        states = {one["name"]: one["admin"] for one in forwarder.status()["services"][0]["backends"]}
+        assert states == {"b": "ready", "c": "draining", "d": "ready"}
+        for session in sessions:
+            session.end()
+        eventually(lambda: not alive(workers), "the old workers have ended", forwarder.show)
+        generations = {worker["generation"] for worker in forwarder.status()["workers"]}
+        assert generations == {restarts + 1}, "it knows that they have"
 
 
 def test_hundreds_of_listeners_survive_a_restart(lab, manager):

@@ -3,6 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The processes that the supervisor spawns: workers, the checker, and the check of a config before a reload.
 
+After a restart of the service it has *adopted* ones as well, which the supervisor of before has spawned. They are not
+its children in the kernel's sense, so another process may get their pid, and a changed user may not signal them.
+
 All signals are blocked during a fork: the child must not run the supervisor's handlers, and a signal that arrives
 before the child has installed its own stays pending until then.
 """
@@ -16,6 +19,7 @@ import socket
 import sys
 from dataclasses import dataclass, field
 
+from ..admin import runtime_file
 from ..backends.health_checker import HealthChecker
 from ..loop.log import Log
 from . import listeners
@@ -43,6 +47,7 @@ class Child:
     failure: str | None = None  # why it ended, one sentence
     hangs: bool = False  # it was killed because its heartbeat was overdue
     covers: list[int] = field(default_factory=list)  # slots that it serves besides its own
+    born: int | None = None  # of an adopted process: when it started (runtime_file.start_time); None: our own child
 
     def record(self) -> dict:
         """Return this child as JSON for the next program (an exec does not change the monotonic clock)."""
@@ -52,7 +57,7 @@ class Child:
 
     @classmethod
     def adopt(cls, record: dict) -> Child:
-        """Return the child of a record(). After an exec it is still a child of this process."""
+        """Return the child of a record(), which may have the key "born" as well."""
         values = {**record, "channel": Channel.adopt(record["channel"]), "handover": None}
         number = values.pop("estate", None)
         if number is not None:
@@ -70,12 +75,15 @@ class Child:
         if self.handover is not None:
             self.handover.close()
 
-    def signal(self, number: int):
-        """Send a signal, unless the child has ended."""
+    def signal(self, number: int) -> bool:
+        """Send a signal; return False if the child has ended, or belongs to another user."""
+        if self.born not in (None, runtime_file.start_time(self.pid)):
+            return False
         try:
             os.kill(self.pid, number)
-        except ProcessLookupError:
-            pass
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
 
     def why_not_ready(self) -> str:
         """Return why a child ended before it was ready, one sentence."""

@@ -1,10 +1,11 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Notifications to the service manager, systemd: state changes, and listening sockets to store (sd_notify(3)).
+"""Notifications to the service manager, systemd: state changes, and descriptors to store (sd_notify(3)).
 
-systemd keeps stored sockets open if the supervisor is killed (sd_pid_notify_with_fds(3), FDSTORE=1). Connections wait
-in their backlog until the next supervisor gets the sockets back, by name.
+systemd keeps stored descriptors open if the supervisor is killed (sd_pid_notify_with_fds(3), FDSTORE=1). Connections
+wait in the backlog of listening sockets until the next supervisor gets them back, by name. A supervisor that leaves for
+a restart also stores its state (restart_state.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections import deque
 from urllib.parse import quote, unquote
 
 from ..._shared.environment import notify_address
+from . import restart_state
 
 FIRST_STORED = 3  # the first descriptor from systemd (sd_listen_fds(3), SD_LISTEN_FDS_START)
 MAX_STORED = 4096  # FileDescriptorStoreMax= of our unit; systemd 254 and later pass it in $FDSTORE
@@ -37,7 +39,7 @@ class Notifier:
     """Sends notifications without blocking or losing one.
 
     systemd's queue is short (10 to 512 datagrams). Notifications that do not fit wait here until ``selector`` reports
-    room; state changes are sent before changes of stored sockets. ``names`` are those of the sockets that are stored.
+    room; state changes are sent before changes of stored sockets. ``names`` are those of everything that is stored.
     """
 
     def __init__(self, selector, names=()):
@@ -61,7 +63,10 @@ class Notifier:
         self._notify("STOPPING=1", "STATUS=draining")
 
     def store(self, listening):
-        """Make systemd store exactly ``listening``, {name: socket}; return how many do not fit into its store."""
+        """Make systemd store exactly ``listening``, {name: socket or descriptor}; return how many do not fit.
+
+        The last ones are those that do not fit into its store.
+        """
         if notify_address(os.environ) is None:
             return 0
         kept = _storable(listening)
@@ -112,7 +117,8 @@ class Notifier:
             self._sock.send(f"FDSTOREREMOVE=1\nFDNAME={_encoded(name)}".encode())
             self.names.discard(name)
         else:
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [sock.fileno()]))
+            number = sock if isinstance(sock, int) else sock.fileno()
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [number]))
             self._sock.sendmsg([f"FDSTORE=1\nFDNAME={_encoded(name)}".encode()], [rights])
             self.names.add(name)
         self._changes.popleft()
@@ -132,9 +138,10 @@ class Notifier:
 
 
 def stored(environ):
-    """Return {name: descriptor} of the sockets that systemd has stored; remove its variables from ``environ``.
+    """Return {name: descriptor} of what systemd has stored; remove its variables from ``environ``.
 
-    Descriptors that are not our listeners are closed, and so is the older of two with one name.
+    Descriptors that are neither our listeners nor a supervisor's state are closed, and so is the older of two with one
+    name.
     """
     pid, count, names = (environ.pop(f"LISTEN_{key}", "") for key in ("PID", "FDS", "FDNAMES"))
     if pid != str(os.getpid()) or not re.fullmatch("[0-9]{1,9}", count):
@@ -142,7 +149,8 @@ def stored(environ):
     sockets: dict[str, int] = {}
     numbers = range(FIRST_STORED, FIRST_STORED + int(count))
     for name, number in zip(map(unquote, names.split(":")), numbers):
-        if not _NAME.match(name) or not stat.S_ISSOCK(os.fstat(number).st_mode):
+        is_listener = _NAME.match(name) and stat.S_ISSOCK(os.fstat(number).st_mode)
+        if not is_listener and not restart_state.is_name(name):
             os.close(number)
             continue
         if name in sockets:

@@ -52,12 +52,11 @@ class Parts:
         state = {
             "listeners": listening,
             "endpoints": servers,
-            "children": [child.record() for child in self.pool.children.values()],
+            **self.pool.records(),
             **self.generations.records(),
             "orders": self.overrides.records(),
             "log_level": self.log_settings.override,
             **self.results.records(),
-            "restarts": self.pool.restarts,
             "stored": sorted(self.notifier.names),
             "lock": self.lock.fd,
         }
@@ -73,7 +72,7 @@ class Parts:
         self.results.adopt(state)
         self.notifier.names = set(state["stored"])
         self.lock.fd = state.get("lock")  # version 0.1.0 has none
-        self.pool.adopt(state["children"], state["restarts"])
+        self.pool.adopt(state)
         self.servers.adopt(state["endpoints"])
 
 

@@ -7,8 +7,9 @@ It touches no traffic. Signal handlers only queue the signal; everything else ha
 
 - SIGHUP: reload (reload.py). If it fails, the old workers go on; the runtime file and the log say why.
 - SIGTERM, SIGINT: close the listeners, drain the workers and exit; a second one ends the workers at once.
-- SIGUSR1: exit at once, for a restart of the service. The service manager keeps the listening sockets, so no client is
-  refused, and the workers finish their connections (orphans.py). Without a service manager it is like SIGTERM.
+- SIGUSR1: exit at once, for a restart of the service. The service manager keeps the listening sockets and the channels
+  to the workers, which go on serving until the next supervisor takes them over (restart_state.py). Without a service
+  manager it is like SIGTERM.
 - SIGCHLD: replace a worker that has died (worker_pool.py); another worker covers its slot meanwhile.
 
 The admin and metrics servers (admin/server.py) run in the same loop.
@@ -29,7 +30,7 @@ from ..admin.server import Servers
 from ..counters import heartbeat
 from ..counters.overrides import Overrides
 from ..loop.log import Log
-from . import children, generation, listeners, lock, notify, orphans, reexec_state
+from . import children, generation, listeners, lock, notify, orphans, reexec_state, restart_state
 from .control import Control
 from .log_settings import LogSettings
 from .reload import Reload, internal_error, own_command
@@ -46,8 +47,11 @@ NOT_STORED = (
 
 def run(config_path: str) -> int:
     """Run the forwarder in the foreground until a signal ends it; return the exit status."""
-    state = reexec_state.take(os.environ)
-    return Supervisor(config_path).run(state)
+    state, stored = reexec_state.take(os.environ), notify.stored(os.environ)
+    names = set(stored)
+    if state is None:
+        state = restart_state.take(stored)
+    return Supervisor(config_path).run(state, stored, names)
 
 
 class Supervisor:
@@ -87,10 +91,14 @@ class Supervisor:
         self._leaving = False  # whether the service manager is about to start a successor
         self._exit_code = 0
 
-    def run(self, state: dict | None = None) -> int:
-        """Serve until stopped; ``state`` is the handover of the previous program. Return the exit status."""
+    def run(self, state: dict | None, stored: dict[str, int], names: set[str]) -> int:
+        """Serve until stopped. Return the exit status.
+
+        ``state`` is the handover of the previous program or process, ``stored`` are the listeners that the service
+        manager has stored, {name: descriptor}, ``names`` those of everything that it has stored.
+        """
         children.name_process("supervisor")
-        self._adopt(state)
+        self._adopt(state, stored, names)
         self._loop.handle_signals(
             {
                 signal.SIGHUP: self._handle_hup,
@@ -140,16 +148,24 @@ class Supervisor:
 
     def _handle_chld(self):
         for pid, code in reap_children():
-            self._loop.contain(self._child_ended, pid, code)
+            self._loop.contain(self.child_ended, pid, code)
 
     def _handle_usr1(self):
         if not (self._listening and self._notifier.names):  # without a service manager that keeps the sockets
             self._handle_stop("SIGUSR1")
             return
         self._leaving = True
-        self._notifier.finish()
         self._reload.cancel()
+        self._loop.contain(self._leave_state)
+        self._notifier.finish()
         self._log.event("leaving", processes=len(self._pool.children))
+
+    def _leave_state(self):
+        """Make the service manager store the state for the next supervisor, before listeners if not all of it fits."""
+        self._abandon_candidate()
+        if self._generations.live:
+            left = restart_state.leave(self._parts.collect()[0], self._generations.descriptors())
+            self._notifier.store({**left, **self._listening})
 
     def _handle_stop(self, reason):
         """The first time, accept no more and drain; the second time, end at once."""
@@ -180,17 +196,20 @@ class Supervisor:
         self._servers.close_connections()
         return self._parts.collect()
 
-    def _adopt(self, state):
-        """Take over what the previous program or (None) a previous process has left."""
-        stored = notify.stored(os.environ)
-        if state is not None:
-            self._parts.adopt(state)
-        elif stored:
-            self._listening.update(listeners.adopt(stored))
-            self._notifier.names = set(stored)
+    def _adopt(self, state, stored, names):
+        """Take over what the previous program or (without a state) a previous process has left; see run()."""
+        if names:
+            self._notifier.names = set(names)
+            self._notifier.store(stored)  # forgets the state, so that no later supervisor finds it
             self._log.event("listeners adopted", listeners=sorted(stored))
+        if state is not None:
+            self._parts.adopt({**state, "stored": sorted(self._notifier.names)} if names else state)
+        else:
+            self._listening.update(listeners.adopt(stored))
+        if names and state is not None:
+            self._log.event("workers adopted", processes=len(self._pool.children))
         if state is not None or stored:
-            self._orphans.watch(orphans.find())
+            self._orphans.watch([pid for pid in orphans.find() if pid not in self._pool.children])
             if self._orphans:
                 self._log.event("workers of the previous supervisor still drain", processes=len(self._orphans))
 
@@ -236,10 +255,7 @@ class Supervisor:
             self._log.event("lock not taken", level="warning", reason=str(error))
 
     def _load_failed(self, errors):
-        candidate, self._generations.candidate = self._generations.candidate, None
-        if candidate:
-            self._pool.dismiss(candidate)
-            candidate.abandon(self._listening)
+        self._abandon_candidate()
         if self._generations.live:
             self.reload_failed("; ".join(errors))
             self._pool.fill()  # timers of planned replacements do not outlive an exec
@@ -249,6 +265,12 @@ class Supervisor:
         sys.stderr.write("".join(f"l4proxy forward: {line}\n" for line in errors))
         self._exit_code = 1
         self._stops = self._stops or 1
+
+    def _abandon_candidate(self):
+        candidate, self._generations.candidate = self._generations.candidate, None
+        if candidate:
+            self._pool.dismiss(candidate)
+            candidate.abandon(self._listening)
 
     def _switch(self):
         """Make the candidate live; everything else drains from here on."""
@@ -299,7 +321,8 @@ class Supervisor:
         """Pass the answer of a worker on to the admin client that has asked."""
         self._admin.worker_answered(child.pid, message)
 
-    def _child_ended(self, pid, code):
+    def child_ended(self, pid: int, code: int | None):
+        """Replace a child that has ended, unless it drains."""
         child = self._pool.reaped(pid, code)
         if child is None:
             self._reload.child_ended(pid, code)

@@ -4,10 +4,11 @@
 """A worker: one process with one event loop, which carries all traffic of one slot.
 
 It is created after the fork, because the supervisor would share an inherited epoll. It serves the listeners of its own
-slot and of slots that the supervisor makes it cover, and reports READY when it accepts. It drains on SIGTERM, and also
-when its channel is closed, because then the supervisor has ended; a second SIGTERM ends it at once. How long it may
-drain is what the supervisor says (``drain_deadline``, in seconds from then; null: until the last session has ended); a
-supervisor that says nothing is of version 0.1.0, which kills its workers a little after stop_timeout.
+slot and of slots that the supervisor makes it cover, and reports READY when it accepts. It drains on SIGTERM, on a
+message of a supervisor that may not signal it, and also when its channel is closed, because then the supervisor has
+ended without a successor; a second SIGTERM ends it at once. How long it may drain is what the supervisor says
+(``drain_deadline``, in seconds from then; null: until the last session has ended); a supervisor that says nothing is of
+version 0.1.0, which kills its workers a little after stop_timeout.
 """
 
 from __future__ import annotations
@@ -151,6 +152,8 @@ class Worker:
             self._has_successor = self._has_successor or "hand_over" in message
             if "drain_deadline" in message:
                 self._set_drain_timeout(message["drain_deadline"])
+            if "drain" in message:
+                self.drain("as the supervisor says")
             if "log_level" in message:
                 self.loop.log.set_level(message["log_level"])
             if "sessions" in message:

@@ -47,6 +47,9 @@ class Owner(Protocol):
     def worker_answered(self, child: Child, message: dict) -> None:
         """Called with the answer of a worker to a question."""
 
+    def child_ended(self, pid: int, code: int | None) -> None:
+        """Called when a child has ended; ``code`` is None if it was an adopted one."""
+
 
 class WorkerPool:
     """All children of the supervisor; ``listening`` are its listening sockets by name."""
@@ -118,10 +121,19 @@ class WorkerPool:
 
     # -- spawning --------------------------------------------------------------------------------------------------
 
-    def adopt(self, records: list[dict], restarts: int):
-        """Take over the children of the previous program."""
-        self.restarts = restarts
-        for record in records:
+    def records(self) -> dict:
+        """Return all children as JSON for the next program. Version 0.1.0 ignores the adopted ones (orphans.py)."""
+        children = self.children.values()
+        return {
+            "children": [child.record() for child in children if child.born is None],
+            "adopted": [{**child.record(), "born": child.born} for child in children if child.born is not None],
+            "restarts": self.restarts,
+        }
+
+    def adopt(self, records: dict):
+        """Take over the records() of the previous program; other keys are ignored."""
+        self.restarts = records["restarts"]
+        for record in (*records["children"], *records.get("adopted", ())):
             child = Child.adopt(record)
             self._add(child)
             if child.kill_at is not None:
@@ -185,7 +197,9 @@ class WorkerPool:
                 self._owner.worker_ready(child)
         if closed:
             self._loop.selector.unregister(child.channel)
-            child.signal(signal.SIGKILL)  # it is exiting; reaped() does the rest
+            child.signal(signal.SIGKILL)  # it is exiting
+            if child.born is not None:  # no SIGCHLD will come
+                self._owner.child_ended(child.pid, None)
 
     def _start_overdue(self, child, timeout):
         if child.state == STARTING and child.pid in self.children:
@@ -226,7 +240,8 @@ class WorkerPool:
             child.channel.send({"drain_deadline": timeout})
             if child.state != DRAINING:
                 child.state = DRAINING
-                child.signal(signal.SIGTERM)
+                if not child.signal(signal.SIGTERM):
+                    child.channel.send({"drain": True})
             kill_at = float("inf") if timeout is None else self._loop.now() + timeout + DRAIN_GRACE
             if kill_at < (child.kill_at or float("inf")):
                 child.kill_at = kill_at
@@ -274,7 +289,7 @@ class WorkerPool:
 
     # -- replacing -------------------------------------------------------------------------------------------------
 
-    def reaped(self, pid: int, code: int) -> Child | None:
+    def reaped(self, pid: int, code: int | None) -> Child | None:
         """Forget a process that has ended; return its Child, None if it was not in the pool."""
         child = self.children.pop(pid, None)
         if child is None:
