@@ -1,11 +1,11 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Orphans: workers whose supervisor was killed, or has left for a restart of the service.
+"""Orphans: workers whose supervisor was killed, or was one of version 0.1.0 that has left for a restart of the service.
 
 The unit has KillMode=process, so they finish their connections; they drain because their channel to the supervisor was
 closed. The next supervisor makes sure that each of them ends. They are not its children, so it searches /proc for them
-and waits for their end by pidfds.
+and waits for their end by pidfds. Workers that it takes over (restart_state.py) are no orphans.
 """
 
 from __future__ import annotations

@@ -67,24 +67,27 @@ def take(stored: dict[str, int]) -> dict | None:
     for name in [name for name in stored if is_name(name)]:
         moment, number = _NAME.match(name).groups()  # type: ignore[union-attr]
         left.setdefault(int(moment, 16), {})[int(number)] = stored.pop(name)
-    state = None
-    for moment in sorted(left, reverse=True):
-        found = left[moment]
-        memory = found.pop(DOCUMENT, None)
-        if state is None and memory is not None:
-            state = _complete(_read(memory), found)
-            if state is not None and _place(found, stored):
-                found = {}
-            else:
-                state = None
-        for number in filter(None, (memory, *found.values())):
-            os.close(number)
-    return {**state, "listeners": stored, "attempt": 0} if state else None  # attempt 0 is a start
+    documents = {moment: _read(found.pop(DOCUMENT)) for moment, found in left.items() if DOCUMENT in found}
+    states = {moment: _complete(document, left[moment]) for moment, document in documents.items()}
+    newest = max((moment for moment, state in states.items() if state), default=None)
+    for moment in set(left) - {newest}:
+        _close(left[moment])
+    if newest is None:
+        return None
+    if not _place(left[newest], stored):
+        _close(left[newest])
+        return None
+    return {**states[newest], "listeners": stored, "attempt": 0}  # attempt 0 is a start
+
+
+def _close(found):
+    for number in found.values():
+        os.close(number)
 
 
 def _read(memory):
-    """Return the document in a memfd."""
-    with open(memory, encoding="utf-8", closefd=False) as stream:
+    """Return the document in a memfd, and close that."""
+    with open(memory, encoding="utf-8") as stream:
         stream.seek(0)
         return json.load(stream)
 
