@@ -231,10 +231,10 @@ def test_a_restart_ends_no_session(lab, manager, held, restarts):
             manager.listen_until("FDSTOREREMOVE")
     with forwarder:
         assert forwarder.log("workers adopted")[0]["processes"] >= 2 * min(restarts, 2), "those of both generations"
-        assert sum(line["sessions"] for line in forwarder.log("sessions taken over")) == 20
+        eventually(lambda: sum(line["sessions"] for line in forwarder.log("sessions taken over")) == 20)
         for session in sessions:
             session.go_on()
-        assert counts(forwarder.status()) == before
+        eventually(lambda: counts(forwarder.status()) == before, "the counters go on", forwarder.show)
         states = {one["name"]: one["admin"] for one in forwarder.status()["services"][0]["backends"]}
         assert states == {"b": "ready", "c": "draining", "d": "ready"}
         for session in sessions:

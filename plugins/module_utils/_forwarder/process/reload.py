@@ -108,7 +108,7 @@ class Reload:
         self.requested = False
         self._kill_check()
 
-    def child_ended(self, pid: int, code: int):
+    def child_ended(self, pid: int, code: int | None):
         """Note the end of a child that is not in the worker pool: maybe the check."""
         if pid == self._check:
             self._code = code
