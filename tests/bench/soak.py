@@ -1,13 +1,15 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reloads and upgrades under load: ``python -m tests.bench.soak [SECONDS] [--control]``, as root; FROM is a revision.
+"""Reloads and upgrades under load: ``python -m tests.bench.soak [SECONDS] [--control]``, as root.
+
+Variables of the environment: FROM, a revision; WORKERS (2), the forwarder's worker processes.
 
 The load (soak_ends.py): 200 new connections a second, 100 long streams and 500 UDP flows, half of each over IPv6, in
 three phases: a reload every second for SECONDS, each with another config; three upgrades of the archive, each after one
 that cannot start; and twice to an earlier version, FROM, and back. No connection may be refused, reset or lost, no byte
-may be wrong, every flow keeps its backend and source port, and the load must have reached its rate. Prints a table; the
-exit status says whether all that was so.
+may be wrong, every flow keeps its backend and source port, a reload with the same archive starts no worker, and the
+load must have reached its rate. Prints a table; the exit status says whether all that was so.
 
 ``--control`` kills a worker each second instead, which the load must notice.
 """
@@ -29,19 +31,23 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 from tests.bench import soak_ends
 from tests.lab import earlier, netns
-from tests.support.forwarding import AS_DAEMON, BACKENDS, Forwarder, make_config, make_service, raise_lab, wire
+from tests.support.forwarding import AS_DAEMON, BACKENDS, PROXY_ID, Forwarder, make_service, raise_lab, wire
 from tests.support.waiting import PATIENCE
 
 HTTP, OTHER = 8080, 9000  # of the backends: nginx, and the echo of soak_ends.py
 UPGRADES = 3
 UPGRADE_EVERY = 5.0  # seconds
 REACHED = 0.95  # of the intended rate
+WORKERS = int(os.environ.get("WORKERS", "2"))
+#: An earlier version ends what its old workers hold after this time; its default is 30.
+EARLIER_DRAIN = 3600
 
-COLUMNS = "{:<10}{:>8}{:>10}{:>14}{:>8}{:>11}{:>9}{:>9}{:>7}{:>11}{:>10}"
+COLUMNS = "{:<10}{:>8}{:>10}{:>9}{:>14}{:>8}{:>11}{:>9}{:>9}{:>7}{:>11}{:>10}"
 TITLES = (
     "phase",
     "seconds",
     "reloads",
+    "workers",
     "connections",
     "/s",
     "slowest s",
@@ -104,7 +110,7 @@ class Soak:
             raise RuntimeError(f"{' '.join(arguments)}: {said}\n{self.forwarder.show()}")
         return process
 
-    def config(self, number: int) -> dict:
+    def config(self, number: int, **options: object) -> dict:
         """The services of the load and one more, on another port each time."""
         services = (
             make_service(self.lab, "web", soak_ends.WEB, HTTP),
@@ -112,7 +118,7 @@ class Soak:
             make_service(self.lab, "echo", soak_ends.ECHO, OTHER, protocol="udp", log="errors"),
             make_service(self.lab, "other", 6000 + number % 100, HTTP),
         )
-        return make_config(*services, workers=2, drain_timeout=3600)
+        return {"schema": 1, "proxy_id": PROXY_ID, "workers": WORKERS, "services": list(services), **options}
 
     def reload(self) -> str:
         """Reload as ``l4proxy reload --wait`` does; return what went wrong, or nothing."""
@@ -144,6 +150,7 @@ class Soak:
                 name,
                 f"{told['seconds']:.1f}",
                 reloads,
+                len(self.forwarder.workers()),
                 told["connections"],
                 f"{rate:.1f}",
                 *cells,
@@ -161,6 +168,9 @@ class Soak:
             if wrong := self.reload():
                 self.failures.append(f"reload {number}: {wrong}")
             time.sleep(max(0.0, begun + number - time.monotonic()))  # catches up after a slow one
+            workers = len(self.forwarder.workers())
+            if workers != WORKERS:
+                self.failures.append(f"reload {number}: {workers} workers, not {WORKERS}")
         if number < REACHED * seconds:
             self.failures.append(f"{number} reloads in {seconds:g} s, not one a second: the machine is too busy")
         return number
@@ -185,7 +195,7 @@ class Soak:
         installs = [lambda: self.archives.install_revision(revision), lambda: self.archives.install("2.0.0")]
         for step, install in enumerate(2 * installs):
             path = install()
-            self.forwarder.configure(self.config(step))
+            self.forwarder.configure(self.config(step, drain_timeout=EARLIER_DRAIN))
             if wrong := self.reload():
                 self.failures.append(f"to {path.name}: {wrong}")
             self._serves(path.name.split("-")[1], str(path))

@@ -14,7 +14,8 @@ from tests.lab.containers import ContainerLab
 from tests.walk import fleet as fleets
 
 LINE = "{:<34} {:>7} {:>11} {:>6} {:>9} {:>8} {:>6} {:>6}  {:<44} {}"
-TITLES = "step,seconds,connections,failed,slowest s,streams,flows,ended,old generations,how".split(",")
+COUNTS = ["seconds", "connections", "failed", "slowest s", "streams", "flows", "ended"]
+TITLES = ["step", *COUNTS, "old generations", "how"]
 ROWS = pytest.StashKey[list]()
 
 
@@ -38,8 +39,19 @@ def fleet(tmp_path_factory):
 
 @pytest.fixture
 def report(request):
-    """A function that adds a row to the table."""
-    return lambda row: request.config.stash.setdefault(ROWS, []).append(row)
+    """A function that adds a row to the table, and to .build/walk/table."""
+
+    def add(row: fleets.Row) -> None:
+        rows = request.config.stash.setdefault(ROWS, [])
+        rows.append(row)
+        (fleets.LOGS / "table").write_text("".join(f"{line}\n" for line in lines(rows)), encoding="utf-8")
+
+    return add
+
+
+def lines(rows: list[fleets.Row]) -> list[str]:
+    """The table."""
+    return [LINE.format(*cells).rstrip() for cells in (TITLES, *(row.cells() for row in rows))]
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -47,5 +59,5 @@ def pytest_terminal_summary(terminalreporter, config):
     if rows:
         head = f"{fleets.RATE} connections a second, {fleets.SESSIONS} streams, {fleets.SESSIONS} UDP sessions"
         terminalreporter.section(f"walk, with {head}, {fleets.WORKERS} workers; broken streams and flows by step")
-        for cells in (TITLES, *(row.cells() for row in rows)):
-            terminalreporter.write_line(LINE.format(*cells).rstrip())
+        for line in lines(rows):
+            terminalreporter.write_line(line)
