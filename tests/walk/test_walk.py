@@ -11,6 +11,7 @@ RST. The steps depend on their order.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ import pytest
 import yaml
 
 from tests.lab import ansible, earlier
-from tests.walk.fleet import ECHO, HTTP, MORE, Fleet, further_addresses, service
+from tests.support.waiting import eventually
+from tests.walk.fleet import ECHO, HTTP, MORE, SESSIONS, Fleet, further_addresses, service
 
 #: Seconds in which sessions of what was removed have ended: the deadline is 30.
 ENDED = 50
@@ -28,11 +30,12 @@ NEWER = "0.9.9"
 
 @dataclass(frozen=True)
 class Step:
-    """What an operator does; ``ends`` tells which sessions that ends."""
+    """What an operator does; ``ends`` tells which sessions that ends, and ``count`` how many streams at least."""
 
     name: str
     take: Callable[[Fleet], object]
     ends: Callable[[dict], bool] = lambda session: False
+    count: int = 0
 
 
 def site(fleet: Fleet, **options: object) -> None:
@@ -184,14 +187,20 @@ def remove_proxy(fleet: Fleet) -> None:
 
 def stop(fleet: Fleet) -> None:
     fleet.web()
-    fleet.open("stream", 4, "a")
     fleet.sh("a", "systemctl stop l4proxy-forwarder")
     fleet.wait_ended(ENDED)
 
 
-def teardown(fleet: Fleet) -> None:
+def drain_timeout(fleet: Fleet) -> None:
+    """The control: with a deadline that the operator sets, a restart breaks streams, and the load notices."""
     fleet.sh("a", "systemctl start l4proxy-forwarder")
-    fleet.open("stream", 8, "a")
+    eventually(lambda: len(fleet.held(kind="stream")) >= SESSIONS)
+    variable("forwarder_drain_timeout", 3)(fleet)
+    time.sleep(10)
+
+
+def teardown(fleet: Fleet) -> None:
+    eventually(lambda: len(fleet.held(kind="stream")) >= SESSIONS)
     fleet.play("teardown")
     fleet.wait_ended(ENDED)
 
@@ -201,7 +210,7 @@ STEPS = [
     Step("drain, maintenance, ready", out_of_rotation),
     Step("add backend d", add_backend),
     Step("change options, add a service", change_options),
-    Step("remove a service", remove_listener, lambda session: session["port"] == MORE),
+    Step("remove a service", remove_listener, lambda session: session["port"] == MORE, 4),
     Step("add proxy a2", add_proxy),
     Step("strategy mark to address", strategy("address")),
     Step("strategy address to mark", strategy("mark")),
@@ -215,10 +224,11 @@ STEPS = [
     Step("restart of the keepers", keeper),
     Step("rolling_update", rolling_update),
     Step("verify", lambda fleet: fleet.play("verify")),
-    Step("remove backend d", remove_backend, lambda session: session["backend"] == "d"),
-    Step("remove proxy a2", remove_proxy, lambda session: session["to"] in ("198.18.0.12", "2001:db8::12")),
-    Step("stop", stop, lambda session: True),
-    Step("teardown", teardown, lambda session: True),
+    Step("remove backend d", remove_backend, lambda session: session["backend"] == "d", 1),
+    Step("remove proxy a2", remove_proxy, lambda session: session["to"] in ("198.18.0.12", "2001:db8::12"), 6),
+    Step("stop", stop, lambda session: True, SESSIONS),
+    Step("forwarder_drain_timeout, set", drain_timeout, lambda session: True, SESSIONS),
+    Step("teardown", teardown, lambda session: True, SESSIONS),
 ]
 
 
@@ -226,8 +236,9 @@ STEPS = [
 def test_walk(fleet, report, step):
     row = fleet.walk(step.name, step.take, step.ends)
     report(row)
-    silent = [item for item in row.ended if item["kind"] == "stream" and item["how"] != "reset"]
+    ended = [item for item in row.ended if item["kind"] == "stream"]
     assert not row.failed
     assert not row.broken("stream")
     assert not row.broken("flow")
-    assert not silent
+    assert not [item for item in ended if item["how"] != "reset"]
+    assert len(ended) >= step.count
