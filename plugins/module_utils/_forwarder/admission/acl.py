@@ -12,6 +12,7 @@ from .refusal import Refusal
 
 DENIED = Refusal("denied", "client address is denied")
 NOT_ALLOWED = Refusal("denied", "client address is not allowed")
+REMOVED = Refusal("other", "the listener was removed")
 
 
 class Networks:
@@ -52,3 +53,14 @@ class AccessList:
         if self._allow and address not in self._allow:
             return NOT_ALLOWED
         return None
+
+
+class Closed:
+    """The access list of a service that was removed, or whose listeners were."""
+
+    def refusal(self, _address: str) -> Refusal:
+        """Refuse every client."""
+        return REMOVED
+
+
+CLOSED = Closed()

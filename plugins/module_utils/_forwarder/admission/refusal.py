@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# Why a session is ended whose service, listener or backend left the config: for the log.
+SERVICE, LISTENER, BACKEND = "service removed", "listener removed", "backend removed"
+
 
 class Refusal(NamedTuple):
     """A reason to refuse a client.

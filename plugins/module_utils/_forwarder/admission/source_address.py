@@ -45,12 +45,17 @@ class SourcePorts:
     def __init__(self, slice_=None, by_kernel=None):
         if slice_ and by_kernel is None:
             by_kernel = sockets.chooses_within(slice_.first, slice_.last)
+        self.slice = slice_
         self.count = slice_.last - slice_.first + 1 if slice_ else 65536
         self.by_kernel = by_kernel or not slice_
         self.option = sockets.port_range(slice_.first, slice_.last) if slice_ and by_kernel else None
         first, last = (slice_.first, slice_.last) if slice_ else sockets.local_ports()
         self._ports = range(first, last + 1)
         self._position = random.randrange(len(self._ports))  # workers and restarts begin at different ports
+
+    def __contains__(self, port):
+        """Whether a port is in the slice; without a slice every port is."""
+        return not self.slice or self.slice.first <= port <= self.slice.last
 
     def candidates(self):
         """Return an iterable of the ports to try; 0 means that the kernel chooses."""

@@ -7,7 +7,8 @@ To add one: a class here, its name in ALGORITHMS and in config/defaults.py (BALA
 docs/docsite/rst/services.rst. It is made from the backends' names, their weights (a list that the owner changes in
 place, and then calls weights_changed()) and their Load. ``choose(candidates, client)`` returns one of ``candidates``
 (indexes, never empty) for ``client`` (an address in text form). ``ramps`` says whether a weight may grow in steps after
-a recovery (slow_start).
+a recovery (slow_start). When a config is taken in place, ``follow(other, indexes)`` is called once at first: ``other``
+is of the same class, ``indexes`` are those of the backends that are still there, {in ``other``: here}.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import random
 from bisect import bisect
 from hashlib import blake2b
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any
 
 
@@ -31,6 +32,11 @@ class SmoothRoundRobin:
     def __init__(self, names, weights, _load):
         self._weights = weights
         self._credit = [0] * len(names)
+
+    def follow(self, other, indexes):
+        """Go on with the credit of ``other``, so that frequent changes do not favour the first backend."""
+        for old, new in indexes.items():
+            self._credit[new] = other._credit[old]
 
     def weights_changed(self):
         """Nothing is derived from the weights."""
@@ -57,6 +63,10 @@ class LeastConnections:
         self._weights = weights
         self._load = load
         self._turns = SmoothRoundRobin(names, weights, load)
+
+    def follow(self, other, indexes):
+        """Go on with the turns of ``other``."""
+        self._turns.follow(other._turns, indexes)
 
     def weights_changed(self):
         """Nothing is derived from the weights."""
@@ -85,6 +95,9 @@ class Random:
         self._candidates = None
         self._cumulated = []
 
+    def follow(self, _other, _indexes):
+        """Nothing is remembered from one choice to the next."""
+
     def weights_changed(self):
         """Forget the cumulated weights."""
         self._candidates = None
@@ -111,7 +124,8 @@ class SourceHash:
 
     A backend's points follow from its name and weight, a client's point from its address, so all workers and proxies
     choose alike. If a backend is not a candidate, only its own clients move, to the next candidate on the ring: losing
-    one of N backends moves 1/N of the clients.
+    one of N backends moves 1/N of the clients. A ring of 300 backends takes 0.1 s to make, so where few of them change,
+    their points are exchanged.
     """
 
     ramps = False  # each step would move clients back and forth
@@ -120,23 +134,55 @@ class SourceHash:
         self._names = names
         self._weights = weights
         self._built_for = None
-        self._points, self._owners = [], []
+        self._counts = [0] * len(names)  # points of each backend
+        self._points, self._owners = [], []  # of the ring, in order
+
+    def follow(self, other, indexes):
+        """Begin with the ring of ``other``, without the backends that are gone."""
+        self._points, self._owners = other._points, other._owners
+        if len(indexes) < len(other._counts):
+            self._keep(lambda owner: owner in indexes)
+        if any(old != new for old, new in indexes.items()):
+            self._owners = list(map(indexes.__getitem__, self._owners))
+        for old, new in indexes.items():
+            self._counts[new] = other._counts[old]
 
     def weights_changed(self):
-        """Build the ring again if the weights have changed."""
+        """Give each backend as many points as its weight says."""
         if self._built_for == self._weights:
             return
         self._built_for = list(self._weights)
         least = min(self._weights)
         counts = [max(1, round(POINTS * weight / least)) for weight in self._weights]
         excess = max(1.0, sum(counts) / MAX_POINTS)
-        ring = sorted(
-            (point, index)
-            for index, (name, count) in enumerate(zip(self._names, counts))
-            for point in _points(name, max(1, int(count / excess)))
+        counts = [max(1, int(count / excess)) for count in counts]
+        changed = {index for index, count in enumerate(counts) if count != self._counts[index]}
+        if any(self._counts[index] for index in changed):
+            self._keep(lambda owner: owner not in changed)
+        self._insert(
+            sorted((point, index) for index in changed for point in _points(self._names[index], counts[index]))
         )
-        self._points = [point for point, _index in ring]
-        self._owners = [index for _point, index in ring]
+        self._counts = counts
+
+    def _keep(self, wanted):
+        """Remove all points but those whose owner is ``wanted``."""
+        selectors = list(map(wanted, self._owners))
+        self._points = list(compress(self._points, selectors))
+        self._owners = list(compress(self._owners, selectors))
+
+    def _insert(self, ring):
+        """Add the pairs (point, index), which are in order."""
+        points: list[int] = []
+        owners: list[int] = []
+        start = 0
+        for point, index in ring:
+            end = bisect(self._points, point, start)
+            points += self._points[start:end]
+            owners += self._owners[start:end]
+            points.append(point)
+            owners.append(index)
+            start = end
+        self._points, self._owners = points + self._points[start:], owners + self._owners[start:]
 
     def choose(self, candidates, client):
         """Return the candidate that owns the first point after the client's."""

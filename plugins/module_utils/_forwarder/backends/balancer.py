@@ -134,13 +134,34 @@ class Backends:
         cells[self._active + index] += 1
         return index
 
+    def places_of(self, other):
+        """Return {index in ``other``: index here} of the backends that are in both, with the same name and address."""
+        family, here = self.family, {backend.name: index for index, backend in enumerate(self.backends)}
+        places = {}
+        for old, backend in enumerate(other.backends):
+            new = here.get(backend.name)
+            if new is not None and self.backends[new].address(family) == backend.address(family):
+                places[old] = new
+        return places
+
+    def follow(self, other):
+        """Take the place of ``other``, of an earlier config: go on with what it knows of the same backends."""
+        places = {
+            old: new
+            for old, new in self.places_of(other).items()
+            if other.backends[old].port == self.backends[new].port
+        }
+        self.health.follow(other.health, places)
+        if type(self._algorithm) is type(other._algorithm):
+            self._algorithm.follow(other._algorithm, places)
+
     def with_address(self, address):
         """Return the indexes of the backends that have this address."""
         family = self.family
         return tuple(index for index, backend in enumerate(self.backends) if backend.address(family) == address)
 
     def adopt(self, index):
-        """Count a connection that another worker has had to this backend."""
+        """Count a connection that another worker, or an earlier config, has had to this backend."""
         self._cells[self._active + index] += 1
 
     def release(self, index):

@@ -91,6 +91,17 @@ class PassiveHealth:
             self._forget(client, index)
         self.all_usable = not (self.any_skipped or self.failed_for)
 
+    def follow(self, other, indexes):
+        """Remember what ``other`` does, for the backends of ``indexes``: {its index: index here}."""
+        for old, new in indexes.items():
+            self._skip_until[new] = other._skip_until[old]
+        for client, failures in other.failed_for.items():
+            kept = {indexes[old]: entry for old, entry in failures.items() if old in indexes}
+            if kept:
+                self.failed_for[client] = kept
+        self.any_skipped = any(until is not None for until in self._skip_until)
+        self.all_usable = not (self.any_skipped or self.failed_for)
+
     def _forget(self, client, index):
         failures = self.failed_for[client]
         failures.pop(index, None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..._shared.families import FAMILIES, family_of
 from ..admission import never_spoofed
-from ..admission.acl import AccessList, Networks
+from ..admission.acl import CLOSED, AccessList, Closed, Networks
 from ..admission.limits import Limiter
 from ..admission.refusal import Refusal
 from ..admission.source_address import SourceAddress, SourcePorts
@@ -28,9 +28,9 @@ MOST_REMEMBERED = 8192  # client addresses of which a service remembers what bac
 class ServiceRuntime:
     """One service in one worker. All its listeners and sessions, of TCP or UDP, share this object.
 
-    They read it whenever they need a backend, a limit or a timeout, so what is replaced here holds from the next
-    connection on. A session keeps the Backends and the Limiter that count it until its end. An acceptor keeps what
-    targets() returned. from_config() shows which fields follow from the config and have to be replaced together.
+    They read it whenever they need a backend, a limit or a timeout. A config that is taken in place makes another one,
+    which follow()s this one: sessions whose backend is still there move to it (process/config_change.py), and this one
+    is closed() to new clients. The Backends and the Limiter of a session are always those of its runtime.
     """
 
     service: Service  # the config: timeouts, retries, what to log
@@ -39,7 +39,7 @@ class ServiceRuntime:
     source: SourceAddress  # how an upstream connection gets its source address and port
     log: Log
     trusted_proxies: Networks | None = None  # clients that have to send a PROXY header; None: no client has to
-    access: AccessList | None = None  # allow and deny; None: every client may connect
+    access: AccessList | Closed | None = None  # allow and deny; None: every client may connect
     limiter: Limiter | None = None  # connection and rate limits; None: there are none
     guarded: bool = field(init=False)  # whether any of these three applies: the one check for a client where none does
     acceptors: list = field(default_factory=list)  # tcp.acceptor.Acceptor: its TCP listeners in this worker
@@ -53,18 +53,44 @@ class ServiceRuntime:
         self._remembered_for: frozenset | None = None  # the own addresses with which it was found out
 
     @classmethod
-    def from_config(cls, service: Service, region: Region, slot: int, ports: SourcePorts, log: Log) -> ServiceRuntime:
-        """Return the runtime of ``service`` in worker slot ``slot``, which counts in ``region``."""
+    def from_config(
+        cls,
+        service: Service,
+        region: Region,
+        slot: int,
+        ports: SourcePorts,
+        log: Log,
+        earlier: ServiceRuntime | None = None,
+    ) -> ServiceRuntime:
+        """Return the runtime of ``service`` in worker slot ``slot``, which counts in ``region``.
+
+        ``earlier`` is that of an earlier config, whose lists of networks are used again where they are the same.
+        """
         counters = ServiceCounters(region, slot, service.name)
         families = [family for family in FAMILIES if service.backends_of(family)]
+        before = earlier.service if earlier else None
+        if (
+            earlier
+            and before
+            and (before.accept_proxy, before.allow, before.deny)
+            == (
+                service.accept_proxy,
+                service.allow,
+                service.deny,
+            )
+        ):
+            trusted_proxies, access = earlier.trusted_proxies, earlier.access
+        else:
+            trusted_proxies = Networks(service.accept_proxy) if service.accept_proxy else None
+            access = AccessList(service.allow, service.deny) if service.allow or service.deny else None
         return cls(
             service,
             backends={family: Backends(service, family, region, slot) for family in families},
             counters=counters,
             source=SourceAddress(service, ports, counters.count),
             log=log,
-            trusted_proxies=Networks(service.accept_proxy) if service.accept_proxy else None,
-            access=AccessList(service.allow, service.deny) if service.allow or service.deny else None,
+            trusted_proxies=trusted_proxies,
+            access=access,
             limiter=Limiter(service.limits, counters.total, counters.client_numbers)
             if service.limits != Limits()
             else None,
@@ -145,6 +171,17 @@ class ServiceRuntime:
         """Log what clients have found out about a backend."""
         backend = backends.backends[index]
         self.log.event(event, service=self.service.name, backend=backend.name, family=backends.family, **fields)
+
+    def follow(self, other: ServiceRuntime) -> None:
+        """Take the place of ``other``, of an earlier config."""
+        for family, backends in self.backends.items():
+            if family in other.backends:
+                backends.follow(other.backends[family])
+
+    def close(self) -> None:
+        """Admit no client any more: the service, or its config, has been replaced."""
+        self.access, self.guarded, self.paused = CLOSED, True, False
+        self.acceptors = []
 
     def pause(self, on: bool) -> None:
         """Stop or start accepting TCP connections for this service."""

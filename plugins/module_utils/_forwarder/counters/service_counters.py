@@ -32,12 +32,16 @@ class ServiceCounters:
         self._cells[self._connections] += 1
 
     def taken_over(self):
-        """Count a session that this worker continues for another one."""
+        """Count a session that this worker continues for another one, or from an earlier config."""
         self._cells[self._sessions] += 1
 
     def finished(self):
         """Count the end of a session."""
         self._cells[self._sessions] -= 1
+
+    def open(self):
+        """Return the number of open sessions of the service in this worker."""
+        return self._cells[self._sessions]
 
     def refused(self, cause):
         """Count a refused client; ``cause`` is one of shared_memory.REFUSED."""

@@ -6,9 +6,12 @@
 prepare() makes the runtimes of the new config and has no effect on what the worker serves. use() switches:
 
 - New connections are served as the new config says, on the new and the kept listening sockets. Connections that are
-  queued in a listener that left are accepted first, then the worker closes its copy of that socket.
-- A session whose service and backend (name, family, address, port) are still there moves to the new runtime, and what
-  counts it moves to the new region. All other sessions stay counted in the old region until they end.
+  queued in a listener that left are accepted first, as sessions of the config that they were made under; then the
+  worker closes its copy of that socket.
+- A session whose service, listener and backend (name, family, address, port) are still there moves to the new runtime,
+  and what counts it moves to the new region: tcp/config_change.py, udp/config_change.py. It keeps its upstream socket,
+  whatever the new slice of source ports is. All other sessions stay counted in the old region until they end, at the
+  latest at the deadline of a removal in the config that they stay with. If their place comes back before, they move.
 - The worker calls ``worker.released(number)`` once for each older generation, as soon as it counts nothing in that
   region any more (maybe within use()), and closes the region.
 
@@ -20,14 +23,25 @@ are rates are in the new region already; use() keeps them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from ..admission.source_address import SourcePorts
+from ..tcp import config_change as tcp_change
+from ..udp import config_change as udp_change
+from . import listeners, serving
 
 if TYPE_CHECKING:
     import socket
 
+    from ..backends.service_runtime import ServiceRuntime
     from ..config.config import Config
+    from ..config.service import Service
     from ..counters.shared_memory import Region
     from .worker import Worker
+
+REMOVAL_TIMEOUT = 30.0  # seconds that sessions have whose service, listener or backend left, if the config does not say
+INTERVAL = 0.5  # seconds between two looks at earlier generations
 
 
 class Refused(Exception):
@@ -37,16 +51,57 @@ class Refused(Exception):
 class Change:
     """A prepared change; either use() or discard() follows, once."""
 
+    def __init__(self, worker: Worker, number: int, config: Config, region: Region, sockets: dict) -> None:
+        self._worker = worker
+        self._number = number
+        self._config = config
+        self._region = region
+        self._sockets = sockets
+        before = worker.serving
+        known = {**before.listening, **sockets}
+        missing = [name for name in listeners.required(config, region.slots, known) if name not in known]
+        if missing:
+            raise Refused(f"the worker has no socket for {', '.join(sorted(missing)[:5])}")
+        ports = before.ports if config.source_ports == before.ports.slice else SourcePorts(config.source_ports)
+        self._serving = serving.Serving(
+            config, region, worker.slot, known, ports, worker.tcp, worker.udp, earlier=before
+        )
+
     def use(self) -> None:
         """Switch the worker to the new config.
 
         ``worker.enter(number, config, region)`` sets what is not TCP or UDP, such as the number of the generation and
-        the format of the log: what comes from ``log.kind()`` is made after it. use() must not fail. If it raises all
-        the same, the supervisor replaces the worker, which drains.
+        the format in the log: what comes from ``log.kind()`` is made after it. It must not fail. If it raises all the
+        same, the supervisor replaces the worker, which drains.
         """
+        worker, new = self._worker, self._serving
+        number, config, region, before = worker.generation, worker.config, worker.region, worker.serving
+        self._region.reset_gauges(worker.slot)
+        worker.enter(self._number, self._config, self._region)
+        worker.serving = new
+        pipes = worker.tcp.pipes.bound
+        worker.tcp.most_sessions, upstreams = serving.descriptors(self._config, len(new.listening), pipes)
+        worker.udp.bound(new.ports, upstreams)
+        replaced = [
+            (runtime, new.runtimes[name])
+            for name, runtime in before.runtimes.items()
+            if name in new.runtimes and new.runtimes[name].service.protocol == runtime.service.protocol
+        ]
+        for old, heir in replaced:
+            heir.follow(old)
+        tcp_change.use(worker.tcp, new.acceptors, replaced)
+        udp_change.use(worker.udp, new.udp_listeners)
+        for runtime in before.runtimes.values():
+            runtime.close()
+        worker.earlier.add(number, config, region, before.runtimes.values())
+        worker.tcp.set_timeouts([*self._config.services, *worker.earlier.services()])
+        worker.earlier.look()
 
     def discard(self) -> None:
         """Close the sockets and the region; the worker goes on with its config."""
+        listeners.close_all(self._sockets)
+        del self._serving
+        self._region.close()
 
 
 def prepare(worker: Worker, number: int, config: Config, region: Region, sockets: dict[str, socket.socket]) -> Change:
@@ -56,4 +111,78 @@ def prepare(worker: Worker, number: int, config: Config, region: Region, sockets
     does not have, by name (listeners.py). They belong to the Change once it is returned; after an exception the caller
     closes them.
     """
-    raise Refused("this worker cannot take a config in place yet")
+    if worker.draining:
+        raise Refused("the worker drains")
+    if region.slots != worker.region.slots:
+        raise Refused(f"the new config has {region.slots} workers instead of {worker.region.slots}")
+    return Change(worker, number, config, region, sockets)
+
+
+@dataclass
+class Generation:
+    """An earlier generation: its region, and its runtimes that have sessions, each with the deadline of these."""
+
+    number: int
+    region: Region
+    deadlines: list[tuple[ServiceRuntime, float]]
+
+
+class Earlier:
+    """The earlier generations in whose regions a worker still counts sessions."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._generations: list[Generation] = []
+        self._looks = False  # whether a timer will look()
+
+    def add(self, number: int, config: Config, region: Region, runtimes) -> None:
+        """Give the sessions that stay with these runtimes of ``config`` their deadline."""
+        now = self._worker.loop.now()
+        deadlines = [(one, now + removal_timeout(config, one.service)) for one in runtimes if one.counters.open()]
+        self._generations.append(Generation(number, region, deadlines))
+
+    def services(self) -> list[Service]:
+        """Return the services of earlier configs that still have sessions."""
+        return [runtime.service for generation in self._generations for runtime, _deadline in generation.deadlines]
+
+    def look(self) -> None:
+        """End the sessions whose deadline has come, and release the generations that have none any more."""
+        worker = self._worker
+        now = worker.loop.now()
+        for generation in self._generations:
+            for runtime, deadline in generation.deadlines:
+                if now >= deadline and runtime.counters.open():
+                    self._end_sessions(runtime)
+            generation.deadlines = [pair for pair in generation.deadlines if pair[0].counters.open()]
+        udp_change.close_unused(worker.udp)
+        self._generations = [generation for generation in self._generations if not self._release(generation)]
+        if not self._looks and (self._generations or worker.udp.leaving):
+            self._looks = True
+            worker.loop.timers.add(now + INTERVAL, self._look_again)
+
+    def _look_again(self):
+        self._looks = False
+        self.look()
+
+    def _end_sessions(self, runtime):
+        worker, service = self._worker, runtime.service
+        if service.protocol == "udp":
+            count = udp_change.end_sessions(worker.udp, runtime)
+        else:
+            count = tcp_change.end_sessions(worker.tcp, runtime)
+        worker.loop.log.event("sessions of a removal ended", level="warning", service=service.name, sessions=count)
+
+    def _release(self, generation):
+        """Report that nothing is counted in a generation any more, and close its region; return whether that is so."""
+        if generation.deadlines or not self._worker.released(generation.number):
+            return False
+        generation.region.close()
+        return True
+
+
+def removal_timeout(config: Config, service: Service) -> float:
+    """Return the seconds that the sessions of a service have after it, a listener or a backend of it left."""
+    for timeout in (getattr(service, "drain_timeout", None), config.drain_timeout):
+        if timeout is not None:
+            return timeout
+    return REMOVAL_TIMEOUT

@@ -20,7 +20,6 @@ import resource
 import signal
 
 from ..admission.source_address import SourcePorts
-from ..backends.service_runtime import ServiceRuntime
 from ..counters.heartbeat import BEAT
 from ..counters.shared_memory import WORKER_FIELDS
 from ..loop import own_addresses
@@ -31,11 +30,9 @@ from ..tcp import splice
 from ..tcp.server import TcpServer
 from ..udp.server import UdpServer
 from ..udp.takeover import Takeover
-from . import change_messages, listeners
+from . import change_messages, config_change, serving
 from .channel import READY, TooLarge, close_descriptors
 
-UDP_DESCRIPTOR_FRACTION = 4  # with UDP services, 1/4 of the descriptors is reserved for their upstream sockets
-RESERVED_DESCRIPTORS = 32  # besides listeners and pipes; all others are for sessions, two each
 PERIODIC_INTERVAL = 0.05  # seconds between two runs of periodic work while there is traffic
 
 
@@ -59,39 +56,28 @@ class Worker:
         self._counted = {name: region.cell(slot, "worker", name) for name in WORKER_FIELDS}
         self.loop = loop = EventLoop(log, self.count, own_addresses.own_addresses())
         self._next_address_check = loop.now() + own_addresses.REFRESH
-        self._config = config
+        self.config = config
         self._channel = channel
         self._changes = change_messages.Receiver(self, channel)
         self._handover = handover
         self._predecessors = predecessors
         self._has_successor = False  # whether another worker takes over the UDP sessions
-        soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        pipes = splice.PipePool(splice.most_pipes(region.slots, soft_limit))
-        descriptors = soft_limit - RESERVED_DESCRIPTORS - len(listening) - 2 * pipes.bound
-        has_udp = any(service.protocol == "udp" for service in config.services)
-        upstreams = descriptors // UDP_DESCRIPTOR_FRACTION if has_udp else 0
+        pipes = splice.PipePool(splice.most_pipes(region.slots, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
+        sessions, upstreams = serving.descriptors(config, len(listening), pipes.bound)
         ports = SourcePorts(config.source_ports)
-        self.tcp = TcpServer(loop, pipes, max(1, (descriptors - upstreams) // 2), slot, config.services)
+        self.tcp = TcpServer(loop, pipes, sessions, slot, config.services)
         self.udp = UdpServer(loop, ports, upstreams, slot, region.slots)
-        self._add_listeners(listening, ports)
+        self.serving = serving.Serving(config, region, slot, listening, ports, self.tcp, self.udp)
+        self.tcp.acceptors = self.serving.acceptors
+        self.udp.listen(self.serving.udp_listeners, [])
+        self.earlier = config_change.Earlier(self)
         self._beat = region.beat_cell(slot)
         self._next_periodic = 0.0  # when periodic work is due
+        self._log_dropped = log.dropped  # lines that the counter has
         self._poll_timeout = 0.0  # seconds that the next turn may wait for events
         self.draining = False
         self._drain_timeout = config.stop_timeout  # seconds; None: draining has no deadline
         self._terminations = 0  # number of SIGTERMs; the first one drains, the second one ends the worker at once
-
-    def _add_listeners(self, listening, ports):
-        """Give each listening socket to TCP or UDP, with the runtime of its service."""
-        runtimes, region = {}, self.region
-        for name, (service, listener) in listeners.required(self._config, region.slots, listening).items():
-            if service.name not in runtimes:
-                runtimes[service.name] = ServiceRuntime.from_config(service, region, self.slot, ports, self.loop.log)
-            slot = listeners.slot_of(name) % region.slots
-            if service.protocol == "udp":
-                self.udp.listen(listening[name], name, slot, runtimes[service.name], listener)
-            else:
-                self.tcp.listen(listening[name], slot, runtimes[service.name], listener)
 
     def count(self, name):
         """Add one to a counter of this worker, one of shared_memory.WORKER_FIELDS."""
@@ -104,7 +90,7 @@ class Worker:
 
     def enter(self, generation, config, region):
         """Serve this generation from here on: log, count and write the heartbeat as one of its workers."""
-        self.generation, self._config, self.region = generation, config, region
+        self.generation, self.config, self.region = generation, config, region
         self._cells = region.cells
         self._counted = {name: region.cell(self.slot, "worker", name) for name in WORKER_FIELDS}
         self._beat = region.beat_cell(self.slot)
@@ -113,8 +99,8 @@ class Worker:
         self.loop.log.set_base(generation=generation)
 
     def released(self, generation):
-        """Report that this worker counts nothing in the region of an older generation any more."""
-        self._channel.send({"released": generation})
+        """Report that this worker counts nothing more in the region of an older generation; return whether it can."""
+        return self._channel.send({"released": generation})
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -163,7 +149,7 @@ class Worker:
         if closed:
             self.loop.poller.unregister(self._channel)
             if not self.draining:
-                self._drain_timeout = self._config.drain_timeout
+                self._drain_timeout = self.config.drain_timeout
             self.drain("the supervisor has ended")
 
     def _answer(self, number, answer):
@@ -211,7 +197,9 @@ class Worker:
             self.loop.call(callback)
         self.tcp.check(now)
         self.udp.check(now)
-        self._cells[self._counted["log_dropped"]] = self.loop.log.dropped
+        dropped = self.loop.log.dropped
+        self._cells[self._counted["log_dropped"]] += dropped - self._log_dropped
+        self._log_dropped = dropped
 
     def _write_heartbeat(self, now):
         if self._beat is not None:

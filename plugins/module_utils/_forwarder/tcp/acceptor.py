@@ -28,24 +28,49 @@ PAUSE = 0.2  # seconds without accepting after the kernel ran out of descriptors
 
 
 class Acceptor:
-    """One listening socket of ``runtime`` and the worker slot it belongs to."""
+    """One listening socket of ``runtime``, the supervisor's ``name`` for it, and the worker slot it belongs to.
+
+    A config that is taken in place makes another one for the same socket; sessions that cannot move keep this one.
+    """
 
     def __init__(
-        self, server: TcpServer, sock: socket.socket, slot: int, runtime: ServiceRuntime, listener: Listener
+        self, server: TcpServer, sock: socket.socket, name: str, slot: int, runtime: ServiceRuntime, listener: Listener
     ) -> None:
         self.server = server
         self.sock = sock
+        self.name = name
         self.slot = slot
         self.runtime = runtime
         self.listener = listener
         self.targets = runtime.targets(listener)
-        #: Logs the values of log_record.FIELDS.
-        self.log = server.loop.log.kind("connection", FIELDS, service=runtime.service.name, listener=str(listener))
         self._family = socket_family_of(listener.address)
         self._accept_one = sock._accept  # type: ignore[attr-defined]  # private; sockets.accept() says why
         self._listening = False
         self._batch = Batch(MOST_ACCEPTED)
         runtime.acceptors.append(self)
+
+    def log(self, values: tuple) -> None:
+        """Log the values of log_record.FIELDS. The function for it is made for the first line."""
+        kind = self.server.loop.log.kind
+        line = kind("connection", FIELDS, service=self.runtime.service.name, listener=str(self.listener))
+        self.log = line  # type: ignore[method-assign, assignment]
+        line(values)
+
+    def follow(self, other: Acceptor) -> None:
+        """Take the socket of ``other``, of an earlier config."""
+        self._batch = other._batch
+        self._listening, other._listening = other._listening, False
+        if self._listening:
+            self.server.loop.poller.replace(self.sock.fileno(), self.ready)
+
+    def close(self) -> None:
+        """Accept what is queued, if this worker serves the socket, and close it."""
+        if self.slot in self.server.slots:
+            self.accept(self.runtime.service.backlog)
+        if self._listening:
+            self._listening = False
+            self.server.loop.poller.unregister(self.sock)
+        self.sock.close()
 
     def update(self) -> None:
         """Register with the poller, or leave it, as server and service want it now."""

@@ -111,6 +111,8 @@ class Relay(Session):
 
     def _admit(self, from_proxy):
         """Return whether the client may have a backend now; if not, refuse it or wait for its PROXY header."""
+        if self.backends is not None:
+            return True  # it had one before its config was replaced
         runtime, address = self.runtime, self.client_address[0]
         if not from_proxy and runtime.trusted_proxies is not None and address in runtime.trusted_proxies:
             HeaderReader(self, self.service.proxy_timeout)
@@ -204,6 +206,14 @@ class Relay(Session):
             return False
         self._unspoofable = refusal
         return True
+
+    def choose_again(self):
+        """End the attempt, whose backend left the config; the next one, as the new config says, is no retry."""
+        self._drop_attempt()
+        self.state, self.index, self.backend = _CHOOSING, None, None
+        self.attempts -= 1
+        self.attempted = self.loop.now()
+        self.start(from_proxy=self.via is not None)
 
     def report_slow(self, now):
         """Ask the health checker to probe the backend: the attempt is slow, though it may still succeed."""

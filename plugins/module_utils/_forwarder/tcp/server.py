@@ -13,11 +13,10 @@ from . import timeouts
 from .acceptor import PAUSE, Acceptor
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterable
 
     from ..backends.service_runtime import ServiceRuntime
-    from ..config.service import Listener, Service
+    from ..config.service import Service
     from ..loop.event_loop import EventLoop
     from .relay import Relay
     from .splice import PipePool
@@ -37,14 +36,14 @@ class TcpServer:
         self.most_sessions = most_sessions
         self.sessions: set[Relay] = set()
         self.connecting: dict[Relay, float] = {}  # deadline of the attempt; in the order the attempts began in
-        self.acceptors: list[Acceptor] = []
+        self.acceptors: list[Acceptor] = []  # each accepts once set_accepting() says so
         self.slots = {slot}  # worker slots whose listeners it serves
         self.accepting = False
         self.paused = False  # whether it accepts nothing until a session ends or some time has passed
         self._pauses_logged = Repeats()
         self._draining = False
-        self._interval = timeouts.interval(services)
-        self._next_check = loop.now() + self._interval
+        self._next_check = float("inf")
+        self.set_timeouts(services)
 
     @property
     def room(self) -> int:
@@ -53,9 +52,10 @@ class TcpServer:
 
     # -- accepting -------------------------------------------------------------------------------------------------
 
-    def listen(self, sock: socket.socket, slot: int, runtime: ServiceRuntime, listener: Listener) -> None:
-        """Add a listening socket; it accepts once set_accepting() says so."""
-        self.acceptors.append(Acceptor(self, sock, slot, runtime, listener))
+    def set_timeouts(self, services: Iterable[Service]) -> None:
+        """Check the sessions as often as the timeouts of ``services`` need it."""
+        self._interval = timeouts.interval(services)
+        self._next_check = min(self._next_check, self.loop.now() + self._interval)
 
     def set_accepting(self, on: bool) -> None:
         """Start or stop accepting; until it starts, connections wait in the backlog."""
@@ -88,14 +88,14 @@ class TcpServer:
         if not runtime.paused:
             runtime.pause(True)
             self._log_pause("connection limit of the service", service=runtime.service.name)
-            self._check_service_later(runtime)
+            self.check_service_later(runtime)
 
-    def _check_service_later(self, runtime):
+    def check_service_later(self, runtime: ServiceRuntime) -> None:
         """Another worker may free capacity without notifying this one, so check again after PAUSE."""
 
         def check():
             if runtime.paused and not self._resume_service(runtime):
-                self._check_service_later(runtime)
+                self.check_service_later(runtime)
 
         self.loop.timers.add(self.loop.now() + PAUSE, check)
 
@@ -151,9 +151,7 @@ class TcpServer:
         self._draining = True
         self.set_accepting(False)
         for acceptor in self.acceptors:
-            if acceptor.slot in self.slots:
-                acceptor.accept(acceptor.runtime.service.backlog)
-            acceptor.sock.close()
+            acceptor.close()
 
     def abort_all(self, reason: str) -> None:
         """End every session with a reset."""

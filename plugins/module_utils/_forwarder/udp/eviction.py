@@ -98,6 +98,15 @@ class FairShares:
             flows = self._flows[service] = {}
             self._queues[service] = EvictionQueue(lambda: flows)
 
+    def keep_services(self, wanted: Collection[str]) -> None:
+        """Take the share of each service that is not ``wanted`` and has no flows."""
+        for service in [name for name, flows in self._flows.items() if not flows and name not in wanted]:
+            del self._flows[service], self._queues[service]
+
+    def names(self) -> Collection[str]:
+        """Return the names of the services that have a share."""
+        return self._flows.keys()
+
     def enter(self, service: str, flow: Flow) -> None:
         """Take a place for a flow."""
         self._flows[service][flow] = None

@@ -115,8 +115,8 @@ class Flow:
 class FlowTable:
     """All flows of a worker, and the shared upstream sockets of each family.
 
-    It reads of a listener .service and .flows, and of an upstream socket .family, .shared and .flows. ``most`` bounds
-    the flows, ``most_alone`` those that have an upstream socket of their own (``alone``).
+    It reads of a listener .service and .flows, and of an upstream socket .family, .shared, .alone and .flows. ``most``
+    bounds the flows, ``most_alone`` those that have an upstream socket of their own (``alone``).
     """
 
     def __init__(self, most=MOST_FLOWS, most_alone=MOST_FLOWS):
@@ -135,13 +135,23 @@ class FlowTable:
         self.flows.add_service(service)
         self.alone.add_service(service)
 
+    def keep_services(self, wanted):
+        """Take the share of each service that is not ``wanted`` (names) and has no flows."""
+        self.flows.keep_services(wanted)
+        self.alone.keep_services(self.flows.names())
+
     def add_shared(self, upstream):
         """Let flows of any client use an upstream socket."""
         self.shared.setdefault(upstream.family, []).append(upstream)
 
     def remove_shared(self, upstream):
-        """Forget a shared upstream socket that has no flows."""
+        """Let no more flows use a shared upstream socket; those that it has go on."""
         self.shared[upstream.family].remove(upstream)
+        for reply_key in upstream.flows:
+            self._free(upstream, reply_key)
+            taken = self._taken.get((upstream.family, reply_key))
+            if taken is not None:
+                taken[2] = None  # its queue may have a flow of this socket
 
     def find_shared(self, family, reply_key, may_open):
         """Return a shared upstream socket on which ``reply_key`` is free, None where there is none.
@@ -182,7 +192,8 @@ class FlowTable:
         listener.flows[flow.client_key] = upstream.flows[flow.reply_key] = flow
         self.flows.enter(listener.service, flow)
         if not upstream.shared:
-            self.alone.enter(listener.service, flow)
+            if upstream.alone:
+                self.alone.enter(listener.service, flow)
             return
         pair = upstream.family, flow.reply_key
         taken = self._taken.get(pair)
@@ -197,9 +208,14 @@ class FlowTable:
         self.flows.leave(service, flow)
         del flow.listener.flows[flow.client_key], flow.upstream.flows[flow.reply_key]
         if not flow.upstream.shared:
-            self.alone.leave(service, flow)
+            if flow.upstream.alone:
+                self.alone.leave(service, flow)
             return
-        pair = flow.upstream.family, flow.reply_key
+        self._free(flow.upstream, flow.reply_key)
+
+    def _free(self, upstream, reply_key):
+        """Note that a pair is free again on a shared upstream socket."""
+        pair = upstream.family, reply_key
         taken = self._taken[pair]
         taken[0] -= 1
         if not taken[0]:

@@ -37,7 +37,7 @@ def send(sock: socket.socket, upstreams, flows) -> None:
     numbers = {upstream: number for number, upstream in enumerate(upstreams)}
     document = {
         "schema": SCHEMA,
-        "lanes": [{"shared": upstream.shared, "owner": upstream.owner} for upstream in upstreams],
+        "lanes": [{"shared": not upstream.alone, "owner": upstream.owner} for upstream in upstreams],
         "flows": [_record(flow, numbers[flow.upstream]) for flow in flows],
     }
     sock.settimeout(LONGEST_SEND)

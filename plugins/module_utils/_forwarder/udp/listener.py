@@ -24,7 +24,11 @@ MOST_READ = 64  # datagrams of one socket in a turn; then the other sockets get 
 
 
 class UdpListener:
-    """One listening socket of ``runtime``, the supervisor's ``name`` for it, and the worker slot it belongs to."""
+    """One listening socket of ``runtime``, the supervisor's ``name`` for it, and the worker slot it belongs to.
+
+    A config that is taken in place makes another one for the same socket, with the same ``flows``; those that cannot
+    move keep this one.
+    """
 
     def __init__(
         self, server: UdpServer, sock: socket.socket, name: str, slot: int, runtime: ServiceRuntime, listener: Listener
@@ -46,6 +50,20 @@ class UdpListener:
         self._batch = Batch(MOST_READ)
         self._destination = ancillary.DESTINATION[sock.family]
         self._receive = self._receive_with_destination if self.wildcard else partial(sock.recvfrom_into, server.buffer)
+
+    def follow(self, other: UdpListener) -> None:
+        """Take the socket and the flows of ``other``, of an earlier config."""
+        self.flows, self._batch = other.flows, other._batch
+        self._listening, other._listening = other._listening, False
+        if self._listening:
+            self._server.loop.poller.replace(self.sock.fileno(), self.ready)
+
+    def close(self) -> None:
+        """Read no more, and close the socket."""
+        if self._listening:
+            self._listening = False
+            self._server.loop.poller.unregister(self.sock)
+        self.sock.close()
 
     def update(self) -> None:
         """Register with the poller, or leave it, as the server wants it now."""

@@ -23,14 +23,12 @@ from ..loop.log import Repeats
 from . import ancillary, handover, timeouts
 from .eviction import MADE_ROOM
 from .flow_table import Flow, FlowTable
-from .listener import UdpListener
 from .upstream import UpstreamSockets
 
 if TYPE_CHECKING:
     from ..admission.source_address import SourcePorts
-    from ..backends.service_runtime import ServiceRuntime
-    from ..config.service import Listener
     from ..loop.event_loop import EventLoop
+    from .listener import UdpListener
 
 LARGEST = 65536  # bytes; a datagram has at most 65,507 over IPv4 and 65,527 over IPv6
 
@@ -55,6 +53,7 @@ class UdpServer:
         self.table = FlowTable(most_alone=most_upstreams - most_upstreams // 4)
         self.upstreams = UpstreamSockets(self, ports, most_upstreams, workers)
         self.listeners: dict[str, UdpListener] = {}  # by the supervisor's name
+        self.leaving: list[UdpListener] = []  # those that left the config, while they have sessions
         self.slots = {slot}  # worker slots whose listeners it serves
         self.receiving = False
         self.closed = False
@@ -62,11 +61,24 @@ class UdpServer:
         self._interval = timeouts.interval([])
         self._logged = Repeats()
 
-    def listen(self, sock: socket.socket, name: str, slot: int, runtime: ServiceRuntime, listener: Listener) -> None:
-        """Add a listening socket; it is read once set_receiving() says so."""
-        self.table.add_service(runtime.service.name)
-        self.listeners[name] = UdpListener(self, sock, name, slot, runtime, listener)
-        self._interval = min(self._interval, timeouts.interval([runtime.service.idle_timeout]))
+    def listen(self, listeners: dict[str, UdpListener], leaving: list[UdpListener]) -> None:
+        """Serve these listeners, by name, from now on; they are read once set_receiving() says so.
+
+        Those that are ``leaving`` serve the sessions that they have.
+        """
+        self.listeners, self.leaving = listeners, leaving
+        for listener in listeners.values():
+            self.table.add_service(listener.service)
+        self.table.keep_services({listener.service for listener in listeners.values()})
+        services = {one.runtime.service for one in (*listeners.values(), *leaving)}
+        self._interval = timeouts.interval(service.idle_timeout for service in services)
+        self._next_check = min(self._next_check, self.loop.now() + self._interval)
+        self.set_receiving(self.receiving)
+
+    def bound(self, ports: SourcePorts, most_upstreams: int) -> None:
+        """Use these source ports for new sessions, and at most ``most_upstreams`` upstream sockets."""
+        self.table.alone.most = most_upstreams - most_upstreams // 4
+        self.upstreams.bound(ports, most_upstreams)
 
     def set_receiving(self, on: bool) -> None:
         """Start or stop reading what clients send; until it starts, datagrams wait in the sockets."""
@@ -74,16 +86,13 @@ class UdpServer:
         if on:
             families = {family for listener in self.listeners.values() for family in listener.runtime.backends}
             self.upstreams.prepare(socket.AF_INET if family == IPV4 else socket.AF_INET6 for family in families)
-        self._update()
+        for listener in (*self.listeners.values(), *self.leaving):
+            listener.update()
 
     def serve_slots(self, slots: set[int]) -> None:
         """Read the listeners of these worker slots."""
         self.slots = slots
-        self._update()
-
-    def _update(self):
-        for listener in self.listeners.values():
-            listener.update()
+        self.set_receiving(self.receiving)
 
     # -- a session begins ------------------------------------------------------------------------------------------
 
@@ -155,7 +164,7 @@ class UdpServer:
 
     def enter(self, flow: Flow, listener: UdpListener, upstream) -> None:
         """Enter a flow in the table, with the ancillary data of its datagrams, which is made only here."""
-        flow.to_backend = ancillary.leaving_from(flow.reply_key[0]) if upstream.shared else ()
+        flow.to_backend = ancillary.leaving_from(flow.reply_key[0]) if not upstream.alone else ()
         flow.to_client = ancillary.leaving_from(flow.client_key[1]) if listener.wildcard else None
         self.table.enter(flow, listener, upstream)
 
@@ -264,8 +273,8 @@ class UdpServer:
             self.end(flow, reason)
         for upstream in list(self.upstreams.all):
             self.upstreams.close(upstream)
-        for listener in self.listeners.values():
-            listener.sock.close()
+        for listener in (*self.listeners.values(), *self.leaving):
+            listener.close()
 
     def hand_over(self, sock: socket.socket) -> None:
         """Send all sessions and their upstream sockets to the successor at the other end of ``sock``; raise OSError.

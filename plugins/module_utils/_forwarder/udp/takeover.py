@@ -63,7 +63,7 @@ def take_over(server: UdpServer, document: dict, socks: Iterable[socket.socket])
     for record in document["flows"]:
         key = record["door"], record["service"], record["backend"], tuple(record["target"])
         if key not in places:
-            places[key] = _find_place(server, *key)
+            places[key] = find_place(server, *key)
         if places[key] is not None:
             taken += _continue_session(server, record, upstreams[record["lane"]], *places[key])
     for upstream in upstreams:
@@ -72,7 +72,7 @@ def take_over(server: UdpServer, document: dict, socks: Iterable[socket.socket])
     server.loop.log.event("sessions taken over", sessions=taken, dropped=len(document["flows"]) - taken)
 
 
-def _find_place(server, name, service, backend_name, target):
+def find_place(server, name, service, backend_name, target):
     """Return (listener, Backends, index) for sessions of a predecessor; None where this config has no such place.
 
     ``name`` is the listener's, ``target`` the backend's address tuple.

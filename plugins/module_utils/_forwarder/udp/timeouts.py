@@ -36,5 +36,5 @@ def expired(table, now):
                 ended.append(flow)
         if still and moved:
             table.flows.reorder(service, still + moved)
-            table.alone.reorder(service, [flow for flow in still + moved if not flow.upstream.shared])
+            table.alone.reorder(service, [flow for flow in still + moved if flow.upstream.alone])
     return ended

@@ -38,8 +38,9 @@ _NO_PORT = "no source port is left for this client and backend"
 class UpstreamSocket:
     """A socket to backends. ``flows`` are those that use it, by their reply_key.
 
-    A ``shared`` one may be used by flows of any client; ``owner`` is the (address, port) of the client whose own port
-    it has.
+    A ``shared`` one may be used by flows of any client, one that is ``alone`` by those of one client; ``owner`` is the
+    (address, port) of the client whose own port it has. One that is neither was shared, until its port left the slice:
+    the flows that it has go on, and it is closed after the last.
     """
 
     def __init__(self, server: UdpServer, sock: socket.socket, shared: bool = True, owner: tuple | None = None) -> None:
@@ -47,6 +48,7 @@ class UpstreamSocket:
         self.family = sock.family
         self.port = sock.getsockname()[1]
         self.shared = shared
+        self.alone = not shared
         self.owner = owner
         self.flows: dict[tuple, Flow] = {}
         self.send = sock.sendmsg
@@ -113,12 +115,23 @@ class UpstreamSockets:
     def __init__(self, server: UdpServer, ports: SourcePorts, most: int, workers: int = 1) -> None:
         self._server = server
         self._table = server.table
+        self._workers = workers
+        self._most = 0
+        self._by_owner: dict[tuple, UpstreamSocket] = {}
+        self.all: set[UpstreamSocket] = set()
+        self.bound(ports, most)
+
+    def bound(self, ports: SourcePorts, most: int) -> None:
+        """Open the next sockets on these ports, and at most ``most`` sockets; new flows use no other ports."""
         self._ports = ports
         self._most = most
         self._most_shared = most - most // 4
-        self._most_ports = max(FEW, ports.count // workers)  # shared sockets in each family
-        self._by_owner: dict[tuple, UpstreamSocket] = {}
-        self.all: set[UpstreamSocket] = set()
+        self._most_ports = max(FEW, ports.count // self._workers)  # shared sockets in each family
+        for upstream in [one for shared in self._table.shared.values() for one in shared if one.port not in ports]:
+            self._table.remove_shared(upstream)
+            upstream.shared = False
+            if not upstream.flows:
+                self.close(upstream)
 
     def prepare(self, families: Iterable[int]) -> None:
         """Open a shared socket in each family, so that one is there once other programs have taken all ports."""
@@ -238,6 +251,7 @@ class UpstreamSockets:
     def adopt(self, upstream: UpstreamSocket) -> UpstreamSocket:
         """Register a socket that was opened here or handed over; return it."""
         self.all.add(upstream)
+        upstream.shared = upstream.shared and upstream.port in self._ports
         if upstream.shared:
             self._table.add_shared(upstream)
         elif upstream.owner:

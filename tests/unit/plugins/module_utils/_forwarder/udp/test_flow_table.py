@@ -34,7 +34,7 @@ class Listener:
 class Upstream:
     """What the table reads of a shared upstream socket."""
 
-    family, shared = socket.AF_INET, True
+    family, shared, alone = socket.AF_INET, True, False
 
     def __init__(self, flows=None):
         self.flows = {} if flows is None else flows

@@ -19,7 +19,7 @@ class Upstream:
         self.sock.bind(("127.0.0.1", 0))
         self.owner = owner
         self.port = self.sock.getsockname()[1]
-        self.shared = owner is None
+        self.shared, self.alone = owner is None, owner is not None
 
 
 @pytest.fixture

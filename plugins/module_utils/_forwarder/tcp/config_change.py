@@ -1,0 +1,164 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""TCP when a worker takes a config in place (process/config_change.py): which sessions move to the new config, and how.
+
+A session moves if its service, its listener and its backend (name and address, and the port for that listener) are
+still there. One that waits for its PROXY header has no backend yet, so it needs only the first two. One that is
+connecting to a backend that left goes on to the next one, which blames nobody and counts as no retry. All others stay
+with the runtime, and so in the region, of their own config.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..admission.refusal import BACKEND, LISTENER, SERVICE
+from .state_table import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..backends.balancer import Backends
+    from ..backends.service_runtime import ServiceRuntime
+    from .acceptor import Acceptor
+    from .relay import Relay
+    from .server import TcpServer
+
+Indexes = dict[str, dict[int, int]]  # family -> {index of a backend that is still there: its new index}
+
+
+class Places:
+    """Finds the acceptor of ``acceptors``, the new ones, at which a session goes on."""
+
+    def __init__(self, acceptors: Iterable[Acceptor]) -> None:
+        self._new = {_identity(acceptor): acceptor for acceptor in acceptors}
+        self._found: dict[Acceptor, tuple[Acceptor, Indexes] | None] = {}
+        self._common: dict[tuple[Backends, Backends], dict[int, int]] = {}
+
+    def of(self, acceptor: Acceptor) -> tuple[Acceptor, Indexes] | None:
+        """Return (new acceptor, Indexes) for the sessions of an earlier one, None if its listener is gone."""
+        if acceptor not in self._found:
+            new = self._new.get(_identity(acceptor))
+            self._found[acceptor] = (new, self._indexes(acceptor, new)) if new else None
+        return self._found[acceptor]
+
+    def _indexes(self, old, new):
+        indexes: Indexes = {}
+        for family, backends in old.runtime.backends.items():
+            heir = new.runtime.backends.get(family)
+            if heir is None:
+                indexes[family] = {}
+                continue
+            if (backends, heir) not in self._common:
+                self._common[backends, heir] = heir.places_of(backends)
+            before, after = old.targets[family], new.targets[family]
+            indexes[family] = {
+                index: place
+                for index, place in self._common[backends, heir].items()
+                if before[index] == after[place]  # the port of a range depends on the listener
+            }
+        return indexes
+
+
+def _identity(acceptor):
+    return acceptor.runtime.service.name, acceptor.slot, acceptor.listener.address, acceptor.listener.port
+
+
+def use(
+    server: TcpServer, acceptors: list[Acceptor], replaced: Iterable[tuple[ServiceRuntime, ServiceRuntime]]
+) -> None:
+    """Serve ``acceptors`` instead of the earlier ones, and move the sessions that have a place there.
+
+    ``replaced`` are the pairs (earlier, new runtime) of the services that are in both configs.
+    """
+    earlier, server.acceptors = {acceptor.name: acceptor for acceptor in server.acceptors}, acceptors
+    for acceptor in acceptors:
+        before = earlier.pop(acceptor.name, None)
+        if before is not None:
+            before.runtime.acceptors = []
+            acceptor.follow(before)
+    for acceptor in earlier.values():
+        acceptor.runtime.acceptors = []
+        acceptor.close()
+    _move_sessions(server, Places(acceptors))
+    for old, new in replaced:
+        if old.paused and new.limiter is not None and new.limiter.pauses and new.limiter.full:
+            new.pause(True)
+            server.check_service_later(new)
+    server.update()
+
+
+def end_sessions(server: TcpServer, runtime: ServiceRuntime) -> int:
+    """Reset all sessions of an earlier runtime, whose deadline has come; return how many there were."""
+    relays = [relay for relay in server.sessions if relay.runtime is runtime]
+    services = {acceptor.runtime.service.name for acceptor in server.acceptors}
+    listeners = {_identity(acceptor) for acceptor in server.acceptors}
+    for relay in relays:
+        if relay.runtime.service.name not in services:
+            reason = SERVICE
+        else:
+            reason = BACKEND if _identity(relay.acceptor) in listeners else LISTENER
+        server.loop.call(partial(relay.abort, reason))
+    return len(relays)
+
+
+def _move_sessions(server, places):
+    """Move all sessions that have a place; those without a backend choose one only then, when all are counted."""
+    without = []
+    for relay in list(server.sessions):
+        place = places.of(relay.acceptor)
+        if place is None:
+            continue
+        acceptor, indexes = place
+        if relay.backends is None:
+            _count_at(relay, acceptor)
+            continue
+        here = indexes[relay.backends.family]
+        index = here.get(relay.index)
+        if index is not None:
+            _move(relay, acceptor, index)
+            if relay.state is State.CONNECTING:
+                _translate_tried(relay, here)
+        elif relay.state is State.CONNECTING:
+            relay.backends.release(relay.index)
+            _count_at(relay, acceptor)
+            _admit(relay)
+            without.append(relay)
+    for relay in without:
+        server.loop.call(relay.choose_again)
+
+
+def _count_at(relay: Relay, acceptor: Acceptor) -> None:
+    """Let the service of a new acceptor count a session."""
+    relay.runtime.counters.finished()
+    relay.acceptor, relay.runtime = acceptor, acceptor.runtime
+    relay.runtime.counters.taken_over()
+
+
+def _admit(relay: Relay) -> None:
+    """Count an admitted session for the limits of its client; it is never refused."""
+    relay.limiter = relay.runtime.limiter
+    if relay.limiter is not None:
+        relay.limiter.adopt(relay.client_address[0])
+
+
+def _move(relay: Relay, acceptor: Acceptor, index: int) -> None:
+    """Go on at a new acceptor with the same backend, which has another ``index`` there."""
+    old = relay.backends
+    new = relay.backends = acceptor.runtime.backends[old.family]
+    old.release(relay.index)
+    new.adopt(index)
+    relay.index, relay.backend = index, new.backends[index]
+    _count_at(relay, acceptor)
+    _admit(relay)
+
+
+def _translate_tried(relay: Relay, indexes: dict[int, int]) -> None:
+    """Let a session that is connecting pass over the same backends as before, and those with the client's address."""
+    from_proxy = relay.via is not None
+    own = relay.runtime.backends_for(relay.client_address[0], relay.loop.own_addresses, from_proxy)[2]
+    relay.tried = tuple({**dict.fromkeys(own), **{indexes[one]: None for one in relay.tried if one in indexes}})
+    if relay._own_backends:  # else they were tried already
+        relay._own_backends = own
