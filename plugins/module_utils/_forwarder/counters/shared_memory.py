@@ -267,6 +267,41 @@ class Region:
                 for field in fields:
                     self.set_state(field, number, other.state(field, places[target]))
 
+    def carry(self, other):
+        """Copy the gauges and the numbers per client of each worker from the region of the generation before.
+
+        A worker that goes on to this region counts its sessions anew. Until it does, limits see what it has open.
+        """
+        for kind, names, others in (
+            ("service", self.services, other.services),
+            ("target", self.targets, other.targets),
+        ):
+            for field in (name for name in self._fields[kind] if name in GAUGES):
+                for slot in range(self.slots):
+                    start = other.cell(slot, kind, field)
+                    numbers = dict(zip(others, other.cells[start : start + len(others)].tolist()))
+                    for index, name in enumerate(names):
+                        if numbers.get(name):
+                            self.cells[self.cell(slot, kind, field, index)] = numbers[name]
+        for key in self._tables.keys() & other._tables.keys():
+            for slot in range(self.slots):
+                self._copy_table(
+                    self._table_at(slot, self._tables[key]), other, other._table_at(slot, other._tables[key])
+                )
+
+    def _copy_table(self, start, other, its_start):
+        """Copy those pages of a table that are in use: reading another one would allocate it."""
+        at, end = its_start, its_start + client_tables.CELLS * CELL
+        while at < end:
+            try:
+                at = os.lseek(other.fd, at, os.SEEK_DATA)
+            except OSError:  # ENXIO: no data up to the end
+                return
+            hole = min(os.lseek(other.fd, at, os.SEEK_HOLE), end)
+            if at < hole:
+                self._map[start + at - its_start : start + hole - its_start] = other._map[at:hole]
+            at = hole
+
     @property
     def places(self):
         """The (service, backend, family, address, port) of each target."""

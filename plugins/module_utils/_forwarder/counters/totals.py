@@ -100,23 +100,26 @@ def counted(region):
             yield (kind, name), dict(zip(offsets, values))
 
 
-def publish_elsewhere(region, others):
-    """Write what ``others``, the regions of other generations, have open to the supervisor's row of ``region``."""
+def publish_elsewhere(region, others, left=None, moving=()):
+    """Write what ``others``, the regions of other generations, have open to the supervisor's row of ``region``.
+
+    ``left`` is one of them: what its slots ``moving`` have open is in their rows of ``region`` already.
+    """
     names = _names(region)
     for kind, field in (("service", "sessions"), ("target", "active")):
         open_now: dict[tuple, int] = {}
         for other in others:
-            for name, number in _open(other, kind, field):
+            for name, number in _open(other, kind, field, moving if other is left else ()):
                 open_now[name] = open_now.get(name, 0) + number
         start = region.cell(region.slots, kind, field)
         numbers = [open_now.get(name, 0) for name in names[kind]] if open_now else [0] * len(names[kind])
         region.cells[start : start + len(numbers)] = memoryview(array("q", numbers))
 
 
-def _open(region, kind, field):
-    """Yield (name, number) of the open sessions or connections of all workers of a region."""
+def _open(region, kind, field, except_slots):
+    """Yield (name, number) of the open sessions or connections of the workers of a region."""
     names = _names(region)[kind]
-    starts = [region.cell(slot, kind, field) for slot in range(region.slots)]
+    starts = [region.cell(slot, kind, field) for slot in range(region.slots) if slot not in except_slots]
     columns = [region.cells[start : start + len(names)].tolist() for start in starts]
     for name, numbers in zip(names, zip(*columns)):
         number = sum(numbers)

@@ -47,10 +47,14 @@ class Child:
     failure: str | None = None  # why it ended, one sentence
     hangs: bool = False  # it was killed because its heartbeat was overdue
     covers: list[int] = field(default_factory=list)  # slots that it serves besides its own
+    holds: set[int] = field(default_factory=set)  # older generations in whose memory it counts sessions (in_place.py)
     born: int | None = None  # of an adopted process: when it started (runtime_file.start_time); None: our own child
 
     def record(self) -> dict:
-        """Return this child as JSON for the next program (an exec does not change the monotonic clock)."""
+        """Return this child as JSON for the next program (an exec does not change the monotonic clock).
+
+        Version 0.1.0 accepts no other keys; ``holds`` is handed over beside the children.
+        """
         keys = ("pid", "role", "slot", "generation", "state", "started", "kill_at", "covers")
         handover = self.handover.fileno() if self.handover else None
         return {"channel": self.channel.fileno(), "estate": handover, **{key: getattr(self, key) for key in keys}}

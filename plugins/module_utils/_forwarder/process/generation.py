@@ -150,6 +150,8 @@ class Generations:
         self.live: Any = None  # a Generation; None before the first one is live
         self.candidate: Generation | None = None
         self._draining: dict[int, shared_memory.Region] = {}  # by generation number
+        self._left = 0  # number of the generation whose workers go on to the live one, see switch_in_place()
+        self._moving: set[int] = set()  # slots of those that have not yet done so
         self._ended = totals.GenerationTotals()
 
     @property
@@ -174,6 +176,26 @@ class Generations:
         self.live, self.candidate = self.candidate, None
         return self.live
 
+    def switch_in_place(self) -> Generation:
+        """Make the candidate live for the workers of the live generation, which go on to it one by one.
+
+        Until a worker says so, see switched(), the memory of the candidate has a copy of what it counts.
+        """
+        region = self.current()[-1].region
+        totals.publish_elsewhere(region, self._draining.values())
+        region.carry(self.live.region)
+        self._left, self._moving = self.live.number, set(range(self.live.slots))
+        return self.switch()
+
+    def switched(self, slot: int):
+        """Note that the worker of a slot counts in the memory of the live generation."""
+        self._moving.discard(slot)
+        self._publish()
+
+    def settled(self):
+        """Note that all workers have switched, or that none will."""
+        self._moving.clear()
+
     def region_of(self, number: int) -> shared_memory.Region | None:
         """Return the shared memory of a generation, None if it has ended."""
         for generation in self.current():
@@ -185,21 +207,25 @@ class Generations:
         """Return the counters of all generations, those that have ended included."""
         return self._ended.totals([self.live.region, *self._draining.values()])
 
-    def account(self, has_processes: Callable[[int], object]):
+    def account(self, is_needed: Callable[[int], object]):
         """Fold the counters of ended generations into the totals, and publish what the draining ones have open.
 
-        ``has_processes`` takes the number of a generation. Limits of the current generations count what others have
-        open.
+        ``is_needed`` takes the number of a generation and says whether a process counts in its memory. Limits of the
+        current generations count what others have open.
         """
         if not self.live:
             return
-        for number in [number for number in self._draining if not has_processes(number)]:
+        for number in [number for number in self._draining if not is_needed(number)]:
             region = self._draining.pop(number)
             self._ended.fold(region)
             region.close()
-        totals.publish_elsewhere(self.live.region, self._draining.values())
+        self._publish()
+
+    def _publish(self):
+        others = self._draining.values()
+        totals.publish_elsewhere(self.live.region, others, self._draining.get(self._left), self._moving)
         if self.candidate:
-            totals.publish_elsewhere(self.candidate.region, [*self._draining.values(), self.live.region])
+            totals.publish_elsewhere(self.candidate.region, [*others, self.live.region])
 
     def records(self) -> dict:
         """Return everything but the candidate as JSON for the next program."""

@@ -1,14 +1,16 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A reload: the supervisor replaces itself by the installed program, in the same process.
+"""A reload: the workers take the config in place, or the supervisor replaces itself by the installed program.
 
 1. Check: ``l4proxy check CONFIG`` runs with the installed archive. A broken archive or an invalid config ends the
    reload here.
-2. Exec: the supervisor executes the installed program with its own command line. Signals stay blocked until the new
-   handlers are installed. Listening sockets and channels stay open and are handed over by name; workers remain children
-   of this process.
-3. The new program loads the config and spawns workers (supervisor.py). Only when all are ready do the others drain.
+2. In place: if the installed archive is the one that runs, and all workers serve, they take the config as they are
+   (in_place.py). If one of them cannot, nothing has changed, and the reload goes on with the next step.
+3. Exec: the supervisor executes the installed program with its own command line, in the same process. Signals stay
+   blocked until the new handlers are installed. Listening sockets and channels stay open and are handed over by name;
+   workers remain children of this process.
+4. The new program loads the config and spawns workers (supervisor.py). Only when all are ready do the others drain.
 
 Reloads run one at a time. A SIGHUP during a reload starts another one afterwards.
 """
@@ -36,7 +38,10 @@ class Host(Protocol):
     """What a reload uses of the supervisor."""
 
     def may_reload(self) -> bool:
-        """Whether a config is live and no worker is starting."""
+        """Whether a config is live, no worker is starting, and no change in place is in progress."""
+
+    def change_in_place(self) -> None:
+        """Begin to take the config in place; new_processes() is called if that cannot be done."""
 
     def reload_failed(self, error: str) -> None:
         """Called when a reload fails; the live generation goes on."""
@@ -82,6 +87,7 @@ class Reload:
         self._pipe: int | None = None  # from which its output is read
         self._output = b""
         self._timer = 0
+        self._new_processes = False  # whether the config is to be loaded by new processes, as soon as possible
 
     def descriptors(self) -> list[int]:
         """Return the file descriptors that are open for the check."""
@@ -93,19 +99,29 @@ class Reload:
             self._step()
         except Exception as error:  # noqa: BLE001
             self._check = None
+            self._new_processes = False
             self._host.reload_failed(internal_error(error))
 
     def _step(self):
         if self._check:
             if self._code is not None and self._pipe is None:
                 self._finish_check()
-        elif self.requested and self._host.may_reload():
+        elif self._new_processes and self._host.may_reload():
+            self._new_processes = False
+            self._exec()
+        elif self.requested and not self._new_processes and self._host.may_reload():
             self.requested = False
             self._begin()
 
+    def new_processes(self, reason: str):
+        """Go on with new processes; ``reason`` says why the config cannot be taken in place."""
+        self._loop.log.event("new processes", reason=reason)
+        self._results.new_processes_because = reason
+        self._new_processes = True
+
     def cancel(self):
         """Stop the reload, because the forwarder stops."""
-        self.requested = False
+        self.requested = self._new_processes = False
         self._kill_check()
 
     def child_ended(self, pid: int, code: int | None):
@@ -152,7 +168,7 @@ class Reload:
             lines = self._output.decode("utf-8", "replace").strip().splitlines()
             self._host.reload_failed("; ".join(lines[-MAX_LINES:]) or f"the check ended with code {self._code}")
         elif self._host.may_reload():
-            self._exec()
+            self._host.change_in_place()
         else:  # a worker died during the check; only this program can watch its replacement start
             self.requested = True
             self._results.attempt -= 1

@@ -83,9 +83,17 @@ def _wait_for_result(name, before, timeout):
         if now and now["pid"] == before["pid"] and now["last_reload"]["attempt"] > attempt:
             result = now["last_reload"]
             if result["ok"]:
-                return True, f"reloaded: generation {now['generation']} serves (version {now['version']})"
+                return True, f"reloaded: generation {now['generation']} serves (version {now['version']}){_how(result)}"
             return False, f"reload failed, generation {now['generation']} still serves: {result['error']}"
         if not runtime_file.alive(before):
             return False, f"the forwarder (pid {before['pid']}) ended during the reload"
         time.sleep(POLL)
     return False, f"the forwarder did not finish the reload within {timeout:g} s; see its log"
+
+
+def _how(result):
+    """Return what a successful reload has done with the workers, the end of a sentence."""
+    if result.get("in_place"):
+        return ", in place"
+    because = result.get("new_processes_because")  # missing in version 0.1.0
+    return f", by new processes: {because}" if because else ""

@@ -18,33 +18,43 @@ ABSENT = "this host does not have the address; the service starts there when the
 
 
 class ReloadResults:
-    """``attempt`` counts the reloads that have begun; attempt 0 is the start of the forwarder."""
+    """``attempt`` counts the reloads that have begun; attempt 0 is the start of the forwarder.
+
+    ``new_processes_because`` says why the reload in progress does not change the config in place.
+    """
 
     def __init__(self, log: Log, notifier: Notifier):
         self.attempt = 0
         self.counts = {"ok": 0, "failed": 0}
-        self.last = {"attempt": 0, "ok": True, "error": None, "at": runtime_file.timestamp()}
+        self.new_processes_because: str | None = None
+        self.last = self._result(None, in_place=False)
         self._log = log
         self._notifier = notifier
         self._path = runtime_file.path()
 
     def records(self) -> dict:
         """Return everything as JSON for the next program."""
-        return {"attempt": self.attempt, "last_reload": self.last, "reloads": self.counts}
+        records = {"attempt": self.attempt, "last_reload": self.last, "reloads": self.counts}
+        return {**records, "new_processes_because": self.new_processes_because}
 
     def adopt(self, records: dict):
         """Take over the records() of the previous program; other keys are ignored."""
         self.attempt, self.last, self.counts = records["attempt"], records["last_reload"], records["reloads"]
+        self.new_processes_because = records.get("new_processes_because")  # missing in version 0.1.0
 
     def begin(self):
         """Count a reload that begins."""
         self.attempt += 1
+        self.new_processes_because = None
         self._log.event("reload", attempt=self.attempt)
         self._notifier.reloading()
 
-    def succeeded(self, live: Generation, listeners: Iterable[str]):
-        """Record that a generation has become live; ``listeners`` are the names of its listening sockets."""
-        self._record(None, live)
+    def succeeded(self, live: Generation, listeners: Iterable[str], in_place: bool):
+        """Record that a generation has become live; ``listeners`` are the names of its listening sockets.
+
+        ``in_place``: its workers are those of the generation before.
+        """
+        self._record(None, live, in_place)
         self._log.event(
             "serving",
             generation=live.number,
@@ -52,6 +62,7 @@ class ReloadResults:
             config=live.config_file,
             archive=live.archive,
             workers=live.slots,
+            in_place=in_place,
             listeners=sorted(listeners),
         )
         for name, addresses in own_addresses.absent(live.config.services).items():
@@ -66,8 +77,12 @@ class ReloadResults:
         self._log.event("reload failed", level="error", reason=error, serving=live.number)
         self._notifier.ready(f"generation {live.number} serves; the last reload failed: {error}")
 
-    def _record(self, error, live):
-        self.last = {"attempt": self.attempt, "ok": error is None, "error": error, "at": runtime_file.timestamp()}
+    def _result(self, error, in_place):
+        because = {"in_place": in_place, "new_processes_because": self.new_processes_because}
+        return {"attempt": self.attempt, "ok": error is None, "error": error, "at": runtime_file.timestamp(), **because}
+
+    def _record(self, error, live, in_place=False):
+        self.last = self._result(error, in_place)
         if self.attempt:
             self.counts["ok" if error is None else "failed"] += 1
         pid = os.getpid()

@@ -5,7 +5,8 @@
 
 It touches no traffic. Signal handlers only queue the signal; everything else happens in one event loop:
 
-- SIGHUP: reload (reload.py). If it fails, the old workers go on; the runtime file and the log say why.
+- SIGHUP: reload (reload.py). The workers take the new config in place, or new workers replace them. If it fails, the
+  old config goes on; the runtime file and the log say why.
 - SIGTERM, SIGINT: close the listeners, drain the workers and exit; a second one ends the workers at once.
 - SIGUSR1: exit at once, for a restart of the service. The service manager keeps the listening sockets and the channels
   to the workers, which go on serving until the next supervisor takes them over (restart_state.py). Without a service
@@ -30,7 +31,7 @@ from ..admin.server import Servers
 from ..counters import heartbeat
 from ..counters.overrides import Overrides
 from ..loop.log import Log
-from . import children, generation, listeners, lock, notify, orphans, reexec_state, restart_state
+from . import children, generation, in_place, listeners, lock, notify, orphans, reexec_state, restart_state
 from .control import Control
 from .log_settings import LogSettings
 from .reload import Reload, internal_error, own_command
@@ -71,6 +72,7 @@ class Supervisor:
         self._log_settings = LogSettings(self._log)
         self._results = ReloadResults(self._log, self._notifier)
         self._pool = WorkerPool(self._loop, self._generations, self._listening, self._log_settings, self)
+        self._change = in_place.ChangeInPlace(self._loop, self._generations, self._pool, self)
         self._reload = Reload(self._loop, self, self._results, self._config_path, own_command())
         control = Control(self._loop, self._generations, self._pool, self._overrides, self._log_settings, self._results)
         self._admin = Admin(control)
@@ -139,7 +141,7 @@ class Supervisor:
             self._pool.kill_hanging()
 
     def _account(self):
-        self._generations.account(has_processes=self._pool.of)
+        self._generations.account(is_needed=self._pool.is_needed)
 
     # -- signals ---------------------------------------------------------------------------------------------------
 
@@ -155,7 +157,7 @@ class Supervisor:
             self._handle_stop("SIGUSR1")
             return
         self._leaving = True
-        self._reload.cancel()
+        self._cancel_reload()
         self._loop.contain(self._leave_state)
         self._notifier.finish()
         self._log.event("leaving", processes=len(self._pool.children))
@@ -180,11 +182,16 @@ class Supervisor:
             return
         self._notifier.stopping()
         self._notifier.store({})
-        self._reload.cancel()
+        self._cancel_reload()
         self._lock.release()
         listeners.close_all(self._listening)  # before the workers drain, so that no connection is queued after them
         self._pool.stop(self._generations.stop_timeout)
         self._kill_orphans_after(self._generations.stop_timeout + DRAIN_GRACE)
+
+    def _cancel_reload(self):
+        self._reload.cancel()
+        if self._change.cancel():
+            self._abandon_candidate()
 
     def _kill_orphans_after(self, seconds):
         self._loop.call_later(seconds, partial(self._orphans.signal, signal.SIGKILL))
@@ -224,24 +231,28 @@ class Supervisor:
 
     def _load(self):
         """Load the config and spawn its workers; the live generation goes on meanwhile."""
-        generations, live = self._generations, self._generations.live
         try:
-            self._take_lock()
-            alone = not (live or self._orphans or orphans.find())
-            candidate = generations.candidate = generation.load(
-                self._config_path, generations.next_number, self._archive, self._listening, self._servers, alone
-            )
-            if live:
-                checked = {service.name for service in candidate.config.services if service.checked}
-                candidate.region.inherit(live.region, checked)
-            self._overrides.publish(candidate.region)
-            self._pool.spawn_workers(candidate)
+            self._pool.spawn_workers(self._load_candidate())
         except generation.LoadError as error:
             self._load_failed(error.errors)
         except OSError as error:
             self._load_failed([f"no worker can be started: {error}"])
         except Exception as error:  # noqa: BLE001
             self._load_failed([internal_error(error)])
+
+    def _load_candidate(self):
+        """Return the generation of the config, the new candidate; raise LoadError or OSError."""
+        generations, live = self._generations, self._generations.live
+        self._take_lock()
+        alone = not (live or self._orphans or orphans.find())
+        candidate = generations.candidate = generation.load(
+            self._config_path, generations.next_number, self._archive, self._listening, self._servers, alone
+        )
+        if live:
+            checked = {service.name for service in candidate.config.services if service.checked}
+            candidate.region.inherit(live.region, checked)
+        self._overrides.publish(candidate.region)
+        return candidate
 
     def _take_lock(self):
         """Take the lock. Another forwarder that holds it is an error, unless this one is serving already."""
@@ -274,11 +285,16 @@ class Supervisor:
 
     def _switch(self):
         """Make the candidate live; everything else drains from here on."""
-        live = self._generations.switch()
-        timeout = live.config.drain_timeout
-        self._pool.drain_all_but(live, timeout)
+        self._generations.switch()
+        timeout = self._generations.live.config.drain_timeout
         if timeout is not None:
             self._kill_orphans_after(timeout + DRAIN_GRACE)
+        self._settle(in_place=False)
+
+    def _settle(self, in_place):
+        """Make everything follow the generation that has become live; drain what is not of it."""
+        live = self._generations.live
+        self._pool.drain_all_but(live, live.config.drain_timeout)
         self._pool.forget_deaths()
         self._pool.fill()  # spawns the checker
         contain = self._loop.contain
@@ -289,7 +305,7 @@ class Supervisor:
         live.loaded_at = runtime_file.timestamp()
         self._log_settings.apply(live)
         self._account()
-        self._results.succeeded(live, self._listening)
+        self._results.succeeded(live, self._listening, in_place)
 
     def _store_listeners(self):
         """Make the service manager store the listening sockets; log a warning if it cannot store all of them."""
@@ -301,9 +317,41 @@ class Supervisor:
     # -- reload ----------------------------------------------------------------------------------------------------
 
     def may_reload(self) -> bool:
-        """Whether a config is live and no worker is starting."""
+        """Whether a config is live, no worker is starting, and no change in place is in progress."""
         generations = self._generations
-        return bool(generations.live and not generations.candidate and not self._pool.starting())
+        return bool(generations.live and not (generations.candidate or self._change or self._pool.starting()))
+
+    def change_in_place(self):
+        """Load the config and make the workers take it; without that, go on with new processes."""
+        live, installed = self._generations.live, runtime_file.running_archive()
+        reason = in_place.obstacle(live, self._pool, self._archive, installed)
+        if reason is None:
+            self._archive = installed  # its path may have changed
+            try:
+                candidate = self._load_candidate()
+                if candidate.slots == live.slots:
+                    self._change.begin(candidate, self._listening)
+                    return
+                reason = f"the number of workers changes from {live.slots} to {candidate.slots}"
+            except generation.LoadError as error:
+                self._load_failed(error.errors)
+                return
+            except Exception as error:  # noqa: BLE001
+                reason = str(error) if isinstance(error, OSError) else internal_error(error)
+        self.not_changed_in_place(reason)
+
+    def not_changed_in_place(self, reason: str):
+        """Go on with new processes: the workers cannot take the config."""
+        self._abandon_candidate()
+        self._reload.new_processes(reason)
+
+    def changed_in_place(self):
+        """Follow the config that the workers have taken."""
+        self._settle(in_place=True)
+
+    def worker_log_level(self, live):
+        """Return the log level of the workers of a generation."""
+        return self._log_settings.of(live)["level"]
 
     def reload_failed(self, error: str):
         """Record why the live generation goes on."""
@@ -318,8 +366,11 @@ class Supervisor:
             self._switch()
 
     def worker_answered(self, child: children.Child, message: dict):
-        """Pass the answer of a worker on to the admin client that has asked."""
-        self._admin.worker_answered(child.pid, message)
+        """Pass the answer of a worker on to the admin client that has asked, or to the change in place."""
+        if "answer" in message:
+            self._admin.worker_answered(child.pid, message)
+        else:
+            self._change.answered(child, message)
 
     def child_ended(self, pid: int, code: int | None):
         """Replace a child that has ended, unless it drains."""
@@ -328,6 +379,7 @@ class Supervisor:
             self._reload.child_ended(pid, code)
             return
         self._admin.worker_ended(pid)
+        self._change.child_ended(child)
         if self._stops or child.state == children.DRAINING:
             return
         candidate, live = self._generations.candidate, self._generations.live

@@ -32,6 +32,7 @@ ABORT_GRACE = 1.0  # seconds from its deadline until a draining worker that goes
 DRAIN_GRACE = 5.0  # seconds from its deadline until a draining worker is killed
 BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds until a dead child is replaced, by deaths in a row
 STEADY = 10.0  # seconds of life after which a death counts as the first in a row again
+ANSWERS = {"answer", "received", "prepared", "using"}  # keys of messages that answer one of ours
 MAX_DRAINING = 128  # draining processes, about 10 MB each; beyond it the oldest generations are stopped
 
 
@@ -45,7 +46,7 @@ class Owner(Protocol):
         """Called when a worker is ready to serve."""
 
     def worker_answered(self, child: Child, message: dict) -> None:
-        """Called with the answer of a worker to a question."""
+        """Called with the answer of a worker to a question, or to a message of a change in place."""
 
     def child_ended(self, pid: int, code: int | None) -> None:
         """Called when a child has ended; ``code`` is None if it was an adopted one."""
@@ -88,6 +89,14 @@ class WorkerPool:
         """Return all children of the generation ``number``."""
         return [child for child in self.children.values() if child.generation == number]
 
+    def is_needed(self, number: int) -> bool:
+        """Whether a child counts in the memory of the generation ``number``."""
+        return any(number == child.generation or number in child.holds for child in self.children.values())
+
+    def serving(self, generation: Generation) -> list[Child]:
+        """Return the workers of a generation that are ready."""
+        return list(self._serving(generation).values())
+
     def processes(self, role: str) -> list[Process]:
         """Return the children of one role, WORKER or CHECKER, for the status."""
         return [self._process(child) for child in self.children.values() if child.role == role]
@@ -97,7 +106,7 @@ class WorkerPool:
         return [number for child in self.children.values() for number in child.descriptors()]
 
     def _process(self, child):
-        region = self._generations.region_of(child.generation)
+        regions = map(self._generations.region_of, {child.generation, *child.holds})
         return Process(
             pid=child.pid,
             slot=child.slot,
@@ -106,7 +115,7 @@ class WorkerPool:
             started=child.started,
             covers=child.covers,
             silent=self._silent_seconds(child),
-            sessions=region.sessions(child.slot) if region else 0,
+            sessions=sum(region.sessions(child.slot) for region in regions if region),
         )
 
     def _serving(self, generation):
@@ -127,6 +136,7 @@ class WorkerPool:
         return {
             "children": [child.record() for child in children if child.born is None],
             "adopted": [{**child.record(), "born": child.born} for child in children if child.born is not None],
+            "holds": {child.pid: sorted(child.holds) for child in children if child.holds},
             "restarts": self.restarts,
         }
 
@@ -135,6 +145,7 @@ class WorkerPool:
         self.restarts = records["restarts"]
         for record in (*records["children"], *records.get("adopted", ())):
             child = Child.adopt(record)
+            child.holds.update(records.get("holds", {}).get(str(child.pid), ()))
             self._add(child)
             if child.kill_at is not None:
                 self._await_deadline(child)
@@ -189,7 +200,8 @@ class WorkerPool:
             child.failure = message.get(FAILED, child.failure)
             if LOST in message:
                 self._loop.log.event("message lost", level="error", worker=child.pid, reason=message[LOST])
-            if "answer" in message:
+            child.holds.discard(message.get("released"))
+            if ANSWERS & message.keys():
                 self._owner.worker_answered(child, message)
             if READY in message and child.state == STARTING:
                 child.state = SERVING
@@ -234,6 +246,14 @@ class WorkerPool:
             if child.role == WORKER and child.state != DRAINING:
                 child.channel.send({"hand_over": True})
         self._drain(others, timeout)
+
+    def drain_and_replace(self, child: Child, timeout: float | None):
+        """Drain a worker that has not taken the config of the live generation; spawn one that does."""
+        child.channel.send({"hand_over": True})
+        self._drain([child], timeout)
+        self.restarts += 1
+        self.fill()
+        self._cover_free_slots()
 
     def _drain(self, drained, timeout):
         for child in drained:
@@ -301,6 +321,7 @@ class WorkerPool:
                 child.failure = message.get(FAILED, child.failure)
             selector.unregister(child.channel)
         child.close()
+        self._forget_sessions(child)
         self._loop.log.event(
             f"{child.role} ended",
             worker=pid,
@@ -311,6 +332,13 @@ class WorkerPool:
             reason=child.failure,
         )
         return child
+
+    def _forget_sessions(self, child):
+        """Set the gauges of a child that has ended to 0, where no other worker of its slot will do it."""
+        for number in {child.generation, *child.holds} if child.state == DRAINING else child.holds:
+            region = self._generations.region_of(number)
+            if region and child.role == WORKER:
+                region.reset_gauges(child.slot)
 
     def replace(self, child: Child):
         """Plan the replacement of a dead child of the live generation; another worker covers its slot meanwhile."""
