@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..admin import runtime_file
@@ -217,3 +218,15 @@ def _report_failure(channel, error):
         log = Log(pid=os.getpid())
         log.event("process failed", level="error", reason=text)
         log.flush()
+
+
+def reap_children() -> Iterator[tuple[int, int]]:
+    """Yield (pid, exit code) of every child process that has ended."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)

@@ -37,7 +37,7 @@ from .log_settings import LogSettings
 from .reload import Reload, internal_error, own_command
 from .reload_results import ReloadResults
 from .supervisor_loop import SupervisorLoop
-from .worker_pool import DRAIN_GRACE, WorkerPool, reap_children
+from .worker_pool import DRAIN_GRACE, WorkerPool
 
 STOP_GRACE = 2.0  # seconds from the second SIGTERM until the workers are killed
 NOT_STORED = (
@@ -149,7 +149,7 @@ class Supervisor:
         self._reload.requested = True
 
     def _handle_chld(self):
-        for pid, code in reap_children():
+        for pid, code in children.reap_children():
             self._loop.contain(self.child_ended, pid, code)
 
     def _handle_usr1(self):

@@ -9,17 +9,16 @@ worker covers its slot, so connections that arrive there do not wait. Without a 
 
 from __future__ import annotations
 
-import os
 import selectors
 import signal
 import socket
-from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
 
 from ..admin.snapshot import Process
 from ..counters import heartbeat
 from . import children
+from .backoff import LONGEST_DELAY, Deaths
 from .channel import FAILED, LOST, READY
 from .children import CHECKER, DRAINING, SERVING, STARTING, WORKER, Child
 from .generation import Generation, Generations
@@ -30,8 +29,6 @@ START_TIMEOUT = 10.0  # seconds for a new worker to become ready
 START_PER_LISTENER = 0.005  # additional seconds; on an idle machine a worker needs 0.1 ms
 ABORT_GRACE = 1.0  # seconds from its deadline until a draining worker that goes on is told again to end its sessions
 DRAIN_GRACE = 5.0  # seconds from its deadline until a draining worker is killed
-BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds until a dead child is replaced, by deaths in a row
-STEADY = 10.0  # seconds of life after which a death counts as the first in a row again
 ANSWERS = {"answer", "received", "prepared", "using"}  # keys of messages that answer one of ours
 MAX_DRAINING = 128  # draining processes, about 10 MB each; beyond it the oldest generations are stopped
 
@@ -71,7 +68,7 @@ class WorkerPool:
         self.children: dict[int, Child] = {}  # by pid
         self.restarts = 0  # number of children that ended unexpectedly
         self._stopping = False
-        self._deaths: dict[tuple[str, int], int] = {}  # deaths in a row by (role, slot)
+        self._deaths = Deaths()
         self._heartbeats = heartbeat.Monitor(loop.now())
         self._planned: set[tuple[str, int]] = set()  # (role, slot) of replacements that a timer will spawn
 
@@ -343,21 +340,17 @@ class WorkerPool:
     def replace(self, child: Child):
         """Plan the replacement of a dead child of the live generation; another worker covers its slot meanwhile."""
         key = (child.role, child.slot)
-        if self._loop.now() - child.started > STEADY:
-            self._deaths.pop(key, None)
-        deaths = self._deaths.get(key, 0)
-        self._deaths[key] = deaths + 1
+        deaths, delay = self._deaths.count(key, self._loop.now() - child.started)
         self.restarts += 1
-        delay = BACKOFF[min(deaths, len(BACKOFF) - 1)]
         self._loop.log.event(
-            f"{child.role} to be replaced", level="warning", slot=child.slot, delay=delay, deaths_in_a_row=deaths + 1
+            f"{child.role} to be replaced", level="warning", slot=child.slot, delay=delay, deaths_in_a_row=deaths
         )
         self._plan(key, delay)
         self._cover_free_slots()
 
     def forget_deaths(self):
         """Start counting deaths anew, for a generation that has become live."""
-        self._deaths.clear()
+        self._deaths = Deaths()
 
     def fill(self):
         """Plan a child for every slot of the live generation, and for its checker, that has none."""
@@ -384,7 +377,7 @@ class WorkerPool:
             self._spawn(live, role, slot)
         except OSError as error:
             self._loop.log.event(f"{role} not started", level="error", reason=str(error))
-            self._plan(key, BACKOFF[-1])
+            self._plan(key, LONGEST_DELAY)
 
     def _cover_free_slots(self):
         """Distribute the slots of the live generation that have no ready worker among the workers that are ready."""
@@ -410,15 +403,3 @@ def surplus(most: int, draining: list[Child]) -> list[Child]:
             break
         stopped += [child for child in draining if child.generation == number]
     return stopped
-
-
-def reap_children() -> Iterator[tuple[int, int]]:
-    """Yield (pid, exit code) of every child process that has ended."""
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if not pid:
-            return
-        yield pid, os.waitstatus_to_exitcode(status)
