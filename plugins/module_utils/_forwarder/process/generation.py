@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -202,6 +202,11 @@ class Generations:
             if generation.number == number:
                 return generation.region
         return self._draining.get(number)
+
+    def forget_sessions(self, numbers: Iterable[int], slot: int):
+        """Set the gauges of a slot to 0 in the memory of these generations, because its worker has ended."""
+        for region in filter(None, map(self.region_of, numbers)):
+            region.reset_gauges(slot)
 
     def totals(self) -> totals.Totals:
         """Return the counters of all generations, those that have ended included."""

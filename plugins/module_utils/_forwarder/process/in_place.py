@@ -88,7 +88,7 @@ class ChangeInPlace:
         """Make all workers of the live generation prepare the candidate; raise OSError before any is asked."""
         document = change_messages.document(candidate.config, candidate.region)
         new = {name: listening[name] for name in candidate.new_listeners}
-        workers = self._pool.serving(self._generations.live)
+        workers = list(self._pool.serving(self._generations.live).values())
         self._number = candidate.number
         self._waiting = {child.pid: child for child in workers}
         for child in workers:
@@ -155,14 +155,14 @@ class ChangeInPlace:
         self._owner.not_changed_in_place(reason)
 
     def _discard(self):
-        for child in self._pool.serving(self._generations.live):
+        for child in self._pool.serving(self._generations.live).values():
             child.channel.send({"discard": self._number})
 
     # -- use -------------------------------------------------------------------------------------------------------
 
     def _use(self):
         """Make the candidate live: from here on there is no way back."""
-        workers = self._pool.serving(self._generations.live)
+        workers = list(self._pool.serving(self._generations.live).values())
         live = self._generations.switch_in_place()
         level = self._owner.worker_log_level(live)
         self._waiting = {child.pid: child for child in workers}

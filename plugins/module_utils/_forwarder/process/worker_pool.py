@@ -76,7 +76,7 @@ class WorkerPool:
 
     def complete(self, generation: Generation) -> bool:
         """Whether every slot of a generation has a worker that is ready."""
-        return len(self._serving(generation)) == generation.slots
+        return len(self.serving(generation)) == generation.slots
 
     def starting(self) -> bool:
         """Whether any worker is not ready yet."""
@@ -90,9 +90,10 @@ class WorkerPool:
         """Whether a child counts in the memory of the generation ``number``."""
         return any(number == child.generation or number in child.holds for child in self.children.values())
 
-    def serving(self, generation: Generation) -> list[Child]:
-        """Return the workers of a generation that are ready."""
-        return list(self._serving(generation).values())
+    def serving(self, generation: Generation) -> dict[int, Child]:
+        """Return {slot: worker} of the workers of a generation that are ready."""
+        workers = (child for child in self.of(generation.number) if child.role == WORKER and child.state == SERVING)
+        return {child.slot: child for child in workers}
 
     def processes(self, role: str) -> list[Process]:
         """Return the children of one role, WORKER or CHECKER, for the status."""
@@ -114,12 +115,6 @@ class WorkerPool:
             silent=self._silent_seconds(child),
             sessions=sum(region.sessions(child.slot) for region in regions if region),
         )
-
-    def _serving(self, generation):
-        """Return {slot: worker} of the workers of a generation that are ready."""
-        return {
-            child.slot: child for child in self.of(generation.number) if child.role == WORKER and child.state == SERVING
-        }
 
     def _occupied(self, generation):
         """Return the (role, slot) of all children of a generation that do not drain."""
@@ -318,7 +313,9 @@ class WorkerPool:
                 child.failure = message.get(FAILED, child.failure)
             selector.unregister(child.channel)
         child.close()
-        self._forget_sessions(child)
+        if child.role == WORKER:  # the next worker of its slot does this in the memory of its own generation
+            own = [child.generation] if child.state == DRAINING else []
+            self._generations.forget_sessions([*own, *child.holds], child.slot)
         self._loop.log.event(
             f"{child.role} ended",
             worker=pid,
@@ -329,13 +326,6 @@ class WorkerPool:
             reason=child.failure,
         )
         return child
-
-    def _forget_sessions(self, child):
-        """Set the gauges of a child that has ended to 0, where no other worker of its slot will do it."""
-        for number in {child.generation, *child.holds} if child.state == DRAINING else child.holds:
-            region = self._generations.region_of(number)
-            if region and child.role == WORKER:
-                region.reset_gauges(child.slot)
 
     def replace(self, child: Child):
         """Plan the replacement of a dead child of the live generation; another worker covers its slot meanwhile."""
@@ -384,7 +374,7 @@ class WorkerPool:
         live = self._generations.live
         if live is None:
             return
-        workers = self._serving(live)
+        workers = self.serving(live)
         free = [slot for slot in range(live.slots) if slot not in workers]
         covers: dict[int, list[int]] = {slot: [] for slot in workers}
         for number, slot in enumerate(free if workers else ()):
