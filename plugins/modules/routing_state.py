@@ -63,15 +63,17 @@ options:
     default: true
   drain:
     description:
-      - Objects that O(document) no longer lists are kept for connections that still use them, for this many seconds at
-        most. V(0) removes them at once and breaks these connections.
-      - Kept objects are stored as C(retiring), with the time C(retire_at) at which they are removed at the latest.
-      - After half of the time, the keeper removes a mark that conntrack keeps, with its rules and routes, as soon as no
-        connection carries it. The first half gives a run time to change the other end too. All other objects
-        (addresses, rules by source, sysctls, marks without conntrack) stay until C(retire_at).
+      - Objects that O(document) no longer lists are kept while connections need them, for this many seconds at most.
+        V(unlimited) keeps them until the last of these connections has ended. V(0) removes them at once and breaks
+        these connections.
+      - Kept objects are stored as C(retiring). The keeper counts their connections in conntrack and in the list of
+        sockets, and removes them when there are none, but not in the first 10 minutes (the first half of a shorter
+        time), which give a run time to change the other end too.
+      - With V(unlimited), an object whose connections cannot be counted is removed after a day.
+      - A later run may set a lower limit for what is kept already.
       - Ignored without O(purge).
-    type: int
-    default: 0
+    type: str
+    default: "0"
   allow_empty:
     description:
       - Whether to accept a O(document) without any objects, which removes all that the owner has.
@@ -107,10 +109,10 @@ EXAMPLES = r"""
       sysctls:
         - {name: net.ipv4.conf.all.accept_redirects, value: "0"}
 
-- name: Send replies from a second address back through a proxy, and keep what this replaces for up to 300 s
+- name: Send replies from a second address back through a proxy, and keep what this replaces while connections need it
   trueip.l4proxy.routing_state:
     owner: return_path
-    drain: 300
+    drain: unlimited
     document:
       schema: 1
       owner: return_path
@@ -148,6 +150,13 @@ retiring:
   returned: success
   type: list
   elements: str
+cut:
+  description: Connections that still needed a kept object when its time was over, a sentence for each object.
+  returned: success
+  type: list
+  elements: str
+  sample: ["drain of ip addr 198.18.0.121 dev eth0 ended: 2 connections cut"]
+  version_added: 0.2.0
 owned:
   description: What the owner has on the host afterwards, as the sections of a state document.
   returned: success
@@ -175,6 +184,8 @@ owned:
       elements: dict
 """
 
+import math
+import re
 import time
 
 from ansible.module_utils.basic import AnsibleModule
@@ -189,7 +200,7 @@ ARGUMENTS = {
     "document": {"type": "dict"},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "purge": {"type": "bool", "default": True},
-    "drain": {"type": "int", "default": 0},
+    "drain": {"type": "str", "default": "0"},
     "allow_empty": {"type": "bool", "default": False},
     "persist": {"type": "bool", "default": True},
     "directory": {"type": "path", "default": paths.DOCUMENTS},
@@ -206,10 +217,17 @@ def perform(module: AnsibleModule) -> engine.Outcome:
         raise errors.DocumentError([f"owner: {document.owner} differs from the option owner, {options['owner']}"])
     if options["state"] == "absent":
         return engine.remove(options["owner"], host, protocol=document and document.protocol, **common)
-    if options["drain"] < 0:
-        raise errors.Refused([f"drain: {options['drain']} is not a number of seconds (0 or more)"])
-    given = {name: options[name] for name in ("purge", "allow_empty", "drain")}
-    return engine.reconcile(document, host, engine.Options(now=time.time(), **given, **common))
+    given = {name: options[name] for name in ("purge", "allow_empty")}
+    return engine.reconcile(
+        document, host, engine.Options(now=time.time(), drain=_seconds(options["drain"]), **given, **common)
+    )
+
+
+def _seconds(drain: str) -> float:
+    """The limit of a drain. Refused if it is neither a number of seconds nor ``unlimited``."""
+    if drain != "unlimited" and not re.fullmatch("[0-9]+", drain):
+        raise errors.Refused([f"drain: {drain!r} is neither a number of seconds (0 or more) nor unlimited"])
+    return math.inf if drain == "unlimited" else int(drain)
 
 
 def main() -> None:
@@ -223,12 +241,15 @@ def main() -> None:
         module.warn(sentence)
     for sentence in outcome.waiting:
         module.warn(f"applied, but still {sentence}")
+    for sentence in outcome.cut:
+        module.warn(sentence)
     module.exit_json(
         changed=outcome.changed,
         changes=list(outcome.changes),
         diff=list(outcome.diff),
         waiting=list(outcome.waiting),
         retiring=list(outcome.retiring),
+        cut=list(outcome.cut),
         owned=outcome.owned,
     )
 

@@ -99,7 +99,7 @@ def mark(value: Mark, engine: str | None = None) -> str:
         words += ["to", "transparent", "sockets"]
     elif value.iif:
         words += ["iif", value.iif]
-    else:
+    elif value.macs or not value.retiring:
         words += ["from", ",".join(value.macs) or "(not yet known)"]
     if not value.conntrack and not value.transparent:
         words += ["without", "conntrack"]

@@ -95,7 +95,7 @@ def _signals() -> Iterator[tuple[int, list[int]]]:
 def _once(documents: Documents, host: Host) -> int:
     result = reconcile_all(documents, host)
     for owner, outcome in result.outcomes.items():
-        for sentence in (*outcome.changes, *outcome.warnings):
+        for sentence in (*outcome.cut, *outcome.changes, *outcome.warnings):
             log.info("%s: %s", owner, sentence)
     log.info("%s", "; ".join(result.problems) or f"applied: {', '.join(result.outcomes) or 'no documents'}")
     return EXIT_FAILED if result.problems else EXIT_DONE
@@ -104,7 +104,7 @@ def _once(documents: Documents, host: Host) -> int:
 def _show(documents: Documents, host: Host, out: TextIO) -> int:
     result = reconcile_all(documents, host, check=True)
     for owner, outcome in result.outcomes.items():
-        out.writelines(f"{owner}: {sentence}\n" for sentence in outcome.changes)
+        out.writelines(f"{owner}: {sentence}\n" for sentence in (*outcome.cut, *outcome.changes))
     out.writelines(f"{sentence}\n" for sentence in [*result.faults, *result.blocked, *result.waiting])
     if result.faults or result.blocked:
         return EXIT_FAILED

@@ -138,6 +138,9 @@ class Keeper:
         kept = {owner: document for owner, document in self._applied.items() if owner in result.documents}
         complete = [owner for owner, outcome in result.outcomes.items() if not outcome.missing]
         self._applied = {**kept, **{owner: result.documents[owner] for owner in complete}}
+        for owner, outcome in result.outcomes.items():
+            for sentence in outcome.cut:
+                log.warning("%s: %s", owner, sentence)
         self._log_new_warnings(before)
         self._publish()
 

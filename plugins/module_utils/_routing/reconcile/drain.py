@@ -2,34 +2,44 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Keep objects that a document no longer lists while connections use them.
+"""Keep objects that a document no longer lists while connections need them.
 
 A ``retiring`` object stays on the host as it is, and is never added. Without ``retire_at`` it stays until the document
-no longer lists it. With it, it is removed at that time (seconds since the epoch), or after the document's ``settle_at``
-as soon as no connection carries its id: that of a mark, of a rule by its fwmark, and of a route by the rules that look
-up its table. Before ``settle_at`` the other end may still open connections that need it. An object without an id (an
-address, a rule by source, a sysctl), or with that of a mark that is not kept in conntrack, stays for the whole time.
+no longer lists it. With it, it is removed as soon as no connection needs it any more (``needs`` and ``connections``),
+but not before the document's ``settle_at``: until then the other end may still open connections that need it. At
+``retire_at`` (seconds since the epoch) it is removed in any case, and the connections that this cuts are reported.
+
+An operator need not set such a cap. ``retire_at`` is then UNLIMITED seconds after the drain began, so that version
+0.1.0 can read the document. An object whose connections cannot be counted stays until the cap, without one for a DAY.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any
 
-from ..document import documents
+from ..document import documents, formatting
 from ..document.documents import SECTIONS, Document
 from ..document.model import Address, Mark, Route, Rule, Sysctl
-from . import own_sources, placement, store
+from . import needs, own_sources, placement, store
+from .connections import COUNT_INTERVAL, Counts
+from .needs import Marked, Need
 from .run import Run
 from .state import State
 
-# Nothing notifies us when the last connection ends: seconds until they are counted again.
-COUNT_INTERVAL = 5.0
+DAY = 86400
+# Ten years. Half of that is further away than any cap.
+UNLIMITED = 3650 * DAY
+# Nothing is removed in this time, in seconds, because proxies may switch that much later than backends; and nothing in
+# the first half of a shorter cap.
+SETTLE = 600.0
+# Counting costs CPU time, so old objects are counted every LONGEST_INTERVAL seconds.
+LONGEST_INTERVAL = 60.0
 
-# (mark, mask) -> living connections, None where that is not known
-Count = Callable[[int, int], Optional[int]]
-Id = tuple[int, int]
+Count = Callable[[frozenset[Need]], Counts]
+# The objects that a report about cut connections names first.
+TELLING = (Mark, Address, Rule, Route, Sysctl)
 
 
 def drain(run: Run) -> Run:
@@ -46,12 +56,13 @@ def _drained(run: Run, now: float) -> Run:
     document, seconds = run.document, run.options.drain
     if seconds and run.options.purge:
         have = replace(run.have, rules=placement.as_documented(document.rules, run.have.rules))
-        document = begin(document, have, store.stored_document(run), now + seconds, now + seconds / 2)
-    document = without_expired(document, now, run.host.count_connections)
+        limit, settle = min(seconds, UNLIMITED), min(seconds / 2, SETTLE)
+        document = begin(document, have, store.stored_document(run), now + limit, now + settle)
+    document, cut = without_expired(document, now, lambda needs: run.host.connections.count(needs, run.own_addresses))
     want = with_retiring(run.want, document)
     # Retiring objects stay as they are, but not a rule that would cut the host off.
     want, _sentences = own_sources.without_own_sources(want, run.foreign_routes, run.own_addresses)
-    return replace(run, document=document, want=want)
+    return replace(run, document=document, want=want, cut=cut)
 
 
 def begin(
@@ -59,8 +70,8 @@ def begin(
 ) -> Document:
     """The document, and as retiring objects all that the owner has on the host and the document does not list.
 
-    What retires already by the ``stored`` document keeps its earlier time, and while nothing is added to it, that
-    document's ``settle_at`` counts.
+    What retires already by the ``stored`` document keeps its time if that is earlier, and while nothing is added to it,
+    that document's ``settle_at`` counts.
     """
     added: dict[str, Any] = {}
     more = False
@@ -68,7 +79,7 @@ def begin(
         listed = {value.key for value in getattr(document, section)}
         times = {value.key: value.retire_at for value in getattr(stored, section, ()) if value.retire_at is not None}
         unlisted = [
-            _retiring(value, times.get(value.key, int(deadline)))
+            _retiring(value, min(int(deadline), times.get(value.key, int(deadline))))
             for value in _present(have, section)
             if value.key not in listed
         ]
@@ -92,41 +103,56 @@ def _retiring(value: Any, retire_at: int) -> Any:
     return replace(value, retiring=True, retire_at=retire_at, **without_macs)
 
 
-def without_expired(document: Document, now: float, count: Count) -> Document:
-    """The document without the retiring objects whose time is over, or that no connection uses any more."""
-    counts: dict[Id, int | None] = {}
-    # Connections without a mark in conntrack cannot be counted: what they need stays for the whole time.
-    untracked = {(mark.id, mark.mask) for mark in document.marks if not mark.conntrack}
+def without_expired(document: Document, now: float, count: Count) -> tuple[Document, tuple[str, ...]]:
+    """The document without the retiring objects whose time is over, or that no connection needs any more.
 
-    def expired(value: Any) -> bool:
-        if not value.retiring or value.retire_at is None:
-            return False
-        if value.retire_at <= now:
-            return True
-        if now < (document.settle_at or 0):
-            return False
-        ids = _ids(value, document)
-        if ids & untracked:
-            return False
-        counts.update({id: count(*id) for id in ids - counts.keys()})
-        return bool(ids) and all(counts[id] == 0 for id in ids)
-
+    And a sentence about the connections that need an object whose time is over.
+    """
+    timed = retiring_until(document)
+    is_settled = now >= (document.settle_at or 0)
+    if not is_settled and all(value.retire_at > now for value in timed):
+        return document, ()
+    used = {id(value): needs.of(value, document) for value in timed}
+    wanted = frozenset(need for each in used.values() for need in each)
+    counts = count(wanted) if wanted else {}
+    gone = {id(value) for value in timed if value.retire_at <= now}
+    over = [value for value in timed if id(value) in gone]
+    if is_settled:
+        # A sysctl may matter to whatever else is still there.
+        others = [value for value in timed if not isinstance(value, Sysctl)]
+        gone |= {id(value) for value in others if _is_unused(_number(used[id(value)], counts), value.retire_at, now)}
+        if all(id(value) in gone for value in others):
+            gone |= {id(value) for value in timed}
     left: dict[str, Any] = {
-        section: tuple(value for value in getattr(document, section) if not expired(value)) for section in SECTIONS
+        section: tuple(value for value in getattr(document, section) if id(value) not in gone) for section in SECTIONS
     }
     after = replace(document, **left)
-    return after if retiring_until(after) else replace(after, settle_at=None)
+    after = after if retiring_until(after) else replace(after, settle_at=None)
+    return after, tuple(_cut(over, used, counts))
 
 
-def _ids(value: Any, document: Document) -> set[Id]:
-    if isinstance(value, Mark):
-        return {(value.id, value.mask)}
-    if isinstance(value, Rule):
-        return set() if value.fwmark is None or value.fwmask is None else {(value.fwmark, value.fwmask)}
-    if isinstance(value, Route):
-        lookups = [rule for rule in document.rules if (rule.family, rule.table) == (value.family, value.table)]
-        return {id for rule in lookups for id in _ids(rule, document)}
-    return set()
+def _is_unused(number: int | None, retire_at: int, now: float) -> bool:
+    if number is None:
+        unlimited = retire_at - now > UNLIMITED / 2
+        return unlimited and now >= retire_at - UNLIMITED + DAY
+    return number == 0
+
+
+def _number(used: Iterable[Need], counts: Counts) -> int | None:
+    """The number of connections of these needs; None if it cannot be known, and none is known."""
+    numbers = [counts[need] for need in used]
+    return sum(filter(None, numbers)) or (None if None in numbers else 0)
+
+
+def _cut(over: list[Any], used: dict[int, frozenset[Need]], counts: Counts) -> Iterable[str]:
+    """A sentence for each group of objects that the same connections need."""
+    told: set[Any] = set()
+    for value in sorted(over, key=lambda each: TELLING.index(type(each))):
+        groups = {(need.mark, need.mask) if isinstance(need, Marked) else need for need in used[id(value)]}
+        number = _number(used[id(value)], counts)
+        if number and not groups & told:
+            told |= groups
+            yield f"drain of {formatting.describe(value)} ended: {number} connections cut"
 
 
 def retiring_until(document: Document) -> list[Any]:
@@ -138,7 +164,9 @@ def retiring_until(document: Document) -> list[Any]:
 def next_due(document: Document, now: float) -> float | None:
     """Seconds until something may have expired; None when nothing retires."""
     times = [value.retire_at - now for value in retiring_until(document)]
-    return max(0.0, min(COUNT_INTERVAL, *times)) if times else None
+    settled_for = now - (document.settle_at or now)
+    interval = -settled_for if settled_for < 0 else min(max(COUNT_INTERVAL, settled_for / 10), LONGEST_INTERVAL)
+    return max(0.0, min(interval, *times)) if times else None
 
 
 def with_retiring(want: State, document: Document) -> State:

@@ -15,8 +15,8 @@ from ..._shared import paths
 from ..host import files, runner
 from ..host.mac_cache import Macs
 from ..host.sysctl import Sysctls
-from ..netlink import conntrack
 from ..netlink.kernel import Kernel
+from .connections import Connections
 
 # How long a proxy may take to answer ARP or ND: the kernel asks three times, one second apart (neigh/mcast_solicit).
 NEIGHBOUR_WAIT = 2.0
@@ -27,8 +27,8 @@ class Host:
     runner: runner.Runner = runner.run
     sysctls: Sysctls = field(default_factory=Sysctls)
     make_kernel: Callable[[], Any] = Kernel
-    # (mark, mask) -> number of connections, None where it cannot be read
-    count_connections: Callable[[int, int], Any] = conntrack.count
+    # Counts connections as ``Connections`` does.
+    connections: Any = field(default_factory=Connections)
     lock: str = paths.ROUTING_LOCK
     # seconds
     neighbour_wait: float = NEIGHBOUR_WAIT

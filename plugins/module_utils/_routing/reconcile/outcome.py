@@ -32,6 +32,8 @@ class Outcome:
     after: State
     # What is kept for a while although the document no longer lists it.
     retiring: tuple[str, ...] = ()
+    # Connections that were cut because their time was over.
+    cut: tuple[str, ...] = ()
     # Seconds until another run with ``now`` may remove some of that; None if nothing retires.
     next_due: float | None = None
     # Why objects could not be applied yet (``Options.partial``).
@@ -70,6 +72,7 @@ def outcome_of(run: Run) -> Outcome:
         run.warnings,
         run.after,
         retiring=tuple(map(formatting.describe, drain.retiring_until(run.document))),
+        cut=run.cut,
         next_due=None if now is None else drain.next_due(run.document, now),
         missing=run.missing,
         kinds=tuple(kind for _sentence, kind in sentences),

@@ -28,7 +28,8 @@ class Options:
     allow_empty: bool = False
     # Where the document is stored; None stores nothing.
     directory: str | None = None
-    # Seconds for which unlisted objects are kept at most, while connections use them; needs ``now``. See ``drain``.
+    # Seconds for which unlisted objects are kept at most, while connections need them; math.inf: no limit, 0: remove
+    # them at once. Needs ``now``. See ``drain``.
     drain: float = 0
     # The time in seconds since the epoch. Without it, no drain begins or ends.
     now: float | None = None
@@ -87,6 +88,9 @@ class Run:
     waiting: tuple[str, ...] = ()
     # MACs that the proxies answered from, by address.
     answered: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    # drain: sentences about connections that the end of a drain cuts
+    cut: tuple[str, ...] = ()
 
     # plan
     changes: tuple[Change, ...] = ()

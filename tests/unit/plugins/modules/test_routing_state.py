@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
@@ -60,6 +61,21 @@ def test_a_drain_is_reported(run, host):
     assert len(host.kernel.held_rules) == 2
 
 
+def test_a_later_run_ends_an_unlimited_drain_and_reports_the_connections(run, host, warnings, monkeypatch):
+    host.connections, started = {11: 3}, time.time()
+
+    def later(seconds: float, drain) -> dict:
+        monkeypatch.setattr(routing_state.time, "time", lambda: started + seconds)
+        return run(document={**EMPTY, "sysctls": []}, drain=drain, allow_empty=True)
+
+    run(document=fakes.RETURN_PATH)
+    assert len(later(0, "unlimited")["retiring"]) == 5
+    assert (later(10**7, "unlimited")["changed"], later(10**7, 60)["cut"]) == (False, [])
+    result = later(10**7 + 60, 60)
+    assert (result["retiring"], host.kernel.held_rules) == ([], [])
+    assert warnings == result["cut"] == ["drain of nft mark a 0xb/0xff via 198.18.0.11 ended: 3 connections cut"]
+
+
 def test_without_persist_no_file_is_stored_and_allow_empty_accepts_an_empty_document(run, tmp_path):
     run(document=fakes.RETURN_PATH, persist=False)
     assert not (tmp_path / "routing.d").exists()
@@ -79,7 +95,7 @@ EMPTY = {key: fakes.RETURN_PATH[key] for key in ("schema", "owner", "protocol")}
 
 
 @pytest.mark.parametrize(("options", "expected"), [
-    ({"document": fakes.RETURN_PATH, "drain": -1}, "drain: -1 is not a number of seconds"),
+    ({"document": fakes.RETURN_PATH, "drain": -1}, "drain: '-1' is neither a number of seconds (0 or more)"),
     ({}, "state is present but all of the following are missing: document"),
     ({"document": EMPTY}, "is empty and would remove all"),
     ({"document": {**EMPTY, "rules": [{}]}}, "document: rules[0].family: required\nrules[0].priority: required"),

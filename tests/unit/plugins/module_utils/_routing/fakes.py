@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import formatting
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Address
@@ -16,7 +17,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host impor
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed, MissingCommand
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.marks import nft
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.kernel import COMMON_TABLES, KernelObject
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine, needs
 
 
 class FakeKernel:
@@ -135,7 +136,7 @@ class FakeHost:
     def __init__(self, directory):
         self.kernel, self.nft = FakeKernel(), FakeNft()
         self.no_pyroute2 = False
-        self.connections: dict[int, int | None] = {}
+        self.connections: dict[Any, int | None] = {}
         self.redirects = directory / "proc" / "net" / "ipv4" / "conf" / "all" / "accept_redirects"
         self.flush = directory / "proc" / "net" / "ipv4" / "route" / "flush"
         for file in (self.redirects, self.flush):
@@ -148,8 +149,12 @@ class FakeHost:
             sysctls=sysctl.Sysctls(str(self.memory), str(directory / "proc")),
             make_kernel=self._kernel,
             lock=str(self.lock),
-            count_connections=lambda mark, _mask: self.connections.get(mark, 0),
+            connections=self,
         )
+
+    def count(self, wanted: frozenset[needs.Need], _own: frozenset[str]) -> dict[needs.Need, int | None]:
+        """The number that ``connections`` has for the mark of each need, or for its class."""
+        return {need: self.connections.get(getattr(need, "mark", type(need)), 0) for need in wanted}
 
     @contextmanager
     def _open(self):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 
 import pytest
@@ -39,9 +40,17 @@ def test_the_request_contains_mark_and_mask():
     assert found == {8: struct.pack("!I", 12), 21: struct.pack("!I", 255)}
 
 
-def test_an_unreadable_count_is_not_zero(monkeypatch):
-    def refuse(_protocol):
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(conntrack, "Netlink", refuse)
-    assert conntrack.count(12, 255) is None
+@pytest.mark.parametrize(("ends", "protocol", "expected"), [
+    (("203.0.113.9", "198.18.0.21", "172.17.0.2"), 6, (5000, 80)),
+    (("2001:db8::9", "2001:db8::21", "2001:db8::21"), 17, (5000, 80)),
+    (("203.0.113.9", "198.18.0.21", "198.18.0.21"), 1, (0, 0)),
+])  # fmt: skip
+def test_the_ends_of_a_connection(ends, protocol, expected):
+    source, target, server = (ipaddress.ip_address(address).packed for address in ends)
+    first = 1 if len(source) == 4 else 3
+    ports = attribute(2, struct.pack("!H", 5000)) + attribute(3, struct.pack("!H", 80)) if protocol != 1 else b""
+    ip = attribute(1, attribute(first, source) + attribute(first + 1, target))
+    sent = attribute(1, ip + attribute(2, attribute(1, bytes([protocol])) + ports))
+    answered = attribute(2, attribute(1, attribute(first, server) + attribute(first + 1, source)))
+    found = conntrack.decode(conntrack.GENERIC.pack(2, 0, 0) + sent + answered)
+    assert found == conntrack.Flow(protocol, source, expected[0], target, expected[1], server)

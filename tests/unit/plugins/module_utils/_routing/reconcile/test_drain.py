@@ -19,6 +19,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.m
     Setting,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import drain
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.needs import Marked
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.state import State
 
 LOOKUP = Rule("ipv4", 1100, table=20112, fwmark=12, fwmask=255)
@@ -38,7 +39,14 @@ def objects(found: Document) -> list:
 
 
 def counting(**counts: int | None):
-    return lambda mark, mask: counts.get(f"m{mark}", 0) if mask == 255 else None
+    """Counts by the mark of a need (m12) or by its class (To); 0 for all others."""
+    return lambda wanted: {
+        need: counts.get(f"m{need.mark}" if isinstance(need, Marked) else type(need).__name__, 0) for need in wanted
+    }
+
+
+def left(document: Document, now: float, **counts: int | None) -> Document:
+    return drain.without_expired(document, now, counting(**counts))[0]
 
 
 def test_only_unlisted_objects_retire():
@@ -82,45 +90,67 @@ def test_objects_that_no_document_can_contain_do_not_retire(odd):
 
 BEGUN = drain.begin(EMPTY, HAVE, None, 1000)
 WITH_ID = {LOOKUP, GUARD, ROUTE, replace(MARK, macs=())}
-WITHOUT_ID = {BY_SOURCE, SHARED, ADDRESS}
+ADDED = {ADDRESS}
+UNLISTED = {BY_SOURCE, SHARED}  # what a rule without iif selects may be routed through this host
 
 
-@pytest.mark.parametrize(("now", "counts", "left"), [
-    (999, {"m12": 1}, WITH_ID | WITHOUT_ID),
-    (999, {"m12": 0}, WITHOUT_ID),
-    (999, {"m12": None}, WITH_ID | WITHOUT_ID),
-    (1000, {"m12": 1}, set()),
+@pytest.mark.parametrize(("now", "counts", "expected"), [
+    (999, {"m12": 1, "To": 1, "Unknown": None}, WITH_ID | ADDED | UNLISTED),
+    (999, {"m12": None, "To": None, "Unknown": None}, WITH_ID | ADDED | UNLISTED),
+    (999, {"m12": 0, "To": 1}, ADDED),
+    (999, {"m12": 1}, WITH_ID),
+    (999, {"Unknown": None}, UNLISTED),
+    (1000, {"m12": 1, "To": 1}, set()),
 ])  # fmt: skip
-def test_retiring_objects_expire_with_their_connections_or_their_time(now, counts, left):
-    assert set(objects(drain.without_expired(BEGUN, now, counting(**counts)))) == left
+def test_retiring_objects_expire_with_their_connections_or_their_time(now, counts, expected):
+    assert set(objects(left(BEGUN, now, **counts))) == expected
+
+
+def test_without_a_limit_the_uncountable_stays_for_a_day_and_what_is_in_use_for_years():
+    begun = drain.begin(EMPTY, HAVE, None, 5000 + drain.UNLIMITED, 5600)
+    assert documents.load(documents.dump(begun)), "version 0.1.0 reads it too"
+    counts = {"m12": 1, "To": None, "Unknown": None}
+    assert set(objects(left(begun, 5000 + drain.DAY - 1, **counts))) == WITH_ID | ADDED | UNLISTED
+    assert set(objects(left(begun, 5000 + drain.DAY, **counts))) == WITH_ID
+    assert set(objects(left(begun, 5000 + 900 * drain.DAY, **counts))) == WITH_ID
+    capped = drain.begin(EMPTY, HAVE, begun, 7000)
+    assert {value.retire_at for value in drain.retiring_until(capped)} == {7000}, "a later run sets a limit"
+    capped_first = drain.begin(EMPTY, HAVE, capped, 8000 + drain.UNLIMITED)
+    assert {value.retire_at for value in drain.retiring_until(capped_first)} == {7000}
+
+
+def test_what_the_end_of_a_drain_cuts_is_reported_once_for_the_same_connections():
+    _left, cut = drain.without_expired(BEGUN, 1000, counting(m12=3, To=1, Unknown=None))
+    assert cut == (
+        "drain of nft mark a2 0xc/0xff via 198.18.0.12 ended: 3 connections cut",
+        "drain of ip addr 198.18.0.121 dev eth0 ended: 1 connections cut",
+    )
+    assert drain.without_expired(BEGUN, 999, counting(m12=3))[1] == ()
 
 
 def test_a_table_of_two_ids_stays_while_one_has_connections():
     routes = (replace(ROUTE, retiring=True, retire_at=9),)
     both = replace(EMPTY, rules=(LOOKUP, replace(LOOKUP, fwmark=13)), routes=routes)
-    assert drain.without_expired(both, 5, counting(m12=0, m13=1)).routes
-    assert not drain.without_expired(both, 5, counting(m12=0, m13=0)).routes
+    assert left(both, 5, m12=0, m13=1).routes
+    assert not left(both, 5, m12=0, m13=0).routes
 
 
-def test_objects_without_conntrack_and_a_held_sysctl_stay_for_the_whole_time():
-    single = replace(MARK, conntrack=False)
-    begun = drain.begin(EMPTY, replace(HAVE, marks=(single,)), None, 1000)
-    left = drain.retiring_until(drain.without_expired(begun, 999, counting(m12=0)))
-    assert {LOOKUP, GUARD, ROUTE, replace(single, macs=())} <= set(left)
-    assert drain.retiring_until(drain.without_expired(begun, 1000, counting(m12=0))) == []
+def test_a_held_sysctl_stays_as_long_as_any_other_object():
     held = Setting("net.ipv4.tcp_fwmark_accept", "1", held=True, restore="0")
-    begun = drain.begin(EMPTY, State(sysctls=(held, Setting("net.ipv4.ip_forward", "0"))), None, 1000)
+    have = replace(HAVE, sysctls=(held, Setting("net.ipv4.ip_forward", "0")))
+    begun = drain.begin(EMPTY, have, None, 1000)
     assert [(one.name, one.value, one.retiring) for one in begun.sysctls] == [(held.name, "1", True)]
-    assert drain.without_expired(begun, 999, counting()).sysctls
-    assert not drain.without_expired(begun, 1000, counting()).sysctls
+    assert left(begun, 999, To=1).sysctls
+    assert not left(begun, 999).sysctls
+    assert not left(begun, 1000, To=1).sysctls
 
 
 def test_no_object_expires_early_before_settle_at_which_moves_only_if_more_objects_retire():
     begun = drain.begin(EMPTY, HAVE, None, 1000, 500)
     assert begun.settle_at == 500
-    assert drain.without_expired(begun, 499, counting()) == begun
-    assert set(objects(drain.without_expired(begun, 500, counting()))) == WITHOUT_ID
-    assert drain.without_expired(begun, 1000, counting()) == EMPTY
+    assert left(begun, 499) == begun
+    assert set(objects(left(begun, 500, To=1))) == ADDED
+    assert left(begun, 1000) == EMPTY
     assert drain.begin(EMPTY, HAVE, begun, 1100, 600) == begun
     more = replace(HAVE, rules=(*HAVE.rules, replace(LOOKUP, fwmark=13)))
     assert drain.begin(EMPTY, more, begun, 1100, 600).settle_at == 600
@@ -128,18 +158,31 @@ def test_no_object_expires_early_before_settle_at_which_moves_only_if_more_objec
 
 def test_objects_without_a_time_never_expire():
     for_ever = replace(EMPTY, rules=(replace(LOOKUP, retiring=True),))
-    assert (drain.without_expired(for_ever, 10**12, counting()), drain.next_due(for_ever, 0)) == (for_ever, None)
+    assert (left(for_ever, 10**12), drain.next_due(for_ever, 0)) == (for_ever, None)
 
 
-def test_each_id_is_counted_once():
-    asked = []
-    drain.without_expired(BEGUN, 5, lambda mark, mask: asked.append((mark, mask)))
-    assert asked == [(12, 255)]
+def test_nothing_is_counted_before_settle_at():
+    def refuse(_wanted):
+        raise AssertionError("counted")
+
+    begun = drain.begin(EMPTY, HAVE, None, 1000, 500)
+    assert drain.without_expired(begun, 499, refuse) == (begun, ())
 
 
-@pytest.mark.parametrize(("now", "expected"), [(0, 5.0), (997, 3.0), (1001, 0.0)])
-def test_the_next_run_is_due_within_the_counting_interval(now, expected):
-    assert drain.next_due(BEGUN, now) == expected
+SETTLING = drain.begin(EMPTY, HAVE, None, 10000, 500)
+
+
+@pytest.mark.parametrize(("document", "now", "expected"), [
+    (BEGUN, 0, 5.0),
+    (BEGUN, 997, 3.0),
+    (BEGUN, 1001, 0.0),
+    (SETTLING, 100, 400),
+    (SETTLING, 500, 5),
+    (SETTLING, 800, 30),
+    (SETTLING, 5000, 60),
+])  # fmt: skip
+def test_objects_are_counted_less_often_the_older_they_are(document, now, expected):
+    assert drain.next_due(document, now) == expected
 
 
 def test_the_desired_state_contains_what_still_retires():

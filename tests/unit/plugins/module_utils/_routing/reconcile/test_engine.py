@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Route, Rule
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine, needs
 
 from ..fakes import RETURN_PATH
 
@@ -278,9 +278,9 @@ SMALLER |= {"routes": [], "marks": []}
 
 
 def drained(host, directory, **options):
-    """Apply BY_ADDRESS, of which the mark has a connection, and then SMALLER with a drain of 60 s."""
+    """Apply BY_ADDRESS, of which mark and address have a connection, and then SMALLER with a drain of 60 s."""
     apply(host, BY_ADDRESS, directory=directory)
-    host.connections = {11: 1}
+    host.connections = {11: 1, needs.To: 2}
     return apply(host, SMALLER, directory=directory, drain=60, **options)
 
 
@@ -288,14 +288,18 @@ def test_a_drain_keeps_and_stores_objects_with_connections(host, directory):
     outcome = drained(host, directory, now=1000.5)
     assert outcome.changes == ("add ip rule 9: from all iif lo lookup 9", f"write {directory}/return_path.json")
     assert len(outcome.retiring) == 5
-    assert outcome.next_due == 5
+    assert outcome.next_due == 29.5
     stored = json.loads((host.lock.parent / "routing.d" / "return_path.json").read_text())
     assert [rule.get("retire_at") for rule in stored["rules"]] == [None, 1060, 1060]
     assert stored["addresses"] == [{**ADDRESS, "retiring": True, "retire_at": 1060}]
     later = apply(host, SMALLER, directory=directory, drain=60, now=1058)
-    assert (later.changes, later.next_due) == ((), 2), "the time is not extended"
+    assert (later.changes, later.next_due, later.cut) == ((), 2, ()), "the time is not extended"
     ended = apply(host, SMALLER, directory=directory, drain=60, now=1060)
     assert (ended.retiring, ended.next_due) == ((), None)
+    assert ended.cut == (
+        "drain of nft mark a 0xb/0xff via 198.18.0.11 ended: 1 connections cut",
+        "drain of ip addr 198.18.0.121 dev eth0 ended: 2 connections cut",
+    )
     assert len(host.kernel.held_rules) == 1
     assert "retiring" not in json.dumps(ended.owned)
 
@@ -304,7 +308,7 @@ def test_a_run_with_the_stored_document_ends_a_drain(host, directory):
     drained(host, directory, now=1000)
     stored = json.loads((host.lock.parent / "routing.d" / "return_path.json").read_text())
     assert apply(host, stored).next_due is None, "without a time nothing expires"
-    host.connections = {}
+    host.connections = {needs.To: 1}
     outcome = apply(host, stored, now=1030)
     assert outcome.retiring == ("ip addr 198.18.0.121 dev eth0",)
     assert len(host.kernel.held_rules) == 1

@@ -1,0 +1,160 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which connections need a retiring object, and cannot use what the document lists instead. Pure.
+
+    mark, rule by its fwmark        connections with this mark in conntrack, and sockets with this mark
+    transparent mark, and its rule  sockets whose own address is not one of this host (``connections`` calls it foreign)
+    address, rule by a source that  sockets with this address; what conntrack knows: sessions of UDP servers without a
+    this host sends from            peer, and connections to containers
+    rule by a source, on a proxy    foreign sockets with this peer: the backend
+    route                           what the rules that look up its table need
+    sysctl                          any other retiring object
+
+An object that nothing needs any more has no needs: a new rule with the same selectors has taken over, for example. What
+other connections need, such as those that this host routes, is UNKNOWN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Union
+
+from ..document.documents import Document
+from ..document.model import IP_PROTOCOLS, Address, Mark, Route, Rule, prefix
+
+LOCAL_DELIVERY = "local_delivery"
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Connections with a mark, of one family or of both, but not those to ``other_ways``, addresses with rules of
+    their own. ``sockets``: those that have a socket with this mark do not need it either.
+    """
+
+    mark: int
+    mask: int
+    family: str | None = None
+    tracked: bool = True
+    other_ways: frozenset[str] = frozenset()
+    sockets: bool = False
+
+
+@dataclass(frozen=True)
+class To:
+    """Connections to an address or prefix of this host. Servers on ``udp_ports`` answer from any of its addresses."""
+
+    target: str
+    udp_ports: frozenset[tuple[int, int]] = frozenset()
+
+
+@dataclass(frozen=True)
+class From:
+    """Foreign sockets whose peer is in a prefix, with one protocol or (None) with any."""
+
+    peer: str
+    protocol: int | None = None
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Foreign sockets, but not those whose peer is one of ``other_ways``, prefixes with rules of their own."""
+
+    family: str | None = None
+    other_ways: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Connections that no list of this host shows."""
+
+
+Need = Union[Marked, To, From, Foreign, Unknown]
+NOTHING: frozenset[Need] = frozenset()
+UNKNOWN: frozenset[Need] = frozenset({Unknown()})
+
+
+def of(value: Any, document: Document) -> frozenset[Need]:
+    """The needs of a retiring object, but of a sysctl."""
+    if isinstance(value, Mark):
+        return _of_mark(value, document)
+    if isinstance(value, Rule):
+        taken_over = any(_same_packets(rule, value) for rule in document.rules if not rule.retiring)
+        return NOTHING if taken_over else _of_rule(value, document)
+    if isinstance(value, Route):
+        return _of_route(value, document)
+    if isinstance(value, Address):
+        return frozenset({To(prefix(value.address), _udp_ports(value.address, document))})
+    return NOTHING
+
+
+def _same_packets(new: Rule, old: Rule) -> bool:
+    return (new.family, *new.selectors, new.is_guard) == (old.family, *old.selectors, old.is_guard)
+
+
+def _of_mark(mark: Mark, document: Document) -> frozenset[Need]:
+    if mark.transparent:
+        return _of_foreign(None, document)
+    successors = [
+        other for other in document.marks if not other.retiring and (other.id, other.mask) == (mark.id, mark.mask)
+    ]
+    if not mark.conntrack and successors:
+        return NOTHING  # the sockets have the mark already
+    ways = _other_ways(document)
+    return frozenset({Marked(mark.id, mark.mask, None, mark.conntrack, ways, sockets=bool(successors))})
+
+
+def _other_ways(document: Document) -> frozenset[str]:
+    """The addresses whose replies find their way without a mark."""
+    return frozenset(rule.src for rule in document.rules if not rule.retiring and rule.src and rule.iif == "lo")
+
+
+def _of_foreign(family: str | None, document: Document) -> frozenset[Need]:
+    listed = frozenset(rule.src for rule in document.rules if not rule.retiring and rule.src)
+    return frozenset({Foreign(family, listed)})
+
+
+def _of_rule(rule: Rule, document: Document) -> frozenset[Need]:
+    if rule.fwmark is not None and rule.fwmask is not None:
+        marks = [mark for mark in document.marks if (mark.id, mark.mask) == (rule.fwmark, rule.fwmask)]
+        if any(mark.transparent for mark in marks):
+            return _of_foreign(rule.family, document)
+        tracked = not marks or any(mark.conntrack for mark in marks)
+        return frozenset({Marked(rule.fwmark, rule.fwmask, rule.family, tracked, _other_ways(document))})
+    if rule.src and rule.iif == "lo":
+        return frozenset({To(rule.src, _udp_ports(rule.src.partition("/")[0], document))})
+    if rule.src and document.owner == LOCAL_DELIVERY:
+        if any(mark.transparent and not mark.retiring for mark in document.marks):
+            return NOTHING
+        protocol = rule.ip_proto if rule.ip_proto in (IP_PROTOCOLS["tcp"], IP_PROTOCOLS["udp"]) else None
+        return frozenset({From(rule.src, protocol)})
+    sources = _sources_of_port(rule, document)
+    return frozenset(To(prefix(source), _udp_ports(source, document)) for source in sources) or UNKNOWN
+
+
+def _sources_of_port(rule: Rule, document: Document) -> set[str]:
+    """The source addresses of replies from a port: those of the routes that the rule, or the one it guards, looks up.
+
+    Empty for all other rules.
+    """
+    if not rule.sport:
+        return set()
+    same = (rule.family, *rule.selectors)
+    tables = {other.table for other in document.rules if (other.family, *other.selectors) == same}
+    routes = [route for route in document.routes if route.family == rule.family and route.table in tables]
+    return {route.src for route in routes if route.src}
+
+
+def _udp_ports(source: str, document: Document) -> frozenset[tuple[int, int]]:
+    tables = {(route.family, route.table) for route in document.routes if route.src == source}
+    rules = (rule for rule in document.rules if (rule.family, rule.table) in tables)
+    return frozenset(rule.sport for rule in rules if rule.sport and rule.ip_proto == IP_PROTOCOLS["udp"])
+
+
+def _of_route(route: Route, document: Document) -> frozenset[Need]:
+    same = [(other.family, other.table, other.dst) for other in document.routes if not other.retiring]
+    if (route.family, route.table, route.dst) in same:
+        return NOTHING
+    lookups = [rule for rule in document.rules if (rule.family, rule.table) == (route.family, route.table)]
+    return frozenset(need for rule in lookups for need in _of_rule(rule, document))
