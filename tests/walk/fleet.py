@@ -232,6 +232,10 @@ class Fleet:
         last = {item["id"]: item for item in self.events() if "id" in item}
         return [item for item in last.values() if item["event"] == "began" and keys.items() <= item.items()]
 
+    def first(self) -> list[dict]:
+        """The streams that were opened first, or those that have replaced them."""
+        return [item for item in self.held(kind="stream") if item["id"] < SESSIONS]
+
     def wait_ended(self, patience: float, **keys: object) -> None:
         """Wait until every session with these keys has ended."""
         eventually(lambda: not self.held(**keys), f"none of {keys}", lambda: str(self.held(**keys)), patience=patience)
@@ -257,13 +261,9 @@ class Fleet:
         return json.loads(done.stdout) if done.returncode == 0 else {}
 
     def _old(self, proxy: str) -> str:
-        document = self.status(proxy)
-        workers = [item for item in document.get("workers", []) if item["generation"] < document["generation"]]
-        if not workers:
+        old = self.status(proxy).get("old_generations", [])
+        if not old:
             return ""
-        generations = {item["generation"] for item in workers}
-        kib = sum(
-            int(self.sh(proxy, f"awk '/^Pss:/ {{print $2}}' /proc/{item['pid']}/smaps_rollup") or 0) for item in workers
-        )
-        sessions, age = sum(item["sessions"] for item in workers), max(item["age"] for item in workers)
-        return f"{proxy}: {len(generations)} with {sessions} conn., {kib / 1024:.0f} MiB, {age:.0f} s"
+        sessions, memory = (sum(item[key] for item in old) for key in ("sessions", "memory"))
+        age = max(item["age"] for item in old)
+        return f"{proxy}: {len(old)} with {sessions} sessions, {memory / (1 << 20):.0f} MiB, {age:.0f} s"

@@ -26,6 +26,7 @@ from tests.walk.fleet import ECHO, HTTP, MORE, SESSIONS, Fleet, further_addresse
 #: Seconds in which sessions of what was removed have ended: the deadline is 30.
 ENDED = 50
 NEWER = "0.9.9"
+LONG = 600  # seconds that a connection lasts across an upgrade
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,14 @@ def emergency(fleet: Fleet) -> None:
     assert NEWER not in fleet.sh("a", "l4proxy --version")
 
 
+def ten_minutes(fleet: Fleet) -> None:
+    """The first streams outlive ten minutes, and status shows the old workers that serve them."""
+    eventually(lambda: max(item["at"] for item in fleet.first()) < time.time() - LONG, patience=LONG)
+    old = fleet.status("a")["old_generations"]
+    assert sum(item["sessions"] for item in old) >= SESSIONS
+    assert all(item["memory"] > 0 and item["age"] > 0 for item in old)
+
+
 def rolling_update(fleet: Fleet) -> None:
     """Clients end their sessions once a backend drains, or it would wait for them."""
     tasks = fleet.directory / "update.yml"
@@ -222,6 +231,7 @@ STEPS = [
     Step("emergency roll back", emergency),
     Step("site after the roll back", site),
     Step("restart of the keepers", keeper),
+    Step("streams of ten minutes", ten_minutes),
     Step("rolling_update", rolling_update),
     Step("verify", lambda fleet: fleet.play("verify")),
     Step("remove backend d", remove_backend, lambda session: session["backend"] == "d", 1),
