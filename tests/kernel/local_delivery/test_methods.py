@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +21,7 @@ from tests.support.addresses import FAMILIES, address_of
 from tests.support.deployment import WILDCARD, Deployment, ask, echo_servers, service, source_of, spoofed
 from tests.support.doctor import doctor_facts
 from tests.support.routing import PORT, attempt, handshake, listing, local_delivery
+from tests.support.waiting import eventually
 
 HOSTS = ["client", "router", "a", "b", "c"]
 
@@ -49,6 +52,8 @@ def outcomes(lab, host: str, client: str, server: str) -> list[str]:
 
 
 ESTABLISHED = ["established"] * 2
+HOUR = 3600.0
+UNLIMITED = {"drain": math.inf}
 
 
 @pytest.mark.parametrize("method", ["rules", "socket_mark"])
@@ -105,12 +110,45 @@ def test_without_rules_replies_do_not_reach_the_spoofed_socket(lab, fleet, metho
     assert outcomes(lab, "a", "client", "b") == ["silent"] * 2
 
 
-def test_a_change_of_method_breaks_no_stream(lab, fleet):
+def stored(fleet) -> str:
+    return (fleet.directory / "a" / "local_delivery.json").read_text()
+
+
+def test_a_change_of_method_breaks_no_stream_and_the_old_method_goes(lab, fleet, family):
+    """The new method serves the old connections too, so nothing keeps the old one."""
     fleet.apply_proxies("rules")
-    with spoofed(lab["a"], source_of(lab["a"], "ipv4"), lab["b"].ipv4, "tcp") as live:
+    with spoofed(lab["a"], source_of(lab["a"], family), address_of(lab["b"], family), "tcp") as live:
         for method in ("socket_mark", "rules"):
-            fleet.apply_proxies(method)
+            fleet.apply_proxies(method, **UNLIMITED, now=time.time())
             assert ask(live) == b"b"
+            assert "retiring" in stored(fleet)
+            fleet.apply_proxies(method, **UNLIMITED, now=time.time() + HOUR)
+            assert ask(live) == b"b"
+            assert "retiring" not in stored(fleet)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("method", ["rules", "socket_mark"])
+def test_connections_to_a_removed_backend_live_until_they_end(lab, fleet, method, family, protocol):
+    fleet.apply_proxies(method)
+    with contextlib.ExitStack() as stack:
+        old, other = (
+            stack.enter_context(spoofed(lab["a"], source_of(lab["a"], family), address_of(lab[name], family), protocol))
+            for name in ("c", "b")
+        )
+        fleet.services = [service("tcp", "b"), service("udp", "b")]
+        for later in (0, HOUR, 1000 * HOUR):
+            fleet.apply_proxies(method, **UNLIMITED, now=time.time() + later)
+            assert (ask(old), ask(other)) == (b"c", b"b")
+        old.close()
+
+        def gone() -> bool:
+            fleet.apply_proxies(method, **UNLIMITED, now=time.time() + HOUR)
+            return "retiring" not in stored(fleet)
+
+        eventually(gone)
+        assert ask(other) == b"b"
+        assert outcomes(lab, "a", "client", "c") == (["silent"] * 2 if method == "rules" else ESTABLISHED)
 
 
 def with_second(facts: dict, address: str) -> dict:
