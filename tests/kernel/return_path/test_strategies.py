@@ -283,16 +283,6 @@ def test_two_proxies_use_different_ports_for_thousands_of_connections_of_one_cli
             sock.close()
 
 
-@pytest.fixture
-def many_files():
-    """Raise the limit of files: both ends of every connection are in this process."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(20000, before[1]), before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
 DNS = deployment.service("udp", "b", proxies=["a"])
 
 

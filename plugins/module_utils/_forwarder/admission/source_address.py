@@ -12,6 +12,22 @@ connections. So each proxy may have a slice of the ports to itself (``source_por
 chooses within the slice; before, ports are tried one by one from a random start, at most TRIES per connection. Nothing
 makes a client's own port unique, so a collision is a step and not an error.
 
+A slice holds for new connections only. Old ones keep their ports, which are in the slice of another proxy after that
+has joined. What then happens to a new connection with the (client address, port, backend) of an old one depends on the
+strategy of the return path (measured on 6.18 with IPv4 and IPv6: tests/kernel/return_path/test_port_collisions.py,
+tests/kernel/marks/test_path.py):
+
+    mark            TCP: the backend's socket answers the SYN (a challenge ACK, RFC 5961). Conntrack has the old proxy's
+                    mark, so the answer goes there, and does no harm. The new proxy hears nothing.
+                    The same if conntrack has forgotten the old connection: the socket has the mark, too. (Version 0.1.0
+                    sent the answer to the new proxy, whose RST ended the old connection.)
+                    UDP: the replies to both sessions go to the old proxy, and there to the old session.
+    fwmark_accept   TCP: as with mark, through the socket's mark.
+    address         No collision: each proxy has its own address of the backend.
+
+So no new connection breaks an old one, and a TCP connect that hears nothing is repeated from other ports
+(tcp/other_ports.py).
+
 If the client closes first, its port to the backend stays in TIME-WAIT for a minute, and the kernel does not choose it
 (with net.ipv4.tcp_tw_reuse = 1 it would after a second, for the whole host). But it accepts such a port by number if
 both ends use TCP timestamps (tcp_twsk_unique() in net/ipv4/tcp_ipv4.c). So a few are tried by number if it finds none.
@@ -60,6 +76,17 @@ class SourcePorts:
     def candidates(self):
         """Return an iterable of the ports to try; 0 means that the kernel chooses."""
         return (0,) if self.by_kernel else self.next_ports(TRIES)
+
+    def other_ports(self, port):
+        """Yield random ports to try by number instead of ``port``, each odd if that is even, and even if it is odd.
+
+        Without a slice, the kernel chooses even ports until these are used up. So where another proxy that had no
+        slice has an old connection, its other ones have even ports as well.
+        """
+        ports = self._ports
+        for _try in range(TRIES_BY_NUMBER):
+            number = random.randrange(len(ports) // 2) * 2
+            yield ports[number + ((ports[number] ^ port ^ 1) & 1)]
 
     def next_ports(self, count):
         """Yield the next ``count`` ports at most, to try by number."""
@@ -118,6 +145,13 @@ class SourceAddress:
     def connect_from_own(self, target):
         """Begin a connect from this host's own address; return the socket; raise OSError."""
         return sockets.begin_connect(socket_family_of(target[0]), self._own, None, target)
+
+    def connect_from_other_port(self, client, target, port):
+        """Begin a connect from the address ``client`` and a port of the slice that is not ``port``; return the socket.
+
+        Raise OSError.
+        """
+        return self._try_ports(self._ports.other_ports(port), socket_family_of(target[0]), client, target)
 
     def _connect_from_slice(self, family, client, target):
         """Begin a connect from the address ``client`` and a port of the slice."""

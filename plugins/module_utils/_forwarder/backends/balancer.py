@@ -22,6 +22,7 @@ from .algorithms import ALGORITHMS
 from .passive_health import SUCCESS_PROOF, PassiveHealth
 
 REFRESH = 0.1  # seconds between two reads of the connections that other workers have
+UNUSUAL = 4  # times as long as usual: a connect whose answer is overdue
 RAMP_STEP = 1.0  # seconds between two steps of a slow start
 RAMP_FLOOR = 0.1  # of its weight: where a slow start begins
 
@@ -217,6 +218,14 @@ class Backends:
         if self._slow is not None:
             self._cells[self._slow + index] = int(now * 1000)
             self._cells[self._failures] += 1
+
+    def is_unusual(self, client, index, seconds):
+        """Return whether a connect that has taken ``seconds`` should have been answered: this worker's usually take
+        much less, and the last one of this client has not failed."""
+        if client in self.health.failed_for:
+            return False
+        cells = self._cells
+        return seconds * 1e6 * cells[self._connections + index] >= UNUSUAL * cells[self._latency_sum + index]
 
     def add_bytes(self, index, to_backend, to_client):
         """Count the bytes of a connection that has ended."""

@@ -9,6 +9,8 @@ from functools import partial
 
 from .shared_memory import LADDER, REFUSED
 
+PORT_SILENT = "port silent"
+
 
 class ServiceCounters:
     """The cells of a service in the row of the worker ``slot``."""
@@ -24,7 +26,8 @@ class ServiceCounters:
         self._refused = {cause: region.cell(slot, "service", f"refused_{cause}", index) for cause in REFUSED}
         has_made_room = ("service", "made_room") in region.offsets  # not in a record of version 0.1.0
         self._made_room = region.cell(slot, "service", "made_room", index) if has_made_room else None
-        self._steps = {step.replace("_", " "): region.cell(slot, "service", f"source_{step}", index) for step in LADDER}
+        steps = [step for step in LADDER if ("service", f"source_{step}") in region.offsets]  # 0.1.0 lacks port_silent
+        self._steps = {step.replace("_", " "): region.cell(slot, "service", f"source_{step}", index) for step in steps}
 
     def began(self):
         """Count a new session."""
@@ -51,6 +54,11 @@ class ServiceCounters:
         """Count a session that was ended to make room for a new one."""
         if self._made_room is not None:
             self._cells[self._made_room] += 1
+
+    def port_silent(self):
+        """Count a connect that another source port had to answer."""
+        if PORT_SILENT in self._steps:
+            self.count(PORT_SILENT)
 
     def count(self, name):
         """Count a step of the source ladder (shared_memory.LADDER), such as "kept" or "port taken"."""

@@ -70,7 +70,16 @@ WORKER_FIELDS = (
     "datagrams_stray",
 )
 REFUSED = ("never_spoofed", "no_backend", "connect_failed", "limited", "denied", "bad_header", "other")
-LADDER = ("kept", "any", "own", "refused", "port_taken", "port_not_permitted", "no_port_left")  # by source_address.py
+LADDER = (  # by source_address.py, and port_silent by tcp/other_ports.py
+    "kept",
+    "any",
+    "own",
+    "refused",
+    "port_taken",
+    "port_not_permitted",
+    "no_port_left",
+    "port_silent",
+)
 SERVICE_FIELDS = (
     "sessions",
     "connections",

@@ -149,6 +149,7 @@ class Relay(Session):
     def abort(self, reason):
         """Reset both sockets, in any state."""
         self.server.connecting.pop(self, None)
+        self.server.other_ports.drop(self)
         self.handle(Event.ABORT, reason)
 
     def stream_failed(self, stream, number):
@@ -221,12 +222,18 @@ class Relay(Session):
 
     def attempt_timed_out(self):
         """End the attempt after connect_timeout, and try the next backend."""
-        mask = events_now(self.upstream.number)
-        if mask:  # the connect has ended, and this worker was too busy to see it
-            self._connect_done(mask)
-            return
+        for stream in self.server.other_ports.streams(self):
+            mask = events_now(stream.number)
+            if mask:  # the connect has ended, and this worker was too busy to see it
+                self.answered(stream, mask)
+                return
         self._attempt_failed(errno.ETIMEDOUT, f"no answer within {self.service.connect_timeout:g} s", True)
         self.handle(Event.ATTEMPT_FAILED)
+
+    def answered(self, stream, mask):
+        """Go on with ``stream``, the first socket of this attempt that has an event."""
+        self.server.other_ports.decide(self, stream, mask)
+        self._connect_done(mask)
 
     def _connect_done(self, mask):
         """The poller's callback during an attempt. WRITE alone: connected. More: an error, or the server sent first."""
@@ -302,6 +309,7 @@ class Relay(Session):
 
     def _drop_attempt(self):
         del self.server.connecting[self]
+        self.server.other_ports.drop(self)
         self.upstream.detach().close()
         self.upstream = None
 

@@ -11,6 +11,7 @@ from ..loop.log import Repeats
 from ..loop.timers import TICK
 from . import timeouts
 from .acceptor import PAUSE, Acceptor
+from .other_ports import OtherPorts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +37,7 @@ class TcpServer:
         self.most_sessions = most_sessions
         self.sessions: set[Relay] = set()
         self.connecting: dict[Relay, float] = {}  # deadline of the attempt; in the order the attempts began in
+        self.other_ports = OtherPorts(lambda: self.room)
         self.acceptors: list[Acceptor] = []  # each accepts once set_accepting() says so
         self.slots = {slot}  # worker slots whose listeners it serves
         self.accepting = False
@@ -134,6 +136,7 @@ class TcpServer:
             self.loop.call(relay.attempt_timed_out)
         for relay in timeouts.slow(self.connecting, now):
             relay.report_slow(now)
+        self.other_ports.check(self.connecting, now)
         if now >= self._next_check:
             self._next_check = now + self._interval
             for relay, reason in timeouts.expired(self.sessions, now):

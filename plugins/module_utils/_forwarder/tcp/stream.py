@@ -97,6 +97,10 @@ class Stream:
         elif self.peer is not None:  # else the session has ended, and resume() was still due
             self._ready(mask)
 
+    def answered(self, mask):
+        """The poller's callback of an attempt that tries several source ports (other_ports.py)."""
+        self.relay.answered(self, mask)
+
     def resume(self, mask):
         """The poller's callback in the turn after this one; an event of that turn may have been read already."""
         self.fast, self.check_mark = False, True

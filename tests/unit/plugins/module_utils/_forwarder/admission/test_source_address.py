@@ -125,3 +125,13 @@ def test_one_connection_tries_a_bounded_number_of_ports(kernel):
     with pytest.raises(OSError):
         one.connect(CLIENT, TARGET)
     assert len(kernel.asked) == source_address.TRIES
+
+
+@pytest.mark.parametrize("silent", [40000, 40063, 4000, 4001])
+def test_another_port_is_of_the_slice_and_odd_if_the_silent_one_is_even(kernel, silent):
+    one, _counted = ladder(source_address.SourcePorts(SLICE))
+    kernel.taken, kernel.error = EVERY, OSError(errno.EADDRINUSE, "in use")
+    with pytest.raises(OSError, match="in use"):
+        one.connect_from_other_port(CLIENT[0], TARGET, silent)
+    assert len(kernel.asked) == source_address.TRIES_BY_NUMBER
+    assert all(SLICE.first <= port <= SLICE.last and (port + silent) % 2 for port in kernel.asked)
