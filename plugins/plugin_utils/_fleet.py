@@ -9,7 +9,7 @@ _reachability. How a backend sends replies back: the files _return_path*.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
@@ -40,7 +40,7 @@ class Fleet:
         (documents of an earlier run on that host: ``return_path``, ``local_delivery``, ``forwarder``), ``settings``
         (lines ``/proc/sys/NAME:VALUE`` of that host).
     :param hostvars: variables of every host, by name; ``__l4proxy_fleet`` is the view from that host, if it is in the
-        run.
+        run. A host in ``removed`` of the view counts as if the inventory did not have it, whatever the services say.
     :raises DerivationError: faults of ``l4proxy_services`` itself, or an empty group.
     """
 
@@ -57,6 +57,21 @@ class Fleet:
         self._hosts: dict[str, Host] = {}
         self._own: dict[str, set[Address]] = {}
         self._check_groups()
+        self._remove({str(name) for name in view.get("removed") or ()})
+
+    def _remove(self, names: Set[str]) -> None:
+        """Leave hosts out, as the inventory will when the operator has edited it."""
+        self._removed = names
+        self.proxies = [name for name in self.proxies if name not in names]
+        self.backends = [name for name in self.backends if name not in names]
+        self.services = [
+            replace(
+                service,
+                backends=tuple(ref for ref in service.backends if ref.host not in names),
+                proxies=service.proxies and tuple(name for name in service.proxies if name not in names),
+            )
+            for service in self.services
+        ]
 
     def _check_groups(self) -> None:
         hosts = [(ref.path, ref.host) for service in self.services for ref in service.backends if ref.host]
@@ -114,7 +129,9 @@ class Fleet:
 
         :raises DerivationError: faults of ``return_path_addresses``.
         """
-        return _return_path_addresses.read(backend, self._hostvars[backend].get(ADDRESSES_VARIABLE), self.proxies)
+        declared = self._hostvars[backend].get(ADDRESSES_VARIABLE)
+        by_proxy = _return_path_addresses.read(backend, declared, [*self.proxies, *self._removed])
+        return {proxy: addresses for proxy, addresses in by_proxy.items() if proxy not in self._removed}
 
     def declared_strategy(self, backend: str) -> Any:
         """Return ``return_path_strategy`` of a backend as the inventory has it."""
