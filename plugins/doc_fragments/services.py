@@ -28,7 +28,7 @@ options:
     description:
       - >-
         The fleet as seen from one host. A dictionary with C(host) (the name of that host), C(proxies), C(backends) and
-        C(inventory) (lists of names), C(removed) (a list of hosts to leave out), C(known) (documents that an earlier run
+        C(inventory) (lists of names), C(removed) (names of hosts to leave out), C(known) (documents that an earlier run
         stored on that host), and C(settings) (lines C(/proc/sys/NAME:VALUE) of that host).
     type: dict
     required: true
