@@ -24,6 +24,8 @@ EVERY_SERVICE = "all"
 EXIT_FAULT = 1
 EXIT_USAGE = 2
 
+_SELECTORS = ("generation", "service", "backend", "client")  # options of `l4proxy kill`
+
 DEFAULT = "default: %(default)s"  # argparse inserts the value
 
 
@@ -64,8 +66,23 @@ def _set_backend_state(arguments: argparse.Namespace) -> int:
 
     path = arguments.socket or client.default_socket()
     service = None if arguments.service == EVERY_SERVICE else arguments.service
-    wait = arguments.timeout if getattr(arguments, "wait", False) else None
-    return cli_views.run(lambda: cli_views.set_backend_state(path, arguments.command, arguments.backend, service, wait))
+    force = getattr(arguments, "kill", False)
+    wait = arguments.timeout if force or getattr(arguments, "wait", False) else None
+    return cli_views.run(
+        lambda: cli_views.set_backend_state(path, arguments.command, arguments.backend, service, wait, force)
+    )
+
+
+def _kill(arguments: argparse.Namespace) -> int:
+    from ._forwarder.admin import cli_views, client
+
+    path = arguments.socket or client.default_socket()
+    selectors = {name: getattr(arguments, name) for name in _SELECTORS}
+    if all(value is None for value in selectors.values()):
+        options = ", ".join(f"--{name}" for name in _SELECTORS)
+        sys.stderr.write(f"l4proxy kill: select the sessions to end by at least one of {options}\n")
+        return EXIT_USAGE
+    return cli_views.run(lambda: cli_views.kill(path, selectors))
 
 
 def _keep(arguments: argparse.Namespace) -> int:
@@ -178,10 +195,24 @@ def _add_admin_commands(commands: Any) -> None:
         parsers[name].add_argument(
             "--timeout", type=float, default=300.0, metavar="SECONDS", help=f"limit of --wait; {DEFAULT}"
         )
-    for parser in (status, top, *parsers.values()):
+        parsers[name].add_argument(
+            "--kill", action="store_true", help="wait, and end the connections that are left at the timeout"
+        )
+    for parser in (status, top, _add_kill(commands), *parsers.values()):
         parser.add_argument(
             "--socket", metavar="FILE", help="admin socket; default: admin.sock in the runtime directory"
         )
+
+
+def _add_kill(commands: Any) -> argparse.ArgumentParser:
+    """Add the command that ends sessions."""
+    kill = _add(commands, "kill", "end sessions at once, TCP with a reset; they must match all options that are given")
+    kill.add_argument("--generation", type=int, metavar="N", help="of this generation; `status` shows the old ones")
+    kill.add_argument("--service", metavar="SERVICE", help="of this service")
+    kill.add_argument("--backend", metavar="BACKEND", help="of this backend")
+    kill.add_argument("--client", metavar="ADDRESS[/LENGTH]", help="of clients with this address, or in this network")
+    kill.set_defaults(run=_kill)
+    return kill
 
 
 def _add_host_commands(commands: Any) -> None:

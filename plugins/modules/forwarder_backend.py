@@ -11,7 +11,8 @@ version_added: 0.1.0
 short_description: Take a backend out of the rotation of a forwarder, and put it back
 description:
   - Run it on a proxy. It tells the running forwarder, over its admin socket, whether a backend gets new connections.
-  - Existing connections continue in every state. With O(wait), the module returns when none is left.
+  - Existing connections continue in every state. With O(wait), the module returns when none is left; with O(force), it
+    ends those that are left after O(timeout).
   - The forwarder keeps the state across reloads, until it is restarted or its config no longer contains the backend.
 options:
   backend:
@@ -38,8 +39,15 @@ options:
       - Ignored in check mode.
     type: bool
     default: false
+  force:
+    description:
+      - With O(state=drain) and O(state=maintenance), wait for O(timeout) seconds, and then end the connections that are
+        left (TCP with a reset) instead of failing.
+      - In check mode nothing is ended; the result is changed if there are connections, which may end by themselves.
+    type: bool
+    default: false
   timeout:
-    description: Seconds to wait before the module fails.
+    description: Seconds to wait before the module fails, or ends connections with O(force).
     type: float
     default: 300
   socket:
@@ -66,6 +74,13 @@ EXAMPLES = r"""
     wait: true
     timeout: 120
 
+- name: The same, but end the connections that are left after two minutes
+  trueip.l4proxy.forwarder_backend:
+    backend: b
+    state: drain
+    force: true
+    timeout: 120
+
 - name: Put the backend back into rotation
   trueip.l4proxy.forwarder_backend:
     backend: b
@@ -80,6 +95,11 @@ services:
   returned: success
   type: dict
   sample: {"web": {"before": "ready", "after": "draining", "connections": 0}}
+ended:
+  description: The number of connections that O(force) has ended.
+  returned: with O(force), not in check mode
+  type: int
+  sample: 3
 reason:
   description:
     - Why the module failed, for conditions in plays.
@@ -110,17 +130,18 @@ def act(module: AnsibleModule) -> dict:
     path, backend, service, target = params["socket"], params["backend"], params["service"], SHOWN[params["state"]]
     statuses = client.backends(client.ask(path, "status")["status"], backend, service)
     changed = any(status["admin"] != target for status in statuses.values())
+    force = params["force"] and params["state"] != "ready"
     if changed and not module.check_mode:
         client.ask(path, params["state"], backend=backend, service=service)
     result = {
-        "changed": changed,
+        "changed": changed or (force and module.check_mode and any(status["active"] for status in statuses.values())),
         "diff": {"before": lines(statuses), "after": lines(statuses, target)},
         "services": {
             name: {"before": status["admin"], "after": target, "connections": status["active"]}
             for name, status in statuses.items()
         },
     }
-    if params["wait"] and not module.check_mode:
+    if (params["wait"] or force) and not module.check_mode:
         wait(params, result)
     return result
 
@@ -137,6 +158,9 @@ def wait(params: dict, result: dict) -> None:
             raise client.AdminError(f"backend {backend} is not up after {timeout:g} s: {not_up}")
     else:
         left = client.wait_until_empty(path, backend, service, timeout)
+        if params["force"]:
+            result["ended"], left = client.end_connections(path, backend, service) if left else (0, 0)
+            result["changed"] |= bool(result["ended"])
         if left:
             raise client.AdminError(f"backend {backend} still has {client.connections(left)} after {timeout:g} s")
     for name, status in client.backends(client.ask(path, "status")["status"], backend, service).items():
@@ -151,6 +175,7 @@ def main() -> None:
             "service": {"type": "str"},
             "state": {"type": "str", "choices": ["ready", "drain", "maintenance"], "default": "ready"},
             "wait": {"type": "bool", "default": False},
+            "force": {"type": "bool", "default": False},
             "timeout": {"type": "float", "default": 300},
             "socket": {"type": "path", "default": f"{paths.RUNTIME_DIRECTORY}/admin.sock"},
         },

@@ -129,6 +129,16 @@ class Session:
         else:
             self._sock.send(b"!")
 
+    def is_reset(self) -> bool:
+        """Whether RST has come, which no UDP session gets."""
+        self._sock.settimeout(0)
+        try:
+            return self._sock.recv(1) == b"?"  # neither data nor EOF is expected
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True
+
     def end(self) -> None:
         """Close the client's socket."""
         self._sock.close()

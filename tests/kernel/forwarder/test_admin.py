@@ -64,7 +64,7 @@ REFUSED = [
     (b"\xff\xfe\x00\n", "a request must be one JSON object on one line"),
     (b"[" * 5000 + b"\n", "a request must be one JSON object on one line"),
     (b"[]\n", "a request must be a JSON object"),
-    (b"{}\n", "op must be one of drain, log_level"),
+    (b"{}\n", "op must be one of drain, kill, log_level"),
     (b'{"op": ["status"]}\n', "op must be one of"),
     (b'{"op": "drain", "backend": "x"}\n', "there is no backend 'x' (there are b, c, d, two:9000, two:9001)"),
     (b'{"op": "drain", "backend": {"a": 1}}\n', "there is no backend {'a': 1}"),
@@ -233,6 +233,36 @@ def test_drain_waits_until_the_last_connection_has_ended(lab, forwarder, listene
     assert cli(lab, forwarder, "ready", "all", "b").stdout == "b is ready in web, raw\n"
     for end in tcp.pair(lab, listener, RAW):
         end.close()
+
+
+@pytest.mark.ipv4_only
+def test_kill_ends_sessions_and_drain_may_end_those_that_are_left(lab, forwarder, listener, capsys):
+    for ended, result in (
+        (lambda: cli(lab, forwarder, "kill", "--service", "raw", "--client", "0.0.0.0/0").stdout, "ended 1 session\n"),
+        (
+            lambda: cli(lab, forwarder, "drain", "raw", "b", "--kill", "--timeout", "0.2").stdout,
+            "b is draining and has no connections (1 ended) in raw\n",
+        ),
+        (lambda: module(forwarder, capsys, state="maintenance", force=True, timeout=0.2)["ended"], 1),
+    ):
+        forwarder.ask("ready", backend="b")
+        with tcp.connection(lab, listener, RAW) as (client, server):
+            tcp.assert_open(client, server)
+            planned = module(forwarder, capsys, state="drain", force=True, _ansible_check_mode=True)
+            assert planned["changed"]
+            tcp.assert_open(client, server)
+            assert ended() == result
+            for end in (client, server):
+                with pytest.raises(ConnectionResetError):
+                    end.recv(1)
+    assert module(forwarder, capsys, state="maintenance", force=True)["changed"] is False
+    for options, status, sentence in (
+        ([], 2, "select the sessions to end by at least one of --generation, --service, --backend, --client"),
+        (["--service", "x"], 1, "there is no service 'x' (there are web, raw, wide, echo)"),
+        (["--client", "x"], 1, "client must be an address or a network: 'x' does not appear to be"),
+    ):
+        wrong = cli(lab, forwarder, "kill", *options)
+        assert (wrong.returncode, sentence in wrong.stderr) == (status, True)
 
 
 @contextlib.contextmanager

@@ -166,6 +166,39 @@ def test_drain_and_maintenance_keep_new_sessions_away_over_reloads(lab, ask, pro
         assert "b" in ask.many(8)
 
 
+def test_kill_ends_the_selected_sessions_and_no_others_also_in_an_old_generation(lab, ask, protocol, family):
+    address = CLIENTS[family].format(7)
+    network = f"{address}/{32 if family == 'ipv4' else 128}"
+    with Forwarder(lab, document(lab, protocol, workers=2)) as forwarder:
+
+        def kill(**selectors):
+            return forwarder.ask("kill", **selectors)["ended"]
+
+        served = ask.many(6)
+        ask.sessions.append(Session(lab, protocol, (getattr(lab["a"], family), PORT), address))
+        assert kill(client=network, backend=next(name for name in BACKENDS if name != ask.sessions[-1].name)) == 0
+        assert (kill(client=network), kill(client=address), kill(backend="b")) == (1, 0, served["b"])
+        assert forwarder.ask("kill", generation=2)["error"] == "there is no generation 2 with workers (there are 1)"
+        forwarder.configure(document(lab, protocol, workers=1))
+        assert forwarder.reload().returncode == 0
+        ask.one()
+        if protocol == "tcp":  # UDP sessions have moved to the new generation
+            (old,) = forwarder.status()["old_generations"]
+            assert (old["generation"], old["seconds_left"]) == (1, None)
+            assert old["sessions"] == served["c"] + served["d"]
+            assert old["memory"] > 1 << 20
+            assert (kill(generation=1, backend="c"), kill(generation=1)) == (served["c"], served["d"])
+            eventually(lambda: not forwarder.status()["old_generations"], "the old generation ends", forwarder.show)
+        name = forwarder.status()["services"][0]["name"]
+        assert kill(service=name) == (1 if protocol == "tcp" else 7 - served["b"])
+        assert forwarder.ask("sessions")["count"] == 0
+        for session in ask.sessions:
+            assert session.is_reset() == (protocol == "tcp")
+        lines = forwarder.log("connection" if protocol == "tcp" else "session")
+        stopped = served["d"] if protocol == "tcp" else 0
+        assert Counter(line["ended"] for line in lines) == Counter(killed=8 - stopped, stopped=stopped)
+
+
 def test_a_weight_set_by_an_operator_applies_at_once(lab, ask, protocol, family):
     with Forwarder(lab, document(lab, protocol)) as forwarder:
         forwarder.ask("weight", backend="b", weight=4)

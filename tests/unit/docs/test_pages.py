@@ -81,7 +81,14 @@ def metric_names():
     target = defaultdict(int, server="yes", return_path="yes", latency=latency)
     backend = defaultdict(int, name="b", state="up", families={"ipv4": target})
     service = defaultdict(int, name="web", backends=[backend])
-    parts = {"reloads": {}, "last_reload": {"ok": True}, "workers": [], "alarms": [], "totals": defaultdict(int)}
+    parts = {
+        "reloads": {},
+        "last_reload": {"ok": True},
+        "workers": [],
+        "old_generations": [],
+        "alarms": [],
+        "totals": defaultdict(int),
+    }
     status = defaultdict(int, version="0.1.0", services=[service], **parts)
     return set(re.findall(r"^# TYPE (\w+)", metrics.render(status), re.MULTILINE))
 

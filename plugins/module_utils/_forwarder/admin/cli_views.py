@@ -12,7 +12,7 @@ import time
 
 from . import client
 from .client import AdminError
-from .status import draining_workers
+from .status import draining_workers, old_generation_line
 
 MIN_INTERVAL = 0.2  # seconds between two updates of `top`
 CLEAR = "\x1b[H\x1b[2J"  # cursor home, erase the screen
@@ -56,24 +56,41 @@ def top(path, interval, rounds=None):
     return 0
 
 
-def set_backend_state(path, op, backend, service, timeout=None):
+def kill(path, selectors):
+    """End the sessions that have all ``selectors``; print how many. Return the exit status: 1 if a worker is silent."""
+    answer = client.ask(path, "kill", **selectors)
+    ended, silent = answer["ended"], answer["silent_workers"]
+    sys.stdout.write(f"ended {ended} session{'' if ended == 1 else 's'}\n")
+    if silent:
+        sys.stderr.write(
+            f"{silent} worker{'' if silent == 1 else 's'} did not answer: too busy, or of a version that cannot select"
+            " sessions; `l4proxy status` shows the old generations, and `l4proxy kill --generation N` ends all of one\n"
+        )
+    return 1 if silent else 0
+
+
+def set_backend_state(path, op, backend, service, timeout=None, force=False):
     """Drain a backend, put it into maintenance or make it ready, in one service or (None) in all that have it.
 
-    With ``timeout`` (seconds) wait until it has no connections. Prints one line; returns the exit status: 1 if the
-    backend still has connections when the timeout ends.
+    With ``timeout`` (seconds) wait until it has no connections, and then with ``force`` end those that are left. Prints
+    one line; returns the exit status: 1 if the backend still has connections when the timeout ends.
     """
     answer = client.ask(path, op, backend=backend, service=service)
     state = {"drain": "draining", "maintenance": "in maintenance", "ready": "ready"}[op]
     services = ", ".join(answer["services"])
     if timeout is not None:
         remaining = client.wait_until_empty(path, backend, service, timeout)
+        ended = ""
+        if remaining and force:
+            count, remaining = client.end_connections(path, backend, service)
+            ended = f" ({count} ended)"
         if remaining:
             sys.stderr.write(
                 f"{backend} is {state} in {services}, but still has {client.connections(remaining)}"
                 f" after {timeout:g} s\n"
             )
             return 1
-        state += " and has no connections"
+        state += f" and has no connections{ended}"
     sys.stdout.write(f"{backend} is {state} in {services}{'' if answer['changed'] else ' (unchanged)'}\n")
     return 0
 
@@ -90,6 +107,7 @@ def table(document, rates=None):
     last = document["last_reload"]
     if last["error"]:
         lines.append(f"the last reload failed at {last['at']}: {last['error']}")
+    lines += map(old_generation_line, document.get("old_generations", ()))  # not of version 0.1.0
     for service in document["services"]:
         listen = ", ".join(service["listen"])
         refused = sum(value for key, value in service.items() if key.startswith("refused_"))

@@ -13,6 +13,7 @@ from ..config.backend_names import matches
 from . import runtime_file
 
 TIMEOUT = 10.0  # seconds for one answer
+ENDING = 2.0  # seconds until the status knows that a connection has ended
 POLL = 0.2  # seconds between two requests while waiting for a backend
 MAX_ANSWER = 64 << 20  # bytes
 USABLE = ("up", "unknown")  # states of a backend
@@ -88,6 +89,12 @@ def wait_until_empty(path, backend, service, timeout):
         if not remaining or time.monotonic() >= deadline:
             return remaining
         time.sleep(POLL)
+
+
+def end_connections(path, backend, service):
+    """End all connections of a backend; return how many they were, and how many it still has."""
+    ended = ask(path, "kill", backend=backend, service=service)["ended"]
+    return ended, wait_until_empty(path, backend, service, ENDING)
 
 
 def wait_until_up(path, backend, service, timeout):

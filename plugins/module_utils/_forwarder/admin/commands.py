@@ -6,13 +6,15 @@
 {"op": "status"} · {"op": "drain" | "maintenance" | "ready", "backend": NAME (without a port: all ports of that host),
 "service": NAME (absent: every service that has the backend)} · {"op": "weight", "backend", "service",
 "weight": int or null (as configured)} · {"op": "sessions", "service", "backend", "limit"} · {"op": "log_level",
-"level": NAME or null (as configured)}
+"level": NAME or null (as configured)} · {"op": "kill", "generation": int, "service", "backend", "client": ADDRESS or
+NETWORK}, of which at least one is required
 
 An answer is {"ok": true, …} or {"ok": false, "error": sentence}. Overrides of backends survive a reload.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Callable
 from itertools import chain
@@ -31,6 +33,7 @@ STATES = {"drain": "draining", "maintenance": "maintenance", "ready": None}
 SESSIONS_TIMEOUT = 2.0  # seconds that workers have to answer
 MAX_SESSIONS = 100  # of one worker, and of one answer
 MAX_NAMES = 50  # in one sentence
+SELECTORS = ("generation", "service", "backend", "client")  # of the sessions to end
 NOT_SERVING = "no config is served yet"
 
 
@@ -53,8 +56,14 @@ class Forwarder(Protocol):
     def set_log_level(self, level: str | None) -> None:
         """Set the level of all processes; None: as configured."""
 
-    def ask_workers(self, question: dict) -> set[int]:
-        """Send a message to all workers; return the pids of those that received it."""
+    def ask_workers(self, question: dict, generation: int | None = None) -> set[int]:
+        """Send a message to all workers, or those of a generation; return the pids of those that received it."""
+
+    def generations(self) -> list[int]:
+        """Return the numbers of the generations that have workers."""
+
+    def end_generation(self, number: int) -> int | None:
+        """End all sessions of an old generation; return how many they were, None if it is not an old one."""
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call ``callback`` after ``seconds``."""
@@ -71,7 +80,11 @@ class Admin:
         self._forwarder = forwarder
         self._pending: dict[int, dict] = {}  # requests that wait for answers of workers, by number
         self._number = 0
-        self._deferred = {"status": self._status, "sessions": self._sessions}  # commands that write their own answer
+        self._deferred = {  # commands that write their own answer
+            "status": self._status,
+            "sessions": self._sessions,
+            "kill": self._kill,
+        }
         self._commands = {
             "weight": self._weight,
             "log_level": self._log_level,
@@ -131,18 +144,21 @@ class Admin:
 
     def _find(self, request):
         """Return [(service, name of the backend in it)] of a request; raise Refused."""
-        backend, service = request.get("backend"), request.get("service")
-        config = self._forwarder.config
-        services = config.services if config else ()
-        names = [each.name for each in services]
-        if service is not None and service not in names:
-            raise Refused(f"there is no service {service!r} (there are {_listing(names)})")
-        wanted = [each for each in services if service in (None, each.name)]
+        backend, wanted = request.get("backend"), self._services(request.get("service"))
         found = [(each.name, one.name) for each in wanted for one in each.backends if matches(backend, one.name)]
         if not found:
             names = sorted({one.name for each in wanted for one in each.backends})
             raise Refused(f"there is no backend {backend!r} (there are {_listing(names)})")
         return found
+
+    def _services(self, name):
+        """Return [the service with this name], all for None; raise Refused."""
+        config = self._forwarder.config
+        services = config.services if config else ()
+        names = [each.name for each in services]
+        if name is not None and name not in names:
+            raise Refused(f"there is no service {name!r} (there are {_listing(names)})")
+        return [each for each in services if name in (None, each.name)]
 
     # -- log level and sessions ------------------------------------------------------------------------------------
 
@@ -164,15 +180,69 @@ class Admin:
         for key, name in filters.items():
             if name is not None and not (isinstance(name, str) and len(name) <= MAX_NAME):
                 raise Refused(f"{key} must be the name of a {key}, or null for all")
+        number = self._next_number()
+        self._collect(number, client, {"sessions": number, "limit": limit, **filters}, limit=limit)
+
+    def _next_number(self):
         self._number += 1
-        number = self._number
-        pids = self._forwarder.ask_workers({"sessions": number, "limit": limit, **filters})
-        self._pending[number] = {"client": client, "pids": pids, "count": 0, "sessions": [], "limit": limit}
+        return self._number
+
+    def _collect(self, number, client, question, generation=None, **pending):
+        """Send a question to workers and wait for their answers."""
+        pids = self._forwarder.ask_workers(question, generation)
+        self._pending[number] = {"client": client, "pids": pids, "count": 0, "sessions": [], **pending}
         self._forwarder.call_later(SESSIONS_TIMEOUT, lambda: self._finish(number))
         self._finish_if_complete(number)
 
+    # -- ending sessions -------------------------------------------------------------------------------------------
+
+    def _kill(self, client, request):
+        """End sessions; the answer is written when all workers have ended theirs, or after SESSIONS_TIMEOUT."""
+        selected = {key: request[key] for key in SELECTORS if request.get(key) is not None}
+        if not selected:
+            raise Refused(f"select the sessions to end by at least one of {', '.join(SELECTORS)}")
+        self._check(selected)
+        generation = selected.pop("generation", None)
+        if not selected:
+            ended = self._forwarder.end_generation(generation)
+            if ended is not None:
+                _write(client, {"ok": True, "ended": ended, "silent_workers": 0})
+                return
+        self._forwarder.log.event("kill", level="warning", generation=generation, **selected)
+        number = self._next_number()
+        self._collect(number, client, {"kill": {"number": number, **selected}}, generation, kill=selected)
+
+    def _killed(self, pending):
+        """Return the answer to a "kill"; a name that had no session must at least be in the config."""
+        try:
+            if not pending["count"]:
+                self._services(pending["kill"].get("service"))
+                if "backend" in pending["kill"]:
+                    self._find(pending["kill"])
+        except Refused as error:
+            return {"ok": False, "error": str(error)}
+        return {"ok": True, "ended": pending["count"], "silent_workers": len(pending["pids"])}
+
+    def _check(self, selected):
+        """Raise Refused if the value of a selector is wrong, or names what is not there."""
+        numbers = self._forwarder.generations()
+        if "generation" in selected and selected["generation"] not in numbers:
+            raise Refused(
+                f"there is no generation {selected['generation']!r} with workers"
+                f" (there are {_listing(list(map(str, numbers)))})"
+            )
+        for key in ("service", "backend"):
+            name = selected.get(key)
+            if name is not None and not (isinstance(name, str) and len(name) <= MAX_NAME):
+                raise Refused(f"{key} must be the name of a {key}")
+        try:
+            network = selected.get("client", "::/0")
+            ipaddress.ip_network(network if isinstance(network, str) else "")
+        except ValueError as error:
+            raise Refused(f"client must be an address or a network: {error}") from None
+
     def worker_answered(self, pid: int, message: dict):
-        """Take the answer of a worker to a question about sessions."""
+        """Take the answer of a worker to a question."""
         pending = self._pending.get(message["answer"])
         if pending is None or pid not in pending["pids"]:
             return
@@ -194,6 +264,9 @@ class Admin:
     def _finish(self, number):
         pending = self._pending.pop(number, None)
         if pending is None:
+            return
+        if "kill" in pending:
+            _write(pending["client"], self._killed(pending))
             return
         oldest = sorted(pending["sessions"], key=lambda session: -session["duration"])[: pending["limit"]]
         reply = {"ok": True, "count": pending["count"], "sessions": oldest, "silent_workers": len(pending["pids"])}

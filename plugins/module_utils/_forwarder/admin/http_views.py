@@ -8,8 +8,8 @@ from __future__ import annotations
 import html
 
 from . import metrics
+from .status import old_generation_line, status
 from .status import pieces as status_pieces
-from .status import status
 
 _HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5"><title>l4proxy</title><style>
@@ -49,6 +49,7 @@ def pieces(document):
     yield f"; the last reload failed: {html.escape(str(last['error']))}</p>" if last["error"] else "</p>"
     yield from map(_service, document["services"])
     workers = ", ".join(f"{worker['slot']}: pid {worker['pid']}, {worker['state']}" for worker in document["workers"])
+    yield from (f"<p>{html.escape(old_generation_line(entry))}</p>" for entry in document["old_generations"])
     yield f"<p>workers: {html.escape(workers)}</p></body></html>\n"
 
 

@@ -87,6 +87,13 @@ def _process(status):
         ),
         ("checker_up", "gauge", "1 if the health checker runs, else 0.", [("", int(status["checker"] is not None))]),
         ("draining_workers", "gauge", "Workers that drain before they exit.", [("", draining_workers(status))]),
+        *_old_generations(status["old_generations"]),
+        (
+            "drain_memory_ended_total",
+            "counter",
+            "Sessions of old generations that were ended because their workers used more than drain_memory.",
+            [("", status["drain_memory_ended"])],
+        ),
         (
             "local_delivery_alarm",
             "gauge",
@@ -103,6 +110,19 @@ def _process(status):
         ("datagrams_stray", "UDP datagrams received on an upstream socket that belong to no session."),
     ):
         yield from _metric(f"{name}_total", "counter", text, [("", status["totals"][name])])
+
+
+def _old_generations(entries):
+    """Return the metrics of the generations that drain, for _process()."""
+    labels = [_labels(generation=entry["generation"], version=entry["version"] or "unknown") for entry in entries]
+    return [
+        (f"old_generation_{name}", "gauge", text, [(label, entry[field]) for label, entry in zip(labels, entries)])
+        for name, field, text in (
+            ("sessions", "sessions", "Open sessions of a generation that drains."),
+            ("age_seconds", "age", "Time since the generation was replaced."),
+            ("memory_bytes", "memory", "Memory of its workers."),
+        )
+    ]
 
 
 def _by_label(key, values):

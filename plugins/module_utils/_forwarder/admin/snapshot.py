@@ -29,6 +29,21 @@ class Process:
 
 
 @dataclass(frozen=True)
+class OldGeneration:
+    """A generation whose workers drain. Version, archive and ``loaded_at`` are None if another version had it."""
+
+    number: int
+    version: str | None
+    archive: dict[str, Any] | None
+    loaded_at: str | None
+    since: float  # monotonic seconds; when it began to drain
+    workers: int
+    sessions: int  # open sessions
+    memory: int  # bytes; 0: not measured yet
+    seconds_left: float | None  # until its sessions are ended; None: it has no deadline
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """``description`` is that of the live generation in the runtime file; ``config`` is None if it is unreadable.
 
@@ -45,6 +60,8 @@ class Snapshot:
     overrides: Overrides
     workers: list[Process]
     checker: Process | None
+    old_generations: list[OldGeneration]
+    drain_memory_ended: int
     last_reload: dict[str, Any]
     reloads: dict[str, int]
     restarts: int

@@ -5,6 +5,9 @@
 
 {"pid", "version", "generation", "archive", "config", "loaded_at", "last_reload", "reloads": {"ok", "failed"},
  "restarts": int, "log_level": str, "alarms": [sentences], "totals": {field: int},
+ "old_generations": [{"generation", "version", "archive", "loaded_at" (these three may be null), "age" (seconds since it
+   was replaced), "workers", "sessions", "memory" (bytes), "seconds_left" (null: no deadline)}],
+ "drain_memory_ended": int (sessions),
  "workers": [{"slot", "pid" (null: gone), "state", "generation", "age" (seconds), "covers": [slots], "sessions"}],
  "checker": {"pid", "hung": bool} or null,
  "services": [{"name", "protocol", "balance", "listen": [str], "absent": [those of listen whose
@@ -27,7 +30,7 @@ from ..backends.health_state import LOCAL_DELIVERY
 from ..counters import heartbeat, shared_memory
 from ..counters.shared_memory import LATENCY_FIELDS, SERVICE_FIELDS, TARGET_FIELDS, TIMES, WORKER_FIELDS
 from ..loop import own_addresses
-from .snapshot import Process, Snapshot
+from .snapshot import OldGeneration, Process, Snapshot
 
 COUNTERS = tuple(name for name in TARGET_FIELDS if name not in TIMES and name not in LATENCY_FIELDS)
 HUNG = "hung"
@@ -49,6 +52,8 @@ def status(snapshot: Snapshot) -> dict:
         "log_level": snapshot.log_level,
         "alarms": [f"{family}: {LOCAL_DELIVERY}" for family in snapshot.region.common_causes()],
         "totals": {name: worker_totals.get(name, 0) for name in WORKER_FIELDS},
+        "old_generations": [_old_generation(old, snapshot.now) for old in snapshot.old_generations],
+        "drain_memory_ended": snapshot.drain_memory_ended,
         "workers": _workers(snapshot),
         "checker": {"pid": checker.pid, "hung": _hangs(checker)} if checker else None,
         "services": [_service(snapshot, service, absent) for service in config.services] if config else [],
@@ -94,6 +99,41 @@ def _worker(process: Process, now):
         "covers": process.covers,
         "sessions": process.sessions,
     }
+
+
+def _old_generation(old: OldGeneration, now):
+    return {
+        "generation": old.number,
+        "version": old.version,
+        "archive": old.archive,
+        "loaded_at": old.loaded_at,
+        "age": round(now - old.since, 1),
+        "workers": old.workers,
+        "sessions": old.sessions,
+        "memory": old.memory,
+        "seconds_left": None if old.seconds_left is None else round(old.seconds_left, 1),
+    }
+
+
+def old_generation_line(entry: dict) -> str:
+    """Return a sentence about an entry of ``old_generations``, for people."""
+    left = entry["seconds_left"]
+    parts = [
+        f"{entry['workers']} worker{'' if entry['workers'] == 1 else 's'}",
+        f"{entry['sessions']} session{'' if entry['sessions'] == 1 else 's'}",
+        f"{entry['memory'] / (1 << 20):.0f} MiB",
+        f"replaced {duration(entry['age'])} ago",
+        "no deadline" if left is None else f"ends in {duration(left)}",
+    ]
+    return f"old generation {entry['generation']} ({entry['version'] or 'unknown version'}): {', '.join(parts)}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its greatest unit: "40 s", "5 min", "3 h", "2 d"."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _hangs(process: Process):

@@ -12,6 +12,7 @@ from ..counters.overrides import Overrides
 from .children import CHECKER, WORKER
 from .generation import Generations
 from .log_settings import LogSettings
+from .old_generations import OldGenerations
 from .reload_results import ReloadResults
 from .supervisor_loop import SupervisorLoop
 from .worker_pool import WorkerPool
@@ -25,6 +26,7 @@ class Control:
         loop: SupervisorLoop,
         generations: Generations,
         pool: WorkerPool,
+        old: OldGenerations,
         overrides: Overrides,
         log_settings: LogSettings,
         results: ReloadResults,
@@ -34,6 +36,7 @@ class Control:
         self._loop = loop
         self._generations = generations
         self._pool = pool
+        self._old = old
         self._log_settings = log_settings
         self._results = results
 
@@ -59,6 +62,8 @@ class Control:
             overrides=self.overrides,
             workers=self._pool.processes(WORKER),
             checker=checkers[0] if checkers else None,
+            old_generations=self._old.entries(),
+            drain_memory_ended=self._old.sessions_ended,
             last_reload=self._results.last,
             reloads=self._results.counts,
             restarts=self._pool.restarts,
@@ -66,9 +71,9 @@ class Control:
         )
 
     def publish_overrides(self):
-        """Make the overrides known to all workers of the live generation and of one that is starting."""
-        for generation in self._generations.current():
-            self.overrides.publish(generation.region)
+        """Make the overrides known to all workers, also to those that drain: one may still try another backend."""
+        for region in self._generations.regions():
+            self.overrides.publish(region)
 
     def set_log_level(self, level: str | None):
         """Set the log level of all processes; None: as configured."""
@@ -79,6 +84,14 @@ class Control:
         """Call ``callback`` after ``seconds``."""
         self._loop.call_later(seconds, callback)
 
-    def ask_workers(self, question: dict) -> set[int]:
-        """Send a message to all workers; return the pids of those that received it."""
-        return {child.pid for child in self._pool.send(question) if child.role == WORKER}
+    def ask_workers(self, question: dict, generation: int | None = None) -> set[int]:
+        """Send a message to all workers, or those of a generation; return the pids of those that received it."""
+        return {child.pid for child in self._pool.send(question, generation) if child.role == WORKER}
+
+    def generations(self) -> list[int]:
+        """Return the numbers of the generations that have workers."""
+        return sorted({child.generation for child in self._pool.children.values() if child.role == WORKER})
+
+    def end_generation(self, number: int) -> int | None:
+        """End all sessions of an old generation; return how many they were, None if it is not an old one."""
+        return self._old.end(number, "killed by an operator")

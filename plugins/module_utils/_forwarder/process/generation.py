@@ -169,6 +169,10 @@ class Generations:
         """Return the live generation and the candidate, as far as there are any."""
         return [generation for generation in (self.live, self.candidate) if generation]
 
+    def regions(self) -> list[shared_memory.Region]:
+        """Return the shared memory of all generations, the draining ones included."""
+        return [*(generation.region for generation in self.current()), *self._draining.values()]
+
     def switch(self) -> Generation:
         """Make the candidate live, and return it; the generation that was live drains."""
         if self.live:

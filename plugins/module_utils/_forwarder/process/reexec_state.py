@@ -24,6 +24,7 @@ from .generation import Generations
 from .lock import Lock
 from .log_settings import LogSettings
 from .notify import Notifier
+from .old_generations import OldGenerations
 from .reload_results import ReloadResults
 from .worker_pool import WorkerPool
 
@@ -42,6 +43,7 @@ class Parts:
     log_settings: LogSettings
     results: ReloadResults
     pool: WorkerPool
+    old: OldGenerations
     notifier: Notifier
     lock: Lock
 
@@ -54,6 +56,7 @@ class Parts:
             "endpoints": servers,
             **self.pool.records(),
             **self.generations.records(),
+            **self.old.records(),
             "orders": self.overrides.records(),
             "log_level": self.log_settings.override,
             **self.results.records(),
@@ -73,6 +76,7 @@ class Parts:
         self.notifier.names = set(state["stored"])
         self.lock.fd = state.get("lock")  # version 0.1.0 has none
         self.pool.adopt(state)
+        self.old.adopt(state)
         self.servers.adopt(state["endpoints"])
 
 

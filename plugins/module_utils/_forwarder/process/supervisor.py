@@ -34,6 +34,7 @@ from ..loop.log import Log
 from . import children, generation, in_place, listeners, lock, notify, orphans, reexec_state, restart_state
 from .control import Control
 from .log_settings import LogSettings
+from .old_generations import OldGenerations
 from .reload import Reload, internal_error, own_command
 from .reload_results import ReloadResults
 from .supervisor_loop import SupervisorLoop
@@ -74,7 +75,9 @@ class Supervisor:
         self._pool = WorkerPool(self._loop, self._generations, self._listening, self._log_settings, self)
         self._change = in_place.ChangeInPlace(self._loop, self._generations, self._pool, self)
         self._reload = Reload(self._loop, self, self._results, self._config_path, own_command())
-        control = Control(self._loop, self._generations, self._pool, self._overrides, self._log_settings, self._results)
+        self._old = OldGenerations(self._loop, self._pool, self._generations)
+        seen = (self._loop, self._generations, self._pool, self._old, self._overrides)
+        control = Control(*seen, self._log_settings, self._results)
         self._admin = Admin(control)
         answers = {ADMIN: self._admin.answer, METRICS: partial(http_views.answer, control.snapshot)}
         self._servers = Servers(self._loop, answers)
@@ -86,6 +89,7 @@ class Supervisor:
             self._log_settings,
             self._results,
             self._pool,
+            self._old,
             self._notifier,
             self._lock,
         )
@@ -139,6 +143,8 @@ class Supervisor:
         self._account()
         if not self._leaving:
             self._pool.kill_hanging()
+        if self._generations.live:
+            self._old.check()
 
     def _account(self):
         self._generations.account(is_needed=self._pool.is_needed)
@@ -285,6 +291,8 @@ class Supervisor:
 
     def _switch(self):
         """Make the candidate live; everything else drains from here on."""
+        if self._generations.live:
+            self._old.note(self._generations.live)
         self._generations.switch()
         timeout = self._generations.live.config.drain_timeout
         if timeout is not None:
@@ -305,6 +313,7 @@ class Supervisor:
         live.loaded_at = runtime_file.timestamp()
         self._log_settings.apply(live)
         self._account()
+        contain(self._old.enforce_bound)
         self._results.succeeded(live, self._listening, in_place)
 
     def _store_listeners(self):

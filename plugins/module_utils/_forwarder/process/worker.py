@@ -19,7 +19,9 @@ import os
 import resource
 import signal
 
+from ..admission.acl import Networks
 from ..admission.source_address import SourcePorts
+from ..config.backend_names import matches
 from ..counters.heartbeat import BEAT
 from ..counters.shared_memory import WORKER_FIELDS
 from ..loop import own_addresses
@@ -33,6 +35,7 @@ from ..udp.takeover import Takeover
 from . import change_messages, config_change, serving
 from .channel import READY, TooLarge, close_descriptors
 
+KILLED = "killed"  # the reason in the log
 PERIODIC_INTERVAL = 0.05  # seconds between two runs of periodic work while there is traffic
 
 
@@ -144,6 +147,8 @@ class Worker:
                 self.loop.log.set_level(message["log_level"])
             if "sessions" in message:
                 self._answer(message["sessions"], self._oldest_sessions(message))
+            if "kill" in message:
+                self._answer(message["kill"]["number"], self._kill(message["kill"]))
             self._changes.receive(message)
             close_descriptors(message)
         if closed:
@@ -165,16 +170,35 @@ class Worker:
 
     def _oldest_sessions(self, question):
         """Return {"count", "sessions"}: the number of sessions that match a question, and the oldest of them."""
-        service, backend = question.get("service"), question.get("backend")
-        matching = [
-            session
-            for session in (*self.tcp.sessions, *self.udp.table.flows)
-            if service in (None, session.service.name)
-            and (backend is None or (session.backend is not None and session.backend.name == backend))
-        ]
+        matching = self._matching((*self.tcp.sessions, *self.udp.table.flows), question)
         oldest = heapq.nsmallest(question["limit"], matching, key=lambda session: session.started)
         now = self.loop.now()
         return {"count": len(matching), "sessions": [session.summary(now) for session in oldest]}
+
+    def _matching(self, sessions, question):
+        """Return those of ``sessions`` that have the service, the backend and the client of a question, if it has any.
+
+        A client is a network; a backend without a port means all ports of that host.
+        """
+        service, backend = question.get("service"), question.get("backend")
+        clients = Networks([question["client"]]) if question.get("client") is not None else None
+        return [
+            session
+            for session in sessions
+            if service in (None, session.service.name)
+            and (backend is None or (session.backend is not None and matches(backend, session.backend.name)))
+            and (clients is None or session.client_address[0] in clients)
+        ]
+
+    def _kill(self, question):
+        """End the sessions that match a question, TCP with a reset; return the answer."""
+        relays = self._matching(self.tcp.sessions, question)
+        flows = self._matching(self.udp.table.flows, question)
+        for relay in relays:
+            relay.abort(KILLED)
+        for flow in flows:
+            self.udp.end(flow, KILLED)
+        return {"count": len(relays) + len(flows), "sessions": []}
 
     def _turn(self):
         loop = self.loop

@@ -30,7 +30,6 @@ START_PER_LISTENER = 0.005  # additional seconds; on an idle machine a worker ne
 ABORT_GRACE = 1.0  # seconds from its deadline until a draining worker that goes on is told again to end its sessions
 DRAIN_GRACE = 5.0  # seconds from its deadline until a draining worker is killed
 ANSWERS = {"answer", "received", "prepared", "using"}  # keys of messages that answer one of ours
-MAX_DRAINING = 128  # draining processes, about 10 MB each; beyond it the oldest generations are stopped
 
 
 class Owner(Protocol):
@@ -104,7 +103,6 @@ class WorkerPool:
         return [number for child in self.children.values() for number in child.descriptors()]
 
     def _process(self, child):
-        regions = map(self._generations.region_of, {child.generation, *child.holds})
         return Process(
             pid=child.pid,
             slot=child.slot,
@@ -113,8 +111,13 @@ class WorkerPool:
             started=child.started,
             covers=child.covers,
             silent=self._silent_seconds(child),
-            sessions=sum(region.sessions(child.slot) for region in regions if region),
+            sessions=self.sessions(child),
         )
+
+    def sessions(self, child: Child) -> int:
+        """Return the number of open sessions of a worker."""
+        regions = map(self._generations.region_of, {child.generation, *child.holds})
+        return sum(region.sessions(child.slot) for region in regions if region)
 
     def _occupied(self, generation):
         """Return the (role, slot) of all children of a generation that do not drain."""
@@ -212,9 +215,10 @@ class WorkerPool:
 
     # -- messages and signals --------------------------------------------------------------------------------------
 
-    def send(self, message: dict) -> list[Child]:
-        """Send a message to every child; return those that received it."""
-        return [child for child in self.children.values() if child.channel.send(message)]
+    def send(self, message: dict, generation: int | None = None) -> list[Child]:
+        """Send a message to every child, or those of one generation; return those that received it."""
+        wanted = self.children.values() if generation is None else self.of(generation)
+        return [child for child in wanted if child.channel.send(message)]
 
     def signal_all(self, number: int):
         """Send a signal to every child."""
@@ -258,9 +262,6 @@ class WorkerPool:
             if kill_at < (child.kill_at or float("inf")):
                 child.kill_at = kill_at
                 self._await_deadline(child)
-        draining = [child for child in self.children.values() if child.state == DRAINING]
-        for child in surplus(MAX_DRAINING, draining):
-            child.signal(signal.SIGTERM)  # the second SIGTERM ends a worker at once
 
     def _await_deadline(self, child):
         """Kill a draining child a little after its deadline. A worker of another version may not know a deadline."""
@@ -308,9 +309,11 @@ class WorkerPool:
             return None
         selector = self._loop.selector
         if child.channel in selector.get_map():
-            messages, _closed = child.channel.receive()  # may contain the reason of its end
+            messages, _closed = child.channel.receive()  # may contain the reason of its end, or its last answer
             for message in messages:
                 child.failure = message.get(FAILED, child.failure)
+                if "answer" in message:
+                    self._owner.worker_answered(child, message)
             selector.unregister(child.channel)
         child.close()
         if child.role == WORKER:  # the next worker of its slot does this in the memory of its own generation
@@ -383,13 +386,3 @@ class WorkerPool:
             if child.covers != covers[slot]:
                 child.covers = covers[slot]
                 child.channel.send({"cover": child.covers})
-
-
-def surplus(most: int, draining: list[Child]) -> list[Child]:
-    """Return the children of the oldest draining generations that must stop so that at most ``most`` remain."""
-    stopped: list[Child] = []
-    for number in sorted({child.generation for child in draining}):
-        if len(draining) - len(stopped) <= most:
-            break
-        stopped += [child for child in draining if child.generation == number]
-    return stopped

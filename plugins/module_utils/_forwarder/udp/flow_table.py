@@ -83,6 +83,11 @@ class Flow:
         return self.listener.flows.get(self.client_key) is self
 
     @property
+    def client_address(self):
+        """The address tuple of the client, under the name that a relay has for it."""
+        return self.client
+
+    @property
     def service(self):
         """The config.Service."""
         return self.listener.runtime.service

@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import status
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin.snapshot import Process, Snapshot
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin.snapshot import (
+    OldGeneration,
+    Process,
+    Snapshot,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.overrides import Overrides
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.totals import GenerationTotals
@@ -34,7 +38,8 @@ class Forwarder:
             "totals": GenerationTotals().totals(self.regions),
             "workers": [worker(5, 1, 2), worker(3, 0, 1, "draining")],
             "checker": worker(7, 0, 2), "last_reload": {"ok": True, "error": None}, "reloads": {"ok": 1, "failed": 0},
-            "restarts": 4, "log_level": "info",
+            "old_generations": [OldGeneration(1, "0.1.0", None, "morning", NOW - 7300, 1, 5, 20 << 20, None)],
+            "drain_memory_ended": 3, "restarts": 4, "log_level": "info",
         }  # fmt: skip
         return status.status(Snapshot(**{**snapshot, **values}))
 

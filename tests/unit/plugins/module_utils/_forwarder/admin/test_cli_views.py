@@ -60,13 +60,37 @@ def test_draining_workers_do_not_include_starting_ones(document, added, count):
 def test_the_table_shows_forwarder_services_and_backends(document):
     lines = cli_views.table(document()).splitlines()
     assert lines[0] == f"l4proxy 0.1.0 (pid {os.getpid()}), generation 2 since noon, 1 of 2 workers, 1 draining"
-    assert lines[2] == "web  0.0.0.0:80  tcp, random: 3 sessions, 9 accepted, 2 refused"
-    assert lines[3].split() == " ".join(cli_views._TITLES).split()
-    assert lines[4].startswith("  b ")
-    assert " return path broken " in lines[4]
-    assert "yes / no: ETIMEDOUT" in lines[4]
-    assert lines[4].endswith("2.5M        999")
-    assert "(backup)" in lines[5]
+    assert lines[1] == ("old generation 1 (0.1.0): 1 worker, 5 sessions, 20 MiB, replaced 2 h ago, no deadline")
+    assert lines[3] == "web  0.0.0.0:80  tcp, random: 3 sessions, 9 accepted, 2 refused"
+    assert lines[4].split() == " ".join(cli_views._TITLES).split()
+    assert lines[5].startswith("  b ")
+    assert " return path broken " in lines[5]
+    assert "yes / no: ETIMEDOUT" in lines[5]
+    assert lines[5].endswith("2.5M        999")
+    assert "(backup)" in lines[6]
+
+
+@pytest.mark.parametrize(("values", "text"), [
+    ({"version": None, "workers": 2, "sessions": 1}, "(unknown version): 2 workers, 1 session, 20 MiB, "),
+    ({"age": 59.0, "seconds_left": 130.0}, "replaced 59 s ago, ends in 2 min"),
+    ({"age": 200_000.0, "seconds_left": 0.0}, "replaced 2 d ago, ends in 0 s"),
+])  # fmt: skip
+def test_an_old_generation_is_a_line_of_the_table_and_of_the_page(document, values, text):
+    found = document()
+    found["old_generations"][0].update(values)
+    assert text in cli_views.table(found)
+    assert text in http_views.render(found)
+    version = found["old_generations"][0]["version"] or "unknown"
+    sessions = found["old_generations"][0]["sessions"]
+    labels = f'generation="1",version="{version}"'
+    assert f"\nl4proxy_old_generation_sessions{{{labels}}} {sessions}\n" in metrics.render(found)
+    assert "\nl4proxy_drain_memory_ended_total 3\n" in metrics.render(found)
+
+
+def test_the_status_of_version_0_1_0_is_shown_too(document):
+    found = document()
+    del found["old_generations"]
+    assert "old generation" not in cli_views.table(found)
 
 
 def test_the_table_shows_alarms_a_failed_reload_and_a_missing_checker(document):

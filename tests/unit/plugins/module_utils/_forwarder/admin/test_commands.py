@@ -50,9 +50,15 @@ class Forwarder:
     def set_log_level(self, level):
         self.log.level = level or "info"
 
-    def ask_workers(self, question):
+    def ask_workers(self, question, generation=None):
         self.questions.append(question)
-        return {1, 2}
+        return {1, 2} if generation in (None, 5) else {3}
+
+    def generations(self):
+        return [4, 5]
+
+    def end_generation(self, number):
+        return 7 if number == 4 else None
 
     def call_later(self, seconds, callback):
         self.timers.append(callback)
@@ -66,7 +72,9 @@ class Forwarder:
     def worker_answers(self, pid, count, *durations):
         """Let a worker answer the latest question."""
         sessions = [{"duration": duration} for duration in durations]
-        message = {"answer": self.questions[-1]["sessions"], "count": count, "sessions": sessions}
+        question = self.questions[-1]
+        number = question["kill"]["number"] if "kill" in question else question["sessions"]
+        message = {"answer": number, "count": count, "sessions": sessions}
         self.admin.worker_answered(pid, message)
 
 
@@ -80,7 +88,7 @@ def forwarder():
 TEST_REFUSALS = [
     (b"", "a request must be one JSON object on one line"),
     (b"null", "a request must be a JSON object"),
-    (b'{"op": 1}', "op must be one of drain, log_level, maintenance, ready, sessions, status, weight"),
+    (b'{"op": 1}', "op must be one of drain, kill, log_level, maintenance, ready, sessions, status, weight"),
     (b'{"op": "drain"}', "there is no backend None (there are b, c)"),
     (b'{"op": "drain", "backend": "c", "service": "mail"}', "there is no backend 'c' (there are b)"),
     (b'{"op": "drain", "backend": "b", "service": ["web"]}', "there is no service ['web'] (there are web, mail)"),
@@ -155,3 +163,48 @@ def test_the_log_level_is_set_and_reset(forwarder):
     assert forwarder.ask(op="log_level", level="error") == [{"ok": True, "changed": True, "level": "error"}]
     assert forwarder.ask(op="log_level", level="error") == [{"ok": True, "changed": False, "level": "error"}]
     assert forwarder.ask(op="log_level") == [{"ok": True, "changed": True, "level": "info"}]
+
+
+@pytest.mark.parametrize(("request_", "sentence"), [
+    ({}, "select the sessions to end by at least one of generation, service, backend, client"),
+    ({"generation": 3}, "there is no generation 3 with workers (there are 4, 5)"),
+    ({"generation": "4"}, "there is no generation '4' with workers (there are 4, 5)"),
+    ({"service": 1}, "service must be the name of a service"),
+    ({"backend": "x" * 100}, "backend must be the name of a backend"),
+    ({"client": "198.18.0.1/8"}, "client must be an address or a network: 198.18.0.1/8 has host bits set"),
+    ({"client": 7}, "client must be an address or a network: "),
+])  # fmt: skip
+def test_sessions_to_end_are_selected_by_what_there_is(forwarder, request_, sentence):
+    (reply,) = forwarder.ask(op="kill", **request_)
+    assert not reply["ok"]
+    assert reply["error"].startswith(sentence)
+    assert not forwarder.questions
+
+
+def test_an_old_generation_is_ended_as_a_whole_and_other_sessions_by_their_workers(forwarder):
+    assert forwarder.ask(op="kill", generation=4) == [{"ok": True, "ended": 7, "silent_workers": 0}]
+    assert not forwarder.questions
+    replies = forwarder.ask(op="kill", generation=5)
+    assert forwarder.questions == [{"kill": {"number": 1}}]
+    forwarder.worker_answers(1, 2)
+    assert not replies
+    forwarder.worker_answers(2, 3)
+    assert replies == [{"ok": True, "ended": 5, "silent_workers": 0}]
+    replies = forwarder.ask(op="kill", generation=4, client="198.18.0.0/24")
+    assert forwarder.questions[1:] == [{"kill": {"number": 2, "client": "198.18.0.0/24"}}]
+    forwarder.timers[-1]()
+    assert replies == [{"ok": True, "ended": 0, "silent_workers": 1}]
+
+
+@pytest.mark.parametrize(("request_", "error"), [
+    ({"service": "x"}, "there is no service 'x' (there are web, mail)"),
+    ({"service": "mail", "backend": "c"}, "there is no backend 'c' (there are b)"),
+    ({"service": "mail"}, None),
+    ({"backend": "c"}, None),
+])  # fmt: skip
+def test_a_name_that_the_config_does_not_have_is_an_error_unless_it_had_sessions(forwarder, request_, error):
+    for count in (0, 1):
+        replies = forwarder.ask(op="kill", **request_)
+        forwarder.worker_answers(1, count)
+        forwarder.worker_answers(2, 0)
+        assert replies[0].get("error") == (None if count else error)
