@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
@@ -145,6 +146,7 @@ class Forwarder:
         # Another user may be able to read neither this interpreter nor the checkout.
         python = "/usr/bin/python3" if wrapper else PYTHON or sys.executable
         archive = archive or (build_archive(self.directory) if wrapper or PYTHON else None)
+        self.archive = archive
         program = [python, str(archive)] if archive else [python, "-c", netns.CLI]
         environment = {**netns.cli_environment(), **self.environment, **(environment or {})}
         if archive:
@@ -170,6 +172,14 @@ class Forwarder:
         """Run ``l4proxy reload --wait``; the caller checks the exit status."""
         argv = [sys.executable, "-c", netns.CLI, "reload", "--wait"]
         return wiring.run(argv, check=False, timeout=90, env={**netns.cli_environment(), **self.environment})
+
+    def change_archive(self) -> None:
+        """Install another archive, of the same code: the next reload makes new processes."""
+        new = self.archive.with_name("another.pyz")
+        new.write_bytes(self.archive.read_bytes())
+        with zipfile.ZipFile(new, "a") as archive:
+            archive.comment = os.urandom(8).hex().encode("ascii")
+        new.replace(self.archive)
 
     def workers(self) -> list[int]:
         """The pids of its workers, old ones included."""

@@ -19,7 +19,7 @@ import pytest
 
 from tests.lab import netns, wiring
 from tests.support import tcp
-from tests.support.forwarding import Forwarder, make_config, make_service, web_and_raw
+from tests.support.forwarding import Forwarder, build_archive, make_config, make_service, web_and_raw
 from tests.support.waiting import eventually, in_threads
 
 WEB, RAW = 8000, 7000
@@ -68,12 +68,13 @@ def test_reloads_under_load_lose_no_connection(lab, forwarder, listener):
 
 
 @pytest.mark.ipv4_only
-def test_streams_of_many_generations_stay_open(lab, servers, listener):
+def test_streams_of_many_generations_stay_open(lab, servers, listener, tmp_path):
     streams = []
-    with Forwarder(lab, document(lab)) as forwarder:
+    with Forwarder(lab, document(lab), archive=build_archive(tmp_path)) as forwarder:
         for _reload in range(12):
             streams.append(tcp.pair(lab, listener, RAW))
-            assert forwarder.reload().returncode == 0
+            forwarder.change_archive()
+            assert forwarder.reload().stdout.endswith("by new processes: another archive is installed\n")
         assert len(forwarder.workers()) == len(streams) + 1
         for client, server in streams:
             with client, server:

@@ -81,6 +81,9 @@ class Receiver:
         if change is not None:
             change.discard()
         listeners.close_all(self._sockets)
+        self._close_first()
+
+    def _close_first(self):
         while self._first:
             os.close(self._first.pop())
 
@@ -113,18 +116,16 @@ class Receiver:
             self._refuse(number, error)
             return
         self._sockets.clear()  # they are the change's now
+        self._close_first()
         self._channel.send({"prepared": number})
 
     def _open(self):
         """Return (Config, Region) of what was received."""
         document, memory = self._first
-        with open(document, encoding="utf-8") as stream:
-            self._first = [memory]
-            stream.seek(0)
-            content = json.load(stream)
+        content = json.loads(os.pread(document, os.fstat(document).st_size, 0))  # the workers share the file offset
         config = config_module.load(content["config"])
         region = Region(content["region"], memory)
-        self._first = []
+        self._first = [document]
         return config, region
 
     def _refuse(self, number, error):
