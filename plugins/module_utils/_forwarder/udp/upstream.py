@@ -260,10 +260,15 @@ class UpstreamSockets:
         return upstream
 
     def take_over(self, sock: socket.socket, record: dict) -> UpstreamSocket:
-        """Return the UpstreamSocket of a socket that another worker had; ``record`` as in handover.py."""
+        """Return the UpstreamSocket of a socket that another worker had; ``record`` as in handover.py.
+
+        New flows do not use it if its port is not in the slice: it may be in that of another proxy by now.
+        """
         sock.setblocking(False)
         owner = tuple(record["owner"]) if record["owner"] else None
-        return self.adopt(UpstreamSocket(self._server, sock, shared=record["shared"], owner=owner))
+        upstream = UpstreamSocket(self._server, sock, shared=record["shared"], owner=owner)
+        upstream.shared = upstream.shared and upstream.port in self._ports
+        return self.adopt(upstream)
 
     def close(self, upstream: UpstreamSocket) -> None:
         """Close a socket that has no flows."""

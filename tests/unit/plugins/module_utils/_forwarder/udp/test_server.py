@@ -8,6 +8,8 @@ from __future__ import annotations
 import socket
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source_address
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import settings
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import (
     Backend,
     Limits,
@@ -231,3 +233,15 @@ def test_a_session_goes_on_in_the_next_generation(make):
     assert (old.sessions(), new.sessions()) == (0, 1)
     assert (new.flow.datagrams_to_backend, new.flow.datagrams_to_client) == (2, 1)
     assert old.events("session") == []
+
+
+@pytest.mark.parametrize(("first", "shared"), [(0, True), (1, False)])
+def test_new_sessions_do_not_use_a_socket_of_a_predecessor_whose_port_is_not_in_the_slice(tmp_path, first, shared):
+    host = Host(tmp_path)
+    sock = host.client()
+    port = sock.getsockname()[1] + first
+    host.udp.bound(source_address.SourcePorts(settings.PortRange(port, port + 63)), 64)
+    upstream = host.udp.upstreams.take_over(sock, {"shared": True, "owner": None})
+    assert (upstream in host.udp.table.shared.get(upstream.family, ())) is shared
+    host.udp.upstreams.close(upstream)
+    host.close()
