@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import tcp, udp
-from tests.support.forwarding import Forwarder, make_config, make_service, web_and_raw
+from tests.support.forwarding import AS_DAEMON, Forwarder, make_config, make_service, web_and_raw
 from tests.support.waiting import PATIENCE, eventually
 
 WEB, RAW, OTHER = 8000, 7000, 8001
@@ -83,6 +83,36 @@ def test_only_a_stop_has_a_deadline_unless_the_config_has_one_which_generations_
             forwarder.process.send_signal(signal.SIGTERM)
             drained = eventually(lambda: forwarder.log("draining")[6:], "the last worker drains", forwarder.show)
             assert [line["timeout"] for line in drained] == [30.0]
+
+
+@pytest.mark.ipv4_only
+def test_beyond_the_bound_of_memory_the_oldest_generation_is_ended(lab, servers, listener):
+    """The forwarder is an ordinary user, as in its unit."""
+    streams, most = [], 12  # a worker has some 5 MB of its own
+    try:
+        with Forwarder(lab, document(lab, drain_memory=30), wrapper=AS_DAEMON) as forwarder:
+            for number in range(most):
+                streams.append(tcp.pair(lab, listener, RAW))
+                forwarder.configure(document(lab, drain_memory=30, workers=2 - number % 2))
+                assert forwarder.reload().returncode == 0
+                eventually(lambda: all(old["memory"] for old in forwarder.status()["old_generations"]), "it is measured")
+                if forwarder.log("generation ended"):
+                    break
+            ended = forwarder.log("generation ended")
+            assert [line["of_generation"] for line in ended] == [1]
+            assert [line["sessions"] for line in ended] == [1]
+            assert number > 1, forwarder.status()["old_generations"]
+            for end in streams[0]:
+                with pytest.raises(ConnectionResetError):
+                    end.recv(1)
+            for client, server in streams[1:]:
+                tcp.assert_open(client, server)
+            status = forwarder.status()
+            assert status["drain_memory_ended"] == 1
+            assert sum(old["memory"] for old in status["old_generations"][1:]) < 30 << 20
+    finally:
+        for end in (end for stream in streams for end in stream):
+            end.close()
 
 
 @pytest.mark.ipv4_only

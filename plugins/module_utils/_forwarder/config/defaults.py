@@ -66,7 +66,7 @@ HEALTH_SOURCE = {IPV4: "198.51.100.{0}", IPV6: "2001:db8:ffff::{0}"}
 # The forwarder.
 DRAIN_TIMEOUT = Range(0, 86400, None)  # None: no deadline after a reload or a restart, else STOP_TIMEOUT
 STOP_TIMEOUT = 30.0  # for the connections of a stopped forwarder, and of a service or backend that the config lost
-DRAIN_MEMORY = Range(16, 1 << 20, 1024)  # MiB, of all workers that drain
+DRAIN_MEMORY = Range(1, 1 << 20, 1024)  # MiB, of all workers that drain
 WORKERS = Range(0, 64, 0)  # 0: one per core
 LOG_FORMATS = ("json", "logfmt")
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from ..counters.shared_memory import Region
     from .worker import Worker
 
-REMOVAL_TIMEOUT = 30.0  # seconds that sessions have whose service, listener or backend left, if the config does not say
 INTERVAL = 0.5  # seconds between two looks at earlier generations
 
 
@@ -138,7 +137,7 @@ class Earlier:
     def add(self, number: int, config: Config, region: Region, runtimes) -> None:
         """Give the sessions that stay with these runtimes of ``config`` their deadline."""
         now = self._worker.loop.now()
-        deadlines = [(one, now + removal_timeout(config, one.service)) for one in runtimes if one.counters.open()]
+        deadlines = [(one, now + config.removal_timeout(one.service)) for one in runtimes if one.counters.open()]
         self._generations.append(Generation(number, region, deadlines))
 
     def services(self) -> list[Service]:
@@ -178,11 +177,3 @@ class Earlier:
             return False
         generation.region.close()
         return True
-
-
-def removal_timeout(config: Config, service: Service) -> float:
-    """Return the seconds that the sessions of a service have after it, a listener or a backend of it left."""
-    for timeout in (getattr(service, "drain_timeout", None), config.drain_timeout):
-        if timeout is not None:
-            return timeout
-    return REMOVAL_TIMEOUT

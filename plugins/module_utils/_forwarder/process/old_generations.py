@@ -20,6 +20,7 @@ from .supervisor_loop import SupervisorLoop
 from .worker_pool import DRAIN_GRACE, WorkerPool
 
 MEASURE_INTERVAL = 10.0  # seconds between two measurements of memory while workers drain
+SETTLED = 1.0  # seconds after which workers without a connection have ended
 MIB = 1 << 20
 
 
@@ -49,6 +50,7 @@ class OldGenerations:
         description = generation.description()
         kept = {key: description[key] for key in ("version", "archive", "loaded_at")}
         self._known[generation.number] = {**kept, "since": self._loop.now()}
+        self._measured_at = self._loop.now() - MEASURE_INTERVAL + SETTLED
 
     def entries(self) -> list[OldGeneration]:
         """Return what the status shows of them, the oldest first."""

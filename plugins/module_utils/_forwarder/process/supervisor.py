@@ -313,7 +313,6 @@ class Supervisor:
         live.loaded_at = runtime_file.timestamp()
         self._log_settings.apply(live)
         self._account()
-        contain(self._old.enforce_bound)
         self._results.succeeded(live, self._listening, in_place)
 
     def _store_listeners(self):

@@ -70,7 +70,7 @@ def services(draw, number):
 
 whole = {
     "drain_timeout": seconds,
-    "drain_memory": st.integers(16, 4096),
+    "drain_memory": st.integers(1, 4096),
     "workers": st.integers(0, 64),
     "admin": st.fixed_dictionaries({}, optional={"socket": st.just("/run/l4proxy/x.sock"), "group": names}),
     "metrics": st.fixed_dictionaries({}, optional={"listen": st.sampled_from(["127.0.0.1:9109", "[::1]:9109"])}),

@@ -22,7 +22,7 @@ TEST_REFUSED = [
     ((), "proxy_id", "11", 'proxy_id: "11" is not a proxy id (1-255)'),
     ((), "drain_timeout", -1, "drain_timeout: -1 is not a duration in seconds (0-86400)"),
     ((), "drain_timeout", float("nan"), "drain_timeout: NaN is not a duration in seconds (0-86400)"),
-    ((), "drain_memory", 15, "drain_memory: 15 is not a number of MiB (16-1048576)"),
+    ((), "drain_memory", 0, "drain_memory: 0 is not a number of MiB (1-1048576)"),
     ((), "log", {"format": "xml"}, 'log.format: "xml" is not supported; use one of json, logfmt'),
     ((), "log", {"level": 1}, "log.level: 1 is not supported; use one of debug, info, warning, error"),
     ((), "log", {"colour": 1}, "log.colour: is not a known key; the known ones are format, level"),
