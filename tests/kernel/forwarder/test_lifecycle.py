@@ -85,6 +85,32 @@ def test_only_a_stop_has_a_deadline_unless_the_config_has_one_which_generations_
             assert [line["timeout"] for line in drained] == [30.0]
 
 
+@pytest.mark.parametrize(
+    ("port", "backend", "reason"),
+    [(RAW, "c", "backend removed"), (RAW + 1, "b", "listener removed"), (None, "b", "service removed")],
+)
+def test_an_old_generation_ends_what_left_the_config_at_its_deadline(lab, listener, family, port, backend, reason):
+    seconds = 0.5
+    raw = make_service(lab, "raw", RAW, 9000, backends=["b"], drain_timeout=seconds)
+    other = make_service(lab, "other", OTHER, 9000, backends=["b"], drain_timeout=seconds)
+    with (
+        Forwarder(lab, make_config(raw, other)) as forwarder,
+        tcp.connection(lab, listener, RAW) as removed,
+        tcp.connection(lab, listener, OTHER) as kept,
+    ):
+        changed = [make_service(lab, "raw", port, 9000, backends=[backend], drain_timeout=seconds)] if port else []
+        for workers in (2, 1):  # the second reload removes nothing
+            forwarder.configure(make_config(*changed, other, workers=workers))
+            assert forwarder.reload().returncode == 0
+        for end in removed:
+            with pytest.raises(ConnectionResetError):
+                end.recv(1)
+        tcp.assert_open(*kept)
+        (line,) = forwarder.connections(1)
+        assert (line["service"], line["ended"]) == ("raw", reason)
+        assert line["duration"] > seconds
+
+
 @pytest.mark.ipv4_only
 def test_beyond_the_bound_of_memory_the_oldest_generation_is_ended(lab, servers, listener):
     """The forwarder is an ordinary user, as in its unit."""
@@ -95,7 +121,9 @@ def test_beyond_the_bound_of_memory_the_oldest_generation_is_ended(lab, servers,
                 streams.append(tcp.pair(lab, listener, RAW))
                 forwarder.configure(document(lab, drain_memory=30, workers=2 - number % 2))
                 assert forwarder.reload().returncode == 0
-                eventually(lambda: all(old["memory"] for old in forwarder.status()["old_generations"]), "it is measured")
+                eventually(
+                    lambda: all(old["memory"] for old in forwarder.status()["old_generations"]), "it is measured"
+                )
                 if forwarder.log("generation ended"):
                     break
             ended = forwarder.log("generation ended")

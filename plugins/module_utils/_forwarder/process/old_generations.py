@@ -4,7 +4,8 @@
 """Old generations: workers that a reload has replaced and that keep their last connections.
 
 They have no deadline unless the config sets one, so their memory is bounded instead: when all of them together use more
-than ``drain_memory``, the oldest one is ended. An operator can end one as well (``l4proxy kill --generation N``).
+than ``drain_memory``, the oldest one is ended. An operator can end one as well (``l4proxy kill --generation N``). Their
+sessions of what leaves the config end at the deadline of the removal.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 from typing import Any
 
 from ..admin.snapshot import OldGeneration
-from . import children
+from . import children, removals
 from .generation import Generation, Generations
 from .supervisor_loop import SupervisorLoop
 from .worker_pool import DRAIN_GRACE, WorkerPool
@@ -34,6 +35,7 @@ class OldGenerations:
         self._known: dict[int, dict[str, Any]] = {}  # number -> {"version", "archive", "loaded_at", "since"}
         self._memory: dict[int, int] = {}  # number -> bytes at the last measurement
         self._measured_at = 0.0
+        self._config: Any = None  # the config.Config that was live at the last follow()
         self.sessions_ended = 0
 
     def records(self) -> dict:
@@ -44,6 +46,7 @@ class OldGenerations:
         """Take over the records() of the previous program; version 0.1.0 has none."""
         self._known = {int(number): known for number, known in state.get("old_generations", {}).items()}
         self.sessions_ended = state.get("drain_memory_ended", 0)
+        self._config = self._generations.live.config
 
     def note(self, generation: Generation):
         """Note a generation that begins to drain now."""
@@ -51,6 +54,16 @@ class OldGenerations:
         kept = {key: description[key] for key in ("version", "archive", "loaded_at")}
         self._known[generation.number] = {**kept, "since": self._loop.now()}
         self._measured_at = self._loop.now() - MEASURE_INTERVAL + SETTLED
+
+    def follow(self):
+        """Tell the old generations what the config that has become live does not have any more."""
+        before, self._config = self._config, self._generations.live.config
+        workers = [child for children_ in self._workers().values() for child in children_]
+        if before is None or not workers:
+            return
+        for removal in removals.between(before, self._config):
+            for child in workers:
+                child.channel.send({"removed": removal})
 
     def entries(self) -> list[OldGeneration]:
         """Return what the status shows of them, the oldest first."""

@@ -306,6 +306,7 @@ class Supervisor:
         self._pool.forget_deaths()
         self._pool.fill()  # spawns the checker
         contain = self._loop.contain
+        contain(self._old.follow)
         contain(listeners.settle, live.config, live.slots, self._listening)
         contain(self._store_listeners)
         contain(self._servers.settle, live.config, live.new_servers)

@@ -32,7 +32,7 @@ from ..tcp import splice
 from ..tcp.server import TcpServer
 from ..udp.server import UdpServer
 from ..udp.takeover import Takeover
-from . import change_messages, config_change, serving
+from . import change_messages, config_change, removals, serving
 from .channel import READY, TooLarge, close_descriptors
 
 KILLED = "killed"  # the reason in the log
@@ -147,6 +147,8 @@ class Worker:
                 self.loop.log.set_level(message["log_level"])
             if "sessions" in message:
                 self._answer(message["sessions"], self._oldest_sessions(message))
+            if "removed" in message:
+                self._end_removed_later(message["removed"])
             if "kill" in message:
                 self._answer(message["kill"]["number"], self._kill(message["kill"]))
             self._changes.receive(message)
@@ -174,6 +176,17 @@ class Worker:
         oldest = heapq.nsmallest(question["limit"], matching, key=lambda session: session.started)
         now = self.loop.now()
         return {"count": len(matching), "sessions": [session.summary(now) for session in oldest]}
+
+    def _end_removed_later(self, removal):
+        """End the sessions of a service, listener or backend that has left the config, at its deadline."""
+
+        def end():
+            count = removals.end_sessions(self.tcp, removal)
+            if count:
+                fields = {"service": removal["service"], "sessions": count}
+                self.loop.log.event("sessions of a removal ended", level="warning", **fields)
+
+        self.loop.timers.add(self.loop.now() + removal["after"], end)
 
     def _matching(self, sessions, question):
         """Return those of ``sessions`` that have the service, the backend and the client of a question, if it has any.

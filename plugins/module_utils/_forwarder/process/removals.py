@@ -1,0 +1,74 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What left the config: old generations end those of their sessions at its deadline.
+
+The workers of an old generation do not know later configs, so the supervisor tells them what each one removes (a worker
+that takes a config in place finds out itself: config_change.py). They keep the time, which outlives the supervisor.
+UDP sessions are not in old generations.
+
+{"service": NAME, "after": seconds, "reason": for the log, "backends": [[name, family]], "listeners": ["address:port"]};
+without the last two, the whole service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..._shared.families import FAMILIES
+from ..admission.refusal import BACKEND, LISTENER, SERVICE
+from ..config.config import Config
+from ..config.service import Service
+from ..tcp.server import TcpServer
+
+MOST_NAMES = 400  # in one message
+
+
+def between(before: Config, after: Config) -> Iterator[dict]:
+    """Yield what ``after`` does not have any more, as above."""
+    services = {service.name: service for service in after.services}
+    for service in before.services:
+        common = {"service": service.name, "after": before.removal_timeout(service)}
+        heir = services.get(service.name)
+        if heir is None or heir.protocol != service.protocol:
+            yield {**common, "reason": SERVICE}
+            continue
+        kept = _places(heir)
+        backends = [list(key) for key, place in _places(service).items() if kept.get(key) != place]
+        for names in _pieces(backends):
+            yield {**common, "reason": BACKEND, "backends": names}
+        kept_listeners = set(map(str, heir.listen))
+        for names in _pieces([str(listener) for listener in service.listen if str(listener) not in kept_listeners]):
+            yield {**common, "reason": LISTENER, "listeners": names}
+
+
+def _places(service: Service) -> dict:
+    """Return {(name, family) of a backend: its address and ports}."""
+    return {
+        (backend.name, family): (backend.address(family), backend.port, backend.last_port)
+        for family in FAMILIES
+        for backend in service.backends_of(family)
+    }
+
+
+def _pieces(names: list) -> Iterator[list]:
+    return (names[start : start + MOST_NAMES] for start in range(0, len(names), MOST_NAMES))
+
+
+def end_sessions(server: TcpServer, removal: dict) -> int:
+    """Reset the sessions of a removal, whose deadline has come; return how many there were."""
+    backends = {tuple(key) for key in removal.get("backends", ())}
+    whole = not {"backends", "listeners"} & removal.keys()
+    relays = [
+        relay
+        for relay in server.sessions
+        if relay.runtime.service.name == removal["service"]
+        and (
+            whole
+            or str(relay.acceptor.listener) in removal.get("listeners", ())
+            or (relay.backend is not None and (relay.backend.name, relay.backends.family) in backends)
+        )
+    ]
+    for relay in relays:
+        relay.abort(removal["reason"])
+    return len(relays)
