@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -86,10 +87,16 @@ def _kill(arguments: argparse.Namespace) -> int:
 
 
 def _keep(arguments: argparse.Namespace) -> int:
+    from ._routing.keeper.notify import notify
+    from ._routing.keeper.starting import StartTimer
+
+    timer = StartTimer(lambda text: notify(text, os.environ))
+    if not (arguments.once or arguments.dry_run):
+        timer.start()  # before the imports, which alone may take long on a busy host
     from ._routing.keeper import command
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    return command.run(arguments.directory, once=arguments.once, dry_run=arguments.dry_run)
+    return command.run(arguments.directory, once=arguments.once, dry_run=arguments.dry_run, timer=timer)
 
 
 def _endpoint(text: str) -> tuple[str, int]:

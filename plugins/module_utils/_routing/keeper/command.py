@@ -19,10 +19,11 @@ from ..._shared import paths
 from ..host.mac_cache import NAME as MACS
 from ..host.mac_cache import Macs
 from ..reconcile.host import Host
-from .loop import Keeper
+from .loop import READY, Keeper
 from .monitor import Monitor
 from .notify import notify
 from .reconcile_pass import Documents, reconcile_all
+from .starting import StartTimer
 from .state_file import NAME, StateFile
 
 EXIT_DONE, EXIT_FAILED, EXIT_DRIFT = 0, 1, 2
@@ -39,11 +40,13 @@ def run(
     host: Host | None = None,
     out: TextIO | None = None,
     environ: Mapping[str, str] | None = None,
+    timer: StartTimer | None = None,
 ) -> int:
     """Keep the documents of a directory until SIGTERM, and return 0.
 
     ``once`` makes one pass: it returns 0 if everything is applied, 1 if something is missing or invalid. ``dry_run``
-    changes nothing, writes the changes of a pass to ``out``, and returns 2 if there are any.
+    changes nothing, writes the changes of a pass to ``out``, and returns 2 if there are any. ``timer`` ends when the
+    start is complete.
     """
     environ = os.environ if environ is None else environ
     host, documents = host or Host(), Documents(directory)
@@ -61,7 +64,13 @@ def run(
         monitor = Monitor(wake)
         try:
             host = replace(host, neighbour_wait=NEIGHBOUR_WAIT)
-            Keeper(documents, host, monitor, state, lambda text: notify(text, environ)).run(received)
+
+            def tell(text: str) -> None:
+                if text == READY and timer:
+                    timer.end()
+                notify(text, environ)
+
+            Keeper(documents, host, monitor, state, tell).run(received)
         finally:
             monitor.close()
     return EXIT_DONE

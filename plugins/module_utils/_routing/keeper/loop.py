@@ -33,6 +33,7 @@ from .state_file import Repair, StateFile
 
 # Seconds between watchdog messages to systemd; the unit's WatchdogSec is six times that.
 WATCHDOG = 30.0
+READY = "READY=1"
 # After this many reverted repairs in a row, log a conflict.
 CONFLICT = 3
 
@@ -205,7 +206,7 @@ class Keeper:
         self._state.reverted = self._schedule.reverted if self._schedule.reverted >= CONFLICT else 0
         self._state.update(self._result)
         if not self._status_line:
-            self._notify("READY=1")
+            self._notify(READY)
         if self._state.status_line != self._status_line:
             self._status_line = self._state.status_line
             self._notify(f"STATUS={self._status_line}")
