@@ -179,9 +179,13 @@ class ServiceRuntime:
                 backends.follow(other.backends[family])
 
     def close(self) -> None:
-        """Admit no client any more: the service, or its config, has been replaced."""
-        self.access, self.guarded, self.paused = CLOSED, True, False
-        self.acceptors = []
+        """Another runtime has replaced this one, or the service was removed: begin no UDP session any more.
+
+        A TCP connection that was accepted before is still served.
+        """
+        self.paused, self.acceptors = False, []
+        if self.service.protocol == "udp":
+            self.access, self.guarded = CLOSED, True
 
     def pause(self, on: bool) -> None:
         """Stop or start accepting TCP connections for this service."""
