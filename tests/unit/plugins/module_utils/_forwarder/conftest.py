@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 
+from .changing_host import ChangingHost, Server
 from .worker_host import TcpHost
 
 
@@ -14,3 +15,31 @@ def host(tmp_path):
     host = TcpHost(tmp_path)
     yield host
     host.close()
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A function that makes a ChangingHost."""
+    hosts = []
+
+    def host(*services, **options):
+        hosts.append(ChangingHost(tmp_path, *services, **options))
+        return hosts[-1]
+
+    yield host
+    for each in hosts:
+        each.close()
+
+
+@pytest.fixture
+def serve():
+    """A function that makes a Server."""
+    servers = []
+
+    def server(*arguments, **options):
+        servers.append(Server(*arguments, **options))
+        return servers[-1]
+
+    yield server
+    for each in servers:
+        each.close()
