@@ -251,7 +251,6 @@ class UpstreamSockets:
     def adopt(self, upstream: UpstreamSocket) -> UpstreamSocket:
         """Register a socket that was opened here or handed over; return it."""
         self.all.add(upstream)
-        upstream.shared = upstream.shared and upstream.port in self._ports
         if upstream.shared:
             self._table.add_shared(upstream)
         elif upstream.owner:
