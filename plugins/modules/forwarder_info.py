@@ -13,7 +13,8 @@ description:
   - Run it on a proxy. It reads from the forwarder's runtime file which config and archive the running forwarder has
     loaded, and compares their checksums with those of the installed files.
   - A play can thus detect that an earlier play installed new files and was interrupted before the reload.
-  - Reads files only. It does not contact the forwarder and changes nothing.
+  - With O(new_config), it also asks the forwarder what that config would change, and what the last reload did.
+  - Reads only. It changes nothing.
 options:
   runtime_file:
     description: The file that describes the running forwarder.
@@ -27,6 +28,26 @@ options:
     description: The installed archive, or a symbolic link to it.
     type: path
     default: /usr/local/lib/l4proxy/l4proxy.pyz
+  new_config:
+    description: A config that is to be installed. The result then has RV(plan) and RV(report).
+    type: dict
+    version_added: 0.2.0
+  new_archive:
+    description:
+      - The archive that is to be loaded with O(new_config). It need not exist yet, because its name has its checksum.
+      - By default, the archive that runs.
+    type: path
+    version_added: 0.2.0
+  restart:
+    description: Whether the forwarder is to be restarted, because its unit changes.
+    type: bool
+    default: false
+    version_added: 0.2.0
+  socket:
+    description: The forwarder's admin socket, for RV(plan) and RV(report).
+    type: path
+    default: /run/l4proxy/admin.sock
+    version_added: 0.2.0
 extends_documentation_fragment:
   - trueip.l4proxy.attributes
   - trueip.l4proxy.attributes.info
@@ -41,6 +62,21 @@ EXAMPLES = r"""
   ansible.builtin.command: l4proxy reload --wait
   changed_when: true
   when: forwarder.running is not none and not forwarder.current
+
+- name: Find out how many connections a new config would end
+  trueip.l4proxy.forwarder_info:
+    new_config:
+      schema: 1
+      proxy_id: 11
+      services:
+        - name: web
+          listen: [{address: 0.0.0.0, port: 80}]
+          backends: [{name: b, port: 8080, ipv4: 198.18.0.21}]
+  register: forwarder
+
+- name: Show what it would change
+  ansible.builtin.debug:
+    msg: "{{ forwarder.plan.sentences }}"
 """
 
 RETURN = r"""
@@ -84,10 +120,49 @@ reason:
   returned: always
   type: str
   sample: the forwarder runs the installed config and archive
+plan:
+  description: What the new config, archive or unit changes on the running forwarder.
+  returned: if O(new_config) is set
+  type: dict
+  version_added: 0.2.0
+  contains:
+    action:
+      description:
+        - How it is loaded - C(start), C(reload), C(upgrade) (a reload with another archive), C(restart), or C(none) if
+          nothing changes.
+      type: str
+    sentences:
+      description: For people. Empty if nothing changes.
+      type: list
+      elements: str
+    sessions:
+      description: The number of open sessions that end because of it.
+      type: int
+    seconds:
+      description: After how many seconds the last of these is ended; null if none is.
+      type: float
+  sample:
+    action: reload
+    sentences:
+      - a new config is loaded; all other connections stay
+      - "backend d leaves service web: 12 connections end in 30 s at the latest"
+    sessions: 12
+    seconds: 30.0
+report:
+  description: What the last reload did, and which old generations still serve connections. Empty if no forwarder runs.
+  returned: if O(new_config) is set
+  type: list
+  elements: str
+  version_added: 0.2.0
+  sample: ["the config was taken in place: no process was replaced"]
 """
 
+import json
+import os
+
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import runtime_file
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import change_plan, client, runtime_file
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import paths
 
 
@@ -119,6 +194,36 @@ def compare(running: dict | None, installed: dict) -> tuple[bool, str]:
     return False, f"the forwarder is out of date: {' and '.join(differing)}{failed}"
 
 
+def outlook(params: dict, running: dict | None, installed: dict) -> dict:
+    """Return ``plan`` and ``report`` of the module; ``running`` and ``installed`` as in its result.
+
+    :raises config.ConfigError: the new config is wrong.
+    """
+    new, old, archive, status = config.load(params["new_config"]), None, None, None
+    if running is not None:
+        try:
+            status = client.ask(params["socket"], "status")["status"]
+        except client.AdminError as error:
+            plan = change_plan.Plan(change_plan.RELOAD, [f"the running forwarder does not say what it serves: {error}"])
+            return {"plan": plan._asdict(), "report": []}
+        if running["config"]["sha256"] == installed["config"]:
+            old = installed_config(params["config"])
+        loaded = running["archive"]["path"] if running["archive"] else None
+        if params["new_archive"] and os.path.basename(params["new_archive"]) != os.path.basename(loaded or ""):
+            archive = os.path.basename(params["new_archive"])
+    plan = change_plan.plan(status, old, new, archive, params["restart"])
+    return {"plan": plan._asdict(), "report": change_plan.report(status) if status else []}
+
+
+def installed_config(path: str) -> config.Config | None:
+    """Return the installed config, None if this version cannot read it."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return config.load(json.load(stream))
+    except (ValueError, config.ConfigError):
+        return None
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -126,6 +231,10 @@ def main() -> None:
             "runtime_file": {"type": "path", "default": paths.RUNTIME_FILE},
             "config": {"type": "path", "default": paths.CONFIG},
             "archive": {"type": "path", "default": "/usr/local/lib/l4proxy/l4proxy.pyz"},
+            "new_config": {"type": "dict"},
+            "new_archive": {"type": "path"},
+            "restart": {"type": "bool", "default": False},
+            "socket": {"type": "path", "default": f"{paths.RUNTIME_DIRECTORY}/admin.sock"},
         },
         supports_check_mode=True,
     )
@@ -137,7 +246,13 @@ def main() -> None:
     if running is not None and not runtime_file.alive(running):
         running = None
     current, reason = compare(running, installed)
-    module.exit_json(changed=False, running=running, installed=installed, current=current, reason=reason)
+    more = {}
+    if module.params["new_config"] is not None:
+        try:
+            more = outlook(module.params, running, installed)
+        except config.ConfigError as error:
+            module.fail_json(msg=f"new_config: {error}")
+    module.exit_json(changed=False, running=running, installed=installed, current=current, reason=reason, **more)
 
 
 if __name__ == "__main__":

@@ -86,3 +86,26 @@ def test_the_payload_is_small():
     with open(runtime_file.__file__, encoding="utf-8") as stream:
         imports = [node for node in ast.walk(ast.parse(stream.read())) if isinstance(node, ast.ImportFrom)]
     assert {str(node.module).partition(".")[0] for node in imports if node.level} == {"_shared"}
+
+
+NEW = {
+    "schema": 1,
+    "proxy_id": 11,
+    "services": [
+        {
+            "name": "web",
+            "listen": [{"address": "0.0.0.0", "port": 80}],
+            "backends": [{"name": "b", "port": 80, "ipv4": "198.18.0.21"}],
+        }
+    ],
+}
+
+
+def test_a_plan_needs_an_answer_of_the_forwarder_but_does_not_fail_without_it(host, run, tmp_path):
+    options = {**host, "socket": str(tmp_path / "none"), "new_config": NEW}
+    (sentence,) = run(options)["plan"]["sentences"]
+    assert sentence.startswith("the running forwarder does not say what it serves: no forwarder listens on")
+    assert run({**options, "new_config": {**NEW, "schema": 2}})["msg"].startswith("new_config: schema")
+    change_runtime(host, started=1)
+    assert run(options)["plan"]["action"] == "start"
+    assert "plan" not in run(host)
