@@ -9,18 +9,20 @@ import contextlib
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.support import processes, tcp, udp
 from tests.support.addresses import FAMILIES, address_of
-from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
+from tests.support.forwarding import BACKENDS, Forwarder, build_archive, make_config, make_service
 from tests.support.waiting import eventually
 
 WEB, OLD, DATAGRAMS, RANGE = 8000, 7000, 7001, 6100
 SLICES = [{"first": 41000, "last": 41999}, {"first": 42000, "last": 42999}, None]
 CHANGES = int(os.environ.get("L4PROXY_CHANGES", "24"))
+RATE = 3  # connections per second of a client
 GROWTH = 1 << 20  # bytes by which a process may grow, whatever the number of changes
 
 
@@ -156,3 +158,132 @@ def test_many_changes_keep_workers_sessions_memory_and_descriptors(lab, forwarde
     assert status["generation"] == CHANGES + 3
     assert {worker["generation"] for worker in status["workers"]} == {status["generation"]}
     assert not forwarder.log("defect")
+
+
+@contextlib.contextmanager
+def in_the_middle(forwarder, config):
+    """A change that has begun and does not go on: worker 1 is stopped. Yields its pid; the supervisor kills it soon."""
+    victim = next(worker["pid"] for worker in forwarder.status()["workers"] if worker["slot"] == 1)
+    os.kill(victim, signal.SIGSTOP)
+    forwarder.configure(config)
+    forwarder.process.send_signal(signal.SIGHUP)
+    eventually(lambda: forwarder.log("change in place"), "the check is done", forwarder.show)
+    yield victim
+
+
+@pytest.mark.ipv4_only
+def test_a_worker_that_dies_between_prepare_and_use_leads_to_new_processes(lab, forwarder, sessions):
+    with in_the_middle(forwarder, document(lab, 2)) as victim:
+        (survivor,) = set(forwarder.workers()) - {victim}
+        os.kill(victim, signal.SIGKILL)
+    eventually(lambda: forwarder.runtime()["generation"] == 2, "the reload is done", forwarder.show)
+    result = forwarder.runtime()["last_reload"]
+    assert (result["in_place"], result["new_processes_because"]) == (False, "worker 1 ended")
+    assert_as_configured(lab, document(lab, 2))
+    assert {line["pid"] for line in forwarder.log("draining")} == {survivor}
+
+
+@pytest.mark.ipv4_only
+def test_a_request_in_the_middle_of_a_change_is_the_next_reload(lab, forwarder, sessions):
+    pids = forwarder.workers()
+    with in_the_middle(forwarder, document(lab, 2)) as victim:
+        forwarder.configure(document(lab, 3))
+        forwarder.process.send_signal(signal.SIGHUP)
+        assert not forwarder.log("serving")[1:]
+        os.kill(victim, signal.SIGCONT)
+    eventually(lambda: forwarder.runtime()["generation"] == 3, "both are done", forwarder.show)
+    assert forwarder.runtime()["last_reload"]["in_place"]
+    assert_as_configured(lab, document(lab, 3))
+    assert forwarder.workers() == pids
+    sessions.assert_open()
+
+
+@pytest.mark.ipv4_only
+def test_a_worker_that_does_not_answer_leads_to_new_processes(lab, forwarder):
+    with in_the_middle(forwarder, document(lab, 2)):
+        eventually(lambda: forwarder.runtime()["generation"] == 2, "the reload is done", forwarder.show)
+    assert forwarder.runtime()["last_reload"]["new_processes_because"] == "worker 1 ended", "killed because it hangs"
+    assert_as_configured(lab, document(lab, 2))
+
+
+@pytest.mark.ipv4_only
+def test_a_stop_in_the_middle_of_a_change_ends_everything(lab, forwarder):
+    with in_the_middle(forwarder, document(lab, 2)) as victim:
+        forwarder.process.send_signal(signal.SIGTERM)
+        os.kill(victim, signal.SIGCONT)
+        assert forwarder.process.wait(20) == 0
+    assert not forwarder.log("defect")
+
+
+def limited(lab, step, **limits):
+    service = make_service(lab, "old", OLD, 9000, ["b"], limits=limits, idle_timeout=600 + step)
+    return make_config(service, make_service(lab, f"more{step}", WEB + step, 9001), workers=2)
+
+
+@pytest.mark.ipv4_only
+@pytest.mark.parametrize("limit", ["connections", "connections_per_client"])
+def test_limits_hold_over_changes(lab, forwarder, listener, limit):
+    """What moved counts once, and at once."""
+    limits = {limit: 2, "at_limit": "refuse"}
+    assert change(forwarder, limited(lab, 0, **limits))["in_place"]
+    with contextlib.ExitStack() as held:
+        for pair in (tcp.pair(lab, listener, OLD), tcp.pair(lab, listener, OLD)):
+            for sock in pair:
+                held.enter_context(sock)
+        for step in range(1, 4):
+            assert change(forwarder, limited(lab, step, **limits))["in_place"]
+            assert is_refused(lab, OLD)
+            service = forwarder.status()["services"][0]
+            assert (service["sessions"], service["backends"][0]["active"]) == (2, 2)
+            assert sum(worker["sessions"] for worker in forwarder.status()["workers"]) == 2
+            assert service["connections"] == 2 + step, "each refused one counts"
+        limits[limit] = 3
+        assert change(forwarder, limited(lab, 4, **limits))["in_place"]
+        with tcp.connection(lab, listener, OLD):
+            assert is_refused(lab, OLD)
+    eventually(lambda: forwarder.status()["services"][0]["sessions"] == 0, "all have ended", forwarder.show)
+    with tcp.connection(lab, listener, OLD):
+        assert forwarder.status()["services"][0]["connections"] == 8
+
+
+def is_refused(lab, port) -> bool:
+    try:
+        with tcp.connect(lab, lab["a"].ipv4, port) as sock:
+            return not sock.recv(1)
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.ipv4_only
+def test_a_change_gives_no_client_a_new_rate(lab, forwarder):
+    limits = {"rate_per_client": RATE, "at_limit": "refuse"}
+    served, begun = 0, time.monotonic()
+    for step in range(4):
+        service = make_service(lab, "rated", RANGE, 9001, limits=limits, idle_timeout=60 + step)
+        assert change(forwarder, make_config(service, workers=2))["in_place"]
+        for _connection in range(6):
+            with contextlib.suppress(ConnectionResetError), tcp.connect(lab, lab["a"].ipv4, RANGE) as sock:
+                served += bool(tcp.receive_all(sock))
+    assert served <= 3 + RATE * (time.monotonic() - begun)
+
+
+@pytest.mark.ipv4_only
+def test_sessions_of_a_removed_backend_stay_counted_over_a_change_and_an_exec(lab, listener, tmp_path):
+    """They are in the memory of an older generation, which workers hold, also for the next program."""
+    removed = document(lab, 1, drain_timeout=600)
+    removed["services"][1]["backends"] = [make_service(lab, "old", OLD, 9000, ["c"])["backends"][0]]
+    with Forwarder(lab, document(lab, drain_timeout=600), archive=build_archive(tmp_path)) as forwarder:
+        with tcp.connection(lab, listener, OLD) as (client, server):
+            for step in range(3):
+                removed["services"][1]["idle_timeout"] = 100 + step
+                assert change(forwarder, removed)["in_place"]
+                assert sum(worker["sessions"] for worker in forwarder.status()["workers"]) == 1
+            forwarder.change_archive()
+            assert not change(forwarder, removed)["in_place"]
+            assert sum(worker["sessions"] for worker in forwarder.status()["workers"]) == 1
+            assert forwarder.status()["services"][1]["sessions"] == 1
+            tcp.assert_open(client, server)
+        eventually(lambda: len(forwarder.workers()) == 2, "the old worker ends", forwarder.show)
+        assert forwarder.status()["services"][1]["sessions"] == 0
+        assert forwarder.status()["services"][1]["connections"] == 1
+        eventually(lambda: settled(forwarder), "nothing of older generations is left", forwarder.show)

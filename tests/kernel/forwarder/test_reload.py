@@ -111,7 +111,7 @@ def test_a_bad_config_keeps_the_old_one_and_the_runtime_file_says_why(lab, forwa
 
 @pytest.mark.ipv4_only
 def test_after_a_failed_reload_a_replaced_worker_has_the_old_config(lab, forwarder):
-    """The new config needs a port that is taken, which shows only after the exec, when it is bound."""
+    """The new config needs a port that is taken, which shows only when it is bound."""
     with lab["a"].inside():
         squatter = socket.create_server(("0.0.0.0", 6000))
     with squatter:
@@ -293,3 +293,29 @@ def test_a_reload_switches_to_the_installed_archive_unless_it_is_broken(lab, ser
         link.unlink()
         assert forwarder.reload().returncode == 1
         assert tcp.get(lab, lab["a"].ipv4, WEB)
+
+
+@pytest.mark.ipv4_only
+@pytest.mark.parametrize(
+    ("name", "said", "logged"),
+    [
+        ("prepare", "by new processes: worker 0: internal error: ValueError('a defect') at ", "new processes"),
+        ("Change.use", "in place", "worker not changed"),
+    ],
+)
+def test_a_worker_that_cannot_take_a_config_keeps_its_connections(lab, servers, listener, tmp_path, name, said, logged):
+    """Before the switch the reload goes on with new processes, after it this worker is replaced."""
+    spoilt = archive(tmp_path, "1.pyz", DEFECT.format(module="process.config_change", name=name))
+    with Forwarder(lab, document(lab), archive=spoilt) as forwarder:
+        client, server = tcp.pair(lab, listener, RAW)
+        forwarder.configure(document(lab, make_service(lab, "new", 6000, 8080)))
+        result = forwarder.reload()
+        assert result.stdout.startswith("reloaded: generation 2 serves (version ")
+        assert f"), {said}" in result.stdout
+        (line,) = forwarder.log(logged)
+        assert "ValueError('a defect')" in line["reason"]
+        assert tcp.get(lab, lab["a"].ipv4, 6000)
+        assert len(forwarder.workers()) == 2
+        with client, server:
+            tcp.assert_open(client, server)
+        eventually(lambda: len(forwarder.workers()) == 1, "the old worker ends with its connection", forwarder.show)

@@ -95,12 +95,12 @@ class Child:
         return self.failure or "it ended before it was ready"
 
 
-def spawn_worker(generation, slot, listening, logging, now, inherited, predecessors=()) -> Child:
+def spawn_worker(generation, slot, listening, logging, now, inherited, others, predecessors=()) -> Child:
     """Fork the worker of a slot of ``generation``; return its Child. Raise OSError.
 
     ``listening`` are the supervisor's listening sockets by name, ``logging`` the settings of its log (LogSettings.of),
-    ``inherited`` the descriptors that it must close, ``predecessors`` the handover sockets of the workers whose UDP
-    sessions it continues.
+    ``inherited`` the descriptors and ``others`` the memory of other generations that it must close, ``predecessors``
+    the handover sockets of the workers whose UDP sessions it continues.
     """
     theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -114,7 +114,7 @@ def spawn_worker(generation, slot, listening, logging, now, inherited, predecess
         return Worker(*arguments, generation.number).run()
 
     try:
-        pid, channel = _spawn(f"{WORKER}{slot}", inherited, run)
+        pid, channel = _spawn(f"{WORKER}{slot}", inherited, others, run)
         return Child(pid, WORKER, slot, generation.number, STARTING, channel, ours, now)
     except OSError:
         ours.close()
@@ -123,7 +123,7 @@ def spawn_worker(generation, slot, listening, logging, now, inherited, predecess
         theirs.close()
 
 
-def spawn_checker(generation, listening, logging, now, inherited) -> Child:
+def spawn_checker(generation, listening, logging, now, inherited, others) -> Child:
     """Fork the checker of ``generation``; return its Child; see spawn_worker(). Raise OSError."""
 
     def run(channel):
@@ -131,11 +131,11 @@ def spawn_checker(generation, listening, logging, now, inherited) -> Child:
         log = Log(**logging, generation=generation.number, role=CHECKER, pid=os.getpid())
         return HealthChecker(generation.config, log, channel, generation.region).run()
 
-    pid, channel = _spawn(CHECKER, inherited, run)
+    pid, channel = _spawn(CHECKER, inherited, others, run)
     return Child(pid, CHECKER, 0, generation.number, SERVING, channel, None, now)
 
 
-def _spawn(name, inherited, run) -> tuple[int, Channel]:
+def _spawn(name, inherited, others, run) -> tuple[int, Channel]:
     """Fork; return (pid, channel) of the new process, which exits with the result of ``run(its channel)``."""
     ours, theirs = pair()
     try:
@@ -152,6 +152,8 @@ def _spawn(name, inherited, run) -> tuple[int, Channel]:
         ours.close()
         for number in inherited:
             os.close(number)
+        for region in others:
+            region.close()
         name_process(name)
         code = run(theirs)
     except BaseException as error:  # noqa: BLE001  # nothing may return into the supervisor's stack

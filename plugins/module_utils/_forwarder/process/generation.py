@@ -207,6 +207,11 @@ class Generations:
                 return generation.region
         return self._draining.get(number)
 
+    def others(self, generation: Generation) -> list[shared_memory.Region]:
+        """Return the memory of all generations but this one."""
+        current = [one.region for one in self.current() if one is not generation]
+        return [*current, *self._draining.values()]
+
     def forget_sessions(self, numbers: Iterable[int], slot: int):
         """Set the gauges of a slot to 0 in the memory of these generations, because its worker has ended."""
         for region in filter(None, map(self.region_of, numbers)):

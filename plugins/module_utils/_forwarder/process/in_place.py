@@ -94,6 +94,7 @@ class ChangeInPlace:
         for child in workers:
             self._parts[child.pid] = change_messages.parts(candidate.number, document, candidate.region.fd, new)
         self._watch()
+        self._loop.log.event("change in place", generation=candidate.number, workers=list(self._waiting))
         for child in workers:
             if self._number:  # not given up meanwhile
                 self._send_part(child)

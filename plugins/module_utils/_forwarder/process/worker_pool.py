@@ -163,16 +163,16 @@ class WorkerPool:
     def _spawn(self, generation, role, slot):
         loop = self._loop
         arguments = (self._listening, self._log_settings.of(generation), loop.now())
-        inherited = self._owner.inherited_descriptors()
+        inherited, others = self._owner.inherited_descriptors(), self._generations.others(generation)
         if role == WORKER:
             handovers = self._handovers(generation, slot)
             kept = {sock.fileno() for sock in handovers}
             inherited = [number for number in inherited if number not in kept]
-            child = children.spawn_worker(generation, slot, *arguments, inherited, handovers)
+            child = children.spawn_worker(generation, slot, *arguments, inherited, others, handovers)
             timeout = START_TIMEOUT + START_PER_LISTENER * len(self._listening)
             loop.call_later(timeout, partial(self._start_overdue, child, timeout))
         else:
-            child = children.spawn_checker(generation, *arguments, inherited)
+            child = children.spawn_checker(generation, *arguments, inherited, others)
         self._add(child)
 
     def _handovers(self, generation, slot):

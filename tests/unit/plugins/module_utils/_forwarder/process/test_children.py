@@ -18,8 +18,8 @@ GENERATION = SimpleNamespace(number=1, config=Config(proxy_id=1, services=()), s
 
 
 @pytest.mark.parametrize("spawn", [
-    lambda: children.spawn_worker(GENERATION, 0, {}, {}, 0.0, []),
-    lambda: children.spawn_checker(GENERATION, {}, {}, 0.0, []),
+    lambda: children.spawn_worker(GENERATION, 0, {}, {}, 0.0, [], []),
+    lambda: children.spawn_checker(GENERATION, {}, {}, 0.0, [], []),
     lambda: children.spawn_check(["true"], {}, []),
 ], ids=["worker", "checker", "check"])  # fmt: skip
 def test_a_failed_fork_leaves_no_descriptor_open(monkeypatch, spawn):
