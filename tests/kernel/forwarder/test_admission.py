@@ -16,11 +16,12 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop imp
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import proxy_protocol
 
 from tests.support import processes, tcp
-from tests.support.forwarding import make_config, make_service
+from tests.support.forwarding import Forwarder, make_config, make_service
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("servers")
 PROXIED, SENDING, DENIED, ALLOWED, PAUSE, REFUSE, EACH, RATE, RANGE, _END, _LAST, HIDDEN, GREETED = range(7300, 7313)
+OLD = 7450  # and the next two: services of an old generation
 BEYOND = {"ipv4": "203.0.113.77", "ipv6": "2001:db8:77::7"}  # clients in the headers of the trusted proxy
 HELD = LISTENER = 9100  # a port on b where connections stay open
 
@@ -316,3 +317,40 @@ def test_a_flood_of_connects_and_resets_costs_no_memory_and_others_are_served(la
     forwarder.connections(sessions + count)
     assert processes.resident(worker) - before < 2 << 20
     assert not forwarder.log("defect"), forwarder.log("defect")[0]
+
+
+def test_connections_in_an_old_generation_count_for_all_limits_of_new_ones(lab, listener, family):
+    def config(workers):
+        limits = {"each": {"connections_per_client": 1}, "all": {"connections": 1, "at_limit": "refuse"}, "backend": {}}
+        services = [
+            make_service(lab, name, OLD + number, HELD, backends=["b"], limits=limits[name])
+            for number, name in enumerate(limits)
+        ]
+        services[2]["backends"][0]["max_connections"] = 1
+        return make_config(*services, workers=workers)
+
+    def admitted(port):
+        with tcp.connect(lab, getattr(lab["a"], family), port) as sock, tcp.accept(listener) as server:
+            server.sendall(b"!")
+            return sock.recv(1) == b"!"
+
+    def is_refused(port):
+        try:
+            with tcp.connect(lab, getattr(lab["a"], family), port) as sock:
+                return not sock.recv(1)
+        except ConnectionResetError:
+            return True
+
+    ports = [OLD + number for number in range(3)]
+    with Forwarder(lab, config(1)) as forwarder:
+        old = [tcp.pair(lab, listener, port) for port in ports]
+        forwarder.configure(config(2))
+        assert forwarder.reload().returncode == 0
+        assert [is_refused(port) for port in ports] == [True] * 3
+        assert forwarder.ask("kill", generation=1)["ended"] == 3
+        eventually(lambda: not forwarder.status()["old_generations"], "the old workers end", forwarder.show)
+        eventually(lambda: forwarder.status()["services"][0]["sessions"] == 0, "they are counted no more")
+        time.sleep(1.1)  # what old generations have is published once a second
+        assert [admitted(port) for port in ports] == [True] * 3
+        for end in (end for pair in old for end in pair):
+            end.close()

@@ -5,7 +5,7 @@
 
 Time is passed in (monotonic seconds). The numbers of each client are in counters/client_tables.py. Workers that admit
 one client at the same instant do not see each other's admission yet, so a limit can be exceeded by one connection per
-other worker. Connections of a draining generation count for the limit of the service, not of a client.
+other worker. Connections of old generations count as well; how many those are may be a second old.
 """
 
 from __future__ import annotations

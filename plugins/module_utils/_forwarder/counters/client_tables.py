@@ -3,16 +3,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Tables of one number per client, in shared memory, so that a limit per client holds across all workers.
 
-Each worker writes a table of its own and reads those of the others. A table has SETS sets of WAYS entries, so a lookup
-costs the same for any number of clients and the memory is bounded. In a full set a new client replaces the entry with
-the smallest number, and the replaced client counts as 0 from then on. That does not happen with up to 32,768 evenly
-spread clients. Keys are complete (limits.client_key()) and not hashes, so no two clients share an entry.
+Each worker writes a table of its own and reads those of the others. The supervisor writes one for all old generations
+together (totals.py), and a flag that says whether anything is in it, so without old generations nobody reads it. A
+table has SETS sets of WAYS entries, so a lookup costs the same for any number of clients and the memory is bounded. In
+a full set a new client replaces the entry with the smallest number, and the replaced client counts as 0 from then on.
+That does not happen with up to 32,768 evenly spread clients. Keys are complete (limits.client_key()) and not hashes, so
+no two clients share an entry.
 
 The kernel allocates a page of a table on its first use. A reader may see an entry that is just being replaced: a moment
 old, or the previous client's. That is wrong by one connection at most.
 """
 
 from __future__ import annotations
+
+import os
+from array import array
 
 SETS = 4096
 WAYS = 8
@@ -53,11 +58,16 @@ class ClientTable:
 
 
 class ClientNumbers:
-    """The tables of all workers; only ``own`` is written."""
+    """The tables of all workers; only ``own`` is written.
 
-    def __init__(self, tables, own):
+    ``elsewhere`` is the table of old generations, which is read while ``flags[flag]`` is not 0.
+    """
+
+    def __init__(self, tables, own, elsewhere=None, flags=(0,), flag=0):
         self._own = own
         self._others = [table for table in tables if table is not own]
+        self._elsewhere = elsewhere
+        self._flags, self._flag = flags, flag
 
     def get(self, key):
         """Return the number of a client in this worker's own table."""
@@ -68,8 +78,35 @@ class ClientNumbers:
         self._own.put(key, number)
 
     def elsewhere(self, key):
-        """Return a client's numbers in the tables of the other workers."""
-        return [table.get(key) for table in self._others]
+        """Return a client's numbers in the tables of the other workers, and in old generations if there are any."""
+        numbers = [table.get(key) for table in self._others]
+        if self._flags[self._flag]:
+            numbers.append(self._elsewhere.get(key))
+        return numbers
+
+
+def pages_in_use(fd, start):
+    """Yield (start, end) of the parts of a table in use, in bytes: reading any other page would allocate it."""
+    at, end = start, start + CELLS * 8
+    while at < end:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: no data up to the end
+            return
+        hole = min(os.lseek(fd, at, os.SEEK_HOLE), end)
+        if at < hole:
+            yield at, hole
+        at = hole
+
+
+def entries(fd, start):
+    """Yield (key, number) of all clients of the table that begins at byte ``start`` whose number is not 0."""
+    for at, end in pages_in_use(fd, start):
+        cells = array("q", os.pread(fd, end - at, at)).tolist()
+        for first in range(0, len(cells), WAYS * 2):
+            numbers = cells[first + WAYS : first + WAYS * 2]
+            if any(numbers):
+                yield from (pair for pair in zip(cells[first : first + WAYS], numbers) if pair[1])
 
 
 def unshared():

@@ -10,7 +10,8 @@ slot continues the row. On all processors with a 64-bit Linux an aligned store o
 
 A *target* is a backend of a service in one address family. A JSON record, which is handed over with the descriptor,
 describes the layout, so that another version can read the counters. After the rows come the tables of client_tables.py
-(one per worker, service and kind of limit) and then the heartbeats (heartbeat.py).
+(one per worker, service and kind of limit), then the heartbeats (heartbeat.py), and then the supervisor's tables of the
+clients that old generations have.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from . import client_tables
 CELL = 8  # bytes
 
 # Header cells. An epoch is incremented with each change of states, so readers need to read those only then.
-VERSION, EPOCH_HEALTH, EPOCH_ADMIN, COMMON_CAUSE_IPV4, COMMON_CAUSE_IPV6 = range(5)
+# CLIENTS_ELSEWHERE is 1 while clients have connections in old generations that count for their limits.
+VERSION, EPOCH_HEALTH, EPOCH_ADMIN, COMMON_CAUSE_IPV4, COMMON_CAUSE_IPV6, CLIENTS_ELSEWHERE = range(6)
 HEADER = 16
 LAYOUT_VERSION = 1
 
@@ -120,6 +122,7 @@ def describe(config, slots):
         "services": services,
         "fields": {key: list(names) for key, names in fields.items()},
         "beats": True,
+        "clients_elsewhere": True,
         "clients": [[service.name, kind] for service in config.services for kind in _kinds(service.limits)],
     }
 
@@ -161,6 +164,12 @@ class Region:
         size = self._table_at(self.slots, 0) if self._tables else rows_end
         self._beats = size // CELL if record.get("beats") else None  # missing in a record of an early version
         size += (self.slots + 1) * CELL if record.get("beats") else 0
+        # The tables of what old generations have, {service: offset in bytes}; a record of version 0.1.0 has none.
+        held = [service for service, kind in self._tables if kind == client_tables.HELD]
+        self.elsewhere: dict[str, int] = {}
+        for service in held if record.get("clients_elsewhere") else ():
+            self.elsewhere[service] = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+            size = self.elsewhere[service] + client_tables.CELLS * CELL
         self.fd = os.memfd_create("l4proxy-shared", os.MFD_CLOEXEC) if fd is None else fd
         if fd is None:
             os.ftruncate(self.fd, size)
@@ -299,17 +308,9 @@ class Region:
                 )
 
     def _copy_table(self, start, other, its_start):
-        """Copy those pages of a table that are in use: reading another one would allocate it."""
-        at, end = its_start, its_start + client_tables.CELLS * CELL
-        while at < end:
-            try:
-                at = os.lseek(other.fd, at, os.SEEK_DATA)
-            except OSError:  # ENXIO: no data up to the end
-                return
-            hole = min(os.lseek(other.fd, at, os.SEEK_HOLE), end)
-            if at < hole:
-                self._map[start + at - its_start : start + hole - its_start] = other._map[at:hole]
-            at = hole
+        """Copy a table of another region."""
+        for at, end in client_tables.pages_in_use(other.fd, its_start):
+            self._map[start + at - its_start : start + end - its_start] = other._map[at:end]
 
     @property
     def places(self):
@@ -332,7 +333,25 @@ class Region:
         tables = [
             client_tables.ClientTable(self.cells, self._table_at(one, number) // CELL) for one in range(self.slots)
         ]
-        return client_tables.ClientNumbers(tables, tables[slot])
+        if kind != client_tables.HELD or service not in self.elsewhere:
+            return client_tables.ClientNumbers(tables, tables[slot])
+        return client_tables.ClientNumbers(
+            tables, tables[slot], self.elsewhere_table(service), self.cells, CLIENTS_ELSEWHERE
+        )
+
+    def elsewhere_table(self, service):
+        """Return the supervisor's table of the connections that clients of a service have in old generations."""
+        return client_tables.ClientTable(self.cells, self.elsewhere[service] // CELL)
+
+    def held(self, service, slots):
+        """Yield (key, number) of the clients that have connections of a service in these worker slots."""
+        number = self._tables.get((service, client_tables.HELD))
+        if number is None:
+            return
+        index = self.service_number(service)
+        for slot in slots:
+            if self.cells[self.cell(slot, "service", "sessions", index)]:
+                yield from client_tables.entries(self.fd, self._table_at(slot, number))
 
     def beat_cell(self, slot):
         """Return the index of the heartbeat cell of a worker (``slots``: of the checker), None if there is none."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from array import array
 
-from .shared_memory import GAUGES, TIMES
+from . import client_tables
+from .shared_memory import CLIENTS_ELSEWHERE, GAUGES, TIMES
 
 
 class GenerationTotals:
@@ -105,6 +106,8 @@ def publish_elsewhere(region, others, left=None, moving=()):
 
     ``left`` is one of them: what its slots ``moving`` have open is in their rows of ``region`` already.
     """
+    others = list(others)
+    _publish_clients(region, others, left, moving)
     names = _names(region)
     for kind, field in (("service", "sessions"), ("target", "active")):
         open_now: dict[tuple, int] = {}
@@ -114,6 +117,32 @@ def publish_elsewhere(region, others, left=None, moving=()):
         start = region.cell(region.slots, kind, field)
         numbers = [open_now.get(name, 0) for name in names[kind]] if open_now else [0] * len(names[kind])
         region.cells[start : start + len(numbers)] = memoryview(array("q", numbers))
+
+
+def _publish_clients(region, others, left, moving):
+    """Write the numbers of connections of each client in ``others`` to the supervisor's tables of ``region``."""
+    anything = False
+    for service in region.elsewhere:
+        numbers: dict[int, int] = {}
+        for other in others:
+            slots = [slot for slot in range(other.slots) if not (other is left and slot in moving)]
+            for key, number in other.held(service, slots):
+                numbers[key] = numbers.get(key, 0) + number
+        if region.cells[CLIENTS_ELSEWHERE] or numbers:
+            _write_clients(region, service, numbers)
+        anything = anything or bool(numbers)
+    region.cells[CLIENTS_ELSEWHERE] = int(anything)
+
+
+def _write_clients(region, service, numbers):
+    """Change the supervisor's table of a service to ``numbers``, entry by entry: workers read it meanwhile."""
+    table = region.elsewhere_table(service)
+    before = dict(client_tables.entries(region.fd, region.elsewhere[service]))
+    for key in before.keys() - numbers.keys():
+        table.put(key, 0)
+    for key, number in numbers.items():
+        if before.get(key) != number:
+            table.put(key, number)
 
 
 def _open(region, kind, field, except_slots):

@@ -257,6 +257,7 @@ class Supervisor:
         if live:
             checked = {service.name for service in candidate.config.services if service.checked}
             candidate.region.inherit(live.region, checked)
+            self._account()
         self._overrides.publish(candidate.region)
         return candidate
 

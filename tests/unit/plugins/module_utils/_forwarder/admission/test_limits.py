@@ -14,7 +14,11 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admissio
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Limits, Service
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import client_tables, shared_memory
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import (
+    client_tables,
+    shared_memory,
+    totals,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.service_counters import ServiceCounters
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,8 +86,8 @@ def two_workers():
     def make(**limits):
         config = Config(proxy_id=1, services=(Service("web", (), (), limits=Limits(**limits)),))
         regions.append(shared_memory.Region(shared_memory.describe(config, 2)))
-        counters = [ServiceCounters(regions[0], slot, "web") for slot in range(2)]
-        return [Limiter(Limits(**limits), one.total, one.client_numbers) for one in counters], regions[0]
+        counters = [ServiceCounters(regions[-1], slot, "web") for slot in range(2)]
+        return [Limiter(Limits(**limits), one.total, one.client_numbers) for one in counters], regions[-1]
 
     yield make
     for region in regions:
@@ -104,6 +108,54 @@ def test_connections_of_a_dead_worker_are_forgotten(two_workers):
     assert [limiter.admit("203.0.113.7", 0) for limiter in (one, two)] == [None, PER_CLIENT]
     region.reset_gauges(0)
     assert two.admit("203.0.113.7", 0) is None
+
+
+@pytest.mark.parametrize("address", ["203.0.113.7", "2001:db8:1:2::1"])
+def test_connections_of_a_client_in_old_generations_count_until_their_worker_has_ended(two_workers, address):
+    (old, other), before = two_workers(connections_per_client=2)
+    for slot, limiter in enumerate((old, other)):
+        limiter.admit(address, 0)
+        before.cells[before.cell(slot, "service", "sessions")] = 1
+    (new, _), after = two_workers(connections_per_client=2)
+
+    def left():
+        admitted = 0
+        while new.admit(address, 0) is None:
+            admitted += 1
+        for _time in range(admitted):
+            new.release(address)
+        return admitted
+
+    assert left() == 2, "the control: nothing is published yet"
+    for others, options, admitted in (
+        ([before], (), 0),
+        ([before], (before, {0}), 1),  # in place: that worker's are in the new region already
+        ([], (), 2),
+        ([before], (), 0),
+    ):
+        totals.publish_elsewhere(after, others, *options)
+        assert left() == admitted
+    assert new.admit("203.0.113.8", 0) is None
+    before.reset_gauges(1)  # the supervisor does it when a worker has ended
+    totals.publish_elsewhere(after, [before])
+    assert left() == 1
+    old.release(address)
+    totals.publish_elsewhere(after, [before])
+    assert left() == 2
+
+
+def test_a_region_of_version_0_1_0_has_no_room_for_clients_of_old_generations():
+    config = Config(proxy_id=1, services=(Service("web", (), (), limits=Limits(connections_per_client=1)),))
+    record = shared_memory.describe(config, 2)
+    new = shared_memory.Region(record)
+    del record["clients_elsewhere"]
+    old = shared_memory.Region(record)
+    assert [old.beat_cell(slot) for slot in range(3)] == [new.beat_cell(slot) for slot in range(3)]
+    totals.publish_elsewhere(old, [new])
+    assert ServiceCounters(old, 0, "web").client_numbers("held").elsewhere(7) == [0]
+    assert ServiceCounters(new, 0, "web").client_numbers("held").elsewhere(7) == [0]
+    for region in (new, old):
+        region.close()
 
 
 def test_workers_share_the_rate_of_a_client(two_workers):
