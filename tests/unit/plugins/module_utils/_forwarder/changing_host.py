@@ -63,9 +63,10 @@ class Server:
 
 
 class ChangingHost(WorkerHost):
-    """A worker of slot 0 of two, whose configs change."""
+    """A worker of slot 0, whose configs change; it covers the other ``slots``."""
 
-    def __init__(self, directory, *services, **options):
+    def __init__(self, directory, *services, slots=2, **options):
+        self.slots = slots
         config = Config(proxy_id=1, services=services, **options)
         self.held = {}
         self.numbers, self.opened = {}, []
@@ -78,14 +79,14 @@ class ChangingHost(WorkerHost):
         log = Log(fd=self.log_file.fileno(), generation=1)
         self.worker = Worker(config, listening, log, theirs, self.region, 0, generation=1)
         self.loop, self.tcp, self.udp = self.worker.loop, self.worker.tcp, self.worker.udp
-        self.worker.cover([1])  # a client may meet either socket of its address
+        self.worker.cover(range(slots))  # a client may meet either of the sockets of its address
         self.tcp.set_accepting(True)
         self.udp.set_receiving(True)
 
     def new_region(self, config):
         """The memory of the next generation, as the supervisor maps it."""
         self.number += 1
-        self.region = self.numbers[self.number] = shared_memory.Region(shared_memory.describe(config, 2))
+        self.region = self.numbers[self.number] = shared_memory.Region(shared_memory.describe(config, self.slots))
         return self.theirs(self.region)
 
     @staticmethod
@@ -95,7 +96,7 @@ class ChangingHost(WorkerHost):
 
     def bind(self, config):
         """Bind what the config needs as the supervisor does; return what is new."""
-        new = listeners.bind_missing(config, 2, self.held)
+        new = listeners.bind_missing(config, self.slots, self.held)
         self.held.update(new)
         return new
 
@@ -106,7 +107,7 @@ class ChangingHost(WorkerHost):
     def prepare(self, *services, **options):
         config = Config(proxy_id=1, services=services, **options)
         region, new = self.new_region(config), self.copies(self.bind(config))
-        listeners.settle(config, 2, self.held)
+        listeners.settle(config, self.slots, self.held)
         return config_change.prepare(self.worker, self.number, config, region, new)
 
     def change(self, *services, **options):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from .changing_host import ChangingHost, Server
+from .changing_host import ADDRESSES, CHANGES, ChangingHost, Server
 from .worker_host import TcpHost
 
 
@@ -43,3 +43,13 @@ def serve():
     yield server
     for each in servers:
         each.close()
+
+
+@pytest.fixture(params=ADDRESSES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(params=CHANGES)
+def change(request):
+    return CHANGES[request.param]

@@ -17,16 +17,6 @@ from ..changing_host import ADDRESSES, CHANGES, end, free, only_relay, opened, o
 from ..worker_host import free_ports
 
 
-@pytest.fixture(params=ADDRESSES)
-def family(request):
-    return request.param
-
-
-@pytest.fixture(params=CHANGES)
-def change(request):
-    return CHANGES[request.param]
-
-
 def check_move(host, relay, moves):
     """The session and all that counts it are in the new generation, or all are in the old one."""
     assert host.open() == host.active() == {2 if moves else 1: 1}
