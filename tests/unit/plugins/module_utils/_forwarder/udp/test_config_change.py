@@ -169,7 +169,7 @@ def test_what_comes_back_takes_its_sessions_back(make, server, family, change):
 
 def test_what_clients_have_sent_to_a_listener_that_comes_back_is_forwarded(make, server, family):
     web = dns(server.backend(), family=family)
-    host = make(web)
+    host = make(web, slots=1)
     session = Session(host, web, server, "qaq")
     host.change(dns(server.backend(), family=family, name="new"))
     change = host.prepare(web)
