@@ -121,17 +121,17 @@ def test_ports_in_time_wait_are_reused(lab, family, timestamps):
 
 def test_source_port_keep_falls_back_to_any_on_a_collision(lab, forwarder, new_lines, family):
     client = getattr(lab["client"], family)
-    (address, port), own = seen(lab, family, KEEP, source_port=33333)
-    assert (address, port, own) == (client, 33333, 33333)
+    (address, port), own = seen(lab, family, KEEP, source_port=23333)
+    assert (address, port, own) == (client, 23333, 23333)
     family_of, options = source_address.socket_family_of(client), source_address.sockets.transparent_options
     with lab["a"].inside():
         target = (getattr(lab["b"], family), 9000)
-        held = source_address.sockets.begin_connect(family_of, options(family_of, kept=True), (client, 33334), target)
+        held = source_address.sockets.begin_connect(family_of, options(family_of, kept=True), (client, 23334), target)
     try:
-        (address, port), own = seen(lab, family, KEEP, source_port=33334)
+        (address, port), own = seen(lab, family, KEEP, source_port=23334)
     finally:
         held.close()
-    assert (address, own) == (client, 33334)
+    assert (address, own) == (client, 23334)
     assert SLICE.first <= port <= SLICE.last
     assert [line["source_step"] for line in new_lines(2)] == ["kept", "any"]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .relay import Relay
 
 ROUNDS = 4  # of an attempt, SLOW seconds apart; each opens one socket more than the one before
-MOST_OPEN = 1024  # sockets beside the first ones of the attempts: a dead backend must not use up the descriptors
+MOST_OPEN = 256  # sockets beside the first ones of the attempts: a dead backend must not use up the descriptors
 
 
 class Tries(NamedTuple):
