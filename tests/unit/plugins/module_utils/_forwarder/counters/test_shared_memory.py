@@ -9,8 +9,12 @@ import os
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory, totals
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Limits, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import (
+    client_tables,
+    shared_memory,
+    totals,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.overrides import Overrides
 
 
@@ -146,3 +150,28 @@ def test_heartbeats_are_read_and_missing_in_a_region_of_an_earlier_version(make)
     assert earlier.beat(2) is earlier.beat_cell(2) is None
     assert len(earlier.cells) == len(region.cells) - 3
     earlier.close()
+
+
+def test_a_region_carries_gauges_and_numbers_per_client_of_what_both_have():
+    """A page of a table that nobody has used stays without memory."""
+    services = [[Service("web", (), config("b", "c").services[0].backends, limits=limits)] for limits in
+                (Limits(connections_per_client=5), Limits(connections_per_client=9, rate_per_client=1))]  # fmt: skip
+    services[1].insert(0, Service("new", (), config("b").services[0].backends, limits=Limits(connections_per_client=1)))
+    records = [shared_memory.describe(Config(proxy_id=1, services=tuple(each)), 2) for each in services]
+    old, new = map(shared_memory.Region, records)
+    for slot, sessions in enumerate((3, 4)):
+        old.cells[old.cell(slot, "service", "sessions")] = sessions
+        old.cells[old.cell(slot, "service", "connections")] = 100
+        old.cells[old.cell(slot, "target", "active", 1)] = sessions
+        for client in (7, 4711):
+            old.client_numbers(slot, "web", client_tables.HELD).put(client, client + slot)
+    new.carry(old)
+    for slot, sessions in enumerate((3, 4)):
+        row = [new.cells[new.cell(slot, "service", field, 1)] for field in ("sessions", "connections")]
+        assert row == [sessions, 0], "counters stay where they are"
+        assert new.cells[new.cell(slot, "target", "active", new.targets.index(old.targets[1]))] == sessions
+        held = new.client_numbers(slot, "web", client_tables.HELD)
+        assert [held.get(client) for client in (7, 8, 4711)] == [7 + slot, 0, 4711 + slot]
+    assert os.fstat(new.fd).st_blocks * 512 < 64 * 4096
+    old.close()
+    new.close()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -67,3 +68,22 @@ def test_an_unreadable_message_is_reported_and_the_next_one_is_read(raw, data, r
     (lost, following), closed = receiver.receive()
     assert reason in lost[channel.LOST]
     assert (following, closed) == ({"next": "x" * 90_000}, False)
+
+
+def test_a_message_carries_copies_of_descriptors(ends):
+    ours, theirs = ends
+    pipes = [os.pipe() for _pipe in range(channel.MAX_DESCRIPTORS // 2)]
+    numbers = [number for pipe in pipes for number in pipe]
+    assert ours.send({"prepare": 1}, numbers)
+    for number in numbers:
+        os.close(number)
+    assert ours.send({"prepare": 2, channel.DESCRIPTORS: [0, 1, 2]})
+    (message, forged), _closed = theirs.receive()
+    received = list(message[channel.DESCRIPTORS])
+    assert (len(received), any(map(os.get_inheritable, received))) == (len(numbers), False)
+    os.write(received[1], b"!")
+    assert os.read(received[0], 2) == b"!"
+    channel.close_descriptors(message)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(received[0])
+    assert (message, forged) == ({"prepare": 1}, {"prepare": 2}), "only the kernel says which descriptors came along"

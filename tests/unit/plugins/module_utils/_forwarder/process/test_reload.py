@@ -45,3 +45,22 @@ def test_a_check_is_killed_unless_it_was_reaped_and_its_pid_may_be_reused(checki
         checking.child_ended(PID, 0)
     getattr(checking, end)()
     assert signals == ([] if reaped else [(PID, signal.SIGKILL)])
+
+
+def test_new_processes_are_made_once_no_worker_starts_and_before_the_next_reload(checking, monkeypatch):
+    """A request meanwhile is answered by them, too: they load the config later."""
+    made, results = [], SimpleNamespace(new_processes_because=None)
+    checking._results = results
+    checking._host.change_in_place = lambda: checking.new_processes("a worker ended")
+    monkeypatch.setattr(checking, "_exec", lambda: made.append(results.new_processes_because))
+    checking.child_ended(PID, 0)
+    checking._pipe, checking._timer = None, 0
+    checking._loop.timers = SimpleNamespace(discard=lambda *_arguments: None)
+    checking.step()
+    checking._host.may_reload = lambda: False
+    checking.requested = True
+    checking.step()
+    assert made == []
+    checking._host.may_reload = lambda: True
+    checking.step()
+    assert made == ["a worker ended"]

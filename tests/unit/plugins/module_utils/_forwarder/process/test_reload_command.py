@@ -34,12 +34,16 @@ def forwarder(tmp_path):
     signal.signal(signal.SIGHUP, previous)
 
 
-def last_reload(error=None):
-    return {"attempt": 3, "ok": error is None, "error": error, "at": "y"}
+def last_reload(error=None, **more):
+    return {"attempt": 3, "ok": error is None, "error": error, "at": "y", **more}
 
 
 @pytest.mark.parametrize(("result", "timeout", "code", "sentence"), [
     ({"generation": 4, "last_reload": last_reload()}, 10, 0, "reloaded: generation 4 serves (version 1.2.3)\n"),
+    ({"generation": 4, "last_reload": last_reload(in_place=True, new_processes_because=None)}, 10, 0,
+     "reloaded: generation 4 serves (version 1.2.3), in place\n"),
+    ({"generation": 4, "last_reload": last_reload(in_place=False, new_processes_because="a worker ended")}, 10, 0,
+     "reloaded: generation 4 serves (version 1.2.3), by new processes: a worker ended\n"),
     ({"last_reload": last_reload("services: is required")}, 10, 1,
      "reload failed, generation 3 still serves: services: is required\n"),
     ({}, 0.3, 1, "the forwarder did not finish the reload within 0.3 s; see its log\n"),
