@@ -10,7 +10,9 @@ import socket
 from dataclasses import replace
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import source_address
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Limits
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.state_table import State
 
 from ..changing_host import ADDRESSES, CHANGES, end, free, only_relay, opened, other_backend, service
@@ -135,6 +137,34 @@ def test_an_attempt_at_a_backend_that_left_goes_on_at_another_one_and_blames_nob
     end(client, peer)
     host.turn_until(lambda: not host.tcp.sessions)
     assert host.open() == host.active() == {}
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_the_other_source_ports_of_an_attempt_go_on_if_its_backend_is_still_there(make, serve, monkeypatch, stays):
+    full, new = serve(full=True), serve()
+    web = service(full.backend(), connect_timeout=60.0, connect_deadline=120.0)
+    host = make(web)
+    client = host.client(web.listen[0], b"hello")
+    relay = only_relay(host)
+    host.turn_until(lambda: relay.state is State.CONNECTING)
+    target = ("127.0.0.1", (new if stays else full).backend().port)
+    monkeypatch.setattr(
+        source_address.SourceAddress,
+        "connect_from_other_port",
+        lambda *_arguments: sockets.begin_connect(socket.AF_INET, (), None, target),
+    )
+    relay.step = source_address.ANY
+    host.tcp.other_ports.check(host.tcp.connecting, relay.attempted + 0.3)
+    streams = host.tcp.other_ports.streams(relay)
+    assert len(streams) == 2
+    host.change(web if stays else replace(web, backends=(new.backend("z"),)))
+    peer = host.turn_until(new.accepted)
+    assert host.received(peer)[0] == b"hello"
+    check_move(host, relay, True)
+    assert host.region.total("service", "source_port_silent") == int(stays)
+    assert host.tcp.other_ports.open == 0
+    assert [stream.sock is None for stream in streams] == [True, not stays]
+    end(client, peer)
 
 
 def test_an_attempt_passes_over_the_backends_that_failed_it_before_the_change(make, serve):
