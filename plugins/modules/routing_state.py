@@ -241,15 +241,15 @@ def main() -> None:
         module.warn(sentence)
     for sentence in outcome.waiting:
         module.warn(f"applied, but still {sentence}")
-    for sentence in outcome.cut:
-        module.warn(sentence)
+    for cut in outcome.cut:
+        module.warn(cut.sentence)
     module.exit_json(
         changed=outcome.changed,
         changes=list(outcome.changes),
         diff=list(outcome.diff),
         waiting=list(outcome.waiting),
         retiring=list(outcome.retiring),
-        cut=list(outcome.cut),
+        cut=[cut.sentence for cut in outcome.cut],
         owned=outcome.owned,
     )
 

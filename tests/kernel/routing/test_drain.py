@@ -102,8 +102,9 @@ def test_retiring_rules_go_at_the_deadline_even_if_in_use(lab, b, tmp_path):
         assert (kept.changes, bool(kept.retiring)) == ((), True)
         over = lab.engine.apply(b, stored, now=time.time() + DRAIN)
         assert over.retiring == ()
-        assert over.cut == (
-            f"drain of nft mark a2 0xc/0xff via {lab['a2'].ipv4},{lab['a2'].ipv6} ended: 1 connections cut",
+        (cut,) = over.cut
+        assert cut.sentence == (
+            f"drain of nft mark a2 0xc/0xff via {lab['a2'].ipv4},{lab['a2'].ipv6} ended: 1 connection cut"
         )
         assert not has_a2(b)
 

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -102,18 +103,20 @@ def _signals() -> Iterator[tuple[int, list[int]]]:
 
 
 def _once(documents: Documents, host: Host) -> int:
-    result = reconcile_all(documents, host)
+    result = reconcile_all(documents, host, now=time.time())
     for owner, outcome in result.outcomes.items():
-        for sentence in (*outcome.cut, *outcome.changes, *outcome.warnings):
+        for sentence in (*(cut.sentence for cut in outcome.cut), *outcome.changes, *outcome.warnings):
             log.info("%s: %s", owner, sentence)
     log.info("%s", "; ".join(result.problems) or f"applied: {', '.join(result.outcomes) or 'no documents'}")
     return EXIT_FAILED if result.problems else EXIT_DONE
 
 
 def _show(documents: Documents, host: Host, out: TextIO) -> int:
-    result = reconcile_all(documents, host, check=True)
+    # Without a time no drain ends: what the keeper is about to remove is no difference.
+    result = reconcile_all(documents, host, check=True, now=None)
     for owner, outcome in result.outcomes.items():
-        out.writelines(f"{owner}: {sentence}\n" for sentence in (*outcome.cut, *outcome.changes))
+        out.writelines(f"{owner}: {sentence}\n" for sentence in outcome.changes)
+        out.writelines(f"{owner}: kept while connections need it: {sentence}\n" for sentence in outcome.retiring)
     out.writelines(f"{sentence}\n" for sentence in [*result.faults, *result.blocked, *result.waiting])
     if result.faults or result.blocked:
         return EXIT_FAILED

@@ -140,8 +140,9 @@ class Keeper:
         complete = [owner for owner, outcome in result.outcomes.items() if not outcome.missing]
         self._applied = {**kept, **{owner: result.documents[owner] for owner in complete}}
         for owner, outcome in result.outcomes.items():
-            for sentence in outcome.cut:
-                log.warning("%s: %s", owner, sentence)
+            for cut in outcome.cut:
+                self._state.cut += cut.connections
+                log.warning("%s: %s", owner, cut.sentence)
         self._log_new_warnings(before)
         self._publish()
 

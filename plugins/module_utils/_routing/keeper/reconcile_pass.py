@@ -10,7 +10,6 @@ A document that is invalid or cannot be applied yet does not prevent the others 
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -105,9 +104,11 @@ class Documents:
 def reconcile_all(documents: Documents, host: Host, check: bool = False, now: float | None = None) -> PassResult:
     """Read the documents and apply (with ``check``: only compare) each, as of ``now`` (seconds of the epoch).
 
+    Without a time, no drain ends.
+
     The documents are read under the lock, because a run that is changing the host stores its document last.
     """
-    result, now = PassResult(), time.time() if now is None else now
+    result = PassResult()
     try:
         with engine.locked(host, unless=check):
             for stored in documents.load():
@@ -120,7 +121,7 @@ def reconcile_all(documents: Documents, host: Host, check: bool = False, now: fl
     return result
 
 
-def _apply(document: Document, host: Host, check: bool, now: float, result: PassResult) -> None:
+def _apply(document: Document, host: Host, check: bool, now: float | None, result: PassResult) -> None:
     owner = document.owner
     result.documents[owner] = document
     result.watched |= _interest(document)

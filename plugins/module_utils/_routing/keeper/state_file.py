@@ -9,6 +9,8 @@
  "documents": {OWNER: {"state": "in place" | "waiting" | "refused", "since": time}},
  "problems": [sentence, ...],
  "repairs": {"total": int, "by_kind": {"rule": int, ...}},
+ "retiring": {OWNER: int}, "connections_cut": int,
+                             (objects that are kept while connections need them; connections that limits have cut)
  "restored_at_start": int,   (objects that were missing when the keeper started, as after a boot)
  "undone": int,              (how many times in a row a repair was reverted)
  "last_repair": null or {"owner", "changes": [sentence, ...], "at": time, "seconds": float or null, "who": text}}
@@ -56,11 +58,13 @@ class StateFile:
     kinds: dict[str, int] = field(default_factory=dict)
     restored: int = 0
     reverted: int = 0
+    cut: int = 0
     last: Repair | None = None
     # Read once: a role that updates the host points the link to another archive while this one runs.
     archive: str | None = field(default_factory=running_archive)
     _since: dict[str, tuple[str, float]] = field(default_factory=dict)
     _problems: list[str] = field(default_factory=list)
+    _retiring: dict[str, int] = field(default_factory=dict)
     _written: str = ""
 
     def load(self) -> None:
@@ -71,6 +75,7 @@ class StateFile:
                 repairs = data["repairs"]
                 self.kinds = {str(kind): int(number) for kind, number in repairs["by_kind"].items()}
                 self.total, self.restored = int(repairs["total"]), int(data["restored_at_start"])
+                self.cut = int(data.get("connections_cut", 0))
 
     def add_repair(self, repair: Repair, kinds: tuple[str, ...]) -> None:
         self.total += 1
@@ -88,6 +93,7 @@ class StateFile:
             if self._since.get(owner, ("", 0.0))[0] != state:
                 self._since[owner] = (state, self.clock())
         self._problems = result.problems
+        self._retiring = {owner: len(outcome.retiring) for owner, outcome in result.outcomes.items()}
 
     @property
     def status_line(self) -> str:
@@ -99,6 +105,12 @@ class StateFile:
             parts.append(f"keeping {owners}: in place since {self._time(max(placed))}")
         elif not parts:
             parts.append("nothing to keep: no documents")
+        retiring = sum(self._retiring.values())
+        if retiring:
+            objects = (
+                "object kept while connections need it" if retiring == 1 else "objects kept while connections need them"
+            )
+            parts.append(f"{retiring} replaced {objects}")
         if self.reverted and self.last:
             conflict = f"{self.last.owner}: the repair was reverted {self.reverted} times in a row{self._by()}"
             parts.insert(0, conflict)
@@ -141,6 +153,8 @@ class StateFile:
             "documents": documents,
             "problems": self._problems,
             "repairs": {"total": self.total, "by_kind": self.kinds},
+            "retiring": self._retiring,
+            "connections_cut": self.cut,
             "restored_at_start": self.restored,
             "undone": self.reverted,
             "last_repair": last,

@@ -25,7 +25,7 @@ from ..document.model import Address, Mark, Route, Rule, Sysctl
 from . import needs, own_sources, placement, store
 from .connections import COUNT_INTERVAL, Counts
 from .needs import Marked, Need
-from .run import Run
+from .run import Cut, Run
 from .state import State
 
 DAY = 86400
@@ -103,10 +103,10 @@ def _retiring(value: Any, retire_at: int) -> Any:
     return replace(value, retiring=True, retire_at=retire_at, **without_macs)
 
 
-def without_expired(document: Document, now: float, count: Count) -> tuple[Document, tuple[str, ...]]:
+def without_expired(document: Document, now: float, count: Count) -> tuple[Document, tuple[Cut, ...]]:
     """The document without the retiring objects whose time is over, or that no connection needs any more.
 
-    And a sentence about the connections that need an object whose time is over.
+    And the connections that still need an object whose time is over.
     """
     timed = retiring_until(document)
     is_settled = now >= (document.settle_at or 0)
@@ -144,15 +144,15 @@ def _number(used: Iterable[Need], counts: Counts) -> int | None:
     return sum(filter(None, numbers)) or (None if None in numbers else 0)
 
 
-def _cut(over: list[Any], used: dict[int, frozenset[Need]], counts: Counts) -> Iterable[str]:
-    """A sentence for each group of objects that the same connections need."""
+def _cut(over: list[Any], used: dict[int, frozenset[Need]], counts: Counts) -> Iterable[Cut]:
+    """One for each group of objects that the same connections need."""
     told: set[Any] = set()
     for value in sorted(over, key=lambda each: TELLING.index(type(each))):
         groups = {(need.mark, need.mask) if isinstance(need, Marked) else need for need in used[id(value)]}
         number = _number(used[id(value)], counts)
         if number and not groups & told:
             told |= groups
-            yield f"drain of {formatting.describe(value)} ended: {number} connections cut"
+            yield Cut(formatting.describe(value), number)
 
 
 def retiring_until(document: Document) -> list[Any]:

@@ -85,6 +85,8 @@ def of(value: Any, document: Document) -> frozenset[Need]:
     if isinstance(value, Route):
         return _of_route(value, document)
     if isinstance(value, Address):
+        if any(other.address == value.address and not other.retiring for other in document.addresses):
+            return NOTHING  # it moves to another interface
         return frozenset({To(prefix(value.address), _udp_ports(value.address, document))})
     return NOTHING
 

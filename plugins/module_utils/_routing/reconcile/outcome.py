@@ -14,7 +14,7 @@ from ..document.documents import SECTIONS
 from ..document.model import Sysctl
 from . import drain
 from .difference import difference
-from .run import FileChange, Run
+from .run import Cut, FileChange, Run
 from .state import State
 
 
@@ -32,8 +32,8 @@ class Outcome:
     after: State
     # What is kept for a while although the document no longer lists it.
     retiring: tuple[str, ...] = ()
-    # Connections that were cut because their time was over.
-    cut: tuple[str, ...] = ()
+    # Connections that still needed objects whose time was over.
+    cut: tuple[Cut, ...] = ()
     # Seconds until another run with ``now`` may remove some of that; None if nothing retires.
     next_due: float | None = None
     # Why objects could not be applied yet (``Options.partial``).

@@ -57,6 +57,18 @@ class FileChange:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Connections that still need an object, named by its text, when its drain ends."""
+
+    name: str
+    connections: int
+
+    @property
+    def sentence(self) -> str:
+        return f"drain of {self.name} ended: {self.connections} connection{'s' * (self.connections != 1)} cut"
+
+
+@dataclass(frozen=True)
 class Run:
     """One reconciliation. Each step fills in the fields below its name."""
 
@@ -89,8 +101,8 @@ class Run:
     # MACs that the proxies answered from, by address.
     answered: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    # drain: sentences about connections that the end of a drain cuts
-    cut: tuple[str, ...] = ()
+    # drain
+    cut: tuple[Cut, ...] = ()
 
     # plan
     changes: tuple[Change, ...] = ()

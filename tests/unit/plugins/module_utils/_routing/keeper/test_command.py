@@ -35,6 +35,11 @@ def test_a_dry_run_prints_the_difference_or_what_is_wrong_with_a_document_and_ch
     assert host.kernel.calls == []
     run(world, once=True)
     assert run(world, dry_run=True, out=io.StringIO()) == 0
+    rules = [{**rule, "retiring": True, "retire_at": 5} for rule in RETURN_PATH["rules"]]
+    world.store({**RETURN_PATH, "rules": rules})
+    out = io.StringIO()
+    assert run(world, dry_run=True, out=out) == 0, "what the keeper is about to remove is no difference"
+    assert "return_path: kept while connections need it: ip rule 1100: from all fwmark 0xb/0xff" in out.getvalue()
     (world.directory / "x.json").write_text("{")
     out = io.StringIO()
     assert run(world, dry_run=True, out=out) == 1

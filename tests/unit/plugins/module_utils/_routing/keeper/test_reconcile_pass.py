@@ -72,6 +72,30 @@ def test_a_retiring_rule_is_removed_in_time_without_a_repair_or_a_comparison(wor
     assert world.comparisons == [], "fingerprints say nothing while an object is retiring"
 
 
+def test_connections_that_the_end_of_a_drain_cuts_are_logged_and_counted(world, host, caplog):
+    retiring = {**FIRST, "retiring": True, "retire_at": NOON + 42}
+    world.at(10, lambda: world.store({**RETURN_PATH, "rules": [retiring, SECOND]}), [])
+    host.connections = {11: 3}
+    caplog.set_level("INFO")
+    world.observe(40, lambda: world.state_file.status_line)
+    world.keep(50)
+    assert "; 1 replaced object kept while connections need it" in world.observed[0]
+    (message,) = (record.message for record in caplog.records if "drain of" in record.message)
+    assert (
+        message == "return_path: drain of ip rule 1100: from all fwmark 0xb/0xff lookup 20111 ended: 3 connections cut"
+    )
+    assert (world.state_file.cut, "kept while" in world.state_file.status_line) == (3, False)
+
+
+def test_counting_that_costs_much_is_done_less_often(world, host):
+    retiring = {**FIRST, "retiring": True, "retire_at": NOON + 4000}
+    world.store({**RETURN_PATH, "rules": [retiring, SECOND]})
+    host.connections = {11: 1}
+    world.cost = 0.1
+    world.keep(70)
+    assert world.passes[:3] == [0.0, 20.0, 40.0]
+
+
 def test_documents_are_read_under_the_lock(world, host, monkeypatch):
     """A run changes the kernel before it stores its document; its notifications must not bring back the old one."""
     locked = []

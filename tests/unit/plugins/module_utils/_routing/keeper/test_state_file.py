@@ -33,11 +33,11 @@ def repaired(published: StateFile, *changes: str, who: str = "") -> StateFile:
 
 
 def test_counts_survive_a_restart(path):
-    published = repaired(StateFile(str(path), lambda: NOON), "add a", "add b")
+    published = repaired(StateFile(str(path), lambda: NOON, cut=7), "add a", "add b")
     published.write()
     after = StateFile(str(path), lambda: NOON)
     after.load()
-    assert (after.total, after.kinds, after.last) == (1, {"rule": 2}, None)
+    assert (after.total, after.kinds, after.last, after.cut) == (1, {"rule": 2}, None, 7)
     assert after.status_line.endswith("; 1 repair")
 
 

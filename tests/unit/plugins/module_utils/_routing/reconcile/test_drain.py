@@ -20,6 +20,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.m
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import drain
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.needs import Marked
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.run import Cut
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.state import State
 
 LOOKUP = Rule("ipv4", 1100, table=20112, fwmark=12, fwmask=255)
@@ -121,10 +122,7 @@ def test_without_a_limit_the_uncountable_stays_for_a_day_and_what_is_in_use_for_
 
 def test_what_the_end_of_a_drain_cuts_is_reported_once_for_the_same_connections():
     _left, cut = drain.without_expired(BEGUN, 1000, counting(m12=3, To=1, Unknown=None))
-    assert cut == (
-        "drain of nft mark a2 0xc/0xff via 198.18.0.12 ended: 3 connections cut",
-        "drain of ip addr 198.18.0.121 dev eth0 ended: 1 connections cut",
-    )
+    assert cut == (Cut("nft mark a2 0xc/0xff via 198.18.0.12", 3), Cut("ip addr 198.18.0.121 dev eth0", 1))
     assert drain.without_expired(BEGUN, 999, counting(m12=3))[1] == ()
 
 
