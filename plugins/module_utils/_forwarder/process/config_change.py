@@ -157,7 +157,8 @@ class Earlier:
         self._generations = [generation for generation in self._generations if not self._release(generation)]
         if not self._looks and (self._generations or worker.udp.leaving):
             self._looks = True
-            worker.loop.timers.add(now + INTERVAL, self._look_again)
+            deadlines = [deadline for generation in self._generations for _runtime, deadline in generation.deadlines]
+            worker.loop.timers.add(min([now + INTERVAL, *deadlines]), self._look_again)
 
     def _look_again(self):
         self._looks = False

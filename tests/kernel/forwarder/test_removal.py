@@ -1,0 +1,147 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What leaves the config in place keeps its sessions until its deadline; then both ends are reset, and nobody else is."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.support import tcp, udp
+from tests.support.addresses import FAMILIES, address_of
+from tests.support.forwarding import Forwarder, make_config, make_service
+from tests.support.waiting import PATIENCE, eventually
+
+RAW, BULK, NAMES, SERVER, SINK = 7000, 7001, 7002, 9000, 9001
+DEADLINE = 3.0
+WITHOUT = {
+    "backend removed": {"raw": ["c"]},
+    "service removed": {"raw": None},
+    "listener removed": {"port": RAW + 100},
+}
+
+
+def document(lab, raw=("b", "d"), port=RAW, **options):
+    """The services "raw", of which something leaves, and "bulk" and "names", which stay."""
+    services = [
+        make_service(lab, "bulk", BULK, SINK, ["c"], idle_timeout=300),
+        make_service(lab, "names", NAMES, SERVER, ["c"], protocol="udp"),
+    ]
+    if raw:
+        services.insert(len(raw) % 2, make_service(lab, "raw", port, SERVER, raw, drain_timeout=DEADLINE))
+    return make_config(*services, workers=2, **options)
+
+
+def change(forwarder, new) -> None:
+    forwarder.configure(new)
+    done = forwarder.reload()
+    assert done.returncode == 0, done.stderr
+    assert forwarder.runtime()["last_reload"]["in_place"], forwarder.show()
+
+
+class Bulk:
+    """Streams to a server without a pause, in a thread each; ``check()`` compares what was sent and received."""
+
+    def __init__(self, lab, stack):
+        self._stop = threading.Event()
+        self._threads, self._pairs, self.sent = [], [], 0
+        for family in FAMILIES:
+            listener = stack.enter_context(tcp.listen(lab, "c", SINK, family))
+            client = stack.enter_context(tcp.connect(lab, address_of(lab["a"], family), BULK))
+            server = stack.enter_context(tcp.accept(listener))
+            sums = [hashlib.sha256(), hashlib.sha256()]
+            self._pairs.append(sums)
+            for work in (self._send, self._receive):
+                thread = threading.Thread(target=work, args=(client, server, sums), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _send(self, client, _server, sums):
+        while not self._stop.is_set():
+            piece = os.urandom(1 << 18)
+            client.sendall(piece)
+            sums[0].update(piece)
+            self.sent += len(piece)
+            time.sleep(0.01)
+        client.shutdown(socket.SHUT_WR)
+
+    def _receive(self, _client, server, sums):
+        while piece := server.recv(1 << 18):
+            sums[1].update(piece)
+
+    def check(self):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+        for sent, received in self._pairs:
+            assert sent.digest() == received.digest()
+        assert self.sent > 1 << 22
+
+
+@pytest.fixture
+def forwarder(lab):
+    with Forwarder(lab, document(lab)) as forwarder:
+        yield forwarder
+
+
+@pytest.fixture
+def stack():
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.parametrize("reason", WITHOUT)
+def test_at_the_deadline_of_a_removal_both_ends_are_reset_and_nothing_else_is_touched(lab, forwarder, stack, reason):
+    servers = {family: stack.enter_context(tcp.listen(lab, "b", SERVER, family)) for family in FAMILIES}
+    change(forwarder, document(lab, raw=["b"]))
+    bulk = Bulk(lab, stack)
+    stack.enter_context(udp.serving(lab, SERVER, ["c"]))
+    clients = {family: stack.enter_context(udp.client(lab, address_of(lab["a"], family))) for family in FAMILIES}
+    seen = {family: udp.who(sock, (address_of(lab["a"], family), NAMES)) for family, sock in clients.items()}
+    pairs = [tcp.pair(lab, server, RAW) for server in servers.values() for _connection in range(2)]
+    workers = forwarder.workers()
+    begun = time.monotonic()
+    change(forwarder, document(lab, **{"raw": ["b"], **WITHOUT[reason]}))
+    while time.monotonic() < begun + DEADLINE - 1:
+        for pair in pairs:
+            tcp.assert_open(*pair)
+        time.sleep(0.2)
+    for client, server in pairs:
+        for sock in (client, server):
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+    assert DEADLINE - 0.5 < time.monotonic() - begun < DEADLINE + PATIENCE
+    for family, sock in clients.items():
+        assert udp.who(sock, (address_of(lab["a"], family), NAMES)) == seen[family]
+    bulk.check()
+    assert forwarder.workers() == workers
+    lines = eventually(lambda: len(ended := forwarder.log("connection")) == 4 and ended, explain=forwarder.show)
+    assert {(line["service"], line["ended"]) for line in lines} == {("raw", reason)}
+    sessions = {service["name"]: service["sessions"] for service in forwarder.status()["services"]}
+    assert sessions == {"bulk": 2, "names": 2, **({"raw": 0} if reason != "service removed" else {})}
+
+
+@pytest.mark.parametrize("reason", WITHOUT)
+def test_what_comes_back_before_its_deadline_keeps_its_sessions(lab, forwarder, stack, reason):
+    servers = {family: stack.enter_context(tcp.listen(lab, "b", SERVER, family)) for family in FAMILIES}
+    change(forwarder, document(lab, raw=["b"]))
+    pairs = [tcp.pair(lab, server, RAW) for server in servers.values()]
+    begun = time.monotonic()
+    change(forwarder, document(lab, **{"raw": ["b"], **WITHOUT[reason]}))
+    change(forwarder, document(lab, raw=["b"]))
+    assert time.monotonic() - begun < DEADLINE
+    while time.monotonic() < begun + DEADLINE + 1:
+        for pair in pairs:
+            tcp.assert_open(*pair)
+        time.sleep(0.2)
+    status = forwarder.status()
+    (service,) = (one for one in status["services"] if one["name"] == "raw")
+    assert service["sessions"] == 2
