@@ -16,6 +16,7 @@ from ..finding import Finding, fail, skip, warn
 
 # CAP_NET_RAW of linux/capability.h
 CAP_NET_RAW = 1 << 13
+OLD = 86400  # seconds after which old code is a finding
 
 
 def keeper(facts: Facts) -> Iterator[Finding]:
@@ -123,6 +124,25 @@ def listening(facts: Facts) -> Iterator[Finding]:
 
 def _is_own(address: str, own: frozenset[str]) -> bool:
     return address in own or ipaddress.ip_address(address).is_loopback
+
+
+def old_code(facts: Facts) -> Iterator[Finding]:
+    """An upgrade has no deadline, so connections may keep the code of an earlier version in use, with its faults."""
+    config = facts.forwarder
+    for old in config.old_code if config else ():
+        if old.age > OLD:
+            yield warn(
+                f"generation {old.generation}",
+                f"{old.sessions} connections are served by old code ({_version(old.version)}, generation"
+                f" {old.generation}), which was replaced {old.age / 3600:.0f} hours ago",
+                "faults of the old version, also those of security, are still there for these connections",
+                f"`l4proxy kill --generation {old.generation}` ends them; a run with forwarder_drain_timeout=60 does so"
+                " on every proxy",
+            )
+
+
+def _version(version: str | None) -> str:
+    return f"version {version}" if version else "of an unknown version"
 
 
 def families(facts: Facts) -> Iterator[Finding]:

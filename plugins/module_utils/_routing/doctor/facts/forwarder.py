@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The forwarder's config and process, read from its files: this engine does not import the forwarder's code."""
+"""The forwarder's config and process, from its files and admin socket: this engine does not import its code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from ...host import files
-from . import proc
+from . import old_code, proc
 from .model import Forwarder, Socket
 
 
@@ -20,7 +20,9 @@ def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
         content = files.read(config)
         if content is None:
             return None
-        listeners, targets = _configured(json.loads(content))
+        document = json.loads(content)
+        listeners, targets = _configured(document)
+        admin_socket = old_code.admin_socket(document, runtime)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return Forwarder(config, error=f"is invalid: {type(error).__name__}: {error}")
     except OSError as error:
@@ -40,6 +42,7 @@ def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
         targets,
         status.uid,
         status.stopped,
+        () if status.stopped else old_code.read(admin_socket),
     )
 
 

@@ -144,6 +144,16 @@ class Contest:
 
 
 @dataclass(frozen=True)
+class OldCode:
+    """A generation of the forwarder that runs another archive: ``age`` is the seconds since it was replaced."""
+
+    generation: int
+    version: str | None
+    sessions: int
+    age: float
+
+
+@dataclass(frozen=True)
 class Forwarder:
     """The forwarder's config, and its process: ``pid`` and effective ``capabilities`` are None if it does not run.
 
@@ -159,6 +169,7 @@ class Forwarder:
     targets: tuple[Socket, ...] = ()
     uid: int | None = None
     stopped: bool = False
+    old_code: tuple[OldCode, ...] = ()
 
 
 @dataclass(frozen=True)

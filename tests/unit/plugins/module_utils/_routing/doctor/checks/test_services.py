@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Contest, Socket, Unit
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import (
+    Contest,
+    OldCode,
+    Socket,
+    Unit,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.systemd import KEEPER, NETWORKD
 
 from .. import cases
@@ -35,6 +40,9 @@ PROBLEMS = [
     (proxy(sockets=(Socket("tcp", "127.0.0.1", 80),)), "fail listening", "0.0.0.0 tcp port 80"),
     (replace(listening_on("198.18.0.100"), addresses=(), own=frozenset()), "warn listening",
      "listens on 198.18.0.100, which is not an address of this host"),
+    (forwarder(old_code=(OldCode(7, "0.2.0", 5, 90_000.0),)), "warn old_code",
+     "5 connections are served by old code (version 0.2.0, generation 7), which was replaced 25 hours ago"),
+    (forwarder(old_code=(OldCode(1, None, 1, 1e6),)), "warn old_code", "(of an unknown version, generation 1)"),
     (forwarder(backends=("198.18.0.9",)), "fail families", "names backend 198.18.0.9"),
     (backend(units={KEEPER: Unit("loaded", "inactive", "disabled")}), "warn keeper", "is inactive and disabled"),
     (backend(units={KEEPER: Unit("not-found", "inactive", "")}), "warn keeper", "is not installed"),
@@ -43,6 +51,8 @@ PROBLEMS = [
 FINE = [
     ("networkd", backend(**RUNS_NETWORKD, drop_ins=("x.conf",))),
     ("forwarder", proxy(forwarder=None)),
+    ("old_code", proxy(forwarder=None)),
+    ("old_code", forwarder(old_code=(OldCode(7, "0.2.0", 5, 86_000.0),))),
     ("listening", listening_on("0.0.0.0")),
     ("listening", listening_on("2001:db8::11")),
 ]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import threading
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import forwarder
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Socket
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import OldCode, Socket
 
 from ...._forwarder.config.config_data import minimal
 
@@ -60,3 +62,46 @@ def test_port_ranges_are_read(read):
     ranged = {**CONFIG, "services": [{**SERVICE, "listen": listen, "backends": backends}]}
     config.load(ranged)
     assert read(json.dumps(ranged)).listeners == (Socket("tcp", "0.0.0.0", 8000, 8010), Socket("tcp", "::", 9000, 9010))
+
+
+RUNNING = {"version": "0.2.0", "archive": {"path": "x", "sha256": "aa"}}
+
+
+def old_generation(number, version="0.2.0", sha256="aa"):
+    archive = {"path": "x", "sha256": sha256} if sha256 else None
+    return {"generation": number, "version": version, "archive": archive, "sessions": 3, "age": 5.0}
+
+
+@pytest.mark.parametrize(("answer", "found"), [
+    ({"status": {**RUNNING, "old_generations": [old_generation(4)]}}, ()),
+    ({"status": {**RUNNING, "old_generations": [
+        old_generation(1, None, None), old_generation(2, "0.1.1", "bb"), old_generation(3, "0.2.0", "cc"),
+        old_generation(4)]}},
+     (OldCode(1, None, 3, 5.0), OldCode(2, "0.1.1", 3, 5.0), OldCode(3, "0.2.0", 3, 5.0))),
+    ({"status": {**RUNNING, "archive": None, "old_generations": [old_generation(4, sha256=None)]}}, ()),
+    ({"status": RUNNING}, ()),  # version 0.1.0
+    ({"ok": False, "error": "no config is served yet"}, ()),
+    ([], ()),
+    (None, ()),
+])  # fmt: skip
+@pytest.mark.parametrize("configured", [True, False])
+def test_old_code_comes_from_the_admin_socket(tmp_path, read, answer, found, configured):
+    path = tmp_path / ("other.sock" if configured else "admin.sock")
+    with socket.socket(socket.AF_UNIX) as server:
+        if answer is not None:
+            server.bind(str(path))
+            server.listen()
+
+        def serve():
+            client, _address = server.accept()
+            with client:
+                assert client.recv(100) == b'{"op": "status"}\n'
+                client.sendall(json.dumps(answer).encode() + b"\n")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        if answer is not None:
+            thread.start()
+        config_ = {**CONFIG, **({"admin": {"socket": str(path)}} if configured else {})}
+        assert read(json.dumps(config_), {"pid": os.getpid()}).old_code == found
+        if answer is not None:
+            thread.join(10)
