@@ -104,7 +104,9 @@ running:
       description: When the config was loaded, in UTC.
       type: str
     last_reload:
-      description: The result of the last reload - C(attempt), C(ok), C(error) and C(at).
+      description:
+        - The result of the last reload - C(attempt), C(ok), C(error) and C(at), C(in_place) if the workers took the config,
+          and C(new_processes_because), the reason why they did not.
       type: dict
 installed:
   description: SHA-256 of the installed C(config) and C(archive); null for a missing file.

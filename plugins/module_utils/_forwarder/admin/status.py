@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The status document: what the forwarder does now, as JSON. The table, the page and the metrics are made from it.
 
-{"pid", "version", "generation", "archive", "config", "loaded_at", "last_reload", "reloads": {"ok", "failed"},
- "restarts": int, "log_level": str, "alarms": [sentences], "totals": {field: int},
+{"pid", "version", "generation", "archive", "config", "loaded_at", "last_reload" (runtime_file.py),
+ "reloads": {"ok", "failed"}, "restarts": int, "log_level": str, "alarms": [sentences], "totals": {field: int},
  "old_generations": [{"generation", "version", "archive", "loaded_at" (these three may be null), "age" (seconds since it
    was replaced), "workers", "sessions", "memory" (bytes), "seconds_left" (null: no deadline)}],
  "drain_memory_ended": int (sessions),
