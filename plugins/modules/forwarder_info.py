@@ -105,8 +105,8 @@ running:
       type: str
     last_reload:
       description:
-        - The result of the last reload - C(attempt), C(ok), C(error) and C(at), C(in_place) if the workers took the config,
-          and C(new_processes_because), the reason why they did not.
+        - The result of the last reload - C(attempt), C(ok), C(error) and C(at), whether the workers took the config
+          (C(in_place)), and why they did not (C(new_processes_because)).
       type: dict
 installed:
   description: SHA-256 of the installed C(config) and C(archive); null for a missing file.
