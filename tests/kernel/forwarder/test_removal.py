@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What leaves the config in place keeps its sessions until its deadline; then both ends are reset, and nobody else is."""
+"""What leaves the config in place keeps its sessions until its deadline, then both ends are reset; all others stay."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ other worker. Connections of old generations count as well; how many those are m
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..counters import client_tables
@@ -98,6 +99,13 @@ class Limiter:
         if self._held:
             key = client_key(address)
             self._set(key, self._per_client.get(key, 0) + 1)
+
+    def keep(self, addresses: Iterable[str]) -> None:
+        """Count only the connections of these clients from now on: a later config counts the others."""
+        if self._held:
+            kept = Counter(map(client_key, addresses))
+            for key in list(self._per_client):
+                self._set(key, kept[key])
 
     def release(self, address: str) -> None:
         """Note that an admitted connection of a client has ended."""

@@ -23,6 +23,7 @@ are rates are in the new region already; use() keeps them.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,9 +93,23 @@ class Change:
         udp_change.use(worker.udp, new.udp_listeners)
         for runtime in before.runtimes.values():
             runtime.close()
+        self._settle_limits()
         worker.earlier.add(number, config, region, before.runtimes.values())
         worker.tcp.set_timeouts([*self._config.services, *worker.earlier.services()])
         worker.earlier.look()
+
+    def _settle_limits(self):
+        """Let the limiters of earlier configs count only the sessions that stay with them."""
+        worker, current = self._worker, set(self._serving.runtimes.values())
+        staying = defaultdict(list)
+        for relay in worker.tcp.sessions:
+            if relay.limiter is not None and relay.runtime not in current:
+                staying[relay.limiter].append(relay.client_address[0])
+        for flow in worker.udp.table.flows:
+            if flow.limiter is not None and flow.listener.runtime not in current:
+                staying[flow.limiter].append(flow.client[0])
+        for limiter, addresses in staying.items():
+            limiter.keep(addresses)
 
     def discard(self) -> None:
         """Close the sockets and the region; the worker goes on with its config."""

@@ -249,6 +249,26 @@ def test_limits_hold_over_a_change(make, serve):
     assert host.released() == [1, 2, 3, 4]
 
 
+def test_each_connection_of_a_client_counts_once_whether_it_moves_or_stays(make, serve):
+    stays, goes = serve(), serve()
+    limits = Limits(connections_per_client=9)
+    web = service(stays.backend("a"), goes.backend("b"), limits=limits)
+    host = make(web)
+    pairs = []
+    for server in (stays, goes) * 2:
+        client = host.client(web.listen[0], b"hello")
+        pairs.append((client, host.turn_until(server.accepted)))
+    host.change(replace(web, backends=(stays.backend("a"),)))
+    assert host.open() == host.active() == {1: 2, 2: 2}
+    assert [dict(region.held("web", [0])) for region in host.numbers.values()] == [{0x7F000001: 2}] * 2
+    end(*pairs[1])
+    host.turn_until(lambda: host.open() == {1: 1, 2: 2})
+    assert [dict(region.held("web", [0])) for region in host.numbers.values()] == [{0x7F000001: 1}, {0x7F000001: 2}]
+    host.change(web)
+    assert host.open() == host.active() == {3: 3}
+    assert dict(host.region.held("web", [0])) == {0x7F000001: 3}
+
+
 @pytest.mark.parametrize(("limits", "paused"), [
     (Limits(connections=1, at_limit="pause"), True),
     (Limits(connections=2, at_limit="pause"), False),
