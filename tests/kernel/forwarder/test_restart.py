@@ -191,6 +191,25 @@ def test_the_next_supervisor_kills_hanging_old_workers_after_its_drain_timeout(l
         assert tcp.get(lab, lab["a"].ipv4, WEB)
 
 
+@pytest.mark.ipv4_only
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_deadline_that_is_set_later_ends_old_workers_of_a_killed_supervisor(lab, manager, first, listener, workers):
+    """By a reload in place (2 workers as before) as well as by one with new processes (1)."""
+    client, server = tcp.pair(lab, listener, RAW)
+    old = first.workers()
+    kill([first.process.pid])
+    first.process.wait()
+    with client, server, manager.start(lab, document(lab), directory=first.directory) as second:
+        assert second.reload().returncode == 0
+        tcp.assert_open(client, server)
+        second.configure({**document(lab, drain_timeout=0.2), "workers": workers})
+        assert second.reload().returncode == 0
+        for end in (client, server):
+            with pytest.raises(ConnectionResetError):
+                end.recv(1)
+        eventually(lambda: not alive(old), "the old workers have ended", second.show)
+
+
 @pytest.fixture
 def held(lab):
     """A service for each protocol, and servers whose sessions stay."""

@@ -17,6 +17,7 @@ from typing import Any
 from ..admin.snapshot import OldGeneration
 from . import children, removals
 from .generation import Generation, Generations
+from .orphans import Orphans
 from .supervisor_loop import SupervisorLoop
 from .worker_pool import DRAIN_GRACE, WorkerPool
 
@@ -28,7 +29,8 @@ MIB = 1 << 20
 class OldGenerations:
     """The generations of which workers still drain. ``sessions_ended`` counts what the bound of memory has ended."""
 
-    def __init__(self, loop: SupervisorLoop, pool: WorkerPool, generations: Generations):
+    def __init__(self, loop: SupervisorLoop, pool: WorkerPool, generations: Generations, orphans: Orphans):
+        self._orphans = orphans  # are the oldest, but nothing is known of them
         self._loop = loop
         self._pool = pool
         self._generations = generations
@@ -126,13 +128,21 @@ class OldGenerations:
         config = self._generations.live.config
         if config is None:
             return
-        total, most = sum(self._memory.values()), config.most_drain_memory
+        orphaned = sum(map(memory_of, self._orphans))
+        total, most = sum(self._memory.values()) + orphaned, config.most_drain_memory
+        if orphaned and total > most * MIB:
+            self._loop.log.event("orphans ended", level="warning", reason=_too_much(total, most))
+            self._orphans.signal(signal.SIGTERM)
+            total -= orphaned
         for number in workers:
             if total <= most * MIB:
                 return
-            reason = f"the draining workers use {total / MIB:.0f} MiB, more than drain_memory ({most} MiB)"
-            self.sessions_ended += self.end(number, reason) or 0
+            self.sessions_ended += self.end(number, _too_much(total, most)) or 0
             total -= self._memory[number]
+
+
+def _too_much(total, most):
+    return f"the draining workers use {total / MIB:.0f} MiB, more than drain_memory ({most} MiB)"
 
 
 def memory_of(pid: int, proc: str = "/proc") -> int:

@@ -4,8 +4,9 @@
 """Orphans: workers whose supervisor was killed, or was one of version 0.1.0 that has left for a restart of the service.
 
 The unit has KillMode=process, so they finish their connections; they drain because their channel to the supervisor was
-closed. The next supervisor makes sure that each of them ends. They are not its children, so it searches /proc for them
-and waits for their end by pidfds. Workers that it takes over (restart_state.py) are no orphans.
+closed, and end their sessions at a SIGTERM. The next supervisor makes sure that each of them ends. They are not its
+children, so it searches /proc for them and waits for their end by pidfds. Workers that it takes over (restart_state.py)
+are no orphans.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+from functools import partial
 
 WORKER, SUPERVISOR = "l4-worker", "l4-supervisor"  # how comm begins, see children.name_process()
 
@@ -42,8 +44,8 @@ def _read(path):
 class Orphans:
     """The orphans that have not ended yet."""
 
-    def __init__(self, selector):
-        self._selector = selector
+    def __init__(self, loop):
+        self._loop = loop
         self._pidfds = {}  # by pid
 
     def watch(self, pids):
@@ -53,10 +55,19 @@ class Orphans:
                 self._pidfds[pid] = pidfd = os.pidfd_open(pid)
             except OSError:  # it has ended, or the kernel has no pidfds (before 5.3)
                 continue
-            self._selector.register(pidfd, selectors.EVENT_READ, lambda pid=pid: self._ended(pid))
+            self._loop.selector.register(pidfd, selectors.EVENT_READ, lambda pid=pid: self._ended(pid))
 
     def __len__(self):
         return len(self._pidfds)
+
+    def __iter__(self):
+        """Iterate over their pids."""
+        return iter(list(self._pidfds))
+
+    def end_after(self, seconds, kill_after):
+        """After ``seconds`` make them end their sessions; kill those that are left after ``kill_after``."""
+        self._loop.call_later(seconds, partial(self.signal, signal.SIGTERM))
+        self._loop.call_later(kill_after, partial(self.signal, signal.SIGKILL))
 
     def descriptors(self):
         """Return the open pidfds, which forked children must close."""
@@ -72,5 +83,5 @@ class Orphans:
 
     def _ended(self, pid):
         pidfd = self._pidfds.pop(pid)
-        self._selector.unregister(pidfd)
+        self._loop.selector.unregister(pidfd)
         os.close(pidfd)

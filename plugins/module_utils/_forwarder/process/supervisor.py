@@ -67,7 +67,7 @@ class Supervisor:
         self._lock = lock.Lock(runtime_file.directory())
         self._listening: dict[str, socket.socket] = {}  # listening sockets by name (listeners.py)
         self._notifier = notify.Notifier(self._loop.selector)
-        self._orphans = orphans.Orphans(self._loop.selector)
+        self._orphans = orphans.Orphans(self._loop)
         self._generations = generation.Generations()
         self._overrides = Overrides()
         self._log_settings = LogSettings(self._log)
@@ -75,7 +75,7 @@ class Supervisor:
         self._pool = WorkerPool(self._loop, self._generations, self._listening, self._log_settings, self)
         self._change = in_place.ChangeInPlace(self._loop, self._generations, self._pool, self)
         self._reload = Reload(self._loop, self, self._results, self._config_path, own_command())
-        self._old = OldGenerations(self._loop, self._pool, self._generations)
+        self._old = OldGenerations(self._loop, self._pool, self._generations, self._orphans)
         seen = (self._loop, self._generations, self._pool, self._old, self._overrides)
         control = Control(*seen, self._log_settings, self._results)
         self._admin = Admin(control)
@@ -184,23 +184,21 @@ class Supervisor:
         if self._stops > 1:
             self._pool.signal_all(signal.SIGTERM)  # the second one for the workers, too
             self._loop.call_later(STOP_GRACE, partial(self._pool.signal_all, signal.SIGKILL))
-            self._kill_orphans_after(STOP_GRACE)
+            self._orphans.end_after(0.0, STOP_GRACE)
             return
         self._notifier.stopping()
         self._notifier.store({})
         self._cancel_reload()
         self._lock.release()
         listeners.close_all(self._listening)  # before the workers drain, so that no connection is queued after them
-        self._pool.stop(self._generations.stop_timeout)
-        self._kill_orphans_after(self._generations.stop_timeout + DRAIN_GRACE)
+        timeout = self._generations.stop_timeout
+        self._pool.stop(timeout)
+        self._orphans.end_after(timeout, timeout + DRAIN_GRACE)
 
     def _cancel_reload(self):
         self._reload.cancel()
         if self._change.cancel():
             self._abandon_candidate()
-
-    def _kill_orphans_after(self, seconds):
-        self._loop.call_later(seconds, partial(self._orphans.signal, signal.SIGKILL))
 
     # -- handover between programs ---------------------------------------------------------------------------------
 
@@ -295,15 +293,15 @@ class Supervisor:
         if self._generations.live:
             self._old.note(self._generations.live)
         self._generations.switch()
-        timeout = self._generations.live.config.drain_timeout
-        if timeout is not None:
-            self._kill_orphans_after(timeout + DRAIN_GRACE)
         self._settle(in_place=False)
 
     def _settle(self, in_place):
         """Make everything follow the generation that has become live; drain what is not of it."""
         live = self._generations.live
-        self._pool.drain_all_but(live, live.config.drain_timeout)
+        timeout = live.config.drain_timeout
+        self._pool.drain_all_but(live, timeout)
+        if timeout is not None:
+            self._orphans.end_after(timeout, timeout + DRAIN_GRACE)
         self._pool.forget_deaths()
         self._pool.fill()  # spawns the checker
         contain = self._loop.contain

@@ -157,6 +157,7 @@ class Worker:
             self.loop.poller.unregister(self._channel)
             if not self.draining:
                 self._drain_timeout = self.config.drain_timeout
+            self._terminations = max(1, self._terminations)  # so that the next SIGTERM ends its sessions
             self.drain("the supervisor has ended")
 
     def _answer(self, number, answer):

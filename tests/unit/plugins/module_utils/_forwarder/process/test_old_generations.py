@@ -14,6 +14,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process.
     MIB,
     OldGenerations,
 )
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process.orphans import Orphans
 
 LIVE = 9
 
@@ -30,8 +31,9 @@ class Supervisor:
             10 * number + slot: self.child(number, slot) for number in (*memory, LIVE) for slot in range(2)
         }
         live = SimpleNamespace(number=LIVE, config=SimpleNamespace(most_drain_memory=most))
+        self.orphans = Orphans(loop)
         pool = SimpleNamespace(children=self.children, sessions=lambda child: 1)
-        self.old = OldGenerations(loop, pool, SimpleNamespace(live=live))
+        self.old = OldGenerations(loop, pool, SimpleNamespace(live=live), self.orphans)
         self.memory = memory
         monkeypatch.setattr(old_generations, "memory_of", lambda pid: self.memory[pid // 10] * MIB)
 
@@ -61,6 +63,18 @@ def test_the_oldest_generations_are_ended_until_the_others_are_within_the_bound_
     assert [line["of_generation"] for line in supervisor.logged] == ended
     assert all(f"more than drain_memory ({most} MiB)" in line["reason"] for line in supervisor.logged)
     assert supervisor.old.sessions_ended == 2 * len(ended)
+
+
+@pytest.mark.parametrize(("most", "orphans_end", "ended"), [(40, False, []), (39, True, []), (19, True, [3])])
+def test_orphans_count_as_the_oldest_generation(monkeypatch, most, orphans_end, ended):
+    supervisor = Supervisor(monkeypatch, {3: 10}, most)
+    supervisor.memory[2] = 10
+    signals = []
+    monkeypatch.setattr(Orphans, "__iter__", lambda orphans: iter([20, 21]))
+    monkeypatch.setattr(Orphans, "signal", lambda orphans, number: signals.append(number))
+    supervisor.old.enforce_bound()
+    assert signals == [signal.SIGTERM] * orphans_end
+    assert {number for number, _signal in supervisor.killed} == set(ended)
 
 
 def test_memory_is_measured_from_time_to_time(monkeypatch):

@@ -8,6 +8,7 @@ import os
 import selectors
 import signal
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import orphans
@@ -55,7 +56,7 @@ def test_workers_without_a_supervisor_of_this_command_line_are_orphans(proc, fie
 
 def test_orphans_are_signalled_until_they_have_ended():
     with selectors.DefaultSelector() as selector, subprocess.Popen(["sleep", "60"]) as process:
-        watched = orphans.Orphans(selector)
+        watched = orphans.Orphans(SimpleNamespace(selector=selector))
         watched.watch([process.pid, 2**22 - 1])
         assert len(watched) == len(watched.descriptors()) == 1, "a pid without a process is not watched"
         assert selector.select(0) == []
