@@ -58,7 +58,8 @@ def document(fleet, proxy: str, **options) -> dict:
     service = {**patient, "health": {"enabled": False}, **options}
     service |= {"name": "web", "listen": [{"address": address, "port": LISTEN} for address in ("0.0.0.0", "::")]}
     addresses = {family: fleet.target(proxy, "b", family) for family in AF}
-    return make_config({**service, "backends": [{"name": "b", **addresses, "port": PORT}]})
+    number = fleet.lab[proxy].spec.number
+    return make_config({**service, "backends": [{"name": "b", **addresses, "port": PORT}]}, proxy_id=number)
 
 
 def connect(lab, proxy: str, family: str, port: int = 0, kind: int = socket.SOCK_STREAM) -> socket.socket:
@@ -146,7 +147,7 @@ ANSWERS = {"mark": ([b"b", b"b"], []), "address": ([b"b"], [b"b"])}
 
 @pytest.mark.parametrize("deployed", ANSWERS, indirect=True)
 def test_a_udp_session_that_has_the_port_of_another_proxys_session_gets_no_replies(lab, deployed, family):
-    """A limit. Few ports carry all sessions, so it is rare, but for kept ports."""
+    """A limit of kept ports. Other sessions share ports that no other proxy prefers: the next test."""
     port = 30005 if family == "ipv4" else 30006
     options = {"protocol": "udp", "source_port": "keep"}
     with contextlib.ExitStack() as stack:
@@ -169,6 +170,18 @@ def test_a_udp_session_that_has_the_port_of_another_proxys_session_gets_no_repli
             return answers == expected
 
         eventually(arrived)
+
+
+@pytest.mark.parametrize("deployed", ["mark"], indirect=True)
+def test_udp_sessions_of_two_proxies_have_different_ports_without_slices(lab, deployed, family):
+    with contextlib.ExitStack() as stack:
+        for proxy in PROXIES:
+            forwarder = stack.enter_context(Forwarder(lab, document(deployed, proxy, protocol="udp"), host=proxy))
+            clients = [stack.enter_context(connect(lab, proxy, family, 0, socket.SOCK_DGRAM)) for _number in range(12)]
+            assert all(map(echoes, clients))
+            ports = {session["source_port"] for session in forwarder.ask("sessions", limit=20)["sessions"]}
+            assert len(ports) == len(clients), "sessions of one client with one backend"
+            assert {port % 256 for port in ports} == {lab[proxy].spec.number}
 
 
 def echoed(socks: list[socket.socket]) -> int:

@@ -21,7 +21,8 @@ tests/kernel/marks/test_path.py):
                     mark, so the answer goes there, and does no harm. The new proxy hears nothing.
                     The same if conntrack has forgotten the old connection: the socket has the mark, too. (Version 0.1.0
                     sent the answer to the new proxy, whose RST ended the old connection.)
-                    UDP: the replies to both sessions go to the old proxy, and there to the old session.
+                    UDP: the replies to both sessions go to the old proxy, and there to the old session. So sockets that
+                    sessions share prefer ports that are the proxy's own by its id, not only by its slice.
     fwmark_accept   TCP: as with mark, through the socket's mark.
     address         No collision: each proxy has its own address of the backend.
 
@@ -45,6 +46,8 @@ from ..loop import sockets
 
 KEPT, ANY, OWN = "kept", "any", "own"  # the steps, as the log and the counters name them
 TRIES = 64
+PROXY_IDS = 256  # more than the greatest one
+TRIES_OF_OWN = 4
 TRIES_BY_NUMBER = 16  # if the kernel found none: all are used by this client, or in TIME-WAIT
 
 # The 4-tuple, or every port of the slice, is taken: EADDRINUSE by bind, EADDRNOTAVAIL by connect.
@@ -56,26 +59,30 @@ class SourcePorts:
     """The source ports of this proxy: a settings.PortRange, or (None) the kernel's own range.
 
     ``by_kernel`` says whether the kernel can choose within a slice (None: find out); ``count`` is the number of ports.
+    Of the ports that give the remainder ``proxy_id`` when divided by PROXY_IDS, no other proxy prefers any, whatever
+    the slices were or will be.
     """
 
-    def __init__(self, slice_=None, by_kernel=None):
+    def __init__(self, slice_=None, by_kernel=None, proxy_id=None):
         if slice_ and by_kernel is None:
             by_kernel = sockets.chooses_within(slice_.first, slice_.last)
-        self.slice = slice_
+        self.slice, self.proxy_id = slice_, proxy_id
         self.count = slice_.last - slice_.first + 1 if slice_ else 65536
         self.by_kernel = by_kernel or not slice_
         self.option = sockets.port_range(slice_.first, slice_.last) if slice_ and by_kernel else None
         first, last = (slice_.first, slice_.last) if slice_ else sockets.local_ports()
         self._ports = range(first, last + 1)
         self._position = random.randrange(len(self._ports))  # workers and restarts begin at different ports
+        self._own = range(0) if proxy_id is None else range(first + (proxy_id - first) % PROXY_IDS, last + 1, PROXY_IDS)
 
     def __contains__(self, port):
         """Whether a port is in the slice; without a slice every port is."""
         return not self.slice or self.slice.first <= port <= self.slice.last
 
     def candidates(self):
-        """Return an iterable of the ports to try; 0 means that the kernel chooses."""
-        return (0,) if self.by_kernel else self.next_ports(TRIES)
+        """Yield the ports to try for a socket that many sessions share; 0 means that the kernel chooses."""
+        yield from random.sample(self._own, min(TRIES_OF_OWN, len(self._own)))
+        yield from (0,) if self.by_kernel else self.next_ports(TRIES)
 
     def other_ports(self, port):
         """Yield random ports to try by number instead of ``port``, each odd if that is even, and even if it is odd.

@@ -62,7 +62,9 @@ class Change:
         missing = [name for name in listeners.required(config, region.slots, known) if name not in known]
         if missing:
             raise Refused(f"the worker has no socket for {', '.join(sorted(missing)[:5])}")
-        ports = before.ports if config.source_ports == before.ports.slice else SourcePorts(config.source_ports)
+        ports = before.ports
+        if (config.source_ports, config.proxy_id) != (ports.slice, ports.proxy_id):
+            ports = SourcePorts(config.source_ports, proxy_id=config.proxy_id)
         self._serving = serving.Serving(
             config, region, worker.slot, known, ports, worker.tcp, worker.udp, earlier=before
         )

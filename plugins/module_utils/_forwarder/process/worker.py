@@ -67,7 +67,7 @@ class Worker:
         self._has_successor = False  # whether another worker takes over the UDP sessions
         pipes = splice.PipePool(splice.most_pipes(region.slots, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
         sessions, upstreams = serving.descriptors(config, len(listening), pipes.bound)
-        ports = SourcePorts(config.source_ports)
+        ports = SourcePorts(config.source_ports, proxy_id=config.proxy_id)
         self.tcp = TcpServer(loop, pipes, sessions, slot, config.services)
         self.udp = UdpServer(loop, ports, upstreams, slot, region.slots)
         self.serving = serving.Serving(config, region, slot, listening, ports, self.tcp, self.udp)

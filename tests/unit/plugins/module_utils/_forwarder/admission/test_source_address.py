@@ -127,6 +127,21 @@ def test_one_connection_tries_a_bounded_number_of_ports(kernel):
     assert len(kernel.asked) == source_address.TRIES
 
 
+@pytest.mark.parametrize(("slice_", "own"), [
+    (None, 111), (PortRange(32768, 46883), 56), (PortRange(46884, 60999), 55), (SLICE, 0), (PortRange(40203, 40300), 1),
+])  # fmt: skip
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_shared_sockets_prefer_ports_that_no_other_proxy_prefers(monkeypatch, slice_, own, by_kernel):
+    monkeypatch.setattr(source_address.sockets, "local_ports", lambda: (32768, 60999))
+    ports = source_address.SourcePorts(slice_, by_kernel, 11)
+    tried = [
+        port for _time in range(2000) for port in list(ports.candidates())[: min(own, source_address.TRIES_OF_OWN)]
+    ]
+    assert len(set(tried)) == own
+    assert all(port % source_address.PROXY_IDS == 11 and port in ports for port in tried)
+    assert (0 in ports.candidates()) == (by_kernel or not slice_)
+
+
 @pytest.mark.parametrize("silent", [40000, 40063, 4000, 4001])
 def test_another_port_is_of_the_slice_and_odd_if_the_silent_one_is_even(kernel, silent):
     one, _counted = ladder(source_address.SourcePorts(SLICE))
