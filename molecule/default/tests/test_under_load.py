@@ -20,7 +20,7 @@ from tests.support.waiting import PATIENCE, eventually
 
 PORTS = (80, 81, 82)
 CLIENTS = 6
-DRAIN_TIMEOUT = 30.0  # the role's default of forwarder_drain_timeout
+DRAIN_TIMEOUT = 30.0  # of a stop, by default
 UPDATE = Path(__file__).with_name("update.yml")
 FAILURES = ("failed_refused", "failed_unreachable", "failed_timeout", "failed_reset", "failed_local")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config, defaults, settings
+from jinja2 import Template
 from jinja2.nativetypes import NativeEnvironment
 
 from ..plugins.module_utils._forwarder.config.config_data import minimal
@@ -86,3 +87,13 @@ def test_each_key_has_a_variable_that_has_its_choices_sets_it_alone_and_reports_
     with pytest.raises(config.ConfigError) as refusal:
         loaded(**{variable(key): refused})
     assert [error.partition(":")[0] for error in refusal.value.errors] == [key]
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [("", 40), (None, 40), (0, 10), (60, 70), ("60", 70)])
+def test_systemd_waits_longer_for_a_stop_than_connections_have(timeout, seconds):
+    variables = {"forwarder_drain_timeout": timeout}
+    expression = read(ROLE / "vars" / "main.yml")["_forwarder_stop_timeout"]
+    stop_timeout = NativeEnvironment().from_string(expression).render(variables)
+    unit = (ROLE / "templates" / "l4proxy-forwarder.service.j2").read_text(encoding="utf-8")
+    (line,) = [line for line in unit.splitlines() if line.startswith("TimeoutStopSec=")]
+    assert Template(line).render(_forwarder_stop_timeout=stop_timeout) == f"TimeoutStopSec={seconds}"
