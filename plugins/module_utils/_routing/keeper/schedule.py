@@ -28,8 +28,9 @@ BUSY = 10.0
 # reverted repair, because another tool may have removed what the pass relied on.
 FIRST_RETRY, LONGEST_RETRY = 0.2, 15.0
 FAILED_TIMES = 60
-# Counting the connections that need retiring objects lists all sockets: use at most 1/COUNT_SHARE of the CPU for that.
-COUNT_SHARE = 200
+# Counting the connections that need retiring objects lists all sockets: the next pass for that waits COUNT_SHARE times
+# the CPU time of the last one, at most LONGEST_COUNT seconds.
+COUNT_SHARE, LONGEST_COUNT = 200, 300.0
 # What sends no notifications (settings, documents, iptables-legacy) takes microseconds to check, every POLL seconds. A
 # full check (in case notifications were lost) is expensive with thousands of rules, so it may use at most 1/SHARE of
 # the CPU; it compares fingerprints if possible, but every LONGEST_FULL seconds it is a complete pass.
@@ -126,7 +127,9 @@ class Schedule:
             self._idle_passes = min(self._idle_passes + 1, 8)
         self._plan_retry(now, incomplete, failed, cost)
         full = min(max(FULL, cost * SHARE), LONGEST_FULL)
-        self._full_due = now + min(full, full if next_due is None else max(next_due, min(cost * COUNT_SHARE, FULL)))
+        self._full_due = now + min(
+            full, full if next_due is None else max(next_due, min(cost * COUNT_SHARE, LONGEST_COUNT))
+        )
         self._poll_due = now + POLL
         self._notified_due = self.broken_at = None
         self._passed_at = now

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .messages import Netlink, attribute, attributes
+from .messages import AF, Netlink, attribute, attributes
 
 # NFNL_SUBSYS_CTNETLINK and IPCTNL_MSG_CT_GET
 GET = 1 << 8 | 1
@@ -33,10 +33,10 @@ GENERIC = struct.Struct("=BBH")
 U32 = struct.Struct("!I")
 
 
-def request(mark: int, mask: int) -> bytes:
-    """The body of a request for the connections whose mark is ``mark`` under ``mask``."""
+def request(mark: int, mask: int, family: int = socket.AF_UNSPEC) -> bytes:
+    """The body of a request for the connections of a family (default: all) whose mark is ``mark`` under ``mask``."""
     filter = attribute(CTA_MARK, U32.pack(mark)) + attribute(CTA_MARK_MASK, U32.pack(mask))
-    return GENERIC.pack(socket.AF_UNSPEC, 0, 0) + filter
+    return GENERIC.pack(family, 0, 0) + filter
 
 
 def carries(body: bytes, mark: int, mask: int) -> bool:
@@ -62,10 +62,10 @@ class Flow(NamedTuple):
     server: bytes
 
 
-def living(mark: int = 0, mask: int = 0) -> Iterator[Flow]:
+def living(mark: int = 0, mask: int = 0, family: str | None = None) -> Iterator[Flow]:
     """The connections with a mark that have not ended, by default all. OSError if they cannot be listed."""
     with Netlink(NETLINK_NETFILTER) as netlink:
-        for body in netlink.dump(GET, request(mark, mask)):
+        for body in netlink.stream(GET, request(mark, mask, AF[family] if family else socket.AF_UNSPEC)):
             if carries(body, mark, mask):
                 yield decode(body)
 

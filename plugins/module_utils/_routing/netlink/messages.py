@@ -85,6 +85,8 @@ class Netlink:
     def __init__(self, protocol: int = socket.NETLINK_ROUTE, strict: bool = False):
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.settimeout(TIMEOUT)
+        # Whether the last list did not change while it was read.
+        self._is_consistent = True
         self._socket.bind((0, 0))
         # The kernel then explains in words why it refuses something (Linux 4.12).
         self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
@@ -122,25 +124,25 @@ class Netlink:
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """The bodies of all objects of a list. OSError if the kernel refuses."""
         for _attempt in range(ATTEMPTS):
-            self._socket.send(message(kind, NLM_F_DUMP, body))
-            bodies: list[bytes] = []
-            if self._collect(bodies):
+            bodies = list(self.stream(kind, body))
+            if self._is_consistent:
                 return bodies
         raise OSError(errno.EAGAIN, "the list kept changing while it was read")
 
-    def _collect(self, bodies: list[bytes]) -> bool:
-        """Read to the end of a list; False if it was changed meanwhile."""
-        consistent = True
+    def stream(self, kind: int, body: bytes) -> Iterator[bytes]:
+        """The bodies of a list, which may change while it is read; close the socket to end before the list does."""
+        self._socket.send(message(kind, NLM_F_DUMP, body))
+        self._is_consistent = True
         while True:
             piece = self._socket.recv(BUFFER)
             start = 0
             while start + HEADER.size <= len(piece):
                 length, kind, flags, _sequence, _port = HEADER.unpack_from(piece, start)
-                consistent = consistent and not flags & NLM_F_DUMP_INTR
+                self._is_consistent = self._is_consistent and not flags & NLM_F_DUMP_INTR
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
                     raise_error(piece[start : start + length])
-                    return consistent
-                bodies.append(piece[start + HEADER.size : start + length])
+                    return
+                yield piece[start + HEADER.size : start + length]
                 start += (length + 3) & ~3
 
 

@@ -49,7 +49,7 @@ def living() -> Iterator[Socket]:
     for protocol, states in ((socket.IPPROTO_TCP, TCP_STATES), (socket.IPPROTO_UDP, UDP_STATES)):
         for family in (socket.AF_INET, socket.AF_INET6):
             with Netlink(NETLINK_SOCK_DIAG) as netlink:
-                for body in netlink.dump(SOCK_DIAG_BY_FAMILY, REQUEST.pack(family, protocol, 0, states)):
+                for body in netlink.stream(SOCK_DIAG_BY_FAMILY, REQUEST.pack(family, protocol, 0, states)):
                     yield decode(body, protocol)
 
 

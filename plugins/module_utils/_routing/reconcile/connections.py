@@ -5,7 +5,8 @@
 """Count the connections that retiring objects are needed for, in the lists of sockets and of conntrack.
 
 A socket is foreign if its own address is not one of this host: a transparent socket, which local delivery serves.
-100,000 sockets cost 0.3 s of CPU time, so a count is used for COUNT_INTERVAL, and ``drain`` asks less and less often.
+Listing 100,000 sockets costs about 0.5 s of CPU time. So a list is read only until each need has a connection, unless
+the exact number is wanted; and a count is used for COUNT_INTERVAL, and longer if it has cost much.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from ..document.model import network
 from ..netlink import conntrack, sockets
 from ..netlink.conntrack import Flow
 from ..netlink.sockets import Socket
-from .needs import Foreign, From, Marked, Need, To
+from .needs import Foreign, From, Marked, Need, To, Unknown
 
 # Nothing notifies us when the last connection ends: seconds until they are counted again, at least.
 COUNT_INTERVAL = 5.0
+# Counting may use at most 1/COUNT_SHARE of the CPU.
+COUNT_SHARE = 200
 
 Counts = dict[Need, Optional[int]]
 LENGTHS = {"ipv4": 4, "ipv6": 16}
@@ -36,100 +39,106 @@ class Connections:
     def __init__(
         self,
         list_sockets: Callable[[], Iterable[Socket]] = sockets.living,
-        list_flows: Callable[[int, int], Iterable[Flow]] = conntrack.living,
+        list_flows: Callable[..., Iterable[Flow]] = conntrack.living,
         clock: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = time.process_time,
     ):
-        self._list_sockets, self._list_flows, self._clock = list_sockets, list_flows, clock
+        self._list_sockets, self._list_flows, self._clock, self._cpu = list_sockets, list_flows, clock, cpu
         self._known: dict[tuple[frozenset[Need], frozenset[str]], tuple[float, Counts]] = {}
 
-    def count(self, needs: frozenset[Need], own: frozenset[str]) -> Counts:
-        """The number of connections of each need, None where that cannot be known. ``own``: this host's addresses."""
-        now = self._clock()
-        counted_at, counts = self._known.get((needs, own), (None, {}))
-        if counted_at is None or now - counted_at >= COUNT_INTERVAL:
-            counts = self._count(needs, own)
-            self._known = {(needs, own): (self._clock(), counts)}
+    def count(self, needs: frozenset[Need], own: frozenset[str], exact: bool = False) -> Counts:
+        """The number of connections of each need, None where that cannot be known; at least 1 if there are any, unless
+        it is ``exact``. ``own``: this host's addresses.
+        """
+        until, counts = self._known.get((needs, own), (0.0, {}))
+        if exact or self._clock() >= until:
+            cpu = self._cpu()
+            counts = _Count(needs, own, exact).of(self._list_sockets, self._list_flows)
+            pause = max(COUNT_INTERVAL, (self._cpu() - cpu) * COUNT_SHARE)
+            self._known = {(needs, own): (self._clock() + pause, counts)}
         return counts
 
-    def _count(self, needs: frozenset[Need], own: frozenset[str]) -> Counts:
-        tally = _Tally(needs, own)
-        marks = {(need.mark, need.mask) for need in needs if isinstance(need, Marked) and need.tracked}
-        wanted = [*marks, *([(0, 0)] if tally.targets else [])]
-        flows: dict[tuple[int, int], list[Flow] | None] = {}
-        for mark in wanted:
-            try:
-                flows[mark] = list(self._list_flows(*mark))
-            except OSError:
-                flows[mark] = None
-        tally.tracking = bool(flows.get((0, 0)))
-        readable = tally.add_sockets(self._list_sockets) if needs else True
-        tally.add_flows_to_targets(flows.get((0, 0)) or ())
-        return {need: _number(need, tally, flows, readable) for need in needs}
 
+class _Count:
+    """One count: first the sockets, then conntrack for what these do not tell."""
 
-def _number(need: Need, tally: _Tally, flows: dict[tuple[int, int], Any], readable: bool) -> int | None:
-    found = tally.counts[need]
-    if isinstance(need, Marked):
-        found = 0 if need.sockets else found
-        if need.tracked:
-            listed = flows[need.mark, need.mask]
-            return (
-                (found or None) if listed is None else max(found, sum(tally.needs_mark(need, flow) for flow in listed))
-            )
-    if isinstance(need, (Marked, To, From, Foreign)) and (readable or found) and (found or need not in tally.vague):
-        return found
-    return None
-
-
-class _Tally:
-    """Counts sockets and flows by need, each of them once, with a few lookups."""
-
-    def __init__(self, needs: frozenset[Need], own: frozenset[str]):
-        self.counts: Counter[Need] = Counter()
-        # Needs that UDP sockets without a peer may serve, where conntrack does not list their sessions.
-        self.vague: set[Need] = set()
-        self.tracking = False
-        self.targets = _ByAddress((need.target, need) for need in needs if isinstance(need, To))
-        self._ports = [need for need in needs if isinstance(need, To) and need.udp_ports]
-        self._peers = _ByAddress((need.peer, need) for need in needs if isinstance(need, From))
-        self._foreign = [
-            (need, _ByAddress((way, need) for way in need.other_ways)) for need in needs if isinstance(need, Foreign)
-        ]
-        self._marked = [need for need in needs if isinstance(need, Marked)]
-        self._ways = {need: _ByAddress((way, need) for way in need.other_ways) for need in self._marked}
+    def __init__(self, needs: frozenset[Need], own: frozenset[str], exact: bool):
+        self._needs, self._exact = needs, exact
         self._own = {ipaddress.ip_address(address).packed for address in own}
-        # The hashes of the four-tuples of TCP sockets; and those with a mark, for needs that these do not have.
+        self._found: Counter[Need] = Counter()
+        # Without a connection so far.
+        self._open = {need for need in needs if not isinstance(need, Unknown)}
+        # Not to be known: a list cannot be read, or UDP sockets without a peer have sessions that none shows.
+        self._vague: set[Need] = {need for need in needs if isinstance(need, Unknown)}
+        self._tracking = False
+        to = [need for need in needs if isinstance(need, To)]
+        self._targets = _ByAddress((need.target, need) for need in to)
+        self._ports = [need for need in to if need.udp_ports]
+        self._peers = _ByAddress((need.peer, need) for need in needs if isinstance(need, From))
+        self._foreign = [need for need in needs if isinstance(need, Foreign)]
+        self._marked = [need for need in needs if isinstance(need, Marked)]
+        with_ways: list[Foreign | Marked] = [*self._foreign, *self._marked]
+        self._ways = {need: _ByAddress((way, need) for way in need.other_ways) for need in with_ways}
+        # The hashes of the four-tuples of TCP sockets, None if they are unknown; and by mark, for needs that these
+        # sockets do not have.
         self._living: set[int] | None = set()
         self._served: dict[tuple[int, int], set[int]] = {
             (need.mark, need.mask): set() for need in self._marked if need.sockets
         }
 
-    def add_sockets(self, list_sockets: Callable[[], Iterable[Socket]]) -> bool:
-        """Whether the sockets could be listed."""
-        try:
-            for each in list_sockets():
-                if each.peer_port:
-                    self._add_socket(each)
-                elif not self.tracking:
-                    self._add_server(each)
-        except OSError:
+    def of(self, list_sockets: Callable[[], Iterable[Socket]], list_flows: Callable[..., Iterable[Flow]]) -> Counts:
+        if self._targets:
+            self._tracking = bool(self._read(lambda: next(iter(list_flows()), None)))
+        if self._read(lambda: self._add_sockets(list_sockets())) is None:
             self._living = None
-            return False
+            self._vague |= {need for need in self._needs if not (isinstance(need, Marked) and need.tracked)}
+        for need in self._marked:
+            if need.tracked and (self._exact or need in self._open):
+                self._add_marked_flows(need, list_flows)
+        if self._tracking and (self._exact or any(isinstance(need, To) for need in self._open)):
+            self._read(lambda: self._add_flows_to_targets(list_flows()))
+        return {need: self._found[need] or (None if need in self._vague else 0) for need in self._needs}
+
+    def _read(self, read: Callable[[], Any]) -> Any:
+        """The result of reading a list; None if that fails."""
+        try:
+            return read()
+        except OSError:
+            return None
+
+    def _add(self, need: Need) -> None:
+        self._found[need] += 1
+        self._open.discard(need)
+
+    def _add_sockets(self, listed: Iterable[Socket]) -> bool:
+        for each in listed:
+            if each.peer_port:
+                self._add_socket(each)
+                if not (self._open or self._exact):
+                    break
+            elif not self._tracking:
+                self._add_server(each)
         return True
 
     def _add_socket(self, each: Socket) -> None:
         # Where conntrack lists the sessions of UDP, they are counted there.
-        if each.protocol == socket.IPPROTO_TCP or not self.tracking:
-            self.counts.update(self.targets.of(each.local))
-        if each.local not in self._own and not _is_loopback(each.local):
-            self.counts.update(need for need in self._peers.of(each.peer) if need.protocol in (None, each.protocol))
-            for need, ways in self._foreign:
-                if _has_family(each.local, need.family) and not any(ways.of(each.peer)):
-                    self.counts[need] += 1
-        if self._living is not None and self._marked and each.protocol == socket.IPPROTO_TCP:
+        if each.protocol == socket.IPPROTO_TCP or not self._tracking:
+            for need in self._targets.of(each.local):
+                self._add(need)
+        if (self._peers or self._foreign) and each.local not in self._own and not _is_loopback(each.local):
+            self._add_foreign(each)
+        if self._marked and self._living is not None and each.protocol == socket.IPPROTO_TCP:
             self._living.add(_hash(each))
         if each.mark:
             self._add_marked(each)
+
+    def _add_foreign(self, each: Socket) -> None:
+        for need in self._peers.of(each.peer):
+            if need.protocol in (None, each.protocol):
+                self._add(need)
+        for need in self._foreign:
+            if _has_family(each.local, need.family) and not any(self._ways[need].of(each.peer)):
+                self._add(need)
 
     def _add_marked(self, each: Socket) -> None:
         for need in self._marked:
@@ -137,22 +146,29 @@ class _Tally:
                 if need.sockets:
                     self._served[need.mark, need.mask].add(_hash(each))
                 elif not any(self._ways[need].of(each.local)):
-                    self.counts[need] += 1
+                    self._add(need)
 
     def _add_server(self, each: Socket) -> None:
-        self.vague.update(self.targets.of(each.local))
+        self._vague.update(self._targets.of(each.local))
         if not any(each.local):
-            self.vague.update(
+            self._vague.update(
                 need for need in self._ports if any(low <= each.local_port <= high for low, high in need.udp_ports)
             )
 
-    def add_flows_to_targets(self, flows: Iterable[Flow]) -> None:
-        for flow in flows:
-            # A TCP connection of this host itself is among the sockets.
-            if flow.protocol != socket.IPPROTO_TCP or flow.target != flow.server:
-                self.counts.update(self.targets.of(flow.target))
+    def _add_marked_flows(self, need: Marked, list_flows: Callable[..., Iterable[Flow]]) -> None:
+        """Most of these have a socket with the mark as well, so the greater number counts."""
+        number = 0
+        try:
+            for flow in list_flows(need.mark, need.mask, need.family):
+                if self._needs_mark(need, flow):
+                    number += 1
+                    if not self._exact:
+                        break
+        except OSError:
+            self._vague.add(need)
+        self._found[need] = max(self._found[need], number)
 
-    def needs_mark(self, need: Marked, flow: Flow) -> bool:
+    def _needs_mark(self, need: Marked, flow: Flow) -> bool:
         if not _has_family(flow.target, need.family) or any(self._ways[need].of(flow.target)):
             return False
         four = hash((flow.target, flow.target_port, flow.source, flow.source_port))
@@ -161,6 +177,13 @@ class _Tally:
         # Conntrack lists a connection whose client has vanished for five days. The socket knows better.
         has_socket = flow.protocol == socket.IPPROTO_TCP and flow.server == flow.target and flow.target in self._own
         return not has_socket or self._living is None or four in self._living
+
+    def _add_flows_to_targets(self, flows: Iterable[Flow]) -> None:
+        for flow in flows:
+            # A TCP connection of this host itself is among the sockets.
+            if flow.protocol != socket.IPPROTO_TCP or flow.target != flow.server:
+                for need in self._targets.of(flow.target):
+                    self._add(need)
 
 
 class _ByAddress:

@@ -37,7 +37,8 @@ SETTLE = 600.0
 # Counting costs CPU time, so old objects are counted every LONGEST_INTERVAL seconds.
 LONGEST_INTERVAL = 60.0
 
-Count = Callable[[frozenset[Need]], Counts]
+# needs, and whether the exact numbers are wanted
+Count = Callable[[frozenset[Need], bool], Counts]
 # The objects that a report about cut connections names first.
 TELLING = (Mark, Address, Rule, Route, Sysctl)
 
@@ -58,7 +59,8 @@ def _drained(run: Run, now: float) -> Run:
         have = replace(run.have, rules=placement.as_documented(document.rules, run.have.rules))
         limit, settle = min(seconds, UNLIMITED), min(seconds / 2, SETTLE)
         document = begin(document, have, store.stored_document(run), now + limit, now + settle)
-    document, cut = without_expired(document, now, lambda needs: run.host.connections.count(needs, run.own_addresses))
+    own, connections = run.own_addresses, run.host.connections
+    document, cut = without_expired(document, now, lambda wanted, exact: connections.count(wanted, own, exact))
     want = with_retiring(run.want, document)
     # Retiring objects stay as they are, but not a rule that would cut the host off.
     want, _sentences = own_sources.without_own_sources(want, run.foreign_routes, run.own_addresses)
@@ -113,10 +115,10 @@ def without_expired(document: Document, now: float, count: Count) -> tuple[Docum
     if not is_settled and all(value.retire_at > now for value in timed):
         return document, ()
     used = {id(value): needs.of(value, document) for value in timed}
+    over = [value for value in timed if value.retire_at <= now]
+    gone = {id(value) for value in over}
     wanted = frozenset(need for each in used.values() for need in each)
-    counts = count(wanted) if wanted else {}
-    gone = {id(value) for value in timed if value.retire_at <= now}
-    over = [value for value in timed if id(value) in gone]
+    counts = count(wanted, bool(over)) if wanted else {}
     if is_settled:
         # A sysctl may matter to whatever else is still there.
         others = [value for value in timed if not isinstance(value, Sysctl)]

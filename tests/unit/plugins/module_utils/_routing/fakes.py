@@ -152,7 +152,7 @@ class FakeHost:
             connections=self,
         )
 
-    def count(self, wanted: frozenset[needs.Need], _own: frozenset[str]) -> dict[needs.Need, int | None]:
+    def count(self, wanted: frozenset[needs.Need], _own: frozenset[str], _exact: bool) -> dict[needs.Need, int | None]:
         """The number that ``connections`` has for the mark of each need, or for its class."""
         return {need: self.connections.get(getattr(need, "mark", type(need)), 0) for need in wanted}
 

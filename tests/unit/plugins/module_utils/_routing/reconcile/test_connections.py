@@ -41,7 +41,7 @@ def flow(source: str, target: str, protocol: int = TCP, server: str | None = Non
 def number(need, sockets=(), flows=(), marked=()) -> int | None:
     """``flows`` are all that conntrack lists, ``marked`` those with the mark of the need; None: it cannot be read."""
 
-    def list_flows(mark: int, _mask: int):
+    def list_flows(mark: int = 0, _mask: int = 0, _family: str | None = None):
         listed = marked if mark else flows
         if listed is None:
             raise PermissionError(1, "Operation not permitted")
@@ -52,7 +52,7 @@ def number(need, sockets=(), flows=(), marked=()) -> int | None:
             raise FileNotFoundError(2, "No such file or directory")
         return sockets
 
-    return Connections(list_sockets, list_flows).count(frozenset({need}), OWN)[need]
+    return Connections(list_sockets, list_flows).count(frozenset({need}), OWN, exact=True)[need]
 
 
 EXTRA_NEED = To(f"{EXTRA}/32")
@@ -130,13 +130,40 @@ def test_connections_with_a_mark(need, sockets, marked, expected):
     assert number(need, sockets, (), marked) == expected
 
 
-def test_a_count_is_used_for_some_seconds():
-    listed, now = [], [100.0]
-    connections = Connections(lambda: listed, lambda *_mark: (), lambda: now[0])
+def test_a_count_is_used_for_some_seconds_and_longer_if_it_costs_much():
+    listed, now, used = [], [100.0], [0.0]
+
+    def list_sockets():
+        used[0] += 0.1 * len(listed)
+        return listed
+
+    connections = Connections(list_sockets, lambda *_mark: (), lambda: now[0], lambda: used[0])
     need = From(f"{B}/32")
-    assert connections.count(frozenset({need}), OWN) == {need: 0}
+
+    def counted(seconds: float, **options) -> int | None:
+        now[0] += seconds
+        return connections.count(frozenset({need}), OWN, **options)[need]
+
+    assert counted(0) == 0
     listed.append(sock(CLIENT, B))
-    now[0] += 4
-    assert connections.count(frozenset({need}), OWN) == {need: 0}
-    now[0] += 1
-    assert connections.count(frozenset({need}), OWN) == {need: 1}
+    assert [counted(4), counted(1)] == [0, 1]
+    listed.clear()
+    assert [counted(19.5), counted(0, exact=True)] == [1, 0]
+    listed.append(sock(CLIENT, B))
+    assert [counted(4), counted(1), counted(19), counted(1.5)] == [0, 1, 1, 1]
+
+
+def test_the_lists_are_read_only_until_each_need_has_a_connection():
+    read = []
+
+    def list_sockets():
+        for each in (PLAIN, MARKED, sock(CLIENT, B), MARKED):
+            read.append(each)
+            yield each
+
+    def list_flows(*_mark):
+        raise AssertionError("not needed")
+
+    needs = frozenset({Marked(11, 255), From(f"{B}/32")})
+    assert Connections(list_sockets, list_flows).count(needs, OWN) == dict.fromkeys(needs, 1)
+    assert len(read) == 3

@@ -41,7 +41,7 @@ def objects(found: Document) -> list:
 
 def counting(**counts: int | None):
     """Counts by the mark of a need (m12) or by its class (To); 0 for all others."""
-    return lambda wanted: {
+    return lambda wanted, _exact: {
         need: counts.get(f"m{need.mark}" if isinstance(need, Marked) else type(need).__name__, 0) for need in wanted
     }
 
@@ -160,7 +160,7 @@ def test_objects_without_a_time_never_expire():
 
 
 def test_nothing_is_counted_before_settle_at():
-    def refuse(_wanted):
+    def refuse(*_wanted):
         raise AssertionError("counted")
 
     begun = drain.begin(EMPTY, HAVE, None, 1000, 500)
