@@ -75,6 +75,7 @@ class Row:
     events: list[dict] = field(repr=False)
     old: str
     ends: Callable[[dict], bool] = field(repr=False)
+    failure: Exception | None = field(default=None, repr=False)
 
     def of(self, event: str, **keys: object) -> list[dict]:
         return [item for item in self.events if item["event"] == event and keys.items() <= item.items()]
@@ -98,6 +99,7 @@ class Row:
         """Return how sessions broke and connections failed, counted."""
         reasons = [f"{item['kind']} {item['how']}" for item in self.broken("stream") + self.broken("flow")]
         reasons += [f"connection {item['error']}" for item in self.failed]
+        reasons += ["the step failed"] if self.failure else []
         reasons += [f"ended {item['kind']}: {item['how']}" for item in self.ended]
         return "; ".join(f"{reasons.count(reason)} {reason}" for reason in sorted(set(reasons)))
 
@@ -147,13 +149,6 @@ class Fleet:
         log.write_text(run.output, encoding="utf-8")
         assert (run.status == 0) == works, f"{log}\n{run.output[-6000:]}"
         return run
-
-    def module(self, group: str, name: str, arguments: dict, works: bool = True) -> None:
-        """Run one module on a group, as ``ansible`` does."""
-        task = {"name": "Run a module", name: arguments}
-        path = self.directory / "module.yml"
-        path.write_text(yaml.safe_dump([{"hosts": group, "gather_facts": False, "tasks": [task]}]), encoding="utf-8")
-        self.play(str(path), works=works)
 
     def sh(self, host: str, script: str, timeout: float = 90) -> str:
         return self.lab[host].run(["/bin/sh", "-ec", script], timeout=timeout).stdout
@@ -243,13 +238,16 @@ class Fleet:
     # --- a step ---
 
     def walk(self, name: str, step: Callable[[Fleet], object], ends: Callable[[dict], bool]) -> Row:
-        """Take a step, watch it for a while, and return its row."""
-        since = time.time()
-        step(self)
+        """Take a step, watch it for a while, and return its row, also if the step failed."""
+        since, failure = time.time(), None
+        try:
+            step(self)
+        except Exception as error:  # noqa: BLE001
+            failure = error
         time.sleep(SETTLE)
         until = time.time()
         events = [item for item in self.events() if since <= item["at"] < until]
-        return Row(name, until - since, events, self.old(), ends)
+        return Row(name, until - since, events, self.old(), ends, failure)
 
     def old(self) -> str:
         """Return the old generations of each proxy: connections, memory, age of the oldest."""

@@ -49,8 +49,10 @@ def site_without_a_change(fleet: Fleet) -> None:
 
 
 def out_of_rotation(fleet: Fleet) -> None:
-    """The commands of a proxy, with a wait that runs out of time."""
+    """The commands of a proxy, with a wait that runs out of time, and the playbook that undoes them."""
     fleet.sh("a", "! l4proxy drain all b --wait --timeout 3; l4proxy maintenance all b; sleep 1; l4proxy ready all b")
+    fleet.sh("a", "l4proxy drain all b")
+    fleet.play("all_ready")
 
 
 def add_backend(fleet: Fleet) -> None:
@@ -174,24 +176,24 @@ def keeper(fleet: Fleet) -> None:
 
 
 def remove_backend(fleet: Fleet) -> None:
-    """The sessions of d do not end by themselves, so the wait of the first step runs out of time."""
-    arguments = {"backend": "d", "state": "drain", "wait": True, "timeout": 3}
-    fleet.module("proxies", "trueip.l4proxy.forwarder_backend", arguments, works=False)
-    fleet.play("teardown", "--limit", "d")
+    """The sessions of d do not end by themselves, so the playbook is told to go on."""
+    fleet.play("remove_backend", "-e", "l4proxy_backend=d", "-e", "l4proxy_drain_timeout=3", works=False)
+    fleet.play("remove_backend", "-e", "l4proxy_backend=d", "-e", "l4proxy_drain_timeout=3", "-e", "l4proxy_force=true")
     del fleet.hosts("backends")["d"]
     for item in fleet.services.values():
         item["backends"] = [backend for backend in item["backends"] if backend["host"] != "d"]
-    site(fleet)
+    site_without_a_change(fleet)
     fleet.wait_ended(ENDED, backend="d")
 
 
 def remove_proxy(fleet: Fleet) -> None:
     fleet.web("a")
-    fleet.play("teardown", "--limit", "a2")
+    fleet.play("remove_proxy", "-e", "l4proxy_proxy=a2", "-e", "l4proxy_drain_timeout=3", works=False)
+    fleet.play("remove_proxy", "-e", "l4proxy_proxy=a2", "-e", "l4proxy_drain_timeout=3", "-e", "l4proxy_force=true")
     del fleet.hosts("proxies")["a2"]
-    site(fleet)
-    fleet.wait_ended(ENDED, to=fleet.lab["a2"].ipv4)
-    fleet.wait_ended(ENDED, to=fleet.lab["a2"].ipv6)
+    site_without_a_change(fleet)
+    for address in (fleet.lab["a2"].ipv4, fleet.lab["a2"].ipv6):
+        fleet.wait_ended(ENDED, to=address)
 
 
 def stop(fleet: Fleet) -> None:
@@ -246,6 +248,8 @@ STEPS = [
 def test_walk(fleet, report, step):
     row = fleet.walk(step.name, step.take, step.ends)
     report(row)
+    if row.failure:
+        raise row.failure
     ended = [item for item in row.ended if item["kind"] == "stream"]
     assert not row.failed
     assert not row.broken("stream")
