@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 import socket
@@ -19,7 +20,7 @@ from tests.support.addresses import FAMILIES, address_of
 from tests.support.forwarding import Forwarder, make_config, make_service
 from tests.support.waiting import PATIENCE, eventually
 
-RAW, BULK, NAMES, SERVER, SINK = 7000, 7001, 7002, 9000, 9001
+RAW, BULK, NAMES, ASK, SERVER, SINK = 7000, 7001, 7002, 7003, 9000, 9001
 DEADLINE = 3.0
 WITHOUT = {
     "backend removed": {"raw": ["c"]},
@@ -127,6 +128,38 @@ def test_at_the_deadline_of_a_removal_both_ends_are_reset_and_nothing_else_is_to
     assert {(line["service"], line["ended"]) for line in lines} == {("raw", reason)}
     sessions = {service["name"]: service["sessions"] for service in forwarder.status()["services"]}
     assert sessions == {"bulk": 2, "names": 2, **({"raw": 0} if reason != "service removed" else {})}
+
+
+def test_a_backend_with_another_address_keeps_its_sessions(lab, forwarder, stack):
+    """A change of the return path strategy gives it one."""
+    servers = {family: stack.enter_context(tcp.listen(lab, "b", SERVER, family)) for family in FAMILIES}
+    stack.enter_context(udp.serving(lab, SERVER, ["b", "d"]))
+    others = [stack.enter_context(tcp.listen(lab, "d", SERVER, family)) for family in FAMILIES]
+    before = document(lab, raw=["b"])
+    before["services"].append(make_service(lab, "ask", ASK, SERVER, ["b"], protocol="udp", drain_timeout=DEADLINE))
+    change(forwarder, before)
+    pairs = [tcp.pair(lab, server, RAW) for server in servers.values()]
+    clients = {family: stack.enter_context(udp.client(lab, address_of(lab["a"], family))) for family in FAMILIES}
+
+    def ask():
+        return [udp.who(sock, (address_of(lab["a"], family), ASK)) for family, sock in clients.items()]
+
+    seen = ask()
+    after = copy.deepcopy(before)
+    for service in after["services"]:
+        for backend in service["backends"]:
+            if backend["name"] == "b":
+                backend.update(ipv4=lab["d"].ipv4, ipv6=lab["d"].ipv6)
+    begun = time.monotonic()
+    change(forwarder, after)
+    new = [tcp.pair(lab, other, RAW) for other in others]
+    while time.monotonic() < begun + DEADLINE + 1:
+        for pair in (*pairs, *new):
+            tcp.assert_open(*pair)
+        assert ask() == seen
+        time.sleep(0.2)
+    sessions = {service["name"]: service["sessions"] for service in forwarder.status()["services"]}
+    assert (sessions["raw"], sessions["ask"]) == (4, 2)
 
 
 @pytest.mark.parametrize("reason", WITHOUT)

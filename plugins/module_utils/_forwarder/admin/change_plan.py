@@ -121,10 +121,9 @@ def _leaving(status: Mapping[str, Any], old: Config | None, new: Config) -> Iter
 
 
 def _left(service: Service, entry: Mapping[str, Any], family: str) -> bool:
-    """Whether the service no longer has a backend of the status document at its address of this family."""
-    address = entry["families"][family]["address"]
+    """Whether the service no longer has a backend of the status document in this family; its address may change."""
     return not any(
-        (backend.name, backend.port, backend.address(family)) == (entry["name"], entry["port"], address)
+        (backend.name, backend.port) == (entry["name"], entry["port"]) and backend.address(family)
         for backend in service.backends
     )
 

@@ -136,21 +136,20 @@ class Backends:
         return index
 
     def places_of(self, other):
-        """Return {index in ``other``: index here} of the backends that are in both, with the same name and address."""
-        family, here = self.family, {backend.name: index for index, backend in enumerate(self.backends)}
-        places = {}
-        for old, backend in enumerate(other.backends):
-            new = here.get(backend.name)
-            if new is not None and self.backends[new].address(family) == backend.address(family):
-                places[old] = new
-        return places
+        """Return {index in ``other``: index here} of the backends that are in both; their address may have changed."""
+        here = {backend.name: index for index, backend in enumerate(self.backends)}
+        return {old: here[backend.name] for old, backend in enumerate(other.backends) if backend.name in here}
+
+    def same_address(self, index, other, old):
+        """Whether a backend has the address that it has in ``other``, at index ``old``."""
+        return self.backends[index].address(self.family) == other.backends[old].address(self.family)
 
     def follow(self, other):
         """Take the place of ``other``, of an earlier config: go on with what it knows of the same backends."""
         places = {
             old: new
             for old, new in self.places_of(other).items()
-            if other.backends[old].port == self.backends[new].port
+            if other.backends[old].port == self.backends[new].port and self.same_address(new, other, old)
         }
         self.health.follow(other.health, places)
         if type(self._algorithm) is type(other._algorithm):

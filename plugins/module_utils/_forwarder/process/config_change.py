@@ -8,7 +8,7 @@ prepare() makes the runtimes of the new config and has no effect on what the wor
 - New connections are served as the new config says, on the new and the kept listening sockets. Connections that are
   queued in a listener that left are accepted first, as sessions of the config that they were made under; then the
   worker closes its copy of that socket.
-- A session whose service, listener and backend (name, family, address, port) are still there moves to the new runtime,
+- A session whose service, listener and backend (name, family, port) are still there moves to the new runtime,
   and what counts it moves to the new region: tcp/config_change.py, udp/config_change.py. It keeps its upstream socket,
   whatever the new slice of source ports is. All other sessions stay counted in the old region until they end, at the
   latest at the deadline of a removal in the config that they stay with. If their place comes back before, they move.

@@ -43,9 +43,9 @@ def between(before: Config, after: Config) -> Iterator[dict]:
 
 
 def _places(service: Service) -> dict:
-    """Return {(name, family) of a backend: its address and ports}."""
+    """Return {(name, family) of a backend: its ports}. Its address may change: sessions go on at the old one."""
     return {
-        (backend.name, family): (backend.address(family), backend.port, backend.last_port)
+        (backend.name, family): (backend.port, backend.last_port)
         for family in FAMILIES
         for backend in service.backends_of(family)
     }

@@ -3,10 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """TCP when a worker takes a config in place (process/config_change.py): which sessions move to the new config, and how.
 
-A session moves if its service, its listener and its backend (name and address, and the port for that listener) are
-still there. One that waits for its PROXY header has no backend yet, so it needs only the first two. One that is
-connecting to a backend that left goes on to the next one, which blames nobody and counts as no retry. All others stay
-with the runtime, and so in the region, of their own config.
+A session moves if its service, its listener and its backend (name, family, and the port for that listener) are still
+there. The backend may have another address: a change of the return path strategy gives it one, and the connection lives
+on at the old one. One that waits for its PROXY header has no backend yet, so it needs only the first two. One that is
+connecting to a backend that left or has another address goes on to the next one, which blames nobody and counts as no
+retry. All others stay with the runtime, and so in the region, of their own config.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Places:
             indexes[family] = {
                 index: place
                 for index, place in self._common[backends, heir].items()
-                if before[index] == after[place]  # the port of a range depends on the listener
+                if before[index][1] == after[place][1]  # the port of a range depends on the listener
             }
         return indexes
 
@@ -117,7 +118,7 @@ def _move_sessions(server, places):
             continue
         here = indexes[relay.backends.family]
         index = here.get(relay.index)
-        if index is not None:
+        if index is not None and (relay.state is not State.CONNECTING or _same_address(relay, acceptor, index)):
             _move(relay, acceptor, index)
             if relay.state is State.CONNECTING:
                 _translate_tried(relay, here)
@@ -128,6 +129,10 @@ def _move_sessions(server, places):
             without.append(relay)
     for relay in without:
         server.loop.call(relay.choose_again)
+
+
+def _same_address(relay, acceptor, index):
+    return acceptor.runtime.backends[relay.backends.family].same_address(index, relay.backends, relay.index)
 
 
 def _count_at(relay: Relay, acceptor: Acceptor) -> None:

@@ -3,11 +3,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """UDP when a worker takes a config in place (process/config_change.py): which sessions move to the new config, and how.
 
-A session moves if its service, its listener and its backend (name and address, and the port for that listener) are
-still there. For all others an early end is better than a late one, unless the two ends are in a conversation: what the
-client sends next begins a session with a backend that is there. So a session that never got an answer, or that was a
-request and its response, ends at once; but a request has ANSWER_TIME for its response. A conversation goes on until it
-ends or its deadline has come, and its listener, if that left as well, is kept until then for it alone.
+A session moves if its service, its listener and its backend (name, family, and the port for that listener) are still
+there; if the backend has another address, the session goes on at the old one. For all others an early end is better
+than a late one, unless the two ends are in a conversation: what the client sends next begins a session with a backend
+that is there. So a session that never got an answer, or that was a request and its response, ends at once; but a
+request has ANSWER_TIME for its response. A conversation goes on until it ends or its deadline has come, and its
+listener, if that left as well, is kept until then for it alone.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..._shared.families import family_of
 from ..loop.poller import READ
 from . import handover
 from .flow_table import Flow
-from .server import address_tuple
 
 if TYPE_CHECKING:
     import socket
@@ -75,16 +75,15 @@ def take_over(server: UdpServer, document: dict, socks: Iterable[socket.socket])
 def find_place(server, name, service, backend_name, target):
     """Return (listener, Backends, index) for sessions of a predecessor; None where this config has no such place.
 
-    ``name`` is the listener's, ``target`` the backend's address tuple.
+    ``name`` is the listener's, ``target`` the backend's address tuple; its address may have changed since.
     """
     listener = server.listeners.get(name)
     if listener is None or listener.service != service:
         return None
-    for family, backends in listener.runtime.backends.items():
-        for index, backend in enumerate(backends.backends):
-            address = address_tuple(backend.address(family), backend.port_of(listener.listener))
-            if backend.name == backend_name and address == target:
-                return listener, backends, index
+    backends = listener.runtime.backends.get(family_of(target[0]))
+    for index, backend in enumerate(backends.backends if backends else ()):
+        if (backend.name, backend.port_of(listener.listener)) == (backend_name, target[1]):
+            return listener, backends, index
     return None
 
 

@@ -64,7 +64,7 @@ TABLE = [
     ("a backend leaves", [{**WEB, "backends": [B]}, SSH], None, {},
      Plan("reload", [OTHERS, "backend c leaves service web: 2 connections end in 30 s at the latest"], 2, 30)),
     ("another address of a backend", [{**WEB, "backends": [B, OLD_C]}, SSH], None, {},
-     Plan("reload", [OTHERS, "backend c leaves service web: 2 connections end in 30 s at the latest"], 2, 30)),
+     Plan("reload", [LOADED + STAY], 0, None)),
     ("a service leaves, with a deadline of its own", [WEB], None, {},
      Plan("reload", [OTHERS, "service ssh is removed: 1 connection ends in 600 s at the latest"], 1, 600)),
     ("another protocol", [UDP, SSH], None, {},

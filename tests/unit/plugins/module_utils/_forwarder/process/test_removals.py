@@ -20,6 +20,7 @@ WEB = Service("web", (V4, V6), (B, C))
 @pytest.mark.parametrize(("changes", "found"), [
     ({}, []),
     ({"balance": "random", "backends": (C, replace(B, weight=7))}, []),
+    ({"backends": (replace(B, ipv4="198.18.0.121"), C)}, []),
     (None, [{"reason": "service removed"}]),
     ({"protocol": "udp"}, [{"reason": "service removed"}]),
     ({"backends": (B,)}, [{"reason": "backend removed", "backends": [["c", "ipv4"]]}]),
