@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support import tcp, udp
+from tests.support.addresses import family_of
 from tests.support.forwarding import AS_DAEMON, Forwarder, make_config, make_service, web_and_raw
 from tests.support.waiting import PATIENCE, eventually
 
@@ -193,6 +195,68 @@ def test_a_missing_listen_address_is_served_as_soon_as_it_exists(lab, servers, f
             a.run(["ip", "address", "del", f"{absent}/{24 if family == 'ipv4' else 64}", "dev", a.dev])
 
 
+@contextmanager
+def taken(lab, family, protocol, port):
+    """Another program has a port of host a."""
+    address = {"ipv4": "0.0.0.0", "ipv6": "::"}[family]
+    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+    with lab["a"].inside():
+        sock = socket.socket(family_of(address), kind)
+    with sock:
+        if family == "ipv6":
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if protocol == "tcp":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        if protocol == "tcp":
+            sock.listen()
+        yield f"{protocol}:{'[::]' if family == 'ipv6' else address}:{port}"
+
+
+def test_a_start_serves_all_that_it_can_bind_and_the_rest_later(lab, servers, udp_servers, family, protocol):
+    """A port is taken by another program, and so is that of the metrics; a reload changes nothing then."""
+    dns = make_service(lab, "dns", 5300, 9000, protocol="udp")
+    config = make_config(make_service(lab, "web", OTHER, 8080), dns, workers=2, metrics={"listen": "127.0.0.1:9109"})
+    port = {"tcp": OTHER, "udp": 5300}[protocol]
+    address = getattr(lab["a"], family)
+    other = getattr(lab["a"], "ipv4" if family == "ipv6" else "ipv6")
+
+    def served(to):
+        if protocol == "tcp":
+            return tcp.get(lab, to, OTHER)
+        with udp.client(lab, to) as sock:
+            return udp.who(sock, (to, 5300))
+
+    with ExitStack() as stack:
+        name = stack.enter_context(taken(lab, family, protocol, port))
+        with lab["a"].inside():
+            stack.enter_context(socket.create_server(("127.0.0.1", 9109)))
+        forwarder = Forwarder(lab, config).serve()
+        reason = "EADDRINUSE: Address already in use"
+        assert forwarder.runtime()["failed"] == {name: reason, "metrics:127.0.0.1:9109": reason}
+        assert served(other), "the rest is served"
+        status = {one["name"]: one["failed"] for one in forwarder.status()["services"]}
+        service = {"tcp": "web", "udp": "dns"}[protocol]
+        assert status.pop(service) == {name.partition(":")[2]: reason}
+        assert [*status.values()] == [{}]
+        assert {line["on"] for line in forwarder.log("not listening")} == {name, "metrics:127.0.0.1:9109"}
+        result = forwarder.reload()
+        assert result.returncode == 0, "what failed at the start may fail again"
+        assert f"cannot listen on {name}: {reason}" in result.stdout
+        with taken(lab, family, "tcp", 6000):
+            forwarder.configure({**config, "services": [*config["services"], make_service(lab, "new", 6000, 8080)]})
+            result = forwarder.reload()
+            assert result.returncode == 1
+            assert "service new: cannot listen on " in result.stderr, "the control: a reload is refused"
+            assert name not in result.stderr
+        forwarder.configure(config)
+    with forwarder:
+        eventually(lambda: forwarder.runtime()["failed"] == {}, "it is served when the port is free", forwarder.show)
+        assert served(address)
+        assert served(other)
+        assert [one["failed"] for one in forwarder.status()["services"]] == [{}, {}]
+
+
 @pytest.mark.ipv4_only
 def test_a_second_forwarder_refuses_to_start_and_changes_nothing(lab, forwarder):
     """It would get half of the connections (SO_REUSEPORT) and remove the first one's files when it ends."""
@@ -206,8 +270,8 @@ def test_a_second_forwarder_refuses_to_start_and_changes_nothing(lab, forwarder)
     for _reload in range(2):  # the lock survives the exec
         (said,) = refusal(directory=forwarder.directory)
         assert said.startswith(f"another forwarder (pid {forwarder.process.pid}) runs with the runtime directory")
-        (said,) = refusal()
-        assert said == "service web: cannot listen on 0.0.0.0:8000: EADDRINUSE: Address already in use"
+        said = refusal()
+        assert said[0] == "service web: cannot listen on 0.0.0.0:8000: EADDRINUSE: Address already in use"
         assert forwarder.runtime() == before
         assert forwarder.workers() == workers
         assert forwarder.reload().returncode == 0

@@ -80,7 +80,7 @@ def metric_names():
     latency = {"buckets": [0], "sum": 0, "count": 0}
     target = defaultdict(int, server="yes", return_path="yes", latency=latency)
     backend = defaultdict(int, name="b", state="up", families={"ipv4": target})
-    service = defaultdict(int, name="web", backends=[backend])
+    service = defaultdict(int, name="web", failed={}, backends=[backend])
     parts = {
         "reloads": {},
         "last_reload": {"ok": True},

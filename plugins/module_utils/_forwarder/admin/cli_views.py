@@ -104,6 +104,9 @@ def table(document, rates=None):
     """Return the status document as text; ``rates`` are new connections per second by (service, backend)."""
     lines = [_headline(document)]
     lines += [f"ALARM {alarm}" for alarm in document["alarms"]]
+    for name, reason in document.get("failed", {}).items():
+        if name.startswith(("admin:", "metrics:")):
+            lines.append(f"NOT LISTENING on {name}: {reason}")
     last = document["last_reload"]
     if last["error"]:
         lines.append(f"the last reload failed at {last['at']}: {last['error']}")
@@ -118,6 +121,7 @@ def table(document, rates=None):
         )
         if service.get("absent"):
             lines.append(f"  waiting for these addresses to appear on this host: {', '.join(service['absent'])}")
+        lines += [f"  NOT LISTENING on {one}: {reason}" for one, reason in service.get("failed", {}).items()]
         lines += _aligned([_TITLES, *(_row(service, backend, rates) for backend in service["backends"])])
     return "\n".join(lines) + "\n"
 

@@ -24,11 +24,12 @@ ADMIN, METRICS = "admin", "metrics"
 
 
 class BindError(Exception):
-    """A socket that cannot be bound. ``kind`` is ADMIN or METRICS; the message is one sentence."""
+    """The socket ``name`` cannot be bound. ``kind`` is ADMIN or METRICS; the message is one sentence."""
 
     def __init__(self, name, error):
+        self.name, self.reason = name, sockets.describe(error)
         self.kind, _colon, where = name.partition(":")
-        super().__init__(f"{self.kind}: cannot listen on {where}: {sockets.describe(error)}")
+        super().__init__(f"{self.kind}: cannot listen on {where}: {self.reason}")
 
 
 def kind_of(name):

@@ -144,6 +144,8 @@ def _by(rows, prefix, key, names):
 def _services(rows):
     yield from _metric("sessions", "gauge", "Open sessions.", _each(rows, "sessions"))
     yield from _metric("accepted_total", "counter", "Clients accepted.", _each(rows, "connections"))
+    failed = ((labels, len(service["failed"])) for labels, service in rows)
+    yield from _metric("listeners_failed", "gauge", "Listen addresses that could not be bound.", failed)
     refused = _by(rows, "refused", "cause", REFUSED)
     yield from _metric("refused_total", "counter", "Clients refused, by cause.", refused)
     made_room = _each(rows, "made_room")

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..config.config import Config
@@ -66,3 +66,5 @@ class Snapshot:
     reloads: dict[str, int]
     restarts: int
     log_level: str
+    #: {service: {listener that could not be bound, as text: reason}}
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)

@@ -3,15 +3,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The status document: what the forwarder does now, as JSON. The table, the page and the metrics are made from it.
 
-{"pid", "version", "generation", "archive", "config", "loaded_at", "last_reload" (runtime_file.py),
- "reloads": {"ok", "failed"}, "restarts": int, "log_level": str, "alarms": [sentences], "totals": {field: int},
+{"pid", "version", "generation", "archive", "config", "loaded_at", "failed": {name of a socket: why it could not be
+   bound}, "last_reload" (runtime_file.py), "reloads": {"ok", "failed"}, "restarts": int, "log_level": str,
+ "alarms": [sentences], "totals": {field: int},
  "old_generations": [{"generation", "version", "archive", "loaded_at" (these three may be null), "age" (seconds since it
    was replaced), "workers", "sessions", "memory" (bytes), "seconds_left" (null: no deadline)}],
  "drain_memory_ended": int (sessions),
  "workers": [{"slot", "pid" (null: gone), "state", "generation", "age" (seconds), "covers": [slots], "sessions"}],
  "checker": {"pid", "hung": bool} or null,
  "services": [{"name", "protocol", "balance", "listen": [str], "absent": [those of listen whose
-   address this host does not have], field: int …, "backends": [{
+   address this host does not have], "failed": {one of listen: why it could not be bound}, field: int …, "backends": [{
    "name", "port", "weight", "backup", "max_connections", "admin", "state", "active", field: int …,
    "families": {"ipv4": {"address", "state", "since" (seconds), "server", "return_path", "checks",
      "server_failures", "path_failures", "latency": {"count", "sum" (µs), "buckets": [int]}, field: int …}}}]}]}
@@ -148,6 +149,7 @@ def _service(snapshot, service, absent):
         "balance": service.balance,
         "listen": [str(listener) for listener in service.listen],
         "absent": absent.get(service.name, []),
+        "failed": snapshot.failed.get(service.name, {}),
         **{name: counters.get(name, 0) for name in SERVICE_FIELDS},
         "backends": [_backend(snapshot, service, backend) for backend in service.backends],
     }

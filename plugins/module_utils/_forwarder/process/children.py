@@ -106,11 +106,11 @@ def spawn_worker(generation, slot, listening, logging, now, inherited, others, p
 
     def run(channel):
         ours.close()
-        required = listeners.required(generation.config, generation.slots, listening)
+        required = listeners.required(generation.served, generation.slots, listening)
         for name in [name for name in listening if name not in required]:
             listening.pop(name).close()
         log = Log(**logging, generation=generation.number, worker=slot, pid=os.getpid())
-        arguments = (generation.config, listening, log, channel, generation.region, slot, theirs, predecessors)
+        arguments = (generation.served, listening, log, channel, generation.region, slot, theirs, predecessors)
         return Worker(*arguments, generation.number).run()
 
     try:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from ..admin.snapshot import Snapshot
 from ..counters.overrides import Overrides
+from . import listeners
 from .children import CHECKER, WORKER
 from .generation import Generations
 from .log_settings import LogSettings
@@ -56,6 +57,7 @@ class Control:
             now=self._loop.now(),
             description=live.description(),
             config=live.config,
+            failed=listeners.failures(live.config, live.failed) if live.config else {},
             region=live.region,
             slots=live.slots,
             totals=self._generations.totals(),

@@ -24,6 +24,14 @@ from ..counters import shared_memory, totals
 from . import listeners
 
 
+class _Everything:
+    def __contains__(self, _name: object) -> bool:
+        return True
+
+
+EVERYTHING = _Everything()  # tolerated at a start: what can be bound is served
+
+
 class LoadError(Exception):
     """The config cannot be served; ``errors`` lists every reason."""
 
@@ -37,7 +45,8 @@ class Generation:
     """``number`` counts loads from 1. ``region`` is shared memory; it stays open until its counters are in the totals.
 
     ``new_listeners`` names the listening sockets that were bound for this generation; ``new_servers`` are the sockets
-    bound for the admin and metrics servers, by name.
+    bound for the admin and metrics servers, by name. ``failed`` are the listeners and servers that could not be bound
+    when the forwarder started, {"PROTOCOL:ADDRESS:PORT", or the server's name: reason}.
     """
 
     number: int
@@ -50,7 +59,7 @@ class Generation:
     loaded_at: str = ""
     new_listeners: list[str] = field(default_factory=list)
     new_servers: dict[str, socket.socket] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
 
     def description(self) -> dict:
         """Return what the runtime file says about the live generation."""
@@ -60,7 +69,13 @@ class Generation:
             "config": self.config_file,
             "archive": self.archive,
             "loaded_at": self.loaded_at,
+            "failed": self.failed,
         }
+
+    @property
+    def served(self) -> Any:
+        """The config without the listeners that could not be bound: what the workers get."""
+        return listeners.without(self.config, self.failed)
 
     def record(self) -> dict:
         """Return this generation as JSON for the next program."""
@@ -85,6 +100,7 @@ class Generation:
             region=shared_memory.Region(record["region"]["record"], record["region"]["fd"]),
             version=description["version"],
             loaded_at=description["loaded_at"],
+            failed=description.get("failed", {}),
         )
 
     def abandon(self, listening: dict[str, socket.socket]):
@@ -96,30 +112,38 @@ class Generation:
         self.region.close()
 
 
-def load(path, number, archive, listening, servers, alone=False) -> Generation:
-    """Return the generation of the config at ``path``; bind missing listeners and add them to ``listening``.
-
-    ``servers`` are the admin.server.Servers. A metrics socket that cannot be bound is an error; an admin socket is only
-    a warning. ``alone``: no other process of ours can be listening yet. Raise LoadError; ``listening`` is unchanged
-    then.
-    """
+def read(path) -> tuple[Any, dict]:
+    """Return (Config, {"path", "sha256"}) of a config file; raise LoadError."""
     try:
         with open(path, "rb") as stream:
             text = stream.read()
-        config = config_module.parse(text, path)
+        return config_module.parse(text, path), {"path": path, "sha256": runtime_file.sha256(text)}
     except config_module.ConfigError as error:
         raise LoadError(error.errors) from None
     except OSError as error:
         raise LoadError([f"{path}: cannot be read: {error.strerror}"]) from None
-    slots = listeners.slots_of(config)
-    too_many = listeners.beyond_limit(config, slots, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    if too_many:
+
+
+def make(config, config_file, number, archive, listening, servers, alone=False, tolerated=()) -> Generation:
+    """Return the generation of what read() returns; bind missing listeners and add them to ``listening``.
+
+    ``servers`` are the admin.server.Servers. ``alone``: no other process of ours can be listening yet. A listener or a
+    metrics socket that cannot be bound is an error, unless its name is in ``tolerated`` (EVERYTHING at a start); an
+    admin socket never is. Raise LoadError; ``listening`` is unchanged then.
+    """
+    slots, limit = listeners.slots_of(config), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    too_many = listeners.beyond_limit(config, slots, limit)
+    if too_many and not tolerated:
         raise LoadError([too_many])
     bound, new_servers = {}, {}
+    failed: dict[str, str] = {}
     try:
-        bound = listeners.bind_missing(config, slots, listening, alone)
+        bound = listeners.bind_missing(config, slots, listening, alone, failed if tolerated else None, limit)
+        errors = _sentences(config, {name: reason for name, reason in failed.items() if name not in tolerated})
         new_servers, failures = servers.bind_missing(config)
-        errors = [str(failure) for failure in failures if failure.kind == METRICS]
+        errors += [str(one) for one in failures if one.kind == METRICS and one.name not in tolerated]
+        if not bound and not listening:  # another forwarder of ours, maybe: nothing to serve
+            errors = errors or _sentences(config, failed)
         if errors:
             raise LoadError(errors)
         region = shared_memory.Region(shared_memory.describe(config, slots))
@@ -133,14 +157,23 @@ def load(path, number, archive, listening, servers, alone=False) -> Generation:
     return Generation(
         number=number,
         config=config,
-        config_file={"path": path, "sha256": runtime_file.sha256(text)},
+        config_file=config_file,
         archive=archive,
         slots=slots,
         region=region,
         new_listeners=list(bound),
         new_servers=new_servers,
-        warnings=[str(failure) for failure in failures],
+        failed={**failed, **{one.name: one.reason for one in failures}},
     )
+
+
+def _sentences(config, failed):
+    """Return an error sentence for each listener of ``config`` in ``failed``, {name: reason}."""
+    return [
+        f"service {service}: cannot listen on {address}: {reason}"
+        for service, of_service in listeners.failures(config, failed).items()
+        for address, reason in of_service.items()
+    ]
 
 
 class Generations:

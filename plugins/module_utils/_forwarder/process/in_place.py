@@ -86,7 +86,7 @@ class ChangeInPlace:
 
     def begin(self, candidate: Generation, listening: dict):
         """Make all workers of the live generation prepare the candidate; raise OSError before any is asked."""
-        document = change_messages.document(candidate.config, candidate.region)
+        document = change_messages.document(candidate.served, candidate.region)
         new = {name: listening[name] for name in candidate.new_listeners}
         workers = list(self._pool.serving(self._generations.live).values())
         self._number = candidate.number

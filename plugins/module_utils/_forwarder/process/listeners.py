@@ -14,14 +14,17 @@ clients to another worker, where they get new sessions.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+from dataclasses import replace
 
 from ..loop import sockets
 from ..udp import udp_sockets
 
 MAX_DEFAULT_SLOTS = 16  # workers, if the config does not say; a host rarely needs more
 SPARE_DESCRIPTORS = 256  # open files of the supervisor besides its listeners
+TOO_MANY = "the limit of {} open files is reached; raise LimitNOFILE= (forwarder_nofile)"
 
 
 class ListenError(OSError):
@@ -43,6 +46,11 @@ def slot_of(name):
     return int(name.rpartition("#")[2])
 
 
+def address_of(name):
+    """Return the protocol, address and port in a listener's name, without the slot."""
+    return name.rpartition("#")[0]
+
+
 def required(config, slots, listening=()):
     """Return {name: (service, listener)} of all listening sockets that ``config`` needs.
 
@@ -51,11 +59,11 @@ def required(config, slots, listening=()):
     surplus: dict[str, list[int]] = {}
     for name in listening:
         if slot_of(name) >= slots:
-            surplus.setdefault(name.rpartition("#")[0], []).append(slot_of(name))
+            surplus.setdefault(address_of(name), []).append(slot_of(name))
     names = {}
     for service in config.services:
         for listener in service.listen:
-            address = name_of(service, listener, 0).rpartition("#")[0]
+            address = address_of(name_of(service, listener, 0))
             for slot in (*range(slots), *surplus.get(address, ())):
                 names[name_of(service, listener, slot)] = (service, listener)
     return names
@@ -72,30 +80,71 @@ def beyond_limit(config, slots, limit):
     )
 
 
-def bind_missing(config, slots, listening, alone=False):
+def bind_missing(config, slots, listening, alone=False, failed=None, limit=None):
     """Return {name: socket} of the listeners that ``config`` needs and ``listening`` lacks; raise ListenError.
 
-    Either all are bound or none. From here on they queue connections. ``alone``: no other process of ours can be
-    listening yet, so an address in use is an error. Otherwise SO_REUSEPORT would share it with any process of the same
-    user, which would get part of the connections.
+    Either all are bound or none. With the dictionary ``failed`` the others are bound, and what cannot be is entered
+    there, {address_of(name): reason}, also what is beyond ``limit`` open files. From here on they queue connections.
+    ``alone``: no other process of ours can be listening yet, so an address in use is an error. Otherwise SO_REUSEPORT
+    would share it with any process of the same user, which would get part of the connections.
     """
-    bound = {}
+    bound: dict[str, socket.socket] = {}
     for name, (service, listener) in required(config, slots).items():
-        if name in listening:
+        address = address_of(name)
+        if name in listening or (failed and address in failed):
             continue
         try:
-            if alone and slot_of(name) == 0:
-                sockets.refuse_taken(listener.address, listener.port, service.protocol == "udp")
-            if service.protocol == "udp":
-                bound[name] = udp_sockets.listener(listener.address, listener.port)
-            else:
-                bound[name] = sockets.listening_socket(listener.address, listener.port, service.backlog)
+            if failed is not None and limit and len(listening) + len(bound) + SPARE_DESCRIPTORS >= limit:
+                raise ListenError(errno.EMFILE, TOO_MANY.format(limit))
+            bound[name] = _bind(service, listener, alone and slot_of(name) == 0)
         except OSError as error:
-            close_all(bound)
-            raise ListenError(
-                error.errno, f"service {service.name}: cannot listen on {listener}: {sockets.describe(error)}"
-            ) from None
+            reason = error.strerror if isinstance(error, ListenError) else sockets.describe(error)
+            if failed is None:
+                close_all(bound)
+                sentence = f"service {service.name}: cannot listen on {listener}: {reason}"
+                raise ListenError(error.errno, sentence) from None
+            other = next((listening[one] for one in listening if address_of(one) == address), None)
+            if other is not None:  # the socket of another slot, from before (as another user): share it
+                bound[name] = other.dup()
+                continue
+            for one in [one for one in bound if address_of(one) == address]:
+                bound.pop(one).close()
+            failed[address] = reason
     return bound
+
+
+def _bind(service, listener, alone):
+    datagrams = service.protocol == "udp"
+    if alone:
+        sockets.refuse_taken(listener.address, listener.port, datagrams)
+    if datagrams:
+        return udp_sockets.listener(listener.address, listener.port)
+    return sockets.listening_socket(listener.address, listener.port, service.backlog)
+
+
+def without(config, failed):
+    """Return ``config`` without the listeners in ``failed``, {address_of(name): reason}."""
+    if not failed:
+        return config
+    services = (
+        replace(
+            service,
+            listen=tuple(one for one in service.listen if address_of(name_of(service, one, 0)) not in failed),
+        )
+        for service in config.services
+    )
+    return replace(config, services=tuple(services))
+
+
+def failures(config, failed):
+    """Return {service name: {listener as text: reason}} of the addresses in ``failed`` that ``config`` listens on."""
+    found: dict[str, dict[str, str]] = {}
+    for service in config.services if failed else ():
+        for listener in service.listen:
+            reason = failed.get(address_of(name_of(service, listener, 0)))
+            if reason is not None:
+                found.setdefault(service.name, {})[str(listener)] = reason
+    return found
 
 
 def settle(config, slots, listening):

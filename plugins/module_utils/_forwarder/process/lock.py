@@ -54,6 +54,17 @@ class Lock:
             os.close(self.fd)
         self.fd = fd
 
+    def take_for(self, serving, log):
+        """Take the lock; if this forwarder is ``serving`` already, another one that holds it is only logged."""
+        try:
+            self.take()
+        except Held as error:
+            if not serving:
+                raise
+            log.event("lock not taken", level="error", reason=str(error))
+        except OSError as error:  # the directory is full, read-only or another user's
+            log.event("lock not taken", level="warning", reason=str(error))
+
     def release(self):
         """Release the lock, so that another forwarder can start."""
         if self.fd is not None:

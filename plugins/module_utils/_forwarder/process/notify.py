@@ -31,6 +31,10 @@ MAX_STORED = 4096  # FileDescriptorStoreMax= of our unit; systemd 254 and later 
 MAX_NAMES = 120_000
 MAX_STATUS = 1000  # bytes; systemd ignores messages above 4096
 FINISH_TIMEOUT = 5.0  # seconds for sending the queue before the supervisor exits
+NOT_STORED = (
+    "the service manager stores no more sockets; when the supervisor restarts or dies, connections queued in the"
+    " sockets that were not stored are reset; listen on fewer ports or use fewer workers"
+)
 
 _NAME = re.compile(r"(tcp|udp):.+:\d+#\d+\Z")  # of a listener, listeners.name_of()
 
@@ -75,6 +79,12 @@ class Notifier:
         self._changes += [(name, listening[name]) for name in kept if name not in self.names]
         self.flush()
         return len(listening) - len(kept)
+
+    def store_listeners(self, listening, log):
+        """Make systemd store exactly these sockets; log a warning if it cannot store all of them."""
+        surplus = self.store(listening)
+        if surplus:
+            log.event("listeners not kept", level="warning", count=surplus, of=len(listening), reason=NOT_STORED)
 
     def descriptors(self):
         """Return the file descriptor that is open while notifications wait."""

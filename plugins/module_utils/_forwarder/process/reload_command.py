@@ -83,7 +83,9 @@ def _wait_for_result(name, before, timeout):
         if now and now["pid"] == before["pid"] and now["last_reload"]["attempt"] > attempt:
             result = now["last_reload"]
             if result["ok"]:
-                return True, f"reloaded: generation {now['generation']} serves (version {now['version']}){_how(result)}"
+                done = f"reloaded: generation {now['generation']} serves (version {now['version']}){_how(result)}"
+                failed = now.get("failed", {}).items()
+                return True, done + "".join(f"; it cannot listen on {name}: {reason}" for name, reason in failed)
             return False, f"reload failed, generation {now['generation']} still serves: {result['error']}"
         if not runtime_file.alive(before):
             return False, f"the forwarder (pid {before['pid']}) ended during the reload"

@@ -14,6 +14,7 @@ from ..loop.log import Log
 from .generation import Generation
 from .notify import Notifier
 
+RETRIED = "the forwarder tries again every few seconds"
 ABSENT = "this host does not have the address; the service starts there when the address appears"
 
 
@@ -67,9 +68,10 @@ class ReloadResults:
         )
         for name, addresses in own_addresses.absent(live.config.services).items():
             self._log.event("listen address absent", level="warning", service=name, listen=addresses, reason=ABSENT)
-        for warning in live.warnings:
-            self._log.event("socket not opened", level="error", reason=warning)
-        self._notifier.ready(f"generation {live.number} serves {len(live.config.services)} service(s)")
+        for name, reason in live.failed.items():
+            self._log.event("not listening", level="error", on=name, reason=f"{reason}; {RETRIED}")
+        but = f", but cannot listen on {', '.join(live.failed)}" if live.failed else ""
+        self._notifier.ready(f"generation {live.number} serves {len(live.config.services)} service(s){but}")
 
     def failed(self, error: str, live: Generation):
         """Record that a reload failed and why; ``live`` is the generation that still serves."""
@@ -85,6 +87,9 @@ class ReloadResults:
         self.last = self._result(error, in_place)
         if self.attempt:
             self.counts["ok" if error is None else "failed"] += 1
+        self._write(live)
+
+    def _write(self, live):
         pid = os.getpid()
         document = {"schema": runtime_file.SCHEMA, "pid": pid, "started": runtime_file.start_time(pid)}
         document.update(live.description(), last_reload=self.last)
@@ -92,6 +97,12 @@ class ReloadResults:
             runtime_file.write(document, self._path)
         except OSError as failure:
             self._log.event("runtime file not written", level="error", path=self._path, reason=str(failure))
+
+    def listening_again(self, live: Generation, servers: Iterable[str]):
+        """Record that servers which could not be bound before listen now."""
+        for name in servers:
+            self._log.event("listening again", on=name)
+        self._write(live)
 
     def remove_file(self):
         """Remove the runtime file, if this process has written it."""

@@ -31,7 +31,7 @@ from ..admin.server import Servers
 from ..counters import heartbeat
 from ..counters.overrides import Overrides
 from ..loop.log import Log
-from . import children, generation, in_place, listeners, lock, notify, orphans, reexec_state, restart_state
+from . import children, generation, in_place, listeners, lock, notify, orphans, rebinding, reexec_state, restart_state
 from .control import Control
 from .log_settings import LogSettings
 from .old_generations import OldGenerations
@@ -41,10 +41,6 @@ from .supervisor_loop import SupervisorLoop
 from .worker_pool import DRAIN_GRACE, WorkerPool
 
 STOP_GRACE = 2.0  # seconds from the second SIGTERM until the workers are killed
-NOT_STORED = (
-    "the service manager stores no more sockets; when the supervisor restarts or dies, connections queued in the"
-    " sockets that were not stored are reset; listen on fewer ports or use fewer workers"
-)
 
 
 def run(config_path: str) -> int:
@@ -81,6 +77,9 @@ class Supervisor:
         self._admin = Admin(control)
         answers = {ADMIN: self._admin.answer, METRICS: partial(http_views.answer, control.snapshot)}
         self._servers = Servers(self._loop, answers)
+        self._rebinding = rebinding.Rebinding(
+            self._loop, self._generations, self._listening, self._servers, self._results, self
+        )
         self._parts = reexec_state.Parts(
             self._listening,
             self._servers,
@@ -95,15 +94,15 @@ class Supervisor:
         )
         self._stops = 0  # number of requests to stop; the second one means at once
         self._leaving = False  # whether the service manager is about to start a successor
+        self._starting = False  # whether what cannot be bound is left out
         self._exit_code = 0
 
     def run(self, state: dict | None, stored: dict[str, int], names: set[str]) -> int:
-        """Serve until stopped. Return the exit status.
-
-        ``state`` is the handover of the previous program or process, ``stored`` are the listeners that the service
-        manager has stored, {name: descriptor}, ``names`` those of everything that it has stored.
+        """Serve until stopped; return the exit status. ``state`` is the handover of the previous program or process,
+        ``stored`` are the stored listeners, {name: descriptor}, ``names`` those of all that the service manager stores.
         """
         children.name_process("supervisor")
+        self._starting = state is None or bool(names)
         self._adopt(state, stored, names)
         self._loop.handle_signals(
             {
@@ -117,6 +116,7 @@ class Supervisor:
         self._load()
         self._loop.contain(self._handle_chld)  # a child may have ended before the handler was installed
         self._monitor()
+        self._loop.call_later(rebinding.INTERVAL, self._rebinding.attempt)
         while not self._done():
             self._loop.turn()
             if not (self._stops or self._leaving):
@@ -213,11 +213,12 @@ class Supervisor:
             self._notifier.names = set(names)
             self._notifier.store(stored)  # forgets the state, so that no later supervisor finds it
             self._log.event("listeners adopted", listeners=sorted(stored))
-        if state is not None:
-            self._parts.adopt({**state, "stored": sorted(self._notifier.names)} if names else state)
-        else:
+        if state is None:
             self._listening.update(listeners.adopt(stored))
-        if names and state is not None:
+        elif not names:
+            self._parts.adopt(state)
+        else:
+            self._parts.adopt({**state, "stored": sorted(self._notifier.names)})
             self._log.event("workers adopted", processes=len(self._pool.children))
         if state is not None or stored:
             self._orphans.watch([pid for pid in orphans.find() if pid not in self._pool.children])
@@ -233,24 +234,34 @@ class Supervisor:
 
     # -- loading a config ------------------------------------------------------------------------------------------
 
-    def _load(self):
-        """Load the config and spawn its workers; the live generation goes on meanwhile."""
+    def _load(self, same=False):
+        """Load the config, or the ``same`` as before, and spawn its workers; the live generation goes on meanwhile."""
         try:
-            self._pool.spawn_workers(self._load_candidate())
+            self._pool.spawn_workers(self._load_candidate(same))
         except generation.LoadError as error:
             self._load_failed(error.errors)
+        except lock.Held as error:
+            self._load_failed([str(error)])
         except OSError as error:
             self._load_failed([f"no worker can be started: {error}"])
         except Exception as error:  # noqa: BLE001
             self._load_failed([internal_error(error)])
 
-    def _load_candidate(self):
+    def _load_candidate(self, same=False):
         """Return the generation of the config, the new candidate; raise LoadError or OSError."""
         generations, live = self._generations, self._generations.live
-        self._take_lock()
-        alone = not (live or self._orphans or orphans.find())
-        candidate = generations.candidate = generation.load(
-            self._config_path, generations.next_number, self._archive, self._listening, self._servers, alone
+        starting, self._starting = self._starting, False
+        self._lock.take_for(serving=bool(live), log=self._log)
+        config, config_file = (live.config, live.config_file) if same else generation.read(self._config_path)
+        candidate = generations.candidate = generation.make(
+            config,
+            config_file,
+            generations.next_number,
+            self._archive,
+            self._listening,
+            self._servers,
+            alone=not (live or self._orphans or orphans.find()),
+            tolerated=generation.EVERYTHING if starting else live.failed,
         )
         if live:
             checked = {service.name for service in candidate.config.services if service.checked}
@@ -259,23 +270,12 @@ class Supervisor:
         self._overrides.publish(candidate.region)
         return candidate
 
-    def _take_lock(self):
-        """Take the lock. Another forwarder that holds it is an error, unless this one is serving already."""
-        try:
-            self._lock.take()
-        except lock.Held as error:
-            if not self._generations.live:
-                raise generation.LoadError([str(error)]) from None
-            self._log.event("lock not taken", level="error", reason=str(error))
-        except OSError as error:  # the directory is full, read-only or another user's
-            self._log.event("lock not taken", level="warning", reason=str(error))
-
     def _load_failed(self, errors):
         self._abandon_candidate()
         if self._generations.live:
             self.reload_failed("; ".join(errors))
             self._pool.fill()  # timers of planned replacements do not outlive an exec
-            self._store_listeners()  # the previous program may not have finished
+            self._notifier.store_listeners(self._listening, self._log)  # the previous program may not have finished
             return
         self._log.event("cannot start", level="error", errors=errors)
         sys.stderr.write("".join(f"l4proxy forward: {line}\n" for line in errors))
@@ -306,8 +306,8 @@ class Supervisor:
         self._pool.fill()  # spawns the checker
         contain = self._loop.contain
         contain(self._old.follow)
-        contain(listeners.settle, live.config, live.slots, self._listening)
-        contain(self._store_listeners)
+        contain(listeners.settle, live.served, live.slots, self._listening)
+        contain(self._notifier.store_listeners, self._listening, self._log)
         contain(self._servers.settle, live.config, live.new_servers)
         contain(self._overrides.settle, live.config)
         live.loaded_at = runtime_file.timestamp()
@@ -315,19 +315,13 @@ class Supervisor:
         self._account()
         self._results.succeeded(live, self._listening, in_place)
 
-    def _store_listeners(self):
-        """Make the service manager store the listening sockets; log a warning if it cannot store all of them."""
-        surplus = self._notifier.store(self._listening)
-        if surplus:
-            total = len(self._listening)
-            self._log.event("listeners not kept", level="warning", count=surplus, of=total, reason=NOT_STORED)
-
     # -- reload ----------------------------------------------------------------------------------------------------
 
     def may_reload(self) -> bool:
-        """Whether a config is live, no worker is starting, and no change in place is in progress."""
+        """Whether a config is live, no worker is starting, and neither a change in place nor a stop has begun."""
         generations = self._generations
-        return bool(generations.live and not (generations.candidate or self._change or self._pool.starting()))
+        busy = self._stops or self._leaving or generations.candidate or self._change or self._pool.starting()
+        return bool(generations.live and not busy)
 
     def change_in_place(self):
         """Load the config and make the workers take it; without that, go on with new processes."""
@@ -347,6 +341,13 @@ class Supervisor:
             except Exception as error:  # noqa: BLE001
                 reason = str(error) if isinstance(error, OSError) else internal_error(error)
         self.not_changed_in_place(reason)
+
+    def serve_again(self):
+        """Serve the live config with listeners that can be bound now, in place or by new processes."""
+        if in_place.obstacle(self._generations.live, self._pool, self._archive, self._archive):
+            self._load(same=True)
+        else:
+            self._change.begin(self._load_candidate(same=True), self._listening)
 
     def not_changed_in_place(self, reason: str):
         """Go on with new processes: the workers cannot take the config."""
