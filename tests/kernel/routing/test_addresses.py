@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import time
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
@@ -14,7 +16,8 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document i
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink import kernel
 
 from tests.support.addresses import address_of
-from tests.support.routing import PORT, handshake, listing, local_delivery
+from tests.support.routing import PORT, attempt, handshake, listing, local_delivery
+from tests.support.waiting import PATIENCE, eventually
 
 HOSTS = ["client", "router", "a", "b"]
 
@@ -145,15 +148,28 @@ def test_an_address_that_others_added_is_refused(lab, b):
     b.run(["ip", "addr", "del", "198.18.0.121/24", "dev", "eth0"])
 
 
-def test_an_address_moves_to_another_interface(lab, b):
+def test_an_address_moves_to_another_interface_when_its_last_connection_has_ended(lab, b, family, tmp_path):
     lab.engine.apply(b, document(lab))
     b.run(["ip", "link", "add", "other0", "type", "veth", "peer", "name", "other1"])
     b.run(["ip", "link", "set", "other0", "up"])
     data = document(lab)
     for address in data["addresses"]:
         address["dev"] = "other0"
-    outcome = lab.engine.apply(b, data)
-    assert {address["dev"] for address in outcome.owned["addresses"]} == {"other0"}
+    options = {"directory": str(tmp_path), "drain": math.inf}
+
+    def devices(later: float = 0) -> set[str]:
+        outcome = lab.engine.apply(b, data, now=time.time() + later, **options)
+        return {address["dev"] for address in outcome.owned["addresses"] if address["address"] == SECOND[family]}
+
+    with attempt(lab["a"], address_of(lab["client"], family), SECOND[family]) as stream:
+        assert stream.outcome() == "established"
+        assert devices() == devices(86400 * 365) == {"eth0", "other0"}
+        stream.socket.settimeout(PATIENCE)
+        # What a knows of its neighbour is forgotten, so that b must answer for the address again.
+        lab["a"].run(["ip", "neigh", "flush", "dev", "eth0"])
+        stream.socket.send(b"GET / HTTP/1.1\r\nHost: b\r\n\r\n")
+        assert b"200 OK" in stream.socket.recv(4096)
+    eventually(lambda: devices(86400 * 365) == {"other0"})
     assert not lab.engine.apply(b, data).changed
     lab.engine.remove(b, "return_path")
     b.run(["ip", "link", "del", "other0"])

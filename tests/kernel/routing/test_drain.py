@@ -120,6 +120,18 @@ def test_a_proxy_added_again_is_no_longer_retiring(lab, b, tmp_path):
         assert listing(b) == before
 
 
+def test_a_change_of_mark_engine_breaks_no_stream(lab, b, family):
+    with attempt(lab["a"], address_of(lab["client"], family), address_of(b, family)) as stream:
+        assert stream.outcome() == "established"
+        stream.socket.settimeout(PATIENCE)
+        for engine in ("iptables", "nftables"):
+            lab.engine.apply(b, {**return_path(lab["a"], lab["a2"]), "mark_engine": engine})
+            request(stream)
+            assert b"200 OK" in stream.socket.recv(4096)
+    for word in ("ip", "ip6"):  # where iptables had its chains
+        b.run(["nft", "delete", "table", word, "mangle"])
+
+
 def test_the_kernel_counts_connections_by_our_mark_bits_only(lab, b):
     target, source = b.ipv4, lab["client"].ipv4
 

@@ -85,8 +85,7 @@ def of(value: Any, document: Document) -> frozenset[Need]:
     if isinstance(value, Route):
         return _of_route(value, document)
     if isinstance(value, Address):
-        if any(other.address == value.address and not other.retiring for other in document.addresses):
-            return NOTHING  # it moves to another interface
+        # Also while it moves to another interface: neighbours on the old link still ask for it there.
         return frozenset({To(prefix(value.address), _udp_ports(value.address, document))})
     return NOTHING
 

@@ -73,7 +73,7 @@ def test_what_is_needed_on_a_backend(values, expected):
 @pytest.mark.parametrize(("values", "listed", "expected"), [
     ([replace(BY_MARK, priority=900)], [BY_MARK], set()),
     ([BY_MARK], [GUARD], {IPV4}),
-    ([ADDRESS], [replace(ADDRESS, dev="eth1")], set()),
+    ([ADDRESS], [replace(ADDRESS, dev="eth1")], {TO}),
     ([ROUTE, BY_MARK], [replace(ROUTE, metric=7)], set()),
     # Connections to an address with a rule of its own find their way without the mark.
     ([MARK], [BY_ADDRESS], {Marked(11, 255, other_ways=frozenset({"198.18.0.121/32"}))}),
