@@ -111,7 +111,8 @@ class OldGenerations:
             "generation ended", level="warning", of_generation=number, reason=reason, sessions=sessions
         )
         for child in workers:
-            child.signal(signal.SIGTERM)
+            if not child.signal(signal.SIGTERM):  # it belongs to another user, because forwarder_user has changed
+                child.channel.send({"kill": {"number": 0}})
         return sessions
 
     def check(self):

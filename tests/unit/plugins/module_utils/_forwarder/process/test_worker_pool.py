@@ -1,0 +1,102 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The deadlines of children that drain, without processes."""
+
+from __future__ import annotations
+
+import signal
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.timers import TICK, Timers
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process.worker_pool import (
+    ABORT_GRACE,
+    DRAIN_GRACE,
+    WorkerPool,
+)
+
+LIVE = SimpleNamespace(number=3)
+
+
+class Host:
+    """A pool with a worker of each of the generations 1 to 3; ``happened`` is what it does to them, with the time."""
+
+    def __init__(self):
+        self.time = 0.0
+        self.happened = []
+        log = SimpleNamespace(event=lambda *_arguments, **_fields: None)
+        loop = SimpleNamespace(now=lambda: self.time, timers=Timers(), log=log)
+        self.pool = WorkerPool(loop, None, {}, None, None)
+        self.pool.children = {number: self.child(number) for number in (1, 2, 3)}
+        self.timers = loop.timers
+
+    def child(self, number):
+        def note(what):
+            self.happened.append((number, round(self.time), what))
+            return True
+
+        channel = SimpleNamespace(send=note)
+        return SimpleNamespace(
+            pid=number, generation=number, role="worker", state="serving", kill_at=None, channel=channel, signal=note
+        )
+
+    def pass_time(self, seconds):
+        """Let time pass; return what happens meanwhile."""
+        self.happened.clear()
+        end = self.time + seconds
+        while self.time < end:
+            self.time += TICK
+            self.timers.expire(self.time)
+        return self.happened
+
+
+@pytest.fixture
+def host():
+    return Host()
+
+
+def test_without_a_deadline_draining_workers_are_left_alone_until_one_is_set(host):
+    host.pool.drain_all_but(LIVE, None)
+    assert host.happened == [
+        step
+        for number in (1, 2)
+        for step in ((number, 0, {"hand_over": True}),)
+    ] + [
+        step
+        for number in (1, 2)
+        for step in ((number, 0, {"drain_deadline": None}), (number, 0, signal.SIGTERM))
+    ]  # fmt: skip
+    assert host.pass_time(3600) == []
+    host.happened.clear()
+    host.pool.drain_all_but(LIVE, 60.0)
+    assert host.happened == [(number, 3600, {"drain_deadline": 60.0}) for number in (1, 2)]
+    del host.pool.children[2]  # it has ended
+    assert host.pass_time(120) == [
+        (1, round(3600 + 60 + ABORT_GRACE), signal.SIGTERM),  # for versions that do not know the message
+        (1, round(3600 + 60 + DRAIN_GRACE), signal.SIGKILL),
+    ]
+
+
+@pytest.mark.parametrize(("first", "second", "ends"), [(100.0, 10.0, 10), (10.0, 100.0, 10), (10.0, None, 10)])
+def test_of_two_deadlines_the_earlier_one_counts(host, first, second, ends):
+    host.pool.drain_all_but(LIVE, first)
+    host.pool.drain_all_but(LIVE, second)
+    killed = [(number, at) for number, at, what in host.pass_time(200) if what == signal.SIGKILL]
+    assert {number for number, _at in killed} == {1, 2}
+    assert min(at for _number, at in killed) == round(ends + DRAIN_GRACE)
+    assert host.pool.children[1].kill_at == ends + DRAIN_GRACE
+
+
+def test_a_stop_gives_its_deadline_to_all_also_to_those_that_drain_without_one(host):
+    host.pool.drain_all_but(LIVE, None)
+    host.happened.clear()
+    host.pool.stop(30.0)
+    assert [(number, what) for number, _at, what in host.happened] == [
+        (1, {"drain_deadline": 30.0}),
+        (2, {"drain_deadline": 30.0}),
+        (3, {"drain_deadline": 30.0}),
+        (3, signal.SIGTERM),
+    ]
+    killed = [number for number, at, what in host.pass_time(60) if (at, what) == (35, signal.SIGKILL)]
+    assert sorted(killed) == [1, 2, 3]
