@@ -100,6 +100,12 @@ class Limiter:
             key = client_key(address)
             self._set(key, self._per_client.get(key, 0) + 1)
 
+    def adopt_all(self, addresses: Iterable[str]) -> None:
+        """Count connections that were admitted under an earlier config."""
+        if self._held:
+            for key, number in Counter(map(client_key, addresses)).items():
+                self._set(key, self._per_client.get(key, 0) + number)
+
     def keep(self, addresses: Iterable[str]) -> None:
         """Count only the connections of these clients from now on: a later config counts the others."""
         if self._held:

@@ -141,7 +141,7 @@ class SourceHash:
         """Begin with the ring of ``other``, without the backends that are gone."""
         self._points, self._owners = other._points, other._owners
         if len(indexes) < len(other._counts):
-            self._keep(lambda owner: owner in indexes)
+            self._keep(indexes)
         if any(old != new for old, new in indexes.items()):
             self._owners = list(map(indexes.__getitem__, self._owners))
         for old, new in indexes.items():
@@ -158,15 +158,15 @@ class SourceHash:
         counts = [max(1, int(count / excess)) for count in counts]
         changed = {index for index, count in enumerate(counts) if count != self._counts[index]}
         if any(self._counts[index] for index in changed):
-            self._keep(lambda owner: owner not in changed)
+            self._keep({*range(len(counts))} - changed)
         self._insert(
             sorted((point, index) for index in changed for point in _points(self._names[index], counts[index]))
         )
         self._counts = counts
 
-    def _keep(self, wanted):
-        """Remove all points but those whose owner is ``wanted``."""
-        selectors = list(map(wanted, self._owners))
+    def _keep(self, owners):
+        """Remove all points but those of these ``owners``."""
+        selectors = list(map(owners.__contains__, self._owners))
         self._points = list(compress(self._points, selectors))
         self._owners = list(compress(self._owners, selectors))
 

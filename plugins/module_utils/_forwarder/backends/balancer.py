@@ -89,9 +89,7 @@ class Backends:
         self._first = region.first_target(service.name, family)
         self._load = Load(region, slot, self._first, count)
         self._active = self._load.own
-        self._fields = fields = {
-            name: region.cell(slot, "target", name, self._first) for name in region.record["fields"]["target"]
-        }
+        self._fields = fields = region.cells_of(slot, "target", self._first)
         self._connections, self._succeeded = fields["connections"], fields["succeeded"]
         self._to_backend, self._to_client = fields["bytes_to_backend"], fields["bytes_to_client"]
         self._latency, self._latency_sum = fields[shared_memory.LATENCY_FIELDS[0]], fields["connect_microseconds"]

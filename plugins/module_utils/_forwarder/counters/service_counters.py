@@ -19,15 +19,13 @@ class ServiceCounters:
         self._cells = region.cells
         self.client_numbers = partial(region.client_numbers, slot, service)  # takes a kind, HELD or RATE
         index = region.service_number(service)
-        self._sessions, self._connections = (
-            region.cell(slot, "service", name, index) for name in ("sessions", "connections")
-        )
+        cells = region.cells_of(slot, "service", index)
+        self._sessions, self._connections = cells["sessions"], cells["connections"]
         self._all_sessions = [region.cell(row, "service", "sessions", index) for row in range(region.slots + 1)]
-        self._refused = {cause: region.cell(slot, "service", f"refused_{cause}", index) for cause in REFUSED}
-        has_made_room = ("service", "made_room") in region.offsets  # not in a record of version 0.1.0
-        self._made_room = region.cell(slot, "service", "made_room", index) if has_made_room else None
-        steps = [step for step in LADDER if ("service", f"source_{step}") in region.offsets]  # 0.1.0 lacks port_silent
-        self._steps = {step.replace("_", " "): region.cell(slot, "service", f"source_{step}", index) for step in steps}
+        self._refused = {cause: cells[f"refused_{cause}"] for cause in REFUSED}
+        self._made_room = cells.get("made_room")  # not in a record of version 0.1.0
+        steps = [step for step in LADDER if f"source_{step}" in cells]  # 0.1.0 lacks port_silent
+        self._steps = {step.replace("_", " "): cells[f"source_{step}"] for step in steps}
 
     def began(self):
         """Count a new session."""

@@ -193,6 +193,12 @@ class Region:
         """Return the index of a cell: ``kind`` is worker, service or target, ``index`` numbers those of a kind."""
         return self._rows + slot * self._row_size + self.offsets[kind, field] + index
 
+    def cells_of(self, slot, kind, index=0):
+        """Return {field: cell} of one service or target in a row."""
+        first, fields = self.cell(slot, kind, self._fields[kind][0], index), self._fields[kind]
+        apart = len(self.targets) if kind == "target" else len(self.services)
+        return dict(zip(fields, range(first, first + apart * len(fields), apart)))
+
     def row(self, slot):
         """Return all cells of a row as a list."""
         start = self._rows + slot * self._row_size

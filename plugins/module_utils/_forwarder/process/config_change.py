@@ -58,16 +58,16 @@ class Change:
         self._region = region
         self._sockets = sockets
         before = worker.serving
-        known = {**before.listening, **sockets}
-        missing = [name for name in listeners.required(config, region.slots, known) if name not in known]
-        if missing:
-            raise Refused(f"the worker has no socket for {', '.join(sorted(missing)[:5])}")
+        known = {**sockets, **before.listening}  # the same socket must not be polled by another descriptor
         ports = before.ports
         if (config.source_ports, config.proxy_id) != (ports.slice, ports.proxy_id):
             ports = SourcePorts(config.source_ports, proxy_id=config.proxy_id)
-        self._serving = serving.Serving(
-            config, region, worker.slot, known, ports, worker.tcp, worker.udp, earlier=before
-        )
+        try:
+            self._serving = serving.Serving(
+                config, region, worker.slot, known, ports, worker.tcp, worker.udp, earlier=before
+            )
+        except KeyError as error:
+            raise Refused(f"the worker has no socket {error}") from None
 
     def use(self) -> None:
         """Switch the worker to the new config.

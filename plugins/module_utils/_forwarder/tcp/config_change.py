@@ -12,6 +12,7 @@ retry. All others stay with the runtime, and so in the region, of their own conf
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,7 @@ def end_sessions(server: TcpServer, runtime: ServiceRuntime) -> int:
 def _move_sessions(server, places):
     """Move all sessions that have a place; those without a backend choose one only then, when all are counted."""
     without = []
+    clients = defaultdict(list)  # limiter -> addresses of the clients whose connections it has to count
     for relay in list(server.sessions):
         place = places.of(relay.acceptor)
         if place is None:
@@ -125,8 +127,14 @@ def _move_sessions(server, places):
         elif relay.state is State.CONNECTING:
             relay.backends.release(relay.index)
             _count_at(relay, acceptor)
-            _admit(relay)
             without.append(relay)
+        else:
+            continue
+        limiter = relay.limiter = acceptor.runtime.limiter
+        if limiter is not None:
+            clients[limiter].append(relay.client_address[0])
+    for limiter, addresses in clients.items():
+        limiter.adopt_all(addresses)
     for relay in without:
         server.loop.call(relay.choose_again)
 
@@ -142,13 +150,6 @@ def _count_at(relay: Relay, acceptor: Acceptor) -> None:
     relay.runtime.counters.taken_over()
 
 
-def _admit(relay: Relay) -> None:
-    """Count an admitted session for the limits of its client; it is never refused."""
-    relay.limiter = relay.runtime.limiter
-    if relay.limiter is not None:
-        relay.limiter.adopt(relay.client_address[0])
-
-
 def _move(relay: Relay, acceptor: Acceptor, index: int) -> None:
     """Go on at a new acceptor with the same backend, which has another ``index`` there."""
     old = relay.backends
@@ -157,7 +158,6 @@ def _move(relay: Relay, acceptor: Acceptor, index: int) -> None:
     new.adopt(index)
     relay.index, relay.backend = index, new.backends[index]
     _count_at(relay, acceptor)
-    _admit(relay)
 
 
 def _translate_tried(relay: Relay, indexes: dict[int, int]) -> None:

@@ -169,3 +169,19 @@ def test_least_connections_gives_to_nobody_who_has_more_to_do_than_another(weigh
         busy = [number for number in candidates if load.connections[number]]
         if data.draw(st.booleans()):
             load.connections[data.draw(st.sampled_from(busy))] -= 1
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=6),
+    st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6, unique=True),
+    st.data(),
+)
+def test_a_ring_that_follows_another_one_is_the_ring_that_is_made_anew(weights, names, data):
+    before, _load, _all = make("source_hash", weights, "cdefgh"[: len(weights)])
+    new_weights = data.draw(st.lists(st.integers(1, 4), min_size=len(names), max_size=len(names)))
+    kept = {old: names.index(name) for old, name in enumerate("cdefgh"[: len(weights)]) if name in names}
+    after = algorithms.SourceHash(names, new_weights, None)
+    after.follow(before, kept)
+    after.weights_changed()
+    anew, _load, _all = make("source_hash", new_weights, names)
+    assert (after._points, after._owners) == (anew._points, anew._owners)
