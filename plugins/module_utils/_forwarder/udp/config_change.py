@@ -4,7 +4,7 @@
 """UDP when a worker takes a config in place (process/config_change.py): which sessions move to the new config, and how.
 
 A session moves if its service, its listener and its backend (name, family, and the port for that listener) are still
-there; if the backend has another address, the session goes on at the old one. For all others an early end is better
+there; if the backend has another address, a conversation goes on at the old one. For all others an early end is better
 than a late one, unless the two ends are in a conversation: what the client sends next begins a session with a backend
 that is there. So a session that never got an answer, or that was a request and its response, ends at once; but a
 request has ANSWER_TIME for its response. A conversation goes on until it ends or its deadline has come, and its
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ..admission.refusal import BACKEND, LISTENER, SERVICE
 from ..loop.poller import READ
 from .eviction import ANSWER_TIME, BRIEF
+from .server import address_tuple
 from .takeover import find_place
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def use(server: UdpServer, listeners: dict[str, UdpListener]) -> None:
         if key not in places:
             places[key] = find_place(server, *key)
         place = places[key]
-        if place is not None:
+        if place is not None and (_has_address(place, flow.target) or _is_conversation(flow)):
             _move(flow, *place)
         elif flow.listener in returned:  # its socket is closed, for its clients have to reach the new one
             server.end(flow, reason(server, flow))
@@ -87,6 +88,12 @@ def _move(flow: Flow, listener: UdpListener, backends, index: int) -> None:
         del before.flows[flow.client_key]
         listener.flows[flow.client_key] = flow
     flow.listener = listener
+
+
+def _has_address(place, target):
+    """Whether the backend of a place still has the address ``target``."""
+    _listener, backends, index = place
+    return address_tuple(backends.backends[index].address(backends.family), target[1]) == target
 
 
 def _is_conversation(flow):

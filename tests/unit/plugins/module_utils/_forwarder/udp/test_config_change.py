@@ -100,6 +100,20 @@ def test_a_session_moves_exactly_if_its_place_is_still_there(make, server, famil
     assert host.udp.leaving == []
 
 
+def test_at_a_backend_with_another_address_only_conversations_go_on(make, server, family):
+    web = dns(server.backend(), family=family)
+    host = make(web)
+    sessions = [Session(host, web, server, steps) for steps in ("qaq", "qa", "qqq")]
+    other = {"ipv4": "127.0.0.2"} if family == "ipv4" else {"ipv6": "::2"}
+    host.change(replace(web, backends=(replace(web.backends[0], **other),)))
+    later(host, ANSWER_TIME + 0.1)
+    assert [session.alive for session in sessions] == [True, False, False]
+    assert host.open() == host.active() == {2: 1}
+    assert sessions[0].ask() == sessions[0].place
+    host.at_deadline()
+    assert sessions[0].alive
+
+
 def test_a_request_whose_backend_left_is_answered_and_becomes_a_conversation_or_not(make, server, family):
     web = dns(server.backend(), family=family)
     host = make(web)
