@@ -175,12 +175,16 @@ def in_the_middle(forwarder, config):
 def test_a_worker_that_dies_between_prepare_and_use_leads_to_new_processes(lab, forwarder, sessions):
     with in_the_middle(forwarder, document(lab, 2)) as victim:
         (survivor,) = set(forwarder.workers()) - {victim}
+        queued = [tcp.connect(lab, lab["a"].ipv4, RANGE) for _connection in range(4)]
         os.kill(victim, signal.SIGKILL)
     eventually(lambda: forwarder.runtime()["generation"] == 2, "the reload is done", forwarder.show)
     result = forwarder.runtime()["last_reload"]
     assert (result["in_place"], result["new_processes_because"]) == (False, "worker 1 ended")
     assert_as_configured(lab, document(lab, 2))
     assert {line["pid"] for line in forwarder.log("draining")} == {survivor}
+    for sock in queued:
+        with sock:
+            assert tcp.receive_all(sock), "the new listeners were not closed meanwhile"
 
 
 @pytest.mark.ipv4_only

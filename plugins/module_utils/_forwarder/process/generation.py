@@ -40,6 +40,10 @@ class LoadError(Exception):
         self.errors = list(errors)
 
 
+class OtherWorkers(Exception):
+    """The config asks for another number of workers, one sentence."""
+
+
 @dataclass
 class Generation:
     """``number`` counts loads from 1. ``region`` is shared memory; it stays open until its counters are in the totals.
@@ -124,17 +128,22 @@ def read(path) -> tuple[Any, dict]:
         raise LoadError([f"{path}: cannot be read: {error.strerror}"]) from None
 
 
-def make(config, config_file, number, archive, listening, servers, alone=False, tolerated=()) -> Generation:
+def make(
+    config, config_file, number, archive, listening, servers, alone=False, tolerated=(), workers=None
+) -> Generation:
     """Return the generation of what read() returns; bind missing listeners and add them to ``listening``.
 
     ``servers`` are the admin.server.Servers. ``alone``: no other process of ours can be listening yet. A listener or a
     metrics socket that cannot be bound is an error, unless its name is in ``tolerated`` (EVERYTHING at a start); an
-    admin socket never is. Raise LoadError; ``listening`` is unchanged then.
+    admin socket never is. Raise LoadError, or OtherWorkers if there must be ``workers``; ``listening`` is unchanged
+    then.
     """
     slots, limit = listeners.slots_of(config), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     too_many = listeners.beyond_limit(config, slots, limit)
     if too_many and not tolerated:
         raise LoadError([too_many])
+    if workers not in (None, slots):  # a socket of a new slot would get connections as soon as it is bound
+        raise OtherWorkers(f"the number of workers changes from {workers} to {slots}")
     bound, new_servers = {}, {}
     failed: dict[str, str] = {}
     try:

@@ -24,6 +24,7 @@ from . import change_messages
 from .channel import TooLarge
 from .children import Child
 from .generation import Generation, Generations
+from .log_settings import LogSettings
 from .supervisor_loop import SupervisorLoop
 from .worker_pool import WorkerPool
 
@@ -32,9 +33,6 @@ TIMEOUT = 5.0  # seconds for all workers to prepare, and then to use
 
 class Owner(Protocol):
     """What a change uses of the supervisor."""
-
-    def worker_log_level(self, generation: Generation) -> str:
-        """Return the log level of the workers of a generation."""
 
     def changed_in_place(self) -> None:
         """Called when the candidate is live and all workers use it."""
@@ -66,10 +64,18 @@ def _sha256(archive):
 class ChangeInPlace:
     """The change in progress, if there is one."""
 
-    def __init__(self, loop: SupervisorLoop, generations: Generations, pool: WorkerPool, owner: Owner):
+    def __init__(
+        self,
+        loop: SupervisorLoop,
+        generations: Generations,
+        pool: WorkerPool,
+        log_settings: LogSettings,
+        owner: Owner,
+    ):
         self._loop = loop
         self._generations = generations
         self._pool = pool
+        self._log_settings = log_settings
         self._owner = owner
         self._number = 0  # of the generation that the workers prepare or use; 0: no change is in progress
         self._waiting: dict[int, Child] = {}  # by pid: workers that have to answer
@@ -165,7 +171,7 @@ class ChangeInPlace:
         """Make the candidate live: from here on there is no way back."""
         workers = list(self._pool.serving(self._generations.live).values())
         live = self._generations.switch_in_place()
-        level = self._owner.worker_log_level(live)
+        level = self._log_settings.of(live)["level"]
         self._waiting = {child.pid: child for child in workers}
         self._watch()
         for child in workers:

@@ -147,12 +147,17 @@ def failures(config, failed):
     return found
 
 
-def settle(config, slots, listening):
-    """Close the listeners that ``config`` no longer needs, and apply its options to the others."""
+def close_others(config, slots, listening):
+    """Close the listeners that ``config`` does not need; return required() of the others."""
     names = required(config, slots, listening)
     for name in [name for name in listening if name not in names]:
         listening.pop(name).close()
-    for name, (service, _listener) in names.items():
+    return names
+
+
+def settle(config, slots, listening):
+    """Close the listeners that ``config`` no longer needs, and apply its options to the others."""
+    for name, (service, _listener) in close_others(config, slots, listening).items():
         if service.protocol == "udp":
             continue
         listening[name].listen(service.backlog)  # on a listening socket this only changes the backlog

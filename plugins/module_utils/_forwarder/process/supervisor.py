@@ -69,7 +69,7 @@ class Supervisor:
         self._log_settings = LogSettings(self._log)
         self._results = ReloadResults(self._log, self._notifier)
         self._pool = WorkerPool(self._loop, self._generations, self._listening, self._log_settings, self)
-        self._change = in_place.ChangeInPlace(self._loop, self._generations, self._pool, self)
+        self._change = in_place.ChangeInPlace(self._loop, self._generations, self._pool, self._log_settings, self)
         self._reload = Reload(self._loop, self, self._results, self._config_path, own_command())
         self._old = OldGenerations(self._loop, self._pool, self._generations, self._orphans)
         seen = (self._loop, self._generations, self._pool, self._old, self._overrides)
@@ -247,8 +247,8 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001
             self._load_failed([internal_error(error)])
 
-    def _load_candidate(self, same=False):
-        """Return the generation of the config, the new candidate; raise LoadError or OSError."""
+    def _load_candidate(self, same=False, workers=None):
+        """Return the generation of the config, the new candidate; raise as generation.make(), or OSError."""
         generations, live = self._generations, self._generations.live
         starting, self._starting = self._starting, False
         self._lock.take_for(serving=bool(live), log=self._log)
@@ -262,6 +262,7 @@ class Supervisor:
             self._servers,
             alone=not (live or self._orphans or orphans.find()),
             tolerated=generation.EVERYTHING if starting else live.failed,
+            workers=workers,
         )
         if live:
             checked = {service.name for service in candidate.config.services if service.checked}
@@ -330,16 +331,14 @@ class Supervisor:
         if reason is None:
             self._archive = installed  # its path may have changed
             try:
-                candidate = self._load_candidate()
-                if candidate.slots == live.slots:
-                    self._change.begin(candidate, self._listening)
-                    return
-                reason = f"the number of workers changes from {live.slots} to {candidate.slots}"
+                self._change.begin(self._load_candidate(workers=live.slots), self._listening)
+                return
             except generation.LoadError as error:
                 self._load_failed(error.errors)
                 return
             except Exception as error:  # noqa: BLE001
-                reason = str(error) if isinstance(error, OSError) else internal_error(error)
+                is_known = isinstance(error, (OSError, generation.OtherWorkers))
+                reason = str(error) if is_known else internal_error(error)
         self.not_changed_in_place(reason)
 
     def serve_again(self):
@@ -350,7 +349,9 @@ class Supervisor:
             self._change.begin(self._load_candidate(same=True), self._listening)
 
     def not_changed_in_place(self, reason: str):
-        """Go on with new processes: the workers cannot take the config."""
+        """Go on with new processes, which need the new listeners: the workers cannot take the config."""
+        for candidate in filter(None, [self._generations.candidate]):
+            candidate.new_listeners.clear()  # to close them would reset what is queued
         self._abandon_candidate()
         self._reload.new_processes(reason)
 
@@ -358,13 +359,12 @@ class Supervisor:
         """Follow the config that the workers have taken."""
         self._settle(in_place=True)
 
-    def worker_log_level(self, live):
-        """Return the log level of the workers of a generation."""
-        return self._log_settings.of(live)["level"]
-
     def reload_failed(self, error: str):
-        """Record why the live generation goes on."""
-        self._results.failed(error, self._generations.live)
+        """Record why the live generation goes on, without the listeners that only the new one needs."""
+        live = self._generations.live
+        if live.config:
+            self._loop.contain(listeners.close_others, live.served, live.slots, self._listening)
+        self._results.failed(error, live)
 
     # -- children --------------------------------------------------------------------------------------------------
 

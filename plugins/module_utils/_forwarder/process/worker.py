@@ -94,6 +94,7 @@ class Worker:
     def enter(self, generation, config, region):
         """Serve this generation from here on: log, count and write the heartbeat as one of its workers."""
         self.generation, self.config, self.region = generation, config, region
+        self._drain_timeout = config.stop_timeout
         self._cells = region.cells
         self._counted = {name: region.cell(self.slot, "worker", name) for name in WORKER_FIELDS}
         self._beat = region.beat_cell(self.slot)

@@ -50,7 +50,7 @@ class Supervisor:
         self.done, self.replaced, self.timers = [], [], []
         loop = SimpleNamespace(log=SimpleNamespace(event=lambda *_event, **_fields: None))
         loop.call_later = lambda _seconds, callback: self.timers.append(callback)
-        self.change = in_place.ChangeInPlace(loop, self.generations, self, self)
+        self.change = in_place.ChangeInPlace(loop, self.generations, self, self, self)
         self.change.begin(self.generations.candidate, {})
 
     def serving(self, _generation):
@@ -62,8 +62,8 @@ class Supervisor:
     def drain_and_replace(self, child, _timeout):
         self.replaced.append(child)
 
-    def worker_log_level(self, _generation):
-        return "info"
+    def of(self, _generation):  # the log settings
+        return {"level": "info"}
 
     def changed_in_place(self):
         self.done.append(None)
