@@ -126,7 +126,9 @@ def test_at_the_deadline_of_a_removal_both_ends_are_reset_and_nothing_else_is_to
     assert forwarder.workers() == workers
     lines = eventually(lambda: len(ended := forwarder.log("connection")) == 4 and ended, explain=forwarder.show)
     assert {(line["service"], line["ended"]) for line in lines} == {("raw", reason)}
-    sessions = {service["name"]: service["sessions"] for service in forwarder.status()["services"]}
+    status = forwarder.status()
+    assert status["totals"]["removal_ended"] == 4
+    sessions = {service["name"]: service["sessions"] for service in status["services"]}
     assert sessions == {"bulk": 2, "names": 2, **({"raw": 0} if reason != "service removed" else {})}
 
 

@@ -108,6 +108,7 @@ def _process(status):
         ("log_dropped", "Log lines dropped because the reader of the log was too slow."),
         ("datagrams_dropped", "UDP datagrams that the kernel refused to send."),
         ("datagrams_stray", "UDP datagrams received on an upstream socket that belong to no session."),
+        ("removal_ended", "Sessions ended because their service, listener or backend had left the config."),
     ):
         yield from _metric(f"{name}_total", "counter", text, [("", status["totals"][name])])
 

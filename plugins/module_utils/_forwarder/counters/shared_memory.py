@@ -70,6 +70,7 @@ WORKER_FIELDS = (
     "log_dropped",
     "datagrams_dropped",
     "datagrams_stray",
+    "removal_ended",  # sessions that were ended because their service, listener or backend had left the config
 )
 REFUSED = ("never_spoofed", "no_backend", "connect_failed", "limited", "denied", "bad_header", "other")
 LADDER = (  # by source_address.py, and port_silent by tcp/other_ports.py

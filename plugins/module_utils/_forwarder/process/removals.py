@@ -70,5 +70,6 @@ def end_sessions(server: TcpServer, removal: dict) -> int:
         )
     ]
     for relay in relays:
+        server.loop.count("removal_ended")
         relay.abort(removal["reason"])
     return len(relays)

@@ -56,7 +56,7 @@ class Worker:
         self.generation = generation
         region.reset_gauges(slot)
         self._cells = region.cells
-        self._counted = {name: region.cell(slot, "worker", name) for name in WORKER_FIELDS}
+        self._counted = self._cells_to_count(region)
         self.loop = loop = EventLoop(log, self.count, own_addresses.own_addresses())
         self._next_address_check = loop.now() + own_addresses.REFRESH
         self.config = config
@@ -82,9 +82,15 @@ class Worker:
         self._drain_timeout = config.stop_timeout  # seconds; None: draining has no deadline
         self._terminations = 0  # number of SIGTERMs; the first one drains, the second one ends the worker at once
 
+    def _cells_to_count(self, region):
+        return {
+            name: region.cell(self.slot, "worker", name) for name in WORKER_FIELDS if ("worker", name) in region.offsets
+        }
+
     def count(self, name):
         """Add one to a counter of this worker, one of shared_memory.WORKER_FIELDS."""
-        self._cells[self._counted[name]] += 1
+        if name in self._counted:  # the region may be of an earlier version
+            self._cells[self._counted[name]] += 1
 
     def cover(self, slots):
         """Serve these slots besides the own one, until the next call."""
@@ -96,7 +102,7 @@ class Worker:
         self.generation, self.config, self.region = generation, config, region
         self._drain_timeout = config.stop_timeout
         self._cells = region.cells
-        self._counted = {name: region.cell(self.slot, "worker", name) for name in WORKER_FIELDS}
+        self._counted = self._cells_to_count(region)
         self._beat = region.beat_cell(self.slot)
         self._write_heartbeat(self.loop.now())
         self.loop.log.set_format(config.log.format)

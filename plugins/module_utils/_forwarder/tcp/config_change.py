@@ -102,6 +102,7 @@ def end_sessions(server: TcpServer, runtime: ServiceRuntime) -> int:
             reason = SERVICE
         else:
             reason = BACKEND if _identity(relay.acceptor) in listeners else LISTENER
+        server.loop.count("removal_ended")
         server.loop.call(partial(relay.abort, reason))
     return len(relays)
 

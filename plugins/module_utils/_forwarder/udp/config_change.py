@@ -43,7 +43,7 @@ def use(server: UdpServer, listeners: dict[str, UdpListener]) -> None:
             continue
         if before.service != listener.service:  # what arrives at this socket belongs to another service now
             for flow in list(before.flows.values()):
-                server.end(flow, SERVICE)
+                _end(server, flow, SERVICE)
         listener.follow(before)
     server.listeners, server.leaving = listeners, [*earlier.values(), *leaving]
     places: dict[tuple, tuple | None] = {}
@@ -57,7 +57,7 @@ def use(server: UdpServer, listeners: dict[str, UdpListener]) -> None:
         if place is not None and (_has_address(place, flow.target) or _is_conversation(flow)):
             _move(flow, *place)
         elif flow.listener in returned:  # its socket is closed, for its clients have to reach the new one
-            server.end(flow, reason(server, flow))
+            _end(server, flow, reason(server, flow))
         elif not _is_conversation(flow):
             brief.append(flow)
     _end_brief(server, brief, now)
@@ -65,6 +65,11 @@ def use(server: UdpServer, listeners: dict[str, UdpListener]) -> None:
         listener.close()
     server.listen(listeners, [listener for listener in server.leaving if listener not in returned])
     close_unused(server)
+
+
+def _end(server, flow, reason):
+    server.count("removal_ended")
+    server.end(flow, reason)
 
 
 def _read_rest(listener):
@@ -105,7 +110,7 @@ def _end_brief(server, flows, now):
     waiting = []
     for flow in flows:
         if flow.answered or now - flow.started >= ANSWER_TIME:
-            server.end(flow, reason(server, flow))
+            _end(server, flow, reason(server, flow))
         else:
             waiting.append((flow, flow.listener))
     if waiting:
@@ -115,7 +120,7 @@ def _end_brief(server, flows, now):
 def _end_waiting(server, waiting):
     for flow, listener in waiting:
         if flow.listener is listener and flow.alive and not _is_conversation(flow):
-            server.end(flow, reason(server, flow))
+            _end(server, flow, reason(server, flow))
 
 
 def reason(server: UdpServer, flow: Flow) -> str:
@@ -131,7 +136,7 @@ def end_sessions(server: UdpServer, runtime: ServiceRuntime) -> int:
     """End all sessions of an earlier runtime, whose deadline has come; return how many there were."""
     flows = [flow for flow in server.table.flows if flow.listener.runtime is runtime]
     for flow in flows:
-        server.end(flow, reason(server, flow))
+        _end(server, flow, reason(server, flow))
     return len(flows)
 
 

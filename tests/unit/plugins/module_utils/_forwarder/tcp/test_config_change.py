@@ -58,6 +58,7 @@ def test_an_established_session_moves_exactly_if_its_place_is_still_there(make, 
     if state is not State.BACKEND_ENDED:
         peer.sendall(b"answer")
         assert host.received(client)[0] == b"answer"
+    ended = ("worker", "removal_ended")
     if expected is not True:
         host.at_deadline(29.0)
         assert relay.state is state, "not before its deadline"
@@ -65,12 +66,14 @@ def test_an_established_session_moves_exactly_if_its_place_is_still_there(make, 
         for sock in (client, peer):
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in (errno.ECONNRESET, errno.EPIPE), "RST"
         check_end(host, expected)
+        assert host.region.total(*ended) == 1
         return
     host.at_deadline()
     for sock in (client, peer):
         sock.close()
     host.turn_until(lambda: not host.tcp.sessions)
     check_end(host, relay.ended)
+    assert host.region.total(*ended) == 0
     assert relay.ended in ("closed", "client reset", "backend reset")
 
 

@@ -97,6 +97,7 @@ def test_a_session_moves_exactly_if_its_place_is_still_there(make, server, famil
     assert host.open() == host.active() == {}
     assert host.released() == [1]
     assert [line["ended"] for line in host.events("session")] == [expected]
+    assert host.region.total("worker", "removal_ended") == 1
     assert host.udp.leaving == []
 
 
