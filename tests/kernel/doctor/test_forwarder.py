@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 
 import pytest
 
@@ -62,6 +63,16 @@ def test_a_missing_listener_is_reported(clinic, running):
     more = make_service(clinic.lab, "more", 81, PORT, backends=("b",))
     running.configure(make_config(more))
     assert {finding.id for finding in clinic.complaints("a", **paths(running))} == {"listening"}
+
+
+def test_a_port_that_another_program_has_is_reported(clinic):
+    service = make_service(clinic.lab, "web", 80, PORT, backends=("b",))
+    with clinic.lab["a"].inside():
+        other = socket.create_server(("0.0.0.0", 80))
+    with other, Forwarder(clinic.lab, make_config(service)) as forwarder:
+        found = clinic.complaints("a", **paths(forwarder))
+        assert [(finding.id, finding.subject) for finding in found] == [("listening", "tcp:0.0.0.0:80")]
+        assert "EADDRINUSE" in found[0].what
 
 
 def test_a_backend_without_local_delivery_is_reported(clinic, running):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -255,6 +256,25 @@ def test_a_start_serves_all_that_it_can_bind_and_the_rest_later(lab, servers, ud
         assert served(address)
         assert served(other)
         assert [one["failed"] for one in forwarder.status()["services"]] == [{}, {}]
+
+
+@pytest.mark.ipv4_only
+@pytest.mark.parametrize("broken", ["{", '{"schema": 2}'])
+def test_a_start_serves_the_last_good_config_if_the_other_cannot_be_loaded(lab, servers, broken):
+    forwarder = Forwarder(lab, broken)
+    assert forwarder.process.wait(PATIENCE) == 1, "the control: there is none"
+    good = forwarder.config.with_name("config.json.last-good")
+    good.write_text(json.dumps(make_config(make_service(lab, "web", OTHER, 8080))), encoding="utf-8")
+    with Forwarder(lab, broken, directory=forwarder.directory) as second:
+        assert tcp.get(lab, lab["a"].ipv4, OTHER)
+        config = second.runtime()["config"]
+        assert config["path"] == str(good)
+        assert config["error"] == second.log("last good config")[0]["reason"] != ""
+        assert second.reload().returncode == 1, "a reload is refused"
+        assert tcp.get(lab, lab["a"].ipv4, OTHER)
+        second.configure(make_config(make_service(lab, "web", OTHER, 8080)))
+        assert second.reload().returncode == 0
+        assert "error" not in second.runtime()["config"]
 
 
 @pytest.mark.ipv4_only

@@ -23,6 +23,8 @@ from ..config import defaults
 from ..counters import shared_memory, totals
 from . import listeners
 
+LAST_GOOD = ".last-good"  # after the path of the config: the copy that the role makes once the forwarder serves it
+
 
 class _Everything:
     def __contains__(self, _name: object) -> bool:
@@ -55,7 +57,7 @@ class Generation:
 
     number: int
     config: Any  # a config.Config; None if another version has written it and this one cannot read it
-    config_file: dict  # {"path", "sha256"}
+    config_file: dict  # {"path", "sha256"}, and "error" if it is the last good one: why the other cannot be loaded
     archive: dict | None  # {"path", "sha256"}
     slots: int  # number of workers
     region: shared_memory.Region
@@ -114,6 +116,18 @@ class Generation:
         for sock in self.new_servers.values():
             sock.close()
         self.region.close()
+
+
+def read_any(path) -> tuple[Any, dict]:
+    """Return read(), or if that config cannot be loaded the last one that could (LAST_GOOD), with the key "error"."""
+    try:
+        return read(path)
+    except LoadError as error:
+        try:
+            config, config_file = read(path + LAST_GOOD)
+        except LoadError:
+            raise error from None
+        return config, {**config_file, "error": str(error)}
 
 
 def read(path) -> tuple[Any, dict]:

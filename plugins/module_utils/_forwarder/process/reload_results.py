@@ -68,6 +68,9 @@ class ReloadResults:
         )
         for name, addresses in own_addresses.absent(live.config.services).items():
             self._log.event("listen address absent", level="warning", service=name, listen=addresses, reason=ABSENT)
+        if "error" in live.config_file:
+            reason = live.config_file["error"]
+            self._log.event("last good config", level="error", config=live.config_file["path"], reason=reason)
         for name, reason in live.failed.items():
             self._log.event("not listening", level="error", on=name, reason=f"{reason}; {RETRIED}")
         but = f", but cannot listen on {', '.join(live.failed)}" if live.failed else ""

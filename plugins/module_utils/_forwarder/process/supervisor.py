@@ -252,7 +252,8 @@ class Supervisor:
         generations, live = self._generations, self._generations.live
         starting, self._starting = self._starting, False
         self._lock.take_for(serving=bool(live), log=self._log)
-        config, config_file = (live.config, live.config_file) if same else generation.read(self._config_path)
+        read = generation.read_any if starting and not live else generation.read
+        config, config_file = (live.config, live.config_file) if same else read(self._config_path)
         candidate = generations.candidate = generation.make(
             config,
             config_file,

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from .. import rule_matching
 from ..facts.model import Facts, format_ports
@@ -101,7 +101,16 @@ def listening(facts: Facts) -> Iterator[Finding]:
     config = facts.forwarder
     if config is None or config.error or config.pid is None:
         return
+    for name, reason in config.failed:
+        yield fail(
+            name,
+            f"the forwarder cannot listen on {name}: {reason}",
+            "clients of that address are refused, or reach another program",
+            "`ss -lntup` shows which program has the port: stop it, or change its port or `listen`; the forwarder "
+            "tries again every few seconds",
+        )
     sockets = {(socket.protocol, socket.address, socket.port) for socket in facts.sockets}
+    sockets |= {(protocol, address, port) for protocol, address, port in _endpoints(config.failed)}
     for wanted in config.listeners:
         missing = [port for port in wanted.ports if (wanted.protocol, wanted.address, port) not in sockets]
         if missing:
@@ -120,6 +129,15 @@ def listening(facts: Facts) -> Iterator[Finding]:
                 f"correct `listen`, or add {wanted.address} to this host; for a virtual address held by another host, "
                 "do nothing",
             )
+
+
+def _endpoints(failed: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, int]]:
+    """(protocol, address, port) of what could not be bound, without the admin socket."""
+    for name, _reason in failed:
+        protocol, _colon, where = name.partition(":")
+        address, _colon, port = where.rpartition(":")
+        if port.isdigit():
+            yield protocol, address.strip("[]"), int(port)
 
 
 def _is_own(address: str, own: frozenset[str]) -> bool:

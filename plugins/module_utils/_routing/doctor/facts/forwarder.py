@@ -28,7 +28,8 @@ def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
     except OSError as error:
         return Forwarder(config, error=f"cannot be read: {error.strerror}")
     backends = tuple(sorted({target.address for target in targets}))
-    pid = _pid(runtime)
+    running = _running(runtime)
+    pid = running.get("pid")
     status = proc.status(proc_directory, pid) if pid else None
     if pid is None or status is None:
         return Forwarder(config, listeners=listeners, backends=backends, targets=targets)
@@ -43,6 +44,7 @@ def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
         status.uid,
         status.stopped,
         () if status.stopped else old_code.read(admin_socket),
+        tuple(sorted((running.get("failed") or {}).items())),
     )
 
 
@@ -66,8 +68,10 @@ def _ports(value: Any) -> tuple[int, int]:
     return int(first), int(last or 0)
 
 
-def _pid(runtime: str) -> int | None:
+def _running(runtime: str) -> dict[str, Any]:
+    """The runtime file; empty without a valid one."""
     try:
-        return int(json.loads(files.read(runtime) or "{}").get("pid") or 0) or None
-    except (ValueError, AttributeError, OSError):
-        return None
+        found = json.loads(files.read(runtime) or "{}")
+    except (ValueError, OSError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("pid"), int) else {}

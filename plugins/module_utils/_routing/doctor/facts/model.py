@@ -170,6 +170,8 @@ class Forwarder:
     uid: int | None = None
     stopped: bool = False
     old_code: tuple[OldCode, ...] = ()
+    # Sockets that could not be bound when it started, with the reason: ("tcp:0.0.0.0:80", "EADDRINUSE: ...").
+    failed: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
