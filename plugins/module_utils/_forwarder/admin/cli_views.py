@@ -104,8 +104,9 @@ def table(document, rates=None):
     """Return the status document as text; ``rates`` are new connections per second by (service, backend)."""
     lines = [_headline(document)]
     lines += [f"ALARM {alarm}" for alarm in document["alarms"]]
-    if document["config"].get("error"):
-        lines.append(f"SERVING {document['config']['path']}, because of {document['config']['error']}")
+    config = document.get("config") or {}
+    if config.get("error"):
+        lines.append(f"SERVING THE LAST GOOD CONFIG, {config['path']}: {config['error']}")
     for name, reason in document.get("failed", {}).items():
         if name.startswith(("admin:", "metrics:")):
             lines.append(f"NOT LISTENING on {name}: {reason}")

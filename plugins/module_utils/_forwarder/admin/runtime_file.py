@@ -4,9 +4,9 @@
 """The runtime file: what the running forwarder has loaded, to be compared with what is installed.
 
 {"schema": 1, "pid": int, "started": int (clock ticks after boot, proc_pid_stat(5) field 22), "generation": int,
- "version": str, "config": {"path", "sha256", and "error" if it is the last good one because the other cannot be loaded},
- "archive": {"path", "sha256"} or null when it runs from a directory, "failed": {name of a socket: why it could not be
- bound},
+ "version": str, "config": {"path", "sha256", and "error" if it is the last good one: why the other cannot be loaded},
+ "archive": {"path", "sha256"} or null when it runs from a directory,
+ "failed": {name of a socket: why it could not be bound},
  "loaded_at": "2026-01-31T12:00:00Z",
  "last_reload": {"attempt": int (0: the start), "ok": bool, "error": str or null, "at": time,
   "in_place": bool (whether the workers took the config), "new_processes_because": str or null (why they did not)}}
