@@ -48,6 +48,8 @@ class OtherPorts:
     def check(self, connecting: Iterable[Relay], now: float) -> None:
         """Begin the rounds that are due; ``connecting`` has the relays in the order in which their attempts began."""
         for relay in takewhile(lambda relay: now - relay.attempted >= SLOW, connecting):
+            if self._is_full():
+                return  # the next check goes on
             tries = self._tries.get(relay)
             if tries is None:
                 if _may_help(relay, now):
@@ -61,13 +63,16 @@ class OtherPorts:
         """Connect from more ports. Without descriptors or ports, wait for the sockets that are there."""
         tries.rounds.append(now)
         for _socket in tries.rounds:
-            if self.open >= min(MOST_OPEN, self._room()):
+            if self._is_full():
                 return
             try:
                 tries.streams[_connect(relay)] = now
             except OSError:
                 return
             self.open += 1
+
+    def _is_full(self):
+        return self.open >= min(MOST_OPEN, self._room())
 
     def streams(self, relay: Relay) -> list[Stream]:
         """Return the sockets of an attempt, the first one first."""
