@@ -14,6 +14,8 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 LINK = "l4proxy.pyz"
+# The archive before the last change of the link; the playbook roll_back goes back to it.
+PREVIOUS = "previous.pyz"
 COLLECTION = Path(__file__).resolve().parents[2]
 
 
@@ -35,13 +37,19 @@ class ActionModule(ActionBase):
         copied = self._copy(content, path, task_vars)
         if copied.get("failed"):
             return copied
-        linked = self._link(name, os.path.join(directory, LINK), task_vars)
+        link = os.path.join(directory, LINK)
+        current = self._target(link, task_vars)
+        if current and current != name:
+            kept = self._link(current, os.path.join(directory, PREVIOUS), task_vars)
+            if kept.get("failed"):
+                return kept
+        linked = self._link(name, link, task_vars)
         return {
             **{key: linked[key] for key in ("failed", "msg") if key in linked},
             "changed": bool(copied.get("changed") or linked.get("changed")),
             "diff": [result["diff"] for result in (linked,) if result.get("diff")],
             "path": path,
-            "link": os.path.join(directory, LINK),
+            "link": link,
             "version": version,
         }
 
@@ -63,6 +71,14 @@ class ActionModule(ActionBase):
                 shared_loader_obj=self._shared_loader_obj,
             )
             return copy.run(task_vars=task_vars)
+
+    def _target(self, link: str, task_vars: dict[str, Any] | None) -> str | None:
+        """Return where a link on the host points to, None if there is none."""
+        found = self._execute_module(
+            module_name="ansible.legacy.stat", module_args={"path": link, "get_checksum": False}, task_vars=task_vars
+        )
+        target: str | None = found.get("stat", {}).get("lnk_target")
+        return target
 
     def _link(self, name: str, link: str, task_vars: dict[str, Any] | None) -> dict[str, Any]:
         return self._execute_module(

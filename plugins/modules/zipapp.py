@@ -15,6 +15,7 @@ description:
   - The same sources produce the same bytes on every controller.
   - The link C(l4proxy.pyz) in the same directory points to the current archive and is changed last. Earlier archives
     stay, because a running program still reads from its archive.
+  - The link C(previous.pyz) points to the archive before the last change; the playbook C(roll_back) goes back to it.
 options:
   directory:
     description: The directory on the host. It must exist.

@@ -271,13 +271,6 @@ def test_the_roles_work_in_a_users_own_play_with_serial_1(lab, tmp_path):
     assert run.changed == {"b": 2}, run.output
 
 
-def test_teardown_changes_nothing_on_a_host_without_the_collection(lab, play):
-    assert play("teardown", "--limit", "c").changed == {"c": 3}
-    lab["c"].run(["dpkg", "--purge", "python3-pyroute2"])
-    run = play("teardown", "--limit", "c")
-    assert (run.status, run.changed) == (0, {}), run.output
-
-
 def scenario_inventory():
     return ansible.REPOSITORY / "molecule" / "operations" / "inventory.yml"
 
