@@ -103,6 +103,10 @@ running:
     loaded_at:
       description: When the config was loaded, in UTC.
       type: str
+    failed:
+      description: The sockets that could not be bound when the forwarder started, each with the reason.
+      type: dict
+      version_added: 0.2.0
     last_reload:
       description:
         - The result of the last reload - C(attempt), C(ok), C(error) and C(at), whether the workers took the config
