@@ -148,7 +148,7 @@ walk: ## Walk through docs/operations under a steady load; no connection may fai
 	@$(BOOTSTRAP) lab
 	@$(ROOT) $(PYTHON) -m pytest -q tests/walk
 
-soak: ## Reload every second and upgrade under load; no connection may fail; SECONDS=60, FROM=REVISION, CONTROL=1 (root)
+soak: ## Reload every second and upgrade under load; no connection may fail; SECONDS=60, WORKERS=1, FROM=REVISION, CONTROL=1 (root)
 	@$(BOOTSTRAP) lab
 	@$(ROOT) $(BENCH).soak $(SECONDS) $(if $(CONTROL),--control)
 

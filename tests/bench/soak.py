@@ -39,7 +39,7 @@ UPGRADES = 3
 UPGRADE_EVERY = 5.0  # seconds
 REACHED = 0.95  # of the intended rate
 WORKERS = int(os.environ.get("WORKERS", "2"))
-#: An earlier version ends what its old workers hold after this time; its default is 30.
+#: Version 0.1.0 ends what old workers hold after this time (default 30); they must know it before they drain.
 EARLIER_DRAIN = 3600
 
 COLUMNS = "{:<10}{:>8}{:>10}{:>9}{:>14}{:>8}{:>11}{:>9}{:>9}{:>7}{:>11}{:>10}"
@@ -191,7 +191,10 @@ class Soak:
         return 2 * UPGRADES
 
     def there_and_back(self, revision: str) -> int:
-        """Downgrade to ``revision`` and upgrade again, twice."""
+        """Downgrade to ``revision`` and upgrade again, twice. Before, set what keeps connections through that."""
+        self.forwarder.configure(self.config(0, drain_timeout=EARLIER_DRAIN))
+        if wrong := self.reload():
+            self.failures.append(f"before a downgrade: {wrong}")
         installs = [lambda: self.archives.install_revision(revision), lambda: self.archives.install("2.0.0")]
         for step, install in enumerate(2 * installs):
             path = install()
@@ -200,7 +203,7 @@ class Soak:
                 self.failures.append(f"to {path.name}: {wrong}")
             self._serves(path.name.split("-")[1], str(path))
             time.sleep(UPGRADE_EVERY)
-        return 2 * len(installs)
+        return 2 * len(installs) + 1
 
     def _serves(self, version: str, path: str) -> None:
         runtime = self.forwarder.runtime()
