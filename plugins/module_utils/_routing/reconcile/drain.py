@@ -48,15 +48,31 @@ def drain(run: Run) -> Run:
 
     What was held back is kept as well, if it is on the host.
     """
+    have = replace(run.have, rules=placement.as_documented(run.document.rules, run.have.rules))
+    if run.kernel is not None:
+        run = replace(run, document=_without_removed(run.document, have))
     if run.options.now is not None:
-        run = _drained(run, run.options.now)
+        run = _drained(run, have, run.options.now)
     return replace(run, want=_with_held_back(run.want, run.held_back))
 
 
-def _drained(run: Run, now: float) -> Run:
+def _without_removed(document: Document, have: State) -> Document:
+    """The document without the retiring objects that are gone: the keeper does not write the stored document."""
+    left: dict[str, Any] = {}
+    for section in SECTIONS:
+        there = {value.key for value in _present(have, section)}
+        values = getattr(document, section)
+        left[section] = tuple(value for value in values if value.key in there or not _is_timed(value))
+    return replace(document, **left)
+
+
+def _is_timed(value: Any) -> bool:
+    return bool(value.retiring and value.retire_at is not None)
+
+
+def _drained(run: Run, have: State, now: float) -> Run:
     document, seconds = run.document, run.options.drain
     if seconds and run.options.purge:
-        have = replace(run.have, rules=placement.as_documented(document.rules, run.have.rules))
         limit, settle = min(seconds, UNLIMITED), min(seconds / 2, SETTLE)
         document = begin(document, have, store.stored_document(run), now + limit, now + settle)
     own, connections = run.own_addresses, run.host.connections
@@ -160,7 +176,7 @@ def _cut(over: list[Any], used: dict[int, frozenset[Need]], counts: Counts) -> I
 def retiring_until(document: Document) -> list[Any]:
     """The objects that retire with a ``retire_at``."""
     values = [value for section in SECTIONS for value in getattr(document, section)]
-    return [value for value in values if value.retiring and value.retire_at is not None]
+    return [value for value in values if _is_timed(value)]
 
 
 def next_due(document: Document, now: float) -> float | None:
