@@ -117,7 +117,7 @@ class Fleet:
         self.lab, self.directory = lab, directory
         self.inventory = first_inventory()
         self.log = directory / "load.log"
-        self.earlier = ""  # the archive before the upgrade
+        self.newer = ""  # the archive of the upgrade
         self._plays = self._read = 0
         self._events: list[dict] = []
         self._load: Any = None
