@@ -158,8 +158,11 @@ def test_slow_metrics_clients_do_not_block_others_and_time_out(lab, many):
             sock.close()
 
 
-def test_a_reload_during_a_metrics_response_resets_the_connection(lab, many):
+def test_a_reload_with_new_processes_resets_the_connection_of_a_metrics_response(lab, many):
+    """A reload in place does not touch it."""
     forwarder, address = many
+    config = json.loads(forwarder.config.read_text(encoding="utf-8"))
+    forwarder.configure({**config, "workers": 2})
     with scraper(lab, address, READING, buffer=4096) as slow:
         slow.recv(1)
         assert forwarder.reload().returncode == 0
