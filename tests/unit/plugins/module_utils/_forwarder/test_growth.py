@@ -17,7 +17,12 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory, totals
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.log import Log
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import listeners, worker
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import (
+    channel,
+    config_change,
+    listeners,
+    worker,
+)
 
 from .config.config_data import minimal
 from .snapshots import Forwarder
@@ -82,13 +87,19 @@ class Host(Forwarder):
         super().__init__(config.load(document))
         self.document, (self.region, self.other) = document, self.regions
 
-    def start_a_worker(self):
+    def start_a_worker(self, change=False):
         listening = listeners.bind_missing(self.config, 2, ())
+        ours, theirs = channel.pair()
+        first, second = (shared_memory.Region(self.region.record) for _generation in range(2))
         try:
-            made = worker.Worker(self.config, listening, Log(), None, self.region, 0)
+            made = worker.Worker(self.config, listening, Log(), theirs, first, 0)
+            if change:  # it closes the first region
+                config_change.prepare(made, 2, self.config, second, {}).use()
             made.loop.poller.close()
         finally:
             listeners.close_all(listening)
+            for one in (ours, theirs, second, *(() if change else (first,))):
+                one.close()
 
 
 WORKS = {
@@ -98,6 +109,7 @@ WORKS = {
         host.region, {service.name for service in host.config.services}
     ),
     "worker": Host.start_a_worker,
+    "change": lambda host: host.start_a_worker(change=True),
     "checker": lambda host: list(health_checker.all_targets(host.config, host.region)),
     "overrides": lambda host: (host.overrides.publish(host.region), host.overrides.settle(host.config)),
     "account": lambda host: (
