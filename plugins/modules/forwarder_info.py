@@ -154,6 +154,14 @@ plan:
       - "backend d leaves service web: 12 connections end in 30 s at the latest"
     sessions: 12
     seconds: 30.0
+taken:
+  description:
+    - The listen addresses of O(new_config) that another program on this host has, each with the reason. A start would
+      not serve them, and a reload would be refused.
+  returned: if O(new_config) is set
+  type: dict
+  version_added: 0.2.0
+  sample: {"tcp:0.0.0.0:80": "EADDRINUSE: Address already in use"}
 report:
   description: What the last reload did, and which old generations still serve connections. Empty if no forwarder runs.
   returned: if O(new_config) is set
@@ -167,7 +175,12 @@ import json
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import change_plan, client, runtime_file
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import (
+    change_plan,
+    client,
+    runtime_file,
+    taken_ports,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import paths
 
@@ -201,7 +214,7 @@ def compare(running: dict | None, installed: dict) -> tuple[bool, str]:
 
 
 def outlook(params: dict, running: dict | None, installed: dict) -> dict:
-    """Return ``plan`` and ``report`` of the module; ``running`` and ``installed`` as in its result.
+    """Return ``plan``, ``report`` and ``taken`` of the module; ``running`` and ``installed`` as in its result.
 
     :raises config.ConfigError: the new config is wrong.
     """
@@ -211,14 +224,17 @@ def outlook(params: dict, running: dict | None, installed: dict) -> dict:
             status = client.ask(params["socket"], "status")["status"]
         except client.AdminError as error:
             plan = change_plan.Plan(change_plan.RELOAD, [f"the running forwarder does not say what it serves: {error}"])
-            return {"plan": plan._asdict(), "report": []}
+            return {"plan": plan._asdict(), "report": [], "taken": {}}
         if running["config"]["sha256"] == installed["config"]:
             old = installed_config(params["config"])
         loaded = running["archive"]["path"] if running["archive"] else None
         if params["new_archive"] and os.path.basename(params["new_archive"]) != os.path.basename(loaded or ""):
             archive = os.path.basename(params["new_archive"])
     plan = change_plan.plan(status, old, new, archive, params["restart"])
-    return {"plan": plan._asdict(), "report": change_plan.report(status) if status else []}
+    # An installed forwarder that does not run may have its listeners in systemd.
+    fresh = installed["config"] is None
+    taken = taken_ports.taken(status, new) if status or fresh else {}
+    return {"plan": plan._asdict(), "report": change_plan.report(status) if status else [], "taken": taken}
 
 
 def installed_config(path: str) -> config.Config | None:

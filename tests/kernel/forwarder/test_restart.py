@@ -13,10 +13,12 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 from tests.kernel.forwarder.sessions import SERVERS, Session
+from tests.lab import earlier
 from tests.support import tcp
-from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service, web_and_raw
+from tests.support.forwarding import BACKENDS, Forwarder, as_user, make_config, make_service, web_and_raw
 from tests.support.waiting import PATIENCE, eventually, in_threads
 
 WEB, RAW, HELD = 8000, 7000, 9100
@@ -50,7 +52,7 @@ class ServiceManager:
         "for place, number in enumerate(high): os.dup2(number, 3 + place)\n"
         "os.closerange(3 + len(high), 5000 + len(high))\n"
         "os.environ['LISTEN_PID'] = str(os.getpid())\n"
-        "os.execv(sys.argv[2], sys.argv[2:])\n"
+        "os.execvp(sys.argv[2], sys.argv[2:])\n"
     )
 
     def __init__(self, path):
@@ -58,6 +60,7 @@ class ServiceManager:
         self.kept = {}
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.bind(self.path)
+        os.chmod(self.path, 0o666)
         self._sock.settimeout(PATIENCE)
 
     def listen_until(self, word):
@@ -82,7 +85,7 @@ class ServiceManager:
                 self.listen_until("none is left")
         self._sock.settimeout(PATIENCE)
 
-    def start(self, lab, document, directory=None):
+    def start(self, lab, document, directory=None, user=(), archive=None):
         """Start a forwarder with the stored descriptors."""
         if directory is not None:
             (directory / "forwarder.json").unlink(missing_ok=True)  # RuntimeDirectory= begins empty
@@ -91,7 +94,8 @@ class ServiceManager:
         return Forwarder(
             lab,
             document,
-            wrapper=("/usr/bin/python3", "-c", self.PASS, numbers),
+            wrapper=("/usr/bin/python3", "-c", self.PASS, numbers, *user),
+            archive=archive,
             environment={**environment, "NOTIFY_SOCKET": self.path},
             pass_fds=list(self.kept.values()),
             directory=directory,
@@ -104,8 +108,8 @@ class ServiceManager:
 
 
 @pytest.fixture
-def manager(tmp_path):
-    with closing(ServiceManager(tmp_path / "notify")) as manager:
+def manager(lab, tmp_path):
+    with closing(ServiceManager(lab.tmp / f"{tmp_path.name}.notify")) as manager:
         yield manager
 
 
@@ -261,6 +265,51 @@ def test_a_restart_ends_no_session(lab, manager, held, restarts):
         eventually(lambda: not alive(workers), "the old workers have ended", forwarder.show)
         generations = {worker["generation"] for worker in forwarder.status()["workers"]}
         assert generations == {restarts + 1}, "it knows that they have"
+
+
+def test_a_restart_to_version_0_1_0_drains_the_old_workers(lab, manager, first, listener, tmp_path):
+    """It takes the stored channels for listeners that its config does not need, and closes them."""
+    program = tmp_path / "earlier.pyz"
+    program.write_bytes(_archive.archive(_archive.sources(earlier.unpack(tmp_path / "earlier"))))
+    client, server = tcp.pair(lab, listener, RAW)
+    workers = first.workers()
+    first.process.send_signal(signal.SIGUSR1)
+    manager.listen_until_end(first.process)
+    with client, server, manager.start(lab, document(lab), directory=first.directory, archive=program) as second:
+        assert second.runtime()["version"] == "0.1.0"
+        while len(manager.kept) > 8:
+            manager.listen_until("FDSTOREREMOVE")
+        eventually(lambda: len(alive(workers)) == 1, "the one that has nothing to do has ended", second.show)
+        tcp.assert_open(client, server)
+        assert tcp.get(lab, lab["a"].ipv4, WEB)
+        server.close()
+        client.close()
+        eventually(lambda: not alive(workers), "the old workers have ended", second.show)
+        second.process.send_signal(signal.SIGUSR1)
+        manager.listen_until_end(second.process)
+        with manager.start(lab, document(lab), directory=first.directory) as third:
+            assert tcp.get(lab, lab["a"].ipv4, WEB), "the control: back again"
+            assert third.runtime()["generation"] == 1
+
+
+def test_another_user_takes_over_the_workers(lab, manager, held):
+    """It may not signal them, so they drain because of a message."""
+    served = make_config(*web_and_raw(lab, WEB, RAW), *held, workers=2)
+    forwarder = manager.start(lab, served, user=as_user(65534)).serve()
+    while len(manager.kept) < 16:
+        manager.listen_until("FDSTORE")
+    sessions, workers = sessions_of(lab), forwarder.workers()
+    forwarder.process.send_signal(signal.SIGUSR1)
+    manager.listen_until_end(forwarder.process)
+    for path in forwarder.directory.iterdir():
+        path.chmod(0o666)
+    with manager.start(lab, served, directory=forwarder.directory, user=as_user(65533)) as second:
+        eventually(lambda: sum(line["sessions"] for line in second.log("sessions taken over")) == 20, "", second.show)
+        for session in sessions:
+            session.go_on()
+        for session in sessions:
+            session.end()
+        eventually(lambda: not alive(workers), "the old workers have ended", second.show)
 
 
 def test_hundreds_of_listeners_survive_a_restart(lab, manager):

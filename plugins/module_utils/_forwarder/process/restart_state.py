@@ -7,9 +7,10 @@ The leaving supervisor stores the document and the descriptors that it names bes
 workers go on serving. The next supervisor gives the descriptors their numbers in the document again and takes the
 workers over. They are not its children: it learns from their channels that they have ended.
 
-The name of a stored descriptor is "tcp:handover-TIME:NUMBER#0", where TIME is when the supervisor left and NUMBER is
-the descriptor's in the document, 0 for the document itself. Version 0.1.0 takes such a socket for a listener that its
-config does not need, so it closes the channels once its own workers serve, and the old workers drain.
+The name of a stored socket is "tcp:handover-TIME:NUMBER#0", where TIME is when the supervisor left and NUMBER is the
+descriptor's in the document. Version 0.1.0 takes everything in the store for a listener: it closes those that its
+config does not need, so the old workers drain, but it cannot start with anything that is not a socket. So document and
+shared memory are not stored themselves. They wait as a message in a socket, the BOX.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ import fcntl
 import json
 import os
 import re
+import socket
+import stat
 import time
 
 from ..admin import runtime_file
 
-DOCUMENT = 0  # the NUMBER of the document
+BOX = DOCUMENT = 0  # the NUMBER of the box in the store, and of the document in the box
+MOST_AT_ONCE = 250  # descriptors in a message; the kernel's bound is 253 (SCM_MAX_FD)
 FIRST_FREE = 3  # lowest number of a descriptor besides those of standard input, output and error
 
 _NAME = re.compile(r"tcp:handover-([0-9a-f]+):(\d+)#0\Z")
@@ -49,7 +53,35 @@ def leave(state: dict, regions: list[int]) -> dict[str, int]:
     with open(memory, "w", encoding="utf-8", closefd=False) as stream:
         json.dump(document, stream)
     left = f"tcp:handover-{time.monotonic_ns():x}"
-    return {f"{left}:{number}#0": number or memory for number in (DOCUMENT, *descriptors)}
+    sockets = [number for number in descriptors if stat.S_ISSOCK(os.fstat(number).st_mode)]
+    files = {DOCUMENT: memory, **{number: number for number in descriptors if number not in sockets}}
+    return {f"{left}:{BOX}#0": _pack(files), **{f"{left}:{number}#0": number for number in sockets}}
+
+
+def _pack(files):
+    """Return a socket, as a descriptor, from which ``files``, {number: descriptor}, can be received.
+
+    A datagram socket does not hang up when its peer is closed; systemd would remove a socket that does.
+    """
+    box, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    numbers = list(files)
+    with sender:
+        for first in range(0, len(numbers), MOST_AT_ONCE):
+            some = numbers[first : first + MOST_AT_ONCE]
+            socket.send_fds(sender, [json.dumps(some).encode()], [files[number] for number in some])
+    return box.detach()
+
+
+def _unpack(box):
+    """Return {number: descriptor} of what _pack() has put in, and close the box."""
+    files: dict[int, int] = {}
+    with socket.socket(fileno=box) as sock:
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data, descriptors, _flags, _address = socket.recv_fds(sock, 1 << 16, MOST_AT_ONCE)
+                files.update(zip(json.loads(data), descriptors))
+    return files
 
 
 def _descriptors(children):
@@ -67,6 +99,8 @@ def take(stored: dict[str, int]) -> dict | None:
     for name in [name for name in stored if is_name(name)]:
         moment, number = _NAME.match(name).groups()  # type: ignore[union-attr]
         left.setdefault(int(moment, 16), {})[int(number)] = stored.pop(name)
+    for found in left.values():
+        found.update(_unpack(found.pop(BOX)) if BOX in found else {})
     documents = {moment: _read(found.pop(DOCUMENT)) for moment, found in left.items() if DOCUMENT in found}
     states = {moment: _complete(document, left[moment]) for moment, document in documents.items()}
     newest = max((moment for moment, state in states.items() if state), default=None)

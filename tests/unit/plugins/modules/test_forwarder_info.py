@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import socket
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import runtime_file
@@ -95,7 +96,7 @@ NEW = {
         {
             "name": "web",
             "listen": [{"address": "0.0.0.0", "port": 80}],
-            "backends": [{"name": "b", "port": 80, "ipv4": "198.18.0.21"}],
+            "backends": [{"name": "b", "port": 80, "ipv4": "198.18.0.21", "ipv6": "2001:db8::21"}],
         }
     ],
 }
@@ -109,3 +110,33 @@ def test_a_plan_needs_an_answer_of_the_forwarder_but_does_not_fail_without_it(ho
     change_runtime(host, started=1)
     assert run(options)["plan"]["action"] == "start"
     assert "plan" not in run(host)
+
+
+def taken_ports(status, *addresses, port, protocol="tcp"):
+    services = [
+        {**NEW["services"][0], "protocol": protocol, "listen": [{"address": one, "port": port} for one in addresses]}
+    ]
+    return list(forwarder_info.taken_ports.taken(status, forwarder_info.config.load({**NEW, "services": services})))
+
+
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+@pytest.mark.parametrize(("protocol", "kind"), [("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)])
+def test_ports_of_other_programs_are_taken_and_those_of_the_forwarder_are_not(family, address, protocol, kind):
+    """A specific address conflicts with the wildcard address of its family, in both directions."""
+    shown = f"[{address}]" if family == socket.AF_INET6 else address
+    wildcard = "::" if family == socket.AF_INET6 else "0.0.0.0"
+    with socket.socket(family, kind) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # which must not hide it
+        other.bind((address, 0))
+        if protocol == "tcp":
+            other.listen()
+        port = other.getsockname()[1]
+        name = f"{shown}:{port}"
+        assert taken_ports(None, address, port=port, protocol=protocol) == [f"{protocol}:{name}"]
+        assert len(taken_ports(None, wildcard, port=port, protocol=protocol)) == 1
+        service = {"protocol": protocol, "listen": [name], "failed": {}}
+        assert taken_ports({"services": [service]}, address, port=port, protocol=protocol) == []
+        assert taken_ports({"services": [service]}, wildcard, port=port, protocol=protocol) == []
+        failed = {"services": [{**service, "failed": {name: "EADDRINUSE"}}]}
+        assert len(taken_ports(failed, address, port=port, protocol=protocol)) == 1
+    assert taken_ports(None, wildcard, port=port, protocol=protocol) == [], "the control: it is free"

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import notify, restart_state
@@ -15,12 +17,18 @@ LISTENER = "tcp:0.0.0.0:80#0"
 
 @pytest.fixture
 def opened():
-    """A function that returns the descriptor of a new file with this content; all are closed in the end."""
+    """A function that returns the descriptor of a new "region", or a socket with this content; all are closed later."""
     numbers = []
 
     def new(content, number=None):
-        memory = os.memfd_create(content)
-        os.write(memory, content.encode())
+        if content == "region":
+            memory = os.memfd_create(content)
+            os.write(memory, content.encode())
+        else:
+            sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            with sender:
+                sender.send(content.encode())
+            memory = receiver.detach()
         if number is not None:
             os.dup2(memory, number)
             os.close(memory)
@@ -33,7 +41,10 @@ def opened():
 
 
 def content(number):
-    return os.pread(number, 100, 0).decode()
+    if not stat.S_ISSOCK(os.fstat(number).st_mode):
+        return os.pread(number, 100, 0).decode()
+    with socket.socket(fileno=os.dup(number)) as sock:
+        return sock.recv(100, socket.MSG_PEEK).decode()
 
 
 def child(channel, pid=None, estate=None, generation=3):
@@ -57,13 +68,15 @@ def stored(left, first):
 
 
 def test_descriptors_get_their_numbers_again_even_those_that_others_have_now(opened):
-    region, channel, estate, listener = (opened(name, 500 + place) for place, name in enumerate("rceL"))
+    region, channel, estate, listener = (
+        opened(name, 500 + place) for place, name in enumerate(["region", "c", "e", "L"])
+    )
     left = restart_state.leave(state(child(channel, estate=estate)), [region])
     assert all(restart_state.is_name(name) for name in left)
     assert not restart_state.is_name(LISTENER)
     found = stored({**left, LISTENER: listener}, 500)
     taken = restart_state.take(found)
-    assert [content(number) for number in (region, channel, estate)] == ["r", "c", "e"]
+    assert [content(number) for number in (region, channel, estate)] == ["region", "c", "e"]
     assert list(found) == [LISTENER]
     assert content(found[LISTENER]) == "L"
     os.close(found[LISTENER])
@@ -75,13 +88,14 @@ def test_descriptors_get_their_numbers_again_even_those_that_others_have_now(ope
 
 def test_children_that_have_ended_or_belong_to_no_generation_are_left_out(opened):
     """systemd closes a channel whose other end is closed."""
-    region, *channels = (opened(name, 510 + place) for place, name in enumerate("rabcd"))
+    region, *channels = (opened(name, 510 + place) for place, name in enumerate(["region", *"abcd"]))
     children = [child(one) for one in channels]
     children[1]["pid"] = 2**22  # no process has it
     children[2]["generation"] = 4
     left = restart_state.leave(state(*children), [region])
-    assert len(left) == 4, "document, region, two channels"
+    assert len(left) == 3, "document and region, two channels"
     left = {name: number for name, number in left.items() if number != channels[3]}
+    os.close(region)
     taken = restart_state.take(stored(left, 530))
     assert [one["channel"] for one in taken["adopted"]] == [channels[0]]
 
@@ -96,20 +110,19 @@ def test_only_the_newest_complete_state_is_taken(opened):
     assert found == {}
 
 
-@pytest.mark.parametrize("missing", [0, 560])
-def test_without_the_document_or_shared_memory_nothing_is_taken(opened, missing):
-    left = restart_state.leave(state(), [opened("r", 560)])
-    left = {name: number for name, number in left.items() if f":{missing}#" not in name}
+def test_without_document_and_shared_memory_nothing_is_taken(opened):
+    left = restart_state.leave(state(child(opened("c", 562))), [opened("region", 560)])
     found = stored({**left, LISTENER: opened("L", 561)}, 570)
+    os.close(next(found.pop(name) for name in list(found) if name.endswith(":0#0")))
     assert restart_state.take(found) is None
     assert list(found) == [LISTENER]
 
 
 def test_the_store_returns_a_state_besides_listeners(opened):
-    left = restart_state.leave(state(), [opened("r", 503)])
+    left = restart_state.leave(state(), [opened("region", 503)])
     found = stored(left, 3 + 577)
     names = ":".join(name.replace(":", "%3A").replace("#", "%23") for name in found)
-    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": names}
+    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": names}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(notify, "FIRST_STORED", 580)
         assert set(notify.stored(environ)) == set(left)
