@@ -159,6 +159,12 @@ class Servers:
         for server in self.servers.values():
             server.close_connections()
 
+    def close_streams(self):
+        """Close the connections whose large answer is not complete; it reads memory that will be closed."""
+        for server in self.servers.values():
+            for connection in [one for one in server.connections if one.stream is not None]:
+                connection.close()
+
     def listening(self):
         """Return {name: file descriptor} of the listening sockets, for the handover."""
         return {name: server.sock.fileno() for name, server in self.servers.items()}

@@ -358,6 +358,7 @@ class Supervisor:
 
     def changed_in_place(self):
         """Follow the config that the workers have taken."""
+        self._servers.close_streams()
         self._settle(in_place=True)
 
     def reload_failed(self, error: str):
