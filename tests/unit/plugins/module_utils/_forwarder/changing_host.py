@@ -168,8 +168,10 @@ class ChangingHost(WorkerHost):
     def close(self):
         self.tcp.abort_all("test")
         self.udp.end_all("test")
+        listeners.close_all(self.worker.serving.listening)
         for sock in self.opened:
             sock.close()
+        self.worker._channel.close()
         super().close()
 
 
