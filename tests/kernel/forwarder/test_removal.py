@@ -22,21 +22,21 @@ from tests.support.waiting import PATIENCE, eventually
 
 RAW, BULK, NAMES, ASK, SERVER, SINK = 7000, 7001, 7002, 7003, 9000, 9001
 DEADLINE, LATER = 3.0, 10.0
+# Connections do not need their listener, so those of "bulk" stay.
 WITHOUT = {
-    "backend removed": {"raw": ["c"]},
+    "backend removed": {"raw": ["c"], "bulk": BULK + 100},
     "service removed": {"raw": None},
-    "listener removed": {"port": RAW + 100},
 }
 
 
-def document(lab, raw=("b", "d"), port=RAW, deadline=DEADLINE, **options):
+def document(lab, raw=("b", "d"), bulk=BULK, deadline=DEADLINE, **options):
     """The services "raw", of which something leaves, and "bulk" and "names", which stay."""
     services = [
-        make_service(lab, "bulk", BULK, SINK, ["c"], idle_timeout=300),
+        make_service(lab, "bulk", bulk, SINK, ["c"], idle_timeout=300),
         make_service(lab, "names", NAMES, SERVER, ["c"], protocol="udp"),
     ]
     if raw:
-        services.insert(len(raw) % 2, make_service(lab, "raw", port, SERVER, raw, drain_timeout=deadline))
+        services.insert(len(raw) % 2, make_service(lab, "raw", RAW, SERVER, raw, drain_timeout=deadline))
     return make_config(*services, workers=2, **options)
 
 

@@ -5,10 +5,10 @@
 
 The workers of an old generation do not know later configs, so the supervisor tells them what each one removes (a worker
 that takes a config in place finds out itself: config_change.py). They keep the time, which outlives the supervisor.
-UDP sessions are not in old generations.
+UDP sessions are not in old generations, and a TCP connection needs no listener once it is accepted.
 
-{"service": NAME, "after": seconds, "reason": for the log, "backends": [[name, family]], "listeners": ["address:port"]};
-without the last two, the whole service.
+{"service": NAME, "after": seconds, "reason": for the log, "backends": [[name, family]]}; without the last, the whole
+service.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..._shared.families import FAMILIES
-from ..admission.refusal import BACKEND, LISTENER, SERVICE
+from ..admission.refusal import BACKEND, SERVICE
 from ..config.config import Config
 from ..config.service import Service
 from ..tcp.server import TcpServer
@@ -37,9 +37,6 @@ def between(before: Config, after: Config) -> Iterator[dict]:
         backends = [list(key) for key, place in _places(service).items() if kept.get(key) != place]
         for names in _pieces(backends):
             yield {**common, "reason": BACKEND, "backends": names}
-        kept_listeners = set(map(str, heir.listen))
-        for names in _pieces([str(listener) for listener in service.listen if str(listener) not in kept_listeners]):
-            yield {**common, "reason": LISTENER, "listeners": names}
 
 
 def _places(service: Service) -> dict:
@@ -57,17 +54,13 @@ def _pieces(names: list) -> Iterator[list]:
 
 def end_sessions(server: TcpServer, removal: dict) -> int:
     """Reset the sessions of a removal, whose deadline has come; return how many there were."""
+    whole = "backends" not in removal
     backends = {tuple(key) for key in removal.get("backends", ())}
-    whole = not {"backends", "listeners"} & removal.keys()
     relays = [
         relay
         for relay in server.sessions
         if relay.runtime.service.name == removal["service"]
-        and (
-            whole
-            or str(relay.acceptor.listener) in removal.get("listeners", ())
-            or (relay.backend is not None and (relay.backend.name, relay.backends.family) in backends)
-        )
+        and (whole or (relay.backend is not None and (relay.backend.name, relay.backends.family) in backends))
     ]
     for relay in relays:
         server.loop.count("removal_ended")

@@ -63,6 +63,12 @@ class Acceptor:
         if self._listening:
             self.server.loop.poller.replace(self.sock.fileno(), self.ready)
 
+    def without_listener(self, runtime: ServiceRuntime) -> Acceptor:
+        """Return an acceptor that accepts nothing, for sessions that go on with ``runtime``: their listener is gone."""
+        acceptor = Acceptor(self.server, self.sock, self.name, self.slot, runtime, self.listener)
+        runtime.acceptors.remove(acceptor)
+        return acceptor
+
     def close(self) -> None:
         """Accept what is queued, if this worker serves the socket, and close it."""
         if self.slot in self.server.slots:

@@ -3,11 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """TCP when a worker takes a config in place (process/config_change.py): which sessions move to the new config, and how.
 
-A session moves if its service, its listener and its backend (name, family, and the port for that listener) are still
-there. The backend may have another address: a change of the return path strategy gives it one, and the connection lives
-on at the old one. One that waits for its PROXY header has no backend yet, so it needs only the first two. One that is
-connecting to a backend that left or has another address goes on to the next one, which blames nobody and counts as no
-retry. All others stay with the runtime, and so in the region, of their own config.
+A session moves if its service and its backend (name, family, and port) are still there. Its listener may be gone, which
+only new connections need. The backend may have another address: a change of the return path strategy gives it one, and
+the connection lives on at the old one. A session that waits for its PROXY header has no backend yet, so it needs only
+the service. One that is connecting to a backend that left or has another address goes on to the next one, which blames
+nobody and counts as no retry. All others stay with the runtime, and so in the region, of their own config.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..admission.refusal import BACKEND, LISTENER, SERVICE
+from ..admission.refusal import BACKEND, SERVICE
 from .state_table import State
 
 if TYPE_CHECKING:
@@ -36,13 +36,15 @@ class Places:
 
     def __init__(self, acceptors: Iterable[Acceptor]) -> None:
         self._new = {_identity(acceptor): acceptor for acceptor in acceptors}
+        self._runtimes = {acceptor.runtime.service.name: acceptor.runtime for acceptor in acceptors}
         self._found: dict[Acceptor, tuple[Acceptor, Indexes] | None] = {}
         self._common: dict[tuple[Backends, Backends], dict[int, int]] = {}
 
     def of(self, acceptor: Acceptor) -> tuple[Acceptor, Indexes] | None:
-        """Return (new acceptor, Indexes) for the sessions of an earlier one, None if its listener is gone."""
+        """Return (new acceptor, Indexes) for the sessions of an earlier one, None if its service is gone."""
         if acceptor not in self._found:
-            new = self._new.get(_identity(acceptor))
+            runtime = self._runtimes.get(acceptor.runtime.service.name)
+            new = self._new.get(_identity(acceptor)) or (acceptor.without_listener(runtime) if runtime else None)
             self._found[acceptor] = (new, self._indexes(acceptor, new)) if new else None
         return self._found[acceptor]
 
@@ -59,7 +61,8 @@ class Places:
             indexes[family] = {
                 index: place
                 for index, place in self._common[backends, heir].items()
-                if before[index][1] == after[place][1]  # the port of a range depends on the listener
+                # The port of a range depends on the listener, which may be outside the new range.
+                if before[index][1] == after[place][1] <= (heir.backends[place].last_port or after[place][1])
             }
         return indexes
 
@@ -96,12 +99,8 @@ def end_sessions(server: TcpServer, runtime: ServiceRuntime) -> int:
     """Reset all sessions of an earlier runtime, whose deadline has come; return how many there were."""
     relays = [relay for relay in server.sessions if relay.runtime is runtime]
     services = {acceptor.runtime.service.name for acceptor in server.acceptors}
-    listeners = {_identity(acceptor) for acceptor in server.acceptors}
     for relay in relays:
-        if relay.runtime.service.name not in services:
-            reason = SERVICE
-        else:
-            reason = BACKEND if _identity(relay.acceptor) in listeners else LISTENER
+        reason = BACKEND if relay.runtime.service.name in services else SERVICE
         server.loop.count("removal_ended")
         server.loop.call(partial(relay.abort, reason))
     return len(relays)

@@ -202,6 +202,7 @@ def other_backend(web, server):
     return replace(web, backends=(Backend("new", 9, **{server.family: ADDRESSES[server.family]}), *web.backends))
 
 
+# What is done to a service and, for TCP, whether its sessions stay, or why they end. UDP sessions need their listener.
 CHANGES = {
     "nothing": (lambda web, _server: (web,), True),
     "another backend comes first": (lambda web, server: (other_backend(web, server),), True),
@@ -217,7 +218,7 @@ CHANGES = {
         lambda web, _server: (replace(web, backends=(replace(web.backends[0], port=9),)),),
         "backend removed",
     ),
-    "the listener": (lambda web, _server: (replace(web, listen=(free(web),)),), "listener removed"),
+    "the listener": (lambda web, _server: (replace(web, listen=(free(web),)),), True),
     "the service's name": (lambda web, _server: (replace(web, name="new"),), "service removed"),
     "the service": (lambda web, _server: (replace(web, name="new", listen=(free(web),)),), "service removed"),
 }

@@ -27,9 +27,7 @@ WEB = Service("web", (V4, V6), (B, C))
     ({"backends": (replace(B, ipv6=None), C)}, [{"reason": "backend removed", "backends": [["b", "ipv6"]]}]),
     ({"backends": (replace(B, port=81), C)},
      [{"reason": "backend removed", "backends": [["b", "ipv4"], ["b", "ipv6"]]}]),
-    ({"listen": (V4,), "backends": (B,)},
-     [{"reason": "backend removed", "backends": [["c", "ipv4"]]},
-      {"reason": "listener removed", "listeners": ["[::]:80"]}]),
+    ({"listen": (V4,)}, []),
 ])  # fmt: skip
 def test_what_a_config_does_not_have_any_more_is_found(changes, found):
     services = () if changes is None else (replace(WEB, **changes),)
