@@ -72,8 +72,9 @@ clean: ## Remove all that the targets created, images and containers included (r
 ##@ Before a change is merged
 
 # Stages of both test and test-all; tests/run.sh explains the brackets. Stages with containers mostly wait, so stages that
-# compute run at the same time. Kernel tests measure times, so nothing else runs at the same time.
-STAGES := lint unit package [ molecule deploy / docs units sanity importer ] kernel pyroute2
+# compute and the kernel tests of routing run at the same time. The forwarder's kernel tests measure times, so nothing else
+# runs at the same time.
+STAGES := lint unit package [ molecule deploy / docs units sanity importer pyroute2 ] kernel
 
 test: ## Run all tests that a change must pass: half an hour; CI runs this (root)
 	@bash tests/run.sh $(STAGES) pythons
