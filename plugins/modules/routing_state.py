@@ -71,6 +71,7 @@ options:
         time), which give a run time to change the other end too.
       - With V(unlimited), an object whose connections cannot be counted is removed after a day.
       - A later run may set a lower limit for what is kept already.
+      - What the keeper has removed leaves the stored document with the next run, which does not report that as changed.
       - Ignored without O(purge).
     type: str
     default: "0"

@@ -109,6 +109,29 @@ def test_retiring_rules_go_at_the_deadline_even_if_in_use(lab, b, tmp_path):
         assert not has_a2(b)
 
 
+ROLES = [("a", local_delivery, ("b", "a2"), ("b",)), ("b", return_path, ("a", "a2"), ("a",))]
+
+
+@pytest.mark.usefixtures("b")
+@pytest.mark.parametrize(("name", "document", "before", "after"), ROLES)
+def test_a_run_after_the_keeper_has_ended_a_drain_changes_nothing(lab, tmp_path, name, document, before, after):
+    """The keeper does not write documents: what it has removed leaves the stored one with the next run."""
+    host, (earlier, smaller) = lab[name], (document(*map(lab.__getitem__, names)) for names in (before, after))
+    options, now = {"directory": str(tmp_path), "drain": DRAIN}, time.time()
+    path = tmp_path / f"{smaller['owner']}.json"
+    lab.engine.apply(host, earlier, now=now, **options)
+    assert lab.engine.apply(host, smaller, now=now, **options).changes == (f"write {path}",)
+    kept = listing(host)
+    assert lab.engine.apply(host, json.loads(path.read_text()), now=now + DRAIN).changed  # as the keeper does
+    ended = listing(host)
+    assert ended != kept
+    for check in (True, False):
+        assert "settle_at" in path.read_text()
+        run = lab.engine.apply(host, smaller, now=now + DRAIN, check=check, **options)
+        assert (run.changes, run.diff, listing(host)) == ((), (), ended)
+    assert not [word for word in ("retiring", "settle_at") if word in path.read_text()]
+
+
 def test_a_proxy_added_again_is_no_longer_retiring(lab, b, tmp_path):
     whole = return_path(lab["a"], lab["a2"])
     with attempt(lab["a2"], lab["client"].ipv4, b.ipv4) as stream:

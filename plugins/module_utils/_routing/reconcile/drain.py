@@ -9,6 +9,9 @@ no longer lists it. With it, it is removed as soon as no connection needs it any
 but not before the document's ``settle_at``: until then the other end may still open connections that need it. At
 ``retire_at`` (seconds since the epoch) it is removed in any case, and the connections that this cuts are reported.
 
+Only a run that stores a document writes it; the keeper does not. So the stored document may list retiring objects
+that have left the host since; it is compared without them (``Run.stored``), for they have no effect.
+
 An operator need not set such a cap. ``retire_at`` is then UNLIMITED seconds after the drain began, so that version
 0.1.0 can read the document. An object whose connections cannot be counted stays until the cap, without one for a DAY.
 """
@@ -49,21 +52,28 @@ def drain(run: Run) -> Run:
     What was held back is kept as well, if it is on the host.
     """
     have = replace(run.have, rules=placement.as_documented(run.document.rules, run.have.rules))
+    run = replace(run, stored=store.stored_document(run))
     if run.kernel is not None:
-        run = replace(run, document=_without_removed(run.document, have))
+        stored = run.stored and _without_removed(run.stored, have)
+        run = replace(run, document=_without_removed(run.document, have), stored=stored)
     if run.options.now is not None:
         run = _drained(run, have, run.options.now)
     return replace(run, want=_with_held_back(run.want, run.held_back))
 
 
 def _without_removed(document: Document, have: State) -> Document:
-    """The document without the retiring objects that are gone: the keeper does not write the stored document."""
+    """The document without the retiring objects that are gone."""
     left: dict[str, Any] = {}
     for section in SECTIONS:
         there = {value.key for value in _present(have, section)}
         values = getattr(document, section)
         left[section] = tuple(value for value in values if value.key in there or not _is_timed(value))
-    return replace(document, **left)
+    return _settled(replace(document, **left))
+
+
+def _settled(document: Document) -> Document:
+    """The document without ``settle_at`` if nothing retires any more."""
+    return document if retiring_until(document) else replace(document, settle_at=None)
 
 
 def _is_timed(value: Any) -> bool:
@@ -74,7 +84,7 @@ def _drained(run: Run, have: State, now: float) -> Run:
     document, seconds = run.document, run.options.drain
     if seconds and run.options.purge:
         limit, settle = min(seconds, UNLIMITED), min(seconds / 2, SETTLE)
-        document = begin(document, have, store.stored_document(run), now + limit, now + settle)
+        document = begin(document, have, run.stored, now + limit, now + settle)
     own, connections = run.own_addresses, run.host.connections
     document, cut = without_expired(document, now, lambda wanted, exact: connections.count(wanted, own, exact))
     want = with_retiring(run.want, document)
@@ -129,7 +139,7 @@ def without_expired(document: Document, now: float, count: Count) -> tuple[Docum
     timed = retiring_until(document)
     is_settled = now >= (document.settle_at or 0)
     if not is_settled and all(value.retire_at > now for value in timed):
-        return document, ()
+        return _settled(document), ()
     used = {id(value): needs.of(value, document) for value in timed}
     over = [value for value in timed if value.retire_at <= now]
     gone = {id(value) for value in over}
@@ -144,9 +154,7 @@ def without_expired(document: Document, now: float, count: Count) -> tuple[Docum
     left: dict[str, Any] = {
         section: tuple(value for value in getattr(document, section) if id(value) not in gone) for section in SECTIONS
     }
-    after = replace(document, **left)
-    after = after if retiring_until(after) else replace(after, settle_at=None)
-    return after, tuple(_cut(over, used, counts))
+    return _settled(replace(document, **left)), tuple(_cut(over, used, counts))
 
 
 def _is_unused(number: int | None, retire_at: int, now: float) -> bool:

@@ -61,7 +61,7 @@ class Outcome:
 def outcome_of(run: Run) -> Outcome:
     sentences = [(change.sentence, change.kind) for change in run.changes]
     diffs = [difference(run.have, run.after)]
-    if run.file_change:
+    if run.file_change and not run.file_change.silent:
         sentences.append((run.file_change.sentence, "file"))
         diffs.append(_file_difference(run.file_change))
     now = run.options.now

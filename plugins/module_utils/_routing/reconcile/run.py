@@ -50,6 +50,8 @@ class FileChange:
     path: str
     before: str | None
     after: str | None
+    # The file only forgets retiring objects that are gone: it is written, but that is no change to report.
+    silent: bool = False
 
     @property
     def sentence(self) -> str:
@@ -102,6 +104,8 @@ class Run:
     answered: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     # drain
+    # The owner's stored document, if it can be read, without the retiring objects that are gone from the host.
+    stored: Document | None = None
     cut: tuple[Cut, ...] = ()
 
     # plan

@@ -63,7 +63,8 @@ def file_change(run: Run) -> FileChange | None:
         return None
     path = document_store.path_of(run.options.directory, run.document.owner)
     before, after = files.read(path), None if run.removing else document_store.content_of(run.document)
-    return None if before == after else FileChange(path, before, after)
+    silent = run.stored is not None and document_store.content_of(run.stored) == after
+    return None if before == after else FileChange(path, before, after, silent)
 
 
 def remember_macs(run: Run) -> None:

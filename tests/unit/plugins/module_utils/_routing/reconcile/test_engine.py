@@ -12,7 +12,7 @@ import json
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import errors
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, store
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Route, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine, needs
 
@@ -312,6 +312,39 @@ def test_a_run_with_the_stored_document_ends_a_drain(host, directory):
     outcome = apply(host, stored, now=1030)
     assert outcome.retiring == ("ip addr 198.18.0.121 dev eth0",)
     assert len(host.kernel.held_rules) == 1
+
+
+def test_what_the_keeper_has_removed_leaves_the_stored_document_silently(host, directory):
+    """The keeper does not write documents, so the next run does. It changes nothing that has an effect."""
+    drained(host, directory, now=1000)
+    path = host.lock.parent / "routing.d" / "return_path.json"
+    apply(host, json.loads(path.read_text()), now=1060)  # as the keeper does
+    before = host.snapshot()
+    for check in (True, False):
+        assert "settle_at" in path.read_text()
+        run = apply(host, SMALLER, directory=directory, drain=60, now=1070, check=check)
+        assert (run.changes, run.kinds, run.diff) == ((), (), ())
+    assert host.snapshot() == before
+    assert path.read_text() == store.content_of(documents.load(SMALLER))
+
+
+def test_what_a_run_removes_or_limits_is_a_change_of_the_stored_document(host, directory):
+    drained(host, directory, now=1000)
+    path, written = host.lock.parent / "routing.d" / "return_path.json", f"write {directory}/return_path.json"
+    capped = apply(host, SMALLER, directory=directory, drain=40, now=1001)
+    assert (capped.changes, json.loads(path.read_text())["addresses"][0]["retire_at"]) == ((written,), 1041)
+    ended = apply(host, SMALLER, directory=directory, drain=60, now=1041)
+    assert "remove ip addr 198.18.0.121 dev eth0" in ended.changes
+    assert ended.changes[-1] == written
+
+
+def test_a_document_without_retiring_objects_has_no_time_to_settle(host, directory):
+    drained(host, directory, now=1000)
+    whole = {**BY_ADDRESS, "rules": [*BY_ADDRESS["rules"], *SMALLER["rules"]]}
+    again = apply(host, whole, directory=directory, drain=60, now=1001)
+    assert f"write {directory}/return_path.json" in again.changes, "a drain ends"
+    assert "settle_at" not in (host.lock.parent / "routing.d" / "return_path.json").read_text()
+    assert not apply(host, whole, directory=directory, drain=60, now=2000).changed
 
 
 def test_without_purge_nothing_retires(host, directory):
