@@ -298,6 +298,7 @@ def test_another_user_takes_over_the_workers(lab, manager, held):
     forwarder = manager.start(lab, served, user=as_user(65534)).serve()
     while len(manager.kept) < 16:
         manager.listen_until("FDSTORE")
+    (checker,) = eventually(lambda: forwarder.children("l4-checker"), "the checker is there", forwarder.show)
     sessions, workers = sessions_of(lab), forwarder.workers()
     forwarder.process.send_signal(signal.SIGUSR1)
     manager.listen_until_end(forwarder.process)
@@ -309,7 +310,7 @@ def test_another_user_takes_over_the_workers(lab, manager, held):
             session.go_on()
         for session in sessions:
             session.end()
-        eventually(lambda: not alive(workers), "the old workers have ended", second.show)
+        eventually(lambda: not alive([checker, *workers]), "the old processes have ended", second.show)
 
 
 def test_hundreds_of_listeners_survive_a_restart(lab, manager):

@@ -62,7 +62,7 @@ class HealthChecker:
         self._broken_families = set()
 
     def run(self):
-        """Check until the supervisor is gone; return the exit code. SIGTERM ends it: there is nothing to finish."""
+        """Check until the supervisor is gone or says that it drains; return the exit code. SIGTERM ends it at once."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -85,6 +85,7 @@ class HealthChecker:
         for message in messages:
             if "log_level" in message:
                 self._log.set_level(message["log_level"])
+            gone = gone or "drain" in message  # there is nothing to finish
         self._supervised = not gone
 
     def _pause(self):

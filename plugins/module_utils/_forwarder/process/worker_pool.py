@@ -221,9 +221,10 @@ class WorkerPool:
         return [child for child in wanted if child.channel.send(message)]
 
     def signal_all(self, number: int):
-        """Send a signal to every child."""
+        """Send a signal to every child; one that may not be signalled is told to end its sessions."""
         for child in self.children.values():
-            child.signal(number)
+            if not child.signal(number):
+                child.channel.send({"drain_deadline": 0})
 
     # -- draining --------------------------------------------------------------------------------------------------
 

@@ -100,3 +100,13 @@ def test_a_stop_gives_its_deadline_to_all_also_to_those_that_drain_without_one(h
     ]
     killed = [number for number, at, what in host.pass_time(60) if (at, what) == (35, signal.SIGKILL)]
     assert sorted(killed) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("may_signal", [True, False])
+def test_a_second_stop_tells_a_worker_of_another_user_to_end_its_sessions(host, may_signal):
+    sent = []
+    host.pool.children = {1: host.child(1)}
+    host.pool.children[1].signal = lambda _number: may_signal
+    host.pool.children[1].channel.send = sent.append
+    host.pool.signal_all(signal.SIGTERM)
+    assert sent == ([] if may_signal else [{"drain_deadline": 0}])
