@@ -28,8 +28,8 @@ package:
 \t@true
 packaged:
 \t@[ "$$L4PROXY_TEST_PACKAGE" = built ]
-slow:
-\t@sleep 0.3
+slow: # until another stage has failed
+\t@until grep -q FAILED .build/stages/results; do sleep 0.01; done
 """
 
 

@@ -237,10 +237,9 @@ def test_limits_hold_over_changes(lab, forwarder, listener, limit):
         for step in range(1, 4):
             assert change(forwarder, limited(lab, step, **limits))["in_place"]
             assert is_refused(lab, OLD)
-            service = forwarder.status()["services"][0]
-            assert (service["sessions"], service["backends"][0]["active"]) == (2, 2)
-            assert sum(worker["sessions"] for worker in forwarder.status()["workers"]) == 2
-            assert service["connections"] == 2 + step, "each refused one counts"
+            eventually(lambda: open_sessions(forwarder) == (2, 2, 2), "the refused one has ended", forwarder.show)
+            connections = forwarder.status()["services"][0]["connections"]
+            assert connections == 2 + step, "each refused one counts"
         limits[limit] = 3
         assert change(forwarder, limited(lab, 4, **limits))["in_place"]
         with tcp.connection(lab, listener, OLD):
@@ -248,6 +247,14 @@ def test_limits_hold_over_changes(lab, forwarder, listener, limit):
     eventually(lambda: forwarder.status()["services"][0]["sessions"] == 0, "all have ended", forwarder.show)
     with tcp.connection(lab, listener, OLD):
         assert forwarder.status()["services"][0]["connections"] == 8
+
+
+def open_sessions(forwarder):
+    """The open sessions of the first service, of its first backend and of all workers."""
+    status = forwarder.status()
+    service = status["services"][0]
+    workers = sum(worker["sessions"] for worker in status["workers"])
+    return service["sessions"], service["backends"][0]["active"], workers
 
 
 def is_refused(lab, port) -> bool:

@@ -71,7 +71,7 @@ def test_reloads_under_load_lose_no_connection(lab, forwarder, listener):
 def test_streams_of_many_generations_stay_open(lab, servers, listener, tmp_path):
     streams = []
     with Forwarder(lab, document(lab), archive=build_archive(tmp_path)) as forwarder:
-        for _reload in range(12):
+        for _reload in range(5):
             streams.append(tcp.pair(lab, listener, RAW))
             forwarder.change_archive()
             assert forwarder.reload().stdout.endswith("by new processes: another archive is installed\n")

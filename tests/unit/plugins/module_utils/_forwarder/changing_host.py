@@ -176,7 +176,7 @@ class ChangingHost(WorkerHost):
 
 
 def service(*backends, family="ipv4", protocol="tcp", name="web", port=None, **options):
-    listener = Listener(ADDRESSES[family], port or free_ports(1, STREAM if protocol == "tcp" else DATAGRAM)[0])
+    listener = Listener(ADDRESSES[family], port or free_ports(1)[0])
     options = {"source_fallback": "own", "retries": 3, "connect_timeout": 5.0, **options}
     return Service(name, (listener,), backends, protocol=protocol, **options)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+from random import SystemRandom
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
@@ -19,15 +20,27 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp.rela
 from tests.support.waiting import eventually
 
 
-def free_ports(count, kind=socket.SOCK_STREAM):
-    """Ports of 127.0.0.1 that were free a moment ago."""
-    socks = [socket.socket(socket.AF_INET, kind) for _port in range(count)]
-    for sock in socks:
-        sock.bind(("127.0.0.1", 0))
-    ports = [sock.getsockname()[1] for sock in socks]
-    for sock in socks:
-        sock.close()
-    return ports
+def free_ports(count):
+    """Ports that nobody uses in either family or protocol.
+
+    They lie below the range from which the kernel gives ports to clients: none is taken meanwhile, or is in TIME_WAIT.
+    """
+    ports = set()
+    while len(ports) < count:
+        port = SystemRandom().randrange(10000, 32768)  # tests of other processes may have the same seed
+        if all(is_free(port, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
+            ports.add(port)
+    return list(ports)
+
+
+def is_free(port, kind):
+    with socket.socket(socket.AF_INET6, kind) as sock:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            sock.bind(("::", port))  # conflicts with every address of both families
+        except OSError:
+            return False
+    return True
 
 
 class WorkerHost:

@@ -27,7 +27,7 @@ class Host(WorkerHost):
     def __init__(self, directory, held=None, port=None, **options):
         self.sockets = []
         self.backend = self.client()
-        self.port = port or free_ports(1, socket.SOCK_DGRAM)[0]
+        self.port = port or free_ports(1)[0]
         backend = options.pop("backend", None) or Backend("b", self.backend.getsockname()[1], ipv4="127.0.0.1")
         options = {"source_fallback": "own", "idle_timeout": 60.0, **options}
         listen = (Listener("127.0.0.1", self.port),)
