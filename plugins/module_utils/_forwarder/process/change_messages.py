@@ -7,8 +7,9 @@ supervisor: {"prepare": N, "part": 0, "parts": 3, "names": [...]} with descripto
             memory of the new generation, in each part the listening sockets that are new, in the order of ``names``
 worker:     {"received": N, "part": 0}, which asks for the next part; so few descriptors are in flight at a time
 worker:     {"prepared": N}, or {"prepared": N, "refused": "a sentence"}
-supervisor: {"use": N, "log_level": str}, or {"discard": N} if another worker has refused
-worker:     {"using": N}, or {"using": N, "refused": "a sentence"}: it is broken and has to be replaced
+supervisor: {"use": N, "until": monotonic seconds, "log_level": str}, or {"discard": N} if another worker has refused
+worker:     {"using": N}, or {"using": N, "refused": "a sentence"}: it is broken, or it read the message after "until",
+            when another worker may count in its row already; it has to be replaced
 worker:     {"released": M} when it counts nothing in the memory of an older generation M any more
 
 The document is (config.Config, record of the memory), pickled: both ends run the same archive, and to read a config of
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 NOT_ARRIVED = "not all file descriptors have arrived; the limit of open files may be too low (forwarder_nofile)"
+TOO_LATE = "it did not run for some seconds"
 
 
 def document(config, region) -> int:
@@ -71,7 +73,7 @@ class Receiver:
         if "prepare" in message:
             self._take_part(message)
         elif "use" in message and message["use"] == self._number:
-            self._use()
+            self._use(message["until"])
         elif "discard" in message:
             self.discard()
 
@@ -132,8 +134,12 @@ class Receiver:
         self.discard()
         self._channel.send({"prepared": number, "refused": _sentence(error)})
 
-    def _use(self):
+    def _use(self, until):
         number, change = self._number, self._change
+        if self._worker.loop.now() > until:
+            self.discard()
+            self._channel.send({"using": number, "refused": TOO_LATE})
+            return
         self._change, self._number = None, 0
         try:
             change.use()

@@ -273,6 +273,13 @@ class Generations:
         for region in filter(None, map(self.region_of, numbers)):
             region.reset_gauges(slot)
 
+    def forget_all_but(self, counting: set[tuple[int, int]]):
+        """Set the gauges of all slots to 0 but for those in ``counting``, (generation number, slot)."""
+        for number, region in {self.live.number: self.live.region, **self._draining}.items():
+            for slot in range(region.slots):
+                if (number, slot) not in counting:
+                    region.reset_gauges(slot)
+
     def totals(self) -> totals.Totals:
         """Return the counters of all generations, those that have ended included."""
         return self._ended.totals([self.live.region, *self._draining.values()])

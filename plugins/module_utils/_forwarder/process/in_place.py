@@ -29,6 +29,7 @@ from .supervisor_loop import SupervisorLoop
 from .worker_pool import WorkerPool
 
 TIMEOUT = 5.0  # seconds for all workers to prepare, and then to use
+LATEST_USE = 4.0  # seconds after which a worker does not begin to use it: soon it is replaced
 
 
 class Owner(Protocol):
@@ -177,8 +178,9 @@ class ChangeInPlace:
         for child in workers:
             child.holds.add(child.generation)
             child.generation = live.number
+        use = {"use": live.number, "until": self._loop.now() + LATEST_USE, "log_level": level}
         for child in workers:
-            if not child.channel.send({"use": live.number, "log_level": level}):
+            if not child.channel.send(use):
                 self._replace(child, "it has ended, or its queue is full")
                 self._used(child)
 

@@ -87,7 +87,7 @@ class WorkerPool:
 
     def is_needed(self, number: int) -> bool:
         """Whether a child counts in the memory of the generation ``number``."""
-        return any(number == child.generation or number in child.holds for child in self.children.values())
+        return any(number in _counts_in(child) for child in self.children.values())
 
     def serving(self, generation: Generation) -> dict[int, Child]:
         """Return {slot: worker} of the workers of a generation that are ready."""
@@ -116,7 +116,7 @@ class WorkerPool:
 
     def sessions(self, child: Child) -> int:
         """Return the number of open sessions of a worker."""
-        regions = map(self._generations.region_of, {child.generation, *child.holds})
+        regions = map(self._generations.region_of, _counts_in(child))
         return sum(region.sessions(child.slot) for region in regions if region)
 
     def _occupied(self, generation):
@@ -144,6 +144,8 @@ class WorkerPool:
             self._add(child)
             if child.kill_at is not None:
                 self._await_deadline(child)
+        counting = {(number, child.slot) for child in self.children.values() for number in _counts_in(child)}
+        self._generations.forget_all_but(counting)  # a worker may have died while there was no supervisor
 
     def spawn_workers(self, generation: Generation):
         """Spawn a worker for every slot of a generation; raise OSError if one cannot be, and then keep none."""
@@ -317,9 +319,8 @@ class WorkerPool:
                     self._owner.worker_answered(child, message)
             selector.unregister(child.channel)
         child.close()
-        if child.role == WORKER:  # the next worker of its slot does this in the memory of its own generation
-            own = [child.generation] if child.state == DRAINING else []
-            self._generations.forget_sessions([*own, *child.holds], child.slot)
+        if child.role == WORKER:
+            self._generations.forget_sessions(_counts_in(child), child.slot)
         self._loop.log.event(
             f"{child.role} ended",
             worker=pid,
@@ -387,3 +388,8 @@ class WorkerPool:
             if child.covers != covers[slot]:
                 child.covers = covers[slot]
                 child.channel.send({"cover": child.covers})
+
+
+def _counts_in(child):
+    """Return the numbers of the generations in whose memory a worker counts."""
+    return {child.generation, *child.holds}

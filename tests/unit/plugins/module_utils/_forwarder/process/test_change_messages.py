@@ -24,7 +24,7 @@ class Worker:
     """What config_change.prepare() is called with, and the change that it returns; ``done`` records everything."""
 
     def __init__(self):
-        self.loop = SimpleNamespace(log=Log(fd=os.open(os.devnull, os.O_WRONLY)))
+        self.loop = SimpleNamespace(log=Log(fd=os.open(os.devnull, os.O_WRONLY)), now=lambda: 1.0)
         self.done = []
         self.defect = None
 
@@ -98,11 +98,22 @@ def test_a_change_is_prepared_when_its_last_part_has_arrived_and_used_when_its_n
         ours.send(message, descriptors)
         assert act() == [{"received": 7, "part": number} if number + 1 < len(parts) else {"prepared": 7}]
     assert worker.done == [(7, loaded, 2, sorted(f"tcp:0.0.0.0:{number}#0" for number in range(MANY)))]
-    ours.send({"use": 6})
+    ours.send({"use": 6, "until": 1.0})
     assert (act(), len(worker.done)) == ([], 1), "of another change"
-    ours.send({"use": 7})
+    ours.send({"use": 7, "until": 1.0})
     assert (act(), worker.done[1:]) == ([{"using": 7}], ["use"])
     worker.close()
+
+
+def test_a_worker_that_hung_until_it_was_replaced_does_not_count_in_the_row_of_the_other_one(worker, sent, ends):
+    (_loaded, parts), (ours, act) = sent, ends
+    before = open_files()
+    for message, descriptors in parts:
+        ours.send(message, descriptors)
+        act()
+    ours.send({"use": 7, "until": 0.9})
+    assert act() == [{"using": 7, "refused": change_messages.TOO_LATE}]
+    assert (worker.done[1:], open_files()) == (["discard"], before)
 
 
 @pytest.mark.parametrize("parts_sent", [1, 2, 3])
@@ -139,7 +150,7 @@ def test_a_defect_is_an_answer(worker, sent, ends, defect, answer):
     for message, descriptors in parts:
         ours.send(message, descriptors)
         answers += act()
-    ours.send({"use": 7})
+    ours.send({"use": 7, "until": 1.0})
     last = [*answers, *act()][-1]
     assert last[answer] == 7
     assert last["refused"].startswith("internal error: ValueError('a defect') at ")

@@ -49,6 +49,7 @@ class Supervisor:
         self.workers = [Child(10 + slot, WORKER, slot, 1, SERVING, Channel()) for slot in range(2)]
         self.done, self.replaced, self.timers = [], [], []
         loop = SimpleNamespace(log=SimpleNamespace(event=lambda *_event, **_fields: None))
+        loop.now = lambda: 0.0
         loop.call_later = lambda _seconds, callback: self.timers.append(callback)
         self.change = in_place.ChangeInPlace(loop, self.generations, self, self, self)
         self.change.begin(self.generations.candidate, {})

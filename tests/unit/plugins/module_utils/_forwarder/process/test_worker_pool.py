@@ -5,16 +5,23 @@
 
 from __future__ import annotations
 
+import os
+import selectors
 import signal
 from types import SimpleNamespace
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.timers import TICK, Timers
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import channel, children, generation
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process.worker_pool import (
     ABORT_GRACE,
     DRAIN_GRACE,
     WorkerPool,
 )
+
+from ..config.config_data import minimal
 
 LIVE = SimpleNamespace(number=3)
 
@@ -110,3 +117,65 @@ def test_a_second_stop_tells_a_worker_of_another_user_to_end_its_sessions(host, 
     host.pool.children[1].channel.send = sent.append
     host.pool.signal_all(signal.SIGTERM)
     assert sent == ([] if may_signal else [{"drain_deadline": 0}])
+
+
+class Counting:
+    """A pool whose live generation 2 and draining generation 1 have one session in each of two slots."""
+
+    def __init__(self):
+        loaded = config.load(minimal())
+        self.regions = [shared_memory.Region(shared_memory.describe(loaded, 2)) for _number in (1, 2)]
+        for region in self.regions:
+            for slot in range(2):
+                region.cells[region.cell(slot, "service", "sessions")] = 1
+        self.generations = generation.Generations()
+        self.generations.live = generation.Generation(2, loaded, {}, None, 2, self.regions[1])
+        self.generations._draining = {1: self.regions[0]}
+        loop = SimpleNamespace(
+            now=lambda: 0.0,
+            timers=Timers(),
+            log=SimpleNamespace(event=lambda *_arguments, **_fields: None),
+            selector=selectors.DefaultSelector(),
+        )
+        self.pool = WorkerPool(loop, self.generations, {}, None, None)
+
+    @staticmethod
+    def child(slot, number, state):
+        ours, theirs = channel.pair()
+        theirs.close()
+        return children.Child(1000 + slot, children.WORKER, slot, number, state, ours)
+
+    def open(self):
+        return [[region.sessions(slot) for slot in range(2)] for region in self.regions]
+
+    def close(self):
+        for child in self.pool.children.values():
+            child.close()
+        self.pool._loop.selector.close()
+        for region in self.regions:
+            region.close()
+
+
+@pytest.fixture
+def counting():
+    made = Counting()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("state", [children.SERVING, children.DRAINING])
+def test_a_worker_that_has_ended_has_no_session_in_any_memory_also_before_it_is_replaced(counting, state):
+    """Until then a reload may come: what it counted would be open for as long as others of its generation drain."""
+    child = counting.child(1, 2, state)
+    child.holds.add(1)
+    counting.pool._add(child)
+    counting.pool.reaped(child.pid, 9)
+    assert counting.open() == [[1, 0], [1, 0]]
+
+
+def test_a_worker_that_ended_while_there_was_no_supervisor_has_no_session(counting):
+    child = counting.child(0, 2, children.SERVING)
+    record = {**child.record(), "channel": os.dup(child.channel.fileno())}
+    child.close()
+    counting.pool.adopt({"restarts": 0, "children": [], "adopted": [record], "holds": {"1000": [1]}})
+    assert counting.open() == [[1, 0], [1, 0]]
