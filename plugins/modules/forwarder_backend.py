@@ -74,10 +74,10 @@ EXAMPLES = r"""
     wait: true
     timeout: 120
 
-- name: The same, but end the connections that are left after two minutes
+- name: Take it out for maintenance, and end the connections that are left after two minutes
   trueip.l4proxy.forwarder_backend:
     backend: b
-    state: drain
+    state: maintenance
     force: true
     timeout: 120
 
