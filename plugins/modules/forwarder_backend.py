@@ -13,7 +13,8 @@ description:
   - Run it on a proxy. It tells the running forwarder, over its admin socket, whether a backend gets new connections.
   - Existing connections continue in every state. With O(wait), the module returns when none is left; with O(force), it
     ends those that are left after O(timeout).
-  - The forwarder keeps the state across reloads, until it is restarted or its config no longer contains the backend.
+  - The forwarder keeps the state across reloads and restarts, until it is stopped or its config no longer contains the
+    backend.
 options:
   backend:
     description:
