@@ -169,7 +169,7 @@ def rolling_update(fleet: Fleet) -> None:
                 for proxy in fleet.hosts("proxies")
                 for item in fleet.status(proxy).get("services", [])
                 for backend in item["backends"]
-                if backend["admin"] == "drain"
+                if backend["admin"] == "draining"
             }
             for backend in draining:
                 fleet.close(backend=backend)
