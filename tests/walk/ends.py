@@ -48,8 +48,8 @@ class Answer(asyncio.DatagramProtocol):
     def connection_made(self, transport) -> None:
         self._transport = transport
 
-    def datagram_received(self, data: bytes, peer: tuple) -> None:
-        self._transport.sendto(b"%s %s %d %s" % (self._name.encode(), peer[0].encode(), peer[1], data), peer)
+    def datagram_received(self, data: bytes, addr: tuple) -> None:
+        self._transport.sendto(b"%s %s %d %s" % (self._name.encode(), addr[0].encode(), addr[1], data), addr)
 
 
 def bound(address: str, port: int) -> socket.socket:
@@ -189,7 +189,7 @@ class Flow(Session, asyncio.DatagramProtocol):
 
     kind = "flow"
 
-    def datagram_received(self, data: bytes, peer: tuple) -> None:
+    def datagram_received(self, data: bytes, addr: tuple) -> None:
         backend, host, port, _asked = data.decode().split()
         self._answered = time.monotonic()
         source = f"{host} {port}"

@@ -150,7 +150,7 @@ def test_many_changes_keep_workers_sessions_memory_and_descriptors(lab, forwarde
             eventually(lambda: settled(forwarder), "nothing of older generations is left", forwarder.show)
             usage[step] = {pid: (proportional(pid), len(processes.open_files(pid))) for pid in processes_of(forwarder)}
     assert forwarder.workers() == pids
-    first, last = usage.values()
+    first, last = usage[CHANGES // 2], usage[CHANGES]
     for pid, (memory, descriptors) in last.items():
         assert descriptors == first[pid][1]
         assert memory < first[pid][0] + GROWTH
@@ -163,7 +163,8 @@ def test_many_changes_keep_workers_sessions_memory_and_descriptors(lab, forwarde
 @contextlib.contextmanager
 def in_the_middle(forwarder, config):
     """A change that has begun and does not go on: worker 1 is stopped. Yields its pid; the supervisor kills it soon."""
-    victim = next(worker["pid"] for worker in forwarder.status()["workers"] if worker["slot"] == 1)
+    workers = forwarder.status()["workers"]
+    (victim,) = (one["pid"] for one in workers if (one["slot"], one["state"]) == (1, "serving"))
     os.kill(victim, signal.SIGSTOP)
     forwarder.configure(config)
     forwarder.process.send_signal(signal.SIGHUP)

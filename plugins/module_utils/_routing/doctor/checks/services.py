@@ -110,7 +110,7 @@ def listening(facts: Facts) -> Iterator[Finding]:
             "tries again every few seconds",
         )
     sockets = {(socket.protocol, socket.address, socket.port) for socket in facts.sockets}
-    sockets |= {(protocol, address, port) for protocol, address, port in _endpoints(config.failed)}
+    sockets |= set(_endpoints(config.failed))
     for wanted in config.listeners:
         missing = [port for port in wanted.ports if (wanted.protocol, wanted.address, port) not in sockets]
         if missing:

@@ -116,7 +116,7 @@ def test_connections_of_a_client_in_old_generations_count_until_their_worker_has
     for slot, limiter in enumerate((old, other)):
         limiter.admit(address, 0)
         before.cells[before.cell(slot, "service", "sessions")] = 1
-    (new, _), after = two_workers(connections_per_client=2)
+    (new, _other), after = two_workers(connections_per_client=2)
 
     def left():
         admitted = 0

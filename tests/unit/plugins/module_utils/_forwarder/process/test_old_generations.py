@@ -39,7 +39,11 @@ class Supervisor:
 
     def child(self, number, slot):
         state = "serving" if number == LIVE else "draining"
-        end = lambda sent: not self.killed.append((number, sent))  # noqa: E731
+
+        def end(sent):
+            self.killed.append((number, sent))
+            return True
+
         return SimpleNamespace(
             pid=10 * number + slot, slot=slot, generation=number, role="worker", state=state, kill_at=None,
             started=900.0, signal=end,
