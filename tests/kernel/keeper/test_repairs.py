@@ -86,11 +86,10 @@ STORMS = {
 def test_after_a_storm_of_flushes_everything_is_restored_at_once(b, keeper, flush):
     """Objects that are flushed every 0.2 s cannot be kept, but must be restored quickly after the last flush."""
     before = whole(b)
-    b.run(["sh", "-c", f"for i in $(seq 60); do {flush}; sleep 0.2; done"])
+    b.run(["sh", "-c", f"for i in $(seq 60); do {flush}; sleep 0.2; done"], timeout=120)
     ended, cpu = time.monotonic(), keeper.cpu()
     eventually(lambda: whole(b) == before)
-    # One second is promised; listing the host takes time too.
-    assert time.monotonic() - ended < 2.0
+    assert time.monotonic() - ended < WITHIN
     assert keeper.state["repairs"]["total"] > 5
     assert cpu < 6.0
 
