@@ -48,22 +48,20 @@ def plan(status: Mapping[str, Any] | None, old: Config | None, new: Config, arch
     if not (restart or archive or old != new):
         return Plan(NONE, [])
     leaving = list(_leaving(status, old, new))
+    ended = [one for one in leaving if one.sessions]
+    number, seconds = sum(one.sessions for one in ended), max((one.seconds for one in ended), default=None)
     if not (archive or restart):
-        rest = "all other connections stay" if any(one.sessions for one in leaving) else "all connections stay"
-        ended = [one for one in leaving if one.sessions]
-        return Plan(
-            RELOAD,
-            [f"a new config is loaded; {rest}", *map(_sentence, leaving)],
-            sum(one.sessions for one in ended),
-            max((one.seconds for one in ended), default=None),
-        )
+        rest = "all other connections stay" if ended else "all connections stay"
+        return Plan(RELOAD, [f"a new config is loaded; {rest}", *map(_sentence, leaving)], number, seconds)
+    wait = "; new clients wait about a second" if _is_early(status) else ""
     why = [f"upgrade from {_running(status)} to {archive}"] if archive else []
-    why += ["a changed unit restarts the forwarder; new clients wait about a second"] if restart else []
+    why += [f"a changed unit restarts the forwarder{wait}"] if restart else []
     total = sum(worker["sessions"] for worker in status["workers"])
-    sentence, seconds = _old_processes(status, old, total)
-    sentences = [*why, sentence, *(one.what for one in leaving)]
-    number = total if seconds is not None else 0
-    return Plan(RESTART if restart else UPGRADE, sentences, number, seconds if number else None)
+    sentence, deadline = _old_processes(status, old, total, bool(ended))
+    details = [_sentence(one) if deadline is None else one.what for one in leaving]
+    if deadline is not None:
+        number, seconds = total, deadline if total else None
+    return Plan(RESTART if restart else UPGRADE, [*why, sentence, *details], number, seconds)
 
 
 def report(status: Mapping[str, Any]) -> list[str]:
@@ -84,16 +82,27 @@ def report(status: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _old_processes(status: Mapping[str, Any], old: Config | None, total: int) -> tuple[str, float | None]:
-    """Return a sentence about the connections of the processes that are replaced, and their deadline in seconds."""
+def _is_early(status: Mapping[str, Any]) -> bool:
+    """Whether the forwarder that runs is of version 0.1.0."""
+    return "in_place" not in status["last_reload"]
+
+
+def _old_processes(
+    status: Mapping[str, Any], old: Config | None, total: int, some_leave: bool
+) -> tuple[str, float | None]:
+    """Return a sentence about the connections of the processes that are replaced, and their deadline in seconds.
+
+    ``some_leave``: what some of them belong to leaves the config.
+    """
     timeout = old.drain_timeout if old else None
-    if "in_place" not in status["last_reload"]:  # version 0.1.0
+    if _is_early(status):
         timeout = STOP_TIMEOUT if timeout is None else timeout
         rule = "the version that runs ends them after its own drain timeout; to give them longer, set "
         rule += "forwarder_drain_timeout and deploy that version once more before the upgrade"
         return f"{_count(total)} {_end(total)} in {timeout:g} s at the latest: {rule}", timeout
     if timeout is None:
-        return f"the old processes serve their {_count(total)} until these end", None
+        kept = "all other connections" if some_leave else f"their {_count(total)}"
+        return f"the old processes serve {kept} until these end", None
     return f"{_count(total)} {_end(total)} in {timeout:g} s at the latest (forwarder_drain_timeout)", timeout
 
 

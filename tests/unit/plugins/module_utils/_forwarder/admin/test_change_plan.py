@@ -56,7 +56,7 @@ RULE = (
 )
 KEPT = "the old processes serve their 8 connections until these end"
 SET = "8 connections end in 60 s at the latest (forwarder_drain_timeout)"
-UNIT = "a changed unit restarts the forwarder; new clients wait about a second"
+UNIT = "a changed unit restarts the forwarder"
 TABLE = [
     ("nothing", [WEB, SSH], None, {}, Plan("none", [])),
     ("a new backend", [{**WEB, "backends": [B, C, {**OLD_C, "name": "d"}]}, SSH], None, {},
@@ -75,7 +75,10 @@ TABLE = [
     ("another archive, and the operator's timeout", [WEB, SSH], NEW, {"drain_timeout": 60},
      Plan("upgrade", [UPGRADE, SET], 8, 60)),
     ("another archive, and a backend leaves", [{**WEB, "backends": [B]}, SSH], NEW, {},
-     Plan("upgrade", [UPGRADE, KEPT, "backend c leaves service web"])),
+     Plan("upgrade", [UPGRADE, "the old processes serve all other connections until these end",
+                      "backend c leaves service web: 2 connections end in 30 s at the latest"], 2, 30)),
+    ("another archive, the operator's timeout, and a backend leaves", [{**WEB, "backends": [B]}, SSH], NEW,
+     {"drain_timeout": 60}, Plan("upgrade", [UPGRADE, SET, "backend c leaves service web"], 8, 60)),
 ]  # fmt: skip
 
 
@@ -92,6 +95,8 @@ def test_a_restart_a_start_and_the_first_upgrade():
     assert plan(None, None, same, NEW, restart=True).action == "start"
     ends = f"8 connections end in 30 s at the latest{RULE}"
     assert plan(FIRST, same, same, NEW, restart=False) == Plan("upgrade", [UPGRADE, ends], 8, 30)
+    waits = f"{UNIT}; new clients wait about a second"
+    assert plan(FIRST, same, same, None, restart=True) == Plan("restart", [waits, ends], 8, 30)
     # What runs is unknown: the last run was interrupted.
     assert plan(STATUS, None, same, None, restart=False) == Plan("reload", [LOADED + STAY])
 
