@@ -68,17 +68,7 @@ class ServiceRuntime:
         """
         counters = ServiceCounters(region, slot, service.name)
         families = [family for family in FAMILIES if service.backends_of(family)]
-        before = earlier.service if earlier else None
-        if (
-            earlier
-            and before
-            and (before.accept_proxy, before.allow, before.deny)
-            == (
-                service.accept_proxy,
-                service.allow,
-                service.deny,
-            )
-        ):
+        if earlier and _networks(earlier.service) == _networks(service):
             trusted_proxies, access = earlier.trusted_proxies, earlier.access
         else:
             trusted_proxies = Networks(service.accept_proxy) if service.accept_proxy else None
@@ -192,3 +182,7 @@ class ServiceRuntime:
         self.paused = on
         for acceptor in self.acceptors:
             acceptor.update()
+
+
+def _networks(service: Service) -> tuple[Any, Any, Any]:
+    return service.accept_proxy, service.allow, service.deny

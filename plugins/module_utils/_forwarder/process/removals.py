@@ -62,7 +62,4 @@ def end_sessions(server: TcpServer, removal: dict) -> int:
         if relay.runtime.service.name == removal["service"]
         and (whole or (relay.backend is not None and (relay.backend.name, relay.backends.family) in backends))
     ]
-    for relay in relays:
-        server.loop.count("removal_ended")
-        relay.abort(removal["reason"])
-    return len(relays)
+    return server.end_removed(relays, removal["reason"])

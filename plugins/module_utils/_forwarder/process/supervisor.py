@@ -351,7 +351,7 @@ class Supervisor:
 
     def not_changed_in_place(self, reason: str):
         """Go on with new processes, which need the new listeners: the workers cannot take the config."""
-        for candidate in filter(None, [self._generations.candidate]):
+        if candidate := self._generations.candidate:
             candidate.new_listeners.clear()  # to close them would reset what is queued
         self._abandon_candidate()
         self._reload.new_processes(reason)

@@ -186,7 +186,7 @@ class Worker:
         return {"count": len(matching), "sessions": [session.summary(now) for session in oldest]}
 
     def _end_removed_later(self, removal):
-        """End the sessions of a service, listener or backend that has left the config, at its deadline."""
+        """End the sessions of a service or backend that has left the config, at its deadline."""
 
         def end():
             count = removals.end_sessions(self.tcp, removal)

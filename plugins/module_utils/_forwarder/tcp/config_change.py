@@ -13,7 +13,6 @@ nobody and counts as no retry. All others stay with the runtime, and so in the r
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ..admission.refusal import BACKEND, SERVICE
@@ -99,11 +98,7 @@ def end_sessions(server: TcpServer, runtime: ServiceRuntime) -> int:
     """Reset all sessions of an earlier runtime, whose deadline has come; return how many there were."""
     relays = [relay for relay in server.sessions if relay.runtime is runtime]
     services = {acceptor.runtime.service.name for acceptor in server.acceptors}
-    for relay in relays:
-        reason = BACKEND if relay.runtime.service.name in services else SERVICE
-        server.loop.count("removal_ended")
-        server.loop.call(partial(relay.abort, reason))
-    return len(relays)
+    return server.end_removed(relays, BACKEND if runtime.service.name in services else SERVICE)
 
 
 def _move_sessions(server, places):

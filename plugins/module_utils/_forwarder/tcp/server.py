@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..loop.log import Repeats
@@ -155,6 +156,13 @@ class TcpServer:
         self.set_accepting(False)
         for acceptor in self.acceptors:
             acceptor.close()
+
+    def end_removed(self, relays: list[Relay], reason: str) -> int:
+        """Reset sessions of what has left the config, whose deadline has come; return how many they are."""
+        for relay in relays:
+            self.loop.count("removal_ended")
+            self.loop.call(partial(relay.abort, reason))
+        return len(relays)
 
     def abort_all(self, reason: str) -> None:
         """End every session with a reset."""
