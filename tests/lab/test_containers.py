@@ -116,11 +116,13 @@ def many_ports(lab):
         "log": "none",
     }
     document = {"schema": 1, "proxy_id": 11, "workers": 2, "services": [service]}
-    template = (REPOSITORY / "roles/forwarder/templates/l4proxy-forwarder.service.j2").read_text(encoding="utf-8")
-    unit = jinja2.Template(template.replace("{{ ansible_managed | comment }}", "")).render(
+    source = (REPOSITORY / "roles/forwarder/templates/l4proxy-forwarder.service.j2").read_text(encoding="utf-8")
+    # A variable that the template needs and that is not here is an error, also where jinja2 would print nothing.
+    template = jinja2.Template(source.replace("{{ ansible_managed | comment }}", ""), undefined=jinja2.StrictUndefined)
+    unit = template.render(
         forwarder_user="forwarder",
         forwarder_nofile=16384,
-        forwarder_drain_timeout=5,
+        _forwarder_stop_timeout=5,
         forwarder_admin_group="",
         _keeper_command="/usr/bin/python3 /opt/l4proxy.pyz",
         _forwarder_config_path="/etc/forwarder.json",
