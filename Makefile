@@ -74,7 +74,7 @@ clean: ## Remove all that the targets created, images and containers included (r
 # Stages of both test and test-all; tests/run.sh explains the brackets. Stages with containers mostly wait, so stages that
 # compute and the kernel tests of routing run at the same time. The forwarder's kernel tests measure times, so nothing else
 # runs at the same time.
-STAGES := lint unit package [ molecule deploy / docs units sanity importer pyroute2 ] kernel
+STAGES := lint unit package [ molecule / docs units sanity importer deploy pyroute2 ] kernel
 
 test: ## Run all tests that a change must pass: half an hour; CI runs this (root)
 	@bash tests/run.sh $(STAGES) pythons
@@ -109,8 +109,8 @@ deploy: package ## Deploy the package to systemd containers with the newest ansi
 # With Debian 12's pyroute2: all kernel tests but those that do not depend on it. A new file is included.
 WITHOUT_PYROUTE2 := $(addprefix --ignore=tests/kernel/,forwarder ansible/test_inventories.py doctor/test_hidden_clients.py \
 	doctor/test_foreign_marks.py marks/test_engines.py marks/test_deployed.py marks/test_tunnel.py)
-# With Debian 13's, which lies between Debian 12's and that of .build/venv: the tests about rules and routes.
-ROUTES := $(addprefix tests/kernel/,routing local_delivery return_path keeper ansible/test_policy_modules.py doctor/test_probe.py)
+# With Debian 13's, which lies between Debian 12's and that of .build/venv: the tests that use each call of pyroute2.
+ROUTES := $(addprefix tests/kernel/,routing local_delivery ansible/test_policy_modules.py)
 
 pyroute2: ## Run the kernel tests of routing with pyroute2 of Debian 12 and 13 (root)
 	@$(BOOTSTRAP) lab
