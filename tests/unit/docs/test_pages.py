@@ -51,7 +51,7 @@ SERVICES = [block for block in YAML if services_in(yaml.safe_load(block.text))]
 
 
 def test_the_pages_show_services_and_plays():
-    guides = {f"docs/docsite/rst/{name}.rst" for name in ("operations", "services")}
+    guides = {f"docs/docsite/rst/{name}.rst" for name in ("health", "operations", "services", "udp")}
     assert {block.path for block in SERVICES} == {"README.md", *guides}
     assert {"docs/docsite/rst/operations.rst", "roles/forwarder/README.md"} <= {block.path for block in PLAYS}
 
@@ -151,7 +151,7 @@ REFERENCE = [
     ("services", "A backend", _services.BACKEND_KEYS, BACKEND),
     ("services", "Balancing", defaults.BALANCES, {}),
     ("services", "Limits", LIMITS, LIMITS),
-    ("services", "Health", HEALTH, HEALTH),
+    ("health", "Keys", HEALTH, HEALTH),
     ("services", "The forwarder's config", {"schema", *_defaults(config.Config)}, {}),
     ("documents", "The document", documents.KEYS, {}),
     ("documents", "A rule", schema.RULE, {}),

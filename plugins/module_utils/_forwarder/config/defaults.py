@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Every default, bound and choice of the config: one line for each key. Durations are seconds.
 
-docs/docsite/rst/services.rst shows them to users; a test compares the two.
+docs/docsite/rst/services.rst and health.rst show them to users; a test compares them.
 """
 
 from __future__ import annotations
