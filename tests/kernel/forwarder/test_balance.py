@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Balancing over TCP and UDP: algorithms, weights, backups, limits, operator overrides, slow start."""
+"""Balancing over TCP and UDP: algorithms, weights, tiers, limits, operator overrides, slow start."""
 
 from __future__ import annotations
 
@@ -118,16 +118,32 @@ def test_source_hash_is_the_same_on_all_workers_and_proxies_and_after_a_restart(
         assert ask.clients(count) == first
 
 
-def test_a_backup_serves_only_while_no_other_backend_does(lab, ask, protocol, family):
-    config = document(lab, protocol)
-    config["services"][0]["backends"][2]["backup"] = True
+@pytest.mark.parametrize(("protocol", "balance"), [("tcp", "source_hash"), ("udp", "least_connections")])
+def test_a_tier_serves_while_all_of_lower_priority_are_down(lab, session_servers, ask, protocol, family, balance):
+    """Down and up again; then a config in place makes another tier the first."""
+    health = {"interval": 0.3, "timeout": 0.2, "rise": 1, "fall": 2}
+    exchange = {"request": "well?", "expect": "well"} if protocol == "udp" else {}
+    config = document(lab, protocol, names=("b", "c", "d"), balance=balance, health={**health, **exchange})
+    backends = config["services"][0]["backends"]
+    backends[1]["priority"], backends[2]["backup"] = 1, True
     with Forwarder(lab, config) as forwarder:
-        assert ask.many(6) == {"b": 3, "c": 3}
-        for name in ("b", "c"):
-            forwarder.ask("maintenance", backend=name)
-        assert ask.many(3) == {"d": 3}
+        eventually(lambda: state(forwarder, "b", family) == "up", "b is up", forwarder.show)
+        assert set(ask.clients(6).values()) == {"b"}
+        session_servers[protocol, "b"].stop()
+        eventually(lambda: state(forwarder, "b", family) == "down", "b is down", forwarder.show)
+        assert set(ask.clients(6).values()) == {"c"}
+        forwarder.ask("maintenance", backend="c")
+        assert set(ask.clients(6).values()) == {"d"}, "the control: without c it is the backup"
         forwarder.ask("ready", backend="c")
-        assert ask.many(3) == {"c": 3}
+        session_servers[protocol, "b"] = SERVERS[protocol](lab, "b", BACKEND)
+        eventually(lambda: state(forwarder, "b", family) == "up", "b is up again", forwarder.show)
+        assert set(ask.clients(6).values()) == {"b"}
+        workers = forwarder.workers()
+        backends[0]["priority"] = 2
+        forwarder.configure(config)
+        assert forwarder.reload().returncode == 0
+        assert set(ask.clients(6).values()) == {"c"}
+        assert forwarder.workers() == workers, "the config was taken in place"
 
 
 def test_at_max_connections_the_next_backend_serves_and_then_clients_are_refused(lab, ask, protocol, family):

@@ -45,7 +45,7 @@ def document(lab, step=0, **options):
         make_service(lab, "datagrams", DATAGRAMS, 9000, ["b"], protocol="udp", idle_timeout=600 + step),
     ]
     for backend in services[1]["backends"]:
-        backend["backup"] = backend["name"] != "b"
+        backend.update({"backup": True} if step % 2 else {"priority": 1 + step}) if backend["name"] != "b" else None
     if step % 5 > 1:
         ranged = make_service(lab, f"range{step % 5}", RANGE, 9001, ["d"])
         for listener in ranged["listen"]:

@@ -12,7 +12,7 @@ import time
 
 from . import client
 from .client import AdminError
-from .status import draining_workers, old_generation_line
+from .status import draining_workers, name_and_tier, old_generation_line
 
 MIN_INTERVAL = 0.2  # seconds between two updates of `top`
 CLEAR = "\x1b[H\x1b[2J"  # cursor home, erase the screen
@@ -151,9 +151,8 @@ def _row(service, backend, rates):
     total = str(backend["connections"])
     if rates:
         total += f" (+{rates.get((service['name'], backend['name']), 0):.0f}/s)"
-    name = f"{backend['name']} (backup)" if backend["backup"] else backend["name"]
     return (
-        name,
+        name_and_tier(backend),
         backend["state"],
         _by_family(families, "server"),
         _by_family(families, "return_path"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 
 from . import metrics
-from .status import old_generation_line, status
+from .status import name_and_tier, old_generation_line, status
 from .status import pieces as status_pieces
 
 _HEAD = """<!DOCTYPE html>
@@ -72,7 +72,7 @@ def _service(service):
 def _backend(backend):
     families = list(backend["families"].values())
     texts = [
-        backend["name"],
+        name_and_tier(backend),
         backend["state"],
         " / ".join(family["server"] for family in families),
         " / ".join(family["return_path"] for family in families),

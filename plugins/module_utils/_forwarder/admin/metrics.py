@@ -174,6 +174,8 @@ def _backends(rows):
         ),
     ):
         yield from _metric(name, kind, text, _each(rows, field))
+    lower = ((labels, backend["priority"]) for labels, backend in rows if backend["priority"])
+    yield from _metric("backend_priority", "gauge", "Priority of the backend, if it is not the first (0).", lower)
     failures = _by(rows, "failed", "cause", FAILURES)
     yield from _metric("backend_failures_total", "counter", "Failed connection attempts, by cause.", failures)
 

@@ -13,13 +13,13 @@
  "checker": {"pid", "hung": bool} or null,
  "services": [{"name", "protocol", "balance", "listen": [str], "absent": [those of listen whose
    address this host does not have], "failed": {one of listen: why it could not be bound}, field: int …, "backends": [{
-   "name", "port", "weight", "backup", "max_connections", "admin", "state", "active", field: int …,
+   "name", "port", "weight", "backup", "priority", "max_connections", "admin", "state", "active", field: int …,
    "families": {"ipv4": {"address", "state", "since" (seconds), "server", "return_path", "checks",
      "server_failures", "path_failures", "latency": {"count", "sum" (µs), "buckets": [int]}, field: int …}}}]}]}
 
 ``state`` of a worker is starting, serving, draining, hung (its heartbeat is overdue) or gone. ``state`` of a backend is
-the operator's override, or else the worst state of its families. ``server`` and ``return_path`` are the results of the
-two health probes: "yes", "no: ERRNO" or "not asked".
+the operator's override, or else the worst state of its families. ``priority`` of a backup is null. ``server`` and
+``return_path`` are the results of the two health probes: "yes", "no: ERRNO" or "not asked".
 """
 
 from __future__ import annotations
@@ -129,6 +129,14 @@ def old_generation_line(entry: dict) -> str:
     return f"old generation {entry['generation']} ({entry['version'] or 'unknown version'}): {', '.join(parts)}"
 
 
+def name_and_tier(backend: dict) -> str:
+    """Return the name of an entry of ``backends``, and where it comes after others, for people."""
+    if backend["backup"]:
+        return f"{backend['name']} (backup)"
+    priority = backend.get("priority")  # not of version 0.1.0
+    return f"{backend['name']} (priority {priority})" if priority else backend["name"]
+
+
 def duration(seconds: float) -> str:
     """Return a duration in its greatest unit: "40 s", "5 min", "3 h", "2 d"."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
@@ -167,6 +175,7 @@ def _backend(snapshot, service, backend):
         "port": backend.port,
         "weight": override.get("weight", backend.weight),
         "backup": backend.backup,
+        "priority": None if backend.backup else backend.tier,
         "max_connections": backend.max_connections,
         "admin": override.get("state", "ready"),
         "state": override.get("state", shared_memory.STATES[worst]),

@@ -4,8 +4,8 @@
 """Which backend gets a connection, and which one is next when that fails.
 
 Backends holds the backends of one service and family for one worker. It decides which are candidates (health, orders of
-the operator, limits, backups) and leaves the choice to a balancing algorithm (algorithms.py). A backend is named by its
-index in the list of its family. Time is passed in (monotonic seconds). What other processes find out comes through
+the operator, limits, priorities) and leaves the choice to a balancing algorithm (algorithms.py). A backend is named by
+its index in the list of its family. Time is passed in (monotonic seconds). What other processes find out comes through
 shared memory; while it does not change, a choice costs two reads of it.
 """
 
@@ -103,7 +103,7 @@ class Backends:
         self._limited = any(backend.max_connections for backend in self.backends)
         self._epoch = -1
         self._next_review = 0.0
-        # Candidates; those of a later tier are used only when no earlier one can be.
+        # Candidates by priority; those of a later tier are used only when no earlier one can be. No tier is empty.
         self._tiers: tuple[tuple[int, ...], ...] = ()
         self._suspects: frozenset[int] = frozenset()  # candidates that failed for a client and the checker; used last
         self._ready: tuple[int, ...] = ()  # the candidates of a connection that excludes no backend
@@ -232,7 +232,7 @@ class Backends:
 
     def refusal(self):
         """Return the Refusal of a connection that has tried no backend and for which next() returned None."""
-        return ALL_FULL if self._limited and any(self._tiers) else NONE_UP
+        return ALL_FULL if self._limited and self._tiers else NONE_UP
 
     # -- candidates --------------------------------------------------------------------------------------------------
 
@@ -272,10 +272,12 @@ class Backends:
         self._suspects = frozenset(index for index in up if self._checked and state("suspect", self._first + index))
         for index in {*indexes} - {*up} | self._suspects:
             self.health.forget_clients(index)
-        backup = {index for index in up if self.backends[index].backup}
-        self._tiers = (tuple(index for index in up if index not in backup), tuple(sorted(backup)))
-        sound = [tuple(index for index in tier if index not in self._suspects) for tier in self._tiers]
-        self._ready = sound[0] or sound[1] or sum(self._tiers, ())
+        tiers: dict[int, list[int]] = {}
+        for index in up:
+            tiers.setdefault(self.backends[index].tier, []).append(index)
+        self._tiers = tuple(tuple(tiers[tier]) for tier in sorted(tiers))
+        sound = (tuple(index for index in tier if index not in self._suspects) for tier in self._tiers)
+        self._ready = next(filter(None, sound), ()) or sum(self._tiers, ())
         self._weigh(now)
 
     def _weigh(self, now):

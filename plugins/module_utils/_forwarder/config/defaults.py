@@ -51,6 +51,7 @@ MIN_RATE = 1e-6  # one in eleven days; a client's next connection is timed in mi
 # A backend.
 PROXY_VERSIONS = ("v1", "v2")
 WEIGHT = Range(1, 65535, 1)
+PRIORITY = Range(0, 255, 0)
 MAX_CONNECTIONS = Range(1, CONNECTIONS.high, None)
 
 # Health checks.

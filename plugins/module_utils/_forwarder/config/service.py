@@ -33,12 +33,18 @@ class Backend:
     weight: int = defaults.WEIGHT.default
     last_port: int | None = None
     send_proxy: str | None = None
-    backup: bool = False  # used only while no other backend is available
+    backup: bool = False  # used only while no other backend is available, of whatever priority
+    priority: int | None = None  # version 0.1.0 reads what dump() returns, so it must not have the default
     max_connections: int | None = None  # at once, in all workers together; None: no limit
 
     def address(self, family: str) -> str | None:
         """Return the address of ``family`` ("ipv4" or "ipv6"), or None."""
         return self.ipv4 if family == IPV4 else self.ipv6
+
+    @property
+    def tier(self) -> int:
+        """Its place among the tiers: backends of a tier are used only while none of a lower one is available."""
+        return int(defaults.PRIORITY.high) + 1 if self.backup else self.priority or 0
 
     def port_of(self, listener: Listener) -> int:
         """Return the port for a client of this listener."""
@@ -206,10 +212,13 @@ def _read_backend(part: Fields) -> Backend:
         ipv6=str(ipv6) if ipv6 else None,
         weight=part.integer("weight", "a weight", *defaults.WEIGHT),
         backup=part.boolean("backup", False),
+        priority=part.integer("priority", "a priority", *defaults.PRIORITY[:2], None),
         max_connections=part.integer("max_connections", "a number of connections", *defaults.MAX_CONNECTIONS),
         send_proxy=part.choice("send_proxy", defaults.PROXY_VERSIONS, None),
     )
     part.done()
+    if backend.backup and backend.priority is not None:
+        part.error("priority", "has no effect on a backup, which comes after all priorities; remove one of the two")
     if part.data is not None and not {IPV4, IPV6} & set(part.data):
         part.error("", "has no address; set ipv4, ipv6 or both")
     for key, address in ((IPV4, ipv4), (IPV6, ipv6)):

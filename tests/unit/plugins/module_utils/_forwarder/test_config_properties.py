@@ -48,6 +48,8 @@ def services(draw, number):
         addresses = {"ipv4": f"198.18.1.{place}", "ipv6": f"2001:db8:1::{place:x}"}
         backends.append({"name": name, "port": draw(ports), **{family: addresses[family] for family in families}})
         backends[-1] |= {"weight": draw(st.integers(1, defaults.WEIGHT.high)), "backup": draw(st.booleans())}
+        if not backends[-1]["backup"]:
+            backends[-1] |= draw(st.fixed_dictionaries({}, optional={"priority": st.integers(0, 255)}))
     optional = {
         "balance": st.sampled_from(defaults.BALANCES),
         "retries": st.integers(0, defaults.RETRIES.high),

@@ -18,9 +18,10 @@ from ..snapshots import Forwarder
 BACKENDS = (
     Backend("b", 80, ipv4="198.18.0.21", ipv6="2001:db8::21", weight=2),
     Backend('c"<x>', 80, ipv4="198.18.0.22", weight=2, backup=True),
+    Backend("d", 80, ipv4="198.18.0.23", priority=7),
 )
 CONFIG = Config(proxy_id=1, services=(Service("web", (Listener("0.0.0.0", 80),), BACKENDS, balance="random"),))
-B4, B6 = 0, 2  # targets: b over IPv4, b over IPv6
+B4, B6 = 0, 3  # targets: b over IPv4, b over IPv6
 
 
 @pytest.fixture
@@ -68,6 +69,7 @@ def test_the_table_shows_forwarder_services_and_backends(document):
     assert "yes / no: ETIMEDOUT" in lines[5]
     assert lines[5].endswith("2.5M        999")
     assert "(backup)" in lines[6]
+    assert "d (priority 7)" in lines[7]
 
 
 @pytest.mark.parametrize(("values", "text"), [
@@ -122,5 +124,8 @@ def test_metrics_and_the_page_are_escaped_and_buckets_cumulative(document):
     assert 'l4proxy_connect_seconds_bucket{service="web",backend="b",family="ipv4",le="0.00025"} 1' in text
     assert 'l4proxy_connect_seconds_bucket{service="web",backend="b",family="ipv4",le="+Inf"} 1' in text
     assert 'l4proxy_health_return_path{service="web",backend="b",family="ipv6"} 0' in text
-    assert "c&quot;&lt;x&gt;" in page
+    assert '\nl4proxy_backend_priority{service="web",backend="d"} 7\n' in text
+    assert text.count("\nl4proxy_backend_priority{") == 1
+    assert "<td>d (priority 7)</td>" in page
+    assert "c&quot;&lt;x&gt; (backup)" in page
     assert "<x>" not in page

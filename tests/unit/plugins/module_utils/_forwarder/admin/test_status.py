@@ -51,6 +51,7 @@ def test_the_status_is_json_and_its_docstring_names_every_key(forwarder):
         assert key in document
     assert (service["listen"], service["balance"]) == (["0.0.0.0:80", "[::]:80"], "random")
     assert (backend["weight"], backend["backup"], backend["max_connections"]) == (2, False, None)
+    assert [backend["priority"] for backend in service["backends"]] == [0, None]
 
 
 def test_workers_of_all_generations_and_free_slots_are_listed(forwarder):

@@ -25,10 +25,11 @@ UNCHECKED = {"health": HealthCheck(enabled=False)}
 class Some(balancer.Backends):
     """Backends of one service in slot 0 of two, with the region they share."""
 
-    def __init__(self, *weights, balance="round_robin", backups=(), limits=None, **options):
+    def __init__(self, *weights, balance="round_robin", backups=(), priorities=(), limits=None, **options):
         made = []
         for n, weight in enumerate(weights):
             more = {"weight": weight, "backup": n in backups, "max_connections": (limits or {}).get(n)}
+            more["priority"] = priorities[n] if priorities else None
             made.append(Backend(name=f"b{n}", ipv4=f"198.18.0.{n + 1}", port=80, **more))
         service = Service("web", (), tuple(made), balance=balance, **options)
         self.region = shared_memory.Region(shared_memory.describe(Config(proxy_id=1, services=(service,)), 2))
@@ -264,6 +265,29 @@ def test_a_backup_is_used_only_while_no_other_backend_is():
     assert some.shares(2) == {2: 2}
     some.set(0, health=shared_memory.UP)
     assert some.shares(2) == {0: 2}
+
+
+@pytest.mark.parametrize("balance", sorted(balancer.ALGORITHMS))
+def test_a_tier_serves_only_while_no_backend_of_a_lower_priority_does(balance):
+    some = Some(1, 1, 1, 1, 1, priorities=(9, 0, 3, 0, None), balance=balance, **UNCHECKED)
+    served = (({1, 3, 4}, ()), ({2}, (1, 3, 4)), ({0}, (2,)))
+    down = []
+    for expected, fallen in served:
+        for index in fallen:
+            some.set(index, health=shared_memory.DOWN)
+            down.append(index)
+        assert {index for n in range(64) for index in some.shares(client=f"203.0.113.{n}")} == expected
+    some.set(2, health=shared_memory.UP)
+    some.fail(2, 1.0)
+    assert some.shares(2, now=1.5) == {0: 2}, "the next tier, while the checker has not yet seen it fail"
+    some.set(4, health=shared_memory.UP)
+    assert some.shares(2, now=1.5) == {4: 2}
+
+
+def test_a_full_tier_overflows_into_the_next_and_a_backup_is_after_all_priorities():
+    some = Some(1, 1, 1, 1, priorities=(None, 255, None, 1), backups=[2], limits={0: 1, 1: 1, 2: 1, 3: 1})
+    assert [some.next(CLIENT, (), 1.0) for _connection in range(5)] == [0, 3, 1, 2, None]
+    assert some.refusal() == balancer.ALL_FULL
 
 
 def test_a_full_backend_is_skipped_and_when_all_are_full_the_client_is_refused():

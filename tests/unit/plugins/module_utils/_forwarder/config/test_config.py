@@ -56,7 +56,8 @@ def test_dump_is_the_inverse_of_load_and_a_config_cannot_be_changed(data):
 def test_the_document_of_defaults_has_no_key_that_version_0_1_0_refuses():
     """A rollback hands the document that dump() returns over to the earlier program."""
     document = config.dump(config.load(minimal()))
-    assert {"drain_timeout", "drain_memory"} & {*document, *document["services"][0]} == set()
+    (service,) = document["services"]
+    assert {"drain_timeout", "drain_memory", "priority"} & {*document, *service, *service["backends"][0]} == set()
 
 
 @pytest.mark.parametrize(("changes", "seconds"), [({}, 60.0), ({"idle_timeout": 5}, 5.0)])

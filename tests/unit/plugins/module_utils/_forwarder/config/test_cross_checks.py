@@ -24,6 +24,13 @@ def test_options_of_tcp_are_refused_for_udp():
     ]
 
 
+def test_a_backup_has_no_priority():
+    data = minimal()
+    data["services"][0]["backends"][0].update(backup=True, priority=0)
+    expected = "has no effect on a backup, which comes after all priorities; remove one of the two"
+    assert errors_of(data) == [f"services[0].backends[0].priority: {expected}"]
+
+
 SAME_PORT = " (same port; a wildcard covers every address of its family)"
 
 

@@ -117,6 +117,7 @@ TEST_REFUSED = [
     (BACKEND, "port", 70000, "services[0].backends[0].port: 70000 is not a port (1-65535)"),
     (BACKEND, "weight", 0, "services[0].backends[0].weight: 0 is not a weight (1-65535)"),
     (BACKEND, "backup", "yes", 'services[0].backends[0].backup: "yes" is neither true nor false'),
+    (BACKEND, "priority", 256, "services[0].backends[0].priority: 256 is not a priority (0-255)"),
     (BACKEND, "max_connections", 0, "services[0].backends[0].max_connections: 0 is not a number of connections"),
     (BACKEND, "name", MISSING, "services[0].backends[0].name: is required"),
     (BACKEND, "name", "b" + 700 * ":", 'services[0].backends[0].name: "b::::'),
