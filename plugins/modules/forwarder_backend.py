@@ -27,7 +27,8 @@ options:
     type: str
   state:
     description:
-      - V(ready) - the backend gets new connections while it is healthy.
+      - V(ready) - the backend gets new connections while it is healthy. Fails with RV(reason=disabled) if the inventory
+        has C(enabled: false) for the backend in all of these services, and removes what an operator has set before.
       - V(drain) - the backend gets no new connections.
       - V(maintenance) - like V(drain), but shown as maintenance.
     type: str
@@ -104,7 +105,8 @@ ended:
 reason:
   description:
     - Why the module failed, for conditions in plays.
-    - V(unknown_backend) if no service of this forwarder has the backend, V(other) in all other cases.
+    - V(unknown_backend) if no service of this forwarder has the backend, V(disabled) if the inventory has
+      C(enabled: false) for it, V(other) in all other cases.
   returned: failure
   type: str
   sample: unknown_backend
@@ -112,14 +114,21 @@ reason:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import client
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import backend_names
 from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import paths
 
 SHOWN = {"ready": "ready", "drain": "draining", "maintenance": "maintenance"}
 
 
-def lines(statuses: dict, state: str | None = None) -> str:
-    """The status of the backend in each service, or the given state, as text for a diff."""
-    return "".join(f"{service}: {state or status['admin']}\n" for service, status in sorted(statuses.items()))
+def lines(states: dict) -> str:
+    """The state of the backend in each service as text for a diff."""
+    return "".join(f"{service}: {state}\n" for service, state in sorted(states.items()))
+
+
+def targets(statuses: dict, state: str) -> dict:
+    """Return the state that the backend is to have in each service: what the config disables cannot be ready."""
+    off = {name for name, status in statuses.items() if state == "ready" and not status.get("enabled", True)}
+    return {name: "disabled" if name in off else SHOWN[state] for name in statuses}
 
 
 def act(module: AnsibleModule) -> dict:
@@ -128,17 +137,22 @@ def act(module: AnsibleModule) -> dict:
     :raises client.AdminError: the forwarder does not answer, or does not know the backend.
     """
     params = module.params
-    path, backend, service, target = params["socket"], params["backend"], params["service"], SHOWN[params["state"]]
+    path, backend, service = params["socket"], params["backend"], params["service"]
     statuses = client.backends(client.ask(path, "status")["status"], backend, service)
-    changed = any(status["admin"] != target for status in statuses.values())
+    before = {name: status["admin"] for name, status in statuses.items()}
+    after = targets(statuses, params["state"])
+    changed = before != after
+    refused = set(after.values()) == {"disabled"}
+    if refused and module.check_mode:
+        raise client.DisabledBackend(backend_names.disabled(backend, statuses))
     force = params["force"] and params["state"] != "ready"
-    if changed and not module.check_mode:
+    if (changed or refused) and not module.check_mode:
         client.ask(path, params["state"], backend=backend, service=service)
     result = {
         "changed": changed or (force and module.check_mode and any(status["active"] for status in statuses.values())),
-        "diff": {"before": lines(statuses), "after": lines(statuses, target)},
+        "diff": {"before": lines(before), "after": lines(after)},
         "services": {
-            name: {"before": status["admin"], "after": target, "connections": status["active"]}
+            name: {"before": before[name], "after": after[name], "connections": status["active"]}
             for name, status in statuses.items()
         },
     }
@@ -185,8 +199,7 @@ def main() -> None:
     try:
         result = act(module)
     except client.AdminError as error:
-        unknown = isinstance(error, client.UnknownBackend)
-        module.fail_json(msg=str(error), reason="unknown_backend" if unknown else "other")
+        module.fail_json(msg=str(error), reason=error.reason)
     module.exit_json(**result)
 
 

@@ -67,7 +67,9 @@ def _backends(fleet: Fleet, proxy: str, service: ServiceRef, errors: list[str]) 
         addresses = collect(errors, backend_addresses, fleet, proxy, ref) or _placeholder_addresses(len(rows))
         name = ref.label if labels.count(ref.label) == 1 else f"{ref.label}:{ref.port}"
         families = {FAMILY[version]: address for version, address in addresses.items()}
-        rows.append({"name": name, "port": ref.port, **ref.options, **families})
+        # Version 0.1.0, to which a fleet may go back, does not know "enabled"; true is the default.
+        options = {key: value for key, value in ref.options.items() if not (key == "enabled" and value is True)}
+        rows.append({"name": name, "port": ref.port, **options, **families})
     return rows
 
 

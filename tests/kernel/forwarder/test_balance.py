@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 
@@ -160,14 +161,25 @@ def test_at_max_connections_the_next_backend_serves_and_then_clients_are_refused
         assert forwarder.log(event)[-1][key] == "every backend is at its limit"
 
 
-@pytest.mark.parametrize("order", ["drain", "maintenance"])
-def test_drain_and_maintenance_keep_new_sessions_away_over_reloads(lab, ask, protocol, family, order):
-    """Existing sessions of a draining backend continue, also UDP sessions, which move to the new workers."""
-    with Forwarder(lab, document(lab, protocol, workers=2)) as forwarder:
+@pytest.mark.parametrize("order", ["drain", "maintenance", "disable"])
+def test_drain_maintenance_and_enabled_false_keep_new_sessions_away_over_reloads(lab, ask, protocol, family, order):
+    """Existing sessions of such a backend continue, also UDP sessions, which move to the new workers."""
+    config = document(lab, protocol, workers=2)
+    disabled = copy.deepcopy(config)
+    disabled["services"][0]["backends"][0]["enabled"] = False
+
+    def set_state(forwarder, order):
+        if order in ("disable", "enable"):
+            forwarder.configure(disabled if order == "disable" else config)
+            assert forwarder.reload().returncode == 0
+        else:
+            forwarder.ask(order, backend="b")
+
+    with Forwarder(lab, config) as forwarder:
         ask.many(12)
         before = [session for session in ask.sessions if session.name == "b"]
         assert before
-        forwarder.ask(order, backend="b")
+        set_state(forwarder, order)
         assert set(ask.many(8)) == {"c", "d"}
         assert forwarder.reload().returncode == 0
         assert set(ask.many(8)) == {"c", "d"}
@@ -178,8 +190,12 @@ def test_drain_and_maintenance_keep_new_sessions_away_over_reloads(lab, ask, pro
             len(before),
             {getattr(lab["client"], family)},
         )
-        forwarder.ask("ready", backend="b")
+        if order == "disable":
+            assert forwarder.ask("ready", backend="b")["reason"] == "disabled"
+            assert set(ask.many(4)) == {"c", "d"}
+        set_state(forwarder, "enable" if order == "disable" else "ready")
         assert "b" in ask.many(8)
+        assert forwarder.status()["restarts"] == 0
 
 
 def test_kill_ends_the_selected_sessions_and_no_others_also_in_an_old_generation(lab, ask, protocol, family):

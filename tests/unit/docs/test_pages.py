@@ -145,6 +145,7 @@ def _defaults(cls):
 
 SERVICE, BACKEND, LIMITS = _defaults(service.Service), _defaults(service.Backend), _defaults(service.Limits)
 HEALTH = _defaults(health_check.HealthCheck)
+BACKEND["enabled"] = "true"  # dump() leaves it out
 #: page, section, its keys, and the defaults that its table must give
 REFERENCE = [
     ("services", "A service", {"proxies", *SERVICE}, SERVICE),

@@ -47,7 +47,7 @@ def plan(status: Mapping[str, Any] | None, old: Config | None, new: Config, arch
         return Plan(START, ["the forwarder does not run and is started"])
     if not (restart or archive or old != new):
         return Plan(NONE, [])
-    leaving = list(_leaving(status, old, new))
+    leaving = [*_leaving(status, old, new), *_switched(status, new)]
     ended = [one for one in leaving if one.sessions]
     number, seconds = sum(one.sessions for one in ended), max((one.seconds for one in ended), default=None)
     if not (archive or restart):
@@ -127,6 +127,17 @@ def _leaving(status: Mapping[str, Any], old: Config | None, new: Config) -> Iter
             )
             if number or all(_left(service, backend, key) for key in backend["families"]):
                 yield Leaving(f"backend {backend['name']} leaves service {name}", number, timeout)
+
+
+def _switched(status: Mapping[str, Any], new: Config) -> Iterator[Leaving]:
+    """Yield a sentence, which ends no session, for each backend that the new config disables, or enables again."""
+    after = {(service.name, one.name): one.disabled for service in new.services for one in service.backends}
+    for service in status["services"]:
+        for entry in service["backends"]:
+            before, key = not entry.get("enabled", True), (service["name"], entry["name"])  # not of version 0.1.0
+            if after.get(key, before) != before:
+                verb = "gets new connections again" if before else "gets no new connections (enabled: false)"
+                yield Leaving(f"backend {entry['name']} of service {service['name']} {verb}", 0, 0.0)
 
 
 def _left(service: Service, entry: Mapping[str, Any], family: str) -> bool:

@@ -10,6 +10,7 @@ import select
 import sys
 import time
 
+from ..config.backend_names import disabled
 from . import client
 from .client import AdminError
 from .status import draining_workers, name_and_tier, old_generation_line
@@ -92,6 +93,8 @@ def set_backend_state(path, op, backend, service, timeout=None, force=False):
             return 1
         state += f" and has no connections{ended}"
     sys.stdout.write(f"{backend} is {state} in {services}{'' if answer['changed'] else ' (unchanged)'}\n")
+    if answer.get("disabled"):
+        sys.stdout.write(f"{disabled(backend, answer['disabled'])}\n")
     return 0
 
 

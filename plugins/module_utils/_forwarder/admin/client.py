@@ -16,15 +16,25 @@ TIMEOUT = 10.0  # seconds for one answer
 ENDING = 2.0  # seconds until the status knows that a connection has ended
 POLL = 0.2  # seconds between two requests while waiting for a backend
 MAX_ANSWER = 64 << 20  # bytes
-USABLE = ("up", "unknown")  # states of a backend
+USABLE = ("up", "unknown", "disabled")  # states of a backend for which nobody has to wait
 
 
 class AdminError(Exception):
-    """The forwarder cannot be reached or refuses the request; the message is one sentence."""
+    """The forwarder cannot be reached or refuses the request. The message is one sentence, ``reason`` is for plays."""
+
+    reason = "other"
 
 
 class UnknownBackend(AdminError):
     """No service of the forwarder has this backend."""
+
+    reason = "unknown_backend"
+
+
+class DisabledBackend(AdminError):
+    """The config of the forwarder disables a backend that is to be made ready."""
+
+    reason = "disabled"
 
 
 def default_socket():
@@ -53,7 +63,7 @@ def ask(path, op, **arguments):
     except ValueError:
         raise AdminError(f"{path}: the forwarder closed the connection without a complete answer") from None
     if not answer["ok"]:
-        raise AdminError(answer["error"])
+        raise (DisabledBackend if answer.get("reason") == DisabledBackend.reason else AdminError)(answer["error"])
     return answer
 
 
@@ -100,7 +110,7 @@ def end_connections(path, backend, service):
 def wait_until_up(path, backend, service, timeout):
     """Wait up to ``timeout`` seconds until a backend is up; return the services where it is not ("" if it is up).
 
-    A backend without health checks counts as up.
+    A backend without health checks counts as up. Services that disable the backend are passed over.
     """
     deadline = time.monotonic() + timeout
     while True:

@@ -4,7 +4,9 @@
 """The commands of the admin socket: one JSON request per line, one JSON answer per line.
 
 {"op": "status"} · {"op": "drain" | "maintenance" | "ready", "backend": NAME (without a port: all ports of that host),
-"service": NAME (absent: every service that has the backend)} · {"op": "weight", "backend", "service",
+"service": NAME (absent: every service that has the backend)}; "ready" answers with "disabled", the services that
+disable the backend, and if there are no others with an error of the "reason" "disabled": it has removed only what an
+operator has said before · {"op": "weight", "backend", "service",
 "weight": int or null (as configured)} · {"op": "sessions", "service", "backend", "limit"} · {"op": "log_level",
 "level": NAME or null (as configured)} · {"op": "kill", "generation": int, "service", "backend", "client": ADDRESS or
 NETWORK}, of which at least one is required
@@ -20,10 +22,11 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Protocol
 
-from ..config.backend_names import matches
+from ..config.backend_names import disabled, matches
 from ..config.config import Config
 from ..config.defaults import MAX_NAME, WEIGHT
 from ..counters.overrides import Overrides
+from ..counters.shared_memory import DISABLED
 from ..loop.log import LEVELS, Log
 from .protocols import at_once
 from .snapshot import Snapshot
@@ -70,7 +73,11 @@ class Forwarder(Protocol):
 
 
 class Refused(Exception):
-    """A request that cannot be served; the message is one sentence."""
+    """A request that cannot be served; the message is one sentence. ``reason`` is for programs."""
+
+    def __init__(self, message: str, reason: str | None = None):
+        super().__init__(message)
+        self.reason = reason
 
 
 class Admin:
@@ -107,7 +114,7 @@ class Admin:
                 raise Refused(f"op must be one of {', '.join(sorted([*self._commands, *self._deferred]))}")
             reply = self._commands[op](request)
         except Refused as error:
-            reply = {"ok": False, "error": str(error)}
+            reply = {"ok": False, "error": str(error), **({"reason": error.reason} if error.reason else {})}
         except (ValueError, RecursionError):
             reply = {"ok": False, "error": "a request must be one JSON object on one line"}
         _write(client, reply)
@@ -122,7 +129,14 @@ class Admin:
     # -- overrides of backends -------------------------------------------------------------------------------------
 
     def _state(self, request):
-        return self._override(request, "state", STATES[request["op"]])
+        answer = self._override(request, "state", STATES[request["op"]])
+        off = sorted({service for service, backend in self._find(request) if backend.disabled})
+        if request["op"] != "ready" or not off:
+            return answer
+        on = [service for service, backend in self._find(request) if not backend.disabled]
+        if not on:
+            raise Refused(disabled(request["backend"], off), DISABLED)
+        return {**answer, "services": list(dict.fromkeys(on)), "disabled": off}
 
     def _weight(self, request):
         weight = request.get("weight")
@@ -134,18 +148,18 @@ class Admin:
         """Set an override of a backend; the answer says in which services, and whether anything changed."""
         forwarder = self._forwarder
         backends = self._find(request)
-        changed = [service for service, name in backends if forwarder.overrides.set(service, name, key, value)]
+        changed = [service for service, one in backends if forwarder.overrides.set(service, one.name, key, value)]
         if changed:
             forwarder.publish_overrides()
             fields = {"backend": request["backend"], key: value or "as configured"}
             forwarder.log.event("backend override", services=list(dict.fromkeys(changed)), **fields)
-        services = list(dict.fromkeys(service for service, _name in backends))
+        services = list(dict.fromkeys(service for service, _backend in backends))
         return {"ok": True, "changed": bool(changed), "services": services}
 
     def _find(self, request):
-        """Return [(service, name of the backend in it)] of a request; raise Refused."""
+        """Return [(name of a service, its config.Backend)] of a request; raise Refused."""
         backend, wanted = request.get("backend"), self._services(request.get("service"))
-        found = [(each.name, one.name) for each in wanted for one in each.backends if matches(backend, one.name)]
+        found = [(each.name, one) for each in wanted for one in each.backends if matches(backend, one.name)]
         if not found:
             names = sorted({one.name for each in wanted for one in each.backends})
             raise Refused(f"there is no backend {backend!r} (there are {_listing(names)})")

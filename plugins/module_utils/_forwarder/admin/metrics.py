@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ..counters.shared_memory import FAILURES, LADDER, LATENCY_BOUNDS, REFUSED, STATES
+from ..counters.shared_memory import DISABLED, FAILURES, LADDER, LATENCY_BOUNDS, REFUSED, STATES
 from .status import draining_workers
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 LINES = 500  # in one piece of the text
-_BACKEND_STATES = (*STATES, "draining", "maintenance")
+_BACKEND_STATES = (*STATES, "draining", "maintenance", DISABLED)
 
 
 def render(status):

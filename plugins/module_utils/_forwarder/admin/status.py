@@ -13,13 +13,15 @@
  "checker": {"pid", "hung": bool} or null,
  "services": [{"name", "protocol", "balance", "listen": [str], "absent": [those of listen whose
    address this host does not have], "failed": {one of listen: why it could not be bound}, field: int …, "backends": [{
-   "name", "port", "weight", "backup", "priority", "max_connections", "admin", "state", "active", field: int …,
+   "name", "port", "weight", "backup", "priority", "max_connections", "enabled", "admin", "state", "active",
+   field: int …,
    "families": {"ipv4": {"address", "state", "since" (seconds), "server", "return_path", "checks",
      "server_failures", "path_failures", "latency": {"count", "sum" (µs), "buckets": [int]}, field: int …}}}]}]}
 
-``state`` of a worker is starting, serving, draining, hung (its heartbeat is overdue) or gone. ``state`` of a backend is
-the operator's override, or else the worst state of its families. ``priority`` of a backup is null. ``server`` and
-``return_path`` are the results of the two health probes: "yes", "no: ERRNO" or "not asked".
+``state`` of a worker is starting, serving, draining, hung (its heartbeat is overdue) or gone. ``admin`` of a backend is
+the operator's override, or else "disabled" if the config says so, or else "ready". ``state`` of a backend is ``admin``,
+or if that is "ready" the worst state of its families. ``priority`` of a backup is null. ``server`` and ``return_path``
+are the results of the two health probes: "yes", "no: ERRNO" or "not asked".
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from .snapshot import OldGeneration, Process, Snapshot
 
 COUNTERS = tuple(name for name in TARGET_FIELDS if name not in TIMES and name not in LATENCY_FIELDS)
 HUNG = "hung"
+READY = "ready"
 _FROM_BEST_TO_WORST = (shared_memory.UNKNOWN, shared_memory.UP, shared_memory.BROKEN, shared_memory.DOWN)
 
 
@@ -169,6 +172,7 @@ def _backend(snapshot, service, backend):
     for family, target in families.items():
         target["address"] = backend.address(family)
     override = snapshot.overrides.of(service.name, backend.name)
+    admin = override.get("state", shared_memory.DISABLED if backend.disabled else READY)
     worst = max((target.pop("health") for target in families.values()), key=_FROM_BEST_TO_WORST.index)
     return {
         "name": backend.name,
@@ -177,8 +181,9 @@ def _backend(snapshot, service, backend):
         "backup": backend.backup,
         "priority": None if backend.backup else backend.tier,
         "max_connections": backend.max_connections,
-        "admin": override.get("state", "ready"),
-        "state": override.get("state", shared_memory.STATES[worst]),
+        "enabled": not backend.disabled,
+        "admin": admin,
+        "state": shared_memory.STATES[worst] if admin == READY else admin,
         **{name: sum(target[name] for target in families.values()) for name in COUNTERS},
         "families": families,
     }

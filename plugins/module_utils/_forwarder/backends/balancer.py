@@ -260,7 +260,8 @@ class Backends:
         self._next_review = float("inf")
         state = self._region.state
         indexes = range(len(self.backends))
-        ready = [index for index in indexes if state("admin", self._first + index) == shared_memory.READY]
+        enabled = [index for index in indexes if not self.backends[index].disabled]
+        ready = [index for index in enabled if state("admin", self._first + index) == shared_memory.READY]
         health = [state("health", self._first + index) for index in indexes]
         up = [index for index in ready if health[index] in (shared_memory.UNKNOWN, shared_memory.UP)]
         if not up and self.service.on_all_down == "refuse":

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 
 def host_of(name: str) -> str:
@@ -17,3 +18,12 @@ def host_of(name: str) -> str:
 def matches(wanted: str | None, name: str) -> bool:
     """Return whether an operator's ``wanted`` is the backend ``name``; a host's name matches all of its ports."""
     return wanted in (name, host_of(name))
+
+
+def disabled(name: str, services: Iterable[str]) -> str:
+    """Return why an operator cannot make a backend ready."""
+    where = ", ".join(sorted(services))
+    return (
+        f"backend {name} is disabled in {where}: l4proxy_services has enabled: false for it; remove that and run the"
+        " playbook trueip.l4proxy.site"
+    )

@@ -36,6 +36,12 @@ class Backend:
     backup: bool = False  # used only while no other backend is available, of whatever priority
     priority: int | None = None  # version 0.1.0 reads what dump() returns, so it must not have the default
     max_connections: int | None = None  # at once, in all workers together; None: no limit
+    enabled: bool | None = None  # False: it gets no new connections; None: true, which version 0.1.0 cannot read
+
+    @property
+    def disabled(self) -> bool:
+        """Whether the config gives it no new connections."""
+        return self.enabled is False
 
     def address(self, family: str) -> str | None:
         """Return the address of ``family`` ("ipv4" or "ipv6"), or None."""
@@ -215,6 +221,7 @@ def _read_backend(part: Fields) -> Backend:
         priority=part.integer("priority", "a priority", *defaults.PRIORITY[:2], None),
         max_connections=part.integer("max_connections", "a number of connections", *defaults.MAX_CONNECTIONS),
         send_proxy=part.choice("send_proxy", defaults.PROXY_VERSIONS, None),
+        enabled=None if part.boolean("enabled", True) else False,
     )
     part.done()
     if backend.backup and backend.priority is not None:

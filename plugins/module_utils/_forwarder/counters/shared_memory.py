@@ -38,6 +38,7 @@ STATES = ("unknown", "up", "return path broken", "down")
 # Overrides of operators.
 READY, DRAINING, MAINTENANCE = range(3)
 ADMIN_STATES = ("ready", "draining", "maintenance")
+DISABLED = "disabled"  # what is shown of a backend that the config gives no new connections; not in a region
 
 # Result of one health probe.
 UNASKED, ANSWERED, UNANSWERED = range(3)

@@ -11,12 +11,17 @@ from __future__ import annotations
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import commands
 from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
 
-FOUND = {"web": {"admin": "ready"}, "mail": {"admin": "draining"}}
+FOUND = {"web": {"admin": "ready"}, "mail": {"admin": "draining", "enabled": False}}  # web: of version 0.1.0
 
 
 def test_a_diff_has_a_line_for_each_service_in_order():
-    assert forwarder_backend.lines(FOUND, None) == "mail: draining\nweb: ready\n"
-    assert forwarder_backend.lines(FOUND, "maintenance") == "mail: maintenance\nweb: maintenance\n"
+    before = {name: status["admin"] for name, status in FOUND.items()}
+    assert forwarder_backend.lines(before) == "mail: draining\nweb: ready\n"
+
+
+def test_what_the_config_disables_cannot_be_ready():
+    assert forwarder_backend.targets(FOUND, "ready") == {"web": "ready", "mail": "disabled"}
+    assert forwarder_backend.targets(FOUND, "maintenance") == dict.fromkeys(FOUND, "maintenance")
 
 
 def test_the_states_are_the_requests_of_the_forwarder():

@@ -27,6 +27,13 @@ def test_the_config_has_id_settings_services_and_addresses():
     assert service["backends"][2] == {"name": "d", "port": 8080, "ipv4": "198.18.0.23", "ipv6": "2001:db8::23"}
 
 
+def test_a_backend_is_enabled_unless_the_config_has_the_key_which_version_0_1_0_does_not_know():
+    backends = [{"host": name, "port": 8080, "enabled": name == "b"} for name in ("b", "c")]
+    (service,) = forwarder_config(fleet("a", [{**WEB, "backends": backends}]), "a", {})["services"]
+    assert [one.get("enabled") for one in service["backends"]] == [None, False]
+    assert return_path(fleet("c", [{**WEB, "backends": backends}]), "c") == return_path(fleet("c"), "c")
+
+
 def test_a_listen_range_is_the_default_port_range_of_backends():
     ranged = {**WEB, "listen": ["0.0.0.0:8000-8009"], "backends": ["b"]}
     (service,) = forwarder_config(fleet("a", [ranged]), "a", {})["services"]

@@ -50,6 +50,7 @@ def services(draw, number):
         backends[-1] |= {"weight": draw(st.integers(1, defaults.WEIGHT.high)), "backup": draw(st.booleans())}
         if not backends[-1]["backup"]:
             backends[-1] |= draw(st.fixed_dictionaries({}, optional={"priority": st.integers(0, 255)}))
+        backends[-1] |= {"enabled": draw(st.booleans())}
     optional = {
         "balance": st.sampled_from(defaults.BALANCES),
         "retries": st.integers(0, defaults.RETRIES.high),

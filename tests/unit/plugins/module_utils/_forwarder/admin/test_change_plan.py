@@ -63,6 +63,8 @@ TABLE = [
      Plan("reload", [LOADED + STAY])),
     ("a backend leaves", [{**WEB, "backends": [B]}, SSH], None, {},
      Plan("reload", [OTHERS, "backend c leaves service web: 2 connections end in 30 s at the latest"], 2, 30)),
+    ("a backend is disabled", [{**WEB, "backends": [{**B, "enabled": False}, C]}, SSH], None, {},
+     Plan("reload", [LOADED + STAY, "backend b of service web gets no new connections (enabled: false)"])),
     ("another address of a backend", [{**WEB, "backends": [B, OLD_C]}, SSH], None, {},
      Plan("reload", [LOADED + STAY], 0, None)),
     ("a service leaves, with a deadline of its own", [WEB], None, {},
@@ -97,6 +99,10 @@ def test_a_restart_a_start_and_the_first_upgrade():
     assert plan(FIRST, same, same, NEW, restart=False) == Plan("upgrade", [UPGRADE, ends], 8, 30)
     waits = f"{UNIT}; new clients wait about a second"
     assert plan(FIRST, same, same, None, restart=True) == Plan("restart", [waits, ends], 8, 30)
+    disabled = entry(WEB)
+    disabled["backends"][0]["enabled"] = False
+    again = [LOADED + STAY, "backend b of service web gets new connections again"]
+    assert plan(status(disabled), None, same, None, restart=False) == Plan("reload", again)
     # What runs is unknown: the last run was interrupted.
     assert plan(STATUS, None, same, None, restart=False) == Plan("reload", [LOADED + STAY])
 

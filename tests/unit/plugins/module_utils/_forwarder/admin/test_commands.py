@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -132,6 +133,19 @@ def test_an_override_changes_once_and_can_be_removed(forwarder, request_, servic
     back = {"op": "weight", "weight": None} if "weight" in request_ else {"op": "ready"}
     assert forwarder.ask(**{**request_, **back})[0]["changed"] is True
     assert forwarder.overrides.records() == []
+
+
+def test_a_backend_that_the_config_disables_cannot_be_made_ready(forwarder):
+    web, mail = CONFIG.services
+    off = replace(web, backends=tuple(replace(one, enabled=False) for one in web.backends))
+    forwarder.config = replace(CONFIG, services=(off, mail))
+    forwarder.ask(op="drain", backend="b")
+    answer = {"ok": True, "changed": True, "services": ["mail"], "disabled": ["web"]}
+    assert forwarder.ask(op="ready", backend="b") == [answer]
+    assert forwarder.overrides.records() == [], "what the operator has said is removed all the same"
+    (reply,) = forwarder.ask(op="ready", backend="b", service="web")
+    assert (reply["ok"], reply["reason"]) == (False, "disabled")
+    assert reply["error"].startswith("backend b is disabled in web: l4proxy_services has enabled: false for it;")
 
 
 def test_the_sessions_of_all_workers_are_in_one_answer(forwarder):

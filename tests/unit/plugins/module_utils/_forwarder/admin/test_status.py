@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import status
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import (
+    cli_views,
+    http_views,
+    metrics,
+    status,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.balancer import Backends
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
@@ -109,6 +115,24 @@ def test_an_override_takes_precedence_over_health_and_config(forwarder):
     assert (found["b"]["state"], found["b"]["admin"], found["b"]["weight"]) == ("draining", "draining", 5)
     assert found["b"]["families"]["ipv4"]["state"] == "down", "the health of the family is still shown"
     assert (found["c"]["state"], found["c"]["admin"], found["c"]["weight"]) == ("unknown", "ready", 1)
+
+
+def test_a_disabled_backend_is_shown_as_such_unless_an_operator_has_said_more(forwarder):
+    service = CONFIG.services[0]
+    disabled = replace(service, backends=(replace(BACKENDS[0], enabled=False), BACKENDS[1]))
+    document = {"config": replace(CONFIG, services=(disabled,))}
+    for override, shown in ((None, "disabled"), ("maintenance", "maintenance")):
+        forwarder.overrides.set("web", "b", "state", override)
+        found = forwarder.status(**document)
+        b, c = found["services"][0]["backends"]
+        assert [(one["enabled"], one["admin"], one["state"]) for one in (b, c)] == [
+            (False, shown, shown),
+            (True, "ready", "unknown"),
+        ]
+        state = f'l4proxy_backend_state{{service="web",backend="b",state="{shown}"}} 1'
+        assert state in metrics.render(found)
+        assert shown in cli_views.table(found)
+        assert shown in http_views.render(found)
 
 
 def test_the_results_of_the_health_probes_are_shown_by_family(forwarder):

@@ -25,11 +25,11 @@ UNCHECKED = {"health": HealthCheck(enabled=False)}
 class Some(balancer.Backends):
     """Backends of one service in slot 0 of two, with the region they share."""
 
-    def __init__(self, *weights, balance="round_robin", backups=(), priorities=(), limits=None, **options):
+    def __init__(self, *weights, balance="round_robin", backups=(), priorities=(), limits=None, disabled=(), **options):
         made = []
         for n, weight in enumerate(weights):
             more = {"weight": weight, "backup": n in backups, "max_connections": (limits or {}).get(n)}
-            more["priority"] = priorities[n] if priorities else None
+            more |= {"priority": priorities[n] if priorities else None, "enabled": False if n in disabled else None}
             made.append(Backend(name=f"b{n}", ipv4=f"198.18.0.{n + 1}", port=80, **more))
         service = Service("web", (), tuple(made), balance=balance, **options)
         self.region = shared_memory.Region(shared_memory.describe(Config(proxy_id=1, services=(service,)), 2))
@@ -184,6 +184,20 @@ def test_fields_that_shared_memory_of_an_earlier_version_lacks_are_not_used():
     assert old.next(OTHER, (), 1.0) == 1
     assert region.latest_of_all("slow") == [0, 0]
     region.close()
+
+
+@pytest.mark.parametrize("on_all_down", ["refuse", "try_all"])
+def test_a_backend_that_the_config_disables_is_never_tried(on_all_down):
+    some = Some(1, 1, 1, disabled=[0], backups=[1], on_all_down=on_all_down)
+    assert some.shares(2) == {2: 2}
+    some.set(2, health=shared_memory.DOWN)
+    assert some.shares(2) == {1: 2}
+    for index in range(3):
+        some.set(index, health=shared_memory.BROKEN)
+    assert some.next(CLIENT, (1, 2), 1.0) is None
+    alone = Some(1, disabled=[0], on_all_down=on_all_down)
+    assert alone.next(CLIENT, (), 1.0) is None
+    assert alone.refusal() == balancer.NONE_UP
 
 
 def test_when_all_backends_fail_all_are_tried():

@@ -29,7 +29,7 @@ def full():
         "backends": [
             {"name": "b", "ipv4": "198.18.0.21", "ipv6": "2001:db8::21", "port": 8080, "weight": 2,
              "send_proxy": "v2", "backup": False, "max_connections": 100},
-            {"name": "c", "ipv6": "2001:db8::22", "port": 8080, "weight": 1, "backup": True},
+            {"name": "c", "ipv6": "2001:db8::22", "port": 8080, "weight": 1, "backup": True, "enabled": False},
             {"name": "d", "ipv6": "2001:db8::23", "port": 8080, "weight": 1, "backup": False, "priority": 255},
         ],
     }  # fmt: skip

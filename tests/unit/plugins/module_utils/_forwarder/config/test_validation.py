@@ -116,6 +116,7 @@ TEST_REFUSED = [
     (BACKEND, "send_proxy", "v3", 'services[0].backends[0].send_proxy: "v3" is not supported; use one of v1, v2'),
     (BACKEND, "port", 70000, "services[0].backends[0].port: 70000 is not a port (1-65535)"),
     (BACKEND, "weight", 0, "services[0].backends[0].weight: 0 is not a weight (1-65535)"),
+    (BACKEND, "enabled", 0, "services[0].backends[0].enabled: 0 is neither true nor false"),
     (BACKEND, "backup", "yes", 'services[0].backends[0].backup: "yes" is neither true nor false'),
     (BACKEND, "priority", 256, "services[0].backends[0].priority: 256 is not a priority (0-255)"),
     (BACKEND, "max_connections", 0, "services[0].backends[0].max_connections: 0 is not a number of connections"),
@@ -131,7 +132,7 @@ TEST_REFUSED = [
     (BACKEND, "ipv4", "255.255.255.255", "services[0].backends[0].ipv4: 255.255.255.255 is the broadcast address"),
     (BACKEND, "ipv6", "fe80::1", "services[0].backends[0].ipv6: fe80::1 is a link-local address"),
     (BACKEND, "host", "b",
-     "services[0].backends[0].host: is not a known key; the known ones are backup, ipv4, ipv6, max_connections,"),
+     "services[0].backends[0].host: is not a known key; the known ones are backup, enabled, ipv4, ipv6, "),
 ]  # fmt: skip
 
 
