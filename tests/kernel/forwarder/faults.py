@@ -42,6 +42,22 @@ class BrokenReturnPath:
         self._host.run([*self._command, "add", *self._rule])
 
 
+class Unanswered:
+    """Let b drop what arrives at a port in one family."""
+
+    def __init__(self, lab, family: str, port: int):
+        self._host = lab["b"]
+        self._rule = f"meta nfproto {family} meta l4proto {{ tcp, udp }} th dport {port} drop"
+
+    def __enter__(self):
+        chain = f"chain in {{ type filter hook input priority filter; {self._rule}; }}"
+        self._host.run(["nft", "-f", "-"], input=f"table inet unanswered {{\n{chain}\n}}\n")
+        return self
+
+    def __exit__(self, *exc_info):
+        self._host.run(["nft", "delete", "table", "inet", "unanswered"])
+
+
 class BogonFilter:
     """Let backends drop and count packets from the given sources.
 

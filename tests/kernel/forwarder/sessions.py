@@ -71,6 +71,11 @@ class TcpServer:
         except OSError:
             return True
 
+    @property
+    def open(self) -> int:
+        """How many connections are open."""
+        return len(self._socks) - len(self._listeners)
+
     def stop(self) -> None:
         """Close everything; new connections are refused."""
         self._stop.set()

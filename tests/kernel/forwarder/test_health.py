@@ -5,19 +5,31 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
 
 import pytest
 
-from tests.kernel.forwarder.faults import PROBES, SOURCES, BogonFilter, BrokenReturnPath, backends, state, states
+from tests.kernel.forwarder.faults import (
+    PROBES,
+    SOURCES,
+    BogonFilter,
+    BrokenReturnPath,
+    Unanswered,
+    backends,
+    state,
+    states,
+)
 from tests.kernel.forwarder.sessions import SERVERS, Session, refused
+from tests.support import udp
 from tests.support.addresses import FAMILIES
 from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
 from tests.support.waiting import FACTOR, eventually
 
 PORT, BACKEND = 8000, 9000
+KEPT, PROBED = 8001, 9001
 INTERVAL, TIMEOUT, RISE, FALL = 0.5, 0.3, 2, 3
 SLACK = 1.0 * FACTOR  # seconds a busy machine may be late
 HEALTH = {"interval": INTERVAL, "timeout": TIMEOUT, "rise": RISE, "fall": FALL}
@@ -222,3 +234,70 @@ def test_without_a_health_request_there_are_no_probes(lab, servers, protocol):
         time.sleep(2 * INTERVAL)
         assert set(states(forwarder)) == {"unknown"}
         assert not {peer[0] for server in servers.values() for peer in server.seen} & set(SOURCES.values())
+
+
+# -- the open sessions of a backend that goes down -------------------------------------------------------------------
+
+
+@pytest.fixture
+def probed(lab, protocol):
+    """Servers for the health checks alone."""
+    started = [SERVERS[protocol](lab, name, PROBED) for name in BACKENDS]
+    yield
+    for server in started:
+        server.stop()
+
+
+def open_sessions(lab, protocol):
+    """A session of each backend with each service in each family: {(port, family, backend): Session}."""
+    found = {}
+    for port, family in itertools.product((PORT, KEPT), FAMILIES):
+        while {key for key in found if key[:2] == (port, family)} != {(port, family, name) for name in BACKENDS}:
+            session = Session(lab, protocol, (getattr(lab["a"], family), port))
+            found.setdefault((port, family, session.name), session)
+            if session is not found[port, family, session.name]:
+                session.end()  # another worker has chosen
+    return found
+
+
+@pytest.mark.usefixtures("probed")
+def test_the_sessions_of_a_backend_that_goes_down_end_in_that_family_if_the_service_says_so(
+    lab, servers, protocol, family
+):
+    """Also those of an old generation. The control is a service that keeps them, and a return path that is broken."""
+    health = {**HEALTH, **EXCHANGE[protocol], "interval": 0.2, "timeout": 0.2, "port": PROBED}
+    services = [
+        make_service(lab, name, port, BACKEND, protocol=protocol, health=health, **options)
+        for name, port, options in (("web", PORT, {"on_down": "reset"}), ("kept", KEPT, {}))
+    ]
+    with Forwarder(lab, make_config(*services)) as forwarder:
+        wait_for(forwarder, "up")
+        sessions = [open_sessions(lab, protocol)]
+        if protocol == "tcp":
+            forwarder.configure(make_config(*services, workers=2))
+            assert forwarder.reload().returncode == 0
+            sessions.append(open_sessions(lab, protocol))
+        with BrokenReturnPath(lab, family):
+            eventually(lambda: state(forwarder, "b", family) == "return path broken", "it is known", forwarder.show)
+        wait_for(forwarder, "up")
+        with Unanswered(lab, family, PROBED):
+            eventually(lambda: state(forwarder, "b", family) == "down", "it is known", forwarder.show)
+            ended = [of.pop((PORT, family, "b")) for of in sessions]
+            if protocol == "tcp":
+                for one in ended:
+                    eventually(one.is_reset, "the client gets RST", forwarder.show, patience=SLACK)
+                eventually(lambda: servers["b"].open == 6, "the backend gets RST too", forwarder.show)
+            else:
+                line = eventually(lambda: forwarder.log("session"), "it has ended", forwarder.show)[0]
+                assert line["backend"] == "b"
+                assert {udp.who(one._sock, one._to)[0] for one in ended} <= {"c", "d"}
+            for of in sessions:
+                for session in of.values():
+                    session.go_on()
+                    assert protocol == "udp" or not session.is_reset()
+        lines = [line for line in forwarder.log() if line.get("ended") == "backend down"]
+        assert [(line["service"], line["backend"]) for line in lines] == [("web", "b")] * len(sessions)
+        web, kept = forwarder.status()["services"]
+        assert (web["ended_backend_down"], kept["ended_backend_down"]) == (len(sessions), 0)
+        for session in (*ended, *(one for of in sessions for one in of.values())):
+            session.end()

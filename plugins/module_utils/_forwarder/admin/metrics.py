@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from ..counters.shared_memory import DISABLED, FAILURES, LADDER, LATENCY_BOUNDS, REFUSED, STATES
+from ..counters.shared_memory import DISABLED, ENDED, FAILURES, LADDER, LATENCY_BOUNDS, REFUSED, STATES
 from .status import draining_workers
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -151,6 +151,8 @@ def _services(rows):
     yield from _metric("refused_total", "counter", "Clients refused, by cause.", refused)
     made_room = _each(rows, "made_room")
     yield from _metric("made_room_total", "counter", "UDP sessions ended to make room for new ones.", made_room)
+    ended = _by(rows, "ended", "cause", ENDED)
+    yield from _metric("ended_total", "counter", "Open sessions that the forwarder has ended, by cause.", ended)
     steps = _by(rows, "source", "step", LADDER)
     yield from _metric("source_total", "counter", "Source address and port choices, by outcome.", steps)
 

@@ -27,7 +27,7 @@ import time
 from ..._shared.families import FAMILIES
 from ..counters import shared_memory
 from ..counters.heartbeat import BEAT
-from ..counters.shared_memory import BROKEN, DOWN, UNANSWERED, UNASKED, UNKNOWN, UP
+from ..counters.shared_memory import ANSWERED, BROKEN, DOWN, UNANSWERED, UNASKED, UNKNOWN, UP
 from ..loop import sockets
 from ..loop.log import RETRY, trace_lines
 from .health_round import TICK, CheckedTarget
@@ -35,6 +35,7 @@ from .health_state import LOCAL_DELIVERY, ClientConnects
 
 JITTER = 0.1  # of an interval: rounds vary by this, so that the checks of many proxies do not march in step
 EARLY = 0.5  # of the interval: the time to the next round of an uncertain target
+MOST_DOWN = 200  # backends in one message to the supervisor
 CLIENT_ROUND_SPACING = 0.2  # seconds between the starts of two rounds that failures of clients cause
 
 RETURN_PATH_BROKEN = (
@@ -60,6 +61,7 @@ class HealthChecker:
         self._failures = 0
         self._failed, self._slow = self._client_failures()  # as of the last turn
         self._broken_families = set()
+        self._down = []  # [service, backend, family] of those with on_down: reset that workers have to learn of
 
     def run(self):
         """Check until the supervisor is gone or says that it drains; return the exit code. SIGTERM ends it at once."""
@@ -133,6 +135,8 @@ class HealthChecker:
         if changed:
             self._region.advance(shared_memory.EPOCH_HEALTH)
             self._check_local_delivery()
+        if self._down:
+            self._report_down()
         if self._log.waiting:
             self._log.flush()
 
@@ -210,6 +214,9 @@ class HealthChecker:
         started, target.round = target.round.started, None
         clients = ClientConnects(self._last_success(number), region.latest("failed", number) / 1000)
         good = health.add(result, clients, started, now)
+        goes_down = region.state("server", number) == ANSWERED and health.server.value == UNANSWERED
+        if goes_down and target.service.resets_on_down:  # not one that never was up: its address may be new
+            self._down.append([target.service.name, target.backend.name, target.family])
         for field, value in (
             ("server", health.server.value),
             ("path", health.path.value),
@@ -261,6 +268,11 @@ class HealthChecker:
             **({"reason": RETURN_PATH_BROKEN.format(target.source)} if state == BROKEN else {}),
         )
         return True
+
+    def _report_down(self):
+        """Make workers end the sessions of backends that have gone down; what cannot be sent now is sent later."""
+        while self._down and self._line.send({"down": self._down[:MOST_DOWN]}):
+            del self._down[:MOST_DOWN]
 
     def _check_local_delivery(self):
         """Report local delivery when all return paths of a family are broken: then no backend is at fault."""

@@ -71,6 +71,13 @@ def refuse_tcp_only_options(part: Fields, service: Service, backend_parts: Itera
             backend_part.error("send_proxy", "a UDP service cannot send PROXY headers; remove it")
 
 
+def refuse_reset_without_checks(part: Fields, service: Service) -> None:
+    """Refuse to reset the sessions of a backend that is down where no health check can find that out."""
+    if service.resets_on_down and not service.checked:
+        remedy = "health.request" if service.protocol == "udp" and service.health.enabled else "health.enabled: true"
+        part.error("on_down", f"reset needs health checks, which find out that a backend is down; set {remedy}")
+
+
 def refuse_deadline_below_timeout(part: Fields, service: Service) -> None:
     """Refuse a deadline of all connection attempts that is shorter than the timeout of one."""
     timeout, deadline = service.connect_timeout, service.connect_deadline

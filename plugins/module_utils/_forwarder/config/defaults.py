@@ -27,6 +27,7 @@ WEEK = 7 * 86400
 PROTOCOLS = ("tcp", "udp")
 BALANCES = ("round_robin", "least_connections", "source_hash", "random")
 ON_ALL_DOWN = ("refuse", "try_all")
+ON_DOWN = ("keep", "reset")
 SERVICE_LOGS = ("all", "errors", "none")
 SOURCE_PORTS = ("any", "keep")
 SOURCE_FALLBACKS = ("refuse", "own")

@@ -116,6 +116,7 @@ class Service:
     deny: tuple[str, ...] = ()
     health: HealthCheck = field(default_factory=HealthCheck)
     on_all_down: str = defaults.ON_ALL_DOWN[0]
+    on_down: str | None = None  # version 0.1.0 reads what dump() returns, so it must not have the default
     slow_start: float = defaults.SLOW_START.default
     log: str = defaults.SERVICE_LOGS[0]
 
@@ -123,6 +124,11 @@ class Service:
     def checked(self) -> bool:
         """Whether its backends have health checks; if not, only clients' connections show how they are."""
         return self.health.enabled and (self.protocol == "tcp" or self.health.request is not None)
+
+    @property
+    def resets_on_down(self) -> bool:
+        """Whether the open sessions of a backend end when health checks find it down."""
+        return self.on_down == "reset"
 
     def backends_of(self, family: str) -> tuple[Backend, ...]:
         """Return the backends that have an address of ``family``, in the document's order."""
@@ -147,6 +153,7 @@ def read_service(part: Fields, proxy_id: int) -> Service:
     part.done()
     if protocol == "udp":
         cross_checks.refuse_tcp_only_options(part, service, backend_parts)
+    cross_checks.refuse_reset_without_checks(part, service)
     cross_checks.refuse_deadline_below_timeout(part, service)
     cross_checks.refuse_twin_backends(backend_parts, service.backends)
     cross_checks.refuse_uneven_ranges(backend_parts, service, entries)
@@ -175,6 +182,7 @@ def _read_options(part: Fields, protocol: str) -> dict[str, Any]:
         "allow": part.networks("allow"),
         "deny": part.networks("deny"),
         "on_all_down": part.choice("on_all_down", defaults.ON_ALL_DOWN),
+        "on_down": part.choice("on_down", defaults.ON_DOWN, None),
         "slow_start": part.seconds("slow_start", *defaults.SLOW_START),
         "log": part.choice("log", defaults.SERVICE_LOGS),
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from .shared_memory import LADDER, REFUSED
+from .shared_memory import ENDED, LADDER, REFUSED
 
 PORT_SILENT = "port silent"
 
@@ -24,6 +24,7 @@ class ServiceCounters:
         self._all_sessions = [region.cell(row, "service", "sessions", index) for row in range(region.slots + 1)]
         self._refused = {cause: cells[f"refused_{cause}"] for cause in REFUSED}
         self._made_room = cells.get("made_room")  # not in a record of version 0.1.0
+        self._ended = {cause: cells.get(f"ended_{cause}") for cause in ENDED}  # neither are these
         steps = [step for step in LADDER if f"source_{step}" in cells]  # 0.1.0 lacks port_silent
         self._steps = {step.replace("_", " "): cells[f"source_{step}"] for step in steps}
 
@@ -52,6 +53,11 @@ class ServiceCounters:
         """Count a session that was ended to make room for a new one."""
         if self._made_room is not None:
             self._cells[self._made_room] += 1
+
+    def ended(self, cause):
+        """Count a session that the forwarder has ended; ``cause`` is one of shared_memory.ENDED."""
+        if self._ended[cause] is not None:
+            self._cells[self._ended[cause]] += 1
 
     def port_silent(self):
         """Count a connect that another source port had to answer."""

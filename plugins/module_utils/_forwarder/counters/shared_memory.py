@@ -84,12 +84,14 @@ LADDER = (  # by source_address.py, and port_silent by tcp/other_ports.py
     "no_port_left",
     "port_silent",
 )
+ENDED = ("backend_down",)  # why the forwarder ends sessions of a service that stays
 SERVICE_FIELDS = (
     "sessions",
     "connections",
     *(f"refused_{cause}" for cause in REFUSED),
     *(f"source_{step}" for step in LADDER),
     "made_room",  # UDP sessions that were ended to make room for new ones
+    *(f"ended_{cause}" for cause in ENDED),
 )
 FAILURES = ("refused", "unreachable", "timeout", "reset", "local")
 TARGET_FIELDS = (

@@ -32,7 +32,7 @@ from ..tcp import splice
 from ..tcp.server import TcpServer
 from ..udp.server import UdpServer
 from ..udp.takeover import Takeover
-from . import change_messages, config_change, removals, serving
+from . import change_messages, config_change, down_backends, removals, serving
 from .channel import READY, TooLarge, close_descriptors
 
 KILLED = "killed"  # the reason in the log
@@ -156,6 +156,8 @@ class Worker:
                 self._answer(message["sessions"], self._oldest_sessions(message))
             if "removed" in message:
                 self._end_removed_later(message["removed"])
+            if "down" in message:
+                down_backends.end_sessions(self.tcp, self.udp, message["down"])
             if "kill" in message:
                 self._answer(message["kill"]["number"], self._kill(message["kill"]))
             self._changes.receive(message)

@@ -198,6 +198,8 @@ class WorkerPool:
             if LOST in message:
                 self._loop.log.event("message lost", level="error", worker=child.pid, reason=message[LOST])
             child.holds.discard(message.get("released"))
+            if "down" in message:  # backends, see down_backends.py
+                self.send({"down": message["down"]})
             if ANSWERS & message.keys():
                 self._owner.worker_answered(child, message)
             if READY in message and child.state == STARTING:

@@ -62,12 +62,25 @@ class Log:
         return [one for one in self.events if one["event"] == name]
 
 
-def service(*addresses, protocol="tcp", health=HEALTH, name="web"):
+class Line:
+    """The channel to the supervisor; while it is ``full`` it takes nothing."""
+
+    def __init__(self):
+        self.sent = []
+        self.full = False
+
+    def send(self, message):
+        if not self.full:
+            self.sent.append(message)
+        return not self.full
+
+
+def service(*addresses, protocol="tcp", health=HEALTH, name="web", **options):
     backends = tuple(
         Backend(name=f"b{number}", port=80, **{"ipv6" if ":" in address else "ipv4": address})
         for number, address in enumerate(addresses)
     )
-    return Service(name, (), backends, protocol=protocol, health=health)
+    return Service(name, (), backends, protocol=protocol, health=health, **options)
 
 
 class Run:
@@ -77,7 +90,8 @@ class Run:
         config = Config(proxy_id=1, services=services)
         self.region = region or shared_memory.Region(shared_memory.describe(config, 1))
         self.log = Log()
-        self.checker = health_checker.HealthChecker(config, self.log, None, self.region)
+        self.line = Line()
+        self.checker = health_checker.HealthChecker(config, self.log, self.line, self.region)
         self.time = 1000.0
         self.checker.now = lambda: self.time
         self.checker._resume()

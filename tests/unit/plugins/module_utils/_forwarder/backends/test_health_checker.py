@@ -235,6 +235,36 @@ def test_the_next_generation_continues_from_the_published_state(network, start, 
     assert successor.states() == ["up", "up"]
 
 
+def test_the_supervisor_learns_which_backends_with_on_down_reset_go_down_and_of_nothing_else(network, start):
+    services = service(B, C, V6, on_down="reset"), service(B, name="kept")
+    run = start(*services, turn=6.0)
+    network.says = {(V6, True): SILENCE}
+    run.turn(10.0)
+    assert run.states() == ["up", "up", "return path broken", "up"]
+    assert run.line.sent == []
+    network.says = {(B, True): REFUSED, (V6, True): SILENCE, (V6, False): SILENCE}
+    run.line.full = True
+    run.turn(10.0)
+    assert run.states() == ["down", "up", "down", "down"]
+    run.line.full = False
+    run.turn(10.0)
+    assert len(run.line.sent) == 1, "once, and later than usual"
+    assert sorted(run.line.sent[0]["down"]) == [["web", "b0", "ipv4"], ["web", "b2", "ipv6"]]
+    successor = start(*services, region=shared_memory.Region(run.region.record))
+    successor.region.inherit(run.region, {"web", "kept"})
+    successor.checker._resume()
+    successor.turn(10.0)
+    assert successor.states() == ["down", "up", "down", "down"]
+    assert successor.line.sent == [], "they were down before"
+
+
+def test_a_backend_of_which_nothing_was_known_is_not_reported(network, start):
+    """It may be a new address of a backend, whose sessions go on at the old one."""
+    network.says = {(B, True): REFUSED}
+    run = start(service(B, on_down="reset"), turn=10.0)
+    assert (run.states(), run.line.sent) == (["down"], [])
+
+
 @pytest.mark.parametrize("where", ["begin", "poll"])
 def test_a_defect_in_one_target_is_logged_and_the_others_are_still_checked(network, start, monkeypatch, where):
     run = start(service(B, C), turn=6)

@@ -18,7 +18,7 @@ def full():
     service = {
         "name": "web", "protocol": "tcp", "log": "errors", "backlog": 512,
         "listen": [{"address": "198.18.0.11", "port": 80}, {"address": "::", "port": 80}],
-        "balance": "least_connections", "on_all_down": "try_all", "slow_start": 10.0,
+        "balance": "least_connections", "on_all_down": "try_all", "on_down": "reset", "slow_start": 10.0,
         "connect_timeout": 0.5, "connect_deadline": 3.0, "retries": 1, "source_port": "keep", "source_fallback": "own",
         "idle_timeout": 600.0, "half_closed_timeout": 30.0, "tcp_user_timeout": 20.0, "keepalive": 30,
         "drain_timeout": 90.0,

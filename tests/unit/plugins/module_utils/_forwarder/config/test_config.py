@@ -57,7 +57,8 @@ def test_the_document_of_defaults_has_no_key_that_version_0_1_0_refuses():
     """A rollback hands the document that dump() returns over to the earlier program."""
     document = config.dump(config.load(minimal()))
     (service,) = document["services"]
-    assert {"drain_timeout", "drain_memory", "priority"} & {*document, *service, *service["backends"][0]} == set()
+    keys = {*document, *service, *service["backends"][0]}
+    assert keys & {"drain_timeout", "drain_memory", "priority", "on_down"} == set()
 
 
 @pytest.mark.parametrize(("changes", "seconds"), [({}, 60.0), ({"idle_timeout": 5}, 5.0)])

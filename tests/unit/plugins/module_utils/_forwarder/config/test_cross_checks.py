@@ -31,6 +31,25 @@ def test_a_backup_has_no_priority():
     assert errors_of(data) == [f"services[0].backends[0].priority: {expected}"]
 
 
+@pytest.mark.parametrize(("options", "remedy"), [
+    ({"health": {"enabled": False}}, "health.enabled: true"),
+    ({"protocol": "udp"}, "health.request"),
+    ({"protocol": "udp", "health": {"enabled": False}}, "health.enabled: true"),
+    ({}, None),
+    ({"protocol": "udp", "health": {"request": "?"}}, None),
+])  # fmt: skip
+def test_sessions_of_a_backend_that_is_down_are_reset_only_where_health_checks_find_it_out(options, remedy):
+    data = minimal()
+    data["services"][0].update(on_down="reset", **options)
+    if remedy is None:
+        assert config.load(data).services[0].resets_on_down
+        return
+    sentence = "reset needs health checks, which find out that a backend is down; set"
+    assert errors_of(data) == [f"services[0].on_down: {sentence} {remedy}"]
+    data["services"][0]["on_down"] = "keep"
+    assert not config.load(data).services[0].resets_on_down
+
+
 SAME_PORT = " (same port; a wildcard covers every address of its family)"
 
 

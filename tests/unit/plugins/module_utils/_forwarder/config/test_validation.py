@@ -73,6 +73,7 @@ TEST_REFUSED = [
     (SERVICE, "health", {"source": ["127.0.0.1"]}, "health.source: 127.0.0.1 cannot be a client's address"),
     (SERVICE, "health", {"source": ["198.51.100.1", "198.51.100.2"]}, "source: has two addresses of one family"),
     (SERVICE, "on_all_down", "panic", 'on_all_down: "panic" is not supported; use one of refuse, try_all'),
+    (SERVICE, "on_down", "close", 'services[0].on_down: "close" is not supported; use one of keep, reset'),
     (SERVICE, "slow_start", -1, "services[0].slow_start: -1 is not a duration in seconds (0-3600)"),
     (SERVICE, "log", "some", 'services[0].log: "some" is not supported; use one of all, errors, none'),
     (SERVICE, "connect_timeout", 0, "services[0].connect_timeout: 0 is not a duration in seconds (0.1-600)"),
