@@ -22,7 +22,7 @@ from tests.kernel.forwarder.faults import (
     state,
     states,
 )
-from tests.kernel.forwarder.sessions import SERVERS, Session, refused
+from tests.kernel.forwarder.sessions import CLOSE, SERVERS, Session, refused
 from tests.support import udp
 from tests.support.addresses import FAMILIES
 from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
@@ -92,7 +92,7 @@ FAILURES = {
     "tcp stopped": ("tcp", None, "no: ECONNREFUSED"),  # a refusal comes all the way back, and so does ICMP
     "udp stopped": ("udp", None, "no: ECONNREFUSED"),
     "udp silent": ("udp", b"", "no: ETIMEDOUT"),  # silence says nothing about the return path: it is what it was
-    "udp wrong": ("udp", b"something else", "no: EBADMSG"),
+    "udp wrong": ("udp", b"something else", "no: unexpected answer"),
 }
 
 
@@ -138,6 +138,32 @@ def test_a_broken_return_path_is_distinguished_from_a_dead_server(lab, forwarder
     lines = [line for line in forwarder.log("backend state") if (line["backend"], line["family"]) == ("b", family)]
     assert [line["state"] for line in lines][-2:] == ["return path broken", "up"]
     eventually(lambda: "b" in serving(lab, protocol, family), "it has clients again")
+
+
+@pytest.mark.parametrize("protocol", ["tcp"])
+def test_a_server_that_takes_connections_and_does_not_answer_is_taken_out(lab, servers, protocol):
+    """The control: without an exchange the same servers are up."""
+    config = document(lab, protocol, health={"expect_regex": "^[bcd]"})
+    with Forwarder(lab, config) as forwarder:
+        wait_for(forwarder, "up")
+        with BrokenReturnPath(lab, "ipv6"):
+            eventually(lambda: state(forwarder, "b", "ipv6") == "return path broken", "it is known", forwarder.show)
+            assert backends(forwarder)["b"]["families"]["ipv6"]["server"] == "yes", "the own address got an answer"
+        wait_for(forwarder, "up")
+        servers["b"].says, servers["c"].says = b"", CLOSE
+        failed = time.monotonic()
+        eventually(lambda: states(forwarder).count("down") == 4, "both are down", forwarder.show)
+        assert time.monotonic() - failed < FALL * INTERVAL + SLACK
+        for name, reason in (("b", "connected, but no answer in time"), ("c", "closed without an answer")):
+            for found in backends(forwarder)[name]["families"].values():
+                assert (found["server"], found["return_path"]) == (f"no: {reason}", "yes")
+        for family in FAMILIES:
+            assert serving(lab, protocol, family, count=100) == {"d"}
+        servers["b"].says = None
+        eventually(lambda: states(forwarder).count("down") == 2, "b is back", forwarder.show)
+        forwarder.configure(document(lab, protocol))
+        assert forwarder.reload().returncode == 0
+        wait_for(forwarder, "up")
 
 
 def test_filtered_probes_take_no_backend_out_while_sessions_succeed(lab, forwarder, protocol):

@@ -22,6 +22,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config i
     config,
     defaults,
     health_check,
+    health_exchange,
     service,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, schema
@@ -139,13 +140,16 @@ def _defaults(cls):
     """Return {field: default as written in YAML, or None if the field is required}."""
     values = {field.name: field.default for field in dataclasses.fields(cls)}
     texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in values.items()}
-    texts |= {name: "" for name, value in values.items() if value in (None, ())}
+    texts |= {
+        name: ", ".join(value or ()) for name, value in values.items() if value is None or isinstance(value, tuple)
+    }
     return {name: None if values[name] is dataclasses.MISSING else text for name, text in texts.items()}
 
 
 SERVICE, BACKEND, LIMITS = _defaults(service.Service), _defaults(service.Backend), _defaults(service.Limits)
 HEALTH = _defaults(health_check.HealthCheck)
 BACKEND["enabled"] = "true"  # dump() leaves it out
+TLS, HTTP = _defaults(health_exchange.HealthTls), _defaults(health_exchange.HealthHttp)
 #: page, section, its keys, and the defaults that its table must give
 REFERENCE = [
     ("services", "A service", {"proxies", *SERVICE}, SERVICE),
@@ -153,6 +157,8 @@ REFERENCE = [
     ("services", "Balancing", defaults.BALANCES, {}),
     ("services", "Limits", LIMITS, LIMITS),
     ("health", "Keys", HEALTH, HEALTH),
+    ("health", "TLS", TLS, TLS),
+    ("health", "HTTP", HTTP, HTTP),
     ("services", "The forwarder's config", {"schema", *_defaults(config.Config)}, {}),
     ("documents", "The document", documents.KEYS, {}),
     ("documents", "A rule", schema.RULE, {}),

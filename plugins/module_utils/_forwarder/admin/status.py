@@ -21,7 +21,8 @@
 ``state`` of a worker is starting, serving, draining, hung (its heartbeat is overdue) or gone. ``admin`` of a backend is
 the operator's override, or else "disabled" if the config says so, or else "ready". ``state`` of a backend is ``admin``,
 or if that is "ready" the worst state of its families. ``priority`` of a backup is null. ``server`` and ``return_path``
-are the results of the two health probes: "yes", "no: ERRNO" or "not asked".
+are the results of the two health probes: "yes", "no: REASON" (an errno, or as in counters/probe_results.py) or "not
+asked".
 """
 
 from __future__ import annotations

@@ -25,12 +25,13 @@ import signal
 import time
 
 from ..._shared.families import FAMILIES
-from ..counters import shared_memory
+from ..counters import probe_results, shared_memory
 from ..counters.heartbeat import BEAT
 from ..counters.shared_memory import ANSWERED, BROKEN, DOWN, UNANSWERED, UNASKED, UNKNOWN, UP
 from ..loop import sockets
 from ..loop.log import RETRY, trace_lines
-from .health_round import TICK, CheckedTarget
+from .health_exchange import stopwatch
+from .health_round import QUICK_TICK, TICK, CheckedTarget
 from .health_state import LOCAL_DELIVERY, ClientConnects
 
 JITTER = 0.1  # of an interval: rounds vary by this, so that the checks of many proxies do not march in step
@@ -56,6 +57,7 @@ class HealthChecker:
         self._targets = [target for target in all_targets(config, region) if target.service.checked]
         self._queue = []  # (when due, number, target), a heap
         self._running = []  # targets whose round runs
+        self._quick_until = 0.0
         self._supervised = True
         self._by_number = {target.number: target for target in self._targets}
         self._failures = 0
@@ -93,7 +95,8 @@ class HealthChecker:
     def _pause(self):
         """Return the seconds until the next turn."""
         longest = RETRY if self._log.waiting else BEAT
-        return TICK if self._targets else longest
+        tick = QUICK_TICK if self._quick_until > self.now() else TICK
+        return tick if self._targets else longest
 
     def _resume(self):
         """Continue from the state of the generation before, and spread the first rounds over an interval."""
@@ -117,6 +120,7 @@ class HealthChecker:
             self._region.cells[self._beat] = int(now * 1000)
         changed = False
         still_running = []
+        stopwatch.new_turn()
         self._hurry_failed_targets(now)
         for target in self._running:
             result = self._guarded(target, target.poll, now)
@@ -132,6 +136,7 @@ class HealthChecker:
                 if target.round is not None:
                     still_running.append(target)
         self._running = still_running
+        self._quick_until = max((target.quick_until for target in still_running), default=0.0)
         if changed:
             self._region.advance(shared_memory.EPOCH_HEALTH)
             self._check_local_delivery()
@@ -241,7 +246,9 @@ class HealthChecker:
             changed = self._set_suspect(target, False)
         elif good is False and target.client_failed:
             number = result.path_errno if result.server else result.server_errno
-            changed = self._set_suspect(target, True, sockets.describe_errno(number))
+            known = number >= probe_results.FIRST
+            reason = probe_results.name(number) if known else sockets.describe_errno(number)
+            changed = self._set_suspect(target, True, reason)
         if good is not None:
             target.urgent = target.client_failed = False
         return changed

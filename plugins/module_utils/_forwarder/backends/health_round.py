@@ -4,6 +4,7 @@
 """One target of the health checker, and one round of probes to it: spoofed first, then from the proxy's own address.
 
 An answer to the spoofed probe tells everything. Only if it does not come soon, the proxy's own address probes too.
+With an exchange, a spoofed connection shows that the return path works, and its exchange shows whether the server does.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from .health_probe import TcpProbe, UdpProbe
+from ..counters.probe_results import UNEXPECTED
+from .health_exchange import exchanges, request_and_judge
+from .health_probe import ExchangeProbe, TcpProbe, UdpProbe
 from .health_state import HealthState, RoundResult
 
 TICK = 0.05  # seconds between two polls of a running round
+QUICK_TICK = 0.01  # the same for QUICK seconds after a step of an exchange, since the next one may follow at once
+QUICK = 0.03
 OWN_PROBE_AFTER = 0.5  # of the timeout: then the own address probes too
 SILENCE = 2 * TICK  # seconds without an answer that are suspicious, on top of twice the time of the last good round
 
 # Refusals of a spoofed probe: the return path works, and the server is not up.
-_REFUSALS = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EBADMSG}
+_REFUSALS = {errno.ECONNREFUSED, errno.ECONNRESET, UNEXPECTED}
 
 
 class Round:
@@ -58,24 +63,34 @@ class CheckedTarget:
         self.client_failed = False  # one has failed
         self.last_started = 0.0
         self.usual_time = 0.0  # seconds of the last good round
+        self.quick_until = 0.0  # until then polls follow each other after QUICK_TICK
+        self._new_exchange = None
+        self._request_and_judge = None
+        if service.checked and service.protocol == "udp":
+            self._request_and_judge = request_and_judge(service.health, self.address, backend.port)
+        elif service.checked:
+            self._new_exchange = exchanges(service.health, backend, self.address)
 
     def _unknown_health(self):
         options = self.service.health
-        return HealthState(options.rise, options.fall, window=options.fall * options.interval)
+        asks = options.asks_application and self.service.protocol == "tcp"
+        return HealthState(options.rise, options.fall, options.fall * options.interval, asks_application=asks)
 
     def _probe(self, source):
         """Return a probe from ``source``; raise OSError."""
-        options = self.service.health
-        port = options.port or self.backend.port
-        if self.service.protocol == "udp":
-            request, expect = (text.encode("latin-1") for text in (options.request, options.expect or ""))
-            return UdpProbe(self.address, port, source, request, expect)
+        port = self.service.health.port or self.backend.port
+        if self._request_and_judge is not None:
+            return UdpProbe(self.address, port, source, *self._request_and_judge)
+        if self._new_exchange is not None:
+            return ExchangeProbe(self.address, port, source, self._new_exchange())
         return TcpProbe(self.address, port, source)
 
     def begin(self, now):
         """Start a round."""
         self.last_started = now
         self.round = Round(now, now + self.service.health.timeout)
+        if self._new_exchange is not None:
+            self.quick_until = now + QUICK
         if self.source is not None:
             try:
                 self.round.spoofed = self._probe(self.source)
@@ -94,18 +109,15 @@ class CheckedTarget:
     def poll(self, now):
         """Poll the running round; return its RoundResult when it has ended, else None."""
         current = self.round
+        late = now >= current.deadline
         if current.spoofed is not None:
-            number = current.spoofed.poll()
+            number = self._poll_probe(current.spoofed, late, now)
             if number is not None:
                 self._spoofed_answered(number)
-            elif now >= current.deadline:
-                self._spoofed_answered(errno.ETIMEDOUT)
         if current.own is not None:
-            number = current.own.poll()
+            number = self._poll_probe(current.own, late, now)
             if number is not None:
                 self._own_answered(number)
-            elif now >= current.deadline:
-                self._own_answered(errno.ETIMEDOUT)
         if current.own_started is None and current.result.server is None and self._own_probe_due(now):
             self._begin_own_probe(now)
         ended = current.spoofed is None and current.own is None
@@ -113,6 +125,16 @@ class CheckedTarget:
             current.close()
             return current.result
         return None
+
+    def _poll_probe(self, probe, late, now):
+        """Return the result of a probe, None while there is none."""
+        number = probe.poll()
+        if number is None and late:
+            return probe.expired()
+        if self._new_exchange is not None and probe.moved:
+            probe.moved = False
+            self.quick_until = now + QUICK
+        return number
 
     def abandon(self):
         """End the round, and forget the health."""
@@ -124,7 +146,8 @@ class CheckedTarget:
 
     def _own_probe_due(self, now):
         wait = TICK if self.urgent else OWN_PROBE_AFTER * self.service.health.timeout
-        return self.round.spoofed is None or now >= self.round.started + wait
+        spoofed = self.round.spoofed
+        return spoofed is None or (now >= self.round.started + wait and not spoofed.established)
 
     def is_silent(self, now):
         """Return whether both probes of the running round have been unanswered for longer than usual."""
@@ -135,9 +158,9 @@ class CheckedTarget:
 
     def _spoofed_answered(self, number):
         current = self.round
+        current.result.path = number == 0 or number in _REFUSALS or current.spoofed.established
         current.spoofed.close()
         current.spoofed = None
-        current.result.path = number == 0 or number in _REFUSALS
         current.result.path_errno = 0 if current.result.path else number
         if current.result.path:
             current.result.server = number == 0

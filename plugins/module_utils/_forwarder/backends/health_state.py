@@ -6,6 +6,7 @@
 A probe from the proxy's own address shows whether the server is up. A spoofed probe, from an address that the proxy
 does not own, shows whether the return path works: any answer proves it, even a refusal. A client's connection counts
 more than the spoofed probe, because the network may drop the probe's source (a bogon filter) but not the clients'.
+Where the probes ask the application, a client's handshake shows nothing of the server, only the return path.
 Time is passed in (monotonic seconds). Who probes and publishes: health_checker.py.
 """
 
@@ -83,6 +84,7 @@ class HealthState:
     rise: int
     fall: int
     window: float  # seconds for which a client's success outweighs the spoofed probe
+    asks_application: bool = False  # a client's successful connect does not show that the server is up
     unanswered_since: float | None = None  # start of the first round in a row whose spoofed probe was not answered
     server: Verdict = field(init=False)
     path: Verdict = field(init=False)
@@ -107,7 +109,8 @@ class HealthState:
         elif path is False and self.unanswered_since is None:
             self.unanswered_since = started
         if clients.succeeded and clients.succeeded >= started:  # a client was served during the round
-            server = path = True
+            path = True
+            server = server if self.asks_application else True
         elif path is False and server and self._clients_outweigh(clients, now):
             path = True
         if path is False and server is False:

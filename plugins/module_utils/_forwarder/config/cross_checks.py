@@ -64,6 +64,11 @@ def refuse_tcp_only_options(part: Fields, service: Service, backend_parts: Itera
         part.error("idle_timeout", "0 would keep UDP sessions for ever; use a value above 0")
     if service.health.port and service.health.request is None:
         part.error("health.port", "has no effect on a UDP service without health.request; set health.request too")
+    if service.health.expect_regex is not None and service.health.request is None:
+        part.error("health.expect_regex", "a UDP server answers only health.request; set health.request too")
+    for key in ("tls", "http"):
+        if getattr(service.health, key) is not None:
+            part.error(f"health.{key}", "a UDP service has no such check; use health.request, or remove it")
     if service.accept_proxy:
         part.error("accept_proxy", "a UDP service cannot receive PROXY headers; remove it")
     for backend_part, backend in zip(backend_parts, service.backends):

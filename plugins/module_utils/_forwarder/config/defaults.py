@@ -61,7 +61,12 @@ HEALTH_TIMEOUT = Range(0.05, 600, 1.0)
 HEALTH_RISE = Range(1, 100, 2)
 HEALTH_FALL = Range(1, 100, 3)
 HEALTH_PORT = Range(1, 65535, None)
-MAX_EXCHANGE = 512  # characters of request and expect
+MAX_EXCHANGE = 512  # characters of request, expect, expect_regex and the path of an HTTP request
+EXPECT_WITHIN = Range(1, 65536, 4096)  # bytes of an answer that expect_regex is searched in
+MAX_HOST = 260  # characters of a host name of 253, a colon and a port
+MAX_PATH = 4096  # bytes; PATH_MAX
+HTTP_METHODS = ("GET", "HEAD", "OPTIONS")
+HTTP_STATUS = ("200-399",)
 # The source of a spoofed probe, by proxy id: documentation ranges (RFC 5737, RFC 3849), so no client has it.
 HEALTH_SOURCE = {IPV4: "198.51.100.{0}", IPV6: "2001:db8:ffff::{0}"}
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from ..._shared.families import family_of
 from . import defaults
+from .health_exchange import HealthHttp, HealthTls, read_exchange
 from .validation import Fields
 
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """How the backends of a service are probed; ``request`` and ``expect`` are for UDP alone."""
+    """How the backends of a service are probed. What is sent and expected: health_exchange.py."""
 
     enabled: bool = True
     interval: float = defaults.HEALTH_INTERVAL.default
@@ -26,6 +27,15 @@ class HealthCheck:
     port: int | None = None  # None: the backend's own, the first of a range
     request: str | None = None
     expect: str | None = None
+    expect_regex: str | None = None
+    expect_within: int | None = None  # of expect_regex; None: the default
+    tls: HealthTls | None = None
+    http: HealthHttp | None = None
+
+    @property
+    def asks_application(self) -> bool:
+        """Whether a TCP check needs more than a handshake: an answer of the application, or TLS."""
+        return any(one is not None for one in (self.request, self.expect, self.expect_regex, self.tls, self.http))
 
     def source_of(self, family: str) -> str | None:
         """Return the source of spoofed probes of ``family``; None when there are none."""
@@ -42,8 +52,7 @@ def read_health_check(part: Fields, proxy_id: int) -> HealthCheck:
         fall=part.integer("fall", "a number of checks", *defaults.HEALTH_FALL),
         source=_read_sources(part, [text.format(proxy_id) for text in defaults.HEALTH_SOURCE.values()]),
         port=part.integer("port", "a port", *defaults.HEALTH_PORT),
-        request=part.octets("request", defaults.MAX_EXCHANGE),
-        expect=part.octets("expect", defaults.MAX_EXCHANGE),
+        **read_exchange(part),
     )
     part.done()
     if health.interval and health.timeout and health.timeout > health.interval:

@@ -199,7 +199,7 @@ class Fields:
     def networks(self, key: str) -> tuple[str, ...]:
         """Return the networks of an optional list, in canonical text form; a single address is a network of one."""
         networks = []
-        for index, item in enumerate(self._list(key, (), "networks")):
+        for index, item in enumerate(self.items(key, (), "networks")):
             where = f"{key}[{index}]"
             try:
                 network = ipaddress.ip_network(item if isinstance(item, str) else "", strict=True)
@@ -220,7 +220,7 @@ class Fields:
     def addresses(self, key: str, default: Iterable[str]) -> list[Any]:
         """Return a list of ipaddress objects; ``default`` are addresses in text form."""
         addresses = []
-        for index, item in enumerate(self._list(key, default, "addresses")):
+        for index, item in enumerate(self.items(key, default, "addresses")):
             where = f"{key}[{index}]"
             try:
                 address = ipaddress.ip_address(item if isinstance(item, str) else "")
@@ -233,7 +233,8 @@ class Fields:
             addresses.append(address)
         return addresses
 
-    def _list(self, key: str, default: Iterable[str], noun: str) -> list[Any]:
+    def items(self, key: str, default: Iterable[str], noun: str) -> list[Any]:
+        """Return the items of an optional list, which are not validated."""
         present, value = self._take(key, list(default))
         if present and not isinstance(value, list):
             self.error(key, f"{show(value)} is not a list of {noun}")
@@ -244,6 +245,11 @@ class Fields:
         """Return the Fields of an optional sub-object (an empty one when the key is missing)."""
         present, value = self._take(key, {})
         return Fields(value if present else {}, self.where(key), self.errors)
+
+    def optional_section(self, key: str) -> Fields | None:
+        """Return the Fields of a sub-object; None when the key is missing or null."""
+        present, value = self._take(key, None)
+        return Fields(value, self.where(key), self.errors) if present and value is not None else None
 
     def objects(self, key: str, noun: str) -> list[Fields]:
         """Return the Fields of each object in a required list that must not be empty."""

@@ -16,12 +16,11 @@ clients that old generations have.
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 from functools import cached_property
 
-from . import client_tables
+from . import client_tables, probe_results
 
 CELL = 8  # bytes
 
@@ -235,10 +234,10 @@ class Region:
         return [family for family, cell in flags.items() if self.cells[cell]]
 
     def probe_result(self, probe, target):
-        """Return the result of a health probe ("server" or "path"): "yes", "no: ERRNO" or "not asked"."""
+        """Return the result of a health probe ("server" or "path"): "yes", "no: REASON" or "not asked"."""
         verdict = self.state(probe, target)
         if verdict == UNANSWERED:
-            return f"no: {errno.errorcode.get(self.state(f'{probe}_errno', target), 'ETIMEDOUT')}"
+            return f"no: {probe_results.name(self.state(f'{probe}_errno', target))}"
         return "yes" if verdict == ANSWERED else "not asked"
 
     def advance(self, epoch):

@@ -187,11 +187,11 @@ def no_probes(monkeypatch):
     def probe(_address, port, source, *exchange):
         assert isinstance(port, int)
         assert source is None or "%" not in source
-        assert all(isinstance(data, bytes) for data in exchange)
+        assert all(isinstance(getattr(one, "outgoing", one), bytes) or callable(one) for one in exchange)
         return SimpleNamespace(poll=lambda: 0, close=lambda: None)
 
-    monkeypatch.setattr(health_round, "TcpProbe", probe)
-    monkeypatch.setattr(health_round, "UdpProbe", probe)
+    for name in ("TcpProbe", "ExchangeProbe", "UdpProbe"):
+        monkeypatch.setattr(health_round, name, probe)
 
 
 def complete(protocol):
@@ -199,7 +199,10 @@ def complete(protocol):
     document = full()
     (service,) = document["services"]
     service["listen"][1]["port"] = "80-80"
-    service["health"].update(source=["198.51.100.99", "2001:db8:ffff::99"], request="?", expect="!")
+    service["health"].update(source=["198.51.100.99", "2001:db8:ffff::99"])
+    if protocol == "udp":
+        del service["health"]["tls"], service["health"]["http"]
+        service["health"].update(request="?", expect_regex="!", expect_within=9)
     service.update(protocol=protocol, balance="source_hash", allow=["0.0.0.0/0", "::/0"])
     service["backends"] = [{**service["backends"][0], "name": "b:80"}]
     del service["backends"][0]["send_proxy"]

@@ -12,8 +12,8 @@ from .simulation import Network, Run
 @pytest.fixture
 def network(monkeypatch):
     network = Network()
-    monkeypatch.setattr(health_round, "TcpProbe", network.probe)
-    monkeypatch.setattr(health_round, "UdpProbe", network.probe)
+    for name in ("TcpProbe", "ExchangeProbe", "UdpProbe"):
+        monkeypatch.setattr(health_round, name, network.probe)
     monkeypatch.setattr(health_checker.random, "uniform", lambda first, last: (first + last) / 2)
     yield network
     assert network.open == 0, "a probe was left open"

@@ -13,6 +13,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.c
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.probe_results import NO_ANSWER
 
 SOURCES = ("198.51.100.1", "2001:db8:ffff::1")
 HEALTH = HealthCheck(interval=2.0, timeout=1.0, rise=2, fall=3, source=SOURCES)
@@ -21,10 +22,14 @@ REFUSED, RESET, UNREACHABLE = errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTU
 
 
 class Network:
-    """Answers probes: ``says`` is {(address, whether it is spoofed): errno or SILENCE}; all others succeed (0)."""
+    """Answers probes: ``says`` is {(address, whether it is spoofed): errno or SILENCE}; all others succeed (0).
+
+    With an exchange, the addresses of ``established`` take connections, and ``says`` is the result of the exchange.
+    """
 
     def __init__(self):
         self.says = {}
+        self.established = set()
         self.asked = []  # (address, source) of every probe, in order
         self.open = 0
         self.cannot = {}  # source -> the errno with which its probe cannot be sent
@@ -34,13 +39,17 @@ class Network:
             raise OSError(self.cannot[source], "cannot")
         self.asked.append((address, source, *exchange))
         self.open += 1
-        return Probe(self, self.says.get((address, source is not None), 0))
+        return Probe(self, self.says.get((address, source is not None), 0), address in self.established)
 
 
 class Probe:
-    def __init__(self, network, number):
+    def __init__(self, network, number, established):
         self._network = network
         self._number = number
+        self.established = self.moved = established
+
+    def expired(self):
+        return NO_ANSWER if self.established else SILENCE
 
     def poll(self):
         return None if self._number == SILENCE else self._number

@@ -11,7 +11,12 @@ import socket
 import time
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_exchange import (
+    Beginning,
+    any_answer,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_probe import TcpProbe, UdpProbe
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.probe_results import UNEXPECTED
 from ansible_collections.trueip.l4proxy.plugins.module_utils._shared.families import socket_family_of
 
 ADDRESSES = ["127.0.0.1", "::1"]
@@ -84,12 +89,12 @@ def test_an_unanswered_handshake_stays_pending(tcp):
     (b"PONG and more", b"PONG", 0),
     (b"", b"", 0),
     (b"anything", b"", 0),
-    (b"PON", b"PONG", errno.EBADMSG),
-    (b"", b"PONG", errno.EBADMSG),
-    (b"xPONG", b"PONG", errno.EBADMSG),
+    (b"PON", b"PONG", UNEXPECTED),
+    (b"", b"PONG", UNEXPECTED),
+    (b"xPONG", b"PONG", UNEXPECTED),
 ])  # fmt: skip
 def test_a_udp_response_has_to_begin_as_expected(udp, data, expect, number):
-    probe = UdpProbe(*udp.getsockname()[:2], None, b"\x00PING\xff", expect)
+    probe = UdpProbe(*udp.getsockname()[:2], None, b"\x00PING\xff", Beginning(expect))
     request, peer = udp.recvfrom(100)
     assert request == b"\x00PING\xff"
     assert probe.poll() is None, "nothing has come yet"
@@ -99,7 +104,7 @@ def test_a_udp_response_has_to_begin_as_expected(udp, data, expect, number):
 
 
 def test_a_datagram_from_another_address_is_ignored(udp):
-    probe = UdpProbe(*udp.getsockname()[:2], None, b"PING", b"PONG")
+    probe = UdpProbe(*udp.getsockname()[:2], None, b"PING", Beginning(b"PONG"))
     _request, peer = udp.recvfrom(100)
     with socket.socket(udp.family, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(b"PONG", peer)
@@ -110,7 +115,7 @@ def test_a_datagram_from_another_address_is_ignored(udp):
 def test_a_closed_udp_port_refuses_by_icmp(udp):
     address = udp.getsockname()[:2]
     udp.close()
-    probe = UdpProbe(*address, None, b"PING", b"")
+    probe = UdpProbe(*address, None, b"PING", any_answer)
     assert answer(probe) == errno.ECONNREFUSED
     probe.close()
 
@@ -121,4 +126,4 @@ def test_a_broadcast_address_is_a_result_over_tcp_and_an_error_over_udp():
     assert probe.poll() == errno.ENETUNREACH
     probe.close()
     with pytest.raises(OSError, match=r"Permission denied|unreachable"):
-        UdpProbe("255.255.255.255", 53, None, b"x", b"")
+        UdpProbe("255.255.255.255", 53, None, b"x", any_answer)

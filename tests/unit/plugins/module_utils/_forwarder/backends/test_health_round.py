@@ -6,11 +6,19 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_round import TICK
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_state import RoundResult
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_exchange import HealthHttp
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.probe_results import (
+    CLOSED,
+    HTTP_STATUS,
+    NO_ANSWER,
+    UNEXPECTED,
+)
 
 from tests.unit.tables import rows
 
@@ -21,7 +29,7 @@ TEST_ROUNDS = [
     ("both work", 0, 0, RoundResult(True, True, 0, 0), False),
     ("a refusal arrives", REFUSED, 0, RoundResult(False, True, REFUSED, 0), False),
     ("a reset arrives", RESET, 0, RoundResult(False, True, RESET, 0), False),
-    ("an unexpected response", errno.EBADMSG, 0, RoundResult(False, True, errno.EBADMSG, 0), False),
+    ("an unexpected response", UNEXPECTED, 0, RoundResult(False, True, UNEXPECTED, 0), False),
     ("the return path is broken", SILENCE, 0, RoundResult(True, False, 0, SILENCE), True),
     ("unreachable for clients", UNREACHABLE, 0, RoundResult(True, False, 0, UNREACHABLE), True),
     ("the host is down", SILENCE, SILENCE, RoundResult(False, False, SILENCE, SILENCE), True),
@@ -43,6 +51,38 @@ def test_a_round_shows_the_server_and_the_return_path(network, start, spoofed, o
     assert network.asked == [(B, SOURCES[0])] + [(B, None)] * second
 
 
+# The same for a check with an exchange, and whether the spoofed connection is established: then its exchange decides.
+TEST_EXCHANGES = [
+    ("both work", True, 0, 0, RoundResult(True, True, 0, 0), False),
+    ("a wrong status", True, HTTP_STATUS + 503, 0, RoundResult(False, True, HTTP_STATUS + 503, 0), False),
+    ("closed at once", True, CLOSED, 0, RoundResult(False, True, CLOSED, 0), False),
+    ("a reset after the handshake", True, RESET, 0, RoundResult(False, True, RESET, 0), False),
+    ("no answer after the handshake", True, SILENCE, 0, RoundResult(False, True, NO_ANSWER, 0), False),
+    ("a refusal arrives", False, REFUSED, 0, RoundResult(False, True, REFUSED, 0), False),
+    ("only the proxy's own address gets an answer", False, SILENCE, 0, RoundResult(True, False, 0, SILENCE), True),
+    ("the proxy's own address gets a wrong answer", False, SILENCE, UNEXPECTED,
+     RoundResult(False, False, UNEXPECTED, SILENCE), True),
+    ("the host is down", False, SILENCE, SILENCE, RoundResult(False, False, SILENCE, SILENCE), True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("established", "spoofed", "own", "result", "second"), **rows(TEST_EXCHANGES))
+def test_an_exchange_over_a_spoofed_connection_shows_the_server(
+    network, start, established, spoofed, own, result, second
+):
+    network.established = {B} if established else set()
+    network.says = {(B, True): spoofed, (B, False): own}
+    (target,) = start(service(B, health=replace(HEALTH, http=HealthHttp()))).checker._targets
+    target.begin(0.0)
+    found, now = None, 0.0
+    while found is None:
+        assert now <= HEALTH.timeout + TICK, "a round ends at its timeout"
+        found = target.poll(now)
+        now += TICK
+    assert found == result
+    assert [one[:2] for one in network.asked] == [(B, SOURCES[0])] + [(B, None)] * second
+
+
 @pytest.mark.parametrize(("own", "result"), [
     (None, RoundResult(True, None, 0, errno.EPERM)),
     (errno.ENETUNREACH, RoundResult(False, None, errno.ENETUNREACH, errno.EPERM)),
@@ -58,7 +98,9 @@ def test_a_spoofed_probe_that_cannot_be_sent_shows_nothing_of_the_return_path(ne
 def test_each_character_of_request_and_expect_is_one_byte(network, start):
     health = HealthCheck(interval=2.0, timeout=1.0, source=SOURCES, request="\x00ä", expect="ÿ")
     start(service(B, protocol="udp", health=health)).turn(2.0)
-    assert network.asked[0] == (B, SOURCES[0], b"\x00\xe4", b"\xff")
+    address, source, request, judge = network.asked[0]
+    assert (address, source, request) == (B, SOURCES[0], b"\x00\xe4")
+    assert [judge(data, True) for data in (b"\xff!", b"\xc3\xbf")] == [0, UNEXPECTED]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,17 @@ def test_the_state_after_one_round(answer, real, state):
     assert health.state == state
 
 
+@pytest.mark.parametrize(("answer", "state"), [
+    (RoundResult(False, False), DOWN),
+    (RoundResult(True, False), UP),
+    (RoundResult(False, True), DOWN),
+])  # fmt: skip
+def test_a_clients_handshake_shows_only_the_return_path_where_probes_ask_the_application(answer, state):
+    health = HealthState(rise=1, fall=1, window=6.0, asks_application=True)
+    health.add(answer, ClientConnects(succeeded=95.0), started=90.0, now=100.0)
+    assert health.state == state
+
+
 # rise 1, fall 1: rounds of a second, 10 s apart, whose spoofed probe is unanswered. The columns: the window, and when
 # clients last succeeded and failed.
 TEST_SILENCES = [

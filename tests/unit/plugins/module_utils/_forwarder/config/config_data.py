@@ -25,7 +25,9 @@ def full():
         "accept_proxy": ["198.18.0.12/32", "2001:db8::12/128"], "proxy_timeout": 2.0,
         "limits": {"connections": 1000, "connections_per_client": 100, "rate_per_client": 0.5, "at_limit": "refuse"},
         "allow": ["0.0.0.0/0"], "deny": ["203.0.113.0/24"],
-        "health": {"enabled": True, "interval": 5.0, "timeout": 2.0, "rise": 1, "fall": 4, "source": ["198.51.100.99"]},
+        "health": {"enabled": True, "interval": 5.0, "timeout": 2.0, "rise": 1, "fall": 4, "source": ["198.51.100.99"],
+                   "tls": {"server_name": "b.example", "verify": True, "ca_file": "/etc/ssl/ca.pem"},
+                   "http": {"method": "HEAD", "path": "/healthz", "host": "b.example:8443", "expect_status": ["204"]}},
         "backends": [
             {"name": "b", "ipv4": "198.18.0.21", "ipv6": "2001:db8::21", "port": 8080, "weight": 2,
              "send_proxy": "v2", "backup": False, "max_connections": 100},

@@ -14,11 +14,13 @@ from .config_data import errors_of, minimal, ranged, udp
 
 
 def test_options_of_tcp_are_refused_for_udp():
-    data, service = udp(idle_timeout=0, accept_proxy=["198.18.0.0/24"], health={"port": 7})
+    data, service = udp(idle_timeout=0, accept_proxy=["198.18.0.0/24"], health={"port": 7, "tls": {}, "http": {}})
     service["backends"][0]["send_proxy"] = "v2"
     assert errors_of(data) == [
         "services[0].idle_timeout: 0 would keep UDP sessions for ever; use a value above 0",
         "services[0].health.port: has no effect on a UDP service without health.request; set health.request too",
+        "services[0].health.tls: a UDP service has no such check; use health.request, or remove it",
+        "services[0].health.http: a UDP service has no such check; use health.request, or remove it",
         "services[0].accept_proxy: a UDP service cannot receive PROXY headers; remove it",
         "services[0].backends[0].send_proxy: a UDP service cannot send PROXY headers; remove it",
     ]
@@ -48,6 +50,12 @@ def test_sessions_of_a_backend_that_is_down_are_reset_only_where_health_checks_f
     assert errors_of(data) == [f"services[0].on_down: {sentence} {remedy}"]
     data["services"][0]["on_down"] = "keep"
     assert not config.load(data).services[0].resets_on_down
+
+
+def test_expect_regex_needs_a_request_over_udp():
+    assert errors_of(udp(health={"expect_regex": "a"})[0]) == [
+        "services[0].health.expect_regex: a UDP server answers only health.request; set health.request too"
+    ]
 
 
 SAME_PORT = " (same port; a wildcard covers every address of its family)"
