@@ -55,7 +55,8 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fle
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory
 
 # Settings of the config that have a variable of the role. The role's defaults need no check.
-SETTINGS = ("drain_timeout", "drain_memory")
+SETTINGS = {key: f"forwarder_{key}" for key in ("drain_timeout", "drain_memory")}
+SETTINGS["hash_table"] = _same_services.HASH_TABLE
 # Options that the roles pass to the derivation of their state documents, with the variables of the roles.
 LOCAL_DELIVERY = {"method": "forwarder_local_delivery", "mark_engine": "forwarder_mark_engine"}
 RETURN_PATH = {"mark_engine": "return_path_mark_engine"}
@@ -77,9 +78,11 @@ def roles_of(variables: Mapping[str, Any]) -> dict[str, Any]:
     def given(names: Mapping[str, str]) -> dict[str, Any]:
         return {option: variables[name] for option, name in names.items() if name in variables}
 
-    settings = {key: _number(variables[f"forwarder_{key}"]) for key in SETTINGS if f"forwarder_{key}" in variables}
     roles = {
-        "forwarder": {"config": settings, "local_delivery": given(LOCAL_DELIVERY)},
+        "forwarder": {
+            "config": {key: _number(value) for key, value in given(SETTINGS).items()},
+            "local_delivery": given(LOCAL_DELIVERY),
+        },
         "return_path": given(RETURN_PATH),
     }
     return {

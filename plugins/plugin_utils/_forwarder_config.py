@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.defaults import HASH_TABLES
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError, collect
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import FAMILY, SCHEMA
@@ -50,6 +51,8 @@ def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> d
     ports = source_ports(fleet, proxy)
     own = {"source_ports": ports} if ports else {}
     settings = {key: value for key, value in settings.items() if value not in ("", None)}
+    if settings.get("hash_table") == HASH_TABLES[0]:
+        del settings["hash_table"]  # version 0.1.0, which a rollback starts, has only this one and not the key
     data = {"schema": SCHEMA, "proxy_id": number or UNKNOWN_ID, **own, **settings, "services": services}
     try:
         config.load(data)

@@ -1,7 +1,8 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Check that all hosts of a run have the same services, because both ends are derived from them. Pure.
+"""Check that all hosts of a run have the same services, because both ends are derived from them, and that all proxies
+choose a client's backend by the same hash table. Pure.
 
 Each host evaluates the variable itself, so templates in it use that host's variables. Hosts may differ in what only a
 proxy uses: the addresses it listens on, and options such as timeouts and weights.
@@ -12,8 +13,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.defaults import HASH_TABLES
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import UnreadableVariable
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import VARIABLE, as_sequence, parse_endpoint
 
@@ -21,6 +24,8 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import VA
 UNREADABLE, UNDEFINED = "", "null"
 # In a sentence: characters of a value, number of hosts.
 SHOWN_TEXT, SHOWN_HOSTS = 60, 3
+
+HASH_TABLE = "l4proxy_hash_table"
 
 MISSING = object()
 # Only a play has these, so a template that uses them cannot be evaluated from outside.
@@ -36,7 +41,10 @@ def faults(names: Iterable[str], inventory: Hosts) -> list[str]:
     """
     views = {name: inventory[name]["__l4proxy_fleet"] for name in names}
     group = [host for view in views.values() for key in ("proxies", "backends") for host in view.get(key, ())]
-    return disagreements(services_by_host(views, dict.fromkeys(group), inventory), inventory)
+    proxies = dict.fromkeys(host for view in views.values() for host in view.get("proxies", ()))
+    return disagreements(services_by_host(views, dict.fromkeys(group), inventory), inventory) or list(
+        _hash_tables(proxies, inventory)
+    )
 
 
 def disagreements(services: Mapping[str, str], inventory: Hosts) -> list[str]:
@@ -59,6 +67,19 @@ def disagreements(services: Mapping[str, str], inventory: Hosts) -> list[str]:
             "because both ends are derived from it"
         ]
     return list(_differences(services))
+
+
+def _hash_tables(proxies: Iterable[str], inventory: Hosts) -> Iterable[str]:
+    by_value: dict[str, list[str]] = {}
+    for host in proxies:
+        with suppress(UnreadableVariable):  # the run of that host says so
+            by_value.setdefault(str(inventory[host].get(HASH_TABLE) or HASH_TABLES[0]), []).append(host)
+    if len(by_value) > 1:
+        values = ", and ".join(f"{value} on {_hosts(hosts)}" for value, hosts in by_value.items())
+        yield (
+            f"{HASH_TABLE} is {values}; a client would get another backend at each proxy, so set it once, in "
+            "group_vars/all"
+        )
 
 
 def _unreadable(why: str, hosts: list[str]) -> str:

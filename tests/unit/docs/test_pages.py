@@ -155,6 +155,7 @@ REFERENCE = [
     ("services", "A service", {"proxies", *SERVICE}, SERVICE),
     ("services", "A backend", _services.BACKEND_KEYS, BACKEND),
     ("services", "Balancing", defaults.BALANCES, {}),
+    ("services", "Balancing by client address", defaults.HASH_TABLES, {}),
     ("services", "Limits", LIMITS, LIMITS),
     ("health", "Keys", HEALTH, HEALTH),
     ("health", "TLS", TLS, TLS),

@@ -41,7 +41,7 @@ CHOSEN = sorted((names(config.Config) - set(SECTIONS) | SECTION_KEYS) - DERIVED)
 
 
 def variable(key: str) -> str:
-    return f"forwarder_{key.replace('.', '_')}"
+    return "l4proxy_hash_table" if key == "hash_table" else f"forwarder_{key.replace('.', '_')}"
 
 
 def loaded(**variables: Any) -> config.Config:
@@ -64,13 +64,14 @@ def test_the_defaults_of_the_role_are_those_of_the_config():
     assert loaded() == config.load(DOCUMENT)
 
 
-CHOICES = {"log.format": defaults.LOG_FORMATS, "log.level": defaults.LOG_LEVELS}
+CHOICES = {"hash_table": defaults.HASH_TABLES, "log.format": defaults.LOG_FORMATS, "log.level": defaults.LOG_LEVELS}
 
 
 #: key: a value that differs from the default, and one that the config refuses
 VALUES = {
     "drain_timeout": (45, 100_000),
     "drain_memory": (512, "much"),
+    "hash_table": ("maglev", "table"),
     "workers": (3, defaults.WORKERS.high + 1),
     "log.format": ("logfmt", "xml"),
     "log.level": ("error", "loud"),

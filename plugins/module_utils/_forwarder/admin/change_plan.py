@@ -52,7 +52,8 @@ def plan(status: Mapping[str, Any] | None, old: Config | None, new: Config, arch
     number, seconds = sum(one.sessions for one in ended), max((one.seconds for one in ended), default=None)
     if not (archive or restart):
         rest = "all other connections stay" if ended else "all connections stay"
-        return Plan(RELOAD, [f"a new config is loaded; {rest}", *map(_sentence, leaving)], number, seconds)
+        sentences = [f"a new config is loaded; {rest}", *map(_sentence, leaving), *_moving(old, new)]
+        return Plan(RELOAD, sentences, number, seconds)
     wait = "; new clients wait about a second" if _is_early(status) else ""
     why = [f"upgrade from {_running(status)} to {archive}"] if archive else []
     why += [f"a changed unit restarts the forwarder{wait}"] if restart else []
@@ -61,7 +62,7 @@ def plan(status: Mapping[str, Any] | None, old: Config | None, new: Config, arch
     details = [_sentence(one) if deadline is None else one.what for one in leaving]
     if deadline is not None:
         number, seconds = total, deadline if total else None
-    return Plan(RESTART if restart else UPGRADE, [*why, sentence, *details], number, seconds)
+    return Plan(RESTART if restart else UPGRADE, [*why, sentence, *details, *_moving(old, new)], number, seconds)
 
 
 def report(status: Mapping[str, Any]) -> list[str]:
@@ -138,6 +139,19 @@ def _switched(status: Mapping[str, Any], new: Config) -> Iterator[Leaving]:
             if after.get(key, before) != before:
                 verb = "gets new connections again" if before else "gets no new connections (enabled: false)"
                 yield Leaving(f"backend {entry['name']} of service {service['name']} {verb}", 0, 0.0)
+
+
+def _moving(old: Config | None, new: Config) -> Iterator[str]:
+    """Yield a sentence if another hash table moves clients to other backends."""
+    if old is None or old.used_hash_table == new.used_hash_table:
+        return
+    before = {service.name for service in old.services if service.balance == "source_hash"}
+    number = sum(service.balance == "source_hash" and service.name in before for service in new.services)
+    if number:
+        yield (
+            f"l4proxy_hash_table changes from {old.used_hash_table} to {new.used_hash_table}: new connections of most "
+            f"clients of {number} service{'' if number == 1 else 's'} with source_hash go to another backend"
+        )
 
 
 def _left(service: Service, entry: Mapping[str, Any], family: str) -> bool:

@@ -5,7 +5,7 @@
 
 {"pid", "version", "generation", "archive", "config", "loaded_at", "failed": {name of a socket: why it could not be
    bound}, "last_reload" (runtime_file.py), "reloads": {"ok", "failed"}, "restarts": int, "log_level": str,
- "alarms": [sentences], "totals": {field: int},
+ "hash_table" (null: no config is loaded), "alarms": [sentences], "totals": {field: int},
  "old_generations": [{"generation", "version", "archive", "loaded_at" (these three may be null), "age" (seconds since it
    was replaced), "workers", "sessions", "memory" (bytes), "seconds_left" (null: no deadline)}],
  "drain_memory_ended": int (sessions),
@@ -55,6 +55,7 @@ def status(snapshot: Snapshot) -> dict:
         "reloads": snapshot.reloads,
         "restarts": snapshot.restarts,
         "log_level": snapshot.log_level,
+        "hash_table": config.used_hash_table if config else None,
         "alarms": [f"{family}: {LOCAL_DELIVERY}" for family in snapshot.region.common_causes()],
         "totals": {name: worker_totals.get(name, 0) for name in WORKER_FIELDS},
         "old_generations": [_old_generation(old, snapshot.now) for old in snapshot.old_generations],

@@ -16,9 +16,10 @@ from bisect import bisect_left
 from operator import add
 
 from ..admission.refusal import Refusal
+from ..config.defaults import HASH_TABLES
 from ..counters import heartbeat, shared_memory
 from ..counters.shared_memory import EPOCH_ADMIN, EPOCH_HEALTH, LATENCY_BOUNDS
-from .algorithms import ALGORITHMS
+from .algorithms import algorithm_of, bounded
 from .passive_health import SUCCESS_PROOF, PassiveHealth
 
 REFRESH = 0.1  # seconds between two reads of the connections that other workers have
@@ -78,7 +79,7 @@ class Load:
 class Backends:
     """The backends of one service (config) and family in one worker slot: which is next for a connection."""
 
-    def __init__(self, service, family, region, slot):
+    def __init__(self, service, family, region, slot, hash_table=HASH_TABLES[0]):
         self.service = service
         self.family = family
         self.backends = service.backends_of(family)
@@ -99,7 +100,11 @@ class Backends:
         self._checked = service.checked and region.has_suspects
         self._slow = fields.get("slow") if self._checked else None
         self._weights = [backend.weight for backend in self.backends]
-        self._algorithm = ALGORITHMS[service.balance]([b.name for b in self.backends], self._weights, self._load)
+        names = [backend.name for backend in self.backends]
+        self._algorithm = algorithm_of(service.balance, hash_table)(names, self._weights, self._load)
+        self._choose = self._algorithm.choose
+        if service.hash_balance_factor:
+            self._choose = bounded(self._choose, service.hash_balance_factor, self._weights, self._load)
         self._limited = any(backend.max_connections for backend in self.backends)
         self._epoch = -1
         self._next_review = 0.0
@@ -127,7 +132,7 @@ class Backends:
             index = candidates[0]
         else:
             self._load.refresh(now)
-            index = self._algorithm.choose(candidates, client)
+            index = self._choose(candidates, client)
         if wary:
             health.chosen(client, index, now)
         cells[self._active + index] += 1

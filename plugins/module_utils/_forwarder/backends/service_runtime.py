@@ -14,6 +14,7 @@ from ..admission.acl import CLOSED, AccessList, Closed, Networks
 from ..admission.limits import Limiter
 from ..admission.refusal import Refusal
 from ..admission.source_address import SourceAddress, SourcePorts
+from ..config.defaults import HASH_TABLES
 from ..config.service import Limits, Listener, Service
 from ..counters.service_counters import ServiceCounters
 from ..counters.shared_memory import Region
@@ -61,10 +62,12 @@ class ServiceRuntime:
         ports: SourcePorts,
         log: Log,
         earlier: ServiceRuntime | None = None,
+        hash_table: str = HASH_TABLES[0],
     ) -> ServiceRuntime:
         """Return the runtime of ``service`` in worker slot ``slot``, which counts in ``region``.
 
         ``earlier`` is that of an earlier config, whose lists of networks are used again where they are the same.
+        ``hash_table`` is that of the config.
         """
         counters = ServiceCounters(region, slot, service.name)
         families = [family for family in FAMILIES if service.backends_of(family)]
@@ -75,7 +78,7 @@ class ServiceRuntime:
             access = AccessList(service.allow, service.deny) if service.allow or service.deny else None
         return cls(
             service,
-            backends={family: Backends(service, family, region, slot) for family in families},
+            backends={family: Backends(service, family, region, slot, hash_table) for family in families},
             counters=counters,
             source=SourceAddress(service, ports, counters.count),
             log=log,

@@ -38,6 +38,7 @@ class Config:
     services: tuple[Service, ...]
     drain_timeout: float | None = defaults.DRAIN_TIMEOUT.default  # of every session that has to end; None: see below
     drain_memory: int | None = None  # MiB; version 0.1.0 reads what dump() returns, so it must not have the default
+    hash_table: str | None = None  # None: the first of HASH_TABLES; 0.1.0 does not have the key
     log: Log = field(default_factory=Log)
     source_ports: PortRange | None = None
     workers: int = defaults.WORKERS.default
@@ -58,6 +59,11 @@ class Config:
         """MiB that all draining workers together may use."""
         return defaults.DRAIN_MEMORY.default if self.drain_memory is None else self.drain_memory
 
+    @property
+    def used_hash_table(self) -> str:
+        """How services with ``balance: source_hash`` find a client's backend: one of HASH_TABLES."""
+        return self.hash_table or defaults.HASH_TABLES[0]
+
 
 def load(data: Any) -> Config:
     """Return the Config of a parsed JSON document; raise ConfigError with all its faults."""
@@ -69,6 +75,7 @@ def load(data: Any) -> Config:
     forwarder = {
         "drain_timeout": document.seconds("drain_timeout", *defaults.DRAIN_TIMEOUT),
         "drain_memory": document.integer("drain_memory", "a number of MiB", *defaults.DRAIN_MEMORY[:2], None),
+        "hash_table": document.choice("hash_table", defaults.HASH_TABLES, None),
         "log": settings.read_log(document.section("log")),
         "source_ports": settings.read_source_ports(document),
         "workers": document.integer("workers", "a number of workers", *defaults.WORKERS),

@@ -93,6 +93,14 @@ def refuse_deadline_below_timeout(part: Fields, service: Service) -> None:
         )
 
 
+def refuse_factor_without_hash(part: Fields, service: Service) -> None:
+    """Refuse the bound on a backend's connections where ``balance`` does not choose by a hash."""
+    if service.hash_balance_factor and service.balance not in ("source_hash", None):
+        part.error(
+            "hash_balance_factor", f"has no effect with balance: {service.balance}; remove it, or use source_hash"
+        )
+
+
 def refuse_twin_backends(parts: Iterable[Fields], backends: Iterable[Backend]) -> None:
     """Refuse two backends of a service with the same name, or with the same address and port."""
     first_with_name: dict[str, int] = {}

@@ -26,6 +26,7 @@ WEEK = 7 * 86400
 # A service. Of choices the first is the default.
 PROTOCOLS = ("tcp", "udp")
 BALANCES = ("round_robin", "least_connections", "source_hash", "random")
+HASH_BALANCE_FACTOR = Range(101, 1000, None)  # percent of the average number of connections
 ON_ALL_DOWN = ("refuse", "try_all")
 ON_DOWN = ("keep", "reset")
 SERVICE_LOGS = ("all", "errors", "none")
@@ -74,6 +75,7 @@ HEALTH_SOURCE = {IPV4: "198.51.100.{0}", IPV6: "2001:db8:ffff::{0}"}
 DRAIN_TIMEOUT = Range(0, 86400, None)  # None: no deadline after a reload or a restart, else STOP_TIMEOUT
 STOP_TIMEOUT = 30.0  # for the connections of a stopped forwarder, and of a service or backend that the config lost
 DRAIN_MEMORY = Range(1, 1 << 20, 1024)  # MiB, of all workers that drain
+HASH_TABLES = ("ring", "maglev")  # of source_hash, the same in the whole fleet
 WORKERS = Range(0, 64, 0)  # 0: one per core
 LOG_FORMATS = ("json", "logfmt")
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -98,6 +98,7 @@ class Service:
     backends: tuple[Backend, ...]
     protocol: str = defaults.PROTOCOLS[0]
     balance: str = defaults.BALANCES[0]
+    hash_balance_factor: int | None = None  # percent; None: a backend may have any part of the connections
     connect_timeout: float = defaults.CONNECT_TIMEOUT.default
     connect_deadline: float = defaults.CONNECT_DEADLINE.default
     retries: int = defaults.RETRIES.default
@@ -155,6 +156,7 @@ def read_service(part: Fields, proxy_id: int) -> Service:
         cross_checks.refuse_tcp_only_options(part, service, backend_parts)
     cross_checks.refuse_reset_without_checks(part, service)
     cross_checks.refuse_deadline_below_timeout(part, service)
+    cross_checks.refuse_factor_without_hash(part, service)
     cross_checks.refuse_twin_backends(backend_parts, service.backends)
     cross_checks.refuse_uneven_ranges(backend_parts, service, entries)
     cross_checks.refuse_family_without_backend(listen_parts, service, entries)
@@ -166,6 +168,7 @@ def _read_options(part: Fields, protocol: str) -> dict[str, Any]:
     idle_timeout = defaults.UDP_IDLE_TIMEOUT if protocol == "udp" else defaults.IDLE_TIMEOUT
     return {
         "balance": part.choice("balance", defaults.BALANCES),
+        "hash_balance_factor": part.integer("hash_balance_factor", "a percentage", *defaults.HASH_BALANCE_FACTOR),
         "connect_timeout": part.seconds("connect_timeout", *defaults.CONNECT_TIMEOUT),
         "connect_deadline": part.seconds("connect_deadline", *defaults.CONNECT_DEADLINE),
         "retries": part.integer("retries", "a number of retries", *defaults.RETRIES),

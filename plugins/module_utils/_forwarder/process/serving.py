@@ -55,7 +55,7 @@ class Serving:
             runtime = self.runtimes.get(service.name)
             if runtime is None:
                 runtime = self.runtimes[service.name] = ServiceRuntime.from_config(
-                    service, region, slot, ports, tcp.loop.log, before.get(service.name)
+                    service, region, slot, ports, tcp.loop.log, before.get(service.name), config.used_hash_table
                 )
             sock = self.listening[name] = listening[name]
             place = sock, name, listeners.slot_of(name) % region.slots, runtime, listener

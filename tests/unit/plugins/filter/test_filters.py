@@ -44,6 +44,8 @@ def test_many_faults_are_a_list():
 
 
 B_ONLY, B_AND_C = [{**WEB, "backends": ["b:1"]}], [{**WEB, "backends": ["b:1", "c:1"]}]
+TWO = {"__l4proxy_fleet": {**view("a", proxies=["a", "a2"]), "reachable": True}}
+MAGLEV = {"l4proxy_hash_table": "maglev"}
 ABSENT = {"return_path_state": "absent"}
 CHECKS = [
     ("no fault", [WEB], {}, None),
@@ -60,6 +62,11 @@ CHECKS = [
     ("a setting of a role, as text", [WEB], {"a": {"forwarder_drain_timeout": "60"}}, None),
     ("settings of a role that are empty or numbers as text", [WEB],
      {"a": {"forwarder_drain_timeout": "", "forwarder_drain_memory": "512"}}, None),
+    ("another hash table on every proxy", [WEB], {"a": {**TWO, **MAGLEV}, "a2": MAGLEV}, None),
+    ("another hash table on one proxy", [WEB], {"a": TWO, "a2": MAGLEV},
+     "l4proxy_hash_table is ring on a, and maglev on a2; a client would get another backend at each proxy, so set it "),
+    ("an unknown hash table", [WEB], {"a": {"l4proxy_hash_table": "map"}},
+     'hash_table: "map" is not supported; use one of ring, maglev'),
     ("a wrong setting of a role", [WEB], {"a": {"forwarder_drain_timeout": "soon"}}, "drain_timeout: "),
 ]  # fmt: skip
 

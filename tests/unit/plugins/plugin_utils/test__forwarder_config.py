@@ -22,6 +22,10 @@ def config_errors(service, **changes):
 def test_the_config_has_id_settings_services_and_addresses():
     config = forwarder_config(fleet("a"), "a", {"drain_timeout": 7, "drain_memory": ""})
     assert (config["proxy_id"], config["drain_timeout"], "drain_memory" in config) == (11, 7, False)
+    tables = [
+        forwarder_config(fleet("a"), "a", {"hash_table": table}).get("hash_table") for table in ("ring", "maglev")
+    ]
+    assert tables == [None, "maglev"], "version 0.1.0 does not know the key"
     (service,) = config["services"]
     assert service["listen"] == [{"address": "0.0.0.0", "port": 80}, {"address": "::", "port": 80}]
     assert service["backends"][2] == {"name": "d", "port": 8080, "ipv4": "198.18.0.23", "ipv6": "2001:db8::23"}

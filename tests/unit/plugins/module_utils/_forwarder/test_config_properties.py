@@ -68,12 +68,15 @@ def services(draw, number):
     }
     listened = [{"address": listen[family], "port": draw(ports)} for family in families]
     more = draw(st.fixed_dictionaries({}, optional=optional))
+    if more.get("balance") == "source_hash":
+        more |= draw(st.fixed_dictionaries({}, optional={"hash_balance_factor": st.integers(101, 1000)}))
     return {"name": f"service{number}", "listen": listened, "backends": backends, **more}
 
 
 whole = {
     "drain_timeout": seconds,
     "drain_memory": st.integers(1, 4096),
+    "hash_table": st.sampled_from(defaults.HASH_TABLES),
     "workers": st.integers(0, 64),
     "admin": st.fixed_dictionaries({}, optional={"socket": st.just("/run/l4proxy/x.sock"), "group": names}),
     "metrics": st.fixed_dictionaries({}, optional={"listen": st.sampled_from(["127.0.0.1:9109", "[::1]:9109"])}),

@@ -107,6 +107,26 @@ def test_a_restart_a_start_and_the_first_upgrade():
     assert plan(STATUS, None, same, None, restart=False) == Plan("reload", [LOADED + STAY])
 
 
+HASHED = {"balance": "source_hash"}
+MOVED = (
+    "l4proxy_hash_table changes from ring to maglev: new connections of most clients of {} with source_hash go to "
+    "another backend"
+)
+
+
+@pytest.mark.parametrize(("before", "services", "archive", "expected"), [
+    ([WEB, {**SSH, **HASHED}], [{**WEB, **HASHED}, {**SSH, **HASHED}], None,
+     [LOADED + STAY, MOVED.format("1 service")]),
+    ([{**WEB, **HASHED}, {**SSH, **HASHED}], [{**WEB, **HASHED}, {**SSH, **HASHED}], NEW,
+     [UPGRADE, KEPT, MOVED.format("2 services")]),
+    ([WEB, SSH], [WEB, SSH], None, [LOADED + STAY]),
+])  # fmt: skip
+def test_the_plan_says_that_another_hash_table_moves_clients(before, services, archive, expected):
+    old, new = load(*before), load(*services, hash_table="maglev")
+    assert plan(STATUS, old, new, archive, restart=False).sentences == expected
+    assert not any("hash_table" in one for one in plan(STATUS, new, new, NEW, restart=False).sentences)
+
+
 LIVES = {"generation": 3, "version": "0.1.0", "sessions": 20, "seconds_left": None}
 REPORTS = [
     ({"in_place": True}, "the config was taken in place: no process was replaced"),

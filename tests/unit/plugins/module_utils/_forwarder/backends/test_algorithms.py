@@ -28,7 +28,8 @@ class Load:
 
 def make(name, weights, names=None):
     load = Load(len(weights))
-    algorithm = algorithms.ALGORITHMS[name](names or [f"b{n}" for n in range(len(weights))], list(weights), load)
+    kind = algorithms.HASH_TABLES.get(name) or algorithms.ALGORITHMS[name]
+    algorithm = kind(names or [f"b{n}" for n in range(len(weights))], list(weights), load)
     algorithm.weights_changed()
     return algorithm, load, tuple(range(len(weights)))
 
@@ -75,32 +76,38 @@ def test_random_with_two_choices_is_far_more_even_than_one_and_takes_the_only_ca
     assert {algorithm.choose((0,), "") for _turn in range(10)} == {0}
 
 
+# How far a share may be from its weight. 20,000 clients in the shares of 1/10 alone differ by 6 %: three deviations.
+TABLES = [("ring", 0.25), ("maglev", 0.06)]
+
+
 @pytest.mark.parametrize("weights", [(1, 1, 1, 1), (1, 2), (3, 1, 1), (1000, 3000)])
-def test_source_hash_shares_clients_by_weight(weights):
-    algorithm, _load, candidates = make("source_hash", weights)
+@pytest.mark.parametrize(("table", "error"), TABLES)
+def test_source_hash_shares_clients_by_weight(table, error, weights):
+    algorithm, _load, candidates = make(table, weights)
     taken = Counter(algorithm.choose(candidates, client) for client in CLIENTS)
     for index, weight in enumerate(weights):
-        assert taken[index] / len(CLIENTS) == pytest.approx(weight / sum(weights), rel=0.25)
+        assert taken[index] / len(CLIENTS) == pytest.approx(weight / sum(weights), rel=error)
 
 
-def test_source_hash_loses_only_the_clients_of_the_one_that_is_gone():
-    algorithm, _load, candidates = make("source_hash", [1] * 10)
+@pytest.mark.parametrize(("table", "error"), TABLES)
+def test_source_hash_loses_only_the_clients_of_the_one_that_is_gone(table, error):
+    algorithm, _load, candidates = make(table, [1] * 10)
     before = {client: algorithm.choose(candidates, client) for client in CLIENTS}
     left = tuple(index for index in candidates if index != 4)
     after = {client: algorithm.choose(left, client) for client in CLIENTS}
     moved = [client for client in CLIENTS if before[client] != after[client]]
     assert all(before[client] == 4 for client in moved)
-    assert len(moved) / len(CLIENTS) == pytest.approx(1 / 10, rel=0.25)
+    assert len(moved) / len(CLIENTS) == pytest.approx(1 / 10, rel=error)
     spread = Counter(after[client] for client in moved)
     assert len(spread) == 9, "the lost clients are shared by all that are left"
-    assert max(spread.values()) < 3 * len(moved) / 9
+    assert max(spread.values()) < (1 + 8 * error) * len(moved) / 9
 
 
-def test_source_hash_is_the_same_whatever_the_order_and_the_config_of_others():
+def test_the_ring_is_the_same_whatever_the_order_and_the_config_of_others():
     names = [f"b{n}" for n in range(6)]
-    one, _load, candidates = make("source_hash", [1] * 6, names)
-    other, _load, _candidates = make("source_hash", [1] * 6, names[::-1])
-    fewer, _load, few = make("source_hash", [1] * 5, names[:5])
+    one, _load, candidates = make("ring", [1] * 6, names)
+    other, _load, _candidates = make("ring", [1] * 6, names[::-1])
+    fewer, _load, few = make("ring", [1] * 5, names[:5])
     moved = 0
     for client in CLIENTS[:2000]:
         chosen = names[one.choose(candidates, client)]
@@ -112,17 +119,21 @@ def test_source_hash_is_the_same_whatever_the_order_and_the_config_of_others():
 
 
 # Equal on every proxy, worker, restart and version: these may never change.
-TEST_FIXED = [("203.0.113.7", 2), ("203.0.113.8", 1), ("2001:db8::7", 0), ("198.51.100.250", 1)]
+TEST_FIXED = [
+    ("203.0.113.7", 2, 1), ("203.0.113.8", 1, 0), ("2001:db8::7", 0, 1), ("198.51.100.250", 1, 2),
+    ("fe80::1%eth0", 0, 2)
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("client", "index"), TEST_FIXED)
-def test_source_hash_is_fixed(client, index):
-    algorithm, _load, candidates = make("source_hash", (1, 1, 1), ["web1", "web2", "web3"])
-    assert algorithm.choose(candidates, client) == index
+@pytest.mark.parametrize(("client", "ring", "maglev"), TEST_FIXED)
+def test_source_hash_is_fixed(client, ring, maglev):
+    for table, index in (("ring", ring), ("maglev", maglev)):
+        algorithm, _load, candidates = make(table, (1, 1, 1), ["web1", "web2", "web3"])
+        assert (table, algorithm.choose(candidates, client)) == (table, index)
 
 
 def test_the_ring_is_bounded_whatever_the_weights_are():
-    algorithm, _load, candidates = make("source_hash", (65535, 1, 1))
+    algorithm, _load, candidates = make("ring", (65535, 1, 1))
     assert len(algorithm._points) <= algorithms.MAX_POINTS + 2
     taken = Counter(algorithm.choose(candidates, client) for client in CLIENTS)
     assert taken[0] > 0.99 * len(CLIENTS)
@@ -132,12 +143,13 @@ some_weights = st.lists(st.integers(1, 20), min_size=1, max_size=6)
 
 
 @given(
+    st.sampled_from(sorted(algorithms.HASH_TABLES)),
     st.lists(st.integers(1, 4), min_size=1, max_size=6),
     st.lists(st.ip_addresses().map(str), min_size=1, max_size=20),
     st.data(),
 )
-def test_source_hash_moves_nobody_but_the_clients_of_those_that_are_gone(weights, clients, data):
-    algorithm, _load, everybody = make("source_hash", weights)
+def test_source_hash_moves_nobody_but_the_clients_of_those_that_are_gone(table, weights, clients, data):
+    algorithm, _load, everybody = make(table, weights)
     first = {client: algorithm.choose(everybody, client) for client in clients}
     left = data.draw(st.lists(st.sampled_from(everybody), min_size=1, unique=True))
     for client in clients:
@@ -145,7 +157,7 @@ def test_source_hash_moves_nobody_but_the_clients_of_those_that_are_gone(weights
         assert moved in left
         assert moved == first[client] or first[client] not in left
     order = data.draw(st.permutations(everybody))
-    other, _load, _all = make("source_hash", [weights[index] for index in order], [f"b{index}" for index in order])
+    other, _load, _all = make(table, [weights[index] for index in order], [f"b{index}" for index in order])
     assert {client: order[other.choose(everybody, client)] for client in clients} == first
 
 
@@ -172,16 +184,44 @@ def test_least_connections_gives_to_nobody_who_has_more_to_do_than_another(weigh
 
 
 @given(
+    st.sampled_from([("ring", ("_points", "_owners")), ("maglev", ("_table",))]),
     st.lists(st.integers(1, 4), min_size=1, max_size=6),
     st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6, unique=True),
     st.data(),
 )
-def test_a_ring_that_follows_another_one_is_the_ring_that_is_made_anew(weights, names, data):
-    before, _load, _all = make("source_hash", weights, "cdefgh"[: len(weights)])
+def test_a_table_that_follows_another_one_is_the_table_that_is_made_anew(table, weights, names, data):
+    kind, fields = table
+    before, _load, _all = make(kind, weights, "cdefgh"[: len(weights)])
     new_weights = data.draw(st.lists(st.integers(1, 4), min_size=len(names), max_size=len(names)))
     kept = {old: names.index(name) for old, name in enumerate("cdefgh"[: len(weights)]) if name in names}
-    after = algorithms.SourceHash(names, new_weights, None)
+    after = algorithms.HASH_TABLES[kind](names, new_weights, None)
     after.follow(before, kept)
     after.weights_changed()
-    anew, _load, _all = make("source_hash", new_weights, names)
-    assert (after._points, after._owners) == (anew._points, anew._owners)
+    anew, _load, _all = make(kind, new_weights, names)
+    assert [getattr(after, field) for field in fields] == [getattr(anew, field) for field in fields]
+
+
+@pytest.mark.parametrize("table", sorted(algorithms.HASH_TABLES))
+@pytest.mark.parametrize(("weights", "most"), [((1, 1, 1), 51), ((3, 2, 1), 75)])
+def test_a_bounded_load_spreads_one_client_within_the_factor_of_its_average(table, weights, most):
+    """100 connections: 150 % of a third are 50 (of a half 75), and the next connection counts."""
+    algorithm, load, candidates = make(table, weights)
+    choose = algorithms.bounded(algorithm.choose, 150, weights, load)
+    assert {algorithm.choose(candidates, CLIENTS[0]) for _connection in range(100)} == {
+        algorithm.choose(candidates, CLIENTS[0])
+    }
+    for _connection in range(100):
+        load.connections[choose(candidates, CLIENTS[0])] += 1
+    assert max(load.connections) <= most
+
+
+@given(some_weights, st.integers(101, 300), st.data())
+def test_a_bounded_load_always_finds_a_backend_within_its_bound(weights, percent, data):
+    algorithm, load, everybody = make("maglev", weights)
+    choose = algorithms.bounded(algorithm.choose, percent, weights, load)
+    load.connections = data.draw(st.lists(st.integers(0, 50), min_size=len(weights), max_size=len(weights)))
+    candidates = tuple(data.draw(st.lists(st.sampled_from(everybody), min_size=1, unique=True)))
+    index = choose(candidates, data.draw(st.ip_addresses().map(str)))
+    average = (sum(load.connections[one] for one in candidates) + 1) / sum(weights[one] for one in candidates)
+    assert index in candidates
+    assert load.connections[index] < average * weights[index] * percent / 100

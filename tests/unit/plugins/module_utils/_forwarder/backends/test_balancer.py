@@ -10,7 +10,11 @@ import errno
 from collections import Counter
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import balancer, passive_health
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import (
+    algorithms,
+    balancer,
+    passive_health,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
@@ -66,7 +70,7 @@ def test_a_full_round_gives_each_backend_exactly_its_weight(weights):
         assert some.shares(sum(weights)) == dict(enumerate(weights))
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from(sorted(balancer.ALGORITHMS)), st.data())
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from(sorted(algorithms.ALGORITHMS)), st.data())
 def test_one_connection_never_gets_the_same_backend_twice_and_gets_all(weights, balance, data):
     some = Some(*weights, balance=balance)
     now, tried = 0.0, ()
@@ -281,7 +285,7 @@ def test_a_backup_is_used_only_while_no_other_backend_is():
     assert some.shares(2) == {0: 2}
 
 
-@pytest.mark.parametrize("balance", sorted(balancer.ALGORITHMS))
+@pytest.mark.parametrize("balance", sorted(algorithms.ALGORITHMS))
 def test_a_tier_serves_only_while_no_backend_of_a_lower_priority_does(balance):
     some = Some(1, 1, 1, 1, 1, priorities=(9, 0, 3, 0, None), balance=balance, **UNCHECKED)
     served = (({1, 3, 4}, ()), ({2}, (1, 3, 4)), ({0}, (2,)))

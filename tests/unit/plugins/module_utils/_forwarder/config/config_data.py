@@ -18,7 +18,8 @@ def full():
     service = {
         "name": "web", "protocol": "tcp", "log": "errors", "backlog": 512,
         "listen": [{"address": "198.18.0.11", "port": 80}, {"address": "::", "port": 80}],
-        "balance": "least_connections", "on_all_down": "try_all", "on_down": "reset", "slow_start": 10.0,
+        "balance": "source_hash", "hash_balance_factor": 150, "on_all_down": "try_all", "on_down": "reset",
+        "slow_start": 10.0,
         "connect_timeout": 0.5, "connect_deadline": 3.0, "retries": 1, "source_port": "keep", "source_fallback": "own",
         "idle_timeout": 600.0, "half_closed_timeout": 30.0, "tcp_user_timeout": 20.0, "keepalive": 30,
         "drain_timeout": 90.0,
@@ -37,6 +38,7 @@ def full():
     }  # fmt: skip
     return {
         "schema": 1, "proxy_id": 11, "drain_timeout": 45.0, "drain_memory": 512, "workers": 3, "services": [service],
+        "hash_table": "maglev",
         "log": {"format": "logfmt", "level": "warning"}, "source_ports": {"first": 32768, "last": 34531},
         "admin": {"socket": "/run/l4proxy/other.sock", "group": "adm"}, "metrics": {"listen": "127.0.0.1:9110"},
     }  # fmt: skip

@@ -26,6 +26,7 @@ def test_a_minimal_document_has_the_documented_defaults():
     assert (service.on_all_down, service.slow_start, service.log) == ("refuse", 0.0, "all")
     assert (service.source_port, service.source_fallback) == ("any", "refuse")
     assert (service.idle_timeout, service.half_closed_timeout, service.tcp_user_timeout) == (3600.0, 300.0, 0.0)
+    assert (loaded.used_hash_table, service.hash_balance_factor) == ("ring", None)
     assert (service.keepalive, service.accept_proxy, service.proxy_timeout) == (60, (), 5.0)
     assert service.limits == Limits(0, 0, 0.0, "pause")
     assert (service.allow, service.deny, service.backends[0].send_proxy) == ((), (), None)
@@ -58,7 +59,8 @@ def test_the_document_of_defaults_has_no_key_that_version_0_1_0_refuses():
     document = config.dump(config.load(minimal()))
     (service,) = document["services"]
     keys = {*document, *service, *service["backends"][0]}
-    assert keys & {"drain_timeout", "drain_memory", "priority", "on_down"} == set()
+    later = {"drain_timeout", "drain_memory", "priority", "on_down", "hash_table", "hash_balance_factor"}
+    assert keys & later == set()
 
 
 @pytest.mark.parametrize(("changes", "seconds"), [({}, 60.0), ({"idle_timeout": 5}, 5.0)])

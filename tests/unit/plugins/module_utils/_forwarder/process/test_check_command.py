@@ -27,7 +27,7 @@ def wide(listen, backends):
     return {**GOOD, "services": services, "workers": 1}
 
 
-KEYS = "admin, drain_memory, drain_timeout, log, metrics, proxy_id, schema, services, source_ports, workers"
+KEYS = "admin, drain_memory, drain_timeout, hash_table, log, metrics, proxy_id, schema, services, source_ports, workers"
 
 
 @pytest.mark.parametrize(("document", "output"), [
