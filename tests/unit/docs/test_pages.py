@@ -21,6 +21,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin im
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import (
     config,
     defaults,
+    health_agent,
     health_check,
     health_exchange,
     service,
@@ -147,7 +148,7 @@ def _defaults(cls):
 
 
 SERVICE, BACKEND, LIMITS = _defaults(service.Service), _defaults(service.Backend), _defaults(service.Limits)
-HEALTH = _defaults(health_check.HealthCheck)
+HEALTH, AGENT = _defaults(health_check.HealthCheck), _defaults(health_agent.HealthAgent)
 BACKEND["enabled"] = "true"  # dump() leaves it out
 TLS, HTTP = _defaults(health_exchange.HealthTls), _defaults(health_exchange.HealthHttp)
 #: page, section, its keys, and the defaults that its table must give
@@ -160,6 +161,7 @@ REFERENCE = [
     ("health", "Keys", HEALTH, HEALTH),
     ("health", "TLS", TLS, TLS),
     ("health", "HTTP", HTTP, HTTP),
+    ("health", "Agents", AGENT, AGENT),
     ("services", "The forwarder's config", {"schema", *_defaults(config.Config)}, {}),
     ("documents", "The document", documents.KEYS, {}),
     ("documents", "A rule", schema.RULE, {}),

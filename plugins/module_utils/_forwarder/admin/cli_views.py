@@ -13,7 +13,7 @@ import time
 from ..config.backend_names import disabled
 from . import client
 from .client import AdminError
-from .status import draining_workers, name_and_tier, old_generation_line
+from .status import agent_text, draining_workers, name_and_tier, old_generation_line
 
 MIN_INTERVAL = 0.2  # seconds between two updates of `top`
 CLEAR = "\x1b[H\x1b[2J"  # cursor home, erase the screen
@@ -128,7 +128,12 @@ def table(document, rates=None):
         if service.get("absent"):
             lines.append(f"  waiting for these addresses to appear on this host: {', '.join(service['absent'])}")
         lines += [f"  NOT LISTENING on {one}: {reason}" for one, reason in service.get("failed", {}).items()]
-        lines += _aligned([_TITLES, *(_row(service, backend, rates) for backend in service["backends"])])
+        backends = service["backends"]
+        rows = [_TITLES, *(_row(service, backend, rates) for backend in backends)]
+        if any(backend.get("agent") for backend in backends):  # not of version 0.1.0
+            agents = [agent_text(backend["agent"]) for backend in backends]
+            rows = [(*row, text) for row, text in zip(rows, ["AGENT", *agents])]
+        lines += _aligned(rows)
     return "\n".join(lines) + "\n"
 
 

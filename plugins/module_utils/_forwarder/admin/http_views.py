@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 
 from . import metrics
-from .status import name_and_tier, old_generation_line, status
+from .status import agent_text, name_and_tier, old_generation_line, status
 from .status import pieces as status_pieces
 
 _HEAD = """<!DOCTYPE html>
@@ -70,10 +70,10 @@ def _service(service):
 
 
 def _backend(backend):
-    families = list(backend["families"].values())
+    families, agent = list(backend["families"].values()), backend["agent"]
     texts = [
         name_and_tier(backend),
-        backend["state"],
+        f"{backend['state']} (agent: {agent_text(agent)})" if agent else backend["state"],
         " / ".join(family["server"] for family in families),
         " / ".join(family["return_path"] for family in families),
     ]

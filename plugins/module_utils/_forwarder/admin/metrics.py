@@ -13,6 +13,7 @@ from .status import draining_workers
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 LINES = 500  # in one piece of the text
+_ANSWERS = {"yes": 1, "not asked": -1}  # of probes and agents; else 0
 _BACKEND_STATES = (*STATES, "draining", "maintenance", DISABLED)
 
 
@@ -178,17 +179,21 @@ def _backends(rows):
         yield from _metric(name, kind, text, _each(rows, field))
     lower = ((labels, backend["priority"]) for labels, backend in rows if backend["priority"])
     yield from _metric("backend_priority", "gauge", "Priority of the backend, if it is not the first (0).", lower)
+    agents = [(labels, backend["agent"]) for labels, backend in rows if backend["agent"]]
+    answers = ((labels, _ANSWERS.get(agent["answer"], 0)) for labels, agent in agents)
+    yield from _metric("health_agent", "gauge", "Agent of the backend: 1 answered, 0 did not, -1 not asked.", answers)
+    percents = ((labels, agent["weight"]) for labels, agent in agents if agent["weight"] is not None)
+    yield from _metric("health_agent_weight_percent", "gauge", "Part of its weight that the agent asks for.", percents)
     failures = _by(rows, "failed", "cause", FAILURES)
     yield from _metric("backend_failures_total", "counter", "Failed connection attempts, by cause.", failures)
 
 
 def _targets(rows):
-    answers = {"yes": 1, "not asked": -1}
     for probe, text in (
         ("server", "Health probe from the proxy's own address: 1 answered, 0 failed, -1 not sent."),
         ("return_path", "Health probe from a spoofed address: 1 answered, 0 failed, -1 not sent."),
     ):
-        samples = ((labels, answers.get(target[probe], 0)) for labels, target in rows)
+        samples = ((labels, _ANSWERS.get(target[probe], 0)) for labels, target in rows)
         yield from _metric(f"health_{probe}", "gauge", text, samples)
     for probe, field, source in (
         ("server", "server_failures", "the proxy's own address"),

@@ -15,14 +15,15 @@
    address this host does not have], "failed": {one of listen: why it could not be bound}, field: int …, "backends": [{
    "name", "port", "weight", "backup", "priority", "max_connections", "enabled", "admin", "state", "active",
    field: int …,
+   "agent": {"word", "reason", "weight" (percent or null), "age" (seconds since it answered), "answer"} or null,
    "families": {"ipv4": {"address", "state", "since" (seconds), "server", "return_path", "checks",
      "server_failures", "path_failures", "latency": {"count", "sum" (µs), "buckets": [int]}, field: int …}}}]}]}
 
 ``state`` of a worker is starting, serving, draining, hung (its heartbeat is overdue) or gone. ``admin`` of a backend is
 the operator's override, or else "disabled" if the config says so, or else "ready". ``state`` of a backend is ``admin``,
-or if that is "ready" the worst state of its families. ``priority`` of a backup is null. ``server`` and ``return_path``
-are the results of the two health probes: "yes", "no: REASON" (an errno, or as in counters/probe_results.py) or "not
-asked".
+or if that is "ready" what its agent says, or else the worst state of its families. ``priority`` of a backup is null.
+``server`` and ``return_path`` are the results of the two health probes: "yes", "no: REASON" (an errno, or as in
+counters/probe_results.py) or "not asked". ``answer`` of an agent is like them; ``word`` is "" until it has spoken.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from __future__ import annotations
 import json
 import os
 
+from ..backends.agent_word import standing
 from ..backends.health_state import LOCAL_DELIVERY
-from ..counters import heartbeat, shared_memory
+from ..counters import agent_state, heartbeat, shared_memory
+from ..counters.agent_state import AgentWord
 from ..counters.shared_memory import LATENCY_FIELDS, SERVICE_FIELDS, TARGET_FIELDS, TIMES, WORKER_FIELDS
 from ..loop import own_addresses
 from .snapshot import OldGeneration, Process, Snapshot
@@ -142,6 +145,16 @@ def name_and_tier(backend: dict) -> str:
     return f"{backend['name']} (priority {priority})" if priority else backend["name"]
 
 
+def agent_text(agent: dict) -> str:
+    """Return what an ``agent`` has said last, and whether it still answers, for people."""
+    said = f"{agent['word']} ({agent['reason']})" if agent["reason"] else agent["word"]
+    parts = [part for part in (said, "" if agent["weight"] is None else f"{agent['weight']}%") if part]
+    if agent["answer"] != "yes":
+        silent = "" if agent["age"] is None else f" for {duration(agent['age'])}"
+        parts.append(agent["answer"].replace("no:", f"no answer{silent}:"))
+    return ", ".join(parts)
+
+
 def duration(seconds: float) -> str:
     """Return a duration in its greatest unit: "40 s", "5 min", "3 h", "2 d"."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
@@ -176,6 +189,9 @@ def _backend(snapshot, service, backend):
     override = snapshot.overrides.of(service.name, backend.name)
     admin = override.get("state", shared_memory.DISABLED if backend.disabled else READY)
     worst = max((target.pop("health") for target in families.values()), key=_FROM_BEST_TO_WORST.index)
+    first = next(iter(numbers.values()))
+    asked = service.health.agent and agent_state.in_region(snapshot.region)
+    word = agent_state.read(snapshot.region, first) if asked else None
     return {
         "name": backend.name,
         "port": backend.port,
@@ -185,9 +201,28 @@ def _backend(snapshot, service, backend):
         "max_connections": backend.max_connections,
         "enabled": not backend.disabled,
         "admin": admin,
-        "state": shared_memory.STATES[worst] if admin == READY else admin,
+        "state": _state(admin, worst, word or AgentWord(), override),
+        "agent": _agent(snapshot, first, word) if word else None,
         **{name: sum(target[name] for target in families.values()) for name in COUNTERS},
         "families": families,
+    }
+
+
+def _state(admin, health, word, override):
+    """Return what is shown as the state of a backend."""
+    if admin != READY:
+        return admin
+    return standing(word, shared_memory.READY, health, 1, override.get("weight", 0)).state
+
+
+def _agent(snapshot, number, word):
+    answered = snapshot.region.state("agent_answered", number)
+    return {
+        "word": str(word),
+        "reason": word.reason,
+        "weight": word.percent,
+        "age": round(snapshot.now - answered / 1000, 1) if answered else None,
+        "answer": agent_state.answer(snapshot.region, number),
     }
 
 

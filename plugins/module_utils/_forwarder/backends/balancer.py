@@ -17,8 +17,9 @@ from operator import add
 
 from ..admission.refusal import Refusal
 from ..config.defaults import HASH_TABLES
-from ..counters import heartbeat, shared_memory
+from ..counters import agent_state, heartbeat, shared_memory
 from ..counters.shared_memory import EPOCH_ADMIN, EPOCH_HEALTH, LATENCY_BOUNDS
+from .agent_word import Standing, standing
 from .algorithms import algorithm_of, bounded
 from .passive_health import SUCCESS_PROOF, PassiveHealth
 
@@ -99,6 +100,7 @@ class Backends:
         self._successes = [region.cell(row, "target", "succeeded", self._first) for row in range(region.slots)]
         self._checked = service.checked and region.has_suspects
         self._slow = fields.get("slow") if self._checked else None
+        self._agents = service.health.agent is not None and agent_state.in_region(region)
         self._weights = [backend.weight for backend in self.backends]
         names = [backend.name for backend in self.backends]
         self._algorithm = algorithm_of(service.balance, hash_table)(names, self._weights, self._load)
@@ -265,9 +267,10 @@ class Backends:
         self._next_review = float("inf")
         state = self._region.state
         indexes = range(len(self.backends))
+        standings = [self._standing(index) for index in indexes]
         enabled = [index for index in indexes if not self.backends[index].disabled]
-        ready = [index for index in enabled if state("admin", self._first + index) == shared_memory.READY]
-        health = [state("health", self._first + index) for index in indexes]
+        ready = [index for index in enabled if standings[index].admin == shared_memory.READY]
+        health = [one.health for one in standings]
         up = [index for index in ready if health[index] in (shared_memory.UNKNOWN, shared_memory.UP)]
         if not up and self.service.on_all_down == "refuse":
             # No backend is known to work. "Return path broken" comes from a probe, and the network may drop probes
@@ -284,14 +287,20 @@ class Backends:
         self._tiers = tuple(tuple(tiers[tier]) for tier in sorted(tiers))
         sound = (tuple(index for index in tier if index not in self._suspects) for tier in self._tiers)
         self._ready = next(filter(None, sound), ()) or sum(self._tiers, ())
-        self._weigh(now)
+        self._weigh(now, [one.weight for one in standings])
 
-    def _weigh(self, now):
-        """Set the weights: the operator's, else the config's; less for a backend that has just recovered."""
-        for index, backend in enumerate(self.backends):
-            target = self._first + index
-            weight = self._region.state("weight", target) or backend.weight
-            recovered = self._region.state("recovered", target) / 1000
+    def _standing(self, index):
+        """Return what the checker, the operator and the agent say of a backend, as it counts."""
+        state, target, weight = self._region.state, self._first + index, self.backends[index].weight
+        admin, health, override = state("admin", target), state("health", target), state("weight", target)
+        if not self._agents:
+            return Standing(admin, health, override or weight)
+        return standing(agent_state.read(self._region, target), admin, health, weight, override)
+
+    def _weigh(self, now, weights):
+        """Set these weights; less for a backend that has just recovered."""
+        for index, weight in enumerate(weights):
+            recovered = self._region.state("recovered", self._first + index) / 1000
             since = now - recovered
             if recovered and since < self.service.slow_start and self._algorithm.ramps:
                 weight *= max(RAMP_FLOOR, since / self.service.slow_start)

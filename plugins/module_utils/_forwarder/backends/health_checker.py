@@ -30,6 +30,7 @@ from ..counters.heartbeat import BEAT
 from ..counters.shared_memory import ANSWERED, BROKEN, DOWN, UNANSWERED, UNASKED, UNKNOWN, UP
 from ..loop import sockets
 from ..loop.log import RETRY, trace_lines
+from .agent_check import AgentChecks
 from .health_exchange import stopwatch
 from .health_round import QUICK_TICK, TICK, CheckedTarget
 from .health_state import LOCAL_DELIVERY, ClientConnects
@@ -55,6 +56,7 @@ class HealthChecker:
         self._region = region
         self._beat = region.beat_cell(region.slots)
         self._targets = [target for target in all_targets(config, region) if target.service.checked]
+        self._agents = AgentChecks(config, log, region)
         self._queue = []  # (when due, number, target), a heap
         self._running = []  # targets whose round runs
         self._quick_until = 0.0
@@ -96,11 +98,12 @@ class HealthChecker:
         """Return the seconds until the next turn."""
         longest = RETRY if self._log.waiting else BEAT
         tick = QUICK_TICK if self._quick_until > self.now() else TICK
-        return tick if self._targets else longest
+        return tick if self._targets or self._agents.agents else longest
 
     def _resume(self):
         """Continue from the state of the generation before, and spread the first rounds over an interval."""
         now = self.now()
+        self._agents.resume(now)
         for target in self._targets:
             state = self._region.state
             # A return path that is no longer probed must not stay broken for ever.
@@ -118,7 +121,7 @@ class HealthChecker:
         now = self.now()
         if self._beat is not None:
             self._region.cells[self._beat] = int(now * 1000)
-        changed = False
+        changed = self._agents.turn(now)
         still_running = []
         stopwatch.new_turn()
         self._hurry_failed_targets(now)

@@ -62,6 +62,7 @@ HEALTH_TIMEOUT = Range(0.05, 600, 1.0)
 HEALTH_RISE = Range(1, 100, 2)
 HEALTH_FALL = Range(1, 100, 3)
 HEALTH_PORT = Range(1, 65535, None)
+AGENT_INTERVAL = Range(0.1, 3600, None)  # None: that of the health checks
 MAX_EXCHANGE = 512  # characters of request, expect, expect_regex and the path of an HTTP request
 EXPECT_WITHIN = Range(1, 65536, 4096)  # bytes of an answer that expect_regex is searched in
 MAX_HOST = 260  # characters of a host name of 253, a colon and a port

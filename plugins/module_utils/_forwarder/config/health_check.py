@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..._shared.families import family_of
 from . import defaults
+from .health_agent import HealthAgent, read_agent
 from .health_exchange import HealthHttp, HealthTls, read_exchange
 from .validation import Fields
 
@@ -31,6 +32,12 @@ class HealthCheck:
     expect_within: int | None = None  # of expect_regex; None: the default
     tls: HealthTls | None = None
     http: HealthHttp | None = None
+    agent: HealthAgent | None = None  # asked whether or not backends are probed
+
+    @property
+    def agent_interval(self) -> float:
+        """Seconds between two questions to an agent."""
+        return self.agent.interval if self.agent and self.agent.interval else self.interval
 
     @property
     def asks_application(self) -> bool:
@@ -53,6 +60,7 @@ def read_health_check(part: Fields, proxy_id: int) -> HealthCheck:
         source=_read_sources(part, [text.format(proxy_id) for text in defaults.HEALTH_SOURCE.values()]),
         port=part.integer("port", "a port", *defaults.HEALTH_PORT),
         **read_exchange(part),
+        agent=read_agent(part),
     )
     part.done()
     if health.interval and health.timeout and health.timeout > health.interval:

@@ -20,7 +20,7 @@ import mmap
 import os
 from functools import cached_property
 
-from . import client_tables, probe_results
+from . import agent_state, client_tables, probe_results
 
 CELL = 8  # bytes
 
@@ -119,7 +119,8 @@ def describe(config, slots):
             for backend in service.backends_of(family)
         ]
         services.append({"name": service.name, "targets": targets})
-    fields = {"worker": WORKER_FIELDS, "service": SERVICE_FIELDS, "target": TARGET_FIELDS, "state": STATE_FIELDS}
+    states = (*STATE_FIELDS, *agent_state.fields(config))
+    fields = {"worker": WORKER_FIELDS, "service": SERVICE_FIELDS, "target": TARGET_FIELDS, "state": states}
     return {
         "slots": slots,
         "services": services,
@@ -281,18 +282,21 @@ class Region:
             found.setdefault((service, backend), {})[family] = number
         return found
 
-    def inherit(self, other, checked):
+    def inherit(self, other, services):
         """Copy the states of targets that ``other`` has as well, with the same address and port.
 
-        ``checked`` names the services with health checks. Other states are not copied, since no check would correct
-        them.
+        What no health check or agent of ``services`` (config) will correct is not copied.
         """
         places = {target: number for number, target in enumerate(other.places)}
-        fields = [name for name in self._fields["state"] if name in other.record["fields"]["state"]]
+        common = [name for name in self._fields["state"] if name in other.record["fields"]["state"]]
+        of_agents = [name for name in common if name in agent_state.FIELDS]
+        of_checks = [name for name in common if name not in of_agents]
+        copied = {
+            service.name: of_checks * service.checked + of_agents * bool(service.health.agent) for service in services
+        }
         for number, target in enumerate(self.places):
-            if target in places and target[0] in checked:
-                for field in fields:
-                    self.set_state(field, number, other.state(field, places[target]))
+            for field in copied[target[0]] if target in places else ():
+                self.set_state(field, number, other.state(field, places[target]))
 
     def carry(self, other):
         """Copy the gauges and the numbers per client of each worker from the region of the generation before.

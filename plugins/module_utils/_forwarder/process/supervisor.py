@@ -266,8 +266,7 @@ class Supervisor:
             workers=workers,
         )
         if live:
-            checked = {service.name for service in candidate.config.services if service.checked}
-            candidate.region.inherit(live.region, checked)
+            candidate.region.inherit(live.region, candidate.config.services)
             self._account()
         self._overrides.publish(candidate.region)
         return candidate

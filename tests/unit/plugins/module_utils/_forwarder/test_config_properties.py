@@ -36,6 +36,7 @@ seconds = st.floats(0.1, 600)
 clients = st.ip_addresses().filter(lambda one: not getattr(one, "ipv4_mapped", None)).map(str)
 ports = st.integers(1, 65535)
 health = {"enabled": st.booleans(), "rise": st.integers(1, 100), "request": st.just("?"), "expect": st.just("!")}
+health["agent"] = st.fixed_dictionaries({"port": st.integers(1, 65535)}, optional={"interval": st.floats(0.1, 3600)})
 
 
 @st.composite

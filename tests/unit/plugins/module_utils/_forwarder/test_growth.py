@@ -106,7 +106,7 @@ WORKS = {
     "check": lambda host: config.load(host.document),
     "dump": lambda host: config.dump(host.config),
     "region": lambda host: shared_memory.Region(shared_memory.describe(host.config, 2)).inherit(
-        host.region, {service.name for service in host.config.services}
+        host.region, host.config.services
     ),
     "worker": Host.start_a_worker,
     "change": lambda host: host.start_a_worker(change=True),

@@ -223,7 +223,7 @@ def test_the_next_generation_continues_from_the_published_state(network, start, 
     run.turn(10.0)
     assert run.states() == [before, "up"]
     successor = start(service(B, C, health=health), region=shared_memory.Region(run.region.record))
-    successor.region.inherit(run.region, {"web"})
+    successor.region.inherit(run.region, (service(B, C),))
     successor.checker._queue.clear()
     successor.checker._resume()
     successor.turn(TICK)
@@ -251,7 +251,7 @@ def test_the_supervisor_learns_which_backends_with_on_down_reset_go_down_and_of_
     assert len(run.line.sent) == 1, "once, and later than usual"
     assert sorted(run.line.sent[0]["down"]) == [["web", "b0", "ipv4"], ["web", "b2", "ipv6"]]
     successor = start(*services, region=shared_memory.Region(run.region.record))
-    successor.region.inherit(run.region, {"web", "kept"})
+    successor.region.inherit(run.region, services)
     successor.checker._resume()
     successor.turn(10.0)
     assert successor.states() == ["down", "up", "down", "down"]

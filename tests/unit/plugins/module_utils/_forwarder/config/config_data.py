@@ -28,7 +28,8 @@ def full():
         "allow": ["0.0.0.0/0"], "deny": ["203.0.113.0/24"],
         "health": {"enabled": True, "interval": 5.0, "timeout": 2.0, "rise": 1, "fall": 4, "source": ["198.51.100.99"],
                    "tls": {"server_name": "b.example", "verify": True, "ca_file": "/etc/ssl/ca.pem"},
-                   "http": {"method": "HEAD", "path": "/healthz", "host": "b.example:8443", "expect_status": ["204"]}},
+                   "http": {"method": "HEAD", "path": "/healthz", "host": "b.example:8443", "expect_status": ["204"]},
+                   "agent": {"port": 9707, "interval": 0.5}},
         "backends": [
             {"name": "b", "ipv4": "198.18.0.21", "ipv6": "2001:db8::21", "port": 8080, "weight": 2,
              "send_proxy": "v2", "backup": False, "max_connections": 100},

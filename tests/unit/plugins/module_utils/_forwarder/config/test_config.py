@@ -58,8 +58,8 @@ def test_the_document_of_defaults_has_no_key_that_version_0_1_0_refuses():
     """A rollback hands the document that dump() returns over to the earlier program."""
     document = config.dump(config.load(minimal()))
     (service,) = document["services"]
-    keys = {*document, *service, *service["backends"][0]}
-    later = {"drain_timeout", "drain_memory", "priority", "on_down", "hash_table", "hash_balance_factor"}
+    keys = {*document, *service, *service["health"], *service["backends"][0]}
+    later = {"drain_timeout", "drain_memory", "priority", "on_down", "hash_table", "hash_balance_factor", "agent"}
     assert keys & later == set()
 
 

@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_agent import HealthAgent
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Limits, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import (
+    agent_state,
     client_tables,
     shared_memory,
     totals,
@@ -82,13 +86,38 @@ def test_states_are_inherited_by_equal_targets_with_health_checks(make):
     c = old.targets.index(("web", "c", "ipv4"))
     old.set_state("health", c, shared_memory.DOWN)
     unchecked = make("b", "c")
-    new.inherit(old, {"web", "mail"})
-    moved.inherit(old, {"web", "mail"})
-    unchecked.inherit(old, {"mail"})
+    web, mail = config("b").services
+    new.inherit(old, (web, mail))
+    moved.inherit(old, (web, mail))
+    unchecked.inherit(old, (replace(web, health=HealthCheck(enabled=False)), mail))
     assert new.state("health", new.targets.index(("web", "c", "ipv4"))) == shared_memory.DOWN
     assert new.state("health", new.targets.index(("web", "d", "ipv4"))) == shared_memory.UNKNOWN
     assert unchecked.state("health", c) == shared_memory.UNKNOWN, "no check would correct it"
     assert moved.state("health", moved.targets.index(("web", "c", "ipv4"))) == shared_memory.UNKNOWN
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_the_word_of_an_agent_is_inherited_while_the_service_has_an_agent(
+    checked,
+):
+    plain = config("b")
+    (web, mail), word = plain.services, agent_state.AgentWord("down", "maint", 7, "disk full")
+    web, other = (replace(one, health=HealthCheck(checked, agent=HealthAgent(9))) for one in (web, mail))
+    regions = [
+        shared_memory.Region(shared_memory.describe(replace(plain, services=services), 2))
+        for services in ((web, mail), (web, mail), (replace(web, health=HealthCheck()), other), (mail,))
+    ]
+    old, same, without, none = regions
+    agent_state.write(old, 0, word)
+    old.set_state("health", 0, shared_memory.DOWN)
+    same.inherit(old, (web, mail))
+    without.inherit(old, (replace(web, health=HealthCheck()), other))
+    none.inherit(old, (mail,))
+    assert (agent_state.read(same, 0), agent_state.read(without, 0)) == (word, agent_state.AgentWord())
+    assert same.state("health", 0) == (shared_memory.DOWN if checked else shared_memory.UNKNOWN)
+    assert [agent_state.in_region(region) for region in regions] == [True, True, True, False]
+    for region in regions:
+        region.close()
 
 
 def test_totals_include_ended_generations(make):
