@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FENCED = re.compile(r"^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 DIRECTIVE = re.compile(r"^\.\. code-block:: (?P<language>\w+)\n\n(?P<text>(?:(?:   .*)?\n)+)", re.MULTILINE)
 ROW = re.compile(r"^   \* - ``(\w+)``\n     -(?: (.*))?$", re.MULTILINE)
+LITERAL_ROW = re.compile(r"^   \* - (.+)\n     - ``(.+)``$", re.MULTILINE)
 LITERAL = re.compile(r"(`{1,2})(?P<text>[^`\n]+)\1")
 
 
@@ -61,8 +62,17 @@ def code(path: Path) -> Iterator[str]:
 
 def table(path: Path, section: str) -> dict[str, str]:
     """Return the table of keys in a section of an RST page: each key with the first line of the next cell."""
+    return dict(ROW.findall(_section(path, section)))
+
+
+def literals(path: Path, section: str) -> dict[str, str]:
+    """Return the rows of a table whose second cell is code: the first cell, with that code."""
+    return dict(LITERAL_ROW.findall(_section(path, section)))
+
+
+def _section(path: Path, section: str) -> str:
     text = path.read_text(encoding="utf-8")
     found = re.search(rf"^{re.escape(section)}\n-+\n(.*?)(?=^[^\n]+\n---+\n|\Z)", text, re.MULTILINE | re.DOTALL)
     if found is None:
         raise ValueError(f"{path} has no section {section!r}")
-    return dict(ROW.findall(found[1]))
+    return found[1]

@@ -31,7 +31,10 @@ lab_packages=(
     systemd                                                # systemd-analyze
 )
 server_packages=(postgresql openssh-server openssh-client redis-server redis-tools dnsmasq-base) # servers that users run behind a proxy
-declare -A units=([nginx]=nginx [haproxy]=haproxy [postgresql]=postgresql [openssh-server]=ssh [redis-server]=redis-server)
+# A machine with another mail or MySQL server keeps it, because two cannot be installed; tests leave these two out there.
+[ -e /usr/sbin/sendmail ] || server_packages+=(opensmtpd)
+[ -e /usr/sbin/mysqld ] || server_packages+=(mariadb-server-core)
+declare -A units=([nginx]=nginx [haproxy]=haproxy [postgresql]=postgresql [openssh-server]=ssh [redis-server]=redis-server [opensmtpd]=opensmtpd)
 
 # Messages of say() reach the caller even if the output of a step is redirected.
 exec 3>&2

@@ -2,22 +2,26 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Servers that users put behind a proxy, on hosts of the lab: PostgreSQL, OpenSSH, redis and dnsmasq.
+"""Servers that users put behind a proxy, on hosts of the lab: web, SQL, SSH, mail, redis and DNS.
 
 Every one listens on both addresses of its host, keeps all it writes in a directory of the lab, and ends with the lab.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
 import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.lab import wiring
+from tests.lab import netns, servers, wiring
 from tests.support.waiting import PATIENCE, eventually
 
 if TYPE_CHECKING:
@@ -46,6 +50,26 @@ class Daemon:
                 self._wait_for(address, deadline)
         return self
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Meanwhile it does not run; connections to its port are refused."""
+        netns.stop(self._process)
+        yield
+        self.start()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Meanwhile none of its processes runs: the kernel accepts connections, and nobody answers."""
+        pids = [self._process.pid, *_descendants(self._process.pid)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
     def said(self) -> str:
         """Its log so far."""
         return self._process.log.read_text(encoding="utf-8", errors="replace")
@@ -64,6 +88,42 @@ class Daemon:
                     name = type(self).__name__
                     raise RuntimeError(f"{name} does not answer on {address}: {error}\n{self.said()}") from error
                 time.sleep(0.01)
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    for child in map(int, children):
+        yield child
+        yield from _descendants(child)
+
+
+def self_signed(directory: Path, name: str) -> tuple[Path, Path]:
+    """Make a certificate of this name and its key; return their paths."""
+    certificate, key = directory / "certificate.pem", directory / "key.pem"
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    subject = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
+    wiring.run(["openssl", "req", "-x509", *curve, *subject, "-out", str(certificate), "-keyout", str(key)])
+    return certificate, key
+
+
+class Nginx(Daemon):
+    """nginx with HTTP on ``port`` and HTTPS on ``tls_port``. It answers 503 while the file ``broken`` exists."""
+
+    port, tls_port = 8081, 8443
+
+    def __init__(self, lab: NamespaceLab, host: str):
+        super().__init__(lab, host)
+        self.broken = self.directory / "broken"
+        certificate, key = self_signed(self.directory, host)
+        more = f"""
+    listen 0.0.0.0:{self.tls_port} ssl;
+    listen [::]:{self.tls_port} ipv6only=on ssl;
+    ssl_certificate {certificate};
+    ssl_certificate_key {key};
+    if (-f {self.broken}) {{ return 503; }}"""
+        config = self.directory / "nginx.conf"
+        config.write_text(servers.nginx_config(host, self.directory, [self.port], more), encoding="utf-8")
+        self.argv = ["nginx", "-c", str(config), "-e", str(self.directory / "error.log")]
 
 
 class PostgreSQL(Daemon):
@@ -102,11 +162,11 @@ class PostgreSQL(Daemon):
 
 
 class OpenSSH(Daemon):
-    """sshd that admits root with the key ``key`` only."""
+    """sshd that admits root with the key ``key`` only, and ``startups`` clients at once that are not yet admitted."""
 
     port = 2222
 
-    def __init__(self, lab: NamespaceLab, host: str):
+    def __init__(self, lab: NamespaceLab, host: str, startups: int = 200):
         super().__init__(lab, host)
         self.key = self.directory / "id"
         for path in (self.key, self.directory / "host"):
@@ -123,7 +183,7 @@ class OpenSSH(Daemon):
             "StrictModes no",
             "UsePAM no",
             "UseDNS no",
-            "MaxStartups 200",
+            f"MaxStartups {startups}",
         ]
         config = self.directory / "config"
         config.write_text("\n".join(lines) + "\n", encoding="ascii")
@@ -156,6 +216,58 @@ class Redis(Daemon):
         options = {"port": [self.port], "bind": addresses, "save": [""], "protected-mode": ["no"]}
         pairs = [part for name, values in options.items() for part in (f"--{name}", *map(str, values))]
         self.argv = ["redis-server", *pairs, "--dir", str(self.directory)]
+
+
+class OpenSMTPD(Daemon):
+    """A mail server that rejects all mail."""
+
+    port = 2525
+
+    def __init__(self, lab: NamespaceLab, host: str):
+        super().__init__(lab, host)
+        listen = [
+            f"listen on {address} port {self.port} hostname {host}" for address in (self.host.ipv4, self.host.ipv6)
+        ]
+        config = self.directory / "config"
+        config.write_text("\n".join([*listen, "match from any for any reject"]) + "\n", encoding="ascii")
+        # Its paths are compiled in. It asks DNS for each client's name before it greets; here no server is named.
+        mounts = "mount -t tmpfs run /run && mount -t tmpfs spool /var/spool && mount --bind /dev/null /etc/resolv.conf"
+        self.argv = ["sh", "-c", f"{mounts} && exec smtpd -d -f {config}"]
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Meanwhile it accepts no connection; the kernel does."""
+        control = ["nsenter", "-m", "-t", str(self._process.pid), "smtpctl"]
+        wiring.run([*control, "pause", "smtp"])
+        yield
+        wiring.run([*control, "resume", "smtp"])
+
+
+class MariaDB(Daemon):
+    """A MariaDB without tables, which admits ``places`` + 1 connections at once."""
+
+    port = 3306
+
+    def __init__(self, lab: NamespaceLab, host: str, places: int):
+        super().__init__(lab, host)
+        self.directory.chmod(0o777)
+        self.argv = [
+            "mariadbd",
+            "--no-defaults",
+            "--user=nobody",
+            "--skip-grant-tables",
+            "--skip-innodb",
+            "--default-storage-engine=Aria",
+            "--lc-messages-dir=/usr/share/mysql",
+            "--skip-name-resolve",
+            f"--datadir={self.directory}",
+            f"--socket={self.directory}/socket",
+            f"--pid-file={self.directory}/pid",
+            f"--port={self.port}",
+            f"--bind-address={self.host.ipv4},{self.host.ipv6}",
+            f"--max-connections={places}",
+            "--connect-timeout=3600",
+        ]
 
 
 class Dnsmasq(Daemon):

@@ -42,10 +42,10 @@ http {{
 """
 
 
-def nginx_config(name: str, directory: Path, ports: list[int]) -> str:
+def nginx_config(name: str, directory: Path, ports: list[int], more: str = "") -> str:
     """The configuration of a server that answers "<name>\\n" on the ports, over both families."""
     listen = "\n".join(f"    listen 0.0.0.0:{port};\n    listen [::]:{port} ipv6only=on;" for port in ports)
-    return CONFIG.format(name=name, directory=directory, listen=listen, log_format=LOG_FORMAT)
+    return CONFIG.format(name=name, directory=directory, listen=listen + more, log_format=LOG_FORMAT)
 
 
 class NginxServer:

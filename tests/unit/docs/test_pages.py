@@ -49,6 +49,7 @@ def services_in(data):
     return None
 
 
+HEALTH_EXAMPLES = pages.literals(REPOSITORY / "docs" / "docsite" / "rst" / "health.rst", "Examples")
 SERVICES = [block for block in YAML if services_in(yaml.safe_load(block.text))]
 
 
@@ -64,6 +65,14 @@ def test_documents_can_be_derived_from_each_list_of_services(block):
     for module, host in ((forwarder_config, "a"), (return_path, "b")):
         (derive,) = module.FilterModule().filters().values()
         assert derive(services, view(host, proxies=["a", "a2"]), hostvars())
+
+
+@pytest.mark.parametrize("name", HEALTH_EXAMPLES)
+def test_a_config_can_be_derived_from_each_example_of_a_health_check(name):
+    protocol, health = "udp" if name == "DNS" else "tcp", yaml.safe_load(HEALTH_EXAMPLES[name])
+    service = {"name": "s", "protocol": protocol, "listen": ["0.0.0.0:80"], "backends": ["b:80"], "health": health}
+    (derive,) = forwarder_config.FilterModule().filters().values()
+    assert derive([service], view("a", proxies=["a", "a2"]), hostvars())
 
 
 @pytest.mark.parametrize("block", PLAYS, ids=str)
