@@ -28,7 +28,7 @@ options:
   state:
     description:
       - V(ready) - the backend gets new connections while it is healthy. Fails with RV(reason=disabled) if the inventory
-        has C(enabled: false) for the backend in all of these services, and removes what an operator has set before.
+        has C(enabled=false) for the backend in all of these services, and removes what an operator has set before.
       - V(drain) - the backend gets no new connections.
       - V(maintenance) - like V(drain), but shown as maintenance.
     type: str
@@ -106,7 +106,7 @@ reason:
   description:
     - Why the module failed, for conditions in plays.
     - V(unknown_backend) if no service of this forwarder has the backend, V(disabled) if the inventory has
-      C(enabled: false) for it, V(other) in all other cases.
+      C(enabled=false) for it, V(other) in all other cases.
   returned: failure
   type: str
   sample: unknown_backend
