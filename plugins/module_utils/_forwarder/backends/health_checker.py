@@ -55,8 +55,10 @@ class HealthChecker:
         self._line = line
         self._region = region
         self._beat = region.beat_cell(region.slots)
-        self._targets = [target for target in all_targets(config, region) if target.service.checked]
         self._agents = AgentChecks(config, log, region)
+        self._down = []  # [service, backend, family] of those with on_down: reset that workers have to learn of
+        checked = [target for target in all_targets(config, region) if target.service.checked]
+        self._targets = [target for target in checked if self._prepare(target)]
         self._queue = []  # (when due, number, target), a heap
         self._running = []  # targets whose round runs
         self._quick_until = 0.0
@@ -65,7 +67,6 @@ class HealthChecker:
         self._failures = 0
         self._failed, self._slow = self._client_failures()  # as of the last turn
         self._broken_families = set()
-        self._down = []  # [service, backend, family] of those with on_down: reset that workers have to learn of
 
     def run(self):
         """Check until the supervisor is gone or says that it drains; return the exit code. SIGTERM ends it at once."""
@@ -154,6 +155,12 @@ class HealthChecker:
             return step(now)
         except Exception as error:  # noqa: BLE001
             self._log.event("defect", level="error", error=repr(error), trace=trace_lines(error), **_log_fields(target))
+        self._forget(target, now)
+        self._schedule(target, now + target.service.health.interval)
+        return None
+
+    def _forget(self, target, now):
+        """Publish that nothing is known of a target."""
         target.abandon()
         for field in ("server", "path"):
             self._region.set_state(field, target.number, UNASKED)
@@ -161,8 +168,18 @@ class HealthChecker:
             self._region.set_state("suspect", target.number, 0)
         self._publish(target, now)
         self._region.advance(shared_memory.EPOCH_HEALTH)
-        self._schedule(target, now + target.service.health.interval)
-        return None
+
+    def _prepare(self, target):
+        """Return whether a target can be probed. If not, a fault of this host must not take its backends out."""
+        try:
+            target.prepare()
+        except (OSError, ImportError) as error:  # ImportError: a Python without ssl
+            reason = getattr(error, "strerror", None) or str(error)
+            reason = f"health.tls ({target.service.health.tls.ca_file or 'no ca_file'}) cannot be used: {reason}"
+            self._log.event("backend not checked", level="error", **_log_fields(target), reason=reason)
+            self._forget(target, self.now())
+            return False
+        return True
 
     # -- clients ---------------------------------------------------------------------------------------------------
 

@@ -66,10 +66,13 @@ class CheckedTarget:
         self.quick_until = 0.0  # until then polls follow each other after QUICK_TICK
         self._new_exchange = None
         self._request_and_judge = None
-        if service.checked and service.protocol == "udp":
-            self._request_and_judge = request_and_judge(service.health, self.address, backend.port)
-        elif service.checked:
-            self._new_exchange = exchanges(service.health, backend, self.address)
+
+    def prepare(self):
+        """Make what the probes send and expect; raise OSError if certificate authorities cannot be read."""
+        if self.service.protocol == "udp":
+            self._request_and_judge = request_and_judge(self.service.health, self.address, self.backend.port)
+        else:
+            self._new_exchange = exchanges(self.service.health, self.backend, self.address)
 
     def _unknown_health(self):
         options = self.service.health

@@ -24,6 +24,10 @@ def run(path):
     except config.ConfigError as error:
         sys.stdout.write("".join(f"{line}\n" for line in error.errors))
         return 1
+    faults = list(unusable_authorities(loaded))
+    if faults:
+        sys.stdout.write("".join(f"{line}\n" for line in faults))
+        return 1
     # The hard limit, because the soft limit of a shell is much lower than the service's.
     too_many = listeners.beyond_limit(loaded, listeners.slots_of(loaded), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     if too_many:
@@ -31,6 +35,21 @@ def run(path):
         return 1
     sys.stdout.write(f"ok: {path}: {summary(loaded)}\n")
     return 0
+
+
+def unusable_authorities(loaded):
+    """Yield a sentence for each service whose certificate authorities cannot be loaded; a Config has only the path."""
+    for index, service in enumerate(loaded.services):
+        tls = service.health.tls
+        if tls is None:
+            continue
+        from ..backends import health_tls  # imports ssl
+
+        try:
+            health_tls.context(tls.verify, tls.ca_file)
+        except OSError as error:
+            reason = error.strerror or error
+            yield f"services[{index}].health.tls.ca_file: {tls.ca_file} cannot be loaded: {reason}"
 
 
 def summary(loaded):

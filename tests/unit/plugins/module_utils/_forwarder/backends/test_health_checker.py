@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends import health_checker, health_round
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_round import TICK
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_exchange import HealthTls
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 
 from tests.unit.tables import rows
@@ -263,6 +264,19 @@ def test_a_backend_of_which_nothing_was_known_is_not_reported(network, start):
     network.says = {(B, True): REFUSED}
     run = start(service(B, on_down="reset"), turn=10.0)
     assert (run.states(), run.line.sent) == (["down"], [])
+
+
+def test_without_certificate_authorities_a_backend_is_not_checked_and_serves(network, start):
+    """A fault of the proxy must not take all backends out. The control: the same check without verification."""
+    tls = HealthTls("b.example", verify=True, ca_file="/none")
+    region = shared_memory.Region(copy.deepcopy(start(service(B)).region.record))
+    region.set_state("health", 0, shared_memory.DOWN)
+    run = start(service(B, health=replace(HEALTH, tls=tls)), region=region)
+    run.turn(10.0)
+    assert (network.asked, run.states()) == ([], ["unknown"])
+    (line,) = run.log.named("backend not checked")
+    assert line["reason"] == "health.tls (/none) cannot be used: No such file or directory"
+    assert start(service(B, health=replace(HEALTH, tls=HealthTls())), turn=4.0).states() == ["up"]
 
 
 @pytest.mark.parametrize("where", ["begin", "poll"])

@@ -27,6 +27,12 @@ def wide(listen, backends):
     return {**GOOD, "services": services, "workers": 1}
 
 
+def checks_tls(ca_file):
+    """A config whose health checks verify certificates."""
+    tls = {"verify": True, "server_name": "b.example", **({"ca_file": ca_file} if ca_file else {})}
+    return {**GOOD, "services": [{**GOOD["services"][0], "health": {"tls": tls}}]}
+
+
 KEYS = "admin, drain_memory, drain_timeout, hash_table, log, metrics, proxy_id, schema, services, source_ports, workers"
 
 
@@ -34,6 +40,9 @@ KEYS = "admin, drain_memory, drain_timeout, hash_table, log, metrics, proxy_id, 
     (GOOD, "ok: {path}: 1 service, 2 listen addresses, 1 backend\n"),
     ({**GOOD, "proxy_id": 0, "x": 1},
      f"proxy_id: 0 is not a proxy id (1-255)\nx: is not a known key; the known ones are {KEYS}\n"),
+    (checks_tls("/none"), "services[0].health.tls.ca_file: /none cannot be loaded: No such file or directory\n"),
+    (checks_tls("/dev/null"), "services[0].health.tls.ca_file: /dev/null cannot be loaded: "),
+    (checks_tls(None), "ok: {path}: "),
     (wide(16384, 17), "ok: {path}: "),
     (wide(17, 16384), "ok: {path}: "),
     (wide(16385, 17), "services: have 16385 listen addresses (each port of a range counts); the limit is 16384 per"),
