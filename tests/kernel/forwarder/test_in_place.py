@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -299,3 +300,71 @@ def test_sessions_of_a_removed_backend_stay_counted_over_a_change_and_an_exec(la
         assert forwarder.status()["services"][1]["sessions"] == 0
         assert forwarder.status()["services"][1]["connections"] == 1
         eventually(lambda: settled(forwarder), "nothing of older generations is left", forwarder.show)
+
+
+class Traffic:
+    """A TCP connection and a UDP session of each family, and what they have moved.
+
+    ``moved`` are, for each: bytes to the backend and to the client, datagrams to the backend and to the client.
+    """
+
+    def __init__(self, lab, stack, forwarder):
+        self._forwarder = forwarder
+        self.moved = [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]  # the byte is of tcp.pair
+        self.pairs, self._clients = [], []
+        self._server = stack.enter_context(udp.serving(lab, 9000, ["b"]))["b"]
+        for family in FAMILIES:
+            with tcp.listen(lab, "b", 9000, family) as listener:
+                self.pairs.append(tuple(map(stack.enter_context, tcp.pair(lab, listener, OLD))))
+            sock = stack.enter_context(udp.client(lab, address_of(lab["a"], family)))
+            self._clients.append((sock, (address_of(lab["a"], family), DATAGRAMS), address_of(lab["client"], family)))
+
+    def move(self, size):
+        for (client, server), numbers in zip(self.pairs, self.moved):
+            client.sendall(bytes(size))
+            server.sendall(bytes(size // 2))
+            assert len(server.recv(size, socket.MSG_WAITALL)) == size
+            assert len(client.recv(size // 2, socket.MSG_WAITALL)) == size // 2
+            numbers[:2] = numbers[0] + size, numbers[1] + size // 2
+        for (sock, to, own), numbers in zip(self._clients, self.moved[2:]):
+            udp.exchange(sock, bytes(size), to)
+            seen = [one for peer, sizes in self._server.seen.items() if peer[0] == own for one in sizes]
+            numbers[:] = sum(seen), sum(seen), len(seen), len(seen)  # one may have been repeated
+
+    def counted(self):
+        names = ("bytes_to_backend", "bytes_to_client", "datagrams_to_backend", "datagrams_to_client")
+        by_name = {one["name"]: one["backends"][0]["families"] for one in self._forwarder.status()["services"]}
+        return [[by_name[name][family][key] for key in names] for name in ("old", "datagrams") for family in FAMILIES]
+
+    def assert_counted(self, what):
+        eventually(lambda: self.counted() == self.moved, what, lambda: f"{self.counted()} instead of {self.moved}")
+
+
+def test_traffic_of_open_sessions_is_counted_once_over_changes_and_new_processes(lab, tmp_path):
+    def config(step):
+        options = {"idle_timeout": 8, "connect_deadline": 5 + step}  # open sessions are counted each second
+        old = make_service(lab, "old", OLD, 9000, ["b"], **options)
+        return make_config(old, make_service(lab, "datagrams", DATAGRAMS, 9000, ["b"], protocol="udp", **options))
+
+    with contextlib.ExitStack() as stack:
+        forwarder = stack.enter_context(Forwarder(lab, config(0), archive=build_archive(tmp_path)))
+        traffic = Traffic(lab, stack, forwarder)
+        traffic.move(1000)
+        traffic.assert_counted("open sessions are counted")
+        for step in (1, 2):
+            traffic.move(2000)
+            assert change(forwarder, config(step))["in_place"]
+            traffic.move(100)
+        traffic.assert_counted("the same after changes")
+        traffic.move(500)
+        forwarder.change_archive()
+        assert not change(forwarder, config(2))["in_place"]
+        traffic.move(300)
+        traffic.assert_counted("the same with new processes, which took the UDP sessions over")
+        traffic.move(700)
+        for sock in traffic.pairs[0]:
+            sock.close()
+        tcp.reset(traffic.pairs[1][0])
+        forwarder.ask("kill", service="datagrams")
+        eventually(lambda: not any(worker["sessions"] for worker in forwarder.status()["workers"]), "all have ended")
+        assert traffic.counted() == traffic.moved

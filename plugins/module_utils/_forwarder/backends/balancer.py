@@ -18,7 +18,7 @@ from operator import add
 from ..admission.refusal import Refusal
 from ..config.defaults import HASH_TABLES
 from ..counters import agent_state, heartbeat, shared_memory
-from ..counters.shared_memory import EPOCH_ADMIN, EPOCH_HEALTH, LATENCY_BOUNDS
+from ..counters.shared_memory import DATAGRAM_FIELDS, EPOCH_ADMIN, EPOCH_HEALTH, LATENCY_BOUNDS
 from .agent_word import Standing, standing
 from .algorithms import algorithm_of, bounded
 from .passive_health import SUCCESS_PROOF, PassiveHealth
@@ -94,6 +94,8 @@ class Backends:
         self._fields = fields = region.cells_of(slot, "target", self._first)
         self._connections, self._succeeded = fields["connections"], fields["succeeded"]
         self._to_backend, self._to_client = fields["bytes_to_backend"], fields["bytes_to_client"]
+        # Not in a record of an early version.
+        self._datagrams_to_backend, self._datagrams_to_client = map(fields.get, DATAGRAM_FIELDS)
         self._latency, self._latency_sum = fields[shared_memory.LATENCY_FIELDS[0]], fields["connect_microseconds"]
         self._buckets_apart = len(region.targets)
         self._failures = region.cell(slot, "worker", "failures")
@@ -232,10 +234,16 @@ class Backends:
         return seconds * 1e6 * cells[self._connections + index] >= UNUSUAL * cells[self._latency_sum + index]
 
     def add_bytes(self, index, to_backend, to_client):
-        """Count the bytes of a connection that has ended."""
+        """Count bytes that a session has forwarded."""
         cells = self._cells
         cells[self._to_backend + index] += to_backend
         cells[self._to_client + index] += to_client
+
+    def add_datagrams(self, index, to_backend, to_client):
+        """Count datagrams that a session has forwarded."""
+        if self._datagrams_to_backend is not None:
+            self._cells[self._datagrams_to_backend + index] += to_backend
+            self._cells[self._datagrams_to_client + index] += to_client
 
     def refusal(self):
         """Return the Refusal of a connection that has tried no backend and for which next() returned None."""

@@ -92,6 +92,7 @@ SERVICE_FIELDS = (
     "made_room",  # UDP sessions that were ended to make room for new ones
     *(f"ended_{cause}" for cause in ENDED),
 )
+DATAGRAM_FIELDS = ("datagrams_to_backend", "datagrams_to_client")
 FAILURES = ("refused", "unreachable", "timeout", "reset", "local")
 TARGET_FIELDS = (
     "active",
@@ -104,6 +105,7 @@ TARGET_FIELDS = (
     "slow",  # time of the last connect so slow that the checker should probe the target
     "connect_microseconds",
     *LATENCY_FIELDS,
+    *DATAGRAM_FIELDS,
 )
 TIMES = {"succeeded", "failed", "slow"}
 GAUGES = {"sessions", "active"}  # all others only increase

@@ -148,6 +148,8 @@ def _count_at(relay: Relay, acceptor: Acceptor) -> None:
 def _move(relay: Relay, acceptor: Acceptor, index: int) -> None:
     """Go on at a new acceptor with the same backend, which has another ``index`` there."""
     old = relay.backends
+    if relay.state is not State.CONNECTING:
+        relay.count_bytes()  # at the place where they were forwarded
     new = relay.backends = acceptor.runtime.backends[old.family]
     old.release(relay.index)
     new.adopt(index)

@@ -47,6 +47,8 @@ class Relay(Session):
         "backends",  # balancer.Backends of the client's family
         "client",  # Stream of the accepted socket
         "client_address",  # (host, port, ...), from accept() or a PROXY header
+        "counted_to_backend",  # bytes that count_bytes() has counted,
+        "counted_to_client",  # and those in the other direction
         "index",  # in ``backends``: the backend of the current attempt, which counts this connection
         "limiter",  # limits.Limiter that counts it; None: none does
         "loop",  # event_loop.EventLoop
@@ -83,7 +85,7 @@ class Relay(Session):
         self.client = Stream(sock, self, _CLIENT_EOF, _CLIENT_RESET)
         self.started = self.attempted = now = loop.now()
         self._deadline = now + runtime.service.connect_deadline
-        self.attempts = self.seen_moved = self.seen_at = 0
+        self.attempts = self.seen_moved = self.seen_at = self.counted_to_backend = self.counted_to_client = 0
         self.ended = self.upstream = self.via = self.proxy_header = self.backends = self.index = self.backend = None
         self.step = self.refusal = self.own_source = self._unspoofable = self._own_backends = self.tried = None
         self.limiter = self.seen_state = None
@@ -335,7 +337,7 @@ class Relay(Session):
         if self.upstream is None:
             runtime.counters.refused(self.cause)
         elif index is not None:
-            self.backends.add_bytes(index, self.upstream.sent, self.client.sent)
+            self.count_bytes()
         log = runtime.service.log
         if log == "all" or (log == "errors" and self.ended != BOTH_CLOSED):
             if self.via is None:
@@ -350,12 +352,18 @@ class Relay(Session):
     # -- for timeouts.py and the `sessions` command ---------------------------------------------------------------
 
     def bytes_moved(self):
-        """Return the bytes that were forwarded, both directions together."""
-        return self.client.sent + (self.upstream.sent if self.upstream is not None else 0)
+        """Return the bytes that were forwarded, both directions together; there was an attempt that succeeded."""
+        return self.client.sent + self.upstream.sent
+
+    def count_bytes(self):
+        """Count the bytes that were forwarded since the last call."""
+        to_backend, to_client = self.upstream.sent, self.client.sent
+        self.backends.add_bytes(self.index, to_backend - self.counted_to_backend, to_client - self.counted_to_client)
+        self.counted_to_backend, self.counted_to_client = to_backend, to_client
 
     def start_keepalive(self):
         """Switch on keepalive towards the backend: this session lasts long enough to be worth it."""
-        if self.service.keepalive and self.upstream is not None:
+        if self.service.keepalive:
             sockets.keep_alive(self.upstream.sock, self.service.keepalive)
 
     def summary(self, now):

@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Sessions in which nothing moves, and attempts that get no answer: found by checking all, not by a timer for each.
 
-Pure, but for the keepalive that it switches on; time is passed in (monotonic seconds). A check compares the bytes that
-each session has forwarded with those of the check before. So traffic pays nothing for its timeout: no clock, no time
-stamp. A session ends at its timeout at the earliest, and one interval() later at the latest.
+Time is passed in (monotonic seconds). A check compares the bytes that each session has forwarded with those of the
+check before. So traffic pays nothing for its timeout: no clock, no time stamp. A session ends at its timeout at the
+earliest, and one interval() later at the latest. A check also counts what the sessions have forwarded since the last
+one, and switches on the keepalive of new ones: both are calls of the relay.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 SLOW = 0.25  # seconds that an attempt may take before the health checker probes the backend
 MOST_SLOW = 256  # slow attempts that a check reports: they are to few backends
-SHORTEST, LONGEST = 1.0, 30.0  # seconds between two checks
+SHORTEST, LONGEST = 1.0, 5.0  # seconds between two checks; so old may the counted bytes of an open session be
 CHECKS = 8  # within a timeout
 IDLE, HALF_CLOSED = "idle timeout", "half-closed timeout"
 
+_OPEN = State.OPEN
 _HALF_CLOSED = (State.CLIENT_ENDED, State.BACKEND_ENDED)
 
 
@@ -51,23 +53,24 @@ def slow(connecting: dict[Relay, float], now: float) -> list[Relay]:
 
 
 def expired(relays: Iterable[Relay], now: float) -> list[tuple[Relay, str]]:
-    """Return [(relay, reason)] of those whose idle or half-closed timeout has passed; note what the others moved."""
+    """Return [(relay, reason)] of those whose idle or half-closed timeout has passed; count what the others moved."""
     ended = []
     for relay in relays:
         state = relay.state
+        if state is not _OPEN and state not in _HALF_CLOSED:
+            continue  # an attempt has its own deadline
         moved = relay.bytes_moved()
         if moved != relay.seen_moved or state is not relay.seen_state:
             if relay.seen_state is None:
                 relay.start_keepalive()
+            relay.count_bytes()
             relay.seen_moved, relay.seen_state, relay.seen_at = moved, state, now
             continue
         service = relay.service
-        if state in _HALF_CLOSED:
-            timeout, reason = service.half_closed_timeout, HALF_CLOSED
-        elif state is State.OPEN:
+        if state is _OPEN:
             timeout, reason = service.idle_timeout, IDLE
         else:
-            continue  # an attempt has its own deadline
+            timeout, reason = service.half_closed_timeout, HALF_CLOSED
         if timeout and now - relay.seen_at >= timeout:
             ended.append((relay, reason))
     return ended

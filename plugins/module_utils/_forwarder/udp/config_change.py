@@ -80,6 +80,7 @@ def _read_rest(listener):
 
 def _move(flow: Flow, listener: UdpListener, backends, index: int) -> None:
     """Go on at a new listener with the same backend, which has another ``index`` there."""
+    flow.count_traffic()  # at the place where it was forwarded
     before, runtime = flow.listener, listener.runtime
     before.runtime.counters.finished()
     runtime.counters.taken_over()

@@ -22,6 +22,7 @@ from .eviction import EvictionQueue, FairShares
 MOST_FLOWS = 65536  # sessions of a worker, about 1.3 kB each
 CROWDED = 0.75  # fraction of the shared sockets on which a pair may be taken before another socket is opened
 ANYWHERE = 65536  # more than there are sockets: the search for a pair's second one begins at a random place
+NOTHING = (0, 0, 0, 0)  # counted of a new flow
 UNCONTESTED = 0.2  # seconds in which an ICMP error for the first datagram of a session would have come
 
 
@@ -35,6 +36,7 @@ class Flow:
         "bytes_to_client",
         "client",
         "client_key",  # its key in listener.flows
+        "counted",  # what count_traffic() has counted: bytes, datagrams; to the backend, to the client
         "datagrams_seen",  # datagrams at the last check
         "datagrams_to_backend",
         "datagrams_to_client",
@@ -71,11 +73,20 @@ class Flow:
         self.answered = False
         self.datagrams_to_backend = self.datagrams_to_client = self.datagrams_seen = 0
         self.bytes_to_backend = self.bytes_to_client = 0
+        self.counted = NOTHING
 
     @property
     def datagrams(self):
         """Datagrams, both directions together."""
         return self.datagrams_to_backend + self.datagrams_to_client
+
+    def count_traffic(self):
+        """Count what was forwarded since the last call."""
+        bytes_up, bytes_down, datagrams_up, datagrams_down = self.counted
+        sent, received, index = self.datagrams_to_backend, self.datagrams_to_client, self.index
+        self.counted = self.bytes_to_backend, self.bytes_to_client, sent, received
+        self.backends.add_bytes(index, self.bytes_to_backend - bytes_up, self.bytes_to_client - bytes_down)
+        self.backends.add_datagrams(index, sent - datagrams_up, received - datagrams_down)
 
     @property
     def alive(self):

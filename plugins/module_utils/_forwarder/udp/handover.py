@@ -13,7 +13,12 @@ The keys are a protocol between versions. A ``lane`` is an upstream socket, a ``
 
 {"schema": 1, "lanes": [{"shared", "owner": [address, port] or null}],
  "flows": [{"lane": index, "door", "service", "backend", "client": [...], "local": hex or null, "source": hex,
-   "target": [...], "step", "answered", "started" (monotonic seconds), COUNTERS...}]}
+   "target": [...], "step", "answered", "started" (monotonic seconds), "datagrams_to_backend", "datagrams_to_client",
+   "bytes_to_backend", "bytes_to_client", "counted": [bytes to the backend, to the client]}]}
+
+The predecessor counts what its flows have forwarded in its own generation; those bytes are ``counted``, and the others
+are none. A worker of an earlier version counts a session only at its end. It sends all bytes of a flow without
+``counted``, and a successor of such a version counts all that it gets.
 """
 
 from __future__ import annotations
@@ -27,8 +32,8 @@ SCHEMA = 1
 MOST_AT_ONCE = 250  # descriptors in a message; the kernel's bound is 253 (SCM_MAX_FD)
 LONGEST_SEND = 10.0  # seconds that the successor has to read what does not fit into the socket pair
 
-_COUNTERS = ("datagrams_to_backend", "datagrams_to_client", "bytes_to_backend", "bytes_to_client")
-_COPIED = ("step", "answered", "started", *_COUNTERS)  # attributes of a flow, under the same names
+# Attributes of a flow, under the same names.
+_COPIED = ("step", "answered", "started", "datagrams_to_backend", "datagrams_to_client")
 
 
 def send(sock: socket.socket, upstreams, flows) -> None:
@@ -65,6 +70,9 @@ def _record(flow, upstream_number):
         "source": flow.reply_key[0].hex(),
         "target": flow.target,
         **{name: getattr(flow, name) for name in _COPIED},
+        "bytes_to_backend": 0,
+        "bytes_to_client": 0,
+        "counted": [flow.bytes_to_backend, flow.bytes_to_client],
     }
 
 
@@ -78,6 +86,12 @@ def restore(flow, record: dict) -> None:
     """Set the attributes of a new flow that its record holds; its idle timeout begins now."""
     for name in _COPIED:
         setattr(flow, name, record[name])
+    flow.bytes_to_backend, flow.bytes_to_client = record["bytes_to_backend"], record["bytes_to_client"]
+    if "counted" in record:
+        to_backend, to_client = record["counted"]
+        flow.bytes_to_backend += to_backend
+        flow.bytes_to_client += to_client
+        flow.counted = to_backend, to_client, flow.datagrams_to_backend, flow.datagrams_to_client
     flow.datagrams_seen = flow.datagrams
 
 

@@ -248,14 +248,14 @@ class UdpServer:
         return max(0.0, self._next_check - now) if len(self.table) else float("inf")
 
     def end(self, flow: Flow, reason: str) -> None:
-        """End a session: log it, count its bytes, forget it."""
+        """End a session: log it and forget it."""
         service = flow.service
         if service.log == "all" or (service.log == "errors" and reason not in (timeouts.IDLE, MADE_ROOM)):
             self.loop.log.event("session", **{**flow.summary(self.loop.now()), "ended": reason})
-        flow.backends.add_bytes(flow.index, flow.bytes_to_backend, flow.bytes_to_client)
         self._forget(flow)
 
     def _forget(self, flow):
+        flow.count_traffic()
         runtime = flow.listener.runtime
         runtime.counters.finished()
         flow.backends.release(flow.index)

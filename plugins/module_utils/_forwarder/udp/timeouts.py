@@ -3,14 +3,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The idle timeout of UDP sessions.
 
-Pure; time is passed in (monotonic seconds). A check compares the number of datagrams of a session with that of the last
-check, so a datagram does not have to read the clock. A session ends at its timeout, or up to one check later.
+Time is passed in (monotonic seconds). A check compares the number of datagrams of a session with that of the last
+check, so a datagram does not have to read the clock. A session ends at its timeout, or up to one check later. A check
+also counts what the sessions have forwarded since the last one.
 """
 
 from __future__ import annotations
 
 CHECKS = 8  # within a timeout
-SHORTEST, LONGEST = 0.2, 10.0  # seconds between two checks
+SHORTEST, LONGEST = 0.2, 5.0  # seconds between two checks; so old may the counted bytes of an open session be
 
 IDLE = "idle timeout"
 
@@ -29,6 +30,7 @@ def expired(table, now):
             datagrams = flow.datagrams
             if datagrams != flow.datagrams_seen:
                 flow.datagrams_seen, flow.last_moved = datagrams, now
+                flow.count_traffic()
                 moved.append(flow)
                 continue
             still.append(flow)

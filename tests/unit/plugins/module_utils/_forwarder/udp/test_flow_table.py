@@ -18,10 +18,23 @@ BACKENDS = [("198.18.0.21", 53), ("198.18.0.22", 53)]
 MOST_SOCKETS = 5
 
 
+class Backends:
+    """What a flow is counted by: [bytes to the backend, to the client, datagrams to the backend, to the client]."""
+
+    def __init__(self):
+        self.counted = [0, 0, 0, 0]
+
+    def add_bytes(self, _index, *numbers):
+        self.counted[:2] = [sum(pair) for pair in zip(self.counted[:2], numbers)]
+
+    def add_datagrams(self, _index, *numbers):
+        self.counted[2:] = [sum(pair) for pair in zip(self.counted[2:], numbers)]
+
+
 def flow(client, port, backend, now=0.0):
     """A flow of client number ``client`` with its port ``port`` to backend number ``backend``."""
     key = client, port
-    return Flow(key, key, (bytes([10, 0, 0, client]), BACKENDS[backend]), None, backend, TIMEOUT, now)
+    return Flow(key, key, (bytes([10, 0, 0, client]), BACKENDS[backend]), Backends(), backend, TIMEOUT, now)
 
 
 class Listener:
@@ -129,6 +142,20 @@ def test_a_flow_expires_when_nothing_has_moved_for_its_timeout(silence, over):
     one.datagrams_to_client += 1  # a reply counts as well
     assert timeouts.expired(world.table, 7.0) == []
     assert bool(timeouts.expired(world.table, 7.0 + silence)) is over
+
+
+def test_what_an_open_flow_has_forwarded_is_counted_once():
+    world = World()
+    world.datagram(1, 1, 0, 0.0)
+    (known,) = world.table.flows
+    for datagrams, now in ((1, 1.0), (1, 2.0), (2, 3.0), (2, 4.0)):
+        known.datagrams_to_backend = known.datagrams_to_client = datagrams
+        known.bytes_to_backend, known.bytes_to_client = 100 * datagrams, 10 * datagrams
+        timeouts.expired(world.table, now)
+        assert known.backends.counted == [100 * datagrams, 10 * datagrams, datagrams, datagrams]
+    known.bytes_to_client += 1
+    known.count_traffic()
+    assert known.backends.counted == [200, 21, 2, 2]
 
 
 def test_flows_in_which_nothing_moves_come_first():

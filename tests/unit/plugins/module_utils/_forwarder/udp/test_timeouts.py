@@ -9,7 +9,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import timeouts
 
 LONGEST, SHORTEST = timeouts.LONGEST, timeouts.SHORTEST
-INTERVALS = [([], LONGEST), ([60.0], 7.5), ([60.0, 4.0], 0.5), ([0.1], SHORTEST), ([1e6], LONGEST)]
+INTERVALS = [([], LONGEST), ([24.0], 3.0), ([60.0, 4.0], 0.5), ([0.1], SHORTEST), ([1e6], LONGEST)]
 
 
 @pytest.mark.parametrize(("timeouts_of_services", "seconds"), INTERVALS)
