@@ -24,7 +24,7 @@ RAW, METRICS, ECHO = 7000, 9110, 7002
 
 
 def document(lab):
-    raw = make_service(lab, "raw", RAW, 9000, backends=["b"])
+    raw = make_service(lab, "raw", RAW, 9000, backends=["b"], idle_timeout=8)  # sampled each second
     echo = make_service(lab, "echo", ECHO, 9000, backends=["d"], protocol="udp", idle_timeout=1)
     return make_config(raw, echo, workers=2, metrics={"listen": f"127.0.0.1:{METRICS}"})
 
@@ -67,8 +67,8 @@ def test_metrics_of_a_udp_service(lab, forwarder, udp_servers, family):
     def numbers():
         text = http(lab, b"GET /metrics HTTP/1.0\r\n\r\n")[1]
         samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-        names = ("backend_connections_total", "backend_sent_bytes_total", "backend_received_bytes_total")
-        found = [int(samples[f'l4proxy_{name}{{service="echo",backend="d"}}']) for name in names]
+        names = ("connections", "sent_bytes", "received_bytes", "sent_datagrams", "received_datagrams")
+        found = [int(samples[f'l4proxy_backend_{name}_total{{service="echo",backend="d"}}']) for name in names]
         latency = f'l4proxy_connect_seconds_count{{service="echo",backend="d",family="{family}"}}'
         return [*found, int(samples[latency])]
 
@@ -77,10 +77,55 @@ def test_metrics_of_a_udp_service(lab, forwarder, udp_servers, family):
         for _datagram in range(3):
             udp.exchange(sock, b"x" * 1000, to)
         eventually(lambda: forwarder.status()["services"][1]["sessions"] == 0, "the session has ended", forwarder.show)
-    sessions, sent, received, first_answers = (after - one for after, one in zip(numbers(), before))
+    sessions, sent, received, *datagrams, first_answers = (after - one for after, one in zip(numbers(), before))
     assert (sessions, first_answers) == (1, 1)
     assert sent >= 3000
     assert received >= 3000
+    assert min(datagrams) >= 3
+
+
+LOSS = """table inet loss {
+  chain in { type filter hook input priority 0; tcp dport 9000 meta length > 150 numgen inc mod 2 0 drop; }
+}
+"""
+
+
+class Samples:
+    """A connection of each family to the same backend, and what the metrics say of its path."""
+
+    def __init__(self, lab, stack):
+        self._lab = lab
+        self._pairs = []
+        for family in FAMILIES:
+            with tcp.listen(lab, "b", 9000, family) as listener:
+                self._pairs.append(stack.enter_context(tcp.connection(lab, listener, RAW)))
+
+    def after_a_piece(self, acknowledge=1):
+        """Send something; return ([seconds of a round trip in each family], [segments sent again])."""
+        for client, backend in self._pairs:
+            backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, acknowledge)
+            client.sendall(bytes(200))
+            assert len(backend.recv(200, socket.MSG_WAITALL)) == 200
+        text = http(self._lab, b"GET /metrics HTTP/1.0\r\n\r\n")[1]
+        samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        targets = [f'{{service="raw",backend="b",family="{family}"}}' for family in FAMILIES]
+        round_trips = [float(samples.get(f"l4proxy_rtt_seconds{target}", 0)) for target in targets]
+        return round_trips, [int(samples[f"l4proxy_retransmitted_segments_total{target}"]) for target in targets]
+
+
+def test_round_trips_and_retransmissions_of_a_backend(lab, forwarder):
+    """A backend that acknowledges late is as far away as one behind a slow line."""
+    with contextlib.ExitStack() as stack:
+        samples = Samples(lab, stack)
+        eventually(lambda: min(samples.after_a_piece()[0]) > 0, "there are samples", forwarder.show)
+        assert max(samples.after_a_piece()[0]) < 0.005
+        eventually(
+            lambda: min(samples.after_a_piece(0)[0]) > 0.02, "ACKs are 40 ms late", forwarder.show, interval=0.05
+        )
+        assert samples.after_a_piece()[1] == [0, 0]
+        lab["b"].run(["nft", "-f", "-"], input=LOSS)
+        stack.callback(lab["b"].run, ["nft", "delete", "table", "inet", "loss"])
+        eventually(lambda: min(samples.after_a_piece()[1]) > 0, "lost segments are sent again", forwarder.show)
 
 
 def many_services(lab, **options):

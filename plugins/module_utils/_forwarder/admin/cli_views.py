@@ -13,7 +13,7 @@ import time
 from ..config.backend_names import disabled
 from . import client
 from .client import AdminError
-from .status import agent_text, draining_workers, name_and_tier, old_generation_line
+from .status import agent_text, draining_workers, name_and_tier, old_generation_line, round_trips
 
 MIN_INTERVAL = 0.2  # seconds between two updates of `top`
 CLEAR = "\x1b[H\x1b[2J"  # cursor home, erase the screen
@@ -100,7 +100,10 @@ def set_backend_state(path, op, backend, service, timeout=None, force=False):
 
 # -- the table: pure -------------------------------------------------------------------------------------------------
 
-_TITLES = ("BACKEND", "STATE", "SERVER", "RETURN PATH", "WEIGHT", "CONN", "TOTAL", "FAILED", "TO BACKEND", "TO CLIENT")
+_TITLES = (
+    *("BACKEND", "STATE", "SERVER", "RETURN PATH", "WEIGHT", "CONN", "TOTAL", "FAILED", "RTT", "RETRANS"),
+    *("TO BACKEND", "TO CLIENT"),
+)
 
 
 def table(document, rates=None):
@@ -168,6 +171,8 @@ def _row(service, backend, rates):
         str(backend["active"]),
         total,
         str(failed),
+        round_trips(backend),
+        str(backend.get("retransmits", "-")),
         amount(backend["bytes_to_backend"]),
         amount(backend["bytes_to_client"]),
     )

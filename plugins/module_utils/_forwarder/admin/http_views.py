@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 
 from . import metrics
-from .status import agent_text, name_and_tier, old_generation_line, status
+from .status import agent_text, name_and_tier, old_generation_line, round_trips, status
 from .status import pieces as status_pieces
 
 _HEAD = """<!DOCTYPE html>
@@ -19,7 +19,19 @@ th, td { padding: .2em .8em; text-align: left; border-bottom: 1px solid #ccc } t
 </style></head><body>
 """
 _CLASSES = {"up": "up", "down": "down", "return path broken": "broken"}
-_COLUMNS = ("backend", "state", "server", "return path", "weight", "connections", "total", "to backend", "to client")
+_COLUMNS = (
+    "backend",
+    "state",
+    "server",
+    "return path",
+    "weight",
+    "connections",
+    "total",
+    "to backend",
+    "to client",
+    "RTT",
+    "retransmitted",
+)
 
 
 def answer(take_snapshot, path):
@@ -78,6 +90,7 @@ def _backend(backend):
         " / ".join(family["return_path"] for family in families),
     ]
     numbers = [backend[key] for key in ("weight", "active", "connections", "bytes_to_backend", "bytes_to_client")]
+    numbers += [round_trips(backend), backend["retransmits"]]
     kind = _CLASSES.get(backend["state"], "")
     cells = [
         f"<td{f' class={kind}' if number == 1 else ''}>{html.escape(text)}</td>" for number, text in enumerate(texts)

@@ -35,17 +35,19 @@ def lines(status):
     services = [(_labels(service=service["name"]), service) for service in status["services"]]
     yield from _services(services)
     rows = [
-        (_labels(service=service["name"], backend=backend["name"]), backend)
+        (_labels(service=service["name"], backend=backend["name"]), backend, service["protocol"])
         for service in status["services"]
         for backend in service["backends"]
     ]
-    yield from _backends(rows)
+    yield from _backends([(labels, backend) for labels, backend, _protocol in rows])
+    yield from _datagrams([(labels, backend) for labels, backend, protocol in rows if protocol == "udp"])
     targets = [
-        (f"{labels},{_labels(family=family)}", target)
-        for labels, backend in rows
+        (f"{labels},{_labels(family=family)}", target, protocol)
+        for labels, backend, protocol in rows
         for family, target in backend["families"].items()
     ]
-    yield from _targets(targets)
+    yield from _tcp([(labels, target) for labels, target, protocol in targets if protocol == "tcp"])
+    yield from _targets([(labels, target) for labels, target, _protocol in targets])
 
 
 def _metric(name, kind, text, samples):
@@ -168,13 +170,8 @@ def _backends(rows):
         ("backend_weight", "gauge", "Weight of the backend.", "weight"),
         ("backend_connections", "gauge", "Open connections to the backend.", "active"),
         ("backend_connections_total", "counter", "Connections opened to the backend.", "connections"),
-        ("backend_sent_bytes_total", "counter", "Bytes sent to the backend by ended connections.", "bytes_to_backend"),
-        (
-            "backend_received_bytes_total",
-            "counter",
-            "Bytes received from the backend by ended connections.",
-            "bytes_to_client",
-        ),
+        ("backend_sent_bytes_total", "counter", "Bytes sent to the backend.", "bytes_to_backend"),
+        ("backend_received_bytes_total", "counter", "Bytes received from the backend.", "bytes_to_client"),
     ):
         yield from _metric(name, kind, text, _each(rows, field))
     lower = ((labels, backend["priority"]) for labels, backend in rows if backend["priority"])
@@ -186,6 +183,25 @@ def _backends(rows):
     yield from _metric("health_agent_weight_percent", "gauge", "Part of its weight that the agent asks for.", percents)
     failures = _by(rows, "failed", "cause", FAILURES)
     yield from _metric("backend_failures_total", "counter", "Failed connection attempts, by cause.", failures)
+
+
+def _datagrams(rows):
+    for name, text, field in (
+        ("backend_sent_datagrams_total", "UDP datagrams sent to the backend.", "datagrams_to_backend"),
+        ("backend_received_datagrams_total", "UDP datagrams received from the backend.", "datagrams_to_client"),
+    ):
+        yield from _metric(name, "counter", text, _each(rows, field))
+
+
+def _tcp(rows):
+    found = ((labels, target["rtt_microseconds"]) for labels, target in rows)
+    rtt = ((labels, microseconds / 1e6) for labels, microseconds in found if microseconds is not None)
+    text = "Smoothed round-trip time to the backend, an average of sampled connections."
+    yield from _metric("rtt_seconds", "gauge", text, rtt)
+    text = "TCP segments sent to the backend again, on sampled connections."
+    yield from _metric("retransmitted_segments_total", "counter", text, _each(rows, "retransmits"))
+    text = "Samples for rtt_seconds and retransmitted_segments_total: a connection at one moment each."
+    yield from _metric("tcp_samples_total", "counter", text, _each(rows, "tcp_samples"))
 
 
 def _targets(rows):

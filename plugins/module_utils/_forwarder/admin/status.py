@@ -17,13 +17,17 @@
    field: int …,
    "agent": {"word", "reason", "weight" (percent or null), "age" (seconds since it answered), "answer"} or null,
    "families": {"ipv4": {"address", "state", "since" (seconds), "server", "return_path", "checks",
-     "server_failures", "path_failures", "latency": {"count", "sum" (µs), "buckets": [int]}, field: int …}}}]}]}
+     "server_failures", "path_failures", "latency": {"count", "sum" (µs), "buckets": [int]}, "rtt_microseconds" (null:
+     no sample in the last minute), field: int …}}}]}]}
 
 ``state`` of a worker is starting, serving, draining, hung (its heartbeat is overdue) or gone. ``admin`` of a backend is
 the operator's override, or else "disabled" if the config says so, or else "ready". ``state`` of a backend is ``admin``,
 or if that is "ready" what its agent says, or else the worst state of its families. ``priority`` of a backup is null.
 ``server`` and ``return_path`` are the results of the two health probes: "yes", "no: REASON" (an errno, or as in
 counters/probe_results.py) or "not asked". ``answer`` of an agent is like them; ``word`` is "" until it has spoken.
+
+Bytes and datagrams of open sessions are up to 5 s old. ``rtt_microseconds`` and the field ``retransmits`` (segments) of
+a TCP backend are from samples, whose number is ``tcp_samples``: tcp/samples.py says which connections these are.
 """
 
 from __future__ import annotations
@@ -35,11 +39,11 @@ from ..backends.agent_word import standing
 from ..backends.health_state import LOCAL_DELIVERY
 from ..counters import agent_state, heartbeat, shared_memory
 from ..counters.agent_state import AgentWord
-from ..counters.shared_memory import LATENCY_FIELDS, SERVICE_FIELDS, TARGET_FIELDS, TIMES, WORKER_FIELDS
+from ..counters.shared_memory import AVERAGES, LATENCY_FIELDS, SERVICE_FIELDS, TARGET_FIELDS, TIMES, WORKER_FIELDS
 from ..loop import own_addresses
 from .snapshot import OldGeneration, Process, Snapshot
 
-COUNTERS = tuple(name for name in TARGET_FIELDS if name not in TIMES and name not in LATENCY_FIELDS)
+COUNTERS = tuple(name for name in TARGET_FIELDS if name not in (*TIMES, *AVERAGES, *LATENCY_FIELDS))
 HUNG = "hung"
 READY = "ready"
 _FROM_BEST_TO_WORST = (shared_memory.UNKNOWN, shared_memory.UP, shared_memory.BROKEN, shared_memory.DOWN)
@@ -122,6 +126,13 @@ def _old_generation(old: OldGeneration, now):
         "memory": old.memory,
         "seconds_left": None if old.seconds_left is None else round(old.seconds_left, 1),
     }
+
+
+def round_trips(backend):
+    """Return the round-trip times of a backend in its families, such as 0.21 ms or 0.21 ms / -."""
+    found = [family.get("rtt_microseconds") for family in backend["families"].values()]  # not of version 0.1.0
+    texts = ["-" if number is None else f"{number / 1000:.3g} ms" for number in found]
+    return " / ".join(texts) if any(number is not None for number in found) else "-"
 
 
 def old_generation_line(entry: dict) -> str:
@@ -239,6 +250,7 @@ def _target(snapshot, number):
         "return_path": region.probe_result("path", number),
         **{name: region.state(name, number) for name in ("checks", "server_failures", "path_failures")},
         **{name: counters.get(name, 0) for name in COUNTERS},
+        "rtt_microseconds": snapshot.totals.round_trips.get(region.targets[number]),
         "latency": {
             "buckets": buckets,
             "count": sum(buckets),

@@ -19,6 +19,7 @@ from ..admission.refusal import Refusal
 from ..config.defaults import HASH_TABLES
 from ..counters import agent_state, heartbeat, shared_memory
 from ..counters.shared_memory import DATAGRAM_FIELDS, EPOCH_ADMIN, EPOCH_HEALTH, LATENCY_BOUNDS
+from ..counters.totals import SAMPLE_VALID
 from .agent_word import Standing, standing
 from .algorithms import algorithm_of, bounded
 from .passive_health import SUCCESS_PROOF, PassiveHealth
@@ -244,6 +245,19 @@ class Backends:
         if self._datagrams_to_backend is not None:
             self._cells[self._datagrams_to_backend + index] += to_backend
             self._cells[self._datagrams_to_client + index] += to_client
+
+    def add_samples(self, index, count, round_trip, retransmits, now):
+        """Count samples of connections: their average round-trip time in microseconds, and segments sent again."""
+        cells, fields = self._cells, self._fields
+        if "sampled" not in fields:  # in a record of an early version
+            return
+        cells[fields["tcp_samples"] + index] += count
+        cells[fields["retransmits"] + index] += retransmits
+        average, last = fields["rtt_microseconds"] + index, fields["sampled"] + index
+        if cells[average] and now - cells[last] / 1000 <= SAMPLE_VALID:
+            round_trip = (cells[average] + round_trip) / 2
+        cells[average] = round(round_trip)
+        cells[last] = int(now * 1000)
 
     def refusal(self):
         """Return the Refusal of a connection that has tried no backend and for which next() returned None."""

@@ -106,9 +106,14 @@ TARGET_FIELDS = (
     "connect_microseconds",
     *LATENCY_FIELDS,
     *DATAGRAM_FIELDS,
+    "tcp_samples",  # these three are of tcp/samples.py
+    "retransmits",
+    "rtt_microseconds",
+    "sampled",  # time of the last sample
 )
-TIMES = {"succeeded", "failed", "slow"}
-GAUGES = {"sessions", "active"}  # all others only increase
+TIMES = {"succeeded", "failed", "slow", "sampled"}
+AVERAGES = {"rtt_microseconds"}  # no sum: see totals.round_trips()
+GAUGES = {"sessions", "active", *AVERAGES}  # all others only increase
 
 
 def describe(config, slots):

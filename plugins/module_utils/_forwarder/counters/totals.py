@@ -9,10 +9,13 @@ supervisor keeps over an exec. They are keyed by names and not by positions, whi
 
 from __future__ import annotations
 
+import time
 from array import array
 
 from . import client_tables
 from .shared_memory import CLIENTS_ELSEWHERE, GAUGES, TIMES
+
+SAMPLE_VALID = 60.0  # seconds for which a round-trip time says something
 
 
 class GenerationTotals:
@@ -50,7 +53,7 @@ class GenerationTotals:
                     _add(sums[key], numbers)
                 else:
                     sums[key] = numbers
-        return Totals(sums)
+        return Totals(sums, round_trips(regions, time.monotonic()))
 
 
 def _add(numbers, more):
@@ -61,10 +64,11 @@ def _add(numbers, more):
 
 
 class Totals:
-    """Numbers by kind, name and field; a missing number is 0."""
+    """Numbers by kind, name and field; a missing number is 0. ``round_trips`` are those of round_trips()."""
 
-    def __init__(self, sums):
+    def __init__(self, sums, round_trips):
         self._sums = sums
+        self.round_trips = round_trips
 
     def of(self, kind, name):
         """Return {field: number} of one name, without fields that were never counted."""
@@ -99,6 +103,25 @@ def counted(region):
         ]
         for name, values in zip(names, zip(*columns)):
             yield (kind, name), dict(zip(offsets, values))
+
+
+def round_trips(regions, now):
+    """Return {target: smoothed round-trip time in microseconds}; without those that have no sample for SAMPLE_VALID s.
+
+    A worker's number weighs as much as the connections that it has open to the target.
+    """
+    sums: dict[tuple, tuple[int, int]] = {}
+    for region in regions:
+        if ("target", "sampled") not in region.offsets:  # in a record of an early version
+            continue
+        for slot in range(region.slots):
+            starts = [region.cell(slot, "target", field) for field in ("sampled", "rtt_microseconds", "active")]
+            columns = [region.cells[start : start + len(region.targets)].tolist() for start in starts]
+            for name, sampled, microseconds, active in zip(region.targets, *columns):
+                if microseconds and now - sampled / 1000 <= SAMPLE_VALID:
+                    total, weight = sums.get(name, (0, 0))
+                    sums[name] = total + microseconds * max(1, active), weight + max(1, active)
+    return {name: round(total / weight) for name, (total, weight) in sums.items()}
 
 
 def publish_elsewhere(region, others, left=None, moving=()):

@@ -23,6 +23,7 @@ IP_FREEBIND = 15  # of IPv6 sockets too
 IP_BIND_ADDRESS_NO_PORT = 24
 IP_LOCAL_PORT_RANGE = 51  # Linux 6.3; of IPv6 sockets too
 TCP_USER_TIMEOUT = 18  # milliseconds
+_TCP_INFO = struct.Struct("=68xI28xI")  # tcpi_rtt and tcpi_total_retrans of struct tcp_info, linux/tcp.h
 SIOCATMARK = 0x8905  # asm-generic/sockios.h
 
 # A peer that vanished without FIN or RST (power failure, a NAT that lost its state) must not hold a session for ever.
@@ -290,6 +291,12 @@ def keep_alive(sock, idle):
 def acknowledge_now(upstream):
     """Send the delayed ACK of the handshake: the client has sent nothing, so the server may have to send first."""
     upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+def tcp_info(sock):
+    """Return (smoothed round-trip time in microseconds, segments sent again) of a connection; None on an old kernel."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+    return _TCP_INFO.unpack(info) if len(info) == _TCP_INFO.size else None
 
 
 def pending_error(sock):

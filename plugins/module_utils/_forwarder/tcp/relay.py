@@ -47,6 +47,7 @@ class Relay(Session):
         "backends",  # balancer.Backends of the client's family
         "client",  # Stream of the accepted socket
         "client_address",  # (host, port, ...), from accept() or a PROXY header
+        "counted_retransmits",  # segments sent to the backend again that samples.py has counted
         "counted_to_backend",  # bytes that count_bytes() has counted,
         "counted_to_client",  # and those in the other direction
         "index",  # in ``backends``: the backend of the current attempt, which counts this connection
@@ -85,7 +86,8 @@ class Relay(Session):
         self.client = Stream(sock, self, _CLIENT_EOF, _CLIENT_RESET)
         self.started = self.attempted = now = loop.now()
         self._deadline = now + runtime.service.connect_deadline
-        self.attempts = self.seen_moved = self.seen_at = self.counted_to_backend = self.counted_to_client = 0
+        self.attempts = self.seen_moved = self.seen_at = 0
+        self.counted_to_backend = self.counted_to_client = self.counted_retransmits = 0
         self.ended = self.upstream = self.via = self.proxy_header = self.backends = self.index = self.backend = None
         self.step = self.refusal = self.own_source = self._unspoofable = self._own_backends = self.tried = None
         self.limiter = self.seen_state = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..loop.log import Repeats
 from ..loop.timers import TICK
-from . import timeouts
+from . import samples, timeouts
 from .acceptor import PAUSE, Acceptor
 from .other_ports import OtherPorts
 
@@ -142,6 +142,7 @@ class TcpServer:
             self._next_check = now + self._interval
             for relay, reason in timeouts.expired(self.sessions, now):
                 relay.abort(reason)
+            samples.take(self.sessions, now)
 
     def seconds_to_check(self, now: float) -> float:
         """Return the seconds until check() has something to do."""

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import cli_views, http_views, metrics
@@ -107,6 +109,23 @@ def test_rates_are_new_connections_per_second(document):
     after["services"][0]["backends"][0]["connections"] += 30
     assert cli_views._rates(before, after, 2.0)["web", "b"] == 15.0
     assert "1530 (+15/s)" in cli_views.table(after, cli_views._rates(before, after, 2.0))
+
+
+@pytest.mark.parametrize(("age", "shown", "metric"), [(5, "0.4 ms / -", "0.0004"), (100, "-", None)])
+def test_a_round_trip_time_is_recent_and_of_all_workers_by_their_connections(age, shown, metric):
+    forwarder = Forwarder(CONFIG)
+    sampled = int((time.monotonic() - age) * 1000)
+    for slot, generation, microseconds, active in ((0, 2, 200, 2), (1, 2, 300, 2), (0, 1, 1000, 1), (1, 1, 0, 7)):
+        for field, number in (("rtt_microseconds", microseconds), ("active", active), ("sampled", sampled)):
+            forwarder.count("target", field, number, B4, slot, generation)
+    forwarder.count("target", "retransmits", 17)
+    document = forwarder.status()
+    row = cli_views.table(document).splitlines()[5]
+    assert re.split("  +", row.strip())[8:10] == [shown, "17"]
+    assert f'<td class="n">{shown}</td><td class="n">17</td>' in http_views.render(document)
+    samples = [line for line in metrics.render(document).splitlines() if line.startswith("l4proxy_rtt_seconds{")]
+    assert samples == ([f'l4proxy_rtt_seconds{{service="web",backend="b",family="ipv4"}} {metric}'] if metric else [])
+    forwarder.close()
 
 
 AMOUNTS = {0: "0", 999: "999", 1500: "1.5k", 999_600: "1M", 20_000_000: "20M", 10**18: "1e+03P"}
