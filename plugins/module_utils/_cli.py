@@ -25,7 +25,7 @@ EVERY_SERVICE = "all"
 EXIT_FAULT = 1
 EXIT_USAGE = 2
 
-_SELECTORS = ("generation", "service", "backend", "client")  # options of `l4proxy kill`
+_SELECTORS = ("generation", "service", "backend", "client")  # options that select sessions
 
 DEFAULT = "default: %(default)s"  # argparse inserts the value
 
@@ -72,6 +72,16 @@ def _set_backend_state(arguments: argparse.Namespace) -> int:
     return cli_views.run(
         lambda: cli_views.set_backend_state(path, arguments.command, arguments.backend, service, wait, force)
     )
+
+
+def _sessions(arguments: argparse.Namespace) -> int:
+    from ._forwarder.admin import cli_views, client
+
+    path = arguments.socket or client.default_socket()
+    request = {name: getattr(arguments, name) for name in (*_SELECTORS, "limit")}
+    if arguments.command == "clients":
+        return cli_views.run(lambda: cli_views.show_clients(path, {**request, "by": arguments.by}, arguments.json))
+    return cli_views.run(lambda: cli_views.show_sessions(path, request, arguments.json))
 
 
 def _kill(arguments: argparse.Namespace) -> int:
@@ -205,21 +215,33 @@ def _add_admin_commands(commands: Any) -> None:
         parsers[name].add_argument(
             "--kill", action="store_true", help="wait, and end the connections that are left at the timeout"
         )
-    for parser in (status, top, _add_kill(commands), *parsers.values()):
+    for parser in (status, top, *_add_session_commands(commands), *parsers.values()):
         parser.add_argument(
             "--socket", metavar="FILE", help="admin socket; default: admin.sock in the runtime directory"
         )
 
 
-def _add_kill(commands: Any) -> argparse.ArgumentParser:
-    """Add the command that ends sessions."""
+def _add_session_commands(commands: Any) -> list[argparse.ArgumentParser]:
+    """Add the commands that list and end sessions; return their parsers."""
+    sessions = _add(commands, "sessions", "list open sessions, the oldest first")
+    clients = _add(commands, "clients", "list the clients with the most open sessions, or the most bytes in these")
     kill = _add(commands, "kill", "end sessions at once, TCP with a reset; they must match all options that are given")
-    kill.add_argument("--generation", type=int, metavar="N", help="of this generation; `status` shows the old ones")
-    kill.add_argument("--service", metavar="SERVICE", help="of this service")
-    kill.add_argument("--backend", metavar="BACKEND", help="of this backend")
-    kill.add_argument("--client", metavar="ADDRESS[/LENGTH]", help="of clients with this address, or in this network")
+    clients.add_argument("--by", choices=("sessions", "bytes"), default="sessions", help=f"order; {DEFAULT}")
+    for parser in (sessions, clients):
+        parser.add_argument("--limit", type=int, default=20, metavar="N", help=f"lines, at most 100; {DEFAULT}")
+        parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+        parser.set_defaults(run=_sessions)
     kill.set_defaults(run=_kill)
-    return kill
+    for parser in (sessions, clients, kill):
+        parser.add_argument(
+            "--generation", type=int, metavar="N", help="of this generation; `status` shows the old ones"
+        )
+        parser.add_argument("--service", metavar="SERVICE", help="of this service")
+        parser.add_argument("--backend", metavar="BACKEND", help="of this backend")
+        parser.add_argument(
+            "--client", metavar="ADDRESS[/LENGTH]", help="of clients with this address, or in this network"
+        )
+    return [sessions, clients, kill]
 
 
 def _add_host_commands(commands: Any) -> None:

@@ -107,6 +107,19 @@ def own_faults(title: str, became: Mapping[str, str], expected: tuple[str, ...])
     return wrong
 
 
+def _expected(options: Mapping[str, Any], documentation: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the outcomes that the first run of a task with these options may have."""
+    if is_read_only(documentation) or options.get("action", _default(documentation, "action")) == "info":
+        return ("ok",)
+    # State absent changes nothing if the object has never existed, nor does the end of what is not there.
+    removes = options.get("state") == "absent" or options.get("action") == "kill"
+    return ("ok", "changed") if removes else ("changed",)
+
+
+def _default(documentation: Mapping[str, Any], option: str) -> Any:
+    return documentation["doc"].get("options", {}).get(option, {}).get("default")
+
+
 def faults(name: str, documentation: Mapping[str, Any], examples: list[dict[str, Any]], output: str) -> list[str]:
     """Return what the output of a play shows to be wrong with the examples or the plugin."""
     became, plugin, wrong = outcomes(output), f"{COLLECTION}.{name}", []
@@ -116,10 +129,7 @@ def faults(name: str, documentation: Mapping[str, Any], examples: list[dict[str,
         if ran not in ("ok", "changed") and "ansible.builtin.import_role" not in task:
             wrong.append(f"{title}: {ran}, expected it to run")
         if plugin in task:
-            # State absent changes nothing if the object has never existed.
-            absent = (task[plugin] or {}).get("state") == "absent"
-            changing = ("ok", "changed") if absent else ("changed",)
-            wrong += own_faults(title, became, ("ok",) if is_read_only(documentation) else changing)
+            wrong += own_faults(title, became, _expected(task[plugin] or {}, documentation))
     if plugin not in json.dumps(examples):
         wrong.append(f"no example uses {plugin}")
     return wrong

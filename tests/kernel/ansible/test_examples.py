@@ -101,6 +101,7 @@ def with_path(hosts):
 SCENES = {
     "forwarder_backend#module": ("a", with_forwarder),
     "forwarder_info#module": ("a", with_forwarder),
+    "forwarder_session#module": ("a", with_forwarder),
     "handshake_probe#module": ("a", with_path),
     "policy_route#module": ("b", None),
     "return_path#filter": ("b", None),

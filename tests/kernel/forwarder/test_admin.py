@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The admin socket, and what uses it: the commands and the module forwarder_backend."""
+"""The admin socket, and what uses it: the commands."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import server
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.defaults import MAX_NAME
-from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend
 
 from tests.lab import netns
 from tests.support import tcp, udp
@@ -64,7 +62,7 @@ REFUSED = [
     (b"\xff\xfe\x00\n", "a request must be one JSON object on one line"),
     (b"[" * 5000 + b"\n", "a request must be one JSON object on one line"),
     (b"[]\n", "a request must be a JSON object"),
-    (b"{}\n", "op must be one of drain, kill, log_level"),
+    (b"{}\n", "op must be one of clients, drain, kill, log_level"),
     (b'{"op": ["status"]}\n', "op must be one of"),
     (b'{"op": "drain", "backend": "x"}\n', "there is no backend 'x' (there are b, c, d, two:9000, two:9001)"),
     (b'{"op": "drain", "backend": {"a": 1}}\n', "there is no backend {'a': 1}"),
@@ -235,36 +233,6 @@ def test_drain_waits_until_the_last_connection_has_ended(lab, forwarder, listene
         end.close()
 
 
-@pytest.mark.ipv4_only
-def test_kill_ends_sessions_and_drain_may_end_those_that_are_left(lab, forwarder, listener, capsys):
-    for ended, result in (
-        (lambda: cli(lab, forwarder, "kill", "--service", "raw", "--client", "0.0.0.0/0").stdout, "ended 1 session\n"),
-        (
-            lambda: cli(lab, forwarder, "drain", "raw", "b", "--kill", "--timeout", "0.2").stdout,
-            "b is draining and has no connections (1 ended) in raw\n",
-        ),
-        (lambda: module(forwarder, capsys, state="maintenance", force=True, timeout=0.2)["ended"], 1),
-    ):
-        forwarder.ask("ready", backend="b")
-        with tcp.connection(lab, listener, RAW) as (client, server):
-            tcp.assert_open(client, server)
-            planned = module(forwarder, capsys, state="drain", force=True, _ansible_check_mode=True)
-            assert planned["changed"]
-            tcp.assert_open(client, server)
-            assert ended() == result
-            for end in (client, server):
-                with pytest.raises(ConnectionResetError):
-                    end.recv(1)
-    assert module(forwarder, capsys, state="maintenance", force=True)["changed"] is False
-    for options, status, sentence in (
-        ([], 2, "select the sessions to end by at least one of --generation, --service, --backend, --client"),
-        (["--service", "x"], 1, "there is no service 'x' (there are web, raw, wide, echo)"),
-        (["--client", "x"], 1, "client must be an address or a network: 'x' does not appear to be"),
-    ):
-        wrong = cli(lab, forwarder, "kill", *options)
-        assert (wrong.returncode, sentence in wrong.stderr) == (status, True)
-
-
 @contextlib.contextmanager
 def going_on(sock, to):
     """Keep a UDP session busy."""
@@ -309,62 +277,3 @@ def test_top_redraws_until_it_is_interrupted(lab, forwarder):
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) in (0, 130), process.log.read_text(encoding="utf-8")
     assert "Traceback" not in process.log.read_text(encoding="utf-8")
-
-
-# -- the module ------------------------------------------------------------------------------------------------------
-
-
-def module(forwarder, capsys, **params):
-    common = {"backend": "b", "socket": str(forwarder.directory / "admin.sock")}
-    with patch_module_args({**common, **params}), pytest.raises(SystemExit):
-        forwarder_backend.main()
-    return json.loads(capsys.readouterr().out)
-
-
-@pytest.mark.ipv4_only
-def test_the_module_is_idempotent_and_check_mode_predicts_the_change(forwarder, capsys):
-    planned = module(forwarder, capsys, state="drain", _ansible_check_mode=True)
-    assert planned["changed"] is True
-    assert planned["diff"] == {"before": "raw: ready\nweb: ready\n", "after": "raw: draining\nweb: draining\n"}
-    assert {backend["admin"] for backend in backends_named(forwarder, "b")} == {"ready"}
-    done = module(forwarder, capsys, state="drain", wait=True)
-    assert (done["changed"], done["diff"]) == (True, planned["diff"])
-    assert done["services"]["raw"] == {"before": "ready", "after": "draining", "connections": 0}
-    assert {backend["admin"] for backend in backends_named(forwarder, "b")} == {"draining"}
-    assert module(forwarder, capsys, state="drain")["changed"] is False
-    assert module(forwarder, capsys, state="maintenance", service="raw")["changed"] is True
-    assert [backend["admin"] for backend in backends_named(forwarder, "b")] == ["draining", "maintenance"]
-    assert module(forwarder, capsys, wait=True)["changed"] is True
-    assert module(forwarder, capsys)["changed"] is False
-
-
-@pytest.mark.ipv4_only
-def test_the_module_drains_every_port_of_a_host(forwarder, capsys):
-    done = module(forwarder, capsys, backend="two", state="drain", wait=True)
-    assert done["diff"]["before"] == "wide two:9000: ready\nwide two:9001: ready\n"
-    assert done["changed"] is True
-    assert {backend["admin"] for name in ("two:9000", "two:9001") for backend in backends_named(forwarder, name)} == {
-        "draining"
-    }
-    assert module(forwarder, capsys, backend="two:9001")["changed"] is True
-    assert [backend["admin"] for backend in backends_named(forwarder, "two:9000")] == ["draining"]
-    assert module(forwarder, capsys, backend="two", wait=True)["changed"] is True
-    assert module(forwarder, capsys, backend="two")["changed"] is False
-
-
-def backends_named(forwarder, name):
-    services = forwarder.status()["services"]
-    return [backend for service in services for backend in service["backends"] if backend["name"] == name]
-
-
-@pytest.mark.ipv4_only
-def test_the_module_fails_with_a_clear_message(lab, forwarder, listener, capsys):
-    unknown = module(forwarder, capsys, backend="x")
-    assert unknown["msg"] == "there is no backend x in any service of this forwarder"
-    assert unknown["reason"] == "unknown_backend"
-    absent = module(forwarder, capsys, socket="/nonexistent/admin.sock")
-    assert "no forwarder listens on /nonexistent/admin.sock" in absent["msg"]
-    assert absent["reason"] == "other"
-    with tcp.connection(lab, listener, RAW):
-        busy = module(forwarder, capsys, state="drain", service="raw", wait=True, timeout=0.3)
-    assert busy["msg"] == "backend b still has 1 connection after 0.3 s"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
 import time
 from collections import Counter
 
@@ -198,6 +199,29 @@ def test_drain_maintenance_and_enabled_false_keep_new_sessions_away_over_reloads
         assert forwarder.status()["restarts"] == 0
 
 
+def assert_listed(lab, forwarder, ask, network):
+    """The last session alone is of ``network``. Its client has moved the most bytes, another has the most sessions."""
+    last, many = ask.sessions[-1], getattr(lab["client"], ask.family)
+    found = forwarder.ask("sessions", client=network)
+    assert [(one["client"], one["source"], one["backend"]) for one in found["sessions"]] == [
+        (network.partition("/")[0],) * 2 + (last.name,)
+    ]
+    for _time in range(30):
+        last.go_on()
+
+    def clients(by):
+        listed = forwarder.ask("clients", by=by)
+        assert listed["count"] == len(ask.sessions)
+        return [(one["client"], one["sessions"]) for one in listed["clients"]]
+
+    few, more = (
+        str(ipaddress.ip_network((one, 64 if ask.family == "ipv6" else 32), False)).removesuffix("/32")
+        for one in (network.partition("/")[0], many)
+    )
+    assert clients("sessions") == [(more, len(ask.sessions) - 1), (few, 1)]
+    eventually(lambda: clients("bytes")[0] == (few, 1), "what it has sent is counted", forwarder.show)
+
+
 def test_kill_ends_the_selected_sessions_and_no_others_also_in_an_old_generation(lab, ask, protocol, family):
     address = CLIENTS[family].format(7)
     network = f"{address}/{32 if family == 'ipv4' else 128}"
@@ -208,6 +232,7 @@ def test_kill_ends_the_selected_sessions_and_no_others_also_in_an_old_generation
 
         served = ask.many(6)
         ask.sessions.append(Session(lab, protocol, (getattr(lab["a"], family), PORT), address))
+        assert_listed(lab, forwarder, ask, network)
         assert kill(client=network, backend=next(name for name in BACKENDS if name != ask.sessions[-1].name)) == 0
         assert (kill(client=network), kill(client=address), kill(backend="b")) == (1, 0, served["b"])
         assert forwarder.ask("kill", generation=2)["error"] == "there is no generation 2 with workers (there are 1)"

@@ -61,6 +61,18 @@ def test_metrics_and_status_page(lab, forwarder, listener):
     assert http(lab, b"GET /" + b"x" * 20_000)[0] == "HTTP/1.0 400 Too Long"
 
 
+def test_no_page_has_the_address_of_a_client_which_the_admin_socket_has(lab, forwarder, listener, udp_servers, family):
+    address, to = getattr(lab["client"], family), (getattr(lab["a"], family), ECHO)
+    with tcp.connection(lab, listener, RAW), udp.client(lab, to[0]) as sock:
+        udp.who(sock, to)
+        assert {one["client"] for one in forwarder.ask("sessions", client=address)["sessions"]} == {address}
+        assert {one["service"] for one in forwarder.ask("clients", client=address)["clients"]} == {"raw", "echo"}
+        for path in ("/", "/status.json", "/metrics"):
+            status, text = http(lab, f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            assert status == "HTTP/1.0 200 OK"
+            assert address not in text
+
+
 def test_metrics_of_a_udp_service(lab, forwarder, udp_servers, family):
     to = (getattr(lab["a"], family), ECHO)
 

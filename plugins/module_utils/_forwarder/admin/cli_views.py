@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What ``l4proxy status``, ``top``, ``drain``, ``maintenance`` and ``ready`` print."""
+"""What the subcommands of ``l4proxy`` that ask the forwarder print."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import select
 import sys
 import time
 
+from ..._shared.endpoints import join_endpoint
 from ..config.backend_names import disabled
 from . import client
 from .client import AdminError
-from .status import agent_text, draining_workers, name_and_tier, old_generation_line, round_trips
+from .status import agent_text, draining_workers, duration, name_and_tier, old_generation_line, round_trips
 
 MIN_INTERVAL = 0.2  # seconds between two updates of `top`
 CLEAR = "\x1b[H\x1b[2J"  # cursor home, erase the screen
@@ -60,13 +61,64 @@ def top(path, interval, rounds=None):
 def kill(path, selectors):
     """End the sessions that have all ``selectors``; print how many. Return the exit status: 1 if a worker is silent."""
     answer = client.ask(path, "kill", **selectors)
-    ended, silent = answer["ended"], answer["silent_workers"]
-    sys.stdout.write(f"ended {ended} session{'' if ended == 1 else 's'}\n")
-    if silent:
-        sys.stderr.write(
-            f"{silent} worker{'' if silent == 1 else 's'} did not answer: too busy, or of a version that cannot select"
-            " sessions; `l4proxy status` shows the old generations, and `l4proxy kill --generation N` ends all of one\n"
+    sys.stdout.write(f"ended {_sessions(answer['ended'])}\n")
+    more = "; `l4proxy status` shows the old generations, and `l4proxy kill --generation N` ends all of one"
+    return _report_silent(answer, more)
+
+
+def show_sessions(path, arguments, as_json):
+    """Print the sessions that the ``arguments`` of the request select, the oldest first; return the exit status."""
+    answer = client.ask(path, "sessions", **arguments)
+    rows = [
+        (
+            one["service"],
+            join_endpoint(one["client"], one["client_port"]),
+            one["backend"] or "-",
+            duration(one["duration"]),
+            amount(one["bytes_to_backend"]),
+            amount(one["bytes_to_client"]),
         )
+        for one in answer["sessions"]
+    ]
+    return _show_list(answer, ("SERVICE", "CLIENT", "BACKEND", "AGE", "TO BACKEND", "TO CLIENT"), rows, as_json)
+
+
+def show_clients(path, arguments, as_json):
+    """Print the clients that have the most sessions or bytes; return the exit status."""
+    answer = client.ask(path, "clients", **arguments)
+    rows = [
+        (
+            one["service"],
+            one["client"],
+            str(one["sessions"]),
+            duration(one["duration"]),
+            amount(one["bytes_to_backend"]),
+            amount(one["bytes_to_client"]),
+        )
+        for one in answer["clients"]
+    ]
+    return _show_list(answer, ("SERVICE", "CLIENT", "SESSIONS", "OLDEST", "TO BACKEND", "TO CLIENT"), rows, as_json)
+
+
+def _show_list(answer, titles, rows, as_json):
+    if as_json:
+        sys.stdout.write(json.dumps(answer, indent=1) + "\n")
+    else:
+        lines = [_sessions(answer["count"]), *(_aligned([titles, *rows]) if rows else ())]
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+    return _report_silent(answer)
+
+
+def _sessions(number):
+    return f"{number} session{'' if number == 1 else 's'}"
+
+
+def _report_silent(answer, more=""):
+    """Report workers that did not answer; return the exit status."""
+    silent = answer["silent_workers"]
+    if silent:
+        why = "too busy, or of a version that cannot select sessions"
+        sys.stderr.write(f"{silent} worker{'' if silent == 1 else 's'} did not answer: {why}{more}\n")
     return 1 if silent else 0
 
 

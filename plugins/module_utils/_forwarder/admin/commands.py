@@ -3,14 +3,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The commands of the admin socket: one JSON request per line, one JSON answer per line.
 
-{"op": "status"} · {"op": "drain" | "maintenance" | "ready", "backend": NAME (without a port: all ports of that host),
-"service": NAME (absent: every service that has the backend)}; "ready" answers with "disabled", the services that
-disable the backend, and if there are no others with an error of the "reason" "disabled": it has removed only what an
-operator has said before · {"op": "weight", "backend", "service",
-"weight": int or null (as configured)} · {"op": "sessions", "service", "backend", "limit"} · {"op": "log_level",
-"level": NAME or null (as configured)} · {"op": "kill", "generation": int, "service", "backend", "client": ADDRESS or
-NETWORK}, of which at least one is required
+{"op": "status"}
+{"op": "drain" | "maintenance" | "ready", "backend": NAME (without a port: all ports of that host), "service": NAME
+   (absent: every service that has the backend)}. "ready" answers with "disabled", the services that disable the
+   backend. If there are no others, the answer is an error of the "reason" "disabled", and "ready" has only removed what
+   an operator has said before
+{"op": "weight", "backend", "service", "weight": int or null (as configured)}
+{"op": "sessions", "limit": int, SELECTORS}: the oldest sessions
+{"op": "clients", "by": "sessions" | "bytes", "limit", SELECTORS}: the clients that have the most (top_clients.py)
+{"op": "kill", SELECTORS, of which at least one is required}
+{"op": "log_level", "level": NAME or null (as configured)}
 
+SELECTORS are "generation": int, "service", "backend" and "client": ADDRESS or NETWORK; a session must match all.
 An answer is {"ok": true, …} or {"ok": false, "error": sentence}. Overrides of backends survive a reload.
 """
 
@@ -28,6 +32,7 @@ from ..config.defaults import MAX_NAME, WEIGHT
 from ..counters.overrides import Overrides
 from ..counters.shared_memory import DISABLED
 from ..loop.log import LEVELS, Log
+from . import top_clients
 from .protocols import at_once
 from .snapshot import Snapshot
 from .status import pieces, status
@@ -36,7 +41,7 @@ STATES = {"drain": "draining", "maintenance": "maintenance", "ready": None}
 SESSIONS_TIMEOUT = 2.0  # seconds that workers have to answer
 MAX_SESSIONS = 100  # of one worker, and of one answer
 MAX_NAMES = 50  # in one sentence
-SELECTORS = ("generation", "service", "backend", "client")  # of the sessions to end
+SELECTORS = ("generation", "service", "backend", "client")  # of sessions
 NOT_SERVING = "no config is served yet"
 
 
@@ -90,6 +95,7 @@ class Admin:
         self._deferred = {  # commands that write their own answer
             "status": self._status,
             "sessions": self._sessions,
+            "clients": self._clients,
             "kill": self._kill,
         }
         self._commands = {
@@ -187,15 +193,28 @@ class Admin:
 
     def _sessions(self, client, request):
         """Ask all workers for sessions; the answer is written when all have answered or SESSIONS_TIMEOUT is over."""
+        selected, generation, limit = self._selected(request), request.get("generation"), self._limit(request)
+        number = self._next_number()
+        question = {"number": number, "limit": limit, **selected}
+        # "sessions" is the question that workers of version 0.1.0 know, but without a client.
+        question = {"oldest": question} if "client" in selected else {"sessions": number, **question}
+        self._collect(number, client, question, generation, selected=selected, limit=limit, answer=_oldest)
+
+    def _clients(self, client, request):
+        """Ask all workers for the clients that have the most; the answer is written like that to "sessions"."""
+        selected, generation, limit = self._selected(request), request.get("generation"), self._limit(request)
+        by = request.get("by", top_clients.SESSIONS)
+        if by not in top_clients.BY:
+            raise Refused(f"by must be one of {', '.join(top_clients.BY)}")
+        number = self._next_number()
+        question = {"clients": {"number": number, "by": by, **selected}}
+        self._collect(number, client, question, generation, selected=selected, limit=limit, by=by, answer=_greatest)
+
+    def _limit(self, request):
         limit = request.get("limit", MAX_SESSIONS)
         if not _is_number(limit, MAX_SESSIONS):
             raise Refused(f"limit must be a whole number from 1 to {MAX_SESSIONS}")
-        filters = {key: request.get(key) for key in ("service", "backend")}
-        for key, name in filters.items():
-            if name is not None and not (isinstance(name, str) and len(name) <= MAX_NAME):
-                raise Refused(f"{key} must be the name of a {key}, or null for all")
-        number = self._next_number()
-        self._collect(number, client, {"sessions": number, "limit": limit, **filters}, limit=limit)
+        return limit
 
     def _next_number(self):
         self._number += 1
@@ -212,11 +231,9 @@ class Admin:
 
     def _kill(self, client, request):
         """End sessions; the answer is written when all workers have ended theirs, or after SESSIONS_TIMEOUT."""
-        selected = {key: request[key] for key in SELECTORS if request.get(key) is not None}
-        if not selected:
+        selected, generation = self._selected(request), request.get("generation")
+        if not selected and generation is None:
             raise Refused(f"select the sessions to end by at least one of {', '.join(SELECTORS)}")
-        self._check(selected)
-        generation = selected.pop("generation", None)
         if not selected:
             ended = self._forwarder.end_generation(generation)
             if ended is not None:
@@ -224,21 +241,18 @@ class Admin:
                 return
         self._forwarder.log.event("kill", level="warning", generation=generation, **selected)
         number = self._next_number()
-        self._collect(number, client, {"kill": {"number": number, **selected}}, generation, kill=selected)
+        question = {"kill": {"number": number, **selected}}
+        self._collect(number, client, question, generation, selected=selected, answer=_ended)
 
-    def _killed(self, pending):
-        """Return the answer to a "kill"; a name that had no session must at least be in the config."""
-        try:
-            if not pending["count"]:
-                self._services(pending["kill"].get("service"))
-                if "backend" in pending["kill"]:
-                    self._find(pending["kill"])
-        except Refused as error:
-            return {"ok": False, "error": str(error)}
-        return {"ok": True, "ended": pending["count"], "silent_workers": len(pending["pids"])}
+    def _selected(self, request):
+        """Return the SELECTORS that a request has, without the generation; raise Refused for a wrong one."""
+        selected = {key: request[key] for key in SELECTORS if request.get(key) is not None}
+        self._check(selected)
+        selected.pop("generation", None)
+        return selected
 
     def _check(self, selected):
-        """Raise Refused if the value of a selector is wrong, or names what is not there."""
+        """Raise Refused if the value of a selector is wrong."""
         numbers = self._forwarder.generations()
         if "generation" in selected and selected["generation"] not in numbers:
             raise Refused(
@@ -254,6 +268,8 @@ class Admin:
             ipaddress.ip_network(network if isinstance(network, str) else "")
         except ValueError as error:
             raise Refused(f"client must be an address or a network: {error}") from None
+
+    # -- what the workers answer -----------------------------------------------------------------------------------
 
     def worker_answered(self, pid: int, message: dict):
         """Take the answer of a worker to a question."""
@@ -279,12 +295,29 @@ class Admin:
         pending = self._pending.pop(number, None)
         if pending is None:
             return
-        if "kill" in pending:
-            _write(pending["client"], self._killed(pending))
-            return
-        oldest = sorted(pending["sessions"], key=lambda session: -session["duration"])[: pending["limit"]]
-        reply = {"ok": True, "count": pending["count"], "sessions": oldest, "silent_workers": len(pending["pids"])}
+        try:
+            if not pending["count"]:  # then the names must at least be in the config
+                self._services(pending["selected"].get("service"))
+                if "backend" in pending["selected"]:
+                    self._find(pending["selected"])
+            reply = {"ok": True, **pending["answer"](pending), "silent_workers": len(pending["pids"])}
+        except Refused as error:
+            reply = {"ok": False, "error": str(error)}
         _write(pending["client"], reply)
+
+
+def _ended(pending):
+    return {"ended": pending["count"]}
+
+
+def _oldest(pending):
+    oldest = sorted(pending["sessions"], key=lambda session: -session["duration"])[: pending["limit"]]
+    return {"count": pending["count"], "sessions": oldest}
+
+
+def _greatest(pending):
+    clients = top_clients.greatest(top_clients.added_up(pending["sessions"]), pending["by"], pending["limit"])
+    return {"count": pending["count"], "clients": clients}
 
 
 def _is_number(value, most):

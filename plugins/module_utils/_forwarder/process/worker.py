@@ -14,14 +14,11 @@ version 0.1.0, which kills its workers a little after stop_timeout.
 from __future__ import annotations
 
 import gc
-import heapq
 import os
 import resource
 import signal
 
-from ..admission.acl import Networks
 from ..admission.source_address import SourcePorts
-from ..config.backend_names import matches
 from ..counters.heartbeat import BEAT
 from ..counters.shared_memory import WORKER_FIELDS
 from ..loop import own_addresses
@@ -34,8 +31,9 @@ from ..udp.server import UdpServer
 from ..udp.takeover import Takeover
 from . import change_messages, config_change, down_backends, removals, serving
 from .channel import READY, TooLarge, close_descriptors
+from .session_requests import SessionRequests
 
-KILLED = "killed"  # the reason in the log
+REQUESTS = {"oldest", "clients", "kill"}  # of session_requests.py; "sessions" is what version 0.1.0 knows
 PERIODIC_INTERVAL = 0.05  # seconds between two runs of periodic work while there is traffic
 
 
@@ -74,6 +72,7 @@ class Worker:
         self.tcp.acceptors = self.serving.acceptors
         self.udp.listen(self.serving.udp_listeners, [])
         self.earlier = config_change.Earlier(self)
+        self._requests = SessionRequests(self.tcp, self.udp)
         self._beat = region.beat_cell(slot)
         self._next_periodic = 0.0  # when periodic work is due
         self._log_dropped = log.dropped  # lines that the counter has
@@ -153,13 +152,14 @@ class Worker:
             if "log_level" in message:
                 self.loop.log.set_level(message["log_level"])
             if "sessions" in message:
-                self._answer(message["sessions"], self._oldest_sessions(message))
+                self._answer(message["sessions"], self._requests.oldest(message))
+            for request in REQUESTS & message.keys():
+                question = message[request]
+                self._answer(question["number"], getattr(self._requests, request)(question))
             if "removed" in message:
                 self._end_removed_later(message["removed"])
             if "down" in message:
                 down_backends.end_sessions(self.tcp, self.udp, message["down"])
-            if "kill" in message:
-                self._answer(message["kill"]["number"], self._kill(message["kill"]))
             self._changes.receive(message)
             close_descriptors(message)
         if closed:
@@ -180,13 +180,6 @@ class Worker:
                     raise
                 answer["sessions"] = answer["sessions"][: len(answer["sessions"]) // 2]
 
-    def _oldest_sessions(self, question):
-        """Return {"count", "sessions"}: the number of sessions that match a question, and the oldest of them."""
-        matching = self._matching((*self.tcp.sessions, *self.udp.table.flows), question)
-        oldest = heapq.nsmallest(question["limit"], matching, key=lambda session: session.started)
-        now = self.loop.now()
-        return {"count": len(matching), "sessions": [session.summary(now) for session in oldest]}
-
     def _end_removed_later(self, removal):
         """End the sessions of a service or backend that has left the config, at its deadline."""
 
@@ -197,31 +190,6 @@ class Worker:
                 self.loop.log.event("sessions of a removal ended", level="warning", **fields)
 
         self.loop.timers.add(self.loop.now() + removal["after"], end)
-
-    def _matching(self, sessions, question):
-        """Return those of ``sessions`` that have the service, the backend and the client of a question, if it has any.
-
-        A client is a network; a backend without a port means all ports of that host.
-        """
-        service, backend = question.get("service"), question.get("backend")
-        clients = Networks([question["client"]]) if question.get("client") is not None else None
-        return [
-            session
-            for session in sessions
-            if service in (None, session.service.name)
-            and (backend is None or (session.backend is not None and matches(backend, session.backend.name)))
-            and (clients is None or session.client_address[0] in clients)
-        ]
-
-    def _kill(self, question):
-        """End the sessions that match a question, TCP with a reset; return the answer."""
-        relays = self._matching(self.tcp.sessions, question)
-        flows = self._matching(self.udp.table.flows, question)
-        for relay in relays:
-            relay.abort(KILLED)
-        for flow in flows:
-            self.udp.end(flow, KILLED)
-        return {"count": len(relays) + len(flows), "sessions": []}
 
     def _turn(self):
         loop = self.loop

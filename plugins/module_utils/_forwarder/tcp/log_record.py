@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .state_table import State
+
 if TYPE_CHECKING:
     from .relay import Relay
+
+_CONNECTING = State.CONNECTING  # before Python 3.12, access to an enum member costs 0.1 to 0.4 µs
 
 #: Durations in seconds, sizes in bytes. The order is that of values().
 FIELDS = (
@@ -27,7 +31,7 @@ FIELDS = (
 
 def values(relay: Relay, now: float) -> tuple:
     """Return the values of FIELDS for a relay.Relay."""
-    connected = relay.upstream is not None and relay.ended is not None
+    connected = relay.upstream is not None and relay.state is not _CONNECTING
     client, client_port = relay.client_address[:2]
     return (
         client,

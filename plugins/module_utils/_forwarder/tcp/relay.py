@@ -363,6 +363,10 @@ class Relay(Session):
         self.backends.add_bytes(self.index, to_backend - self.counted_to_backend, to_client - self.counted_to_client)
         self.counted_to_backend, self.counted_to_client = to_backend, to_client
 
+    def bytes_so_far(self):
+        """Return the bytes that were forwarded (to the backend, to the client)."""
+        return self.upstream.sent if self.upstream is not None else 0, self.client.sent
+
     def start_keepalive(self):
         """Switch on keepalive towards the backend: this session lasts long enough to be worth it."""
         if self.service.keepalive:

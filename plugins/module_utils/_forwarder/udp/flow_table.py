@@ -108,6 +108,10 @@ class Flow:
         """The config.Backend."""
         return self.backends.backends[self.index]
 
+    def bytes_so_far(self):
+        """Return the bytes that were forwarded (to the backend, to the client)."""
+        return self.bytes_to_backend, self.bytes_to_client
+
     def summary(self, now):
         """Return the fields of its line in the log; durations in seconds, sizes in bytes of payload."""
         return {

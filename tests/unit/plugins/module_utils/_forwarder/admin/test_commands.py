@@ -89,15 +89,17 @@ def forwarder():
 TEST_REFUSALS = [
     (b"", "a request must be one JSON object on one line"),
     (b"null", "a request must be a JSON object"),
-    (b'{"op": 1}', "op must be one of drain, kill, log_level, maintenance, ready, sessions, status, weight"),
+    (b'{"op": 1}', "op must be one of clients, drain, kill, log_level, maintenance, ready, sessions, status, weight"),
     (b'{"op": "drain"}', "there is no backend None (there are b, c)"),
     (b'{"op": "drain", "backend": "c", "service": "mail"}', "there is no backend 'c' (there are b)"),
     (b'{"op": "drain", "backend": "b", "service": ["web"]}', "there is no service ['web'] (there are web, mail)"),
     (b'{"op": "weight", "backend": "b", "weight": 1e400}', "weight must be a whole number from 1 to 65535"),
     (b'{"op": "weight", "backend": "b", "weight": 65536}', "weight must be a whole number from 1 to 65535"),
     (b'{"op": "sessions", "limit": true}', "limit must be a whole number from 1 to 100"),
-    (b'{"op": "sessions", "backend": "' + b"b" * 81 + b'"}', "backend must be the name of a backend, or null for all"),
-    (b'{"op": "sessions", "service": ["web"]}', "service must be the name of a service, or null for all"),
+    (b'{"op": "sessions", "backend": "' + b"b" * 81 + b'"}', "backend must be the name of a backend"),
+    (b'{"op": "sessions", "service": ["web"]}', "service must be the name of a service"),
+    (b'{"op": "clients", "by": ["bytes"]}', "by must be one of sessions, bytes"),
+    (b'{"op": "sessions", "client": "x"}', "client must be an address or a network: 'x' does not"),
     (b'{"op": "log_level", "level": ["info"]}', "level must be one of"),
 ]
 
@@ -150,7 +152,7 @@ def test_a_backend_that_the_config_disables_cannot_be_made_ready(forwarder):
 
 def test_the_sessions_of_all_workers_are_in_one_answer(forwarder):
     replies = forwarder.ask(op="sessions", service="web", limit=3)
-    assert forwarder.questions == [{"sessions": 1, "limit": 3, "service": "web", "backend": None}]
+    assert forwarder.questions == [{"sessions": 1, "number": 1, "limit": 3, "service": "web"}]
     forwarder.worker_answers(1, 10, 5.0, 1.0)
     forwarder.worker_answers(1, 10, 9.0)  # only the first answer counts
     assert replies == []
@@ -160,6 +162,27 @@ def test_the_sessions_of_all_workers_are_in_one_answer(forwarder):
     assert [one["duration"] for one in reply["sessions"]] == [5.0, 4.0, 3.0]
     forwarder.worker_answers(2, 2, 4.0)
     assert len(replies) == 1
+
+
+def test_workers_of_version_0_1_0_which_cannot_select_clients_are_not_asked_for_sessions_of_some(forwarder):
+    forwarder.ask(op="sessions", client="198.18.0.0/24", generation=5)
+    assert forwarder.questions == [{"oldest": {"number": 1, "limit": 100, "client": "198.18.0.0/24"}}]
+
+
+@pytest.mark.parametrize(("by", "order"), [("sessions", ["x", "z"]), ("bytes", ["z", "x"])])
+def test_the_clients_of_all_workers_are_added_up(forwarder, by, order):
+    replies = forwarder.ask(op="clients", by=by, limit=2, service="web")
+    (question,) = forwarder.questions
+    assert question == {"clients": {"number": 1, "by": by, "service": "web"}}
+    names = ("client", "sessions", "bytes_to_backend", "bytes_to_client", "duration")
+    workers = [[("x", 3, 1, 1, 9.0), ("y", 1, 1, 0, 1.0)], [("z", 4, 9, 9, 2.0), ("x", 2, 1, 1, 3.0)]]
+    for pid, rows in enumerate(workers, 1):
+        sessions = [{"service": "web", **dict(zip(names, row))} for row in rows]
+        forwarder.admin.worker_answered(pid, {"answer": 1, "count": 5, "sessions": sessions})
+    (reply,) = replies
+    assert (reply["count"], [one["client"] for one in reply["clients"]]) == (10, order)
+    x = next(one for one in reply["clients"] if one["client"] == "x")
+    assert tuple(x[name] for name in names) == ("x", 5, 2, 2, 9.0)
 
 
 def test_sessions_are_answered_without_workers_that_are_silent_or_have_ended(forwarder):
@@ -218,7 +241,8 @@ def test_an_old_generation_is_ended_as_a_whole_and_other_sessions_by_their_worke
 ])  # fmt: skip
 def test_a_name_that_the_config_does_not_have_is_an_error_unless_it_had_sessions(forwarder, request_, error):
     for count in (0, 1):
-        replies = forwarder.ask(op="kill", **request_)
-        forwarder.worker_answers(1, count)
-        forwarder.worker_answers(2, 0)
-        assert replies[0].get("error") == (None if count else error)
+        for op in ("kill", "sessions"):
+            replies = forwarder.ask(op=op, **request_)
+            forwarder.worker_answers(1, count)
+            forwarder.worker_answers(2, 0)
+            assert replies[0].get("error") == (None if count else error)

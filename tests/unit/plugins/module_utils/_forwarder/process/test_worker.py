@@ -80,6 +80,21 @@ def test_the_oldest_sessions_are_listed_up_to_the_limit_and_the_size_of_a_messag
     assert (answer["answer"], answer["count"], len(answer["sessions"])) == (7, 100, 12)
 
 
+def test_the_clients_with_the_most_sessions_or_bytes_are_an_address_or_a_slash_64(host):
+    for address, sent in (("203.0.113.7", 5), ("203.0.113.7", 6), ("203.0.113.8", 90), ("2001:db8::1", 1),
+                          ("2001:db8::ff", 2), ("2001:db8:0:1::1", 3), ("fe80::1%eth0", 0)):  # fmt: skip
+        relay = host.relay()
+        relay.client_address, relay.client.sent = (address, 4000), sent
+    relay.started -= 60
+    (answer,) = tell(host, clients={"number": 7, "by": "sessions", "client": "::/0"})
+    assert answer["count"] == 4
+    assert [(one["client"], one["sessions"], one["bytes_to_client"]) for one in answer["sessions"]] == [
+        ("2001:db8::/64", 2, 3), ("2001:db8:0:1::/64", 1, 3), ("fe80::/64", 1, 0)]  # fmt: skip
+    assert answer["sessions"][2]["duration"] == pytest.approx(60, abs=5)
+    (answer,) = tell(host, clients={"number": 7, "by": "bytes"})
+    assert [one["client"] for one in answer["sessions"]][:2] == ["203.0.113.8", "203.0.113.7"]
+
+
 @pytest.mark.parametrize(("config", "messages", "timeout"), [
     ({}, [], 30.0),  # a supervisor of version 0.1.0, which kills it a little later
     ({}, [None], None),
