@@ -138,7 +138,7 @@ class HealthState:
             return DOWN
         if self.path.value == UNANSWERED:
             return BROKEN
-        if self.server.value == self.path.value == UNASKED:
+        if self.server.value == UNASKED:  # it has refused less than ``fall`` times, which proves its return path only
             return UNKNOWN
         return UP
 

@@ -78,6 +78,14 @@ def test_the_state_after_one_round(answer, real, state):
     assert health.state == state
 
 
+def test_a_server_that_refuses_from_the_start_is_not_up_before_it_is_down():
+    health, states = HealthState(rise=2, fall=3, window=6.0), []
+    for started in (90.0, 92.0, 94.0):
+        health.add(REFUSED, NO_CLIENTS, started, started + 0.1)
+        states.append(health.state)
+    assert states == [UNKNOWN, UNKNOWN, DOWN]
+
+
 @pytest.mark.parametrize(("answer", "state"), [
     (RoundResult(False, False), DOWN),
     (RoundResult(True, False), UP),
