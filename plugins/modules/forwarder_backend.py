@@ -13,8 +13,8 @@ description:
   - Run it on a proxy. It tells the running forwarder, over its admin socket, whether a backend gets new connections.
   - Existing connections continue in every state. With O(wait), the module returns when none is left; with O(force), it
     ends those that are left after O(timeout).
-  - The forwarder keeps the state across reloads and restarts, until it is stopped or its config no longer contains the
-    backend.
+  - The forwarder keeps the state across reloads, restarts, stops, crashes and reboots, until its config no longer
+    contains the backend. If it cannot save the state on the disk, the module warns.
 options:
   backend:
     description:
@@ -147,7 +147,9 @@ def act(module: AnsibleModule) -> dict:
         raise client.DisabledBackend(backend_names.disabled(backend, statuses))
     force = params["force"] and params["state"] != "ready"
     if (changed or refused) and not module.check_mode:
-        client.ask(path, params["state"], backend=backend, service=service)
+        answer = client.ask(path, params["state"], backend=backend, service=service)
+        if "not_saved" in answer:
+            module.warn(f"not saved, and lost at a stop or reboot: {answer['not_saved']}")
     result = {
         "changed": changed or (force and module.check_mode and any(status["active"] for status in statuses.values())),
         "diff": {"before": lines(before), "after": lines(after)},

@@ -54,9 +54,8 @@ def plan(status: Mapping[str, Any] | None, old: Config | None, new: Config, arch
         rest = "all other connections stay" if ended else "all connections stay"
         sentences = [f"a new config is loaded; {rest}", *map(_sentence, leaving), *_moving(old, new)]
         return Plan(RELOAD, sentences, number, seconds)
-    wait = "; new clients wait about a second" if _is_early(status) else ""
     why = [f"upgrade from {_running(status)} to {archive}"] if archive else []
-    why += [f"a changed unit restarts the forwarder{wait}"] if restart else []
+    why += ["a changed unit restarts the forwarder"] if restart else []
     total = sum(worker["sessions"] for worker in status["workers"])
     sentence, deadline = _old_processes(status, old, total, bool(ended))
     details = [_sentence(one) if deadline is None else one.what for one in leaving]

@@ -14,7 +14,7 @@ from ..._shared.endpoints import join_endpoint
 from ..config.backend_names import disabled
 from . import client
 from .client import AdminError
-from .status import agent_text, draining_workers, duration, name_and_tier, old_generation_line, round_trips
+from .status import agent_text, draining_workers, duration, name_and_tier, not_saved, old_generation_line, round_trips
 
 MIN_INTERVAL = 0.2  # seconds between two updates of `top`
 CLEAR = "\x1b[H\x1b[2J"  # cursor home, erase the screen
@@ -131,6 +131,8 @@ def set_backend_state(path, op, backend, service, timeout=None, force=False):
     answer = client.ask(path, op, backend=backend, service=service)
     state = {"drain": "draining", "maintenance": "in maintenance", "ready": "ready"}[op]
     services = ", ".join(answer["services"])
+    if "not_saved" in answer:
+        sys.stderr.write(f"not saved, and lost at a stop or reboot: {answer['not_saved']}\n")
     if timeout is not None:
         remaining = client.wait_until_empty(path, backend, service, timeout)
         ended = ""
@@ -171,6 +173,8 @@ def table(document, rates=None):
     last = document["last_reload"]
     if last["error"]:
         lines.append(f"the last reload failed at {last['at']}: {last['error']}")
+    if sentence := not_saved(document):
+        lines.append(sentence)
     lines += map(old_generation_line, document.get("old_generations", ()))  # not of version 0.1.0
     for service in document["services"]:
         listen = ", ".join(service["listen"])

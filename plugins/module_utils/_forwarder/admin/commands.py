@@ -15,7 +15,8 @@
 {"op": "log_level", "level": NAME or null (as configured)}
 
 SELECTORS are "generation": int, "service", "backend" and "client": ADDRESS or NETWORK; a session must match all.
-An answer is {"ok": true, …} or {"ok": false, "error": sentence}. Overrides of backends survive a reload.
+An answer is {"ok": true, …} or {"ok": false, "error": sentence}. An override of a backend has effect at once, and the
+answer comes when it is saved; if it cannot be, the answer has the key "not_saved", a sentence.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ class Forwarder(Protocol):
     def publish_overrides(self) -> None:
         """Make the overrides known to all workers."""
 
+    def save(self, then: Callable[[str | None], object]) -> None:
+        """Save the overrides; call ``then`` with None when they are, or else with the reason, one sentence."""
+
     def set_log_level(self, level: str | None) -> None:
         """Set the level of all processes; None: as configured."""
 
@@ -98,14 +102,12 @@ class Admin:
             "clients": self._clients,
             "kill": self._kill,
         }
-        self._commands = {
-            "weight": self._weight,
-            "log_level": self._log_level,
-            **dict.fromkeys(STATES, self._state),
-        }
+        self._overriding = {"weight": self._weight, **dict.fromkeys(STATES, self._state)}
+        self._commands = {"log_level": self._log_level, **self._overriding}
 
     def answer(self, client, line):
         """Answer one line of a client (connection.Connection), at once or later."""
+        overrides = False
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
@@ -118,12 +120,16 @@ class Admin:
                 return
             if op not in self._commands:
                 raise Refused(f"op must be one of {', '.join(sorted([*self._commands, *self._deferred]))}")
+            overrides = op in self._overriding
             reply = self._commands[op](request)
         except Refused as error:
             reply = {"ok": False, "error": str(error), **({"reason": error.reason} if error.reason else {})}
         except (ValueError, RecursionError):
             reply = {"ok": False, "error": "a request must be one JSON object on one line"}
-        _write(client, reply)
+        if overrides:
+            self._forwarder.save(lambda error: _write(client, {**reply, "not_saved": error} if error else reply))
+        else:
+            _write(client, reply)
 
     def _status(self, client, _request):
         snapshot = self._forwarder.snapshot()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 
 from . import metrics
-from .status import agent_text, name_and_tier, old_generation_line, round_trips, status
+from .status import agent_text, name_and_tier, not_saved, old_generation_line, round_trips, status
 from .status import pieces as status_pieces
 
 _HEAD = """<!DOCTYPE html>
@@ -54,7 +54,7 @@ def render(document):
 def pieces(document):
     """Yield the page of a status document as text, one service at a time."""
     yield f"{_HEAD}<h1>l4proxy {html.escape(document['version'])}</h1>"
-    for alarm in document["alarms"]:
+    for alarm in [*document["alarms"], *filter(None, [not_saved(document)])]:
         yield f'<p class="alarm">{html.escape(alarm)}</p>'
     last = document["last_reload"]
     yield f"<p>generation {document['generation']}, loaded {html.escape(document['loaded_at'])}"

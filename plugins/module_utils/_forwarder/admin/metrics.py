@@ -98,6 +98,12 @@ def _process(status):
             [("", status["drain_memory_ended"])],
         ),
         (
+            "state_saved",
+            "gauge",
+            "1 if drain states, weights and counters are saved, 0 if they could not be.",
+            [("", int(status["state_file"]["error"] is None))] if status["state_file"] else [],
+        ),
+        (
             "local_delivery_alarm",
             "gauge",
             "Number of address families in which every return path is broken.",

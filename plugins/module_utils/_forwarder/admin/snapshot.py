@@ -68,3 +68,4 @@ class Snapshot:
     log_level: str
     #: {service: {listener that could not be bound, as text: reason}}
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
+    state_file: dict[str, str | None] | None = None  # {"path", "saved_at", "error"}; None: nothing is stored

@@ -5,6 +5,7 @@
 
 {"pid", "version", "generation", "archive", "config", "loaded_at", "failed": {name of a socket: why it could not be
    bound}, "last_reload" (runtime_file.py), "reloads": {"ok", "failed"}, "restarts": int, "log_level": str,
+ "state_file": {"path", "saved_at" (time of the last success), "error": why the last save failed or null}, or null,
  "hash_table" (null: no config is loaded), "alarms": [sentences], "totals": {field: int},
  "old_generations": [{"generation", "version", "archive", "loaded_at" (these three may be null), "age" (seconds since it
    was replaced), "workers", "sessions", "memory" (bytes), "seconds_left" (null: no deadline)}],
@@ -62,6 +63,7 @@ def status(snapshot: Snapshot) -> dict:
         "reloads": snapshot.reloads,
         "restarts": snapshot.restarts,
         "log_level": snapshot.log_level,
+        "state_file": snapshot.state_file,
         "hash_table": config.used_hash_table if config else None,
         "alarms": [f"{family}: {LOCAL_DELIVERY}" for family in snapshot.region.common_causes()],
         "totals": {name: worker_totals.get(name, 0) for name in WORKER_FIELDS},
@@ -71,6 +73,12 @@ def status(snapshot: Snapshot) -> dict:
         "checker": {"pid": checker.pid, "hung": _hangs(checker)} if checker else None,
         "services": [_service(snapshot, service, absent) for service in config.services] if config else [],
     }
+
+
+def not_saved(document: dict) -> str | None:
+    """Return a sentence if drain states, weights and counters could not be saved."""
+    error = (document.get("state_file") or {}).get("error")  # version 0.1.0 has no state file
+    return f"drain states, weights and counters are not saved, and lost at a stop or reboot: {error}" if error else None
 
 
 def draining_workers(document: dict) -> int:

@@ -87,7 +87,7 @@ class Totals:
         return self.of("target", (service, backend, family)).get(field, 0)
 
 
-def _names(region):
+def names_of(region):
     """Return {kind: the names in the order of their cells in a row}."""
     return {"worker": [()], "service": [(name,) for name in region.services], "target": region.targets}
 
@@ -96,7 +96,7 @@ def counted(region):
     """Yield ((kind, name), {field: sum over the rows of workers}) of a region; for times the latest."""
     rows = [region.row(slot) for slot in range(region.slots)]
     sums, latest = list(map(sum, zip(*rows))), list(map(max, zip(*rows)))
-    for kind, names in _names(region).items():
+    for kind, names in names_of(region).items():
         offsets = {field: offset for (of_kind, field), offset in region.offsets.items() if of_kind == kind}
         columns = [
             (latest if field in TIMES else sums)[offset : offset + len(names)] for field, offset in offsets.items()
@@ -131,7 +131,7 @@ def publish_elsewhere(region, others, left=None, moving=()):
     """
     others = list(others)
     _publish_clients(region, others, left, moving)
-    names = _names(region)
+    names = names_of(region)
     for kind, field in (("service", "sessions"), ("target", "active")):
         open_now: dict[tuple, int] = {}
         for other in others:
@@ -170,7 +170,7 @@ def _write_clients(region, service, numbers):
 
 def _open(region, kind, field, except_slots):
     """Yield (name, number) of the open sessions or connections of the workers of a region."""
-    names = _names(region)[kind]
+    names = names_of(region)[kind]
     starts = [region.cell(slot, kind, field) for slot in range(region.slots) if slot not in except_slots]
     columns = [region.cells[start : start + len(names)].tolist() for start in starts]
     for name, numbers in zip(names, zip(*columns)):

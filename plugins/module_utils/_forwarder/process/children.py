@@ -197,9 +197,34 @@ def spawn_check(argv, environment, inherited) -> tuple[int, int]:
     os._exit(127)
 
 
-def _fork():
+def spawn_writer(closed, write) -> int:
+    """Fork a child that closes the descriptors ``closed`` and calls ``write()``; return a pipe with what that returns.
+
+    Raise OSError. The pipe has nothing if the child was killed.
+    """
+    read, into = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid = _fork(collect=False)  # it is short
+    except OSError:
+        os.close(read)
+        os.close(into)
+        raise
+    if pid:
+        os.close(into)
+        return read
+    try:
+        for number in (read, *closed):
+            os.close(number)
+        name_process("writer")
+        os.write(into, write())
+    finally:
+        os._exit(0)
+
+
+def _fork(collect=True):
     """Fork with all signals blocked; the parent restores its mask, the child unblocks them when it is ready."""
-    gc.collect()
+    if collect:
+        gc.collect()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()

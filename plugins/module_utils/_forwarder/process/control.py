@@ -15,6 +15,7 @@ from .generation import Generations
 from .log_settings import LogSettings
 from .old_generations import OldGenerations
 from .reload_results import ReloadResults
+from .saver import Saver, Then
 from .supervisor_loop import SupervisorLoop
 from .worker_pool import WorkerPool
 
@@ -29,8 +30,9 @@ class Control:
         pool: WorkerPool,
         old: OldGenerations,
         overrides: Overrides,
-        log_settings: LogSettings,
         results: ReloadResults,
+        log_settings: LogSettings,
+        saver: Saver,
     ):
         self.log = loop.log
         self.overrides = overrides
@@ -40,6 +42,7 @@ class Control:
         self._old = old
         self._log_settings = log_settings
         self._results = results
+        self._saver = saver
 
     @property
     def config(self):
@@ -70,12 +73,17 @@ class Control:
             reloads=self._results.counts,
             restarts=self._pool.restarts,
             log_level=self.log.level,
+            state_file=self._saver.status(),
         )
 
     def publish_overrides(self):
         """Make the overrides known to all workers, also to those that drain: one may still try another backend."""
         for region in self._generations.regions():
             self.overrides.publish(region)
+
+    def save(self, then: Then):
+        """Save the overrides; call ``then`` with None when they are, or else with the reason, one sentence."""
+        self._saver.save(then)
 
     def set_log_level(self, level: str | None):
         """Set the log level of all processes; None: as configured."""

@@ -21,6 +21,7 @@ from ..admin.listening import METRICS
 from ..config import config as config_module
 from ..config import defaults
 from ..counters import shared_memory, totals
+from ..counters.totals import GenerationTotals
 from . import listeners
 
 LAST_GOOD = ".last-good"  # after the path of the config: the copy that the role makes once the forwarder serves it
@@ -208,7 +209,7 @@ class Generations:
         self._draining: dict[int, shared_memory.Region] = {}  # by generation number
         self._left = 0  # number of the generation whose workers go on to the live one, see switch_in_place()
         self._moving: set[int] = set()  # slots of those that have not yet done so
-        self._ended = totals.GenerationTotals()
+        self._ended = GenerationTotals()
 
     @property
     def next_number(self) -> int:
@@ -309,6 +310,10 @@ class Generations:
         draining = {number: {"fd": region.fd, "record": region.record} for number, region in self._draining.items()}
         return {"serving": self.live.record(), "draining": draining, "ledger": self._ended.records()}
 
+    def continue_from(self, ended: GenerationTotals):
+        """Count on from what an earlier forwarder has counted."""
+        self._ended = ended
+
     def descriptors(self) -> list[int]:
         """Return the file descriptors that records() names."""
         return [self.live.region.fd, *(region.fd for region in self._draining.values())]
@@ -320,4 +325,4 @@ class Generations:
             int(number): shared_memory.Region(region["record"], region["fd"])
             for number, region in records["draining"].items()
         }
-        self._ended = totals.GenerationTotals(records["ledger"])
+        self._ended = GenerationTotals(records["ledger"])

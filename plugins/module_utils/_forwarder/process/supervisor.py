@@ -31,12 +31,25 @@ from ..admin.server import Servers
 from ..counters import heartbeat
 from ..counters.overrides import Overrides
 from ..loop.log import Log
-from . import children, generation, in_place, listeners, lock, notify, orphans, rebinding, reexec_state, restart_state
+from . import (
+    children,
+    generation,
+    in_place,
+    listeners,
+    lock,
+    notify,
+    orphans,
+    predecessor,
+    rebinding,
+    reexec_state,
+    restart_state,
+)
 from .control import Control
 from .log_settings import LogSettings
 from .old_generations import OldGenerations
 from .reload import Reload, internal_error, own_command
 from .reload_results import ReloadResults
+from .saver import Saver
 from .supervisor_loop import SupervisorLoop
 from .worker_pool import DRAIN_GRACE, WorkerPool
 
@@ -45,11 +58,8 @@ STOP_GRACE = 2.0  # seconds from the second SIGTERM until the workers are killed
 
 def run(config_path: str) -> int:
     """Run the forwarder in the foreground until a signal ends it; return the exit status."""
-    state, stored = reexec_state.take(os.environ), notify.stored(os.environ)
-    names = set(stored)
-    if state is None:
-        state = restart_state.take(stored)
-    return Supervisor(config_path).run(state, stored, names)
+    left = predecessor.find()  # before anything is opened: descriptors get their numbers back
+    return Supervisor(config_path).run(left)
 
 
 class Supervisor:
@@ -72,8 +82,9 @@ class Supervisor:
         self._change = in_place.ChangeInPlace(self._loop, self._generations, self._pool, self._log_settings, self)
         self._reload = Reload(self._loop, self, self._results, self._config_path, own_command())
         self._old = OldGenerations(self._loop, self._pool, self._generations, self._orphans)
-        seen = (self._loop, self._generations, self._pool, self._old, self._overrides)
-        control = Control(*seen, self._log_settings, self._results)
+        seen = (self._loop, self._generations, self._pool, self._old, self._overrides, self._results)
+        self._saver = Saver(*seen, self._listening, self)
+        control = Control(*seen, self._log_settings, self._saver)
         self._admin = Admin(control)
         answers = {ADMIN: self._admin.answer, METRICS: partial(http_views.answer, control.snapshot)}
         self._servers = Servers(self._loop, answers)
@@ -97,13 +108,11 @@ class Supervisor:
         self._starting = False  # whether what cannot be bound is left out
         self._exit_code = 0
 
-    def run(self, state: dict | None, stored: dict[str, int], names: set[str]) -> int:
-        """Serve until stopped; return the exit status. ``state`` is the handover of the previous program or process,
-        ``stored`` are the stored listeners, {name: descriptor}, ``names`` those of all that the service manager stores.
-        """
+    def run(self, left: predecessor.Left) -> int:
+        """Serve until stopped; return the exit status. ``left`` is what the previous program or process has left."""
         children.name_process("supervisor")
-        self._starting = state is None or bool(names)
-        self._adopt(state, stored, names)
+        self._starting = left.state is None or bool(left.names)
+        predecessor.adopt(left, self._parts, self._orphans, self._log)
         self._loop.handle_signals(
             {
                 signal.SIGHUP: self._handle_hup,
@@ -117,6 +126,7 @@ class Supervisor:
         self._loop.contain(self._handle_chld)  # a child may have ended before the handler was installed
         self._monitor()
         self._loop.call_later(rebinding.INTERVAL, self._rebinding.attempt)
+        self._saver.save_regularly()
         while not self._done():
             self._loop.turn()
             if not (self._stops or self._leaving):
@@ -125,6 +135,8 @@ class Supervisor:
         self._servers.close()
         if self._generations.live:
             self._results.remove_file()
+            if not self._leaving:
+                self._saver.finish()
         self._notifier.finish()
         self._log.event("stopped")
         self._log.flush()
@@ -207,29 +219,12 @@ class Supervisor:
         self._servers.close_connections()
         return self._parts.collect()
 
-    def _adopt(self, state, stored, names):
-        """Take over what the previous program or (without a state) a previous process has left; see run()."""
-        if names:
-            self._notifier.names = set(names)
-            self._notifier.store(stored)  # forgets the state, so that no later supervisor finds it
-            self._log.event("listeners adopted", listeners=sorted(stored))
-        if state is None:
-            self._listening.update(listeners.adopt(stored))
-        elif not names:
-            self._parts.adopt(state)
-        else:
-            self._parts.adopt({**state, "stored": sorted(self._notifier.names)})
-            self._log.event("workers adopted", processes=len(self._pool.children))
-        if state is not None or stored:
-            self._orphans.watch([pid for pid in orphans.find() if pid not in self._pool.children])
-            if self._orphans:
-                self._log.event("workers of the previous supervisor still drain", processes=len(self._orphans))
-
     def inherited_descriptors(self) -> list[int]:
         """Return the descriptors that a forked child must close: all but the listening sockets."""
         candidate = self._generations.candidate
         servers = candidate.new_servers.values() if candidate else ()
-        parts = (self._loop, self._reload, self._servers, self._orphans, self._notifier, self._lock, self._pool)
+        served = (self._loop, self._reload, self._servers, self._orphans, self._notifier, self._lock, self._pool)
+        parts = (*served, self._saver)
         return [*(sock.fileno() for sock in servers), *(number for part in parts for number in part.descriptors())]
 
     # -- loading a config ------------------------------------------------------------------------------------------
@@ -268,6 +263,8 @@ class Supervisor:
         if live:
             candidate.region.inherit(live.region, candidate.config.services)
             self._account()
+        else:
+            self._loop.contain(self._saver.restore, candidate)
         self._overrides.publish(candidate.region)
         return candidate
 
@@ -311,6 +308,7 @@ class Supervisor:
         contain(self._notifier.store_listeners, self._listening, self._log)
         contain(self._servers.settle, live.config, live.new_servers)
         contain(self._overrides.settle, live.config)
+        contain(self._saver.save)
         live.loaded_at = runtime_file.timestamp()
         self._log_settings.apply(live)
         self._account()

@@ -97,8 +97,7 @@ def test_a_restart_a_start_and_the_first_upgrade():
     assert plan(None, None, same, NEW, restart=True).action == "start"
     ends = f"8 connections end in 30 s at the latest{RULE}"
     assert plan(FIRST, same, same, NEW, restart=False) == Plan("upgrade", [UPGRADE, ends], 8, 30)
-    waits = f"{UNIT}; new clients wait about a second"
-    assert plan(FIRST, same, same, None, restart=True) == Plan("restart", [waits, ends], 8, 30)
+    assert plan(FIRST, same, same, NEW, restart=True) == Plan("restart", [UPGRADE, UNIT, ends], 8, 30)
     disabled = entry(WEB)
     disabled["backends"][0]["enabled"] = False
     again = [LOADED + STAY, "backend b of service web gets new connections again"]

@@ -43,10 +43,14 @@ class Forwarder:
         self.region = shared_memory.Region(shared_memory.describe(CONFIG, 2))
         self.questions, self.logged, self.timers = [], [], []
         self.log = SimpleNamespace(level="info", event=lambda name, **fields: self.logged.append(name))
+        self.not_saved = None  # why the disk refuses what is saved
         self.admin = commands.Admin(self)
 
     def publish_overrides(self):
         self.overrides.publish(self.region)
+
+    def save(self, then):
+        then(self.not_saved)
 
     def set_log_level(self, level):
         self.log.level = level or "info"
@@ -135,6 +139,9 @@ def test_an_override_changes_once_and_can_be_removed(forwarder, request_, servic
     back = {"op": "weight", "weight": None} if "weight" in request_ else {"op": "ready"}
     assert forwarder.ask(**{**request_, **back})[0]["changed"] is True
     assert forwarder.overrides.records() == []
+    forwarder.not_saved = "state.json: No space left on device"
+    (reply,) = forwarder.ask(**request_)
+    assert (reply["ok"], reply["changed"], reply["not_saved"]) == (True, True, forwarder.not_saved), "it has effect"
 
 
 def test_a_backend_that_the_config_disables_cannot_be_made_ready(forwarder):
