@@ -5,7 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import time
+
+from tests.support import tcp
 from tests.support.forwarding import BACKENDS, PROXY_ID, TABLE
+from tests.support.waiting import eventually
 
 SOURCES = {"ipv4": f"198.51.100.{PROXY_ID}", "ipv6": f"2001:db8:ffff::{PROXY_ID}"}
 PROBES = tuple(SOURCES.values())
@@ -24,6 +30,64 @@ def states(forwarder) -> list[str]:
 def state(forwarder, name: str, family: str) -> str:
     """The state of one backend in one family."""
     return backends(forwarder)[name]["families"][family]["state"]
+
+
+AGENT = 9707
+
+
+class Agents:
+    """An agent on both addresses of backends. ``says`` is {host: its line}; others close without a line.
+
+    ``seen`` are (host, address of a client).
+    """
+
+    def __init__(self, lab, hosts=BACKENDS, **says: bytes):
+        self.says = says
+        self.seen: set[tuple[str, str]] = set()
+        self._hosts = {address: name for name in BACKENDS for address in (lab[name].ipv4, lab[name].ipv6)}
+        self._serving = tcp.serving(lab, hosts, AGENT, self._answer)
+
+    def _answer(self, sock, peer):
+        with sock:
+            host = self._hosts[sock.getsockname()[0]]
+            self.seen.add((host, peer[0]))
+            sock.sendall(self.says.get(host, b""))
+
+    def say(self, forwarder, **says: bytes) -> None:
+        """Change the lines of some hosts, and wait until the forwarder knows."""
+        self.says.update(says)
+        for name, line in says.items():
+            word = line.decode().split("#")[0].split()[0]
+
+            def known(name=name, word=word):
+                agent = backends(forwarder)[name]["agent"]
+                return word in (*agent["word"].split(), f"{agent['weight']}%")
+
+            eventually(known, f"{name} says {line!r}", forwarder.show)
+
+    def __enter__(self):
+        self._serving.__enter__()
+        return self
+
+    def __exit__(self, *exc_info):
+        self._serving.__exit__(*exc_info)
+
+
+def babble(kind: str, sock: socket.socket) -> None:
+    """Answer a connection as an agent that says nothing useful; see BABBLE."""
+    with sock, contextlib.suppress(OSError):
+        sock.settimeout(1)
+        while kind == "endless":
+            sock.sendall(b"x" * 65536)
+        for _byte in range(20 if kind == "drips" else 0):
+            sock.sendall(b" ")
+            time.sleep(0.05)
+        sock.sendall(bytes(range(256)) if kind == "binary" else b"")
+        sock.recv(1 if kind == "silent" else 0)
+
+
+#: What the forwarder says of such an agent.
+BABBLE = {"endless": "EMSGSIZE", "binary": "EBADMSG", "drips": "ETIMEDOUT", "silent": "ETIMEDOUT", "nothing": "EBADMSG"}
 
 
 class BrokenReturnPath:

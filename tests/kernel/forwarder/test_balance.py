@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Balancing over TCP and UDP: algorithms, weights, tiers, limits, operator overrides, slow start."""
+"""Balancing over TCP and UDP: algorithms, weights, tiers, limits, overrides of operators and agents, slow start."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from collections import Counter
 import pytest
 
 from tests.kernel.forwarder import sessions
-from tests.kernel.forwarder.faults import state
+from tests.kernel.forwarder.faults import AGENT, BABBLE, Agents, babble, backends, state
 from tests.kernel.forwarder.sessions import CLIENTS, SERVERS, Session
+from tests.support import tcp
 from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
 from tests.support.waiting import eventually
 
@@ -260,6 +261,76 @@ def test_a_weight_set_by_an_operator_applies_at_once(lab, ask, protocol, family)
     with Forwarder(lab, document(lab, protocol)) as forwarder:
         forwarder.ask("weight", backend="b", weight=4)
         assert ask.many(12) == {"b": 8, "c": 2, "d": 2}
+
+
+def test_an_agent_drains_its_backend_takes_it_down_and_changes_its_weight(lab, ask, protocol, family):
+    """Each word, and the one that ends it; a reload and an agent that stops keep the last word."""
+    config = document(lab, protocol, (2, 2, 2), workers=2)
+    service = config["services"][0]
+    service["health"]["agent"] = {"port": AGENT, "interval": 0.2}
+    if family == "ipv6":  # IPv6 alone: else the IPv4 address is asked
+        service["listen"] = service["listen"][1:]
+        for backend in service["backends"]:
+            del backend["ipv4"]
+    with Forwarder(lab, config) as forwarder:
+        with Agents(lab, b=b"up 50%\n") as agents:
+            agents.say(forwarder, b=b"up 50%\n")
+            eventually(lambda: len(agents.seen) == 3, "each agent is asked")
+            assert agents.seen == {(name, getattr(lab["a"], family)) for name in BACKENDS}
+            eventually(lambda: backends(forwarder)["c"]["agent"]["answer"] == "no: EBADMSG", "it closes without a line")
+            held = ask.many(40)
+            assert held["c"] == pytest.approx(16, abs=2)
+            assert held["b"] == pytest.approx(8, abs=2)
+            agents.say(forwarder, b=b"drain\n")
+            assert backends(forwarder)["b"]["state"] == "draining"
+            assert set(ask.many(6)) == {"c", "d"}
+            for session in ask.sessions[:40]:
+                session.go_on()
+            agents.say(forwarder, b=b"ready 100% # nothing to say\n")
+            assert "b" in ask.many(12)
+            agents.say(forwarder, b=b"down # disk full\n", c=b"maint\n")
+            assert set(ask.many(6)) == {"d"}
+            forwarder.ask("maintenance", backend="d")
+            assert ask.refused(), "the control: there is no other backend"
+            forwarder.ask("ready", backend="d")
+            forwarder.ask("ready", backend="c")
+            found = backends(forwarder)
+            assert [found[name]["state"] for name in BACKENDS] == ["down", "maintenance", "unknown"]
+            assert (found["b"]["agent"]["reason"], found["c"]["admin"]) == ("disk full", "ready")
+        gone = "no: ECONNREFUSED"
+        eventually(lambda: backends(forwarder)["b"]["agent"]["answer"] == gone, "it is gone", forwarder.show)
+        workers = forwarder.workers()
+        forwarder.configure({**config, "services": [{**service, "connect_timeout": 2}]})
+        assert forwarder.reload().returncode == 0
+        assert forwarder.workers() == workers, "the config was taken in place"
+        assert set(ask.many(6)) == {"d"}, "the last word stays"
+        with Agents(lab, b=b"up\n", c=b"ready\n") as agents:
+            agents.say(forwarder, b=b"up\n", c=b"ready\n")
+            assert set(ask.many(12)) == set(BACKENDS)
+        words = [(line["backend"], line["word"]) for line in forwarder.log("agent")]
+        assert [word for name, word in words if name == "b"] == ["up", "drain up", "ready up", "ready down", "ready up"]
+
+
+def test_an_agent_that_babbles_changes_nothing_and_hurts_neither_the_checker_nor_other_agents(lab, session_servers):
+    health = {"interval": 0.3, "timeout": 0.3, "agent": {"port": AGENT, "interval": 0.3}}
+    with Forwarder(lab, document(lab, "tcp", names=("b", "c"), health=health)) as forwarder, Agents(lab, "c") as agents:
+        eventually(lambda: backends(forwarder)["b"]["state"] == "up", "b is up", forwarder.show)
+        checker = forwarder.children("l4-checker")
+        for number, (kind, error) in enumerate(BABBLE.items()):
+            with tcp.serving(lab, ["b"], AGENT, lambda sock, _peer, kind=kind: babble(kind, sock)):
+                agents.say(forwarder, c=b"ready\n" if number % 2 else b"drain\n")
+
+                def known(expected=f"no: {error}"):
+                    return backends(forwarder)["b"]["agent"]["answer"] == expected
+
+                eventually(known, kind, forwarder.show)
+        found = backends(forwarder)["b"]
+        assert (found["state"], found["agent"]["word"], found["agent"]["age"]) == ("up", "", None)
+        with Agents(lab, "b", b=b"fail\n") as control:
+            control.say(forwarder, b=b"fail\n")
+            assert backends(forwarder)["b"]["state"] == "down"
+        assert forwarder.children("l4-checker") == checker
+        assert not forwarder.log("defect")
 
 
 def test_a_recovered_backend_starts_slowly(lab, session_servers, ask, protocol, family):
