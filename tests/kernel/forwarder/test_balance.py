@@ -263,6 +263,7 @@ def test_a_weight_set_by_an_operator_applies_at_once(lab, ask, protocol, family)
         assert ask.many(12) == {"b": 8, "c": 2, "d": 2}
 
 
+@pytest.mark.parametrize(("protocol", "family"), [("tcp", "ipv4"), ("udp", "ipv6")])
 def test_an_agent_drains_its_backend_takes_it_down_and_changes_its_weight(lab, ask, protocol, family):
     """Each word, and the one that ends it; a reload and an agent that stops keep the last word."""
     config = document(lab, protocol, (2, 2, 2), workers=2)
@@ -311,6 +312,7 @@ def test_an_agent_drains_its_backend_takes_it_down_and_changes_its_weight(lab, a
         assert [word for name, word in words if name == "b"] == ["up", "drain up", "ready up", "ready down", "ready up"]
 
 
+@pytest.mark.ipv4_only
 def test_an_agent_that_babbles_changes_nothing_and_hurts_neither_the_checker_nor_other_agents(lab, session_servers):
     health = {"interval": 0.3, "timeout": 0.3, "agent": {"port": AGENT, "interval": 0.3}}
     with Forwarder(lab, document(lab, "tcp", names=("b", "c"), health=health)) as forwarder, Agents(lab, "c") as agents:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import html
 import json
 from dataclasses import replace
 
@@ -18,8 +19,11 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin im
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.balancer import Backends
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_agent import HealthAgent
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import agent_state, shared_memory
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.agent_state import AgentWord
 
 from ..snapshots import NOW, Forwarder, worker
 
@@ -133,6 +137,58 @@ def test_a_disabled_backend_is_shown_as_such_unless_an_operator_has_said_more(fo
         assert state in metrics.render(found)
         assert shown in cli_views.table(found)
         assert shown in http_views.render(found)
+
+
+# What an agent has said, 12 s ago or never, and the errno since; an override; what is shown; the metrics.
+TEST_AGENTS = [
+    (AgentWord(), False, 0, {}, "up", "not asked", (-1, None)),
+    (AgentWord(), False, errno.ECONNREFUSED, {}, "up", "no answer: ECONNREFUSED", (0, None)),
+    (AgentWord("up", "ready", 50), True, 0, {}, "up", "ready up, 50%", (1, 50)),
+    (AgentWord("down", reason="a<b"), True, 0, {}, "down", "down (a<b)", (1, None)),
+    (AgentWord("stopped"), True, errno.ETIMEDOUT, {}, "down", "stopped, no answer for 12 s: ETIMEDOUT", (0, None)),
+    (AgentWord("", "drain"), True, 0, {}, "draining", "drain", (1, None)),
+    (AgentWord("", "maint", 0), True, 0, {}, "maintenance", "maint, 0%", (1, 0)),
+    (AgentWord("", "", 0), True, 0, {}, "draining", "0%", (1, 0)),
+    (AgentWord("", "", 0), True, 0, {"weight": 3}, "up", "0%", (1, 0)),
+    (AgentWord("down", "drain"), True, 0, {"state": "maintenance"}, "maintenance", "drain down", (1, None)),
+]
+
+
+@pytest.mark.parametrize(("word", "answered", "number", "override", "state", "text", "values"), TEST_AGENTS)
+def test_the_word_of_an_agent_is_shown_and_is_the_state_unless_an_operator_says_otherwise(
+    word, answered, number, override, state, text, values
+):
+    health = HealthCheck(agent=HealthAgent(9707))
+    forwarder = Forwarder(replace(CONFIG, services=(replace(CONFIG.services[0], health=health),)))
+    region = forwarder.regions[0]
+    for target in (B4, B6):
+        agent_state.write(region, target, word)
+        region.set_state("health", target, shared_memory.UP)
+        region.set_state("agent_answered", target, int((NOW - 12) * 1000) if answered else 0)
+        region.set_state("agent_errno", target, number)
+    for key, value in override.items():
+        forwarder.overrides.set("web", "b", key, value)
+    document = json.loads(json.dumps(forwarder.status()))
+    backend = document["services"][0]["backends"][0]
+    assert (backend["state"], backend["families"]["ipv6"]["state"]) == (state, "up")
+    assert (backend["agent"]["weight"], backend["agent"]["age"]) == (word.percent, 12.0 if answered else None)
+    header, row = cli_views.table(document).splitlines()[-3:-1]
+    assert header.endswith("  AGENT")
+    assert row.endswith(f"  {text}")
+    assert f"{state} (agent: {html.escape(text)})" in http_views.render(document)
+    lines = metrics.render(document).splitlines()
+    labels = '{service="web",backend="b"}'
+    assert f"l4proxy_health_agent{labels} {values[0]}" in lines
+    assert (f"l4proxy_health_agent_weight_percent{labels} {values[1]}" in lines) == (values[1] is not None)
+    forwarder.close()
+
+
+def test_without_agents_nothing_is_shown_of_them(forwarder):
+    document = forwarder.status()
+    assert [backend["agent"] for backend in document["services"][0]["backends"]] == [None, None]
+    assert "AGENT" not in cli_views.table(document)
+    assert "agent" not in http_views.render(document)
+    assert "l4proxy_health_agent{" not in metrics.render(document)
 
 
 def test_the_results_of_the_health_probes_are_shown_by_family(forwarder):

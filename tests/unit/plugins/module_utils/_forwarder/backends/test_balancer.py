@@ -16,9 +16,11 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends
     passive_health,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_agent import HealthAgent
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import agent_state, shared_memory
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.agent_state import AgentWord
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -245,6 +247,30 @@ def test_the_weight_of_an_operator_replaces_the_configs():
     for weight, taken in ((3, {0: 3, 1: 1}), (0, {0: 2, 1: 2})):
         some.set(0, weight=weight)
         assert some.shares(4) == taken
+
+
+@pytest.mark.parametrize("balance", sorted(algorithms.ALGORITHMS))
+def test_the_word_of_an_agent_counts_and_a_weight_of_0_is_no_division(balance):
+    some = Some(2, 2, balance=balance, health=HealthCheck(enabled=False, agent=HealthAgent(9707)))
+
+    def served(word):
+        agent_state.write(some.region, 0, word)
+        some.region.advance(shared_memory.EPOCH_HEALTH)
+        found = Counter()
+        for number in range(1, 201):
+            found += some.shares(client=f"203.0.113.{number}")
+        return found
+
+    for word in ("down", "stopped", "fail"):
+        assert served(AgentWord(word)) == {1: 200}
+    for word in (AgentWord("", "drain"), AgentWord("", "maint"), AgentWord(percent=0)):
+        assert served(word) == {1: 200}
+    even, less = served(AgentWord("up")), served(AgentWord("up", "ready", 25))
+    assert even[0] == pytest.approx(100, abs=30)
+    assert balance == "least_connections" or less[0] == pytest.approx(40, abs=25)
+    some.set(1, admin=shared_memory.MAINTENANCE)
+    assert served(AgentWord("down")) == {None: 200}
+    assert served(AgentWord("", "", 1)) == {0: 200}
 
 
 @pytest.mark.parametrize("options", [{}, UNCHECKED], ids=["checked", "unchecked"])
