@@ -106,10 +106,13 @@ class NamespaceLab:
         self._processes.append(process)
         return process
 
-    def nginx(self, host: str, ports: Iterable[int] = (8080,)) -> NginxServer:
-        """Start nginx on a host; it answers every request with the host's name and a newline."""
+    def nginx(self, host: str, ports: Iterable[int] = (8080,), more: str = "") -> NginxServer:
+        """Start nginx on a host; it answers every request with the host's name and a newline.
+
+        ``more`` is added to its server block.
+        """
         directory = Path(tempfile.mkdtemp(prefix=f"nginx-{host}-", dir=self.tmp))
-        server = NginxServer(self[host], directory, list(ports))
+        server = NginxServer(self[host], directory, list(ports), more)
         server.start()
         return server
 

@@ -51,12 +51,12 @@ def nginx_config(name: str, directory: Path, ports: list[int], more: str = "") -
 class NginxServer:
     """nginx on a host of the lab, until stop() or the end of the lab."""
 
-    def __init__(self, host: LabHost, directory: Path, ports: list[int]):
+    def __init__(self, host: LabHost, directory: Path, ports: list[int], more: str = ""):
         self.host, self.ports = host, ports
         self.access_log = directory / "access.log"
         self.error_log = directory / "error.log"
         self._config = directory / "nginx.conf"
-        self._config.write_text(nginx_config(host.name, directory, ports), encoding="utf-8")
+        self._config.write_text(nginx_config(host.name, directory, ports, more), encoding="utf-8")
         self._process = None
 
     def start(self, timeout: float = PATIENCE) -> None:

@@ -18,7 +18,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends
     Exchange,
     any_answer,
 )
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_tls import Sessions, TlsExchange
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_tls import TlsExchange
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_exchange import HealthTls
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import probe_results
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.probe_results import (
@@ -115,8 +115,8 @@ def run(exchange, server):
     return result
 
 
-def probe(options, inner=None, sessions=None):
-    return TlsExchange(sessions or Sessions(options), inner, b"")
+def probe(options, inner=None):
+    return TlsExchange(options, inner, b"")
 
 
 def hello():
@@ -171,18 +171,6 @@ def test_the_server_gets_the_name_and_may_refuse(valid):
     context.sni_callback = lambda *_arguments: ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
     server, exchange = Server(context), probe(HealthTls(server_name=NAME))
     assert exchange.received(server.answer(exchange.outgoing)) == TLS_REFUSED
-
-
-@pytest.mark.parametrize("verify", [False, True])
-def test_a_session_is_resumed_unless_its_certificate_has_to_be_verified(valid, verify):
-    options = HealthTls(server_name=NAME, verify=verify, ca_file=str(valid) if verify else None)
-    sessions, context = Sessions(options), server_context(valid)
-    reused = []
-    for _probe in range(3):
-        server = Server(context, b"220")
-        assert run(probe(options, hello(), sessions), server) == 0
-        reused.append(server.tls.session_reused)
-    assert reused == [False, not verify, not verify]
 
 
 def test_a_tls_handshake_that_does_not_finish(valid):
