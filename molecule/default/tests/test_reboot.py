@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.lab.traffic import get, logged
@@ -15,11 +17,59 @@ RESTARTED = ["a", "b"]
 
 @pytest.fixture(scope="module", autouse=True)
 def restarted(lab):
-    """Reboot a proxy and a backend; each gets a new network namespace without any rule of ours."""
+    """Reboot a proxy and a backend; each gets a new network namespace without any rule of ours.
+
+    Return what the proxy's forwarder knew before. An operator has drained a backend and changed the weight of another.
+    """
+    lab["a"].run(["l4proxy", "drain", "api", "b"])
+    ask(lab, op="weight", service="web", backend="c", weight=3)
+    known = words_and_counters(lab)
     before = {name: netns(lab, name) for name in RESTARTED}
     for name in RESTARTED:
         lab.restart(name)
         assert netns(lab, name) != before[name]
+    return known
+
+
+ASK = """
+import json, socket, sys
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.connect("/run/l4proxy/admin.sock")
+    sock.sendall(sys.argv[1].encode() + b"\\n")
+    sys.stdout.write(sock.makefile().readline())
+"""
+
+
+def ask(lab, **request):
+    answer = json.loads(lab["a"].run(["python3", "-c", ASK, json.dumps(request)]).stdout)
+    assert answer["ok"], answer
+    assert "not_saved" not in answer
+    return answer
+
+
+def words_and_counters(lab):
+    """Return ({service backend: (state, weight)} where an operator has said something, {service: connections})."""
+    services = ask(lab, op="status")["status"]["services"]
+    words = {
+        f"{service['name']} {one['name']}": (one["admin"], one["weight"])
+        for service in services
+        for one in service["backends"]
+        if one["admin"] != "ready" or one["weight"] > 2
+    }
+    return words, {service["name"]: service["connections"] for service in services}
+
+
+def test_what_an_operator_has_said_and_the_counters_survive_a_reboot(lab, restarted):
+    words, counters = restarted
+    assert words == {"api b": ("draining", 2), "web c": ("ready", 3)}
+    assert counters["web"] > 0
+    eventually(lambda: lab["a"].run(["systemctl", "is-active", "l4proxy-forwarder"], check=False).returncode == 0)
+    assert words_and_counters(lab) == restarted
+    mode = lab["a"].run(["stat", "-c", "%U %a", "/var/lib/l4proxy-forwarder", "/var/lib/l4proxy-forwarder/state.json"])
+    assert mode.stdout.split() == ["l4proxy", "750", "l4proxy", "600"]
+    lab["a"].run(["l4proxy", "ready", "api", "b"])
+    ask(lab, op="weight", service="web", backend="c")
+    assert words_and_counters(lab)[0] == {}, "the control"
 
 
 def netns(lab, name):

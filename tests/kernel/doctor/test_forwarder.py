@@ -45,6 +45,16 @@ def test_ranges_of_ports_are_checked_against_ephemeral_ports(clinic, running, ad
     assert all(said in finding.what for finding in found)
 
 
+def test_a_state_that_cannot_be_saved_is_reported(clinic, tmp_path):
+    service = make_service(clinic.lab, "web", 80, PORT, backends=("b",))
+    directory = tmp_path / "state"
+    with Forwarder(clinic.lab, make_config(service), environment={"STATE_DIRECTORY": str(directory)}) as forwarder:
+        eventually(lambda: [finding.id for finding in clinic.complaints("a", **paths(forwarder))] == ["state_saved"])
+        directory.mkdir()
+        assert forwarder.ask("drain", backend="b") == {"ok": True, "changed": True, "services": ["web"]}
+        assert clinic.complaints("a", **paths(forwarder)) == []
+
+
 def test_an_ended_forwarder_is_reported(clinic, running):
     running.stop()
     assert [finding.id for finding in clinic.complaints("a", **paths(running))] == ["forwarder"]

@@ -109,6 +109,7 @@ CHECKS = (
     Check("forwarder", PROXY, False, services.forwarder, "the forwarder runs and may use clients' addresses"),
     Check("listening", PROXY, False, services.listening, "the forwarder listens on every configured address"),
     Check("old_code", PROXY, False, services.old_code, "no connection keeps old code in use for more than a day"),
+    Check("state_saved", PROXY, False, services.state_saved, "drain states, weights and counters survive a reboot"),
     Check("families", PROXY, False, services.families, "every configured backend has local delivery"),
     Check("lookup", ANY, False, drift.lookup, "the kernel routes sample replies as the documents say"),
     Check("udp_source", BACKEND, True, limits.udp_source, "UDP servers reply from the address that was contacted"),

@@ -159,6 +159,16 @@ def old_code(facts: Facts) -> Iterator[Finding]:
             )
 
 
+def state_saved(facts: Facts) -> Iterator[Finding]:
+    if facts.forwarder and facts.forwarder.not_saved:
+        yield warn(
+            FORWARDER,
+            f"the forwarder cannot save its state: {facts.forwarder.not_saved}",
+            "after a stop or reboot, drained backends get connections again, and counters go back to the last save",
+            "make room on the file system, or make it writable; the forwarder tries again every 30 seconds",
+        )
+
+
 def _version(version: str | None) -> str:
     return f"version {version}" if version else "of an unknown version"
 

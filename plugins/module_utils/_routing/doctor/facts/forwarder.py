@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from ...host import files
-from . import old_code, proc
+from . import admin_socket, proc
 from .model import Forwarder, Socket
 
 
@@ -22,7 +22,7 @@ def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
             return None
         document = json.loads(content)
         listeners, targets = _configured(document)
-        admin_socket = old_code.admin_socket(document, runtime)
+        socket = admin_socket.path_of(document, runtime)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return Forwarder(config, error=f"is invalid: {type(error).__name__}: {error}")
     except OSError as error:
@@ -33,6 +33,7 @@ def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
     status = proc.status(proc_directory, pid) if pid else None
     if pid is None or status is None:
         return Forwarder(config, listeners=listeners, backends=backends, targets=targets)
+    old_code, not_saved = ((), None) if status.stopped else admin_socket.read(socket)
     return Forwarder(
         config,
         None,
@@ -43,8 +44,9 @@ def read(config: str, runtime: str, proc_directory: str) -> Forwarder | None:
         targets,
         status.uid,
         status.stopped,
-        () if status.stopped else old_code.read(admin_socket),
+        old_code,
         tuple(sorted((running.get("failed") or {}).items())),
+        not_saved,
     )
 
 

@@ -172,6 +172,7 @@ class Forwarder:
     old_code: tuple[OldCode, ...] = ()
     # Sockets that could not be bound when it started, with the reason: ("tcp:0.0.0.0:80", "EADDRINUSE: ...").
     failed: tuple[tuple[str, str], ...] = ()
+    not_saved: str | None = None  # why the last save of its state file failed
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ PROBLEMS = [
     (forwarder(old_code=(OldCode(7, "0.2.0", 5, 90_000.0),)), "warn old_code",
      "5 connections are served by old code (version 0.2.0, generation 7), which was replaced 25 hours ago"),
     (forwarder(old_code=(OldCode(1, None, 1, 1e6),)), "warn old_code", "(of an unknown version, generation 1)"),
+    (forwarder(not_saved="state.json: No space left"), "warn state_saved", "its state: state.json: No space"),
     (forwarder(backends=("198.18.0.9",)), "fail families", "names backend 198.18.0.9"),
     (backend(units={KEEPER: Unit("loaded", "inactive", "disabled")}), "warn keeper", "is inactive and disabled"),
     (backend(units={KEEPER: Unit("not-found", "inactive", "")}), "warn keeper", "is not installed"),
@@ -53,6 +54,8 @@ FINE = [
     ("forwarder", proxy(forwarder=None)),
     ("old_code", proxy(forwarder=None)),
     ("old_code", forwarder(old_code=(OldCode(7, "0.2.0", 5, 86_000.0),))),
+    ("state_saved", proxy(forwarder=None)),
+    ("state_saved", forwarder()),
     ("listening", listening_on("0.0.0.0")),
     ("listening", listening_on("2001:db8::11")),
 ]

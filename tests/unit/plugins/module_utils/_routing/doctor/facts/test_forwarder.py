@@ -72,20 +72,26 @@ def old_generation(number, version="0.2.0", sha256="aa"):
     return {"generation": number, "version": version, "archive": archive, "sessions": 3, "age": 5.0}
 
 
-@pytest.mark.parametrize(("answer", "found"), [
-    ({"status": {**RUNNING, "old_generations": [old_generation(4)]}}, ()),
+@pytest.mark.parametrize(("answer", "found", "not_saved"), [
+    ({"status": {**RUNNING, "old_generations": [old_generation(4)]}}, (), None),
     ({"status": {**RUNNING, "old_generations": [
         old_generation(1, None, None), old_generation(2, "0.1.1", "bb"), old_generation(3, "0.2.0", "cc"),
         old_generation(4)]}},
-     (OldCode(1, None, 3, 5.0), OldCode(2, "0.1.1", 3, 5.0), OldCode(3, "0.2.0", 3, 5.0))),
-    ({"status": {**RUNNING, "archive": None, "old_generations": [old_generation(4, sha256=None)]}}, ()),
-    ({"status": RUNNING}, ()),  # version 0.1.0
-    ({"ok": False, "error": "no config is served yet"}, ()),
-    ([], ()),
-    (None, ()),
+     (OldCode(1, None, 3, 5.0), OldCode(2, "0.1.1", 3, 5.0), OldCode(3, "0.2.0", 3, 5.0)), None),
+    ({"status": {**RUNNING, "archive": None, "old_generations": [old_generation(4, sha256=None)]}}, (), None),
+    ({"status": RUNNING}, (), None),  # version 0.1.0
+    ({"ok": False, "error": "no config is served yet"}, (), None),
+    ([], (), None),
+    (None, (), None),
+    ({"status": {**RUNNING, "state_file": {"path": "x", "error": None}}}, (), None),
+    ({"status": {**RUNNING, "state_file": {"path": "x", "error": "x: full"}}}, (), "x: full"),
+    ({"status": {**RUNNING, "state_file": []}}, (), None),
+    ({"status": {**RUNNING, "state_file": "x"}}, (), None),
 ])  # fmt: skip
 @pytest.mark.parametrize("configured", [True, False])
-def test_old_code_comes_from_the_admin_socket(tmp_path, read, answer, found, configured):
+def test_old_code_and_a_state_that_is_not_saved_come_from_the_admin_socket(
+    tmp_path, read, answer, found, not_saved, configured
+):
     path = tmp_path / ("other.sock" if configured else "admin.sock")
     with socket.socket(socket.AF_UNIX) as server:
         if answer is not None:
@@ -102,6 +108,7 @@ def test_old_code_comes_from_the_admin_socket(tmp_path, read, answer, found, con
         if answer is not None:
             thread.start()
         config_ = {**CONFIG, **({"admin": {"socket": str(path)}} if configured else {})}
-        assert read(json.dumps(config_), {"pid": os.getpid()}).old_code == found
+        forwarder = read(json.dumps(config_), {"pid": os.getpid()})
+        assert (forwarder.old_code, forwarder.not_saved) == (found, not_saved)
         if answer is not None:
             thread.join(10)
