@@ -338,8 +338,9 @@ class Relay(Session):
             self.backends.release(index)
         if self.upstream is None:
             runtime.counters.refused(self.cause)
-        elif index is not None:
-            self.count_bytes()
+        elif index is not None:  # as count_bytes(), without the call
+            to_backend, to_client = self.upstream.sent, self.client.sent
+            self.backends.add_bytes(index, to_backend - self.counted_to_backend, to_client - self.counted_to_client)
         log = runtime.service.log
         if log == "all" or (log == "errors" and self.ended != BOTH_CLOSED):
             if self.via is None:
@@ -352,10 +353,6 @@ class Relay(Session):
             server.resume_after(runtime)
 
     # -- for timeouts.py and the `sessions` command ---------------------------------------------------------------
-
-    def bytes_moved(self):
-        """Return the bytes that were forwarded, both directions together; there was an attempt that succeeded."""
-        return self.client.sent + self.upstream.sent
 
     def count_bytes(self):
         """Count the bytes that were forwarded since the last call."""

@@ -59,14 +59,14 @@ def expired(relays: Iterable[Relay], now: float) -> list[tuple[Relay, str]]:
         state = relay.state
         if state is not _OPEN and state not in _HALF_CLOSED:
             continue  # an attempt has its own deadline
-        moved = relay.bytes_moved()
+        moved = relay.client.sent + relay.upstream.sent
         if moved != relay.seen_moved or state is not relay.seen_state:
             if relay.seen_state is None:
                 relay.start_keepalive()
             relay.count_bytes()
             relay.seen_moved, relay.seen_state, relay.seen_at = moved, state, now
             continue
-        service = relay.service
+        service = relay.runtime.service
         if state is _OPEN:
             timeout, reason = service.idle_timeout, IDLE
         else:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import timeouts
@@ -20,17 +22,14 @@ class Relay:
 
     def __init__(self, state=State.OPEN, **options):
         self.state = state
-        self.service = service(**options)
+        self.runtime = SimpleNamespace(service=service(**options))
         self.seen_moved = self.seen_at = 0
         self.seen_state = None
-        self.bytes = self.counted = 0
-        self.keepalives = 0
-
-    def bytes_moved(self):
-        return self.bytes
+        self.client, self.upstream = SimpleNamespace(sent=0), SimpleNamespace(sent=0)
+        self.counted = self.keepalives = 0
 
     def count_bytes(self):
-        self.counted = self.bytes
+        self.counted = self.client.sent + self.upstream.sent
 
     def start_keepalive(self):
         self.keepalives += 1
@@ -62,7 +61,8 @@ def test_a_byte_restarts_the_idle_timeout_and_keepalive_is_switched_on_once():
     relay = Relay(idle_timeout=10)
 
     def each(second):
-        relay.bytes += second in (9, 18)
+        relay.client.sent += second == 9
+        relay.upstream.sent += second == 18
 
     assert checks(relay, 60, each) == (28, "idle timeout")
     assert relay.keepalives == 1
