@@ -62,15 +62,16 @@ def code(path: Path) -> Iterator[str]:
 
 def table(path: Path, section: str) -> dict[str, str]:
     """Return the table of keys in a section of an RST page: each key with the first line of the next cell."""
-    return dict(ROW.findall(_section(path, section)))
+    return dict(ROW.findall(section_of(path, section)))
 
 
 def literals(path: Path, section: str) -> dict[str, str]:
     """Return the rows of a table whose second cell is code: the first cell, with that code."""
-    return dict(LITERAL_ROW.findall(_section(path, section)))
+    return dict(LITERAL_ROW.findall(section_of(path, section)))
 
 
-def _section(path: Path, section: str) -> str:
+def section_of(path: Path, section: str) -> str:
+    """Return the text of a section of an RST page."""
     text = path.read_text(encoding="utf-8")
     found = re.search(rf"^{re.escape(section)}\n-+\n(.*?)(?=^[^\n]+\n---+\n|\Z)", text, re.MULTILINE | re.DOTALL)
     if found is None:

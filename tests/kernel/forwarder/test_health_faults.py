@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import re
 import socket
 import ssl
 import threading
@@ -54,11 +55,20 @@ def keep_silent(sock):
     """The caller keeps it."""
 
 
-#: What b does with a connection: (before TLS, after TLS); plain servers have no TLS.
+def refuse(sock):
+    answer(sock, b"503 Service Unavailable")
+
+
+#: What b does with a connection before TLS and after it (plain servers have no TLS), and what the status says.
+SILENT, CLOSED = "connected, but no answer in time", "closed without an answer|ECONNRESET"
 BAD = {
-    "plain, never answers": (keep_silent, None),
-    "plain, closes at once": (socket.socket.close, None),
-    "plain, says 503": (lambda sock: answer(sock, b"503 Service Unavailable"), None),
+    "plain, never answers": (keep_silent, None, SILENT),
+    "plain, closes at once": (socket.socket.close, None, CLOSED),
+    "plain, says 503": (refuse, None, "HTTP status 503"),
+    "tls, no handshake": (keep_silent, None, "TLS handshake not finished in time"),
+    "tls, never answers": (None, keep_silent, SILENT),
+    "tls, closes at once": (None, socket.socket.close, CLOSED),
+    "tls, says 503": (None, refuse, "HTTP status 503"),
 }
 PORTS = dict(zip(BAD, range(9300, 9300 + len(BAD))))
 CHECKED, UNCHECKED = 1000, 2000  # added to the port of a server: the services with a check of HTTP, and of a handshake
@@ -80,7 +90,7 @@ class Servers:
     def _handler(self, name, port, host):
         def handle(sock, peer):
             sock.settimeout(1)
-            before, after = BAD[name] if self.bad and host == "b" else (None, None)
+            before, after, _reason = BAD[name] if self.bad and host == "b" else (None, None, None)
             if host == "b" and peer[0] in self._addresses:
                 self.clients[port] += 1
             if before is None and name.startswith("tls"):
@@ -123,6 +133,12 @@ def found_states(forwarder):
     return found
 
 
+def reasons(forwarder, name):
+    """What the status says about b in a service, in both families."""
+    (service,) = [service for service in forwarder.status()["services"] if service["name"] == name]
+    return {target["server"] for target in service["backends"][0]["families"].values()}
+
+
 def ask(lab, address, port, tls):
     """The body of the answer to a client."""
     with ExitStack() as stack:
@@ -147,6 +163,9 @@ def test_a_server_that_accepts_and_does_not_serve_is_out_and_no_client_meets_it(
     servers.bad = True
     within = ((FALL + 1) * INTERVAL) * FACTOR
     eventually(lambda: found_states(forwarder) == out, "b is out", states, patience=within)
+    for name, port in PORTS.items():
+        for reason in reasons(forwarder, f"http-{port}"):
+            assert re.fullmatch(f"no: ({BAD[name][2]})", reason), name
     servers.clients.clear()
     for (name, port), family in itertools.product(PORTS.items(), FAMILIES):
         proxy, tls = address_of(lab["a"], family), name.startswith("tls")
@@ -222,6 +241,8 @@ class BrokenTls:
 CHECKS = (
     {},
     HTTP,
+    {"tls": {}},
+    {"tls": {}, **HTTP},
     {"request": "?", "expect": "HTTP"},
     {"expect_regex": "^(X+X+)+y"},  # takes a time that grows exponentially with the number of X
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import socket
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -41,24 +42,30 @@ def redis_cli(server: daemons.Redis, *arguments: str) -> None:
 def unavailable(server: daemons.Nginx):
     """nginx answers 503."""
     server.broken.touch()
-    yield
-    server.broken.unlink()
+    try:
+        yield
+    finally:
+        server.broken.unlink()
 
 
 @contextlib.contextmanager
 def password(server: daemons.Redis):
     """redis answers -NOAUTH."""
     redis_cli(server, "config", "set", "requirepass", "secret")
-    yield
-    redis_cli(server, "-a", "secret", "config", "set", "requirepass", "")
+    try:
+        yield
+    finally:
+        redis_cli(server, "-a", "secret", "config", "set", "requirepass", "")
 
 
 @contextlib.contextmanager
 def replica(server: daemons.Redis):
     """redis answers, and copies another server."""
     redis_cli(server, "replicaof", "192.0.2.1", "6379")
-    yield
-    redis_cli(server, "replicaof", "no", "one")
+    try:
+        yield
+    finally:
+        redis_cli(server, "replicaof", "no", "one")
 
 
 @contextlib.contextmanager
@@ -67,19 +74,22 @@ def nameless(server: daemons.Dnsmasq):
     records, server.argv = server.argv, [word for word in server.argv if not word.startswith("--host-record")]
     with server.stopped():
         pass
-    yield
-    server.argv = records
-    with server.stopped():
-        pass
+    try:
+        yield
+    finally:
+        server.argv = records
+        with server.stopped():
+            pass
 
 
 @contextlib.contextmanager
 def full(server: daemons.Daemon):
     """The server has no place for another client."""
     with ExitStack() as clients, server.host.inside():
-        for _client in range(3 * PLACES):  # health checks take places too, for a moment
+        for _client in range(3 * PLACES):
             sock = clients.enter_context(socket.create_connection((server.host.ipv4, server.port)))
             assert sock.recv(1)
+            time.sleep(0.03)  # a health check may have a place, for a moment
         yield
 
 
@@ -88,8 +98,10 @@ def replaced(server: daemons.PostgreSQL):
     """Another server has its port: nginx, which answers 400."""
     rule = f"type nat hook prerouting priority dstnat\ntcp dport {server.port} redirect to :{daemons.Nginx.port}"
     server.host.run(["nft", "-f", "-"], input=f"table inet replaced {{\nchain in {{\n{rule}\n}}\n}}\n")
-    yield
-    server.host.run(["nft", "delete", "table", "inet", "replaced"])
+    try:
+        yield
+    finally:
+        server.host.run(["nft", "delete", "table", "inet", "replaced"])
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,7 @@ class Server:
 
 RECORDS = {"example.org": ("192.0.2.1", "2001:db8:53::1")}
 SERVERS = (
-    Server("nginx", lambda lab: daemons.Nginx(lab, "b"), unavailable, {"HTTP": 8081}),
+    Server("nginx", lambda lab: daemons.Nginx(lab, "b"), unavailable, {"HTTP": 8081, "HTTPS": 8443}),
     Server("sshd", lambda lab: daemons.OpenSSH(lab, "b", PLACES), full, {"SSH": 2222}),
     Server("smtpd", lambda lab: daemons.OpenSMTPD(lab, "b"), daemons.OpenSMTPD.paused, {"SMTP": 2525}),
     Server("redis-server", lambda lab: daemons.Redis(lab, "b"), password, {"Redis": 6379}),

@@ -26,6 +26,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config i
     health_exchange,
     service,
 )
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import probe_results
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, schema
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _hosts, _services
 
@@ -73,6 +74,16 @@ def test_a_config_can_be_derived_from_each_example_of_a_health_check(name):
     service = {"name": "s", "protocol": protocol, "listen": ["0.0.0.0:80"], "backends": ["b:80"], "health": health}
     (derive,) = forwarder_config.FilterModule().filters().values()
     assert derive([service], view("a", proxies=["a", "a2"]), hostvars())
+
+
+def test_troubleshooting_has_every_reason_of_a_failed_health_check():
+    page = REPOSITORY / "docs" / "docsite" / "rst" / "troubleshooting.rst"
+    section = pages.section_of(page, "A backend is down, but its port is open")
+    rows = re.findall(r"^   \* - (``.*)", section, re.MULTILINE)
+    reasons = {text for row in rows for text in re.findall("``(.+?)``", row)}
+    known = {probe_results.name(number) for number in range(probe_results.CERTIFICATE)}
+    assert reasons - known == {"certificate …"}
+    assert {text for text in probe_results._TEXTS.values() if not text.startswith("certificate")} <= reasons
 
 
 @pytest.mark.parametrize("block", PLAYS, ids=str)
