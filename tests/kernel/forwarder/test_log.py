@@ -84,6 +84,46 @@ def test_logfmt_has_the_same_fields(lab, protocol, family):
     assert int(fields["bytes_to_client"]) > 0
 
 
+def test_open_sessions_are_logged_at_their_start_and_again_and_again_as_the_newest_config_says(lab, protocol, family):
+    address, client = getattr(lab["a"], family), getattr(lab["client"], family)
+    ports, line = {"one": PORTS["all"], "two": PORTS["errors"]}, "connection" if protocol == "tcp" else "session"
+
+    def config(logged):
+        keys = {"log": "none", "protocol": protocol, "backends": ["b"]}
+        loud = {"log_start": True, "log_every": 1}
+        return make_config(*(
+            make_service(lab, name, port, BACKEND, **keys, **(loud if name == logged else {}))
+            for name, port in ports.items()
+        ))  # fmt: skip
+
+    def lines(what, service):
+        return [one for one in forwarder.log(f"{line} {what}") if one["service"] == service]
+
+    with Forwarder(lab, config("one")) as forwarder:
+        opened = [Session(lab, protocol, (address, port)) for port in ports.values()]
+        eventually(lambda: len(lines("open", "one")) >= 2, "it is logged again and again", forwarder.show)
+        (start,), (first, second) = lines("start", "one"), lines("open", "one")[:2]
+        same = {"client": client, "backend": "b", "source": client}
+        for one in (start, first, second):
+            assert {**one, **same, "client_port": start["client_port"], "listener": start["listener"]} == one
+            assert one["time"] - one["duration"] == pytest.approx(start["time"] - start["duration"], abs=0.5)
+            assert "ended" not in one
+        assert "bytes_to_client" not in start
+        assert first["bytes_to_client"] > 0
+        assert (int(first["duration"]), int(second["duration"])) == (1, 2)
+        forwarder.configure(config("two"))
+        assert forwarder.reload().returncode == 0
+        before = len(lines("open", "one"))
+        eventually(lambda: lines("open", "two"), "the open session of the other service is logged", forwarder.show)
+        opened.append(Session(lab, protocol, (address, ports["two"])))
+        eventually(lambda: len(lines("start", "two")) == 1, "and the start of a new one", forwarder.show)
+        assert (len(lines("open", "one")), len(lines("start", "one"))) == (before, 1)
+        assert forwarder.status()["last_reload"]["in_place"]
+        assert forwarder.log(line) == [], "log is none"
+        for session in opened:
+            session.end()
+
+
 @pytest.mark.ipv4_only
 def test_a_stalled_log_reader_blocks_nothing_and_lost_lines_are_counted(lab, protocol):
     """The log is a pipe that is not read: sessions continue, and later a line has the number of lost lines."""

@@ -169,7 +169,7 @@ def _defaults(cls):
 
 SERVICE, BACKEND, LIMITS = _defaults(service.Service), _defaults(service.Backend), _defaults(service.Limits)
 HEALTH, AGENT = _defaults(health_check.HealthCheck), _defaults(health_agent.HealthAgent)
-BACKEND["enabled"] = "true"  # dump() leaves it out
+BACKEND["enabled"], SERVICE["log_start"], SERVICE["log_every"] = "true", "false", "0"  # dump() leaves these out
 TLS, HTTP = _defaults(health_exchange.HealthTls), _defaults(health_exchange.HealthHttp)
 #: page, section, its keys, and the defaults that its table must give
 REFERENCE = [

@@ -30,6 +30,7 @@ HASH_BALANCE_FACTOR = Range(101, 1000, None)  # percent of the average number of
 ON_ALL_DOWN = ("refuse", "try_all")
 ON_DOWN = ("keep", "reset")
 SERVICE_LOGS = ("all", "errors", "none")
+LOG_EVERY = Range(0, 86400, 0)  # seconds; 0: no lines about open sessions
 SOURCE_PORTS = ("any", "keep")
 SOURCE_FALLBACKS = ("refuse", "own")
 CONNECT_TIMEOUT = Range(0.1, 600, 1.0)  # for one backend

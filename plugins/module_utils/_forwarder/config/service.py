@@ -120,6 +120,8 @@ class Service:
     on_down: str | None = None  # version 0.1.0 reads what dump() returns, so it must not have the default
     slow_start: float = defaults.SLOW_START.default
     log: str = defaults.SERVICE_LOGS[0]
+    log_start: bool | None = None  # whether the start of a session is logged; version 0.1.0 does not know these two
+    log_every: int | None = None  # seconds between two lines about a session that is open
 
     @property
     def checked(self) -> bool:
@@ -188,6 +190,8 @@ def _read_options(part: Fields, protocol: str) -> dict[str, Any]:
         "on_down": part.choice("on_down", defaults.ON_DOWN, None),
         "slow_start": part.seconds("slow_start", *defaults.SLOW_START),
         "log": part.choice("log", defaults.SERVICE_LOGS),
+        "log_start": part.boolean("log_start", False) or None,
+        "log_every": part.integer("log_every", "a number of seconds", *defaults.LOG_EVERY) or None,
     }
 
 

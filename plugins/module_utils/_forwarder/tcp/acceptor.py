@@ -15,6 +15,7 @@ from ..loop.batch import Batch
 from ..loop.poller import READ
 from .log_record import FIELDS
 from .relay import Relay
+from .start_logged import StartLogged
 
 if TYPE_CHECKING:
     import socket
@@ -47,6 +48,7 @@ class Acceptor:
         self._accept_one = sock._accept  # type: ignore[attr-defined]  # private; sockets.accept() says why
         self._listening = False
         self._batch = Batch(MOST_ACCEPTED)
+        self._new_relay = StartLogged if runtime.service.log_start else Relay
         runtime.acceptors.append(self)
 
     def log(self, values: tuple) -> None:
@@ -102,7 +104,7 @@ class Acceptor:
 
     def accept(self, limit: int) -> int:
         """Accept up to ``limit`` waiting connections; return how many it took from the backlog."""
-        server, runtime = self.server, self.runtime
+        server, runtime, new_relay = self.server, self.runtime, self._new_relay
         limiter = runtime.limiter
         room = server.room
         if not room:
@@ -123,7 +125,7 @@ class Acceptor:
                     server.pause(os.strerror(error.errno), PAUSE)
                     return turn
                 continue  # the connection ended before it was accepted (accept(2), "Error handling")
-            relay = Relay(server, self, sock, address)
+            relay = new_relay(server, self, sock, address)
             server.sessions.add(relay)
             runtime.counters.began()
             try:

@@ -374,17 +374,16 @@ class Relay(Session):
         return log_record.fields(self, now)
 
 
-Relay.table = compiled(
-    {
-        Action.FORWARD: Relay._forward,
-        Action.DROP_ATTEMPT: Relay._drop_attempt,
-        Action.CHOOSE: Relay._attempt_next,
-        Action.SHUT_CLIENT: Relay._shut_client,
-        Action.SHUT_BACKEND: Relay._shut_backend,
-        Action.CLOSE_CLIENT: Relay._close_client,
-        Action.CLOSE_BACKEND: Relay._close_backend,
-        Action.RESET_CLIENT: Relay._reset_client,
-        Action.RESET_BACKEND: Relay._reset_backend,
-        Action.FINISH: Relay._finish,
-    }
-)
+ACTIONS = {
+    Action.FORWARD: Relay._forward,
+    Action.DROP_ATTEMPT: Relay._drop_attempt,
+    Action.CHOOSE: Relay._attempt_next,
+    Action.SHUT_CLIENT: Relay._shut_client,
+    Action.SHUT_BACKEND: Relay._shut_backend,
+    Action.CLOSE_CLIENT: Relay._close_client,
+    Action.CLOSE_BACKEND: Relay._close_backend,
+    Action.RESET_CLIENT: Relay._reset_client,
+    Action.RESET_BACKEND: Relay._reset_backend,
+    Action.FINISH: Relay._finish,
+}
+Relay.table = compiled(ACTIONS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..backends import open_log
 from ..loop.log import Repeats
 from ..loop.timers import TICK
 from . import samples, timeouts
@@ -45,7 +46,7 @@ class TcpServer:
         self.paused = False  # whether it accepts nothing until a session ends or some time has passed
         self._pauses_logged = Repeats()
         self._draining = False
-        self._next_check = float("inf")
+        self._next_check, self._checked = float("inf"), loop.now()
         self.set_timeouts(services)
 
     @property
@@ -57,7 +58,9 @@ class TcpServer:
 
     def set_timeouts(self, services: Iterable[Service]) -> None:
         """Check the sessions as often as the timeouts of ``services`` need it."""
+        services = tuple(services)
         self._interval = timeouts.interval(services)
+        self._logs_open = any(service.log_every for service in services)
         self._next_check = min(self._next_check, self.loop.now() + self._interval)
 
     def set_accepting(self, on: bool) -> None:
@@ -143,6 +146,9 @@ class TcpServer:
             for relay, reason in timeouts.expired(self.sessions, now):
                 relay.abort(reason)
             samples.take(self.sessions, now)
+            if self._logs_open:
+                open_log.log_open(self.loop.log, "connection", self.sessions, self._checked, now)
+            self._checked = now
 
     def seconds_to_check(self, now: float) -> float:
         """Return the seconds until check() has something to do."""

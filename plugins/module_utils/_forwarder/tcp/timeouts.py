@@ -39,6 +39,7 @@ def interval(services: Iterable[Service]) -> float:
     ]
     # The first check that sees a session switches on keepalive towards its backend.
     lengths += [service.keepalive * CHECKS / 2 for service in services if service.keepalive]
+    lengths += [service.log_every for service in services if service.log_every]
     return max(SHORTEST, min([length / CHECKS for length in lengths] + [LONGEST]))
 
 

@@ -46,6 +46,7 @@ class UdpListener:
         self.send = sock.sendmsg
         self.sendto = sock.sendto
         self._server = server
+        self._begin = server.begin_logged if runtime.service.log_start else server.begin
         self._listening = False
         self._batch = Batch(MOST_READ)
         self._destination = ancillary.DESTINATION[sock.family]
@@ -96,7 +97,7 @@ class UdpListener:
                 continue
             flow = flows.get(client_key)
             if flow is None:
-                flow = server.begin(self, client_key)
+                flow = self._begin(self, client_key)
                 if flow is None:
                     continue
             flow.datagrams_to_backend += 1

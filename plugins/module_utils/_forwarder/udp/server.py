@@ -18,6 +18,7 @@ from ..._shared.families import IPV4, socket_family_of
 from ..admission.limits import PER_SERVICE
 from ..admission.refusal import Refusal
 from ..admission.source_address import OWN
+from ..backends import open_log
 from ..loop import sockets
 from ..loop.log import Repeats
 from . import ancillary, handover, timeouts
@@ -57,7 +58,8 @@ class UdpServer:
         self.slots = {slot}  # worker slots whose listeners it serves
         self.receiving = False
         self.closed = False
-        self._next_check = 0.0
+        self._next_check, self._checked = 0.0, loop.now()
+        self._logs_open: list[int] = []  # the log_every of services that have it
         self._interval = timeouts.interval([])
         self._logged = Repeats()
 
@@ -71,7 +73,8 @@ class UdpServer:
             self.table.add_service(listener.service)
         self.table.keep_services({listener.service for listener in listeners.values()})
         services = {one.runtime.service for one in (*listeners.values(), *leaving)}
-        self._interval = timeouts.interval(service.idle_timeout for service in services)
+        self._logs_open = [service.log_every for service in services if service.log_every]
+        self._interval = timeouts.interval([*(service.idle_timeout for service in services), *self._logs_open])
         self._next_check = min(self._next_check, self.loop.now() + self._interval)
         self.set_receiving(self.receiving)
 
@@ -113,6 +116,13 @@ class UdpServer:
             self._refuse(runtime, client, refused.refusal)
             return None
         runtime.counters.began()
+        return flow
+
+    def begin_logged(self, listener: UdpListener, client_key: tuple) -> Flow | None:
+        """The same for a service with ``log_start``."""
+        flow = self.begin(listener, client_key)
+        if flow is not None:
+            open_log.log_start(self.loop.log, "session", flow, self.loop.now())
         return flow
 
     def _admit(self, runtime, address, now):
@@ -241,6 +251,9 @@ class UdpServer:
             if not flow.answered and flow.backends.health.succeeded(flow.client[0], flow.index):
                 flow.listener.runtime.log_health("backend usable again", flow.backends, flow.index)
             self.end(flow, timeouts.IDLE)
+        if self._logs_open:
+            open_log.log_open(self.loop.log, "session", self.table.flows, self._checked, now)
+        self._checked = now
         self.upstreams.tidy()
 
     def seconds_to_check(self, now: float) -> float:

@@ -58,6 +58,8 @@ def services(draw, number):
         "backlog": st.integers(1, defaults.BACKLOG.high),
         "idle_timeout": seconds,
         "source_port": st.sampled_from(["any", "keep"]),
+        "log_start": st.booleans(),
+        "log_every": st.integers(0, 86400),
         "on_all_down": st.sampled_from(defaults.ON_ALL_DOWN),
         "limits": st.fixed_dictionaries({}, optional={"connections": st.integers(0, 1000), "rate_per_client": seconds}),
         "slow_start": seconds,

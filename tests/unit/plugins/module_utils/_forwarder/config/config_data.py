@@ -16,7 +16,8 @@ def minimal():
 
 def full():
     service = {
-        "name": "web", "protocol": "tcp", "log": "errors", "backlog": 512,
+        "name": "web", "protocol": "tcp", "log": "errors", "log_start": True, "log_every": 300,
+        "backlog": 512,
         "listen": [{"address": "198.18.0.11", "port": 80}, {"address": "::", "port": 80}],
         "balance": "source_hash", "hash_balance_factor": 150, "on_all_down": "try_all", "on_down": "reset",
         "slow_start": 10.0,

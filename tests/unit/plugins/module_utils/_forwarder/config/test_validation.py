@@ -150,6 +150,8 @@ TEST_REFUSED = [
     (BACKEND, "send_proxy", "v3", 'services[0].backends[0].send_proxy: "v3" is not supported; use one of v1, v2'),
     (BACKEND, "port", 70000, "services[0].backends[0].port: 70000 is not a port (1-65535)"),
     (BACKEND, "weight", 0, "services[0].backends[0].weight: 0 is not a weight (1-65535)"),
+    (SERVICE, "log_start", "yes", 'services[0].log_start: "yes" is neither true nor false'),
+    (SERVICE, "log_every", 0.5, "services[0].log_every: 0.5 is not a number of seconds (0-86400)"),
     (BACKEND, "enabled", 0, "services[0].backends[0].enabled: 0 is neither true nor false"),
     (BACKEND, "backup", "yes", 'services[0].backends[0].backup: "yes" is neither true nor false'),
     (BACKEND, "priority", 256, "services[0].backends[0].priority: 256 is not a priority (0-255)"),

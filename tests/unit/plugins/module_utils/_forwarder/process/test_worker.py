@@ -88,9 +88,10 @@ def test_the_clients_with_the_most_sessions_or_bytes_are_an_address_or_a_slash_6
     relay.started -= 60
     (answer,) = tell(host, clients={"number": 7, "by": "sessions", "client": "::/0"})
     assert answer["count"] == 4
-    assert [(one["client"], one["sessions"], one["bytes_to_client"]) for one in answer["sessions"]] == [
-        ("2001:db8::/64", 2, 3), ("2001:db8:0:1::/64", 1, 3), ("fe80::/64", 1, 0)]  # fmt: skip
-    assert answer["sessions"][2]["duration"] == pytest.approx(60, abs=5)
+    found = {one["client"]: (one["sessions"], one["bytes_to_client"]) for one in answer["sessions"]}
+    assert found == {"2001:db8::/64": (2, 3), "2001:db8:0:1::/64": (1, 3), "fe80::/64": (1, 0)}
+    assert next(iter(found)) == "2001:db8::/64", "the most"
+    assert max(one["duration"] for one in answer["sessions"]) == pytest.approx(60, abs=5)
     (answer,) = tell(host, clients={"number": 7, "by": "bytes"})
     assert [one["client"] for one in answer["sessions"]][:2] == ["203.0.113.8", "203.0.113.7"]
 
