@@ -328,9 +328,14 @@ def test_an_agent_that_babbles_changes_nothing_and_hurts_neither_the_checker_nor
                 eventually(known, kind, forwarder.show)
         found = backends(forwarder)["b"]
         assert (found["state"], found["agent"]["word"], found["agent"]["age"]) == ("up", "", None)
-        with Agents(lab, "b", b=b"fail\n") as control:
-            control.say(forwarder, b=b"fail\n")
-            assert backends(forwarder)["b"]["state"] == "down"
+        # The control is the example of the guide: systemd starts cat(1) for each question.
+        (lab.tmp / "says").write_text("fail # on purpose\n", encoding="ascii")
+        systemd = ["systemd-socket-activate", "--accept", "--inetd", "-l", f"{lab['b'].ipv4}:{AGENT}"]
+        process = lab["b"].spawn([*systemd, "cat", str(lab.tmp / "says")])
+        eventually(lambda: backends(forwarder)["b"]["state"] == "down", "the agent of b says fail", forwarder.show)
+        process.terminate()
+        process.wait()
+        assert backends(forwarder)["b"]["agent"]["reason"] == "on purpose"
         assert forwarder.children("l4-checker") == checker
         assert not forwarder.log("defect")
 

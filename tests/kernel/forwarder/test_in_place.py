@@ -39,7 +39,7 @@ def document(lab, step=0, **options):
     for number, backend in enumerate(web["backends"]):
         backend["weight"] = 1 + (step + number) % 3
     if step % 2:
-        web["health"] = {"interval": 1 + step % 5}
+        web["health"] = {"interval": 1 + step % 5, **({"agent": {"port": 9707}} if step % 4 == 1 else {})}
     services = [
         web,
         make_service(lab, "old", OLD, 9000, ["b", *(["c"] if step % 3 else [])], idle_timeout=600 + step),

@@ -15,6 +15,7 @@ import heapq
 import random
 import re
 import socket
+from dataclasses import replace
 from typing import Any
 
 from ..._shared.families import socket_family_of
@@ -27,6 +28,7 @@ from .agent_word import parse
 
 LONGEST_LINE = 1024  # bytes, with the end of the line
 JITTER = 0.1  # of an interval
+WEIGHTS_APART = 1.0  # seconds between two times that workers weigh their backends again, which may take 40 ms
 FIRST_WITHIN = 0.5  # seconds: when an agent that has said nothing yet is asked for the first time
 _END_OF_LINE = re.compile(rb"[\r\n]")
 
@@ -114,10 +116,14 @@ class AgentChecks:
         self.agents = _agents(config, region) if agent_state.in_region(region) else []
         self._queue = []  # (when due, number, agent), a heap
         self._running = []  # agents that are being asked
+        self._urgent = False  # whether a word has changed that workers do not know yet, and not only a weight
+        self._weights_changed = False
+        self._next_weights = 0.0
 
     def resume(self, now):
         """Continue with what the agents have told the checker before, and spread the first questions."""
         self._queue.clear()
+        self._weights_changed = bool(self.agents)  # perhaps that checker ended before workers knew
         for place, agent in enumerate(self.agents):
             known = [number for _service, _backend, numbers in agent.backends for number in numbers]
             latest = max(known, key=lambda number: self._region.state("agent_answered", number))
@@ -136,28 +142,32 @@ class AgentChecks:
             heapq.heappush(self._queue, (again, place, agent))
             if agent.probe is None:  # else it is in the list already
                 asked.append(agent)
-        changed = False
         for agent in asked:
             try:
-                changed = self._advance(agent, now) or changed
+                self._advance(agent, now)
             except Exception as error:  # noqa: BLE001  # a defect ends neither the checker nor other agents
                 self._log.event("defect", level="error", error=repr(error), trace=trace_lines(error))
                 agent.hang_up()
-        return changed
+        if not self._urgent and not (self._weights_changed and now >= self._next_weights):
+            return False
+        self._urgent = self._weights_changed = False
+        self._next_weights = now + WEIGHTS_APART
+        return True
 
     def _advance(self, agent, now):
-        """Ask an agent, or poll it; return whether workers have to read the states again."""
+        """Ask an agent, or poll it, and publish its answer."""
         answer = agent.ask(now) if agent.probe is None else agent.probe.poll()
         if answer is None and now < agent.deadline:
             self._running.append(agent)
-            return False
+            return
         agent.hang_up()
         if answer is None:
             answer = errno.ETIMEDOUT
         word = None if isinstance(answer, int) else parse(answer)
         if word is None:
-            return self._failed(agent, answer if isinstance(answer, int) else errno.EBADMSG)
-        return self._answered(agent, word, now)
+            self._failed(agent, answer if isinstance(answer, int) else errno.EBADMSG)
+        else:
+            self._answered(agent, word, now)
 
     def _failed(self, agent, number):
         """Publish that an agent has not answered; what it said before stays."""
@@ -174,12 +184,10 @@ class AgentChecks:
                     agent=f"{agent.address} port {agent.port}",
                     error=sockets.describe_errno(number),
                 )
-        return False
 
     def _answered(self, agent, word, now):
-        """Publish what an agent has said; return whether that is new."""
+        """Publish what an agent has said."""
         agent.word, agent.errno = agent.word.followed_by(word), 0
-        changed = False
         for service, backend, numbers in agent.backends:
             before = agent_state.read(self._region, numbers[0])
             for target in numbers:
@@ -188,19 +196,25 @@ class AgentChecks:
                 if before != agent.word:
                     agent_state.write(self._region, target, agent.word)
             if before != agent.word:
-                changed = True
-                self._tell(service, backend, numbers, agent.word, before, now)
-        return changed
+                only_weight = before.percent and word.percent and replace(before, percent=word.percent) == agent.word
+                self._weights_changed = True
+                self._urgent = self._urgent or not only_weight
+                if not only_weight:
+                    self._slow_start(numbers, agent.word, before, now)
+                self._tell(service, backend, agent.word, before, "debug" if only_weight else "info")
 
-    def _tell(self, service, backend, numbers, word, before, now):
-        """Log a new word, and begin the slow start of a backend that was away and now is not."""
+    def _slow_start(self, numbers, word, before, now):
+        """Let the weight of a backend grow that was away and now is not."""
         if (before.down or before.admin == "maint") and not (word.down or word.admin == "maint"):
             for target in numbers:
                 if self._region.state("health", target) not in (BROKEN, DOWN):
                     self._region.set_state("recovered", target, int(now * 1000))
+
+    def _tell(self, service, backend, word, before, level):
+        """Log a new word."""
         self._log.event(
             "agent",
-            level="warning" if word.down else "info",
+            level="warning" if word.down and not before.down else level,
             service=service.name,
             backend=backend.name,
             word=str(word),

@@ -317,7 +317,7 @@ class Backends:
         admin, health, override = state("admin", target), state("health", target), state("weight", target)
         if not self._agents:
             return Standing(admin, health, override or weight)
-        return standing(agent_state.read(self._region, target), admin, health, weight, override)
+        return standing(agent_state.read(self._region, target, with_reason=False), admin, health, weight, override)
 
     def _weigh(self, now, weights):
         """Set these weights; less for a backend that has just recovered."""

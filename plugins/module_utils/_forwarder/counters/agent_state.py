@@ -62,10 +62,12 @@ def in_region(region) -> bool:
     return FIELDS[0] in region.record["fields"]["state"]
 
 
-def read(region, target) -> AgentWord:
+def read(region, target, with_reason=True) -> AgentWord:
     """Return the word that a region has for a target."""
-    health, admin, percent, *chunks = (region.state(field, target) for field in (*_WORD, *_REASON))
-    text = b"".join(chunk.to_bytes(8, "little", signed=True) for chunk in chunks)
+    health, admin, percent = (region.state(field, target) for field in _WORD)
+    text = b""
+    if with_reason:
+        text = b"".join(region.state(field, target).to_bytes(8, "little", signed=True) for field in _REASON)
     return AgentWord(
         HEALTH_WORDS[health], ADMIN_WORDS[admin], percent - 1 if percent else None, text.rstrip(b"\0").decode("latin-1")
     )

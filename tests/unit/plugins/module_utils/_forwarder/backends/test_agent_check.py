@@ -101,6 +101,22 @@ def test_a_new_word_is_published_and_logged_once_and_silence_changes_nothing(age
     assert agents.open == 0
 
 
+def test_workers_weigh_their_backends_at_most_once_a_second_and_learn_at_once_of_all_other_words(agents, start):
+    addresses = [f"198.18.1.{number}" for number in range(1, 41)]
+    health = replace(HEALTH, agent=HealthAgent(9707, 0.5), source=())
+    run = start(service(*addresses, health=health))
+    for step in range(100):
+        agents.says = dict.fromkeys(addresses, b"%d%%" % (1 + step))
+        run.turn(0.1)
+    assert 9 <= run.region.cells[shared_memory.EPOCH_HEALTH] <= 16
+    assert {word(run, number).percent for number in range(40)} <= set(range(90, 101))
+    for line in (b"0%", b"5%", b"down", b"up", b"drain", b"ready"):
+        agents.says = {addresses[0]: line}
+        epoch = run.region.cells[shared_memory.EPOCH_HEALTH]
+        run.turn(0.7)
+        assert run.region.cells[shared_memory.EPOCH_HEALTH] > epoch
+
+
 def test_a_new_checker_continues_with_the_last_word(agents, start):
     agents.says = {B: b"maint"}
     run = start(service(B, health=HEALTH), turn=6.0)
