@@ -327,3 +327,55 @@ def test_the_sessions_of_a_backend_that_goes_down_end_in_that_family_if_the_serv
         assert (web["ended_backend_down"], kept["ended_backend_down"]) == (len(sessions), 0)
         for session in (*ended, *(one for of in sessions for one in of.values())):
             session.end()
+
+
+# -- backends that flap ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["tcp"])
+@pytest.mark.usefixtures("servers", "probed")
+def test_a_backend_that_flaps_is_paused_in_that_family_also_by_the_next_checker_and_config(lab, protocol):
+    """The control is a service without pauses, and the other family."""
+    family, other = "ipv6", "ipv4"
+    pause = 4.0 * FACTOR
+    health = {**HEALTH, "interval": 0.2, "timeout": 0.2, "port": PROBED}
+    services = [
+        make_service(lab, "web", PORT, BACKEND, health={**health, "flap_pause": pause}),
+        make_service(lab, "undamped", KEPT, BACKEND, health=health),
+    ]
+    with Forwarder(lab, make_config(*services)) as forwarder:
+
+        def is_served(of_family, port=PORT):
+            names = set()
+            for _session in range(6):
+                session = Session(lab, protocol, (getattr(lab["a"], of_family), port))
+                names.add(session.name)
+                session.end()
+            return "b" in names
+
+        wait_for(forwarder, "up")
+        for expected in ("up", "paused"):
+            with Unanswered(lab, family, PROBED):
+                eventually(lambda: state(forwarder, "b", family) == "down", "it is known", forwarder.show)
+            eventually(lambda: state(forwarder, "b", family) in ("up", "paused"), "it is back", forwarder.show)
+            back = time.monotonic()
+            assert state(forwarder, "b", family) == expected
+        found = backends(forwarder)["b"]["families"]
+        assert found[family]["flaps"] == 1
+        assert pause / 2 < found[family]["paused"] <= pause
+        assert (found[other]["flaps"], found[other]["paused"]) == (0, 0)
+        assert (is_served(family), is_served(other), is_served(family, KEPT)) == (False, True, True)
+        (checker,) = forwarder.children("l4-checker")
+        os.kill(checker, signal.SIGKILL)
+        services[0]["balance"] = "random"
+        forwarder.configure(make_config(*services))
+        assert forwarder.reload().returncode == 0
+        eventually(lambda: forwarder.children("l4-checker") not in ([], [checker]), "it is replaced", forwarder.show)
+        assert state(forwarder, "b", family) == "paused"
+        assert not is_served(family)
+        assert time.monotonic() < back + pause, "this machine is too slow for the test"
+        eventually(lambda: state(forwarder, "b", family) == "up", "the pause is over", forwarder.show)
+        assert time.monotonic() >= back + pause - SLACK
+        eventually(lambda: is_served(family), "it has clients again", forwarder.show)
+        eventually(lambda: forwarder.log("backend pause ended"), "it is logged", forwarder.show)
+        assert [(one["backend"], one["family"]) for one in forwarder.log("backend paused")] == [("b", family)]

@@ -14,7 +14,16 @@ from ..._shared.endpoints import join_endpoint
 from ..config.backend_names import disabled
 from . import client
 from .client import AdminError
-from .status import agent_text, draining_workers, duration, name_and_tier, not_saved, old_generation_line, round_trips
+from .status import (
+    agent_text,
+    draining_workers,
+    duration,
+    name_and_tier,
+    not_saved,
+    old_generation_line,
+    pause_lines,
+    round_trips,
+)
 
 MIN_INTERVAL = 0.2  # seconds between two updates of `top`
 CLEAR = "\x1b[H\x1b[2J"  # cursor home, erase the screen
@@ -187,6 +196,7 @@ def table(document, rates=None):
         if service.get("absent"):
             lines.append(f"  waiting for these addresses to appear on this host: {', '.join(service['absent'])}")
         lines += [f"  NOT LISTENING on {one}: {reason}" for one, reason in service.get("failed", {}).items()]
+        lines += [f"  {line}" for line in pause_lines(service)]
         backends = service["backends"]
         rows = [_TITLES, *(_row(service, backend, rates) for backend in backends)]
         if any(backend.get("agent") for backend in backends):  # not of version 0.1.0

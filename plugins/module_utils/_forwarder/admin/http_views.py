@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 
 from . import metrics
-from .status import agent_text, name_and_tier, not_saved, old_generation_line, round_trips, status
+from .status import agent_text, name_and_tier, not_saved, old_generation_line, pause_lines, round_trips, status
 from .status import pieces as status_pieces
 
 _HEAD = """<!DOCTYPE html>
@@ -78,6 +78,7 @@ def _service(service):
     head += f"{html.escape(service['balance'])}), {service['sessions']} sessions, {service['connections']} accepted</p>"
     titles = "".join(f"<th>{title}</th>" for title in _COLUMNS)
     rows = "".join(_backend(backend) for backend in service["backends"])
+    head += "".join(f"<p>{html.escape(line)}</p>" for line in pause_lines(service))
     return f"{head}<table><tr>{titles}</tr>{rows}</table>"
 
 

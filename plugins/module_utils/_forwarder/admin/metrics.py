@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import islice
 
+from ..backends.flapping import PAUSED
 from ..counters.shared_memory import DISABLED, ENDED, FAILURES, LADDER, LATENCY_BOUNDS, REFUSED, STATES
 from .status import draining_workers
 
@@ -14,7 +15,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 LINES = 500  # in one piece of the text
 _ANSWERS = {"yes": 1, "not asked": -1}  # of probes and agents; else 0
-_BACKEND_STATES = (*STATES, "draining", "maintenance", DISABLED)
+_BACKEND_STATES = (*STATES, PAUSED, "draining", "maintenance", DISABLED)
 
 
 def render(status):
@@ -224,6 +225,16 @@ def _targets(rows):
         text = f"Failed health probes from {source} (no answer, or a refusal)."
         yield from _metric(f"health_{probe}_failures_total", "counter", text, _each(rows, field))
     yield from _metric("health_checks_total", "counter", "Completed health checks.", _each(rows, "checks"))
+    damped = [row for row in rows if "flaps" in row[1]]
+    for name, text, field in (
+        (
+            "health_flaps",
+            "How often the target went down shortly after it had come back, as far as it counts.",
+            "flaps",
+        ),
+        ("health_paused_seconds", "Time until the target gets connections again after it has flapped.", "paused"),
+    ):
+        yield from _metric(name, "gauge", text, _each(damped, field))
     yield from _metric("connect_seconds", "histogram", "Duration of successful connects.", _histogram(rows))
 
 

@@ -19,7 +19,8 @@
    "agent": {"word", "reason", "weight" (percent or null), "age" (seconds since it answered), "answer"} or null,
    "families": {"ipv4": {"address", "state", "since" (seconds), "server", "return_path", "checks",
      "server_failures", "path_failures", "latency": {"count", "sum" (µs), "buckets": [int]}, "rtt_microseconds" (null:
-     no sample in the last minute), field: int …}}}]}]}
+     no sample in the last minute), field: int …,
+     and if the service has flap_pause: "flaps", "paused" (seconds until the pause ends)}}}]}]}
 
 ``state`` of a worker is starting, serving, draining, hung (its heartbeat is overdue) or gone. ``admin`` of a backend is
 the operator's override, or else "disabled" if the config says so, or else "ready". ``state`` of a backend is ``admin``,
@@ -36,6 +37,7 @@ from __future__ import annotations
 import json
 import os
 
+from ..backends import flapping
 from ..backends.agent_word import standing
 from ..backends.health_state import LOCAL_DELIVERY
 from ..counters import agent_state, heartbeat, shared_memory
@@ -46,7 +48,7 @@ from .snapshot import OldGeneration, Process, Snapshot
 
 COUNTERS = tuple(name for name in TARGET_FIELDS if name not in (*TIMES, *AVERAGES, *LATENCY_FIELDS))
 HUNG = "hung"
-READY = "ready"
+READY, UP = "ready", shared_memory.STATES[shared_memory.UP]
 _FROM_BEST_TO_WORST = (shared_memory.UNKNOWN, shared_memory.UP, shared_memory.BROKEN, shared_memory.DOWN)
 
 
@@ -174,6 +176,17 @@ def agent_text(agent: dict) -> str:
     return ", ".join(parts)
 
 
+def pause_lines(service: dict) -> list[str]:
+    """Return a sentence about each paused backend of an entry of ``services``, for people."""
+    return [
+        f"{backend['name']} ({family}) is paused for {target['paused']:.0f} s more: it has flapped"
+        f" {target['flaps']} time{'' if target['flaps'] == 1 else 's'}"
+        for backend in service["backends"]
+        for family, target in backend["families"].items()
+        if target.get("paused")
+    ]
+
+
 def duration(seconds: float) -> str:
     """Return a duration in its greatest unit: "40 s", "5 min", "3 h", "2 d"."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
@@ -202,7 +215,7 @@ def _service(snapshot, service, absent):
 
 def _backend(snapshot, service, backend):
     numbers = snapshot.region.targets_of[service.name, backend.name]
-    families = {family: _target(snapshot, number) for family, number in numbers.items()}
+    families = {family: _target(snapshot, number, service.health) for family, number in numbers.items()}
     for family, target in families.items():
         target["address"] = backend.address(family)
     override = snapshot.overrides.of(service.name, backend.name)
@@ -220,18 +233,20 @@ def _backend(snapshot, service, backend):
         "max_connections": backend.max_connections,
         "enabled": not backend.disabled,
         "admin": admin,
-        "state": _state(admin, worst, word or AgentWord(), override),
+        "state": _state(admin, worst, word or AgentWord(), override, families.values()),
         "agent": _agent(snapshot, first, word) if word else None,
         **{name: sum(target[name] for target in families.values()) for name in COUNTERS},
         "families": families,
     }
 
 
-def _state(admin, health, word, override):
+def _state(admin, health, word, override, targets):
     """Return what is shown as the state of a backend."""
     if admin != READY:
         return admin
-    return standing(word, shared_memory.READY, health, 1, override.get("weight", 0)).state
+    state = standing(word, shared_memory.READY, health, 1, override.get("weight", 0)).state
+    paused = state == UP and any(target["state"] == flapping.PAUSED for target in targets)
+    return flapping.PAUSED if paused else state
 
 
 def _agent(snapshot, number, word):
@@ -245,17 +260,24 @@ def _agent(snapshot, number, word):
     }
 
 
-def _target(snapshot, number):
+def _target(snapshot, number, health_check):
     region = snapshot.region
     health, since = region.state("health", number), region.state("since", number)
+    state = shared_memory.STATES[health]
+    flaps, pauses = flapping.of_target(region, number, health_check), {}
+    if flaps is not None:
+        paused = max(0.0, flaps.back_at - snapshot.now)
+        pauses = {"flaps": flaps.remembered(snapshot.now), "paused": round(paused, 1)}
+        state = flapping.PAUSED if paused and state == UP else state
     counters = snapshot.totals.of("target", region.targets[number])
     buckets = [counters.get(name, 0) for name in LATENCY_FIELDS]
     return {
         "health": health,
-        "state": shared_memory.STATES[health],
+        "state": state,
         "since": round(snapshot.now - since / 1000, 1) if since else None,
         "server": region.probe_result("server", number),
         "return_path": region.probe_result("path", number),
+        **pauses,
         **{name: region.state(name, number) for name in ("checks", "server_failures", "path_failures")},
         **{name: counters.get(name, 0) for name in COUNTERS},
         "rtt_microseconds": snapshot.totals.round_trips.get(region.targets[number]),

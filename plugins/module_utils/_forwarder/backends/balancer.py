@@ -20,6 +20,7 @@ from ..config.defaults import HASH_TABLES
 from ..counters import agent_state, heartbeat, shared_memory
 from ..counters.shared_memory import DATAGRAM_FIELDS, EPOCH_ADMIN, EPOCH_HEALTH, LATENCY_BOUNDS
 from ..counters.totals import SAMPLE_VALID
+from . import flapping
 from .agent_word import Standing, standing
 from .algorithms import algorithm_of, bounded
 from .passive_health import SUCCESS_PROOF, PassiveHealth
@@ -102,6 +103,7 @@ class Backends:
         self._failures = region.cell(slot, "worker", "failures")
         self._successes = [region.cell(row, "target", "succeeded", self._first) for row in range(region.slots)]
         self._checked = service.checked and region.has_suspects
+        self._pauses = bool(self._checked and service.health.flap_pause and flapping.in_region(region))
         self._slow = fields.get("slow") if self._checked else None
         self._agents = service.health.agent is not None and agent_state.in_region(region)
         self._weights = [backend.weight for backend in self.backends]
@@ -114,8 +116,8 @@ class Backends:
         self._epoch = -1
         self._next_review = 0.0
         # Candidates by priority; those of a later tier are used only when no earlier one can be. No tier is empty.
-        self._tiers: tuple[tuple[int, ...], ...] = ()
-        self._suspects: frozenset[int] = frozenset()  # candidates that failed for a client and the checker; used last
+        self._tiers: tuple[tuple[int, ...], ...] = ()  # after the others those of backends that are paused
+        self._suspects: tuple[int, ...] = ()  # candidates that failed for a client and the checker; used last
         self._ready: tuple[int, ...] = ()  # the candidates of a connection that excludes no backend
 
     def next(self, client, tried, now):
@@ -270,14 +272,11 @@ class Backends:
         rest = []
         for tier in self._tiers:
             left = [index for index in tier if index not in tried and not self._full(index)]
-            usable = [index for index in left if self._usable(client, index, now)]
+            usable = [index for index in left if self.health.usable(client, index, now)]
             if usable:
                 return usable
             rest += left
-        return rest
-
-    def _usable(self, client, index, now):
-        return index not in self._suspects and self.health.usable(client, index, now)
+        return rest + [index for index in self._suspects if index not in tried and not self._full(index)]
 
     def _full(self, index):
         limit = self.backends[index].max_connections
@@ -287,29 +286,47 @@ class Backends:
         """Find the candidates again: the checker, an operator or the time of a slow start has changed something."""
         self._epoch = self._cells[EPOCH_HEALTH] + self._cells[EPOCH_ADMIN]
         self._next_review = float("inf")
-        state = self._region.state
         indexes = range(len(self.backends))
         standings = [self._standing(index) for index in indexes]
         enabled = [index for index in indexes if not self.backends[index].disabled]
         ready = [index for index in enabled if standings[index].admin == shared_memory.READY]
         health = [one.health for one in standings]
         up = [index for index in ready if health[index] in (shared_memory.UNKNOWN, shared_memory.UP)]
+        unusable = len(ready) - len(up)
         if not up and self.service.on_all_down == "refuse":
             # No backend is known to work. "Return path broken" comes from a probe, and the network may drop probes
             # but not the clients' packets. So each client's connection has to find out.
             up = [index for index in ready if health[index] == shared_memory.BROKEN]
         elif not up:
             up = ready
-        self._suspects = frozenset(index for index in up if self._checked and state("suspect", self._first + index))
-        for index in {*indexes} - {*up} | self._suspects:
+        doubts = self._doubts(up, now) if self._checked else {}
+        kept_out = flapping.kept_out(doubts, self.service.health.max_out, len(ready), unusable)
+        self._suspects = tuple(index for index in up if index in kept_out and doubts[index][0])
+        for index in {*indexes} - {*up} | {*self._suspects}:
             self.health.forget_clients(index)
-        tiers: dict[int, list[int]] = {}
+        tiers: dict[tuple[bool, int], list[int]] = {}
         for index in up:
-            tiers.setdefault(self.backends[index].tier, []).append(index)
+            if index not in self._suspects:
+                tiers.setdefault((index in kept_out, self.backends[index].tier), []).append(index)
         self._tiers = tuple(tuple(tiers[tier]) for tier in sorted(tiers))
-        sound = (tuple(index for index in tier if index not in self._suspects) for tier in self._tiers)
-        self._ready = next(filter(None, sound), ()) or sum(self._tiers, ())
+        self._ready = self._tiers[0] if self._tiers else self._suspects
         self._weigh(now, [one.weight for one in standings])
+
+    def _doubts(self, candidates, now):
+        """Return {index: (whether it is a suspect, its flaps)} of the candidates that are suspects or paused."""
+        doubts, state = {}, self._region.state
+        for index in candidates:
+            target = self._first + index
+            suspect, back_at = state("suspect", target), self._back_at(target)
+            if suspect or back_at > now:
+                doubts[index] = bool(suspect), state("flaps", target) if self._pauses else 0
+            if back_at > now:
+                self._next_review = min(self._next_review, back_at)
+        return doubts
+
+    def _back_at(self, target):
+        """Return when the pause of a target ends or has ended; 0 without one."""
+        return self._region.state("back_at", target) / 1000 if self._pauses else 0.0
 
     def _standing(self, index):
         """Return what the checker, the operator and the agent say of a backend, as it counts."""
@@ -323,9 +340,9 @@ class Backends:
         """Set these weights; less for a backend that has just recovered."""
         for index, weight in enumerate(weights):
             recovered = self._region.state("recovered", self._first + index) / 1000
-            since = now - recovered
-            if recovered and since < self.service.slow_start and self._algorithm.ramps:
+            since = now - max(recovered, self._back_at(self._first + index))
+            if recovered and 0 <= since < self.service.slow_start and self._algorithm.ramps:
                 weight *= max(RAMP_FLOOR, since / self.service.slow_start)
-                self._next_review = now + RAMP_STEP
+                self._next_review = min(self._next_review, now + RAMP_STEP)
             self._weights[index] = weight
         self._algorithm.weights_changed()

@@ -31,6 +31,7 @@ from ..counters.shared_memory import ANSWERED, BROKEN, DOWN, UNANSWERED, UNASKED
 from ..loop import sockets
 from ..loop.log import RETRY, trace_lines
 from .agent_check import AgentChecks
+from .flapping import Pauses
 from .health_exchange import stopwatch
 from .health_round import QUICK_TICK, TICK, CheckedTarget
 from .health_state import LOCAL_DELIVERY, ClientConnects
@@ -58,6 +59,7 @@ class HealthChecker:
         self._agents = AgentChecks(config, log, region)
         self._down = []  # [service, backend, family] of those with on_down: reset that workers have to learn of
         checked = [target for target in all_targets(config, region) if target.service.checked]
+        self._pauses = Pauses(region, log, checked)
         self._targets = [target for target in checked if self._prepare(target)]
         self._queue = []  # (when due, number, target), a heap
         self._running = []  # targets whose round runs
@@ -105,6 +107,7 @@ class HealthChecker:
         """Continue from the state of the generation before, and spread the first rounds over an interval."""
         now = self.now()
         self._agents.resume(now)
+        self._pauses.resume(now)
         for target in self._targets:
             state = self._region.state
             # A return path that is no longer probed must not stay broken for ever.
@@ -141,6 +144,7 @@ class HealthChecker:
                     still_running.append(target)
         self._running = still_running
         self._quick_until = max((target.quick_until for target in still_running), default=0.0)
+        changed = self._pauses.check(now) or changed
         if changed:
             self._region.advance(shared_memory.EPOCH_HEALTH)
             self._check_local_delivery()
@@ -282,6 +286,7 @@ class HealthChecker:
         milliseconds = int(now * 1000)
         self._region.set_state("health", number, state)
         self._region.set_state("since", number, milliseconds)
+        self._pauses.changed(number, before, state, now)
         if state == UP and before in (BROKEN, DOWN):
             self._region.set_state("recovered", number, milliseconds)
         self._log.event(

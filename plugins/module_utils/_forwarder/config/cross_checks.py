@@ -79,8 +79,21 @@ def refuse_tcp_only_options(part: Fields, service: Service, backend_parts: Itera
 def refuse_reset_without_checks(part: Fields, service: Service) -> None:
     """Refuse to reset the sessions of a backend that is down where no health check can find that out."""
     if service.resets_on_down and not service.checked:
-        remedy = "health.request" if service.protocol == "udp" and service.health.enabled else "health.enabled: true"
-        part.error("on_down", f"reset needs health checks, which find out that a backend is down; set {remedy}")
+        part.error(
+            "on_down", f"reset needs health checks, which find out that a backend is down; set {_checks(service)}"
+        )
+
+
+def refuse_caution_without_checks(part: Fields, service: Service) -> None:
+    """Refuse options of health checks that have no effect because there are no health checks."""
+    for key in ("max_out", "flap_pause"):
+        if getattr(service.health, key) and not service.checked:
+            part.error(f"health.{key}", f"has no effect without health checks; set {_checks(service)}, or remove it")
+
+
+def _checks(service: Service) -> str:
+    """Return which key switches on the health checks of a service that has none."""
+    return "health.request" if service.protocol == "udp" and service.health.enabled else "health.enabled: true"
 
 
 def refuse_deadline_below_timeout(part: Fields, service: Service) -> None:

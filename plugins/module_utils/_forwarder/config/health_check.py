@@ -33,6 +33,9 @@ class HealthCheck:
     tls: HealthTls | None = None
     http: HealthHttp | None = None
     agent: HealthAgent | None = None  # asked whether or not backends are probed
+    max_out: int | None = None  # percent; version 0.1.0 does not know these keys, so they have no defaults
+    flap_pause: float | None = None  # seconds; None and 0: no pauses
+    flap_pause_max: float | None = None
 
     @property
     def agent_interval(self) -> float:
@@ -43,6 +46,11 @@ class HealthCheck:
     def asks_application(self) -> bool:
         """Whether a TCP check needs more than a handshake: an answer of the application, or TLS."""
         return any(one is not None for one in (self.request, self.expect, self.expect_regex, self.tls, self.http))
+
+    @property
+    def longest_pause(self) -> float:
+        """Seconds that a backend that flaps stays out at most, and after which it has come back for good."""
+        return self.flap_pause_max or max(defaults.FLAP_PAUSE_MAX.default, self.flap_pause or 0)
 
     def source_of(self, family: str) -> str | None:
         """Return the source of spoofed probes of ``family``; None when there are none."""
@@ -61,11 +69,20 @@ def read_health_check(part: Fields, proxy_id: int) -> HealthCheck:
         port=part.integer("port", "a port", *defaults.HEALTH_PORT),
         **read_exchange(part),
         agent=read_agent(part),
+        max_out=part.integer("max_out", "a percentage", *defaults.MAX_OUT),
+        flap_pause=part.seconds("flap_pause", *defaults.FLAP_PAUSE),
+        flap_pause_max=part.seconds("flap_pause_max", *defaults.FLAP_PAUSE_MAX[:2], None),
     )
     part.done()
     if health.interval and health.timeout and health.timeout > health.interval:
         part.error(
             "timeout", f"{health.timeout:g} is longer than interval ({health.interval:g}); lower it, or raise interval"
+        )
+    if health.flap_pause_max and not health.flap_pause and not (part.data or {}).get("flap_pause"):
+        part.error("flap_pause_max", "has no effect without flap_pause; set flap_pause too")
+    elif health.flap_pause_max and health.flap_pause and health.flap_pause_max < health.flap_pause:
+        part.error(
+            "flap_pause_max", f"{health.flap_pause_max:g} is shorter than flap_pause ({health.flap_pause:g}); raise it"
         )
     return health
 

@@ -157,6 +157,7 @@ def read_service(part: Fields, proxy_id: int) -> Service:
     if protocol == "udp":
         cross_checks.refuse_tcp_only_options(part, service, backend_parts)
     cross_checks.refuse_reset_without_checks(part, service)
+    cross_checks.refuse_caution_without_checks(part, service)
     cross_checks.refuse_deadline_below_timeout(part, service)
     cross_checks.refuse_factor_without_hash(part, service)
     cross_checks.refuse_twin_backends(backend_parts, service.backends)

@@ -39,8 +39,7 @@ READY, DRAINING, MAINTENANCE = range(3)
 ADMIN_STATES = ("ready", "draining", "maintenance")
 DISABLED = "disabled"  # what is shown of a backend that the config gives no new connections; not in a region
 
-# Result of one health probe.
-UNASKED, ANSWERED, UNANSWERED = range(3)
+UNASKED, ANSWERED, UNANSWERED = range(3)  # result of one health probe
 
 # Written by the checker, except the last two, which the supervisor writes. Times are monotonic milliseconds.
 STATE_FIELDS = (
@@ -54,6 +53,7 @@ STATE_FIELDS = (
     "checks",
     "server_failures",
     "path_failures",
+    *("flaps", "back_at"),  # backends/flapping.py
     "suspect",  # 1 from when connects of a client and of the checker have failed until a probe is answered
     "admin",
     "weight",

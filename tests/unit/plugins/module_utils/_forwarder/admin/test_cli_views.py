@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import time
@@ -12,10 +13,11 @@ import time
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import cli_views, http_views, metrics
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 
-from ..snapshots import Forwarder
+from ..snapshots import NOW, Forwarder
 
 BACKENDS = (
     Backend("b", 80, ipv4="198.18.0.21", ipv6="2001:db8::21", weight=2),
@@ -89,6 +91,31 @@ def test_an_old_generation_is_a_line_of_the_table_and_of_the_page(document, valu
     labels = f'generation="1",version="{version}"'
     assert f"\nl4proxy_old_generation_sessions{{{labels}}} {sessions}\n" in metrics.render(found)
     assert "\nl4proxy_drain_memory_ended_total 3\n" in metrics.render(found)
+
+
+@pytest.mark.parametrize(("health", "flap_pause", "state"), [
+    (shared_memory.UP, 5.0, "paused"),
+    (shared_memory.UP, None, "up"),
+    (shared_memory.DOWN, 5.0, "down"),
+    (shared_memory.BROKEN, 5.0, "return path broken"),
+])  # fmt: skip
+def test_a_paused_backend_is_shown_with_the_time_left(health, flap_pause, state):
+    service = dataclasses.replace(CONFIG.services[0], health=HealthCheck(flap_pause=flap_pause))
+    forwarder = Forwarder(dataclasses.replace(CONFIG, services=(service,)))
+    for field, value in {"health": health, "flaps": 3, "back_at": int(1000 * NOW) + 2400}.items():
+        forwarder.regions[0].set_state(field, B4, value)
+    forwarder.regions[0].set_state("health", B6, shared_memory.UP)
+    found = forwarder.status()
+    (b, *_others), line = found["services"][0]["backends"], "b (ipv4) is paused for 2 s more: it has flapped 3 times"
+    assert (b["state"], b["families"]["ipv4"]["state"], b["families"]["ipv6"]["state"]) == (state, state, "up")
+    text = metrics.render(found)
+    assert f'l4proxy_backend_state{{service="web",backend="b",state="{state}"}} 1' in text
+    labels = 'service="web",backend="b",family="ipv4"'
+    assert (f"l4proxy_health_flaps{{{labels}}} 3" in text) == (flap_pause is not None)
+    assert (f"l4proxy_health_paused_seconds{{{labels}}} 2.4" in text) == (flap_pause is not None)
+    for shown in (cli_views.table(found), http_views.render(found)):
+        assert (line in shown) == (flap_pause is not None)
+    forwarder.close()
 
 
 def test_the_status_of_version_0_1_0_is_shown_too(document):

@@ -15,54 +15,16 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends
     balancer,
     passive_health,
 )
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_agent import HealthAgent
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import agent_state, shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.agent_state import AgentWord
 from hypothesis import given
 from hypothesis import strategies as st
 
-CLIENT, OTHER = "203.0.113.7", "203.0.113.8"
+from .some_backends import CLIENT, OTHER, Some
+
 UNCHECKED = {"health": HealthCheck(enabled=False)}
-
-
-class Some(balancer.Backends):
-    """Backends of one service in slot 0 of two, with the region they share."""
-
-    def __init__(self, *weights, balance="round_robin", backups=(), priorities=(), limits=None, disabled=(), **options):
-        made = []
-        for n, weight in enumerate(weights):
-            more = {"weight": weight, "backup": n in backups, "max_connections": (limits or {}).get(n)}
-            more |= {"priority": priorities[n] if priorities else None, "enabled": False if n in disabled else None}
-            made.append(Backend(name=f"b{n}", ipv4=f"198.18.0.{n + 1}", port=80, **more))
-        service = Service("web", (), tuple(made), balance=balance, **options)
-        self.region = shared_memory.Region(shared_memory.describe(Config(proxy_id=1, services=(service,)), 2))
-        super().__init__(service, "ipv4", self.region, 0)
-        self.sibling = balancer.Backends(service, "ipv4", self.region, 1)
-
-    def __del__(self):
-        self.region.close()
-
-    def set(self, index, **states):
-        """Set published states, as the checker or an operator does."""
-        for field, value in states.items():
-            self.region.set_state(field, index, value)
-        self.region.advance(shared_memory.EPOCH_HEALTH)
-
-    def shares(self, count=1, now=1.0, client=CLIENT):
-        """Return {index: connections} of ``count`` connections of a client, each of which ends at once."""
-        found = Counter()
-        for _turn in range(count):
-            index = self.next(client, (), now)
-            found[index] += 1
-            if index is not None:
-                self.release(index)
-        return dict(found)
-
-    def fail(self, index, now, client=CLIENT, **options):
-        return self.failed(client, index, errno.ECONNREFUSED, now, True, **options)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=8))

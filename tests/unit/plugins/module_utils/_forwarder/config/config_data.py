@@ -30,7 +30,8 @@ def full():
         "health": {"enabled": True, "interval": 5.0, "timeout": 2.0, "rise": 1, "fall": 4, "source": ["198.51.100.99"],
                    "tls": {"server_name": "b.example", "verify": True, "ca_file": "/etc/ssl/ca.pem"},
                    "http": {"method": "HEAD", "path": "/healthz", "host": "b.example:8443", "expect_status": ["204"]},
-                   "agent": {"port": 9707, "interval": 0.5}},
+                   "agent": {"port": 9707, "interval": 0.5},
+                   "max_out": 50, "flap_pause": 10.0, "flap_pause_max": 60.0},
         "backends": [
             {"name": "b", "ipv4": "198.18.0.21", "ipv6": "2001:db8::21", "port": 8080, "weight": 2,
              "send_proxy": "v2", "backup": False, "max_connections": 100},

@@ -61,6 +61,7 @@ def test_the_document_of_defaults_has_no_key_that_version_0_1_0_refuses():
     keys = {*document, *service, *service["health"], *service["backends"][0]}
     later = {"drain_timeout", "drain_memory", "priority", "on_down", "hash_table", "hash_balance_factor", "agent"}
     assert keys & later == set()
+    assert service["health"].keys() & {"max_out", "flap_pause", "flap_pause_max"} == set()
 
 
 @pytest.mark.parametrize(("changes", "seconds"), [({}, 60.0), ({"idle_timeout": 5}, 5.0)])
