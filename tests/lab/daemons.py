@@ -107,18 +107,20 @@ def self_signed(directory: Path, name: str) -> tuple[Path, Path]:
 
 
 class Nginx(Daemon):
-    """nginx with HTTP on ``port`` and HTTPS on ``tls_port``. It answers 503 while the file ``broken`` exists."""
+    """nginx: HTTP on ``port``, after PROXY headers on ``proxy_port``, HTTPS on ``tls_port``; 503 while ``broken``."""
 
-    port, tls_port = 8081, 8443
+    port, proxy_port, tls_port = 8081, 8082, 8443
 
     def __init__(self, lab: NamespaceLab, host: str):
         super().__init__(lab, host)
         self.broken = self.directory / "broken"
-        certificate, key = self_signed(self.directory, host)
+        self.certificate, key = self_signed(self.directory, host)
         more = f"""
+    listen 0.0.0.0:{self.proxy_port} proxy_protocol;
+    listen [::]:{self.proxy_port} ipv6only=on proxy_protocol;
     listen 0.0.0.0:{self.tls_port} ssl;
     listen [::]:{self.tls_port} ipv6only=on ssl;
-    ssl_certificate {certificate};
+    ssl_certificate {self.certificate};
     ssl_certificate_key {key};
     if (-f {self.broken}) {{ return 503; }}"""
         config = self.directory / "nginx.conf"

@@ -142,14 +142,18 @@ def real(lab):
 
 @pytest.fixture(scope="module")
 def forwarder(lab, real):
-    """One service for each example; the states of its only backend are those of the server."""
-    services = [
-        make_service(
-            lab, f"s{port}-{daemon.host.name}", 20000 + port + (daemon.host.name == "c"), port,
-            backends=[daemon.host.name], protocol="udp" if name == "DNS" else "tcp", health={**EXAMPLES[name], **QUICK},
-        )
-        for server, daemon in real for name, port in server.examples.items()
-    ]  # fmt: skip
+    """One service for each example, one that verifies the certificate, and two whose nginx needs PROXY headers."""
+    rows = [(EXAMPLES[name], name, daemon, port) for server, daemon in real for name, port in server.examples.items()]
+    nginx = real[0][1]
+    verified = {"tls": {"server_name": "b", "verify": True, "ca_file": str(nginx.certificate)}, **EXAMPLES["HTTP"]}
+    rows += [(verified, "verified", nginx, nginx.tls_port), *[(EXAMPLES["HTTP"], "PROXY", nginx, nginx.proxy_port)] * 2]
+    services = []
+    for number, (health, name, daemon, port) in enumerate(rows):
+        label = f"s{number}-{name.split(',')[0]}"
+        options = {"backends": [daemon.host.name], "protocol": "udp" if name == "DNS" else "tcp"}
+        services.append(make_service(lab, label, 20000 + number, port, **options, health={**health, **QUICK}))
+    for service, version in zip(services[-2:], ("v1", "v2")):
+        service["backends"][0]["send_proxy"] = version
     with Forwarder(lab, make_config(*services)) as forwarder:
         yield forwarder
 
