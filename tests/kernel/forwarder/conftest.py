@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernel.forwarder.sessions import SERVERS, give_many_addresses
+from tests.kernel.forwarder.sessions import SERVERS, Asker, give_many_addresses
 from tests.support import tcp, udp
 from tests.support.forwarding import BACKENDS, Forwarder, raise_lab, wire
 
@@ -48,6 +48,15 @@ def session_servers(lab):
     yield servers
     for server in servers.values():
         server.stop()
+
+
+@pytest.fixture
+def ask(lab, session_servers, protocol, family, request):
+    """What opens sessions at the file's PORT."""
+    asker = Asker(lab, protocol, family, request.module.PORT)
+    yield asker
+    for session in asker.sessions:
+        session.end()
 
 
 @pytest.fixture(scope="module")

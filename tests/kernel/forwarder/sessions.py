@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import select
 import socket
 import threading
+from collections import Counter
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 
@@ -17,7 +19,7 @@ from tests.support.addresses import FAMILIES, family_of
 from tests.support.waiting import PATIENCE
 
 #: Every address of these networks is the client's.
-MANY = {"ipv4": "198.18.128.0/24", "ipv6": "2001:db8:2:8000::/64"}
+MANY = {"ipv4": "198.18.128.0/20", "ipv6": "2001:db8:2:8000::/64"}
 CLIENTS = {"ipv4": "198.18.128.{}", "ipv6": "2001:db8:2:8000::{:x}"}
 
 
@@ -167,3 +169,35 @@ def refused(lab, protocol: str, to: tuple[str, int]) -> bool:
     except Refused:
         return True
     return False
+
+
+class Asker:
+    """Opens sessions through a forwarder and closes them with the test."""
+
+    def __init__(self, lab, protocol, family, port):
+        self._lab, self._protocol, self._to = lab, protocol, (getattr(lab["a"], family), port)
+        self.family = family
+        self.sessions: list[Session] = []
+
+    def one(self):
+        """Open a session; raises Refused."""
+        self.sessions.append(Session(self._lab, self._protocol, self._to))
+        return self.sessions[-1]
+
+    def refused(self):
+        """Whether another session is refused."""
+        return refused(self._lab, self._protocol, self._to)
+
+    def many(self, count):
+        """Open ``count`` sessions that stay open; return how many each backend has."""
+        return Counter(self.one().name for _session in range(count))
+
+    def clients(self, count, port=None):
+        """{client address: backend} of short sessions from ``count`` addresses."""
+        found = {}
+        for number in range(1, count + 1):
+            address = str(ipaddress.ip_network(MANY[self.family])[number])
+            session = Session(self._lab, self._protocol, (self._to[0], port or self._to[1]), address)
+            found[address] = session.name
+            session.end()
+        return found

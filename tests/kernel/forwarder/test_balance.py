@@ -12,7 +12,6 @@ from collections import Counter
 
 import pytest
 
-from tests.kernel.forwarder import sessions
 from tests.kernel.forwarder.faults import AGENT, BABBLE, Agents, babble, backends, state
 from tests.kernel.forwarder.sessions import CLIENTS, SERVERS, Session
 from tests.support import tcp
@@ -21,46 +20,6 @@ from tests.support.waiting import eventually
 
 PORT, BACKEND = 7900, 9000
 EVEN = 5  # standard deviations by which a share may differ
-
-
-class Asker:
-    """Opens sessions through a forwarder and closes them with the test."""
-
-    def __init__(self, lab, protocol, family):
-        self._lab, self._protocol, self._to = lab, protocol, (getattr(lab["a"], family), PORT)
-        self.family = family
-        self.sessions: list[Session] = []
-
-    def one(self):
-        """Open a session; raises Refused."""
-        self.sessions.append(Session(self._lab, self._protocol, self._to))
-        return self.sessions[-1]
-
-    def refused(self):
-        """Whether another session is refused."""
-        return sessions.refused(self._lab, self._protocol, self._to)
-
-    def many(self, count):
-        """Open ``count`` sessions that stay open; return how many each backend has."""
-        return Counter(self.one().name for _session in range(count))
-
-    def clients(self, count, port=PORT):
-        """{client address: backend} of short sessions from ``count`` addresses."""
-        found = {}
-        for number in range(1, count + 1):
-            address = CLIENTS[self.family].format(number)
-            session = Session(self._lab, self._protocol, (self._to[0], port), address)
-            found[address] = session.name
-            session.end()
-        return found
-
-
-@pytest.fixture
-def ask(lab, session_servers, protocol, family):
-    asker = Asker(lab, protocol, family)
-    yield asker
-    for session in asker.sessions:
-        session.end()
 
 
 def document(lab, protocol, weights=(1, 1, 1), workers=1, names=BACKENDS, port=PORT, **options):
@@ -100,25 +59,6 @@ def test_random_follows_the_weights(lab, ask, protocol, family):
     for name, weight in weights.items():
         share = weight / sum(weights.values())
         assert found[name] == pytest.approx(count * share, abs=EVEN * (count * share * (1 - share)) ** 0.5)
-
-
-def test_source_hash_is_the_same_on_all_workers_and_proxies_and_after_a_restart(lab, ask, protocol, family):
-    count, options = 60, {"balance": "source_hash"}
-    with Forwarder(lab, document(lab, protocol, workers=2, **options)) as forwarder:
-        first = ask.clients(count)
-        assert set(first.values()) == set(BACKENDS)
-        # From other ports, so that the kernel may select the other worker.
-        assert ask.clients(count) == first
-        # Another proxy: other processes, another id, another order of backends.
-        other = document(lab, protocol, names=BACKENDS[::-1], port=PORT + 1, **options)
-        with Forwarder(lab, {**other, "proxy_id": 12}):
-            assert ask.clients(count, PORT + 1) == first
-        forwarder.ask("maintenance", backend="b")
-        without = ask.clients(count)
-        moved = {address for address, name in without.items() if name != first[address]}
-        assert moved == {address for address, name in first.items() if name == "b"}, "nobody else's clients moved"
-    with Forwarder(lab, document(lab, protocol, **options)):
-        assert ask.clients(count) == first
 
 
 @pytest.mark.parametrize(("protocol", "balance"), [("tcp", "source_hash"), ("udp", "least_connections")])

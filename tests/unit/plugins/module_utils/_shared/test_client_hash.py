@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The hash of a client is the kernel's; tests/kernel/forwarder/test_balance.py asks the kernel."""
+"""The hash of a client is the kernel's; tests/kernel/forwarder/test_source_hash.py asks the kernel."""
 
 from __future__ import annotations
 
