@@ -2,10 +2,14 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Downgrade and upgrade of a fleet under load, by the playbook of each version: no client is refused."""
+"""Downgrade and upgrade of a fleet under load, by the playbook of each version: no client is refused.
+
+An upgrade keeps drain states and counters, also from version 0.1.0.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -28,11 +32,20 @@ def collections(fleet, tmp_path_factory):
 
 @pytest.mark.parametrize("version", [earlier.REVISION, "this version"])
 def test_a_change_of_version_refuses_no_client(fleet, report, collections, version):
+    upgrade = collections[version] is None
+    if upgrade:
+        fleet["a"].run(["l4proxy", "drain", "all", "d"])
+    drained, accepted = known(fleet)
     leaked, began = fleet.leaked("all"), time.time()
     for changes in (True, False):
         run = ansible.play(fleet.lab.prefix, "trueip.l4proxy.site", [INVENTORY], collections=collections[version])
         assert run.status == 0, run.output
         assert bool(run.changed) == changes, run.output
+    if upgrade:
+        after = known(fleet)
+        assert after[0] == drained != set()
+        assert after[1] >= accepted > 0
+        fleet["a"].run(["l4proxy", "ready", "all", "d"])
     until = time.time()
     eventually(lambda: time.time() > until + CONNECTION)
     noticed = fleet.noticed(began, until, fleet.leaked("all") - leaked)
@@ -48,3 +61,11 @@ def test_a_change_of_version_refuses_no_client(fleet, report, collections, versi
     )
     assert noticed.connections
     assert (noticed.lost, noticed.leaked) == (0, 0)
+
+
+def known(fleet):
+    """Return (the drained backends, the number of accepted connections) of the forwarder that runs."""
+    services = json.loads(fleet["a"].run(["l4proxy", "status", "--json"]).stdout)["services"]
+    backends = [backend for service in services for backend in service["backends"]]
+    drained = {backend["name"] for backend in backends if backend["admin"] == "draining"}
+    return drained, sum(service["connections"] for service in services)

@@ -33,6 +33,7 @@ INTERVAL = 30.0  # seconds between two saves of the counters, at least
 BYTES_PER_DAY = 512 << 20  # that counters may write, for the sake of flash memory: 180 kB every 30 s
 ANSWER_TIMEOUT = 5.0  # seconds that an operator waits for the disk
 FINISH_TIMEOUT = 3.0  # seconds that a stop waits for it
+HANGS = "the file system does not answer"
 UNKNOWN = "the process that writes it has ended without a result"
 
 Then = Callable[["str | None"], object]  # is called with None when all is saved, or else with the reason, one sentence
@@ -122,6 +123,8 @@ class Saver:
             self._loop.call_later(INTERVAL, self._save_regularly)
 
     def _save_regularly(self):
+        if self._pipe is not None:
+            self._note(f"{self._path}: {HANGS}")
         self.save()
         self._loop.call_later(max(INTERVAL, self._size * 86400 / BYTES_PER_DAY), self._save_regularly)
 
@@ -189,20 +192,24 @@ class Saver:
             self._ended(None if "size" in result else result.get("failure", UNKNOWN))
 
     def _ended(self, failure):
-        """Note the end of a child, log what has changed, and tell those that wait."""
-        before, self.error = self.error, failure and f"{self._path}: {failure}"
-        if self.error is None:
+        """Take the result of a child, and tell those that wait."""
+        if failure is None:
             self._saved_at = runtime_file.timestamp()
-        if self.error and self.error != before:
-            self._loop.log.event("state not saved", level="error", reason=self.error)
-        elif before and self.error is None:
-            self._loop.log.event("state saved again")
+        self._note(failure and f"{self._path}: {failure}")
         told, self._told, self._next = self._told, self._next, []
         again, self._again = self._again, False
         for then in told:
             then(self.error)
         if again:
             self._begin()
+
+    def _note(self, error):
+        """Log an error, or its end, once."""
+        before, self.error = self.error, error
+        if error and error != before:
+            self._loop.log.event("state not saved", level="error", reason=error)
+        elif before and not error:
+            self._loop.log.event("state saved again")
 
     def _overdue(self, then):
         for waiting in (self._told, self._next):
