@@ -306,6 +306,8 @@ def test_the_sessions_of_a_backend_that_goes_down_end_in_that_family_if_the_serv
         with BrokenReturnPath(lab, family):
             eventually(lambda: state(forwarder, "b", family) == "return path broken", "it is known", forwarder.show)
         wait_for(forwarder, "up")
+        (checker,) = forwarder.children("l4-checker")
+        os.kill(checker, signal.SIGKILL)
         with Unanswered(lab, family, PROBED):
             eventually(lambda: state(forwarder, "b", family) == "down", "it is known", forwarder.show)
             ended = [of.pop((PORT, family, "b")) for of in sessions]

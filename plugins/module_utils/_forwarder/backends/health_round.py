@@ -13,6 +13,7 @@ import errno
 from typing import Any
 
 from ..counters.probe_results import UNEXPECTED
+from ..loop import sockets
 from .health_exchange import exchanges, request_and_judge
 from .health_probe import ExchangeProbe, TcpProbe, UdpProbe
 from .health_state import HealthState, RoundResult
@@ -22,6 +23,9 @@ QUICK_TICK = 0.01  # the same for QUICK seconds after a step of an exchange, sin
 QUICK = 0.03
 OWN_PROBE_AFTER = 0.5  # of the timeout: then the own address probes too
 SILENCE = 2 * TICK  # seconds without an answer that are suspicious, on top of twice the time of the last good round
+
+# Of this host and not of the backend: they show nothing, and must take no backend out.
+_OWN_FAULTS = {*sockets.OUT_OF_RESOURCES, errno.EADDRNOTAVAIL}
 
 # Refusals of a spoofed probe: the return path works, and the server is not up.
 _REFUSALS = {errno.ECONNREFUSED, errno.ECONNRESET, UNEXPECTED}
@@ -107,7 +111,10 @@ class CheckedTarget:
         try:
             self.round.own = self._probe(None)
         except OSError as error:  # ENETUNREACH: no route
-            self._own_answered(error.errno)
+            if error.errno in _OWN_FAULTS:
+                self.round.result.server_errno = error.errno
+            else:
+                self._own_answered(error.errno)
 
     def poll(self, now):
         """Poll the running round; return its RoundResult when it has ended, else None."""

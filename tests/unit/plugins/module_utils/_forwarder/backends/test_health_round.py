@@ -86,6 +86,7 @@ def test_an_exchange_over_a_spoofed_connection_shows_the_server(
 @pytest.mark.parametrize(("own", "result"), [
     (None, RoundResult(True, None, 0, errno.EPERM)),
     (errno.ENETUNREACH, RoundResult(False, None, errno.ENETUNREACH, errno.EPERM)),
+    (errno.EMFILE, RoundResult(None, None, errno.EMFILE, errno.EPERM)),  # of this host: it says nothing of the server
 ])  # fmt: skip
 def test_a_spoofed_probe_that_cannot_be_sent_shows_nothing_of_the_return_path(network, start, own, result):
     """As without CAP_NET_RAW: only the proxy's own address probes."""
