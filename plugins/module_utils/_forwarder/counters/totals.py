@@ -117,6 +117,8 @@ def round_trips(regions, now):
         for slot in range(region.slots):
             starts = [region.cell(slot, "target", field) for field in ("sampled", "rtt_microseconds", "active")]
             columns = [region.cells[start : start + len(region.targets)].tolist() for start in starts]
+            if not any(columns[0]):
+                continue
             for name, sampled, microseconds, active in zip(region.targets, *columns):
                 if microseconds and now - sampled / 1000 <= SAMPLE_VALID:
                     total, weight = sums.get(name, (0, 0))

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import handover
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp.flow_table import Flow
 
 
 class Upstream:
@@ -51,6 +52,42 @@ def test_every_socket_arrives_and_in_order(ends, count):
     assert not any(sock.get_inheritable() for sock in read.sockets)
     for sock in (*read.sockets, *(one.sock for one in upstreams)):
         sock.close()
+
+
+class Counted:
+    """What counts the traffic of a flow."""
+
+    def __init__(self):
+        self.bytes = self.datagrams = (0, 0)
+
+    def add_bytes(self, _index, *numbers):
+        self.bytes = tuple(map(sum, zip(self.bytes, numbers)))
+
+    def add_datagrams(self, _index, *numbers):
+        self.datagrams = tuple(map(sum, zip(self.datagrams, numbers)))
+
+
+def new_flow():
+    key = ("198.51.100.1", 7000)
+    return Flow(key, key, (b"", ("198.18.0.21", 53)), Counted(), 0, 60.0, 0.0)
+
+
+EARLIER = {"step": "any", "answered": True, "started": 1.0, "datagrams_to_backend": 2, "datagrams_to_client": 1}
+
+
+@pytest.mark.parametrize(("record", "counted"), [
+    # A predecessor of an earlier version has counted nothing, and does not send "counted".
+    ({**EARLIER, "bytes_to_backend": 200, "bytes_to_client": 100}, ((205, 100), (3, 1))),
+    ({**EARLIER, "bytes_to_backend": 0, "bytes_to_client": 0, "counted": [200, 100]}, ((5, 0), (1, 0))),
+])  # fmt: skip
+def test_traffic_of_a_flow_is_counted_by_the_worker_that_forwarded_it(record, counted):
+    flow = new_flow()
+    handover.restore(flow, record)
+    flow.datagrams_to_backend += 1
+    flow.bytes_to_backend += 5
+    assert (flow.bytes_to_backend, flow.bytes_to_client, flow.datagrams) == (205, 100, 4), "as in its line of the log"
+    flow.count_traffic()
+    assert (flow.backends.bytes, flow.backends.datagrams) == counted
 
 
 @pytest.mark.parametrize("sent", [False, True])
