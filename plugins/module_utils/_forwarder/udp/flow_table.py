@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 import socket
+from collections import deque
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from .eviction import EvictionQueue, FairShares
 MOST_FLOWS = 65536  # sessions of a worker, about 1.3 kB each
 CROWDED = 0.75  # fraction of the shared sockets on which a pair may be taken before another socket is opened
 ANYWHERE = 65536  # more than there are sockets: the search for a pair's second one begins at a random place
+MOST_COUNTED = 2000  # flows; takes 1 ms
 NOTHING = (0, 0, 0, 0)  # counted of a new flow
 UNCONTESTED = 0.2  # seconds in which an ICMP error for the first datagram of a session would have come
 
@@ -146,6 +148,7 @@ class FlowTable:
         # (family, reply key) -> [number of shared sockets on which it is taken, where the search for the next one
         # begins, EvictionQueue or None]
         self._taken = {}
+        self.uncounted: deque[Flow] = deque()  # flows that have moved something since it was counted; some have ended
 
     def __len__(self):
         return len(self.flows)
@@ -240,6 +243,14 @@ class FlowTable:
         taken[0] -= 1
         if not taken[0]:
             del self._taken[pair]
+
+    def count_some(self):
+        """Count what up to MOST_COUNTED ``uncounted`` flows have forwarded: all at once would take too long."""
+        uncounted = self.uncounted
+        for _time in range(min(MOST_COUNTED, len(uncounted))):
+            flow = uncounted.popleft()
+            if flow.alive:  # else its end has counted it
+                flow.count_traffic()
 
     def serves_others(self, flow, now):
         """Whether the backend of ``flow`` serves another client: one that sent something since the last check, and not

@@ -242,7 +242,9 @@ class UdpServer:
     # -- a session ends --------------------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
-        """When it is time: end the sessions in which nothing moves, and close upstream sockets that none needs."""
+        """When it is time: end the sessions in which nothing moves, count the others, and close unused sockets."""
+        if self.table.uncounted:
+            self.table.count_some()
         if now < self._next_check:
             return
         self._next_check = now + self._interval
@@ -258,6 +260,8 @@ class UdpServer:
 
     def seconds_to_check(self, now: float) -> float:
         """Return the seconds until check() has something to do."""
+        if self.table.uncounted:
+            return 0.0
         return max(0.0, self._next_check - now) if len(self.table) else float("inf")
 
     def end(self, flow: Flow, reason: str) -> None:

@@ -4,8 +4,8 @@
 """The idle timeout of UDP sessions.
 
 Time is passed in (monotonic seconds). A check compares the number of datagrams of a session with that of the last
-check, so a datagram does not have to read the clock. A session ends at its timeout, or up to one check later. A check
-also counts what the sessions have forwarded since the last one.
+check, so a datagram does not have to read the clock. A session ends at its timeout, or up to one check later. What the
+others have forwarded is counted after the check (FlowTable.count_some()).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def expired(table, now):
             datagrams = flow.datagrams
             if datagrams != flow.datagrams_seen:
                 flow.datagrams_seen, flow.last_moved = datagrams, now
-                flow.count_traffic()
                 moved.append(flow)
                 continue
             still.append(flow)
             if now - flow.last_moved >= flow.timeout:
                 ended.append(flow)
+        table.uncounted.extend(moved)
         if still and moved:
             table.flows.reorder(service, still + moved)
             table.alone.reorder(service, [flow for flow in still + moved if flow.upstream.alone])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import timeouts
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp import flow_table, timeouts
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.udp.flow_table import Flow, FlowTable
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,6 +144,19 @@ def test_a_flow_expires_when_nothing_has_moved_for_its_timeout(silence, over):
     assert bool(timeouts.expired(world.table, 7.0 + silence)) is over
 
 
+def test_many_flows_are_counted_some_at_a_time_and_those_that_have_ended_are_not(monkeypatch):
+    monkeypatch.setattr(flow_table, "MOST_COUNTED", 2)
+    world = World()
+    for client in range(5):
+        world.datagram(client, 1, 0, 0.0)
+    flows = list(world.table.flows)
+    timeouts.expired(world.table, 1.0)
+    world.table.leave(flows[4])
+    for counted in (2, 4, 4, 4):
+        world.table.count_some()
+        assert sum(one.backends.counted[2] for one in flows) == counted
+
+
 def test_what_an_open_flow_has_forwarded_is_counted_once():
     world = World()
     world.datagram(1, 1, 0, 0.0)
@@ -152,6 +165,7 @@ def test_what_an_open_flow_has_forwarded_is_counted_once():
         known.datagrams_to_backend = known.datagrams_to_client = datagrams
         known.bytes_to_backend, known.bytes_to_client = 100 * datagrams, 10 * datagrams
         timeouts.expired(world.table, now)
+        world.table.count_some()
         assert known.backends.counted == [100 * datagrams, 10 * datagrams, datagrams, datagrams]
     known.bytes_to_client += 1
     known.count_traffic()
