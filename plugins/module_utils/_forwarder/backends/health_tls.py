@@ -82,7 +82,9 @@ class TlsExchange:
         while result is None:
             try:
                 data = self._tls.read(READ)
-            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            except ssl.SSLError as error:
+                if not _is_end(error):
+                    raise
                 data = b""
             result = self._inner.received(data)
             if not data:
@@ -104,10 +106,16 @@ class TlsExchange:
         return self._outgoing.read()
 
 
+def _is_end(error):
+    """Return whether an SSLError means that the server has closed; Python 3.9 has no SSLEOFError for OpenSSL 3."""
+    ends = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+    return isinstance(error, ends) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
+
+
 def _meaning(error):
     """Return the result for an SSLError in a handshake, or after it."""
     reason = error.reason or ""
-    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+    if _is_end(error):
         return CLOSED
     if reason in _NOT_TLS:
         return NOT_TLS
