@@ -31,14 +31,10 @@ def give_many_addresses(lab) -> None:
         lab["router"].run(["ip", flag, "route", "add", network, "via", getattr(lab["client"], family)])
 
 
-#: What a TcpServer says when it closes connections at once.
-CLOSE = b"\xff"
-
-
 class TcpServer:
     """On both addresses of a host: send the host's name, and keep the connection until the client closes it.
 
-    With ``says`` it sends that in place of its name (b"": nothing), or closes at once (CLOSE).
+    With ``says`` it sends that in place of its name (b"": nothing).
     """
 
     def __init__(self, lab, host: str, port: int):
@@ -71,9 +67,6 @@ class TcpServer:
     def _greet(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # a health check is gone at once
             sock = listener.accept()[0]
-            if self.says == CLOSE:
-                sock.close()
-                return
             self._enter(sock)
             sock.send(self._name if self.says is None else self.says)
 
