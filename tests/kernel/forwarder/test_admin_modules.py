@@ -16,7 +16,7 @@ from tests.support import tcp
 from tests.support.forwarding import make_config, make_service
 from tests.support.waiting import PATIENCE
 
-WEB, RAW, WIDE = 8000, 7000, 7001
+WEB, RAW, WIDE, OFF = 8000, 7000, 7001, 7002
 
 
 def document(lab):
@@ -24,7 +24,9 @@ def document(lab):
     wide = make_service(lab, "wide", WIDE, 9000, backends=["c", "c"])
     for backend, port in zip(wide["backends"], (9000, 9001)):
         backend.update(name=f"two:{port}", port=port)
-    return make_config(web, raw, wide, workers=2)
+    off = make_service(lab, "off", OFF, 9, backends=["c"])
+    off["backends"][0]["enabled"] = False
+    return make_config(web, raw, wide, off, workers=2)
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +77,27 @@ def test_the_module_drains_every_port_of_a_host(forwarder, capsys):
     assert [backend["admin"] for backend in backends_named(forwarder, "two:9000")] == ["draining"]
     assert module(forwarder, capsys, backend="two", wait=True)["changed"] is True
     assert module(forwarder, capsys, backend="two")["changed"] is False
+
+
+@pytest.mark.ipv4_only
+def test_what_the_config_disables_cannot_be_made_ready(lab, forwarder, capsys):
+    off = partial(module, forwarder, capsys, backend="c", service="off")
+    for mode in ({"_ansible_check_mode": True}, {"wait": True}):
+        refused = off(**mode)
+        assert refused["msg"].startswith("backend c is disabled in off: l4proxy_services has enabled: false for it")
+        assert refused["reason"] == "disabled"
+    assert off(state="drain")["diff"] == {"before": "off: disabled\n", "after": "off: draining\n"}
+    assert off(state="drain")["changed"] is False
+    assert off()["reason"] == "disabled"
+    assert [one["admin"] for one in backends_named(forwarder, "c")] == ["ready", "disabled"]
+    module(forwarder, capsys, backend="c", state="drain")
+    done = module(forwarder, capsys, backend="c", wait=True)
+    assert {name: one["after"] for name, one in done["services"].items()} == {"web": "ready", "off": "disabled"}
+    assert module(forwarder, capsys, backend="c", wait=True)["changed"] is False
+    lines = cli(lab, forwarder, "ready", "all", "c").stdout.splitlines()
+    assert lines[0] == "c is ready in web (unchanged)"
+    assert lines[1].startswith("backend c is disabled in off: ")
+    assert cli(lab, forwarder, "ready", "off", "c").returncode == 1
 
 
 def backends_named(forwarder, name):
@@ -128,7 +151,7 @@ def test_sessions_and_clients_are_listed_and_ended_by_the_command_line_and_the_m
             "action is kill but any of the following are missing: service, backend, client, generation",
         ),
         ({"client": "x"}, "client must be an address or a network: 'x' does not appear to be"),
-        ({"service": "x"}, "there is no service 'x' (there are web, raw, wide)"),
+        ({"service": "x"}, "there is no service 'x' (there are web, raw, wide, off)"),
         ({"generation": 9}, "there is no generation 9 with workers (there are 1)"),
         ({"limit": 101}, "limit must be a whole number from 1 to 100"),
     ):
@@ -158,7 +181,7 @@ def test_kill_ends_sessions_and_drain_may_end_those_that_are_left(lab, forwarder
     assert module(forwarder, capsys, state="maintenance", force=True)["changed"] is False
     for options, status, sentence in (
         ([], 2, "select the sessions to end by at least one of --generation, --service, --backend, --client"),
-        (["--service", "x"], 1, "there is no service 'x' (there are web, raw, wide)"),
+        (["--service", "x"], 1, "there is no service 'x' (there are web, raw, wide, off)"),
         (["--client", "x"], 1, "client must be an address or a network: 'x' does not appear to be"),
     ):
         wrong = cli(lab, forwarder, "kill", *options)
