@@ -48,8 +48,9 @@ def removal(
 
 def _fault(service: ServiceRef, group: str, name: str) -> str:
     """Return why a service cannot do without a host; empty if it can."""
-    if group == BACKENDS and service.backends and all(ref.host == name for ref in service.backends):
-        what = "backend"
+    enabled = [ref for ref in service.backends if ref.options.get("enabled") is not False]
+    if group == BACKENDS and service.backends and all(ref.host == name for ref in enabled or service.backends):
+        what = "backend" if enabled == list(service.backends) else "enabled backend"
     elif group == PROXIES and service.proxies and all(proxy == name for proxy in service.proxies):
         what = "proxy"
     else:

@@ -14,6 +14,7 @@ from .fleet_data import NUMBERS, WEB, fleet, hostvars
 
 GROUPS = {"all": list(NUMBERS), "proxies": ["a", "a2"], "backends": ["b", "c", "d"]}
 SSH = {"name": "ssh", "listen": "0.0.0.0:22", "backends": ["d:22"], "proxies": ["a2"]}
+HALF = {**SSH, "backends": ["d:22", {"host": "c", "enabled": False}]}
 MAIL = {"name": "mail", "listen": "0.0.0.0:25", "backends": ["d:25", "d:26", "c:25"], "proxies": ["a", "a2"]}
 FIRST = "add another one to it, or remove the service, and run the playbook trueip.l4proxy.site first"
 FAULTS = [
@@ -21,6 +22,7 @@ FAULTS = [
     ("backends", "", [WEB], "l4proxy_backend is not defined; set it to the host to remove (b, c, d)"),
     ("proxies", "b", [WEB], "l4proxy_proxy: b is not in the group proxies; set it to the host to remove (a, a2)"),
     ("backends", "d", [WEB, SSH], f"d is the only backend of service ssh (l4proxy_services[1]); {FIRST}"),
+    ("backends", "d", [HALF], f"d is the only enabled backend of service ssh (l4proxy_services[0]); {FIRST}"),
     ("proxies", "a2", [WEB, SSH], f"a2 is the only proxy of service ssh (l4proxy_services[1]); {FIRST}"),
 ]
 
@@ -28,6 +30,11 @@ FAULTS = [
 @pytest.mark.parametrize(("group", "name", "services", "fault"), FAULTS)
 def test_a_removal_that_cannot_be_is_refused(group, name, services, fault):
     assert removal(services, GROUPS, group, name, hostvars())["faults"] == [fault]
+
+
+def test_a_backend_that_is_disabled_can_be_removed_as_long_as_there_is_another():
+    for services in ([HALF], [{**HALF, "backends": [{"host": name, "enabled": False} for name in ("c", "d")]}]):
+        assert removal(services, GROUPS, "backends", "c", hostvars())["faults"] == []
 
 
 def test_the_only_proxy_is_removed_with_the_fleet():
