@@ -36,15 +36,18 @@ def lines(status):
     services = [(_labels(service=service["name"]), service) for service in status["services"]]
     yield from _services(services)
     rows = [
-        (_labels(service=service["name"], backend=backend["name"]), backend, service["protocol"])
+        (_labels(service=service["name"], backend=backend["name"]), backend, service)
         for service in status["services"]
         for backend in service["backends"]
     ]
-    yield from _backends([(labels, backend) for labels, backend, _protocol in rows])
-    yield from _datagrams([(labels, backend) for labels, backend, protocol in rows if protocol == "udp"])
+    yield from _backends([(labels, backend) for labels, backend, _service in rows])
+    bounded = ((labels, backend["passed_over"]) for labels, backend, service in rows if service["hash_balance_factor"])
+    text = "Connections that hash_balance_factor gave to another backend."
+    yield from _metric("backend_passed_over_total", "counter", text, bounded)
+    yield from _datagrams([(labels, backend) for labels, backend, service in rows if service["protocol"] == "udp"])
     targets = [
-        (f"{labels},{_labels(family=family)}", target, protocol)
-        for labels, backend, protocol in rows
+        (f"{labels},{_labels(family=family)}", target, service["protocol"])
+        for labels, backend, service in rows
         for family, target in backend["families"].items()
     ]
     yield from _tcp([(labels, target) for labels, target, protocol in targets if protocol == "tcp"])

@@ -12,7 +12,8 @@
  "drain_memory_ended": int (sessions),
  "workers": [{"slot", "pid" (null: gone), "state", "generation", "age" (seconds), "covers": [slots], "sessions"}],
  "checker": {"pid", "hung": bool} or null,
- "services": [{"name", "protocol", "balance", "listen": [str], "absent": [those of listen whose
+ "services": [{"name", "protocol", "balance", "hash_balance_factor" (may be null), "listen": [str],
+   "absent": [those of listen whose
    address this host does not have], "failed": {one of listen: why it could not be bound}, field: int …, "backends": [{
    "name", "port", "weight", "backup", "priority", "max_connections", "enabled", "admin", "state", "active",
    field: int …,
@@ -205,6 +206,7 @@ def _service(snapshot, service, absent):
         "name": service.name,
         "protocol": service.protocol,
         "balance": service.balance,
+        "hash_balance_factor": service.hash_balance_factor,
         "listen": [str(listener) for listener in service.listen],
         "absent": absent.get(service.name, []),
         "failed": snapshot.failed.get(service.name, {}),

@@ -240,9 +240,10 @@ class Maglev:
         return bucket_table.owner(table, client_hash(client) * len(table) >> 32, candidates)
 
 
-def bounded(choose, percent, weights, load):
+def bounded(choose, percent, weights, load, passed_over):
     """Return ``choose`` so that it passes over a backend with more than ``percent`` of the average connections.
 
+    It calls ``passed_over`` with the index of the backend that would have got the connection.
     The average is that of the candidates, by weight, with the new connection. (Mirrokni, Thorup, Zadimoghaddam,
     Consistent Hashing with Bounded Loads, 2016.)
     """
@@ -251,7 +252,11 @@ def bounded(choose, percent, weights, load):
         connections = load.all()
         most = percent * (sum(connections[index] for index in candidates) + 1)  # for all weights, of 100 of them
         total = 100 * sum(weights[index] for index in candidates)
-        # There is always one: all candidates together would have more connections than there are.
+        chosen = choose(candidates, client)
+        if connections[chosen] * total < most * weights[chosen]:
+            return chosen
+        passed_over(chosen)
+        # There is always another: all candidates together would have more connections than there are.
         return choose([index for index in candidates if connections[index] * total < most * weights[index]], client)
 
     return choose_within

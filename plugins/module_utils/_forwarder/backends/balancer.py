@@ -111,7 +111,8 @@ class Backends:
         self._algorithm = algorithm_of(service.balance, hash_table)(names, self._weights, self._load)
         self._choose = self._algorithm.choose
         if service.hash_balance_factor:
-            self._choose = bounded(self._choose, service.hash_balance_factor, self._weights, self._load)
+            factor, algorithm = service.hash_balance_factor, self._algorithm
+            self._choose = bounded(algorithm.choose, factor, self._weights, self._load, self._passed_over)
         self._limited = any(backend.max_connections for backend in self.backends)
         self._epoch = -1
         self._next_review = 0.0
@@ -235,6 +236,11 @@ class Backends:
             return False
         cells = self._cells
         return seconds * 1e6 * cells[self._connections + index] >= UNUSUAL * cells[self._latency_sum + index]
+
+    def _passed_over(self, index):
+        """Count a connection that hash_balance_factor gives to another backend than this one."""
+        if "passed_over" in self._fields:  # a record of an early version does not have it
+            self._cells[self._fields["passed_over"] + index] += 1
 
     def add_bytes(self, index, to_backend, to_client):
         """Count bytes that a session has forwarded."""

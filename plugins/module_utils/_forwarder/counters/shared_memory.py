@@ -106,10 +106,9 @@ TARGET_FIELDS = (
     "connect_microseconds",
     *LATENCY_FIELDS,
     *DATAGRAM_FIELDS,
-    "tcp_samples",  # these three are of tcp/samples.py
-    "retransmits",
-    "rtt_microseconds",
+    *("tcp_samples", "retransmits", "rtt_microseconds"),  # of tcp/samples.py
     "sampled",  # time of the last sample
+    "passed_over",  # connections that hash_balance_factor gave to another backend
 )
 TIMES = {"succeeded", "failed", "slow", "sampled"}
 AVERAGES = {"rtt_microseconds"}  # no sum: see totals.round_trips()

@@ -172,6 +172,10 @@ def test_metrics_and_the_page_are_escaped_and_buckets_cumulative(document):
     assert 'l4proxy_health_return_path{service="web",backend="b",family="ipv6"} 0' in text
     assert '\nl4proxy_backend_priority{service="web",backend="d"} 7\n' in text
     assert text.count("\nl4proxy_backend_priority{") == 1
+    assert "\nl4proxy_backend_passed_over_total{" not in text, "no service has a bound"
+    (service,) = document()["services"]
+    bounded = metrics.render(document(services=[{**service, "hash_balance_factor": 150}]))
+    assert '\nl4proxy_backend_passed_over_total{service="web",backend="d"} 0\n' in bounded
     assert "<td>d (priority 7)</td>" in page
     assert "c&quot;&lt;x&gt; (backup)" in page
     assert "<x>" not in page

@@ -206,19 +206,22 @@ def test_a_table_that_follows_another_one_is_the_table_that_is_made_anew(table, 
 def test_a_bounded_load_spreads_one_client_within_the_factor_of_its_average(table, weights, most):
     """100 connections: 150 % of a third are 50 (of a half 75), and the next connection counts."""
     algorithm, load, candidates = make(table, weights)
-    choose = algorithms.bounded(algorithm.choose, 150, weights, load)
+    passed_over = []
+    choose = algorithms.bounded(algorithm.choose, 150, weights, load, passed_over.append)
     assert {algorithm.choose(candidates, CLIENTS[0]) for _connection in range(100)} == {
         algorithm.choose(candidates, CLIENTS[0])
     }
     for _connection in range(100):
         load.connections[choose(candidates, CLIENTS[0])] += 1
     assert max(load.connections) <= most
+    assert {*passed_over} == {algorithm.choose(candidates, CLIENTS[0])}
+    assert len(passed_over) == 100 - load.connections[passed_over[0]]
 
 
 @given(some_weights, st.integers(101, 300), st.data())
 def test_a_bounded_load_always_finds_a_backend_within_its_bound(weights, percent, data):
     algorithm, load, everybody = make("maglev", weights)
-    choose = algorithms.bounded(algorithm.choose, percent, weights, load)
+    choose = algorithms.bounded(algorithm.choose, percent, weights, load, [].append)
     load.connections = data.draw(st.lists(st.integers(0, 50), min_size=len(weights), max_size=len(weights)))
     candidates = tuple(data.draw(st.lists(st.sampled_from(everybody), min_size=1, unique=True)))
     index = choose(candidates, data.draw(st.ip_addresses().map(str)))
