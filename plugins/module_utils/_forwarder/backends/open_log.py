@@ -11,10 +11,14 @@ is ``time`` minus ``duration``, are the same in all lines of a session.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
-from ..loop.log import MAX_WAITING, Log
+from ..loop.event_loop import EventLoop
+from ..loop.log import Log
 
+PORTION = 200  # lines, about 5 ms
+PAUSE = 0.05  # seconds
 _NOT_YET = {"bytes_to_backend", "bytes_to_client", "datagrams_to_backend", "datagrams_to_client", "ended"}
 
 
@@ -25,16 +29,26 @@ def log_start(log: Log, event: str, session: Any, now: float) -> None:
         log.event(f"{event} start", **{name: fields[name] for name in fields if name not in _NOT_YET})
 
 
-def log_open(log: Log, event: str, sessions: Iterable[Any], before: float, now: float) -> None:
+def log_open(loop: EventLoop, event: str, sessions: Iterable[Any], before: float, now: float) -> None:
     """Log the sessions that have lasted for another ``log_every`` seconds since ``before``, when this was called last.
 
     It is found out from the start of a session, which therefore has to remember nothing.
     """
+    due = []
     for session in sessions:
         every, started = session.service.log_every, session.started
         if every and (now - started) // every > max(0.0, before - started) // every:
+            due.append(session)
+    _log_some(loop, f"{event} open", due)
+
+
+def _log_some(loop, event, sessions):
+    """Log a portion now, and the others a moment later: traffic does not wait for thousands that began together."""
+    now = loop.now()
+    for session in sessions[:PORTION]:
+        if session.alive:
             fields = session.summary(now)
             del fields["ended"]
-            log.event(f"{event} open", **fields)
-            if len(log.waiting) > MAX_WAITING // 2:
-                log.flush()
+            loop.log.event(event, **fields)
+    if len(sessions) > PORTION:
+        loop.timers.add(now + PAUSE, partial(_log_some, loop, event, sessions[PORTION:]))

@@ -360,6 +360,11 @@ class Relay(Session):
         self.backends.add_bytes(self.index, to_backend - self.counted_to_backend, to_client - self.counted_to_client)
         self.counted_to_backend, self.counted_to_client = to_backend, to_client
 
+    @property
+    def alive(self):
+        """Whether it has not ended."""
+        return self.ended is None
+
     def bytes_so_far(self):
         """Return the bytes that were forwarded (to the backend, to the client)."""
         return self.upstream.sent if self.upstream is not None else 0, self.client.sent

@@ -147,7 +147,7 @@ class TcpServer:
                 relay.abort(reason)
             samples.take(self.sessions, now)
             if self._logs_open:
-                open_log.log_open(self.loop.log, "connection", self.sessions, self._checked, now)
+                open_log.log_open(self.loop, "connection", self.sessions, self._checked, now)
             self._checked = now
 
     def seconds_to_check(self, now: float) -> float:

@@ -254,7 +254,7 @@ class UdpServer:
                 flow.listener.runtime.log_health("backend usable again", flow.backends, flow.index)
             self.end(flow, timeouts.IDLE)
         if self._logs_open:
-            open_log.log_open(self.loop.log, "session", self.table.flows, self._checked, now)
+            open_log.log_open(self.loop, "session", self.table.flows, self._checked, now)
         self._checked = now
         self.upstreams.tidy()
 

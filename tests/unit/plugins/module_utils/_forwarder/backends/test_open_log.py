@@ -12,9 +12,16 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends
 SUMMARY = {"client": "203.0.113.7", "bytes_to_client": 5, "duration": 1.0, "ended": None}
 
 
-class Log:
-    waiting = ()
+class Loop:
+    def __init__(self):
+        self.log, self.later = Log(), []
+        self.timers = SimpleNamespace(add=lambda when, callback: self.later.append(callback))
 
+    def now(self):
+        return 200.0
+
+
+class Log:
     def __init__(self):
         self.lines = []
 
@@ -24,7 +31,7 @@ class Log:
 
 def session(started, **keys):
     service = SimpleNamespace(**{"log_start": None, "log_every": None, **keys})
-    return SimpleNamespace(service=service, started=started, summary=lambda now: dict(SUMMARY))
+    return SimpleNamespace(service=service, started=started, alive=True, summary=lambda now: dict(SUMMARY))
 
 
 @pytest.mark.parametrize(("started", "every", "before", "now", "due"), [
@@ -37,10 +44,19 @@ def session(started, **keys):
     (100.0, 10, 90.0, 111.0, True),
 ])  # fmt: skip
 def test_a_session_is_logged_once_for_each_interval_since_its_start(started, every, before, now, due):
-    log = Log()
-    open_log.log_open(log, "connection", [session(started, log_every=every)], before, now)
+    loop = Loop()
+    open_log.log_open(loop, "connection", [session(started, log_every=every)], before, now)
     fields = {"client": "203.0.113.7", "bytes_to_client": 5, "duration": 1.0}
-    assert log.lines == ([("connection open", fields)] if due else [])
+    assert loop.log.lines == ([("connection open", fields)] if due else [])
+
+
+def test_many_sessions_are_logged_in_portions_and_those_that_have_ended_since_are_not():
+    loop, sessions = Loop(), [session(0.0, log_every=10) for _number in range(open_log.PORTION + 3)]
+    open_log.log_open(loop, "session", sessions, 5.0, 11.0)
+    assert (len(loop.log.lines), len(loop.later)) == (open_log.PORTION, 1)
+    sessions[-1].alive = False
+    loop.later.pop()()
+    assert (len(loop.log.lines), loop.later) == (open_log.PORTION + 2, [])
 
 
 def test_the_start_is_logged_without_what_is_not_known_yet():
