@@ -234,7 +234,7 @@ def test_an_agent_drains_its_backend_takes_it_down_and_changes_its_weight(lab, a
             forwarder.ask("maintenance", backend="d")
             assert ask.refused(), "the control: there is no other backend"
             forwarder.ask("ready", backend="d")
-            forwarder.ask("ready", backend="c")
+            assert forwarder.ask("ready", backend="c")["agent"] == ["web"]
             found = backends(forwarder)
             assert [found[name]["state"] for name in BACKENDS] == ["down", "maintenance", "unknown"]
             assert (found["b"]["agent"]["reason"], found["c"]["admin"]) == ("disk full", "ready")

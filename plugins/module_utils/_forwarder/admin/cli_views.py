@@ -156,6 +156,8 @@ def set_backend_state(path, op, backend, service, timeout=None, force=False):
             return 1
         state += f" and has no connections{ended}"
     sys.stdout.write(f"{backend} is {state} in {services}{'' if answer['changed'] else ' (unchanged)'}\n")
+    if answer.get("agent"):
+        sys.stdout.write(f"its agent still keeps it out in {', '.join(answer['agent'])}; `l4proxy status` shows why\n")
     if answer.get("disabled"):
         sys.stdout.write(f"{disabled(backend, answer['disabled'])}\n")
     return 0

@@ -7,7 +7,7 @@
 {"op": "drain" | "maintenance" | "ready", "backend": NAME (without a port: all ports of that host), "service": NAME
    (absent: every service that has the backend)}. "ready" answers with "disabled", the services that disable the
    backend. If there are no others, the answer is an error of the "reason" "disabled", and "ready" has only removed what
-   an operator has said before
+   an operator has said before. Its key "agent" are the services in which the agent of the backend still keeps it out
 {"op": "weight", "backend", "service", "weight": int or null (as configured)}
 {"op": "sessions", "limit": int, SELECTORS}: the oldest sessions
 {"op": "clients", "by": "sessions" | "bytes", "limit", SELECTORS}: the clients that have the most (top_clients.py)
@@ -27,9 +27,11 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Protocol
 
+from ..backends.agent_word import keeps_out
 from ..config.backend_names import disabled, matches
 from ..config.config import Config
 from ..config.defaults import MAX_NAME, WEIGHT
+from ..counters import agent_state
 from ..counters.overrides import Overrides
 from ..counters.shared_memory import DISABLED
 from ..loop.log import LEVELS, Log
@@ -143,12 +145,32 @@ class Admin:
     def _state(self, request):
         answer = self._override(request, "state", STATES[request["op"]])
         off = sorted({service for service, backend in self._find(request) if backend.disabled})
+        held = self._kept_out_by_agents(request) if request["op"] == "ready" else []
+        if held:
+            answer["agent"] = held
         if request["op"] != "ready" or not off:
             return answer
         on = [service for service, backend in self._find(request) if not backend.disabled]
         if not on:
             raise Refused(disabled(request["backend"], off), DISABLED)
         return {**answer, "services": list(dict.fromkeys(on)), "disabled": off}
+
+    def _kept_out_by_agents(self, request):
+        """Return the services in which a backend gets no connections because its agent says so."""
+        found = [(service, one.name) for service, one in self._find(request)]
+        with_agent = {service.name for service in self._services(None) if service.health.agent}
+        snapshot = self._forwarder.snapshot() if with_agent.intersection(service for service, _name in found) else None
+        if snapshot is None or not agent_state.in_region(snapshot.region):
+            return []
+        return [
+            service
+            for service, name in found
+            if service in with_agent
+            and keeps_out(
+                agent_state.read(snapshot.region, min(snapshot.region.targets_of[service, name].values())),
+                snapshot.overrides.of(service, name).get("weight", 0),
+            )
+        ]
 
     def _weight(self, request):
         weight = request.get("weight")

@@ -14,7 +14,7 @@ import re
 from typing import NamedTuple
 
 from ..counters.agent_state import ADMIN_WORDS, HEALTH_WORDS, LONGEST_REASON, AgentWord
-from ..counters.shared_memory import ADMIN_STATES, DOWN, DRAINING, MAINTENANCE, READY, STATES
+from ..counters.shared_memory import ADMIN_STATES, DOWN, DRAINING, MAINTENANCE, READY, STATES, UP
 
 MOST_PERCENT = 1000
 _PERCENT = re.compile(r"(?:weight:)?([0-9]{1,9})%\Z")
@@ -64,3 +64,8 @@ def standing(word: AgentWord, admin: int, health: int, weight: int, override: in
         admin = _ADMIN_STATES.get(word.admin, READY if percent else DRAINING)
     weight = override or weight
     return Standing(admin, DOWN if word.down else health, weight if percent in (0, 100) else weight * percent / 100)
+
+
+def keeps_out(word: AgentWord, override: int) -> bool:
+    """Return whether the agent alone gives a backend no new connections; ``override`` as for standing()."""
+    return standing(word, READY, UP, 1, override).state != STATES[UP]
