@@ -10,10 +10,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import commands
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import cli_views, commands
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_agent import HealthAgent
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import agent_state, shared_memory
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.agent_state import AgentWord
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.overrides import Overrides
 
 
@@ -155,6 +158,21 @@ def test_a_backend_that_the_config_disables_cannot_be_made_ready(forwarder):
     (reply,) = forwarder.ask(op="ready", backend="b", service="web")
     assert (reply["ok"], reply["reason"]) == (False, "disabled")
     assert reply["error"].startswith("backend b is disabled in web: l4proxy_services has enabled: false for it;")
+
+
+def test_ready_names_the_services_in_which_an_agent_still_keeps_the_backend_out(forwarder, monkeypatch, capsys):
+    web, mail = CONFIG.services
+    forwarder.config = replace(CONFIG, services=(replace(web, health=HealthCheck(agent=HealthAgent(9707))), mail))
+    forwarder.region = shared_memory.Region(shared_memory.describe(forwarder.config, 2))
+    forwarder.snapshot = lambda: SimpleNamespace(region=forwarder.region, overrides=forwarder.overrides)
+    assert "agent" not in forwarder.ask(op="ready", backend="b")[0]
+    agent_state.write(forwarder.region, forwarder.region.targets.index(("web", "b", "ipv4")), AgentWord("", "drain"))
+    assert "agent" not in forwarder.ask(op="drain", backend="b")[0]
+    (answer,) = forwarder.ask(op="ready", backend="b")
+    assert (answer["agent"], answer["services"]) == (["web"], ["web", "mail"])
+    monkeypatch.setattr(cli_views.client, "ask", lambda path, op, **options: answer)
+    assert cli_views.set_backend_state("", "ready", "b", None) == 0
+    assert capsys.readouterr().out.endswith("its agent still keeps it out in web; `l4proxy status` shows why\n")
 
 
 def test_the_sessions_of_all_workers_are_in_one_answer(forwarder):
