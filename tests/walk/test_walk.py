@@ -233,6 +233,7 @@ STEPS = [
     Step("strategy address to mark", strategy("mark")),
     Step("mark engine to iptables", variable("return_path_mark_engine", "iptables")),
     Step("mark engine to nftables", variable("return_path_mark_engine", "nftables")),
+    Step("hash table to maglev", variable("l4proxy_hash_table", "maglev")),
     Step("forwarder_nofile", variable("forwarder_nofile", 16384)),
     Step("systemctl restart", lambda fleet: fleet.proxies("systemctl restart l4proxy-forwarder")),
     Step("upgrade", upgrade),

@@ -219,6 +219,10 @@ NO_ETH2 = "l4proxy_address of c cannot be evaluated: object of type 'dict' has n
 PORT = {**WEB, "backends": ["b:{{ web_port }}", "c:8080"]}
 OTHER = {**WEB, "backends": ["c:8080"]}
 
+# c is a proxy as well.
+TABLES = inventory(a={"l4proxy_hash_table": "{{ table }}", "table": "maglev"})
+TABLES["all"]["children"]["proxies"]["hosts"]["c"] = {}
+
 # (name, inventory, hosts that are down, faults)
 REFUSED = [
     ("an interface and facts that are not there", inventory(b={"l4proxy_interface": "eth2"}, c=ETH2), [], [
@@ -246,6 +250,10 @@ REFUSED = [
     ("a list of proxies only", inventory(None, a={"l4proxy_services": [WEB]}), [], [
         "l4proxy_services is defined on a, but not on b and c; it belongs in group_vars/all, because both ends are "
         "derived from it",
+    ]),
+    ("two hash tables", TABLES, [], [
+        "l4proxy_hash_table is maglev on a, and ring on c; a client would get another backend at each proxy, so set it "
+        "once, in group_vars/all",
     ]),
 ]  # fmt: skip
 QUICK = ("an interface and facts that are not there", "a variable of proxies only")
