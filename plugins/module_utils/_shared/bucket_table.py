@@ -26,7 +26,7 @@ from array import array
 from collections.abc import Collection, Sequence
 from hashlib import blake2b
 
-from .client_hash import jhash, scale
+from .client_hash import scale, word_hash
 
 SIZES = (4093, 16381, 65537)
 PER_BACKEND = 100  # buckets that a backend has on average, at least: shares of equal backends then differ by 1 %
@@ -75,7 +75,7 @@ def owner(table: Sequence[int], bucket: int, candidates: Collection[int]) -> int
         return index
     size = len(table)
     for number in range(1, TRIES + 1):
-        place = scale(jhash(bucket.to_bytes(4, "little"), number), size)
+        place = scale(word_hash(bucket, number), size)
         if table[place] in candidates:
             return table[place]
     for place in range(bucket, bucket + size):

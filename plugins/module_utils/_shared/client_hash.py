@@ -24,9 +24,18 @@ _MASK = 0xFFFFFFFF
 
 def client_hash(address: str) -> int:
     """Return the hash of an IPv4 or IPv6 address in text form, of 32 bits; a zone does not count."""
-    if ":" in address:
-        return jhash(inet_pton(AF_INET6, address.partition("%")[0]), SEED)
-    return jhash(inet_pton(AF_INET, address), SEED)
+    if ":" not in address:
+        return word_hash(unpack("<I", inet_pton(AF_INET, address))[0], SEED)
+    first, second, third, last = unpack("<4I", inet_pton(AF_INET6, address.partition("%")[0]))
+    start = _INITIAL + 16 + SEED
+    a, b, c = _mix(start + first, start + second & _MASK, start + third & _MASK)
+    return _final(a + last & _MASK, b, c)
+
+
+def word_hash(word: int, seed: int) -> int:
+    """Return the hash of a 32-bit number."""
+    start = _INITIAL + 4 + seed & _MASK
+    return _final(start + word & _MASK, start, start)
 
 
 def scale(number: int, size: int) -> int:
@@ -34,22 +43,7 @@ def scale(number: int, size: int) -> int:
     return number * size >> 32
 
 
-def jhash(data: bytes, seed: int) -> int:
-    """Return the hash of 32 bits of ``data``, whose length is a multiple of 4, but not 0."""
-    a = b = c = (_INITIAL + len(data) + seed) & _MASK
-    words = unpack(f"<{len(data) // 4}I", data)
-    while len(words) > 3:
-        a, b, c = _mix(a + words[0], b + words[1], c + words[2])
-        words = words[3:]
-    if len(words) > 1:
-        b = b + words[1] & _MASK
-        c = c + words[2] & _MASK if len(words) > 2 else c
-    return _final(a + words[0] & _MASK, b, c)
-
-
 def _mix(a: int, b: int, c: int) -> tuple[int, int, int]:
-    b &= _MASK
-    c &= _MASK
     a = (a - c ^ (c << 4 | c >> 28)) & _MASK
     c = c + b & _MASK
     b = (b - a ^ (a << 6 | a >> 26)) & _MASK
