@@ -11,8 +11,8 @@ When a client's connect fails, the checker probes that target at once (at most e
 the backend at fault, or only this client? A bad result makes the target a *suspect*, which workers skip. So does
 silence of both probes for longer than usual. The next good result ends that.
 
-It wakes once per TICK, starts the rounds that are due and polls those that run; 300 backends at 2 s cost about 1 % of a
-core.
+It wakes once per TICK, starts the rounds that are due and polls those that run; more often while an exchange makes
+progress. 300 backends at 2 s cost about 1 % of a core, with HTTP 2 % and through TLS 10 % (tests/bench/checker.py).
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from .health_probe import ExchangeProbe, TcpProbe, UdpProbe
 from .health_state import HealthState, RoundResult
 
 TICK = 0.05  # seconds between two polls of a running round
-QUICK_TICK = 0.01  # the same for QUICK seconds after a step of an exchange, since the next one may follow at once
-QUICK = 0.03
+QUICK_TICK = 0.02  # the same for QUICK seconds after a step of an exchange, since the next one may follow at once
+QUICK = 0.05
 OWN_PROBE_AFTER = 0.5  # of the timeout: then the own address probes too
 SILENCE = 2 * TICK  # seconds without an answer that are suspicious, on top of twice the time of the last good round
 
