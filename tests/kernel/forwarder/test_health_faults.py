@@ -19,7 +19,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.lab import daemons
-from tests.support import processes, tcp
+from tests.support import processes, tcp, udp
 from tests.support.addresses import FAMILIES, address_of
 from tests.support.forwarding import Forwarder, make_config, make_service
 from tests.support.waiting import FACTOR, eventually
@@ -184,6 +184,7 @@ def test_a_server_that_accepts_and_does_not_serve_is_out_and_no_client_meets_it(
 # -- servers that attack the checker ---------------------------------------------------------------------------------
 
 SECONDS = 3
+UDP = 9499
 CHUNK = 4096
 
 
@@ -267,7 +268,10 @@ def attackers(lab, certificate):
     with ExitStack() as stack:
         for port, attack in enumerate(attacks, 9400):
             stack.enter_context(tcp.serving(lab, ["b"], port, handler(attack, port)))
+        server = udp.Server(lab, "b", UDP)
+        server.says = b"X" * 60_000
         yield range(9400, 9400 + len(attacks))
+        server.stop()
 
 
 def test_what_servers_send_neither_ends_nor_delays_the_checker(lab, attackers):
@@ -282,6 +286,8 @@ def test_what_servers_send_neither_ends_nor_delays_the_checker(lab, attackers):
         make_service(lab, f"s{number}", 20000 + number, port, backends=["b"], health={**HEALTH, **check})
         for number, (port, check) in enumerate(itertools.product(attackers, CHECKS))
     ]
+    check = {**HEALTH, **CHECKS[-1], "request": "?"}
+    services.append(make_service(lab, "udp", 20999, UDP, backends=["b"], protocol="udp", health=check))
     services.append(make_service(lab, "honest", 21000, 9500, backends=["c"], health={**HEALTH, **HTTP}))
     with tcp.serving(lab, ["c"], 9500, honest), Forwarder(lab, make_config(*services)) as forwarder:
         eventually(lambda: len(arrivals) >= 2, "both families are checked", forwarder.show)
