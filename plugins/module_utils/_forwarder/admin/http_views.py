@@ -18,7 +18,7 @@ th, td { padding: .2em .8em; text-align: left; border-bottom: 1px solid #ccc } t
 .up { color: #060 } .down, .alarm { color: #a00 } .broken { color: #a50 }
 </style></head><body>
 """
-_CLASSES = {"up": "up", "down": "down", "return path broken": "broken"}
+_CLASSES = {"up": "up", "down": "down", "return path broken": "broken", "paused": "broken"}
 _COLUMNS = (
     "backend",
     "state",
