@@ -320,19 +320,20 @@ class Backends:
 
     def _doubts(self, candidates, now):
         """Return {index: (whether it is a suspect, its flaps)} of the candidates that are suspects or paused."""
-        doubts, state = {}, self._region.state
-        for index in candidates:
-            target = self._first + index
-            suspect, back_at = state("suspect", target), self._back_at(target)
-            if suspect or back_at > now:
-                doubts[index] = bool(suspect), state("flaps", target) if self._pauses else 0
-            if back_at > now:
-                self._next_review = min(self._next_review, back_at)
-        return doubts
+        suspects = self._column("suspect")
+        if not self._pauses:
+            return {index: (True, 0) for index in candidates if suspects[index]}
+        back_at, flaps = self._column("back_at"), self._column("flaps")
+        paused = {index for index in candidates if back_at[index] > now * 1000}
+        self._next_review = min((back_at[index] / 1000 for index in paused), default=self._next_review)
+        return {
+            index: (bool(suspects[index]), flaps[index]) for index in candidates if suspects[index] or index in paused
+        }
 
-    def _back_at(self, target):
-        """Return when the pause of a target ends or has ended; 0 without one."""
-        return self._region.state("back_at", target) / 1000 if self._pauses else 0.0
+    def _column(self, field):
+        """Return a state of all backends, by index."""
+        start = self._region.state_cell(field, self._first)
+        return self._cells[start : start + len(self.backends)].tolist()
 
     def _standing(self, index):
         """Return what the checker, the operator and the agent say of a backend, as it counts."""
@@ -344,10 +345,12 @@ class Backends:
 
     def _weigh(self, now, weights):
         """Set these weights; less for a backend that has just recovered."""
+        recovered = self._column("recovered")
+        if self._pauses:
+            recovered = list(map(max, recovered, self._column("back_at")))
         for index, weight in enumerate(weights):
-            recovered = self._region.state("recovered", self._first + index) / 1000
-            since = now - max(recovered, self._back_at(self._first + index))
-            if recovered and 0 <= since < self.service.slow_start and self._algorithm.ramps:
+            since = now - recovered[index] / 1000
+            if recovered[index] and 0 <= since < self.service.slow_start and self._algorithm.ramps:
                 weight *= max(RAMP_FLOOR, since / self.service.slow_start)
                 self._next_review = min(self._next_review, now + RAMP_STEP)
             self._weights[index] = weight
