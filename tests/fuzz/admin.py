@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,8 +56,17 @@ class Forwarder:
     def snapshot(self) -> object:
         return self
 
-    def ask_workers(self, _question: dict) -> set[int]:
+    def save(self, then: Callable[[None], object]) -> None:
+        then(None)
+
+    def ask_workers(self, _question: dict, _generation: int | None = None) -> set[int]:
         return set()
+
+    def generations(self) -> list[int]:
+        return [1]
+
+    def end_generation(self, _number: int) -> int | None:
+        return None
 
 
 commands.status = lambda _snapshot: {"services": []}

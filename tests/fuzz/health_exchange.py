@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Fuzz what health checks read from servers: ``make fuzz SECONDS=60``.
+"""Fuzz what health checks read from servers and their agents: ``make fuzz SECONDS=60``.
 
 The first byte of an input chooses the check, the rest is what the server sends before it closes. Any bytes have a
 result, and raise nothing. In pieces they have the same result, if it does not depend on when TLS finds the end.
@@ -17,7 +17,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins"))
 with atheris.instrument_imports():
-    from module_utils._forwarder.backends import health_exchange, health_tls
+    from module_utils._forwarder.backends import agent_word, health_exchange, health_tls
     from module_utils._forwarder.config.health_exchange import HealthHttp, HealthTls
     from module_utils._forwarder.counters import probe_results
 
@@ -57,6 +57,9 @@ def one_input(data: bytes) -> None:
         raise RuntimeError(f"{whole} is no result")
     if kind % 4 < len(JUDGES) and whole != pieces:
         raise RuntimeError(f"the result is {whole}, in pieces {pieces}")
+    word = agent_word.parse(rest)
+    if word is not None and not (word.reason.isascii() and word.reason.isprintable()):
+        raise RuntimeError(f"the reason of an agent is {word.reason!r}")
 
 
 if __name__ == "__main__":
