@@ -13,11 +13,23 @@ import time
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_exchange import (
     Beginning,
+    Exchange,
     any_answer,
 )
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_probe import TcpProbe, UdpProbe
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.probe_results import UNEXPECTED
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.backends.health_probe import (
+    ExchangeProbe,
+    TcpProbe,
+    UdpProbe,
+)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.probe_results import (
+    CLOSED,
+    NO_ANSWER,
+    UNEXPECTED,
+)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._shared.families import socket_family_of
+
+from tests.unit.tables import rows
 
 ADDRESSES = ["127.0.0.1", "::1"]
 PATIENCE = 5.0  # seconds; loopback answers within microseconds
@@ -62,6 +74,54 @@ def test_a_handshake_succeeds_and_the_connection_is_reset(tcp):
     probe.close()
     with accepted, pytest.raises(ConnectionResetError):
         accepted.recv(1)
+
+
+def exchange_with(tcp):
+    """A probe that sends "PING" and expects "PONG", its result so far, and the server's connection."""
+    probe = ExchangeProbe(*tcp.getsockname()[:2], None, Exchange(b"PING", Beginning(b"PONG")))
+    accepted, _peer = tcp.accept()
+    assert (probe.poll(), probe.established, probe.expired()) == (None, True, NO_ANSWER)
+    accepted.settimeout(PATIENCE)
+    return probe, accepted
+
+
+# What the server sends, whether it then closes, the result, and whether the probe ends the connection by RST.
+TEST_EXCHANGES = [
+    ("expected", b"PONG", False, 0, False),
+    ("unexpected", b"-ERR", False, UNEXPECTED, False),
+    ("closed", b"", True, CLOSED, False),
+    ("a part", b"PO", False, None, True),
+    ("nothing", b"", False, None, True),
+]
+
+
+@pytest.mark.parametrize(("says", "closes", "number", "reset"), **rows(TEST_EXCHANGES))
+def test_an_exchange_that_has_ended_is_closed_by_fin_and_any_other_by_rst(tcp, says, closes, number, reset):
+    probe, accepted = exchange_with(tcp)
+    with accepted:
+        assert accepted.recv(100) == b"PING"
+        accepted.send(says)
+        if closes:
+            accepted.shutdown(socket.SHUT_WR)
+        if number is None:
+            assert probe.poll() is None
+        else:
+            assert answer(probe) == number
+            assert probe.poll() == number, "an answer stays"
+        probe.close()
+        if reset:
+            with pytest.raises(ConnectionResetError):
+                accepted.recv(1)
+        else:
+            assert accepted.recv(1) == b""
+
+
+def test_a_reset_after_the_handshake(tcp):
+    probe, accepted = exchange_with(tcp)
+    sockets.reset(accepted)
+    assert answer(probe) == errno.ECONNRESET
+    assert probe.established
+    probe.close()
 
 
 def test_a_closed_tcp_port_refuses(tcp):
