@@ -29,7 +29,7 @@ from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_serv
 from tests.support.waiting import FACTOR, eventually
 
 PORT, BACKEND = 8000, 9000
-KEPT, PROBED = 8001, 9001
+KEPT, CAPPED, PROBED = 8001, 8002, 9001
 INTERVAL, TIMEOUT, RISE, FALL = 0.5, 0.3, 2, 3
 SLACK = 1.0 * FACTOR  # seconds a busy machine may be late
 HEALTH = {"interval": INTERVAL, "timeout": TIMEOUT, "rise": RISE, "fall": FALL}
@@ -330,13 +330,14 @@ def test_the_sessions_of_a_backend_that_goes_down_end_in_that_family_if_the_serv
 @pytest.mark.parametrize("protocol", ["tcp"])
 @pytest.mark.usefixtures("servers", "probed")
 def test_a_backend_that_flaps_is_paused_in_that_family_also_by_the_next_checker_and_config(lab, protocol):
-    """The control is a service without pauses, and the other family."""
+    """The control is a service without pauses, one of which nothing may be out, and the other family."""
     family, other = "ipv6", "ipv4"
     pause = 4.0 * FACTOR
     health = {**HEALTH, "interval": 0.2, "timeout": 0.2, "port": PROBED}
     services = [
         make_service(lab, "web", PORT, BACKEND, health={**health, "flap_pause": pause}),
         make_service(lab, "undamped", KEPT, BACKEND, health=health),
+        make_service(lab, "capped", CAPPED, BACKEND, health={**health, "flap_pause": pause, "max_out": 32}),
     ]
     with Forwarder(lab, make_config(*services)) as forwarder:
 
@@ -348,18 +349,22 @@ def test_a_backend_that_flaps_is_paused_in_that_family_also_by_the_next_checker_
                 session.end()
             return "b" in names
 
-        wait_for(forwarder, "up")
+        def shown():
+            """The state of b in each service."""
+            return [one["backends"][0]["families"][family]["state"] for one in forwarder.status()["services"]]
+
+        eventually(lambda: shown() == ["up"] * 3, explain=forwarder.show)
         for expected in ("up", "paused"):
             with Unanswered(lab, family, PROBED):
-                eventually(lambda: state(forwarder, "b", family) == "down", "it is known", forwarder.show)
-            eventually(lambda: state(forwarder, "b", family) in ("up", "paused"), "it is back", forwarder.show)
-            back = time.monotonic()
-            assert state(forwarder, "b", family) == expected
+                eventually(lambda: shown() == ["down"] * 3, "it is known", forwarder.show)
+            eventually(lambda expected=expected: shown() == [expected, "up", expected], explain=forwarder.show)
+        back = time.monotonic()
         found = backends(forwarder)["b"]["families"]
         assert found[family]["flaps"] == 1
         assert pause / 2 < found[family]["paused"] <= pause
         assert (found[other]["flaps"], found[other]["paused"]) == (0, 0)
         assert (is_served(family), is_served(other), is_served(family, KEPT)) == (False, True, True)
+        assert is_served(family, CAPPED), "of three backends, 32 % are none"
         (checker,) = forwarder.children("l4-checker")
         os.kill(checker, signal.SIGKILL)
         services[0]["balance"] = "random"
@@ -373,4 +378,5 @@ def test_a_backend_that_flaps_is_paused_in_that_family_also_by_the_next_checker_
         assert time.monotonic() >= back + pause - SLACK
         eventually(lambda: is_served(family), "it has clients again", forwarder.show)
         eventually(lambda: forwarder.log("backend pause ended"), "it is logged", forwarder.show)
-        assert [(one["backend"], one["family"]) for one in forwarder.log("backend paused")] == [("b", family)]
+        lines = [(line["service"], line["backend"], line["family"]) for line in forwarder.log("backend paused")]
+        assert sorted(lines) == [("capped", "b", family), ("web", "b", family)]
