@@ -131,6 +131,15 @@ def test_the_table_shows_alarms_a_failed_reload_and_a_missing_checker(document):
         assert part in text
 
 
+@pytest.mark.parametrize(("error", "gauge"), [(None, 1), ("state.json: <full>", 0)])
+def test_a_state_that_is_not_saved_is_shown(document, error, gauge):
+    found = document(state_file={"path": "state.json", "saved_at": None, "error": error})
+    sentence = "drain states, weights and counters are not saved, and lost at a stop or reboot: state.json: "
+    assert (f"\n{sentence}<full>\n" in cli_views.table(found)) == bool(error)
+    assert (f"{sentence}&lt;full&gt;</p>" in http_views.render(found)) == bool(error)
+    assert f"\nl4proxy_state_saved {gauge}\n" in metrics.render(found)
+
+
 def test_rates_are_new_connections_per_second(document):
     before, after = document(), document()
     after["services"][0]["backends"][0]["connections"] += 30
