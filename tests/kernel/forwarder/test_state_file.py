@@ -75,6 +75,7 @@ def counted(forwarder):
 ENDS = {
     "a stop": lambda forwarder: forwarder.stop(),
     "kill -9 of everything": kill_all,
+    "kill -9 of the supervisor": lambda forwarder: kill([forwarder.process.pid]),
 }
 
 
@@ -95,9 +96,10 @@ def test_a_start_goes_on_with_the_state_file(lab, stored, family, end):
     eventually(lambda: counted(forwarder)[0] == 6)
     forwarder.ask("drain", backend="b")  # in the other service as well; it saves the counters, too
     words["raw b"] = ("draining", 1)
-    before = counted(forwarder)
+    before, workers = counted(forwarder), forwarder.workers()
     end(forwarder)
     forwarder.process.wait(PATIENCE)
+    eventually(lambda: not alive(workers), "the old workers have ended")
     with stored(document(lab), directory=restarted(forwarder)) as second:
         assert second.log("state restored")[0]["not_in_config"] == []
         assert said(second) == words
