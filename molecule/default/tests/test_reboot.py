@@ -23,6 +23,7 @@ def restarted(lab):
     """
     lab["a"].run(["l4proxy", "drain", "api", "b"])
     ask(lab, op="weight", service="web", backend="c", weight=3)
+    assert get(lab["client"], lab["a"], "ipv4", 80)
     known = words_and_counters(lab)
     before = {name: netns(lab, name) for name in RESTARTED}
     for name in RESTARTED:
