@@ -28,7 +28,7 @@ RECENT = 60.0  # seconds
 
 def take(relays: Collection[Relay], now: float) -> None:
     """Sample the connections of ``relays``, all open sessions, and count what they say of their backends."""
-    sampled = [relay for relay in relays if relay.seen_state is not None and now - relay.seen_at <= RECENT]
+    sampled = [relay for relay in relays if relay.seen_state is relay.state and now - relay.seen_at <= RECENT]
     if len(sampled) > MOST:
         sampled = random.sample(sampled, MOST)
     found = defaultdict(list)

@@ -27,7 +27,7 @@ class Backends:
 def relay(backends, index=0, seen_at=NOW - 1, seen_state=State.OPEN, info=(100, 1)):
     upstream = SimpleNamespace(sock=info)
     found = {"backends": backends, "index": index, "seen_at": seen_at, "seen_state": seen_state, "upstream": upstream}
-    return SimpleNamespace(counted_retransmits=0, **found)
+    return SimpleNamespace(state=State.OPEN, counted_retransmits=0, **found)
 
 
 @pytest.fixture(autouse=True)
