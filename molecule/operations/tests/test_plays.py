@@ -69,13 +69,14 @@ def ended(streams):
 
 @pytest.fixture
 def edited(lab, tmp_path):
-    """Run site with an inventory from which hosts were removed."""
+    """Run site with an inventory from which hosts were removed, or in which a backend is disabled."""
 
-    def run(*removed):
+    def run(*removed, disabled=None):
         hosts = {"proxies": ["a", "a2"], "backends": ["b", "c"]}
         groups = {group: [name for name in names if name not in removed] for group, names in hosts.items()}
         web = {"name": "web", "listen": ["0.0.0.0:80", "[::]:80"]}
-        services = [{**web, "backends": [f"{name}:8080" for name in groups["backends"]]}]
+        refs = [{"host": name, "port": 8080, "enabled": name != disabled} for name in groups["backends"]]
+        services = [{**web, "backends": refs}]
         content = {group: {"hosts": {name: {} for name in names}} for group, names in groups.items()}
         path = tmp_path / "inventory.yml"
         path.write_text(json.dumps({**content, "all": {"vars": {"l4proxy_services": services}}}), encoding="utf-8")
@@ -151,8 +152,11 @@ def test_a_removed_backend_can_leave_the_inventory(lab, play, edited, streams, c
 
 
 def test_a_removed_proxy_can_leave_the_inventory(lab, play, edited, streams, cut):
-    run = edited()
+    run = edited(disabled="c")
     assert set(run.changed) == {"a", "a2", "c"}, run.output
+    assert play("all_ready").changed == {}
+    assert backends(lab["a2"])["c"]["admin"] == "disabled"
+    # By this inventory, c is enabled.
     run = play("remove_proxy", "-e", "l4proxy_proxy=a2", "-e", "l4proxy_drain_timeout=4")
     assert run.status == 0, run.output
     assert "remove a2 from the group proxies" in run.output, run.output
