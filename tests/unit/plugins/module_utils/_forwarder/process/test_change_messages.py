@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from types import SimpleNamespace
@@ -88,6 +89,7 @@ def ends(worker):
 
 
 def open_files():
+    gc.collect()  # what other tests have left
     return len(os.listdir("/proc/self/fd"))
 
 
