@@ -130,6 +130,9 @@ class AgentChecks:
             agent.word = agent_state.read(self._region, latest)
             if self._region.state("agent_answered", latest):
                 agent.errno = self._region.state("agent_errno", latest)
+                for field in agent_state.FIELDS:  # for a backend that is new to this agent, too
+                    for number in known:
+                        self._region.set_state(field, number, self._region.state(field, latest))
             wait = random.uniform(0, agent.interval if agent.errno == 0 else FIRST_WITHIN)
             heapq.heappush(self._queue, (now + wait, place, agent))
 

@@ -269,7 +269,7 @@ class Backends:
 
     def refusal(self):
         """Return the Refusal of a connection that has tried no backend and for which next() returned None."""
-        return ALL_FULL if self._limited and self._tiers else NONE_UP
+        return ALL_FULL if self._limited and self._ready else NONE_UP
 
     # -- candidates --------------------------------------------------------------------------------------------------
 

@@ -116,6 +116,8 @@ class HealthChecker:
             unknown = state("health", target.number) == UNKNOWN
             spread = min(target.service.health.interval, 0.5) if unknown else target.service.health.interval
             self._schedule(target, now + random.uniform(0, spread))
+        self._broken_families = set(self._region.common_causes())
+        self._check_local_delivery()
 
     def _schedule(self, target, when):
         target.due = when

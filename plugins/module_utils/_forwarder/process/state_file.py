@@ -94,9 +94,9 @@ def _is_override(record):
     if not (isinstance(record, list) and [type(one) for one in record] == [str, str, dict]):
         return False
     override = record[2]
-    state, weight = override.get("state"), override.get("weight")
-    is_state = state is None or (state in ADMIN_STATES and state != ADMIN_STATES[READY])
-    return bool(override) and is_state and (weight is None or _is_number(weight, 1, WEIGHT.high))
+    is_state = "state" not in override or override["state"] in ADMIN_STATES[READY + 1 :]
+    is_weight = "weight" not in override or _is_number(override["weight"], 1, WEIGHT.high)
+    return bool(override) and is_state and is_weight
 
 
 def _is_number(value, low, high):

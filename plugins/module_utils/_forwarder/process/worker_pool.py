@@ -194,12 +194,10 @@ class WorkerPool:
     def _receive(self, child):
         messages, closed = child.channel.receive()
         for message in messages:
-            child.failure = message.get(FAILED, child.failure)
+            self._note(child, message)
             if LOST in message:
                 self._loop.log.event("message lost", level="error", worker=child.pid, reason=message[LOST])
             child.holds.discard(message.get("released"))
-            if "down" in message:  # backends, see down_backends.py
-                self.send({"down": message["down"]})
             if ANSWERS & message.keys():
                 self._owner.worker_answered(child, message)
             if READY in message and child.state == STARTING:
@@ -211,6 +209,11 @@ class WorkerPool:
             child.signal(signal.SIGKILL)  # it is exiting
             if child.born is not None:  # no SIGCHLD will come
                 self._owner.child_ended(child.pid, None)
+
+    def _note(self, child, message):
+        child.failure = message.get(FAILED, child.failure)
+        if "down" in message:  # backends, see down_backends.py
+            self.send({"down": message["down"]})
 
     def _start_overdue(self, child, timeout):
         if child.state == STARTING and child.pid in self.children:
@@ -316,7 +319,7 @@ class WorkerPool:
         if child.channel in selector.get_map():
             messages, _closed = child.channel.receive()  # may contain the reason of its end, or its last answer
             for message in messages:
-                child.failure = message.get(FAILED, child.failure)
+                self._note(child, message)
                 if "answer" in message:
                     self._owner.worker_answered(child, message)
             selector.unregister(child.channel)

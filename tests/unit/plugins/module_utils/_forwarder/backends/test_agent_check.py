@@ -129,6 +129,20 @@ def test_a_new_checker_continues_with_the_last_word(agents, start):
     assert word(successor) == AgentWord("", "maint", 40)
 
 
+def test_what_an_agent_has_said_counts_at_once_in_a_service_that_is_new_to_it(agents, start):
+    """The agent may not answer for a long time."""
+    web, mail = service(B, health=HEALTH), service(B, health=HEALTH, name="mail")
+    agents.says = {B: b"drain 40% down # disk full"}
+    run = start(web, turn=6.0)
+    both = start(web, mail)
+    both.region.inherit(run.region, (web, mail))
+    agents.says = {}
+    both.checker._resume()
+    both.turn(20.0)
+    assert word(both, 1) == word(both, 0) == AgentWord("down", "drain", 40, "disk full")
+    assert agent_state.answer(both.region, 1) == "no: ETIMEDOUT"
+
+
 def test_a_defect_ends_neither_the_checker_nor_another_agent(agents, start, monkeypatch):
     monkeypatch.setattr(agent_check, "parse", lambda line: 1 / 0 if line == b"bad" else AgentWord("up"))
     agents.says = {B: b"bad", C: b"good"}

@@ -304,6 +304,9 @@ def test_a_full_backend_is_skipped_and_when_all_are_full_the_client_is_refused()
     assert some.refusal() == balancer.ALL_FULL
     some.release(0)
     assert some.next(CLIENT, (), 1.0) == 0
+    for index in (0, 1):
+        some.set(index, suspect=1)
+    assert (some.next(CLIENT, (), 1.0), some.refusal()) == (None, balancer.ALL_FULL), "suspects may be full, too"
 
 
 def test_max_connections_and_least_connections_count_all_workers():

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import replace
 
 import pytest
@@ -195,13 +196,19 @@ def test_a_backend_that_always_answers_slowly_is_no_suspect(network, start, monk
 
 def test_local_delivery_is_reported_when_all_return_paths_of_a_family_and_not_of_one_backend_are_broken(network, start):
     other = "2001:db8::22"
-    run = start(service(B, C), service(V6, other, name="six"), turn=4.0)
+    services = service(B, C), service(V6, other, name="six")
+    run = start(*services, turn=4.0)
     network.says = {(B, True): SILENCE, (C, True): SILENCE, (V6, True): SILENCE}
     run.turn(10.0)
     assert run.region.common_causes() == ["ipv4"]
     (line,) = run.log.named("local delivery")
     assert (line["family"], line["backends"], line["level"]) == ("ipv4", 2, "error")
     assert "local delivery" in line["reason"]
+    next_region = shared_memory.Region(run.region.record)
+    next_region.inherit(run.region, services)
+    assert start(*services, region=next_region).region.common_causes() == ["ipv4"], "after a reload"
+    same = shared_memory.Region(run.region.record, os.dup(run.region.fd))
+    run = start(*services, region=same)  # a checker that replaces one that has died
     network.says = {}
     run.turn(10.0)
     assert run.region.common_causes() == []

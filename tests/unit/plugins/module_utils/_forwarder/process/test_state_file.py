@@ -105,6 +105,8 @@ TEST_UNUSABLE = [
     ({"overrides": [["web", "b", {}]]}, "overrides: are not"),
     ({"overrides": [["web", "b", {"state": "ready"}]]}, "overrides: are not"),
     ({"overrides": [["web", "b", {"state": ["draining"]}]]}, "overrides: are not"),
+    ({"overrides": [["web", "b", {"state": None}]]}, "overrides: are not"),
+    ({"overrides": [["web", "b", {"state": "draining", "weight": None}]]}, "overrides: are not"),
     ({"overrides": [["web", "b", {"weight": 0}]]}, "overrides: are not"),
     ({"overrides": [["web", "b", {"weight": 65536}]]}, "overrides: are not"),
     ({"overrides": [["web", "b", {"weight": True}]]}, "overrides: are not"),

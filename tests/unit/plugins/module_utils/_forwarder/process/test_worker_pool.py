@@ -173,6 +173,21 @@ def test_a_worker_that_has_ended_has_no_session_in_any_memory_also_before_it_is_
     assert counting.open() == [[1, 0], [1, 0]]
 
 
+def test_backends_that_a_checker_has_found_down_just_before_it_ended_are_passed_on(counting):
+    """A reload ends the checker, and the next one finds nothing new: the backend is down already."""
+    ours, theirs = channel.pair()
+    checker = children.Child(1000, children.CHECKER, 0, 2, children.DRAINING, ours)
+    worker = counting.child(1, 2, children.SERVING)
+    sent = []
+    worker.channel.send = sent.append
+    for child in (checker, worker):
+        counting.pool._add(child)
+    theirs.send({"down": [["web", "b", "ipv4"]]})
+    theirs.close()
+    counting.pool.reaped(checker.pid, -15)
+    assert sent == [{"down": [["web", "b", "ipv4"]]}]
+
+
 def test_a_worker_that_ended_while_there_was_no_supervisor_has_no_session(counting):
     child = counting.child(0, 2, children.SERVING)
     record = {**child.record(), "channel": os.dup(child.channel.fileno())}
