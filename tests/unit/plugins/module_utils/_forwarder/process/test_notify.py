@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import selectors
 import socket
@@ -137,6 +138,7 @@ def test_no_more_sockets_are_stored_than_systemd_can_give_back(systemd, notifier
 
 def test_stored_listeners_are_found_and_descriptors_for_another_process_are_ignored(monkeypatch):
     monkeypatch.setattr(notify, "FIRST_STORED", 200)
+    gc.collect()  # sockets that other tests have left may have these numbers, and would close them later
     with socket.socket() as sock, open(os.devnull, "rb") as other:
         for place in range(5):
             os.dup2((other if place == 2 else sock).fileno(), 200 + place)

@@ -71,12 +71,17 @@ def test_every_counter_is_read_as_it_was_written_and_gauges_and_times_are_not_st
     new.close()
 
 
+def place_and_time(path):
+    found = os.stat(path)
+    return found.st_ino, found.st_mtime_ns
+
+
 def test_an_unchanged_document_is_not_written_again_and_a_failed_write_leaves_the_file(region, path, monkeypatch):
     state_file.write(document(region), path)
-    first = os.stat(path)
+    first = place_and_time(path)
     monkeypatch.setattr(state_file.runtime_file, "timestamp", lambda: "later")
     state_file.write(document(region), path)
-    assert os.stat(path) == first
+    assert place_and_time(path) == first
     for change in ({"restarts": 4}, {"overrides": []}):
         state_file.write(document(region, **change), path)
         assert state_file.read(path)["written"] == "later"
