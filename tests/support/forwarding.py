@@ -107,6 +107,14 @@ def web_and_raw(lab: NamespaceLab, web: int, raw: int) -> list[dict]:
     return [make_service(lab, "web", web, 8080), make_service(lab, "raw", raw, 9000, backends=["b"])]
 
 
+def two_ports(lab: NamespaceLab, port: int) -> dict:
+    """A service "wide" with two backends on one host: "two:9000" and "two:9001"."""
+    service = make_service(lab, "wide", port, 9000, backends=["c", "c"])
+    for backend, number in zip(service["backends"], (9000, 9001)):
+        backend.update(name=f"two:{number}", port=number)
+    return service
+
+
 def make_config(*services: dict, **options) -> dict:
     """A config with one worker, so that a test knows which worker serves, unless ``options`` says otherwise."""
     common = {"schema": 1, "proxy_id": PROXY_ID, "workers": 1}

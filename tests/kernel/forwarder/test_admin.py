@@ -23,7 +23,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.d
 
 from tests.lab import netns
 from tests.support import tcp, udp
-from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
+from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service, two_ports
 from tests.support.waiting import PATIENCE, eventually
 
 WEB, RAW, WIDE, ECHO = 8000, 7000, 7001, 7002
@@ -31,11 +31,8 @@ WEB, RAW, WIDE, ECHO = 8000, 7000, 7001, 7002
 
 def document(lab):
     web, raw = make_service(lab, "web", WEB, 9), make_service(lab, "raw", RAW, 9000, backends=["b"])
-    wide = make_service(lab, "wide", WIDE, 9000, backends=["c", "c"])
-    for backend, port in zip(wide["backends"], (9000, 9001)):
-        backend.update(name=f"two:{port}", port=port)
     echo = make_service(lab, "echo", ECHO, 9000, backends=["d"], protocol="udp", idle_timeout=1)
-    return make_config(web, raw, wide, echo, workers=2)
+    return make_config(web, raw, two_ports(lab, WIDE), echo, workers=2)
 
 
 @pytest.fixture(autouse=True)

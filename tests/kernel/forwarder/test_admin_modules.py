@@ -13,7 +13,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.trueip.l4proxy.plugins.modules import forwarder_backend, forwarder_session
 
 from tests.support import tcp
-from tests.support.forwarding import make_config, make_service
+from tests.support.forwarding import make_config, make_service, two_ports
 from tests.support.waiting import PATIENCE
 
 WEB, RAW, WIDE, OFF = 8000, 7000, 7001, 7002
@@ -21,12 +21,9 @@ WEB, RAW, WIDE, OFF = 8000, 7000, 7001, 7002
 
 def document(lab):
     web, raw = make_service(lab, "web", WEB, 9), make_service(lab, "raw", RAW, 9000, backends=["b"])
-    wide = make_service(lab, "wide", WIDE, 9000, backends=["c", "c"])
-    for backend, port in zip(wide["backends"], (9000, 9001)):
-        backend.update(name=f"two:{port}", port=port)
     off = make_service(lab, "off", OFF, 9, backends=["c"])
     off["backends"][0]["enabled"] = False
-    return make_config(web, raw, wide, off, workers=2)
+    return make_config(web, raw, two_ports(lab, WIDE), off, workers=2)
 
 
 @pytest.fixture(autouse=True)

@@ -172,28 +172,21 @@ def name_process(name):
 
 def spawn_check(argv, environment, inherited) -> tuple[int, int]:
     """Execute ``argv`` with its output in a pipe; return (pid, read end of the pipe). Raise OSError."""
-    read, write = os.pipe2(os.O_CLOEXEC)
-    try:
-        pid = _fork()
-    except OSError:
-        os.close(read)
-        os.close(write)
-        raise
+    pid, pipe = _fork_with_pipe()
     if pid:
-        os.close(write)
-        return pid, read
+        return pid, pipe
     try:
         for number in inherited:
             os.close(number)
-        os.dup2(write, 1)
-        os.dup2(write, 2)
+        os.dup2(pipe, 1)
+        os.dup2(pipe, 2)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         os.execve(sys.executable, argv, environment)
     except BaseException as error:  # noqa: BLE001
-        os.write(write, f"{sys.executable}: {error}".encode())
+        os.write(pipe, f"{sys.executable}: {error}".encode())
     os._exit(127)
 
 
@@ -202,23 +195,29 @@ def spawn_writer(closed, write) -> int:
 
     Raise OSError. The pipe has nothing if the child was killed.
     """
-    read, into = os.pipe2(os.O_CLOEXEC)
-    try:
-        pid = _fork(collect=False)  # it is short
-    except OSError:
-        os.close(read)
-        os.close(into)
-        raise
+    pid, pipe = _fork_with_pipe(collect=False)  # it is short
     if pid:
-        os.close(into)
-        return read
+        return pipe
     try:
-        for number in (read, *closed):
+        for number in closed:
             os.close(number)
         name_process("writer")
-        os.write(into, write())
+        os.write(pipe, write())
     finally:
         os._exit(0)
+
+
+def _fork_with_pipe(collect=True):
+    """Fork; return (pid, the end that reads) in the parent and (0, the end that writes) in the child. Raise OSError."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid = _fork(collect)
+    except OSError:
+        os.close(read)
+        os.close(write)
+        raise
+    os.close(write if pid else read)
+    return pid, read if pid else write
 
 
 def _fork(collect=True):

@@ -24,55 +24,41 @@ from tests.unit.tables import rows
 
 from .simulation import HEALTH, REFUSED, RESET, SILENCE, SOURCES, UNREACHABLE, B, service
 
-# The errno of the spoofed and of the own probe, what the round shows, and whether the own probe was sent at all.
+HTTP = replace(HEALTH, http=HealthHttp())
+
+# The check; whether the spoofed connection is established: then its exchange decides; the errno of the spoofed and of
+# the own probe; what the round shows; and whether the own probe was sent at all.
 TEST_ROUNDS = [
-    ("both work", 0, 0, RoundResult(True, True, 0, 0), False),
-    ("a refusal arrives", REFUSED, 0, RoundResult(False, True, REFUSED, 0), False),
-    ("a reset arrives", RESET, 0, RoundResult(False, True, RESET, 0), False),
-    ("an unexpected response", UNEXPECTED, 0, RoundResult(False, True, UNEXPECTED, 0), False),
-    ("the return path is broken", SILENCE, 0, RoundResult(True, False, 0, SILENCE), True),
-    ("unreachable for clients", UNREACHABLE, 0, RoundResult(True, False, 0, UNREACHABLE), True),
-    ("the host is down", SILENCE, SILENCE, RoundResult(False, False, SILENCE, SILENCE), True),
-    ("refused to us, silent to clients", SILENCE, REFUSED, RoundResult(False, False, REFUSED, SILENCE), True),
-]
-
-
-@pytest.mark.parametrize(("spoofed", "own", "result", "second"), **rows(TEST_ROUNDS))
-def test_a_round_shows_the_server_and_the_return_path(network, start, spoofed, own, result, second):
-    network.says = {(B, True): spoofed, (B, False): own}
-    (target,) = start(service(B)).checker._targets
-    target.begin(0.0)
-    found, now = None, 0.0
-    while found is None:
-        assert now <= HEALTH.timeout + TICK, "a round ends at its timeout"
-        found = target.poll(now)
-        now += TICK
-    assert found == result
-    assert network.asked == [(B, SOURCES[0])] + [(B, None)] * second
-
-
-# The same for a check with an exchange, and whether the spoofed connection is established: then its exchange decides.
-TEST_EXCHANGES = [
-    ("both work", True, 0, 0, RoundResult(True, True, 0, 0), False),
-    ("a wrong status", True, HTTP_STATUS + 503, 0, RoundResult(False, True, HTTP_STATUS + 503, 0), False),
-    ("closed at once", True, CLOSED, 0, RoundResult(False, True, CLOSED, 0), False),
-    ("a reset after the handshake", True, RESET, 0, RoundResult(False, True, RESET, 0), False),
-    ("no answer after the handshake", True, SILENCE, 0, RoundResult(False, True, NO_ANSWER, 0), False),
-    ("a refusal arrives", False, REFUSED, 0, RoundResult(False, True, REFUSED, 0), False),
-    ("only the proxy's own address gets an answer", False, SILENCE, 0, RoundResult(True, False, 0, SILENCE), True),
-    ("the proxy's own address gets a wrong answer", False, SILENCE, UNEXPECTED,
+    ("both work", HEALTH, False, 0, 0, RoundResult(True, True, 0, 0), False),
+    ("a refusal arrives", HEALTH, False, REFUSED, 0, RoundResult(False, True, REFUSED, 0), False),
+    ("a reset arrives", HEALTH, False, RESET, 0, RoundResult(False, True, RESET, 0), False),
+    ("an unexpected response", HEALTH, False, UNEXPECTED, 0, RoundResult(False, True, UNEXPECTED, 0), False),
+    ("the return path is broken", HEALTH, False, SILENCE, 0, RoundResult(True, False, 0, SILENCE), True),
+    ("unreachable for clients", HEALTH, False, UNREACHABLE, 0, RoundResult(True, False, 0, UNREACHABLE), True),
+    ("the host is down", HEALTH, False, SILENCE, SILENCE, RoundResult(False, False, SILENCE, SILENCE), True),
+    ("refused to us, silent to clients", HEALTH, False, SILENCE, REFUSED,
+     RoundResult(False, False, REFUSED, SILENCE), True),
+    ("HTTP: both work", HTTP, True, 0, 0, RoundResult(True, True, 0, 0), False),
+    ("HTTP: a wrong status", HTTP, True, HTTP_STATUS + 503, 0, RoundResult(False, True, HTTP_STATUS + 503, 0), False),
+    ("HTTP: closed at once", HTTP, True, CLOSED, 0, RoundResult(False, True, CLOSED, 0), False),
+    ("HTTP: a reset after the handshake", HTTP, True, RESET, 0, RoundResult(False, True, RESET, 0), False),
+    ("HTTP: no answer after the handshake", HTTP, True, SILENCE, 0, RoundResult(False, True, NO_ANSWER, 0), False),
+    ("HTTP: a refusal arrives", HTTP, False, REFUSED, 0, RoundResult(False, True, REFUSED, 0), False),
+    ("HTTP: only the proxy's own address gets an answer", HTTP, False, SILENCE, 0,
+     RoundResult(True, False, 0, SILENCE), True),
+    ("HTTP: the proxy's own address gets a wrong answer", HTTP, False, SILENCE, UNEXPECTED,
      RoundResult(False, False, UNEXPECTED, SILENCE), True),
-    ("the host is down", False, SILENCE, SILENCE, RoundResult(False, False, SILENCE, SILENCE), True),
+    ("HTTP: the host is down", HTTP, False, SILENCE, SILENCE, RoundResult(False, False, SILENCE, SILENCE), True),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("established", "spoofed", "own", "result", "second"), **rows(TEST_EXCHANGES))
-def test_an_exchange_over_a_spoofed_connection_shows_the_server(
-    network, start, established, spoofed, own, result, second
+@pytest.mark.parametrize(("health", "established", "spoofed", "own", "result", "second"), **rows(TEST_ROUNDS))
+def test_a_round_shows_the_server_and_the_return_path(
+    network, start, health, established, spoofed, own, result, second
 ):
     network.established = {B} if established else set()
     network.says = {(B, True): spoofed, (B, False): own}
-    (target,) = start(service(B, health=replace(HEALTH, http=HealthHttp()))).checker._targets
+    (target,) = start(service(B, health=health)).checker._targets
     target.begin(0.0)
     found, now = None, 0.0
     while found is None:

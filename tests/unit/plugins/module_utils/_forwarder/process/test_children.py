@@ -21,7 +21,8 @@ GENERATION = SimpleNamespace(number=1, config=Config(proxy_id=1, services=()), s
     lambda: children.spawn_worker(GENERATION, 0, {}, {}, 0.0, [], []),
     lambda: children.spawn_checker(GENERATION, {}, {}, 0.0, [], []),
     lambda: children.spawn_check(["true"], {}, []),
-], ids=["worker", "checker", "check"])  # fmt: skip
+    lambda: children.spawn_writer([], bytes),
+], ids=["worker", "checker", "check", "writer"])  # fmt: skip
 def test_a_failed_fork_leaves_no_descriptor_open(monkeypatch, spawn):
     def fork():
         raise OSError(errno.EAGAIN, "no more processes")

@@ -64,7 +64,10 @@ def server(serve, family):
     return serve(family, DATAGRAM)
 
 
-@pytest.mark.parametrize(("steps", "end"), [("qaq", "deadline"), ("qa", "now"), ("qqq", "soon"), ("q", "soon")])
+@pytest.mark.parametrize(("family", "steps", "end"), [
+    ("ipv4", "qaq", "deadline"), ("ipv6", "qaq", "deadline"), ("ipv6", "qa", "now"), ("ipv4", "qqq", "soon"),
+    ("ipv6", "q", "soon"),
+])  # fmt: skip
 def test_a_session_moves_exactly_if_its_place_is_still_there(make, server, family, change, steps, end):
     web = dns(server.backend(), family=family)
     host = make(web)
@@ -163,6 +166,7 @@ def test_a_listener_that_left_takes_no_new_client_and_is_closed_after_its_last_s
     assert stranger.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
 
 
+@pytest.mark.parametrize("family", ["ipv6"])
 def test_what_comes_back_takes_its_sessions_back(make, server, family, change):
     web = dns(server.backend(), family=family, limits=Limits(connections_per_client=1))
     host = make(web, slots=1)  # the new sockets of several workers may not be in the order of the old ones
