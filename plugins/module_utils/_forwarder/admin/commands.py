@@ -144,31 +144,34 @@ class Admin:
 
     def _state(self, request):
         answer = self._override(request, "state", STATES[request["op"]])
-        off = sorted({service for service, backend in self._find(request) if backend.disabled})
-        held = self._kept_out_by_agents(request) if request["op"] == "ready" else []
-        if held:
-            answer["agent"] = held
-        if request["op"] != "ready" or not off:
+        if request["op"] != "ready":
             return answer
-        on = [service for service, backend in self._find(request) if not backend.disabled]
+        found = self._find(request)
+        on = [service for service, backend in found if not backend.disabled]
+        off = sorted({service for service, backend in found if backend.disabled})
         if not on:
             raise Refused(disabled(request["backend"], off), DISABLED)
-        return {**answer, "services": list(dict.fromkeys(on)), "disabled": off}
+        held = self._kept_out_by_agents(found)
+        if held:
+            answer["agent"] = held
+        if off:
+            answer.update(services=list(dict.fromkeys(on)), disabled=off)
+        return answer
 
-    def _kept_out_by_agents(self, request):
-        """Return the services in which a backend gets no connections because its agent says so."""
-        found = [(service, one.name) for service, one in self._find(request)]
+    def _kept_out_by_agents(self, found):
+        """Return the services in which these backends, of _find(), get no connections because their agent says so."""
         with_agent = {service.name for service in self._services(None) if service.health.agent}
-        snapshot = self._forwarder.snapshot() if with_agent.intersection(service for service, _name in found) else None
+        asked = [(service, backend.name) for service, backend in found if service in with_agent]
+        snapshot = self._forwarder.snapshot() if asked else None
         if snapshot is None or not agent_state.in_region(snapshot.region):
             return []
+        region, overrides = snapshot.region, snapshot.overrides
         return [
             service
-            for service, name in found
-            if service in with_agent
-            and keeps_out(
-                agent_state.read(snapshot.region, min(snapshot.region.targets_of[service, name].values())),
-                snapshot.overrides.of(service, name).get("weight", 0),
+            for service, name in asked
+            if keeps_out(
+                agent_state.read(region, min(region.targets_of[service, name].values())),
+                overrides.of(service, name).get("weight", 0),
             )
         ]
 

@@ -33,6 +33,7 @@ def pieces(status):
 def lines(status):
     """Yield the lines of the metrics of a status document, all samples of one metric in a row."""
     yield from _process(status)
+    yield from _events(status)
     services = [(_labels(service=service["name"]), service) for service in status["services"]]
     yield from _services(services)
     rows = [
@@ -115,6 +116,9 @@ def _process(status):
         ),
     ):
         yield from _metric(name, kind, text, samples)
+
+
+def _events(status):
     for name, text in (
         ("accept_paused", "Times a worker paused accepting: out of resources, or a connection limit was reached."),
         ("defects", "Internal errors. Each ended a session or lost a datagram."),

@@ -13,8 +13,8 @@
  "workers": [{"slot", "pid" (null: gone), "state", "generation", "age" (seconds), "covers": [slots], "sessions"}],
  "checker": {"pid", "hung": bool} or null,
  "services": [{"name", "protocol", "balance", "hash_balance_factor" (may be null), "listen": [str],
-   "absent": [those of listen whose
-   address this host does not have], "failed": {one of listen: why it could not be bound}, field: int …, "backends": [{
+   "absent": [those of listen whose address this host does not have], "failed": {one of listen: why it could not be
+   bound}, field: int …, "backends": [{
    "name", "port", "weight", "backup", "priority", "max_connections", "enabled", "admin", "state", "active",
    field: int …,
    "agent": {"word", "reason", "weight" (percent or null), "age" (seconds since it answered), "answer"} or null,
