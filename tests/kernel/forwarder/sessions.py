@@ -12,11 +12,15 @@ import socket
 import threading
 from collections import Counter
 
+import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 
 from tests.support import tcp, udp
 from tests.support.addresses import FAMILIES, family_of
 from tests.support.waiting import PATIENCE
+
+#: For what is above the address and the same over TCP and UDP: each protocol with one family.
+each_once = pytest.mark.parametrize(("protocol", "family"), [("tcp", "ipv4"), ("udp", "ipv6")])
 
 #: Every address of these networks is the client's.
 MANY = {"ipv4": "198.18.128.0/20", "ipv6": "2001:db8:2:8000::/64"}

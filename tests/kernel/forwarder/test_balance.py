@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 
 from tests.kernel.forwarder.faults import AGENT, BABBLE, Agents, babble, backends, state
-from tests.kernel.forwarder.sessions import CLIENTS, SERVERS, Session
+from tests.kernel.forwarder.sessions import CLIENTS, SERVERS, Session, each_once
 from tests.support import tcp
 from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
 from tests.support.waiting import eventually
@@ -29,11 +29,13 @@ def document(lab, protocol, weights=(1, 1, 1), workers=1, names=BACKENDS, port=P
     return make_config(service, workers=workers)
 
 
+@each_once
 def test_round_robin_follows_the_weights(lab, ask, protocol, family):
     with Forwarder(lab, document(lab, protocol, (3, 2, 1))):
         assert ask.many(12) == {"b": 6, "c": 4, "d": 2}
 
 
+@each_once
 def test_least_connections_follows_the_weights_and_then_evens_out(lab, ask, protocol, family):
     options = {"balance": "least_connections", "idle_timeout": 4}
     with Forwarder(lab, document(lab, protocol, (1, 1, 2), **options)) as forwarder:
@@ -52,6 +54,7 @@ def test_least_connections_follows_the_weights_and_then_evens_out(lab, ask, prot
         assert ask.many(3) == {"b": 3}
 
 
+@each_once
 def test_random_follows_the_weights(lab, ask, protocol, family):
     count, weights = 300, {"b": 1, "c": 1, "d": 2}
     with Forwarder(lab, document(lab, protocol, tuple(weights.values()), balance="random")):
@@ -89,6 +92,7 @@ def test_a_tier_serves_while_all_of_lower_priority_are_down(lab, session_servers
         assert forwarder.workers() == workers, "the config was taken in place"
 
 
+@each_once
 def test_at_max_connections_the_next_backend_serves_and_then_clients_are_refused(lab, ask, protocol, family):
     config = document(lab, protocol, names=("b", "c"))
     for backend, most in zip(config["services"][0]["backends"], (1, 3)):
@@ -103,6 +107,7 @@ def test_at_max_connections_the_next_backend_serves_and_then_clients_are_refused
         assert forwarder.log(event)[-1][key] == "every backend is at its limit"
 
 
+@each_once
 @pytest.mark.parametrize("order", ["drain", "maintenance", "disable"])
 def test_drain_maintenance_and_enabled_false_keep_new_sessions_away_over_reloads(lab, ask, protocol, family, order):
     """Existing sessions of such a backend continue, also UDP sessions, which move to the new workers."""
@@ -197,13 +202,14 @@ def test_kill_ends_the_selected_sessions_and_no_others_also_in_an_old_generation
         assert Counter(line["ended"] for line in lines) == Counter(killed=8 - stopped, stopped=stopped)
 
 
+@each_once
 def test_a_weight_set_by_an_operator_applies_at_once(lab, ask, protocol, family):
     with Forwarder(lab, document(lab, protocol)) as forwarder:
         forwarder.ask("weight", backend="b", weight=4)
         assert ask.many(12) == {"b": 8, "c": 2, "d": 2}
 
 
-@pytest.mark.parametrize(("protocol", "family"), [("tcp", "ipv4"), ("udp", "ipv6")])
+@each_once
 def test_an_agent_drains_its_backend_takes_it_down_and_changes_its_weight(lab, ask, protocol, family):
     """Each word, and the one that ends it; a reload and an agent that stops keep the last word."""
     config = document(lab, protocol, (2, 2, 2), workers=2)
@@ -280,6 +286,7 @@ def test_an_agent_that_babbles_changes_nothing_and_hurts_neither_the_checker_nor
         assert not forwarder.log("defect")
 
 
+@each_once
 def test_a_recovered_backend_starts_slowly(lab, session_servers, ask, protocol, family):
     slow, count = 5.0, 30
     health = {"interval": 0.4, "timeout": 0.3, "rise": 2, "fall": 2}

@@ -11,13 +11,12 @@ from collections import Counter
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import bucket_table, client_hash
 
-from tests.kernel.forwarder.sessions import Session
+from tests.kernel.forwarder.sessions import Session, each_once
 from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
 
 PORT, BACKEND = 7905, 9000
 
-# The key is the address alone, so each protocol is tested with one family.
-pytestmark = pytest.mark.parametrize(("protocol", "family"), [("tcp", "ipv4"), ("udp", "ipv6")])
+pytestmark = each_once  # the key is the address alone
 
 
 def document(lab, protocol, names=BACKENDS, port=PORT, workers=1, **options):
