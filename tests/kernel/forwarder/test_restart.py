@@ -283,6 +283,21 @@ def test_a_supervisor_that_cannot_start_does_not_wait_for_old_workers(lab, manag
 
 
 @pytest.mark.ipv4_only
+def test_a_restart_with_a_config_that_cannot_be_loaded_goes_on_and_obeys_operators(lab, manager, first):
+    first.process.send_signal(signal.SIGUSR1)
+    manager.listen_until_end(first.process)
+    with manager.start(lab, "{", directory=first.directory).serve() as second:
+        status = second.status()
+        assert (status["generation"], status["last_reload"]["ok"]) == (1, False)
+        for name in BACKENDS[1:]:
+            assert second.ask("drain", backend=name)["ok"]
+        assert {tcp.get(lab, lab["a"].ipv4, WEB) for _connection in range(6)} == {b"b\n"}
+        second.configure(document(lab))
+        assert second.reload().returncode == 0
+        assert second.status()["generation"] == 2
+
+
+@pytest.mark.ipv4_only
 def test_without_a_service_manager_no_worker_stays(lab):
     with Forwarder(lab, document(lab)) as forwarder:
         workers = forwarder.workers()

@@ -135,6 +135,10 @@ class Servers:
         for name in [name for name in self.servers if name not in names]:
             self._remove(name)
 
+    def open(self, config):
+        """Serve what ``config`` asks for, as far as it can be bound."""
+        self.settle(config, self.bind_missing(config)[0])
+
     def add(self, name, sock):
         """Serve on a listening socket."""
         kind = listening.kind_of(name)

@@ -119,7 +119,7 @@ class Random:
         return second if connections[second] / weights[second] < connections[first] / weights[first] else first
 
 
-POINTS = 256  # on the ring for the smallest weight: shares of equal backends then differ by 1 / sqrt(256), 6 %
+POINTS = 256  # on the ring for the least weight of the config: shares of equal ones then differ by 1 / sqrt(256), 6 %
 MAX_POINTS = 200_000  # of all backends together
 _PER_DIGEST = 8  # points of 8 bytes in one digest
 
@@ -138,6 +138,7 @@ class Ring:
     def __init__(self, names, weights, _load):
         self._names = names
         self._weights = weights
+        self._least = min(weights)  # of the config: a weight that sinks at run time must not move others' clients
         self._built_for = None
         self._counts = [0] * len(names)  # points of each backend
         self._points, self._owners = [], []  # of the ring, in order
@@ -157,8 +158,7 @@ class Ring:
         if self._built_for == self._weights:
             return
         self._built_for = list(self._weights)
-        least = min(self._weights)
-        counts = [max(1, round(POINTS * weight / least)) for weight in self._weights]
+        counts = [max(1, round(POINTS * weight / self._least)) for weight in self._weights]
         excess = max(1.0, sum(counts) / MAX_POINTS)
         counts = [max(1, int(count / excess)) for count in counts]
         changed = {index for index, count in enumerate(counts) if count != self._counts[index]}

@@ -363,6 +363,7 @@ class Supervisor:
         live = self._generations.live
         if live.config:
             self._loop.contain(listeners.close_others, live.served, live.slots, self._listening)
+            self._loop.contain(self._servers.open, live.config)  # after a restart there are none
         self._results.failed(error, live)
 
     # -- children --------------------------------------------------------------------------------------------------

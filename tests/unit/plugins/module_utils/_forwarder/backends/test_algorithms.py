@@ -103,6 +103,19 @@ def test_source_hash_loses_only_the_clients_of_the_one_that_is_gone(table, error
     assert max(spread.values()) < (1 + 8 * error) * len(moved) / 9
 
 
+def test_a_weight_that_sinks_at_run_time_moves_clients_away_from_its_backend_alone():
+    """An agent may say another percentage each second."""
+    algorithm, _load, candidates = make("ring", (2, 4, 4, 4))
+    before = {client: algorithm.choose(candidates, client) for client in CLIENTS}
+    points = list(algorithm._counts)
+    algorithm._weights[0] = 0.5
+    algorithm.weights_changed()
+    assert algorithm._counts[1:] == points[1:]
+    moved = [client for client in CLIENTS if algorithm.choose(candidates, client) != before[client]]
+    assert {before[client] for client in moved} == {0}
+    assert len(moved) / len(CLIENTS) == pytest.approx(1 / 7 - 1 / 29, rel=0.25)
+
+
 def test_the_ring_is_the_same_whatever_the_order_and_the_config_of_others():
     names = [f"b{n}" for n in range(6)]
     one, _load, candidates = make("ring", [1] * 6, names)
