@@ -8,11 +8,26 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 from tests.support.forwarding import Forwarder
 from tests.support.waiting import PATIENCE
+
+
+class Managed(Forwarder):
+    """A forwarder whose service manager listens until it has ended; else it would wait for that for seconds."""
+
+    def __init__(self, manager, *arguments, **options):
+        self._manager = manager
+        super().__init__(*arguments, **options)
+
+    def __exit__(self, *exc_info):
+        listener = threading.Thread(target=self._manager.listen_until_end, args=(self.process,))
+        listener.start()
+        super().__exit__(*exc_info)
+        listener.join()
 
 
 class ServiceManager:
@@ -68,7 +83,8 @@ class ServiceManager:
         environment = {"LISTEN_FDS": str(len(self.kept)), "LISTEN_FDNAMES": ":".join(self.kept)}
         if self.state:
             environment["STATE_DIRECTORY"] = str(self.state)
-        return Forwarder(
+        return Managed(
+            self,
             lab,
             document,
             wrapper=("/usr/bin/python3", "-c", self.PASS, numbers, *user),

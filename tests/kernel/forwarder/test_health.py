@@ -143,7 +143,8 @@ def test_a_broken_return_path_is_distinguished_from_a_dead_server(lab, forwarder
 @pytest.mark.parametrize("protocol", ["tcp"])
 def test_a_silent_server_is_distinguished_from_a_broken_return_path(lab, servers, protocol):
     """The control: without an exchange the same server is up. More servers that do not serve: test_health_faults.py."""
-    config = document(lab, protocol, health={"expect_regex": "^[bcd]"})
+    quick = {"interval": 0.2, "timeout": 0.2}
+    config = document(lab, protocol, health={"expect_regex": "^[bcd]", **quick})
     with Forwarder(lab, config) as forwarder:
         wait_for(forwarder, "up")
         with BrokenReturnPath(lab, "ipv6"):
@@ -154,7 +155,7 @@ def test_a_silent_server_is_distinguished_from_a_broken_return_path(lab, servers
         eventually(lambda: states(forwarder).count("down") == 2, "b is down", forwarder.show)
         for found in backends(forwarder)["b"]["families"].values():
             assert (found["server"], found["return_path"]) == ("no: connected, but no answer in time", "yes")
-        forwarder.configure(document(lab, protocol))
+        forwarder.configure(document(lab, protocol, health=quick))
         assert forwarder.reload().returncode == 0
         wait_for(forwarder, "up")
 
