@@ -147,10 +147,7 @@ def test_sessions_and_clients_are_listed_and_ended_by_the_command_line_and_the_m
             {"action": "kill"},
             "action is kill but any of the following are missing: service, backend, client, generation",
         ),
-        ({"client": "x"}, "client must be an address or a network: 'x' does not appear to be"),
         ({"service": "x"}, "there is no service 'x' (there are web, raw, wide, off)"),
-        ({"generation": 9}, "there is no generation 9 with workers (there are 1)"),
-        ({"limit": 101}, "limit must be a whole number from 1 to 100"),
     ):
         assert sentence in act(**params)["msg"]
 
@@ -179,7 +176,6 @@ def test_kill_ends_sessions_and_drain_may_end_those_that_are_left(lab, forwarder
     for options, status, sentence in (
         ([], 2, "select the sessions to end by at least one of --generation, --service, --backend, --client"),
         (["--service", "x"], 1, "there is no service 'x' (there are web, raw, wide, off)"),
-        (["--client", "x"], 1, "client must be an address or a network: 'x' does not appear to be"),
     ):
         wrong = cli(lab, forwarder, "kill", *options)
         assert (wrong.returncode, sentence in wrong.stderr) == (status, True)
