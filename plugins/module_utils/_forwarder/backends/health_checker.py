@@ -57,7 +57,7 @@ class HealthChecker:
         self._region = region
         self._beat = region.beat_cell(region.slots)
         self._agents = AgentChecks(config, log, region)
-        self._down = []  # [service, backend, family] of those with on_down: reset that workers have to learn of
+        self._down = []  # [service, backend, family, address] of those with on_down: reset, to be reported
         checked = [target for target in all_targets(config, region) if target.service.checked]
         self._pauses = Pauses(region, log, checked)
         self._targets = [target for target in checked if self._prepare(target)]
@@ -247,7 +247,7 @@ class HealthChecker:
         good = health.add(result, clients, started, now)
         goes_down = region.state("server", number) == ANSWERED and health.server.value == UNANSWERED
         if goes_down and target.service.resets_on_down:  # not one that never was up: its address may be new
-            self._down.append([target.service.name, target.backend.name, target.family])
+            self._down.append([target.service.name, target.backend.name, target.family, target.address])
         for field, value in (
             ("server", health.server.value),
             ("path", health.path.value),

@@ -3,14 +3,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Backends that health checks have found down: a worker ends their open sessions, if the service has on_down: reset.
 
-{"down": [[service, backend, family]]}: the checker sends it to the supervisor (backends/health_checker.py), and the
-supervisor to all workers, also to those of old generations. Only the checker knows that a state has changed, so nothing
-else can end sessions: neither a reload nor a checker that is replaced or hangs. An attempt to connect is not ended: it
-goes on to the next backend.
+{"down": [[service, backend, family, address]]}: the checker sends it to the supervisor (backends/health_checker.py),
+and the supervisor to all workers, also to those of old generations. Only the checker knows that a state has changed, so
+nothing else can end sessions: neither a reload nor a checker that is replaced or hangs. An attempt to connect is not
+ended: it goes on to the next backend. Sessions go on at the old address of a backend that has got another one: what is
+known of one address does not count for those at the other.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,13 +28,17 @@ if TYPE_CHECKING:
 
 def end_sessions(tcp: TcpServer, udp: UdpServer, down: Iterable) -> None:
     """End all sessions of the backends in ``down``: TCP with a reset to both ends, UDP so that another one follows."""
-    targets = {tuple(key) for key in down}
+    targets = defaultdict(set)
+    for *backend, address in down:
+        targets[tuple(backend)].add(address)
     relays = [
         relay
         for relay in tcp.sessions
-        if relay.upstream is not None and relay.state is not State.CONNECTING and _target(relay) in targets
+        if relay.upstream is not None
+        and relay.state is not State.CONNECTING
+        and _address(relay) in targets.get(_backend(relay), ())
     ]
-    flows = [flow for flow in udp.table.flows if _target(flow) in targets]
+    flows = [flow for flow in udp.table.flows if flow.target[0] in targets.get(_backend(flow), ())]
     for relay in relays:
         relay.runtime.counters.ended("backend_down")
         tcp.loop.call(partial(relay.abort, BACKEND_DOWN))
@@ -43,5 +49,13 @@ def end_sessions(tcp: TcpServer, udp: UdpServer, down: Iterable) -> None:
         tcp.loop.log.event("sessions of a backend that is down ended", level="warning", sessions=len(relays + flows))
 
 
-def _target(session):
+def _backend(session):
     return session.service.name, session.backend.name, session.backends.family
+
+
+def _address(relay):
+    """Return the address of the backend, None if the connection to it has just ended."""
+    try:
+        return relay.upstream.sock.getpeername()[0]
+    except OSError:
+        return None

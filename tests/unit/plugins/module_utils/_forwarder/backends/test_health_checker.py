@@ -257,7 +257,7 @@ def test_the_supervisor_learns_which_backends_with_on_down_reset_go_down_and_of_
     run.line.full = False
     run.turn(10.0)
     assert len(run.line.sent) == 1, "once, and later than usual"
-    assert sorted(run.line.sent[0]["down"]) == [["web", "b0", "ipv4"], ["web", "b2", "ipv6"]]
+    assert sorted(run.line.sent[0]["down"]) == [["web", "b0", "ipv4", B], ["web", "b2", "ipv6", V6]]
     successor = start(*services, region=shared_memory.Region(run.region.record))
     successor.region.inherit(run.region, services)
     successor.checker._resume()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from ..changing_host import DATAGRAM, only_relay, opened, service
+from ..changing_host import ADDRESSES, DATAGRAM, only_relay, opened, service
 
 
 @pytest.fixture
@@ -46,9 +46,11 @@ def test_the_sessions_of_a_backend_that_is_down_end_in_every_config(hosts, proto
     (other,) = {"ipv4", "ipv6"} - {family}
     if change:  # the session stays with the runtime of a config that is not served any more
         host.change(service(*host.worker.config.services[0].backends, name="new", family=family))
-    tell(host, ["mail", "b", family], ["web", "c", family], ["web", "b", other])
+    at = ADDRESSES[family]
+    tell(host, ["mail", "b", family, at], ["web", "c", family, at], ["web", "b", other, at])
+    tell(host, ["web", "b", family, "198.18.0.99"])  # the session goes on at an earlier address of the backend
     assert is_open()
-    tell(host, ["web", "b", family], ["web", "x", family])
+    tell(host, ["web", "b", family, "198.18.0.99"], ["web", "b", family, at], ["web", "x", family, at])
     assert not is_open()
     assert [one["ended"] for one in host.events("session" if protocol == "udp" else "connection")] == ["backend down"]
     assert host.events("sessions of a backend that is down ended")[0]["sessions"] == 1
@@ -58,6 +60,6 @@ def test_the_sessions_of_a_backend_that_is_down_end_in_every_config(hosts, proto
 
 def test_an_attempt_to_connect_is_not_ended(hosts, family):
     host, is_open = hosts("tcp", full=True)
-    tell(host, ["web", "b", family])
+    tell(host, ["web", "b", family, ADDRESSES[family]])
     assert is_open()
     assert host.numbers[1].total("service", "ended_backend_down") == 0

@@ -182,10 +182,11 @@ def test_backends_that_a_checker_has_found_down_just_before_it_ended_are_passed_
     worker.channel.send = sent.append
     for child in (checker, worker):
         counting.pool._add(child)
-    theirs.send({"down": [["web", "b", "ipv4"]]})
+    down = {"down": [["web", "b", "ipv4", "198.18.0.2"]]}
+    theirs.send(down)
     theirs.close()
     counting.pool.reaped(checker.pid, -15)
-    assert sent == [{"down": [["web", "b", "ipv4"]]}]
+    assert sent == [down]
 
 
 def test_a_worker_that_ended_while_there_was_no_supervisor_has_no_session(counting):
