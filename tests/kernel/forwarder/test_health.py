@@ -22,7 +22,7 @@ from tests.kernel.forwarder.faults import (
     state,
     states,
 )
-from tests.kernel.forwarder.sessions import SERVERS, Session, refused
+from tests.kernel.forwarder.sessions import SERVERS, Session, each_once, refused
 from tests.support import udp
 from tests.support.addresses import FAMILIES
 from tests.support.forwarding import BACKENDS, Forwarder, make_config, make_service
@@ -183,12 +183,14 @@ def test_filtered_probes_take_no_backend_out_while_sessions_succeed(lab, forward
     assert {(line["ended"], line["attempts"]) for line in forwarder.log("connection")} <= {("closed", 1)}
 
 
+@each_once
 def test_clients_are_refused_at_once_while_all_backends_are_down(lab, protocol, family):
     with Forwarder(lab, document(lab, protocol, backend_port=9)) as forwarder:
         wait_for(forwarder, "down")
         assert_refused(lab, forwarder, protocol, family)
 
 
+@each_once
 @pytest.mark.parametrize("on_all_down", ["refuse", "try_all"])
 def test_without_probe_answers_try_all_serves_and_refuse_does_not(lab, servers, protocol, family, on_all_down):
     """Backends that hear neither the probes nor the proxy itself, but every client."""
@@ -280,6 +282,7 @@ def open_sessions(lab, protocol):
     return found
 
 
+@each_once
 @pytest.mark.usefixtures("probed")
 def test_the_sessions_of_a_backend_that_goes_down_end_in_that_family_if_the_service_says_so(
     lab, servers, protocol, family

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.forwarder.sessions import each_once
 from tests.support import tcp, udp
 from tests.support.addresses import family_of
 from tests.support.forwarding import AS_DAEMON, Forwarder, make_config, make_service, web_and_raw
@@ -214,6 +215,7 @@ def taken(lab, family, protocol, port):
         yield f"{protocol}:{'[::]' if family == 'ipv6' else address}:{port}"
 
 
+@each_once
 def test_a_start_serves_all_that_it_can_bind_and_the_rest_later(lab, servers, udp_servers, family, protocol):
     """A port is taken by another program, and so is that of the metrics; a reload changes nothing then."""
     dns = make_service(lab, "dns", 5300, 9000, protocol="udp")
