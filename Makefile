@@ -74,7 +74,7 @@ clean: ## Remove all that the targets created, images and containers included (r
 # Stages of both test and test-all; tests/run.sh explains the brackets. Stages with containers mostly wait, so stages that
 # compute and the kernel tests of routing run at the same time. The forwarder's kernel tests measure times, so nothing else
 # runs at the same time.
-STAGES := lint unit package [ molecule / docs units sanity importer deploy pyroute2 ] kernel
+STAGES := lint unit package [ molecule-default molecule-strategies deploy / molecule-operations / docs units sanity importer pyroute2 ] kernel
 
 test: ## Run all tests that a change must pass: half an hour; CI runs this (root)
 	@bash tests/run.sh $(STAGES) pythons
@@ -99,7 +99,10 @@ importer: package ## Check the package with Galaxy's importer
 
 molecule: package ## Run each molecule scenario with the package, in systemd containers (root)
 	@$(BOOTSTRAP) lab
-	@$(ROOT) PATH="$(CURDIR)/$(VENV):$$PATH" MOLECULE_COMMAND_BORDERS=0 $(VENV)/molecule test --all --report
+	@$(ROOT) PATH="$(CURDIR)/$(VENV):$$PATH" MOLECULE_COMMAND_BORDERS=0 $(VENV)/molecule test --report $(or $(SCENARIO),--all)
+
+molecule-%: # one scenario
+	@$(MAKE) --no-print-directory molecule SCENARIO='--scenario-name $*'
 
 deploy: package ## Deploy the package to systemd containers with the newest ansible-core (root)
 	@$(BOOTSTRAP) lab
