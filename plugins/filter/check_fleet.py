@@ -55,8 +55,11 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fle
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import Inventory
 
 # Settings of the config that have a variable of the role. The role's defaults need no check.
-SETTINGS = {key: f"forwarder_{key}" for key in ("drain_timeout", "drain_memory")}
-SETTINGS["hash_table"] = _same_services.HASH_TABLE
+SETTINGS = {
+    "drain_timeout": "forwarder_drain_timeout",
+    "drain_memory": "forwarder_drain_memory",
+    "hash_table": _same_services.HASH_TABLE,
+}
 # Options that the roles pass to the derivation of their state documents, with the variables of the roles.
 LOCAL_DELIVERY = {"method": "forwarder_local_delivery", "mark_engine": "forwarder_mark_engine"}
 RETURN_PATH = {"mark_engine": "return_path_mark_engine"}

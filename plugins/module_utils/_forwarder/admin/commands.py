@@ -27,6 +27,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Protocol
 
+from ..._shared.integers import is_whole
 from ..backends.agent_word import keeps_out
 from ..config.backend_names import disabled, matches
 from ..config.config import Config
@@ -177,7 +178,7 @@ class Admin:
 
     def _weight(self, request):
         weight = request.get("weight")
-        if weight is not None and not _is_number(weight, WEIGHT.high):
+        if weight is not None and not is_whole(weight, 1, WEIGHT.high):
             raise Refused(f"weight must be a whole number from 1 to {WEIGHT.high}, or null for the configured one")
         return self._override(request, "weight", weight)
 
@@ -243,7 +244,7 @@ class Admin:
 
     def _limit(self, request):
         limit = request.get("limit", MAX_SESSIONS)
-        if not _is_number(limit, MAX_SESSIONS):
+        if not is_whole(limit, 1, MAX_SESSIONS):
             raise Refused(f"limit must be a whole number from 1 to {MAX_SESSIONS}")
         return limit
 
@@ -349,11 +350,6 @@ def _oldest(pending):
 def _greatest(pending):
     clients = top_clients.greatest(top_clients.added_up(pending["sessions"]), pending["by"], pending["limit"])
     return {"count": pending["count"], "clients": clients}
-
-
-def _is_number(value, most):
-    """Whether a value of a request is a whole number from 1 to ``most``. (In Python, True is an int as well.)"""
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def _listing(names):

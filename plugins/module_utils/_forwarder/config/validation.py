@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..._shared.integers import is_whole
 from . import defaults
 
 REQUIRED = object()  # as a default: the key must be there
@@ -80,7 +81,7 @@ class Fields:
         present, value = self._take(key, default)
         if not present:
             return value
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        if not is_whole(value, low, high):
             bounds = f"{low}-{high}" if low < high else low
             return self.error(key, f"{show(value)} is not {what} ({bounds})")
         return value
@@ -192,7 +193,7 @@ class Fields:
                 return self.error(key, f"{show(value)} ends before it begins")
             if last - first >= most:
                 return self.error(key, f"{show(value)} is {last - first + 1} ports; a range has at most {most}")
-        if isinstance(first, bool) or not isinstance(first, int) or not 1 <= first <= last <= 65535:
+        if not is_whole(first, 1, 65535) or not first <= last <= 65535:
             return self.error(key, f'{show(value)} is not a port (1-65535) or a range like "8000-8010"')
         return range(first, last + 1)
 

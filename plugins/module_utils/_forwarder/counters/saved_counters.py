@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..._shared.integers import is_whole
 from .shared_memory import GAUGES, TIMES, Region
 from .totals import GenerationTotals, Totals, names_of
 
@@ -56,8 +57,7 @@ def _are_names(value):
 
 
 def _are_counts(value):
-    # In Python, True is an int as well.
-    return isinstance(value, list) and all(type(one) is int and 0 <= one <= HIGHEST for one in value)
+    return isinstance(value, list) and all(is_whole(one, 0, HIGHEST) for one in value)
 
 
 def restore(tables: dict[str, Any], region: Region) -> GenerationTotals:

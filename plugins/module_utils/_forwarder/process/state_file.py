@@ -21,6 +21,7 @@ import stat
 from collections.abc import Mapping
 from typing import Any
 
+from ..._shared.integers import is_whole
 from ..admin import runtime_file
 from ..config.defaults import WEIGHT
 from ..counters import saved_counters
@@ -59,7 +60,7 @@ def read(path: str) -> dict[str, Any] | None:
         raise Unusable(f"is longer than {MOST_BYTES} bytes")
     try:
         document = json.loads(data)
-        if not isinstance(document, dict) or type(document.get("schema")) is not int:
+        if not isinstance(document, dict) or not is_whole(document.get("schema"), 0, saved_counters.HIGHEST):
             raise ValueError("it has no schema number")
     except (ValueError, RecursionError) as error:
         raise Unusable(f"is not a state file: {error}") from None
@@ -86,7 +87,7 @@ def _check(document):
         *((key, document.get(key)) for key in NUMBERS),
         *((f"reloads.{key}", reloads.get(key)) for key in ("ok", "failed")),
     ]:
-        if not _is_number(value, 0, saved_counters.HIGHEST):
+        if not is_whole(value, 0, saved_counters.HIGHEST):
             raise ValueError(f"{key}: is not a number")
 
 
@@ -95,12 +96,8 @@ def _is_override(record):
         return False
     override = record[2]
     is_state = "state" not in override or override["state"] in ADMIN_STATES[READY + 1 :]
-    is_weight = "weight" not in override or _is_number(override["weight"], 1, WEIGHT.high)
+    is_weight = "weight" not in override or is_whole(override["weight"], 1, WEIGHT.high)
     return bool(override) and is_state and is_weight
-
-
-def _is_number(value, low, high):
-    return type(value) is int and low <= value <= high  # in Python, True is an int as well
 
 
 def set_aside(path: str) -> str:

@@ -76,6 +76,10 @@ def place_and_time(path):
     return found.st_ino, found.st_mtime_ns
 
 
+def disk_is_full(_number):
+    raise OSError(28, "No space left on device")
+
+
 def test_an_unchanged_document_is_not_written_again_and_a_failed_write_leaves_the_file(region, path, monkeypatch):
     state_file.write(document(region), path)
     first = place_and_time(path)
@@ -85,7 +89,7 @@ def test_an_unchanged_document_is_not_written_again_and_a_failed_write_leaves_th
     for change in ({"restarts": 4}, {"overrides": []}):
         state_file.write(document(region, **change), path)
         assert state_file.read(path)["written"] == "later"
-    monkeypatch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(os, "fsync", disk_is_full)
     with pytest.raises(OSError, match="No space left"):
         state_file.write(document(), path)
     assert state_file.read(path)["overrides"] == []
