@@ -61,25 +61,21 @@ def reached(lab, proxy):
 NUMBER = "{{ groups.all.index(inventory_hostname) + 1 }}"
 ELSEWHERE = ["--extra-vars", json.dumps({"l4proxy_address": [f"10.9.{NUMBER}.9/24", f"2001:db8:9:{NUMBER}::9/64"]})]
 
+# A row for each way to a refusal: faults of services, of hosts, of both together, of variables. All others: unit tests.
+BROKEN = {**WEB, "backends": ["b:0", "c:70000"], "wieght": 3}
 REFUSED = [
     (
-        "no backends",
-        services({**WEB, "backends": []}),
-        "l4proxy_services[0].backends: at least one backend is required",
+        "services",
+        services(BROKEN),
+        ["l4proxy_services[0].backends[0].port: 0", "l4proxy_services[0].backends[1].port: 70000", "wieght"],
     ),
-    ("a port out of range", services({**WEB, "backends": ["b:70000"]}), "l4proxy_services[0].backends[0].port: 70000"),
-    ("a family without any backend", services({**WEB, "backends": ["192.0.2.1:80"]}), "l4proxy_services[0].listen[1]"),
-    ("one listen address twice", services(WEB, {**WEB, "name": "other"}), "l4proxy_services[1].listen[0]: 0.0.0.0:80"),
-    ("an unknown key", services({**WEB, "wieght": 3}), "wieght"),
-    ("no such host", services({**WEB, "backends": ["x:80"]}), "'x' is not in the inventory"),
-    ("two proxies with the same id", ["--extra-vars", "l4proxy_id=7"], "proxies a and a2 have the same id, 7"),
-    ("off the subnet", ELSEWHERE, "shares no subnet with backend"),
+    ("two proxies with the same id", ["--extra-vars", "l4proxy_id=7"], ["proxies a and a2 have the same id, 7"]),
+    ("off the subnet", ELSEWHERE, ["shares no subnet with backend"]),
     (
-        "a backend that no service names",
-        services({**WEB, "backends": ["b:80"]}),
-        "c is in the group backends, but no service",
+        "nothing defined",
+        ["--extra-vars", '{"l4proxy_services": null}'],
+        ["l4proxy_services is not defined on this host"],
     ),
-    ("nothing defined", ["--extra-vars", '{"l4proxy_services": null}'], "l4proxy_services is not defined on this host"),
 ]
 
 
@@ -94,20 +90,13 @@ def assert_untouched(lab, before):
         assert listing.differences(before[name], listing.take(lab[name], packages=True)) == []
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
-def test_a_faulty_inventory_is_refused_before_any_host_is_changed(lab, play, untouched, arguments, sentence):
+@pytest.mark.parametrize(("arguments", "sentences"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_a_faulty_inventory_is_refused_before_any_host_is_changed(lab, play, untouched, arguments, sentences):
     run = play("site", *arguments)
     assert run.status != 0
-    assert sentence in run.output, run.output
+    assert [sentence for sentence in sentences if sentence not in run.output] == [], run.output
     assert run.changed == {}, run.output
     assert_untouched(lab, untouched)
-
-
-def test_all_faults_are_reported_together(play):
-    broken = {**WEB, "backends": ["b:0", "c:70000"], "balance": "fastest"}
-    output = play("site", *services(broken)).output
-    for path in ("l4proxy_services[0].backends[0].port", "l4proxy_services[0].backends[1].port", "balance"):
-        assert path in output
 
 
 @pytest.mark.parametrize("group", ["proxies", "backends"])
@@ -147,7 +136,7 @@ def cached(play, tmp_path_factory):
     return {path.name: path.read_text(encoding="utf-8") for path in directory.iterdir()}
 
 
-@pytest.mark.parametrize("limit", [["--limit", "b"], ["--limit", "a"], []], ids=["backend", "proxy", "all"])
+@pytest.mark.parametrize("limit", ["b", "a"], ids=["backend", "proxy"])
 def test_a_stale_fact_cache_changes_nothing(lab, play, cached, tmp_path, limit):
     assert len(cached) >= len([*PROXIES, *BACKENDS])
     for name, content in cached.items():
@@ -155,7 +144,7 @@ def test_a_stale_fact_cache_changes_nothing(lab, play, cached, tmp_path, limit):
         stale = content.replace("198.18.0.", "198.18.0.10")
         assert stale != content
         (tmp_path / name).write_text(stale, encoding="utf-8")
-    run = play("site", *limit, variables=cache(tmp_path))
+    run = play("site", "--limit", limit, variables=cache(tmp_path))
     assert run.status == 0, run.output
     assert run.changed == {}, run.output
 
