@@ -77,7 +77,7 @@ clean: ## Remove all that the targets created, images and containers included (r
 STAGES := lint unit package [ molecule-operations / molecule-default molecule-strategies deploy / docs units sanity importer pyroute2 ] kernel
 
 test: ## Run all tests that a change must pass: half an hour; CI runs this (root)
-	@bash tests/run.sh $(STAGES) pythons
+	@bash tests/run.sh $(STAGES) [ python-3.9 / python-3.13 ]
 
 units: package ## Run the unit tests on Python 3.9, 3.11 and 3.13, and check that each builds the same archive
 	@$(BOOTSTRAP) gates
@@ -121,16 +121,15 @@ pyroute2: ## Run the kernel tests of routing with pyroute2 of Debian 12 and 13 (
 		$(ENVIRONMENT) pyroute2-0.7.2 -m pytest -q $(PARALLEL) tests/kernel $(WITHOUT_PYROUTE2)
 	@$(ROOT) L4PROXY_TEST_PYROUTE2=0.8.1 $(ENVIRONMENT) pyroute2-0.8.1 -m pytest -q $(PARALLEL) $(ROUTES)
 
-# pythons has the tests in which Python versions may differ: relaying in each family and protocol, bulk (3.9 has no
-# splice), start and stop, reloads that exec, UDP sessions that are handed over.
-pythons: FORWARDER_TESTS := $(patsubst %,tests/kernel/forwarder/test_%.py,relay bulk lifecycle reload udp)
-pythons: other-pythons ## Run the forwarder's main kernel tests with the archive on Python 3.9 and 3.13 (root)
+# The tests in which Python versions may differ: relaying in each family and protocol, bulk (3.9 has no splice), start and
+# stop, reloads that exec, UDP sessions that are handed over.
+FORWARDER_TESTS := $(patsubst %,tests/kernel/forwarder/test_%.py,relay bulk lifecycle reload udp)
+pythons: python-3.9 python-3.13 ## Run the forwarder's main kernel tests with the archive on Python 3.9 and 3.13 (root)
 
-other-pythons:
+python-%: # the same on one of them
 	@$(BOOTSTRAP) lab
-	@for version in 3.9 3.13; do python=$$($(PYTHON) -m tests.gates.interpreters $$version); \
-		echo "the forwarder runs on $$python"; \
-		$(ROOT) L4PROXY_TEST_PYTHON=$$python $(PYTHON) -m pytest -q $(PARALLEL) $(FORWARDER_TESTS); done
+	@python=$$($(PYTHON) -m tests.gates.interpreters $*); echo "the forwarder runs on $$python"; \
+		$(ROOT) L4PROXY_TEST_PYTHON=$$python $(PYTHON) -m pytest -q $(PARALLEL) $(FORWARDER_TESTS)
 
 ##@ Before a release
 
@@ -140,7 +139,7 @@ test-all: ## Run everything, slow tests and benchmarks included, even after a fa
 	@KEEP_GOING=1 bash tests/run.sh $(STAGES) forwarder-pythons chaos walk soak fuzz bench-idle bench-routing bench-keeper bench-services bench
 
 forwarder-pythons: FORWARDER_TESTS := tests/kernel/forwarder
-forwarder-pythons: other-pythons ## Run all kernel tests of the forwarder with the archive on Python 3.9 and 3.13 (root)
+forwarder-pythons: python-3.9 python-3.13 ## Run all kernel tests of the forwarder with the archive on Python 3.9 and 3.13 (root)
 
 SECONDS ?= 60
 soak chaos bench: export FROM := $(FROM)
