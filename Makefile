@@ -74,7 +74,7 @@ clean: ## Remove all that the targets created, images and containers included (r
 # Stages of both test and test-all; tests/run.sh explains the brackets. Stages with containers mostly wait, so stages that
 # compute and the kernel tests of routing run at the same time. The forwarder's kernel tests measure times, so nothing else
 # runs at the same time.
-STAGES := lint unit package [ molecule-operations / molecule-default molecule-strategies deploy / docs units sanity importer pyroute2 ] kernel
+STAGES := lint unit package [ molecule-operations / molecule-default molecule-strategies / docs units sanity importer pyroute2 ] kernel
 
 test: ## Run all tests that a change must pass: half an hour; CI runs this (root)
 	@bash tests/run.sh $(STAGES) [ python-3.9 / python-3.13 ]
@@ -99,15 +99,11 @@ importer: package ## Check the package with Galaxy's importer
 
 molecule: package ## Run each molecule scenario with the package, in systemd containers (root)
 	@$(BOOTSTRAP) lab
+	@$(BOOTSTRAP) gates
 	@$(ROOT) PATH="$(CURDIR)/$(VENV):$$PATH" MOLECULE_COMMAND_BORDERS=0 $(VENV)/molecule test --report $(or $(SCENARIO),--all)
 
 molecule-%: # one scenario
 	@$(MAKE) --no-print-directory molecule SCENARIO='--scenario-name $*'
-
-deploy: package ## Deploy the package to systemd containers with the newest ansible-core (root)
-	@$(BOOTSTRAP) lab
-	@$(BOOTSTRAP) gates
-	@$(ROOT) $(PYTHON) -m pytest -q tests/gates/test_deploy.py
 
 # With Debian 12's pyroute2: all kernel tests but those that do not depend on it. A new file is included.
 WITHOUT_PYROUTE2 := $(addprefix --ignore=tests/kernel/,forwarder ansible/test_inventories.py doctor/test_hidden_clients.py \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run stages, which are targets of the Makefile, and end with a table of their times and one closing line.
 #
-#     tests/run.sh lint unit [ molecule deploy / docs units ] kernel
+#     tests/run.sh lint unit [ molecule / docs units ] kernel
 #
 # Stages run one after the other. Between brackets, the lanes that "/" separates run at the same time; the second and
 # later ones with low priority. The output of a stage in a lane is printed when the stage has ended; until then it is in

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Three backends with three strategies, and a proxy with socket marks.
+"""Three backends with three strategies, and a proxy with socket marks; by the newest ansible-core.
 
 Each test continues where the one before ended; the first needs fresh hosts.
 """
@@ -10,17 +10,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from pathlib import Path
 
 import pytest
 
+from tests.gates import environments
 from tests.lab import ansible
 from tests.lab.traffic import get, logged
 
 BACKENDS = {"b", "c", "d"}
 INVENTORY = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "inventory.yml"
 FAMILIES = ("ipv4", "ipv6")
+NEWEST = "2.21"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _newest_ansible_core():
+    python, site = environments.ensure("py313")
+    variables = {**environments.variables(site), ansible.COMMAND_VARIABLE: f"{python} -m ansible playbook"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield
 
 
 def document(host, owner: str = "return_path") -> dict:
@@ -29,6 +42,15 @@ def document(host, owner: str = "return_path") -> dict:
 
 def reached(lab, family: str) -> set:
     return {get(lab["client"], lab["a"], family, 80) for _request in range(6)}
+
+
+def test_the_playbooks_run_with_the_newest_ansible_core(play):
+    assert re.findall(r"core (\d+\.\d+)", play("site", "--version").output) == [NEWEST]
+
+
+def test_check_mode_reports_changes_on_each_fresh_host(play):
+    run = play("site", "--check", "--diff")
+    assert (run.status, set(run.changed)) == (0, {"a", *BACKENDS}), run.output
 
 
 def test_one_run_deploys_all_strategies(lab, play):
@@ -97,3 +119,8 @@ def test_a_connection_survives_a_change_of_strategy(lab, tmp_path):
         assert reached(lab, family) == BACKENDS
     again = ansible.play(lab.prefix, "trueip.l4proxy.site", inventories, "--limit", "a,b")
     assert (again.status, again.changed) == (0, {}), again.output
+
+
+def test_teardown_changes_each_host(play):
+    run = play("teardown")
+    assert (run.status, set(run.changed)) == (0, {"a", *BACKENDS}), run.output
