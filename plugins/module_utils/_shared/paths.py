@@ -10,6 +10,8 @@ DOCUMENTS = "/etc/l4proxy/routing.d"  # state documents, the keeper's input
 SYSCTL_MEMORY = "/var/lib/l4proxy/sysctl.json"  # values of sysctls before ours
 RUNTIME_DIRECTORY = "/run/l4proxy"  # of the forwarder, if systemd gives no other
 RUNTIME_FILE = f"{RUNTIME_DIRECTORY}/forwarder.json"  # what the running forwarder has loaded
+BACKEND_STATES = f"{RUNTIME_DIRECTORY}/backends.json"  # which backends of kernel services serve, by the forwarder
 KEEPER_STATE = "/run/l4proxy-keeper/state.json"
+DATAPATH_COUNTERS = "/run/l4proxy-keeper/datapath.json"  # of kernel services, by the keeper
 # Directly in /run, which only root can write to: /run/lock is open to all, and /run/l4proxy goes with the forwarder.
 ROUTING_LOCK = "/run/l4proxy-routing.lock"
