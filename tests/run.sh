@@ -14,6 +14,7 @@ export L4PROXY_TEST_EXAMPLES=same
 logs=.build/stages
 results=$logs/results # a line for each ended stage: STAGE RESULT SECONDS
 mkdir -p "$logs"
+rm -f "$logs"/*.log
 : >"$results"
 
 may_start() {
@@ -62,6 +63,13 @@ for argument in "$@"; do
     esac
 done
 
+# A runner may cut the middle of the output: the reasons of a failure are repeated at its end.
+while read -r stage result _seconds; do
+    if [ "$result" = FAILED ] && [ -f "$logs/$stage.log" ]; then
+        printf '\n=== %s failed:\n' "$stage"
+        sed 's/\x1b\[[0-9;]*m//g' "$logs/$stage.log" | grep -E '^ *(>|E |FAILED|ERROR|fatal:)' | awk '!seen[$0]++' | cut -c 1-300 | head -n 30
+    fi
+done <"$results"
 printf '\n=== stages\n'
 while read -r stage result seconds; do printf '%-18s %-7s %5d s\n' "$stage" "$result" "$seconds"; done <"$results"
 printf '%-26s %5d s\n' total "$SECONDS"
