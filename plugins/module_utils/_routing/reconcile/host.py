@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Access to a host: commands, sysctls, the kernel, connection counts, the lock, the MAC cache. Tests replace each."""
+"""Access to a host: commands, sysctls, the kernel, connection counts, the lock, the MAC cache, the states of backends.
+
+Tests replace each.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..._shared import paths
-from ..host import files, runner
+from ..host import backend_states, files, runner
 from ..host.mac_cache import Macs
 from ..host.sysctl import Sysctls
 from ..netlink.kernel import Kernel
@@ -33,6 +36,8 @@ class Host:
     # seconds
     neighbour_wait: float = NEIGHBOUR_WAIT
     macs: Macs = field(default_factory=Macs)
+    # What the forwarder's checker says of the backends of kernel services.
+    backend_states: Callable[[], backend_states.States] = backend_states.read
 
 
 def locked(host: Host, unless: bool) -> contextlib.AbstractContextManager[None]:
