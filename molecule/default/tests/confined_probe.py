@@ -87,7 +87,7 @@ FORBIDDEN = {
     "create a user namespace": lambda: system_call(libc.unshare, CLONE_NEWUSER),
     "map writable and executable memory": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC),
     "change the personality": lambda: system_call(libc.personality, PER_LINUX32),
-    "raise the nice value": lambda: os.setpriority(os.PRIO_PROCESS, 0, 5),
+    "raise the nice value": lambda: os.nice(1),  # a test run may have a higher one than 0
     "write a system file": lambda: written("/etc/l4proxy/written"),
     "create a set-user-id file": lambda: set_user_id("/tmp/set-user-id"),
     "read the status of another user's process": lambda: read(STATUS_OF_INIT),
