@@ -25,6 +25,7 @@ WEEK = 7 * 86400
 
 # A service. Of choices the first is the default.
 PROTOCOLS = ("tcp", "udp")
+DATAPATHS = FORWARDER, KERNEL = "forwarder", "kernel"
 BALANCES = ("round_robin", "least_connections", "source_hash", "random")
 HASH_BALANCE_FACTOR = Range(101, 1000, None)  # percent of the average number of connections
 ON_ALL_DOWN = ("refuse", "try_all")

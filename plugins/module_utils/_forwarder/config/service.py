@@ -16,6 +16,7 @@ from ..._shared.endpoints import join_endpoint
 from ..._shared.families import IPV4, IPV6, family_of
 from . import cross_checks, defaults
 from .health_check import HealthCheck, read_health_check
+from .kernel_datapath import kernel_refusals
 from .validation import Fields
 
 
@@ -122,6 +123,12 @@ class Service:
     log: str = defaults.SERVICE_LOGS[0]
     log_start: bool | None = None  # whether the start of a session is logged; version 0.1.0 does not know these two
     log_every: int | None = None  # seconds between two lines about a session that is open
+    datapath: str | None = None  # "kernel"; None: the forwarder, which version 0.1.0 reads
+
+    @property
+    def in_kernel(self) -> bool:
+        """Whether the kernel forwards its packets; the forwarder then checks its backends and listens nowhere."""
+        return self.datapath == defaults.KERNEL
 
     @property
     def checked(self) -> bool:
@@ -163,6 +170,8 @@ def read_service(part: Fields, proxy_id: int) -> Service:
     cross_checks.refuse_twin_backends(backend_parts, service.backends)
     cross_checks.refuse_uneven_ranges(backend_parts, service, entries)
     cross_checks.refuse_family_without_backend(listen_parts, service, entries)
+    for key, sentence in kernel_refusals(service) if service.in_kernel else ():
+        part.error(key, sentence)
     return service
 
 
@@ -193,6 +202,7 @@ def _read_options(part: Fields, protocol: str) -> dict[str, Any]:
         "log": part.choice("log", defaults.SERVICE_LOGS),
         "log_start": part.boolean("log_start", False) or None,
         "log_every": part.integer("log_every", "a number of seconds", *defaults.LOG_EVERY) or None,
+        "datapath": defaults.KERNEL if part.choice("datapath", defaults.DATAPATHS) == defaults.KERNEL else None,
     }
 
 

@@ -47,6 +47,14 @@ def full():
     }  # fmt: skip
 
 
+def in_kernel():
+    """A document whose service is forwarded by the kernel."""
+    data = minimal()
+    data["services"][0]["datapath"] = "kernel"
+    data["services"][0]["listen"][0]["address"] = "198.18.0.11"
+    return data
+
+
 def errors_of(data):
     with pytest.raises(config.ConfigError) as caught:
         config.load(data)

@@ -10,7 +10,7 @@ import copy
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 
-from .config_data import errors_of, minimal, ranged, udp
+from .config_data import errors_of, in_kernel, minimal, ranged, udp
 
 
 def test_options_of_tcp_are_refused_for_udp():
@@ -50,6 +50,45 @@ def test_sessions_of_a_backend_that_is_down_are_reset_only_where_health_checks_f
     assert errors_of(data) == [f"services[0].on_down: {sentence} {remedy}"]
     data["services"][0]["on_down"] = "keep"
     assert not config.load(data).services[0].resets_on_down
+
+
+REFUSED_IN_KERNEL = {
+    "accept_proxy": ["198.18.0.0/15"], "balance": "least_connections", "retries": 0, "connect_timeout": 2,
+    "connect_deadline": 4, "idle_timeout": 61, "half_closed_timeout": 10, "keepalive": 30, "tcp_user_timeout": 9,
+    "source_fallback": "own", "slow_start": 3, "health.agent": {"port": 9707}, "log_start": True, "log_every": 60,
+    "listen[0]": [{"address": "198.18.0.11", "port": "80-82"}], "listen[1]": [
+        {"address": "198.18.0.11", "port": 80}, {"address": "198.18.0.12", "port": 80}],
+    "backends[0].send_proxy": "v2", "backends[0].max_connections": 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    *REFUSED_IN_KERNEL.items(), ("listen[0]", [{"address": "0.0.0.0", "port": 80}]), ("hash_balance_factor", 150),
+])  # fmt: skip
+def test_what_the_kernel_cannot_do_is_refused_with_its_key(key, value):
+    data = in_kernel()
+    service = data["services"][0]
+    service["balance"] = "source_hash"
+    section, _dot, inner = key.rpartition(".")
+    place = {"": service, "health": service.setdefault("health", {}), "backends[0]": service["backends"][0]}[section]
+    place[inner.partition("[")[0]] = value
+    (error,) = errors_of(data)
+    assert error.startswith(f"services[0].{key}: ")
+    assert error.endswith("datapath: forwarder")
+    service["datapath"] = "forwarder"
+    assert config.load(data).services[0].datapath is None
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"keepalive": 0, "source_port": "keep", "on_down": "reset", "log": "errors", "health": {"max_out": 50}},
+    {"protocol": "udp"}, {"balance": "random", "limits": {"connections": 5}, "allow": ["198.18.0.0/15"]},
+])  # fmt: skip
+def test_what_the_kernel_can_do_is_accepted(options):
+    data = in_kernel()
+    data["services"][0].update(options)
+    loaded = config.load(data)
+    assert loaded.services[0].in_kernel
+    assert config.load(config.dump(loaded)) == loaded
 
 
 def test_expect_regex_needs_a_request_over_udp():
