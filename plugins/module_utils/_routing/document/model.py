@@ -94,6 +94,14 @@ def ip_protocol_name(number: int) -> str:
     return next((name for name, known in IP_PROTOCOLS.items() if known == number), str(number))
 
 
+def served_port(text: str) -> tuple[int, int]:
+    """``tcp/8080`` → (6, 8080). ValueError for anything else."""
+    match = re.fullmatch(r"(tcp|udp)/([1-9][0-9]{0,4})", text)
+    if not match or int(match.group(2)) > 65535:
+        raise ValueError(f"{text!r} is not a port with its protocol, such as tcp/8080")
+    return IP_PROTOCOLS[match.group(1)], int(match.group(2))
+
+
 def _set(instance: object, **values: object) -> None:
     for name, value in values.items():
         object.__setattr__(instance, name, value)
@@ -166,7 +174,8 @@ class Route:
     """A route. With ``dev`` None the kernel finds the interface by ``via``; it is filled in before routes are compared.
 
     ``scope`` is the IPv4 scope (how far away the destination is); IPv6 has only ``global``. ``mtu`` and ``advmss`` are
-    in bytes. ``onlink`` treats ``via`` as a neighbour on ``dev`` even if no prefix says so.
+    in bytes. ``onlink`` treats ``via`` as a neighbour on ``dev`` even if no prefix says so. ``fallback`` are next hops
+    that the keeper may use instead while ``via`` does not answer; the kernel does not know them.
     """
 
     family: str
@@ -181,12 +190,14 @@ class Route:
     onlink: bool = False
     mtu: int | None = None
     advmss: int | None = None
+    fallback: tuple[str, ...] = ()
     retiring: bool = field(default=False, compare=False)
     retire_at: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _set(self, dst=prefix(self.dst))
         _set(self, via=self.via and address(self.via), src=self.src and address(self.src))
+        _set(self, fallback=tuple(map(address, self.fallback)))
         if self.metric is None:
             _set(self, metric=DEFAULT_METRIC[self.family])
         if self.type == "local" and self.dev is None:
@@ -202,7 +213,7 @@ class Route:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        details = (self.src, self.scope, self.onlink, self.mtu, self.advmss)
+        details = (self.src, self.scope, self.onlink, self.mtu, self.advmss, self.fallback)
         return _sortable((*self.key, self.type, self.via, self.dev, *details))
 
 
@@ -243,6 +254,9 @@ class Mark:
     With ``conntrack`` the connection keeps the mark and its replies get it, including forwarded ones; without, each
     incoming packet is marked individually (always with ``transparent``). Marked replies must leave through ``via``;
     ``oif`` is the interface that leads there, for an engine that cannot match a next hop.
+
+    ``last_sender`` are ports of this host (``tcp/8080``) whose connections do not stay with the proxy that began them:
+    their mark follows the last sender, and their replies may leave through any proxy whose mark lists the port.
     """
 
     name: str
@@ -254,12 +268,14 @@ class Mark:
     transparent: bool = False
     conntrack: bool = True
     oif: str | None = None
+    last_sender: tuple[str, ...] = ()
     retiring: bool = field(default=False, compare=False)
     retire_at: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _set(self, macs=tuple(sorted({mac(value) for value in self.macs})))
         _set(self, via=tuple(sorted({address(value) for value in self.via}, key=lambda text: (":" in text, text))))
+        _set(self, last_sender=tuple(sorted(set(self.last_sender), key=served_port)))
         if self.transparent:
             _set(self, conntrack=False)
 

@@ -116,10 +116,18 @@ ports = _range(1, 65535, "a port", "ports")
 users = _range(0, MAX_U32 - 1, "a user's number", "users")
 
 
-def addresses(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{value!r} is not a list of the proxy's addresses")
-    return tuple(_string(model.address)(item) for item in value)
+def _list(read: Callable[[Any], str], what: str) -> Callable[[Any], tuple[str, ...]]:
+    def read_list(value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or not value:
+            raise ValueError(f"{value!r} is not a list of {what}")
+        return tuple(read(item) for item in value)
+
+    return read_list
+
+
+def served_port(value: Any) -> str:
+    model.served_port(str(value))
+    return str(value)
 
 
 def sysctl_value(value: Any) -> str:
@@ -170,6 +178,7 @@ ROUTE: Fields = {
     # RFC 791: every link carries 68 bytes. RTAX_MTU and RTAX_ADVMSS are bounded by fib_metrics.c.
     "mtu": (number(68, 65535 - 15, "an MTU in bytes"), False),
     "advmss": (number(1, 65535 - 40, "a segment size in bytes"), False),
+    "fallback": (_list(_string(model.address), "addresses of other proxies"), False),
     **_COMMON,
 }
 MARK: Fields = {
@@ -184,8 +193,9 @@ MARK: Fields = {
     # Both engines treat other characters as wildcards or quotes.
     "iif": (_text(r"[A-Za-z0-9_.-]{1,15}", "the name of a network interface: letters, digits, '.', '_', '-'"), False),
     "transparent": (boolean, False),
-    "via": (addresses, False),
+    "via": (_list(_string(model.address), "the proxy's addresses"), False),
     "conntrack": (boolean, False),
+    "last_sender": (_list(served_port, "ports such as tcp/8080"), False),
     **_COMMON,
 }
 ADDRESS: Fields = {
@@ -265,12 +275,19 @@ def check_route(values: dict[str, Any]) -> Problems:
     if kind == "unicast" and not {"via", "dev"} & set(values):
         wrong.append(("via", "a unicast route needs via or dev"))
     if kind != "unicast":
-        useless = {"via", "onlink", "mtu", "advmss"} | (set() if kind == "local" else {"src", "dev"})
+        useless = {"via", "fallback", "onlink", "mtu", "advmss"} | (set() if kind == "local" else {"src", "dev"})
         wrong += [(name, f"has no meaning with type {kind}") for name in sorted(useless & set(values)) if values[name]]
     if values.get("via", "").startswith("fe80:") and "dev" not in values:
         wrong.append(("dev", "required with a link-local via"))
     if values.get("onlink") and not {"via", "dev"} <= set(values):
         wrong.append(("onlink", "needs via and dev"))
+    if values.get("fallback") and "via" not in values:
+        wrong.append(("fallback", "needs via"))
+    wrong += [
+        ("fallback", f"{each} is not {values['family']}")
+        for each in values.get("fallback", ())
+        if model.family_of(each) != values["family"]
+    ]
     return wrong + _check_route_numbers(values) + check_retiring(values)
 
 
@@ -306,8 +323,10 @@ def check_mark(values: dict[str, Any]) -> Problems:
     if not matches and "via" not in values and not values.get("retiring"):
         wrong.append(("via", "required, unless mac, iif or transparent says which packets are marked"))
     if values.get("transparent"):
-        useless = [name for name in ("via", "conntrack") if values.get(name)]
+        useless = [name for name in ("via", "conntrack", "last_sender") if values.get(name)]
         wrong += [(name, "has no meaning with transparent: it marks packets, not connections") for name in useless]
+    if values.get("last_sender") and "via" not in values:
+        wrong.append(("last_sender", "needs via: the proxies through which replies may leave"))
     return wrong + check_retiring(values)
 
 
@@ -347,14 +366,15 @@ def _dump_route(value: Route, data: dict[str, Any]) -> dict[str, Any]:
         "onlink": False,
     }
     data = {name: part for name, part in data.items() if name not in usual or part != usual[name]}
+    data |= {"fallback": list(value.fallback)} if data.pop("fallback") else {}
     return {**data, "dev": None} if value.type == "unicast" and value.dev is None else data
 
 
 def _dump_mark(value: Mark, data: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: part for name, part in data.items() if part and name not in ("conntrack", "via")}
+    kept = {name: part for name, part in data.items() if part and name not in ("conntrack", "via", "last_sender")}
     if value.follows_neighbour:
         kept["mac"] = value.macs[0] if len(value.macs) == 1 else None
-    kept |= {"via": list(value.via)} if value.via else {}
+    kept |= {name: list(getattr(value, name)) for name in ("via", "last_sender") if getattr(value, name)}
     return kept if value.conntrack or value.transparent else {**kept, "conntrack": False}
 
 

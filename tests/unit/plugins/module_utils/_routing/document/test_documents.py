@@ -87,6 +87,8 @@ TEST_KEPT = [
     ("routes", {"family": "ipv4", "table": 9, "dst": "10.0.0.0/8", "type": "unicast", "via": "10.9.9.9", "dev": "eth0"}
      | {"scope": "link", "onlink": True, "mtu": 1400, "advmss": 1360, "metric": 5}),
     ("routes", {"family": "ipv4", "table": 9, "dst": "10.1.0.0/16", "type": "unicast", "dev": "eth0"}),
+    ("routes", {"family": "ipv6", "table": 9, "dst": "default", "type": "unicast", "via": "2001:db8::11", "dev": None}
+     | {"fallback": ["2001:db8::13", "2001:db8::12"]}),
     ("routes", {"family": "ipv6", "table": 9, "dst": "default", "type": "local", "dev": "lo"}),
     ("routes", {"family": "ipv6", "table": 8, "dst": "default", "type": "prohibit"}),
     ("marks", {"name": "up", "id": 13, "mask": 255, "iif": "eth0.100"}),
@@ -94,6 +96,8 @@ TEST_KEPT = [
     ("marks", {"name": "sockets", "id": 13, "mask": 255, "transparent": True}),
     ("marks", {"name": "a3", "id": 13, "mask": 255, "mac": "02:00:00:00:00:13"}),
     ("marks", {"name": "a3", "id": 13, "mask": 255, "mac": None, "via": ["198.18.0.13"], "conntrack": False}),
+    ("marks", {"name": "a3", "id": 13, "mask": 255, "mac": None, "via": ["198.18.0.13"]}
+     | {"last_sender": ["tcp/443", "tcp/8080", "udp/53"]}),
 ]  # fmt: skip
 
 
@@ -201,6 +205,13 @@ ONE_ERROR = [
     ("marks.0.transparent", True, "marks[0].via: has no meaning with transparent"),
     ("marks.+", {**SOCKETS, "conntrack": True}, "marks[2].conntrack: has no meaning with transparent"),
     ("marks.0.conntrack", "no", "marks[0].conntrack: 'no' is not true or false"),
+    ("marks.0.last_sender", ["tcp/65536"], "marks[0].last_sender: 'tcp/65536' is not a port with its protocol"),
+    ("marks.0.last_sender", "tcp/80", "marks[0].last_sender: 'tcp/80' is not a list of ports such as tcp/8080"),
+    ("marks.+", {"name": "up", "id": 13, "mask": 255, "iif": "eth1", "last_sender": ["udp/53"]},
+     "marks[2].last_sender: needs via: the proxies through which replies may leave"),
+    ("routes.0.fallback", ["2001:db8::12"], "routes[0].fallback: 2001:db8::12 is not ipv4"),
+    ("routes.+", {"family": "ipv4", "table": 9, "dst": "default", "dev": "eth0", "fallback": ["198.18.0.12"]},
+     "routes[1].fallback: needs via"),
     ("mark_engine", "ipset", "mark_engine: 'ipset' is not one of auto, nftables, iptables"),
     ("sysctls.0.name", "../x", "sysctls[0].name: '../x' is not the name of a sysctl"),
     ("sysctls.0.value", True, "sysctls[0].value: True is not a number or a string"),
