@@ -19,8 +19,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.bench import debian13, report
 from tests.bench import peers as table
-from tests.bench import report
 from tests.bench.bench_lab import BenchLab, raise_lab
 from tests.bench.measure import Figure, Sample, figures
 from tests.bench.peers import Peer, Running
@@ -53,7 +53,7 @@ def chosen(quick: bool, pattern: str) -> list[Work]:
 def entrants(work: Work) -> list[Peer]:
     """Return the peers that can do a work."""
     proxies = [peer for peer in (*table.PEERS, *table.more()) if work.quick or peer.best]
-    ends = [table.DIRECT, table.DNAT] if work.ends else []
+    ends = table.ENDS if work.ends else ()
     return [peer for peer in (*proxies, *ends) if peer.udp or not work.setting.udp]
 
 
@@ -121,6 +121,8 @@ def versions() -> dict[str, str]:
         "python": first_line("/usr/bin/python3", "--version"),
         "haproxy": first_line("haproxy", "-v"),
         "nginx": first_line("nginx", "-v"),
+        "haproxy-3.0": first_line(*debian13.command("haproxy"), "-v"),
+        "nginx-1.26": first_line(*debian13.command("nginx"), "-v"),
         "wrk": first_line("wrk", "-v"),
         "iperf3": first_line("iperf3", "--version"),
     }
@@ -136,6 +138,7 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    debian13.ensure()
     python, site = environments.ensure("bench")  # draws the picture; fails now if it cannot be installed
     with raise_lab() as lab:
         for work in works:
@@ -145,7 +148,8 @@ def main() -> int:
                 left_out = isinstance(error, NotServed)
                 print(f"  {name} {'is left out' if left_out else 'FAILED'}: {error}\n", file=sys.stderr, flush=True)
                 failures += [] if left_out else [f"{work.name} by {name}"]
-    settings = {peer.name: peer.settings for peer in (*table.PEERS, *more, table.DIRECT, table.DNAT)}
+    settings = {peer.name: peer.settings for peer in (*table.PEERS, *more, *table.ENDS)}
+    print(report.cards(results))
     path = report.write(results, {**versions(), "settings": settings, "quick": quick})
     picture = path.with_suffix(".svg")
     command = [str(python), str(Path(__file__).with_name("picture.py")), str(path), str(picture)]

@@ -9,10 +9,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.bench import hold
-from tests.bench.peers import BULK, HOLD, HTTP, UDP
+from tests.bench.measure import Everything
+from tests.bench.peers import BULK, HOLD, HTTP, UDP, Running
 from tests.lab.netns import NamespaceLab
 from tests.support.routing import Engine, local_delivery, return_path
 
@@ -29,6 +31,7 @@ class BenchLab(NamespaceLab):
     """
 
     def __enter__(self) -> BenchLab:
+        self._everything = Everything()
         super().__enter__()
         try:
             self._set_up()
@@ -41,7 +44,7 @@ class BenchLab(NamespaceLab):
         engine = Engine(self.tmp)
         engine.apply(self["a"], local_delivery(self["b"]))
         engine.apply(self["b"], return_path(self["a"], self["a2"]))
-        self._translate()
+        self._forward()
         self._add_client_addresses()
         self.udp = self.tmp / "udp"
         subprocess.run(["gcc", "-O2", "-o", str(self.udp), str(SOURCE)], check=True)
@@ -52,16 +55,28 @@ class BenchLab(NamespaceLab):
         b.spawn([str(self.udp), "echo", "0.0.0.0", str(UDP)])
         self._wait_for(BULK, HOLD)
 
-    def _translate(self) -> None:
-        """Let the kernel of a2 do by address translation what a proxy does on a."""
+    def _forward(self) -> None:
+        """Let the kernel of a2 forward packets; its peers say which ones."""
         a2 = self["a2"]
         a2.sysctl("net.ipv4.ip_forward", "1")
         a2.sysctl("net.ipv4.conf.all.send_redirects", "0")
         a2.sysctl(f"net.ipv4.conf.{a2.dev}.send_redirects", "0")
-        for protocol, port in (("tcp", HTTP), ("tcp", BULK), ("tcp", HOLD), ("udp", UDP)):
-            match = ["-p", protocol, "-d", a2.ipv4, "--dport", str(port)]
-            target = ["-j", "DNAT", "--to-destination", self["b"].ipv4]
-            a2.run(["iptables", "-t", "nat", "-A", "PREROUTING", *match, *target])
+
+    def close(self) -> None:
+        """Stop all processes, and leave their control group."""
+        super().close()
+        self._everything.close()
+
+    def spent(self, running: Running) -> Callable[[float], dict[str, float]]:
+        """Return a function of a number of units: the CPU seconds for each from now on, as fields of a Sample."""
+        peer, total = running.cpu(), self._everything.cpu()
+
+        def per_unit(units: float) -> dict[str, float]:
+            units = max(units, 1e-9)
+            used = {"total_per_unit": (self._everything.cpu() - total) / units}
+            return {**used, "cpu_per_unit": (running.cpu() - peer) / units} if running.pids() else used
+
+        return per_unit
 
     def _add_client_addresses(self) -> None:
         client = self["client"]

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The peers: the forwarder as it ships, HAProxy and nginx with default and best settings, and the kernel.
+"""The peers: the forwarder as it ships, HAProxy and nginx of two Debian releases, and the kernel.
 
 Each peer forwards the same ports of the proxy host to the backend, with the client's address as the source. A peer of
 your own is one line: L4PROXY_BENCH_PEER='name=command … {listen} {backend}', where the two words become ADDRESS:PORT of
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
-from tests.bench import measure
+from tests.bench import debian13, measure
 from tests.lab import earlier
 from tests.lab.netns import NamespaceLab, stop
 from tests.support.forwarding import AS_DAEMON, Forwarder, make_config
@@ -45,10 +45,13 @@ class Setting:
 
 
 class Running:
-    """A peer that forwards; ``cpu()`` and ``memory()`` are of all its processes together."""
+    """A peer that forwards; ``cpu()`` and ``memory()`` are of all its processes together.
 
-    def __init__(self, process: subprocess.Popen | None):
-        self._process = process
+    One in the kernel has no process; ``undo`` ends it.
+    """
+
+    def __init__(self, process: subprocess.Popen | None, undo: Callable[[], object] = lambda: None):
+        self._process, self._undo = process, undo
 
     def pids(self) -> list[int]:
         return measure.family(self._process.pid) if self._process else []
@@ -84,6 +87,7 @@ class Running:
     def stop(self) -> None:
         if self._process:
             stop(self._process)
+        self._undo()
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,12 @@ def _earlier(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
     return l4proxy(lab, directory, setting, archive)
 
 
-def _haproxy(tuning: str) -> Callable[[NamespaceLab, Path, Setting], Running]:
+Start = Callable[[NamespaceLab, Path, Setting], Running]
+
+
+def _haproxy(program: Program, tuned: bool) -> Start:
+    tuning, options = HAPROXY_TUNING if tuned else ("", "")
+
     def start(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
         frontends = "".join(
             f"frontend f{port}\n  bind {lab['a'].ipv4}:{port}\n  default_backend b{port}\n"
@@ -142,16 +151,18 @@ def _haproxy(tuning: str) -> Callable[[NamespaceLab, Path, Setting], Running]:
         config = directory / "haproxy.cfg"
         config.write_text(
             f"global\n  maxconn 8500\n  maxpipes 1000\n  nbthread {setting.workers}\n{tuning}{log[0]}"
-            f"defaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 60s\n"
+            f"defaults\n  mode tcp\n  option splice-auto\n{options}  timeout connect 5s\n  timeout client 60s\n"
             f"  timeout server 60s\n{log[1]}{frontends}",
             encoding="utf-8",
         )
-        return Running(lab["a"].spawn(["haproxy", "-db", "-f", str(config)]))
+        return Running(lab["a"].spawn([*program("haproxy"), "-db", "-f", str(config)]))
 
     return start
 
 
-def _nginx(buffers: str) -> Callable[[NamespaceLab, Path, Setting], Running]:
+def _nginx(program: Program, modules: Path, tuned: bool) -> Start:
+    tuning = NGINX_TUNING if tuned else ""
+
     def start(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
         log = f"access_log {directory}/stream.log lines;" if setting.log else "access_log off;"
         ports = [(port, " backlog=4096") for port in TCP_PORTS] + ([(UDP, " udp reuseport")] if setting.udp else [])
@@ -161,36 +172,71 @@ def _nginx(buffers: str) -> Callable[[NamespaceLab, Path, Setting], Running]:
         )
         config = directory / "stream.conf"
         config.write_text(
-            f"load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\nuser root;\n"
+            f"load_module {modules}/ngx_stream_module.so;\ndaemon off;\nuser root;\n"
             f"worker_processes {setting.workers};\nworker_rlimit_nofile {MOST_FILES};\npid {directory}/stream.pid;\n"
             f"error_log {directory}/stream-error.log;\nevents {{ worker_connections {MOST_FILES - 100}; }}\nstream {{\n"
             "  log_format lines '$remote_addr [$time_local] $protocol $status $bytes_sent $bytes_received"
             " $session_time $upstream_addr';\n"
-            f"  {log}\n  proxy_bind $remote_addr transparent;\n  proxy_timeout 60s;\n{buffers}{servers}}}\n",
+            f"  {log}\n  proxy_bind $remote_addr transparent;\n  proxy_timeout 60s;\n{tuning}{servers}}}\n",
             encoding="utf-8",
         )
-        return Running(lab["a"].spawn(["nginx", "-c", str(config), "-e", str(directory / "stream-error.log")]))
+        return Running(
+            lab["a"].spawn([*program("nginx"), "-c", str(config), "-e", str(directory / "stream-error.log")])
+        )
 
     return start
 
 
 def _nothing(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
-    return Running(None)  # the kernel forwards, without a process
+    return Running(None)
 
 
-HAPROXY_TUNING = "  tune.pipesize 262144\n  tune.bufsize 65536\n"
+def _dnat(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
+    """The least that nftables needs to forward the ports."""
+    host, target = lab["a2"], lab["b"].ipv4
+    rules = "".join(
+        f"    ip daddr {host.ipv4} {protocol} dport {{ {', '.join(map(str, ports))} }} dnat ip to {target}\n"
+        for protocol, ports in (("tcp", TCP_PORTS), ("udp", [UDP]))
+    )
+    chain = f"  chain in {{\n    type nat hook prerouting priority dstnat;\n{rules}  }}\n"
+    host.run(["nft", "-f", "-"], input=f"table ip bench {{\n{chain}}}\n")
+    return Running(None, lambda: host.run(["nft", "delete", "table", "ip", "bench"]))
+
+
+#: Lines of the global section, and of the defaults.
+HAPROXY_TUNING = (
+    "  tune.pipesize 262144\n  tune.bufsize 65536\n",
+    "  option tcp-smart-accept\n  option tcp-smart-connect\n",
+)
 NGINX_TUNING = "  proxy_buffer_size 256k;\n  tcp_nodelay on;\n"
+
+
+#: Returns the command line of a program by its name.
+Program = Callable[[str], "list[str]"]
+
+
+def _of_release(suffixes: tuple[str, str], program: Program, modules: Path) -> tuple[Peer, ...]:
+    """HAProxy and nginx of a Debian release, each with two settings."""
+    names = [f"{name}{suffix}" for name, suffix in zip(("haproxy", "nginx"), suffixes)]
+    tuning = [" ".join(text.split()) for text in ("".join(HAPROXY_TUNING), NGINX_TUNING)]
+    nginx = {"udp": True, "best": False, "settings": "stream, proxy_bind $remote_addr transparent"}
+    return (
+        Peer(names[0], _haproxy(program, False), best=False, settings="usesrc clientip, splice-auto"),
+        Peer(f"{names[0]}-tuned", _haproxy(program, True), settings=tuning[0]),
+        Peer(names[1], _nginx(program, modules, False), **nginx),
+        Peer(f"{names[1]}-tuned", _nginx(program, modules, True), udp=True, settings=tuning[1]),
+    )
+
 
 PEERS = (
     Peer("l4proxy", l4proxy, udp=True, settings="as the role installs it, log: errors unless logging is measured"),
-    Peer("haproxy", _haproxy(""), best=False, settings="usesrc clientip, splice-auto"),
-    Peer("haproxy-tuned", _haproxy(HAPROXY_TUNING), settings=" ".join(HAPROXY_TUNING.split())),
-    Peer("nginx", _nginx(""), udp=True, best=False, settings="stream, proxy_bind $remote_addr transparent"),
-    Peer("nginx-tuned", _nginx(NGINX_TUNING), udp=True, settings=" ".join(NGINX_TUNING.split())),
+    *_of_release(("", ""), lambda name: [name], Path("/usr/lib/nginx/modules")),
+    *_of_release(("-3.0", "-1.26"), debian13.command, debian13.NGINX_MODULES),
 )
 #: The ends of the scale: no proxy, and the kernel's own address translation.
 DIRECT = Peer("direct", _nothing, host="b", udp=True, settings="no proxy")
-DNAT = Peer("dnat", _nothing, host="a2", udp=True, settings="iptables -t nat, on a proxy host of its own")
+DNAT = Peer("dnat", _dnat, host="a2", udp=True, settings="nftables, two rules, on a proxy host of its own")
+ENDS = (DIRECT, DNAT)
 
 
 class BadPeer(ValueError):
@@ -209,7 +255,7 @@ def _own(text: str) -> Peer:
     words = _words(command)
     if not NAME.fullmatch(name) or not words:
         raise BadPeer(f"{text!r} is not NAME=COMMAND; a name has letters, digits, '.', '_' and '-'")
-    if name in {peer.name for peer in (*PEERS, DIRECT, DNAT)}:
+    if name in {peer.name for peer in (*PEERS, *ENDS)}:
         raise BadPeer(f"{name} is already the name of another peer; choose another name")
     if not shutil.which(words[0]):
         raise BadPeer(f"program {words[0]} not found")

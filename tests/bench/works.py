@@ -59,30 +59,23 @@ def bulk(streams: int, towards_client: bool) -> Callable[[BenchLab, Peer, Runnin
     def run(lab: BenchLab, peer: Peer, running: Running, seconds: float) -> Sample:
         command = ["iperf3", "--client", address(lab, peer), "--port", str(BULK), "--parallel", str(streams)]
         command += ["--time", f"{seconds:g}", "--json", *(["--reverse"] if towards_client else [])]
-        before = running.cpu()
+        used = lab.spent(running)
         told = json.loads(lab["client"].run(command, timeout=seconds + 30, check=False).stdout)
         if "error" in told:
             raise RuntimeError(f"{peer.name}: iperf3: {told['error']}")
         received = told["end"]["sum_received"]
-        return Sample(rate=received["bits_per_second"], cpu_per_unit=per(running, before, received["bytes"] / GIGABYTE))
+        return Sample(received["bits_per_second"], **used(received["bytes"] / GIGABYTE))
 
     return run
-
-
-def per(running: Running, before: float, units: float) -> float:
-    """Return the CPU seconds per unit since ``before``."""
-    return (running.cpu() - before) / max(units, 1e-9)
 
 
 def requests(connections: int) -> Callable[[BenchLab, Peer, Running, float], Sample]:
     """Small requests, one after another, on connections that stay open."""
 
     def run(lab: BenchLab, peer: Peer, running: Running, seconds: float) -> Sample:
-        before = running.cpu()
+        used = lab.spent(running)
         told = read_wrk(lab["client"].run(wrk(lab, peer, connections, seconds), timeout=seconds + 30).stdout)
-        return Sample(
-            told["rate"], told["p50"], told["p99"], per(running, before, told["count"]), failed=told["failed"]
-        )
+        return Sample(told["rate"], told["p50"], told["p99"], failed=told["failed"], **used(told["count"]))
 
     return run
 
@@ -92,7 +85,7 @@ def connections(parallel: int) -> Callable[[BenchLab, Peer, Running, float], Sam
 
     def run(lab: BenchLab, peer: Peer, running: Running, seconds: float) -> Sample:
         command = [*wrk(lab, peer, parallel // len(UIDS), seconds), "--header", "Connection: close"]
-        before = running.cpu()
+        used = lab.spent(running)
         clients = [
             lab["client"].spawn(["setpriv", f"--reuid={uid}", "--clear-groups", *command], stdout=subprocess.PIPE)
             for uid in UIDS
@@ -100,7 +93,7 @@ def connections(parallel: int) -> Callable[[BenchLab, Peer, Running, float], Sam
         told = [read_wrk(client.communicate(timeout=seconds + 30)[0]) for client in clients]
         rate, count = (sum(one[key] for one in told) for key in ("rate", "count"))
         p50, p99 = (sum(one[key] * one["count"] for one in told) / max(count, 1) for key in ("p50", "p99"))
-        return Sample(rate, p50, p99, per(running, before, count), failed=sum(one["failed"] for one in told))
+        return Sample(rate, p50, p99, failed=sum(one["failed"] for one in told), **used(count))
 
     return run
 
@@ -137,11 +130,11 @@ def datagrams(clients: int, size: int, in_flight: int = 64, new: bool = False):
 
     def run(lab: BenchLab, peer: Peer, running: Running, seconds: float) -> Sample:
         numbers = map(str, (UDP, clients, in_flight, size, min(seconds, 0.4) if new else seconds))
-        before = running.cpu()
+        used = lab.spent(running)
         command = [str(lab.udp), "new" if new else "load", address(lab, peer), *numbers, *lab.client_addresses]
         told = json.loads(lab["client"].run(command, timeout=seconds + 30).stdout)
-        cpu = per(running, before, 2 * told["replies"])  # a datagram each way
-        return Sample(told["replies"] / told["seconds"], told["p50"], told["p99"], cpu, failed=told["lost"])
+        cpu = used(2 * told["replies"])  # a datagram each way
+        return Sample(told["replies"] / told["seconds"], told["p50"], told["p99"], failed=told["lost"], **cpu)
 
     return run
 

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.lab import image
@@ -79,17 +80,25 @@ def ensure(version: str) -> Path:
 def _make(version: str, wrapper: Path) -> None:
     root, release = wrapper.parent / "root", RELEASES[version]
     print(f"creating a root of Debian {release} for Python {version} (once, half a minute)", flush=True)
-    sudo = "" if os.geteuid() == 0 else "sudo --preserve-env "
     wrapper.parent.mkdir(parents=True, exist_ok=True)
-    command = ["mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(PACKAGES)}"]
-    command += [f"--aptopt={option}" for option in image.apt_options()]
-    subprocess.run([*sudo.split(), "rm", "-rf", str(root)], check=True)
-    subprocess.run(
-        [*sudo.split(), *command, release, str(root), *image.sources(release)], check=True, capture_output=True
-    )
-    text = WRAPPER.format(sudo=sudo, repository=REPOSITORY, root=root)
+    make_root(release, root, PACKAGES)
+    text = WRAPPER.format(sudo=_sudo(), repository=REPOSITORY, root=root)
     wrapper.write_text(text, encoding="utf-8")
     wrapper.chmod(0o755)
+
+
+def _sudo() -> str:
+    return "" if os.geteuid() == 0 else "sudo --preserve-env "
+
+
+def make_root(release: str, root: Path, packages: Iterable[str], variant: str = "minbase") -> None:
+    """Install packages of a Debian release into the directory ``root``; ``variant`` as in mmdebstrap(1)."""
+    command = ["mmdebstrap", f"--variant={variant}", "--mode=root", f"--include={','.join(packages)}"]
+    command += [f"--aptopt={option}" for option in image.apt_options()]
+    subprocess.run([*_sudo().split(), "rm", "-rf", str(root)], check=True)
+    subprocess.run(
+        [*_sudo().split(), *command, release, str(root), *image.sources(release)], check=True, capture_output=True
+    )
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ current=start
 
 check_packages=(python3 python3-venv ca-certificates)
 gate_packages=(shellcheck mmdebstrap debian-archive-keyring) # mmdebstrap: for Python versions that this machine lacks
-bench_packages=(haproxy libnginx-mod-stream iperf3 wrk ethtool gcc libc6-dev)
+bench_packages=(haproxy libnginx-mod-stream iperf3 wrk ethtool gcc libc6-dev mmdebstrap debian-archive-keyring)
 docs_packages=(graphviz) # for the pictures
 lab_packages=(
     podman runc netavark mmdebstrap debian-archive-keyring # containers and their images

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.bench import __main__ as bench
-from tests.bench import peers, picture
-from tests.bench.measure import Sample
+from tests.bench import peers, picture, report
+from tests.bench.measure import Sample, figure
 
 
 @pytest.mark.parametrize(("pattern", "found"), [
@@ -73,6 +73,18 @@ def test_a_peer_that_fails_takes_no_row_from_the_others(monkeypatch):
     monkeypatch.setenv("ROUNDS", "7")
     found, _failed = bench.measure(SimpleNamespace(offload=lambda _on: None), work, True)
     assert len(found["l4proxy"]["rate"].rounds) == 7
+
+
+def test_the_cards_compare_with_the_best_proxy_and_count_from_the_direct_path():
+    def values(rate: float, total: float) -> dict:
+        return {"rate": figure([rate]), "total_per_unit": figure([total])}
+
+    found = {"direct": values(200, 40), "dnat": values(150, 50), "kernel": values(150, 52), "l4proxy": values(90, 76)}
+    text = report.cards({"requests-64": {**found, "nginx": values(100, 90), "haproxy": values(80, 80)}})
+    row = next(line for line in text.splitlines() if "requests-64" in line).split()
+    assert row == ["requests-64", "nginx,", "haproxy", "x0.90", "x0.90", "x1.50", "x0.30", "x1.04"]
+    assert "CPU, forwarder: nowhere" in text
+    assert "CPU, kernel: requests-64" in text
 
 
 def test_the_picture_tells_peers_whose_names_have_dots():
