@@ -27,7 +27,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config i
     service,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import probe_results
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, schema
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, schema, service_schema
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _hosts, _services
 
 from tests.docs import pages
@@ -189,6 +189,9 @@ REFERENCE = [
     ("documents", "A mark", schema.MARK, {}),
     ("documents", "A sysctl", schema.SYSCTL, {}),
     ("documents", "An address", schema.ADDRESS, {}),
+    ("documents", "A service", service_schema.SERVICE, {}),
+    ("documents", "A backend of a service", service_schema.SERVER, {}),
+    ("documents", "Limits of a service", service_schema.LIMITS, {}),
 ]
 
 

@@ -5,10 +5,12 @@
 """State documents: the only place where rules, routes, marks, sysctls and addresses are validated.
 
     {"schema": 1, "owner": "return_path", "protocol": 202,
-     "rules": [...], "routes": [...], "marks": [...], "sysctls": [...], "addresses": [...], "mark_engine": "auto"}
+     "rules": [...], "routes": [...], "marks": [...], "sysctls": [...], "addresses": [...], "mark_engine": "auto",
+     "services": [...], "forwarding": ["ipv4"]}
 
-``mark_engine`` is what holds the marks. ``settle_at`` (seconds since the epoch) is the time before which no retiring
-object is removed early; see ``reconcile.drain``.
+``mark_engine`` is what holds the marks. ``forwarding`` are the families for which the host must forward packets.
+``settle_at`` (seconds since the epoch) is the time before which no retiring object is removed early; see
+``reconcile.drain``.
 
 ``load`` takes parsed JSON and returns a ``Document`` of normalised objects, or raises ``DocumentError`` with *all*
 errors, each with its path. ``dump`` is the inverse. ``schema`` has the keys of the objects.
@@ -16,25 +18,29 @@ errors, each with its path. ``dump`` is the inverse. ``schema`` has the keys of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DocumentError
-from . import formatting, own_traffic, schema
+from . import formatting, own_traffic, readers, schema, service_schema
+from .kernel_service import KernelService
 from .model import OWNERS, SINGLE_OBJECTS, Address, Mark, Route, Rule, Sysctl
 
 SCHEMA = 1
 # section: (the keys of its objects, the check of all keys together, the constructor)
-SHAPES: dict[str, tuple[schema.Fields, Any, Any]] = {
-    "rules": (schema.RULE, schema.check_rule, Rule),
+SHAPES: dict[str, tuple[readers.Fields, Any, Any]] = {
+    "rules": (schema.RULE, schema.check_document_rule, Rule),
     "routes": (schema.ROUTE, schema.check_route, Route),
     "marks": (schema.MARK, schema.check_mark, schema.make_mark),
-    "sysctls": (schema.SYSCTL, schema.check_retiring, Sysctl),
+    "sysctls": (schema.SYSCTL, readers.check_retiring, Sysctl),
     "addresses": (schema.ADDRESS, schema.check_address, Address),
+    "services": (service_schema.SERVICE, service_schema.check, service_schema.make),
 }
 SECTIONS = tuple(SHAPES)
-KEYS = ("schema", "owner", "protocol", *SECTIONS, "mark_engine", "settle_at")
+KEYS = ("schema", "owner", "protocol", *SECTIONS, "forwarding", "mark_engine", "settle_at")
+# Version 0.1.0 does not know them, so they are written only where they are used.
+OPTIONAL = ("services",)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,14 @@ class Document:
     addresses: tuple[Address, ...] = ()
     mark_engine: str = "auto"
     settle_at: int | None = None
+    services: tuple[KernelService, ...] = ()
+    # The families for which the host must forward packets.
+    forwarding: tuple[str, ...] = ()
+
+    @property
+    def bypass(self) -> int | None:
+        """The mark, which is also its mask, of replies to services that must not be delivered locally."""
+        return service_schema.bypass(self.rules)
 
     @property
     def is_empty(self) -> bool:
@@ -63,18 +77,21 @@ def load(data: Any) -> Document:
         f"{key}: unknown key, expected one of {', '.join(KEYS)}" for key in sorted(set(data) - set(KEYS))
     ]
     owner, protocol = _owner(data, errors)
-    mark_engine = _mark_engine(data, errors)
-    settle_at = _settle_at(data, errors)
+    mark_engine = _value(data, "mark_engine", schema.mark_engine, errors) or "auto"
+    settle_at = _value(data, "settle_at", readers.time, errors)
+    forwarding = tuple(sorted(set(_value(data, "forwarding", schema.forwarding, errors) or ())))
     sections = {section: _objects(data, section, errors) for section in SECTIONS}
     for section, values in sections.items():
         errors.extend(_duplicates(section, values))
     errors.extend(_unbounded_rules(sections["rules"], sections["routes"]))
     errors.extend(_marks_together(sections["marks"]))
     errors.extend(_addresses_together(sections["addresses"]))
+    together = (forwarding, sections["rules"], sections["sysctls"])
+    errors.extend(service_schema.together(owner, sections["services"], *together))
     if errors:
         raise DocumentError(errors)
     objects = {name: tuple(values) for name, values in sections.items()}
-    return Document(owner, protocol, **objects, mark_engine=mark_engine, settle_at=settle_at)
+    return Document(owner, protocol, **objects, mark_engine=mark_engine, settle_at=settle_at, forwarding=forwarding)
 
 
 def _refuse_other_schema(data: dict[str, Any]) -> None:
@@ -107,20 +124,15 @@ def _owner(data: dict[str, Any], errors: list[str]) -> tuple[str, int]:
     return owner or "", protocol or 0
 
 
-def _mark_engine(data: dict[str, Any], errors: list[str]) -> str:
+def _value(data: dict[str, Any], key: str, read: Callable[[Any], Any], errors: list[str]) -> Any:
+    """The value of a key of the document itself; None where it is absent or invalid."""
     try:
-        return schema.mark_engine(data.get("mark_engine") or "auto")
+        return None if data.get(key) in (None, "") else read(data[key])
+    except readers.Invalid as error:
+        errors.extend(f"{key}{path}: {problem}" for path, problem in error.problems)
     except ValueError as error:
-        errors.append(f"mark_engine: {error}")
-        return ""
-
-
-def _settle_at(data: dict[str, Any], errors: list[str]) -> int | None:
-    try:
-        return None if data.get("settle_at") is None else schema.time(data["settle_at"])
-    except ValueError as error:
-        errors.append(f"settle_at: {error}")
-        return None
+        errors.append(f"{key}: {error}")
+    return None
 
 
 def _objects(data: dict[str, Any], section: str, errors: list[str]) -> list[Any]:
@@ -141,7 +153,7 @@ def storable(section: str, value: Any) -> bool:
 
 def _object(item: Any, section: str, path: str, errors: list[str]) -> Any | None:
     fields, check, make = SHAPES[section]
-    values, wrong = schema.convert(item, fields)
+    values, wrong = readers.convert(item, fields)
     if not wrong and check:
         wrong = check(values)
     if not wrong:
@@ -214,10 +226,13 @@ def dump(document: Document) -> dict[str, Any]:
     rest: dict[str, Any] = {} if document.mark_engine == "auto" else {"mark_engine": document.mark_engine}
     if document.settle_at is not None:
         rest["settle_at"] = document.settle_at
+    if document.forwarding:
+        rest["forwarding"] = list(document.forwarding)
+    written = {name: values for name, values in sections.items() if values or name not in OPTIONAL}
     return {
         "schema": SCHEMA,
         "owner": document.owner,
         "protocol": document.protocol,
-        **{name: [schema.dump(value) for value in values] for name, values in sections.items()},
+        **{name: [schema.dump(value) for value in values] for name, values in written.items()},
         **rest,
     }

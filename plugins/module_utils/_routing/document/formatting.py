@@ -2,13 +2,15 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Describe rules, routes, addresses and marks in the syntax of ``ip rule`` and ``ip route``, for people."""
+"""Describe the objects of documents as text for people: rules, routes and addresses in the syntax of ip(8)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from ..._shared.endpoints import join_endpoint
+from .kernel_service import KernelService
 from .model import (
     DEFAULT_METRIC,
     MAX_U32,
@@ -117,9 +119,22 @@ def sysctl(value: Sysctl) -> str:
     return f"sysctl {value.name} = {value.value}"
 
 
-def describe(value: Rule | Route | Mark | Sysctl | Address) -> str:
+def service(value: KernelService) -> str:
+    """``forward 198.18.0.100:80/tcp to b, c, d``"""
+    names = ", ".join(server.name for server in value.servers)
+    return f"forward {join_endpoint(value.address, value.port)}/{value.protocol} to {names}"
+
+
+def describe(value: Rule | Route | Mark | Sysctl | Address | KernelService) -> str:
     """The object as one line."""
     return WRITERS[type(value)](value)
 
 
-WRITERS: dict[type, Callable[[Any], str]] = {Rule: rule, Route: route, Mark: mark, Sysctl: sysctl, Address: address}
+WRITERS: dict[type, Callable[[Any], str]] = {
+    Rule: rule,
+    Route: route,
+    Mark: mark,
+    Sysctl: sysctl,
+    Address: address,
+    KernelService: service,
+}

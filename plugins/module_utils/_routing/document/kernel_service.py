@@ -14,6 +14,7 @@ BALANCES = ("hash", "source_hash")
 ON_ALL_DOWN = ("refuse", "try_all")
 ON_DOWN = ("keep", "reset")
 PROTOCOLS = ("tcp", "udp")
+LOGS = ("all", "errors", "none")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,11 @@ class KernelService:
     """One address and port that clients connect to.
 
     ``connections``, ``connections_per_client`` (at once) and ``rate_per_client`` (new ones per second) limit it; 0: no
-    limit. ``allow`` and ``deny`` are prefixes of clients. A client is an IPv4 address or an IPv6 /64.
+    limit. ``allow`` and ``deny`` are prefixes of clients, of any family; with an ``allow`` that has none of this
+    family, nobody is allowed. A client is an IPv4 address or an IPv6 /64.
+
+    A retiring service forwards only the packets of connections that it has. Beside an active one with the same address
+    and port, it has the servers that have left that one.
     """
 
     name: str
@@ -52,13 +57,17 @@ class KernelService:
     connections: int = 0
     connections_per_client: int = 0
     rate_per_client: float = 0.0
-    log: str = "all"
+    log: str = LOGS[0]
     retiring: bool = field(default=False, compare=False)
     retire_at: int | None = field(default=None, compare=False)
 
     @property
-    def key(self) -> tuple[Any, ...]:
+    def endpoint(self) -> tuple[str, str, str, int]:
         return (self.family, self.protocol, self.address, self.port)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return (*self.endpoint, self.retiring)
 
     @property
     def order(self) -> tuple[Any, ...]:

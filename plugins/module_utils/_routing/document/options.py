@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from ..errors import DocumentError
-from . import model, schema
+from . import model, readers, schema
 from .model import RESERVED_PROTOCOLS, Route, Rule
 
 # option: key of a document's object, where they differ
@@ -28,7 +28,7 @@ _Object = TypeVar("_Object", Rule, Route)
 
 def table(value: Any) -> int:
     """The number of a table that is given by number, or as main, default or local."""
-    return schema.number(1, model.MAX_U32, f"a routing table ({', '.join(TABLES)}, or a number)")(
+    return readers.number(1, model.MAX_U32, f"a routing table ({', '.join(TABLES)}, or a number)")(
         TABLES.get(value, value)
     )
 
@@ -75,7 +75,7 @@ def route(options: dict[str, Any], present: bool = True) -> Route:
     return _read(item, ROUTE, schema.check_route, Route, {})
 
 
-def _check_rule(values: dict[str, Any]) -> schema.Problems:
+def _check_rule(values: dict[str, Any]) -> readers.Problems:
     """Like the check of a document, but a lookup may select every packet."""
     errors = schema.check_rule(values)
     return [error for error in errors if error[0] or values["action"] != "lookup"]
@@ -104,7 +104,7 @@ def _add_family(item: dict[str, Any], names: Iterable[str]) -> None:
 def _read(
     item: dict[str, Any], fields: Any, check: Any, make: Callable[..., _Object], names: dict[str, str]
 ) -> _Object:
-    values, errors = schema.convert(item, fields)
+    values, errors = readers.convert(item, fields)
     errors = errors or check(values)
     if errors:
         raise DocumentError(f"{names.get(name, name)}: {problem}" if name else problem for name, problem in errors)

@@ -10,7 +10,8 @@ import ipaddress
 import re
 from typing import Any, Callable
 
-from . import model
+from . import model, service_schema
+from .kernel_service import KernelService
 from .model import (
     FAMILIES,
     MARK_ENGINES,
@@ -24,64 +25,29 @@ from .model import (
     Rule,
     Sysctl,
 )
-
-Problems = list[tuple[str, str]]
-# name: (convert, required)
-Fields = dict[str, tuple[Callable[[Any], Any], bool]]
+from .readers import (
+    COMMON,
+    Fields,
+    Problems,
+    boolean,
+    check_retiring,
+    list_of,
+    number,
+    one_of,
+    some,
+    span,
+    string,
+    text,
+)
 
 # Local is at 0 and main at 32766 (ip-rule(8)); a rule outside of that range would shadow one or never be reached.
 PRIORITIES = (1, 32765)
 # linux/rtnetlink.h: up to 192 belong to the kernel and to routing daemons.
 PROTOCOLS = (193, 255)
-RESERVED_TABLES = {0: "unspec", 253: "default", 254: "main", 255: "local"}
+MAIN = 254
+RESERVED_TABLES = {0: "unspec", 253: "default", MAIN: "main", 255: "local"}
 # IFNAMSIZ is 16 including the terminating zero; the kernel refuses blanks and slashes (dev_valid_name).
 LINK_NAME = re.compile(r"[^\s/:]{1,15}")
-
-
-def number(low: int, high: int, what: str) -> Callable[[Any], int]:
-    """A reader of integers in a range; it accepts a string of digits, because templates produce strings."""
-
-    def read(value: Any) -> int:
-        if isinstance(value, str) and re.fullmatch(r"0x[0-9a-fA-F]+|[0-9]+", value):
-            value = int(value, 0) if value.startswith("0x") else int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"{value!r} is not {what} ({low}-{high})")
-        return value
-
-    return read
-
-
-def one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if not isinstance(value, str) or value not in choices:
-            raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
-        return value
-
-    return read
-
-
-def _text(pattern: str, what: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise ValueError(f"{value!r} is not {what}")
-        return value
-
-    return read
-
-
-def boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is not true or false")
-    return value
-
-
-def _string(normalise: Callable[[str], str]) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if not isinstance(value, str):
-            raise ValueError(f"{value!r} is not a string")
-        return normalise(value)
-
-    return read
 
 
 def link(value: Any) -> str:
@@ -91,38 +57,21 @@ def link(value: Any) -> str:
 
 
 def table(value: Any) -> int:
+    """The number of a table of our own."""
     table_number = number(1, MAX_U32, "a routing table")(value)
     if table_number in RESERVED_TABLES:
         raise ValueError(f"{table_number} is the reserved table {RESERVED_TABLES[table_number]}; choose another")
     return table_number
 
 
-def _range(low: int, high: int, what: str, many: str) -> Callable[[Any], tuple[int, int]]:
-    """``53``, ``"53"``, ``"53-60"`` → (53, 60)"""
-    read = number(low, high, what)
-
-    def read_range(value: Any) -> tuple[int, int]:
-        first, dash, last = str(value).partition("-")
-        bounds = (read(first), read(last if dash else first))
-        if bounds[0] > bounds[1]:
-            raise ValueError(f"{value!r} is an empty range of {many}")
-        return bounds
-
-    return read_range
+def looked_up_table(value: Any) -> int:
+    """The number of a table of our own, or of main; ``check_document_rule`` says which rules may look main up."""
+    return MAIN if value in (MAIN, str(MAIN)) else table(value)
 
 
-ports = _range(1, 65535, "a port", "ports")
+ports = span(1, 65535, "a port", "ports")
 # 2**32-1 means "no user" (uid_valid in linux/uidgid.h).
-users = _range(0, MAX_U32 - 1, "a user's number", "users")
-
-
-def _list(read: Callable[[Any], str], what: str) -> Callable[[Any], tuple[str, ...]]:
-    def read_list(value: Any) -> tuple[str, ...]:
-        if not isinstance(value, list) or not value:
-            raise ValueError(f"{value!r} is not a list of {what}")
-        return tuple(read(item) for item in value)
-
-    return read_list
+users = span(0, MAX_U32 - 1, "a user's number", "users")
 
 
 def served_port(value: Any) -> str:
@@ -136,23 +85,19 @@ def sysctl_value(value: Any) -> str:
     return model.sysctl_value(value)
 
 
-owner = _text(r"[a-z][a-z0-9_]{0,31}", "an owner: a lower-case word of up to 32 letters, digits and _")
+owner = text(r"[a-z][a-z0-9_]{0,31}", "an owner: a lower-case word of up to 32 letters, digits and _")
 protocol = number(*PROTOCOLS, "a protocol number for an owner")
 mark_engine = one_of(("auto", *MARK_ENGINES))
 
-time = number(0, 2**63 - 1, "a time in seconds since 1970")
+forwarding = list_of(one_of(FAMILIES))
 
-_COMMON: Fields = {
-    "retiring": (boolean, False),
-    "retire_at": (time, False),
-}
 RULE: Fields = {
     "family": (one_of(FAMILIES), True),
     "priority": (number(*PRIORITIES, "a rule priority between local and main"), True),
     "action": (one_of(RULE_ACTIONS), True),
-    "table": (table, False),
-    "src": (_string(model.prefix), False),
-    "dst": (_string(model.prefix), False),
+    "table": (looked_up_table, False),
+    "src": (string(model.prefix), False),
+    "dst": (string(model.prefix), False),
     "iif": (link, False),
     "oif": (link, False),
     "fwmark": (number(1, MAX_U32, "a mark"), False),
@@ -162,70 +107,50 @@ RULE: Fields = {
     "dport": (ports, False),
     "uid_range": (users, False),
     "suppress_prefixlength": (number(0, 128, "the length of a prefix"), False),
-    **_COMMON,
+    **COMMON,
 }
 ROUTE: Fields = {
     "family": (one_of(FAMILIES), True),
     "table": (table, True),
-    "dst": (_string(model.prefix), True),
+    "dst": (string(model.prefix), True),
     "type": (one_of(ROUTE_TYPES), False),
-    "via": (_string(model.address), False),
+    "via": (string(model.address), False),
     "dev": (link, False),
-    "src": (_string(model.address), False),
+    "src": (string(model.address), False),
     "metric": (number(0, MAX_U32, "a metric"), False),
     "scope": (one_of(SCOPES), False),
     "onlink": (boolean, False),
     # RFC 791: every link carries 68 bytes. RTAX_MTU and RTAX_ADVMSS are bounded by fib_metrics.c.
     "mtu": (number(68, 65535 - 15, "an MTU in bytes"), False),
     "advmss": (number(1, 65535 - 40, "a segment size in bytes"), False),
-    "fallback": (_list(_string(model.address), "addresses of other proxies"), False),
-    **_COMMON,
+    "fallback": (some(string(model.address), "addresses of other proxies"), False),
+    **COMMON,
 }
 MARK: Fields = {
     # The name becomes an nft comment, which has at most 128 bytes.
     "name": (
-        _text(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}", "a mark's name: letters, digits, '.', ':', '_', '-', up to 100"),
+        text(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}", "a mark's name: letters, digits, '.', ':', '_', '-', up to 100"),
         True,
     ),
     "id": (number(1, MAX_U32, "a mark"), True),
     "mask": (number(1, MAX_U32, "a mask"), True),
-    "mac": (_string(model.mac), False),
+    "mac": (string(model.mac), False),
     # Both engines treat other characters as wildcards or quotes.
-    "iif": (_text(r"[A-Za-z0-9_.-]{1,15}", "the name of a network interface: letters, digits, '.', '_', '-'"), False),
+    "iif": (text(r"[A-Za-z0-9_.-]{1,15}", "the name of a network interface: letters, digits, '.', '_', '-'"), False),
     "transparent": (boolean, False),
-    "via": (_list(_string(model.address), "the proxy's addresses"), False),
+    "via": (some(string(model.address), "the proxy's addresses"), False),
     "conntrack": (boolean, False),
-    "last_sender": (_list(served_port, "ports such as tcp/8080"), False),
-    **_COMMON,
+    "last_sender": (some(served_port, "ports such as tcp/8080"), False),
+    **COMMON,
 }
 ADDRESS: Fields = {
     "family": (one_of(FAMILIES), True),
     # People often add a prefix length; ours is always /32 or /128.
-    "address": (_string(model.host_address), True),
+    "address": (string(model.host_address), True),
     "dev": (link, True),
-    **_COMMON,
+    **COMMON,
 }
-SYSCTL: Fields = {"name": (_string(model.sysctl_name), True), "value": (sysctl_value, True), **_COMMON}
-
-
-def convert(item: Any, fields: Fields) -> tuple[dict[str, Any], Problems]:
-    """The values of an object by name, and its errors. A key that is null counts as absent."""
-    if not isinstance(item, dict):
-        return {}, [("", f"is a {type(item).__name__}, expected an object with {', '.join(fields)}")]
-    wrong: Problems = [
-        (str(key), f"unknown key, expected one of {', '.join(fields)}") for key in item if key not in fields
-    ]
-    values: dict[str, Any] = {}
-    for name, (read, required) in fields.items():
-        if item.get(name) is None:
-            if required:
-                wrong.append((name, "required"))
-            continue
-        try:
-            values[name] = read(item[name])
-        except ValueError as error:
-            wrong.append((name, str(error)))
-    return values, wrong
+SYSCTL: Fields = {"name": (string(model.sysctl_name), True), "value": (sysctl_value, True), **COMMON}
 
 
 def _one_family(values: dict[str, Any], names: tuple[str, ...]) -> Problems:
@@ -264,8 +189,12 @@ def check_rule(values: dict[str, Any]) -> Problems:
 NO_SELECTORS = ("family", "priority", "action", "table", "fwmask", "suppress_prefixlength", "retiring", "retire_at")
 
 
-def check_retiring(values: dict[str, Any]) -> Problems:
-    return [("retire_at", "needs retiring")] if "retire_at" in values and not values.get("retiring") else []
+def check_document_rule(values: dict[str, Any]) -> Problems:
+    """Errors in the combination of the keys of a document's rule: the same, and those of a rule that looks up main."""
+    wrong = check_rule(values)
+    if values.get("table") == MAIN and "fwmark" not in values:
+        wrong.append(("table", f"{MAIN} is the reserved table main, which only a rule with fwmark may look up"))
+    return wrong
 
 
 def check_route(values: dict[str, Any]) -> Problems:
@@ -339,10 +268,10 @@ def make_mark(mac: Any = None, **values: Any) -> Mark:
     return Mark(macs=(mac,) if mac else (), **values)
 
 
-def dump(value: Rule | Route | Mark | Sysctl | Address) -> dict[str, Any]:
+def dump(value: Rule | Route | Mark | Sysctl | Address | KernelService) -> dict[str, Any]:
     """An object as JSON data; unused keys are omitted, except where null has a meaning (dev, mac)."""
     fields, finish = DUMPS[type(value)]
-    data = {name: getattr(value, name) for name in fields if name not in _COMMON and hasattr(value, name)}
+    data = {name: getattr(value, name) for name in fields if name not in COMMON and hasattr(value, name)}
     data = finish(value, {name: part for name, part in data.items() if part is not None})
     if value.retiring:
         data["retiring"] = True
@@ -392,6 +321,7 @@ DUMPS: dict[type, tuple[Fields, Callable[[Any, dict[str, Any]], dict[str, Any]]]
     Mark: (MARK, _dump_mark),
     Address: (ADDRESS, _dump_address),
     Sysctl: (SYSCTL, _dump_sysctl),
+    KernelService: (service_schema.SERVICE, service_schema.finish),
 }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from ..document import model, schema
+from ..document import model, readers, schema
 from ..document.documents import Document
 from ..document.model import OWNERS, Mark
 from ..errors import DocumentError, MissingPackage, Refused
@@ -35,7 +35,7 @@ FIELDS = {name: field for name, field in schema.MARK.items() if not name.startsw
 
 def read(options: dict[str, Any]) -> Mark:
     """``{"name": "wan2", "id": "0x100", "mask": "0xff00", "iif": "eth1"}`` -> Mark; DocumentError with all errors"""
-    values, errors = schema.convert({name: options.get(name) for name in FIELDS}, FIELDS)
+    values, errors = readers.convert({name: options.get(name) for name in FIELDS}, FIELDS)
     errors = errors or schema.check_mark(values)
     if not errors and not any(values.get(name) for name in ("mac", "iif", "transparent")):
         errors = [("mac", "required, or iif, or transparent: which packets are marked?")]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..document.documents import Document
+from ..document.kernel_service import KernelService
 from ..document.model import Address, KernelObject, Mark, Route, Rule
 from ..marks import selection
 
@@ -30,6 +31,7 @@ class State:
     sound: bool = True
     addresses: tuple[Address, ...] = ()
     engine: str | None = None
+    services: tuple[KernelService, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,4 +52,4 @@ def desired_state(document: Document) -> State:
     """The document as a state: next hops without their interfaces, proxies without their MACs."""
     engine = None if document.mark_engine == selection.AUTO else document.mark_engine
     sections = (document.rules, document.routes, document.marks, document.sysctls)
-    return State(*sections, addresses=document.addresses, engine=engine)
+    return State(*sections, addresses=document.addresses, engine=engine, services=document.services)
