@@ -9,6 +9,7 @@ _reachability. How a backend sends replies back: the files _return_path*.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from ipaddress import ip_address
@@ -37,10 +38,11 @@ class Fleet:
 
     :param services: ``l4proxy_services`` as the user wrote it, or None.
     :param view: ``host`` (the name it is seen from), ``proxies``, ``backends`` and ``inventory`` (names), ``known``
-        (documents of an earlier run on that host: ``return_path``, ``local_delivery``, ``forwarder``), ``settings``
-        (lines ``/proc/sys/NAME:VALUE`` of that host).
+        (documents of an earlier run on that host: ``return_path``, ``local_delivery``, ``kernel_datapath``,
+        ``forwarder``), ``settings`` (lines ``/proc/sys/NAME:VALUE`` of that host).
     :param hostvars: variables of every host, by name; ``__l4proxy_fleet`` is the view from that host, if it is in the
-        run. A host in ``removed`` of the view counts as if the inventory did not have it, whatever the services say.
+        run, else ``__l4proxy_known`` has documents of an earlier run there. A host in ``removed`` of the view counts as
+        if the inventory did not have it, whatever the services say.
     :raises DerivationError: faults of ``l4proxy_services`` itself, or an empty group.
     """
 
@@ -146,9 +148,25 @@ class Fleet:
 
     def stored_return_path(self, name: str) -> Mapping[str, Any] | None:
         """Return the return path document that an earlier run stored on a host, if this run has read it."""
-        view = {"known": self.known} if name == self.name else self._hostvars[name].get("__l4proxy_fleet") or {}
-        document: Mapping[str, Any] | None = (view.get("known") or {}).get("return_path")
-        return document
+        return self._stored(name, "return_path")
+
+    def stored_forwarder(self, name: str) -> Mapping[str, Any] | None:
+        """Return the forwarder's config that an earlier run stored on a proxy, if this run has read it."""
+        return self._stored(name, "forwarder")
+
+    def _stored(self, name: str, document: str) -> Mapping[str, Any] | None:
+        variables = self._hostvars[name]
+        view = {"known": self.known} if name == self.name else variables.get("__l4proxy_fleet") or {}
+        known: Mapping[str, Any] = view.get("known") or variables.get("__l4proxy_known") or {}
+        stored: Mapping[str, Any] | None = known.get(document)
+        return stored
+
+    def services_at(self, name: str) -> list[ServiceRef]:
+        """Return the services as another host of the run has evaluated them; empty if it has not."""
+        view = self._hostvars[name].get("__l4proxy_fleet") or {}
+        services = json.loads(view.get("services") or "null")
+        groups = ([str(one) for one in view.get(key, ())] for key in ("inventory", "proxies", "backends"))
+        return parse_services(services, *groups) if services else []
 
     # -- who serves whom -------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.defaults import HASH_TABLES
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._datapath import KERNEL, KEY, Datapaths
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError, collect
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import FAMILY, SCHEMA
@@ -39,9 +40,13 @@ def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> d
     mine = [service for service in mine if service.backends]
     if not mine:
         raise DerivationError(errors)
+    datapaths = Datapaths(fleet)
+    errors += [fault for service in mine for fault in datapaths.faults(service)]
     services = [
         {
-            **service.options,
+            **{key: value for key, value in service.options.items() if key != KEY},
+            # Version 0.1.0, to which a fleet may go back, does not know the key; without it the forwarder serves.
+            **({KEY: KERNEL} if datapaths.in_kernel(service) else {}),
             "listen": [{"address": address, "port": port} for address, port in service.listen],
             "backends": _backends(fleet, proxy, service, errors),
         }

@@ -5,7 +5,8 @@
 choose a client's backend by the same hash table. Pure.
 
 Each host evaluates the variable itself, so templates in it use that host's variables. Hosts may differ in what only a
-proxy uses: the addresses it listens on, and options such as timeouts and weights.
+proxy uses: the addresses it listens on, and options such as timeouts and weights. A service of the kernel datapath is
+stricter: hosts may differ only in its listen addresses.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Callable
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.defaults import HASH_TABLES
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._datapath import FORWARDER, KEY, REMEDY
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import UnreadableVariable
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import VARIABLE, as_sequence, parse_endpoint
 
@@ -26,6 +28,16 @@ UNREADABLE, UNDEFINED = "", "null"
 SHOWN_TEXT, SHOWN_HOSTS = 60, 3
 
 HASH_TABLE = "l4proxy_hash_table"
+
+# Why hosts must not differ in a value, and what to do.
+BOTH_ENDS = (
+    "both ends are derived from one list, so put all services into group_vars/all, each with the `proxies` that serve "
+    "it, or give each site an inventory of its own"
+)
+ALL_PROXIES = (
+    "for a connection that moves to another proxy, that proxy must choose the same backend, so a service of the kernel "
+    f"datapath may only differ in its listen addresses; set the value once, {REMEDY}"
+)
 
 MISSING = object()
 # Only a play has these, so a template that uses them cannot be evaluated from outside.
@@ -95,23 +107,30 @@ def _differences(services: Mapping[str, str]) -> Iterable[str]:
     for host, text in services.items():
         by_text.setdefault(text, []).append(host)
     for text, hosts in list(by_text.items())[1:]:
-        difference = _first_difference(VARIABLE, *(_shared(json.loads(one)) for one in (services[first], text)))
-        if difference:
-            path, here, there = difference
-            yield (
-                f"{VARIABLE} differs between {first} and {_hosts(hosts)}: {path} is {_text(here)} on {first}, and "
-                f"{_text(there)} on {hosts[0]}; both ends are derived from one list, so put all services into "
-                "group_vars/all, each with the `proxies` that serve it, or give each site an inventory of its own"
-            )
+        for part, remedy in ((_shared_of, BOTH_ENDS), (_of_kernel, ALL_PROXIES)):
+            difference = _first_difference(VARIABLE, *(_part(json.loads(one), part) for one in (services[first], text)))
+            if difference:
+                path, here, there = difference
+                yield (
+                    f"{VARIABLE} differs between {first} and {_hosts(hosts)}: {path} is {_text(here)} on {first}, and "
+                    f"{_text(there)} on {hosts[0]}; {remedy}"
+                )
+                break
 
 
-def _shared(services: Any) -> Any:
-    """Return the part of the services that both ends are derived from."""
-    return [_shared_of(one) if isinstance(one, dict) else one for one in as_sequence(services)]
+def _part(services: Any, part: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """Return a part of each service."""
+    return [part(one) if isinstance(one, dict) else one for one in as_sequence(services)]
+
+
+def _of_kernel(service: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what all proxies must have the same of a service that the kernel forwards."""
+    return {**service, "listen": None} if service.get(KEY, FORWARDER) != FORWARDER else {}
 
 
 def _shared_of(service: Mapping[str, Any]) -> dict[str, Any]:
-    shared = {key: service[key] for key in ("name", "protocol", "proxies") if key in service}
+    """Return the part of a service that both ends are derived from."""
+    shared = {key: service[key] for key in ("name", "protocol", "proxies", KEY) if key in service}
     shared["listen"] = [_without_address(one) for one in as_sequence(service.get("listen"))]
     shared["backends"] = [
         {key: one[key] for key in ("host", "address", "port") if key in one} if isinstance(one, dict) else one

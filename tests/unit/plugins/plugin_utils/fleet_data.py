@@ -19,6 +19,16 @@ WEB = {
     "backends": [{"host": "b", "port": 8080}, {"host": "c", "port": 8080}, "d:8080"],
 }
 
+# Two services that the kernel forwards, or would if they did not share a port of b, and two proxies.
+FAST = {
+    "name": "fast",
+    "datapath": "kernel",
+    "listen": ["198.18.0.100:443", "[2001:db8::100]:443"],
+    "backends": [{"host": "b", "port": 8443, "weight": 2}, {"host": "c", "port": 8443, "backup": True}],
+}
+OTHER = {**FAST, "name": "other", "listen": ["198.18.0.101:443"], "backends": ["b:8443"]}
+BOTH = {"proxies": ["a", "a2"]}
+
 NUMBERS = {"a": 11, "a2": 12, "b": 21, "c": 22, "d": 23}
 
 

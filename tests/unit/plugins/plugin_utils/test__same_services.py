@@ -18,6 +18,11 @@ OTHER = [{**ONE[0], "backends": ["b:8080"]}]
 OWN = [{**ONE[0], "listen": [{"address": "198.18.0.12", "port": 80}], "connect_timeout": 1}]
 FAMILY = [{**ONE[0], "listen": ["[::]:80"]}]
 ORDERED = [dict(reversed(ONE[0].items()))]
+# A service of the kernel datapath, and one that differs in nothing but its listen address.
+FAST = [{**ONE[0], "datapath": "kernel"}]
+MOVED = [{**FAST[0], "listen": [{"address": "198.18.0.12", "port": 80}]}]
+WEIGHT = [{**FAST[0], "backends": [{"host": "b", "port": 8080, "weight": 2}, "c:8080"]}]
+WEIGHTS = [{**FAST[0], "backends": [{"host": "b", "port": 8080, "weight": 3}, "c:8080"]}]
 PORT = [{**ONE[0], "backends": [{"host": "b", "port": 1}]}]
 PORT2 = [{**ONE[0], "backends": [{"host": "b", "port": 2}]}]
 MORE = [*ONE, {"name": "mail", "listen": ["0.0.0.0:25"], "backends": ["c:2525"]}]
@@ -58,6 +63,12 @@ def differs(what):
     ]
 
 
+SAME_CHOICE = (
+    "; for a connection that moves to another proxy, that proxy must choose the same backend, so a service of the "
+    "kernel datapath may only differ in its listen addresses; set the value once, or use datapath: forwarder"
+)
+
+
 ONE_LESS = differs('a and c: l4proxy_services[0].backends[1] is "c:8080" on a, and missing on c')
 DEFINE = "; every host needs the whole list, so define the variables that it uses for all hosts (group_vars/all)"
 UNDEFINED = "'web_port' is undefined"
@@ -73,6 +84,15 @@ ROWS = [
              '["0.0.0.0:25"], "backends": ["c:… on b')),
     ("a value", {"a": PORT, "b": PORT2}, {},
      differs("a and b: l4proxy_services[0].backends[0].port is 1 on a, and 2 on b")),
+    ("the listen address of a kernel service", {"a": FAST, "a2": MOVED}, {}, []),
+    ("a weight of a kernel service", {"a": WEIGHT, "a2": WEIGHTS}, {},
+     ["l4proxy_services differs between a and a2: l4proxy_services[0].backends[0].weight is 2 on a, and 3 on a2"
+      + SAME_CHOICE]),
+    ("an option of a kernel service", {"a": FAST, "a2": [{**FAST[0], "balance": "source_hash"}]}, {},
+     ['l4proxy_services differs between a and a2: l4proxy_services[0].balance is missing on a, and "source_hash" on a2'
+      + SAME_CHOICE]),
+    ("a datapath", {"a": ONE, "a2": FAST}, {},
+     differs('a and a2: l4proxy_services[0].datapath is missing on a, and "kernel" on a2')),
     ("a host outside of the run", {"a": ONE}, {"c": {"l4proxy_services": OTHER}}, ONE_LESS),
     ("a host outside of the run that has none", {"a": ONE}, {"c": {}},
      ["l4proxy_services is defined on a, but not on c; it belongs in group_vars/all, because both ends are "
