@@ -11,6 +11,7 @@ from typing import Any
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError, collect
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._forwarder_config import forwarder_config
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._kernel_datapath import kernel_datapath
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import local_delivery
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._proxy_ids import refuse_duplicate_ids
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
@@ -32,6 +33,7 @@ def check_fleet(views: Iterable[tuple[Fleet, Mapping[str, Any]]]) -> None:
         if forwarder is not None and name in fleet.proxies:
             data = collect(errors, forwarder_config, fleet, name, forwarder.get("config", {}))
             ids.update({name: data["proxy_id"]} if data else {})
+            collect(errors, kernel_datapath, fleet, name)
             collect(errors, local_delivery, fleet, name, **forwarder.get("local_delivery", {}))
         if roles.get("return_path") is not None and name in fleet.backends:
             collect(errors, return_path, fleet, name, **roles["return_path"])

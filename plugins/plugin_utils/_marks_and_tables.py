@@ -21,6 +21,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import Deri
 SCHEMA = 1
 PROTOCOL_LOCAL_DELIVERY = OWNERS["local_delivery"]
 PROTOCOL_RETURN_PATH = OWNERS["return_path"]
+PROTOCOL_KERNEL_DATAPATH = OWNERS["kernel_datapath"]
 
 FAMILY = {4: "ipv4", 6: "ipv6"}
 
@@ -38,12 +39,17 @@ class Numbers:
 
     :ivar mark_mask: the bits of packet and connection marks that we use, all in a row.
     :ivar table_base: the routing table of local delivery; those of the return path follow.
-    :ivar priority: of the lookup rules; their guard rules have the next one.
+    :ivar priority: of the lookup rules; their guard rules have the next one, and what comes before them the one above.
     """
 
     mark_mask: int = 0xFF
     table_base: int = 20100
     priority: int = 1100
+
+    @property
+    def priority_first(self) -> int:
+        """The priority of rules that come before the lookup rules: those of services that the kernel forwards."""
+        return self.priority - 1
 
     @property
     def priority_guard(self) -> int:

@@ -9,6 +9,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.trueip.l4proxy.plugins.filter import (
     check_fleet,
     forwarder_config,
+    kernel_datapath,
     local_delivery,
     peers,
     probe_targets,
@@ -20,7 +21,7 @@ from tests.unit.tables import rows
 
 from ..plugin_utils.fleet_data import WEB, hostvars, view
 
-FILTERS = [forwarder_config, local_delivery, probe_targets, return_path, return_path_strategy]
+FILTERS = [forwarder_config, kernel_datapath, local_delivery, probe_targets, return_path, return_path_strategy]
 
 
 @pytest.mark.parametrize("module", FILTERS)
