@@ -55,7 +55,7 @@ _value:
 from dataclasses import asdict
 from typing import Any
 
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _kernel_datapath
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _datapath, _kernel_datapath
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._filters import fleet_filter
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 
@@ -64,7 +64,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 def kernel_datapath(fleet: Fleet) -> dict[str, Any]:
     """Derive the document of the host that the fleet is seen from, and the notes on it."""
     derived = _kernel_datapath.kernel_datapath(fleet, fleet.name)
-    return {**asdict(derived), "notes": _kernel_datapath.notes(fleet, fleet.name)}
+    return {**asdict(derived), "notes": _datapath.notes(fleet, fleet.name)}
 
 
 class FilterModule:
