@@ -43,10 +43,11 @@ def carries(body: bytes, mark: int, mask: int) -> bool:
     """Whether it is such a connection and has not ended. (Kernels before 3.15 ignore the filter.)"""
     parts = dict(attributes(body[GENERIC.size :]))
     actual = U32.unpack(parts[CTA_MARK])[0] if CTA_MARK in parts else 0
-    return actual & mask == mark and _tcp_state(parts.get(CTA_PROTOINFO, b"")) not in ENDED
+    return actual & mask == mark and tcp_state(parts.get(CTA_PROTOINFO, b"")) not in ENDED
 
 
-def _tcp_state(info: bytes) -> int | None:
+def tcp_state(info: bytes) -> int | None:
+    """The state in CTA_PROTOINFO; None if it is not of TCP."""
     inner = dict(attributes(dict(attributes(info)).get(CTA_PROTOINFO_TCP, b"")))
     return inner[CTA_PROTOINFO_TCP_STATE][0] if CTA_PROTOINFO_TCP_STATE in inner else None
 

@@ -108,6 +108,11 @@ class Netlink:
         self._socket.send(request)
         return self._socket.recv(BUFFER)
 
+    def exchange_all(self, requests: list[bytes]) -> list[bytes]:
+        """Send complete messages at once, each with NLM_F_ACK; return their answers."""
+        self._socket.send(b"".join(requests))
+        return [self._socket.recv(BUFFER) for _request in requests]
+
     def get(self, kind: int, body: bytes) -> bytes:
         """The body of one object. OSError with the kernel's reason if there is none."""
         answer = self.exchange(message(kind, 0, body))
