@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DOCTOR = (ROOT / "docs" / "docsite" / "rst" / "doctor.rst").read_text(encoding="utf-8")
 HEADING = r"^(\w+)\n~+\n"
 KERNEL = (ROOT / "tests" / "kernel" / "README.md").read_text(encoding="utf-8")
-ENDS = {"any": "Any host", "backend": "Backends", "proxy": "Proxies"}
+ENDS = {"any": "Any host", "backend": "Backends", "proxy": "Proxies", "kernel": "Proxies with kernel services"}
 
 
 def test_the_doctors_page_describes_each_check_in_order_with_where_it_runs_and_a_fix():

@@ -15,6 +15,7 @@ from typing import Callable
 from .checks import (
     drift,
     foreign_rules,
+    kernel_datapath,
     limits,
     packet_filters,
     prerequisites,
@@ -28,15 +29,17 @@ from .facts.model import Facts
 from .facts.unread import NotRead
 from .finding import OK, Finding, skip, warn
 
-ANY, BACKEND, PROXY = "any", "backend", "proxy"
+ANY, BACKEND, PROXY, KERNEL = "any", "backend", "proxy", "kernel"
 
 
 @dataclass(frozen=True)
 class Check:
     """``run`` yields a finding for each problem; without one the check reports ``ok``.
 
-    ``runs_on`` is ANY, BACKEND or PROXY. A ``preflight`` check also runs before the roles change anything. A check that
-    raises ends neither the report nor a role: its findings so far are kept, and the exception becomes one more.
+    ``runs_on`` is ANY, BACKEND, PROXY, or KERNEL for a proxy with kernel services.
+
+    A ``preflight`` check also runs before the roles change anything. A check that raises ends neither the report nor a
+    role: its findings so far are kept, and the exception becomes one more.
     """
 
     id: str
@@ -51,6 +54,8 @@ class Check:
             return False
         if self.runs_on == BACKEND:
             return bool(facts.return_path)
+        if self.runs_on == KERNEL:
+            return bool(facts.kernel_datapath)
         if self.runs_on == PROXY:
             return bool(facts.local_delivery) or facts.forwarder is not None
         return True
@@ -84,7 +89,7 @@ CHECKS = (
     Check("proxy_on_link", BACKEND, True, proxies.proxy_on_link, "every proxy is directly connected"),
     Check("proxy_mac", BACKEND, True, proxies.proxy_mac, "every proxy has the expected MAC address"),
     Check("default_route", BACKEND, True, sysctls.default_route, "unmarked replies have a route to the clients"),
-    Check("rp_filter", BACKEND, True, sysctls.rp_filter, "rp_filter accepts clients' packets"),
+    Check("rp_filter", ANY, True, sysctls.rp_filter, "rp_filter accepts clients' packets"),
     Check("src_valid_mark", PROXY, True, sysctls.src_valid_mark, "src_valid_mark does not drop marked replies"),
     Check("own_traffic", ANY, True, foreign_rules.own_traffic_taken, "no rule captures this host's own traffic"),
     Check("taken", ANY, True, foreign_rules.taken, "no other owner uses our rule priorities or tables"),
@@ -97,7 +102,19 @@ CHECKS = (
     Check("source_nat", ANY, True, source_nat.source_nat, "no rule rewrites clients' addresses"),
     Check("mark_clobbered", BACKEND, True, packet_filters.mark_clobbered, "no packet filter overwrites our mark bits"),
     Check("untracked", BACKEND, True, packet_filters.untracked, "conntrack tracks every proxied connection"),
-    Check("conntrack", BACKEND, True, limits.conntrack, "the conntrack table has room"),
+    Check("conntrack", ANY, True, limits.conntrack, "the conntrack table has room"),
+    Check(
+        "virtual_address", KERNEL, True, kernel_datapath.virtual_address, "no other tool translates a virtual address"
+    ),
+    Check(
+        "forward_filter", KERNEL, True, kernel_datapath.forward_filter, "no packet filter drops what this host forwards"
+    ),
+    Check(
+        "forwarding", KERNEL, False, kernel_datapath.forwarding, "this host forwards the families of kernel services"
+    ),
+    Check(
+        "tcp_loose", KERNEL, False, kernel_datapath.tcp_loose, "conntrack accepts connections that another proxy began"
+    ),
     Check("contested", ANY, False, services.contested, "no other tool reverts the keeper's repairs"),
     Check("settings", ANY, False, drift.settings, "kernel settings match the documents"),
     Check("redirected", BACKEND, True, sysctls.redirected, "no ICMP redirect overrides the route to a client"),

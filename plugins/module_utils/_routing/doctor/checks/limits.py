@@ -23,9 +23,14 @@ SMALL_RANGE = 14116
 
 
 def conntrack(facts: Facts) -> Iterator[Finding]:
-    """Runs only where conntrack holds the marks."""
-    if not any(peer.tracked for peer in facts.peers):
+    """Runs only where conntrack holds the marks of replies, or the connections that the kernel forwards."""
+    marks = any(peer.tracked for peer in facts.peers)
+    if not (marks or facts.kernel_datapath):
         return
+    effect = (
+        "a connection without an entry has no mark" if marks else "the kernel forwards no connection without an entry"
+    )
+    admitted = sum(service.connections for document in facts.kernel_datapath for service in document.services)
     table = facts.conntrack
     if table is None:
         yield skip("this kernel has no conntrack table")
@@ -33,7 +38,7 @@ def conntrack(facts: Facts) -> Iterator[Finding]:
         yield fail(
             "conntrack",
             f"the conntrack table holds {table.count} of at most {table.maximum} connections",
-            "a full table drops new connections, and a connection without an entry has no mark",
+            f"a full table drops new connections, and {effect}",
             _raise_maximum(4 * table.maximum),
         )
     elif table.maximum < SMALL_TABLE:
@@ -43,11 +48,19 @@ def conntrack(facts: Facts) -> Iterator[Finding]:
             "every connection to this host takes an entry, and a full table drops new connections",
             _raise_maximum(4 * SMALL_TABLE),
         )
+    elif table.maximum < admitted:
+        yield warn(
+            "conntrack",
+            f"the conntrack table holds at most {table.maximum} connections, but the limits of kernel services admit "
+            f"{admitted}",
+            "a full table drops new connections to every service and to this host itself",
+            f"{_raise_maximum(2 * admitted)}, or lower `limits` of the services",
+        )
     elif table.dropped:
         yield warn(
             "conntrack",
             f"{table.dropped} packets were dropped since boot because the conntrack table was full",
-            "a connection without an entry has no mark, so its replies bypass the proxy",
+            f"{effect}, so {'its replies bypass the proxy' if marks else 'its client times out'}",
             _raise_maximum(4 * table.maximum),
         )
 

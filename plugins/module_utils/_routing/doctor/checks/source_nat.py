@@ -90,6 +90,25 @@ def _to_backends(facts: Facts) -> Iterator[Packet]:
                 yield replace(base, protocol=target.protocol, dport=port or None)
 
 
+def _forwarded(facts: Facts) -> Iterator[Packet]:
+    """Clients' packets that the kernel forwards, as they leave towards a backend."""
+    for target in facts.kernel_targets:
+        yield Packet(
+            target.family,
+            facts.clients[target.family],
+            target.target,
+            target.protocol,
+            ANY_PORT,
+            target.target_port,
+            target.iif,
+            target.oif,
+            status="dnat",
+            src_type="unicast",
+            dst_type="unicast",
+            src_fib="unicast",
+        )
+
+
 def _to_listeners(facts: Facts) -> Iterator[Packet]:
     for listener in facts.forwarder.listeners if facts.forwarder else ():
         base = Packet(
@@ -200,6 +219,13 @@ STAGES = (
         ("output", "postrouting"),
         lambda rewrite: f"what the forwarder sends to {_addresses(rewrite)}",
         f"those backends see another address instead of the client's, {UNNOTICED}",
+        _exempt_addresses,
+    ),
+    Stage(
+        _forwarded,
+        ("postrouting",),
+        lambda rewrite: f"what the kernel forwards to {_addresses(rewrite)}",
+        "those backends see another address instead of the client's, and no connection outlives this proxy",
         _exempt_addresses,
     ),
     Stage(

@@ -12,7 +12,7 @@ from ...document import formatting
 from ...document.model import Rule
 from ...netlink.route_query import RouteAnswer
 from .. import rule_matching
-from ..facts.model import Facts, Peer, conf
+from ..facts.model import FORWARDING, Facts, Peer, conf
 from ..finding import Finding, fail, fail_or_warn, skip, warn
 
 RP_FILTER = {1: "strict", 2: "loose"}
@@ -49,7 +49,7 @@ def _missing_route(peer: Peer) -> RouteAnswer | None:
 
 
 def rp_filter(facts: Facts) -> Iterator[Finding]:
-    reported = set()
+    reported: set[str] = set()
     for peer in facts.peers:
         if peer.family != "ipv4" or not peer.dev or not peer.arrival or peer.dev in reported:
             continue
@@ -65,6 +65,22 @@ def rp_filter(facts: Facts) -> Iterator[Finding]:
                 f"clients' packets that arrive through {peer.name} are dropped before they can be marked",
                 f"`sysctl -w net.ipv4.conf.{peer.dev}.rp_filter=2` (and in /etc/sysctl.d), or "
                 "return_path_strategy: address",
+            )
+    yield from _kernel_rp_filter(facts, reported)
+
+
+def _kernel_rp_filter(facts: Facts, reported: set[str]) -> Iterator[Finding]:
+    """The same for packets that the kernel of a proxy forwards."""
+    for target in facts.kernel_targets:
+        mode = facts.highest("ipv4", target.iif, "rp_filter") if target.family == "ipv4" and target.iif else 0
+        if mode and target.iif not in reported and target.arrival and target.arrival.type == "refused":
+            reported.add(str(target.iif))
+            yield fail(
+                str(target.iif),
+                f"rp_filter on {target.iif} is {mode} ({RP_FILTER.get(mode, 'on')}; {_larger(str(target.iif))}), "
+                f"but the route to {facts.clients['ipv4']} leaves by another interface",
+                f"clients' packets to {target.address} arrive there, and are dropped before they are forwarded",
+                f"`sysctl -w net.ipv4.conf.{target.iif}.rp_filter=2` (and in /etc/sysctl.d)",
             )
 
 
@@ -136,7 +152,9 @@ def ip_forward(facts: Facts) -> Iterator[Finding]:
     """Rules by source and protocol also take packets that a backend wants forwarded."""
     lookups = [rule for document in facts.local_delivery for rule in rule_matching.lookups(document)]
     by_source = {rule.family for rule in lookups if rule.src and not rule.fwmark}
-    for family, name in (("ipv4", "net.ipv4.ip_forward"), ("ipv6", "net.ipv6.conf.all.forwarding")):
+    # Where kernel services need it, the datapath's own chain decides what is forwarded.
+    by_source -= {family for document in facts.kernel_datapath for family in document.forwarding}
+    for family, name in FORWARDING.items():
         if family not in by_source or not facts.setting(name):
             continue
         hosted = [backend for backend in facts.backends if backend.family == family and backend.is_hosted]

@@ -56,7 +56,8 @@ def _configured(data: dict[str, Any]) -> tuple[tuple[Socket, ...], tuple[Socket,
     for service in data["services"]:
         protocol = service.get("protocol", "tcp")
         own = [Socket(protocol, listen["address"], *_ports(listen["port"])) for listen in service["listen"]]
-        listeners += own
+        # The kernel itself forwards the others.
+        listeners += own if service.get("datapath", "forwarder") == "forwarder" else []
         families = {listener.family for listener in own}
         for backend in service["backends"]:
             ports = _ports(backend.get("port", own[0].port))

@@ -25,7 +25,7 @@ from ...reconcile import engine, placement, plan
 from ...reconcile.host import Host
 from . import forwarder, keeper, packet_filters, proc, route_lookups, systemd
 from .commands import output_of
-from .model import Drift, Facts, conf
+from .model import FORWARDING, TCP_LOOSE, Drift, Facts, conf
 from .relay_programs import REMEDIES
 from .unread import Reader, Unread
 
@@ -36,7 +36,7 @@ PER_LINK = {
     "ipv4": ("rp_filter", "src_valid_mark", "accept_redirects", "send_redirects", "arp_ignore", "forwarding"),
     "ipv6": ("accept_redirects",),
 }
-SETTINGS = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.ip_local_port_range")
+SETTINGS = (*FORWARDING.values(), TCP_LOOSE, "net.ipv4.ip_local_port_range")
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def gather(
     facts = replace(facts, **_packet_filters(reader, sources, documents))
     facts = _with_kernel(reader, facts, sources.host)
     facts = replace(facts, backends=read("the backends", route_lookups.backends, facts))
+    facts = replace(facts, kernel_targets=read("the kernel services", route_lookups.kernel_targets, facts))
     facts = replace(facts, translated=read("where the packet filters send packets", route_lookups.translated, facts))
     facts = replace(facts, replies=read("the kernel's answers for sample replies", route_lookups.replies, facts))
     if not (unapplied or facts.missing):  # the comparison needs all packages

@@ -20,6 +20,11 @@ from ...reconcile.change import Change
 from ..firewall.model import Ruleset
 from ..rule_matching import Reply
 
+# By family: the setting that lets the kernel forward packets.
+FORWARDING = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
+# Whether conntrack accepts a connection whose beginning it has not seen.
+TCP_LOOSE = "net.netfilter.nf_conntrack_tcp_loose"
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -63,6 +68,36 @@ class Backend:
     dev: str | None = None
     # Behind a bridge of this host that does not lead to the router: a container, which this host routes for.
     is_hosted: bool = False
+
+
+@dataclass(frozen=True)
+class KernelTarget:
+    """A service that the kernel of this proxy forwards, and one of its backends.
+
+    Clients' packets to ``address`` and ``port`` go to ``target`` and ``target_port``. ``iif`` is the interface on which
+    the neighbours of ``address`` are, None if no interface of this host is in its network; ``oif`` leads to the
+    backend. ``arrival`` is the kernel's route lookup for the sample client's packet from ``iif`` to the backend.
+    """
+
+    service: str
+    family: str
+    protocol: str
+    address: str
+    port: int
+    target: str
+    target_port: int
+    iif: str | None = None
+    oif: str | None = None
+    arrival: RouteAnswer | None = None
+
+    @property
+    def endpoint(self) -> tuple[str, str, int]:
+        return self.protocol, self.address, self.port
+
+    @property
+    def links(self) -> set[str]:
+        """The interfaces on which this host receives packets to forward."""
+        return {link for link in (self.iif, self.oif) if link}
 
 
 @dataclass(frozen=True)
@@ -206,6 +241,7 @@ class Facts:
     arp: tuple[tuple[str, str], ...] = ()
     peers: tuple[Peer, ...] = ()
     backends: tuple[Backend, ...] = ()
+    kernel_targets: tuple[KernelTarget, ...] = ()
     replies: Mapping[Reply, RouteAnswer] = field(default_factory=dict)
     rules: tuple[KernelObject, ...] | None = None
     routes: tuple[KernelObject, ...] | None = None
@@ -235,6 +271,11 @@ class Facts:
     def local_delivery(self) -> tuple[Document, ...]:
         """The documents that deliver replies locally: this host is a proxy."""
         return tuple(document for document in self.documents if any(route.type == "local" for route in document.routes))
+
+    @property
+    def kernel_datapath(self) -> tuple[Document, ...]:
+        """The documents with services that the kernel forwards: this host is a proxy."""
+        return tuple(document for document in self.documents if document.services)
 
     @property
     def protocols(self) -> frozenset[int]:

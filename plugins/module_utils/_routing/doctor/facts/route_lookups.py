@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from ...document.documents import Document
+from ...document.kernel_service import KernelService, Server
 from ...document.model import Mark, Route, Rule
 from ...netlink import neighbour_messages, route_query
 from ...netlink.messages import Netlink, link_index
@@ -18,7 +20,7 @@ from ...netlink.route_query import RouteAnswer
 from .. import rule_matching
 from ..firewall.model import DNAT
 from ..rule_matching import Reply
-from .model import Backend, Facts, Peer
+from .model import Backend, Facts, KernelTarget, Peer
 
 
 def ask(dst: str, **selectors: Any) -> RouteAnswer | None:
@@ -123,12 +125,58 @@ def _backend(facts: Facts, address: str) -> Backend:
 
 def is_bridge(dev: str) -> bool:
     """Whether the interface is a bridge."""
+    return _of_link(dev, neighbour_messages.is_bridge) or False
+
+
+def _of_link(dev: str, read: Callable[[bytes], Any]) -> Any:
+    """What ``read`` finds in the kernel's description of an interface; None if it does not exist."""
     try:
         with Netlink() as netlink:
             request = neighbour_messages.links(link_index(dev))
-            return neighbour_messages.is_bridge(netlink.get(neighbour_messages.RTM_GETLINK, request))
+            return read(netlink.get(neighbour_messages.RTM_GETLINK, request))
     except OSError:
-        return False
+        return None
+
+
+def kernel_targets(facts: Facts) -> tuple[KernelTarget, ...]:
+    """Each service that the kernel forwards, with each of its backends."""
+    look_up = functools.lru_cache(maxsize=None)(ask)
+    link_of = functools.lru_cache(maxsize=None)(functools.partial(_link_of, facts))
+    return tuple(
+        _kernel_target(facts, service, server, link_of(service.address), look_up)
+        for document in facts.kernel_datapath
+        for service in document.services
+        for server in service.servers
+        if not service.retiring
+    )
+
+
+def _kernel_target(
+    facts: Facts, service: KernelService, server: Server, iif: str | None, look_up: Callable[..., RouteAnswer | None]
+) -> KernelTarget:
+    towards = look_up(server.address)
+    return KernelTarget(
+        service=service.name,
+        family=service.family,
+        protocol=service.protocol,
+        address=service.address,
+        port=service.port,
+        target=server.address,
+        target_port=server.port,
+        iif=iif,
+        oif=towards.dev if towards and towards.type == "unicast" else None,
+        arrival=look_up(server.address, src=facts.clients[service.family], iif=iif) if iif else None,
+    )
+
+
+def _link_of(facts: Facts, address: str) -> str | None:
+    """The interface on which an address's neighbours are: clients' packets to the address arrive there."""
+    found = [one.value.dev for one in facts.addresses or () if one.value.address == address]
+    towards = ask(address)
+    if towards and towards.type == "unicast" and not towards.via and towards.dev:
+        found.append(towards.dev)
+    with_neighbours = (neighbour_messages.MAC, neighbour_messages.DECLARED_MAC)
+    return next((dev for dev in found if _of_link(dev, neighbour_messages.sender_identity) in with_neighbours), None)
 
 
 def translated(facts: Facts) -> dict[str, str]:

@@ -78,7 +78,9 @@ class Test:
             return not other_family and contained != self.negated
         if self.mask is not None:
             value &= self.mask
-        return any(_fits(value, wanted) for wanted in self.values) != self.negated
+        # iptables --ctstate has the flags of translations too.
+        translated = self.field == "state" and packet.status in self.values
+        return (translated or any(_fits(value, wanted) for wanted in self.values)) != self.negated
 
 
 def _fits(value: Any, wanted: Any) -> bool:

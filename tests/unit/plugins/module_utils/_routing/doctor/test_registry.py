@@ -17,6 +17,7 @@ from .cases import BACKEND, PROXY, backend, proxy
 from .checks import (
     test_drift,
     test_foreign_rules,
+    test_kernel_datapath,
     test_limits,
     test_packet_filters,
     test_prerequisites,
@@ -26,9 +27,10 @@ from .checks import (
     test_source_nat,
     test_sysctls,
 )
+from .checks.test_kernel_datapath import KERNEL
 
 TABLES = [test_drift, test_foreign_rules, test_limits, test_packet_filters, test_prerequisites, test_proxies]
-TABLES += [test_relays, test_services, test_source_nat, test_sysctls]
+TABLES += [test_kernel_datapath, test_relays, test_services, test_source_nat, test_sysctls]
 
 
 @pytest.mark.parametrize("facts", [BACKEND, PROXY, backend(applied=False), proxy(applied=False)])
@@ -60,11 +62,11 @@ def test_an_exception_in_a_check_becomes_a_finding_and_the_other_checks_still_ru
         assert f"l4proxy_ignore_findings: [{check.id}]" in own[1].fix
 
 
-@pytest.mark.parametrize("facts", [BACKEND, PROXY], ids=["backend", "proxy"])
+@pytest.mark.parametrize("facts", [BACKEND, PROXY, KERNEL], ids=["backend", "proxy", "kernel"])
 @pytest.mark.parametrize("name", [
     *("links", "settings", "peers", "backends", "replies", "rules", "routes", "addresses", "redirected", "ruleset"),
     *("sockets", "relays", "arp", "conntrack", "units", "contest", "drop_ins", "forwarder", "drift", "own"),
-    "translated",
+    *("translated", "kernel_targets"),
 ])  # fmt: skip
 def test_an_unread_fact_makes_checks_skip_and_never_report_a_problem(facts, name):
     findings = registry.examine(replace(facts, **{name: Unread("it hangs")}))
@@ -73,6 +75,7 @@ def test_an_unread_fact_makes_checks_skip_and_never_report_a_problem(facts, name
     assert all(found.what == "it hangs" for found in findings if found.id in skipped)
     if name == "ruleset":
         filters = {"firewall", "source_nat", "mark_clobbered", "untracked", "relayed", "containers", "marks"}
+        filters |= {"forward_filter", "virtual_address"}
         assert skipped == filters & {check.id for check in registry.CHECKS if check.applies_to(facts)}
 
 
