@@ -6,9 +6,11 @@
 It follows from the names and weights of the backends alone, in any order. So all proxies have the same one, in user
 space and in the kernel. A client's bucket is ``scale(client_hash(address), len(table))`` (client_hash.py).
 
-- Each backend goes through the buckets in an order that follows from its name: it begins at ``first`` and goes on by
-  ``step``, modulo the size, which is prime. ``first`` and ``step`` - 1 are the two halves of the 16-byte BLAKE2b of the
-  name, big-endian, modulo size and size - 1.
+- Each backend goes through the buckets in an order that follows from its name: its n-th one is ``first`` + ``step`` x
+  shuffle(n), modulo the size, which is prime. ``first`` and ``step`` - 1 are the two halves of the 16-byte BLAKE2b of the
+  name, big-endian, modulo size and size - 1. shuffle() is one permutation for all, the numbers in the order of their
+  hashes. Maglev has n in its place; but if the steps of two backends are alike, their orders follow each other, and when
+  a third one leaves, up to a quarter of all clients move besides its own.
 - In rounds, sorted by name, each backend takes its next free bucket. The heaviest does so in every round, another one
   in as many as its weight is a part of the heaviest weight. All do in the first, so each has at least one bucket.
 - When a backend cannot serve, the table stays, and owner() finds the next backend for its buckets alone: no other
@@ -24,9 +26,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 
-from .client_hash import scale, word_hash
+from .client_hash import SEED, scale, word_hash
 
 SIZES = (4093, 16381, 65537)
 PER_BACKEND = 100  # buckets that a backend has on average, at least: shares of equal backends then differ by 1 %
@@ -43,7 +46,8 @@ def fill(names: Sequence[str], weights: Sequence[float]) -> Sequence[int]:
     """Return the owner of each bucket, as the index in ``names``."""
     size = size_for(len(names))
     order = sorted(range(len(names)), key=names.__getitem__)
-    places, steps = map(list, zip(*(_first_and_step(name, size) for name in names)))
+    places = [_first_and_step(name, size) for name in names]
+    shuffled, tried = _shuffled(size), [0] * len(names)
     heaviest, due = max(weights), [0.0] * len(names)
     table, left, turn = [_FREE] * size, size, 0
     while True:
@@ -52,13 +56,12 @@ def fill(names: Sequence[str], weights: Sequence[float]) -> Sequence[int]:
             if turn * weights[index] < due[index]:
                 continue
             due[index] += heaviest
-            place, step = places[index], steps[index]
-            while table[place] != _FREE:
-                place += step
-                if place >= size:
-                    place -= size
+            first, step = places[index]
+            number = tried[index]
+            while table[place := (first + step * shuffled[number]) % size] != _FREE:
+                number += 1
             table[place] = index
-            places[index] = place
+            tried[index] = number + 1
             left -= 1
             if not left:
                 return array("H", table)
@@ -82,6 +85,11 @@ def owner(table: Sequence[int], bucket: int, candidates: Collection[int]) -> int
         if table[place % size] in candidates:
             return table[place % size]
     raise ValueError("there is no candidate")
+
+
+@lru_cache
+def _shuffled(size: int) -> Sequence[int]:
+    return array("I", sorted(range(size), key=lambda number: (word_hash(number, SEED), number)))
 
 
 def _first_and_step(name: str, size: int) -> tuple[int, int]:
