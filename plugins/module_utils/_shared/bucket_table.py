@@ -7,10 +7,10 @@ It follows from the names and weights of the backends alone, in any order. So al
 space and in the kernel. A client's bucket is ``scale(client_hash(address), len(table))`` (client_hash.py).
 
 - Each backend goes through the buckets in an order that follows from its name: its n-th one is ``first`` + ``step`` x
-  shuffle(n), modulo the size, which is prime. ``first`` and ``step`` - 1 are the two halves of the 16-byte BLAKE2b of the
-  name, big-endian, modulo size and size - 1. shuffle() is one permutation for all, the numbers in the order of their
-  hashes. Maglev has n in its place; but if the steps of two backends are alike, their orders follow each other, and when
-  a third one leaves, up to a quarter of all clients move besides its own.
+  shuffle(n), modulo the size, which is prime. ``first`` and ``step`` - 1 are the two halves of the 16-byte BLAKE2b of
+  the name, big-endian, modulo size and size - 1. shuffle() is one permutation for all: the numbers in the order of
+  their hashes. Maglev has n in its place; but if the steps of two backends are alike, their orders follow each other,
+  and when a third one leaves, up to a quarter of all clients move besides its own.
 - In rounds, sorted by name, each backend takes its next free bucket. The heaviest does so in every round, another one
   in as many as its weight is a part of the heaviest weight. All do in the first, so each has at least one bucket.
 - When a backend cannot serve, the table stays, and owner() finds the next backend for its buckets alone: no other
