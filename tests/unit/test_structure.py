@@ -38,6 +38,7 @@ IMPORTS = {
         "netlink": {".", "document"},
         "host": {".", "document"},
         "marks": {".", "document", "host"},
+        "datapath": {".", "document", "host", "netlink"},
         "reconcile": {".", "document", "host", "marks", "netlink"},
         "keeper": {".", "document", "host", "marks", "netlink", "reconcile"},
         "doctor": {".", "document", "host", "marks", "netlink", "reconcile"},

@@ -1,0 +1,72 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the table has counted, by service and backend.
+
+    {"web": {"refused": {"denied": 0, "limited": 0, "no_backend": 0, "flood": 0},
+             "backends": {"b": {"connections": 0, "bytes_in": 0, "bytes_out": 0, "packets_in": 0, "packets_out": 0}}}}
+
+``in`` is from clients to the backend; bytes are those of IP packets. ``connections`` are all since the counter exists.
+A counter exists as long as its backend is in a document, and begins again when somebody else has removed the table.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..document.kernel_service import KernelService
+from ..document.model import FAMILIES
+from ..errors import RoutingError
+from ..netlink.messages import Netlink, attribute, attributes
+from .render import CAUSES, counter_name
+from .table import GETOBJ, NETLINK_NETFILTER, NFT_OBJECT_COUNTER, dump, text
+
+# nf_tables.h
+NFTA_OBJ_NAME, NFTA_OBJ_TYPE, NFTA_OBJ_DATA, NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS = 2, 3, 4, 1, 2
+# Of all services: packets that are dropped.
+COMMON = (
+    *("flood", "backend_invalid", "backend_unasked"),
+    *(f"{cause}_{family}" for cause in ("invalid", "strangers") for family in FAMILIES),
+)
+Counts = Mapping[str, tuple[int, int]]
+
+
+def read() -> dict[str, tuple[int, int]]:
+    """{name of a counter: (packets, bytes)}. RoutingError if they cannot be read; without a table there are none."""
+    kind = attribute(NFTA_OBJ_TYPE, struct.pack(">I", NFT_OBJECT_COUNTER))
+    try:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            return {text(found[NFTA_OBJ_NAME]): _values(found[NFTA_OBJ_DATA]) for found in dump(netlink, GETOBJ, kind)}
+    except OSError as error:
+        raise RoutingError(f"cannot read the counters of nftables: {error}") from error
+
+
+def _values(data: bytes) -> tuple[int, int]:
+    found = dict(attributes(data))
+    packets, size = (int.from_bytes(found[kind], "big") for kind in (NFTA_COUNTER_PACKETS, NFTA_COUNTER_BYTES))
+    return packets, size
+
+
+def by_service(services: Iterable[KernelService], counts: Counts) -> dict[str, Any]:
+    """The counts of each service name, summed over its addresses, ports and protocols."""
+    result: dict[str, Any] = {}
+    for service in services:
+        found = result.setdefault(service.name, {"refused": dict.fromkeys(CAUSES, 0), "backends": {}})
+        for cause in CAUSES:
+            found["refused"][cause] += counts.get(counter_name(cause, service), (0, 0))[0]
+        for server in service.servers:
+            values = [counts.get(counter_name(kind, service, server), (0, 0)) for kind in ("new", "in", "out")]
+            (connections, _bytes), (packets_in, bytes_in), (packets_out, bytes_out) = values
+            names = ("connections", "bytes_in", "bytes_out", "packets_in", "packets_out")
+            sums = found["backends"].setdefault(server.name, dict.fromkeys(names, 0))
+            for name, value in zip(names, (connections, bytes_in, bytes_out, packets_in, packets_out)):
+                sums[name] += value
+    return result
+
+
+def dropped(counts: Counts) -> dict[str, int]:
+    """Packets that belong to no connection of a service and were dropped, by cause (COMMON)."""
+    return {name: counts[name][0] for name in COMMON if name in counts}
