@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config.config import Config
+from ..config.defaults import KERNEL
 from ..loop import sockets
 
 _WILDCARDS = ("0.0.0.0", "::")
@@ -23,7 +24,7 @@ def taken(status: Mapping[str, Any] | None, new: Config) -> dict[str, str]:
     ours = _served(status) if status else set()
     found = {}
     for service in new.services:
-        for listener in service.listen:
+        for listener in () if service.in_kernel else service.listen:
             key = service.protocol, listener.port
             served = {address for protocol, address, port in ours if (protocol, port) == key}
             if any(_overlap(listener.address, address) for address in served):
@@ -41,7 +42,8 @@ def _served(status):
         (service["protocol"], address.strip("[]"), int(port))
         for service in status["services"]
         for address, _colon, port in (one.rpartition(":") for one in service["listen"])
-        if f"{address}:{port}" not in service.get("failed", {})  # version 0.1.0 has no such key
+        # Version 0.1.0 has neither key.
+        if service.get("datapath") != KERNEL and f"{address}:{port}" not in service.get("failed", {})
     }
 
 

@@ -48,13 +48,17 @@ RETURN_PATH_BROKEN = (
 
 
 class HealthChecker:
-    """Probes the backends of ``config`` and publishes to ``region``; ``line`` is the channel to the supervisor."""
+    """Probes the backends of ``config`` and publishes to ``region``; ``line`` is the channel to the supervisor.
 
-    def __init__(self, config, log, line, region):
+    ``states``, a published_states.PublishedStates, tells the keeper.
+    """
+
+    def __init__(self, config, log, line, region, states=None):
         self.now = time.monotonic
         self._log = log
         self._line = line
         self._region = region
+        self._states = states
         self._beat = region.beat_cell(region.slots)
         self._agents = AgentChecks(config, log, region)
         self._down = []  # [service, backend, family, address] of those with on_down: reset, to be reported
@@ -118,6 +122,8 @@ class HealthChecker:
             self._schedule(target, now + random.uniform(0, spread))
         self._broken_families = set(self._region.common_causes())
         self._check_local_delivery()
+        if self._states is not None:
+            self._states.publish(now)
 
     def _schedule(self, target, when):
         target.due = when
@@ -150,6 +156,8 @@ class HealthChecker:
         if changed:
             self._region.advance(shared_memory.EPOCH_HEALTH)
             self._check_local_delivery()
+        if self._states is not None:
+            self._states.publish(now)
         if self._down:
             self._report_down()
         if self._log.waiting:

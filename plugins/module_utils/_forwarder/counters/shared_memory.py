@@ -133,14 +133,15 @@ def describe(config, slots):
         "fields": {key: list(names) for key, names in fields.items()},
         "beats": True,
         "clients_elsewhere": True,
-        "clients": [[service.name, kind] for service in config.services for kind in _kinds(service.limits)],
+        "clients": [[service.name, kind] for service in config.services for kind in _kinds(service)],
     }
 
 
-def _kinds(limits):
+def _kinds(service):
     """Return the kinds of numbers per client that the limits of a service need."""
+    limits = service.limits
     limit_of = {client_tables.HELD: limits.connections_per_client, client_tables.RATE: limits.rate_per_client}
-    return [kind for kind, limit in limit_of.items() if limit]
+    return [kind for kind, limit in limit_of.items() if limit and not service.in_kernel]
 
 
 class Region:

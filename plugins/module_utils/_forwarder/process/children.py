@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from ..admin import runtime_file
 from ..backends.health_checker import HealthChecker
+from ..backends.published_states import NAME, PublishedStates
 from ..loop.log import Log
 from . import listeners
 from .channel import FAILED, Channel, pair
@@ -129,10 +130,17 @@ def spawn_checker(generation, listening, logging, now, inherited, others) -> Chi
     def run(channel):
         listeners.close_all(listening)
         log = Log(**logging, generation=generation.number, role=CHECKER, pid=os.getpid())
-        return HealthChecker(generation.config, log, channel, generation.region).run()
+        states = published_states(generation, log)
+        return HealthChecker(generation.config, log, channel, generation.region, states).run()
 
     pid, channel = _spawn(CHECKER, inherited, others, run)
     return Child(pid, CHECKER, 0, generation.number, SERVING, channel, None, now)
+
+
+def published_states(generation, log) -> PublishedStates:
+    """Return what publishes the states of the backends of kernel services."""
+    path = os.path.join(runtime_file.directory(), NAME)
+    return PublishedStates(generation.config, generation.region, path, log)
 
 
 def _spawn(name, inherited, others, run) -> tuple[int, Channel]:

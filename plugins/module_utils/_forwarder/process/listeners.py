@@ -54,7 +54,8 @@ def address_of(name):
 def required(config, slots, listening=()):
     """Return {name: (service, listener)} of all listening sockets that ``config`` needs.
 
-    Those in ``listening`` with a slot beyond ``slots`` are needed as long as their address is.
+    A service that the kernel forwards needs none. Those in ``listening`` with a slot beyond ``slots`` are needed as
+    long as their address is.
     """
     surplus: dict[str, list[int]] = {}
     for name in listening:
@@ -62,7 +63,7 @@ def required(config, slots, listening=()):
             surplus.setdefault(address_of(name), []).append(slot_of(name))
     names = {}
     for service in config.services:
-        for listener in service.listen:
+        for listener in () if service.in_kernel else service.listen:
             address = address_of(name_of(service, listener, 0))
             for slot in (*range(slots), *surplus.get(address, ())):
                 names[name_of(service, listener, slot)] = (service, listener)
@@ -71,7 +72,7 @@ def required(config, slots, listening=()):
 
 def beyond_limit(config, slots, limit):
     """Return an error sentence if ``config`` needs more sockets than ``limit`` open files allow, else None."""
-    count = slots * sum(len(service.listen) for service in config.services)
+    count = slots * sum(len(service.listen) for service in config.services if not service.in_kernel)
     if count + SPARE_DESCRIPTORS <= limit:
         return None
     return (

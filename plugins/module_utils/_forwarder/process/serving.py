@@ -68,6 +68,6 @@ class Serving:
 def descriptors(config: Config, listening: int, pipes: int) -> tuple[int, int]:
     """Return (TCP sessions, upstream sockets of UDP) that find file descriptors besides listeners and pipes."""
     left = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS - listening - 2 * pipes
-    has_udp = any(service.protocol == "udp" for service in config.services)
+    has_udp = any(service.protocol == "udp" and not service.in_kernel for service in config.services)
     upstreams = left // UDP_DESCRIPTOR_FRACTION if has_udp else 0
     return max(1, (left - upstreams) // 2), upstreams
