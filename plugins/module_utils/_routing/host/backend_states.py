@@ -4,9 +4,11 @@
 
 """What the forwarder's checker says of the backends of kernel services: a file that an unprivileged user writes.
 
-    {"schema": 1, "services": {"web": {"b": "up", "c": "down", "d": "out"}}}
+    {"schema": 1, "services": {"web": {"b": "up", "c": "down", "d": {"ipv4": "up", "ipv6": "out"}}}}
 
 ``up``: gets new connections. ``out``: gets none, and keeps its open ones. ``down``: gets none, and does not answer.
+Of a backend that is not mentioned nothing is known yet, for example because the forwarder has just been started: what
+was said of it last holds (``after``).
 Whoever can write the file can switch declared backends on and off, and nothing else: links are not followed, nothing
 blocks, size and depth are bounded, and ``of_service`` ignores what no document declares. No error quotes the content.
 """
@@ -31,18 +33,24 @@ FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class States:
-    """``services``: the state of each named backend, by service and name. Empty without a (valid) file: all serve.
+    """``services``: the state of each named backend, or its states by family, by service and name. Empty without a (valid) file: all serve.
 
     ``fault``: what is wrong with the file, as a sentence; None also if there is no file.
     """
 
-    services: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    services: Mapping[str, Mapping[str, Mapping[str, str] | str]] = field(default_factory=dict)
     fault: str | None = None
+
+    def after(self, before: States) -> States:
+        """These states, and what ``before`` says of backends that they do not mention."""
+        services = {name: {**before.services.get(name, {}), **said} for name, said in self.services.items()}
+        return States({**before.services, **services}, self.fault)
 
     def of_service(self, service: KernelService) -> dict[str, str]:
         """The states of a service's backends, by name. A backend that is not mentioned is up."""
         said = self.services.get(service.name, {})
-        return {server.name: said.get(server.name, UP) for server in service.servers}
+        found = {server.name: said.get(server.name, UP) for server in service.servers}
+        return {name: it if isinstance(it, str) else it.get(service.family, UP) for name, it in found.items()}
 
     def serving(self, service: KernelService) -> frozenset[str]:
         """The names of the backends that get new connections: those of the lowest tier that has one."""
@@ -99,7 +107,7 @@ def _content(descriptor: int) -> bytes:
     raise ValueError(f"it is longer than {MOST_BYTES} bytes")
 
 
-def _services(content: bytes) -> dict[str, dict[str, str]]:
+def _services(content: bytes) -> dict[str, dict[str, Mapping[str, str] | str]]:
     try:
         # Numbers stay text: a long one would take minutes to convert.
         data = json.loads(content, parse_int=str, parse_float=str)
@@ -113,6 +121,16 @@ def _services(content: bytes) -> dict[str, dict[str, str]]:
     return {name: _known(said) for name, said in services.items() if isinstance(said, dict)}
 
 
-def _known(said: dict[str, object]) -> dict[str, str]:
+def _known(said: dict[str, object]) -> dict[str, Mapping[str, str] | str]:
     """Without states of later versions: such a backend counts as up."""
-    return {name: state for name, state in said.items() if isinstance(state, str) and state in STATES}
+    known: dict[str, Mapping[str, str] | str] = {}
+    for name, state in said.items():
+        if isinstance(state, dict):
+            known[name] = {family: one for family, one in state.items() if _is_state(one)}
+        elif isinstance(state, str) and _is_state(state):
+            known[name] = state
+    return known
+
+
+def _is_state(state: object) -> bool:
+    return isinstance(state, str) and state in STATES

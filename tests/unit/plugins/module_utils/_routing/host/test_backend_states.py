@@ -38,6 +38,7 @@ def text(services) -> str:
 READABLE = [
     (json.dumps(VALID), VALID["services"]),
     (text({"web": {"b": "asleep", "c": 1, "d": "down"}, "dns": []}), {"web": {"d": "down"}}),
+    (text({"web": {"b": {"ipv4": "up", "ipv6": "asleep"}}}), {"web": {"b": {"ipv4": "up"}}}),
     (text({}), {}),
 ]
 
@@ -47,6 +48,16 @@ def test_valid_files_are_read_and_states_of_later_versions_left_out(tmp_path, co
     path = tmp_path / "backends.json"
     path.write_text(content)
     assert backend_states.read(str(path)) == States(services)
+
+
+def test_what_is_not_mentioned_stays_as_it_was_said_last():
+    before = States({"web": {"b": "down", "c": {"ipv4": "out", "ipv6": "down"}}})
+    assert States().after(before).of_service(web()) == {"b": "down", "c": "out", "d": "up"}
+    assert States({"web": {"b": "up", "d": "out"}}).after(before).of_service(web()) == {
+        "b": "up",
+        "c": "out",
+        "d": "out",
+    }
 
 
 def test_without_a_file_nothing_is_known(tmp_path):
