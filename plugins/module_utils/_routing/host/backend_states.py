@@ -33,9 +33,10 @@ FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class States:
-    """``services``: the state of each named backend, or its states by family, by service and name. Empty without a (valid) file: all serve.
+    """``services``: the state of each named backend, or its states by family, by service and name.
 
-    ``fault``: what is wrong with the file, as a sentence; None also if there is no file.
+    Empty without a (valid) file: all serve. ``fault``: what is wrong with the file, as a sentence; None also if there
+    is no file.
     """
 
     services: Mapping[str, Mapping[str, Mapping[str, str] | str]] = field(default_factory=dict)
