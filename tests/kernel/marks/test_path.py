@@ -86,11 +86,14 @@ def ask(made: routing.Attempt) -> bytes:
     return made.socket.recv(4096)
 
 
+@pytest.mark.parametrize("last_sender", [(), ("tcp/8080",)], ids=["first sender", "last sender"])
 @pytest.mark.parametrize("forgotten", [False, True], ids=["tracked", "forgotten"])
 @pytest.mark.parametrize(("family", "port"), [("ipv4", 40011), ("ipv6", 40012)])
-def test_another_proxys_syn_does_not_redirect_a_live_connection(lab, b, family, port, forgotten):
+def test_another_proxys_syn_does_not_redirect_a_live_connection(lab, b, family, port, forgotten, last_sender):
     """Not even if conntrack has forgotten it, and takes the SYN for the first packet of a connection."""
-    b.apply(return_path(lab["a"], lab["a2"], sysctls=FWMARK_ACCEPT))
+    port += 20 * len(last_sender)
+    data = return_path(lab["a"], lab["a2"], sysctls=FWMARK_ACCEPT)
+    b.apply({**data, "marks": [{**mark, "last_sender": [*last_sender] or None} for mark in data["marks"]]})
     source, target = address_of(lab["client"], family), address_of(lab["b"], family)
     with attempt(lab["a"], source, target, source_port=port + 10 * forgotten) as first:
         assert first.outcome() == "established"

@@ -105,7 +105,8 @@ def mark(value: Mark, engine: str | None = None) -> str:
         words += ["from", ",".join(value.macs) or "(not yet known)"]
     if not value.conntrack and not value.transparent:
         words += ["without", "conntrack"]
-    for name, part in (("via", ",".join(value.via)), ("dev", value.oif)):
+    ports = ",".join(value.last_sender)
+    for name, part in (("via", ",".join(value.via)), ("dev", value.oif), ("last sender of", ports)):
         words += [name, part] if part else []
     return " ".join(words)
 

@@ -14,6 +14,9 @@
                                                     interface than that of its proxy
     L4PROXY_OWNER_MEMO  (sees no packets)           the marks as comments, from which they are read back
 
+Ports in ``last_sender`` are treated as in ``nft``: _IN and _FWD set the connection's mark again, and in _OUT it comes
+before the mark of the accepted socket.
+
 iptables cannot match the next hop: only the unreachable rule stops a reply that leaves through the proxy's interface
 but to a router. iptables also cannot clear the bits of others on a SYN after all filters, as nftables does, so an
 accepted socket keeps those as well. Only our bits are changed: every rule matches first and sets under the mask, and
@@ -32,7 +35,7 @@ from ..errors import MissingPackage, RoutingError
 from ..host.runner import MissingCommand, Runner
 from . import iptables_listing
 from .iptables_listing import HOOKS, MEMO, Chains, Listing
-from .nft import SERVER_PORTS
+from .nft import SERVER_PORTS, moving_ports
 
 COMMANDS = {"ipv4": "iptables", "ipv6": "ip6tables"}
 # Seconds to wait for the lock of iptables-legacy; iptables-nft has none and accepts the option.
@@ -53,8 +56,10 @@ def render(owner: str, marks: Iterable[Mark], family: str) -> Chains:
     marks = sorted(marks, key=lambda mark: mark.order)
     chains: Chains = {}
     all_bits = functools.reduce(operator.or_, (mark.mask for mark in marks), 0)
-    rules = [rule for mark in marks for rule in (*_rules(mark, all_bits), *_guards(mark, family), *_memo(mark))]
-    for suffix, words in [*map(_of_accepted_socket, (mark for mark in marks if mark.conntrack)), *rules]:
+    tracked = [mark for mark in marks if mark.conntrack]
+    rules = [*_replies_to_last_senders(tracked, all_bits), *map(_of_accepted_socket, tracked)]
+    rules += [rule for mark in marks for rule in (*_rules(mark, all_bits), *_guards(mark, marks, family), *_memo(mark))]
+    for suffix, words in rules:
         chains.setdefault(prefix(owner) + suffix, []).append(" ".join(words))
     return chains
 
@@ -73,6 +78,12 @@ def _rules(mark: Mark, all_bits: int) -> Iterable[tuple[str, list[str]]]:
             served = ["-p", "udp", "-m", "udp", "--dport", ":".join(map(str, SERVER_PORTS))]
             yield "IN", [*sender, *served, *_direction("REPLY"), *unmarked, *set_connection]
             yield "IN", _stale(sender, name)
+            for protocol, port in moving_ports(mark):
+                continues = ["--tcp-flags", "SYN,ACK", "ACK"] if protocol == "tcp" else []
+                transport, asked = ["-p", protocol, "-m", protocol], ["-m", "conntrack", "--ctorigdstport", str(port)]
+                yield "IN", [*sender, *transport, "--dport", str(port), *continues, *set_connection]
+                published = [*sender, *transport, *continues] if continues else [*sender, "-p", protocol]
+                yield "FWD", [*published, *asked, "--ctdir", "ORIGINAL", *set_connection]
         else:
             yield "IN", [*sender, "-m", "mark", "--mark", none, *set_packet]
     if mark.conntrack:
@@ -85,6 +96,16 @@ def _rules(mark: Mark, all_bits: int) -> Iterable[tuple[str, list[str]]]:
         # Without --nowildcard, sockets bound to the wildcard address (UDP with IP_PKTINFO) would not match.
         socket = ["-m", "socket", "--transparent", "--nowildcard"]
         yield "PRE", ["-m", "mark", "--mark", none, *socket, *set_packet]
+
+
+def _replies_to_last_senders(tracked: list[Mark], all_bits: int) -> Iterable[tuple[str, list[str]]]:
+    """On these ports the mark of an assured connection comes before that of the accepted socket; see ``nft``."""
+    for port in sorted({port for mark in tracked for protocol, port in moving_ports(mark) if protocol == "tcp"}):
+        served = ["-p", "tcp", "-m", "tcp", "--sport", str(port), "-m", "conntrack", "--ctstatus", "ASSURED"]
+        for mark in tracked:
+            set_packet = ["-m", "comment", "--comment", mark.name, "-j", "MARK", "--set-xmark", _under(mark.id, mark)]
+            yield "OUT", [*served, "-m", "connmark", "--mark", _under(mark.id, mark), *set_packet]
+        yield "OUT", [*served, "-m", "connmark", "!", "--mark", f"0x0/{all_bits:#x}", "-j", "RETURN"]
 
 
 def _of_accepted_socket(mark: Mark) -> tuple[str, list[str]]:
@@ -109,7 +130,7 @@ def _stale(sender: list[str], name: list[str]) -> list[str]:
     return [*sender, "-p", "tcp", *fin] if link else ["-p", "tcp", *sender, *fin]
 
 
-def _guards(mark: Mark, family: str) -> Iterable[tuple[str, list[str]]]:
+def _guards(mark: Mark, marks: list[Mark], family: str) -> Iterable[tuple[str, list[str]]]:
     if not any((":" in via) == (family == "ipv6") for via in mark.via):
         return
     drop = ["-m", "comment", "--comment", mark.name, "-j", "DROP"]
@@ -118,6 +139,11 @@ def _guards(mark: Mark, family: str) -> Iterable[tuple[str, list[str]]]:
     if mark.conntrack:
         reply = [*_direction("REPLY"), "-m", "connmark", "--mark", ours]
         yield "POST", [*reply, "-m", "mark", "!", "--mark", ours, *drop]
+    for protocol, port in moving_ports(mark):
+        served = ["-p", protocol, "-m", protocol, "--sport", str(port), *marked]
+        others = {other.oif for other in marks if (protocol, port) in moving_ports(other)} - {None, mark.oif}
+        for oif in sorted(map(str, others)):
+            yield "POST", ["-o", oif, *served, "-m", "comment", "--comment", mark.name, "-j", "RETURN"]
     if mark.oif:
         yield "POST", ["!", "-o", mark.oif, *marked, *drop]
 

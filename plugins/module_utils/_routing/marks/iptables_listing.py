@@ -98,6 +98,7 @@ def memo(mark: Mark) -> Iterable[str]:
     """The lines that describe a mark."""
     facts = [("name", mark.name), ("iif", mark.iif), ("oif", mark.oif)]
     facts += [("mac", mac) for mac in mark.macs] + [("via", via) for via in mark.via]
+    facts += [("follows", port) for port in mark.last_sender]
     facts += [("match", "transparent socket")] if mark.transparent else []
     bits = f"{mark.id:#x}/{mark.mask:#x}" if mark.conntrack else f"{mark.id:#x}/{mark.mask:#x} each"
     return (f"{bits} {key} {value}" for key, value in facts if value is not None)
@@ -123,4 +124,5 @@ def marks(rules: Iterable[str]) -> Iterable[Mark]:
                 transparent="match" in facts,
                 conntrack=tracked,
                 oif=facts.get("oif", [None])[0],
+                last_sender=tuple(facts.get("follows", ())),
             )

@@ -15,6 +15,17 @@
     postrouting          replies: our bits of the connection's mark -> guard_ID; our bits of the packet's mark as well
     guard_ID             count and drop a packet whose next hop is not the proxy
 
+A port in ``last_sender`` (of a service that the kernel of the proxies forwards) differs in three points:
+
+    input, forward       packets that may continue a connection (TCP: ACK without SYN): the sender's MAC -> save_ID
+    output               an assured connection: our bits of its mark -> mark_ID, so not those of the accepted socket,
+                         which knows only the first proxy
+    guard_ID             accept a packet whose next hop is any proxy with this port
+
+Its connections outlive their proxy: another one sends their packets from then on. A SYN moves no connection, even if
+conntrack has forgotten it: the entry that the SYN creates is not assured. So after ``conntrack -F``, one reply goes to
+the first proxy.
+
 Requests to a container behind a published port pass through forward instead of input, and its replies through
 prerouting instead of output. A mark without conntrack goes from input (a sender) or prerouting (a transparent socket)
 directly to each_ID, and its guard, guard_each_ID, checks the packet's mark.
@@ -47,7 +58,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-from ..document.model import MAX_U32, Mark, Observed
+from ..document.model import MAX_U32, Mark, Observed, ip_protocol_name, served_port
 from ..errors import MissingPackage, RoutingError
 from ..host.runner import MissingCommand, Runner
 from . import nft_listing
@@ -75,6 +86,9 @@ CT_MARK = {"ct": {"key": "mark"}}
 META_MARK = {"meta": {"key": "mark"}}
 SOURCE_MAC = {"payload": {"protocol": "ether", "field": "saddr"}}
 IN_LINK = {"meta": {"key": "iifname"}}
+_FLAGS = {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, {"|": ["syn", "ack"]}]}
+_ORIGINAL_PORT = {"ct": {"key": "proto-dst", "dir": "original"}}
+LAST_SENDER = "the last sender gets the replies"
 # (chain, comment, statements)
 Rules = list[tuple[str, str, list[Any]]]
 
@@ -87,7 +101,7 @@ def render(owner: str, marks: Iterable[Mark]) -> Objects:
     """The table's objects (table, chains, rules) as libnftables JSON, in order."""
     marks = sorted(marks, key=lambda mark: mark.order)
     table = table_name(owner)
-    rules = [*_hooked(marks), *(rule for mark in marks for rule in _chains_of(mark))]
+    rules = [*_hooked(marks), *(rule for mark in marks for rule in _chains_of(mark, marks))]
     objects: Objects = [{"table": {"family": FAMILY, "name": table}}]
     for name in dict.fromkeys(chain for chain, _comment, _statements in rules):
         hook: dict[str, Any] = {}
@@ -129,13 +143,36 @@ def _of_connections(tracked: list[Mark], every: list[Mark]) -> Rules:
         for senders in _senders(tracked, "save")
     ]
     rules += [("input", "end of an unknown connection", list(_stale(key, values))) for key, values in _sources(tracked)]
+    rules += _last_senders(tracked)
     pairs = [(mark.id, mark) for mark in tracked]
     rules.append(("accepted", "for the accepted socket", [_vmap(connection, pairs, "mark")]))
+    ports = sorted({port for mark in tracked for protocol, port in moving_ports(mark) if protocol == "tcp"})
+    if ports:
+        assured = [_is(_port("tcp", "sport"), _one_or_set(ports)), _is({"ct": {"key": "status"}}, "assured", "in")]
+        rules.append(("output", "replies to the last sender", [*assured, _vmap(connection, pairs, "mark")]))
     rules.append(("output", "an accepted socket knows its proxy", [_vmap(packet, pairs, "save")]))
     rules += [(hook, "replies", [reply, _vmap(connection, pairs, "mark")]) for hook in ("prerouting", "output")]
     udp = [_is({"ct": {"key": "direction"}}, "original"), _is({"meta": {"key": "l4proto"}}, "udp")]
     rules.append(("output", "a UDP session that conntrack has forgotten", [*udp, _vmap(connection, pairs, "mark")]))
     return [*rules, *_guarded(tracked, connection, [reply], "guard"), *_guarded(tracked, packet, [], "guard")]
+
+
+def _last_senders(tracked: list[Mark]) -> Rules:
+    """The rules by which the mark of a connection follows its last sender, on the ports of a mark that say so.
+
+    In chain forward, a published port has been translated already; the connection remembers it.
+    """
+    rules: Rules = []
+    for mark in tracked:
+        for protocol, port in moving_ports(mark):
+            # nft 1.0.6 lists no set of ports of the original direction, and omits "l4proto tcp" before flags of TCP.
+            continues = [_is(_FLAGS, "ack")] if protocol == "tcp" else []
+            transport = continues or [_is({"meta": {"key": "l4proto"}}, protocol)]
+            published = [_is({"ct": {"key": "direction"}}, "original"), _is(_ORIGINAL_PORT, port)]
+            for senders in _senders([mark], "save"):
+                rules.append(("input", LAST_SENDER, [_is(_port(protocol, "dport"), port), *continues, senders]))
+                rules.append(("forward", LAST_SENDER, [*transport, *published, senders]))
+    return rules
 
 
 def _of_packets(single: list[Mark]) -> Rules:
@@ -154,12 +191,12 @@ def _guarded(marks: list[Mark], key: Any, condition: list[Any], verb: str) -> Ru
     return [("postrouting", "replies leave by their proxy", [*condition, _vmap(key, pairs, verb)])] if pairs else []
 
 
-def _chains_of(mark: Mark) -> Rules:
-    """The rules of the chains of one mark."""
+def _chains_of(mark: Mark, marks: list[Mark]) -> Rules:
+    """The rules of the chains of one mark; ``marks`` are all of the table."""
     verb, guard = ("mark", "guard") if mark.conntrack else ("each", "guard_each")
     rules: Rules = [(f"save_{mark.id}", mark.name, [COUNTER, _set(CT_MARK, mark)])] if mark.conntrack else []
     rules.append((f"{verb}_{mark.id}", mark.name, [COUNTER, _set(META_MARK, mark)]))
-    rules.extend((f"{guard}_{mark.id}", mark.name, statements) for statements in _guards(mark))
+    rules.extend((f"{guard}_{mark.id}", mark.name, statements) for statements in _guards(mark, marks))
     return rules
 
 
@@ -221,16 +258,39 @@ def _set(key: Any, mark: Mark) -> dict[str, Any]:
     return {"mangle": {"key": key, "value": mark.id if mark.mask == MAX_U32 else {"|": [other_bits, mark.id]}}}
 
 
-def _guards(mark: Mark) -> list[list[Any]]:
-    """One rule for each family in which the proxy has an address; the other has no return path to guard."""
-    rules = []
+def _guards(mark: Mark, marks: list[Mark]) -> Iterable[list[Any]]:
+    """One rule for each family in which the proxy has an address; the other has no return path to guard.
+
+    Before that one for each port from which another proxy may get the replies.
+    """
     for protocol, family in (("ipv4", "ip"), ("ipv6", "ip6")):
-        addresses = [via for via in mark.via if (":" in via) == (family == "ip6")]
+        nfproto, hop = _is({"meta": {"key": "nfproto"}}, protocol), {"rt": {"key": "nexthop", "family": family}}
+        addresses = _addresses(mark, family)
+        for transport, port in moving_ports(mark) if addresses else ():
+            others = [other for other in marks if (transport, port) in moving_ports(other)]
+            hops = _one_or_set({address for other in others for address in _addresses(other, family)})
+            yield [nfproto, _is(_port(transport, "sport"), port), _is(hop, hops), {"accept": None}]
         if addresses:
-            hops: Any = addresses[0] if len(addresses) == 1 else {"set": addresses}
-            next_hop = _is({"rt": {"key": "nexthop", "family": family}}, hops, "!=")
-            rules.append([_is({"meta": {"key": "nfproto"}}, protocol), next_hop, COUNTER, {"drop": None}])
-    return rules
+            yield [nfproto, _is(hop, _one_or_set(addresses), "!="), COUNTER, {"drop": None}]
+
+
+def _addresses(mark: Mark, family: str) -> list[str]:
+    return [via for via in mark.via if (":" in via) == (family == "ip6")]
+
+
+def moving_ports(mark: Mark) -> list[tuple[str, int]]:
+    """The ports whose connections follow their last sender, each with the name of its protocol."""
+    return [(ip_protocol_name(protocol), port) for protocol, port in map(served_port, mark.last_sender)]
+
+
+def _port(protocol: str, field: str) -> dict[str, Any]:
+    return {"payload": {"protocol": protocol, "field": field}}
+
+
+def _one_or_set(values: Iterable[Any]) -> Any:
+    """The right side of a match: one value, or a set of several; an empty list for none."""
+    several = sorted(values)
+    return several[0] if len(several) == 1 else {"set": several} if several else []
 
 
 def transaction(owner: str, marks: Iterable[Mark]) -> dict[str, Any]:

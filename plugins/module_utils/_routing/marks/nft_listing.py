@@ -80,17 +80,33 @@ def marks(objects: Objects) -> Iterable[Mark]:
             # A rule that leads to these chains matches the bits of this mark only.
             leading = {f"mark_{number}"} if tracked else {f"each_{number}", f"guard_each_{number}"}
             leading_rules = [rule["expr"] for rule in hooked if leading & set(_targets(rule["expr"]))]
+            guards = [other["expr"] for other in rules if other["chain"] == f"{guard}_{number}"]
             mine = [sender for sender, target in senders if target == f"{entry}_{number}"]
             yield Mark(
                 rule["comment"],
                 number,
                 next((mask for statements in leading_rules for mask in _masks(statements)), MAX_U32),
                 macs=tuple(sender for sender in mine if ":" in sender),
-                via=tuple(_next_hops(other["expr"] for other in rules if other["chain"] == f"{guard}_{number}")),
+                via=tuple(_next_hops(statements for statements in guards if not _accepts(statements))),
                 iif=next((sender for sender in mine if ":" not in sender), None),
                 transparent=f"{entry}_{number}" in sockets,
                 conntrack=tracked,
+                last_sender=tuple(
+                    port for statements in guards if _accepts(statements) for port in _served(statements)
+                ),
             )
+
+
+def _accepts(statements: list[dict[str, Any]]) -> bool:
+    return any("accept" in statement for statement in statements)
+
+
+def _served(statements: list[dict[str, Any]]) -> Iterable[str]:
+    """``tcp/8080`` for a rule that matches the source port 8080 of TCP."""
+    for match in (statement["match"] for statement in statements if "match" in statement):
+        payload = match["left"].get("payload", {}) if isinstance(match["left"], dict) else {}
+        if payload.get("field") == "sport" and isinstance(match["right"], int):
+            yield f"{payload['protocol']}/{match['right']}"
 
 
 def _next_hops(guards: Iterable[list[Any]]) -> Iterable[str]:

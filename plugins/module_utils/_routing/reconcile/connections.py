@@ -142,7 +142,8 @@ class _Count:
 
     def _add_marked(self, each: Socket) -> None:
         for need in self._marked:
-            if each.mark & need.mask == need.mark and _has_family(each.local, need.family):
+            is_served = need.port in (None, (each.protocol, each.local_port))
+            if each.mark & need.mask == need.mark and _has_family(each.local, need.family) and is_served:
                 if need.sockets:
                     self._served[need.mark, need.mask].add(_hash(each))
                 elif not any(self._ways[need].of(each.local)):
@@ -169,6 +170,8 @@ class _Count:
         self._found[need] = max(self._found[need], number)
 
     def _needs_mark(self, need: Marked, flow: Flow) -> bool:
+        if need.port not in (None, (flow.protocol, flow.target_port)):
+            return False
         if not _has_family(flow.target, need.family) or any(self._ways[need].of(flow.target)):
             return False
         four = hash((flow.target, flow.target_port, flow.source, flow.source_port))

@@ -25,7 +25,7 @@ from typing import Any
 from ..document import documents, formatting
 from ..document.documents import SECTIONS, Document
 from ..document.model import Address, Mark, Route, Rule, Sysctl
-from . import needs, own_sources, placement, store
+from . import needs, own_sources, placement, resolve_marks, store
 from .connections import COUNT_INTERVAL, Counts
 from .needs import Marked, Need
 from .run import Cut, Run
@@ -87,7 +87,7 @@ def _drained(run: Run, have: State, now: float) -> Run:
         document = begin(document, have, run.stored, now + limit, now + settle)
     own, connections = run.own_addresses, run.host.connections
     document, cut = without_expired(document, now, lambda wanted, exact: connections.count(wanted, own, exact))
-    want = with_retiring(run.want, document)
+    want = resolve_marks.with_last_senders(with_retiring(run.want, document), have)
     # Retiring objects stay as they are, but not a rule that would cut the host off.
     want, _sentences = own_sources.without_own_sources(want, run.foreign_routes, run.own_addresses)
     return replace(run, document=document, want=want, cut=cut)
@@ -106,8 +106,9 @@ def begin(
     for section in SECTIONS:
         listed = {value.key for value in getattr(document, section)}
         times = {value.key: value.retire_at for value in getattr(stored, section, ()) if value.retire_at is not None}
+        moving = {route.key: route for route in getattr(stored, section, ()) if getattr(route, "fallback", ())}
         unlisted = [
-            _retiring(value, min(int(deadline), times.get(value.key, int(deadline))))
+            _retiring(moving.get(value.key, value), min(int(deadline), times.get(value.key, int(deadline))))
             for value in _present(have, section)
             if value.key not in listed
         ]

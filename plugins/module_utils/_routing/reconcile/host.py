@@ -20,6 +20,7 @@ from ..host.mac_cache import Macs
 from ..host.sysctl import Sysctls
 from ..netlink.kernel import Kernel
 from .connections import Connections
+from .next_hops import Answers
 
 # How long a proxy may take to answer ARP or ND: the kernel asks three times, one second apart (neigh/mcast_solicit).
 NEIGHBOUR_WAIT = 2.0
@@ -36,6 +37,8 @@ class Host:
     # seconds
     neighbour_wait: float = NEIGHBOUR_WAIT
     macs: Macs = field(default_factory=Macs)
+    # Who answers; None where nobody watches that, and any next hop of a route is as wanted.
+    answers: Answers | None = None
     # What the forwarder's checker says of the backends of kernel services.
     backend_states: Callable[[], backend_states.States] = backend_states.read
 

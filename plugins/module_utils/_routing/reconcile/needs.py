@@ -30,7 +30,8 @@ LOCAL_DELIVERY = "local_delivery"
 @dataclass(frozen=True)
 class Marked:
     """Connections with a mark, of one family or of both, but not those to ``other_ways``, addresses with rules of
-    their own. ``sockets``: those that have a socket with this mark do not need it either.
+    their own. ``sockets``: those that have a socket with this mark do not need it either. ``port``: only those to this
+    port, as (protocol, port).
     """
 
     mark: int
@@ -39,6 +40,7 @@ class Marked:
     tracked: bool = True
     other_ways: frozenset[str] = frozenset()
     sockets: bool = False
+    port: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def _of_rule(rule: Rule, document: Document) -> frozenset[Need]:
         if any(mark.transparent for mark in marks):
             return _of_foreign(rule.family, document)
         tracked = not marks or any(mark.conntrack for mark in marks)
-        return frozenset({Marked(rule.fwmark, rule.fwmask, rule.family, tracked, _other_ways(document))})
+        port = (rule.ip_proto, rule.sport[0]) if rule.ip_proto and rule.sport else None
+        return frozenset({Marked(rule.fwmark, rule.fwmask, rule.family, tracked, _other_ways(document), port=port)})
     if rule.src and rule.iif == "lo":
         return frozenset({To(rule.src, _udp_ports(rule.src.partition("/")[0], document))})
     if rule.src and document.owner == LOCAL_DELIVERY:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..document.model import OF_CONNTRACK, Route, Setting, Sysctl
-from . import store
+from . import next_hops, store
 from .change import Change
 from .run import Run
 from .state import State
@@ -73,9 +73,11 @@ def _routes(want: Iterable[Route], have: Sequence[Route], purge: bool) -> tuple[
     active, retiring = _split(want)
     present = {route.key: route for route in have}
     changes = [
-        Change("route", "replace" if route.key in present else "add", present.get(route.key), route)
+        Change(
+            "route", "replace" if route.key in present else "add", present.get(route.key), replace(route, fallback=())
+        )
         for route in in_order(active.values())
-        if present.get(route.key) != route
+        if not next_hops.is_as_wanted(present.get(route.key), route)
     ]
     gone = [route for route in have if purge and route.key not in active and route.key not in retiring]
     return changes, [Change("route", "remove", before=route) for route in reversed(in_order(gone))]

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ..document.model import OWNERS, Rule
 from ..errors import NotReady
-from . import own_sources, placement, resolve_marks, resolve_routes
+from . import next_hops, own_sources, placement, resolve_marks, resolve_routes
 from .run import Run
 from .state import desired_state
 
@@ -26,6 +26,9 @@ def resolve(run: Run) -> Run:
     run = replace(run, want=desired_state(run.document))
     if run.kernel is None:
         return run
+    if run.host.answers:
+        routes = next_hops.choose(run.want.routes, run.have.routes, run.host.answers)
+        run = replace(run, want=replace(run.want, routes=routes))
     run = own_sources.leave_out(run)
     run = _hold_back_unreachable(run)
     run = _place_rules(run)

@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from ..document.documents import Document
-from ..document.model import Mark
+from ..document.model import Mark, ip_protocol_name
 from ..errors import Refused
 from ..marks import selection
 from . import resolve_links
 from .host import Host
 from .run import Run
+from .state import State
 
 SRC_VALID_MARK = "net.ipv4.conf.all.src_valid_mark"
 
@@ -35,13 +36,29 @@ def resolve(run: Run) -> Run:
     marks, waiting = _with_fallback(resolved, run.have.marks, run.host.macs.known(run.document.owner))
     _refuse_shared_macs(marks)
     _refuse_src_valid_mark(run.host, run.document)
+    want = with_last_senders(replace(run.want, marks=marks, engine=engine), run.have)
     return replace(
         run,
-        want=replace(run.want, marks=marks, engine=engine),
+        want=want,
         answered=answered,
         waiting=(*run.waiting, *waiting),
         warnings=(*warnings, *selection.limits(marks, engine)),
     )
+
+
+def with_last_senders(want: State, have: State) -> State:
+    """The state whose marks keep the ports that they have on the host while a rule for such a port retires."""
+    retiring = {
+        (rule.fwmark, f"{ip_protocol_name(rule.ip_proto)}/{rule.sport[0]}")
+        for rule in want.rules
+        if rule.retiring and rule.sport and rule.ip_proto
+    }
+    ports = {mark.key: [port for port in mark.last_sender if (mark.id, port) in retiring] for mark in have.marks}
+    marks = (
+        replace(mark, last_sender=(*mark.last_sender, *ports.get(mark.key, ()))) if not mark.retiring else mark
+        for mark in want.marks
+    )
+    return replace(want, marks=tuple(marks))
 
 
 def _lookup(kernel: Any, host: Host, mark: Mark) -> tuple[tuple[str, ...], list[str]]:

@@ -22,6 +22,7 @@ _letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 _names = st.text(f"{_letters}_.-", min_size=1, max_size=100).filter(lambda name: name[0] in _letters)
 _links = st.text(f"{_letters}_.-", min_size=1, max_size=15)
 _macs = st.integers(1, 2**40 - 1).map(lambda number: f"02:{number.to_bytes(5, 'big').hex(':')}")
+_ports = st.sampled_from(["tcp/80", "tcp/8080", "udp/80", "udp/65535"])
 _addresses = st.ip_addresses().map(str)
 
 
@@ -45,7 +46,8 @@ def _mark(draw, index: int, number: int, mask: int) -> Mark:
     via = tuple(draw(st.lists(_addresses, min_size=kind == "silent", max_size=3)))
     macs = tuple(draw(st.lists(_macs, min_size=1, max_size=3))) if kind == "mac" else ()
     iif = f"{index}{draw(_links)}"[:15] if kind == "iif" else None
-    return Mark(name, number, mask, macs, via, iif, conntrack=draw(st.booleans()))
+    ports = tuple(draw(st.lists(_ports, max_size=3))) if via else ()
+    return Mark(name, number, mask, macs, via, iif, conntrack=draw(st.booleans()), last_sender=ports)
 
 
 mark_sets = _sets()

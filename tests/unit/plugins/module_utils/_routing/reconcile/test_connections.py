@@ -115,6 +115,8 @@ MARKED = sock(B, CLIENT, mark=0x1000B)
     (Marked(11, 255), [], [flow(CLIENT, B), flow(CLIENT, B, UDP), flow(CLIENT, B, TCP, "172.17.0.2")], 2),
     (Marked(11, 255), [], [flow(CLIENT, "198.18.0.99")], 1),
     (Marked(11, 255), [MARKED], [], 1),
+    (Marked(11, 255, port=(TCP, 8080)), [MARKED, OTHER], [flow(CLIENT, B), flow(CLIENT, B, UDP)], 1),
+    (Marked(11, 255, port=(TCP, 8081)), [MARKED, PLAIN], [flow(CLIENT, B)], 0),
     (Marked(11, 255), [MARKED], [flow(CLIENT, B)], 1),
     (Marked(11, 255), [sock(B, CLIENT, mark=12)], [], 0),
     (Marked(11, 255), [], None, None),

@@ -18,7 +18,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.m
     Rule,
     Setting,
 )
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import drain
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import drain, resolve_marks
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.needs import Marked
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.run import Cut
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.state import State
@@ -61,6 +61,20 @@ def test_only_unlisted_objects_retire():
     named = replace(EMPTY, marks=(MARK,), **moved)
     begun = drain.begin(named, HAVE, None, 1000)
     assert set(drain.retiring_until(begun)) == {GUARD, BY_SOURCE, SHARED, ADDRESS}
+
+
+def test_while_the_last_sender_of_a_port_retires_its_route_can_still_move_and_its_marks_follow():
+    rule = replace(LOOKUP, priority=1099, table=20712, ip_proto=6, sport=(80, 80))
+    moved = Route("ipv4", 20712, via="198.18.0.11", dev="eth0")
+    stored = replace(moved, via="198.18.0.12", dev=None, fallback=("198.18.0.11",))
+    live = replace(MARK, last_sender=("tcp/80", "tcp/90"))
+    begun = drain.begin(NEW, State((rule,), (moved,)), replace(EMPTY, rules=(rule,), routes=(stored,)), 1000)
+    assert begun.routes == (stored,)
+    assert begun.routes[0].retiring
+    want = drain.with_retiring(State(marks=(MARK,)), begun)
+    (kept,) = resolve_marks.with_last_senders(want, State(marks=(live,))).marks
+    assert kept.last_sender == ("tcp/80",)
+    assert resolve_marks.with_last_senders(State(marks=(MARK,)), State(marks=(live,))).marks == (MARK,)
 
 
 def test_a_second_drain_does_not_extend_the_time():

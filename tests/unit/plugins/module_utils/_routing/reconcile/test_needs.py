@@ -57,6 +57,7 @@ def retiring(*values, listed=(), owner: str = "return_path"):
     ([SINGLE], {Marked(11, 255, tracked=False)}),
     ([BY_MARK, SINGLE], {replace(IPV4, tracked=False)}),
     ([BY_MARK, SINGLE, MARK], {IPV4}),
+    ([replace(BY_MARK, priority=1099, ip_proto=6, sport=(8080, 8080))], {replace(IPV4, port=(6, 8080))}),
     ([ADDRESS], {TO}),
     ([BY_ADDRESS], {TO}),
     ([ADDRESS, BY_PORT, FROM_ADDRESS], {TO_PORT}),
