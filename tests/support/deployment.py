@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._kernel_datapath import kernel_datapath
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import local_delivery
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._reachability import backend_addresses
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
@@ -120,17 +121,22 @@ class Deployment:
     def apply_proxies(self, method: str = "auto", **options: Any) -> None:
         for name in self.proxies:
             self._apply(name, local_delivery(self.fleet(name), name, method), options)
+            if document := kernel_datapath(self.fleet(name), name).document:
+                self._apply(name, document, options)
 
     def _apply(self, name: str, document: dict[str, Any], options: dict[str, Any]) -> None:
-        stored = self.directory / name
-        stored.mkdir(exist_ok=True)
-        self.engine.apply(self.lab[name], document, directory=str(stored), **options)
+        self.stored(name).mkdir(parents=True, exist_ok=True)
+        self.engine.apply(self.lab[name], document, directory=str(self.stored(name)), **options)
+
+    def stored(self, name: str) -> Path:
+        """The directory of a host's documents."""
+        return self.directory / name
 
     def remove(self) -> None:
         """Remove everything that was applied."""
         for names, owner in ((self.proxies, "local_delivery"), (self.backends, "return_path")):
             for name in names:
-                self.engine.remove(self.lab[name], owner, directory=str(self.directory / name))
+                self.engine.remove(self.lab[name], owner, directory=str(self.stored(name)))
 
     def target(self, proxy: str, backend: str, family: str) -> str:
         """The address at which a proxy reaches a backend."""

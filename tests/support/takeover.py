@@ -7,14 +7,18 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
-from tests.lab import wiring
-from tests.support import streams
+from tests.lab import netns, wiring
+from tests.support import keeping, streams
 from tests.support.addresses import FAMILIES, address_of
+from tests.support.deployment import BACKENDS, PROXIES, Deployment, by_strategy
 from tests.support.waiting import PATIENCE, eventually
 
 VIRTUAL = {"ipv4": "198.18.0.100", "ipv6": "2001:db8::100"}
@@ -57,18 +61,49 @@ class Streams:
         return json.loads(self.process.stdout.readline())
 
 
-class Virtual:
-    """The virtual address of a lab's proxies: the router has a route to one of them."""
+class Fleet(Deployment):
+    """Proxies that share a virtual address, and backends; each host has a keeper, all documents are derived.
 
-    def __init__(self, lab):
-        self.lab = lab
+    The router has a route for the virtual address to one of the proxies. With ``on_link`` that proxy has the address
+    itself, on the link of the router, and a move is announced as keepalived does it.
+    """
+
+    def __init__(self, lab, directory: Path, services, proxies=PROXIES, backends=BACKENDS, *, on_link: bool = False):
+        super().__init__(lab, directory, services, by_strategy(lab, "mark", backends, proxies), proxies, backends)
+        lab.engine = self.engine
+        self.on_link, self.holder = on_link, ""
+        self.keepers: dict[str, keeping.Running] = {}
+
+    def stored(self, name: str) -> Path:
+        """Where the keeper of a host reads its documents."""
+        return self.directory / name / "routing.d"
+
+    def start(self) -> None:
+        """Apply all documents, start the keepers, and give the virtual address to the first proxy."""
+        self.apply()
+        for name in (*self.proxies, *self.backends):
+            self.keepers[name] = keeping.Running(self.lab, self.lab[name], self.directory / name, "nft")
+            self.keepers[name].start()
+        self.move(self.proxies[0])
+
+    def close(self) -> None:
+        for keeper in self.keepers.values():
+            netns.stop(keeper.process)
 
     def move(self, name: str) -> None:
-        """Let the router send packets for the virtual address to a proxy."""
+        """Let packets for the virtual address go to a proxy."""
         for family, (option, length) in HOST.items():
-            via = address_of(self.lab[name], family)
-            route = ["ip", option, "route", "replace", f"{VIRTUAL[family]}/{length}", "via", via]
-            self.lab["router"].run(route)
+            address = f"{VIRTUAL[family]}/{length}"
+            if not self.on_link:
+                via = address_of(self.lab[name], family)
+                self.lab["router"].run(["ip", option, "route", "replace", address, "via", via])
+                continue
+            if self.holder:
+                self.lab[self.holder].run(["ip", option, "address", "del", address, "dev", self.lab[self.holder].dev])
+            nodad = ["nodad"] if family == "ipv6" else []
+            self.lab[name].run(["ip", option, "address", "add", address, "dev", self.lab[name].dev, *nodad])
+            announce(self.lab[name], family)
+        self.holder = name
 
     def cut(self, name: str) -> None:
         """Cut the link of a host at the switch."""
@@ -78,8 +113,22 @@ class Virtual:
         self._port(name, "up")
 
     def _port(self, name: str, state: str) -> None:
-        port = self.lab[name].on("inside").port
-        wiring.run(["ip", "-n", self.lab.switch, "link", "set", port, state])
+        wiring.run(["ip", "-n", self.lab.switch, "link", "set", self.lab[name].on("inside").port, state])
+
+
+def announce(host, family: str) -> None:
+    """Tell the neighbours the MAC of the virtual address: gratuitous ARP, or an unsolicited neighbour advertisement."""
+    if family == "ipv4":
+        host.run(["arping", "-U", "-c", "1", "-I", host.dev, VIRTUAL[family]], check=False)
+        return
+    packed, mac = socket.inet_pton(socket.AF_INET6, VIRTUAL[family]), bytes.fromhex(host.mac.replace(":", ""))
+    override = 0x20000000
+    # RFC 4861, sections 4.4 and 4.6.1: type 136, and option 2 with the MAC
+    message = struct.pack("!BBHI16sBB6s", 136, 0, 0, override, packed, 2, 1, mac)
+    with host.inside(), socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex(host.dev))
+        sock.sendto(message, ("ff02::1", 0))
 
 
 def serve(lab, names: Iterable[str], ports: Iterable[int]) -> None:

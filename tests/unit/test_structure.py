@@ -41,7 +41,7 @@ IMPORTS = {
         "datapath": {".", "document", "host", "netlink"},
         "reconcile": {".", "document", "host", "marks", "netlink"},
         "keeper": {".", "document", "host", "marks", "netlink", "reconcile"},
-        "doctor": {".", "document", "host", "marks", "netlink", "reconcile"},
+        "doctor": {".", "datapath", "document", "host", "marks", "netlink", "reconcile"},
     },
 }
 #: What both engines may import besides themselves and the standard library; pyroute2 only in ``_routing/netlink``.

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
+from ...datapath.model import NAME as DATAPATH
 from ...document.documents import Document
 from ...host import files
 from ...host.runner import MissingCommand, Runner
@@ -24,7 +25,7 @@ from .commands import CommandFailed, output_of
 def read(run: Runner, proc_directory: str, documents: Iterable[Document]) -> dict[str, Any]:
     """Fields of Facts: ``ruleset`` (without our own rules), ``restores_forwarded``, and ``missing`` without nft."""
     documents = list(documents)
-    listing = _nft_listing(run)
+    listing = _nft_listing(run, any(document.services for document in documents))
     tables = {nft.table_name(document.owner) for document in documents}
     prefixes = tuple(iptables.prefix(document.owner) for document in documents)
     saved = _saved(run, proc_directory, listing is None or nft_rules.uses_iptables(listing))
@@ -46,14 +47,23 @@ def read(run: Runner, proc_directory: str, documents: Iterable[Document]) -> dic
     return {**fields, "ruleset": Ruleset(chains)}
 
 
-def _nft_listing(run: Runner) -> dict[str, Any] | None:
-    """None if nft is not installed."""
+def _nft_listing(run: Runner, kernel_services: bool) -> dict[str, Any] | None:
+    """None if nft is not installed. The table of kernel services has thousands of buckets, so it is left out."""
     try:
-        listing = json.loads(_supported(run, ["nft", "-j", "list", "ruleset"]) or "{}")
+        if not kernel_services:
+            return _listed(run, "ruleset")
+        tables = [item["table"] for item in _listed(run, "tables").get("nftables", ()) if "table" in item]
+        others = [table for table in tables if table["name"] != DATAPATH]
+        listings = [_listed(run, "table", table["family"], table["name"]) for table in others]
     except MissingCommand:
         return None
+    return {"nftables": [item for listing in listings for item in listing.get("nftables", ())]}
+
+
+def _listed(run: Runner, *what: str) -> dict[str, Any]:
+    listing = json.loads(_supported(run, ["nft", "-j", "list", *what]) or "{}")
     if not isinstance(listing, dict):
-        raise TypeError("`nft -j list ruleset` did not print a JSON object")
+        raise TypeError(f"`nft -j list {' '.join(what)}` did not print a JSON object")
     return listing
 
 
@@ -78,6 +88,7 @@ def _supported(run: Runner, command: list[str]) -> str:
     try:
         return output_of(run, command)
     except CommandFailed as error:
-        if "not supported" in str(error):
+        # A table may go while others are listed.
+        if any(words in str(error) for words in ("not supported", "No such file or directory")):
             return ""
         raise

@@ -11,8 +11,10 @@ from dataclasses import replace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import registry
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import gather, packet_filters
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.documents import Document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.kernel_service import KernelService
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import Completed
 
@@ -108,6 +110,17 @@ def test_our_own_nft_table_and_iptables_chains_are_not_packet_filters(host):
     assert list(facts.ruleset.chains) == [("iptables mangle", "OUTPUT")]
     assert facts.restores_forwarded
     assert "mark_clobbered" not in " ".join(cases.problems(facts))
+
+
+def test_the_table_of_kernel_services_is_not_listed_because_it_has_thousands_of_buckets(host):
+    document = Document("kernel_datapath", 204, services=(KernelService("web", "ipv4", "tcp", cases.A, 80, ()),))
+    tables = [{"table": {"family": "inet", "name": name}} for name in ("l4proxy_datapath", "filter", "gone")]
+    host.outputs["nft -j list tables"] = json.dumps({"nftables": tables})
+    host.outputs["nft -j list table inet filter"] = chain(family="inet")
+    host.outputs["nft -j list table inet gone"] = Completed(1, "", "Error: No such file or directory")
+    host.outputs["nft -j list table inet l4proxy_datapath"] = RuntimeError("it is listed")
+    found = packet_filters.read(host.sources.host.runner, host.sources.proc, [document])
+    assert list(found["ruleset"].chains) == [("inet filter", "INPUT")]
 
 
 def test_an_error_while_comparing_a_document_with_the_host_is_the_reason_it_is_blocked(host, monkeypatch):
