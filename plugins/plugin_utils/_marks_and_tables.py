@@ -30,7 +30,9 @@ LARGEST_ID = 255
 # Strategy address has tables of its own: while a backend changes its strategy, both return paths exist, and a table has
 # one default route. This offset and the proxy's id are added to the base.
 BY_ADDRESS = 300
-LAST_TABLE = BY_ADDRESS + LARGEST_ID
+# So have the ports of services whose connections outlive a proxy: the routes there change while it is dead.
+BY_LAST_SENDER = 600
+LAST_TABLE = BY_LAST_SENDER + LARGEST_ID
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class Numbers:
     def table_by_address(self, number: int) -> int:
         """Return the table of the return path to a proxy with strategy address."""
         return self.table_base + BY_ADDRESS + number
+
+    def table_by_last_sender(self, number: int) -> int:
+        """Return the table of the return path to a proxy for services that the kernel forwards."""
+        return self.table_base + BY_LAST_SENDER + number
 
     def mark(self, proxy: str, number: int) -> int:
         """Return the mark of a proxy: its id, shifted into the bits of the mask.

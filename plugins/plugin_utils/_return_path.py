@@ -16,6 +16,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils import (
     _return_path_strategies,
     _tunnels,
 )
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._datapath import Datapaths
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError, collect
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import PROTOCOL_RETURN_PATH
@@ -23,6 +24,7 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._proxy_ids import p
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._reachability import subnets_of_host
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_addresses import ADDRESSES_VARIABLE
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_auto import strategy_of, tunnels_of
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_kernel import LastSenders
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path_strategies import (
     ADDRESS,
     FWMARK_ACCEPT,
@@ -52,13 +54,16 @@ def return_path(fleet: Fleet, backend: str, strategy: str | None = None, mark_en
     if choice is None:
         raise DerivationError(errors)
     subnets = {proxy: collect(errors, subnets_of_host, fleet, proxy, backend) for proxy in proxies}
+    datapaths = Datapaths(fleet)
+    errors += [fault for service in fleet.services_of_backend(backend) for fault in datapaths.faults(service)]
     if not errors:
         errors += _faults(fleet, backend, choice.strategy, subnets)
     if errors:
         raise DerivationError(errors)
     ids = {proxy: proxy_id(fleet, proxy, subnets[proxy].values()) for proxy in proxies}
     refuse_duplicate_ids(ids)
-    parts = [collect(errors, _objects, fleet, backend, choice.strategy, proxy, ids[proxy], subnets[proxy])
+    last_senders = LastSenders(fleet, backend)
+    parts = [collect(errors, _objects, fleet, backend, choice.strategy, proxy, ids[proxy], subnets, last_senders)
              for proxy in proxies]  # fmt: skip
     if errors:
         raise DerivationError(errors)
@@ -112,15 +117,23 @@ def _faults(fleet: Fleet, backend: str, strategy: str, subnets: Mapping[str, Sub
 
 
 def _objects(
-    fleet: Fleet, backend: str, strategy: str, proxy: str, number: int, subnets: Subnets
+    fleet: Fleet,
+    backend: str,
+    strategy: str,
+    proxy: str,
+    number: int,
+    every: Mapping[str, Subnets],
+    last_senders: LastSenders,
 ) -> _return_path_strategies.Sections:
     """Return the objects of the return path to one proxy, whose id is ``number``."""
-    numbers = fleet.numbers(backend)
+    numbers, subnets = fleet.numbers(backend), every[proxy]
     if strategy == ADDRESS:
         exclusive_ports = [port for port, proxies in fleet.udp_ports(backend).items() if proxies == {proxy}]
         return _return_path_strategies.by_address(numbers, number, subnets, exclusive_ports)
     mac = fleet.host(proxy).mac
-    return _return_path_strategies.by_mark(numbers, proxy, number, subnets, mac, conntrack=strategy == MARK)
+    ports = last_senders.ports(proxy)
+    sections = _return_path_strategies.by_mark(numbers, proxy, number, subnets, mac, strategy == MARK, ports)
+    return _return_path_strategies.merged([sections, last_senders.objects(proxy, number, every)])
 
 
 def _sysctls(strategy: str, subnets: Iterable[Subnets], protocols: Set[str]) -> list[dict[str, str]]:
@@ -149,7 +162,9 @@ def describe_strategy(fleet: Fleet, backend: str) -> dict[str, Any]:
     """
     choice = strategy_of(fleet, backend)
     notes = _skips_itself(fleet, backend)
-    if choice.strategy == ADDRESS:
+    if choice.strategy != ADDRESS:
+        notes += LastSenders(fleet, backend).notes()
+    else:
         notes += [
             f"UDP port {port} of {backend} is used by {', '.join(sorted(proxies))}: a server that listens on all "
             "addresses there has to reply from the address that received the request; strategy mark does not need that"

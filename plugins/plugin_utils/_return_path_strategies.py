@@ -11,7 +11,7 @@ instead of bypassing the proxy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import FAMILY, Numbers
@@ -31,12 +31,14 @@ def by_mark(
     subnets: Mapping[int, SharedSubnet],
     mac: str | None = None,
     conntrack: bool = True,
+    last_sender: Sequence[str] = (),
 ) -> Sections:
     """Return the objects for replies to packets that came from the proxy's MAC.
 
     :param number: the proxy's id.
     :param mac: as declared; None: the keeper follows it at the proxy's addresses.
     :param conntrack: whether the connection keeps the mark; else the socket does (``tcp_fwmark_accept``).
+    :param last_sender: ports whose connections follow their last sender.
     :raises DerivationError: the id does not fit under the mask.
     """
     table, value = numbers.table_by_mark(number), numbers.mark(proxy, number)
@@ -44,7 +46,7 @@ def by_mark(
     for version, subnet in sorted(subnets.items()):
         match = {"family": FAMILY[version], "fwmark": value, "fwmask": numbers.mark_mask}
         sections["rules"] += _guarded(numbers, match, table)
-        sections["routes"].append(_default_route(version, subnet, table))
+        sections["routes"].append(default_route(version, subnet, table))
     mark = {
         "name": proxy,
         "id": value,
@@ -52,7 +54,9 @@ def by_mark(
         "mac": mac,
         "via": [str(subnet.proxy.address) for _version, subnet in sorted(subnets.items())],
     }
-    sections["marks"].append(mark if conntrack else {**mark, "conntrack": False})
+    more: dict[str, Any] = {} if conntrack else {"conntrack": False}
+    more |= {"last_sender": list(last_sender)} if last_sender else {}
+    sections["marks"].append({**mark, **more})
     return sections
 
 
@@ -73,7 +77,7 @@ def by_address(
         sections["rules"] += _guarded(numbers, {**local, "src": address}, table)
         for port in sorted(udp_ports, key=str):
             sections["rules"] += _guarded(numbers, {**local, "ip_proto": "udp", "sport": port}, table)
-        sections["routes"].append({**_default_route(version, subnet, table), "src": address})
+        sections["routes"].append({**default_route(version, subnet, table), "src": address})
         sections["addresses"].append({"family": FAMILY[version], "address": address, "dev": subnet.backend.device})
     return sections
 
@@ -85,7 +89,8 @@ def _guarded(numbers: Numbers, match: Mapping[str, Any], table: int) -> list[dic
     ]
 
 
-def _default_route(version: int, subnet: SharedSubnet, table: int) -> dict[str, Any]:
+def default_route(version: int, subnet: SharedSubnet, table: int) -> dict[str, Any]:
+    """Return the route to a proxy in one of the tables."""
     return {
         "family": FAMILY[version],
         "table": table,

@@ -58,7 +58,7 @@ FAULTS = [
     ({"priority": True}, "l4proxy_numbers of b: priority True is not a whole number"),
     *(({"mark_mask": mask}, f"l4proxy_numbers of b: mark_mask {mask:#x} is not one run of bits")
       for mask in (0, 0x5, 0xFF00FF, 0x1FF << 32, -1)),
-    *(({"table_base": base}, f"l4proxy_numbers of b: table_base {base} uses the routing tables {base} to {base + 555}")
+    *(({"table_base": base}, f"l4proxy_numbers of b: table_base {base} uses the routing tables {base} to {base + 855}")
       for base in (0, 1, 255, 2**32 - 555)),
     *(({"priority": value}, f"l4proxy_numbers of b: priority {value} leaves no room for a lookup rule and its guard")
       for value in (0, 32765, 32766)),
@@ -72,6 +72,6 @@ def test_a_bad_value_is_refused(value, expected):
 
 
 def test_the_bounds_themselves_are_accepted_and_all_faults_reported_together():
-    for value in ({"table_base": 256}, {"table_base": 2**32 - 556}, {"priority": 1}, {"priority": 32764}):
+    for value in ({"table_base": 256}, {"table_base": 2**32 - 856}, {"priority": 1}, {"priority": 32764}):
         assert return_path(seen_from("b", value), "b")["rules"], value
     assert len(errors(read, "b", {"mark_mask": 5, "table_base": 200, "priority": 0})) == 3

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._reachability import subnets_of_host
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import describe_strategy, return_path
 
 from tests.unit.tables import rows
 
-from .fleet_data import WEB, errors, facts, fleet, hostvars, two_links
+from .fleet_data import BOTH, FAST, WEB, errors, facts, fleet, hostvars, two_links
 
 
 def test_with_strategy_mark_each_proxy_has_a_mark_a_table_and_guarded_rules():
@@ -207,3 +208,65 @@ def test_a_retiring_address_is_not_used_to_reach_the_backend():
     old = {"addresses": [{"family": "ipv6", "address": "2001:db8::9", "dev": "eth0", "retiring": True}]}
     seen = fleet("b", variables=hostvars(b={"ansible_facts": found}), known={"return_path": old})
     assert str(subnets_of_host(seen, "a", "b")[6].backend.address) == "2001:db8::21"
+
+
+# --- services that the kernel forwards
+
+FAST_DNS = {**FAST, "name": "dns", "protocol": "udp", "listen": ["198.18.0.100:53"], "backends": ["b:53"]}
+ALONE = {**FAST, "name": "alone", "listen": ["198.18.0.102:443"], "backends": ["b:9443"], "proxies": ["a"]}
+A3 = {"proxies": ["a", "a2", "d"]}
+
+
+def test_ports_of_kernel_services_follow_the_last_sender_and_have_a_table_that_may_move():
+    plain = return_path(fleet("b", [WEB], **BOTH), "b")
+    document = return_path(fleet("b", [WEB, FAST, FAST_DNS, ALONE], **BOTH), "b")
+    assert [mark.pop("last_sender") for mark in document["marks"]] == [["tcp/8443", "udp/53"]] * 2
+    assert document["marks"] == plain["marks"]
+    added = {key: [one for one in document[key] if one not in plain[key]] for key in ("rules", "routes")}
+    ports = {
+        (rule["family"], rule["fwmark"], rule["ip_proto"], rule["sport"], rule["table"]) for rule in added["rules"]
+    }
+    expected = {("ipv4", "tcp", 8443), ("ipv6", "tcp", 8443), ("ipv4", "udp", 53)}
+    assert ports == {(family, number, *port, 20700 + number) for number in (11, 12) for family, *port in expected}
+    assert {rule["priority"] for rule in added["rules"]} == {1099}
+    assert [(route["table"], route["via"], route["dev"], route["fallback"]) for route in added["routes"]] == [
+        (20711, "198.18.0.11", "eth0", ["198.18.0.12"]), (20711, "2001:db8::11", "eth0", ["2001:db8::12"]),
+        (20712, "198.18.0.12", "eth0", ["198.18.0.11"]), (20712, "2001:db8::12", "eth0", ["2001:db8::11"]),
+    ]  # fmt: skip
+    documents.load(document)
+
+
+def test_without_a_second_proxy_no_port_follows_its_last_sender():
+    as_forwarder = {key: value for key, value in FAST.items() if key != "datapath"}
+    assert return_path(fleet("b", [FAST]), "b") == return_path(fleet("b", [as_forwarder]), "b")
+
+
+def test_without_conntrack_the_mark_stays_and_only_the_route_may_move():
+    document = return_path(fleet("b", [FAST], hostvars(b=ACCEPT), **BOTH), "b")
+    assert [(mark["conntrack"], mark["last_sender"]) for mark in document["marks"]] == [(False, ["tcp/8443"])] * 2
+    assert {rule["table"] for rule in document["rules"] if rule["priority"] == 1099} == {20711, 20712}
+
+
+def test_a_table_moves_only_to_proxies_that_have_all_of_its_services():
+    other = {**FAST, "name": "other", "listen": ["198.18.0.102:443"], "backends": ["b:9443"], "proxies": ["a", "d"]}
+    seen = fleet("b", [{**FAST, "proxies": ["a", "a2"]}, other], **A3, backends=["b", "c"])
+    document = return_path(seen, "b")
+    assert {mark["name"]: mark["last_sender"] for mark in document["marks"]} == {
+        "a": ["tcp/8443", "tcp/9443"], "a2": ["tcp/8443"], "d": ["tcp/9443"]
+    }  # fmt: skip
+    moving = {
+        (one["via"], *one["fallback"]) for one in document["routes"] if one.get("fallback") and ":" not in one["via"]
+    }
+    assert moving == {("198.18.0.12", "198.18.0.11"), ("198.18.0.23", "198.18.0.11")}
+    (note,) = describe_strategy(seen, "b")["notes"]
+    assert note == (
+        "the services fast, other of b have different proxies: if a fails, replies of their open connections are lost "
+        "until the client sends something; give them the same proxies, so that any of these can take over"
+    )
+
+
+def test_strategy_address_is_refused_for_a_kernel_service_of_two_proxies():
+    (found,) = errors(return_path, fleet("b", [FAST], hostvars(b=ADDRESS), **BOTH), "b")
+    assert "a connection could not outlive its proxy" in found
+    document = return_path(fleet("b", [{**FAST, "proxies": ["a"]}], hostvars(b=ADDRESS), **BOTH), "b")
+    assert {rule["priority"] for rule in document["rules"]} == {1100, 1101}
