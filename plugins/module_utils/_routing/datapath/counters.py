@@ -28,7 +28,7 @@ from .table import GETOBJ, NETLINK_NETFILTER, NFT_OBJECT_COUNTER, dump, text
 NFTA_OBJ_NAME, NFTA_OBJ_TYPE, NFTA_OBJ_DATA, NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS = 2, 3, 4, 1, 2
 # Of all services: packets that are dropped.
 COMMON = (
-    *("flood", "backend_invalid", "backend_unasked"),
+    *("flood", "unasked"),
     *(f"{cause}_{family}" for cause in ("invalid", "strangers") for family in FAMILIES),
 )
 Counts = Mapping[str, tuple[int, int]]

@@ -5,24 +5,31 @@
 """The nft table of kernel services: from their values and states to a Table. Pure.
 
     syn_bound (raw)        a SYN to a service: within the service's bound and that of all services, or dropped
-    bypass (mangle)        packets of translated connections from a backend, and ICMP errors about them: count, mark
-                           other packets from a served backend: mark, unless this host has a socket for them
-                           packets to a service that conntrack finds invalid: drop, or this host would reset them
+    bypass (mangle)        our bits of the connection's mark are all set -> set them in the packet's mark
+                           conntrack finds a packet to a service invalid: drop, or this host would answer with RST
+                           from a served backend, without such a connection -> unknown
+    unknown                not if this host has a socket for it: set the bits in both marks
     dispatch (nat)         ADDRESS . PROTOCOL . PORT -> service_X
     service_X              not if this host has a socket bound to that address; lists, bounds, limits -> buckets_X
     buckets_X              hash of the client -> to_X_BACKEND; refuses if no backend serves
-    to_X_BACKEND           count a new connection, translate it
-    forward (filter)       marked -> from_backend; translated connections to a backend: count, accept
+    to_X_BACKEND           count a new connection, set the bits in both marks, translate the destination
+    forward (filter)       our connections: count by backend, accept; of those that a backend begins here, no SYN
+                           invalid packets of a backend -> as_X
                            everything else of the families in ``strangers``: drop
-    from_backend           packets without a connection: no SYN, and others within a bound
-    reverse (nat)          new connection from a served backend's port: translate its source to the service's address
+    as_X                   translate the source of a single packet
+    reverse (nat)          a connection that begins here with a packet of a served backend: translate the source
 
-Here X is PROTOCOL-ADDRESS-PORT, with ``_`` for colons. Only new connections reach the nat chains. A connection that is
-known costs one look-up in ``bypass`` and at most one in ``forward``; both count it.
+Here X is PROTOCOL-ADDRESS-PORT, with ``_`` for colons. Only the first packet of a connection reaches the nat chains.
+All others cost one look-up, in forward, which counts them as well.
 
-The mark (all bits of the mask) makes the rule before local delivery send packets to the main table. A retiring service
-has no rules in syn_bound and dispatch. It may have the address of a service that stays: then it lists the backends that
-this has lost. What a live service and a retiring one both have is the live one's.
+The packet's mark takes both directions past the rules of local delivery, which are for the forwarder's sockets: replies
+themselves, and clients' packets when the kernel validates their source, with src_valid_mark. For that it looks up the
+reply's route.
+
+Conntrack finds a FIN or RST of a connection invalid that another proxy began. It would never reach the client.
+
+A retiring service has no rules in syn_bound and dispatch. It may have the address of a service that stays: then it
+lists the backends that this has lost. What a live service and a retiring one both have is the live one's.
 """
 
 from __future__ import annotations
@@ -52,7 +59,6 @@ ICMP = {"ipv4": "icmp", "ipv6": "ipv6-icmp"}
 # A client is an address or, of IPv6, a /64.
 CLIENT = {"ipv4": "ip saddr", "ipv6": "ip6 saddr & ffff:ffff:ffff:ffff::"}
 REFUSE = {"tcp": "reject with tcp reset", "udp": "reject with icmpx port-unreachable"}
-TRANSLATED = "ct status snat,dnat"
 SYN = "tcp flags & (fin|syn|rst|ack) == syn"
 NO_SYN = "tcp flags & syn == 0"
 # Clients in one set; when it is full, further clients are not limited.
@@ -212,9 +218,9 @@ class _Renderer:
         self._table.chains[f"buckets_{name_of(service)}"] = Chain(rules=[self._buckets(service, serving)])
         for server in service.servers:
             target = f"[{server.address}]" if service.family == "ipv6" else server.address
-            counted = self._count(counter_name("new", service, server))
+            counted = f"meta l4proto {service.protocol} {self._count(counter_name('new', service, server))}"
             translation = f"dnat {IP[service.family]} to {target}:{server.port}"
-            self._add(_to(service, server.name), f"meta l4proto {service.protocol}", counted, translation)
+            self._add(_to(service, server.name), counted, self._set("ct"), self._set("meta"), translation)
 
     def _add_limits(self, chain: str, service: KernelService) -> None:
         """A connection that begins without a SYN is older than this host's entry: it is counted, and not refused."""
@@ -260,51 +266,61 @@ class _Renderer:
     # -- packets of connections --------------------------------------------------------------------------------------
 
     def _bypass(self) -> None:
-        self._add("bypass", TRANSLATED, "goto translated")
+        self._add("bypass", f"{self._is_set('ct')} {self._set('meta')} accept")
         self._add("bypass", "ct state invalid goto invalid")
         for family in _families(self._services):
-            mine = [service for service in self._services if service.family == family]
             source, destination = _endpoint(family, "s"), _endpoint(family, "d")
             served = _set(" . ".join(map(str, key)) for key in self._served(family))
-            self._add("translated", self._count_by("out", family, "s"), self._set_mark(), "accept")
-            for direction in ("original", "reply"):
-                about = f"ct {direction} {IP[family]} daddr {_set(sorted({service.address for service in mine}))}"
-                related = f"meta l4proto {ICMP[family]} ct state related"
-                self._add("translated", related, about, self._set_mark(), "accept")
             self._add("bypass", f"{source} {served} goto unknown")
             self._add("invalid", f"{source} {served} goto unknown")
-            # This host would answer with RST, and end a connection that is alive.
-            ours = f"{destination} {_set(sorted({_address(service) for service in mine}))}"
-            self._add("invalid", ours, "socket wildcard 0 accept")
-            self._add("invalid", ours, self._count(f"invalid_{family}"), "drop")
+            mine = {_address(service) for service in self._services if service.family == family}
+            self._add("invalid", f"{destination} {_set(sorted(mine))} socket wildcard 0 accept")
+            self._add("invalid", f"{destination} {_set(sorted(mine))} {self._count(f'invalid_{family}')} drop")
         # Answers to health checks, from a client's address or from one of this host.
         self._add("unknown", "socket transparent 1 accept")
         self._add("unknown", "fib daddr type local accept")
-        self._add("unknown", self._set_mark())
+        self._add("unknown", self._set("meta"))
+        self._add("unknown", f"ct state new {self._set('ct')}")
 
     def _forward(self, strangers: frozenset[str]) -> None:
-        self._add("forward", f"{self._marked()} goto from_backend")
-        for family in _families(self._services):
-            self._add("forward", TRANSLATED, self._count_by("in", family, "d"), "accept")
+        self._add("forward", f"{self._is_set('ct')} jump connection")
+        self._add("forward", f"{self._is_set('meta')} ct state invalid jump single")
         for family in sorted(strangers):
-            self._add("forward", f"meta nfproto {family}", self._count(f"strangers_{family}"), "drop")
-        unasked = self._count("backend_unasked")
-        self._add("from_backend", "ct state established,related accept")
-        self._add("from_backend", "ct state invalid", self._count("backend_invalid"), "drop")
-        self._add("from_backend", "tcp flags & (syn|ack) == syn", unasked, "drop")
-        self._add("from_backend", f"udp dport < {CLIENT_PORTS}", unasked, "drop")
-        self._add("from_backend", _limit_over(self._bounds), unasked, "drop")
+            self._add("forward", f"meta nfproto {family} {self._count(f'strangers_{family}')} drop")
+        families = _families(self._services)
+        inwards = [f"{self._count_by('in', family, 'd')} accept" for family in families]
+        outwards = [f"{self._count_by('out', family, 's')} accept" for family in families]
+        # A connection that began here with a packet of the backend has the directions the other way round.
+        unasked = self._count("unasked")
+        rules = {
+            "connection": ["ct direction original jump original", *outwards, *inwards],
+            "original": [*inwards, "ct state new jump begun_by_backend", *outwards],
+            "begun_by_backend": [
+                f"tcp flags & (syn|ack) == syn {unasked} drop",
+                f"udp dport < {CLIENT_PORTS} {unasked} drop",
+                f"{_limit_over(self._bounds)} {unasked} drop",
+            ],
+        }
+        icmp = "meta l4proto { icmp, ipv6-icmp } ct state related accept"
+        for chain, texts in rules.items():
+            for text in texts:
+                self._add(chain, text)
+        self._add("connection", icmp)
+        for family in families:
+            verdicts = {key: f"as_{name_of(service)}" for key, (service, _) in self._served(family).items()}
+            texts = [f"{' . '.join(map(str, key))} : goto {chain}" for key, chain in verdicts.items()]
+            self._add("single", f"tcp flags & (syn|ack) != syn {_endpoint(family, 's')} vmap {_set(texts)}")
+        for service in self._services:
+            rewrite = f"{IP[service.family]} saddr set {service.address} {service.protocol} sport set {service.port}"
+            self._table.chains[f"as_{name_of(service)}"] = Chain(rules=[f"{rewrite} accept"])
 
-    def _marked(self) -> str:
-        return (
-            f"meta mark {self._bits:#x}" if self._mask == MAX_U32 else f"meta mark & {self._mask:#x} == {self._bits:#x}"
-        )
+    def _is_set(self, subject: str) -> str:
+        """Whether all our bits of the packet's (``meta``) or the connection's (``ct``) mark are set."""
+        return f"{subject} mark {'' if self._mask == MAX_U32 else f'& {self._mask:#x} '}== {self._bits:#x}"
 
-    def _set_mark(self) -> str:
-        others = MAX_U32 & ~self._mask
-        return (
-            f"meta mark set meta mark & {others:#x} | {self._bits:#x}" if others else f"meta mark set {self._bits:#x}"
-        )
+    def _set(self, subject: str) -> str:
+        others = "" if self._mask == MAX_U32 else f"{subject} mark & {MAX_U32 & ~self._mask:#x} | "
+        return f"{subject} mark set {others}{self._bits:#x}"
 
 
 def _limit_over(bounds: tuple[int, int]) -> str:
