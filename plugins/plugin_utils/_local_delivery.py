@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.service_schema import (
+    OWNER as KERNEL_DATAPATH,
+)
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._datapath import Datapaths
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError, collect
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import (
@@ -67,7 +71,18 @@ def local_delivery(fleet: Fleet, proxy: str, method: str = AUTO, mark_engine: st
     ]
     # A proxy that routes one packet of a backend would redirect it to the router from then on.
     sections["sysctls"] = conf_sysctls(4, devices, "send_redirects")
+    if chosen == RULES and _forwards(fleet, proxy):
+        # The source of a client's packet to a backend is validated by the route of the reply, which a rule would take
+        # to this host. The mark of the kernel datapath makes it take the route of the packet that really comes.
+        sections["sysctls"] += conf_sysctls(4, (), SRC_VALID_MARK[1:], "1")
     return state_document("local_delivery", PROTOCOL_LOCAL_DELIVERY, sections, mark_engine)
+
+
+def _forwards(fleet: Fleet, proxy: str) -> bool:
+    """Return whether the proxy's kernel forwards a service, or has connections of one that it has forwarded."""
+    datapaths = Datapaths(fleet)
+    stored = fleet.known.get(KERNEL_DATAPATH) or {}
+    return bool(stored.get("services")) or any(map(datapaths.in_kernel, fleet.services_of_proxy(proxy)))
 
 
 def _sources(fleet: Fleet, proxy: str, errors: list[str]) -> list[Source]:

@@ -49,6 +49,21 @@ def test_socket_mark_has_one_mark_and_a_rule_per_family():
     assert document["mark_engine"] == "iptables"
 
 
+@pytest.mark.parametrize(
+    ("options", "method", "stored", "expected"),
+    [
+        ({}, "rules", [], False),
+        ({"datapath": "kernel"}, "rules", [], True),
+        ({}, "rules", [{"name": "web", "retiring": True}], True),
+        ({"datapath": "kernel"}, "socket_mark", [], False),
+    ],
+)
+def test_rules_beside_the_kernel_datapath_need_marks_in_source_validation(options, method, stored, expected):
+    host = fleet("a", [{**WEB, **options}], known={"kernel_datapath": {"services": stored}})
+    values = {one["name"]: one["value"] for one in local_delivery(host, "a", method)["sysctls"]}
+    assert values.get("net.ipv4.conf.all.src_valid_mark") == ("1" if expected else None)
+
+
 ROUTER = {"net.ipv4.ip_forward": "1", "net.ipv4.conf.all.src_valid_mark": "0"}
 VPN = {"net.ipv4.ip_forward": "1", "net.ipv4.conf.wg0.src_valid_mark": "1"}
 CHOICES = [
