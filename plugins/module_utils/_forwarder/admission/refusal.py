@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 # Why a session is ended whose service, listener or backend left the config: for the log.
 SERVICE, LISTENER, BACKEND = "service removed", "listener removed", "backend removed"
+TO_KERNEL = "the kernel forwards the service"  # a UDP session, whose next datagram the kernel forwards
 BACKEND_DOWN = "backend down"  # the same, of a session whose backend the health checks have found down
 
 

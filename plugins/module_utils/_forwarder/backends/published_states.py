@@ -33,6 +33,7 @@ SCHEMA = 1
 NAME = "backends.json"  # in the runtime directory
 UP, OUT, DOWN_WORD = "up", "out", "down"
 RETRY = 1.0  # seconds until the next attempt to write the file
+LOOK = 1.0  # seconds between two looks whether the file is still the one that was written
 _WORDS = {UNKNOWN: UP, HEALTHY: UP, BROKEN: OUT, DOWN: DOWN_WORD}
 
 
@@ -45,19 +46,24 @@ class PublishedStates:
         self._path = path
         self._log = log
         self._published = _read(path)
+        self._file = _identity(path)
         self._epoch = -1
         self._due = 0.0  # when the states may change by the clock
+        self._next_look = 0.0
         self._failed = False
 
     def publish(self, now: float) -> None:
         """Write the file if a state has changed; ``now`` is in monotonic seconds."""
         cells = self._region.cells
         epoch = cells[EPOCH_HEALTH] + cells[EPOCH_ADMIN]
-        if epoch == self._epoch and now < self._due:
+        lost = bool(self._services) and now >= self._next_look and self._file != _identity(self._path)
+        if now >= self._next_look:
+            self._next_look = now + LOOK
+        if epoch == self._epoch and now < self._due and not lost:
             return
         self._epoch, self._due = epoch, float("inf")
         states = {service.name: self._of_service(service, now) for service in self._services}
-        if states == self._published:
+        if states == self._published and not lost:
             return
         try:
             _write(self._path, states)
@@ -67,7 +73,7 @@ class PublishedStates:
                 self._log.event("states not published", level="error", path=self._path, reason=str(error))
             self._failed = True
             return
-        self._published, self._failed = states, False
+        self._published, self._failed, self._file = states, False, _identity(self._path)
 
     def _of_service(self, service: Service, now: float) -> dict[str, Any]:
         found: dict[str, dict[str, str]] = {backend.name: {} for backend in service.backends}
@@ -139,6 +145,15 @@ def _read(path: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
     return {name: said for name, said in services if isinstance(said, dict)}
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return what tells a file from one that has replaced it, None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _write(path: str, services: dict[str, Any]) -> None:

@@ -143,6 +143,12 @@ def published_states(generation, log) -> PublishedStates:
     return PublishedStates(generation.config, generation.region, path, log)
 
 
+def publish_states(generation, log, now):
+    """Publish them in this process, if a generation has kernel services."""
+    if any(service.in_kernel for service in generation.config.services):
+        published_states(generation, log).publish(now)
+
+
 def _spawn(name, inherited, others, run) -> tuple[int, Channel]:
     """Fork; return (pid, channel) of the new process, which exits with the result of ``run(its channel)``."""
     ours, theirs = pair()

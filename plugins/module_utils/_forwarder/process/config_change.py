@@ -92,7 +92,7 @@ class Change:
         for old, heir in replaced:
             heir.follow(old)
         tcp_change.use(worker.tcp, new.acceptors, replaced)
-        udp_change.use(worker.udp, new.udp_listeners)
+        udp_change.use(worker.udp, new.udp_listeners, in_kernel(self._config))
         for runtime in before.runtimes.values():
             runtime.close()
         self._settle_limits()
@@ -143,6 +143,11 @@ class Generation:
     deadlines: list[tuple[ServiceRuntime, float]]
 
 
+def in_kernel(config: Config) -> set[str]:
+    """Return the names of the services that the kernel forwards."""
+    return {service.name for service in config.services if service.in_kernel}
+
+
 class Earlier:
     """The earlier generations in whose regions a worker still counts sessions."""
 
@@ -152,9 +157,18 @@ class Earlier:
         self._looks = False  # whether a timer will look()
 
     def add(self, number: int, config: Config, region: Region, runtimes) -> None:
-        """Give the sessions that stay with these runtimes of ``config`` their deadline."""
-        now = self._worker.loop.now()
-        deadlines = [(one, now + config.removal_timeout(one.service)) for one in runtimes if one.counters.open()]
+        """Give the sessions that stay with these runtimes of ``config`` their deadline.
+
+        Those of a service that the kernel forwards from now on have none, as long as it is in the config.
+        """
+        now, kept = self._worker.loop.now(), in_kernel(self._worker.config)
+
+        def deadline(runtime):
+            return float("inf") if runtime.service.name in kept else now + config.removal_timeout(runtime.service)
+
+        for generation in self._generations:
+            generation.deadlines = [(one, min(end, deadline(one))) for one, end in generation.deadlines]
+        deadlines = [(one, deadline(one)) for one in runtimes if one.counters.open()]
         self._generations.append(Generation(number, region, deadlines))
 
     def services(self) -> list[Service]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ..admin.snapshot import Snapshot
 from ..counters.overrides import Overrides
 from . import listeners
-from .children import CHECKER, WORKER, published_states
+from .children import CHECKER, WORKER, publish_states
 from .generation import Generations
 from .log_settings import LogSettings
 from .old_generations import OldGenerations
@@ -81,14 +81,10 @@ class Control:
         for region in self._generations.regions():
             self.overrides.publish(region)
         live = self._generations.live
-        if live and live.config and any(service.in_kernel for service in live.config.services):
-            self._publish_states(live)
-
-    def _publish_states(self, live):
-        """Wake the checker, which tells the keeper. While there is none, only operators can change a state."""
         checkers = [child for child in self._pool.of(live.number) if child.role == CHECKER]
-        if not any(child.channel.send({"overrides": True}) for child in checkers):
-            published_states(live, self.log).publish(self._loop.now())
+        # The checker tells the keeper. While there is none, nobody else can change the state of a backend.
+        if not any(child.channel.send({"overrides": True}) for child in checkers) and live.config:
+            publish_states(live, self.log, self._loop.now())
 
     def save(self, then: Then):
         """Save the overrides; call ``then`` with None when they are, or else with the reason, one sentence."""

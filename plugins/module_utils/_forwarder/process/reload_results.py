@@ -65,6 +65,7 @@ class ReloadResults:
             workers=live.slots,
             in_place=in_place,
             listeners=sorted(listeners),
+            in_kernel=[service.name for service in live.config.services if service.in_kernel],
         )
         for name, addresses in own_addresses.absent(live.config.services).items():
             self._log.event("listen address absent", level="warning", service=name, listen=addresses, reason=ABSENT)

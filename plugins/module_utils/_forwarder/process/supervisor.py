@@ -266,6 +266,7 @@ class Supervisor:
         else:
             self._loop.contain(self._saver.restore, candidate)
         self._overrides.publish(candidate.region)
+        children.publish_states(candidate, self._log, self._loop.now())  # before its kernel services lose listeners
         return candidate
 
     def _load_failed(self, errors):

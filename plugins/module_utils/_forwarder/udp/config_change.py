@@ -8,15 +8,17 @@ there; if the backend has another address, a conversation goes on at the old one
 than a late one, unless the two ends are in a conversation: what the client sends next begins a session with a backend
 that is there. So a session that never got an answer, or that was a request and its response, ends at once; but a
 request has ANSWER_TIME for its response. A conversation goes on until it ends or its deadline has come, and its
-listener, if that left as well, is kept until then for it alone.
+listener, if that left as well, is kept until then for it alone. If the kernel forwards the service from now on, all its
+sessions end at once: while this process has a socket for them, the kernel would not forward them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..admission.refusal import BACKEND, LISTENER, SERVICE
+from ..admission.refusal import BACKEND, LISTENER, SERVICE, TO_KERNEL
 from ..loop.poller import READ
 from .eviction import ANSWER_TIME, BRIEF
 from .server import address_tuple
@@ -31,11 +33,14 @@ if TYPE_CHECKING:
 MOST_BATCHES = 64  # of datagrams that are read from a socket before it is closed
 
 
-def use(server: UdpServer, listeners: dict[str, UdpListener]) -> None:
-    """Serve ``listeners`` (by name) instead of the earlier ones, and move the sessions that have a place there."""
+def use(server: UdpServer, listeners: dict[str, UdpListener], in_kernel: Collection[str] = ()) -> None:
+    """Serve ``listeners`` (by name) instead of the earlier ones, and move the sessions that have a place there.
+
+    ``in_kernel`` are the names of services that the kernel forwards from now on, as soon as their sockets are closed.
+    """
     earlier, leaving = server.listeners, server.leaving
     returned = [listener for listener in leaving if listener.name in listeners]
-    for listener in returned:
+    for listener in [*returned, *(listener for listener in earlier.values() if listener.service in in_kernel)]:
         _read_rest(listener)
     for name, listener in listeners.items():
         before = earlier.pop(name, None)
@@ -60,7 +65,9 @@ def use(server: UdpServer, listeners: dict[str, UdpListener]) -> None:
             _end(server, flow, reason(server, flow))
         elif not _is_conversation(flow):
             brief.append(flow)
-    _end_brief(server, brief, now)
+    for flow in [flow for flow in server.table.flows if flow.listener.service in in_kernel]:
+        _end(server, flow, TO_KERNEL)
+    _end_brief(server, [flow for flow in brief if flow.alive], now)
     for listener in returned:
         listener.close()
     server.listen(listeners, [listener for listener in server.leaving if listener not in returned])

@@ -156,6 +156,17 @@ def test_a_broken_file_is_replaced(publish, tmp_path, text):
     assert published.file() == {"web": {}}
 
 
+def test_a_file_that_is_gone_or_replaced_is_written_again(publish):
+    published = publish(kernel(B))
+    published.set(0, health=UP)
+    for spoil in (os.unlink, lambda path: published_states._write(path, {"web": {"b0": "down"}})):
+        spoil(published.path)
+        published.states.publish(NOW + published_states.LOOK / 2)
+        published.states.publish(NOW + published_states.LOOK)
+        assert published.file() == {"web": {"b0": "up"}}
+        published.states._next_look = 0.0
+
+
 def test_what_cannot_be_written_is_logged_once_and_tried_again(publish, tmp_path):
     published = publish(kernel(B))
     published.path = published.states._path = str(tmp_path / "missing" / "backends.json")
