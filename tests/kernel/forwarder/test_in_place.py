@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -19,7 +18,7 @@ import pytest
 from tests.support import processes, tcp, udp
 from tests.support.addresses import FAMILIES, address_of
 from tests.support.forwarding import BACKENDS, Forwarder, build_archive, make_config, make_service
-from tests.support.waiting import FACTOR, eventually
+from tests.support.waiting import eventually
 
 WEB, OLD, DATAGRAMS, RANGE = 8000, 7000, 7001, 6100
 SLICES = [{"first": 41000, "last": 41999}, {"first": 42000, "last": 42999}, None]
@@ -223,91 +222,6 @@ def test_a_stop_in_the_middle_of_a_change_ends_everything(lab, forwarder):
         os.kill(victim, signal.SIGCONT)
         assert forwarder.process.wait(20) == 0
     assert not forwarder.log("defect")
-
-
-def in_kernel(lab, config, *names):
-    """The same config, but the kernel forwards these services."""
-    a, copied = lab["a"], json.loads(json.dumps(config))
-    for service in copied["services"]:
-        listen = {
-            address: [{**one, "address": address} for one in service["listen"][:1]] for address in (a.ipv4, a.ipv6)
-        }
-        service["listen"] = [*listen[a.ipv4], *listen[a.ipv6]]
-        if service["name"] in names:
-            service.update(datapath="kernel", balance="round_robin")
-            service.pop("idle_timeout")
-    return copied
-
-
-def published(forwarder):
-    return json.loads((forwarder.directory / "backends.json").read_text(encoding="utf-8"))["services"]
-
-
-def bound(lab, port, protocol):
-    """Whether a has a socket on its own address and this port, other than those of connections."""
-    flags = "-Htln" if protocol == "tcp" else "-Huan"
-    return lab["a"].run(["ss", flags, f"sport = :{port}"]).stdout.strip() != ""
-
-
-@pytest.mark.ipv4_only
-@pytest.mark.parametrize("way", ["in place", "new processes"])
-def test_a_service_that_the_kernel_forwards_gives_up_its_listeners_and_keeps_its_connections(lab, tmp_path, way):
-    """Back and forth. A UDP session ends at once: a socket of the forwarder would keep its client from the kernel."""
-    before = in_kernel(lab, document(lab))
-    before["services"][1]["drain_timeout"] = 0.3  # it is not of a service that stays
-    after = in_kernel(lab, before, "old", "datagrams")
-    server, archive = tcp.answering(lab, BACKENDS, 9001), build_archive(tmp_path)
-    with server, Forwarder(lab, before, archive=archive) as forwarder, contextlib.ExitStack() as stack:
-        stack.enter_context(udp.serving(lab, 9000, ["b"]))
-        held = Sessions(lab, stack, True)
-        for step in range(2):
-            if way == "new processes":
-                forwarder.change_archive()
-            result = change(forwarder, after)
-            assert (result["ok"], result["in_place"]) == (True, way == "in place"), forwarder.show()
-            named = {"in_kernel": ["old", "datagrams"]}
-            eventually(
-                lambda named=named: forwarder.log("serving")[-1].items() >= named.items(),
-                "it is logged",
-                forwarder.show,
-            )
-            eventually(lambda: not bound(lab, OLD, "tcp"), "the listeners are closed", forwarder.show)
-            eventually(lambda: not bound(lab, DATAGRAMS, "udp"), "the sockets of UDP are closed", forwarder.show)
-            assert tcp.refused(lab, OLD), "without the kernel datapath nobody serves it"
-            assert not tcp.refused(lab, WEB)
-            eventually(
-                lambda: list(published(forwarder)) == ["old", "datagrams"], "states are published", forwarder.show
-            )
-            assert published(forwarder)["old"] == {"b": "up"}
-            time.sleep(0.6)
-            held.assert_tcp_open()
-            ended = [line["ended"] for line in forwarder.log("session")]
-            assert ended == (["the kernel forwards the service"] * 2 if way == "in place" and not step else ended)
-            result = change(forwarder, before)
-            assert (result["ok"], result["in_place"]) == (True, True)
-            assert bound(lab, OLD, "tcp")
-            eventually(lambda: not (forwarder.directory / "backends.json").exists(), "no states", forwarder.show)
-            held.assert_tcp_open()
-    assert not forwarder.log("defect")
-    assert not forwarder.log("sessions of a removal ended")
-
-
-@pytest.mark.ipv4_only
-def test_what_an_operator_says_of_a_kernel_service_is_published_at_once_also_without_a_checker(lab, forwarder):
-    forwarder.configure(in_kernel(lab, document(lab), "old"))
-    assert forwarder.reload().returncode == 0
-    eventually(lambda: len(forwarder.children("l4-checker")) == 1, "the new checker runs", forwarder.show)
-    for checker in (True, False):
-        if not checker:
-            (pid,) = forwarder.children("l4-checker")
-            os.kill(pid, signal.SIGSTOP)
-            os.kill(pid, signal.SIGKILL)
-            eventually(lambda: not forwarder.children("l4-checker"), "it has ended", forwarder.show)
-        for op, word in (("drain", "out"), ("ready", "up")):
-            begun = time.monotonic()
-            forwarder.ask(op, backend="b", service="old")
-            eventually(lambda word=word: published(forwarder)["old"] == {"b": word}, f"b is {word}", forwarder.show)
-            assert time.monotonic() - begun < FACTOR
 
 
 def limited(lab, step, **limits):
