@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import os
 import re
 import subprocess
@@ -24,11 +25,12 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config i
     health_agent,
     health_check,
     health_exchange,
+    kernel_datapath,
     service,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import probe_results
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, schema, service_schema
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _hosts, _services
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _datapath, _hosts, _services
 
 from tests.docs import pages
 from tests.unit.plugins.plugin_utils.fleet_data import hostvars, view
@@ -84,6 +86,15 @@ def test_troubleshooting_has_every_reason_of_a_failed_health_check():
     known = {probe_results.name(number) for number in range(probe_results.CERTIFICATE)}
     assert reasons - known == {"certificate …"}
     assert {text for text in probe_results._TEXTS.values() if not text.startswith("certificate")} <= reasons
+
+
+def test_services_has_every_option_that_the_kernel_datapath_refuses():
+    page = REPOSITORY / "docs" / "docsite" / "rst" / "services.rst"
+    rows = re.findall(r"^   \* - refused\n     - (.*)", pages.section_of(page, "Datapath"), re.MULTILINE)
+    named = {text.partition(":")[0] for row in rows for text in re.findall("``(.+?)``", row)}
+    refused = set(re.findall(r'^ +\("([a-z_.]+)", ', inspect.getsource(kernel_datapath), re.MULTILINE))
+    assert len(refused) > 10
+    assert refused - named == set()
 
 
 @pytest.mark.parametrize("block", PLAYS, ids=str)
@@ -177,6 +188,7 @@ REFERENCE = [
     ("services", "A backend", _services.BACKEND_KEYS, BACKEND),
     ("services", "Balancing", defaults.BALANCES, {}),
     ("services", "Balancing by client address", defaults.HASH_TABLES, {}),
+    ("services", "Datapath", _datapath.DATAPATHS, {}),
     ("services", "Limits", LIMITS, LIMITS),
     ("health", "Keys", HEALTH, HEALTH),
     ("health", "TLS", TLS, TLS),
