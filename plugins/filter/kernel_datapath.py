@@ -41,18 +41,12 @@ _value:
         - Without a service that the kernel forwards, V(null), or a document without objects if an earlier run has
           stored one.
       type: dict
-    before:
-      description:
-        - What to apply before the forwarder loads its config. The same document, and the services that the forwarder is
-          about to take over, so that no client is refused in between.
-      type: dict
     notes:
       description: Which datapath C(auto) has chosen for each service and why, and which connections cannot move.
       type: list
       elements: str
 """
 
-from dataclasses import asdict
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _datapath, _kernel_datapath
@@ -63,8 +57,10 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 @fleet_filter
 def kernel_datapath(fleet: Fleet) -> dict[str, Any]:
     """Derive the document of the host that the fleet is seen from, and the notes on it."""
-    derived = _kernel_datapath.kernel_datapath(fleet, fleet.name)
-    return {**asdict(derived), "notes": _datapath.notes(fleet, fleet.name)}
+    return {
+        "document": _kernel_datapath.kernel_datapath(fleet, fleet.name),
+        "notes": _datapath.notes(fleet, fleet.name),
+    }
 
 
 class FilterModule:

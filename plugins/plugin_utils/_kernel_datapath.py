@@ -8,14 +8,13 @@ Which services these are: _datapath.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.service_schema import MAIN, OWNER
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._datapath import KERNEL, Datapaths
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._datapath import Datapaths
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._forwarder_config import forwarder_config
@@ -28,78 +27,27 @@ SYSCTLS = {"net.netfilter.nf_conntrack_tcp_loose": "1", "net.netfilter.nf_conntr
 SOURCE_HASH = "source_hash"
 
 
-@dataclass(frozen=True)
-class Derived:
-    """The state documents of the kernel datapath of one proxy.
+def kernel_datapath(fleet: Fleet, proxy: str) -> dict[str, Any] | None:
+    """Derive the state document of the kernel datapath of one proxy host.
 
-    :ivar document: what the proxy has to have. Without a kernel service: None, or an empty document if an earlier run
-        has stored one.
-    :ivar before: what it has to have before the forwarder loads its config: the same, and the services that the
-        forwarder is about to take over.
-    """
-
-    document: dict[str, Any] | None = None
-    before: dict[str, Any] | None = None
-
-
-def kernel_datapath(fleet: Fleet, proxy: str) -> Derived:
-    """Derive the state documents of the kernel datapath of one proxy host.
-
+    :returns: the document. Without a kernel service: None, or an empty document if an earlier run has stored one.
     :raises DerivationError: with every fault of the forwarder's config too, because the values come from it.
     """
-    stored = fleet.known.get(OWNER)
     datapaths = Datapaths(fleet)
-    if not stored and not any(datapaths.in_kernel(service) for service in fleet.services_of_proxy(proxy)):
-        return Derived()
+    if not any(datapaths.in_kernel(service) for service in fleet.services_of_proxy(proxy)):
+        return state_document(OWNER, PROTOCOL_KERNEL_DATAPATH, {}) if fleet.known.get(OWNER) else None
     data = config.load(forwarder_config(fleet, proxy, {}))
+    services = [one for service in data.services if service.in_kernel for one in _services(service)]
+    families = sorted({service["family"] for service in services})
     numbers = fleet.numbers(proxy)
-    services = [one for service in data.services if service.datapath == KERNEL for one in _services(service)]
-    if services:
-        _refuse_mark_of_bypass(numbers, proxy, data.proxy_id)
-    leaving = _taken_over(data, services, stored or {})
-    return Derived(_document(numbers, services), _document(numbers, services + leaving))
-
-
-def _document(numbers: Numbers, services: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    families = sorted({str(service["family"]) for service in services})
+    _refuse_mark_of_bypass(numbers, proxy, data.proxy_id)
     sections = {
         "rules": [_bypass(numbers, family) for family in families],
-        "sysctls": [{"name": name, "value": value} for name, value in SYSCTLS.items() if services],
+        "sysctls": [{"name": name, "value": value} for name, value in SYSCTLS.items()],
         "services": services,
         "forwarding": families,
     }
     return state_document(OWNER, PROTOCOL_KERNEL_DATAPATH, sections)
-
-
-def _taken_over(
-    data: config.Config, services: Sequence[Mapping[str, Any]], stored: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Return the services of the stored document that the forwarder serves from now on.
-
-    One whose backends the kernel uses for another service from now on is left out: a backend's port has one service.
-    """
-    listeners = {
-        (service.protocol, listener.family, listener.port, address)
-        for service in data.services
-        for listener in service.listen
-        for address in ([None] if listener.wildcard else [listener.address])
-        if service.datapath != KERNEL
-    }
-    used = {server for service in services for server in _servers(service)}
-    return [
-        dict(service)
-        for service in stored.get("services") or ()
-        if not service.get("retiring")
-        and not used & _servers(service)
-        and any(
-            (service["protocol"], service["family"], service["port"], address) in listeners
-            for address in (service["address"], None)
-        )
-    ]
-
-
-def _servers(service: Mapping[str, Any]) -> set[tuple[Any, ...]]:
-    return {(service["protocol"], backend["address"], backend["port"]) for backend in service["backends"]}
 
 
 def _services(service: Service) -> Iterator[dict[str, Any]]:

@@ -4,22 +4,15 @@
 
 from __future__ import annotations
 
-import pytest
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._kernel_datapath import kernel_datapath
 
-from tests.unit.tables import rows
-
-from .fleet_data import BOTH, FAST, OTHER, WEB, errors, fleet, hostvars
-
-
-def document_of(seen, proxy="a"):
-    return kernel_datapath(seen, proxy).document
+from .fleet_data import BOTH, FAST, WEB, errors, fleet, hostvars
 
 
 def test_a_service_is_one_object_for_each_address_with_the_normalised_values_of_the_config():
     options = {"balance": "source_hash", "on_down": "reset", "allow": ["10.0.0.0/8"], "log": "none"}
     service = {**FAST, **options, "limits": {"connections": 9, "rate_per_client": 0.5}, "proxies": ["a"]}
-    document = document_of(fleet("a", [WEB, service]))
+    document = kernel_datapath(fleet("a", [WEB, service]), "a")
     assert (document["owner"], document["protocol"]) == ("kernel_datapath", 204)
     ipv4, ipv6 = document["services"]
     assert ipv4 == {
@@ -42,13 +35,13 @@ def test_a_service_is_one_object_for_each_address_with_the_normalised_values_of_
     }
     assert (ipv6["address"], ipv6["backends"][0]["address"]) == ("2001:db8::100", "2001:db8::21")
     disabled = {**FAST, "backends": [{"host": "b", "port": 8443, "enabled": False, "priority": 3}, "c:8443"]}
-    first = document_of(fleet("a", [disabled]))["services"][0]
+    first = kernel_datapath(fleet("a", [disabled]), "a")["services"][0]
     assert (first["balance"], first["backends"][0]["tier"], first["backends"][0]["enabled"]) == ("hash", 3, False)
 
 
 def test_the_document_has_the_families_the_rule_before_local_delivery_and_what_conntrack_needs():
     variables = hostvars(a={"l4proxy_numbers": {"mark_mask": "0xff00", "priority": 2000}})
-    document = document_of(fleet("a", [{**FAST, "listen": ["198.18.0.100:443"]}], variables))
+    document = kernel_datapath(fleet("a", [{**FAST, "listen": ["198.18.0.100:443"]}], variables), "a")
     assert document["forwarding"] == ["ipv4"]
     rule = {"family": "ipv4", "priority": 1999, "fwmark": 0xFF00, "fwmask": 0xFF00, "action": "lookup", "table": 254}
     assert document["rules"] == [rule]
@@ -56,57 +49,24 @@ def test_the_document_has_the_families_the_rule_before_local_delivery_and_what_c
         "net.netfilter.nf_conntrack_tcp_loose": "1",
         "net.netfilter.nf_conntrack_acct": "1",
     }
-    assert document_of(fleet("a", [FAST]))["forwarding"] == ["ipv4", "ipv6"]
+    assert kernel_datapath(fleet("a", [FAST]), "a")["forwarding"] == ["ipv4", "ipv6"]
 
 
 def test_without_a_kernel_service_there_is_no_document_or_an_empty_one_in_place_of_an_earlier_one():
     other = {**FAST, "proxies": ["a2"]}
-    assert document_of(fleet("a", [WEB, other], **BOTH)) is None
-    document = document_of(fleet("a", [WEB], known={"kernel_datapath": {"services": []}}))
+    assert kernel_datapath(fleet("a", [WEB, other], **BOTH), "a") is None
+    document = kernel_datapath(fleet("a", [WEB], known={"kernel_datapath": {"services": []}}), "a")
     assert document["owner"] == "kernel_datapath"
     assert not document["rules"] + document["sysctls"]
     assert "services" not in document
 
 
-TAKEN_OVER = [
-    ("at the same address", {}, True),
-    ("at every address", {"listen": ["0.0.0.0:443", "[::]:443"], "backends": ["b:8443"]}, True),
-    ("at another address", {"listen": ["198.18.0.101:443", "[2001:db8::101]:443"]}, False),
-    ("at another port", {"listen": ["198.18.0.100:444"]}, False),
-    ("with another protocol", {"protocol": "udp"}, False),
-    ("still in the kernel", {"datapath": "kernel"}, False),
-]
-
-
-@pytest.mark.parametrize(("change", "expected"), **rows(TAKEN_OVER))
-def test_a_service_stays_in_the_kernel_until_the_forwarder_has_taken_it_over(change, expected):
-    earlier = document_of(fleet("a", [FAST, {**FAST, "name": "gone", "listen": ["198.18.0.9:1"], "backends": ["d:1"]}]))
-    services = [
-        {**FAST, "datapath": "forwarder", **change},
-        {**OTHER, "listen": ["198.18.0.101:9"], "backends": ["d:9"]},
-    ]
-    found = kernel_datapath(fleet("a", services, known={"kernel_datapath": earlier}), "a")
-    more = [one["name"] for one in found.before["services"] if one not in found.document["services"]]
-    assert more == (["fast", "fast"] if expected else [])
-    for one in earlier["services"]:
-        one["retiring"] = True
-    again = kernel_datapath(fleet("a", services, known={"kernel_datapath": earlier}), "a")
-    assert again.before == again.document, "what retires already was taken over by an earlier run"
-
-
-def test_a_service_that_the_forwarder_takes_over_leaves_its_backends_to_another_one_at_once():
-    earlier = document_of(fleet("a", [FAST]))
-    services = [{**FAST, "datapath": "forwarder", "backends": ["d:8443"]}, OTHER]
-    found = kernel_datapath(fleet("a", services, known={"kernel_datapath": earlier}), "a")
-    assert [(one["name"], one["family"]) for one in found.before["services"]] == [("other", "ipv4"), ("fast", "ipv6")]
-
-
 def test_both_proxies_have_the_same_services_except_for_addresses_of_their_own():
-    first, second = (document_of(fleet(name, [FAST], **BOTH), name) for name in ("a", "a2"))
+    first, second = (kernel_datapath(fleet(name, [FAST], **BOTH), name) for name in ("a", "a2"))
     assert first == second
 
 
 def test_the_id_that_has_all_bits_of_the_mark_is_refused():
     (found,) = errors(kernel_datapath, fleet("a", [FAST], hostvars(a={"l4proxy_id": 255})), "a")
     assert found.startswith("proxy a has id 255, whose mark 0xff is that of replies which the kernel forwards; set a")
-    assert document_of(fleet("a", [FAST], hostvars(a={"l4proxy_id": 254})))
+    assert kernel_datapath(fleet("a", [FAST], hostvars(a={"l4proxy_id": 254})), "a")
