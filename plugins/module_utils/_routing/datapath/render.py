@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from ipaddress import collapse_addresses, ip_network
 
 from ..._shared.client_hash import SEED
 from ..document.kernel_service import KernelService, Server
@@ -208,10 +209,12 @@ class _Renderer:
         chain = f"service_{name_of(service)}"
         source = f"{IP[service.family]} saddr"
         self._add(chain, "socket wildcard 0 accept")
-        if service.allow:
-            self._add(chain, f"{source} != {_set(sorted(service.allow))}", self._refuse("denied", service))
-        if service.deny:
-            self._add(chain, f"{source} {_set(sorted(service.deny))}", self._refuse("denied", service))
+        for prefixes, relation in ((service.allow, "!= "), (service.deny, "")):
+            mine = _networks(prefixes, service.family)
+            if mine:
+                self._add(chain, f"{source} {relation}{_set(mine)}", self._refuse("denied", service))
+            elif prefixes and relation:  # nobody of this family is allowed
+                self._add(chain, self._refuse("denied", service))
         self._add(chain, NO_SYN if service.protocol == "tcp" else "", self._drop_flood(service))
         self._add_limits(chain, service)
         self._add(chain, f"goto buckets_{name_of(service)}")
@@ -323,6 +326,13 @@ class _Renderer:
         return f"{subject} mark set {others}{self._bits:#x}"
 
 
+def _networks(prefixes: Iterable[str], family: str) -> list[str]:
+    """Those of a family; networks within another one are left out, because nft refuses them."""
+    networks = [ip_network(prefix, strict=False) for prefix in prefixes]
+    version = {"ipv4": 4, "ipv6": 6}[family]
+    return [str(one) for one in collapse_addresses(one for one in networks if one.version == version)]
+
+
 def _limit_over(bounds: tuple[int, int]) -> str:
     rate, burst = bounds
     return f"limit rate over {rate}/second burst {burst} packets"
@@ -331,7 +341,6 @@ def _limit_over(bounds: tuple[int, int]) -> str:
 def _client_rate(rate: float) -> tuple[str, int]:
     """(limit, seconds until a client has its whole burst again); a limit of nft has a whole number."""
     burst = max(1, int(rate))
-    per, seconds = next(
-        (pair for pair in (("second", 1), ("minute", 60)) if (rate * pair[1]).is_integer()), ("hour", 3600)
-    )
+    units = (("second", 1), ("minute", 60))
+    per, seconds = next((unit for unit in units if float(rate * unit[1]).is_integer()), ("hour", 3600))
     return f"limit rate over {max(1, round(rate * seconds))}/{per} burst {burst} packets", int(burst / rate) + 1
