@@ -85,7 +85,7 @@ class Poller:
         gone.clear()
         events = self._epoll.poll(timeout, MOST_EVENTS)
         for number, mask in events:
-            if number not in gone:
+            if not gone or number not in gone:
                 callback = callbacks[number]
                 try:
                     callback(mask)

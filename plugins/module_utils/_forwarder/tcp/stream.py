@@ -41,7 +41,6 @@ _view = memoryview(_buffer)
 
 _UNUSUAL = ENDED | URGENT
 _WRITE_OR_ERROR = WRITE | ERROR
-_ALL_BUT_WRITE = ~WRITE
 _FLAGS_LAST = MSG_DONTWAIT | MSG_MORE  # for the last bytes before a FIN
 _FLAGS_URGENT = MSG_DONTWAIT | MSG_OOB
 
@@ -54,7 +53,7 @@ class Stream:
         "delay_first",  # whether TCP_NODELAY is still to be set: a socket to a backend does without it at first
         "ended",  # whether its end was read
         "eof",
-        "fast",  # whether nothing but plain bytes is to be considered: see _may_be_fast()
+        "fast",  # the event mask that means plain bytes and nothing else to consider; 0: none does, see _may_be_fast()
         "flags",  # for send() of what is read here
         "full_reads",  # in a row
         "number",  # file descriptor
@@ -86,16 +85,41 @@ class Stream:
         self.flags = self.pending_flags = MSG_DONTWAIT
         self.sent = self.full_reads = 0
         self.delay_first = delay_first
-        self.check_mark = self.ended = self.fast = self.unread = self.until_empty = self.writable_watched = False
+        self.check_mark = self.ended = self.unread = self.until_empty = self.writable_watched = False
+        self.fast = 0
 
     # -- events ----------------------------------------------------------------------------------------------------
 
     def ready(self, mask):
-        """The poller's callback."""
-        if self.fast and mask & _ALL_BUT_WRITE == READ:
-            self.forward()
-        elif self.peer is not None:  # else the session has ended, and resume() was still due
-            self._ready(mask)
+        """The poller's callback. Plain bytes take the short way: a small request and its answer are two such events."""
+        if mask != self.fast:
+            if self.peer is not None:  # else the session has ended, and resume() was still due
+                self._ready(mask)
+            return
+        try:
+            count = self.sock.recv_into(_buffer, BUFFER_SIZE, MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.relay.stream_failed(self, error.errno)
+            return
+        if not count:
+            self._end()
+        elif count < BUFFER_SIZE:
+            peer = self.peer
+            try:
+                taken = peer.sock.send(_view[:count], MSG_DONTWAIT)
+            except BlockingIOError:
+                taken = 0
+            except OSError as error:
+                self.peer_failed(error.errno)
+                return
+            peer.sent += taken
+            if taken != count:
+                self._keep(_view[taken:count], MSG_DONTWAIT)
+        elif self._send(count, MSG_DONTWAIT):
+            self._buffer_was_full()
+            self._forward_to_mark()
 
     def answered(self, mask):
         """The poller's callback of an attempt that tries several source ports (other_ports.py)."""
@@ -103,13 +127,13 @@ class Stream:
 
     def resume(self, mask):
         """The poller's callback in the turn after this one; an event of that turn may have been read already."""
-        self.fast, self.check_mark = False, True
+        self.fast, self.check_mark = 0, True
         self.ready(mask)
 
     def _ready(self, mask):
         peer = self.peer
         if mask & _UNUSUAL:
-            self.fast = False
+            self.fast = 0
             if mask & ENDED == FIN:  # and no reset, which would discard what waits for the shutdown
                 self.flags = _FLAGS_LAST
             if mask & _UNUSUAL != FIN:
@@ -127,10 +151,10 @@ class Stream:
         if mask & _WRITE_OR_ERROR and (peer.pending is not None or peer.pipe is not None):
             peer.flush()
         if not mask & _UNUSUAL and self._may_be_fast(peer):
-            self.fast, self.check_mark = True, False
+            self.fast, self.check_mark = READ | WRITE if self.writable_watched else READ, False
 
     def _may_be_fast(self, peer):
-        """Whether the fast path applies: nothing held in either direction, no end seen, TCP_NODELAY set on the peer."""
+        """Whether ready() may take the short way: nothing is held, no end was seen, the peer has TCP_NODELAY."""
         if self.peer is None or self.ended or self.until_empty or self.full_reads or peer.delay_first:
             return False
         held = self.pending or self.pipe or peer.pending or peer.pipe
@@ -145,14 +169,12 @@ class Stream:
 
     def forward(self):
         """Forward what has arrived; return whether there was anything (the end counts)."""
-        if not self.fast:
-            if self.full_reads >= FULL_READS and self.pipe is None:
-                bulk.borrow_pipe(self)
-            if self.pipe is not None and bulk.forward(self):
-                return True
-            if self.check_mark:
-                return self._forward_to_mark()
-        peer = self.peer
+        if self.full_reads >= FULL_READS and self.pipe is None:
+            bulk.borrow_pipe(self)
+        if self.pipe is not None and bulk.forward(self):
+            return True
+        if self.check_mark:
+            return self._forward_to_mark()
         for _turn in TURNS:
             try:
                 count = self.sock.recv_into(_buffer, BUFFER_SIZE, MSG_DONTWAIT)
@@ -164,35 +186,42 @@ class Stream:
             if not count:
                 self._end()
                 return True
-            if peer.delay_first and peer.sent:
-                peer.set_nodelay()
-            try:
-                taken = peer.sock.send(_view[:count], self.flags)
-            except BlockingIOError:
-                taken = 0
-            except OSError as error:
-                self.peer_failed(error.errno)
-                return True
-            peer.sent += taken
-            if taken < count:
-                self._keep(_view[taken:count])
+            if not self._send(count, self.flags):
                 return True
             if count < BUFFER_SIZE:
-                if self.fast:
-                    return True
                 self.full_reads = 0
                 if not self.until_empty:
                     if self.flags == _FLAGS_LAST:
                         self._end()
                     return True
             else:
-                self.fast = False
-                self.check_mark = True
-                self.full_reads += 1
+                self._buffer_was_full()
                 if self.full_reads >= FULL_READS:
                     break
                 return self._forward_to_mark()
         self.relay.loop.poller.again(self.resume)
+        return True
+
+    def _buffer_was_full(self):
+        self.fast, self.check_mark = 0, True
+        self.full_reads += 1
+
+    def _send(self, count, flags):
+        """Send the first ``count`` bytes of the buffer to the peer; return whether it took all of them."""
+        peer = self.peer
+        if peer.delay_first and peer.sent:
+            peer.set_nodelay()
+        try:
+            taken = peer.sock.send(_view[:count], flags)
+        except BlockingIOError:
+            taken = 0
+        except OSError as error:
+            self.peer_failed(error.errno)
+            return False
+        peer.sent += taken
+        if taken < count:
+            self._keep(_view[taken:count], flags & ~MSG_MORE)
+            return False
         return True
 
     def _forward_to_mark(self):
@@ -201,7 +230,6 @@ class Stream:
         Used while urgent data may come that no event has announced. Where poll() reports nothing, nothing is read: an
         urgent byte that arrives in between would be taken for a plain one.
         """
-        peer = self.peer
         for turn in TURNS:
             events = events_now(self.number, READ | URGENT)
             if not events:
@@ -216,18 +244,7 @@ class Stream:
             if not count:
                 self._end()
                 return True
-            if peer.delay_first and peer.sent:
-                peer.set_nodelay()
-            try:
-                taken = peer.sock.send(_view[:count], flags)
-            except BlockingIOError:
-                taken = 0
-            except OSError as error:
-                self.peer_failed(error.errno)
-                return True
-            peer.sent += taken
-            if taken < count:
-                self._keep(_view[taken:count], flags)
+            if not self._send(count, flags):
                 return True
             self.full_reads = self.full_reads + 1 if count == BUFFER_SIZE else 0
             if self.full_reads >= FULL_READS:
@@ -246,12 +263,12 @@ class Stream:
 
     # -- a peer that is full ---------------------------------------------------------------------------------------
 
-    def _keep(self, rest, flags=MSG_DONTWAIT):
+    def _keep(self, rest, flags):
         """Keep what the peer did not take; ``flags`` are for sending it once there is room."""
         self.pending = memoryview(bytes(rest))
         self.pending_flags = flags
         self.unread = self.check_mark = True
-        self.fast = False
+        self.fast = 0
         self.peer.watch_writable()
 
     def flush(self):
@@ -286,7 +303,7 @@ class Stream:
 
     def watch_writable(self):
         """Ask the poller to report when this socket has room again."""
-        self.fast = False
+        self.fast = 0
         if not self.writable_watched:
             self.writable_watched = True
             self.relay.loop.poller.watch_writable(self.number)
@@ -295,7 +312,7 @@ class Stream:
 
     def _end(self):
         self.ended = True
-        self.fast = False
+        self.fast = 0
         if self.pipe is not None:
             bulk.return_pipe(self)
         self.relay.handle(self.eof)
@@ -338,5 +355,5 @@ class Stream:
         if self.pipe is not None:
             bulk.return_pipe(self)
         self.sock = self.peer = self.pending = self.relay = None
-        self.fast = False
+        self.fast = 0
         return sock
