@@ -21,16 +21,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.model import Table
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.render import render
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.table import Datapath
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.kernel_service import (
+    KernelService,
+    Server,
+)
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.runner import run
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 from tests.bench import debian13, measure
 from tests.lab import earlier
 from tests.lab.netns import NamespaceLab, stop
 from tests.support.forwarding import AS_DAEMON, Forwarder, make_config
+from tests.support.routing import Engine, local_delivery
 
 HTTP, BULK, HOLD, UDP = 8080, 5201, 9000, 5353
 TCP_PORTS = (HTTP, BULK, HOLD)
 MOST_FILES = 20000
+#: nf_conntrack_max, as the table is told. A service may have 1/128 of it as new connections in a second; of the default
+#: that would be fewer than the works make.
+CONNTRACK = 1 << 22
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SETTLED = 0.5  # seconds without a new process
 
@@ -203,6 +215,37 @@ def _dnat(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
     return Running(None, lambda: host.run(["nft", "delete", "table", "ip", "bench"]))
 
 
+def _kernel(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
+    """The table of the product, and what goes with it on a proxy."""
+    host, target = lab["a2"], lab["b"].ipv4
+    services = [
+        KernelService(f"{protocol}{port}", "ipv4", protocol, host.ipv4, port, (Server("b", target, port),))
+        for protocol, ports in (("tcp", TCP_PORTS), ("udp", [UDP]))
+        for port in ports
+    ]
+    rule = ["fwmark", "0xff/0xff", "lookup", "main", "priority", "1099"]
+
+    def write(table: Table) -> None:
+        with host.inside():
+            datapath = Datapath(run)
+            datapath.write(datapath.read(), table)
+
+    engine = Engine(lab.tmp)
+    engine.apply(host, local_delivery(lab["b"]))
+    host.run(["ip", "rule", "add", *rule])
+    host.sysctl("net.ipv4.conf.all.src_valid_mark", "1")
+    host.sysctl("net.netfilter.nf_conntrack_acct", "1")
+    write(render(services, entries=CONNTRACK, strangers=frozenset({"ipv4"})))
+
+    def undo() -> None:
+        write(render(()))
+        host.sysctl("net.netfilter.nf_conntrack_acct", "0")
+        host.run(["ip", "rule", "del", *rule])
+        engine.remove(host, "local_delivery")
+
+    return Running(None, undo)
+
+
 #: Lines of the global section, and of the defaults.
 HAPROXY_TUNING = (
     "  tune.pipesize 262144\n  tune.bufsize 65536\n",
@@ -233,10 +276,11 @@ PEERS = (
     *_of_release(("", ""), lambda name: [name], Path("/usr/lib/nginx/modules")),
     *_of_release(("-3.0", "-1.26"), debian13.command, debian13.NGINX_MODULES),
 )
-#: The ends of the scale: no proxy, and the kernel's own address translation.
+#: No proxies: the ends of the scale (nothing, and the kernel's own address translation), and our kernel datapath.
 DIRECT = Peer("direct", _nothing, host="b", udp=True, settings="no proxy")
 DNAT = Peer("dnat", _dnat, host="a2", udp=True, settings="nftables, two rules, on a proxy host of its own")
-ENDS = (DIRECT, DNAT)
+KERNEL = Peer("kernel", _kernel, host="a2", udp=True, settings=f"datapath: kernel, nf_conntrack_max {CONNTRACK}")
+ENDS = (DIRECT, DNAT, KERNEL)
 
 
 class BadPeer(ValueError):
