@@ -13,7 +13,8 @@ from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.service_schema import MAIN, OWNER
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import MAIN
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.service_schema import OWNER
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._datapath import Datapaths
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet

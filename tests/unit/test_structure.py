@@ -39,8 +39,8 @@ IMPORTS = {
         "host": {".", "document"},
         "marks": {".", "document", "host"},
         "datapath": {".", "document", "host", "netlink"},
-        "reconcile": {".", "document", "host", "marks", "netlink"},
-        "keeper": {".", "document", "host", "marks", "netlink", "reconcile"},
+        "reconcile": {".", "datapath", "document", "host", "marks", "netlink"},
+        "keeper": {".", "datapath", "document", "host", "marks", "netlink", "reconcile"},
         "doctor": {".", "datapath", "document", "host", "marks", "netlink", "reconcile"},
     },
 }

@@ -120,10 +120,28 @@ def sysctl(value: Sysctl) -> str:
     return f"sysctl {value.name} = {value.value}"
 
 
-def service(value: KernelService) -> str:
+def service(value: KernelService, verb: str = "forward") -> str:
     """``forward 198.18.0.100:80/tcp to b, c, d``"""
+    what = f"{join_endpoint(value.address, value.port)}/{value.protocol}"
     names = ", ".join(server.name for server in value.servers)
-    return f"forward {join_endpoint(value.address, value.port)}/{value.protocol} to {names}"
+    return f"{verb} {'open connections of ' * value.retiring}{what} to {names}"
+
+
+def service_details(value: KernelService) -> str:
+    """The service with all that differs from the defaults."""
+    words = [service(value)]
+    for server in value.servers:
+        words.append(f"{server.name}={join_endpoint(server.address, server.port)}")
+        words += [f"weight={server.weight}"] if server.weight != 1 else []
+        words += [f"tier={server.tier}"] if server.tier else []
+        words += [] if server.enabled else ["disabled"]
+    plain = KernelService("", "", "", "", 0, ())
+    options = ("balance", "on_all_down", "on_down", "allow", "deny", "connections", "connections_per_client")
+    for name in (*options, "rate_per_client", "log"):
+        part = getattr(value, name)
+        if part != getattr(plain, name):
+            words.append(f"{name}={','.join(part) if isinstance(part, tuple) else part}")
+    return " ".join(words)
 
 
 def describe(value: Rule | Route | Mark | Sysctl | Address | KernelService) -> str:

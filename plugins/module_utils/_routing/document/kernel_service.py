@@ -67,7 +67,8 @@ class KernelService:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return (*self.endpoint, self.retiring)
+        """Beside an active service, those that retire at different times may have its address and port."""
+        return (*self.endpoint, self.retiring, self.retire_at or 0)
 
     @property
     def order(self) -> tuple[Any, ...]:

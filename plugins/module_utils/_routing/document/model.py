@@ -32,6 +32,8 @@ SCOPES = ("global", "link", "host")
 # The kernel's metric for an IPv6 route without one: IP6_RT_PRIO_USER in include/net/ip6_route.h.
 DEFAULT_METRIC = {"ipv4": 0, "ipv6": 1024}
 MAX_U32 = 0xFFFFFFFF
+# The number of table main (linux/rtnetlink.h).
+MAIN = 254
 # Sysctls of conntrack: they may not exist before the first mark loads its kernel module.
 OF_CONNTRACK = "net.netfilter.nf_conntrack_"
 # What can hold marks, best first.

@@ -14,6 +14,7 @@ from . import model, service_schema
 from .kernel_service import KernelService
 from .model import (
     FAMILIES,
+    MAIN,
     MARK_ENGINES,
     MAX_U32,
     ROUTE_TYPES,
@@ -44,7 +45,6 @@ from .readers import (
 PRIORITIES = (1, 32765)
 # linux/rtnetlink.h: up to 192 belong to the kernel and to routing daemons.
 PROTOCOLS = (193, 255)
-MAIN = 254
 RESERVED_TABLES = {0: "unspec", 253: "default", MAIN: "main", 255: "local"}
 # IFNAMSIZ is 16 including the terminating zero; the kernel refuses blanks and slashes (dev_valid_name).
 LINK_NAME = re.compile(r"[^\s/:]{1,15}")

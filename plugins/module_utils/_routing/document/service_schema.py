@@ -13,7 +13,7 @@ from typing import Any
 
 from . import model
 from .kernel_service import BALANCES, LOGS, ON_ALL_DOWN, ON_DOWN, PROTOCOLS, KernelService, Server
-from .model import FAMILIES, Rule, Sysctl
+from .model import FAMILIES, MAIN, Rule, Sysctl
 from .readers import (
     COMMON,
     Fields,
@@ -31,7 +31,6 @@ from .readers import (
 
 # The only owner of services: its nft table is one for all.
 OWNER = "kernel_datapath"
-MAIN = 254
 # What switches forwarding on for the whole host.
 SWITCHES = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
 

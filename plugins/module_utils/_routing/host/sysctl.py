@@ -72,23 +72,46 @@ class Sysctls:
         entry = remembered.setdefault(sysctl.name, {"found": self.value(sysctl.name), "owners": {}})
         entry["owners"][owner] = sysctl.value
         self._remember(remembered)
-        self._write(sysctl.name, sysctl.value)
+        self._set(sysctl.name, sysctl.value)
 
     def release(self, owner: str, setting: Setting) -> None:
-        """Release a sysctl; restore its value unless another owner holds it or someone else has changed it."""
-        if setting.restore is not None and self.value(setting.name) is not None:
-            self._write(setting.name, setting.restore)
+        """Release a sysctl; restore its value unless someone else has changed it.
+
+        If another owner holds it, it gets that value: releasing another sysctl may have changed it (``forwarding``).
+        """
         remembered = self._remembered()
-        entry = remembered.get(setting.name)
-        if entry:
-            entry["owners"].pop(owner, None)
-            if not entry["owners"]:
+        values = remembered.get(setting.name, {"owners": {}})["owners"]
+        value = next((theirs for other, theirs in values.items() if other != owner), setting.restore)
+        if value is not None and self.value(setting.name) is not None:
+            self._set(setting.name, value)
+        if setting.name in remembered:
+            values.pop(owner, None)
+            if not values:
                 del remembered[setting.name]
             self._remember(remembered)
 
     def held_by(self, owner: str) -> list[str]:
         """The names of the sysctls that an owner holds."""
         return [name for name, entry in self._remembered().items() if owner in entry["owners"]]
+
+    def before(self, owner: str, name: str) -> str | None:
+        """The value of a sysctl before our first change, None if there is no such sysctl.
+
+        If another owner holds it, the value that this owner has chosen.
+        """
+        entry = self._remembered().get(name)
+        if entry is None:
+            return self.value(name)
+        found: str | None = next((value for other, value in entry["owners"].items() if other != owner), entry["found"])
+        return found
+
+    def links(self, family: str) -> list[str]:
+        """The interfaces with sysctls of a family, as names of sysctls spell them; ``default`` is for future ones."""
+        try:
+            names = os.listdir(file_of(f"net.{family}.conf", self._proc))
+        except FileNotFoundError:
+            return []
+        return sorted(name.replace(".", "/") for name in names if name != "all")
 
     def memory(self) -> str | None:
         """The content of the file, for ``rewind``."""
@@ -97,7 +120,7 @@ class Sysctls:
     def rewind(self, before: Setting, memory: str | None) -> None:
         """Restore a sysctl and the file as they were before."""
         if before.value:
-            self._write(before.name, before.value)
+            self._set(before.name, before.value)
         if memory is None:
             files.remove(self._memory)
         else:
@@ -119,6 +142,11 @@ class Sysctls:
             return sysctl_value(os.read(descriptor, MAX_LENGTH).decode("ascii"))
         finally:
             os.close(descriptor)
+
+    def _set(self, name: str, value: str) -> None:
+        """Write a value that differs: to write all.forwarding again sets every interface, and drops default routes."""
+        if self.value(name) != value:
+            self._write(name, value)
 
     def _write(self, name: str, value: str) -> None:
         with open(file_of(name, self._proc), "w", encoding="ascii") as file:

@@ -22,7 +22,7 @@ from .monitor import Notification
 IPTABLES = ("iptables", "ip6tables", "iptables-restor", "ip6tables-resto", "xtables-nft-mul")
 # A service that was started or reloaded within so many seconds of the change is taken for its cause.
 RECENT = 5.0
-ROUTING, FILTERING = frozenset({"rule", "route", "address"}), frozenset({"marks"})
+ROUTING, FILTERING = frozenset({"rule", "route", "address"}), frozenset({"marks", "services"})
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ..document.model import FAMILIES
 from ..errors import RoutingError
 from ..netlink import route_messages, rule_messages
 from ..netlink.messages import Netlink, attributes
+from ..reconcile import forwarding
 from ..reconcile.host import Host
 from .monitor import NETLINK_NETFILTER, Interest
 from .reconcile_pass import PassResult
@@ -45,7 +46,7 @@ def compute(result: PassResult, host: Host) -> bytes | None:
             # Addresses are parsed, because the message of a leased one has a lifetime that counts down.
             parsed = (kernel.addresses(), macs, [links.get(name) for name in sorted(interest.links)])
             digest.update(repr(parsed).encode())
-        settings = [host.sysctls.read(document.owner, document.sysctls) for document in result.documents.values()]
+        settings = [forwarding.read(document, host.sysctls) for document in result.documents.values()]
     except (RoutingError, OSError):
         return None  # the pass reports the error
     digest.update(repr((settings, generation())).encode())

@@ -13,12 +13,14 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..datapath.model import NAME
 from ..document import store
 from ..document.documents import Document
-from ..document.model import OWNERS
+from ..document.model import MAIN, OWNERS
+from ..document.service_schema import OWNER
 from ..errors import ApplyError, MissingPackage, NotReady, Refused, RoutingError
 from ..marks import iptables, nft
-from ..reconcile import engine
+from ..reconcile import engine, forwarding
 from ..reconcile.engine import Host, Outcome
 from ..reconcile.state import State
 from .monitor import Interest
@@ -150,8 +152,9 @@ def settings_differ(result: PassResult, host: Host) -> bool:
     """Whether a setting differs from its document. The kernel sends no notification of this; a few files are read."""
     # In an incomplete document the setting itself may be what is missing.
     complete = [result.documents[owner] for owner, outcome in result.outcomes.items() if not outcome.missing]
-    wanted = [setting for document in complete for setting in document.sysctls if not setting.retiring]
     try:
+        listed = [setting for document in complete for setting in forwarding.wanted(document, host.sysctls)]
+        wanted = [setting for setting in listed if not setting.retiring]
         return any(host.sysctls.value(setting.name) != setting.value for setting in wanted)
     except OSError:
         return True  # the pass reports the error
@@ -159,17 +162,18 @@ def settings_differ(result: PassResult, host: Host) -> bool:
 
 def _interest(document: Document) -> Interest:
     rules, routes = document.rules, document.routes
-    tables = {rule.table for rule in rules if rule.table is not None} | {route.table for route in routes}
+    tables = {rule.table for rule in rules if rule.table not in (None, MAIN)} | {route.table for route in routes}
     hops = {via for mark in document.marks for via in mark.via} | {route.via for route in routes if route.via}
     links = {route.dev for route in routes if route.dev}
     links |= {address.dev for address in document.addresses if address.dev}
+    tables_of_services = [NAME] if document.owner == OWNER else []
     return Interest(
         protocols=frozenset({document.protocol}),
         tables=frozenset(tables),
         addresses=frozenset(hops),
         links=frozenset(links),
         # The chains of iptables-nft are in nftables' notifications, too.
-        nft_names=frozenset({nft.table_name(document.owner), iptables.prefix(document.owner)}),
+        nft_names=frozenset({nft.table_name(document.owner), iptables.prefix(document.owner), *tables_of_services}),
         # When this host gets such an address, the rule must go; when it loses the address, the rule must return.
         sources=frozenset(rule.src for rule in rules if rule.src),
         # Ours may have to be moved in front of a foreign rule.

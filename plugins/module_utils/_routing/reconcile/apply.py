@@ -7,15 +7,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..document import store as document_store
+from ..document.documents import Document
 from ..errors import ApplyError, RoutingError
 from ..host import files
 from ..marks import selection
 from ..netlink.kernel import NetlinkError, reason
-from . import plan
+from . import live_services, plan
 from .change import Change
 from .host import Host
 from .run import FileChange, Run
@@ -34,7 +35,11 @@ def apply(run: Run, read_again: Callable[[Run], State]) -> None:
 
     ApplyError says which change failed, why, and what was left: nothing, if everything could be undone.
     """
-    if run.options.check or not (run.changes or run.file_change):
+    if run.options.check:
+        return
+    if not run.have.services_current and all(change.kind != "services" for change in run.changes):
+        live_services.write(run.host, replace(run.document, services=run.have.services))
+    if not (run.changes or run.file_change):
         return
     steps = [_step(change, run) for change in run.changes]
     if run.file_change:
@@ -91,6 +96,8 @@ def _step(change: Change, run: Run) -> Step:
         return _route_step(change, kernel, protocol)
     if change.kind == "marks":
         return _marks_step(change, run.host, owner)
+    if change.kind == "services":
+        return _services_step(change, run)
     return _sysctl_step(change, kernel, run.host, owner)
 
 
@@ -125,6 +132,15 @@ def _marks_step(change: Change, host: Host, owner: str) -> Step:
     had = change.before if old == new else ()
     undone = change.after if old == new else ()
     return Step(change.sentence, put(new, change.after, had), put(old, change.before, undone))
+
+
+def _services_step(change: Change, run: Run) -> Step:
+    """Write the table of all services; undoing writes the one before, as its document has it."""
+
+    def put(document: Document, services: Any) -> Callable[[], None]:
+        return lambda: live_services.write(run.host, replace(document, services=services))
+
+    return Step(change.sentence, put(run.document, change.after), put(run.stored or run.document, change.before))
 
 
 def _sysctl_step(change: Change, kernel: Any, host: Host, owner: str) -> Step:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..document import formatting
+from ..document.kernel_service import KernelService
 from ..document.model import Setting, Sysctl
 
 
@@ -17,8 +18,8 @@ from ..document.model import Setting, Sysctl
 class Change:
     """``verb`` is add, remove or replace; ``before`` and ``after`` are the object, None where there is none.
 
-    For kind ``marks`` they are tuples of all marks, and ``engines`` names what holds them before and after; for kind
-    ``sysctl`` before is a Setting and after a Sysctl.
+    For the kinds ``marks`` and ``services`` they are tuples of all of them, and for marks ``engines`` names what holds
+    them before and after; for kind ``sysctl`` before is a Setting and after a Sysctl.
     """
 
     kind: str
@@ -34,7 +35,21 @@ class Change:
         if self.kind == "marks":
             names = ", ".join(f"{mark.name} ({mark.id:#x})" for mark in self.after or self.before) or "none"
             return f"{self.verb} {formatting.mark_set(self.engines[1])}: {names}"
+        if self.kind == "services":
+            return _services_sentence(self.before, self.after)
         return f"{self.verb} {formatting.describe(self.after or self.before)}"
+
+
+def _services_sentence(before: tuple[KernelService, ...], after: tuple[KernelService, ...]) -> str:
+    """What changes; without a difference, the table in the kernel was not as it should be."""
+    # Equal services may differ in whether they retire.
+    old = {(service.retiring, service): service for service in before}
+    new = {(service.retiring, service): service for service in after}
+    added = [service for key, service in new.items() if key not in old]
+    endpoints = {service.endpoint for service in added}
+    gone = [service for key, service in old.items() if key not in new and service.endpoint not in endpoints]
+    parts = [*map(formatting.service, added), *(f"stop {formatting.service(each, 'forwarding')}" for each in gone)]
+    return "; ".join(parts) or "restore the nft table of services"
 
 
 def _sysctl_sentence(before: Setting, after: Sysctl | None) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from ..document import formatting
 from ..document.model import Route
 from ..errors import Refused
-from . import own_sources
+from . import forwarding, own_sources
 from .run import Run
 from .state import Foreign, State
 
@@ -21,6 +21,7 @@ def refuse(run: Run) -> None:
     if run.left_out and not run.options.partial:
         raise Refused(run.left_out)
     errors = conflicts(run.want, run.foreign) + own_sources.unbounded(run)
+    errors += forwarding.conflicts(run.document, run.host.sysctls)
     if errors:
         raise Refused(errors)
 

@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Optional
 
 from ..document.model import network
-from ..netlink import conntrack, sockets
+from ..netlink import conntrack, conntrack_entries, sockets
 from ..netlink.conntrack import Flow
+from ..netlink.conntrack_entries import Entry
 from ..netlink.sockets import Socket
-from .needs import Foreign, From, Marked, Need, To, Unknown
+from .needs import Foreign, Forwarded, From, Marked, Need, To, Unknown
 
 # Nothing notifies us when the last connection ends: seconds until they are counted again, at least.
 COUNT_INTERVAL = 5.0
@@ -42,8 +43,10 @@ class Connections:
         list_flows: Callable[..., Iterable[Flow]] = conntrack.living,
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.process_time,
+        list_entries: Callable[[], Iterable[Entry]] = conntrack_entries.listed,
     ):
         self._list_sockets, self._list_flows, self._clock, self._cpu = list_sockets, list_flows, clock, cpu
+        self._list_entries = list_entries
         self._known: dict[tuple[frozenset[Need], frozenset[str]], tuple[float, Counts]] = {}
 
     def count(self, needs: frozenset[Need], own: frozenset[str], exact: bool = False) -> Counts:
@@ -53,10 +56,37 @@ class Connections:
         until, counts = self._known.get((needs, own), (0.0, {}))
         if exact or self._clock() >= until:
             cpu = self._cpu()
-            counts = _Count(needs, own, exact).of(self._list_sockets, self._list_flows)
+            forwarded = frozenset(need for need in needs if isinstance(need, Forwarded))
+            counts = _Count(needs - forwarded, own, exact).of(self._list_sockets, self._list_flows)
+            counts |= _count_forwarded(forwarded, self._list_entries)
             pause = max(COUNT_INTERVAL, (self._cpu() - cpu) * COUNT_SHARE)
             self._known = {(needs, own): (self._clock() + pause, counts)}
         return counts
+
+
+def _count_forwarded(needs: frozenset[Forwarded], list_entries: Callable[[], Iterable[Entry]]) -> Counts:
+    """The number of connections of each need; None if conntrack cannot be read."""
+    counts: Counts = dict.fromkeys(needs, 0)
+    to: dict[tuple[int, bytes, int], list[tuple[Forwarded, set[tuple[bytes, int]]]]] = {}
+    begun: dict[tuple[int, bytes, int], Forwarded] = {}
+    for need in needs:
+        servers = {(_packed(address), port) for address, port in need.servers}
+        to.setdefault((need.protocol, _packed(need.address), need.port), []).append((need, servers))
+        begun.update(((need.protocol, *server), need) for server in servers)
+    try:
+        for entry in list_entries() if counts else ():
+            if not entry.has_ended:
+                pairs = to.get((entry.protocol, entry.address, entry.port), ())
+                found = [need for need, servers in pairs if (entry.server, entry.server_port) in servers]
+                found += [begun[key] for key in [(entry.protocol, entry.client, entry.client_port)] if key in begun]
+                counts.update((need, (counts[need] or 0) + 1) for need in found)
+    except OSError:
+        return dict.fromkeys(counts)
+    return counts
+
+
+def _packed(address: str) -> bytes:
+    return ipaddress.ip_address(address).packed
 
 
 class _Count:
@@ -87,6 +117,8 @@ class _Count:
         }
 
     def of(self, list_sockets: Callable[[], Iterable[Socket]], list_flows: Callable[..., Iterable[Flow]]) -> Counts:
+        if not self._needs:
+            return {}
         if self._targets:
             self._tracking = bool(self._read(lambda: next(iter(list_flows()), None)))
         if self._read(lambda: self._add_sockets(list_sockets())) is None:

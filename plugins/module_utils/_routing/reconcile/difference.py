@@ -27,7 +27,10 @@ def lines(state: State) -> str:
     objects = [value for values in (state.addresses, state.rules, state.routes) for value in in_order(values)]
     marks = [formatting.mark(mark, state.engine) for mark in in_order(state.marks)]
     settings = [Sysctl(setting.name, setting.value) for setting in sorted(state.sysctls, key=lambda each: each.name)]
-    listing = [*map(formatting.describe, objects), *marks, *map(formatting.describe, settings)]
+    services = [formatting.service_details(service) for service in in_order(state.services)]
+    listing = [*map(formatting.describe, objects), *marks, *services, *map(formatting.describe, settings)]
     if not state.sound:
         listing.append(f"{formatting.mark_set(state.engine)} differs from what was written")
+    if not state.services_sound:
+        listing.append("the nft table of services differs from what was written")
     return "".join(f"{line}\n" for line in listing)

@@ -24,8 +24,9 @@ from typing import Any
 
 from ..document import documents, formatting
 from ..document.documents import SECTIONS, Document
+from ..document.kernel_service import KernelService
 from ..document.model import Address, Mark, Route, Rule, Sysctl
-from . import needs, own_sources, placement, resolve_marks, store
+from . import forwarding, needs, own_sources, placement, resolve_marks, service_drain
 from .connections import COUNT_INTERVAL, Counts
 from .needs import Marked, Need
 from .run import Cut, Run
@@ -43,7 +44,19 @@ LONGEST_INTERVAL = 60.0
 # needs, and whether the exact numbers are wanted
 Count = Callable[[frozenset[Need], bool], Counts]
 # The objects that a report about cut connections names first.
-TELLING = (Mark, Address, Rule, Route, Sysctl)
+TELLING = (KernelService, Mark, Address, Rule, Route, Sysctl)
+
+
+def keep_unlisted(run: Run) -> Run:
+    """The run whose document has the services that the owner has and no document lists, if nothing is to be purged."""
+    if run.options.purge or not run.have.services:
+        return run
+    document = service_drain.superset(run.document, run.have, run.stored)
+    wanted = {sysctl.name for sysctl in forwarding.wanted(document, run.host.sysctls)}
+    more = tuple(Sysctl(each.name, each.value) for each in run.have.sysctls if each.held and each.name not in wanted)
+    document = replace(document, sysctls=(*document.sysctls, *more))
+    settings = forwarding.read(document, run.host.sysctls)
+    return replace(run, document=document, have=replace(run.have, sysctls=settings))
 
 
 def drain(run: Run) -> Run:
@@ -51,8 +64,11 @@ def drain(run: Run) -> Run:
 
     What was held back is kept as well, if it is on the host.
     """
-    have = replace(run.have, rules=placement.as_documented(run.document.rules, run.have.rules))
-    run = replace(run, stored=store.stored_document(run))
+    # What forwarding needs is no object of the document.
+    listed = {sysctl.name for sysctl in forwarding.wanted(run.document, run.host.sysctls)}
+    listed -= {sysctl.name for sysctl in run.document.sysctls}
+    settings = tuple(setting for setting in run.have.sysctls if setting.name not in listed)
+    have = replace(run.have, rules=placement.as_documented(run.document.rules, run.have.rules), sysctls=settings)
     if run.kernel is not None:
         stored = run.stored and _without_removed(run.stored, have)
         run = replace(run, document=_without_removed(run.document, have), stored=stored)
@@ -102,8 +118,12 @@ def begin(
     that document's ``settle_at`` counts.
     """
     added: dict[str, Any] = {}
-    more = False
+    retired = service_drain.begin(document, have.services, stored, deadline)
+    added["services"] = document.services + retired.services
+    more = retired.begins
     for section in SECTIONS:
+        if section == "services":
+            continue
         listed = {value.key for value in getattr(document, section)}
         times = {value.key: value.retire_at for value in getattr(stored, section, ()) if value.retire_at is not None}
         moving = {route.key: route for route in getattr(stored, section, ()) if getattr(route, "fallback", ())}
@@ -179,7 +199,7 @@ def _cut(over: list[Any], used: dict[int, frozenset[Need]], counts: Counts) -> I
         number = _number(used[id(value)], counts)
         if number and not groups & told:
             told |= groups
-            yield Cut(formatting.describe(value), number)
+            yield Cut(formatting.describe(value).replace("forward open connections of ", ""), number)
 
 
 def retiring_until(document: Document) -> list[Any]:

@@ -12,6 +12,8 @@ Both hold the host's lock while they change anything, the document's file includ
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..document.documents import Document
 from ..errors import Refused
 from . import apply, conflicts, drain, plan, read, resolve, store
@@ -52,8 +54,10 @@ def remove(
 
 
 def _perform(run: Run) -> Outcome:
+    run = replace(run, stored=store.stored_document(run))
     with read.open_kernel(run, read.NOTHING_OWNED) as run:
         run = read.read(run)
+        run = drain.keep_unlisted(run)
         run = resolve.resolve(run)
         run = drain.drain(run)
         conflicts.refuse(run)

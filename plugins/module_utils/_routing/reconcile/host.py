@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..._shared import paths
+from ..datapath.table import Datapath
 from ..host import backend_states, files, runner
 from ..host.mac_cache import Macs
 from ..host.sysctl import Sysctls
@@ -39,6 +40,8 @@ class Host:
     macs: Macs = field(default_factory=Macs)
     # Who answers; None where nobody watches that, and any next hop of a route is as wanted.
     answers: Answers | None = None
+    # Reads and writes the nft table of services.
+    make_datapath: Callable[[Any], Any] = Datapath
     # What the forwarder's checker says of the backends of kernel services.
     backend_states: Callable[[], backend_states.States] = backend_states.read
 

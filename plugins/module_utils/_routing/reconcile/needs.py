@@ -10,6 +10,8 @@
     this host sends from            peer, and connections to containers
     rule by a source, on a proxy    foreign sockets with this peer: the backend
     route                           what the rules that look up its table need
+    service                         what conntrack knows of connections to its address and port, and to its servers
+    rule that looks up table main   what the retiring services of its family need
     sysctl                          any other retiring object
 
 An object that nothing needs any more has no needs: a new rule with the same selectors has taken over, for example. What
@@ -22,7 +24,8 @@ from dataclasses import dataclass
 from typing import Any, Union
 
 from ..document.documents import Document
-from ..document.model import IP_PROTOCOLS, Address, Mark, Route, Rule, prefix
+from ..document.kernel_service import KernelService
+from ..document.model import IP_PROTOCOLS, MAIN, Address, Mark, Route, Rule, prefix
 
 LOCAL_DELIVERY = "local_delivery"
 
@@ -68,11 +71,24 @@ class Foreign:
 
 
 @dataclass(frozen=True)
+class Forwarded:
+    """Connections to an address and port that the kernel translates to one of ``servers``, each (address, port).
+
+    After a proxy took over from another one, the server's packet may come first; then it is the server who begins.
+    """
+
+    protocol: int
+    address: str
+    port: int
+    servers: frozenset[tuple[str, int]]
+
+
+@dataclass(frozen=True)
 class Unknown:
     """Connections that no list of this host shows."""
 
 
-Need = Union[Marked, To, From, Foreign, Unknown]
+Need = Union[Marked, To, From, Foreign, Forwarded, Unknown]
 NOTHING: frozenset[Need] = frozenset()
 UNKNOWN: frozenset[Need] = frozenset({Unknown()})
 
@@ -86,6 +102,8 @@ def of(value: Any, document: Document) -> frozenset[Need]:
         return NOTHING if taken_over else _of_rule(value, document)
     if isinstance(value, Route):
         return _of_route(value, document)
+    if isinstance(value, KernelService):
+        return frozenset({_of_service(value)})
     if isinstance(value, Address):
         # Also while it moves to another interface: neighbours on the old link still ask for it there.
         return frozenset({To(prefix(value.address), _udp_ports(value.address, document))})
@@ -118,7 +136,15 @@ def _of_foreign(family: str | None, document: Document) -> frozenset[Need]:
     return frozenset({Foreign(family, listed)})
 
 
+def _of_service(service: KernelService) -> Need:
+    servers = frozenset((server.address, server.port) for server in service.servers)
+    return Forwarded(IP_PROTOCOLS[service.protocol], service.address, service.port, servers)
+
+
 def _of_rule(rule: Rule, document: Document) -> frozenset[Need]:
+    if rule.table == MAIN:
+        retiring = [service for service in document.services if service.retiring and service.family == rule.family]
+        return frozenset(map(_of_service, retiring))
     if rule.fwmark is not None and rule.fwmask is not None:
         marks = [mark for mark in document.marks if (mark.id, mark.mask) == (rule.fwmark, rule.fwmask)]
         if any(mark.transparent for mark in marks):

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..document import formatting, own_traffic
 from ..document.documents import Document
-from ..document.model import Route, Rule
+from ..document.model import MAIN, Route, Rule
 from ..errors import Refused
 from .run import Run
 from .state import State
@@ -47,7 +47,7 @@ def _own_addresses(kernel: Any, want: State) -> frozenset[str]:
 def _foreign_routes(kernel: Any, want: State, protocol: int) -> tuple[Route, ...]:
     """The routes of others in tables that our rules look up and our routes do not fill."""
     filled = {route.table for route in want.routes}
-    looked_up = {rule.table for rule in want.rules if rule.table is not None} - filled
+    looked_up = {rule.table for rule in want.rules if rule.table is not None} - filled - {MAIN}
     listed = (route for table in sorted(looked_up) for route in kernel.routes(table=table))
     return tuple(route.value for route in listed if route.protocol != protocol and route.value is not None)
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..document import formatting
-from ..document.model import MAX_U32, OWNERS, KernelObject, Rule, network
+from ..document.model import MAIN, MAX_U32, OWNERS, KernelObject, Rule, network
 
 LOCAL, MAIN_PRIORITY = 255, 32766
 
@@ -94,10 +94,14 @@ def place(rules: Sequence[Rule], listed: Sequence[KernelObject]) -> Placement:
 def _place(rules: list[Rule], foreign: list[KernelObject], listed: Sequence[KernelObject]) -> Placement:
     ours = [rule for rule in rules if not rule.retiring]
     before = tuple(each for each in foreign if _forwards(each) and any(is_before(each, rule) for rule in ours))
-    if not before:
+    # What the kernel forwards must not be delivered locally: local delivery may have moved to the front as well.
+    delivery = [each for each in listed if each.protocol == OWNERS["local_delivery"] and each.value is not None]
+    bypasses = [rule for rule in ours if rule.table == MAIN]
+    passed = [each for each in delivery if any(is_before(each, rule) for rule in bypasses)]
+    if not (before or passed):
         return Placement()
     levels = sorted({rule.priority for rule in ours})
-    first = min((each.seen or each.value).priority for each in before) - len(levels)
+    first = min((each.seen or each.value).priority for each in (*before, *passed)) - len(levels)
     if first <= _lowest_bound(listed, ours[0].family):
         return Placement(blocking=before)
     new = {level: first + index for index, level in enumerate(levels)}

@@ -6,8 +6,9 @@
 
 Adding comes before removing. What is added, in this order: sysctls; addresses (a route may name one as its source);
 guard rules, so that replies are blocked from the first moment; routes; the rules that look them up; the marks that
-make packets match those rules; and conntrack's sysctls, which exist once marks have loaded it. Removing is the same in
-reverse. A route with another next hop is replaced in one step. All marks of an engine change at once.
+make packets match those rules, and services, whose table keeps strangers out; conntrack's sysctls, which exist once
+these have loaded it; and forwarding, which ends before services do. Removing is the same in reverse. A route with
+another next hop is replaced in one step. All marks of an engine change at once, and so do all services.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..document.kernel_service import KernelService
 from ..document.model import OF_CONNTRACK, Route, Setting, Sysctl
+from ..document.service_schema import SWITCHES
 from . import next_hops, store
 from .change import Change
 from .run import Run
 from .state import State
+
+FORWARDING = 2
 
 
 def plan(run: Run) -> Run:
@@ -42,11 +47,21 @@ def find_changes(want: State, have: State, purge: bool = True) -> tuple[Change, 
     lookups = [change for change in add_rules if not change.after.is_guard]
     late = [change for change in remove_rules if change.before.is_guard]
     early = [change for change in remove_rules if not change.before.is_guard]
-    late_settings = [change for change in settings if change.after.name.startswith(OF_CONNTRACK)]
+    services = _services(want, have, purge)
+    settings = sorted(settings, key=lambda change: _stage(change.after.name))
+    late_settings = [change for change in settings if _stage(change.after.name)]
     settings = [change for change in settings if change not in late_settings]
-    additions = (settings, add_addresses, guards, set_routes, lookups, _marks(want, have, purge), late_settings)
+    switches = [change for change in releases if _stage(change.before.name) == FORWARDING]
+    releases = [change for change in releases if change not in switches]
+    # Without forwarding first, a family that loses its services would be forwarded for strangers for a moment.
+    additions = (settings, add_addresses, guards, set_routes, lookups, _marks(want, have, purge), switches, services)
     removals = (early, remove_routes, late, remove_addresses, releases)
-    return tuple(change for step in (*additions, *removals) for change in step)
+    return tuple(change for step in (*additions, late_settings, *removals) for change in step)
+
+
+def _stage(name: str) -> int:
+    """When a sysctl is set: 0 first, 1 after what loads conntrack, FORWARDING after everything else."""
+    return FORWARDING if name in SWITCHES.values() else int(name.startswith(OF_CONNTRACK))
 
 
 def _split(want: Iterable[Any]) -> tuple[dict[Any, Any], set[Any]]:
@@ -101,6 +116,37 @@ def _marks(want: State, have: State, purge: bool) -> list[Change]:
     return [Change("marks", verb, have.marks, target, engines)]
 
 
+def _services(want: State, have: State, purge: bool) -> list[Change]:
+    present = {(service.endpoint, server) for service in have.services for server in _places(service)}
+    active = [service for service in want.services if not service.retiring]
+    listed = {service.endpoint for service in active}
+    kept = [
+        service
+        for service in want.services
+        if service.retiring and any((service.endpoint, each) in present for each in _places(service))
+    ]
+    kept += (
+        []
+        if purge
+        else [service for service in have.services if service.endpoint not in listed and service not in kept]
+    )
+    target = tuple(in_order([*active, *kept]))
+    if _services_differ(target, have.services) or not have.services_sound:
+        verb = "remove" if not target else "replace" if have.services or not have.services_sound else "add"
+        return [Change("services", verb, tuple(in_order(have.services)), target)]
+    return []
+
+
+def _places(service: KernelService) -> list[tuple[str, int]]:
+    return [(server.address, server.port) for server in service.servers]
+
+
+def _services_differ(*lists: Iterable[KernelService]) -> bool:
+    """Whether two lists of services have different tables; when a service retires does not matter for that."""
+    first, second = ({(service.retiring, service) for service in each} for each in lists)
+    return first != second
+
+
 def _unless(name: str | None, taken: set[str | None]) -> str | None:
     return None if name in taken else name
 
@@ -128,6 +174,7 @@ def predict(have: State, changes: Iterable[Change]) -> State:
     objects: dict[str, tuple[Any, ...]] = {"rule": have.rules, "route": have.routes, "address": have.addresses}
     present: dict[str, dict[Any, None]] = {kind: dict.fromkeys(values) for kind, values in objects.items()}
     marks, sound, engine = have.marks, have.sound, have.engine
+    services, services_sound = have.services, have.services_sound
     settings = {setting.name: setting for setting in have.sysctls}
     for change in changes:
         if change.kind in present:
@@ -137,10 +184,13 @@ def predict(have: State, changes: Iterable[Change]) -> State:
                 present[change.kind][change.after] = None
         elif change.kind == "marks":
             marks, sound, engine = change.after, True, change.engines[1]
+        elif change.kind == "services":
+            services, services_sound = change.after, True
         else:
             settings[change.before.name] = _after_sysctl(change.before, change.after)
     rules, routes, addresses = map(tuple, present.values())
-    return State(rules, routes, marks, tuple(settings.values()), sound, addresses, engine)
+    parts = (rules, routes, marks, tuple(settings.values()), sound, addresses, engine, services, services_sound)
+    return State(*parts)
 
 
 def _after_sysctl(before: Setting, after: Sysctl | None) -> Setting:

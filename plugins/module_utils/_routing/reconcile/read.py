@@ -15,6 +15,7 @@ from ..document.documents import Document
 from ..document.model import KernelObject
 from ..errors import MissingPackage
 from ..marks import selection
+from . import forwarding, live_services
 from .host import Host
 from .run import Run
 from .state import Foreign, State
@@ -51,7 +52,7 @@ def read(run: Run) -> Run:
     if run.kernel is None:
         return _only_sysctls(run)
     try:
-        have, foreign = owned_state(run.kernel, run.host, run.document)
+        have, foreign = owned_state(run.kernel, run.host, run.document, run.stored)
     except MissingPackage as missing:  # nft
         if not run.lenient:
             raise
@@ -61,7 +62,7 @@ def read(run: Run) -> Run:
 
 def _only_sysctls(run: Run) -> Run:
     """Without our packages nothing of ours can be on the host but sysctls, which need none."""
-    return replace(run, have=State(sysctls=run.host.sysctls.read(run.document.owner, run.document.sysctls)))
+    return replace(run, have=State(sysctls=forwarding.read(run.document, run.host.sysctls)))
 
 
 def _without_absent_sysctls(run: Run) -> Run:
@@ -71,8 +72,11 @@ def _without_absent_sysctls(run: Run) -> Run:
     return replace(run, document=replace(run.document, sysctls=there), missing=tuple(absent.values()))
 
 
-def owned_state(kernel: Any, host: Host, document: Document) -> tuple[State, Foreign]:
-    """What the owner of a document has on the host, with the sysctls that the document lists; and what others have."""
+def owned_state(kernel: Any, host: Host, document: Document, stored: Document | None = None) -> tuple[State, Foreign]:
+    """What the owner of a document has on the host, with the sysctls that the document lists; and what others have.
+
+    ``stored`` is the document that may have been applied before.
+    """
     protocol = document.protocol
     rules, foreign_rules = _by_owner(kernel.rules(), protocol)
     routes, _none = _by_owner(kernel.routes(protocol), protocol)
@@ -80,7 +84,8 @@ def owned_state(kernel: Any, host: Host, document: Document) -> tuple[State, For
     in_tables = [route for table in tables for route in kernel.routes(table=table)]
     _ours, foreign_routes = _by_owner(in_tables, protocol)
     addresses, foreign_addresses = _by_owner(kernel.addresses(), protocol)
-    settings = host.sysctls.read(document.owner, document.sysctls)
+    settings = forwarding.read(document, host.sysctls)
+    services = live_services.read(host, [document, *([stored] if stored else [])])
     live = selection.read(host.runner, document.owner, document.mark_engine, bool(document.marks))
     foreign = Foreign(
         tuple((rule.value, rule.protocol) for rule in foreign_rules if rule.value is not None),
@@ -88,7 +93,9 @@ def owned_state(kernel: Any, host: Host, document: Document) -> tuple[State, For
         tuple((address.value, address.protocol) for address in foreign_addresses),
         tuple(foreign_rules),
     )
-    return State(rules, routes, live.marks, settings, live.sound, addresses, live.engine), foreign
+    marks = (live.sound, addresses, live.engine)
+    table = (services.services, services.sound, services.current)
+    return State(rules, routes, live.marks, settings, *marks, *table), foreign
 
 
 def owned_again(run: Run) -> State:

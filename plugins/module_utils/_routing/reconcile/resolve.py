@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ..document.model import OWNERS, Rule
 from ..errors import NotReady
-from . import next_hops, own_sources, placement, resolve_marks, resolve_routes
+from . import forwarding, next_hops, own_sources, placement, resolve_marks, resolve_routes
 from .run import Run
 from .state import desired_state
 
@@ -23,7 +23,8 @@ def resolve(run: Run) -> Run:
 
     Raises Refused, and NotReady where something is missing; with ``partial``, what needs it is held back instead.
     """
-    run = replace(run, want=desired_state(run.document))
+    sysctls = forwarding.wanted(run.document, run.host.sysctls)
+    run = replace(run, want=replace(desired_state(run.document), sysctls=sysctls))
     if run.kernel is None:
         return run
     if run.host.answers:

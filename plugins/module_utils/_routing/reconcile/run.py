@@ -83,6 +83,8 @@ class Run:
     lenient: bool = False
     # None until it is opened, and if a package is missing.
     kernel: Any = None
+    # The owner's stored document, if it can be read; after ``drain`` without the retiring objects that are gone.
+    stored: Document | None = None
 
     # read
     have: State = field(default_factory=State)
@@ -104,8 +106,6 @@ class Run:
     answered: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     # drain
-    # The owner's stored document, if it can be read, without the retiring objects that are gone from the host.
-    stored: Document | None = None
     cut: tuple[Cut, ...] = ()
 
     # plan

@@ -32,6 +32,10 @@ class State:
     addresses: tuple[Address, ...] = ()
     engine: str | None = None
     services: tuple[KernelService, ...] = ()
+    # False when the live table of the services differs from what these render to, apart from the backends' states.
+    services_sound: bool = True
+    # False when it has other states of backends: then it is written, which is neither a change nor a repair.
+    services_current: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def test_a_service_keeps_all_its_keys_and_a_document_without_services_has_the_ke
     assert documents.dump(loaded)["services"][0] == given
     assert documents.load(documents.dump(loaded)) == loaded
     assert (loaded.bypass, loaded.forwarding) == (255, ("ipv4",))
-    assert formatting.describe(loaded.services[1]) == "forward 198.18.0.100:80/tcp to b21, b22"
+    assert formatting.describe(loaded.services[1]) == "forward open connections of 198.18.0.100:80/tcp to b21, b22"
     keys = ["schema", "owner", "protocol", "rules", "routes", "marks", "sysctls", "addresses"]
     assert list(documents.dump(documents.load(GOOD))) == keys
 
