@@ -94,6 +94,7 @@ services:
   description:
     - The services that have the backend, each with the state before and after, and the number of connections.
     - If a service has the backend at several ports, each has an entry C(service host:port).
+    - The number is null if the kernel forwards the service, and the keeper has not counted its connections.
   returned: success
   type: dict
   sample: {"web": {"before": "ready", "after": "draining", "connections": 0}}
@@ -151,7 +152,8 @@ def act(module: AnsibleModule) -> dict:
         if "not_saved" in answer:
             module.warn(f"not saved, and lost at a stop or reboot: {answer['not_saved']}")
     result = {
-        "changed": changed or (force and module.check_mode and any(status["active"] for status in statuses.values())),
+        "changed": changed
+        or (force and module.check_mode and any(status["active"] != 0 for status in statuses.values())),
         "diff": {"before": lines(before), "after": lines(after)},
         "services": {
             name: {"before": before[name], "after": after[name], "connections": status["active"]}

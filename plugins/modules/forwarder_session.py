@@ -134,7 +134,7 @@ silent_workers:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import client
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import client, kernel_services
 from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import paths
 
 SELECTORS = ("service", "backend", "client", "generation")
@@ -153,6 +153,8 @@ def act(module: AnsibleModule) -> dict:
         "changed": kills and found["count"] > 0,
         **{name: found[name] for name in ("count", "sessions", "silent_workers")},
     }
+    for line in kernel_services.pointers(found.get("in_kernel", {}), "-D" if kills else "-L"):
+        module.warn(line)
     if kills and not module.check_mode:
         done = client.ask(params["socket"], "kill", **selected)
         result.update(changed=done["ended"] > 0, ended=done["ended"], silent_workers=done["silent_workers"])

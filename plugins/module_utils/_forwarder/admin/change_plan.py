@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ..config.config import Config
 from ..config.defaults import STOP_TIMEOUT
 from ..config.service import Service
+from .kernel_services import in_kernel
 
 NONE, START, RELOAD, UPGRADE, RESTART = ACTIONS = ("none", "start", "reload", "upgrade", "restart")
 
@@ -47,7 +48,7 @@ def plan(status: Mapping[str, Any] | None, old: Config | None, new: Config, arch
         return Plan(START, ["the forwarder does not run and is started"])
     if not (restart or archive or old != new):
         return Plan(NONE, [])
-    leaving = [*_leaving(status, old, new), *_switched(status, new)]
+    leaving = [*_leaving(status, old, new), *_other_datapath(status, new), *_switched(status, new)]
     ended = [one for one in leaving if one.sessions]
     number, seconds = sum(one.sessions for one in ended), max((one.seconds for one in ended), default=None)
     if not (archive or restart):
@@ -116,7 +117,7 @@ def _leaving(status: Mapping[str, Any], old: Config | None, new: Config) -> Iter
         if old and name in before:
             timeout = old.removal_timeout(before[name])
         if service is None or service.protocol != entry["protocol"]:
-            number = sum(backend["active"] for backend in entry["backends"])
+            number = sum(_active(backend) for backend in entry["backends"])
             yield Leaving(f"service {name} is removed", number, timeout)
             continue
         for address in set(entry["listen"]) - {str(listener) for listener in service.listen}:
@@ -127,6 +128,22 @@ def _leaving(status: Mapping[str, Any], old: Config | None, new: Config) -> Iter
             )
             if number or all(_left(service, backend, key) for key in backend["families"]):
                 yield Leaving(f"backend {backend['name']} leaves service {name}", number, timeout)
+
+
+def _active(backend: Mapping[str, Any]) -> int:
+    """Return the connections that the forwarder has to a backend, without those of the kernel."""
+    return sum(family["active"] for family in backend["families"].values())
+
+
+def _other_datapath(status: Mapping[str, Any], new: Config) -> Iterator[Leaving]:
+    """Yield a sentence, which ends no connection, for each service that changes its datapath."""
+    after = {(service.name, service.protocol): service.in_kernel for service in new.services}
+    for entry in status["services"]:
+        before, key = in_kernel(entry), (entry["name"], entry["protocol"])
+        if after.get(key, before) != before:
+            new_one, old_one = ("forwarder", "kernel") if before else ("kernel", "forwarder")
+            what = f"the {new_one} forwards service {entry['name']}; open TCP connections stay with the {old_one}"
+            yield Leaving(what, 0, 0.0)
 
 
 def _switched(status: Mapping[str, Any], new: Config) -> Iterator[Leaving]:

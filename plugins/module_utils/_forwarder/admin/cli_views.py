@@ -14,6 +14,7 @@ from ..._shared.endpoints import join_endpoint
 from ..config.backend_names import disabled
 from . import client
 from .client import AdminError
+from .kernel_services import age_text, in_kernel, known, pointers
 from .status import (
     agent_text,
     draining_workers,
@@ -71,6 +72,7 @@ def kill(path, selectors):
     """End the sessions that have all ``selectors``; print how many. Return the exit status: 1 if a worker is silent."""
     answer = client.ask(path, "kill", **selectors)
     sys.stdout.write(f"ended {_sessions(answer['ended'])}\n")
+    _point_to_kernel(answer, "-D")
     more = "; `l4proxy status` shows the old generations, and `l4proxy kill --generation N` ends all of one"
     return _report_silent(answer, more)
 
@@ -115,7 +117,14 @@ def _show_list(answer, titles, rows, as_json):
     else:
         lines = [_sessions(answer["count"]), *(_aligned([titles, *rows]) if rows else ())]
         sys.stdout.write("".join(f"{line}\n" for line in lines))
+    _point_to_kernel(answer, "-L")
     return _report_silent(answer)
+
+
+def _point_to_kernel(answer, command):
+    """Say by which ``command`` of conntrack(8) the connections can be had that the forwarder does not have."""
+    for line in pointers(answer.get("in_kernel", {}), command):  # not of version 0.1.0
+        sys.stderr.write(f"{line}\n")
 
 
 def _sessions(number):
@@ -189,12 +198,15 @@ def table(document, rates=None):
     lines += map(old_generation_line, document.get("old_generations", ()))  # not of version 0.1.0
     for service in document["services"]:
         listen = ", ".join(service["listen"])
-        refused = sum(value for key, value in service.items() if key.startswith("refused_"))
+        causes = [value for key, value in service.items() if key.startswith("refused_")]
+        refused = None if None in causes else sum(causes)
         lines.append("")
         lines.append(
-            f"{service['name']}  {listen}  {service['protocol']}, {service['balance']}: {service['sessions']} sessions,"
-            f" {service['connections']} accepted, {refused} refused"
+            f"{service['name']}  {listen}  {service['protocol']}, {service['balance']}: {known(service['sessions'])}"
+            f" sessions, {known(service['connections'])} accepted, {known(refused)} refused"
         )
+        if in_kernel(service):
+            lines.append(f"  {age_text(service)}")
         if service.get("absent"):
             lines.append(f"  waiting for these addresses to appear on this host: {', '.join(service['absent'])}")
         lines += [f"  NOT LISTENING on {one}: {reason}" for one, reason in service.get("failed", {}).items()]
@@ -227,8 +239,8 @@ def _headline(document):
 def _row(service, backend, rates):
     families = backend["families"].values()
     failed = sum(value for key, value in backend.items() if key.startswith("failed_"))
-    total = str(backend["connections"])
-    if rates:
+    total = known(backend["connections"])
+    if rates and backend["connections"] is not None:
         total += f" (+{rates.get((service['name'], backend['name']), 0):.0f}/s)"
     return (
         name_and_tier(backend),
@@ -236,7 +248,7 @@ def _row(service, backend, rates):
         _by_family(families, "server"),
         _by_family(families, "return_path"),
         str(backend["weight"]),
-        str(backend["active"]),
+        known(backend["active"]),
         total,
         str(failed),
         round_trips(backend),
@@ -258,7 +270,9 @@ def _aligned(rows):
 
 
 def amount(number):
-    """Return a number of bytes with a unit, in powers of 1000: 999, 1.5k, 20M."""
+    """Return a number of bytes with a unit, in powers of 1000: 999, 1.5k, 20M; "-" if it is not known."""
+    if number is None:
+        return "-"
     value, unit = float(number), 0
     while value >= 999.5 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
@@ -273,6 +287,7 @@ def _rates(before, after, seconds):
             (service["name"], backend["name"]): backend["connections"]
             for service in document["services"]
             for backend in service["backends"]
+            if backend["connections"] is not None
         }
 
     old = counts(before)

@@ -11,9 +11,12 @@ import time
 
 from ..config.backend_names import matches
 from . import runtime_file
+from .kernel_services import in_kernel, pointers
 
 TIMEOUT = 10.0  # seconds for one answer
 ENDING = 2.0  # seconds until the status knows that a connection has ended
+COUNTED = 8.0  # the same of one that the kernel has
+SETTLED = 0.5  # seconds until the kernel gives a drained backend no more connections, at most
 POLL = 0.2  # seconds between two requests while waiting for a backend
 MAX_ANSWER = 64 << 20  # bytes
 USABLE = ("up", "unknown", "disabled")  # states of a backend for which nobody has to wait
@@ -92,19 +95,53 @@ def connections(number):
 
 def wait_until_empty(path, backend, service, timeout):
     """Wait up to ``timeout`` seconds until a backend has no connections; return how many it still has."""
-    deadline = time.monotonic() + timeout
+    begun = time.monotonic()
     while True:
-        entries = backends(ask(path, "status")["status"], backend, service)
-        remaining = sum(entry["active"] for entry in entries.values())
-        if not remaining or time.monotonic() >= deadline:
-            return remaining
+        document, elapsed = ask(path, "status")["status"], time.monotonic() - begun
+        remaining = sum(entry["active"] or 0 for entry in backends(document, backend, service).values())
+        uncounted = _uncounted(document, backend, service, elapsed)
+        if not (remaining or uncounted) or elapsed >= timeout:
+            break
         time.sleep(POLL)
+    if uncounted and not remaining:
+        raise AdminError(uncounted)
+    return remaining
+
+
+def _uncounted(document, backend, service, seconds):
+    """Return a sentence if the keeper has not counted the connections of a backend in the last ``seconds``, else None.
+
+    Before that, they were counted while the backend still got connections.
+    """
+    for each in document["services"]:
+        known = service in (None, each["name"]) and any(matches(backend, entry["name"]) for entry in each["backends"])
+        age = each.get("kernel_numbers_age")
+        if known and in_kernel(each) and (age is None or age > seconds - SETTLED):
+            return (
+                f"the connections of backend {backend} in service {each['name']} are not known: the kernel forwards it,"
+                " and the keeper has not counted them since; start l4proxy-keeper.service, or wait 10 s or longer"
+            )
+    return None
 
 
 def end_connections(path, backend, service):
     """End all connections of a backend; return how many they were, and how many it still has."""
-    ended = ask(path, "kill", backend=backend, service=service)["ended"]
-    return ended, wait_until_empty(path, backend, service, ENDING)
+    answer = ask(path, "kill", backend=backend, service=service)
+    document = ask(path, "status")["status"]
+    names = [each["name"] for each in document["services"] if service in (None, each["name"]) and in_kernel(each)]
+    having = [name for name in names if any(one["active"] for one in _entries(document, backend, name))]
+    if having:
+        raise AdminError("; ".join(pointers({name: answer["in_kernel"][name] for name in having}, "-D")))
+    return answer["ended"], wait_until_empty(path, backend, service, COUNTED if names else ENDING)
+
+
+def _entries(document, backend, service):
+    return [
+        entry
+        for each in document["services"]
+        for entry in each["backends"]
+        if each["name"] == service and matches(backend, entry["name"])
+    ]
 
 
 def wait_until_up(path, backend, service, timeout):

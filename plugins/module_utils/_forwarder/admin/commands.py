@@ -15,6 +15,8 @@
 {"op": "log_level", "level": NAME or null (as configured)}
 
 SELECTORS are "generation": int, "service", "backend" and "client": ADDRESS or NETWORK; a session must match all.
+The answers to "sessions", "clients" and "kill" have the key "in_kernel" if the kernel has connections of the selected
+services: {service: [options with which conntrack(8) selects them]}.
 An answer is {"ok": true, …} or {"ok": false, "error": sentence}. An override of a backend has effect at once, and the
 answer comes when it is saved; if it cannot be, the answer has the key "not_saved", a sentence.
 """
@@ -36,7 +38,7 @@ from ..counters import agent_state
 from ..counters.overrides import Overrides
 from ..counters.shared_memory import DISABLED
 from ..loop.log import LEVELS, Log
-from . import top_clients
+from . import kernel_services, top_clients
 from .protocols import at_once
 from .snapshot import Snapshot
 from .status import pieces, status
@@ -180,6 +182,12 @@ class Admin:
         weight = request.get("weight")
         if weight is not None and not is_whole(weight, 1, WEIGHT.high):
             raise Refused(f"weight must be a whole number from 1 to {WEIGHT.high}, or null for the configured one")
+        kernel = self._in_kernel(request)
+        if weight is not None and kernel:
+            raise Refused(
+                f"the kernel forwards {', '.join(kernel)}, so all proxies must have the same weights: change weight in"
+                " l4proxy_services, and run the playbook trueip.l4proxy.site"
+            )
         return self._override(request, "weight", weight)
 
     def _override(self, request, key, value):
@@ -193,6 +201,16 @@ class Admin:
             forwarder.log.event("backend override", services=list(dict.fromkeys(changed)), **fields)
         services = list(dict.fromkeys(service for service, _backend in backends))
         return {"ok": True, "changed": bool(changed), "services": services}
+
+    def _in_kernel(self, selected):
+        """Return {service: how conntrack(8) selects the connections} of those services that the kernel forwards."""
+        config, name, backend = self._forwarder.config, selected.get("service"), selected.get("backend")
+        found = {
+            service.name: kernel_services.conntrack(service, backend, selected.get("client"))
+            for service in (config.services if config else ())
+            if service.in_kernel and name in (None, service.name)
+        }
+        return {service: options for service, options in found.items() if options}
 
     def _find(self, request):
         """Return [(name of a service, its config.Backend)] of a request; raise Refused."""
@@ -333,6 +351,8 @@ class Admin:
                 if "backend" in pending["selected"]:
                     self._find(pending["selected"])
             reply = {"ok": True, **pending["answer"](pending), "silent_workers": len(pending["pids"])}
+            if kernel := self._in_kernel(pending["selected"]):
+                reply["in_kernel"] = kernel
         except Refused as error:
             reply = {"ok": False, "error": str(error)}
         _write(pending["client"], reply)

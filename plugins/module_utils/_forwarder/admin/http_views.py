@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 
 from . import metrics
+from .kernel_services import age_text, in_kernel, known
 from .status import agent_text, name_and_tier, not_saved, old_generation_line, pause_lines, round_trips, status
 from .status import pieces as status_pieces
 
@@ -75,7 +76,9 @@ _PAGES = {
 def _service(service):
     listen = ", ".join(service["listen"])
     head = f"<h2>{html.escape(service['name'])}</h2><p>{html.escape(listen)} ({html.escape(service['protocol'])}, "
-    head += f"{html.escape(service['balance'])}), {service['sessions']} sessions, {service['connections']} accepted</p>"
+    head += f"{html.escape(service['balance'])}), {known(service['sessions'])} sessions, "
+    head += f"{known(service['connections'])} accepted</p>"
+    head += f"<p>{html.escape(age_text(service))}</p>" if in_kernel(service) else ""
     titles = "".join(f"<th>{title}</th>" for title in _COLUMNS)
     rows = "".join(_backend(backend) for backend in service["backends"])
     head += "".join(f"<p>{html.escape(line)}</p>" for line in pause_lines(service))
@@ -96,4 +99,4 @@ def _backend(backend):
     cells = [
         f"<td{f' class={kind}' if number == 1 else ''}>{html.escape(text)}</td>" for number, text in enumerate(texts)
     ]
-    return "<tr>" + "".join([*cells, *(f'<td class="n">{number}</td>' for number in numbers)]) + "</tr>"
+    return "<tr>" + "".join([*cells, *(f'<td class="n">{known(number)}</td>' for number in numbers)]) + "</tr>"

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 
 from ..backends.flapping import PAUSED
 from ..counters.shared_memory import DISABLED, ENDED, FAILURES, LADDER, LATENCY_BOUNDS, REFUSED, STATES
+from .kernel_services import FLOOD, in_kernel
 from .status import draining_workers
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -61,6 +62,8 @@ def _metric(name, kind, text, samples):
     yield f"# HELP {name} {text}"
     yield f"# TYPE {name} {kind}"
     for *suffix, labels, value in samples:
+        if value is None:  # what the kernel has counted is not known
+            continue
         yield f"{name}{suffix[0] if suffix else ''}{{{labels}}} {value}" if labels else f"{name} {value}"
 
 
@@ -164,12 +167,17 @@ def _services(rows):
     yield from _metric("accepted_total", "counter", "Clients accepted.", _each(rows, "connections"))
     failed = ((labels, len(service["failed"])) for labels, service in rows)
     yield from _metric("listeners_failed", "gauge", "Listen addresses that could not be bound.", failed)
-    refused = _by(rows, "refused", "cause", REFUSED)
+    kernel = [row for row in rows if in_kernel(row[1])]
+    refused = chain(_by(rows, "refused", "cause", REFUSED), _by(kernel, "refused", "cause", [FLOOD]))
     yield from _metric("refused_total", "counter", "Clients refused, by cause.", refused)
     made_room = _each(rows, "made_room")
     yield from _metric("made_room_total", "counter", "UDP sessions ended to make room for new ones.", made_room)
     ended = _by(rows, "ended", "cause", ENDED)
     yield from _metric("ended_total", "counter", "Open sessions that the forwarder has ended, by cause.", ended)
+    samples = ((labels, int(in_kernel(service))) for labels, service in rows)
+    yield from _metric("service_in_kernel", "gauge", "1 if the kernel forwards the service, else 0.", samples)
+    text = "Time since the keeper has counted the connections of a service that the kernel forwards."
+    yield from _metric("kernel_numbers_age_seconds", "gauge", text, _each(kernel, "kernel_numbers_age"))
     steps = _by(rows, "source", "step", LADDER)
     yield from _metric("source_total", "counter", "Source address and port choices, by outcome.", steps)
 

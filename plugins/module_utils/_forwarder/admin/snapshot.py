@@ -12,6 +12,7 @@ from ..config.config import Config
 from ..counters.overrides import Overrides
 from ..counters.shared_memory import Region
 from ..counters.totals import Totals
+from .kernel_services import NO_NUMBERS, KernelNumbers
 
 
 @dataclass(frozen=True)
@@ -68,4 +69,5 @@ class Snapshot:
     log_level: str
     #: {service: {listener that could not be bound, as text: reason}}
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
+    kernel: KernelNumbers = NO_NUMBERS  # of the services that the kernel forwards
     state_file: dict[str, str | None] | None = None  # {"path", "saved_at", "error"}; None: nothing is stored

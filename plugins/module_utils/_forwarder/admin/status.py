@@ -14,7 +14,7 @@
  "checker": {"pid", "hung": bool} or null,
  "services": [{"name", "protocol", "balance", "hash_balance_factor" (may be null), "listen": [str],
    "absent": [those of listen whose address this host does not have], "failed": {one of listen: why it could not be
-   bound}, field: int …, "backends": [{
+   bound}, "datapath": "forwarder" or "kernel", "kernel_numbers_age": seconds or null, field: int …, "backends": [{
    "name", "port", "weight", "backup", "priority", "max_connections", "enabled", "admin", "state", "active",
    field: int …,
    "agent": {"word", "reason", "weight" (percent or null), "age" (seconds since it answered), "answer"} or null,
@@ -29,6 +29,10 @@ or if that is "ready" what its agent says, or else the worst state of its famili
 ``server`` and ``return_path`` are the results of the two health probes: "yes", "no: REASON" (an errno, or as in
 counters/probe_results.py) or "not asked". ``answer`` of an agent is like them; ``word`` is "" until it has spoken.
 
+With ``datapath: kernel``, the numbers of a service and its backends are those of the kernel (kernel_services.py), and
+of connections that the forwarder still has from before a change of the datapath. ``kernel_numbers_age`` says when the
+keeper counted them, which it does every 5 s; null: a number that is not known. ``families`` have only the forwarder's.
+
 Bytes and datagrams of open sessions are up to 5 s old. ``rtt_microseconds`` and the field ``retransmits`` (segments) of
 a TCP backend are from samples, whose number is ``tcp_samples``: tcp/samples.py says which connections these are.
 """
@@ -41,10 +45,12 @@ import os
 from ..backends import flapping
 from ..backends.agent_word import standing
 from ..backends.health_state import LOCAL_DELIVERY
+from ..config.defaults import FORWARDER
 from ..counters import agent_state, heartbeat, shared_memory
 from ..counters.agent_state import AgentWord
 from ..counters.shared_memory import AVERAGES, LATENCY_FIELDS, SERVICE_FIELDS, TARGET_FIELDS, TIMES, WORKER_FIELDS
 from ..loop import own_addresses
+from . import kernel_services
 from .snapshot import OldGeneration, Process, Snapshot
 
 COUNTERS = tuple(name for name in TARGET_FIELDS if name not in (*TIMES, *AVERAGES, *LATENCY_FIELDS))
@@ -202,7 +208,7 @@ def _hangs(process: Process):
 
 def _service(snapshot, service, absent):
     counters = snapshot.totals.of("service", (service.name,))
-    return {
+    entry = {
         "name": service.name,
         "protocol": service.protocol,
         "balance": service.balance,
@@ -210,9 +216,30 @@ def _service(snapshot, service, absent):
         "listen": [str(listener) for listener in service.listen],
         "absent": absent.get(service.name, []),
         "failed": snapshot.failed.get(service.name, {}),
+        "datapath": service.datapath or FORWARDER,
+        "kernel_numbers_age": None,
         **{name: counters.get(name, 0) for name in SERVICE_FIELDS},
         "backends": [_backend(snapshot, service, backend) for backend in service.backends],
     }
+    return _with_kernel(entry, snapshot.kernel) if service.in_kernel else entry
+
+
+def _with_kernel(entry, kernel):
+    """Return the entry of a service with what the kernel has counted, besides the forwarder's open connections."""
+    age = kernel.age
+    entry["kernel_numbers_age"] = None if age is None else round(age, 1)
+    refused = {f"refused_{cause}": number for cause, number in kernel.refused(entry["name"]).items()}
+    for name, number in refused.items():
+        entry[name] = kernel_services.added(entry.get(name, 0), number)
+    numbers = {}
+    for backend in entry["backends"]:
+        numbers[backend["name"]] = found = kernel.backend(entry["name"], backend["name"], entry["protocol"] == "udp")
+        for name, number in found.items():
+            backend[name] = kernel_services.added(backend[name], number)
+    for name, field in (("sessions", "active"), ("connections", "connections")):
+        parts = [found[field] for found in numbers.values()]
+        entry[name] = kernel_services.added(entry[name], None if None in parts else sum(parts))
+    return entry
 
 
 def _backend(snapshot, service, backend):

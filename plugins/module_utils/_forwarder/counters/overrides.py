@@ -36,7 +36,11 @@ class Overrides:
         return after != before
 
     def settle(self, config):
-        """Remove the overrides of backends that ``config`` does not have."""
+        """Remove the overrides of backends that ``config`` does not have, and weights where the kernel forwards."""
+        for service, backend in [
+            (one.name, each.name) for one in config.services if one.in_kernel for each in one.backends
+        ]:
+            self.set(service, backend, "weight", None)
         backends = {(service.name, backend.name) for service in config.services for backend in service.backends}
         self._overrides = {key: override for key, override in self._overrides.items() if key in backends}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..admin import kernel_services
 from ..admin.snapshot import Snapshot
 from ..counters.overrides import Overrides
 from . import listeners
@@ -74,7 +75,13 @@ class Control:
             restarts=self._pool.restarts,
             log_level=self.log.level,
             state_file=self._saver.status(),
+            kernel=self._kernel_numbers(live.config),
         )
+
+    @staticmethod
+    def _kernel_numbers(config):
+        has_any = config and any(service.in_kernel for service in config.services)
+        return kernel_services.read() if has_any else kernel_services.NO_NUMBERS
 
     def publish_overrides(self):
         """Make the overrides known to all workers, also to those that drain: one may still try another backend."""

@@ -13,6 +13,7 @@ OLD_C = {**C, "ipv4": "198.18.0.99"}
 WEB = {"name": "web", "listen": [{"address": "0.0.0.0", "port": 80}], "backends": [B, C]}
 SSH = {"name": "ssh", "listen": [{"address": "0.0.0.0", "port": 22}], "backends": [C], "drain_timeout": 600}
 ELSEWHERE = {**WEB, "listen": [{"address": "0.0.0.0", "port": 81}]}
+IN_KERNEL = {**WEB, "listen": [{"address": "198.18.0.11", "port": 80}], "datapath": "kernel"}
 UDP = {**WEB, "protocol": "udp"}
 NEW, OLD = "l4proxy-0.2.0-22222222.pyz", "l4proxy-0.1.0-11111111.pyz"
 
@@ -73,6 +74,9 @@ TABLE = [
      Plan("reload", [OTHERS, "service web is removed: 7 connections end in 30 s at the latest"], 7, 30)),
     ("another listener", [ELSEWHERE, SSH], None, {},
      Plan("reload", [LOADED + STAY, "service web no longer listens on 0.0.0.0:80"])),
+    ("another datapath", [IN_KERNEL, SSH], None, {},
+     Plan("reload", [LOADED + STAY, "service web no longer listens on 0.0.0.0:80",
+                     "the kernel forwards service web; open TCP connections stay with the forwarder"])),
     ("another archive", [WEB, SSH], NEW, {}, Plan("upgrade", [UPGRADE, KEPT])),
     ("another archive, and the operator's timeout", [WEB, SSH], NEW, {"drain_timeout": 60},
      Plan("upgrade", [UPGRADE, SET], 8, 60)),

@@ -87,6 +87,39 @@ def test_a_backend_is_found_in_its_services(service, found):
     assert {name: one["active"] for name, one in client.backends(DOCUMENT, "b", service).items()} == found
 
 
+def in_kernel(age, *actives, op="status"):
+    """Status answers of a service that the kernel forwards; the keeper has counted its connections ``age`` s ago."""
+    return [
+        status(active=active).replace(
+            b'"name": "web"', f'"datapath": "kernel", "kernel_numbers_age": {age}, "name": "web"'.encode()
+        )
+        for active in actives
+    ]
+
+
+def test_a_backend_of_the_kernel_is_empty_when_it_is_counted_as_such_after_the_wait_began(forwarder, monkeypatch):
+    monkeypatch.setattr(client, "POLL", 0.0)
+    clock = iter(range(100))
+    monkeypatch.setattr(client.time, "monotonic", lambda: float(next(clock)))
+    path, requests = forwarder(*in_kernel(2.0, 0, 0, 0), *in_kernel(1.0, 3), *in_kernel(1.0, 0))
+    assert client.wait_until_empty(path, "b", "web", 60) == 0
+    assert len(requests) == 3, "the first two have numbers from before"
+
+
+@pytest.mark.parametrize("age", ["null", 40.0])
+def test_a_backend_whose_connections_nobody_counts_is_not_empty(forwarder, age):
+    path, _requests = forwarder(*in_kernel(age, 0))
+    with pytest.raises(client.AdminError, match="the connections of backend b in service web are not known"):
+        client.wait_until_empty(path, "b", "web", 0)
+
+
+def test_connections_that_the_kernel_has_are_not_ended_but_pointed_to(forwarder):
+    killed = b'{"ok": true, "ended": 1, "in_kernel": {"web": ["OPTIONS"]}}\n'
+    path, _requests = forwarder(killed, *in_kernel(1.0, 3))
+    with pytest.raises(client.AdminError, match="service web; end them with: conntrack -D OPTIONS"):
+        client.end_connections(path, "b", "web")
+
+
 @pytest.mark.parametrize(("service", "where"), [(None, "any service"), ("mail", "service mail")])
 def test_an_unknown_backend_is_an_error(service, where):
     with pytest.raises(client.AdminError, match=f"there is no backend x in {where} of this forwarder"):

@@ -14,7 +14,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin im
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_agent import HealthAgent
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Service
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import agent_state, shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.agent_state import AgentWord
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.overrides import Overrides
@@ -208,6 +208,30 @@ def test_the_clients_of_all_workers_are_added_up(forwarder, by, order):
     assert (reply["count"], [one["client"] for one in reply["clients"]]) == (10, order)
     x = next(one for one in reply["clients"] if one["client"] == "x")
     assert tuple(x[name] for name in names) == ("x", 5, 2, 2, 9.0)
+
+
+def test_connections_of_the_kernel_are_pointed_to_and_their_weights_are_fixed(forwarder, capsys):
+    listen = (Listener("198.18.0.11", 80),)
+    kernel = Service("dns", listen, backends("b"), protocol="udp", datapath="kernel")
+    forwarder.config = replace(CONFIG, services=(*CONFIG.services, kernel))
+    for service, names in ((None, {"dns"}), ("dns", {"dns"}), ("web", set())):
+        replies = forwarder.ask(op="sessions", service=service)
+        forwarder.worker_answers(1, 1)
+        forwarder.worker_answers(2, 0)
+        assert set(replies[0].get("in_kernel", {})) == names
+    (reply,) = forwarder.ask(op="weight", backend="b", weight=3)
+    assert reply["error"].startswith(
+        "the kernel forwards dns, so all proxies must have the same weights: change weight"
+    )
+    assert forwarder.overrides.records() == []
+    assert forwarder.ask(op="weight", backend="b", service="web", weight=3)[0]["ok"]
+    forwarder.overrides.set("dns", "b", "weight", 3)
+    forwarder.overrides.set("dns", "b", "state", "draining")
+    forwarder.overrides.settle(forwarder.config)
+    assert forwarder.overrides.of("dns", "b") == {"state": "draining"}
+    cli_views._point_to_kernel({"in_kernel": {"dns": ["OPTIONS"]}}, "-D")
+    sentence = "the kernel has the connections of service dns; end them with: conntrack -D OPTIONS\n"
+    assert capsys.readouterr().err == sentence
 
 
 def test_sessions_are_answered_without_workers_that_are_silent_or_have_ended(forwarder):
