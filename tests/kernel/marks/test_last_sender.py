@@ -4,8 +4,8 @@
 
 """The backend of a service that the kernel forwards: replies go to the last sender, and not to a dead proxy.
 
-The proxies only route here, and the router chooses one of them. Ports 8080 and 9000 are in ``last_sender``;
-port 8081 is that of a service with the forwarder. b publishes port 9000 of its container.
+The proxies only route here: the virtual address is one of b, and the router chooses a proxy. Ports 8080, 8090 and 9000
+are in ``last_sender``; 8081 and 8091 are those of services with the forwarder. b publishes port 9000 of its container.
 """
 
 from __future__ import annotations
@@ -17,31 +17,43 @@ import socket
 import pytest
 
 from tests.kernel.marks.test_containers import PUBLISHED, add_box
+from tests.lab import wiring
 from tests.support.addresses import AF, BITS, FAMILIES, address_of
 from tests.support.deployment import KINDS, echo_servers
-from tests.support.marking import VARIANTS, marked
+from tests.support.keeping import keeping
+from tests.support.marking import NFT, VARIANTS, marked
 from tests.support.routing import PORT, return_path
-from tests.support.takeover import Virtual
-from tests.support.waiting import PATIENCE
+from tests.support.takeover import HOST, VIRTUAL, serve, streaming
+from tests.support.waiting import PATIENCE, eventually
 
 HOSTS = ["client", "router", "a", "a2", "b"]
 
 FORWARDERS = 8081
-MOVING = (PORT, PUBLISHED)
+# Of long streams: one follows its last sender, the other does not.
+STREAMS = (8090, 8091)
+MOVING = (PORT, PUBLISHED, STREAMS[0])
 PROTOCOLS = ("tcp", "udp")
 SOURCE_PORTS = itertools.count(42000)
-# Seconds: until the replies of a dead proxy leave through another one.
-MOVED = 1.0
 
 
-class Proxies(Virtual):
-    """Which proxy the router sends packets for b to."""
+class Proxies:
+    """Which proxy the router sends packets for b and its virtual address to, and the links of the proxies."""
+
+    def __init__(self, lab):
+        self._lab = lab
 
     def move(self, name: str) -> None:
-        for family in FAMILIES:
-            target = f"{address_of(self.lab['b'], family)}/{BITS[family]}"
-            route = ["route", "replace", target, "via", address_of(self.lab[name], family)]
-            self.lab["router"].run(["ip", "-6" if family == "ipv6" else "-4", *route])
+        for family, (option, length) in HOST.items():
+            for target in (VIRTUAL[family], address_of(self._lab["b"], family)):
+                route = ["route", "replace", f"{target}/{length}", "via", address_of(self._lab[name], family)]
+                self._lab["router"].run(["ip", option, *route])
+
+    def cut(self, name: str, state: str = "down") -> None:
+        port = self._lab[name].on("inside").port
+        wiring.run(["ip", "-n", self._lab.switch, "link", "set", port, state])
+
+    def plug(self, name: str) -> None:
+        self.cut(name, "up")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +73,11 @@ def lab(lab):
         stack.enter_context(echo_servers(lab, ["b"], PROTOCOLS))
         for protocol, family in itertools.product(PROTOCOLS, FAMILIES):
             lab.servers.serve(lab["b"], protocol, "::" if family == "ipv6" else "0.0.0.0", FORWARDERS)
+        for family, (option, _length) in HOST.items():
+            # Never the source of a server on the wildcard address.
+            more = ["nodad", "preferred_lft", "0"] if family == "ipv6" else []
+            lab["b"].run(["ip", option, "addr", "add", f"{VIRTUAL[family]}/{BITS[family]}", "dev", "eth0", *more])
+        serve(lab, ["b"], STREAMS)
         lab.proxies = Proxies(lab)
         yield lab
 
@@ -156,3 +173,77 @@ def test_conntrack_forgets_a_connection_that_has_moved(lab, b):
             b.run("conntrack -F")
             proxies_of(moving)  # one reply goes to the first proxy
             assert proxies_of(moving) == {"a2"}
+
+
+def hops(lab, host: str) -> list[str]:
+    """The next hops of the table that may move, and of the one of the forwarder, of each family."""
+    number, found = lab[host].spec.number, []
+    for option in ("-4", "-6"):
+        for table in (20700 + number, 20100 + number):
+            listed = lab["b"].run(["ip", option, "route", "show", "table", table], check=False).stdout
+            found += [line.split()[2] for line in listed.splitlines()]
+    return found
+
+
+def vias(lab, moving: str, staying: str) -> list[str]:
+    return [address_of(lab[name], family) for family in FAMILIES for name in (moving, staying)]
+
+
+@contextlib.contextmanager
+def kept(lab, directory):
+    """A keeper on b, with all packets through proxy a."""
+    lab.proxies.move("a")
+    with marked(lab, "b", NFT) as host, keeping(lab, "b", directory, document(lab)) as keeper:
+        eventually(lambda: hops(lab, "a") == vias(lab, "a", "a"))
+        yield host, keeper
+
+
+def silent(keeper) -> set[str]:
+    return {each["proxy"] for each in keeper.state["silent"]}
+
+
+def test_replies_leave_a_dead_proxy_and_return_but_only_on_the_ports_of_kernel_services(lab, tmp_path):
+    with (
+        kept(lab, tmp_path) as (host, keeper),
+        streaming(lab, {"down": 2, "echo": 2}, STREAMS[0]) as moving,
+        streaming(lab, {"down": 2}, STREAMS[1]) as staying,
+    ):
+        lab.proxies.cut("a")
+        lab.proxies.move("a2")
+        for streams in (*moving, *staying):
+            streams.mark()
+        eventually(lambda: hops(lab, "a") == vias(lab, "a2", "a"), explain=lambda: keeper.log)
+        for streams in moving:
+            streams.all_move()
+        assert [streams.moved() for streams in staying] == [{"down": 0}] * 2
+        sentence = "proxy a does not answer at 198.18.0.11 and 2001:db8::11: its replies leave through 198.18.0.12 and"
+        assert keeper.log.count(sentence) == 1
+        # Neither a run of the module nor a keeper that knows nothing yet moves the routes back.
+        assert not host.apply(document(lab)).changed
+        keeper.stop()
+        keeper.start()
+        eventually(lambda: silent(keeper) == {"a"})
+        assert sentence in keeper.log
+        assert hops(lab, "a") == vias(lab, "a2", "a")
+        assert keeper.repairs == 0
+        lab.proxies.plug("a")
+        eventually(lambda: hops(lab, "a") == vias(lab, "a", "a"), explain=lambda: keeper.log)
+        eventually(lambda: not silent(keeper))
+
+
+def test_no_route_moves_because_of_this_hosts_link_or_a_new_mac(lab, tmp_path):
+    with kept(lab, tmp_path) as (_host, keeper), conversations(lab, PORT) as moving:
+        lab.proxies.cut("b")
+        eventually(lambda: silent(keeper) == {"a", "a2"})
+        assert "nobody else could get its replies" in keeper.log
+        lab.proxies.plug("b")
+        lab["a"].run(["ip", "link", "set", "eth0", "address", "02:00:00:00:00:99"])
+        lab["router"].run(["ip", "neigh", "flush", "all"])
+        try:
+            assert proxies_of(moving) == {"a"}
+            eventually(lambda: not silent(keeper))
+            assert proxies_of(moving) == {"a"}
+            assert hops(lab, "a") == vias(lab, "a", "a")
+            assert "its replies leave through" not in keeper.log
+        finally:
+            lab["a"].run(["ip", "link", "set", "eth0", "address", lab["a"].mac])

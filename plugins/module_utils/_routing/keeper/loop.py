@@ -21,12 +21,14 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..document.documents import Document
 from ..reconcile.host import Host
 from . import attribution, fingerprint
 from .monitor import Notification
+from .proxy_watch import ProxyWatch
 from .reconcile_pass import Documents, PassResult, reconcile_all, settings_differ
 from .schedule import Schedule
 from .state_file import Repair, StateFile
@@ -58,7 +60,9 @@ class Keeper:
         cpu: Callable[[], float] = lambda: sum(os.times()[:4]),
         compute: Callable[[PassResult, Host], bytes | None] = fingerprint.compute,
     ):
-        self._documents, self._host, self._monitor, self._state = documents, host, monitor, state
+        self._proxies = ProxyWatch(host.make_kernel, clock, state.clock)
+        self._documents, self._host = documents, replace(host, answers=self._proxies.answers)
+        self._monitor, self._state = monitor, state
         self._notify, self._clock, self._cpu, self._compute = notify, clock, cpu, compute
         self._schedule = Schedule(clock())
         self._result = PassResult()
@@ -79,7 +83,9 @@ class Keeper:
         pending: list[Notification] = []
         while not {signal.SIGTERM, signal.SIGINT} & set(received):
             now = self._clock()
-            notifications = self._monitor.wait(self._schedule.sleep(now))
+            notifications = self._monitor.wait(min(self._schedule.sleep(now), self._proxies.sleep(now)))
+            if self._proxies.tend():
+                self._publish()
             now = self._clock()
             pending = [*pending, *notifications][-100:]
             if notifications or self._poll_differs(now):
@@ -130,6 +136,7 @@ class Keeper:
         changes = [re.sub(r"rule \d+:", "rule:", change) for change in changes]
         self._schedule.passed(now, changes, result.is_incomplete, result.failed, result.next_due, cost)
         self._monitor.watch(result.interest)
+        self._proxies.follow(result.documents)
         for owner in result.outcomes:
             if owner in repaired:
                 self._record_repair(owner, pending, now - broken_at if pending and broken_at is not None else None)
@@ -205,7 +212,7 @@ class Keeper:
     def _publish(self) -> None:
         self._send_watchdog(self._clock())
         self._state.reverted = self._schedule.reverted if self._schedule.reverted >= CONFLICT else 0
-        self._state.update(self._result)
+        self._state.update(self._result, self._proxies.problems, self._proxies.silent)
         if not self._status_line:
             self._notify(READY)
         if self._state.status_line != self._status_line:

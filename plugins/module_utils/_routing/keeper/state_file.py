@@ -8,6 +8,7 @@
 {"schema": 1, "pid": int, "archive": path or null, "story": the status line,
  "documents": {OWNER: {"state": "in place" | "waiting" | "refused", "since": time}},
  "problems": [sentence, ...],
+ "silent": [{"proxy": name, "address": address, "since": time}, ...],  (dead next hops of routes with fallbacks)
  "repairs": {"total": int, "by_kind": {"rule": int, ...}},
  "retiring": {OWNER: int}, "connections_cut": int,
                              (objects that are kept while connections need them; connections that limits have cut)
@@ -24,7 +25,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +65,7 @@ class StateFile:
     archive: str | None = field(default_factory=running_archive)
     _since: dict[str, tuple[str, float]] = field(default_factory=dict)
     _problems: list[str] = field(default_factory=list)
+    _silent: dict[str, tuple[str, float]] = field(default_factory=dict)
     _retiring: dict[str, int] = field(default_factory=dict)
     _written: str = ""
 
@@ -84,15 +86,21 @@ class StateFile:
         self.last = repair
         self._since.pop(repair.owner, None)
 
-    def update(self, result: PassResult) -> None:
-        """Store the state of each document after a pass."""
+    def update(
+        self, result: PassResult, problems: Iterable[str] = (), silent: Mapping[str, tuple[str, float]] | None = None
+    ) -> None:
+        """Store the state of each document after a pass, and the proxies that do not answer: (name, since) by address.
+
+        ``problems`` are sentences about these.
+        """
         states = {owner: _state(owner, result) for owner in result.documents}
         for owner in set(self._since) - set(states):
             del self._since[owner]
         for owner, state in states.items():
             if self._since.get(owner, ("", 0.0))[0] != state:
                 self._since[owner] = (state, self.clock())
-        self._problems = result.problems
+        self._problems = [*result.problems, *problems]
+        self._silent = dict(silent or {})
         self._retiring = {owner: len(outcome.retiring) for owner, outcome in result.outcomes.items()}
 
     @property
@@ -152,6 +160,10 @@ class StateFile:
             "story": self.status_line,
             "documents": documents,
             "problems": self._problems,
+            "silent": [
+                {"proxy": name, "address": address, "since": timestamp(since)}
+                for address, (name, since) in self._silent.items()
+            ],
             "repairs": {"total": self.total, "by_kind": self.kinds},
             "retiring": self._retiring,
             "connections_cut": self.cut,

@@ -129,6 +129,32 @@ def program(
     return instructions if len(instructions) <= MAX_INSTRUCTIONS else [(RETURN, 0, 0, PASS)]
 
 
+def neighbour_answers(family: str, addresses: Iterable[str]) -> list[Instruction]:
+    """The filter for packets without link header: ARP replies and neighbour advertisements from these addresses.
+
+    Of IPv6, all packets of the link come here, so most are dropped by the first comparison.
+    """
+    words = [int.from_bytes(ipaddress.ip_address(address).packed[-4:], "big") for address in addresses]
+    if family == "ipv4":
+        return [
+            (LOAD_HALF, 0, 0, 6),
+            (JUMP_IF_EQUAL, 1, 0, 2),
+            (RETURN, 0, 0, DROP),
+            (LOAD_WORD, 0, 0, 14),
+            *_any_of(words),
+        ]
+    return [
+        (LOAD_BYTE, 0, 0, 6),
+        (JUMP_IF_EQUAL, 1, 0, socket.IPPROTO_ICMPV6),
+        (RETURN, 0, 0, DROP),
+        (LOAD_BYTE, 0, 0, 40),
+        (JUMP_IF_EQUAL, 1, 0, 136),
+        (RETURN, 0, 0, DROP),
+        (LOAD_WORD, 0, 0, 48 + 12),
+        *_any_of(words),
+    ]
+
+
 def attach(netlink: socket.socket, lines: list[Instruction]) -> None:
     """Attach the filter to a socket, in place of an earlier one."""
     code = array.array("B", b"".join(struct.pack("=HBBI", *line) for line in lines))
