@@ -46,6 +46,10 @@ class Proxy:
         lab.engine.apply(self.host, local_delivery(*(lab[name] for name in BACKENDS)))
         self.bypass("add")
 
+    def address(self, family: str) -> str:
+        """What clients connect to."""
+        return str(getattr(self.host, family))
+
     def bypass(self, verb: str) -> None:
         """Add or delete the rule that keeps marked packets away from local delivery."""
         for flag in ("-4", "-6"):

@@ -36,7 +36,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from ipaddress import collapse_addresses, ip_network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from typing import Any
 
 from ..._shared.client_hash import SEED
 from ..document.kernel_service import KernelService, Server
@@ -279,9 +280,10 @@ class _Renderer:
             mine = {_address(service) for service in self._services if service.family == family}
             self._add("invalid", f"{destination} {_set(sorted(mine))} socket wildcard 0 accept")
             self._add("invalid", f"{destination} {_set(sorted(mine))} {self._count(f'invalid_{family}')} drop")
-        # Answers to health checks, from a client's address or from one of this host.
-        self._add("unknown", "socket transparent 1 accept")
-        self._add("unknown", "fib daddr type local accept")
+        # Answers to health checks, from a client's address or from one of this host. (``fib daddr type local`` is no
+        # way to tell: of IPv6, it follows the rules of local delivery.)
+        for socket in ("transparent 1", "wildcard 0", "wildcard 1"):
+            self._add("unknown", f"socket {socket} accept")
         self._add("unknown", self._set("meta"))
         self._add("unknown", f"ct state new {self._set('ct')}")
 
@@ -328,9 +330,9 @@ class _Renderer:
 
 def _networks(prefixes: Iterable[str], family: str) -> list[str]:
     """Those of a family; networks within another one are left out, because nft refuses them."""
-    networks = [ip_network(prefix, strict=False) for prefix in prefixes]
-    version = {"ipv4": 4, "ipv6": 6}[family]
-    return [str(one) for one in collapse_addresses(one for one in networks if one.version == version)]
+    network: Any = {"ipv4": IPv4Network, "ipv6": IPv6Network}[family]
+    mine = [prefix for prefix in prefixes if (":" in prefix) == (family == "ipv6")]
+    return [str(one) for one in collapse_addresses(network(prefix, strict=False) for prefix in mine)]
 
 
 def _limit_over(bounds: tuple[int, int]) -> str:
