@@ -27,6 +27,7 @@ from ..document.kernel_service import KernelService
 SCHEMA = 1
 UP, OUT, DOWN = STATES = ("up", "out", "down")
 MOST_BYTES = 1 << 20
+MOST_REMEMBERED = 65536
 # Not blocked by a FIFO, nor by a lease that the owner of the file has taken (fcntl(2)).
 FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -94,6 +95,22 @@ def read(path: str = BACKEND_STATES) -> States:
         return States(fault=f"{path} is ignored: {error}")
     finally:
         os.close(descriptor)
+
+
+class Reader:
+    """Reads the states, and remembers what is not mentioned any more: systemd removes the file at a restart."""
+
+    def __init__(self, path: str = BACKEND_STATES) -> None:
+        self._path = path
+        self._last = NONE_PUBLISHED
+
+    def __call__(self) -> States:
+        """The states that hold now."""
+        new = read(self._path)
+        merged = new.after(self._last)
+        # Or whoever writes the file could fill the memory of this process.
+        self._last = merged if sum(map(len, merged.services.values())) <= MOST_REMEMBERED else new
+        return self._last
 
 
 def _content(descriptor: int) -> bytes:

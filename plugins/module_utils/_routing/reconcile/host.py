@@ -43,7 +43,7 @@ class Host:
     # Reads and writes the nft table of services.
     make_datapath: Callable[[Any], Any] = Datapath
     # What the forwarder's checker says of the backends of kernel services.
-    backend_states: Callable[[], backend_states.States] = backend_states.read
+    backend_states: Callable[[], backend_states.States] = field(default_factory=backend_states.Reader)
 
 
 def locked(host: Host, unless: bool) -> contextlib.AbstractContextManager[None]:

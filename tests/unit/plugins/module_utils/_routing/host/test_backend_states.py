@@ -60,6 +60,23 @@ def test_what_is_not_mentioned_stays_as_it_was_said_last():
     }
 
 
+def test_the_last_states_outlive_the_file_but_not_in_any_number(tmp_path, monkeypatch):
+    path = tmp_path / "backends.json"
+    read = backend_states.Reader(str(path))
+    assert read() == States()
+    path.write_text(json.dumps(VALID))
+    assert read() == States(VALID["services"])
+    path.unlink()
+    assert read() == States(VALID["services"])
+    path.write_text("broken")
+    assert (read().services, bool(read().fault)) == (VALID["services"], True)
+    path.write_text(text({"web": {"c": "up"}}))
+    assert read() == States({"web": {"b": "up", "c": "up", "d": "out"}})
+    monkeypatch.setattr(backend_states, "MOST_REMEMBERED", 3)
+    path.write_text(text({"mail": {"b": "down"}}))
+    assert read() == States({"mail": {"b": "down"}})
+
+
 def test_without_a_file_nothing_is_known(tmp_path):
     assert backend_states.read(str(tmp_path / "none" / "backends.json")) == States()
 
