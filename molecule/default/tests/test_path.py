@@ -12,13 +12,13 @@ import pytest
 from tests.lab.traffic import capture, get, logged, neighbour_mac, retransmits
 from tests.support.waiting import eventually
 
-WEB, API = 80, 81
-BACKENDS = {WEB: ["b", "c", "d"], API: ["b", "c"]}
+WEB, API, FAST = 80, 81, 83
+BACKENDS = {WEB: ["b", "c", "d"], API: ["b", "c"], FAST: ["d"]}
 FAMILIES = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 
 
 @FAMILIES
-@pytest.mark.parametrize("port", [WEB, API])
+@pytest.mark.parametrize("port", [WEB, API, FAST])
 def test_each_backend_logs_the_client_and_never_the_proxy(lab, family, port):
     before = {name: logged(lab[name]) for name in BACKENDS[port]}
     answers = [get(lab["client"], lab["a"], family, port) for _request in range(3 * len(BACKENDS[port]))]
@@ -114,7 +114,8 @@ def test_the_keeper_restores_rules_and_routes(lab):
 def test_verify_reports_every_backend_of_every_service_in_both_families(play):
     run = play("verify")
     assert run.status == 0, run.output
-    for name, port in [(f"web: {host}", 8080) for host in "bcd"] + [(f"api: {host}", 8081) for host in "bc"]:
+    expected = [(f"web: {host}", 8080) for host in "bcd"] + [(f"api: {host}", 8081) for host in "bc"]
+    for name, port in [*expected, ("fast: d", 8081)]:
         for address in (f"198.18.0.2{' bcd'.index(name[-1])}", f"[2001:db8::2{' bcd'.index(name[-1])}]"):
             assert f"{name}: established with {address}:{port}" in run.output
         for source in ("198.51.100.11", "2001:db8:ffff::11"):

@@ -59,15 +59,19 @@ def gather(
     clients: Mapping[str, str] | None = None,
     ports: Iterable[tuple[str, int]] = (),
 ) -> Facts:
-    """The facts about the stored documents; or about ``unapplied``, a document that is still to be applied.
+    """The facts about the stored documents; or about ``unapplied``, a document that is still to be applied. Then also
+    about a stored one of services that the kernel forwards, which explains settings that local delivery does not need.
 
     ``clients`` is one sample client per family, ``ports`` are the (protocol, port) that this host serves.
     """
     reader = Reader()
     read = reader.read
-    stored = read("the directory of documents", store.load_all, sources.directory) if unapplied is None else []
+    stored = read("the directory of documents", store.load_all, sources.directory)
     stored = () if isinstance(stored, Unread) else stored
-    documents = (unapplied,) if unapplied else tuple(entry.document for entry in stored if entry.document)
+    documents = tuple(entry.document for entry in stored if entry.document)
+    if unapplied:
+        others = (one for one in documents if one.services and one.owner != unapplied.owner)
+        documents, stored = (unapplied, *others), ()
     config = (sources.config, sources.runtime, sources.proc)
     facts = Facts(
         documents=documents,

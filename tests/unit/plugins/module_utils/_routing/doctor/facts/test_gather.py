@@ -66,6 +66,22 @@ def test_a_document_that_is_not_applied_gets_only_preflight_checks(fresh):
     assert "lookup" not in [finding.id for finding in registry.examine(facts)]
 
 
+def test_a_document_that_is_not_applied_is_seen_beside_the_stored_services_of_the_kernel(host):
+    services = {"schema": 1, "owner": "kernel_datapath", "protocol": 204, "forwarding": ["ipv4"]}
+    bypass = {"family": "ipv4", "priority": 1099, "fwmark": 255, "fwmask": 255, "action": "lookup", "table": 254}
+    server = {"name": "b", "address": cases.B, "port": 80}
+    service = {"name": "web", "family": "ipv4", "protocol": "tcp", "address": "198.18.0.100", "port": 80}
+    services |= {"rules": [bypass], "services": [{**service, "backends": [server]}]}
+    (host.stored / "kernel_datapath.json").write_text(json.dumps(services), encoding="utf-8")
+    for document, expected in (
+        (fakes.RETURN_PATH, ["return_path", "kernel_datapath"]),
+        (services, ["kernel_datapath"]),
+    ):
+        facts = gather.gather(host.sources, documents.load(document))
+        assert [one.owner for one in facts.documents] == expected
+        assert not facts.applied
+
+
 def test_missing_packages_are_no_problem_before_the_document_is_applied(fresh):
     fresh.host.no_pyroute2 = True
     fresh.outputs["nft -j list ruleset"] = None
