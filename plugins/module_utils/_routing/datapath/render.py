@@ -57,7 +57,6 @@ HOOKS = {
 # Why a client is refused; ``flood`` is more new connections than the service's bound.
 CAUSES = ("denied", "limited", "no_backend", "flood")
 IP = {"ipv4": "ip", "ipv6": "ip6"}
-ICMP = {"ipv4": "icmp", "ipv6": "ipv6-icmp"}
 # A client is an address or, of IPv6, a /64.
 CLIENT = {"ipv4": "ip saddr", "ipv6": "ip6 saddr & ffff:ffff:ffff:ffff::"}
 REFUSE = {"tcp": "reject with tcp reset", "udp": "reject with icmpx port-unreachable"}
@@ -306,7 +305,8 @@ class _Renderer:
                 f"{_limit_over(self._bounds)} {unasked} drop",
             ],
         }
-        icmp = "meta l4proto { icmp, ipv6-icmp } ct state related accept"
+        # Words of nft: "ipv6-icmp" is in /etc/protocols, which a host without the package netbase does not have.
+        icmp = "meta l4proto { icmp, icmpv6 } ct state related accept"
         for chain, texts in rules.items():
             for text in texts:
                 self._add(chain, text)
