@@ -15,11 +15,13 @@ import itertools
 import socket
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor import registry
 
 from tests.kernel.marks.test_containers import PUBLISHED, add_box
 from tests.lab import wiring
 from tests.support.addresses import AF, BITS, FAMILIES, address_of
 from tests.support.deployment import KINDS, echo_servers
+from tests.support.doctor import doctor_facts
 from tests.support.keeping import keeping
 from tests.support.marking import NFT, VARIANTS, marked
 from tests.support.routing import PORT, return_path
@@ -218,6 +220,9 @@ def test_replies_leave_a_dead_proxy_and_return_but_only_on_the_ports_of_kernel_s
         assert [streams.moved() for streams in staying] == [{"down": 0}] * 2
         sentence = "proxy a does not answer at 198.18.0.11 and 2001:db8::11: its replies leave through 198.18.0.12 and"
         assert keeper.log.count(sentence) == 1
+        facts = doctor_facts(lab["b"], lab.engine, keeper.documents, keeper=str(keeper.runtime / "state.json"))
+        problems = {found.id for found in registry.examine(facts) if found.status in ("fail", "warn")}
+        assert problems & {"lookup", "routes", "rules", "marks", "proxy_silent"} == {"proxy_silent"}
         # Neither a run of the module nor a keeper that knows nothing yet moves the routes back.
         assert not host.apply(document(lab)).changed
         keeper.stop()

@@ -88,6 +88,7 @@ CHECKS = (
     Check("links", ANY, True, prerequisites.links, "all interfaces that the documents use are up"),
     Check("proxy_on_link", BACKEND, True, proxies.proxy_on_link, "every proxy is directly connected"),
     Check("proxy_mac", BACKEND, True, proxies.proxy_mac, "every proxy has the expected MAC address"),
+    Check("proxy_silent", BACKEND, False, proxies.proxy_silent, "every proxy that the keeper asks answers"),
     Check("default_route", BACKEND, True, sysctls.default_route, "unmarked replies have a route to the clients"),
     Check("rp_filter", ANY, True, sysctls.rp_filter, "rp_filter accepts clients' packets"),
     Check("src_valid_mark", PROXY, True, sysctls.src_valid_mark, "src_valid_mark does not drop marked replies"),

@@ -34,6 +34,8 @@ class Reply:
     mark: int = 0
     iif: str | None = None
     sport: int | None = None
+    # Other next hops that are as well.
+    fallback: tuple[str, ...] = ()
 
     @property
     def family(self) -> str:
@@ -41,7 +43,7 @@ class Reply:
 
     def is_well_sent(self, answer: RouteAnswer) -> bool:
         """Whether the kernel's route for it is the one that the document wants."""
-        return answer.type == "local" if self.via == "local" else answer.via == self.via
+        return answer.type == "local" if self.via == "local" else answer.via in (self.via, *self.fallback)
 
     @property
     def text(self) -> str:

@@ -69,3 +69,13 @@ def proxy_mac(facts: Facts) -> Iterator[Finding]:
                 "the proxy is down or has another address, so no reply reaches it",
                 f"check that {peer.name} is up; its address is l4proxy_address in its host_vars",
             )
+
+
+def proxy_silent(facts: Facts) -> Iterator[Finding]:
+    for silent in facts.silent:
+        yield warn(
+            silent.proxy,
+            f"proxy {silent.proxy} has not answered the keeper at {silent.address} since {silent.since}",
+            "connections through it have stopped, except those that another proxy has taken over (datapath: kernel)",
+            f"check that {silent.proxy} is up and connected; its address is l4proxy_address in its host_vars",
+        )

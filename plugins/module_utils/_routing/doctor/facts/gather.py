@@ -88,6 +88,7 @@ def gather(
         forwarder=read("the forwarder's config", forwarder.read, *config) if unapplied is None else None,
         units=read("the list of units", systemd.units, sources.host.runner, sources.systemd),
         contest=read("the keeper's state", keeper.contest, sources.keeper),
+        silent=read("the proxies that do not answer", keeper.silent, sources.keeper),
         drop_ins=read("the configuration of systemd-networkd", systemd.drop_ins, sources.networkd),
         redirected=read("the cache of redirects", _redirected, sources),
     )

@@ -2,14 +2,14 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the keeper's state file says about repairs that do not last."""
+"""What the keeper's state file says about repairs that do not last, and about proxies that do not answer."""
 
 from __future__ import annotations
 
 import json
 
 from ...host import files
-from .model import Contest
+from .model import Contest, Silent
 
 
 def contest(state: str) -> Contest | None:
@@ -23,3 +23,12 @@ def contest(state: str) -> Contest | None:
         return Contest(int(data["undone"]), last.get("owner", ""), changes, last.get("who", ""))
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def silent(state: str) -> tuple[Silent, ...]:
+    """The proxies that do not answer, from the same file."""
+    try:
+        listed = json.loads(files.read(state) or "{}").get("silent", [])
+        return tuple(Silent(str(each["proxy"]), str(each["address"]), str(each["since"])) for each in listed)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return ()

@@ -169,6 +169,15 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Silent:
+    """A proxy that does not answer the keeper, and since when."""
+
+    proxy: str
+    address: str
+    since: str
+
+
+@dataclass(frozen=True)
 class Contest:
     """A repair that does not last: how many times in a row it was reverted, its changes, and who reverts it."""
 
@@ -259,6 +268,7 @@ class Facts:
     units: Mapping[str, Unit] | None = None
     drop_ins: tuple[str, ...] = ()
     contest: Contest | None = None
+    silent: tuple[Silent, ...] = ()
     forwarder: Forwarder | None = None
     drift: tuple[Drift, ...] = ()
 

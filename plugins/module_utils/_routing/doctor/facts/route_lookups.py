@@ -61,7 +61,8 @@ def _same_mac(peer: Peer, known: list[tuple[str, str, str | None]]) -> tuple[str
 def _default_routes(document: Document) -> Iterator[tuple[str, Route, Rule]]:
     """Each next hop of a default route, the route, and the first rule that looks it up."""
     for route in document.routes:
-        if route.via and route.dst == "default" and not route.retiring:
+        # A route with fallbacks leads to a proxy of another route.
+        if route.via and route.dst == "default" and not route.retiring and not route.fallback:
             lookups = (rule for rule in rule_matching.lookups(document) if rule.family == route.family)
             rule = next((rule for rule in lookups if rule.table == route.table), None)
             if rule:
@@ -208,9 +209,12 @@ def replies(facts: Facts) -> dict[Reply, RouteAnswer]:
 def _sent(facts: Facts) -> Iterator[Reply]:
     """On a backend, one reply for each lookup rule and next hop."""
     own: dict[tuple[str, int | None], Peer] = {(peer.family, peer.table): peer for peer in facts.peers}
+    by_via = {(peer.family, peer.via): peer for peer in facts.peers}
     for document in facts.return_path:
+        moving = {(route.family, route.table): route for route in document.routes if route.fallback}
         for rule in rule_matching.lookups(document):
-            peer = own.get((rule.family, rule.table))
+            route = moving.get((rule.family, int(rule.table or 0)))
+            peer = by_via.get((route.family, str(route.via))) if route else own.get((rule.family, rule.table))
             src = rule_matching.host_of(rule.src) or (peer.own if peer else None)
             if peer and src:
                 yield Reply(
@@ -222,6 +226,7 @@ def _sent(facts: Facts) -> Iterator[Reply]:
                     ip_proto=rule.ip_proto or 6,
                     mark=rule.fwmark or 0,
                     sport=rule.sport[0] if rule.sport else None,
+                    fallback=route.fallback if route else (),
                 )
 
 

@@ -66,7 +66,7 @@ def test_an_exception_in_a_check_becomes_a_finding_and_the_other_checks_still_ru
 @pytest.mark.parametrize("name", [
     *("links", "settings", "peers", "backends", "replies", "rules", "routes", "addresses", "redirected", "ruleset"),
     *("sockets", "relays", "arp", "conntrack", "units", "contest", "drop_ins", "forwarder", "drift", "own"),
-    *("translated", "kernel_targets"),
+    *("translated", "kernel_targets", "silent"),
 ])  # fmt: skip
 def test_an_unread_fact_makes_checks_skip_and_never_report_a_problem(facts, name):
     findings = registry.examine(replace(facts, **{name: Unread("it hangs")}))

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Silent
+
 from .. import cases
 from ..cases import PEER, ROUTER, peer
 
@@ -19,6 +21,8 @@ PROBLEMS = [
     (peer(**SAME_MAC), "warn proxy_mac", "same MAC as the router on eth0: 02:00:00:00:00:11 (also 198.18.0.1)"),
     (peer(**SAME_MAC, same_mac=("198.18.0.22",)), "fail proxy_mac", "(also 198.18.0.1, 198.18.0.22)"),
     (peer(mac=None), "warn proxy_mac", "does not answer ARP or ND on eth0"),
+    (cases.backend(silent=(Silent("a", "198.18.0.11", "noon"),)), "warn proxy_silent",
+     "proxy a has not answered the keeper at 198.18.0.11 since noon"),
 ]  # fmt: skip
 FINE = [
     ("proxy_mac", peer(mac=None, has_mac=False)),
