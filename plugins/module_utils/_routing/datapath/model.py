@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Optional, Union
 
@@ -22,6 +22,9 @@ NAME = "l4proxy_datapath"
 Content = Union[str, "Late"]
 # (type, hook, priority) of a chain that a hook calls
 Hook = Optional[tuple[str, str, int]]
+# Expensive chains in one transaction.
+AT_ONCE = 4
+DROP = ["drop"]
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,17 @@ class Live:
     generation: bytes = b""
 
 
-def transaction(live: Live, table: Table) -> str:
+def transaction(live: Live, table: Table, later: Collection[str] = ()) -> str:
     """The commands of nft(8) that change the live table in one transaction; empty if it is as it should be.
 
-    What stays the same is not touched: counters count on, sets keep their clients.
+    What stays the same is not touched: counters count on, sets keep their clients. Chains in ``later`` stay as they
+    are; a new one drops packets.
     """
     if not table.chains:
         return f"delete table {FAMILY} {NAME}\n" if live.exists else ""
     changed = {name: chain for name, chain in table.chains.items() if not _is_same(live, name, chain)}
     new = [name for name in changed if name not in live.chains]
+    changed = {name: chain for name, chain in changed.items() if name in new or name not in later}
     moved = [name for name in changed if name not in new and live.chains[name][0] != changed[name].hook]
     gone = [name for name in live.chains if name not in table.chains]
     added = [_command("add counter", name) for name in sorted(table.counters - live.counters)]
@@ -91,20 +96,42 @@ def transaction(live: Live, table: Table) -> str:
     stale += [_command("delete counter", name) for name in sorted(live.counters - table.counters)]
     if not (changed or gone or added or stale or live.disabled):
         return ""
+    rules = [(name, rule) for name, chain in changed.items() for rule in (DROP if name in later else _rules(chain))]
     commands = [
         f"add table {FAMILY} {NAME}",
         *(_command("flush chain", name) for name in [*changed, *gone] if name in live.chains),
         *(_command("delete chain", name) for name in moved),
         *added,
-        *(
-            _command("add chain", name, _hook(changed[name]))
-            for name in changed
-            if name in moved or name not in live.chains
-        ),
-        *(_command("add rule", name, rule) for name, chain in changed.items() for rule in _rules(chain)),
+        *(_command("add chain", name, _hook(changed[name])) for name in [*moved, *new]),
+        *(_command("add rule", name, rule) for name, rule in rules),
         *(_command("delete chain", name) for name in gone),
         *stale,
     ]
+    return "".join(f"{command}\n" for command in commands)
+
+
+def steps(live: Live, table: Table) -> list[str]:
+    """The transactions that change the live table: one, or else further ones for a few expensive chains each.
+
+    A large transaction takes much longer than the same in parts, and nothing of it counts before its end. The first
+    one has what open connections need; new ones of a service wait until its chain is written.
+    """
+    late = [
+        name
+        for name, chain in table.chains.items()
+        if any(isinstance(rule, Late) for rule in chain.rules) and not _is_same(live, name, chain)
+    ]
+    # A live chain may go to another one that is to be deleted.
+    if len(late) <= AT_ONCE or live.chains.keys() - table.chains.keys():
+        whole = transaction(live, table)
+        return [whole] if whole else []
+    first = transaction(live, table, late)
+    parts = [late[start : start + AT_ONCE] for start in range(0, len(late), AT_ONCE)]
+    return [*filter(None, [first]), *("".join(_rewrite(name, table.chains[name]) for name in part) for part in parts)]
+
+
+def _rewrite(name: str, chain: Chain) -> str:
+    commands = [_command("flush chain", name), *(_command("add rule", name, rule) for rule in _rules(chain))]
     return "".join(f"{command}\n" for command in commands)
 
 

@@ -249,8 +249,9 @@ class _Renderer:
 
     def _buckets(self, service: KernelService, serving: frozenset[str]) -> str | Late:
         """The rule that chooses a backend."""
+        refuse = self._refuse("no_backend", service)  # its counter stays when there is a backend again
         if not serving:
-            return self._refuse("no_backend", service)
+            return refuse
         if len(serving) == 1:
             return f"goto {_to(service, *serving)}"
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from ..errors import MissingPackage, RoutingError
 from ..host.runner import MissingCommand, Runner
 from ..netlink.messages import Netlink, attribute, attributes
-from .model import NAME, Hook, Live, Table, transaction
+from .model import NAME, Hook, Live, Table, steps
 
 NETLINK_NETFILTER = 12
 # nfnetlink.h and nf_tables.h of linux/netfilter
@@ -55,24 +55,24 @@ class Datapath:
 
     def differs(self, live: Live, table: Table) -> bool:
         """Whether write() would change anything."""
-        return bool(transaction(live, table))
+        return bool(steps(live, table))
 
     def write(self, live: Live, table: Table) -> bool:
-        """Change what differs, in one transaction; return whether anything did.
+        """Change what differs; return whether anything did. ``live`` must be current.
 
-        MissingPackage without nft; RoutingError if it fails, and then nothing is changed. ``live`` must be current.
+        That is one transaction, or a few if many chains are expensive: see model.steps. MissingPackage without nft;
+        RoutingError if one fails, and then none of it is changed.
         """
-        commands = transaction(live, table)
-        if not commands:
-            return False
-        try:
-            done = self._run(["nft", "-f", "-"], commands)
-        except MissingCommand as error:
-            raise MissingPackage("nftables", "services with `datapath: kernel` need the command nft") from error
-        if done.code:
-            reason = (done.stderr or done.stdout).strip() or f"exit status {done.code}"
-            raise RoutingError(f"nft -f -, to change table {NAME}: {reason}")
-        return True
+        commands = steps(live, table)
+        for transaction in commands:
+            try:
+                done = self._run(["nft", "-f", "-"], transaction)
+            except MissingCommand as error:
+                raise MissingPackage("nftables", "services with `datapath: kernel` need the command nft") from error
+            if done.code:
+                reason = (done.stderr or done.stdout).strip() or f"exit status {done.code}"
+                raise RoutingError(f"nft -f -, to change table {NAME}: {reason}")
+        return bool(commands)
 
 
 def _generation(netlink: Netlink) -> bytes:

@@ -10,6 +10,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.m
     Late,
     Live,
     Table,
+    steps,
     transaction,
 )
 
@@ -79,3 +80,19 @@ def test_an_expensive_rule_is_made_only_to_be_written():
     assert not made
     assert "accept" in transaction(Live(), before)
     assert made
+
+
+def test_many_expensive_chains_are_written_after_what_open_connections_need():
+    def with_late(count, key, **more):
+        late = {f"late{number}": Chain(None, [Late(f"{key}{number}", lambda: "accept")]) for number in range(count)}
+        return table(**late, **more)
+
+    assert len(steps(Live(), with_late(4, "a"))) == 1
+    first, *others = steps(Live(), with_late(9, "a"))
+    assert f"add rule {HERE} late0 drop" in first
+    assert "goto web" in first
+    assert "late0 accept" not in first
+    assert [part.count("flush chain") for part in others] == [4, 4, 1]
+    # Later only these chains change; but one that may go to a chain that is deleted changes at once.
+    assert [part.count("flush chain") for part in steps(live(with_late(9, "a")), with_late(9, "b"))] == [4, 4, 1]
+    assert len(steps(live(with_late(9, "a", old=Chain())), with_late(9, "b"))) == 1
