@@ -69,7 +69,7 @@ def test_a_change_of_state_moves_no_connection_and_no_count(lab, proxy, servers,
     client = Client(lab, protocol, family)
     service = proxy.service(protocol, family)
     proxy.serve(service)
-    sessions = [client.session() for _number in range(12)]
+    sessions = [client.session() for _number in range(30)]  # so that each backend has one
     counts = proxy.connections()
     assert counts == Counter(session.name for session in sessions)
     assert len(counts) == 3

@@ -26,6 +26,7 @@ from tests.support.waiting import eventually
 
 HOSTS = ["client", "router", "a", "b", "c"]
 OWNER = "kernel_datapath"
+LATER = b"later"
 SWITCH = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
 REDIRECTS, RA = "net.ipv4.conf.all.accept_redirects", "net.ipv6.conf.eth0.accept_ra"
 DROPPED = {family: f'counter name "strangers_{family}"' for family in FAMILIES}
@@ -86,14 +87,21 @@ def servers(lab):
         route = [f"{VIRTUAL[family]}/{length}", "via", address_of(lab["a"], family)]
         lab["router"].run(["ip", option, "route", "replace", *route])
 
+    accepted = []
+
     def serve(sock: socket.socket, peer: tuple) -> None:
+        accepted.append(sock)
         with sock, contextlib.suppress(OSError):
             sock.sendall(f"{peer[0]}\n".encode())
             while data := sock.recv(100):
+                time.sleep(0.5 * (data == LATER))
                 sock.sendall(data)
 
     with tcp.serving(lab, ["b", "c"], 8080, serve):
         yield
+        for sock in accepted:
+            with contextlib.suppress(OSError):  # it has ended
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def line(sock: socket.socket, sent: bytes = b"") -> str:
@@ -118,6 +126,15 @@ def test_services_are_forwarded_until_they_are_removed(lab, a, family):
     lab.engine.remove(a, OWNER)
     assert (table(a), value(a, SWITCH[family])) == ("", "0")
     assert handshake(lab["client"], address_of(lab["client"], family), VIRTUAL[family], port=80) != "established"
+
+
+def test_a_backend_of_both_datapaths_may_send_first_after_conntrack_has_forgotten(lab, a, family):
+    lab.engine.apply(a, document(service(lab, family, "b")))
+    with tcp.connect(lab, VIRTUAL[family], 80) as sock:
+        line(sock)
+        sock.sendall(LATER)
+        a.run(["conntrack", "-F"])
+        assert sock.recv(100) == LATER
 
 
 def advertise(lab) -> None:
