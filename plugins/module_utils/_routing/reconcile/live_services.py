@@ -25,8 +25,8 @@ from .host import Host
 
 CONNTRACK_MAX = "net.netfilter.nf_conntrack_max"
 MASK = 0xFF
-# What depends on the states of backends: names of chains, and of counters.
-CHANGING = ("buckets_", "no_backend_")
+# The chains that depend on the states of backends.
+BUCKETS = "buckets_"
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,12 @@ def _present(live: Live, services: Sequence[KernelService]) -> tuple[KernelServi
 
 def _is_sound(live: Live, wanted: Table) -> bool:
     """Whether only states may differ. The chain of buckets has one rule, whatever they are."""
-    buckets = [name for name in wanted.chains if name.startswith(CHANGING[0])]
+    buckets = [name for name in wanted.chains if name.startswith(BUCKETS)]
     if any(len(live.chains.get(name, (None, ()))[1]) != 1 for name in buckets):
         return False
-    steady = replace(
-        live,
-        counters=frozenset(name for name in live.counters if not name.startswith(CHANGING)),
-        chains={name: chain for name, chain in live.chains.items() if not name.startswith(CHANGING)},
-    )
-    counters = {name for name in wanted.counters if not name.startswith(CHANGING)}
-    chains = {name: chain for name, chain in wanted.chains.items() if not name.startswith(CHANGING)}
-    return not transaction(steady, replace(wanted, counters=counters, chains=chains))
+    present = {name: chain for name, chain in live.chains.items() if not name.startswith(BUCKETS)}
+    chains = {name: chain for name, chain in wanted.chains.items() if not name.startswith(BUCKETS)}
+    return not transaction(replace(live, chains=present), replace(wanted, chains=chains))
 
 
 def _need_nft(host: Host) -> None:
