@@ -132,7 +132,7 @@ python-%: # the same on one of them
 # forwarder-pythons includes pythons. The stages do not depend on each other, so all run even if one fails.
 test-all: export PYTEST_ADDOPTS := -m 'slow or not slow'
 test-all: ## Run everything, slow tests and benchmarks included, even after a failure: more than two hours (root)
-	@KEEP_GOING=1 bash tests/run.sh $(STAGES) forwarder-pythons chaos walk soak fuzz bench-idle bench-routing bench-keeper bench-services bench
+	@KEEP_GOING=1 bash tests/run.sh $(STAGES) forwarder-pythons chaos walk takeover soak fuzz bench-idle bench-routing bench-keeper bench-services bench
 
 forwarder-pythons: FORWARDER_TESTS := tests/kernel/forwarder
 forwarder-pythons: python-3.9 python-3.13 ## Run all kernel tests of the forwarder with the archive on Python 3.9 and 3.13 (root)
@@ -146,6 +146,10 @@ chaos: ## Let other tools, people and hardware disturb a fleet under load, and m
 walk: ## Walk through docs/operations under a steady load; no connection may fail or break; WORKERS=1, SETTLE=35 (root)
 	@$(BOOTSTRAP) lab
 	@$(ROOT) $(PYTHON) -m pytest -q tests/walk
+
+takeover: ## Move 1,000 long streams from one proxy to another, in several ways; prints how many are lost, and how late (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) $(PYTHON) -m pytest -q --capture=no tests/takeover
 
 soak: ## Reload every second and upgrade under load; no connection may fail; SECONDS=60, WORKERS=1, FROM=REVISION, CONTROL=1 (root)
 	@$(BOOTSTRAP) lab

@@ -121,7 +121,7 @@ class Deployment:
     def apply_proxies(self, method: str = "auto", **options: Any) -> None:
         for name in self.proxies:
             self._apply(name, local_delivery(self.fleet(name), name, method), options)
-            if document := kernel_datapath(self.fleet(name), name).document:
+            if document := kernel_datapath(self.fleet(name), name):
                 self._apply(name, document, options)
 
     def _apply(self, name: str, document: dict[str, Any], options: dict[str, Any]) -> None:

@@ -31,8 +31,9 @@ import time
 from array import array
 
 PACE = float(os.environ.get("PACE", "0.1"))  # seconds between the blocks of a stream
-ECHO, IDLE = 0.5, 3.0
+ECHO, IDLE = 0.5, float(os.environ.get("IDLE", "3"))
 BLOCK = 2048
+PATIENCE = 20.0  # seconds until a stream must have begun
 HEADER = struct.Struct("!4sI")  # the kind, and the position at which the stream begins
 WORDS = 1 << 20
 CYCLE = 4 * WORDS
@@ -105,12 +106,14 @@ class Datagrams(asyncio.DatagramProtocol):
 async def serve(name: str, ports: list[int]) -> None:
     for port in ports:
         for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
-            await asyncio.start_server(Servers(name).stream, address, port, family=family, backlog=1024)
+            await asyncio.start_server(Servers(f"{name}:{port}").stream, address, port, family=family, backlog=1024)
             sock = socket.socket(family, socket.SOCK_DGRAM)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind((address, port))
-            await asyncio.get_running_loop().create_datagram_endpoint(lambda: Datagrams(name), sock=sock)
+            await asyncio.get_running_loop().create_datagram_endpoint(
+                lambda port=port: Datagrams(f"{name}:{port}"), sock=sock
+            )
     print("ready", flush=True)
     await asyncio.Event().wait()
 
@@ -135,13 +138,13 @@ class Stream:
     async def run(self, address: str, port: int) -> None:
         try:
             await (self.flow if self.kind == "udp" else self.stream)(address, port)
-        except (OSError, asyncio.IncompleteReadError) as error:
+        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError) as error:
             self.error = type(error).__name__
 
     async def stream(self, address: str, port: int) -> None:
-        reader, writer = await asyncio.open_connection(address, port)
+        reader, writer = await asyncio.wait_for(asyncio.open_connection(address, port), PATIENCE)
         writer.write(HEADER.pack(self.kind.encode().ljust(4), self.position))
-        self.server = (await reader.readline()).decode().strip()
+        self.server = (await asyncio.wait_for(reader.readline(), PATIENCE)).decode().strip()
         self.hit()
         try:
             self.error = await getattr(self, self.kind)(reader, writer)
@@ -228,7 +231,8 @@ def report(streams: list[Stream]) -> dict[str, dict]:
         if mine:
             silence = max((stream.silence for stream in moved), default=0.0)
             found[kind] = {"of": len(mine), "moved": len(moved), "silence": round(silence, 2), "errors": errors}
-            found[kind]["lost"] = sorted({stream.server for stream in mine if stream not in moved})
+            gone = [stream.server for stream in mine if stream not in moved]
+            found[kind]["lost"] = {server: gone.count(server) for server in sorted({*gone})}
     return found
 
 

@@ -7,18 +7,23 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._forwarder_config import forwarder_config
 
 from tests.lab import netns, wiring
-from tests.support import keeping, streams
+from tests.support import forwarding, keeping, streams
 from tests.support.addresses import FAMILIES, address_of
-from tests.support.deployment import BACKENDS, PROXIES, Deployment, by_strategy
+from tests.support.deployment import BACKENDS, PROXIES, Deployment
 from tests.support.waiting import PATIENCE, eventually
 
 VIRTUAL = {"ipv4": "198.18.0.100", "ipv6": "2001:db8::100"}
@@ -69,10 +74,11 @@ class Fleet(Deployment):
     """
 
     def __init__(self, lab, directory: Path, services, proxies=PROXIES, backends=BACKENDS, *, on_link: bool = False):
-        super().__init__(lab, directory, services, by_strategy(lab, "mark", backends, proxies), proxies, backends)
+        super().__init__(lab, directory, services, {}, proxies, backends)
         lab.engine = self.engine
         self.on_link, self.holder = on_link, ""
         self.keepers: dict[str, keeping.Running] = {}
+        self.forwarders: list[forwarding.Forwarder] = []
 
     def stored(self, name: str) -> Path:
         """Where the keeper of a host reads its documents."""
@@ -86,9 +92,18 @@ class Fleet(Deployment):
             self.keepers[name].start()
         self.move(self.proxies[0])
 
+    def start_forwarders(self) -> None:
+        """Start a forwarder on each proxy."""
+        for name in self.proxies:
+            config = forwarder_config(self.fleet(name), name, {"workers": 1})
+            self.forwarders.append(forwarding.Forwarder(self.lab, config, host=name).serve())
+
     def close(self) -> None:
-        for keeper in self.keepers.values():
-            netns.stop(keeper.process)
+        for process in (
+            *(keeper.process for keeper in self.keepers.values()),
+            *(one.process for one in self.forwarders),
+        ):
+            netns.stop(process)
 
     def move(self, name: str) -> None:
         """Let packets for the virtual address go to a proxy."""
@@ -104,6 +119,30 @@ class Fleet(Deployment):
             self.lab[name].run(["ip", option, "address", "add", address, "dev", self.lab[name].dev, *nodad])
             announce(self.lab[name], family)
         self.holder = name
+
+    def take_over(self, old: str, new: str, streams: Iterable[Streams] = ()) -> None:
+        """Cut the link of a proxy, and a second after that move the virtual address to another one."""
+        self.cut(old)
+        time.sleep(0.1)
+        self.mark(streams)
+        time.sleep(0.9)
+        self.move(new)
+
+    def flap(self, name: str, seconds: float) -> None:
+        """Let the link of a host be down for some time."""
+        self.cut(name)
+        time.sleep(seconds)
+        self.plug(name)
+
+    @staticmethod
+    def mark(streams: Iterable[Streams]) -> None:
+        """Begin to measure."""
+        for running in streams:
+            running.mark()
+
+    def forget(self, name: str) -> None:
+        """Remove all conntrack entries of a host, as a reboot does."""
+        self.lab[name].run(["conntrack", "-F"])
 
     def cut(self, name: str) -> None:
         """Cut the link of a host at the switch."""
@@ -131,21 +170,28 @@ def announce(host, family: str) -> None:
         sock.sendto(message, ("ff02::1", 0))
 
 
-def serve(lab, names: Iterable[str], ports: Iterable[int]) -> None:
-    """Start servers of streams on hosts; they end with the lab."""
+def serve(lab, names: Iterable[str], ports: Iterable[int], idle: float = 1.0) -> None:
+    """Start servers of streams on hosts; they end with the lab. They speak every ``idle`` seconds to idle streams."""
     for name in names:
         argv = [sys.executable, streams.__file__, "serve", name, *map(str, ports)]
-        process = lab[name].spawn(argv, stdout=subprocess.PIPE)
+        process = lab[name].spawn(argv, stdout=subprocess.PIPE, env={**os.environ, "IDLE": str(idle)})
         assert process.stdout.readline() == "ready\n"
 
 
 @contextmanager
-def streaming(lab, counts: Mapping[str, int], port: int, families: Iterable[str] = FAMILIES):
-    """Long streams through the virtual address; a list with one :class:`Streams` for each family."""
-    running = [Streams(lab, family, port, counts) for family in families]
+def streaming(lab, counts: Mapping[int, Mapping[str, int]], families: Iterable[str] = FAMILIES):
+    """Long streams through the virtual address: for each port and family a :class:`Streams` with these counts."""
+    running = [Streams(lab, family, port, kinds) for port, kinds in counts.items() for family in families]
     try:
         yield [one.ready() for one in running]
     finally:
         for one in running:
             one.process.kill()
-            one.process.wait()
+            one.process.communicate()
+
+
+def kernel_services(port: int, backends: list[Any], **more: Any) -> list[dict[str, Any]]:
+    """A TCP and a UDP service on a port of the virtual address, as users write them."""
+    listen = [f"{VIRTUAL['ipv4']}:{port}", f"[{VIRTUAL['ipv6']}]:{port}"]
+    common = {"listen": listen, "backends": backends, "datapath": "kernel", **more}
+    return [{"name": f"{protocol}{port}", "protocol": protocol, **common} for protocol in ("tcp", "udp")]

@@ -1,0 +1,129 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Connections outlive their proxy: its link is cut, or the virtual address moves, and another proxy goes on.
+
+Each service of the first table but the first lacks one thing that a take-over needs. All are taken over at once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.support.takeover import Fleet, kernel_services, serve, streaming
+from tests.support.waiting import FACTOR
+
+HOSTS = ["client", "router", "a", "a2", "b", "c", "d"]
+KINDS = ("down", "up", "idle", "echo", "udp")
+COUNTS = dict.fromkeys(KINDS, 3)
+# Enough that some of them have another backend in the other table.
+MANY = {"down": 3, "up": 15, "idle": 3, "echo": 15, "udp": 15}
+ALL, SOME, NONE = "all", "some", "none"
+SPOKEN_TO = {"down": NONE, "idle": NONE, "up": ALL, "echo": ALL, "udp": ALL}
+# What a service lacks: the port of the service, and which of its streams survive. Its backends' port is 8000 more.
+ROWS = {
+    "nothing": (80, dict.fromkeys(KINDS, ALL)),
+    "the rule of the other direction": (81, SPOKEN_TO),
+    "the same table of buckets": (82, {"down": ALL, "idle": ALL, "up": SOME, "echo": SOME, "udp": SOME}),
+    "marks of the last sender, and routes that move": (83, dict.fromkeys(KINDS, NONE)),
+    "a backend that notices the dead proxy": (84, SPOKEN_TO),
+}
+PORTS = [port for port, _survive in ROWS.values()]
+# Seconds in which TCP sends a lost packet again, at least twice.
+LONG = 3.0 * FACTOR
+
+
+@pytest.fixture(scope="module")
+def fleet(lab, tmp_path_factory):
+    """Proxies a and a2, backends b and c, and d, which no keeper watches."""
+    services = [
+        service
+        for port in PORTS
+        for service in kernel_services(port, [f"{name}:{port + 8000}" for name in ("d" if port == 84 else "bc")])
+    ]
+    fleet = Fleet(lab, tmp_path_factory.mktemp("fleet"), services)
+    serve(lab, "bcd", [port + 8000 for port in PORTS])
+    fleet.start()
+    for name in ("a2", "d"):
+        fleet.keepers[name].stop()
+    take_away(fleet)
+    yield fleet
+    fleet.close()
+
+
+def take_away(fleet) -> None:
+    """Let each service lack what ROWS says."""
+    a2 = fleet.lab["a2"]
+    change(fleet, "a2", "kernel_datapath", with_another_backend)
+    for name in "bc":
+        change(fleet, name, "return_path", by_first_sender)
+    a2.run(["nft", "insert", "rule", "inet", "l4proxy_datapath", "reverse", "th", "sport", "8081", "accept"])
+
+
+def change(fleet, name: str, owner: str, edit) -> None:
+    document = json.loads((fleet.stored(name) / f"{owner}.json").read_text(encoding="utf-8"))
+    edit(fleet, document)
+    fleet.engine.apply(fleet.lab[name], document, directory=str(fleet.stored(name)))
+
+
+def with_another_backend(fleet, document: dict) -> None:
+    for service in document["services"]:
+        if service["port"] == 82:
+            address = getattr(fleet.lab["d"], service["family"])
+            service["backends"].append({**service["backends"][0], "name": "d", "address": address})
+
+
+def by_first_sender(_fleet, document: dict) -> None:
+    for mark in document["marks"]:
+        mark["last_sender"] = [port for port in mark["last_sender"] if not port.endswith("/8083")]
+    document["rules"] = [rule for rule in document["rules"] if rule.get("sport") not in (8083, "8083", [8083, 8083])]
+
+
+def as_expected(moved: dict[str, int], counts: dict[str, int], survive: dict[str, str]) -> bool:
+    fits = {ALL: lambda kind: moved[kind] == counts[kind], NONE: lambda kind: moved[kind] == 0}
+    return all(fits[word](kind) for kind, word in survive.items() if word != SOME) and (
+        SOME not in survive.values() or sum(moved.values()) < sum(counts.values())
+    )
+
+
+def test_what_a_take_over_needs(fleet):
+    counts = {port: MANY if port == 82 else COUNTS for port in PORTS}
+    with streaming(fleet.lab, counts) as streams:
+        fleet.take_over("a", "a2", streams)
+        for running in streams:
+            if running.port == 80:
+                running.all_move()
+        time.sleep(LONG)
+        for name, (port, survive) in ROWS.items():
+            for running in streams:
+                if running.port == port:
+                    report = running.report()
+                    moved = {kind: found["moved"] for kind, found in report.items()}
+                    assert as_expected(moved, running.counts, survive), (name, running.family, report)
+        # The proxy has lost all it knew of these connections, and gets the address back while both are alive.
+        fleet.forget("a")
+        fleet.plug("a")
+        streams = [running for running in streams if running.port == 80]
+        fleet.move("a")
+        fleet.mark(streams)
+        for running in streams:
+            running.all_move()
+
+
+def test_conntrack_has_to_accept_connections_that_another_proxy_began(fleet):
+    loose = "net.netfilter.nf_conntrack_tcp_loose"
+    fleet.plug("a")
+    fleet.move("a")
+    with streaming(fleet.lab, {80: {"up": 3, "echo": 3}}) as streams:
+        fleet.forget("a2")
+        fleet.lab["a2"].sysctl(loose, "0")
+        fleet.take_over("a", "a2", streams)
+        time.sleep(LONG)
+        assert [running.moved() for running in streams] == [{"up": 0, "echo": 0}] * 2
+        fleet.lab["a2"].sysctl(loose, "1")
+        for running in streams:
+            running.all_move()
