@@ -22,15 +22,18 @@ from tests.support.waiting import PATIENCE, eventually
 # As `l4proxy keep`, but with files of the lab instead of the machine's.
 PROGRAM = """
 import logging, sys
-from l4proxy._routing.host import runner, sysctl
+from l4proxy._routing.host import backend_states, runner, sysctl
 from l4proxy._routing.reconcile.host import Host
-from l4proxy._routing.keeper import command
+from l4proxy._routing.keeper import command, kernel_services
+kernel_services.PUBLISH = 0.5  # seconds; so tests need not wait so long
 logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
-directory, memory, lock, iptables = sys.argv[1:]
+directory, memory, lock, states, iptables = sys.argv[1:]
+states = backend_states.Reader(states)
 def run(argv, stdin=None):  # Debian has two iptables; the alternatives system names one
     name = argv[0].replace("tables", f"tables-{iptables}") if argv[0].startswith("ip") else argv[0]
     return runner.run([name, *argv[1:]], stdin)
-raise SystemExit(command.run(directory, host=Host(runner=run, sysctls=sysctl.Sysctls(memory), lock=lock)))
+host = Host(runner=run, sysctls=sysctl.Sysctls(memory), lock=lock, backend_states=states)
+raise SystemExit(command.run(directory, host=host))
 """
 # As the systemd unit sets it.
 UNIT = {"MALLOC_TRIM_THRESHOLD_": "131072"}
@@ -45,6 +48,7 @@ class Running:
         self.documents, self.runtime, self.memory = directory / "routing.d", directory / "run", directory / "lib"
         for path in (self.documents, self.runtime, self.memory):
             path.mkdir(exist_ok=True)
+        self.states = directory / "forwarder" / "backends.json"  # its directory is made with the first states
         self._lab, self.process = lab, None
 
     def store(self, data: dict) -> None:
@@ -54,7 +58,7 @@ class Running:
     def start(self) -> None:
         (self.runtime / "state.json").unlink(missing_ok=True)
         files = [self._lab.engine.directory / f"{self.host.name}{suffix}" for suffix in ("-sysctl.json", ".lock")]
-        argv = [sys.executable, "-c", PROGRAM, str(self.documents), *map(str, files), self._iptables]
+        argv = [sys.executable, "-c", PROGRAM, str(self.documents), *map(str, files), str(self.states), self._iptables]
         directories = {"RUNTIME_DIRECTORY": str(self.runtime), "STATE_DIRECTORY": str(self.memory)}
         self.process = self.host.spawn(argv, env={**cli_environment(), **UNIT, **directories})
         eventually(lambda: self.state)
@@ -63,6 +67,19 @@ class Running:
         """Stop it as systemd does; return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
+
+    def publish(self, services: dict) -> None:
+        """Replace the states of backends, as a forwarder does."""
+        self.states.parent.mkdir(exist_ok=True)
+        new = self.states.with_suffix(".new")
+        new.write_text(json.dumps({"schema": 1, "services": services}), encoding="utf-8")
+        new.rename(self.states)
+
+    @property
+    def counters(self) -> dict:
+        """What it publishes of kernel services."""
+        path = self.runtime / "datapath.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     @property
     def state(self) -> dict:

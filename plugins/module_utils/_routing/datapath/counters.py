@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..document.kernel_service import KernelService
 from ..document.model import FAMILIES
 from ..errors import RoutingError
 from ..netlink.messages import Netlink, attribute, attributes
 from .render import CAUSES, counter_name
-from .table import GETOBJ, NETLINK_NETFILTER, NFT_OBJECT_COUNTER, dump, text
+from .table import GETOBJ, GETTABLE, NETLINK_NETFILTER, NFT_OBJECT_COUNTER, dump, text
 
 # nf_tables.h
+NFTA_TABLE_HANDLE, NFTA_OBJ_HANDLE = 4, 6
 NFTA_OBJ_NAME, NFTA_OBJ_TYPE, NFTA_OBJ_DATA, NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS = 2, 3, 4, 1, 2
 # Of all services: packets that are dropped.
 COMMON = (
@@ -34,14 +35,32 @@ COMMON = (
 Counts = Mapping[str, tuple[int, int]]
 
 
+class Reading(NamedTuple):
+    """The values of a counter. Two that were made at different times have different identities."""
+
+    packets: int
+    size: int
+    identity: str = ""
+
+
 def read() -> dict[str, tuple[int, int]]:
     """{name of a counter: (packets, bytes)}. RoutingError if they cannot be read; without a table there are none."""
+    return {name: (reading.packets, reading.size) for name, reading in readings().items()}
+
+
+def readings() -> dict[str, Reading]:
+    """The same with the identities of the counters."""
     kind = attribute(NFTA_OBJ_TYPE, struct.pack(">I", NFT_OBJECT_COUNTER))
+    found: dict[str, Reading] = {}
     try:
         with Netlink(NETLINK_NETFILTER) as netlink:
-            return {text(found[NFTA_OBJ_NAME]): _values(found[NFTA_OBJ_DATA]) for found in dump(netlink, GETOBJ, kind)}
+            tables = "".join(table.get(NFTA_TABLE_HANDLE, b"").hex() for table in dump(netlink, GETTABLE))
+            for one in dump(netlink, GETOBJ, kind):
+                identity = f"{tables}.{one.get(NFTA_OBJ_HANDLE, b'').hex()}"
+                found[text(one[NFTA_OBJ_NAME])] = Reading(*_values(one[NFTA_OBJ_DATA]), identity)
     except OSError as error:
         raise RoutingError(f"cannot read the counters of nftables: {error}") from error
+    return found
 
 
 def _values(data: bytes) -> tuple[int, int]:

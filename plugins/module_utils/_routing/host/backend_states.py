@@ -101,12 +101,12 @@ class Reader:
     """Reads the states, and remembers what is not mentioned any more: systemd removes the file at a restart."""
 
     def __init__(self, path: str = BACKEND_STATES) -> None:
-        self._path = path
+        self.path = path
         self._last = NONE_PUBLISHED
 
     def __call__(self) -> States:
         """The states that hold now."""
-        new = read(self._path)
+        new = read(self.path)
         merged = new.after(self._last)
         # Or whoever writes the file could fill the memory of this process.
         self._last = merged if sum(map(len, merged.services.values())) <= MOST_REMEMBERED else new

@@ -20,6 +20,8 @@ from ..._shared import paths
 from ..host.mac_cache import NAME as MACS
 from ..host.mac_cache import Macs
 from ..reconcile.host import Host
+from .counters_file import NAME as COUNTERS
+from .counters_file import CountersFile
 from .loop import READY, Keeper
 from .monitor import Monitor
 from .notify import notify
@@ -61,6 +63,7 @@ def run(
     runtime = _directory(environ, "RUNTIME_DIRECTORY")
     state = StateFile(os.path.join(runtime, NAME) if runtime else None)
     state.load()
+    counters = CountersFile(os.path.join(runtime, COUNTERS) if runtime else None)
     with _signals() as (wake, received):
         monitor = Monitor(wake)
         try:
@@ -71,7 +74,7 @@ def run(
                     timer.end()
                 notify(text, environ)
 
-            Keeper(documents, host, monitor, state, tell).run(received)
+            Keeper(documents, host, monitor, state, tell, counters=counters).run(received)
         finally:
             monitor.close()
     return EXIT_DONE

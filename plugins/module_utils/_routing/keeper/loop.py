@@ -27,6 +27,8 @@ from typing import Any
 from ..document.documents import Document
 from ..reconcile.host import Host
 from . import attribution, fingerprint
+from .counters_file import CountersFile
+from .kernel_services import KernelServices
 from .monitor import Notification
 from .proxy_watch import ProxyWatch
 from .reconcile_pass import Documents, PassResult, reconcile_all, settings_differ
@@ -46,7 +48,7 @@ class Keeper:
     """``monitor`` is a Monitor or has its interface; ``notify`` sends a line to systemd.
 
     ``clock`` returns monotonic seconds, ``cpu`` the CPU seconds of this process and its children, ``compute`` the
-    fingerprint of the host.
+    fingerprint of the host. ``counters`` is the file for those of kernel services.
     """
 
     def __init__(
@@ -59,11 +61,13 @@ class Keeper:
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = lambda: sum(os.times()[:4]),
         compute: Callable[[PassResult, Host], bytes | None] = fingerprint.compute,
+        counters: CountersFile | None = None,
     ):
         self._proxies = ProxyWatch(host.make_kernel, clock, state.clock)
         self._documents, self._host = documents, replace(host, answers=self._proxies.answers)
         self._monitor, self._state = monitor, state
         self._notify, self._clock, self._cpu, self._compute = notify, clock, cpu, compute
+        self._services = KernelServices(self._host, monitor, counters or CountersFile(), clock, cpu)
         self._schedule = Schedule(clock())
         self._result = PassResult()
         # The fingerprint of iptables-legacy before the last pass; None if that pass changed it.
@@ -83,9 +87,13 @@ class Keeper:
         pending: list[Notification] = []
         while not {signal.SIGTERM, signal.SIGINT} & set(received):
             now = self._clock()
-            notifications = self._monitor.wait(min(self._schedule.sleep(now), self._proxies.sleep(now)))
+            notifications = self._monitor.wait(
+                min(self._schedule.sleep(now), self._proxies.sleep(now), self._services.sleep(now))
+            )
             if self._proxies.tend():
                 self._publish()
+            if self._services.tend(self._monitor.ready):
+                self._schedule.notified(self._clock(), urgent=True)
             now = self._clock()
             pending = [*pending, *notifications][-100:]
             if notifications or self._poll_differs(now):
@@ -137,6 +145,9 @@ class Keeper:
         self._schedule.passed(now, changes, result.is_incomplete, result.failed, result.next_due, cost)
         self._monitor.watch(result.interest)
         self._proxies.follow(result.documents)
+        # A pass with problems may not have come to the services.
+        if result.served or not result.problems:
+            self._services.follow(result.served)
         for owner in result.outcomes:
             if owner in repaired:
                 self._record_repair(owner, pending, now - broken_at if pending and broken_at is not None else None)

@@ -40,7 +40,7 @@ IFLA_IFNAME, NDA_DST, NDA_LLADDR, IFA_ADDRESS, IFA_LOCAL = 3, 1, 2, 1, 2
 # IFF_UP | IFF_RUNNING | IFF_LOWER_UP of linux/if.h: whether routes over the link can exist.
 LINK_STATE = 0x1 | 0x40 | 0x10000
 NEWGEN = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
-NFTA_GEN_PROC_NAME = 3
+NFTA_GEN_ID, NFTA_GEN_PROC_NAME = 1, 3
 # Receive buffer for bursts during a pass; the kernel doubles it. Beyond it there is ENOBUFS, which does no harm.
 BUFFER = 1 << 20
 SO_RCVBUFFORCE = 33
@@ -173,6 +173,8 @@ class NftReader:
     def __init__(self) -> None:
         self._names: tuple[bytes, ...] = ()
         self._touched = False
+        # The number of a transaction of our own, which needs no pass.
+        self.expected = 0
 
     def watch(self, interest: Interest) -> None:
         self._names = tuple(name.encode() for name in interest.nft_names)
@@ -183,8 +185,11 @@ class NftReader:
         content = bytes(data)
         if kind == NEWGEN:
             if self._touched:
-                process = bytes(dict(attributes(data[20:])).get(NFTA_GEN_PROC_NAME, b"")).rstrip(b"\0")
                 self._touched = False
+                found = dict(attributes(content[20:]))
+                if int.from_bytes(found.get(NFTA_GEN_ID, b""), "big") == self.expected:
+                    return
+                process = found.get(NFTA_GEN_PROC_NAME, b"").rstrip(b"\0")
                 yield Notification("marks", process=process.decode(errors="replace"))
         elif not self._touched:
             self._touched = any(name in content for name in self._names)
@@ -201,10 +206,10 @@ class Monitor:
     """Receives notifications of the calling thread's network namespace. ``wake`` is a descriptor that ends wait()."""
 
     def __init__(self, wake: int | None = None) -> None:
-        self._route = _listen(socket.NETLINK_ROUTE, ROUTE_GROUPS)
+        self._route = listen(socket.NETLINK_ROUTE, ROUTE_GROUPS)
         self._readers: dict[socket.socket, RouteReader | NftReader] = {self._route: RouteReader()}
         with contextlib.suppress(OSError):  # the kernel has no nftables
-            self._readers[_listen(NETLINK_NETFILTER, (NFNLGRP_NFTABLES,))] = NftReader()
+            self._readers[listen(NETLINK_NETFILTER, (NFNLGRP_NFTABLES,))] = NftReader()
         self._buffer = memoryview(bytearray(1 << 16))
         self._wake = wake
         self._poll = select.epoll()
@@ -213,6 +218,8 @@ class Monitor:
         if wake is not None:
             self._poll.register(wake, select.EPOLLIN)
         self._interest: Interest | None = None
+        # Attended descriptors that the last wait() found readable.
+        self.ready: frozenset[int] = frozenset()
 
     @property
     def sees_processes(self) -> bool:
@@ -236,9 +243,23 @@ class Monitor:
         lines = socket_filter.program(interest.protocols, tables, interest.addresses, interest.before)
         socket_filter.attach(self._route, lines)
 
+    def expect(self, generation: int) -> None:
+        """Report nothing about the transaction with this number, which changes nftables as it should be."""
+        for reader in self._readers.values():
+            if isinstance(reader, NftReader):
+                reader.expected = generation
+
+    def attend(self, descriptor: int) -> None:
+        """Let wait() end when this descriptor becomes readable: once, until the next call."""
+        events = select.EPOLLIN | select.EPOLLONESHOT
+        try:
+            self._poll.modify(descriptor, events)
+        except FileNotFoundError:
+            self._poll.register(descriptor, events)
+
     def wait(self, seconds: float) -> list[Notification]:
         """Wait at most this long for a message; return the relevant notifications, perhaps none."""
-        self._poll.poll(max(seconds, 0.0))
+        self.ready = frozenset(descriptor for descriptor, _events in self._poll.poll(max(seconds, 0.0)))
         if self._wake is not None:
             _drain(self._wake)
         return [notification for source in self._readers for notification in self._read(source)]
@@ -271,11 +292,12 @@ def _drain(descriptor: int) -> None:
         pass
 
 
-def _listen(family: int, groups: Iterable[int]) -> socket.socket:
+def listen(family: int, groups: Iterable[int], buffer: int = BUFFER) -> socket.socket:
+    """A socket that receives the messages of these groups of a netlink family."""
     netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, family)
-    netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+    netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     with contextlib.suppress(PermissionError):  # in a user namespace net.core.rmem_max still applies
-        netlink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+        netlink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer)
     netlink.bind((0, 0))
     for group in groups:
         netlink.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)

@@ -42,6 +42,8 @@ class PassResult:
     faults: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     failed: bool = False
+    # The document of kernel services, with all that the table has.
+    served: Document | None = None
     watched: Interest = field(default_factory=Interest)
 
     @property
@@ -141,6 +143,8 @@ def _apply(document: Document, host: Host, check: bool, now: float | None, resul
         result.failed = True
     else:
         result.watched |= _used_links(outcome)
+        if outcome.after.services:
+            result.served = replace(document, services=outcome.after.services)
         # The listing is not needed any more, and with thousands of rules it is large.
         result.outcomes[owner] = replace(outcome, after=State(), diff=())
         result.blocked += [f"{owner}: {sentence}" for sentence in outcome.missing]

@@ -7,7 +7,7 @@
 Its next packet then finds a backend again. UDP: if the backend is down. TCP: if the backend is down and has not
 answered, and with ``on_down: reset`` also if it has, because the next backend, or this host, answers with a reset. In
 both protocols also what goes to no backend: it began while the table was missing, or before the backend was removed.
-Connections to a backend that is drained, and those of a retiring service, stay.
+Connections to a backend that is drained, or that retires, stay.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import socket
 from collections import Counter
 from collections.abc import Iterable
 
-from ..document.kernel_service import KernelService, Server
+from ..document.kernel_service import KernelService
 from ..document.model import IP_PROTOCOLS
 from ..host.backend_states import DOWN, States
 from ..netlink.conntrack_entries import Entry
 from ..netlink.messages import AF
 
-# Protocol, packed address and port of a service; packed address and port of a server.
+# Protocol, packed address and port; packed address and port.
 Place = tuple[int, bytes, int]
 Peer = tuple[bytes, int]
 
@@ -32,20 +32,25 @@ class ServiceConnections:
 
     def __init__(self, services: Iterable[KernelService], states: States):
         self._services: dict[Place, KernelService] = {}
-        self._servers: dict[Place, dict[Peer, Server]] = {}
+        self._servers: dict[Place, dict[Peer, str]] = {}
         self._down: dict[Place, set[Peer]] = {}
-        # (family, address): whose connections may be stale, as far as the documents tell.
-        self.suspects: set[tuple[str, str]] = set()
-        for service in services:
+        # Whose connections may be stale, as far as the documents tell: backends that are down, and this host itself.
+        self.suspects: set[Place] = set()
+        # A live service and retiring ones, which have servers that it has lost, may have one place.
+        for service in sorted(services, key=lambda service: service.retiring):
             place = (IP_PROTOCOLS[service.protocol], _packed(service.family, service.address), service.port)
-            servers = {(_packed(service.family, one.address), one.port): one for one in service.servers}
-            said, serving = states.of_service(service), states.serving(service)
-            down = [one for one in service.servers if said[one.name] == DOWN and one.name not in serving]
-            self._services[place], self._servers[place] = service, servers
-            self._down[place] = {(_packed(service.family, one.address), one.port) for one in down}
+            self._services.setdefault(place, service)
+            servers = self._servers.setdefault(place, {})
+            for one in service.servers:
+                servers.setdefault((_packed(service.family, one.address), one.port), one.name)
             if not service.retiring:
-                addresses = {service.address, *(one.address for one in down)}
-                self.suspects |= {(service.family, address) for address in addresses}
+                self._add_down(place, service, states)
+
+    def _add_down(self, place: Place, service: KernelService, states: States) -> None:
+        said, serving = states.of_service(service), states.serving(service)
+        down = [one for one in service.servers if said[one.name] == DOWN and one.name not in serving]
+        self._down[place] = {(_packed(service.family, one.address), one.port) for one in down}
+        self.suspects |= {place, *((place[0], *peer) for peer in self._down[place])}
 
     def is_stale(self, entry: Entry) -> bool:
         """Whether conntrack must forget a connection."""
@@ -60,22 +65,21 @@ class ServiceConnections:
             return True
         return is_down and service.on_down == "reset" and not entry.has_ended
 
-    def backend_of(self, entry: Entry) -> tuple[KernelService, Server] | None:
-        """The service and the backend of a connection; None if it is not ours, or goes to no backend."""
+    def names_of(self, entry: Entry) -> tuple[KernelService | None, str | None]:
+        """The service of a connection and the name of its backend; None if it has none that is declared."""
         place = (entry.protocol, entry.address, entry.port)
-        server = self._servers.get(place, {}).get((entry.server, entry.server_port))
-        return (self._services[place], server) if server else None
+        return self._services.get(place), self._servers.get(place, {}).get((entry.server, entry.server_port))
 
     def open(self, entries: Iterable[Entry]) -> tuple[Counter[tuple[str, str]], list[Entry]]:
         """The number of open connections by names of service and backend; and the stale ones."""
         counts: Counter[tuple[str, str]] = Counter()
         stale = []
         for entry in entries:
-            found = self.backend_of(entry)
+            service, backend = self.names_of(entry)
             if self.is_stale(entry):
                 stale.append(entry)
-            elif found and not entry.has_ended:
-                counts[found[0].name, found[1].name] += 1
+            elif service and backend and not entry.has_ended:
+                counts[service.name, backend] += 1
         return counts, stale
 
 

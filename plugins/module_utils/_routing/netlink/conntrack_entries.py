@@ -34,13 +34,16 @@ CTA_STATUS, CTA_COUNTERS_ORIG, CTA_COUNTERS_REPLY, CTA_ID, CTA_ZONE, CTA_TIMESTA
 )
 # CTA_COUNTERS_PACKETS and CTA_COUNTERS_BYTES; CTA_TIMESTAMP_START and CTA_TIMESTAMP_STOP
 PACKETS, BYTES = START, STOP = 1, 2
-# CTA_FILTER_REPLY_FLAGS says what of the reply's tuple must match: CTA_FILTER_F_CTA_IP_SRC.
-CTA_FILTER_REPLY_FLAGS, BY_SOURCE = 2, 1
+# CTA_FILTER_REPLY_FLAGS says what of the reply's tuple must match: CTA_FILTER_F_CTA_IP_SRC, _PROTO_NUM, _PROTO_SRC_PORT
+CTA_FILTER_REPLY_FLAGS = 2
+BY_ADDRESS, BY_PORT = 1 << 0, 1 << 3 | 1 << 4
 NESTED = 0x8000  # NLA_F_NESTED
 SEEN_REPLY = 1 << 1  # IPS_SEEN_REPLY
 # How many deletions the kernel gets at once.
 AT_ONCE = 100
 U64 = struct.Struct("!Q")
+# Protocol, packed address and port.
+Server = tuple[int, bytes, int]
 FAMILIES = {4: socket.AF_INET, 16: socket.AF_INET6}
 
 
@@ -76,26 +79,30 @@ class End(NamedTuple):
     seconds: float | None
 
 
-def listed(server: str | None = None, family: int = socket.AF_UNSPEC) -> Iterator[Entry]:
-    """All TCP and UDP connections, or those that this address answers. OSError if they cannot be listed."""
-    packed = None if server is None else socket.inet_pton(family, server)
+def listed(server: Server | None = None) -> Iterator[Entry]:
+    """All TCP and UDP connections, or those that this server answers. OSError if they cannot be listed."""
     with Netlink(NETLINK_NETFILTER) as netlink:
-        for body in netlink.stream(GET, request(packed)):
+        for body in netlink.stream(GET, request(server)):
             entry = decode(body)
             # Kernels before 5.8 ignore the filter.
-            if entry and packed in (None, entry.server):
+            if entry and server in (None, (entry.protocol, entry.server, entry.server_port)):
                 yield entry
 
 
-def request(server: bytes | None) -> bytes:
-    """The body of a request for all connections, or for those that this address answers."""
+def request(server: Server | None) -> bytes:
+    """The body of a request for all connections, or for those that this server answers; over IPv6, its port."""
     if server is None:
         return GENERIC.pack(socket.AF_UNSPEC, 0, 0)
-    source = attribute(1 if len(server) == 4 else 3, server)
+    protocol, address, port = server
+    ends, flags = b"", BY_PORT
+    if len(address) == 4:
+        # Of IPv6 addresses the kernel returns all but the wanted one (ctnetlink_filter_match_tuple in Linux 6.18).
+        ends, flags = _nested(CTA_TUPLE_IP, attribute(1, address)), BY_PORT | BY_ADDRESS
+    ports = attribute(1, bytes([protocol])) + attribute(2, port.to_bytes(2, "big"))
     return (
-        GENERIC.pack(FAMILIES[len(server)], 0, 0)
-        + _nested(conntrack.CTA_TUPLE_REPLY, _nested(CTA_TUPLE_IP, source))
-        + _nested(CTA_FILTER, attribute(CTA_FILTER_REPLY_FLAGS, struct.pack("=I", BY_SOURCE)))
+        GENERIC.pack(FAMILIES[len(address)], 0, 0)
+        + _nested(conntrack.CTA_TUPLE_REPLY, ends + _nested(CTA_TUPLE_PROTO, ports))
+        + _nested(CTA_FILTER, attribute(CTA_FILTER_REPLY_FLAGS, struct.pack("=I", flags)))
     )
 
 

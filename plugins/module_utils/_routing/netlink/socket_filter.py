@@ -24,6 +24,9 @@ ROUTE, NEIGHBOUR, RULE = (24, 25), (28, 29), (32, 33)
 RTA_TABLE, NDA_DST, FRA_PRIORITY, FRA_PROTOCOL = 15, 1, 6, 21
 # A message of each of the three kinds: nlmsghdr (16), then rtmsg, ndmsg or fib_rule_hdr (12), then attributes.
 TYPE_AT, FAMILY_AT, ATTRIBUTES_AT = 4, 16, 28
+# The last word of the address that the client connects to, in a message of conntrack: nlmsghdr (16), nfgenmsg (4),
+# three headers of attributes and the source, one more header.
+TARGET_IPV4_AT, TARGET_IPV6_AT = 20 + 12 + 4 + 4, 20 + 12 + 16 + 4 + 12
 # An attribute's value comes after its length and its type.
 VALUE_AT = 4
 # asm-generic/socket.h
@@ -153,6 +156,19 @@ def neighbour_answers(family: str, addresses: Iterable[str]) -> list[Instruction
         (LOAD_WORD, 0, 0, 48 + 12),
         *_any_of(words),
     ]
+
+
+def connections_to(addresses: Iterable[str]) -> list[Instruction]:
+    """The filter for messages of conntrack about connections that clients began to one of these addresses."""
+    packed = [ipaddress.ip_address(address).packed for address in addresses]
+    words = {length: [int.from_bytes(part[-4:], "big") for part in packed if len(part) == length] for length in (4, 16)}
+    instructions = [
+        (LOAD_BYTE, 0, 0, FAMILY_AT),
+        *_when((socket.AF_INET,), 1, [(LOAD_WORD, 0, 0, TARGET_IPV4_AT), *_any_of(words[4])]),
+        *_when((socket.AF_INET6,), 1, [(LOAD_WORD, 0, 0, TARGET_IPV6_AT), *_any_of(words[16])]),
+        (RETURN, 0, 0, DROP),
+    ]
+    return instructions if len(instructions) <= MAX_INSTRUCTIONS else [(RETURN, 0, 0, PASS)]
 
 
 def attach(netlink: socket.socket, lines: list[Instruction]) -> None:

@@ -29,6 +29,7 @@ class World:
 
     sees_processes = False
     legacy_fingerprint = ()
+    ready: frozenset[int] = frozenset()
 
     def __init__(self, tmp_path):
         self.host, self.directory = FakeHost(tmp_path), tmp_path / "routing.d"

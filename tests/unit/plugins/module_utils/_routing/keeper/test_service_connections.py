@@ -80,10 +80,22 @@ def test_which_connections_are_stale(family, protocol, options, said, server, de
     assert connections.is_stale(entry(server, protocol, family, **details)) is stale
 
 
-def test_only_connections_of_some_addresses_can_become_stale_by_themselves():
+def test_only_connections_of_some_servers_can_become_stale_by_themselves():
     services = [service(), replace(service("udp"), name="dns"), replace(service("udp", "ipv6"), retiring=True)]
     states = States({"web": {"b": "down"}, "dns": {"c": "out"}})
-    assert ServiceConnections(services, states).suspects == {("ipv4", ADDRESSES["address"]), ("ipv4", ADDRESSES["b"])}
+    suspects = {(6, "address", 80), (6, "b", 8080), (17, "address", 80)}
+    packed = {(protocol, socket.inet_aton(ADDRESSES[name]), port) for protocol, name, port in suspects}
+    assert ServiceConnections(services, states).suspects == packed
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_backend_that_a_service_has_lost_keeps_its_connections_while_it_retires(protocol):
+    live, states = service(protocol), States({"web": {"b": "down"}})
+    gone = replace(live, servers=(Server("gone", ADDRESSES["gone"], 8080),), retiring=True)
+    connections = ServiceConnections([gone, live], states)
+    of_gone, of_b = (entry(name, protocol, replied=False) for name in ("gone", "b"))
+    assert [connections.is_stale(one) for one in (of_gone, of_b)] == [False, True]
+    assert [connections.names_of(one) for one in (of_gone, of_b)] == [(live, "gone"), (live, "b")]
 
 
 def test_open_connections_are_counted_by_backend_without_those_that_have_ended():

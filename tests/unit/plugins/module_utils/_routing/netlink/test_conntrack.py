@@ -122,7 +122,9 @@ def test_the_end_of_a_connection_has_its_numbers_if_the_kernel_counts_them(parts
 
 
 def test_the_request_for_the_connections_of_a_server_names_it():
-    found = dict(attributes(conntrack_entries.request(b"\xc6\x12\x00\x15")[conntrack.GENERIC.size :]))
-    assert found[2].endswith(b"\xc6\x12\x00\x15")
-    assert found[25] == attribute(2, struct.pack("=I", 1))
+    ports = attribute(0x8002, attribute(1, b"\x11") + attribute(2, b"\0\x35"))
+    address = b"\xc6\x12\x00\x15"
+    for packed, ends, flags in ((address, attribute(0x8001, attribute(1, address)), 0x19), (bytes(16), b"", 0x18)):
+        found = dict(attributes(conntrack_entries.request((17, packed, 53))[conntrack.GENERIC.size :]))
+        assert found == {2: ends + ports, 25: attribute(2, struct.pack("=I", flags))}
     assert not list(attributes(conntrack_entries.request(None)[conntrack.GENERIC.size :]))

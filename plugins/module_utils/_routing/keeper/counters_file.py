@@ -1,0 +1,116 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The counters of kernel services, in a file that the forwarder shows: since the last boot, whatever happens meanwhile.
+
+``datapath.json`` in /run/l4proxy-keeper:
+{"schema": 1, "time": seconds of the epoch, "open_time": the same, of ``open``, or null,
+ "services": {"web": {"refused": {cause: int},
+                      "backends": {"b": {"connections": int, "open": int or null, "bytes_in": int, ...}}}},
+ "dropped": {cause: int}, "log": {"events_lost": int, "lines_dropped": int},
+ "counters": {name in nftables: [packets, bytes, packets in nftables, bytes in nftables, identity in nftables]}}
+The kernel's counters begin again when somebody removes the table, so the file has totals. ``counters`` also has what
+the kernel's were when they were added up: a keeper that starts adds what has come since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ..datapath import counters
+from ..datapath.render import CAUSES, counter_name
+from ..document.kernel_service import KernelService
+from ..host import files
+
+SCHEMA = 1
+NAME = "datapath.json"
+Total = tuple[int, int, int, int, str]
+LOG = ("events_lost", "lines_dropped")
+
+
+def add_up(totals: Mapping[str, Total], readings: Mapping[str, counters.Reading]) -> dict[str, Total]:
+    """The totals after the kernel's counters have these values. One with another identity, or a smaller value, began
+    again. One without a value keeps its total: it is not in the table at the moment.
+    """
+    result = dict(totals)
+    for name, (packets, size, identity) in readings.items():
+        sum_packets, sum_size, seen_packets, seen_size, known = totals.get(name, (0, 0, 0, 0, identity))
+        if identity != known or packets < seen_packets or size < seen_size:
+            seen_packets = seen_size = 0
+        result[name] = (sum_packets + packets - seen_packets, sum_size + size - seen_size, packets, size, identity)
+    return result
+
+
+class CountersFile:
+    """``path`` is None if no file is wanted; ``clock`` returns seconds of the epoch."""
+
+    def __init__(self, path: str | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._path, self._clock = path, clock
+        self._totals: dict[str, Total] = {}
+        self._log = dict.fromkeys(LOG, 0)
+        self._open: Mapping[tuple[str, str], int] | None = None
+        self._open_time: float | None = None
+
+    def load(self) -> None:
+        """Continue the counts of the previous keeper; ignore a file that is invalid."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            data = json.loads((self._path and files.read(self._path)) or "{}")
+            if data.get("schema") == SCHEMA:
+                self._totals = {str(name): _total(*total) for name, total in data["counters"].items()}
+                self._log = {name: int(data["log"][name]) for name in LOG}
+
+    def set_open(self, opened: Mapping[tuple[str, str], int]) -> None:
+        """Store the number of open connections, by names of service and backend."""
+        self._open, self._open_time = opened, self._clock()
+
+    def add_to_log(self, events_lost: int, lines_dropped: int) -> None:
+        """Count events that the kernel and lines that the log have dropped."""
+        for name, number in zip(LOG, (events_lost, lines_dropped)):
+            self._log[name] += number
+
+    def update(self, services: Iterable[KernelService], readings: Mapping[str, counters.Reading]) -> None:
+        """Add up the kernel's counters, and write the file. OSError if it cannot be written."""
+        services = list(services)
+        names = _names(services)
+        totals = add_up(self._totals, readings).items()
+        self._totals = {name: total for name, total in totals if name in names}
+        summed = {name: total[:2] for name, total in self._totals.items()}
+        shown = counters.by_service(services, summed)
+        for name, service in shown.items():
+            for backend, values in service["backends"].items():
+                values["open"] = None if self._open is None else self._open.get((name, backend), 0)
+        data: dict[str, Any] = {
+            "schema": SCHEMA,
+            "time": round(self._clock(), 3),
+            "open_time": self._open_time and round(self._open_time, 3),
+            "services": shown,
+            "dropped": counters.dropped(summed),
+            "log": self._log,
+            "counters": self._totals,
+        }
+        if self._path:
+            files.write(self._path, json.dumps(data) + "\n")
+
+    def remove(self) -> None:
+        """Without services there are no counters."""
+        if self._path:
+            files.remove(self._path)
+        self._totals = {}
+
+
+def _total(packets: Any, size: Any, seen_packets: Any, seen_size: Any, identity: Any) -> Total:
+    return int(packets), int(size), int(seen_packets), int(seen_size), str(identity)
+
+
+def _names(services: Iterable[KernelService]) -> set[str]:
+    """The names of all counters that these services may have."""
+    names = set(counters.COMMON)
+    for service in services:
+        names |= {counter_name(cause, service) for cause in CAUSES}
+        names |= {counter_name(kind, service, server) for kind in ("new", "in", "out") for server in service.servers}
+    return names
