@@ -17,6 +17,7 @@ from tests.support.waiting import PATIENCE
 
 HOSTS = ["client", "router", "a", *BACKENDS]
 SIZE = 200_000
+FRAGMENTED = 4000  # bytes of a datagram
 SMALL = 20_000  # fits into a socket's buffer
 
 
@@ -98,6 +99,8 @@ def test_a_udp_backend_sends_first(lab, proxy, family):
         sock.connect((proxy.address(family), PORT))
         sock.send(udp.QUESTION)
         assert sock.recv(100)
+        sock.send(b"x" * FRAGMENTED)
+        assert len(sock.recv(2 * FRAGMENTED)) == FRAGMENTED
         proxy.forget()
         with lab["b"].inside():
             sender = socket.socket(AF[family], socket.SOCK_DGRAM)

@@ -16,6 +16,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath i
 from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import client_hash
 
 from tests.kernel.datapath.support import BACKEND, BACKENDS, PORT, SRC_VALID_MARK, Client
+from tests.kernel.forwarder.sessions import each_once
 from tests.support import tcp
 from tests.support.addresses import AF
 from tests.support.routing import handshake
@@ -91,6 +92,7 @@ def test_a_change_of_state_moves_no_connection_and_no_count(lab, proxy, servers,
     assert client.is_refused()
 
 
+@each_once
 def test_tiers_and_backends_that_are_not_enabled(lab, proxy, servers, protocol, family):
     client = Client(lab, protocol, family)
     service = proxy.service(protocol, family, b={"enabled": False}, d={"tier": 1})
@@ -135,6 +137,7 @@ def test_a_socket_of_that_very_address_comes_first(lab, proxy, servers, protocol
         assert not client.is_refused(), "a socket of any address does not count"
 
 
+@each_once
 def test_a_retiring_service_keeps_its_connections(lab, proxy, servers, protocol, family):
     client = Client(lab, protocol, family)
     service = proxy.service(protocol, family)

@@ -11,6 +11,7 @@ import socket
 import pytest
 
 from tests.kernel.datapath.support import BACKENDS, PORT, Client
+from tests.kernel.forwarder.sessions import each_once
 from tests.support import udp
 from tests.support.addresses import AF
 from tests.support.routing import TRANSPARENT
@@ -20,6 +21,7 @@ HOSTS = ["client", "router", "a", *BACKENDS]
 WITHIN = {"ipv4": ("198.18.128.5/32", "198.18.128.0/25"), "ipv6": ("2001:db8:2:8000::5", "2001:db8:2:8000::/121")}
 
 
+@each_once
 def test_lists(lab, proxy, servers, protocol, family):
     one, many = WITHIN[family]
     other = WITHIN["ipv6" if family == "ipv4" else "ipv4"][1]
@@ -37,6 +39,7 @@ def test_lists(lab, proxy, servers, protocol, family):
         proxy.serve()
 
 
+@each_once
 def test_connections_of_a_client_and_of_a_service(lab, proxy, servers, protocol, family):
     """Of IPv6, the addresses of a /64 are one client."""
     client = Client(lab, protocol, family)
@@ -65,6 +68,7 @@ def test_connections_of_a_client_and_of_a_service(lab, proxy, servers, protocol,
     eventually(lambda: not client.is_refused(own))
 
 
+@each_once
 def test_rate_of_a_client(lab, proxy, servers, protocol, family):
     client = Client(lab, protocol, family)
     proxy.serve(proxy.service(protocol, family, rate_per_client=3))

@@ -83,6 +83,8 @@ def test_only_services_are_forwarded(lab, proxy, servers, protocol, other_server
     assert answered(lab, family) == set()
     assert not Client(lab, protocol, family).is_refused()
     assert proxy.dropped()[f"strangers_{family}"] >= 9
+    for command in ("-4", "-6"):
+        lab["c"].run(["ip", command, "neigh", "flush", "dev", lab["c"].dev])
     for target in ("a", "d"):  # its own traffic, and that of its neighbours
         assert lab["c"].run(["ping", "-c1", "-W1", getattr(lab[target], family)], check=False).returncode == 0
 

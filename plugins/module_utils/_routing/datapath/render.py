@@ -198,11 +198,12 @@ class _Renderer:
         for family in _families(tcp):
             mine = [service for service in tcp if service.family == family]
             chains = _set(f"{one.address} . {one.port} : goto syn_{name_of(one)}" for one in mine)
-            self._add("syn_bound", SYN, f"{IP[family]} daddr . tcp dport vmap {chains}")
+            self._add("syn", f"{IP[family]} daddr . tcp dport vmap {chains}")
         for service in tcp:
             self._add(f"syn_{name_of(service)}", self._drop_flood(service))
             self._add(f"syn_{name_of(service)}", "goto syn_all")
         if tcp:
+            self._add("syn_bound", f"{SYN} goto syn")
             self._add("syn_all", _limit_over(self._bounds), self._count("flood"), "drop")
 
     def _add_service(self, service: KernelService, serving: frozenset[str]) -> None:
@@ -344,6 +345,6 @@ def _limit_over(bounds: tuple[int, int]) -> str:
 def _client_rate(rate: float) -> tuple[str, int]:
     """(limit, seconds until a client has its whole burst again); a limit of nft has a whole number."""
     burst = max(1, int(rate))
-    units = (("second", 1), ("minute", 60))
-    per, seconds = next((unit for unit in units if float(rate * unit[1]).is_integer()), ("hour", 3600))
+    units = (("second", 1), ("minute", 60), ("hour", 3600), ("day", 86400))
+    per, seconds = next((unit for unit in units if float(rate * unit[1]).is_integer()), units[-1])
     return f"limit rate over {max(1, round(rate * seconds))}/{per} burst {burst} packets", int(burst / rate) + 1
