@@ -61,10 +61,10 @@ def add_box(lab, stack) -> None:
     for name in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.conf.all.rp_filter"):
         b.sysctl(name, "1")
     b.run(["nft", "-f", "-"], input=PUBLISH)
-    lab.udp = {}
+    lab.tcp, lab.udp = {}, {}
     for family in FAMILIES:
         with wiring.inside(box):
-            tcp = stack.enter_context(socket.socket(AF[family], socket.SOCK_STREAM))
+            tcp = lab.tcp[family] = stack.enter_context(socket.socket(AF[family], socket.SOCK_STREAM))
             lab.udp[family] = stack.enter_context(socket.socket(AF[family], socket.SOCK_DGRAM))
         tcp.bind((BOX[family], 8080))
         tcp.listen()

@@ -35,6 +35,7 @@ FORWARDERS = 8081
 STREAMS = (8090, 8091)
 MOVING = (PORT, PUBLISHED, STREAMS[0])
 PROTOCOLS = ("tcp", "udp")
+SYSCTLS = (("net.ipv4.tcp_fwmark_accept", "1"),)
 SOURCE_PORTS = itertools.count(42000)
 
 
@@ -86,7 +87,7 @@ def lab(lab):
 
 def document(lab) -> dict:
     """The return path with the ports of MOVING, as the role derives it."""
-    data = return_path(lab["a"], lab["a2"], sysctls=(("net.ipv4.tcp_fwmark_accept", "1"),))
+    data = return_path(lab["a"], lab["a2"], sysctls=SYSCTLS)
     ports = [f"{protocol}/{port}" for protocol in PROTOCOLS for port in MOVING]
     for mark in data["marks"]:
         mark["last_sender"] = ports
@@ -177,6 +178,28 @@ def test_conntrack_forgets_a_connection_that_has_moved(lab, b):
             assert proxies_of(moving) == {"a2"}
 
 
+def test_a_connection_of_a_container_follows_its_last_sender(lab, b):
+    """Conntrack knows the port that b publishes. The rules for ports do not, so the table is that of the forwarder."""
+    for family in FAMILIES:
+        lab.proxies.move("a")
+        with lab["client"].inside():
+            client = socket.socket(AF[family])
+        with client:
+            client.settimeout(PATIENCE)
+            client.bind((address_of(lab["client"], family), next(SOURCE_PORTS)))
+            client.connect((address_of(lab["b"], family), PUBLISHED))
+            server, _peer = lab.tcp[family].accept()
+            with server:
+                for now in ("a2", "a"):
+                    lab.proxies.move(now)
+                    client.send(b"?")
+                    assert server.recv(100) == b"?"
+                    mark = f"mark={lab[now].spec.number} "
+                    assert mark in b.run(f"conntrack -L -p tcp -f {family} --dport {PUBLISHED}")
+                    server.send(b"!")
+                    assert client.recv(100) == b"!"
+
+
 def hops(lab, host: str) -> list[str]:
     """The next hops of the table that may move, and of the one of the forwarder, of each family."""
     number, found = lab[host].spec.number, []
@@ -252,3 +275,27 @@ def test_no_route_moves_because_of_this_hosts_link_or_a_new_mac(lab, tmp_path):
             assert "its replies leave through" not in keeper.log
         finally:
             lab["a"].run(["ip", "link", "set", "eth0", "address", lab["a"].mac])
+            for name in ("router", "b"):
+                lab[name].run(["ip", "neigh", "flush", "all"])
+
+
+def test_old_connections_follow_their_last_sender_after_their_service_has_changed_its_datapath(lab, tmp_path):
+    """Until they end; what no connection needs any more leaves when the drain has settled."""
+    after = return_path(lab["a"], lab["a2"], sysctls=SYSCTLS)
+    with marked(lab, "b", NFT) as b:
+
+        def ports(now: float) -> set[tuple[str, ...]]:
+            outcome = b.apply(after, drain=60.0, now=now, directory=str(tmp_path))
+            return {mark.last_sender for mark in outcome.after.marks}
+
+        b.apply(document(lab), directory=str(tmp_path))
+        with conversations(lab, PORT) as moving:
+            assert len(ports(1000.0).pop()) == 2 * len(MOVING)
+            lab.proxies.move("a2")
+            assert proxies_of(moving) == {"a2"}
+            assert ports(1050.0) == {("tcp/8080", "udp/8080")}
+            lab.proxies.move("a")
+            assert proxies_of(moving) == {"a"}
+        b.run("conntrack -F")
+        assert ports(1055.0) == {()}
+        assert b.run("ip rule show priority 1099") == b.run("ip -6 rule show priority 1099") == ""

@@ -20,7 +20,7 @@ other connections need, such as those that this host routes, is UNKNOWN.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Union
 
 from ..document.documents import Document
@@ -150,8 +150,8 @@ def _of_rule(rule: Rule, document: Document) -> frozenset[Need]:
         if any(mark.transparent for mark in marks):
             return _of_foreign(rule.family, document)
         tracked = not marks or any(mark.conntrack for mark in marks)
-        port = (rule.ip_proto, rule.sport[0]) if rule.ip_proto and rule.sport else None
-        return frozenset({Marked(rule.fwmark, rule.fwmask, rule.family, tracked, _other_ways(document), port=port)})
+        need = Marked(rule.fwmark, rule.fwmask, rule.family, tracked, _other_ways(document))
+        return _of_port(rule, need, document) if rule.ip_proto and rule.sport else frozenset({need})
     if rule.src and rule.iif == "lo":
         return frozenset({To(rule.src, _udp_ports(rule.src.partition("/")[0], document))})
     if rule.src and document.owner == LOCAL_DELIVERY:
@@ -161,6 +161,14 @@ def _of_rule(rule: Rule, document: Document) -> frozenset[Need]:
         return frozenset({From(rule.src, protocol)})
     sources = _sources_of_port(rule, document)
     return frozenset(To(prefix(source), _udp_ports(source, document)) for source in sources) or UNKNOWN
+
+
+def _of_port(rule: Rule, need: Marked, document: Document) -> frozenset[Need]:
+    """The connections to a port that follow their last sender: any of the proxies may be the next one."""
+    same = (rule.family, rule.ip_proto, rule.sport)
+    marks = {other.fwmark for other in document.rules if (other.family, other.ip_proto, other.sport) == same}
+    port = (rule.ip_proto or 0, rule.sport[0] if rule.sport else 0)
+    return frozenset(replace(need, mark=mark, port=port) for mark in marks if mark is not None)
 
 
 def _sources_of_port(rule: Rule, document: Document) -> set[str]:

@@ -21,6 +21,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.
 )
 
 BY_MARK = Rule("ipv4", 1100, table=20111, fwmark=11, fwmask=255)
+BY_SERVED_PORT = replace(BY_MARK, priority=1099, ip_proto=6, sport=(8080, 8080))
 GUARD = Rule("ipv4", 1101, action="unreachable", fwmark=11, fwmask=255)
 ROUTE = Route("ipv4", 20111, via="198.18.0.11", dev="eth0")
 MARK = Mark("a", 11, 255, via=("198.18.0.11",))
@@ -57,7 +58,9 @@ def retiring(*values, listed=(), owner: str = "return_path"):
     ([SINGLE], {Marked(11, 255, tracked=False)}),
     ([BY_MARK, SINGLE], {replace(IPV4, tracked=False)}),
     ([BY_MARK, SINGLE, MARK], {IPV4}),
-    ([replace(BY_MARK, priority=1099, ip_proto=6, sport=(8080, 8080))], {replace(IPV4, port=(6, 8080))}),
+    ([BY_SERVED_PORT], {replace(IPV4, port=(6, 8080))}),
+    ([BY_SERVED_PORT, replace(BY_SERVED_PORT, fwmark=12), replace(BY_SERVED_PORT, fwmark=13, ip_proto=17)],
+     {replace(IPV4, mark=mark, port=(6, 8080)) for mark in (11, 12)}),
     ([ADDRESS], {TO}),
     ([BY_ADDRESS], {TO}),
     ([ADDRESS, BY_PORT, FROM_ADDRESS], {TO_PORT}),
