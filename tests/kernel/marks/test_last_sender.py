@@ -230,12 +230,12 @@ def silent(keeper) -> set[str]:
 def test_replies_leave_a_dead_proxy_and_return_but_only_on_the_ports_of_kernel_services(lab, tmp_path):
     with (
         kept(lab, tmp_path) as (host, keeper),
-        streaming(lab, {"down": 2, "echo": 2}, STREAMS[0]) as moving,
-        streaming(lab, {"down": 2}, STREAMS[1]) as staying,
+        streaming(lab, dict(zip(STREAMS, ({"down": 2, "echo": 2}, {"down": 2})))) as every,
     ):
+        moving, staying = every[:2], every[2:]
         lab.proxies.cut("a")
         lab.proxies.move("a2")
-        for streams in (*moving, *staying):
+        for streams in every:
             streams.mark()
         eventually(lambda: hops(lab, "a") == vias(lab, "a2", "a"), explain=lambda: keeper.log)
         for streams in moving:
