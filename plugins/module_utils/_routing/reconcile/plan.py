@@ -47,7 +47,7 @@ def find_changes(want: State, have: State, purge: bool = True) -> tuple[Change, 
     lookups = [change for change in add_rules if not change.after.is_guard]
     late = [change for change in remove_rules if change.before.is_guard]
     early = [change for change in remove_rules if not change.before.is_guard]
-    services = _services(want, have, purge)
+    services = _services(want, have)
     settings = sorted(settings, key=lambda change: _stage(change.after.name))
     late_settings = [change for change in settings if _stage(change.after.name)]
     settings = [change for change in settings if change not in late_settings]
@@ -116,20 +116,15 @@ def _marks(want: State, have: State, purge: bool) -> list[Change]:
     return [Change("marks", verb, have.marks, target, engines)]
 
 
-def _services(want: State, have: State, purge: bool) -> list[Change]:
+def _services(want: State, have: State) -> list[Change]:
+    # Without a purge, the desired state has what no document lists: drain.keep_unlisted.
     present = {(service.endpoint, server) for service in have.services for server in _places(service)}
     active = [service for service in want.services if not service.retiring]
-    listed = {service.endpoint for service in active}
     kept = [
         service
         for service in want.services
         if service.retiring and any((service.endpoint, each) in present for each in _places(service))
     ]
-    kept += (
-        []
-        if purge
-        else [service for service in have.services if service.endpoint not in listed and service not in kept]
-    )
     target = tuple(in_order([*active, *kept]))
     if _services_differ(target, have.services) or not have.services_sound:
         verb = "remove" if not target else "replace" if have.services or not have.services_sound else "add"

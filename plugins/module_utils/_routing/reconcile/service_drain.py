@@ -79,7 +79,10 @@ def superset(document: Document, have: State, stored: Document | None) -> Docume
     bypassed = {rule.family for rule in document.rules if rule.table == MAIN}
     more = tuple(rule for rule in rules.values() if rule.family not in bypassed)
     forwarding = tuple(sorted({*document.forwarding, *families}))
-    return replace(document, services=services, rules=(*document.rules, *more), forwarding=forwarding)
+    settle_at = stored.settle_at if stored else None
+    return replace(
+        document, services=services, rules=(*document.rules, *more), forwarding=forwarding, settle_at=settle_at
+    )
 
 
 def _left(
