@@ -29,6 +29,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config i
     service,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import probe_results
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.model import NAME as DATAPATH_TABLE
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents, schema, service_schema
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _datapath, _hosts, _services
 
@@ -128,8 +129,8 @@ def metric_names():
 
 @functools.lru_cache(maxsize=1)
 def known_names():
-    """Return all variables and tags of roles and playbooks, metrics, modules and filters."""
-    names = metric_names() | set(_hosts.VARIABLES)
+    """Return all variables and tags of roles and playbooks, metrics, modules and filters, and the table of nft."""
+    names = metric_names() | set(_hosts.VARIABLES) | {DATAPATH_TABLE}
     for path in (REPOSITORY / "playbooks").glob("*.yml"):
         names |= set(re.findall(r"\bl4proxy_\w+\b", path.read_text(encoding="utf-8")))
     for role in ROLES:
