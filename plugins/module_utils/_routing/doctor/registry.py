@@ -124,6 +124,7 @@ CHECKS = (
     Check("routes", ANY, False, drift.routes, "routes match the documents"),
     Check("rules", ANY, False, drift.rules, "rules match the documents"),
     Check("marks", ANY, False, drift.marks, "the rules that set marks match the documents"),
+    Check("kernel_services", KERNEL, False, drift.kernel_services, "the nft table of services matches the document"),
     Check("forwarder", PROXY, False, services.forwarder, "the forwarder runs and may use clients' addresses"),
     Check("listening", PROXY, False, services.listening, "the forwarder listens on every configured address"),
     Check("old_code", PROXY, False, services.old_code, "no connection keeps old code in use for more than a day"),

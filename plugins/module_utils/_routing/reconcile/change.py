@@ -16,7 +16,7 @@ from ..document.model import Setting, Sysctl
 
 @dataclass(frozen=True)
 class Change:
-    """``verb`` is add, remove or replace; ``before`` and ``after`` are the object, None where there is none.
+    """``verb`` is add, remove, replace, or for services restore; ``before`` and ``after`` are the object, or None.
 
     For the kinds ``marks`` and ``services`` they are tuples of all of them, and for marks ``engines`` names what holds
     them before and after; for kind ``sysctl`` before is a Setting and after a Sysctl.
@@ -36,12 +36,12 @@ class Change:
             names = ", ".join(f"{mark.name} ({mark.id:#x})" for mark in self.after or self.before) or "none"
             return f"{self.verb} {formatting.mark_set(self.engines[1])}: {names}"
         if self.kind == "services":
-            return _services_sentence(self.before, self.after)
+            return _services_sentence(self.before, self.after) or f"{self.verb} the nft table of services"
         return f"{self.verb} {formatting.describe(self.after or self.before)}"
 
 
 def _services_sentence(before: tuple[KernelService, ...], after: tuple[KernelService, ...]) -> str:
-    """What changes; without a difference, the table in the kernel was not as it should be."""
+    """What changes; nothing if only the table in the kernel is not as it should be."""
     # Equal services may differ in whether they retire.
     old = {(service.retiring, service): service for service in before}
     new = {(service.retiring, service): service for service in after}
@@ -49,7 +49,7 @@ def _services_sentence(before: tuple[KernelService, ...], after: tuple[KernelSer
     endpoints = {service.endpoint for service in added}
     gone = [service for key, service in old.items() if key not in new and service.endpoint not in endpoints]
     parts = [*map(formatting.service, added), *(f"stop {formatting.service(each, 'forwarding')}" for each in gone)]
-    return "; ".join(parts) or "restore the nft table of services"
+    return "; ".join(parts)
 
 
 def _sysctl_sentence(before: Setting, after: Sysctl | None) -> str:

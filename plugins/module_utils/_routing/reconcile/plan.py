@@ -127,7 +127,7 @@ def _services(want: State, have: State) -> list[Change]:
     ]
     target = tuple(in_order([*active, *kept]))
     if _services_differ(target, have.services) or not have.services_sound:
-        verb = "remove" if not target else "replace" if have.services or not have.services_sound else "add"
+        verb = "remove" if not target else "restore" if have.services or not have.services_sound else "add"
         return [Change("services", verb, tuple(in_order(have.services)), target)]
     return []
 

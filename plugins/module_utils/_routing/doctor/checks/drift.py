@@ -62,6 +62,13 @@ def marks(facts: Facts) -> Iterator[Finding]:
     return _drifted(facts, "marks", why)
 
 
+def kernel_services(facts: Facts) -> Iterator[Finding]:
+    why = (
+        "clients of these services reach nobody, or their replies do not come back; a firewall reload often causes this"
+    )
+    return _drifted(facts, "services", why)
+
+
 def addresses(facts: Facts) -> Iterator[Finding]:
     why = "the proxy connects to this address, and replies must come from it"
     yield from _drifted(facts, "address", why)

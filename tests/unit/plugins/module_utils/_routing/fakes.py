@@ -10,6 +10,7 @@ import json
 from contextlib import contextmanager
 from typing import Any
 
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.model import Live, transaction
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import formatting
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Address
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import MissingPackage
@@ -116,6 +117,8 @@ class FakeNft:
     def __call__(self, argv, stdin=None):
         if self.missing or argv[0] != "nft":
             raise MissingCommand(argv[0])
+        if argv == ["nft", "--version"]:
+            return Completed(0, "nftables v1.0.6", "")
         if stdin:
             objects = [item["add"] for item in json.loads(stdin)["nftables"] if "add" in item]
             name = objects[0]["table"]["name"]
@@ -130,11 +133,28 @@ class FakeNft:
         return Completed(0, json.dumps({"nftables": self.tables[argv[5]]}), "")
 
 
+class FakeDatapath:
+    """The table of services in memory."""
+
+    def __init__(self):
+        self.live = Live()
+
+    def read(self):
+        return self.live
+
+    def write(self, live, table):
+        if not transaction(live, table):
+            return False
+        chains = {name: (chain.hook, tuple(chain.digests)) for name, chain in table.chains.items()}
+        self.live = Live(bool(chains), False, frozenset(table.counters), frozenset(table.sets), chains)
+        return True
+
+
 class FakeHost:
     """``engine`` is the engine's Host; the other attributes inspect it. ``no_pyroute2``: pyroute2 is missing."""
 
     def __init__(self, directory):
-        self.kernel, self.nft = FakeKernel(), FakeNft()
+        self.kernel, self.nft, self.datapath = FakeKernel(), FakeNft(), FakeDatapath()
         self.no_pyroute2 = False
         self.connections: dict[Any, int | None] = {}
         self.redirects = directory / "proc" / "net" / "ipv4" / "conf" / "all" / "accept_redirects"
@@ -148,6 +168,7 @@ class FakeHost:
             runner=self.nft,
             sysctls=sysctl.Sysctls(str(self.memory), str(directory / "proc")),
             make_kernel=self._kernel,
+            make_datapath=lambda _runner: self.datapath,
             lock=str(self.lock),
             connections=self,
         )

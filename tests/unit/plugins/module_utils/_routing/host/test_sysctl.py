@@ -67,6 +67,29 @@ def test_the_last_owner_restores_the_value(sysctls, tree):
     assert tree.read_text() == "1"
 
 
+def test_what_another_owner_holds_gets_its_value_and_counts_as_chosen(sysctls, tree):
+    assert sysctls.before("one", NAME) == "1"
+    sysctls.hold("one", WANT)
+    assert (sysctls.before("one", NAME), sysctls.before("two", NAME)) == ("1", "0")
+    sysctls.hold("two", WANT)
+    tree.write_text("1\n")  # by the kernel, when forwarding ends
+    sysctls.release("one", read(sysctls, "one"))
+    assert tree.read_text() == "0"
+
+
+def test_a_value_is_not_written_again(sysctls, tree, monkeypatch):
+    """To switch forwarding on again would remove default routes."""
+    tree.write_text("0\n")
+    monkeypatch.setattr(sysctls, "_write", lambda *_call: pytest.fail("written"))
+    sysctls.hold("one", WANT)
+    sysctls.release("one", read(sysctls, "one"))
+
+
+def test_interfaces_are_named_as_in_sysctls(sysctls, tree):
+    (tree.parent.parent / "all").mkdir()
+    assert (sysctls.links("ipv4"), sysctls.links("ipv6")) == (["eth0/100"], [])
+
+
 def test_a_value_that_someone_else_changed_is_not_restored_until_it_is_held_again(sysctls, tree):
     sysctls.hold("one", WANT)
     tree.write_text("2\n")

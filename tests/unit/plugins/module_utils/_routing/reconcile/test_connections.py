@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.conntrack import Flow
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.conntrack_entries import Entry
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.sockets import Socket
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.connections import Connections
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.needs import (
     Foreign,
+    Forwarded,
     From,
     Marked,
     To,
@@ -80,6 +83,31 @@ SERVER = sock("0.0.0.0", "0.0.0.0", UDP, port=53, peer_port=0)
 ])  # fmt: skip
 def test_connections_to_an_address(need, sockets, flows, expected):
     assert number(need, sockets, flows) == expected
+
+
+WEB = Forwarded(TCP, EXTRA, 80, frozenset({(B, 8080)}))
+OF_C = replace(WEB, servers=frozenset({("198.18.0.22", 8080)}))
+
+
+def entry(client: str, address: str, server: str, port: int = 80, client_port: int = 5000, state: int = 3) -> Entry:
+    return Entry(TCP, packed(client), client_port, packed(address), port, packed(server), 8080, state)
+
+
+@pytest.mark.parametrize(("entries", "expected"), [
+    ([entry(CLIENT, EXTRA, B), entry(CLIENT, EXTRA, B, state=7), entry(CLIENT, EXTRA, B, port=81)], 1),
+    ([entry(CLIENT, EXTRA, "198.18.0.22"), entry(CLIENT, EXTRA, A)], 0),
+    # After a take-over, the server's packet came first.
+    ([entry(B, CLIENT, CLIENT, port=5000, client_port=8080), entry(B, CLIENT, CLIENT, client_port=9)], 1),
+    (None, None),
+])  # fmt: skip
+def test_forwarded_connections(entries, expected):
+    def list_entries():
+        if entries is None:
+            raise PermissionError(1, "Operation not permitted")
+        return entries
+
+    connections = Connections(lambda: [], lambda *_mark: [], list_entries=list_entries)
+    assert connections.count(frozenset({WEB, OF_C}), OWN, exact=True)[WEB] == expected
 
 
 SPOOFED = [sock(CLIENT, B), sock(CLIENT, B, UDP), sock(CLIENT6, B6)]

@@ -10,11 +10,16 @@ from dataclasses import replace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.documents import Document
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.kernel_service import (
+    KernelService,
+    Server,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import Address, Mark, Route, Rule
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import needs
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.needs import (
     UNKNOWN,
     Foreign,
+    Forwarded,
     From,
     Marked,
     To,
@@ -40,15 +45,23 @@ TO_PORT = To("198.18.0.121/32", frozenset({(53, 53)}))
 IPV4 = Marked(11, 255, "ipv4")
 
 
+BYPASS = Rule("ipv4", 1099, table=254, fwmark=255, fwmask=255)
+WEB = KernelService("web", "ipv4", "tcp", "198.18.0.100", 80, (Server("b", "198.18.0.21", 8080),))
+OF_WEB = Forwarded(6, "198.18.0.100", 80, frozenset({("198.18.0.21", 8080)}))
+
+
 def retiring(*values, listed=(), owner: str = "return_path"):
     """The needs of the first value in a document in which all values retire, and ``listed`` do not."""
     every = [*(replace(value, retiring=True, retire_at=9) for value in values), *listed]
-    kinds = {"rules": Rule, "routes": Route, "marks": Mark, "addresses": Address}
+    kinds = {"rules": Rule, "routes": Route, "marks": Mark, "addresses": Address, "services": KernelService}
     sections = {name: tuple(value for value in every if isinstance(value, kind)) for name, kind in kinds.items()}
     return set(needs.of(every[0], Document(owner, 202, **sections)))
 
 
 @pytest.mark.parametrize(("values", "expected"), [
+    ([WEB], {OF_WEB}),
+    ([BYPASS, WEB], {OF_WEB}),
+    ([replace(BYPASS, family="ipv6"), WEB], set()),
     ([BY_MARK], {IPV4}),
     ([GUARD], {IPV4}),
     ([MARK], {Marked(11, 255)}),

@@ -60,6 +60,18 @@ PLACES = {
 }  # fmt: skip
 
 
+BYPASS = Rule("ipv4", 1099, table=254, fwmark=255, fwmask=255)
+
+
+@pytest.mark.parametrize(("priorities", "expected"), [((1100,), 1099), ((1099,), 1098), ((8, 9), 7)])
+def test_the_rule_against_local_delivery_stays_in_front_of_it(priorities, expected):
+    """Local delivery has moved in front of a foreign rule, which may not be in the way of this one."""
+    listed = [other(number, protocol=201, src="198.18.0.21", table=20100) for number in priorities]
+    found = placement.place([BYPASS], [LOCAL, other(10, src="10.0.0.0/8", fwmark=1), *listed])
+    assert found.at(BYPASS).priority == expected
+    assert placement.warnings(found, "kernel_datapath") == []
+
+
 @pytest.mark.parametrize(("rules", "foreign", "expected"), PLACES.values(), ids=PLACES)
 def test_rules_move_in_front_of_foreign_rules_that_take_their_packets(rules, foreign, expected):
     found = placement.place(rules, [LOCAL, *foreign])

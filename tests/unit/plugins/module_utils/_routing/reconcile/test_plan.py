@@ -9,6 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.kernel_service import (
+    KernelService,
+    Server,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.model import (
     Address,
     Mark,
@@ -53,6 +57,57 @@ def test_guards_are_added_first_and_marks_and_the_sysctls_that_they_load_last():
         "add the nft table of marks: a (0xb)",
         "set sysctl net.netfilter.nf_conntrack_udp_timeout: absent -> 65",
     ]
+
+
+def test_a_host_forwards_only_while_the_table_of_services_keeps_strangers_out():
+    bypass = Rule("ipv4", 1099, table=254, fwmark=255, fwmask=255)
+    switch, loose = Sysctl("net.ipv4.ip_forward", "1"), Sysctl("net.netfilter.nf_conntrack_tcp_loose", "1")
+    want = State((bypass,), sysctls=(switch, loose, REDIRECTS), services=(WEB,))
+    have = State(sysctls=(Setting(switch.name, "0"), Setting(loose.name, "0"), *FRESH.sysctls))
+    assert sentences(want, have) == [
+        "set sysctl net.ipv4.conf.all.accept_redirects: 1 -> 0",
+        "add ip rule 1099: from all fwmark 0xff/0xff lookup 254",
+        "forward 198.18.0.100:80/tcp to b, c",
+        "set sysctl net.netfilter.nf_conntrack_tcp_loose: 0 -> 1",
+        "set sysctl net.ipv4.ip_forward: 0 -> 1",
+    ]
+    after = plan.predict(have, plan.find_changes(want, have))
+    assert sentences(want, after) == []
+    assert sentences(State(), after) == [
+        "restore sysctl net.ipv4.ip_forward: 1 -> 0",
+        "stop forwarding 198.18.0.100:80/tcp to b, c",
+        "remove ip rule 1099: from all fwmark 0xff/0xff lookup 254",
+        "restore sysctl net.ipv4.conf.all.accept_redirects: 0 -> 1",
+        "restore sysctl net.netfilter.nf_conntrack_tcp_loose: 1 -> 0",
+    ]
+
+
+SERVERS = (Server("b", "198.18.0.21", 8080), Server("c", "198.18.0.22", 8080))
+WEB = KernelService("web", "ipv4", "tcp", "198.18.0.100", 80, SERVERS)
+ONLY_B = replace(WEB, servers=SERVERS[:1])
+LEFT_C = replace(WEB, servers=SERVERS[1:], retiring=True, retire_at=9)
+OTHER = replace(WEB, name="other", port=81)
+
+
+@pytest.mark.parametrize(("want", "have", "purge", "expected"), [
+    ((WEB,), State(services=(WEB,)), True, []),
+    ((replace(WEB, connections=5),), State(services=(WEB,)), True, ["forward 198.18.0.100:80/tcp to b, c"]),
+    # A server that leaves retires beside the service.
+    ((ONLY_B, LEFT_C), State(services=(WEB,)), True,
+     ["forward 198.18.0.100:80/tcp to b; forward open connections of 198.18.0.100:80/tcp to c"]),
+    ((ONLY_B, replace(LEFT_C, retire_at=5)), State(services=(ONLY_B, LEFT_C)), True, []),
+    ((ONLY_B,), State(services=(ONLY_B, LEFT_C)), True,
+     ["stop forwarding open connections of 198.18.0.100:80/tcp to c"]),
+    ((replace(WEB, retiring=True),), State(services=(WEB,)), True,
+     ["forward open connections of 198.18.0.100:80/tcp to b, c"]),
+    ((ONLY_B, LEFT_C), State(services=(ONLY_B,)), True, []),
+    ((OTHER,), State(services=(WEB,)), False, ["forward 198.18.0.100:81/tcp to b, c"]),
+    ((WEB,), State(services=(WEB,), services_sound=False), True, ["restore the nft table of services"]),
+    ((WEB,), State(services=(WEB,), services_current=False), True, []),
+    ((), State(services_sound=False), True, ["remove the nft table of services"]),
+])  # fmt: skip
+def test_services_change_together(want, have, purge, expected):
+    assert sentences(State(services=want), have, purge) == expected
 
 
 def test_objects_are_removed_in_reverse_order():

@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts import model
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import Conntrack, KernelTarget
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.facts.model import (
+    Conntrack,
+    Drift,
+    KernelTarget,
+)
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall import iptables_rules, nft_rules
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.doctor.firewall.model import Ruleset
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.documents import Document
@@ -18,6 +22,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.k
     Server,
 )
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.route_query import RouteAnswer
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile.change import Change
 
 from .. import cases
 from ..cases import CLIENT, GIVEN, LOCAL_DELIVERY, PROXY, B, proxy, setting
@@ -66,6 +71,8 @@ STATUS = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dna
 ESTABLISHED = "FORWARD -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT"
 ACCEPTED = (f"FORWARD -d {B} -p tcp --dport 8080 -j ACCEPT", f"FORWARD -s {B} -p tcp --sport 8080 -j ACCEPT")
 PROBLEMS = [
+    (kernel(drift=(Drift("kernel_datapath", (Change("services", "restore", (SERVICE,), (SERVICE,)),)),)),
+     "fail kernel_services", "restore the nft table of services"),
     (off("net.ipv4.ip_forward"), "fail forwarding", "net.ipv4.ip_forward is 0, so this host does not forward ipv4"),
     (off("net.ipv6.conf.all.forwarding"), "fail forwarding", "does not forward ipv6 packets"),
     (off("net.ipv4.conf.eth0.forwarding"), "fail forwarding", "net.ipv4.conf.eth0.forwarding is 0"),
