@@ -2,13 +2,13 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The module ``routing_state``: all rules, routes, marks, sysctls and addresses of one owner."""
+"""The module ``routing_state``: all rules, routes, marks, sysctls, addresses and services of one owner."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: routing_state
-short_description: Apply a state document of policy rules, routes, marks, sysctls and addresses
+short_description: Apply a state document of policy rules, routes, marks, sysctls, addresses and services
 version_added: 0.1.0
 author:
   - The trueip.l4proxy authors (@trueip)
@@ -35,7 +35,7 @@ attributes:
     support: full
 requirements:
   - python3-pyroute2 on the host (0.7.2 or newer)
-  - nftables on the host (1.0.6 or newer), when the document has marks
+  - nftables on the host (1.0.6 or newer), when the document has marks or services
 options:
   owner:
     description:
@@ -45,7 +45,7 @@ options:
   document:
     description:
       - The state document, with the keys C(schema), C(owner), C(protocol), C(rules), C(routes), C(marks), C(sysctls),
-        C(addresses).
+        C(addresses), C(services), C(forwarding).
       - Required with O(state=present). With O(state=absent), only its C(protocol) is used.
     type: dict
   state:
@@ -58,7 +58,9 @@ options:
   purge:
     description:
       - Whether to remove objects of the owner that O(document) does not list.
-      - The keeper always removes them, so with V(false) they stay until the next boot at most.
+      - The keeper always removes them, so with V(false) they stay until the next boot at most. But services that the
+        kernel forwards, and what these need, are stored together with the document, so they stay until the next run
+        with V(true).
     type: bool
     default: true
   drain:
@@ -183,6 +185,11 @@ owned:
       description: Addresses in addition to the host's own.
       type: list
       elements: dict
+    services:
+      description: Services that the kernel forwards.
+      type: list
+      elements: dict
+      version_added: 0.2.0
 """
 
 import math

@@ -114,7 +114,8 @@ owners:
   contains:
     OWNER:
       description:
-        - The sections C(rules), C(routes) and C(marks) of a state document, as they are in the kernel, and C(sysctls).
+        - The sections C(rules), C(routes), C(marks) and C(services) of a state document, as they are in the kernel, and
+          C(sysctls).
         - Each of C(sysctls) has C(name), C(value), and C(restore), the value that is restored when the owner
           releases it.
       type: dict

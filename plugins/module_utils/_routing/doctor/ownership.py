@@ -33,7 +33,7 @@ def owned(host: Host, documents: Iterable[Document]) -> dict[str, dict[str, Any]
 
 
 def _sections(state: Any) -> dict[str, Any]:
-    objects = {"rules": state.rules, "routes": state.routes, "marks": state.marks}
+    objects = {"rules": state.rules, "routes": state.routes, "marks": state.marks, "services": state.services}
     sections = {
         name: [schema.dump(value) for value in sorted(values, key=lambda value: value.order)]
         for name, values in objects.items()
