@@ -24,6 +24,8 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._state_document imp
 
 # A packet within a connection begins an entry, so that a connection can outlive its proxy; entries count bytes.
 SYSCTLS = {"net.netfilter.nf_conntrack_tcp_loose": "1", "net.netfilter.nf_conntrack_acct": "1"}
+# The lines about connections have their duration.
+OF_LOG = {"net.netfilter.nf_conntrack_timestamp": "1"}
 # How clients are spread; every other algorithm is a hash of address and port.
 SOURCE_HASH = "source_hash"
 
@@ -40,11 +42,12 @@ def kernel_datapath(fleet: Fleet, proxy: str) -> dict[str, Any] | None:
     data = config.load(forwarder_config(fleet, proxy, {}))
     services = [one for service in data.services if service.in_kernel for one in _services(service)]
     families = sorted({service["family"] for service in services})
+    settings = {**SYSCTLS, **(OF_LOG if any(service["log"] == "all" for service in services) else {})}
     numbers = fleet.numbers(proxy)
     _refuse_mark_of_bypass(numbers, proxy, data.proxy_id)
     sections = {
         "rules": [_bypass(numbers, family) for family in families],
-        "sysctls": [{"name": name, "value": value} for name, value in SYSCTLS.items()],
+        "sysctls": [{"name": name, "value": value} for name, value in settings.items()],
         "services": services,
         "forwarding": families,
     }

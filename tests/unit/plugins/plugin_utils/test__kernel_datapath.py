@@ -45,10 +45,11 @@ def test_the_document_has_the_families_the_rule_before_local_delivery_and_what_c
     assert document["forwarding"] == ["ipv4"]
     rule = {"family": "ipv4", "priority": 1999, "fwmark": 0xFF00, "fwmask": 0xFF00, "action": "lookup", "table": 254}
     assert document["rules"] == [rule]
-    assert {one["name"]: one["value"] for one in document["sysctls"]} == {
-        "net.netfilter.nf_conntrack_tcp_loose": "1",
-        "net.netfilter.nf_conntrack_acct": "1",
-    }
+    names = ["net.netfilter.nf_conntrack_tcp_loose", "net.netfilter.nf_conntrack_acct"]
+    of_log = ["net.netfilter.nf_conntrack_timestamp"]
+    assert document["sysctls"] == [{"name": name, "value": "1"} for name in names + of_log]
+    silent = kernel_datapath(fleet("a", [{**FAST, "log": "errors"}], variables), "a")
+    assert [one["name"] for one in silent["sysctls"]] == names
     assert kernel_datapath(fleet("a", [FAST]), "a")["forwarding"] == ["ipv4", "ipv6"]
 
 
