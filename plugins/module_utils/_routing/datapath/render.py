@@ -8,7 +8,7 @@
     bypass (mangle)        our bits of the connection's mark are all set -> set them in the packet's mark
                            conntrack finds a packet to a service invalid: drop, or this host would answer with RST
                            from a served backend, without such a connection -> unknown
-    unknown                not if this host has a socket for it: set the bits in both marks
+    unknown                not if this host has a transparent socket for it: set the bits in both marks
     dispatch (nat)         ADDRESS . PROTOCOL . PORT -> service_X
     service_X              not if this host has a socket bound to that address; lists, bounds, limits -> buckets_X
     buckets_X              hash of the client -> to_X_BACKEND; refuses if no backend serves
@@ -281,10 +281,8 @@ class _Renderer:
             mine = {_address(service) for service in self._services if service.family == family}
             self._add("invalid", f"{destination} {_set(sorted(mine))} socket wildcard 0 accept")
             self._add("invalid", f"{destination} {_set(sorted(mine))} {self._count(f'invalid_{family}')} drop")
-        # Answers to health checks, from a client's address or from one of this host. (``fib daddr type local`` is no
-        # way to tell: of IPv6, it follows the rules of local delivery.)
-        for socket in ("transparent 1", "wildcard 0", "wildcard 1"):
-            self._add("unknown", f"socket {socket} accept")
+        # Answers to health checks from clients' addresses. Others for this host are delivered in spite of the mark.
+        self._add("unknown", "socket transparent 1 accept")
         self._add("unknown", self._set("meta"))
         self._add("unknown", f"ct state new {self._set('ct')}")
 
