@@ -311,11 +311,15 @@ class _Renderer:
             for text in texts:
                 self._add(chain, text)
         self._add("connection", icmp)
+        self._add("single", f"tcp flags & (syn|ack) == syn {unasked} drop")
+        self._add("single", f"{_limit_over(self._bounds)} {unasked} drop")
         for family in families:
             verdicts = {key: f"as_{name_of(service)}" for key, (service, _) in self._served(family).items()}
-            texts = [f"{' . '.join(map(str, key))} : goto {chain}" for key, chain in verdicts.items()]
-            self._add("single", f"tcp flags & (syn|ack) != syn {_endpoint(family, 's')} vmap {_set(texts)}")
-        for service in self._services:
+            texts = [f"{' . '.join(map(str, key))} : goto {chain}" for key, chain in verdicts.items() if "tcp" in key]
+            if texts:
+                self._add("single", f"{_endpoint(family, 's')} vmap {_set(texts)}")
+        self._add("single", f"{unasked} drop")
+        for service in (one for one in self._services if one.protocol == "tcp"):
             rewrite = f"{IP[service.family]} saddr set {service.address} {service.protocol} sport set {service.port}"
             self._table.chains[f"as_{name_of(service)}"] = Chain(rules=[f"{rewrite} accept"])
 

@@ -41,8 +41,9 @@ IFLA_IFNAME, NDA_DST, NDA_LLADDR, IFA_ADDRESS, IFA_LOCAL = 3, 1, 2, 1, 2
 LINK_STATE = 0x1 | 0x40 | 0x10000
 NEWGEN = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
 NFTA_GEN_ID, NFTA_GEN_PROC_NAME = 1, 3
-# Receive buffer for bursts during a pass; the kernel doubles it. Beyond it there is ENOBUFS, which does no harm.
-BUFFER = 1 << 20
+# Receive buffer for bursts during a pass; the kernel doubles it. Beyond it there is ENOBUFS, which costs another pass.
+# The burst of a backend's state is 4,093 elements, 0.5 MB, for each address and port of its services.
+BUFFER = 1 << 22
 SO_RCVBUFFORCE = 33
 # Messages to read before the next pass; the others are read after it.
 MAX_READS = 5000
