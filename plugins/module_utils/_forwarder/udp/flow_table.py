@@ -176,16 +176,18 @@ class FlowTable:
             if taken is not None:
                 taken[2] = None  # its queue may have a flow of this socket
 
-    def find_shared(self, family, reply_key, may_open):
+    def find_shared(self, family, reply_key, may_open, place=0):
         """Return a shared upstream socket on which ``reply_key`` is free, None where there is none.
 
         ``may_open``: whether another socket could be opened instead. Then a pair that is taken on most of them is not
-        searched for, as most tries would be in vain.
+        searched for, as most tries would be in vain. A pair that is taken nowhere gets the socket at ``place``, any
+        number that the sessions of a service have in common: so replies of a busy service wait together and are read in
+        large batches, and those of other services do not wait behind them.
         """
         upstreams = self.shared.get(family, ())
         taken = self._taken.get((family, reply_key))
         if taken is None:
-            return upstreams[int(random.random() * len(upstreams))] if upstreams else None
+            return upstreams[place % len(upstreams)] if upstreams else None
         count, start, _queue = taken
         if count >= len(upstreams) or (may_open and count >= len(upstreams) * CROWDED):
             return None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .flow_table import Flow
     from .server import UdpServer
 
-FEW = 4  # shared sockets of a family that are opened in any case: each has a receive queue of its own
+FEW = 4  # shared sockets of a family that are opened in any case: services have receive queues of their own
 MOST_READ = 64  # datagrams of one socket in a turn; then the other sockets get their turn
 
 _NO_PORT = "no source port is left for this client and backend"
@@ -151,7 +151,7 @@ class UpstreamSockets:
             except OSError as error:
                 source.after_kept(error)
         try:
-            return self._shared_socket(family, flow.reply_key), ANY
+            return self._shared_socket(family, flow.reply_key, hash(service)), ANY
         except OSError as error:
             source.after_any(error)
             if not source.allows_own:
@@ -204,10 +204,10 @@ class UpstreamSockets:
     def _has_room(self, alone):
         return len(alone) < alone.most and len(self.all) < self._most
 
-    def _shared_socket(self, family, reply_key):
+    def _shared_socket(self, family, reply_key, place):
         table = self._table
         may_open = self._may_open(family)
-        upstream = table.find_shared(family, reply_key, may_open)
+        upstream = table.find_shared(family, reply_key, may_open, place)
         if upstream is not None and not (may_open and len(table.shared[family]) < FEW):
             return upstream
         if may_open:
@@ -216,7 +216,7 @@ class UpstreamSockets:
             except OSError as error:
                 if error.errno not in TAKEN:
                     raise
-            upstream = upstream or table.find_shared(family, reply_key, False)
+            upstream = upstream or table.find_shared(family, reply_key, False, place)
         if upstream is None:
             raise OSError(errno.EADDRNOTAVAIL, _NO_PORT)
         return upstream

@@ -213,9 +213,10 @@ def crowd(count, most):
         table.add_shared(opened[-1])
         return opened[-1]
 
-    def begin(client, port):
+    def begin(client, port, place=0):
         new = flow(client, port, 0)
-        upstream = table.find_shared(socket.AF_INET, new.reply_key, may_open=len(opened) < most) or open_another()
+        may_open = len(opened) < most
+        upstream = table.find_shared(socket.AF_INET, new.reply_key, may_open, place) or open_another()
         table.enter(new, listener, upstream)
 
     for _socket in range(count):
@@ -234,9 +235,11 @@ def test_the_search_for_a_free_socket_continues_where_the_last_one_ended(count):
     assert CountingFlows.searches < 2 * 5 * 700
 
 
-def test_flows_of_many_clients_are_spread_over_the_sockets():
+def test_flows_with_one_place_share_a_socket_and_further_ones_of_a_client_are_spread():
     few, begin = crowd(10, most=10)
     for client in range(200):
-        begin(client, 1)
-        begin(client, 2)
-    assert max(len(upstream.flows) for upstream in few) < 2 * 2 * 200 / 10
+        begin(client, 1, place=73)
+    assert [len(upstream.flows) for upstream in few] == [0, 0, 0, 200, 0, 0, 0, 0, 0, 0]
+    for client in range(200):
+        begin(client, 2, place=73)
+    assert max(len(upstream.flows) for upstream in few if upstream is not few[3]) < 3 * 200 / 9
