@@ -50,9 +50,10 @@ def chosen(quick: bool, pattern: str) -> list[Work]:
     return found
 
 
-def entrants(work: Work) -> list[Peer]:
+def entrants(work: Work, quick: bool = False) -> list[Peer]:
     """Return the peers that can do a work."""
-    proxies = [peer for peer in (*table.PEERS, *table.more()) if work.quick or peer.best]
+    everyone = work.quick and not quick
+    proxies = [peer for peer in (*table.PEERS, *table.more()) if everyone or peer.best]
     ends = table.ENDS if work.ends else ()
     return [peer for peer in (*proxies, *ends) if peer.udp or not work.setting.udp]
 
@@ -86,13 +87,13 @@ def measure(lab: BenchLab, work: Work, quick: bool) -> tuple[dict[str, dict[str,
     """
     seconds, rounds = (QUICK_SECONDS, QUICK_ROUNDS) if quick else (SECONDS, ROUNDS)
     rounds = int(os.environ.get("ROUNDS") or rounds)
-    samples: dict[str, list[Sample]] = {peer.name: [] for peer in entrants(work)}
+    samples: dict[str, list[Sample]] = {peer.name: [] for peer in entrants(work, quick)}
     failed: dict[str, Exception] = {}
     lab.offload(work.offload)
     for number in range(rounds + MORE_ROUNDS):
         if number >= rounds and not _disturbed(samples.values()):
             break
-        for peer in entrants(work):
+        for peer in entrants(work, quick):
             if peer.name in failed:
                 continue
             try:
