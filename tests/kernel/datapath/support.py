@@ -71,8 +71,13 @@ class Proxy:
         table = render(services, States({"web": states or {}}), mark=MARK, mask=MARK, **options)
         with self.host.inside():
             self._datapath.write(self._datapath.read(), table)
-            assert not self._datapath.differs(self._datapath.read(), table)
-        self.services = services
+        self.services, self._table = services, table
+        assert not self.differs()
+
+    def differs(self) -> bool:
+        """Whether the live table is another one than serve() made."""
+        with self.host.inside():
+            return self._datapath.differs(self._datapath.read(), self._table)
 
     def forget(self) -> None:
         """Let conntrack forget all connections."""

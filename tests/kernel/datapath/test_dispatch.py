@@ -13,6 +13,7 @@ from collections import Counter
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath import buckets
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.model import NAME
 from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import client_hash
 
 from tests.kernel.datapath.support import BACKEND, BACKENDS, PORT, SRC_VALID_MARK, Client
@@ -164,6 +165,34 @@ def test_local_delivery_catches_no_packet_of_a_service(lab, proxy, servers, prot
     assert client.is_silent() == (family == "ipv4")
     proxy.host.sysctl(SRC_VALID_MARK, "1")
     assert client.session().name in BACKENDS
+
+
+FOREIGN_CHANGES = [
+    "flush ruleset",
+    "add table inet {} { flags dormant; }",
+    "flush chain inet {} forward",
+    "add chain inet {} forward { policy drop; }",
+    "add chain inet {} more",
+    "insert rule inet {} dispatch accept",
+    "flush chain inet {} dispatch; delete chain inet {} dispatch",
+    "flush chain inet {} service_tcp-{address}-{port}",
+    "add counter inet {} more",
+    "add set inet {} more { type ipv4_addr; }",
+]
+
+
+@pytest.mark.parametrize("protocol", ["tcp"])
+@pytest.mark.parametrize("change", FOREIGN_CHANGES)
+@pytest.mark.ipv4_only
+def test_what_others_change_is_noticed_and_put_back(lab, proxy, servers, protocol, change):
+    client = Client(lab, protocol, "ipv4")
+    proxy.serve(proxy.service(protocol, "ipv4"))
+    assert not proxy.differs()
+    command = change.replace("{}", NAME).replace("{address}", client.to[0]).replace("{port}", str(PORT))
+    proxy.host.run(["nft", command])
+    assert proxy.differs()
+    proxy.serve(*proxy.services)
+    assert not client.is_refused()
 
 
 @pytest.mark.parametrize("protocol", ["tcp"])
