@@ -15,6 +15,7 @@ Each of these may use a bounded part of the CPU, so with very many connections t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -66,18 +67,22 @@ class _StatesChanged(Exception):
 
 
 class KernelServices:
-    """``monitor`` is a Monitor or has its interface; ``cpu`` returns CPU seconds of this process and its children."""
+    """``monitor`` is a Monitor or has its interface; ``is_outdated`` returns whether the documents have changed since
+    the last pass, ``cpu`` the CPU seconds of this process and its children.
+    """
 
     def __init__(
         self,
         host: Host,
         monitor: Any,
         file: CountersFile,
+        is_outdated: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = lambda: sum(os.times()[:4]),
         sessions: SessionLog | None = None,
     ):
-        self._host, self._monitor, self._file = host, monitor, file
+        self._host, self._monitor, self._file, self._is_outdated = host, monitor, file, is_outdated
+        self.restored = False
         self._clock, self._cpu = clock, cpu
         self._sessions = sessions or SessionLog()
         self._states = States()
@@ -172,16 +177,27 @@ class KernelServices:
             self._due[self._sweep] = self._clock() + AGAIN
         self._not_before = self._clock() + max(GAP, (self._cpu() - cpu) * FOLLOW_SHARE)
 
-    def _apply(self) -> bool:
-        """Bring the table to the published states; returns whether it differed. RoutingError if that needs a pass."""
+    def restore(self) -> None:
+        """Write the table at once if it is missing; ``restored`` tells the next pass, which counts the repair."""
+        if self._document:
+            with contextlib.suppress(RoutingError, OSError):  # the pass reports it
+                self.restored = self._apply(missing=True) or self.restored
+
+    def _apply(self, missing: bool = False) -> bool:
+        """Bring the table, which must be there (or be missing), to the published states; returns whether it differed.
+
+        RoutingError if that needs a pass.
+        """
         if self._document is None:
             return False
         host = self._host
         with files.locked(host.lock, LOCK_WAIT):
+            if self._is_outdated():
+                raise RoutingError("the documents have changed")
             datapath = host.make_datapath(host.runner)
             live = datapath.read()
-            if not live.exists:
-                raise RoutingError("the nft table of kernel services is missing")
+            if live.exists == missing:
+                raise RoutingError(f"the nft table of kernel services is {'there' if missing else 'missing'}")
             changed = datapath.write(live, live_services.table(host, self._document))
         if changed:
             # The kernel's notification about this change needs no pass.

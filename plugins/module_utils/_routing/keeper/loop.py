@@ -40,6 +40,7 @@ WATCHDOG = 30.0
 READY = "READY=1"
 # After this many reverted repairs in a row, log a conflict.
 CONFLICT = 3
+RESTORED = "restore the nft table of services"
 
 log = logging.getLogger("l4proxy.keep")
 
@@ -67,7 +68,9 @@ class Keeper:
         self._documents, self._host = documents, replace(host, answers=self._proxies.answers)
         self._monitor, self._state = monitor, state
         self._notify, self._clock, self._cpu, self._compute = notify, clock, cpu, compute
-        self._services = KernelServices(self._host, monitor, counters or CountersFile(), clock, cpu)
+        self._services = KernelServices(
+            self._host, monitor, counters or CountersFile(), lambda: documents.changed, clock, cpu
+        )
         self._schedule = Schedule(clock())
         self._result = PassResult()
         # The fingerprint of iptables-legacy before the last pass; None if that pass changed it.
@@ -94,6 +97,8 @@ class Keeper:
                 self._publish()
             if self._services.tend(self._monitor.ready):
                 self._schedule.notified(self._clock(), urgent=True)
+            if any(item.kind == "marks" for item in notifications) and self._schedule.reverted < CONFLICT:
+                self._services.restore()
             now = self._clock()
             pending = [*pending, *notifications][-100:]
             if notifications or self._poll_differs(now):
@@ -133,6 +138,8 @@ class Keeper:
         before, legacy = self._result, self._monitor.legacy_fingerprint
         broken_at, cpu = self._schedule.broken_at, self._cpu()
         result = self._result = reconcile_all(self._documents, self._host, now=self._state.clock())
+        if self._services.restored:
+            self._add_restored(result)
         now, cost = self._clock(), self._cpu() - cpu
         # Taken before the pass, so that a change meanwhile is not missed; useless if the pass itself changed it.
         self._legacy = None if any(legacy) and result.changed else legacy
@@ -163,6 +170,13 @@ class Keeper:
                 log.warning("%s: %s", owner, cut.sentence)
         self._log_new_warnings(before)
         self._publish()
+
+    def _add_restored(self, result: PassResult) -> None:
+        """Let a pass count that the table of kernel services was restored before it."""
+        self._services.restored = False
+        for owner, outcome in result.outcomes.items():
+            if result.served and owner == result.served.owner and not outcome.changes:
+                result.outcomes[owner] = replace(outcome, changes=(RESTORED,), kinds=("services",))
 
     def _was_repaired(self, owner: str, before: PassResult) -> bool:
         """Whether an applied document was changed back, not merely completed with what it had waited for."""

@@ -30,7 +30,7 @@ class Kernel:
 
     def __init__(self, monkeypatch, tmp_path):
         self.now, self.cost, self.used, self.done = 0.0, 0.0, 0.0, []
-        self.exists, self.fails, self.entries = True, None, []
+        self.exists, self.outdated, self.fails, self.entries = True, False, None, []
         self.path, self.expected, self.attended = tmp_path / "backends.json", [], []
         monkeypatch.setattr(kernel_services, "conntrack_entries", self)
         monkeypatch.setattr(kernel_services, "counters", self)
@@ -40,7 +40,7 @@ class Kernel:
         sessions = SimpleNamespace(descriptor=None, missing=(0, 0), follow=lambda *_all: None, close=lambda: None)
         file = CountersFile(str(tmp_path / "run" / "datapath.json"))
         clocks = (lambda: self.now, lambda: self.used)
-        self.services = kernel_services.KernelServices(host, self, file, *clocks, sessions)
+        self.services = kernel_services.KernelServices(host, self, file, lambda: self.outdated, *clocks, sessions)
 
     def _do(self, what):
         self.done.append(what)
@@ -174,6 +174,21 @@ def test_a_missing_table_needs_a_pass_and_is_tried_again_a_second_later(kernel):
     kernel.now = 0.5
     kernel.services.follow(DOCUMENT)
     assert of(kernel.run(1.1), "pass") == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("exists", "outdated", "restored"), [(False, False, True), (True, False, False), (False, True, False)]
+)
+def test_a_table_that_is_missing_is_restored_before_the_pass_unless_a_run_has_removed_it(
+    kernel, exists, outdated, restored
+):
+    kernel.publish(c="down")
+    kernel.services.restore()
+    kernel.services.follow(DOCUMENT)
+    kernel.run(0.0)
+    kernel.exists, kernel.outdated, kernel.done = exists, outdated, []
+    kernel.services.restore()
+    assert (kernel.services.restored, len(kernel.done)) == (restored, restored)
 
 
 def test_a_run_that_holds_the_lock_is_waited_for_by_a_pass(kernel, monkeypatch):
