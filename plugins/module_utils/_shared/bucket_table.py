@@ -58,7 +58,7 @@ def fill(names: Sequence[str], weights: Sequence[float]) -> Sequence[int]:
             due[index] += heaviest
             first, step = places[index]
             number = tried[index]
-            while table[place := (first + step * shuffled[number]) % size] != _FREE:
+            while table[(place := (first + step * shuffled[number]) % size)] != _FREE:
                 number += 1
             table[place] = index
             tried[index] = number + 1
