@@ -10,6 +10,7 @@ hops as in place. While nobody else answers, nothing is moved.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from ..document.documents import Document
 from ..document.model import Route, family_of
 from ..errors import RoutingError
 from ..netlink.kernel import NetlinkError, reason
-from ..netlink.neighbour_probe import Neighbour, Prober
+from ..netlink.neighbour_probe import Neighbour, open_prober
 from ..reconcile import next_hops
 from .liveness import Liveness
 
@@ -36,11 +37,10 @@ log = logging.getLogger("l4proxy.keep")
 
 @dataclass
 class _Watched:
-    """A next hop: how to ask it, its last known MAC, and since when (seconds of the epoch) it is dead."""
+    """A next hop: how to ask it, and since when (seconds of the epoch) it is dead."""
 
     neighbour: Neighbour
     liveness: Liveness
-    mac: bytes | None = None
     since: float | None = None
 
 
@@ -52,7 +52,7 @@ class ProxyWatch:
         make_kernel: Callable[[], Any],
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
-        make_prober: Callable[[str, str, Iterable[str]], Any] = Prober,
+        make_prober: Callable[[str, str, Iterable[str]], Any] = open_prober,
     ):
         self._make_kernel, self._clock, self._now, self._make_prober = make_kernel, clock, now, make_prober
         self._documents: tuple[Document, ...] = ()
@@ -142,8 +142,9 @@ class ProxyWatch:
         now = self._clock()
         if not self._watched or self.sleep(now) > 0:
             return False
-        for _addresses, prober in self._probers.values():
-            self._read(prober)
+        if any(each.liveness.unanswered for each in self._watched.values()):
+            for _addresses, prober in self._probers.values():
+                self._read(prober)
         asked = [
             each
             for each in self._watched.values()
@@ -160,9 +161,8 @@ class ProxyWatch:
         return self._move() | self._tell()
 
     def _read(self, prober: Any) -> None:
-        for address, mac in prober.answers():
+        for address in prober.answers():
             if address in self._watched:
-                self._watched[address].mac = mac
                 self._watched[address].liveness.answered()
 
     def _ask(self, watched: _Watched, now: float) -> bool:
@@ -172,8 +172,10 @@ class ProxyWatch:
         try:
             if prober is None or not prober.has_macs:
                 raise OSError
-            prober.ask(neighbour, None if liveness.asks_everybody else watched.mac)
-        except OSError:
+            prober.ask(neighbour, liveness.asks_everybody)
+        except OSError as error:
+            if error.errno == errno.EPERM:  # systemd's IPAddressDeny, or a packet filter
+                self._fail(f"cannot ask proxy {neighbour.address} whether it is alive: {reason(error)}")
             liveness.not_asked(now)
             return False
         liveness.asked(now)

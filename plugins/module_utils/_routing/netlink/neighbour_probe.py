@@ -5,13 +5,14 @@
 """Ask neighbours whether they are there: ARP requests (RFC 826) and neighbour solicitations (RFC 4861) of our own.
 
 The kernel's neighbour table does not tell in time: it believes the acknowledgements of a connection, whichever way they
-came, and asks once a second. Packet sockets need CAP_NET_RAW. A filter drops all but the answers, before they are
-copied.
+came, and asks once a second. The sockets need CAP_NET_RAW; filters drop all but the answers. IPv6 has a raw socket,
+because a packet socket would get every IPv6 packet of the link (0.3 microseconds each).
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import ipaddress
 import select
@@ -21,17 +22,22 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from . import socket_filter
+from .messages import link_index
 
-# linux/if_ether.h, linux/if_arp.h
-ETH_P_ARP, ETH_P_IPV6, ARPHRD_ETHER = 0x0806, 0x86DD, 1
+# linux/if_ether.h, linux/if_arp.h, linux/sockios.h
+ETH_P_ARP, ARPHRD_ETHER, SIOCGIFHWADDR = 0x0806, 1, 0x8927
 ARP = struct.Struct("!HHBBH6s4s6s4s")
-ARP_REQUEST, ARP_REPLY = 1, 2
-IPV6 = struct.Struct("!IHBB16s16s")
-SOLICITATION, ADVERTISEMENT = 135, 136
-# Offsets in a packet without its link header.
-ARP_OPERATION_AT, ARP_SENDER_AT = 6, 14
-NEXT_HEADER_AT, ICMP_TYPE_AT, TARGET_AT = 6, 40, 48
-BROADCAST = b"\xff" * 6
+ARP_REQUEST, BROADCAST = 1, b"\xff" * 6
+# Offsets in an ARP packet without its link header.
+OPERATION_AT, SENDER_AT = 6, 14
+# linux/icmpv6.h: a filter of 256 bits; those that are set are dropped.
+SOLICITATION, ADVERTISEMENT, ICMPV6_FILTER = 135, 136, 1
+ONLY_ADVERTISEMENTS = b"".join(
+    struct.pack("=I", 0xFFFFFFFF & ~(1 << ADVERTISEMENT % 32 if word == ADVERTISEMENT // 32 else 0))
+    for word in range(8)
+)
+# Of a neighbour: no router has forwarded it.
+HOP_LIMIT = 255
 
 
 class Neighbour(NamedTuple):
@@ -43,47 +49,97 @@ class Neighbour(NamedTuple):
 
 
 class Prober:
-    """Asks neighbours on one link, of one family."""
+    """Asks neighbours on one link. OSError without the capability, the address family or the link."""
 
-    def __init__(self, dev: str, family: str, addresses: Iterable[str]):
-        """OSError without the capability, the address family or the link."""
-        self._dev = dev
-        self._protocol = ETH_P_ARP if family == "ipv4" else ETH_P_IPV6
-        self._socket = socket.socket(
-            socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0
-        )
-        try:
-            socket_filter.attach(self._socket, socket_filter.neighbour_answers(family, addresses))
-            self._socket.bind((dev, self._protocol))  # from here on it receives
-            hardware, self._mac = self._socket.getsockname()[3:]
-        except OSError:
-            self._socket.close()
-            raise
+    def __init__(self, dev: str, sock: socket.socket):
+        self._dev, self._socket = dev, sock
+        # struct ifreq: the name, then a sockaddr
+        answer = fcntl.ioctl(sock, SIOCGIFHWADDR, struct.pack("16sH14x", dev.encode(), 0))
+        (hardware, self._mac) = struct.unpack("16xH6s8x", answer)
         self.has_macs: bool = hardware == ARPHRD_ETHER
 
-    def ask(self, neighbour: Neighbour, mac: bytes | None) -> None:
-        """Ask one neighbour at its MAC; without one, ask everybody on the link. OSError if the link is down."""
-        if self._protocol == ETH_P_ARP:
-            packet, everybody = arp_request(self._mac, neighbour.own, neighbour.address), BROADCAST
-        else:
-            packet, everybody = solicitation(self._mac, neighbour.own, neighbour.address, to_all=mac is None)
-        self._socket.sendto(packet, (self._dev, self._protocol, 0, 0, mac or everybody))
+    def ask(self, neighbour: Neighbour, everybody: bool) -> None:
+        """Ask one neighbour, or everybody on the link who may have its address. OSError if the link is down."""
+        raise NotImplementedError
+
+    def answers(self) -> Iterator[str]:
+        """The addresses of the answers that have arrived."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                address = self._receive()
+                if address:
+                    yield address
+
+    def _receive(self) -> str | None:
+        raise NotImplementedError
 
     def wait(self, seconds: float) -> bool:
         """Wait for a packet; whether there is one."""
         return bool(select.select([self._socket], (), (), seconds)[0])
 
-    def answers(self) -> Iterator[tuple[str, bytes]]:
-        """(address, MAC) of the answers that have arrived."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                packet, sender = self._socket.recvfrom(256)
-                address = answering(self._protocol, packet)
-                if address:
-                    yield address, bytes(sender[4])
-
     def close(self) -> None:
         self._socket.close()
+
+
+class ArpProber(Prober):
+    """A packet socket; it asks a neighbour at the MAC of its last answer."""
+
+    def __init__(self, dev: str, addresses: Iterable[str]):
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+        try:
+            super().__init__(dev, sock)
+            socket_filter.attach(sock, socket_filter.arp_replies(addresses))
+            sock.bind((dev, ETH_P_ARP))  # from here on it receives
+        except OSError:
+            sock.close()
+            raise
+        self._macs: dict[str, bytes] = {}
+
+    def ask(self, neighbour: Neighbour, everybody: bool) -> None:
+        mac = BROADCAST if everybody else self._macs.get(neighbour.address, BROADCAST)
+        packet = arp_request(self._mac, neighbour.own, neighbour.address)
+        self._socket.sendto(packet, (self._dev, ETH_P_ARP, 0, 0, mac))
+
+    def _receive(self) -> str | None:
+        packet, sender = self._socket.recvfrom(256)
+        address = arp_answer(packet)
+        if address:
+            self._macs[address] = bytes(sender[4])
+        return address
+
+
+class NdProber(Prober):
+    """A raw socket; the kernel knows the neighbour's MAC, or asks for it first."""
+
+    def __init__(self, dev: str, _addresses: Iterable[str]):
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        sock = socket.socket(socket.AF_INET6, kind, socket.IPPROTO_ICMPV6)
+        try:
+            super().__init__(dev, sock)
+            sock.setsockopt(socket.IPPROTO_ICMPV6, ICMPV6_FILTER, ONLY_ADVERTISEMENTS)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, dev.encode())
+            for option in (socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS):
+                sock.setsockopt(socket.IPPROTO_IPV6, option, HOP_LIMIT)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+        except OSError:
+            sock.close()
+            raise
+        self._index = link_index(dev)
+
+    def ask(self, neighbour: Neighbour, everybody: bool) -> None:
+        message, group = solicitation(self._mac, neighbour.address)
+        scope = self._index if everybody or neighbour.address.startswith("fe80:") else 0
+        self._socket.sendto(message, (group if everybody else neighbour.address, 0, 0, scope))
+
+    def _receive(self) -> str | None:
+        message, control, _flags, _sender = self._socket.recvmsg(256, 64)
+        limits = [data for level, kind, data in control if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT)]
+        return nd_answer(message) if limits == [struct.pack("=i", HOP_LIMIT)] else None
+
+
+def open_prober(dev: str, family: str, addresses: Iterable[str]) -> Prober:
+    """A prober for neighbours of one family on a link. OSError as for ``Prober``."""
+    return ArpProber(dev, addresses) if family == "ipv4" else NdProber(dev, addresses)
 
 
 @functools.lru_cache(maxsize=256)
@@ -92,30 +148,29 @@ def arp_request(mac: bytes, own: str, target: str) -> bytes:
     return ARP.pack(ARPHRD_ETHER, 0x0800, 6, 4, ARP_REQUEST, mac, own_packed, bytes(6), packed)
 
 
+def arp_answer(packet: bytes) -> str | None:
+    """The address that an ARP reply is from; None if it is no reply."""
+    if len(packet) < ARP.size or packet[OPERATION_AT : OPERATION_AT + 2] != b"\0\2":
+        return None
+    return _text(packet[SENDER_AT : SENDER_AT + 4])
+
+
 @functools.lru_cache(maxsize=256)
-def solicitation(mac: bytes, own: str, target: str, to_all: bool = False) -> tuple[bytes, bytes]:
-    """The packet, and the MAC of the group of nodes that may have the address."""
-    source, packed = (ipaddress.ip_address(address).packed for address in (own, target))
-    group = bytes.fromhex("ff0200000000000000000001ff") + packed[-3:]
-    destination = group if to_all else packed
+def solicitation(mac: bytes, target: str) -> tuple[bytes, str]:
+    """The message, whose checksum the kernel adds, and the group of those who may have the address."""
+    packed = ipaddress.ip_address(target).packed
+    group = ipaddress.ip_address(bytes.fromhex("ff0200000000000000000001ff") + packed[-3:])
     # Type, code, checksum, reserved; the target; option 1: our MAC.
-    body = struct.pack("!BBHI16sBB6s", SOLICITATION, 0, 0, 0, packed, 1, 1, mac)
-    pseudo = source + destination + struct.pack("!II", len(body), socket.IPPROTO_ICMPV6)
-    total = sum(struct.unpack(f"!{len(pseudo + body) // 2}H", pseudo + body))
-    total = (total >> 16) + (total & 0xFFFF)
-    checksum = ~(total + (total >> 16)) & 0xFFFF
-    header = IPV6.pack(6 << 28, len(body), socket.IPPROTO_ICMPV6, 255, source, destination)
-    return header + body[:2] + struct.pack("!H", checksum) + body[4:], b"\x33\x33" + group[-4:]
+    return struct.pack("!BBHI16sBB6s", SOLICITATION, 0, 0, 0, packed, 1, 1, mac), str(group)
 
 
-def answering(protocol: int, packet: bytes) -> str | None:
-    """The address that an answer is from; None if it is no answer."""
-    if protocol == ETH_P_ARP:
-        if len(packet) < ARP.size or packet[ARP_OPERATION_AT : ARP_OPERATION_AT + 2] != b"\0\2":
-            return None
-        return str(ipaddress.ip_address(packet[ARP_SENDER_AT : ARP_SENDER_AT + 4]))
-    if len(packet) < TARGET_AT + 16 or packet[NEXT_HEADER_AT] != socket.IPPROTO_ICMPV6:
+def nd_answer(message: bytes) -> str | None:
+    """The address that a neighbour advertisement is from; None if it is none."""
+    if len(message) < 24 or message[0] != ADVERTISEMENT:
         return None
-    if packet[ICMP_TYPE_AT] != ADVERTISEMENT:
-        return None
-    return str(ipaddress.ip_address(packet[TARGET_AT : TARGET_AT + 16]))
+    return _text(message[8:24])
+
+
+@functools.lru_cache(maxsize=256)
+def _text(packed: bytes) -> str:
+    return str(ipaddress.ip_address(packed))

@@ -132,30 +132,12 @@ def program(
     return instructions if len(instructions) <= MAX_INSTRUCTIONS else [(RETURN, 0, 0, PASS)]
 
 
-def neighbour_answers(family: str, addresses: Iterable[str]) -> list[Instruction]:
-    """The filter for packets without link header: ARP replies and neighbour advertisements from these addresses.
-
-    Of IPv6, all packets of the link come here, so most are dropped by the first comparison.
-    """
-    words = [int.from_bytes(ipaddress.ip_address(address).packed[-4:], "big") for address in addresses]
-    if family == "ipv4":
-        return [
-            (LOAD_HALF, 0, 0, 6),
-            (JUMP_IF_EQUAL, 1, 0, 2),
-            (RETURN, 0, 0, DROP),
-            (LOAD_WORD, 0, 0, 14),
-            *_any_of(words),
-        ]
-    return [
-        (LOAD_BYTE, 0, 0, 6),
-        (JUMP_IF_EQUAL, 1, 0, socket.IPPROTO_ICMPV6),
-        (RETURN, 0, 0, DROP),
-        (LOAD_BYTE, 0, 0, 40),
-        (JUMP_IF_EQUAL, 1, 0, 136),
-        (RETURN, 0, 0, DROP),
-        (LOAD_WORD, 0, 0, 48 + 12),
-        *_any_of(words),
-    ]
+def arp_replies(addresses: Iterable[str]) -> list[Instruction]:
+    """The filter for ARP packets without link header: replies from these addresses."""
+    words = [int.from_bytes(ipaddress.ip_address(address).packed, "big") for address in addresses]
+    # The operation is at 6, and 2 for a reply; the sender's address is at 14.
+    reply = [(LOAD_HALF, 0, 0, 6), (JUMP_IF_EQUAL, 1, 0, 2), (RETURN, 0, 0, DROP)]
+    return [*reply, (LOAD_WORD, 0, 0, 14), *_any_of(words)]
 
 
 def connections_to(addresses: Iterable[str]) -> list[Instruction]:
