@@ -22,8 +22,14 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._forwarder_config i
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import PROTOCOL_KERNEL_DATAPATH, Numbers
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._state_document import state_document
 
-# A packet within a connection begins an entry, so that a connection can outlive its proxy; entries count bytes.
-SYSCTLS = {"net.netfilter.nf_conntrack_tcp_loose": "1", "net.netfilter.nf_conntrack_acct": "1"}
+# A packet within a connection begins an entry, so that a connection can outlive its proxy; entries count bytes. While a
+# connection moves, its directions take different proxies: conntrack must not find a packet invalid because it
+# acknowledges what the other proxy has forwarded.
+SYSCTLS = {
+    "net.netfilter.nf_conntrack_tcp_loose": "1",
+    "net.netfilter.nf_conntrack_tcp_be_liberal": "1",
+    "net.netfilter.nf_conntrack_acct": "1",
+}
 # The lines about connections have their duration.
 OF_LOG = {"net.netfilter.nf_conntrack_timestamp": "1"}
 # How clients are spread; every other algorithm is a hash of address and port.

@@ -5,7 +5,7 @@
 """A lab for the doctor: an intact host for every strategy, with its documents stored as the roles do it.
 
 a is a proxy with method rules, a2 with method socket_mark. b and c are backends with strategy mark, c with two links;
-d has strategy address. a is in two networks.
+d has strategy address. a is in two networks. The kernel of a2 forwards a service.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ TWO_LEGS = {"a": ["inside", "side"], "c": ["inside", "side"]}
 CLIENTS = {"ipv4": "198.18.1.10", "ipv6": "2001:db8:1::10"}
 SECOND = {"ipv4": "198.18.0.33", "ipv6": "2001:db8::33"}
 SECOND_TABLE = 20111
+VIRTUAL = {"ipv4": "198.18.0.100", "ipv6": "2001:db8::100"}
 
 
 def settings(key: str, *links: str) -> list[dict]:
@@ -59,6 +60,21 @@ def by_address(proxy) -> dict:
     return {**owner, **sections, "sysctls": settings("accept_redirects", "eth0")}
 
 
+def kernel_datapath(backend) -> dict:
+    """The document of a proxy whose kernel forwards a service."""
+    fields = {"name": "web", "protocol": "tcp", "port": 80}
+    services = [
+        {**fields, "family": family, "address": VIRTUAL[family]}
+        | {"backends": [{"name": "b", "address": address_of(backend, family), "port": PORT}]}
+        for family in FAMILIES
+    ]
+    bits = {"fwmark": 255, "fwmask": 255, "action": "lookup", "table": 254}
+    rules = [{"family": family, "priority": 1099, **bits} for family in FAMILIES]
+    loose = {"name": "net.netfilter.nf_conntrack_tcp_loose", "value": "1"}
+    sections = {"rules": rules, "sysctls": [loose], "services": services, "forwarding": list(FAMILIES)}
+    return {"schema": 1, "owner": "kernel_datapath", "protocol": 204, **sections}
+
+
 def documents_by_host(lab: NamespaceLab) -> dict[str, dict]:
     a, side = lab["a"], lab["a"].on("side")
     on_side = SimpleNamespace(name="a", ipv4=side.ipv4, ipv6=side.ipv6, mac=side.mac)
@@ -81,14 +97,20 @@ class Clinic:
     def __init__(self, lab: NamespaceLab, directory):
         self.lab, self.directory = lab, directory
         self.documents = documents_by_host(lab)
-        for name, data in self.documents.items():
+        self.kernel = {"a2": kernel_datapath(lab["b"])}
+        for name in self.documents:
             (directory / name).mkdir()
-            loaded = documents.load(data)
-            (directory / name / f"{loaded.owner}.json").write_text(store.content_of(loaded))
+            for data in self.stored(name):
+                loaded = documents.load(data)
+                (directory / name / f"{loaded.owner}.json").write_text(store.content_of(loaded))
+
+    def stored(self, name: str) -> list[dict]:
+        return [documents[name] for documents in (self.documents, self.kernel) if name in documents]
 
     def heal(self, name: str) -> None:
-        """Apply the host's document, as the keeper does."""
-        self.lab.engine.apply(self.lab[name], self.documents[name])
+        """Apply the host's documents, as the keeper does."""
+        for data in self.stored(name):
+            self.lab.engine.apply(self.lab[name], data)
 
     def complaints(self, name: str, ports=(), wanted: dict | None = None, **options) -> list[finding.Finding]:
         """Failures and warnings of a host, in the order of the report; with ``wanted``, before it is applied."""

@@ -113,6 +113,26 @@ FAULTS = {
     "src_valid_mark beside the mark of sockets": Fault(
         "a2", "src_valid_mark", "src_valid_mark on eth0 is 1", sysctl("net.ipv4.conf.all.src_valid_mark", "1"),
         sysctl("net.ipv4.conf.all.src_valid_mark", "0")),
+    "somebody switches forwarding off": Fault(
+        "a2", "forwarding", "net.ipv6.conf.all.forwarding is 0", sysctl("net.ipv6.conf.all.forwarding", "0")),
+    "an interface does not forward": Fault(
+        "a2", "forwarding", "net.ipv4.conf.eth0.forwarding is 0", sysctl("net.ipv4.conf.eth0.forwarding", "0"),
+        sysctl("net.ipv4.conf.eth0.forwarding", "1")),
+    "conntrack ignores what it has not seen from the beginning": Fault(
+        "a2", "tcp_loose", "nf_conntrack_tcp_loose is 0", sysctl("net.netfilter.nf_conntrack_tcp_loose", "0")),
+    "Docker's policy for forwarded packets": Fault(
+        "a2", "forward_filter", "drops clients' packets of kernel service web (the policy of chain iptables filter",
+        "iptables -P FORWARD DROP", "iptables -P FORWARD ACCEPT; nft delete table ip filter"),
+    "a firewall forwards established connections and translated ones": Fault(
+        "a2", "forward_filter", "drops replies after a take-over of kernel service web",
+        table("filter hook forward priority 10; policy drop", "ct state established accept; ct status dnat accept"),
+        NO_TABLE),
+    "another tool translates the virtual address": Fault(
+        "a2", "virtual_address", "translates tcp port 80 of 198.18.0.100",
+        table("nat hook prerouting priority -110", "tcp dport 80 dnat ip to 198.18.0.99"), NO_TABLE),
+    "masquerading hides the clients of the kernel": Fault(
+        "a2", "source_nat", "rewrites the source address of what the kernel forwards to 198.18.0.21",
+        table("nat hook postrouting priority 110", "oifname eth0 masquerade"), NO_TABLE),
 }  # fmt: skip
 
 

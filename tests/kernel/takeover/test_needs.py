@@ -14,7 +14,8 @@ import time
 
 import pytest
 
-from tests.support.takeover import Fleet, kernel_services, serve, streaming
+from tests.support.addresses import address_of
+from tests.support.takeover import HOST, Fleet, kernel_services, serve, streaming
 from tests.support.waiting import FACTOR, eventually
 
 HOSTS = ["client", "router", "a", "a2", "b", "c", "d"]
@@ -128,5 +129,29 @@ def test_conntrack_has_to_accept_connections_that_another_proxy_began(fleet):
         time.sleep(LONG)
         assert [running.moved() for running in streams] == [{"up": 0, "echo": 0}] * 2
         fleet.lab["a2"].sysctl(loose, "1")
+        for running in streams:
+            running.all_move()
+
+
+def test_for_some_seconds_the_directions_of_a_connection_take_different_proxies(fleet):
+    """As after a short interruption of a link: a has the connections, and replies go through a2 until a has answered
+    for some seconds. So a sees clients acknowledge what it has not forwarded.
+    """
+    fleet.plug("a")
+    fleet.move("a")
+    with streaming(fleet.lab, {80: {"up": 3, "echo": 3}}) as streams:
+        for name in "abc":
+            fleet.keepers[name].stop()
+        for name in "bc":
+            for family, (flag, _length) in HOST.items():
+                via = ["via", address_of(fleet.lab["a2"], family), "dev", "eth0", "table", "20711", "proto", "202"]
+                fleet.lab[name].run(["ip", flag, "route", "replace", "default", *via])
+        liberal = "net.netfilter.nf_conntrack_tcp_be_liberal"
+        fleet.lab["a"].sysctl(liberal, "0")
+        time.sleep(LONG / 2)
+        fleet.mark(streams)
+        time.sleep(LONG)
+        assert [running.moved() for running in streams] == [{"up": 0, "echo": 0}] * 2
+        fleet.lab["a"].sysctl(liberal, "1")
         for running in streams:
             running.all_move()

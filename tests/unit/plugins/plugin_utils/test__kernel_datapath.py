@@ -45,7 +45,7 @@ def test_the_document_has_the_families_the_rule_before_local_delivery_and_what_c
     assert document["forwarding"] == ["ipv4"]
     rule = {"family": "ipv4", "priority": 1999, "fwmark": 0xFF00, "fwmask": 0xFF00, "action": "lookup", "table": 254}
     assert document["rules"] == [rule]
-    names = ["net.netfilter.nf_conntrack_tcp_loose", "net.netfilter.nf_conntrack_acct"]
+    names = [f"net.netfilter.nf_conntrack_{name}" for name in ("tcp_loose", "tcp_be_liberal", "acct")]
     of_log = ["net.netfilter.nf_conntrack_timestamp"]
     assert document["sysctls"] == [{"name": name, "value": "1"} for name in names + of_log]
     silent = kernel_datapath(fleet("a", [{**FAST, "log": "errors"}], variables), "a")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ..facts.model import FORWARDING, TCP_LOOSE, Facts, KernelTarget, conf
-from ..finding import Finding, fail, fail_or_warn, skip, warn
+from ..finding import Finding, fail, fail_or_warn, skip
 from ..firewall.model import DNAT, SYNPROXY, UNTRACK, Packet, Reached, Verdict
 from .packet_filters import ANY_PORT, CONNTRACK, NO_RULESET, no_ruleset
 
@@ -35,7 +35,7 @@ def forwarding(facts: Facts) -> Iterator[Finding]:
 
 def tcp_loose(facts: Facts) -> Iterator[Finding]:
     if facts.applied and facts.kernel_targets and facts.setting(TCP_LOOSE, 1) == 0:
-        yield warn(
+        yield fail(
             TCP_LOOSE,
             f"{TCP_LOOSE} is 0, so conntrack ignores connections that another proxy began",
             "when this proxy takes over the virtual address, all open connections of kernel services end",

@@ -76,7 +76,7 @@ PROBLEMS = [
     (off("net.ipv4.ip_forward"), "fail forwarding", "net.ipv4.ip_forward is 0, so this host does not forward ipv4"),
     (off("net.ipv6.conf.all.forwarding"), "fail forwarding", "does not forward ipv6 packets"),
     (off("net.ipv4.conf.eth0.forwarding"), "fail forwarding", "net.ipv4.conf.eth0.forwarding is 0"),
-    (off(model.TCP_LOOSE), "warn tcp_loose", "is 0, so conntrack ignores connections that another proxy began"),
+    (off(model.TCP_LOOSE), "fail tcp_loose", "is 0, so conntrack ignores connections that another proxy began"),
     (filtered(policy="DROP"), "fail forward_filter",
      "drops clients' packets of kernel service web (the policy of chain iptables filter FORWARD). The kernel"),
     (filtered(f"FORWARD -s {CLIENT} -j REJECT"), "fail forward_filter", "`iptables -I FORWARD -p tcp -d 198.18.0.21"),
