@@ -8,7 +8,7 @@
 {"schema": 1, "time": seconds of the epoch, "open_time": the same, of ``open``, or null,
  "services": {"web": {"refused": {cause: int},
                       "backends": {"b": {"connections": int, "open": int or null, "bytes_in": int, ...}}}},
- "dropped": {cause: int}, "log": {"events_lost": int, "lines_dropped": int},
+ "dropped": {cause: int}, "log": {"overruns": int, "lines_dropped": int},
  "counters": {name in nftables: [packets, bytes, packets in nftables, bytes in nftables, identity in nftables]}}
 The kernel's counters begin again when somebody removes the table, so the file has totals. ``counters`` also has what
 the kernel's were when they were added up: a keeper that starts adds what has come since.
@@ -30,7 +30,7 @@ from ..host import files
 SCHEMA = 1
 NAME = "datapath.json"
 Total = tuple[int, int, int, int, str]
-LOG = ("events_lost", "lines_dropped")
+LOG = ("overruns", "lines_dropped")
 
 
 def add_up(totals: Mapping[str, Total], readings: Mapping[str, counters.Reading]) -> dict[str, Total]:
@@ -68,9 +68,9 @@ class CountersFile:
         """Store the number of open connections, by names of service and backend."""
         self._open, self._open_time = opened, self._clock()
 
-    def add_to_log(self, events_lost: int, lines_dropped: int) -> None:
-        """Count events that the kernel and lines that the log have dropped."""
-        for name, number in zip(LOG, (events_lost, lines_dropped)):
+    def add_to_log(self, overruns: int, lines_dropped: int) -> None:
+        """Count how often the kernel has dropped events, and lines that were not written."""
+        for name, number in zip(LOG, (overruns, lines_dropped)):
             self._log[name] += number
 
     def update(self, services: Iterable[KernelService], readings: Mapping[str, counters.Reading]) -> None:

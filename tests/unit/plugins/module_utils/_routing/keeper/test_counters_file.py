@@ -73,6 +73,6 @@ def test_an_invalid_file_is_ignored(tmp_path, content):
     file.update([WEB], {NEW: Reading(1, 0)})
     data = read(path)
     assert data["services"]["web"]["backends"]["b"]["connections"] == 1
-    assert data["log"] == {"events_lost": 1, "lines_dropped": 2}
+    assert data["log"] == {"overruns": 1, "lines_dropped": 2}
     file.remove()
     assert not path.exists()

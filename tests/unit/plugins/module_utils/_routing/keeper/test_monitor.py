@@ -99,3 +99,13 @@ def test_a_transaction_is_one_notification_with_the_name_of_its_process():
     end = message(10 << 8 | 15, b"\0" * 4 + attribute(1, b"\0\0\0\1") + attribute(3, b"firewalld\0"))
     read = [list(reader.read(memoryview(data))) for data in (theirs, end, theirs + ours, ours, end, end)]
     assert [[found.process for found in notifications] for notifications in read] == [[], [], [], [], ["firewalld"], []]
+
+
+def test_a_transaction_of_our_own_is_not_reported_but_the_next_one_is():
+    reader = NftReader()
+    reader.watch(INTEREST)
+    reader.expected = 5
+    ours = message(10 << 8, b"\0" * 4 + attribute(1, b"l4proxy_return_path\0"))
+    ends = [message(10 << 8 | 15, b"\0" * 4 + attribute(1, bytes([0, 0, 0, number]))) for number in (4, 5, 6)]
+    found = [[len(list(reader.read(memoryview(data)))) for data in (ours, end)] for end in ends]
+    assert found == [[0, 1], [0, 0], [0, 1]]

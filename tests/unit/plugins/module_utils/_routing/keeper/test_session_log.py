@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -13,6 +14,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import session_log
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.conntrack_entries import End
 
+from ..netlink.test_conntrack import translated
 from .test_service_connections import entry, service
 
 COMMON = {"level": "info", "time": 1000.123, "service": "web", "client_port": 5000, "backend": "b"}
@@ -34,6 +36,31 @@ RECORDS = [
 def test_a_line_has_the_names_of_the_forwarders_lines(protocol, family, numbers, expected):
     end = End(entry("b", protocol, family), *numbers)
     assert session_log.record(end, service(protocol, family), "b", 1000.1234) == {**COMMON, **expected}
+
+
+class Socket:
+    """Messages that are received, and errors."""
+
+    def __init__(self, *received):
+        self._received = list(received)
+
+    def recv(self, _size):
+        one = self._received.pop(0) if self._received else BlockingIOError()
+        if isinstance(one, bytes):
+            return one
+        raise one
+
+
+def test_what_the_kernel_drops_is_counted_and_the_rest_read(monkeypatch):
+    event = bytes(16) + translated("203.0.113.9", "198.18.0.11", "198.18.0.21", 6)
+    lost = OSError(errno.ENOBUFS, "No buffer space available")
+    received = Socket(event, lost, event, bytes(16) + b"\2\0\0\0", lost)
+    monkeypatch.setattr(session_log, "listen", lambda *_all: received)
+    monkeypatch.setattr(session_log.socket_filter, "attach", lambda *_all: None)
+    events = session_log.Events({"198.18.0.11"})
+    assert [end.entry.port for end in events.read()] == [80, 80]
+    assert events.lost == 2
+    assert events.read() == []
 
 
 @pytest.mark.parametrize("make", [os.pipe, socket.socketpair])
