@@ -14,8 +14,6 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink im
 PROGRAMS = [
     socket_filter.program({201, 202}, range(20100, 20356), ["198.18.0.11", "2001:db8::11"], 1101),
     socket_filter.arp_replies(["198.18.0.11", "198.18.0.12"]),
-    socket_filter.neighbour_answers("ipv4", ["198.18.0.11", "198.18.0.12"]),
-    socket_filter.neighbour_answers("ipv6", ["2001:db8::11"]),
     socket_filter.connections_to(["198.18.0.11", "198.18.0.12", "2001:db8::11"]),
 ]
 

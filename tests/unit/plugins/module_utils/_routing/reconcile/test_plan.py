@@ -89,25 +89,26 @@ LEFT_C = replace(WEB, servers=SERVERS[1:], retiring=True, retire_at=9)
 OTHER = replace(WEB, name="other", port=81)
 
 
-@pytest.mark.parametrize(("want", "have", "purge", "expected"), [
-    ((WEB,), State(services=(WEB,)), True, []),
-    ((replace(WEB, connections=5),), State(services=(WEB,)), True, ["forward 198.18.0.100:80/tcp to b, c"]),
+@pytest.mark.parametrize(("want", "have", "expected"), [
+    ((WEB,), State(services=(WEB,)), []),
+    ((replace(WEB, connections=5),), State(services=(WEB,)), ["forward 198.18.0.100:80/tcp to b, c"]),
     # A server that leaves retires beside the service.
-    ((ONLY_B, LEFT_C), State(services=(WEB,)), True,
+    ((ONLY_B, LEFT_C), State(services=(WEB,)),
      ["forward 198.18.0.100:80/tcp to b; forward open connections of 198.18.0.100:80/tcp to c"]),
-    ((ONLY_B, replace(LEFT_C, retire_at=5)), State(services=(ONLY_B, LEFT_C)), True, []),
-    ((ONLY_B,), State(services=(ONLY_B, LEFT_C)), True,
+    ((ONLY_B, replace(LEFT_C, retire_at=5)), State(services=(ONLY_B, LEFT_C)), []),
+    ((ONLY_B,), State(services=(ONLY_B, LEFT_C)),
      ["stop forwarding open connections of 198.18.0.100:80/tcp to c"]),
-    ((replace(WEB, retiring=True),), State(services=(WEB,)), True,
+    ((replace(WEB, retiring=True),), State(services=(WEB,)),
      ["forward open connections of 198.18.0.100:80/tcp to b, c"]),
-    ((ONLY_B, LEFT_C), State(services=(ONLY_B,)), True, []),
-    ((OTHER,), State(services=(WEB,)), False, ["forward 198.18.0.100:81/tcp to b, c"]),
-    ((WEB,), State(services=(WEB,), services_sound=False), True, ["restore the nft table of services"]),
-    ((WEB,), State(services=(WEB,), services_current=False), True, []),
-    ((), State(services_sound=False), True, ["remove the nft table of services"]),
+    ((ONLY_B, LEFT_C), State(services=(ONLY_B,)), []),
+    ((OTHER,), State(services=(WEB,)),
+     ["forward 198.18.0.100:81/tcp to b, c; stop forwarding 198.18.0.100:80/tcp to b, c"]),
+    ((WEB,), State(services=(WEB,), services_sound=False), ["restore the nft table of services"]),
+    ((WEB,), State(services=(WEB,), services_current=False), []),
+    ((), State(services_sound=False), ["remove the nft table of services"]),
 ])  # fmt: skip
-def test_services_change_together(want, have, purge, expected):
-    assert sentences(State(services=want), have, purge) == expected
+def test_services_change_together(want, have, expected):
+    assert sentences(State(services=want), have) == expected
 
 
 def test_objects_are_removed_in_reverse_order():
