@@ -206,4 +206,5 @@ WORKS = (
     ),
     Work("requests-64-workers-2", requests(64), TWO, quick=False),
     Work("connections-32-workers-2", connections(32), TWO, quick=False),
+    Work("udp-64-100-workers-2", datagrams(100, 64), Setting(workers=2, udp=True), quick=False),
 )
