@@ -204,7 +204,8 @@ class _Renderer:
             self._add(f"syn_{name_of(service)}", "goto syn_all")
         if tcp:
             self._add("syn_bound", f"{SYN} goto syn")
-            self._add("syn_all", _limit_over(self._bounds), self._count("flood"), "drop")
+        for chain in ["flood_all", *(["syn_all"] if tcp else [])]:
+            self._add(chain, _limit_over(self._bounds), self._count("flood"), "drop")
 
     def _add_service(self, service: KernelService, serving: frozenset[str]) -> None:
         chain = f"service_{name_of(service)}"
@@ -216,7 +217,8 @@ class _Renderer:
                 self._add(chain, f"{source} {relation}{_set(mine)}", self._refuse("denied", service))
             elif prefixes and relation:  # nobody of this family is allowed
                 self._add(chain, self._refuse("denied", service))
-        self._add(chain, NO_SYN if service.protocol == "tcp" else "", self._drop_flood(service))
+        for bound in (self._drop_flood(service), "jump flood_all"):
+            self._add(chain, NO_SYN if service.protocol == "tcp" else "", bound)
         self._add_limits(chain, service)
         self._add(chain, f"goto buckets_{name_of(service)}")
         self._table.chains[f"buckets_{name_of(service)}"] = Chain(rules=[self._buckets(service, serving)])
