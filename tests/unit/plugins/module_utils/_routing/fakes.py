@@ -126,8 +126,9 @@ class FakeNft:
             if len(objects) > 1:
                 self.tables[name] = objects[1:]
             return Completed(0, "", "")
-        if argv[3] == "tables":
-            return Completed(0, json.dumps({"nftables": [objects[0] for objects in self.tables.values()]}), "")
+        if argv[3] == "chains":
+            chains = [item for objects in self.tables.values() for item in objects if "chain" in item]
+            return Completed(0, json.dumps({"nftables": chains}), "")
         if argv[5] not in self.tables:
             return Completed(1, "", "Error: No such file or directory")
         return Completed(0, json.dumps({"nftables": self.tables[argv[5]]}), "")

@@ -155,7 +155,7 @@ class Commands:
         return self.answers[argv[3] if "list" in argv else "write"]
 
 
-TABLES = Completed(0, json.dumps({"nftables": [{"metainfo": {}}, LISTING["nftables"][1]]}), "")
+CHAINS = Completed(0, json.dumps({"nftables": [{"metainfo": {}}, LISTING["nftables"][2]]}), "")
 
 
 NO_TABLE = Completed(1, "", "Error: No such file or directory")
@@ -169,13 +169,13 @@ def test_reading_lists_the_table_of_the_owner():
 
 @pytest.mark.parametrize("output", ["", '{"nftables": [{"metainfo": {}}]}'])
 def test_without_a_table_there_are_no_marks(output):
-    commands = Commands(table=NO_TABLE, tables=Completed(0, output, ""))
+    commands = Commands(table=NO_TABLE, chains=Completed(0, output, ""))
     assert nft.Nft(commands).read(OWNER) == nft.Observed((), True)
 
 
 def test_a_table_that_cannot_be_listed_does_not_count_as_missing():
     with pytest.raises(RoutingError, match="No such file"):
-        nft.Nft(Commands(table=NO_TABLE, tables=TABLES)).read(OWNER)
+        nft.Nft(Commands(table=NO_TABLE, chains=CHAINS)).read(OWNER)
 
 
 def test_a_listing_interrupted_by_another_transaction_is_repeated():
@@ -185,7 +185,7 @@ def test_a_listing_interrupted_by_another_transaction_is_repeated():
             self.answers["table"] = Completed(0, json.dumps(LISTING), "")
             return answer
 
-    run = Changing(table=Completed(1, "", "Error: Interrupted system call"), tables=TABLES)
+    run = Changing(table=Completed(1, "", "Error: Interrupted system call"), chains=CHAINS)
     assert nft.Nft(run).read(OWNER).marks == READ_BACK
 
 

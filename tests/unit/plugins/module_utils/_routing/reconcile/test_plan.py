@@ -86,7 +86,6 @@ SERVERS = (Server("b", "198.18.0.21", 8080), Server("c", "198.18.0.22", 8080))
 WEB = KernelService("web", "ipv4", "tcp", "198.18.0.100", 80, SERVERS)
 ONLY_B = replace(WEB, servers=SERVERS[:1])
 LEFT_C = replace(WEB, servers=SERVERS[1:], retiring=True, retire_at=9)
-OTHER = replace(WEB, name="other", port=81)
 
 
 @pytest.mark.parametrize(("want", "have", "expected"), [
@@ -101,8 +100,6 @@ OTHER = replace(WEB, name="other", port=81)
     ((replace(WEB, retiring=True),), State(services=(WEB,)),
      ["forward open connections of 198.18.0.100:80/tcp to b, c"]),
     ((ONLY_B, LEFT_C), State(services=(ONLY_B,)), []),
-    ((OTHER,), State(services=(WEB,)),
-     ["forward 198.18.0.100:81/tcp to b, c; stop forwarding 198.18.0.100:80/tcp to b, c"]),
     ((WEB,), State(services=(WEB,), services_sound=False), ["restore the nft table of services"]),
     ((WEB,), State(services=(WEB,), services_current=False), []),
     ((), State(services_sound=False), ["remove the nft table of services"]),
