@@ -200,7 +200,8 @@ def test_strangers_are_dropped_only_where_the_host_did_not_forward_before_also_a
         a.run(["sysctl", "-qw", f"{SWITCH[family]}=0", f"{REDIRECTS}=1"])
 
 
-@pytest.mark.parametrize("port", [80, 81], ids=["another backend", "another service"])
+# Another backend of the service, and another service.
+@pytest.mark.parametrize(("family", "port"), [("ipv4", 80), ("ipv6", 81)], indirect=["family"])
 def test_what_a_document_lists_no_longer_keeps_its_connections_until_they_end(lab, a, family, port, tmp_path):
     options = {"directory": str(tmp_path)}
     lab.engine.apply(a, document(service(lab, family, "b")), **options)

@@ -160,7 +160,7 @@ def settings_differ(result: PassResult, host: Host) -> bool:
         listed = [setting for document in complete for setting in forwarding.wanted(document, host.sysctls)]
         wanted = [setting for setting in listed if not setting.retiring]
         return any(host.sysctls.value(setting.name) != setting.value for setting in wanted)
-    except OSError:
+    except (RoutingError, OSError):
         return True  # the pass reports the error
 
 

@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document import documents
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.errors import ApplyError, MissingPackage
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host.backend_states import States
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper import reconcile_pass
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.reconcile import engine, needs
 
 BACKENDS = [{"name": name, "address": f"198.18.0.{number}", "port": 8080} for name, number in (("b", 21), ("c", 22))]
@@ -98,6 +99,20 @@ def test_a_failing_change_leaves_nothing(host, tmp_path, monkeypatch):
     with pytest.raises(ApplyError, match=r"could not set sysctl net.ipv4.ip_forward: 0 -> 1: .* were undone"):
         apply(host)
     assert (host.snapshot(), host.datapath.live.exists) == (before[0], False)
+
+
+def test_the_keeper_follows_what_forwarding_needs(host, tmp_path):
+    store = tmp_path / "routing.d"
+    apply(host, directory=str(store))
+    result = reconcile_pass.reconcile_all(reconcile_pass.Documents(str(store)), host.engine, now=1)
+    assert (result.problems, result.changed, result.served is not None) == ([], False, True)
+    assert {"l4proxy_datapath"} <= result.interest.nft_names
+    assert result.interest.tables == frozenset(), "each route of table main would start a pass"
+    assert not reconcile_pass.settings_differ(result, host.engine)
+    (tmp_path / "proc/net/ipv4/ip_forward").write_text("0\n")
+    assert reconcile_pass.settings_differ(result, host.engine)
+    host.memory.write_text("{")
+    assert reconcile_pass.settings_differ(result, host.engine)
 
 
 def test_without_nft_nothing_is_changed(host):
