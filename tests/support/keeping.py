@@ -25,7 +25,7 @@ import logging, sys
 from l4proxy._routing.host import backend_states, runner, sysctl
 from l4proxy._routing.reconcile.host import Host
 from l4proxy._routing.keeper import command, kernel_services
-kernel_services.PUBLISH = 0.5  # seconds; so tests need not wait so long
+kernel_services.PUBLISH, kernel_services.SAY = 0.5, 0.05  # seconds; so tests need not wait so long
 logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
 directory, memory, lock, states, iptables = sys.argv[1:]
 states = backend_states.Reader(states)

@@ -21,7 +21,7 @@ import os
 import select
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from ..._shared.paths import BACKEND_STATES
@@ -30,7 +30,7 @@ from ..document.documents import Document
 from ..document.kernel_service import KernelService
 from ..errors import RoutingError
 from ..host import files
-from ..host.backend_states import UP, Reader, States
+from ..host.backend_states import Reader, States
 from ..netlink import conntrack_entries
 from ..netlink.conntrack_entries import Entry
 from ..reconcile import live_services
@@ -50,6 +50,8 @@ GAP, FOLLOW_SHARE = 0.02, 4
 AGAIN, SWEEP = 1.0, 60.0
 # Counters are published every PUBLISH seconds. Counting open connections takes 0.6 s of CPU time for 100,000.
 PUBLISH = 5.0
+# What is wrong with the published states is logged at most every SAY seconds.
+SAY = 10.0
 # How long to wait for a run that changes the host's routing, before a pass waits for it.
 LOCK_WAIT = 0.05
 # Each may use at most 1/SHARE of the CPU. One that fails is tried again after RETRY seconds.
@@ -95,7 +97,7 @@ class KernelServices:
         self._missing = (0, 0)
         # When each task is due; states are not read before ``_not_before``, events not before ``_look_at``.
         self._due: dict[Callable[[], None], float] = {}
-        self._not_before = self._look_at = 0.0
+        self._not_before = self._look_at = self._say_at = 0.0
         self._interrupted = False
 
     def follow(self, document: Document | None) -> None:
@@ -168,8 +170,8 @@ class KernelServices:
         began, states = self._clock(), self._host.backend_states()
         self._say(states)
         changed = self._apply()
-        if changed or states != self._states:
-            differences = _differences(self._states, states)
+        differences = _differences(self._services, self._states, states)
+        if changed or differences:
             self._states, self._connections = states, ServiceConnections(self._services, states)
             news = ", ".join(differences) or "the table has the published states"
             log.info("backends of kernel services: %s (%.0f ms)", news, (self._clock() - began) * 1000)
@@ -219,11 +221,18 @@ class KernelServices:
             self._monitor.attend(watch.descriptor)
 
     def _say(self, states: States) -> None:
-        """Log what is wrong with the file once, and again after it was right."""
+        """Log what is wrong with the file, when that changes, but not all the time."""
+        now = self._clock()
+        if now < self._say_at:
+            self._due.setdefault(self._update_states, self._say_at)
+            return
         wrong = {states.fault} if states.fault else set()
-        wrong |= {f"{name} is in no document, so its state is ignored" for name in states.unknown(self._services)}
+        unknown = ", ".join(states.unknown(self._services))
+        wrong |= {f"states of backends that no document has are ignored: {unknown}"} if unknown else set()
         for sentence in sorted(wrong - self._said):
             log.warning("%s", sentence)
+        if wrong - self._said:
+            self._say_at = now + SAY
         self._said = wrong
 
     def _sweep(self) -> None:
@@ -297,11 +306,11 @@ class KernelServices:
             log.warning("%s", sentence)
 
 
-def _differences(before: States, after: States) -> list[str]:
-    """``web/b down`` for each backend whose state has changed."""
-    return [
-        f"{service}/{name} {state}"
-        for service, said in sorted(after.services.items())
-        for name, state in sorted(said.items())
-        if before.services.get(service, {}).get(name, UP) != state
-    ]
+def _differences(services: Iterable[KernelService], before: States, after: States) -> list[str]:
+    """``web/b down`` for each declared backend whose state has changed; other names may have been made up."""
+    found = []
+    for service in services:
+        earlier = before.of_service(service)
+        states = after.of_service(service).items()
+        found += [f"{service.name}/{name} {state}" for name, state in states if state != earlier[name]]
+    return list(dict.fromkeys(found))

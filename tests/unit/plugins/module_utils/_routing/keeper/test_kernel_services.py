@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import select
 from dataclasses import replace
 from types import SimpleNamespace
@@ -220,8 +221,20 @@ def test_when_the_services_are_gone_so_is_the_file(kernel, tmp_path):
     assert kernel.services.sleep(kernel.now) == float("inf")
 
 
+def test_only_declared_names_are_logged_as_they_are(kernel, caplog):
+    caplog.set_level(logging.INFO)
+    kernel.services.follow(DOCUMENT)
+    kernel.run(0.0)
+    services = {"web": {"b": "down", "c": "up", "x\nforged": "down"}, "y\nforged": {"b": "down"}}
+    kernel.path.write_text(json.dumps({"schema": 1, "services": services}))
+    kernel.now = 1.0
+    kernel.run(3.0)
+    assert "backends of kernel services: web/b down (" in caplog.text
+    assert "\nforged" not in caplog.text
+
+
 @pytest.mark.parametrize(("said", "sentences"), [
-    ('{"schema": 1, "services": {"web": {"x": "up"}}}', ["web/x is in no document, so its state is ignored"]),
+    ('{"schema": 1, "services": {"web": {"x": "up"}}}', ["states of backends that no document has are ignored: web/x"]),
     ("{", ["it is not valid JSON"]),
 ])  # fmt: skip
 def test_what_is_wrong_with_the_published_states_is_logged_once(kernel, caplog, said, sentences):
@@ -231,3 +244,10 @@ def test_what_is_wrong_with_the_published_states_is_logged_once(kernel, caplog, 
         kernel.run(kernel.now + 0.5)
     for sentence in sentences:
         assert caplog.text.count(sentence) == 1
+    # Somebody who makes up names all the time does not fill the log.
+    caplog.clear()
+    began = kernel.now
+    for number in range(300):
+        kernel.path.write_text(json.dumps({"schema": 1, "services": {f"z{number}": {}}}))
+        kernel.run(kernel.now)
+    assert len(caplog.records) <= 2 + (kernel.now - began) / kernel_services.SAY
