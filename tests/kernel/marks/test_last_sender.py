@@ -105,7 +105,8 @@ def document(lab) -> dict:
     return data
 
 
-@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+# iptables-legacy gets the same rules as iptables-nft.
+@pytest.fixture(scope="module", params=VARIANTS[:2], ids=str)
 def b(lab, request):
     with marked(lab, "b", request.param) as host:
         host.apply(document(lab))
