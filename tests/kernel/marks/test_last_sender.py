@@ -125,6 +125,9 @@ class Conversation:
         self.socket.connect((address_of(lab["b"], family), port))
         self.speak()
 
+    def close(self) -> None:
+        self.socket.close()
+
     def speak(self) -> None:
         self.socket.send(b"?")
         assert self.socket.recv(100) == b"b"
@@ -144,7 +147,7 @@ def conversations(lab, port: int):
     made = [Conversation(lab, family, protocol, port) for family in FAMILIES for protocol in PROTOCOLS]
     yield made
     for each in made:
-        each.socket.close()
+        each.close()
 
 
 def proxies_of(made: list[Conversation]) -> set[str]:
@@ -300,3 +303,28 @@ def test_old_connections_follow_their_last_sender_after_their_service_has_change
         b.run("conntrack -F")
         assert ports(1055.0) == {()}
         assert b.run("ip rule show priority 1099") == b.run("ip -6 rule show priority 1099") == ""
+
+
+@pytest.mark.parametrize("conntrack", [True, False], ids=["mark", "fwmark_accept"])
+def test_the_guard_lets_replies_leave_through_any_proxy_of_a_port(lab, conntrack):
+    """The routes of both tables move here, those of the forwarder's too, whose replies are then dropped."""
+    data = document(lab)
+    if not conntrack:
+        data["marks"] = [{**mark, "conntrack": False} for mark in data["marks"]]
+        data["sysctls"] += [{"name": f"net.{family}.fwmark_reflect", "value": "1"} for family in FAMILIES]
+    lab.proxies.move("a")
+    with marked(lab, "b", NFT) as b:
+        b.apply(data)
+        for family, (option, _length) in HOST.items():
+            with (
+                contextlib.closing(Conversation(lab, family, "tcp", PORT)) as moving,
+                contextlib.closing(Conversation(lab, family, "tcp", FORWARDERS)) as staying,
+            ):
+                for table in (20711, 20111):
+                    b.run(
+                        f"ip {option} route replace default via {address_of(lab['a2'], family)} table {table} proto 202"
+                    )
+                moving.speak()
+                staying.socket.settimeout(0.3)
+                with pytest.raises(socket.timeout):
+                    staying.speak()
