@@ -52,9 +52,10 @@ def _nft_listing(run: Runner, kernel_services: bool) -> dict[str, Any] | None:
     try:
         if not kernel_services:
             return _listed(run, "ruleset")
-        tables = [item["table"] for item in _listed(run, "tables").get("nftables", ()) if "table" in item]
-        others = [table for table in tables if table["name"] != DATAPATH]
-        listings = [_listed(run, "table", table["family"], table["name"]) for table in others]
+        # To list tables, nft 1.0.6 reads everything. One without chains does nothing.
+        chains = [item["chain"] for item in _listed(run, "chains").get("nftables", ()) if "chain" in item]
+        tables = sorted({(chain["family"], chain["table"]) for chain in chains if chain["table"] != DATAPATH})
+        listings = [_listed(run, "table", *table) for table in tables]
     except MissingCommand:
         return None
     return {"nftables": [item for listing in listings for item in listing.get("nftables", ())]}

@@ -130,8 +130,8 @@ def test_our_own_nft_table_and_iptables_chains_are_not_packet_filters(host):
 
 def test_the_table_of_kernel_services_is_not_listed_because_it_has_thousands_of_buckets(host):
     document = Document("kernel_datapath", 204, services=(KernelService("web", "ipv4", "tcp", cases.A, 80, ()),))
-    tables = [{"table": {"family": "inet", "name": name}} for name in ("l4proxy_datapath", "filter", "gone")]
-    host.outputs["nft -j list tables"] = json.dumps({"nftables": tables})
+    chains = [{"chain": {"family": "inet", "table": name}} for name in ("l4proxy_datapath", "filter", "gone")]
+    host.outputs["nft -j list chains"] = json.dumps({"nftables": chains})
     host.outputs["nft -j list table inet filter"] = chain(family="inet")
     host.outputs["nft -j list table inet gone"] = Completed(1, "", "Error: No such file or directory")
     host.outputs["nft -j list table inet l4proxy_datapath"] = RuntimeError("it is listed")
