@@ -232,10 +232,6 @@ class ProxyWatch:
         """The names of the proxies by address."""
         return {via: mark.name for document in self._documents for mark in document.marks for via in mark.via}
 
-    def close(self) -> None:
-        for _addresses, prober in self._probers.values():
-            prober.close()
-
 
 def _sentence(name: str, addresses: Iterable[str], consequence: str) -> str:
     return f"proxy {name} does not answer at {' and '.join(addresses)}: {consequence}"

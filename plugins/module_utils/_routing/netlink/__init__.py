@@ -3,5 +3,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The kernel's rules, routes, addresses, links, neighbours and marked connections, over netlink.
 
-The only folder that uses pyroute2. It imports document.
+``neighbour_probe`` asks neighbours without it. The only folder that uses pyroute2. It imports document.
 """
