@@ -68,7 +68,7 @@ class Proxy:
 
     def serve(self, *services: KernelService, states: dict[str, str] | None = None, **options) -> None:
         """Change the table; ``states`` are those of the backends of web."""
-        table = render(services, States({"web": states or {}}), mark=MARK, mask=MARK, **options)
+        table = render(services, States({} if states is None else {"web": states}), mark=MARK, mask=MARK, **options)
         with self.host.inside():
             self._datapath.write(self._datapath.read(), table)
         self.services, self._table = services, table

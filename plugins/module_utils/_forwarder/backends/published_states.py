@@ -8,7 +8,8 @@
 ``up``: it gets new connections. ``out``: it gets none and keeps its open ones (an operator or the config has taken it
 out, its return path is broken, or it is paused). ``down``: as out, and on_down applies. A backend of which nothing is
 known yet is not mentioned: what was published last still holds. The file is replaced as a whole, and only if it would
-change. Without kernel services there is none.
+change. From when a service is mentioned, the kernel gets its new connections, even while the forwarder still has a
+socket for them: so it is mentioned before the forwarder closes its listeners.
 """
 
 from __future__ import annotations
@@ -157,11 +158,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _write(path: str, services: dict[str, Any]) -> None:
-    """Replace the file, readable by all; without services remove it. Raise OSError."""
-    if not services:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        return
+    """Replace the file, readable by all. Raise OSError."""
     temporary = f"{path}.{os.getpid()}.new"
     try:
         with open(temporary, "w", encoding="utf-8") as stream:

@@ -23,7 +23,9 @@ from ..config import defaults
 from ..counters import shared_memory, totals
 from ..counters.totals import GenerationTotals
 from . import listeners
+from .supervisor_loop import SupervisorLoop
 
+CLOSING_TIME = 1.0  # seconds: the keeper needs 0.1 on an idle host, a handshake with a client the rest
 LAST_GOOD = ".last-good"  # after the path of the config: the copy that the role makes once the forwarder serves it
 
 
@@ -247,6 +249,26 @@ class Generations:
         region.carry(self.live.region)
         self._left, self._moving = self.live.number, set(range(self.live.slots))
         return self.switch()
+
+    def when_closable(self, loop: SupervisorLoop, use: Callable[[], object]):
+        """Call ``use()``, which makes the candidate live, when its kernel services need no listeners any more.
+
+        Their states are published already. When the keeper has told the kernel, no new handshake reaches the listeners
+        that the live generation has for them; workers accept those that have begun. Meanwhile the candidate may fail.
+        """
+        live, candidate = self.live, self.candidate
+        before = live.config.services if live and live.config else ()
+        served = [service.name for service in before if not service.in_kernel]
+        after = candidate.config.services if candidate else ()
+
+        def use_later():
+            if candidate is self.candidate:
+                use()
+
+        if any(service.in_kernel and service.name in served for service in after):
+            loop.call_later(CLOSING_TIME, use_later)
+        else:
+            use()
 
     def switched(self, slot: int):
         """Note that the worker of a slot counts in the memory of the live generation."""

@@ -155,7 +155,7 @@ class ChangeInPlace:
     def _prepared(self, child):
         del self._waiting[child.pid]
         if not self._waiting:
-            self._use()
+            self._generations.when_closable(self._loop, self._use)
 
     def _give_up(self, reason):
         self._discard()

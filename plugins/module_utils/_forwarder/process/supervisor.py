@@ -373,7 +373,7 @@ class Supervisor:
         """Make the candidate live when its last worker is ready."""
         candidate = self._generations.candidate
         if candidate and child.generation == candidate.number and self._pool.complete(candidate) and not self._stops:
-            self._switch()
+            self._generations.when_closable(self._loop, lambda: self._stops or self._switch())
 
     def worker_answered(self, child: children.Child, message: dict):
         """Pass the answer of a worker on to the admin client that has asked, or to the change in place."""

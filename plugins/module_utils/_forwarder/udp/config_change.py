@@ -8,8 +8,8 @@ there; if the backend has another address, a conversation goes on at the old one
 than a late one, unless the two ends are in a conversation: what the client sends next begins a session with a backend
 that is there. So a session that never got an answer, or that was a request and its response, ends at once; but a
 request has ANSWER_TIME for its response. A conversation goes on until it ends or its deadline has come, and its
-listener, if that left as well, is kept until then for it alone. If the kernel forwards the service from now on, all its
-sessions end at once: while this process has a socket for them, the kernel would not forward them.
+listener, if that left as well, is kept until then for it alone. If the kernel forwards the service from now on, the
+client's next datagram reaches a backend as well, so conversations end like requests.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def use(server: UdpServer, listeners: dict[str, UdpListener], in_kernel: Collect
 
     ``in_kernel`` are the names of services that the kernel forwards from now on, as soon as their sockets are closed.
     """
+    server.in_kernel = in_kernel
     earlier, leaving = server.listeners, server.leaving
     returned = [listener for listener in leaving if listener.name in listeners]
     for listener in [*returned, *(listener for listener in earlier.values() if listener.service in in_kernel)]:
@@ -65,9 +66,8 @@ def use(server: UdpServer, listeners: dict[str, UdpListener], in_kernel: Collect
             _end(server, flow, reason(server, flow))
         elif not _is_conversation(flow):
             brief.append(flow)
-    for flow in [flow for flow in server.table.flows if flow.listener.service in in_kernel]:
-        _end(server, flow, TO_KERNEL)
-    _end_brief(server, [flow for flow in brief if flow.alive], now)
+    brief += [flow for flow in server.table.flows if flow.listener.service in in_kernel and _is_conversation(flow)]
+    _end_brief(server, brief, now)
     for listener in returned:
         listener.close()
     server.listen(listeners, [listener for listener in server.leaving if listener not in returned])
@@ -113,6 +113,10 @@ def _is_conversation(flow):
     return flow.answered and flow.datagrams > BRIEF
 
 
+def _may_stay(server, flow):
+    return flow.listener.service not in server.in_kernel
+
+
 def _end_brief(server, flows, now):
     """End the flows, but for requests that may still be answered: these are looked at once more."""
     waiting = []
@@ -127,12 +131,14 @@ def _end_brief(server, flows, now):
 
 def _end_waiting(server, waiting):
     for flow, listener in waiting:
-        if flow.listener is listener and flow.alive and not _is_conversation(flow):
+        if flow.listener is listener and flow.alive and not (_is_conversation(flow) and _may_stay(server, flow)):
             _end(server, flow, reason(server, flow))
 
 
 def reason(server: UdpServer, flow: Flow) -> str:
     """Return why a session could not move, for the log."""
+    if not _may_stay(server, flow):
+        return TO_KERNEL
     listener = server.listeners.get(flow.listener.name)
     if listener is not None and listener.service == flow.listener.service:
         return BACKEND

@@ -27,6 +27,8 @@ from .flow_table import Flow, FlowTable
 from .upstream import UpstreamSockets
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ..admission.source_address import SourcePorts
     from ..loop.event_loop import EventLoop
     from .listener import UdpListener
@@ -55,6 +57,7 @@ class UdpServer:
         self.upstreams = UpstreamSockets(self, ports, most_upstreams, workers)
         self.listeners: dict[str, UdpListener] = {}  # by the supervisor's name
         self.leaving: list[UdpListener] = []  # those that left the config, while they have sessions
+        self.in_kernel: Collection[str] = ()  # names of the services that the kernel forwards
         self.slots = {slot}  # worker slots whose listeners it serves
         self.receiving = False
         self.closed = False

@@ -10,7 +10,7 @@
                            from a served backend, without such a connection -> unknown
     unknown                not if this host has a transparent socket for it: set the bits in both marks
     dispatch (nat)         ADDRESS . PROTOCOL . PORT -> service_X
-    service_X              not if this host has a socket bound to that address; lists, bounds, limits -> buckets_X
+    service_X              not if the forwarder still has a socket for them; lists, bounds, limits -> buckets_X
     buckets_X              hash of the client -> to_X_BACKEND; refuses if no backend serves
     to_X_BACKEND           count a new connection, set the bits in both marks, translate the destination
     forward (filter)       our connections: count by backend, accept; of those that a backend begins here, no SYN
@@ -152,7 +152,7 @@ class _Renderer:
             verdicts = _set(f"{_address(service)} : goto service_{name_of(service)}" for service in mine)
             self._add("dispatch", f"{_endpoint(family, 'd')} vmap {verdicts}")
         for service in self._live:
-            self._add_service(service, states.serving(service))
+            self._add_service(service, states)
         self._bypass()
         self._forward(strangers)
         for family in _families(self._services):
@@ -207,10 +207,13 @@ class _Renderer:
         for chain in ["flood_all", *(["syn_all"] if tcp else [])]:
             self._add(chain, _limit_over(self._bounds), self._count("flood"), "drop")
 
-    def _add_service(self, service: KernelService, serving: frozenset[str]) -> None:
+    def _add_service(self, service: KernelService, states: States) -> None:
         chain = f"service_{name_of(service)}"
         source = f"{IP[service.family]} saddr"
-        self._add(chain, "socket wildcard 0 accept")
+        if not states.is_handed_over(service):
+            self._add(chain, "socket wildcard 0 accept")
+        elif service.protocol == "tcp":
+            self._add(chain, NO_SYN, "socket wildcard 0 accept")
         for prefixes, relation in ((service.allow, "!= "), (service.deny, "")):
             mine = _networks(prefixes, service.family)
             if mine:
@@ -221,7 +224,9 @@ class _Renderer:
             self._add(chain, NO_SYN if service.protocol == "tcp" else "", bound)
         self._add_limits(chain, service)
         self._add(chain, f"goto buckets_{name_of(service)}")
-        self._table.chains[f"buckets_{name_of(service)}"] = Chain(rules=[self._buckets(service, serving)])
+        self._table.chains[f"buckets_{name_of(service)}"] = Chain(
+            rules=[self._buckets(service, states.serving(service))]
+        )
         for server in service.servers:
             target = f"[{server.address}]" if service.family == "ipv6" else server.address
             counted = f"meta l4proto {service.protocol} {self._count(counter_name('new', service, server))}"

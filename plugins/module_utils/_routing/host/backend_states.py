@@ -8,7 +8,8 @@
 
 ``up``: gets new connections. ``out``: gets none, and keeps its open ones. ``down``: gets none, and does not answer.
 Of a backend that is not mentioned nothing is known yet, for example because the forwarder has just been started: what
-was said of it last holds (``after``).
+was said of it last holds (``after``). Services that are not mentioned are not handed over to the kernel yet, or are the
+forwarder's again.
 Whoever can write the file can switch declared backends on and off, and nothing else: links are not followed, nothing
 blocks, size and depth are bounded, and ``of_service`` ignores what no document declares. No error quotes the content.
 """
@@ -44,9 +45,16 @@ class States:
     fault: str | None = None
 
     def after(self, before: States) -> States:
-        """These states, and what ``before`` says of backends that they do not mention."""
+        """These states, and what ``before`` says of backends that they do not mention, of the same services."""
         services = {name: {**before.services.get(name, {}), **said} for name, said in self.services.items()}
-        return States({**before.services, **services}, self.fault)
+        return States(services, self.fault)
+
+    def is_handed_over(self, service: KernelService) -> bool:
+        """Whether the forwarder mentions a service: it has no listener for it, or closes that soon.
+
+        Until then, a socket for a packet comes before the kernel datapath.
+        """
+        return service.name in self.services
 
     def of_service(self, service: KernelService) -> dict[str, str]:
         """The states of a service's backends, by name. A backend that is not mentioned is up."""
@@ -107,6 +115,8 @@ class Reader:
     def __call__(self) -> States:
         """The states that hold now."""
         new = read(self.path)
+        if new.fault or new is NONE_PUBLISHED:
+            return States(self._last.services, new.fault)
         merged = new.after(self._last)
         # Or whoever writes the file could fill the memory of this process.
         self._last = merged if sum(map(len, merged.services.values())) <= MOST_REMEMBERED else new

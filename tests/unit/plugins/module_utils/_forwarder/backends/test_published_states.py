@@ -137,13 +137,14 @@ def test_a_successor_goes_on_with_what_is_published_until_its_checks_have_a_resu
     assert after.file() == {"web": {"b0": "up", "b1": "up"}, "new": {}}
 
 
-def test_without_kernel_services_there_is_no_file(publish):
+def test_without_kernel_services_a_file_is_emptied_and_none_is_made(publish):
+    without = publish(service(B))
+    without.set(0, health=UP)
+    assert not os.path.exists(without.path)
     publish(kernel(B)).set(0, health=UP)
     without = publish(service(B))
     without.states.publish(NOW)
-    assert not os.path.exists(without.path)
-    without.set(0, health=UP)
-    assert not os.path.exists(without.path)
+    assert without.file() == {}
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ def test_valid_files_are_read_and_states_of_later_versions_left_out(tmp_path, co
 
 def test_what_is_not_mentioned_stays_as_it_was_said_last():
     before = States({"web": {"b": "down", "c": {"ipv4": "out", "ipv6": "down"}}})
-    assert States().after(before).of_service(web()) == {"b": "down", "c": "out", "d": "up"}
+    assert States({"web": {}}).after(before).of_service(web()) == {"b": "down", "c": "out", "d": "up"}
+    assert States().after(before) == States(), "the forwarder has the service again"
     assert States({"web": {"b": "up", "d": "out"}}).after(before).of_service(web()) == {
         "b": "up",
         "c": "out",
