@@ -10,7 +10,8 @@
                            from a served backend, without such a connection -> unknown
     unknown                not if this host has a transparent socket for it: set the bits in both marks
     dispatch (nat)         ADDRESS . PROTOCOL . PORT -> service_X
-    service_X              not if the forwarder still has a socket for them; lists, bounds, limits -> buckets_X
+    service_X              sockets_X; lists, bounds, limits -> buckets_X
+    sockets_X              not if the forwarder has a socket for it, and has not handed the service over
     buckets_X              hash of the client -> to_X_BACKEND; refuses if no backend serves
     to_X_BACKEND           count a new connection, set the bits in both marks, translate the destination
     forward (filter)       our connections: count by backend, accept; of those that a backend begins here, no SYN
@@ -210,10 +211,10 @@ class _Renderer:
     def _add_service(self, service: KernelService, states: States) -> None:
         chain = f"service_{name_of(service)}"
         source = f"{IP[service.family]} saddr"
-        if not states.is_handed_over(service):
-            self._add(chain, "socket wildcard 0 accept")
-        elif service.protocol == "tcp":
-            self._add(chain, NO_SYN, "socket wildcard 0 accept")
+        self._add(chain, f"jump sockets_{name_of(service)}")
+        begins = "return" if service.protocol == "udp" else f"{NO_SYN} socket wildcard 0 accept"
+        rule = begins if states.is_handed_over(service) else "socket wildcard 0 accept"
+        self._table.chains[f"sockets_{name_of(service)}"] = Chain(rules=[rule])
         for prefixes, relation in ((service.allow, "!= "), (service.deny, "")):
             mine = _networks(prefixes, service.family)
             if mine:

@@ -26,7 +26,7 @@ from .host import Host
 CONNTRACK_MAX = "net.netfilter.nf_conntrack_max"
 MASK = 0xFF
 # The chains that depend on the states of backends.
-BUCKETS = "buckets_"
+OF_STATES = ("buckets_", "sockets_")
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ def _present(live: Live, services: Sequence[KernelService]) -> tuple[KernelServi
 
 
 def _is_sound(live: Live, wanted: Table) -> bool:
-    """Whether only states may differ. The chain of buckets has one rule, whatever they are."""
-    buckets = [name for name in wanted.chains if name.startswith(BUCKETS)]
-    if any(len(live.chains.get(name, (None, ()))[1]) != 1 for name in buckets):
+    """Whether only states may differ. Chains that depend on them have one rule, whatever it is."""
+    of_states = [name for name in wanted.chains if name.startswith(OF_STATES)]
+    if any(len(live.chains.get(name, (None, ()))[1]) != 1 for name in of_states):
         return False
-    present = {name: chain for name, chain in live.chains.items() if not name.startswith(BUCKETS)}
-    chains = {name: chain for name, chain in wanted.chains.items() if not name.startswith(BUCKETS)}
+    present = {name: chain for name, chain in live.chains.items() if not name.startswith(OF_STATES)}
+    chains = {name: chain for name, chain in wanted.chains.items() if not name.startswith(OF_STATES)}
     return not transaction(replace(live, chains=present), replace(wanted, chains=chains))
 
 

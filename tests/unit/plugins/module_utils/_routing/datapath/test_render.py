@@ -46,9 +46,13 @@ def test_without_services_there_is_no_table():
 
 @pytest.mark.parametrize("states", [{"c": "down"}, {"c": "out", "d": "down"}, dict.fromkeys("bcd", "down")])
 def test_a_change_of_state_changes_one_chain(states):
-    before, after = render([WEB]), render([WEB], States({"web": states}))
+    before, after = (render([WEB], States({"web": said})) for said in ({}, states))
     assert changed(before, after) == {"buckets_tcp-2001_db8__100-80"}
     assert (before.counters, before.sets) == (after.counters, after.sets)
+
+
+def test_a_service_that_is_handed_over_changes_one_chain():
+    assert changed(render([WEB]), render([WEB], States({"web": {}}))) == {"sockets_tcp-2001_db8__100-80"}
 
 
 def test_the_order_of_backends_does_not_matter():
