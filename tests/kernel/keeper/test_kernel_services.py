@@ -183,7 +183,7 @@ HOSTILE = {
 def test_a_hostile_publisher_can_only_switch_declared_backends(lab, keep, protocol, family):
     keeper = keep()
     keeper.publish({})
-    rules = keeper.host.run([*TABLE[:1], "-s", *TABLE[1:]]).stdout
+    rules = rules_of(keeper)
     for name, make in HOSTILE.items():
         hostile = keeper.states.with_name("hostile")
         make(hostile)
@@ -191,7 +191,7 @@ def test_a_hostile_publisher_can_only_switch_declared_backends(lab, keep, protoc
             keeper.states.unlink()
         hostile.rename(keeper.states)
         time.sleep(0.1)
-        assert keeper.host.run([*TABLE[:1], "-s", *TABLE[1:]]).stdout == rules, name
+        assert rules_of(keeper) == rules, name
         if keeper.states.is_dir() and not keeper.states.is_symlink():
             keeper.states.rmdir()
     assert backends(lab, protocol, family) == {"b", "c"}
@@ -205,6 +205,12 @@ def test_a_hostile_publisher_can_only_switch_declared_backends(lab, keep, protoc
     keeper.publish({"web": {"b": "down"}})
     eventually(lambda: backends(lab, protocol, family) == {"c"})
     assert keeper.repairs == 0
+
+
+def rules_of(keeper) -> list[str]:
+    """All but whether the forwarder has handed a service over, which its user decides."""
+    listing = keeper.host.run([*TABLE[:1], "-s", *TABLE[1:]]).stdout
+    return [line for line in listing.splitlines() if "socket wildcard 0 accept" not in line]
 
 
 def totals(keeper) -> dict:
