@@ -49,7 +49,10 @@ unit: ## Run the unit tests, or some: TESTS='FILE -k NAME'; they need no root
 kernel: ## Run the kernel tests in network namespaces, or some: TESTS='FILE -k NAME' (root)
 	@$(BOOTSTRAP) lab
 	@$(ROOT) $(PYTHON) -m pytest -q $(if $(TESTS),$(TESTS),$(PARALLEL) tests/kernel)
-	@$(if $(TESTS),:,$(ROOT) $(PYTHON) -m pytest -q tests/lab)
+
+lab: ## Run the tests of the lab itself, of namespaces and of containers (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) $(PYTHON) -m pytest -q tests/lab
 
 demo: ## Start the lab, deploy it with the site playbook, show the client's address in the backends' logs (root)
 	@$(BOOTSTRAP) lab
@@ -74,7 +77,7 @@ clean: ## Remove all that the targets created, images and containers included (r
 # Stages of both test and test-all; tests/run.sh explains the brackets. Stages with containers mostly wait, so stages that
 # compute and the kernel tests of routing run at the same time. The forwarder's kernel tests measure times, so nothing else
 # runs at the same time.
-STAGES := lint unit package [ molecule-operations / molecule-default molecule-strategies / docs units sanity importer pyroute2 ] kernel
+STAGES := lint unit package [ molecule-operations / molecule-default molecule-strategies lab / docs units sanity importer pyroute2 ] kernel
 
 test: ## Run all tests that a change must pass: half an hour; CI runs this (root)
 	@bash tests/run.sh $(STAGES) [ python-3.9 / python-3.13 ]
@@ -105,17 +108,14 @@ molecule: package ## Run each molecule scenario with the package, in systemd con
 molecule-%: # one scenario
 	@$(MAKE) --no-print-directory molecule SCENARIO='--scenario-name $*'
 
-# With Debian 12's pyroute2: all kernel tests but those that do not depend on it. A new file is included.
-WITHOUT_PYROUTE2 := $(addprefix --ignore=tests/kernel/,forwarder ansible/test_inventories.py doctor/test_hidden_clients.py \
-	doctor/test_foreign_marks.py marks/test_engines.py marks/test_deployed.py marks/test_tunnel.py)
-# With Debian 13's, which lies between Debian 12's and that of .build/venv: the tests that use each call of pyroute2.
+# The tests that use each call of pyroute2, which only adds and removes routes; with Debian 12's, which differs most from that of
+# .build/venv. The hosts of molecule have that of Debian 12 or 13.
 ROUTES := $(addprefix tests/kernel/,routing local_delivery ansible/test_policy_modules.py)
+pyroute2: pyroute2-0.7.2 ## Run the kernel tests of routes with pyroute2 of Debian 12 (root)
 
-pyroute2: ## Run the kernel tests of routing with pyroute2 of Debian 12 and 13 (root)
+pyroute2-%: # the same with one version
 	@$(BOOTSTRAP) lab
-	@$(ROOT) L4PROXY_TEST_PYROUTE2=0.7.2 \
-		$(ENVIRONMENT) pyroute2-0.7.2 -m pytest -q $(PARALLEL) tests/kernel $(WITHOUT_PYROUTE2)
-	@$(ROOT) L4PROXY_TEST_PYROUTE2=0.8.1 $(ENVIRONMENT) pyroute2-0.8.1 -m pytest -q $(PARALLEL) $(ROUTES)
+	@$(ROOT) L4PROXY_TEST_PYROUTE2=$* $(ENVIRONMENT) pyroute2-$* -m pytest -q $(PARALLEL) $(ROUTES)
 
 # The tests in which Python versions may differ: relaying in each family and protocol, bulk (3.9 has no splice), start and
 # stop, reloads that exec, UDP sessions that are handed over.
@@ -129,10 +129,16 @@ python-%: # the same on one of them
 
 ##@ Before a release
 
-# forwarder-pythons includes pythons. The stages do not depend on each other, so all run even if one fails.
+# forwarder-pythons includes pythons, and routing-pyroute2 includes pyroute2. The stages do not depend on each
+# other, so all run even if one fails.
 test-all: export PYTEST_ADDOPTS := -m 'slow or not slow'
 test-all: ## Run everything, slow tests and benchmarks included, even after a failure: more than two hours (root)
-	@KEEP_GOING=1 bash tests/run.sh $(STAGES) forwarder-pythons chaos walk takeover soak fuzz bench-idle bench-routing bench-keeper bench-services bench
+	@KEEP_GOING=1 bash tests/run.sh $(STAGES) routing-pyroute2 forwarder-pythons chaos walk takeover soak fuzz bench-idle bench-routing bench-keeper bench-services bench
+
+# All but those that do not depend on pyroute2. A new file is included.
+routing-pyroute2: ROUTES := tests/kernel $(addprefix --ignore=tests/kernel/,forwarder datapath ansible/test_inventories.py \
+	doctor/test_hidden_clients.py doctor/test_foreign_marks.py marks/test_engines.py marks/test_deployed.py marks/test_tunnel.py)
+routing-pyroute2: pyroute2-0.7.2 pyroute2-0.8.1 ## Run all kernel tests of routing with pyroute2 of Debian 12 and 13 (root)
 
 forwarder-pythons: FORWARDER_TESTS := tests/kernel/forwarder
 forwarder-pythons: python-3.9 python-3.13 ## Run all kernel tests of the forwarder with the archive on Python 3.9 and 3.13 (root)
