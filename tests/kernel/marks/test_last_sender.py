@@ -106,7 +106,7 @@ def document(lab) -> dict:
 
 
 # iptables-legacy gets the same rules as iptables-nft.
-@pytest.fixture(scope="module", params=VARIANTS[:2], ids=str)
+@pytest.fixture(params=VARIANTS[:2], ids=str)
 def b(lab, request):
     with marked(lab, "b", request.param) as host:
         host.apply(document(lab))
