@@ -12,7 +12,7 @@ The kinds, as the client sees them:
 - ``down``: the server sends all the time, the client never does.
 - ``up``: the client sends all the time, the server says "." for what it has read.
 - ``idle``: nobody sends; every IDLE seconds the server speaks.
-- ``echo``: every ECHO seconds the client speaks, and the server answers.
+- ``echo``: every ECHO seconds the client speaks, and the server answers; the client does not wait for it.
 - ``udp``: as echo, with datagrams.
 
 A stream ends when a byte is not the one that belongs to its position, or when another server answers. The client
@@ -22,6 +22,8 @@ prints ``ready``, then reads commands from stdin: ``mark`` begins a measurement,
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import os
 import socket
@@ -29,6 +31,7 @@ import struct
 import sys
 import time
 from array import array
+from collections.abc import Iterable, Iterator
 
 PACE = float(os.environ.get("PACE", "0.1"))  # seconds between the blocks of a stream
 ECHO, IDLE = 0.5, float(os.environ.get("IDLE", "3"))
@@ -121,6 +124,23 @@ async def serve(name: str, ports: list[int]) -> None:
 # --- the client ------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def sending(writer: asyncio.StreamWriter, blocks: Iterable[bytes], pause: float) -> Iterator[None]:
+    """Meanwhile send a block after each pause."""
+
+    async def send() -> None:
+        for block in blocks:
+            writer.write(block)
+            await writer.drain()
+            await asyncio.sleep(pause)
+
+    task = asyncio.create_task(send())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
 class Stream:
     """One stream or flow: which server it has, when it heard last, and why it ended."""
 
@@ -162,33 +182,21 @@ class Stream:
     idle = down
 
     async def up(self, reader, writer) -> str:
-        async def send() -> None:
-            while True:
-                writer.write(content(self.position, BLOCK))
-                self.position += BLOCK
-                await writer.drain()
-                await asyncio.sleep(PACE)
-
-        task = asyncio.create_task(send())
-        try:
+        blocks = (content(position, BLOCK) for position in itertools.count(self.position, BLOCK))
+        with sending(writer, blocks, PACE):
             while await reader.read(65536):
                 self.hit()
-        finally:
-            task.cancel()
         return "EOF"
 
     async def echo(self, reader, writer) -> str:
         await asyncio.sleep(self.position % 1000 / 1000 * ECHO)
-        number = 0
-        while True:
-            number += 1
-            line = b"%d %d\n" % (self.position, number)
-            writer.write(line)
-            answer = await reader.readline()
-            if answer != line:
-                return "garbled" if answer else "EOF"
-            self.hit()
-            await asyncio.sleep(ECHO)
+        lines, answers = itertools.tee(b"%d %d\n" % (self.position, number) for number in itertools.count())
+        with sending(writer, lines, ECHO):
+            while answer := await reader.readline():
+                if answer != next(answers):
+                    return "garbled"
+                self.hit()
+        return "EOF"
 
     async def flow(self, address: str, port: int) -> None:
         loop = asyncio.get_running_loop()

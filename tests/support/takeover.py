@@ -24,7 +24,7 @@ from tests.lab import netns, wiring
 from tests.support import forwarding, keeping, streams
 from tests.support.addresses import FAMILIES, address_of
 from tests.support.deployment import BACKENDS, PROXIES, Deployment
-from tests.support.waiting import PATIENCE, eventually
+from tests.support.waiting import PATIENCE, eventually, in_threads
 
 VIRTUAL = {"ipv4": "198.18.0.100", "ipv6": "2001:db8::100"}
 HOST = {"ipv4": ("-4", 32), "ipv6": ("-6", 128)}
@@ -89,7 +89,8 @@ class Fleet(Deployment):
         self.apply()
         for name in (*self.proxies, *self.backends):
             self.keepers[name] = keeping.Running(self.lab, self.lab[name], self.directory / name, "nft")
-            self.keepers[name].start()
+        keepers = list(self.keepers.values())
+        in_threads(lambda index: keepers[index].start(), len(keepers))
         self.move(self.proxies[0])
 
     def start_forwarders(self) -> None:
