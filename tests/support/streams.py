@@ -102,8 +102,8 @@ class Datagrams(asyncio.DatagramProtocol):
     def connection_made(self, transport) -> None:
         self.transport = transport
 
-    def datagram_received(self, data: bytes, peer: tuple) -> None:
-        self.transport.sendto(b" ".join((self.name, peer[0].encode(), b"%d" % peer[1], data)), peer)
+    def datagram_received(self, data: bytes, addr: tuple) -> None:
+        self.transport.sendto(b" ".join((self.name, addr[0].encode(), b"%d" % addr[1], data)), addr)
 
 
 async def serve(name: str, ports: list[int]) -> None:

@@ -158,7 +158,7 @@ class _Renderer:
         self._forward(strangers)
         for family in _families(self._services):
             served = self._served(family).items()
-            values = _set(f"{' . '.join(map(str, key))} : {one.address} . {one.port}" for key, (one, _) in served)
+            values = _set(f"{' . '.join(map(str, key))} : {one.address} . {one.port}" for key, (one, _server) in served)
             self._add("reverse", f"snat {IP[family]} to {_endpoint(family, 's')} map {values}")
 
     def _add(self, chain: str, *statements: str) -> None:
@@ -322,7 +322,7 @@ class _Renderer:
         self._add("single", f"tcp flags & (syn|ack) == syn {unasked} drop")
         self._add("single", f"{_limit_over(self._bounds)} {unasked} drop")
         for family in families:
-            verdicts = {key: f"as_{name_of(service)}" for key, (service, _) in self._served(family).items()}
+            verdicts = {key: f"as_{name_of(service)}" for key, (service, _server) in self._served(family).items()}
             texts = [f"{' . '.join(map(str, key))} : goto {chain}" for key, chain in verdicts.items() if "tcp" in key]
             if texts:
                 self._add("single", f"{_endpoint(family, 's')} vmap {_set(texts)}")

@@ -124,7 +124,7 @@ def test_a_service_of_the_forwarder_has_no_numbers_of_the_kernel(write, status):
 
 
 @pytest.mark.parametrize("make", [
-    lambda path: path.symlink_to("/etc/passwd"), lambda path: os.mkfifo(path), lambda path: path.mkdir(),
+    lambda path: path.symlink_to("/etc/passwd"), os.mkfifo, lambda path: path.mkdir(),
     lambda path: path.write_text("{"), lambda path: path.write_text("[]"), lambda path: None,
     lambda path: path.write_text('{"schema": 1, "time": "now", "services": {}}'),
 ])  # fmt: skip
