@@ -28,6 +28,7 @@ PORT, BACKEND = 7980, 9000
 BACKENDS = ("b", "c", "d")
 MARK = 0xFF
 SRC_VALID_MARK = "net.ipv4.conf.all.src_valid_mark"
+EARLY_DEMUX = "net.ipv4.ip_early_demux"
 FORWARDING = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
 
 
@@ -41,6 +42,7 @@ class Proxy:
             self.host.sysctl(name, "1")
         # A backend's rule of local delivery would make the source of its clients' packets invalid.
         self.host.sysctl(SRC_VALID_MARK, "1")
+        self.host.sysctl(EARLY_DEMUX, "0")
         for dev in ("all", self.host.dev):  # it forwards out of the interface on which a packet came
             self.host.sysctl(f"net.ipv4.conf.{dev}.send_redirects", "0")
         lab.engine.apply(self.host, local_delivery(*(lab[name] for name in BACKENDS)))

@@ -10,9 +10,10 @@ import socket
 
 import pytest
 
-from tests.kernel.datapath.support import BACKEND, BACKENDS, PORT
+from tests.kernel.datapath.support import BACKEND, BACKENDS, EARLY_DEMUX, PORT
 from tests.support import tcp, udp
 from tests.support.addresses import AF, address_of
+from tests.support.deployment import KINDS, spoofed
 from tests.support.waiting import PATIENCE
 
 HOSTS = ["client", "router", "a", *BACKENDS]
@@ -110,6 +111,33 @@ def test_a_udp_backend_sends_first(lab, proxy, family):
             sender.bind((address_of(lab["b"], family), BACKEND))
             sender.sendto(b"news", (address_of(lab["client"], family), sock.getsockname()[1]))
             assert sock.recv(100) == b"news"
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_the_forwarder_has_a_socket_with_the_address_and_port_of_a_client(lab, proxy, servers, protocol, family):
+    """As after a change of the datapath. Conntrack gives the later connection another port at the backend, but packets
+    for the client seem to be for the socket, over TCP also for a minute after its end.
+    """
+    client, target = lab["client"], address_of(lab["b"], family)
+    proxy.serve(proxy.service(protocol, family, ["b"]))
+    free = iter(range(20000 + 10 * AF[family], 20010 + 10 * AF[family]))
+    for demux, ended in (("1", False), ("0", False), ("0", True)):
+        proxy.host.sysctl(EARLY_DEMUX, demux)
+        port = next(free)
+        with spoofed(proxy.host, address_of(client, family), target, protocol, BACKEND, port) as sock:
+            sock.send(udp.QUESTION)
+            assert sock.recv(100)[:1] == b"b"
+            if ended:
+                sock.close()
+            with client.inside():
+                mine = socket.socket(AF[family], KINDS[protocol])
+            with mine:
+                mine.bind(("", port))
+                mine.settimeout(udp.QUIET if demux == "1" else PATIENCE)
+                with pytest.raises(TimeoutError) if demux == "1" else contextlib.nullcontext():
+                    mine.connect((proxy.address(family), PORT))
+                    mine.send(udp.QUESTION)
+                    assert mine.recv(100)[:1] == b"b"
 
 
 def test_icmp_errors_of_a_backend_reach_the_client(lab, proxy, family):

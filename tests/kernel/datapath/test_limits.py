@@ -71,6 +71,9 @@ def test_connections_of_a_client_and_of_a_service(lab, proxy, servers, protocol,
 @each_once
 def test_rate_of_a_client(lab, proxy, servers, protocol, family):
     client = Client(lab, protocol, family)
+    proxy.serve(proxy.service(protocol, family, rate_per_client=1_000_000))
+    assert not client.is_refused()
+    proxy.serve()
     proxy.serve(proxy.service(protocol, family, rate_per_client=3))
     sessions = [client.session() for _number in range(3)]
     assert client.is_refused()

@@ -108,7 +108,8 @@ def render(
 
 
 def _word(name: str) -> str:
-    return name.replace(":", "_")
+    """A backend's name as part of a name in nft. No name of a backend has a slash, so no two become the same."""
+    return name.replace(":", "/")
 
 
 def _address(service: KernelService) -> str:
@@ -241,7 +242,7 @@ class _Renderer:
         client, refused = CLIENT[service.family], self._refuse("limited", service)
         if service.rate_per_client:
             rate, timeout = _client_rate(service.rate_per_client)
-            name = f"rate_{name_of(service)}_{service.rate_per_client:g}"
+            name = f"rate_{name_of(service)}_{service.rate_per_client:g}".replace("+", "")  # 1e+06
             self._table.sets[name] = f"{attributes} flags dynamic, timeout; timeout {timeout}s;"
             self._add(chain, begins, f"update @{name} {{ {client} {rate} }}", refused)
         counts = []

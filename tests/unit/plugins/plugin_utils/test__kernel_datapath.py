@@ -46,10 +46,11 @@ def test_the_document_has_the_families_the_rule_before_local_delivery_and_what_c
     rule = {"family": "ipv4", "priority": 1999, "fwmark": 0xFF00, "fwmask": 0xFF00, "action": "lookup", "table": 254}
     assert document["rules"] == [rule]
     names = [f"net.netfilter.nf_conntrack_{name}" for name in ("tcp_loose", "tcp_be_liberal", "acct")]
+    early = {"name": "net.ipv4.ip_early_demux", "value": "0"}
     of_log = ["net.netfilter.nf_conntrack_timestamp"]
-    assert document["sysctls"] == [{"name": name, "value": "1"} for name in names + of_log]
+    assert document["sysctls"] == [early, *({"name": name, "value": "1"} for name in names + of_log)]
     silent = kernel_datapath(fleet("a", [{**FAST, "log": "errors"}], variables), "a")
-    assert [one["name"] for one in silent["sysctls"]] == names
+    assert [one["name"] for one in silent["sysctls"]] == [early["name"], *names]
     assert kernel_datapath(fleet("a", [FAST]), "a")["forwarding"] == ["ipv4", "ipv6"]
 
 

@@ -55,6 +55,14 @@ def test_a_service_that_is_handed_over_changes_one_chain():
     assert changed(render([WEB]), render([WEB], States({"web": {}}))) == {"sockets_tcp-2001_db8__100-80"}
 
 
+def test_names_of_backends_never_share_a_chain_or_a_counter():
+    names = ("b:80", "b_80", "b-80", "b.80")
+    servers = [Server(name, f"2001:db8::2{number}", 8080) for number, name in enumerate(names)]
+    one, all_ = (render([dataclasses.replace(WEB, servers=tuple(some))]) for some in (servers[:1], servers))
+    assert len(all_.chains) == len(one.chains) + 3
+    assert len(all_.counters) == len(one.counters) + 9
+
+
 def test_the_order_of_backends_does_not_matter():
     other = dataclasses.replace(WEB, servers=WEB.servers[::-1])
     assert digests(render([WEB]), "buckets_tcp-2001_db8__100-80") == digests(
