@@ -9,6 +9,7 @@ import ipaddress
 from collections.abc import Iterable
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath import counters
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.model import steps
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.render import render
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.table import Datapath
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.kernel_service import (
@@ -79,7 +80,7 @@ class Proxy:
     def differs(self) -> bool:
         """Whether the live table is another one than serve() made."""
         with self.host.inside():
-            return self._datapath.differs(self._datapath.read(), self._table)
+            return bool(steps(self._datapath.read(), self._table))
 
     def forget(self) -> None:
         """Let conntrack forget all connections."""

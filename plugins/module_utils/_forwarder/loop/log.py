@@ -15,14 +15,13 @@ import json
 import os
 import re
 import secrets
-import socket
-import stat
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-PIPE_BUF = 4096  # bytes, linux/limits.h
+from ..._shared import line_output
+
 MAX_WAITING = 1000  # lines, about 300 kB: kept while the reader is slow
 LONGEST_TEXT, LONGEST_LIST = 2000, 50  # characters or entries of one value of an event; the rest is cut
 MOST_A_SECOND = 20  # warnings or errors of one event; the next second logs how many were suppressed
@@ -58,7 +57,7 @@ class Log:
     """
 
     def __init__(self, fd=1, format="json", level="info", **base):
-        self._write = _non_blocking_writer(fd)
+        self._write = line_output.non_blocking_writer(fd)
         self._base = base
         self.waiting: deque[bytes] = deque()  # lines that are not written yet
         self._unreported = 0  # dropped lines that the log does not mention yet
@@ -130,15 +129,7 @@ class Log:
 
     def flush(self) -> None:
         """Write the waiting lines, as far as that does not block."""
-        lines = self.waiting
-        while lines:
-            piece = lines.popleft()
-            while lines and len(piece) + len(lines[0]) <= PIPE_BUF:
-                piece += lines.popleft()
-            taken = self._write(piece)
-            if taken < len(piece):
-                lines.appendleft(piece[taken:])
-                return
+        line_output.write_lines(self.waiting, self._write)
 
     def _append(self, event, level, fields):
         shown = {key: _shown(value) for key, value in fields.items()}
@@ -208,32 +199,3 @@ _JSON[str], _JSON[int] = json.encoder.encode_basestring_ascii, int.__repr__
 
 #: For each format: the function that encodes a line, and those that encode a value of it.
 ENCODERS = {"json": (_json, _JSON), "logfmt": (_logfmt, _Spelling(_logfmt_value))}
-
-
-def _non_blocking_writer(fd):
-    """Return a function(bytes) -> number of bytes written, 0 where a plain write would block."""
-    mode = os.fstat(fd).st_mode
-    if stat.S_ISSOCK(mode):  # the journal
-        sock = socket.socket(fileno=os.dup(fd))
-        return lambda data: _taken(sock.send, data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-    if not stat.S_ISREG(mode):
-        fd = _own_description(fd)
-    return lambda data: _taken(os.write, fd, data)
-
-
-def _own_description(fd):
-    """Open a pipe or terminal again, so that O_NONBLOCK does not affect the processes that share it."""
-    try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError:  # opened by another user: it has to be set on the shared description
-        os.set_blocking(fd, False)
-        return fd
-
-
-def _taken(write, *arguments):
-    try:
-        return write(*arguments)
-    except BlockingIOError:
-        return 0
-    except OSError:  # the reader has closed it: forwarding goes on without a log
-        return sum(len(part) for part in arguments if isinstance(part, bytes))

@@ -53,10 +53,6 @@ class Datapath:
             raise RoutingError(f"cannot read table {NAME} of nftables: {error}") from error
         raise RoutingError(f"cannot read table {NAME} of nftables: other processes keep changing nftables")
 
-    def differs(self, live: Live, table: Table) -> bool:
-        """Whether write() would change anything."""
-        return bool(steps(live, table))
-
     def write(self, live: Live, table: Table) -> bool:
         """Change what differs; return whether anything did. ``live`` must be current.
 

@@ -13,18 +13,14 @@ drops because they are read too slowly is counted (``lost``), and so is what the
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import os
-import select
-import socket
-import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..._shared import line_output
 from ..._shared.endpoints import join_endpoint
 from ..document.kernel_service import KernelService
 from ..netlink import conntrack_entries, socket_filter
@@ -40,7 +36,6 @@ BUFFER = 8 << 20
 MOST_EVENTS = 2000
 # Lines that wait while the journal is slow.
 MOST_WAITING = 10000
-PIPE_BUF = 4096  # bytes, linux/limits.h: such a write is atomic
 
 
 def record(end: End, service: KernelService, backend: str | None, now: float) -> dict[str, Any]:
@@ -112,7 +107,7 @@ class Lines:
     def __init__(self, descriptor: int = 1) -> None:
         self._waiting: deque[bytes] = deque()
         self.dropped = 0
-        self._write = _writer(descriptor)
+        self._write = line_output.non_blocking_writer(descriptor)
 
     def add(self, fields: dict[str, Any]) -> None:
         if len(self._waiting) >= MOST_WAITING:
@@ -122,28 +117,7 @@ class Lines:
 
     def flush(self) -> bool:
         """Write as many as the reader takes; whether that was all."""
-        lines = self._waiting
-        while lines:
-            piece = lines.popleft()
-            while lines and len(piece) + len(lines[0]) <= PIPE_BUF:
-                piece += lines.popleft()
-            taken = 0
-            with contextlib.suppress(OSError):
-                taken = self._write(piece)
-            if taken < len(piece):
-                lines.appendleft(piece[taken:])
-                return False
-        return True
-
-
-def _writer(descriptor: int) -> Callable[[bytes], int]:
-    if stat.S_ISSOCK(os.fstat(descriptor).st_mode):  # of the journal
-        journal = socket.socket(fileno=os.dup(descriptor))
-        return lambda data: journal.send(data, socket.MSG_DONTWAIT)
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    # A pipe that is writable has room for PIPE_BUF bytes.
-    return lambda data: os.write(descriptor, data) if poll.poll(0) else 0
+        return line_output.write_lines(self._waiting, self._write)
 
 
 class SessionLog:

@@ -13,6 +13,7 @@ import socket
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import log as log_module
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop.log import MAX_WAITING, Log, Repeats
+from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import line_output
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_writes_to_a_socket_are_whole_lines_of_at_most_pipe_buf():
         numbers = []
         while len(numbers) < 100:
             packet = theirs.recv(65536)
-            assert len(packet) <= log_module.PIPE_BUF
+            assert len(packet) <= line_output.PIPE_BUF
             assert packet.endswith(b"\n")
             numbers += [json.loads(line)["number"] for line in packet.splitlines()]
         assert numbers == list(range(100))
