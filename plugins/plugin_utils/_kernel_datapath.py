@@ -24,8 +24,8 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._state_document imp
 
 # A packet within a connection begins an entry, so that a connection can outlive its proxy; entries count bytes. While a
 # connection moves, its directions take different proxies: conntrack must not find a packet invalid because it
-# acknowledges what the other proxy has forwarded. After a change of the datapath, a backend's packet may be for a client
-# that has the port of a socket of the forwarder: with early demux, it would be dropped, or go to that socket.
+# acknowledges what the other proxy has forwarded. After a change of the datapath, a backend's packet may be for a
+# client that has the port of a socket of the forwarder: with early demux, it would be dropped, or go to that socket.
 SYSCTLS = {
     "net.ipv4.ip_early_demux": "0",
     "net.netfilter.nf_conntrack_tcp_loose": "1",

@@ -23,11 +23,12 @@ WANTED = "L4PROXY_TEST_PYROUTE2"
 LONGEST = """
     ansible/test_inventories forwarder/test_bans ansible/test_examples keeper/test_repairs marks/test_deployed
     forwarder/test_balance doctor/test_foreign_marks doctor/test_hidden_clients marks/test_path forwarder/test_bulk
-    marks/test_last_sender takeover/test_needs keeper/test_foreign_rules forwarder/test_health forwarder/test_restart
-    doctor/test_faults forwarder/test_reload return_path/test_strategy_change forwarder/test_workers
-    forwarder/test_metrics marks/test_engines return_path/test_strategies return_path/test_port_collisions
-    return_path/test_boot forwarder/test_state_file forwarder/test_udp_sessions forwarder/test_in_place
-    forwarder/test_health_servers local_delivery/test_own_traffic
+    keeper/test_kernel_services marks/test_last_sender takeover/test_needs keeper/test_foreign_rules
+    forwarder/test_health forwarder/test_restart doctor/test_faults forwarder/test_reload
+    return_path/test_strategy_change forwarder/test_workers forwarder/test_metrics marks/test_engines
+    return_path/test_strategies return_path/test_port_collisions return_path/test_boot forwarder/test_state_file
+    forwarder/test_udp_sessions forwarder/test_in_place forwarder/test_health_servers forwarder/test_kernel_services
+    local_delivery/test_own_traffic
 """.split()  # noqa: SIM905  # a list would be one a line
 
 

@@ -223,7 +223,7 @@ def kept(lab, directory):
     """A keeper on b, with all packets through proxy a."""
     lab.proxies.move("a")
     with marked(lab, "b", NFT) as host, keeping(lab, "b", directory, document(lab)) as keeper:
-        eventually(lambda: hops(lab, "a") == vias(lab, "a", "a"))
+        eventually(lambda: hops(lab, "a") == vias(lab, "a", "a"), interval=0.1)
         yield host, keeper
 
 
@@ -241,7 +241,7 @@ def test_replies_leave_a_dead_proxy_and_return_but_only_on_the_ports_of_kernel_s
         lab.proxies.move("a2")
         for streams in every:
             streams.mark()
-        eventually(lambda: hops(lab, "a") == vias(lab, "a2", "a"), explain=lambda: keeper.log)
+        eventually(lambda: hops(lab, "a") == vias(lab, "a2", "a"), explain=lambda: keeper.log, interval=0.1)
         for streams in moving:
             streams.all_move()
         assert [streams.moved() for streams in staying] == [{"down": 0}] * 2
@@ -259,7 +259,7 @@ def test_replies_leave_a_dead_proxy_and_return_but_only_on_the_ports_of_kernel_s
         assert hops(lab, "a") == vias(lab, "a2", "a")
         assert keeper.repairs == 0
         lab.proxies.plug("a")
-        eventually(lambda: hops(lab, "a") == vias(lab, "a", "a"), explain=lambda: keeper.log)
+        eventually(lambda: hops(lab, "a") == vias(lab, "a", "a"), explain=lambda: keeper.log, interval=0.1)
         eventually(lambda: not silent(keeper))
 
 
