@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from tests.support.addresses import address_of
+from tests.support.addresses import FAMILIES, address_of
 from tests.support.takeover import HOST, Fleet, kernel_services, serve, streaming
 from tests.support.waiting import FACTOR, eventually
 
@@ -100,6 +100,15 @@ def take_over_at_once(fleet, streams) -> None:
     fleet.mark(streams)
 
 
+def give_back(fleet) -> None:
+    """Proxy a is on the link again, has the address, and is reached: a lost SYN would be sent again after a second."""
+    fleet.plug("a")
+    fleet.move("a")
+    for family in FAMILIES:
+        ping = ["ping", "-c1", "-W1", address_of(fleet.lab["a"], family)]
+        eventually(lambda ping=ping: fleet.lab["router"].run(ping, check=False).returncode == 0)
+
+
 def wait_for_survivors(running, survive: dict[str, str]) -> None:
     eventually(lambda: alive(running, survive, ALL) == 1, str(survive), lambda: str(running.report()))
 
@@ -127,8 +136,7 @@ def test_what_a_take_over_needs(fleet):
 
 def test_conntrack_has_to_accept_connections_that_another_proxy_began(fleet):
     loose = "net.netfilter.nf_conntrack_tcp_loose"
-    fleet.plug("a")
-    fleet.move("a")
+    give_back(fleet)
     with streaming(fleet.lab, {80: {"up": 3, "echo": 3}}) as streams:
         fleet.forget("a2")
         fleet.lab["a2"].sysctl(loose, "0")
@@ -144,8 +152,7 @@ def test_for_some_seconds_the_directions_of_a_connection_take_different_proxies(
     """As after a short interruption of a link: a has the connections, and replies go through a2 until a has answered
     for some seconds. So a sees clients acknowledge what it has not forwarded.
     """
-    fleet.plug("a")
-    fleet.move("a")
+    give_back(fleet)
     with streaming(fleet.lab, {80: {"up": 3, "echo": 3}}) as streams:
         for name in "abc":
             fleet.keepers[name].stop()
