@@ -235,11 +235,13 @@ def _kernel(lab: NamespaceLab, directory: Path, setting: Setting) -> Running:
     host.run(["ip", "rule", "add", *rule])
     host.sysctl("net.ipv4.conf.all.src_valid_mark", "1")
     host.sysctl("net.netfilter.nf_conntrack_acct", "1")
+    host.sysctl("net.ipv4.ip_early_demux", "0")
     write(render(services, entries=CONNTRACK, strangers=frozenset({"ipv4"})))
 
     def undo() -> None:
         write(render(()))
         host.sysctl("net.netfilter.nf_conntrack_acct", "0")
+        host.sysctl("net.ipv4.ip_early_demux", "1")
         host.run(["ip", "rule", "del", *rule])
         engine.remove(host, "local_delivery")
 
