@@ -7,7 +7,9 @@ Variables of the environment: FROM, a revision; WORKERS (2), the forwarder's wor
 
 The load (soak_ends.py): 200 new connections a second, 100 long streams and 500 UDP flows, half of each over IPv6, in
 three phases: a reload every second for SECONDS, each with another config; three upgrades of the archive, each after one
-that cannot start; and twice to an earlier version, FROM, and back. No connection may be refused, reset or lost, no byte
+that cannot start; and twice to an earlier version, FROM, and back. Half of it goes through services in the kernel: with
+each reload another one is added, with each fifth the keeper is killed. An earlier version does not know these services:
+its config is without them, and their table stays. No connection may be refused, reset or lost, no byte
 may be wrong, every flow keeps its backend and source port, a reload with the same archive starts no worker, and the
 load must have reached its rate. Prints a table; the exit status says whether all that was so.
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -31,10 +34,11 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 from tests.bench import soak_ends
 from tests.lab import earlier, netns
-from tests.support.forwarding import AS_DAEMON, BACKENDS, PROXY_ID, Forwarder, make_service, raise_lab, wire
+from tests.support.forwarding import AS_DAEMON, BACKENDS, PROXY_ID, Forwarder, make_service, raise_lab
+from tests.support.takeover import Fleet
 from tests.support.waiting import PATIENCE
 
-HTTP, OTHER = 8080, 9000  # of the backends: nginx, and the echo of soak_ends.py
+HTTP, OTHER, NOBODY = 8080, 9000, 8090  # of the backends: nginx, the echo of soak_ends.py, and no server
 UPGRADES = 3
 UPGRADE_EVERY = 5.0  # seconds
 REACHED = 0.95  # of the intended rate
@@ -93,12 +97,15 @@ class Soak:
 
     def __init__(self, lab, archives: Archives):
         self.lab, self.archives = lab, archives
+        self.fleet = Fleet(lab, lab.tmp, self.written(0), ["a"], BACKENDS)
+        self.fleet.start()
         self.rows: list[tuple] = []
         self.failures: list[str] = []
+        self.connections = 0
         archives.install("1.0.0")
         self.forwarder = Forwarder(lab, self.config(0), wrapper=AS_DAEMON, archive=archives.link).serve()
         for host in BACKENDS:
-            lab.nginx(host, ports=[HTTP])
+            lab.nginx(host, ports=[HTTP, HTTP + soak_ends.KERNEL])
             self._spawn(host, "server", host, str(OTHER), lab[host].ipv4, lab[host].ipv6)
         self.load = self._spawn("client", "client", lab["a"].ipv4, lab["a"].ipv6, stdin=subprocess.PIPE)
 
@@ -110,15 +117,49 @@ class Soak:
             raise RuntimeError(f"{' '.join(arguments)}: {said}\n{self.forwarder.show()}")
         return process
 
-    def config(self, number: int, **options: object) -> dict:
-        """The services of the load and one more, on another port each time."""
-        services = (
+    def config(self, number: int, kernel: bool = True, **options: object) -> dict:
+        """The services of the load and one more, on another port each time; with ``kernel``, all of them twice."""
+        services = [
             make_service(self.lab, "web", soak_ends.WEB, HTTP),
             make_service(self.lab, "raw", soak_ends.RAW, OTHER, log="errors"),
             make_service(self.lab, "echo", soak_ends.ECHO, OTHER, protocol="udp", log="errors"),
-            make_service(self.lab, "other", 6000 + number % 100, HTTP),
-        )
-        return {"schema": 1, "proxy_id": PROXY_ID, "workers": WORKERS, "services": list(services), **options}
+            make_service(self.lab, "other", 6000 + 2 * (number % 50), NOBODY),
+        ]
+        if kernel:
+            services += [self._of_kernel(service) for service in services]
+        return {"schema": 1, "proxy_id": PROXY_ID, "workers": WORKERS, "services": services, **options}
+
+    def _of_kernel(self, service: dict) -> dict:
+        """The same service in the kernel, on the next ports."""
+        port = service["listen"][0]["port"] + soak_ends.KERNEL
+        listen = [{"address": address, "port": port} for address in (self.lab["a"].ipv4, self.lab["a"].ipv6)]
+        backends = [{**one, "port": one["port"] + soak_ends.KERNEL} for one in service["backends"]]
+        name = f"{service['name']}-kernel"
+        return {**service, "name": name, "datapath": "kernel", "listen": listen, "backends": backends}
+
+    def written(self, number: int) -> list[dict]:
+        """All services as users write them."""
+        common = {"health": {"enabled": False}}
+        written = []
+        for service in self.config(number)["services"]:
+            more = {key: service[key] for key in ("name", "protocol", "datapath") if key in service}
+            listen = [f"[{one['address']}]:{one['port']}" for one in service["listen"]]
+            listen = [where.replace("[", "").replace("]", "") if "." in where else where for where in listen]
+            backends = [f"{one['name']}:{one['port']}" for one in service["backends"]]
+            written.append({**common, **more, "listen": listen, "backends": backends})
+        return written
+
+    def change_kernel(self, number: int) -> str:
+        """Apply the documents with another service; every fifth time, kill the keeper before and start one after."""
+        self.fleet.services = self.written(number)
+        keeper = self.fleet.keepers["a"]
+        if number % 5 == 0:
+            keeper.process.kill()
+            keeper.process.wait()
+        self.fleet.apply_proxies(drain=math.inf, now=time.time())
+        if number % 5 == 0:
+            keeper.start()
+        return "" if keeper.process.poll() is None else f"the keeper has ended: {keeper.log[-300:]}"
 
     def reload(self) -> str:
         """Reload as ``l4proxy reload --wait`` does; return what went wrong, or nothing."""
@@ -135,10 +176,11 @@ class Soak:
 
     def phase(self, name: str, work: Callable[[], int]) -> None:
         """Run ``work`` under load and add a row to the table; ``work`` returns its number of reloads."""
-        self.ask()
+        self.connections += self.ask()["connections"]
         reloads = work()
         time.sleep(1)
         told = self.ask()
+        self.connections += told["connections"]
         rate = told["connections"] / told["seconds"]
         if rate < REACHED * soak_ends.RATE:
             self.failures.append(f"{name}: {rate:.0f} connections a second, not {soak_ends.RATE}: nothing is proven")
@@ -165,7 +207,7 @@ class Soak:
         while time.monotonic() < begun + seconds:
             number += 1
             self.forwarder.configure(self.config(number))
-            if wrong := self.reload():
+            if wrong := self.reload() or self.change_kernel(number):
                 self.failures.append(f"reload {number}: {wrong}")
             time.sleep(max(0.0, begun + number - time.monotonic()))  # catches up after a slow one
             workers = len(self.forwarder.workers())
@@ -198,7 +240,7 @@ class Soak:
         installs = [lambda: self.archives.install_revision(revision), lambda: self.archives.install("2.0.0")]
         for step, install in enumerate(2 * installs):
             path = install()
-            self.forwarder.configure(self.config(step, drain_timeout=EARLIER_DRAIN))
+            self.forwarder.configure(self.config(step, bool(step % 2), drain_timeout=EARLIER_DRAIN))
             if wrong := self.reload():
                 self.failures.append(f"to {path.name}: {wrong}")
             self._serves(path.name.split("-")[1], str(path))
@@ -218,8 +260,18 @@ class Soak:
             time.sleep(1)
         return 0
 
+    def counted(self) -> int:
+        """Connections to "web" of the kernel, as the keeper has published them."""
+        backends = self.fleet.keepers["a"].counters["services"]["web-kernel"]["backends"]
+        return sum(one["connections"] for one in backends.values())
+
     def left(self) -> None:
-        """Check the end state: one process serves, and none has died."""
+        """Check the end state: nothing has died, and the kernel has counted half of all connections."""
+        deadline = time.monotonic() + PATIENCE
+        while self.counted() < self.connections // 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if self.counted() < self.connections // 2:
+            self.failures.append(f"the kernel has counted {self.counted()} connections, not half of {self.connections}")
         dead = [line for line in self.forwarder.log("worker ended") if line["code"]]
         self.failures += [f"a worker ended with code {line['code']}: {line['reason']}" for line in dead]
         self.failures += [f"a defect: {line['error']}" for line in self.forwarder.log("defect")]
@@ -232,7 +284,6 @@ def main() -> int:
     parser.add_argument("--control", action="store_true")
     options = parser.parse_args()
     with raise_lab("so") as lab:
-        wire(lab)
         soak = Soak(lab, Archives(lab.tmp / "archives"))
         with soak.forwarder:
             if options.control:

@@ -4,7 +4,10 @@
 """Both ends of the soak's load; each is a process with one loop.
 
     python soak_ends.py server NAME PORT ADDRESS...     echo over TCP; over UDP, say who asked and who answers
-    python soak_ends.py client ADDRESS... < commands    the load, towards the ports below, half of it to each address
+    python soak_ends.py client ADDRESS... < commands    the load, an equal part to each address, and to each port below
+                                                        and the one KERNEL above it
+
+The server listens on PORT and on the one KERNEL above it.
 
 The client says "ready" once every stream has carried bytes and every flow was answered. For each line on its standard
 input it prints what happened since the last one, as JSON, and counts anew; streams and flows go on. At the end of its
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import collections
 import heapq
+import itertools
 import json
 import random
 import selectors
@@ -26,6 +30,8 @@ import time
 from collections.abc import Callable
 
 WEB, RAW, ECHO = 8000, 7000, 5300
+KERNEL = 1  # added to the ports above: the same services in the kernel
+OF = {0: "", KERNEL: " of the kernel"}
 RATE = 200  # new connections a second
 STREAMS, FLOWS = 100, 500
 CHUNK, STREAM_PAUSE = 8192, 0.1  # bytes of a stream's chunk, and seconds between chunks
@@ -108,11 +114,11 @@ class Echo:
 def server(name: str, port: int, addresses: list[str]) -> None:
     """Serve for ever."""
     loop = Loop()
-    for address in addresses:
-        listener = socket.create_server((address, port), family=family_of(address), backlog=1024)
+    for address, shift in itertools.product(addresses, OF):
+        listener = socket.create_server((address, port + shift), family=family_of(address), backlog=1024)
         loop.selector.register(listener, READ, lambda _mask, one=listener: Echo(loop, one.accept()[0]))
         datagrams = socket.socket(family_of(address), socket.SOCK_DGRAM)
-        datagrams.bind((address, port))
+        datagrams.bind((address, port + shift))
         loop.selector.register(datagrams, READ, lambda _mask, one=datagrams: answer(name, one))
     print("ready", flush=True)
     while True:
@@ -133,12 +139,12 @@ class Load:
 
     def __init__(self, addresses: list[str]):
         self.loop = Loop()
-        self.addresses = addresses
+        self.targets = list(itertools.product(addresses, (0, KERNEL)))
         self.begun = 0
         self.streams: list[Stream] = []
         for _stream in range(STREAMS):
             self.begin_stream()
-        self.flows = [Flow(self, addresses[number % len(addresses)]) for number in range(FLOWS)]
+        self.flows = [Flow(self, *self.targets[number % len(self.targets)]) for number in range(FLOWS)]
         self.asked = 0
         self._begin()
 
@@ -187,13 +193,13 @@ class Load:
 
     def _open(self, due: float) -> None:
         """Open the next connection; connections have fixed times, however long each takes."""
-        Connection(self, self.addresses[self.asked % len(self.addresses)])
+        Connection(self, *self.targets[self.asked % len(self.targets)])
         self.asked += 1
         self.loop.at(due + 1 / RATE, lambda: self._open(due + 1 / RATE))
 
     def begin_stream(self) -> None:
         """Open one more stream."""
-        self.streams.append(Stream(self, self.addresses[self.begun % len(self.addresses)], self.begun))
+        self.streams.append(Stream(self, *self.targets[self.begun % len(self.targets)], self.begun))
         self.begun += 1
 
     def _renew(self) -> None:
@@ -206,10 +212,11 @@ class Load:
 class Connection:
     """A new connection: one request, its complete answer, the end."""
 
-    def __init__(self, load: Load, address: str):
+    def __init__(self, load: Load, address: str, shift: int):
         self._load, self._begun, self._answer = load, time.monotonic(), b""
+        self._what = "connection" + OF[shift]
         self._sock: socket.socket | None = socket.socket(family_of(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._sock.connect_ex((address, WEB))
+        self._sock.connect_ex((address, WEB + shift))
         load.loop.selector.register(self._sock, WRITE, self._connected)
         load.loop.at(self._begun + LATE, self._too_late)
 
@@ -244,18 +251,18 @@ class Connection:
         load.connections += 1
         load.slowest = max(load.slowest, time.monotonic() - self._begun)
         if error:
-            load.fail("connection", error)
+            load.fail(self._what, error)
 
 
 class Stream:
     """A long connection to the echo; every byte is checked."""
 
-    def __init__(self, load: Load, address: str, number: int):
-        self._load, self._number = load, number
+    def __init__(self, load: Load, address: str, shift: int, number: int):
+        self._load, self._number, self._what = load, number, "stream" + OF[shift]
         self._sent = self._received = 0
         self.over = self.ending = False
         self._asked_at = time.monotonic()
-        self._sock = socket.create_connection((address, RAW), timeout=LATE)
+        self._sock = socket.create_connection((address, RAW + shift), timeout=LATE)
         self._sock.setblocking(False)
         load.loop.selector.register(self._sock, READ, self._heard)
         load.loop.at(time.monotonic() + number % STREAMS * STREAM_PAUSE / STREAMS, self._send)
@@ -299,7 +306,7 @@ class Stream:
         self._load.bytes += len(data)
 
     def _broken(self, error: BaseException | str) -> None:
-        self._load.fail("stream", error)
+        self._load.fail(self._what, error)
         self._end()
 
     def _end(self) -> None:
@@ -312,8 +319,8 @@ class Stream:
 class Flow:
     """A UDP client that sends one request after another, and records the backend and the source that it sees."""
 
-    def __init__(self, load: Load, address: str):
-        self._load, self._to = load, (address, ECHO)
+    def __init__(self, load: Load, address: str, shift: int):
+        self._load, self._to, self._what = load, (address, ECHO + shift), "UDP flow" + OF[shift]
         self._asked, self._answered, self._asked_at = 0, True, 0.0
         self._seen = b""  # backend, client's address, source port
         self.changed = False  # whether that has ever changed
@@ -330,30 +337,30 @@ class Flow:
         now = time.monotonic()
         if self._answered or now - self._asked_at > LATE:
             if not self._answered:
-                self._load.fail("UDP flow", f"no answer within {LATE:g} s")
+                self._load.fail(self._what, f"no answer within {LATE:g} s")
             self._asked, self._answered, self._asked_at = self._asked + 1, False, now
             try:
                 self._sock.sendto(b"%d" % self._asked, self._to)
             except OSError as error:
-                self._load.fail("UDP flow", error)
+                self._load.fail(self._what, error)
         self._load.loop.at(now + FLOW_PAUSE, self._ask)
 
     def _heard(self, _mask: int) -> None:
         try:
             data, source = self._sock.recvfrom(2048)
         except OSError as error:
-            self._load.fail("UDP flow", error)
+            self._load.fail(self._what, error)
             return
         question, _blank, seen = data.partition(b" ")
         self._load.datagrams += 1
         if source[:2] != self._to:
-            self._load.fail("UDP flow", "answered from elsewhere")
+            self._load.fail(self._what, "answered from elsewhere")
         if question == b"%d" % self._asked:
             self._answered = True
         if self._seen and seen != self._seen:
             self.changed = True
             kept = [a == b for a, b in zip(seen.split(), self._seen.split())]
-            self._load.fail("UDP flow", "another source port" if kept[0] else "another backend")
+            self._load.fail(self._what, "another source port" if kept[0] else "another backend")
         self._seen = seen
 
 

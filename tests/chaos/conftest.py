@@ -13,8 +13,20 @@ import pytest
 from tests.chaos import fleet as fleets
 from tests.lab.containers import ContainerLab
 
-ROW = "{:<42} {:>8} {:>8} {:>12} {:>6} {:>9} {:>7}  {}"
-TITLES = ("fault", "healed s", "repairs", "connections", "lost", "slowest s", "leaked", "caused by (keeper)")
+ROW = "{:<42} {:>8} {:>8} {:>12} {:>6} {:>12} {:>9} {:>7} {:>12}  {:<36} {}"
+TITLES = (
+    "fault",
+    "healed s",
+    "repairs",
+    "connections",
+    "lost",
+    "lost, kernel",
+    "slowest s",
+    "leaked",
+    "streams lost",
+    "their longest silence, s",
+    "caused by (keeper)",
+)
 ROWS = pytest.StashKey[list]()
 
 
@@ -26,8 +38,9 @@ def fleet(tmp_path_factory):
 
 @pytest.fixture
 def report(request):
-    """A function that adds a row to the table."""
-    return lambda *cells: request.config.stash.setdefault(ROWS, []).append(cells)
+    """A function that adds a row to the table: its name, seconds, repairs, a Noticed, and who caused the repairs."""
+    rows = request.config.stash.setdefault(ROWS, [])
+    return lambda name, healed, repairs, noticed, who: rows.append((name, healed, repairs, *noticed.cells, who))
 
 
 def pytest_terminal_summary(terminalreporter, config):

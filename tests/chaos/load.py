@@ -6,8 +6,8 @@
 
     python load.py RATE SECONDS ADDRESS:PORT [ADDRESS:PORT ...]
 
-Prints one line of JSON for each: {"at": seconds since the epoch, "seconds": duration, "error": null or the reason}. It
-ends after SECONDS; a connection that takes longer than PATIENCE has failed.
+Prints one line of JSON for each: {"port", "at": seconds since the epoch, "seconds": duration, "error": null or the
+reason}. It ends after SECONDS; a connection that takes longer than PATIENCE has failed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def connection(host: str, port: int) -> None:
         await asyncio.wait_for(exchange(host, port), PATIENCE)
     except (OSError, asyncio.TimeoutError) as failure:
         error = f"{type(failure).__name__} {failure}".strip()
-    print(json.dumps({"at": at, "seconds": time.monotonic() - started, "error": error}), flush=True)
+    print(json.dumps({"port": port, "at": at, "seconds": time.monotonic() - started, "error": error}), flush=True)
 
 
 async def main(rate: float, seconds: float, targets: list[tuple[str, int]]) -> None:

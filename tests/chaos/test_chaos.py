@@ -10,17 +10,15 @@ The tests depend on their order: tools that one test installs stay for the next.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
-from tests.chaos.fleet import BACKENDS, INVENTORY, Fleet, plug_in_again
+from tests.chaos.fleet import BACKENDS, INVENTORY, Fleet, measure, plug_in_again
 from tests.chaos.load import PATIENCE as CONNECTION
 from tests.lab import ansible
 from tests.support.waiting import eventually
 
-WITHIN = 2.0
 #: Seconds for which a fault is watched without a keeper, to see that it does not heal by itself.
 CONTROL = 1.5
 
@@ -45,35 +43,9 @@ BREAKS = [
 ]
 
 
-def measure(
-    fleet: Fleet, report, name: str, host: str, harm: Callable[[], None], whole: str | None = None, boots: bool = False
-) -> dict:
-    """Cause a fault, wait until the host is intact again, and report what clients saw; return the keeper's state.
-
-    ``whole`` is the expected listing, if not the one from before. ``boots``: the host restarts, its counts begin at 0.
-    """
-    whole = whole or fleet.ours(host)
-    repairs, leaked, began = fleet.count(host), fleet.leaked(host), time.time()
-    harm()
-    harmed = time.monotonic()
-    eventually(lambda: fleet.ours(host) == whole)
-    healed = time.monotonic() - harmed
-    until = time.time() + 0.5
-    eventually(lambda: time.time() > until + CONNECTION)
-    state = fleet.state(host)
-    noticed = fleet.noticed(began, until, fleet.leaked(host) - leaked)
-    count = state["repairs"]["total"] - (0 if boots else repairs)
-    who = (state["last_repair"] or {}).get("who", "") if count else ""
-    cells = (noticed.connections, noticed.lost, f"{noticed.slowest:.2f}", noticed.leaked, who)
-    report(name, f"{healed:.2f}", f"start {state['restored_at_start']}" if boots else count, *cells)
-    assert healed <= WITHIN
-    assert noticed.connections
-    return state
-
-
 def put_back(fleet: Fleet, report, case: Break) -> None:
     before = fleet.state(case.host)["repairs"]["by_kind"].get(case.repaired, 0)
-    state = measure(fleet, report, case.name, case.host, lambda: fleet.sh(case.host, case.script))
+    state, _noticed = measure(fleet, report, case.name, case.host, lambda: fleet.sh(case.host, case.script))
     assert state["repairs"]["by_kind"][case.repaired] > before
     assert state["documents"].popitem()[1]["state"] == "in place"
 
@@ -141,7 +113,7 @@ def test_a_networkd_restart_is_repaired(fleet, report):
     fleet.sh("d", "rm -f /etc/systemd/networkd.conf.d/50-l4proxy.conf; systemctl start systemd-networkd")
     eventually(lambda: fleet.count("d") > before and fleet.ours("d") == whole)
     before = fleet.count("d")
-    state = measure(
+    state, _noticed = measure(
         fleet,
         report,
         "restart of systemd-networkd on D",

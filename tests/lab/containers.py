@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,7 +69,10 @@ class ContainerLab:
     def __getitem__(self, name: str) -> LabHost:
         host = self._host(name)
         if not host.release:
-            return LabHost(host, self.name_of(name))
+            # Processes on such a host end with the lab.
+            return LabHost(
+                host, self.name_of(name), lambda _name, argv, more: subprocess.Popen(argv, text=True, **more)
+            )
         return ContainerHost(host, self.name_of(name), self._running(name))
 
     def name_of(self, host: str) -> str:

@@ -33,10 +33,10 @@ HOST = {"ipv4": ("-4", 32), "ipv6": ("-6", 128)}
 class Streams:
     """The program of tests/support/streams.py on the client."""
 
-    def __init__(self, lab, family: str, port: int, counts: Mapping[str, int]):
+    def __init__(self, lab, family: str, port: int, counts: Mapping[str, int], address: str = ""):
         self.family, self.port = family, port
         kinds = [f"{kind}={count}" for kind, count in counts.items()]
-        argv = [sys.executable, streams.__file__, "client", VIRTUAL[family], str(port), *kinds]
+        argv = [sys.executable, streams.__file__, "client", address or VIRTUAL[family], str(port), *kinds]
         pipe = subprocess.PIPE
         self.process = lab["client"].spawn(argv, stdin=pipe, stdout=pipe, stderr=None)
         self.counts = counts
