@@ -18,9 +18,10 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import clie
 
 from tests.kernel.datapath.support import BACKEND, BACKENDS, PORT, SRC_VALID_MARK, Client
 from tests.kernel.forwarder.sessions import each_once
-from tests.support import tcp
+from tests.support import tcp, udp
 from tests.support.addresses import AF
 from tests.support.routing import handshake
+from tests.support.waiting import PATIENCE
 
 HOSTS = ["client", "router", "a", *BACKENDS]
 COUNT = 60
@@ -193,6 +194,23 @@ def test_what_others_change_is_noticed_and_put_back(lab, proxy, servers, protoco
     assert proxy.differs()
     proxy.serve(*proxy.services)
     assert not client.is_refused()
+
+
+def test_a_backend_is_refused_where_it_would_reach_itself(lab, proxy, servers, protocol, family):
+    """It would drop its own packets."""
+    proxy.serve(proxy.service(protocol, family, ["b"]))
+    to = (proxy.address(family), PORT)
+    if protocol == "tcp":
+        with pytest.raises(ConnectionRefusedError):
+            tcp.connect(lab, *to, host="b")
+    else:
+        with udp.client(lab, to[0], host="b") as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(to)
+            sock.send(udp.QUESTION)
+            with pytest.raises(ConnectionRefusedError):
+                sock.recv(100)
+    assert proxy.refused() == {"no_backend": 1}
 
 
 @pytest.mark.parametrize("protocol", ["tcp"])

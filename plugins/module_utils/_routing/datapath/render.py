@@ -13,7 +13,8 @@
     service_X              sockets_X; lists, bounds, limits -> buckets_X
     sockets_X              not if the forwarder has a socket for it, and has not handed the service over
     buckets_X              hash of the client -> to_X_BACKEND; refuses if no backend serves
-    to_X_BACKEND           count a new connection, set the bits in both marks, translate the destination
+    to_X_BACKEND           refuse the backend itself; count a new connection, set the bits in both marks, translate the
+                           destination
     forward (filter)       our connections: count by backend, accept; of those that a backend begins here, no SYN
                            invalid packets of a backend -> as_X
                            everything else of the families in ``strangers``: drop
@@ -233,6 +234,8 @@ class _Renderer:
             target = f"[{server.address}]" if service.family == "ipv6" else server.address
             counted = f"meta l4proto {service.protocol} {self._count(counter_name('new', service, server))}"
             translation = f"dnat {IP[service.family]} to {target}:{server.port}"
+            # Its own packets: it would drop them.
+            self._add(_to(service, server.name), f"{source} {server.address}", self._refuse("no_backend", service))
             self._add(_to(service, server.name), counted, self._set("ct"), self._set("meta"), translation)
 
     def _add_limits(self, chain: str, service: KernelService) -> None:
