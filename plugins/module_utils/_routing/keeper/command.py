@@ -63,7 +63,10 @@ def run(
     runtime = _directory(environ, "RUNTIME_DIRECTORY")
     state = StateFile(os.path.join(runtime, NAME) if runtime else None)
     state.load()
-    counters = CountersFile(os.path.join(runtime, COUNTERS) if runtime else None)
+    counters = CountersFile(
+        os.path.join(runtime, COUNTERS) if runtime else None,
+        saved=os.path.join(state_directory, COUNTERS) if state_directory else None,
+    )
     with _signals() as (wake, received):
         monitor = Monitor(wake)
         try:

@@ -2,16 +2,18 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The counters of kernel services, in a file that the forwarder shows: since the last boot, whatever happens meanwhile.
+"""The counters of kernel services, in a file that the forwarder shows: since they exist, whatever happens meanwhile.
 
 ``datapath.json`` in /run/l4proxy-keeper:
 {"schema": 1, "time": seconds of the epoch, "open_time": the same, of ``open``, or null,
  "services": {"web": {"refused": {cause: int},
                       "backends": {"b": {"connections": int, "open": int or null, "bytes_in": int, ...}}}},
  "dropped": {cause: int}, "log": {"overruns": int, "lines_dropped": int},
- "counters": {name in nftables: [packets, bytes, packets in nftables, bytes in nftables, identity in nftables]}}
+ "counters": {name in nftables: [packets, bytes, packets in nftables, bytes in nftables, identity in nftables]},
+ "boot": the kernel's boot id}
 The kernel's counters begin again when somebody removes the table, so the file has totals. ``counters`` also has what
-the kernel's were when they were added up: a keeper that starts adds what has come since.
+the kernel's were when they were added up: a keeper that starts adds what has come since. A copy in /var/lib/l4proxy,
+written every SAVE seconds and when the keeper stops, outlives a reboot.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ SCHEMA = 1
 NAME = "datapath.json"
 Total = tuple[int, int, int, int, str]
 LOG = ("overruns", "lines_dropped")
+SAVE = 60.0
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 def add_up(totals: Mapping[str, Total], readings: Mapping[str, counters.Reading]) -> dict[str, Total]:
@@ -47,22 +51,41 @@ def add_up(totals: Mapping[str, Total], readings: Mapping[str, counters.Reading]
 
 
 class CountersFile:
-    """``path`` is None if no file is wanted; ``clock`` returns seconds of the epoch."""
+    """``path`` is None if no file is wanted, ``saved`` if no copy is; ``clock`` returns seconds of the epoch, ``boot``
+    the kernel's boot id.
+    """
 
-    def __init__(self, path: str | None = None, clock: Callable[[], float] = time.time) -> None:
-        self._path, self._clock = path, clock
+    def __init__(
+        self,
+        path: str | None = None,
+        clock: Callable[[], float] = time.time,
+        saved: str | None = None,
+        boot: Callable[[], str | None] = lambda: files.read(BOOT_ID),
+    ) -> None:
+        self._path, self._clock, self._saved, self._boot = path, clock, saved, (boot() or "").strip()
         self._totals: dict[str, Total] = {}
         self._log = dict.fromkeys(LOG, 0)
         self._open: Mapping[tuple[str, str], int] | None = None
         self._open_time: float | None = None
+        self._text = ""
+        self._save_at = 0.0
 
     def load(self) -> None:
-        """Continue the counts of the previous keeper; ignore a file that is invalid."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            data = json.loads((self._path and files.read(self._path)) or "{}")
-            if data.get("schema") == SCHEMA:
-                self._totals = {str(name): _total(*total) for name, total in data["counters"].items()}
-                self._log = {name: int(data["log"][name]) for name in LOG}
+        """Continue the counts of the previous keeper, also of one before a reboot; ignore a file that is invalid."""
+        for path in filter(None, (self._path, self._saved)):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                data = json.loads(files.read(path) or "{}")
+                if data.get("schema") == SCHEMA:
+                    totals = {str(name): _total(*total) for name, total in data["counters"].items()}
+                    if data.get("boot") != self._boot:  # the kernel's counters are others, whatever their identity is
+                        totals = {name: (*total[:4], "of an earlier boot") for name, total in totals.items()}
+                    self._totals, self._log = totals, {name: int(data["log"][name]) for name in LOG}
+                    return
+
+    def save(self) -> None:
+        """Copy the file to where it outlives a reboot. OSError if it cannot be written."""
+        if self._saved and self._text:
+            files.write(self._saved, self._text)
 
     def set_open(self, opened: Mapping[tuple[str, str], int]) -> None:
         """Store the number of open connections, by names of service and backend."""
@@ -84,23 +107,29 @@ class CountersFile:
         for name, service in shown.items():
             for backend, values in service["backends"].items():
                 values["open"] = None if self._open is None else self._open.get((name, backend), 0)
+        now = self._clock()
         data: dict[str, Any] = {
             "schema": SCHEMA,
-            "time": round(self._clock(), 3),
+            "time": round(now, 3),
             "open_time": self._open_time and round(self._open_time, 3),
             "services": shown,
             "dropped": counters.dropped(summed),
             "log": self._log,
             "counters": self._totals,
+            "boot": self._boot,
         }
+        self._text = json.dumps(data) + "\n"
         if self._path:
-            files.write(self._path, json.dumps(data) + "\n")
+            files.write(self._path, self._text)
+        if now >= self._save_at:
+            self._save_at = now + SAVE
+            self.save()
 
     def remove(self) -> None:
         """Without services there are no counters."""
-        if self._path:
-            files.remove(self._path)
-        self._totals = {}
+        for path in filter(None, (self._path, self._saved)):
+            files.remove(path)
+        self._totals, self._text = {}, ""
 
 
 def _total(packets: Any, size: Any, seen_packets: Any, seen_size: Any, identity: Any) -> Total:

@@ -150,8 +150,15 @@ class KernelServices:
                 return False
         return False
 
+    def finish(self) -> None:
+        """Publish and save the last counts, because the keeper ends; the table stays."""
+        if self._document:
+            with contextlib.suppress(RoutingError, OSError):
+                self._publish()
+                self._file.save()
+
     def close(self) -> None:
-        """Stop all this; the table stays."""
+        """Stop all this, because no services are left."""
         if self._watch:
             self._watch.close()
             self._watch = None

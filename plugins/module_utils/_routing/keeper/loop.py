@@ -110,6 +110,7 @@ class Keeper:
             if requested or (self._schedule.is_due(now) and not self._is_unchanged(now)):
                 self._pass(pending)
                 pending = []
+        self._services.finish()
 
     def _poll_differs(self, now: float) -> bool:
         """Whether something that sends no notifications has changed: a document, iptables-legacy, a setting."""

@@ -63,6 +63,25 @@ def test_the_file_has_totals_and_a_new_keeper_continues_them(tmp_path):
         assert read(path)["services"]["web"]["backends"]["b"]["open"] is None
 
 
+@pytest.mark.parametrize(("boot", "total"), [("same", 4), ("next", 7)])
+def test_a_copy_continues_the_totals_after_a_reboot(tmp_path, boot, total):
+    path, saved = tmp_path / "run.json", tmp_path / "saved.json"
+    first = CountersFile(str(path), lambda: 100.0, str(saved), lambda: "same\n")
+    first.update([WEB], {NEW: Reading(3, 0)})
+    path.unlink()  # as systemd does when the keeper stops
+    second = CountersFile(str(path), lambda: 200.0, str(saved), lambda: boot)
+    second.load()
+    # In another boot, the kernel's counters are new ones, even if they are named and numbered like those of before.
+    second.update([WEB], {NEW: Reading(4, 0)})
+    assert read(path)["services"]["web"]["backends"]["b"]["connections"] == total
+    second.update([WEB], {NEW: Reading(5, 0)})
+    assert read(saved)["services"]["web"]["backends"]["b"]["connections"] == total, "saved once a minute"
+    second.save()
+    assert read(saved)["services"]["web"]["backends"]["b"]["connections"] == total + 1
+    second.remove()
+    assert not saved.exists()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 2}', '{"schema": 1, "counters": {"x": 1}}'])
 def test_an_invalid_file_is_ignored(tmp_path, content):
     path = tmp_path / "datapath.json"
