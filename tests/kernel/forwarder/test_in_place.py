@@ -113,10 +113,12 @@ def settled(forwarder) -> bool:
     return {text.count("l4proxy-shared") for text in maps} == {1} and len(forwarder.children("l4-checker")) == 1
 
 
-def proportional(pid: int) -> int:
-    """Memory of a process in bytes; of shared pages its part (PSS)."""
+def own_memory(pid: int) -> int:
+    """Anonymous memory of a process in bytes, swapped pages included. Pages of files do not count: what of them is resident,
+    and what part of it is this process's (PSS), depends on the other processes of the machine.
+    """
     text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    return int(re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)[1]) << 10
+    return sum(int(size) << 10 for size in re.findall(r"^(?:Anonymous|Swap):\s+(\d+)", text, re.MULTILINE))
 
 
 def assert_as_configured(lab, config):
@@ -152,7 +154,7 @@ def test_many_changes_keep_workers_sessions_memory_and_descriptors(lab, forwarde
         if step in (CHANGES // 2, CHANGES):
             change(forwarder, document(lab))
             eventually(lambda: settled(forwarder), "nothing of older generations is left", forwarder.show)
-            usage[step] = {pid: (proportional(pid), len(processes.open_files(pid))) for pid in processes_of(forwarder)}
+            usage[step] = {pid: (own_memory(pid), len(processes.open_files(pid))) for pid in processes_of(forwarder)}
     assert forwarder.workers() == pids
     first, last = usage[CHANGES // 2], usage[CHANGES]
     for pid, (memory, descriptors) in last.items():
