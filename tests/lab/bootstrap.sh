@@ -27,6 +27,7 @@ lab_packages=(
     podman runc netavark mmdebstrap debian-archive-keyring # containers and their images
     iproute2 nftables iptables conntrack procps kmod       # the network
     nginx dnsmasq-base                                     # test servers
+    keepalived frr frr-pythontools                         # engines of the first tier
     curl tcpdump iputils-arping iputils-ping               # instruments
     systemd                                                # systemd-analyze
 )
@@ -34,7 +35,8 @@ server_packages=(postgresql openssh-server openssh-client redis-server redis-too
 # A machine with another mail or MySQL server keeps it, because two cannot be installed; tests leave these two out there.
 [ -e /usr/sbin/sendmail ] || server_packages+=(opensmtpd)
 [ -e /usr/sbin/mysqld ] || server_packages+=(mariadb-server-core)
-declare -A units=([nginx]=nginx [haproxy]=haproxy [postgresql]=postgresql [openssh-server]=ssh [redis-server]=redis-server [opensmtpd]=opensmtpd)
+declare -A units=([nginx]=nginx [haproxy]=haproxy [postgresql]=postgresql [openssh-server]=ssh [redis-server]=redis-server
+    [opensmtpd]=opensmtpd [keepalived]=keepalived [frr]=frr)
 
 # Messages of say() reach the caller even if the output of a step is redirected.
 exec 3>&2

@@ -11,7 +11,8 @@ root=$1
 # update, install and check mode then behave as they do on a host with a mirror.
 repo=/var/lib/l4proxy-lab/packages
 # firewalld and ufw are what the chaos tests set against the keeper.
-chroot "$root" apt-get install --yes --no-install-recommends --download-only python3-pyroute2 iptables firewalld ufw
+chroot "$root" apt-get install --yes --no-install-recommends --download-only python3-pyroute2 iptables keepalived frr \
+    frr-pythontools firewalld ufw
 mkdir -p "$root$repo"
 mv "$root"/var/cache/apt/archives/*.deb "$root$repo"
 for deb in "$root$repo"/*.deb; do
