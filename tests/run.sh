@@ -7,14 +7,16 @@
 # later ones with low priority. The output of a stage in a lane is printed when the stage has ended; until then it is in
 # .build/stages/STAGE.log.
 #
-# After a failure no further stage starts; with KEEP_GOING=1 all run. The closing line names the stages that failed.
+# After a failure no further stage starts; with KEEP_GOING=1 all run. The closing line names the stages that failed. Kernel tests
+# that passed only when they ran once more (tests/gates/once_more.py) are named above it.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export L4PROXY_TEST_EXAMPLES=same
 logs=.build/stages
 results=$logs/results # a line for each ended stage: STAGE RESULT SECONDS
+export L4PROXY_TEST_UNSTABLE=$PWD/$logs/unstable
 mkdir -p "$logs"
-rm -f "$logs"/*.log
+rm -f "$logs"/*.log "$L4PROXY_TEST_UNSTABLE"
 : >"$results"
 
 may_start() {
@@ -73,6 +75,7 @@ done <"$results"
 printf '\n=== stages\n'
 while read -r stage result seconds; do printf '%-18s %-7s %5d s\n' "$stage" "$result" "$seconds"; done <"$results"
 printf '%-26s %5d s\n' total "$SECONDS"
+[ ! -e "$L4PROXY_TEST_UNSTABLE" ] || sort -u "$L4PROXY_TEST_UNSTABLE"
 mapfile -t failed < <(awk '$2 == "FAILED" { print $1 }' "$results")
 printf '\n%d passed, %d failed%s\n' "$(grep -c passed "$results")" "${#failed[@]}" "${failed[*]:+: ${failed[*]}}"
 [ "${#failed[@]}" -eq 0 ]

@@ -3,8 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Other environments than .build/venv: other versions of Python and ansible-core, tools with conflicting requirements.
 
-    python -m tests.gates.environments py313 -m pytest tests/unit            runs the Python of that environment
-    python -m tests.gates.environments --other py311 -m pytest tests/unit    does nothing if that is .build/venv itself
+    python -m tests.gates.environments py313 -m pytest tests/unit    runs the Python of that environment
 
 An environment is a Python and the pinned packages of requirements/NAME.txt. The pip of .build/venv installs them into a
 separate directory, so the interpreter needs no pip, no venv module and no network.
@@ -18,7 +17,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from tests.gates import interpreters
@@ -26,14 +24,12 @@ from tests.gates import interpreters
 REPOSITORY = interpreters.REPOSITORY
 SITES = REPOSITORY / ".build" / "site"
 #: The Python version of an environment; others use that of .build/venv.
-PYTHONS = {"py39": "3.9", "py311": "3.11", "py313": "3.13"}
-#: Environments with the requirements of another.
-PACKAGES = {"py311": "dev"}
+PYTHONS = {"py39": "3.9", "py313": "3.13"}
 
 
 def ensure(name: str) -> tuple[Path, Path]:
     """Return (interpreter, directory of packages) of an environment; install it if it is missing or outdated."""
-    requirements = REPOSITORY / "requirements" / f"{PACKAGES.get(name, name)}.txt"
+    requirements = REPOSITORY / "requirements" / f"{name}.txt"
     with requirements.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # stages that run at the same time may need the same environment
         return _ensure(name, requirements)
@@ -43,8 +39,6 @@ def _ensure(name: str, requirements: Path) -> tuple[Path, Path]:
     own = ".".join(map(str, sys.version_info[:2]))
     version = PYTHONS.get(name, own)
     python = Path(sys.executable) if version == own else interpreters.ensure(version)
-    if python == Path(sys.executable) and PACKAGES.get(name) == "dev":
-        return python, Path(sysconfig.get_path("purelib"))  # .build/venv itself
     site, stamp = SITES / name, SITES / f"{name}.stamp"
     wanted = hashlib.sha256(requirements.read_bytes() + version.encode()).hexdigest()
     if not stamp.exists() or stamp.read_text(encoding="ascii") != wanted:
@@ -75,13 +69,8 @@ def variables(site: Path) -> dict[str, str]:
 
 def main() -> None:
     """Replace this process by the environment's Python with the given arguments."""
-    arguments = sys.argv[1:]
-    other = arguments[0] == "--other"
-    name, *arguments = arguments[other:]
+    name, *arguments = sys.argv[1:]
     python, site = ensure(name)
-    if other and site == Path(sysconfig.get_path("purelib")):
-        print(f"{name} is .build/venv, on which this has already run")
-        return
     os.execve(python, [str(python), *arguments], variables(site))
 
 

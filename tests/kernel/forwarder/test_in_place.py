@@ -114,8 +114,9 @@ def settled(forwarder) -> bool:
 
 
 def own_memory(pid: int) -> int:
-    """Anonymous memory of a process in bytes, swapped pages included. Pages of files do not count: what of them is resident,
-    and what part of it is this process's (PSS), depends on the other processes of the machine.
+    """Anonymous memory of a process in bytes, swapped pages included.
+
+    How many pages of files are resident, and which part of them is this process's (PSS), depends on other processes.
     """
     text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
     return sum(int(size) << 10 for size in re.findall(r"^(?:Anonymous|Swap):\s+(\d+)", text, re.MULTILINE))
