@@ -203,3 +203,40 @@ def test_check_mode_predicts_the_changes_of_addresses(lab, b):
     foretold = lab.engine.apply(b, document(lab), check=True)
     assert listing(b) == before
     assert foretold == lab.engine.apply(b, copy.deepcopy(document(lab)))
+
+
+ANYCAST = {"ipv4": "203.0.113.80", "ipv6": "2001:db8:80::80"}
+
+
+def announced(*families: str) -> dict:
+    entries = [{"family": family, "address": ANYCAST[family]} for family in families]
+    return {"schema": 1, "owner": "announce", "protocol": 205, "announce": entries}
+
+
+def test_an_announced_address_is_local_without_an_address_of_lo_and_goes_with_its_token(lab, b, family):
+    """A connected route of the same prefix would keep FRR from announcing the token."""
+    before, lo = listing(b), ["ip", "addr", "show", "dev", "lo"]
+    addresses, flag = b.run(lo).stdout, "-4" if family == "ipv4" else "-6"
+    assert lab.engine.apply(b, announced(family)).changed
+    assert b.run(lo).stdout == addresses
+    assert b.run(["ip", flag, "route", "get", ANYCAST[family]]).stdout.startswith("local")
+    assert lab.engine.apply(b, announced(family)).owned["announce"] == announced(family)["announce"]
+    for metric in ("1", "2"):
+        b.run(["ip", flag, "route", "add", "blackhole", ANYCAST[family], "proto", "205", "metric", metric])
+    assert not lab.engine.apply(b, announced(family)).changed, "tokens are the keeper's"
+    assert b.run(["ip", flag, "route", "get", ANYCAST[family]]).stdout.startswith("local"), "no packet reaches a token"
+    other = "ipv6" if family == "ipv4" else "ipv4"
+    assert len(lab.engine.apply(b, announced(other)).changes) == 2
+    assert ANYCAST[family] not in b.run(["ip", flag, "route", "show", "table", "all"]).stdout
+    lab.engine.remove(b, "announce")
+    assert listing(b) == before
+
+
+def test_an_announced_address_that_others_put_on_lo_is_refused_and_stays(lab, b, family):
+    b.run(["ip", "addr", "add", ANYCAST[family], "dev", "lo"])
+    before = listing(b)
+    with pytest.raises(errors.Refused, match=rf"{ANYCAST[family]} is on lo as well, .* remove it there"):
+        lab.engine.apply(b, announced(family))
+    lab.engine.remove(b, "announce")
+    assert listing(b) == before
+    b.run(["ip", "addr", "del", ANYCAST[family], "dev", "lo"])

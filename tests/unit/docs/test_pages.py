@@ -202,6 +202,7 @@ REFERENCE = [
     ("documents", "A mark", schema.MARK, {}),
     ("documents", "A sysctl", schema.SYSCTL, {}),
     ("documents", "An address", schema.ADDRESS, {}),
+    ("documents", "An announced address", schema.ANNOUNCED, {}),
     ("documents", "A service", service_schema.SERVICE, {}),
     ("documents", "A backend of a service", service_schema.SERVER, {}),
     ("documents", "Limits of a service", service_schema.LIMITS, {}),

@@ -6,9 +6,10 @@
 
     {"schema": 1, "owner": "return_path", "protocol": 202,
      "rules": [...], "routes": [...], "marks": [...], "sysctls": [...], "addresses": [...], "mark_engine": "auto",
-     "services": [...], "forwarding": ["ipv4"]}
+     "services": [...], "forwarding": ["ipv4"], "announce": [...]}
 
 ``mark_engine`` is what holds the marks. ``forwarding`` are the families for which the host must forward packets.
+``announce`` belongs to owner announce alone; see ``announced``.
 ``settle_at`` (seconds since the epoch) is the time before which no retiring object is removed early; see
 ``reconcile.drain``.
 
@@ -23,7 +24,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DocumentError
-from . import formatting, own_traffic, readers, schema, service_schema
+from . import announced, formatting, own_traffic, readers, schema, service_schema
+from .announced import Announced
 from .kernel_service import KernelService
 from .model import OWNERS, SINGLE_OBJECTS, Address, Mark, Route, Rule, Sysctl
 
@@ -36,11 +38,12 @@ SHAPES: dict[str, tuple[readers.Fields, Any, Any]] = {
     "sysctls": (schema.SYSCTL, readers.check_retiring, Sysctl),
     "addresses": (schema.ADDRESS, schema.check_address, Address),
     "services": (service_schema.SERVICE, service_schema.check, service_schema.make),
+    "announce": (schema.ANNOUNCED, schema.check_address, Announced),
 }
 SECTIONS = tuple(SHAPES)
 KEYS = ("schema", "owner", "protocol", *SECTIONS, "forwarding", "mark_engine", "settle_at")
 # Version 0.1.0 does not know them, so they are written only where they are used.
-OPTIONAL = ("services",)
+OPTIONAL = ("services", "announce")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Document:
     services: tuple[KernelService, ...] = ()
     # The families for which the host must forward packets.
     forwarding: tuple[str, ...] = ()
+    announce: tuple[Announced, ...] = ()
 
     @property
     def bypass(self) -> int | None:
@@ -86,6 +90,8 @@ def load(data: Any) -> Document:
     errors.extend(_unbounded_rules(sections["rules"], sections["routes"]))
     errors.extend(_marks_together(sections["marks"]))
     errors.extend(_addresses_together(sections["addresses"]))
+    if sections["announce"] and owner and owner != announced.OWNER:
+        errors.append(f"announce: only the document of owner {announced.OWNER} may have it")
     together = (forwarding, sections["rules"], sections["sysctls"])
     errors.extend(service_schema.together(owner, sections["services"], *together))
     if errors:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..._shared.endpoints import join_endpoint
+from . import announced
+from .announced import Announced
 from .kernel_service import KernelService
 from .model import (
     DEFAULT_METRIC,
@@ -144,7 +146,7 @@ def service_details(value: KernelService) -> str:
     return " ".join(words)
 
 
-def describe(value: Rule | Route | Mark | Sysctl | Address | KernelService) -> str:
+def describe(value: Rule | Route | Mark | Sysctl | Address | Announced | KernelService) -> str:
     """The object as one line."""
     return WRITERS[type(value)](value)
 
@@ -155,5 +157,6 @@ WRITERS: dict[type, Callable[[Any], str]] = {
     Mark: mark,
     Sysctl: sysctl,
     Address: address,
+    Announced: announced.describe,
     KernelService: service,
 }

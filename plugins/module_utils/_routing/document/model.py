@@ -20,7 +20,7 @@ FAMILIES = ("ipv4", "ipv6")
 # IANA protocol numbers, under the names that ip(8) uses.
 IP_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58}
 # The protocol numbers of our own documents; rt_protos(5) uses none of them.
-OWNERS = {"local_delivery": 201, "return_path": 202, "kernel_datapath": 204}
+OWNERS = {"local_delivery": 201, "return_path": 202, "kernel_datapath": 204, "announce": 205}
 # Owners whose objects the modules do not manage: RTPROT_UNSPEC, RTPROT_KERNEL (linux/rtnetlink.h), and our documents.
 RESERVED_PROTOCOLS = {0: "objects without an owner", 2: "the kernel"}
 RESERVED_PROTOCOLS |= {number: f"owner {name}" for name, number in OWNERS.items()}

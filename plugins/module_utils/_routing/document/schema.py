@@ -11,6 +11,7 @@ import re
 from typing import Any, Callable
 
 from . import model, service_schema
+from .announced import Announced
 from .kernel_service import KernelService
 from .model import (
     FAMILIES,
@@ -150,6 +151,7 @@ ADDRESS: Fields = {
     "dev": (link, True),
     **COMMON,
 }
+ANNOUNCED: Fields = {name: ADDRESS[name] for name in ("family", "address", *COMMON)}
 SYSCTL: Fields = {"name": (string(model.sysctl_name), True), "value": (sysctl_value, True), **COMMON}
 
 
@@ -268,7 +270,7 @@ def make_mark(mac: Any = None, **values: Any) -> Mark:
     return Mark(macs=(mac,) if mac else (), **values)
 
 
-def dump(value: Rule | Route | Mark | Sysctl | Address | KernelService) -> dict[str, Any]:
+def dump(value: Rule | Route | Mark | Sysctl | Address | Announced | KernelService) -> dict[str, Any]:
     """An object as JSON data; unused keys are omitted, except where null has a meaning (dev, mac)."""
     fields, finish = DUMPS[type(value)]
     data = {name: getattr(value, name) for name in fields if name not in COMMON and hasattr(value, name)}
@@ -311,7 +313,7 @@ def _dump_sysctl(_value: Sysctl, data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _dump_address(_value: Address, data: dict[str, Any]) -> dict[str, Any]:
+def _dump_address(_value: Address | Announced, data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
@@ -320,6 +322,7 @@ DUMPS: dict[type, tuple[Fields, Callable[[Any, dict[str, Any]], dict[str, Any]]]
     Route: (ROUTE, _dump_route),
     Mark: (MARK, _dump_mark),
     Address: (ADDRESS, _dump_address),
+    Announced: (ANNOUNCED, _dump_address),
     Sysctl: (SYSCTL, _dump_sysctl),
     KernelService: (service_schema.SERVICE, service_schema.finish),
 }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..datapath.model import NAME
-from ..document import store
+from ..document import model, store
 from ..document.documents import Document
 from ..document.model import MAIN, OWNERS
 from ..document.service_schema import OWNER
@@ -179,7 +179,10 @@ def _interest(document: Document) -> Interest:
         # The chains of iptables-nft are in nftables' notifications, too.
         nft_names=frozenset({nft.table_name(document.owner), iptables.prefix(document.owner), *tables_of_services}),
         # When this host gets such an address, the rule must go; when it loses the address, the rule must return.
-        sources=frozenset(rule.src for rule in rules if rule.src),
+        # An announced address must be on no link.
+        sources=frozenset(
+            {rule.src for rule in rules if rule.src} | {model.prefix(each.address) for each in document.announce}
+        ),
         # Ours may have to be moved in front of a foreign rule.
         before=max((rule.priority for rule in rules), default=0) if document.owner in OWNERS else 0,
     )

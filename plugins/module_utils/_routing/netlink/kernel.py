@@ -21,6 +21,7 @@ import time
 import traceback
 from typing import Any
 
+from ..document.announced import ANNOUNCED, GRACEFUL, Announced
 from ..document.model import FAMILIES, Address, KernelObject, Route, Rule
 from ..errors import MissingPackage
 from . import address_messages, neighbour_messages, route_messages, rule_messages
@@ -161,6 +162,18 @@ class Kernel:
         if route.family == "ipv4":
             arguments["scope"] = SCOPE_NOWHERE  # any scope, in case someone else chose it
         self._netlink.route("del", **arguments)
+
+    def add_announced(self, value: Announced, protocol: int) -> None:
+        self.set_route(value.local_route, protocol)
+
+    def remove_announced(self, value: Announced, protocol: int) -> None:
+        """Remove the tokens first: routers must not send clients here any more. What does not exist is no error."""
+        for route in (value.token(ANNOUNCED), value.token(GRACEFUL), value.local_route):
+            try:
+                self.remove_route(route, protocol)
+            except NetlinkError as error:
+                if getattr(error, "code", None) not in (errno.ESRCH, errno.ENOENT):
+                    raise
 
     def forget_redirects(self) -> None:
         """Remove IPv6 routes learnt from redirects (and path MTUs). For IPv4, net.ipv4.route.flush does it."""

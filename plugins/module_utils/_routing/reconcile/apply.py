@@ -92,6 +92,8 @@ def _step(change: Change, run: Run) -> Step:
         return _object_step(change, kernel.add_rule, kernel.remove_rule, protocol)
     if change.kind == "address":
         return _object_step(change, kernel.add_address, kernel.remove_address, protocol)
+    if change.kind == "announced":
+        return _object_step(change, kernel.add_announced, kernel.remove_announced, protocol)
     if change.kind == "route":
         return _route_step(change, kernel, protocol)
     if change.kind == "marks":

@@ -43,6 +43,14 @@ def conflicts(want: State, foreign: Foreign) -> list[str]:
         for address, protocol in foreign.addresses
         if address.address in addresses
     ]
+    announced = {each.address for each in want.announce if not each.retiring}
+    errors += [
+        f"address {address.address} is on {address.dev} as well, and not by us: a routing daemon has a connected route "
+        f"for it and would not announce ours; remove it there (`ip addr del {address.address} dev {address.dev}`, and "
+        "what configures it)"
+        for address, _protocol in foreign.addresses
+        if address.address in announced
+    ]
     return errors + _shared_tables(want.routes, foreign)
 
 

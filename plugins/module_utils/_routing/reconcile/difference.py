@@ -24,7 +24,9 @@ def difference(before: State, after: State) -> dict[str, str] | None:
 
 def lines(state: State) -> str:
     """The state as text, one line an object."""
-    objects = [value for values in (state.addresses, state.rules, state.routes) for value in in_order(values)]
+    objects = [
+        value for values in (state.addresses, state.announce, state.rules, state.routes) for value in in_order(values)
+    ]
     marks = [formatting.mark(mark, state.engine) for mark in in_order(state.marks)]
     settings = [Sysctl(setting.name, setting.value) for setting in sorted(state.sysctls, key=lambda each: each.name)]
     services = [formatting.service_details(service) for service in in_order(state.services)]

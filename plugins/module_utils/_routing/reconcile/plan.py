@@ -40,6 +40,7 @@ def find_changes(want: State, have: State, purge: bool = True) -> tuple[Change, 
     Without ``purge`` only what is replaced is removed. Retiring objects stay as they are, and are never added.
     """
     add_addresses, remove_addresses = _objects("address", want.addresses, have.addresses, purge)
+    add_announced, remove_announced = _objects("announced", want.announce, have.announce, purge)
     add_rules, remove_rules = _objects("rule", want.rules, have.rules, purge)
     set_routes, remove_routes = _routes(want.routes, have.routes, purge)
     settings, releases = _sysctls(want.sysctls, have.sysctls, purge)
@@ -54,8 +55,9 @@ def find_changes(want: State, have: State, purge: bool = True) -> tuple[Change, 
     switches = [change for change in releases if _stage(change.before.name) == FORWARDING]
     releases = [change for change in releases if change not in switches]
     # Without forwarding first, a family that loses its services would be forwarded for strangers for a moment.
-    additions = (settings, add_addresses, guards, set_routes, lookups, _marks(want, have, purge), switches, services)
-    removals = (early, remove_routes, late, remove_addresses, releases)
+    prepared = (settings, add_addresses, add_announced, guards, set_routes, lookups)
+    additions = (*prepared, _marks(want, have, purge), switches, services)
+    removals = (early, remove_routes, late, remove_announced, remove_addresses, releases)
     return tuple(change for step in (*additions, late_settings, *removals) for change in step)
 
 
@@ -167,6 +169,7 @@ def predict(have: State, changes: Iterable[Change]) -> State:
     """The state after the changes."""
     # Dictionaries as ordered sets: a host may have thousands of rules.
     objects: dict[str, tuple[Any, ...]] = {"rule": have.rules, "route": have.routes, "address": have.addresses}
+    objects["announced"] = have.announce
     present: dict[str, dict[Any, None]] = {kind: dict.fromkeys(values) for kind, values in objects.items()}
     marks, sound, engine = have.marks, have.sound, have.engine
     services, services_sound = have.services, have.services_sound
@@ -183,9 +186,9 @@ def predict(have: State, changes: Iterable[Change]) -> State:
             services, services_sound = change.after, True
         else:
             settings[change.before.name] = _after_sysctl(change.before, change.after)
-    rules, routes, addresses = map(tuple, present.values())
+    rules, routes, addresses, announce = map(tuple, present.values())
     parts = (rules, routes, marks, tuple(settings.values()), sound, addresses, engine, services, services_sound)
-    return State(*parts)
+    return State(*parts, announce=announce)
 
 
 def _after_sysctl(before: Setting, after: Sysctl | None) -> Setting:

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from ..document import announced
+from ..document.announced import Announced
 from ..document.documents import Document
-from ..document.model import KernelObject
+from ..document.model import MAIN, KernelObject
 from ..errors import MissingPackage
 from ..marks import selection
 from . import forwarding, live_services
@@ -95,7 +97,17 @@ def owned_state(kernel: Any, host: Host, document: Document, stored: Document | 
     )
     marks = (live.sound, addresses, live.engine)
     table = (services.services, services.sound, services.current)
-    return State(rules, routes, live.marks, settings, *marks, *table), foreign
+    announce = _announced(kernel, document) if protocol == announced.PROTOCOL else ()
+    return State(rules, routes, live.marks, settings, *marks, *table, announce=announce), foreign
+
+
+def _announced(kernel: Any, document: Document) -> tuple[Announced, ...]:
+    """The addresses that are on lo, and those with only a token; a token of a listed address belongs to the keeper."""
+    local, tokens = (
+        {announced.from_route(each.value) for each in kernel.routes(announced.PROTOCOL, table) if each.value}
+        for table in (announced.LOCAL, MAIN)
+    )
+    return tuple(local | (tokens - set(document.announce)))
 
 
 def owned_again(run: Run) -> State:

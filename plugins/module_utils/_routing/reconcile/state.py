@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..document.announced import Announced
 from ..document.documents import Document
 from ..document.kernel_service import KernelService
 from ..document.model import Address, KernelObject, Mark, Route, Rule
@@ -36,6 +37,7 @@ class State:
     services_sound: bool = True
     # False when it has other states of backends: then it is written, which is neither a change nor a repair.
     services_current: bool = field(default=True, compare=False)
+    announce: tuple[Announced, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,4 +58,5 @@ def desired_state(document: Document) -> State:
     """The document as a state: next hops without their interfaces, proxies without their MACs."""
     engine = None if document.mark_engine == selection.AUTO else document.mark_engine
     sections = (document.rules, document.routes, document.marks, document.sysctls)
-    return State(*sections, addresses=document.addresses, engine=engine, services=document.services)
+    state = State(*sections, addresses=document.addresses, engine=engine, services=document.services)
+    return replace(state, announce=document.announce)

@@ -20,7 +20,7 @@ def test_objects_are_listed_by_owner_in_the_sections_of_a_document(tmp_path, mon
     host = fake_doctor.FakeDoctor(tmp_path, monkeypatch)
     host.apply()
     found = ownership.owned(host.sources.host, (documents.load(fakes.RETURN_PATH),))
-    assert list(found) == ["kernel_datapath", "local_delivery", "return_path"]
+    assert list(found) == ["announce", "kernel_datapath", "local_delivery", "return_path"]
     assert found["return_path"]["rules"] == fakes.RETURN_PATH["rules"]
     assert found["return_path"]["marks"] == fakes.RETURN_PATH["marks"]
     redirects = {"name": "net.ipv4.conf.all.accept_redirects", "value": "0", "restore": "1"}
