@@ -87,6 +87,7 @@ def roles_of(variables: Mapping[str, Any]) -> dict[str, Any]:
             "local_delivery": given(LOCAL_DELIVERY),
         },
         "return_path": given(RETURN_PATH),
+        "virtual_ip": {},
     }
     return {
         role: options if variables.get(f"{role}_state", "present") == "present" else None

@@ -15,14 +15,15 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._kernel_datapath im
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._local_delivery import local_delivery
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._proxy_ids import refuse_duplicate_ids
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._return_path import return_path
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._virtual_ips import virtual_ips
 
 
 def check_fleet(views: Iterable[tuple[Fleet, Mapping[str, Any]]]) -> None:
     """Derive everything for the hosts of a run.
 
     :param views: for each host the fleet as seen from it, and the options of its roles (None: the role is absent):
-        ``forwarder`` (``config``: settings of the config; ``local_delivery``: options of that derivation) and
-        ``return_path`` (options of that derivation).
+        ``forwarder`` (``config``: settings of the config; ``local_delivery``: options of that derivation),
+        ``return_path`` (options of that derivation) and ``virtual_ip`` (none).
     :raises DerivationError: with every fault of every host, each once.
     """
     errors: list[str] = []
@@ -35,6 +36,8 @@ def check_fleet(views: Iterable[tuple[Fleet, Mapping[str, Any]]]) -> None:
             ids.update({name: data["proxy_id"]} if data else {})
             collect(errors, kernel_datapath, fleet, name)
             collect(errors, local_delivery, fleet, name, **forwarder.get("local_delivery", {}))
+        if roles.get("virtual_ip") is not None and name in fleet.proxies:
+            collect(errors, virtual_ips, fleet, name)
         if roles.get("return_path") is not None and name in fleet.backends:
             collect(errors, return_path, fleet, name, **roles["return_path"])
     collect(errors, refuse_duplicate_ids, ids)

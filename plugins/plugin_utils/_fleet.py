@@ -63,7 +63,7 @@ class Fleet:
 
     def _remove(self, names: Set[str]) -> None:
         """Leave hosts out, as the inventory will when the operator has edited it."""
-        self._removed = names
+        self.removed = names
         self.proxies = [name for name in self.proxies if name not in names]
         self.backends = [name for name in self.backends if name not in names]
         self.services = [
@@ -132,8 +132,12 @@ class Fleet:
         :raises DerivationError: faults of ``return_path_addresses``.
         """
         declared = self._hostvars[backend].get(ADDRESSES_VARIABLE)
-        by_proxy = _return_path_addresses.read(backend, declared, [*self.proxies, *self._removed])
-        return {proxy: addresses for proxy, addresses in by_proxy.items() if proxy not in self._removed}
+        by_proxy = _return_path_addresses.read(backend, declared, [*self.proxies, *self.removed])
+        return {proxy: addresses for proxy, addresses in by_proxy.items() if proxy not in self.removed}
+
+    def variable(self, host: str, name: str) -> Any:
+        """Return a variable of a host as the inventory has it; None if it is not defined."""
+        return self._hostvars[host].get(name)
 
     def declared_strategy(self, backend: str) -> Any:
         """Return ``return_path_strategy`` of a backend as the inventory has it."""

@@ -27,7 +27,7 @@ UNREADABLE, UNDEFINED = "", "null"
 # In a sentence: characters of a value, number of hosts.
 SHOWN_TEXT, SHOWN_HOSTS = 60, 3
 
-HASH_TABLE = "l4proxy_hash_table"
+HASH_TABLE, VIRTUAL_IPS = "l4proxy_hash_table", "l4proxy_virtual_ips"
 
 # Why hosts must not differ in a value, and what to do.
 BOTH_ENDS = (
@@ -54,9 +54,10 @@ def faults(names: Iterable[str], inventory: Hosts) -> list[str]:
     views = {name: inventory[name]["__l4proxy_fleet"] for name in names}
     group = [host for view in views.values() for key in ("proxies", "backends") for host in view.get(key, ())]
     proxies = dict.fromkeys(host for view in views.values() for host in view.get("proxies", ()))
-    return disagreements(services_by_host(views, dict.fromkeys(group), inventory), inventory) or list(
-        _hash_tables(proxies, inventory)
-    )
+    return disagreements(services_by_host(views, dict.fromkeys(group), inventory), inventory) or [
+        *_hash_tables(proxies, inventory),
+        *_virtual_ips(proxies, inventory),
+    ]
 
 
 def disagreements(services: Mapping[str, str], inventory: Hosts) -> list[str]:
@@ -92,6 +93,27 @@ def _hash_tables(proxies: Iterable[str], inventory: Hosts) -> Iterable[str]:
             f"{HASH_TABLE} is {values}; a client would get another backend at each proxy, so set it once, in "
             "group_vars/all"
         )
+
+
+def _virtual_ips(proxies: Iterable[str], inventory: Hosts) -> Iterable[str]:
+    by_host: dict[str, Any] = {}
+    for host in proxies:
+        with suppress(UnreadableVariable):  # as above
+            entries = as_sequence(inventory[host].get(VIRTUAL_IPS))
+            # The interface may have another name on each host.
+            by_host[host] = [
+                {key: each for key, each in one.items() if key != "interface"} if isinstance(one, dict) else one
+                for one in entries
+            ]
+    for host, value in by_host.items():
+        first = next(iter(by_host))
+        difference = _first_difference(VIRTUAL_IPS, by_host[first], value)
+        if difference:
+            path, here, there = difference
+            yield (
+                f"{path} is {_text(here)} on {first}, and {_text(there)} on {host}; all proxies need the same list, so "
+                "set it once, in group_vars/all"
+            )
 
 
 def _unreadable(why: str, hosts: list[str]) -> str:

@@ -15,13 +15,16 @@ from ansible_collections.trueip.l4proxy.plugins.filter import (
     probe_targets,
     return_path,
     return_path_strategy,
+    virtual_ips,
 )
 
 from tests.unit.tables import rows
 
 from ..plugin_utils.fleet_data import WEB, hostvars, view
 
-FILTERS = [forwarder_config, kernel_datapath, local_delivery, probe_targets, return_path, return_path_strategy]
+FILTERS = [
+    forwarder_config, kernel_datapath, local_delivery, probe_targets, return_path, return_path_strategy, virtual_ips,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", FILTERS)
@@ -68,6 +71,11 @@ CHECKS = [
      "l4proxy_hash_table is ring on a, and maglev on a2; a client would get another backend at each proxy, so set it "),
     ("an unknown hash table", [WEB], {"a": {"l4proxy_hash_table": "map"}},
      'hash_table: "map" is not supported; use one of ring, maglev'),
+    ("virtual IPs on one proxy only", [WEB], {"a": {**TWO, "l4proxy_virtual_ips": [{"name": "x", "interface": "e0"}]}},
+     'l4proxy_virtual_ips[0] is {"name": "x"} on a, and missing on a2; all proxies need the same list, so '),
+    ("a virtual IP of no proxy", [WEB],
+     {"a": {"l4proxy_virtual_ips": [{"name": "x", "addresses": ["::2"], "proxies": []}]}},
+     "l4proxy_virtual_ips[0].proxies: must be a list of proxies, that with the highest priority first"),
     ("a wrong setting of a role", [WEB], {"a": {"forwarder_drain_timeout": "soon"}}, "drain_timeout: "),
 ]  # fmt: skip
 
