@@ -155,12 +155,19 @@ def choose(
         best = SOCKET_MARK if routes and not validating else RULES
         chosen = best if hosted and best == SOCKET_MARK else applied_method(known) or best
     if chosen == SOCKET_MARK and validating:
+        name = validating[0]
+        reason = (
+            "the kernel would use the mark to validate the source, and silently drop every reply; set it to 0 (a "
+            f"VPN may have set it), or set {VARIABLE}: {RULES}"
+        )
+        if any(sysctl["name"] == name for sysctl in (known or {}).get("sysctls") or ()):
+            reason = (
+                "this collection has set it, because method rules needs it beside services with datapath: kernel; keep "
+                f"{VARIABLE}: {RULES}, or first run site with datapath: forwarder for its services, until none of "
+                "their connections is left in the kernel"
+            )
         raise DerivationError(
-            [
-                f"{VARIABLE} of {proxy}: socket_mark cannot work while {validating[0]} is {settings[validating[0]]}: "
-                "the kernel would use the mark to validate the source, and silently drop every reply; set it to 0 (a "
-                f"VPN may have set it), or set {VARIABLE}: {RULES}"
-            ]
+            [f"{VARIABLE} of {proxy}: socket_mark cannot work while {name} is {settings[name]}: {reason}"]
         )
     return chosen
 

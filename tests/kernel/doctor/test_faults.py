@@ -130,6 +130,9 @@ FAULTS = {
     "another tool translates the virtual address": Fault(
         "a2", "virtual_address", "translates tcp port 80 of 198.18.0.100",
         table("nat hook prerouting priority -110", "tcp dport 80 dnat ip to 198.18.0.99"), NO_TABLE),
+    "Docker begins to forward after the services": Fault(
+        "a2", "others_forward", "is for packets that this host forwards for others, but these are dropped",
+        table("nat hook postrouting priority 100", "ip saddr 172.17.0.0/16 oifname != docker0 masquerade"), NO_TABLE),
     "masquerading hides the clients of the kernel": Fault(
         "a2", "source_nat", "rewrites the source address of what the kernel forwards to 198.18.0.21",
         table("nat hook postrouting priority 110", "oifname eth0 masquerade"), NO_TABLE),

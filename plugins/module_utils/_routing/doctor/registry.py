@@ -110,6 +110,7 @@ CHECKS = (
     Check(
         "forward_filter", KERNEL, True, kernel_datapath.forward_filter, "no packet filter drops what this host forwards"
     ),
+    Check("others_forward", KERNEL, False, kernel_datapath.others_forward, "no other tool wants this host to forward"),
     Check(
         "forwarding", KERNEL, False, kernel_datapath.forwarding, "this host forwards the families of kernel services"
     ),

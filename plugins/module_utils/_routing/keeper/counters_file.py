@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -69,6 +70,8 @@ class CountersFile:
         self._open_time: float | None = None
         self._text = ""
         self._save_at = 0.0
+        self._saving: threading.Thread | None = None
+        self._not_saved: OSError | None = None
 
     def load(self) -> None:
         """Continue the counts of the previous keeper, also of one before a reboot; ignore a file that is invalid."""
@@ -84,8 +87,16 @@ class CountersFile:
 
     def save(self) -> None:
         """Copy the file to where it outlives a reboot. OSError if it cannot be written."""
+        if self._saving:
+            self._saving.join()
         if self._saved and self._text:
             files.write(self._saved, self._text)
+
+    def _save_in_thread(self, path: str, text: str) -> None:
+        try:
+            files.write(path, text)
+        except OSError as error:
+            self._not_saved = error  # update() raises it
 
     def set_open(self, opened: Mapping[tuple[str, str], int]) -> None:
         """Store the number of open connections, by names of service and backend."""
@@ -97,7 +108,7 @@ class CountersFile:
             self._log[name] += number
 
     def update(self, services: Iterable[KernelService], readings: Mapping[str, counters.Reading]) -> None:
-        """Add up the kernel's counters, and write the file. OSError if it cannot be written."""
+        """Add up the kernel's counters, and write the file. OSError if it, or the last copy, cannot be written."""
         services = list(services)
         names = _names(services)
         totals = add_up(self._totals, readings).items()
@@ -121,12 +132,18 @@ class CountersFile:
         self._text = json.dumps(data) + "\n"
         if self._path:
             files.write(self._path, self._text)
-        if now >= self._save_at:
+        if self._saved and now >= self._save_at and not (self._saving and self._saving.is_alive()):
             self._save_at = now + SAVE
-            self.save()
+            self._saving = threading.Thread(target=self._save_in_thread, args=(self._saved, self._text), daemon=True)
+            self._saving.start()
+        if self._not_saved:
+            error, self._not_saved = self._not_saved, None
+            raise error
 
     def remove(self) -> None:
         """Without services there are no counters."""
+        if self._saving:
+            self._saving.join()
         for path in filter(None, (self._path, self._saved)):
             files.remove(path)
         self._totals, self._text = {}, ""

@@ -114,7 +114,10 @@ def test_socket_mark_is_refused_with_src_valid_mark_of_its_own_interface(device)
         return
     (found,) = errors(local_delivery, fleet("a", settings=settings), "a", "socket_mark")
     sentence = f"socket_mark cannot work while net.ipv4.conf.{device}.src_valid_mark is 1"
-    assert found.startswith(f"forwarder_local_delivery of a: {sentence}")
+    assert found.startswith(f"forwarder_local_delivery of a: {sentence}: the kernel would")
+    ours = {"sysctls": [{"name": f"net.ipv4.conf.{device}.src_valid_mark", "value": "1"}]}
+    (found,) = errors(local_delivery, fleet("a", settings=settings, known={"local_delivery": ours}), "a", "socket_mark")
+    assert found.startswith(f"forwarder_local_delivery of a: {sentence}: this collection has set it")
 
 
 def test_rules_match_the_address_that_the_backend_has_for_this_proxy():

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ..facts.model import FORWARDING, TCP_LOOSE, Facts, KernelTarget, conf
-from ..finding import Finding, fail, fail_or_warn, skip
-from ..firewall.model import DNAT, SYNPROXY, UNTRACK, Packet, Reached, Verdict
+from ..finding import Finding, fail, fail_or_warn, skip, warn
+from ..firewall.model import DNAT, SNAT, SYNPROXY, UNTRACK, Packet, Reached, Verdict
 from .packet_filters import ANY_PORT, CONNTRACK, NO_RULESET, no_ruleset
 
 
@@ -91,6 +91,27 @@ def _dropped(facts: Facts, target: KernelTarget, which: str, verdict: Verdict) -
         f"the kernel forwards them, and every chain at the forward hook must accept them, so {effect}",
         f"accept both directions, also in the tool that makes that rule: {remedy}",
     )
+
+
+def others_forward(facts: Facts) -> Iterator[Finding]:
+    """Source NAT of a tool that forwards too (Docker, a VPN), on a host that did not forward before its services."""
+    if no_ruleset(facts):
+        yield skip(NO_RULESET)
+        return
+    for chain in facts.filters.chains.values():
+        families = [family for family in sorted(facts.only_services) if chain.family in ("inet", family)]
+        for rule in chain.rules if families and chain.hook in ("", "postrouting") else ():
+            if rule.effect == SNAT:
+                yield warn(
+                    chain.table,
+                    f"`{rule.text}` in chain {chain.table} {chain.name} is for packets that this host forwards for "
+                    "others, but these are dropped",
+                    "this host did not forward before its kernel services, so their nft table drops everything else; "
+                    "the tool of that rule (Docker, a VPN) has come later",
+                    "if it should forward: set `datapath: forwarder` for the services of this proxy and run `site`; "
+                    f"`sysctl -w {' '.join(f'{FORWARDING[family]}=1' for family in families)}`, also in /etc/sysctl.d; "
+                    "then set `datapath` back and run `site`",
+                )
 
 
 def virtual_address(facts: Facts) -> Iterator[Finding]:

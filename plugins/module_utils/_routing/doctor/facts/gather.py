@@ -21,7 +21,7 @@ from ...document.documents import Document
 from ...errors import MissingPackage, NotReady, Refused, RoutingError
 from ...host import files, sysctl
 from ...host.runner import MissingCommand
-from ...reconcile import engine, placement, plan
+from ...reconcile import engine, forwarding, placement, plan
 from ...reconcile.host import Host
 from . import forwarder, keeper, packet_filters, proc, route_lookups, systemd
 from .commands import output_of
@@ -93,6 +93,7 @@ def gather(
         redirected=read("the cache of redirects", _redirected, sources),
     )
     facts = replace(facts, settings=read("the kernel's settings", _settings, sources.proc, facts.links))
+    facts = replace(facts, only_services=read("the settings of before", _only_services, facts, sources.host))
     facts = replace(facts, **_packet_filters(reader, sources, documents))
     facts = _with_kernel(reader, facts, sources.host)
     facts = replace(facts, backends=read("the backends", route_lookups.backends, facts))
@@ -111,6 +112,10 @@ def _settings(proc_directory: str, names: Iterable[str]) -> dict[str, str]:
     root = os.path.join(proc_directory, "sys")
     values = {name: files.read(sysctl.file_of(name, root)) for name in (*SETTINGS, *per_link)}
     return {name: value.strip() for name, value in values.items() if value is not None}
+
+
+def _only_services(facts: Facts, host: Host) -> frozenset[str]:
+    return frozenset().union(*(forwarding.strangers(document, host.sysctls) for document in facts.kernel_datapath))
 
 
 def _with_kernel(reader: Reader, facts: Facts, host: Host) -> Facts:

@@ -260,6 +260,8 @@ class Facts:
     ruleset: Ruleset | None = None
     # By destination address of a DNAT rule: the interface that leads there.
     translated: Mapping[str, str] = field(default_factory=dict)
+    # Families in which this host forwards only its kernel services, because it did not forward before them.
+    only_services: frozenset[str] = frozenset()
     # Whether our own rules restore the mark of forwarded packets.
     restores_forwarded: bool = False
     sockets: tuple[Socket, ...] = ()

@@ -75,7 +75,7 @@ def test_an_unread_fact_makes_checks_skip_and_never_report_a_problem(facts, name
     assert all(found.what == "it hangs" for found in findings if found.id in skipped)
     if name == "ruleset":
         filters = {"firewall", "source_nat", "mark_clobbered", "untracked", "relayed", "containers", "marks"}
-        filters |= {"forward_filter", "virtual_address"}
+        filters |= {"forward_filter", "others_forward", "virtual_address"}
         assert skipped == filters & {check.id for check in registry.CHECKS if check.applies_to(facts)}
 
 

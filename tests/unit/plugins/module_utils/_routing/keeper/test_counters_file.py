@@ -7,11 +7,15 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.counters import Reading
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.render import counter_name
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.host import files
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper.counters_file import CountersFile, add_up
+
+from tests.support.waiting import eventually
 
 from .test_service_connections import service
 
@@ -68,6 +72,7 @@ def test_a_copy_continues_the_totals_after_a_reboot(tmp_path, boot, total):
     path, saved = tmp_path / "run.json", tmp_path / "saved.json"
     first = CountersFile(str(path), lambda: 100.0, str(saved), lambda: "same\n")
     first.update([WEB], {NEW: Reading(3, 0)})
+    first.save()
     path.unlink()  # as systemd does when the keeper stops
     second = CountersFile(str(path), lambda: 200.0, str(saved), lambda: boot)
     second.load()
@@ -75,11 +80,35 @@ def test_a_copy_continues_the_totals_after_a_reboot(tmp_path, boot, total):
     second.update([WEB], {NEW: Reading(4, 0)})
     assert read(path)["services"]["web"]["backends"]["b"]["connections"] == total
     second.update([WEB], {NEW: Reading(5, 0)})
-    assert read(saved)["services"]["web"]["backends"]["b"]["connections"] == total, "saved once a minute"
+    eventually(lambda: read(saved)["services"]["web"]["backends"]["b"]["connections"] == total, "saved once a minute")
     second.save()
     assert read(saved)["services"]["web"]["backends"]["b"]["connections"] == total + 1
     second.remove()
     assert not saved.exists()
+
+
+def test_a_disk_that_hangs_or_is_full_delays_nothing_but_the_copy(tmp_path, monkeypatch):
+    path, saved, disk = tmp_path / "run.json", tmp_path / "saved.json", threading.Event()
+    write, full = files.write, [True]
+
+    def slow(name, text):
+        if name == str(saved):
+            assert disk.wait(10)
+            if full and full.pop():
+                raise OSError("no space")
+        write(name, text)
+
+    monkeypatch.setattr(files, "write", slow)
+    times = iter((100.0, 200.0, 300.0))
+    file = CountersFile(str(path), lambda: next(times), str(saved), lambda: "same")
+    for number in (1, 2):
+        file.update([WEB], {NEW: Reading(number, 0)})
+        assert read(path)["services"]["web"]["backends"]["b"]["connections"] == number
+    disk.set()
+    file.save()
+    assert read(saved) == read(path)
+    with pytest.raises(OSError, match="no space"):
+        file.update([WEB], {})
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 2}', '{"schema": 1, "counters": {"x": 1}}'])

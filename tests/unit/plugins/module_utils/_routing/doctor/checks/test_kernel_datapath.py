@@ -70,6 +70,7 @@ STATE = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["esta
 STATUS = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}}
 ESTABLISHED = "FORWARD -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT"
 ACCEPTED = (f"FORWARD -d {B} -p tcp --dport 8080 -j ACCEPT", f"FORWARD -s {B} -p tcp --sport 8080 -j ACCEPT")
+DOCKER = "POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"
 PROBLEMS = [
     (kernel(drift=(Drift("kernel_datapath", (Change("services", "restore", (SERVICE,), (SERVICE,)),)),)),
      "fail kernel_services", "restore the nft table of services"),
@@ -94,6 +95,8 @@ PROBLEMS = [
      "fail virtual_address", "answers in place of tcp port 80"),
     (filtered("POSTROUTING -o eth0 -j MASQUERADE", table="nat", forwarder=None), "fail source_nat",
      "rewrites the source address of what the kernel forwards to 198.18.0.21"),
+    (filtered(DOCKER, table="nat", only_services=frozenset({"ipv4"})), "warn others_forward",
+     "`sysctl -w net.ipv4.ip_forward=1`"),
     (setting(kernel(kernel_targets=REFUSED), conf__eth0__rp_filter="1"), "fail rp_filter",
      "Clients' packets to 198.18.0.100 arrive there"),
     (kernel(conntrack=Conntrack(950, 1000)), "fail conntrack", "the kernel forwards no connection without an entry"),
@@ -106,7 +109,8 @@ FINE = [
     ("forward_filter", filtered(*ACCEPTED, policy="DROP")),
     ("forward_filter", filtered("FORWARD -i docker0 -j DROP")),
     ("virtual_address", filtered("PREROUTING -p tcp --dport 81 -j REDIRECT", table="nat")),
-    ("source_nat", filtered("POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE", table="nat")),
+    *[(check, filtered(DOCKER, table="nat")) for check in ("source_nat", "others_forward")],
+    ("others_forward", filtered(DOCKER, table="nat", only_services=frozenset({"ipv6"}))),
     ("rp_filter", kernel(kernel_targets=REFUSED)),
     ("conntrack", proxy(conntrack=Conntrack(950, 1000), **GIVEN)),
 ]
