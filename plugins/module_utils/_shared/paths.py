@@ -10,6 +10,7 @@ DOCUMENTS = "/etc/l4proxy/routing.d"  # state documents, the keeper's input
 SYSCTL_MEMORY = "/var/lib/l4proxy/sysctl.json"  # values of sysctls before ours
 RUNTIME_DIRECTORY = "/run/l4proxy"  # of the forwarder, if systemd gives no other
 RUNTIME_FILE = f"{RUNTIME_DIRECTORY}/forwarder.json"  # what the running forwarder has loaded
+ADMIN_SOCKET = f"{RUNTIME_DIRECTORY}/admin.sock"  # of the forwarder, if its config names no other one
 BACKEND_STATES = f"{RUNTIME_DIRECTORY}/backends.json"  # which backends of kernel services serve, by the forwarder
 KEEPER_STATE = "/run/l4proxy-keeper/state.json"
 DATAPATH_COUNTERS = "/run/l4proxy-keeper/datapath.json"  # of kernel services, by the keeper

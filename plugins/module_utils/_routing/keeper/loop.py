@@ -27,6 +27,7 @@ from typing import Any
 from ..document.documents import Document
 from ..reconcile.host import Host
 from . import attribution, fingerprint
+from .announcer import Announcer
 from .counters_file import CountersFile
 from .kernel_services import KernelServices
 from .monitor import Notification
@@ -71,6 +72,7 @@ class Keeper:
         self._services = KernelServices(
             self._host, monitor, counters or CountersFile(), lambda: documents.changed, clock, cpu
         )
+        self._announcer = Announcer(host.make_kernel, host.admin_socket, monitor, clock, state.clock)
         self._schedule = Schedule(clock())
         self._result = PassResult()
         # The fingerprint of iptables-legacy before the last pass; None if that pass changed it.
@@ -90,10 +92,9 @@ class Keeper:
         pending: list[Notification] = []
         while not {signal.SIGTERM, signal.SIGINT} & set(received):
             now = self._clock()
-            notifications = self._monitor.wait(
-                min(self._schedule.sleep(now), self._proxies.sleep(now), self._services.sleep(now))
-            )
-            if self._proxies.tend():
+            waits = (self._schedule, self._proxies, self._services, self._announcer)
+            notifications = self._monitor.wait(min(each.sleep(now) for each in waits))
+            if self._proxies.tend() | self._announcer.tend():
                 self._publish()
             if self._services.tend(self._monitor.ready):
                 self._schedule.notified(self._clock(), urgent=True)
@@ -153,6 +154,7 @@ class Keeper:
         self._schedule.passed(now, changes, result.is_incomplete, result.failed, result.next_due, cost)
         self._monitor.watch(result.interest)
         self._proxies.follow(result.documents)
+        self._announcer.follow(result.documents, complete=not result.problems)
         # A pass with problems may not have come to the services.
         if result.served or not result.problems:
             self._services.follow(result.served)
@@ -238,7 +240,8 @@ class Keeper:
     def _publish(self) -> None:
         self._send_watchdog(self._clock())
         self._state.reverted = self._schedule.reverted if self._schedule.reverted >= CONFLICT else 0
-        self._state.update(self._result, self._proxies.problems, self._proxies.silent)
+        problems = [*self._proxies.problems, *self._announcer.problems]
+        self._state.update(self._result, problems, self._proxies.silent, self._announcer.state)
         if not self._status_line:
             self._notify(READY)
         if self._state.status_line != self._status_line:

@@ -9,6 +9,8 @@
  "documents": {OWNER: {"state": "in place" | "waiting" | "refused", "since": time}},
  "problems": [sentence, ...],
  "silent": [{"proxy": name, "address": address, "since": time}, ...],  (dead next hops of routes with fallbacks)
+ "announced": null or {"addresses": [address, ...], "state": "announced" | "withdrawing" | "not announced",
+               "since": time, "why": sentence},   (addresses that routing daemons announce)
  "repairs": {"total": int, "by_kind": {"rule": int, ...}},
  "retiring": {OWNER: int}, "connections_cut": int,
                              (objects that are kept while connections need them; connections that limits have cut)
@@ -66,6 +68,7 @@ class StateFile:
     _since: dict[str, tuple[str, float]] = field(default_factory=dict)
     _problems: list[str] = field(default_factory=list)
     _silent: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _announced: dict[str, Any] | None = None
     _retiring: dict[str, int] = field(default_factory=dict)
     _written: str = ""
 
@@ -87,7 +90,11 @@ class StateFile:
         self._since.pop(repair.owner, None)
 
     def update(
-        self, result: PassResult, problems: Iterable[str] = (), silent: Mapping[str, tuple[str, float]] | None = None
+        self,
+        result: PassResult,
+        problems: Iterable[str] = (),
+        silent: Mapping[str, tuple[str, float]] | None = None,
+        announced: dict[str, Any] | None = None,
     ) -> None:
         """Store the state of each document after a pass, and the proxies that do not answer: (name, since) by address.
 
@@ -101,6 +108,7 @@ class StateFile:
                 self._since[owner] = (state, self.clock())
         self._problems = [*result.problems, *problems]
         self._silent = dict(silent or {})
+        self._announced = announced and {**announced, "since": timestamp(announced["since"])}
         self._retiring = {owner: len(outcome.retiring) for owner, outcome in result.outcomes.items()}
 
     @property
@@ -113,6 +121,9 @@ class StateFile:
             parts.append(f"keeping {owners}: in place since {self._time(max(placed))}")
         elif not parts:
             parts.append("nothing to keep: no documents")
+        if self._announced:
+            why = "" if self._announced["state"] == "announced" else f" ({self._announced['why']})"
+            parts.append(f"{', '.join(self._announced['addresses'])}: {self._announced['state']}{why}")
         retiring = sum(self._retiring.values())
         if retiring:
             objects = (
@@ -164,6 +175,7 @@ class StateFile:
                 {"proxy": name, "address": address, "since": timestamp(since)}
                 for address, (name, since) in self._silent.items()
             ],
+            "announced": self._announced,
             "repairs": {"total": self.total, "by_kind": self.kinds},
             "retiring": self._retiring,
             "connections_cut": self.cut,

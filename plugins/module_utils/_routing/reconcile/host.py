@@ -44,6 +44,8 @@ class Host:
     make_datapath: Callable[[Any], Any] = Datapath
     # What the forwarder's checker says of the backends of kernel services.
     backend_states: Callable[[], backend_states.States] = field(default_factory=backend_states.Reader)
+    # Where the keeper asks the forwarder whether it is healthy.
+    admin_socket: str = paths.ADMIN_SOCKET
 
 
 def locked(host: Host, unless: bool) -> contextlib.AbstractContextManager[None]:
