@@ -88,6 +88,7 @@ def roles_of(variables: Mapping[str, Any]) -> dict[str, Any]:
         },
         "return_path": given(RETURN_PATH),
         "virtual_ip": {},
+        "announce": {},
     }
     return {
         role: options if variables.get(f"{role}_state", "present") == "present" else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._announce import announce
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError, collect
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._forwarder_config import forwarder_config
@@ -23,7 +24,7 @@ def check_fleet(views: Iterable[tuple[Fleet, Mapping[str, Any]]]) -> None:
 
     :param views: for each host the fleet as seen from it, and the options of its roles (None: the role is absent):
         ``forwarder`` (``config``: settings of the config; ``local_delivery``: options of that derivation),
-        ``return_path`` (options of that derivation) and ``virtual_ip`` (none).
+        ``return_path`` (options of that derivation), ``virtual_ip`` and ``announce`` (none).
     :raises DerivationError: with every fault of every host, each once.
     """
     errors: list[str] = []
@@ -38,6 +39,8 @@ def check_fleet(views: Iterable[tuple[Fleet, Mapping[str, Any]]]) -> None:
             collect(errors, local_delivery, fleet, name, **forwarder.get("local_delivery", {}))
         if roles.get("virtual_ip") is not None and name in fleet.proxies:
             collect(errors, virtual_ips, fleet, name)
+        if roles.get("announce") is not None and name in fleet.proxies:
+            collect(errors, announce, fleet, name)
         if roles.get("return_path") is not None and name in fleet.backends:
             collect(errors, return_path, fleet, name, **roles["return_path"])
     collect(errors, refuse_duplicate_ids, ids)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.trueip.l4proxy.plugins.filter import (
+    announce,
     check_fleet,
     forwarder_config,
     kernel_datapath,
@@ -23,7 +24,8 @@ from tests.unit.tables import rows
 from ..plugin_utils.fleet_data import WEB, hostvars, view
 
 FILTERS = [
-    forwarder_config, kernel_datapath, local_delivery, probe_targets, return_path, return_path_strategy, virtual_ips,
+    announce, forwarder_config, kernel_datapath, local_delivery, probe_targets, return_path, return_path_strategy,
+    virtual_ips,
 ]  # fmt: skip
 
 
