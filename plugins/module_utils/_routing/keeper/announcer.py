@@ -141,15 +141,20 @@ class Announcer:
                     self._adopt(present, now)
                 if verdict:
                     self._decide(verdict, now)
-                ours = {each.token(metric) for each in self._addresses for metric in (ANNOUNCED, GRACEFUL)}
+                if self._question and self._question.fault and self._metric and not present & self._tokens():
+                    # Its unit has removed them: it has ended, and the hold time begins anew.
+                    self._decide(Verdict(False, None, self._question.fault), now)
                 wanted = {each.token(self._metric) for each in self._addresses} if self._metric else set()
-                # Adding first: between two tokens the address would be withdrawn.
-                for route in wanted - present:
+                # Adding first: between two tokens the address would be withdrawn. A lost one is added after an answer.
+                for route in wanted - present if verdict else ():
                     kernel.set_route(route, PROTOCOL)
-                for route in present & ours - wanted:
+                for route in present & self._tokens() - wanted:
                     kernel.remove_route(route, PROTOCOL)
         except (NetlinkError, OSError, RoutingError) as error:
             self._fault = f"cannot change what is announced of {', '.join(self._names())}: {reason(error)}"
+
+    def _tokens(self) -> set[Any]:
+        return {each.token(metric) for each in self._addresses for metric in (ANNOUNCED, GRACEFUL)}
 
     def _adopt(self, present: set[Any], now: float) -> None:
         """Continue with what an earlier keeper announced."""

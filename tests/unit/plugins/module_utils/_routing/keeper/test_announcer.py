@@ -140,6 +140,15 @@ def test_a_lost_token_is_restored_and_a_kernel_that_refuses_is_reported():
     assert (host.run(0.6), host.announcer.problems) == ({1}, [])
 
 
+def test_a_forwarder_that_has_ended_and_whose_unit_has_removed_the_tokens_has_to_hold_again():
+    host = Host()
+    host.run(11)
+    host.tokens = [OTHERS]
+    assert host.run(0.6, REFUSED) == set()
+    assert host.run(9) == set()
+    assert host.run(2) == {1}
+
+
 def test_without_a_document_nobody_is_asked_and_an_incomplete_pass_changes_nothing():
     host = Host()
     host.run(11)
