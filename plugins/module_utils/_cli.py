@@ -62,6 +62,24 @@ def _top(arguments: argparse.Namespace) -> int:
     return cli_views.run(lambda: cli_views.top(path, arguments.interval))
 
 
+def _healthy(arguments: argparse.Namespace) -> int:
+    from . import _healthy as command
+
+    values = {"service": arguments.service, "need_backend": arguments.need_backend}
+    request = {key: json.dumps(value)[1:-1] for key, value in values.items() if value}
+    healthy, sentence = command.ask(arguments.socket or command.default_socket(), request)
+    sys.stdout.write(f"{sentence}\n")
+    return 0 if healthy else EXIT_FAULT
+
+
+def _first_tier(arguments: argparse.Namespace) -> int:
+    from ._forwarder.admin import cli_views, client
+
+    path = arguments.socket or client.default_socket()
+    reason = getattr(arguments, "reason", None)
+    return cli_views.run(lambda: cli_views.change_first_tier(path, arguments.command, reason))
+
+
 def _set_backend_state(arguments: argparse.Namespace) -> int:
     from ._forwarder.admin import cli_views, client
 
@@ -215,10 +233,29 @@ def _add_admin_commands(commands: Any) -> None:
         parsers[name].add_argument(
             "--kill", action="store_true", help="wait, and end the connections that are left at the timeout"
         )
-    for parser in (status, top, *_add_session_commands(commands), *parsers.values()):
+    tier = _add_first_tier_commands(commands)
+    for parser in (status, top, *tier, *_add_session_commands(commands), *parsers.values()):
         parser.add_argument(
             "--socket", metavar="FILE", help="admin socket; default: admin.sock in the runtime directory"
         )
+
+
+def _add_first_tier_commands(commands: Any) -> list[argparse.ArgumentParser]:
+    """Add the commands about the first tier; return their parsers."""
+    healthy = _add(commands, "healthy", "say whether this proxy should get clients; exit status 0 or 1")
+    healthy.add_argument("--service", metavar="SERVICE", help="clients of this service")
+    healthy.add_argument(
+        "--need-backend",
+        choices=("none", "any", "each"),
+        help="services that must have a backend that is up; default: as configured",
+    )
+    healthy.set_defaults(run=_healthy)
+    withdraw = _add(commands, "withdraw", "take this proxy out of the first tier; it goes on serving")
+    withdraw.add_argument("--reason", metavar="TEXT", help="shown by `healthy` and `status`")
+    rejoin = _add(commands, "rejoin", "undo withdraw")
+    for parser in (withdraw, rejoin):
+        parser.set_defaults(run=_first_tier)
+    return [healthy, withdraw, rejoin]
 
 
 def _add_session_commands(commands: Any) -> list[argparse.ArgumentParser]:

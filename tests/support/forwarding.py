@@ -17,6 +17,7 @@ import time
 import zipfile
 from pathlib import Path
 
+from ansible_collections.trueip.l4proxy.plugins.module_utils import _healthy
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils import _archive
 
 from tests.lab import netns, wiring
@@ -180,6 +181,10 @@ class Forwarder:
         """Run ``l4proxy reload --wait``; the caller checks the exit status."""
         argv = [sys.executable, "-c", netns.CLI, "reload", "--wait"]
         return wiring.run(argv, check=False, timeout=90, env={**netns.cli_environment(), **self.environment})
+
+    def healthy(self, **request: str) -> tuple[bool, str]:
+        """Ask like ``l4proxy healthy``; return its answer and sentence."""
+        return _healthy.ask(str(self.directory / "admin.sock"), request)
 
     def change_archive(self) -> None:
         """Install another archive, of the same code: the next reload makes new processes."""

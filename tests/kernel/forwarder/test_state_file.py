@@ -91,6 +91,9 @@ def test_a_start_goes_on_with_the_state_file(lab, stored, end):
         answer = forwarder.ask(op, backend=backend, service="web", weight=weight)
         assert answer == {"ok": True, "changed": True, "services": ["web"]}
         assert json.loads(stored.file.read_text())["overrides"], "it is on the disk when the answer comes"
+    assert [forwarder.ask("withdraw", reason="new disk")["changed"] for _time in range(2)] == [True, False]
+    withdrawn = (False, "this proxy should not get clients: an operator has withdrawn it (new disk)")
+    assert forwarder.healthy() == withdrawn
     words = {"web b": ("draining", 1), "web d": ("ready", 7)}
     assert said(forwarder) == words
     forwarder.settled()
@@ -104,13 +107,17 @@ def test_a_start_goes_on_with_the_state_file(lab, stored, end):
     with stored(document(lab), directory=restarted(forwarder)) as second:
         assert second.log("state restored")[0]["not_in_config"] == []
         assert said(second) == words
-        assert counted(second) == before
+        assert second.healthy() == withdrawn
+        assert second.reload().returncode == 0
+        assert second.healthy() == withdrawn
+        assert counted(second)[:-1] == before[:-1]
         assert tcp.get(lab, lab["a"].ipv4, WEB)
         eventually(lambda: counted(second)[0] == 7, "it counts on", second.show)
         assert second.status()["state_file"]["error"] is None
     stored.file.unlink()
     with stored(document(lab), directory=restarted(forwarder)) as third:
         assert (said(third), counted(third)[0]) == ({}, 0), "the control"
+        eventually(lambda: third.healthy()[0], "it is healthy", third.show)
 
 
 def restarted(forwarder):

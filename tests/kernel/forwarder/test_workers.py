@@ -90,6 +90,28 @@ def test_status_shows_a_hanging_worker(lab, forwarder):
 
 
 @pytest.mark.ipv4_only
+@pytest.mark.parametrize(("name", "sentence"), [
+    ("l4-worker1", "worker 1 does not beat since 1."),
+    ("l4-checker", "the health checker does not beat since 1."),
+    (None, "the forwarder does not answer within 0.8 s"),
+])  # fmt: skip
+def test_a_hanging_process_makes_the_proxy_unhealthy(lab, forwarder, name, sentence):
+    forwarder.serve()
+    eventually(lambda: forwarder.healthy()[0] and forwarder.children("l4-checker"), "it is healthy")
+    (pid,) = forwarder.children(name) if name else [forwarder.process.pid]
+    os.kill(pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    try:
+        while (answer := forwarder.healthy())[0]:
+            time.sleep(0.01)
+        assert time.monotonic() - stopped < 1.5
+        assert sentence in answer[1]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: forwarder.healthy() == (True, "this proxy should get clients"), "it is healthy again")
+
+
+@pytest.mark.ipv4_only
 def test_a_paused_machine_restarts_no_worker(lab, forwarder):
     everybody = [*forwarder.workers(), *forwarder.children("l4-checker"), forwarder.process.pid]
     for pid in everybody:

@@ -140,6 +140,19 @@ def _report_silent(answer, more=""):
     return 1 if silent else 0
 
 
+def change_first_tier(path, op, reason=None):
+    """Take this proxy out of the first tier (``op`` withdraw) or put it back (rejoin); print a sentence, return 0."""
+    answer = client.ask(path, op, reason=reason)
+    _report_not_saved(answer)
+    sys.stdout.write(f"{answer['sentence']}\n")
+    return 0
+
+
+def _report_not_saved(answer):
+    if "not_saved" in answer:
+        sys.stderr.write(f"not saved, and lost at a stop or reboot: {answer['not_saved']}\n")
+
+
 def set_backend_state(path, op, backend, service, timeout=None, force=False):
     """Drain a backend, put it into maintenance or make it ready, in one service or (None) in all that have it.
 
@@ -149,8 +162,7 @@ def set_backend_state(path, op, backend, service, timeout=None, force=False):
     answer = client.ask(path, op, backend=backend, service=service)
     state = {"drain": "draining", "maintenance": "in maintenance", "ready": "ready"}[op]
     services = ", ".join(answer["services"])
-    if "not_saved" in answer:
-        sys.stderr.write(f"not saved, and lost at a stop or reboot: {answer['not_saved']}\n")
+    _report_not_saved(answer)
     if timeout is not None:
         remaining = client.wait_until_empty(path, backend, service, timeout)
         ended = ""

@@ -13,6 +13,7 @@
 {"op": "clients", "by": "sessions" | "bytes", "limit", SELECTORS}: the clients that have the most (top_clients.py)
 {"op": "kill", SELECTORS, of which at least one is required}
 {"op": "log_level", "level": NAME or null (as configured)}
+{"op": "healthy" | "withdraw" | "rejoin", …}: see first_tier.py
 
 SELECTORS are "generation": int, "service", "backend" and "client": ADDRESS or NETWORK; a session must match all.
 The answers to "sessions", "clients" and "kill" have the key "in_kernel" if the kernel has connections of the selected
@@ -38,7 +39,7 @@ from ..counters import agent_state
 from ..counters.overrides import Overrides
 from ..counters.shared_memory import DISABLED
 from ..loop.log import LEVELS, Log
-from . import kernel_services, top_clients
+from . import first_tier, kernel_services, top_clients
 from .protocols import at_once
 from .snapshot import Snapshot
 from .status import pieces, status
@@ -69,6 +70,15 @@ class Forwarder(Protocol):
 
     def save(self, then: Callable[[str | None], object]) -> None:
         """Save the overrides; call ``then`` with None when they are, or else with the reason, one sentence."""
+
+    def first_tier(self, backends: bool) -> first_tier.Facts:
+        """Return what decides whether this proxy should get clients; ``backends``: they count, too."""
+
+    def withdraw(self, reason: str) -> None:
+        """Take this proxy out of the first tier."""
+
+    def rejoin(self) -> None:
+        """Undo withdraw()."""
 
     def set_log_level(self, level: str | None) -> None:
         """Set the level of all processes; None: as configured."""
@@ -107,8 +117,11 @@ class Admin:
             "clients": self._clients,
             "kill": self._kill,
         }
-        self._overriding = {"weight": self._weight, **dict.fromkeys(STATES, self._state)}
-        self._commands = {"log_level": self._log_level, **self._overriding}
+        tier = first_tier.FirstTier(forwarder)
+        overriding = {"withdraw": tier.withdraw, "rejoin": tier.rejoin}
+        self._unconfigured = {"healthy": tier.healthy, **overriding}  # commands that need no config
+        self._overriding = {"weight": self._weight, **dict.fromkeys(STATES, self._state), **overriding}
+        self._commands = {"log_level": self._log_level, **self._unconfigured, **self._overriding}
 
     def answer(self, client, line):
         """Answer one line of a client (connection.Connection), at once or later."""
@@ -117,9 +130,9 @@ class Admin:
             request = json.loads(line)
             if not isinstance(request, dict):
                 raise Refused("a request must be a JSON object")
-            if self._forwarder.config is None:
-                raise Refused(NOT_SERVING)
             op = request.get("op") if isinstance(request.get("op"), str) else None
+            if self._forwarder.config is None and op not in self._unconfigured:
+                raise Refused(NOT_SERVING)
             if op in self._deferred:
                 self._deferred[op](client, request)
                 return
@@ -129,6 +142,8 @@ class Admin:
             reply = self._commands[op](request)
         except Refused as error:
             reply = {"ok": False, "error": str(error), **({"reason": error.reason} if error.reason else {})}
+        except first_tier.WrongRequest as error:
+            overrides, reply = False, {"ok": False, "error": str(error)}
         except (ValueError, RecursionError):
             reply = {"ok": False, "error": "a request must be one JSON object on one line"}
         if overrides:

@@ -25,7 +25,7 @@ class Process:
     state: str  # starting, serving or draining
     started: float
     covers: list[int]  # slots that it serves besides its own
-    silent: float | None  # seconds since its last heartbeat; None: it has not written one yet, or never does
+    silent: float | None  # seconds since its last heartbeat, or its start; None: it starts, or never writes one
     sessions: int  # open sessions
 
 

@@ -86,6 +86,7 @@ WORKERS = Range(0, 64, 0)  # 0: one per core
 LOG_FORMATS = ("json", "logfmt")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_LOG_LEVEL = "info"
+HEALTHY_NEEDS = NONE, ANY, EACH = "none", "any", "each"  # services that need a backend for this proxy to be healthy
 MIN_SOURCE_PORTS = 64
 MAX_SOCKET_PATH = 100  # bytes; sun_path has 108 (unix(7)), and the socket is first made under a longer name
 

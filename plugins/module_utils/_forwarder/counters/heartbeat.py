@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-BEAT = 1.0  # seconds an idle process may sleep without writing the time
+BEAT = 0.5  # seconds an idle process may sleep without writing the time; in version 0.2.0 and before: 1.0
 INTERVAL = 1.0  # seconds between two checks
 LATE = 1.0  # seconds by which a check may be late; if it is later, all limits start anew
 SUSPECT = 2.5  # seconds without a heartbeat after which the status shows a process as hung
@@ -33,6 +33,10 @@ class Monitor:
         self._limits_since = now
         self._checked = now
         self._suspects = {}  # pid -> (time of the first check that found it silent, seconds of CPU it had used then)
+
+    def since(self, now):
+        """Return the time from which all limits count; now, if the next check is late."""
+        return now if now - self._checked > INTERVAL + LATE else self._limits_since
 
     def check(self, now, beats):
         """Return {pid: reason} of the processes that hang; ``beats`` is {pid: time of the last heartbeat}."""

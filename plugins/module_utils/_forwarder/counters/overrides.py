@@ -1,7 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Overrides by operators: drain, maintenance and weight of a backend. They last over reloads, until it is removed."""
+"""Overrides by operators: drain, maintenance and weight of a backend, and whether this proxy is withdrawn.
+
+They last over reloads; those of a backend until it is removed.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,14 @@ from . import shared_memory
 
 
 class Overrides:
-    """{(service, backend): {"state": ..., "weight": ...}}; a missing key means ready, or the weight of the config."""
+    """{(service, backend): {"state": ..., "weight": ...}}; a missing key means ready, or the weight of the config.
+
+    ``withdrawn`` is {"since": time, "reason": text} if an operator has taken this proxy out of the first tier.
+    """
 
     def __init__(self):
         self._overrides = {}
+        self.withdrawn: dict[str, str] | None = None
 
     def records(self):
         """Return all overrides as JSON for the next program."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..admin import kernel_services
+from ..admin import first_tier, kernel_services, runtime_file
 from ..admin.snapshot import Snapshot
 from ..counters.overrides import Overrides
+from ..counters.shared_memory import EPOCH_ADMIN, EPOCH_HEALTH
 from . import listeners
 from .children import CHECKER, WORKER, publish_states
 from .generation import Generations
@@ -44,6 +45,11 @@ class Control:
         self._log_settings = log_settings
         self._results = results
         self._saver = saver
+        self._live = (0, 0.0)  # number of the live generation, and when it was first seen
+        self._served: tuple[object, frozenset[str]] = (
+            None,
+            frozenset(),
+        )  # epochs, services without backend
 
     @property
     def config(self):
@@ -82,6 +88,50 @@ class Control:
     def _kernel_numbers(config):
         has_any = config and any(service.in_kernel for service in config.services)
         return kernel_services.read() if has_any else kernel_services.NO_NUMBERS
+
+    def first_tier(self, backends: bool) -> first_tier.Facts:
+        """Return what decides whether this proxy should get clients; ``backends``: they count, too."""
+        live, now, stopping = self._generations.live, self._loop.now(), self._pool.stopping
+        if live is None:
+            return first_tier.Facts(stopping=stopping, withdrawn=self.overrides.withdrawn)
+        if self._live[0] != live.number:
+            self._live = (live.number, now)
+        since = max(self._live[1], self._pool.heartbeats.since(now))
+        workers = [one for one in self._pool.processes(WORKER) if one.generation == live.number]
+        checkers = [one for one in self._pool.processes(CHECKER) if one.generation == live.number]
+        beats = (live.region.beat(place) for place in range(live.slots + 1))
+        return first_tier.Facts(
+            generation=live.number,
+            live_for=now - since,
+            stopping=stopping,
+            config=live.config,
+            workers=tuple(workers),
+            slots=live.slots,
+            checker=checkers[0] if checkers else None,
+            beats=tuple(None if beat is None else now - beat for beat in beats),
+            asleep=first_tier.asleep([*workers, *checkers]),
+            failed=listeners.failures(live.config, live.failed) if live.config else {},
+            without_backend=self._without_backend(live, now) if backends else frozenset(),
+            withdrawn=self.overrides.withdrawn,
+        )
+
+    def _without_backend(self, live, now):
+        """Return the services without a backend that is up; look anew only if a state has changed."""
+        epochs = (live.number, *(live.region.cells[cell] for cell in (EPOCH_HEALTH, EPOCH_ADMIN)))
+        if live.config and self._served[0] != epochs:
+            found = first_tier.without_backend(live.config, live.region, self.overrides, now)
+            self._served = (epochs, found)
+        return self._served[1]
+
+    def withdraw(self, reason: str):
+        """Take this proxy out of the first tier."""
+        self.overrides.withdrawn = {"since": runtime_file.timestamp(), "reason": reason}
+        self.log.event("withdrawn", reason=reason)
+
+    def rejoin(self):
+        """Undo withdraw()."""
+        self.overrides.withdrawn = None
+        self.log.event("rejoined")
 
     def publish_overrides(self):
         """Make the overrides known to all workers, also to those that drain: one may still try another backend."""

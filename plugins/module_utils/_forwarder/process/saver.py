@@ -102,12 +102,14 @@ class Saver:
             return
         self._overrides.adopt(saved["overrides"])
         self._overrides.settle(config)
+        self._overrides.withdrawn = saved.get("withdrawn")
         restored = self._overrides.records()
         self._generations.continue_from(saved_counters.restore(saved["counters"], generation.region))
         self._pool.restarts, self._old.sessions_ended = saved["restarts"], saved["drain_memory_ended"]
         self._results.counts = {key: saved["reloads"][key] for key in ("ok", "failed")}
         forgotten = [record for record in saved["overrides"] if record not in restored]
-        log.event("state restored", written=saved["written"], overrides=restored, not_in_config=forgotten)
+        withdrawn = {"withdrawn": self._overrides.withdrawn} if self._overrides.withdrawn else {}
+        log.event("state restored", written=saved["written"], overrides=restored, not_in_config=forgotten, **withdrawn)
 
     def _set_aside(self):
         try:
@@ -174,6 +176,7 @@ class Saver:
     def _document(self) -> dict[str, Any]:
         return {
             "overrides": self._overrides.records(),
+            "withdrawn": self._overrides.withdrawn,
             "restarts": self._pool.restarts,
             "reloads": self._results.counts,
             "drain_memory_ended": self._old.sessions_ended,

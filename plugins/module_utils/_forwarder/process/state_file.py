@@ -5,6 +5,7 @@
 
 {"schema": 1, "written": "2026-01-31T12:00:00Z",
  "overrides": [[service, backend, {"state": "draining" or "maintenance", "weight": int}]] (overrides.py),
+ "withdrawn": {"since": time, "reason": str} or null (version 0.1.0 does not have the key),
  "counters": {…} (saved_counters.py), "restarts": int, "reloads": {"ok": int, "failed": int}, "drain_memory_ended": int}
 
 It is in systemd's $STATE_DIRECTORY; without one, nothing is stored. The directory belongs to the forwarder's user, so
@@ -80,6 +81,9 @@ def _check(document):
         raise ValueError("written: is not a time")
     if not isinstance(document.get("overrides"), list) or not all(map(_is_override, document["overrides"])):
         raise ValueError("overrides: are not [service, backend, {state, weight}]")
+    withdrawn = document.get("withdrawn")
+    if withdrawn is not None and not _is_withdrawal(withdrawn):
+        raise ValueError("withdrawn: is not {since, reason}")
     saved_counters.check(document.get("counters"))
     reloads = document.get("reloads")
     reloads = reloads if isinstance(reloads, dict) else {}
@@ -98,6 +102,10 @@ def _is_override(record):
     is_state = "state" not in override or override["state"] in ADMIN_STATES[READY + 1 :]
     is_weight = "weight" not in override or is_whole(override["weight"], 1, WEIGHT.high)
     return bool(override) and is_state and is_weight
+
+
+def _is_withdrawal(value):
+    return isinstance(value, dict) and [type(value.get(key)) for key in ("since", "reason")] == [str, str]
 
 
 def set_aside(path: str) -> str:

@@ -66,9 +66,9 @@ class WorkerPool:
         self._owner = owner
         self.children: dict[int, Child] = {}  # by pid
         self.restarts = 0  # number of children that ended unexpectedly
-        self._stopping = False
+        self.stopping = False
         self._deaths = Deaths()
-        self._heartbeats = heartbeat.Monitor(loop.now())
+        self.heartbeats = heartbeat.Monitor(loop.now())
         self._planned: set[tuple[str, int]] = set()  # (role, slot) of replacements that a timer will spawn
 
     # -- queries ---------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ class WorkerPool:
 
     def stop(self, timeout: float):
         """Drain all children within ``timeout`` seconds, and replace none from here on."""
-        self._stopping = True
+        self.stopping = True
         self._drain(list(self.children.values()), timeout)
 
     def drain_all_but(self, generation: Generation, timeout: float | None):
@@ -294,19 +294,19 @@ class WorkerPool:
         now = self._loop.now()
         silent = {child.pid: self._silent_seconds(child) for child in self.children.values() if not child.hangs}
         beats = {pid: now - seconds for pid, seconds in silent.items() if seconds is not None}
-        for pid, reason in self._heartbeats.check(now, beats).items():
+        for pid, reason in self.heartbeats.check(now, beats).items():
             child = self.children[pid]
             child.hangs, child.failure = True, reason
             self._loop.log.event(f"{child.role} hangs", level="error", worker=pid, slot=child.slot, reason=reason)
             child.signal(signal.SIGKILL)
 
     def _silent_seconds(self, child):
-        """Return the seconds since a child's last heartbeat, None if it has not written one yet, or never does."""
+        """Return the seconds since a child's last heartbeat, or its start; None if it starts, or never writes one."""
         region = self._generations.region_of(child.generation)
-        beat = region.beat(child.slot if child.role == WORKER else region.slots) if region else None
-        if beat is None or child.state == STARTING:
+        place = child.slot if child.role == WORKER or not region else region.slots
+        if not region or region.beat_cell(place) is None or child.state == STARTING:
             return None
-        return self._loop.now() - max(beat, child.started)
+        return self._loop.now() - max(region.beat(place) or 0, child.started, self.heartbeats.since(self._loop.now()))
 
     # -- replacing -------------------------------------------------------------------------------------------------
 
@@ -367,7 +367,7 @@ class WorkerPool:
         self._planned.discard(key)
         role, slot = key
         live = self._generations.live
-        if self._stopping or key in self._occupied(live) or slot >= live.slots:
+        if self.stopping or key in self._occupied(live) or slot >= live.slots:
             return
         if live.config is None:
             reason = "this version cannot read the config that another version has loaded; reload with a valid config"

@@ -96,7 +96,10 @@ def forwarder():
 TEST_REFUSALS = [
     (b"", "a request must be one JSON object on one line"),
     (b"null", "a request must be a JSON object"),
-    (b'{"op": 1}', "op must be one of clients, drain, kill, log_level, maintenance, ready, sessions, status, weight"),
+    (
+        b'{"op": 1}',
+        "op must be one of clients, drain, healthy, kill, log_level, maintenance, ready, rejoin, ",
+    ),
     (b'{"op": "drain"}', "there is no backend None (there are b, c)"),
     (b'{"op": "drain", "backend": "c", "service": "mail"}', "there is no backend 'c' (there are b)"),
     (b'{"op": "drain", "backend": "b", "service": ["web"]}', "there is no service ['web'] (there are web, mail)"),
