@@ -136,7 +136,7 @@ python-%: # the same on one of them
 # other, so all run even if one fails.
 test-all: export PYTEST_ADDOPTS := -m 'slow or not slow'
 test-all: ## Run everything, slow tests and benchmarks included, even after a failure: more than two hours (root)
-	@KEEP_GOING=1 bash tests/run.sh $(STAGES) routing-pyroute2 forwarder-pythons chaos walk takeover soak fuzz bench-idle bench-routing bench-keeper bench-services bench
+	@KEEP_GOING=1 bash tests/run.sh $(STAGES) routing-pyroute2 forwarder-pythons chaos walk takeover first-tier soak fuzz bench-idle bench-routing bench-keeper bench-services bench
 
 # All but those that do not depend on pyroute2. A new file is included.
 routing-pyroute2: ROUTES := tests/kernel $(addprefix --ignore=tests/kernel/,forwarder datapath ansible/test_inventories.py \
@@ -159,6 +159,10 @@ walk: ## Walk through docs/operations under a steady load; no connection may fai
 takeover: ## Move 1,000 long streams from one proxy to another, in several ways; prints how many are lost, and how late (root)
 	@$(BOOTSTRAP) lab
 	@$(ROOT) $(PYTHON) -m pytest -q --capture=no tests/takeover
+
+first-tier: ## Cut the power of proxies with keepalived and BGP, make them unhealthy, upgrade them; REPETITIONS=20 (root)
+	@$(BOOTSTRAP) lab
+	@$(ROOT) $(PYTHON) -m pytest -q tests/first_tier
 
 soak: ## Reload every second and upgrade under load; no connection may fail; SECONDS=60, WORKERS=1, FROM=REVISION, CONTROL=1 (root)
 	@$(BOOTSTRAP) lab

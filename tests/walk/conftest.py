@@ -24,7 +24,7 @@ def fleet(tmp_path_factory):
     """The fleet, deployed and under load."""
     with ContainerLab(f"walk{os.getpid()}", fleets.HOSTS) as lab:
         raised = fleets.Fleet(lab, tmp_path_factory.mktemp("walk"))
-        raised.serve()
+        raised.serve("b", "c", "d")
         # nginx on d too, which is no backend yet.
         raised.hosts("backends")["d"] = {}
         raised.play(str(fleets.WEB_SERVERS))

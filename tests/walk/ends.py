@@ -8,7 +8,8 @@
 
 Commands, one JSON object on a line:
 {"web": [[host, port] ...]}                              open RATE connections a second there, in turn; empty: none
-{"open": "stream" | "flow", "count", "to": [[host, port] ...], "reopen": bool}   hold sessions with a beat of a second
+{"open": "stream" | "flow", "count", "to": [[host, port] ...], "reopen": bool, "life": seconds or none}
+    hold sessions with a beat of a second; after "life", or up to a quarter more, the client closes a stream
 {"close": true, "backend": name or null, "host": address or null}    close sessions as a client does; see "reopen"
 
 Events: {"at": seconds since the epoch, "event": ..., more}
@@ -25,6 +26,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import random
 import socket
 import sys
 import time
@@ -116,8 +119,9 @@ class Session:
 
     kind = ""
 
-    def __init__(self, number: int, to: tuple[str, int], reopen: bool):
+    def __init__(self, number: int, to: tuple[str, int], reopen: bool, life: float = math.inf):
         self.number, self.to, self.reopen = number, to, reopen
+        self.life = life * random.uniform(1, 1.25)
         self.backend = self.source = ""
         self._began = 0.0
         self._beating: asyncio.Task | None = None
@@ -177,6 +181,10 @@ class Stream(Session):
                 if not self.backend:
                     self.begun(backend, f"{host} {port}")
                 await asyncio.sleep(BEAT)
+                if time.monotonic() > self._began + self.life:
+                    tell("closed", **self._told())
+                    self.backend = self.source = ""
+                    return
         except (OSError, asyncio.TimeoutError) as error:
             self.broken(reason(error))
         finally:
@@ -238,7 +246,7 @@ class Load:
             make = {"stream": Stream, "flow": Flow}[command["open"]]
             for number in range(command["count"]):
                 to = tuple(command["to"][number % len(command["to"])])
-                session = make(len(self._sessions), to, command["reopen"])
+                session = make(len(self._sessions), to, command["reopen"], command.get("life") or math.inf)
                 self._sessions.append(session)
                 self._start(session.run())
         elif "close" in command:

@@ -113,6 +113,8 @@ class Row:
 class Fleet:
     """The running lab. The steps change ``inventory``."""
 
+    logs = LOGS
+
     def __init__(self, lab: ContainerLab, directory: Path):
         self.lab, self.directory = lab, directory
         self.inventory = first_inventory()
@@ -121,7 +123,7 @@ class Fleet:
         self._plays = self._read = 0
         self._events: list[dict] = []
         self._load: Any = None
-        LOGS.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(parents=True, exist_ok=True)
 
     # --- the inventory ---
 
@@ -139,13 +141,13 @@ class Fleet:
     # --- what operators do ---
 
     def play(self, playbook: str, *arguments: str, works: bool = True, collections: Path | None = None) -> ansible.Run:
-        """Run a playbook of the collection on the inventory as it is now; its output goes to .build/walk."""
+        """Run a playbook of the collection on the inventory as it is now; its output goes to ``logs``."""
         self._plays += 1
         path = self.directory / "inventory.yml"
         path.write_text(yaml.safe_dump(self.inventory), encoding="utf-8")
         name = playbook if "/" in playbook else f"trueip.l4proxy.{playbook}"
         run = ansible.play(self.lab.prefix, name, [path], *arguments, collections=collections)
-        log = LOGS / f"{self._plays:02}-{Path(playbook).stem}.log"
+        log = self.logs / f"{self._plays:02}-{Path(playbook).stem}.log"
         log.write_text(run.output, encoding="utf-8")
         assert (run.status == 0) == works, f"{log}\n{run.output[-6000:]}"
         return run
@@ -160,9 +162,9 @@ class Fleet:
 
     # --- the load ---
 
-    def serve(self) -> None:
-        """Start the servers of the backends, d's too."""
-        for name in ("b", "c", "d"):
+    def serve(self, *names: str) -> None:
+        """Start the servers of backends."""
+        for name in names:
             host = self.lab[name]
             addresses = [host.ipv4, host.ipv6, *(one for pair in further_addresses(name).values() for one in pair)]
             host.run(["tee", "/root/ends.py"], input=Path(ends.__file__).read_text(encoding="utf-8"))
@@ -171,13 +173,17 @@ class Fleet:
                 f"systemd-run --quiet --unit=ends python3 /root/ends.py server {name} {ECHO} {' '.join(addresses)}",
             )
 
-    def begin(self) -> None:
-        """Start the load through a."""
-        argv = [sys.executable, ends.__file__, "client", str(RATE)]
+    def start_load(self, rate: float = RATE) -> None:
+        """Start the program of the load, which does nothing yet."""
+        argv = [sys.executable, ends.__file__, "client", str(rate)]
         with self.log.open("w", encoding="utf-8") as output:
             self._load = subprocess.Popen(
                 self.lab["client"].argv(argv), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, text=True
             )
+
+    def begin(self) -> None:
+        """Start the load through a."""
+        self.start_load()
         self.web("a")
         self.open("stream", SESSIONS, "a", reopen=True)
         self.open("flow", SESSIONS, "a", reopen=True)
@@ -197,11 +203,13 @@ class Fleet:
         """Send new connections to these proxies only."""
         self._tell(web=self.targets(proxies, WEB))
 
-    def open(self, kind: str, count: int, *proxies: str, port: int = 0, reopen: bool = False) -> None:
+    def open(
+        self, kind: str, count: int, *proxies: str, port: int = 0, reopen: bool = False, life: float | None = None
+    ) -> None:
         """Open sessions, and wait until all have begun."""
         before = self._begun()
         to = self.targets(proxies, port or {"stream": STREAM, "flow": FLOW}[kind])
-        self._tell(open=kind, count=count, to=to, reopen=reopen)
+        self._tell(open=kind, count=count, to=to, reopen=reopen, life=life)
         eventually(lambda: self._begun() >= before + count, f"{count} sessions", lambda: str(self.events()[-5:]))
 
     def close(self, backend: str | None = None, proxy: str | None = None) -> None:

@@ -10,22 +10,19 @@ RST. The steps depend on their order.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
-import yaml
 
-from tests.lab import ansible, earlier
+from tests.lab import earlier
 from tests.support.waiting import eventually
 from tests.walk.fleet import ECHO, HTTP, MORE, SESSIONS, Fleet, further_addresses, service
 
 #: Seconds in which sessions of what was removed have ended: the deadline is 30.
 ENDED = 50
-NEWER = "0.9.9"
 LONG = 600  # seconds that a connection lasts across an upgrade
 
 
@@ -116,37 +113,24 @@ def variable(name: str, value: object) -> Callable[[Fleet], None]:
     return change
 
 
-def newer(fleet: Fleet) -> str:
-    """A collections path with this checkout under another version."""
-    path = fleet.directory / "newer"
-    root = path / "ansible_collections" / "trueip" / "l4proxy"
-    root.mkdir(parents=True)
-    for name in earlier.SHIPPED:
-        source = ansible.REPOSITORY / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, root / name)
-    galaxy = yaml.safe_load((root / "galaxy.yml").read_text(encoding="utf-8"))
-    (root / "galaxy.yml").write_text(yaml.safe_dump({**galaxy, "version": NEWER}), encoding="utf-8")
-    return path
-
-
 LINK = "/usr/local/lib/l4proxy/l4proxy.pyz"
 
 
 def upgrade(fleet: Fleet) -> None:
-    site(fleet, collections=newer(fleet))
-    assert fleet.status("a")["version"] == NEWER
+    site(fleet, collections=earlier.newer(fleet.directory / "newer"))
+    assert fleet.status("a")["version"] == earlier.NEWER
 
 
 def roll_back(fleet: Fleet) -> None:
     fleet.newer = fleet.sh("a", f"readlink {LINK}").strip()
     fleet.play("roll_back")
-    assert fleet.status("a")["version"] != NEWER
+    assert fleet.status("a")["version"] != earlier.NEWER
 
 
 def emergency(fleet: Fleet) -> None:
     """What the guide says about going back without Ansible; here it goes forward, which is the same."""
     fleet.proxies(f"ln -sfn {fleet.newer} {LINK}; systemctl reload l4proxy-forwarder")
-    assert fleet.status("a")["version"] == NEWER
+    assert fleet.status("a")["version"] == earlier.NEWER
 
 
 def ten_minutes(fleet: Fleet) -> None:

@@ -1,0 +1,145 @@
+# Copyright (c) 2026, The trueip.l4proxy authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A proxy loses its power, its health, or is taken out on purpose: how soon new connections are served elsewhere.
+
+`make first-tier` prints the figures; REPETITIONS=20 is how often power is cut.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from tests.first_tier.fleet import ADDRESSES, EVERY, KERNEL, PROXIES, READY, Watch
+from tests.lab import earlier
+from tests.support.waiting import FACTOR, eventually
+from tests.walk.fleet import STREAM
+
+REPETITIONS = int(os.environ.get("REPETITIONS", "20"))
+#: Seconds within which new connections are served after a power cut.
+WITHIN = {"vrrp": 2.0 * FACTOR, "bgp": 0.5 * FACTOR}
+#: Seconds within which the address of an unhealthy proxy is elsewhere.
+UNHEALTHY = 2.0 * FACTOR
+#: Seconds of health after which a proxy is announced again, at least and at most.
+DAMPING = (8.0, 25.0 * FACTOR)
+#: An attempt at each of four addresses, every 50 ms.
+ATTEMPTS = 4 / EVERY
+SETTLE = 3.0  # seconds after which attempts have ended, and streams that are lost are noticed
+
+WORKERS = "for one in $(grep -l '^l4-worker' /proc/[0-9]*/comm); do kill -{} $(basename $(dirname $one)); done"
+#: What makes a proxy unhealthy, and what mends it.
+HARM = {
+    "the forwarder is stopped": ("systemctl stop l4proxy-forwarder", "systemctl start l4proxy-forwarder"),
+    "all workers hang": (WORKERS.format("STOP"), WORKERS.format("CONT")),
+}
+
+
+def test_power_cut(fleet, report):
+    """Alternately cut the power of whichever proxy has the virtual address; streams of the kernel outlive all of it."""
+    took: dict[str, list[float]] = {name: [] for name in ADDRESSES}
+    with fleet.load(ATTEMPTS, *ADDRESSES, streams=[(KERNEL, 200)]):
+        began = time.time()
+        for _repetition in range(REPETITIONS):
+            fleet.wait_whole()
+            time.sleep(1)
+            holder, cut = fleet.holder, time.time()
+            fleet.cut(holder)
+            time.sleep(WITHIN["vrrp"] + SETTLE)
+            for name, seconds in took.items():
+                seconds.append(fleet.outage(name, cut))
+            fleet.plug(holder)
+        fleet.wait_whole()
+        time.sleep(10)  # a stream is lost when it has no answer for 8 s
+        broken = fleet.broken(began)
+        for name, seconds in took.items():
+            lost = [item for item in broken if item["to"] in ADDRESSES[name]]
+            report("power cut", name, seconds, f"{len(lost)} of 100 streams of the kernel lost in all")
+    assert not broken, broken[:5]
+    for name, seconds in took.items():
+        assert 0 < max(seconds) <= WITHIN[name], (name, seconds)
+
+
+@pytest.mark.parametrize(("harm", "mend"), HARM.values(), ids=HARM)
+def test_an_unhealthy_proxy_loses_its_addresses(fleet, report, request, harm, mend):
+    with fleet.load(ATTEMPTS, *ADDRESSES), Watch(fleet) as watch:
+        time.sleep(1)
+        holder, began = fleet.holder, time.time()
+        fleet.sh(holder, harm)
+        try:
+            time.sleep(UNHEALTHY + SETTLE)
+            took = {name: fleet.outage(name, began) for name in ADDRESSES}
+            assert holder not in (fleet.holder, *fleet.announcing())
+        finally:
+            mended = time.time()
+            fleet.sh(holder, mend)
+        fleet.wait_whole()
+        back = time.time() - mended
+    for name, seconds in took.items():
+        report(
+            request.node.callspec.id, name, [seconds], f"announced again after {back:.0f} s" if name == "bgp" else ""
+        )
+    assert max(took.values()) <= UNHEALTHY
+    assert DAMPING[0] <= back <= DAMPING[1]
+    assert watch.leaves(holder) == (1, 1), watch.seen
+
+
+def test_a_health_that_flaps_moves_the_addresses_once(fleet, report):
+    harm, mend = HARM["the forwarder is stopped"]
+    holder = fleet.holder
+    with Watch(fleet) as watch:
+        for _second in range(8):
+            fleet.sh(holder, harm)
+            time.sleep(1)
+            fleet.sh(holder, mend)
+            time.sleep(1)
+        fleet.wait_whole()
+    report("its forwarder stops and starts each second", "both", [], f"moves: {watch.leaves(holder)}")
+    assert watch.leaves(holder) == (1, 1), watch.seen
+
+
+def test_planned_withdrawal(fleet, report):
+    """No new connection fails. The address goes elsewhere, and is announced again after the proxy has rejoined."""
+    with fleet.load(200, *ADDRESSES):
+        began, holder = time.time(), fleet.holder
+        fleet.sh(holder, "l4proxy withdraw --reason 'test'")
+        eventually(
+            lambda: holder not in (fleet.holder, *fleet.announcing()),
+            "elsewhere",
+            fleet.show,
+            patience=READY,
+            interval=0.1,
+        )
+        left = time.time() - began
+        time.sleep(SETTLE)
+        fleet.sh(holder, "l4proxy rejoin")
+        fleet.wait_whole()
+        time.sleep(SETTLE)
+        failed = fleet.failed(began)
+        for name in ADDRESSES:
+            lost = sum(item["to"] in ADDRESSES[name] for item in failed)
+            report(
+                "withdrawn by an operator", name, [fleet.outage(name, began)], f"{lost} failed; gone after {left:.1f} s"
+            )
+    assert not failed, failed[:5]
+
+
+def test_rolling_upgrade(fleet, report):
+    """Three proxies, one after the other, with 200 connections a second and 50 streams that live for 15 s."""
+    newer = earlier.newer(fleet.directory / "newer")
+    with fleet.load(200, *ADDRESSES, streams=[(STREAM, 50)], life=15):
+        began = time.time()
+        fleet.play("rolling_update_proxies", "--extra-vars", "l4proxy_update_timeout=60", collections=newer)
+        took = time.time() - began
+        time.sleep(SETTLE)
+        failed, broken = fleet.failed(began), fleet.broken(began)
+        for name in ADDRESSES:
+            counts = [sum(item["to"] in ADDRESSES[name] for item in items) for items in (failed, broken)]
+            more = f"{counts[0]} connections failed, {counts[1]} streams broke, in {took:.0f} s"
+            report("all three are upgraded in turn", name, [fleet.outage(name, began)], more)
+    assert {fleet.status(name)["version"] for name in PROXIES} == {earlier.NEWER}
+    assert not failed, failed[:5]
+    assert not broken, broken[:5]
