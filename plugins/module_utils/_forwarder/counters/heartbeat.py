@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-BEAT = 0.5  # seconds an idle process may sleep without writing the time; in version 0.2.0 and before: 1.0
+BEAT = 0.5  # seconds an idle process may sleep without writing the time; in version 0.1.0: 1.0
 INTERVAL = 1.0  # seconds between two checks
 LATE = 1.0  # seconds by which a check may be late; if it is later, all limits start anew
 SUSPECT = 2.5  # seconds without a heartbeat after which the status shows a process as hung

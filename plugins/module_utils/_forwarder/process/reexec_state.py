@@ -72,7 +72,7 @@ class Parts:
         self.listening.update(listeners.adopt(state["listeners"]))
         self.generations.adopt(state)
         self.overrides.adopt(state["orders"])
-        self.overrides.withdrawn = state.get("withdrawn")  # version 0.2.0 has none
+        self.overrides.withdrawn = state.get("withdrawn")  # version 0.1.0 has none
         self.log_settings.override = state["log_level"]
         self.results.adopt(state)
         self.notifier.names = set(state["stored"])

@@ -54,6 +54,25 @@ def test_it_carries_no_file_that_needs_ansible_runs_and_says_its_version(tmp_pat
     assert done.stdout == f"l4proxy {VERSION}\n"
 
 
+def test_healthy_runs_without_the_rest_of_the_archive_which_has_what_it_does_not_know(tmp_path):
+    whole, part = tmp_path / "l4proxy", tmp_path / "part"
+    whole.write_bytes(build(ROOT))
+    part.write_bytes(whole.read_bytes()[: whole.read_bytes().index(b"PK\3\4")])
+    asked = ["healthy", "--socket", f"{tmp_path}/none"]
+    sentence = f"this proxy should not get clients: no forwarder listens on {tmp_path}/none\n"
+    for path, arguments, status, beginning in (
+        (whole, asked, 1, sentence),
+        (part, asked, 1, sentence),
+        (whole, ["healthy", "--help"], 0, "usage: l4proxy healthy"),
+        (part, ["healthy", "--help"], 1, ""),
+        (whole, ["healthy", "--need-backend", "all"], 2, ""),
+        (whole, ["--version"], 0, f"l4proxy {VERSION}"),
+    ):
+        path.chmod(0o755)
+        done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout.startswith(beginning)) == (status, True), done
+
+
 def test_an_installed_collection_says_its_version_in_the_manifest(tmp_path):
     (tmp_path / "MANIFEST.json").write_text('{"collection_info": {"version": "7.8.9"}}', encoding="utf-8")
     assert _archive.collection_version(tmp_path) == "7.8.9"
