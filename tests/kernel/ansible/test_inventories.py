@@ -162,6 +162,30 @@ def test_an_unreachable_backend_keeps_its_last_address(controller, derived, name
 
 
 @pytest.mark.slow
+def test_auto_keeps_the_datapath_that_a_proxy_has_stored(controller):
+    """On both ends, also if no proxy is in the run. Without a stored config, auto chooses the kernel."""
+    auto = inventory(
+        [{**WEB, "listen": ["198.18.0.100:80"], "backends": ["b:8080"], "datapath": "auto", "proxies": ["a", "c"]}]
+    )
+    auto["all"]["children"]["proxies"]["hosts"]["c"] = auto["all"]["children"]["backends"]["hosts"].pop("c")
+    host = controller.hosts["a"]
+    first = controller.derive(auto)
+    (service,) = first["a"]["services"]
+    assert (service.pop("datapath"), [mark["last_sender"] for mark in first["b"]["marks"]]) == (
+        "kernel",
+        [["tcp/8080"]] * 2,
+    )
+    host.write("/etc/l4proxy/forwarder.json", json.dumps(first["a"]))
+    try:
+        second = controller.derive(auto)
+        assert [second[name]["services"] for name in "ac"] == [[service]] * 2
+        assert "last_sender" not in second["b"]["marks"][0]
+        assert controller.derive(auto, "--limit", "b") == {"b": second["b"]}
+    finally:
+        host.run(["rm", "/etc/l4proxy/forwarder.json"])
+
+
+@pytest.mark.slow
 def test_a_role_gathers_facts_of_peers_that_a_condition_skipped(controller, derived):
     found = controller.derive(inventory(), "--extra-vars", json.dumps({"only": ["b"]}))
     assert found == {"b": derived("nothing")["b"]}

@@ -130,6 +130,17 @@ FAULTS = {
     "another tool translates the virtual address": Fault(
         "a2", "virtual_address", "translates tcp port 80 of 198.18.0.100",
         table("nat hook prerouting priority -110", "tcp dport 80 dnat ip to 198.18.0.99"), NO_TABLE),
+    "connections to the virtual address are not tracked": Fault(
+        "a2", "virtual_address", "disables conntrack for tcp port 80 of 198.18.0.100",
+        table("filter hook prerouting priority -300", "tcp dport 80 notrack"), NO_TABLE),
+    "a SYN proxy answers at the virtual address": Fault(
+        "a2", "virtual_address", "answers in place of tcp port 80 of 198.18.0.100",
+        table("filter hook forward priority -1", "tcp dport 80 ct state invalid,untracked synproxy"), NO_TABLE),
+    "rp_filter is strict where the clients of the kernel come in": Fault(
+        "a2", "rp_filter", "rp_filter on eth0 is 1",
+        "ip link add d0 up type veth peer d1; ip link set d1 up; ip route add 198.18.1.10 dev d0; "
+        + sysctl("net.ipv4.conf.eth0.rp_filter", "1"),
+        f"ip link del d0; {sysctl('net.ipv4.conf.eth0.rp_filter', '0')}"),
     "Docker begins to forward after the services": Fault(
         "a2", "others_forward", "is for packets that this host forwards for others, but these are dropped",
         table("nat hook postrouting priority 100", "ip saddr 172.17.0.0/16 oifname != docker0 masquerade"), NO_TABLE),
